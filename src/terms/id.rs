@@ -1,0 +1,50 @@
+//! Who and which: small integer names. A slot is never reused for another backend while the
+//! process lives, so an id in a log line or a stale snapshot always means the same engine.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl $name {
+            /// The id as a slot in a dense table.
+            pub const fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+id! {
+    /// One backend: its slot in the fleet, dense from 0.
+    BackendId(u16)
+}
+id! {
+    /// A compatibility group: backends that may hand KV cache to each other.
+    GroupId(u16)
+}
+id! {
+    /// The backends that serve one model: one or more groups.
+    PoolId(u16)
+}
+id! {
+    /// One client request, numbered from 1 by the proxy that accepted it.
+    RequestId(u64)
+}
+id! {
+    /// A plan's number; a later plan has a higher one.
+    PlanNumber(u64)
+}
