@@ -1,1 +1,31 @@
+//! What engines speak: requests in, legs out as values; answer bytes in, observations out.
+//!
+//! - [`endpoint`]: which paths tidegate knows, and what it may do with each
+//! - [`body`]: one pass over a JSON request body; spans, never copies
+//! - [`edits`]: change or append top-level members, every other byte stays
+//! - [`family`]: how one request becomes one or two legs, a file an engine family
+//! - [`sse`]: counts tokens in a stream of server-sent events
+//! - [`usage`]: the engine's own count of tokens
+//! - [`leak`]: hides hand-off parameters from clients that did not ask for them
+//! - [`openai`]: errors and the model list in OpenAI's form
+//!
+//! It must never open a socket, read a clock or rebuild a body that it can edit.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod body;
+pub mod edits;
+pub mod endpoint;
+pub mod family;
+pub mod leak;
+pub mod openai;
+pub mod sse;
+pub mod usage;
+
+pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
+pub use edits::Edits;
+pub use endpoint::Endpoint;
+pub use family::{Family, Handoff, Legs, ProtocolError};
+pub use leak::{HandoffFilter, strip_handoff};
+pub use openai::{ApiError, ModelCard, merge_models, models_of};
+pub use sse::{Seen, SseReader};
+pub use usage::Usage;

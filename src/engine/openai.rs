@@ -1,0 +1,240 @@
+//! What clients see of tidegate itself, in OpenAI's form: errors and the model list. It must never
+//! show a backend's name or address.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use tidegate_terms::{Seconds, Tokens};
+
+/// An error as the client gets it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{status} {message}")]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: u16,
+    /// `error.type`.
+    pub kind: &'static str,
+    /// `error.message`.
+    pub message: String,
+    /// `error.param`: the body's member at fault.
+    pub param: Option<Cow<'static, str>>,
+    /// `error.code`: what a program may compare.
+    pub code: Option<&'static str>,
+    /// For the `retry-after` header, in whole seconds.
+    pub retry_after: Option<u32>,
+    /// For the `allow` header of a 405.
+    pub allow: Option<&'static str>,
+}
+
+/// One entry of an engine's `/v1/models`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    /// The name clients ask for.
+    pub id: String,
+    /// The longest context, where the engine tells (vLLM does).
+    pub max_model_len: Option<Tokens>,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl ApiError {
+    /// 400: the body or a parameter is wrong.
+    pub fn bad_request(
+        message: impl Into<String>,
+        param: Option<impl Into<Cow<'static, str>>>,
+    ) -> ApiError {
+        ApiError { param: param.map(Into::into), ..ApiError::new(400, INVALID, message, None) }
+    }
+
+    /// 401: no key, or not one of ours.
+    pub fn unauthorized() -> ApiError {
+        let message = "Incorrect API key provided. Send `Authorization: Bearer KEY`.";
+        ApiError::new(401, "authentication_error", message, Some("invalid_api_key"))
+    }
+
+    /// 404: no backend serves this model.
+    pub fn model_not_found(model: &str) -> ApiError {
+        let message = format!("The model `{model}` does not exist.");
+        ApiError {
+            param: Some("model".into()),
+            ..ApiError::new(404, "not_found_error", message, Some("model_not_found"))
+        }
+    }
+
+    /// 404: not a path that tidegate serves.
+    pub fn unknown_path(method: &str, path: &str) -> ApiError {
+        let message = format!("Unknown request URL: {method} {path}.");
+        ApiError::new(404, "not_found_error", message, Some("unknown_url"))
+    }
+
+    /// 405: a known path, but not with this method.
+    pub fn method_not_allowed(method: &str, path: &str, allow: &'static str) -> ApiError {
+        let message = format!("Not allowed to {method} on {path}: use {allow}.");
+        ApiError {
+            allow: Some(allow),
+            ..ApiError::new(405, INVALID, message, Some("method_not_supported"))
+        }
+    }
+
+    /// 413: the body is longer than `limit` bytes.
+    pub fn too_large(limit: usize) -> ApiError {
+        let message = format!("The request body is larger than {limit} bytes.");
+        ApiError::new(413, INVALID, message, Some("request_too_large"))
+    }
+
+    /// 400: the prompt, or the prompt and what it may generate, is longer than the model's context.
+    /// `output` is the client's `max_tokens`, where it gave one. OpenAI's words.
+    pub fn context_length(limit: Tokens, prompt: Tokens, output: Option<Tokens>) -> ApiError {
+        let (limit, prompt) = (limit.get(), prompt.get());
+        let message = match output.map(Tokens::get) {
+            Some(output) => format!(
+                "This model's maximum context length is {limit} tokens. However, you requested {} \
+                 tokens ({prompt} in the messages, {output} in the completion). Please reduce the \
+                 length of the messages or completion.",
+                prompt.saturating_add(output)
+            ),
+            None => format!(
+                "This model's maximum context length is {limit} tokens. However, your messages \
+                 resulted in {prompt} tokens. Please reduce the length of the messages."
+            ),
+        };
+        ApiError {
+            param: Some("messages".into()),
+            ..ApiError::new(400, INVALID, message, Some("context_length_exceeded"))
+        }
+    }
+
+    /// 429: the queue is full. `retry_after` is rounded up to whole seconds, at least 1.
+    pub fn saturated(retry_after: Seconds) -> ApiError {
+        let message = "The service is saturated: too many requests are waiting. Retry later.";
+        ApiError::new(429, "rate_limit_error", message, Some("rate_limit_exceeded"))
+            .retry_in(retry_after)
+    }
+
+    /// 503: no backend for this model is usable.
+    pub fn no_backend(retry_after: Seconds) -> ApiError {
+        let message = "No backend for this model is available. Retry later.";
+        ApiError::new(503, SERVER, message, Some("no_backend")).retry_in(retry_after)
+    }
+
+    /// 504: the request waited longer than its queue deadline.
+    pub fn queue_deadline(waited: Seconds) -> ApiError {
+        let message = format!(
+            "No backend had room within {:.1} s. Retry later.",
+            waited.max(Seconds::ZERO).get()
+        );
+        ApiError::new(504, "timeout_error", message, Some("queue_deadline"))
+    }
+
+    /// 502: the backend failed and no retry was possible.
+    pub fn upstream_failed(what: impl Into<String>) -> ApiError {
+        ApiError::new(502, SERVER, what, Some("upstream_failed"))
+    }
+
+    /// 500: a fault of tidegate's own.
+    pub fn internal() -> ApiError {
+        ApiError::new(500, SERVER, "The proxy failed to serve this request.", None)
+    }
+
+    /// The JSON body.
+    pub fn body(&self) -> Bytes {
+        Bytes::from(self.json())
+    }
+
+    /// The error as the last events of a stream that has begun.
+    pub fn sse(&self) -> Bytes {
+        Bytes::from(format!("data: {}\n\ndata: [DONE]\n\n", self.json()))
+    }
+
+    fn json(&self) -> String {
+        let error = ErrorWire {
+            message: &self.message,
+            kind: self.kind,
+            param: self.param.as_deref(),
+            code: self.code,
+        };
+        // Strings and options only: there is nothing in it that JSON cannot say.
+        serde_json::to_string(&ErrorBody { error }).unwrap_or_default()
+    }
+
+    fn new(
+        status: u16,
+        kind: &'static str,
+        message: impl Into<String>,
+        code: Option<&'static str>,
+    ) -> ApiError {
+        let message = message.into();
+        ApiError { status, kind, message, param: None, code, retry_after: None, allow: None }
+    }
+
+    fn retry_in(self, after: Seconds) -> ApiError {
+        // `as` saturates, and turns NaN into 0.
+        ApiError { retry_after: Some((after.get().ceil() as u32).max(1)), ..self }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: ErrorWire<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorWire<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'a str>,
+    code: Option<&'static str>,
+}
+
+/// One list out of several backends' `/v1/models` answers. A name counts once, with the fields of
+/// the first backend that has it, byte for byte; an answer that cannot be read adds nothing.
+pub fn merge_models(answers: &[&[u8]]) -> Bytes {
+    let mut known = BTreeSet::new();
+    let mut merged = String::from(r#"{"object":"list","data":["#);
+    for card in answers.iter().flat_map(|answer| cards(answer)) {
+        let Ok(name) = serde_json::from_str::<CardWire>(card.get()) else { continue };
+        if known.insert(name.id) {
+            if known.len() > 1 {
+                merged.push(',');
+            }
+            merged.push_str(card.get());
+        }
+    }
+    merged.push_str("]}");
+    Bytes::from(merged)
+}
+
+/// The models that an engine's `/v1/models` answer names; none if it cannot be read.
+pub fn models_of(answer: &[u8]) -> Vec<ModelCard> {
+    let wires = cards(answer).into_iter().filter_map(|card| serde_json::from_str(card.get()).ok());
+    wires
+        .map(|CardWire { id, max_model_len }| ModelCard {
+            id: id.into_owned(),
+            max_model_len: max_model_len.map(Tokens),
+        })
+        .collect()
+}
+
+#[derive(Deserialize)]
+struct CardWire<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    max_model_len: Option<u64>,
+}
+
+fn cards(answer: &[u8]) -> Vec<&RawValue> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        data: Vec<&'a RawValue>,
+    }
+    serde_json::from_slice::<List>(answer).map(|list| list.data).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "openai_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+//! The engine's own count of tokens, from an answer or a chunk. It must never fail an exchange: an
+//! answer it cannot read has no usage.
+
+use serde::Deserialize;
+use tidegate_terms::Tokens;
+
+/// Tokens as the engine counted them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Prompt tokens, cached ones included.
+    pub prompt: Tokens,
+    /// Generated tokens; 0 for embeddings and the like.
+    pub completion: Tokens,
+    /// Prompt tokens found in the engine's prefix cache, where it tells
+    /// (vLLM: `--enable-prompt-tokens-details`).
+    pub cached: Option<Tokens>,
+}
+
+/// The `usage` object: OpenAI's names, and those of its Responses API and of Anthropic.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(crate) struct Wire {
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    prompt_tokens_details: Option<Details>,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    input_tokens_details: Option<Details>,
+    cache_read_input_tokens: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Details {
+    cached_tokens: Option<u64>,
+}
+
+impl Usage {
+    /// The usage of a whole (not streamed) JSON answer; `None` if it has none.
+    pub fn of_answer(answer: &[u8]) -> Option<Usage> {
+        #[derive(Deserialize)]
+        struct Answer {
+            usage: Option<Wire>,
+        }
+        serde_json::from_slice::<Answer>(answer).ok()?.usage.and_then(Wire::read)
+    }
+}
+
+impl Wire {
+    /// `None` if it counts neither prompt nor output.
+    pub(crate) fn read(self) -> Option<Usage> {
+        let prompt = self.prompt_tokens.or(self.input_tokens);
+        let completion = self.completion_tokens.or(self.output_tokens);
+        if prompt.is_none() && completion.is_none() {
+            return None;
+        }
+        let details = self.prompt_tokens_details.or(self.input_tokens_details);
+        let cached = details.and_then(|d| d.cached_tokens).or(self.cache_read_input_tokens);
+        Some(Usage {
+            prompt: Tokens(prompt.unwrap_or(0)),
+            completion: Tokens(completion.unwrap_or(0)),
+            cached: cached.map(Tokens),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(answer: &str, expected: Option<(u64, u64, Option<u64>)>) {
+        let expected = expected.map(|(prompt, completion, cached)| Usage {
+            prompt: Tokens(prompt),
+            completion: Tokens(completion),
+            cached: cached.map(Tokens),
+        });
+        assert_eq!(Usage::of_answer(answer.as_bytes()), expected, "{answer}");
+    }
+
+    #[test]
+    fn usage_is_read_under_every_name_it_goes_by() {
+        check(
+            r#"{"usage":{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":null}}"#,
+            Some((9, 3, None)),
+        );
+        check(
+            r#"{"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8}}}"#,
+            Some((9, 0, Some(8))),
+        );
+        check(
+            r#"{"usage":{"input_tokens":7,"output_tokens":2,"input_tokens_details":{"cached_tokens":4}}}"#,
+            Some((7, 2, Some(4))),
+        );
+        check(
+            r#"{"usage":{"input_tokens":7,"output_tokens":2,"cache_read_input_tokens":5}}"#,
+            Some((7, 2, Some(5))),
+        );
+    }
+
+    #[test]
+    fn an_answer_without_counts_has_no_usage() {
+        for answer in ["", "{}", "[]", r#"{"usage":null}"#, r#"{"usage":{}}"#, r#"{"usage":"#] {
+            check(answer, None);
+        }
+    }
+}
