@@ -1,97 +1,190 @@
-//! One pass over a JSON request body.
+//! One pass over a JSON request body: which top-level members it has, where their values lie, and
+//! what tidegate must know of them. It must never own, rebuild or normalise any of the body: what
+//! it does not read reaches the engine as the client wrote it.
+
+mod fields;
+mod members;
+
+pub(crate) use members::{Member, Members};
 
 use crate::Endpoint;
 use std::borrow::Cow;
 use tidegate_terms::Tokens;
 
-/// A stretch of a body's bytes: the raw JSON of one value.
+/// A stretch of a body: the raw JSON of one value, from byte `start` up to byte `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
+    /// First byte.
     pub start: u32,
+    /// One past the last byte.
     pub end: u32,
-}
-
-impl Span {
-    pub fn of<'a>(&self, body: &'a [u8]) -> &'a [u8] {
-        body.get(self.start as usize..self.end as usize).unwrap_or_default()
-    }
-    pub fn text<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
-        let _ = body;
-        None
-    }
 }
 
 /// What the model is to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prompt {
+    /// `prompt` as one JSON string, quotes included.
     Text(Span),
+    /// `prompt` as one list of that many token ids.
     TokenIds(u32, Span),
+    /// `prompt` as a list of prompts.
     List(Span),
+    /// `messages`, a list.
     Messages(Span),
+    /// `input` of embeddings and responses: a string or a list.
     Input(Span),
+    /// None that tidegate can read.
     Absent,
 }
 
+/// Why a request must run whole on one engine (engine_protocols.md §1.5 and §9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WholeReason {
+    /// There is no recipe to split this endpoint.
     Endpoint,
+    /// The client sends `kv_transfer_params` of its own: its hand-off, not ours.
     ClientHandoff,
+    /// `n` or `best_of` above 1: the first answer's read frees the blocks the others need.
     SeveralAnswers,
+    /// `use_beam_search`: as above.
     BeamSearch,
+    /// A list of prompts: the answer carries the hand-off of the first only.
     ListPrompt,
+    /// `prompt_embeds`: a prompt without tokens.
     PromptEmbeds,
+    /// `prompt_logprobs`: decode would recompute the whole prompt.
     PromptLogprobs,
+    /// `echo`: as above once logprobs are asked for.
     Echo,
+    /// At most one token is wanted: prefill makes it, there is nothing to decode.
     OneToken,
+    /// `truncate_prompt_tokens: -1`: some vLLM versions cut the prompt to what `max_tokens` leaves,
+    /// so that the two legs would read different prompts.
     TruncatesToFit,
+    /// The engine will refuse it, for a member that a prefill leg must change: `stream_options`
+    /// without `stream`, `min_tokens` above `max_tokens`. Better at once than after a prefill.
     WouldBeRefused,
 }
 
+/// The body is wrong: a 400 with this message and parameter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BodyError {
+    /// For the client.
     pub message: String,
+    /// The member at fault; `None` if it is the JSON itself.
     pub param: Option<&'static str>,
 }
 
+/// What one pass found. Spans point into the body that was scanned, and only there.
 #[derive(Clone, Debug)]
 pub struct Scan {
+    /// Whose body it is.
     pub endpoint: Endpoint,
+    /// `model`, a JSON string.
     pub model: Option<Span>,
+    /// The client wants a stream.
     pub stream: bool,
+    /// `stream_options.include_usage`
     pub include_usage: bool,
+    /// Answers wanted; at least 1.
     pub n: u32,
+    /// The most tokens to generate: `max_completion_tokens`, else `max_tokens`
+    /// (`max_output_tokens` for responses). `None`: the engine's default.
     pub max_tokens: Option<Tokens>,
+    /// What the model is to read.
     pub prompt: Prompt,
+    /// `Some`: must run whole on one engine.
     pub whole: Option<WholeReason>,
+    /// `tools`
     pub tools: Option<Span>,
+    /// `chat_template`
     pub chat_template: Option<Span>,
+    /// `chat_template_kwargs`
     pub chat_template_kwargs: Option<Span>,
+    /// `cache_salt`
     pub cache_salt: Option<Span>,
+    /// `add_generation_prompt`
     pub add_generation_prompt: Option<bool>,
+    /// `continue_final_message`
     pub continue_final_message: Option<bool>,
+    /// `add_special_tokens`
     pub add_special_tokens: Option<bool>,
+    /// `priority`: lower is earlier.
     pub priority: Option<i64>,
-    /// The client sent `kv_transfer_params` of its own: the answer's must reach it.
+    /// The client sent `kv_transfer_params` of its own, so the answer's must reach it
+    /// (otherwise [`crate::strip_handoff`]).
     pub client_handoff: bool,
+    pub(crate) members: Members,
+}
+
+/// Reads a body once. Validates all of its JSON, and the types of what tidegate reads; leaves
+/// every other judgement to the engine. Of a member that is given twice the last counts, as in
+/// every engine; `null` counts as absent.
+///
+/// # Errors
+/// Not JSON, nested deeper than 127, not an object, a wrong type, or a missing `model`, `messages`,
+/// `prompt` or `input` where the endpoint needs it.
+pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, BodyError> {
+    let members = Members::read(body)?;
+    fields::read(endpoint, body, members)
+}
+
+impl Span {
+    /// The raw JSON, quotes and all. Empty if `body` is not the one that was scanned.
+    pub fn of<'a>(&self, body: &'a [u8]) -> &'a [u8] {
+        body.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+
+    /// The value of a JSON string; borrowed unless it has escapes. `None` if it is no string, or
+    /// has half a surrogate pair.
+    pub fn text<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
+        members::text(self.of(body))
+    }
 }
 
 impl Scan {
+    /// The model's name.
     pub fn model_name<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
         self.model?.text(body)
     }
+
+    /// The prompt's token ids, if the client sent ids and each fits 32 bits.
     pub fn token_ids(&self, body: &[u8]) -> Option<Vec<u32>> {
-        let _ = body;
-        None
+        match self.prompt {
+            Prompt::TokenIds(_, span) => serde_json::from_slice(span.of(body)).ok(),
+            _ => None,
+        }
     }
-    /// Any top-level member's raw value: the last of that name; `None` if absent or null.
+
+    /// Any top-level member's raw value: the last of that name, `None` if absent or null.
     pub fn value<'a>(&self, body: &'a [u8], key: &str) -> Option<&'a [u8]> {
-        let _ = (body, key);
-        None
+        let last = self.members.iter().rev().find(|member| member.is(body, key))?;
+        Some(last.value.of(body)).filter(|raw| *raw != b"null")
     }
 }
 
-pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, BodyError> {
-    let _ = (endpoint, body);
-    Err(BodyError { message: "not yet".into(), param: None })
+impl BodyError {
+    pub(crate) fn new(message: impl Into<String>, param: Option<&'static str>) -> BodyError {
+        BodyError { message: message.into(), param }
+    }
+}
+
+impl WholeReason {
+    /// A word for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            WholeReason::Endpoint => "endpoint",
+            WholeReason::ClientHandoff => "client_handoff",
+            WholeReason::SeveralAnswers => "several_answers",
+            WholeReason::BeamSearch => "beam_search",
+            WholeReason::ListPrompt => "list_prompt",
+            WholeReason::PromptEmbeds => "prompt_embeds",
+            WholeReason::PromptLogprobs => "prompt_logprobs",
+            WholeReason::Echo => "echo",
+            WholeReason::OneToken => "one_token",
+            WholeReason::TruncatesToFit => "truncates_to_fit",
+            WholeReason::WouldBeRefused => "would_be_refused",
+        }
+    }
 }

@@ -1,0 +1,169 @@
+//! The top-level members of a JSON object and where they lie. It must never recurse: a hostile
+//! body chooses its own depth.
+
+use super::{BodyError, Span};
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+
+/// As deep as serde_json itself goes, and with it everything that reads the body after us.
+const DEPTH_MAX: usize = 127;
+
+/// Chat bodies have about this many members; more cost one reallocation.
+const MEMBERS_USUAL: usize = 16;
+
+/// One top-level member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Member {
+    /// The key as written, without its quotes.
+    key: Span,
+    /// The key has escapes, so that its bytes are not its name.
+    escaped: bool,
+    /// The raw value.
+    pub(crate) value: Span,
+}
+
+/// All top-level members in the order of the body, repeated ones included.
+#[derive(Clone, Debug)]
+pub(crate) struct Members {
+    list: Vec<Member>,
+    /// Where a further member goes: after the last value, or after `{`.
+    pub(crate) end: u32,
+}
+
+impl Members {
+    /// One pass of serde_json over the whole body.
+    pub(crate) fn read(body: &[u8]) -> Result<Members, BodyError> {
+        if u32::try_from(body.len()).is_err() {
+            return Err(BodyError::new("The request body is larger than 4 GiB.", None));
+        }
+        let text = std::str::from_utf8(body)
+            .map_err(|error| BodyError::new(format!("The body is not UTF-8: {error}."), None))?;
+        let Some(open) = text.find(|c| !matches!(c, ' ' | '\t' | '\n' | '\r')) else {
+            return Err(BodyError::new("The body is empty: a JSON object is required.", None));
+        };
+        let pass = Pass { base: body.as_ptr() as usize, end: open as u32 + 1 };
+        let mut json = serde_json::Deserializer::from_str(text);
+        let members = json.deserialize_map(pass).and_then(|members| json.end().map(|()| members));
+        let members = members.map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => {
+                BodyError::new("The body must be a JSON object.", None)
+            }
+            _ => BodyError::new(format!("The body is not valid JSON: {error}."), None),
+        })?;
+        if too_deep(body) {
+            let message = format!("The body is nested deeper than {DEPTH_MAX} levels.");
+            return Err(BodyError::new(message, None));
+        }
+        Ok(members)
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Member> {
+        self.list.iter()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+impl Member {
+    /// Is this its name?
+    pub(crate) fn is(&self, body: &[u8], name: &str) -> bool {
+        self.name(body) == name.as_bytes()
+    }
+
+    /// Its name, escapes resolved.
+    pub(crate) fn name<'a>(&self, body: &'a [u8]) -> Cow<'a, [u8]> {
+        if !self.escaped {
+            return Cow::Borrowed(self.key.of(body));
+        }
+        // Half a surrogate pair names nothing that tidegate reads: it stays as written.
+        let quoted = Span { start: self.key.start - 1, end: self.key.end + 1 };
+        match quoted.text(body) {
+            Some(name) => Cow::Owned(name.into_owned().into_bytes()),
+            None => Cow::Borrowed(self.key.of(body)),
+        }
+    }
+}
+
+/// The value of a raw JSON string; `None` if it is none.
+pub(crate) fn text(raw: &[u8]) -> Option<Cow<'_, str>> {
+    let inner = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    if memchr::memchr2(b'\\', b'"', inner).is_none() {
+        return std::str::from_utf8(inner).ok().map(Cow::Borrowed);
+    }
+    serde_json::from_slice::<String>(raw).ok().map(Cow::Owned)
+}
+
+struct Pass {
+    /// Address of the body's first byte.
+    base: usize,
+    end: u32,
+}
+
+impl Pass {
+    fn span(&self, raw: &RawValue) -> Span {
+        let start = raw.get().as_ptr() as usize - self.base;
+        Span { start: start as u32, end: (start + raw.get().len()) as u32 }
+    }
+}
+
+impl<'de> Visitor<'de> for Pass {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Members, A::Error> {
+        let mut list = Vec::with_capacity(MEMBERS_USUAL);
+        while let Some(key) = map.next_key::<&RawValue>()? {
+            let quoted = self.span(key);
+            let value = self.span(map.next_value::<&RawValue>()?);
+            self.end = value.end;
+            list.push(Member {
+                key: Span { start: quoted.start + 1, end: quoted.end - 1 },
+                escaped: memchr::memchr(b'\\', key.get().as_bytes()).is_some(),
+                value,
+            });
+        }
+        Ok(Members { list, end: self.end })
+    }
+}
+
+/// Is this valid JSON nested deeper than [`DEPTH_MAX`]? serde_json skips values without recursion
+/// and therefore without its limit, but those who parse a value later have one.
+fn too_deep(json: &[u8]) -> bool {
+    // Cheap and nearly always enough: it cannot be deeper than it has opening brackets.
+    if json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() <= DEPTH_MAX {
+        return false;
+    }
+    let (mut depth, mut at) = (0, 0);
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            b'"' => at = string_end(json, at + 1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// The position of the quote that closes the string whose first byte is at `at`.
+fn string_end(json: &[u8], mut at: usize) -> usize {
+    while let Some(found) = memchr::memchr2(b'"', b'\\', json.get(at..).unwrap_or_default()) {
+        at += found;
+        if json[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    json.len()
+}
