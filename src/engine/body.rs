@@ -188,3 +188,6 @@ impl WholeReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

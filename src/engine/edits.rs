@@ -67,3 +67,7 @@ impl<'a> Edits<'a> {
 fn between(body: &[u8], start: u32, end: u32) -> &[u8] {
     body.get(start as usize..end as usize).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "edits_tests.rs"]
+mod tests;

@@ -161,3 +161,6 @@ fn message_of(error: &RawValue) -> Cow<'_, str> {
         Err(_) => Cow::Borrowed(error.get()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,9 @@ pub mod openai;
 pub mod sse;
 pub mod usage;
 
+#[cfg(test)]
+mod testing;
+
 pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;

@@ -176,6 +176,12 @@ impl ApiError {
     }
 }
 
+impl From<crate::BodyError> for ApiError {
+    fn from(error: crate::BodyError) -> ApiError {
+        ApiError::bad_request(error.message, error.param)
+    }
+}
+
 #[derive(Serialize)]
 struct ErrorBody<'a> {
     error: ErrorWire<'a>,

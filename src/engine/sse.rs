@@ -1,31 +1,179 @@
-//! Incremental SSE reader.
+//! Counts tokens in a stream of server-sent events as it passes. It must never change, hold back or
+//! delay a byte of the stream, and never grow with it: only an event that is not yet complete is
+//! kept, and no more than [`EVENT_MAX`] of it.
+
+mod chunk;
 
 use crate::{Endpoint, Usage};
+use chunk::Chunks;
 
+/// What some bytes of a stream told. Everything since the last call; a stream's totals do not
+/// depend on where it was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Seen {
+    /// Chunks that carry generated tokens. vLLM sends one chunk a token unless it is told to bundle
+    /// them (`stream_interval`, speculative decoding) or the reader is slow; `usage` has the truth.
     pub tokens: u32,
+    /// The last usage seen: that of the whole answer so far.
     pub usage: Option<Usage>,
+    /// `[DONE]`, or what stands for it in the endpoint's protocol.
     pub done: bool,
+    /// An error event: HTTP 200 was sent before the engine failed.
     pub error: bool,
+    /// A chunk with a finish reason.
     pub finished: bool,
 }
 
+/// An event longer than this is not read; it counts as one token. The longest known are vLLM's
+/// first chunks with `prompt_token_ids`, some 7 bytes a prompt token.
+pub const EVENT_MAX: usize = 1 << 20;
+
+/// Buffers above this go back to the allocator after use.
+const KEPT_MAX: usize = 16 << 10;
+
+/// Reads one stream from its first byte.
 #[derive(Debug)]
 pub struct SseReader {
-    kind: Endpoint,
+    chunks: Chunks,
+    /// The line that is not yet complete.
+    line: Vec<u8>,
+    /// The data of the event that is not yet complete, its lines joined by line ends.
+    data: Vec<u8>,
+    /// The event has data; it may be empty.
+    has_data: bool,
+    /// Part of the line, or of the event, was too long to keep.
+    long_line: bool,
+    long_event: bool,
+    /// The last byte was a carriage return: a line feed that follows belongs to it.
+    after_cr: bool,
 }
 
 impl SseReader {
+    /// For the answer to a request at `kind`.
     pub fn new(kind: Endpoint) -> SseReader {
-        SseReader { kind }
+        SseReader {
+            chunks: Chunks::new(kind),
+            line: Vec::new(),
+            data: Vec::new(),
+            has_data: false,
+            long_line: false,
+            long_event: false,
+            after_cr: false,
+        }
     }
+
+    /// The next bytes, cut anywhere. Events count once their blank line is here.
     pub fn feed(&mut self, bytes: &[u8]) -> Seen {
-        let _ = (self.kind, bytes);
-        Seen::default()
+        let mut seen = Seen::default();
+        let mut rest = bytes;
+        while let Some(first) = rest.first() {
+            if std::mem::take(&mut self.after_cr) && *first == b'\n' {
+                rest = &rest[1..];
+                continue;
+            }
+            let Some(end) = memchr::memchr2(b'\n', b'\r', rest) else {
+                self.keep_line(rest);
+                break;
+            };
+            let (line, ended) = (&rest[..end], rest[end]);
+            rest = &rest[end + 1..];
+            self.after_cr = ended == b'\r';
+            if self.line.is_empty() && !self.long_line {
+                rest = self.whole_line(line, rest, &mut seen);
+            } else {
+                self.keep_line(line);
+                let line = std::mem::take(&mut self.line);
+                self.take_line(&line, &mut seen);
+                self.line = recycled(line);
+            }
+        }
+        seen
     }
-    /// The stream ended: what an event without its closing blank line still tells.
+
+    /// The stream has ended: what an event without its blank line still tells. Strictly such an
+    /// event does not count, but some servers end at `data: [DONE]`.
     pub fn finish(&mut self) -> Seen {
-        Seen::default()
+        let mut seen = Seen::default();
+        let line = std::mem::take(&mut self.line);
+        self.take_line(&line, &mut seen);
+        self.end_event(&mut seen);
+        self.after_cr = false;
+        seen
+    }
+
+    /// A line that came in one piece. The usual event is one line of data and a blank line, both
+    /// here: it is read where it lies. Returns what is left of `rest`.
+    fn whole_line<'a>(&mut self, line: &[u8], rest: &'a [u8], seen: &mut Seen) -> &'a [u8] {
+        let alone = !self.after_cr && !self.has_data && !self.long_event;
+        if alone
+            && line.len() <= EVENT_MAX
+            && let (Some(data), [b'\n', left @ ..]) = (data_of(line), rest)
+        {
+            self.chunks.read(data, seen);
+            return left;
+        }
+        self.take_line(line, seen);
+        rest
+    }
+
+    fn take_line(&mut self, line: &[u8], seen: &mut Seen) {
+        if std::mem::take(&mut self.long_line) || line.len() > EVENT_MAX {
+            self.long_event = true;
+        } else if line.is_empty() {
+            self.end_event(seen);
+        } else if let Some(data) = data_of(line) {
+            self.keep_data(data);
+        }
+    }
+
+    fn end_event(&mut self, seen: &mut Seen) {
+        if std::mem::take(&mut self.long_event) {
+            seen.tokens += 1;
+        } else if self.has_data {
+            self.chunks.read(&self.data, seen);
+        }
+        self.has_data = false;
+        self.data = recycled(std::mem::take(&mut self.data));
+    }
+
+    fn keep_line(&mut self, piece: &[u8]) {
+        if self.long_line || self.line.len() + piece.len() > EVENT_MAX {
+            self.long_line = true;
+            self.line = Vec::new();
+        } else {
+            self.line.extend_from_slice(piece);
+        }
+    }
+
+    fn keep_data(&mut self, data: &[u8]) {
+        if self.long_event || self.data.len() + data.len() + 1 > EVENT_MAX {
+            self.long_event = true;
+            self.data = Vec::new();
+            return;
+        }
+        if std::mem::replace(&mut self.has_data, true) {
+            self.data.push(b'\n');
+        }
+        self.data.extend_from_slice(data);
     }
 }
+
+/// The data of a `data` line; `None` for comments and other fields.
+fn data_of(line: &[u8]) -> Option<&[u8]> {
+    let rest = line.strip_prefix(b"data")?;
+    match rest.strip_prefix(b":") {
+        Some(data) => Some(data.strip_prefix(b" ").unwrap_or(data)),
+        None => rest.is_empty().then_some(rest),
+    }
+}
+
+fn recycled(mut buffer: Vec<u8>) -> Vec<u8> {
+    if buffer.capacity() > KEPT_MAX {
+        return Vec::new();
+    }
+    buffer.clear();
+    buffer
+}
+
+#[cfg(test)]
+mod tests;

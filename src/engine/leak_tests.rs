@@ -1,0 +1,95 @@
+use super::*;
+use crate::testing::{CHAT, json, raw_value};
+use proptest::prelude::*;
+
+const NULL: &str = r#"{"id":1,"kv_transfer_params":null,"x":[]}"#;
+
+fn check(answer: &str, expected: &str) {
+    assert_eq!(String::from_utf8_lossy(&strip_handoff(answer.as_bytes())), expected, "{answer}");
+}
+
+/// The stream through one filter, cut at these places.
+fn pieces(stream: &str, cuts: &[usize]) -> String {
+    let (mut filter, mut out, mut start) = (HandoffFilter::new(), Vec::new(), 0);
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();
+    cuts.push(stream.len());
+    cuts.sort_unstable();
+    for cut in cuts {
+        let piece = Bytes::copy_from_slice(&stream.as_bytes()[start..cut]);
+        out.extend_from_slice(&filter.pass(piece));
+        start = cut;
+    }
+    String::from_utf8(out).expect("still UTF-8")
+}
+
+#[test]
+fn parameters_become_null_and_nothing_else_changes() {
+    check(r#"{"id":1,"kv_transfer_params":{"a":["}",{"b\"{":1}]},"x":[]}"#, NULL);
+    check(r#"{"id":1,"kv_transfer_params":[{"a":1}],"x":[]}"#, NULL);
+    check(r#"{"kv_transfer_params" : {"a":1} }"#, r#"{"kv_transfer_params" : null }"#);
+    check(r#"{"kv_transfer_params":{}}"#, r#"{"kv_transfer_params":null}"#);
+    let pretty = "{\n  \"kv_transfer_params\": {\n    \"a\": 1\n  }\n}";
+    check(pretty, "{\n  \"kv_transfer_params\": null\n}");
+}
+
+#[test]
+fn what_only_looks_like_parameters_stays() {
+    for answer in [
+        NULL,
+        r#"{"content":"\"kv_transfer_params\":{\"a\":1}"}"#,
+        r#"{"content":"kv_transfer_params","x":{"a":1}}"#,
+        r#"{"content":["kv_transfer_params",{"a":1}]}"#,
+        r#"{"content":"kv_transfer_params"} "#,
+        r#"{"my_kv_transfer_params":{"a":1},"kv_transfer_params_too":{"a":1}}"#,
+        "{}",
+        "",
+    ] {
+        assert!(matches!(strip_handoff(answer.as_bytes()), Cow::Borrowed(_)), "{answer}");
+        let every: Vec<usize> = (0..answer.len()).collect();
+        assert_eq!(pieces(answer, &every), answer);
+    }
+}
+
+#[test]
+fn a_piece_without_parameters_is_not_copied() {
+    let piece = Bytes::from_static(b"data: {\"choices\":[],\"kv_transfer_params\":null}\n\n");
+    assert_eq!(HandoffFilter::new().pass(piece.clone()).as_ptr(), piece.as_ptr());
+}
+
+#[test]
+fn a_recorded_prefill_answer_loses_its_parameters_only() {
+    let mut answer = json(CHAT)["prefill_response"].clone();
+    let text = answer.to_string();
+    let stripped = strip_handoff(text.as_bytes());
+    answer["kv_transfer_params"] = serde_json::Value::Null;
+    assert_eq!(json(stripped), answer);
+}
+
+#[test]
+fn parameters_that_are_cut_off_do_not_swallow_the_next_event() {
+    for (end, left) in [("\n\n", "\n\n"), ("\r\n\r\n", "\n\n")] {
+        let stream = format!("data: {{\"kv_transfer_params\":{{\"a\":\"{end}data: [DONE]\n\n");
+        let expected = format!("data: {{\"kv_transfer_params\":null{left}data: [DONE]\n\n");
+        let every: Vec<usize> = (0..stream.len()).collect();
+        assert_eq!(pieces(&stream, &[]), expected);
+        assert_eq!(pieces(&stream, &every), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn however_a_stream_is_cut_the_same_bytes_come_out(
+        events in prop::collection::vec((raw_value(), raw_value()), 0..4),
+        cuts in prop::collection::vec(0..4096_usize, 0..12),
+    ) {
+        let (mut stream, mut expected) = (String::new(), String::new());
+        for (params, other) in &events {
+            let event = |params: &str| format!(
+                "data: {{\"o\":{other},\"kv_transfer_params\":{params},\"text\":\"\\\"kv_transfer_params\\\":\"}}\n\n"
+            );
+            stream += &event(params);
+            expected += &event(if params.starts_with(['{', '[']) { "null" } else { params });
+        }
+        prop_assert_eq!(pieces(&stream, &cuts), expected);
+    }
+}

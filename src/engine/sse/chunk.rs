@@ -1,0 +1,316 @@
+//! One event's data: does it carry tokens, a usage, an end? Two readers that must agree: a few
+//! searches for the usual chunk, and a parser for all the others. It must never fail a stream: what
+//! it cannot read carries nothing.
+//!
+//! Why searches may be trusted: within a JSON string every quote is escaped, so the bytes
+//! `usage"` there would be `usage\"`. What can look like a key and is none (a string whose whole
+//! value is `usage`) is left to the parser.
+
+use super::Seen;
+use crate::usage::Wire;
+use crate::{Endpoint, Usage};
+use memchr::memmem::Finder;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+/// Reads the data of one stream's events.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    kind: Endpoint,
+    /// Anthropic tells the prompt's length in the first event and the output's in the last.
+    prompt: Option<Usage>,
+}
+
+struct Finders {
+    choices: Finder<'static>,
+    finish: Finder<'static>,
+    index: Finder<'static>,
+    usage: Finder<'static>,
+    error: Finder<'static>,
+}
+
+static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
+    choices: Finder::new(br#""choices":[{"index":"#),
+    finish: Finder::new(br#""finish_reason":"#),
+    index: Finder::new(br#""index""#),
+    usage: Finder::new(br#""usage""#),
+    error: Finder::new(br#""error""#),
+});
+
+/// A chunk in any of the known protocols. What is only sometimes of the right type stays raw, so
+/// that one odd member does not hide the others.
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    choices: Option<Vec<Choice<'a>>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    /// Responses: the whole answer, in the last event.
+    #[serde(borrow)]
+    response: Option<&'a RawValue>,
+    /// Messages: the empty answer, in the first event.
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow)]
+    token_ids: Option<&'a RawValue>,
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+impl Chunks {
+    pub(super) fn new(kind: Endpoint) -> Chunks {
+        Chunks { kind, prompt: None }
+    }
+
+    /// Adds what one event's data tells.
+    pub(super) fn read(&mut self, data: &[u8], seen: &mut Seen) {
+        match usual(data) {
+            Some(finished) => {
+                seen.tokens += 1;
+                seen.finished |= finished;
+            }
+            None => self.parse(data, seen),
+        }
+    }
+
+    fn parse(&mut self, data: &[u8], seen: &mut Seen) {
+        if data.trim_ascii() == b"[DONE]" {
+            seen.done = true;
+            return;
+        }
+        let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else { return };
+        seen.error |= given(chunk.error).is_some();
+        seen.usage = usage_of(chunk.usage).or(seen.usage);
+        for choice in chunk.choices.iter().flatten() {
+            seen.tokens += u32::from(choice.carries_token());
+            seen.finished |= given(choice.finish_reason).is_some();
+        }
+        match self.kind {
+            Endpoint::Responses => responses_event(&chunk, seen),
+            Endpoint::Messages => self.messages_event(&chunk, seen),
+            _ => {}
+        }
+    }
+
+    fn messages_event(&mut self, chunk: &Chunk, seen: &mut Seen) {
+        match chunk.kind.as_deref() {
+            Some("message_start") => self.prompt = usage_within(chunk.message),
+            Some("content_block_delta") => seen.tokens += 1,
+            Some("message_delta") => {
+                seen.finished = true;
+                if let (Some(usage), Some(start)) = (&mut seen.usage, self.prompt) {
+                    usage.prompt = usage.prompt.max(start.prompt);
+                    usage.cached = usage.cached.or(start.cached);
+                }
+            }
+            Some("message_stop") => seen.done = true,
+            _ => {}
+        }
+    }
+}
+
+fn responses_event(chunk: &Chunk, seen: &mut Seen) {
+    match chunk.kind.as_deref() {
+        Some("response.completed" | "response.incomplete") => {
+            seen.usage = usage_within(chunk.response).or(seen.usage);
+            seen.finished = true;
+            seen.done = true;
+        }
+        Some("response.failed" | "error") => {
+            seen.error = true;
+            seen.done = true;
+        }
+        Some(kind) if kind.ends_with(".delta") => seen.tokens += 1,
+        _ => {}
+    }
+}
+
+/// Is this the usual chunk: one choice whose delta is some content and no more, or which is some
+/// text; no usage, no error? Then it carries a token, and the answer is whether it is the last.
+/// `None` says nothing: the parser decides.
+fn usual(data: &[u8]) -> Option<bool> {
+    let at = FIND.choices.find(data)? + FIND.choices.needle().len();
+    let rest = data.get(at..)?;
+    let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
+    let rest = rest.get(digits..)?.strip_prefix(b",")?;
+    let (chat, string) = match rest.strip_prefix(br#""delta":{"content":""#) {
+        Some(string) => (true, string),
+        None => (false, rest.strip_prefix(br#""text":""#)?),
+    };
+    let end = string_end(string).filter(|end| *end > 0)?;
+    let rest = string.get(end + 1..)?;
+    let tail = if chat { rest.strip_prefix(b"}")? } else { rest };
+    if FIND.index.find(tail).is_some() || FIND.error.find(data).is_some() || has_usage(data) {
+        return None;
+    }
+    let reason = FIND.finish.find(tail)? + FIND.finish.needle().len();
+    match tail.get(reason..)? {
+        [b'n', b'u', b'l', b'l', ..] => Some(false),
+        [b'"', ..] => Some(true),
+        _ => None,
+    }
+}
+
+/// Might there be a usage that is not null?
+fn has_usage(data: &[u8]) -> bool {
+    let mut rest = data;
+    while let Some(at) = FIND.usage.find(rest) {
+        rest = &rest[at + FIND.usage.needle().len()..];
+        if !rest.starts_with(b":null") {
+            return true;
+        }
+    }
+    false
+}
+
+/// Where the string ends whose first byte is the first here: the position of its closing quote.
+fn string_end(string: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += memchr::memchr2(b'"', b'\\', string.get(at..)?)?;
+        if string[at] == b'"' {
+            return Some(at);
+        }
+        at += 2;
+    }
+}
+
+impl Choice<'_> {
+    /// Some text, reasoning or tool call; or an empty text that stands for a token: vLLM sends one
+    /// when a token ends the answer, or is not yet a whole character. An empty text beside a role
+    /// opens the answer and stands for nothing.
+    fn carries_token(&self) -> bool {
+        let texts = [text(self.text), self.delta.map_or(Text::None, delta)];
+        match texts.into_iter().max().unwrap_or(Text::None) {
+            Text::Some => true,
+            Text::Empty => !matches!(given(self.token_ids), Some(ids) if is_empty(ids)),
+            // vLLM's generate endpoint sends ids and no text.
+            Text::None => matches!(given(self.token_ids), Some(ids) if !is_empty(ids)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Text {
+    None,
+    Empty,
+    Some,
+}
+
+fn delta(delta: &RawValue) -> Text {
+    let Ok(members) = serde_json::from_str::<BTreeMap<Cow<str>, &RawValue>>(delta.get()) else {
+        return Text::None;
+    };
+    let opens = given(members.get("role").copied()).is_some();
+    let others = members.iter().filter(|(name, _)| *name != "role");
+    let most = others.map(|(_, value)| text(Some(value))).max().unwrap_or(Text::None);
+    if opens && most == Text::Empty { Text::None } else { most }
+}
+
+/// Whatever a delta's member is (content, reasoning, a list of tool calls): is there any of it?
+fn text(value: Option<&RawValue>) -> Text {
+    match value.map(|value| value.get().as_bytes()) {
+        Some(b"\"\"") => Text::Empty,
+        Some([b'"', ..]) => Text::Some,
+        Some([b'[' | b'{', ..]) if !value.is_some_and(is_empty) => Text::Some,
+        _ => Text::None,
+    }
+}
+
+/// Is this list or object empty?
+fn is_empty(value: &RawValue) -> bool {
+    let inside = value.get().as_bytes().get(1..).unwrap_or_default().trim_ascii_start();
+    matches!(inside.first(), Some(b']' | b'}'))
+}
+
+fn given(value: Option<&RawValue>) -> Option<&RawValue> {
+    value.filter(|raw| raw.get() != "null")
+}
+
+fn usage_of(usage: Option<&RawValue>) -> Option<Usage> {
+    serde_json::from_str::<Wire>(usage?.get()).ok()?.read()
+}
+
+fn usage_within(answer: Option<&RawValue>) -> Option<Usage> {
+    Usage::of_answer(answer?.get().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CONTENTS: [&str; 9] = [
+        r#""Hi""#,
+        r#""""#,
+        r#""say \"usage\": {\"prompt_tokens\":1}""#,
+        r#""usage""#,
+        r#""error""#,
+        r#""\\""#,
+        r#""\\\"},\"finish_reason\":\"stop\"""#,
+        "null",
+        r#""\"delta\":{\"content\":\"x""#,
+    ];
+    const DELTAS: [&str; 5] = [
+        r#"{"content":C}"#,
+        r#"{"role":"assistant","content":C}"#,
+        r#"{"content":C,"tool_calls":[{"index":0}]}"#,
+        r#"{"reasoning":C}"#,
+        "{}",
+    ];
+    const TAILS: [&str; 6] = [
+        "",
+        r#","usage":null"#,
+        r#","usage":{"prompt_tokens":9,"completion_tokens":3}"#,
+        r#","error":{"message":"x"}"#,
+        r#","kv_transfer_params":null"#,
+        r#","usage":null,"usage":{"prompt_tokens":1}"#,
+    ];
+
+    proptest! {
+        #[test]
+        fn where_the_searches_decide_they_agree_with_the_parser(
+            content in 0..CONTENTS.len(), delta in 0..DELTAS.len() + 1, tail in 0..TAILS.len(),
+            reason in prop::sample::select(vec!["null", "\"stop\"", "\"error\""]),
+            index in 0..12_u32, second: bool, ids in prop::sample::select(vec!["null", "[]", "[5]"]),
+        ) {
+            let carried = match DELTAS.get(delta) {
+                Some(delta) => format!("\"delta\":{}", delta.replace('C', CONTENTS[content])),
+                None => format!("\"text\":{}", CONTENTS[content]),
+            };
+            let choice = format!(
+                r#"{{"index":{index},{carried},"logprobs":null,"finish_reason":{reason},"token_ids":{ids}}}"#
+            );
+            let choices = if second { format!("{choice},{choice}") } else { choice };
+            let data = format!(r#"{{"id":"x","choices":[{choices}]{}}}"#, TAILS[tail]);
+            if let Some(finished) = usual(data.as_bytes()) {
+                let mut seen = Seen::default();
+                Chunks::new(Endpoint::ChatCompletions).parse(data.as_bytes(), &mut seen);
+                prop_assert_eq!(seen, Seen { tokens: 1, finished, ..Seen::default() }, "{}", data);
+            }
+        }
+    }
+
+    #[test]
+    fn the_usual_chunks_need_no_parser() {
+        let chat = br#"{"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"the \"usage\""},"logprobs":null,"finish_reason":null,"token_ids":null}]}"#;
+        assert_eq!(usual(chat), Some(false));
+        let text = br#"{"id":"x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" x","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null}"#;
+        assert_eq!(usual(text), Some(true));
+    }
+}

@@ -1,0 +1,209 @@
+use super::*;
+use crate::testing::{CHAT, COMPLETIONS, json};
+use proptest::prelude::*;
+use tidegate_terms::Tokens;
+
+fn read(kind: Endpoint, stream: &str, pieces: &[usize]) -> Seen {
+    let mut reader = SseReader::new(kind);
+    let (mut total, mut rest) = (Seen::default(), stream.as_bytes());
+    let mut sizes = pieces.iter().copied();
+    while !rest.is_empty() {
+        let (piece, left) = rest.split_at(sizes.next().unwrap_or(rest.len()).min(rest.len()));
+        add(&mut total, reader.feed(piece));
+        rest = left;
+    }
+    add(&mut total, reader.finish());
+    total
+}
+
+fn add(total: &mut Seen, seen: Seen) {
+    total.tokens += seen.tokens;
+    total.usage = seen.usage.or(total.usage);
+    total.done |= seen.done;
+    total.error |= seen.error;
+    total.finished |= seen.finished;
+}
+
+fn usage(prompt: u64, completion: u64) -> Option<Usage> {
+    Some(Usage { prompt: Tokens(prompt), completion: Tokens(completion), cached: None })
+}
+
+#[track_caller]
+fn check(stream: &str, expected: Seen) {
+    assert_eq!(read(Endpoint::ChatCompletions, stream, &[]), expected, "{stream}");
+    let bytes = vec![1; stream.len()];
+    assert_eq!(read(Endpoint::ChatCompletions, stream, &bytes), expected, "bytewise: {stream}");
+}
+
+/// One event with one choice.
+fn choice(choice: &str) -> String {
+    format!("data: {{\"id\":\"x\",\"choices\":[{{\"index\":0,{choice}}}]}}\n\n")
+}
+
+#[track_caller]
+fn check_choice(text: &str, tokens: u32, finished: bool) {
+    check(&choice(text), Seen { tokens, finished, ..Seen::default() });
+}
+
+#[test]
+fn chunks_that_carry_something_generated_are_tokens() {
+    for (text, tokens) in [
+        (r#""delta":{"content":"Hi"},"finish_reason":null"#, 1),
+        (r#""delta":{"role":"assistant","content":""},"finish_reason":null"#, 0),
+        (r#""delta":{"role":"assistant","content":null},"finish_reason":null"#, 0),
+        (r#""delta":{"role":"assistant"},"finish_reason":null"#, 0),
+        (r#""delta":{"role":"assistant","content":"Hi"},"finish_reason":null"#, 1),
+        (r#""delta":{"role":null,"content":"Hi","tool_calls":null},"finish_reason":null"#, 1),
+        (r#""delta":{"content":""},"finish_reason":null"#, 1),
+        (r#""delta":{"content":""},"finish_reason":null,"token_ids":[]"#, 0),
+        (r#""delta":{"reasoning":"hm"},"finish_reason":null"#, 1),
+        (r#""delta":{"reasoning_content":"hm","content":null},"finish_reason":null"#, 1),
+        (r#""delta":{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}"#, 1),
+        (r#""delta":{"role":"assistant","content":"","tool_calls":[{"index":0}]}"#, 1),
+        (r#""delta":{"tool_calls":[ ]}"#, 0),
+        (r#""delta":{},"finish_reason":null"#, 0),
+        (r#""text":" x","logprobs":null,"finish_reason":null"#, 1),
+        (r#""text":"","finish_reason":null"#, 1),
+        (r#""token_ids":[5,6],"finish_reason":null"#, 1),
+    ] {
+        check_choice(text, tokens, false);
+    }
+    check_choice(r#""delta":{"content":""},"finish_reason":"length""#, 1, true);
+    check_choice(r#""delta":{},"finish_reason":"stop""#, 0, true);
+    check_choice(r#""delta":{"content":null},"finish_reason":"tool_calls""#, 0, true);
+}
+
+#[test]
+fn text_that_looks_like_json_deceives_nobody() {
+    for content in [
+        r#"\"usage\": {\"prompt_tokens\": 5}"#,
+        "usage",
+        "error",
+        r#"\\"#,
+        r#"data: [DONE]\n\ndata: x\n\n"#,
+        r#"\"},\"finish_reason\":\"stop\""#,
+    ] {
+        check_choice(
+            &format!(r#""delta":{{"content":"{content}"}},"finish_reason":null"#),
+            1,
+            false,
+        );
+        check_choice(&format!(r#""text":"{content}","finish_reason":null"#), 1, false);
+    }
+}
+
+#[test]
+fn the_end_of_a_stream_is_seen_with_its_usage() {
+    let end = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3}}\n\n";
+    check(end, Seen { usage: usage(9, 3), ..Seen::default() });
+    check("data: [DONE]\n\n", Seen { done: true, ..Seen::default() });
+    // Some servers end here.
+    check("data: [DONE]\n", Seen { done: true, ..Seen::default() });
+    check("data: [DONE]", Seen { done: true, ..Seen::default() });
+    check("data:[DONE] \n\n", Seen { done: true, ..Seen::default() });
+    let error = "data: {\"error\":{\"message\":\"x\",\"code\":500}}\n\ndata: [DONE]\n\n";
+    check(error, Seen { error: true, done: true, ..Seen::default() });
+    check("data: {\"error\":null,\"choices\":[]}\n\n", Seen::default());
+}
+
+#[test]
+fn the_last_usage_counts_where_every_chunk_has_one() {
+    let chunk = |n| {
+        let usage = format!(r#""usage":{{"prompt_tokens":9,"completion_tokens":{n}}}"#);
+        format!(
+            "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"\"}}}}],{usage}}}\n\n"
+        )
+    };
+    let stream = [chunk(1), chunk(2), chunk(3)].concat();
+    check(&stream, Seen { tokens: 3, usage: usage(9, 3), ..Seen::default() });
+}
+
+#[test]
+fn every_line_ending_and_field_of_the_format_is_understood() {
+    let event = r#"{"choices":[{"index":0,"text":"x","finish_reason":null}]}"#;
+    let one = Seen { tokens: 1, ..Seen::default() };
+    for end in ["\n", "\r", "\r\n"] {
+        for lines in [
+            vec![format!("data: {event}")],
+            vec![format!("data:{event}")],
+            vec![": keep-alive".to_owned(), String::new(), format!("data: {event}")],
+            vec![
+                "event: x".to_owned(),
+                "id: 1".to_owned(),
+                format!("data: {event}"),
+                ":".to_owned(),
+            ],
+            vec![
+                "data: {\"choices\":[".to_owned(),
+                "data: {\"index\":0,\"text\":\"x\"}]}".to_owned(),
+            ],
+            vec![format!("data: {event}"), String::new(), "data".to_owned()],
+            vec![format!("data: {event}"), String::new(), format!("dataset: {event}")],
+        ] {
+            check(&format!("{}{end}{end}", lines.join(end)), one);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_carries_nothing() {
+    for data in ["", "x", "[1]", "{", "{\"choices\":7}", "null", "{\"choices\":[7]}"] {
+        check(&format!("data: {data}\n\n"), Seen::default());
+    }
+}
+
+#[test]
+fn an_endless_event_is_one_token_and_does_not_grow_the_reader() {
+    let long = "x".repeat(EVENT_MAX);
+    let two = format!("data: {long}\n\n{}", choice(r#""text":"x","finish_reason":null"#));
+    let many = format!("{}\n\n", "data: yyyyyyyyyyyyyyyyyyyyyyyyyyyy\n".repeat(EVENT_MAX / 28 + 1));
+    for (stream, tokens) in [(&two, 2), (&many, 1)] {
+        for piece in [1 << 12, 1 << 30] {
+            let mut reader = SseReader::new(Endpoint::Completions);
+            let mut seen = 0;
+            for bytes in stream.as_bytes().chunks(piece) {
+                seen += reader.feed(bytes).tokens;
+                assert!(reader.line.capacity() + reader.data.capacity() <= 4 * EVENT_MAX);
+            }
+            assert_eq!(seen, tokens);
+            assert!(reader.line.capacity() + reader.data.capacity() <= 2 * KEPT_MAX);
+        }
+    }
+}
+
+#[test]
+fn responses_and_messages_streams_are_counted_by_their_own_events() {
+    let responses = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\n\n\
+        event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n\
+        event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":4,\"output_tokens\":1}}}\n\n";
+    let expected = Seen { tokens: 1, usage: usage(4, 1), done: true, finished: true, error: false };
+    assert_eq!(read(Endpoint::Responses, responses, &[]), expected);
+    let messages = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":4,\"output_tokens\":0}}}\n\n\
+        event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"a\"}}\n\n\
+        event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":1}}\n\n\
+        event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
+    assert_eq!(read(Endpoint::Messages, messages, &[7; 99]), expected);
+}
+
+proptest! {
+    #[test]
+    fn a_recorded_stream_tells_the_same_however_it_is_cut(
+        record in 0..3_usize, pieces in prop::collection::vec(1..400_usize, 0..80),
+        end in prop::sample::select(vec!["\n", "\r", "\r\n"]),
+    ) {
+        let text = json([CHAT, COMPLETIONS[0], COMPLETIONS[1]][record]);
+        let stream = text["decode_sse"].as_str().expect("text").replace('\n', end);
+        let whole = read(Endpoint::ChatCompletions, &stream, &[]);
+        prop_assert_eq!(whole, read(Endpoint::ChatCompletions, &stream, &pieces));
+        prop_assert_eq!(u64::from(whole.tokens), whole.usage.map_or(0, |usage| usage.completion.get()));
+    }
+
+    #[test]
+    fn any_bytes_tell_the_same_however_they_are_cut(
+        stream in "(data: ?|\\{\"choices\":\\[\\{\"text\":\"x\"\\}\\]\\}|\\[DONE\\]|[:a\\n\\r ]|\\n\\n|\\r\\n){0,24}",
+        pieces in prop::collection::vec(1..9_usize, 0..60),
+    ) {
+        let whole = read(Endpoint::Completions, &stream, &[]);
+        prop_assert_eq!(whole, read(Endpoint::Completions, &stream, &pieces));
+    }
+}
