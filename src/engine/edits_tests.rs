@@ -4,7 +4,10 @@ use crate::{Endpoint, scan};
 use proptest::prelude::*;
 use serde_json::Value;
 
-fn apply(body: &str, edits: &[(&str, &str)]) -> String {
+/// A key and its new raw value.
+type Edit<'a> = (&'a str, &'a str);
+
+fn apply(body: &str, edits: &[Edit]) -> String {
     let body = Bytes::copy_from_slice(body.as_bytes());
     let scan = scan(Endpoint::Other, &body).expect("a JSON object");
     let mut all = Edits::new();
@@ -16,7 +19,7 @@ fn apply(body: &str, edits: &[(&str, &str)]) -> String {
 
 #[test]
 fn edits_replace_values_and_append_members() {
-    let cases: [(&str, &[(&str, &str)], &str); 8] = [
+    let cases: [(&str, &[Edit], &str); 8] = [
         (r#"{"a":1}"#, &[("a", "2")], r#"{"a":2}"#),
         (r#"{ "a" : 1 , "b":2 }"#, &[("a", "{}")], r#"{ "a" : {} , "b":2 }"#),
         (r#"{"a":1 }"#, &[("b", "2"), ("c", "3")], r#"{"a":1,"b":2,"c":3 }"#),
@@ -51,7 +54,7 @@ proptest! {
     ) {
         let written = members.iter().map(|(key, raw, space)| format!("{space}\"{key}\":{space}{raw}"));
         let body = format!("{{{} }}", written.collect::<Vec<_>>().join(" ,"));
-        let list: Vec<(&str, &str)> = edits.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let list: Vec<Edit> = edits.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let edited = apply(&body, &list);
 
         let mut expected = json(&body);
@@ -69,7 +72,7 @@ proptest! {
         let same = members.iter().filter(|(key, raw, _)| {
             members.iter().all(|(other, other_raw, _)| other != key || other_raw == raw)
         });
-        let same: Vec<(&str, &str)> = same.map(|(k, v, _)| (k.as_str(), v.as_str())).collect();
+        let same: Vec<Edit> = same.map(|(k, v, _)| (k.as_str(), v.as_str())).collect();
         prop_assert_eq!(apply(&body, &same), body);
     }
 }

@@ -1,5 +1,5 @@
 //! What clients see of tidegate itself, in OpenAI's form: errors and the model list. It must never
-//! show a backend's name or address.
+//! name a backend of its own accord: only [`ApiError::upstream_failed`] repeats what it is told.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ pub struct ApiError {
     /// `error.message`.
     pub message: String,
     /// `error.param`: the body's member at fault.
-    pub param: Option<Cow<'static, str>>,
+    pub param: Option<&'static str>,
     /// `error.code`: what a program may compare.
     pub code: Option<&'static str>,
     /// For the `retry-after` header, in whole seconds.
@@ -42,11 +42,8 @@ const SERVER: &str = "server_error";
 
 impl ApiError {
     /// 400: the body or a parameter is wrong.
-    pub fn bad_request(
-        message: impl Into<String>,
-        param: Option<impl Into<Cow<'static, str>>>,
-    ) -> ApiError {
-        ApiError { param: param.map(Into::into), ..ApiError::new(400, INVALID, message, None) }
+    pub fn bad_request(message: impl Into<String>, param: Option<&'static str>) -> ApiError {
+        ApiError { param, ..ApiError::new(400, INVALID, message, None) }
     }
 
     /// 401: no key, or not one of ours.
@@ -59,7 +56,7 @@ impl ApiError {
     pub fn model_not_found(model: &str) -> ApiError {
         let message = format!("The model `{model}` does not exist.");
         ApiError {
-            param: Some("model".into()),
+            param: Some("model"),
             ..ApiError::new(404, "not_found_error", message, Some("model_not_found"))
         }
     }
@@ -102,7 +99,7 @@ impl ApiError {
             ),
         };
         ApiError {
-            param: Some("messages".into()),
+            param: Some("messages"),
             ..ApiError::new(400, INVALID, message, Some("context_length_exceeded"))
         }
     }
@@ -153,7 +150,7 @@ impl ApiError {
         let error = ErrorWire {
             message: &self.message,
             kind: self.kind,
-            param: self.param.as_deref(),
+            param: self.param,
             code: self.code,
         };
         // Strings and options only: there is nothing in it that JSON cannot say.

@@ -136,8 +136,12 @@ impl<'de> Visitor<'de> for Pass {
 /// Is this valid JSON nested deeper than [`DEPTH_MAX`]? serde_json skips values without recursion
 /// and therefore without its limit, but those who parse a value later have one.
 fn too_deep(json: &[u8]) -> bool {
-    // Cheap and nearly always enough: it cannot be deeper than it has opening brackets.
-    if json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() <= DEPTH_MAX {
+    // Cheap and nearly always enough: it cannot be deeper than it has opening brackets. `[` and `{`
+    // differ in one bit; bytewise sums over short runs become vector code, 10 times as fast.
+    let run = |bytes: &[u8]| bytes.iter().map(|byte| u8::from(byte | 0x20 == b'{')).sum::<u8>();
+    if json.chunks(u8::MAX as usize).map(|bytes| usize::from(run(bytes))).sum::<usize>()
+        <= DEPTH_MAX
+    {
         return false;
     }
     let (mut depth, mut at) = (0, 0);

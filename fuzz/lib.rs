@@ -1,0 +1,95 @@
+//! What must hold for any bytes at all, as plain functions: the fuzz targets call them with what
+//! libFuzzer invents, `cargo test` with the seeds in corpus/. To fuzz: `cargo fuzz run sse`.
+//! A check must never depend on anything but its input.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use tidegate_engine::{Edits, Endpoint, Family, HandoffFilter, Legs, Seen, SseReader, scan};
+
+const ENDPOINTS: [Endpoint; 6] = [
+    Endpoint::ChatCompletions,
+    Endpoint::Completions,
+    Endpoint::Embeddings,
+    Endpoint::Tokenize,
+    Endpoint::Responses,
+    Endpoint::Messages,
+];
+
+/// The first bytes choose; the rest is the matter.
+fn split(input: &[u8]) -> Option<(Endpoint, usize, &[u8])> {
+    let (choice, rest) = input.split_at_checked(2)?;
+    Some((ENDPOINTS[choice[0] as usize % ENDPOINTS.len()], choice[1] as usize + 1, rest))
+}
+
+/// A stream tells the same however it is cut.
+pub fn sse(input: &[u8]) {
+    let Some((kind, piece, stream)) = split(input) else { return };
+    assert_eq!(read(kind, stream, stream.len().max(1)), read(kind, stream, piece));
+}
+
+fn read(kind: Endpoint, stream: &[u8], piece: usize) -> Seen {
+    let mut reader = SseReader::new(kind);
+    let mut total = Seen::default();
+    let mut add = |seen: Seen| {
+        total.tokens += seen.tokens;
+        total.usage = seen.usage.or(total.usage);
+        total.done |= seen.done;
+        total.error |= seen.error;
+        total.finished |= seen.finished;
+    };
+    for bytes in stream.chunks(piece) {
+        add(reader.feed(bytes));
+    }
+    add(reader.finish());
+    total
+}
+
+/// A body is read only if it is a JSON object; legs and edits change what they name and nothing
+/// else.
+pub fn edits(input: &[u8]) {
+    let Some((endpoint, _, body)) = split(input) else { return };
+    let Ok(scan) = scan(endpoint, body) else { return };
+    let body = Bytes::copy_from_slice(body);
+    // Half a surrogate pair is JSON's grammar and no text: serde_json cannot tell us more.
+    let Ok(mut object) = serde_json::from_slice::<Map<String, Value>>(&body) else { return };
+
+    let mut edits = Edits::new();
+    edits.set("max_tokens", b"1").set("added", b"{\"a\":[1.0]}");
+    let edited = edits.apply(&body, &scan);
+    object.insert("max_tokens".to_owned(), 1.into());
+    object.insert("added".to_owned(), serde_json::json!({"a": [1.0]}));
+    let read =
+        serde_json::from_slice::<Map<String, Value>>(&edited).expect("an edited body is JSON");
+    assert_eq!(read, object);
+
+    if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan) {
+        let prefill: Map<String, Value> = serde_json::from_slice(&prefill).expect("a leg is JSON");
+        assert_eq!(prefill["max_tokens"], 1);
+        assert_eq!(prefill["stream"], false);
+        for member in ["model", "messages", "prompt", "tools", "unknown"] {
+            assert_eq!(prefill.get(member), object.get(member));
+        }
+    }
+}
+
+/// Hand-offs are hidden the same however the answer is cut; valid JSON stays valid, and keeps none.
+pub fn leak(input: &[u8]) {
+    let Some((_, piece, answer)) = split(input) else { return };
+    let stripped = tidegate_engine::strip_handoff(answer);
+    let mut filter = HandoffFilter::new();
+    let pieces = answer.chunks(piece).map(|bytes| filter.pass(Bytes::copy_from_slice(bytes)));
+    assert_eq!(pieces.collect::<Vec<_>>().concat(), *stripped);
+    let Ok(Value::Object(mut object)) = serde_json::from_slice(answer) else { return };
+    // A key with escapes is no engine's; and what nests or repeats the key proves nothing here.
+    let name: &[u8] = b"kv_transfer_params";
+    let once = answer.windows(name.len()).filter(|bytes| *bytes == name).count() == 1;
+    if !once || answer.contains(&b'\\') || answer.windows(2).any(|bytes| bytes == b"\n\n") {
+        return;
+    }
+    if let Some(params) = object.get_mut("kv_transfer_params")
+        && (params.is_object() || params.is_array())
+    {
+        *params = Value::Null;
+        assert_eq!(serde_json::from_slice::<Value>(&stripped).ok(), Some(Value::Object(object)));
+    }
+}

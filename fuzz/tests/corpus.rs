@@ -1,0 +1,26 @@
+//! The seeds, under plain `cargo test`.
+
+fn replay(name: &str, check: impl Fn(&[u8])) {
+    let folder = format!("{}/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut seeds = 0;
+    for entry in std::fs::read_dir(folder).expect("the corpus is in the tree") {
+        check(&std::fs::read(entry.expect("a folder entry").path()).expect("a seed"));
+        seeds += 1;
+    }
+    assert!(seeds > 0);
+}
+
+#[test]
+fn streams() {
+    replay("sse", tidegate_fuzz::sse);
+}
+
+#[test]
+fn bodies() {
+    replay("edits", tidegate_fuzz::edits);
+}
+
+#[test]
+fn answers() {
+    replay("leak", tidegate_fuzz::leak);
+}
