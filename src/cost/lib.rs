@@ -1,1 +1,28 @@
+//! What work costs, learned while it runs, and who already has which prompt.
+//!
+//! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by engine_model.md
+//! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: the same models fitted online, robustly
+//! - [`OutputEstimate`]: how many tokens a request will emit
+//! - [`ByteFeatures`], [`ByteEstimator`]: prompt tokens where no tokenizer is there
+//! - [`chain_tokens`], [`chain_bytes`]: a prompt's block hashes
+//! - [`PrefixIndex`], [`Matches`]: which backend holds which blocks
+//!
+//! Pure: it reads no clock, does no I/O and draws no random number. It knows no role and no queue.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod bytes;
+mod chain;
+mod fit;
+mod matches;
+mod model;
+mod output;
+mod prefix;
+mod robust;
+
+pub use bytes::{ByteEstimator, ByteFeatures};
+pub use chain::{chain_bytes, chain_tokens};
+pub use fit::{DecodeFit, PrefillFit, TransferFit};
+pub use matches::Matches;
+pub use model::{DecodeModel, PrefillModel, TransferModel};
+pub use output::OutputEstimate;
+pub use prefix::PrefixIndex;

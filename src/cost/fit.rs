@@ -1,0 +1,141 @@
+//! The cost models learned online, one fit a backend. Each wraps [`Robust`] with the features of
+//! its model; none of them knows where an observation came from.
+
+use crate::model::attention_pairs;
+use crate::robust::Robust;
+use crate::{DecodeModel, PrefillModel, TransferModel};
+use tidegate_terms::{Seconds, Tokens};
+
+/// Beyond any context window; larger counts are a broken engine's.
+const TOKENS_MAX: u64 = 100_000_000;
+
+/// Learns a [`PrefillModel`].
+#[derive(Clone, Debug)]
+pub struct PrefillFit {
+    fit: Robust<3>,
+}
+
+/// Learns a [`DecodeModel`].
+#[derive(Clone, Debug)]
+pub struct DecodeFit {
+    fit: Robust<3>,
+}
+
+/// Learns a [`TransferModel`].
+#[derive(Clone, Debug)]
+pub struct TransferFit {
+    fit: Robust<2>,
+}
+
+impl PrefillFit {
+    /// Starts from `prior`.
+    pub fn new(prior: PrefillModel) -> PrefillFit {
+        let prior = [prior.base, prior.per_token, prior.per_attention];
+        PrefillFit { fit: Robust::new(prior.map(Seconds::get)) }
+    }
+
+    /// A prefill of `new` tokens after `context` cached ones took the engine `took`. Senseless
+    /// values are ignored, and so is a prefill of nothing.
+    pub fn observe(&mut self, new: Tokens, context: Tokens, took: Seconds) {
+        if new == Tokens::ZERO || (new + context).get() > TOKENS_MAX {
+            return;
+        }
+        let features = [1.0, new.as_f64(), attention_pairs(new, context)];
+        self.fit.observe(class(new.get(), [512, 2048, 8192]), features, took.get());
+    }
+
+    /// The model as learned so far.
+    pub fn model(&self) -> PrefillModel {
+        let [base, per_token, per_attention] = self.fit.coefficients().map(Seconds);
+        PrefillModel { base, per_token, per_attention }
+    }
+
+    /// How many observations were taken in.
+    pub fn observations(&self) -> u64 {
+        self.fit.seen()
+    }
+}
+
+impl Default for PrefillFit {
+    fn default() -> PrefillFit {
+        PrefillFit::new(PrefillModel::default())
+    }
+}
+
+impl DecodeFit {
+    /// Starts from `prior`.
+    pub fn new(prior: DecodeModel) -> DecodeFit {
+        let prior = [prior.base, prior.per_stream, prior.per_kv_token];
+        DecodeFit { fit: Robust::new(prior.map(Seconds::get)) }
+    }
+
+    /// With `streams` running and `kv` tokens of KV between them, a stream's tokens came `itl`
+    /// apart. Senseless values are ignored, and so is a step of no stream.
+    pub fn observe(&mut self, streams: u32, kv: Tokens, itl: Seconds) {
+        if streams == 0 || kv.get() > TOKENS_MAX {
+            return;
+        }
+        let features = [1.0, f64::from(streams), kv.as_f64()];
+        self.fit.observe(class(u64::from(streams), [8, 32, 128]), features, itl.get());
+    }
+
+    /// The model as learned so far.
+    pub fn model(&self) -> DecodeModel {
+        let [base, per_stream, per_kv_token] = self.fit.coefficients().map(Seconds);
+        DecodeModel { base, per_stream, per_kv_token }
+    }
+
+    /// How many observations were taken in.
+    pub fn observations(&self) -> u64 {
+        self.fit.seen()
+    }
+}
+
+impl Default for DecodeFit {
+    fn default() -> DecodeFit {
+        DecodeFit::new(DecodeModel::default())
+    }
+}
+
+impl TransferFit {
+    /// Starts from `prior`.
+    pub fn new(prior: TransferModel) -> TransferFit {
+        let prior = [prior.base, prior.per_token];
+        TransferFit { fit: Robust::new(prior.map(Seconds::get)) }
+    }
+
+    /// Handing over the KV of `tokens` took `took`. Senseless values are ignored.
+    pub fn observe(&mut self, tokens: Tokens, took: Seconds) {
+        if tokens == Tokens::ZERO || tokens.get() > TOKENS_MAX {
+            return;
+        }
+        let features = [1.0, tokens.as_f64()];
+        self.fit.observe(class(tokens.get(), [512, 2048, 8192]), features, took.get());
+    }
+
+    /// The model as learned so far.
+    pub fn model(&self) -> TransferModel {
+        let [base, per_token] = self.fit.coefficients().map(Seconds);
+        TransferModel { base, per_token }
+    }
+
+    /// How many observations were taken in.
+    pub fn observations(&self) -> u64 {
+        self.fit.seen()
+    }
+}
+
+impl Default for TransferFit {
+    fn default() -> TransferFit {
+        TransferFit::new(TransferModel::default())
+    }
+}
+
+/// Which of [`CLASSES`](crate::robust::CLASSES) a size falls into.
+fn class(size: u64, bounds: [u64; 3]) -> usize {
+    bounds.iter().filter(|bound| size >= **bound).count()
+}
+
+#[cfg(test)]
+#[path = "fit_tests.rs"]
+mod tests;

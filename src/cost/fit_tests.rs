@@ -1,0 +1,136 @@
+//! Fits against a synthetic truth.
+
+use super::*;
+use proptest::prelude::*;
+
+/// One size in `[lo, hi)`, evenly in its logarithm, from a number in 0..1.
+fn log_between(lo: f64, hi: f64, at: f64) -> u64 {
+    (lo * (hi / lo).powf(at)) as u64
+}
+
+/// 3 % noise either way; one in twenty is 10 to 300 times too slow.
+fn disturb(truth: Seconds, noise: f64, outlier: f64) -> Seconds {
+    let slow = if outlier < 0.05 { 10.0 + outlier * 5800.0 } else { 1.0 };
+    truth * (1.0 + 0.06 * (noise - 0.5)) * slow
+}
+
+fn within(predicted: Seconds, truth: Seconds, share: f64) -> bool {
+    (predicted / truth - 1.0).abs() <= share
+}
+
+fn draws() -> impl Strategy<Value = Vec<[f64; 4]>> {
+    prop::collection::vec(prop::array::uniform4(0.0..1.0), 150..400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_prefill_fit_predicts_within_a_tenth_despite_outliers(
+        draws in draws(),
+        (base, token, attention) in (0.001..0.03, 5e-6..300e-6, 1e-11..5e-9),
+    ) {
+        let truth = PrefillModel {
+            base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(attention),
+        };
+        let mut fit = PrefillFit::default();
+        for [size, cached, noise, outlier] in draws {
+            let new = Tokens(log_between(64.0, 32_000.0, size));
+            let context = Tokens(if cached < 0.5 { 0 } else { (cached * 8000.0) as u64 });
+            fit.observe(new, context, disturb(truth.predict(new, context), noise, outlier));
+        }
+        let model = fit.model();
+        for (new, context) in [(64, 0), (500, 0), (500, 6000), (4000, 0), (30_000, 0)] {
+            let (new, context) = (Tokens(new), Tokens(context));
+            let (seen, want) = (model.predict(new, context), truth.predict(new, context));
+            prop_assert!(within(seen, want, 0.10), "{new} after {context}: {seen:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn a_decode_fit_predicts_within_a_tenth_despite_outliers(
+        draws in draws(),
+        (base, stream, kv) in (0.004..0.03, 5e-6..150e-6, 2e-9..80e-9),
+    ) {
+        let truth = DecodeModel {
+            base: Seconds(base), per_stream: Seconds(stream), per_kv_token: Seconds(kv),
+        };
+        let mut fit = DecodeFit::default();
+        for [size, each, noise, outlier] in draws {
+            let streams = log_between(1.0, 256.0, size) as u32;
+            let held = Tokens(u64::from(streams) * log_between(300.0, 4000.0, each));
+            fit.observe(streams, held, disturb(truth.step(streams, held), noise, outlier));
+        }
+        for (streams, held) in [(1, 1000), (30, 40_000), (200, 250_000)] {
+            let held = Tokens(held);
+            let (seen, want) = (fit.model().step(streams, held), truth.step(streams, held));
+            prop_assert!(within(seen, want, 0.10), "{streams} {held}: {seen:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn no_observation_makes_a_coefficient_negative_or_infinite(
+        seen in prop::collection::vec((0..u64::MAX, 0..u64::MAX, prop::num::f64::ANY), 0..100),
+    ) {
+        let mut fit = PrefillFit::default();
+        for (new, context, took) in seen {
+            fit.observe(Tokens(new), Tokens(context), Seconds(took));
+            fit.observe(Tokens(new % 10_000), Tokens(context % 10_000), Seconds(took));
+            let PrefillModel { base, per_token, per_attention } = fit.model();
+            for coefficient in [base, per_token, per_attention] {
+                prop_assert!(coefficient.get() >= 0.0 && coefficient.get().is_finite());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_becomes_twice_as_slow_is_followed() {
+    let old = PrefillModel::default();
+    let new = PrefillModel { per_token: old.per_token * 2.0, base: old.base * 2.0, ..old };
+    let mut fit = PrefillFit::default();
+    let size = |i: u64| Tokens(100 + i * 997 % 9000);
+    for i in 0..1000 {
+        fit.observe(size(i), Tokens(0), old.predict(size(i), Tokens(0)));
+    }
+    for i in 0..200 {
+        fit.observe(size(i), Tokens(0), new.predict(size(i), Tokens(0)));
+    }
+    let (seen, want) =
+        (fit.model().predict(Tokens(3000), Tokens(0)), new.predict(Tokens(3000), Tokens(0)));
+    assert!(within(seen, want, 0.10), "{seen:?} {want:?}");
+}
+
+#[test]
+fn an_hour_of_short_prompts_keeps_what_a_long_one_taught() {
+    let truth = PrefillModel {
+        base: Seconds(0.004),
+        per_token: Seconds(20e-6),
+        per_attention: Seconds(3e-9),
+    };
+    let mut fit = PrefillFit::default();
+    for i in 0..20 {
+        let new = Tokens(20_000 + i * 500);
+        fit.observe(new, Tokens(0), truth.predict(new, Tokens(0)));
+    }
+    for i in 0..2000 {
+        let (new, wave) = (Tokens(100 + i % 300), 1.0 + 0.03 * ((i % 7) as f64 - 3.0) / 3.0);
+        fit.observe(new, Tokens(0), truth.predict(new, Tokens(0)) * wave);
+    }
+    let (seen, want) =
+        (fit.model().predict(Tokens(30_000), Tokens(0)), truth.predict(Tokens(30_000), Tokens(0)));
+    assert!(within(seen, want, 0.25), "{seen:?} {want:?}");
+}
+
+#[test]
+fn a_hand_off_is_learned_from_both_its_parts() {
+    let truth = TransferModel { base: Seconds(0.010), per_token: Seconds(2e-6) };
+    let mut fit = TransferFit::default();
+    for i in 0..100 {
+        let tokens = Tokens(50 + i * 613 % 30_000);
+        fit.observe(tokens, truth.predict(tokens));
+    }
+    assert!(within(fit.model().base, truth.base, 0.02), "{:?}", fit.model());
+    assert!(within(fit.model().per_token, truth.per_token, 0.02), "{:?}", fit.model());
+    assert_eq!(fit.observations(), 100);
+}

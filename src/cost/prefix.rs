@@ -1,0 +1,289 @@
+//! Which backend holds which prompt block. Fixed memory, no lock, every method on `&self`: requests
+//! on all threads ask and tell at once. Hints only: a race may lose an entry, and must never let
+//! one hash answer for another.
+//!
+//! A block is one cache line: a word that names it and seven holders. Lines are grouped in sets of
+//! four; a hash belongs to one set. A holder is a backend and how many blocks it had taken in when
+//! the block was last seen there; once it has taken in its capacity since, it has evicted the
+//! block, and the holder counts no more. Seeing a block again does not count as taking it in.
+//!
+//! The word: bits 9.. are the hash's tag, 2..9 a version that every change of the tag raises, bit 1
+//! says that a holder is being written, bit 0 that the tag is. A writer sets its bit by
+//! compare-and-swap and, if that fails, gives up: nobody waits. A reader reads the word, the
+//! holders and the word again, and believes the holders only if tag and version stayed and bit 0
+//! was never set. The hash is mixed by a bijection first; its low bits choose the set and the rest
+//! are the tag, so from 2048 lines on two hashes are never confused, and below that by odds of
+//! 2^-55.
+//!
+//! Known beforehand: SGLang's and Dynamo's radix trees (a lock or one owner, memory that grows),
+//! and a concurrent hash map of lists (an allocation a block).
+
+mod word;
+
+use crate::Matches;
+use crate::matches::HOLDERS;
+use std::sync::atomic::AtomicU64;
+use tidegate_terms::BackendId;
+use word::Word;
+
+/// Backends an index knows: 24 bytes each. Those beyond are simply never found.
+const BACKENDS_MAX: usize = 4096;
+/// Lines a hash may be in: a set is four cache lines.
+const WAYS: usize = 4;
+/// A holder seen this share of its capacity ago is fresh enough: not writing keeps a system prompt
+/// that every request touches from bouncing between cores.
+const FRESH: u64 = 64;
+
+const WRITING_TAG: u64 = 1;
+const WRITING_HOLDER: u64 = 2;
+const VERSION_ONE: u64 = 4;
+const VERSION_MASK: u64 = 0x1FC;
+const TAG_SHIFT: u32 = 9;
+const COUNT_MASK: u64 = (1 << 48) - 1;
+
+/// Which backend holds which prompt block.
+pub struct PrefixIndex {
+    table: Table<AtomicU64>,
+}
+
+/// The index over any kind of atomic word, so that the same code runs under the model checker.
+struct Table<W> {
+    lines: Box<[Line<W>]>,
+    backends: Box<[Shelf<W>]>,
+    set_mask: u64,
+}
+
+/// One block and who holds it.
+#[repr(align(64))]
+struct Line<W> {
+    word: W,
+    /// Backend in the upper 16 bits, its count in the lower 48; 0 is nobody.
+    holders: [W; HOLDERS],
+}
+
+/// One backend's cache as far as its age goes.
+struct Shelf<W> {
+    /// Blocks taken in so far. Starts at 1, so that no holder is 0.
+    count: W,
+    /// Blocks it can hold.
+    capacity: W,
+    /// Counts up to this one are forgotten.
+    forgotten: W,
+}
+
+impl PrefixIndex {
+    /// An index of `lines` blocks, rounded up to a power of two: 64 bytes each. Until
+    /// [`set_capacity`](Self::set_capacity) a backend is taken to hold as many.
+    pub fn new(lines: usize) -> PrefixIndex {
+        PrefixIndex { table: Table::new(lines, BACKENDS_MAX) }
+    }
+
+    /// `backend` now holds the blocks of `chain`. Insert again whenever it used them.
+    pub fn insert(&self, backend: BackendId, chain: &[u64]) {
+        self.table.insert(backend, chain);
+    }
+
+    /// Who holds the leading blocks of `chain`. One walk, as long as the longest match; its cost
+    /// does not depend on the size of the fleet.
+    pub fn matches(&self, chain: &[u64]) -> Matches {
+        self.table.matches(chain)
+    }
+
+    /// `backend` keeps at most `blocks`. Engines also cache what they generate, so rather less
+    /// than their KV memory. 0 makes it a holder of nothing.
+    pub fn set_capacity(&self, backend: BackendId, blocks: u64) {
+        if let Some(shelf) = self.table.backends.get(backend.index()) {
+            Word::store(&shelf.capacity, blocks);
+        }
+    }
+
+    /// `backend` has restarted and holds nothing.
+    pub fn forget(&self, backend: BackendId) {
+        self.table.forget(backend);
+    }
+}
+
+impl std::fmt::Debug for PrefixIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PrefixIndex").field("lines", &self.table.lines.len()).finish()
+    }
+}
+
+// === impl Table ===
+
+impl<W: Word> Table<W> {
+    fn new(lines: usize, backends: usize) -> Table<W> {
+        let lines = lines.max(WAYS).next_power_of_two();
+        let line = || Line { word: W::new(0), holders: std::array::from_fn(|_| W::new(0)) };
+        let shelf =
+            || Shelf { count: W::new(1), capacity: W::new(lines as u64), forgotten: W::new(0) };
+        Table {
+            lines: std::iter::repeat_with(line).take(lines).collect(),
+            backends: std::iter::repeat_with(shelf).take(backends).collect(),
+            set_mask: (lines / WAYS) as u64 - 1,
+        }
+    }
+
+    fn forget(&self, backend: BackendId) {
+        if let Some(shelf) = self.backends.get(backend.index()) {
+            // Later insertions must count above what is forgotten.
+            shelf.forgotten.store(shelf.count.fetch_add(1));
+        }
+    }
+
+    fn insert(&self, backend: BackendId, chain: &[u64]) {
+        let Some(shelf) = self.backends.get(backend.index()) else { return };
+        for hash in chain {
+            let (set, tag) = self.place(*hash);
+            match set.iter().find(|line| line.word.load() >> TAG_SHIFT == tag) {
+                Some(line) => self.touch(line, tag, backend, shelf),
+                None => self.replace(set, tag, backend, shelf),
+            }
+        }
+    }
+
+    /// The block is known: make or keep `backend` one of its holders.
+    fn touch(&self, line: &Line<W>, tag: u64, backend: BackendId, shelf: &Shelf<W>) {
+        let is_own = |slot: &&W| slot.load() != 0 && backend_of(slot.load()) == backend;
+        let own_age = || self.age(line.holders.iter().find(is_own)?.load());
+        let fresh = shelf.capacity.load() / FRESH;
+        if own_age().is_some_and(|age| age.taken_in <= fresh) {
+            return;
+        }
+        let word = line.word.load();
+        let busy = word & (WRITING_TAG | WRITING_HOLDER) != 0;
+        if busy || word >> TAG_SHIFT != tag || !line.word.swap_if(word, word | WRITING_HOLDER) {
+            return;
+        }
+        // From here on nobody else writes this line.
+        let count = if own_age().is_some() { shelf.count.load() } else { shelf.take_in() };
+        let slot = line.holders.iter().find(is_own).unwrap_or_else(|| self.stalest(line));
+        slot.store(pack(backend, count));
+        line.word.store(word);
+    }
+
+    /// The block is new: it takes the place of the line nobody has used for longest.
+    fn replace(&self, set: &[Line<W>], tag: u64, backend: BackendId, shelf: &Shelf<W>) {
+        let Some(line) = set.iter().max_by(|a, b| self.idle(a).total_cmp(&self.idle(b))) else {
+            return;
+        };
+        let word = line.word.load();
+        let version = word.wrapping_add(VERSION_ONE) & VERSION_MASK;
+        let renamed = tag << TAG_SHIFT | version;
+        let busy = word & (WRITING_TAG | WRITING_HOLDER) != 0;
+        if busy || !line.word.swap_if(word, renamed | WRITING_TAG) {
+            return;
+        }
+        for holder in &line.holders[1..] {
+            holder.store(0);
+        }
+        line.holders[0].store(pack(backend, shelf.take_in()));
+        line.word.store(renamed);
+    }
+
+    fn matches(&self, chain: &[u64]) -> Matches {
+        let mut matches = Matches::default();
+        // While every line so far was full, a holder of this block may have been crowded out of
+        // those before it; a chain is inserted whole, so it holds them.
+        let mut crowded = true;
+        for (depth, hash) in (0u32..).zip(chain) {
+            let Some(holders) = self.holders(*hash) else { break };
+            let mut longer = false;
+            let mut alive = 0;
+            for holder in holders.into_iter().filter(|holder| self.age(*holder).is_some()) {
+                alive += 1;
+                let backend = backend_of(holder);
+                if matches.blocks_on(backend) == depth && depth > 0 || crowded {
+                    matches.set(backend, depth + 1);
+                    longer = true;
+                }
+            }
+            crowded &= alive == HOLDERS;
+            if !longer {
+                break;
+            }
+        }
+        matches.sort();
+        matches
+    }
+
+    /// A consistent view of a block's holders. `None` if it is unknown or being replaced.
+    fn holders(&self, hash: u64) -> Option<[u64; HOLDERS]> {
+        let (set, tag) = self.place(hash);
+        let line = set.iter().find(|line| line.word.load() >> TAG_SHIFT == tag)?;
+        let word = line.word.load();
+        let holders = std::array::from_fn(|i| line.holders[i].load());
+        let same = |word: u64| word & !WRITING_HOLDER;
+        let settled = word >> TAG_SHIFT == tag && word & WRITING_TAG == 0;
+        (settled && same(line.word.load()) == same(word)).then_some(holders)
+    }
+
+    /// The set a hash belongs to, and its tag.
+    fn place(&self, hash: u64) -> (&[Line<W>], u64) {
+        let mixed = mix(hash);
+        let first = (mixed & self.set_mask) as usize * WAYS;
+        (&self.lines[first..first + WAYS], mixed >> TAG_SHIFT)
+    }
+
+    /// How long ago the block was seen there. `None`: nobody, or evicted or forgotten since.
+    fn age(&self, holder: u64) -> Option<Age> {
+        let shelf = self.backends.get(backend_of(holder).index())?;
+        let count = holder & COUNT_MASK;
+        let taken_in = (shelf.count.load() & COUNT_MASK).saturating_sub(count);
+        let capacity = shelf.capacity.load();
+        let held = count > shelf.forgotten.load() && taken_in < capacity;
+        held.then_some(Age { taken_in, capacity })
+    }
+
+    /// The slot of a line to give away: nobody's, else the one nearest to eviction.
+    fn stalest<'a>(&self, line: &'a Line<W>) -> &'a W {
+        let share = |slot: &&W| self.age(slot.load()).map_or(f64::INFINITY, Age::share);
+        let stalest = line.holders.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+        stalest.unwrap_or(&line.holders[0])
+    }
+
+    /// How near a line is to being of no use: the age of its freshest holder.
+    fn idle(&self, line: &Line<W>) -> f64 {
+        let ages = line.holders.iter().filter_map(|holder| self.age(holder.load()));
+        ages.map(Age::share).fold(f64::INFINITY, f64::min)
+    }
+}
+
+impl<W: Word> Shelf<W> {
+    /// Counts one more block in and says the count it got: 1 and up.
+    fn take_in(&self) -> u64 {
+        self.count.fetch_add(1) + 1
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Age {
+    taken_in: u64,
+    capacity: u64,
+}
+
+impl Age {
+    /// 0: just seen; 1: evicted.
+    fn share(self) -> f64 {
+        self.taken_in as f64 / self.capacity as f64
+    }
+}
+
+fn backend_of(holder: u64) -> BackendId {
+    BackendId((holder >> 48) as u16)
+}
+
+fn pack(backend: BackendId, count: u64) -> u64 {
+    u64::from(backend.0) << 48 | count & COUNT_MASK
+}
+
+/// A bijection that spreads every bit over all (splitmix64's finalizer), so that callers' hashes
+/// need not be good ones.
+fn mix(hash: u64) -> u64 {
+    let hash = (hash ^ hash >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let hash = (hash ^ hash >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    hash ^ hash >> 31
+}
+
+#[cfg(test)]
+mod tests;
