@@ -1,0 +1,53 @@
+//! The live proxy: sockets, clocks and tasks around the pure rooms.
+//!
+//! - [`request`]: the way of a request; open it first
+//! - [`intake`], [`estimate`], [`place`], [`legs`], [`answer`], [`relay`], [`settle`]: its stages
+//! - [`queue`], [`dispatcher`], [`seat`], [`demand`]: waiting for room, and holding it
+//! - [`fleet`]: backends, the routing table, live requests
+//! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why
+//! - [`upstream`]: connections to engines
+//! - [`connection`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
+//! - [`admin`], [`metrics`], [`access_log`]: what operators see
+//! - [`failure`], [`respond`], [`headers`], [`inbound`], [`models`]: values on the way
+//! - [`clock`]: the only clock
+//!
+//! A request takes no lock and never waits for the control loop. What is decided here is only what
+//! I/O demands: where a request goes is placement's, which role a backend has is the planner's.
+#![allow(clippy::disallowed_types, reason = "the shell opens sockets and files; start.rs reads them")]
+
+mod access_log;
+mod admin;
+mod answer;
+pub mod clock;
+mod connection;
+mod control;
+mod demand;
+mod dispatcher;
+mod estimate;
+mod failure;
+pub mod fleet;
+mod headers;
+mod inbound;
+mod intake;
+pub mod journal;
+mod learn;
+mod legs;
+pub mod log;
+mod metrics;
+mod models;
+mod place;
+mod probe;
+mod queue;
+mod relay;
+mod request;
+mod respond;
+mod seat;
+pub mod server;
+pub mod service;
+mod settle;
+mod shutdown;
+mod start;
+mod upstream;
+
+pub use server::{Running, run, spawn};
+pub use start::StartError;

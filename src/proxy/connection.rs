@@ -1,0 +1,65 @@
+//! A client's connection: pingora accepts it and, if so configured, terminates TLS; hyper's codec
+//! speaks HTTP/1.1 or h2 on it, told apart by the first bytes.
+
+use async_trait::async_trait;
+use http::header::{CONNECTION, HeaderValue};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tidegate_terms::Seconds;
+
+use crate::request;
+use crate::service::Proxy;
+
+/// Serves the data port.
+pub struct DataApp {
+    /// What all requests share.
+    pub proxy: Arc<Proxy>,
+    /// How long a client may take to send its header, and to send the next request.
+    pub header_timeout: Seconds,
+}
+
+#[async_trait]
+impl ServerApp for DataApp {
+    async fn process_new(self: &Arc<Self>, io: Stream, stop: &ShutdownWatch) -> Option<Stream> {
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout.to_duration());
+        builder.http2().timer(TokioTimer::new());
+        let proxy = Arc::clone(&self.proxy);
+        let service = service_fn(move |incoming| {
+            let proxy = Arc::clone(&proxy);
+            async move {
+                let draining = Arc::clone(&proxy);
+                let mut response = request::handle(proxy, incoming).await;
+                if draining.is_draining() {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let mut stop = stop.clone();
+        let serving = builder.serve_connection(TokioIo::new(io), service);
+        tokio::pin!(serving);
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            _ = stop.changed() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(error) = ended {
+            // A client that leaves in the middle ends here: the access log has its request.
+            tracing::debug!("client connection: {error}");
+        }
+        None
+    }
+}

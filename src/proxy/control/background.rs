@@ -1,0 +1,53 @@
+//! The background tasks as a pingora service: they run in a runtime of their own, so that a slow
+//! planner cannot starve a stream.
+
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::BackgroundService;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+
+use super::Control;
+use crate::dispatcher::Dispatcher;
+use crate::fleet::Backend;
+use crate::probe::{self, Found, ProbeParams};
+
+/// Everything that runs beside the requests; taken out when the service starts.
+pub struct Background(Mutex<Option<Tasks>>);
+
+/// The tasks.
+pub struct Tasks {
+    /// Owns the deadline queue.
+    pub dispatcher: Dispatcher,
+    /// Writes the table.
+    pub control: Control,
+    /// Whom to probe.
+    pub backends: Vec<Arc<Backend>>,
+    /// How.
+    pub probe: ProbeParams,
+    /// Where the findings go.
+    pub found: mpsc::Sender<Found>,
+}
+
+impl Background {
+    /// Tasks that wait for their service to start.
+    pub fn new(tasks: Tasks) -> Background {
+        Background(Mutex::new(Some(tasks)))
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Background {
+    async fn start(&self, stop: ShutdownWatch) {
+        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(tasks) = tasks else { return };
+        for backend in tasks.backends {
+            tokio::spawn(probe::run(backend, tasks.probe, tasks.found.clone()));
+        }
+        drop(tasks.found);
+        let dispatching = tokio::spawn(tasks.dispatcher.run(stop.clone()));
+        tasks.control.run(stop).await;
+        // It panicked or has ended: either way there is nothing left to do here.
+        dispatching.await.unwrap_or_else(|error| tracing::error!("dispatcher: {error}"));
+    }
+}

@@ -1,0 +1,294 @@
+//! The control loop: the one writer of the routing table. It sums up what requests observed, asks
+//! the pure planner, publishes what it decides and journals why. Requests never wait for it: if it
+//! stops, they go on with the last table.
+
+pub mod background;
+mod catalog;
+mod fits;
+mod observe;
+mod streams;
+
+use std::sync::Arc;
+use tidegate_planner::{Params, Reason, State, plan};
+use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, Seconds};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Clock;
+use crate::fleet::{Entry, RoutingTable};
+use crate::journal::JournalEntry;
+use crate::learn::Observation;
+use crate::probe::Found;
+use crate::service::Proxy;
+use catalog::Catalog;
+use fits::Fits;
+use observe::DemandReader;
+
+pub use catalog::KnownModel;
+pub use fits::Priors;
+
+/// How often at least, and how often at most, the planner runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Without any event.
+    pub interval: Seconds,
+    /// Between two runs, however many requests arrive.
+    pub gap: Seconds,
+}
+
+/// Fresh costs are published this often.
+const PUBLISH_EVERY: Seconds = Seconds(1.0);
+/// Histograms are emptied into their buckets this often.
+const UPKEEP_EVERY: Seconds = Seconds(5.0);
+
+/// What an operator asks for.
+pub struct Command {
+    /// Of which backend.
+    pub backend: BackendId,
+    /// The role it shall have; `None` leaves it.
+    pub role: Option<Role>,
+    /// Keep the planner away from it, or let it back; `None` leaves that.
+    pub pin: Option<bool>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Plan, String>>,
+}
+
+/// What reaches the control loop.
+pub struct Inboxes {
+    /// From requests.
+    pub observations: mpsc::Receiver<Observation>,
+    /// From the prober.
+    pub found: mpsc::Receiver<Found>,
+    /// From operators.
+    pub commands: mpsc::Receiver<Command>,
+}
+
+/// The control loop's own state; nobody else sees it.
+pub struct Control {
+    proxy: Arc<Proxy>,
+    inboxes: Inboxes,
+    pace: Pace,
+    /// Does the planner move roles, or only operators?
+    automatic: bool,
+    params: Params,
+    state: State,
+    pins: Vec<Option<Role>>,
+    fits: Fits,
+    catalog: Catalog,
+    demand: DemandReader,
+    planned_at: Moment,
+    published_at: Moment,
+    upkeep_at: Moment,
+}
+
+impl Control {
+    /// A control loop over a fleet whose first table is published.
+    #[allow(clippy::too_many_arguments, reason = "one value a collaborator, called once")]
+    pub fn new(
+        proxy: Arc<Proxy>,
+        inboxes: Inboxes,
+        pace: Pace,
+        automatic: bool,
+        params: Params,
+        pins: Vec<Option<Role>>,
+        priors: Vec<Priors>,
+        known: Vec<KnownModel>,
+    ) -> Control {
+        let estimates = (**proxy.fleet.estimates()).clone();
+        Control {
+            fits: Fits::new(priors, estimates),
+            catalog: Catalog::new(proxy.fleet.backends.len(), known),
+            demand: DemandReader::default(),
+            proxy,
+            inboxes,
+            pace,
+            automatic,
+            params,
+            state: State::default(),
+            pins,
+            planned_at: Moment::START,
+            published_at: Moment::START,
+            upkeep_at: Moment::START,
+        }
+    }
+
+    /// Serve until the proxy stops.
+    pub async fn run(mut self, mut stop: pingora_core::server::ShutdownWatch) {
+        let clock: Clock = self.proxy.clock;
+        let proxy = Arc::clone(&self.proxy);
+        loop {
+            let tick = clock.instant(self.planned_at + self.pace.interval);
+            tokio::select! {
+                biased;
+                _ = stop.changed() => return,
+                Some(command) = self.inboxes.commands.recv() => self.obey(command),
+                Some(found) = self.inboxes.found.recv() => self.find(found),
+                () = proxy.surge.notified() => {
+                    let gap = clock.instant(self.planned_at + self.pace.gap);
+                    tokio::time::sleep_until(gap).await;
+                }
+                () = tokio::time::sleep_until(tick) => {}
+            }
+            self.step(clock.now());
+        }
+    }
+
+    fn step(&mut self, now: Moment) {
+        self.hear();
+        let changed = streams::watch(&self.proxy.fleet, now);
+        self.plan(now);
+        if changed {
+            self.proxy.queue.signal().room_made();
+        }
+        if now - self.published_at >= PUBLISH_EVERY {
+            self.published_at = now;
+            self.fits.watch_decodes(&self.proxy.fleet, now);
+            self.publish_costs();
+        }
+        if now - self.upkeep_at >= UPKEEP_EVERY {
+            self.upkeep_at = now;
+            self.proxy.metrics.upkeep();
+        }
+    }
+
+    /// Take in what requests observed.
+    fn hear(&mut self) {
+        while let Ok(observation) = self.inboxes.observations.try_recv() {
+            self.fits.take(observation);
+        }
+    }
+
+    fn plan(&mut self, now: Moment) {
+        let table = self.proxy.fleet.table();
+        let observation = observe::fleet(&self.proxy.fleet, &table, &self.pins, &mut self.demand);
+        let began = self.proxy.clock.now();
+        let (decision, state) = plan(&self.params, now, &observation, &self.state);
+        self.proxy.metrics.planned(self.proxy.clock.now() - began);
+        self.state = state;
+        self.planned_at = now;
+        if let Some(roles) = decision.roles.filter(|_| self.automatic) {
+            self.publish_roles(roles, &decision.reasons, now);
+        }
+    }
+
+    fn publish_roles(&self, roles: Vec<Role>, reasons: &[Reason], now: Moment) {
+        let table = self.proxy.fleet.table();
+        let plan = table.plan.next(roles);
+        let flips = plan.flips_since(&table.plan);
+        if flips.is_empty() {
+            return;
+        }
+        self.publish(RoutingTable { plan, ..(**table).clone() });
+        let number = self.proxy.fleet.table().plan.number();
+        for flip in flips {
+            let reason = reasons.iter().find(|reason| reason.backend == flip.backend);
+            let cause = reason.map_or("planner", |reason| reason.cause.as_str());
+            let numbers = reason.map(|reason| reason.numbers.iter().copied().collect());
+            self.note(JournalEntry {
+                plan: number,
+                at: self.proxy.clock.wall(now),
+                backend: self.proxy.fleet.backend(flip.backend).name.to_string(),
+                from: flip.from,
+                to: flip.to,
+                cause,
+                result: "applied",
+                numbers: numbers.unwrap_or_default(),
+            });
+            self.proxy.metrics.flipped(&flip, cause, "applied");
+        }
+    }
+
+    fn note(&self, entry: JournalEntry) {
+        let JournalEntry { backend, from, to, cause, .. } = &entry;
+        tracing::info!(plan = %entry.plan, %backend, %from, %to, cause, "flip");
+        self.proxy.journal.write(entry);
+    }
+
+    /// Make `table` the one that requests route from; its entries take their roles from its plan.
+    fn publish(&self, mut table: RoutingTable) {
+        for (slot, entry) in table.entries.iter_mut().enumerate() {
+            entry.role = table.plan.role(BackendId(slot as u16));
+        }
+        self.proxy.fleet.publish(table);
+        self.proxy.queue.signal().room_made();
+    }
+
+    fn publish_costs(&mut self) {
+        let table = self.proxy.fleet.table();
+        let mut next = (**table).clone();
+        for (slot, entry) in next.entries.iter_mut().enumerate() {
+            let id = BackendId(slot as u16);
+            *entry = Entry { usable: self.proxy.fleet.backend(id).health.is_usable(), ..*entry };
+            (entry.prefill, entry.decode) = self.fits.models(id);
+        }
+        next.set_mean_costs();
+        self.publish(next);
+        self.proxy.fleet.publish_estimates(self.fits.estimates().clone());
+    }
+
+    fn find(&mut self, found: Found) {
+        if let Found::Models { backend, cards, answer } = found {
+            let Some(catalog) = self.catalog.update(backend, cards, answer) else { return };
+            let table = self.proxy.fleet.table();
+            let mut next = (**table).clone();
+            catalog.pools(&mut next);
+            next.set_mean_costs();
+            self.publish(next);
+            self.proxy.directory.store(Arc::new(catalog.directory()));
+            self.proxy.models.store(Arc::new(catalog.answer()));
+        }
+    }
+
+    /// Do what an operator asks for, if the backend is able to.
+    fn obey(&mut self, command: Command) {
+        let Command { backend, role, pin, reply } = command;
+        let now = self.proxy.clock.now();
+        let answer = self.set_role(backend, role, pin, now);
+        // An operator who has hung up needs no answer.
+        reply.send(answer).ok();
+    }
+
+    fn set_role(
+        &mut self,
+        backend: BackendId,
+        role: Option<Role>,
+        pin: Option<bool>,
+        now: Moment,
+    ) -> Result<Plan, String> {
+        let table = Arc::clone(&self.proxy.fleet.table());
+        let known = self.proxy.fleet.backend(backend);
+        let from = table.plan.role(backend);
+        let to = role.unwrap_or(from);
+        let flip = Flip { backend, from, to };
+        if !known.allowed.contains(to) {
+            self.proxy.metrics.flipped(&flip, "operator", "refused");
+            let allowed: Vec<_> = known.allowed.iter().map(Role::as_str).collect();
+            let name = &known.name;
+            return Err(format!("{name} cannot be {to}: it allows {}", allowed.join(", ")));
+        }
+        if let Some(pin) = pin {
+            self.pins[backend.index()] = pin.then_some(to);
+        } else if self.pins[backend.index()].is_some() {
+            self.pins[backend.index()] = Some(to);
+        }
+        if from == to {
+            return Ok(table.plan.clone());
+        }
+        let mut roles = table.plan.roles().to_vec();
+        roles[backend.index()] = to;
+        let plan = table.plan.next(roles);
+        self.publish(RoutingTable { plan: plan.clone(), ..(*table).clone() });
+        self.state.flipped_by_hand(backend, now);
+        self.note(JournalEntry {
+            plan: plan.number(),
+            at: self.proxy.clock.wall(now),
+            backend: known.name.to_string(),
+            from,
+            to,
+            cause: "operator",
+            result: "applied",
+            numbers: Default::default(),
+        });
+        self.proxy.metrics.flipped(&flip, "operator", "applied");
+        Ok(plan)
+    }
+}

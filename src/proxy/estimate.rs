@@ -1,0 +1,59 @@
+//! What a request will cost: uncached prompt tokens, expected output, deadlines. The last stage
+//! before it is placed, and the door at which demand is measured.
+
+use std::sync::Arc;
+use tidegate_cost::Matches;
+use tidegate_engine::Scan;
+use tidegate_filters::Accepted;
+use tidegate_placement::{Excluded, Job, Split};
+use tidegate_terms::{Moment, Tokens};
+
+use crate::fleet::{EVERYONE, Live};
+use crate::service::Proxy;
+
+/// The request as placement sees it, its registry entry, and who holds its prefix.
+pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, Job, Matches) {
+    let id = proxy.next_request();
+    let table = proxy.fleet.table();
+    let pool = table.pool_for(accepted.model.as_deref()).unwrap_or(EVERYONE);
+    let prompt = accepted.prompt.tokens;
+    let matches = proxy.fleet.prefixes.matches(&accepted.prompt.chain);
+    let expected_output = expected_output(proxy, accepted);
+    let held = u64::from(matches.longest()) * proxy.prefix_block.get();
+    let cached = Tokens(held).min(prompt - Tokens(1));
+    let work = table.pools[pool.index()].prefill.predict(prompt - cached, cached);
+    proxy.fleet.demand(pool).arrived(work, prompt, expected_output);
+    let job = Job {
+        id,
+        pool,
+        prompt,
+        expected_output,
+        arrived,
+        ttft_deadline: arrived + proxy.placement.slo.ttft,
+        queue_deadline: arrived + proxy.queue_deadline,
+        split: split(accepted),
+        // Any spread will do; the golden ratio's is even.
+        seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        excluded: Excluded::default(),
+    };
+    let model = accepted.model.clone();
+    let live = Live::new(id, &accepted.request_id, model, arrived, prompt);
+    (Arc::new(live), job, matches)
+}
+
+/// May its prefill and decode run on two engines?
+fn split(accepted: &Accepted) -> Split {
+    let whole = |scan: &Scan| scan.whole.is_some();
+    match &accepted.scan {
+        Some(scan) if accepted.endpoint.can_split() && !whole(scan) => Split::May,
+        _ => Split::Never,
+    }
+}
+
+fn expected_output(proxy: &Proxy, accepted: &Accepted) -> Tokens {
+    if !accepted.endpoint.generates() {
+        return Tokens::ZERO;
+    }
+    let max_tokens = accepted.scan.as_ref().and_then(|scan| scan.max_tokens);
+    proxy.fleet.estimates().output.expect(max_tokens)
+}

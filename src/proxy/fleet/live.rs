@@ -1,0 +1,199 @@
+//! The requests alive: what each one is, where it is and how far. One entry a request, made on
+//! arrival, taken out when it settles.
+
+use dashmap::DashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use tidegate_terms::{BackendId, Moment, RequestId, Tokens};
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// In the deadline queue, or about to be placed.
+    Queued,
+    /// Its prefill leg runs.
+    Prefill,
+    /// Prefilled; waits for a decode backend.
+    Handover,
+    /// Its decode or whole leg runs, no token yet.
+    Waiting,
+    /// Tokens flow.
+    Streaming,
+}
+
+impl Stage {
+    /// The word in the admin API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Stage::Queued => "queued",
+            Stage::Prefill => "prefill",
+            Stage::Handover => "handover",
+            Stage::Waiting => "waiting",
+            Stage::Streaming => "streaming",
+        }
+    }
+
+    const fn from_u8(byte: u8) -> Stage {
+        match byte {
+            1 => Stage::Prefill,
+            2 => Stage::Handover,
+            3 => Stage::Waiting,
+            4 => Stage::Streaming,
+            _ => Stage::Queued,
+        }
+    }
+}
+
+/// One request. The plain fields are set on arrival; the atomics are written by the request's own
+/// task and read by the control loop and the admin API.
+#[derive(Debug)]
+pub struct Live {
+    /// Its number here.
+    pub id: RequestId,
+    /// Its x-request-id.
+    pub name: Box<str>,
+    /// The model it asked for.
+    pub model: Option<Arc<str>>,
+    /// When it arrived.
+    pub arrived: Moment,
+    /// Prompt tokens, counted or estimated.
+    pub prompt: Tokens,
+    stage: AtomicU8,
+    prefill_on: AtomicU32,
+    decode_on: AtomicU32,
+    first_at: AtomicU64,
+    last_at: AtomicU64,
+    emitted: AtomicU64,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+impl Live {
+    /// A request that has just arrived.
+    pub fn new(
+        id: RequestId,
+        name: &str,
+        model: Option<Arc<str>>,
+        arrived: Moment,
+        prompt: Tokens,
+    ) -> Live {
+        Live {
+            id,
+            name: name.into(),
+            model,
+            arrived,
+            prompt,
+            stage: AtomicU8::new(Stage::Queued as u8),
+            prefill_on: AtomicU32::new(NOWHERE),
+            decode_on: AtomicU32::new(NOWHERE),
+            first_at: AtomicU64::new(Moment::NEVER.0),
+            last_at: AtomicU64::new(Moment::NEVER.0),
+            emitted: AtomicU64::new(0),
+        }
+    }
+
+    /// How far it is.
+    pub fn stage(&self) -> Stage {
+        Stage::from_u8(self.stage.load(Relaxed))
+    }
+
+    /// It goes back to the queue, or forward.
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Relaxed);
+    }
+
+    /// Its prefill leg runs on `backend`.
+    pub fn prefills_on(&self, backend: BackendId) {
+        self.prefill_on.store(u32::from(backend.0), Relaxed);
+        self.set_stage(Stage::Prefill);
+    }
+
+    /// Its decode or whole leg runs on `backend`.
+    pub fn decodes_on(&self, backend: BackendId) {
+        self.decode_on.store(u32::from(backend.0), Relaxed);
+        self.set_stage(Stage::Waiting);
+    }
+
+    /// Where its prefill leg ran, if it had one.
+    pub fn prefill_backend(&self) -> Option<BackendId> {
+        backend(&self.prefill_on)
+    }
+
+    /// Where its decode or whole leg runs.
+    pub fn decode_backend(&self) -> Option<BackendId> {
+        backend(&self.decode_on)
+    }
+
+    /// `tokens` more came at `now`.
+    pub fn emitted_at(&self, tokens: u32, now: Moment) {
+        if self.emitted.fetch_add(u64::from(tokens), Relaxed) == 0 {
+            self.first_at.store(now.0, Relaxed);
+            self.set_stage(Stage::Streaming);
+        }
+        self.last_at.store(now.0, Relaxed);
+    }
+
+    /// Output tokens so far.
+    pub fn emitted(&self) -> Tokens {
+        Tokens(self.emitted.load(Relaxed))
+    }
+
+    /// When the first token came.
+    pub fn first_at(&self) -> Option<Moment> {
+        moment(&self.first_at)
+    }
+
+    /// When the last token came.
+    pub fn last_at(&self) -> Option<Moment> {
+        moment(&self.last_at)
+    }
+}
+
+fn backend(cell: &AtomicU32) -> Option<BackendId> {
+    u16::try_from(cell.load(Relaxed)).ok().map(BackendId)
+}
+
+fn moment(cell: &AtomicU64) -> Option<Moment> {
+    Some(Moment(cell.load(Relaxed))).filter(|moment| *moment != Moment::NEVER)
+}
+
+/// All live requests.
+#[derive(Debug, Default)]
+pub struct Registry {
+    requests: DashMap<RequestId, Arc<Live>>,
+}
+
+impl Registry {
+    /// A request arrived.
+    pub fn insert(&self, live: Arc<Live>) {
+        self.requests.insert(live.id, live);
+    }
+
+    /// A request settled.
+    pub fn remove(&self, id: RequestId) {
+        self.requests.remove(&id);
+    }
+
+    /// One request.
+    pub fn get(&self, id: RequestId) -> Option<Arc<Live>> {
+        self.requests.get(&id).map(|entry| Arc::clone(&entry))
+    }
+
+    /// How many are alive.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Is none alive?
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Look at each, in no particular order.
+    pub fn for_each(&self, mut look: impl FnMut(&Live)) {
+        for entry in &self.requests {
+            look(&entry);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The engines as the proxy knows them: what was configured ([`Backend`]), the snapshot that
+//! requests route from ([`RoutingTable`]) and the requests alive ([`Registry`]). Requests only
+//! read here; the control loop is the one writer of the table.
+
+mod backend;
+mod live;
+mod table;
+mod view;
+
+pub use backend::{Backend, Health};
+pub use live::{Live, Registry, Stage};
+pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
+pub use view::{Known, View};
+
+use arc_swap::{ArcSwap, Guard};
+use std::sync::Arc;
+use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_terms::{BackendId, PoolId, RequestId, Slo};
+
+use crate::demand::Demand;
+
+/// What the control loop learned about lengths, for requests to read.
+#[derive(Clone, Debug)]
+pub struct Estimates {
+    /// Output tokens to expect of a request.
+    pub output: OutputEstimate,
+    /// Tokens of a text where no tokenizer is there.
+    pub bytes: ByteEstimator,
+}
+
+/// Most pools, and so most models: each has its counters from the start, so that a request finds
+/// them without a lock.
+pub const POOLS_MAX: usize = 256;
+
+/// Everything that requests, the dispatcher and the control loop share about the engines.
+pub struct Fleet {
+    /// Every backend, by slot. Fixed while the process runs.
+    pub backends: Vec<Arc<Backend>>,
+    /// Who may take what. Read by every request; written by the control loop alone.
+    table: ArcSwap<RoutingTable>,
+    /// Written by the control loop alone.
+    estimates: ArcSwap<Estimates>,
+    /// Which backend holds which prompt prefix.
+    pub prefixes: PrefixIndex,
+    /// Requests between arrival and settlement.
+    pub registry: Registry,
+    /// Work that arrived and work that waits, by pool.
+    pub demand: Vec<Demand>,
+    /// What clients were promised.
+    slo: Slo,
+}
+
+impl Fleet {
+    /// A fleet with its first table.
+    pub fn new(
+        backends: Vec<Arc<Backend>>,
+        table: RoutingTable,
+        estimates: Estimates,
+        prefixes: PrefixIndex,
+        slo: Slo,
+    ) -> Fleet {
+        let demand = (0..POOLS_MAX).map(|_| Demand::default()).collect();
+        Fleet {
+            backends,
+            table: ArcSwap::from_pointee(table),
+            estimates: ArcSwap::from_pointee(estimates),
+            prefixes,
+            registry: Registry::default(),
+            demand,
+            slo,
+        }
+    }
+
+    /// What clients were promised.
+    pub fn slo(&self) -> Slo {
+        self.slo
+    }
+
+    /// The present snapshot. Never blocks.
+    pub fn table(&self) -> Guard<Arc<RoutingTable>> {
+        self.table.load()
+    }
+
+    /// What lengths to expect. Never blocks.
+    pub fn estimates(&self) -> Guard<Arc<Estimates>> {
+        self.estimates.load()
+    }
+
+    /// The backend in a slot. Ids are only made from slots, so the slot exists.
+    pub fn backend(&self, id: BackendId) -> &Arc<Backend> {
+        &self.backends[id.index()]
+    }
+
+    /// A pool's demand. A table has at most [`POOLS_MAX`] pools.
+    pub fn demand(&self, pool: PoolId) -> &Demand {
+        &self.demand[pool.index()]
+    }
+
+    /// Replace the snapshot. For the control loop alone.
+    pub(crate) fn publish(&self, table: RoutingTable) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// Replace the estimates. For the control loop alone.
+    pub(crate) fn publish_estimates(&self, estimates: Estimates) {
+        self.estimates.store(Arc::new(estimates));
+    }
+
+    /// A request's entry, if it is still alive.
+    pub fn live(&self, id: RequestId) -> Option<Arc<Live>> {
+        self.registry.get(id)
+    }
+}

@@ -1,0 +1,70 @@
+//! The fleet as placement sees it: a snapshot's roles and costs with the accounts' present
+//! counters. Reads only.
+
+use std::collections::HashMap;
+use tidegate_cost::Matches;
+use tidegate_placement::{Job, Load};
+use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Seconds, Tokens};
+
+use super::{Fleet, RoutingTable};
+
+/// Which backend holds how much of which prompt.
+pub enum Known<'a> {
+    /// One request's prefix matches: the fast path.
+    One(&'a Matches),
+    /// Those of the requests that wait: the dispatcher.
+    Many(&'a HashMap<RequestId, Matches>),
+}
+
+/// A snapshot and the accounts, at one moment.
+pub struct View<'a> {
+    /// Accounts and health.
+    pub fleet: &'a Fleet,
+    /// Roles, pools and costs.
+    pub table: &'a RoutingTable,
+    /// Prefix matches.
+    pub known: Known<'a>,
+    /// Tokens a prefix block stands for.
+    pub block: Tokens,
+    /// Now.
+    pub now: Moment,
+}
+
+/// Longer than any stream waits: a backend without streams has all the time in the world.
+const NO_STREAM: Seconds = Seconds(3600.0);
+
+impl tidegate_placement::Fleet for View<'_> {
+    fn pool(&self, pool: PoolId) -> &[BackendId] {
+        self.table.backends(pool)
+    }
+
+    fn load(&self, id: BackendId) -> Load {
+        let entry = self.table.entry(id);
+        let backend = self.fleet.backend(id);
+        let balance = backend.account.balance();
+        let slack = if balance.streams == 0 { NO_STREAM } else { backend.slack(self.now) };
+        Load {
+            role: entry.role,
+            usable: backend.health.is_usable(),
+            group: entry.group,
+            prefill: balance.prefill,
+            streams: balance.streams,
+            streams_max: backend.streams_max,
+            kv: balance.kv,
+            kv_capacity: backend.kv_capacity,
+            slack: slack.min(NO_STREAM),
+            prefill_model: entry.prefill,
+            decode_model: entry.decode,
+        }
+    }
+
+    fn cached(&self, job: &Job, backend: BackendId) -> Tokens {
+        let matches = match self.known {
+            Known::One(matches) => Some(matches),
+            Known::Many(all) => all.get(&job.id),
+        };
+        let blocks = matches.map_or(0, |matches| matches.blocks_on(backend));
+        // The last prompt token is always computed.
+        Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1))
+    }
+}

@@ -1,0 +1,308 @@
+//! Run a request's legs on the engines, and try elsewhere what failed before its first byte.
+//!
+//! The engine family says what the legs are; nothing here knows a protocol. A leg's future owns its
+//! connection and its seat: dropping it closes the one and settles the other.
+
+use bytes::Bytes;
+use http::response::Parts;
+use std::sync::Arc;
+use tidegate_cost::Matches;
+use tidegate_engine::{Handoff, Legs};
+use tidegate_filters::Accepted;
+use tidegate_placement::{Handover, Job};
+use tidegate_terms::{Moment, Tokens};
+
+use crate::answer::{self, Opened, OpenedBody};
+use crate::failure::{Failure, Leg, LegFailure, LegProblem};
+use crate::fleet::{Backend, Stage};
+use crate::headers::Identity;
+use crate::inbound::Inbound;
+use crate::learn::Observation;
+use crate::place::{self, Placed, Predicted};
+use crate::seat::Seat;
+use crate::service::Proxy;
+use crate::settle::Record;
+use crate::upstream::{Answer, ExchangeError};
+
+/// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
+/// a block of 16 tokens, so a million tokens need half a megabyte.
+const PREFILL_ANSWER_MAX: usize = 8 << 20;
+/// Decode backends tried with one hand-off while nothing of it has been sent.
+const DECODE_TRIES_MAX: u32 = 3;
+
+/// A request with what its legs are made from.
+pub struct Serving<'a> {
+    /// What all requests share.
+    pub proxy: &'a Arc<Proxy>,
+    /// The client's request.
+    pub inbound: &'a Inbound,
+    /// What the filters found in it.
+    pub accepted: &'a Accepted,
+    /// What to place.
+    pub job: Job,
+    /// Who holds its prefix.
+    pub matches: Matches,
+}
+
+/// How an attempt ended without an answer for the client.
+enum Miss {
+    /// Another backend may still save it.
+    Elsewhere(LegFailure),
+    /// Nothing will.
+    Final(Failure),
+}
+
+impl From<Failure> for Miss {
+    fn from(failure: Failure) -> Miss {
+        Miss::Final(failure)
+    }
+}
+
+/// Bring the request to an answer whose first byte is here.
+///
+/// # Errors
+/// [`Failure`] when no place was found, or when every attempt failed.
+pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Opened, Failure> {
+    loop {
+        let placed = place::find(serving.proxy, &serving.job, &serving.matches).await?;
+        record.placed_at.get_or_insert(serving.proxy.clock.now());
+        record.attempts += 1;
+        let missed = match attempt(&serving, placed, record).await {
+            Ok(opened) => return Ok(opened),
+            Err(Miss::Final(failure)) => return Err(failure),
+            Err(Miss::Elsewhere(missed)) => missed,
+        };
+        tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
+        serving.proxy.metrics.leg_failed(&missed);
+        if record.attempts >= serving.proxy.attempts_max {
+            return Err(Failure::Exhausted { attempts: record.attempts, last: missed });
+        }
+        serving.job.excluded.insert(missed.on);
+        record.live.set_stage(Stage::Queued);
+    }
+}
+
+async fn attempt(
+    serving: &Serving<'_>,
+    placed: Placed,
+    record: &mut Record,
+) -> Result<Opened, Miss> {
+    match placed {
+        Placed::Whole(seat, predicted) => whole(serving, seat, predicted, record).await,
+        Placed::Prefill(seat, predicted) => {
+            let backend = Arc::clone(&seat.backend);
+            let scan = record.accepted.scan.as_ref();
+            let endpoint = record.accepted.endpoint;
+            let body = &serving.inbound.body;
+            match scan.map(|scan| backend.family.legs(endpoint, body, scan)) {
+                Some(Legs::PrefillFirst { prefill }) => {
+                    split(serving, seat, predicted, prefill, record).await
+                }
+                // Its family cannot split this one after all: it runs whole where it is.
+                Some(Legs::Whole) | None => whole(serving, seat, predicted, record).await,
+            }
+        }
+    }
+}
+
+/// One leg, the client's request byte for byte.
+async fn whole(
+    serving: &Serving<'_>,
+    mut seat: Seat,
+    predicted: Predicted,
+    record: &mut Record,
+) -> Result<Opened, Miss> {
+    let backend = Arc::clone(&seat.backend);
+    note_decode(record, &backend, Some(predicted));
+    let missed = |problem| miss(&backend, Leg::Whole, problem);
+    let sent = serving.proxy.clock.now();
+    let answered = async {
+        let answer = send(serving, &backend, serving.inbound.body.clone(), record.attempts).await?;
+        answer::open(answer, record.accepted.endpoint).await
+    };
+    let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
+    let (head, body) = match streams {
+        true => answered.await,
+        // Nothing tells when this prefill ends: its account is settled when it should have.
+        false => {
+            let due = tokio::time::sleep((predicted.ahead + predicted.prefill).to_duration());
+            tokio::pin!(answered, due);
+            tokio::select! {
+                opened = &mut answered => opened,
+                () = &mut due => {
+                    seat.prefilled();
+                    answered.await
+                }
+            }
+        }
+    }
+    .map_err(missed)?;
+    let now = serving.proxy.clock.now();
+    if let OpenedBody::Events { .. } = &body {
+        seat.prefilled();
+        note_prefill(serving, &backend, predicted, sent, now);
+    }
+    Ok(opened(serving, head, body, seat))
+}
+
+/// A prefill leg, then a decode leg on the backend that has room when the prefill is done.
+async fn split(
+    serving: &Serving<'_>,
+    seat: Seat,
+    predicted: Predicted,
+    prefill: Bytes,
+    record: &mut Record,
+) -> Result<Opened, Miss> {
+    let backend = Arc::clone(&seat.backend);
+    record.predicted = Some(predicted);
+    record.prefill_on = Some(Arc::clone(&backend));
+    record.live.prefills_on(backend.id);
+    let missed = |problem| miss(&backend, Leg::Prefill, problem);
+    let sent = serving.proxy.clock.now();
+    let answer = send(serving, &backend, prefill, record.attempts).await.map_err(missed)?;
+    let (head, body) = answer.into_parts();
+    if answer::is_retryable(head.status) {
+        return Err(missed(LegProblem::Status(head.status)));
+    }
+    let body = answer::read_all(body, PREFILL_ANSWER_MAX).await.map_err(missed)?;
+    if !head.status.is_success() {
+        // The engine's verdict on the request itself: the same everywhere.
+        return Ok(opened(serving, head, OpenedBody::Complete(body), seat));
+    }
+    let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
+    let now = serving.proxy.clock.now();
+    note_prefill(serving, &backend, predicted, sent, now);
+    drop(seat);
+    backend.health.succeeded();
+    record.live.set_stage(Stage::Handover);
+    let lease = backend.family.handoff_deadline().min(serving.proxy.handoff_max);
+    decode(serving, &backend, &handoff, now + lease, record).await
+}
+
+async fn decode(
+    serving: &Serving<'_>,
+    from: &Backend,
+    handoff: &Handoff,
+    deadline: Moment,
+    record: &mut Record,
+) -> Result<Opened, Miss> {
+    let mut handover = Handover {
+        id: serving.job.id,
+        pool: serving.job.pool,
+        from: from.id,
+        kv: serving.job.prompt,
+        expected_output: serving.job.expected_output,
+        seed: serving.job.seed,
+        excluded: serving.job.excluded.clone(),
+    };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let seat = place::find_decode(serving.proxy, &handover, deadline).await?;
+        let backend = Arc::clone(&seat.backend);
+        let missed = |problem| miss(&backend, Leg::Decode, problem);
+        note_decode(record, &backend, None);
+        let body = decode_body(serving, record, handoff, deadline);
+        match send(serving, &backend, body, record.attempts).await {
+            Ok(answer) => {
+                let endpoint = record.accepted.endpoint;
+                let (head, body) = answer::open(answer, endpoint).await.map_err(missed)?;
+                serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+                return Ok(opened(serving, head, body, seat));
+            }
+            // The engine never saw the hand-off: it is still good for another one.
+            Err(LegProblem::Exchange(error))
+                if error.before_sending() && tries < DECODE_TRIES_MAX =>
+            {
+                miss(&backend, Leg::Decode, error.into());
+                handover.excluded.insert(backend.id);
+            }
+            Err(problem) => return Err(missed(problem)),
+        }
+    }
+}
+
+/// The client's body with the hand-off in it; without it once the lease may have run out, since a
+/// late read of freed blocks is worse than a second prefill.
+fn decode_body(
+    serving: &Serving<'_>,
+    record: &Record,
+    handoff: &Handoff,
+    deadline: Moment,
+) -> Bytes {
+    let body = &serving.inbound.body;
+    let in_time = serving.proxy.clock.now() < deadline;
+    match (&record.accepted.scan, &record.prefill_on) {
+        (Some(scan), Some(from)) if in_time => from.family.decode_body(body, scan, handoff),
+        _ => body.clone(),
+    }
+}
+
+async fn send(
+    serving: &Serving<'_>,
+    backend: &Backend,
+    body: Bytes,
+    attempt: u32,
+) -> Result<Answer, LegProblem> {
+    let accepted = serving.accepted;
+    // Engines key their work by this id: a second attempt must not meet the first.
+    let fresh;
+    let request_id = match attempt {
+        0 | 1 => accepted.request_id.as_ref(),
+        n => {
+            fresh = format!("{}-retry{}", accepted.request_id, n - 1);
+            fresh.as_str()
+        }
+    };
+    let identity = Identity { request_id, traceparent: accepted.traceparent.as_ref() };
+    let request = serving.inbound.leg(&backend.pool.address().authority, identity, body);
+    Ok(backend.pool.send(request).await?)
+}
+
+fn opened(serving: &Serving<'_>, head: Parts, body: OpenedBody, seat: Seat) -> Opened {
+    if seat.backend.health.succeeded() {
+        serving.proxy.learn(Observation::HealthChanged);
+    }
+    Opened { head, body, seat }
+}
+
+fn note_decode(record: &mut Record, backend: &Arc<Backend>, predicted: Option<Predicted>) {
+    record.predicted = predicted.or(record.predicted);
+    record.decode_on = Some(Arc::clone(backend));
+    record.live.decodes_on(backend.id);
+}
+
+/// The prompt was read: what it took is a lesson, and its prefix is there now.
+fn note_prefill(
+    serving: &Serving<'_>,
+    backend: &Backend,
+    predicted: Predicted,
+    sent: Moment,
+    now: Moment,
+) {
+    let uncached = serving.job.prompt - predicted.cached;
+    if uncached > Tokens::ZERO {
+        serving.proxy.learn(Observation::Prefill {
+            backend: backend.id,
+            uncached,
+            cached: predicted.cached,
+            took: backend.prefill_service(sent, now),
+        });
+    }
+    serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+}
+
+/// A leg failed: what that says of its backend, and what it means for the request.
+fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
+    let out = match &problem {
+        LegProblem::Exchange(ExchangeError::Connect(_)) => backend.health.refused(),
+        // A busy engine is not a broken one.
+        LegProblem::Status(http::StatusCode::SERVICE_UNAVAILABLE)
+        | LegProblem::Status(http::StatusCode::TOO_MANY_REQUESTS) => false,
+        _ => backend.health.failed(),
+    };
+    if out {
+        tracing::warn!(backend = %backend.name, "out of service: {problem}");
+    }
+    Miss::Elsewhere(LegFailure { on: backend.id, backend: Arc::clone(&backend.name), leg, problem })
+}

@@ -1,0 +1,301 @@
+//! What Prometheus reads. Every name is in [`describe`], every handle is made once and kept, so
+//! that a request costs a few atomic adds. Label values that come from clients are bounded: models
+//! are those that backends serve.
+
+use dashmap::DashMap;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram, with_local_recorder};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use std::sync::Arc;
+use tidegate_engine::Endpoint;
+use tidegate_terms::{Flip, Moment, Role, Seconds};
+
+use crate::failure::LegFailure;
+use crate::fleet::{Backend, Fleet, RoutingTable};
+use crate::settle::{Ended, Record};
+
+/// Seconds to a first token, and whole requests: vLLM's own TTFT buckets, up to ten minutes.
+const LONG_BUCKETS: [f64; 18] = [
+    0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    160.0, 640.0,
+];
+/// Seconds between tokens.
+const TOKEN_BUCKETS: [f64; 13] =
+    [0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
+/// Seconds of planning.
+const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
+/// Tokens of a request.
+const TOKENS_BUCKETS: [f64; 14] = [
+    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0,
+    262_144.0, 1_048_576.0,
+];
+/// Observed over predicted.
+const RATIO_BUCKETS: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0, 10.0];
+/// Model labels beyond this many are one: `other`.
+const MODELS_MAX: usize = 256;
+
+/// All handles of one proxy.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    models: DashMap<Arc<str>, Arc<ModelMetrics>>,
+    backends: Vec<BackendMetrics>,
+    queue_requests: Gauge,
+    live_requests: Gauge,
+    queue_seconds: Histogram,
+    plan_duration: Histogram,
+    ttft_ratio: Histogram,
+    started: Counter,
+    settled: [Counter; 4],
+}
+
+struct ModelMetrics {
+    ttft: Histogram,
+    tpot: Histogram,
+    duration: Histogram,
+    input: Histogram,
+    output: Histogram,
+}
+
+struct BackendMetrics {
+    roles: [Gauge; 4],
+    usable: Gauge,
+    prefill_seconds: Gauge,
+    prefill_tokens: Gauge,
+    streams: Gauge,
+    kv_tokens: Gauge,
+}
+
+const ENDS: [Ended; 4] = [Ended::Done, Ended::ClientLeft, Ended::Failed, Ended::Cut];
+
+impl Metrics {
+    /// Handles for a fleet.
+    ///
+    /// # Errors
+    /// Only if a bucket list were empty.
+    pub fn new(backends: &[Arc<Backend>]) -> Result<Metrics, BuildError> {
+        let suffix = |name: &str| Matcher::Suffix(name.to_owned());
+        let full = |name: &str| Matcher::Full(name.to_owned());
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(suffix("_seconds"), &LONG_BUCKETS)?
+            .set_buckets_for_metric(
+                full("gen_ai_server_time_per_output_token_seconds"),
+                &TOKEN_BUCKETS,
+            )?
+            .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
+            .set_buckets_for_metric(full("gen_ai_client_token_usage"), &TOKENS_BUCKETS)?
+            .set_buckets_for_metric(full("tidegate_ttft_observed_over_predicted"), &RATIO_BUCKETS)?
+            .build_recorder();
+        let handle = recorder.handle();
+        let built = with_local_recorder(&recorder, || {
+            describe();
+            (
+                backends.iter().map(|backend| BackendMetrics::new(&backend.name)).collect(),
+                ENDS.map(
+                    |end| counter!("tidegate_requests_settled_total", "ended" => end.as_str()),
+                ),
+                [
+                    gauge!("tidegate_queue_requests"),
+                    gauge!("tidegate_live_requests"),
+                ],
+                [
+                    histogram!("tidegate_queue_seconds"),
+                    histogram!("tidegate_plan_duration_seconds"),
+                    histogram!("tidegate_ttft_observed_over_predicted"),
+                ],
+                counter!("tidegate_requests_started_total"),
+            )
+        });
+        let (backends, settled, gauges, histograms, started) = built;
+        let [queue_requests, live_requests] = gauges;
+        let [queue_seconds, plan_duration, ttft_ratio] = histograms;
+        Ok(Metrics {
+            recorder,
+            handle,
+            models: DashMap::new(),
+            backends,
+            queue_requests,
+            live_requests,
+            queue_seconds,
+            plan_duration,
+            ttft_ratio,
+            started,
+            settled,
+        })
+    }
+
+    /// A request arrived.
+    pub fn started(&self) {
+        self.started.increment(1);
+    }
+
+    /// A request settled.
+    pub fn settled(&self, record: &Record, now: Moment) {
+        let slot = ENDS.iter().position(|end| *end == record.ended).unwrap_or(0);
+        self.settled[slot].increment(1);
+        if let Some(queued) = record.queued() {
+            self.queue_seconds.record(queued.get());
+        }
+        if !record.accepted.endpoint.generates() {
+            return;
+        }
+        let model = self.model(record.live.model.as_ref());
+        model.duration.record((now - record.live.arrived).get());
+        model.input.record(record.usage.map_or(record.live.prompt, |usage| usage.prompt).as_f64());
+        model.output.record(record.output().as_f64());
+        if let Some(ttft) = record.ttft() {
+            model.ttft.record(ttft.get());
+            if let (Some(predicted), Some(queued)) = (record.predicted, record.queued()) {
+                let expected = queued + predicted.ahead + predicted.prefill;
+                self.ttft_ratio.record(ttft / expected.max(Seconds(1e-4)));
+            }
+        }
+        if let Some(tpot) = record.tpot() {
+            model.tpot.record(tpot.get());
+        }
+    }
+
+    /// A leg failed before its first byte.
+    pub fn leg_failed(&self, failure: &LegFailure) {
+        with_local_recorder(&self.recorder, || {
+            counter!(
+                "tidegate_leg_failures_total",
+                "backend" => failure.backend.to_string(),
+                "leg" => failure.leg.as_str(),
+            )
+            .increment(1);
+        });
+    }
+
+    /// A request was answered by the proxy itself.
+    pub fn refused(&self, endpoint: Option<Endpoint>, status: u16) {
+        with_local_recorder(&self.recorder, || {
+            counter!(
+                "tidegate_refused_requests_total",
+                "endpoint" => endpoint.map_or("unknown", Endpoint::as_str),
+                "status" => status.to_string(),
+            )
+            .increment(1);
+        });
+    }
+
+    /// A role changed, or could not be changed.
+    pub fn flipped(&self, flip: &Flip, reason: &'static str, result: &'static str) {
+        with_local_recorder(&self.recorder, || {
+            counter!(
+                "tidegate_role_flips_total",
+                "from" => flip.from.as_str(),
+                "to" => flip.to.as_str(),
+                "reason" => reason,
+                "result" => result,
+            )
+            .increment(1);
+        });
+    }
+
+    /// The planner took this long.
+    pub fn planned(&self, took: Seconds) {
+        self.plan_duration.record(took.get());
+    }
+
+    /// The page. Gauges are read from the accounts now.
+    pub fn render(&self, fleet: &Fleet, table: &RoutingTable, waiting: usize) -> String {
+        self.queue_requests.set(waiting as f64);
+        self.live_requests.set(fleet.registry.len() as f64);
+        for (backend, gauges) in fleet.backends.iter().zip(&self.backends) {
+            let balance = backend.account.balance();
+            let role = table.entry(backend.id).role;
+            for (gauge, of) in gauges.roles.iter().zip(Role::ALL) {
+                gauge.set(f64::from(u8::from(of == role)));
+            }
+            gauges.usable.set(f64::from(u8::from(backend.health.is_usable())));
+            gauges.prefill_seconds.set(balance.prefill.get());
+            gauges.prefill_tokens.set(balance.prefill_tokens.as_f64());
+            gauges.streams.set(f64::from(balance.streams));
+            gauges.kv_tokens.set(balance.kv.as_f64());
+        }
+        self.handle.render()
+    }
+
+    /// Move what histograms gathered into their buckets; to be called every few seconds.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    fn model(&self, name: Option<&Arc<str>>) -> Arc<ModelMetrics> {
+        let name: Arc<str> = match name {
+            Some(name) if self.models.len() < MODELS_MAX || self.models.contains_key(name) => {
+                Arc::clone(name)
+            }
+            Some(_) => "other".into(),
+            None => "none".into(),
+        };
+        if let Some(known) = self.models.get(&name) {
+            return Arc::clone(&known);
+        }
+        let made = Arc::new(with_local_recorder(&self.recorder, || ModelMetrics::new(&name)));
+        Arc::clone(&self.models.entry(name).or_insert(made))
+    }
+}
+
+impl ModelMetrics {
+    fn new(model: &str) -> ModelMetrics {
+        let labels = |kind: Option<&'static str>| {
+            let mut labels = vec![
+                metrics::Label::new("gen_ai_request_model", model.to_owned()),
+                metrics::Label::new("gen_ai_operation_name", "generate"),
+            ];
+            labels.extend(kind.map(|kind| metrics::Label::new("gen_ai_token_type", kind)));
+            labels
+        };
+        ModelMetrics {
+            ttft: histogram!("gen_ai_server_time_to_first_token_seconds", labels(None)),
+            tpot: histogram!("gen_ai_server_time_per_output_token_seconds", labels(None)),
+            duration: histogram!("gen_ai_server_request_duration_seconds", labels(None)),
+            input: histogram!("gen_ai_client_token_usage", labels(Some("input"))),
+            output: histogram!("gen_ai_client_token_usage", labels(Some("output"))),
+        }
+    }
+}
+
+impl BackendMetrics {
+    fn new(name: &str) -> BackendMetrics {
+        let of = |metric: &'static str| gauge!(metric, "backend" => name.to_owned());
+        BackendMetrics {
+            roles: Role::ALL.map(|role| {
+                gauge!("tidegate_backend_role", "backend" => name.to_owned(), "role" => role.as_str())
+            }),
+            usable: of("tidegate_backend_usable"),
+            prefill_seconds: of("tidegate_backend_prefill_seconds"),
+            prefill_tokens: of("tidegate_backend_prefill_tokens"),
+            streams: of("tidegate_backend_streams"),
+            kv_tokens: of("tidegate_backend_kv_tokens"),
+        }
+    }
+}
+
+/// What each metric means: the one list of names.
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as hist};
+    hist!("gen_ai_server_time_to_first_token_seconds", "Arrival to first token");
+    hist!("gen_ai_server_time_per_output_token_seconds", "Mean time per token after the first");
+    hist!("gen_ai_server_request_duration_seconds", "Arrival to the end of the answer");
+    hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
+    gauge!("tidegate_backend_role", "1 for the role a backend has, 0 for the others");
+    gauge!("tidegate_backend_usable", "1 if new work may go there");
+    gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work sent and unfinished");
+    gauge!("tidegate_backend_prefill_tokens", "Uncached prompt tokens of that work");
+    gauge!("tidegate_backend_streams", "Decode streams in flight");
+    gauge!("tidegate_backend_kv_tokens", "KV tokens of those streams");
+    gauge!("tidegate_queue_requests", "Requests that wait for a place");
+    gauge!("tidegate_live_requests", "Requests between arrival and settlement");
+    hist!("tidegate_queue_seconds", "Arrival to the first leg's place");
+    hist!("tidegate_plan_duration_seconds", "One run of the planner");
+    hist!("tidegate_ttft_observed_over_predicted", "Observed TTFT over what placement predicted");
+    counter!("tidegate_role_flips_total", "Role changes by cause and result");
+    counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");
+    counter!("tidegate_refused_requests_total", "Requests that the proxy itself refused");
+    counter!("tidegate_requests_started_total", "Requests that a filter let in");
+    counter!("tidegate_requests_settled_total", "Requests that ended, by how");
+}

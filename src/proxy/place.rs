@@ -1,0 +1,150 @@
+//! Find a request its place: at once if a backend has room, else through the deadline queue.
+//!
+//! The fast path reads one snapshot and reserves by compare-and-swap; it never waits and takes no
+//! lock.
+
+use std::sync::Arc;
+use tidegate_cost::Matches;
+use tidegate_placement::{Choice, Handover, Job, place, place_decode};
+use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
+
+use crate::failure::Failure;
+use crate::fleet::{Known, View};
+use crate::seat::Seat;
+use crate::service::Proxy;
+
+/// How often the fast path tries again when another request took the room it saw.
+const RACES_MAX: u32 = 4;
+
+/// Where a request's next leg runs, with the room reserved.
+pub enum Placed {
+    /// A prefill leg; the decode backend is chosen when it is done.
+    Prefill(Seat, Predicted),
+    /// The whole request on one backend.
+    Whole(Seat, Predicted),
+}
+
+/// What placement expected of a leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Predicted {
+    /// Prefill work of this request.
+    pub prefill: Seconds,
+    /// Prefill work that was on the backend before it.
+    pub ahead: Seconds,
+    /// Prompt tokens the backend holds already.
+    pub cached: Tokens,
+}
+
+/// What the fast path found.
+pub enum Try {
+    /// A place.
+    Placed(Placed),
+    /// No room now.
+    Wait,
+    /// Nobody to go to.
+    Nowhere,
+}
+
+/// A place for a request's first leg. Waits in the deadline queue if it must.
+///
+/// Dropping the future takes the request out of the queue.
+///
+/// # Errors
+/// [`Failure::NoBackend`], [`Failure::Saturated`], [`Failure::QueueDeadline`].
+pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
+    // Those who wait go first.
+    if proxy.fleet.demand(job.pool).waiting() == 0 {
+        match try_place(proxy, job, Known::One(matches)) {
+            Try::Placed(placed) => return Ok(placed),
+            Try::Nowhere => return Err(Failure::NoBackend),
+            Try::Wait => {}
+        }
+    }
+    proxy.queue.wait_for_place(job, matches).await
+}
+
+/// Place `job` now and reserve the room, or say why not.
+pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
+    let table = proxy.fleet.table();
+    let view = proxy.view(&table, known);
+    for _ in 0..RACES_MAX {
+        let choice = place(&proxy.placement, view.now, job, &view);
+        match choice {
+            Choice::Wait(_) => return Try::Wait,
+            Choice::Nowhere(_) => return Try::Nowhere,
+            Choice::Prefill { .. } | Choice::Whole { .. } => {
+                if let Some(placed) = reserve(proxy, job, choice) {
+                    return Try::Placed(placed);
+                }
+            }
+        }
+    }
+    Try::Wait
+}
+
+/// Put the choice on the backend's account. `None` if someone else has taken the room meanwhile,
+/// or if the choice names no place.
+pub fn reserve(proxy: &Proxy, job: &Job, choice: Choice) -> Option<Placed> {
+    let (on, work, cached, whole) = match choice {
+        Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
+        Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
+        Choice::Wait(_) | Choice::Nowhere(_) => return None,
+    };
+    let backend = Arc::clone(proxy.fleet.backend(on));
+    let ahead = backend.account.balance().prefill;
+    let uncached = job.prompt - cached;
+    let prefill = backend.account.try_charge_prefill(work, uncached, proxy.placement.room)?;
+    let stream = match whole {
+        true => Some(backend.account.try_open_stream(job.prompt, backend.streams_max)?),
+        false => None,
+    };
+    let seat = Seat::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
+    let predicted = Predicted { prefill: work, ahead, cached };
+    Some(if whole { Placed::Whole(seat, predicted) } else { Placed::Prefill(seat, predicted) })
+}
+
+/// A decode backend for a prefilled request. Waits for room until the hand-off deadline, then
+/// takes the best one full or not: a prefill that was paid for is not thrown away.
+///
+/// # Errors
+/// [`Failure::NoBackend`] if no backend of the group can be used.
+pub async fn find_decode(
+    proxy: &Arc<Proxy>,
+    handover: &Handover,
+    deadline: Moment,
+) -> Result<Seat, Failure> {
+    if let Some(seat) = try_place_decode(proxy, handover) {
+        return Ok(seat);
+    }
+    proxy.queue.wait_for_decode(handover, deadline).await
+}
+
+/// Place a decode leg now, if a backend has room.
+pub fn try_place_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
+    let table = proxy.fleet.table();
+    let view = proxy.view(&table, Known::One(Matches::NONE));
+    for _ in 0..RACES_MAX {
+        let on = place_decode(&proxy.placement, view.now, handover, &view)?;
+        let backend = proxy.fleet.backend(on);
+        if let Some(stream) = backend.account.try_open_stream(handover.kv, backend.streams_max) {
+            let signal = Arc::clone(proxy.queue.signal());
+            return Some(Seat::new(Arc::clone(backend), None, Some(stream), signal));
+        }
+    }
+    None
+}
+
+/// The decode backend with the fewest streams, room or not. `None` if none is usable.
+pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
+    let table = proxy.fleet.table();
+    let group = table.entry(handover.from).group;
+    let usable = |id: &&BackendId| {
+        let takes = table.entry(**id).role.takes_decode() || **id == handover.from;
+        takes && table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
+    };
+    let streams = |id: &&BackendId| proxy.fleet.backend(**id).account.balance().streams;
+    let on = table.backends(handover.pool).iter().filter(usable).min_by_key(streams)?;
+    let backend = Arc::clone(proxy.fleet.backend(*on));
+    let stream = backend.account.open_stream(handover.kv);
+    Some(Seat::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
+}

@@ -1,0 +1,274 @@
+//! The answer on its way to the client: each chunk goes on as it came, is counted, and settles the
+//! accounts when it was the last. Dropping the body (the client left) closes the engine's
+//! connection and settles the same way.
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tidegate_engine::{ApiError, HandoffFilter, Seen, SseReader, Usage, strip_handoff};
+use tidegate_terms::{Moment, Seconds};
+use tokio::time::Sleep;
+
+use crate::seat::Seat;
+use crate::settle::{Ended, Record};
+use crate::upstream::UpstreamBody;
+
+/// What the client reads.
+pub enum RelayBody {
+    /// All of it is here.
+    Full(Option<Bytes>, Option<Box<Record>>),
+    /// A stream of server-sent events.
+    Events(Box<EventRelay>),
+    /// Anything else, too large to wait for.
+    Bytes(Box<ByteRelay>),
+}
+
+/// An answer that is passed on without being read.
+pub struct ByteRelay {
+    /// What was read before it turned out to be large.
+    pub first: Option<Bytes>,
+    /// The rest.
+    pub rest: UpstreamBody,
+    /// Its place on the backend.
+    pub seat: Option<Seat>,
+    /// Its end.
+    pub record: Option<Box<Record>>,
+}
+
+/// A stream of server-sent events.
+pub struct EventRelay {
+    first: Option<Bytes>,
+    upstream: Option<UpstreamBody>,
+    reader: SseReader,
+    leak: Option<HandoffFilter>,
+    seat: Option<Seat>,
+    record: Option<Box<Record>>,
+    silence: Pin<Box<Sleep>>,
+    silence_max: Seconds,
+    last_chunk: Moment,
+    /// Does a whole stream of this kind end with `[DONE]`?
+    has_end_mark: bool,
+    done: bool,
+}
+
+impl RelayBody {
+    /// A body that is all here and belongs to no request that is accounted for.
+    pub fn full(bytes: Bytes) -> RelayBody {
+        RelayBody::Full(Some(bytes), None)
+    }
+
+    /// An engine's answer that is all here: the backend has done its part.
+    pub fn complete(bytes: Bytes, seat: Seat, mut record: Box<Record>) -> RelayBody {
+        drop(seat);
+        let accepted = &record.accepted;
+        if accepted.endpoint.generates() {
+            record.usage = Usage::of_answer(&bytes);
+        }
+        let asked = accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
+        let clean = match strip_handoff(&bytes) {
+            Cow::Owned(clean) if !asked => Bytes::from(clean),
+            _ => bytes,
+        };
+        record.ended = if record.status < 500 { Ended::Done } else { Ended::Failed };
+        RelayBody::Full(Some(clean), Some(record))
+    }
+}
+
+impl EventRelay {
+    /// A stream whose first chunk is here. `reader` has seen that chunk already, as `seen`.
+    pub fn new(
+        first: Bytes,
+        seen: Seen,
+        reader: SseReader,
+        upstream: UpstreamBody,
+        seat: Seat,
+        record: Box<Record>,
+    ) -> EventRelay {
+        let now = record.proxy.clock.now();
+        let silence_max = record.proxy.silence_max;
+        let asked = record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
+        let has_end_mark = record.accepted.endpoint.can_split();
+        let mut relay = EventRelay {
+            first: None,
+            upstream: Some(upstream),
+            reader,
+            leak: (!asked).then(HandoffFilter::new),
+            seat: Some(seat),
+            record: Some(record),
+            silence: Box::pin(tokio::time::sleep(silence_max.to_duration())),
+            silence_max,
+            last_chunk: now,
+            has_end_mark,
+            done: false,
+        };
+        relay.count(seen, now);
+        relay.first = Some(relay.clean(first));
+        relay
+    }
+
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+        match Pin::new(upstream).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(chunk) => Poll::Ready(Some(self.take(chunk))),
+                // Trailers say nothing that an SSE client reads.
+                Err(_trailers) => self.poll_chunk(context),
+            },
+            Poll::Ready(Some(Err(error))) => Poll::Ready(self.cut(&error.to_string())),
+            Poll::Ready(None) if self.done || !self.has_end_mark => {
+                Poll::Ready(self.end(Ended::Done))
+            }
+            Poll::Ready(None) => Poll::Ready(self.cut("the stream ended without [DONE]")),
+            Poll::Pending => self.poll_silence(context),
+        }
+    }
+
+    fn take(&mut self, chunk: Bytes) -> Bytes {
+        let seen = self.reader.feed(&chunk);
+        let now = match &self.record {
+            Some(record) => record.proxy.clock.now(),
+            None => self.last_chunk,
+        };
+        self.last_chunk = now;
+        self.count(seen, now);
+        self.clean(chunk)
+    }
+
+    fn clean(&mut self, chunk: Bytes) -> Bytes {
+        match &mut self.leak {
+            Some(filter) => filter.pass(chunk),
+            None => chunk,
+        }
+    }
+
+    fn count(&mut self, seen: Seen, now: Moment) {
+        self.done |= seen.done;
+        let Some(record) = &mut self.record else { return };
+        record.usage = seen.usage.or(record.usage);
+        if seen.tokens == 0 {
+            return;
+        }
+        if let Some(seat) = &mut self.seat {
+            seat.prefilled();
+            seat.emit(seen.tokens);
+        }
+        record.live.emitted_at(seen.tokens, now);
+    }
+
+    /// An engine that says nothing for so long will not speak again.
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        while self.silence.as_mut().poll(context).is_ready() {
+            let Some(record) = &self.record else { break };
+            let clock = record.proxy.clock;
+            let until = self.last_chunk + self.silence_max;
+            if clock.now() >= until {
+                return Poll::Ready(self.cut("the engine went silent"));
+            }
+            self.silence.as_mut().reset(clock.instant(until));
+        }
+        Poll::Pending
+    }
+
+    /// The engine failed in mid-stream: the client is told in its own form.
+    fn cut(&mut self, why: &str) -> Option<Bytes> {
+        let backend = self.seat.as_ref().map(|seat| seat.backend.clone());
+        if let Some(backend) = &backend {
+            backend.health.failed();
+        }
+        if let Some(record) = &mut self.record {
+            record.problem = Some(why.to_owned());
+        }
+        // Nothing may be appended to a chunk that broke off inside an event: a blank line first.
+        let name = backend.map_or_else(|| "?".into(), |backend| backend.name.clone());
+        let error = ApiError::upstream_failed(format!("backend {name}: {why}"));
+        let event = [b"\n\n", error.sse().as_ref()].concat();
+        self.end(Ended::Cut);
+        Some(Bytes::from(event))
+    }
+
+    /// Settle now rather than when the client's connection gets round to dropping the body.
+    fn end(&mut self, how: Ended) -> Option<Bytes> {
+        self.upstream = None;
+        self.seat = None;
+        if let Some(mut record) = self.record.take() {
+            record.ended = how;
+        }
+        None
+    }
+}
+
+impl Drop for EventRelay {
+    fn drop(&mut self) {
+        // A client may close as soon as it has read [DONE], before the last, empty chunk.
+        if self.done {
+            self.end(Ended::Done);
+        }
+    }
+}
+
+impl ByteRelay {
+    fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        let polled = Pin::new(&mut self.rest).poll_frame(context);
+        let ended = match &polled {
+            Poll::Ready(None) => Some(Ended::Done),
+            Poll::Ready(Some(Err(_))) => Some(Ended::Cut),
+            _ => None,
+        };
+        if let Some(ended) = ended {
+            self.seat = None;
+            if let Some(mut record) = self.record.take() {
+                record.ended = ended;
+            }
+        }
+        polled
+    }
+}
+
+impl Body for RelayBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            RelayBody::Full(bytes, record) => {
+                record.take();
+                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+            }
+            RelayBody::Events(relay) => {
+                relay.poll_chunk(context).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
+            }
+            RelayBody::Bytes(relay) => relay.poll_chunk(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RelayBody::Full(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            RelayBody::Events(_) | RelayBody::Bytes(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RelayBody::Full(bytes, _) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            RelayBody::Events(_) | RelayBody::Bytes(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The way of a request: the file to open first. Every stage is named here once, in order.
+//!
+//!     intake    read the body, run the filters: who, what, how many tokens    (intake.rs, filters/)
+//!     estimate  uncached tokens, expected output, deadlines                   (estimate.rs)
+//!     place     a backend with room, or a wait in the deadline queue          (place.rs, dispatcher.rs)
+//!     legs      one or two exchanges with engines, elsewhere if one fails     (legs.rs, answer.rs)
+//!     relay     chunks go on as they come, tokens are counted                 (relay.rs)
+//!     settle    every counter back to zero, on every path                     (settle.rs, seat.rs)
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use std::sync::Arc;
+use tidegate_engine::Endpoint;
+
+use crate::answer::{Opened, OpenedBody};
+use crate::failure::Failure;
+use crate::intake::{self, Taken};
+use crate::legs::{self, Serving};
+use crate::relay::{ByteRelay, EventRelay, RelayBody};
+use crate::service::Proxy;
+use crate::settle::{Ended, Record};
+use crate::{estimate, headers, models, respond};
+
+/// Answer one request. Dropping the future (the client left) cancels its legs.
+pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<RelayBody> {
+    let arrived = proxy.clock.now();
+    let (request_id, taken) = intake::take(&proxy, request).await;
+    let (inbound, accepted) = match taken {
+        Ok(Taken::Models) => return named(models::answer(&proxy), &request_id),
+        Ok(Taken::Request(inbound, accepted)) => (inbound, Arc::new(accepted)),
+        Err(refused) => {
+            proxy.metrics.refused(Endpoint::of(refused.path.path()), refused.error.status);
+            return named(respond::error(&refused.error), &request_id);
+        }
+    };
+    let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
+    let record = Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live);
+    let mut record = Box::new(record);
+    let serving = Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches };
+    match legs::serve(serving, &mut record).await {
+        Ok(opened) => relay(opened, record),
+        Err(failure) => fail(&failure, record),
+    }
+}
+
+/// The engine's answer, its body wrapped so that it is counted and settles.
+fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
+    let Opened { head, body, seat } = opened;
+    record.status = head.status.as_u16();
+    let headers = headers::for_client(&head.headers, &record.live.name);
+    let body = match body {
+        OpenedBody::Complete(bytes) => RelayBody::complete(bytes, seat, record),
+        OpenedBody::Events { first, seen, reader, rest } => {
+            RelayBody::Events(Box::new(EventRelay::new(first, seen, reader, rest, seat, record)))
+        }
+        OpenedBody::Large { first, rest } => RelayBody::Bytes(Box::new(ByteRelay {
+            first: Some(first),
+            rest,
+            seat: Some(seat),
+            record: Some(record),
+        })),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn fail(failure: &Failure, mut record: Box<Record>) -> Response<RelayBody> {
+    let response = named(respond::failure(failure), &record.live.name);
+    record.status = response.status().as_u16();
+    record.ended = Ended::Failed;
+    record.problem = Some(failure.to_string());
+    response
+}
+
+/// Every answer carries the request's id.
+fn named(mut response: Response<RelayBody>, request_id: &str) -> Response<RelayBody> {
+    if let Ok(id) = http::HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(headers::X_REQUEST_ID, id);
+    }
+    response
+}

@@ -1,0 +1,56 @@
+//! A request's seat on a backend: its charges, and the word to the dispatcher when they settle.
+
+use std::sync::Arc;
+use tidegate_ledger::{PrefillCharge, StreamCharge};
+
+use crate::fleet::Backend;
+use crate::queue::Signal;
+
+/// What one leg holds on one backend. Dropping it settles the account and, if anyone waits, wakes
+/// the dispatcher.
+pub struct Seat {
+    /// Where.
+    pub backend: Arc<Backend>,
+    prefill: Option<PrefillCharge>,
+    stream: Option<StreamCharge>,
+    signal: Arc<Signal>,
+}
+
+impl Seat {
+    /// A seat with the given charges.
+    pub fn new(
+        backend: Arc<Backend>,
+        prefill: Option<PrefillCharge>,
+        stream: Option<StreamCharge>,
+        signal: Arc<Signal>,
+    ) -> Seat {
+        Seat { backend, prefill, stream, signal }
+    }
+
+    /// The prefill is done; the stream, if there is one, goes on.
+    pub fn prefilled(&mut self) {
+        if self.prefill.take().is_some() {
+            self.signal.room_made();
+        }
+    }
+
+    /// Is the prefill still on the account?
+    pub fn is_prefilling(&self) -> bool {
+        self.prefill.is_some()
+    }
+
+    /// The stream emitted `tokens` more.
+    pub fn emit(&mut self, tokens: u32) {
+        if let Some(stream) = &mut self.stream {
+            stream.emit(tokens);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.prefill = None;
+        self.stream = None;
+        self.signal.room_made();
+    }
+}

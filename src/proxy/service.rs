@@ -1,0 +1,92 @@
+//! What all requests of one proxy share. Built once at start-up; everything in it is either
+//! immutable, atomic, or swapped whole.
+
+use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use tidegate_filters::{Chain, Directory};
+use tidegate_placement::Params as PlacementParams;
+use tidegate_terms::{RequestId, Seconds, Tokens};
+use tokio::sync::{Notify, mpsc};
+
+use crate::clock::Clock;
+use crate::fleet::{Fleet, Known, RoutingTable, View};
+use crate::journal::Journal;
+use crate::learn::Observation;
+use crate::metrics::Metrics;
+use crate::queue::Queue;
+
+/// One proxy.
+pub struct Proxy {
+    /// The only clock.
+    pub clock: Clock,
+    /// The engines.
+    pub fleet: Fleet,
+    /// The filters, in order.
+    pub chain: Chain,
+    /// The models that the filters know; replaced by the control loop.
+    pub directory: ArcSwap<Directory>,
+    /// `/v1/models` over all backends; replaced by the control loop.
+    pub models: ArcSwap<Bytes>,
+    /// How requests are placed.
+    pub placement: PlacementParams,
+    /// The way to the dispatcher.
+    pub queue: Queue,
+    /// Rung when requests have to wait: the planner looks at once.
+    pub surge: Notify,
+    /// What Prometheus reads.
+    pub metrics: Metrics,
+    /// What the planner decided and why.
+    pub journal: Journal,
+    /// Largest request body.
+    pub body_max: usize,
+    /// How long a request may wait in the queue.
+    pub queue_deadline: Seconds,
+    /// Backends tried before the first byte.
+    pub attempts_max: u32,
+    /// Longest time between a prefill's end and its decode; below the engine's lease.
+    pub handoff_max: Seconds,
+    /// A stream silent for so long is cut.
+    pub silence_max: Seconds,
+    /// Tokens that a prefix block stands for.
+    pub prefix_block: Tokens,
+    /// Is the proxy stopping?
+    pub draining: AtomicBool,
+    pub(crate) observations: mpsc::Sender<Observation>,
+    pub(crate) requests: AtomicU64,
+}
+
+impl Proxy {
+    /// The number of a new request.
+    pub fn next_request(&self) -> RequestId {
+        RequestId(self.requests.fetch_add(1, Relaxed) + 1)
+    }
+
+    /// Tell the control loop, unless it is too busy to listen.
+    pub fn learn(&self, observation: Observation) {
+        // A full channel loses the observation: see learn.rs.
+        self.observations.try_send(observation).ok();
+    }
+
+    /// The fleet as placement sees it now.
+    pub fn view<'a>(&'a self, table: &'a RoutingTable, known: Known<'a>) -> View<'a> {
+        View { fleet: &self.fleet, table, known, block: self.prefix_block, now: self.clock.now() }
+    }
+
+    /// The models that the filters know.
+    pub fn directory(&self) -> Guard<Arc<Directory>> {
+        self.directory.load()
+    }
+
+    /// May new connections come? Not once the proxy is stopping, nor while no backend is usable.
+    pub fn is_ready(&self) -> bool {
+        let usable = self.fleet.backends.iter().any(|backend| backend.health.is_usable());
+        usable && !self.is_draining()
+    }
+
+    /// Is the proxy stopping?
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}

@@ -1,0 +1,135 @@
+//! The end of a request, on every path. The record is made on arrival and travels with the
+//! request; its `Drop` is the one place that settles: registry, metrics, access log, and what the
+//! control loop learns. An end that nobody declared is a client that left.
+
+use std::sync::Arc;
+use tidegate_engine::Usage;
+use tidegate_filters::Accepted;
+use tidegate_terms::{Moment, Seconds, Tokens};
+
+use crate::access_log;
+use crate::fleet::{Backend, Live};
+use crate::learn::Observation;
+use crate::place::Predicted;
+use crate::service::Proxy;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The client has all of the answer.
+    Done,
+    /// The client left first.
+    ClientLeft,
+    /// The client got an error in place of an answer.
+    Failed,
+    /// The answer broke off after its first byte.
+    Cut,
+}
+
+impl Ended {
+    /// The word in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Ended::Done => "done",
+            Ended::ClientLeft => "client_left",
+            Ended::Failed => "failed",
+            Ended::Cut => "cut",
+        }
+    }
+}
+
+/// A request from arrival to its end.
+pub struct Record {
+    /// What all requests share.
+    pub proxy: Arc<Proxy>,
+    /// What it is.
+    pub accepted: Arc<Accepted>,
+    /// Its entry in the registry.
+    pub live: Arc<Live>,
+    /// How it ended, so far.
+    pub ended: Ended,
+    /// The status that the client got; 0 before one was sent.
+    pub status: u16,
+    /// Backends tried.
+    pub attempts: u32,
+    /// Why it failed.
+    pub problem: Option<String>,
+    /// When its first leg was placed.
+    pub placed_at: Option<Moment>,
+    /// What placement expected of that leg.
+    pub predicted: Option<Predicted>,
+    /// Where its prefill leg ran.
+    pub prefill_on: Option<Arc<Backend>>,
+    /// Where its decode or whole leg ran.
+    pub decode_on: Option<Arc<Backend>>,
+    /// The engine's own count.
+    pub usage: Option<Usage>,
+}
+
+impl Record {
+    /// A request that a filter has let in.
+    pub fn new(proxy: Arc<Proxy>, accepted: Arc<Accepted>, live: Arc<Live>) -> Record {
+        proxy.fleet.registry.insert(Arc::clone(&live));
+        proxy.metrics.started();
+        Record {
+            proxy,
+            accepted,
+            live,
+            ended: Ended::ClientLeft,
+            status: 0,
+            attempts: 0,
+            problem: None,
+            placed_at: None,
+            predicted: None,
+            prefill_on: None,
+            decode_on: None,
+            usage: None,
+        }
+    }
+
+    /// How long it waited for its first leg.
+    pub fn queued(&self) -> Option<Seconds> {
+        self.placed_at.map(|placed| placed - self.live.arrived)
+    }
+
+    /// Time to first token.
+    pub fn ttft(&self) -> Option<Seconds> {
+        self.live.first_at().map(|first| first - self.live.arrived)
+    }
+
+    /// Mean time per output token after the first.
+    pub fn tpot(&self) -> Option<Seconds> {
+        let (first, last) = (self.live.first_at()?, self.live.last_at()?);
+        let gaps = self.live.emitted().get().checked_sub(1)?;
+        (gaps > 0).then(|| (last - first) / gaps as f64)
+    }
+
+    /// Output tokens: the engine's count if it gave one, else the chunks seen.
+    pub fn output(&self) -> Tokens {
+        self.usage.map_or(self.live.emitted(), |usage| usage.completion)
+    }
+
+    fn learn(&self) {
+        let generated = self.accepted.endpoint.generates() && self.ended == Ended::Done;
+        if !generated {
+            return;
+        }
+        let scan = self.accepted.scan.as_ref();
+        self.proxy.learn(Observation::Finished {
+            max_tokens: scan.and_then(|scan| scan.max_tokens),
+            output: self.output(),
+            prompt: self.usage.map(|usage| usage.prompt),
+            features: self.accepted.prompt.features,
+        });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let now = self.proxy.clock.now();
+        self.proxy.fleet.registry.remove(self.live.id);
+        self.proxy.metrics.settled(self, now);
+        access_log::write(self, now);
+        self.learn();
+    }
+}

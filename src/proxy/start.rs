@@ -1,0 +1,247 @@
+//! From settings to a running proxy: every part is built and wired here, once. Files named in the
+//! settings are read here and nowhere else.
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use thiserror::Error;
+use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_engine::ModelCard;
+use tidegate_filters::{Chain, Directory, ModelTokenizer, TokenizerError};
+use tidegate_planner::{BackendObservation, Observation, initial};
+use tidegate_settings::{BackendSettings, ModelSettings, Settings};
+use tidegate_terms::{BackendId, Plan, PoolId, Role, Seconds, Tokens};
+use tokio::sync::{Notify, mpsc};
+
+use crate::clock::Clock;
+use crate::control::background::{Background, Tasks};
+use crate::control::{Command, Control, Inboxes, KnownModel, Pace, Priors};
+use crate::dispatcher::Dispatcher;
+use crate::fleet::{Backend, Entry, Estimates, Fleet, PoolEntry, RoutingTable};
+use crate::journal::Journal;
+use crate::learn::OBSERVATIONS_MAX;
+use crate::metrics::Metrics;
+use crate::probe::ProbeParams;
+use crate::queue::Queue;
+use crate::service::Proxy;
+use crate::upstream::{Address, AddressError, Pool, PoolParams, TlsError, client_config};
+
+/// Why a proxy cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A backend's address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// A file that the settings name.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A tokenizer that cannot be used.
+    #[error("model {model}: {source}")]
+    Tokenizer {
+        /// Whose.
+        model: String,
+        /// Why.
+        source: TokenizerError,
+    },
+    /// TLS to backends.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// TLS to clients.
+    #[error("TLS for clients: {0}")]
+    ServerTls(String),
+    /// Metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// A port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A proxy that is built but does not listen yet.
+pub struct Built {
+    /// What requests share.
+    pub proxy: Arc<Proxy>,
+    /// What runs beside them.
+    pub background: Background,
+    /// The way to the control loop.
+    pub commands: mpsc::Sender<Command>,
+}
+
+/// Build a proxy from valid settings.
+///
+/// # Errors
+/// [`StartError`] when a file cannot be read or used, or an address is none.
+pub fn build(settings: &Settings) -> Result<Built, StartError> {
+    let clock = Clock::start();
+    let backends = backends(settings, clock)?;
+    let priors: Vec<Priors> = settings
+        .backends
+        .iter()
+        .map(|backend| Priors { prefill: backend.prefill_prior, decode: backend.decode_prior })
+        .collect();
+    let pins: Vec<Option<Role>> =
+        settings.backends.iter().map(|b| b.role.filter(|_| b.pin)).collect();
+    let table = first_table(settings, &backends, &priors, &pins);
+    let metrics = Metrics::new(&backends)?;
+    let known = known_models(settings)?;
+    let estimates =
+        Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
+    let prefixes = PrefixIndex::new(settings.prefix.lines);
+    let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo);
+    let (queue, inbox) = Queue::new(settings.queue.requests_max);
+    let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
+    let (found, findings) = mpsc::channel(INBOX_MAX);
+    let (commands, commanded) = mpsc::channel(INBOX_MAX);
+    let proxy = Arc::new(Proxy {
+        clock,
+        fleet,
+        chain: Chain::new(settings.chain_params()),
+        directory: ArcSwap::from_pointee(Directory::default()),
+        models: ArcSwap::from_pointee(tidegate_engine::merge_models(&[])),
+        placement: settings.placement_params(),
+        queue,
+        surge: Notify::new(),
+        metrics,
+        journal: Journal::default(),
+        body_max: settings.server.body_max_bytes,
+        queue_deadline: settings.queue.deadline,
+        attempts_max: settings.retry.attempts,
+        handoff_max: settings.queue.handoff,
+        silence_max: settings.upstream.silence,
+        prefix_block: Tokens(settings.prefix.block_tokens as u64),
+        draining: AtomicBool::new(false),
+        observations,
+        requests: AtomicU64::new(0),
+    });
+    let inboxes = Inboxes { observations: observed, found: findings, commands: commanded };
+    let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
+    let control = Control::new(
+        Arc::clone(&proxy),
+        inboxes,
+        pace,
+        settings.planner.enabled,
+        settings.planner_params(),
+        pins,
+        priors,
+        known,
+    );
+    let background = Background::new(Tasks {
+        dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
+        control,
+        backends,
+        probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
+        found,
+    });
+    Ok(Built { proxy, background, commands })
+}
+
+/// Output tokens to expect before any answer was seen.
+const OUTPUT_PRIOR: Tokens = Tokens(256);
+/// Commands and findings are rare.
+const INBOX_MAX: usize = 64;
+/// Between two runs of the planner, however many requests arrive: a plan takes some ten
+/// microseconds, so this leaves the core to the requests.
+const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
+
+fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
+    let params = PoolParams {
+        idle_max: settings.upstream.idle_per_backend_max,
+        idle_time: settings.upstream.idle,
+        connect_timeout: settings.upstream.connect_timeout,
+        answer_timeout: settings.upstream.first_byte_timeout,
+    };
+    let groups = settings.groups();
+    let mut backends = Vec::with_capacity(settings.backends.len());
+    for (slot, backend) in settings.backends.iter().enumerate() {
+        let address = Address::parse(&backend.url)?;
+        let tls = match address.tls {
+            true => Some(client_config(settings.upstream.ca_file.as_deref())?),
+            false => None,
+        };
+        backends.push(Arc::new(Backend::new(
+            BackendId(slot as u16),
+            backend.name.as_str().into(),
+            groups[slot],
+            backend.family(),
+            backend.capability(),
+            backend.allowed_roles(),
+            backend.streams_max,
+            backend.kv_capacity,
+            Pool::new(address, params, tls, clock),
+            settings.probe.failures_to_eject,
+        )));
+    }
+    Ok(backends)
+}
+
+/// The table before anything was heard from an engine: the planner's first roles, or the
+/// operator's; models as far as the settings name them.
+fn first_table(
+    settings: &Settings,
+    backends: &[Arc<Backend>],
+    priors: &[Priors],
+    pins: &[Option<Role>],
+) -> RoutingTable {
+    let observed = backends.iter().zip(priors).zip(pins).map(|((backend, priors), pinned)| {
+        BackendObservation {
+            id: backend.id,
+            group: backend.group,
+            allowed: backend.allowed,
+            capability: backend.capability,
+            pinned: *pinned,
+            usable: true,
+            role: Role::Draining,
+            prefill: Seconds::ZERO,
+            streams: 0,
+            streams_max: backend.streams_max,
+            kv: Tokens::ZERO,
+            kv_capacity: backend.kv_capacity,
+            prefill_model: priors.prefill,
+            decode_model: priors.decode,
+        }
+    });
+    let observation = Observation { backends: observed.collect(), groups: Vec::new() };
+    let mut roles = initial(&settings.planner_params(), &observation);
+    for (role, said) in roles.iter_mut().zip(&settings.backends) {
+        *role = said.role.unwrap_or(*role);
+    }
+    let entries = backends.iter().zip(priors).map(|(backend, priors)| Entry {
+        role: roles[backend.id.index()],
+        usable: true,
+        group: backend.group,
+        prefill: priors.prefill,
+        decode: priors.decode,
+    });
+    let mut table = RoutingTable {
+        entries: entries.collect(),
+        plan: Plan::first(roles),
+        pools: Vec::new(),
+        models: HashMap::new(),
+    };
+    named_models(settings, &mut table);
+    table
+}
+
+/// Models that the settings name for a backend are served from the first request on; the others
+/// once their engine has said so.
+fn named_models(settings: &Settings, table: &mut RoutingTable) {
+    let mut catalog = Catalog::new(settings.backends.len(), Vec::new());
+    for (slot, backend) in settings.backends.iter().enumerate() {
+        catalog.update(BackendId(slot as u16), cards(backend), Bytes::new());
+    }
+    catalog.pools(table);
+    table.set_mean_costs();
+}

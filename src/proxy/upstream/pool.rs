@@ -1,0 +1,142 @@
+//! A backend's kept-alive connections: taken and put back without a lock.
+//!
+//! uvicorn closes a connection that was idle for 5 s; one that waited longer here is not tried.
+
+use super::connection::{Answer, ExchangeError, Link, Transport};
+use super::{Address, tls};
+use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
+use http::Request;
+use http_body_util::Full;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_terms::{Moment, Seconds};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::clock::Clock;
+
+/// Limits of one backend's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolParams {
+    /// Most idle connections kept; more in flight are opened as needed and closed after use.
+    pub idle_max: usize,
+    /// How long an idle connection may wait for its next use; below the engine's own limit.
+    pub idle_time: Seconds,
+    /// How long opening a connection may take.
+    pub connect_timeout: Seconds,
+    /// How long an engine may take to the head of its answer.
+    pub answer_timeout: Seconds,
+}
+
+/// Idle connections and since when each waits.
+pub(super) struct Idle {
+    links: ArrayQueue<(Link, Moment)>,
+    clock: Clock,
+}
+
+impl Idle {
+    /// Keep a connection; when the pool is full it is closed instead.
+    pub(super) fn put(&self, link: Link) {
+        drop(self.links.push((link, self.clock.now())));
+    }
+}
+
+/// Exchanges with one backend.
+pub struct Pool {
+    address: Address,
+    params: PoolParams,
+    tls: Option<tls::Connector>,
+    idle: Arc<Idle>,
+}
+
+impl Pool {
+    /// A pool without connections; none is opened before the first request.
+    pub fn new(
+        address: Address,
+        params: PoolParams,
+        tls: Option<tls::Connector>,
+        clock: Clock,
+    ) -> Pool {
+        let idle = Arc::new(Idle { links: ArrayQueue::new(params.idle_max.max(1)), clock });
+        Pool { address, params, tls, idle }
+    }
+
+    /// Where this pool leads.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Send `request` and wait for the head of the answer. A kept-alive connection that turns
+    /// out to be closed is replaced by a fresh one, once.
+    ///
+    /// Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// [`ExchangeError`]; see [`ExchangeError::before_sending`] for whether the engine saw it.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, ExchangeError> {
+        let limit = self.params.answer_timeout.to_duration();
+        match timeout(limit, self.send_unbounded(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ExchangeError::AnswerTimeout(limit)),
+        }
+    }
+
+    /// Close what has been idle for too long. Called now and then by the prober.
+    pub fn sweep(&self) {
+        for _ in 0..self.idle.links.len() {
+            if let Some((link, since)) = self.idle.links.pop()
+                && self.is_fresh(since)
+            {
+                drop(self.idle.links.push((link, since)));
+            }
+        }
+    }
+
+    async fn send_unbounded(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, ExchangeError> {
+        let Some(link) = self.take() else {
+            return self.open().await?.exchange(request, Arc::clone(&self.idle)).await;
+        };
+        let again = request.clone();
+        match link.exchange(request, Arc::clone(&self.idle)).await {
+            Err(ExchangeError::Stale(_)) => {
+                self.open().await?.exchange(again, Arc::clone(&self.idle)).await
+            }
+            answer => answer,
+        }
+    }
+
+    fn take(&self) -> Option<Link> {
+        while let Some((mut link, since)) = self.idle.links.pop() {
+            if self.is_fresh(since) && link.is_open() {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    fn is_fresh(&self, since: Moment) -> bool {
+        self.idle.clock.now() - since < self.params.idle_time
+    }
+
+    async fn open(&self) -> Result<Link, ExchangeError> {
+        let limit = self.params.connect_timeout.to_duration();
+        let transport = timeout(limit, self.connect())
+            .await
+            .map_err(|_| ExchangeError::ConnectTimeout(limit))?
+            .map_err(ExchangeError::Connect)?;
+        Link::handshake(transport).await
+    }
+
+    async fn connect(&self) -> std::io::Result<Box<dyn Transport>> {
+        let stream = TcpStream::connect((self.address.host.as_str(), self.address.port)).await?;
+        stream.set_nodelay(true)?;
+        match &self.tls {
+            None => Ok(Box::new(stream)),
+            Some(tls) => Ok(Box::new(tls.connect(&self.address.host, stream).await?)),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The admin addresses, as scripts outside call them.
+
+use crate::client::{get, leave_later, post, send, until};
+use crate::fake::{Act, Fake, chat_answer};
+use crate::proxy::{FREE, Proxy, chat, plain, vllm};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_address_answers() {
+    let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
+    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    for path in ["/livez", "/readyz", "/metrics", "/v1/fleet", "/v1/plan", "/v1/plan/history", "/v1/requests", "/"] {
+        let answer = send(proxy.admin, get(path)).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    }
+    assert_eq!(send(proxy.admin, get("/v1/nothing")).await.status, 404);
+    assert_eq!(send(proxy.data, get("/metrics")).await.status, 404, "never on the data port");
+    let fleet = proxy.admin("/v1/fleet").await;
+    assert_eq!(fleet["backends"][0]["name"], "a");
+    assert_eq!(fleet["backends"][0]["role"], "mixed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_requests_are_shown() {
+    let fake = Fake::start([], Act::Silent).await;
+    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    let client = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
+    until("the engine has it", || fake.hanging() == 1).await;
+    let requests = proxy.admin("/v1/requests").await;
+    assert_eq!(requests[0]["model"], "m");
+    assert_eq!(requests[0]["stage"], "waiting");
+    assert_eq!(requests[0]["backend"], "a");
+    client.abort();
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_by_hand_is_verified_journalled_and_refused_where_it_cannot_be() {
+    let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
+    let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE), plain("c", &a)];
+    let proxy = Proxy::start("[planner]\nenabled = false\n", &engines).await;
+    let plan = proxy.admin("/v1/plan").await;
+    let other = if plan["roles"]["a"] == "prefill" { "decode" } else { "prefill" };
+    let answer = proxy.set_role("a", &format!("{{\"role\":\"{other}\",\"pin\":true}}")).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.json()["roles"]["a"], other);
+    let after = proxy.admin("/v1/plan").await;
+    assert_eq!(after["roles"]["a"], other);
+    assert!(after["number"].as_u64() > plan["number"].as_u64());
+    let history = proxy.admin("/v1/plan/history").await;
+    assert_eq!((&history[0]["backend"], &history[0]["cause"]), (&"a".into(), &"operator".into()));
+    for (name, body, status) in [
+        ("c", "{\"role\":\"prefill\"}", 409),
+        ("nobody", "{\"role\":\"prefill\"}", 404),
+        ("a", "{\"role\":\"sideways\"}", 400),
+        ("a", "{\"roll\":\"decode\"}", 400),
+    ] {
+        let answer = proxy.set_role(name, body).await;
+        assert_eq!(answer.status, status, "{name} {body}: {}", answer.body);
+    }
+}

@@ -1,0 +1,111 @@
+//! A client that shows everything: status, headers, each chunk as it came.
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+/// Nothing in these tests takes longer unless it is broken.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// An answer that was read to its end.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+}
+
+/// A connection with one answer on it; dropping it closes the connection.
+pub struct Open {
+    pub response: Response<Incoming>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Open {
+    /// The next chunk; `None` at the end of the body.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        loop {
+            let frame = within(self.response.body_mut().frame()).await?;
+            match frame.map(|frame| frame.into_data()) {
+                Ok(Ok(data)) => return Some(Ok(data)),
+                Ok(Err(_)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Fails the test rather than hang it.
+pub async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, what).await.expect("took longer than any of this may take")
+}
+
+/// Wait until something holds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("never came: {what}"));
+}
+
+pub fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post(path)
+        .header("host", "test")
+        .header("content-type", "application/json")
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+pub fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path).header("host", "test").body(Full::default()).unwrap()
+}
+
+/// Send a request on a connection of its own and wait for the head of the answer.
+pub async fn open(to: SocketAddr, request: Request<Full<Bytes>>) -> Result<Open, hyper::Error> {
+    let stream = within(TcpStream::connect(to)).await.expect("it listens");
+    stream.set_nodelay(true).unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(async move { drop(connection.await) });
+    let response = within(sender.send_request(request)).await?;
+    Ok(Open { response, driver })
+}
+
+/// Send a request and read all of the answer.
+pub async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
+    let mut open = open(to, request).await.expect("an answer");
+    let mut body = Vec::new();
+    while let Some(chunk) = open.chunk().await {
+        body.extend_from_slice(&chunk.expect("the body is whole"));
+    }
+    let (status, headers) = (open.response.status(), open.response.headers().clone());
+    Answer { status, headers, body: String::from_utf8(body).unwrap() }
+}
+
+/// A request whose client can leave at any time: dropping or aborting the task closes its socket.
+pub fn leave_later(to: SocketAddr, request: Request<Full<Bytes>>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if let Ok(mut open) = open(to, request).await {
+            while let Some(Ok(_)) = open.chunk().await {}
+        }
+    })
+}

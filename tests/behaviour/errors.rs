@@ -1,0 +1,121 @@
+//! What the proxy answers itself, in the OpenAI error form, without troubling an engine.
+
+use http::Method;
+
+use crate::client::{get, leave_later, post, send, until, within};
+use crate::fake::{Act, Fake, chat_answer};
+use crate::proxy::{Proxy, chat, chat_with, free_port, plain, vllm};
+
+async fn serving() -> (Fake, Proxy) {
+    let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
+    let proxy =
+        Proxy::start("body_max_bytes = 20000\n", &[plain("a", &fake)]).await;
+    (fake, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_refused_at_the_door() {
+    let (fake, proxy) = serving().await;
+    let chat_path = "/v1/chat/completions";
+    let rows = [
+        (chat_path, "{", 400, None),
+        (chat_path, "[]", 400, None),
+        (chat_path, r#"{"model":"m"}"#, 400, Some("messages")),
+        (chat_path, r#"{"model":"m","messages":"x"}"#, 400, Some("messages")),
+        (chat_path, r#"{"model":"m","messages":[],"stream":"yes"}"#, 400, Some("stream")),
+        (chat_path, r#"{"model":"nope","messages":[{"role":"user","content":"x"}]}"#, 404, Some("model")),
+        ("/v1/completions", r#"{"model":"m","prompt":{}}"#, 400, Some("prompt")),
+        ("/v1/nothing", "{}", 404, None),
+    ];
+    for (path, body, status, param) in rows {
+        let answer = proxy.post(path, body).await;
+        assert_eq!(answer.status, status, "{body}: {}", answer.body);
+        let error = &answer.json()["error"];
+        assert!(error["message"].is_string() && error["type"].is_string(), "{}", answer.body);
+        assert_eq!(error["param"].as_str(), param, "{body}");
+        assert!(answer.headers.contains_key("x-request-id"));
+    }
+    assert!(fake.sent().is_empty(), "an engine was troubled");
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_over_the_limit_is_refused_announced_or_not() {
+    let (fake, proxy) = serving().await;
+    let answer = proxy.post("/v1/chat/completions", &chat_with(false, &"x".repeat(30_000), "")).await;
+    assert_eq!(answer.status, 413);
+    assert_eq!(answer.json()["error"]["code"], 413);
+    assert!(fake.sent().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wrong_method_is_405_with_the_right_one() {
+    let (_fake, proxy) = serving().await;
+    let answer = send(proxy.data, get("/v1/chat/completions")).await;
+    assert_eq!(answer.status, 405);
+    assert_eq!(answer.headers["allow"], Method::POST.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_asked_for_when_there_are_some() {
+    let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
+    let top = "[[auth.keys]]\nname = \"team\"\nkey = \"secret-key-1\"\n";
+    let proxy = Proxy::start(top, &[plain("a", &fake)]).await;
+    assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 401);
+    let mut request = post("/v1/chat/completions", chat(false));
+    request.headers_mut().insert("authorization", "Bearer secret-key-1".parse().unwrap());
+    assert_eq!(send(proxy.data, request).await.status, 200);
+    assert_eq!(fake.sent().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_usable_backend_the_answer_is_503() {
+    let gone = format!("http://{}", free_port());
+    let more = "engine = \"plain\"\nmodels = [\"m\"]";
+    let top = "[retry]\nattempts = 1\n";
+    let proxy = Proxy::start(top, &[vllm("a", gone, more)]).await;
+    // Whichever finds out first, the prober or this request.
+    let first = proxy.post("/v1/chat/completions", &chat(false)).await;
+    assert!(matches!(first.status.as_u16(), 502 | 503), "{}", first.body);
+    let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.headers.contains_key("retry-after"));
+    proxy.settles().await;
+}
+
+/// An engine that never answers, with room for one stream.
+async fn full(top: &str) -> (Fake, Proxy) {
+    let fake = Fake::start([], Act::Silent).await;
+    let mut engine = plain("a", &fake);
+    engine.more = "engine = \"plain\"\nstreams_max = 1";
+    let proxy = Proxy::start(top, &[engine]).await;
+    (fake, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_outwaits_its_queue_deadline_gets_504() {
+    let (fake, proxy) = full("[queue]\ndeadline_seconds = 0.3\n").await;
+    let first = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
+    until("the engine is taken", || fake.hanging() == 1).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!(answer.status, 504, "{}", answer.body);
+    assert_eq!(fake.sent().len(), 1, "the engine heard of it");
+    first.abort();
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_429_with_retry_after() {
+    let (fake, proxy) = full("[queue]\nrequests_max = 1\n").await;
+    let first = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
+    until("the engine is taken", || fake.hanging() == 1).await;
+    let second = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
+    until("one waits", || proxy.waiting() == 1).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!(answer.status, 429, "{}", answer.body);
+    assert!(answer.headers.contains_key("retry-after"));
+    first.abort();
+    second.abort();
+    within(async { drop((first.await, second.await)) }).await;
+    proxy.settles().await;
+}

@@ -1,0 +1,17 @@
+//! Whole-program tests, by behaviour: a real proxy on real sockets in front of scripted or
+//! emulated engines. One binary, one module a subject.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests use sockets")]
+
+mod admin;
+mod cancel;
+mod client;
+mod errors;
+mod fake;
+mod flips;
+mod house;
+mod process;
+mod proxy;
+mod relay;
+mod retry;
+mod split;
+mod storm;

@@ -1,0 +1,148 @@
+//! A proxy for one test: on ports of its own, stopped when dropped.
+
+use serde_json::Value;
+use std::net::{SocketAddr, TcpListener};
+use tidegate_proxy::Running;
+use tidegate_settings::Settings;
+
+use crate::client::{Answer, get, post, send, until};
+use crate::fake::Fake;
+
+pub struct Proxy {
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    running: Running,
+}
+
+/// What a test says of a backend.
+pub struct Engine {
+    pub name: &'static str,
+    pub url: String,
+    /// More TOML for its table.
+    pub more: &'static str,
+}
+
+pub fn plain(name: &'static str, fake: &Fake) -> Engine {
+    Engine { name, url: fake.url(), more: "engine = \"plain\"" }
+}
+
+pub const PREFILL: &str =
+    "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"prefill\"\npin = true";
+pub const DECODE: &str =
+    "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"decode\"\npin = true";
+pub const FREE: &str = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"";
+
+pub fn vllm(name: &'static str, url: String, more: &'static str) -> Engine {
+    Engine { name, url, more }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The settings of a test: `top` is TOML for the sections, engines are added.
+pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
+    let mut text = format!(
+        "[server]\nlisten = [\"{data}\"]\nlinger_seconds = 0\ndrain_seconds = 5\nthreads = 2\n{}\n\
+         [admin]\nlisten = \"{admin}\"\n{}\n",
+        section(top, "server"),
+        rest(top),
+    );
+    for engine in engines {
+        let Engine { name, url, more } = engine;
+        text += &format!("\n[[backends]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n");
+    }
+    text
+}
+
+/// Lines of `top` before its first section belong to `[server]`.
+fn section<'a>(top: &'a str, _server: &str) -> &'a str {
+    top.split("\n[").next().filter(|first| !first.starts_with('[')).unwrap_or("")
+}
+
+fn rest(top: &str) -> String {
+    match top.find('[') {
+        Some(at) if top[..at].is_empty() || top[..at].ends_with('\n') => top[at..].to_owned(),
+        _ => String::new(),
+    }
+}
+
+impl Proxy {
+    /// A proxy in front of these engines, ready when it knows their models.
+    pub async fn start(top: &str, engines: &[Engine]) -> Proxy {
+        let proxy = Proxy::start_cold(top, engines);
+        proxy.ready().await;
+        proxy
+    }
+
+    /// A proxy that may not have heard of its engines yet.
+    pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
+        let (data, admin) = (free_port(), free_port());
+        let text = config(data, admin, top, engines);
+        let settings = Settings::parse(&text).unwrap_or_else(|problems| {
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            panic!("{}\n{text}", lines.join("\n"))
+        });
+        let running = tidegate_proxy::spawn(&settings).unwrap();
+        Proxy { data, admin, running }
+    }
+
+    async fn ready(&self) {
+        let listens = |address| std::net::TcpStream::connect(address).is_ok();
+        until("the proxy listens", || listens(self.data) && listens(self.admin)).await;
+        let fleet = &self.running.proxy.fleet;
+        let knows = || {
+            let table = fleet.table();
+            table.models.values().any(|pool| table.backends(*pool).len() == fleet.backends.len())
+        };
+        until("the proxy knows its models", knows).await;
+    }
+
+    pub async fn post(&self, path: &str, body: &str) -> Answer {
+        send(self.data, post(path, body.to_owned())).await
+    }
+
+    pub async fn admin(&self, path: &str) -> Value {
+        send(self.admin, get(path)).await.json()
+    }
+
+    pub async fn set_role(&self, backend: &str, body: &str) -> Answer {
+        let path = format!("/v1/backends/{backend}/role");
+        send(self.admin, post(&path, body.to_owned())).await
+    }
+
+    /// Is every counter back at zero?
+    pub fn is_settled(&self) -> bool {
+        let proxy = &self.running.proxy;
+        let settled = |b: &std::sync::Arc<tidegate_proxy::fleet::Backend>| {
+            b.account.balance().is_settled()
+        };
+        proxy.fleet.registry.is_empty()
+            && proxy.queue.signal().waiting() == 0
+            && proxy.fleet.backends.iter().all(settled)
+    }
+
+    /// Wait until every counter is back at zero.
+    pub async fn settles(&self) {
+        until("every counter back at zero", || self.is_settled()).await;
+    }
+
+    /// Requests that wait in the queue.
+    pub fn waiting(&self) -> usize {
+        self.running.proxy.queue.signal().waiting()
+    }
+}
+
+/// A chat request.
+pub fn chat(stream: bool) -> String {
+    chat_with(stream, &"word ".repeat(400), "")
+}
+
+/// A chat request with this prompt and more members.
+pub fn chat_with(stream: bool, prompt: &str, more: &str) -> String {
+    format!(
+        "{{\"model\":\"m\",\"stream\":{stream},\"max_tokens\":16{more},\
+         \"messages\":[{{\"role\":\"user\",\"content\":\"{prompt}\"}}]}}"
+    )
+}
