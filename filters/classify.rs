@@ -1,0 +1,60 @@
+//! Filter 6: can the engine take it at all, and is somebody waiting? It must never refuse what
+//! vLLM would serve: an estimate refuses nobody.
+
+use crate::parse::Parsed;
+use crate::tokenize::Sized;
+use tidegate_engine::{ApiError, Endpoint, Scan};
+use tidegate_terms::Tokens;
+
+/// What placement may want to know of a request beyond its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Class {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// The client says that it may wait: a `priority` above 0, which vLLM too takes as later.
+    Batch,
+}
+
+impl Class {
+    /// A word for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+        }
+    }
+}
+
+pub(crate) fn classify(parsed: &Parsed<'_>, sized: &Sized) -> Result<Class, ApiError> {
+    let Some(scan) = &parsed.scan else { return Ok(Class::Interactive) };
+    if let Some(limit) = parsed.model.and_then(|(_, entry)| entry.max_model_len) {
+        check_length(scan, sized, limit)?;
+    }
+    let later = scan.priority.is_some_and(|priority| priority > 0);
+    Ok(if later { Class::Batch } else { Class::Interactive })
+}
+
+/// What vLLM 0.32 refuses: a prompt that leaves no room for one token
+/// (`InputProcessor._validate_prompt_len`), and a `max_tokens` above the whole context
+/// (`TokenizeParams`). A `max_tokens` that only together with the prompt goes beyond it is cut to
+/// what is left, not refused (`get_max_tokens`).
+fn check_length(scan: &Scan, sized: &Sized, limit: Tokens) -> Result<(), ApiError> {
+    if !matches!(scan.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
+        return Ok(());
+    }
+    let wanted = scan.max_tokens;
+    let too_much = wanted.is_some_and(|wanted| wanted > limit);
+    let too_long = sized.at_least.is_some_and(|prompt| prompt >= limit);
+    if !too_much && !too_long {
+        return Ok(());
+    }
+    let prompt = sized.at_least.unwrap_or(sized.counted.tokens);
+    let refusal = ApiError::context_length(limit, prompt, wanted.filter(|_| too_much));
+    let param = match (too_long, scan.endpoint) {
+        (false, _) => "max_tokens",
+        (true, Endpoint::Completions) => "prompt",
+        (true, _) => return Err(refusal),
+    };
+    Err(ApiError { param: Some(param), ..refusal })
+}

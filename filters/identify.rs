@@ -1,0 +1,148 @@
+//! Filter 1: who is this request? Its id and its trace, the client's where they are sane. It must
+//! never refuse a request, and never let a header through that could forge a log line.
+
+use crate::FreshIds;
+use http::HeaderMap;
+use std::fmt;
+
+/// Longest `x-request-id` that is taken over, in bytes: room for two UUIDs and a prefix.
+const REQUEST_ID_MAX: usize = 128;
+
+/// A `traceparent` of version 00, in bytes (W3C Trace Context §3.2).
+const TRACEPARENT_LEN: usize = 55;
+
+/// W3C trace context, version 00: always valid.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Traceparent {
+    text: String,
+    parent: Option<u64>,
+}
+
+/// The request's id and its trace. Never fails, so that a refusal has a name too.
+pub fn identify(headers: &HeaderMap, fresh: &FreshIds) -> (String, Traceparent) {
+    (request_id(headers, fresh), traceparent(headers, fresh))
+}
+
+/// The client's `x-request-id` if it is visible ASCII of 1 to 128 bytes, else a fresh one.
+pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
+    match single(headers, "x-request-id").filter(|id| sane(id)) {
+        Some(id) => id.to_owned(),
+        None => format!("{:032x}", fresh.request),
+    }
+}
+
+fn traceparent(headers: &HeaderMap, fresh: &FreshIds) -> Traceparent {
+    match single(headers, "traceparent").and_then(parse) {
+        Some(theirs) => {
+            Traceparent::new(theirs.trace, fresh.span, theirs.flags, Some(theirs.parent))
+        }
+        // Not sampled: whoever starts a trace decides that, and nobody did.
+        None => Traceparent::new(fresh.trace, fresh.span, 0, None),
+    }
+}
+
+impl Traceparent {
+    fn new(trace: u128, span: u64, flags: u8, parent: Option<u64>) -> Traceparent {
+        // An id of zeros is invalid (§3.2.2.3); the chance is 2^-64, and 1 is as good.
+        let (trace, span) = (trace.max(1), span.max(1));
+        Traceparent { text: format!("00-{trace:032x}-{span:016x}-{flags:02x}"), parent }
+    }
+
+    /// The header's value: `00-TRACE-SPAN-FLAGS`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The trace id: 32 hex digits.
+    pub fn trace_id(&self) -> &str {
+        &self.text[3..35]
+    }
+
+    /// Our span's id: 16 hex digits.
+    pub fn span_id(&self) -> &str {
+        &self.text[36..52]
+    }
+
+    /// The client's span, if it sent one.
+    pub fn parent_id(&self) -> Option<u64> {
+        self.parent
+    }
+
+    /// Does the client record this trace?
+    pub fn sampled(&self) -> bool {
+        self.text.ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f'])
+    }
+}
+
+impl AsRef<str> for Traceparent {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Traceparent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Traceparent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The client's trace context.
+struct Theirs {
+    trace: u128,
+    parent: u64,
+    flags: u8,
+}
+
+/// §3.2 and §4.3: a later version is read by the rules of 00 if its fields are where 00 has them.
+fn parse(value: &str) -> Option<Theirs> {
+    let bytes = value.as_bytes();
+    let version = hex(bytes.get(..2)?)?;
+    let rest_fits = match version {
+        0x00 => bytes.len() == TRACEPARENT_LEN,
+        0xff => false,
+        _ => bytes.len() == TRACEPARENT_LEN || bytes.get(TRACEPARENT_LEN) == Some(&b'-'),
+    };
+    let dashes = [2, 35, 52].iter().all(|at| bytes.get(*at) == Some(&b'-'));
+    if !rest_fits || !dashes {
+        return None;
+    }
+    let (trace, parent) = (hex(&bytes[3..35])?, hex(&bytes[36..52])?);
+    let flags = hex(&bytes[53..55])?;
+    // Of the flags only what 00 defines may be handed on: sampled, and random from level 2.
+    let known = (flags & 0b11) as u8;
+    (trace != 0 && parent != 0).then_some(Theirs { trace, parent: parent as u64, flags: known })
+}
+
+/// Lower-case hex digits only, as the standard demands.
+fn hex(digits: &[u8]) -> Option<u128> {
+    digits.iter().try_fold(0_u128, |value, digit| {
+        let digit = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(value << 4 | u128::from(digit))
+    })
+}
+
+/// A header that came once; of two that differ neither can be trusted.
+fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().ok().map(str::trim),
+        _ => None,
+    }
+}
+
+fn sane(id: &str) -> bool {
+    (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests;

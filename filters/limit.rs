@@ -1,0 +1,42 @@
+//! Filter 3: a path we know, its method, and a body of a size we take. It must never look into the
+//! body. The content type is not judged: an engine that minds it says so itself.
+
+use crate::Head;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use tidegate_engine::{ApiError, Endpoint};
+
+/// What a request's head alone can be refused for.
+pub(crate) fn check_head(body_max: usize, head: &Head<'_>) -> Result<Endpoint, ApiError> {
+    let method = head.method.as_str();
+    let endpoint =
+        Endpoint::of(head.path).ok_or_else(|| ApiError::unknown_path(method, head.path))?;
+    if method != endpoint.method() {
+        return Err(ApiError::method_not_allowed(method, head.path, endpoint.method()));
+    }
+    // A length that is no number is the HTTP codec's to refuse.
+    let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let announced = announced.and_then(|length| length.trim().parse::<u64>().ok());
+    if announced.is_some_and(|length| length > body_max as u64) {
+        return Err(ApiError::too_large(body_max));
+    }
+    let coding = head.headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
+    if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+        return Err(compressed());
+    }
+    Ok(endpoint)
+}
+
+/// A body may be longer than its head announced, or its head may announce nothing.
+pub(crate) fn check_body(body_max: usize, body: &[u8]) -> Result<(), ApiError> {
+    if body.len() > body_max {
+        return Err(ApiError::too_large(body_max));
+    }
+    Ok(())
+}
+
+/// 415 (RFC 9110 §15.5.16): no engine reads a compressed body, and we could not count it.
+fn compressed() -> ApiError {
+    let message = "Compressed request bodies are not supported: send `content-encoding: identity`.";
+    let invalid = ApiError::bad_request(message, Some("content-encoding"));
+    ApiError { status: 415, code: Some("unsupported_media_type"), ..invalid }
+}

@@ -1,0 +1,167 @@
+//! A model's own tokenizer and chat template: what its engine would make of a prompt. It must never
+//! be used where it would count wrongly: what the fast tokenizer cannot take is refused at load.
+//!
+//! - [`config`]: `tokenizer_config.json`
+//! - [`refuse`]: which `tokenizer.json` cannot be taken
+//! - [`template`]: the chat template, compiled once, with what Hugging Face templates call
+//! - [`conversation`]: a body's messages as the template sees them
+//! - [`python`]: JSON and dates as Python writes them
+
+mod config;
+mod conversation;
+mod python;
+mod refuse;
+mod template;
+
+#[cfg(test)]
+mod family_tests;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use template::Clock;
+
+use config::Config;
+use conversation::Conversation;
+use fastokens::Tokenizer;
+use template::ChatTemplate;
+use tidegate_engine::Scan;
+
+/// A tokenizer and its chat template, loaded once. Immutable; any number of threads may use it.
+pub struct ModelTokenizer {
+    tokenizer: Tokenizer,
+    config: Config,
+    template: Option<ChatTemplate>,
+    /// Does `tokenizer_config.json` ask for the special tokens that `tokenizer.json` adds?
+    special_sure: bool,
+    notes: Vec<String>,
+}
+
+/// Why a tokenizer cannot be used. The model's prompts can still be estimated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file that is not what it should be.
+    #[error("{file}: {problem}")]
+    Unreadable {
+        /// Which: `tokenizer.json` or `tokenizer_config.json`.
+        file: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// `tokenizer.json` is sound, but the fast tokenizer would not count as the model's own does.
+    #[error("tokenizer.json: {0} is not supported; prompts will be estimated")]
+    Unsupported(String),
+}
+
+/// A prompt's token ids.
+pub(crate) struct Encoded {
+    pub(crate) ids: Vec<u32>,
+    /// The engine reads exactly these.
+    pub(crate) sure: bool,
+    /// The template printed the date.
+    pub(crate) dated: bool,
+}
+
+impl ModelTokenizer {
+    /// Loads Hugging Face's `tokenizer.json` with the chat template of `tokenizer_config.json`, or
+    /// with `template_override`, which is the engine's `--chat-template` (or a
+    /// `chat_template.jinja`). Takes about a second for a vocabulary of 128k.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a tokenizer that the fast one cannot stand in for. A template
+    /// that does not compile is no error: see [`ModelTokenizer::notes`].
+    pub fn load(
+        tokenizer_json: &[u8],
+        tokenizer_config: Option<&[u8]>,
+        template_override: Option<&str>,
+    ) -> Result<ModelTokenizer, TokenizerError> {
+        let config = tokenizer_config.map_or(Ok(Config::default()), Config::read)?;
+        let mut json = serde_json::from_slice(tokenizer_json).map_err(|error| {
+            TokenizerError::Unreadable { file: "tokenizer.json", problem: error.to_string() }
+        })?;
+        config.add_tokens(&mut json);
+        refuse::check(&json)?;
+        let mut tokenizer = Tokenizer::from_json(json)
+            .map_err(|error| TokenizerError::Unsupported(error.to_string()))?;
+        // Engines cut and pad prompts by their own rules, not by the file's.
+        tokenizer.set_truncation(None);
+        tokenizer.set_padding(None);
+        let mut notes = Vec::new();
+        let source = template_override.map(str::to_owned).or_else(|| config.chat_template());
+        let template = source.and_then(|source| match ChatTemplate::compile(source) {
+            Ok(template) => Some(template),
+            Err(error) => {
+                notes.push(format!("chat template: {error:#}; chat prompts will be estimated"));
+                None
+            }
+        });
+        let special_sure = config.agrees_with(&tokenizer);
+        if !special_sure {
+            notes.push(
+                "tokenizer_config.json and tokenizer.json differ in the special tokens they add; \
+                 completion prompts may be off by one or two tokens"
+                    .to_owned(),
+            );
+        }
+        Ok(ModelTokenizer { tokenizer, config, template, special_sure, notes })
+    }
+
+    /// What the operator should know: why chats are only estimated, and the like. Empty if all is
+    /// well.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Can chats be counted? Not without a template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The ids of a text, special tokens in it recognised; with `add_special_tokens` also those
+    /// that the model's tokenizer puts around it. `None` if the tokenizer fails on it.
+    pub fn encode_text(&self, text: &str, add_special_tokens: bool) -> Option<Vec<u32>> {
+        self.tokenizer.encode_with_special_tokens(text, add_special_tokens).ok()
+    }
+
+    /// The ids of a chat body's rendered messages; `unix_seconds` is the time of day for templates
+    /// that print a date. `None` if there is no template, or it does not take these messages.
+    pub fn encode_chat(&self, scan: &Scan, body: &[u8], unix_seconds: u64) -> Option<Vec<u32>> {
+        self.chat(scan, body, Clock(unix_seconds)).map(|encoded| encoded.ids)
+    }
+
+    pub(crate) fn completion(&self, text: &str, special: bool) -> Option<Encoded> {
+        let ids = self.encode_text(text, special)?;
+        Some(Encoded { ids, sure: !special || self.special_sure, dated: false })
+    }
+
+    pub(crate) fn chat(&self, scan: &Scan, body: &[u8], clock: Clock) -> Option<Encoded> {
+        let theirs = scan.chat_template.and_then(|span| span.text(body));
+        let theirs = match theirs {
+            Some(source) => Some(ChatTemplate::compile(source.into_owned()).ok()?),
+            None => None,
+        };
+        let template = theirs.as_ref().or(self.template.as_ref())?;
+        let conversation = Conversation::read(scan, body, template)?;
+        let sure = conversation.is_faithful() && theirs.is_none();
+        let rendered = template.render(conversation, &self.config, clock).ok()?;
+        let special = scan.add_special_tokens.unwrap_or(false);
+        let encoded = self.completion(&rendered.text, special)?;
+        Some(Encoded { sure: sure && encoded.sure, dated: rendered.dated, ..encoded })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn render(&self, scan: &Scan, body: &[u8], clock: Clock) -> Result<String, String> {
+        let template = self.template.as_ref().ok_or("no template")?;
+        let conversation = Conversation::read(scan, body, template).ok_or("unreadable")?;
+        let rendered = template.render(conversation, &self.config, clock);
+        rendered.map(|rendered| rendered.text).map_err(|error| format!("{error:#}"))
+    }
+}
+
+impl std::fmt::Debug for ModelTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelTokenizer")
+            .field("vocabulary", &self.tokenizer.vocab_size())
+            .field("template", &self.has_template())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,227 @@
+//! A chat body's messages as the template sees them: vLLM's `parse_chat_messages`, followed rule by
+//! rule. Read straight from the body into the template's values. It must never guess in silence:
+//! where vLLM may do otherwise the conversation is not faithful.
+
+mod parts;
+
+use super::template::{ChatTemplate, ContentFormat};
+use minijinja::value::{Enumerator, Object, Value, ValueKind};
+use minijinja::{Error, ErrorKind};
+use parts::Content;
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::sync::Arc;
+use tidegate_engine::{Prompt, Scan};
+
+/// What transformers puts after the message to be continued, to find the place again.
+const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+/// Newer vLLMs drop this line of Claude Code's from system messages.
+const BILLING_HEADER: &str = "x-anthropic-billing-header";
+
+/// Everything of a request that a template reads.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    messages: Value,
+    tools: Value,
+    documents: Value,
+    add_generation_prompt: bool,
+    reasoning_effort: Option<Value>,
+    /// `chat_template_kwargs`: further variables.
+    kwargs: Option<Value>,
+    continues: bool,
+    faithful: bool,
+}
+
+/// Where a prompt that continues its last message ends.
+pub(super) struct EndMark;
+
+/// A message in the body. What it does not name the template does not see.
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow)]
+    role: Cow<'a, str>,
+    #[serde(default)]
+    content: Content,
+    #[serde(default)]
+    tool_calls: Option<Vec<Value>>,
+    #[serde(default)]
+    tool_call_id: Option<Value>,
+    #[serde(default)]
+    reasoning: Option<Value>,
+    #[serde(default)]
+    reasoning_content: Option<Value>,
+    #[serde(default)]
+    name: Option<Value>,
+}
+
+/// A message as the template sees it: a few fields, in vLLM's order.
+#[derive(Debug, Default)]
+struct Message {
+    fields: Vec<(&'static str, Value)>,
+}
+
+impl Conversation {
+    /// `None` if the messages are not in the form that vLLM takes.
+    pub(super) fn read(scan: &Scan, body: &[u8], template: &ChatTemplate) -> Option<Conversation> {
+        let Prompt::Messages(span) = scan.prompt else { return None };
+        let raw: Vec<Raw<'_>> = serde_json::from_slice(span.of(body)).ok()?;
+        let continues = scan.continue_final_message == Some(true);
+        let last = raw.len().checked_sub(1)?;
+        let mut faithful = true;
+        let mut messages = Vec::with_capacity(raw.len());
+        for (at, raw) in raw.into_iter().enumerate() {
+            let mark = (continues && at == last).then_some(END_MARK);
+            faithful &= raw.is_plain(template);
+            messages.push(Value::from_object(raw.message(template, mark)?));
+        }
+        let value = |raw: &[u8]| serde_json::from_slice::<Value>(raw).ok();
+        let tools = scan.tools.and_then(|span| value(span.of(body)));
+        Some(Conversation {
+            messages: Value::from(messages),
+            // What vLLM's own types make of the tools (members that are null) changes by version.
+            faithful: faithful && tools.is_none(),
+            tools: tools.unwrap_or(Value::from(())),
+            documents: scan.value(body, "documents").and_then(value).unwrap_or(Value::from(())),
+            add_generation_prompt: scan.add_generation_prompt.unwrap_or(true),
+            reasoning_effort: scan.value(body, "reasoning_effort").and_then(value),
+            kwargs: scan.chat_template_kwargs.and_then(|span| value(span.of(body))),
+            continues,
+        })
+    }
+
+    /// Will the engine's template see just this?
+    pub(super) fn is_faithful(&self) -> bool {
+        self.faithful
+    }
+
+    /// `Some`: what is rendered has a mark in it, at which it must be cut.
+    pub(super) fn mark_end(&self) -> Option<EndMark> {
+        self.continues.then_some(EndMark)
+    }
+
+    /// A variable of the template, `None` if it is not defined.
+    pub(super) fn variable(&self, name: &str) -> Option<Value> {
+        match name {
+            "messages" => return Some(self.messages.clone()),
+            "tools" => return Some(self.tools.clone()),
+            "documents" => return Some(self.documents.clone()),
+            "add_generation_prompt" => return Some(Value::from(self.add_generation_prompt)),
+            _ => {}
+        }
+        let theirs = self.kwargs.as_ref().and_then(|kwargs| kwargs.get_attr(name).ok());
+        let theirs = theirs.filter(|value| !value.is_undefined());
+        theirs.or_else(|| match name {
+            "reasoning_effort" => self.reasoning_effort.clone(),
+            // vLLM turns thinking on for those who ask for an effort.
+            "enable_thinking" => self
+                .reasoning_effort
+                .as_ref()
+                .map(|effort| Value::from(effort.as_str() != Some("none"))),
+            _ => None,
+        })
+    }
+}
+
+impl EndMark {
+    /// transformers' rule: the text before the mark, without the space that a template trimmed.
+    pub(super) fn cut(self, text: &mut String) -> Result<(), Error> {
+        let at = text.rfind(END_MARK.trim_end()).ok_or_else(|| {
+            let message = "the template leaves out the message to be continued";
+            Error::new(ErrorKind::InvalidOperation, message)
+        })?;
+        let kept = text[at..].starts_with(END_MARK);
+        text.truncate(at);
+        if !kept {
+            text.truncate(text.trim_end().len());
+        }
+        Ok(())
+    }
+}
+
+impl Raw<'_> {
+    /// Does every version of vLLM read this message alike?
+    fn is_plain(&self, template: &ChatTemplate) -> bool {
+        let developer = self.role == "developer" && !template.knows_developer;
+        let billing = self.role == "system" && self.content.starts_with(BILLING_HEADER);
+        self.content.is_text() && self.tool_calls.is_none() && !developer && !billing
+    }
+
+    /// vLLM's `_parse_chat_message_content` and `_postprocess_messages`.
+    fn message(self, template: &ChatTemplate, mark: Option<&str>) -> Option<Message> {
+        let role = match &*self.role {
+            "developer" if !template.knows_developer => "system",
+            role => role,
+        };
+        let parts = template.format == ContentFormat::Parts && role != "tool";
+        let content = if parts { self.content.parts(mark)? } else { self.content.string(mark)? };
+        let mut message = Message::default();
+        message.add("role", Some(Value::from(role)));
+        message.add("content", Some(content));
+        if role == "assistant" {
+            let calls = self.tool_calls.filter(|calls| !calls.is_empty());
+            let calls = calls.map(|calls| calls.into_iter().map(with_arguments).collect());
+            message.add("tool_calls", calls);
+            let reasoning = self.reasoning.or(self.reasoning_content);
+            message.add("reasoning", reasoning.clone());
+            message.add("reasoning_content", reasoning);
+        } else if role == "tool" {
+            message.add("tool_call_id", self.tool_call_id);
+        }
+        message.add("name", self.name.filter(|name| name.kind() == ValueKind::String));
+        Some(message)
+    }
+}
+
+impl Message {
+    fn add(&mut self, name: &'static str, value: Option<Value>) {
+        self.fields.extend(value.map(|value| (name, value)));
+    }
+}
+
+impl Object for Message {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, name: &str) -> Option<Value> {
+        self.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.fields.iter().map(|(name, _)| Value::from(*name)).collect())
+    }
+}
+
+/// Templates want a call's arguments as an object, OpenAI sends them as text; what is neither
+/// counts as `{}`.
+fn with_arguments(call: Value) -> Value {
+    let Ok(function) = call.get_attr("function") else { return call };
+    if function.kind() != ValueKind::Map {
+        return call;
+    }
+    let given = function.get_attr("arguments").unwrap_or(Value::UNDEFINED);
+    let parsed = match given.as_str() {
+        Some(text) => serde_json::from_str(text).unwrap_or(Value::UNDEFINED),
+        None => given,
+    };
+    let nothing = || Value::from_iter(std::iter::empty::<(Value, Value)>());
+    let parsed = if parsed.kind() == ValueKind::Map { parsed } else { nothing() };
+    replaced(&call, "function", replaced(&function, "arguments", parsed))
+}
+
+/// The map with one member replaced, in its place, or added.
+fn replaced(map: &Value, name: &str, value: Value) -> Value {
+    let mut members = Vec::new();
+    let mut found = false;
+    for key in map.try_iter().into_iter().flatten() {
+        let here = key.as_str() == Some(name);
+        found |= here;
+        let kept = if here { value.clone() } else { map.get_item(&key).unwrap_or(Value::from(())) };
+        members.push((key, kept));
+    }
+    if !found {
+        members.push((Value::from(name), value));
+    }
+    members.into_iter().collect()
+}

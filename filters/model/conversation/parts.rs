@@ -1,0 +1,181 @@
+//! A message's content: a string, or a list of parts. It must never keep what is no text: images
+//! and sounds are counted by the engine alone.
+
+use minijinja::Value;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+/// A message's content.
+#[derive(Default)]
+pub(super) enum Content {
+    /// `null`, or not there.
+    #[default]
+    Absent,
+    Text(Value),
+    Parts(Vec<Part>),
+}
+
+/// A part of a content.
+pub(super) enum Part {
+    Text(Value),
+    /// Something else: `image`, `audio`, `video`, or a type that is not known.
+    Other(&'static str),
+}
+
+impl Content {
+    /// Is there nothing in it but text?
+    pub(super) fn is_text(&self) -> bool {
+        match self {
+            Content::Parts(parts) => parts.iter().all(|part| matches!(part, Part::Text(_))),
+            _ => true,
+        }
+    }
+
+    pub(super) fn starts_with(&self, prefix: &str) -> bool {
+        let starts = |text: &Value| text.as_str().is_some_and(|text| text.starts_with(prefix));
+        match self {
+            Content::Absent => false,
+            Content::Text(text) => starts(text),
+            Content::Parts(parts) => {
+                parts.iter().any(|part| matches!(part, Part::Text(text) if starts(text)))
+            }
+        }
+    }
+
+    /// One string: the texts, joined by newlines. `mark` follows the last text; `None` if there is
+    /// none to follow.
+    pub(super) fn string(self, mark: Option<&str>) -> Option<Value> {
+        let text = match self {
+            Content::Text(text) if mark.is_none() => return Some(text),
+            Content::Text(text) => text.to_string(),
+            Content::Absent => String::new(),
+            Content::Parts(parts) => {
+                let texts = parts.iter().filter_map(|part| match part {
+                    Part::Text(text) => text.as_str(),
+                    Part::Other(_) => None,
+                });
+                texts.collect::<Vec<_>>().join("\n")
+            }
+        };
+        Some(Value::from(text + mark.unwrap_or_default()))
+    }
+
+    /// A list of parts, as OpenAI writes them. `mark` as above.
+    pub(super) fn parts(self, mark: Option<&str>) -> Option<Value> {
+        let mut parts = match self {
+            Content::Absent => Vec::new(),
+            Content::Text(text) => vec![Part::Text(text)],
+            Content::Parts(parts) => parts,
+        };
+        if let Some(mark) = mark {
+            let last = parts.iter_mut().rev().find_map(|part| match part {
+                Part::Text(text) => Some(text),
+                Part::Other(_) => None,
+            })?;
+            *last = Value::from(format!("{last}{mark}"));
+        }
+        Some(parts.into_iter().map(Part::value).collect())
+    }
+}
+
+impl Part {
+    fn value(self) -> Value {
+        let kind = |kind: &str| (Value::from("type"), Value::from(kind));
+        match self {
+            Part::Text(text) => [kind("text"), (Value::from("text"), text)].into_iter().collect(),
+            Part::Other(other) => [kind(other)].into_iter().collect(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Content, D::Error> {
+        json.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of parts")
+    }
+
+    fn visit_unit<E>(self) -> Result<Content, E> {
+        Ok(Content::Absent)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+        Ok(Content::Text(Value::from(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
+        let mut parts = Vec::new();
+        while let Some(part) = seq.next_element()? {
+            parts.push(part);
+        }
+        Ok(Content::Parts(parts))
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Part, D::Error> {
+        json.deserialize_any(PartVisitor)
+    }
+}
+
+struct PartVisitor;
+
+impl<'de> Visitor<'de> for PartVisitor {
+    type Value = Part;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a part")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Part, E> {
+        Ok(Part::Text(Value::from(text)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Part, A::Error> {
+        let (mut text, mut refusal, mut other) = (None, None, None);
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Type => other = modality(&map.next_value::<String>()?),
+                Key::Text => text = Some(map.next_value::<Value>()?),
+                Key::Refusal => refusal = Some(map.next_value::<Value>()?),
+                Key::Unread => {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
+            }
+        }
+        let text = text.or(refusal).filter(|text| text.as_str().is_some());
+        Ok(match (other, text) {
+            (None, Some(text)) => Part::Text(text),
+            (other, _) => Part::Other(other.unwrap_or("unknown")),
+        })
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Key {
+    Type,
+    Text,
+    Refusal,
+    #[serde(other)]
+    Unread,
+}
+
+/// What a part is to the template if it is no text.
+fn modality(kind: &str) -> Option<&'static str> {
+    match kind {
+        "text" | "input_text" | "output_text" | "refusal" => None,
+        "image_url" | "input_image" | "image_pil" | "image_embeds" => Some("image"),
+        "audio_url" | "input_audio" | "audio_embeds" => Some("audio"),
+        "video_url" | "video_embeds" => Some("video"),
+        _ => Some("unknown"),
+    }
+}

@@ -1,0 +1,192 @@
+//! A chat template, compiled once, in an environment like the one transformers makes for it. It
+//! must never run for long or fill memory: what renders is fuelled.
+
+use super::config::Config;
+use super::conversation::Conversation;
+use super::python;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Enumerator, Object, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Instructions one rendering may take, about a second's worth; each 64 bytes made count as one. A
+/// conversation of 10,000 messages takes under a million.
+const FUEL: u64 = 20_000_000;
+
+/// The name of the only template in its environment.
+const NAME: &str = "chat";
+
+/// The time of day, in seconds since 1970, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Clock(pub(crate) u64);
+
+/// What a template makes of a conversation.
+pub(super) struct Rendered {
+    pub(super) text: String,
+    /// It asked for the date.
+    pub(super) dated: bool,
+}
+
+/// How a template wants a message's content (vLLM's `--chat-template-content-format auto`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ContentFormat {
+    /// One string; the text of several parts is joined by newlines.
+    String,
+    /// A list of parts, even for a plain string.
+    Parts,
+}
+
+/// A compiled template.
+pub(super) struct ChatTemplate {
+    environment: Environment<'static>,
+    pub(super) format: ContentFormat,
+    /// Does it know the role `developer`?
+    pub(super) knows_developer: bool,
+    /// Does it call `strftime_now`? Then it gets a function of its own each time.
+    dates: bool,
+}
+
+impl ChatTemplate {
+    pub(super) fn compile(source: String) -> Result<ChatTemplate, Error> {
+        let format = content_format(&source);
+        let knows_developer = source.contains("'developer'") || source.contains("\"developer\"");
+        let dates = source.contains("strftime_now");
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        environment.set_syntax(syntax);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.add_filter("tojson", python::tojson);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_template_owned(NAME, without_generation_tags(source))?;
+        Ok(ChatTemplate { environment, format, knows_developer, dates })
+    }
+
+    pub(super) fn render(
+        &self,
+        conversation: Conversation,
+        config: &Config,
+        clock: Clock,
+    ) -> Result<Rendered, Error> {
+        let continued = conversation.mark_end();
+        let dated = Arc::new(AtomicBool::new(false));
+        let strftime_now = self.dates.then(|| strftime_now(clock, Arc::clone(&dated)));
+        let special = config.special_names().filter_map(|name| Some((name, config.special(name)?)));
+        let context = Context { conversation, strftime_now, special: special.collect() };
+        let template = self.environment.get_template(NAME)?;
+        let mut text = template.render(Value::from_object(context))?;
+        if let Some(end) = continued {
+            end.cut(&mut text)?;
+        }
+        Ok(Rendered { text, dated: dated.load(Relaxed) })
+    }
+}
+
+/// The variables of a template. Reads by name; nothing is copied into a map.
+#[derive(Debug)]
+struct Context {
+    conversation: Conversation,
+    strftime_now: Option<Value>,
+    special: Vec<(&'static str, Value)>,
+}
+
+impl Object for Context {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, name: &str) -> Option<Value> {
+        if let Some(value) = self.conversation.variable(name) {
+            return Some(value);
+        }
+        if name == "strftime_now" {
+            return self.strftime_now.clone();
+        }
+        self.special.iter().find(|(known, _)| *known == name).map(|(_, text)| text.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::NonEnumerable
+    }
+}
+
+fn strftime_now(clock: Clock, dated: Arc<AtomicBool>) -> Value {
+    Value::from_function(move |format: String| {
+        dated.store(true, Relaxed);
+        python::strftime(&format, clock.0).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format}"))
+        })
+    })
+}
+
+/// `{% generation %}` marks what the assistant said, for training; for us it does nothing.
+fn without_generation_tags(source: String) -> String {
+    if !source.contains("generation") {
+        return source;
+    }
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source.as_str();
+    while let Some(open) = rest.find("{%") {
+        let Some(length) = rest[open..].find("%}") else { break };
+        let (tag, end) = (&rest[open + 2..open + length], open + length + 2);
+        let word = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        out.push_str(&rest[..open]);
+        match word {
+            "generation" => out.push_str(&rest[open..end].replace("generation", "if true")),
+            "endgeneration" => out.push_str(&rest[open..end].replace("endgeneration", "endif")),
+            _ => out.push_str(&rest[open..end]),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// A template that loops over a message's content wants parts. vLLM finds such loops in the syntax
+/// tree, we in the text: `{% for part in message['content'] %}` and its spellings.
+fn content_format(source: &str) -> ContentFormat {
+    let tags = source.split("{%").skip(1).filter_map(|rest| rest.split_once("%}"));
+    for (tag, _) in tags {
+        let tag = tag.trim_start_matches(['-', '+']).trim_start();
+        let Some((_, over)) = tag.strip_prefix("for ").and_then(|tag| tag.split_once(" in "))
+        else {
+            continue;
+        };
+        let over = over.split(['|', ' ', '-', '\n']).find(|word| !word.is_empty()).unwrap_or("");
+        let over: String = over.chars().filter(|c| !matches!(c, '"' | '\'' | ' ')).collect();
+        if over == "content" || over.ends_with(".content") || over.ends_with("[content]") {
+            return ContentFormat::Parts;
+        }
+    }
+    ContentFormat::String
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_loops_over_content_wants_parts() {
+        for (source, expected) in [
+            ("{% for m in messages %}{{ m.content }}{% endfor %}", ContentFormat::String),
+            ("{%- for part in message['content'] -%}", ContentFormat::Parts),
+            ("{% for part in message.content | list %}", ContentFormat::Parts),
+            ("{%for x in y%}{% for item in content %}", ContentFormat::Parts),
+            ("{% for m in message.content_list %}", ContentFormat::String),
+        ] {
+            assert_eq!(content_format(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn generation_tags_do_nothing() {
+        let source = "a{%- generation %} b {% endgeneration -%}\n c{% if generation %}{% endif %}";
+        let expected = "a{%- if true %} b {% endif -%}\n c{% if generation %}{% endif %}";
+        assert_eq!(without_generation_tags(source.to_owned()), expected);
+    }
+}

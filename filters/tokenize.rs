@@ -1,0 +1,204 @@
+//! Filter 5: how many tokens will the engine read, and which blocks of them may be cached? It must
+//! never refuse: what cannot be counted is estimated, and says so.
+
+use crate::model::{Clock, ModelTokenizer};
+use crate::parse::Parsed;
+use crate::{Counted, FreshIds};
+use std::borrow::Cow;
+use tidegate_cost::{ByteEstimator, ByteFeatures, chain_bytes, chain_tokens};
+use tidegate_engine::{Endpoint, Prompt, Scan, Span};
+use tidegate_terms::Tokens;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Bytes that stand for one token in the blocks of a prompt that was not tokenized.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// The filter's settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tokenize {
+    /// Tokens a prefix block.
+    pub(crate) block: usize,
+    /// May a request bring its own template?
+    pub(crate) trust_request_chat_template: bool,
+}
+
+/// A prompt's size.
+#[derive(Default)]
+pub(crate) struct Sized {
+    pub(crate) counted: Counted,
+    /// The longest single prompt has at least so many tokens, for sure; `None`: who knows.
+    pub(crate) at_least: Option<Tokens>,
+}
+
+/// What every way of counting reads.
+struct Request<'a> {
+    settings: &'a Tokenize,
+    scan: &'a Scan,
+    body: &'a [u8],
+    tokenizer: Option<&'a ModelTokenizer>,
+    estimator: &'a ByteEstimator,
+    /// What must be equal for two prompts to share blocks.
+    salt: u64,
+}
+
+pub(crate) fn tokenize(
+    settings: &Tokenize,
+    parsed: &Parsed<'_>,
+    estimator: &ByteEstimator,
+    body: &[u8],
+    fresh: &FreshIds,
+) -> Sized {
+    let Some(scan) = &parsed.scan else { return Sized::default() };
+    let tokenizer = parsed.model.and_then(|(_, entry)| entry.tokenizer.as_deref());
+    let salt = salt(scan, body, parsed.model.map(|(name, _)| &**name).unwrap_or_default());
+    let request = Request { settings, scan, body, tokenizer, estimator, salt };
+    let sized = match scan.prompt {
+        Prompt::Absent => Sized::default(),
+        Prompt::TokenIds(count, _) => request.ids_given(count),
+        Prompt::Text(span) => request.text(span),
+        Prompt::List(span) => request.list(span),
+        Prompt::Messages(span) => request.messages(span, Clock(fresh.unix_seconds)),
+        Prompt::Input(span) => request.rough(span),
+    };
+    request.truncated(sized)
+}
+
+/// A cache is shared only under one model, one `cache_salt`, and, where the prompt is not rendered,
+/// one set of everything that the template reads besides the messages.
+fn salt(scan: &Scan, body: &[u8], model: &str) -> u64 {
+    let salt = scan.cache_salt.map(|span| span.of(body)).unwrap_or_default();
+    xxh3_64_with_seed(salt, xxh3_64_with_seed(model.as_bytes(), 0))
+}
+
+impl Request<'_> {
+    fn ids_given(&self, count: u32) -> Sized {
+        let ids = self.scan.token_ids(self.body);
+        match ids {
+            Some(ids) => self.exact(&ids, true),
+            // Ids beyond 32 bits: no model has them, but the count is right.
+            None => Sized { counted: counted(u64::from(count)), at_least: None },
+        }
+    }
+
+    fn text(&self, span: Span) -> Sized {
+        let special = self.scan.add_special_tokens.unwrap_or(true);
+        let encoded = self.tokenizer.zip(span.text(self.body));
+        match encoded.and_then(|(tokenizer, text)| tokenizer.completion(&text, special)) {
+            Some(encoded) => self.exact(&encoded.ids, encoded.sure),
+            None => self.rough(span),
+        }
+    }
+
+    /// Several prompts: each is read, one after the other. They run whole on one engine, so that
+    /// there is no chain to look up.
+    fn list(&self, span: Span) -> Sized {
+        let raw = span.of(self.body);
+        if let Ok(lists) = serde_json::from_slice::<Vec<Vec<u32>>>(raw) {
+            let lengths = lists.iter().map(|ids| ids.len() as u64);
+            return several(lengths.map(|length| (length, true)));
+        }
+        let texts = serde_json::from_slice::<Vec<Cow<'_, str>>>(raw);
+        let special = self.scan.add_special_tokens.unwrap_or(true);
+        match (self.tokenizer, texts) {
+            (Some(tokenizer), Ok(texts)) => {
+                let each = texts.iter().map(|text| tokenizer.completion(text, special));
+                match each.collect::<Option<Vec<_>>>() {
+                    Some(all) => several(all.iter().map(|one| (one.ids.len() as u64, one.sure))),
+                    None => self.rough(span),
+                }
+            }
+            _ => Sized {
+                counted: Counted { chain: Vec::new(), ..self.rough(span).counted },
+                at_least: None,
+            },
+        }
+    }
+
+    fn messages(&self, span: Span, clock: Clock) -> Sized {
+        // Anthropic's form is turned into messages by the engine, in its own way.
+        let chat = matches!(self.scan.endpoint, Endpoint::ChatCompletions | Endpoint::Tokenize);
+        let own = self.scan.chat_template.is_some();
+        let renders = chat && (!own || self.settings.trust_request_chat_template);
+        let Some(tokenizer) = self.tokenizer.filter(|_| renders) else { return self.rough(span) };
+        match tokenizer.chat(self.scan, self.body, clock) {
+            Some(encoded) if encoded.dated => {
+                // A date is a token or two longer on some days.
+                let at_least = Tokens((encoded.ids.len() as u64).saturating_sub(DATE_SLACK));
+                let at_least = Some(at_least).filter(|_| encoded.sure);
+                Sized { at_least, ..self.exact(&encoded.ids, encoded.sure) }
+            }
+            Some(encoded) => self.exact(&encoded.ids, encoded.sure),
+            None => self.rough(span),
+        }
+    }
+
+    fn exact(&self, ids: &[u32], sure: bool) -> Sized {
+        let chain = chain_tokens(self.salt, ids, self.settings.block);
+        let tokens = Tokens(ids.len() as u64);
+        Sized {
+            counted: Counted {
+                tokens,
+                exact: sure,
+                features: None,
+                block_tokens: self.block_tokens(&chain),
+                chain,
+            },
+            at_least: sure.then_some(tokens),
+        }
+    }
+
+    /// From the bytes: of the prompt, and of the tools, which the template puts before it.
+    fn rough(&self, span: Span) -> Sized {
+        let prompt = span.of(self.body);
+        let tools = self.scan.tools.map(|tools| tools.of(self.body)).unwrap_or_default();
+        let both;
+        let all = if tools.is_empty() {
+            prompt
+        } else {
+            both = [tools, prompt].concat();
+            &both
+        };
+        let features = ByteFeatures::from_text(all);
+        let chain = chain_bytes(self.salt, all, self.settings.block * BYTES_PER_TOKEN);
+        let counted = Counted {
+            tokens: self.estimator.estimate(&features),
+            exact: false,
+            features: Some(features),
+            block_tokens: self.block_tokens(&chain),
+            chain,
+        };
+        Sized { counted, at_least: None }
+    }
+
+    /// The engine cuts the prompt before it reads it. It keeps the end, whose blocks we do not know.
+    fn truncated(&self, sized: Sized) -> Sized {
+        let Some(raw) = self.scan.value(self.body, "truncate_prompt_tokens") else { return sized };
+        let most =
+            serde_json::from_slice::<i64>(raw).ok().and_then(|most| u64::try_from(most).ok());
+        let tokens =
+            most.map_or(sized.counted.tokens, |most| sized.counted.tokens.min(Tokens(most)));
+        Sized { counted: counted(tokens.get()), at_least: None }
+    }
+
+    fn block_tokens(&self, chain: &[u64]) -> Tokens {
+        Tokens(if chain.is_empty() { 0 } else { self.settings.block as u64 })
+    }
+}
+
+/// By how much a rendered date may change the count.
+const DATE_SLACK: u64 = 8;
+
+fn counted(tokens: u64) -> Counted {
+    Counted { tokens: Tokens(tokens), ..Counted::default() }
+}
+
+fn several(prompts: impl Iterator<Item = (u64, bool)>) -> Sized {
+    let (mut sum, mut longest, mut exact) = (0, 0, true);
+    for (tokens, sure) in prompts {
+        sum += tokens;
+        longest = longest.max(tokens);
+        exact &= sure;
+    }
+    let counted = Counted { exact, ..counted(sum) };
+    Sized { counted, at_least: exact.then_some(Tokens(longest)) }
+}
