@@ -64,7 +64,8 @@ impl Mean {
 
     /// This mean, shrunk towards `fallback` while it rests on little.
     fn over(&self, fallback: f64) -> f64 {
-        (self.value * self.count + fallback * TRUST_AT) / (self.count + TRUST_AT)
+        let lean = TRUST_AT * (1.0 - self.count / MEMORY);
+        (self.value * self.count + fallback * lean) / (self.count + lean)
     }
 }
 
@@ -95,17 +96,17 @@ mod tests {
         check(&[], None, 200);
         check(&[], Some(16), 16);
         check(&[], Some(0), 1);
-        check(&[(Some(100), 80), (Some(4000), 900)], Some(120), 82);
+        check(&[(Some(100), 80), (Some(4000), 900)], Some(120), 80);
         check(&[(Some(100), 80), (Some(4000), 900)], Some(3000), 900);
     }
 
     #[test]
     fn an_unseen_class_takes_the_mean_of_all() {
-        check(&[(None, 40)], Some(1000), 46);
+        check(&[(None, 40)], Some(1000), 40);
     }
 
     #[test]
     fn new_behaviour_replaces_the_old() {
-        check(&[(None, 1000), (None, 50)], None, 51);
+        check(&[(None, 1000), (None, 50)], None, 50);
     }
 }

@@ -164,14 +164,13 @@ impl<W: Word> Table<W> {
 
     /// The block is new: it takes the place of the line nobody has used for longest.
     fn replace(&self, set: &[Line<W>], tag: u64, backend: BackendId, shelf: &Shelf<W>) {
-        let Some(line) = set.iter().max_by(|a, b| self.idle(a).total_cmp(&self.idle(b))) else {
-            return;
-        };
-        let word = line.word.load();
+        // The word before the age: a line renamed in between then fails the swap.
+        let seen = set.iter().map(|line| (line, line.word.load(), self.idle(line)));
+        let free = seen.filter(|(_, word, _)| word & (WRITING_TAG | WRITING_HOLDER) == 0);
+        let Some((line, word, _)) = free.max_by(|a, b| a.2.total_cmp(&b.2)) else { return };
         let version = word.wrapping_add(VERSION_ONE) & VERSION_MASK;
         let renamed = tag << TAG_SHIFT | version;
-        let busy = word & (WRITING_TAG | WRITING_HOLDER) != 0;
-        if busy || !line.word.swap_if(word, renamed | WRITING_TAG) {
+        if !line.word.swap_if(word, renamed | WRITING_TAG) {
             return;
         }
         for holder in &line.holders[1..] {
