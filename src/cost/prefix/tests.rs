@@ -131,7 +131,7 @@ fn apply(operations: &[Operation], index: &PrefixIndex, naive: &mut Naive) {
             }
             Operation::Forget(backend) => {
                 index.forget(BackendId(*backend));
-                naive.held.values_mut().for_each(|who| drop(who.remove(backend)));
+                naive.held.values_mut().for_each(|who| who.retain(|held| held != backend));
             }
         }
     }

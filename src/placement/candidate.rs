@@ -1,0 +1,160 @@
+//! What one backend would make of one job. Arithmetic only; who may be asked is decided in
+//! place.rs.
+//!
+//! # How long a prefill holds up a decode engine
+//! By engine_model.md a step that computes a chunk of the prompt beside `n` decodes with `K` tokens
+//! of KV takes `t_base + max(compute, t_weights) + K·t_kv`. Every stream still gets a token from
+//! every such step, so the hold-up is per step: a prompt of `s = ⌈uncached / chunk⌉` chunks takes
+//!
+//! ```text
+//! mixed   = max(prefill, s·decode.base) + s·(decode.step(n, K) − decode.base)
+//! hold-up = prefill work already there + mixed − s·TPOT target
+//! ```
+//!
+//! (`prefill` is what the cost model predicts of the prompt alone and has the chunks' compute and
+//! fixed costs in it; `decode.base` is `t_base + t_weights`, which chunk and decodes share.) After
+//! the last of these steps each stream is later than its target allows by at most the hold-up, and
+//! never later before: a step that is longer than the target only adds. So a backend whose slack
+//! covers the hold-up misses no TPOT by it, and with small chunks, or a prompt so short that its
+//! step stays within the target, it costs nobody anything.
+
+use crate::{Job, Load, Params};
+use tidegate_terms::{BackendId, Seconds, Tokens};
+
+/// A backend that could take a job, and how good that would be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) on: BackendId,
+    /// Prefill work to reserve.
+    pub(crate) predicted: Seconds,
+    pub(crate) cached: Tokens,
+    /// Predicted time to the first token, from now.
+    pub(crate) ttft: Seconds,
+    /// Predicted completion from now, with what it costs others; less is better.
+    pub(crate) rank: f64,
+}
+
+/// A job on one backend, before it is known in which form.
+pub(crate) struct Offer<'a> {
+    pub(crate) params: &'a Params,
+    pub(crate) job: &'a Job,
+    pub(crate) on: BackendId,
+    pub(crate) load: &'a Load,
+    pub(crate) cached: Tokens,
+    /// The prompt alone on an idle engine.
+    predicted: Seconds,
+    /// What the cache saves beyond what locality may count for.
+    discounted: Seconds,
+}
+
+impl Candidate {
+    /// Is `self` the better one, given how long the first token may take? Any that keeps the
+    /// deadline beats any that does not.
+    pub(crate) fn beats(&self, other: &Candidate, left: Seconds) -> bool {
+        let key = |candidate: &Candidate| (candidate.ttft > left, candidate.rank);
+        let ((late, rank), (other_late, other_rank)) = (key(self), key(other));
+        late.cmp(&other_late).then(rank.total_cmp(&other_rank)).is_lt()
+    }
+
+    /// Puts `self` into `best` if it is better.
+    pub(crate) fn compete(self, best: &mut Option<Candidate>, left: Seconds) {
+        if best.as_ref().is_none_or(|best| self.beats(best, left)) {
+            *best = Some(self);
+        }
+    }
+}
+
+impl<'a> Offer<'a> {
+    pub(crate) fn new(
+        params: &'a Params,
+        job: &'a Job,
+        on: BackendId,
+        load: &'a Load,
+        cached: Tokens,
+    ) -> Offer<'a> {
+        let cached = Tokens(cached.get().min(job.prompt.get()));
+        let predicted = load.prefill_model.predict(job.prompt - cached, cached);
+        let saved = load.prefill_model.predict(job.prompt, Tokens::ZERO) - predicted;
+        let discounted = (saved - params.locality_max).max(Seconds::ZERO);
+        Offer { params, job, on, load, cached, predicted, discounted }
+    }
+
+    pub(crate) fn uncached(&self) -> Tokens {
+        self.job.prompt - self.cached
+    }
+
+    /// May a prefill start there now?
+    pub(crate) fn has_prefill_room(&self) -> bool {
+        self.load.has_prefill_room(self.params.room)
+    }
+
+    /// May one more stream start there within `share` of the TPOT target?
+    pub(crate) fn has_decode_room(&self) -> bool {
+        let (job, params) = (self.job, self.params);
+        self.load.streams < self.load.streams_max
+            && self.load.has_memory_for(job.prompt, job.expected_output, params.kv_share)
+            && self.load.has_step_room(job.prompt, params.slo.tpot * params.admission)
+    }
+
+    /// Does the slack of its streams cover this prefill?
+    pub(crate) fn has_slack(&self) -> bool {
+        let hold_up = self.hold_up();
+        hold_up <= Seconds::ZERO || hold_up <= self.load.slack.min(self.params.hold_max)
+    }
+
+    /// The prefill leg alone; what follows elsewhere is added by [`Offer::handed_over`].
+    pub(crate) fn prefill(&self) -> Candidate {
+        let ttft = self.load.prefill + self.predicted;
+        self.candidate(ttft, (ttft + self.discounted).get())
+    }
+
+    /// The whole request.
+    pub(crate) fn whole(&self) -> Candidate {
+        let ttft = self.load.prefill + self.mixed();
+        let output = self.job.expected_output.as_f64();
+        let decode = self.load.step_with(self.job.prompt) * output;
+        let harm = match self.load.streams {
+            0 => Seconds::ZERO,
+            _ => self.hold_up().max(Seconds::ZERO) * self.params.hold_weight,
+        };
+        self.candidate(ttft, (ttft + decode + harm + self.discounted).get())
+    }
+
+    fn candidate(&self, ttft: Seconds, rank: f64) -> Candidate {
+        let (on, predicted, cached) = (self.on, self.predicted, self.cached);
+        Candidate { on, predicted, cached, ttft, rank }
+    }
+
+    /// The prompt's chunks.
+    fn steps(&self) -> f64 {
+        self.uncached().get().div_ceil(self.params.chunk.get().max(1)).max(1) as f64
+    }
+
+    /// The prefill beside the streams that run there. See above.
+    fn mixed(&self) -> Seconds {
+        let (load, steps) = (self.load, self.steps());
+        if load.streams == 0 {
+            return self.predicted;
+        }
+        let shared = load.decode_model.base;
+        let beside = load.decode_model.step(load.streams, load.kv) - shared;
+        self.predicted.max(shared * steps) + beside * steps
+    }
+
+    /// See above.
+    fn hold_up(&self) -> Seconds {
+        self.load.prefill + self.mixed() - self.params.slo.tpot * self.steps()
+    }
+}
+
+/// A prefill candidate with its decode on a backend whose step then takes `step`.
+pub(crate) fn handed_over(
+    params: &Params,
+    job: &Job,
+    prefill: Candidate,
+    step: Seconds,
+) -> Candidate {
+    let ttft = prefill.ttft + params.transfer.predict(job.prompt) + step;
+    let after = ttft - prefill.ttft + step * job.expected_output.as_f64();
+    Candidate { ttft, rank: prefill.rank + after.get(), ..prefill }
+}

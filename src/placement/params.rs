@@ -1,0 +1,69 @@
+//! What an operator may set of placement. Plain values; the defaults are for engine_model.md's
+//! physics.
+
+use tidegate_cost::TransferModel;
+use tidegate_terms::{Seconds, Slo, Tokens};
+
+/// Parameters of [`place`](crate::place), [`place_decode`](crate::place_decode) and
+/// [`DeadlineQueue`](crate::DeadlineQueue).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Params {
+    /// What clients were promised.
+    pub slo: Slo,
+    /// Prefill work that may wait on a backend: about one chunk, so that the engine never runs
+    /// dry and the queue stays ours. Greater than 0.
+    pub room: Seconds,
+    /// Prompts with fewer uncached tokens are never split: a hand-off costs more.
+    pub whole_below: Tokens,
+    /// The engines' `max_num_batched_tokens`: how many prompt tokens hold up a decode step. If in
+    /// doubt rather more.
+    pub chunk: Tokens,
+    /// What a hand-off costs.
+    pub transfer: TransferModel,
+    /// The longest a decode backend is ever held up for a prefill, however much slack it has:
+    /// streams that are handed over meanwhile have none yet.
+    pub hold_max: Seconds,
+    /// What holding up streams by a second within their slack counts for, in seconds of the
+    /// request's own completion. 0 uses slack freely; large values save it for bursts.
+    pub hold_weight: f64,
+    /// The most that a cached prefix counts for in choosing a backend, so that one long shared
+    /// prefix does not pull all load to one backend.
+    pub locality_max: Seconds,
+    /// Share of the TPOT target up to which new requests are admitted to decode; the rest is for
+    /// prefills that are under way.
+    pub admission: f64,
+    /// Share of the KV memory that is given away; the rest is for streams that grow.
+    pub kv_share: f64,
+    /// Share of the prefill work placed that belongs to waiting requests which can no longer meet
+    /// their TTFT, while others wait too. 0..1.
+    pub hopeless_share: f64,
+    /// Requests that may wait in a [`DeadlineQueue`](crate::DeadlineQueue).
+    pub queue_max: usize,
+    /// How far behind the first waiting request one is looked for that fits where it does not: a
+    /// short one may.
+    pub look_ahead: usize,
+    /// Up to this many backends are all looked at; of more, this many by the job's seed, and
+    /// further ones only while none has room.
+    pub sample: usize,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params {
+            slo: Slo::default(),
+            room: Seconds(0.150),
+            whole_below: Tokens(64),
+            chunk: Tokens(2048),
+            transfer: TransferModel::default(),
+            hold_max: Seconds(1.0),
+            hold_weight: 1.0,
+            locality_max: Seconds(0.5),
+            admission: 0.95,
+            kv_share: 0.9,
+            hopeless_share: 0.1,
+            queue_max: 10_000,
+            look_ahead: 32,
+            sample: 64,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A backend for a request. Two looks at the pool at most: by roles first, and if that finds
+//! nothing, over the roles where a group has lost one side or the request cannot be split.
+//! Allocates nothing.
+
+use crate::candidate::{Candidate, Offer, handed_over};
+use crate::order::order;
+use crate::{Fleet, Job, Load, Params, Split};
+use tidegate_terms::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
+
+/// Groups that are told apart in one pool; in a pool with more, some share facts, and a prefill may
+/// start in a group without decode room.
+const GROUPS: usize = 64;
+
+/// Where a request goes, or why it does not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// Its prefill leg goes there; the decode backend is chosen when it is done.
+    Prefill {
+        /// Where.
+        on: BackendId,
+        /// Its prefill work, to reserve.
+        predicted: Seconds,
+        /// Prompt tokens that are there already.
+        cached: Tokens,
+    },
+    /// All of it goes there.
+    Whole {
+        /// Where.
+        on: BackendId,
+        /// Its prefill work, to reserve.
+        predicted: Seconds,
+        /// Prompt tokens that are there already.
+        cached: Tokens,
+    },
+    /// No room now.
+    Wait(WaitReason),
+    /// No backend could ever take it as things are.
+    Nowhere(NowhereReason),
+}
+
+/// What is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitReason {
+    /// Every backend that takes prefills has its fill.
+    PrefillBusy,
+    /// A prefill could start, but nobody has room for the streams after it.
+    DecodeBusy,
+}
+
+/// Why nobody can take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NowhereReason {
+    /// The pool has no backend.
+    EmptyPool,
+    /// No backend of the pool is usable.
+    NoneUsable,
+    /// Those that are usable are being drained.
+    AllDraining,
+}
+
+/// Where `job` should go now: the least predicted completion among those with room, those that keep
+/// its TTFT deadline first.
+///
+/// A role is a preference: where a group has lost every prefill or every decode backend, the rest
+/// take whole requests. A dead or draining backend is never chosen.
+pub fn place(params: &Params, now: Moment, job: &Job, fleet: &impl Fleet) -> Choice {
+    let first = Survey::new(params, now, job, fleet, Excluding::Yes).choose();
+    match first {
+        Choice::Nowhere(_) if !job.excluded.is_empty() => {
+            Survey::new(params, now, job, fleet, Excluding::No).choose()
+        }
+        choice => choice,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Excluding {
+    Yes,
+    No,
+}
+
+/// What has been seen of the pool so far.
+struct Survey<'a, F> {
+    params: &'a Params,
+    job: &'a Job,
+    fleet: &'a F,
+    excluding: Excluding,
+    /// Time left to the first token.
+    left: Seconds,
+    /// The best backend for the whole request.
+    whole: Option<Candidate>,
+    /// By group, the best backend for the prefill leg.
+    prefill: [Option<Candidate>; GROUPS],
+    /// By group, the shortest decode step with this request in it.
+    decode_step: [Seconds; GROUPS],
+    /// One bit a group: there is an open backend that takes prefills; one that takes decodes; a
+    /// prefill could start; a decode could.
+    prefill_takers: u64,
+    decode_takers: u64,
+    prefill_room: u64,
+    decode_room: u64,
+    /// A prefill could start, were it not that the request must stay whole.
+    unsplit: bool,
+    usable: bool,
+}
+
+impl<'a, F: Fleet> Survey<'a, F> {
+    fn new(
+        params: &'a Params,
+        now: Moment,
+        job: &'a Job,
+        fleet: &'a F,
+        excluding: Excluding,
+    ) -> Self {
+        Survey {
+            params,
+            job,
+            fleet,
+            excluding,
+            left: job.ttft_deadline - now,
+            whole: None,
+            prefill: [None; GROUPS],
+            decode_step: [Seconds(f64::INFINITY); GROUPS],
+            prefill_takers: 0,
+            decode_takers: 0,
+            prefill_room: 0,
+            decode_room: 0,
+            unsplit: false,
+            usable: false,
+        }
+    }
+
+    fn choose(mut self) -> Choice {
+        let backends = self.fleet.pool(self.job.pool);
+        if backends.len() > self.params.sample {
+            // A sample would probably miss the few that hold the prefix.
+            for (holder, _) in self.fleet.holders(self.job).entries() {
+                if backends.contains(holder) {
+                    self.look_by_role(*holder);
+                }
+            }
+        }
+        for (looked_at, index) in order(backends.len(), self.job.seed).enumerate() {
+            if looked_at >= self.params.sample && self.has_found() {
+                break;
+            }
+            self.look_by_role(backends[index]);
+        }
+        if !self.has_found() && self.may_break_roles() {
+            for index in order(backends.len(), self.job.seed) {
+                self.look_over_roles(backends[index]);
+            }
+        }
+        self.best().unwrap_or_else(|| self.why_not(backends.is_empty()))
+    }
+
+    fn has_found(&self) -> bool {
+        self.whole.is_some() || self.prefill_room & self.decode_room != 0
+    }
+
+    /// Is there a backend that the first look passed over for its role?
+    fn may_break_roles(&self) -> bool {
+        self.unsplit || self.prefill_takers != self.decode_takers
+    }
+
+    /// A backend and its load, if new work may go there.
+    fn open(&mut self, on: BackendId) -> Option<Load> {
+        let load = self.fleet.load(on);
+        let skipped = self.excluding == Excluding::Yes && self.job.excluded.contains(on);
+        self.usable |= load.usable && !skipped;
+        (load.is_open() && !skipped).then_some(load)
+    }
+
+    fn look_by_role(&mut self, on: BackendId) {
+        let Some(load) = self.open(on) else { return };
+        let cached = self.fleet.cached(self.job, on);
+        let offer = Offer::new(self.params, self.job, on, &load, cached);
+        let (slot, bit) = slot(load.group);
+        let decode_room = load.role.takes_decode() && offer.has_decode_room();
+        if load.role.takes_decode() {
+            self.decode_takers |= bit;
+        }
+        if load.role.takes_prefill() {
+            self.prefill_takers |= bit;
+        }
+        if decode_room {
+            self.decode_room |= bit;
+            let step = load.step_with(self.job.prompt);
+            self.decode_step[slot] = self.decode_step[slot].min(step);
+        }
+        if !offer.has_prefill_room() {
+            return;
+        }
+        if decode_room && (load.role == Role::Mixed || offer.has_slack()) {
+            offer.whole().compete(&mut self.whole, self.left);
+        } else if load.role.takes_prefill() && !self.must_be_whole(&offer) {
+            self.prefill_room |= bit;
+            offer.prefill().compete(&mut self.prefill[slot], self.left);
+        } else {
+            self.unsplit |= load.role.takes_prefill();
+        }
+    }
+
+    /// Whole requests where the role says otherwise: in a group that has lost its other side, and
+    /// on a prefill backend those that cannot be split.
+    fn look_over_roles(&mut self, on: BackendId) {
+        let Some(load) = self.open(on) else { return };
+        let cached = self.fleet.cached(self.job, on);
+        let offer = Offer::new(self.params, self.job, on, &load, cached);
+        let (_, bit) = slot(load.group);
+        let one_sided = (self.prefill_takers & self.decode_takers) & bit == 0;
+        let unsplit = load.role.takes_prefill() && self.must_be_whole(&offer);
+        let fits = offer.has_prefill_room() && offer.has_decode_room();
+        if fits && (one_sided || unsplit) {
+            offer.whole().compete(&mut self.whole, self.left);
+        }
+    }
+
+    fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
+        self.job.split == Split::Never || offer.uncached() < self.params.whole_below
+    }
+
+    fn best(&self) -> Option<Choice> {
+        let mut split = None;
+        let mut groups = self.prefill_room & self.decode_room;
+        while groups != 0 {
+            let slot = groups.trailing_zeros() as usize;
+            groups &= groups - 1;
+            if let Some(prefill) = self.prefill[slot] {
+                let step = self.decode_step[slot];
+                handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
+            }
+        }
+        match (split, self.whole) {
+            (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
+            (_, Some(whole)) => Some(whole_on(whole)),
+            (split, None) => split.map(prefill_on),
+        }
+    }
+
+    fn why_not(&self, empty: bool) -> Choice {
+        let open = self.prefill_takers | self.decode_takers != 0;
+        if empty {
+            Choice::Nowhere(NowhereReason::EmptyPool)
+        } else if !self.usable {
+            Choice::Nowhere(NowhereReason::NoneUsable)
+        } else if !open {
+            Choice::Nowhere(NowhereReason::AllDraining)
+        } else if self.prefill_room != 0 || self.unsplit {
+            Choice::Wait(WaitReason::DecodeBusy)
+        } else {
+            Choice::Wait(WaitReason::PrefillBusy)
+        }
+    }
+}
+
+fn slot(group: GroupId) -> (usize, u64) {
+    let slot = group.index() % GROUPS;
+    (slot, 1 << slot)
+}
+
+fn prefill_on(Candidate { on, predicted, cached, .. }: Candidate) -> Choice {
+    Choice::Prefill { on, predicted, cached }
+}
+
+fn whole_on(Candidate { on, predicted, cached, .. }: Candidate) -> Choice {
+    Choice::Whole { on, predicted, cached }
+}
+
+#[cfg(test)]
+#[path = "place_tests.rs"]
+mod tests;
