@@ -63,8 +63,7 @@ pub(crate) fn tokenize(
     request.truncated(sized)
 }
 
-/// A cache is shared only under one model, one `cache_salt`, and, where the prompt is not rendered,
-/// one set of everything that the template reads besides the messages.
+/// A cache is shared only under one model and one `cache_salt`.
 fn salt(scan: &Scan, body: &[u8], model: &str) -> u64 {
     let salt = scan.cache_salt.map(|span| span.of(body)).unwrap_or_default();
     xxh3_64_with_seed(salt, xxh3_64_with_seed(model.as_bytes(), 0))

@@ -1,1 +1,336 @@
+//! The chain from outside: each refusal and its order, and what is accepted.
 
+use super::*;
+use crate::{Class, ModelEntry, ModelTokenizer, Tenant};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde_json::{Value as Json, json};
+use std::path::Path;
+use std::sync::Arc;
+use tidegate_engine::{Endpoint, Scan};
+use tidegate_terms::Tokens;
+
+pub(crate) fn testdata(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)).unwrap()
+}
+
+pub(crate) fn scanned(endpoint: Endpoint, body: &[u8]) -> Scan {
+    tidegate_engine::scan(endpoint, body).unwrap()
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// `tiny` has a tokenizer and a context of 32 tokens, `plain` neither.
+fn directory() -> Directory {
+    let config = testdata("tiny_llama_config.json");
+    let tiny = ModelTokenizer::load(&testdata("tiny_llama.json"), Some(&config), None).unwrap();
+    let tiny = ModelEntry { max_model_len: Some(Tokens(32)), tokenizer: Some(Arc::new(tiny)) };
+    Directory { models: [("tiny".into(), tiny), ("plain".into(), ModelEntry::default())].into() }
+}
+
+/// A request, with what most tests leave as it is.
+#[derive(Clone)]
+struct Sent {
+    method: Method,
+    path: &'static str,
+    headers: &'static [(&'static str, &'static str)],
+    body: String,
+}
+
+impl Sent {
+    fn post(path: &'static str, body: impl ToString) -> Sent {
+        Sent { method: Method::POST, path, headers: &[], body: body.to_string() }
+    }
+
+    fn with(self, headers: &'static [(&'static str, &'static str)]) -> Sent {
+        Sent { headers, ..self }
+    }
+
+    fn admit(&self, chain: &Chain, directory: &Directory) -> Result<Accepted, ApiError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in self.headers {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let body = Bytes::from(self.body.clone());
+        let arrival =
+            Arrival { method: &self.method, path: self.path, headers: &headers, body: &body };
+        let fresh = FreshIds::from_random(1, 2, 3);
+        chain.admit(directory, &ByteEstimator::new(), &arrival, &fresh)
+    }
+
+    fn accepted(&self) -> Accepted {
+        self.admit(&Chain::new(small_blocks()), &directory()).unwrap()
+    }
+}
+
+fn small_blocks() -> ChainParams {
+    ChainParams { prefix_block: 4, ..ChainParams::default() }
+}
+
+fn keyed() -> Chain {
+    let key = |name: &str, key: &str| ApiKey { name: name.into(), key: key.into() };
+    let keys = vec![key("red", "sk-red"), key("blue", "sk-blue")];
+    Chain::new(ChainParams { keys, body_max: 200, ..ChainParams::default() })
+}
+
+const KEY: &[(&str, &str)] = &[("authorization", "Bearer sk-red")];
+
+const LONG: &[(&str, &str)] = &[KEY[0], ("content-length", "201")];
+const ZIPPED: &[(&str, &str)] = &[KEY[0], ("content-encoding", "gzip")];
+
+fn chat(model: &str, words: usize) -> Json {
+    let content = "one ".repeat(words);
+    json!({"model": model, "messages": [{"role": "user", "content": content}]})
+}
+
+#[test]
+fn each_refusal_has_its_status_type_and_parameter() {
+    let invalid = "invalid_request_error";
+    let hello = chat("tiny", 1).to_string();
+    let with_body = |body: &str| Sent::post(CHAT, body).with(KEY);
+    let get = |path| Sent { method: Method::GET, ..Sent::post(path, "").with(KEY) };
+    let completion = |body: Json| Sent::post(COMPLETIONS, body).with(KEY);
+    for (sent, status, kind, param) in [
+        (Sent::post(CHAT, &hello), 401, "authentication_error", None),
+        (
+            with_body(&hello).with(&[("authorization", "Bearer sk-re")]),
+            401,
+            "authentication_error",
+            None,
+        ),
+        (
+            with_body(&hello).with(&[("authorization", "Basic sk-red")]),
+            401,
+            "authentication_error",
+            None,
+        ),
+        (
+            with_body(&hello).with(&[("authorization", "Bearer ")]),
+            401,
+            "authentication_error",
+            None,
+        ),
+        (with_body(&hello).with(&[("x-api-key", "")]), 401, "authentication_error", None),
+        // The order: a stranger learns nothing about paths, a wrong path nothing about methods.
+        (Sent::post("/nowhere", "{"), 401, "authentication_error", None),
+        (get("/nowhere"), 404, "not_found_error", None),
+        (get(CHAT), 405, invalid, None),
+        (Sent::post("/v1/models", "").with(KEY), 405, invalid, None),
+        (with_body(&" ".repeat(201)), 413, invalid, None),
+        (with_body(&hello).with(LONG), 413, invalid, None),
+        (with_body(&hello).with(ZIPPED), 415, invalid, Some("content-encoding")),
+        (with_body(""), 400, invalid, None),
+        (with_body("{"), 400, invalid, None),
+        (with_body("[]"), 400, invalid, None),
+        (with_body(r#"{"messages": []}"#), 400, invalid, Some("model")),
+        (with_body(r#"{"model": "tiny"}"#), 400, invalid, Some("messages")),
+        (with_body(r#"{"model": "tiny", "messages": "x"}"#), 400, invalid, Some("messages")),
+        (with_body(r#"{"model": "\ud800", "messages": []}"#), 400, invalid, Some("model")),
+        (with_body(&chat("nope", 1).to_string()), 404, "not_found_error", Some("model")),
+        (
+            completion(json!({"model": "nope", "prompt": "x"})),
+            404,
+            "not_found_error",
+            Some("model"),
+        ),
+        (with_body(&chat("tiny", 29).to_string()), 400, invalid, Some("messages")),
+        (
+            completion(json!({"model": "tiny", "prompt": "a b ".repeat(16)})),
+            400,
+            invalid,
+            Some("prompt"),
+        ),
+        (completion(json!({"model": "tiny", "prompt": vec![7; 32]})), 400, invalid, Some("prompt")),
+        (
+            completion(json!({"model": "tiny", "prompt": ["a", "a b ".repeat(16)]})),
+            400,
+            invalid,
+            Some("prompt"),
+        ),
+        (
+            completion(json!({"model": "tiny", "prompt": "a", "max_tokens": 33})),
+            400,
+            invalid,
+            Some("max_tokens"),
+        ),
+    ] {
+        let error = sent.admit(&keyed(), &directory()).unwrap_err();
+        let seen = (error.status, error.kind, error.param.as_deref());
+        assert_eq!(seen, (status, kind, param), "{} {}: {error}", sent.path, sent.body);
+    }
+}
+
+#[test]
+fn what_the_head_alone_shows_is_refused_before_the_body_comes() {
+    let chain = keyed();
+    let check = |method: Method, path, headers: &[(&'static str, &'static str)]| {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let headers = headers.collect::<HeaderMap>();
+        let head = Head { method: &method, path, headers: &headers };
+        chain.admit_head(&head).map_err(|error| error.status)
+    };
+    assert_eq!(check(Method::POST, CHAT, KEY), Ok(()));
+    assert_eq!(check(Method::POST, CHAT, &[]), Err(401));
+    assert_eq!(check(Method::POST, "/x", KEY), Err(404));
+    assert_eq!(check(Method::DELETE, CHAT, KEY), Err(405));
+    assert_eq!(check(Method::POST, CHAT, &[KEY[0], ("content-length", "9999999999")]), Err(413));
+}
+
+#[test]
+fn nobody_is_refused_whom_vllm_would_serve() {
+    let completion = |body: Json| Sent::post(COMPLETIONS, body);
+    for sent in [
+        // As many tokens as fit beside one of output.
+        completion(json!({"model": "tiny", "prompt": vec![7; 31]})),
+        // vLLM cuts max_tokens to what is left.
+        completion(json!({"model": "tiny", "prompt": vec![7; 31], "max_tokens": 32})),
+        completion(json!({"model": "tiny", "prompt": vec![7; 99], "truncate_prompt_tokens": 4})),
+        // No limit is known, or no count is exact.
+        completion(json!({"model": "plain", "prompt": vec![7; 9999], "max_tokens": 9999})),
+        Sent::post(
+            CHAT,
+            json!({"model": "tiny", "tools": [], "messages": chat("", 99)["messages"]}),
+        ),
+        Sent::post(
+            CHAT,
+            json!({"model": "tiny", "chat_template": "x", "messages": chat("", 99)["messages"]}),
+        ),
+        Sent::post("/v1/messages", chat("tiny", 99)),
+        // Nothing is generated: vLLM answers how long it is.
+        Sent::post("/tokenize", chat("tiny", 99)),
+        Sent::post("/v1/embeddings", json!({"model": "tiny", "input": "a b ".repeat(16)})),
+    ] {
+        let admitted = sent.admit(&Chain::new(small_blocks()), &directory());
+        assert!(admitted.is_ok(), "{}: {admitted:?}", sent.body);
+    }
+}
+
+#[test]
+fn while_no_model_is_known_clients_are_asked_to_come_back() {
+    let error = Sent::post(CHAT, chat("tiny", 1))
+        .admit(&Chain::new(small_blocks()), &Directory::default())
+        .unwrap_err();
+    assert_eq!((error.status, error.retry_after), (503, Some(2)));
+}
+
+#[test]
+fn a_key_names_its_tenant_and_no_keys_let_everybody_in() {
+    let sent = Sent::post(CHAT, chat("tiny", 1));
+    for (headers, tenant) in [
+        (KEY, "red"),
+        (&[("authorization", "bearer  sk-blue ")], "blue"),
+        (&[("x-api-key", "sk-blue")], "blue"),
+    ] {
+        let accepted = sent.clone().with(headers).admit(&keyed(), &directory()).unwrap();
+        assert_eq!(accepted.tenant.as_str(), tenant);
+    }
+    assert_eq!(sent.accepted().tenant.as_str(), Tenant::OPEN);
+    let shown = format!("{:?}", keyed());
+    assert!(shown.contains("blue") && !shown.contains("sk-"), "{shown}");
+}
+
+#[test]
+fn what_passes_is_named_counted_and_classed() {
+    let body = chat("tiny", 10);
+    let sent = Sent::post(CHAT, &body).with(&[("x-request-id", "mine")]);
+    let accepted = sent.accepted();
+    assert_eq!(accepted.request_id, "mine");
+    assert_eq!(accepted.model.as_deref(), Some("tiny"));
+    assert_eq!(accepted.class, Class::Interactive);
+    let prompt = &accepted.prompt;
+    assert!(prompt.exact && prompt.features.is_none());
+    assert!(prompt.tokens > Tokens(12) && prompt.tokens < Tokens(20), "{}", prompt.tokens);
+    assert_eq!(prompt.chain.len() as u64, prompt.tokens.get() / 4);
+    assert_eq!(prompt.block_tokens, Tokens(4));
+    let later = json!({"model": "tiny", "messages": [], "priority": 1});
+    assert_eq!(Sent::post(CHAT, later).accepted().class, Class::Batch);
+}
+
+#[test]
+fn without_a_tokenizer_prompts_are_estimated_and_say_so() {
+    let prompt = Sent::post(CHAT, chat("plain", 100)).accepted().prompt;
+    assert!(!prompt.exact && prompt.features.is_some());
+    assert!(prompt.tokens > Tokens(20) && prompt.tokens < Tokens(400), "{}", prompt.tokens);
+    assert!(prompt.chain.len() > 20);
+    // The tools are read too.
+    let mut with_tools = chat("plain", 100);
+    with_tools["tools"] = json!([{"type": "function", "function": {"name": "f".repeat(400)}}]);
+    assert!(Sent::post(CHAT, with_tools).accepted().prompt.tokens > prompt.tokens);
+}
+
+#[test]
+fn what_has_no_prompt_has_no_tokens() {
+    for sent in [
+        Sent { method: Method::GET, ..Sent::post("/v1/models", "") },
+        Sent::post("/v1/audio/transcriptions", "--boundary"),
+        Sent::post("/rerank", json!({"query": "x"})),
+    ] {
+        let accepted = sent.accepted();
+        assert_eq!(accepted.prompt.tokens, Tokens::ZERO);
+        assert!(accepted.prompt.chain.is_empty() && accepted.prompt.features.is_none());
+    }
+}
+
+#[test]
+fn prompts_share_the_blocks_of_what_they_share_and_no_others() {
+    let chain = |model: &str, words: usize, more: Json| {
+        let mut body = chat(model, words);
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Sent::post(CHAT, body).accepted().prompt.chain
+    };
+    for model in ["tiny", "plain"] {
+        let (short, long) = (chain(model, 12, json!({})), chain(model, 24, json!({})));
+        let shared = short.iter().zip(&long).take_while(|(a, b)| a == b).count();
+        assert!(shared + 4 >= short.len() && shared > 1, "{model}: {shared} of {}", short.len());
+        let salted = chain(model, 12, json!({"cache_salt": "secret"}));
+        assert!(short.iter().all(|block| !salted.contains(block)), "{model}");
+    }
+    let (one, other) = (chain("tiny", 9, json!({})), chain("plain", 9, json!({})));
+    assert!(one.iter().all(|block| !other.contains(block)));
+}
+
+#[test]
+fn completions_are_counted_as_vllm_counted_them() {
+    let cases: Vec<Json> = serde_json::from_slice(&testdata("vllm_0.32.0_counts.json")).unwrap();
+    assert_eq!(cases.len(), 6);
+    let mut directory = directory();
+    if let Some(entry) = directory.models.get_mut("tiny") {
+        entry.max_model_len = Some(Tokens(4096));
+    }
+    for case in cases {
+        let path = match case["path"].as_str().unwrap() {
+            CHAT => CHAT,
+            "/tokenize" => "/tokenize",
+            _ => COMPLETIONS,
+        };
+        let sent = Sent::post(path, &case["body"]);
+        let prompt = sent.admit(&Chain::new(small_blocks()), &directory).unwrap().prompt;
+        assert_eq!(Some(prompt.tokens.get()), case["prompt_tokens"].as_u64(), "{}", case["path"]);
+        assert!(prompt.exact);
+    }
+}
+
+#[test]
+fn a_list_of_prompts_is_counted_whole() {
+    for (prompt, tokens) in [(json!([[1, 2, 3], [4]]), 4), (json!(["a", "a"]), 2), (json!([]), 0)] {
+        let sent = Sent::post(COMPLETIONS, json!({"model": "tiny", "prompt": prompt}));
+        match sent.admit(&Chain::new(small_blocks()), &directory()) {
+            Ok(accepted) => assert_eq!(accepted.prompt.tokens, Tokens(tokens), "{prompt}"),
+            Err(error) => assert_eq!((tokens, error.status), (0, 400), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_requests_own_template_is_rendered_only_if_trusted() {
+    let body = json!({"model": "tiny", "chat_template": "{{ messages[0].content }}",
+        "messages": [{"role": "user", "content": "a"}]});
+    let sent = Sent::post(CHAT, body);
+    assert!(sent.accepted().prompt.features.is_some());
+    let trusting = ChainParams { trust_request_chat_template: true, ..small_blocks() };
+    let prompt = sent.admit(&Chain::new(trusting), &directory()).unwrap().prompt;
+    assert_eq!((prompt.tokens, prompt.features), (Tokens(1), None));
+}

@@ -1,1 +1,79 @@
+use super::*;
+use http::HeaderValue;
 
+const FRESH: FreshIds =
+    FreshIds { request: 0xabc, trace: 0x0af7_6519, span: 0x77, unix_seconds: 0 };
+const THEIRS: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
+    let values = values.iter().map(|value| HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    values.map(|value| (http::HeaderName::from_static(name), value)).fold(
+        HeaderMap::new(),
+        |mut headers, (name, value)| {
+            headers.append(name, value);
+            headers
+        },
+    )
+}
+
+#[test]
+fn a_sane_request_id_is_kept_and_any_other_replaced() {
+    let fresh = format!("{:032x}", 0xabc);
+    let longest = "x".repeat(REQUEST_ID_MAX);
+    let too_long = "x".repeat(REQUEST_ID_MAX + 1);
+    for (given, expected) in [
+        (&["chat-1"][..], "chat-1"),
+        (&[" padded "], "padded"),
+        (&[longest.as_str()], longest.as_str()),
+        (&[], &fresh),
+        (&[""], &fresh),
+        (&[too_long.as_str()], &fresh),
+        (&["two words"], &fresh),
+        (&["tab\tin"], &fresh),
+        (&["grüezi"], &fresh),
+        (&["one", "two"], &fresh),
+    ] {
+        assert_eq!(request_id(&headers("x-request-id", given), &FRESH), expected, "{given:?}");
+    }
+}
+
+#[test]
+fn a_valid_trace_goes_on_with_our_span() {
+    let trace = traceparent(&headers("traceparent", &[THEIRS]), &FRESH);
+    assert_eq!(trace.as_str(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000077-01");
+    assert_eq!(trace.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(trace.span_id(), "0000000000000077");
+    assert_eq!(trace.parent_id(), Some(0xb7ad_6b71_6920_3331));
+    assert!(trace.sampled());
+}
+
+#[test]
+fn a_later_version_is_read_by_the_rules_of_the_first() {
+    let later = format!("cc{}-what-comes", &THEIRS[2..]);
+    let trace = traceparent(&headers("traceparent", &[later.as_str()]), &FRESH);
+    assert_eq!(trace.trace_id(), &THEIRS[3..35]);
+    assert!(trace.as_str().starts_with("00-"));
+}
+
+#[test]
+fn a_trace_that_is_not_valid_starts_anew() {
+    let fresh = "00-0000000000000000000000000af76519-0000000000000077-00";
+    let zeros = format!("00-{}-b7ad6b7169203331-01", "0".repeat(32));
+    let no_parent = format!("{}-{}-01", &THEIRS[..35], "0".repeat(16));
+    let capital = THEIRS.to_uppercase();
+    let version = format!("ff{}", &THEIRS[2..]);
+    let longer = format!("{THEIRS}-more");
+    for given in ["", "00", &THEIRS[..54], &zeros, &no_parent, &capital, &version, &longer, "€"] {
+        let trace = traceparent(&headers("traceparent", &[given]), &FRESH);
+        assert_eq!(trace.as_str(), fresh, "{given}");
+        assert_eq!((trace.parent_id(), trace.sampled()), (None, false));
+    }
+    let twice = traceparent(&headers("traceparent", &[THEIRS, THEIRS]), &FRESH);
+    assert_eq!(twice.as_str(), fresh);
+}
+
+#[test]
+fn ids_of_zeros_are_never_made() {
+    let trace = traceparent(&HeaderMap::new(), &FreshIds::default());
+    assert_eq!(trace.as_str(), format!("00-{:032x}-{:016x}-00", 1, 1));
+}

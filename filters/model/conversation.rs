@@ -205,7 +205,7 @@ fn with_arguments(call: Value) -> Value {
         Some(text) => serde_json::from_str(text).unwrap_or(Value::UNDEFINED),
         None => given,
     };
-    let nothing = || Value::from_iter(std::iter::empty::<(Value, Value)>());
+    let nothing = || Value::from_pairs(std::iter::empty::<(Value, Value)>());
     let parsed = if parsed.kind() == ValueKind::Map { parsed } else { nothing() };
     replaced(&call, "function", replaced(&function, "arguments", parsed))
 }
@@ -223,5 +223,5 @@ fn replaced(map: &Value, name: &str, value: Value) -> Value {
     if !found {
         members.push((Value::from(name), value));
     }
-    members.into_iter().collect()
+    Value::from_pairs(members)
 }

@@ -1,1 +1,145 @@
+//! Chat templates against transformers' own rendering, and counts against what vLLM counted.
 
+use super::{Clock, ModelTokenizer, TokenizerError};
+use crate::chain::tests::{scanned, testdata};
+use serde_json::{Value as Json, json};
+use tidegate_engine::Endpoint;
+
+fn tiny() -> ModelTokenizer {
+    with_config(&testdata("tiny_llama_config.json"))
+}
+
+fn with_config(config: &[u8]) -> ModelTokenizer {
+    ModelTokenizer::load(&testdata("tiny_llama.json"), Some(config), None).unwrap()
+}
+
+fn with_template(template: &str) -> ModelTokenizer {
+    let config = br#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}}"#;
+    ModelTokenizer::load(&testdata("tiny_llama.json"), Some(config), Some(template)).unwrap()
+}
+
+/// A body rendered by a template at noon of 23 November 2026.
+fn render(tokenizer: &ModelTokenizer, body: &str) -> Result<String, String> {
+    let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
+    tokenizer.render(&scan, body.as_bytes(), Clock(1_795_435_200))
+}
+
+#[test]
+fn templates_render_as_transformers_renders_them() {
+    let cases: Vec<Json> = serde_json::from_slice(&testdata("templates.json")).unwrap();
+    assert!(cases.len() > 10);
+    for case in cases {
+        let tokenizer = with_template(case["template"].as_str().unwrap());
+        assert_eq!(tokenizer.notes(), [""; 0], "{}", case["name"]);
+        let rendered = render(&tokenizer, case["body"].as_str().unwrap());
+        assert_eq!(
+            rendered.as_deref().ok(),
+            case["expected"].as_str(),
+            "{}: {rendered:?}",
+            case["name"]
+        );
+    }
+}
+
+#[test]
+fn a_request_is_counted_as_vllm_counted_it() {
+    let tokenizer = tiny();
+    let cases: Vec<Json> = serde_json::from_slice(&testdata("vllm_0.32.0_counts.json")).unwrap();
+    let chats = cases.iter().filter(|case| !case["body"]["messages"].is_null());
+    let mut checked = 0;
+    for case in chats {
+        let body = case["body"].to_string();
+        let endpoint = Endpoint::of(case["path"].as_str().unwrap()).unwrap();
+        let scan = scanned(endpoint, body.as_bytes());
+        let ids = tokenizer.encode_chat(&scan, body.as_bytes(), 0).unwrap();
+        assert_eq!(Some(ids.len() as u64), case["prompt_tokens"].as_u64());
+        if let Some(expected) = case["ids"].as_array() {
+            assert_eq!(json!(ids), json!(expected));
+        }
+        checked += 1;
+    }
+    assert!(checked >= 2);
+}
+
+#[test]
+fn the_date_is_the_callers() {
+    let tokenizer =
+        with_template("{{ strftime_now('%d %b %Y') }}{% if strftime_now is defined %}!{% endif %}");
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": ""}]});
+    assert_eq!(render(&tokenizer, &body.to_string()).unwrap(), "23 Nov 2026!");
+}
+
+#[test]
+fn what_vllm_may_read_otherwise_is_not_called_exact() {
+    let tokenizer = with_template("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}");
+    let user = |content: Json| json!([{"role": "user", "content": content}]);
+    for (messages, more, sure) in [
+        (user(json!("hi")), json!({}), true),
+        (user(json!([{"type": "text", "text": "hi"}, "there"])), json!({}), true),
+        (user(json!([{"type": "image_url", "image_url": {"url": "x"}}])), json!({}), false),
+        (user(json!([{"type": "thought", "text": "x"}])), json!({}), false),
+        (user(json!("hi")), json!({"tools": []}), false),
+        (json!([{"role": "developer", "content": "x"}]), json!({}), false),
+        (json!([{"role": "system", "content": "x-anthropic-billing-header: 1"}]), json!({}), false),
+        (json!([{"role": "assistant", "content": "", "tool_calls": []}]), json!({}), false),
+    ] {
+        let mut body = json!({"model": "m", "messages": messages});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let body = body.to_string();
+        let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
+        let encoded = tokenizer.chat(&scan, body.as_bytes(), Clock(0)).unwrap();
+        assert_eq!(encoded.sure, sure, "{body}");
+    }
+}
+
+#[test]
+fn messages_that_the_template_does_not_take_are_left_to_the_engine() {
+    let strict = with_template("{{ raise_exception('no') }}");
+    let endless = with_template(
+        "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
+    );
+    let broken =
+        ModelTokenizer::load(&testdata("tiny_llama.json"), None, Some("{% if %}")).unwrap();
+    assert!(!broken.has_template());
+    assert!(broken.notes()[0].starts_with("chat template: "), "{:?}", broken.notes());
+    for tokenizer in [strict, endless, broken] {
+        let body = br#"{"model": "m", "messages": [{"role": "user", "content": "a"}]}"#;
+        let scan = scanned(Endpoint::ChatCompletions, body);
+        assert_eq!(tokenizer.encode_chat(&scan, body, 0), None);
+    }
+}
+
+#[test]
+fn files_that_are_none_are_told_by_name() {
+    let json = testdata("tiny_llama.json");
+    for (tokenizer, config, file) in [
+        (&b"{"[..], None, "tokenizer.json"),
+        (&json[..], Some(&b"[1"[..]), "tokenizer_config.json"),
+    ] {
+        let error = ModelTokenizer::load(tokenizer, config, None).unwrap_err();
+        assert!(
+            matches!(&error, TokenizerError::Unreadable { file: at, .. } if *at == file),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn tokens_of_the_config_alone_are_tokens() {
+    let config = json!({"added_tokens_decoder": {
+        "4096": {"content": "<|image_pad|>", "special": true, "normalized": false},
+        "0": {"content": "<|bos|>", "special": true, "normalized": false},
+    }});
+    let tokenizer = with_config(config.to_string().as_bytes());
+    assert_eq!(tokenizer.encode_text("<|image_pad|><|bos|>", false), Some(vec![4096, 0]));
+}
+
+#[test]
+fn special_tokens_on_which_the_two_files_differ_make_completions_unsure() {
+    let plain = tiny();
+    assert!(plain.completion("a", true).unwrap().sure);
+    let differs = with_config(br#"{"bos_token": "<|bos|>", "add_bos_token": true}"#);
+    assert!(!differs.notes().is_empty());
+    assert!(!differs.completion("a", true).unwrap().sure);
+    assert!(differs.completion("a", false).unwrap().sure);
+}

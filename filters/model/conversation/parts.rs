@@ -80,10 +80,9 @@ impl Content {
 
 impl Part {
     fn value(self) -> Value {
-        let kind = |kind: &str| (Value::from("type"), Value::from(kind));
         match self {
-            Part::Text(text) => [kind("text"), (Value::from("text"), text)].into_iter().collect(),
-            Part::Other(other) => [kind(other)].into_iter().collect(),
+            Part::Text(text) => Value::from_pairs([("type", Value::from("text")), ("text", text)]),
+            Part::Other(kind) => Value::from_pairs([("type", kind)]),
         }
     }
 }
