@@ -32,12 +32,12 @@ impl Dispatcher {
     /// A dispatcher with an empty queue.
     pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<Message>) -> Dispatcher {
         Dispatcher {
-            proxy,
             inbox,
-            queue: DeadlineQueue::new(),
+            queue: DeadlineQueue::with_limit(proxy.placement.queue_max),
             matches: HashMap::new(),
             replies: HashMap::new(),
             decodes: VecDeque::new(),
+            proxy,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A client's request with its body read: what the legs are made from. Plain data.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap};
+use http::header::HeaderMap;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Uri};
 use http_body_util::Full;
@@ -34,11 +34,5 @@ impl Inbound {
         *request.uri_mut() = Uri::from(self.target.clone());
         *request.headers_mut() = for_leg(&self.headers, authority, identity);
         request
-    }
-
-    /// The media type of the body, lower-case and without parameters.
-    pub fn media_type(&self) -> Option<String> {
-        let value = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
-        Some(value.split(';').next().unwrap_or(value).trim().to_ascii_lowercase())
     }
 }

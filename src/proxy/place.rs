@@ -9,7 +9,7 @@ use tidegate_placement::{Choice, Handover, Job, place, place_decode};
 use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::failure::Failure;
-use crate::fleet::{Known, View};
+use crate::fleet::Known;
 use crate::seat::Seat;
 use crate::service::Proxy;
 

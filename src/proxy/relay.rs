@@ -121,11 +121,18 @@ impl EventRelay {
                 Err(_trailers) => self.poll_chunk(context),
             },
             Poll::Ready(Some(Err(error))) => Poll::Ready(self.cut(&error.to_string())),
-            Poll::Ready(None) if self.done || !self.has_end_mark => {
-                Poll::Ready(self.end(Ended::Done))
-            }
-            Poll::Ready(None) => Poll::Ready(self.cut("the stream ended without [DONE]")),
+            Poll::Ready(None) => Poll::Ready(self.ended()),
             Poll::Pending => self.poll_silence(context),
+        }
+    }
+
+    /// The engine closed the stream: whole, or too early?
+    fn ended(&mut self) -> Option<Bytes> {
+        let last = self.reader.finish();
+        self.count(last, self.last_chunk);
+        match self.done || !self.has_end_mark {
+            true => self.end(Ended::Done),
+            false => self.cut("the stream ended without [DONE]"),
         }
     }
 

@@ -2,25 +2,23 @@
 //! settings are read here and nowhere else.
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_engine::ModelCard;
-use tidegate_filters::{Chain, Directory, ModelTokenizer, TokenizerError};
+use tidegate_filters::{ApiKey, Chain, ChainParams, ModelTokenizer, TokenizerError};
 use tidegate_planner::{BackendObservation, Observation, initial};
-use tidegate_settings::{BackendSettings, ModelSettings, Settings};
-use tidegate_terms::{BackendId, Plan, PoolId, Role, Seconds, Tokens};
+use tidegate_settings::{ModelSettings, Settings};
+use tidegate_terms::{BackendId, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
 use crate::control::background::{Background, Tasks};
-use crate::control::{Command, Control, Inboxes, KnownModel, Pace, Priors};
+use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
 use crate::dispatcher::Dispatcher;
-use crate::fleet::{Backend, Entry, Estimates, Fleet, PoolEntry, RoutingTable};
+use crate::fleet::{Backend, Entry, Estimates, Fleet, RoutingTable};
 use crate::journal::Journal;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
@@ -42,14 +40,6 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
-    },
-    /// A tokenizer that cannot be used.
-    #[error("model {model}: {source}")]
-    Tokenizer {
-        /// Whose.
-        model: String,
-        /// Why.
-        source: TokenizerError,
     },
     /// TLS to backends.
     #[error(transparent)]
@@ -94,13 +84,14 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         .collect();
     let pins: Vec<Option<Role>> =
         settings.backends.iter().map(|b| b.role.filter(|_| b.pin)).collect();
-    let table = first_table(settings, &backends, &priors, &pins);
+    let named = settings.backends.iter().map(|backend| backend.models.clone()).collect();
+    let catalog = Catalog::new(named, known_models(settings)?);
+    let table = first_table(settings, &backends, &priors, &pins, &catalog);
     let metrics = Metrics::new(&backends)?;
-    let known = known_models(settings)?;
     let estimates =
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
     let prefixes = PrefixIndex::new(settings.prefix.lines);
-    let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo);
+    let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
     let (queue, inbox) = Queue::new(settings.queue.requests_max);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
@@ -108,9 +99,9 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
     let proxy = Arc::new(Proxy {
         clock,
         fleet,
-        chain: Chain::new(settings.chain_params()),
-        directory: ArcSwap::from_pointee(Directory::default()),
-        models: ArcSwap::from_pointee(tidegate_engine::merge_models(&[])),
+        chain: Chain::new(chain_params(settings)?),
+        directory: ArcSwap::from_pointee(catalog.directory()),
+        models: ArcSwap::from_pointee(catalog.answer()),
         placement: settings.placement_params(),
         queue,
         surge: Notify::new(),
@@ -136,7 +127,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         settings.planner_params(),
         pins,
         priors,
-        known,
+        catalog,
     );
     let background = Background::new(Tasks {
         dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
@@ -194,6 +185,7 @@ fn first_table(
     backends: &[Arc<Backend>],
     priors: &[Priors],
     pins: &[Option<Role>],
+    catalog: &Catalog,
 ) -> RoutingTable {
     let observed = backends.iter().zip(priors).zip(pins).map(|((backend, priors), pinned)| {
         BackendObservation {
@@ -231,17 +223,77 @@ fn first_table(
         pools: Vec::new(),
         models: HashMap::new(),
     };
-    named_models(settings, &mut table);
+    catalog.pools(&mut table);
+    table.set_mean_costs();
     table
 }
 
-/// Models that the settings name for a backend are served from the first request on; the others
-/// once their engine has said so.
-fn named_models(settings: &Settings, table: &mut RoutingTable) {
-    let mut catalog = Catalog::new(settings.backends.len(), Vec::new());
-    for (slot, backend) in settings.backends.iter().enumerate() {
-        catalog.update(BackendId(slot as u16), cards(backend), Bytes::new());
+fn chain_params(settings: &Settings) -> Result<ChainParams, StartError> {
+    let mut keys = Vec::with_capacity(settings.auth.keys.len());
+    for key in &settings.auth.keys {
+        let secret = match (&key.key, &key.key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => text(path)?.trim().to_owned(),
+            (None, None) => continue,
+        };
+        keys.push(ApiKey { name: key.name.clone(), key: secret });
     }
-    catalog.pools(table);
-    table.set_mean_costs();
+    Ok(ChainParams {
+        keys,
+        body_max: settings.server.body_max_bytes,
+        prefix_block: settings.prefix.block_tokens,
+        ..ChainParams::default()
+    })
+}
+
+/// What the operator said of models. A tokenizer that tidegate cannot use is no reason not to
+/// start: prompts are estimated then, and the log says so.
+fn known_models(settings: &Settings) -> Result<Vec<KnownModel>, StartError> {
+    let mut known = Vec::with_capacity(settings.models.len());
+    for model in &settings.models {
+        let tokenizer = match tokenizer(model)? {
+            Some(Ok(tokenizer)) => {
+                for note in tokenizer.notes() {
+                    tracing::warn!(model = %model.name, "{note}");
+                }
+                Some(Arc::new(tokenizer))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(model = %model.name, "prompts are estimated: {error}");
+                None
+            }
+            None => None,
+        };
+        let name = model.name.as_str().into();
+        known.push(KnownModel { name, max_model_len: model.max_model_len, tokenizer });
+    }
+    Ok(known)
+}
+
+type Loaded = Result<ModelTokenizer, TokenizerError>;
+
+fn tokenizer(model: &ModelSettings) -> Result<Option<Loaded>, StartError> {
+    let Some(path) = &model.tokenizer else { return Ok(None) };
+    let tokenizer = bytes(path)?;
+    let beside = path.with_file_name("tokenizer_config.json");
+    let config = match &model.tokenizer_config {
+        Some(path) => Some(bytes(path)?),
+        // It may or may not be there.
+        None => bytes(&beside).ok(),
+    };
+    let template = model.chat_template.as_deref().map(text).transpose()?;
+    Ok(Some(ModelTokenizer::load(&tokenizer, config.as_deref(), template.as_deref())))
+}
+
+#[allow(clippy::disallowed_methods, reason = "files that the settings name are read here")]
+fn bytes(path: &Path) -> Result<Vec<u8>, StartError> {
+    std::fs::read(path).map_err(|source| StartError::Read { path: path.to_owned(), source })
+}
+
+fn text(path: &Path) -> Result<String, StartError> {
+    let bytes = bytes(path)?;
+    String::from_utf8(bytes).map_err(|error| StartError::Read {
+        path: path.to_owned(),
+        source: std::io::Error::other(error),
+    })
 }

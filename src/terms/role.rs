@@ -84,7 +84,8 @@ pub enum RoleCapability {
 }
 
 /// The roles an engine is able to take, as its launch flags allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct RoleSet(u8);
 
 impl RoleSet {

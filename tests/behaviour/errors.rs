@@ -44,7 +44,6 @@ async fn a_body_over_the_limit_is_refused_announced_or_not() {
     let (fake, proxy) = serving().await;
     let answer = proxy.post("/v1/chat/completions", &chat_with(false, &"x".repeat(30_000), "")).await;
     assert_eq!(answer.status, 413);
-    assert_eq!(answer.json()["error"]["code"], 413);
     assert!(fake.sent().is_empty());
 }
 

@@ -29,33 +29,37 @@ pub struct Catalog {
     served: Vec<Vec<ModelCard>>,
     /// By backend: its own list, for clients.
     answers: Vec<Bytes>,
+    /// By backend: the only models that the operator wants from it, if any are named.
+    named: Vec<Vec<String>>,
     known: HashMap<Arc<str>, KnownModel>,
 }
 
 impl Catalog {
-    /// A catalog in which no backend serves anything yet.
-    pub fn new(backends: usize, known: Vec<KnownModel>) -> Catalog {
+    /// A catalog in which each backend serves what the operator named for it, or nothing until it
+    /// says so itself.
+    pub fn new(named: Vec<Vec<String>>, known: Vec<KnownModel>) -> Catalog {
+        let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
         Catalog {
-            served: vec![Vec::new(); backends],
-            answers: vec![Bytes::new(); backends],
+            served: named.iter().map(|names| names.iter().map(card).collect()).collect(),
+            answers: named.iter().map(|names| list_of(names)).collect(),
+            named,
             known: known.into_iter().map(|model| (Arc::clone(&model.name), model)).collect(),
         }
     }
 
-    /// A backend said what it serves. `None` if that is what it said before.
-    pub fn update(
-        &mut self,
-        backend: BackendId,
-        cards: Vec<ModelCard>,
-        answer: Bytes,
-    ) -> Option<&Catalog> {
+    /// A backend said what it serves. False if that is what it said before.
+    pub fn update(&mut self, backend: BackendId, mut cards: Vec<ModelCard>, answer: Bytes) -> bool {
         let slot = backend.index();
+        let named = &self.named[slot];
+        if !named.is_empty() {
+            cards.retain(|card| named.contains(&card.id));
+        }
         if self.served[slot] == cards {
-            return None;
+            return false;
         }
         self.served[slot] = cards;
         self.answers[slot] = answer;
-        Some(self)
+        true
     }
 
     /// Write the pools into a table: those it has keep their numbers.
@@ -70,8 +74,9 @@ impl Catalog {
             pool.backends.clear();
         }
         for (model, backends) in self.by_model() {
-            match pools.iter_mut().skip(1).find(|pool| *pool.model == *model) {
-                Some(pool) => pool.backends = backends,
+            let known = pools.iter().skip(1).position(|pool| *pool.model == *model);
+            match known {
+                Some(slot) => pools[slot + 1].backends = backends,
                 None if pools.len() < POOLS_MAX => pools.push(pool(model, backends)),
                 None => tracing::warn!(model, "too many models: this one is not served"),
             }
@@ -115,6 +120,16 @@ impl Catalog {
     }
 }
 
+/// A list in the engines' form, for models that no engine has confirmed yet.
+fn list_of(names: &[String]) -> Bytes {
+    if names.is_empty() {
+        return Bytes::new();
+    }
+    let card = |id: &String| serde_json::json!({ "id": id, "object": "model", "owned_by": "tidegate" });
+    let cards: Vec<_> = names.iter().map(card).collect();
+    Bytes::from(serde_json::json!({ "object": "list", "data": cards }).to_string())
+}
+
 fn pool(model: &str, backends: Vec<BackendId>) -> PoolEntry {
     PoolEntry { model: model.into(), backends, prefill: PrefillModel::default() }
 }
@@ -129,6 +144,15 @@ mod tests {
     }
 
     #[test]
+    fn an_operator_may_name_the_only_models_wanted_of_a_backend() {
+        let mut catalog = Catalog::new(vec![vec!["b".to_owned()]], vec![]);
+        assert!(catalog.directory().find("b").is_some(), "served before the engine says so");
+        assert!(catalog.update(BackendId(0), vec![card("a"), card("b")], Bytes::new()));
+        assert!(catalog.directory().find("a").is_none());
+        assert_eq!(catalog.directory().find("b").unwrap().1.max_model_len, Some(Tokens(100)));
+    }
+
+    #[test]
     fn pools_keep_their_numbers_when_models_come_and_go() {
         let mut table = RoutingTable {
             plan: Plan::first(vec![]),
@@ -136,7 +160,7 @@ mod tests {
             pools: vec![],
             models: HashMap::new(),
         };
-        let mut catalog = Catalog::new(2, vec![]);
+        let mut catalog = Catalog::new(vec![vec![]; 2], vec![]);
         catalog.update(BackendId(0), vec![card("b")], Bytes::new());
         catalog.pools(&mut table);
         let b = table.pool_for(Some("b")).unwrap();

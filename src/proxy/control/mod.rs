@@ -19,11 +19,10 @@ use crate::journal::JournalEntry;
 use crate::learn::Observation;
 use crate::probe::Found;
 use crate::service::Proxy;
-use catalog::Catalog;
 use fits::Fits;
 use observe::DemandReader;
 
-pub use catalog::KnownModel;
+pub use catalog::{Catalog, KnownModel};
 pub use fits::Priors;
 
 /// How often at least, and how often at most, the planner runs.
@@ -91,12 +90,12 @@ impl Control {
         params: Params,
         pins: Vec<Option<Role>>,
         priors: Vec<Priors>,
-        known: Vec<KnownModel>,
+        catalog: Catalog,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
             fits: Fits::new(priors, estimates),
-            catalog: Catalog::new(proxy.fleet.backends.len(), known),
+            catalog,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -227,14 +226,15 @@ impl Control {
 
     fn find(&mut self, found: Found) {
         if let Found::Models { backend, cards, answer } = found {
-            let Some(catalog) = self.catalog.update(backend, cards, answer) else { return };
-            let table = self.proxy.fleet.table();
-            let mut next = (**table).clone();
-            catalog.pools(&mut next);
+            if !self.catalog.update(backend, cards, answer) {
+                return;
+            }
+            let mut next = (**self.proxy.fleet.table()).clone();
+            self.catalog.pools(&mut next);
             next.set_mean_costs();
             self.publish(next);
-            self.proxy.directory.store(Arc::new(catalog.directory()));
-            self.proxy.models.store(Arc::new(catalog.answer()));
+            self.proxy.directory.store(Arc::new(self.catalog.directory()));
+            self.proxy.models.store(Arc::new(self.catalog.answer()));
         }
     }
 

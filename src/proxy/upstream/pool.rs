@@ -9,7 +9,6 @@ use crossbeam_queue::ArrayQueue;
 use http::Request;
 use http_body_util::Full;
 use std::sync::Arc;
-use std::time::Duration;
 use tidegate_terms::{Moment, Seconds};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -1,0 +1,88 @@
+//! How many engines a group's demand needs on each side.
+//!
+//! Prefill: the work that arrives a second, in engine-seconds, and the work that waits spread over
+//! one TTFT. Decode: the streams there are, or the streams there will be if the arriving output is
+//! emitted at the TPOT target (Little's law), over what one engine carries within the target. The
+//! group's engines are shared in the proportion of the two needs: spare ones too, and missing ones.
+
+use serde::Serialize;
+use tidegate_terms::{GroupId, Tokens};
+
+use crate::demand::DemandAverage;
+use crate::observation::{BackendObservation, GroupDemand};
+use crate::params::Params;
+
+/// What a group's demand asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Wanted {
+    /// Whose.
+    pub group: GroupId,
+    /// Prefill engines, once shared; fractional.
+    pub prefill: f64,
+    /// Decode engines, once shared.
+    pub decode: f64,
+    /// Engines that the prefill demand alone needs.
+    pub prefill_load: f64,
+    /// Engines that the decode demand alone needs.
+    pub decode_load: f64,
+}
+
+/// A stream's KV when nothing is known yet: a prompt of a thousand tokens.
+const KV_PRIOR: Tokens = Tokens(1000);
+/// Loads below this are nobody's.
+const IDLE: f64 = 1e-3;
+
+/// What `demand` wants of these usable engines. `None` if there is no demand at all.
+pub fn wanted(
+    params: &Params,
+    average: &DemandAverage,
+    demand: &GroupDemand,
+    engines: &[&BackendObservation],
+) -> Option<Wanted> {
+    let count = engines.len() as f64;
+    let waiting = demand.waiting_prefill.get() / params.slo.ttft.get();
+    let prefill_load = average.prefill_load() + waiting;
+    let live: u32 = engines.iter().map(|engine| engine.streams).sum();
+    let coming = average.output_rate() * params.slo.tpot.get();
+    let streams = f64::from(live + demand.waiting_decodes).max(coming);
+    let decode_load = streams / streams_each(params, demand, engines).max(1.0);
+    if prefill_load + decode_load < IDLE {
+        return None;
+    }
+    let prefill = count * prefill_load / (prefill_load + decode_load);
+    Some(Wanted {
+        group: demand.group,
+        prefill,
+        decode: count - prefill,
+        prefill_load,
+        decode_load,
+    })
+}
+
+/// Streams that one engine carries: within TPOT, within its KV memory, within its own limit; the
+/// mean over the group.
+fn streams_each(
+    params: &Params,
+    demand: &GroupDemand,
+    engines: &[&BackendObservation],
+) -> f64 {
+    let mean_kv = mean_kv(demand, engines);
+    let tpot = params.slo.tpot * params.tpot_share;
+    let carries = engines.iter().map(|engine| {
+        let by_time = engine.decode_model.streams_within(tpot, mean_kv);
+        let by_memory = engine.kv_capacity.as_f64() / mean_kv.as_f64();
+        by_time.min(by_memory).min(f64::from(engine.streams_max))
+    });
+    carries.sum::<f64>() / engines.len().max(1) as f64
+}
+
+/// KV tokens of a stream: of those that live, else of what has arrived.
+fn mean_kv(demand: &GroupDemand, engines: &[&BackendObservation]) -> Tokens {
+    let streams: u32 = engines.iter().map(|engine| engine.streams).sum();
+    let kv: Tokens = engines.iter().map(|engine| engine.kv).sum();
+    match (streams, demand.mean_kv) {
+        (0, Tokens::ZERO) => KV_PRIOR,
+        (0, arrived) => arrived,
+        (streams, _) => Tokens((kv.get() / u64::from(streams)).max(1)),
+    }
+}

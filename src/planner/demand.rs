@@ -1,0 +1,50 @@
+//! Rates from counts: an exponentially weighted mean over irregular intervals that is right from
+//! the first sample on. Both the counts and the time they took fade; the rate is their quotient.
+
+use serde::{Deserialize, Serialize};
+use tidegate_terms::Seconds;
+
+use crate::observation::GroupDemand;
+
+/// Faded sums of one group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DemandAverage {
+    seconds: f64,
+    requests: f64,
+    prefill: f64,
+    output: f64,
+}
+
+impl DemandAverage {
+    /// This average after `elapsed` more, in which `demand` arrived.
+    #[must_use]
+    pub fn after(self, elapsed: Seconds, demand: &GroupDemand, window: Seconds) -> DemandAverage {
+        let keep = (-elapsed.get() / window.get().max(1e-3)).exp();
+        DemandAverage {
+            seconds: self.seconds * keep + elapsed.get(),
+            requests: self.requests * keep + demand.arrived_requests as f64,
+            prefill: self.prefill * keep + demand.arrived_prefill.get(),
+            output: self.output * keep + demand.arrived_output.as_f64(),
+        }
+    }
+
+    /// Engines that the arriving prefill work keeps busy: engine-seconds a second.
+    pub fn prefill_load(&self) -> f64 {
+        self.per_second(self.prefill)
+    }
+
+    /// Output tokens a second that the arriving requests will emit.
+    pub fn output_rate(&self) -> f64 {
+        self.per_second(self.output)
+    }
+
+    /// Requests a second.
+    pub fn request_rate(&self) -> f64 {
+        self.per_second(self.requests)
+    }
+
+    fn per_second(&self, sum: f64) -> f64 {
+        // Less than a tick of time says nothing about a rate.
+        if self.seconds < 1e-3 { 0.0 } else { sum / self.seconds }
+    }
+}

@@ -1,0 +1,44 @@
+//! What the planner remembers between two runs. A value: the caller keeps it and hands it back.
+
+use serde::{Deserialize, Serialize};
+use tidegate_terms::{BackendId, Moment};
+
+use crate::demand::DemandAverage;
+
+/// Everything the planner remembers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// When it last ran.
+    pub(crate) at: Option<Moment>,
+    /// By group.
+    pub(crate) groups: Vec<GroupState>,
+    /// By backend: when its role last changed.
+    pub(crate) flipped_at: Vec<Option<Moment>>,
+}
+
+/// What it remembers of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GroupState {
+    pub(crate) demand: DemandAverage,
+    /// When an engine last went to prefill.
+    pub(crate) to_prefill_at: Option<Moment>,
+    /// When an engine last went to decode.
+    pub(crate) to_decode_at: Option<Moment>,
+}
+
+impl State {
+    /// An operator changed a backend's role: the planner lets it rest for the dwell.
+    pub fn flipped_by_hand(&mut self, backend: BackendId, now: Moment) {
+        self.make_room(backend.index() + 1, 0);
+        self.flipped_at[backend.index()] = Some(now);
+    }
+
+    pub(crate) fn make_room(&mut self, backends: usize, groups: usize) {
+        if self.flipped_at.len() < backends {
+            self.flipped_at.resize(backends, None);
+        }
+        if self.groups.len() < groups {
+            self.groups.resize(groups, GroupState::default());
+        }
+    }
+}

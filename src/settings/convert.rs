@@ -1,0 +1,94 @@
+//! Settings into the plain parameters that other rooms own.
+
+use tidegate_engine::Family;
+use tidegate_placement::Params as PlacementParams;
+use tidegate_planner::Params as PlannerParams;
+use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Slo};
+
+use crate::schema::{BackendSettings, Connector, EngineName, KvRole, Settings};
+
+impl Settings {
+    /// What clients were promised.
+    pub fn slo(&self) -> Slo {
+        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot }
+    }
+
+    /// How requests are placed.
+    pub fn placement_params(&self) -> PlacementParams {
+        PlacementParams {
+            slo: self.slo(),
+            room: self.queue.room,
+            hopeless_share: self.queue.hopeless_share,
+            queue_max: self.queue.requests_max,
+            ..PlacementParams::default()
+        }
+    }
+
+    /// How roles are planned.
+    pub fn planner_params(&self) -> PlannerParams {
+        let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
+        params.dwell = self.planner.dwell.unwrap_or(params.dwell);
+        params.margin = self.planner.margin.unwrap_or(params.margin);
+        params.demand_window = self.planner.demand_window.unwrap_or(params.demand_window);
+        params
+    }
+
+    /// Each backend's compatibility group, numbered in the order of the file.
+    pub fn groups(&self) -> Vec<GroupId> {
+        let mut names: Vec<String> = Vec::new();
+        let mut groups = Vec::with_capacity(self.backends.len());
+        for backend in &self.backends {
+            let name = backend.group_name();
+            let slot = names.iter().position(|known| *known == name).unwrap_or(names.len());
+            if slot == names.len() {
+                names.push(name);
+            }
+            groups.push(GroupId(slot as u16));
+        }
+        groups
+    }
+}
+
+impl BackendSettings {
+    /// The protocol it speaks.
+    pub fn family(&self) -> Family {
+        match (self.engine, self.connector) {
+            (EngineName::Vllm, Connector::Nixl) => Family::VllmNixl,
+            _ => Family::Plain,
+        }
+    }
+
+    /// Who may change its role (engine_protocols.md §0).
+    pub fn capability(&self) -> RoleCapability {
+        match (self.family(), self.kv_role) {
+            (Family::VllmNixl, KvRole::KvBoth) => RoleCapability::Instant,
+            _ => RoleCapability::Fixed,
+        }
+    }
+
+    /// The roles its launch flags allow. A `kv_producer` that decodes may load into blocks that a
+    /// step still writes, so it prefills alone.
+    pub fn allowed_roles(&self) -> RoleSet {
+        match (self.family(), self.kv_role) {
+            (Family::VllmNixl, KvRole::KvBoth) => RoleSet::ANY,
+            (Family::VllmNixl, KvRole::KvProducer) => RoleSet::EMPTY.with(Role::Prefill),
+            (Family::VllmNixl, KvRole::KvConsumer) => {
+                RoleSet::EMPTY.with(Role::Decode).with(Role::Mixed)
+            }
+            _ => RoleSet::EMPTY.with(Role::Mixed),
+        }
+    }
+
+    /// Backends with the same word may hand KV cache to each other.
+    fn group_name(&self) -> String {
+        match &self.group {
+            Some(group) => format!("said {group}"),
+            None => {
+                let mut models = self.models.clone();
+                models.sort();
+                let version = self.version.as_deref().unwrap_or("");
+                format!("{:?} {:?} {version} {}", self.engine, self.connector, models.join(","))
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Every default, with the reason for the number.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use tidegate_terms::{Seconds, Tokens};
+
+/// Loopback: an operator opens the data port to the world, not we.
+pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+/// Loopback: the admin port changes roles.
+pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+/// 32 MiB: a million tokens of text are about 4 MB; images in base64 make up the rest.
+pub const BODY_MAX_BYTES: usize = 32 << 20;
+/// Load balancers hold idle connections for a minute; closing first would race with their reuse.
+pub const KEEPALIVE: Seconds = Seconds(75.0);
+/// Long enough for most streams; Kubernetes kills after 30 s unless told otherwise.
+pub const DRAIN: Seconds = Seconds(30.0);
+/// Endpoint removal reaches every kube-proxy and load balancer within a few seconds.
+pub const LINGER: Seconds = Seconds(5.0);
+/// The targets of the reference table in engine_model.md.
+pub const TTFT: Seconds = Seconds(1.0);
+/// As [`TTFT`].
+pub const TPOT: Seconds = Seconds(0.030);
+/// At a thousand requests a second some four seconds of a burst.
+pub const QUEUE_REQUESTS_MAX: usize = 4096;
+/// A client that has waited half a minute for its first token has mostly left.
+pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
+/// About one chunk of 2,048 tokens at 71 µs: enough that an engine never idles between prompts.
+pub const ROOM: Seconds = Seconds(0.15);
+/// A tenth of the placements goes to requests that can no longer meet their TTFT, so none starves.
+pub const HOPELESS_SHARE: f64 = 0.1;
+/// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
+pub const LEASE: Seconds = Seconds(30.0);
+/// Two thirds of the lease: a clock that drifts or a slow accept must not eat the rest.
+pub const HANDOFF: Seconds = Seconds(20.0);
+/// Fifty plans a second at rest; a surge is answered at once.
+pub const PLAN_INTERVAL: Seconds = Seconds(0.02);
+/// The first backend and one fast retry elsewhere: more would break a TTFT of a second or two.
+pub const ATTEMPTS: u32 = 2;
+/// A handshake inside a data centre takes well below a millisecond.
+pub const CONNECT_TIMEOUT: Seconds = Seconds(1.0);
+/// uvicorn closes idle connections after 5 s.
+pub const IDLE: Seconds = Seconds(4.0);
+/// A long prompt in a long engine queue may take minutes.
+pub const FIRST_BYTE_TIMEOUT: Seconds = Seconds(600.0);
+/// Engines pause for preemptions and long chunks, not for a minute.
+pub const SILENCE: Seconds = Seconds(60.0);
+/// As many as an engine usually runs streams.
+pub const IDLE_PER_BACKEND_MAX: usize = 256;
+/// A probe costs an engine a millisecond of Python.
+pub const PROBE_INTERVAL: Seconds = Seconds(2.0);
+/// vLLM's /health answers from its event loop; a second of silence is trouble.
+pub const PROBE_TIMEOUT: Seconds = Seconds(1.0);
+/// One lost probe is no death.
+pub const FAILURES_TO_EJECT: u32 = 2;
+/// 4 MiB: 65,536 blocks of 64 tokens remember four million tokens of prompts.
+pub const PREFIX_LINES: usize = 1 << 16;
+/// Four of vLLM's 16-token blocks: finer costs memory, coarser forgets short shared prefixes.
+pub const PREFIX_BLOCK_TOKENS: usize = 64;
+/// vLLM's own default on small engines.
+pub const STREAMS_MAX: u32 = 256;
+/// Llama-3.1-70B on four H100 (engine_model.md).
+pub const KV_CAPACITY: Tokens = Tokens(430_000);

@@ -1,0 +1,454 @@
+//! The sections and their keys. Keys end in their unit. Every key has a default, so that a file
+//! says only what differs; what must be said (a backend's name and address) is checked afterwards,
+//! with the rest.
+
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tidegate_cost::{DecodeModel, PrefillModel};
+use tidegate_terms::{Role, Seconds, Tokens};
+
+use crate::defaults;
+
+/// A whole configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The data port.
+    pub server: ServerSettings,
+    /// The admin port.
+    pub admin: AdminSettings,
+    /// What clients were promised.
+    pub slo: SloSettings,
+    /// Waiting for room.
+    pub queue: QueueSettings,
+    /// Moving roles.
+    pub planner: PlannerSettings,
+    /// Trying elsewhere.
+    pub retry: RetrySettings,
+    /// Connections to engines.
+    pub upstream: UpstreamSettings,
+    /// Who may come in.
+    pub auth: AuthSettings,
+    /// What is written down.
+    pub log: LogSettings,
+    /// Asking engines how they are.
+    pub probe: ProbeSettings,
+    /// Remembering which engine holds which prompt.
+    pub prefix: PrefixSettings,
+    /// What is known of models.
+    pub models: Vec<ModelSettings>,
+    /// The engines.
+    pub backends: Vec<BackendSettings>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSettings {
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// Threads that serve requests; 0 is one a core.
+    pub threads: usize,
+    /// Largest request body.
+    pub body_max_bytes: usize,
+    /// How long a client may take to send its header or its next request.
+    #[serde(rename = "keepalive_seconds")]
+    pub keepalive: Seconds,
+    /// After the linger, how long requests may take to finish.
+    #[serde(rename = "drain_seconds")]
+    pub drain: Seconds,
+    /// After SIGTERM, how long new requests are still served while unready.
+    #[serde(rename = "linger_seconds")]
+    pub linger: Seconds,
+    /// The socket over which a new process gets the listeners on SIGQUIT.
+    pub upgrade_socket: Option<PathBuf>,
+    /// Terminate TLS.
+    pub tls: Option<TlsSettings>,
+}
+
+/// `[server.tls]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminSettings {
+    /// Address of metrics, probes and role changes.
+    pub listen: SocketAddr,
+}
+
+/// `[slo]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SloSettings {
+    /// Time to first token.
+    #[serde(rename = "ttft_seconds")]
+    pub ttft: Seconds,
+    /// Mean time per output token.
+    #[serde(rename = "tpot_seconds")]
+    pub tpot: Seconds,
+}
+
+/// `[queue]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueueSettings {
+    /// Most requests that wait; the next one gets 429.
+    pub requests_max: usize,
+    /// Longest wait; then 504.
+    #[serde(rename = "deadline_seconds")]
+    pub deadline: Seconds,
+    /// Prefill work that may wait inside an engine: about one chunk.
+    #[serde(rename = "room_seconds")]
+    pub room: Seconds,
+    /// Share of placements kept for requests that can no longer meet their TTFT, 0 to 1.
+    pub hopeless_share: f64,
+    /// Longest time between a prefill's end and its decode.
+    #[serde(rename = "handoff_seconds")]
+    pub handoff: Seconds,
+}
+
+/// `[planner]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlannerSettings {
+    /// Does the planner move roles, or only operators?
+    pub enabled: bool,
+    /// How often it runs when nothing happens.
+    #[serde(rename = "interval_seconds")]
+    pub interval: Seconds,
+    /// Shortest time between two flips of one backend; the planner's default if absent.
+    #[serde(rename = "dwell_seconds")]
+    pub dwell: Option<Seconds>,
+    /// Engines by which a pool must be wrong before one moves; the planner's default if absent.
+    pub margin: Option<f64>,
+    /// Over how long demand is averaged; the planner's default if absent.
+    #[serde(rename = "demand_window_seconds")]
+    pub demand_window: Option<Seconds>,
+}
+
+/// `[retry]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetrySettings {
+    /// Backends tried before the first byte, the first one included.
+    pub attempts: u32,
+}
+
+/// `[upstream]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamSettings {
+    /// For opening a connection.
+    #[serde(rename = "connect_timeout_seconds")]
+    pub connect_timeout: Seconds,
+    /// How long a connection waits for its next use.
+    #[serde(rename = "idle_seconds")]
+    pub idle: Seconds,
+    /// For the head of an answer.
+    #[serde(rename = "first_byte_timeout_seconds")]
+    pub first_byte_timeout: Seconds,
+    /// A stream silent for so long is cut.
+    #[serde(rename = "silence_seconds")]
+    pub silence: Seconds,
+    /// Idle connections kept a backend.
+    pub idle_per_backend_max: usize,
+    /// Authorities that https backends are checked against, PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthSettings {
+    /// API keys; none leaves the door open.
+    pub keys: Vec<KeySettings>,
+}
+
+/// `[[auth.keys]]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeySettings {
+    /// Whose key; shows in logs.
+    pub name: String,
+    /// The key itself.
+    pub key: Option<String>,
+    /// A file that holds it.
+    pub key_file: Option<PathBuf>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// `error`, `warn`, `info`, `debug`, or tracing's directives.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+    /// Where the access log goes.
+    pub access: AccessLog,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Where the access log goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// Standard output.
+    #[default]
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Nowhere.
+    Off,
+}
+
+/// `[probe]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProbeSettings {
+    /// Between two probes of one backend.
+    #[serde(rename = "interval_seconds")]
+    pub interval: Seconds,
+    /// For one answer.
+    #[serde(rename = "timeout_seconds")]
+    pub timeout: Seconds,
+    /// Failures in a row, of probes or legs, that take a backend out.
+    pub failures_to_eject: u32,
+}
+
+/// `[prefix]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefixSettings {
+    /// Blocks remembered, 64 bytes each; a power of two.
+    pub lines: usize,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+}
+
+/// `[[models]]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Its name as requests say it.
+    pub name: String,
+    /// Its tokenizer.json.
+    pub tokenizer: Option<PathBuf>,
+    /// Its tokenizer_config.json; the one beside the tokenizer if absent.
+    pub tokenizer_config: Option<PathBuf>,
+    /// A chat template in place of the tokenizer's own.
+    pub chat_template: Option<PathBuf>,
+    /// Its context length; the engine's own word if absent.
+    #[serde(rename = "max_model_len_tokens")]
+    pub max_model_len: Option<Tokens>,
+}
+
+/// The engine behind a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// vLLM.
+    Vllm,
+    /// Anything that speaks OpenAI's API; runs whole requests.
+    #[default]
+    Plain,
+}
+
+/// How a vLLM hands KV cache over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Connector {
+    /// Not at all.
+    #[default]
+    None,
+    /// NixlConnector.
+    Nixl,
+}
+
+/// vLLM's `kv_role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvRole {
+    /// Either side, decided per request.
+    #[default]
+    KvBoth,
+    /// Prefill alone.
+    KvProducer,
+    /// Decode alone.
+    KvConsumer,
+}
+
+/// `[[backends]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendSettings {
+    /// Its name in logs, metrics and commands.
+    pub name: String,
+    /// `http://host:port` or `https://host:port`.
+    pub url: String,
+    /// Which engine it is.
+    pub engine: EngineName,
+    /// How it hands KV cache over.
+    pub connector: Connector,
+    /// As the engine was started.
+    pub kv_role: KvRole,
+    /// Backends of one group may hand KV cache to each other; by default all with the same engine,
+    /// connector, version and models.
+    pub group: Option<String>,
+    /// The engine's version: engines of different versions do not pair.
+    pub version: Option<String>,
+    /// The models it serves; its own word if absent.
+    pub models: Vec<String>,
+    /// The role it starts with; the planner's choice if absent.
+    pub role: Option<Role>,
+    /// Keep that role whatever the planner thinks.
+    pub pin: bool,
+    /// Most streams at once.
+    pub streams_max: u32,
+    /// KV tokens that fit into its memory.
+    #[serde(rename = "kv_capacity_tokens")]
+    pub kv_capacity: Tokens,
+    /// What a prefill costs, before any was observed.
+    pub prefill_prior: PrefillModel,
+    /// What a decode step costs, before any was observed.
+    pub decode_prior: DecodeModel,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        ServerSettings {
+            listen: vec![defaults::LISTEN],
+            threads: 0,
+            body_max_bytes: defaults::BODY_MAX_BYTES,
+            keepalive: defaults::KEEPALIVE,
+            drain: defaults::DRAIN,
+            linger: defaults::LINGER,
+            upgrade_socket: None,
+            tls: None,
+        }
+    }
+}
+
+impl Default for AdminSettings {
+    fn default() -> Self {
+        AdminSettings { listen: defaults::ADMIN_LISTEN }
+    }
+}
+
+impl Default for SloSettings {
+    fn default() -> Self {
+        SloSettings { ttft: defaults::TTFT, tpot: defaults::TPOT }
+    }
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        QueueSettings {
+            requests_max: defaults::QUEUE_REQUESTS_MAX,
+            deadline: defaults::QUEUE_DEADLINE,
+            room: defaults::ROOM,
+            hopeless_share: defaults::HOPELESS_SHARE,
+            handoff: defaults::HANDOFF,
+        }
+    }
+}
+
+impl Default for PlannerSettings {
+    fn default() -> Self {
+        PlannerSettings {
+            enabled: true,
+            interval: defaults::PLAN_INTERVAL,
+            dwell: None,
+            margin: None,
+            demand_window: None,
+        }
+    }
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        RetrySettings { attempts: defaults::ATTEMPTS }
+    }
+}
+
+impl Default for UpstreamSettings {
+    fn default() -> Self {
+        UpstreamSettings {
+            connect_timeout: defaults::CONNECT_TIMEOUT,
+            idle: defaults::IDLE,
+            first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,
+            silence: defaults::SILENCE,
+            idle_per_backend_max: defaults::IDLE_PER_BACKEND_MAX,
+            ca_file: None,
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        LogSettings {
+            level: "info".to_owned(),
+            format: LogFormat::default(),
+            access: AccessLog::default(),
+        }
+    }
+}
+
+impl Default for ProbeSettings {
+    fn default() -> Self {
+        ProbeSettings {
+            interval: defaults::PROBE_INTERVAL,
+            timeout: defaults::PROBE_TIMEOUT,
+            failures_to_eject: defaults::FAILURES_TO_EJECT,
+        }
+    }
+}
+
+impl Default for PrefixSettings {
+    fn default() -> Self {
+        PrefixSettings {
+            lines: defaults::PREFIX_LINES,
+            block_tokens: defaults::PREFIX_BLOCK_TOKENS,
+        }
+    }
+}
+
+impl Default for BackendSettings {
+    fn default() -> Self {
+        BackendSettings {
+            name: String::new(),
+            url: String::new(),
+            engine: EngineName::default(),
+            connector: Connector::default(),
+            kv_role: KvRole::default(),
+            group: None,
+            version: None,
+            models: Vec::new(),
+            role: None,
+            pin: false,
+            streams_max: defaults::STREAMS_MAX,
+            kv_capacity: defaults::KV_CAPACITY,
+            prefill_prior: PrefillModel::default(),
+            decode_prior: DecodeModel::default(),
+        }
+    }
+}

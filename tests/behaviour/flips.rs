@@ -1,0 +1,108 @@
+//! Roles change under load: by hand, by the planner, by an engine's death. No request is lost that
+//! could be saved.
+
+use serde_json::Value;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+use crate::client::{post, send};
+use crate::fleet::Emulated;
+use crate::proxy::{FREE, Proxy, vllm};
+
+fn engines(fleet: &Emulated) -> Vec<crate::proxy::Engine> {
+    const NAMES: [&str; 4] = ["e0", "e1", "e2", "e3"];
+    (0..fleet.len()).map(|i| vllm(NAMES[i], fleet.url(i), FREE)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_swapped_by_hand_under_load_lose_nothing() {
+    let fleet = Emulated::start(2).await;
+    let proxy = Proxy::start("[planner]\nenabled = false\n", &engines(&fleet)).await;
+    let mut load = JoinSet::new();
+    for client in 0..4 {
+        let (data, body) = (proxy.data, fleet.chat(true, 300 + client * 40, 8));
+        load.spawn(async move {
+            for _ in 0..12 {
+                let answer = send(data, post("/v1/chat/completions", body.clone())).await;
+                assert_eq!(answer.status, 200, "{}", answer.body);
+                assert!(!answer.body.contains("\"error\""), "{}", answer.body);
+                assert!(answer.body.ends_with("data: [DONE]\n\n"));
+            }
+        });
+    }
+    for turn in 0..10 {
+        let (a, b) = if turn % 2 == 0 { ("decode", "prefill") } else { ("prefill", "decode") };
+        assert_eq!(proxy.set_role("e1", "{\"role\":\"mixed\"}").await.status, 200);
+        assert_eq!(proxy.set_role("e0", &format!("{{\"role\":\"{a}\"}}")).await.status, 200);
+        assert_eq!(proxy.set_role("e1", &format!("{{\"role\":\"{b}\"}}")).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    while let Some(done) = load.join_next().await {
+        done.unwrap();
+    }
+    proxy.settles().await;
+    assert!((0..2).all(|i| fleet.stats(i).recomputes == 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planner_moves_engines_to_where_the_work_is() {
+    let fleet = Emulated::start(4).await;
+    let proxy = Proxy::start("[planner]\ndwell_seconds = 0.2\n", &engines(&fleet)).await;
+    let count = |plan: &Value, role: &str| {
+        plan["roles"].as_object().unwrap().values().filter(|r| *r == role).count()
+    };
+    let before = count(&proxy.admin("/v1/plan").await, "prefill");
+    // Long prompts, one token more than none: prefill work alone.
+    let mut load = JoinSet::new();
+    for client in 0..48 {
+        let (data, body) = (proxy.data, fleet.chat(true, 3500 + client, 2));
+        load.spawn(async move { send(data, post("/v1/chat/completions", body)).await.status });
+    }
+    let mut most = before;
+    while !load.is_empty() {
+        most = most.max(count(&proxy.admin("/v1/plan").await, "prefill"));
+        tokio::select! {
+            done = load.join_next() => assert_eq!(done.unwrap().unwrap(), 200),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+    assert!(most > before, "{most} of 4 prefill at most, {before} at first");
+    let history = proxy.admin("/v1/plan/history").await;
+    let flip = &history[0];
+    assert!(flip["cause"].is_string() && flip["numbers"].is_object(), "{flip}");
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pinned_role_stays_whatever_the_load() {
+    let fleet = Emulated::start(3).await;
+    let proxy = Proxy::start("[planner]\ndwell_seconds = 0.1\n", &engines(&fleet)).await;
+    assert_eq!(proxy.set_role("e0", "{\"role\":\"decode\",\"pin\":true}").await.status, 200);
+    let mut load = JoinSet::new();
+    for client in 0..24 {
+        let (data, body) = (proxy.data, fleet.chat(true, 3000 + client, 2));
+        load.spawn(async move { send(data, post("/v1/chat/completions", body)).await.status });
+    }
+    while let Some(done) = load.join_next().await {
+        assert_eq!(done.unwrap(), 200);
+        assert_eq!(proxy.admin("/v1/plan").await["roles"]["e0"], "decode");
+    }
+    let history = proxy.admin("/v1/plan/history").await;
+    let moved = history.as_array().unwrap().iter().filter(|flip| flip["backend"] == "e0");
+    assert!(moved.clone().all(|flip| flip["cause"] == "operator"), "{history}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_all_of_one_role_die_the_rest_take_over() {
+    let mut fleet = Emulated::start(2).await;
+    let proxy = Proxy::start("", &engines(&fleet)).await;
+    let body = fleet.chat(true, 500, 6);
+    assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
+    fleet.kill(0).await;
+    for _ in 0..5 {
+        let answer = proxy.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert!(!answer.body.contains("\"error\""), "{}", answer.body);
+    }
+    proxy.settles().await;
+}

@@ -1,0 +1,119 @@
+//! The program itself: `serve` with signals, `check`, the operator's commands.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::client::{get, open, post, send, until};
+use crate::fake::{Act, Fake, chat_chunks};
+use crate::proxy::{FREE, chat, config, free_port, plain, vllm};
+
+struct Serve {
+    child: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // It has ended already if the test went well.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn tidegate() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tidegate"))
+}
+
+fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tidegate.toml");
+    std::fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+fn serve(text: &str) -> Serve {
+    let (directory, path) = write(text);
+    let mut command = tidegate();
+    command.args(["serve", "--config"]).arg(path).stdout(Stdio::null()).stderr(Stdio::null());
+    Serve { child: command.spawn().unwrap(), _directory: directory }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
+    let mut chunks = chat_chunks(120);
+    let end = chunks.split_off(3);
+    let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
+    let (data, admin) = (free_port(), free_port());
+    let mut serve = serve(&config(data, admin, "", &[plain("a", &fake)]));
+    until("it listens", || std::net::TcpStream::connect(data).is_ok()).await;
+    until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
+    loop {
+        let models = send(data, get("/v1/models")).await;
+        if models.body.contains("\"m\"") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
+    let mut text = stream.chunk().await.unwrap().unwrap().to_vec();
+    let pid = serve.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    loop {
+        let ready = send(admin, get("/readyz")).await;
+        if ready.status == 503 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    while let Some(chunk) = stream.chunk().await {
+        text.extend_from_slice(&chunk.unwrap());
+    }
+    assert!(text.ends_with(b"data: [DONE]\n\n"), "the stream was cut");
+    let mut status = None;
+    until("it exits", || {
+        status = serve.child.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_commands_reach_a_running_proxy() {
+    let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
+    let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE)];
+    let (data, admin) = (free_port(), free_port());
+    let _serve = serve(&config(data, admin, "[planner]\nenabled = false\n", &engines));
+    until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
+    let run = |args: &[&str]| {
+        let to = ["--admin".to_owned(), admin.to_string()];
+        let output = tidegate().args(args).args(to).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), text)
+    };
+    let run = |args: &[&str]| tokio::task::block_in_place(|| run(args));
+    let (ok, text) = run(&["status"]);
+    assert!(ok && text.contains("backend") && text.contains("http://"), "{text}");
+    for args in [&["flip", "a", "mixed"][..], &["pin", "a", "decode"], &["unpin", "a"]] {
+        let (ok, text) = run(args);
+        assert!(ok, "{args:?}: {text}");
+    }
+    let (ok, text) = run(&["status", "--json"]);
+    let fleet: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(ok && fleet["backends"][0]["role"] == "decode", "{text}");
+    let (ok, text) = run(&["flip", "nobody", "decode"]);
+    assert!(!ok && text.contains("nobody"), "{text}");
+}
+
+#[test]
+fn check_tells_every_error_on_a_line_of_its_own() {
+    let (_directory, path) = write(
+        "[server]\nlisten = [\"nowhere\"]\nbody_max_bites = 1\n[[backends]]\nname = \"a\"\nurl = \"ftp://x\"\n",
+    );
+    let output = tidegate().args(["check", "--config"]).arg(path).output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    for path in ["server.listen", "server.body_max_bites", "backends[0].url"] {
+        assert_eq!(text.lines().filter(|line| line.contains(path)).count(), 1, "{path} in\n{text}");
+    }
+}

@@ -1,0 +1,98 @@
+//! A request split over two engines: what each leg is sent, and that the KV cache really moves.
+
+use crate::client::{post, send};
+use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
+use crate::fleet::{Emulated, tokens_of};
+use crate::proxy::{DECODE, PREFILL, Proxy, chat, chat_with, vllm};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_legs_keep_the_clients_headers_and_unknown_fields() {
+    let p = Fake::start([], Act::Json(200, prefill_answer())).await;
+    let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
+    let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
+    let proxy = Proxy::start("", &engines).await;
+    let body = chat_with(true, &"word ".repeat(400), ",\"x_unknown\":{\"a\":1e2},\"temperature\":0");
+    let mut request = post("/v1/chat/completions", body.clone());
+    request.headers_mut().insert("authorization", "Bearer client-key".parse().unwrap());
+    request.headers_mut().insert("x-custom", "kept".parse().unwrap());
+    let answer = send(proxy.data, request).await;
+    assert_eq!(answer.body, chat_chunks(3).concat());
+    let (prefill, decode) = (&p.sent()[0], &d.sent()[0]);
+    for leg in [prefill, decode] {
+        assert_eq!(leg.headers["authorization"], "Bearer client-key");
+        assert_eq!(leg.headers["x-custom"], "kept");
+        assert!(String::from_utf8_lossy(&leg.body).contains("\"x_unknown\":{\"a\":1e2}"));
+    }
+    assert_eq!(prefill.headers["x-request-id"], decode.headers["x-request-id"]);
+    let (prefill, decode) = (prefill.json(), decode.json());
+    assert_eq!(prefill["max_tokens"], 1);
+    assert_eq!(prefill["stream"], false);
+    assert_eq!(prefill["kv_transfer_params"]["do_remote_decode"], true);
+    assert_eq!(decode["max_tokens"], 16);
+    assert_eq!(decode["stream"], true);
+    let handed: serde_json::Value = serde_json::from_str(&prefill_answer()).unwrap();
+    assert_eq!(decode["kv_transfer_params"], handed["kv_transfer_params"]);
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_prefill_is_retried_and_a_dead_decode_gets_a_fresh_prefill() {
+    let p = Fake::start([Act::Json(500, "{}".into())], Act::Json(200, prefill_answer())).await;
+    let d = Fake::start([Act::Drop], Act::Chunks(chat_chunks(3))).await;
+    let top = "[retry]\nattempts = 4\n";
+    let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
+    let proxy = Proxy::start(top, &engines).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!(answer.body, chat_chunks(3).concat());
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_prefills_verdict_on_a_request_is_the_clients_answer() {
+    let refused = "{\"error\":{\"message\":\"too long\",\"type\":\"BadRequestError\",\"code\":400}}";
+    let p = Fake::start([], Act::Json(400, refused.into())).await;
+    let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
+    let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
+    let proxy = Proxy::start("", &engines).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (400, refused));
+    assert!(d.sent().is_empty());
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_split_runs_whole() {
+    let p = Fake::start([], Act::Json(200, prefill_answer())).await;
+    let d = Fake::start([], Act::Json(200, crate::fake::chat_answer("whole"))).await;
+    let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
+    let proxy = Proxy::start("", &engines).await;
+    let long = "word ".repeat(400);
+    for more in [",\"n\":2", ",\"prompt_logprobs\":1"] {
+        let body = chat_with(false, &long, more);
+        let answer = proxy.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let sent = [p.sent(), d.sent()].concat();
+        assert_eq!(sent.last().unwrap().body, body, "{more}: byte for byte");
+    }
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kv_cache_really_moves() {
+    let fleet = Emulated::start(2).await;
+    let engines = [vllm("p", fleet.url(0), PREFILL), vllm("d", fleet.url(1), DECODE)];
+    let proxy = Proxy::start("", &engines).await;
+    for stream in [true, false] {
+        let body = fleet.chat(stream, 600, 12);
+        let answer = proxy.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let alone = send(fleet.address(0), post("/v1/chat/completions", body)).await;
+        assert_eq!(tokens_of(&answer), tokens_of(&alone), "equal to one engine alone");
+    }
+    let (p, d) = (fleet.stats(0), fleet.stats(1));
+    assert_eq!(d.transfers_in, 2, "two hand-offs");
+    assert!(d.bytes_in > 0);
+    assert_eq!((d.recomputes, d.transfers_failed), (0, 0), "none was a silent recompute");
+    assert_eq!(p.leases_expired, 0);
+    proxy.settles().await;
+}
