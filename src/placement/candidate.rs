@@ -102,25 +102,26 @@ impl<'a> Offer<'a> {
         hold_up <= Seconds::ZERO || hold_up <= self.load.slack.min(self.params.hold_max)
     }
 
-    /// The prefill leg alone; what follows elsewhere is added by [`Offer::handed_over`].
+    /// The prefill leg alone; what follows elsewhere is added by [`handed_over`].
     pub(crate) fn prefill(&self) -> Candidate {
-        let ttft = self.load.prefill + self.predicted;
-        self.candidate(ttft, (ttft + self.discounted).get())
+        let ttft = self.load.prefill + self.mixed();
+        self.candidate(ttft, Seconds::ZERO)
     }
 
     /// The whole request.
     pub(crate) fn whole(&self) -> Candidate {
         let ttft = self.load.prefill + self.mixed();
         let output = self.job.expected_output.as_f64();
-        let decode = self.load.step_with(self.job.prompt) * output;
+        self.candidate(ttft, self.load.step_with(self.job.prompt) * output)
+    }
+
+    fn candidate(&self, ttft: Seconds, decode: Seconds) -> Candidate {
+        // A prefill backend has streams too, for a while after it was a decode backend.
         let harm = match self.load.streams {
             0 => Seconds::ZERO,
             _ => self.hold_up().max(Seconds::ZERO) * self.params.hold_weight,
         };
-        self.candidate(ttft, (ttft + decode + harm + self.discounted).get())
-    }
-
-    fn candidate(&self, ttft: Seconds, rank: f64) -> Candidate {
+        let rank = (ttft + decode + harm + self.discounted).get();
         let (on, predicted, cached) = (self.on, self.predicted, self.cached);
         Candidate { on, predicted, cached, ttft, rank }
     }

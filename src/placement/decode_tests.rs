@@ -1,1 +1,78 @@
-//! x
+//! Where a prefilled request goes on.
+
+use super::*;
+use crate::fixture::{Engines, handover, idle, prefilling, streaming};
+use tidegate_terms::GroupId;
+use tidegate_terms::Role::{Decode, Draining, Mixed, Prefill};
+use tidegate_terms::Tokens;
+
+fn placed(handover: &Handover, loads: &[Load]) -> Option<u16> {
+    let engines = Engines::new(loads.to_vec());
+    place_decode(&Params::default(), Moment::START, handover, &engines).map(|on| on.0)
+}
+
+/// Where a request prefilled on backend 0 goes on, whatever its seed.
+fn check(loads: &[Load], expected: Option<u16>) {
+    for seed in 0..20 {
+        assert_eq!(placed(&Handover { seed, ..handover(0) }, loads), expected, "seed {seed}");
+    }
+}
+
+fn dead(load: Load) -> Load {
+    Load { usable: false, ..load }
+}
+
+fn full() -> Load {
+    Load { streams_max: 50, ..streaming(Decode, 50, 1.0) }
+}
+
+#[test]
+fn the_decode_backend_with_the_shortest_steps_takes_it() {
+    check(&[idle(Prefill), streaming(Decode, 90, 1.0), streaming(Decode, 20, 1.0)], Some(2));
+}
+
+#[test]
+fn one_that_is_held_up_by_a_prefill_is_passed_over() {
+    let held_up = Load { prefill: Seconds(0.9), ..streaming(Decode, 10, 1.0) };
+    check(&[idle(Prefill), held_up, streaming(Decode, 40, 1.0)], Some(2));
+}
+
+#[test]
+fn it_stays_where_it_is_if_that_backend_decodes_as_well_as_another() {
+    check(&[streaming(Mixed, 20, 1.0), streaming(Decode, 20, 1.0)], Some(0));
+    check(&[streaming(Mixed, 150, 1.0), streaming(Decode, 20, 1.0)], Some(1));
+}
+
+#[test]
+fn full_backends_make_it_wait() {
+    check(&[idle(Prefill), full()], None);
+    let slow = streaming(Decode, 230, 0.0);
+    check(&[idle(Prefill), slow], None);
+    let no_memory = Load { kv_capacity: Tokens(21_000), ..streaming(Decode, 20, 1.0) };
+    check(&[idle(Prefill), no_memory], None);
+}
+
+#[test]
+fn another_group_cannot_read_its_kv() {
+    let other = Load { group: GroupId(1), ..idle(Decode) };
+    check(&[idle(Prefill), streaming(Decode, 90, 1.0), other], Some(1));
+    check(&[idle(Prefill), full(), other], None);
+}
+
+#[test]
+fn if_nobody_decodes_any_more_it_stays_on_its_prefill_backend() {
+    check(&[prefilling(Prefill, 0.05), dead(idle(Decode)), idle(Draining)], Some(0));
+    check(&[dead(idle(Prefill)), dead(idle(Decode)), idle(Prefill)], Some(2));
+    check(&[dead(idle(Prefill)), dead(idle(Decode))], None);
+}
+
+#[test]
+fn one_it_failed_on_is_the_last_resort() {
+    let mut failed = handover(0);
+    failed.excluded.insert(BackendId(1));
+    let loads = [idle(Prefill), idle(Decode), streaming(Decode, 90, 1.0)];
+    assert_eq!(placed(&failed, &loads), Some(2));
+    assert_eq!(placed(&failed, &[idle(Prefill), idle(Decode)]), Some(0));
+    assert_eq!(placed(&failed, &[dead(idle(Prefill)), idle(Decode)]), Some(1));
+    assert_eq!(placed(&failed, &[idle(Prefill), idle(Decode), full()]), None);
+}

@@ -13,6 +13,8 @@
 
 mod candidate;
 mod decode;
+#[cfg(test)]
+mod fixture;
 mod fleet;
 mod job;
 mod order;

@@ -99,8 +99,10 @@ struct Survey<'a, F> {
     decode_takers: u64,
     prefill_room: u64,
     decode_room: u64,
-    /// A prefill could start, were it not that the request must stay whole.
+    /// A prefill backend could start, but the request must stay whole.
     unsplit: bool,
+    /// A prefill could start somewhere.
+    startable: bool,
     usable: bool,
 }
 
@@ -126,6 +128,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             prefill_room: 0,
             decode_room: 0,
             unsplit: false,
+            startable: false,
             usable: false,
         }
     }
@@ -191,13 +194,14 @@ impl<'a, F: Fleet> Survey<'a, F> {
         if !offer.has_prefill_room() {
             return;
         }
+        self.startable |= load.role.takes_prefill();
         if decode_room && (load.role == Role::Mixed || offer.has_slack()) {
             offer.whole().compete(&mut self.whole, self.left);
-        } else if load.role.takes_prefill() && !self.must_be_whole(&offer) {
+        } else if load.role == Role::Prefill && self.must_be_whole(&offer) {
+            self.unsplit = true;
+        } else if load.role == Role::Prefill {
             self.prefill_room |= bit;
             offer.prefill().compete(&mut self.prefill[slot], self.left);
-        } else {
-            self.unsplit |= load.role.takes_prefill();
         }
     }
 
@@ -209,9 +213,12 @@ impl<'a, F: Fleet> Survey<'a, F> {
         let offer = Offer::new(self.params, self.job, on, &load, cached);
         let (_, bit) = slot(load.group);
         let one_sided = (self.prefill_takers & self.decode_takers) & bit == 0;
-        let unsplit = load.role.takes_prefill() && self.must_be_whole(&offer);
-        let fits = offer.has_prefill_room() && offer.has_decode_room();
-        if fits && (one_sided || unsplit) {
+        let unsplit = load.role == Role::Prefill && self.must_be_whole(&offer);
+        if !offer.has_prefill_room() || !(one_sided || unsplit) {
+            return;
+        }
+        self.startable = true;
+        if offer.has_decode_room() {
             offer.whole().compete(&mut self.whole, self.left);
         }
     }
@@ -246,7 +253,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             Choice::Nowhere(NowhereReason::NoneUsable)
         } else if !open {
             Choice::Nowhere(NowhereReason::AllDraining)
-        } else if self.prefill_room != 0 || self.unsplit {
+        } else if self.startable {
             Choice::Wait(WaitReason::DecodeBusy)
         } else {
             Choice::Wait(WaitReason::PrefillBusy)
