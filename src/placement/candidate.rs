@@ -98,6 +98,9 @@ impl<'a> Offer<'a> {
 
     /// Does the slack of its streams cover this prefill?
     pub(crate) fn has_slack(&self) -> bool {
+        if self.params.hold_max < Seconds::ZERO {
+            return false;
+        }
         let hold_up = self.hold_up();
         hold_up <= Seconds::ZERO || hold_up <= self.load.slack.min(self.params.hold_max)
     }

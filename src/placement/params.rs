@@ -21,7 +21,8 @@ pub struct Params {
     /// What a hand-off costs.
     pub transfer: TransferModel,
     /// The longest a decode backend is ever held up for a prefill, however much slack it has:
-    /// streams that are handed over meanwhile have none yet.
+    /// streams that are handed over meanwhile have none yet. Below 0: decode backends take no
+    /// prompt at all while there are prefill backends.
     pub hold_max: Seconds,
     /// What holding up streams by a second within their slack counts for, in seconds of the
     /// request's own completion. 0 uses slack freely; large values save it for bursts.

@@ -3,7 +3,7 @@
 use tidegate_engine::Family;
 use tidegate_placement::Params as PlacementParams;
 use tidegate_planner::Params as PlannerParams;
-use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Slo};
+use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo};
 
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, Settings};
 
@@ -20,6 +20,13 @@ impl Settings {
             room: self.queue.room,
             hopeless_share: self.queue.hopeless_share,
             queue_max: self.queue.requests_max,
+            chunk: self.placement.chunk,
+            whole_below: self.placement.whole_below,
+            hold_max: match self.placement.spill {
+                true => PlacementParams::default().hold_max,
+                // Below zero: never.
+                false => Seconds(-1.0),
+            },
             ..PlacementParams::default()
         }
     }

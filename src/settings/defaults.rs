@@ -59,3 +59,7 @@ pub const PREFIX_BLOCK_TOKENS: usize = 64;
 pub const STREAMS_MAX: u32 = 256;
 /// Llama-3.1-70B on four H100 (engine_model.md).
 pub const KV_CAPACITY: Tokens = Tokens(430_000);
+/// vLLM's own default where it does not know the GPU.
+pub const CHUNK: Tokens = Tokens(2048);
+/// A hand-off takes 3 ms, about as long as 64 tokens of prefill on a large engine.
+pub const WHOLE_BELOW: Tokens = Tokens(64);

@@ -18,7 +18,8 @@ mod validate;
 pub use parse::Problem;
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, Connector, EngineName, KeySettings,
-    KvRole, LogFormat, LogSettings, ModelSettings, PlannerSettings, PrefixSettings, ProbeSettings,
+    KvRole, LogFormat, LogSettings, ModelSettings, PlacementSettings, PlannerSettings,
+    PrefixSettings, ProbeSettings,
     QueueSettings, RetrySettings, ServerSettings, Settings, SloSettings, TlsSettings,
     UpstreamSettings,
 };

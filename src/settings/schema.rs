@@ -22,6 +22,8 @@ pub struct Settings {
     pub slo: SloSettings,
     /// Waiting for room.
     pub queue: QueueSettings,
+    /// Choosing a backend.
+    pub placement: PlacementSettings,
     /// Moving roles.
     pub planner: PlannerSettings,
     /// Trying elsewhere.
@@ -114,6 +116,20 @@ pub struct QueueSettings {
     /// Longest time between a prefill's end and its decode.
     #[serde(rename = "handoff_seconds")]
     pub handoff: Seconds,
+}
+
+/// `[placement]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlacementSettings {
+    /// May a decode backend whose streams have slack take a whole short request?
+    pub spill: bool,
+    /// The engines' `max_num_batched_tokens`; if in doubt rather more.
+    #[serde(rename = "chunk_tokens")]
+    pub chunk: Tokens,
+    /// Prompts with fewer uncached tokens are never split.
+    #[serde(rename = "whole_below_tokens")]
+    pub whole_below: Tokens,
 }
 
 /// `[planner]`
@@ -368,6 +384,16 @@ impl Default for QueueSettings {
             room: defaults::ROOM,
             hopeless_share: defaults::HOPELESS_SHARE,
             handoff: defaults::HANDOFF,
+        }
+    }
+}
+
+impl Default for PlacementSettings {
+    fn default() -> Self {
+        PlacementSettings {
+            spill: true,
+            chunk: defaults::CHUNK,
+            whole_below: defaults::WHOLE_BELOW,
         }
     }
 }

@@ -103,6 +103,7 @@ fn counts(settings: &Settings, found: &mut Found) {
     above(found, settings.upstream.idle_per_backend_max as u64, "upstream.idle_per_backend_max");
     above(found, u64::from(settings.probe.failures_to_eject), "probe.failures_to_eject");
     above(found, settings.prefix.block_tokens as u64, "prefix.block_tokens");
+    above(found, settings.placement.chunk.get(), "placement.chunk_tokens");
     let lines = settings.prefix.lines;
     let power = lines.is_power_of_two() && (1 << 6..=1 << 26).contains(&lines);
     found.check(power, "prefix.lines", "must be a power of two from 64 to 2^26", "65536");

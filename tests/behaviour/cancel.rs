@@ -2,7 +2,7 @@
 
 use crate::client::{leave_later, open, post, until};
 use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
-use crate::proxy::{DECODE, PREFILL, Proxy, chat, plain, vllm};
+use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, plain, vllm};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn between_two_tokens() {
@@ -50,7 +50,7 @@ async fn during_the_prefill_and_during_the_decode() {
     let p = Fake::start([Act::Silent], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([], Act::Silent).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
-    let proxy = Proxy::start("", &engines).await;
+    let proxy = Proxy::start(SPLIT, &engines).await;
     let client = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
     until("it prefills", || p.hanging() == 1).await;
     client.abort();

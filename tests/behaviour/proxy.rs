@@ -30,6 +30,9 @@ pub const PREFILL: &str =
     "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"prefill\"\npin = true";
 pub const DECODE: &str =
     "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"decode\"\npin = true";
+/// Whatever can be split is split.
+pub const SPLIT: &str = "[placement]\nspill = false\n";
+
 pub const FREE: &str = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"";
 
 pub fn vllm(name: &'static str, url: String, more: &'static str) -> Engine {

@@ -25,8 +25,6 @@ async fn a_failure_before_the_first_byte_costs_the_client_nothing() {
     let role_chunk = chat_chunks(0)[..1].to_vec();
     let error = "data: {\"error\":{\"message\":\"KV load failed\",\"code\":500}}\n\ndata: [DONE]\n\n";
     let rows = [
-        (Act::Drop, false),
-        (Act::Drop, true),
         (Act::Json(500, "{\"error\":{}}".into()), false),
         (Act::Json(503, "{\"error\":{}}".into()), true),
         (Act::Break(vec![]), true),
@@ -43,6 +41,26 @@ async fn a_failure_before_the_first_byte_costs_the_client_nothing() {
         let ids: Vec<_> = sent.iter().map(|sent| &sent.headers["x-request-id"]).collect();
         assert_ne!(ids[0], ids[1], "{what}: a retry has a fresh id");
         assert_eq!(sent[0].body, sent[1].body, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_in_place_of_an_answer_costs_the_client_nothing() {
+    // The engine may have closed it before the request was on it: first a fresh connection, then
+    // another backend.
+    for stream in [true, false] {
+        let good = match stream {
+            true => Act::Chunks(chat_chunks(4)),
+            false => Act::Json(200, chat_answer("saved")),
+        };
+        for cuts in 1..=2 {
+            let script = vec![Act::Drop; cuts];
+            let fakes = Fake::start_sharing(script, good.clone(), 2).await;
+            let proxy = Proxy::start("", &[plain("a", &fakes[0]), plain("b", &fakes[1])]).await;
+            let answer = proxy.post("/v1/chat/completions", &chat(stream)).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            proxy.settles().await;
+        }
     }
 }
 

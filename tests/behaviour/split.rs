@@ -2,15 +2,14 @@
 
 use crate::client::{post, send};
 use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
-use crate::fleet::{Emulated, tokens_of};
-use crate::proxy::{DECODE, PREFILL, Proxy, chat, chat_with, vllm};
+use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, vllm};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_legs_keep_the_clients_headers_and_unknown_fields() {
     let p = Fake::start([], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
-    let proxy = Proxy::start("", &engines).await;
+    let proxy = Proxy::start(SPLIT, &engines).await;
     let body = chat_with(true, &"word ".repeat(400), ",\"x_unknown\":{\"a\":1e2},\"temperature\":0");
     let mut request = post("/v1/chat/completions", body.clone());
     request.headers_mut().insert("authorization", "Bearer client-key".parse().unwrap());
@@ -39,7 +38,7 @@ async fn both_legs_keep_the_clients_headers_and_unknown_fields() {
 async fn a_failed_prefill_is_retried_and_a_dead_decode_gets_a_fresh_prefill() {
     let p = Fake::start([Act::Json(500, "{}".into())], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([Act::Drop], Act::Chunks(chat_chunks(3))).await;
-    let top = "[retry]\nattempts = 4\n";
+    let top = "[retry]\nattempts = 4\n[placement]\nspill = false\n";
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
     let proxy = Proxy::start(top, &engines).await;
     let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
@@ -53,7 +52,7 @@ async fn the_prefills_verdict_on_a_request_is_the_clients_answer() {
     let p = Fake::start([], Act::Json(400, refused.into())).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
-    let proxy = Proxy::start("", &engines).await;
+    let proxy = Proxy::start(SPLIT, &engines).await;
     let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
     assert_eq!((answer.status.as_u16(), answer.body.as_str()), (400, refused));
     assert!(d.sent().is_empty());
@@ -65,7 +64,7 @@ async fn what_cannot_be_split_runs_whole() {
     let p = Fake::start([], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([], Act::Json(200, crate::fake::chat_answer("whole"))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
-    let proxy = Proxy::start("", &engines).await;
+    let proxy = Proxy::start(SPLIT, &engines).await;
     let long = "word ".repeat(400);
     for more in [",\"n\":2", ",\"prompt_logprobs\":1"] {
         let body = chat_with(false, &long, more);
@@ -77,22 +76,3 @@ async fn what_cannot_be_split_runs_whole() {
     proxy.settles().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_kv_cache_really_moves() {
-    let fleet = Emulated::start(2).await;
-    let engines = [vllm("p", fleet.url(0), PREFILL), vllm("d", fleet.url(1), DECODE)];
-    let proxy = Proxy::start("", &engines).await;
-    for stream in [true, false] {
-        let body = fleet.chat(stream, 600, 12);
-        let answer = proxy.post("/v1/chat/completions", &body).await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        let alone = send(fleet.address(0), post("/v1/chat/completions", body)).await;
-        assert_eq!(tokens_of(&answer), tokens_of(&alone), "equal to one engine alone");
-    }
-    let (p, d) = (fleet.stats(0), fleet.stats(1));
-    assert_eq!(d.transfers_in, 2, "two hand-offs");
-    assert!(d.bytes_in > 0);
-    assert_eq!((d.recomputes, d.transfers_failed), (0, 0), "none was a silent recompute");
-    assert_eq!(p.leases_expired, 0);
-    proxy.settles().await;
-}

@@ -82,7 +82,7 @@ def check(what, holds, detail=""):
 
 
 def config(model, directory):
-    lines = [f'[server]\nlisten = ["{HOST}:{DATA}"]\nlinger_seconds = 0', f'[admin]\nlisten = "{HOST}:{ADMIN}"', "[planner]\nenabled = false"]
+    lines = [f'[server]\nlisten = ["{HOST}:{DATA}"]\nlinger_seconds = 0', f'[admin]\nlisten = "{HOST}:{ADMIN}"', "[planner]\nenabled = false", "[placement]\nspill = false"]
     lines.append(f'[[models]]\nname = "tiny"\ntokenizer = "{model}/tokenizer.json"')
     for i, name in enumerate(ENGINES):
         role = "prefill" if i == 0 else "decode"
