@@ -85,8 +85,8 @@ impl Chain {
         let endpoint = check_head(self.body_max, &arrival.head())?;
         check_body(self.body_max, arrival.body)?;
         let parsed = parse(endpoint, arrival.body, directory)?;
-        let sized = tokenize(&self.tokenize, &parsed, estimator, arrival.body, fresh);
-        let class = classify(&parsed, &sized)?;
+        let measured = tokenize(&self.tokenize, &parsed, estimator, arrival.body, fresh);
+        let class = classify(&parsed, &measured)?;
         Ok(Accepted {
             request_id,
             traceparent,
@@ -94,7 +94,7 @@ impl Chain {
             endpoint,
             model: parsed.model.map(|(name, _)| name.clone()),
             scan: parsed.scan,
-            prompt: sized.counted,
+            prompt: measured.counted,
             class,
         })
     }

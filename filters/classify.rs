@@ -2,7 +2,7 @@
 //! vLLM would serve: an estimate refuses nobody.
 
 use crate::parse::Parsed;
-use crate::tokenize::Sized;
+use crate::tokenize::Measured;
 use tidegate_engine::{ApiError, Endpoint, Scan};
 use tidegate_terms::Tokens;
 
@@ -26,10 +26,10 @@ impl Class {
     }
 }
 
-pub(crate) fn classify(parsed: &Parsed<'_>, sized: &Sized) -> Result<Class, ApiError> {
+pub(crate) fn classify(parsed: &Parsed<'_>, measured: &Measured) -> Result<Class, ApiError> {
     let Some(scan) = &parsed.scan else { return Ok(Class::Interactive) };
     if let Some(limit) = parsed.model.and_then(|(_, entry)| entry.max_model_len) {
-        check_length(scan, sized, limit)?;
+        check_length(scan, measured, limit)?;
     }
     let later = scan.priority.is_some_and(|priority| priority > 0);
     Ok(if later { Class::Batch } else { Class::Interactive })
@@ -39,17 +39,17 @@ pub(crate) fn classify(parsed: &Parsed<'_>, sized: &Sized) -> Result<Class, ApiE
 /// (`InputProcessor._validate_prompt_len`), and a `max_tokens` above the whole context
 /// (`TokenizeParams`). A `max_tokens` that only together with the prompt goes beyond it is cut to
 /// what is left, not refused (`get_max_tokens`).
-fn check_length(scan: &Scan, sized: &Sized, limit: Tokens) -> Result<(), ApiError> {
+fn check_length(scan: &Scan, measured: &Measured, limit: Tokens) -> Result<(), ApiError> {
     if !matches!(scan.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
         return Ok(());
     }
     let wanted = scan.max_tokens;
     let too_much = wanted.is_some_and(|wanted| wanted > limit);
-    let too_long = sized.at_least.is_some_and(|prompt| prompt >= limit);
+    let too_long = measured.at_least.is_some_and(|prompt| prompt >= limit);
     if !too_much && !too_long {
         return Ok(());
     }
-    let prompt = sized.at_least.unwrap_or(sized.counted.tokens);
+    let prompt = measured.at_least.unwrap_or(measured.counted.tokens);
     let refusal = ApiError::context_length(limit, prompt, wanted.filter(|_| too_much));
     let param = match (too_long, scan.endpoint) {
         (false, _) => "max_tokens",

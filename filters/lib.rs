@@ -1,16 +1,16 @@
 //! The filter chain: what a request is, before anyone asks where it goes. Bodies and tokens in,
 //! an [`Accepted`] or an [`tidegate_engine::ApiError`] out.
 //!
-//! - [`chain`]: the ordered list of filters, and the three calls of the proxy into this room
-//! - [`accepted`]: what comes in and what goes out
-//! - [`directory`]: the models that are served, as a snapshot
-//! - [`identify`]: x-request-id and W3C trace context
-//! - [`authenticate`]: API keys
-//! - [`limit`]: path, method and size
-//! - [`parse`]: the body's one scan, and the model's name
-//! - [`tokenize`]: how many tokens the prompt has, and the hashes of its blocks
-//! - [`classify`]: too long? interactive or batch?
-//! - [`model`]: a model's own tokenizer and chat template
+//! - `chain`: the ordered list of filters, and the three calls of the proxy into this room
+//! - `accepted`: what comes in and what goes out
+//! - `directory`: the models that are served, as a snapshot
+//! - `identify`: x-request-id and W3C trace context
+//! - `authenticate`: API keys
+//! - `limit`: path, method and size
+//! - `parse`: the body's one scan, and the model's name
+//! - `tokenize`: how many tokens the prompt has, and the hashes of its blocks
+//! - `classify`: too long? interactive or batch?
+//! - `model`: a model's own tokenizer and chat template
 //!
 //! It must never know a backend, open a socket or a file, read a clock or draw a random number.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]

@@ -1,11 +1,11 @@
 //! A model's own tokenizer and chat template: what its engine would make of a prompt. It must never
 //! be used where it would count wrongly: what the fast tokenizer cannot take is refused at load.
 //!
-//! - [`config`]: `tokenizer_config.json`
-//! - [`refuse`]: which `tokenizer.json` cannot be taken
-//! - [`template`]: the chat template, compiled once, with what Hugging Face templates call
-//! - [`conversation`]: a body's messages as the template sees them
-//! - [`python`]: JSON and dates as Python writes them
+//! - `config`: `tokenizer_config.json`
+//! - `refuse`: which `tokenizer.json` cannot be taken
+//! - `template`: the chat template, compiled once, with what Hugging Face templates call
+//! - `conversation`: a body's messages as the template sees them
+//! - `python`: JSON and dates as Python writes them
 
 mod config;
 mod conversation;
@@ -141,7 +141,7 @@ impl ModelTokenizer {
         };
         let template = theirs.as_ref().or(self.template.as_ref())?;
         let conversation = Conversation::read(scan, body, template)?;
-        let sure = conversation.is_faithful() && theirs.is_none();
+        let sure = conversation.is_faithful() && theirs.is_none() && !template.imitates;
         let rendered = template.render(conversation, &self.config, clock).ok()?;
         let special = scan.add_special_tokens.unwrap_or(false);
         let encoded = self.completion(&rendered.text, special)?;

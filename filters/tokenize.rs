@@ -24,7 +24,7 @@ pub(crate) struct Tokenize {
 
 /// A prompt's size.
 #[derive(Default)]
-pub(crate) struct Sized {
+pub(crate) struct Measured {
     pub(crate) counted: Counted,
     /// The longest single prompt has at least so many tokens, for sure; `None`: who knows.
     pub(crate) at_least: Option<Tokens>,
@@ -47,20 +47,20 @@ pub(crate) fn tokenize(
     estimator: &ByteEstimator,
     body: &[u8],
     fresh: &FreshIds,
-) -> Sized {
-    let Some(scan) = &parsed.scan else { return Sized::default() };
+) -> Measured {
+    let Some(scan) = &parsed.scan else { return Measured::default() };
     let tokenizer = parsed.model.and_then(|(_, entry)| entry.tokenizer.as_deref());
     let salt = salt(scan, body, parsed.model.map(|(name, _)| &**name).unwrap_or_default());
     let request = Request { settings, scan, body, tokenizer, estimator, salt };
-    let sized = match scan.prompt {
-        Prompt::Absent => Sized::default(),
+    let measured = match scan.prompt {
+        Prompt::Absent => Measured::default(),
         Prompt::TokenIds(count, _) => request.ids_given(count),
         Prompt::Text(span) => request.text(span),
         Prompt::List(span) => request.list(span),
         Prompt::Messages(span) => request.messages(span, Clock(fresh.unix_seconds)),
         Prompt::Input(span) => request.rough(span),
     };
-    request.truncated(sized)
+    request.truncated(measured)
 }
 
 /// A cache is shared only under one model and one `cache_salt`.
@@ -70,16 +70,16 @@ fn salt(scan: &Scan, body: &[u8], model: &str) -> u64 {
 }
 
 impl Request<'_> {
-    fn ids_given(&self, count: u32) -> Sized {
+    fn ids_given(&self, count: u32) -> Measured {
         let ids = self.scan.token_ids(self.body);
         match ids {
             Some(ids) => self.exact(&ids, true),
             // Ids beyond 32 bits: no model has them, but the count is right.
-            None => Sized { counted: counted(u64::from(count)), at_least: None },
+            None => Measured { counted: counted(u64::from(count)), at_least: None },
         }
     }
 
-    fn text(&self, span: Span) -> Sized {
+    fn text(&self, span: Span) -> Measured {
         let special = self.scan.add_special_tokens.unwrap_or(true);
         let encoded = self.tokenizer.zip(span.text(self.body));
         match encoded.and_then(|(tokenizer, text)| tokenizer.completion(&text, special)) {
@@ -90,7 +90,7 @@ impl Request<'_> {
 
     /// Several prompts: each is read, one after the other. They run whole on one engine, so that
     /// there is no chain to look up.
-    fn list(&self, span: Span) -> Sized {
+    fn list(&self, span: Span) -> Measured {
         let raw = span.of(self.body);
         if let Ok(lists) = serde_json::from_slice::<Vec<Vec<u32>>>(raw) {
             let lengths = lists.iter().map(|ids| ids.len() as u64);
@@ -106,14 +106,14 @@ impl Request<'_> {
                     None => self.rough(span),
                 }
             }
-            _ => Sized {
+            _ => Measured {
                 counted: Counted { chain: Vec::new(), ..self.rough(span).counted },
                 at_least: None,
             },
         }
     }
 
-    fn messages(&self, span: Span, clock: Clock) -> Sized {
+    fn messages(&self, span: Span, clock: Clock) -> Measured {
         // Anthropic's form is turned into messages by the engine, in its own way.
         let chat = matches!(self.scan.endpoint, Endpoint::ChatCompletions | Endpoint::Tokenize);
         let own = self.scan.chat_template.is_some();
@@ -124,17 +124,17 @@ impl Request<'_> {
                 // A date is a token or two longer on some days.
                 let at_least = Tokens((encoded.ids.len() as u64).saturating_sub(DATE_SLACK));
                 let at_least = Some(at_least).filter(|_| encoded.sure);
-                Sized { at_least, ..self.exact(&encoded.ids, encoded.sure) }
+                Measured { at_least, ..self.exact(&encoded.ids, encoded.sure) }
             }
             Some(encoded) => self.exact(&encoded.ids, encoded.sure),
             None => self.rough(span),
         }
     }
 
-    fn exact(&self, ids: &[u32], sure: bool) -> Sized {
+    fn exact(&self, ids: &[u32], sure: bool) -> Measured {
         let chain = chain_tokens(self.salt, ids, self.settings.block);
         let tokens = Tokens(ids.len() as u64);
-        Sized {
+        Measured {
             counted: Counted {
                 tokens,
                 exact: sure,
@@ -147,7 +147,7 @@ impl Request<'_> {
     }
 
     /// From the bytes: of the prompt, and of the tools, which the template puts before it.
-    fn rough(&self, span: Span) -> Sized {
+    fn rough(&self, span: Span) -> Measured {
         let prompt = span.of(self.body);
         let tools = self.scan.tools.map(|tools| tools.of(self.body)).unwrap_or_default();
         let both;
@@ -166,17 +166,19 @@ impl Request<'_> {
             block_tokens: self.block_tokens(&chain),
             chain,
         };
-        Sized { counted, at_least: None }
+        Measured { counted, at_least: None }
     }
 
     /// The engine cuts the prompt before it reads it. It keeps the end, whose blocks we do not know.
-    fn truncated(&self, sized: Sized) -> Sized {
-        let Some(raw) = self.scan.value(self.body, "truncate_prompt_tokens") else { return sized };
+    fn truncated(&self, measured: Measured) -> Measured {
+        let Some(raw) = self.scan.value(self.body, "truncate_prompt_tokens") else {
+            return measured;
+        };
         let most =
             serde_json::from_slice::<i64>(raw).ok().and_then(|most| u64::try_from(most).ok());
         let tokens =
-            most.map_or(sized.counted.tokens, |most| sized.counted.tokens.min(Tokens(most)));
-        Sized { counted: counted(tokens.get()), at_least: None }
+            most.map_or(measured.counted.tokens, |most| measured.counted.tokens.min(Tokens(most)));
+        Measured { counted: counted(tokens.get()), at_least: None }
     }
 
     fn block_tokens(&self, chain: &[u64]) -> Tokens {
@@ -191,7 +193,7 @@ fn counted(tokens: u64) -> Counted {
     Counted { tokens: Tokens(tokens), ..Counted::default() }
 }
 
-fn several(prompts: impl Iterator<Item = (u64, bool)>) -> Sized {
+fn several(prompts: impl Iterator<Item = (u64, bool)>) -> Measured {
     let (mut sum, mut longest, mut exact) = (0, 0, true);
     for (tokens, sure) in prompts {
         sum += tokens;
@@ -199,5 +201,5 @@ fn several(prompts: impl Iterator<Item = (u64, bool)>) -> Sized {
         exact &= sure;
     }
     let counted = Counted { exact, ..counted(sum) };
-    Sized { counted, at_least: exact.then_some(Tokens(longest)) }
+    Measured { counted, at_least: exact.then_some(Tokens(longest)) }
 }

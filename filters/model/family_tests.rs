@@ -2,6 +2,7 @@
 //! (testdata/make_tokenizers.py makes them). Equal ids, or refused at load: nothing between.
 
 use super::{ModelTokenizer, TokenizerError};
+use crate::chain::tests::testdata;
 use proptest::prelude::*;
 use serde_json::json;
 use std::fs;
@@ -78,10 +79,6 @@ static PAIRS: LazyLock<Vec<Pair>> = LazyLock::new(|| {
 fn pair(name: &'static str, json: &[u8]) -> Pair {
     let ours = ModelTokenizer::load(json, None, None).unwrap();
     Pair { name, ours, theirs: tokenizers::Tokenizer::from_bytes(json).unwrap() }
-}
-
-fn testdata(name: &str) -> Vec<u8> {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)).unwrap()
 }
 
 fn family(name: &str) -> Vec<u8> {

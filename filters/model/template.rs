@@ -43,6 +43,9 @@ pub(super) struct ChatTemplate {
     pub(super) format: ContentFormat,
     /// Does it know the role `developer`?
     pub(super) knows_developer: bool,
+    /// Does vLLM render this model's chats with code of its own (gpt-oss: Harmony), of which the
+    /// template is an imitation?
+    pub(super) imitates: bool,
     /// Does it call `strftime_now`? Then it gets a function of its own each time.
     dates: bool,
 }
@@ -51,6 +54,7 @@ impl ChatTemplate {
     pub(super) fn compile(source: String) -> Result<ChatTemplate, Error> {
         let format = content_format(&source);
         let knows_developer = source.contains("'developer'") || source.contains("\"developer\"");
+        let imitates = source.contains("<|start|>") && source.contains("<|channel|>");
         let dates = source.contains("strftime_now");
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
@@ -66,7 +70,7 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_template_owned(NAME, without_generation_tags(source))?;
-        Ok(ChatTemplate { environment, format, knows_developer, dates })
+        Ok(ChatTemplate { environment, format, knows_developer, imitates, dates })
     }
 
     pub(super) fn render(

@@ -90,6 +90,10 @@ fn what_vllm_may_read_otherwise_is_not_called_exact() {
         let encoded = tokenizer.chat(&scan, body.as_bytes(), Clock(0)).unwrap();
         assert_eq!(encoded.sure, sure, "{body}");
     }
+    let harmony = with_template("<|start|>user<|channel|>{{ messages[0].content }}");
+    let body = br#"{"model": "m", "messages": [{"role": "user", "content": "a"}]}"#;
+    let scan = scanned(Endpoint::ChatCompletions, body);
+    assert!(!harmony.chat(&scan, body, Clock(0)).unwrap().sure, "vLLM does not use the template");
 }
 
 #[test]
