@@ -34,6 +34,13 @@ const WAYS: usize = 4;
 /// that every request touches from bouncing between cores.
 const FRESH: u64 = 64;
 
+/// Blocks looked up at once.
+const BATCH: usize = 8;
+/// Blocks in a row that the index may have lost without ending a match. A chained hash stands for
+/// all blocks before it, so who holds a later one holds these; a set that overflows at a usual
+/// load loses one block in thirty.
+const UNKNOWN_MAX: u32 = 2;
+
 const WRITING_TAG: u64 = 1;
 const WRITING_HOLDER: u64 = 2;
 const VERSION_ONE: u64 = 4;
@@ -69,6 +76,18 @@ struct Shelf<W> {
     capacity: W,
     /// Counts up to this one are forgotten.
     forgotten: W,
+}
+
+/// One prompt's way through the index.
+struct Walk {
+    matches: Matches,
+    /// Blocks walked.
+    depth: u32,
+    /// The last so many of them were unknown.
+    unknown: u32,
+    /// Every known line so far was full: a holder of this block may have been crowded out of those
+    /// before it; a chain is inserted whole, so it holds them.
+    crowded: bool,
 }
 
 impl PrefixIndex {
@@ -167,7 +186,8 @@ impl<W: Word> Table<W> {
         // The word before the age: a line renamed in between then fails the swap.
         let seen = set.iter().map(|line| (line, line.word.load(), self.idle(line)));
         let free = seen.filter(|(_, word, _)| word & (WRITING_TAG | WRITING_HOLDER) == 0);
-        let Some((line, word, _)) = free.max_by(|a, b| a.2.total_cmp(&b.2)) else { return };
+        // The first of equals: while a set is not full, a search ends early.
+        let Some((line, word, _)) = free.min_by(|a, b| b.2.total_cmp(&a.2)) else { return };
         let version = word.wrapping_add(VERSION_ONE) & VERSION_MASK;
         let renamed = tag << TAG_SHIFT | version;
         if !line.word.swap_if(word, renamed | WRITING_TAG) {
@@ -181,40 +201,28 @@ impl<W: Word> Table<W> {
     }
 
     fn matches(&self, chain: &[u64]) -> Matches {
-        let mut matches = Matches::default();
-        // While every line so far was full, a holder of this block may have been crowded out of
-        // those before it; a chain is inserted whole, so it holds them.
-        let mut crowded = true;
-        for (depth, hash) in (0u32..).zip(chain) {
-            let Some(holders) = self.holders(*hash) else { break };
-            let mut longer = false;
-            let mut alive = 0;
-            for holder in holders.into_iter().filter(|holder| self.age(*holder).is_some()) {
-                alive += 1;
-                let backend = backend_of(holder);
-                if matches.blocks_on(backend) == depth && depth > 0 || crowded {
-                    matches.set(backend, depth + 1);
-                    longer = true;
+        let mut walk = Walk::default();
+        // Found in batches: their cache misses overlap.
+        for hashes in chain.chunks(BATCH) {
+            let mut found = [None; BATCH];
+            for (slot, hash) in found.iter_mut().zip(hashes) {
+                *slot = self.find(*hash);
+            }
+            for found in &found[..hashes.len()] {
+                let holders = found.and_then(|(line, word)| holders(line, word));
+                if !walk.step(holders, |holder| self.age(holder).is_some()) {
+                    return walk.end();
                 }
             }
-            crowded &= alive == HOLDERS;
-            if !longer {
-                break;
-            }
         }
-        matches.sort();
-        matches
+        walk.end()
     }
 
-    /// A consistent view of a block's holders. `None` if it is unknown or being replaced.
-    fn holders(&self, hash: u64) -> Option<[u64; HOLDERS]> {
+    /// A block's line and the word it had.
+    fn find(&self, hash: u64) -> Option<(&Line<W>, u64)> {
         let (set, tag) = self.place(hash);
-        let line = set.iter().find(|line| line.word.load() >> TAG_SHIFT == tag)?;
-        let word = line.word.load();
-        let holders = std::array::from_fn(|i| line.holders[i].load());
-        let same = |word: u64| word & !WRITING_HOLDER;
-        let settled = word >> TAG_SHIFT == tag && word & WRITING_TAG == 0;
-        (settled && same(line.word.load()) == same(word)).then_some(holders)
+        let words = set.iter().map(|line| (line, line.word.load()));
+        words.into_iter().find(|(_, word)| word >> TAG_SHIFT == tag)
     }
 
     /// The set a hash belongs to, and its tag.
@@ -226,6 +234,9 @@ impl<W: Word> Table<W> {
 
     /// How long ago the block was seen there. `None`: nobody, or evicted or forgotten since.
     fn age(&self, holder: u64) -> Option<Age> {
+        if holder == 0 {
+            return None;
+        }
         let shelf = self.backends.get(backend_of(holder).index())?;
         let count = holder & COUNT_MASK;
         let taken_in = (shelf.count.load() & COUNT_MASK).saturating_sub(count);
@@ -245,6 +256,53 @@ impl<W: Word> Table<W> {
     fn idle(&self, line: &Line<W>) -> f64 {
         let ages = line.holders.iter().filter_map(|holder| self.age(holder.load()));
         ages.map(Age::share).fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// A consistent view of a line's holders. `None` if it is being renamed, or was since `word` was
+/// read.
+fn holders<W: Word>(line: &Line<W>, word: u64) -> Option<[u64; HOLDERS]> {
+    let holders = std::array::from_fn(|i| line.holders[i].load());
+    let same = |word: u64| word & !WRITING_HOLDER;
+    let settled = word & WRITING_TAG == 0 && same(line.word.load()) == same(word);
+    settled.then_some(holders)
+}
+
+// === impl Walk ===
+
+impl Default for Walk {
+    fn default() -> Walk {
+        Walk { matches: Matches::default(), depth: 0, unknown: 0, crowded: true }
+    }
+}
+
+impl Walk {
+    /// One block further. Says whether to go on.
+    fn step(&mut self, holders: Option<[u64; HOLDERS]>, is_held: impl Fn(u64) -> bool) -> bool {
+        self.depth += 1;
+        let Some(holders) = holders else {
+            self.unknown += 1;
+            return self.unknown <= UNKNOWN_MAX;
+        };
+        let reached = self.depth - 1 - self.unknown;
+        let (mut alive, mut longer) = (0, false);
+        for holder in holders.into_iter().filter(|holder| is_held(*holder)) {
+            alive += 1;
+            let backend = backend_of(holder);
+            let held_before = reached > 0 && self.matches.blocks_on(backend) == reached;
+            if held_before || self.crowded {
+                self.matches.set(backend, self.depth);
+                longer = true;
+            }
+        }
+        self.crowded &= alive == HOLDERS;
+        self.unknown = 0;
+        longer
+    }
+
+    fn end(mut self) -> Matches {
+        self.matches.sort();
+        self.matches
     }
 }
 
