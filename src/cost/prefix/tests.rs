@@ -215,6 +215,29 @@ fn no_interleaving_lets_one_hash_answer_for_another() {
 }
 
 #[test]
+fn no_interleaving_shows_a_reader_the_holders_of_a_line_renamed_meanwhile() {
+    // Few changes at few points, which is what this takes: random order hardly ever makes them.
+    shuttle::check_pct(
+        || {
+            let index = Arc::new(Shuttled::new(WAYS, 4));
+            let (old, new) = ([1, 2, 3, 4], [51, 52, 53, 54]);
+            index.insert(BackendId(0), &old);
+            let other = Arc::clone(&index);
+            let writer = shuttle::thread::spawn(move || other.insert(BackendId(1), &new));
+            // All four are found before the first one's holders are read.
+            for first in 0..WAYS {
+                let mut ask = old;
+                ask.rotate_left(first);
+                assert_eq!(index.matches(&ask).blocks_on(BackendId(1)), 0);
+            }
+            writer.join().unwrap();
+        },
+        500,
+        3,
+    );
+}
+
+#[test]
 fn no_interleaving_lists_a_holder_twice() {
     shuttle::check_random(
         || {
