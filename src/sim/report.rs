@@ -1,0 +1,135 @@
+//! What came of a run: one object a policy, with the field names that scripts outside read.
+
+use serde::Serialize;
+use tidegate_terms::{Seconds, Slo, Tokens};
+
+/// What came of one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Arrival to first token; `None` if none came.
+    pub ttft: Option<Seconds>,
+    /// (last − first) / (tokens − 1); `None` if it did not end or had one token.
+    pub tpot: Option<Seconds>,
+    /// Did it end as asked?
+    pub done: bool,
+    /// Did it end with an error? One that is unfinished when the run ends is none.
+    pub error: bool,
+    /// Tokens that came.
+    pub tokens: Tokens,
+}
+
+/// One policy's result. Times in seconds, attainment in 0..1, percentiles by nearest rank over the
+/// requests that have the value; an unfinished request counts as missed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Which policy.
+    pub policy: String,
+    /// The trace's rate was multiplied by this.
+    pub rate: f64,
+    /// Requests of the trace.
+    pub requests: usize,
+    /// Share that met both targets.
+    pub attainment: f64,
+    /// Share that met the TTFT target.
+    pub ttft_attainment: f64,
+    /// Share that met the TPOT target.
+    pub tpot_attainment: f64,
+    /// Median TTFT.
+    pub ttft_p50: f64,
+    /// 99th percentile TTFT.
+    pub ttft_p99: f64,
+    /// Median TPOT.
+    pub tpot_p50: f64,
+    /// 99th percentile TPOT.
+    pub tpot_p99: f64,
+    /// Role changes.
+    pub flips: u64,
+    /// Requests that ended with an error; live runs only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<usize>,
+}
+
+impl Outcome {
+    /// Was its first token in time?
+    pub fn meets_ttft(&self, slo: &Slo) -> bool {
+        self.ttft.is_some_and(|ttft| ttft <= slo.ttft)
+    }
+
+    /// Did its tokens flow fast enough, to the end? One token has no gaps to be late.
+    pub fn meets_tpot(&self, slo: &Slo) -> bool {
+        self.done && self.tpot.is_none_or(|tpot| tpot <= slo.tpot)
+    }
+}
+
+impl Report {
+    /// The result of a run.
+    pub fn of(policy: &str, rate: f64, flips: u64, outcomes: &[Outcome], slo: &Slo) -> Report {
+        let share = |meets: &dyn Fn(&Outcome) -> bool| {
+            outcomes.iter().filter(|o| meets(o)).count() as f64 / outcomes.len().max(1) as f64
+        };
+        let sorted = |value: &dyn Fn(&Outcome) -> Option<Seconds>| {
+            let mut all: Vec<f64> = outcomes.iter().filter_map(value).map(Seconds::get).collect();
+            all.sort_by(f64::total_cmp);
+            all
+        };
+        let ttft = sorted(&|o| o.ttft);
+        let tpot = sorted(&|o| o.tpot);
+        Report {
+            policy: policy.to_owned(),
+            rate,
+            requests: outcomes.len(),
+            attainment: share(&|o| o.meets_ttft(slo) && o.meets_tpot(slo)),
+            ttft_attainment: share(&|o| o.meets_ttft(slo)),
+            tpot_attainment: share(&|o| o.meets_tpot(slo)),
+            ttft_p50: percentile(&ttft, 0.5),
+            ttft_p99: percentile(&ttft, 0.99),
+            tpot_p50: percentile(&tpot, 0.5),
+            tpot_p99: percentile(&tpot, 0.99),
+            flips,
+            errors: None,
+        }
+    }
+
+    /// The same, for a live run that counts errors.
+    #[must_use]
+    pub fn with_errors(self, outcomes: &[Outcome]) -> Report {
+        Report { errors: Some(outcomes.iter().filter(|o| o.error).count()), ..self }
+    }
+}
+
+/// Nearest rank; 0 of nothing.
+fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_targets_must_be_met_to_the_end() {
+        let slo = Slo::default();
+        let good = Outcome {
+            ttft: Some(Seconds(0.5)),
+            tpot: Some(Seconds(0.02)),
+            done: true,
+            error: false,
+            tokens: Tokens(5),
+        };
+        let outcomes = [
+            good,
+            Outcome { ttft: Some(Seconds(1.5)), ..good },
+            Outcome { tpot: Some(Seconds(0.04)), ..good },
+            Outcome { done: false, tpot: None, ..good },
+            Outcome { tpot: None, ..good },
+        ];
+        let report = Report::of("static:3", 1.0, 0, &outcomes, &slo);
+        assert_eq!(report.attainment, 0.4);
+        assert_eq!((report.ttft_attainment, report.tpot_attainment), (0.8, 0.6));
+        assert_eq!((report.ttft_p50, report.ttft_p99), (0.5, 1.5));
+        let line = serde_json::to_string(&report).unwrap();
+        assert!(line.starts_with("{\"policy\":\"static:3\",\"rate\":1.0,\"requests\":5,\"attainment\":0.4,"));
+        assert!(!line.contains("errors"));
+    }
+}
