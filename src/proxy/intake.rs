@@ -2,14 +2,13 @@
 //! limit, answer what needs no engine, run the filter chain, off the reactor if the body is large.
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::uri::PathAndQuery;
 use http::{Request, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use std::sync::Arc;
 use tidegate_engine::{ApiError, Endpoint};
-use tidegate_filters::{Accepted, Arrival, FreshIds};
+use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
 
 use crate::inbound::Inbound;
 use crate::service::Proxy;
@@ -40,7 +39,9 @@ pub async fn take(
     request: Request<Incoming>,
 ) -> (String, Result<Taken, Refused>) {
     let (parts, body) = request.into_parts();
+    let wall = proxy.clock.wall(proxy.clock.now()) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
+    let fresh = fresh.at(wall);
     let target = parts.uri.path_and_query().cloned();
     let path = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
     let request_id = tidegate_filters::request_id(&parts.headers, &fresh);
@@ -52,11 +53,9 @@ pub async fn take(
 }
 
 async fn read(proxy: &Proxy, parts: &Parts, body: Incoming) -> Result<Bytes, ApiError> {
-    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let announced = announced.and_then(|length| length.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > proxy.body_max as u64) {
-        return Err(ApiError::too_large(proxy.body_max));
-    }
+    // A stranger, or a body that is announced too large, is refused before it is read.
+    let path = parts.uri.path();
+    proxy.chain.admit_head(&Head { method: &parts.method, path, headers: &parts.headers })?;
     match Limited::new(body, proxy.body_max).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(proxy.body_max)),

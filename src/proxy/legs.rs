@@ -193,8 +193,11 @@ async fn decode(
         kv: serving.job.prompt,
         expected_output: serving.job.expected_output,
         seed: serving.job.seed,
-        excluded: serving.job.excluded.clone(),
+        excluded: serving.job.excluded,
     };
+    // An engine refuses to read its own blocks, and keeps them until the lease ends: it decodes
+    // what it has prefilled only if nobody else can.
+    handover.excluded.insert(from.id);
     let mut tries = 0;
     loop {
         tries += 1;
@@ -202,7 +205,15 @@ async fn decode(
         let backend = Arc::clone(&seat.backend);
         let missed = |problem| miss(&backend, Leg::Decode, problem);
         note_decode(record, &backend, None);
-        let body = decode_body(serving, record, handoff, deadline);
+        let in_time = serving.proxy.clock.now() < deadline;
+        let body = match &record.accepted.scan {
+            Some(scan) if in_time && backend.id != from.id => {
+                from.family.decode_body(&serving.inbound.body, scan, handoff)
+            }
+            // Without the hand-off: once the lease may have run out a late read of freed blocks
+            // would be worse than a second prefill, and who has prefilled has the prefix cached.
+            _ => serving.inbound.body.clone(),
+        };
         match send(serving, &backend, body, record.attempts).await {
             Ok(answer) => {
                 let endpoint = record.accepted.endpoint;
@@ -219,22 +230,6 @@ async fn decode(
             }
             Err(problem) => return Err(missed(problem)),
         }
-    }
-}
-
-/// The client's body with the hand-off in it; without it once the lease may have run out, since a
-/// late read of freed blocks is worse than a second prefill.
-fn decode_body(
-    serving: &Serving<'_>,
-    record: &Record,
-    handoff: &Handoff,
-    deadline: Moment,
-) -> Bytes {
-    let body = &serving.inbound.body;
-    let in_time = serving.proxy.clock.now() < deadline;
-    match (&record.accepted.scan, &record.prefill_on) {
-        (Some(scan), Some(from)) if in_time => from.family.decode_body(body, scan, handoff),
-        _ => body.clone(),
     }
 }
 

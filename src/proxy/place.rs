@@ -139,11 +139,14 @@ pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
     let table = proxy.fleet.table();
     let group = table.entry(handover.from).group;
     let usable = |id: &&BackendId| {
-        let takes = table.entry(**id).role.takes_decode() || **id == handover.from;
-        takes && table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
+        table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
     };
-    let streams = |id: &&BackendId| proxy.fleet.backend(**id).account.balance().streams;
-    let on = table.backends(handover.pool).iter().filter(usable).min_by_key(streams)?;
+    let key = |id: &&BackendId| {
+        let failed = handover.excluded.contains(**id);
+        let stranger = !table.entry(**id).role.takes_decode();
+        (failed, stranger, proxy.fleet.backend(**id).account.balance().streams)
+    };
+    let on = table.backends(handover.pool).iter().filter(usable).min_by_key(key)?;
     let backend = Arc::clone(proxy.fleet.backend(*on));
     let stream = backend.account.open_stream(handover.kv);
     Some(Seat::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))

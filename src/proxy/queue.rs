@@ -115,7 +115,7 @@ impl Queue {
         }
         let mut waiting = Waiting { queue: self, id: job.id, answered: false };
         let (reply, answer) = oneshot::channel();
-        let offer = Offer { job: job.clone(), matches: matches.clone(), reply };
+        let offer = Offer { job: job.clone(), matches: *matches, reply };
         self.messages
             .send(Message::Offer(Box::new(offer)))
             .map_err(|_| Failure::ShuttingDown)?;

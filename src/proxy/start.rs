@@ -91,6 +91,10 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
     let estimates =
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
     let prefixes = PrefixIndex::new(settings.prefix.lines);
+    for backend in &backends {
+        let tokens = backend.kv_capacity.get() / PREFIX_SHARE;
+        prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
+    }
     let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
     let (queue, inbox) = Queue::new(settings.queue.requests_max);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
@@ -141,6 +145,9 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
 
 /// Output tokens to expect before any answer was seen.
 const OUTPUT_PRIOR: Tokens = Tokens(256);
+/// A backend's prefix cache has what its streams leave of the KV memory: half of it, say. Its own
+/// evictions are not seen here, and a hit that is none costs more than a miss that is one.
+const PREFIX_SHARE: u64 = 2;
 /// Commands and findings are rare.
 const INBOX_MAX: usize = 64;
 /// Between two runs of the planner, however many requests arrive: a plan takes some ten

@@ -58,12 +58,18 @@ impl tidegate_placement::Fleet for View<'_> {
         }
     }
 
+    fn holders(&self, job: &Job) -> Matches {
+        match self.known {
+            Known::One(matches) => *matches,
+            Known::Many(all) => all.get(&job.id).copied().unwrap_or_default(),
+        }
+    }
+
     fn cached(&self, job: &Job, backend: BackendId) -> Tokens {
-        let matches = match self.known {
-            Known::One(matches) => Some(matches),
-            Known::Many(all) => all.get(&job.id),
+        let blocks = match self.known {
+            Known::One(matches) => matches.blocks_on(backend),
+            Known::Many(all) => all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend)),
         };
-        let blocks = matches.map_or(0, |matches| matches.blocks_on(backend));
         // The last prompt token is always computed.
         Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1))
     }
