@@ -2,6 +2,7 @@
 
 use crate::client::{post, send};
 use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
+use crate::fleet::{Emulated, tokens_of};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, vllm};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,3 +77,38 @@ async fn what_cannot_be_split_runs_whole() {
     proxy.settles().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_never_handed_its_own_blocks() {
+    // Nobody but the engine that prefilled is left to decode.
+    let p = Fake::start([Act::Json(200, prefill_answer())], Act::Chunks(chat_chunks(3))).await;
+    let gone = format!("http://{}", crate::proxy::free_port());
+    let more = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"decode\"\npin = true\ngroup = \"g\"";
+    let prefill = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"prefill\"\npin = true\ngroup = \"g\"";
+    let proxy = Proxy::start(SPLIT, &[vllm("p", p.url(), prefill), vllm("d", gone, more)]).await;
+    let body = chat(true);
+    let answer = proxy.post("/v1/chat/completions", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let sent = p.sent();
+    assert_eq!(sent.last().unwrap().body, body, "the client's own body, without a hand-off");
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kv_cache_really_moves() {
+    let fleet = Emulated::start(2).await;
+    let engines = [vllm("p", fleet.url(0), PREFILL), vllm("d", fleet.url(1), DECODE)];
+    let proxy = Proxy::start(SPLIT, &engines).await;
+    for stream in [true, false] {
+        let body = fleet.chat(stream, 600, 12);
+        let answer = proxy.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let alone = send(fleet.address(0), post("/v1/chat/completions", body)).await;
+        assert_eq!(tokens_of(&answer), tokens_of(&alone), "equal to one engine alone");
+    }
+    let (p, d) = (fleet.stats(0), fleet.stats(1));
+    assert_eq!(d.transfers_in, 2, "two hand-offs");
+    assert!(d.bytes_in > 0);
+    assert_eq!((d.recomputes, d.transfers_failed), (0, 0), "none was a silent recompute");
+    assert_eq!(p.leases_expired, 0);
+    proxy.settles().await;
+}

@@ -1,0 +1,65 @@
+//! Emulated engines for one test, quick ones.
+
+use std::net::SocketAddr;
+use tidegate_emulator::{EmulatorConfig, Running, Stats, start};
+use tidegate_sim::Profile;
+
+use crate::client::Answer;
+
+pub struct Emulated {
+    running: Running,
+}
+
+impl Emulated {
+    /// Engines that serve model `m`.
+    pub async fn start(count: u16) -> Emulated {
+        let profile = Profile::named("fast").unwrap();
+        let config =
+            EmulatorConfig { count, profile, model: "m".to_owned(), ..EmulatorConfig::default() };
+        Emulated { running: start(config).await.unwrap() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.running.addresses().len()
+    }
+
+    pub fn address(&self, engine: usize) -> SocketAddr {
+        self.running.addresses()[engine]
+    }
+
+    pub fn url(&self, engine: usize) -> String {
+        format!("http://{}", self.address(engine))
+    }
+
+    pub fn stats(&self, engine: usize) -> Stats {
+        self.running.stats(engine)
+    }
+
+    pub async fn kill(&mut self, engine: usize) {
+        self.running.kill(engine).await;
+    }
+
+    /// A chat request of about so many prompt tokens, unlike any other of its size.
+    pub fn chat(&self, stream: bool, prompt: usize, output: usize) -> String {
+        let text: String = (0..prompt).map(|i| format!("{:03} ", (i * 7 + prompt) % 1000)).collect();
+        format!(
+            "{{\"model\":\"m\",\"stream\":{stream},\"max_tokens\":{output},\
+             \"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}]}}"
+        )
+    }
+}
+
+/// The text of an answer, streamed or not.
+pub fn tokens_of(answer: &Answer) -> String {
+    let chunks = answer.body.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let streamed: String = chunks
+        .map(|chunk| serde_json::from_str(&format!("{{{chunk}")).unwrap())
+        .filter_map(|chunk: serde_json::Value| {
+            chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+        })
+        .collect();
+    match answer.body.starts_with("data:") {
+        true => streamed,
+        false => answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned(),
+    }
+}
