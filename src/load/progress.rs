@@ -1,0 +1,87 @@
+//! What a live view reads while the load runs: counters that only grow, written by the requests.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tidegate_terms::Seconds;
+
+/// Counters of a running load.
+#[derive(Debug, Default)]
+pub struct Progress {
+    sent: AtomicU64,
+    done: AtomicU64,
+    failed: AtomicU64,
+    tokens: AtomicU64,
+    firsts: AtomicU64,
+    ttft_micros: AtomicU64,
+    gaps: AtomicU64,
+    gap_micros: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshot {
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests that ended well.
+    pub done: u64,
+    /// Requests that ended with an error.
+    pub failed: u64,
+    /// Tokens that came.
+    pub tokens: u64,
+    firsts: u64,
+    ttft_micros: u64,
+    gaps: u64,
+    gap_micros: u64,
+}
+
+impl Progress {
+    pub(crate) fn sent(&self) {
+        self.sent.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn first(&self, ttft: Seconds) {
+        self.firsts.fetch_add(1, Relaxed);
+        self.ttft_micros.fetch_add((ttft.get() * 1e6) as u64, Relaxed);
+    }
+
+    pub(crate) fn tokens(&self, count: u32) {
+        self.tokens.fetch_add(u64::from(count), Relaxed);
+    }
+
+    pub(crate) fn ended(&self, done: bool, gaps: u64, gap_time: Seconds) {
+        let counter = if done { &self.done } else { &self.failed };
+        counter.fetch_add(1, Relaxed);
+        self.gaps.fetch_add(gaps, Relaxed);
+        self.gap_micros.fetch_add((gap_time.get() * 1e6) as u64, Relaxed);
+    }
+
+    /// The counters now.
+    pub fn snapshot(&self) -> Snapshot {
+        let of = |counter: &AtomicU64| counter.load(Relaxed);
+        Snapshot {
+            sent: of(&self.sent),
+            done: of(&self.done),
+            failed: of(&self.failed),
+            tokens: of(&self.tokens),
+            firsts: of(&self.firsts),
+            ttft_micros: of(&self.ttft_micros),
+            gaps: of(&self.gaps),
+            gap_micros: of(&self.gap_micros),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Mean TTFT of the first tokens that came since `before`.
+    pub fn ttft_since(&self, before: &Snapshot) -> Option<Seconds> {
+        mean(self.ttft_micros - before.ttft_micros, self.firsts - before.firsts)
+    }
+
+    /// Mean TPOT of the requests that ended since `before`.
+    pub fn tpot_since(&self, before: &Snapshot) -> Option<Seconds> {
+        mean(self.gap_micros - before.gap_micros, self.gaps - before.gaps)
+    }
+}
+
+fn mean(micros: u64, count: u64) -> Option<Seconds> {
+    (count > 0).then(|| Seconds(micros as f64 / 1e6 / count as f64))
+}
