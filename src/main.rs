@@ -2,7 +2,10 @@
 //! here: 0 done, 1 it did not work, 2 the command line was wrong (clap's).
 
 mod check;
+mod demo;
+mod emulate;
 mod operate;
+mod replay;
 mod serve;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +25,12 @@ enum Command {
     Serve(serve::Args),
     /// Check a configuration: every error on a line of its own
     Check(check::Args),
+    /// An emulated fleet, the proxy and a load, in one command
+    Demo(demo::Args),
+    /// Emulated engines over HTTP
+    Emulate(emulate::Args),
+    /// Open-loop load on a running server
+    Replay(replay::Args),
     /// Backends, roles and loads of a running proxy
     Status(operate::StatusArgs),
     /// Change a backend's role
@@ -36,6 +45,9 @@ fn main() -> ExitCode {
     let done: Result<(), Box<dyn std::error::Error>> = match CommandLine::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => return check::run(&args),
+        Command::Demo(args) => demo::run(args).map_err(Into::into),
+        Command::Emulate(args) => emulate::run(args).map_err(Into::into),
+        Command::Replay(args) => replay::run(args).map_err(Into::into),
         Command::Status(args) => operate::status(&args).map_err(Into::into),
         Command::Flip(args) => operate::flip(&args).map_err(Into::into),
         Command::Pin(args) => operate::pin(&args).map_err(Into::into),

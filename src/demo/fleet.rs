@@ -1,0 +1,58 @@
+//! The proxy's settings in a demo: written as an operator would write them, and read the same way.
+
+use std::fmt::Write;
+use std::net::{SocketAddr, TcpListener};
+use tidegate_settings::Settings;
+use tidegate_sim::Profile;
+use tidegate_terms::Slo;
+
+use super::{DemoError, Policy};
+
+/// Settings for `policy` over engines at `addresses`, and the data port.
+pub fn settings(
+    policy: Policy,
+    addresses: &[SocketAddr],
+    profile: &Profile,
+    slo: &Slo,
+) -> Result<(Settings, SocketAddr), DemoError> {
+    let (data, admin) = (free_port()?, free_port()?);
+    let mut text = format!(
+        "[server]\nlisten = [\"{data}\"]\nlinger_seconds = 0\ndrain_seconds = 0\nthreads = 1\n\
+         [admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\naccess = \"off\"\n\
+         [slo]\nttft_seconds = {}\ntpot_seconds = {}\n[placement]\nchunk_tokens = {}\n",
+        slo.ttft.get(), slo.tpot.get(), profile.chunk.get(),
+    );
+    if policy != Policy::Tidegate {
+        // As fixed splits are run today: every prompt at once to an engine, roles never change.
+        text += "spill = false\n[queue]\nroom_seconds = 1000\n[planner]\nenabled = false\n";
+    }
+    let (prefill, decode) = (profile.prefill_model(), profile.decode_model());
+    for (i, address) in addresses.iter().enumerate() {
+        // Writing to a String cannot fail.
+        write!(
+            text,
+            "[[backends]]\nname = \"engine-{i}\"\nurl = \"http://{address}\"\nengine = \"vllm\"\n\
+             connector = \"nixl\"\nstreams_max = {}\nkv_capacity_tokens = {}\n\
+             prefill_prior = {{ base = {:e}, per_token = {:e}, per_attention = {:e} }}\n\
+             decode_prior = {{ base = {:e}, per_stream = {:e}, per_kv_token = {:e} }}\n",
+            profile.max_num_seqs, profile.kv_capacity.get(),
+            prefill.base.get(), prefill.per_token.get(), prefill.per_attention.get(),
+            decode.base.get(), decode.per_stream.get(), decode.per_kv_token.get(),
+        )
+        .ok();
+        if let Policy::Static(prefills) = policy {
+            let role = if i < prefills { "prefill" } else { "decode" };
+            write!(text, "role = \"{role}\"\npin = true\n").ok();
+        }
+    }
+    let settings = Settings::parse(&text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        DemoError::Settings(lines.join("; "))
+    })?;
+    Ok((settings, data))
+}
+
+/// A port of this machine that nobody uses.
+fn free_port() -> std::io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}

@@ -1,0 +1,160 @@
+//! `tidegate replay`: an open-loop load on a running server, with a report.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tidegate_load::{LoadConfig, Progress, Target, TargetError, run as load};
+use tidegate_sim::{Report, Trace, TraceError};
+use tidegate_terms::{Seconds, Slo, Tokens};
+
+/// Replay a trace against a server.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A trace; several are merged by arrival time
+    #[arg(long, value_name = "FILE", required = true)]
+    trace: Vec<PathBuf>,
+    /// The server's base URL
+    #[arg(long, value_name = "URL")]
+    target: String,
+    /// The model to ask for
+    #[arg(long)]
+    model: String,
+    /// The trace's rate is multiplied by this
+    #[arg(long, default_value_t = 1.0)]
+    rate: f64,
+    /// Only the first so many seconds of the trace
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
+    /// How long requests may take to end after the last arrival
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
+    drain: f64,
+    /// TTFT target
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    slo_ttft: f64,
+    /// TPOT target
+    #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
+    slo_tpot: f64,
+    /// Where the report goes as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Why a replay did not run.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    /// A file.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A trace.
+    #[error("{path}: {source}")]
+    Trace {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: TraceError,
+    },
+    /// The target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The runtime.
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
+    /// The arguments.
+    #[error("{0}")]
+    Arguments(&'static str),
+}
+
+/// Read and merge traces.
+pub fn traces(paths: &[PathBuf]) -> Result<Trace, ReplayError> {
+    let read = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ReplayError::File { path: path.clone(), source })?;
+        Trace::parse(&text).map_err(|source| ReplayError::Trace { path: path.clone(), source })
+    };
+    let read: Result<Vec<Trace>, ReplayError> = paths.iter().map(read).collect();
+    Ok(Trace::merge(read?))
+}
+
+/// Write reports, one object a line.
+pub fn write_json(path: &Path, reports: &[Report]) -> Result<(), ReplayError> {
+    let lines: Vec<String> =
+        reports.iter().filter_map(|report| serde_json::to_string(report).ok()).collect();
+    std::fs::write(path, lines.join("\n") + "\n")
+        .map_err(|source| ReplayError::File { path: path.to_owned(), source })
+}
+
+/// Reports as a table for people.
+pub fn print_table(reports: &[Report]) {
+    let mut out = std::io::stdout().lock();
+    let mut line = |text: String| {
+        // A reader that has gone needs no more lines.
+        writeln!(out, "{text}").ok();
+    };
+    line(format!(
+        "{:<12} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
+        "policy", "requests", "attainment", "ttft", "tpot", "ttft p50", "ttft p99", "tpot p50",
+        "tpot p99", "flips", "errors"
+    ));
+    for r in reports {
+        line(format!(
+            "{:<12} {:>8} {:>10.3} {:>7.3} {:>7.3} {:>7.0}ms {:>7.0}ms {:>7.1}ms {:>7.1}ms {:>6} {:>6}",
+            r.policy, r.requests, r.attainment, r.ttft_attainment, r.tpot_attainment,
+            r.ttft_p50 * 1e3, r.ttft_p99 * 1e3, r.tpot_p50 * 1e3, r.tpot_p99 * 1e3, r.flips,
+            r.errors.unwrap_or(0)
+        ));
+    }
+}
+
+/// Replay, then report.
+pub fn run(args: Args) -> Result<(), ReplayError> {
+    if !(args.rate.is_finite() && args.rate > 0.0) {
+        return Err(ReplayError::Arguments("--rate must be above 0"));
+    }
+    let mut trace = traces(&args.trace)?.cap_prompt(Tokens(32_000));
+    if let Some(seconds) = args.seconds {
+        trace = trace.window(Seconds::ZERO, Seconds(seconds));
+    }
+    let trace = trace.at_rate(args.rate);
+    let slo = Slo { ttft: Seconds(args.slo_ttft), tpot: Seconds(args.slo_tpot) };
+    let config = LoadConfig {
+        target: Target::parse(&args.target)?,
+        model: args.model,
+        trace,
+        drain: Seconds(args.drain),
+    };
+    let total = config.trace.arrivals.len() as u64;
+    let outcomes = tokio::runtime::Runtime::new()?.block_on(async {
+        let progress = Arc::new(Progress::default());
+        let watching = tokio::spawn(watch(Arc::clone(&progress), total));
+        let outcomes = load(config, progress).await;
+        watching.abort();
+        outcomes
+    });
+    let report = Report::of("live", args.rate, 0, &outcomes, &slo).with_errors(&outcomes);
+    print_table(std::slice::from_ref(&report));
+    match &args.json {
+        Some(path) => write_json(path, &[report]),
+        None => Ok(()),
+    }
+}
+
+async fn watch(progress: Arc<Progress>, total: u64) {
+    let bar = ProgressBar::new(total);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {msg}") {
+        bar.set_style(style);
+    }
+    loop {
+        let now = progress.snapshot();
+        bar.set_position(now.done + now.failed);
+        bar.set_message(format!("{} sent, {} failed, {} tokens", now.sent, now.failed, now.tokens));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
