@@ -1,6 +1,7 @@
-//! `tidegate check`: every mistake of a configuration on a line of its own.
+//! `tidegate check`: every mistake of a configuration on a line of its own. It starts nothing and
+//! asks no engine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tidegate_settings::Settings;
 
@@ -12,7 +13,8 @@ pub struct Args {
     config: PathBuf,
 }
 
-/// 0 if the file can be used, 1 if not.
+/// 0 if the file can be used, 1 if not. Files that it names and this machine lacks are told and
+/// are no mistake: configurations are checked elsewhere than they are used.
 pub fn run(args: &Args) -> ExitCode {
     let path = args.config.display();
     let text = match std::fs::read_to_string(&args.config) {
@@ -24,8 +26,11 @@ pub fn run(args: &Args) -> ExitCode {
     };
     match Settings::parse(&text) {
         Ok(settings) => {
+            for (key, file) in settings.files() {
+                note_unreadable(&key, file);
+            }
             let (backends, models) = (settings.backends.len(), settings.models.len());
-            eprintln!("{path} is fine: {backends} backends, {models} models described");
+            eprintln!("{path} is fine: backends {backends}, models described {models}");
             ExitCode::SUCCESS
         }
         Err(problems) => {
@@ -34,5 +39,11 @@ pub fn run(args: &Args) -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+fn note_unreadable(key: &str, file: &Path) {
+    if let Err(error) = std::fs::File::open(file) {
+        eprintln!("note: {key}: cannot read {} here: {error}", file.display());
     }
 }

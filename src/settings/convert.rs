@@ -1,5 +1,7 @@
 //! Settings into the plain parameters that other rooms own.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use tidegate_engine::Family;
 use tidegate_placement::Params as PlacementParams;
 use tidegate_planner::Params as PlannerParams;
@@ -42,17 +44,31 @@ impl Settings {
 
     /// Each backend's compatibility group, numbered in the order of the file.
     pub fn groups(&self) -> Vec<GroupId> {
-        let mut names: Vec<String> = Vec::new();
-        let mut groups = Vec::with_capacity(self.backends.len());
-        for backend in &self.backends {
-            let name = backend.group_name();
-            let slot = names.iter().position(|known| *known == name).unwrap_or(names.len());
-            if slot == names.len() {
-                names.push(name);
-            }
-            groups.push(GroupId(slot as u16));
+        let mut known: BTreeMap<String, GroupId> = BTreeMap::new();
+        let group = |backend: &BackendSettings| {
+            let next = GroupId(known.len() as u16);
+            *known.entry(backend.group_name()).or_insert(next)
+        };
+        self.backends.iter().map(group).collect()
+    }
+
+    /// Every file that is named, with the path of the key that names it.
+    pub fn files(&self) -> Vec<(String, &Path)> {
+        let mut files: Vec<(String, Option<&PathBuf>)> = vec![
+            ("server.tls.cert".to_owned(), self.server.tls.as_ref().map(|tls| &tls.cert)),
+            ("server.tls.key".to_owned(), self.server.tls.as_ref().map(|tls| &tls.key)),
+            ("upstream.ca_file".to_owned(), self.upstream.ca_file.as_ref()),
+        ];
+        for (i, key) in self.auth.keys.iter().enumerate() {
+            files.push((format!("auth.keys[{i}].key_file"), key.key_file.as_ref()));
         }
-        groups
+        for (i, model) in self.models.iter().enumerate() {
+            let path = |key: &str| format!("models[{i}].{key}");
+            files.push((path("tokenizer"), model.tokenizer.as_ref()));
+            files.push((path("tokenizer_config"), model.tokenizer_config.as_ref()));
+            files.push((path("chat_template"), model.chat_template.as_ref()));
+        }
+        files.into_iter().filter_map(|(key, file)| Some((key, file?.as_path()))).collect()
     }
 }
 
@@ -73,15 +89,14 @@ impl BackendSettings {
         }
     }
 
-    /// The roles its launch flags allow. A `kv_producer` that decodes may load into blocks that a
-    /// step still writes, so it prefills alone.
+    /// The roles its launch flags allow (engine_protocols.md §0). A `kv_producer` that decodes may
+    /// load into blocks that a step still writes; a `kv_consumer` that prefills for another skips
+    /// part of the hand-off for some models. In `decode` it may still run whole requests.
     pub fn allowed_roles(&self) -> RoleSet {
         match (self.family(), self.kv_role) {
             (Family::VllmNixl, KvRole::KvBoth) => RoleSet::ANY,
             (Family::VllmNixl, KvRole::KvProducer) => RoleSet::EMPTY.with(Role::Prefill),
-            (Family::VllmNixl, KvRole::KvConsumer) => {
-                RoleSet::EMPTY.with(Role::Decode).with(Role::Mixed)
-            }
+            (Family::VllmNixl, KvRole::KvConsumer) => RoleSet::EMPTY.with(Role::Decode),
             _ => RoleSet::EMPTY.with(Role::Mixed),
         }
     }

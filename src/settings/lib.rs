@@ -2,8 +2,10 @@
 //!
 //! - [`schema`]: the sections and their keys, one struct a section
 //! - [`defaults`]: every default with its reason
-//! - [`parse`]: text in, settings or all problems out
-//! - [`validate`]: what types cannot say
+//! - `profiles`: what is known of engines by name
+//! - [`parse`]: text in, settings or all problems out; on a `tree` with line numbers
+//! - `problem`: one mistake, on one line
+//! - `validate`: what types cannot say
 //! - [`convert`]: settings into the plain parameters that other rooms own
 //!
 //! It reads no file, no environment and no clock: the shell does, and hands in text.
@@ -12,14 +14,19 @@
 pub mod convert;
 pub mod defaults;
 pub mod parse;
+mod problem;
+mod profiles;
 pub mod schema;
+mod tree;
 mod validate;
 
-pub use parse::Problem;
+#[cfg(test)]
+mod tests;
+
+pub use problem::Problem;
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, Connector, EngineName, KeySettings,
     KvRole, LogFormat, LogSettings, ModelSettings, PlacementSettings, PlannerSettings,
-    PrefixSettings, ProbeSettings,
-    QueueSettings, RetrySettings, ServerSettings, Settings, SloSettings, TlsSettings,
-    UpstreamSettings,
+    PrefixSettings, ProbeSettings, QueueSettings, RetrySettings, ServerSettings, Settings,
+    SloSettings, TlsSettings, UpstreamSettings,
 };

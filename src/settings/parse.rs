@@ -1,228 +1,197 @@
 //! Text in, settings or every problem out.
 //!
-//! serde stops at the first mistake. Here the text is parsed into a tree first; each time a part of
-//! the tree does not fit the schema the mistake is noted, the part is taken out, and the rest is
-//! tried again. What types cannot say is checked last.
+//! serde stops at the first mistake. Here the text becomes a tree first; each time a part of the
+//! tree does not fit the schema the mistake is noted, the part is taken out, and the rest is tried
+//! again. What types cannot say is checked last, on what is left; what hangs on a part that was
+//! taken out is not judged.
 
-use serde_path_to_error::Segment;
-use std::fmt;
+use std::collections::BTreeMap;
 use toml::{Table, Value};
 
+use crate::problem::{Problem, nearest, text_of};
+use crate::profiles;
 use crate::schema::Settings;
-use crate::validate::validate;
+use crate::tree::{Part, Tree, parts};
+use crate::validate::{Doubts, validate};
 
-/// Mistakes of type in one file before the rest of it is not looked at any more.
+/// Mistakes of one kind in one file before the rest of it is not looked at any more.
 const PROBLEMS_MAX: usize = 64;
-/// An unknown key so near to a known one is a slip.
-const SIMILAR: f64 = 0.75;
-
-/// One mistake in a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Where: `backends[2].url`; empty for the whole file.
-    pub path: String,
-    /// What is wrong.
-    pub problem: String,
-    /// What would be right, if that is known.
-    pub hint: Option<String>,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let separator = if self.path.is_empty() { "" } else { ": " };
-        write!(f, "{}{separator}{}", self.path, self.problem)?;
-        match &self.hint {
-            Some(hint) => write!(f, " ({hint})"),
-            None => Ok(()),
-        }
-    }
-}
 
 impl Settings {
     /// Read a configuration in TOML.
     ///
     /// # Errors
-    /// Every [`Problem`] in it, in the order of the file's sections.
+    /// Every [`Problem`] in it, in the order of the file; those of the whole file come first. A
+    /// file whose sections cannot be told apart is not judged beyond that.
     pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
-        let tree: Table = text.parse().map_err(|error| vec![not_toml(&error)])?;
-        let (settings, mut problems) = read(tree);
-        if let Some(settings) = settings {
-            // What was taken out above would only be missed again here.
-            let known: Vec<String> = problems.iter().map(|p| p.path.clone()).collect();
-            let told = |p: &Problem| known.iter().any(|known| known.starts_with(&p.path));
-            let more = validate(&settings);
-            problems.extend(more.into_iter().filter(|p| p.path.is_empty() || !told(p)));
-            if problems.is_empty() {
-                return Ok(settings);
+        let (tree, errors) = Tree::parse(text);
+        let mut problems = not_toml(errors);
+        if problems.is_empty() {
+            return match judge(tree, Doubts::default(), &mut problems) {
+                Some(settings) if problems.is_empty() => Ok(settings),
+                _ => Err(problems),
+            };
+        }
+        if let Some((rest, doubts)) = without(text, &problems) {
+            let (tree, errors) = Tree::parse(&rest);
+            if errors.is_empty() {
+                // Its settings are not the operator's; its problems are.
+                judge(tree, doubts, &mut problems);
             }
         }
+        problems.sort_by_key(|problem| problem.line);
         Err(problems)
     }
 }
 
-fn not_toml(error: &toml::de::Error) -> Problem {
-    let text = error.to_string();
-    let problem = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    Problem {
-        path: String::new(),
-        problem: format!("not TOML: {}", problem.collect::<Vec<_>>().join(" ")),
-        hint: None,
+/// One problem a line: what follows on it is mostly the same mistake.
+fn not_toml(errors: Vec<(usize, String)>) -> Vec<Problem> {
+    let mut first: BTreeMap<usize, String> = BTreeMap::new();
+    for (line, message) in errors {
+        first.entry(line).or_insert(message);
     }
+    let problem = |(line, message): (usize, String)| Problem {
+        line: Some(line),
+        ..Problem::new("", format!("not TOML: {message}"))
+    };
+    first.into_iter().take(PROBLEMS_MAX).map(problem).collect()
+}
+
+/// The text without the lines that are not TOML, so that the rest can be judged too, and the keys
+/// that were on them. `None` where a section's head is among them: whose keys follow is unknown.
+fn without(text: &str, problems: &[Problem]) -> Option<(String, Doubts)> {
+    let (mut rest, mut doubts) = (String::with_capacity(text.len()), Doubts::default());
+    for (n, line) in text.split('\n').enumerate() {
+        if problems.iter().all(|problem| problem.line != Some(n + 1)) {
+            rest += line;
+        } else if line.trim_start().starts_with('[') {
+            return None;
+        } else {
+            let key = line.split(['=', ' ', '\t', '.']).find(|word| !word.is_empty());
+            doubts.add_key(key.unwrap_or_default());
+        }
+        rest.push('\n');
+    }
+    Some((rest, doubts))
+}
+
+/// Adds the problems of a file that is TOML, in its order. The settings, if there are any.
+fn judge(mut tree: Tree<'_>, mut doubts: Doubts, all: &mut Vec<Problem>) -> Option<Settings> {
+    let mut problems = Vec::new();
+    profiles::complete(&mut tree.left);
+    let settings = read(&mut tree, &mut problems, &mut doubts);
+    if let Some(settings) = &settings {
+        problems.extend(validate(settings, doubts));
+    }
+    all.extend(in_order(problems, &tree));
+    settings
+}
+
+/// Each with its line, and sorted by it.
+fn in_order(problems: Vec<(Vec<Part>, Problem)>, tree: &Tree<'_>) -> Vec<Problem> {
+    let with_line = |(path, problem): (Vec<Part>, Problem)| Problem {
+        line: problem.line.or_else(|| tree.line(&path)),
+        ..problem
+    };
+    let mut problems: Vec<Problem> = problems.into_iter().map(with_line).collect();
+    problems.sort_by_key(|problem| problem.line);
+    problems
 }
 
 /// Fit the tree into the schema, taking out what does not fit.
-fn read(mut tree: Table) -> (Option<Settings>, Vec<Problem>) {
-    let mut problems = Vec::new();
-    while problems.len() < PROBLEMS_MAX {
-        let error = match serde_path_to_error::deserialize(Value::Table(tree.clone())) {
-            Ok(settings) => return (Some(settings), problems),
+fn read(
+    tree: &mut Tree<'_>,
+    problems: &mut Vec<(Vec<Part>, Problem)>,
+    doubts: &mut Doubts,
+) -> Option<Settings> {
+    for _ in 0..PROBLEMS_MAX {
+        let error = match serde_path_to_error::deserialize(Value::Table(tree.left.clone())) {
+            Ok(settings) => return Some(settings),
             Err(error) => error,
         };
-        let mut path: Vec<Segment> = error.path().iter().cloned().collect();
-        let message = error.inner().message().to_owned();
-        if let Some(key) = unknown_key(&message)
-            && !matches!(path.last(), Some(Segment::Map { key: last }) if *last == key)
-        {
-            path.push(Segment::Map { key });
+        let mut path: Vec<Part> = parts(error.path());
+        let message = error.inner().message();
+        let unknown = unknown_key(message, &mut path);
+        let written = tree.as_written(&path);
+        let problem = match &unknown {
+            Some(unknown) => unknown.problem(text_of(&written)),
+            None => misfit(text_of(&written), message),
+        };
+        problems.push((written.clone(), problem));
+        if let Some(meant) = unknown.and_then(|unknown| unknown.meant) {
+            doubts.add_missing(&text_of(&sibling(&written, &meant)));
         }
-        problems.push(mistake(&path, &message));
-        if !take_out(&mut tree, &path) {
-            break;
+        match tree.take_out(&path) {
+            Some(out) => doubts.add(&text_of(&out)),
+            None => return None,
         }
     }
-    (None, problems)
+    None
 }
 
-fn mistake(path: &[Segment], message: &str) -> Problem {
-    let path = text_of(path);
-    match unknown_key(message) {
-        Some(key) => {
-            Problem { path, problem: "no such key".to_owned(), hint: hint(&key, message) }
+fn sibling(path: &[Part], key: &str) -> Vec<Part> {
+    let mut path = path.to_vec();
+    path.pop();
+    path.push(Part::Key(key.to_owned()));
+    path
+}
+
+struct UnknownKey {
+    meant: Option<String>,
+    known: Vec<String>,
+}
+
+impl UnknownKey {
+    fn problem(&self, path: String) -> Problem {
+        let problem = Problem::new(path, "no such key");
+        match &self.meant {
+            Some(meant) => problem.hint(format!("did you mean {meant}?")),
+            None => problem.hint(format!("there are {}", self.known.join(", "))),
         }
-        None => Problem { path, problem: message.to_owned(), hint: None },
     }
 }
 
-/// serde says: unknown field `a`, expected one of `b`, `c`
-fn unknown_key(message: &str) -> Option<String> {
+/// serde says: unknown field `a`, expected one of `b`, `c`; and sometimes not in the path.
+fn unknown_key(message: &str, path: &mut Vec<Part>) -> Option<UnknownKey> {
     let rest = message.strip_prefix("unknown field `")?;
-    rest.split('`').next().map(str::to_owned)
-}
-
-fn hint(key: &str, message: &str) -> Option<String> {
-    let known = message.split('`').skip(3).step_by(2);
-    let near = known
-        .map(|known| (strsim::jaro_winkler(key, known), known))
-        .filter(|(nearness, _)| *nearness > SIMILAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0))?;
-    Some(format!("did you mean {}?", near.1))
-}
-
-fn text_of(path: &[Segment]) -> String {
-    let mut text = String::new();
-    for segment in path {
-        match segment {
-            Segment::Seq { index } => text += &format!("[{index}]"),
-            Segment::Map { key } | Segment::Enum { variant: key } => {
-                if !text.is_empty() {
-                    text.push('.');
-                }
-                text += key;
-            }
-            Segment::Unknown => text.push('?'),
+    let named = match path.last() {
+        Some(Part::Key(key)) if rest.starts_with(&format!("{key}`, ")) => key.clone(),
+        _ => {
+            let key = rest.rsplit_once("`, expected")?.0.to_owned();
+            path.push(Part::Key(key.clone()));
+            key
         }
-    }
-    text
+    };
+    let words = rest.get(named.len() + 1..)?.split('`').skip(1).step_by(2);
+    let known: Vec<String> = words.map(str::to_owned).collect();
+    let meant = nearest(&named, known.iter().map(String::as_str)).map(str::to_owned);
+    Some(UnknownKey { meant, known })
 }
 
-/// Remove the part at `path`. An element of a list stays, without its content, so that the ones
-/// after it keep their numbers.
-fn take_out(tree: &mut Table, path: &[Segment]) -> bool {
-    let Some((Segment::Map { key }, rest)) = path.split_first() else { return false };
-    match (tree.get_mut(key), rest) {
-        (None, _) => false,
-        (Some(_), []) => tree.remove(key).is_some(),
-        (Some(value), rest) => take_out_of(value, rest),
+/// A part of another type than its key wants, in an operator's words.
+fn misfit(path: String, message: &str) -> Problem {
+    if message.starts_with("invalid socket address") {
+        return Problem::new(path, "is not an address").hint("\"127.0.0.1:8080\"");
     }
+    let Some((found, wanted)) = message.split_once(", expected ") else {
+        return Problem::new(path, message);
+    };
+    let wanted = match wanted {
+        "usize" | "u64" => "a whole number, 0 or more".to_owned(),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "f64" => "a number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "socket address" => "an address, \"127.0.0.1:8080\"".to_owned(),
+        "path string" => "a path in quotes".to_owned(),
+        table if table.starts_with("struct ") => "a table".to_owned(),
+        words => words.replace('`', ""),
+    };
+    Problem::new(path, found).hint(format!("should be {wanted}"))
 }
 
-fn take_out_of(value: &mut Value, path: &[Segment]) -> bool {
-    match (value, path) {
-        (Value::Table(table), path) => take_out(table, path),
-        (Value::Array(list), [Segment::Seq { index }, rest @ ..]) => match list.get_mut(*index) {
-            Some(element) if !rest.is_empty() => take_out_of(element, rest),
-            Some(Value::Table(table)) => {
-                let had = !table.is_empty();
-                table.clear();
-                had
-            }
-            Some(_) => {
-                list.remove(*index);
-                true
-            }
-            None => false,
-        },
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = "[[backends]]\nname = \"a\"\nurl = \"http://127.0.0.1:8000\"\n";
-
-    fn check(text: &str, expected: &[&str]) {
-        let problems = Settings::parse(text).err().unwrap_or_default();
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        let same = lines.len() == expected.len()
-            && lines.iter().zip(expected).all(|(line, start)| line.starts_with(start));
-        assert!(same, "\n got {lines:#?}\nwant {expected:#?}\n{text}");
-    }
-
-    #[test]
-    fn a_short_file_is_enough() {
-        check(GOOD, &[]);
-    }
-
-    #[test]
-    fn every_mistake_is_told_at_once() {
-        check(
-            "[server]\nlisten = [\"nowhere\"]\nbody_max_bites = 1\nthreads = \"many\"\n\
-             [slo]\nttft_seconds = -1\n[queue]\nhandoff_seconds = 45\n[nothing]\n\
-             [[backends]]\nname = \"a\"\nurl = \"ftp://x\"\nrole = \"sideways\"\n\
-             [[backends]]\nname = \"a\"\nurl = \"http://b:1\"\nstreams_max = 0\n",
-            &[
-                "backends[0].role: unknown variant `sideways`",
-                "nothing: no such key",
-                "server.body_max_bites: no such key (did you mean body_max_bytes?)",
-                "server.listen",
-                "server.threads: invalid type",
-                "slo.ttft_seconds",
-                "queue.handoff_seconds",
-                "backends[0].url",
-                "backends[1].name",
-                "backends[1].streams_max",
-            ],
-        );
-    }
-
-    #[test]
-    fn text_that_is_not_toml_is_one_problem() {
-        check("[server\n", &["not TOML"]);
-        check("", &["backends"]);
-    }
-
-    #[test]
-    fn roles_and_launch_flags_must_agree() {
-        let backend = |more: &str| format!("{GOOD}{more}");
-        let vllm = "engine = \"vllm\"\nconnector = \"nixl\"\n";
-        check(&backend("role = \"prefill\"\n"), &["backends[0].role"]);
-        check(&backend("pin = true\n"), &["backends[0].pin"]);
-        check(&backend("connector = \"nixl\"\n"), &["backends[0].connector"]);
-        check(&backend(&format!("{vllm}kv_role = \"kv_producer\"\nrole = \"decode\"\n")), &[
-            "backends[0].role",
-        ]);
-        check(&backend(&format!("{vllm}role = \"decode\"\npin = true\n")), &[]);
-    }
+/// `tables[key]` as a list of tables, the ones that are tables.
+pub(crate) fn tables_of<'t>(tree: &'t mut Table, key: &str) -> impl Iterator<Item = &'t mut Table> {
+    let list = tree.get_mut(key).and_then(Value::as_array_mut);
+    list.into_iter().flatten().filter_map(Value::as_table_mut)
 }

@@ -2,16 +2,19 @@
 //! says only what differs; what must be said (a backend's name and address) is checked afterwards,
 //! with the rest.
 
+mod fleet;
+
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use tidegate_cost::{DecodeModel, PrefillModel};
-use tidegate_terms::{Role, Seconds, Tokens};
+use tidegate_terms::{Seconds, Tokens};
 
 use crate::defaults;
 
+pub use fleet::{BackendSettings, Connector, EngineName, KvRole, ModelSettings};
+
 /// A whole configuration.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The data port.
@@ -45,7 +48,7 @@ pub struct Settings {
 }
 
 /// `[server]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerSettings {
     /// Addresses to listen on.
@@ -70,7 +73,7 @@ pub struct ServerSettings {
 }
 
 /// `[server.tls]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsSettings {
     /// Certificate chain, PEM.
@@ -80,7 +83,7 @@ pub struct TlsSettings {
 }
 
 /// `[admin]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSettings {
     /// Address of metrics, probes and role changes.
@@ -88,7 +91,7 @@ pub struct AdminSettings {
 }
 
 /// `[slo]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SloSettings {
     /// Time to first token.
@@ -100,7 +103,7 @@ pub struct SloSettings {
 }
 
 /// `[queue]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueSettings {
     /// Most requests that wait; the next one gets 429.
@@ -119,7 +122,7 @@ pub struct QueueSettings {
 }
 
 /// `[placement]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlacementSettings {
     /// May a decode backend whose streams have slack take a whole short request?
@@ -133,7 +136,7 @@ pub struct PlacementSettings {
 }
 
 /// `[planner]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlannerSettings {
     /// Does the planner move roles, or only operators?
@@ -152,7 +155,7 @@ pub struct PlannerSettings {
 }
 
 /// `[retry]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
     /// Backends tried before the first byte, the first one included.
@@ -160,7 +163,7 @@ pub struct RetrySettings {
 }
 
 /// `[upstream]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamSettings {
     /// For opening a connection.
@@ -182,7 +185,7 @@ pub struct UpstreamSettings {
 }
 
 /// `[auth]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuthSettings {
     /// API keys; none leaves the door open.
@@ -190,7 +193,7 @@ pub struct AuthSettings {
 }
 
 /// `[[auth.keys]]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySettings {
     /// Whose key; shows in logs.
@@ -202,7 +205,7 @@ pub struct KeySettings {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// `error`, `warn`, `info`, `debug`, or tracing's directives.
@@ -238,7 +241,7 @@ pub enum AccessLog {
 }
 
 /// `[probe]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbeSettings {
     /// Between two probes of one backend.
@@ -252,101 +255,13 @@ pub struct ProbeSettings {
 }
 
 /// `[prefix]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixSettings {
     /// Blocks remembered, 64 bytes each; a power of two.
     pub lines: usize,
     /// Tokens of a block.
     pub block_tokens: usize,
-}
-
-/// `[[models]]`
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSettings {
-    /// Its name as requests say it.
-    pub name: String,
-    /// Its tokenizer.json.
-    pub tokenizer: Option<PathBuf>,
-    /// Its tokenizer_config.json; the one beside the tokenizer if absent.
-    pub tokenizer_config: Option<PathBuf>,
-    /// A chat template in place of the tokenizer's own.
-    pub chat_template: Option<PathBuf>,
-    /// Its context length; the engine's own word if absent.
-    #[serde(rename = "max_model_len_tokens")]
-    pub max_model_len: Option<Tokens>,
-}
-
-/// The engine behind a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineName {
-    /// vLLM.
-    Vllm,
-    /// Anything that speaks OpenAI's API; runs whole requests.
-    #[default]
-    Plain,
-}
-
-/// How a vLLM hands KV cache over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Connector {
-    /// Not at all.
-    #[default]
-    None,
-    /// NixlConnector.
-    Nixl,
-}
-
-/// vLLM's `kv_role`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KvRole {
-    /// Either side, decided per request.
-    #[default]
-    KvBoth,
-    /// Prefill alone.
-    KvProducer,
-    /// Decode alone.
-    KvConsumer,
-}
-
-/// `[[backends]]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BackendSettings {
-    /// Its name in logs, metrics and commands.
-    pub name: String,
-    /// `http://host:port` or `https://host:port`.
-    pub url: String,
-    /// Which engine it is.
-    pub engine: EngineName,
-    /// How it hands KV cache over.
-    pub connector: Connector,
-    /// As the engine was started.
-    pub kv_role: KvRole,
-    /// Backends of one group may hand KV cache to each other; by default all with the same engine,
-    /// connector, version and models.
-    pub group: Option<String>,
-    /// The engine's version: engines of different versions do not pair.
-    pub version: Option<String>,
-    /// The models it serves; its own word if absent.
-    pub models: Vec<String>,
-    /// The role it starts with; the planner's choice if absent.
-    pub role: Option<Role>,
-    /// Keep that role whatever the planner thinks.
-    pub pin: bool,
-    /// Most streams at once.
-    pub streams_max: u32,
-    /// KV tokens that fit into its memory.
-    #[serde(rename = "kv_capacity_tokens")]
-    pub kv_capacity: Tokens,
-    /// What a prefill costs, before any was observed.
-    pub prefill_prior: PrefillModel,
-    /// What a decode step costs, before any was observed.
-    pub decode_prior: DecodeModel,
 }
 
 impl Default for ServerSettings {
@@ -454,27 +369,6 @@ impl Default for PrefixSettings {
         PrefixSettings {
             lines: defaults::PREFIX_LINES,
             block_tokens: defaults::PREFIX_BLOCK_TOKENS,
-        }
-    }
-}
-
-impl Default for BackendSettings {
-    fn default() -> Self {
-        BackendSettings {
-            name: String::new(),
-            url: String::new(),
-            engine: EngineName::default(),
-            connector: Connector::default(),
-            kv_role: KvRole::default(),
-            group: None,
-            version: None,
-            models: Vec::new(),
-            role: None,
-            pin: false,
-            streams_max: defaults::STREAMS_MAX,
-            kv_capacity: defaults::KV_CAPACITY,
-            prefill_prior: PrefillModel::default(),
-            decode_prior: DecodeModel::default(),
         }
     }
 }

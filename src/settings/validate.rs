@@ -1,206 +1,288 @@
-//! What types cannot say: ranges, names that must differ, keys that must agree.
+//! What types cannot say: ranges, names that must differ, keys that must agree. Each check names
+//! the keys it looks at, and is left out where one of them was taken out before: a mistake is told
+//! once.
 
-use std::collections::HashSet;
-use std::fmt::Display;
-use tidegate_terms::{Role, Seconds};
+mod fleet;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use tidegate_terms::Seconds;
 
 use crate::defaults::LEASE;
-use crate::parse::Problem;
-use crate::schema::{BackendSettings, Connector, EngineName, Settings};
+use crate::problem::{Problem, nearest};
+use crate::schema::Settings;
+use crate::tree::Part;
 
-/// Gathers problems.
+/// No span of this program lasts longer; more is a slip of the unit.
+const DAY: f64 = 86_400.0;
+/// The planner looks at every backend; more often than a thousand times a second is a busy loop.
+const PLAN_INTERVAL_MIN: f64 = 0.001;
+/// No machine has more cores.
+const THREADS_MAX: u64 = 1024;
+/// A body is held in memory as long as its request waits.
+const BODY_MAX_BYTES: u64 = 1 << 30;
+/// Each waiting request holds its body.
+const QUEUE_MAX: u64 = 1 << 20;
+/// Each costs a client's patience.
+const ATTEMPTS_MAX: u64 = 16;
+/// File descriptors.
+const IDLE_MAX: u64 = 65_536;
+/// After minutes of failures one more says nothing.
+const FAILURES_MAX: u64 = 1000;
+/// Finer blocks cost a hash a few tokens, coarser ones never match.
+const BLOCK_TOKENS_MAX: u64 = 65_536;
+/// `max_num_batched_tokens` of the largest engines, with room.
+const CHUNK_MAX: u64 = 1 << 20;
+/// 4 GiB of prefix index.
+const PREFIX_LINES: std::ops::RangeInclusive<usize> = 1 << 6..=1 << 26;
+/// Short enough to be guessed.
+const KEY_BYTES_MIN: usize = 8;
+
+/// Parts of a file that were taken out, by their paths.
 #[derive(Default)]
-struct Found(Vec<Problem>);
+pub(crate) struct Doubts {
+    taken_out: Vec<String>,
+    /// Keys that are missing because they are misspelt.
+    misspelt: BTreeSet<String>,
+    /// Keys that were written, nobody knows in which section.
+    keys: BTreeSet<String>,
+}
 
-impl Found {
-    fn add(&mut self, path: impl Display, problem: &str, hint: &str) {
-        let hint = (!hint.is_empty()).then(|| hint.to_owned());
-        self.0.push(Problem { path: path.to_string(), problem: problem.to_owned(), hint });
+impl Doubts {
+    pub(crate) fn add(&mut self, path: &str) {
+        self.taken_out.push(path.to_owned());
     }
 
-    fn check(&mut self, holds: bool, path: impl Display, problem: &str, hint: &str) {
-        if !holds {
-            self.add(path, problem, hint);
+    pub(crate) fn add_missing(&mut self, path: &str) {
+        self.misspelt.insert(path.to_owned());
+    }
+
+    pub(crate) fn add_key(&mut self, key: &str) {
+        self.keys.insert(key.to_owned());
+    }
+
+    /// Was the part at `path`, something around it or something in it taken out?
+    fn touch(&self, path: &str) -> bool {
+        let inside = |path: &str, other: &str| {
+            path.strip_prefix(other)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let key = path.rsplit('.').next().unwrap_or(path);
+        self.keys.contains(key)
+            || self.taken_out.iter().any(|out| inside(path, out) || inside(out, path))
+    }
+}
+
+/// Gathers problems.
+struct Found {
+    doubts: Doubts,
+    problems: Vec<(Vec<Part>, Problem)>,
+}
+
+/// All problems of a configuration whose types are right, with their paths.
+pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, Problem)> {
+    let mut found = Found { doubts, problems: Vec::new() };
+    server(settings, &mut found);
+    spans(settings, &mut found);
+    counts(settings, &mut found);
+    log(settings, &mut found);
+    keys(settings, &mut found);
+    fleet::models(settings, &mut found);
+    fleet::backends(settings, &mut found);
+    fleet::groups(settings, &mut found);
+    found.problems
+}
+
+impl Found {
+    /// `problem` at `path` unless it holds.
+    fn check(&mut self, holds: bool, path: &str, problem: &str, hint: &str) {
+        self.check_with(holds, path, &[], problem, hint);
+    }
+
+    /// As [`Found::check`], for one that looks at the keys `with` too.
+    fn check_with(&mut self, holds: bool, path: &str, with: &[&str], problem: &str, hint: &str) {
+        let doubted = |path: &&str| self.doubts.touch(path);
+        if !holds && !doubted(&path) && !with.iter().any(doubted) {
+            self.problems.push((segments(path), Problem::new(path, problem).hint(hint)));
         }
     }
 
-    /// A span that must be a finite number of seconds above zero.
+    /// A key that has no default. Whether it is there.
+    fn required(&mut self, there: bool, path: &str, hint: &str) -> bool {
+        let told = there || self.doubts.misspelt.contains(path);
+        self.check(told, path, "is missing", hint);
+        there
+    }
+
+    fn number(&mut self, number: f64, (min, max): (f64, f64), path: &str, unit: &str) {
+        let holds = (min..=max).contains(&number);
+        self.check(holds, path, &format!("is {number}"), &format!("{min} to {max}{unit}"));
+    }
+
+    /// A span above zero.
     fn positive(&mut self, span: Seconds, path: &str) {
-        let fine = span.get().is_finite() && span.get() > 0.0;
-        self.check(fine, path, "must be above 0", "a number of seconds");
+        let holds = span.get() > 0.0 && span.get() <= DAY;
+        let problem = format!("is {}", span.get());
+        self.check(holds, path, &problem, &format!("above 0, up to {DAY} seconds"));
     }
 
     /// A span that may be zero.
     fn not_negative(&mut self, span: Seconds, path: &str) {
-        let fine = span.get().is_finite() && span.get() >= 0.0;
-        self.check(fine, path, "must not be below 0", "a number of seconds");
+        self.number(span.get(), (0.0, DAY), path, " seconds");
     }
-}
 
-/// All problems of a configuration whose types are right.
-pub(crate) fn validate(settings: &Settings) -> Vec<Problem> {
-    let mut found = Found::default();
-    server(settings, &mut found);
-    spans(settings, &mut found);
-    counts(settings, &mut found);
-    keys(settings, &mut found);
-    models(settings, &mut found);
-    backends(settings, &mut found);
-    found.0
+    fn count(&mut self, count: u64, (min, max): (u64, u64), path: &str) {
+        let holds = (min..=max).contains(&count);
+        self.check(holds, path, &format!("is {count}"), &format!("{min} to {max}"));
+    }
+
+    /// A name that shows in logs and metrics and differs from those before it.
+    fn name<'n>(&mut self, name: &'n str, names: &mut BTreeMap<&'n str, String>, path: &str) {
+        if !self.required(!name.is_empty(), path, "it shows in logs and metrics") {
+            return;
+        }
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let label = name.len() <= 63 && name.bytes().all(letter);
+        self.check(label, path, "is no label", "1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'");
+        self.unique(name, names, path);
+    }
+
+    fn unique<'n>(&mut self, name: &'n str, names: &mut BTreeMap<&'n str, String>, path: &str) {
+        if let Some(first) = names.get(name) {
+            let problem = format!("is the same as {first}");
+            self.check(false, path, &problem, "give each its own");
+        } else {
+            names.insert(name, path.to_owned());
+        }
+    }
 }
 
 fn server(settings: &Settings, found: &mut Found) {
     let server = &settings.server;
-    found.check(!server.listen.is_empty(), "server.listen", "no address", "\"0.0.0.0:8080\"");
-    let same = server.listen.contains(&settings.admin.listen) && settings.admin.listen.port() != 0;
-    found.check(!same, "admin.listen", "is a data address too", "give it a port of its own");
-    if let Some(tls) = &server.tls {
-        let named = !tls.cert.as_os_str().is_empty();
-        found.check(named, "server.tls.cert", "is missing", "a PEM file");
-        let named = !tls.key.as_os_str().is_empty();
-        found.check(named, "server.tls.key", "is missing", "a PEM file");
+    found.check(!server.listen.is_empty(), "server.listen", "is empty", "[\"127.0.0.1:8080\"]");
+    for (i, address) in server.listen.iter().enumerate() {
+        let path = format!("server.listen[{i}]");
+        let before = server.listen.iter().take(i).any(|other| collide(other, address));
+        found.check_with(!before, &path, &["server.listen"], "is taken by one before it", "");
+        let admin = collide(address, &settings.admin.listen);
+        let problem = format!("is taken by {path} too");
+        let hint = "a port of its own: who reaches it changes roles";
+        found.check_with(!admin, "admin.listen", &["server.listen"], &problem, hint);
     }
+    if let Some(tls) = &server.tls {
+        found.required(!tls.cert.as_os_str().is_empty(), "server.tls.cert", "a PEM file");
+        found.required(!tls.key.as_os_str().is_empty(), "server.tls.key", "a PEM file");
+    }
+}
+
+/// Can only one of them be listened on? Port 0 is a free one.
+fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || any)
 }
 
 fn spans(settings: &Settings, found: &mut Found) {
-    found.positive(settings.server.keepalive, "server.keepalive_seconds");
-    found.not_negative(settings.server.drain, "server.drain_seconds");
-    found.not_negative(settings.server.linger, "server.linger_seconds");
-    found.positive(settings.slo.ttft, "slo.ttft_seconds");
-    found.positive(settings.slo.tpot, "slo.tpot_seconds");
-    found.positive(settings.queue.deadline, "queue.deadline_seconds");
-    found.positive(settings.queue.room, "queue.room_seconds");
-    found.positive(settings.queue.handoff, "queue.handoff_seconds");
+    let Settings { server, slo, queue, planner, upstream, probe, .. } = settings;
+    found.positive(server.keepalive, "server.keepalive_seconds");
+    found.not_negative(server.drain, "server.drain_seconds");
+    found.not_negative(server.linger, "server.linger_seconds");
+    found.positive(slo.ttft, "slo.ttft_seconds");
+    found.positive(slo.tpot, "slo.tpot_seconds");
+    found.positive(queue.deadline, "queue.deadline_seconds");
+    found.positive(queue.room, "queue.room_seconds");
+    let handoff = queue.handoff.get();
     found.check(
-        settings.queue.handoff < LEASE,
+        handoff > 0.0 && handoff < LEASE.get(),
         "queue.handoff_seconds",
-        "must be below 30",
-        "vLLM frees a prefill's blocks after 30 s",
+        &format!("is {handoff}"),
+        "above 0, below 30: vLLM frees a prefill's blocks after 30 seconds",
     );
-    found.positive(settings.planner.interval, "planner.interval_seconds");
-    let optional = [
-        (settings.planner.dwell, "planner.dwell_seconds"),
-        (settings.planner.demand_window, "planner.demand_window_seconds"),
-    ];
-    for (span, path) in optional {
-        found.not_negative(span.unwrap_or_default(), path);
+    let interval = planner.interval.get();
+    found.number(interval, (PLAN_INTERVAL_MIN, DAY), "planner.interval_seconds", " seconds");
+    if let Some(dwell) = planner.dwell {
+        found.not_negative(dwell, "planner.dwell_seconds");
     }
-    found.positive(settings.upstream.connect_timeout, "upstream.connect_timeout_seconds");
-    found.positive(settings.upstream.idle, "upstream.idle_seconds");
-    found.positive(settings.upstream.first_byte_timeout, "upstream.first_byte_timeout_seconds");
-    found.positive(settings.upstream.silence, "upstream.silence_seconds");
-    found.positive(settings.probe.interval, "probe.interval_seconds");
-    found.positive(settings.probe.timeout, "probe.timeout_seconds");
+    if let Some(window) = planner.demand_window {
+        found.positive(window, "planner.demand_window_seconds");
+    }
+    found.positive(upstream.connect_timeout, "upstream.connect_timeout_seconds");
+    found.positive(upstream.idle, "upstream.idle_seconds");
+    found.positive(upstream.first_byte_timeout, "upstream.first_byte_timeout_seconds");
+    found.positive(upstream.silence, "upstream.silence_seconds");
+    found.positive(probe.interval, "probe.interval_seconds");
+    found.positive(probe.timeout, "probe.timeout_seconds");
 }
 
 fn counts(settings: &Settings, found: &mut Found) {
-    let above = |found: &mut Found, count: u64, path: &str| {
-        found.check(count > 0, path, "must be above 0", "");
-    };
-    above(found, settings.server.body_max_bytes as u64, "server.body_max_bytes");
-    above(found, settings.queue.requests_max as u64, "queue.requests_max");
-    above(found, u64::from(settings.retry.attempts), "retry.attempts");
-    above(found, settings.upstream.idle_per_backend_max as u64, "upstream.idle_per_backend_max");
-    above(found, u64::from(settings.probe.failures_to_eject), "probe.failures_to_eject");
-    above(found, settings.prefix.block_tokens as u64, "prefix.block_tokens");
-    above(found, settings.placement.chunk.get(), "placement.chunk_tokens");
-    let lines = settings.prefix.lines;
-    let power = lines.is_power_of_two() && (1 << 6..=1 << 26).contains(&lines);
-    found.check(power, "prefix.lines", "must be a power of two from 64 to 2^26", "65536");
-    let share = (0.0..=1.0).contains(&settings.queue.hopeless_share);
-    found.check(share, "queue.hopeless_share", "must be from 0 to 1", "");
-    let margin = settings.planner.margin.is_none_or(|margin| margin.is_finite() && margin >= 0.0);
-    found.check(margin, "planner.margin", "must not be below 0", "a number of engines");
+    let Settings { server, queue, placement, planner, retry, upstream, probe, prefix, .. } =
+        settings;
+    found.count(server.threads as u64, (0, THREADS_MAX), "server.threads");
+    found.count(server.body_max_bytes as u64, (1, BODY_MAX_BYTES), "server.body_max_bytes");
+    found.count(queue.requests_max as u64, (1, QUEUE_MAX), "queue.requests_max");
+    found.number(queue.hopeless_share, (0.0, 1.0), "queue.hopeless_share", "");
+    found.count(placement.chunk.get(), (1, CHUNK_MAX), "placement.chunk_tokens");
+    found.count(placement.whole_below.get(), (0, CHUNK_MAX), "placement.whole_below_tokens");
+    if let Some(margin) = planner.margin {
+        found.number(margin, (0.0, 1000.0), "planner.margin", " engines");
+    }
+    found.count(retry.attempts.into(), (1, ATTEMPTS_MAX), "retry.attempts");
+    let idle = upstream.idle_per_backend_max as u64;
+    found.count(idle, (1, IDLE_MAX), "upstream.idle_per_backend_max");
+    found.count(probe.failures_to_eject.into(), (1, FAILURES_MAX), "probe.failures_to_eject");
+    found.count(prefix.block_tokens as u64, (1, BLOCK_TOKENS_MAX), "prefix.block_tokens");
+    let power = prefix.lines.is_power_of_two() && PREFIX_LINES.contains(&prefix.lines);
+    let problem = format!("is {}", prefix.lines);
+    found.check(power, "prefix.lines", &problem, "a power of two from 64 to 67108864");
+}
+
+/// tracing takes a word that is no level for a part of the program, and says nothing.
+fn log(settings: &Settings, found: &mut Found) {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for directive in settings.log.level.split(',') {
+        let level = directive.rsplit('=').next().unwrap_or("").trim();
+        let known = LEVELS.contains(&level.to_lowercase().as_str());
+        let hint = match nearest(level, LEVELS.into_iter()) {
+            Some(meant) => format!("did you mean {meant}?"),
+            None => format!("one of {}, or \"info,PART=debug\"", LEVELS.join(", ")),
+        };
+        found.check(known, "log.level", &format!("{level:?} is no level"), &hint);
+    }
 }
 
 fn keys(settings: &Settings, found: &mut Found) {
-    let mut names = HashSet::<&str, FixedHash>::default();
+    let (mut names, mut values) = (BTreeMap::new(), BTreeMap::new());
     for (i, key) in settings.auth.keys.iter().enumerate() {
         let path = |field: &str| format!("auth.keys[{i}].{field}");
-        found.check(is_label(&key.name), path("name"), NOT_A_LABEL, LABEL);
-        found.check(names.insert(&key.name), path("name"), "is used twice", "");
-        let said = usize::from(key.key.is_some()) + usize::from(key.key_file.is_some());
-        found.check(said == 1, path("key"), "give either key or key_file", "");
-        let strong = key.key.as_ref().is_none_or(|key| key.len() >= 8);
-        found.check(strong, path("key"), "is shorter than 8 characters", "");
-    }
-}
-
-fn models(settings: &Settings, found: &mut Found) {
-    let mut names = HashSet::<&str, FixedHash>::default();
-    for (i, model) in settings.models.iter().enumerate() {
-        let path = |field: &str| format!("models[{i}].{field}");
-        found.check(!model.name.is_empty(), path("name"), "is missing", "as requests say it");
-        found.check(names.insert(&model.name), path("name"), "is described twice", "");
-        let alone = model.tokenizer.is_none()
-            && (model.tokenizer_config.is_some() || model.chat_template.is_some());
-        found.check(!alone, path("tokenizer"), "is missing", "the path of its tokenizer.json");
-    }
-}
-
-fn backends(settings: &Settings, found: &mut Found) {
-    let any = !settings.backends.is_empty();
-    found.check(any, "backends", "there is none", "[[backends]] with name and url");
-    let few = settings.backends.len() <= usize::from(u16::MAX);
-    found.check(few, "backends", "there are more than 65,535", "");
-    let mut names = HashSet::<&str, FixedHash>::default();
-    for (i, backend) in settings.backends.iter().enumerate() {
-        let path = |field: &str| format!("backends[{i}].{field}");
-        found.check(is_label(&backend.name), path("name"), NOT_A_LABEL, LABEL);
-        found.check(names.insert(&backend.name), path("name"), "is used twice", "");
-        let url = is_base_url(&backend.url);
-        found.check(url, path("url"), "is not a base URL", "http://host:port");
-        found.check(backend.streams_max > 0, path("streams_max"), "must be above 0", "");
-        found.check(backend.kv_capacity.get() > 0, path("kv_capacity_tokens"), "must be above 0", "");
-        roles(backend, &path, found);
-        costs(backend, &path, found);
-    }
-}
-
-fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
-    let plain = backend.engine == EngineName::Plain && backend.connector == Connector::Nixl;
-    found.check(!plain, path("connector"), "only vLLM has it", "engine = \"vllm\"");
-    let allowed = backend.allowed_roles();
-    if let Some(role) = backend.role
-        && !allowed.contains(role)
-    {
-        let words: Vec<_> = allowed.iter().map(Role::as_str).collect();
-        let hint = format!("it can be {}", words.join(", "));
-        found.add(path("role"), &format!("its launch flags do not allow {role}"), &hint);
-    }
-    let pinned = !backend.pin || backend.role.is_some();
-    found.check(pinned, path("pin"), "nothing to keep", "say the role too");
-}
-
-fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
-    let fine = |spans: [Seconds; 3]| spans.iter().all(|s| s.get().is_finite() && s.get() >= 0.0);
-    let prefill = backend.prefill_prior;
-    let spans = [prefill.base, prefill.per_token, prefill.per_attention];
-    found.check(fine(spans), path("prefill_prior"), "has a number below 0", "");
-    let decode = backend.decode_prior;
-    let spans = [decode.base, decode.per_stream, decode.per_kv_token];
-    found.check(fine(spans), path("decode_prior"), "has a number below 0", "");
-}
-
-const NOT_A_LABEL: &str = "must be 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'";
-const LABEL: &str = "it shows in logs and metrics";
-
-fn is_label(name: &str) -> bool {
-    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=63).contains(&name.len()) && name.bytes().all(fine)
-}
-
-fn is_base_url(url: &str) -> bool {
-    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    let Some(rest) = rest.map(|rest| rest.strip_suffix('/').unwrap_or(rest)) else { return false };
-    let host = match rest.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => {
-            port.parse::<u16>().is_ok_and(|port| port > 0).then_some(host)
+        found.name(&key.name, &mut names, &path("name"));
+        let file = path("key_file");
+        match (&key.key, &key.key_file) {
+            (None, None) if found.doubts.touch(&file) => {}
+            (None, None) => {
+                found.required(false, &path("key"), "or key_file, a file that holds it");
+            }
+            (Some(_), Some(_)) => found.check(false, &file, "is given beside key", "one of both"),
+            (Some(key), None) => {
+                let (long, hint) = (key.len() >= KEY_BYTES_MIN, "at least 8 bytes");
+                found.check(long, &path("key"), "can be guessed", hint);
+                // What a header can carry.
+                let plain = key.bytes().all(|byte| byte.is_ascii_graphic());
+                found.check(plain, &path("key"), "no header can carry", "letters, digits, signs");
+                found.unique(key, &mut values, &path("key"));
+            }
+            (None, Some(path)) => {
+                found.check(!path.as_os_str().is_empty(), &file, "is empty", "a path");
+            }
         }
-        _ => Some(rest),
-    };
-    host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ', '@', '?', '#']))
+    }
 }
 
-/// Deterministic, as everything in a pure room.
-type FixedHash = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
+/// `a.b[0]` as steps. Only for paths of the schema, whose keys are bare.
+fn segments(path: &str) -> Vec<Part> {
+    let parts = path.split(['.', '[']).filter(|part| !part.is_empty());
+    parts
+        .map(|part| match part.strip_suffix(']').and_then(|index| index.parse().ok()) {
+            Some(index) => Part::Index(index),
+            None => Part::Key(part.to_owned()),
+        })
+        .collect()
+}

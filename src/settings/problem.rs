@@ -1,0 +1,102 @@
+//! One mistake in a configuration, on one line whatever the file contains.
+
+use std::fmt;
+
+use crate::tree::Part;
+
+/// Longest text of the operator's own that is repeated to him.
+const TEXT_MAX: usize = 200;
+/// An unknown word so near to a known one is a slip.
+const SIMILAR: f64 = 0.75;
+
+/// One mistake in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where: `backends[2].url`; empty for the whole file.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What would be right, if that is known.
+    pub hint: Option<String>,
+    /// The line, counted from 1, of the part or of what it is missing from; `None` for the whole
+    /// file.
+    pub line: Option<usize>,
+}
+
+impl fmt::Display for Problem {
+    /// `PATH: PROBLEM (HINT), line N`, and never a line break.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.path.is_empty() { "" } else { ": " };
+        write!(f, "{}{separator}{}", self.path, self.problem)?;
+        if let Some(hint) = &self.hint {
+            write!(f, " ({hint})")?;
+        }
+        match self.line {
+            Some(line) => write!(f, ", line {line}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Problem {
+    /// Without a hint or a line.
+    pub(crate) fn new(path: impl Into<String>, problem: impl Into<String>) -> Problem {
+        let problem = one_line(&problem.into());
+        Problem { path: path.into(), problem, hint: None, line: None }
+    }
+
+    /// With what would be right; an empty hint is none.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Problem {
+        self.hint = Some(one_line(&hint.into())).filter(|hint| !hint.is_empty());
+        self
+    }
+}
+
+/// `backends[2].url`, with keys that are no bare words quoted.
+pub(crate) fn text_of(path: &[Part]) -> String {
+    let mut text = String::new();
+    for part in path {
+        match part {
+            Part::Index(index) => text += &format!("[{index}]"),
+            Part::Key(key) => {
+                if !text.is_empty() {
+                    text.push('.');
+                }
+                match is_bare(key) {
+                    true => text += key,
+                    false => text += &one_line(&format!("{key:?}")),
+                }
+            }
+        }
+    }
+    text
+}
+
+/// The known word that was probably meant.
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::jaro_winkler(word, known), known))
+        .filter(|(nearness, _)| *nearness > SIMILAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+fn is_bare(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+}
+
+/// Control characters escaped, and not endless.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len().min(TEXT_MAX));
+    for (n, letter) in text.chars().enumerate() {
+        if n == TEXT_MAX {
+            line.push('…');
+            break;
+        }
+        match letter.is_control() || matches!(letter, '\u{2028}' | '\u{2029}') {
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
+        }
+    }
+    line
+}

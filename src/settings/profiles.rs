@@ -1,0 +1,85 @@
+//! What is known of an engine before it has answered anything, by the name of its model and
+//! hardware. A backend that names a profile need not say what the profile says; what it does say
+//! wins. Only the first requests are judged by it: costs are fitted to what is observed.
+
+use toml::{Table, Value};
+
+use crate::parse::tables_of;
+
+/// A profile as a piece of configuration.
+struct Profile {
+    name: &'static str,
+    toml: &'static str,
+}
+
+/// The physics of engine_model.md and its neighbours, as `tidegate_sim::Profile` has them: a test
+/// compares.
+const PROFILES: [Profile; 3] = [
+    Profile {
+        name: "llama70b-h100x4",
+        toml: "streams_max = 256
+               kv_capacity_tokens = 430_000
+               [prefill_prior]
+               base_seconds = 2e-3
+               per_token_seconds = 71.98e-6
+               per_attention_seconds = 1.33e-9
+               [decode_prior]
+               base_seconds = 15.1e-3
+               per_stream_seconds = 20.83e-6
+               per_kv_token_seconds = 30.6e-9",
+    },
+    Profile {
+        name: "llama8b-h100",
+        toml: "streams_max = 256
+               kv_capacity_tokens = 300_000
+               [prefill_prior]
+               base_seconds = 1.5e-3
+               per_token_seconds = 32.73e-6
+               per_attention_seconds = 1.06e-9
+               [decode_prior]
+               base_seconds = 7.5e-3
+               per_stream_seconds = 9.56e-6
+               per_kv_token_seconds = 48.9e-9",
+    },
+    Profile {
+        name: "fast",
+        toml: "streams_max = 256
+               kv_capacity_tokens = 430_000
+               [prefill_prior]
+               base_seconds = 0.2e-3
+               per_token_seconds = 7.2e-6
+               per_attention_seconds = 0.133e-9
+               [decode_prior]
+               base_seconds = 1.5e-3
+               per_stream_seconds = 2.12e-6
+               per_kv_token_seconds = 3.06e-9",
+    },
+];
+
+/// Every profile's name.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    PROFILES.iter().map(|profile| profile.name)
+}
+
+/// Adds to each backend what its profile says and it does not. An unknown profile adds nothing.
+pub(crate) fn complete(tree: &mut Table) {
+    for backend in tables_of(tree, "backends") {
+        let name = backend.get("profile").and_then(Value::as_str);
+        let profile = PROFILES.iter().find(|profile| Some(profile.name) == name);
+        if let Some(known) = profile.and_then(|profile| profile.toml.parse().ok()) {
+            add(backend, known);
+        }
+    }
+}
+
+fn add(said: &mut Table, known: Table) {
+    for (key, known) in known {
+        match (said.get_mut(&key), known) {
+            (None, known) => {
+                said.insert(key, known);
+            }
+            (Some(Value::Table(said)), Value::Table(known)) => add(said, known),
+            (Some(_), _) => {}
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `[[models]]` and `[[backends]]`: what there is to route to.
+
+use serde::{Deserialize, Deserializer};
+use std::path::PathBuf;
+use tidegate_cost::{DecodeModel, PrefillModel};
+use tidegate_terms::{Role, Seconds, Tokens};
+
+use crate::defaults;
+
+/// `[[models]]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Its name as requests say it.
+    pub name: String,
+    /// Its tokenizer.json.
+    pub tokenizer: Option<PathBuf>,
+    /// Its tokenizer_config.json; the one beside the tokenizer if absent.
+    pub tokenizer_config: Option<PathBuf>,
+    /// A chat template in place of the tokenizer's own.
+    pub chat_template: Option<PathBuf>,
+    /// Its context length; the engine's own word if absent.
+    #[serde(rename = "max_model_len_tokens")]
+    pub max_model_len: Option<Tokens>,
+}
+
+/// The engine behind a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// vLLM.
+    Vllm,
+    /// Anything that speaks OpenAI's API; runs whole requests.
+    #[default]
+    Plain,
+}
+
+/// How a vLLM hands KV cache over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Connector {
+    /// Not at all.
+    #[default]
+    None,
+    /// NixlConnector.
+    Nixl,
+}
+
+/// vLLM's `kv_role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvRole {
+    /// Either side, decided per request.
+    #[default]
+    KvBoth,
+    /// Prefill alone.
+    KvProducer,
+    /// Decode alone.
+    KvConsumer,
+}
+
+/// `[[backends]]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendSettings {
+    /// Its name in logs, metrics and commands.
+    pub name: String,
+    /// `http://host:port` or `https://host:port`.
+    pub url: String,
+    /// Which engine it is.
+    pub engine: EngineName,
+    /// How it hands KV cache over.
+    pub connector: Connector,
+    /// As the engine was started.
+    pub kv_role: KvRole,
+    /// Backends of one group may hand KV cache to each other; by default all with the same engine,
+    /// connector, version and models.
+    pub group: Option<String>,
+    /// The engine's version: engines of different versions do not hand over.
+    pub version: Option<String>,
+    /// The models it serves; its own word if absent.
+    pub models: Vec<String>,
+    /// The role it starts with; the planner's choice if absent.
+    pub role: Option<Role>,
+    /// Keep that role whatever the planner thinks.
+    pub pin: bool,
+    /// Where to take the four below from, unless they are said: a model on its hardware.
+    pub profile: Option<String>,
+    /// Most streams at once.
+    pub streams_max: u32,
+    /// KV tokens that fit into its memory.
+    #[serde(rename = "kv_capacity_tokens")]
+    pub kv_capacity: Tokens,
+    /// What a prefill costs, before any was observed.
+    #[serde(deserialize_with = "prefill_prior")]
+    pub prefill_prior: PrefillModel,
+    /// What a decode step costs, before any was observed.
+    #[serde(deserialize_with = "decode_prior")]
+    pub decode_prior: DecodeModel,
+}
+
+impl Default for BackendSettings {
+    fn default() -> Self {
+        BackendSettings {
+            name: String::new(),
+            url: String::new(),
+            engine: EngineName::default(),
+            connector: Connector::default(),
+            kv_role: KvRole::default(),
+            group: None,
+            version: None,
+            models: Vec::new(),
+            role: None,
+            pin: false,
+            profile: None,
+            streams_max: defaults::STREAMS_MAX,
+            kv_capacity: defaults::KV_CAPACITY,
+            prefill_prior: PrefillModel::default(),
+            decode_prior: DecodeModel::default(),
+        }
+    }
+}
+
+/// `backends.prefill_prior`: the keys with their unit. What is not said is as for an unknown model.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PrefillPrior {
+    #[serde(rename = "base_seconds")]
+    base: Seconds,
+    #[serde(rename = "per_token_seconds")]
+    per_token: Seconds,
+    #[serde(rename = "per_attention_seconds")]
+    per_attention: Seconds,
+}
+
+impl Default for PrefillPrior {
+    fn default() -> Self {
+        let PrefillModel { base, per_token, per_attention } = PrefillModel::default();
+        PrefillPrior { base, per_token, per_attention }
+    }
+}
+
+fn prefill_prior<'de, D: Deserializer<'de>>(from: D) -> Result<PrefillModel, D::Error> {
+    let PrefillPrior { base, per_token, per_attention } = PrefillPrior::deserialize(from)?;
+    Ok(PrefillModel { base, per_token, per_attention })
+}
+
+/// `backends.decode_prior`, likewise.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DecodePrior {
+    #[serde(rename = "base_seconds")]
+    base: Seconds,
+    #[serde(rename = "per_stream_seconds")]
+    per_stream: Seconds,
+    #[serde(rename = "per_kv_token_seconds")]
+    per_kv_token: Seconds,
+}
+
+impl Default for DecodePrior {
+    fn default() -> Self {
+        let DecodeModel { base, per_stream, per_kv_token } = DecodeModel::default();
+        DecodePrior { base, per_stream, per_kv_token }
+    }
+}
+
+fn decode_prior<'de, D: Deserializer<'de>>(from: D) -> Result<DecodeModel, D::Error> {
+    let DecodePrior { base, per_stream, per_kv_token } = DecodePrior::deserialize(from)?;
+    Ok(DecodeModel { base, per_stream, per_kv_token })
+}

@@ -1,0 +1,443 @@
+//! What an operator reads of a wrong file, and what the program gets of a right one.
+
+use proptest::prelude::*;
+use std::path::Path;
+use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
+
+use crate::Settings;
+
+const GOOD: &str = "[[backends]]\nname = \"a\"\nurl = \"http://127.0.0.1:8000\"\n";
+const NIXL: &str = "engine = \"vllm\"\nconnector = \"nixl\"\n";
+
+/// The lines an operator reads, all of them.
+fn check(text: &str, expected: &[&str]) {
+    let problems = Settings::parse(text).err().unwrap_or_default();
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(lines, expected, "{text}");
+}
+
+/// A good file with more in its one backend.
+fn backend(more: &str, expected: &[&str]) {
+    check(&format!("{GOOD}{more}"), expected);
+}
+
+/// A good file with more sections before it.
+fn section(more: &str, expected: &[&str]) {
+    check(&format!("{more}\n{GOOD}"), expected);
+}
+
+/// Two backends, good but for what is added to each.
+fn two(a: &str, b: &str, expected: &[&str]) {
+    let other = "[[backends]]\nname = \"b\"\nurl = \"http://127.0.0.1:8001\"";
+    check(&format!("{GOOD}{a}\n{other}\n{b}\n"), expected);
+}
+
+fn good(text: &str) -> Settings {
+    Settings::parse(text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
+}
+
+#[test]
+fn a_short_file_is_enough() {
+    check(GOOD, &[]);
+}
+
+#[test]
+fn every_mistake_is_told_at_once_in_the_order_of_the_file() {
+    check(
+        "[server]\nlisten = [\"nowhere\", \"0.0.0.0:80\", 7]\nbody_max_bites = 1\nthreads = \"many\"\n\
+         [slo]\nttft_seconds = -1\n[queue]\nhandoff_seconds = 45\n[nothing]\n\
+         [[backends]]\nname = \"a\"\nurl = \"ftp://x\"\nrole = \"sideways\"\n\
+         [[backends]]\nname = \"a\"\nurl = \"http://b:1\"\nstreams_max = 0\n",
+        &[
+            "server.listen[0]: is not an address (\"127.0.0.1:8080\"), line 2",
+            "server.listen[2]: invalid type: integer `7` (should be an address, \"127.0.0.1:8080\"), line 2",
+            "server.body_max_bites: no such key (did you mean body_max_bytes?), line 3",
+            "server.threads: invalid type: string \"many\" (should be a whole number, 0 or more), line 4",
+            "slo.ttft_seconds: is -1 (above 0, up to 86400 seconds), line 6",
+            "queue.handoff_seconds: is 45 (above 0, below 30: vLLM frees a prefill's blocks after 30 seconds), line 8",
+            "nothing: no such key (there are server, admin, slo, queue, placement, planner, retry, upstream, auth, log, probe, prefix, models, backends), line 9",
+            "backends[0].url: has neither http nor https (http://host:port), line 12",
+            "backends[0].role: unknown variant `sideways` (should be one of prefill, decode, mixed, draining), line 13",
+            "backends[1].name: is the same as backends[0].name (give each its own), line 15",
+            "backends[1].streams_max: is 0 (1 to 65536), line 17",
+        ],
+    );
+}
+
+#[test]
+fn an_empty_file_lacks_backends() {
+    check("", &["backends: is missing ([[backends]] with a name and a url)"]);
+}
+
+#[test]
+fn a_line_that_is_not_toml_does_not_hide_the_others() {
+    section(
+        "[slo]\nttft_seconds = 1s\ntpot_seconds = 0\n[log]\nlevel = info",
+        &[
+            "not TOML: string values must be quoted, expected literal string, line 2",
+            "slo.tpot_seconds: is 0 (above 0, up to 86400 seconds), line 3",
+            "not TOML: invalid float, expected `inf`, line 5",
+        ],
+    );
+    // Its name and its key are there, if nobody can read them.
+    section(
+        "[[auth.keys]]\nname = a\nkey = 'x",
+        &[
+            "not TOML: string values must be quoted, expected literal string, line 2",
+            "not TOML: invalid literal string, expected `'`, line 3",
+        ],
+    );
+}
+
+#[test]
+fn a_file_whose_sections_are_lost_is_not_guessed_at() {
+    section("[server\nthreads = \"x\"", &["not TOML: unclosed table, expected `]`, line 1"]);
+    section("[slo]\n[slo]\nthreads = 1", &["not TOML: duplicate key, line 2"]);
+}
+
+#[test]
+fn a_mistake_has_no_echo() {
+    // The engine is unknown, so nobody can say whether it has this connector.
+    backend(
+        "engine = \"vlm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true",
+        &["backends[0].engine: unknown variant `vlm` (should be vllm or plain), line 4"],
+    );
+    backend(
+        "role = \"x\"\npin = true",
+        &[
+            "backends[0].role: unknown variant `x` (should be one of prefill, decode, mixed, draining), line 4",
+        ],
+    );
+    check(
+        "[[backends]]\nnam = \"a\"\nurl = 3",
+        &[
+            "backends[0].nam: no such key (did you mean name?), line 2",
+            "backends[0].url: invalid type: integer `3` (should be a string), line 3",
+        ],
+    );
+    section(
+        "[[auth.keys]]\nname = \"n\"\nkey_file = 1",
+        &["auth.keys[0].key_file: invalid type: integer `1` (should be a path in quotes), line 3"],
+    );
+    check("backends = 3", &["backends: invalid type: integer `3` (should be a list), line 1"]);
+}
+
+#[test]
+fn addresses_are_not_shared() {
+    section(
+        "[server]\nlisten = [\"0.0.0.0:80\", \"127.0.0.1:80\"]",
+        &["server.listen[1]: is taken by one before it, line 2"],
+    );
+    section(
+        "[server]\nlisten = [\"0.0.0.0:90\"]\n[admin]\nlisten = \"127.0.0.1:90\"",
+        &[
+            "admin.listen: is taken by server.listen[0] too (a port of its own: who reaches it changes roles), line 4",
+        ],
+    );
+    section("[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"", &[]);
+    section("[server]\nlisten = []", &["server.listen: is empty ([\"127.0.0.1:8080\"]), line 2"]);
+}
+
+#[test]
+fn tls_needs_both_files() {
+    section("[server.tls]\ncert = \"c.pem\"", &["server.tls.key: is missing (a PEM file), line 1"]);
+}
+
+#[test]
+fn numbers_have_bounds() {
+    let cases = [
+        ("[slo]\nttft_seconds = nan", "slo.ttft_seconds: is NaN (above 0, up to 86400 seconds)"),
+        ("[slo]\ntpot_seconds = inf", "slo.tpot_seconds: is inf (above 0, up to 86400 seconds)"),
+        ("[server]\nlinger_seconds = -1", "server.linger_seconds: is -1 (0 to 86400 seconds)"),
+        ("[server]\nthreads = 5000", "server.threads: is 5000 (0 to 1024)"),
+        ("[server]\nbody_max_bytes = 0", "server.body_max_bytes: is 0 (1 to 1073741824)"),
+        ("[queue]\nhopeless_share = 1.5", "queue.hopeless_share: is 1.5 (0 to 1)"),
+        ("[queue]\nrequests_max = 0", "queue.requests_max: is 0 (1 to 1048576)"),
+        (
+            "[planner]\ninterval_seconds = 0",
+            "planner.interval_seconds: is 0 (0.001 to 86400 seconds)",
+        ),
+        ("[planner]\nmargin = -1", "planner.margin: is -1 (0 to 1000 engines)"),
+        (
+            "[planner]\ndemand_window_seconds = 0",
+            "planner.demand_window_seconds: is 0 (above 0, up to 86400 seconds)",
+        ),
+        ("[retry]\nattempts = 0", "retry.attempts: is 0 (1 to 16)"),
+        ("[prefix]\nlines = 1000", "prefix.lines: is 1000 (a power of two from 64 to 67108864)"),
+        (
+            "[probe]\nfailures_to_eject = -1",
+            "probe.failures_to_eject: invalid value: integer `-1` (should be a whole number from 0 to 4294967295)",
+        ),
+        ("[placement]\nchunk_tokens = 0", "placement.chunk_tokens: is 0 (1 to 1048576)"),
+    ];
+    for (text, expected) in cases {
+        section(text, &[&format!("{expected}, line 2")]);
+    }
+    backend(
+        "[backends.prefill_prior]\nper_token_seconds = -1",
+        &["backends[0].prefill_prior.per_token_seconds: is -1 (0 to 60 seconds), line 5"],
+    );
+    backend(
+        "[backends.decode_prior]\nper_token_seconds = 1",
+        &[
+            "backends[0].decode_prior.per_token_seconds: no such key (did you mean per_kv_token_seconds?), line 5",
+        ],
+    );
+    backend(
+        "kv_capacity_tokens = 0",
+        &["backends[0].kv_capacity_tokens: is 0 (1 to 1000000000), line 4"],
+    );
+}
+
+#[test]
+fn a_word_that_is_no_log_level_would_silence_the_log() {
+    section(
+        "[log]\nlevel = \"inof\"",
+        &["log.level: \"inof\" is no level (did you mean info?), line 2"],
+    );
+    section("[log]\nlevel = \"warn,tidegate_proxy=debug\"", &[]);
+}
+
+#[test]
+fn a_key_has_one_source_and_cannot_be_guessed() {
+    let key = |more: &str, expected: &[&str]| {
+        section(&format!("[[auth.keys]]\nname = \"n\"\n{more}"), expected);
+    };
+    key("key = \"long-enough\"", &[]);
+    key("key_file = \"/run/secrets/key\"", &[]);
+    key("", &["auth.keys[0].key: is missing (or key_file, a file that holds it), line 1"]);
+    key("key = \"short\"", &["auth.keys[0].key: can be guessed (at least 8 bytes), line 3"]);
+    key(
+        "key = \"long enough\"",
+        &["auth.keys[0].key: no header can carry (letters, digits, signs), line 3"],
+    );
+    key(
+        "key = \"long-enough\"\nkey_file = \"f\"",
+        &["auth.keys[0].key_file: is given beside key (one of both), line 4"],
+    );
+    key(
+        "key = \"long-enough\"\n[[auth.keys]]\nname = \"m\"\nkey = \"long-enough\"",
+        &["auth.keys[1].key: is the same as auth.keys[0].key (give each its own), line 6"],
+    );
+}
+
+#[test]
+fn a_template_needs_its_tokenizer() {
+    section(
+        "[[models]]\nname = \"m\"\nchat_template = \"t\"",
+        &["models[0].tokenizer: is missing (the path of its tokenizer.json), line 1"],
+    );
+    section(
+        "[[models]]\nname = \"m\"\n[[models]]\nname = \"m\"",
+        &["models[1].name: is the same as models[0].name (give each its own), line 4"],
+    );
+}
+
+#[test]
+fn a_backend_has_a_label_and_a_base_url() {
+    let url = |url: &str, problem: &str| {
+        let text = format!("[[backends]]\nname = \"a\"\nurl = \"{url}\"");
+        let line = format!("backends[0].url: {problem} (http://host:port), line 3");
+        check(&text, if problem.is_empty() { vec![] } else { vec![line.as_str()] }.as_slice());
+    };
+    url("https://engine.example", "");
+    url("http://[::1]:8000/", "");
+    url("engine:8000", "has neither http nor https");
+    url("http://engine:8000/v1", "has a path");
+    url("http://engine:80000", "has no port from 1 to 65535");
+    url("http://engine:0", "has no port from 1 to 65535");
+    url("http://me:secret@engine", "has a user");
+    url("http://eng ine", "is no URL");
+    check(
+        "[[backends]]\nname = \"a b\"\nurl = \"http://e\"\n[[backends]]",
+        &[
+            "backends[0].name: is no label (1 to 63 of a-z, A-Z, 0-9, '.', '_', '-'), line 2",
+            "backends[1].name: is missing (it shows in logs and metrics), line 4",
+            "backends[1].url: is missing (http://host:port), line 4",
+        ],
+    );
+}
+
+#[test]
+fn an_engine_is_listed_once() {
+    let url = "url = \"HTTP://127.0.0.1\"";
+    check(
+        &format!(
+            "[[backends]]\nname = \"a\"\n{url}\n[[backends]]\nname = \"b\"\nurl = \"http://127.0.0.1:80/\""
+        ),
+        &["backends[1].url: is the same engine as backends[0].url (one entry an engine), line 6"],
+    );
+}
+
+#[test]
+fn roles_and_launch_flags_must_agree() {
+    let kv_role = |kv_role: &str| format!("{NIXL}kv_role = \"{kv_role}\"\n");
+    backend(
+        "role = \"prefill\"",
+        &[
+            "backends[0].role: cannot be prefill (engine, connector and kv_role allow mixed), line 4",
+        ],
+    );
+    backend("pin = true", &["backends[0].pin: has no role to keep (add role), line 4"]);
+    backend(
+        "connector = \"nixl\"",
+        &["backends[0].connector: is vLLM's (add engine = \"vllm\"), line 4"],
+    );
+    backend(
+        "engine = \"vllm\"\nkv_role = \"kv_producer\"",
+        &["backends[0].kv_role: is a connector's (add connector = \"nixl\"), line 5"],
+    );
+    let decodes = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_consumer\"";
+    two(
+        &format!("{}role = \"decode\"", kv_role("kv_producer")),
+        decodes,
+        &[
+            "backends[0].role: cannot be decode (engine, connector and kv_role allow prefill), line 7",
+        ],
+    );
+    backend(&format!("{NIXL}role = \"decode\"\npin = true"), &[]);
+}
+
+#[test]
+fn a_group_is_alike_and_somebody_decodes() {
+    let with = |more: &str| format!("{NIXL}{more}");
+    two(
+        &with("group = \"g\""),
+        "group = \"g\"",
+        &[
+            "backends[1].group: differs in engine from backends[0] (only alike engines can hand over: another group), line 10",
+            "backends[1].group: differs in connector from backends[0] (only alike engines can hand over: another group), line 10",
+        ],
+    );
+    two(
+        &with("group = \"g\"\nversion = \"1\""),
+        &with("group = \"g\"\nversion = \"2\""),
+        &[
+            "backends[1].group: differs in version from backends[0] (only alike engines can hand over: another group), line 13",
+        ],
+    );
+    let nobody = "leaves nobody in its group to decode (a group is one engine, connector, version, list of models)";
+    let prefills = with("role = \"prefill\"\npin = true");
+    two(&prefills, &prefills, &[&format!("backends[0].pin: {nobody}, line 7")]);
+    two(&prefills, &with("role = \"prefill\""), &[]);
+    backend(
+        &with("kv_role = \"kv_producer\""),
+        &[&format!("backends[0].kv_role: {nobody}, line 6")],
+    );
+}
+
+#[test]
+fn a_profile_fills_in_what_is_not_said() {
+    let text = format!(
+        "{GOOD}profile = \"llama8b-h100\"\nstreams_max = 64\n\
+         [backends.decode_prior]\nbase_seconds = 0.5"
+    );
+    let settings = good(&text);
+    let backend = &settings.backends[0];
+    assert_eq!((backend.streams_max, backend.kv_capacity), (64, Tokens(300_000)));
+    assert_eq!(backend.decode_prior.base, Seconds(0.5));
+    assert_eq!(backend.decode_prior.per_kv_token, Seconds(48.9e-9));
+    self::backend(
+        "profile = \"gpt\"",
+        &[
+            "backends[0].profile: \"gpt\" is unknown (one of llama70b-h100x4, llama8b-h100, fast), line 4",
+        ],
+    );
+}
+
+#[test]
+fn profiles_are_the_simulators() {
+    for profile in tidegate_sim::Profile::ALL {
+        let settings = good(&format!("{GOOD}profile = {:?}", profile.name));
+        let backend = &settings.backends[0];
+        let (prefill, decode) = (profile.prefill_model(), profile.decode_model());
+        let pairs = [
+            (backend.prefill_prior.base, prefill.base),
+            (backend.prefill_prior.per_token, prefill.per_token),
+            (backend.prefill_prior.per_attention, prefill.per_attention),
+            (backend.decode_prior.base, decode.base),
+            (backend.decode_prior.per_stream, decode.per_stream),
+            (backend.decode_prior.per_kv_token, decode.per_kv_token),
+        ];
+        for (ours, theirs) in pairs {
+            let near = (ours / theirs - 1.0).abs() < 0.05;
+            assert!(near, "{}: {ours:?} is not {theirs:?}", profile.name);
+        }
+        assert_eq!(backend.kv_capacity, profile.kv_capacity);
+        assert_eq!(backend.streams_max, profile.max_num_seqs);
+    }
+}
+
+#[test]
+fn launch_flags_decide_who_may_change_a_role() {
+    let of = |more: &str| {
+        let text = format!("{GOOD}{more}\n[[backends]]\nname = \"b\"\nurl = \"http://b\"\n{NIXL}");
+        let backend = good(&text).backends.swap_remove(0);
+        (backend.capability(), backend.allowed_roles())
+    };
+    let only = |role| (RoleCapability::Fixed, RoleSet::EMPTY.with(role));
+    assert_eq!(of(""), only(Role::Mixed));
+    assert_eq!(of(NIXL), (RoleCapability::Instant, RoleSet::ANY));
+    assert_eq!(of(&format!("{NIXL}kv_role = \"kv_producer\"")), only(Role::Prefill));
+    assert_eq!(of(&format!("{NIXL}kv_role = \"kv_consumer\"")), only(Role::Decode));
+}
+
+#[test]
+fn groups_follow_engine_connector_version_and_models_unless_said() {
+    let mut text = String::new();
+    let members = [
+        ("", 0),
+        (NIXL, 1),
+        ("engine = \"vllm\"\nconnector = \"nixl\"\nversion = \"0.33.0\"", 2),
+        (NIXL, 1),
+        ("models = [\"x\", \"y\"]", 3),
+        ("models = [\"y\", \"x\"]", 3),
+        ("group = \"g\"", 4),
+        ("group = \"g\"", 4),
+    ];
+    for (i, (more, _)) in members.iter().enumerate() {
+        text += &format!("[[backends]]\nname = \"b{i}\"\nurl = \"http://b{i}\"\n{more}\n");
+    }
+    let expected: Vec<GroupId> = members.iter().map(|(_, group)| GroupId(*group)).collect();
+    assert_eq!(good(&text).groups(), expected);
+}
+
+#[test]
+fn every_file_that_is_named_is_known_with_its_key() {
+    let text = format!("[[models]]\nname = \"m\"\ntokenizer = \"/t.json\"\n{GOOD}");
+    let settings = good(&text);
+    assert_eq!(settings.files(), [("models[0].tokenizer".to_owned(), Path::new("/t.json"))]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn any_text_is_settings_or_problems_of_one_line_each(
+        lines in prop::collection::vec(any_line(), 0..12),
+    ) {
+        match Settings::parse(&lines.join("\n")) {
+            Ok(settings) => prop_assert!(!settings.backends.is_empty()),
+            Err(problems) => {
+                prop_assert!(!problems.is_empty());
+                for problem in problems {
+                    prop_assert!(!problem.to_string().contains(char::is_control), "{problem:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Lines that are nearly a configuration.
+fn any_line() -> impl Strategy<Value = String> {
+    let heads = ["[server]", "[slo]", "[[backends]]", "[[models]]", "[[auth.keys]]", "[queue]"];
+    let keys = ["name", "url", "listen", "threads", "key", "role", "pin", "ttft_seconds", "models"];
+    let values = ["1", "-1", "1e300", "true", "\"a\"", "[\"a\", 1]", "\"http://a:1\"", "{ a = 1 }"];
+    let (key, value) = (prop::sample::select(keys.to_vec()), prop::sample::select(values.to_vec()));
+    prop_oneof![
+        prop::sample::select(heads.to_vec()).prop_map(str::to_owned),
+        (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
+        ".{0,30}",
+        "\"\\PC{0,5}\" = 1",
+    ]
+}

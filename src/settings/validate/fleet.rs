@@ -1,0 +1,231 @@
+//! Checks of `[[models]]` and `[[backends]]`, alone and together.
+
+use http::Uri;
+use std::collections::BTreeMap;
+use tidegate_engine::Family;
+use tidegate_terms::{Role, Seconds};
+
+use super::Found;
+use crate::profiles;
+use crate::schema::{BackendSettings, Connector, EngineName, KvRole, Settings};
+
+/// Backends are numbered with 16 bits.
+const BACKENDS_MAX: usize = 1 << 16;
+/// More streams than any engine runs.
+const STREAMS_MAX: u64 = 65_536;
+/// More KV than any engine holds.
+const KV_CAPACITY_MAX: u64 = 1_000_000_000;
+/// A million tokens are the longest contexts today.
+const MODEL_LEN_MAX: u64 = 1 << 30;
+/// No step and no prefill of one token takes so long.
+const COST_MAX: f64 = 60.0;
+
+pub(super) fn models(settings: &Settings, found: &mut Found) {
+    let mut names = BTreeMap::new();
+    for (i, model) in settings.models.iter().enumerate() {
+        let path = |field: &str| format!("models[{i}].{field}");
+        if found.required(!model.name.is_empty(), &path("name"), "as requests say it") {
+            found.unique(&model.name, &mut names, &path("name"));
+        }
+        let alone = model.tokenizer.is_none()
+            && (model.tokenizer_config.is_some() || model.chat_template.is_some());
+        found.required(!alone, &path("tokenizer"), "the path of its tokenizer.json");
+        if let Some(length) = model.max_model_len {
+            found.count(length.get(), (1, MODEL_LEN_MAX), &path("max_model_len_tokens"));
+        }
+    }
+}
+
+pub(super) fn backends(settings: &Settings, found: &mut Found) {
+    let hint = "[[backends]] with a name and a url";
+    found.required(!settings.backends.is_empty(), "backends", hint);
+    let few = settings.backends.len() <= BACKENDS_MAX;
+    found.check(few, "backends", "there are more than 65,536", "");
+    let (mut names, mut engines) = (BTreeMap::new(), BTreeMap::new());
+    for (i, backend) in settings.backends.iter().enumerate() {
+        let path = |field: &str| format!("backends[{i}].{field}");
+        found.name(&backend.name, &mut names, &path("name"));
+        address(backend, &path, &mut engines, found);
+        protocol(backend, &path, found);
+        roles(backend, &path, found);
+        if let Some(profile) = &backend.profile {
+            let names: Vec<_> = profiles::names().collect();
+            let known = names.contains(&profile.as_str());
+            let problem = format!("{profile:?} is unknown");
+            found.check(known, &path("profile"), &problem, &format!("one of {}", names.join(", ")));
+        }
+        let empty = backend.models.iter().any(String::is_empty);
+        found.check(!empty, &path("models"), "has an empty name", "or leave models out");
+        found.count(backend.streams_max.into(), (1, STREAMS_MAX), &path("streams_max"));
+        let capacity = backend.kv_capacity.get();
+        found.count(capacity, (1, KV_CAPACITY_MAX), &path("kv_capacity_tokens"));
+        costs(backend, &path, found);
+    }
+}
+
+type Engines = BTreeMap<(String, &'static str), String>;
+
+fn address(
+    backend: &BackendSettings,
+    path: &dyn Fn(&str) -> String,
+    engines: &mut Engines,
+    found: &mut Found,
+) {
+    let path = path("url");
+    if !found.required(!backend.url.is_empty(), &path, "http://host:port") {
+        return;
+    }
+    let authority = match base_of(&backend.url) {
+        Ok(authority) => authority,
+        Err(problem) => return found.check(false, &path, problem, "http://host:port"),
+    };
+    // Its streams and its memory would be counted twice.
+    let family = backend.family();
+    let word = if family.can_split() { "split" } else { "whole" };
+    if let Some(first) = engines.get(&(authority.clone(), word)) {
+        found.check(false, &path, &format!("is the same engine as {first}"), "one entry an engine");
+    } else {
+        engines.insert((authority, word), path);
+    }
+}
+
+/// Scheme, host and port of a base URL, or what is wrong with it.
+fn base_of(url: &str) -> Result<String, &'static str> {
+    let uri: Uri = url.parse().map_err(|_| "is no URL")?;
+    let default_port = match uri.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return Err("has neither http nor https"),
+    };
+    let authority = uri.authority().ok_or("has no host")?;
+    if authority.as_str().contains('@') {
+        return Err("has a user");
+    }
+    let host = authority.host();
+    let port = match authority.as_str().get(host.len()..) {
+        None | Some("") => Some(default_port),
+        Some(port) => port.trim_start_matches(':').parse::<u16>().ok(),
+    };
+    match port {
+        _ if host.is_empty() => Err("has no host"),
+        _ if !matches!(uri.path(), "" | "/") || uri.query().is_some() => Err("has a path"),
+        None | Some(0) => Err("has no port from 1 to 65535"),
+        Some(port) => Ok(format!("{}:{port}", host.to_ascii_lowercase())),
+    }
+}
+
+/// Engine, connector and `kv_role` must be possible together.
+fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+    let (engine, connector) = (path("engine"), path("connector"));
+    let nixl = backend.connector == Connector::Nixl;
+    found.check_with(
+        !(nixl && backend.engine == EngineName::Plain),
+        &connector,
+        &[&engine],
+        "is vLLM's",
+        "add engine = \"vllm\"",
+    );
+    found.check_with(
+        nixl || backend.kv_role == KvRole::KvBoth,
+        &path("kv_role"),
+        &[&engine, &connector],
+        "is a connector's",
+        "add connector = \"nixl\"",
+    );
+}
+
+fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+    let said = [path("engine"), path("connector"), path("kv_role")];
+    let said = said.each_ref().map(String::as_str);
+    let allowed = backend.allowed_roles();
+    if let Some(role) = backend.role {
+        let words: Vec<_> = allowed.iter().map(Role::as_str).collect();
+        let hint = format!("engine, connector and kv_role allow {}", words.join(", "));
+        let problem = format!("cannot be {role}");
+        found.check_with(allowed.contains(role), &path("role"), &said, &problem, &hint);
+    }
+    let kept = !backend.pin || backend.role.is_some();
+    found.check_with(kept, &path("pin"), &[&path("role")], "has no role to keep", "add role");
+}
+
+fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+    let (prefill, decode) = (backend.prefill_prior, backend.decode_prior);
+    let each: [(&str, Seconds); 6] = [
+        ("prefill_prior.base_seconds", prefill.base),
+        ("prefill_prior.per_token_seconds", prefill.per_token),
+        ("prefill_prior.per_attention_seconds", prefill.per_attention),
+        ("decode_prior.base_seconds", decode.base),
+        ("decode_prior.per_stream_seconds", decode.per_stream),
+        ("decode_prior.per_kv_token_seconds", decode.per_kv_token),
+    ];
+    for (key, cost) in each {
+        found.number(cost.get(), (0.0, COST_MAX), &path(key), " seconds");
+    }
+}
+
+/// Backends that hand KV cache to each other must be alike, and one of them must decode.
+pub(super) fn groups(settings: &Settings, found: &mut Found) {
+    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (i, group) in settings.groups().into_iter().enumerate() {
+        groups.entry(group).or_default().push(i);
+    }
+    for members in groups.values() {
+        alike(settings, members, found);
+        complete(settings, members, found);
+    }
+}
+
+fn alike(settings: &Settings, members: &[usize], found: &mut Found) {
+    let Some((&first, others)) = members.split_first() else { return };
+    let a = &settings.backends[first];
+    for &other in others {
+        let b = &settings.backends[other];
+        let sorted = |models: &[String]| {
+            let mut models = models.to_vec();
+            models.sort();
+            models
+        };
+        let versions = a.version.is_some() && b.version.is_some();
+        let models = !a.models.is_empty() && !b.models.is_empty();
+        let differ = [
+            ("engine", a.engine != b.engine),
+            ("connector", a.connector != b.connector),
+            ("version", versions && a.version != b.version),
+            ("models", models && sorted(&a.models) != sorted(&b.models)),
+        ];
+        for (key, _) in differ.into_iter().filter(|(_, differs)| *differs) {
+            let keys = [first, other].map(|i| format!("backends[{i}].{key}"));
+            let problem = format!("differs in {key} from backends[{first}]");
+            let hint = "only alike engines can hand over: another group";
+            let path = format!("backends[{other}].group");
+            found.check_with(false, &path, &[&keys[0], &keys[1]], &problem, hint);
+        }
+    }
+}
+
+fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
+    // One whose role or protocol is in doubt may be the one that decodes.
+    let doubted = |i: &usize| {
+        let keys = ["engine", "connector", "kv_role", "role", "pin", "group", "version", "models"];
+        keys.iter().any(|key| found.doubts.touch(&format!("backends[{i}].{key}")))
+    };
+    if members.iter().any(doubted) {
+        return;
+    }
+    let splits = |i: &&usize| settings.backends[**i].family() == Family::VllmNixl;
+    let may_decode = |i: &&usize| {
+        let backend = &settings.backends[**i];
+        match backend.role.filter(|_| backend.pin) {
+            Some(role) => role != Role::Prefill,
+            None => backend.allowed_roles().contains(Role::Decode),
+        }
+    };
+    let Some(&first) = members.iter().find(splits) else { return };
+    if members.iter().any(|i| may_decode(&i)) {
+        return;
+    }
+    let key = if settings.backends[first].pin { "pin" } else { "kv_role" };
+    let path = format!("backends[{first}].{key}");
+    let problem = "leaves nobody in its group to decode";
+    found.check(false, &path, problem, "a group is one engine, connector, version, list of models");
+}
