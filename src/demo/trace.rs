@@ -10,7 +10,7 @@ use crate::replay::{ReplayError, traces};
 /// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scenario {
-    /// Long prompts with short answers, then short prompts with long answers
+    /// Short prompts with long answers, then long prompts with short answers
     Shift,
     /// Violent bursts of long prompts: code completion
     Code,
@@ -20,10 +20,12 @@ pub enum Scenario {
 
 /// Where the traces are, from the project's root.
 const TRACES: &str = "../shared/traces";
-/// In the trace one phase gives way to the next one here.
-const SHIFT_AT: Seconds = Seconds(60.0);
+/// In the trace long answers give way to long prompts here, while the streams are still there.
+const SHIFT_AT: Seconds = Seconds(120.0);
+/// The trace is played so much faster: eight engines are just not enough for both phases at once.
+const SHIFT_RATE: f64 = 1.5;
 /// Answers are shortened to this share, so that those of the last arrivals end in the demo's time.
-const SHIFT_OUTPUT: f64 = 0.3;
+const SHIFT_OUTPUT: f64 = 0.5;
 /// The code trace is played so much faster, to load eight engines.
 const CODE_RATE: f64 = 2.0;
 /// The longest prompt, as in the reference table.
@@ -48,7 +50,8 @@ pub fn choose(
     let trace = match scenario {
         Scenario::Shift => match at_hand("regime_shift_60s.jsonl") {
             Some(path) => traces(&[path])?
-                .window(SHIFT_AT - length / 2.0, length)
+                .window(SHIFT_AT - length * (SHIFT_RATE / 2.0), length * SHIFT_RATE)
+                .at_rate(SHIFT_RATE)
                 .scale_output(SHIFT_OUTPUT),
             None => made(length),
         },
@@ -64,5 +67,7 @@ pub fn choose(
 }
 
 fn made(length: Seconds) -> Trace {
-    Trace::bursts(SEED, length, RATE, length / 2.0).scale_output(SHIFT_OUTPUT)
+    let phase = length / 2.0;
+    let trace = Trace::bursts(SEED, phase * 3.0, RATE * SHIFT_RATE, phase);
+    trace.window(phase, length).scale_output(SHIFT_OUTPUT)
 }
