@@ -94,7 +94,10 @@ pub fn run(args: Args) -> Result<(), DemoError> {
     let (prefills, simulated) = best.map_or((4, 0.0), |(k, report)| (k, report.attainment));
     eprintln!(
         "{} requests in {length}; {ENGINES} engines like {}; targets: TTFT {}, TPOT {} ms",
-        trace.arrivals.len(), profile.name, slo.ttft, slo.tpot.as_millis(),
+        trace.arrivals.len(),
+        profile.name,
+        slo.ttft,
+        slo.tpot.as_millis(),
     );
     eprintln!(
         "best fixed split in hindsight: {prefills} prefill, {} decode (engine model: {simulated:.3})",
@@ -147,7 +150,10 @@ async fn one(
     let flips = running.proxy.journal.entries().len() as u64;
     let late: u64 = (0..usize::from(ENGINES)).map(|i| engines.stats(i).late_steps).sum();
     if late > 0 {
-        eprintln!("{}: {late} engine steps ended over 5 ms late: the machine is busy", policy.name());
+        eprintln!(
+            "{}: {late} engine steps ended over 5 ms late: the machine is busy",
+            policy.name()
+        );
     }
     tokio::task::block_in_place(|| running.stop());
     engines.stop().await;

@@ -1,5 +1,10 @@
 //! The command line: one line a subcommand, one file beside this one each. Exit codes are decided
 //! here: 0 done, 1 it did not work, 2 the command line was wrong (clap's).
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the command line reads files and asks a running proxy"
+)]
 
 mod check;
 mod demo;

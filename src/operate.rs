@@ -122,14 +122,28 @@ fn table(body: &str) -> Result<String, OperateError> {
     let ready = if fleet.ready { "ready" } else { "not ready" };
     let mut text = format!(
         "plan {}, {} live requests, {} waiting, {ready}\n{:<20} {:<9} {:<8} {:>10} {:>5} {:>8} {:>10}  url",
-        fleet.plan, fleet.live_requests, fleet.waiting_requests,
-        "backend", "role", "health", "prefill s", "legs", "streams", "kv tokens",
+        fleet.plan,
+        fleet.live_requests,
+        fleet.waiting_requests,
+        "backend",
+        "role",
+        "health",
+        "prefill s",
+        "legs",
+        "streams",
+        "kv tokens",
     );
     for b in fleet.backends {
         text += &format!(
             "\n{:<20} {:<9} {:<8} {:>10.3} {:>5} {:>8} {:>10}  {}",
-            b.name, b.role.as_str(), b.health, b.prefill_seconds, b.prefill_legs, b.streams,
-            b.kv_tokens, b.url,
+            b.name,
+            b.role.as_str(),
+            b.health,
+            b.prefill_seconds,
+            b.prefill_legs,
+            b.streams,
+            b.kv_tokens,
+            b.url,
         );
     }
     Ok(text)
@@ -164,10 +178,8 @@ impl Admin {
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
-        let answer = exchange().map_err(|source| OperateError::Unreachable {
-            address: address.clone(),
-            source,
-        })?;
+        let answer = exchange()
+            .map_err(|source| OperateError::Unreachable { address: address.clone(), source })?;
         let strange = || OperateError::Strange(answer.chars().take(80).collect());
         let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(strange)?;
         let status = head.split(' ').nth(1).ok_or_else(strange)?;

@@ -100,14 +100,31 @@ pub fn print_table(reports: &[Report]) {
     };
     line(format!(
         "{:<12} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
-        "policy", "requests", "attainment", "ttft", "tpot", "ttft p50", "ttft p99", "tpot p50",
-        "tpot p99", "flips", "errors"
+        "policy",
+        "requests",
+        "attainment",
+        "ttft",
+        "tpot",
+        "ttft p50",
+        "ttft p99",
+        "tpot p50",
+        "tpot p99",
+        "flips",
+        "errors"
     ));
     for r in reports {
         line(format!(
             "{:<12} {:>8} {:>10.3} {:>7.3} {:>7.3} {:>7.0}ms {:>7.0}ms {:>7.1}ms {:>7.1}ms {:>6} {:>6}",
-            r.policy, r.requests, r.attainment, r.ttft_attainment, r.tpot_attainment,
-            r.ttft_p50 * 1e3, r.ttft_p99 * 1e3, r.tpot_p50 * 1e3, r.tpot_p99 * 1e3, r.flips,
+            r.policy,
+            r.requests,
+            r.attainment,
+            r.ttft_attainment,
+            r.tpot_attainment,
+            r.ttft_p50 * 1e3,
+            r.ttft_p99 * 1e3,
+            r.tpot_p50 * 1e3,
+            r.tpot_p99 * 1e3,
+            r.flips,
             r.errors.unwrap_or(0)
         ));
     }

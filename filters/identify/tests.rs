@@ -1,3 +1,5 @@
+//! Request ids and trace contexts, good and bad.
+
 use super::*;
 use http::HeaderValue;
 

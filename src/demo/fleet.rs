@@ -20,7 +20,9 @@ pub fn settings(
         "[server]\nlisten = [\"{data}\"]\nlinger_seconds = 0\ndrain_seconds = 0\nthreads = 1\n\
          [admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\naccess = \"off\"\n\
          [slo]\nttft_seconds = {}\ntpot_seconds = {}\n[placement]\nchunk_tokens = {}\n",
-        slo.ttft.get(), slo.tpot.get(), profile.chunk.get(),
+        slo.ttft.get(),
+        slo.tpot.get(),
+        profile.chunk.get(),
     );
     if policy != Policy::Tidegate {
         // As fixed splits are run today: every prompt at once to an engine, roles never change.

@@ -56,9 +56,7 @@ pub fn choose(
             None => made(length),
         },
         Scenario::Code => match at_hand("azure_llm_2023_code.first30min.csv") {
-            Some(path) => traces(&[path])?
-                .at_rate(CODE_RATE)
-                .window(Seconds::ZERO, length),
+            Some(path) => traces(&[path])?.at_rate(CODE_RATE).window(Seconds::ZERO, length),
             None => made(length),
         },
         Scenario::Bursts => made(length),

@@ -63,7 +63,12 @@ impl View {
             let numbers = self.numbers(&now, &before);
             round += 1;
             if !self.terminal && round.is_multiple_of(LOOKS_A_LINE) {
-                eprintln!("{:<10} {}/{} ended  {numbers}", self.policy, now.done + now.failed, now.sent);
+                eprintln!(
+                    "{:<10} {}/{} ended  {numbers}",
+                    self.policy,
+                    now.done + now.failed,
+                    now.sent
+                );
             }
             self.numbers.set_message(numbers);
         }

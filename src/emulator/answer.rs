@@ -25,7 +25,8 @@ pub struct Frames {
 
 /// Token `position` of answer `index`.
 pub fn word(seed: u64, index: u32, position: u64) -> &'static str {
-    let mixed = (seed ^ u64::from(index)).wrapping_add(position.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mixed =
+        (seed ^ u64::from(index)).wrapping_add(position.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     WORDS[(mixed >> 60) as usize]
 }
 
@@ -122,7 +123,8 @@ pub fn handoff(engine: &Emulated, request_id: &str, prompt: u64) -> Value {
 
 /// An error in vLLM's form.
 pub fn error(status: u16, kind: &str, message: &str, param: Option<&str>) -> Bytes {
-    let body = json!({ "error": { "message": message, "type": kind, "param": param, "code": status } });
+    let body =
+        json!({ "error": { "message": message, "type": kind, "param": param, "code": status } });
     Bytes::from(body.to_string())
 }
 

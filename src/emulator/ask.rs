@@ -93,22 +93,22 @@ struct StreamOptions {
 const DEFAULT_OUTPUT: u64 = 128;
 
 /// Read and validate a body.
-pub fn read(config: &EmulatorConfig, chat: bool, body: &[u8]) -> Result<Ask, Refusal> {
+pub fn read(config: &EmulatorConfig, chat: bool, body: &[u8]) -> Result<Ask, Box<Refusal>> {
     let parsed: Body = serde_json::from_slice(body)
         .map_err(|error| bad(format!("1 validation error: {error}"), None))?;
     let handoff = parsed.kv_transfer_params.clone();
-    check(config, chat, &parsed).map_err(|refusal| Refusal { handoff, ..refusal })
+    check(config, chat, &parsed).map_err(|refusal| Box::new(Refusal { handoff, ..*refusal }))
 }
 
-fn check(config: &EmulatorConfig, chat: bool, body: &Body) -> Result<Ask, Refusal> {
+fn check(config: &EmulatorConfig, chat: bool, body: &Body) -> Result<Ask, Box<Refusal>> {
     if let Some(model) = body.model.as_ref().filter(|model| **model != config.model) {
-        return Err(Refusal {
+        return Err(Box::new(Refusal {
             status: 404,
             kind: "NotFoundError",
             message: format!("The model `{model}` does not exist."),
             param: Some("model"),
             handoff: None,
-        });
+        }));
     }
     let (prompt, seed) = prompt_of(chat, body)?;
     let stream = body.stream.unwrap_or(false);
@@ -145,7 +145,7 @@ fn check(config: &EmulatorConfig, chat: bool, body: &Body) -> Result<Ask, Refusa
 }
 
 /// Prompt tokens, and a number that stands for the text.
-fn prompt_of(chat: bool, body: &Body) -> Result<(u64, u64), Refusal> {
+fn prompt_of(chat: bool, body: &Body) -> Result<(u64, u64), Box<Refusal>> {
     let mut hasher = DefaultHasher::new();
     let tokens = match (chat, &body.messages, &body.prompt) {
         (true, Some(messages), _) => {
@@ -177,11 +177,11 @@ fn text(content: &Value, hasher: &mut DefaultHasher) -> usize {
 }
 
 /// How many tokens `/tokenize` finds in a body.
-pub fn count(body: &[u8]) -> Result<u64, Refusal> {
+pub fn count(body: &[u8]) -> Result<u64, Box<Refusal>> {
     let parsed: Body = serde_json::from_slice(body).map_err(|e| bad(e.to_string(), None))?;
     prompt_of(parsed.messages.is_some(), &parsed).map(|(tokens, _)| tokens)
 }
 
-fn bad(message: String, param: Option<&'static str>) -> Refusal {
-    Refusal { status: 400, kind: "BadRequestError", message, param, handoff: None }
+fn bad(message: String, param: Option<&'static str>) -> Box<Refusal> {
+    Box::new(Refusal { status: 400, kind: "BadRequestError", message, param, handoff: None })
 }

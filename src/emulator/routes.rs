@@ -38,7 +38,10 @@ pub async fn answer(
         "/version" if get => full(200, Bytes::from_static(b"{\"version\":\"0.32.0+emulated\"}")),
         "/load" if get => {
             let load = engine.counters.snapshot();
-            full(200, Bytes::from(json!({ "server_load": load.running + load.waiting }).to_string()))
+            full(
+                200,
+                Bytes::from(json!({ "server_load": load.running + load.waiting }).to_string()),
+            )
         }
         "/v1/models" if get => full(200, models(&engine)),
         "/metrics" if get => {
@@ -169,12 +172,7 @@ async fn collect(
     full(200, answer::whole(engine, ask, id, Value::Null))
 }
 
-fn stream(
-    engine: &Arc<Emulated>,
-    ask: &Ask,
-    id: &str,
-    sequences: Sequences,
-) -> Response<Reply> {
+fn stream(engine: &Arc<Emulated>, ask: &Ask, id: &str, sequences: Sequences) -> Response<Reply> {
     let frames = (0..ask.n).map(|index| Frames::new(engine, ask, id, index)).collect();
     let tokens = TokenStream {
         frames,

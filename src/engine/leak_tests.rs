@@ -1,3 +1,5 @@
+//! Hand-offs hidden from answers and streams, wherever they are cut.
+
 use super::*;
 use crate::testing::{CHAT, json, raw_value};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Errors and model lists in OpenAI's form.
+
 use super::*;
 use crate::testing::{MISC, json};
 

@@ -61,11 +61,7 @@ pub fn wanted(
 
 /// Streams that one engine carries: within TPOT, within its KV memory, within its own limit; the
 /// mean over the group.
-fn streams_each(
-    params: &Params,
-    demand: &GroupDemand,
-    engines: &[&BackendObservation],
-) -> f64 {
+fn streams_each(params: &Params, demand: &GroupDemand, engines: &[&BackendObservation]) -> f64 {
     let mean_kv = mean_kv(demand, engines);
     let tpot = params.slo.tpot * params.tpot_share;
     let carries = engines.iter().map(|engine| {

@@ -146,7 +146,8 @@ impl Draft<'_> {
             }
         }
         // An engine that did both while it was alone takes the side with fewer engines.
-        for backend in free.iter().filter(|b| b.pinned.is_none() && b.allowed.contains(Role::Decode))
+        for backend in
+            free.iter().filter(|b| b.pinned.is_none() && b.allowed.contains(Role::Decode))
         {
             if self.role(backend) == Role::Mixed && usable.len() > 1 {
                 let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
@@ -180,7 +181,8 @@ impl Draft<'_> {
         if self.rests(opposite) {
             return;
         }
-        let count = ((short.abs() - self.params.margin).round() as usize).clamp(1, least_left.max(1));
+        let count =
+            ((short.abs() - self.params.margin).round() as usize).clamp(1, least_left.max(1));
         let mut candidates: Vec<_> = usable
             .iter()
             .filter(|b| moves(b) && self.role(b) == from && b.allowed.contains(to))
@@ -200,11 +202,8 @@ impl Draft<'_> {
             ];
             self.set(backend.id, to, cause, numbers);
             let memory = &mut self.state.groups[group];
-            let at = if moves_to_prefill {
-                &mut memory.to_prefill_at
-            } else {
-                &mut memory.to_decode_at
-            };
+            let at =
+                if moves_to_prefill { &mut memory.to_prefill_at } else { &mut memory.to_decode_at };
             *at = Some(self.now);
         }
     }

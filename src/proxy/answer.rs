@@ -108,10 +108,7 @@ async fn open_bytes(mut body: UpstreamBody) -> Result<OpenedBody, LegProblem> {
     Ok(OpenedBody::Complete(read.into_bytes()))
 }
 
-async fn open_events(
-    mut body: UpstreamBody,
-    endpoint: Endpoint,
-) -> Result<OpenedBody, LegProblem> {
+async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<OpenedBody, LegProblem> {
     let mut reader = SseReader::new(endpoint);
     let mut read = Gathered::default();
     let mut seen = Seen::default();
@@ -172,9 +169,15 @@ mod tests {
 
     #[test]
     fn a_client_error_is_final_and_a_busy_engine_is_not() {
-        for (status, retry) in
-            [(200, false), (400, false), (404, false), (429, true), (500, true), (501, false), (503, true)]
-        {
+        for (status, retry) in [
+            (200, false),
+            (400, false),
+            (404, false),
+            (429, true),
+            (500, true),
+            (501, false),
+            (503, true),
+        ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(is_retryable(status), retry, "{status}");
         }

@@ -1,4 +1,5 @@
 //! The one place that reads a clock. Everything else is handed a [`Moment`].
+#![allow(clippy::disallowed_methods, reason = "this is the one place")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tidegate_terms::{Moment, Seconds};

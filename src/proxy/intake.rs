@@ -22,7 +22,7 @@ pub enum Taken {
     /// `GET /v1/models`: no engine is asked.
     Models,
     /// A request for the engines.
-    Request(Inbound, Accepted),
+    Request(Box<(Inbound, Accepted)>),
 }
 
 /// A request that went no further.
@@ -81,7 +81,7 @@ async fn admit(
     if accepted.endpoint == Endpoint::Models {
         return Ok(Taken::Models);
     }
-    Ok(Taken::Request(inbound, accepted))
+    Ok(Taken::Request(Box::new((inbound, accepted))))
 }
 
 fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Accepted, ApiError> {

@@ -13,7 +13,10 @@
 //!
 //! A request takes no lock and never waits for the control loop. What is decided here is only what
 //! I/O demands: where a request goes is placement's, which role a backend has is the planner's.
-#![allow(clippy::disallowed_types, reason = "the shell opens sockets and files; start.rs reads them")]
+#![allow(
+    clippy::disallowed_types,
+    reason = "the shell opens sockets and files; start.rs reads them"
+)]
 
 mod access_log;
 mod admin;

@@ -3,11 +3,11 @@
 use std::io;
 use tidegate_settings::{AccessLog, LogFormat, LogSettings};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::Layer;
 
 use crate::access_log::TARGET;
 
@@ -54,4 +54,3 @@ where
         LogFormat::Text => layer().with_ansi(false).with_writer(to).boxed(),
     }
 }
-

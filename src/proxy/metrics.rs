@@ -27,8 +27,20 @@ const TOKEN_BUCKETS: [f64; 13] =
 const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
 /// Tokens of a request.
 const TOKENS_BUCKETS: [f64; 14] = [
-    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0,
-    262_144.0, 1_048_576.0,
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    2048.0,
+    4096.0,
+    8192.0,
+    16384.0,
+    32768.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
 ];
 /// Observed over predicted.
 const RATIO_BUCKETS: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0, 10.0];
@@ -95,10 +107,7 @@ impl Metrics {
                 ENDS.map(
                     |end| counter!("tidegate_requests_settled_total", "ended" => end.as_str()),
                 ),
-                [
-                    gauge!("tidegate_queue_requests"),
-                    gauge!("tidegate_live_requests"),
-                ],
+                [gauge!("tidegate_queue_requests"), gauge!("tidegate_live_requests")],
                 [
                     histogram!("tidegate_queue_seconds"),
                     histogram!("tidegate_plan_duration_seconds"),
@@ -277,7 +286,9 @@ impl BackendMetrics {
 
 /// What each metric means: the one list of names.
 fn describe() {
-    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as hist};
+    use metrics::{
+        describe_counter as counter, describe_gauge as gauge, describe_histogram as hist,
+    };
     hist!("gen_ai_server_time_to_first_token_seconds", "Arrival to first token");
     hist!("gen_ai_server_time_per_output_token_seconds", "Mean time per token after the first");
     hist!("gen_ai_server_request_duration_seconds", "Arrival to the end of the answer");

@@ -60,7 +60,10 @@ pub async fn run(backend: Arc<Backend>, params: ProbeParams, found: mpsc::Sender
             }
         }
         let ask = changed || rounds == 0;
-        if healthy && ask && let Some(models) = models(&backend, params.timeout).await {
+        if healthy
+            && ask
+            && let Some(models) = models(&backend, params.timeout).await
+        {
             rounds = MODELS_EVERY;
             if found.send(models).await.is_err() {
                 return;

@@ -116,9 +116,7 @@ impl Queue {
         let mut waiting = Waiting { queue: self, id: job.id, answered: false };
         let (reply, answer) = oneshot::channel();
         let offer = Offer { job: job.clone(), matches: *matches, reply };
-        self.messages
-            .send(Message::Offer(Box::new(offer)))
-            .map_err(|_| Failure::ShuttingDown)?;
+        self.messages.send(Message::Offer(Box::new(offer))).map_err(|_| Failure::ShuttingDown)?;
         let placed = answer.await.unwrap_or(Err(Failure::ShuttingDown));
         waiting.answered = true;
         placed
@@ -137,9 +135,7 @@ impl Queue {
         let mut waiting = Waiting { queue: self, id: handover.id, answered: false };
         let (reply, answer) = oneshot::channel();
         let offer = DecodeOffer { handover: handover.clone(), deadline, reply };
-        self.messages
-            .send(Message::Decode(Box::new(offer)))
-            .map_err(|_| Failure::ShuttingDown)?;
+        self.messages.send(Message::Decode(Box::new(offer))).map_err(|_| Failure::ShuttingDown)?;
         let seat = answer.await.unwrap_or(Err(Failure::ShuttingDown));
         waiting.answered = true;
         seat

@@ -27,7 +27,7 @@ pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<R
     let (request_id, taken) = intake::take(&proxy, request).await;
     let (inbound, accepted) = match taken {
         Ok(Taken::Models) => return named(models::answer(&proxy), &request_id),
-        Ok(Taken::Request(inbound, accepted)) => (inbound, Arc::new(accepted)),
+        Ok(Taken::Request(request)) => (request.0, Arc::new(request.1)),
         Err(refused) => {
             proxy.metrics.refused(Endpoint::of(refused.path.path()), refused.error.status);
             return named(respond::error(&refused.error), &request_id);
@@ -39,7 +39,7 @@ pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<R
     let serving = Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches };
     match legs::serve(serving, &mut record).await {
         Ok(opened) => relay(opened, record),
-        Err(failure) => fail(&failure, record),
+        Err(failure) => fail(&failure, &mut record),
     }
 }
 
@@ -66,7 +66,7 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
     response
 }
 
-fn fail(failure: &Failure, mut record: Box<Record>) -> Response<RelayBody> {
+fn fail(failure: &Failure, record: &mut Record) -> Response<RelayBody> {
     let response = named(respond::failure(failure), &record.live.name);
     record.status = response.status().as_u16();
     record.ended = Ended::Failed;

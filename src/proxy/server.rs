@@ -47,10 +47,8 @@ pub fn spawn(settings: &Settings) -> Result<Running, StartError> {
     let (proxy, stop) = (Arc::clone(&drain.proxy), Arc::clone(&drain.stop));
     let run = move || server.run(RunArgs { shutdown_signal: Box::new(drain) });
     let thread = std::thread::Builder::new().name("tidegate".into()).spawn(run);
-    let thread = thread.map_err(|source| StartError::Listen {
-        address: "a new thread".to_owned(),
-        source,
-    })?;
+    let thread = thread
+        .map_err(|source| StartError::Listen { address: "a new thread".to_owned(), source })?;
     Ok(Running { proxy, stop, thread: Some(thread) })
 }
 
@@ -88,10 +86,7 @@ fn assemble(settings: &Settings, signals: bool) -> Result<(Server, Drain), Start
     }
     let mut server = Server::new_with_opt_and_conf(None::<Opt>, conf);
     server.bootstrap();
-    let data = DataApp {
-        proxy: Arc::clone(&proxy),
-        header_timeout: settings.server.keepalive,
-    };
+    let data = DataApp { proxy: Arc::clone(&proxy), header_timeout: settings.server.keepalive };
     let mut data = Service::new("data".to_owned(), data);
     for address in &settings.server.listen {
         data.add_listener(listener(settings, *address)?);

@@ -15,8 +15,8 @@ pub mod profile;
 pub mod report;
 pub mod trace;
 
-pub use fixed::{best_split, fixed_split};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
+pub use fixed::{best_split, fixed_split};
 pub use profile::Profile;
 pub use report::{Outcome, Report};
 pub use trace::{Arrival, Trace, TraceError};

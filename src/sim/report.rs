@@ -129,7 +129,9 @@ mod tests {
         assert_eq!((report.ttft_attainment, report.tpot_attainment), (0.8, 0.6));
         assert_eq!((report.ttft_p50, report.ttft_p99), (0.5, 1.5));
         let line = serde_json::to_string(&report).unwrap();
-        assert!(line.starts_with("{\"policy\":\"static:3\",\"rate\":1.0,\"requests\":5,\"attainment\":0.4,"));
+        assert!(line.starts_with(
+            "{\"policy\":\"static:3\",\"rate\":1.0,\"requests\":5,\"attainment\":0.4,"
+        ));
         assert!(!line.contains("errors"));
     }
 }

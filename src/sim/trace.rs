@@ -58,7 +58,7 @@ impl Trace {
             let arrival = if csv { csv_line(line) } else { json_line(line) };
             arrivals.push(arrival.map_err(|problem| TraceError { line: index + 1, problem })?);
         }
-        Ok(Trace { arrivals }.from_zero())
+        Ok(Trace { arrivals }.start_at_zero())
     }
 
     /// Several traces from a common start.
@@ -135,7 +135,7 @@ impl Trace {
         }
     }
 
-    fn from_zero(mut self) -> Trace {
+    fn start_at_zero(mut self) -> Trace {
         self.arrivals.sort_by(|a, b| a.at.get().total_cmp(&b.at.get()));
         let start = self.arrivals.first().map_or(Seconds::ZERO, |first| first.at);
         for arrival in &mut self.arrivals {

@@ -8,7 +8,16 @@ use crate::proxy::{FREE, Proxy, chat, plain, vllm};
 async fn every_address_answers() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
-    for path in ["/livez", "/readyz", "/metrics", "/v1/fleet", "/v1/plan", "/v1/plan/history", "/v1/requests", "/"] {
+    for path in [
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/v1/fleet",
+        "/v1/plan",
+        "/v1/plan/history",
+        "/v1/requests",
+        "/",
+    ] {
         let answer = send(proxy.admin, get(path)).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
     }

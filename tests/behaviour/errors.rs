@@ -8,8 +8,7 @@ use crate::proxy::{Proxy, chat, chat_with, free_port, plain, vllm};
 
 async fn serving() -> (Fake, Proxy) {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
-    let proxy =
-        Proxy::start("body_max_bytes = 20000\n", &[plain("a", &fake)]).await;
+    let proxy = Proxy::start("body_max_bytes = 20000\n", &[plain("a", &fake)]).await;
     (fake, proxy)
 }
 
@@ -23,7 +22,12 @@ async fn bad_requests_are_refused_at_the_door() {
         (chat_path, r#"{"model":"m"}"#, 400, Some("messages")),
         (chat_path, r#"{"model":"m","messages":"x"}"#, 400, Some("messages")),
         (chat_path, r#"{"model":"m","messages":[],"stream":"yes"}"#, 400, Some("stream")),
-        (chat_path, r#"{"model":"nope","messages":[{"role":"user","content":"x"}]}"#, 404, Some("model")),
+        (
+            chat_path,
+            r#"{"model":"nope","messages":[{"role":"user","content":"x"}]}"#,
+            404,
+            Some("model"),
+        ),
         ("/v1/completions", r#"{"model":"m","prompt":{}}"#, 400, Some("prompt")),
         ("/v1/nothing", "{}", 404, None),
     ];
@@ -42,7 +46,8 @@ async fn bad_requests_are_refused_at_the_door() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_over_the_limit_is_refused_announced_or_not() {
     let (fake, proxy) = serving().await;
-    let answer = proxy.post("/v1/chat/completions", &chat_with(false, &"x".repeat(30_000), "")).await;
+    let answer =
+        proxy.post("/v1/chat/completions", &chat_with(false, &"x".repeat(30_000), "")).await;
     assert_eq!(answer.status, 413);
     assert!(fake.sent().is_empty());
 }

@@ -20,7 +20,6 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 /// What it was sent.
 #[derive(Clone, Debug)]
 pub struct Sent {
-    pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
@@ -110,7 +109,11 @@ impl Fake {
     }
 
     /// What the engines of one test do next, whichever of them is asked: they share the script.
-    pub async fn start_sharing(script: impl IntoIterator<Item = Act>, default: Act, n: usize) -> Vec<Fake> {
+    pub async fn start_sharing(
+        script: impl IntoIterator<Item = Act>,
+        default: Act,
+        n: usize,
+    ) -> Vec<Fake> {
         let first = Fake::start(script, default).await;
         let mut fakes = vec![first];
         while fakes.len() < n {
@@ -141,22 +144,19 @@ impl Fake {
     }
 }
 
-async fn answer(
-    state: Arc<State>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Broken> {
+async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     match parts.uri.path() {
         "/health" => return Ok(json(200, String::new())),
         "/v1/models" => {
-            let list = r#"{"object":"list","data":[{"id":"m","object":"model","max_model_len":4096}]}"#;
+            let list =
+                r#"{"object":"list","data":[{"id":"m","object":"model","max_model_len":4096}]}"#;
             return Ok(json(200, list.to_owned()));
         }
         _ => {}
     }
-    let path = parts.uri.path().to_owned();
-    state.sent.lock().unwrap().push(Sent { path, headers: parts.headers, body });
+    state.sent.lock().unwrap().push(Sent { headers: parts.headers, body });
     let act = state.script.lock().unwrap().pop_front().unwrap_or_else(|| state.default.clone());
     match act {
         Act::Json(status, body) => Ok(json(status, body)),
@@ -259,5 +259,6 @@ pub fn chat_answer(text: &str) -> String {
 /// A prefill's answer with a hand-off in it.
 pub fn prefill_answer() -> String {
     let params = r#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2]],"remote_engine_id":"e","remote_request_id":"r","remote_host":"h","remote_port":1,"tp_size":1}"#;
-    chat_answer("x").replace("\"kv_transfer_params\":null", &format!("\"kv_transfer_params\":{params}"))
+    chat_answer("x")
+        .replace("\"kv_transfer_params\":null", &format!("\"kv_transfer_params\":{params}"))
 }

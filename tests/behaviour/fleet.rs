@@ -41,7 +41,8 @@ impl Emulated {
 
     /// A chat request of about so many prompt tokens, unlike any other of its size.
     pub fn chat(&self, stream: bool, prompt: usize, output: usize) -> String {
-        let text: String = (0..prompt).map(|i| format!("{:03} ", (i * 7 + prompt) % 1000)).collect();
+        let text: String =
+            (0..prompt).map(|i| format!("{:03} ", (i * 7 + prompt) % 1000)).collect();
         format!(
             "{{\"model\":\"m\",\"stream\":{stream},\"max_tokens\":{output},\
              \"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}]}}"

@@ -26,8 +26,7 @@ pub fn plain(name: &'static str, fake: &Fake) -> Engine {
     Engine { name, url: fake.url(), more: "engine = \"plain\"" }
 }
 
-pub const PREFILL: &str =
-    "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"prefill\"\npin = true";
+pub const PREFILL: &str = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"prefill\"\npin = true";
 pub const DECODE: &str =
     "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"decode\"\npin = true";
 /// Whatever can be split is split.
@@ -118,9 +117,8 @@ impl Proxy {
     /// Is every counter back at zero?
     pub fn is_settled(&self) -> bool {
         let proxy = &self.running.proxy;
-        let settled = |b: &std::sync::Arc<tidegate_proxy::fleet::Backend>| {
-            b.account.balance().is_settled()
-        };
+        let settled =
+            |b: &std::sync::Arc<tidegate_proxy::fleet::Backend>| b.account.balance().is_settled();
         proxy.fleet.registry.is_empty()
             && proxy.queue.signal().waiting() == 0
             && proxy.fleet.backends.iter().all(settled)

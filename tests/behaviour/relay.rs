@@ -117,7 +117,9 @@ async fn h2c_clients_are_served() {
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     let driver = tokio::spawn(connection);
     let mut request = post("/v1/chat/completions", chat(false));
     *request.uri_mut() = format!("http://{}/v1/chat/completions", proxy.data).parse().unwrap();

@@ -23,7 +23,8 @@ async fn first_fails(act: Act, stream: bool) -> (Answer, Vec<Sent>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_before_the_first_byte_costs_the_client_nothing() {
     let role_chunk = chat_chunks(0)[..1].to_vec();
-    let error = "data: {\"error\":{\"message\":\"KV load failed\",\"code\":500}}\n\ndata: [DONE]\n\n";
+    let error =
+        "data: {\"error\":{\"message\":\"KV load failed\",\"code\":500}}\n\ndata: [DONE]\n\n";
     let rows = [
         (Act::Json(500, "{\"error\":{}}".into()), false),
         (Act::Json(503, "{\"error\":{}}".into()), true),
@@ -95,11 +96,8 @@ async fn a_stream_that_ends_without_its_end_mark_is_no_success() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_refuses_connections_is_skipped() {
     let good = Fake::start([], Act::Json(200, chat_answer("saved"))).await;
-    let gone = vllm(
-        "gone",
-        format!("http://{}", free_port()),
-        "engine = \"plain\"\nmodels = [\"m\"]",
-    );
+    let gone =
+        vllm("gone", format!("http://{}", free_port()), "engine = \"plain\"\nmodels = [\"m\"]");
     let mut there = plain("there", &good);
     there.more = "engine = \"plain\"\nmodels = [\"m\"]";
     let proxy = Proxy::start("", &[gone, there]).await;

@@ -11,7 +11,8 @@ async fn both_legs_keep_the_clients_headers_and_unknown_fields() {
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
     let proxy = Proxy::start(SPLIT, &engines).await;
-    let body = chat_with(true, &"word ".repeat(400), ",\"x_unknown\":{\"a\":1e2},\"temperature\":0");
+    let body =
+        chat_with(true, &"word ".repeat(400), ",\"x_unknown\":{\"a\":1e2},\"temperature\":0");
     let mut request = post("/v1/chat/completions", body.clone());
     request.headers_mut().insert("authorization", "Bearer client-key".parse().unwrap());
     request.headers_mut().insert("x-custom", "kept".parse().unwrap());
@@ -49,7 +50,8 @@ async fn a_failed_prefill_is_retried_and_a_dead_decode_gets_a_fresh_prefill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_prefills_verdict_on_a_request_is_the_clients_answer() {
-    let refused = "{\"error\":{\"message\":\"too long\",\"type\":\"BadRequestError\",\"code\":400}}";
+    let refused =
+        "{\"error\":{\"message\":\"too long\",\"type\":\"BadRequestError\",\"code\":400}}";
     let p = Fake::start([], Act::Json(400, refused.into())).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];

@@ -59,7 +59,11 @@ async fn every_counter_returns_to_zero() {
         rows.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     };
     assert_eq!(sum("tidegate_requests_started_total"), sum("tidegate_requests_settled_total"));
-    for gauge in ["tidegate_backend_streams", "tidegate_backend_prefill_seconds", "tidegate_backend_kv_tokens"] {
+    for gauge in [
+        "tidegate_backend_streams",
+        "tidegate_backend_prefill_seconds",
+        "tidegate_backend_kv_tokens",
+    ] {
         assert_eq!(sum(gauge), 0.0, "{gauge}");
     }
 }

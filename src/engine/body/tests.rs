@@ -1,3 +1,5 @@
+//! Bodies scanned: every field, every refusal.
+
 use super::*;
 use crate::testing::raw_value;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Legs, against exchanges recorded from a real vLLM.
+
 use super::*;
 use crate::testing::{CHAT, COMPLETIONS, json};
 use crate::{SseReader, scan};

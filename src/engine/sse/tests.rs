@@ -1,3 +1,5 @@
+//! Streams read whole, in pieces, and recorded from a real vLLM.
+
 use super::*;
 use crate::testing::{CHAT, COMPLETIONS, json};
 use proptest::prelude::*;

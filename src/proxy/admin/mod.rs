@@ -54,7 +54,8 @@ type Answer = Response<Full<Bytes>>;
 #[async_trait]
 impl ServerApp for AdminApp {
     async fn process_new(self: &Arc<Self>, io: Stream, stop: &ShutdownWatch) -> Option<Stream> {
-        let service = service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
+        let service =
+            service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
         let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service);
         let mut stop = stop.clone();
         tokio::select! {
@@ -111,8 +112,7 @@ impl AdminApp {
             Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
         };
         let (reply, answer) = oneshot::channel();
-        let command =
-            Command { backend: backend.id, role: change.role, pin: change.pin, reply };
+        let command = Command { backend: backend.id, role: change.role, pin: change.pin, reply };
         let sent = self.commands.send(command).await.is_ok();
         match answer.await {
             Ok(Ok(plan)) if sent => json(StatusCode::OK, &views::plan_of(&self.proxy, &plan)),

@@ -125,7 +125,8 @@ fn list_of(names: &[String]) -> Bytes {
     if names.is_empty() {
         return Bytes::new();
     }
-    let card = |id: &String| serde_json::json!({ "id": id, "object": "model", "owned_by": "tidegate" });
+    let card =
+        |id: &String| serde_json::json!({ "id": id, "object": "model", "owned_by": "tidegate" });
     let cards: Vec<_> = names.iter().map(card).collect();
     Bytes::from(serde_json::json!({ "object": "list", "data": cards }).to_string())
 }

@@ -92,10 +92,7 @@ impl Pool {
         }
     }
 
-    async fn send_unbounded(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Answer, ExchangeError> {
+    async fn send_unbounded(&self, request: Request<Full<Bytes>>) -> Result<Answer, ExchangeError> {
         let Some(link) = self.take() else {
             return self.open().await?.exchange(request, Arc::clone(&self.idle)).await;
         };
