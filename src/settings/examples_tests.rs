@@ -1,0 +1,165 @@
+//! The example files are good, and config/gateway.toml says every key, every word and every default
+//! of the schema: text and schema cannot drift.
+
+use std::collections::BTreeSet;
+use toml::{Table, Value};
+
+use crate::Settings;
+
+const GATEWAY: &str = include_str!("../../config/gateway.toml");
+const EXAMPLES: [(&str, &str); 3] = [
+    ("gateway", GATEWAY),
+    ("sidecar", include_str!("../../config/sidecar.toml")),
+    ("demo", include_str!("../../config/demo.toml")),
+];
+const MANIFESTS: [(&str, &str); 2] = [
+    ("gateway.yaml", include_str!("../../deploy/kubernetes/gateway.yaml")),
+    ("sidecar.yaml", include_str!("../../deploy/kubernetes/sidecar.yaml")),
+];
+/// A key and a word that no schema has.
+const NOTHING: &str = "zz";
+
+fn good(name: &str, text: &str) -> Settings {
+    Settings::parse(text).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"))
+}
+
+/// The file with its examples switched on.
+fn uncommented() -> String {
+    let lines = GATEWAY.lines().map(|line| match line.strip_prefix('#') {
+        Some(setting) if !setting.starts_with(' ') => setting,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What serde says of a file; its lists of words are the schema.
+fn complaint(tree: &Table) -> String {
+    match Value::Table(tree.clone()).try_into::<Settings>() {
+        Ok(_) => String::new(),
+        Err(error) => error.message().to_owned(),
+    }
+}
+
+/// The words after "expected" if the complaint is about the unknown `what`.
+fn words(complaint: &str, what: &str) -> Option<Vec<String>> {
+    let rest = complaint.strip_prefix(&format!("unknown {what} `{NOTHING}`, expected "))?;
+    Some(rest.split('`').skip(1).step_by(2).map(str::to_owned).collect())
+}
+
+/// A file that holds `leaf` at `path` (`""` steps into a list).
+fn tree(path: &[&str], leaf: Value) -> Table {
+    let value = path.iter().skip(1).rev().fold(leaf, |inner, key| match *key {
+        "" => Value::Array(vec![inner]),
+        key => Value::Table(Table::from_iter([(key.to_owned(), inner)])),
+    });
+    match path.first() {
+        Some(key) => Table::from_iter([((*key).to_owned(), value)]),
+        None => Table::new(),
+    }
+}
+
+/// Calls `key` with the path of every key of the schema, and `word` with every word it may have.
+fn walk(path: &[&str], key: &mut dyn FnMut(&[&str]), word: &mut dyn FnMut(&str)) {
+    let inside = [path, &[NOTHING]].concat();
+    if let Some(keys) = words(&complaint(&tree(&inside, Value::Integer(1))), "field") {
+        for name in &keys {
+            let path = [path, &[name.as_str()]].concat();
+            key(&path);
+            walk(&path, key, word);
+        }
+    } else if path.last().is_some_and(|last| !last.is_empty()) {
+        let text = Value::String(NOTHING.to_owned());
+        for variant in words(&complaint(&tree(path, text)), "variant").into_iter().flatten() {
+            word(&variant);
+        }
+        walk(&[path, &[""]].concat(), key, word);
+    }
+}
+
+#[test]
+fn the_examples_are_good() {
+    for (name, text) in EXAMPLES {
+        good(name, text);
+    }
+    good("gateway, uncommented", &uncommented());
+}
+
+#[test]
+fn the_gateway_example_has_every_key_and_every_word() {
+    let shown: Table = uncommented().parse().unwrap();
+    let (mut keys, mut words) = (BTreeSet::new(), BTreeSet::new());
+    walk(
+        &[],
+        &mut |path| {
+            keys.insert(path.join(".").replace("..", "."));
+        },
+        &mut |word| {
+            words.insert(word.to_owned());
+        },
+    );
+    assert!(keys.len() > 60 && words.contains("kv_producer"), "the walk is lost: {keys:?}");
+    for key in keys {
+        assert!(has(&shown, key.split('.')), "config/gateway.toml does not show {key}");
+    }
+    for word in words {
+        assert!(GATEWAY.contains(&word), "config/gateway.toml does not mention {word}");
+    }
+}
+
+/// Is the key in the tree, in any element where the way leads through a list?
+fn has<'k>(tree: &Table, mut path: impl Iterator<Item = &'k str> + Clone) -> bool {
+    let Some(key) = path.next() else { return true };
+    match tree.get(key) {
+        None => false,
+        Some(Value::Table(inner)) => has(inner, path),
+        Some(Value::Array(list)) if list.iter().any(Value::is_table) => {
+            list.iter().filter_map(Value::as_table).any(|inner| has(inner, path.clone()))
+        }
+        Some(_) => path.next().is_none(),
+    }
+}
+
+#[test]
+fn what_the_gateway_example_shows_as_default_is_the_default() {
+    let (shown, default) = (good("gateway", &uncommented()), Settings::default());
+    assert_eq!(shown.slo, default.slo);
+    assert_eq!(shown.queue, default.queue);
+    assert_eq!(shown.placement, default.placement);
+    assert_eq!(shown.planner_params(), default.planner_params());
+    assert_eq!(
+        (shown.planner.enabled, shown.planner.interval),
+        (default.planner.enabled, default.planner.interval)
+    );
+    assert_eq!(shown.retry, default.retry);
+    assert_eq!(shown.log, default.log);
+    assert_eq!(shown.probe, default.probe);
+    assert_eq!(shown.prefix, default.prefix);
+    assert_eq!(shown.admin, default.admin);
+    let upstream = crate::UpstreamSettings { ca_file: None, ..shown.upstream };
+    assert_eq!(upstream, default.upstream);
+    let server = crate::ServerSettings { tls: None, upgrade_socket: None, ..shown.server };
+    assert_eq!(server, default.server);
+    let (shown, default) = (&shown.backends[1], crate::BackendSettings::default());
+    assert_eq!((shown.streams_max, shown.kv_capacity), (default.streams_max, default.kv_capacity));
+    assert_eq!(
+        (shown.prefill_prior, shown.decode_prior),
+        (default.prefill_prior, default.decode_prior)
+    );
+    assert_eq!(shown.kv_role, default.kv_role);
+}
+
+#[test]
+fn the_manifests_hold_good_settings() {
+    for (name, yaml) in MANIFESTS {
+        let block = yaml.split("tidegate.toml: |\n").nth(1).unwrap();
+        let inside = |line: &&str| line.starts_with("    ") || line.is_empty();
+        let text: Vec<&str> = block.lines().take_while(inside).map(str::trim_start).collect();
+        let settings = good(name, &text.join("\n"));
+        // Kubernetes kills whoever takes longer.
+        let grace = yaml.split("terminationGracePeriodSeconds: ").nth(1).unwrap();
+        let grace: f64 = grace.lines().next().unwrap().parse().unwrap();
+        let needed = settings.server.linger + settings.server.drain;
+        assert!(needed.get() < grace, "{name}: {needed} do not fit into {grace} s");
+        assert!(settings.admin.listen.ip().is_unspecified(), "{name}: no probe reaches it");
+    }
+}
