@@ -1,33 +1,34 @@
-# tidegate: what people run. `make demo` and `make test` work on a fresh Debian-like machine with a Rust toolchain.
-.PHONY: help setup test demo test-real bench
-SHELL := bash
+# Two commands set everything up: `make demo` and `make test`. .ci/setup installs what is missing or
+# says in one line what to install.
 
-help:
-	@echo "make demo       eight emulated engines, the proxy and a load, watched live"
-	@echo "make test       format, lints and all tests"
-	@echo "make test-real  against two real vLLM engines (CPU build, 6 GB)"
-	@echo "make bench      micro-benchmarks, and beside nginx and haproxy"
+CARGO ?= cargo
 
-# cmake and a C++ compiler build zlib-ng under pingora and oniguruma under the parity tests.
-setup:
-	@command -v cargo >/dev/null || { echo "tidegate: install Rust first (rustup.rs), then try again"; exit 1; }
-	@if ! command -v cmake >/dev/null || ! command -v c++ >/dev/null; then \
-	  if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then \
-	    run=""; [ "$$(id -u)" = 0 ] || run="sudo -n"; \
-	    $$run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$run apt-get install -y -qq cmake g++ >/dev/null; \
-	  else echo "tidegate: install cmake and a C++ compiler (Debian: apt-get install cmake g++), then try again"; exit 1; fi; fi
+.PHONY: demo test test-real test-fuzz bench manifests setup
 
-test: setup
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
-	cargo test --workspace
-
+# An emulated fleet, the proxy and a load, watched live; ends by itself in under 90 s. ARGS="--scenario …"
 demo: setup
-	cargo run --release --bin tidegate -- demo $(ARGS)
+	$(CARGO) run --release --quiet --bin tidegate -- demo $(ARGS)
 
+# Format, lints, every test. Needs neither a GPU nor a network beyond crates.io.
+test: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	$(CARGO) test --workspace --quiet
+
+# Two real vLLM engines on this machine (CPU build, 6 GB from PyPI): tests/real/run.sh
 test-real: setup
-	bash tests/real/run.sh
+	tests/real/run.sh
+
+# The fuzz targets' seeds, on stable Rust; needs a C++ compiler.
+test-fuzz: setup
+	$(CARGO) test --manifest-path fuzz/Cargo.toml
 
 bench: setup
-	cargo bench
-	benches/compare/run
+	$(CARGO) bench --workspace --benches
+
+# The Kubernetes manifests against Kubernetes' schemas, from PyPI.
+manifests:
+	deploy/validate
+
+setup:
+	@.ci/setup
