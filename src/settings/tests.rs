@@ -416,16 +416,40 @@ proptest! {
     fn any_text_is_settings_or_problems_of_one_line_each(
         lines in prop::collection::vec(any_line(), 0..12),
     ) {
-        match Settings::parse(&lines.join("\n")) {
-            Ok(settings) => prop_assert!(!settings.backends.is_empty()),
-            Err(problems) => {
-                prop_assert!(!problems.is_empty());
-                for problem in problems {
-                    prop_assert!(!problem.to_string().contains(char::is_control), "{problem:?}");
-                }
+        holds(&lines.join("\n"))?;
+    }
+
+    #[test]
+    fn any_damage_to_a_good_file_is_survived(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), 0..9_usize, any_word()), 1..4),
+    ) {
+        let mut text: Vec<char> = include_str!("../../config/gateway.toml").chars().collect();
+        for (at, length, word) in damage {
+            let at = at.index(text.len());
+            text.splice(at..text.len().min(at + length), word.chars());
+        }
+        holds(&text.into_iter().collect::<String>())?;
+    }
+}
+
+/// What must hold for any text.
+fn holds(text: &str) -> Result<(), TestCaseError> {
+    match Settings::parse(text) {
+        Ok(settings) => prop_assert!(!settings.backends.is_empty()),
+        Err(problems) => {
+            prop_assert!(!problems.is_empty());
+            prop_assert!(problems.is_sorted_by_key(|problem| problem.line));
+            for problem in problems {
+                prop_assert!(!problem.to_string().contains(char::is_control), "{problem:?}");
             }
         }
     }
+    Ok(())
+}
+
+fn any_word() -> impl Strategy<Value = String> {
+    let words = ["", "\n", "#", "\"", "[", "]]", "= ", "[[backends]]\n", "-1", "nan", "\u{7}"];
+    prop::sample::select(words.to_vec()).prop_map(str::to_owned)
 }
 
 /// Lines that are nearly a configuration.
