@@ -4,6 +4,10 @@
 //! A step gives each running decode one token, then spends what is left of `chunk` on prefill
 //! pieces, first come first served. A prompt that does not fit the KV memory waits, and those behind
 //! it with it.
+//!
+//! Every decode gets a token from every step it is part of, so a stream's progress is the number of
+//! steps since its first token: a step without a first or a last token costs the same however many
+//! streams run ([`Engine::end_step_quietly`]).
 
 use std::collections::VecDeque;
 use tidegate_terms::{Seconds, Tokens};
@@ -57,14 +61,32 @@ pub enum Event {
     },
 }
 
+/// A prompt that is being computed.
 #[derive(Clone, Copy, Debug)]
-struct Running {
+struct Prefilling {
     sequence: Sequence,
     /// Prompt tokens computed or cached.
     computed: u64,
-    emitted: u64,
     /// Prompt tokens in the present step.
     piece: u64,
+}
+
+/// A stream. Step `n` is the one that made [`Engine::steps`] `n`.
+#[derive(Clone, Copy, Debug)]
+struct Decoding {
+    id: SeqId,
+    prompt: u64,
+    /// The step that emits its first token.
+    first: u64,
+    /// The step that emits its last.
+    last: u64,
+}
+
+/// Which tokens are told of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    All,
+    FirstAndLast,
 }
 
 /// One engine.
@@ -72,10 +94,19 @@ struct Running {
 pub struct Engine {
     profile: Profile,
     waiting: VecDeque<Sequence>,
-    running: Vec<Running>,
+    /// First come first served; those with a piece in the present step come first.
+    prefilling: VecDeque<Prefilling>,
+    decoding: Vec<Decoding>,
     /// KV of prefill-only sequences that are done and not yet taken.
     held: Vec<(SeqId, u64)>,
+    /// KV in use by anyone.
     kv_used: u64,
+    /// KV of the decoding alone.
+    kv_decoding: u64,
+    /// Steps that ended.
+    steps: u64,
+    /// The earliest `last` of the decoding, or earlier.
+    next_last: u64,
     in_step: bool,
 }
 
@@ -85,9 +116,13 @@ impl Engine {
         Engine {
             profile,
             waiting: VecDeque::new(),
-            running: Vec::new(),
+            prefilling: VecDeque::new(),
+            decoding: Vec::new(),
             held: Vec::new(),
             kv_used: 0,
+            kv_decoding: 0,
+            steps: 0,
+            next_last: u64::MAX,
             in_step: false,
         }
     }
@@ -97,9 +132,10 @@ impl Engine {
         &self.profile
     }
 
-    /// Take a sequence; it begins with a later step.
+    /// Take a sequence; it begins with a later step. No prompt is shorter than one token.
     pub fn admit(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        let prompt = sequence.prompt.max(Tokens(1));
+        self.waiting.push_back(Sequence { prompt, ..sequence });
     }
 
     /// Forget a sequence wherever it is. False if it is not here.
@@ -108,9 +144,16 @@ impl Engine {
             self.waiting.remove(at);
             return true;
         }
-        if let Some(at) = self.running.iter().position(|run| run.sequence.id == id) {
-            let run = self.running.remove(at);
-            self.kv_used -= reserved(&run.sequence) + run.emitted;
+        if let Some(at) = self.prefilling.iter().position(|run| run.sequence.id == id) {
+            if let Some(run) = self.prefilling.remove(at) {
+                self.kv_used -= run.sequence.prompt.get();
+            }
+            return true;
+        }
+        if let Some(at) = self.decoding.iter().position(|stream| stream.id == id) {
+            let kv = self.decoding.remove(at).kv_after(self.steps);
+            self.kv_used -= kv;
+            self.kv_decoding -= kv;
             return true;
         }
         self.release(id)
@@ -127,70 +170,40 @@ impl Engine {
     /// Begin a step: how long it takes. `None` if there is nothing to do.
     pub fn begin_step(&mut self) -> Option<Seconds> {
         self.start_waiting();
-        let mut budget = self.profile.chunk.get();
-        let (mut decodes, mut context) = (0_u64, 0_u64);
-        for run in &mut self.running {
-            run.piece = 0;
-            if run.computed >= run.sequence.prompt.get() {
-                decodes += 1;
-                context += run.sequence.prompt.get() + run.emitted;
-            }
+        let decodes = self.decoding.len();
+        if decodes == 0 && self.prefilling.is_empty() {
+            return None;
         }
-        budget = budget.saturating_sub(decodes);
+        let mut budget = self.profile.chunk.get().saturating_sub(decodes as u64);
         let mut compute = self.profile.t_seq * decodes as f64;
-        let mut prefilled = 0;
-        for run in &mut self.running {
-            let piece = run.sequence.prompt.get().saturating_sub(run.computed).min(budget);
+        for run in &mut self.prefilling {
+            let piece = (run.sequence.prompt.get() - run.computed).min(budget);
             if piece == 0 {
-                continue;
+                break;
             }
             budget -= piece;
-            prefilled += piece;
             run.piece = piece;
             let (c, x) = (piece as f64, run.computed as f64);
             compute += self.profile.t_tok * c + self.profile.t_att * (c * x + c * c / 2.0);
         }
-        if decodes + prefilled == 0 {
-            return None;
-        }
         self.in_step = true;
-        let kv = self.profile.t_kv * context as f64;
+        let kv = self.profile.t_kv * self.kv_decoding as f64;
         Some(self.profile.t_base + compute.max(self.profile.t_weights) + kv)
     }
 
-    /// The step that was begun is over: what it brought, in the order in which sequences came.
+    /// The step that was begun is over: every token it brought, those of running streams first.
     pub fn end_step(&mut self, events: &mut Vec<Event>) {
-        if !std::mem::take(&mut self.in_step) {
-            return;
-        }
-        let (held, kv_used) = (&mut self.held, &mut self.kv_used);
-        self.running.retain_mut(|run| {
-            let prompt = run.sequence.prompt.get();
-            let decoded = run.computed >= prompt;
-            run.computed += run.piece;
-            if run.computed < prompt || (!decoded && run.piece == 0) {
-                return true;
-            }
-            let id = run.sequence.id;
-            if run.sequence.work == Work::PrefillOnly {
-                events.push(Event::PrefillDone { id });
-                held.push((id, prompt));
-                return false;
-            }
-            run.emitted += 1;
-            *kv_used += 1;
-            let last = run.emitted >= run.sequence.output.get();
-            events.push(Event::Token { id, last });
-            if last {
-                *kv_used -= prompt + run.emitted;
-            }
-            !last
-        });
+        self.end(events, Tell::All);
+    }
+
+    /// As [`end_step`](Self::end_step), but only first and last tokens and prefills are told of.
+    pub fn end_step_quietly(&mut self, events: &mut Vec<Event>) {
+        self.end(events, Tell::FirstAndLast);
     }
 
     /// Sequences that run.
     pub fn running(&self) -> u32 {
-        self.running.len() as u32
+        (self.prefilling.len() + self.decoding.len()) as u32
     }
 
     /// Sequences that wait.
@@ -198,154 +211,131 @@ impl Engine {
         self.waiting.len() as u32
     }
 
+    /// Streams that decode.
+    pub fn decoding(&self) -> u32 {
+        self.decoding.len() as u32
+    }
+
     /// KV tokens in use, those of done prefills included.
     pub fn kv_used(&self) -> Tokens {
         Tokens(self.kv_used)
     }
 
+    /// KV tokens of the streams that decode.
+    pub fn kv_decoding(&self) -> Tokens {
+        Tokens(self.kv_decoding)
+    }
+
+    /// Steps that ended so far. Every stream that runs got a token from each since its first one.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn end(&mut self, events: &mut Vec<Event>, tell: Tell) {
+        if !std::mem::take(&mut self.in_step) {
+            return;
+        }
+        self.steps += 1;
+        let emitted = self.decoding.len() as u64;
+        self.kv_used += emitted;
+        self.kv_decoding += emitted;
+        if tell == Tell::All || self.steps >= self.next_last {
+            self.end_streams(events, tell);
+        }
+        while let Some(run) = self.prefilling.front_mut().filter(|run| run.piece > 0) {
+            run.computed += std::mem::take(&mut run.piece);
+            let sequence = run.sequence;
+            if run.computed < sequence.prompt.get() {
+                break;
+            }
+            self.prefilling.pop_front();
+            self.end_prefill(sequence, events);
+        }
+    }
+
+    /// Tell of the streams' tokens, and let those go that have theirs.
+    fn end_streams(&mut self, events: &mut Vec<Event>, tell: Tell) {
+        let Engine { decoding, kv_used, kv_decoding, steps, next_last, .. } = self;
+        *next_last = u64::MAX;
+        decoding.retain(|stream| {
+            let last = *steps >= stream.last;
+            if last {
+                let kv = stream.kv_after(*steps);
+                *kv_used -= kv;
+                *kv_decoding -= kv;
+            } else {
+                *next_last = (*next_last).min(stream.next_told(*steps));
+            }
+            if last || tell == Tell::All || *steps == stream.first {
+                events.push(Event::Token { id: stream.id, last });
+            }
+            !last
+        });
+    }
+
+    fn end_prefill(&mut self, sequence: Sequence, events: &mut Vec<Event>) {
+        let (id, prompt) = (sequence.id, sequence.prompt.get());
+        if sequence.work == Work::PrefillOnly {
+            self.held.push((id, prompt));
+            events.push(Event::PrefillDone { id });
+            return;
+        }
+        let last = sequence.output.get() <= 1;
+        events.push(Event::Token { id, last });
+        if last {
+            self.kv_used -= prompt;
+        } else {
+            self.kv_used += 1;
+            self.kv_decoding += prompt + 1;
+            self.stream(sequence, self.steps);
+        }
+    }
+
+    /// A stream whose first token comes with step `first`.
+    fn stream(&mut self, sequence: Sequence, first: u64) {
+        let last = first + sequence.output.get().saturating_sub(1);
+        let prompt = sequence.prompt.get();
+        let stream = Decoding { id: sequence.id, prompt, first, last };
+        self.next_last = self.next_last.min(stream.next_told(self.steps));
+        self.decoding.push(stream);
+    }
+
     fn start_waiting(&mut self) {
         while let Some(sequence) = self.waiting.front() {
-            let fits = self.kv_used + reserved(sequence) <= self.profile.kv_capacity.get();
+            let prompt = sequence.prompt.get();
+            let fits = self.kv_used + prompt <= self.profile.kv_capacity.get();
             // A prompt larger than the whole memory would block the engine for ever.
-            let alone = self.running.is_empty() && self.held.is_empty();
-            if self.running.len() >= self.profile.max_num_seqs as usize || !(fits || alone) {
+            let alone = self.running() == 0 && self.held.is_empty();
+            if self.running() >= self.profile.max_num_seqs || !(fits || alone) {
                 return;
             }
             let sequence = *sequence;
             self.waiting.pop_front();
-            self.kv_used += reserved(&sequence);
-            // At least one prompt token is computed, unless all of the KV was handed over.
-            let computed = match sequence.work {
-                Work::DecodeOnly => sequence.prompt.get(),
-                _ => sequence.cached.get().min(sequence.prompt.get().saturating_sub(1)),
-            };
-            self.running.push(Running { sequence, computed, emitted: 0, piece: 0 });
+            self.kv_used += prompt;
+            if sequence.work == Work::DecodeOnly {
+                self.kv_decoding += prompt;
+                self.stream(sequence, self.steps + 1);
+            } else {
+                // At least one prompt token is computed.
+                let computed = sequence.cached.get().min(prompt.saturating_sub(1));
+                self.prefilling.push_back(Prefilling { sequence, computed, piece: 0 });
+            }
         }
     }
 }
 
-fn reserved(sequence: &Sequence) -> u64 {
-    sequence.prompt.get()
+impl Decoding {
+    /// Its KV once `steps` steps have ended.
+    fn kv_after(&self, steps: u64) -> u64 {
+        self.prompt + (steps + 1).saturating_sub(self.first)
+    }
+
+    /// The next step after `steps` whose token is told of even when most are not.
+    fn next_told(&self, steps: u64) -> u64 {
+        if self.first > steps { self.first } else { self.last }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn sequence(id: u64, prompt: u64, output: u64, work: Work) -> Sequence {
-        Sequence {
-            id: SeqId(id),
-            prompt: Tokens(prompt),
-            cached: Tokens::ZERO,
-            output: Tokens(output),
-            work,
-        }
-    }
-
-    /// Run until idle: when each event came.
-    fn run(engine: &mut Engine) -> Vec<(f64, Event)> {
-        let (mut now, mut all) = (0.0, Vec::new());
-        while let Some(took) = engine.begin_step() {
-            now += took.get();
-            let mut events = Vec::new();
-            engine.end_step(&mut events);
-            all.extend(events.into_iter().map(|event| (now, event)));
-        }
-        all
-    }
-
-    #[test]
-    fn a_lone_prompt_takes_what_the_formula_says() {
-        let profile = Profile::default();
-        let mut engine = Engine::new(profile);
-        engine.admit(sequence(1, 3000, 2, Work::Whole));
-        let events = run(&mut engine);
-        let (c1, c2) = (2048.0, 952.0);
-        let first = 2e-3 + 71e-6 * c1 + 1.33e-9 * c1 * c1 / 2.0;
-        let second = 2e-3 + 71e-6 * c2 + 1.33e-9 * (c2 * c1 + c2 * c2 / 2.0);
-        assert!((events[0].0 - first - second).abs() < 1e-9, "{events:?}");
-        let decode = 2e-3 + 13.1e-3 + 3001.0 * 30.6e-9;
-        assert!((events[1].0 - events[0].0 - decode).abs() < 1e-9, "{events:?}");
-        assert_eq!(engine.kv_used(), Tokens::ZERO);
-    }
-
-    #[test]
-    fn a_prefill_holds_its_kv_until_it_is_taken() {
-        let mut engine = Engine::new(Profile::default());
-        engine.admit(sequence(1, 100, 1, Work::PrefillOnly));
-        assert_eq!(run(&mut engine)[0].1, Event::PrefillDone { id: SeqId(1) });
-        assert_eq!(engine.kv_used(), Tokens(100));
-        assert!(engine.release(SeqId(1)));
-        assert!(!engine.release(SeqId(1)));
-        assert_eq!(engine.kv_used(), Tokens::ZERO);
-    }
-
-    #[test]
-    fn a_handed_over_sequence_emits_with_the_next_step() {
-        let mut engine = Engine::new(Profile::default());
-        engine.admit(sequence(1, 1000, 1, Work::DecodeOnly));
-        let events = run(&mut engine);
-        assert!((events[0].0 - (15.1e-3 + 1000.0 * 30.6e-9)).abs() < 1e-9);
-        assert_eq!(events[0].1, Event::Token { id: SeqId(1), last: true });
-    }
-
-    #[test]
-    fn a_prompt_that_does_not_fit_waits() {
-        let mut engine = Engine::new(Profile { kv_capacity: Tokens(1500), ..Profile::default() });
-        engine.admit(sequence(1, 1000, 3, Work::Whole));
-        engine.admit(sequence(2, 1000, 1, Work::Whole));
-        engine.begin_step();
-        assert_eq!((engine.running(), engine.waiting()), (1, 1));
-        engine.end_step(&mut Vec::new());
-        let order: Vec<_> = run(&mut engine).into_iter().map(|(_, event)| event).collect();
-        assert_eq!(order.last(), Some(&Event::Token { id: SeqId(2), last: true }));
-    }
-
-    proptest! {
-        #[test]
-        fn everyone_gets_its_tokens_and_all_memory_comes_back(
-            jobs in prop::collection::vec((1..5000_u64, 1..40_u64, 0..3_u8, any::<bool>()), 1..40)
-        ) {
-            let mut engine = Engine::new(Profile { kv_capacity: Tokens(20_000), ..Profile::default() });
-            let mut owed = std::collections::BTreeMap::new();
-            for (id, (prompt, output, work, cancel)) in jobs.into_iter().enumerate() {
-                let work = [Work::Whole, Work::PrefillOnly, Work::DecodeOnly][usize::from(work)];
-                engine.admit(sequence(id as u64, prompt, output, work));
-                if cancel {
-                    engine.begin_step();
-                    prop_assert!(engine.cancel(SeqId(id as u64)) || engine.running() > 0);
-                    let mut events = Vec::new();
-                    engine.end_step(&mut events);
-                    count(&events, &mut engine, &mut owed);
-                } else {
-                    owed.insert(id as u64, if work == Work::PrefillOnly { 0 } else { output });
-                }
-            }
-            while engine.begin_step().is_some() {
-                let mut events = Vec::new();
-                engine.end_step(&mut events);
-                count(&events, &mut engine, &mut owed);
-            }
-            prop_assert!(owed.values().all(|left| *left == 0), "{owed:?}");
-            prop_assert_eq!(engine.kv_used(), Tokens::ZERO);
-        }
-    }
-
-    fn count(
-        events: &[Event],
-        engine: &mut Engine,
-        owed: &mut std::collections::BTreeMap<u64, u64>,
-    ) {
-        for event in events {
-            match event {
-                Event::Token { id, .. } => {
-                    if let Some(left) = owed.get_mut(&id.0) {
-                        *left -= 1;
-                    }
-                }
-                Event::PrefillDone { id } => assert!(engine.release(*id)),
-            }
-        }
-    }
-}
+#[path = "engine_tests.rs"]
+mod tests;

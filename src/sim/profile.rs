@@ -93,10 +93,10 @@ impl Profile {
         Profile::ALL.into_iter().find(|profile| profile.name == name)
     }
 
-    /// This engine with another step budget.
+    /// This engine with another step budget, at least one token.
     #[must_use]
     pub fn with_chunk(self, chunk: Tokens) -> Profile {
-        Profile { chunk, ..self }
+        Profile { chunk: chunk.max(Tokens(1)), ..self }
     }
 
     /// What a prefill costs on it alone. The per-step cost of reading the weights hides behind a

@@ -1,0 +1,199 @@
+//! The engine by behaviour: times, order, memory.
+
+use super::*;
+use proptest::prelude::*;
+
+fn sequence(id: u64, prompt: u64, output: u64, work: Work) -> Sequence {
+    Sequence {
+        id: SeqId(id),
+        prompt: Tokens(prompt),
+        cached: Tokens::ZERO,
+        output: Tokens(output),
+        work,
+    }
+}
+
+/// Run until idle: when each event came.
+fn run(engine: &mut Engine) -> Vec<(f64, Event)> {
+    let (mut now, mut all) = (0.0, Vec::new());
+    while let Some(took) = engine.begin_step() {
+        now += took.get();
+        let mut events = Vec::new();
+        engine.end_step(&mut events);
+        all.extend(events.into_iter().map(|event| (now, event)));
+    }
+    all
+}
+
+#[test]
+fn a_lone_prompt_takes_what_the_formula_says() {
+    let profile = Profile::default();
+    let mut engine = Engine::new(profile);
+    engine.admit(sequence(1, 3000, 2, Work::Whole));
+    let events = run(&mut engine);
+    let (c1, c2) = (2048.0, 952.0);
+    let first = 2e-3 + 71e-6 * c1 + 1.33e-9 * c1 * c1 / 2.0;
+    let second = 2e-3 + 71e-6 * c2 + 1.33e-9 * (c2 * c1 + c2 * c2 / 2.0);
+    assert!((events[0].0 - first - second).abs() < 1e-9, "{events:?}");
+    let decode = 2e-3 + 13.1e-3 + 3001.0 * 30.6e-9;
+    assert!((events[1].0 - events[0].0 - decode).abs() < 1e-9, "{events:?}");
+    assert_eq!(engine.kv_used(), Tokens::ZERO);
+}
+
+#[test]
+fn a_prefill_holds_its_kv_until_it_is_taken() {
+    let mut engine = Engine::new(Profile::default());
+    engine.admit(sequence(1, 100, 1, Work::PrefillOnly));
+    assert_eq!(run(&mut engine)[0].1, Event::PrefillDone { id: SeqId(1) });
+    assert_eq!(engine.kv_used(), Tokens(100));
+    assert!(engine.release(SeqId(1)));
+    assert!(!engine.release(SeqId(1)));
+    assert_eq!(engine.kv_used(), Tokens::ZERO);
+}
+
+#[test]
+fn a_handed_over_sequence_emits_with_the_next_step() {
+    let mut engine = Engine::new(Profile::default());
+    engine.admit(sequence(1, 1000, 1, Work::DecodeOnly));
+    let events = run(&mut engine);
+    assert!((events[0].0 - (15.1e-3 + 1000.0 * 30.6e-9)).abs() < 1e-9);
+    assert_eq!(events[0].1, Event::Token { id: SeqId(1), last: true });
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_waits() {
+    let mut engine = Engine::new(Profile { kv_capacity: Tokens(1500), ..Profile::default() });
+    engine.admit(sequence(1, 1000, 3, Work::Whole));
+    engine.admit(sequence(2, 1000, 1, Work::Whole));
+    engine.begin_step();
+    assert_eq!((engine.running(), engine.waiting()), (1, 1));
+    engine.end_step(&mut Vec::new());
+    let order: Vec<_> = run(&mut engine).into_iter().map(|(_, event)| event).collect();
+    assert_eq!(order.last(), Some(&Event::Token { id: SeqId(2), last: true }));
+}
+
+#[test]
+fn streams_slow_each_other_by_the_kv_that_each_step_reads() {
+    let step = |streams: u64| {
+        let mut engine = Engine::new(Profile::default());
+        for id in 0..streams {
+            engine.admit(sequence(id, 1000, 10, Work::DecodeOnly));
+        }
+        engine.begin_step().unwrap().get()
+    };
+    // So few compute less than reading the weights takes.
+    assert!((step(100) - step(1) - 99.0 * 1000.0 * 30.6e-9).abs() < 1e-9);
+    // So many more.
+    assert!((step(256) - 2e-3 - 256.0 * (72e-6 + 1000.0 * 30.6e-9)).abs() < 1e-9);
+}
+
+#[test]
+fn a_chunk_is_shared_first_come_first_served_after_the_streams() {
+    let mut engine = Engine::new(Profile::default());
+    engine.admit(sequence(1, 10, 9, Work::DecodeOnly));
+    engine.admit(sequence(2, 2000, 1, Work::PrefillOnly));
+    engine.admit(sequence(3, 2000, 1, Work::PrefillOnly));
+    let took = engine.begin_step().unwrap().get();
+    let (first, second) = (2000.0, 47.0);
+    let attention = 1.33e-9 * (first * first + second * second) / 2.0;
+    assert!((took - 2e-3 - 2047.0 * 71e-6 - 72e-6 - attention - 10.0 * 30.6e-9).abs() < 1e-9);
+    let mut events = Vec::new();
+    engine.end_step(&mut events);
+    let token = Event::Token { id: SeqId(1), last: false };
+    assert_eq!(events, [token, Event::PrefillDone { id: SeqId(2) }]);
+}
+
+#[test]
+fn a_cached_prefix_is_not_computed_but_its_last_token() {
+    let took = |cached| {
+        let mut engine = Engine::new(Profile::default());
+        let cached = Tokens(cached);
+        engine.admit(Sequence { cached, ..sequence(1, 1001, 1, Work::Whole) });
+        engine.begin_step().unwrap().get()
+    };
+    assert!((took(800) - 2e-3 - 201.0 * 71e-6 - 1.33e-9 * (201.0 * 800.0 + 20_200.5)).abs() < 1e-9);
+    assert!((took(1001) - 15.1e-3).abs() < 1e-9, "one token hides behind the weights");
+}
+
+proptest! {
+    #[test]
+    fn everyone_gets_its_tokens_and_all_memory_comes_back(
+        jobs in prop::collection::vec((1..5000_u64, 1..40_u64, 0..3_u8, any::<bool>()), 1..40)
+    ) {
+        let mut engine = Engine::new(Profile { kv_capacity: Tokens(20_000), ..Profile::default() });
+        let mut owed = std::collections::BTreeMap::new();
+        for (id, (prompt, output, work, cancel)) in jobs.into_iter().enumerate() {
+            let work = [Work::Whole, Work::PrefillOnly, Work::DecodeOnly][usize::from(work)];
+            engine.admit(sequence(id as u64, prompt, output, work));
+            if cancel {
+                engine.begin_step();
+                prop_assert!(engine.cancel(SeqId(id as u64)) || engine.running() > 0);
+                let mut events = Vec::new();
+                engine.end_step(&mut events);
+                count(&events, &mut engine, &mut owed);
+            } else {
+                owed.insert(id as u64, if work == Work::PrefillOnly { 0 } else { output });
+            }
+        }
+        while engine.begin_step().is_some() {
+            let mut events = Vec::new();
+            engine.end_step(&mut events);
+            count(&events, &mut engine, &mut owed);
+        }
+        prop_assert!(owed.values().all(|left| *left == 0), "{owed:?}");
+        prop_assert_eq!(engine.kv_used(), Tokens::ZERO);
+    }
+}
+
+fn count(events: &[Event], engine: &mut Engine, owed: &mut std::collections::BTreeMap<u64, u64>) {
+    for event in events {
+        match event {
+            Event::Token { id, .. } => {
+                if let Some(left) = owed.get_mut(&id.0) {
+                    *left -= 1;
+                }
+            }
+            Event::PrefillDone { id } => assert!(engine.release(*id)),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_quiet_run_takes_the_same_time_and_tells_of_firsts_and_lasts(
+        jobs in prop::collection::vec((1..5000_u64, 1..40_u64, 0..3_u8), 1..30)
+    ) {
+        let run = |quiet: bool| {
+            let mut engine = Engine::new(Profile { kv_capacity: Tokens(20_000), ..Profile::default() });
+            let (mut now, mut events, mut all) = (0.0, Vec::new(), Vec::new());
+            for (id, (prompt, output, work)) in jobs.iter().enumerate() {
+                let work = [Work::Whole, Work::PrefillOnly, Work::DecodeOnly][usize::from(*work)];
+                engine.admit(sequence(id as u64, *prompt, *output, work));
+                if let Some(took) = engine.begin_step() {
+                    now += took.get();
+                    if quiet { engine.end_step_quietly(&mut events) } else { engine.end_step(&mut events) }
+                }
+            }
+            loop {
+                for event in events.drain(..) {
+                    if let Event::PrefillDone { id } = event {
+                        engine.release(id);
+                    }
+                    all.push((now, event));
+                }
+                let Some(took) = engine.begin_step() else { break };
+                now += took.get();
+                if quiet { engine.end_step_quietly(&mut events) } else { engine.end_step(&mut events) }
+            }
+            (all, engine.kv_used(), engine.kv_decoding())
+        };
+        let (loud, kv, decoding) = run(false);
+        prop_assert_eq!((kv, decoding), (Tokens::ZERO, Tokens::ZERO));
+        let mut begun = std::collections::BTreeSet::new();
+        let told: Vec<_> = loud.into_iter().filter(|(_, event)| match event {
+            Event::Token { id, last } => begun.insert(*id) || *last,
+            Event::PrefillDone { .. } => true,
+        }).collect();
+        prop_assert_eq!(told, run(true).0);
+    }
+}
