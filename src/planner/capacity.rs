@@ -4,6 +4,8 @@
 //! one TTFT. Decode: the streams there are, or the streams there will be if the arriving output is
 //! emitted at the TPOT target (Little's law), over what one engine carries within the target. The
 //! group's engines are shared in the proportion of the two needs: spare ones too, and missing ones.
+//! A twentieth of the group is added to either need, so that a nearly idle fleet stands half and half
+//! and does not follow single requests.
 
 use serde::Serialize;
 use tidegate_terms::{GroupId, Tokens};
@@ -31,6 +33,8 @@ pub struct Wanted {
 const KV_PRIOR: Tokens = Tokens(1000);
 /// Loads below this are nobody's.
 const IDLE: f64 = 1e-3;
+/// The share of a group that is added to either side's need.
+const EVEN_SHARE: f64 = 0.05;
 
 /// What `demand` wants of these usable engines. `None` if there is no demand at all.
 pub fn wanted(
@@ -49,7 +53,8 @@ pub fn wanted(
     if prefill_load + decode_load < IDLE {
         return None;
     }
-    let prefill = count * prefill_load / (prefill_load + decode_load);
+    let even = EVEN_SHARE * count;
+    let prefill = count * (prefill_load + even) / (prefill_load + decode_load + 2.0 * even);
     Some(Wanted {
         group: demand.group,
         prefill,

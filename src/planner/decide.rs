@@ -133,28 +133,44 @@ impl Draft<'_> {
         if let ([lone], [_]) = (&free[..], &usable[..]) {
             return self.set(lone.id, Role::Mixed, Cause::MinimumPerRole, count);
         }
-        for (takes, role) in [
-            (Role::takes_prefill as fn(Role) -> bool, Role::Prefill),
-            (Role::takes_decode, Role::Decode),
+        for (takes, other, role) in [
+            (
+                Role::takes_prefill as fn(Role) -> bool,
+                Role::takes_decode as fn(Role) -> bool,
+                Role::Prefill,
+            ),
+            (Role::takes_decode, Role::takes_prefill, Role::Decode),
         ] {
             if usable.iter().any(|backend| takes(self.role(backend))) {
                 continue;
             }
-            let least = free.iter().min_by_key(|backend| burden(backend));
-            if let Some(backend) = least {
+            // Not the only one on the other side, or that would be empty next.
+            let others = usable.iter().filter(|b| other(self.role(b))).count();
+            let key = |b: &&&BackendObservation| (others == 1 && other(self.role(b)), burden(b));
+            if let Some(backend) = free.iter().min_by_key(key) {
                 self.set(backend.id, role, Cause::MinimumPerRole, count.clone());
             }
         }
-        // An engine that did both while it was alone takes the side with fewer engines.
-        for backend in
-            free.iter().filter(|b| b.pinned.is_none() && b.allowed.contains(Role::Decode))
-        {
-            if self.role(backend) == Role::Mixed && usable.len() > 1 {
-                let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
-                let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
-                let side = if prefills < decodes { Role::Prefill } else { Role::Decode };
-                self.set(backend.id, side, Cause::MinimumPerRole, count.clone());
+        self.give_sides(&free, &usable, &count);
+    }
+
+    /// An engine that did both while it was alone, or nothing while it was kept out, takes the side
+    /// with fewer engines; one that an operator has just put there rests first.
+    fn give_sides(
+        &mut self,
+        free: &[&BackendObservation],
+        usable: &[&BackendObservation],
+        count: &[(&'static str, f64)],
+    ) {
+        for backend in free.iter().filter(|_| usable.len() > 1) {
+            let idle = matches!(self.role(backend), Role::Mixed | Role::Draining);
+            if !idle || self.rests(self.state.flipped_at[backend.id.index()]) {
+                continue;
             }
+            let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
+            let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
+            let side = if prefills < decodes { Role::Prefill } else { Role::Decode };
+            self.set(backend.id, side, Cause::MinimumPerRole, count.to_vec());
         }
     }
 

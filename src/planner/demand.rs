@@ -19,6 +19,10 @@ impl DemandAverage {
     /// This average after `elapsed` more, in which `demand` arrived.
     #[must_use]
     pub fn after(self, elapsed: Seconds, demand: &GroupDemand, window: Seconds) -> DemandAverage {
+        if elapsed <= Seconds::ZERO {
+            // The first look: what arrived before it took an unknown time.
+            return self;
+        }
         let keep = (-elapsed.get() / window.get().max(1e-3)).exp();
         DemandAverage {
             seconds: self.seconds * keep + elapsed.get(),

@@ -1,1 +1,354 @@
-//! Tests.
+//! The planner by behaviour, and its invariants under anything that may happen.
+
+use proptest::prelude::*;
+use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
+
+use crate::{BackendObservation, Cause, GroupDemand, Observation, Params, State, initial, plan};
+
+const TICK: Seconds = Seconds(0.05);
+
+fn backend(slot: u16) -> BackendObservation {
+    BackendObservation {
+        id: BackendId(slot),
+        group: GroupId(0),
+        allowed: RoleSet::ANY,
+        capability: RoleCapability::Instant,
+        pinned: None,
+        usable: true,
+        role: Role::Mixed,
+        prefill: Seconds::ZERO,
+        streams: 0,
+        streams_max: 256,
+        kv: Tokens::ZERO,
+        kv_capacity: Tokens(430_000),
+        prefill_model: Default::default(),
+        decode_model: Default::default(),
+    }
+}
+
+fn demand(group: u16) -> GroupDemand {
+    GroupDemand {
+        group: GroupId(group),
+        arrived_requests: 0,
+        arrived_prefill: Seconds::ZERO,
+        arrived_output: Tokens::ZERO,
+        mean_kv: Tokens(1000),
+        waiting_requests: 0,
+        waiting_prefill: Seconds::ZERO,
+        waiting_decodes: 0,
+    }
+}
+
+/// A fleet that is planned for tick by tick.
+struct Bench {
+    params: Params,
+    now: Moment,
+    seen: Observation,
+    state: State,
+    journal: Vec<String>,
+    flips: usize,
+}
+
+impl Bench {
+    fn new(backends: Vec<BackendObservation>) -> Bench {
+        let params = Params::default();
+        let groups = backends.iter().map(|b| b.group.0).max().map_or(0, |last| last + 1);
+        let mut seen = Observation { backends, groups: (0..groups).map(demand).collect() };
+        let roles = initial(&params, &seen);
+        for (backend, role) in seen.backends.iter_mut().zip(roles) {
+            backend.role = role;
+        }
+        let (now, state) = (Moment(1_000_000_000), State::default());
+        Bench { params, now, seen, state, journal: Vec::new(), flips: 0 }
+    }
+
+    fn of(count: u16) -> Bench {
+        Bench::new((0..count).map(backend).collect())
+    }
+
+    /// Plan after one more tick in which `demand` happened.
+    fn tick(&mut self, demand: impl FnOnce(&mut GroupDemand)) {
+        self.now = self.now + TICK;
+        self.seen.groups[0] = self::demand(0);
+        demand(&mut self.seen.groups[0]);
+        self.plan();
+    }
+
+    fn plan(&mut self) {
+        let (decision, state) = plan(&self.params, self.now, &self.seen, &self.state);
+        self.state = state;
+        for reason in &decision.reasons {
+            let (id, from, to) = (reason.backend, reason.from, reason.to);
+            let at = self.now.since_start().get();
+            self.journal.push(format!("{at:.2} {id} {from}>{to} {}", reason.cause.as_str()));
+            self.flips += 1;
+        }
+        if let Some(roles) = decision.roles {
+            assert_eq!(roles.len(), self.seen.backends.len(), "every backend once");
+            for (backend, role) in self.seen.backends.iter_mut().zip(roles) {
+                backend.role = role;
+            }
+        }
+    }
+
+    fn count(&self, role: Role) -> usize {
+        self.seen.backends.iter().filter(|b| b.role == role).count()
+    }
+
+    fn check_invariants(&self) {
+        for backend in &self.seen.backends {
+            assert!(backend.allowed.contains(backend.role), "{backend:?}");
+            if let Some(pinned) = backend.pinned {
+                assert_eq!(backend.role, pinned, "a pin was broken");
+            }
+        }
+        let groups = self.seen.groups.iter().map(|g| g.group);
+        for group in groups {
+            let usable: Vec<_> =
+                self.seen.backends.iter().filter(|b| b.group == group && b.usable).collect();
+            let free = usable.iter().filter(|b| {
+                b.pinned.is_none()
+                    && b.capability == RoleCapability::Instant
+                    && b.allowed == RoleSet::ANY
+            });
+            if free.count() >= 2 {
+                assert!(usable.iter().any(|b| b.role.takes_prefill()), "nobody prefills");
+                assert!(usable.iter().any(|b| b.role.takes_decode()), "nobody decodes");
+            }
+        }
+    }
+}
+
+/// `load` engines' worth of prefill work a tick.
+fn prefill_work(load: f64) -> impl FnOnce(&mut GroupDemand) {
+    move |demand| {
+        demand.arrived_requests = 2;
+        demand.arrived_prefill = TICK * load;
+        demand.arrived_output = Tokens(4);
+    }
+}
+
+/// Output that keeps so many streams busy at the TPOT target.
+fn decode_work(streams: f64) -> impl FnOnce(&mut GroupDemand) {
+    move |demand| {
+        demand.arrived_requests = 1;
+        demand.arrived_prefill = TICK * 0.05;
+        demand.arrived_output = Tokens((streams * TICK.get() / 0.03) as u64);
+    }
+}
+
+#[test]
+fn a_fleet_starts_half_and_half_and_a_lone_engine_does_both() {
+    assert_eq!(Bench::of(8).count(Role::Prefill), 4);
+    assert_eq!(Bench::of(1).count(Role::Mixed), 1);
+    let fixed = RoleSet::EMPTY.with(Role::Mixed);
+    let plain = |slot| BackendObservation {
+        allowed: fixed,
+        capability: RoleCapability::Fixed,
+        ..backend(slot)
+    };
+    assert_eq!(Bench::new((0..3).map(plain).collect()).count(Role::Mixed), 3);
+}
+
+#[test]
+fn engines_go_where_the_work_is_and_come_back() {
+    let mut bench = Bench::of(8);
+    for _ in 0..400 {
+        bench.tick(prefill_work(6.0));
+    }
+    assert_eq!(bench.count(Role::Prefill), 7, "{:?}", bench.journal);
+    for _ in 0..1200 {
+        bench.tick(decode_work(1500.0));
+    }
+    assert_eq!(bench.count(Role::Prefill), 1, "{:?}", bench.journal);
+    bench.check_invariants();
+}
+
+#[test]
+fn a_backlog_is_answered_at_once_though_the_average_is_low() {
+    let mut bench = Bench::of(8);
+    for _ in 0..100 {
+        bench.tick(decode_work(600.0));
+    }
+    let before = bench.count(Role::Prefill);
+    bench.now = bench.now + bench.params.dwell;
+    bench.tick(|demand| {
+        demand.waiting_requests = 40;
+        demand.waiting_prefill = Seconds(12.0);
+    });
+    assert!(bench.count(Role::Prefill) > before + 1, "{:?}", bench.journal);
+}
+
+#[test]
+fn the_engine_with_the_fewest_streams_goes_first() {
+    let mut bench = Bench::of(4);
+    for (slot, streams) in [(2, 9), (3, 2)] {
+        bench.seen.backends[slot].streams = streams;
+        bench.seen.backends[slot].kv = Tokens(u64::from(streams) * 500);
+    }
+    for _ in 0..200 {
+        bench.tick(prefill_work(3.0));
+        if bench.flips > 0 {
+            break;
+        }
+    }
+    assert_eq!(bench.seen.backends[3].role, Role::Prefill, "{:?}", bench.journal);
+    assert_eq!(bench.seen.backends[2].role, Role::Decode);
+}
+
+#[test]
+fn a_lost_role_is_filled_at_once_and_a_lone_survivor_does_both() {
+    let mut bench = Bench::of(3);
+    let prefills: Vec<usize> =
+        (0..3).filter(|slot| bench.seen.backends[*slot].role == Role::Prefill).collect();
+    for slot in prefills {
+        bench.seen.backends[slot].usable = false;
+    }
+    bench.tick(|_| {});
+    bench.check_invariants();
+    assert!(bench.journal[0].contains(Cause::MinimumPerRole.as_str()));
+    for slot in 0..2 {
+        bench.seen.backends[slot].usable = false;
+    }
+    bench.tick(|_| {});
+    assert_eq!(bench.seen.backends[2].role, Role::Mixed);
+    for backend in &mut bench.seen.backends {
+        backend.usable = true;
+    }
+    // It serves whole requests until it has rested.
+    bench.now = bench.now + bench.params.dwell;
+    bench.tick(|_| {});
+    bench.check_invariants();
+    assert_eq!(bench.count(Role::Mixed), 0, "{:?}", bench.journal);
+}
+
+#[test]
+fn the_journal_of_a_short_day() {
+    let mut bench = Bench::of(4);
+    for tick in 0..600 {
+        match tick / 200 {
+            0 => bench.tick(decode_work(500.0)),
+            1 => bench.tick(prefill_work(3.5)),
+            _ => bench.tick(|_| {}),
+        }
+    }
+    // Reviewed: decode at first, then prefill as the average follows the shift, then rest: an idle
+    // fleet keeps its roles.
+    let expected = [
+        "1.10 0 prefill>decode decode_short",
+        "13.85 0 decode>prefill prefill_short",
+        "18.50 2 decode>prefill prefill_short",
+    ];
+    assert_eq!(bench.journal, expected);
+}
+
+#[test]
+fn a_recorded_run_replays_to_the_same_decisions() {
+    let mut bench = Bench::of(6);
+    let mut recorded = Vec::new();
+    for tick in 0..300 {
+        let load = f64::from(tick % 90) / 15.0;
+        bench.tick(prefill_work(load));
+        recorded.push(serde_json::to_string(&(bench.now, &bench.seen)).unwrap());
+    }
+    let replay = || {
+        let (mut state, mut decisions) = (State::default(), Vec::new());
+        for line in &recorded {
+            let (now, seen): (Moment, Observation) = serde_json::from_str(line).unwrap();
+            let (decision, next) = plan(&bench.params, now, &seen, &state);
+            // The state survives a journal too.
+            state = serde_json::from_str(&serde_json::to_string(&next).unwrap()).unwrap();
+            decisions.push(decision);
+        }
+        (decisions, state)
+    };
+    assert_eq!(replay(), replay());
+}
+
+#[derive(Clone, Debug)]
+enum Happens {
+    Prefill(f64),
+    Decode(f64),
+    Backlog(f64),
+    Dies(usize),
+    Returns(usize),
+    Pin(usize, u8),
+    Unpin(usize),
+    Streams(usize, u32),
+    Time(f64),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        (0.0..20.0).prop_map(Happens::Prefill),
+        (0.0..3000.0).prop_map(Happens::Decode),
+        (0.0..60.0).prop_map(Happens::Backlog),
+        (0..12_usize).prop_map(Happens::Dies),
+        (0..12_usize).prop_map(Happens::Returns),
+        (0..12_usize, 0..4_u8).prop_map(|(slot, role)| Happens::Pin(slot, role)),
+        (0..12_usize).prop_map(Happens::Unpin),
+        (0..12_usize, 0..256_u32).prop_map(|(slot, n)| Happens::Streams(slot, n)),
+        (0.0..100.0).prop_map(Happens::Time),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_plan_empties_a_role_or_breaks_a_pin(
+        count in 1..12_u16, groups in 1..3_u16, events in prop::collection::vec(happens(), 1..120)
+    ) {
+        let mut bench = Bench::new(
+            (0..count).map(|slot| BackendObservation { group: GroupId(slot % groups), ..backend(slot) }).collect(),
+        );
+        let count = usize::from(count);
+        for event in events {
+            let backends = &mut bench.seen.backends;
+            match event {
+                Happens::Dies(slot) => backends[slot % count].usable = false,
+                Happens::Returns(slot) => backends[slot % count].usable = true,
+                Happens::Pin(slot, role) => backends[slot % count].pinned = Some(Role::ALL[usize::from(role)]),
+                Happens::Unpin(slot) => backends[slot % count].pinned = None,
+                Happens::Streams(slot, n) => backends[slot % count].streams = n,
+                Happens::Time(span) => bench.now = bench.now + Seconds(span),
+                _ => {}
+            }
+            match event {
+                Happens::Prefill(load) => bench.tick(prefill_work(load)),
+                Happens::Decode(streams) => bench.tick(decode_work(streams)),
+                Happens::Backlog(work) => bench.tick(|demand| {
+                    demand.waiting_requests = 9;
+                    demand.waiting_prefill = Seconds(work);
+                }),
+                _ => bench.tick(|_| {}),
+            }
+            bench.check_invariants();
+        }
+    }
+
+    #[test]
+    fn a_steady_load_settles(count in 2..16_u16, prefill in 0.05..0.9_f64, decode in 0.05..0.9_f64) {
+        let mut bench = Bench::of(count);
+        let n = f64::from(count);
+        // Both sides together within capacity.
+        let (prefill, streams) = (prefill * n / 2.0, decode * n / 2.0 * 200.0);
+        let mut work = 0.0;
+        let mut steady = |bench: &mut Bench| {
+            work += streams * TICK.get() / 0.03;
+            let tokens = work as u64;
+            work -= tokens as f64;
+            bench.tick(|demand| {
+                demand.arrived_requests = 1;
+                demand.arrived_prefill = TICK * prefill;
+                demand.arrived_output = Tokens(tokens);
+            });
+        };
+        for _ in 0..200 {
+            steady(&mut bench);
+        }
+        let settled = bench.flips;
+        for _ in 0..1200 {
+            steady(&mut bench);
+        }
+        prop_assert_eq!(bench.flips, settled, "{:?}", bench.journal);
+    }
+}
