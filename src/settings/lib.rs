@@ -21,6 +21,8 @@ mod tree;
 mod validate;
 
 #[cfg(test)]
+mod any_text_tests;
+#[cfg(test)]
 mod examples_tests;
 #[cfg(test)]
 mod tests;

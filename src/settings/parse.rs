@@ -117,6 +117,11 @@ fn read(
             Some(unknown) => unknown.problem(text_of(&written)),
             None => misfit(text_of(&written), message),
         };
+        let problem = match written.first() {
+            // It may be a key.
+            Some(Part::Key(key)) if key == "auth" && unknown.is_none() => problem.unquoted(),
+            _ => problem,
+        };
         problems.push((written.clone(), problem));
         if let Some(meant) = unknown.and_then(|unknown| unknown.meant) {
             doubts.add_missing(&text_of(&sibling(&written, &meant)));
@@ -126,6 +131,8 @@ fn read(
             None => return None,
         }
     }
+    let problem = format!("has more than {PROBLEMS_MAX} mistakes: no further ones are told");
+    problems.push((Vec::new(), Problem::new("", problem)));
     None
 }
 

@@ -45,6 +45,12 @@ impl Problem {
         Problem { path: path.into(), problem, hint: None, line: None }
     }
 
+    /// Without the operator's own words.
+    pub(crate) fn unquoted(mut self) -> Problem {
+        self.problem = "is of the wrong type".to_owned();
+        self
+    }
+
     /// With what would be right; an empty hint is none.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Problem {
         self.hint = Some(one_line(&hint.into())).filter(|hint| !hint.is_empty());

@@ -5,6 +5,7 @@
 mod fleet;
 
 use serde::Deserialize;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tidegate_terms::{Seconds, Tokens};
@@ -193,7 +194,7 @@ pub struct AuthSettings {
 }
 
 /// `[[auth.keys]]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySettings {
     /// Whose key; shows in logs.
@@ -202,6 +203,18 @@ pub struct KeySettings {
     pub key: Option<String>,
     /// A file that holds it.
     pub key_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for KeySettings {
+    /// Without the key: settings end up in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key.as_ref().map(|_| "…");
+        f.debug_struct("KeySettings")
+            .field("name", &self.name)
+            .field("key", &key)
+            .field("key_file", &self.key_file)
+            .finish()
+    }
 }
 
 /// `[log]`

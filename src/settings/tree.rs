@@ -26,7 +26,7 @@ pub(crate) fn parts(path: &Path) -> Vec<Part> {
 
 /// The file as it was written, and as much of it as still has to be read.
 pub(crate) struct Tree<'i> {
-    text: &'i str,
+    breaks: Breaks,
     written: Spanned<DeTable<'i>>,
     /// What is left after [`Tree::take_out`].
     pub(crate) left: Table,
@@ -39,11 +39,12 @@ impl<'i> Tree<'i> {
     /// tree is a guess.
     pub(crate) fn parse(text: &'i str) -> (Tree<'i>, Vec<(usize, String)>) {
         let (written, errors) = DeTable::parse_recoverable(text);
+        let breaks = Breaks::of(text);
         let mut errors: Vec<(usize, String)> = errors
             .iter()
             .map(|error| {
                 let at = error.span().map_or(0, |span| span.start);
-                (line_at(text, at), error.message().to_owned())
+                (breaks.line(at), error.message().to_owned())
             })
             .collect();
         let left = match Table::deserialize(Deserializer::from(written.clone())) {
@@ -51,11 +52,11 @@ impl<'i> Tree<'i> {
             Err(error) => {
                 // A number that TOML can write and no machine can hold.
                 let at = error.span().map_or(0, |span| span.start);
-                errors.push((line_at(text, at), error.message().to_owned()));
+                errors.push((breaks.line(at), error.message().to_owned()));
                 Table::new()
             }
         };
-        (Tree { text, written, left, gone: Vec::new() }, errors)
+        (Tree { breaks, written, left, gone: Vec::new() }, errors)
     }
 
     /// Removes the part at `path` (of what is left), or the nearest part around it that can be
@@ -116,7 +117,7 @@ impl<'i> Tree<'i> {
                     .map(|value| (value.span().start, value)),
             };
             let Some((at, next)) = next else { break };
-            line = Some(line_at(self.text, at));
+            line = Some(self.breaks.line(at));
             table = next.get_ref().as_table();
             value = Some(next);
         }
@@ -165,7 +166,16 @@ fn take_out_of_value(value: &mut Value, path: &[Part]) -> Removed {
     }
 }
 
-fn line_at(text: &str, at: usize) -> usize {
-    let before = &text.as_bytes()[..at.min(text.len())];
-    before.iter().filter(|byte| **byte == b'\n').count() + 1
+/// Where each line of a text ends.
+struct Breaks(Vec<usize>);
+
+impl Breaks {
+    fn of(text: &str) -> Breaks {
+        Breaks(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    /// The line of the byte at `at`, counted from 1.
+    fn line(&self, at: usize) -> usize {
+        self.0.partition_point(|end| *end < at) + 1
+    }
 }

@@ -10,7 +10,7 @@ use crate::profiles;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, Settings};
 
 /// Backends are numbered with 16 bits.
-const BACKENDS_MAX: usize = 1 << 16;
+const BACKENDS_MAX: usize = u16::MAX as usize;
 /// More streams than any engine runs.
 const STREAMS_MAX: u64 = 65_536;
 /// More KV than any engine holds.
@@ -40,7 +40,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
     let hint = "[[backends]] with a name and a url";
     found.required(!settings.backends.is_empty(), "backends", hint);
     let few = settings.backends.len() <= BACKENDS_MAX;
-    found.check(few, "backends", "there are more than 65,536", "");
+    found.check(few, "backends", "there are more than 65,535", "");
     let (mut names, mut engines) = (BTreeMap::new(), BTreeMap::new());
     for (i, backend) in settings.backends.iter().enumerate() {
         let path = |field: &str| format!("backends[{i}].{field}");
