@@ -181,7 +181,7 @@ pub struct UpstreamSettings {
     pub silence: Seconds,
     /// Idle connections kept a backend.
     pub idle_per_backend_max: usize,
-    /// Authorities that https backends are checked against, PEM.
+    /// Authorities that https backends are checked against, PEM; no other is trusted.
     pub ca_file: Option<PathBuf>,
 }
 

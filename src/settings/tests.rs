@@ -257,7 +257,7 @@ fn a_backend_has_a_label_and_a_base_url() {
         let line = format!("backends[0].url: {problem} (http://host:port), line 3");
         check(&text, if problem.is_empty() { vec![] } else { vec![line.as_str()] }.as_slice());
     };
-    url("https://engine.example", "");
+    url("http://engine.example", "");
     url("http://[::1]:8000/", "");
     url("engine:8000", "has neither http nor https");
     url("http://engine:8000/v1", "has a path");
@@ -273,6 +273,18 @@ fn a_backend_has_a_label_and_a_base_url() {
             "backends[1].url: is missing (http://host:port), line 4",
         ],
     );
+}
+
+#[test]
+fn https_needs_authorities() {
+    let engine = "[[backends]]\nname = \"a\"\nurl = \"https://engine\"";
+    check(
+        engine,
+        &[
+            "backends[0].url: needs upstream.ca_file (PEM; tidegate trusts no built-in ones), line 3",
+        ],
+    );
+    check(&format!("[upstream]\nca_file = \"ca.pem\"\n{engine}"), &[]);
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
     for (i, backend) in settings.backends.iter().enumerate() {
         let path = |field: &str| format!("backends[{i}].{field}");
         found.name(&backend.name, &mut names, &path("name"));
-        address(backend, &path, &mut engines, found);
+        address(backend, &path, settings.upstream.ca_file.is_some(), &mut engines, found);
         protocol(backend, &path, found);
         roles(backend, &path, found);
         if let Some(profile) = &backend.profile {
@@ -68,6 +68,7 @@ type Engines = BTreeMap<(String, &'static str), String>;
 fn address(
     backend: &BackendSettings,
     path: &dyn Fn(&str) -> String,
+    has_authorities: bool,
     engines: &mut Engines,
     found: &mut Found,
 ) {
@@ -79,6 +80,10 @@ fn address(
         Ok(authority) => authority,
         Err(problem) => return found.check(false, &path, problem, "http://host:port"),
     };
+    let https = backend.url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    let checked = !https || has_authorities;
+    let hint = "PEM; tidegate trusts no built-in ones";
+    found.check_with(checked, &path, &["upstream.ca_file"], "needs upstream.ca_file", hint);
     // Its streams and its memory would be counted twice.
     let family = backend.family();
     let word = if family.can_split() { "split" } else { "whole" };
