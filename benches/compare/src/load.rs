@@ -1,0 +1,134 @@
+//! Closed-loop load: `load ADDR plain|stream CONNECTIONS SECONDS CHUNKS` prints one JSON object. Each connection is kept
+//! alive and sends its next request when it has the whole answer; an answer that is not 200, or a stream without all of
+//! its chunks and [DONE], is an error. `load ADDR hold CONNECTIONS SECONDS 0` opens that many streams and holds them.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a measuring tool")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "it fails loudly, and prints its result"
+)]
+
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[derive(Default)]
+struct Tally {
+    micros: Vec<u64>,
+    errors: u64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let (address, kind) = (args[1].clone(), args[2].clone());
+    let number = |i: usize| args[i].parse::<usize>().unwrap();
+    let (connections, seconds, chunks) = (number(3), number(4), number(5));
+    let end = Instant::now() + Duration::from_secs(seconds as u64);
+    let stream = kind != "plain";
+    let tasks: Vec<_> = (0..connections)
+        .map(|_| tokio::spawn(one(address.clone(), stream, kind == "hold", end, chunks)))
+        .collect();
+    let mut all = Tally::default();
+    for task in tasks {
+        let tally = task.await.unwrap();
+        all.micros.extend(tally.micros);
+        all.errors += tally.errors;
+    }
+    all.micros.sort_unstable();
+    let at = |share: f64| {
+        let rank = (share * all.micros.len() as f64).ceil() as usize;
+        all.micros.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+    };
+    println!(
+        "{{\"requests\":{},\"errors\":{},\"per_second\":{:.1},\"p50_us\":{},\"p99_us\":{}}}",
+        all.micros.len(),
+        all.errors,
+        all.micros.len() as f64 / seconds as f64,
+        at(0.5),
+        at(0.99)
+    );
+}
+
+async fn one(address: String, stream: bool, hold: bool, end: Instant, chunks: usize) -> Tally {
+    let text = "Tell me about the tide at the gate. ".repeat(25);
+    let body = format!(
+        "{{\"model\":\"bench\",\"max_tokens\":64,\"stream\":{stream},\"messages\":[{{\"role\":\"system\",\"content\":\"You are brief.\"}},\
+         {{\"role\":\"user\",\"content\":\"{text}\"}}]}}"
+    );
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nauthorization: Bearer bench-key\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut tally = Tally::default();
+    let mut link = None;
+    while Instant::now() < end {
+        let began = Instant::now();
+        let result =
+            exchange(&mut link, &address, request.as_bytes(), stream, hold, end, chunks).await;
+        match result {
+            Ok(true) => tally.micros.push(began.elapsed().as_micros() as u64),
+            _ if hold => return tally,
+            _ => {
+                tally.errors += 1;
+                link = None;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+    tally
+}
+
+async fn exchange(
+    link: &mut Option<TcpStream>,
+    address: &str,
+    request: &[u8],
+    stream: bool,
+    hold: bool,
+    end: Instant,
+    chunks: usize,
+) -> std::io::Result<bool> {
+    if link.is_none() {
+        let fresh = TcpStream::connect(address).await?;
+        fresh.set_nodelay(true)?;
+        *link = Some(fresh);
+    }
+    let Some(socket) = link else { return Ok(false) };
+    socket.write_all(request).await?;
+    let mut answer = Vec::with_capacity(2048);
+    let mut searched = 0_usize;
+    loop {
+        if hold && Instant::now() >= end {
+            return Ok(false);
+        }
+        let read = tokio::time::timeout_at(end.into(), socket.read_buf(&mut answer));
+        let n =
+            if hold { read.await.unwrap_or(Ok(0))? } else { socket.read_buf(&mut answer).await? };
+        if n == 0 {
+            return Ok(false);
+        }
+        if stream {
+            // The last chunk of the answer, whole.
+            let from = searched.saturating_sub(8);
+            if find(&answer[from..], b"\n0\r\n\r\n").is_some() {
+                let seen = answer.windows(13).filter(|w| *w == b"\"delta\":{\"con").count();
+                let done = find(&answer, b"data: [DONE]").is_some();
+                return Ok(answer.starts_with(b"HTTP/1.1 200") && done && seen == chunks);
+            }
+            searched = answer.len();
+        } else if let Some(head) = find(&answer, b"\r\n\r\n") {
+            let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
+            let length: Option<usize> = text
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            if answer.len() >= head + 4 + length.unwrap_or(0) {
+                return Ok(answer.starts_with(b"HTTP/1.1 200"));
+            }
+        }
+    }
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
