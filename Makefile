@@ -3,7 +3,17 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-real test-fuzz bench manifests setup
+.PHONY: help demo test test-real test-fuzz bench manifests setup
+
+# What there is to make.
+help:
+	@echo 'make demo       an emulated fleet, the proxy and a load, watched live; ends by itself'
+	@echo 'make test       format, lints, every test'
+	@echo 'make test-real  the proxy in front of two real vLLM engines (CPU build, 6 GB from PyPI)'
+	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
+	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
+	@echo 'make manifests  the Kubernetes manifests against the schemas of Kubernetes'
+	@echo 'make setup      install what building needs'
 
 # An emulated fleet, the proxy and a load, watched live; ends by itself in under 90 s. ARGS="--scenario …"
 demo: setup
@@ -17,14 +27,16 @@ test: setup
 
 # Two real vLLM engines on this machine (CPU build, 6 GB from PyPI): tests/real/run.sh
 test-real: setup
-	tests/real/run.sh
+	bash tests/real/run.sh
 
 # The fuzz targets' seeds, on stable Rust; needs a C++ compiler.
 test-fuzz: setup
 	$(CARGO) test --manifest-path fuzz/Cargo.toml
 
+# The comparison ends with one line that says what is missing where nginx or haproxy is.
 bench: setup
 	$(CARGO) bench --workspace --benches
+	benches/compare/run
 
 # The Kubernetes manifests against Kubernetes' schemas, from PyPI.
 manifests:
