@@ -33,7 +33,7 @@ test-real: setup
 test-fuzz: setup
 	$(CARGO) test --manifest-path fuzz/Cargo.toml
 
-# The comparison ends with one line that says what is missing where nginx or haproxy is.
+# The comparison installs nginx and haproxy from Debian where they are missing.
 bench: setup
 	$(CARGO) bench --workspace --benches
 	benches/compare/run

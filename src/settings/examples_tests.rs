@@ -119,6 +119,28 @@ fn has<'k>(tree: &Table, mut path: impl Iterator<Item = &'k str> + Clone) -> boo
     }
 }
 
+/// A key without bounds is one that somebody forgot in `validate`.
+#[test]
+fn every_number_of_the_schema_has_bounds() {
+    let absurd = [Value::Integer(u32::MAX.into()), Value::Float(f64::NAN), Value::Float(-1.0)];
+    let mut numbers = BTreeSet::new();
+    let mut bounded = |path: &[&str]| {
+        for value in &absurd {
+            let file = tree(path, value.clone());
+            if !complaint(&file).is_empty() {
+                continue; // No number, or not of this kind.
+            }
+            let name = path.join(".").replace("..", "[0].");
+            let problems = Settings::parse(&file.to_string()).unwrap_err();
+            let told = problems.iter().any(|problem| problem.to_string().starts_with(&name));
+            assert!(told, "{name} may be {value}: {problems:#?}");
+            numbers.insert(name);
+        }
+    };
+    walk(&[], &mut bounded, &mut |_| {});
+    assert!(numbers.len() > 30, "the walk is lost: {numbers:?}");
+}
+
 #[test]
 fn what_the_gateway_example_shows_as_default_is_the_default() {
     let (shown, default) = (good("gateway", &uncommented()), Settings::default());
