@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use tidegate_emulator::{EmulatorConfig, EngineKind, LoadFailurePolicy, start};
 use tidegate_sim::Profile;
-use tidegate_terms::Seconds;
+use tidegate_terms::{Seconds, Tokens};
 
 /// Serve emulated engines.
 #[derive(clap::Args)]
@@ -29,9 +29,33 @@ pub struct Args {
     /// What a decode engine does when the KV does not come
     #[arg(long, value_enum, default_value = "fail")]
     kv_load_failure_policy: Policy,
-    /// How long a prefill's KV waits to be read
-    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    /// How long a prefill's KV waits to be fetched
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
     kv_lease_seconds: f64,
+    /// How long a decode engine waits for a prefill engine that does not answer
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
+    handshake_timeout: f64,
+    /// The host other engines reach these by; default: the address they listen on
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// Tokens of an answer whose request sets no max_tokens
+    #[arg(long, default_value_t = 128, value_name = "TOKENS")]
+    default_output: u64,
+    /// Tokens of one step in place of the profile's
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    max_num_batched_tokens: Option<u64>,
+    /// Requests that may wait before others get a 503
+    #[arg(long, value_name = "REQUESTS")]
+    max_num_queued_reqs: Option<u32>,
+    /// Do not compute a prompt's known beginning again
+    #[arg(long)]
+    enable_prefix_caching: bool,
+    /// Tell cached tokens in usage
+    #[arg(long)]
+    enable_prompt_tokens_details: bool,
+    /// End by itself after this long
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<f64>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -52,12 +76,45 @@ pub fn profile(name: &str) -> Result<Profile, String> {
     Profile::named(name).ok_or_else(|| format!("known profiles: {}", names.join(", ")))
 }
 
-/// Runs until SIGINT or SIGTERM.
+/// A length of time above zero.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if seconds.is_finite() && seconds > 0.0 { Ok(seconds) } else { Err("not above 0".to_owned()) }
+}
+
+/// Runs until SIGINT, SIGTERM or the end of `--seconds`. One thread: the engines' work is mostly the
+/// kernel's, and threads that wake each other cost more than they carry.
 pub fn run(args: Args) -> std::io::Result<()> {
-    let config = EmulatorConfig {
+    let end = args.seconds;
+    let config = config(args);
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let running = start(config).await?;
+        for address in running.addresses() {
+            eprintln!("emulated engine on http://{address}");
+        }
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let over = async {
+            match end {
+                Some(end) => tokio::time::sleep(Seconds(end).to_duration()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = term.recv() => {}
+            () = over => {}
+        }
+        running.stop().await;
+        Ok(())
+    })
+}
+
+fn config(args: Args) -> EmulatorConfig {
+    let chunk = args.max_num_batched_tokens.map_or(args.profile.chunk, Tokens);
+    EmulatorConfig {
         listen: args.listen,
         count: args.count,
-        profile: args.profile,
+        profile: args.profile.with_chunk(chunk),
         model: args.model,
         max_model_len: args.max_model_len,
         kind: match args.engine {
@@ -69,18 +126,12 @@ pub fn run(args: Args) -> std::io::Result<()> {
             Policy::Recompute => LoadFailurePolicy::Recompute,
         },
         lease: Seconds(args.kv_lease_seconds),
-    };
-    tokio::runtime::Runtime::new()?.block_on(async {
-        let running = start(config).await?;
-        for address in running.addresses() {
-            eprintln!("emulated engine on http://{address}");
-        }
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted?,
-            _ = term.recv() => {}
-        }
-        running.stop().await;
-        Ok(())
-    })
+        handshake_timeout: Seconds(args.handshake_timeout),
+        advertise: args.advertise,
+        default_output: Tokens(args.default_output),
+        max_queued: args.max_num_queued_reqs,
+        prefix_cache: args.enable_prefix_caching,
+        prompt_tokens_details: args.enable_prompt_tokens_details,
+        ..EmulatorConfig::default()
+    }
 }

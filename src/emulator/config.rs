@@ -1,13 +1,13 @@
-//! What is emulated.
+//! What is emulated. Plain values: it must never open anything.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_sim::Profile;
-use tidegate_terms::Seconds;
+use tidegate_terms::{Seconds, Tokens};
 
 /// Which engine's manners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
-    /// vLLM with NixlConnector, `kv_role=kv_both`.
+    /// vLLM with NixlConnector (pull), `kv_role=kv_both`.
     Vllm,
     /// The same API without a connector: hand-off parameters are ignored.
     Plain,
@@ -28,23 +28,40 @@ pub struct EmulatorConfig {
     /// The first engine's address; the others take the ports after it. Port 0 is any free port for
     /// each.
     pub listen: SocketAddr,
-    /// How many engines.
+    /// How many engines, at least 1.
     pub count: u16,
     /// Their physics.
     pub profile: Profile,
     /// The model they serve.
     pub model: String,
-    /// Its context length.
+    /// Its context length: prompt and output together.
     pub max_model_len: u64,
     /// Their manners.
     pub kind: EngineKind,
     /// When the KV does not come.
     pub policy: LoadFailurePolicy,
-    /// How long a prefill's KV waits to be read.
+    /// How long a prefill's KV waits to be read. A decode engine whose request is queued extends
+    /// it every sixth of this to two thirds of it from then (engine_protocols.md §2).
     pub lease: Seconds,
+    /// How long a decode engine waits for a prefill engine that does not answer.
+    pub handshake_timeout: Seconds,
+    /// Tokens of an answer whose request sets no `max_tokens`; it ends with `stop`.
+    pub default_output: Tokens,
+    /// Idle connections are closed after this, as uvicorn does.
+    pub keep_alive: Seconds,
+    /// Remember prompts' blocks, so that a prompt's known beginning is not computed again. vLLM
+    /// does by default; here it is off, because the reference results have no prefix reuse.
+    pub prefix_cache: bool,
+    /// Tell cached tokens in `usage` (vLLM: `--enable-prompt-tokens-details`).
+    pub prompt_tokens_details: bool,
+    /// Requests that may wait before others are refused with 503 (vLLM: `--max-num-queued-reqs`).
+    pub max_queued: Option<u32>,
+    /// The host other engines reach this one by; `None` is the address it listens on.
+    pub advertise: Option<String>,
 }
 
 impl Default for EmulatorConfig {
+    /// One vLLM on any free port of the loopback, as vLLM itself starts.
     fn default() -> EmulatorConfig {
         EmulatorConfig {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
@@ -55,6 +72,13 @@ impl Default for EmulatorConfig {
             kind: EngineKind::Vllm,
             policy: LoadFailurePolicy::Fail,
             lease: Seconds(30.0),
+            handshake_timeout: Seconds(5.0),
+            default_output: Tokens(128),
+            keep_alive: Seconds(5.0),
+            prefix_cache: false,
+            prompt_tokens_details: false,
+            max_queued: None,
+            advertise: None,
         }
     }
 }

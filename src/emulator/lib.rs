@@ -2,27 +2,47 @@
 //! vLLM's API and the NIXL hand-off's semantics.
 //!
 //! - [`config`]: what is emulated
-//! - [`server`]: listeners, connections, engines that can be killed
+//! - [`server`]: listeners and connections; engines that can be killed and revived
 //! - [`routes`]: paths to answers
-//! - [`ask`]: a request's body, read and validated as vLLM does
+//! - [`body`]: a request's body, read and validated as vLLM does; [`refusal`]: its errors
+//! - [`tokens`]: what counts as a token; [`text`]: what the engine answers
+//! - [`generate`]: the way of one request: hand-off, sequences, answer
+//! - [`engine`]: what one engine's connections and tasks share
 //! - [`scheduler`]: the task that steps one engine against absolute deadlines
-//! - [`handoff`]: leases, reads between engines, failures
-//! - [`answer`]: the wire shapes
-//! - [`stats`]: what tests and `/metrics` read
+//! - [`feed`]: from the scheduler to a stream, without a channel
+//! - [`lease`]: KV that waits to be read; [`side`]: how engines ask each other for it;
+//!   [`fetch`]: a decode engine's side of a hand-off
+//! - [`stream`] and [`shape`]: the wire shapes, streamed and whole
+//! - [`prefix`]: the optional prefix cache
+//! - [`stats`]: counters for tests; [`metrics`]: the same under vLLM's names
 //!
-//! It must never be easier to please than a real engine: a hand-off that is not real is refused or
-//! recomputed and counted, so that a test can tell a transfer from a silent recompute.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the shell uses sockets")]
+//! It must never be easier to please than a real engine: a hand-off that is not real fails or is
+//! recomputed, and counted, so that a test can tell a transfer from a silent recompute.
+#![allow(clippy::disallowed_methods, reason = "answers tell when they were made")]
 
 pub mod config;
+pub mod server;
 pub mod stats;
+pub mod tokens;
 
-mod answer;
-mod ask;
-mod handoff;
+mod body;
+mod engine;
+mod feed;
+mod fetch;
+mod generate;
+mod lease;
+mod metrics;
+mod prefix;
+mod refusal;
 mod routes;
 mod scheduler;
-mod server;
+mod shape;
+mod side;
+mod stream;
+mod text;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::{EmulatorConfig, EngineKind, LoadFailurePolicy};
 pub use server::{Running, start};

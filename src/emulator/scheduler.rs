@@ -1,140 +1,200 @@
 //! The task that steps one engine. Deadlines are absolute: a wake-up that comes late shortens the
 //! wait for the next one, so the model's time does not stretch with the machine's load.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tidegate_sim::{Engine, Event, SeqId, Sequence};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tidegate_terms::Tokens;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use crate::feed::Feed;
 use crate::stats::Counters;
-
-/// What a request hears of its sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
-    /// A token of answer `index`; `last` ends it.
-    Token {
-        /// Which of `n` answers.
-        index: u32,
-        /// Is it the last one?
-        last: bool,
-    },
-    /// The prefill is done and its KV is held.
-    Prefilled,
-}
 
 /// What the engine is told.
 pub enum Command {
-    /// Take a sequence.
+    /// Take a sequence; `reserved` tokens of memory were granted for it.
     Admit {
         /// What it is.
         sequence: Sequence,
-        /// Which of the request's answers.
-        index: u32,
         /// Where its tokens go.
-        to: UnboundedSender<Said>,
+        feed: Arc<Feed>,
+        /// Memory that it was granted before.
+        reserved: Option<Tokens>,
     },
     /// The client has left.
     Cancel(SeqId),
     /// The held KV was taken, or nobody came for it.
     Release(SeqId),
+    /// Memory for KV that is to be fetched. Those who ask are served in their order; one that no
+    /// longer listens is passed over.
+    Reserve {
+        /// How much.
+        tokens: Tokens,
+        /// Said once it is there.
+        granted: oneshot::Sender<()>,
+    },
+    /// The KV did not come.
+    Unreserve(Tokens),
 }
 
-/// Behind by more than this, the model's time is let go: the machine cannot keep up.
-const BEHIND_MAX: Duration = Duration::from_millis(250);
+/// One engine's scheduler.
+pub struct Scheduler {
+    engine: Engine,
+    inbox: UnboundedReceiver<Command>,
+    feeds: HashMap<SeqId, Arc<Feed>>,
+    /// Who waits for memory to fetch KV into.
+    reserving: VecDeque<(Tokens, oneshot::Sender<()>)>,
+    /// Memory granted and not yet filled.
+    reserved: Tokens,
+    /// Grants not yet used.
+    fetching: u32,
+    counters: Arc<Counters>,
+}
+
+/// Behind by more than this, time is let go: the machine cannot keep up.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
 /// A step this late shows in the figures.
 const LATE: Duration = Duration::from_millis(5);
 
-/// Step `engine` until nobody can command it any more.
-pub async fn run(
-    mut engine: Engine,
-    mut commands: UnboundedReceiver<Command>,
-    counters: Arc<Counters>,
-) {
-    let mut streams: HashMap<SeqId, (u32, UnboundedSender<Said>)> = HashMap::new();
-    let mut events = Vec::new();
-    let mut at = Instant::now();
-    loop {
-        while let Ok(command) = commands.try_recv() {
-            obey(command, &mut engine, &mut streams, &counters);
+impl Scheduler {
+    /// For an engine that does nothing yet.
+    pub fn new(
+        engine: Engine,
+        inbox: UnboundedReceiver<Command>,
+        counters: Arc<Counters>,
+    ) -> Scheduler {
+        Scheduler {
+            engine,
+            inbox,
+            feeds: HashMap::new(),
+            reserving: VecDeque::new(),
+            reserved: Tokens::ZERO,
+            fetching: 0,
+            counters,
         }
-        let Some(took) = engine.begin_step() else {
-            publish(&engine, &counters);
-            match commands.recv().await {
-                Some(command) => obey(command, &mut engine, &mut streams, &counters),
-                None => return,
+    }
+
+    /// Step until nobody can command it any more.
+    pub async fn run(mut self) {
+        let mut events = Vec::new();
+        let mut at = Instant::now();
+        loop {
+            while let Ok(command) = self.inbox.try_recv() {
+                self.obey(command);
             }
-            at = Instant::now();
-            continue;
+            self.grant();
+            let step = self.engine.begin_step();
+            self.publish();
+            let Some(took) = step else {
+                match self.inbox.recv().await {
+                    Some(command) => self.obey(command),
+                    None => return,
+                }
+                at = Instant::now();
+                continue;
+            };
+            at = self.wait_until(at + took.to_duration()).await;
+            self.engine.end_step(&mut events);
+            for event in events.drain(..) {
+                self.report(event);
+            }
+        }
+    }
+
+    /// The end of a step: its deadline, unless the machine is far behind.
+    async fn wait_until(&self, deadline: Instant) -> Instant {
+        sleep_until(deadline).await;
+        let late = deadline.elapsed();
+        if late < LATE {
+            return deadline;
+        }
+        Counters::add(&self.counters.late_steps, 1);
+        // Streams must get their turn while steps are made up for.
+        tokio::task::yield_now().await;
+        if late < BEHIND_MAX {
+            return deadline;
+        }
+        Counters::add(&self.counters.lost_micros, late.as_micros() as u64);
+        Instant::now()
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Admit { sequence, feed, reserved } => {
+                if let Some(tokens) = reserved {
+                    self.unreserve(tokens);
+                }
+                if !feed.is_left() {
+                    self.feeds.insert(sequence.id, feed);
+                    self.engine.admit(sequence);
+                }
+            }
+            Command::Cancel(id) => {
+                self.feeds.remove(&id);
+                if self.engine.cancel(id) {
+                    Counters::add(&self.counters.aborts, 1);
+                }
+            }
+            Command::Release(id) => {
+                // Released twice is released once.
+                self.engine.release(id);
+            }
+            Command::Reserve { tokens, granted } => self.reserving.push_back((tokens, granted)),
+            Command::Unreserve(tokens) => self.unreserve(tokens),
+        }
+    }
+
+    fn unreserve(&mut self, tokens: Tokens) {
+        self.reserved = self.reserved - tokens;
+        self.fetching = self.fetching.saturating_sub(1);
+    }
+
+    /// Memory for those who wait to fetch, first come first served. One that is larger than all of
+    /// the memory gets it when nobody else is there.
+    fn grant(&mut self) {
+        while let Some((tokens, granted)) = self.reserving.pop_front() {
+            if granted.is_closed() {
+                continue;
+            }
+            let used = self.engine.kv_used() + self.reserved;
+            let seats = self.engine.running() + self.fetching;
+            let fits = used + tokens <= self.engine.profile().kv_capacity
+                && seats < self.engine.profile().max_num_seqs;
+            let alone = used == Tokens::ZERO && seats == 0;
+            if !(fits || alone) {
+                self.reserving.push_front((tokens, granted));
+                return;
+            }
+            if granted.send(()).is_ok() {
+                self.reserved += tokens;
+                self.fetching += 1;
+            }
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        let (id, last) = match event {
+            Event::Token { id, last } => (id, last),
+            // The token that a prefill makes is the one its answer shows.
+            Event::PrefillDone { id } => (id, true),
         };
-        publish(&engine, &counters);
-        at += took.to_duration();
-        sleep_until(at).await;
-        let late = at.elapsed();
-        if late > LATE {
-            Counters::add(&counters.late_steps, 1);
-        }
-        if late > BEHIND_MAX {
-            at = Instant::now();
-        }
-        engine.end_step(&mut events);
-        for event in events.drain(..) {
-            tell(event, &mut streams, &counters);
+        Counters::add(&self.counters.generated, 1);
+        let feed = if last { self.feeds.remove(&id) } else { self.feeds.get(&id).cloned() };
+        if let Some(feed) = feed {
+            feed.push(last);
         }
     }
-}
 
-fn obey(
-    command: Command,
-    engine: &mut Engine,
-    streams: &mut HashMap<SeqId, (u32, UnboundedSender<Said>)>,
-    counters: &Counters,
-) {
-    match command {
-        Command::Admit { sequence, index, to } => {
-            streams.insert(sequence.id, (index, to));
-            engine.admit(sequence);
-        }
-        Command::Cancel(id) => {
-            if streams.remove(&id).is_some() && engine.cancel(id) {
-                Counters::add(&counters.aborts, 1);
-            }
-        }
-        Command::Release(id) => {
-            // Released twice is released once.
-            engine.release(id);
-        }
+    fn publish(&self) {
+        let deferred = self.reserving.len() as u64 + u64::from(self.fetching);
+        let counters = &self.counters;
+        counters.running.store(u64::from(self.engine.running()), Relaxed);
+        counters.waiting.store(u64::from(self.engine.waiting()) + deferred, Relaxed);
+        counters.deferred.store(deferred, Relaxed);
+        counters.kv_used.store((self.engine.kv_used() + self.reserved).get(), Relaxed);
     }
-}
-
-fn tell(
-    event: Event,
-    streams: &mut HashMap<SeqId, (u32, UnboundedSender<Said>)>,
-    counters: &Counters,
-) {
-    let (id, ends) = match event {
-        Event::Token { id, last } => (id, last),
-        Event::PrefillDone { id } => (id, true),
-    };
-    let Some((index, to)) = streams.get(&id) else { return };
-    let said = match event {
-        Event::Token { last, .. } => {
-            Counters::add(&counters.generated, 1);
-            Said::Token { index: *index, last }
-        }
-        Event::PrefillDone { .. } => Said::Prefilled,
-    };
-    // A client that has left is cancelled by its own guard.
-    to.send(said).ok();
-    if ends {
-        streams.remove(&id);
-    }
-}
-
-fn publish(engine: &Engine, counters: &Counters) {
-    counters.running.store(u64::from(engine.running()), Relaxed);
-    counters.waiting.store(u64::from(engine.waiting()), Relaxed);
-    counters.kv_used.store(engine.kv_used().get(), Relaxed);
 }

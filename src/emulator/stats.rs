@@ -1,6 +1,6 @@
-//! Counters of one engine: for tests, and for `/metrics` under vLLM's names.
+//! Counters of one engine. They only count: nothing is decided from them but `max_queued`.
 
-use std::fmt::Write;
+use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Live counters.
@@ -16,42 +16,63 @@ pub(crate) struct Counters {
     pub late_reads: AtomicU64,
     pub aborts: AtomicU64,
     pub finished: AtomicU64,
+    pub errors: AtomicU64,
     pub prompt_computed: AtomicU64,
+    pub prompt_cached: AtomicU64,
     pub generated: AtomicU64,
+    pub open: AtomicU64,
     pub running: AtomicU64,
     pub waiting: AtomicU64,
+    pub deferred: AtomicU64,
     pub kv_used: AtomicU64,
-    /// Steps that ended more than a tick after their deadline: the machine is too slow.
     pub late_steps: AtomicU64,
+    pub lost_micros: AtomicU64,
 }
 
 /// Counters at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Hand-offs whose KV came.
     pub transfers_in: u64,
     /// Bytes of KV that came.
     pub bytes_in: u64,
-    /// Bytes of KV that were taken from here.
+    /// Bytes of KV that were fetched from here.
     pub bytes_out: u64,
     /// Hand-offs whose KV did not come.
     pub transfers_failed: u64,
     /// Of those, the ones that were prefilled here instead.
     pub recomputes: u64,
-    /// Prefills whose KV nobody took in time.
+    /// Prefills whose KV nobody fetched in time.
     pub leases_expired: u64,
+    /// Readers that came after a lease had ended.
+    pub late_reads: u64,
     /// Sequences that a client left.
     pub aborts: u64,
     /// Requests that ended well.
     pub finished: u64,
+    /// Requests that ended with an error after they were accepted.
+    pub errors: u64,
+    /// Prompt tokens computed here.
+    pub prompt_computed: u64,
+    /// Prompt tokens found in the prefix cache.
+    pub prompt_cached: u64,
+    /// Tokens generated.
+    pub generated: u64,
+    /// Requests being answered now.
+    pub open: u64,
     /// Sequences that run now.
     pub running: u64,
-    /// Sequences that wait now.
+    /// Sequences that wait now, for a step, for memory or for KV.
     pub waiting: u64,
-    /// KV tokens in use now.
+    /// Prefills that wait to be fetched now.
+    pub held: u64,
+    /// KV tokens in use now, memory granted to hand-offs included.
     pub kv_used: u64,
-    /// Steps that ended late: figures taken meanwhile show the machine, not the model.
+    /// Steps that ended 5 ms or more after their deadline: what clients saw of them is the machine,
+    /// not the model.
     pub late_steps: u64,
+    /// Time by which the model fell behind for good, in microseconds.
+    pub lost_micros: u64,
 }
 
 impl Counters {
@@ -59,7 +80,7 @@ impl Counters {
         counter.fetch_add(count, Relaxed);
     }
 
-    pub(crate) fn snapshot(&self) -> Stats {
+    pub(crate) fn snapshot(&self, held: usize) -> Stats {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         Stats {
             transfers_in: of(&self.transfers_in),
@@ -68,39 +89,20 @@ impl Counters {
             transfers_failed: of(&self.transfers_failed),
             recomputes: of(&self.recomputes),
             leases_expired: of(&self.leases_expired),
+            late_reads: of(&self.late_reads),
             aborts: of(&self.aborts),
             finished: of(&self.finished),
+            errors: of(&self.errors),
+            prompt_computed: of(&self.prompt_computed),
+            prompt_cached: of(&self.prompt_cached),
+            generated: of(&self.generated),
+            open: of(&self.open),
             running: of(&self.running),
             waiting: of(&self.waiting),
+            held: held as u64,
             kv_used: of(&self.kv_used),
             late_steps: of(&self.late_steps),
+            lost_micros: of(&self.lost_micros),
         }
-    }
-
-    /// The page of `/metrics` under vLLM's names (engine_protocols.md §6.1).
-    pub(crate) fn page(&self, model: &str, kv_capacity: u64) -> String {
-        let of = |counter: &AtomicU64| counter.load(Relaxed) as f64;
-        let labels = format!("engine=\"0\",model_name=\"{model}\"");
-        let mut page = String::new();
-        let mut row = |name: &str, more: &str, value: f64| {
-            // Writing to a String cannot fail.
-            writeln!(page, "vllm:{name}{{{labels}{more}}} {value}").ok();
-        };
-        row("num_requests_running", "", of(&self.running));
-        row("num_requests_waiting", "", of(&self.waiting));
-        row("kv_cache_usage_perc", "", of(&self.kv_used) / kv_capacity as f64);
-        row("generation_tokens_total", "", of(&self.generated));
-        row("prompt_tokens_total", "", of(&self.prompt_computed) + of(&self.tokens_in));
-        let source = "prompt_tokens_by_source_total";
-        row(source, ",source=\"local_compute\"", of(&self.prompt_computed));
-        row(source, ",source=\"local_cache_hit\"", 0.0);
-        row(source, ",source=\"external_kv_transfer\"", of(&self.tokens_in));
-        row("request_success_total", ",finished_reason=\"length\"", of(&self.finished));
-        row("nixl_bytes_transferred_sum", "", of(&self.bytes_in));
-        row("nixl_bytes_transferred_count", "", of(&self.transfers_in));
-        row("nixl_num_failed_transfers_total", "", of(&self.transfers_failed));
-        row("nixl_num_kv_expired_reqs_total", "", of(&self.leases_expired));
-        row("nixl_num_notifications_after_expiry_total", "", of(&self.late_reads));
-        page
     }
 }

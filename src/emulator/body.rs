@@ -1,0 +1,273 @@
+//! A request's body, read and validated as vLLM does (engine_protocols.md §1.3, §1.6; the refusals
+//! in the recorded transcripts). It shares no code with the proxy's reader, so that one cannot hide
+//! the other's mistakes.
+
+mod members;
+mod prompts;
+
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+
+use crate::config::{EmulatorConfig, EngineKind};
+use crate::refusal::Refusal;
+use crate::tokens::Prompt;
+use members::{boolean, given, integer, raw_members, string};
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// `/v1/chat/completions` rather than `/v1/completions`.
+    pub chat: bool,
+    /// As server-sent events.
+    pub stream: bool,
+    /// With a usage chunk at the end.
+    pub include_usage: bool,
+    /// With usage in every chunk.
+    pub continuous_usage: bool,
+    /// One, or several where `prompt` is a list.
+    pub prompts: Vec<Prompt>,
+    /// Tokens of each answer, at least 1.
+    pub output: u64,
+    /// Why an answer ends: `length`, or `stop` where the engine chose its length.
+    pub finish: &'static str,
+    /// Answers to each prompt, at least 1.
+    pub n: u32,
+    /// The hand-off, if there is one.
+    pub handoff: Handoff,
+}
+
+/// What `kv_transfer_params` ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Handoff {
+    /// Nothing: one engine does all.
+    None,
+    /// Prefill, and hold the KV for somebody.
+    Produce,
+    /// Somebody has prefilled: fetch the KV.
+    Consume(Box<Remote>),
+}
+
+/// Whose KV, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// That engine's id: another one after every start.
+    pub engine_id: String,
+    /// Its request, with the random suffix.
+    pub request_id: String,
+    /// Its side channel.
+    pub host: String,
+    /// Its side channel.
+    pub port: u16,
+}
+
+/// A body that is refused, and the hand-off in it: its prefill engine is told to give up.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// What the client is told.
+    pub refusal: Refusal,
+    /// What will not be fetched.
+    pub handoff: Handoff,
+}
+
+/// Top-level members by name; the last of several counts, as in Python.
+type Members<'a> = BTreeMap<String, &'a RawValue>;
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { refusal, handoff: Handoff::None }
+    }
+}
+
+/// Read and validate the body of a generation request.
+///
+/// # Errors
+/// What vLLM would refuse, in its words.
+pub fn read(config: &EmulatorConfig, chat: bool, body: &[u8]) -> Result<Ask, Refused> {
+    let members = raw_members(body)?;
+    let handoff = match config.kind {
+        EngineKind::Vllm => handoff(&members)?,
+        EngineKind::Plain => Handoff::None,
+    };
+    check(config, chat, &members, &handoff).map_err(|refusal| Refused { refusal, handoff })
+}
+
+/// The prompt of a `/tokenize` request.
+///
+/// # Errors
+/// Wrong types, an unknown model.
+pub fn tokenize(config: &EmulatorConfig, body: &[u8]) -> Result<Prompt, Refusal> {
+    let members = raw_members(body)?;
+    known_model(config, &members)?;
+    let chat = given(&members, "messages").is_some();
+    let mut prompts = prompts::of(chat, &members)?;
+    prompts.pop().ok_or_else(|| Refusal::bad("The prompt is empty.".to_owned(), Some("prompt")))
+}
+
+/// The tokens of a `/detokenize` request.
+///
+/// # Errors
+/// Wrong types.
+pub fn detokenize(body: &[u8]) -> Result<Prompt, Refusal> {
+    let members = raw_members(body)?;
+    let tokens = given(&members, "tokens").and_then(|raw| serde_json::from_str(raw.get()).ok());
+    let tokens: Vec<u32> = tokens.ok_or_else(|| {
+        Refusal::wrong_type("tokens", "list_type", "Input should be a valid list", "None")
+    })?;
+    Ok(Prompt::of_ids(&tokens))
+}
+
+fn check(
+    config: &EmulatorConfig,
+    chat: bool,
+    members: &Members<'_>,
+    handoff: &Handoff,
+) -> Result<Ask, Refusal> {
+    let stream = boolean(members, "stream")?.unwrap_or(false);
+    let options = options(members, stream)?;
+    let n = positive(members, "n")?.unwrap_or(1);
+    known_model(config, members)?;
+    let said = match integer(members, "max_completion_tokens")? {
+        Some(tokens) if chat => Some(tokens),
+        _ => integer(members, "max_tokens")?,
+    };
+    let prompts = prompts::of(chat, members)?;
+    let longest = prompts.iter().map(Prompt::tokens).max().unwrap_or(0);
+    fits(config, longest)?;
+    let room = config.max_model_len.saturating_sub(longest).max(1);
+    let (output, finish) = output(config, members, said, room)?;
+    Ok(Ask {
+        chat,
+        stream,
+        include_usage: options.include_usage,
+        continuous_usage: options.include_usage && options.continuous_usage_stats,
+        prompts,
+        output,
+        finish,
+        n: u32::try_from(n).unwrap_or(u32::MAX).min(ANSWERS_MAX),
+        handoff: handoff.clone(),
+    })
+}
+
+/// vLLM's own limit (`VLLM_MAX_N_SEQUENCES`) is higher; nobody tests with more.
+const ANSWERS_MAX: u32 = 128;
+
+#[derive(Default, serde::Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+    #[serde(default)]
+    continuous_usage_stats: bool,
+}
+
+fn options(members: &Members<'_>, stream: bool) -> Result<StreamOptions, Refusal> {
+    let Some(raw) = given(members, "stream_options") else { return Ok(StreamOptions::default()) };
+    if !stream {
+        let message =
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
+        return Err(Refusal::bad(message.to_owned(), Some("stream_options")));
+    }
+    serde_json::from_str(raw.get()).map_err(|_| {
+        let message = "Input should be a valid dictionary";
+        Refusal::wrong_type("stream_options", "model_attributes_type", message, "...")
+    })
+}
+
+fn known_model(config: &EmulatorConfig, members: &Members<'_>) -> Result<(), Refusal> {
+    match string(members, "model")? {
+        Some(model) if model != config.model => Err(Refusal::unknown_model(&model, &config.model)),
+        _ => Ok(()),
+    }
+}
+
+fn fits(config: &EmulatorConfig, prompt: u64) -> Result<(), Refusal> {
+    let limit = config.max_model_len;
+    if prompt < limit {
+        return Ok(());
+    }
+    let message = format!(
+        "This model's maximum context length is {limit} tokens. However, your prompt contains at \
+         least {prompt} input tokens, which exceeds this limit even without any output tokens. \
+         Please reduce the length of the input prompt. (parameter=input_tokens, value={prompt})"
+    );
+    Err(Refusal::bad(message, Some("input_tokens")))
+}
+
+/// How many tokens are made, and why they end.
+fn output(
+    config: &EmulatorConfig,
+    members: &Members<'_>,
+    said: Option<i64>,
+    room: u64,
+) -> Result<(u64, &'static str), Refusal> {
+    let min = integer(members, "min_tokens")?.unwrap_or(0);
+    if let Some(max) = said.filter(|max| *max < 1) {
+        let message = format!(
+            "max_tokens must be at least 1, got {max}. (parameter=max_tokens, value={max})"
+        );
+        return Err(Refusal::bad(message, Some("max_tokens")));
+    }
+    if min < 0 {
+        let message = format!("min_tokens must be greater than or equal to 0, got {min}.");
+        return Err(Refusal::bad(message, None));
+    }
+    // vLLM cuts what does not fit the context, silently.
+    let most = said.map_or(room, |max| max.unsigned_abs().min(room));
+    if min.unsigned_abs() > most {
+        let message =
+            format!("min_tokens must be less than or equal to max_tokens={most}, got {min}.");
+        return Err(Refusal::bad(message, None));
+    }
+    let ignore_eos = boolean(members, "ignore_eos")?.unwrap_or(false);
+    Ok(match said {
+        Some(_) => (most, "length"),
+        // Without an end of its own an answer goes on; nobody wants to wait for the context to fill.
+        None if ignore_eos => (config.default_output.get().clamp(1, room), "length"),
+        None => (config.default_output.get().max(min.unsigned_abs()).clamp(1, room), "stop"),
+    })
+}
+
+fn positive(members: &Members<'_>, member: &'static str) -> Result<Option<u64>, Refusal> {
+    match integer(members, member)? {
+        Some(value) if value < 1 => {
+            let message = format!("{member} must be at least 1, got {value}.");
+            Err(Refusal::bad(message, Some(member)))
+        }
+        value => Ok(value.map(i64::unsigned_abs)),
+    }
+}
+
+fn handoff(members: &Members<'_>) -> Result<Handoff, Refusal> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Params {
+        do_remote_decode: Option<bool>,
+        do_remote_prefill: Option<bool>,
+        remote_engine_id: Option<String>,
+        remote_request_id: Option<String>,
+        remote_host: Option<String>,
+        remote_port: Option<u16>,
+    }
+    let Some(raw) = given(members, "kv_transfer_params") else { return Ok(Handoff::None) };
+    let params: Params = serde_json::from_str(raw.get()).map_err(|_| {
+        let message = "Input should be a valid dictionary";
+        Refusal::wrong_type("kv_transfer_params", "dict_type", message, "...")
+    })?;
+    if params.do_remote_prefill == Some(true) {
+        let remote = (
+            params.remote_engine_id,
+            params.remote_request_id,
+            params.remote_host,
+            params.remote_port,
+        );
+        // Incomplete ones are logged by vLLM and the prompt is computed here.
+        let (Some(engine_id), Some(request_id), Some(host), Some(port)) = remote else {
+            return Ok(Handoff::None);
+        };
+        return Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id, host, port })));
+    }
+    let produce = params.do_remote_decode == Some(true);
+    Ok(if produce { Handoff::Produce } else { Handoff::None })
+}
+
+#[cfg(test)]
+mod tests;

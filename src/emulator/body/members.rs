@@ -1,0 +1,60 @@
+//! A body's top-level members and their simple types, refused in pydantic's words. `null` is
+//! absent. It must never copy a prompt: values stay raw until they are read.
+
+use serde_json::value::RawValue;
+
+use super::Members;
+use crate::refusal::Refusal;
+
+pub fn raw_members(body: &[u8]) -> Result<Members<'_>, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        if error.is_data() {
+            let message = "Input should be a valid dictionary";
+            return Refusal::wrong_type("", "model_attributes_type", message, "...");
+        }
+        let message = format!("JSON decode error: {error}").replace('\'', "`");
+        Refusal::wrong_type(&error.column().to_string(), "json_invalid", &message, "{}")
+    })
+}
+
+/// A member that is there and not null.
+pub fn given<'a>(members: &Members<'a>, member: &str) -> Option<&'a RawValue> {
+    members.get(member).copied().filter(|raw| raw.get() != "null")
+}
+
+pub fn boolean(members: &Members<'_>, member: &str) -> Result<Option<bool>, Refusal> {
+    typed(members, member, "bool_parsing", "Input should be a valid boolean")
+}
+
+pub fn integer(members: &Members<'_>, member: &str) -> Result<Option<i64>, Refusal> {
+    typed(members, member, "int_type", "Input should be a valid integer")
+}
+
+pub fn string(members: &Members<'_>, member: &str) -> Result<Option<String>, Refusal> {
+    typed(members, member, "string_type", "Input should be a valid string")
+}
+
+/// As pydantic would show it: strings in single quotes, containers described.
+pub fn shown(raw: &RawValue) -> String {
+    match raw.get().as_bytes().first() {
+        Some(b'"') => {
+            let text: String = serde_json::from_str(raw.get()).unwrap_or_default();
+            let cut: String = text.chars().take(200).collect();
+            format!("'{cut}'")
+        }
+        Some(b'[' | b'{') => "...".to_owned(),
+        _ => raw.get().to_owned(),
+    }
+}
+
+fn typed<'a, T: serde::Deserialize<'a>>(
+    members: &Members<'a>,
+    member: &str,
+    kind: &str,
+    message: &str,
+) -> Result<Option<T>, Refusal> {
+    let Some(raw) = given(members, member) else { return Ok(None) };
+    serde_json::from_str(raw.get())
+        .map(Some)
+        .map_err(|_| Refusal::wrong_type(member, kind, message, &shown(raw)))
+}

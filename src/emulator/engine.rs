@@ -1,0 +1,117 @@
+//! What one engine's connections and tasks share. Nothing here waits.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_sim::SeqId;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::config::EmulatorConfig;
+use crate::lease::Leases;
+use crate::prefix::PrefixCache;
+use crate::scheduler::Command;
+use crate::side::Peers;
+use crate::stats::Counters;
+use crate::tokens::Prompt;
+
+/// One emulated engine. Held by its connections; lost with them when it is killed.
+pub struct Shared {
+    /// What is emulated.
+    pub config: EmulatorConfig,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The host that other engines reach it by.
+    pub host: String,
+    /// Its engine id; another one after every start.
+    pub id: String,
+    /// Prefilled KV that waits to be fetched.
+    pub leases: Leases,
+    /// Connections to other engines.
+    pub peers: Peers,
+    /// What happened.
+    pub counters: Arc<Counters>,
+    prefix: Option<Mutex<PrefixCache>>,
+    commands: UnboundedSender<Command>,
+    sequences: AtomicU64,
+    blocks: AtomicU64,
+    killed: AtomicBool,
+}
+
+impl Shared {
+    /// An engine that listens at `address` and whose scheduler hears `commands`.
+    pub fn new(
+        config: EmulatorConfig,
+        address: SocketAddr,
+        commands: UnboundedSender<Command>,
+    ) -> Shared {
+        let reachable = match address.ip() {
+            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+            ip => ip.to_string(),
+        };
+        Shared {
+            address,
+            host: config.advertise.clone().unwrap_or(reachable),
+            id: uuid(),
+            leases: Leases::default(),
+            peers: Peers::new(config.handshake_timeout.to_duration()),
+            counters: Arc::default(),
+            prefix: config
+                .prefix_cache
+                .then(|| Mutex::new(PrefixCache::new(config.profile.kv_capacity))),
+            commands,
+            sequences: AtomicU64::new(0),
+            blocks: AtomicU64::new(0),
+            killed: AtomicBool::new(false),
+            config,
+        }
+    }
+
+    /// The number of a new sequence.
+    pub fn next_sequence(&self) -> SeqId {
+        SeqId(self.sequences.fetch_add(1, Relaxed) + 1)
+    }
+
+    /// The first of `count` block ids for a hand-off.
+    pub fn next_blocks(&self, count: u64) -> u64 {
+        self.blocks.fetch_add(count, Relaxed) % BLOCK_IDS + 1
+    }
+
+    /// Tell the scheduler; a killed one hears nothing, and nobody waits for it.
+    pub fn tell(&self, command: Command) {
+        self.commands.send(command).ok();
+    }
+
+    /// It is about to be cut off.
+    pub fn kill(&self) {
+        self.killed.store(true, Relaxed);
+    }
+
+    /// A crashed engine has no last words for others.
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Relaxed)
+    }
+
+    /// Share of the KV memory that is in use.
+    pub fn kv_usage(&self) -> f64 {
+        let used = self.counters.kv_used.load(Relaxed) as f64;
+        used / self.config.profile.kv_capacity.as_f64().max(1.0)
+    }
+
+    /// Prompt tokens whose KV is here; from now on all of the prompt's is.
+    pub fn cached(&self, prompt: &Prompt) -> u64 {
+        let Some(prefix) = &self.prefix else { return 0 };
+        let mut prefix = prefix.lock().unwrap_or_else(PoisonError::into_inner);
+        // The last token is always computed: it makes the first one of the answer.
+        prefix.touch(&prompt.chain()).min(prompt.tokens() - 1)
+    }
+}
+
+/// Block ids go round within a memory of some size.
+const BLOCK_IDS: u64 = 1 << 15;
+
+/// A random UUID, version 4.
+fn uuid() -> String {
+    let bits = fastrand::u128(..) & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let hex = format!("{bits:032x}");
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}

@@ -1,0 +1,163 @@
+//! A decode engine's side of a hand-off: memory first, then the read, then the word that the KV may
+//! go (engine_protocols.md §2). While it waits for memory it keeps the lease alive. It must never
+//! hold up another request, and never leave memory or a lease behind when the client goes.
+
+use std::sync::Arc;
+use tidegate_sim::{Sequence, Work};
+use tidegate_terms::Tokens;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+
+use crate::body::Remote;
+use crate::config::LoadFailurePolicy;
+use crate::engine::Shared;
+use crate::feed::Feed;
+use crate::scheduler::Command;
+use crate::side::{Answer, Failed, What};
+use crate::stats::Counters;
+
+/// One sequence whose KV is elsewhere.
+pub struct Fetch {
+    /// The engine that wants it.
+    pub engine: Arc<Shared>,
+    /// Who has it.
+    pub remote: Remote,
+    /// What is to run once it is here.
+    pub sequence: Sequence,
+    /// Prompt tokens whose KV is here already.
+    pub local: Tokens,
+    /// What the prompt's KV is if it is made here.
+    pub kv: u64,
+    /// Where the tokens go.
+    pub feed: Arc<Feed>,
+}
+
+/// Memory that was granted; given back unless it was used.
+struct Reserved<'a> {
+    engine: &'a Shared,
+    tokens: Tokens,
+    used: bool,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.used {
+            self.engine.tell(Command::Unreserve(self.tokens));
+        }
+    }
+}
+
+/// Fetch for each in turn and hand it to the scheduler, until the client has `left`. Several answers
+/// to one prompt share one hand-off, which the first of them uses up, as in vLLM.
+pub async fn run(fetches: Vec<Fetch>, left: oneshot::Receiver<()>) {
+    let all = async {
+        for fetch in &fetches {
+            fetch.bring().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = left => {
+            // vLLM's rejection notice: the prefill engine need not wait for its lease to end.
+            if let Some(fetch) = fetches.first().filter(|fetch| !fetch.engine.is_killed()) {
+                fetch.engine.peers.ask(&fetch.remote, What::Release, Tokens::ZERO, Tokens::ZERO)
+                    .await
+                    .ok();
+            }
+        }
+        () = all => {}
+    }
+}
+
+impl Fetch {
+    async fn bring(&self) {
+        let (engine, prompt) = (&self.engine, self.sequence.prompt);
+        let mut reserved = self.reserve().await;
+        match self.read().await {
+            Ok(answer) => {
+                let wanted = prompt - self.local;
+                Counters::add(&engine.counters.transfers_in, 1);
+                Counters::add(&engine.counters.tokens_in, wanted.get());
+                Counters::add(&engine.counters.prompt_cached, self.local.get());
+                let bytes = wanted.get() * engine.config.profile.kv_bytes;
+                Counters::add(&engine.counters.bytes_in, bytes);
+                reserved.used = true;
+                self.feed.set_kv(answer.kv, answer.cached);
+                let sequence = Sequence { work: Work::DecodeOnly, ..self.sequence };
+                engine.tell(Command::Admit {
+                    sequence,
+                    feed: Arc::clone(&self.feed),
+                    reserved: Some(prompt),
+                });
+            }
+            Err(_) => {
+                Counters::add(&engine.counters.transfers_failed, 1);
+                drop(reserved);
+                self.without();
+            }
+        }
+    }
+
+    /// The KV did not come.
+    fn without(&self) {
+        let engine = &self.engine;
+        match engine.config.policy {
+            LoadFailurePolicy::Fail => self.feed.fail(),
+            LoadFailurePolicy::Recompute => {
+                Counters::add(&engine.counters.recomputes, 1);
+                let computed = self.sequence.prompt - self.local;
+                Counters::add(&engine.counters.prompt_computed, computed.get());
+                Counters::add(&engine.counters.prompt_cached, self.local.get());
+                self.feed.set_kv(self.kv, self.local.get());
+                let sequence = Sequence { work: Work::Whole, cached: self.local, ..self.sequence };
+                let feed = Arc::clone(&self.feed);
+                engine.tell(Command::Admit { sequence, feed, reserved: None });
+            }
+        }
+    }
+
+    /// Wait for memory, telling the prefill engine that its KV is still wanted.
+    async fn reserve(&self) -> Reserved<'_> {
+        let tokens = self.sequence.prompt;
+        let (granted, mut grant) = oneshot::channel();
+        self.engine.tell(Command::Reserve { tokens, granted });
+        let period = (self.engine.config.lease / 6.0).to_duration();
+        let mut beat = interval_at(Instant::now() + period, period);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                granted = &mut grant => match granted {
+                    Ok(()) => return Reserved { engine: &self.engine, tokens, used: false },
+                    // The engine was killed; its clients go too, and this with them.
+                    Err(_) => std::future::pending::<()>().await,
+                },
+                _ = beat.tick() => {
+                    let wanted = tokens - self.local;
+                    let asked = self.engine.peers.ask(&self.remote, What::Heartbeat, tokens, wanted);
+                    // A lease that is gone shows when it is read.
+                    asked.await.ok();
+                }
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Answer, Failed> {
+        let (engine, tokens) = (&self.engine, self.sequence.prompt);
+        let wanted = tokens - self.local;
+        // An engine cannot register itself as a remote one: vLLM fails such a hand-off.
+        if self.remote.engine_id == engine.id {
+            return Err(Failed::Refused);
+        }
+        let begin = Instant::now();
+        let answer = if wanted > Tokens::ZERO {
+            let answer = engine.peers.ask(&self.remote, What::Read, tokens, wanted).await?;
+            sleep_until(begin + engine.config.profile.transfer(wanted).to_duration()).await;
+            answer
+        } else {
+            Answer { kv: self.kv, cached: self.local.get() }
+        };
+        engine.peers.ask(&self.remote, What::Done, tokens, wanted).await?;
+        Ok(answer)
+    }
+}

@@ -1,0 +1,227 @@
+//! The way of one generation request: read, admitted to the scheduler or to the hand-off, answered.
+//! Whoever drops an [`Answers`] before its end cancels what is left of it at once.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use tidegate_sim::{SeqId, Sequence, Work};
+use tidegate_terms::Tokens;
+use tokio::sync::oneshot;
+
+use crate::body::{self, Ask, Handoff, Refused, Remote};
+use crate::engine::Shared;
+use crate::feed::Feed;
+use crate::fetch::{self, Fetch};
+use crate::lease::Held;
+use crate::refusal::Refusal;
+use crate::scheduler::Command;
+use crate::shape::{Ids, Shape, handoff_params};
+use crate::side::What;
+use crate::stats::Counters;
+use crate::stream::{Reply, TokenStream};
+
+/// The answers of one request while they are made.
+pub struct Answers {
+    /// Who makes them.
+    pub engine: Arc<Shared>,
+    /// Each of them, those to one prompt together.
+    pub all: Vec<Making>,
+    /// Its drop stops a hand-off that has not ended.
+    _stop: oneshot::Sender<()>,
+    ids: Ids,
+}
+
+/// One answer.
+pub struct Making {
+    /// Its tokens.
+    pub feed: Arc<Feed>,
+    sequence: SeqId,
+    prompt: Tokens,
+    /// Its KV is held for somebody when it ends.
+    held: bool,
+    /// The scheduler knows that it has ended, or holds it for a lease.
+    settled: bool,
+}
+
+/// A client that can be told of the engine's load (engine_protocols.md §6.3).
+const ORCA: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
+
+/// Answer a request for chat or text.
+pub async fn generate(
+    engine: Arc<Shared>,
+    chat: bool,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Response<Reply> {
+    let ask = match body::read(&engine.config, chat, body).and_then(|ask| has_room(&engine, ask)) {
+        Ok(ask) => ask,
+        Err(refused) => {
+            if let Handoff::Consume(remote) = refused.handoff {
+                tokio::spawn(give_up(engine, *remote));
+            }
+            return refuse(&refused.refusal);
+        }
+    };
+    let ids = Ids::new(chat, headers);
+    let shape = Shape::new(&engine.config, &ids, &ask);
+    let answers = begin(engine, &ask, ids);
+    if ask.stream {
+        return stream(TokenStream::new(answers, shape));
+    }
+    let orca = headers.get(ORCA).and_then(|format| load_header(&answers.engine, format));
+    let mut response = whole(answers, &shape).await;
+    if let Some(load) = orca {
+        response.headers_mut().insert("endpoint-load-metrics", load);
+    }
+    response
+}
+
+fn has_room(engine: &Shared, ask: Ask) -> Result<Ask, Refused> {
+    let waiting = engine.counters.waiting.load(Relaxed);
+    match engine.config.max_queued {
+        Some(max) if waiting >= u64::from(max) => {
+            Err(Refused { refusal: Refusal::busy(), handoff: ask.handoff })
+        }
+        _ => Ok(ask),
+    }
+}
+
+/// Tell the prefill engine that nobody will fetch.
+async fn give_up(engine: Arc<Shared>, remote: Remote) {
+    // It is gone, or its lease will end: either way there is nothing more to do.
+    engine.peers.ask(&remote, What::Release, Tokens::ZERO, Tokens::ZERO).await.ok();
+}
+
+/// Hand every sequence of a request to the scheduler, or to the hand-off that comes first.
+fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
+    let (stop, stopped) = oneshot::channel();
+    let (mut all, mut fetches) = (Vec::new(), Vec::new());
+    for prompt in &ask.prompts {
+        let (kv, tokens) = (prompt.kv(), Tokens(prompt.tokens()));
+        let local = Tokens(engine.cached(prompt));
+        for index in 0..ask.n {
+            let feed = Arc::new(Feed::new(ask.stream));
+            // Answers to one prompt share its KV; all but the first find it in the cache.
+            let cached = if index == 0 { local } else { tokens - Tokens(1) };
+            // vLLM holds what is longer than one token too; a proxy that leaves max_tokens as it
+            // was gets no hand-off here, and finds out.
+            let held = ask.handoff == Handoff::Produce && ask.output == 1 && index == 0;
+            let work = if held { Work::PrefillOnly } else { Work::Whole };
+            let id = engine.next_sequence();
+            let sequence =
+                Sequence { id, prompt: tokens, cached, output: Tokens(ask.output), work };
+            let making = Making {
+                feed: Arc::clone(&feed),
+                sequence: id,
+                prompt: tokens,
+                held,
+                settled: false,
+            };
+            all.push(making);
+            if let Handoff::Consume(remote) = &ask.handoff {
+                let (engine, remote) = (Arc::clone(&engine), Remote::clone(remote));
+                fetches.push(Fetch { engine, remote, sequence, local, kv, feed });
+                continue;
+            }
+            Counters::add(&engine.counters.prompt_computed, (tokens - cached).get());
+            Counters::add(&engine.counters.prompt_cached, cached.get());
+            feed.set_kv(kv, cached.get());
+            engine.tell(Command::Admit { sequence, feed, reserved: None });
+        }
+    }
+    if !fetches.is_empty() {
+        tokio::spawn(fetch::run(fetches, stopped));
+    }
+    Counters::add(&engine.counters.open, 1);
+    Answers { engine, all, _stop: stop, ids }
+}
+
+impl Answers {
+    /// Answer `i` has its last token: what it hands over, as JSON. Its KV is held from now on.
+    pub fn settle(&mut self, i: usize) -> Option<String> {
+        let engine = &self.engine;
+        let making = &mut self.all[i];
+        making.settled = true;
+        if !making.held {
+            return None;
+        }
+        let (tokens, feed) = (making.prompt.get(), &making.feed);
+        let request_id = self.ids.internal(i);
+        let held = Held { sequence: making.sequence, tokens, kv: feed.kv(), cached: feed.cached() };
+        let params = handoff_params(engine, &request_id, &held);
+        engine.leases.hold(request_id, held, engine.config.lease.to_duration());
+        Some(params)
+    }
+
+    /// All have ended well.
+    pub fn finish(&self) {
+        Counters::add(&self.engine.counters.finished, 1);
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        for making in self.all.iter().filter(|making| !making.settled) {
+            making.feed.leave();
+            self.engine.tell(Command::Cancel(making.sequence));
+        }
+        self.engine.counters.open.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn whole(mut answers: Answers, shape: &Shape) -> Response<Reply> {
+    for i in 0..answers.all.len() {
+        let feed = Arc::clone(&answers.all[i].feed);
+        let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
+        if ended.failed {
+            Counters::add(&answers.engine.counters.errors, 1);
+            return refuse(&Refusal::internal());
+        }
+    }
+    let params: Vec<_> = (0..answers.all.len()).map(|i| answers.settle(i)).collect();
+    answers.finish();
+    let feeds: Vec<&Feed> = answers.all.iter().map(|making| &*making.feed).collect();
+    // Of several prompts only the first one's hand-off is told, as in vLLM.
+    json(StatusCode::OK, shape.whole(&feeds, params.into_iter().next().flatten()))
+}
+
+fn stream(tokens: TokenStream) -> Response<Reply> {
+    let mut response = Response::new(Reply::Stream(Box::new(tokens)));
+    let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// A refusal as an answer.
+pub fn refuse(refusal: &Refusal) -> Response<Reply> {
+    json(refusal.status, refusal.body())
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: Bytes) -> Response<Reply> {
+    let mut response = Response::new(Reply::Full(Full::new(body)));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// The load, in the format asked for.
+fn load_header(engine: &Shared, format: &HeaderValue) -> Option<HeaderValue> {
+    let waiting = engine.counters.waiting.load(Relaxed) as f64;
+    let usage = engine.kv_usage();
+    let text = match format.as_bytes().to_ascii_uppercase().as_slice() {
+        b"JSON" => format!(
+            "JSON {{\"named_metrics\": {{\"num_requests_waiting\": {waiting:?}, \"kv_cache_usage_perc\": {usage:?}}}}}"
+        ),
+        b"TEXT" => format!(
+            "TEXT named_metrics.kv_cache_usage_perc={usage:?}, named_metrics.num_requests_waiting={waiting:?}"
+        ),
+        _ => return None,
+    };
+    HeaderValue::from_str(&text).ok()
+}

@@ -1,0 +1,207 @@
+//! Prefilled KV that waits to be fetched (engine_protocols.md §2, "Lifetime of P's blocks"): held
+//! under a lease that a queued decode engine extends, read once, free when it was read, given up or
+//! forgotten. It must never give the same KV twice.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tidegate_sim::SeqId;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::engine::Shared;
+use crate::scheduler::Command;
+use crate::stats::Counters;
+
+/// KV that is held for somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Whose it is here.
+    pub sequence: SeqId,
+    /// How much.
+    pub tokens: u64,
+    /// What it is.
+    pub kv: u64,
+    /// How much of it prefill found in its cache.
+    pub cached: u64,
+}
+
+/// Why KV is not to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// No such request, or it was fetched before.
+    Unknown,
+    /// Its lease ended.
+    Expired,
+    /// Somebody reads it already.
+    Taken,
+    /// The reader's prompt has another length.
+    AnotherLength,
+}
+
+#[derive(Debug)]
+struct Lease {
+    held: Held,
+    until: Instant,
+    read: bool,
+}
+
+/// All that one engine holds, by request id.
+#[derive(Debug, Default)]
+pub struct Leases {
+    table: Mutex<Table>,
+    /// A lease was added: the one who ends them may have to wake earlier.
+    added: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    leases: HashMap<String, Lease>,
+    /// The latest that ended, to tell a late reader from a wrong one.
+    expired: VecDeque<String>,
+}
+
+/// Ended leases that are remembered.
+const EXPIRED_MAX: usize = 1024;
+
+impl Leases {
+    /// Hold KV for `lease`.
+    pub fn hold(&self, request_id: String, held: Held, lease: Duration) {
+        let until = Instant::now() + lease;
+        self.table().leases.insert(request_id, Lease { held, until, read: false });
+        self.added.notify_one();
+    }
+
+    /// A reader begins: nobody else may, and the lease lasts for at least `extension`.
+    ///
+    /// # Errors
+    /// Why there is nothing to read.
+    pub fn read(
+        &self,
+        request_id: &str,
+        tokens: u64,
+        extension: Duration,
+    ) -> Result<Held, Missing> {
+        let mut table = self.table();
+        let expired = table.expired.iter().any(|id| id == request_id);
+        let missing = if expired { Missing::Expired } else { Missing::Unknown };
+        let lease = table.leases.get_mut(request_id).ok_or(missing)?;
+        let now = Instant::now();
+        if lease.until < now {
+            return Err(Missing::Expired);
+        }
+        if lease.read {
+            return Err(Missing::Taken);
+        }
+        if lease.held.tokens != tokens {
+            return Err(Missing::AnotherLength);
+        }
+        lease.read = true;
+        lease.until = lease.until.max(now + extension);
+        Ok(lease.held)
+    }
+
+    /// A decode engine still wants it: the lease lasts for at least `extension` from now.
+    pub fn extend(&self, request_id: &str, extension: Duration) -> Result<(), Missing> {
+        let mut table = self.table();
+        let lease = table.leases.get_mut(request_id).ok_or(Missing::Expired)?;
+        lease.until = lease.until.max(Instant::now() + extension);
+        Ok(())
+    }
+
+    /// It was read, or given up.
+    ///
+    /// # Errors
+    /// Its lease has ended, or there was none.
+    pub fn end(&self, request_id: &str) -> Result<Held, Missing> {
+        let mut table = self.table();
+        let expired = table.expired.iter().any(|id| id == request_id);
+        let missing = if expired { Missing::Expired } else { Missing::Unknown };
+        table.leases.remove(request_id).map(|lease| lease.held).ok_or(missing)
+    }
+
+    /// How many are held.
+    pub fn count(&self) -> usize {
+        self.table().leases.len()
+    }
+
+    fn take_expired(&self) -> Vec<Held> {
+        let now = Instant::now();
+        let mut table = self.table();
+        let Table { leases, expired } = &mut *table;
+        let ended = leases.extract_if(|_, lease| lease.until <= now);
+        let held = ended.map(|(id, lease)| {
+            expired.push_back(id);
+            lease.held
+        });
+        let held = held.collect();
+        while table.expired.len() > EXPIRED_MAX {
+            table.expired.pop_front();
+        }
+        held
+    }
+
+    fn next_end(&self) -> Option<Instant> {
+        self.table().leases.values().map(|lease| lease.until).min()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Free what nobody came for, for as long as the engine runs.
+pub async fn expire(engine: Arc<Shared>) {
+    loop {
+        match engine.leases.next_end() {
+            None => engine.leases.added.notified().await,
+            Some(end) => tokio::select! {
+                () = sleep_until(end) => {}
+                () = engine.leases.added.notified() => {}
+            },
+        }
+        for held in engine.leases.take_expired() {
+            Counters::add(&engine.counters.leases_expired, 1);
+            engine.tell(Command::Release(held.sequence));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    fn held() -> Leases {
+        let leases = Leases::default();
+        let held = Held { sequence: SeqId(1), tokens: 100, kv: 7, cached: 0 };
+        leases.hold("r".to_owned(), held, LEASE);
+        leases
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kv_is_read_once_by_a_reader_with_the_same_prompt() {
+        let leases = held();
+        assert_eq!(leases.read("other", 100, LEASE), Err(Missing::Unknown));
+        assert_eq!(leases.read("r", 99, LEASE), Err(Missing::AnotherLength));
+        assert_eq!(leases.read("r", 100, LEASE).map(|held| held.kv), Ok(7));
+        assert_eq!(leases.read("r", 100, LEASE), Err(Missing::Taken));
+        assert!(leases.end("r").is_ok());
+        assert_eq!(leases.end("r"), Err(Missing::Unknown));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_ends_unless_it_is_extended() {
+        let leases = held();
+        tokio::time::advance(Duration::from_secs(29)).await;
+        assert_eq!(leases.extend("r", Duration::from_secs(20)), Ok(()));
+        tokio::time::advance(Duration::from_secs(19)).await;
+        assert_eq!(leases.take_expired(), []);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(leases.take_expired().len(), 1);
+        assert_eq!(leases.read("r", 100, LEASE), Err(Missing::Expired));
+        assert_eq!(leases.extend("r", LEASE), Err(Missing::Expired));
+        assert_eq!(leases.end("r"), Err(Missing::Expired));
+    }
+}

@@ -1,0 +1,60 @@
+//! The page of `/metrics` under vLLM's names (engine_protocols.md §6.1, and the recorded page).
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::engine::Shared;
+use crate::tokens::BLOCK_TOKENS;
+
+/// The page as it is now.
+pub fn page(engine: &Shared) -> String {
+    let counters = &engine.counters;
+    let of = |counter: &AtomicU64| counter.load(Relaxed) as f64;
+    let labels = format!("engine=\"0\",model_name={:?}", engine.config.model);
+    let mut page = String::with_capacity(8 << 10);
+    let mut row = |kind: &str, name: &str, more: &str, value: f64| {
+        let family = name.trim_end_matches("_sum").trim_end_matches("_count");
+        let family = if kind == "histogram" { family } else { name };
+        if !page.contains(&format!("# TYPE vllm:{family} ")) {
+            // Writing to a String cannot fail.
+            writeln!(page, "# TYPE vllm:{family} {kind}").ok();
+        }
+        writeln!(page, "vllm:{name}{{{labels}{more}}} {value:?}").ok();
+    };
+    let (computed, cached, moved) =
+        (of(&counters.prompt_computed), of(&counters.prompt_cached), of(&counters.tokens_in));
+    let deferred = of(&counters.deferred);
+    row("gauge", "num_requests_running", "", of(&counters.running));
+    row("gauge", "num_requests_waiting", "", of(&counters.waiting));
+    let by_reason = "num_requests_waiting_by_reason";
+    row("gauge", by_reason, ",reason=\"capacity\"", (of(&counters.waiting) - deferred).max(0.0));
+    row("gauge", by_reason, ",reason=\"deferred\"", deferred);
+    row("gauge", "kv_cache_usage_perc", "", engine.kv_usage());
+    row("counter", "prefix_cache_queries_total", "", computed + cached + moved);
+    row("counter", "prefix_cache_hits_total", "", cached);
+    row("counter", "external_prefix_cache_queries_total", "", computed + moved);
+    row("counter", "external_prefix_cache_hits_total", "", moved);
+    row("counter", "num_preemptions_total", "", 0.0);
+    row("counter", "prompt_tokens_total", "", computed + cached + moved);
+    let source = "prompt_tokens_by_source_total";
+    row("counter", source, ",source=\"local_compute\"", computed);
+    row("counter", source, ",source=\"local_cache_hit\"", cached);
+    row("counter", source, ",source=\"external_kv_transfer\"", moved);
+    row("counter", "prompt_tokens_cached_total", "", cached + moved);
+    row("counter", "generation_tokens_total", "", of(&counters.generated));
+    let success = "request_success_total";
+    row("counter", success, ",finished_reason=\"length\"", of(&counters.finished));
+    row("counter", success, ",finished_reason=\"error\"", of(&counters.errors));
+    // It stays 0 in a real vLLM too, whoever leaves (real_engines/README.md).
+    row("counter", success, ",finished_reason=\"abort\"", 0.0);
+    row("histogram", "nixl_bytes_transferred_sum", "", of(&counters.bytes_in));
+    row("histogram", "nixl_bytes_transferred_count", "", of(&counters.transfers_in));
+    row("counter", "nixl_num_failed_transfers_total", "", of(&counters.transfers_failed));
+    row("counter", "nixl_num_failed_notifications_total", "", 0.0);
+    row("counter", "nixl_num_kv_expired_reqs_total", "", of(&counters.leases_expired));
+    row("counter", "nixl_num_notifications_after_expiry_total", "", of(&counters.late_reads));
+    let blocks = engine.config.profile.kv_capacity.get() / BLOCK_TOKENS as u64;
+    let info = format!(",block_size=\"{BLOCK_TOKENS}\",num_gpu_blocks=\"{blocks}\"");
+    row("gauge", "cache_config_info", &info, 1.0);
+    page
+}

@@ -1,0 +1,61 @@
+//! The optional prefix cache: which blocks' KV an engine still has. It holds as many tokens as the
+//! KV memory does and forgets the block not used for longest; memory that running sequences hold is
+//! not taken off (vLLM's cache lives in what they leave free).
+
+use std::collections::{BTreeMap, HashMap};
+use tidegate_terms::Tokens;
+
+use crate::tokens::BLOCK_TOKENS;
+
+/// Blocks by their chained hash.
+#[derive(Debug)]
+pub struct PrefixCache {
+    used: HashMap<u64, u64>,
+    by_age: BTreeMap<u64, u64>,
+    turn: u64,
+    blocks_max: usize,
+}
+
+impl PrefixCache {
+    /// For a memory of so many tokens.
+    pub fn new(capacity: Tokens) -> PrefixCache {
+        PrefixCache {
+            used: HashMap::new(),
+            by_age: BTreeMap::new(),
+            turn: 0,
+            blocks_max: (capacity.get() as usize / BLOCK_TOKENS).max(1),
+        }
+    }
+
+    /// How many tokens of this chain are here; from now on all are.
+    pub fn touch(&mut self, chain: &[u64]) -> u64 {
+        let hit = chain.iter().take_while(|block| self.used.contains_key(block)).count();
+        // The last block is the oldest: a prefix outlives what builds on it.
+        for block in chain.iter().rev() {
+            self.turn += 1;
+            if let Some(before) = self.used.insert(*block, self.turn) {
+                self.by_age.remove(&before);
+            }
+            self.by_age.insert(self.turn, *block);
+        }
+        while self.used.len() > self.blocks_max {
+            let Some((_, block)) = self.by_age.pop_first() else { break };
+            self.used.remove(&block);
+        }
+        (hit * BLOCK_TOKENS) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_beginning_counts_and_the_oldest_block_goes_first() {
+        let mut cache = PrefixCache::new(Tokens(4 * BLOCK_TOKENS as u64));
+        assert_eq!(cache.touch(&[1, 2, 3]), 0);
+        assert_eq!(cache.touch(&[1, 2, 4]), 2 * BLOCK_TOKENS as u64);
+        assert_eq!(cache.touch(&[5]), 0);
+        assert_eq!(cache.touch(&[1, 2, 3]), 2 * BLOCK_TOKENS as u64, "3 was the oldest");
+    }
+}

@@ -1,0 +1,122 @@
+//! Errors in vLLM's form (engine_protocols.md §1.6 and the recorded transcripts). It must never
+//! answer in a form of its own: a proxy is tested against these bytes.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Serialize;
+
+/// Why a request is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// 400, 403, 404, 500 or 503.
+    pub status: StatusCode,
+    /// vLLM's `type`.
+    pub kind: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// The member at fault.
+    pub param: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Wire<'a> {
+    error: Error<'a>,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: u16,
+}
+
+impl Refusal {
+    /// A value of the right type that cannot be served.
+    pub fn bad(message: String, param: Option<&str>) -> Refusal {
+        Refusal {
+            status: StatusCode::BAD_REQUEST,
+            kind: "BadRequestError",
+            message,
+            param: param.map(str::to_owned),
+        }
+    }
+
+    /// A value of the wrong type: pydantic's words.
+    pub fn wrong_type(member: &str, kind: &str, message: &str, input: &str) -> Refusal {
+        let loc = if member.is_empty() { "body".to_owned() } else { format!("body.{member}") };
+        Refusal {
+            status: StatusCode::BAD_REQUEST,
+            kind: "Bad Request",
+            message: format!(
+                "1 validation error:\n  {{'type': '{kind}', 'loc': '{loc}', 'msg': '{message}', 'input': {input}}}"
+            ),
+            param: Some(loc),
+        }
+    }
+
+    /// Not the model that is served.
+    pub fn unknown_model(model: &str, served: &str) -> Refusal {
+        Refusal {
+            status: StatusCode::NOT_FOUND,
+            kind: "NotFoundError",
+            message: format!("The model `{model}` does not exist. Valid aliases: {served}."),
+            param: Some("model".to_owned()),
+        }
+    }
+
+    /// The KV did not come and the policy is to fail.
+    pub fn internal() -> Refusal {
+        Refusal {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            kind: "InternalServerError",
+            message: "Internal server error".to_owned(),
+            param: None,
+        }
+    }
+
+    /// `--max-num-queued-reqs` is reached.
+    pub fn busy() -> Refusal {
+        Refusal {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "Service Unavailable",
+            message: "The engine is currently busy. Please try again later.".to_owned(),
+            param: None,
+        }
+    }
+
+    /// A route that only exists behind a flag.
+    pub fn scale_out_disabled() -> Refusal {
+        Refusal {
+            status: StatusCode::FORBIDDEN,
+            kind: "PermissionDeniedError",
+            message: "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.".to_owned(),
+            param: None,
+        }
+    }
+
+    /// As JSON.
+    pub fn body(&self) -> Bytes {
+        let error = Error {
+            message: &self.message,
+            kind: self.kind,
+            param: self.param.as_deref(),
+            code: self.status.as_u16(),
+        };
+        Bytes::from(serde_json::to_vec(&Wire { error }).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_type_reads_as_in_the_transcript() {
+        let refusal =
+            Refusal::wrong_type("messages", "list_type", "Input should be a valid list", "'x'");
+        let expected = r#"{"error":{"message":"1 validation error:\n  {'type': 'list_type', 'loc': 'body.messages', 'msg': 'Input should be a valid list', 'input': 'x'}","type":"Bad Request","param":"body.messages","code":400}}"#;
+        assert_eq!(refusal.body(), expected);
+    }
+}

@@ -1,0 +1,196 @@
+//! How engines ask each other for KV: NIXL's handshake, read and notifications, as one private path
+//! of the HTTP listener. Engines in different processes can pair, and a dead one is a connection
+//! that fails.
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tidegate_terms::Tokens;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::body::Remote;
+use crate::engine::Shared;
+use crate::lease::Missing;
+use crate::scheduler::Command;
+use crate::stats::Counters;
+
+/// The private path.
+pub const PATH: &str = "/emulator/nixl";
+
+/// What one engine asks another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// I begin to read.
+    Read,
+    /// I have read it all.
+    Done,
+    /// My request is queued: keep it.
+    Heartbeat,
+    /// I shall not read it.
+    Release,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    what: What,
+    engine_id: String,
+    request_id: String,
+    /// The reader's prompt.
+    tokens: u64,
+    /// Of those, the ones whose KV it lacks.
+    wanted: u64,
+}
+
+/// What a reader learns.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Answer {
+    /// The KV.
+    pub kv: u64,
+    /// Tokens that prefill found in its cache.
+    pub cached: u64,
+}
+
+/// The KV does not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// Nobody answers there; known only once the handshake timeout is over.
+    Unreachable,
+    /// It is not there, or not any more.
+    Refused,
+}
+
+/// Kept connections, by host and port.
+type Idle = HashMap<(String, u16), Vec<SendRequest<Full<Bytes>>>>;
+
+/// Connections to other engines. They are kept: a hand-off should cost two exchanges and no more.
+pub struct Peers {
+    timeout: Duration,
+    idle: Mutex<Idle>,
+}
+
+/// Answer another engine.
+pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
+    let Ok(question) = serde_json::from_slice::<Question>(body) else {
+        return (StatusCode::BAD_REQUEST, Bytes::new());
+    };
+    if question.engine_id != engine.id {
+        return (StatusCode::NOT_FOUND, Bytes::from_static(b"\"another engine\""));
+    }
+    let (id, extension) = (question.request_id.as_str(), (engine.config.lease * (2.0 / 3.0)));
+    let extension = extension.to_duration();
+    let answer = match question.what {
+        What::Read => engine
+            .leases
+            .read(id, question.tokens, extension)
+            .map(|held| Answer { kv: held.kv, cached: held.cached }),
+        What::Heartbeat => engine.leases.extend(id, extension).map(|()| Answer::default()),
+        What::Done | What::Release => engine.leases.end(id).map(|held| {
+            engine.tell(Command::Release(held.sequence));
+            if question.what == What::Done {
+                let bytes = question.wanted * engine.config.profile.kv_bytes;
+                Counters::add(&engine.counters.bytes_out, bytes);
+            }
+            Answer { kv: held.kv, cached: held.cached }
+        }),
+    };
+    match answer {
+        Ok(answer) => {
+            (StatusCode::OK, Bytes::from(serde_json::to_vec(&answer).unwrap_or_default()))
+        }
+        Err(missing) => {
+            if missing == Missing::Expired && question.what != What::Heartbeat {
+                Counters::add(&engine.counters.late_reads, 1);
+            }
+            (StatusCode::GONE, Bytes::from(format!("\"{missing:?}\"")))
+        }
+    }
+}
+
+impl Peers {
+    /// That wait so long for one that does not answer.
+    pub fn new(timeout: Duration) -> Peers {
+        Peers { timeout, idle: Mutex::default() }
+    }
+
+    /// Ask the engine that holds `remote`. One that cannot be reached is waited for, as ZMQ does,
+    /// until the handshake timeout.
+    ///
+    /// # Errors
+    /// Nobody answers, or the KV is not there.
+    pub async fn ask(
+        &self,
+        remote: &Remote,
+        what: What,
+        tokens: Tokens,
+        wanted: Tokens,
+    ) -> Result<Answer, Failed> {
+        let question = Question {
+            what,
+            engine_id: remote.engine_id.clone(),
+            request_id: remote.request_id.clone(),
+            tokens: tokens.get(),
+            wanted: wanted.get(),
+        };
+        let body = Bytes::from(serde_json::to_vec(&question).map_err(|_| Failed::Refused)?);
+        let deadline = Instant::now() + self.timeout;
+        match timeout_at(deadline, self.exchange(remote, body)).await {
+            Ok(Some((StatusCode::OK, answer))) => {
+                serde_json::from_slice(&answer).map_err(|_| Failed::Refused)
+            }
+            Ok(Some(_)) => Err(Failed::Refused),
+            Ok(None) | Err(_) => {
+                sleep_until(deadline).await;
+                Err(Failed::Unreachable)
+            }
+        }
+    }
+
+    async fn exchange(&self, remote: &Remote, body: Bytes) -> Option<(StatusCode, Bytes)> {
+        let peer = (remote.host.clone(), remote.port);
+        // A kept connection may have been closed meanwhile: then once more on a fresh one.
+        while let Some(kept) = self.take(&peer) {
+            if let Some(answer) = self.send(&peer, kept, body.clone()).await {
+                return Some(answer);
+            }
+        }
+        let stream = TcpStream::connect((remote.host.as_str(), remote.port)).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.ok()?;
+        // Its end is seen by whoever uses it.
+        tokio::spawn(async move { drop(connection.await) });
+        self.send(&peer, sender, body).await
+    }
+
+    async fn send(
+        &self,
+        peer: &(String, u16),
+        mut sender: SendRequest<Full<Bytes>>,
+        body: Bytes,
+    ) -> Option<(StatusCode, Bytes)> {
+        let request = Request::post(PATH).header("host", &peer.0).body(Full::new(body)).ok()?;
+        let answer = sender.send_request(request).await.ok()?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.ok()?.to_bytes();
+        self.idle().entry(peer.clone()).or_default().push(sender);
+        Some((status, body))
+    }
+
+    fn take(&self, peer: &(String, u16)) -> Option<SendRequest<Full<Bytes>>> {
+        let mut idle = self.idle();
+        let kept = idle.get_mut(peer)?;
+        kept.retain(|sender| !sender.is_closed());
+        kept.pop()
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,128 @@
+//! An answer's body: all here, or tokens as they come. All tokens that are there leave in one write;
+//! the head has gone before, as with vLLM, so that what fails later is an event in the stream.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use crate::feed::Progress;
+use crate::generate::Answers;
+use crate::refusal::Refusal;
+use crate::shape::Shape;
+use crate::stats::Counters;
+
+/// A body.
+pub enum Reply {
+    /// All here.
+    Full(Full<Bytes>),
+    /// Tokens as they come.
+    Stream(Box<TokenStream>),
+}
+
+/// Tokens as they come. Its drop cancels what has not ended.
+pub struct TokenStream {
+    answers: Answers,
+    shape: Shape,
+    /// Tokens sent, by answer.
+    sent: Vec<u64>,
+    ended: bool,
+}
+
+/// A usual chunk with its id fits.
+const CHUNK_BYTES: usize = 384;
+
+impl TokenStream {
+    /// Of answers that have just begun.
+    pub fn new(answers: Answers, shape: Shape) -> TokenStream {
+        let sent = vec![0; answers.all.len()];
+        TokenStream { answers, shape, sent, ended: false }
+    }
+
+    fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let mut out = BytesMut::new();
+        let mut over = true;
+        for i in 0..self.sent.len() {
+            let Poll::Ready(progress) = self.answers.all[i].feed.poll_beyond(self.sent[i], context)
+            else {
+                over = false;
+                continue;
+            };
+            if progress.failed {
+                return Poll::Ready(Some(self.fail(out)));
+            }
+            over &= progress.over;
+            self.put_tokens(&mut out, i, progress);
+        }
+        if over {
+            self.ended = true;
+            self.answers.finish();
+            self.shape.end(&mut out, self.sent.iter().sum());
+        }
+        if out.is_empty() { Poll::Pending } else { Poll::Ready(Some(out.freeze())) }
+    }
+
+    fn put_tokens(&mut self, out: &mut BytesMut, i: usize, progress: Progress) {
+        if progress.tokens == self.sent[i] {
+            return;
+        }
+        out.reserve(CHUNK_BYTES * (progress.tokens - self.sent[i]) as usize);
+        if self.sent.iter().all(|sent| *sent == 0) {
+            for i in 0..self.sent.len() {
+                self.shape.role(out, i as u32);
+            }
+        }
+        for number in self.sent[i]..progress.tokens {
+            let last = progress.over && number + 1 == progress.tokens;
+            let handoff = if last { self.answers.settle(i) } else { None };
+            let feed = &self.answers.all[i].feed;
+            self.shape.token(out, (i as u32, number), feed, last, handoff.as_deref());
+        }
+        self.sent[i] = progress.tokens;
+    }
+
+    fn fail(&mut self, mut out: BytesMut) -> Bytes {
+        self.ended = true;
+        Counters::add(&self.answers.engine.counters.errors, 1);
+        out.put_slice(b"data: ");
+        out.put_slice(&Refusal::internal().body());
+        out.put_slice(b"\n\ndata: [DONE]\n\n");
+        out.freeze()
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut *self {
+            Reply::Full(full) => Pin::new(full).poll_frame(context),
+            Reply::Stream(tokens) => {
+                tokens.poll_bytes(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Reply::Full(full) => full.is_end_stream(),
+            Reply::Stream(tokens) => tokens.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Reply::Full(full) => full.size_hint(),
+            Reply::Stream(_) => SizeHint::default(),
+        }
+    }
+}

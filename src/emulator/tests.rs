@@ -1,0 +1,7 @@
+//! Behaviour over real sockets, with a profile ten times as fast as the reference.
+
+mod client;
+mod handoff;
+mod lifecycle;
+mod shapes;
+mod time;

@@ -1,0 +1,86 @@
+//! The scheduler keeps the model's time, in tokio's paused clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_sim::{Engine, Profile, SeqId, Sequence, Work};
+use tidegate_terms::{Seconds, Tokens};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, advance};
+
+use crate::feed::Feed;
+use crate::scheduler::{Command, Scheduler};
+
+fn running() -> (UnboundedSender<Command>, Arc<Feed>, Seconds) {
+    // Only the weights take time: each step is as long as the other.
+    let zero = Seconds::ZERO;
+    let step = Seconds(0.010);
+    let profile = Profile {
+        t_base: zero,
+        t_weights: step,
+        t_kv: zero,
+        t_seq: zero,
+        t_tok: zero,
+        t_att: zero,
+        ..Profile::default()
+    };
+    let (commands, inbox) = unbounded_channel();
+    tokio::spawn(Scheduler::new(Engine::new(profile), inbox, Arc::default()).run());
+    let feed = Arc::new(Feed::new(true));
+    let sequence = Sequence {
+        id: SeqId(1),
+        prompt: Tokens(10),
+        cached: Tokens::ZERO,
+        output: Tokens(1000),
+        work: Work::Whole,
+    };
+    commands.send(Command::Admit { sequence, feed: Arc::clone(&feed), reserved: None }).unwrap();
+    (commands, feed, step)
+}
+
+async fn settle() {
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_come_at_the_models_pace() {
+    let (_commands, feed, step) = running();
+    settle().await;
+    let begin = Instant::now();
+    std::future::poll_fn(|context| feed.poll_beyond(99, context)).await;
+    let took = Seconds::from(begin.elapsed());
+    assert!((took - step * 100.0).get().abs() < 0.002, "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_wake_up_does_not_stretch_time() {
+    let (_commands, feed, _) = running();
+    settle().await;
+    // The machine stands still for 30 steps, again and again.
+    for round in 1..=4 {
+        advance(Duration::from_millis(300)).await;
+        settle().await;
+        let tokens = feed.progress().tokens;
+        assert!((30 * round - 1..=30 * round).contains(&tokens), "{tokens} in round {round}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_left_before_its_sequence_came_is_not_served() {
+    let (commands, _feed, _) = running();
+    let feed = Arc::new(Feed::new(true));
+    feed.leave();
+    let sequence = Sequence {
+        id: SeqId(2),
+        prompt: Tokens(10),
+        cached: Tokens::ZERO,
+        output: Tokens(1000),
+        work: Work::Whole,
+    };
+    commands.send(Command::Cancel(SeqId(2))).unwrap();
+    commands.send(Command::Admit { sequence, feed: Arc::clone(&feed), reserved: None }).unwrap();
+    advance(Duration::from_millis(300)).await;
+    settle().await;
+    assert_eq!(feed.progress().tokens, 0);
+}
