@@ -1,22 +1,34 @@
 //! The engine model, in virtual time: what policies are compared on, and what the emulator serves.
 //!
-//! - [`profile`]: engines' constants
-//! - [`engine`]: one engine's scheduler and step times
-//! - [`trace`]: arrivals, read or made
-//! - [`fixed`]: a fleet with a fixed split
-//! - [`report`]: what came of a run
+//! - [`Profile`]: engines' constants
+//! - [`Engine`]: one engine's scheduler and step times
+//! - [`Trace`]: arrivals, read or made
+//! - [`Report`]: what came of a run
+//! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
+//!
+//! Behind `simulate`: cluster.rs moves time; immediate.rs and follow.rs decide where requests go,
+//! the one as operators do it today, the other with the live proxy's own placement and planner,
+//! for which ledger.rs and demand.rs keep the proxy's accounts.
 //!
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-pub mod engine;
-pub mod fixed;
-pub mod profile;
-pub mod report;
-pub mod trace;
+mod cluster;
+mod demand;
+mod engine;
+mod follow;
+mod immediate;
+mod ledger;
+mod policy;
+mod profile;
+mod report;
+mod simulate;
+mod trace;
 
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
-pub use fixed::{best_split, fixed_split};
+pub use follow::TidegateParams;
+pub use policy::{Policy, PolicyError};
 pub use profile::Profile;
 pub use report::{Outcome, Report};
+pub use simulate::{Run, SimConfig, best_split, simulate};
 pub use trace::{Arrival, Trace, TraceError};

@@ -1,0 +1,329 @@
+//! The policy `tidegate`: placement, deadline queue and planner of the live proxy, driven in
+//! virtual time. This file does what proxy/place.rs, dispatcher.rs and control/ do, and decides
+//! nothing itself.
+//!
+//! Where it is simpler than the live proxy: costs are the profile's truth (the fits have
+//! converged), slack is exact rather than a plan interval old, nobody dies, and legs cost no time
+//! but the hand-off's.
+
+use std::collections::VecDeque;
+use tidegate_cost::{OutputEstimate, TransferModel};
+use tidegate_placement::{
+    Choice, DeadlineQueue, Excluded, Handover, Job, Outcome, Params as PlacementParams, Split,
+    Took, place, place_decode,
+};
+use tidegate_planner::{Params as PlannerParams, State, initial, plan};
+use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+
+use crate::cluster::{Cluster, Router};
+use crate::demand::Demand;
+use crate::engine::Work;
+use crate::ledger::Ledger;
+use crate::simulate::SimConfig;
+
+/// The parameters that the live proxy takes from its settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TidegateParams {
+    /// How requests are placed. Its SLO, chunk and transfer cost are overwritten by the fleet's.
+    pub placement: PlacementParams,
+    /// How roles are planned. Its SLO is overwritten.
+    pub planner: PlannerParams,
+    /// The planner runs this often without any event.
+    pub plan_interval: Seconds,
+    /// While requests wait it runs again after so long.
+    pub plan_gap: Seconds,
+    /// A request that has waited so long for its first leg is refused.
+    pub queue_deadline: Seconds,
+    /// A prefilled request that has waited so long takes any decode engine.
+    pub handoff_deadline: Seconds,
+    /// Do requests tell their output length as `max_tokens`, as those of `tidegate replay` do?
+    pub tells_output: bool,
+    /// Does the planner move roles?
+    pub flips: bool,
+    /// Prefill engines to start with; `None`: the planner's own choice.
+    pub start: Option<usize>,
+}
+
+impl Default for TidegateParams {
+    /// The defaults of tidegate_settings.
+    fn default() -> TidegateParams {
+        TidegateParams {
+            placement: PlacementParams::default(),
+            planner: PlannerParams::default(),
+            plan_interval: Seconds(0.02),
+            plan_gap: Seconds(0.002),
+            queue_deadline: Seconds(30.0),
+            handoff_deadline: Seconds(20.0),
+            tells_output: false,
+            flips: true,
+            start: None,
+        }
+    }
+}
+
+/// Output tokens to expect before any answer was seen; as the proxy.
+const OUTPUT_PRIOR: Tokens = Tokens(256);
+/// Those that wait are looked at this often without any event; as the proxy's dispatcher.
+const IDLE_PASS: Seconds = Seconds(0.25);
+/// All engines serve one model.
+const POOL: PoolId = PoolId(0);
+
+/// The live proxy's decisions on a cluster.
+pub(crate) struct Follow {
+    params: TidegateParams,
+    ledger: Ledger,
+    demand: Demand,
+    output: OutputEstimate,
+    queue: DeadlineQueue,
+    /// Prefilled requests without a decode engine, oldest first, and when they take any.
+    decodes: VecDeque<(Handover, Moment)>,
+    state: State,
+    planned_at: Moment,
+    /// The earliest wake-up that is on its way.
+    woken_at: Moment,
+    passed_at: Moment,
+    flips: u64,
+}
+
+impl Follow {
+    pub(crate) fn new(config: &SimConfig) -> Follow {
+        let mut params = config.tidegate;
+        let profile = &config.profile;
+        params.placement.slo = config.slo;
+        params.placement.chunk = profile.chunk;
+        params.placement.transfer =
+            TransferModel { base: profile.t_handoff, per_token: profile.t_xfer };
+        params.planner.slo = config.slo;
+        let mut ledger = Ledger::new(profile, config.engines, config.slo.tpot);
+        let roles = match params.start {
+            Some(prefills) => (0..config.engines)
+                .map(|engine| if engine < prefills { Role::Prefill } else { Role::Decode })
+                .collect(),
+            None => initial(&params.planner, &ledger.observation(Vec::new())),
+        };
+        ledger.set_roles(roles);
+        Follow {
+            queue: DeadlineQueue::with_limit(params.placement.queue_max),
+            params,
+            ledger,
+            demand: Demand::default(),
+            output: OutputEstimate::new(OUTPUT_PRIOR),
+            decodes: VecDeque::new(),
+            state: State::default(),
+            planned_at: Moment::START,
+            woken_at: Moment::NEVER,
+            passed_at: Moment::START,
+            flips: 0,
+        }
+    }
+
+    /// Roles that changed so far.
+    pub(crate) fn flips(&self) -> u64 {
+        self.flips
+    }
+
+    fn job(&self, cluster: &Cluster<'_>, request: usize) -> Job {
+        let arrival = &cluster.trace().arrivals[request];
+        let (id, now) = (id_of(request), cluster.now());
+        Job {
+            id,
+            pool: POOL,
+            prompt: arrival.prompt,
+            expected_output: self.output.expect(self.limit(arrival.output)),
+            arrived: now,
+            ttft_deadline: now + self.params.placement.slo.ttft,
+            queue_deadline: now + self.params.queue_deadline,
+            split: Split::May,
+            // As the proxy: the golden ratio spreads evenly.
+            seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            excluded: Excluded::default(),
+        }
+    }
+
+    fn limit(&self, output: Tokens) -> Option<Tokens> {
+        self.params.tells_output.then_some(output)
+    }
+
+    fn waits(&self) -> bool {
+        !(self.queue.is_empty() && self.decodes.is_empty())
+    }
+
+    /// Place what fits now, prefilled requests first: they hold memory.
+    fn pass(&mut self, cluster: &mut Cluster<'_>) {
+        self.passed_at = cluster.now();
+        if !self.waits() {
+            return;
+        }
+        self.place_decodes(cluster);
+        let mut placed = Vec::new();
+        let mut refused = Vec::new();
+        let now = cluster.now();
+        let view = self.ledger.view(now);
+        self.queue.poll(&self.params.placement, now, &view, |outcome| {
+            match outcome {
+                Outcome::Place(job, choice) => {
+                    view.reserve(choice, job.prompt);
+                    placed.push((job.id, choice));
+                }
+                Outcome::Expired(job) | Outcome::Nowhere(job, _) => refused.push(job.id),
+            }
+            Took::Yes
+        });
+        for (id, choice) in placed {
+            self.start(cluster, request_of(id), choice);
+        }
+        for id in refused {
+            cluster.refuse(request_of(id));
+        }
+        let (requests, prefill) = self.queue.waiting(POOL);
+        self.demand.waits(requests, prefill, self.decodes.len());
+        if self.waits() {
+            let surge = self.planned_at + self.params.plan_gap;
+            self.wake(cluster, surge.max(now));
+        }
+    }
+
+    fn place_decodes(&mut self, cluster: &mut Cluster<'_>) {
+        let now = cluster.now();
+        for _ in 0..self.decodes.len() {
+            let Some((handover, deadline)) = self.decodes.pop_front() else { return };
+            let view = self.ledger.view(now);
+            let on = match place_decode(&self.params.placement, now, &handover, &view) {
+                None if now < deadline => {
+                    self.decodes.push_back((handover, deadline));
+                    continue;
+                }
+                None => view.fewest_streams(handover.from),
+                Some(on) => on,
+            };
+            view.open_stream(on, handover.kv);
+            cluster.hand_over(request_of(handover.id), handover.from.index(), on.index());
+        }
+    }
+
+    /// A choice's room is reserved: send the leg.
+    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, choice: Choice) {
+        match choice {
+            Choice::Prefill { on, predicted, cached } => {
+                self.ledger.charge(request, predicted);
+                cluster.admit(request, on.index(), Work::PrefillOnly, cached);
+            }
+            Choice::Whole { on, predicted, cached } => {
+                self.ledger.charge(request, predicted);
+                cluster.admit(request, on.index(), Work::Whole, cached);
+            }
+            // Nobody starts what has no place.
+            Choice::Wait(_) | Choice::Nowhere(_) => {}
+        }
+    }
+
+    fn wake(&mut self, cluster: &mut Cluster<'_>, at: Moment) {
+        if at < self.woken_at {
+            self.woken_at = at;
+            cluster.wake_at(at);
+        }
+    }
+
+    fn plan(&mut self, cluster: &mut Cluster<'_>) {
+        let now = cluster.now();
+        self.planned_at = now;
+        let observation = self.ledger.observation(vec![self.demand.since_last()]);
+        let (decision, state) = plan(&self.params.planner, now, &observation, &self.state);
+        self.state = state;
+        if let Some(roles) = decision.roles.filter(|_| self.params.flips) {
+            let changed = self.ledger.set_roles(roles);
+            self.flips += changed;
+            if changed > 0 {
+                self.pass(cluster);
+            }
+        }
+    }
+}
+
+impl Router for Follow {
+    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
+        if self.woken_at == Moment::NEVER {
+            self.wake(cluster, cluster.now());
+        }
+        let job = self.job(cluster, request);
+        let work = cluster.profile().prefill_model().predict(job.prompt, Tokens::ZERO);
+        self.demand.arrived(work, job.prompt, job.expected_output);
+        if self.queue.is_empty() {
+            let now = cluster.now();
+            let view = self.ledger.view(now);
+            let choice = place(&self.params.placement, now, &job, &view);
+            match choice {
+                Choice::Prefill { .. } | Choice::Whole { .. } => {
+                    view.reserve(choice, job.prompt);
+                    return self.start(cluster, request, choice);
+                }
+                Choice::Nowhere(_) => return cluster.refuse(request),
+                Choice::Wait(_) => {}
+            }
+        }
+        match self.queue.offer(job) {
+            Ok(()) => self.pass(cluster),
+            Err(_) => cluster.refuse(request),
+        }
+    }
+
+    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.ledger.settle(request, engine);
+        let arrival = &cluster.trace().arrivals[request];
+        let (from, id) = (BackendId(engine as u16), id_of(request));
+        let mut excluded = Excluded::default();
+        // As the proxy: an engine does not read its own blocks.
+        excluded.insert(from);
+        let handover = Handover {
+            id,
+            pool: POOL,
+            from,
+            kv: arrival.prompt,
+            expected_output: self.output.expect(self.limit(arrival.output)),
+            seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            excluded,
+        };
+        self.decodes.push_back((handover, cluster.now() + self.params.handoff_deadline));
+        self.pass(cluster);
+    }
+
+    fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.ledger.settle(request, engine);
+        let (now, steps) = (cluster.now(), cluster.engine(engine).steps());
+        self.ledger.began(request, engine, now, steps);
+        self.pass(cluster);
+    }
+
+    fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        let arrival = &cluster.trace().arrivals[request];
+        let steps = cluster.engine(engine).steps();
+        self.ledger.ended(request, engine, arrival.prompt, steps);
+        self.output.observe(self.limit(arrival.output), arrival.output);
+        self.pass(cluster);
+    }
+
+    fn stepped(&mut self, cluster: &mut Cluster<'_>, engine: usize) {
+        self.ledger.stepped(engine, cluster.engine(engine).steps());
+    }
+
+    fn woken(&mut self, cluster: &mut Cluster<'_>) {
+        let now = cluster.now();
+        if now < self.woken_at {
+            return;
+        }
+        self.woken_at = Moment::NEVER;
+        self.plan(cluster);
+        if self.waits() && now - self.passed_at >= IDLE_PASS {
+            self.pass(cluster);
+        }
+        self.wake(cluster, now + self.params.plan_interval);
+    }
+}
+
+fn id_of(request: usize) -> RequestId {
+    RequestId(request as u64)
+}
+
+fn request_of(id: RequestId) -> usize {
+    id.0 as usize
+}

@@ -1,0 +1,81 @@
+//! What operators run today: every request goes to an engine at once, by least predicted load, and
+//! engines keep their roles.
+//!
+//! `aggregated`: every engine takes whole requests. `static:K`: K engines prefill, the others
+//! decode; the decode engine, the one with the fewest streams, is chosen after the prefill.
+//!
+//! Predicted work is the prefill seconds that were sent and are unfinished, and for each stream the
+//! compute of its next token. (Any small weight of the streams gives the same figures within a
+//! point; without one, idle engines look alike and the streams pile up on the first.)
+
+use tidegate_terms::{Seconds, Tokens};
+
+use crate::cluster::{Cluster, Router};
+use crate::engine::Work;
+
+/// Requests that go at once.
+pub(crate) struct Immediate {
+    /// Engines below this one prefill; `None`: every engine does both.
+    prefills: Option<usize>,
+    loads: Vec<Load>,
+}
+
+/// What an engine was sent and has not finished.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    /// Predicted prefill work in nanoseconds, so that it returns to zero.
+    prefill: u64,
+    /// Streams, those on their way included.
+    streams: u64,
+}
+
+impl Immediate {
+    pub(crate) fn new(prefills: Option<usize>, engines: usize) -> Immediate {
+        Immediate { prefills, loads: vec![Load::default(); engines] }
+    }
+}
+
+impl Router for Immediate {
+    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
+        let takers = self.prefills.unwrap_or(self.loads.len());
+        let stream = nanos(cluster.profile().t_seq);
+        let predicted_work = |load: &Load| load.prefill + load.streams * stream;
+        let least = (0..takers).min_by_key(|engine| predicted_work(&self.loads[*engine]));
+        let engine = least.unwrap_or(0);
+        let load = &mut self.loads[engine];
+        load.prefill += predicted(cluster, request);
+        if self.prefills.is_none() {
+            load.streams += 1;
+        }
+        let work = if self.prefills.is_some() { Work::PrefillOnly } else { Work::Whole };
+        cluster.admit(request, engine, work, Tokens::ZERO);
+    }
+
+    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.loads[engine].prefill -= predicted(cluster, request);
+        let decodes = self.prefills.unwrap_or(0)..self.loads.len();
+        let to = decodes.min_by_key(|to| self.loads[*to].streams).unwrap_or(engine);
+        self.loads[to].streams += 1;
+        cluster.hand_over(request, engine, to);
+    }
+
+    fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        if self.prefills.is_none() {
+            self.loads[engine].prefill -= predicted(cluster, request);
+        }
+    }
+
+    fn ended(&mut self, _cluster: &mut Cluster<'_>, _request: usize, engine: usize) {
+        self.loads[engine].streams -= 1;
+    }
+}
+
+/// A prompt's prefill work in nanoseconds.
+fn predicted(cluster: &Cluster<'_>, request: usize) -> u64 {
+    let prompt = cluster.trace().arrivals[request].prompt;
+    nanos(cluster.profile().prefill_model().predict(prompt, Tokens::ZERO))
+}
+
+fn nanos(span: Seconds) -> u64 {
+    (span.get() * 1e9) as u64
+}

@@ -1,0 +1,239 @@
+//! Every engine's account as the proxy keeps it: prefill work sent and unfinished, streams, their
+//! KV tokens and their slack. The simulator's [`tidegate_placement::Fleet`].
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use tidegate_placement::{Choice, Job, Load};
+use tidegate_planner::{BackendObservation, GroupDemand, Observation};
+use tidegate_terms::{
+    BackendId, GroupId, Moment, PoolId, Role, RoleCapability, RoleSet, Seconds, Tokens,
+};
+
+use crate::profile::Profile;
+
+/// Longer than any stream waits; as the proxy.
+const NO_STREAM: Seconds = Seconds(3600.0);
+
+/// One engine's sums. Cells, since the queue reserves while it reads.
+#[derive(Debug, Default)]
+struct Account {
+    /// Nanoseconds, so that it returns to zero.
+    prefill: Cell<u64>,
+    /// Streams running or reserved.
+    streams: Cell<u32>,
+    /// Their prompts.
+    prompts: Cell<u64>,
+    /// Streams that have emitted.
+    begun: u64,
+    /// The sum of the steps that emitted their first tokens.
+    first_steps: u64,
+    /// Steps the engine has ended.
+    steps: u64,
+    /// By stream: when it would be late had it emitted nothing since step 0, and whose. A stream
+    /// whose first token came at `t` with step `s` is on time until `t + (steps + 1 − s)·TPOT`.
+    late: BTreeSet<(i64, usize)>,
+}
+
+/// All accounts.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    pool: Vec<BackendId>,
+    roles: Vec<Role>,
+    accounts: Vec<Account>,
+    /// By request: the prefill work it was charged.
+    charged: BTreeMap<usize, u64>,
+    /// By request: its key in `late` and its first step.
+    begun: BTreeMap<usize, (i64, u64)>,
+    /// What all engines have in common.
+    model: Load,
+    tpot: Seconds,
+}
+
+/// The ledger at one moment.
+pub(crate) struct View<'a> {
+    ledger: &'a Ledger,
+    now: Moment,
+}
+
+impl Ledger {
+    pub(crate) fn new(profile: &Profile, engines: usize, tpot: Seconds) -> Ledger {
+        Ledger {
+            pool: (0..engines).map(|engine| BackendId(engine as u16)).collect(),
+            roles: vec![Role::Mixed; engines],
+            accounts: (0..engines).map(|_| Account::default()).collect(),
+            charged: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            model: Load {
+                role: Role::Mixed,
+                usable: true,
+                group: GroupId(0),
+                prefill: Seconds::ZERO,
+                streams: 0,
+                streams_max: profile.max_num_seqs,
+                kv: Tokens::ZERO,
+                kv_capacity: profile.kv_capacity,
+                slack: NO_STREAM,
+                prefill_model: profile.prefill_model(),
+                decode_model: profile.decode_model(),
+            },
+            tpot,
+        }
+    }
+
+    pub(crate) fn view(&self, now: Moment) -> View<'_> {
+        View { ledger: self, now }
+    }
+
+    /// The fleet as the planner sees it.
+    pub(crate) fn observation(&self, groups: Vec<GroupDemand>) -> Observation {
+        let backends = self.pool.iter().map(|id| {
+            let account = &self.accounts[id.index()];
+            BackendObservation {
+                id: *id,
+                group: self.model.group,
+                allowed: RoleSet::ANY,
+                capability: RoleCapability::Instant,
+                pinned: None,
+                usable: true,
+                role: self.roles[id.index()],
+                prefill: account.prefill(),
+                streams: account.streams.get(),
+                streams_max: self.model.streams_max,
+                kv: account.kv(),
+                kv_capacity: self.model.kv_capacity,
+                prefill_model: self.model.prefill_model,
+                decode_model: self.model.decode_model,
+            }
+        });
+        Observation { backends: backends.collect(), groups }
+    }
+
+    /// How many roles that changes.
+    pub(crate) fn set_roles(&mut self, roles: Vec<Role>) -> u64 {
+        let changed = self.roles.iter().zip(&roles).filter(|(old, new)| old != new).count();
+        self.roles = roles;
+        changed as u64
+    }
+
+    /// Remember what a request's prefill was reserved as.
+    pub(crate) fn charge(&mut self, request: usize, predicted: Seconds) {
+        self.charged.insert(request, nanos(predicted));
+    }
+
+    /// A request's prefill is done, if it had one there.
+    pub(crate) fn settle(&mut self, request: usize, engine: usize) {
+        if let Some(charged) = self.charged.remove(&request) {
+            let prefill = &self.accounts[engine].prefill;
+            prefill.set(prefill.get() - charged);
+        }
+    }
+
+    /// A stream's first token came with the engine's step `steps`.
+    pub(crate) fn began(&mut self, request: usize, engine: usize, now: Moment, steps: u64) {
+        let account = &mut self.accounts[engine];
+        account.steps = steps;
+        account.begun += 1;
+        account.first_steps += steps;
+        let late = now.0 as i64 - steps as i64 * nanos(self.tpot) as i64;
+        account.late.insert((late, request));
+        self.begun.insert(request, (late, steps));
+    }
+
+    /// A stream's last token came.
+    pub(crate) fn ended(&mut self, request: usize, engine: usize, prompt: Tokens, steps: u64) {
+        let account = &mut self.accounts[engine];
+        account.steps = steps;
+        account.streams.set(account.streams.get() - 1);
+        account.prompts.set(account.prompts.get() - prompt.get());
+        if let Some((late, first)) = self.begun.remove(&request) {
+            account.begun -= 1;
+            account.first_steps -= first;
+            account.late.remove(&(late, request));
+        }
+    }
+
+    /// An engine ended its step `steps`: every stream that runs got a token.
+    pub(crate) fn stepped(&mut self, engine: usize, steps: u64) {
+        self.accounts[engine].steps = steps;
+    }
+}
+
+impl Account {
+    fn prefill(&self) -> Seconds {
+        Seconds(self.prefill.get() as f64 / 1e9)
+    }
+
+    fn kv(&self) -> Tokens {
+        let emitted = self.begun * (self.steps + 1) - self.first_steps;
+        Tokens(self.prompts.get() + emitted)
+    }
+
+    fn slack(&self, now: Moment, tpot: Seconds) -> Seconds {
+        match self.late.first() {
+            Some((late, _)) => {
+                let late = late + (self.steps as i64 + 1) * nanos(tpot) as i64;
+                Seconds((late - now.0 as i64) as f64 / 1e9).min(NO_STREAM)
+            }
+            // Streams that have emitted nothing are not late yet.
+            None => NO_STREAM,
+        }
+    }
+}
+
+impl View<'_> {
+    /// Put a choice on its engine's account.
+    pub(crate) fn reserve(&self, choice: Choice, prompt: Tokens) {
+        let (on, predicted, whole) = match choice {
+            Choice::Prefill { on, predicted, .. } => (on, predicted, false),
+            Choice::Whole { on, predicted, .. } => (on, predicted, true),
+            Choice::Wait(_) | Choice::Nowhere(_) => return,
+        };
+        let prefill = &self.ledger.accounts[on.index()].prefill;
+        prefill.set(prefill.get() + nanos(predicted));
+        if whole {
+            self.open_stream(on, prompt);
+        }
+    }
+
+    /// A stream of `kv` tokens goes there.
+    pub(crate) fn open_stream(&self, on: BackendId, kv: Tokens) {
+        let account = &self.ledger.accounts[on.index()];
+        account.streams.set(account.streams.get() + 1);
+        account.prompts.set(account.prompts.get() + kv.get());
+    }
+
+    /// The decode engine with the fewest streams, room or not; not `from` if there is another.
+    pub(crate) fn fewest_streams(&self, from: BackendId) -> BackendId {
+        let key = |on: &&BackendId| {
+            let stranger = !self.ledger.roles[on.index()].takes_decode();
+            (**on == from, stranger, self.ledger.accounts[on.index()].streams.get())
+        };
+        self.ledger.pool.iter().min_by_key(key).copied().unwrap_or(from)
+    }
+}
+
+impl tidegate_placement::Fleet for View<'_> {
+    fn pool(&self, _: PoolId) -> &[BackendId] {
+        &self.ledger.pool
+    }
+
+    fn load(&self, on: BackendId) -> Load {
+        let account = &self.ledger.accounts[on.index()];
+        Load {
+            role: self.ledger.roles[on.index()],
+            prefill: account.prefill(),
+            streams: account.streams.get(),
+            kv: account.kv(),
+            slack: account.slack(self.now, self.ledger.tpot),
+            ..self.ledger.model
+        }
+    }
+
+    fn cached(&self, _: &Job, _: BackendId) -> Tokens {
+        Tokens::ZERO
+    }
+}
+
+fn nanos(span: Seconds) -> u64 {
+    (span.get() * 1e9) as u64
+}

@@ -1,0 +1,117 @@
+//! A policy on a fleet, over a trace: the comparison that `tidegate simulate` makes.
+
+use tidegate_terms::{Moment, Seconds, Slo};
+
+use crate::cluster::Cluster;
+use crate::follow::{Follow, TidegateParams};
+use crate::immediate::Immediate;
+use crate::policy::Policy;
+use crate::profile::Profile;
+use crate::report::{Outcome, Report};
+use crate::trace::Trace;
+
+/// The fleet, and what it is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct SimConfig {
+    /// Engines, all alike.
+    pub engines: usize,
+    /// Their physics.
+    pub profile: Profile,
+    /// The targets.
+    pub slo: Slo,
+    /// How long after the last arrival requests may take to end.
+    pub drain: Seconds,
+    /// What the policy `tidegate` runs with.
+    pub tidegate: TidegateParams,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The figures.
+    pub report: Report,
+    /// Request by request, in the order of the trace.
+    pub outcomes: Vec<Outcome>,
+    /// Prefill engines of the split, for policies that keep one.
+    pub split: Option<usize>,
+}
+
+impl Default for SimConfig {
+    fn default() -> SimConfig {
+        SimConfig {
+            engines: 8,
+            profile: Profile::default(),
+            slo: Slo::default(),
+            // An overloaded fleet works off half an hour's backlog; the longest answer takes minutes.
+            drain: Seconds(3600.0),
+            tidegate: TidegateParams::default(),
+        }
+    }
+}
+
+/// Run `policy` over `trace`, whose times are already at `rate` times their own.
+pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) -> Run {
+    match policy {
+        Policy::Aggregated => immediate(trace, rate, policy, None, config),
+        Policy::Static(prefills) => immediate(trace, rate, policy, Some(prefills), config),
+        Policy::BestStatic => best_static(trace, rate, config),
+        Policy::Tidegate => tidegate(trace, rate, config),
+    }
+}
+
+fn tidegate(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
+    let mut cluster = Cluster::new(trace, config.profile, config.engines);
+    let mut router = Follow::new(config);
+    cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
+    let outcomes = cluster.outcomes();
+    let policy = Policy::Tidegate.to_string();
+    let report = Report::of(&policy, rate, router.flips(), &outcomes, &config.slo);
+    Run { report, outcomes, split: None }
+}
+
+fn immediate(
+    trace: &Trace,
+    rate: f64,
+    policy: Policy,
+    prefills: Option<usize>,
+    config: &SimConfig,
+) -> Run {
+    let mut cluster = Cluster::new(trace, config.profile, config.engines);
+    let mut router = Immediate::new(prefills, config.engines);
+    cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
+    let outcomes = cluster.outcomes();
+    let report = Report::of(&policy.to_string(), rate, 0, &outcomes, &config.slo);
+    Run { report, outcomes, split: prefills }
+}
+
+fn best_static(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
+    let run = |prefills| immediate(trace, rate, Policy::BestStatic, Some(prefills), config);
+    let mut best = run(1);
+    for prefills in 2..config.engines {
+        let other = run(prefills);
+        // Ties go to the smaller number.
+        if other.report.attainment > best.report.attainment {
+            best = other;
+        }
+    }
+    best
+}
+
+/// The best of all splits in hindsight: its prefill engines and its report. What is unfinished at
+/// `deadline` after the start stays so. `None` if there is nothing to split.
+pub fn best_split(
+    trace: &Trace,
+    profile: Profile,
+    engines: usize,
+    deadline: Seconds,
+    slo: &Slo,
+) -> Option<(usize, Report)> {
+    let drain = deadline - trace.end();
+    let config = SimConfig { engines, profile, slo: *slo, drain, ..SimConfig::default() };
+    let best = (engines > 1).then(|| best_static(trace, 1.0, &config))?;
+    best.split.map(|prefills| (prefills, best.report))
+}
+
+#[cfg(test)]
+#[path = "simulate_tests.rs"]
+mod tests;

@@ -1,0 +1,113 @@
+//! Fleets by behaviour: what a lone request pays, what is equal to what, that nothing is lost.
+
+use super::*;
+use crate::trace::Arrival;
+use proptest::prelude::*;
+use tidegate_terms::Tokens;
+
+const POLICIES: [Policy; 4] =
+    [Policy::Tidegate, Policy::Aggregated, Policy::Static(1), Policy::BestStatic];
+
+fn lone(prompt: u64, output: u64) -> Trace {
+    let (prompt, output) = (Tokens(prompt), Tokens(output));
+    Trace { arrivals: vec![Arrival { at: Seconds(1.0), prompt, output, blocks: Vec::new() }] }
+}
+
+fn busy(seed: u64) -> Trace {
+    Trace::bursts(seed, Seconds(40.0), 14.0, Seconds(10.0)).scale_output(0.3)
+}
+
+fn run(trace: &Trace, policy: Policy) -> Run {
+    simulate(trace, 1.0, policy, &SimConfig::default())
+}
+
+fn near(got: Option<Seconds>, expected: f64) {
+    assert!((got.unwrap().get() - expected).abs() < 1e-6, "{got:?}, not {expected}");
+}
+
+/// A prompt of 1,000 tokens, alone in its step.
+const PREFILL: f64 = 2e-3 + 71e-6 * 1000.0 + 1.33e-9 * 1000.0 * 1000.0 / 2.0;
+const STEP: f64 = 15.1e-3 + 30.6e-9 * 1000.0;
+
+#[test]
+fn a_lone_request_that_is_split_pays_prefill_hand_off_and_one_step() {
+    let outcome = run(&lone(1000, 3), Policy::Static(4)).outcomes[0];
+    near(outcome.ttft, PREFILL + 3e-3 + 8e-6 * 1000.0 + STEP);
+    near(outcome.tpot, STEP + 30.6e-9);
+}
+
+#[test]
+fn a_lone_request_that_stays_whole_pays_its_prefill() {
+    for policy in [Policy::Aggregated, Policy::Tidegate] {
+        let outcome = run(&lone(1000, 3), policy).outcomes[0];
+        near(outcome.ttft, PREFILL);
+        near(outcome.tpot, STEP + 30.6e-9 * 1.5);
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_report_and_the_same_outcomes() {
+    let trace = busy(5);
+    for policy in POLICIES {
+        let (one, other) = (run(&trace, policy), run(&trace, policy));
+        assert_eq!(one.report, other.report);
+        assert_eq!(one.outcomes, other.outcomes);
+    }
+}
+
+#[test]
+fn the_best_static_split_is_the_best() {
+    let trace = busy(6);
+    let best = run(&trace, Policy::BestStatic);
+    let all: Vec<Report> = (1..8).map(|k| run(&trace, Policy::Static(k)).report).collect();
+    assert!(all.iter().all(|report| report.attainment <= best.report.attainment));
+    let split = best.split.unwrap();
+    assert_eq!(all[split - 1].attainment, best.report.attainment);
+    assert_eq!(best.report.policy, "static:best");
+    let (k, report) =
+        best_split(&trace, Profile::default(), 8, Seconds(3600.0), &Slo::default()).unwrap();
+    assert_eq!((k, report.attainment), (split, best.report.attainment));
+}
+
+#[test]
+fn what_is_unfinished_when_time_is_up_is_missed() {
+    let config = SimConfig { drain: Seconds(0.5), ..SimConfig::default() };
+    for policy in POLICIES {
+        let report = simulate(&lone(1000, 1000), 1.0, policy, &config).report;
+        assert_eq!((report.ttft_attainment, report.attainment), (1.0, 0.0), "{policy}");
+    }
+}
+
+#[test]
+fn a_fixed_split_does_not_flip_and_a_fleet_that_may_not_does_not_either() {
+    let trace = busy(7);
+    assert_eq!(run(&trace, Policy::Static(3)).report.flips, 0);
+    let tidegate = TidegateParams { flips: false, start: Some(3), ..TidegateParams::default() };
+    let config = SimConfig { tidegate, ..SimConfig::default() };
+    assert_eq!(simulate(&trace, 1.0, Policy::Tidegate, &config).report.flips, 0);
+}
+
+#[test]
+fn one_engine_serves_every_policy_that_needs_no_second() {
+    let config = SimConfig { engines: 1, ..SimConfig::default() };
+    for policy in [Policy::Tidegate, Policy::Aggregated] {
+        assert_eq!(simulate(&lone(500, 5), 1.0, policy, &config).report.attainment, 1.0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn every_request_ends_or_was_refused(
+        seed: u64, engines in 2..6_usize, rate in 2.0..30.0_f64, policy in 0..4_usize
+    ) {
+        let trace = Trace::bursts(seed, Seconds(15.0), rate, Seconds(5.0)).scale_output(0.2);
+        let config = SimConfig { engines, ..SimConfig::default() };
+        let run = simulate(&trace, 1.0, POLICIES[policy], &config);
+        for (outcome, arrival) in run.outcomes.iter().zip(&trace.arrivals) {
+            prop_assert!(outcome.done != outcome.error, "{outcome:?}");
+            prop_assert_eq!(outcome.tokens, if outcome.done { arrival.output } else { Tokens(0) });
+            prop_assert!(outcome.ttft.is_none_or(|ttft| ttft.get() > 0.0));
+        }
+    }
+}
