@@ -25,6 +25,18 @@ pub struct Args {
     /// The trace's rate is multiplied by this
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
+    /// Ask for text (/v1/completions) and not for chat
+    #[arg(long)]
+    completions: bool,
+    /// A file with the API key
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Answers are this many times as long as in the trace
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    output_scale: f64,
+    /// Longer prompts are cut to this
+    #[arg(long, default_value_t = 32_000, value_name = "TOKENS")]
+    prompt_max: u64,
     /// Only the first so many seconds of the trace
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
@@ -41,6 +53,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+/// A load that sends later than this does not measure the server alone.
+const LATE: Seconds = Seconds(0.05);
 
 /// Why a replay did not run.
 #[derive(Debug, Error)]
@@ -135,21 +150,22 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     if !(args.rate.is_finite() && args.rate > 0.0) {
         return Err(ReplayError::Arguments("--rate must be above 0"));
     }
-    let mut trace = traces(&args.trace)?.cap_prompt(Tokens(32_000));
+    if !(args.output_scale.is_finite() && args.output_scale > 0.0) {
+        return Err(ReplayError::Arguments("--output-scale must be above 0"));
+    }
+    let mut trace = traces(&args.trace)?.cap_prompt(Tokens(args.prompt_max));
+    trace = trace.scale_output(args.output_scale);
     if let Some(seconds) = args.seconds {
         trace = trace.window(Seconds::ZERO, Seconds(seconds));
     }
     let trace = trace.at_rate(args.rate);
     let slo = Slo { ttft: Seconds(args.slo_ttft), tpot: Seconds(args.slo_tpot) };
-    let config = LoadConfig {
-        target: Target::parse(&args.target)?,
-        model: args.model,
-        trace,
-        drain: Seconds(args.drain),
-    };
+    let config =
+        LoadConfig { target: target(&args)?, model: args.model, trace, drain: Seconds(args.drain) };
     let total = config.trace.arrivals.len() as u64;
+    let progress = Arc::new(Progress::default());
+    let seen = Arc::clone(&progress);
     let outcomes = tokio::runtime::Runtime::new()?.block_on(async {
-        let progress = Arc::new(Progress::default());
         let watching = tokio::spawn(watch(Arc::clone(&progress), total));
         let outcomes = load(config, progress).await;
         watching.abort();
@@ -157,10 +173,30 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     });
     let report = Report::of("live", args.rate, 0, &outcomes, &slo).with_errors(&outcomes);
     print_table(std::slice::from_ref(&report));
+    for (failure, count) in seen.failures() {
+        eprintln!("{count} failed: {failure}");
+    }
+    if seen.late_max() > LATE {
+        eprintln!(
+            "a request was sent {} late: this machine is too slow for the load",
+            seen.late_max()
+        );
+    }
     match &args.json {
         Some(path) => write_json(path, &[report]),
         None => Ok(()),
     }
+}
+
+fn target(args: &Args) -> Result<Target, ReplayError> {
+    let mut target = Target::parse(&args.target)?;
+    if args.completions {
+        target = target.completions();
+    }
+    let Some(path) = &args.api_key_file else { return Ok(target) };
+    let key = std::fs::read_to_string(path)
+        .map_err(|source| ReplayError::File { path: path.clone(), source })?;
+    Ok(target.with_key(key.trim())?)
 }
 
 async fn watch(progress: Arc<Progress>, total: u64) {

@@ -1,7 +1,12 @@
 //! What a live view reads while the load runs: counters that only grow, written by the requests.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tidegate_terms::Seconds;
+
+use crate::failure::Failure;
 
 /// Counters of a running load.
 #[derive(Debug, Default)]
@@ -14,6 +19,8 @@ pub struct Progress {
     ttft_micros: AtomicU64,
     gaps: AtomicU64,
     gap_micros: AtomicU64,
+    late_micros_max: AtomicU64,
+    failures: Mutex<BTreeMap<Failure, u64>>,
 }
 
 /// The counters at one moment.
@@ -34,8 +41,9 @@ pub struct Snapshot {
 }
 
 impl Progress {
-    pub(crate) fn sent(&self) {
+    pub(crate) fn sent(&self, late: Duration) {
         self.sent.fetch_add(1, Relaxed);
+        self.late_micros_max.fetch_max(late.as_micros() as u64, Relaxed);
     }
 
     pub(crate) fn first(&self, ttft: Seconds) {
@@ -47,11 +55,28 @@ impl Progress {
         self.tokens.fetch_add(u64::from(count), Relaxed);
     }
 
-    pub(crate) fn ended(&self, done: bool, gaps: u64, gap_time: Seconds) {
-        let counter = if done { &self.done } else { &self.failed };
-        counter.fetch_add(1, Relaxed);
+    pub(crate) fn failed(&self, failure: Failure) {
+        self.failed.fetch_add(1, Relaxed);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        *failures.entry(failure).or_default() += 1;
+    }
+
+    pub(crate) fn done(&self, gaps: u64, gap_time: Seconds) {
+        self.done.fetch_add(1, Relaxed);
         self.gaps.fetch_add(gaps, Relaxed);
         self.gap_micros.fetch_add((gap_time.get() * 1e6) as u64, Relaxed);
+    }
+
+    /// How many requests failed, by reason.
+    pub fn failures(&self) -> Vec<(Failure, u64)> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.iter().map(|(failure, count)| (*failure, *count)).collect()
+    }
+
+    /// How late the latest request was sent: above some milliseconds the machine cannot keep up, and
+    /// the figures show it.
+    pub fn late_max(&self) -> Seconds {
+        Seconds(self.late_micros_max.load(Relaxed) as f64 / 1e6)
     }
 
     /// The counters now.

@@ -5,6 +5,8 @@ use tidegate_sim::Arrival;
 
 /// Bytes that make up a token.
 const TOKEN_BYTES: usize = 4;
+/// What the emulator's rendering adds to a chat of one message, in bytes.
+const CHAT_BYTES: usize = 25;
 /// Tokens of one block of a trace's `hash_ids`.
 const BLOCK_TOKENS: u64 = 512;
 /// Enough that two prompts rarely begin alike by chance.
@@ -38,9 +40,11 @@ impl Prompts {
         Prompts { pool }
     }
 
-    /// The prompt of the `index`th arrival: its own, or with the prefix that its blocks share.
-    pub fn text(&self, index: usize, arrival: &Arrival) -> String {
-        let length = arrival.prompt.get() as usize * TOKEN_BYTES;
+    /// The prompt of the `index`th arrival: its own, or with the prefix that its blocks share. In a
+    /// `chat` it is as much shorter as the rendering adds.
+    pub fn text(&self, index: usize, arrival: &Arrival, chat: bool) -> String {
+        let added = if chat { CHAT_BYTES } else { 0 };
+        let length = (arrival.prompt.get() as usize * TOKEN_BYTES).saturating_sub(added).max(1);
         let mut text = String::with_capacity(length);
         for block in &arrival.blocks {
             self.cut(&mut text, mix(block ^ 0xB10C), BLOCK_TOKENS as usize * TOKEN_BYTES);
@@ -87,12 +91,12 @@ mod tests {
     fn prompts_have_their_length_and_share_what_the_trace_shares() {
         let prompts = Prompts::new();
         let (a, b) = (arrival(1200, &[7, 8, 9]), arrival(1100, &[7, 8, 10]));
-        let (a, b) = (prompts.text(0, &a), prompts.text(1, &b));
-        assert_eq!((a.len(), b.len()), (4800, 4400));
+        let (a, b) = (prompts.text(0, &a, false), prompts.text(1, &b, true));
+        assert_eq!((a.len(), b.len()), (4800, 4375));
         assert_eq!(a[..4096], b[..4096], "two blocks are shared");
-        assert_ne!(a[4096..4400], b[4096..]);
-        let alone = prompts.text(2, &arrival(100, &[]));
-        assert_ne!(alone, prompts.text(3, &arrival(100, &[])));
+        assert_ne!(a[4096..4375], b[4096..]);
+        let alone = prompts.text(2, &arrival(100, &[]), true);
+        assert_ne!(alone, prompts.text(3, &arrival(100, &[]), true));
         assert!(alone.is_ascii() && !alone.contains(['"', '\\']), "JSON needs no escapes");
     }
 }

@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use hyper::body::Incoming;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tidegate_engine::{Endpoint, SseReader};
-use tidegate_sim::{Outcome, Trace};
+use tidegate_engine::SseReader;
+use tidegate_sim::{Arrival, Outcome, Trace};
 use tidegate_terms::{Seconds, Tokens};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::failure::Failure;
+use crate::link::Link;
 use crate::progress::Progress;
 use crate::prompts::Prompts;
 use crate::target::Target;
@@ -38,7 +38,7 @@ struct Client {
     model: String,
     prompts: Prompts,
     progress: Arc<Progress>,
-    idle: Mutex<Vec<(SendRequest<Full<Bytes>>, Instant)>>,
+    idle: Mutex<Vec<(Link, Instant)>>,
 }
 
 /// What one request has come to, so far.
@@ -48,164 +48,170 @@ struct Seen {
     last: Option<Instant>,
     tokens: u64,
     done: bool,
-    error: bool,
 }
 
 /// Run the load to its end. Outcomes are in the order of the trace; TTFT counts from the moment at
-/// which the trace wanted the request sent.
+/// which the trace wanted the request sent. What has not ended when the drain is over is cancelled:
+/// neither done nor an error.
 pub async fn run(config: LoadConfig, progress: Arc<Progress>) -> Vec<Outcome> {
     let LoadConfig { target, model, trace, drain } = config;
     let idle = Mutex::default();
     let client = Arc::new(Client { target, model, prompts: Prompts::new(), progress, idle });
-    let count = trace.arrivals.len();
-    let deadline_after = (trace.end() + drain).to_duration();
+    let mut outcomes = vec![Outcome::default(); trace.arrivals.len()];
     let start = Instant::now();
+    let deadline = start + (trace.end() + drain).to_duration();
     let mut tasks = JoinSet::new();
-    let mut outcomes = vec![Outcome::default(); count];
     for (index, arrival) in trace.arrivals.into_iter().enumerate() {
         let due = start + arrival.at.to_duration();
         // Made ready before it is due.
         let body = client.body(index, &arrival);
         sleep_until(due).await;
         let client = Arc::clone(&client);
-        tasks.spawn(async move { (index, client.request(body, due, arrival.output).await) });
+        let asked =
+            async move { (index, client.request(body, due, deadline, arrival.output).await) };
+        tasks.spawn(asked);
     }
-    while let Ok(Some(joined)) = timeout_at(start + deadline_after, tasks.join_next()).await {
+    while let Some(joined) = tasks.join_next().await {
         if let Ok((index, outcome)) = joined {
             outcomes[index] = outcome;
         }
     }
-    tasks.shutdown().await;
     outcomes
 }
 
 impl Client {
-    fn body(&self, index: usize, arrival: &tidegate_sim::Arrival) -> Bytes {
-        let (model, prompt) = (&self.model, self.prompts.text(index, arrival));
+    fn body(&self, index: usize, arrival: &Arrival) -> Bytes {
+        let chat = self.target.is_chat();
+        let prompt = self.prompts.text(index, arrival, chat);
+        // A string always serialises.
+        let model = serde_json::to_string(&self.model).unwrap_or_default();
+        let (before, after) = match chat {
+            true => ("\"messages\":[{\"role\":\"user\",\"content\":\"", "\"}]"),
+            false => ("\"prompt\":\"", "\""),
+        };
         Bytes::from(format!(
-            "{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"{prompt}\"}}],\
-             \"max_tokens\":{},\"ignore_eos\":true,\"temperature\":0,\"stream\":true,\
-             \"stream_options\":{{\"include_usage\":true}}}}",
+            "{{\"model\":{model},{before}{prompt}{after},\"max_tokens\":{},\"ignore_eos\":true,\
+             \"temperature\":0,\"stream\":true,\"stream_options\":{{\"include_usage\":true}}}}",
             arrival.output.get()
         ))
     }
 
-    async fn request(&self, body: Bytes, due: Instant, output: Tokens) -> Outcome {
-        self.progress.sent();
+    async fn request(
+        &self,
+        body: Bytes,
+        due: Instant,
+        deadline: Instant,
+        output: Tokens,
+    ) -> Outcome {
+        self.progress.sent(due.elapsed());
         let mut seen = Seen::default();
-        if self.exchange(body, due, &mut seen).await.is_err() {
-            seen.error = true;
-        }
+        let ended = timeout_at(deadline, self.exchange(body, due, &mut seen)).await;
+        let failure = match ended {
+            // Unfinished: the run is over before it is.
+            Err(_) => None,
+            Ok(Err(failure)) => Some(failure),
+            Ok(Ok(())) => (!seen.done || seen.tokens < output.get()).then_some(Failure::Short),
+        };
+        let done = ended.is_ok() && failure.is_none();
         let span = seen.first.zip(seen.last).map(|(first, last)| Seconds::from(last - first));
         let gaps = seen.tokens.saturating_sub(1);
-        let done = seen.done && !seen.error && seen.tokens >= output.get();
-        self.progress.ended(done, gaps, span.unwrap_or_default());
+        match failure {
+            Some(failure) => self.progress.failed(failure),
+            None if done => self.progress.done(gaps, span.unwrap_or_default()),
+            None => {}
+        }
         Outcome {
             ttft: seen.first.map(|first| Seconds::from(first - due)),
             tpot: span.filter(|_| gaps > 0 && done).map(|span| span / gaps as f64),
             done,
-            error: !done,
+            error: failure.is_some(),
             tokens: Tokens(seen.tokens),
         }
     }
 
-    async fn exchange(&self, body: Bytes, due: Instant, seen: &mut Seen) -> Result<(), Failed> {
-        let mut sender = self.connection().await?;
-        let request = Request::post("/v1/chat/completions")
-            .header("host", &self.target.authority)
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|_| Failed)?;
-        let answer = sender.send_request(request).await.map_err(|_| Failed)?;
-        if !answer.status().is_success() {
-            return Err(Failed);
-        }
-        let mut body = answer.into_body();
-        let mut reader = SseReader::new(Endpoint::ChatCompletions);
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| Failed)?.into_data() else { continue };
+    async fn exchange(&self, body: Bytes, due: Instant, seen: &mut Seen) -> Result<(), Failure> {
+        let (mut link, mut answer) = self.open(body).await?;
+        let mut reader = SseReader::new(self.target.endpoint());
+        while let Some(data) = link.next(&mut answer).await.map_err(|_| Failure::Broken)? {
             let more = reader.feed(&data);
             seen.done |= more.done;
-            seen.error |= more.error;
             if more.tokens > 0 {
-                let now = Instant::now();
-                if seen.first.is_none() {
-                    seen.first = Some(now);
-                    self.progress.first(Seconds::from(now - due));
-                }
-                seen.last = Some(now);
-                seen.tokens += u64::from(more.tokens);
-                self.progress.tokens(more.tokens);
+                self.tokens(more.tokens, due, seen);
+            }
+            if more.error {
+                return Err(Failure::ErrorEvent);
             }
         }
-        self.idle().push((sender, Instant::now()));
+        self.keep(link);
         Ok(())
     }
 
-    async fn connection(&self) -> Result<SendRequest<Full<Bytes>>, Failed> {
-        while let Some((sender, since)) = self.take_idle() {
-            if since.elapsed() < IDLE_MAX && sender.is_ready() {
-                return Ok(sender);
+    fn tokens(&self, tokens: u32, due: Instant, seen: &mut Seen) {
+        let now = Instant::now();
+        if seen.first.is_none() {
+            seen.first = Some(now);
+            self.progress.first(Seconds::from(now - due));
+        }
+        seen.last = Some(now);
+        seen.tokens += u64::from(tokens);
+        self.progress.tokens(tokens);
+    }
+
+    /// Send the request. A kept connection that was closed meanwhile is replaced once.
+    async fn open(&self, body: Bytes) -> Result<(Link, Incoming), Failure> {
+        if let Some(mut link) = self.take() {
+            match link.send(self.ask(body.clone())?).await {
+                Ok(answer) => return self.answered(link, answer),
+                Err(error) if error.is_closed() || error.is_canceled() => {}
+                Err(error) if error.is_incomplete_message() => {}
+                Err(_) => return Err(Failure::Broken),
             }
         }
-        let stream = TcpStream::connect(&self.target.authority).await.map_err(|_| Failed)?;
-        stream.set_nodelay(true).map_err(|_| Failed)?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|_| Failed)?;
-        // Its end is seen by whoever uses it.
-        tokio::spawn(async move { drop(connection.await) });
-        Ok(sender)
+        let connected = Link::connect(self.target.authority()).await;
+        let mut link = connected.map_err(|_| Failure::Connect)?;
+        let answer = link.send(self.ask(body)?).await.map_err(|_| Failure::Broken)?;
+        self.answered(link, answer)
     }
 
-    fn take_idle(&self) -> Option<(SendRequest<Full<Bytes>>, Instant)> {
-        self.idle().pop()
+    fn answered(
+        &self,
+        link: Link,
+        answer: http::Response<Incoming>,
+    ) -> Result<(Link, Incoming), Failure> {
+        match answer.status().as_u16() {
+            200 => Ok((link, answer.into_body())),
+            status => Err(Failure::Status(status)),
+        }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(SendRequest<Full<Bytes>>, Instant)>> {
+    fn ask(&self, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+        let mut request = Request::post(self.target.path())
+            .header("host", self.target.authority())
+            .header("content-type", "application/json");
+        if let Some(authorization) = self.target.authorization() {
+            request = request.header("authorization", authorization);
+        }
+        // What the target does not refuse when it is made is a request.
+        request.body(Full::new(body)).map_err(|_| Failure::Connect)
+    }
+
+    fn take(&self) -> Option<Link> {
+        loop {
+            let (mut link, since) = self.idle().pop()?;
+            if since.elapsed() < IDLE_MAX && link.is_open() {
+                return Some(link);
+            }
+        }
+    }
+
+    fn keep(&self, link: Link) {
+        self.idle().push((link, Instant::now()));
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Link, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A request that did not end as asked; the outcome says no more.
-struct Failed;
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tidegate_emulator::{EmulatorConfig, start};
-    use tidegate_sim::Profile;
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn every_arrival_gets_its_tokens_from_an_emulated_engine() {
-        let profile = Profile::named("fast").unwrap();
-        let engine = start(EmulatorConfig { profile, ..EmulatorConfig::default() }).await.unwrap();
-        let trace = Trace::bursts(3, Seconds(1.0), 20.0, Seconds(0.5)).scale_output(0.05);
-        let wanted: u64 = trace.arrivals.iter().map(|arrival| arrival.output.get()).sum();
-        let count = trace.arrivals.len();
-        let config = LoadConfig {
-            target: Target::parse(&format!("http://{}", engine.addresses()[0])).unwrap(),
-            model: "emulated".to_owned(),
-            trace,
-            drain: Seconds(15.0),
-        };
-        let progress = Arc::new(Progress::default());
-        let outcomes = run(config, Arc::clone(&progress)).await;
-        assert!(outcomes.iter().all(|outcome| outcome.done && !outcome.error), "{outcomes:?}");
-        let snapshot = progress.snapshot();
-        assert_eq!((snapshot.sent, snapshot.done), (count as u64, count as u64));
-        assert_eq!(snapshot.tokens, wanted);
-        engine.stop().await;
-    }
-
-    #[tokio::test]
-    async fn a_dead_target_is_an_error_and_not_a_wait() {
-        let trace = Trace::bursts(3, Seconds(0.2), 20.0, Seconds(0.5));
-        let config = LoadConfig {
-            target: Target::parse("http://127.0.0.1:9").unwrap(),
-            model: "m".to_owned(),
-            trace,
-            drain: Seconds(5.0),
-        };
-        let outcomes = run(config, Arc::default()).await;
-        assert!(!outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.error));
-    }
-}
+mod tests;

@@ -1,33 +1,80 @@
-//! Whom to load.
+//! Whom to load, and through which door.
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use std::fmt;
 use thiserror::Error;
+use tidegate_engine::Endpoint;
 
 /// A server's base URL; plain HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// `host:port`
-    pub authority: String,
+    authority: String,
+    chat: bool,
+    authorization: Option<HeaderValue>,
 }
 
-/// The URL is no target.
+/// The URL or the key is not to be used.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is no target: give http://host:port")]
-pub struct TargetError(pub String);
+pub enum TargetError {
+    /// The URL is no target.
+    #[error("{0:?} is no target: give http://host:port")]
+    Url(String),
+    /// The key cannot stand in a header.
+    #[error("the API key has characters that a header cannot have")]
+    Key,
+}
 
 impl Target {
-    /// Read `http://host:port`.
+    /// Read `http://host:port`. Requests go to `/v1/chat/completions`.
     ///
     /// # Errors
     /// Anything else.
     pub fn parse(url: &str) -> Result<Target, TargetError> {
-        let error = || TargetError(url.to_owned());
+        let error = || TargetError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| error())?;
         let http = uri.scheme_str() == Some("http") && matches!(uri.path(), "" | "/");
         let authority = uri.authority().filter(|_| http).ok_or_else(error)?;
         let port = authority.port_u16().unwrap_or(80);
-        Ok(Target { authority: format!("{}:{port}", authority.host()) })
+        let authority = format!("{}:{port}", authority.host());
+        Ok(Target { authority, chat: true, authorization: None })
+    }
+
+    /// The same server, asked at `/v1/completions`.
+    #[must_use]
+    pub fn completions(self) -> Target {
+        Target { chat: false, ..self }
+    }
+
+    /// The same server, with `Authorization: Bearer key`.
+    ///
+    /// # Errors
+    /// The key has characters that a header cannot have.
+    pub fn with_key(self, key: &str) -> Result<Target, TargetError> {
+        let mut value =
+            HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| TargetError::Key)?;
+        value.set_sensitive(true);
+        Ok(Target { authorization: Some(value), ..self })
+    }
+
+    /// `host:port`
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    pub(crate) fn is_chat(&self) -> bool {
+        self.chat
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        if self.chat { Endpoint::ChatCompletions } else { Endpoint::Completions }
+    }
+
+    pub(crate) fn path(&self) -> &'static str {
+        if self.chat { "/v1/chat/completions" } else { "/v1/completions" }
+    }
+
+    pub(crate) fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
     }
 }
 
@@ -43,10 +90,12 @@ mod tests {
 
     #[test]
     fn a_target_is_a_plain_base_url() {
-        assert_eq!(Target::parse("http://localhost:8080/").unwrap().authority, "localhost:8080");
-        assert_eq!(Target::parse("http://a").unwrap().authority, "a:80");
+        assert_eq!(Target::parse("http://localhost:8080/").unwrap().authority(), "localhost:8080");
+        assert_eq!(Target::parse("http://a").unwrap().authority(), "a:80");
+        assert_eq!(Target::parse("http://[::1]:7").unwrap().authority(), "[::1]:7");
         for bad in ["https://a", "a:80", "http://a/v1", ""] {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }
+        assert_eq!(Target::parse("http://a").unwrap().with_key("a\nb"), Err(TargetError::Key));
     }
 }

@@ -1,0 +1,30 @@
+//! Why a request did not end as asked. A closed list, so that counts stay few.
+
+use std::fmt;
+
+/// One reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Failure {
+    /// No connection.
+    Connect,
+    /// Another status than 200.
+    Status(u16),
+    /// The connection broke before the end.
+    Broken,
+    /// An error event in the stream.
+    ErrorEvent,
+    /// The stream ended without `[DONE]`, or with fewer tokens than asked for.
+    Short,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Connect => f.write_str("no connection"),
+            Failure::Status(status) => write!(f, "status {status}"),
+            Failure::Broken => f.write_str("connection broken"),
+            Failure::ErrorEvent => f.write_str("error event"),
+            Failure::Short => f.write_str("answer too short"),
+        }
+    }
+}
