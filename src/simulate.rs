@@ -1,0 +1,170 @@
+//! `tidegate simulate`: policies against each other on a trace, in virtual time. The same input
+//! gives the same bytes.
+
+use std::io::Write;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use thiserror::Error;
+use tidegate_sim::{Policy, Profile, Report, Run, SimConfig, Trace, simulate};
+use tidegate_terms::{Seconds, Slo, Tokens};
+
+use crate::replay::{ReplayError, print_table, traces};
+
+/// Simulate policies on a trace.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A trace; several are merged by arrival time from a common start
+    #[arg(long, value_name = "FILE", required = true)]
+    trace: Vec<PathBuf>,
+    /// Engines in the fleet, all alike
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    engines: u16,
+    /// What the engines are like
+    #[arg(long, default_value = "llama70b-h100x4", value_name = "NAME")]
+    profile: String,
+    /// tidegate, aggregated, static:K, static:best
+    #[arg(long, value_delimiter = ',', required = true, value_name = "P[,P…]")]
+    policy: Vec<Policy>,
+    /// The trace's rate is multiplied by this
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "X[,X…]")]
+    rate: Vec<f64>,
+    /// TTFT target
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    slo_ttft: f64,
+    /// TPOT target
+    #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
+    slo_tpot: f64,
+    /// Answers are so many times as long as in the trace
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    output_scale: f64,
+    /// The engines' max_num_batched_tokens, in place of the profile's
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    chunk: Option<u64>,
+    /// Longer prompts are cut to this
+    #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    prompt_max: u64,
+    /// One JSON object a line in place of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a simulation did not run.
+#[derive(Debug, Error)]
+pub enum SimulateError {
+    /// A trace.
+    #[error(transparent)]
+    Trace(#[from] ReplayError),
+    /// The arguments.
+    #[error("{0}")]
+    Arguments(String),
+    /// The report has no place to go.
+    #[error("cannot write the report: {0}")]
+    Output(#[from] std::io::Error),
+    /// The report cannot be told in JSON.
+    #[error("cannot write the report: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Simulate, then report: rates in the order given, and for each the policies.
+pub fn run(args: Args) -> Result<(), SimulateError> {
+    let config = config(&args)?;
+    let trace = traces(&args.trace)?
+        .cap_prompt(Tokens(args.prompt_max))
+        .scale_output(positive("--output-scale", args.output_scale)?);
+    let mut cells = Vec::new();
+    for rate in &args.rate {
+        let rate = positive("--rate", *rate)?;
+        cells.extend(args.policy.iter().map(|policy| (rate, *policy)));
+    }
+    let runs = run_all(&trace, &cells, &config);
+    match args.json {
+        true => print_json(&runs),
+        false => {
+            print_tables(&runs, args.policy.len(), &config);
+            Ok(())
+        }
+    }
+}
+
+fn config(args: &Args) -> Result<SimConfig, SimulateError> {
+    let known = || Profile::ALL.map(|profile| profile.name).join(", ");
+    let profile = Profile::named(&args.profile).ok_or_else(|| {
+        let name = &args.profile;
+        SimulateError::Arguments(format!("no profile is called {name:?}; there are {}", known()))
+    })?;
+    let engines = usize::from(args.engines);
+    for policy in &args.policy {
+        let splits = match policy {
+            Policy::Static(prefills) => (1..engines).contains(prefills),
+            Policy::BestStatic => engines > 1,
+            Policy::Tidegate | Policy::Aggregated => true,
+        };
+        if !splits {
+            let problem = format!("{policy} leaves one side of {engines} engines empty");
+            return Err(SimulateError::Arguments(problem));
+        }
+    }
+    let ttft = Seconds(positive("--slo-ttft", args.slo_ttft)?);
+    let tpot = Seconds(positive("--slo-tpot", args.slo_tpot)?);
+    let profile = args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk)));
+    Ok(SimConfig { engines, profile, slo: Slo { ttft, tpot }, ..SimConfig::default() })
+}
+
+fn positive(name: &str, value: f64) -> Result<f64, SimulateError> {
+    let valid = value.is_finite() && value > 0.0;
+    valid
+        .then_some(value)
+        .ok_or_else(|| SimulateError::Arguments(format!("{name} must be above 0")))
+}
+
+/// Every cell, as many at once as the machine has processors; results in the order of the cells.
+fn run_all(trace: &Trace, cells: &[(f64, Policy)], config: &SimConfig) -> Vec<Run> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, Run)>> = Mutex::default();
+    let work = || {
+        while let Some((index, (rate, policy))) = {
+            let index = next.fetch_add(1, Relaxed);
+            cells.get(index).map(|cell| (index, cell))
+        } {
+            let run = simulate(&trace.clone().at_rate(*rate), *rate, *policy, config);
+            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, run));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(cells.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, run)| run).collect()
+}
+
+fn print_json(runs: &[Run]) -> Result<(), SimulateError> {
+    let mut out = std::io::stdout().lock();
+    for run in runs {
+        writeln!(out, "{}", serde_json::to_string(&run.report)?)?;
+    }
+    Ok(())
+}
+
+/// A table a rate.
+fn print_tables(runs: &[Run], policies: usize, config: &SimConfig) {
+    for runs in runs.chunks(policies.max(1)) {
+        let mut out = std::io::stdout().lock();
+        let rate = runs.first().map_or(1.0, |run| run.report.rate);
+        let split = |run: &Run| (run.report.policy == "static:best").then_some(run.split).flatten();
+        let best = runs.iter().find_map(split).map_or(String::new(), |prefills| {
+            format!("; static:best is {prefills}P{}D", config.engines - prefills)
+        });
+        // A reader that has gone needs no more lines.
+        writeln!(out, "rate × {rate}{best}").ok();
+        drop(out);
+        let reports: Vec<Report> =
+            runs.iter().map(|run| run.report.clone().with_errors(&run.outcomes)).collect();
+        print_table(&reports);
+    }
+}
