@@ -250,7 +250,8 @@ async fn send(
         }
     };
     let identity = Identity { request_id, traceparent: accepted.traceparent.as_ref() };
-    let request = serving.inbound.leg(&backend.pool.address().authority, identity, body);
+    let authority = &backend.pool.address().authority;
+    let request = || serving.inbound.leg(authority, identity, body.clone());
     Ok(backend.pool.send(request).await?)
 }
 

@@ -86,10 +86,14 @@ async fn models(backend: &Backend, timeout: Seconds) -> Option<Found> {
 
 /// The body of a 2xx answer.
 async fn get(backend: &Backend, path: &'static str, timeout: Seconds) -> Option<Bytes> {
-    let mut request = Request::new(Full::new(Bytes::new()));
-    *request.uri_mut() = Uri::from_static(path);
     let authority = backend.pool.address().authority.as_str();
-    request.headers_mut().insert(HOST, HeaderValue::from_str(authority).ok()?);
+    let host = HeaderValue::from_str(authority).ok()?;
+    let request = || {
+        let mut request = Request::new(Full::new(Bytes::new()));
+        *request.uri_mut() = Uri::from_static(path);
+        request.headers_mut().insert(HOST, host.clone());
+        request
+    };
     let exchange = async {
         let answer = backend.pool.send(request).await.ok()?;
         let success = answer.status().is_success();

@@ -2,7 +2,7 @@
 //! accounts when it was the last. Dropping the body (the client left) closes the engine's
 //! connection and settles the same way.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use std::borrow::Cow;
 use std::future::Future;
@@ -15,6 +15,9 @@ use tokio::time::Sleep;
 use crate::seat::Seat;
 use crate::settle::{Ended, Record};
 use crate::upstream::UpstreamBody;
+
+/// Chunks are put together up to this size: about what one read of a socket brings.
+const TOGETHER_MAX: usize = 16 << 10;
 
 /// What the client reads.
 pub enum RelayBody {
@@ -42,6 +45,8 @@ pub struct ByteRelay {
 pub struct EventRelay {
     first: Option<Bytes>,
     upstream: Option<UpstreamBody>,
+    /// How the body ended, if that was seen while its last chunks were put together.
+    ahead: Option<Option<hyper::Error>>,
     reader: SseReader,
     leak: Option<HandoffFilter>,
     seat: Option<Seat>,
@@ -94,6 +99,7 @@ impl EventRelay {
         let mut relay = EventRelay {
             first: None,
             upstream: Some(upstream),
+            ahead: None,
             reader,
             leak: (!asked).then(HandoffFilter::new),
             seat: Some(seat),
@@ -113,10 +119,19 @@ impl EventRelay {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
-        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
-        match Pin::new(upstream).poll_frame(context) {
+        let polled = match self.ahead.take() {
+            Some(end) => Poll::Ready(end.map(Err)),
+            None => match &mut self.upstream {
+                Some(upstream) => Pin::new(upstream).poll_frame(context),
+                None => return Poll::Ready(None),
+            },
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(chunk) => Poll::Ready(Some(self.take(chunk))),
+                Ok(chunk) => {
+                    let chunk = self.with_followers(chunk, context);
+                    Poll::Ready(Some(self.take(chunk)))
+                }
                 // Trailers say nothing that an SSE client reads.
                 Err(_trailers) => self.poll_chunk(context),
             },
@@ -124,6 +139,35 @@ impl EventRelay {
             Poll::Ready(None) => Poll::Ready(self.ended()),
             Poll::Pending => self.poll_silence(context),
         }
+    }
+
+    /// Chunks that came in the same read go on as one: each alone would cost a chunk header and a
+    /// turn of the codec on the client's side.
+    fn with_followers(&mut self, first: Bytes, context: &mut Context<'_>) -> Bytes {
+        let Some(upstream) = &mut self.upstream else { return first };
+        let mut all = BytesMut::new();
+        while first.len() + all.len() < TOGETHER_MAX {
+            match Pin::new(&mut *upstream).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(more) = frame.into_data() {
+                        if all.is_empty() {
+                            all.extend_from_slice(&first);
+                        }
+                        all.extend_from_slice(&more);
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.ahead = Some(Some(error));
+                    break;
+                }
+                Poll::Ready(None) => {
+                    self.ahead = Some(None);
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if all.is_empty() { first } else { all.freeze() }
     }
 
     /// The engine closed the stream: whole, or too early?

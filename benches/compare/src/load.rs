@@ -1,5 +1,6 @@
-//! Closed-loop load: `load ADDR plain|stream CONNECTIONS SECONDS CHUNKS` prints one JSON object. Each connection is kept
-//! alive and sends its next request when it has the whole answer; an answer that is not 200, or a stream without all of
+//! Load: `load ADDR plain|stream CONNECTIONS SECONDS CHUNKS [RATE]` prints one JSON object. Each connection is kept alive
+//! and sends its next request when it has the whole answer, and not before its turn if RATE requests a second are asked
+//! for: proxies compared at one rate wake their neighbours equally often; an answer that is not 200, or a stream without all of
 //! its chunks and [DONE], is an error. `load ADDR hold CONNECTIONS SECONDS 0` opens that many streams and holds them.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a measuring tool")]
 #![allow(
@@ -26,8 +27,13 @@ async fn main() {
     let (connections, seconds, chunks) = (number(3), number(4), number(5));
     let end = Instant::now() + Duration::from_secs(seconds as u64);
     let stream = kind != "plain";
+    let rate = args.get(6).map_or(0.0, |rate| rate.parse::<f64>().unwrap());
+    let pace = (rate > 0.0).then(|| Duration::from_secs_f64(connections as f64 / rate));
     let tasks: Vec<_> = (0..connections)
-        .map(|_| tokio::spawn(one(address.clone(), stream, kind == "hold", end, chunks)))
+        .map(|i| {
+            let turn = pace.map(|pace| (pace, pace.mul_f64(i as f64 / connections as f64)));
+            tokio::spawn(one(address.clone(), stream, kind == "hold", end, chunks, turn))
+        })
         .collect();
     let mut all = Tally::default();
     for task in tasks {
@@ -50,7 +56,14 @@ async fn main() {
     );
 }
 
-async fn one(address: String, stream: bool, hold: bool, end: Instant, chunks: usize) -> Tally {
+async fn one(
+    address: String,
+    stream: bool,
+    hold: bool,
+    end: Instant,
+    chunks: usize,
+    turn: Option<(Duration, Duration)>,
+) -> Tally {
     let text = "Tell me about the tide at the gate. ".repeat(25);
     let body = format!(
         "{{\"model\":\"bench\",\"max_tokens\":64,\"stream\":{stream},\"messages\":[{{\"role\":\"system\",\"content\":\"You are brief.\"}},\
@@ -63,7 +76,12 @@ async fn one(address: String, stream: bool, hold: bool, end: Instant, chunks: us
     );
     let mut tally = Tally::default();
     let mut link = None;
+    let start = tokio::time::Instant::now();
+    let mut beat = turn.map(|(pace, first)| tokio::time::interval_at(start + first, pace));
     while Instant::now() < end {
+        if let Some(beat) = &mut beat {
+            beat.tick().await;
+        }
         let began = Instant::now();
         let result =
             exchange(&mut link, &address, request.as_bytes(), stream, hold, end, chunks).await;

@@ -66,14 +66,17 @@ impl Pool {
         &self.address
     }
 
-    /// Send `request` and wait for the head of the answer. A kept-alive connection that turns
-    /// out to be closed is replaced by a fresh one, once.
+    /// Send a request and wait for the head of the answer. A kept-alive connection that turns out
+    /// to be closed is replaced by a fresh one, once: `request` makes it again then.
     ///
     /// Dropping the future closes the connection.
     ///
     /// # Errors
     /// [`ExchangeError`]; see [`ExchangeError::before_sending`] for whether the engine saw it.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, ExchangeError> {
+    pub async fn send(
+        &self,
+        request: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<Answer, ExchangeError> {
         let limit = self.params.answer_timeout.to_duration();
         match timeout(limit, self.send_unbounded(request)).await {
             Ok(answer) => answer,
@@ -92,17 +95,17 @@ impl Pool {
         }
     }
 
-    async fn send_unbounded(&self, request: Request<Full<Bytes>>) -> Result<Answer, ExchangeError> {
-        let Some(link) = self.take() else {
-            return self.open().await?.exchange(request, Arc::clone(&self.idle)).await;
-        };
-        let again = request.clone();
-        match link.exchange(request, Arc::clone(&self.idle)).await {
-            Err(ExchangeError::Stale(_)) => {
-                self.open().await?.exchange(again, Arc::clone(&self.idle)).await
+    async fn send_unbounded(
+        &self,
+        request: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<Answer, ExchangeError> {
+        if let Some(link) = self.take() {
+            match link.exchange(request(), Arc::clone(&self.idle)).await {
+                Err(ExchangeError::Stale(_)) => {}
+                answer => return answer,
             }
-            answer => answer,
         }
+        self.open().await?.exchange(request(), Arc::clone(&self.idle)).await
     }
 
     fn take(&self) -> Option<Link> {
