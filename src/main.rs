@@ -12,6 +12,7 @@ mod emulate;
 mod operate;
 mod replay;
 mod serve;
+mod simulate;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     Demo(demo::Args),
     /// Emulated engines over HTTP
     Emulate(emulate::Args),
+    /// Policies against each other on a trace, in virtual time
+    Simulate(simulate::Args),
     /// Open-loop load on a running server
     Replay(replay::Args),
     /// Backends, roles and loads of a running proxy
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Check(args) => return check::run(&args),
         Command::Demo(args) => demo::run(args).map_err(Into::into),
         Command::Emulate(args) => emulate::run(args).map_err(Into::into),
+        Command::Simulate(args) => simulate::run(args).map_err(Into::into),
         Command::Replay(args) => replay::run(args).map_err(Into::into),
         Command::Status(args) => operate::status(&args).map_err(Into::into),
         Command::Flip(args) => operate::flip(&args).map_err(Into::into),
