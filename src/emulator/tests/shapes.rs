@@ -196,6 +196,21 @@ async fn a_hand_off_has_the_recorded_members() {
 }
 
 #[tokio::test]
+async fn a_streamed_prefill_leg_tells_its_hand_off_in_the_last_chunk() {
+    let fleet = two().await;
+    let ask = json!({ "do_remote_decode": true });
+    let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
+    let answer = post(p, "/v1/completions", &with_kv(completion("s", 20, 1, true), &ask)).await;
+    let params = &answer.events()[0]["kv_transfer_params"];
+    assert_eq!(params["remote_num_tokens"], 20);
+    let decode = post(d, "/v1/completions", &with_kv(completion("s", 20, 3, false), params)).await;
+    assert_eq!((decode.status.as_u16(), fleet.stats(1).transfers_in), (200, 1));
+    let long = post(p, "/v1/completions", &with_kv(completion("s", 20, 2, false), &ask)).await;
+    assert!(long.json()["kv_transfer_params"].is_null(), "max_tokens was left as it was");
+    fleet.stop().await;
+}
+
+#[tokio::test]
 async fn several_answers_and_several_prompts_are_told_apart() {
     let fleet = two().await;
     let mut body = completion("n", 10, 5, true);
