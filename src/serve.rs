@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use tidegate_proxy::Listeners;
 use tidegate_settings::Settings;
 
 /// Run the proxy.
@@ -10,6 +11,9 @@ pub struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Take the listeners over from the proxy that runs (then send it SIGQUIT)
+    #[arg(long)]
+    upgrade: bool,
 }
 
 /// Returns when the proxy has drained.
@@ -22,6 +26,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         format!("{path} cannot be used:\n{}", lines.join("\n"))
     })?;
     let _log = tidegate_proxy::log::init(&settings.log);
-    tidegate_proxy::run(&settings)?;
+    let listeners = if args.upgrade { Listeners::Inherited } else { Listeners::Own };
+    tidegate_proxy::run(&settings, listeners)?;
     Ok(())
 }

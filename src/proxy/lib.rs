@@ -52,5 +52,5 @@ mod shutdown;
 mod start;
 mod upstream;
 
-pub use server::{Running, run, spawn};
+pub use server::{Listeners, Running, run, spawn};
 pub use start::StartError;

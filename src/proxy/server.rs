@@ -24,10 +24,19 @@ use crate::start::{Built, StartError, build};
 ///
 /// # Errors
 /// [`StartError`] before anything listens; after that it runs.
-pub fn run(settings: &Settings) -> Result<(), StartError> {
-    let (server, drain) = assemble(settings, true)?;
+pub fn run(settings: &Settings, listeners: Listeners) -> Result<(), StartError> {
+    let (server, drain) = assemble(settings, true, listeners)?;
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
     Ok(())
+}
+
+/// Where the listening sockets come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listeners {
+    /// This process opens them.
+    Own,
+    /// A running proxy hands them over, over `server.upgrade_socket`, when it gets SIGQUIT.
+    Inherited,
 }
 
 /// A proxy inside another program: the demo, and tests.
@@ -43,7 +52,7 @@ pub struct Running {
 /// # Errors
 /// [`StartError`] before anything listens.
 pub fn spawn(settings: &Settings) -> Result<Running, StartError> {
-    let (server, drain) = assemble(settings, false)?;
+    let (server, drain) = assemble(settings, false, Listeners::Own)?;
     let (proxy, stop) = (Arc::clone(&drain.proxy), Arc::clone(&drain.stop));
     let run = move || server.run(RunArgs { shutdown_signal: Box::new(drain) });
     let thread = std::thread::Builder::new().name("tidegate".into()).spawn(run);
@@ -74,7 +83,11 @@ impl Drop for Running {
     }
 }
 
-fn assemble(settings: &Settings, signals: bool) -> Result<(Server, Drain), StartError> {
+fn assemble(
+    settings: &Settings,
+    signals: bool,
+    listeners: Listeners,
+) -> Result<(Server, Drain), StartError> {
     let Built { proxy, background, commands } = build(settings)?;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
@@ -84,7 +97,14 @@ fn assemble(settings: &Settings, signals: bool) -> Result<(Server, Drain), Start
     if let Some(socket) = &settings.server.upgrade_socket {
         conf.upgrade_sock = socket.display().to_string();
     }
-    let mut server = Server::new_with_opt_and_conf(None::<Opt>, conf);
+    let upgrade = listeners == Listeners::Inherited;
+    if !upgrade {
+        for address in settings.server.listen.iter().chain([&settings.admin.listen]) {
+            can_listen(*address)?;
+        }
+    }
+    let opt = Opt { upgrade, ..Opt::default() };
+    let mut server = Server::new_with_opt_and_conf(opt, conf);
     server.bootstrap();
     let data = DataApp { proxy: Arc::clone(&proxy), header_timeout: settings.server.keepalive };
     let mut data = Service::new("data".to_owned(), data);
@@ -94,7 +114,6 @@ fn assemble(settings: &Settings, signals: bool) -> Result<(Server, Drain), Start
     let admin = AdminApp { proxy: Arc::clone(&proxy), commands };
     let mut admin = Service::new("admin".to_owned(), admin);
     admin.threads = Some(1);
-    can_listen(settings.admin.listen)?;
     admin.add_tcp(&settings.admin.listen.to_string());
     let mut background = background_service("control", background);
     background.threads = Some(1);
@@ -113,7 +132,6 @@ fn threads(settings: &Settings) -> usize {
 }
 
 fn listener(settings: &Settings, address: SocketAddr) -> Result<ListenerConfig, StartError> {
-    can_listen(address)?;
     // hyper has buffers of its own.
     let listener =
         ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered());

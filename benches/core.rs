@@ -1,0 +1,137 @@
+//! Micro-benchmarks of what a request meets: parsing, counting, tokenizing, placing, planning.
+#![allow(clippy::unwrap_used, reason = "a measuring tool: it fails loudly")]
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use std::hint::black_box;
+use tidegate_engine::{Endpoint, SseReader, scan};
+use tidegate_filters::ModelTokenizer;
+use tidegate_placement::{Excluded, Fleet, Job, Load, Params, Split, place};
+use tidegate_planner::{BackendObservation, GroupDemand, Observation, State, plan};
+use tidegate_terms::{
+    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
+};
+
+const FLEETS: [u16; 3] = [8, 64, 1000];
+
+fn chat(bytes: usize) -> Bytes {
+    let text = "Tell me about the tide at the gate. ".repeat(bytes / 36);
+    Bytes::from(format!(
+        "{{\"model\":\"m\",\"max_tokens\":64,\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}]}}"
+    ))
+}
+
+fn parsing(c: &mut Criterion) {
+    let body = chat(1024);
+    c.bench_function("scan, 1 KB chat", |b| {
+        b.iter(|| scan(Endpoint::ChatCompletions, black_box(&body)));
+    });
+    let chunk = "data: {\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" tide\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n";
+    let mut reader = SseReader::new(Endpoint::ChatCompletions);
+    c.bench_function("one SSE chunk", |b| b.iter(|| reader.feed(black_box(chunk.as_bytes()))));
+}
+
+fn tokenizing(c: &mut Criterion) {
+    let tokenizer = include_bytes!("../filters/testdata/tiny_llama.json");
+    let config = include_bytes!("../filters/testdata/tiny_llama_config.json");
+    let model = ModelTokenizer::load(tokenizer, Some(config), None).unwrap();
+    for size in [1 << 10, 10 << 10, 100 << 10] {
+        let body = chat(size);
+        let scan = scan(Endpoint::ChatCompletions, &body).unwrap();
+        c.bench_with_input(BenchmarkId::new("render and tokenize a chat", size), &size, |b, _| {
+            b.iter(|| model.encode_chat(&scan, black_box(&body), 0));
+        });
+    }
+}
+
+struct Plain(Vec<BackendId>);
+
+impl Fleet for Plain {
+    fn pool(&self, _pool: PoolId) -> &[BackendId] {
+        &self.0
+    }
+
+    fn load(&self, id: BackendId) -> Load {
+        let busy = f64::from(id.0 % 7) * 0.02;
+        Load {
+            role: if id.0.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
+            usable: true,
+            group: GroupId(0),
+            prefill: Seconds(busy),
+            streams: u32::from(id.0 % 90),
+            streams_max: 256,
+            kv: Tokens(u64::from(id.0 % 90) * 900),
+            kv_capacity: Tokens(430_000),
+            slack: Seconds(0.01),
+            prefill_model: Default::default(),
+            decode_model: Default::default(),
+        }
+    }
+
+    fn cached(&self, _job: &Job, _backend: BackendId) -> Tokens {
+        Tokens::ZERO
+    }
+}
+
+fn placing(c: &mut Criterion) {
+    for count in FLEETS {
+        let fleet = Plain((0..count).map(BackendId).collect());
+        let now = Moment(1_000_000_000);
+        let job = Job {
+            id: RequestId(7),
+            pool: PoolId(0),
+            prompt: Tokens(2000),
+            expected_output: Tokens(200),
+            arrived: now,
+            ttft_deadline: now + Seconds(1.0),
+            queue_deadline: now + Seconds(30.0),
+            split: Split::May,
+            seed: 0x9E37_79B9,
+            excluded: Excluded::default(),
+        };
+        let params = Params::default();
+        c.bench_with_input(BenchmarkId::new("place", count), &count, |b, _| {
+            b.iter(|| place(&params, now, black_box(&job), &fleet));
+        });
+    }
+}
+
+fn planning(c: &mut Criterion) {
+    for count in FLEETS {
+        let backends = (0..count).map(|slot| BackendObservation {
+            id: BackendId(slot),
+            group: GroupId(0),
+            allowed: RoleSet::ANY,
+            capability: RoleCapability::Instant,
+            pinned: None,
+            usable: true,
+            role: if slot.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
+            prefill: Seconds(0.1),
+            streams: 60,
+            streams_max: 256,
+            kv: Tokens(60_000),
+            kv_capacity: Tokens(430_000),
+            prefill_model: Default::default(),
+            decode_model: Default::default(),
+        });
+        let demand = GroupDemand {
+            group: GroupId(0),
+            arrived_requests: 5,
+            arrived_prefill: Seconds(0.4 * f64::from(count) / 8.0),
+            arrived_output: Tokens(4000),
+            mean_kv: Tokens(1000),
+            waiting_requests: 3,
+            waiting_prefill: Seconds(1.0),
+            waiting_decodes: 0,
+        };
+        let seen = Observation { backends: backends.collect(), groups: vec![demand] };
+        let params = tidegate_planner::Params::default();
+        let (_, state) = plan(&params, Moment(1), &seen, &State::default());
+        c.bench_with_input(BenchmarkId::new("plan", count), &count, |b, _| {
+            b.iter(|| plan(&params, Moment(20_000_000), black_box(&seen), &state));
+        });
+    }
+}
+
+criterion_group!(benches, parsing, tokenizing, placing, planning);
+criterion_main!(benches);
