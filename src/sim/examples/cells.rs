@@ -5,8 +5,8 @@
     reason = "an example reads traces and a clock, and prints"
 )]
 
-use tidegate_sim::{Policy, Profile, SimConfig, Trace, simulate};
-use tidegate_terms::Tokens;
+use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
+use tidegate_terms::{Seconds, Tokens};
 
 const TRACES: &str = "/work/shared/traces/";
 
@@ -40,7 +40,7 @@ fn main() {
             for policy in &policies {
                 for chunk in [512, 2048] {
                     let profile = Profile::default().with_chunk(Tokens(chunk));
-                    let config = SimConfig { profile, ..SimConfig::default() };
+                    let config = SimConfig { profile, tidegate: params(), ..SimConfig::default() };
                     let began = std::time::Instant::now();
                     let run = simulate(&trace.clone().at_rate(*rate), *rate, *policy, &config);
                     let r = &run.report;
@@ -58,4 +58,34 @@ fn main() {
             println!();
         }
     }
+}
+
+fn params() -> TidegateParams {
+    let mut params = TidegateParams::default();
+    for pair in std::env::var("SET").unwrap_or_default().split(',').filter(|pair| !pair.is_empty())
+    {
+        let (key, value) = pair.split_once('=').expect("key=value");
+        let number: f64 = value.parse().expect("number");
+        match key {
+            "room" => params.placement.room = Seconds(number),
+            "hold_max" => params.placement.hold_max = Seconds(number),
+            "hold_weight" => params.placement.hold_weight = number,
+            "admission" => params.placement.admission = number,
+            "hopeless" => params.placement.hopeless_share = number,
+            "look" => params.placement.look_ahead = number as usize,
+            "whole_below" => params.placement.whole_below = Tokens(number as u64),
+            "kv_share" => params.placement.kv_share = number,
+            "dwell" => params.planner.dwell = Seconds(number),
+            "margin" => params.planner.margin = number,
+            "window" => params.planner.demand_window = Seconds(number),
+            "tpot_share" => params.planner.tpot_share = number,
+            "interval" => params.plan_interval = Seconds(number),
+            "tells" => params.tells_output = number > 0.0,
+            "flips" => params.flips = number > 0.0,
+            "start" => params.start = Some(number as usize),
+            "queue" => params.queue_deadline = Seconds(number),
+            _ => panic!("{key}?"),
+        }
+    }
+    params
 }
