@@ -55,6 +55,8 @@ fn slack_that_covers_the_hold_up_saves_the_hand_off() {
     // The prefill backend is busy, and 1000 tokens hold the streams up for about 50 ms.
     let busy = prefilling(Prefill, 0.5);
     check(1000, &[busy, streaming(Decode, 30, 0.08)], Whole(1));
+    // The step that runs now has to end first.
+    check(1000, &[busy, streaming(Decode, 30, 0.06)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, 0.04)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, -0.01)], Waits(WaitReason::PrefillBusy));
 }
@@ -125,7 +127,7 @@ fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_none() {
 #[test]
 fn the_least_loaded_of_equals_is_chosen() {
     let decode = streaming(Decode, 30, 0.0);
-    check(4000, &[prefilling(Prefill, 0.1), idle(Prefill), decode], Splits(1));
+    check(4000, &[prefilling(Prefill, 0.04), idle(Prefill), decode], Splits(1));
     check(4000, &[streaming(Mixed, 50, 1.0), streaming(Mixed, 5, 1.0)], Whole(1));
 }
 
@@ -152,7 +154,7 @@ fn one_that_keeps_the_deadline_beats_one_that_completes_sooner() {
 #[test]
 fn a_cached_prefix_draws_its_requests_but_not_all_load() {
     let decode = streaming(Decode, 30, 0.0);
-    let loads = vec![idle(Prefill), prefilling(Prefill, 0.1), decode];
+    let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     let engines = Engines::new(loads).caching(&[(1, 7500)]);
     let Choice::Prefill { on, predicted, cached } =
         place(&Params::default(), NOW, &job(1, 8000), &engines)
@@ -192,7 +194,7 @@ fn a_backend_it_failed_on_is_asked_again_only_if_nothing_else_is_left() {
         job
     };
     let decode = streaming(Decode, 30, 0.0);
-    let loads = vec![idle(Prefill), prefilling(Prefill, 0.1), decode];
+    let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     assert_eq!(goes(&failed_on(0), &Engines::new(loads)), Splits(1));
     assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Prefill), decode])), Whole(1));
     assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Mixed)])), Whole(0));

@@ -108,7 +108,7 @@ fn the_hopeless_get_their_share_of_the_work_and_no_more() {
         }
     }
     let share = work[1] / (work[0] + work[1]);
-    assert!((share - 0.1).abs() < 0.02, "{share}");
+    assert!((share - Params::default().hopeless_share).abs() < 0.005, "{share}");
 }
 
 #[test]

@@ -23,10 +23,10 @@ pub const TPOT: Seconds = Seconds(0.030);
 pub const QUEUE_REQUESTS_MAX: usize = 4096;
 /// A client that has waited half a minute for its first token has mostly left.
 pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
-/// About one chunk of 2,048 tokens at 71 µs: enough that an engine never idles between prompts.
-pub const ROOM: Seconds = Seconds(0.15);
-/// A tenth of the placements goes to requests that can no longer meet their TTFT, so none starves.
-pub const HOPELESS_SHARE: f64 = 0.1;
+/// The time it takes to hear that a prefill ended and to send the next: the queue stays ours.
+pub const ROOM: Seconds = Seconds(0.05);
+/// A fiftieth of the placed work goes to requests that can no longer meet their TTFT, so none starves.
+pub const HOPELESS_SHARE: f64 = 0.02;
 /// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
 pub const LEASE: Seconds = Seconds(30.0);
 /// Two thirds of the lease: a clock that drifts or a slow accept must not eat the rest.
