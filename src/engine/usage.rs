@@ -1,6 +1,7 @@
 //! The engine's own count of tokens, from an answer or a chunk. It must never fail an exchange: an
 //! answer it cannot read has no usage.
 
+use memchr::memmem;
 use serde::Deserialize;
 use tidegate_terms::Tokens;
 
@@ -35,14 +36,28 @@ struct Details {
     cached_tokens: Option<u64>,
 }
 
+const KEY: &[u8] = br#""usage""#;
+
+/// The usage that follows the key, if it does and counts anything.
+fn member_value(after_key: &[u8]) -> Option<Usage> {
+    let value = after_key.trim_ascii_start().strip_prefix(b":")?;
+    let mut value = serde_json::Deserializer::from_slice(value);
+    Option::<Wire>::deserialize(&mut value).ok()?.and_then(Wire::read)
+}
+
 impl Usage {
-    /// The usage of a whole (not streamed) JSON answer; `None` if it has none.
+    /// The usage of a whole (not streamed) JSON answer; `None` if it has none. Engines write it
+    /// last: the answer's text is not parsed for it. (Inside a JSON string its quotes would be
+    /// escaped, so text cannot pass for it.)
     pub fn of_answer(answer: &[u8]) -> Option<Usage> {
-        #[derive(Deserialize)]
-        struct Answer {
-            usage: Option<Wire>,
+        let mut before = answer;
+        while let Some(at) = memmem::rfind(before, KEY) {
+            if let Some(usage) = member_value(&answer[at + KEY.len()..]) {
+                return Some(usage);
+            }
+            before = &answer[..at];
         }
-        serde_json::from_slice::<Answer>(answer).ok()?.usage.and_then(Wire::read)
+        None
     }
 }
 
@@ -94,6 +109,14 @@ mod tests {
         check(
             r#"{"usage":{"input_tokens":7,"output_tokens":2,"cache_read_input_tokens":5}}"#,
             Some((7, 2, Some(5))),
+        );
+    }
+
+    #[test]
+    fn the_answers_text_cannot_pass_for_its_usage() {
+        check(
+            r#"{"text":"\"usage\":{\"prompt_tokens\":1}","usage" : {"prompt_tokens":2},"kv":{"usage":null}}"#,
+            Some((2, 0, None)),
         );
     }
 

@@ -36,7 +36,9 @@ impl ServerApp for DataApp {
         let proxy = Arc::clone(&self.proxy);
         let service = service_fn(move |incoming| {
             let proxy = Arc::clone(&proxy);
-            async move {
+            // Boxed: hyper keeps room for the future as long as the connection lives, 5 KB that a
+            // stream does not need.
+            Box::pin(async move {
                 let draining = Arc::clone(&proxy);
                 let mut response = request::handle(proxy, incoming).await;
                 if draining.is_draining() {
@@ -44,7 +46,7 @@ impl ServerApp for DataApp {
                     response.headers_mut().insert(CONNECTION, close);
                 }
                 Ok::<_, Infallible>(response)
-            }
+            })
         });
         let mut stop = stop.clone();
         let serving = builder.serve_connection(TokioIo::new(io), service);

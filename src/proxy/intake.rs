@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use std::sync::Arc;
 use tidegate_engine::{ApiError, Endpoint};
 use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
+use tidegate_terms::Moment;
 
 use crate::inbound::Inbound;
 use crate::service::Proxy;
@@ -20,36 +21,54 @@ const INLINE_MAX: usize = 64 << 10;
 /// What came in.
 pub enum Taken {
     /// `GET /v1/models`: no engine is asked.
-    Models,
+    Models {
+        /// The request's id.
+        request_id: String,
+    },
     /// A request for the engines.
-    Request(Box<(Inbound, Accepted)>),
+    Request(Inbound, Arc<Accepted>),
 }
 
 /// A request that went no further.
 pub struct Refused {
+    /// Its id.
+    pub request_id: String,
     /// What it asked for.
     pub path: PathAndQuery,
     /// What it is told.
     pub error: ApiError,
 }
 
-/// Read a request and run the filters over it. Returns its id, and what it is.
+/// Read a request and run the filters over it.
 pub async fn take(
     proxy: &Arc<Proxy>,
     request: Request<Incoming>,
-) -> (String, Result<Taken, Refused>) {
+    arrived: Moment,
+) -> Result<Taken, Refused> {
     let (parts, body) = request.into_parts();
-    let wall = proxy.clock.wall(proxy.clock.now()) as u64;
+    let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
-    let target = parts.uri.path_and_query().cloned();
-    let path = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let request_id = tidegate_filters::request_id(&parts.headers, &fresh);
-    let taken = match read(proxy, &parts, body).await {
-        Ok(body) => admit(proxy, parts, path.clone(), body, fresh).await,
-        Err(error) => Err(error),
+    let body = read(proxy, &parts, body).await;
+    let Parts { method, uri, headers, .. } = parts;
+    let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let refused = |inbound: Inbound, error| Refused {
+        request_id: tidegate_filters::request_id(&inbound.headers, &fresh),
+        path: inbound.target,
+        error,
     };
-    (request_id, taken.map_err(|error| Refused { path, error }))
+    let mut inbound = Inbound { method, target, headers, body: Bytes::new() };
+    match body {
+        Ok(body) => inbound.body = body,
+        Err(error) => return Err(refused(inbound, error)),
+    }
+    match admit(proxy, &inbound, fresh).await {
+        Ok(accepted) if accepted.endpoint == Endpoint::Models => {
+            Ok(Taken::Models { request_id: accepted.request_id.clone() })
+        }
+        Ok(accepted) => Ok(Taken::Request(inbound, accepted)),
+        Err(error) => Err(refused(inbound, error)),
+    }
 }
 
 async fn read(proxy: &Proxy, parts: &Parts, body: Incoming) -> Result<Bytes, ApiError> {
@@ -65,26 +84,18 @@ async fn read(proxy: &Proxy, parts: &Parts, body: Incoming) -> Result<Bytes, Api
 
 async fn admit(
     proxy: &Arc<Proxy>,
-    parts: Parts,
-    target: PathAndQuery,
-    body: Bytes,
+    inbound: &Inbound,
     fresh: FreshIds,
-) -> Result<Taken, ApiError> {
-    let inbound = Inbound { method: parts.method, target, headers: parts.headers, body };
-    let accepted = if inbound.body.len() <= INLINE_MAX {
-        filter(proxy, &inbound, &fresh)?
-    } else {
-        let (proxy, held) = (Arc::clone(proxy), inbound.clone());
-        let filtering = tokio::task::spawn_blocking(move || filter(&proxy, &held, &fresh));
-        filtering.await.map_err(|_| ApiError::internal())??
-    };
-    if accepted.endpoint == Endpoint::Models {
-        return Ok(Taken::Models);
+) -> Result<Arc<Accepted>, ApiError> {
+    if inbound.body.len() <= INLINE_MAX {
+        return filter(proxy, inbound, &fresh);
     }
-    Ok(Taken::Request(Box::new((inbound, accepted))))
+    let (proxy, held) = (Arc::clone(proxy), inbound.clone());
+    let filtering = tokio::task::spawn_blocking(move || filter(&proxy, &held, &fresh));
+    filtering.await.map_err(|_| ApiError::internal())?
 }
 
-fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Accepted, ApiError> {
+fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Arc<Accepted>, ApiError> {
     let arrival = Arrival {
         method: &inbound.method,
         path: inbound.target.path(),
@@ -92,5 +103,5 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Accepted
         body: &inbound.body,
     };
     let estimates = proxy.fleet.estimates();
-    proxy.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh)
+    proxy.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh).map(Arc::new)
 }

@@ -125,7 +125,8 @@ async fn whole(
         true => answered.await,
         // Nothing tells when this prefill ends: its account is settled when it should have.
         false => {
-            let due = tokio::time::sleep((predicted.ahead + predicted.prefill).to_duration());
+            let due = sent + predicted.ahead + predicted.prefill;
+            let due = tokio::time::sleep_until(serving.proxy.clock.coarse_instant(due));
             tokio::pin!(answered, due);
             tokio::select! {
                 opened = &mut answered => opened,

@@ -11,6 +11,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::access_log::TARGET;
 
+/// Lines that may wait for a writer: a second's worth at 16,000 requests a second. Each has its slot
+/// from the start, 32 bytes.
+const LINES_MAX: usize = 1 << 14;
+
 /// Keeps the writers' threads alive; dropping it writes what is left.
 pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] Vec<WorkerGuard>);
 
@@ -42,7 +46,7 @@ pub fn init(settings: &LogSettings) -> LogGuard {
 }
 
 fn writer<W: io::Write + Send + 'static>(to: W) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().lossy(true).finish(to)
+    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(to)
 }
 
 fn format<S>(format: LogFormat, to: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>

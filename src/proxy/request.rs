@@ -24,13 +24,12 @@ use crate::{estimate, headers, models, respond};
 /// Answer one request. Dropping the future (the client left) cancels its legs.
 pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<RelayBody> {
     let arrived = proxy.clock.now();
-    let (request_id, taken) = intake::take(&proxy, request).await;
-    let (inbound, accepted) = match taken {
-        Ok(Taken::Models) => return named(models::answer(&proxy), &request_id),
-        Ok(Taken::Request(request)) => (request.0, Arc::new(request.1)),
+    let (inbound, accepted) = match intake::take(&proxy, request, arrived).await {
+        Ok(Taken::Models { request_id }) => return named(models::answer(&proxy), &request_id),
+        Ok(Taken::Request(inbound, accepted)) => (inbound, accepted),
         Err(refused) => {
             proxy.metrics.refused(Endpoint::of(refused.path.path()), refused.error.status);
-            return named(respond::error(&refused.error), &request_id);
+            return named(respond::error(&refused.error), &refused.request_id);
         }
     };
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);

@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::doorbell::Doorbell;
 use super::pool::Idle;
 
 /// What a connection runs over: TCP, or TLS on top of it.
@@ -58,10 +59,12 @@ impl ExchangeError {
     }
 }
 
-/// A connection between two exchanges.
+/// A connection between two exchanges. It lives in a box: hyper's halves are a kilobyte, and a
+/// request hands them on a dozen times.
 pub(super) struct Link {
     sender: SendRequest<Full<Bytes>>,
     driver: Connection<TokioIo<Box<dyn Transport>>, Full<Bytes>>,
+    bell: Doorbell,
     /// Has it carried an exchange before?
     reused: bool,
 }
@@ -73,17 +76,19 @@ pub type Answer = Response<UpstreamBody>;
 /// the connection is closed, and the engine aborts the request.
 pub struct UpstreamBody {
     incoming: Incoming,
-    link: Option<Link>,
+    link: Option<Box<Link>>,
     home: Arc<Idle>,
 }
 
 impl Link {
-    pub(super) async fn handshake(transport: Box<dyn Transport>) -> Result<Link, ExchangeError> {
+    pub(super) async fn handshake(
+        transport: Box<dyn Transport>,
+    ) -> Result<Box<Link>, ExchangeError> {
         let (sender, driver) = Builder::new()
             .handshake(TokioIo::new(transport))
             .await
             .map_err(ExchangeError::Broken)?;
-        Ok(Link { sender, driver, reused: false })
+        Ok(Box::new(Link { sender, driver, bell: Doorbell::new(), reused: false }))
     }
 
     /// Is a pooled connection still good? Sees a FIN that the reactor has noticed; costs no
@@ -95,7 +100,7 @@ impl Link {
 
     /// Send a request and wait for the answer's head.
     pub(super) async fn exchange(
-        mut self,
+        mut self: Box<Self>,
         request: Request<Full<Bytes>>,
         home: Arc<Idle>,
     ) -> Result<Answer, ExchangeError> {
@@ -105,30 +110,36 @@ impl Link {
             false => ExchangeError::Broken(error),
         };
         let head = {
-            let mut answer = pin!(self.sender.send_request(request));
-            let driver = &mut self.driver;
+            let Link { sender, driver, bell, .. } = &mut *self;
+            let mut answer = pin!(sender.send_request(request));
             let mut over = false;
-            std::future::poll_fn(|context| {
+            let mut poll = |context: &mut Context<'_>| {
                 if !over && let Poll::Ready(ended) = Pin::new(&mut *driver).poll(context) {
                     over = true;
                     if let Err(error) = ended {
                         return Poll::Ready(Err(failed(error)));
                     }
                 }
-                match answer.as_mut().poll(context) {
+                match answer.as_mut().poll(&mut nobody()) {
                     Poll::Ready(Ok(head)) => Poll::Ready(Ok((head, over))),
                     Poll::Ready(Err(error)) => Poll::Ready(Err(failed(error))),
                     Poll::Pending if over => Poll::Ready(Err(ExchangeError::Closed)),
                     Poll::Pending => Poll::Pending,
                 }
-            })
-            .await
+            };
+            std::future::poll_fn(|context| bell.poll(context, &mut poll)).await
         };
         let (head, over) = head?;
         self.reused = true;
         let link = (!over).then_some(self);
         Ok(head.map(|incoming| UpstreamBody { incoming, link, home }))
     }
+}
+
+/// Nobody need be woken: only the driver makes what the other half waits for, and that half is
+/// polled after each poll of the driver.
+fn nobody() -> Context<'static> {
+    Context::from_waker(Waker::noop())
 }
 
 /// A keep-alive connection that the engine closed in the meantime: the request may go again.
@@ -145,10 +156,9 @@ fn is_stale(error: &hyper::Error) -> bool {
 
 impl UpstreamBody {
     /// The exchange is over: keep the connection if hyper says that it can carry another.
-    fn finish(&mut self, context: &mut Context<'_>) {
+    fn finish(&mut self) {
         let Some(mut link) = self.link.take() else { return };
-        let open = Pin::new(&mut link.driver).poll(context).is_pending();
-        if open && matches!(link.sender.poll_ready(context), Poll::Ready(Ok(()))) {
+        if link.is_open() {
             self.home.put(link);
         }
     }
@@ -162,25 +172,39 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = &mut *self;
-        // Twice: asking for a frame is what makes the driver read one.
-        for _ in 0..2 {
-            if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(context) {
-                if frame.is_none() || this.incoming.is_end_stream() {
-                    this.finish(context);
-                }
-                return Poll::Ready(frame);
+        let UpstreamBody { incoming, link, .. } = &mut *self;
+        let mut over = link.is_none();
+        let polled = match link {
+            None => Poll::Pending,
+            Some(link) => {
+                let Link { driver, bell, .. } = &mut **link;
+                bell.poll(context, |context| {
+                    // Twice: asking for a frame is what makes the driver read one.
+                    if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(&mut nobody()) {
+                        return Poll::Ready(frame);
+                    }
+                    if !over && let Poll::Ready(ended) = Pin::new(&mut *driver).poll(context) {
+                        over = true;
+                        if let Err(error) = ended {
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                    }
+                    Pin::new(&mut *incoming).poll_frame(&mut nobody())
+                })
             }
-            if let Some(link) = &mut this.link
-                && let Poll::Ready(ended) = Pin::new(&mut link.driver).poll(context)
-            {
-                this.link = None;
-                if let Err(error) = ended {
-                    return Poll::Ready(Some(Err(error)));
-                }
-            }
+        };
+        if over {
+            *link = None;
         }
-        Pin::new(&mut this.incoming).poll_frame(context)
+        if polled.is_pending() && over {
+            return Pin::new(incoming).poll_frame(context);
+        }
+        if let Poll::Ready(frame) = &polled
+            && (frame.is_none() || self.incoming.is_end_stream())
+        {
+            self.finish();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

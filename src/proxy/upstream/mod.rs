@@ -3,6 +3,7 @@
 
 mod address;
 mod connection;
+mod doorbell;
 mod pool;
 mod tls;
 

@@ -30,13 +30,13 @@ pub struct PoolParams {
 
 /// Idle connections and since when each waits.
 pub(super) struct Idle {
-    links: ArrayQueue<(Link, Moment)>,
+    links: ArrayQueue<(Box<Link>, Moment)>,
     clock: Clock,
 }
 
 impl Idle {
     /// Keep a connection; when the pool is full it is closed instead.
-    pub(super) fn put(&self, link: Link) {
+    pub(super) fn put(&self, link: Box<Link>) {
         drop(self.links.push((link, self.clock.now())));
     }
 }
@@ -108,7 +108,7 @@ impl Pool {
         self.open().await?.exchange(request(), Arc::clone(&self.idle)).await
     }
 
-    fn take(&self) -> Option<Link> {
+    fn take(&self) -> Option<Box<Link>> {
         while let Some((mut link, since)) = self.idle.links.pop() {
             if self.is_fresh(since) && link.is_open() {
                 return Some(link);
@@ -121,7 +121,7 @@ impl Pool {
         self.idle.clock.now() - since < self.params.idle_time
     }
 
-    async fn open(&self) -> Result<Link, ExchangeError> {
+    async fn open(&self) -> Result<Box<Link>, ExchangeError> {
         let limit = self.params.connect_timeout.to_duration();
         let transport = timeout(limit, self.connect())
             .await
