@@ -41,6 +41,14 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// A key file with nothing in it: its key would let everybody in who sends an empty one.
+    #[error("{path} holds no key: the file of auth key {name} is empty")]
+    EmptyKey {
+        /// Which file.
+        path: PathBuf,
+        /// Whose key.
+        name: String,
+    },
     /// TLS to backends.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -240,7 +248,15 @@ fn chain_params(settings: &Settings) -> Result<ChainParams, StartError> {
     for key in &settings.auth.keys {
         let secret = match (&key.key, &key.key_file) {
             (Some(key), _) => key.clone(),
-            (None, Some(path)) => text(path)?.trim().to_owned(),
+            (None, Some(path)) => match text(path)?.trim() {
+                "" => {
+                    return Err(StartError::EmptyKey {
+                        path: path.clone(),
+                        name: key.name.clone(),
+                    });
+                }
+                key => key.to_owned(),
+            },
             (None, None) => continue,
         };
         keys.push(ApiKey { name: key.name.clone(), key: secret });

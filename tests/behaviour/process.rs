@@ -1,5 +1,6 @@
 //! The program itself: `serve` with signals, `check`, the operator's commands.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -32,10 +33,41 @@ fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn serve(text: &str) -> Serve {
+    serve_with(text, &[])
+}
+
+fn serve_with(text: &str, args: &[&str]) -> Serve {
     let (directory, path) = write(text);
     let mut command = tidegate();
-    command.args(["serve", "--config"]).arg(path).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["serve", "--config"]).arg(path).args(args);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     Serve { child: command.spawn().unwrap(), _directory: directory }
+}
+
+impl Serve {
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        until("it exits", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.and_then(|status| status.code())
+    }
+}
+
+/// It listens on both ports and has asked its engine.
+async fn models_are_known(data: SocketAddr, admin: SocketAddr) {
+    until("it listens", || std::net::TcpStream::connect(data).is_ok()).await;
+    until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
+    while !send(data, get("/v1/models")).await.body.contains("\"m\"") {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,19 +77,10 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
     let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
     let (data, admin) = (free_port(), free_port());
     let mut serve = serve(&config(data, admin, "", &[plain("a", &fake)]));
-    until("it listens", || std::net::TcpStream::connect(data).is_ok()).await;
-    until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
-    loop {
-        let models = send(data, get("/v1/models")).await;
-        if models.body.contains("\"m\"") {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    models_are_known(data, admin).await;
     let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
     let mut text = stream.chunk().await.unwrap().unwrap().to_vec();
-    let pid = serve.child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    serve.signal("-TERM");
     loop {
         let ready = send(admin, get("/readyz")).await;
         if ready.status == 503 {
@@ -69,13 +92,51 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
         text.extend_from_slice(&chunk.unwrap());
     }
     assert!(text.ends_with(b"data: [DONE]\n\n"), "the stream was cut");
-    let mut status = None;
-    until("it exits", || {
-        status = serve.child.try_wait().unwrap();
-        status.is_some()
-    })
-    .await;
-    assert_eq!(status.unwrap().code(), Some(0));
+    assert_eq!(serve.exit_code().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_takes_the_listeners_over_and_no_stream_is_cut() {
+    let mut chunks = chat_chunks(400);
+    let end = chunks.split_off(3);
+    let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
+    let (data, admin) = (free_port(), free_port());
+    let sockets = tempfile::tempdir().unwrap();
+    let socket = sockets.path().join("upgrade.sock");
+    let top = format!("upgrade_socket = \"{}\"\n", socket.display());
+    let text = config(data, admin, &top, &[plain("a", &fake)]);
+    let mut old = serve(&text);
+    models_are_known(data, admin).await;
+    let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
+    let mut text_of_old = stream.chunk().await.unwrap().unwrap().to_vec();
+
+    let mut new = serve_with(&text, &["--upgrade"]);
+    until("it asks for the listeners", || socket.exists()).await;
+    old.signal("-QUIT");
+    while let Some(chunk) = stream.chunk().await {
+        text_of_old.extend_from_slice(&chunk.unwrap());
+    }
+    assert!(text_of_old.ends_with(b"data: [DONE]\n\n"), "the stream was cut");
+    assert_eq!(old.exit_code().await, Some(0));
+    models_are_known(data, admin).await;
+    let answer = send(data, post("/v1/chat/completions", chat(true))).await;
+    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    new.signal("-TERM");
+    assert_eq!(new.exit_code().await, Some(0));
+}
+
+#[test]
+fn an_empty_key_file_lets_nobody_in() {
+    let (directory, path) = write("");
+    let key = directory.path().join("key");
+    std::fs::write(&key, "\n").unwrap();
+    let text = format!("[[auth.keys]]\nname = \"n\"\nkey_file = \"{}\"\n", key.display());
+    let (data, admin) = (free_port(), free_port());
+    let engines = [vllm("a", "http://127.0.0.1:9".to_owned(), FREE)];
+    std::fs::write(&path, config(data, admin, &text, &engines)).unwrap();
+    let output = tidegate().args(["serve", "--config"]).arg(path).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("is empty"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
