@@ -66,7 +66,11 @@ pub fn wanted(
 
 /// Streams that one engine carries: within TPOT, within its KV memory, within its own limit; the
 /// mean over the group.
-fn streams_each(params: &Params, demand: &GroupDemand, engines: &[&BackendObservation]) -> f64 {
+pub(crate) fn streams_each(
+    params: &Params,
+    demand: &GroupDemand,
+    engines: &[&BackendObservation],
+) -> f64 {
     let mean_kv = mean_kv(demand, engines);
     let tpot = params.slo.tpot * params.tpot_share;
     let carries = engines.iter().map(|engine| {
@@ -78,7 +82,7 @@ fn streams_each(params: &Params, demand: &GroupDemand, engines: &[&BackendObserv
 }
 
 /// KV tokens of a stream: of those that live, else of what has arrived.
-fn mean_kv(demand: &GroupDemand, engines: &[&BackendObservation]) -> Tokens {
+pub(crate) fn mean_kv(demand: &GroupDemand, engines: &[&BackendObservation]) -> Tokens {
     let streams: u32 = engines.iter().map(|engine| engine.streams).sum();
     let kv: Tokens = engines.iter().map(|engine| engine.kv).sum();
     match (streams, demand.mean_kv) {

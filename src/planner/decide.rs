@@ -4,12 +4,16 @@
 //! role, then the demand. Only engines whose role the proxy alone decides (`Instant`) move.
 
 use serde::Serialize;
+use std::cmp::Ordering;
+use tidegate_cost::DecodeModel;
 use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
 
-use crate::capacity::{Wanted, wanted};
+use crate::capacity::{Wanted, mean_kv, streams_each, wanted};
+use crate::demand::DemandAverage;
 use crate::observation::{BackendObservation, GroupDemand, Observation};
 use crate::params::Params;
 use crate::reason::{Cause, Reason};
+use crate::shadow::Tick;
 use crate::state::State;
 
 /// What the planner says.
@@ -84,7 +88,7 @@ pub fn plan(
         let usable: Vec<&BackendObservation> =
             members.iter().copied().filter(|b| b.usable && moves_or_pinned(b)).collect();
         if let Some(wanted) = wanted(params, &average, &demand, &usable) {
-            draft.follow_demand(slot, &usable, &wanted);
+            draft.follow_demand(slot, &usable, &wanted, &demand, elapsed);
             all_wanted.push(wanted);
         }
     }
@@ -169,36 +173,42 @@ impl Draft<'_> {
             }
             let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
             let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
-            let side = if prefills < decodes { Role::Prefill } else { Role::Decode };
+            let others = |takes: fn(Role) -> bool| {
+                usable.iter().any(|b| b.id != backend.id && takes(self.role(b)))
+            };
+            let side = match (others(Role::takes_prefill), others(Role::takes_decode)) {
+                (true, true) if prefills < decodes => Role::Prefill,
+                (true, _) => Role::Decode,
+                (false, true) => Role::Prefill,
+                (false, false) => Role::Mixed,
+            };
             self.set(backend.id, side, Cause::MinimumPerRole, count.to_vec());
         }
     }
 
-    /// Move engines to where the demand is.
-    fn follow_demand(&mut self, group: usize, usable: &[&BackendObservation], wanted: &Wanted) {
+    /// Move engines to the split that has lost the fewest requests.
+    fn follow_demand(
+        &mut self,
+        group: usize,
+        usable: &[&BackendObservation],
+        wanted: &Wanted,
+        demand: &GroupDemand,
+        elapsed: Seconds,
+    ) {
         let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
         let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
-        if prefills == 0 || decodes == 0 {
+        if prefills == 0 || decodes == 0 || prefills + decodes != usable.len() {
             return;
         }
-        // The half is what rounding needs; each pool keeps one.
-        let short = wanted.prefill - prefills as f64;
-        let step = 0.5 + self.params.margin;
-        let moves_to_prefill = short > step;
-        let (from, to, cause, least_left) = if moves_to_prefill {
-            (Role::Decode, Role::Prefill, Cause::PrefillShort, decodes - 1)
-        } else if -short > step {
-            (Role::Prefill, Role::Decode, Cause::DecodeShort, prefills - 1)
-        } else {
-            return;
+        let memory = &mut self.state.groups[group];
+        let tick = tick(self.params, &memory.demand, usable, demand, elapsed);
+        let advice = memory.shadows.follow(tick, prefills);
+        let (from, to, cause, least_left) = match advice.prefills.cmp(&prefills) {
+            Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort, decodes - 1),
+            Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort, prefills - 1),
+            Ordering::Equal => return,
         };
-        let memory = self.state.groups[group];
-        let opposite = if moves_to_prefill { memory.to_decode_at } else { memory.to_prefill_at };
-        if self.rests(opposite) {
-            return;
-        }
-        let count =
-            ((short.abs() - self.params.margin).round() as usize).clamp(1, least_left.max(1));
+        let count = advice.prefills.abs_diff(prefills).min(least_left);
         let mut candidates: Vec<_> = usable
             .iter()
             .filter(|b| moves(b) && self.role(b) == from && b.allowed.contains(to))
@@ -206,27 +216,64 @@ impl Draft<'_> {
             .copied()
             .collect();
         candidates.sort_by_key(|backend| (burden(backend), backend.id));
-        for backend in candidates.into_iter().take(count.min(least_left)) {
+        for backend in candidates.into_iter().take(count) {
             let numbers = vec![
-                ("wanted_prefill", wanted.prefill),
-                ("wanted_decode", wanted.decode),
-                ("prefill_load", wanted.prefill_load),
-                ("decode_load", wanted.decode_load),
+                ("advised_prefill_engines", advice.prefills as f64),
                 ("prefill_engines", prefills as f64),
                 ("decode_engines", decodes as f64),
+                ("patience", advice.patience),
+                ("requests_lost_following", advice.lost),
+                ("requests_lost_moving", advice.move_costs),
+                ("prefill_load", wanted.prefill_load),
+                ("decode_load", wanted.decode_load),
                 ("streams_left_behind", f64::from(backend.streams)),
             ];
             self.set(backend.id, to, cause, numbers);
-            let memory = &mut self.state.groups[group];
-            let at =
-                if moves_to_prefill { &mut memory.to_prefill_at } else { &mut memory.to_decode_at };
-            *at = Some(self.now);
         }
     }
 
     /// Is `at` less than a dwell ago?
     fn rests(&self, at: Option<Moment>) -> bool {
         at.is_some_and(|at| self.now - at < self.params.dwell)
+    }
+}
+
+/// What happened to a group since the last look.
+fn tick(
+    params: &Params,
+    average: &DemandAverage,
+    usable: &[&BackendObservation],
+    demand: &GroupDemand,
+    elapsed: Seconds,
+) -> Tick {
+    let count = usable.len().max(1) as f64;
+    let mean = |of: fn(&BackendObservation) -> Seconds| {
+        Seconds(usable.iter().map(|b| of(b).get()).sum::<f64>() / count)
+    };
+    let streams: u32 = usable.iter().map(|backend| backend.streams).sum();
+    Tick {
+        elapsed,
+        engines: usable.len(),
+        work: demand.arrived_prefill.get(),
+        recent_work: 0.0,
+        work_rate: average.prefill_load(),
+        buffer: 1.0 + params.slo.ttft / params.demand_window,
+        mean_work: average.mean_work(),
+        due: average.output_rate() * params.slo.tpot.get(),
+        requests: demand.arrived_requests as f64,
+        streams: f64::from(streams),
+        carries: streams_each(params, demand, usable),
+        mean_kv: mean_kv(demand, usable),
+        decode: DecodeModel {
+            base: mean(|b| b.decode_model.base),
+            per_stream: mean(|b| b.decode_model.per_stream),
+            per_kv_token: mean(|b| b.decode_model.per_kv_token),
+        },
+        chunk: mean(|b| b.prefill_model.per_token) * params.chunk.as_f64(),
+        ttft: params.slo.ttft,
+        tpot: params.slo.tpot,
+        spill: params.spill,
+        memory: params.memory,
     }
 }
 

@@ -47,6 +47,16 @@ impl DemandAverage {
         self.per_second(self.requests)
     }
 
+    /// Prefill work of a mean request, in engine-seconds; 0 before any came.
+    pub fn mean_work(&self) -> f64 {
+        if self.requests > 0.0 { self.prefill / self.requests } else { 0.0 }
+    }
+
+    /// Output tokens of a mean request; 0 before any came.
+    pub fn mean_output(&self) -> f64 {
+        if self.requests > 0.0 { self.output / self.requests } else { 0.0 }
+    }
+
     fn per_second(&self, sum: f64) -> f64 {
         // Less than a tick of time says nothing about a rate.
         if self.seconds < 1e-3 { 0.0 } else { sum / self.seconds }

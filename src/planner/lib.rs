@@ -5,6 +5,7 @@
 //! - [`state`]: what it remembers between two runs
 //! - [`demand`]: rates from counts
 //! - [`capacity`]: how many engines the demand needs on each side
+//! - `shadow`: what every other split would have cost
 //! - [`decide`]: the roles, and why
 //! - [`reason`]: a flip's cause and numbers, for the journal
 //!
@@ -18,6 +19,7 @@ pub mod demand;
 pub mod observation;
 pub mod params;
 pub mod reason;
+mod shadow;
 pub mod state;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the operator may set.
 
 use serde::{Deserialize, Serialize};
-use tidegate_terms::{Seconds, Slo};
+use tidegate_terms::{Seconds, Slo, Tokens};
 
 /// The planner's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,14 +12,19 @@ pub struct Params {
     /// directions. Default 5 s: the streams left behind on a flipped engine last about that long, and
     /// a flip pays only if the shift outlasts them.
     pub dwell: Seconds,
-    /// By how many engines, beyond the half that rounding needs, a pool must be wrong before one
-    /// moves. Default 0.25.
-    pub margin: f64,
     /// Time constant of the demand average. Default 10 s: some hundred requests of a busy group.
     pub demand_window: Seconds,
     /// Share of the TPOT target that a decode engine is planned for; the rest absorbs the prefill
     /// chunks and the noise it meets. Default 0.9.
     pub tpot_share: f64,
+    /// The engines' `max_num_batched_tokens`: by so much a prefill chunk holds up the streams on its
+    /// engine. Default 2,048.
+    pub chunk: Tokens,
+    /// Share of a decode engine's idle time that short prefills are expected to use. 0 to 1, default
+    /// 0.3.
+    pub spill: f64,
+    /// How long what other splits would have cost is remembered. Default 10 minutes.
+    pub memory: Seconds,
 }
 
 impl Default for Params {
@@ -27,9 +32,11 @@ impl Default for Params {
         Params {
             slo: Slo::default(),
             dwell: Seconds(5.0),
-            margin: 0.25,
             demand_window: Seconds(10.0),
             tpot_share: 0.9,
+            chunk: Tokens(2048),
+            spill: 0.3,
+            memory: Seconds(600.0),
         }
     }
 }

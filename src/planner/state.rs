@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_terms::{BackendId, Moment};
 
 use crate::demand::DemandAverage;
+use crate::shadow::Shadows;
 
 /// Everything the planner remembers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,13 +18,10 @@ pub struct State {
 }
 
 /// What it remembers of a group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct GroupState {
     pub(crate) demand: DemandAverage,
-    /// When an engine last went to prefill.
-    pub(crate) to_prefill_at: Option<Moment>,
-    /// When an engine last went to decode.
-    pub(crate) to_decode_at: Option<Moment>,
+    pub(crate) shadows: Shadows,
 }
 
 impl State {

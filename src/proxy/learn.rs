@@ -25,6 +25,8 @@ pub enum Observation {
     Finished {
         /// Its limit.
         max_tokens: Option<Tokens>,
+        /// Its prompt as tidegate counted or estimated it.
+        counted: Tokens,
         /// What it emitted.
         output: Tokens,
         /// The engine's count of the prompt.

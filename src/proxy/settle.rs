@@ -117,6 +117,7 @@ impl Record {
         let scan = self.accepted.scan.as_ref();
         self.proxy.learn(Observation::Finished {
             max_tokens: scan.and_then(|scan| scan.max_tokens),
+            counted: self.live.prompt,
             output: self.output(),
             prompt: self.usage.map(|usage| usage.prompt),
             features: self.accepted.prompt.features,

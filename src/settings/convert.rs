@@ -37,7 +37,7 @@ impl Settings {
     pub fn planner_params(&self) -> PlannerParams {
         let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
         params.dwell = self.planner.dwell.unwrap_or(params.dwell);
-        params.margin = self.planner.margin.unwrap_or(params.margin);
+        params.chunk = self.placement.chunk;
         params.demand_window = self.planner.demand_window.unwrap_or(params.demand_window);
         params
     }

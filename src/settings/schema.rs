@@ -148,8 +148,6 @@ pub struct PlannerSettings {
     /// Shortest time between two flips of one backend; the planner's default if absent.
     #[serde(rename = "dwell_seconds")]
     pub dwell: Option<Seconds>,
-    /// Engines by which a pool must be wrong before one moves; the planner's default if absent.
-    pub margin: Option<f64>,
     /// Over how long demand is averaged; the planner's default if absent.
     #[serde(rename = "demand_window_seconds")]
     pub demand_window: Option<Seconds>,
@@ -332,7 +330,6 @@ impl Default for PlannerSettings {
             enabled: true,
             interval: defaults::PLAN_INTERVAL,
             dwell: None,
-            margin: None,
             demand_window: None,
         }
     }

@@ -156,7 +156,6 @@ fn numbers_have_bounds() {
             "[planner]\ninterval_seconds = 0",
             "planner.interval_seconds: is 0 (0.001 to 86400 seconds)",
         ),
-        ("[planner]\nmargin = -1", "planner.margin: is -1 (0 to 1000 engines)"),
         (
             "[planner]\ndemand_window_seconds = 0",
             "planner.demand_window_seconds: is 0 (above 0, up to 86400 seconds)",

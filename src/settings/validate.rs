@@ -214,17 +214,13 @@ fn spans(settings: &Settings, found: &mut Found) {
 }
 
 fn counts(settings: &Settings, found: &mut Found) {
-    let Settings { server, queue, placement, planner, retry, upstream, probe, prefix, .. } =
-        settings;
+    let Settings { server, queue, placement, retry, upstream, probe, prefix, .. } = settings;
     found.count(server.threads as u64, (0, THREADS_MAX), "server.threads");
     found.count(server.body_max_bytes as u64, (1, BODY_MAX_BYTES), "server.body_max_bytes");
     found.count(queue.requests_max as u64, (1, QUEUE_MAX), "queue.requests_max");
     found.number(queue.hopeless_share, (0.0, 1.0), "queue.hopeless_share", "");
     found.count(placement.chunk.get(), (1, CHUNK_MAX), "placement.chunk_tokens");
     found.count(placement.whole_below.get(), (0, CHUNK_MAX), "placement.whole_below_tokens");
-    if let Some(margin) = planner.margin {
-        found.number(margin, (0.0, 1000.0), "planner.margin", " engines");
-    }
     found.count(retry.attempts.into(), (1, ATTEMPTS_MAX), "retry.attempts");
     let idle = upstream.idle_per_backend_max as u64;
     found.count(idle, (1, IDLE_MAX), "upstream.idle_per_backend_max");

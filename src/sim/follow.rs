@@ -94,6 +94,7 @@ impl Follow {
         params.placement.transfer =
             TransferModel { base: profile.t_handoff, per_token: profile.t_xfer };
         params.planner.slo = config.slo;
+        params.planner.chunk = config.profile.chunk;
         let mut ledger = Ledger::new(profile, config.engines, config.slo.tpot);
         let roles = match params.start {
             Some(prefills) => (0..config.engines)
@@ -129,7 +130,7 @@ impl Follow {
             id,
             pool: POOL,
             prompt: arrival.prompt,
-            expected_output: self.output.expect(self.limit(arrival.output)),
+            expected_output: self.output.expect(self.limit(arrival.output), arrival.prompt),
             arrived: now,
             ttft_deadline: now + self.params.placement.slo.ttft,
             queue_deadline: now + self.params.queue_deadline,
@@ -279,7 +280,7 @@ impl Router for Follow {
             pool: POOL,
             from,
             kv: arrival.prompt,
-            expected_output: self.output.expect(self.limit(arrival.output)),
+            expected_output: self.output.expect(self.limit(arrival.output), arrival.prompt),
             seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
             excluded,
         };
@@ -298,7 +299,7 @@ impl Router for Follow {
         let arrival = &cluster.trace().arrivals[request];
         let steps = cluster.engine(engine).steps();
         self.ledger.ended(request, engine, arrival.prompt, steps);
-        self.output.observe(self.limit(arrival.output), arrival.output);
+        self.output.observe(self.limit(arrival.output), arrival.prompt, arrival.output);
         self.pass(cluster);
     }
 

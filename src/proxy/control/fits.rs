@@ -53,8 +53,8 @@ impl Fits {
             Observation::Prefill { backend, uncached, cached, took } => {
                 self.backends[backend.index()].prefill.observe(uncached, cached, took);
             }
-            Observation::Finished { max_tokens, output, prompt, features } => {
-                self.estimates.output.observe(max_tokens, output);
+            Observation::Finished { max_tokens, counted, output, prompt, features } => {
+                self.estimates.output.observe(max_tokens, counted, output);
                 if let (Some(features), Some(prompt)) = (features, prompt) {
                     self.estimates.bytes.observe(&features, prompt);
                 }

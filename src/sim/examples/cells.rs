@@ -44,6 +44,20 @@ fn main() {
                     let began = std::time::Instant::now();
                     let run = simulate(&trace.clone().at_rate(*rate), *rate, *policy, &config);
                     let r = &run.report;
+                    if let Some(width) =
+                        std::env::var("BINS").ok().and_then(|w| w.parse::<f64>().ok())
+                    {
+                        let arrivals = trace.clone().at_rate(*rate).arrivals;
+                        let mut bins: Vec<(u32, u32, u32)> = Vec::new();
+                        for (arrival, outcome) in arrivals.iter().zip(&run.outcomes) {
+                            let bin = (arrival.at.get() / width) as usize;
+                            bins.resize(bins.len().max(bin + 1), (0, 0, 0));
+                            bins[bin].0 += 1;
+                            bins[bin].1 += u32::from(!outcome.meets_ttft(&config.slo));
+                            bins[bin].2 += u32::from(!outcome.meets_tpot(&config.slo));
+                        }
+                        println!("\n{chunk} {bins:?}");
+                    }
                     print!(
                         "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{}) {:.1}s",
                         r.attainment,
@@ -76,7 +90,8 @@ fn params() -> TidegateParams {
             "whole_below" => params.placement.whole_below = Tokens(number as u64),
             "kv_share" => params.placement.kv_share = number,
             "dwell" => params.planner.dwell = Seconds(number),
-            "margin" => params.planner.margin = number,
+            "spill" => params.planner.spill = number,
+            "memory" => params.planner.memory = Seconds(number),
             "window" => params.planner.demand_window = Seconds(number),
             "tpot_share" => params.planner.tpot_share = number,
             "interval" => params.plan_interval = Seconds(number),

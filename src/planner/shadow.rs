@@ -1,0 +1,268 @@
+//! Shadow fleets: what each split of a group, and each way of following the demand, would have cost.
+//!
+//! A split is a number of prefill engines. Every split is followed all the time as a fluid: the
+//! prefill work that arrives waits in its backlog until its engines have served it, and what would
+//! wait longer than the TTFT target is counted as requests lost; streams beyond what its decode
+//! engines carry within the TPOT target are counted likewise. Changing the split costs the streams
+//! that stay on the engines that change.
+//!
+//! When to change is the question of the ski rental: a [`Follower`] moves to another split once
+//! staying has lost as many requests more than that split as the move costs, times its patience.
+//! Followers of several patiences run side by side, and the one that has lost the fewest so far, its
+//! moves included, is followed. So a shift that lasts is answered at once by the impatient, and
+//! shifts that end sooner than they pay are sat out by the patient, without anybody having set how
+//! long a shift lasts. It must never take the real backlog for a split's: one that was never tried is
+//! judged by the same fluid as the one in force.
+
+use serde::{Deserialize, Serialize};
+use tidegate_cost::DecodeModel;
+use tidegate_terms::{Seconds, Tokens};
+
+/// What happened since the last look, and what engines are like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tick {
+    /// Since the last look.
+    pub(crate) elapsed: Seconds,
+    /// Usable engines that may have either role.
+    pub(crate) engines: usize,
+    /// Prefill work that arrived, in engine-seconds.
+    pub(crate) work: f64,
+    /// Prefill work that arrived over about one TTFT, this tick's included: see [`Tick::lingers`].
+    pub(crate) recent_work: f64,
+    /// Prefill work that arrives a second: a mean over the demand window.
+    pub(crate) work_rate: f64,
+    /// As much of such a mean as can be served in time: 1, and what may wait, over the window.
+    pub(crate) buffer: f64,
+    /// Prefill work of a mean request.
+    pub(crate) mean_work: f64,
+    /// Streams that there will be if requests go on arriving as they do: by Little's law, at the TPOT
+    /// target.
+    pub(crate) due: f64,
+    /// Requests that arrived.
+    pub(crate) requests: f64,
+    /// Streams in the group.
+    pub(crate) streams: f64,
+    /// Streams that one engine carries within the TPOT target.
+    pub(crate) carries: f64,
+    /// KV tokens of a mean stream.
+    pub(crate) mean_kv: Tokens,
+    /// The mean engine's decode step.
+    pub(crate) decode: DecodeModel,
+    /// How long one prefill chunk takes.
+    pub(crate) chunk: Seconds,
+    /// The TTFT target.
+    pub(crate) ttft: Seconds,
+    /// The TPOT target.
+    pub(crate) tpot: Seconds,
+    /// Share of a decode engine's idle time that short prefills use.
+    pub(crate) spill: f64,
+    /// How long the past counts.
+    pub(crate) memory: Seconds,
+}
+
+/// The shadows of one group. Costs are in requests lost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Shadows {
+    /// Prefill work that arrived over about one TTFT.
+    recent_work: f64,
+    /// By split, from one prefill engine on.
+    splits: Vec<Fluid>,
+    followers: Vec<Follower>,
+    /// Which follower is followed.
+    leader: usize,
+}
+
+/// The work of one split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Fluid {
+    /// Prefill work that waits, in engine-seconds.
+    prefill: f64,
+    /// Prefill work that came too late, over about one TTFT.
+    late: f64,
+}
+
+/// One patience.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Follower {
+    /// Its factor on the cost of moving.
+    patience: f64,
+    /// By split: how many requests more it has lost than that split, since that one began to be
+    /// better.
+    regret: Vec<f64>,
+    /// Where it is: prefill engines.
+    at: usize,
+    /// What it has lost, moves included, but for the last one: that is paid when it is left.
+    lost: f64,
+    /// What the last move cost.
+    owed: f64,
+}
+
+/// What the shadows say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Advice {
+    /// Prefill engines to have.
+    pub(crate) prefills: usize,
+    /// The patience that was followed.
+    pub(crate) patience: f64,
+    /// What that follower has lost: see [`Follower::lost`].
+    pub(crate) lost: f64,
+    /// What the move costs, in requests lost.
+    pub(crate) move_costs: f64,
+}
+
+/// What it costs to change the role of one engine, in requests lost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Costs {
+    to_prefill: f64,
+    to_decode: f64,
+}
+
+/// Of the streams that chunks without a pause would lose, so many are lost: placement keeps prefills
+/// from engines whose streams have no slack left. Seen in the simulator; a third or three times as
+/// much changes no figure of ARCHITECTURE.md by more than half a point.
+const HELD_UP: f64 = 0.3;
+/// Splits whose losses differ by less than this share of the requests are as good as each other.
+const NOISE: f64 = 0.002;
+/// No move is free, or the fleet would follow every flutter.
+const MOVE_MIN: f64 = 0.5;
+/// From moving as soon as it pays to never moving again once a split has proved best.
+const PATIENCES: [f64; 4] = [1.0, 3.0, 10.0, 30.0];
+
+impl Shadows {
+    /// Follow every split for one more tick; `at` prefill engines are in force.
+    pub(crate) fn follow(&mut self, mut tick: Tick, at: usize) -> Advice {
+        let splits = tick.engines - 1;
+        if self.splits.len() != splits {
+            self.restart(splits, at);
+        }
+        let costs = tick.costs(at);
+        let keep = (-tick.elapsed.get() / tick.memory.get().max(1e-3)).exp();
+        self.recent_work = self.recent_work * tick.lingers() + tick.work;
+        tick.recent_work = self.recent_work;
+        let Shadows { splits, followers, leader, .. } = self;
+        let losses: Vec<f64> =
+            splits.iter_mut().enumerate().map(|(i, fluid)| tick.losses(i + 1, fluid)).collect();
+        for follower in followers.iter_mut() {
+            follower.follow(&losses, costs, keep, NOISE * tick.requests);
+        }
+        // Another one takes the lead when it has lost less, the way to where it is included.
+        let cost = |slot: &usize| followers[*slot].lost + costs.of(at, followers[*slot].at);
+        let lead = followers[*leader].lost;
+        let better = (0..followers.len()).filter(|slot| cost(slot) < lead);
+        if let Some(better) = better.min_by(|a, b| cost(a).total_cmp(&cost(b))) {
+            *leader = better;
+        }
+        let leader = &followers[*leader];
+        Advice {
+            prefills: leader.at,
+            patience: leader.patience,
+            lost: leader.lost,
+            move_costs: costs.of(at, leader.at),
+        }
+    }
+
+    /// The group's size changed: what was learned of other splits no longer holds.
+    fn restart(&mut self, splits: usize, at: usize) {
+        self.splits = vec![Fluid::default(); splits];
+        let at = at.clamp(1, splits.max(1));
+        let follower =
+            |patience| Follower { patience, regret: vec![0.0; splits], at, lost: 0.0, owed: 0.0 };
+        self.leader = 0;
+        self.followers = PATIENCES.into_iter().map(follower).collect();
+    }
+}
+
+impl Follower {
+    fn follow(&mut self, losses: &[f64], costs: Costs, keep: f64, noise: f64) {
+        let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
+        for (regret, there) in self.regret.iter_mut().zip(losses) {
+            *regret = (*regret * keep + here - there - noise).max(0.0);
+        }
+        self.lost = self.lost * keep + here;
+        let worth_it = |split: &usize| {
+            let price = costs.of(self.at, *split);
+            price > 0.0 && self.regret[*split - 1] >= self.patience * price
+        };
+        let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.at, *split);
+        let to = (1..=losses.len()).filter(worth_it).max_by(|a, b| gain(a).total_cmp(&gain(b)));
+        if let Some(to) = to {
+            self.lost += std::mem::replace(&mut self.owed, costs.of(self.at, to));
+            self.at = to;
+            self.regret.fill(0.0);
+        }
+    }
+}
+
+impl Costs {
+    /// Of going from one number of prefill engines to another.
+    fn of(self, from: usize, to: usize) -> f64 {
+        let each = if to > from { self.to_prefill } else { self.to_decode };
+        each * to.abs_diff(from) as f64
+    }
+}
+
+impl Tick {
+    /// Requests that a split with so many prefill engines loses in this tick. Those it loses are
+    /// served when nothing else waits: they leave the fluid.
+    fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
+        let decodes = (self.engines - prefills) as f64;
+        let elapsed = self.elapsed.get();
+        let places = decodes * self.carries;
+        let step = self.step((self.due / decodes).min(self.carries));
+        let idle = (1.0 - step / self.tpot.get()).max(0.0);
+
+        let serves = prefills as f64 + self.spill * decodes * idle;
+        fluid.prefill = (fluid.prefill + self.work - serves * elapsed).max(0.0);
+        let in_time = serves * (self.ttft.get() - self.mean_work).max(0.2 * self.ttft.get());
+        let late = (fluid.prefill - in_time).max(0.0);
+        fluid.prefill -= late;
+        fluid.late = fluid.late * self.lingers() + late;
+        // What is late already, and what will be if work goes on arriving as it does.
+        let late = fluid.late / self.recent_work.max(1e-9);
+        let to_be_late = 1.0 - serves * self.buffer / self.work_rate.max(1e-9);
+        let untimely = self.requests * shed(late.max(to_be_late).clamp(0.0, 1.0));
+
+        // The streams that the present requests will become must find places; and those there are
+        // would have to decode in any split.
+        let crowded_out = self.requests * (1.0 - places / self.due.max(places));
+        let in_the_way = (self.streams - places).clamp(0.0, self.requests);
+        untimely + crowded_out.max(in_the_way)
+    }
+
+    /// What remains of a sum over one TTFT.
+    pub(crate) fn lingers(&self) -> f64 {
+        (-self.elapsed.get() / self.ttft.get().max(1e-3)).exp()
+    }
+
+    /// A decode step with so many streams, in seconds.
+    fn step(&self, streams: f64) -> f64 {
+        let DecodeModel { base, per_stream, per_kv_token } = self.decode;
+        base.get() + streams * (per_stream.get() + per_kv_token.get() * self.mean_kv.as_f64())
+    }
+
+    /// An engine that leaves decode keeps its streams. One of them, anywhere in its answer, is lost if
+    /// the chunks that hold up its remaining tokens take more than the slack its past tokens have
+    /// earned. An engine that leaves prefill finishes a chunk. Neither is free: one request.
+    fn costs(&self, prefills: usize) -> Costs {
+        let decodes = self.engines.saturating_sub(prefills).max(1) as f64;
+        let streams = self.streams / decodes;
+        let slack = (self.tpot.get() - self.step(streams)).max(0.0);
+        let hold_up = (self.chunk.get() - slack).max(0.0);
+        let lost = if hold_up > 0.0 { hold_up / (hold_up + slack) } else { 0.0 };
+        Costs { to_prefill: (streams * lost * HELD_UP).max(MOVE_MIN), to_decode: MOVE_MIN }
+    }
+}
+
+/// The share of requests that must go if a share `work` of their work is to go and the longest go
+/// first, which is what becomes of them in a queue by deadline with the hopeless last. For
+/// exponential sizes the longest share q holds q·(1 - ln q) of the work.
+fn shed(work: f64) -> f64 {
+    if work <= 0.0 || work >= 1.0 {
+        return work;
+    }
+    let mut share = work;
+    for _ in 0..6 {
+        share = work / (1.0 - share.max(1e-12).ln());
+    }
+    share
+}
