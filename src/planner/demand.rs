@@ -6,6 +6,9 @@ use tidegate_terms::Seconds;
 
 use crate::observation::GroupDemand;
 
+/// What arrived in less than this is taken to be a second's, in seconds.
+const LEAST: f64 = 1.0;
+
 /// Faded sums of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DemandAverage {
@@ -58,7 +61,7 @@ impl DemandAverage {
     }
 
     fn per_second(&self, sum: f64) -> f64 {
-        // Less than a tick of time says nothing about a rate.
-        if self.seconds < 1e-3 { 0.0 } else { sum / self.seconds }
+        // A burst in the first moments is no rate.
+        sum / self.seconds.max(LEAST)
     }
 }

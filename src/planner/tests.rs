@@ -202,7 +202,9 @@ fn shifts_that_end_too_soon_are_sat_out_and_one_that_lasts_is_followed() {
         bench.flips - flips
     };
     // Twenty alternations in: what it learned is to stay.
-    (0..40).for_each(|turn| drop(phase(&mut bench, 8.0, turn % 2 == 0)));
+    for turn in 0..40 {
+        phase(&mut bench, 8.0, turn % 2 == 0);
+    }
     let late: usize = (0..10).map(|turn| phase(&mut bench, 8.0, turn % 2 == 0)).sum();
     assert!(late <= 4, "{late} {:?}", &bench.journal[bench.journal.len() - late..]);
     let flips = phase(&mut bench, 300.0, true);
@@ -303,7 +305,7 @@ fn the_journal_of_a_short_day() {
     // Reviewed: decode at first, then prefill as the average follows the shift, then rest: an idle
     // fleet keeps its roles.
     let expected = [
-        "1.20 0 prefill>decode decode_short",
+        "2.10 0 prefill>decode decode_short",
         "12.10 0 decode>prefill prefill_short",
         "17.15 2 decode>prefill prefill_short",
     ];

@@ -8,7 +8,7 @@
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
 use tidegate_terms::{Seconds, Tokens};
 
-const TRACES: &str = "/work/shared/traces/";
+const TRACES: &str = "../shared/traces/";
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
