@@ -24,7 +24,7 @@ pub struct Args {
     /// What the engines are like
     #[arg(long, default_value = "llama70b-h100x4", value_name = "NAME")]
     profile: String,
-    /// tidegate, aggregated, static:K, static:best
+    /// tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART]
     #[arg(long, value_delimiter = ',', required = true, value_name = "P[,P…]")]
     policy: Vec<Policy>,
     /// The trace's rate is multiplied by this
@@ -98,7 +98,7 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     for policy in &args.policy {
         let splits = match policy {
             Policy::Static(prefills) => (1..engines).contains(prefills),
-            Policy::BestStatic => engines > 1,
+            Policy::BestStatic | Policy::Interval { .. } => engines > 1,
             Policy::Tidegate | Policy::Aggregated => true,
         };
         if !splits {

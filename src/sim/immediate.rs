@@ -71,7 +71,7 @@ impl Router for Immediate {
 }
 
 /// A prompt's prefill work in nanoseconds.
-fn predicted(cluster: &Cluster<'_>, request: usize) -> u64 {
+pub(crate) fn predicted(cluster: &Cluster<'_>, request: usize) -> u64 {
     let prompt = cluster.trace().arrivals[request].prompt;
     nanos(cluster.profile().prefill_model().predict(prompt, Tokens::ZERO))
 }

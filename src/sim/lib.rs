@@ -18,6 +18,7 @@ mod demand;
 mod engine;
 mod follow;
 mod immediate;
+mod interval;
 mod ledger;
 mod policy;
 mod profile;

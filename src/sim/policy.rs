@@ -15,11 +15,20 @@ pub enum Policy {
     Static(usize),
     /// The best of all splits, in hindsight.
     BestStatic,
+    /// A controller that plans so often; an engine that changes its role is away for so long.
+    Interval {
+        /// Between two plans, in milliseconds.
+        every: u64,
+        /// How long an engine is away, in milliseconds.
+        restart: u64,
+    },
 }
 
 /// The word is no policy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} is no policy: use tidegate, aggregated, static:K or static:best")]
+#[error(
+    "{0:?} is no policy: use tidegate, aggregated, static:K, static:best or interval:SECONDS[:RESTART]"
+)]
 pub struct PolicyError(pub String);
 
 impl FromStr for Policy {
@@ -30,6 +39,9 @@ impl FromStr for Policy {
             "tidegate" => Ok(Policy::Tidegate),
             "aggregated" => Ok(Policy::Aggregated),
             "static:best" => Ok(Policy::BestStatic),
+            _ if word.starts_with("interval:") => {
+                interval(&word["interval:".len()..]).ok_or_else(|| PolicyError(word.to_owned()))
+            }
             _ => word
                 .strip_prefix("static:")
                 .and_then(|prefills| prefills.parse().ok())
@@ -46,8 +58,27 @@ impl fmt::Display for Policy {
             Policy::Aggregated => f.write_str("aggregated"),
             Policy::Static(prefills) => write!(f, "static:{prefills}"),
             Policy::BestStatic => f.write_str("static:best"),
+            Policy::Interval { every, restart: 0 } => write!(f, "interval:{}", seconds(*every)),
+            Policy::Interval { every, restart } => {
+                write!(f, "interval:{}:{}", seconds(*every), seconds(*restart))
+            }
         }
     }
+}
+
+/// `SECONDS[:RESTART]`, each at most a day.
+fn interval(word: &str) -> Option<Policy> {
+    let millis = |word: &str| {
+        let seconds = word.parse::<f64>().ok().filter(|s| (0.0..=86_400.0).contains(s))?;
+        Some((seconds * 1e3).round() as u64)
+    };
+    let (every, restart) = word.split_once(':').unwrap_or((word, "0"));
+    let (every, restart) = (millis(every)?, millis(restart)?);
+    (every > 0).then_some(Policy::Interval { every, restart })
+}
+
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1e3
 }
 
 #[cfg(test)]
@@ -56,10 +87,21 @@ mod tests {
 
     #[test]
     fn a_policy_survives_its_own_word() {
-        for word in ["tidegate", "aggregated", "static:3", "static:best"] {
+        for word in
+            ["tidegate", "aggregated", "static:3", "static:best", "interval:5", "interval:0.5:30"]
+        {
             assert_eq!(word.parse::<Policy>().unwrap().to_string(), word);
         }
-        for word in ["static", "static:", "static:-1", "Tidegate", ""] {
+        for word in [
+            "static",
+            "static:",
+            "static:-1",
+            "Tidegate",
+            "",
+            "interval:0",
+            "interval:",
+            "interval:5:x",
+        ] {
             assert!(word.parse::<Policy>().is_err(), "{word}");
         }
     }

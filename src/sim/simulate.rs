@@ -5,6 +5,7 @@ use tidegate_terms::{Moment, Seconds, Slo};
 use crate::cluster::Cluster;
 use crate::follow::{Follow, TidegateParams};
 use crate::immediate::Immediate;
+use crate::interval::Interval;
 use crate::policy::Policy;
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
@@ -55,8 +56,21 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
         Policy::Aggregated => immediate(trace, rate, policy, None, config),
         Policy::Static(prefills) => immediate(trace, rate, policy, Some(prefills), config),
         Policy::BestStatic => best_static(trace, rate, config),
+        Policy::Interval { every, restart } => {
+            let (every, restart) = (millis(every), millis(restart));
+            let mut router = Interval::new(every, restart, config.slo.tpot, config.engines);
+            let mut cluster = Cluster::new(trace, config.profile, config.engines);
+            cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
+            let (outcomes, word) = (cluster.outcomes(), policy.to_string());
+            let report = Report::of(&word, rate, router.flips(), &outcomes, &config.slo);
+            Run { report, outcomes, split: None }
+        }
         Policy::Tidegate => tidegate(trace, rate, config),
     }
+}
+
+fn millis(millis: u64) -> Seconds {
+    Seconds::from_millis(millis as f64)
 }
 
 fn tidegate(trace: &Trace, rate: f64, config: &SimConfig) -> Run {

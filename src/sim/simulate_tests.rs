@@ -5,8 +5,13 @@ use crate::trace::Arrival;
 use proptest::prelude::*;
 use tidegate_terms::Tokens;
 
-const POLICIES: [Policy; 4] =
-    [Policy::Tidegate, Policy::Aggregated, Policy::Static(1), Policy::BestStatic];
+const POLICIES: [Policy; 5] = [
+    Policy::Tidegate,
+    Policy::Aggregated,
+    Policy::Static(1),
+    Policy::BestStatic,
+    Policy::Interval { every: 5000, restart: 2000 },
+];
 
 fn lone(prompt: u64, output: u64) -> Trace {
     let (prompt, output) = (Tokens(prompt), Tokens(output));
@@ -43,6 +48,15 @@ fn a_lone_request_that_stays_whole_pays_its_prefill() {
         near(outcome.ttft, PREFILL);
         near(outcome.tpot, STEP + 30.6e-9 * 1.5);
     }
+}
+
+#[test]
+fn a_controller_follows_a_shift_and_pays_for_restarts() {
+    let trace = busy(8);
+    let of = |restart| run(&trace, Policy::Interval { every: 5000, restart }).report;
+    let (instant, slow) = (of(0), of(10_000));
+    assert!(instant.flips > 0);
+    assert!(instant.attainment > slow.attainment, "{instant:?} {slow:?}");
 }
 
 #[test]

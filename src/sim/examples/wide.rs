@@ -68,7 +68,8 @@ fn others(engines: usize) -> Vec<Policy> {
     // Every eighth split of a large fleet.
     let splits = (1..engines).step_by((engines / 8).max(1));
     let splits = splits.map(|k| format!("static:{k}").parse().expect("a policy"));
-    splits.chain([Policy::Aggregated]).collect()
+    let interval = Policy::Interval { every: 5000, restart: 0 };
+    splits.chain([Policy::Aggregated, interval]).collect()
 }
 
 fn best(trace: &Trace, rate: f64, engines: usize, slo: Slo, policies: &[Policy]) -> (f64, String) {

@@ -1,0 +1,138 @@
+//! `interval:SECONDS[:RESTART]`: what controllers do that plan now and then. Every SECONDS it looks
+//! at its last window, which it sees perfectly, answers' lengths included, and splits the engines in
+//! proportion to the window's prefill and decode work. Requests go at once to the least predicted
+//! load, as with a fixed split. An engine that changes its role takes no work for RESTART seconds;
+//! what it has goes on meanwhile, which is kinder than a restart.
+
+use tidegate_terms::{Moment, Seconds, Tokens};
+
+use crate::cluster::{Cluster, Router};
+use crate::engine::Work;
+use crate::immediate::predicted;
+
+/// A controller and its engines.
+pub(crate) struct Interval {
+    every: Seconds,
+    restart: Seconds,
+    tpot: Seconds,
+    engines: Vec<Seat>,
+    /// The first arrival that the last window has not seen.
+    unseen: usize,
+    planned_at: Moment,
+    flips: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Prefill,
+    Decode,
+}
+
+/// An engine as the controller sees it.
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    side: Side,
+    /// It takes no work before.
+    back_at: Moment,
+    /// Predicted prefill work in nanoseconds.
+    prefill: u64,
+    streams: u64,
+}
+
+impl Interval {
+    pub(crate) fn new(every: Seconds, restart: Seconds, tpot: Seconds, engines: usize) -> Interval {
+        let seat = |engine| Seat {
+            side: if engine < engines / 2 { Side::Prefill } else { Side::Decode },
+            back_at: Moment::START,
+            prefill: 0,
+            streams: 0,
+        };
+        let engines = (0..engines).map(seat).collect();
+        let planned_at = Moment::START;
+        Interval { every, restart, tpot, engines, unseen: 0, planned_at, flips: 0 }
+    }
+
+    /// How many engines changed their role.
+    pub(crate) fn flips(&self) -> u64 {
+        self.flips
+    }
+
+    /// The engine of `side` with the least load that takes work; one that is away if all are.
+    fn least(&self, side: Side, now: Moment, load: impl Fn(&Seat) -> u64) -> usize {
+        let of_side = (0..self.engines.len()).filter(|engine| self.engines[*engine].side == side);
+        let key = |engine: &usize| {
+            let seat = &self.engines[*engine];
+            (now < seat.back_at, load(seat))
+        };
+        of_side.min_by_key(key).unwrap_or(0)
+    }
+
+    fn plan(&mut self, cluster: &Cluster<'_>) {
+        let now = cluster.now();
+        let (mut prefill, mut decode) = (0.0, 0.0);
+        let profile = cluster.profile();
+        while let Some(arrival) = cluster.trace().arrivals.get(self.unseen) {
+            if Moment::from_start(arrival.at) >= now {
+                break;
+            }
+            self.unseen += 1;
+            prefill += profile.prefill_model().predict(arrival.prompt, Tokens::ZERO).get();
+            // A stream takes its share of an engine that is as full as the TPOT target allows.
+            let carries = profile.decode_model().streams_within(self.tpot, arrival.prompt);
+            let places = carries.min(f64::from(profile.max_num_seqs)).max(1.0);
+            decode += arrival.output.as_f64() * self.tpot.get() / places;
+        }
+        if prefill + decode > 0.0 {
+            let count = self.engines.len();
+            let wanted = (count as f64 * prefill / (prefill + decode)).round() as usize;
+            self.resize(wanted.clamp(1, count - 1), now);
+        }
+    }
+
+    fn resize(&mut self, wanted: usize, now: Moment) {
+        loop {
+            let prefills = self.engines.iter().filter(|seat| seat.side == Side::Prefill).count();
+            let (from, to) = match prefills.cmp(&wanted) {
+                std::cmp::Ordering::Less => (Side::Decode, Side::Prefill),
+                std::cmp::Ordering::Greater => (Side::Prefill, Side::Decode),
+                std::cmp::Ordering::Equal => return,
+            };
+            let engine = self.least(from, now, |seat| seat.prefill + seat.streams);
+            self.engines[engine].side = to;
+            self.engines[engine].back_at = now + self.restart;
+            self.flips += 1;
+        }
+    }
+}
+
+impl Router for Interval {
+    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
+        if request == 0 {
+            cluster.wake_at(cluster.now() + self.every);
+        }
+        let engine = self.least(Side::Prefill, cluster.now(), |seat| seat.prefill);
+        self.engines[engine].prefill += predicted(cluster, request);
+        cluster.admit(request, engine, Work::PrefillOnly, Tokens::ZERO);
+    }
+
+    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.engines[engine].prefill -= predicted(cluster, request);
+        let to = self.least(Side::Decode, cluster.now(), |seat| seat.streams);
+        self.engines[to].streams += 1;
+        cluster.hand_over(request, engine, to);
+    }
+
+    fn began(&mut self, _cluster: &mut Cluster<'_>, _request: usize, _engine: usize) {}
+
+    fn ended(&mut self, _cluster: &mut Cluster<'_>, _request: usize, engine: usize) {
+        self.engines[engine].streams -= 1;
+    }
+
+    fn woken(&mut self, cluster: &mut Cluster<'_>) {
+        if cluster.now() >= self.planned_at + self.every {
+            self.planned_at = cluster.now();
+            self.plan(cluster);
+            cluster.wake_at(cluster.now() + self.every);
+        }
+    }
+}
