@@ -24,3 +24,8 @@ fn bodies() {
 fn answers() {
     replay("leak", tidegate_fuzz::leak);
 }
+
+#[test]
+fn kv_events() {
+    replay("kv_events", tidegate_fuzz::kv_events);
+}
