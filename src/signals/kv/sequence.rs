@@ -43,6 +43,11 @@ impl Sequence {
         self.last_at = at;
     }
 
+    /// Messages before `number` will not come.
+    pub fn skip_to(&mut self, number: u64) {
+        self.next = Some(self.next().max(number));
+    }
+
     /// The number that should come next.
     pub fn next(&self) -> u64 {
         self.next.unwrap_or(0)
