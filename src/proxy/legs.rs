@@ -171,6 +171,7 @@ async fn split(
         return Ok(opened(serving, head, OpenedBody::Complete(body), seat));
     }
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
+    record.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     note_prefill(serving, &backend, predicted, sent, now);
     drop(seat);

@@ -64,6 +64,8 @@ pub struct Record {
     pub decode_on: Option<Arc<Backend>>,
     /// The engine's own count.
     pub usage: Option<Usage>,
+    /// The prefill engine's, of a request that was split.
+    pub prefill_usage: Option<Usage>,
 }
 
 impl Record {
@@ -84,6 +86,7 @@ impl Record {
             prefill_on: None,
             decode_on: None,
             usage: None,
+            prefill_usage: None,
         }
     }
 

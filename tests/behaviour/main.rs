@@ -11,6 +11,7 @@ mod fake;
 mod fleet;
 mod flips;
 mod house;
+mod kv_events;
 mod process;
 mod proxy;
 mod relay;

@@ -35,6 +35,8 @@ pub struct Backend {
     /// When the first of its streams will miss its TPOT if nothing comes; written by the control
     /// loop.
     late_at: AtomicU64,
+    /// Tokens of its prefix cache's blocks, once it told: it finds whole blocks only.
+    kv_block: AtomicU32,
     /// When its last prefill leg ended: the next one's service time counts from there.
     prefill_ended: AtomicU64,
 }
@@ -67,6 +69,7 @@ impl Backend {
             account: Arc::default(),
             health: Health::new(failures_to_eject),
             late_at: AtomicU64::new(Moment::NEVER.0),
+            kv_block: AtomicU32::new(1),
             prefill_ended: AtomicU64::new(0),
         }
     }
@@ -74,6 +77,17 @@ impl Backend {
     /// How long this backend may be held up before one of its streams misses its TPOT.
     pub fn slack(&self, now: Moment) -> Seconds {
         Moment(self.late_at.load(Relaxed)) - now
+    }
+
+    /// Of so many tokens that it should have, those that it finds: whole blocks of its own.
+    pub fn whole_blocks(&self, tokens: Tokens) -> Tokens {
+        let block = u64::from(self.kv_block.load(Relaxed)).max(1);
+        Tokens(tokens.get() - tokens.get() % block)
+    }
+
+    /// It told how large its blocks are.
+    pub fn set_kv_block(&self, tokens: u32) {
+        self.kv_block.store(tokens, Relaxed);
     }
 
     /// When the first stream will be late. For the control loop.

@@ -1,0 +1,94 @@
+//! What engines tell beside their answers: the sockets, timers and metrics around the pure room
+//! `tidegate_signals`. Nothing here touches a request, and a signal that fails to come changes
+//! nothing: requests go on with what the proxy itself recorded.
+//!
+//! - [`kv_events`]: an engine's KV cache events into the prefix index
+//! - [`hit_rate`]: how well cached tokens were predicted
+//! - [`zmq`]: the two sockets that events come over
+
+mod hit_rate;
+mod kv_events;
+mod zmq;
+
+use arc_swap::ArcSwapOption;
+use std::sync::Arc;
+use tidegate_engine::ModelCard;
+use tidegate_settings::{BackendSettings, Settings};
+use tidegate_terms::BackendId;
+
+use crate::metrics::Metrics;
+use crate::service::Proxy;
+use crate::settle::Record;
+use hit_rate::HitRate;
+use kv_events::KvSource;
+
+/// What is known beside the accounts, by backend.
+pub struct Signals {
+    backends: Vec<BackendSignals>,
+}
+
+/// One backend's signals.
+struct BackendSignals {
+    /// Its base model: the first it lists, or the first that the operator named.
+    model: ArcSwapOption<String>,
+    /// The operator named the models: the engine's own list does not matter.
+    is_named: bool,
+    kv: Option<KvSource>,
+    hit_rate: HitRate,
+}
+
+impl Signals {
+    /// The signals that the settings ask for.
+    pub fn new(settings: &Settings, metrics: &Metrics) -> Signals {
+        let of = |backend: &BackendSettings| BackendSignals {
+            model: ArcSwapOption::from(backend.models.first().cloned().map(Arc::new)),
+            is_named: !backend.models.is_empty(),
+            kv: KvSource::of(backend, metrics),
+            hit_rate: HitRate::new(&backend.name, metrics),
+        };
+        Signals { backends: settings.backends.iter().map(of).collect() }
+    }
+
+    /// A backend said what it serves.
+    pub fn serves(&self, backend: BackendId, cards: &[ModelCard]) {
+        let signals = &self.backends[backend.index()];
+        if let Some(card) = cards.first().filter(|_| !signals.is_named) {
+            signals.model.store(Some(Arc::new(card.id.clone())));
+        }
+    }
+
+    /// A request ended: was its cached part predicted?
+    pub fn settled(&self, record: &Record) {
+        let Some(predicted) = record.predicted else { return };
+        let (backend, usage) = match &record.prefill_on {
+            Some(backend) => (backend, record.prefill_usage),
+            None => match &record.decode_on {
+                Some(backend) => (backend, record.usage),
+                None => return,
+            },
+        };
+        let signals = &self.backends[backend.id.index()];
+        let told = signals.kv.as_ref().is_some_and(KvSource::is_complete);
+        if let Some(usage) = usage {
+            signals.hit_rate.settled(predicted.cached, &usage, told);
+        }
+    }
+
+    /// Where the proxy's knowledge of a backend's prefix cache comes from.
+    pub fn prefix_source(&self, backend: BackendId) -> &'static str {
+        match &self.backends[backend.index()].kv {
+            Some(kv) if kv.is_complete() => "events",
+            Some(_) => "record_and_events",
+            None => "record",
+        }
+    }
+}
+
+/// Listen for as long as the runtime lives.
+pub fn spawn(proxy: &Arc<Proxy>) {
+    for backend in &proxy.fleet.backends {
+        if proxy.signals.backends[backend.id.index()].kv.is_some() {
+            tokio::spawn(kv_events::run(Arc::clone(proxy), Arc::clone(backend)));
+        }
+    }
+}
