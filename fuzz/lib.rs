@@ -6,8 +6,10 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use tidegate_engine::{Edits, Endpoint, Family, HandoffFilter, Legs, Seen, SseReader, scan};
+use tidegate_signals::engine::EngineReading;
 use tidegate_signals::kv::event::KvBatch;
 use tidegate_signals::kv::mirror::{Change, KvMirror};
+use tidegate_signals::{loads, orca, prometheus};
 
 const ENDPOINTS: [Endpoint; 6] = [
     Endpoint::ChatCompletions,
@@ -118,4 +120,19 @@ pub fn kv_events(input: &[u8]) {
             assert!(mirror.len() <= BLOCKS_MAX);
         }
     }
+}
+
+/// A /metrics page tells the same with a line that is no sample before it, and every reader of what
+/// engines say survives it.
+pub fn metrics(page: &[u8]) {
+    let names = |page| prometheus::samples(page).map(|sample| sample.name).collect::<Vec<_>>();
+    let commented = [b"# a comment\n", page].concat();
+    assert_eq!(names(page), names(&commented));
+    for sample in prometheus::samples(page) {
+        assert!(!sample.name.is_empty());
+        sample.label("engine");
+    }
+    EngineReading::of_metrics(page);
+    loads::reading(page);
+    orca::reading(&String::from_utf8_lossy(page));
 }

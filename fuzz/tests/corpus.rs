@@ -29,3 +29,8 @@ fn answers() {
 fn kv_events() {
     replay("kv_events", tidegate_fuzz::kv_events);
 }
+
+#[test]
+fn metrics() {
+    replay("metrics", tidegate_fuzz::metrics);
+}

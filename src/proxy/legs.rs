@@ -142,6 +142,9 @@ async fn whole(
     if let OpenedBody::Events { .. } = &body {
         seat.prefilled();
         note_prefill(serving, &backend, predicted, sent, now);
+    } else if head.status.is_success() {
+        // How long the prefill took is not seen, that the prompt was read is.
+        serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
     }
     Ok(opened(serving, head, body, seat))
 }
@@ -165,6 +168,7 @@ async fn split(
     if answer::is_retryable(head.status) {
         return Err(missed(LegProblem::Status(head.status)));
     }
+    serving.proxy.signals.answered(backend.id, &head.headers);
     let body = answer::read_all(body, PREFILL_ANSWER_MAX).await.map_err(missed)?;
     if !head.status.is_success() {
         // The engine's verdict on the request itself: the same everywhere.

@@ -337,6 +337,19 @@ fn describe() {
         "tidegate_kv_events_complete",
         "1 if an engine's whole prefix cache is known from its events"
     );
+    gauge!("tidegate_engine_kv_usage_ratio", "Used share of KV memory, by the engine's own word");
+    gauge!("tidegate_engine_kv_capacity_tokens", "KV tokens that fit, by the engine's own word");
+    gauge!("tidegate_engine_running_requests", "Requests that run, by the engine's own word");
+    gauge!("tidegate_engine_waiting_requests", "Requests that wait inside the engine");
+    gauge!("tidegate_engine_deferred_requests", "Requests inside the engine that wait for KV");
+    gauge!("tidegate_engine_preemptions", "Preemptions since the engine started");
+    gauge!("tidegate_engine_failed_transfers", "KV transfers failed since the engine started");
+    gauge!("tidegate_engine_expired_handoffs", "Prefills whose KV nobody fetched in time");
+    gauge!("tidegate_engine_transferred_tokens", "Prompt tokens that came from another engine");
+    gauge!("tidegate_engine_cached_tokens", "Prompt tokens found in the engine's own cache");
+    gauge!("tidegate_engine_computed_tokens", "Prompt tokens that the engine computed");
+    gauge!("tidegate_engine_prefill_tokens_per_second", "The engine's own measure of its prefill");
+    gauge!("tidegate_engine_trouble", "1 for each trouble that the engine's numbers show");
     counter!("tidegate_role_flips_total", "Role changes by cause and result");
     counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");
     counter!("tidegate_refused_requests_total", "Requests that the proxy itself refused");

@@ -10,4 +10,9 @@
 //! where a request goes: signals calibrate and warn.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod engine;
 pub mod kv;
+pub mod loads;
+pub mod orca;
+pub mod prometheus;
+pub mod trouble;

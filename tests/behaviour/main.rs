@@ -16,5 +16,6 @@ mod process;
 mod proxy;
 mod relay;
 mod retry;
+mod signals;
 mod split;
 mod storm;

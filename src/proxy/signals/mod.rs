@@ -3,28 +3,35 @@
 //! nothing: requests go on with what the proxy itself recorded.
 //!
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
+//! - [`scrape`]: each engine's own numbers, and the trouble they show
 //! - [`hit_rate`]: how well cached tokens were predicted
 //! - [`zmq`]: the two sockets that events come over
 
 mod hit_rate;
 mod kv_events;
+mod scrape;
 mod zmq;
 
 use arc_swap::ArcSwapOption;
+use http::HeaderMap;
 use std::sync::Arc;
 use tidegate_engine::ModelCard;
 use tidegate_settings::{BackendSettings, Settings};
-use tidegate_terms::BackendId;
+use tidegate_signals::orca;
+use tidegate_terms::{BackendId, Seconds};
 
 use crate::metrics::Metrics;
 use crate::service::Proxy;
 use crate::settle::Record;
 use hit_rate::HitRate;
 use kv_events::KvSource;
+use scrape::Look;
 
 /// What is known beside the accounts, by backend.
 pub struct Signals {
     backends: Vec<BackendSignals>,
+    /// Between two looks at an engine's numbers; 0 is never.
+    scrape: Seconds,
 }
 
 /// One backend's signals.
@@ -35,6 +42,7 @@ struct BackendSignals {
     is_named: bool,
     kv: Option<KvSource>,
     hit_rate: HitRate,
+    look: Look,
 }
 
 impl Signals {
@@ -45,8 +53,12 @@ impl Signals {
             is_named: !backend.models.is_empty(),
             kv: KvSource::of(backend, metrics),
             hit_rate: HitRate::new(&backend.name, metrics),
+            look: Look::new(&backend.name, metrics),
         };
-        Signals { backends: settings.backends.iter().map(of).collect() }
+        Signals {
+            backends: settings.backends.iter().map(of).collect(),
+            scrape: settings.signals.scrape,
+        }
     }
 
     /// A backend said what it serves.
@@ -57,8 +69,26 @@ impl Signals {
         }
     }
 
-    /// A request ended: was its cached part predicted?
+    /// An answer came; some engines say in its head how they are.
+    pub fn answered(&self, backend: BackendId, headers: &HeaderMap) {
+        let said = headers.get(orca::HEADER).and_then(|value| value.to_str().ok());
+        if let Some(reading) = said.and_then(orca::reading) {
+            self.backends[backend.index()].look.heard(&reading);
+        }
+    }
+
+    /// What is wrong with a backend's engine, in words.
+    pub fn troubles(&self, backend: BackendId) -> Vec<&'static str> {
+        self.backends[backend.index()].look.troubles()
+    }
+
+    /// A request ended: was its cached part predicted, and did its hand-off begin?
     pub fn settled(&self, record: &Record) {
+        if let (Some(_), Some(decode), Some(first)) =
+            (&record.prefill_on, &record.decode_on, record.live.first_at())
+        {
+            self.backends[decode.id.index()].look.handed_over(first);
+        }
         let Some(predicted) = record.predicted else { return };
         let (backend, usage) = match &record.prefill_on {
             Some(backend) => (backend, record.prefill_usage),
@@ -89,6 +119,10 @@ pub fn spawn(proxy: &Arc<Proxy>) {
     for backend in &proxy.fleet.backends {
         if proxy.signals.backends[backend.id.index()].kv.is_some() {
             tokio::spawn(kv_events::run(Arc::clone(proxy), Arc::clone(backend)));
+        }
+        let every = proxy.signals.scrape;
+        if every > Seconds::ZERO {
+            tokio::spawn(scrape::run(Arc::clone(proxy), Arc::clone(backend), every));
         }
     }
 }
