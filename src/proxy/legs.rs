@@ -114,6 +114,7 @@ async fn whole(
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
     note_decode(record, &backend, Some(predicted));
+    (record.cached, record.prefill_usage) = (None, None);
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let answered = async {
@@ -212,8 +213,11 @@ async fn decode(
         let missed = |problem| miss(&backend, Leg::Decode, problem);
         note_decode(record, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
+        record.cached = None;
         let body = match &record.accepted.scan {
             Some(scan) if in_time && backend.id != from.id => {
+                // The decode engine would call all of it cached.
+                record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
                 from.family.decode_body(&serving.inbound.body, scan, handoff)
             }
             // Without the hand-off: once the lease may have run out a late read of freed blocks

@@ -80,3 +80,76 @@ async fn a_load_report_in_an_answers_head_is_read() {
     let shown = page(&proxy).await;
     assert!(shown.contains("tidegate_engine_waiting_requests{backend=\"a\"} 3"), "{shown}");
 }
+
+/// A stream as vLLM answers `continuous_usage_stats`: bundled tokens, and a usage in every chunk.
+fn counted_chunks() -> Vec<String> {
+    let mut chunks = chat_chunks(2);
+    let counts = [0, 3, 7, 8];
+    for (chunk, count) in chunks.iter_mut().zip(counts) {
+        let usage = format!(
+            "}}],\"usage\":{{\"prompt_tokens\":9,\"total_tokens\":17,\"completion_tokens\":{count}}}}}\n\n"
+        );
+        *chunk = chunk.replace("}]}\n\n", &usage);
+    }
+    chunks.insert(4, last_usage(9));
+    chunks
+}
+
+fn last_usage(cached: u32) -> String {
+    format!(
+        "data: {{\"id\":\"c\",\"choices\":[],\"usage\":{{\"prompt_tokens\":9,\"completion_tokens\":8,\
+         \"prompt_tokens_details\":{{\"cached_tokens\":{cached}}}}}}}\n\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_counted_exactly_and_the_client_sees_only_what_it_asked_for() {
+    let fake = Fake::start([], Act::Chunks(counted_chunks())).await;
+    let engines = [vllm("a", fake.url(), "engine = \"vllm\"")];
+    let proxy = Proxy::start("[signals]\nexact_counts = true\n", &engines).await;
+    let mut final_usage = chat_chunks(2);
+    final_usage.insert(4, last_usage(9));
+    let both = ",\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true}";
+    let rows = [
+        ("", chat_chunks(2)),
+        (",\"stream_options\":{\"include_usage\":true}", final_usage),
+        (both, counted_chunks()),
+    ];
+    for (options, expected) in rows {
+        let body = chat_with(true, "word", options);
+        let answer = proxy.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.body, expected.concat(), "{options}");
+        let sent = fake.sent().last().unwrap().json();
+        let asked = serde_json::json!({"include_usage": true, "continuous_usage_stats": true});
+        assert_eq!(sent["stream_options"], asked);
+    }
+    proxy.settles().await;
+    let fleet = proxy.admin("/v1/fleet").await;
+    assert_eq!(fleet["backends"][0]["emitted_tokens"], 3 * 8, "not one a chunk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_split_answer_tells_what_the_prefill_engine_had_cached() {
+    let prefill_answer = prefill_answer().replace(
+        "\"completion_tokens\":3",
+        "\"completion_tokens\":1,\"prompt_tokens_details\":{\"cached_tokens\":4}",
+    );
+    let prefill = Fake::start([], Act::Json(200, prefill_answer)).await;
+    let mut chunks = chat_chunks(2);
+    chunks.insert(4, last_usage(9));
+    let whole = "{\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":8,\
+         \"prompt_tokens_details\":{\"cached_tokens\":9}}}";
+    let script = [Act::Chunks(chunks.clone()), Act::Json(200, whole.to_owned())];
+    let decode = Fake::start(script, Act::Silent).await;
+    let engines = [vllm("p", prefill.url(), PREFILL), vllm("d", decode.url(), DECODE)];
+    let proxy = Proxy::start(SPLIT, &engines).await;
+    chunks[4] = last_usage(4);
+    let options = ",\"stream_options\":{\"include_usage\":true}";
+    let body = chat_with(true, &"word ".repeat(400), options);
+    let answer = proxy.post("/v1/chat/completions", &body).await;
+    assert_eq!(answer.body, chunks.concat());
+    let body = chat_with(false, &"other ".repeat(400), "");
+    let answer = proxy.post("/v1/chat/completions", &body).await;
+    assert_eq!(answer.body, whole.replace("\"cached_tokens\":9", "\"cached_tokens\":4"));
+    proxy.settles().await;
+}

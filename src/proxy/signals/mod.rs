@@ -3,10 +3,12 @@
 //! nothing: requests go on with what the proxy itself recorded.
 //!
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
+//! - [`exact`]: asks for exact token counts
 //! - [`scrape`]: each engine's own numbers, and the trouble they show
 //! - [`hit_rate`]: how well cached tokens were predicted
 //! - [`zmq`]: the two sockets that events come over
 
+pub mod exact;
 mod hit_rate;
 mod kv_events;
 mod scrape;
@@ -16,7 +18,7 @@ use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use std::sync::Arc;
 use tidegate_engine::ModelCard;
-use tidegate_settings::{BackendSettings, Settings};
+use tidegate_settings::{BackendSettings, EngineName, Settings};
 use tidegate_signals::orca;
 use tidegate_terms::{BackendId, Seconds};
 
@@ -32,6 +34,8 @@ pub struct Signals {
     backends: Vec<BackendSignals>,
     /// Between two looks at an engine's numbers; 0 is never.
     scrape: Seconds,
+    /// Are streams asked to count every chunk's tokens?
+    exact_counts: bool,
 }
 
 /// One backend's signals.
@@ -58,7 +62,13 @@ impl Signals {
         Signals {
             backends: settings.backends.iter().map(of).collect(),
             scrape: settings.signals.scrape,
+            exact_counts: settings.signals.exact_counts && all_vllm(settings),
         }
+    }
+
+    /// Are streams asked to count every chunk's tokens?
+    pub fn counts_exactly(&self) -> bool {
+        self.exact_counts
     }
 
     /// A backend said what it serves.
@@ -91,17 +101,13 @@ impl Signals {
         }
         let Some(predicted) = record.predicted else { return };
         let (backend, usage) = match &record.prefill_on {
-            Some(backend) => (backend, record.prefill_usage),
-            None => match &record.decode_on {
-                Some(backend) => (backend, record.usage),
-                None => return,
-            },
+            Some(backend) => (Some(backend), record.prefill_usage),
+            None => (record.decode_on.as_ref(), record.usage),
         };
+        let (Some(backend), Some(usage)) = (backend, usage) else { return };
         let signals = &self.backends[backend.id.index()];
         let told = signals.kv.as_ref().is_some_and(KvSource::is_complete);
-        if let Some(usage) = usage {
-            signals.hit_rate.settled(predicted.cached, &usage, told);
-        }
+        signals.hit_rate.settled(predicted.cached, &usage, told);
     }
 
     /// Where the proxy's knowledge of a backend's prefix cache comes from.
@@ -112,6 +118,16 @@ impl Signals {
             None => "record",
         }
     }
+}
+
+/// A request is changed before its backend is known, and other engines may refuse what they do not
+/// know.
+fn all_vllm(settings: &Settings) -> bool {
+    let all = settings.backends.iter().all(|backend| backend.engine == EngineName::Vllm);
+    if settings.signals.exact_counts && !all {
+        tracing::warn!("signals.exact_counts: not while a backend is no vLLM");
+    }
+    all
 }
 
 /// Listen for as long as the runtime lives.
