@@ -55,6 +55,22 @@ proptest! {
     }
 
     #[test]
+    fn the_count_is_the_engines_whatever_the_text(
+        chunks in prop::collection::vec((prop::sample::select(TEXTS.to_vec()), 0..9_u32), 1..8),
+        piece in 1..80_usize,
+    ) {
+        let mut reader = SseReader::new(Endpoint::ChatCompletions);
+        reader.count_exactly(&Seen::default());
+        let (mut now, mut tokens) = (0, 0);
+        for (text, more) in chunks {
+            now += more;
+            let bytes = chunk(&counted(now), text);
+            tokens += bytes.as_bytes().chunks(piece).map(|b| reader.feed(b).tokens).sum::<u32>();
+        }
+        prop_assert_eq!(tokens, now);
+    }
+
+    #[test]
     fn any_bytes_pass_whole_if_there_is_nothing_to_cut(
         bytes in prop::collection::vec(any::<u8>(), 0..200), piece in 1..50_usize,
     ) {

@@ -349,6 +349,18 @@ fn describe() {
     gauge!("tidegate_engine_cached_tokens", "Prompt tokens found in the engine's own cache");
     gauge!("tidegate_engine_computed_tokens", "Prompt tokens that the engine computed");
     gauge!("tidegate_engine_prefill_tokens_per_second", "The engine's own measure of its prefill");
+    gauge!("tidegate_gpu_utilisation_ratio", "Share of time in which a kernel ran");
+    gauge!("tidegate_gpu_memory_used_bytes", "GPU memory in use");
+    gauge!("tidegate_gpu_memory_bytes", "GPU memory there is");
+    gauge!("tidegate_gpu_power_watts", "Power drawn");
+    gauge!("tidegate_gpu_power_limit_watts", "Power that may be drawn");
+    gauge!("tidegate_gpu_clock_mhz", "Clock of the GPU's processors");
+    gauge!("tidegate_gpu_memory_clock_mhz", "Clock of the GPU's memory");
+    gauge!("tidegate_gpu_temperature_celsius", "Temperature");
+    gauge!("tidegate_gpu_slowed", "1 for each reason why a GPU runs slower than it could");
+    gauge!("tidegate_gpu_ecc_errors", "Memory errors since the driver was loaded");
+    gauge!("tidegate_gpu_broken", "1 if a GPU's backends take no new work because of it");
+    counter!("tidegate_gpu_xid_errors_total", "Errors that the driver reported");
     gauge!("tidegate_engine_trouble", "1 for each trouble that the engine's numbers show");
     counter!("tidegate_role_flips_total", "Role changes by cause and result");
     counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");

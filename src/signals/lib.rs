@@ -11,6 +11,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod engine;
+pub mod gpu;
 pub mod kv;
 pub mod loads;
 pub mod orca;

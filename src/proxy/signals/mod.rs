@@ -5,12 +5,15 @@
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
 //! - [`exact`]: asks for exact token counts
 //! - [`scrape`]: each engine's own numbers, and the trouble they show
+//! - [`gpu`], [`nvml`]: the GPUs of this machine
 //! - [`hit_rate`]: how well cached tokens were predicted
 //! - [`zmq`]: the two sockets that events come over
 
 pub mod exact;
+mod gpu;
 mod hit_rate;
 mod kv_events;
+mod nvml;
 mod scrape;
 mod zmq;
 
@@ -34,6 +37,8 @@ pub struct Signals {
     backends: Vec<BackendSignals>,
     /// Between two looks at an engine's numbers; 0 is never.
     scrape: Seconds,
+    /// Between two looks at the GPUs; 0 is never.
+    gpu: Seconds,
     /// Are streams asked to count every chunk's tokens?
     exact_counts: bool,
 }
@@ -47,6 +52,9 @@ struct BackendSignals {
     kv: Option<KvSource>,
     hit_rate: HitRate,
     look: Look,
+    /// The GPUs of this machine that it runs on.
+    gpus: Vec<u32>,
+    gpu_trouble: ArcSwapOption<&'static str>,
 }
 
 impl Signals {
@@ -58,10 +66,13 @@ impl Signals {
             kv: KvSource::of(backend, metrics),
             hit_rate: HitRate::new(&backend.name, metrics),
             look: Look::new(&backend.name, metrics),
+            gpus: backend.gpus.clone(),
+            gpu_trouble: ArcSwapOption::empty(),
         };
         Signals {
             backends: settings.backends.iter().map(of).collect(),
             scrape: settings.signals.scrape,
+            gpu: settings.signals.gpu,
             exact_counts: settings.signals.exact_counts && all_vllm(settings),
         }
     }
@@ -87,9 +98,12 @@ impl Signals {
         }
     }
 
-    /// What is wrong with a backend's engine, in words.
+    /// What is wrong with a backend's engine or GPUs, in words.
     pub fn troubles(&self, backend: BackendId) -> Vec<&'static str> {
-        self.backends[backend.index()].look.troubles()
+        let signals = &self.backends[backend.index()];
+        let mut troubles = signals.look.troubles();
+        troubles.extend(signals.gpu_trouble.load().iter().map(|word| **word));
+        troubles
     }
 
     /// A request ended: was its cached part predicted, and did its hand-off begin?
@@ -132,6 +146,9 @@ fn all_vllm(settings: &Settings) -> bool {
 
 /// Listen for as long as the runtime lives.
 pub fn spawn(proxy: &Arc<Proxy>) {
+    if proxy.signals.gpu > Seconds::ZERO {
+        tokio::spawn(gpu::run(Arc::clone(proxy), proxy.signals.gpu));
+    }
     for backend in &proxy.fleet.backends {
         if proxy.signals.backends[backend.id.index()].kv.is_some() {
             tokio::spawn(kv_events::run(Arc::clone(proxy), Arc::clone(backend)));
