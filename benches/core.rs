@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use tidegate_engine::{Endpoint, SseReader, scan};
+use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, Wish, scan};
 use tidegate_filters::ModelTokenizer;
 use tidegate_placement::{Excluded, Fleet, Job, Load, Params, Split, place};
 use tidegate_planner::{BackendObservation, GroupDemand, Observation, State, plan};
@@ -29,6 +29,22 @@ fn parsing(c: &mut Criterion) {
     let chunk = "data: {\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" tide\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n";
     let mut reader = SseReader::new(Endpoint::ChatCompletions);
     c.bench_function("one SSE chunk", |b| b.iter(|| reader.feed(black_box(chunk.as_bytes()))));
+    let counted = chunk.replace(
+        "}]}\n\n",
+        "}],\"usage\":{\"prompt_tokens\":900,\"total_tokens\":912,\"completion_tokens\":12}}\n\n",
+    );
+    let counted = Bytes::from(counted);
+    let mut filter = UsageFilter::new(Wish::Never, None);
+    c.bench_function("one SSE chunk with a usage", |b| {
+        b.iter(|| reader.feed(black_box(&counted)));
+    });
+    reader.count_exactly(&Seen::default());
+    c.bench_function("one SSE chunk, counted exactly", |b| {
+        b.iter(|| reader.feed(black_box(&counted)));
+    });
+    c.bench_function("a usage cut out of one SSE chunk", |b| {
+        b.iter(|| filter.pass(black_box(counted.clone())));
+    });
 }
 
 fn tokenizing(c: &mut Criterion) {

@@ -5,10 +5,9 @@ use crate::model::{Clock, ModelTokenizer};
 use crate::parse::Parsed;
 use crate::{Counted, FreshIds};
 use std::borrow::Cow;
-use tidegate_cost::{ByteEstimator, ByteFeatures, chain_bytes, chain_tokens};
+use tidegate_cost::{ByteEstimator, ByteFeatures, chain_bytes, chain_salt, chain_tokens};
 use tidegate_engine::{Endpoint, Prompt, Scan, Span};
 use tidegate_terms::Tokens;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Bytes that stand for one token in the blocks of a prompt that was not tokenized.
 const BYTES_PER_TOKEN: usize = 4;
@@ -66,7 +65,7 @@ pub(crate) fn tokenize(
 /// A cache is shared only under one model and one `cache_salt`.
 fn salt(scan: &Scan, body: &[u8], model: &str) -> u64 {
     let salt = scan.cache_salt.map(|span| span.of(body)).unwrap_or_default();
-    xxh3_64_with_seed(salt, xxh3_64_with_seed(model.as_bytes(), 0))
+    chain_salt(model, salt)
 }
 
 impl Request<'_> {

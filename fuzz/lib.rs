@@ -4,7 +4,12 @@
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use tidegate_engine::{Edits, Endpoint, Family, HandoffFilter, Legs, Seen, SseReader, scan};
+use tidegate_signals::engine::EngineReading;
+use tidegate_signals::kv::event::KvBatch;
+use tidegate_signals::kv::mirror::{Change, KvMirror};
+use tidegate_signals::{loads, orca, prometheus};
 
 const ENDPOINTS: [Endpoint; 6] = [
     Endpoint::ChatCompletions,
@@ -92,4 +97,42 @@ pub fn leak(input: &[u8]) {
         *params = Value::Null;
         assert_eq!(serde_json::from_slice::<Value>(&stripped).ok(), Some(Value::Object(object)));
     }
+}
+
+/// A message of KV events is read or refused; whatever it tells, the mirror keeps its bound and
+/// takes back only what it gave.
+pub fn kv_events(input: &[u8]) {
+    const BLOCKS_MAX: usize = 8;
+    let Some((sizes, mut rest)) = input.split_at_checked(1) else { return };
+    let mut mirror = KvMirror::new("m", usize::from(sizes[0] % 9) + 1, BLOCKS_MAX);
+    let mut held = BTreeSet::new();
+    // Several messages: each is as long as its first byte says.
+    while let Some((length, more)) = rest.split_first() {
+        let message = &more[..more.len().min(usize::from(*length))];
+        rest = &more[message.len()..];
+        let Ok(batch) = KvBatch::decode(message) else { continue };
+        for event in &batch.events {
+            mirror.apply(event, &mut |change| match change {
+                Change::Held(hash) => assert!(held.insert(hash)),
+                Change::Gone(hash) => assert!(held.remove(&hash)),
+                Change::Cleared => held.clear(),
+            });
+            assert!(mirror.len() <= BLOCKS_MAX);
+        }
+    }
+}
+
+/// A /metrics page tells the same with a line that is no sample before it, and every reader of what
+/// engines say survives it.
+pub fn metrics(page: &[u8]) {
+    let names = |page| prometheus::samples(page).map(|sample| sample.name).collect::<Vec<_>>();
+    let commented = [b"# a comment\n", page].concat();
+    assert_eq!(names(page), names(&commented));
+    for sample in prometheus::samples(page) {
+        assert!(!sample.name.is_empty());
+        sample.label("engine");
+    }
+    EngineReading::of_metrics(page);
+    loads::reading(page);
+    orca::reading(&String::from_utf8_lossy(page));
 }

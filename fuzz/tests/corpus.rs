@@ -24,3 +24,13 @@ fn bodies() {
 fn answers() {
     replay("leak", tidegate_fuzz::leak);
 }
+
+#[test]
+fn kv_events() {
+    replay("kv_events", tidegate_fuzz::kv_events);
+}
+
+#[test]
+fn metrics() {
+    replay("metrics", tidegate_fuzz::metrics);
+}

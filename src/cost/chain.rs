@@ -3,6 +3,12 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+/// The salt of prompts that may share blocks: those of one model and one `cache_salt` (as JSON, with
+/// its quotes; empty without one).
+pub fn chain_salt(model: &str, cache_salt: &[u8]) -> u64 {
+    xxh3_64_with_seed(cache_salt, xxh3_64_with_seed(model.as_bytes(), 0))
+}
+
 /// The hashes of the full blocks of `block` tokens each. `salt` keeps apart prompts that must not
 /// share (another model, another tenant's cache salt). No block of no tokens.
 pub fn chain_tokens(salt: u64, tokens: &[u32], block: usize) -> Vec<u64> {

@@ -4,7 +4,7 @@
 //! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: the same models fitted online, robustly
 //! - [`OutputEstimate`]: how many tokens a request will emit
 //! - [`ByteFeatures`], [`ByteEstimator`]: prompt tokens where no tokenizer is there
-//! - [`chain_tokens`], [`chain_bytes`]: a prompt's block hashes
+//! - [`chain_tokens`], [`chain_bytes`], [`chain_salt`]: a prompt's block hashes
 //! - [`PrefixIndex`], [`Matches`]: which backend holds which blocks
 //!
 //! Pure: it reads no clock, does no I/O and draws no random number. It knows no role and no queue.
@@ -20,7 +20,7 @@ mod prefix;
 mod robust;
 
 pub use bytes::{ByteEstimator, ByteFeatures};
-pub use chain::{chain_bytes, chain_tokens};
+pub use chain::{chain_bytes, chain_salt, chain_tokens};
 pub use fit::{DecodeFit, PrefillFit, TransferFit};
 pub use matches::Matches;
 pub use model::{DecodeModel, PrefillModel, TransferModel};

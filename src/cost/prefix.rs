@@ -76,6 +76,8 @@ struct Shelf<W> {
     capacity: W,
     /// Counts up to this one are forgotten.
     forgotten: W,
+    /// 1: the engine itself tells what it stores and removes; nothing ages and nothing is guessed.
+    followed: W,
 }
 
 /// One prompt's way through the index.
@@ -97,7 +99,8 @@ impl PrefixIndex {
         PrefixIndex { table: Table::new(lines, BACKENDS_MAX) }
     }
 
-    /// `backend` now holds the blocks of `chain`. Insert again whenever it used them.
+    /// `backend` was sent the blocks of `chain`, so it should hold them now. Insert again whenever
+    /// it used them. Of a backend that is followed this only says which of its blocks are in use.
     pub fn insert(&self, backend: BackendId, chain: &[u64]) {
         self.table.insert(backend, chain);
     }
@@ -114,6 +117,24 @@ impl PrefixIndex {
         if let Some(shelf) = self.table.backends.get(backend.index()) {
             Word::store(&shelf.capacity, blocks);
         }
+    }
+
+    /// From now on only [`store`](Self::store) and [`remove`](Self::remove) say what `backend`
+    /// holds, or, with `false`, what it was sent, and its capacity.
+    pub fn follow(&self, backend: BackendId, followed: bool) {
+        if let Some(shelf) = self.table.backends.get(backend.index()) {
+            Word::store(&shelf.followed, u64::from(followed));
+        }
+    }
+
+    /// `backend` says that it holds the block `hash`.
+    pub fn store(&self, backend: BackendId, hash: u64) {
+        self.table.store(backend, hash);
+    }
+
+    /// `backend` says that it holds the block `hash` no more.
+    pub fn remove(&self, backend: BackendId, hash: u64) {
+        self.table.remove(backend, hash);
     }
 
     /// `backend` has restarted and holds nothing.
@@ -134,8 +155,12 @@ impl<W: Word> Table<W> {
     fn new(lines: usize, backends: usize) -> Table<W> {
         let lines = lines.max(WAYS).next_power_of_two();
         let line = || Line { word: W::new(0), holders: std::array::from_fn(|_| W::new(0)) };
-        let shelf =
-            || Shelf { count: W::new(1), capacity: W::new(lines as u64), forgotten: W::new(0) };
+        let shelf = || Shelf {
+            count: W::new(1),
+            capacity: W::new(lines as u64),
+            forgotten: W::new(0),
+            followed: W::new(0),
+        };
         Table {
             lines: std::iter::repeat_with(line).take(lines).collect(),
             backends: std::iter::repeat_with(shelf).take(backends).collect(),
@@ -152,13 +177,47 @@ impl<W: Word> Table<W> {
 
     fn insert(&self, backend: BackendId, chain: &[u64]) {
         let Some(shelf) = self.backends.get(backend.index()) else { return };
+        let told = shelf.followed.load() != 0;
         for hash in chain {
             let (set, tag) = self.place(*hash);
-            match set.iter().find(|line| line.word.load() >> TAG_SHIFT == tag) {
-                Some(line) => self.touch(line, tag, backend, shelf),
-                None => self.replace(set, tag, backend, shelf),
+            match line_of(set, tag) {
+                Some(line) if !told || self.holds(line, backend) => {
+                    self.touch(line, tag, backend, shelf);
+                }
+                None if !told => self.replace(set, tag, backend, shelf),
+                _ => {}
             }
         }
+    }
+
+    fn store(&self, backend: BackendId, hash: u64) {
+        let Some(shelf) = self.backends.get(backend.index()) else { return };
+        let (set, tag) = self.place(hash);
+        match line_of(set, tag) {
+            Some(line) => self.touch(line, tag, backend, shelf),
+            None => self.replace(set, tag, backend, shelf),
+        }
+    }
+
+    fn remove(&self, backend: BackendId, hash: u64) {
+        let (set, tag) = self.place(hash);
+        let Some(line) = line_of(set, tag) else { return };
+        let is_own = |slot: &&W| slot.load() != 0 && backend_of(slot.load()) == backend;
+        let word = line.word.load();
+        let busy = word & (WRITING_TAG | WRITING_HOLDER) != 0;
+        // A writer at work wins: the hint it leaves may be stale, as any hint may.
+        if busy || word >> TAG_SHIFT != tag || !line.word.swap_if(word, word | WRITING_HOLDER) {
+            return;
+        }
+        if let Some(slot) = line.holders.iter().find(is_own) {
+            slot.store(0);
+        }
+        line.word.store(word);
+    }
+
+    fn holds(&self, line: &Line<W>, backend: BackendId) -> bool {
+        let mut holders = line.holders.iter().map(Word::load);
+        holders.any(|holder| backend_of(holder) == backend && self.age(holder).is_some())
     }
 
     /// The block is known: make or keep `backend` one of its holders.
@@ -241,7 +300,8 @@ impl<W: Word> Table<W> {
         let count = holder & COUNT_MASK;
         let taken_in = (shelf.count.load() & COUNT_MASK).saturating_sub(count);
         let capacity = shelf.capacity.load();
-        let held = count > shelf.forgotten.load() && taken_in < capacity;
+        let kept = taken_in < capacity || shelf.followed.load() != 0;
+        let held = count > shelf.forgotten.load() && kept;
         held.then_some(Age { taken_in, capacity })
     }
 
@@ -257,6 +317,10 @@ impl<W: Word> Table<W> {
         let ages = line.holders.iter().filter_map(|holder| self.age(holder.load()));
         ages.map(Age::share).fold(f64::INFINITY, f64::min)
     }
+}
+
+fn line_of<W: Word>(set: &[Line<W>], tag: u64) -> Option<&Line<W>> {
+    set.iter().find(|line| line.word.load() >> TAG_SHIFT == tag)
 }
 
 /// A consistent view of a line's holders. `None` if it is being renamed, or was since `word` was

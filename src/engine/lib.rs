@@ -6,6 +6,7 @@
 //! - [`family`]: how one request becomes one or two legs, a file an engine family
 //! - [`sse`]: counts tokens in a stream of server-sent events
 //! - [`usage`]: the engine's own count of tokens
+//! - [`exact`]: asks for exact counts, and keeps them from clients that did not
 //! - [`leak`]: hides hand-off parameters from clients that did not ask for them
 //! - [`openai`]: errors and the model list in OpenAI's form
 //!
@@ -15,6 +16,7 @@
 pub mod body;
 pub mod edits;
 pub mod endpoint;
+pub mod exact;
 pub mod family;
 pub mod leak;
 pub mod openai;
@@ -27,6 +29,7 @@ mod testing;
 pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
+pub use exact::{UsageFilter, Wish};
 pub use family::{Family, Handoff, Legs, ProtocolError};
 pub use leak::{HandoffFilter, strip_handoff};
 pub use openai::{ApiError, ModelCard, merge_models, models_of};

@@ -62,6 +62,11 @@ impl SseReader {
         }
     }
 
+    /// From here on the engine counts its tokens in every chunk; `seen` is all so far.
+    pub fn count_exactly(&mut self, seen: &Seen) {
+        self.chunks.count_exactly(seen.tokens);
+    }
+
     /// The next bytes, cut anywhere. Events count once their blank line is here.
     pub fn feed(&mut self, bytes: &[u8]) -> Seen {
         let mut seen = Seen::default();

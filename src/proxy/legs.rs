@@ -114,6 +114,7 @@ async fn whole(
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
     note_decode(record, &backend, Some(predicted));
+    (record.cached, record.prefill_usage) = (None, None);
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let answered = async {
@@ -142,6 +143,9 @@ async fn whole(
     if let OpenedBody::Events { .. } = &body {
         seat.prefilled();
         note_prefill(serving, &backend, predicted, sent, now);
+    } else if head.status.is_success() {
+        // How long the prefill took is not seen, that the prompt was read is.
+        serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
     }
     Ok(opened(serving, head, body, seat))
 }
@@ -165,12 +169,14 @@ async fn split(
     if answer::is_retryable(head.status) {
         return Err(missed(LegProblem::Status(head.status)));
     }
+    serving.proxy.signals.answered(backend.id, &head.headers);
     let body = answer::read_all(body, PREFILL_ANSWER_MAX).await.map_err(missed)?;
     if !head.status.is_success() {
         // The engine's verdict on the request itself: the same everywhere.
         return Ok(opened(serving, head, OpenedBody::Complete(body), seat));
     }
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
+    record.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     note_prefill(serving, &backend, predicted, sent, now);
     drop(seat);
@@ -207,8 +213,11 @@ async fn decode(
         let missed = |problem| miss(&backend, Leg::Decode, problem);
         note_decode(record, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
+        record.cached = None;
         let body = match &record.accepted.scan {
             Some(scan) if in_time && backend.id != from.id => {
+                // The decode engine would call all of it cached.
+                record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
                 from.family.decode_body(&serving.inbound.body, scan, handoff)
             }
             // Without the hand-off: once the lease may have run out a late read of freed blocks

@@ -5,7 +5,7 @@
 //! - [`queue`], [`dispatcher`], [`seat`], [`demand`]: waiting for room, and holding it
 //! - [`fleet`]: backends, the routing table, live requests
 //! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why
-//! - [`upstream`]: connections to engines
+//! - [`upstream`]: connections to engines; [`signals`]: what they tell beside their answers
 //! - [`connection`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
 //! - [`failure`], [`respond`], [`headers`], [`inbound`], [`models`]: values on the way
@@ -49,6 +49,7 @@ pub mod server;
 pub mod service;
 mod settle;
 mod shutdown;
+mod signals;
 mod start;
 mod upstream;
 

@@ -44,6 +44,9 @@ const TOKENS_BUCKETS: [f64; 14] = [
 ];
 /// Observed over predicted.
 const RATIO_BUCKETS: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0, 10.0];
+/// Shares of a prompt, by which a prediction was too low or too high.
+const SHARE_BUCKETS: [f64; 12] =
+    [-0.9, -0.5, -0.25, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9];
 /// Model labels beyond this many are one: `other`.
 const MODELS_MAX: usize = 256;
 
@@ -98,6 +101,7 @@ impl Metrics {
             .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
             .set_buckets_for_metric(full("gen_ai_client_token_usage"), &TOKENS_BUCKETS)?
             .set_buckets_for_metric(full("tidegate_ttft_observed_over_predicted"), &RATIO_BUCKETS)?
+            .set_buckets_for_metric(full("tidegate_prefix_hit_rate_error"), &SHARE_BUCKETS)?
             .build_recorder();
         let handle = recorder.handle();
         let built = with_local_recorder(&recorder, || {
@@ -134,6 +138,11 @@ impl Metrics {
         })
     }
 
+    /// Make handles that show on this page.
+    pub fn within<T>(&self, make: impl FnOnce() -> T) -> T {
+        with_local_recorder(&self.recorder, make)
+    }
+
     /// A request arrived.
     pub fn started(&self) {
         self.started.increment(1);
@@ -149,6 +158,7 @@ impl Metrics {
         if !record.accepted.endpoint.generates() {
             return;
         }
+        record.proxy.signals.settled(record);
         let model = self.model(record.live.model.as_ref());
         model.duration.record((now - record.live.arrived).get());
         model.input.record(record.usage.map_or(record.live.prompt, |usage| usage.prompt).as_f64());
@@ -304,6 +314,54 @@ fn describe() {
     hist!("tidegate_queue_seconds", "Arrival to the first leg's place");
     hist!("tidegate_plan_duration_seconds", "One run of the planner");
     hist!("tidegate_ttft_observed_over_predicted", "Observed TTFT over what placement predicted");
+    hist!(
+        "tidegate_prefix_hit_rate_error",
+        "Predicted less reported cached tokens, over the prompt"
+    );
+    counter!(
+        "tidegate_prefix_prompt_tokens_total",
+        "Prompt tokens of requests whose engine told cached ones"
+    );
+    counter!("tidegate_prefix_predicted_tokens_total", "Of those, predicted to be cached");
+    counter!("tidegate_prefix_cached_tokens_total", "Of those, reported as cached");
+    counter!(
+        "tidegate_kv_event_blocks_total",
+        "An engine's blocks in its KV events, by what became of them"
+    );
+    counter!(
+        "tidegate_kv_event_messages_lost_total",
+        "Messages of KV events that no replay brought"
+    );
+    gauge!("tidegate_kv_event_blocks", "An engine's blocks that its KV events say it holds");
+    gauge!(
+        "tidegate_kv_events_complete",
+        "1 if an engine's whole prefix cache is known from its events"
+    );
+    gauge!("tidegate_engine_kv_usage_ratio", "Used share of KV memory, by the engine's own word");
+    gauge!("tidegate_engine_kv_capacity_tokens", "KV tokens that fit, by the engine's own word");
+    gauge!("tidegate_engine_running_requests", "Requests that run, by the engine's own word");
+    gauge!("tidegate_engine_waiting_requests", "Requests that wait inside the engine");
+    gauge!("tidegate_engine_deferred_requests", "Requests inside the engine that wait for KV");
+    gauge!("tidegate_engine_preemptions", "Preemptions since the engine started");
+    gauge!("tidegate_engine_failed_transfers", "KV transfers failed since the engine started");
+    gauge!("tidegate_engine_expired_handoffs", "Prefills whose KV nobody fetched in time");
+    gauge!("tidegate_engine_transferred_tokens", "Prompt tokens that came from another engine");
+    gauge!("tidegate_engine_cached_tokens", "Prompt tokens found in the engine's own cache");
+    gauge!("tidegate_engine_computed_tokens", "Prompt tokens that the engine computed");
+    gauge!("tidegate_engine_prefill_tokens_per_second", "The engine's own measure of its prefill");
+    gauge!("tidegate_gpu_utilisation_ratio", "Share of time in which a kernel ran");
+    gauge!("tidegate_gpu_memory_used_bytes", "GPU memory in use");
+    gauge!("tidegate_gpu_memory_bytes", "GPU memory there is");
+    gauge!("tidegate_gpu_power_watts", "Power drawn");
+    gauge!("tidegate_gpu_power_limit_watts", "Power that may be drawn");
+    gauge!("tidegate_gpu_clock_mhz", "Clock of the GPU's processors");
+    gauge!("tidegate_gpu_memory_clock_mhz", "Clock of the GPU's memory");
+    gauge!("tidegate_gpu_temperature_celsius", "Temperature");
+    gauge!("tidegate_gpu_slowed", "1 for each reason why a GPU runs slower than it could");
+    gauge!("tidegate_gpu_ecc_errors", "Memory errors since the driver was loaded");
+    gauge!("tidegate_gpu_broken", "1 if a GPU's backends take no new work because of it");
+    counter!("tidegate_gpu_xid_errors_total", "Errors that the driver reported");
+    gauge!("tidegate_engine_trouble", "1 for each trouble that the engine's numbers show");
     counter!("tidegate_role_flips_total", "Role changes by cause and result");
     counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");
     counter!("tidegate_refused_requests_total", "Requests that the proxy itself refused");

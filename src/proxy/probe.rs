@@ -85,7 +85,7 @@ async fn models(backend: &Backend, timeout: Seconds) -> Option<Found> {
 }
 
 /// The body of a 2xx answer.
-async fn get(backend: &Backend, path: &'static str, timeout: Seconds) -> Option<Bytes> {
+pub(crate) async fn get(backend: &Backend, path: &'static str, timeout: Seconds) -> Option<Bytes> {
     let authority = backend.pool.address().authority.as_str();
     let host = HeaderValue::from_str(authority).ok()?;
     let request = || {

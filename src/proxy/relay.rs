@@ -8,7 +8,10 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tidegate_engine::{ApiError, HandoffFilter, Seen, SseReader, Usage, strip_handoff};
+use tidegate_engine::exact::with_cached;
+use tidegate_engine::{
+    ApiError, HandoffFilter, Seen, SseReader, Usage, UsageFilter, Wish, strip_handoff,
+};
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::Sleep;
 
@@ -49,6 +52,7 @@ pub struct EventRelay {
     ahead: Option<Option<hyper::Error>>,
     reader: SseReader,
     leak: Option<HandoffFilter>,
+    usage: Option<UsageFilter>,
     seat: Option<Seat>,
     record: Option<Box<Record>>,
     silence: Pin<Box<Sleep>>,
@@ -77,6 +81,7 @@ impl RelayBody {
             Cow::Owned(clean) if !asked => Bytes::from(clean),
             _ => bytes,
         };
+        let clean = with_cached(clean, record.cached);
         record.ended = if record.status < 500 { Ended::Done } else { Ended::Failed };
         RelayBody::Full(Some(clean), Some(record))
     }
@@ -95,6 +100,13 @@ impl EventRelay {
         let now = record.proxy.clock.now();
         let silence_max = record.proxy.silence_max;
         let asked = record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
+        let wish = record.wish.unwrap_or(Wish::Every);
+        let edits = wish != Wish::Every || record.cached.is_some();
+        let usage = edits.then(|| UsageFilter::new(wish, record.cached));
+        let mut reader = reader;
+        if record.wish.is_some() {
+            reader.count_exactly(&seen);
+        }
         let has_end_mark = record.accepted.endpoint.can_split();
         let mut relay = EventRelay {
             first: None,
@@ -102,6 +114,7 @@ impl EventRelay {
             ahead: None,
             reader,
             leak: (!asked).then(HandoffFilter::new),
+            usage,
             seat: Some(seat),
             record: Some(record),
             silence: Box::pin(tokio::time::sleep(silence_max.to_duration())),
@@ -175,7 +188,10 @@ impl EventRelay {
         let last = self.reader.finish();
         self.count(last, self.last_chunk);
         match self.done || !self.has_end_mark {
-            true => self.end(Ended::Done),
+            true => {
+                self.end(Ended::Done);
+                self.usage.as_mut().and_then(UsageFilter::rest)
+            }
             false => self.cut("the stream ended without [DONE]"),
         }
     }
@@ -192,7 +208,11 @@ impl EventRelay {
     }
 
     fn clean(&mut self, chunk: Bytes) -> Bytes {
-        match &mut self.leak {
+        let chunk = match &mut self.leak {
+            Some(filter) => filter.pass(chunk),
+            None => chunk,
+        };
+        match &mut self.usage {
             Some(filter) => filter.pass(chunk),
             None => chunk,
         }

@@ -19,12 +19,12 @@ use crate::legs::{self, Serving};
 use crate::relay::{ByteRelay, EventRelay, RelayBody};
 use crate::service::Proxy;
 use crate::settle::{Ended, Record};
-use crate::{estimate, headers, models, respond};
+use crate::{estimate, headers, models, respond, signals};
 
 /// Answer one request. Dropping the future (the client left) cancels its legs.
 pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<RelayBody> {
     let arrived = proxy.clock.now();
-    let (inbound, accepted) = match intake::take(&proxy, request, arrived).await {
+    let (mut inbound, mut accepted) = match intake::take(&proxy, request, arrived).await {
         Ok(Taken::Models { request_id }) => return named(models::answer(&proxy), &request_id),
         Ok(Taken::Request(inbound, accepted)) => (inbound, accepted),
         Err(refused) => {
@@ -32,9 +32,11 @@ pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<R
             return named(respond::error(&refused.error), &refused.request_id);
         }
     };
+    let wish = signals::exact::ask(&proxy, &mut inbound, &mut accepted);
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
     let record = Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live);
     let mut record = Box::new(record);
+    record.wish = wish;
     let serving = Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches };
     match legs::serve(serving, &mut record).await {
         Ok(opened) => relay(opened, record),
@@ -46,6 +48,7 @@ pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<R
 fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
     let Opened { head, body, seat } = opened;
     record.status = head.status.as_u16();
+    record.proxy.signals.answered(seat.backend.id, &head.headers);
     let headers = headers::for_client(&head.headers, &record.live.name);
     let body = match body {
         OpenedBody::Complete(bytes) => RelayBody::complete(bytes, seat, record),

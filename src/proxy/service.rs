@@ -16,6 +16,7 @@ use crate::journal::Journal;
 use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
+use crate::signals::Signals;
 
 /// One proxy.
 pub struct Proxy {
@@ -37,6 +38,8 @@ pub struct Proxy {
     pub surge: Notify,
     /// What Prometheus reads.
     pub metrics: Metrics,
+    /// What engines tell beside their answers.
+    pub signals: Signals,
     /// What the planner decided and why.
     pub journal: Journal,
     /// Largest request body.

@@ -3,7 +3,7 @@
 //! control loop learns. An end that nobody declared is a client that left.
 
 use std::sync::Arc;
-use tidegate_engine::Usage;
+use tidegate_engine::{Usage, Wish};
 use tidegate_filters::Accepted;
 use tidegate_terms::{Moment, Seconds, Tokens};
 
@@ -64,6 +64,12 @@ pub struct Record {
     pub decode_on: Option<Arc<Backend>>,
     /// The engine's own count.
     pub usage: Option<Usage>,
+    /// The prefill engine's, of a request that was split.
+    pub prefill_usage: Option<Usage>,
+    /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
+    pub cached: Option<Tokens>,
+    /// The usages that the client wished for, if the engine counts every chunk.
+    pub wish: Option<Wish>,
 }
 
 impl Record {
@@ -84,6 +90,9 @@ impl Record {
             prefill_on: None,
             decode_on: None,
             usage: None,
+            prefill_usage: None,
+            cached: None,
+            wish: None,
         }
     }
 

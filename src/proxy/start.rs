@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::probe::ProbeParams;
 use crate::queue::Queue;
 use crate::service::Proxy;
+use crate::signals::Signals;
 use crate::upstream::{Address, AddressError, Pool, PoolParams, TlsError, client_config};
 
 /// Why a proxy cannot start.
@@ -117,6 +118,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         placement: settings.placement_params(),
         queue,
         surge: Notify::new(),
+        signals: Signals::new(settings, &metrics),
         metrics,
         journal: Journal::default(),
         body_max: settings.server.body_max_bytes,
@@ -142,6 +144,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         catalog,
     );
     let background = Background::new(Tasks {
+        proxy: Arc::clone(&proxy),
         dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
         control,
         backends,

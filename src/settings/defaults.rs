@@ -63,3 +63,8 @@ pub const KV_CAPACITY: Tokens = Tokens(430_000);
 pub const CHUNK: Tokens = Tokens(2048);
 /// A hand-off takes 3 ms, about as long as 64 tokens of prefill on a large engine.
 pub const WHOLE_BELOW: Tokens = Tokens(64);
+/// A page of metrics costs an engine milliseconds of Python; it calibrates, and does not steer.
+pub const SCRAPE: Seconds = Seconds(5.0);
+/// A look costs a GPU's driver well below a millisecond, and a GPU that fell off its bus fails every
+/// request sent there.
+pub const GPU: Seconds = Seconds(1.0);

@@ -156,6 +156,7 @@ fn what_the_gateway_example_shows_as_default_is_the_default() {
     assert_eq!(shown.log, default.log);
     assert_eq!(shown.probe, default.probe);
     assert_eq!(shown.prefix, default.prefix);
+    assert_eq!(shown.signals, default.signals);
     assert_eq!(shown.admin, default.admin);
     let upstream = crate::UpstreamSettings { ca_file: None, ..shown.upstream };
     assert_eq!(upstream, default.upstream);

@@ -32,5 +32,5 @@ pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, Connector, EngineName, KeySettings,
     KvRole, LogFormat, LogSettings, ModelSettings, PlacementSettings, PlannerSettings,
     PrefixSettings, ProbeSettings, QueueSettings, RetrySettings, ServerSettings, Settings,
-    SloSettings, TlsSettings, UpstreamSettings,
+    SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
 };

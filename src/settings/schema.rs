@@ -3,6 +3,7 @@
 //! with the rest.
 
 mod fleet;
+mod signals;
 
 use serde::Deserialize;
 use std::fmt;
@@ -13,6 +14,7 @@ use tidegate_terms::{Seconds, Tokens};
 use crate::defaults;
 
 pub use fleet::{BackendSettings, Connector, EngineName, KvRole, ModelSettings};
+pub use signals::SignalSettings;
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -42,6 +44,8 @@ pub struct Settings {
     pub probe: ProbeSettings,
     /// Remembering which engine holds which prompt.
     pub prefix: PrefixSettings,
+    /// What engines and GPUs tell beside their answers.
+    pub signals: SignalSettings,
     /// What is known of models.
     pub models: Vec<ModelSettings>,
     /// The engines.

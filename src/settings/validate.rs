@@ -3,6 +3,7 @@
 //! once.
 
 mod fleet;
+mod signals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -87,6 +88,7 @@ pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, P
     counts(settings, &mut found);
     log(settings, &mut found);
     keys(settings, &mut found);
+    signals::signals(settings, &mut found);
     fleet::models(settings, &mut found);
     fleet::backends(settings, &mut found);
     fleet::groups(settings, &mut found);

@@ -58,6 +58,8 @@ struct State {
     script: Arc<Mutex<VecDeque<Act>>>,
     default: Act,
     sent: Mutex<Vec<Sent>>,
+    /// Its /metrics page, if it has one.
+    metrics: Mutex<Option<String>>,
     /// Exchanges that hang now: a client that leaves ends its own.
     hanging: AtomicUsize,
     /// Tasks that serve a connection each.
@@ -87,6 +89,7 @@ impl Fake {
             script,
             default,
             sent: Mutex::default(),
+            metrics: Mutex::default(),
             hanging: AtomicUsize::new(0),
             connections: Mutex::default(),
         });
@@ -129,6 +132,11 @@ impl Fake {
         self.state.sent.lock().unwrap().clone()
     }
 
+    /// What its /metrics page says from now on.
+    pub fn set_metrics(&self, page: &str) {
+        *self.state.metrics.lock().unwrap() = Some(page.to_owned());
+    }
+
     /// Close every connection, as uvicorn does with idle ones.
     pub async fn hang_up(&self) {
         let tasks = std::mem::take(&mut *self.state.connections.lock().unwrap());
@@ -149,6 +157,11 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     match parts.uri.path() {
         "/health" => return Ok(json(200, String::new())),
+        "/metrics" => {
+            let page = state.metrics.lock().unwrap().clone();
+            return Ok(page.map_or_else(|| json(404, String::new()), |page| json(200, page)));
+        }
+        "/v1/loads" => return Ok(json(404, String::new())),
         "/v1/models" => {
             let list =
                 r#"{"object":"list","data":[{"id":"m","object":"model","max_model_len":4096}]}"#;
@@ -192,6 +205,7 @@ fn json(status: u16, body: String) -> Response<Body> {
         .status(status)
         .header("content-type", "application/json")
         .header("x-engine", "fake")
+        .header("endpoint-load-metrics", "TEXT named_metrics.num_requests_waiting=3.0")
         .body(body.map_err(|never: Infallible| match never {}).boxed_unsync())
         .unwrap()
 }

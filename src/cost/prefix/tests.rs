@@ -56,6 +56,29 @@ fn a_backend_forgets_what_it_took_in_a_capacity_ago() {
 }
 
 #[test]
+fn a_followed_backend_holds_what_it_tells_and_nothing_else() {
+    let index = PrefixIndex::new(1 << 12);
+    let (told, other) = (BackendId(3), BackendId(4));
+    index.set_capacity(told, 10);
+    index.follow(told, true);
+    index.store(told, 1);
+    index.store(told, 2);
+    // What it is sent is no proof, whether another holds it or nobody.
+    index.insert(other, &[1, 2, 3]);
+    index.insert(told, &[1, 2, 3, 4]);
+    assert_eq!(index.matches(&[1, 2, 3, 4]).entries(), [(other, 3), (told, 2)]);
+    // It has taken in its capacity many times over, and not said that anything went.
+    (1000..1100).for_each(|hash| index.store(told, hash));
+    assert_eq!(blocks(&index, &[1, 2], 3), 2);
+    index.remove(told, 2);
+    index.remove(told, 77);
+    assert_eq!((blocks(&index, &[1, 2], 3), blocks(&index, &[1, 2], 4)), (1, 2));
+    // Followed no more, it is judged by its capacity again.
+    index.follow(told, false);
+    assert_eq!(blocks(&index, &[1, 2], 3), 0);
+}
+
+#[test]
 fn a_restarted_engine_holds_nothing_until_it_is_told_again() {
     let index = PrefixIndex::new(64);
     index.insert(BackendId(0), &[5, 6]);

@@ -22,6 +22,8 @@ pub(super) struct Chunks {
     kind: Endpoint,
     /// Anthropic tells the prompt's length in the first event and the output's in the last.
     prompt: Option<Usage>,
+    /// Tokens so far, if the engine counts them in every chunk.
+    exact: Option<u64>,
 }
 
 struct Finders {
@@ -30,6 +32,7 @@ struct Finders {
     index: Finder<'static>,
     usage: Finder<'static>,
     error: Finder<'static>,
+    completion: Finder<'static>,
 }
 
 static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
@@ -38,6 +41,7 @@ static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
     index: Finder::new(br#""index""#),
     usage: Finder::new(br#""usage""#),
     error: Finder::new(br#""error""#),
+    completion: Finder::new(br#""completion_tokens":"#),
 });
 
 /// A chunk in any of the known protocols. What is only sometimes of the right type stays raw, so
@@ -74,17 +78,40 @@ struct Choice<'a> {
 
 impl Chunks {
     pub(super) fn new(kind: Endpoint) -> Chunks {
-        Chunks { kind, prompt: None }
+        Chunks { kind, prompt: None, exact: None }
+    }
+
+    /// The engine counts from here on; `so_far` were counted already.
+    pub(super) fn count_exactly(&mut self, so_far: u32) {
+        self.exact = Some(u64::from(so_far));
     }
 
     /// Adds what one event's data tells.
     pub(super) fn read(&mut self, data: &[u8], seen: &mut Seen) {
-        match usual(data) {
+        let counted = self.exact.and_then(|_| completion_of(data));
+        match usual(data, counted.is_some()) {
             Some(finished) => {
-                seen.tokens += 1;
+                match counted {
+                    Some(now) => self.count_to(now, seen),
+                    None => self.count_one(seen),
+                }
                 seen.finished |= finished;
             }
             None => self.parse(data, seen),
+        }
+    }
+
+    fn count_one(&mut self, seen: &mut Seen) {
+        seen.tokens += 1;
+        self.exact = self.exact.map(|so_far| so_far + 1);
+    }
+
+    /// All tokens so far are `now`.
+    fn count_to(&mut self, now: u64, seen: &mut Seen) {
+        if let Some(so_far) = &mut self.exact {
+            let more = now.saturating_sub(*so_far);
+            seen.tokens = seen.tokens.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+            *so_far = now.max(*so_far);
         }
     }
 
@@ -95,9 +122,16 @@ impl Chunks {
         }
         let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else { return };
         seen.error |= given(chunk.error).is_some();
-        seen.usage = usage_of(chunk.usage).or(seen.usage);
+        let usage = usage_of(chunk.usage);
+        seen.usage = usage.or(seen.usage);
+        let counted = usage.filter(|_| self.exact.is_some());
+        if let Some(usage) = counted {
+            self.count_to(usage.completion.get(), seen);
+        }
         for choice in chunk.choices.iter().flatten() {
-            seen.tokens += u32::from(choice.carries_token());
+            if counted.is_none() && choice.carries_token() {
+                self.count_one(seen);
+            }
             seen.finished |= given(choice.finish_reason).is_some();
         }
         match self.kind {
@@ -142,8 +176,8 @@ fn responses_event(chunk: &Chunk, seen: &mut Seen) {
 
 /// Is this the usual chunk: one choice whose delta is some content and no more, or which is some
 /// text; no usage, no error? Then it carries a token, and the answer is whether it is the last.
-/// `None` says nothing: the parser decides.
-fn usual(data: &[u8]) -> Option<bool> {
+/// `None` says nothing: the parser decides. `counted`: its usage was read already.
+fn usual(data: &[u8], counted: bool) -> Option<bool> {
     let at = FIND.choices.find(data)? + FIND.choices.needle().len();
     let rest = data.get(at..)?;
     let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
@@ -155,7 +189,10 @@ fn usual(data: &[u8]) -> Option<bool> {
     let end = string_end(string).filter(|end| *end > 0)?;
     let rest = string.get(end + 1..)?;
     let tail = if chat { rest.strip_prefix(b"}")? } else { rest };
-    if FIND.index.find(tail).is_some() || FIND.error.find(data).is_some() || has_usage(data) {
+    if FIND.index.find(tail).is_some()
+        || FIND.error.find(data).is_some()
+        || !counted && has_usage(data)
+    {
         return None;
     }
     let reason = FIND.finish.find(tail)? + FIND.finish.needle().len();
@@ -164,6 +201,19 @@ fn usual(data: &[u8]) -> Option<bool> {
         [b'"', ..] => Some(true),
         _ => None,
     }
+}
+
+/// The tokens so far, of a chunk whose one usage ends it and tells of no cache.
+fn completion_of(data: &[u8]) -> Option<u64> {
+    let at = memchr::memmem::rfind(data, FIND.usage.needle())?;
+    let value = data.get(at + FIND.usage.needle().len()..)?.strip_prefix(b":{")?;
+    let number = FIND.completion.find(value)? + FIND.completion.needle().len();
+    let digits = value.get(number..)?;
+    let length = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    let plain = value.iter().filter(|byte| **byte == b'{').count() == 0;
+    let ends = digits.get(length..)?.ends_with(b"}}");
+    let number = std::str::from_utf8(&digits[..length]).ok()?;
+    (plain && ends).then(|| number.parse().ok())?
 }
 
 /// Might there be a usage that is not null?
@@ -298,7 +348,7 @@ mod tests {
             );
             let choices = if second { format!("{choice},{choice}") } else { choice };
             let data = format!(r#"{{"id":"x","choices":[{choices}]{}}}"#, TAILS[tail]);
-            if let Some(finished) = usual(data.as_bytes()) {
+            if let Some(finished) = usual(data.as_bytes(), false) {
                 let mut seen = Seen::default();
                 Chunks::new(Endpoint::ChatCompletions).parse(data.as_bytes(), &mut seen);
                 prop_assert_eq!(seen, Seen { tokens: 1, finished, ..Seen::default() }, "{}", data);
@@ -309,8 +359,8 @@ mod tests {
     #[test]
     fn the_usual_chunks_need_no_parser() {
         let chat = br#"{"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"the \"usage\""},"logprobs":null,"finish_reason":null,"token_ids":null}]}"#;
-        assert_eq!(usual(chat), Some(false));
+        assert_eq!(usual(chat, false), Some(false));
         let text = br#"{"id":"x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" x","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null}"#;
-        assert_eq!(usual(text), Some(true));
+        assert_eq!(usual(text, false), Some(true));
     }
 }

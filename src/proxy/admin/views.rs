@@ -34,6 +34,8 @@ struct BackendView {
     kv_tokens: u64,
     kv_capacity_tokens: u64,
     emitted_tokens: u64,
+    prefix_source: &'static str,
+    trouble: Vec<&'static str>,
     costs: CostsView,
 }
 
@@ -91,6 +93,8 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             kv_tokens: balance.kv.get(),
             kv_capacity_tokens: backend.kv_capacity.get(),
             emitted_tokens: balance.emitted.get(),
+            prefix_source: proxy.signals.prefix_source(backend.id),
+            trouble: proxy.signals.troubles(backend.id),
             costs: CostsView {
                 prefill_base_seconds: entry.prefill.base.get(),
                 prefill_token_seconds: entry.prefill.per_token.get(),

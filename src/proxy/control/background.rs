@@ -11,12 +11,16 @@ use super::Control;
 use crate::dispatcher::Dispatcher;
 use crate::fleet::Backend;
 use crate::probe::{self, Found, ProbeParams};
+use crate::service::Proxy;
+use crate::signals;
 
 /// Everything that runs beside the requests; taken out when the service starts.
 pub struct Background(Mutex<Option<Tasks>>);
 
 /// The tasks.
 pub struct Tasks {
+    /// Whose signals to listen to.
+    pub proxy: Arc<Proxy>,
     /// Owns the deadline queue.
     pub dispatcher: Dispatcher,
     /// Writes the table.
@@ -45,6 +49,7 @@ impl BackgroundService for Background {
             tokio::spawn(probe::run(backend, tasks.probe, tasks.found.clone()));
         }
         drop(tasks.found);
+        signals::spawn(&tasks.proxy);
         let dispatching = tokio::spawn(tasks.dispatcher.run(stop.clone()));
         tasks.control.run(stop).await;
         // It panicked or has ended: either way there is nothing left to do here.

@@ -226,6 +226,7 @@ impl Control {
 
     fn find(&mut self, found: Found) {
         if let Found::Models { backend, cards, answer } = found {
+            self.proxy.signals.serves(backend, &cards);
             if !self.catalog.update(backend, cards, answer) {
                 return;
             }

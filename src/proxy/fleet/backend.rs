@@ -1,7 +1,7 @@
 //! One engine endpoint: what the operator said of it, how to reach it, what it owes, how it fares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::Family;
 use tidegate_ledger::Account;
 use tidegate_terms::{BackendId, GroupId, Moment, RoleCapability, RoleSet, Seconds, Tokens};
@@ -35,6 +35,8 @@ pub struct Backend {
     /// When the first of its streams will miss its TPOT if nothing comes; written by the control
     /// loop.
     late_at: AtomicU64,
+    /// Tokens of its prefix cache's blocks, once it told: it finds whole blocks only.
+    kv_block: AtomicU32,
     /// When its last prefill leg ended: the next one's service time counts from there.
     prefill_ended: AtomicU64,
 }
@@ -67,6 +69,7 @@ impl Backend {
             account: Arc::default(),
             health: Health::new(failures_to_eject),
             late_at: AtomicU64::new(Moment::NEVER.0),
+            kv_block: AtomicU32::new(1),
             prefill_ended: AtomicU64::new(0),
         }
     }
@@ -74,6 +77,17 @@ impl Backend {
     /// How long this backend may be held up before one of its streams misses its TPOT.
     pub fn slack(&self, now: Moment) -> Seconds {
         Moment(self.late_at.load(Relaxed)) - now
+    }
+
+    /// Of so many tokens that it should have, those that it finds: whole blocks of its own.
+    pub fn whole_blocks(&self, tokens: Tokens) -> Tokens {
+        let block = u64::from(self.kv_block.load(Relaxed)).max(1);
+        Tokens(tokens.get() - tokens.get() % block)
+    }
+
+    /// It told how large its blocks are.
+    pub fn set_kv_block(&self, tokens: u32) {
+        self.kv_block.store(tokens, Relaxed);
     }
 
     /// When the first stream will be late. For the control loop.
@@ -96,6 +110,8 @@ pub struct Health {
     state: AtomicU8,
     failures: AtomicU32,
     failures_to_eject: u32,
+    /// Its GPU cannot be used, whatever its engine answers.
+    hardware_fault: AtomicBool,
 }
 
 const UNKNOWN: u8 = 0;
@@ -109,17 +125,19 @@ impl Health {
             state: AtomicU8::new(UNKNOWN),
             failures: AtomicU32::new(0),
             failures_to_eject: failures_to_eject.max(1),
+            hardware_fault: AtomicBool::new(false),
         }
     }
 
     /// May new work go there? A backend that was never heard of may: the first request finds out.
     pub fn is_usable(&self) -> bool {
-        matches!(self.state.load(Relaxed), UNKNOWN | UP)
+        matches!(self.state.load(Relaxed), UNKNOWN | UP) && !self.hardware_fault.load(Relaxed)
     }
 
     /// The word for logs and the admin API.
     pub fn as_str(&self) -> &'static str {
         match self.state.load(Relaxed) {
+            UNKNOWN | UP if self.hardware_fault.load(Relaxed) => "hardware_fault",
             UNKNOWN => "unknown",
             UP => "up",
             DOWN => "down",
@@ -155,6 +173,11 @@ impl Health {
     pub fn refused(&self) -> bool {
         self.failures.fetch_add(1, Relaxed);
         self.state.swap(DOWN, Relaxed) != DOWN
+    }
+
+    /// Its GPU can or cannot be used. True if that is new.
+    pub fn set_hardware_fault(&self, fault: bool) -> bool {
+        self.hardware_fault.swap(fault, Relaxed) != fault
     }
 
     /// Its streams have gone silent. True if that takes the backend out.

@@ -71,6 +71,7 @@ impl tidegate_placement::Fleet for View<'_> {
             Known::Many(all) => all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend)),
         };
         // The last prompt token is always computed.
-        Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1))
+        let cached = Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1));
+        self.fleet.backend(backend).whole_blocks(cached)
     }
 }

@@ -84,6 +84,12 @@ pub struct BackendSettings {
     pub role: Option<Role>,
     /// Keep that role whatever the planner thinks.
     pub pin: bool,
+    /// Where it publishes its KV cache events: `tcp://host:port` or `ipc:///path`.
+    pub kv_events: Option<String>,
+    /// Where it repeats those that were missed.
+    pub kv_replay: Option<String>,
+    /// The GPUs of this machine that it runs on, as NVML numbers them.
+    pub gpus: Vec<u32>,
     /// Where to take the four below from, unless they are said: a model on its hardware.
     pub profile: Option<String>,
     /// Most streams at once.
@@ -112,6 +118,9 @@ impl Default for BackendSettings {
             models: Vec::new(),
             role: None,
             pin: false,
+            kv_events: None,
+            kv_replay: None,
+            gpus: Vec::new(),
             profile: None,
             streams_max: defaults::STREAMS_MAX,
             kv_capacity: defaults::KV_CAPACITY,

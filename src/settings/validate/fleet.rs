@@ -48,6 +48,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
         address(backend, &path, settings.upstream.ca_file.is_some(), &mut engines, found);
         protocol(backend, &path, found);
         roles(backend, &path, found);
+        super::signals::of_backend(backend, &path, found);
         if let Some(profile) = &backend.profile {
             let names: Vec<_> = profiles::names().collect();
             let known = names.contains(&profile.as_str());

@@ -1,0 +1,60 @@
+//! How well cached prompt tokens were predicted: what placement counted on, against what the engine
+//! then reported.
+
+use metrics::{Counter, Histogram, counter, histogram};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use tidegate_engine::Usage;
+use tidegate_terms::Tokens;
+
+use crate::metrics::Metrics;
+
+/// One backend's predictions.
+pub struct HitRate {
+    /// vLLM leaves the number out when it is 0: silence counts once it was heard.
+    tells: AtomicBool,
+    prompt: Counter,
+    predicted: Counter,
+    cached: Counter,
+    /// By where the prediction came from: the record, events.
+    error: [Histogram; 2],
+}
+
+impl HitRate {
+    /// Metrics of the backend called `name`.
+    pub fn new(name: &str, metrics: &Metrics) -> HitRate {
+        let backend = || name.to_owned();
+        metrics.within(|| {
+            let error = |source: &'static str| {
+                histogram!("tidegate_prefix_hit_rate_error", "backend" => backend(), "source" => source)
+            };
+            HitRate {
+                tells: AtomicBool::new(false),
+                prompt: counter!("tidegate_prefix_prompt_tokens_total", "backend" => backend()),
+                predicted: counter!("tidegate_prefix_predicted_tokens_total", "backend" => backend()),
+                cached: counter!("tidegate_prefix_cached_tokens_total", "backend" => backend()),
+                error: ["record", "events"].map(error),
+            }
+        })
+    }
+
+    /// The engine computed a prompt of which `predicted` tokens should have been there.
+    pub fn settled(&self, predicted: Tokens, usage: &Usage, from_events: bool) {
+        if usage.cached.is_some_and(|cached| cached > Tokens::ZERO) {
+            self.tells.store(true, Relaxed);
+        }
+        let cached = match usage.cached {
+            Some(cached) => cached,
+            None if self.tells.load(Relaxed) => Tokens::ZERO,
+            None => return,
+        };
+        if usage.prompt == Tokens::ZERO {
+            return;
+        }
+        let predicted = predicted.min(usage.prompt);
+        self.prompt.increment(usage.prompt.get());
+        self.predicted.increment(predicted.get());
+        self.cached.increment(cached.get());
+        let error = (predicted.as_f64() - cached.as_f64()) / usage.prompt.as_f64();
+        self.error[usize::from(from_events)].record(error);
+    }
+}

@@ -1,0 +1,194 @@
+//! Look at each engine's own numbers now and then: to show them, to calibrate what the operator
+//! configured, and to notice trouble that answers do not show. An engine without such numbers is
+//! asked ever more rarely.
+
+use metrics::{Gauge, gauge};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_signals::engine::EngineReading;
+use tidegate_signals::loads;
+use tidegate_signals::trouble::{Trouble, Watch};
+use tidegate_terms::{Moment, Seconds};
+
+use crate::fleet::Backend;
+use crate::metrics::Metrics;
+use crate::probe;
+use crate::service::Proxy;
+
+/// A page of vLLM's metrics has 100 KB; it may take its time.
+const ANSWER_MAX: Seconds = Seconds(2.0);
+/// Looks between two tries at an engine that tells nothing.
+const MUTE_LOOKS: u32 = 12;
+/// A prefix cache has what streams leave of the KV memory: half of it, say (see start.rs).
+const PREFIX_SHARE: u64 = 2;
+
+/// The latest look at one backend.
+pub struct Look {
+    troubles: Mutex<Vec<Trouble>>,
+    /// First tokens from here on belong to hand-offs that were fetched since the engine was last
+    /// seen to get KV from elsewhere: fetching takes less than the time between two looks.
+    since: AtomicU64,
+    /// A decode leg with such a first token has ended.
+    handed: AtomicBool,
+    gauges: Gauges,
+}
+
+struct Gauges {
+    kv_usage: Gauge,
+    kv_capacity: Gauge,
+    running: Gauge,
+    waiting: Gauge,
+    deferred: Gauge,
+    preemptions: Gauge,
+    failed_transfers: Gauge,
+    expired: Gauge,
+    transferred: Gauge,
+    hits: Gauge,
+    computed: Gauge,
+    prefill_rate: Gauge,
+    troubles: [Gauge; Trouble::ALL.len()],
+}
+
+impl Look {
+    /// Nothing was seen yet of the backend called `name`.
+    pub fn new(name: &str, metrics: &Metrics) -> Look {
+        Look {
+            troubles: Mutex::default(),
+            since: AtomicU64::new(Moment::NEVER.0),
+            handed: AtomicBool::new(false),
+            gauges: metrics.within(|| Gauges::new(name)),
+        }
+    }
+
+    /// A decode leg with a hand-off has ended well; its first token came at `first`.
+    pub fn handed_over(&self, first: Moment) {
+        if first.0 >= self.since.load(Relaxed) {
+            self.handed.store(true, Relaxed);
+        }
+    }
+
+    /// What is wrong, in words.
+    pub fn troubles(&self) -> Vec<&'static str> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.iter().map(|trouble| trouble.as_str()).collect()
+    }
+
+    /// What an answer said in passing: it shows, and starts nothing.
+    pub fn heard(&self, reading: &EngineReading) {
+        self.gauges.load(reading);
+    }
+
+    fn seen(&self, reading: &EngineReading, troubles: Vec<Trouble>) {
+        self.gauges.load(reading);
+        self.gauges.counts(reading);
+        for (gauge, trouble) in self.gauges.troubles.iter().zip(Trouble::ALL) {
+            gauge.set(f64::from(u8::from(troubles.contains(&trouble))));
+        }
+        *self.troubles.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
+    }
+}
+
+impl Gauges {
+    fn new(name: &str) -> Gauges {
+        let of = |metric: &'static str| {
+            let gauge = gauge!(metric, "backend" => name.to_owned());
+            // Not told is not 0.
+            gauge.set(f64::NAN);
+            gauge
+        };
+        let trouble = |trouble: Trouble| gauge!("tidegate_engine_trouble", "backend" => name.to_owned(), "reason" => trouble.as_str());
+        Gauges {
+            kv_usage: of("tidegate_engine_kv_usage_ratio"),
+            kv_capacity: of("tidegate_engine_kv_capacity_tokens"),
+            running: of("tidegate_engine_running_requests"),
+            waiting: of("tidegate_engine_waiting_requests"),
+            deferred: of("tidegate_engine_deferred_requests"),
+            preemptions: of("tidegate_engine_preemptions"),
+            failed_transfers: of("tidegate_engine_failed_transfers"),
+            expired: of("tidegate_engine_expired_handoffs"),
+            transferred: of("tidegate_engine_transferred_tokens"),
+            hits: of("tidegate_engine_cached_tokens"),
+            computed: of("tidegate_engine_computed_tokens"),
+            prefill_rate: of("tidegate_engine_prefill_tokens_per_second"),
+            troubles: Trouble::ALL.map(trouble),
+        }
+    }
+
+    fn load(&self, reading: &EngineReading) {
+        set(&self.kv_usage, reading.kv_usage);
+        set(&self.running, reading.running);
+        set(&self.waiting, reading.waiting);
+        set(&self.deferred, reading.deferred);
+    }
+
+    fn counts(&self, reading: &EngineReading) {
+        set(&self.kv_capacity, reading.kv_capacity.map(|tokens| tokens.as_f64()));
+        set(&self.preemptions, reading.preemptions);
+        set(&self.failed_transfers, reading.failed_transfers);
+        set(&self.expired, reading.expired);
+        set(&self.transferred, reading.transferred);
+        set(&self.hits, reading.hits);
+        set(&self.computed, reading.computed);
+        set(&self.prefill_rate, reading.prefill_rate);
+    }
+}
+
+fn set(gauge: &Gauge, value: Option<f64>) {
+    if let Some(value) = value {
+        gauge.set(value);
+    }
+}
+
+/// Look at `backend` every so often, for as long as the runtime lives.
+pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
+    let look = &proxy.signals.backends[backend.id.index()].look;
+    let mut watch = Watch::default();
+    let mut before: Vec<Trouble> = Vec::new();
+    loop {
+        let reading = read(&backend).await;
+        let mute = reading.is_empty();
+        if !mute {
+            if watch.has_moved(&reading) {
+                look.since.store((proxy.clock.now() + every).0, Relaxed);
+                look.handed.store(false, Relaxed);
+            }
+            let troubles = watch.look(reading, look.handed.load(Relaxed));
+            for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
+                tracing::warn!(backend = %backend.name, trouble = trouble.as_str(), "engine");
+            }
+            before.clone_from(&troubles);
+            look.seen(&reading, troubles);
+            calibrate(&proxy, &backend, &reading);
+        }
+        let looks = if mute { MUTE_LOOKS } else { 1 };
+        tokio::time::sleep((every * f64::from(looks)).to_duration()).await;
+    }
+}
+
+/// /metrics, and SGLang's own page where the first is missing or SGLang's.
+async fn read(backend: &Backend) -> EngineReading {
+    if !backend.health.is_usable() {
+        return EngineReading::default();
+    }
+    let page = probe::get(backend, "/metrics", ANSWER_MAX).await;
+    let reading = page.as_deref().map(EngineReading::of_metrics).unwrap_or_default();
+    let is_vllm = reading.kv_block.is_some() || reading.computed.is_some();
+    if is_vllm {
+        return reading;
+    }
+    match probe::get(backend, "/v1/loads", ANSWER_MAX).await {
+        Some(answer) => reading.or(loads::reading(&answer).unwrap_or_default()),
+        None => reading,
+    }
+}
+
+/// The engine knows its memory better than whoever wrote the settings.
+fn calibrate(proxy: &Proxy, backend: &Backend, reading: &EngineReading) {
+    if let Some(block) = reading.kv_block {
+        backend.set_kv_block(block);
+    }
+    if let Some(capacity) = reading.kv_capacity {
+        let blocks = capacity.get() / PREFIX_SHARE / proxy.prefix_block.get().max(1);
+        proxy.fleet.prefixes.set_capacity(backend.id, blocks);
+    }
+}

@@ -1,0 +1,206 @@
+//! One engine's messages in their order, its cache from them, and whether that cache is all of it:
+//! known from the first message, or from a moment at which it was empty, without a gap since.
+
+use super::event::{KvBatch, KvEvent};
+use super::mirror::{Change, KvMirror};
+use super::sequence::{Sequence, Step};
+
+/// How one engine's events are followed.
+#[derive(Debug)]
+pub struct Follower {
+    sequence: Sequence,
+    mirror: KvMirror,
+    complete: bool,
+    lost: u64,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Its events were applied.
+    Applied,
+    /// It was seen before.
+    Seen,
+    /// Messages from this number on are missing: bring them, or [`Follower::give_up`], and offer
+    /// this one again.
+    Missing(u64),
+}
+
+impl Follower {
+    /// A follower that has heard nothing yet.
+    pub fn new(mirror: KvMirror) -> Follower {
+        Follower { sequence: Sequence::default(), mirror, complete: false, lost: 0 }
+    }
+
+    /// Take in message `number`.
+    pub fn take(&mut self, number: u64, batch: &KvBatch, change: &mut impl FnMut(Change)) -> Taken {
+        if self.sequence.look(number, batch.at) == Step::Restarted {
+            self.restart(change);
+        }
+        match self.sequence.look(number, batch.at) {
+            Step::Apply => self.apply(number, batch, change),
+            Step::Gap(from) => return Taken::Missing(from),
+            Step::Seen | Step::Restarted => return Taken::Seen,
+        }
+        Taken::Applied
+    }
+
+    /// Messages before `number` cannot be had. What they removed may still seem to be there; what
+    /// they stored stays unknown.
+    pub fn give_up(&mut self, number: u64) {
+        self.complete = false;
+        self.lost += number.saturating_sub(self.sequence.next());
+        self.sequence.skip_to(number);
+    }
+
+    /// Message `number` came and cannot be read.
+    pub fn unreadable(&mut self, number: u64) {
+        self.give_up(number.saturating_add(1));
+    }
+
+    /// Is the engine's whole cache known?
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The number of the message that should come next.
+    pub fn next(&self) -> u64 {
+        self.sequence.next()
+    }
+
+    /// Messages lost so far.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// The engine's cache.
+    pub fn mirror(&self) -> &KvMirror {
+        &self.mirror
+    }
+
+    fn apply(&mut self, number: u64, batch: &KvBatch, change: &mut impl FnMut(Change)) {
+        if number == 0 {
+            self.empty(change);
+        }
+        for event in &batch.events {
+            self.mirror.apply(event, change);
+            self.complete |= *event == KvEvent::Cleared;
+        }
+        self.sequence.applied(number, batch.at);
+    }
+
+    /// The engine is known to hold nothing.
+    fn empty(&mut self, change: &mut impl FnMut(Change)) {
+        self.mirror.clear();
+        change(Change::Cleared);
+        self.complete = true;
+    }
+
+    fn restart(&mut self, change: &mut impl FnMut(Change)) {
+        self.empty(change);
+        // What it has stored since it started is to come.
+        self.complete = false;
+        self.sequence = Sequence::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::event::{EngineHash, Stored};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn follower() -> Follower {
+        Follower::new(KvMirror::new("m", 1, 1000))
+    }
+
+    /// Message `number` stores the one block of token `number`.
+    fn batch(number: u64, at: f64) -> KvBatch {
+        let stored = Stored {
+            hashes: vec![EngineHash(number)],
+            tokens: vec![number as u32],
+            block_size: 1,
+            ..Stored::default()
+        };
+        KvBatch { at, events: vec![KvEvent::Stored(stored)], rank: None }
+    }
+
+    fn take(follower: &mut Follower, number: u64, at: f64) -> Taken {
+        follower.take(number, &batch(number, at), &mut |_| {})
+    }
+
+    #[test]
+    fn a_story_is_complete_from_its_first_message_until_one_is_lost() {
+        let mut follower = follower();
+        assert_eq!(take(&mut follower, 3, 3.0), Taken::Missing(0));
+        assert_eq!(take(&mut follower, 0, 0.0), Taken::Applied);
+        assert!(follower.is_complete());
+        assert_eq!(take(&mut follower, 3, 3.0), Taken::Missing(1));
+        follower.give_up(3);
+        assert_eq!(take(&mut follower, 3, 3.0), Taken::Applied);
+        assert!(!follower.is_complete());
+        assert_eq!((follower.lost(), follower.mirror().len()), (2, 2));
+    }
+
+    #[test]
+    fn a_late_listener_knows_all_once_the_cache_was_cleared() {
+        let mut follower = follower();
+        follower.give_up(7);
+        assert_eq!(take(&mut follower, 7, 7.0), Taken::Applied);
+        assert!(!follower.is_complete());
+        let cleared = KvBatch { at: 8.0, events: vec![KvEvent::Cleared], rank: None };
+        assert_eq!(follower.take(8, &cleared, &mut |_| {}), Taken::Applied);
+        assert!(follower.is_complete() && follower.mirror().is_empty());
+    }
+
+    #[test]
+    fn a_restarted_engine_begins_with_nothing() {
+        let mut follower = follower();
+        (0..5).for_each(|number| assert_eq!(take(&mut follower, number, 1.0), Taken::Applied));
+        assert_eq!(take(&mut follower, 0, 1.0), Taken::Seen);
+        let mut changes = Vec::new();
+        let taken = follower.take(0, &batch(0, 99.0), &mut |change| changes.push(change));
+        assert_eq!((taken, follower.mirror().len()), (Taken::Applied, 1));
+        assert_eq!(changes[0], Change::Cleared);
+        // It may have said more before anyone heard it again.
+        assert_eq!(take(&mut follower, 1, 100.0), Taken::Applied);
+        assert_eq!(take(&mut follower, 0, 200.0), Taken::Applied);
+        assert_eq!(take(&mut follower, 2, 201.0), Taken::Missing(1));
+    }
+
+    #[test]
+    fn an_unreadable_message_is_a_lost_one() {
+        let mut follower = follower();
+        take(&mut follower, 0, 1.0);
+        follower.unreadable(1);
+        assert!(!follower.is_complete());
+        assert_eq!((take(&mut follower, 2, 2.0), follower.lost()), (Taken::Applied, 1));
+    }
+
+    proptest! {
+        /// Whatever is lost on the way, a replay brings it, and the index ends up as if nothing
+        /// had been.
+        #[test]
+        fn a_replay_mends_every_gap(heard in prop::collection::vec(any::<bool>(), 1..50)) {
+            let mut follower = follower();
+            let mut index = BTreeSet::new();
+            let last = heard.len() as u64;
+            for number in (0..=last).filter(|n| *n == last || heard[*n as usize]) {
+                let mut change = |change| match change {
+                    Change::Held(hash) => drop(index.insert(hash)),
+                    Change::Gone(hash) => drop(index.remove(&hash)),
+                    Change::Cleared => index.clear(),
+                };
+                if let Taken::Missing(from) = follower.take(number, &batch(number, 1.0), &mut change) {
+                    for number in from..=number {
+                        let taken = follower.take(number, &batch(number, 1.0), &mut change);
+                        prop_assert_eq!(taken, Taken::Applied);
+                    }
+                }
+            }
+            prop_assert!(follower.is_complete());
+            prop_assert_eq!((index.len() as u64, follower.mirror().len() as u64), (last + 1, last + 1));
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The mirror against a plain model of an engine's cache.
+
+use super::*;
+use crate::kv::event::BlockKeys;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const MODEL: &str = "tiny";
+
+/// An engine whose hashes are its prompts' own, and an index that hears the mirror.
+struct Engine {
+    size: usize,
+    block: usize,
+    mirror: KvMirror,
+    index: BTreeSet<u64>,
+}
+
+impl Engine {
+    fn new(size: usize, block: usize, blocks_max: usize) -> Engine {
+        let mirror = KvMirror::new(MODEL, block, blocks_max);
+        Engine { size, block, mirror, index: BTreeSet::new() }
+    }
+
+    fn apply(&mut self, event: KvEvent) {
+        let index = &mut self.index;
+        self.mirror.apply(&event, &mut |change| match change {
+            Change::Held(hash) => {
+                index.insert(hash);
+            }
+            Change::Gone(hash) => assert!(index.remove(&hash), "gone without having been held"),
+            Change::Cleared => index.clear(),
+        });
+    }
+
+    /// The engine's hashes of a prompt's full blocks.
+    fn hashes(&self, prompt: &[u32]) -> Vec<EngineHash> {
+        chain_tokens(99, prompt, self.size).into_iter().map(EngineHash).collect()
+    }
+
+    /// The event that tells of blocks `from..` of a prompt.
+    fn stored(&self, prompt: &[u32], from: usize) -> Stored {
+        let hashes = self.hashes(prompt);
+        let end = hashes.len() * self.size;
+        Stored {
+            parent: from.checked_sub(1).map(|last| hashes[last]),
+            hashes: hashes[from..].to_vec(),
+            tokens: prompt[from * self.size..end].to_vec(),
+            block_size: self.size as u32,
+            ..Stored::default()
+        }
+    }
+
+    fn store(&mut self, prompt: &[u32], from: usize) {
+        let event = KvEvent::Stored(self.stored(prompt, from));
+        self.apply(event);
+    }
+
+    fn remove(&mut self, hashes: &[EngineHash]) {
+        self.apply(KvEvent::Removed(Removed { hashes: hashes.to_vec(), ..Removed::default() }));
+    }
+
+    /// How many of a prompt's tokens the index knows.
+    fn known(&self, prompt: &[u32]) -> usize {
+        self.known_as(chain_salt(MODEL, b""), prompt)
+    }
+
+    fn known_as(&self, salt: u64, prompt: &[u32]) -> usize {
+        let chain = chain_tokens(salt, prompt, self.block);
+        chain.iter().take_while(|hash| self.index.contains(hash)).count() * self.block
+    }
+}
+
+fn prompt(length: u32) -> Vec<u32> {
+    (0..length).collect()
+}
+
+#[test]
+fn blocks_of_any_size_are_found_under_our_own() {
+    for (size, known) in [(16, 192), (64, 192), (128, 128), (1, 192), (48, 192), (200, 192)] {
+        let mut engine = Engine::new(size, 64, 1000);
+        engine.store(&prompt(200), 0);
+        assert_eq!(engine.known(&prompt(200)), known, "{size}");
+        assert_eq!(engine.known(&prompt(100)), 64, "{size}");
+    }
+}
+
+#[test]
+fn a_prompt_that_grows_goes_on_from_its_parent() {
+    let mut engine = Engine::new(16, 64, 1000);
+    engine.store(&prompt(40), 0);
+    assert_eq!(engine.known(&prompt(40)), 0);
+    engine.store(&prompt(100), 2);
+    engine.store(&prompt(130), 6);
+    assert_eq!(engine.known(&prompt(200)), 128);
+    let hashes = engine.hashes(&prompt(130));
+    engine.remove(&hashes[7..]);
+    assert_eq!(engine.known(&prompt(200)), 64);
+    engine.remove(&hashes[..7]);
+    assert_eq!((engine.known(&prompt(200)), engine.mirror.len()), (0, 0));
+}
+
+#[test]
+fn a_block_stored_twice_is_gone_when_removed_twice() {
+    let mut engine = Engine::new(64, 64, 1000);
+    let hashes = engine.hashes(&prompt(64));
+    engine.store(&prompt(64), 0);
+    engine.store(&prompt(64), 0);
+    engine.remove(&hashes);
+    assert_eq!(engine.known(&prompt(64)), 64);
+    engine.remove(&hashes);
+    assert_eq!(engine.known(&prompt(64)), 0);
+}
+
+#[test]
+fn an_orphan_is_left_out_and_counted() {
+    let mut engine = Engine::new(16, 64, 1000);
+    engine.store(&prompt(256), 4);
+    assert_eq!((engine.known(&prompt(256)), engine.mirror.tally().orphans), (0, 12));
+    engine.store(&prompt(256), 0);
+    assert_eq!(engine.known(&prompt(256)), 256);
+}
+
+#[test]
+fn all_cleared_is_all_gone() {
+    let mut engine = Engine::new(16, 64, 1000);
+    engine.store(&prompt(256), 0);
+    engine.apply(KvEvent::Cleared);
+    assert!(engine.index.is_empty() && engine.mirror.is_empty());
+}
+
+#[test]
+fn other_tiers_and_groups_do_not_count() {
+    let mut engine = Engine::new(64, 64, 1000);
+    for (medium, group, known) in
+        [(Some("CPU"), None, 0), (None, Some(1), 0), (Some("GPU"), Some(0), 64)]
+    {
+        let stored = engine.stored(&prompt(64), 0);
+        engine.apply(KvEvent::Stored(Stored { medium: medium.map(Box::from), group, ..stored }));
+        assert_eq!(engine.known(&prompt(64)), known, "{medium:?} {group:?}");
+    }
+}
+
+#[test]
+fn adapters_and_salts_are_kept_apart_as_requests_are() {
+    let mut engine = Engine::new(64, 64, 1000);
+    let stored = engine.stored(&prompt(128), 0);
+    let key = |texts: &[&str]| BlockKeys {
+        texts: texts.iter().map(|text| Box::from(*text)).collect(),
+        opaque: false,
+    };
+    // vLLM: the adapter in every block's keys, the salt in the first's.
+    engine.apply(KvEvent::Stored(Stored {
+        lora: Some("sql".into()),
+        keys: vec![key(&["sql", "s\"1"]), key(&["sql"])],
+        ..stored.clone()
+    }));
+    assert_eq!(engine.known(&prompt(128)), 0);
+    assert_eq!(engine.known_as(chain_salt("sql", b"\"s\\\"1\""), &prompt(128)), 128);
+    // SGLang: a member.
+    let mut engine = Engine::new(64, 64, 1000);
+    engine.apply(KvEvent::Stored(Stored { cache_salt: Some("t".into()), ..stored }));
+    assert_eq!(engine.known_as(chain_salt(MODEL, b"\"t\""), &prompt(128)), 128);
+}
+
+#[test]
+fn an_image_ends_what_is_known_of_a_prompt() {
+    let mut engine = Engine::new(64, 64, 1000);
+    let stored = engine.stored(&prompt(256), 0);
+    let image = BlockKeys { texts: Vec::new(), opaque: true };
+    let keys = vec![BlockKeys::default(), image, BlockKeys::default(), BlockKeys::default()];
+    engine.apply(KvEvent::Stored(Stored { keys, ..stored }));
+    assert_eq!((engine.known(&prompt(256)), engine.mirror.tally().unreadable), (64, 3));
+}
+
+#[test]
+fn an_event_that_contradicts_itself_is_left_out() {
+    let mut engine = Engine::new(64, 64, 1000);
+    let stored = engine.stored(&prompt(128), 0);
+    for block_size in [0, 65, u32::MAX] {
+        engine.apply(KvEvent::Stored(Stored { block_size, ..stored.clone() }));
+    }
+    assert_eq!((engine.mirror.len(), engine.mirror.tally().unreadable), (0, 6));
+}
+
+#[test]
+fn the_bound_forgets_what_was_stored_first() {
+    let mut engine = Engine::new(64, 64, 4);
+    let prompts: Vec<Vec<u32>> = (0..4).map(|n| vec![n; 128]).collect();
+    for prompt in &prompts {
+        engine.store(prompt, 0);
+    }
+    let known: Vec<usize> = prompts.iter().map(|prompt| engine.known(prompt)).collect();
+    assert_eq!(known, [0, 0, 128, 128]);
+    assert_eq!((engine.mirror.len(), engine.mirror.tally().forgotten), (4, 4));
+}
+
+#[derive(Clone, Debug)]
+enum Deed {
+    Prompt(Vec<u32>),
+    /// Evict the last block of one of the prompts.
+    Evict(prop::sample::Index),
+    Clear,
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        6 => prop::collection::vec(0..2_u32, 0..40).prop_map(Deed::Prompt),
+        4 => any::<prop::sample::Index>().prop_map(Deed::Evict),
+        1 => Just(Deed::Clear),
+    ]
+}
+
+proptest! {
+    /// An engine that evicts leaves first, as both do: what the index knows of any prompt, in whole
+    /// blocks of the engine, is what the engine holds of it, less what a block of tidegate's lacks.
+    #[test]
+    fn what_is_known_is_what_the_engine_holds(
+        deeds in prop::collection::vec(deed(), 0..60), size in 1..9_usize, block in 1..9_usize,
+    ) {
+        let mut engine = Engine::new(size, block, 10_000);
+        let mut held: BTreeSet<Vec<u32>> = BTreeSet::new();
+        let mut asked: Vec<Vec<u32>> = Vec::new();
+        for deed in deeds {
+            match deed {
+                Deed::Prompt(prompt) => {
+                    let full = prompt.len() / size;
+                    let new = (0..full).find(|i| !held.contains(&prompt[..(i + 1) * size]));
+                    if let Some(new) = new {
+                        engine.store(&prompt, new);
+                        held.extend((new..full).map(|i| prompt[..(i + 1) * size].to_vec()));
+                    }
+                    asked.push(prompt);
+                }
+                Deed::Evict(which) if !held.is_empty() => {
+                    let is_leaf = |block: &&Vec<u32>| {
+                        !held.iter().any(|o| o.len() > block.len() && o.starts_with(block))
+                    };
+                    let leaves: Vec<Vec<u32>> = held.iter().filter(is_leaf).cloned().collect();
+                    let leaf = which.get(&leaves).clone();
+                    let hash = *engine.hashes(&leaf).last().unwrap();
+                    engine.remove(&[hash]);
+                    held.remove(&leaf);
+                }
+                Deed::Evict(_) => {}
+                Deed::Clear => {
+                    engine.apply(KvEvent::Cleared);
+                    held.clear();
+                }
+            }
+            prop_assert_eq!(engine.mirror.len(), held.len());
+        }
+        for prompt in asked {
+            let full = (1..=prompt.len() / size).take_while(|i| held.contains(&prompt[..i * size]));
+            let tokens = full.count() * size;
+            let known = engine.known(&prompt);
+            let known = known - known % size;
+            prop_assert!(known <= tokens && tokens < known + block + size, "{known} of {tokens}");
+            if size % block == 0 {
+                prop_assert_eq!(known, tokens);
+            }
+        }
+    }
+
+    #[test]
+    fn no_events_break_the_bound(
+        lengths in prop::collection::vec((0..3_u32, 0..20_usize), 0..40), blocks_max in 1..9_usize,
+    ) {
+        let mut engine = Engine::new(2, 4, blocks_max);
+        for (kind, length) in lengths {
+            engine.store(&vec![kind; length], 0);
+            prop_assert!(engine.mirror.len() <= blocks_max);
+            prop_assert!(engine.mirror.order.len() <= 2 * blocks_max + 10);
+        }
+    }
+}
