@@ -3,13 +3,14 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test test-real test-fuzz bench manifests setup
+.PHONY: help demo test test-real test-live test-fuzz bench manifests setup
 
 # What there is to make.
 help:
 	@echo 'make demo       an emulated fleet, the proxy and a load, watched live; ends by itself'
 	@echo 'make test       format, lints, every test'
 	@echo 'make test-real  the proxy in front of two real vLLM engines (CPU build, 6 GB from PyPI)'
+	@echo 'make test-live  the demo beside the simulator on slices of two traces; three minutes'
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
 	@echo 'make manifests  the Kubernetes manifests against the schemas of Kubernetes'
@@ -28,6 +29,10 @@ test: setup
 # Two real vLLM engines on this machine (CPU build, 6 GB from PyPI): tests/real/run.sh
 test-real: setup
 	bash tests/real/run.sh
+
+# The demo in real time beside the simulator; wants a quiet machine.
+test-live: setup
+	$(CARGO) test --release --test live -- --ignored --nocapture --test-threads=1
 
 # The fuzz targets' seeds, on stable Rust; needs a C++ compiler.
 test-fuzz: setup

@@ -22,6 +22,7 @@ pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, J
     let held = u64::from(matches.longest()) * proxy.prefix_block.get();
     let cached = Tokens(held).min(prompt - Tokens(1));
     let work = table.pools[pool.index()].prefill.predict(prompt - cached, cached);
+    proxy.reaction.arrived(arrived);
     proxy.fleet.demand(pool).arrived(work, prompt, expected_output);
     let job = Job {
         id,

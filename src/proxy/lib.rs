@@ -41,6 +41,7 @@ mod models;
 mod place;
 mod probe;
 mod queue;
+mod reaction;
 mod relay;
 mod request;
 mod respond;

@@ -25,6 +25,8 @@ const TOKEN_BUCKETS: [f64; 13] =
     [0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
 /// Seconds of planning.
 const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
+/// Seconds from a surge to its answer.
+const REACTION_BUCKETS: [f64; 9] = [5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1];
 /// Tokens of a request.
 const TOKENS_BUCKETS: [f64; 14] = [
     1.0,
@@ -61,6 +63,8 @@ pub struct Metrics {
     queue_seconds: Histogram,
     plan_duration: Histogram,
     ttft_ratio: Histogram,
+    surge_table: Histogram,
+    surge_placement: Histogram,
     started: Counter,
     settled: [Counter; 4],
 }
@@ -99,6 +103,10 @@ impl Metrics {
                 &TOKEN_BUCKETS,
             )?
             .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
+            .set_buckets_for_metric(
+                Matcher::Prefix("tidegate_surge_".to_owned()),
+                &REACTION_BUCKETS,
+            )?
             .set_buckets_for_metric(full("gen_ai_client_token_usage"), &TOKENS_BUCKETS)?
             .set_buckets_for_metric(full("tidegate_ttft_observed_over_predicted"), &RATIO_BUCKETS)?
             .set_buckets_for_metric(full("tidegate_prefix_hit_rate_error"), &SHARE_BUCKETS)?
@@ -116,13 +124,15 @@ impl Metrics {
                     histogram!("tidegate_queue_seconds"),
                     histogram!("tidegate_plan_duration_seconds"),
                     histogram!("tidegate_ttft_observed_over_predicted"),
+                    histogram!("tidegate_surge_to_table_seconds"),
+                    histogram!("tidegate_surge_to_placement_seconds"),
                 ],
                 counter!("tidegate_requests_started_total"),
             )
         });
         let (backends, settled, gauges, histograms, started) = built;
         let [queue_requests, live_requests] = gauges;
-        let [queue_seconds, plan_duration, ttft_ratio] = histograms;
+        let [queue_seconds, plan_duration, ttft_ratio, surge_table, surge_placement] = histograms;
         Ok(Metrics {
             recorder,
             handle,
@@ -133,6 +143,8 @@ impl Metrics {
             queue_seconds,
             plan_duration,
             ttft_ratio,
+            surge_table,
+            surge_placement,
             started,
             settled,
         })
@@ -216,6 +228,16 @@ impl Metrics {
     /// The planner took this long.
     pub fn planned(&self, took: Seconds) {
         self.plan_duration.record(took.get());
+    }
+
+    /// The planner moved engines, so long after the last arrival.
+    pub fn surge_answered(&self, took: Seconds) {
+        self.surge_table.record(took.get());
+    }
+
+    /// The first request went by that table.
+    pub fn surge_placed(&self, took: Seconds) {
+        self.surge_placement.record(took.get());
     }
 
     /// The page. Gauges are read from the accounts now.
@@ -313,6 +335,8 @@ fn describe() {
     gauge!("tidegate_live_requests", "Requests between arrival and settlement");
     hist!("tidegate_queue_seconds", "Arrival to the first leg's place");
     hist!("tidegate_plan_duration_seconds", "One run of the planner");
+    hist!("tidegate_surge_to_table_seconds", "Last arrival to the table that moves engines for it");
+    hist!("tidegate_surge_to_placement_seconds", "That arrival to the first request placed by it");
     hist!("tidegate_ttft_observed_over_predicted", "Observed TTFT over what placement predicted");
     hist!(
         "tidegate_prefix_hit_rate_error",

@@ -16,6 +16,7 @@ use crate::journal::Journal;
 use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
+use crate::reaction::Reaction;
 use crate::signals::Signals;
 
 /// One proxy.
@@ -34,6 +35,8 @@ pub struct Proxy {
     pub placement: PlacementParams,
     /// The way to the dispatcher.
     pub queue: Queue,
+    /// How fast surges are answered.
+    pub reaction: Reaction,
     /// Rung when requests have to wait: the planner looks at once.
     pub surge: Notify,
     /// What Prometheus reads.

@@ -117,6 +117,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         models: ArcSwap::from_pointee(catalog.answer()),
         placement: settings.placement_params(),
         queue,
+        reaction: crate::reaction::Reaction::default(),
         surge: Notify::new(),
         signals: Signals::new(settings, &metrics),
         metrics,

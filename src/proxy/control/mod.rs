@@ -177,6 +177,8 @@ impl Control {
             return;
         }
         self.publish(RoutingTable { plan, ..(**table).clone() });
+        let clock = self.proxy.clock;
+        self.proxy.metrics.surge_answered(self.proxy.reaction.published(clock.now()));
         let number = self.proxy.fleet.table().plan.number();
         for flip in flips {
             let reason = reasons.iter().find(|reason| reason.backend == flip.backend);
