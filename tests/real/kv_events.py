@@ -4,7 +4,8 @@ kv_events.py --venv VENV --tidegate BINARY --model TINY_LLAMA [--requests N]
 
 Starts one engine (CPU build) with a cache of 24 blocks, so that it evicts all the time, and sends the
 same kind of traffic through tidegate with events and without. Prints the error of the prediction and
-fails if the events' is not the smaller one.
+fails if the events' is not the smaller one. With the same engine: token counts of streams, which the
+client must not see, and the engine's own numbers.
 """
 import argparse
 import json
@@ -74,6 +75,9 @@ linger_seconds = 0
 listen = "127.0.0.1:{port + 1}"
 [log]
 access = "off"
+[signals]
+scrape_seconds = 1
+exact_counts = true
 [[models]]
 name = "tiny"
 tokenizer = "{args.model}/tokenizer.json"
@@ -122,6 +126,36 @@ def traffic(proxy, seed, requests):
             "mean_absolute_error_of_hit_rate": round(absolute / prompt_tokens, 4)}
 
 
+def stream_of(url, body):
+    """What does not depend on how tokens were bundled: the text, which members chunks have, how the usage comes."""
+    chunks = [json.loads(line[6:]) for line in post(url, body).splitlines() if line.startswith("data: {")]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    text = "".join(c.get("text") or (c.get("delta") or {}).get("content") or "" for c in choices)
+    last = dict(chunks[-1].get("usage") or {}, prompt_tokens_details=None)  # the second one finds the prompt cached
+    return text, {tuple(chunk) for chunk in chunks}, last, [c["finish_reason"] for c in choices if c["finish_reason"]]
+
+
+def exact_counts(proxy, engine_port):
+    """The client gets what the engine alone would have sent, and tidegate counts what was generated."""
+    emitted = lambda: json.loads(get(f"{proxy.admin}/v1/fleet"))["backends"][0]["emitted_tokens"]
+    before, asked = emitted(), 0
+    for path, prompt in (("completions", {"prompt": "the tide at the gate"}),
+                         ("chat/completions", {"messages": [{"role": "user", "content": "the tide"}]})):
+        for options in (None, {"include_usage": True},
+                        {"include_usage": True, "continuous_usage_stats": True}):
+            body = {"model": "tiny", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True, **prompt}
+            if options:
+                body["stream_options"] = options
+            alone = stream_of(f"http://127.0.0.1:{engine_port}/v1/{path}", body)
+            through = stream_of(f"{proxy.url}/v1/{path}", body)
+            assert through == alone, f"{path} {options}\n{through}\n{alone}"
+            asked += 40
+    time.sleep(0.2)
+    counted = emitted() - before
+    print(f"exact counts: {counted} tokens counted of {asked} generated, streams equal to the engine's own")
+    assert counted == asked
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--venv", required=True)
@@ -153,6 +187,10 @@ def main():
         print("blocks:", dict(kinds), "held:", int(told.metric("tidegate_kv_event_blocks")),
               "lost messages:", int(told.metric("tidegate_kv_event_messages_lost_total")))
         assert told.metric("tidegate_kv_event_messages_lost_total") == 0
+        exact_counts(told, port)
+        until("the engine's numbers", lambda: told.metric("tidegate_engine_kv_capacity_tokens") > 0, 10)
+        print("kv capacity by the engine's word:", int(told.metric("tidegate_engine_kv_capacity_tokens")),
+              "computed tokens:", int(told.metric("tidegate_engine_computed_tokens")))
         post(f"http://127.0.0.1:{port}/reset_prefix_cache", {})
         # vLLM publishes with its next step.
         post(f"{told.url}/v1/completions", {"model": "tiny", "prompt": [5] * 20, "max_tokens": 1})

@@ -13,3 +13,5 @@ stop() { bash "$engines/stop.sh" "$run"; }
 trap stop EXIT
 bash "$engines/start.sh" "$venv" "$run" 2
 "$venv/bin/python" tests/real/check.py --tidegate target/release/tidegate --engines "$run" --model "$engines/tiny_llama"
+stop
+"$venv/bin/python" tests/real/kv_events.py --venv "$venv" --tidegate target/release/tidegate --model "$engines/tiny_llama"

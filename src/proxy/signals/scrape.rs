@@ -17,7 +17,7 @@ use crate::service::Proxy;
 
 /// A page of vLLM's metrics has 100 KB; it may take its time.
 const ANSWER_MAX: Seconds = Seconds(2.0);
-/// Looks between two tries at an engine that tells nothing.
+/// Most looks left out between two tries at an engine that tells nothing.
 const MUTE_LOOKS: u32 = 12;
 /// A prefix cache has what streams leave of the KV memory: half of it, say (see start.rs).
 const PREFIX_SHARE: u64 = 2;
@@ -144,10 +144,14 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
     let look = &proxy.signals.backends[backend.id.index()].look;
     let mut watch = Watch::default();
     let mut before: Vec<Trouble> = Vec::new();
+    let mut mute = 0;
     loop {
         let reading = read(&backend).await;
-        let mute = reading.is_empty();
-        if !mute {
+        if reading.is_empty() {
+            // It may be starting, or down: then the next look finds more.
+            mute = MUTE_LOOKS.min(mute + 1);
+        } else {
+            mute = 0;
             if watch.has_moved(&reading) {
                 look.since.store((proxy.clock.now() + every).0, Relaxed);
                 look.handed.store(false, Relaxed);
@@ -160,8 +164,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
             look.seen(&reading, troubles);
             calibrate(&proxy, &backend, &reading);
         }
-        let looks = if mute { MUTE_LOOKS } else { 1 };
-        tokio::time::sleep((every * f64::from(looks)).to_duration()).await;
+        tokio::time::sleep((every * f64::from(mute.max(1))).to_duration()).await;
     }
 }
 
