@@ -72,9 +72,8 @@ pub(crate) fn streams_each(
     engines: &[&BackendObservation],
 ) -> f64 {
     let mean_kv = mean_kv(demand, engines);
-    let tpot = params.slo.tpot * params.tpot_share;
     let carries = engines.iter().map(|engine| {
-        let by_time = engine.decode_model.streams_within(tpot, mean_kv);
+        let by_time = params.filling * engine.decode_model.streams_within(params.slo.tpot, mean_kv);
         let by_memory = engine.kv_capacity.as_f64() / mean_kv.as_f64();
         by_time.min(by_memory).min(f64::from(engine.streams_max))
     });

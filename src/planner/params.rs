@@ -14,9 +14,9 @@ pub struct Params {
     pub dwell: Seconds,
     /// Time constant of the demand average. Default 10 s: some hundred requests of a busy group.
     pub demand_window: Seconds,
-    /// Share of the TPOT target that a decode engine is planned for; the rest absorbs the prefill
-    /// chunks and the noise it meets. Default 0.9.
-    pub tpot_share: f64,
+    /// Share of the streams that a decode engine carries within the TPOT target that it is planned
+    /// for; the rest absorbs the prefill chunks and the noise it meets. Default 0.8.
+    pub filling: f64,
     /// The engines' `max_num_batched_tokens`: by so much a prefill chunk holds up the streams on its
     /// engine. Default 2,048.
     pub chunk: Tokens,
@@ -33,7 +33,7 @@ impl Default for Params {
             slo: Slo::default(),
             dwell: Seconds(5.0),
             demand_window: Seconds(10.0),
-            tpot_share: 0.9,
+            filling: 0.8,
             chunk: Tokens(2048),
             spill: 0.3,
             memory: Seconds(600.0),

@@ -93,7 +93,7 @@ fn params() -> TidegateParams {
             "spill" => params.planner.spill = number,
             "memory" => params.planner.memory = Seconds(number),
             "window" => params.planner.demand_window = Seconds(number),
-            "tpot_share" => params.planner.tpot_share = number,
+            "filling" => params.planner.filling = number,
             "interval" => params.plan_interval = Seconds(number),
             "tells" => params.tells_output = number > 0.0,
             "flips" => params.flips = number > 0.0,
