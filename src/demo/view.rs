@@ -84,10 +84,15 @@ impl View {
     fn tell_flips(&self, told: usize) -> usize {
         let entries = self.proxy.journal.entries();
         for entry in entries.iter().skip(told) {
-            let wanted = entry.numbers.get("wanted_prefill").copied().unwrap_or_default();
+            let number = |name| entry.numbers.get(name).copied().unwrap_or_default();
             let text = format!(
-                "  flip  {}: {} → {}, {} (wanted prefill engines: {wanted:.1})",
-                entry.backend, entry.from, entry.to, entry.cause
+                "  flip  {}: {} → {}, {} ({:.0} prefill engines lose fewer requests; {:.0} streams stay behind)",
+                entry.backend,
+                entry.from,
+                entry.to,
+                entry.cause,
+                number("advised_prefill_engines"),
+                number("streams_left_behind"),
             );
             if self.terminal {
                 // A screen that cannot be written to shows nothing else either.

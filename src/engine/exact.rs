@@ -6,6 +6,9 @@
 //! Bytes are cut out of events, events are never rebuilt. Only an event that is not yet complete is
 //! held back: no client can read one before its blank line.
 //!
+//! One thing is lost: vLLM puts `system_fingerprint` into the last chunk of a stream; once it is asked
+//! for usage that is the usage chunk, which is cut out.
+//!
 //! Why a search for the quoted key is enough: see `leak`.
 
 use bytes::{Bytes, BytesMut};

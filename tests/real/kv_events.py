@@ -132,7 +132,9 @@ def stream_of(url, body):
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     text = "".join(c.get("text") or (c.get("delta") or {}).get("content") or "" for c in choices)
     last = dict(chunks[-1].get("usage") or {}, prompt_tokens_details=None)  # the second one finds the prompt cached
-    return text, {tuple(chunk) for chunk in chunks}, last, [c["finish_reason"] for c in choices if c["finish_reason"]]
+    # vLLM puts its fingerprint into the last chunk it sends: asked for usage, that is the usage chunk, which is cut out.
+    members = {tuple(member for member in chunk if member != "system_fingerprint") for chunk in chunks}
+    return text, members, last, [c["finish_reason"] for c in choices if c["finish_reason"]]
 
 
 def exact_counts(proxy, engine_port):
