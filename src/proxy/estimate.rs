@@ -24,6 +24,10 @@ pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, J
     let work = table.pools[pool.index()].prefill.predict(prompt - cached, cached);
     proxy.reaction.arrived(arrived);
     proxy.fleet.demand(pool).arrived(work, prompt, expected_output);
+    if work >= proxy.placement.room {
+        // Alone it fills an engine's room: the planner looks at once.
+        proxy.surge.notify_one();
+    }
     let job = Job {
         id,
         pool,

@@ -37,7 +37,7 @@ pub struct Proxy {
     pub queue: Queue,
     /// How fast surges are answered.
     pub reaction: Reaction,
-    /// Rung when requests have to wait: the planner looks at once.
+    /// Rung when requests have to wait, or a large one comes: the planner looks at once.
     pub surge: Notify,
     /// What Prometheus reads.
     pub metrics: Metrics,
