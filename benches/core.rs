@@ -51,12 +51,16 @@ fn tokenizing(c: &mut Criterion) {
     let tokenizer = include_bytes!("../filters/testdata/tiny_llama.json");
     let config = include_bytes!("../filters/testdata/tiny_llama_config.json");
     let model = ModelTokenizer::load(tokenizer, Some(config), None).unwrap();
-    for size in [1 << 10, 10 << 10, 100 << 10] {
-        let body = chat(size);
-        let scan = scan(Endpoint::ChatCompletions, &body).unwrap();
-        c.bench_with_input(BenchmarkId::new("render and tokenize a chat", size), &size, |b, _| {
-            b.iter(|| model.encode_chat(&scan, black_box(&body), 0));
-        });
+    let again = ModelTokenizer::load(tokenizer, Some(config), None).unwrap().with_cache(64 << 20);
+    for (name, model) in [("", &model), (" seen before", &again)] {
+        for size in [1 << 10, 10 << 10, 100 << 10] {
+            let body = chat(size);
+            let scan = scan(Endpoint::ChatCompletions, &body).unwrap();
+            let name = format!("render and tokenize a chat{name}");
+            c.bench_with_input(BenchmarkId::new(name, size), &size, |b, _| {
+                b.iter(|| model.encode_chat(&scan, black_box(&body), 0));
+            });
+        }
     }
 }
 

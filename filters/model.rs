@@ -105,6 +105,15 @@ impl ModelTokenizer {
         Ok(ModelTokenizer { tokenizer, config, template, special_sure, notes })
     }
 
+    /// The same with `bytes` of memory for the token ids of messages seen before: chats and agents
+    /// send their whole history with every turn, and then only what is new is tokenized. A message
+    /// of more than a 64th of it is not kept; 0 keeps none.
+    #[must_use]
+    pub fn with_cache(mut self, bytes: usize) -> ModelTokenizer {
+        self.tokenizer.enable_segment_cache(bytes);
+        self
+    }
+
     /// What the operator should know: why chats are only estimated, and the like. Empty if all is
     /// well.
     pub fn notes(&self) -> &[String] {

@@ -62,6 +62,22 @@ fn a_request_is_counted_as_vllm_counted_it() {
 }
 
 #[test]
+fn a_conversation_seen_before_has_the_same_tokens_and_is_found_in_the_cache() {
+    let (fresh, cached) = (tiny(), tiny().with_cache(1 << 20));
+    let mut messages = vec![json!({"role": "system", "content": "You are brief. 潮汐 🌊"})];
+    for turn in 0..6 {
+        messages.push(json!({"role": "user", "content": format!("The tide at {turn}? <s>")}));
+        let body = json!({"model": "m", "messages": messages}).to_string();
+        let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
+        let ids = |model: &ModelTokenizer| model.encode_chat(&scan, body.as_bytes(), 0).unwrap();
+        assert_eq!(ids(&cached), ids(&fresh));
+        messages.push(json!({"role": "assistant", "content": format!("At {turn} it turns.")}));
+    }
+    let stats = cached.tokenizer.segment_cache_stats().unwrap();
+    assert!(stats.hits > 10, "{stats:?}");
+}
+
+#[test]
 fn the_date_is_the_callers() {
     let tokenizer =
         with_template("{{ strftime_now('%d %b %Y') }}{% if strftime_now is defined %}!{% endif %}");

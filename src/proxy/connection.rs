@@ -26,42 +26,43 @@ pub struct DataApp {
 
 #[async_trait]
 impl ServerApp for DataApp {
+    /// Takes the connection over into a task of its own: pingora's keeps room for a TLS handshake
+    /// as long as it lives, 9 KB that a stream does not need.
     async fn process_new(self: &Arc<Self>, io: Stream, stop: &ShutdownWatch) -> Option<Stream> {
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.header_timeout.to_duration());
-        builder.http2().timer(TokioTimer::new());
-        let proxy = Arc::clone(&self.proxy);
-        let service = service_fn(move |incoming| {
-            let proxy = Arc::clone(&proxy);
-            // Boxed: hyper keeps room for the future as long as the connection lives, 5 KB that a
-            // stream does not need.
-            Box::pin(async move {
-                let draining = Arc::clone(&proxy);
-                let mut response = request::handle(proxy, incoming).await;
-                if draining.is_draining() {
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(CONNECTION, close);
-                }
-                Ok::<_, Infallible>(response)
-            })
-        });
-        let mut stop = stop.clone();
-        let serving = builder.serve_connection(TokioIo::new(io), service);
-        tokio::pin!(serving);
-        let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            _ = stop.changed() => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        };
-        if let Err(error) = ended {
-            // A client that leaves in the middle ends here: the access log has its request.
-            tracing::debug!("client connection: {error}");
-        }
+        tokio::spawn(serve(Arc::clone(&self.proxy), self.header_timeout, io, stop.clone()));
         None
+    }
+}
+
+async fn serve(proxy: Arc<Proxy>, header_timeout: Seconds, io: Stream, mut stop: ShutdownWatch) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout.to_duration());
+    builder.http2().timer(TokioTimer::new());
+    let service = service_fn(move |incoming| {
+        let proxy = Arc::clone(&proxy);
+        // Boxed: hyper keeps room for the future as long as the connection lives, 5 KB that a
+        // stream does not need.
+        Box::pin(async move {
+            let draining = Arc::clone(&proxy);
+            let mut response = request::handle(proxy, incoming).await;
+            if draining.is_draining() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        })
+    });
+    let serving = builder.serve_connection(TokioIo::new(io), service);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        _ = stop.changed() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        // A client that leaves in the middle ends here: the access log has its request.
+        tracing::debug!("client connection: {error}");
     }
 }

@@ -309,7 +309,9 @@ fn tokenizer(model: &ModelSettings) -> Result<Option<Loaded>, StartError> {
         None => bytes(&beside).ok(),
     };
     let template = model.chat_template.as_deref().map(text).transpose()?;
-    Ok(Some(ModelTokenizer::load(&tokenizer, config.as_deref(), template.as_deref())))
+    let loaded = ModelTokenizer::load(&tokenizer, config.as_deref(), template.as_deref());
+    let cache = usize::from(model.tokenizer_cache_mib) << 20;
+    Ok(Some(loaded.map(|loaded| loaded.with_cache(cache))))
 }
 
 #[allow(clippy::disallowed_methods, reason = "files that the settings name are read here")]

@@ -5,6 +5,9 @@ use tidegate_terms::{Seconds, Tokens};
 
 /// Loopback: an operator opens the data port to the world, not we.
 pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+/// The system prompts and tool lists in use; histories of many long chats want more. Larger costs
+/// more where every prompt is new: benches/README.md.
+pub const TOKENIZER_CACHE_MIB: u16 = 4;
 /// Loopback: the admin port changes roles.
 pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// 32 MiB: a million tokens of text are about 4 MB; images in base64 make up the rest.

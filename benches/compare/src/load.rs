@@ -1,7 +1,7 @@
-//! Load: `load ADDR plain|stream CONNECTIONS SECONDS CHUNKS [RATE]` prints one JSON object. Each connection is kept alive
+//! Load: `load ADDR plain|distinct|stream CONNECTIONS SECONDS CHUNKS [RATE]` prints one JSON object. Each connection is kept alive
 //! and sends its next request when it has the whole answer, and not before its turn if RATE requests a second are asked
 //! for: proxies compared at one rate wake their neighbours equally often; an answer that is not 200, or a stream without all of
-//! its chunks and [DONE], is an error. `load ADDR hold CONNECTIONS SECONDS 0` opens that many streams and holds them.
+//! its chunks and [DONE], is an error. `distinct` is plain with a prompt never sent before in every request. `load ADDR hold CONNECTIONS SECONDS 0` opens that many streams and holds them.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a measuring tool")]
 #![allow(
     clippy::unwrap_used,
@@ -26,13 +26,14 @@ async fn main() {
     let number = |i: usize| args[i].parse::<usize>().unwrap();
     let (connections, seconds, chunks) = (number(3), number(4), number(5));
     let end = Instant::now() + Duration::from_secs(seconds as u64);
-    let stream = kind != "plain";
+    let stream = !matches!(kind.as_str(), "plain" | "distinct");
     let rate = args.get(6).map_or(0.0, |rate| rate.parse::<f64>().unwrap());
     let pace = (rate > 0.0).then(|| Duration::from_secs_f64(connections as f64 / rate));
     let tasks: Vec<_> = (0..connections)
         .map(|i| {
             let turn = pace.map(|pace| (pace, pace.mul_f64(i as f64 / connections as f64)));
-            tokio::spawn(one(address.clone(), stream, kind == "hold", end, chunks, turn))
+            let number = (kind == "distinct").then_some(i * 10_000_000);
+            tokio::spawn(one(address.clone(), stream, kind == "hold", end, chunks, turn, number))
         })
         .collect();
     let mut all = Tally::default();
@@ -63,17 +64,20 @@ async fn one(
     end: Instant,
     chunks: usize,
     turn: Option<(Duration, Duration)>,
+    mut number: Option<usize>,
 ) -> Tally {
     let text = "Tell me about the tide at the gate. ".repeat(25);
     let body = format!(
         "{{\"model\":\"bench\",\"max_tokens\":64,\"stream\":{stream},\"messages\":[{{\"role\":\"system\",\"content\":\"You are brief.\"}},\
-         {{\"role\":\"user\",\"content\":\"{text}\"}}]}}"
+         {{\"role\":\"user\",\"content\":\"000000000 {text}\"}}]}}"
     );
-    let request = format!(
+    let mut request = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nauthorization: Bearer bench-key\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
-    );
+    )
+    .into_bytes();
+    let digits = find(&request, b"000000000").unwrap();
     let mut tally = Tally::default();
     let mut link = None;
     let start = tokio::time::Instant::now();
@@ -82,9 +86,12 @@ async fn one(
         if let Some(beat) = &mut beat {
             beat.tick().await;
         }
+        if let Some(number) = &mut number {
+            *number += 1;
+            request[digits..digits + 9].copy_from_slice(format!("{number:09}").as_bytes());
+        }
         let began = Instant::now();
-        let result =
-            exchange(&mut link, &address, request.as_bytes(), stream, hold, end, chunks).await;
+        let result = exchange(&mut link, &address, &request, stream, hold, end, chunks).await;
         match result {
             Ok(true) => tally.micros.push(began.elapsed().as_micros() as u64),
             _ if hold => return tally,

@@ -8,7 +8,7 @@ use tidegate_terms::{Role, Seconds, Tokens};
 use crate::defaults;
 
 /// `[[models]]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSettings {
     /// Its name as requests say it.
@@ -19,9 +19,24 @@ pub struct ModelSettings {
     pub tokenizer_config: Option<PathBuf>,
     /// A chat template in place of the tokenizer's own.
     pub chat_template: Option<PathBuf>,
+    /// Memory for the tokens of messages seen before, in MiB; 0: none.
+    pub tokenizer_cache_mib: u16,
     /// Its context length; the engine's own word if absent.
     #[serde(rename = "max_model_len_tokens")]
     pub max_model_len: Option<Tokens>,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        ModelSettings {
+            name: String::new(),
+            tokenizer: None,
+            tokenizer_config: None,
+            chat_template: None,
+            tokenizer_cache_mib: defaults::TOKENIZER_CACHE_MIB,
+            max_model_len: None,
+        }
+    }
 }
 
 /// The engine behind a backend.
