@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use thiserror::Error;
-use tidegate_sim::{Policy, Profile, Report, Run, SimConfig, Trace, simulate};
+use tidegate_sim::{Policy, Profile, Report, Run, SimConfig, Trace, page, simulate};
 use tidegate_terms::{Seconds, Slo, Tokens};
 
 use crate::replay::{ReplayError, print_table, traces};
@@ -45,6 +45,9 @@ pub struct Args {
     /// Longer prompts are cut to this
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
+    /// Draw the comparison, and one run over time, on one self-contained page
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// One JSON object a line in place of the table
     #[arg(long)]
     json: bool,
@@ -79,6 +82,10 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
         cells.extend(args.policy.iter().map(|policy| (rate, *policy)));
     }
     let runs = run_all(&trace, &cells, &config);
+    if let Some(path) = &args.report {
+        let page = drawn(&args, &trace, &config, &runs);
+        std::fs::write(path, page)?;
+    }
     match args.json {
         true => print_json(&runs),
         false => {
@@ -86,6 +93,20 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
             Ok(())
         }
     }
+}
+
+/// tidegate's run at the last rate is drawn over time; without one the last run.
+fn drawn(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String {
+    let names: Vec<String> = args
+        .trace
+        .iter()
+        .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+        .collect();
+    let tidegate = Policy::Tidegate.to_string();
+    let ours = runs.iter().rev().find(|run| run.report.policy == tidegate);
+    let shown = ours.or(runs.last());
+    let at_rate = shown.map(|run| trace.clone().at_rate(run.report.rate));
+    page(&names, config, runs, at_rate.as_ref().zip(shown))
 }
 
 fn config(args: &Args) -> Result<SimConfig, SimulateError> {

@@ -20,6 +20,7 @@ use crate::demand::Demand;
 use crate::engine::Work;
 use crate::ledger::Ledger;
 use crate::simulate::SimConfig;
+use crate::timeline::Timeline;
 
 /// The parameters that the live proxy takes from its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,10 +84,11 @@ pub(crate) struct Follow {
     woken_at: Moment,
     passed_at: Moment,
     flips: u64,
+    timeline: Timeline,
 }
 
 impl Follow {
-    pub(crate) fn new(config: &SimConfig) -> Follow {
+    pub(crate) fn new(config: &SimConfig, mut timeline: Timeline) -> Follow {
         let mut params = config.tidegate;
         let profile = &config.profile;
         params.placement.slo = config.slo;
@@ -102,6 +104,7 @@ impl Follow {
                 .collect(),
             None => initial(&params.planner, &ledger.observation(Vec::new())),
         };
+        timeline.pools(Moment::START, prefills_of(&roles));
         ledger.set_roles(roles);
         Follow {
             queue: DeadlineQueue::with_limit(params.placement.queue_max),
@@ -115,12 +118,18 @@ impl Follow {
             woken_at: Moment::NEVER,
             passed_at: Moment::START,
             flips: 0,
+            timeline,
         }
     }
 
     /// Roles that changed so far.
     pub(crate) fn flips(&self) -> u64 {
         self.flips
+    }
+
+    /// What it did over time.
+    pub(crate) fn into_timeline(self) -> Timeline {
+        self.timeline
     }
 
     fn job(&self, cluster: &Cluster<'_>, request: usize) -> Job {
@@ -178,6 +187,7 @@ impl Follow {
         }
         let (requests, prefill) = self.queue.waiting(POOL);
         self.demand.waits(requests, prefill, self.decodes.len());
+        self.timeline.waiting(now, requests + self.decodes.len());
         if self.waits() {
             let surge = self.planned_at + self.params.plan_gap;
             self.wake(cluster, surge.max(now));
@@ -232,6 +242,7 @@ impl Follow {
         let (decision, state) = plan(&self.params.planner, now, &observation, &self.state);
         self.state = state;
         if let Some(roles) = decision.roles.filter(|_| self.params.flips) {
+            self.timeline.pools(now, prefills_of(&roles));
             let changed = self.ledger.set_roles(roles);
             self.flips += changed;
             if changed > 0 {
@@ -319,6 +330,10 @@ impl Router for Follow {
         }
         self.wake(cluster, now + self.params.plan_interval);
     }
+}
+
+fn prefills_of(roles: &[Role]) -> usize {
+    roles.iter().filter(|role| **role == Role::Prefill).count()
 }
 
 fn id_of(request: usize) -> RequestId {

@@ -4,6 +4,7 @@
 //! - [`Engine`]: one engine's scheduler and step times
 //! - [`Trace`]: arrivals, read or made
 //! - [`Report`]: what came of a run
+//! - [`page`]: a comparison as one page, drawn by chart.rs
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
 //! Behind `simulate`: cluster.rs moves time; immediate.rs and follow.rs decide where requests go,
@@ -13,6 +14,7 @@
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod chart;
 mod cluster;
 mod demand;
 mod engine;
@@ -20,16 +22,20 @@ mod follow;
 mod immediate;
 mod interval;
 mod ledger;
+mod page;
 mod policy;
 mod profile;
 mod report;
 mod simulate;
+mod timeline;
 mod trace;
 
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;
+pub use page::page;
 pub use policy::{Policy, PolicyError};
 pub use profile::Profile;
 pub use report::{Outcome, Report};
 pub use simulate::{Run, SimConfig, best_split, simulate};
+pub use timeline::Timeline;
 pub use trace::{Arrival, Trace, TraceError};

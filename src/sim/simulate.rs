@@ -9,7 +9,11 @@ use crate::interval::Interval;
 use crate::policy::Policy;
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
+use crate::timeline::Timeline;
 use crate::trace::Trace;
+
+/// Bins of a run's timeline.
+const TIMELINE_BINS: usize = 360;
 
 /// The fleet, and what it is judged by.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +39,8 @@ pub struct Run {
     pub outcomes: Vec<Outcome>,
     /// Prefill engines of the split, for policies that keep one.
     pub split: Option<usize>,
+    /// Pools and queue over time; empty for policies without a queue of their own.
+    pub timeline: Timeline,
 }
 
 impl Default for SimConfig {
@@ -63,7 +69,7 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
             cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
             let (outcomes, word) = (cluster.outcomes(), policy.to_string());
             let report = Report::of(&word, rate, router.flips(), &outcomes, &config.slo);
-            Run { report, outcomes, split: None }
+            Run { report, outcomes, split: None, timeline: Timeline::default() }
         }
         Policy::Tidegate => tidegate(trace, rate, config),
     }
@@ -75,12 +81,13 @@ fn millis(millis: u64) -> Seconds {
 
 fn tidegate(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
     let mut cluster = Cluster::new(trace, config.profile, config.engines);
-    let mut router = Follow::new(config);
+    let timeline = Timeline::new(Moment::from_start(trace.end()), TIMELINE_BINS);
+    let mut router = Follow::new(config, timeline);
     cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
     let outcomes = cluster.outcomes();
     let policy = Policy::Tidegate.to_string();
     let report = Report::of(&policy, rate, router.flips(), &outcomes, &config.slo);
-    Run { report, outcomes, split: None }
+    Run { report, outcomes, split: None, timeline: router.into_timeline() }
 }
 
 fn immediate(
@@ -95,7 +102,7 @@ fn immediate(
     cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
     let outcomes = cluster.outcomes();
     let report = Report::of(&policy.to_string(), rate, 0, &outcomes, &config.slo);
-    Run { report, outcomes, split: prefills }
+    Run { report, outcomes, split: prefills, timeline: Timeline::default() }
 }
 
 fn best_static(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
