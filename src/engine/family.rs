@@ -2,6 +2,8 @@
 //! decode's body. A closed set; a family's file holds only what differs. It must never send
 //! anything: legs are values, the proxy runs them.
 
+mod sglang;
+mod trtllm;
 mod vllm_nixl;
 
 use crate::{Edits, Endpoint, Scan, Usage};
@@ -16,6 +18,10 @@ use tidegate_terms::Seconds;
 pub enum Family {
     /// vLLM with the NIXL connector, pull or push, `kv_role=kv_both`: prefill, then decode.
     VllmNixl,
+    /// SGLang in prefill or decode mode: both legs at once, in one bootstrap room.
+    SglangPd,
+    /// TensorRT-LLM with a cache transceiver: context, then generation.
+    TrtLlm,
     /// Not at all: any engine with OpenAI's API.
     Plain,
 }
@@ -31,16 +37,37 @@ pub enum Legs {
         /// The prefill leg's body.
         prefill: Bytes,
     },
+    /// This body to a prefill and a decode backend at once; the decode's answer is the client's.
+    Together {
+        /// The body of both.
+        both: Bytes,
+    },
+}
+
+/// What the two legs of a request share beside its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Meeting<'a> {
+    /// The prefill backend's host; IPv6 in brackets.
+    pub host: &'a str,
+    /// Where its bootstrap server listens; 0 where the family has none.
+    pub port: u16,
+    /// Random, another one for every attempt.
+    pub id: u64,
 }
 
 /// What a prefill left behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handoff {
     /// Where the KV cache waits, for the decode backend: raw JSON, opaque, byte for byte. `None`:
     /// nothing to transfer, decode prefills by itself.
     pub params: Option<Bytes>,
+    /// The prompt's token ids as a JSON array, where the decode backend takes them.
+    pub prompt_ids: Option<Bytes>,
     /// What the prefill counted.
     pub usage: Option<Usage>,
+    /// The model ended with its first token: this whole answer is the client's, and there is no
+    /// decode leg.
+    pub finished: Option<Bytes>,
 }
 
 /// A prefill answer (HTTP 200) that is none. The request may be retried or run whole.
@@ -52,8 +79,8 @@ pub enum ProtocolError {
     /// The engine's own error, in spite of the status.
     #[error("the prefill answer is an error: {0}")]
     EngineError(String),
-    /// `kv_transfer_params` is neither an object nor null.
-    #[error("the prefill answer's kv_transfer_params are not an object")]
+    /// The hand-off's parameters are not what the family's protocol says.
+    #[error("the prefill answer's hand-off parameters are not usable")]
     NotParams,
 }
 
@@ -69,33 +96,50 @@ struct Answer<'a> {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 2] = [Family::VllmNixl, Family::Plain];
+    pub const ALL: [Family; 4] =
+        [Family::VllmNixl, Family::SglangPd, Family::TrtLlm, Family::Plain];
 
     /// The word for it in settings, the admin API and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Family::VllmNixl => "vllm_nixl",
+            Family::SglangPd => "sglang_pd",
+            Family::TrtLlm => "trtllm",
             Family::Plain => "plain",
         }
     }
 
     /// Can a prefill on one of its backends feed a decode on another?
     pub const fn can_split(&self) -> bool {
-        match self {
-            Family::VllmNixl => true,
-            Family::Plain => false,
-        }
+        !matches!(self, Family::Plain)
+    }
+
+    /// Does one of its backends take whole requests? SGLang in a disaggregation mode answers 400.
+    pub const fn runs_whole(&self) -> bool {
+        !matches!(self, Family::SglangPd)
     }
 
     /// The legs of a request that may be split; whole if the family, the endpoint or the request
     /// ([`crate::WholeReason`]) forbids it. Whether splitting pays is not decided here.
-    pub fn legs(&self, endpoint: Endpoint, body: &Bytes, scan: &Scan) -> Legs {
-        if !self.can_split() || !endpoint.can_split() || scan.whole.is_some() {
+    pub fn legs(
+        &self,
+        endpoint: Endpoint,
+        body: &Bytes,
+        scan: &Scan,
+        meeting: &Meeting<'_>,
+    ) -> Legs {
+        // A family without whole requests pairs all that it can: both legs see the same body.
+        let whole = scan.whole.is_some() && self.runs_whole();
+        if !endpoint.can_split() || whole {
             return Legs::Whole;
         }
         match self {
             Family::VllmNixl => {
                 Legs::PrefillFirst { prefill: vllm_nixl::prefill_body(endpoint, body, scan) }
+            }
+            Family::SglangPd => Legs::Together { both: sglang::body(body, scan, meeting) },
+            Family::TrtLlm => {
+                Legs::PrefillFirst { prefill: trtllm::context_body(body, scan, meeting.id) }
             }
             Family::Plain => Legs::Whole,
         }
@@ -111,6 +155,10 @@ impl Family {
         if let Some(error) = given(read.error) {
             return Err(ProtocolError::EngineError(message_of(error).into_owned()));
         }
+        let usage = read.usage.and_then(crate::usage::Wire::read);
+        if *self == Family::TrtLlm {
+            return trtllm::read_context(answer, usage);
+        }
         let params = match given(read.kv_transfer_params) {
             Some(params) if self.can_split() && !params.get().starts_with('{') => {
                 return Err(ProtocolError::NotParams);
@@ -120,8 +168,16 @@ impl Family {
             }
             _ => None,
         };
-        let usage = read.usage.and_then(crate::usage::Wire::read);
-        Ok(Handoff { params, usage })
+        Ok(Handoff { params, usage, ..Handoff::default() })
+    }
+
+    /// A whole answer ([`Handoff::finished`]) as the stream that the client asked for.
+    ///
+    /// # Errors
+    /// It is no JSON.
+    pub fn as_stream(&self, answer: &[u8], scan: &Scan) -> Result<Bytes, ProtocolError> {
+        let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
+        trtllm::as_stream(answer, scan).map_err(unreadable)
     }
 
     /// The decode leg's body: the client's, and the hand-off's parameters verbatim. Without
@@ -131,7 +187,10 @@ impl Family {
             (Family::VllmNixl, Some(params)) => {
                 Edits::new().set(vllm_nixl::PARAMS, params).apply(body, scan)
             }
-            (Family::VllmNixl, None) | (Family::Plain, _) => body.clone(),
+            (Family::TrtLlm, Some(_)) => trtllm::generation_body(body, scan, handoff),
+            (Family::VllmNixl | Family::TrtLlm, None) => body.clone(),
+            // Not made from a prefill's answer.
+            (Family::SglangPd | Family::Plain, _) => body.clone(),
         }
     }
 
@@ -140,7 +199,8 @@ impl Family {
     pub const fn handoff_deadline(&self) -> Seconds {
         match self {
             Family::VllmNixl => vllm_nixl::HANDOFF_DEADLINE,
-            Family::Plain => Seconds::ZERO,
+            Family::TrtLlm => trtllm::HANDOFF_DEADLINE,
+            Family::SglangPd | Family::Plain => Seconds::ZERO,
         }
     }
 }

@@ -30,7 +30,7 @@ pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
 pub use exact::{UsageFilter, Wish};
-pub use family::{Family, Handoff, Legs, ProtocolError};
+pub use family::{Family, Handoff, Legs, Meeting, ProtocolError};
 pub use leak::{HandoffFilter, strip_handoff};
 pub use openai::{ApiError, ModelCard, merge_models, models_of};
 pub use sse::{Seen, SseReader};

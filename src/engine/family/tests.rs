@@ -6,6 +6,8 @@ use crate::{SseReader, scan};
 use serde_json::{Value, json as value};
 use tidegate_terms::Tokens;
 
+const MEETING: Meeting<'_> = Meeting { host: "10.0.0.1", port: 8998, id: u64::MAX };
+
 fn bytes(text: impl AsRef<[u8]>) -> Bytes {
     Bytes::copy_from_slice(text.as_ref())
 }
@@ -13,9 +15,10 @@ fn bytes(text: impl AsRef<[u8]>) -> Bytes {
 fn prefill(endpoint: Endpoint, body: &str) -> Option<Value> {
     let body = bytes(body);
     let scan = scan(endpoint, &body).expect("a body that can be read");
-    match Family::VllmNixl.legs(endpoint, &body, &scan) {
+    match Family::VllmNixl.legs(endpoint, &body, &scan, &MEETING) {
         Legs::PrefillFirst { prefill } => Some(json(prefill)),
         Legs::Whole => None,
+        Legs::Together { .. } => panic!("vLLM's legs come one after the other"),
     }
 }
 
@@ -38,7 +41,8 @@ fn recorded_exchanges_come_out_as_they_were_recorded() {
         let record = json(text);
         let body = bytes(record["client_request"].to_string());
         let scan = scan(endpoint, &body).expect("a body that vLLM took");
-        let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan) else {
+        let legs = Family::VllmNixl.legs(endpoint, &body, &scan, &MEETING);
+        let Legs::PrefillFirst { prefill } = legs else {
             panic!("it was split");
         };
         assert_eq!(without_nulls(json(prefill)), record["prefill_request"]);
@@ -99,7 +103,8 @@ fn what_must_run_whole_is_not_split() {
     assert_eq!(prefill(Endpoint::Responses, r#"{"model":"m","input":"a"}"#), None);
     let plain = bytes(body(""));
     let read = scan(Endpoint::Completions, &plain).expect("a body");
-    assert_eq!(Family::Plain.legs(Endpoint::Completions, &plain, &read), Legs::Whole);
+    let legs = Family::Plain.legs(Endpoint::Completions, &plain, &read, &MEETING);
+    assert_eq!(legs, Legs::Whole);
 }
 
 #[test]
@@ -136,4 +141,128 @@ fn what_is_no_prefill_answer_is_told_apart() {
     let error = ProtocolError::EngineError("boom \"x\"".to_owned());
     assert_eq!(read(r#"{"error":{"message":"boom \"x\"","code":500}}"#), Err(error));
     assert!(read(r#"{"error":null,"kv_transfer_params":{}}"#).is_ok());
+}
+
+#[test]
+fn both_legs_of_an_sglang_get_the_clients_body_and_one_room() {
+    let body = bytes(r#"{ "model":"m", "messages":[], "stream":true,"n":2 }"#);
+    let read = scan(Endpoint::ChatCompletions, &body).expect("a body");
+    let legs = Family::SglangPd.legs(Endpoint::ChatCompletions, &body, &read, &MEETING);
+    let expected = r#"{ "model":"m", "messages":[], "stream":true,"n":2,"bootstrap_host":"10.0.0.1","bootstrap_port":8998,"bootstrap_room":9223372036854775807 }"#;
+    assert_eq!(legs, Legs::Together { both: bytes(expected) });
+    assert!(!Family::SglangPd.runs_whole());
+}
+
+fn context(endpoint: Endpoint, body: &Bytes) -> (Scan, Bytes) {
+    let read = scan(endpoint, body).expect("a body");
+    match Family::TrtLlm.legs(endpoint, body, &read, &MEETING) {
+        Legs::PrefillFirst { prefill } => (read, prefill),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_context_leg_is_the_clients_body_but_for_the_stream_and_its_parameters() {
+    let body = bytes(
+        r#"{"model":"m","prompt":"a","max_tokens":50,"stream":true,"stream_options":{"include_usage":true}}"#,
+    );
+    let (_, sent) = context(Endpoint::Completions, &body);
+    let expected = value!({
+        "model": "m", "prompt": "a", "max_tokens": 50, "stream": false, "stream_options": null,
+        "disaggregated_params": {"request_type": "context_only",
+            "disagg_request_id": 9_223_372_036_854_775_807_u64, "schedule_style": 0},
+    });
+    assert_eq!(json(sent), expected);
+    let low = Meeting { id: 0, ..MEETING };
+    let read = scan(Endpoint::Completions, &body).expect("a body");
+    let Legs::PrefillFirst { prefill } =
+        Family::TrtLlm.legs(Endpoint::Completions, &body, &read, &low)
+    else {
+        panic!("it is split")
+    };
+    assert_eq!(json(prefill)["disaggregated_params"]["disagg_request_id"], value!(1_u64 << 40));
+}
+
+/// As engine_protocols.md §5.1 specifies it; the state's order and numbers are to stay as they are.
+const CONTEXT: &str = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"m","prompt_token_ids":[1, 2,3],
+ "choices":[{"index":0,"text":" x","finish_reason":"not_finished","disaggregated_params":{"request_type":"context_only",
+ "first_gen_tokens":[7],"ctx_request_id":11,"encoded_opaque_state":"aGk=","draft_tokens":null,"disagg_request_id":1099511627777,
+ "ctx_dp_rank":0,"ctx_info_endpoint":null,"schedule_style":0,"weight":1.50}}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}"#;
+
+#[test]
+fn a_generation_leg_carries_the_contexts_state_untouched_and_the_prompts_ids() {
+    let state = concat!(
+        r#"{"request_type":"generation_only","first_gen_tokens":[7],"ctx_request_id":11,"encoded_opaque_state":"aGk=","#,
+        r#""draft_tokens":null,"disagg_request_id":1099511627777,"ctx_dp_rank":0,"ctx_info_endpoint":null,"schedule_style":0,"#,
+        r#""weight":1.50,"ctx_usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}"#
+    );
+    let handoff = Family::TrtLlm.read_prefill(CONTEXT.as_bytes()).expect("a context's answer");
+    assert_eq!(handoff.usage.map(|usage| usage.prompt), Some(Tokens(3)));
+    assert_eq!(handoff.finished, None);
+    for (endpoint, body, expected) in [
+        (
+            Endpoint::Completions,
+            r#"{"model":"m","prompt":"a b","stream":true}"#,
+            format!(
+                r#"{{"model":"m","prompt":[1, 2,3],"stream":true,"disaggregated_params":{state}}}"#
+            ),
+        ),
+        (
+            Endpoint::ChatCompletions,
+            r#"{"model":"m","messages":[]}"#,
+            format!(
+                r#"{{"model":"m","messages":[],"disaggregated_params":{state},"prompt_token_ids":[1, 2,3]}}"#
+            ),
+        ),
+    ] {
+        let body = bytes(body);
+        let (read, _) = context(endpoint, &body);
+        assert_eq!(Family::TrtLlm.decode_body(&body, &read, &handoff), bytes(expected));
+    }
+}
+
+#[test]
+fn a_context_that_ends_the_answer_is_the_clients_answer_whole_or_as_a_stream() {
+    let answer = CONTEXT.replace("not_finished", "stop");
+    let handoff = Family::TrtLlm.read_prefill(answer.as_bytes()).expect("a context's answer");
+    let whole = handoff.finished.expect("it is finished");
+    let expected = value!({
+        "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "text": " x", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+    });
+    assert_eq!(json(&whole), expected);
+
+    let body = bytes(
+        r#"{"model":"m","prompt":"a","stream":true,"stream_options":{"include_usage":true}}"#,
+    );
+    let (read, _) = context(Endpoint::Completions, &body);
+    let stream = Family::TrtLlm.as_stream(&whole, &read).expect("it is JSON");
+    let seen = SseReader::new(Endpoint::Completions).feed(&stream);
+    assert!(seen.done && seen.finished && !seen.error, "{seen:?}");
+    assert_eq!((seen.tokens, seen.usage.map(|usage| usage.completion)), (1, Some(Tokens(1))));
+
+    let chat = br#"{"id":"c","created":1,"model":"m","choices":[{"index":0,"finish_reason":"tool_calls","message":
+        {"role":"assistant","content":null,"tool_calls":[{"id":"a","type":"function","function":{"name":"f"}}]}}]}"#;
+    let body = bytes(r#"{"model":"m","messages":[],"stream":true}"#);
+    let (read, _) = context(Endpoint::ChatCompletions, &body);
+    let stream = Family::TrtLlm.as_stream(chat, &read).expect("it is JSON");
+    let first = String::from_utf8_lossy(&stream).lines().next().map(str::to_owned);
+    let first = json(first.expect("a line").trim_start_matches("data: "));
+    assert_eq!(first["choices"][0]["delta"]["tool_calls"][0]["index"], value!(0));
+}
+
+#[test]
+fn a_context_without_both_ids_or_with_several_choices_is_none() {
+    let read = |answer: String| Family::TrtLlm.read_prefill(answer.as_bytes());
+    for (from, to) in [
+        ("\"ctx_request_id\":11", "\"ctx_request_id\":null"),
+        ("\"disagg_request_id\":1099511627777", "\"other\":1"),
+        ("\"choices\":[", "\"choices\":[{\"finish_reason\":\"length\"},"),
+        ("\"disaggregated_params\"", "\"other_params\""),
+    ] {
+        assert_eq!(read(CONTEXT.replace(from, to)), Err(ProtocolError::NotParams), "{from}");
+    }
+    let error = read(r#"{"error":{"message":"busy"}}"#.to_owned());
+    assert_eq!(error, Err(ProtocolError::EngineError("busy".to_owned())));
 }

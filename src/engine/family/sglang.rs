@@ -1,0 +1,24 @@
+//! SGLang with disaggregation (engine_protocols.md §4): both engines get the same body at once and
+//! meet in a room. It must never change anything else: the prefill engine itself stops after one
+//! token, and both must render the same prompt.
+
+use crate::{Edits, Scan};
+use bytes::Bytes;
+
+use super::Meeting;
+
+/// Rooms are integers from 0 to 2^63 - 1; a room is used once.
+pub(super) const fn room(id: u64) -> u64 {
+    id >> 1
+}
+
+/// The body of both legs.
+pub(super) fn body(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>) -> Bytes {
+    let host = format!("\"{}\"", meeting.host);
+    let (port, room) = (meeting.port.to_string(), room(meeting.id).to_string());
+    Edits::new()
+        .set("bootstrap_host", host.as_bytes())
+        .set("bootstrap_port", port.as_bytes())
+        .set("bootstrap_room", room.as_bytes())
+        .apply(body, scan)
+}

@@ -1,0 +1,208 @@
+//! TensorRT-LLM's trtllm-serve, context first (engine_protocols.md §5.1): a context leg whose
+//! parameters, opaque but for their `request_type`, make the generation leg. It must never touch
+//! `max_tokens`: the engine itself stops after the prefill.
+
+use crate::{Edits, Endpoint, Scan, Usage};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::fmt;
+use tidegate_terms::Seconds;
+
+use super::{Handoff, ProtocolError};
+
+/// The member that carries the hand-off, both ways.
+const PARAMS: &str = "disaggregated_params";
+
+/// The context engine keeps its blocks until they are fetched; the server gives a request 180 s.
+/// As long as the other families may take: a hand-off that has waited longer is better redone.
+pub(super) const HANDOFF_DEADLINE: Seconds = Seconds(20.0);
+
+/// Ids below 2^40 are the server's own.
+const ID_MIN: u64 = 1 << 40;
+
+/// A positive 64-bit id that no other request of any proxy has.
+const fn request_id(id: u64) -> u64 {
+    id >> 1 | ID_MIN
+}
+
+/// The context leg's body.
+pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64) -> Bytes {
+    let params = format!(
+        "{{\"request_type\":\"context_only\",\"disagg_request_id\":{},\"schedule_style\":0}}",
+        request_id(id)
+    );
+    let mut edits = Edits::new();
+    edits.set("stream", b"false").set(PARAMS, params.as_bytes());
+    if scan.value(body, "stream_options").is_some() {
+        edits.set("stream_options", b"null");
+    }
+    edits.apply(body, scan)
+}
+
+/// The generation leg's body: the client's, the parameters, and the prompt's ids, which spare the
+/// engine a second tokenization.
+pub(super) fn generation_body(body: &Bytes, scan: &Scan, handoff: &Handoff) -> Bytes {
+    let Some(params) = &handoff.params else { return body.clone() };
+    let mut edits = Edits::new();
+    edits.set(PARAMS, params);
+    if let Some(ids) = &handoff.prompt_ids {
+        let chat = scan.endpoint == Endpoint::ChatCompletions;
+        edits.set(if chat { "prompt_token_ids" } else { "prompt" }, ids);
+    }
+    edits.apply(body, scan)
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow)]
+    choices: Vec<Choice<'a>>,
+    #[serde(borrow)]
+    prompt_token_ids: Option<&'a RawValue>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    disaggregated_params: Option<Members<'a>>,
+}
+
+/// An object's members in their order, raw.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        from.deserialize_map(Read)
+    }
+}
+
+/// Reads a context leg's answer.
+///
+/// # Errors
+/// It is not what §5.1 says: no choice, several, or none with parameters and both ids.
+pub(super) fn read_context(answer: &[u8], usage: Option<Usage>) -> Result<Handoff, ProtocolError> {
+    let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
+    let read: Answer<'_> = serde_json::from_slice(answer).map_err(unreadable)?;
+    let [choice] = read.choices.as_slice() else { return Err(ProtocolError::NotParams) };
+    let goes_on = matches!(choice.finish_reason.as_deref(), None | Some("length" | "not_finished"));
+    if !goes_on {
+        let whole = Some(finished(answer).map_err(unreadable)?);
+        return Ok(Handoff { usage, finished: whole, ..Handoff::default() });
+    }
+    let params = choice.disaggregated_params.as_ref().ok_or(ProtocolError::NotParams)?;
+    let has = |name: &str| params.0.iter().any(|(key, raw)| key == name && raw.get() != "null");
+    if !has("ctx_request_id") || !has("disagg_request_id") {
+        return Err(ProtocolError::NotParams);
+    }
+    let ids = read.prompt_token_ids.filter(|raw| raw.get().starts_with('['));
+    Ok(Handoff {
+        params: Some(generation_params(params, read.usage)),
+        prompt_ids: ids.map(|raw| Bytes::copy_from_slice(raw.get().as_bytes())),
+        usage,
+        finished: None,
+    })
+}
+
+/// The context's parameters with another `request_type`, and what the context counted.
+fn generation_params(params: &Members<'_>, usage: Option<&RawValue>) -> Bytes {
+    let mut out = String::from("{\"request_type\":\"generation_only\"");
+    let mut add = |key: &str, raw: &str| {
+        out.push(',');
+        // A string always serialises.
+        out.push_str(&serde_json::to_string(key).unwrap_or_default());
+        out.push(':');
+        out.push_str(raw);
+    };
+    for (key, raw) in params.0.iter().filter(|(key, _)| key != "request_type" && key != "ctx_usage")
+    {
+        add(key, raw.get());
+    }
+    if let Some(usage) = usage {
+        add("ctx_usage", usage.get());
+    }
+    out.push('}');
+    Bytes::from(out)
+}
+
+/// The context's answer as the client's: the model was done with its first token.
+fn finished(answer: &[u8]) -> Result<Bytes, serde_json::Error> {
+    let mut answer: Value = serde_json::from_slice(answer)?;
+    if let Some(members) = answer.as_object_mut() {
+        members.remove("prompt_token_ids");
+    }
+    for choice in answer["choices"].as_array_mut().into_iter().flatten() {
+        if let Some(members) = choice.as_object_mut() {
+            members.remove(PARAMS);
+        }
+    }
+    Ok(Bytes::from(answer.to_string()))
+}
+
+/// A whole answer as the stream that the client asked for.
+///
+/// # Errors
+/// It is no JSON.
+pub(super) fn as_stream(answer: &[u8], scan: &Scan) -> Result<Bytes, serde_json::Error> {
+    let answer: Value = serde_json::from_slice(answer)?;
+    let chat = scan.endpoint == Endpoint::ChatCompletions;
+    let object = if chat { "chat.completion.chunk" } else { "text_completion" };
+    let chunk = |choices: Value, usage: Value| {
+        let mut chunk = json!({
+            "id": answer["id"], "object": object, "created": answer["created"],
+            "model": answer["model"], "choices": choices,
+        });
+        if !usage.is_null() {
+            chunk["usage"] = usage;
+        }
+        format!("data: {chunk}\n\n")
+    };
+    let choices = answer["choices"].as_array().into_iter().flatten().map(|choice| {
+        let mut sent = json!({
+            "index": choice["index"], "finish_reason": choice["finish_reason"],
+            "logprobs": choice["logprobs"],
+        });
+        match chat {
+            true => sent["delta"] = delta(&choice["message"]),
+            false => sent["text"] = choice["text"].clone(),
+        }
+        sent
+    });
+    let mut out = chunk(choices.collect(), Value::Null);
+    if scan.include_usage {
+        out.push_str(&chunk(json!([]), answer["usage"].clone()));
+    }
+    out.push_str("data: [DONE]\n\n");
+    Ok(Bytes::from(out))
+}
+
+/// A message as a delta: its tool calls are numbered.
+fn delta(message: &Value) -> Value {
+    let mut delta = message.clone();
+    for (index, call) in delta["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
+        call["index"] = json!(index);
+    }
+    delta
+}
