@@ -76,6 +76,7 @@ impl Fleet for Plain {
         Load {
             role: if id.0.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             usable: true,
+            runs_whole: true,
             group: GroupId(0),
             prefill: Seconds(busy),
             streams: u32::from(id.0 % 90),
@@ -125,6 +126,7 @@ fn planning(c: &mut Criterion) {
             capability: RoleCapability::Instant,
             pinned: None,
             usable: true,
+            runs_whole: true,
             role: if slot.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             prefill: Seconds(0.1),
             streams: 60,

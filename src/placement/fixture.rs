@@ -22,6 +22,7 @@ pub(crate) fn idle(role: Role) -> Load {
     Load {
         role,
         usable: true,
+        runs_whole: true,
         group: GroupId(0),
         prefill: Seconds::ZERO,
         streams: 0,

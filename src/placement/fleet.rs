@@ -12,6 +12,8 @@ pub struct Load {
     pub role: Role,
     /// May anything be sent to it?
     pub usable: bool,
+    /// Does it take whole requests? If not, even those that should not be split are.
+    pub runs_whole: bool,
     /// Whom it may hand KV cache to.
     pub group: GroupId,
     /// Predicted prefill work that was sent and is unfinished, that of whole requests included.

@@ -195,9 +195,10 @@ impl<'a, F: Fleet> Survey<'a, F> {
             return;
         }
         self.startable |= load.role.takes_prefill();
-        if decode_room && (load.role == Role::Mixed || offer.has_slack()) {
+        let whole = decode_room && load.runs_whole;
+        if whole && (load.role == Role::Mixed || offer.has_slack()) {
             offer.whole().compete(&mut self.whole, self.left);
-        } else if load.role == Role::Prefill && self.must_be_whole(&offer) {
+        } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
             self.unsplit = true;
         } else if load.role == Role::Prefill {
             self.prefill_room |= bit;
@@ -214,7 +215,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
         let (_, bit) = slot(load.group);
         let one_sided = (self.prefill_takers & self.decode_takers) & bit == 0;
         let unsplit = load.role == Role::Prefill && self.must_be_whole(&offer);
-        if !offer.has_prefill_room() || !(one_sided || unsplit) {
+        if !load.runs_whole || !offer.has_prefill_room() || !(one_sided || unsplit) {
             return;
         }
         self.startable = true;

@@ -51,6 +51,16 @@ fn a_long_prompt_is_split_while_its_decode_backend_has_no_slack() {
 }
 
 #[test]
+fn engines_that_take_no_whole_requests_get_every_one_in_two_legs() {
+    let pair = |load: Load| Load { runs_whole: false, ..load };
+    let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
+    check(10, &fleet, Splits(0));
+    assert_eq!(goes(&unsplit(4000), &Engines::new(fleet.to_vec())), Splits(0));
+    // Nobody is left to pair with.
+    check(4000, &[pair(idle(Decode)), pair(dead(Prefill))], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
 fn slack_that_covers_the_hold_up_saves_the_hand_off() {
     // The prefill backend is busy, and 1000 tokens hold the streams up for about 50 ms.
     let busy = prefilling(Prefill, 0.5);

@@ -4,10 +4,13 @@
 //! connection and its seat: dropping it closes the one and settles the other.
 
 use bytes::Bytes;
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use http::response::Parts;
+use std::borrow::Cow;
 use std::sync::Arc;
 use tidegate_cost::Matches;
-use tidegate_engine::{Handoff, Legs};
+use tidegate_engine::{Handoff, Legs, Meeting, Scan};
 use tidegate_filters::Accepted;
 use tidegate_placement::{Handover, Job};
 use tidegate_terms::{Moment, Tokens};
@@ -18,6 +21,7 @@ use crate::fleet::{Backend, Stage};
 use crate::headers::Identity;
 use crate::inbound::Inbound;
 use crate::learn::Observation;
+use crate::paired;
 use crate::place::{self, Placed, Predicted};
 use crate::seat::Seat;
 use crate::service::Proxy;
@@ -26,7 +30,7 @@ use crate::upstream::{Answer, ExchangeError};
 
 /// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
 /// a block of 16 tokens, so a million tokens need half a megabyte.
-const PREFILL_ANSWER_MAX: usize = 8 << 20;
+pub(crate) const PREFILL_ANSWER_MAX: usize = 8 << 20;
 /// Decode backends tried with one hand-off while nothing of it has been sent.
 const DECODE_TRIES_MAX: u32 = 3;
 
@@ -37,7 +41,7 @@ pub struct Serving<'a> {
     /// The client's request.
     pub inbound: &'a Inbound,
     /// What the filters found in it.
-    pub accepted: &'a Accepted,
+    pub accepted: &'a Arc<Accepted>,
     /// What to place.
     pub job: Job,
     /// Who holds its prefix.
@@ -45,7 +49,7 @@ pub struct Serving<'a> {
 }
 
 /// How an attempt ended without an answer for the client.
-enum Miss {
+pub(crate) enum Miss {
     /// Another backend may still save it.
     Elsewhere(LegFailure),
     /// Nothing will.
@@ -94,9 +98,17 @@ async fn attempt(
             let scan = record.accepted.scan.as_ref();
             let endpoint = record.accepted.endpoint;
             let body = &serving.inbound.body;
-            match scan.map(|scan| backend.family.legs(endpoint, body, scan)) {
+            let meeting = Meeting {
+                host: backend.pool.address().authority.host(),
+                port: backend.bootstrap_port,
+                id: fastrand::u64(..),
+            };
+            match scan.map(|scan| backend.family.legs(endpoint, body, scan, &meeting)) {
                 Some(Legs::PrefillFirst { prefill }) => {
                     split(serving, seat, predicted, prefill, record).await
+                }
+                Some(Legs::Together { both }) => {
+                    paired::run(serving, seat, predicted, both, record).await
                 }
                 // Its family cannot split this one after all: it runs whole where it is.
                 Some(Legs::Whole) | None => whole(serving, seat, predicted, record).await,
@@ -179,11 +191,30 @@ async fn split(
     record.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     note_prefill(serving, &backend, predicted, sent, now);
-    drop(seat);
     backend.health.succeeded();
+    if let (Some(answer), Some(scan)) = (&handoff.finished, &record.accepted.scan) {
+        let (head, body) = finished(&backend, head, answer, scan).map_err(missed)?;
+        return Ok(opened(serving, head, body, seat));
+    }
+    drop(seat);
     record.live.set_stage(Stage::Handover);
     let lease = backend.family.handoff_deadline().min(serving.proxy.handoff_max);
     decode(serving, &backend, &handoff, now + lease, record).await
+}
+
+/// The prefill's answer is the client's: as it is, or as the stream that was asked for.
+fn finished(
+    backend: &Backend,
+    mut head: Parts,
+    answer: &Bytes,
+    scan: &Scan,
+) -> Result<(Parts, OpenedBody), LegProblem> {
+    if !scan.stream {
+        return Ok((head, OpenedBody::Complete(answer.clone())));
+    }
+    let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    head.headers.insert(CONTENT_TYPE, events);
+    Ok((head, OpenedBody::Complete(backend.family.as_stream(answer, scan)?)))
 }
 
 async fn decode(
@@ -193,18 +224,7 @@ async fn decode(
     deadline: Moment,
     record: &mut Record,
 ) -> Result<Opened, Miss> {
-    let mut handover = Handover {
-        id: serving.job.id,
-        pool: serving.job.pool,
-        from: from.id,
-        kv: serving.job.prompt,
-        expected_output: serving.job.expected_output,
-        seed: serving.job.seed,
-        excluded: serving.job.excluded,
-    };
-    // An engine refuses to read its own blocks, and keeps them until the lease ends: it decodes
-    // what it has prefilled only if nobody else can.
-    handover.excluded.insert(from.id);
+    let mut handover = handover(serving, from);
     let mut tries = 0;
     loop {
         tries += 1;
@@ -243,43 +263,67 @@ async fn decode(
     }
 }
 
-async fn send(
+/// What has to be decoded. An engine refuses to read its own blocks, and keeps them until the lease
+/// ends: it decodes what it has prefilled only if nobody else can.
+pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> Handover {
+    let mut excluded = serving.job.excluded;
+    excluded.insert(from.id);
+    Handover {
+        id: serving.job.id,
+        pool: serving.job.pool,
+        from: from.id,
+        kv: serving.job.prompt,
+        expected_output: serving.job.expected_output,
+        seed: serving.job.seed,
+        excluded,
+    }
+}
+
+pub(crate) async fn send(
     serving: &Serving<'_>,
     backend: &Backend,
     body: Bytes,
     attempt: u32,
 ) -> Result<Answer, LegProblem> {
     let accepted = serving.accepted;
-    // Engines key their work by this id: a second attempt must not meet the first.
-    let fresh;
-    let request_id = match attempt {
-        0 | 1 => accepted.request_id.as_ref(),
-        n => {
-            fresh = format!("{}-retry{}", accepted.request_id, n - 1);
-            fresh.as_str()
-        }
-    };
-    let identity = Identity { request_id, traceparent: accepted.traceparent.as_ref() };
+    let request_id = request_id(&accepted.request_id, attempt);
+    let identity = identity(&request_id, accepted);
     let authority = &backend.pool.address().authority;
     let request = || serving.inbound.leg(authority, identity, body.clone());
     Ok(backend.pool.send(request).await?)
 }
 
-fn opened(serving: &Serving<'_>, head: Parts, body: OpenedBody, seat: Seat) -> Opened {
+/// Engines key their work by this id: a second attempt must not meet the first.
+pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
+    match attempt {
+        0 | 1 => Cow::Borrowed(given),
+        n => Cow::Owned(format!("{given}-retry{}", n - 1)),
+    }
+}
+
+pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Identity<'a> {
+    Identity { request_id, traceparent: accepted.traceparent.as_ref() }
+}
+
+pub(crate) fn opened(serving: &Serving<'_>, head: Parts, body: OpenedBody, seat: Seat) -> Opened {
     if seat.backend.health.succeeded() {
         serving.proxy.learn(Observation::HealthChanged);
     }
     Opened { head, body, seat }
 }
 
-fn note_decode(record: &mut Record, backend: &Arc<Backend>, predicted: Option<Predicted>) {
+pub(crate) fn note_decode(
+    record: &mut Record,
+    backend: &Arc<Backend>,
+    predicted: Option<Predicted>,
+) {
     record.predicted = predicted.or(record.predicted);
     record.decode_on = Some(Arc::clone(backend));
     record.live.decodes_on(backend.id);
 }
 
 /// The prompt was read: what it took is a lesson, and its prefix is there now.
-fn note_prefill(
+pub(crate) fn note_prefill(
     serving: &Serving<'_>,
     backend: &Backend,
     predicted: Predicted,
@@ -299,7 +343,7 @@ fn note_prefill(
 }
 
 /// A leg failed: what that says of its backend, and what it means for the request.
-fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
+pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
     let out = match &problem {
         LegProblem::Exchange(ExchangeError::Connect(_)) => backend.health.refused(),
         // A busy engine is not a broken one.

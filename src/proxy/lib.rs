@@ -38,6 +38,7 @@ mod legs;
 pub mod log;
 mod metrics;
 mod models;
+mod paired;
 mod place;
 mod probe;
 mod queue;

@@ -190,6 +190,7 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             backend.allowed_roles(),
             backend.streams_max,
             backend.kv_capacity,
+            backend.bootstrap_port,
             Pool::new(address, params, tls, clock),
             settings.probe.failures_to_eject,
         )));

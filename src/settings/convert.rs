@@ -77,6 +77,8 @@ impl BackendSettings {
     pub fn family(&self) -> Family {
         match (self.engine, self.connector) {
             (EngineName::Vllm, Connector::Nixl) => Family::VllmNixl,
+            (EngineName::Sglang, Connector::Bootstrap) => Family::SglangPd,
+            (EngineName::Trtllm, Connector::Transceiver) => Family::TrtLlm,
             _ => Family::Plain,
         }
     }
@@ -84,7 +86,7 @@ impl BackendSettings {
     /// Who may change its role (engine_protocols.md §0).
     pub fn capability(&self) -> RoleCapability {
         match (self.family(), self.kv_role) {
-            (Family::VllmNixl, KvRole::KvBoth) => RoleCapability::Instant,
+            (Family::VllmNixl, KvRole::KvBoth) | (Family::TrtLlm, _) => RoleCapability::Instant,
             _ => RoleCapability::Fixed,
         }
     }
@@ -94,7 +96,12 @@ impl BackendSettings {
     /// part of the hand-off for some models. In `decode` it may still run whole requests.
     pub fn allowed_roles(&self) -> RoleSet {
         match (self.family(), self.kv_role) {
-            (Family::VllmNixl, KvRole::KvBoth) => RoleSet::ANY,
+            (Family::VllmNixl, KvRole::KvBoth) | (Family::TrtLlm, _) => RoleSet::ANY,
+            // The mode it was started in.
+            (Family::SglangPd, _) => match self.role {
+                Some(role @ (Role::Prefill | Role::Decode)) => RoleSet::EMPTY.with(role),
+                _ => RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode),
+            },
             (Family::VllmNixl, KvRole::KvProducer) => RoleSet::EMPTY.with(Role::Prefill),
             (Family::VllmNixl, KvRole::KvConsumer) => RoleSet::EMPTY.with(Role::Decode),
             _ => RoleSet::EMPTY.with(Role::Mixed),

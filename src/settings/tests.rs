@@ -99,7 +99,9 @@ fn a_mistake_has_no_echo() {
     // The engine is unknown, so nobody can say whether it has this connector.
     backend(
         "engine = \"vlm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true",
-        &["backends[0].engine: unknown variant `vlm` (should be vllm or plain), line 4"],
+        &[
+            "backends[0].engine: unknown variant `vlm` (should be one of vllm, sglang, trtllm, plain), line 4",
+        ],
     );
     backend(
         "role = \"x\"\npin = true",

@@ -66,6 +66,7 @@ impl Ledger {
             model: Load {
                 role: Role::Mixed,
                 usable: true,
+                runs_whole: true,
                 group: GroupId(0),
                 prefill: Seconds::ZERO,
                 streams: 0,

@@ -26,6 +26,8 @@ pub struct Backend {
     pub streams_max: u32,
     /// KV tokens that fit into its memory.
     pub kv_capacity: Tokens,
+    /// Where its bootstrap server listens; 0 where its family has none.
+    pub bootstrap_port: u16,
     /// Its connections.
     pub pool: Pool,
     /// Its outstanding work; charged by requests, settled by their guards.
@@ -53,6 +55,7 @@ impl Backend {
         allowed: RoleSet,
         streams_max: u32,
         kv_capacity: Tokens,
+        bootstrap_port: u16,
         pool: Pool,
         failures_to_eject: u32,
     ) -> Backend {
@@ -65,6 +68,7 @@ impl Backend {
             allowed,
             streams_max,
             kv_capacity,
+            bootstrap_port,
             pool,
             account: Arc::default(),
             health: Health::new(failures_to_eject),

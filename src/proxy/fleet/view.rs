@@ -46,6 +46,7 @@ impl tidegate_placement::Fleet for View<'_> {
         Load {
             role: entry.role,
             usable: backend.health.is_usable(),
+            runs_whole: backend.family.runs_whole(),
             group: entry.group,
             prefill: balance.prefill,
             streams: balance.streams,

@@ -45,20 +45,29 @@ impl Default for ModelSettings {
 pub enum EngineName {
     /// vLLM.
     Vllm,
+    /// SGLang.
+    Sglang,
+    /// TensorRT-LLM's trtllm-serve.
+    Trtllm,
     /// Anything that speaks OpenAI's API; runs whole requests.
     #[default]
     Plain,
 }
 
-/// How a vLLM hands KV cache over.
+/// How an engine hands KV cache over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Connector {
     /// Not at all.
     #[default]
     None,
-    /// NixlConnector.
+    /// vLLM's NixlConnector.
     Nixl,
+    /// SGLang's `--disaggregation-mode`, whatever its transfer backend: both sides meet at the
+    /// prefill engine's bootstrap server.
+    Bootstrap,
+    /// TensorRT-LLM's `cache_transceiver_config`.
+    Transceiver,
 }
 
 /// vLLM's `kv_role`.
@@ -88,6 +97,8 @@ pub struct BackendSettings {
     pub connector: Connector,
     /// As the engine was started.
     pub kv_role: KvRole,
+    /// SGLang's `--disaggregation-bootstrap-port`, on the host of the URL.
+    pub bootstrap_port: u16,
     /// Backends of one group may hand KV cache to each other; by default all with the same engine,
     /// connector, version and models.
     pub group: Option<String>,
@@ -128,6 +139,7 @@ impl Default for BackendSettings {
             engine: EngineName::default(),
             connector: Connector::default(),
             kv_role: KvRole::default(),
+            bootstrap_port: defaults::BOOTSTRAP_PORT,
             group: None,
             version: None,
             models: Vec::new(),

@@ -2,7 +2,6 @@
 
 use http::Uri;
 use std::collections::BTreeMap;
-use tidegate_engine::Family;
 use tidegate_terms::{Role, Seconds};
 
 use super::Found;
@@ -123,21 +122,30 @@ fn base_of(url: &str) -> Result<String, &'static str> {
 /// Engine, connector and `kv_role` must be possible together.
 fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
     let (engine, connector) = (path("engine"), path("connector"));
-    let nixl = backend.connector == Connector::Nixl;
+    let (of, problem, hint) = match backend.connector {
+        Connector::None => (backend.engine, "", ""),
+        Connector::Nixl => (EngineName::Vllm, "is vLLM's", "add engine = \"vllm\""),
+        Connector::Bootstrap => (EngineName::Sglang, "is SGLang's", "add engine = \"sglang\""),
+        Connector::Transceiver => {
+            (EngineName::Trtllm, "is TensorRT-LLM's", "add engine = \"trtllm\"")
+        }
+    };
+    found.check_with(backend.engine == of, &connector, &[&engine], problem, hint);
     found.check_with(
-        !(nixl && backend.engine == EngineName::Plain),
-        &connector,
-        &[&engine],
-        "is vLLM's",
-        "add engine = \"vllm\"",
-    );
-    found.check_with(
-        nixl || backend.kv_role == KvRole::KvBoth,
+        backend.connector == Connector::Nixl || backend.kv_role == KvRole::KvBoth,
         &path("kv_role"),
         &[&engine, &connector],
         "is a connector's",
         "add connector = \"nixl\"",
     );
+    if backend.connector == Connector::Bootstrap {
+        let role = path("role");
+        let hint = "\"prefill\" or \"decode\", its --disaggregation-mode";
+        let said = matches!(backend.role, Some(Role::Prefill | Role::Decode));
+        found.check_with(said, &role, &[&connector], "is not said", hint);
+    }
+    let port = u64::from(backend.bootstrap_port);
+    found.count(port, (1, u64::from(u16::MAX)), &path("bootstrap_port"));
 }
 
 fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
@@ -218,7 +226,7 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
     if members.iter().any(doubted) {
         return;
     }
-    let splits = |i: &&usize| settings.backends[**i].family() == Family::VllmNixl;
+    let splits = |i: &&usize| settings.backends[**i].family().can_split();
     let may_decode = |i: &&usize| {
         let backend = &settings.backends[**i];
         match backend.role.filter(|_| backend.pin) {
@@ -227,11 +235,20 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
         }
     };
     let Some(&first) = members.iter().find(splits) else { return };
-    if members.iter().any(|i| may_decode(&i)) {
-        return;
-    }
-    let key = if settings.backends[first].pin { "pin" } else { "kv_role" };
+    let paired = !settings.backends[first].family().runs_whole();
+    let may_prefill = |i: &usize| settings.backends[*i].allowed_roles().contains(Role::Prefill);
+    let problem = match members.iter().any(|i| may_decode(&i)) {
+        false => "leaves nobody in its group to decode",
+        true if paired && !members.iter().any(may_prefill) => {
+            "leaves nobody in its group to prefill"
+        }
+        true => return,
+    };
+    let key = match settings.backends[first].pin {
+        true => "pin",
+        false if paired => "role",
+        false => "kv_role",
+    };
     let path = format!("backends[{first}].{key}");
-    let problem = "leaves nobody in its group to decode";
     found.check(false, &path, problem, "a group is one engine, connector, version, list of models");
 }
