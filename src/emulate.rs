@@ -1,7 +1,7 @@
 //! `tidegate emulate`: emulated engines over HTTP until interrupted.
 
 use std::net::SocketAddr;
-use tidegate_emulator::{EmulatorConfig, EngineKind, LoadFailurePolicy, start};
+use tidegate_emulator::{DisaggregationMode, EmulatorConfig, EngineKind, LoadFailurePolicy, start};
 use tidegate_sim::Profile;
 use tidegate_terms::{Seconds, Tokens};
 
@@ -11,6 +11,9 @@ pub struct Args {
     /// Which engine's manners
     #[arg(long, value_enum, default_value = "vllm")]
     engine: Kind,
+    /// What SGLang engines do; their bootstrap port is the one they listen on
+    #[arg(long, value_enum, default_value = "null", value_name = "MODE")]
+    disaggregation_mode: Mode,
     /// The first engine's address; the others take the ports after it
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
@@ -61,7 +64,17 @@ pub struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Kind {
     Vllm,
+    Sglang,
+    Trtllm,
     Plain,
+}
+
+/// SGLang's `--disaggregation-mode`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Mode {
+    Null,
+    Prefill,
+    Decode,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -119,6 +132,12 @@ fn config(args: Args) -> EmulatorConfig {
         max_model_len: args.max_model_len,
         kind: match args.engine {
             Kind::Vllm => EngineKind::Vllm,
+            Kind::Sglang => EngineKind::Sglang(match args.disaggregation_mode {
+                Mode::Null => DisaggregationMode::Null,
+                Mode::Prefill => DisaggregationMode::Prefill,
+                Mode::Decode => DisaggregationMode::Decode,
+            }),
+            Kind::Trtllm => EngineKind::Trtllm,
             Kind::Plain => EngineKind::Plain,
         },
         policy: match args.kv_load_failure_policy {

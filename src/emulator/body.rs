@@ -2,13 +2,14 @@
 //! in the recorded transcripts). It shares no code with the proxy's reader, so that one cannot hide
 //! the other's mistakes.
 
+mod handoff;
 mod members;
 mod prompts;
 
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-use crate::config::{EmulatorConfig, EngineKind};
+use crate::config::EmulatorConfig;
 use crate::refusal::Refusal;
 use crate::tokens::Prompt;
 use members::{boolean, given, integer, raw_members, string};
@@ -43,6 +44,8 @@ pub enum Handoff {
     None,
     /// Prefill, and hold the KV for somebody.
     Produce,
+    /// The same under a name that both sides know beforehand.
+    Offer(String),
     /// Somebody has prefilled: fetch the KV.
     Consume(Box<Remote>),
 }
@@ -84,10 +87,7 @@ impl From<Refusal> for Refused {
 /// What vLLM would refuse, in its words.
 pub fn read(config: &EmulatorConfig, chat: bool, body: &[u8]) -> Result<Ask, Refused> {
     let members = raw_members(body)?;
-    let handoff = match config.kind {
-        EngineKind::Vllm => handoff(&members)?,
-        EngineKind::Plain => Handoff::None,
-    };
+    let handoff = handoff::of(config.kind, &members)?;
     check(config, chat, &members, &handoff).map_err(|refusal| Refused { refusal, handoff })
 }
 
@@ -135,6 +135,7 @@ fn check(
     fits(config, longest)?;
     let room = config.max_model_len.saturating_sub(longest).max(1);
     let (output, finish) = output(config, members, said, room)?;
+    let (output, finish) = handoff::one_token(config.kind, handoff, (output, finish));
     Ok(Ask {
         chat,
         stream,
@@ -234,39 +235,6 @@ fn positive(members: &Members<'_>, member: &'static str) -> Result<Option<u64>, 
         }
         value => Ok(value.map(i64::unsigned_abs)),
     }
-}
-
-fn handoff(members: &Members<'_>) -> Result<Handoff, Refusal> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Params {
-        do_remote_decode: Option<bool>,
-        do_remote_prefill: Option<bool>,
-        remote_engine_id: Option<String>,
-        remote_request_id: Option<String>,
-        remote_host: Option<String>,
-        remote_port: Option<u16>,
-    }
-    let Some(raw) = given(members, "kv_transfer_params") else { return Ok(Handoff::None) };
-    let params: Params = serde_json::from_str(raw.get()).map_err(|_| {
-        let message = "Input should be a valid dictionary";
-        Refusal::wrong_type("kv_transfer_params", "dict_type", message, "...")
-    })?;
-    if params.do_remote_prefill == Some(true) {
-        let remote = (
-            params.remote_engine_id,
-            params.remote_request_id,
-            params.remote_host,
-            params.remote_port,
-        );
-        // Incomplete ones are logged by vLLM and the prompt is computed here.
-        let (Some(engine_id), Some(request_id), Some(host), Some(port)) = remote else {
-            return Ok(Handoff::None);
-        };
-        return Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id, host, port })));
-    }
-    let produce = params.do_remote_decode == Some(true);
-    Ok(if produce { Handoff::Produce } else { Handoff::None })
 }
 
 #[cfg(test)]

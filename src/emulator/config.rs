@@ -9,8 +9,34 @@ use tidegate_terms::{Seconds, Tokens};
 pub enum EngineKind {
     /// vLLM with NixlConnector (pull), `kv_role=kv_both`.
     Vllm,
-    /// The same API without a connector: hand-off parameters are ignored.
+    /// SGLang, in one of its modes.
+    Sglang(DisaggregationMode),
+    /// TensorRT-LLM's trtllm-serve with a cache transceiver.
+    Trtllm,
+    /// vLLM's API without a connector: hand-off parameters are ignored.
     Plain,
+}
+
+/// SGLang's `--disaggregation-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DisaggregationMode {
+    /// Whole requests.
+    Null,
+    /// Prefills for a decode engine that it meets in a room; nothing else.
+    Prefill,
+    /// Decodes what another engine prefills; nothing else.
+    Decode,
+}
+
+impl DisaggregationMode {
+    /// SGLang's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DisaggregationMode::Null => "null",
+            DisaggregationMode::Prefill => "prefill",
+            DisaggregationMode::Decode => "decode",
+        }
+    }
 }
 
 /// What a decode engine does when the KV does not come: vLLM's `kv_load_failure_policy`.

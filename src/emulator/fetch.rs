@@ -3,6 +3,7 @@
 //! hold up another request, and never leave memory or a lease behind when the client goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 use tidegate_sim::{Sequence, Work};
 use tidegate_terms::Tokens;
 use tokio::sync::oneshot;
@@ -15,6 +16,9 @@ use crate::feed::Feed;
 use crate::scheduler::Command;
 use crate::side::{Answer, Failed, What};
 use crate::stats::Counters;
+
+/// Between two looks into a room.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// One sequence whose KV is elsewhere.
 pub struct Fetch {
@@ -142,6 +146,22 @@ impl Fetch {
         }
     }
 
+    /// In a room the prefill may still run, or not have begun.
+    async fn ask_until_there(&self, tokens: Tokens, wanted: Tokens) -> Result<Answer, Failed> {
+        let peers = &self.engine.peers;
+        let deadline = Instant::now() + self.engine.config.handshake_timeout.to_duration();
+        loop {
+            let asked = peers.ask(&self.remote, What::Read, tokens, wanted).await;
+            let room = self.remote.engine_id.is_empty();
+            match asked {
+                Err(Failed::Refused) if room && Instant::now() < deadline => {
+                    sleep_until(Instant::now() + LOOK).await;
+                }
+                asked => return asked,
+            }
+        }
+    }
+
     async fn read(&self) -> Result<Answer, Failed> {
         let (engine, tokens) = (&self.engine, self.sequence.prompt);
         let wanted = tokens - self.local;
@@ -151,7 +171,7 @@ impl Fetch {
         }
         let begin = Instant::now();
         let answer = if wanted > Tokens::ZERO {
-            let answer = engine.peers.ask(&self.remote, What::Read, tokens, wanted).await?;
+            let answer = self.ask_until_there(tokens, wanted).await?;
             sleep_until(begin + engine.config.profile.transfer(wanted).to_duration()).await;
             answer
         } else {

@@ -12,6 +12,9 @@ use tidegate_sim::{SeqId, Sequence, Work};
 use tidegate_terms::Tokens;
 use tokio::sync::oneshot;
 
+use crate::config::EngineKind;
+use crate::{sglang, trtllm};
+
 use crate::body::{self, Ask, Handoff, Refused, Remote};
 use crate::engine::Shared;
 use crate::feed::Feed;
@@ -33,6 +36,8 @@ pub struct Answers {
     /// Its drop stops a hand-off that has not ended.
     _stop: oneshot::Sender<()>,
     ids: Ids,
+    /// The name that both sides of a hand-off know beforehand.
+    offered: Option<String>,
 }
 
 /// One answer.
@@ -69,6 +74,12 @@ pub async fn generate(
     let ids = Ids::new(chat, headers);
     let shape = Shape::new(&engine.config, &ids, &ask);
     let answers = begin(engine, &ask, ids);
+    if let Handoff::Offer(name) = &ask.handoff {
+        return match answers.engine.config.kind {
+            EngineKind::Trtllm => trtllm::context(answers, &shape, &ask, name).await,
+            _ => sglang::prefill(answers, &shape, name).await,
+        };
+    }
     if ask.stream {
         return stream(TokenStream::new(answers, shape));
     }
@@ -99,6 +110,10 @@ async fn give_up(engine: Arc<Shared>, remote: Remote) {
 /// Hand every sequence of a request to the scheduler, or to the hand-off that comes first.
 fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
     let (stop, stopped) = oneshot::channel();
+    let offered = match &ask.handoff {
+        Handoff::Offer(name) => Some(name.clone()),
+        _ => None,
+    };
     let (mut all, mut fetches) = (Vec::new(), Vec::new());
     for prompt in &ask.prompts {
         let (kv, tokens) = (prompt.kv(), Tokens(prompt.tokens()));
@@ -109,7 +124,8 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
             let cached = if index == 0 { local } else { tokens - Tokens(1) };
             // vLLM holds what is longer than one token too; a proxy that leaves max_tokens as it
             // was gets no hand-off here, and finds out.
-            let held = ask.handoff == Handoff::Produce && ask.output == 1 && index == 0;
+            let produce = ask.handoff == Handoff::Produce && ask.output == 1;
+            let held = (produce || offered.is_some()) && index == 0;
             let work = if held { Work::PrefillOnly } else { Work::Whole };
             let id = engine.next_sequence();
             let sequence =
@@ -137,7 +153,7 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
         tokio::spawn(fetch::run(fetches, stopped));
     }
     Counters::add(&engine.counters.open, 1);
-    Answers { engine, all, _stop: stop, ids }
+    Answers { engine, all, _stop: stop, ids, offered }
 }
 
 impl Answers {
@@ -150,7 +166,7 @@ impl Answers {
             return None;
         }
         let (tokens, feed) = (making.prompt.get(), &making.feed);
-        let request_id = self.ids.internal(i);
+        let request_id = self.offered.clone().unwrap_or_else(|| self.ids.internal(i));
         let held = Held { sequence: making.sequence, tokens, kv: feed.kv(), cached: feed.cached() };
         let params = handoff_params(engine, &request_id, &held);
         engine.leases.hold(request_id, held, engine.config.lease.to_duration());

@@ -120,6 +120,11 @@ impl Leases {
         table.leases.remove(request_id).map(|lease| lease.held).ok_or(missing)
     }
 
+    /// Is it held?
+    pub fn holds(&self, request_id: &str) -> bool {
+        self.table().leases.contains_key(request_id)
+    }
+
     /// How many are held.
     pub fn count(&self) -> usize {
         self.table().leases.len()

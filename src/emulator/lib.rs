@@ -1,5 +1,5 @@
 //! An engine emulator: the engine model of `tidegate-sim` served over HTTP in real time, with
-//! vLLM's API and the NIXL hand-off's semantics.
+//! vLLM's API and the NIXL hand-off's semantics, SGLang's rooms or TensorRT-LLM's two legs.
 //!
 //! - [`config`]: what is emulated
 //! - [`server`]: listeners and connections; engines that can be killed and revived
@@ -7,6 +7,7 @@
 //! - [`body`]: a request's body, read and validated as vLLM does; [`refusal`]: its errors
 //! - [`tokens`]: what counts as a token; [`text`]: what the engine answers
 //! - [`generate`]: the way of one request: hand-off, sequences, answer
+//! - [`sglang`], [`trtllm`]: their prefill's answers
 //! - [`engine`]: what one engine's connections and tasks share
 //! - [`scheduler`]: the task that steps one engine against absolute deadlines
 //! - [`feed`]: from the scheduler to a stream, without a channel
@@ -36,14 +37,16 @@ mod prefix;
 mod refusal;
 mod routes;
 mod scheduler;
+mod sglang;
 mod shape;
 mod side;
 mod stream;
 mod text;
+mod trtllm;
 
 #[cfg(test)]
 mod tests;
 
-pub use config::{EmulatorConfig, EngineKind, LoadFailurePolicy};
+pub use config::{DisaggregationMode, EmulatorConfig, EngineKind, LoadFailurePolicy};
 pub use server::{Running, start};
 pub use stats::Stats;

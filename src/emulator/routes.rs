@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::body;
+use crate::config::EngineKind;
 use crate::engine::Shared;
 use crate::generate::{generate, json, refuse};
 use crate::metrics;
@@ -29,6 +30,7 @@ const ROUTES: &[(&str, Method, Route)] = &[
     ("/ping", Method::GET, Route::Health),
     ("/version", Method::GET, Route::Version),
     ("/load", Method::GET, Route::Load),
+    ("/server_info", Method::GET, Route::ServerInfo),
     ("/metrics", Method::GET, Route::Metrics),
     ("/tokenize", Method::POST, Route::Tokenize),
     ("/detokenize", Method::POST, Route::Detokenize),
@@ -46,6 +48,7 @@ enum Route {
     Health,
     Version,
     Load,
+    ServerInfo,
     Metrics,
     Tokenize,
     Detokenize,
@@ -90,6 +93,15 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
         Route::Metrics => return page(metrics::page(engine)),
         Route::Render => return refuse(&Refusal::scale_out_disabled()),
         Route::Version => json!({ "version": "0.32.0" }),
+        Route::ServerInfo => match server_info(engine) {
+            Some(info) => info,
+            None => {
+                return json(
+                    StatusCode::NOT_FOUND,
+                    Bytes::from_static(b"{\"detail\":\"Not Found\"}"),
+                );
+            }
+        },
         Route::Load => json!({ "server_load": engine.counters.open.load(Relaxed) }),
         Route::Stats => json!(engine.counters.snapshot(engine.leases.count())),
         Route::Tokenize => match body::tokenize(config, body) {
@@ -110,6 +122,23 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
         }]}),
     };
     json(StatusCode::OK, Bytes::from(value.to_string()))
+}
+
+/// What SGLang and TensorRT-LLM tell of themselves; the others have no such path.
+fn server_info(engine: &Shared) -> Option<serde_json::Value> {
+    let running = engine.counters.running.load(Relaxed);
+    match engine.config.kind {
+        EngineKind::Sglang(mode) => Some(json!({
+            "version": "0.5.23", "disaggregation_mode": mode.as_str(),
+            "internal_states": [{
+                "disaggregation_mode": mode.as_str(), "effective_running_requests": running,
+            }],
+        })),
+        EngineKind::Trtllm => Some(json!({ "disaggregated_params": {
+            "ctx_dp_rank": 0, "ctx_info_endpoint": null,
+        }})),
+        EngineKind::Vllm | EngineKind::Plain => None,
+    }
 }
 
 fn page(text: String) -> Response<Reply> {

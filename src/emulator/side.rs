@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::body::Remote;
+use crate::config::EngineKind;
 use crate::engine::Shared;
 use crate::lease::Missing;
 use crate::scheduler::Command;
@@ -81,7 +82,9 @@ pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
     let Ok(question) = serde_json::from_slice::<Question>(body) else {
         return (StatusCode::BAD_REQUEST, Bytes::new());
     };
-    if question.engine_id != engine.id {
+    // Rooms are met by address alone.
+    let room = matches!(engine.config.kind, EngineKind::Sglang(_)) && question.engine_id.is_empty();
+    if question.engine_id != engine.id && !room {
         return (StatusCode::NOT_FOUND, Bytes::from_static(b"\"another engine\""));
     }
     let (id, extension) = (question.request_id.as_str(), (engine.config.lease * (2.0 / 3.0)));

@@ -56,6 +56,8 @@ pub enum NowhereReason {
     NoneUsable,
     /// Those that are usable are being drained.
     AllDraining,
+    /// Those that are usable take no whole requests, and have nobody to pair with.
+    Unpaired,
 }
 
 /// Where `job` should go now: the least predicted completion among those with room, those that keep
@@ -104,6 +106,8 @@ struct Survey<'a, F> {
     /// A prefill could start somewhere.
     startable: bool,
     usable: bool,
+    /// Somebody takes whole requests.
+    runs_whole: bool,
 }
 
 impl<'a, F: Fleet> Survey<'a, F> {
@@ -130,6 +134,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             unsplit: false,
             startable: false,
             usable: false,
+            runs_whole: false,
         }
     }
 
@@ -179,6 +184,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
         let cached = self.fleet.cached(self.job, on);
         let offer = Offer::new(self.params, self.job, on, &load, cached);
         let (slot, bit) = slot(load.group);
+        self.runs_whole |= load.runs_whole;
         let decode_room = load.role.takes_decode() && offer.has_decode_room();
         if load.role.takes_decode() {
             self.decode_takers |= bit;
@@ -254,6 +260,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
             Choice::Nowhere(NowhereReason::NoneUsable)
         } else if !open {
             Choice::Nowhere(NowhereReason::AllDraining)
+        } else if !self.runs_whole && self.prefill_takers & self.decode_takers == 0 {
+            Choice::Nowhere(NowhereReason::Unpaired)
         } else if self.startable {
             Choice::Wait(WaitReason::DecodeBusy)
         } else {

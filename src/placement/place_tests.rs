@@ -57,7 +57,8 @@ fn engines_that_take_no_whole_requests_get_every_one_in_two_legs() {
     check(10, &fleet, Splits(0));
     assert_eq!(goes(&unsplit(4000), &Engines::new(fleet.to_vec())), Splits(0));
     // Nobody is left to pair with.
-    check(4000, &[pair(idle(Decode)), pair(dead(Prefill))], Waits(WaitReason::PrefillBusy));
+    let alone = [pair(idle(Decode)), pair(dead(Prefill))];
+    check(4000, &alone, Goes::Nowhere(NowhereReason::Unpaired));
 }
 
 #[test]

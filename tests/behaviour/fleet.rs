@@ -1,7 +1,7 @@
 //! Emulated engines for one test, quick ones.
 
 use std::net::SocketAddr;
-use tidegate_emulator::{EmulatorConfig, Running, Stats, start};
+use tidegate_emulator::{EmulatorConfig, EngineKind, Running, Stats, start};
 use tidegate_sim::Profile;
 
 use crate::client::Answer;
@@ -13,9 +13,19 @@ pub struct Emulated {
 impl Emulated {
     /// Engines that serve model `m`.
     pub async fn start(count: u16) -> Emulated {
+        Emulated::of(count, EngineKind::Vllm).await
+    }
+
+    /// The same with the manners of another engine.
+    pub async fn of(count: u16, kind: EngineKind) -> Emulated {
         let profile = Profile::named("fast").unwrap();
-        let config =
-            EmulatorConfig { count, profile, model: "m".to_owned(), ..EmulatorConfig::default() };
+        let config = EmulatorConfig {
+            kind,
+            count,
+            profile,
+            model: "m".to_owned(),
+            ..EmulatorConfig::default()
+        };
         Emulated { running: start(config).await.unwrap() }
     }
 

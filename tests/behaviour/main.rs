@@ -16,6 +16,8 @@ mod process;
 mod proxy;
 mod relay;
 mod retry;
+mod sglang;
 mod signals;
 mod split;
 mod storm;
+mod trtllm;

@@ -1,6 +1,7 @@
 //! Bodies as values: what is accepted, and the words of refusals.
 
 use super::*;
+use crate::config::EngineKind;
 
 fn config() -> EmulatorConfig {
     EmulatorConfig { model: "tiny".to_owned(), max_model_len: 4096, ..EmulatorConfig::default() }

@@ -1,0 +1,72 @@
+//! trtllm-serve's context answer (engine_protocols.md §5.1): the parameters of the generation leg,
+//! opaque to a proxy, and the prompt's ids.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use crate::body::{Ask, Remote};
+use crate::engine::Shared;
+use crate::generate::{Answers, json as answer, refuse};
+use crate::refusal::Refusal;
+use crate::shape::Shape;
+use crate::stats::Counters;
+use crate::stream::Reply;
+
+/// Ids below are the server's own.
+pub const ID_MIN: u64 = 1 << 40;
+
+/// What a context's KV is held under.
+pub fn name(disagg_request_id: u64) -> String {
+    format!("context-{disagg_request_id}")
+}
+
+/// Who reads a state must not be able to take it for JSON: hexadecimal.
+fn encode(engine: &Shared, name: &str) -> String {
+    let state = [engine.id.as_str(), name, &engine.host, &engine.address.port().to_string()];
+    state.join("|").bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The state that [`encode`] wrote; `None` if a byte of it was changed.
+pub fn decode(state: &str) -> Option<Remote> {
+    let pairs = state.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let text = String::from_utf8(pairs.map(byte).collect::<Option<Vec<u8>>>()?).ok()?;
+    let mut parts = text.split('|').map(str::to_owned);
+    let (engine_id, request_id, host) = (parts.next()?, parts.next()?, parts.next()?);
+    let port = parts.next()?.parse().ok()?;
+    Some(Remote { engine_id, request_id, host, port })
+}
+
+/// Prefill, hold the KV, and say where it is.
+pub async fn context(
+    mut answers: Answers,
+    shape: &Shape,
+    ask: &Ask,
+    name: &str,
+) -> Response<Reply> {
+    let feed = Arc::clone(&answers.all[0].feed);
+    let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
+    if ended.failed {
+        Counters::add(&answers.engine.counters.errors, 1);
+        return refuse(&Refusal::internal());
+    }
+    answers.settle(0);
+    answers.finish();
+    let engine = &answers.engine;
+    let id: u64 = name.trim_start_matches("context-").parse().unwrap_or(0);
+    let made = shape.whole(&[&feed], None);
+    let Ok(mut body) = serde_json::from_slice::<Value>(&made) else {
+        return refuse(&Refusal::internal());
+    };
+    body["prompt_token_ids"] = json!(ask.prompts.first().map(|prompt| prompt.ids()));
+    body["choices"][0]["disaggregated_params"] = json!({
+        "request_type": "context_only", "first_gen_tokens": [1],
+        "ctx_request_id": fastrand::u32(1..), "encoded_opaque_state": encode(engine, name),
+        "draft_tokens": null, "disagg_request_id": id, "ctx_dp_rank": 0,
+        "ctx_info_endpoint": null, "schedule_style": 0,
+    });
+    answer(StatusCode::OK, Bytes::from(body.to_string()))
+}

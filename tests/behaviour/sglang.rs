@@ -1,0 +1,122 @@
+//! SGLang in its disaggregation modes: two legs at once, linked until the first byte.
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use tidegate_emulator::{DisaggregationMode, EngineKind};
+
+use crate::client::{leave_later, post, send, until};
+use crate::fake::{Act, Fake, chat_answer, chat_chunks};
+use crate::fleet::{Emulated, tokens_of};
+use crate::proxy::{Engine, Proxy, chat};
+
+const DECODE: &str = "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"decode\"";
+
+fn prefill(name: &'static str, url: String, bootstrap_port: u16) -> Engine {
+    let more = format!(
+        "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"prefill\"\n\
+         bootstrap_port = {bootstrap_port}"
+    );
+    Engine { name, url, more: more.leak() }
+}
+
+fn decode(name: &'static str, url: String) -> Engine {
+    Engine { name, url, more: DECODE }
+}
+
+async fn emulated(mode: DisaggregationMode) -> Emulated {
+    Emulated::of(1, EngineKind::Sglang(mode)).await
+}
+
+fn room(sent: &Value) -> u64 {
+    assert_eq!(sent["bootstrap_host"], "127.0.0.1");
+    sent["bootstrap_room"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kv_cache_really_moves_and_the_answer_is_one_engines() {
+    let (p, d) =
+        (emulated(DisaggregationMode::Prefill).await, emulated(DisaggregationMode::Decode).await);
+    let alone = emulated(DisaggregationMode::Null).await;
+    let engines = [prefill("p", p.url(0), p.address(0).port()), decode("d", d.url(0))];
+    let proxy = Proxy::start("", &engines).await;
+    // Short ones too: there is no engine that takes a whole request.
+    for (stream, prompt) in [(true, 600), (false, 601), (true, 3), (false, 4)] {
+        let body = p.chat(stream, prompt, 12);
+        let answer = proxy.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert!(!answer.body.contains("bootstrap"), "{}", answer.body);
+        let whole = send(alone.address(0), post("/v1/chat/completions", body.clone())).await;
+        assert_eq!(tokens_of(&answer), tokens_of(&whole), "equal to one engine alone");
+        let direct = send(d.address(0), post("/v1/chat/completions", body)).await;
+        assert_eq!(direct.status, 400, "the emulator takes no request without a room");
+    }
+    proxy.settles().await;
+    let (p, d) = (p.stats(0), d.stats(0));
+    assert_eq!((d.transfers_in, d.transfers_failed, d.recomputes), (4, 0, 0));
+    assert_eq!((p.finished, p.aborts, p.held), (4, 0, 0), "every prefill was read to its end");
+    assert_eq!(d.prompt_computed, 0, "nothing was prefilled twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_that_fails_takes_the_other_with_it_and_the_next_pair_has_another_room() {
+    let p = Fake::start([Act::Json(500, "{}".into())], Act::Json(200, chat_answer("x"))).await;
+    let d =
+        Fake::start([Act::Silent, Act::Json(500, "{}".into())], Act::Chunks(chat_chunks(3))).await;
+    let engines = [prefill("p", p.url(), 8998), decode("d", d.url())];
+    let proxy = Proxy::start("[retry]\nattempts = 4\n", &engines).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!(answer.body, chat_chunks(3).concat());
+    until("the decode of the failed prefill is cut", || d.hanging() == 0).await;
+    proxy.settles().await;
+    // A leg may be cut before it was sent.
+    let rooms = |fake: &Fake| fake.sent().iter().map(|sent| room(&sent.json())).collect::<Vec<_>>();
+    let (prefills, decodes) = (rooms(&p), rooms(&d));
+    assert_eq!(prefills.last(), decodes.last(), "both legs of an attempt meet in one room");
+    let all: BTreeSet<_> = prefills.iter().chain(&decodes).collect();
+    assert_eq!(all.len(), 3, "every attempt has its own room");
+    let ids = p.sent().into_iter().chain(d.sent()).map(|sent| sent.headers["x-request-id"].clone());
+    assert_eq!(ids.map(|id| id.as_bytes().to_vec()).collect::<BTreeSet<_>>().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_cancels_both_legs() {
+    let p = Fake::start([], Act::Silent).await;
+    let d = Fake::start([], Act::Silent).await;
+    let engines = [prefill("p", p.url(), 8998), decode("d", d.url())];
+    let proxy = Proxy::start("", &engines).await;
+    let client = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
+    until("both run", || p.hanging() + d.hanging() == 2).await;
+    client.abort();
+    until("both are cancelled", || p.hanging() + d.hanging() == 0).await;
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_is_not_cut_because_the_decode_has_begun() {
+    let p = Fake::start([], Act::Silent).await;
+    let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
+    let engines = [prefill("p", p.url(), 8998), decode("d", d.url())];
+    let proxy = Proxy::start("", &engines).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!(answer.body, chat_chunks(3).concat());
+    proxy.settles().await;
+    assert_eq!(p.hanging(), 1, "it may still be sending");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engines_verdict_on_the_request_is_the_clients_answer() {
+    let refused = "{\"error\":{\"message\":\"too long\",\"code\":400}}";
+    for (of_prefill, of_decode) in [
+        (Act::Silent, Act::Json(400, refused.into())),
+        (Act::Json(400, refused.into()), Act::Silent),
+    ] {
+        let p = Fake::start([], of_prefill).await;
+        let d = Fake::start([], of_decode).await;
+        let engines = [prefill("p", p.url(), 8998), decode("d", d.url())];
+        let proxy = Proxy::start("", &engines).await;
+        let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (400, refused));
+        until("the other leg is cut", || p.hanging() + d.hanging() == 0).await;
+        proxy.settles().await;
+    }
+}
