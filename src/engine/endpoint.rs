@@ -44,6 +44,8 @@ const PATHS: &[(&str, Endpoint)] = &[
     ("/score", Endpoint::Other),
     ("/pooling", Endpoint::Other),
     ("/classify", Endpoint::Other),
+    // SGLang's and TGI's own.
+    ("/generate", Endpoint::Other),
     ("/inference/v1/generate", Endpoint::Other),
     ("/v1/chat/completions/render", Endpoint::Other),
     ("/v1/completions/render", Endpoint::Other),

@@ -8,11 +8,12 @@
 //! - [`usage`]: the engine's own count of tokens
 //! - [`exact`]: asks for exact counts, and keeps them from clients that did not
 //! - [`leak`]: hides hand-off parameters from clients that did not ask for them
-//! - [`openai`]: errors and the model list in OpenAI's form
+//! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's
 //!
 //! It must never open a socket, read a clock or rebuild a body that it can edit.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod anthropic;
 pub mod body;
 pub mod edits;
 pub mod endpoint;
@@ -26,6 +27,7 @@ pub mod usage;
 #[cfg(test)]
 mod testing;
 
+pub use anthropic::ErrorForm;
 pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;

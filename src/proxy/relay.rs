@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tidegate_engine::exact::with_cached;
 use tidegate_engine::{
-    ApiError, HandoffFilter, Seen, SseReader, Usage, UsageFilter, Wish, strip_handoff,
+    ApiError, ErrorForm, HandoffFilter, Seen, SseReader, Usage, UsageFilter, Wish, strip_handoff,
 };
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::Sleep;
@@ -58,7 +58,7 @@ pub struct EventRelay {
     silence: Pin<Box<Sleep>>,
     silence_max: Seconds,
     last_chunk: Moment,
-    /// Does a whole stream of this kind end with `[DONE]`?
+    /// Does a whole stream of this kind end with `[DONE]`, or with what stands for it?
     has_end_mark: bool,
     done: bool,
 }
@@ -107,7 +107,7 @@ impl EventRelay {
         if record.wish.is_some() {
             reader.count_exactly(&seen);
         }
-        let has_end_mark = record.accepted.endpoint.can_split();
+        let has_end_mark = record.accepted.endpoint.generates();
         let mut relay = EventRelay {
             first: None,
             upstream: Some(upstream),
@@ -258,7 +258,9 @@ impl EventRelay {
         // Nothing may be appended to a chunk that broke off inside an event: a blank line first.
         let name = backend.map_or_else(|| "?".into(), |backend| backend.name.clone());
         let error = ApiError::upstream_failed(format!("backend {name}: {why}"));
-        let event = [b"\n\n", error.sse().as_ref()].concat();
+        let form = self.record.as_ref().map(|record| ErrorForm::of(record.accepted.endpoint));
+        let form = form.unwrap_or(ErrorForm::OpenAi);
+        let event = [b"\n\n", form.sse(&error).as_ref()].concat();
         self.end(Ended::Cut);
         Some(Bytes::from(event))
     }

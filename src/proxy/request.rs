@@ -10,7 +10,7 @@
 use http::{Request, Response};
 use hyper::body::Incoming;
 use std::sync::Arc;
-use tidegate_engine::Endpoint;
+use tidegate_engine::{Endpoint, ErrorForm};
 
 use crate::answer::{Opened, OpenedBody};
 use crate::failure::Failure;
@@ -29,7 +29,8 @@ pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<R
         Ok(Taken::Request(inbound, accepted)) => (inbound, accepted),
         Err(refused) => {
             proxy.metrics.refused(Endpoint::of(refused.path.path()), refused.error.status);
-            return named(respond::error(&refused.error), &refused.request_id);
+            let form = ErrorForm::of_path(refused.path.path());
+            return named(respond::error(&refused.error, form), &refused.request_id);
         }
     };
     let wish = signals::exact::ask(&proxy, &mut inbound, &mut accepted);
@@ -69,7 +70,8 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
 }
 
 fn fail(failure: &Failure, record: &mut Record) -> Response<RelayBody> {
-    let response = named(respond::failure(failure), &record.live.name);
+    let form = ErrorForm::of(record.accepted.endpoint);
+    let response = named(respond::failure(failure, form), &record.live.name);
     record.status = response.status().as_u16();
     record.ended = Ended::Failed;
     record.problem = Some(failure.to_string());

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
-use tidegate_engine::ApiError;
+use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_terms::Seconds;
 
 use crate::failure::{Failure, LegProblem};
@@ -13,9 +13,9 @@ use crate::relay::RelayBody;
 /// to drain, and the shortest that `Retry-After` can say.
 const RETRY_AFTER_SECONDS: Seconds = Seconds(1.0);
 
-/// A failure in the OpenAI error form.
-pub fn failure(failure: &Failure) -> Response<RelayBody> {
-    error(&api_error(failure))
+/// A failure, in the form that the client reads.
+pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
+    error(&api_error(failure), form)
 }
 
 /// The error that stands for a failure.
@@ -34,10 +34,10 @@ pub fn api_error(failure: &Failure) -> ApiError {
     }
 }
 
-/// An error in the OpenAI form.
-pub fn error(error: &ApiError) -> Response<RelayBody> {
+/// An error, in the form that the client reads.
+pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json(status, error.body());
+    let mut response = json(status, form.body(error));
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -83,7 +83,7 @@ mod tests {
             (answered(StatusCode::SERVICE_UNAVAILABLE), 503, true),
         ];
         for (row, status, retry) in rows {
-            let response = failure(&row);
+            let response = failure(&row, ErrorForm::OpenAi);
             assert_eq!(response.status().as_u16(), status, "{row}");
             assert_eq!(response.headers().contains_key(RETRY_AFTER), retry, "{row}");
         }

@@ -123,3 +123,55 @@ async fn a_full_queue_is_429_with_retry_after() {
     within(async { drop((first.await, second.await)) }).await;
     proxy.settles().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_the_messages_api_reads_errors_in_its_own_form() {
+    let events = |name: &str| {
+        let data = "{\"type\":\"NAME\",\"delta\":{\"text\":\"a\"}}".replace("NAME", name);
+        format!("event: {name}\ndata: {data}\n\n")
+    };
+    let whole = ["message_start", "content_block_delta", "message_stop"].map(events).to_vec();
+    let broken = Act::Break(whole[..2].to_vec());
+    let fake = Fake::start([Act::Chunks(whole.clone()), broken], Act::Drop).await;
+    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    let body = "{\"model\":\"m\",\"stream\":true,\"max_tokens\":9,\
+                \"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}";
+    let answer = proxy.post("/v1/messages", body).await;
+    assert_eq!(answer.body, whole.concat(), "byte for byte");
+    assert_eq!(fake.sent()[0].body, body);
+    let answer = proxy.post("/v1/messages", body).await;
+    let last = answer.body.trim_end().rsplit("\n\n").next().unwrap().to_owned();
+    let error = last.strip_prefix("event: error\ndata: ").unwrap_or_else(|| panic!("{last}"));
+    let error: serde_json::Value = serde_json::from_str(error).unwrap();
+    assert_eq!(
+        (error["type"].as_str(), error["error"]["type"].as_str()),
+        (Some("error"), Some("api_error"))
+    );
+    for (body, status, kind) in [
+        ("{", 400, "invalid_request_error"),
+        ("{\"model\":\"nope\",\"max_tokens\":1,\"messages\":[]}", 404, "not_found_error"),
+    ] {
+        let answer = proxy.post("/v1/messages", body).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["type"]),
+            (status, &kind.into())
+        );
+        assert_eq!(answer.json()["type"], "error");
+    }
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_of_other_engines_go_to_one_of_them_with_or_without_a_model() {
+    let (fake, proxy) = serving().await;
+    for (path, body) in [
+        ("/generate", "{\"text\":\"x\",\"sampling_params\":{\"max_new_tokens\":4}}"),
+        ("/inference/v1/generate", "{\"token_ids\":[1,2],\"sampling_params\":{}}"),
+        ("/v1/rerank", "{\"model\":\"m\",\"query\":\"a\",\"documents\":[\"b\"]}"),
+    ] {
+        let answer = proxy.post(path, body).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert_eq!(fake.sent().last().unwrap().body, body, "byte for byte");
+    }
+    proxy.settles().await;
+}

@@ -1,0 +1,129 @@
+//! tidegate's own errors in the form that Anthropic's clients read:
+//! <https://docs.anthropic.com/en/api/errors>. It must never touch what an engine says: that is in
+//! the engine's form already.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::{ApiError, Endpoint};
+
+/// Whose form an error has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorForm {
+    /// OpenAI's: every path but those of Anthropic's API.
+    OpenAi,
+    /// Anthropic's: `/v1/messages` and what is under it.
+    Anthropic,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    error: Error<'a>,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    message: &'a str,
+}
+
+impl ErrorForm {
+    /// What a client of `path` reads.
+    pub fn of_path(path: &str) -> ErrorForm {
+        let messages = path.strip_prefix("/v1/messages");
+        match messages.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            true => ErrorForm::Anthropic,
+            false => ErrorForm::OpenAi,
+        }
+    }
+
+    /// What a client of `endpoint` reads.
+    pub fn of(endpoint: Endpoint) -> ErrorForm {
+        match endpoint {
+            Endpoint::Messages => ErrorForm::Anthropic,
+            _ => ErrorForm::OpenAi,
+        }
+    }
+
+    /// The error as a JSON body.
+    pub fn body(self, error: &ApiError) -> Bytes {
+        match self {
+            ErrorForm::OpenAi => error.body(),
+            ErrorForm::Anthropic => Bytes::from(json(error)),
+        }
+    }
+
+    /// The error as the last event of a stream that has begun.
+    pub fn sse(self, error: &ApiError) -> Bytes {
+        match self {
+            ErrorForm::OpenAi => error.sse(),
+            ErrorForm::Anthropic => Bytes::from(format!("event: error\ndata: {}\n\n", json(error))),
+        }
+    }
+}
+
+fn json(error: &ApiError) -> String {
+    let body =
+        Body { kind: "error", error: Error { kind: kind(error.status), message: &error.message } };
+    // Strings only: there is nothing in it that JSON cannot say.
+    serde_json::to_string(&body).unwrap_or_default()
+}
+
+/// Anthropic's word for a status.
+const fn kind(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 | 529 => "overloaded_error",
+        504 => "timeout_error",
+        500..=599 => "api_error",
+        _ => "invalid_request_error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use tidegate_terms::Seconds;
+
+    #[test]
+    fn errors_of_the_messages_api_are_in_its_own_form() {
+        let form = ErrorForm::of_path("/v1/messages");
+        for (error, kind) in [
+            (ApiError::bad_request("no \"x\"", Some("x")), "invalid_request_error"),
+            (ApiError::unauthorized(), "authentication_error"),
+            (ApiError::model_not_found("m"), "not_found_error"),
+            (ApiError::too_large(1), "request_too_large"),
+            (ApiError::saturated(Seconds(1.0)), "rate_limit_error"),
+            (ApiError::no_backend(Seconds(1.0)), "overloaded_error"),
+            (ApiError::queue_deadline(Seconds(1.0)), "timeout_error"),
+            (ApiError::upstream_failed("gone"), "api_error"),
+        ] {
+            let expected =
+                json!({"type": "error", "error": {"type": kind, "message": error.message}});
+            let body: Value = serde_json::from_slice(&form.body(&error)).expect("JSON");
+            assert_eq!(body, expected);
+            let sse = form.sse(&error);
+            assert!(sse.starts_with(b"event: error\ndata: {") && sse.ends_with(b"}\n\n"));
+        }
+    }
+
+    #[test]
+    fn a_path_says_whose_form_it_reads() {
+        for (path, form) in [
+            ("/v1/messages", ErrorForm::Anthropic),
+            ("/v1/messages/count_tokens", ErrorForm::Anthropic),
+            ("/v1/messagesx", ErrorForm::OpenAi),
+            ("/v1/chat/completions", ErrorForm::OpenAi),
+        ] {
+            assert_eq!(ErrorForm::of_path(path), form, "{path}");
+        }
+    }
+}
