@@ -9,7 +9,7 @@ mod prompts;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-use crate::config::EmulatorConfig;
+use crate::config::{EmulatorConfig, EngineKind};
 use crate::refusal::Refusal;
 use crate::tokens::Prompt;
 use members::{boolean, given, integer, raw_members, string};
@@ -85,10 +85,15 @@ impl From<Refusal> for Refused {
 ///
 /// # Errors
 /// What vLLM would refuse, in its words.
-pub fn read(config: &EmulatorConfig, chat: bool, body: &[u8]) -> Result<Ask, Refused> {
+pub fn read(
+    config: &EmulatorConfig,
+    kind: EngineKind,
+    chat: bool,
+    body: &[u8],
+) -> Result<Ask, Refused> {
     let members = raw_members(body)?;
-    let handoff = handoff::of(config.kind, &members)?;
-    check(config, chat, &members, &handoff).map_err(|refusal| Refused { refusal, handoff })
+    let handoff = handoff::of(kind, &members)?;
+    check(config, kind, chat, &members, &handoff).map_err(|refusal| Refused { refusal, handoff })
 }
 
 /// The prompt of a `/tokenize` request.
@@ -118,6 +123,7 @@ pub fn detokenize(body: &[u8]) -> Result<Prompt, Refusal> {
 
 fn check(
     config: &EmulatorConfig,
+    kind: EngineKind,
     chat: bool,
     members: &Members<'_>,
     handoff: &Handoff,
@@ -135,7 +141,7 @@ fn check(
     fits(config, longest)?;
     let room = config.max_model_len.saturating_sub(longest).max(1);
     let (output, finish) = output(config, members, said, room)?;
-    let (output, finish) = handoff::one_token(config.kind, handoff, (output, finish));
+    let (output, finish) = handoff::one_token(kind, handoff, (output, finish));
     Ok(Ask {
         chat,
         stream,

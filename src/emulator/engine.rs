@@ -1,12 +1,12 @@
 //! What one engine's connections and tasks share. Nothing here waits.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_sim::SeqId;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::config::EmulatorConfig;
+use crate::config::{DisaggregationMode, EmulatorConfig, EngineKind};
 use crate::lease::Leases;
 use crate::prefix::PrefixCache;
 use crate::scheduler::Command;
@@ -35,6 +35,10 @@ pub struct Shared {
     sequences: AtomicU64,
     blocks: AtomicU64,
     killed: AtomicBool,
+    /// What SGLang's mode is now: it can be switched.
+    mode: AtomicU8,
+    /// SGLang has captured decode graphs: the first switch to decode costs memory.
+    pub graphs: AtomicBool,
 }
 
 impl Shared {
@@ -62,6 +66,11 @@ impl Shared {
             sequences: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             killed: AtomicBool::new(false),
+            mode: AtomicU8::new(match config.kind {
+                EngineKind::Sglang(mode) => mode as u8,
+                _ => 0,
+            }),
+            graphs: AtomicBool::new(config.kind == EngineKind::Sglang(DisaggregationMode::Decode)),
             config,
         }
     }
@@ -79,6 +88,23 @@ impl Shared {
     /// Tell the scheduler; a killed one hears nothing, and nobody waits for it.
     pub fn tell(&self, command: Command) {
         self.commands.send(command).ok();
+    }
+
+    /// Its manners now.
+    pub fn kind(&self) -> EngineKind {
+        match self.config.kind {
+            EngineKind::Sglang(_) => EngineKind::Sglang(match self.mode.load(Relaxed) {
+                1 => DisaggregationMode::Prefill,
+                2 => DisaggregationMode::Decode,
+                _ => DisaggregationMode::Null,
+            }),
+            kind => kind,
+        }
+    }
+
+    /// SGLang takes another mode.
+    pub fn switch(&self, mode: DisaggregationMode) {
+        self.mode.store(mode as u8, Relaxed);
     }
 
     /// It is about to be cut off.

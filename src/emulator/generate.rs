@@ -62,7 +62,9 @@ pub async fn generate(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Response<Reply> {
-    let ask = match body::read(&engine.config, chat, body).and_then(|ask| has_room(&engine, ask)) {
+    let ask = match body::read(&engine.config, engine.kind(), chat, body)
+        .and_then(|ask| has_room(&engine, ask))
+    {
         Ok(ask) => ask,
         Err(refused) => {
             if let Handoff::Consume(remote) = refused.handoff {
@@ -75,7 +77,7 @@ pub async fn generate(
     let shape = Shape::new(&engine.config, &ids, &ask);
     let answers = begin(engine, &ask, ids);
     if let Handoff::Offer(name) = &ask.handoff {
-        return match answers.engine.config.kind {
+        return match answers.engine.kind() {
             EngineKind::Trtllm => trtllm::context(answers, &shape, &ask, name).await,
             _ => sglang::prefill(answers, &shape, name).await,
         };

@@ -14,6 +14,7 @@ use crate::engine::Shared;
 use crate::generate::{generate, json, refuse};
 use crate::metrics;
 use crate::refusal::Refusal;
+use crate::sglang;
 use crate::side;
 use crate::stream::Reply;
 
@@ -31,6 +32,7 @@ const ROUTES: &[(&str, Method, Route)] = &[
     ("/version", Method::GET, Route::Version),
     ("/load", Method::GET, Route::Load),
     ("/server_info", Method::GET, Route::ServerInfo),
+    ("/pd_role_switch", Method::POST, Route::Switch),
     ("/metrics", Method::GET, Route::Metrics),
     ("/tokenize", Method::POST, Route::Tokenize),
     ("/detokenize", Method::POST, Route::Detokenize),
@@ -49,6 +51,7 @@ enum Route {
     Version,
     Load,
     ServerInfo,
+    Switch,
     Metrics,
     Tokenize,
     Detokenize,
@@ -67,7 +70,7 @@ pub async fn answer(
     let (parts, body) = request.into_parts();
     let Some((_, method, route)) = ROUTES.iter().find(|(path, ..)| *path == parts.uri.path())
     else {
-        return Ok(json(StatusCode::NOT_FOUND, Bytes::from_static(b"{\"detail\":\"Not Found\"}")));
+        return Ok(not_found());
     };
     if parts.method != method {
         let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
@@ -81,8 +84,16 @@ pub async fn answer(
             let (status, body) = side::serve(&engine, &body);
             json(status, body)
         }
+        Route::Switch => match sglang::switch(&engine, &body) {
+            Some((status, body)) => json(status, body),
+            None => not_found(),
+        },
         _ => aside(&engine, *route, &body),
     })
+}
+
+fn not_found() -> Response<Reply> {
+    json(StatusCode::NOT_FOUND, Bytes::from_static(b"{\"detail\":\"Not Found\"}"))
 }
 
 /// What does not generate.
@@ -95,12 +106,7 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
         Route::Version => json!({ "version": "0.32.0" }),
         Route::ServerInfo => match server_info(engine) {
             Some(info) => info,
-            None => {
-                return json(
-                    StatusCode::NOT_FOUND,
-                    Bytes::from_static(b"{\"detail\":\"Not Found\"}"),
-                );
-            }
+            None => return not_found(),
         },
         Route::Load => json!({ "server_load": engine.counters.open.load(Relaxed) }),
         Route::Stats => json!(engine.counters.snapshot(engine.leases.count())),
@@ -126,14 +132,8 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
 
 /// What SGLang and TensorRT-LLM tell of themselves; the others have no such path.
 fn server_info(engine: &Shared) -> Option<serde_json::Value> {
-    let running = engine.counters.running.load(Relaxed);
-    match engine.config.kind {
-        EngineKind::Sglang(mode) => Some(json!({
-            "version": "0.5.23", "disaggregation_mode": mode.as_str(),
-            "internal_states": [{
-                "disaggregation_mode": mode.as_str(), "effective_running_requests": running,
-            }],
-        })),
+    match engine.kind() {
+        EngineKind::Sglang(mode) => Some(sglang::info(engine, mode)),
         EngineKind::Trtllm => Some(json!({ "disaggregated_params": {
             "ctx_dp_rank": 0, "ctx_info_endpoint": null,
         }})),

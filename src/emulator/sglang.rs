@@ -1,14 +1,19 @@
-//! SGLang's prefill engine (engine_protocols.md §4): it waits in the room until the decode engine has
+//! SGLang's own (engine_protocols.md §4): its role switch, and its prefill engine, which waits in the room until the decode engine has
 //! taken the KV, and answers then. It must never answer before: a proxy that cuts it short loses
 //! the transfer.
 
+use bytes::Bytes;
 use http::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use crate::config::{DisaggregationMode, EngineKind};
 use crate::engine::Shared;
-use crate::generate::{Answers, json, refuse};
+use crate::generate::{Answers, json as answer, refuse};
 use crate::refusal::Refusal;
 use crate::scheduler::Command;
 use crate::shape::Shape;
@@ -61,5 +66,71 @@ pub async fn prefill(mut answers: Answers, shape: &Shape, name: &str) -> Respons
     }
     drop(room);
     answers.finish();
-    json(StatusCode::OK, shape.whole(&[&feed], None))
+    answer(StatusCode::OK, shape.whole(&[&feed], None))
+}
+
+/// `/server_info`: the launch argument stays, the internal state follows.
+pub fn info(engine: &Shared, mode: DisaggregationMode) -> Value {
+    let launched = match engine.config.kind {
+        EngineKind::Sglang(mode) => mode,
+        _ => mode,
+    };
+    let graphs = engine.graphs.load(Relaxed);
+    json!({
+        "version": "0.5.23", "disaggregation_mode": launched.as_str(),
+        "internal_states": [{
+            "disaggregation_mode": mode.as_str(),
+            "effective_running_requests": engine.counters.running.load(Relaxed),
+            "decode_cuda_graph_bs": graphs.then_some([1, 2, 4, 8]),
+            "decode_cuda_graph_memory_gb": graphs.then_some(1.7),
+        }],
+    })
+}
+
+#[derive(Deserialize)]
+struct Switch {
+    new_role: String,
+    decode_cuda_graph_memory_gb: Option<f64>,
+}
+
+/// `POST /pd_role_switch` (engine_protocols.md §4.3); `None` where there is no such path.
+pub fn switch(engine: &Shared, body: &[u8]) -> Option<(StatusCode, Bytes)> {
+    let EngineKind::Sglang(old) = engine.kind() else { return None };
+    let answer = |success: bool, message: &str, new: &str, safe: bool| {
+        let status = if success { StatusCode::OK } else { StatusCode::BAD_REQUEST };
+        let body = json!({
+            "success": success, "message": message, "old_role": old.as_str(), "new_role": new,
+            "safe_to_restore": safe,
+        });
+        Some((status, Bytes::from(body.to_string())))
+    };
+    let Ok(wanted) = serde_json::from_slice::<Switch>(body) else {
+        return answer(false, "new_role must be prefill or decode", "", true);
+    };
+    let new = wanted.new_role.as_str();
+    let mode = match new {
+        "prefill" => DisaggregationMode::Prefill,
+        "decode" => DisaggregationMode::Decode,
+        _ => return answer(false, "new_role must be prefill or decode", new, true),
+    };
+    if old == DisaggregationMode::Null {
+        return answer(false, "role switch is not enabled", new, true);
+    }
+    if old == mode {
+        return answer(true, "already in target role", new, false);
+    }
+    let counters = &engine.counters;
+    let working = [&counters.open, &counters.running, &counters.waiting, &counters.kv_used];
+    if working.iter().any(|counter| counter.load(Relaxed) > 0) || engine.leases.count() > 0 {
+        let message = "instance is not idle; drain all requests before switching";
+        return answer(false, message, new, true);
+    }
+    let first = mode == DisaggregationMode::Decode && !engine.graphs.load(Relaxed);
+    if first && wanted.decode_cuda_graph_memory_gb.is_none() {
+        let message = "decode_cuda_graph_memory_gb is required without resident decode graphs";
+        return answer(false, message, new, true);
+    }
+    engine.graphs.fetch_or(first, Relaxed);
+    engine.switch(mode);
+    answer(true, "ok", new, false)
 }

@@ -4,6 +4,7 @@
 //! - [`body`]: one pass over a JSON request body; spans, never copies
 //! - [`edits`]: change or append top-level members, every other byte stays
 //! - [`family`]: how one request becomes one or two legs, a file an engine family
+//! - [`role_switch`]: what SGLang is asked when it shall change its role
 //! - [`sse`]: counts tokens in a stream of server-sent events
 //! - [`usage`]: the engine's own count of tokens
 //! - [`exact`]: asks for exact counts, and keeps them from clients that did not
@@ -21,6 +22,7 @@ pub mod exact;
 pub mod family;
 pub mod leak;
 pub mod openai;
+pub mod role_switch;
 pub mod sse;
 pub mod usage;
 

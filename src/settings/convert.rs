@@ -87,6 +87,7 @@ impl BackendSettings {
     pub fn capability(&self) -> RoleCapability {
         match (self.family(), self.kv_role) {
             (Family::VllmNixl, KvRole::KvBoth) | (Family::TrtLlm, _) => RoleCapability::Instant,
+            (Family::SglangPd, _) if self.role_switch => RoleCapability::DrainThenCall,
             _ => RoleCapability::Fixed,
         }
     }
@@ -97,9 +98,11 @@ impl BackendSettings {
     pub fn allowed_roles(&self) -> RoleSet {
         match (self.family(), self.kv_role) {
             (Family::VllmNixl, KvRole::KvBoth) | (Family::TrtLlm, _) => RoleSet::ANY,
-            // The mode it was started in.
+            // The mode it was started in, unless it can switch.
             (Family::SglangPd, _) => match self.role {
-                Some(role @ (Role::Prefill | Role::Decode)) => RoleSet::EMPTY.with(role),
+                Some(role @ (Role::Prefill | Role::Decode)) if !self.role_switch => {
+                    RoleSet::EMPTY.with(role)
+                }
                 _ => RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode),
             },
             (Family::VllmNixl, KvRole::KvProducer) => RoleSet::EMPTY.with(Role::Prefill),

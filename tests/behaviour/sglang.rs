@@ -120,3 +120,105 @@ async fn an_engines_verdict_on_the_request_is_the_clients_answer() {
         proxy.settles().await;
     }
 }
+
+fn switchable(name: &'static str, url: String, role: &str, bootstrap_port: u16) -> Engine {
+    let more = format!(
+        "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole_switch = true\nrole = \"{role}\"\n\
+         bootstrap_port = {bootstrap_port}"
+    );
+    Engine { name, url, more: more.leak() }
+}
+
+async fn role_of(proxy: &Proxy, backend: &str) -> String {
+    let fleet = proxy.admin("/v1/fleet").await;
+    let of = fleet["backends"].as_array().unwrap().iter().find(|b| b["name"] == backend).unwrap();
+    of["role"].as_str().unwrap().to_owned()
+}
+
+async fn takes(proxy: &Proxy, backend: &str, role: &str) {
+    for _ in 0..500 {
+        if role_of(proxy, backend).await == role {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{backend} is {}, not {role}", role_of(proxy, backend).await);
+}
+
+async fn notes(proxy: &Proxy, result: &str) {
+    for _ in 0..500 {
+        if proxy.admin("/v1/plan/history").await.to_string().contains(result) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the journal does not say {result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
+    let p = Emulated::of(2, EngineKind::Sglang(DisaggregationMode::Prefill)).await;
+    let d = emulated(DisaggregationMode::Decode).await;
+    let port = |fleet: &Emulated, engine| fleet.address(engine).port();
+    let engines = [
+        switchable("p0", p.url(0), "prefill", port(&p, 0)),
+        switchable("p1", p.url(1), "prefill", port(&p, 1)),
+        switchable("d", d.url(0), "decode", port(&d, 0)),
+    ];
+    let proxy = Proxy::start("", &engines).await;
+    let ask = async |prompt: usize, output: usize| {
+        let answer = proxy.post("/v1/chat/completions", &p.chat(true, prompt, output)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    };
+    // A long answer is on its way while the roles of its engine and of another change.
+    let switching = async {
+        until("it decodes", || d.stats(0).running == 1).await;
+        assert!(proxy.set_role("p0", "{\"role\":\"decode\"}").await.status.is_success());
+        takes(&proxy, "p0", "decode").await;
+        assert!(proxy.set_role("d", "{\"role\":\"prefill\"}").await.status.is_success());
+        let twice = proxy.set_role("d", "{\"role\":\"prefill\"}").await;
+        assert_eq!(twice.status.as_u16(), 409, "{}", twice.body);
+        assert_eq!(role_of(&proxy, "d").await, "draining");
+        for prompt in 610..616 {
+            ask(prompt, 8).await;
+        }
+    };
+    tokio::join!(ask(600, 400), switching);
+    takes(&proxy, "d", "prefill").await;
+    assert!(p.stats(0).transfers_in >= 6, "the engine that was switched decodes");
+    for prompt in 620..640 {
+        ask(prompt, 4).await;
+    }
+    assert!(d.stats(0).bytes_out > 0, "the one that decoded prefills");
+    proxy.settles().await;
+    let history = proxy.admin("/v1/plan/history").await.to_string();
+    assert!(history.contains("\"switched\"") && history.contains("\"draining\""), "{history}");
+    let stats = [p.stats(0), p.stats(1), d.stats(0)];
+    assert!(stats.iter().all(|s| s.transfers_failed + s.errors + s.aborts == 0), "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_will_not_switch_goes_on_or_is_kept_out() {
+    let answer = |safe: bool| {
+        let body =
+            format!("{{\"success\":false,\"message\":\"no headroom\",\"safe_to_restore\":{safe}}}");
+        Act::Json(400, body)
+    };
+    let p = Fake::start([answer(true), answer(false)], Act::Json(200, chat_answer("x"))).await;
+    let none = || Act::Json(404, "{}".into());
+    let (other, d) = (Fake::start([], none()).await, Fake::start([], none()).await);
+    let engines = [
+        switchable("p", p.url(), "prefill", 1),
+        switchable("other", other.url(), "prefill", 2),
+        switchable("d", d.url(), "decode", 3),
+    ];
+    let proxy = Proxy::start("", &engines).await;
+    for (result, role) in [("restored", "prefill"), ("quarantined", "draining")] {
+        // A decode peer is asked for its graphs first; it has none to tell.
+        let answer = proxy.set_role("p", "{\"role\":\"decode\"}").await;
+        assert!(answer.status.is_success(), "{}", answer.body);
+        notes(&proxy, result).await;
+        assert_eq!(role_of(&proxy, "p").await, role);
+    }
+}

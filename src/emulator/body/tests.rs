@@ -8,12 +8,14 @@ fn config() -> EmulatorConfig {
 }
 
 fn refused(chat: bool, body: &str) -> (u16, String, Option<String>) {
-    let refusal = read(&config(), chat, body.as_bytes()).expect_err(body).refusal;
+    let refusal = read(&config(), EngineKind::Vllm, chat, body.as_bytes()).expect_err(body).refusal;
     (refusal.status.as_u16(), refusal.message, refusal.param)
 }
 
 fn accepted(chat: bool, body: &str) -> Ask {
-    read(&config(), chat, body.as_bytes()).map_err(|refused| refused.refusal).expect(body)
+    read(&config(), EngineKind::Vllm, chat, body.as_bytes())
+        .map_err(|refused| refused.refusal)
+        .expect(body)
 }
 
 #[test]
@@ -139,9 +141,13 @@ fn the_last_of_two_members_counts_and_a_refusal_keeps_the_hand_off() {
     });
     assert_eq!(ask.handoff, Handoff::Consume(remote.clone()));
     let body = format!(r#"{{"prompt":"a","max_tokens":0,{handoff}}}"#);
-    let refused = read(&config(), false, body.as_bytes()).expect_err("max_tokens");
+    let refused =
+        read(&config(), EngineKind::Vllm, false, body.as_bytes()).expect_err("max_tokens");
     assert_eq!(refused.handoff, Handoff::Consume(remote));
     let plain = EmulatorConfig { kind: EngineKind::Plain, ..config() };
     let body = format!(r#"{{"prompt":"a",{handoff}}}"#);
-    assert_eq!(read(&plain, false, body.as_bytes()).expect("plain").handoff, Handoff::None);
+    assert_eq!(
+        read(&plain, EngineKind::Plain, false, body.as_bytes()).expect("plain").handoff,
+        Handoff::None
+    );
 }

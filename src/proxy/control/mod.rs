@@ -7,10 +7,12 @@ mod catalog;
 mod fits;
 mod observe;
 mod streams;
+mod switch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tidegate_planner::{Params, Reason, State, plan};
-use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, Seconds};
+use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -36,6 +38,8 @@ pub struct Pace {
 
 /// Fresh costs are published this often.
 const PUBLISH_EVERY: Seconds = Seconds(1.0);
+/// Role switches that wait to be heard of; a switch waits for its turn to say it.
+const SWITCHES_MAX: usize = 16;
 /// Histograms are emptied into their buckets this often.
 const UPKEEP_EVERY: Seconds = Seconds(5.0);
 
@@ -74,6 +78,9 @@ pub struct Control {
     fits: Fits,
     catalog: Catalog,
     demand: DemandReader,
+    /// Where role switches that engines make themselves say how they ended.
+    switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
+    switching: BTreeSet<BackendId>,
     planned_at: Moment,
     published_at: Moment,
     upkeep_at: Moment,
@@ -104,6 +111,8 @@ impl Control {
             params,
             state: State::default(),
             pins,
+            switches: mpsc::channel(SWITCHES_MAX),
+            switching: BTreeSet::new(),
             planned_at: Moment::START,
             published_at: Moment::START,
             upkeep_at: Moment::START,
@@ -120,6 +129,7 @@ impl Control {
                 biased;
                 _ = stop.changed() => return,
                 Some(command) = self.inboxes.commands.recv() => self.obey(command),
+                Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
                 () = proxy.surge.notified() => {
                     let gap = clock.instant(self.planned_at + self.pace.gap);
@@ -268,6 +278,10 @@ impl Control {
             let name = &known.name;
             return Err(format!("{name} cannot be {to}: it allows {}", allowed.join(", ")));
         }
+        let calls = known.capability == RoleCapability::DrainThenCall;
+        if calls && to != from && to != Role::Draining {
+            return self.begin_switch(flip, now);
+        }
         if let Some(pin) = pin {
             self.pins[backend.index()] = pin.then_some(to);
         } else if self.pins[backend.index()].is_some() {
@@ -276,6 +290,13 @@ impl Control {
         if from == to {
             return Ok(table.plan.clone());
         }
+        Ok(self.apply(flip, "applied", now))
+    }
+
+    /// Publish a flip that no planner asked for.
+    fn apply(&mut self, flip: Flip, result: &'static str, now: Moment) -> Plan {
+        let Flip { backend, from, to } = flip;
+        let table = Arc::clone(&self.proxy.fleet.table());
         let mut roles = table.plan.roles().to_vec();
         roles[backend.index()] = to;
         let plan = table.plan.next(roles);
@@ -284,14 +305,60 @@ impl Control {
         self.note(JournalEntry {
             plan: plan.number(),
             at: self.proxy.clock.wall(now),
-            backend: known.name.to_string(),
+            backend: self.proxy.fleet.backend(backend).name.to_string(),
             from,
             to,
             cause: "operator",
-            result: "applied",
+            result,
             numbers: Default::default(),
         });
-        self.proxy.metrics.flipped(&flip, "operator", "applied");
+        self.proxy.metrics.flipped(&flip, "operator", result);
+        plan
+    }
+
+    /// The engine itself must switch: nothing new goes to it until it has.
+    fn begin_switch(&mut self, flip: Flip, now: Moment) -> Result<Plan, String> {
+        let Flip { backend: id, from, to } = flip;
+        let backend = Arc::clone(self.proxy.fleet.backend(id));
+        if !self.switching.insert(id) {
+            return Err(format!("{} is being switched already", backend.name));
+        }
+        if self.pins[id.index()].is_some() {
+            self.pins[id.index()] = Some(Role::Draining);
+        }
+        let plan = self.apply(Flip { to: Role::Draining, ..flip }, "draining", now);
+        let table = self.proxy.fleet.table();
+        let peers =
+            self.proxy.fleet.backends.iter().filter(|peer| {
+                peer.group == backend.group && table.plan.role(peer.id) == Role::Decode
+            });
+        let peers = peers.cloned().collect();
+        let told = self.switches.0.clone();
+        tokio::spawn(async move {
+            let end = switch::run(backend, peers, to).await;
+            // Nobody listens once the control loop has ended, and the proxy with it.
+            told.send(switch::Ended { backend: id, from, to, end }).await.ok();
+        });
         Ok(plan)
+    }
+
+    /// A switch has ended: the engine takes its place again, or is kept out.
+    fn switched(&mut self, ended: switch::Ended) {
+        let switch::Ended { backend, from, to, end } = ended;
+        let (role, result) = match end {
+            switch::End::Switched => (to, "switched"),
+            switch::End::Restored => (from, "restored"),
+            switch::End::Broken => (Role::Draining, "quarantined"),
+        };
+        self.switching.remove(&backend);
+        if self.pins[backend.index()].is_some() {
+            self.pins[backend.index()] = Some(role);
+        }
+        let flip = Flip { backend, from: Role::Draining, to: role };
+        if end == switch::End::Switched {
+            // It has dropped its prefix cache.
+            self.proxy.fleet.prefixes.forget(backend);
+        }
+        self.apply(flip, result, self.proxy.clock.now());
     }
 }

@@ -99,6 +99,8 @@ pub struct BackendSettings {
     pub kv_role: KvRole,
     /// SGLang's `--disaggregation-bootstrap-port`, on the host of the URL.
     pub bootstrap_port: u16,
+    /// It was started with `--enable-pd-role-switch`: operators can change its role.
+    pub role_switch: bool,
     /// Backends of one group may hand KV cache to each other; by default all with the same engine,
     /// connector, version and models.
     pub group: Option<String>,
@@ -140,6 +142,7 @@ impl Default for BackendSettings {
             connector: Connector::default(),
             kv_role: KvRole::default(),
             bootstrap_port: defaults::BOOTSTRAP_PORT,
+            role_switch: false,
             group: None,
             version: None,
             models: Vec::new(),

@@ -144,6 +144,13 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         let said = matches!(backend.role, Some(Role::Prefill | Role::Decode));
         found.check_with(said, &role, &[&connector], "is not said", hint);
     }
+    found.check_with(
+        !backend.role_switch || backend.connector == Connector::Bootstrap,
+        &path("role_switch"),
+        &[&connector],
+        "is SGLang's",
+        "add connector = \"bootstrap\"",
+    );
     let port = u64::from(backend.bootstrap_port);
     found.count(port, (1, u64::from(u16::MAX)), &path("bootstrap_port"));
 }

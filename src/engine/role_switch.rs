@@ -1,0 +1,167 @@
+//! SGLang's role switch (engine_protocols.md §4.3): what is asked and what is answered, as values.
+//! The proxy drains, calls and verifies; nothing here waits.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tidegate_terms::Role;
+
+/// Where an SGLang that was started with `--enable-pd-role-switch` takes the call.
+pub const SWITCH_PATH: &str = "/pd_role_switch";
+/// Where it says which role it has now.
+pub const INFO_PATH: &str = "/server_info";
+
+/// What came of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Switched {
+    /// It has the new role, or had it already.
+    Yes,
+    /// It still works on something: ask again.
+    NotIdle,
+    /// No. If it is sound it may go on in its old role; otherwise it must be restarted.
+    No {
+        /// Its old role still works.
+        safe_to_restore: bool,
+        /// Its reason.
+        message: String,
+    },
+}
+
+/// The decode graphs that an engine has captured, as it tells them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeGraphs {
+    /// Batch sizes, as raw JSON.
+    sizes: String,
+    /// Memory they take, as raw JSON: gigabytes.
+    memory_gb: String,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    success: bool,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    safe_to_restore: bool,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Info<'a> {
+    #[serde(borrow, default)]
+    internal_states: Vec<InternalState<'a>>,
+}
+
+#[derive(Deserialize)]
+struct InternalState<'a> {
+    disaggregation_mode: Option<&'a str>,
+    #[serde(borrow)]
+    decode_cuda_graph_bs: Option<&'a RawValue>,
+    #[serde(borrow)]
+    decode_cuda_graph_memory_gb: Option<&'a RawValue>,
+}
+
+/// The body of the call. An engine that has never decoded must be told how much memory its decode
+/// graphs will take: a decode peer's graphs.
+pub fn switch_body(role: Role, peers: Option<&DecodeGraphs>) -> Bytes {
+    let graphs = peers.filter(|_| role == Role::Decode).map(|graphs| {
+        let DecodeGraphs { sizes, memory_gb } = graphs;
+        format!(",\"decode_cuda_graph_bs\":{sizes},\"decode_cuda_graph_memory_gb\":{memory_gb}")
+    });
+    Bytes::from(format!("{{\"new_role\":\"{role}\"{}}}", graphs.unwrap_or_default()))
+}
+
+/// Reads the call's answer, whatever its status. What cannot be read is not safe.
+pub fn read_switch(answer: &[u8]) -> Switched {
+    match serde_json::from_slice::<Answer<'_>>(answer) {
+        Ok(Answer { success: true, .. }) => Switched::Yes,
+        Ok(answer) if answer.message.contains("not idle") => Switched::NotIdle,
+        Ok(Answer { message, safe_to_restore, error, .. }) => {
+            let message = error.map_or(message, |error| error.get().to_owned());
+            Switched::No { safe_to_restore, message }
+        }
+        Err(error) => Switched::No { safe_to_restore: false, message: error.to_string() },
+    }
+}
+
+/// The role that an engine says it has now; `None` if it has none or does not say. Its launch
+/// arguments keep the role that it was started with, so only its internal states count.
+pub fn role_now(info: &[u8]) -> Option<Role> {
+    let info: Info<'_> = serde_json::from_slice(info).ok()?;
+    let (first, rest) = info.internal_states.split_first()?;
+    // Every data-parallel rank.
+    if rest.iter().any(|state| state.disaggregation_mode != first.disaggregation_mode) {
+        return None;
+    }
+    match first.disaggregation_mode? {
+        "prefill" => Some(Role::Prefill),
+        "decode" => Some(Role::Decode),
+        _ => None,
+    }
+}
+
+/// The decode graphs that an engine has.
+pub fn decode_graphs(info: &[u8]) -> Option<DecodeGraphs> {
+    let info: Info<'_> = serde_json::from_slice(info).ok()?;
+    let state = info.internal_states.first()?;
+    let sizes = given(state.decode_cuda_graph_bs)?.to_owned();
+    let memory_gb = given(state.decode_cuda_graph_memory_gb)?.to_owned();
+    Some(DecodeGraphs { sizes, memory_gb })
+}
+
+fn given(raw: Option<&RawValue>) -> Option<&str> {
+    raw.map(RawValue::get).filter(|raw| *raw != "null")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &[u8] = br#"{"version":"0.5.23","disaggregation_mode":"prefill","internal_states":[
+        {"disaggregation_mode":"decode","decode_cuda_graph_bs":[1,2, 4],"decode_cuda_graph_memory_gb":1.70}]}"#;
+
+    #[test]
+    fn the_call_tells_an_engine_how_large_its_decode_graphs_will_be() {
+        let graphs = decode_graphs(INFO);
+        let decode = switch_body(Role::Decode, graphs.as_ref());
+        let expected = r#"{"new_role":"decode","decode_cuda_graph_bs":[1,2, 4],"decode_cuda_graph_memory_gb":1.70}"#;
+        assert_eq!(decode, expected);
+        assert_eq!(switch_body(Role::Prefill, graphs.as_ref()), r#"{"new_role":"prefill"}"#);
+        assert_eq!(decode_graphs(br#"{"internal_states":[{"decode_cuda_graph_bs":null}]}"#), None);
+    }
+
+    #[test]
+    fn an_engine_has_the_role_of_its_internal_states() {
+        assert_eq!(role_now(INFO), Some(Role::Decode));
+        let two = |a, b| {
+            let state = |mode| format!("{{\"disaggregation_mode\":\"{mode}\"}}");
+            role_now(format!("{{\"internal_states\":[{},{}]}}", state(a), state(b)).as_bytes())
+        };
+        assert_eq!(two("prefill", "prefill"), Some(Role::Prefill));
+        assert_eq!(two("prefill", "decode"), None, "half of it has switched");
+        assert_eq!(two("null", "null"), None);
+        assert_eq!(role_now(b"<html>"), None);
+    }
+
+    #[test]
+    fn an_answer_says_whether_to_go_on_to_wait_or_to_give_up() {
+        let answer = |success, message: &str, safe| {
+            read_switch(
+                format!(
+                    "{{\"success\":{success},\"message\":\"{message}\",\"old_role\":\"prefill\",\
+                     \"new_role\":\"decode\",\"safe_to_restore\":{safe}}}"
+                )
+                .as_bytes(),
+            )
+        };
+        assert_eq!(answer(true, "ok", false), Switched::Yes);
+        let busy = "instance is not idle; drain all requests before switching";
+        assert_eq!(answer(false, busy, true), Switched::NotIdle);
+        for safe_to_restore in [true, false] {
+            let no = Switched::No { safe_to_restore, message: "no headroom".to_owned() };
+            assert_eq!(answer(false, "no headroom", safe_to_restore), no);
+        }
+        assert!(matches!(read_switch(b"oops"), Switched::No { safe_to_restore: false, .. }));
+    }
+}
