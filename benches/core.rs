@@ -126,7 +126,6 @@ fn planning(c: &mut Criterion) {
             capability: RoleCapability::Instant,
             pinned: None,
             usable: true,
-            runs_whole: true,
             role: if slot.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             prefill: Seconds(0.1),
             streams: 60,

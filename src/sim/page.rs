@@ -101,7 +101,7 @@ fn against_rate(runs: &[Run]) -> String {
 
 fn over_time(out: &mut String, config: &SimConfig, trace: &Trace, run: &Run) {
     let (policy, rate) = (escape(&run.report.policy), run.report.rate);
-    write!(out, "<h2>{policy} at {rate} times the rate, over time</h2>\n").ok();
+    writeln!(out, "<h2>{policy} at {rate} times the rate, over time</h2>").ok();
     let end = trace.end().get().max(1e-9);
     let marks: Vec<f64> =
         run.timeline.prefill_engines.iter().skip(1).map(|(at, _)| at.since_start().get()).collect();
@@ -187,10 +187,10 @@ fn table(out: &mut String, runs: &[Run]) {
     );
     for Run { report, split, .. } in runs {
         let split = split.map_or(String::new(), |prefills| format!(" ({prefills}P)"));
-        write!(
+        writeln!(
             out,
             "<tr><td>{}<td>{}{split}<td>{}<td>{:.3}<td>{:.3}<td>{:.3}<td>{:.2}<td>{:.2}<td>{:.1}\
-             <td>{:.1}<td>{}</tr>\n",
+             <td>{:.1}<td>{}</tr>",
             report.rate,
             escape(&report.policy),
             report.requests,
