@@ -24,7 +24,7 @@ pub struct Args {
     /// What the engines are like
     #[arg(long, default_value = "llama70b-h100x4", value_name = "NAME")]
     profile: String,
-    /// tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART]
+    /// tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], bound
     #[arg(long, value_delimiter = ',', required = true, value_name = "P[,P…]")]
     policy: Vec<Policy>,
     /// The trace's rate is multiplied by this
@@ -104,7 +104,8 @@ fn drawn(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String
         .collect();
     let tidegate = Policy::Tidegate.to_string();
     let ours = runs.iter().rev().find(|run| run.report.policy == tidegate);
-    let shown = ours.or(runs.last());
+    let ran = |run: &&Run| !run.outcomes.is_empty();
+    let shown = ours.or(runs.iter().rev().find(ran));
     let at_rate = shown.map(|run| trace.clone().at_rate(run.report.rate));
     page(&names, config, runs, at_rate.as_ref().zip(shown))
 }
@@ -120,7 +121,7 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
         let splits = match policy {
             Policy::Static(prefills) => (1..engines).contains(prefills),
             Policy::BestStatic | Policy::Interval { .. } => engines > 1,
-            Policy::Tidegate | Policy::Aggregated => true,
+            Policy::Tidegate | Policy::Aggregated | Policy::Bound => true,
         };
         if !splits {
             let problem = format!("{policy} leaves one side of {engines} engines empty");

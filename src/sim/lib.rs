@@ -4,6 +4,7 @@
 //! - [`Engine`]: one engine's scheduler and step times
 //! - [`Trace`]: arrivals, read or made
 //! - [`Report`]: what came of a run
+//! - [`bound`]: what no scheduler can beat
 //! - [`page`]: a comparison as one page, drawn by chart.rs
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
@@ -14,6 +15,7 @@
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod bound;
 mod chart;
 mod cluster;
 mod demand;
@@ -30,6 +32,7 @@ mod simulate;
 mod timeline;
 mod trace;
 
+pub use bound::bound;
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;
 pub use page::page;

@@ -187,20 +187,26 @@ fn table(out: &mut String, runs: &[Run]) {
     );
     for Run { report, split, .. } in runs {
         let split = split.map_or(String::new(), |prefills| format!(" ({prefills}P)"));
+        let numbers = [
+            (report.attainment, 3),
+            (report.ttft_attainment, 3),
+            (report.tpot_attainment, 3),
+            (report.ttft_p50, 2),
+            (report.ttft_p99, 2),
+            (report.tpot_p50 * 1e3, 1),
+            (report.tpot_p99 * 1e3, 1),
+        ];
+        let numbers = numbers.map(|(value, digits)| match value.is_nan() {
+            true => "<td>–".to_owned(),
+            false => format!("<td>{value:.digits$}"),
+        });
         writeln!(
             out,
-            "<tr><td>{}<td>{}{split}<td>{}<td>{:.3}<td>{:.3}<td>{:.3}<td>{:.2}<td>{:.2}<td>{:.1}\
-             <td>{:.1}<td>{}</tr>",
+            "<tr><td>{}<td>{}{split}<td>{}{}<td>{}</tr>",
             report.rate,
             escape(&report.policy),
             report.requests,
-            report.attainment,
-            report.ttft_attainment,
-            report.tpot_attainment,
-            report.ttft_p50,
-            report.ttft_p99,
-            report.tpot_p50 * 1e3,
-            report.tpot_p99 * 1e3,
+            numbers.concat(),
             report.flips,
         )
         .ok();
@@ -215,7 +221,7 @@ mod tests {
     use crate::simulate::simulate;
 
     fn runs(trace: &Trace, config: &SimConfig) -> Vec<Run> {
-        let policies = [Policy::Aggregated, Policy::Static(1), Policy::Tidegate];
+        let policies = [Policy::Aggregated, Policy::Bound, Policy::Tidegate];
         policies.map(|policy| simulate(trace, 1.0, policy, config)).to_vec()
     }
 
@@ -237,7 +243,7 @@ mod tests {
         let runs = runs(&trace, &config);
         let names = ["a <b> & \"c\"".to_owned()];
         let html = page(&names, &config, &runs, Some((&trace, &runs[2])));
-        for word in ["aggregated", "static:1", "tidegate", "Pools", "TTFT", "TPOT", "All figures"] {
+        for word in ["aggregated", "bound", "tidegate", "Pools", "TTFT", "TPOT", "All figures"] {
             assert!(html.contains(word), "{word}");
         }
         for word in ["http", "src=", "<script", "<b>", "NaN", "inf"] {

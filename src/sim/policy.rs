@@ -15,6 +15,8 @@ pub enum Policy {
     Static(usize),
     /// The best of all splits, in hindsight.
     BestStatic,
+    /// No policy: what none can beat. Only its attainment is known.
+    Bound,
     /// A controller that plans so often; an engine that changes its role is away for so long.
     Interval {
         /// Between two plans, in milliseconds.
@@ -27,7 +29,7 @@ pub enum Policy {
 /// The word is no policy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "{0:?} is no policy: use tidegate, aggregated, static:K, static:best or interval:SECONDS[:RESTART]"
+    "{0:?} is no policy: use tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART] or bound"
 )]
 pub struct PolicyError(pub String);
 
@@ -39,6 +41,7 @@ impl FromStr for Policy {
             "tidegate" => Ok(Policy::Tidegate),
             "aggregated" => Ok(Policy::Aggregated),
             "static:best" => Ok(Policy::BestStatic),
+            "bound" => Ok(Policy::Bound),
             _ if word.starts_with("interval:") => {
                 interval(&word["interval:".len()..]).ok_or_else(|| PolicyError(word.to_owned()))
             }
@@ -58,6 +61,7 @@ impl fmt::Display for Policy {
             Policy::Aggregated => f.write_str("aggregated"),
             Policy::Static(prefills) => write!(f, "static:{prefills}"),
             Policy::BestStatic => f.write_str("static:best"),
+            Policy::Bound => f.write_str("bound"),
             Policy::Interval { every, restart: 0 } => write!(f, "interval:{}", seconds(*every)),
             Policy::Interval { every, restart } => {
                 write!(f, "interval:{}:{}", seconds(*every), seconds(*restart))
@@ -87,9 +91,15 @@ mod tests {
 
     #[test]
     fn a_policy_survives_its_own_word() {
-        for word in
-            ["tidegate", "aggregated", "static:3", "static:best", "interval:5", "interval:0.5:30"]
-        {
+        for word in [
+            "tidegate",
+            "aggregated",
+            "static:3",
+            "static:best",
+            "bound",
+            "interval:5",
+            "interval:0.5:30",
+        ] {
             assert_eq!(word.parse::<Policy>().unwrap().to_string(), word);
         }
         for word in [

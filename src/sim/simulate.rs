@@ -2,6 +2,7 @@
 
 use tidegate_terms::{Moment, Seconds, Slo};
 
+use crate::bound::bound;
 use crate::cluster::Cluster;
 use crate::follow::{Follow, TidegateParams};
 use crate::immediate::Immediate;
@@ -71,12 +72,34 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
             let report = Report::of(&word, rate, router.flips(), &outcomes, &config.slo);
             Run { report, outcomes, split: None, timeline: Timeline::default() }
         }
+        Policy::Bound => no_better(trace, rate, config),
         Policy::Tidegate => tidegate(trace, rate, config),
     }
 }
 
 fn millis(millis: u64) -> Seconds {
     Seconds::from_millis(millis as f64)
+}
+
+/// The bound as a run of which nothing else is known: null in JSON.
+fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
+    let most = bound(trace, &config.profile, config.engines, &config.slo);
+    let unknown = f64::NAN;
+    let report = Report {
+        policy: Policy::Bound.to_string(),
+        rate,
+        requests: trace.arrivals.len(),
+        attainment: most,
+        ttft_attainment: most,
+        tpot_attainment: unknown,
+        ttft_p50: unknown,
+        ttft_p99: unknown,
+        tpot_p50: unknown,
+        tpot_p99: unknown,
+        flips: 0,
+        errors: None,
+    };
+    Run { report, outcomes: Vec::new(), split: None, timeline: Timeline::default() }
 }
 
 fn tidegate(trace: &Trace, rate: f64, config: &SimConfig) -> Run {

@@ -5,7 +5,7 @@ use thiserror::Error;
 use tidegate_terms::{Seconds, Tokens};
 
 /// One request of a trace.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arrival {
     /// Since the trace's start.
     pub at: Seconds,

@@ -12,6 +12,7 @@ run=$(mktemp -d)
 stop() { bash "$engines/stop.sh" "$run"; }
 trap stop EXIT
 bash "$engines/start.sh" "$venv" "$run" 2
+"$venv/bin/python" tests/real/clients.py --tidegate target/release/tidegate --model "$engines/tiny_llama"
 "$venv/bin/python" tests/real/check.py --tidegate target/release/tidegate --engines "$run" --model "$engines/tiny_llama"
 stop
 "$venv/bin/python" tests/real/kv_events.py --venv "$venv" --tidegate target/release/tidegate --model "$engines/tiny_llama"

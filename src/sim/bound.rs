@@ -1,0 +1,212 @@
+//! What no scheduler can beat: an upper bound on attainment, from a relaxation. It must never be
+//! below what a real schedule reaches, so every step of the argument only gives more.
+//!
+//! A request counts only if its prompt is prefilled within the TTFT target, so only prefill work is
+//! asked of the fleet: decoding, hand-offs, KV memory and TPOT are free. Then
+//!
+//! 1. prompt tokens cost what they cost together with others: their compute, and of the fixed cost
+//!    of the steps the least share (a step takes at most `chunk` tokens);
+//! 2. a prompt whose prefill alone, on an idle engine, takes longer than the target is lost;
+//! 3. the others are fluids: any share of any of them may run anywhere at any time between its
+//!    arrival and its deadline, on all engines at once, and a share of a request that is done counts
+//!    as that share of a request.
+//!
+//! What is left is a linear programme: work with release times and deadlines on one machine of speed
+//! N. Sets of work that fit are a polymatroid (Edmonds 1970), so the greedy algorithm solves it: the
+//! cheapest requests first, each as much as still fits. All windows are of one length, so work fits
+//! if for all s ≤ u: work arriving in [s, u] ≤ N × (u − s + window), which two segment trees over
+//! time answer. Time is cut into bins, and windows are widened to whole bins: again only more.
+
+use tidegate_terms::{Seconds, Slo};
+
+use crate::profile::Profile;
+use crate::trace::Trace;
+
+/// Time is cut this finely.
+const BIN: f64 = 0.02;
+
+/// The share of the trace's requests that any scheduler on `engines` of `profile` can serve within
+/// `slo`, at most. 1 of an empty trace.
+pub fn bound(trace: &Trace, profile: &Profile, engines: usize, slo: &Slo) -> f64 {
+    let mut jobs: Vec<(f64, usize)> = Vec::with_capacity(trace.arrivals.len());
+    for arrival in &trace.arrivals {
+        let (alone, shared) = costs(profile, arrival.prompt.as_f64().max(1.0));
+        if alone <= slo.ttft {
+            jobs.push((shared.get(), (arrival.at.get() / BIN) as usize));
+        }
+    }
+    jobs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let bins = jobs.iter().map(|(_, bin)| bin + 1).max().unwrap_or(0);
+    let mut fits = Fits::new(bins, engines as f64 * BIN, (slo.ttft.get() / BIN) as usize + 2);
+    let served: f64 = jobs.iter().map(|(work, bin)| fits.add(*bin, *work) / work).sum();
+    match trace.arrivals.len() {
+        0 => 1.0,
+        count => served / count as f64,
+    }
+}
+
+/// How long a prompt takes alone on an engine, and its least share of an engine's time among others.
+fn costs(profile: &Profile, tokens: f64) -> (Seconds, Seconds) {
+    let compute = profile.t_tok * tokens + profile.t_att * (tokens * tokens / 2.0);
+    let chunk = profile.chunk.as_f64().max(1.0);
+    let alone = compute + profile.t_base * (tokens / chunk).ceil();
+    (alone, compute + profile.t_base * (tokens / chunk))
+}
+
+/// How much work fits.
+struct Fits {
+    /// Of an interval's length in bins: what fits into a bin.
+    capacity: f64,
+    /// Bins from an arrival to its deadline, both included.
+    window: usize,
+    /// `capacity` × u − work that arrived up to u.
+    after: MinTree,
+    /// Work that arrived before s − `capacity` × s.
+    before: MinTree,
+}
+
+impl Fits {
+    fn new(bins: usize, capacity: f64, window: usize) -> Fits {
+        let after = MinTree::new((0..bins).map(|u| capacity * u as f64).collect());
+        let before = MinTree::new((0..bins).map(|s| -capacity * s as f64).collect());
+        Fits { capacity, window, after, before }
+    }
+
+    /// As much of `work` as fits for an arrival in `bin`.
+    fn add(&mut self, bin: usize, work: f64) -> f64 {
+        let last = self.after.len() - 1;
+        let room = self.capacity * self.window as f64
+            + self.after.min(bin, last)
+            + self.before.min(0, bin);
+        let added = room.clamp(0.0, work);
+        self.after.add(bin, last, -added);
+        if bin < last {
+            self.before.add(bin + 1, last, added);
+        }
+        added
+    }
+}
+
+/// A segment tree: add to a range, minimum of a range.
+struct MinTree {
+    len: usize,
+    /// By node: the minimum below it, without what was added to nodes above.
+    min: Vec<f64>,
+    added: Vec<f64>,
+}
+
+impl MinTree {
+    fn new(values: Vec<f64>) -> MinTree {
+        let len = values.len();
+        let size = len.next_power_of_two().max(1);
+        let mut min = vec![f64::INFINITY; 2 * size];
+        min[size..size + len].copy_from_slice(&values);
+        for node in (1..size).rev() {
+            min[node] = min[2 * node].min(min[2 * node + 1]);
+        }
+        MinTree { len, min, added: vec![0.0; 2 * size] }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn add(&mut self, from: usize, to: usize, value: f64) {
+        self.add_below(1, (0, self.min.len() / 2 - 1), (from, to), value);
+    }
+
+    fn min(&self, from: usize, to: usize) -> f64 {
+        self.min_below(1, (0, self.min.len() / 2 - 1), (from, to))
+    }
+
+    fn add_below(&mut self, node: usize, of: (usize, usize), range: (usize, usize), value: f64) {
+        if range.1 < of.0 || of.1 < range.0 {
+            return;
+        }
+        if range.0 <= of.0 && of.1 <= range.1 {
+            self.min[node] += value;
+            self.added[node] += value;
+            return;
+        }
+        let middle = (of.0 + of.1) / 2;
+        self.add_below(2 * node, (of.0, middle), range, value);
+        self.add_below(2 * node + 1, (middle + 1, of.1), range, value);
+        self.min[node] = self.min[2 * node].min(self.min[2 * node + 1]) + self.added[node];
+    }
+
+    fn min_below(&self, node: usize, of: (usize, usize), range: (usize, usize)) -> f64 {
+        if range.1 < of.0 || of.1 < range.0 {
+            return f64::INFINITY;
+        }
+        if range.0 <= of.0 && of.1 <= range.1 {
+            return self.min[node];
+        }
+        let middle = (of.0 + of.1) / 2;
+        let left = self.min_below(2 * node, (of.0, middle), range);
+        let right = self.min_below(2 * node + 1, (middle + 1, of.1), range);
+        left.min(right) + self.added[node]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+    use crate::simulate::{SimConfig, simulate};
+    use crate::trace::Arrival;
+    use proptest::prelude::*;
+    use tidegate_terms::Tokens;
+
+    fn burst(count: usize, prompt: u64) -> Trace {
+        let arrival = |_| Arrival {
+            at: Seconds::ZERO,
+            prompt: Tokens(prompt),
+            output: Tokens(4),
+            ..Arrival::default()
+        };
+        Trace { arrivals: (0..count).map(arrival).collect() }
+    }
+
+    #[test]
+    fn what_the_engines_cannot_compute_in_time_is_lost() {
+        let (profile, slo) = (Profile::default(), Slo::default());
+        let of = |count, prompt| bound(&burst(count, prompt), &profile, 2, &slo);
+        assert_eq!(of(2, 2_000), 1.0);
+        // 12,000 tokens are .95 s of work: two engines do two of them in a second, and a bit.
+        let share = of(100, 12_000);
+        assert!((0.02..0.024).contains(&share), "{share}");
+        assert_eq!(of(5, 20_000), 0.0, "alone longer than the target");
+        assert_eq!(bound(&burst(0, 1), &profile, 2, &slo), 1.0);
+    }
+
+    #[test]
+    fn a_tree_knows_the_minimum_of_any_range() {
+        let mut tree = MinTree::new(vec![3.0, 1.0, 4.0, 1.5, 5.0]);
+        assert_eq!((tree.min(0, 4), tree.min(2, 4), tree.min(4, 4)), (1.0, 1.5, 5.0));
+        tree.add(1, 3, 2.0);
+        assert_eq!((tree.min(0, 4), tree.min(1, 1), tree.min(2, 3)), (3.0, 3.0, 3.5));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn no_policy_beats_the_bound(
+            engines in 2_usize..5,
+            mut requests in prop::collection::vec((0.0_f64..8.0, 1_u64..14_000, 1_u64..60), 1..120),
+            ttft in 0.2_f64..1.5,
+        ) {
+            requests.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let arrivals = requests.iter().map(|(at, prompt, output)| Arrival {
+                at: Seconds(*at), prompt: Tokens(*prompt), output: Tokens(*output), ..Arrival::default()
+            });
+            let trace = Trace { arrivals: arrivals.collect() };
+            let slo = Slo { ttft: Seconds(ttft), ..Slo::default() };
+            let config = SimConfig { engines, slo, ..SimConfig::default() };
+            let most = bound(&trace, &config.profile, engines, &slo);
+            for policy in [Policy::Aggregated, Policy::Static(1), Policy::Tidegate] {
+                let reached = simulate(&trace, 1.0, policy, &config).report.attainment;
+                prop_assert!(reached <= most + 1e-9, "{policy}: {reached} > {most}");
+            }
+        }
+    }
+}
