@@ -14,7 +14,7 @@ LONG = " ".join(f"tide_{n * 7919 % 100003}" for n in range(80))
 TOOLS = [{"type": "function", "function": {"name": "tide", "description": "The tide's height.", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}}}]
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}}}
 # Names of one answer, and when it was made: never equal.
-OWN = {"id", "created", "created_at", "completed_at", "system_fingerprint", "request_id", "item_id", "metrics", "kv_transfer_params", "prompt_tokens_details"}
+OWN = {"id", "created", "created_at", "completed_at", "system_fingerprint", "request_id", "item_id", "metrics", "kv_transfer_params", "prompt_tokens_details", "input_tokens_details"}
 
 
 def plain(value):
@@ -55,10 +55,19 @@ def text_of_stream(events):
 def both(what, of, expect=None):
     """The same call to tidegate and to one engine alone; the engine is asked afterwards."""
     ours, alone = call(lambda: of(clients["tidegate"])), call(lambda: of(clients["alone"]))
-    refused = f"both refuse: {ours['error']} {ours['status']}" if "error" in ours else ""
-    check(f"{what}: equal to one engine alone", ours == alone, refused if ours == alone else f"\n  {json.dumps(ours)[:600]}\n  {json.dumps(alone)[:600]}")
+    refused = f"both refuse: {ours['error']} {ours['status']}" if ours.get("error") else ""
+    check(f"{what}: equal to one engine alone", ours == alone, refused if ours == alone else "; ".join(differences(ours, alone)))
     if expect:
         check(f"{what}: {expect}", ours.get("error") == expect, str(ours)[:200])
+
+
+def differences(a, b, path=""):
+    """Where two answers differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [row for k in sorted({*a, *b}) for row in differences(a.get(k), b.get(k), f"{path}.{k}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [row for i, pair in enumerate(zip(a, b)) for row in differences(*pair, f"{path}[{i}]")]
+    return [] if a == b else [f"{path}: {json.dumps(a)[:200]} != {json.dumps(b)[:200]}"]
 
 
 def chat(client, **more):
@@ -97,7 +106,7 @@ def errors():
 
 
 def messages(client, **more):
-    return client.anthropic.messages.create(**{"model": "tiny", "max_tokens": 16, "temperature": 0, "messages": [{"role": "user", "content": LONG[:400]}], **more})
+    return client.anthropic.messages.create(**{"model": "tiny", "max_tokens": 16, "messages": [{"role": "user", "content": LONG[:400]}], "extra_body": {"temperature": 0}, **more})
 
 
 def anthropics():
