@@ -7,7 +7,7 @@
 //!     relay     chunks go on as they come, tokens are counted                 (relay.rs)
 //!     settle    every counter back to zero, on every path                     (settle.rs, seat.rs)
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use std::sync::Arc;
 use tidegate_engine::{Endpoint, ErrorForm};
@@ -21,8 +21,15 @@ use crate::service::Proxy;
 use crate::settle::{Ended, Record};
 use crate::{estimate, headers, models, respond, signals};
 
+/// Where an engine says that it is there: load generators and balancers ask before they send
+/// anything, and without a key.
+const HEALTH: &str = "/health";
+
 /// Answer one request. Dropping the future (the client left) cancels its legs.
 pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<RelayBody> {
+    if request.uri().path() == HEALTH && request.method() == Method::GET {
+        return respond::health(proxy.is_ready());
+    }
     let arrived = proxy.clock.now();
     let (mut inbound, mut accepted) = match intake::take(&proxy, request, arrived).await {
         Ok(Taken::Models { request_id }) => return named(models::answer(&proxy), &request_id),

@@ -47,6 +47,15 @@ pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     response
 }
 
+/// Can requests be served? As engines say it: by the status alone.
+pub fn health(ready: bool) -> Response<RelayBody> {
+    let mut response = Response::new(RelayBody::full(Bytes::new()));
+    if !ready {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    response
+}
+
 /// A JSON document.
 pub fn json(status: StatusCode, body: Bytes) -> Response<RelayBody> {
     let mut response = Response::new(RelayBody::full(body));

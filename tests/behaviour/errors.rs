@@ -4,6 +4,7 @@ use http::Method;
 
 use crate::client::{get, leave_later, post, send, until, within};
 use crate::fake::{Act, Fake, chat_answer};
+use crate::fleet::Emulated;
 use crate::proxy::{Proxy, chat, chat_with, free_port, plain, vllm};
 
 async fn serving() -> (Fake, Proxy) {
@@ -174,4 +175,22 @@ async fn paths_of_other_engines_go_to_one_of_them_with_or_without_a_model() {
         assert_eq!(fake.sent().last().unwrap().body, body, "byte for byte");
     }
     proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_port_says_whether_it_can_serve_as_an_engine_does() {
+    let mut fleet = Emulated::start(1).await;
+    let engine = vllm("e", fleet.url(0), "engine = \"plain\"");
+    let top = "[probe]\ninterval_seconds = 0.1\nfailures_to_eject = 1\n";
+    let proxy = Proxy::start(top, &[engine]).await;
+    let health = || send(proxy.data, get("/health"));
+    assert_eq!((health().await.status.as_u16(), health().await.body), (200, String::new()));
+    fleet.kill(0).await;
+    for _ in 0..500 {
+        if health().await.status == 503 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("it is healthy without an engine");
 }
