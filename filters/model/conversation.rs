@@ -65,7 +65,8 @@ impl Conversation {
     /// `None` if the messages are not in the form that vLLM takes.
     pub(super) fn read(scan: &Scan, body: &[u8], template: &ChatTemplate) -> Option<Conversation> {
         let Prompt::Messages(span) = scan.prompt else { return None };
-        let raw: Vec<Raw<'_>> = serde_json::from_slice(span.of(body)).ok()?;
+        let text = simdutf8::basic::from_utf8(span.of(body)).ok()?;
+        let raw: Vec<Raw<'_>> = serde_json::from_str(text).ok()?;
         let continues = scan.continue_final_message == Some(true);
         let last = raw.len().checked_sub(1)?;
         let mut faithful = true;

@@ -38,7 +38,7 @@ impl Members {
         if u32::try_from(body.len()).is_err() {
             return Err(BodyError::new("The request body is larger than 4 GiB.", None));
         }
-        let text = std::str::from_utf8(body)
+        let text = simdutf8::compat::from_utf8(body)
             .map_err(|error| BodyError::new(format!("The body is not UTF-8: {error}."), None))?;
         let Some(open) = text.find(|c| !matches!(c, ' ' | '\t' | '\n' | '\r')) else {
             return Err(BodyError::new("The body is empty: a JSON object is required.", None));
