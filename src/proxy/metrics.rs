@@ -335,7 +335,10 @@ fn describe() {
     gauge!("tidegate_live_requests", "Requests between arrival and settlement");
     hist!("tidegate_queue_seconds", "Arrival to the first leg's place");
     hist!("tidegate_plan_duration_seconds", "One run of the planner");
-    hist!("tidegate_surge_to_table_seconds", "Last arrival to the table that moves engines for it");
+    hist!(
+        "tidegate_surge_to_table_seconds",
+        "An arrival that the plan before did not know to the table that moves engines for it"
+    );
     hist!("tidegate_surge_to_placement_seconds", "That arrival to the first request placed by it");
     hist!("tidegate_ttft_observed_over_predicted", "Observed TTFT over what placement predicted");
     hist!(

@@ -98,7 +98,7 @@ pub fn reserve(proxy: &Proxy, job: &Job, choice: Choice) -> Option<Placed> {
         true => Some(backend.account.try_open_stream(job.prompt, backend.streams_max)?),
         false => None,
     };
-    if let Some(took) = proxy.reaction.placed(|| proxy.clock.now()) {
+    if let Some(took) = proxy.reaction.placed(job.arrived, || proxy.clock.now()) {
         proxy.metrics.surge_placed(took);
     }
     let seat = Seat::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));

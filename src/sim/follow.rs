@@ -51,7 +51,7 @@ impl Default for TidegateParams {
         TidegateParams {
             placement: PlacementParams::default(),
             planner: PlannerParams::default(),
-            plan_interval: Seconds(0.02),
+            plan_interval: Seconds(0.005),
             plan_gap: Seconds(0.002),
             queue_deadline: Seconds(30.0),
             handoff_deadline: Seconds(20.0),
