@@ -91,6 +91,8 @@ struct Survey<'a, F> {
     left: Seconds,
     /// The best backend for the whole request.
     whole: Option<Candidate>,
+    /// The best prefill backend for the whole request: no hand-off delays its first token there.
+    stay: Option<Candidate>,
     /// By group, the best backend for the prefill leg.
     prefill: [Option<Candidate>; GROUPS],
     /// By group, the shortest decode step with this request in it.
@@ -125,6 +127,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             excluding,
             left: job.ttft_deadline - now,
             whole: None,
+            stay: None,
             prefill: [None; GROUPS],
             decode_step: [Seconds(f64::INFINITY); GROUPS],
             prefill_takers: 0,
@@ -209,6 +212,9 @@ impl<'a, F: Fleet> Survey<'a, F> {
         } else if load.role == Role::Prefill {
             self.prefill_room |= bit;
             offer.prefill().compete(&mut self.prefill[slot], self.left);
+            if offer.may_stay() {
+                offer.whole().compete(&mut self.stay, self.left);
+            }
         }
     }
 
@@ -245,11 +251,23 @@ impl<'a, F: Fleet> Survey<'a, F> {
                 handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
             }
         }
+        if let Some(stay) = self.stay_in_time(split) {
+            return Some(whole_on(stay));
+        }
         match (split, self.whole) {
             (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
             (_, Some(whole)) => Some(whole_on(whole)),
             (split, None) => split.map(prefill_on),
         }
+    }
+
+    /// Where the request stays after its prefill, if that alone brings its first token in time.
+    fn stay_in_time(&self, split: Option<Candidate>) -> Option<Candidate> {
+        let in_time = |candidate: &Candidate| candidate.ttft <= self.left;
+        if split.as_ref().is_none_or(in_time) || self.whole.as_ref().is_some_and(in_time) {
+            return None;
+        }
+        self.stay.filter(in_time)
     }
 
     fn why_not(&self, empty: bool) -> Choice {

@@ -4,6 +4,7 @@ use super::*;
 use crate::fixture::{Engines, idle, job, prefilling, streaming};
 use proptest::prelude::*;
 use tidegate_terms::Role::{Decode, Draining, Mixed, Prefill};
+use tidegate_terms::Slo;
 
 const NOW: Moment = Moment::START;
 
@@ -110,6 +111,44 @@ fn what_cannot_be_split_runs_on_a_prefill_backend_if_no_streams_can_wait_for_it(
     assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(0));
     let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
     assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(1));
+}
+
+#[test]
+fn what_a_hand_off_would_make_late_stays_on_the_prefill_backend() {
+    // 11,500 tokens take .92 s; moving their KV and the decode engine's step another .12 s.
+    let decode = streaming(Decode, 60, 0.0);
+    check(11_500, &[idle(Prefill), decode], Whole(0));
+    check(10_000, &[idle(Prefill), decode], Splits(0));
+    // Nothing makes it in time: streams do not belong on a prefill backend then.
+    check(13_000, &[idle(Prefill), decode], Splits(0));
+    // Nor two streams at once: each would hold the other up with its prefill.
+    check(11_500, &[streaming(Prefill, 1, 1.0), decode], Splits(0));
+    let never = Params { hold_max: Seconds(-1.0), ..Params::default() };
+    let choice = place(&never, NOW, &job(1, 11_500), &Engines::new(vec![idle(Prefill), decode]));
+    assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");
+}
+
+#[test]
+fn nobody_is_held_up_for_longer_than_a_stream_like_the_jobs_own_could_make_good() {
+    // A hold-up of .04 s, and streams that earn 13 ms with every token.
+    let busy = prefilling(Prefill, 0.5);
+    let engines = Engines::new(vec![busy, streaming(Decode, 30, 1.0)]);
+    let answering = |tokens| Job { expected_output: Tokens(tokens), ..job(1, 1000) };
+    assert_eq!(goes(&answering(20), &engines), Whole(1));
+    assert_eq!(goes(&answering(3), &engines), Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn the_reserve_for_prefills_under_way_is_a_share_of_what_streams_may_use() {
+    // Of a target of 16 ms the weights take 15.1: nine tenths of the rest, at 71 µs a stream.
+    let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };
+    let params = Params { slo: tight, admission: 0.9, ..Params::default() };
+    let goes = |streams| {
+        let engines = Engines::new(vec![idle(Prefill), streaming(Decode, streams, 0.0)]);
+        place(&params, NOW, &job(1, 1000), &engines)
+    };
+    assert!(matches!(goes(10), Choice::Prefill { .. }));
+    assert_eq!(goes(11), Choice::Wait(WaitReason::DecodeBusy));
 }
 
 #[test]

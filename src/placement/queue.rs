@@ -1,6 +1,7 @@
-//! Those that wait, earliest TTFT deadline first. Those that can no longer make theirs come last,
-//! with a share of the work that is placed, so that none starves. The queue reserves nothing and
-//! never sleeps: its owner polls it when room is made and at [`DeadlineQueue::next_deadline`].
+//! Those that wait, earliest TTFT deadline first, long prompts brought forward a little. Those that
+//! can no longer make theirs come last, with a share of the work that is placed, so that none
+//! starves. The queue reserves nothing and never sleeps: its owner polls it when room is made and at
+//! [`DeadlineQueue::next_deadline`].
 //!
 //! A poll of a full pool is quick however many wait: a job is not even tried if one of its kind
 //! that needs no more work was just refused.
@@ -11,7 +12,7 @@ use crate::order::order;
 use crate::{Choice, Fleet, Job, NowhereReason, Params, Split, place};
 use line::{Key, Line, Rank};
 use std::collections::{BTreeMap, BTreeSet};
-use tidegate_terms::{Moment, PoolId, RequestId, Seconds};
+use tidegate_terms::{Moment, PoolId, RequestId, Role, Seconds};
 
 /// How often a place that someone else took first is asked for again, each time afresh.
 const RACES_MAX: u32 = 3;
@@ -63,6 +64,8 @@ struct Waiting {
     work: Seconds,
     /// Since when it is hopeless.
     latest_start: Moment,
+    /// Its place among the hopeful: the deadline, less a share of the work.
+    turn: Moment,
     rank: Rank,
 }
 
@@ -98,10 +101,10 @@ impl DeadlineQueue {
         if self.waiting.len() >= self.limit {
             return Err(QueueFull { limit: self.limit });
         }
-        let (work, latest_start) = (Seconds::ZERO, job.ttft_deadline);
+        let (work, due) = (Seconds::ZERO, job.ttft_deadline);
         self.expiries.insert((job.queue_deadline, job.id));
         self.fresh.push(job.id);
-        let waiting = Waiting { job, work, latest_start, rank: Rank::Hopeful };
+        let waiting = Waiting { job, work, latest_start: due, turn: due, rank: Rank::Hopeful };
         self.lines.entry(waiting.job.pool).or_default().join(&waiting);
         self.waiting.insert(waiting.job.id, waiting);
         Ok(())
@@ -188,8 +191,11 @@ impl DeadlineQueue {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
             let Some(line) = self.lines.get_mut(&waiting.job.pool) else { continue };
             line.leave(waiting);
-            waiting.work = least_work(params, &waiting.job, fleet);
-            waiting.latest_start = waiting.job.ttft_deadline - waiting.work;
+            let (work, after) = least_work(params, &waiting.job, fleet);
+            let due = waiting.job.ttft_deadline;
+            waiting.work = work;
+            waiting.latest_start = due - work - after;
+            waiting.turn = due - work * params.long_first;
             line.join(waiting);
         }
     }
@@ -333,19 +339,28 @@ impl Refused {
     }
 }
 
-/// A job's prefill work on the backend that would need least, were it idle. 0 if there is none.
-fn least_work(params: &Params, job: &Job, fleet: &impl Fleet) -> Seconds {
+/// A job's prefill work on the backend that would need least, were it idle, and what comes between
+/// its end and the first token: where engines only prefill, a hand-off and the decode engine's next
+/// step, which takes up to the TPOT target. 0 if there is none.
+fn least_work(params: &Params, job: &Job, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(params.sample).map(|index| backends[index]);
     let holders = fleet.holders(job);
     let holders = holders.entries().iter().map(|(holder, _)| *holder);
     let known = holders.filter(|holder| backends.contains(holder));
-    let work = sample.chain(known).filter_map(|backend| {
+    let mut least = None;
+    let mut hands_over = false;
+    for backend in sample.chain(known) {
         let load = fleet.load(backend);
-        let cached = fleet.cached(job, backend);
-        load.is_open().then(|| load.prefill_model.predict(job.prompt - cached, cached))
-    });
-    work.reduce(Seconds::min).unwrap_or(Seconds::ZERO)
+        if load.is_open() {
+            let cached = fleet.cached(job, backend);
+            let work = load.prefill_model.predict(job.prompt - cached, cached);
+            least = Some(least.map_or(work, |least: Seconds| least.min(work)));
+            hands_over |= load.role == Role::Prefill && job.split == Split::May;
+        }
+    }
+    let after = params.transfer.predict(job.prompt) + params.slo.tpot;
+    (least.unwrap_or(Seconds::ZERO), if hands_over { after } else { Seconds::ZERO })
 }
 
 #[cfg(test)]

@@ -68,6 +68,34 @@ fn the_earliest_deadline_goes_first() {
 }
 
 #[test]
+fn a_long_prompt_is_brought_forward_by_a_share_of_its_work() {
+    let engines = full();
+    // 9000 tokens take .7 s, 2500 take .19: a share of .3 of the difference is .15 s.
+    let mut queue = queue([due(1, 2500, 2.0, 9.0), due(2, 9000, 2.1, 9.0), due(3, 9000, 2.2, 9.0)]);
+    assert_eq!(poll(&mut queue, at(0.0), &engines), []);
+    for next in [2, 1, 3] {
+        make_room(&engines);
+        assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(next)]);
+    }
+}
+
+#[test]
+fn where_engines_only_prefill_hope_ends_a_hand_off_and_a_step_earlier() {
+    // 2500 tokens: 186 ms, and 53 ms until their first token.
+    let order = |role: Role, now: f64| {
+        let engines = Engines::new(vec![prefilling(role, 1.0), idle(Role::Decode)]);
+        engines.change(1, |load| load.prefill = Seconds(1.0));
+        let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
+        poll(&mut queue, at(0.0), &engines);
+        make_room(&engines);
+        poll(&mut queue, at(now), &engines)
+    };
+    assert_eq!(order(Role::Mixed, 0.79), [Left::Placed(1)]);
+    assert_eq!(order(Role::Prefill, 0.79), [Left::Placed(2)]);
+    assert_eq!(order(Role::Prefill, 0.74), [Left::Placed(1)]);
+}
+
+#[test]
 fn those_that_can_no_longer_make_it_go_last() {
     let engines = full();
     // 30,000 tokens take three seconds: hopeless from the start, though due first.

@@ -25,7 +25,7 @@ pub(super) enum Rank {
 /// The jobs of one pool.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    /// By TTFT deadline.
+    /// By turn.
     hopeful: BTreeSet<Key>,
     /// The same jobs by when they become hopeless.
     starts: BTreeSet<Key>,
@@ -42,7 +42,7 @@ impl Line {
         let id = waiting.job.id;
         match waiting.rank {
             Rank::Hopeful => {
-                self.hopeful.insert((waiting.job.ttft_deadline, id));
+                self.hopeful.insert((waiting.turn, id));
                 self.starts.insert((waiting.latest_start, id));
             }
             Rank::Hopeless => {
@@ -54,7 +54,7 @@ impl Line {
 
     pub(super) fn leave(&mut self, waiting: &Waiting) {
         let id = waiting.job.id;
-        self.hopeful.remove(&(waiting.job.ttft_deadline, id));
+        self.hopeful.remove(&(waiting.turn, id));
         self.starts.remove(&(waiting.latest_start, id));
         self.hopeless.remove(&(waiting.job.arrived, id));
         self.work_nanos = self.work_nanos.saturating_sub(nanos(waiting.work));

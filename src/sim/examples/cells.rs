@@ -98,6 +98,7 @@ fn params() -> TidegateParams {
             "tells" => params.tells_output = number > 0.0,
             "flips" => params.flips = number > 0.0,
             "start" => params.start = Some(number as usize),
+            "long" => params.placement.long_first = number,
             "queue" => params.queue_deadline = Seconds(number),
             _ => panic!("{key}?"),
         }
