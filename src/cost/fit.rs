@@ -19,6 +19,8 @@ pub struct PrefillFit {
 #[derive(Clone, Debug)]
 pub struct DecodeFit {
     fit: Robust<3>,
+    /// From the prior, and never learned: two lines that meet somewhere are no linear fit.
+    free_streams: u32,
 }
 
 /// Learns a [`TransferModel`].
@@ -65,8 +67,9 @@ impl Default for PrefillFit {
 impl DecodeFit {
     /// Starts from `prior`.
     pub fn new(prior: DecodeModel) -> DecodeFit {
+        let free_streams = prior.free_streams;
         let prior = [prior.base, prior.per_stream, prior.per_kv_token];
-        DecodeFit { fit: Robust::new(prior.map(Seconds::get)) }
+        DecodeFit { fit: Robust::new(prior.map(Seconds::get)), free_streams }
     }
 
     /// With `streams` running and `kv` tokens of KV between them, a stream's tokens came `itl`
@@ -75,14 +78,15 @@ impl DecodeFit {
         if streams == 0 || kv.get() > TOKENS_MAX {
             return;
         }
-        let features = [1.0, f64::from(streams), kv.as_f64()];
+        let paid = streams.saturating_sub(self.free_streams);
+        let features = [1.0, f64::from(paid), kv.as_f64()];
         self.fit.observe(class(u64::from(streams), [8, 32, 128]), features, itl.get());
     }
 
     /// The model as learned so far.
     pub fn model(&self) -> DecodeModel {
         let [base, per_stream, per_kv_token] = self.fit.coefficients().map(Seconds);
-        DecodeModel { base, per_stream, per_kv_token }
+        DecodeModel { base, per_stream, free_streams: self.free_streams, per_kv_token }
     }
 
     /// How many observations were taken in.

@@ -50,12 +50,13 @@ proptest! {
     #[test]
     fn a_decode_fit_predicts_within_a_tenth_despite_outliers(
         draws in draws(),
-        (base, stream, kv) in (0.004..0.03, 5e-6..150e-6, 2e-9..80e-9),
+        (base, stream, kv, free) in (0.004..0.03, 5e-6..150e-6, 2e-9..80e-9, 0..200_u32),
     ) {
         let truth = DecodeModel {
-            base: Seconds(base), per_stream: Seconds(stream), per_kv_token: Seconds(kv),
+            base: Seconds(base), per_stream: Seconds(stream), free_streams: free,
+            per_kv_token: Seconds(kv),
         };
-        let mut fit = DecodeFit::default();
+        let mut fit = DecodeFit::new(DecodeModel { free_streams: free, ..DecodeModel::default() });
         for [size, each, noise, outlier] in draws {
             let streams = log_between(1.0, 256.0, size) as u32;
             let held = Tokens(u64::from(streams) * log_between(300.0, 4000.0, each));

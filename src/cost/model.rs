@@ -18,13 +18,18 @@ pub struct PrefillModel {
     pub per_attention: Seconds,
 }
 
-/// `step(n streams, K tokens of KV) = base + per_stream·n + per_kv_token·K`, by engine_model.md.
+/// `step(n streams, K tokens of KV) = base + per_stream·max(0, n − free_streams) + per_kv_token·K`,
+/// by engine_model.md: `base` is `t_base + t_weights`, and up to `free_streams = t_weights / t_seq`
+/// streams compute while the weights are read.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecodeModel {
     /// Fixed cost of a step: launches, and reading the weights once.
     pub base: Seconds,
     /// Cost of computing one stream's token.
     pub per_stream: Seconds,
+    /// Streams whose computing hides behind reading the weights. 0: every stream costs.
+    #[serde(default)]
+    pub free_streams: u32,
     /// Cost of reading one token's KV.
     pub per_kv_token: Seconds,
 }
@@ -68,6 +73,7 @@ impl Default for DecodeModel {
         DecodeModel {
             base: Seconds(0.012),
             per_stream: Seconds(50e-6),
+            free_streams: 0,
             per_kv_token: Seconds(25e-9),
         }
     }
@@ -77,16 +83,29 @@ impl DecodeModel {
     /// How long one step takes that gives each of `streams` one token, with `kv` tokens of KV
     /// between them.
     pub fn step(&self, streams: u32, kv: Tokens) -> Seconds {
-        self.base + self.per_stream * f64::from(streams) + self.per_kv_token * kv.as_f64()
+        let paid = f64::from(streams.saturating_sub(self.free_streams));
+        self.base + self.per_stream * paid + self.per_kv_token * kv.as_f64()
+    }
+
+    /// What `streams` add to a step that computes a prefill chunk too: nothing hides behind the
+    /// weights then.
+    pub fn beside_prefill(&self, streams: u32, kv: Tokens) -> Seconds {
+        self.per_stream * f64::from(streams) + self.per_kv_token * kv.as_f64()
     }
 
     /// The most streams of `mean_kv` tokens each whose step stays within `tpot`. May be
     /// fractional; 0 if not even an empty step does; at most `u32::MAX`.
     pub fn streams_within(&self, tpot: Seconds, mean_kv: Tokens) -> f64 {
         let left = (tpot - self.base).get();
-        let each = (self.per_stream + self.per_kv_token * mean_kv.as_f64()).get();
+        let reading = (self.per_kv_token * mean_kv.as_f64()).get();
+        let each = self.per_stream.get() + reading;
+        let free = f64::from(self.free_streams);
+        let most = match left / reading.max(1e-12) {
+            all_free if all_free <= free => all_free,
+            _ => (left + self.per_stream.get() * free) / each.max(1e-12),
+        };
         // Also the way out for NaN.
-        if left > 0.0 { (left / each.max(1e-12)).min(f64::from(u32::MAX)) } else { 0.0 }
+        if left > 0.0 { most.min(f64::from(u32::MAX)) } else { 0.0 }
     }
 }
 
@@ -134,6 +153,13 @@ mod tests {
         let step = |n: f64| model.step(n as u32, Tokens((n * 1500.0) as u64));
         assert!(step(most.floor()) <= tpot && step(most.ceil()) > tpot);
         assert_eq!(model.streams_within(Seconds(0.012), kv), 0.0);
+        // Of 200 streams that fit, 182 cost nothing but their KV; of a shorter target all do.
+        let roofline = DecodeModel { free_streams: 182, ..model };
+        for tpot in [Seconds(0.018), Seconds(0.0205)] {
+            let most = roofline.streams_within(tpot, kv);
+            let step = |n: f64| roofline.step(n as u32, Tokens((n * 1500.0) as u64));
+            assert!(step(most.floor()) <= tpot && step(most.ceil()) > tpot, "{most}");
+        }
         assert_eq!(model.streams_within(Seconds(f64::NAN), kv), 0.0);
     }
 }

@@ -36,10 +36,10 @@ pub fn settings(
             "[[backends]]\nname = \"engine-{i}\"\nurl = \"http://{address}\"\nengine = \"vllm\"\n\
              connector = \"nixl\"\nstreams_max = {}\nkv_capacity_tokens = {}\n\
              prefill_prior = {{ base_seconds = {:e}, per_token_seconds = {:e}, per_attention_seconds = {:e} }}\n\
-             decode_prior = {{ base_seconds = {:e}, per_stream_seconds = {:e}, per_kv_token_seconds = {:e} }}\n",
+             decode_prior = {{ base_seconds = {:e}, per_stream_seconds = {:e}, free_streams = {}, per_kv_token_seconds = {:e} }}\n",
             profile.max_num_seqs, profile.kv_capacity.get(),
             prefill.base.get(), prefill.per_token.get(), prefill.per_attention.get(),
-            decode.base.get(), decode.per_stream.get(), decode.per_kv_token.get(),
+            decode.base.get(), decode.per_stream.get(), decode.free_streams, decode.per_kv_token.get(),
         )
         .ok();
         if let Policy::Static(prefills) = policy {

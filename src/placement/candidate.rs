@@ -7,7 +7,7 @@
 //! every such step, so the hold-up is per step: a prompt of `s = ⌈uncached / chunk⌉` chunks takes
 //!
 //! ```text
-//! mixed   = max(prefill, s·decode.base) + s·(decode.step(n, K) − decode.base)
+//! mixed   = max(prefill, s·decode.base) + s·(n·t_seq + K·t_kv)
 //! hold-up = prefill work already there + mixed − s·TPOT target
 //! ```
 //!
@@ -115,11 +115,12 @@ impl<'a> Offer<'a> {
         base + spare * self.params.admission
     }
 
-    /// May the whole request run on a prefill backend? Only where no stream runs, and only if
-    /// decodes and prefills may share an engine at all.
+    /// May the whole request run on a prefill backend? Only where that holds no stream up, and only
+    /// if decodes and prefills may share an engine at all.
     pub(crate) fn may_stay(&self) -> bool {
         let shares = self.params.hold_max >= Seconds::ZERO;
-        shares && self.load.runs_whole && self.load.streams == 0 && self.has_decode_room()
+        let harmless = self.load.streams == 0 || self.has_slack();
+        shares && harmless && self.load.runs_whole && self.has_decode_room()
     }
 
     /// Does the slack of its streams, less the step that runs now, cover this prefill?
@@ -171,7 +172,7 @@ impl<'a> Offer<'a> {
             return self.predicted;
         }
         let shared = load.decode_model.base;
-        let beside = load.decode_model.step(load.streams, load.kv) - shared;
+        let beside = load.decode_model.beside_prefill(load.streams, load.kv);
         self.predicted.max(shared * steps) + beside * steps
     }
 

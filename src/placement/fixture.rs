@@ -14,6 +14,7 @@ pub(crate) const PREFILL: PrefillModel = PrefillModel {
 pub(crate) const DECODE: DecodeModel = DecodeModel {
     base: Seconds(0.0151),
     per_stream: Seconds(40e-6),
+    free_streams: 0,
     per_kv_token: Seconds(30.6e-9),
 };
 

@@ -121,8 +121,8 @@ fn what_a_hand_off_would_make_late_stays_on_the_prefill_backend() {
     check(10_000, &[idle(Prefill), decode], Splits(0));
     // Nothing makes it in time: streams do not belong on a prefill backend then.
     check(13_000, &[idle(Prefill), decode], Splits(0));
-    // Nor two streams at once: each would hold the other up with its prefill.
-    check(11_500, &[streaming(Prefill, 1, 1.0), decode], Splits(0));
+    // Nor where a stream would be held up.
+    check(11_500, &[streaming(Prefill, 1, 0.5), decode], Splits(0));
     let never = Params { hold_max: Seconds(-1.0), ..Params::default() };
     let choice = place(&never, NOW, &job(1, 11_500), &Engines::new(vec![idle(Prefill), decode]));
     assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");

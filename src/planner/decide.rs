@@ -267,6 +267,8 @@ fn tick(
         decode: DecodeModel {
             base: mean(|b| b.decode_model.base),
             per_stream: mean(|b| b.decode_model.per_stream),
+            free_streams: usable.iter().map(|b| b.decode_model.free_streams).sum::<u32>()
+                / usable.len().max(1) as u32,
             per_kv_token: mean(|b| b.decode_model.per_kv_token),
         },
         chunk: mean(|b| b.prefill_model.per_token) * params.chunk.as_f64(),

@@ -236,8 +236,8 @@ impl Tick {
 
     /// A decode step with so many streams, in seconds.
     fn step(&self, streams: f64) -> f64 {
-        let DecodeModel { base, per_stream, per_kv_token } = self.decode;
-        base.get() + streams * (per_stream.get() + per_kv_token.get() * self.mean_kv.as_f64())
+        let kv = Tokens((streams * self.mean_kv.as_f64()) as u64);
+        self.decode.step(streams as u32, kv).get()
     }
 
     /// An engine that leaves decode keeps its streams. One of them, anywhere in its answer, is lost if

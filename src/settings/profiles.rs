@@ -25,7 +25,8 @@ const PROFILES: [Profile; 3] = [
                per_attention_seconds = 1.33e-9
                [decode_prior]
                base_seconds = 15.1e-3
-               per_stream_seconds = 20.83e-6
+               per_stream_seconds = 72e-6
+               free_streams = 181
                per_kv_token_seconds = 30.6e-9",
     },
     Profile {
@@ -38,7 +39,8 @@ const PROFILES: [Profile; 3] = [
                per_attention_seconds = 1.06e-9
                [decode_prior]
                base_seconds = 7.5e-3
-               per_stream_seconds = 9.56e-6
+               per_stream_seconds = 33e-6
+               free_streams = 181
                per_kv_token_seconds = 48.9e-9",
     },
     Profile {
@@ -51,7 +53,8 @@ const PROFILES: [Profile; 3] = [
                per_attention_seconds = 0.133e-9
                [decode_prior]
                base_seconds = 1.5e-3
-               per_stream_seconds = 2.12e-6
+               per_stream_seconds = 7.2e-6
+               free_streams = 180
                per_kv_token_seconds = 3.06e-9",
     },
 ];

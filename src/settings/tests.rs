@@ -393,6 +393,7 @@ fn profiles_are_the_simulators() {
             let near = (ours / theirs - 1.0).abs() < 0.05;
             assert!(near, "{}: {ours:?} is not {theirs:?}", profile.name);
         }
+        assert!(backend.decode_prior.free_streams.abs_diff(decode.free_streams) <= 2);
         assert_eq!(backend.kv_capacity, profile.kv_capacity);
         assert_eq!(backend.streams_max, profile.max_num_seqs);
     }

@@ -113,12 +113,8 @@ impl Profile {
     pub fn decode_model(&self) -> DecodeModel {
         DecodeModel {
             base: self.t_base + self.t_weights,
-            // Below compute-bound batch sizes a stream costs nothing but its KV (the max() of the
-            // model); 256 streams compute for 18 ms, so the excess over the weights is spread.
-            per_stream: Seconds(
-                (self.t_seq * f64::from(self.max_num_seqs) - self.t_weights).get().max(0.0)
-                    / f64::from(self.max_num_seqs.max(1)),
-            ),
+            per_stream: self.t_seq,
+            free_streams: (self.t_weights / self.t_seq) as u32,
             per_kv_token: self.t_kv,
         }
     }

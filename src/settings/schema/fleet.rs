@@ -192,18 +192,20 @@ struct DecodePrior {
     base: Seconds,
     #[serde(rename = "per_stream_seconds")]
     per_stream: Seconds,
+    free_streams: u32,
     #[serde(rename = "per_kv_token_seconds")]
     per_kv_token: Seconds,
 }
 
 impl Default for DecodePrior {
     fn default() -> Self {
-        let DecodeModel { base, per_stream, per_kv_token } = DecodeModel::default();
-        DecodePrior { base, per_stream, per_kv_token }
+        let DecodeModel { base, per_stream, free_streams, per_kv_token } = DecodeModel::default();
+        DecodePrior { base, per_stream, free_streams, per_kv_token }
     }
 }
 
 fn decode_prior<'de, D: Deserializer<'de>>(from: D) -> Result<DecodeModel, D::Error> {
-    let DecodePrior { base, per_stream, per_kv_token } = DecodePrior::deserialize(from)?;
-    Ok(DecodeModel { base, per_stream, per_kv_token })
+    let DecodePrior { base, per_stream, free_streams, per_kv_token } =
+        DecodePrior::deserialize(from)?;
+    Ok(DecodeModel { base, per_stream, free_streams, per_kv_token })
 }

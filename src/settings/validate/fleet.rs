@@ -182,6 +182,8 @@ fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut F
     for (key, cost) in each {
         found.number(cost.get(), (0.0, COST_MAX), &path(key), " seconds");
     }
+    let free = u64::from(decode.free_streams);
+    found.count(free, (0, STREAMS_MAX), &path("decode_prior.free_streams"));
 }
 
 /// Backends that hand KV cache to each other must be alike, and one of them must decode.
