@@ -127,6 +127,7 @@ fn planning(c: &mut Criterion) {
             pinned: None,
             usable: true,
             role: if slot.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
+            becoming: None,
             prefill: Seconds(0.1),
             streams: 60,
             streams_max: 256,

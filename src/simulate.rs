@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use thiserror::Error;
-use tidegate_sim::{Policy, Profile, Report, Run, SimConfig, Trace, page, simulate};
+use tidegate_sim::{
+    Policy, Profile, Report, Run, SimConfig, TidegateParams, Trace, page, simulate,
+};
 use tidegate_terms::{Seconds, Slo, Tokens};
 
 use crate::replay::{ReplayError, print_table, traces};
@@ -45,6 +47,10 @@ pub struct Args {
     /// Longer prompts are cut to this
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
+    /// tidegate's engines switch roles themselves, as SGLang's do: they drain, are away for so long,
+    /// and take no whole requests
+    #[arg(long, value_name = "SECONDS")]
+    switch: Option<f64>,
     /// Draw the comparison, and one run over time, on one self-contained page
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -131,7 +137,12 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     let ttft = Seconds(positive("--slo-ttft", args.slo_ttft)?);
     let tpot = Seconds(positive("--slo-tpot", args.slo_tpot)?);
     let profile = args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk)));
-    Ok(SimConfig { engines, profile, slo: Slo { ttft, tpot }, ..SimConfig::default() })
+    let switch = args.switch.map(|switch| positive("--switch", switch)).transpose()?.map(Seconds);
+    if switch.is_some() && engines < 2 {
+        return Err(SimulateError::Arguments("--switch needs two engines at least".to_owned()));
+    }
+    let tidegate = TidegateParams { switch, ..TidegateParams::default() };
+    Ok(SimConfig { engines, profile, slo: Slo { ttft, tpot }, tidegate, ..SimConfig::default() })
 }
 
 fn positive(name: &str, value: f64) -> Result<f64, SimulateError> {

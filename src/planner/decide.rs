@@ -1,7 +1,9 @@
 //! The roles, and why.
 //!
 //! Each group is decided for itself: pins and launch flags first, then one usable backend for each
-//! role, then the demand. Only engines whose role the proxy alone decides (`Instant`) move.
+//! role, then the demand. Engines whose role the proxy alone decides (`Instant`) move in the plan;
+//! those that switch by themselves (`DrainThenCall`) are on their way for seconds, and count as what
+//! they are becoming.
 
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -25,6 +27,13 @@ pub struct Decision {
     pub reasons: Vec<Reason>,
     /// What each group's demand asks for.
     pub wanted: Vec<Wanted>,
+}
+
+impl Decision {
+    /// Whose role changes, and to what.
+    pub fn flips(&self) -> Vec<(BackendId, Role)> {
+        self.reasons.iter().map(|reason| (reason.backend, reason.to)).collect()
+    }
 }
 
 /// Roles to start with, before any traffic: half of each group prefills, a lone engine does both,
@@ -54,6 +63,9 @@ pub fn initial(_params: &Params, observation: &Observation) -> Vec<Role> {
     observation.backends.iter().map(role).collect()
 }
 
+/// Of a group's engines so many may be away to switch their role at once, but always one.
+const AWAY_SHARE: usize = 4;
+
 /// Which role each backend should have now.
 pub fn plan(
     params: &Params,
@@ -66,6 +78,7 @@ pub fn plan(
     next.make_room(observation.backends.len(), groups);
     let elapsed = state.at.map_or(Seconds::ZERO, |at| (now - at).max(Seconds::ZERO));
     next.at = Some(now);
+    let moved = std::mem::take(&mut next.moved);
     let mut draft = Draft {
         params,
         now,
@@ -86,7 +99,10 @@ pub fn plan(
         let average = *average;
         draft.keep_minimum(members);
         let usable: Vec<&BackendObservation> =
-            members.iter().copied().filter(|b| b.usable && moves_or_pinned(b)).collect();
+            members.iter().copied().filter(|b| b.usable && counts(b)).collect();
+        if members.iter().any(|b| moved.contains(&b.id)) {
+            draft.state.groups[slot].shadows.moved();
+        }
         if let Some(wanted) = wanted(params, &average, &demand, &usable) {
             draft.follow_demand(slot, &usable, &wanted, &demand, elapsed);
             all_wanted.push(wanted);
@@ -131,12 +147,18 @@ impl Draft<'_> {
     /// One usable backend for each role where the flags allow it, without waiting for any dwell:
     /// requests have nowhere to go.
     fn keep_minimum(&mut self, members: &[&BackendObservation]) {
-        let usable: Vec<_> = members.iter().copied().filter(|b| b.usable).collect();
+        let there = |b: &&BackendObservation| b.usable && b.becoming.is_none();
+        let usable: Vec<_> = members.iter().copied().filter(there).collect();
         let free: Vec<_> = usable.iter().copied().filter(|b| moves(b)).collect();
         let count = vec![("usable", usable.len() as f64)];
-        if let ([lone], [_]) = (&free[..], &usable[..]) {
+        if let ([lone], [_]) = (&free[..], &usable[..])
+            && lone.allowed.contains(Role::Mixed)
+        {
             return self.set(lone.id, Role::Mixed, Cause::MinimumPerRole, count);
         }
+        let coming = |takes: fn(Role) -> bool| {
+            members.iter().any(|b| b.usable && b.becoming.is_some_and(takes))
+        };
         for (takes, other, role) in [
             (
                 Role::takes_prefill as fn(Role) -> bool,
@@ -145,13 +167,16 @@ impl Draft<'_> {
             ),
             (Role::takes_decode, Role::takes_prefill, Role::Decode),
         ] {
-            if usable.iter().any(|backend| takes(self.role(backend))) {
+            if usable.iter().any(|backend| takes(self.role(backend))) || coming(takes) {
                 continue;
             }
-            // Not the only one on the other side, or that would be empty next.
+            // Not the only one on the other side, or that would be empty next; and if that is all
+            // there is, only an engine that can do both.
             let others = usable.iter().filter(|b| other(self.role(b))).count();
-            let key = |b: &&&BackendObservation| (others == 1 && other(self.role(b)), burden(b));
-            if let Some(backend) = free.iter().min_by_key(key) {
+            let last = |b: &BackendObservation| others == 1 && other(self.role(b));
+            let key = |b: &&&BackendObservation| (last(b), burden(b));
+            let can = |b: &&&BackendObservation| b.allowed.contains(Role::Mixed) || !last(b);
+            if let Some(backend) = free.iter().filter(can).min_by_key(key) {
                 self.set(backend.id, role, Cause::MinimumPerRole, count.clone());
             }
         }
@@ -182,6 +207,7 @@ impl Draft<'_> {
                 (false, true) => Role::Prefill,
                 (false, false) => Role::Mixed,
             };
+            let side = if backend.allowed.contains(side) { side } else { only_role(backend) };
             self.set(backend.id, side, Cause::MinimumPerRole, count.to_vec());
         }
     }
@@ -195,23 +221,31 @@ impl Draft<'_> {
         demand: &GroupDemand,
         elapsed: Seconds,
     ) {
-        let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
-        let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
+        let role = |b: &BackendObservation| b.becoming.unwrap_or(self.role(b));
+        let prefills = usable.iter().filter(|b| role(b) == Role::Prefill).count();
+        let decodes = usable.iter().filter(|b| role(b) == Role::Decode).count();
         if prefills == 0 || decodes == 0 || prefills + decodes != usable.len() {
             return;
         }
         let memory = &mut self.state.groups[group];
         let tick = tick(self.params, &memory.demand, usable, demand, elapsed);
         let advice = memory.shadows.follow(tick, prefills);
-        let (from, to, cause, least_left) = match advice.prefills.cmp(&prefills) {
-            Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort, decodes - 1),
-            Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort, prefills - 1),
+        let (from, to, cause) = match advice.prefills.cmp(&prefills) {
+            Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
+            Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
             Ordering::Equal => return,
         };
-        let count = advice.prefills.abs_diff(prefills).min(least_left);
+        let there = usable.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
+        let away = usable.iter().filter(|b| b.becoming.is_some()).count();
+        let count = advice.prefills.abs_diff(prefills).min(there.saturating_sub(1));
+        let count = match tick.switch {
+            Some(_) => count.min((usable.len() / AWAY_SHARE).max(1).saturating_sub(away)),
+            None => count,
+        };
         let mut candidates: Vec<_> = usable
             .iter()
-            .filter(|b| moves(b) && self.role(b) == from && b.allowed.contains(to))
+            .filter(|b| moves(b) && b.becoming.is_none() && self.role(b) == from)
+            .filter(|b| b.allowed.contains(to))
             .filter(|b| !self.rests(self.state.flipped_at[b.id.index()]))
             .copied()
             .collect();
@@ -261,6 +295,12 @@ fn tick(
         mean_work: average.mean_work(),
         due: average.output_rate() * params.slo.tpot.get(),
         requests: demand.arrived_requests as f64,
+        request_rate: average.request_rate(),
+        mean_output: average.mean_output(),
+        switch: usable
+            .iter()
+            .any(|b| b.capability == RoleCapability::DrainThenCall)
+            .then_some(params.switch),
         streams: f64::from(streams),
         carries: streams_each(params, demand, usable),
         mean_kv: mean_kv(demand, usable),
@@ -279,16 +319,28 @@ fn tick(
     }
 }
 
-/// May the proxy alone change its role, and has no operator fixed it?
+/// Can its role be changed, and has no operator fixed it? An engine that was to switch and is left
+/// draining is broken: an operator must see to it.
 fn moves(backend: &BackendObservation) -> bool {
+    let able = match backend.capability {
+        RoleCapability::Instant => true,
+        RoleCapability::DrainThenCall => {
+            backend.role != Role::Draining || backend.becoming.is_some()
+        }
+        RoleCapability::Fixed => false,
+    };
     backend.pinned.is_none()
-        && backend.capability == RoleCapability::Instant
+        && able
         && backend.allowed.contains(Role::Prefill)
         && backend.allowed.contains(Role::Decode)
 }
 
-/// Does it count in the sizes of the pools?
-fn moves_or_pinned(backend: &BackendObservation) -> bool {
+/// Does it count in the sizes of the pools? One that an operator keeps out, or that is broken, does
+/// not.
+fn counts(backend: &BackendObservation) -> bool {
+    if backend.role == Role::Draining && backend.becoming.is_none() {
+        return false;
+    }
     moves(backend) || backend.pinned.is_some() || !backend.allowed.contains(Role::Mixed)
 }
 

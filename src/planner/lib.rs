@@ -8,6 +8,7 @@
 //! - `shadow`: what every other split would have cost
 //! - [`decide`]: the roles, and why
 //! - [`reason`]: a flip's cause and numbers, for the journal
+//! - [`recording`]: all it saw and decided, to be decided again
 //!
 //! It must never read a clock, keep state of its own or draw a random number: the live proxy, the
 //! simulator and a replayed journal get the same decisions from the same inputs.
@@ -19,6 +20,7 @@ pub mod demand;
 pub mod observation;
 pub mod params;
 pub mod reason;
+pub mod recording;
 mod shadow;
 pub mod state;
 

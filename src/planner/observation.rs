@@ -21,6 +21,10 @@ pub struct BackendObservation {
     pub usable: bool,
     /// Its role in the plan in force.
     pub role: Role,
+    /// The role that it is about to have, while it drains and switches (`DrainThenCall`): until then
+    /// it takes nothing.
+    #[serde(default)]
+    pub becoming: Option<Role>,
     /// Predicted prefill work sent and unfinished.
     pub prefill: Seconds,
     /// Streams that decode there.

@@ -23,6 +23,9 @@ pub struct Params {
     /// Share of a decode engine's idle time that short prefills are expected to use. 0 to 1, default
     /// 0.3.
     pub spill: f64,
+    /// What an engine's own role switch takes once it is idle (`DrainThenCall`). Default 5 s: queues
+    /// and pools are rebuilt, and decode graphs captured the first time.
+    pub switch: Seconds,
     /// How long what other splits would have cost is remembered. Default 10 minutes.
     pub memory: Seconds,
 }
@@ -36,6 +39,7 @@ impl Default for Params {
             filling: 0.8,
             chunk: Tokens(2048),
             spill: 0.3,
+            switch: Seconds(5.0),
             memory: Seconds(600.0),
         }
     }

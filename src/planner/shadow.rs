@@ -40,6 +40,13 @@ pub(crate) struct Tick {
     pub(crate) due: f64,
     /// Requests that arrived.
     pub(crate) requests: f64,
+    /// Requests that arrive a second: a mean over the demand window.
+    pub(crate) request_rate: f64,
+    /// Tokens of a mean answer.
+    pub(crate) mean_output: f64,
+    /// What a role switch takes that engines make themselves once they are idle; `None`: the proxy
+    /// alone decides, and nothing is drained.
+    pub(crate) switch: Option<Seconds>,
     /// Streams in the group.
     pub(crate) streams: f64,
     /// Streams that one engine carries within the TPOT target.
@@ -70,6 +77,8 @@ pub(crate) struct Shadows {
     followers: Vec<Follower>,
     /// Which follower is followed.
     leader: usize,
+    /// The split was changed by somebody else: every follower starts from there.
+    moved: bool,
 }
 
 /// The work of one split.
@@ -139,6 +148,9 @@ impl Shadows {
         let keep = (-tick.elapsed.get() / tick.memory.get().max(1e-3)).exp();
         self.recent_work = self.recent_work * tick.lingers() + tick.work;
         tick.recent_work = self.recent_work;
+        if std::mem::take(&mut self.moved) {
+            self.followers.iter_mut().for_each(|follower| follower.start_from(at));
+        }
         let Shadows { splits, followers, leader, .. } = self;
         let losses: Vec<f64> =
             splits.iter_mut().enumerate().map(|(i, fluid)| tick.losses(i + 1, fluid)).collect();
@@ -161,6 +173,12 @@ impl Shadows {
         }
     }
 
+    /// Somebody else changed the split: the next [`follow`](Self::follow) says to what. What splits
+    /// cost is still known.
+    pub(crate) fn moved(&mut self) {
+        self.moved = true;
+    }
+
     /// The group's size changed: what was learned of other splits no longer holds.
     fn restart(&mut self, splits: usize, at: usize) {
         self.splits = vec![Fluid::default(); splits];
@@ -173,6 +191,12 @@ impl Shadows {
 }
 
 impl Follower {
+    fn start_from(&mut self, split: usize) {
+        self.at = split;
+        self.owed = 0.0;
+        self.regret.fill(0.0);
+    }
+
     fn follow(&mut self, losses: &[f64], costs: Costs, keep: f64, noise: f64) {
         let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
         for (regret, there) in self.regret.iter_mut().zip(losses) {
@@ -186,9 +210,10 @@ impl Follower {
         let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.at, *split);
         let to = (1..=losses.len()).filter(worth_it).max_by(|a, b| gain(a).total_cmp(&gain(b)));
         if let Some(to) = to {
-            self.lost += std::mem::replace(&mut self.owed, costs.of(self.at, to));
-            self.at = to;
-            self.regret.fill(0.0);
+            self.lost += self.owed;
+            let owed = costs.of(self.at, to);
+            self.start_from(to);
+            self.owed = owed;
         }
     }
 }
@@ -229,6 +254,14 @@ impl Tick {
         untimely + crowded_out.max(in_the_way)
     }
 
+    /// How long the last of a decode engine's streams goes on, in seconds. Of n remaining lengths that
+    /// are exponential with mean m the longest is m·(ln n + 0.58).
+    fn last_stream(&self, prefills: usize) -> f64 {
+        let decodes = self.engines.saturating_sub(prefills).max(1) as f64;
+        let streams = (self.streams / decodes).max(1.0);
+        self.mean_output * self.tpot.get() * (streams.ln() + 0.58)
+    }
+
     /// What remains of a sum over one TTFT.
     pub(crate) fn lingers(&self) -> f64 {
         (-self.elapsed.get() / self.ttft.get().max(1e-3)).exp()
@@ -240,10 +273,25 @@ impl Tick {
         self.decode.step(streams as u32, kv).get()
     }
 
+    /// What a change of role costs.
+    ///
     /// An engine that leaves decode keeps its streams. One of them, anywhere in its answer, is lost if
     /// the chunks that hold up its remaining tokens take more than the slack its past tokens have
     /// earned. An engine that leaves prefill finishes a chunk. Neither is free: one request.
+    ///
+    /// One that switches by itself loses no stream, but is away until its last one has ended, and
+    /// then for the switch; meanwhile the requests of its share may be lost.
     fn costs(&self, prefills: usize) -> Costs {
+        if let Some(switch) = self.switch {
+            let away = |drain: f64| {
+                let lost = (drain + switch.get()) * self.request_rate / self.engines as f64;
+                lost.max(MOVE_MIN)
+            };
+            return Costs {
+                to_prefill: away(self.last_stream(prefills)),
+                to_decode: away(self.ttft.get()),
+            };
+        }
         let decodes = self.engines.saturating_sub(prefills).max(1) as f64;
         let streams = self.streams / decodes;
         let slack = (self.tpot.get() - self.step(streams)).max(0.0);

@@ -15,6 +15,8 @@ pub struct State {
     pub(crate) groups: Vec<GroupState>,
     /// By backend: when its role last changed.
     pub(crate) flipped_at: Vec<Option<Moment>>,
+    /// Whose role changed otherwise than by a plan since the last one.
+    pub(crate) moved: Vec<BackendId>,
 }
 
 /// What it remembers of a group.
@@ -25,10 +27,12 @@ pub(crate) struct GroupState {
 }
 
 impl State {
-    /// An operator changed a backend's role: the planner lets it rest for the dwell.
-    pub fn flipped_by_hand(&mut self, backend: BackendId, now: Moment) {
+    /// A backend's role changed otherwise than by a plan: an operator's word, or the end of a switch
+    /// that the engine made. The planner lets it rest for the dwell, and starts from the new split.
+    pub fn flipped(&mut self, backend: BackendId, now: Moment) {
         self.make_room(backend.index() + 1, 0);
         self.flipped_at[backend.index()] = Some(now);
+        self.moved.push(backend);
     }
 
     pub(crate) fn make_room(&mut self, backends: usize, groups: usize) {

@@ -16,6 +16,7 @@ fn backend(slot: u16) -> BackendObservation {
         pinned: None,
         usable: true,
         role: Role::Mixed,
+        becoming: None,
         prefill: Seconds::ZERO,
         streams: 0,
         streams_max: 256,
@@ -86,9 +87,25 @@ impl Bench {
         if let Some(roles) = decision.roles {
             assert_eq!(roles.len(), self.seen.backends.len(), "every backend once");
             for (backend, role) in self.seen.backends.iter_mut().zip(roles) {
-                backend.role = role;
+                if backend.capability == RoleCapability::DrainThenCall && backend.role != role {
+                    backend.becoming = Some(role);
+                    backend.role = Role::Draining;
+                } else {
+                    backend.role = role;
+                }
             }
         }
+    }
+
+    /// Engines that switch by themselves have done so.
+    fn switched(&mut self) {
+        for backend in &mut self.seen.backends {
+            backend.role = backend.becoming.take().unwrap_or(backend.role);
+        }
+    }
+
+    fn away(&self) -> usize {
+        self.seen.backends.iter().filter(|b| b.becoming.is_some()).count()
     }
 
     fn count(&self, role: Role) -> usize {
@@ -117,6 +134,21 @@ impl Bench {
             }
         }
     }
+}
+
+/// Engines that drain and then switch by themselves, half of them in either role.
+fn switching(count: u16) -> Bench {
+    let allowed = RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode);
+    let backends = (0..count).map(|slot| BackendObservation {
+        capability: RoleCapability::DrainThenCall,
+        allowed,
+        ..backend(slot)
+    });
+    let mut bench = Bench::new(backends.collect());
+    for (slot, backend) in bench.seen.backends.iter_mut().enumerate() {
+        backend.role = if slot % 2 == 0 { Role::Prefill } else { Role::Decode };
+    }
+    bench
 }
 
 /// `load` engines' worth of prefill work a tick.
@@ -209,6 +241,67 @@ fn shifts_that_end_too_soon_are_sat_out_and_one_that_lasts_is_followed() {
     assert!(late <= 4, "{late} {:?}", &bench.journal[bench.journal.len() - late..]);
     let flips = phase(&mut bench, 300.0, true);
     assert!(flips > 0 || bench.count(Role::Prefill) >= 5, "{:?}", bench.journal);
+    assert!(bench.count(Role::Prefill) >= 5, "{:?}", bench.journal);
+}
+
+#[test]
+fn engines_that_switch_by_themselves_go_a_few_at_a_time_and_only_for_a_shift_that_lasts() {
+    let mut bench = switching(8);
+    for _ in 0..40 {
+        bench.tick(prefill_work(5.5));
+    }
+    assert_eq!(bench.away(), 0, "two seconds of it are sat out: {:?}", bench.journal);
+    for _ in 0..2400 {
+        bench.tick(prefill_work(6.5));
+        assert!(bench.away() <= 2, "{:?}", bench.journal);
+        if bench.flips.is_multiple_of(2) {
+            bench.switched();
+        }
+    }
+    assert!(bench.count(Role::Prefill) >= 6, "{:?}", bench.journal);
+}
+
+#[test]
+fn a_lost_role_is_filled_by_one_switch_and_one_that_failed_is_left_alone() {
+    let mut bench = switching(4);
+    for slot in [1, 3] {
+        bench.seen.backends[slot].usable = false;
+    }
+    for _ in 0..10 {
+        bench.tick(|_| {});
+    }
+    assert_eq!((bench.away(), bench.flips), (1, 1), "{:?}", bench.journal);
+    // It answered that it cannot go back either.
+    let broken = bench.seen.backends.iter_mut().find(|b| b.becoming.is_some()).unwrap();
+    broken.becoming = None;
+    let id = broken.id;
+    for _ in 0..10 {
+        bench.tick(|_| {});
+    }
+    assert_eq!(bench.seen.backends[id.index()].role, Role::Draining, "{:?}", bench.journal);
+}
+
+#[test]
+fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
+    let mut bench = Bench::of(6);
+    for _ in 0..20 {
+        bench.tick(prefill_work(0.2));
+    }
+    bench.seen.backends[0].role = Role::Decode;
+    bench.state.flipped(BackendId(0), bench.now);
+    for _ in 0..400 {
+        bench.tick(prefill_work(0.2));
+    }
+    assert_eq!((bench.count(Role::Prefill), bench.flips), (2, 0), "{:?}", bench.journal);
+}
+
+#[test]
+fn one_engine_kept_out_does_not_stop_the_others() {
+    let mut bench = Bench::of(8);
+    bench.seen.backends[0].pinned = Some(Role::Draining);
+    for _ in 0..400 {
+        bench.tick(prefill_work(5.0));
+    }
     assert!(bench.count(Role::Prefill) >= 5, "{:?}", bench.journal);
 }
 
@@ -395,6 +488,27 @@ proptest! {
                 _ => bench.tick(|_| {}),
             }
             bench.check_invariants();
+        }
+    }
+
+    #[test]
+    fn engines_that_switch_by_themselves_leave_no_role_empty(
+        count in 2..12_u16,
+        turns in prop::collection::vec((0.0..12.0, 0.0..2000.0, 1..200_u32, any::<bool>()), 1..12),
+    ) {
+        let mut bench = switching(count);
+        for (load, streams, ticks, done) in turns {
+            for tick in 0..ticks {
+                match tick % 2 {
+                    0 => bench.tick(prefill_work(2.0 * load)),
+                    _ => bench.tick(decode_work(2.0 * streams)),
+                }
+                prop_assert!(bench.count(Role::Prefill) > 0 && bench.count(Role::Decode) > 0);
+                prop_assert!(bench.away() <= usize::from(count / 4).max(1));
+            }
+            if done {
+                bench.switched();
+            }
         }
     }
 

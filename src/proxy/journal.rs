@@ -9,6 +9,9 @@ use tidegate_terms::{PlanNumber, Role};
 /// How many decisions are kept: hours of a lively fleet in a few hundred kilobytes.
 const ENTRIES_MAX: usize = 2000;
 
+/// The numbers that a decision was made from, by name.
+pub type Numbers = BTreeMap<&'static str, f64>;
+
 /// One role change: what, when, why, and what came of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct JournalEntry {
@@ -27,7 +30,7 @@ pub struct JournalEntry {
     /// `applied`, or why not.
     pub result: &'static str,
     /// The numbers that the decision was made from.
-    pub numbers: BTreeMap<&'static str, f64>,
+    pub numbers: Numbers,
 }
 
 /// The journal.

@@ -4,7 +4,8 @@
 //! - [`intake`], [`estimate`], [`place`], [`legs`], [`answer`], [`relay`], [`settle`]: its stages
 //! - [`queue`], [`dispatcher`], [`seat`], [`demand`]: waiting for room, and holding it
 //! - [`fleet`]: backends, the routing table, live requests
-//! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why
+//! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why,
+//!   [`recording`] all of it
 //! - [`upstream`]: connections to engines; [`signals`]: what they tell beside their answers
 //! - [`connection`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
@@ -15,7 +16,7 @@
 //! I/O demands: where a request goes is placement's, which role a backend has is the planner's.
 #![allow(
     clippy::disallowed_types,
-    reason = "the shell opens sockets and files; start.rs reads them"
+    reason = "the shell opens sockets and files; start.rs reads them, recording.rs writes one"
 )]
 
 mod access_log;
@@ -43,6 +44,7 @@ mod place;
 mod probe;
 mod queue;
 mod reaction;
+mod recording;
 mod relay;
 mod request;
 mod respond;

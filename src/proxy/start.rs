@@ -24,6 +24,7 @@ use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
 use crate::probe::ProbeParams;
 use crate::queue::Queue;
+use crate::recording::Recording;
 use crate::service::Proxy;
 use crate::signals::Signals;
 use crate::upstream::{Address, AddressError, Pool, PoolParams, TlsError, client_config};
@@ -37,6 +38,14 @@ pub enum StartError {
     /// A file that the settings name.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The planner's recording.
+    #[error("cannot write {path}: {source}")]
+    Record {
         /// Which file.
         path: PathBuf,
         /// Why.
@@ -143,6 +152,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         pins,
         priors,
         catalog,
+        recording(settings)?,
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),
@@ -153,6 +163,12 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         found,
     });
     Ok(Built { proxy, background, commands })
+}
+
+fn recording(settings: &Settings) -> Result<Recording, StartError> {
+    let Some(path) = &settings.planner.record else { return Ok(Recording::default()) };
+    Recording::begin(path, &settings.planner_params())
+        .map_err(|source| StartError::Record { path: path.clone(), source })
 }
 
 /// Output tokens to expect before any answer was seen.
@@ -216,6 +232,7 @@ fn first_table(
             pinned: *pinned,
             usable: true,
             role: Role::Draining,
+            becoming: None,
             prefill: Seconds::ZERO,
             streams: 0,
             streams_max: backend.streams_max,

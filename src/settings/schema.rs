@@ -141,7 +141,7 @@ pub struct PlacementSettings {
 }
 
 /// `[planner]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlannerSettings {
     /// Does the planner move roles, or only operators?
@@ -155,6 +155,12 @@ pub struct PlannerSettings {
     /// Over how long demand is averaged; the planner's default if absent.
     #[serde(rename = "demand_window_seconds")]
     pub demand_window: Option<Seconds>,
+    /// What a role switch takes that an engine makes itself, once it is idle; the planner's default
+    /// if absent.
+    #[serde(rename = "switch_seconds")]
+    pub switch: Option<Seconds>,
+    /// A file that gets all that the planner sees and decides.
+    pub record: Option<PathBuf>,
 }
 
 /// `[retry]`
@@ -335,6 +341,8 @@ impl Default for PlannerSettings {
             interval: defaults::PLAN_INTERVAL,
             dwell: None,
             demand_window: None,
+            switch: None,
+            record: None,
         }
     }
 }

@@ -207,6 +207,9 @@ fn spans(settings: &Settings, found: &mut Found) {
     if let Some(window) = planner.demand_window {
         found.positive(window, "planner.demand_window_seconds");
     }
+    if let Some(switch) = planner.switch {
+        found.not_negative(switch, "planner.switch_seconds");
+    }
     found.positive(upstream.connect_timeout, "upstream.connect_timeout_seconds");
     found.positive(upstream.idle, "upstream.idle_seconds");
     found.positive(upstream.first_byte_timeout, "upstream.first_byte_timeout_seconds");

@@ -211,6 +211,11 @@ impl Engine {
         self.waiting.len() as u32
     }
 
+    /// Has it nothing to do, and nothing that is still to be fetched?
+    pub fn is_idle(&self) -> bool {
+        self.running() == 0 && self.waiting() == 0 && self.held.is_empty()
+    }
+
     /// Streams that decode.
     pub fn decoding(&self) -> u32 {
         self.decoding.len() as u32

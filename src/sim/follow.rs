@@ -13,7 +13,7 @@ use tidegate_placement::{
     Took, place, place_decode,
 };
 use tidegate_planner::{Params as PlannerParams, State, initial, plan};
-use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::demand::Demand;
@@ -41,6 +41,9 @@ pub struct TidegateParams {
     pub tells_output: bool,
     /// Does the planner move roles?
     pub flips: bool,
+    /// Engines switch their roles themselves, once they are idle, and take so long for it; they take
+    /// no whole requests. `None`: the proxy alone decides.
+    pub switch: Option<Seconds>,
     /// Prefill engines to start with; `None`: the planner's own choice.
     pub start: Option<usize>,
 }
@@ -57,6 +60,7 @@ impl Default for TidegateParams {
             handoff_deadline: Seconds(20.0),
             tells_output: false,
             flips: true,
+            switch: None,
             start: None,
         }
     }
@@ -97,7 +101,12 @@ impl Follow {
             TransferModel { base: profile.t_handoff, per_token: profile.t_xfer };
         params.planner.slo = config.slo;
         params.planner.chunk = config.profile.chunk;
-        let mut ledger = Ledger::new(profile, config.engines, config.slo.tpot);
+        params.planner.switch = params.switch.unwrap_or(params.planner.switch);
+        let capability = match params.switch {
+            Some(_) => RoleCapability::DrainThenCall,
+            None => RoleCapability::Instant,
+        };
+        let mut ledger = Ledger::new(profile, config.engines, config.slo.tpot, capability);
         let roles = match params.start {
             Some(prefills) => (0..config.engines)
                 .map(|engine| if engine < prefills { Role::Prefill } else { Role::Decode })
@@ -105,7 +114,7 @@ impl Follow {
             None => initial(&params.planner, &ledger.observation(Vec::new())),
         };
         timeline.pools(Moment::START, prefills_of(&roles));
-        ledger.set_roles(roles);
+        ledger.begin_with(roles);
         Follow {
             queue: DeadlineQueue::with_limit(params.placement.queue_max),
             params,
@@ -248,6 +257,16 @@ impl Follow {
             if changed > 0 {
                 self.pass(cluster);
             }
+        }
+        self.switch(cluster);
+    }
+
+    /// Engines that have drained begin to switch, and those that have switched take their new role.
+    fn switch(&mut self, cluster: &mut Cluster<'_>) {
+        let (Some(takes), now) = (self.params.switch, cluster.now()) else { return };
+        let idle = |engine: usize| cluster.engine(engine).is_idle();
+        if self.ledger.switch(now, takes, idle) {
+            self.pass(cluster);
         }
     }
 }

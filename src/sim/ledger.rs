@@ -29,6 +29,8 @@ struct Account {
     first_steps: u64,
     /// Steps the engine has ended.
     steps: u64,
+    /// The role it is about to have, and since when it switches, once it is idle.
+    becoming: Option<(Role, Option<Moment>)>,
     /// By stream: when it would be late had it emitted nothing since step 0, and whose. A stream
     /// whose first token came at `t` with step `s` is on time until `t + (steps + 1 − s)·TPOT`.
     late: BTreeSet<(i64, usize)>,
@@ -47,6 +49,8 @@ pub(crate) struct Ledger {
     /// What all engines have in common.
     model: Load,
     tpot: Seconds,
+    /// Who changes roles.
+    capability: RoleCapability,
 }
 
 /// The ledger at one moment.
@@ -56,7 +60,12 @@ pub(crate) struct View<'a> {
 }
 
 impl Ledger {
-    pub(crate) fn new(profile: &Profile, engines: usize, tpot: Seconds) -> Ledger {
+    pub(crate) fn new(
+        profile: &Profile,
+        engines: usize,
+        tpot: Seconds,
+        capability: RoleCapability,
+    ) -> Ledger {
         Ledger {
             pool: (0..engines).map(|engine| BackendId(engine as u16)).collect(),
             roles: vec![Role::Mixed; engines],
@@ -66,7 +75,8 @@ impl Ledger {
             model: Load {
                 role: Role::Mixed,
                 usable: true,
-                runs_whole: true,
+                // SGLang, the one engine that switches by itself, answers 400.
+                runs_whole: capability == RoleCapability::Instant,
                 group: GroupId(0),
                 prefill: Seconds::ZERO,
                 streams: 0,
@@ -78,6 +88,7 @@ impl Ledger {
                 decode_model: profile.decode_model(),
             },
             tpot,
+            capability,
         }
     }
 
@@ -92,11 +103,12 @@ impl Ledger {
             BackendObservation {
                 id: *id,
                 group: self.model.group,
-                allowed: RoleSet::ANY,
-                capability: RoleCapability::Instant,
+                allowed: self.allowed(),
+                capability: self.capability,
                 pinned: None,
                 usable: true,
                 role: self.roles[id.index()],
+                becoming: account.becoming.map(|(role, _)| role),
                 prefill: account.prefill(),
                 streams: account.streams.get(),
                 streams_max: self.model.streams_max,
@@ -109,11 +121,57 @@ impl Ledger {
         Observation { backends: backends.collect(), groups }
     }
 
-    /// How many roles that changes.
-    pub(crate) fn set_roles(&mut self, roles: Vec<Role>) -> u64 {
-        let changed = self.roles.iter().zip(&roles).filter(|(old, new)| old != new).count();
+    fn allowed(&self) -> RoleSet {
+        match self.capability {
+            RoleCapability::Instant => RoleSet::ANY,
+            _ => RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode),
+        }
+    }
+
+    /// Roles to start with.
+    pub(crate) fn begin_with(&mut self, roles: Vec<Role>) {
         self.roles = roles;
-        changed as u64
+    }
+
+    /// How many roles that changes. Engines that switch by themselves take nothing from now on.
+    pub(crate) fn set_roles(&mut self, roles: Vec<Role>) -> u64 {
+        let changes = self.roles.iter_mut().zip(roles).zip(&mut self.accounts);
+        let mut changed = 0;
+        for ((role, new), account) in changes.filter(|((old, new), _)| **old != *new) {
+            changed += 1;
+            *role = new;
+            if self.capability == RoleCapability::DrainThenCall {
+                account.becoming = Some((new, None));
+                *role = Role::Draining;
+            }
+        }
+        changed
+    }
+
+    /// Engines that are idle begin their switch, those that began it `takes` ago have their new role:
+    /// is there one?
+    pub(crate) fn switch(
+        &mut self,
+        now: Moment,
+        takes: Seconds,
+        is_idle: impl Fn(usize) -> bool,
+    ) -> bool {
+        let mut switched = false;
+        let accounts = self.accounts.iter_mut().zip(&mut self.roles).enumerate();
+        for (engine, (account, role)) in accounts {
+            match account.becoming {
+                Some((new, None)) if account.is_settled() && is_idle(engine) => {
+                    account.becoming = Some((new, Some(now)));
+                }
+                Some((new, Some(since))) if now - since >= takes => {
+                    account.becoming = None;
+                    *role = new;
+                    switched = true;
+                }
+                _ => {}
+            }
+        }
+        switched
     }
 
     /// Remember what a request's prefill was reserved as.
@@ -160,6 +218,10 @@ impl Ledger {
 }
 
 impl Account {
+    fn is_settled(&self) -> bool {
+        self.prefill.get() == 0 && self.streams.get() == 0
+    }
+
     fn prefill(&self) -> Seconds {
         Seconds(self.prefill.get() as f64 / 1e9)
     }

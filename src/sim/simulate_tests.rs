@@ -102,6 +102,21 @@ fn a_fixed_split_does_not_flip_and_a_fleet_that_may_not_does_not_either() {
 }
 
 #[test]
+fn engines_that_switch_by_themselves_lose_nothing_and_pay_for_it() {
+    // Phases of a minute, longer than a switch.
+    let trace = Trace::bursts(3, Seconds(360.0), 14.0, Seconds(60.0)).scale_output(0.3);
+    let with = |switch| {
+        let tidegate = TidegateParams { switch, ..TidegateParams::default() };
+        simulate(&trace, 1.0, Policy::Tidegate, &SimConfig { tidegate, ..SimConfig::default() })
+    };
+    let (instant, slow) = (with(None), with(Some(Seconds(2.0))));
+    assert!(slow.report.flips > 0 && slow.outcomes.iter().all(|o| o.done || o.error));
+    let served = slow.outcomes.iter().filter(|o| o.done).count();
+    assert!(served as f64 > 0.99 * slow.outcomes.len() as f64, "{served}");
+    assert!(slow.report.attainment < instant.report.attainment);
+}
+
+#[test]
 fn one_engine_serves_every_policy_that_needs_no_second() {
     let config = SimConfig { engines: 1, ..SimConfig::default() };
     for policy in [Policy::Tidegate, Policy::Aggregated] {

@@ -2,10 +2,12 @@
 //! could be saved.
 
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
+use tidegate_planner::recording::{Line, replay};
 use tokio::task::JoinSet;
 
-use crate::client::{post, send};
+use crate::client::{post, send, until};
 use crate::fleet::Emulated;
 use crate::proxy::{FREE, Proxy, vllm};
 
@@ -47,7 +49,10 @@ async fn roles_swapped_by_hand_under_load_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_planner_moves_engines_to_where_the_work_is() {
     let fleet = Emulated::start(4).await;
-    let proxy = Proxy::start("[planner]\ndwell_seconds = 0.2\n", &engines(&fleet)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let record = directory.path().join("plan.jsonl");
+    let top = format!("[planner]\ndwell_seconds = 0.2\nrecord = {record:?}\n");
+    let proxy = Proxy::start(&top, &engines(&fleet)).await;
     let count = |plan: &Value, role: &str| {
         plan["roles"].as_object().unwrap().values().filter(|r| *r == role).count()
     };
@@ -71,6 +76,23 @@ async fn the_planner_moves_engines_to_where_the_work_is() {
     let flip = &history[0];
     assert!(flip["cause"].is_string() && flip["numbers"].is_object(), "{flip}");
     proxy.settles().await;
+    let by_hand = proxy.set_role("e0", "{\"role\":\"draining\",\"pin\":true}").await;
+    assert_eq!(by_hand.status, 200, "{}", by_hand.body);
+    let flips = proxy.admin("/v1/plan/history").await.as_array().unwrap().len() as u64 - 1;
+    drop(proxy);
+    replays_to_the_same(&record, flips).await;
+}
+
+/// What the live planner saw, decided again: the journal's flips, but for those by hand.
+async fn replays_to_the_same(record: &Path, flips: u64) {
+    let read = || std::fs::read_to_string(record).unwrap_or_default();
+    // It is closed once the control loop has stopped.
+    let whole = |text: &str| text.contains("\"flipped\"") && text.ends_with('\n');
+    until("the recording is closed", || whole(&read())).await;
+    let text = read();
+    let lines = text.lines().map(|line| serde_json::from_str::<Line<'_>>(line).unwrap());
+    let replayed = replay(lines).unwrap();
+    assert!(replayed.plans > 10 && replayed.flips == flips, "{replayed:?}, {flips} in the journal");
 }
 
 #[tokio::test(flavor = "multi_thread")]

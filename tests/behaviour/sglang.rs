@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::collections::BTreeSet;
 use tidegate_emulator::{DisaggregationMode, EngineKind};
+use tokio::task::JoinSet;
 
 use crate::client::{leave_later, post, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -176,7 +177,8 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
         until("it decodes", || d.stats(0).running == 1).await;
         assert!(proxy.set_role("p0", "{\"role\":\"decode\"}").await.status.is_success());
         takes(&proxy, "p0", "decode").await;
-        assert!(proxy.set_role("d", "{\"role\":\"prefill\"}").await.status.is_success());
+        let set = proxy.set_role("d", "{\"role\":\"prefill\"}").await;
+        assert!(set.status.is_success(), "{} {}", set.body, proxy.admin("/v1/plan/history").await);
         let twice = proxy.set_role("d", "{\"role\":\"prefill\"}").await;
         assert_eq!(twice.status.as_u16(), 409, "{}", twice.body);
         assert_eq!(role_of(&proxy, "d").await, "draining");
@@ -195,6 +197,38 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
     let history = proxy.admin("/v1/plan/history").await.to_string();
     assert!(history.contains("\"switched\"") && history.contains("\"draining\""), "{history}");
     let stats = [p.stats(0), p.stats(1), d.stats(0)];
+    assert!(stats.iter().all(|s| s.transfers_failed + s.errors + s.aborts == 0), "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planner_has_an_engine_switch_when_a_shift_lasts() {
+    let p = emulated(DisaggregationMode::Prefill).await;
+    let d = Emulated::of(3, EngineKind::Sglang(DisaggregationMode::Decode)).await;
+    let port = |fleet: &Emulated, engine| fleet.address(engine).port();
+    let engines = [
+        switchable("p", p.url(0), "prefill", port(&p, 0)),
+        switchable("d0", d.url(0), "decode", port(&d, 0)),
+        switchable("d1", d.url(1), "decode", port(&d, 1)),
+        switchable("d2", d.url(2), "decode", port(&d, 2)),
+    ];
+    let top = "[planner]\ndwell_seconds = 0.2\nswitch_seconds = 0.1\ndemand_window_seconds = 1\n";
+    let proxy = Proxy::start(top, &engines).await;
+    // Long prompts, two tokens each: prefill work alone, and more than one engine does in time.
+    let mut load = JoinSet::new();
+    for client in 0..96 {
+        let (data, body) = (proxy.data, p.chat(true, 3500 + client, 2));
+        load.spawn(async move { send(data, post("/v1/chat/completions", body)).await.status });
+    }
+    while let Some(done) = load.join_next().await {
+        assert_eq!(done.unwrap(), 200);
+    }
+    notes(&proxy, "switched").await;
+    let history = proxy.admin("/v1/plan/history").await;
+    let flip = &history[0];
+    assert_eq!((&flip["cause"], &flip["result"]), (&"prefill_short".into(), &"draining".into()));
+    assert!(flip["numbers"]["requests_lost_moving"].as_f64().unwrap() > 0.0, "{flip}");
+    proxy.settles().await;
+    let stats: Vec<_> = (0..3).map(|engine| d.stats(engine)).collect();
     assert!(stats.iter().all(|s| s.transfers_failed + s.errors + s.aborts == 0), "{stats:?}");
 }
 

@@ -9,7 +9,7 @@ mod observe;
 mod streams;
 mod switch;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_planner::{Params, Reason, State, plan};
 use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
@@ -17,9 +17,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::fleet::{Entry, RoutingTable};
-use crate::journal::JournalEntry;
+use crate::journal::{JournalEntry, Numbers};
 use crate::learn::Observation;
 use crate::probe::Found;
+use crate::recording::Recording;
 use crate::service::Proxy;
 use fits::Fits;
 use observe::DemandReader;
@@ -85,10 +86,11 @@ pub struct Control {
     pins: Vec<Option<Role>>,
     fits: Fits,
     catalog: Catalog,
+    recording: Recording,
     demand: DemandReader,
     /// Where role switches that engines make themselves say how they ended.
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
-    switching: BTreeSet<BackendId>,
+    switching: BTreeMap<BackendId, Role>,
     planned_at: Moment,
     /// What a plan takes, as a mean.
     takes: Seconds,
@@ -109,11 +111,13 @@ impl Control {
         pins: Vec<Option<Role>>,
         priors: Vec<Priors>,
         catalog: Catalog,
+        recording: Recording,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
             fits: Fits::new(priors, estimates),
             catalog,
+            recording,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -123,7 +127,7 @@ impl Control {
             state: State::default(),
             pins,
             switches: mpsc::channel(SWITCHES_MAX),
-            switching: BTreeSet::new(),
+            switching: BTreeMap::new(),
             planned_at: Moment::START,
             takes: Seconds::ZERO,
             watched_at: Moment::START,
@@ -141,7 +145,7 @@ impl Control {
             let tick = clock.instant(self.planned_at + self.pace.interval.max(rest));
             tokio::select! {
                 biased;
-                _ = stop.changed() => return,
+                _ = stop.changed() => return self.recording.flush(),
                 Some(command) = self.inboxes.commands.recv() => self.obey(command),
                 Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
@@ -168,6 +172,7 @@ impl Control {
             self.published_at = now;
             self.fits.watch_decodes(&self.proxy.fleet, now);
             self.publish_costs();
+            self.recording.flush();
         }
         if now - self.upkeep_at >= UPKEEP_EVERY {
             self.upkeep_at = now;
@@ -185,10 +190,17 @@ impl Control {
     fn plan(&mut self, now: Moment) {
         let table = self.proxy.fleet.table();
         let arrival = self.proxy.reaction.seen();
-        let observation = observe::fleet(&self.proxy.fleet, &table, &self.pins, &mut self.demand);
+        let observation = observe::fleet(
+            &self.proxy.fleet,
+            &table,
+            &self.pins,
+            &self.switching,
+            &mut self.demand,
+        );
         let began = self.proxy.clock.now();
         let (decision, state) = plan(&self.params, now, &observation, &self.state);
         self.proxy.metrics.planned(self.proxy.clock.now() - began);
+        self.recording.planned(now, &observation, &decision);
         self.state = state;
         self.planned_at = now;
         let took = self.proxy.clock.now() - now;
@@ -200,12 +212,13 @@ impl Control {
 
     /// `arrival`: the first that the plan before did not know.
     fn publish_roles(
-        &self,
-        roles: Vec<Role>,
+        &mut self,
+        mut roles: Vec<Role>,
         reasons: &[Reason],
         arrival: Option<Moment>,
         now: Moment,
     ) {
+        self.begin_switches(&mut roles, reasons, now);
         let table = self.proxy.fleet.table();
         let plan = table.plan.next(roles);
         let flips = plan.flips_since(&table.plan);
@@ -234,6 +247,25 @@ impl Control {
             });
             self.proxy.metrics.flipped(&flip, cause, "applied");
         }
+    }
+
+    /// Engines that change their role themselves begin to; in `roles` they drain.
+    fn begin_switches(&mut self, roles: &mut [Role], reasons: &[Reason], now: Moment) {
+        for reason in reasons {
+            let id = reason.backend;
+            if self.calls_for(id, reason.from, reason.to) {
+                let flip = Flip { backend: id, from: reason.from, to: reason.to };
+                let numbers = reason.numbers.iter().copied().collect();
+                self.begin_switch(flip, reason.cause.as_str(), numbers, now);
+                roles[id.index()] = Role::Draining;
+            }
+        }
+    }
+
+    /// Must the engine itself make this change of its role?
+    fn calls_for(&self, backend: BackendId, from: Role, to: Role) -> bool {
+        let calls = self.proxy.fleet.backend(backend).capability == RoleCapability::DrainThenCall;
+        calls && to != from && to != Role::Draining
     }
 
     fn note(&self, entry: JournalEntry) {
@@ -306,9 +338,11 @@ impl Control {
             let name = &known.name;
             return Err(format!("{name} cannot be {to}: it allows {}", allowed.join(", ")));
         }
-        let calls = known.capability == RoleCapability::DrainThenCall;
-        if calls && to != from && to != Role::Draining {
-            return self.begin_switch(flip, now);
+        if self.calls_for(backend, from, to) {
+            if self.switching.contains_key(&backend) {
+                return Err(format!("{} is being switched already", known.name));
+            }
+            return Ok(self.begin_switch(flip, "operator", Numbers::new(), now));
         }
         if let Some(pin) = pin {
             self.pins[backend.index()] = pin.then_some(to);
@@ -318,43 +352,56 @@ impl Control {
         if from == to {
             return Ok(table.plan.clone());
         }
-        Ok(self.apply(flip, "applied", now))
+        Ok(self.apply(flip, "operator", "applied", Numbers::new(), now))
     }
 
-    /// Publish a flip that no planner asked for.
-    fn apply(&mut self, flip: Flip, result: &'static str, now: Moment) -> Plan {
+    /// Publish one flip.
+    fn apply(
+        &mut self,
+        flip: Flip,
+        cause: &'static str,
+        result: &'static str,
+        numbers: Numbers,
+        now: Moment,
+    ) -> Plan {
         let Flip { backend, from, to } = flip;
         let table = Arc::clone(&self.proxy.fleet.table());
         let mut roles = table.plan.roles().to_vec();
         roles[backend.index()] = to;
         let plan = table.plan.next(roles);
         self.publish(RoutingTable { plan: plan.clone(), ..(*table).clone() });
-        self.state.flipped_by_hand(backend, now);
+        self.state.flipped(backend, now);
+        self.recording.flipped(now, backend);
         self.note(JournalEntry {
             plan: plan.number(),
             at: self.proxy.clock.wall(now),
             backend: self.proxy.fleet.backend(backend).name.to_string(),
             from,
             to,
-            cause: "operator",
+            cause,
             result,
-            numbers: Default::default(),
+            numbers,
         });
-        self.proxy.metrics.flipped(&flip, "operator", result);
+        self.proxy.metrics.flipped(&flip, cause, result);
         plan
     }
 
     /// The engine itself must switch: nothing new goes to it until it has.
-    fn begin_switch(&mut self, flip: Flip, now: Moment) -> Result<Plan, String> {
+    fn begin_switch(
+        &mut self,
+        flip: Flip,
+        cause: &'static str,
+        numbers: Numbers,
+        now: Moment,
+    ) -> Plan {
         let Flip { backend: id, from, to } = flip;
         let backend = Arc::clone(self.proxy.fleet.backend(id));
-        if !self.switching.insert(id) {
-            return Err(format!("{} is being switched already", backend.name));
-        }
+        self.switching.insert(id, to);
         if self.pins[id.index()].is_some() {
             self.pins[id.index()] = Some(Role::Draining);
         }
-        let plan = self.apply(Flip { to: Role::Draining, ..flip }, "draining", now);
+        let drains = Flip { to: Role::Draining, ..flip };
+        let plan = self.apply(drains, cause, "draining", numbers, now);
         let table = self.proxy.fleet.table();
         let peers =
             self.proxy.fleet.backends.iter().filter(|peer| {
@@ -365,14 +412,14 @@ impl Control {
         tokio::spawn(async move {
             let end = switch::run(backend, peers, to).await;
             // Nobody listens once the control loop has ended, and the proxy with it.
-            told.send(switch::Ended { backend: id, from, to, end }).await.ok();
+            told.send(switch::Ended { backend: id, from, to, cause, end }).await.ok();
         });
-        Ok(plan)
+        plan
     }
 
     /// A switch has ended: the engine takes its place again, or is kept out.
     fn switched(&mut self, ended: switch::Ended) {
-        let switch::Ended { backend, from, to, end } = ended;
+        let switch::Ended { backend, from, to, cause, end } = ended;
         let (role, result) = match end {
             switch::End::Switched => (to, "switched"),
             switch::End::Restored => (from, "restored"),
@@ -387,6 +434,6 @@ impl Control {
             // It has dropped its prefix cache.
             self.proxy.fleet.prefixes.forget(backend);
         }
-        self.apply(flip, result, self.proxy.clock.now());
+        self.apply(flip, cause, result, Numbers::new(), self.proxy.clock.now());
     }
 }

@@ -1,7 +1,8 @@
 //! The fleet as the planner sees it: accounts, health, roles, and the demand since the last look.
 
+use std::collections::BTreeMap;
 use tidegate_planner::{BackendObservation, GroupDemand, Observation};
-use tidegate_terms::{GroupId, PoolId, Role, Seconds, Tokens};
+use tidegate_terms::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 
 use crate::demand::DemandTotals;
 use crate::fleet::{Fleet, RoutingTable};
@@ -17,6 +18,7 @@ pub fn fleet(
     fleet: &Fleet,
     table: &RoutingTable,
     pins: &[Option<Role>],
+    switching: &BTreeMap<BackendId, Role>,
     demand: &mut DemandReader,
 ) -> Observation {
     let backends = fleet.backends.iter().zip(pins).map(|(backend, pinned)| {
@@ -30,6 +32,7 @@ pub fn fleet(
             pinned: *pinned,
             usable: backend.health.is_usable(),
             role: table.plan.role(backend.id),
+            becoming: switching.get(&backend.id).copied(),
             prefill: balance.prefill,
             streams: balance.streams,
             streams_max: backend.streams_max,

@@ -45,6 +45,8 @@ pub struct Ended {
     pub from: Role,
     /// The role it was to have.
     pub to: Role,
+    /// Who wanted it, as a word.
+    pub cause: &'static str,
     /// What came of it.
     pub end: End,
 }

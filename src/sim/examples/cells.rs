@@ -96,6 +96,7 @@ fn params() -> TidegateParams {
             "filling" => params.planner.filling = number,
             "interval" => params.plan_interval = Seconds(number),
             "tells" => params.tells_output = number > 0.0,
+            "switch" => params.switch = Some(Seconds(number)),
             "flips" => params.flips = number > 0.0,
             "start" => params.start = Some(number as usize),
             "long" => params.placement.long_first = number,
