@@ -96,11 +96,13 @@ enum Connector {
 
 /// vLLM's `kv_role`.
 #[derive(Clone, Copy, clap::ValueEnum)]
-#[value(rename_all = "snake_case")]
 enum Role {
-    KvBoth,
-    KvProducer,
-    KvConsumer,
+    #[value(name = "kv_both")]
+    Both,
+    #[value(name = "kv_producer")]
+    Producer,
+    #[value(name = "kv_consumer")]
+    Consumer,
 }
 
 /// SGLang's `--disaggregation-mode`.
@@ -182,9 +184,9 @@ fn config(args: Args) -> EmulatorConfig {
             Connector::SharedStore => VllmConnector::SharedStore,
         },
         kv_role: match args.kv_role {
-            Role::KvBoth => KvRole::Both,
-            Role::KvProducer => KvRole::Producer,
-            Role::KvConsumer => KvRole::Consumer,
+            Role::Both => KvRole::Both,
+            Role::Producer => KvRole::Producer,
+            Role::Consumer => KvRole::Consumer,
         },
         ranks: args.data_parallel_size,
         disagg_key: args.disagg_key,

@@ -12,7 +12,7 @@ use crate::proxy::{Engine, Proxy, SPLIT, chat, chat_with, free_port};
 
 fn engine(name: &'static str, url: String, more: &str) -> Engine {
     let more = format!(
-        "engine = \"trtllm\"\nconnector = \"transceiver\"\nmodels = [\"m\"]\n\
+        "engine = \"trtllm\"\nconnector = \"transceiver\"\n\
          schedule_style = \"generation_first\"\n{more}"
     );
     Engine { name, url, more: more.leak() }
@@ -132,7 +132,8 @@ async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_i
 async fn the_generation_leaves_first_so_without_one_no_context_begins() {
     let p = Fake::start([info()], Act::Json(200, chat_answer("whole"))).await;
     let gone = format!("http://{}", free_port());
-    let engines = [engine("p", p.url(), PREFILL), engine("d", gone, DECODE)];
+    let named = |role: &str| format!("models = [\"m\"]\n{role}");
+    let engines = [engine("p", p.url(), &named(PREFILL)), engine("d", gone, &named(DECODE))];
     let proxy = Proxy::start(SPLIT, &engines).await;
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert_eq!(answer.body, chat_answer("whole"));
