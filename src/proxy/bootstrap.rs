@@ -17,7 +17,7 @@ use crate::fleet::Backend;
 use crate::upstream::{ExchangeError, Pool};
 
 /// A mere look-up: who has not answered by then will not.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The largest answer that is read.
 const ANSWER_MAX: usize = 1 << 20;
 

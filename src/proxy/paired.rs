@@ -23,7 +23,8 @@ use crate::seat::Seat;
 use crate::settle::Record;
 use crate::upstream::ExchangeError;
 
-/// A prefill's answer may take so long after the decode has begun; then it is cut after all.
+/// A prefill's answer may take so long from its head to its end; then it is cut after all. Until its
+/// head it may take as long as any answer: a long prompt is no failure.
 const DRAIN_MAX: Seconds = Seconds(30.0);
 
 /// Cuts the prefill leg when it is dropped, unless it was let go.
@@ -146,6 +147,7 @@ fn start_prefill(
     let backend = Arc::clone(&seat.backend);
     let inbound = serving.inbound.clone();
     let accepted = Arc::clone(serving.accepted);
+    let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     let leg = async move {
         let request_id = legs::request_id(&accepted.request_id, attempt);
         let authority = &backend.pool.address().authority;
@@ -155,13 +157,12 @@ fn start_prefill(
         if answer::is_retryable(head.status) {
             return Err(LegProblem::Status(head.status));
         }
-        let body = answer::read_all(body, PREFILL_ANSWER_MAX).await?;
-        Ok((head, body))
+        let read = answer::read_all(body, PREFILL_ANSWER_MAX);
+        let in_time = tokio::time::timeout(drain, read).await;
+        Ok((head, in_time.unwrap_or_else(|_| Err(ExchangeError::Closed.into()))?))
     };
-    let timeout = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     tokio::spawn(async move {
         go.notified().await;
-        let in_time = tokio::time::timeout(timeout, leg).await;
-        in_time.unwrap_or_else(|_| Err(ExchangeError::Closed.into()))
+        leg.await
     })
 }
