@@ -5,7 +5,9 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
-use tidegate_engine::{Edits, Endpoint, Family, HandoffFilter, Legs, Seen, SseReader, scan};
+use tidegate_engine::{
+    Edits, Endpoint, Family, HandoffFilter, Legs, Meeting, Seen, SseReader, scan,
+};
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::kv::event::KvBatch;
 use tidegate_signals::kv::mirror::{Change, KvMirror};
@@ -67,7 +69,9 @@ pub fn edits(input: &[u8]) {
         serde_json::from_slice::<Map<String, Value>>(&edited).expect("an edited body is JSON");
     assert_eq!(read, object);
 
-    if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan) {
+    let meeting = Meeting { host: "h", port: 1, id: 1, peer: None, key: None };
+    if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan, &meeting)
+    {
         let prefill: Map<String, Value> = serde_json::from_slice(&prefill).expect("a leg is JSON");
         assert_eq!(prefill["max_tokens"], 1);
         assert_eq!(prefill["stream"], false);

@@ -1,7 +1,9 @@
 //! `tidegate emulate`: emulated engines over HTTP until interrupted.
 
 use std::net::SocketAddr;
-use tidegate_emulator::{DisaggregationMode, EmulatorConfig, EngineKind, LoadFailurePolicy, start};
+use tidegate_emulator::{
+    DisaggregationMode, EmulatorConfig, EngineKind, KvRole, LoadFailurePolicy, VllmConnector, start,
+};
 use tidegate_sim::Profile;
 use tidegate_terms::{Seconds, Tokens};
 
@@ -11,6 +13,18 @@ pub struct Args {
     /// Which engine's manners
     #[arg(long, value_enum, default_value = "vllm")]
     engine: Kind,
+    /// How vLLM engines hand KV over; bootstrap server and side channel are at the port they listen on
+    #[arg(long, value_enum, default_value = "nixl")]
+    connector: Connector,
+    /// What vLLM engines were started for
+    #[arg(long, value_enum, default_value = "kv_both", value_name = "ROLE")]
+    kv_role: Role,
+    /// Data-parallel ranks of a Mooncake engine
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    data_parallel_size: u16,
+    /// TensorRT-LLM's internal authentication key: hand-offs must be signed with it
+    #[arg(long, value_name = "KEY")]
+    disagg_key: Option<String>,
     /// What SGLang engines do; their bootstrap port is the one they listen on
     #[arg(long, value_enum, default_value = "null", value_name = "MODE")]
     disaggregation_mode: Mode,
@@ -67,6 +81,28 @@ enum Kind {
     Sglang,
     Trtllm,
     Plain,
+}
+
+/// vLLM's `kv_connector`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Connector {
+    Nixl,
+    NixlPush,
+    Mooncake,
+    Offloading,
+    SharedStore,
+}
+
+/// vLLM's `kv_role`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Role {
+    #[value(name = "kv_both")]
+    Both,
+    #[value(name = "kv_producer")]
+    Producer,
+    #[value(name = "kv_consumer")]
+    Consumer,
 }
 
 /// SGLang's `--disaggregation-mode`.
@@ -140,6 +176,20 @@ fn config(args: Args) -> EmulatorConfig {
             Kind::Trtllm => EngineKind::Trtllm,
             Kind::Plain => EngineKind::Plain,
         },
+        connector: match args.connector {
+            Connector::Nixl => VllmConnector::Nixl,
+            Connector::NixlPush => VllmConnector::NixlPush,
+            Connector::Mooncake => VllmConnector::Mooncake,
+            Connector::Offloading => VllmConnector::Offloading,
+            Connector::SharedStore => VllmConnector::SharedStore,
+        },
+        kv_role: match args.kv_role {
+            Role::Both => KvRole::Both,
+            Role::Producer => KvRole::Producer,
+            Role::Consumer => KvRole::Consumer,
+        },
+        ranks: args.data_parallel_size,
+        disagg_key: args.disagg_key,
         policy: match args.kv_load_failure_policy {
             Policy::Fail => LoadFailurePolicy::Fail,
             Policy::Recompute => LoadFailurePolicy::Recompute,

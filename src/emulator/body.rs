@@ -46,6 +46,8 @@ pub enum Handoff {
     Produce,
     /// The same under a name that both sides know beforehand.
     Offer(String),
+    /// The same, and answer only when it was fetched.
+    Meet(String),
     /// Somebody has prefilled: fetch the KV.
     Consume(Box<Remote>),
 }
@@ -61,6 +63,8 @@ pub struct Remote {
     pub host: String,
     /// Its side channel.
     pub port: u16,
+    /// It may still prefill, or not have begun: wait.
+    pub meets: bool,
 }
 
 /// A body that is refused, and the hand-off in it: its prefill engine is told to give up.
@@ -92,7 +96,7 @@ pub fn read(
     body: &[u8],
 ) -> Result<Ask, Refused> {
     let members = raw_members(body)?;
-    let handoff = handoff::of(kind, &members)?;
+    let handoff = handoff::of(config, kind, &members)?;
     check(config, kind, chat, &members, &handoff).map_err(|refusal| Refused { refusal, handoff })
 }
 

@@ -7,7 +7,7 @@ use tidegate_terms::{Seconds, Tokens};
 /// Which engine's manners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
-    /// vLLM with NixlConnector (pull), `kv_role=kv_both`.
+    /// vLLM with a [`VllmConnector`].
     Vllm,
     /// SGLang, in one of its modes.
     Sglang(DisaggregationMode),
@@ -15,6 +15,45 @@ pub enum EngineKind {
     Trtllm,
     /// vLLM's API without a connector: hand-off parameters are ignored.
     Plain,
+}
+
+/// vLLM's `kv_connector`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VllmConnector {
+    /// NixlConnector: the decode engine pulls.
+    Nixl,
+    /// NixlPushConnector: the prefill engine pushes. To a proxy the same.
+    NixlPush,
+    /// MooncakeConnector; its bootstrap server is at the port that it listens on.
+    Mooncake,
+    /// OffloadingConnector with the P2P tier; its side channel is at the port that it listens on.
+    Offloading,
+    /// A store that all engines of this process share.
+    SharedStore,
+}
+
+impl VllmConnector {
+    /// What it calls itself to other engines: those of another kind do not understand it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            VllmConnector::Nixl => "pull",
+            VllmConnector::NixlPush => "push",
+            VllmConnector::Mooncake => "mooncake",
+            VllmConnector::Offloading => "offloading",
+            VllmConnector::SharedStore => "shared_store",
+        }
+    }
+}
+
+/// vLLM's `kv_role`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvRole {
+    /// Either side.
+    Both,
+    /// Prefill alone.
+    Producer,
+    /// Decode alone.
+    Consumer,
 }
 
 /// SGLang's `--disaggregation-mode`.
@@ -64,6 +103,14 @@ pub struct EmulatorConfig {
     pub max_model_len: u64,
     /// Their manners.
     pub kind: EngineKind,
+    /// How a vLLM hands over.
+    pub connector: VllmConnector,
+    /// As a vLLM was started; a Mooncake one dies of a request of the other kind.
+    pub kv_role: KvRole,
+    /// Data-parallel ranks of a Mooncake vLLM, at least 1: each has an engine id of its own.
+    pub ranks: u16,
+    /// TensorRT-LLM's internal authentication key: what says where KV is must be signed with it.
+    pub disagg_key: Option<String>,
     /// When the KV does not come.
     pub policy: LoadFailurePolicy,
     /// How long a prefill's KV waits to be read. A decode engine whose request is queued extends
@@ -96,6 +143,10 @@ impl Default for EmulatorConfig {
             model: "emulated".to_owned(),
             max_model_len: 131_072,
             kind: EngineKind::Vllm,
+            connector: VllmConnector::Nixl,
+            kv_role: KvRole::Both,
+            ranks: 1,
+            disagg_key: None,
             policy: LoadFailurePolicy::Fail,
             lease: Seconds(30.0),
             handshake_timeout: Seconds(5.0),

@@ -12,6 +12,7 @@ use crate::prefix::PrefixCache;
 use crate::scheduler::Command;
 use crate::side::Peers;
 use crate::stats::Counters;
+use crate::store::Store;
 use crate::tokens::Prompt;
 
 /// One emulated engine. Held by its connections; lost with them when it is killed.
@@ -28,6 +29,8 @@ pub struct Shared {
     pub leases: Leases,
     /// Connections to other engines.
     pub peers: Peers,
+    /// KV that all engines of this process share, if the connector uses it.
+    pub store: Arc<Store>,
     /// What happened.
     pub counters: Arc<Counters>,
     prefix: Option<Mutex<PrefixCache>>,
@@ -35,6 +38,8 @@ pub struct Shared {
     sequences: AtomicU64,
     blocks: AtomicU64,
     killed: AtomicBool,
+    /// It died of an assertion; its server still answers.
+    dead: AtomicBool,
     /// What SGLang's mode is now: it can be switched.
     mode: AtomicU8,
     /// SGLang has captured decode graphs: the first switch to decode costs memory.
@@ -47,6 +52,7 @@ impl Shared {
         config: EmulatorConfig,
         address: SocketAddr,
         commands: UnboundedSender<Command>,
+        store: Arc<Store>,
     ) -> Shared {
         let reachable = match address.ip() {
             ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
@@ -57,8 +63,9 @@ impl Shared {
             host: config.advertise.clone().unwrap_or(reachable),
             id: uuid(),
             leases: Leases::default(),
-            peers: Peers::new(config.handshake_timeout.to_duration()),
+            peers: Peers::new(config.connector, config.handshake_timeout.to_duration()),
             counters: Arc::default(),
+            store,
             prefix: config
                 .prefix_cache
                 .then(|| Mutex::new(PrefixCache::new(config.profile.kv_capacity))),
@@ -66,6 +73,7 @@ impl Shared {
             sequences: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             killed: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
             mode: AtomicU8::new(match config.kind {
                 EngineKind::Sglang(mode) => mode as u8,
                 _ => 0,
@@ -105,6 +113,27 @@ impl Shared {
     /// SGLang takes another mode.
     pub fn switch(&self, mode: DisaggregationMode) {
         self.mode.store(mode as u8, Relaxed);
+    }
+
+    /// The engine id of one of its data-parallel ranks.
+    pub fn rank_id(&self, rank: u16) -> String {
+        if self.config.ranks > 1 { format!("{}_dp{rank}", self.id) } else { self.id.clone() }
+    }
+
+    /// Is that the id of one of its ranks?
+    pub fn is_me(&self, id: &str) -> bool {
+        (0..self.config.ranks.max(1)).any(|rank| self.rank_id(rank) == id)
+    }
+
+    /// An assertion failed.
+    pub fn die(&self) {
+        Counters::add(&self.counters.assertions, 1);
+        self.dead.store(true, Relaxed);
+    }
+
+    /// Did one fail?
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Relaxed)
     }
 
     /// It is about to be cut off.

@@ -17,7 +17,7 @@ use crate::scheduler::Command;
 use crate::side::{Answer, Failed, What};
 use crate::stats::Counters;
 
-/// Between two looks into a room.
+/// Between two looks whether it is there.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// One sequence whose KV is elsewhere.
@@ -146,15 +146,14 @@ impl Fetch {
         }
     }
 
-    /// In a room the prefill may still run, or not have begun.
+    /// Where both legs run at once the prefill may still run, or not have begun.
     async fn ask_until_there(&self, tokens: Tokens, wanted: Tokens) -> Result<Answer, Failed> {
         let peers = &self.engine.peers;
         let deadline = Instant::now() + self.engine.config.handshake_timeout.to_duration();
         loop {
             let asked = peers.ask(&self.remote, What::Read, tokens, wanted).await;
-            let room = self.remote.engine_id.is_empty();
             match asked {
-                Err(Failed::Refused) if room && Instant::now() < deadline => {
+                Err(Failed::Refused) if self.remote.meets && Instant::now() < deadline => {
                     sleep_until(Instant::now() + LOOK).await;
                 }
                 asked => return asked,

@@ -12,8 +12,8 @@ use tidegate_sim::{SeqId, Sequence, Work};
 use tidegate_terms::Tokens;
 use tokio::sync::oneshot;
 
-use crate::config::EngineKind;
-use crate::{sglang, trtllm};
+use crate::config::{EngineKind, VllmConnector};
+use crate::{auth, mooncake, room, store, trtllm};
 
 use crate::body::{self, Ask, Handoff, Refused, Remote};
 use crate::engine::Shared;
@@ -50,6 +50,8 @@ pub struct Making {
     held: bool,
     /// The scheduler knows that it has ended, or holds it for a lease.
     settled: bool,
+    /// The blocks that go to the store when it ends.
+    stores: Option<Vec<u64>>,
 }
 
 /// A client that can be told of the engine's load (engine_protocols.md §6.3).
@@ -62,7 +64,15 @@ pub async fn generate(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Response<Reply> {
-    let ask = match body::read(&engine.config, engine.kind(), chat, body)
+    if engine.is_dead() {
+        return refuse(&Refusal::internal());
+    }
+    if engine.kind() == EngineKind::Trtllm
+        && let Err(refusal) = auth::check(&engine.config, headers, body)
+    {
+        return refuse(&refusal);
+    }
+    let mut ask = match body::read(&engine.config, engine.kind(), chat, body)
         .and_then(|ask| has_room(&engine, ask))
     {
         Ok(ask) => ask,
@@ -73,14 +83,24 @@ pub async fn generate(
             return refuse(&refused.refusal);
         }
     };
+    if mooncake::asserts(&engine, &ask.handoff) {
+        engine.die();
+        return refuse(&Refusal::internal());
+    }
+    if let Handoff::Offer(transfer) = &ask.handoff
+        && engine.config.connector == VllmConnector::Mooncake
+    {
+        ask.handoff = Handoff::Offer(mooncake::pinned(&engine, headers, transfer));
+    }
     let ids = Ids::new(chat, headers);
     let shape = Shape::new(&engine.config, &ids, &ask);
     let answers = begin(engine, &ask, ids);
-    if let Handoff::Offer(name) = &ask.handoff {
-        return match answers.engine.kind() {
-            EngineKind::Trtllm => trtllm::context(answers, &shape, &ask, name).await,
-            _ => sglang::prefill(answers, &shape, name).await,
-        };
+    match &ask.handoff {
+        Handoff::Meet(name) => return room::prefill(answers, &shape, name).await,
+        Handoff::Offer(name) if answers.engine.kind() == EngineKind::Trtllm => {
+            return trtllm::context(answers, &shape, &ask, name).await;
+        }
+        _ => {}
     }
     if ask.stream {
         return stream(TokenStream::new(answers, shape));
@@ -113,7 +133,7 @@ async fn give_up(engine: Arc<Shared>, remote: Remote) {
 fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
     let (stop, stopped) = oneshot::channel();
     let offered = match &ask.handoff {
-        Handoff::Offer(name) => Some(name.clone()),
+        Handoff::Offer(name) | Handoff::Meet(name) => Some(name.clone()),
         _ => None,
     };
     let (mut all, mut fetches) = (Vec::new(), Vec::new());
@@ -126,8 +146,8 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
             let cached = if index == 0 { local } else { tokens - Tokens(1) };
             // vLLM holds what is longer than one token too; a proxy that leaves max_tokens as it
             // was gets no hand-off here, and finds out.
-            let produce = ask.handoff == Handoff::Produce && ask.output == 1;
-            let held = (produce || offered.is_some()) && index == 0;
+            let one = ask.output == 1 || engine.kind() != EngineKind::Vllm;
+            let held = (ask.handoff == Handoff::Produce || offered.is_some()) && one && index == 0;
             let work = if held { Work::PrefillOnly } else { Work::Whole };
             let id = engine.next_sequence();
             let sequence =
@@ -138,6 +158,7 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
                 prompt: tokens,
                 held,
                 settled: false,
+                stores: (index == 0 && store::used_by(&engine)).then(|| prompt.chain()),
             };
             all.push(making);
             if let Handoff::Consume(remote) = &ask.handoff {
@@ -145,10 +166,23 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
                 fetches.push(Fetch { engine, remote, sequence, local, kv, feed });
                 continue;
             }
-            Counters::add(&engine.counters.prompt_computed, (tokens - cached).get());
+            let fetched =
+                if index == 0 { store::fetch(&engine, prompt, cached) } else { Tokens::ZERO };
+            let sequence = Sequence { cached: cached + fetched, ..sequence };
+            Counters::add(&engine.counters.prompt_computed, (tokens - sequence.cached).get());
             Counters::add(&engine.counters.prompt_cached, cached.get());
-            feed.set_kv(kv, cached.get());
-            engine.tell(Command::Admit { sequence, feed, reserved: None });
+            feed.set_kv(kv, sequence.cached.get());
+            let admit = Command::Admit { sequence, feed, reserved: None };
+            if fetched == Tokens::ZERO {
+                engine.tell(admit);
+                continue;
+            }
+            let (engine, takes) = (Arc::clone(&engine), engine.config.profile.transfer(fetched));
+            // One whose client has left meanwhile is not admitted.
+            tokio::spawn(async move {
+                tokio::time::sleep(takes.to_duration()).await;
+                engine.tell(admit);
+            });
         }
     }
     if !fetches.is_empty() {
@@ -164,6 +198,9 @@ impl Answers {
         let engine = &self.engine;
         let making = &mut self.all[i];
         making.settled = true;
+        if let Some(chain) = &making.stores {
+            store::put(engine, chain);
+        }
         if !making.held {
             return None;
         }
@@ -172,7 +209,8 @@ impl Answers {
         let held = Held { sequence: making.sequence, tokens, kv: feed.kv(), cached: feed.cached() };
         let params = handoff_params(engine, &request_id, &held);
         engine.leases.hold(request_id, held, engine.config.lease.to_duration());
-        Some(params)
+        // A name that both sides know need not be told.
+        self.offered.is_none().then_some(params)
     }
 
     /// All have ended well.

@@ -1,5 +1,5 @@
 //! An engine emulator: the engine model of `tidegate-sim` served over HTTP in real time, with
-//! vLLM's API and the NIXL hand-off's semantics, SGLang's rooms or TensorRT-LLM's two legs.
+//! vLLM's API and the hand-off of one of its connectors, SGLang's rooms or TensorRT-LLM's two legs.
 //!
 //! - [`config`]: what is emulated
 //! - [`server`]: listeners and connections; engines that can be killed and revived
@@ -7,7 +7,9 @@
 //! - [`body`]: a request's body, read and validated as vLLM does; [`refusal`]: its errors
 //! - [`tokens`]: what counts as a token; [`text`]: what the engine answers
 //! - [`generate`]: the way of one request: hand-off, sequences, answer
-//! - [`sglang`], [`trtllm`]: their prefill's answers
+//! - [`sglang`], [`trtllm`], [`mooncake`]: what is theirs alone; [`auth`]: what TensorRT-LLM wants
+//!   signed
+//! - [`room`]: a prefill that waits for its decode; [`store`]: KV that all engines share
 //! - [`engine`]: what one engine's connections and tasks share
 //! - [`scheduler`]: the task that steps one engine against absolute deadlines
 //! - [`feed`]: from the scheduler to a stream, without a channel
@@ -26,6 +28,7 @@ pub mod server;
 pub mod stats;
 pub mod tokens;
 
+mod auth;
 mod body;
 mod engine;
 mod feed;
@@ -33,13 +36,16 @@ mod fetch;
 mod generate;
 mod lease;
 mod metrics;
+mod mooncake;
 mod prefix;
 mod refusal;
+mod room;
 mod routes;
 mod scheduler;
 mod sglang;
 mod shape;
 mod side;
+mod store;
 mod stream;
 mod text;
 mod trtllm;
@@ -47,6 +53,8 @@ mod trtllm;
 #[cfg(test)]
 mod tests;
 
-pub use config::{DisaggregationMode, EmulatorConfig, EngineKind, LoadFailurePolicy};
+pub use config::{
+    DisaggregationMode, EmulatorConfig, EngineKind, KvRole, LoadFailurePolicy, VllmConnector,
+};
 pub use server::{Running, start};
 pub use stats::Stats;

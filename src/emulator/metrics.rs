@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::config::VllmConnector;
 use crate::engine::Shared;
 use crate::tokens::BLOCK_TOKENS;
 
@@ -47,12 +48,28 @@ pub fn page(engine: &Shared) -> String {
     row("counter", success, ",finished_reason=\"error\"", of(&counters.errors));
     // It stays 0 in a real vLLM too, whoever leaves (real_engines/README.md).
     row("counter", success, ",finished_reason=\"abort\"", 0.0);
-    row("histogram", "nixl_bytes_transferred_sum", "", of(&counters.bytes_in));
-    row("histogram", "nixl_bytes_transferred_count", "", of(&counters.transfers_in));
-    row("counter", "nixl_num_failed_transfers_total", "", of(&counters.transfers_failed));
-    row("counter", "nixl_num_failed_notifications_total", "", 0.0);
-    row("counter", "nixl_num_kv_expired_reqs_total", "", of(&counters.leases_expired));
-    row("counter", "nixl_num_notifications_after_expiry_total", "", of(&counters.late_reads));
+    let (moved, transfers) = (of(&counters.bytes_in), of(&counters.transfers_in));
+    let (failed, expired) = (of(&counters.transfers_failed), of(&counters.leases_expired));
+    match engine.config.connector {
+        VllmConnector::Nixl | VllmConnector::NixlPush => {
+            row("histogram", "nixl_bytes_transferred_sum", "", moved);
+            row("histogram", "nixl_bytes_transferred_count", "", transfers);
+            row("counter", "nixl_num_failed_transfers_total", "", failed);
+            row("counter", "nixl_num_failed_notifications_total", "", 0.0);
+            row("counter", "nixl_num_kv_expired_reqs_total", "", expired);
+            let late = of(&counters.late_reads);
+            row("counter", "nixl_num_notifications_after_expiry_total", "", late);
+        }
+        VllmConnector::Mooncake => {
+            row("histogram", "mooncake_bytes_transferred_sum", "", moved);
+            row("histogram", "mooncake_bytes_transferred_count", "", transfers);
+            row("counter", "mooncake_num_failed_transfers_total", "", 0.0);
+            row("counter", "mooncake_num_failed_recvs_total", "", failed);
+            row("counter", "mooncake_num_kv_expired_reqs_total", "", expired);
+        }
+        // These tell by prompt_tokens_by_source alone.
+        VllmConnector::Offloading | VllmConnector::SharedStore => {}
+    }
     let blocks = engine.config.profile.kv_capacity.get() / BLOCK_TOKENS as u64;
     let info = format!(",block_size=\"{BLOCK_TOKENS}\",num_gpu_blocks=\"{blocks}\"");
     row("gauge", "cache_config_info", &info, 1.0);

@@ -27,9 +27,19 @@ impl PrefixCache {
         }
     }
 
+    /// So many blocks in tokens.
+    pub fn tokens(blocks: usize) -> u64 {
+        (blocks * BLOCK_TOKENS) as u64
+    }
+
+    /// How many tokens of this chain are here.
+    pub fn known(&self, chain: &[u64]) -> u64 {
+        Self::tokens(chain.iter().take_while(|block| self.used.contains_key(block)).count())
+    }
+
     /// How many tokens of this chain are here; from now on all are.
     pub fn touch(&mut self, chain: &[u64]) -> u64 {
-        let hit = chain.iter().take_while(|block| self.used.contains_key(block)).count();
+        let hit = self.known(chain);
         // The last block is the oldest: a prefix outlives what builds on it.
         for block in chain.iter().rev() {
             self.turn += 1;
@@ -42,7 +52,7 @@ impl PrefixCache {
             let Some((_, block)) = self.by_age.pop_first() else { break };
             self.used.remove(&block);
         }
-        (hit * BLOCK_TOKENS) as u64
+        hit
     }
 }
 

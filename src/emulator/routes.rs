@@ -14,9 +14,9 @@ use crate::engine::Shared;
 use crate::generate::{generate, json, refuse};
 use crate::metrics;
 use crate::refusal::Refusal;
-use crate::sglang;
 use crate::side;
 use crate::stream::Reply;
+use crate::{mooncake, sglang, trtllm};
 
 /// Counters as JSON, for tests in other processes.
 pub const STATS_PATH: &str = "/emulator/stats";
@@ -38,6 +38,7 @@ const ROUTES: &[(&str, Method, Route)] = &[
     ("/detokenize", Method::POST, Route::Detokenize),
     ("/v1/chat/completions/render", Method::POST, Route::Render),
     ("/v1/completions/render", Method::POST, Route::Render),
+    ("/query", Method::GET, Route::Query),
     (STATS_PATH, Method::GET, Route::Stats),
 ];
 
@@ -56,6 +57,7 @@ enum Route {
     Tokenize,
     Detokenize,
     Render,
+    Query,
     Stats,
 }
 
@@ -100,7 +102,14 @@ fn not_found() -> Response<Reply> {
 fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
     let config = &engine.config;
     let value = match route {
+        Route::Health if engine.is_dead() => {
+            return json(StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
+        }
         Route::Health => return json(StatusCode::OK, Bytes::new()),
+        Route::Query => match mooncake::query(engine) {
+            Some(ranks) => ranks,
+            None => return not_found(),
+        },
         Route::Metrics => return page(metrics::page(engine)),
         Route::Render => return refuse(&Refusal::scale_out_disabled()),
         Route::Version => json!({ "version": "0.32.0" }),
@@ -135,7 +144,7 @@ fn server_info(engine: &Shared) -> Option<serde_json::Value> {
     match engine.kind() {
         EngineKind::Sglang(mode) => Some(sglang::info(engine, mode)),
         EngineKind::Trtllm => Some(json!({ "disaggregated_params": {
-            "ctx_dp_rank": 0, "ctx_info_endpoint": null,
+            "ctx_dp_rank": 0, "ctx_info_endpoint": [trtllm::endpoint(engine)],
         }})),
         EngineKind::Vllm | EngineKind::Plain => None,
     }

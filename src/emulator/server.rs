@@ -18,6 +18,7 @@ use crate::lease;
 use crate::routes;
 use crate::scheduler::Scheduler;
 use crate::stats::Stats;
+use crate::store::Store;
 
 /// Engines that run. Dropped, it ends them too, but does not wait for it.
 pub struct Running {
@@ -44,13 +45,14 @@ struct Alive {
 /// A port that is taken, or beyond 65535.
 pub async fn start(config: EmulatorConfig) -> io::Result<Running> {
     let mut running = Running { engines: Vec::new(), addresses: Vec::new() };
+    let store = Arc::default();
     for i in 0..config.count {
         let mut address = config.listen;
         if address.port() != 0 {
             let port = address.port().checked_add(i);
             address.set_port(port.ok_or_else(|| io::Error::other("no port is left"))?);
         }
-        let one = One::start(config.clone(), address).await?;
+        let one = One::start(config.clone(), address, Arc::clone(&store)).await?;
         running.addresses.push(one.engine.address);
         running.engines.push(one);
     }
@@ -90,7 +92,8 @@ impl Running {
     pub async fn revive(&mut self, engine: usize) -> io::Result<()> {
         let one = &mut self.engines[engine];
         one.kill().await;
-        *one = One::start(one.engine.config.clone(), one.engine.address).await?;
+        let store = Arc::clone(&one.engine.store);
+        *one = One::start(one.engine.config.clone(), one.engine.address, store).await?;
         Ok(())
     }
 
@@ -103,10 +106,14 @@ impl Running {
 }
 
 impl One {
-    async fn start(config: EmulatorConfig, address: SocketAddr) -> io::Result<One> {
+    async fn start(
+        config: EmulatorConfig,
+        address: SocketAddr,
+        store: Arc<Store>,
+    ) -> io::Result<One> {
         let listener = TcpListener::bind(address).await?;
         let (commands, inbox) = mpsc::unbounded_channel();
-        let engine = Arc::new(Shared::new(config, listener.local_addr()?, commands));
+        let engine = Arc::new(Shared::new(config, listener.local_addr()?, commands, store));
         let model = Engine::new(engine.config.profile);
         let scheduler = Scheduler::new(model, inbox, Arc::clone(&engine.counters));
         let (stop, stopped) = oneshot::channel();

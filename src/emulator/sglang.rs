@@ -1,72 +1,18 @@
-//! SGLang's own (engine_protocols.md §4): its role switch, and its prefill engine, which waits in the room until the decode engine has
-//! taken the KV, and answers then. It must never answer before: a proxy that cuts it short loses
-//! the transfer.
+//! SGLang's own (engine_protocols.md §4): the names of its rooms, and its role switch. It must never
+//! switch before it is idle.
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use crate::config::{DisaggregationMode, EngineKind};
 use crate::engine::Shared;
-use crate::generate::{Answers, json as answer, refuse};
-use crate::refusal::Refusal;
-use crate::scheduler::Command;
-use crate::shape::Shape;
-use crate::stats::Counters;
-use crate::stream::Reply;
-
-/// Between two looks whether the KV was taken.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// What a room's KV is held under.
 pub fn name(room: i64) -> String {
     format!("room-{room}")
-}
-
-/// Gives the KV up when the proxy leaves before it was taken: an aborted transfer.
-struct InRoom<'a> {
-    engine: &'a Arc<Shared>,
-    name: &'a str,
-}
-
-impl Drop for InRoom<'_> {
-    fn drop(&mut self) {
-        if let Ok(held) = self.engine.leases.end(self.name) {
-            Counters::add(&self.engine.counters.aborts, 1);
-            self.engine.tell(Command::Release(held.sequence));
-        }
-    }
-}
-
-/// Prefill, meet the decode engine, answer with the one token.
-pub async fn prefill(mut answers: Answers, shape: &Shape, name: &str) -> Response<Reply> {
-    let feed = Arc::clone(&answers.all[0].feed);
-    let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
-    if ended.failed {
-        Counters::add(&answers.engine.counters.errors, 1);
-        return refuse(&Refusal::internal());
-    }
-    answers.settle(0);
-    let engine = Arc::clone(&answers.engine);
-    let room = InRoom { engine: &engine, name };
-    let taken = async {
-        while engine.leases.holds(name) {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let timeout = engine.config.handshake_timeout.to_duration();
-    if tokio::time::timeout(timeout, taken).await.is_err() {
-        Counters::add(&engine.counters.errors, 1);
-        return refuse(&Refusal::internal());
-    }
-    drop(room);
-    answers.finish();
-    answer(StatusCode::OK, shape.whole(&[&feed], None))
 }
 
 /// `/server_info`: the launch argument stays, the internal state follows.

@@ -245,7 +245,7 @@ pub fn handoff_params(engine: &Shared, request_id: &str, held: &Held) -> String 
         "{{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_block_ids\":[[{}]],\
          \"remote_engine_id\":{},\"remote_request_id\":{},\"remote_host\":{},\"remote_port\":{},\
          \"tp_size\":1,\"dcp_size\":1,\"pp_size\":1,\"remote_num_tokens\":{},\
-         \"remote_blocks_expiry_time\":null,\"transfer_mode\":\"pull\",\
+         \"remote_blocks_expiry_time\":null,\"transfer_mode\":\"{}\",\
          \"remote_prefill_cached_tokens\":{}}}",
         blocks.join(","),
         quoted(&engine.id),
@@ -253,6 +253,7 @@ pub fn handoff_params(engine: &Shared, request_id: &str, held: &Held) -> String 
         quoted(&engine.host),
         engine.address.port(),
         held.tokens,
+        engine.config.connector.as_str(),
         held.cached,
     )
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::body::Remote;
-use crate::config::EngineKind;
+use crate::config::{EngineKind, VllmConnector};
 use crate::engine::Shared;
 use crate::lease::Missing;
 use crate::scheduler::Command;
@@ -44,6 +44,7 @@ struct Question {
     what: What,
     engine_id: String,
     request_id: String,
+    connector: String,
     /// The reader's prompt.
     tokens: u64,
     /// Of those, the ones whose KV it lacks.
@@ -66,6 +67,8 @@ pub enum Failed {
     Unreachable,
     /// It is not there, or not any more.
     Refused,
+    /// Another engine is there, or one of another kind.
+    Stranger,
 }
 
 /// Kept connections, by host and port.
@@ -73,6 +76,7 @@ type Idle = HashMap<(String, u16), Vec<SendRequest<Full<Bytes>>>>;
 
 /// Connections to other engines. They are kept: a hand-off should cost two exchanges and no more.
 pub struct Peers {
+    connector: VllmConnector,
     timeout: Duration,
     idle: Mutex<Idle>,
 }
@@ -82,9 +86,15 @@ pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
     let Ok(question) = serde_json::from_slice::<Question>(body) else {
         return (StatusCode::BAD_REQUEST, Bytes::new());
     };
-    // Rooms are met by address alone.
-    let room = matches!(engine.config.kind, EngineKind::Sglang(_)) && question.engine_id.is_empty();
-    if question.engine_id != engine.id && !room {
+    let connector = engine.config.connector;
+    // Where two meet by a name, it is by address alone, but for Mooncake.
+    let by_address = match engine.config.kind {
+        EngineKind::Sglang(_) | EngineKind::Trtllm => true,
+        EngineKind::Vllm => connector == VllmConnector::Offloading,
+        EngineKind::Plain => false,
+    };
+    let known = engine.is_me(&question.engine_id) || by_address && question.engine_id.is_empty();
+    if !known || question.connector != connector.as_str() {
         return (StatusCode::NOT_FOUND, Bytes::from_static(b"\"another engine\""));
     }
     let (id, extension) = (question.request_id.as_str(), (engine.config.lease * (2.0 / 3.0)));
@@ -119,8 +129,8 @@ pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
 
 impl Peers {
     /// That wait so long for one that does not answer.
-    pub fn new(timeout: Duration) -> Peers {
-        Peers { timeout, idle: Mutex::default() }
+    pub fn new(connector: VllmConnector, timeout: Duration) -> Peers {
+        Peers { connector, timeout, idle: Mutex::default() }
     }
 
     /// Ask the engine that holds `remote`. One that cannot be reached is waited for, as ZMQ does,
@@ -139,6 +149,7 @@ impl Peers {
             what,
             engine_id: remote.engine_id.clone(),
             request_id: remote.request_id.clone(),
+            connector: self.connector.as_str().to_owned(),
             tokens: tokens.get(),
             wanted: wanted.get(),
         };
@@ -148,6 +159,7 @@ impl Peers {
             Ok(Some((StatusCode::OK, answer))) => {
                 serde_json::from_slice(&answer).map_err(|_| Failed::Refused)
             }
+            Ok(Some((StatusCode::NOT_FOUND, _))) => Err(Failed::Stranger),
             Ok(Some(_)) => Err(Failed::Refused),
             Ok(None) | Err(_) => {
                 sleep_until(deadline).await;

@@ -14,6 +14,7 @@ pub(crate) struct Counters {
     pub recomputes: AtomicU64,
     pub leases_expired: AtomicU64,
     pub late_reads: AtomicU64,
+    pub assertions: AtomicU64,
     pub aborts: AtomicU64,
     pub finished: AtomicU64,
     pub errors: AtomicU64,
@@ -46,6 +47,8 @@ pub struct Stats {
     pub leases_expired: u64,
     /// Readers that came after a lease had ended.
     pub late_reads: u64,
+    /// Requests of a kind that the engine was not started for, and died of.
+    pub assertions: u64,
     /// Sequences that a client left.
     pub aborts: u64,
     /// Requests that ended well.
@@ -90,6 +93,7 @@ impl Counters {
             recomputes: of(&self.recomputes),
             leases_expired: of(&self.leases_expired),
             late_reads: of(&self.late_reads),
+            assertions: of(&self.assertions),
             aborts: of(&self.aborts),
             finished: of(&self.finished),
             errors: of(&self.errors),

@@ -37,7 +37,20 @@ pub fn decode(state: &str) -> Option<Remote> {
     let mut parts = text.split('|').map(str::to_owned);
     let (engine_id, request_id, host) = (parts.next()?, parts.next()?, parts.next()?);
     let port = parts.next()?.parse().ok()?;
-    Some(Remote { engine_id, request_id, host, port })
+    Some(Remote { engine_id, request_id, host, port, meets: false })
+}
+
+/// The endpoint at which it is told where KV is to go.
+pub fn endpoint(engine: &Shared) -> String {
+    format!("tcp://{}:{}", engine.host, engine.address.port())
+}
+
+/// The context behind an [`endpoint`], which may still have to begin.
+pub fn at(endpoint: &str, request_id: String) -> Option<Remote> {
+    let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
+    let (host, port) = (host.to_owned(), port.parse().ok()?);
+    // Whoever is there: contexts are met by address alone.
+    Some(Remote { engine_id: String::new(), request_id, host, port, meets: true })
 }
 
 /// Prefill, hold the KV, and say where it is.

@@ -4,9 +4,14 @@
 
 mod sglang;
 mod trtllm;
+mod trtllm_auth;
+mod trtllm_generation_first;
+mod vllm;
+mod vllm_mooncake;
 mod vllm_nixl;
+mod vllm_offloading;
 
-use crate::{Edits, Endpoint, Scan, Usage};
+use crate::{Endpoint, Scan, Usage};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -16,12 +21,20 @@ use tidegate_terms::Seconds;
 /// How a backend hands KV cache over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// vLLM with the NIXL connector, pull or push, `kv_role=kv_both`: prefill, then decode.
+    /// vLLM with the NIXL connector, pull or push: prefill, then decode.
     VllmNixl,
+    /// vLLM with the MooncakeConnector: both legs at once, met by a transfer id.
+    VllmMooncake,
+    /// vLLM with the OffloadingConnector's P2P tier: both legs at once, met at a side channel.
+    VllmOffloading,
+    /// vLLM with a store that all engines share: prefill, then decode, which finds the KV by hash.
+    VllmSharedStore,
     /// SGLang in prefill or decode mode: both legs at once, in one bootstrap room.
     SglangPd,
     /// TensorRT-LLM with a cache transceiver: context, then generation.
     TrtLlm,
+    /// The same with the generation leg sent first: both legs at once.
+    TrtLlmGenerationFirst,
     /// Not at all: any engine with OpenAI's API.
     Plain,
 }
@@ -31,17 +44,40 @@ pub enum Family {
 pub enum Legs {
     /// One leg, with the client's body as it is.
     Whole,
-    /// This body to a prefill backend; its answer ([`Family::read_prefill`]) makes the decode body
-    /// ([`Family::decode_body`]).
+    /// This body to a prefill backend; its answer ([`Family::read_prefill`]) makes the decode leg
+    /// ([`Family::decode_leg`]).
     PrefillFirst {
         /// The prefill leg's body.
         prefill: Bytes,
     },
-    /// This body to a prefill and a decode backend at once; the decode's answer is the client's.
-    Together {
-        /// The body of both.
-        both: Bytes,
-    },
+    /// Two legs at once; the decode's answer is the client's.
+    Together(Pair),
+}
+
+/// Two legs that run at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// To the prefill backend.
+    pub prefill: LegBody,
+    /// To the decode backend.
+    pub decode: LegBody,
+    /// The prefill engine waits for the decode engine: the decode leg leaves first.
+    pub decode_first: bool,
+}
+
+/// A leg's body, and the header that goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegBody {
+    /// The body.
+    pub body: Bytes,
+    /// Name in lower case, and value.
+    pub header: Option<(&'static str, Box<str>)>,
+}
+
+impl From<Bytes> for LegBody {
+    fn from(body: Bytes) -> LegBody {
+        LegBody { body, header: None }
+    }
 }
 
 /// What the two legs of a request share beside its body.
@@ -49,10 +85,33 @@ pub enum Legs {
 pub struct Meeting<'a> {
     /// The prefill backend's host; IPv6 in brackets.
     pub host: &'a str,
-    /// Where its bootstrap server listens; 0 where the family has none.
+    /// Where its bootstrap server or side channel listens; unread where the family has none.
     pub port: u16,
     /// Random, another one for every attempt.
     pub id: u64,
+    /// What the prefill backend told of itself, where [`Family::asks`] something: one of its ranks.
+    pub peer: Option<&'a Peer>,
+    /// The key that both engines know, where they ask for a signature.
+    pub key: Option<&'a [u8]>,
+}
+
+/// What an engine must be asked before it can be a prefill backend. The answer is good until a leg
+/// fails: an engine that was started again has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The path, for GET.
+    pub path: &'static str,
+    /// At its bootstrap port rather than at its own.
+    pub at_bootstrap: bool,
+}
+
+/// One data-parallel rank of a prefill engine, as it told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its engine id, or the endpoint that reaches it.
+    pub name: Box<str>,
+    /// Which rank it is, where that must be said.
+    pub rank: Option<u32>,
 }
 
 /// What a prefill left behind.
@@ -96,15 +155,27 @@ struct Answer<'a> {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 4] =
-        [Family::VllmNixl, Family::SglangPd, Family::TrtLlm, Family::Plain];
+    pub const ALL: [Family; 8] = [
+        Family::VllmNixl,
+        Family::VllmMooncake,
+        Family::VllmOffloading,
+        Family::VllmSharedStore,
+        Family::SglangPd,
+        Family::TrtLlm,
+        Family::TrtLlmGenerationFirst,
+        Family::Plain,
+    ];
 
     /// The word for it in settings, the admin API and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Family::VllmNixl => "vllm_nixl",
+            Family::VllmMooncake => "vllm_mooncake",
+            Family::VllmOffloading => "vllm_offloading",
+            Family::VllmSharedStore => "vllm_shared_store",
             Family::SglangPd => "sglang_pd",
             Family::TrtLlm => "trtllm",
+            Family::TrtLlmGenerationFirst => "trtllm_generation_first",
             Family::Plain => "plain",
         }
     }
@@ -117,6 +188,43 @@ impl Family {
     /// Does one of its backends take whole requests? SGLang in a disaggregation mode answers 400.
     pub const fn runs_whole(&self) -> bool {
         !matches!(self, Family::SglangPd)
+    }
+
+    /// What a prefill backend must be asked before its first pair.
+    pub const fn asks(&self) -> Option<Ask> {
+        match self {
+            Family::VllmMooncake => {
+                Some(Ask { path: vllm_mooncake::QUERY_PATH, at_bootstrap: true })
+            }
+            Family::TrtLlmGenerationFirst => {
+                Some(Ask { path: trtllm_generation_first::INFO_PATH, at_bootstrap: false })
+            }
+            _ => None,
+        }
+    }
+
+    /// Reads the answer to what it [asks](Family::asks): at least one rank.
+    ///
+    /// # Errors
+    /// It is not such an answer.
+    pub fn read_peers(&self, answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
+        match self {
+            Family::VllmMooncake => vllm_mooncake::read_peers(answer),
+            Family::TrtLlmGenerationFirst => trtllm_generation_first::read_peers(answer),
+            _ => Err(ProtocolError::NotParams),
+        }
+    }
+
+    /// Would the decode engine call all that it was handed cached? Then what the prefill engine had
+    /// cached is what the client is to be told.
+    pub const fn counts_handed_as_cached(&self) -> bool {
+        matches!(
+            self,
+            Family::VllmNixl
+                | Family::VllmMooncake
+                | Family::VllmOffloading
+                | Family::VllmSharedStore
+        )
     }
 
     /// The legs of a request that may be split; whole if the family, the endpoint or the request
@@ -133,15 +241,30 @@ impl Family {
         if !endpoint.can_split() || whole {
             return Legs::Whole;
         }
-        match self {
-            Family::VllmNixl => {
-                Legs::PrefillFirst { prefill: vllm_nixl::prefill_body(endpoint, body, scan) }
+        let prefill = |params| vllm::prefill_body(endpoint, body, scan, params);
+        match (self, meeting.peer) {
+            (Family::VllmNixl, _) => {
+                Legs::PrefillFirst { prefill: prefill(Some(vllm_nixl::KEEP_BLOCKS)) }
             }
-            Family::SglangPd => Legs::Together { both: sglang::body(body, scan, meeting) },
-            Family::TrtLlm => {
-                Legs::PrefillFirst { prefill: trtllm::context_body(body, scan, meeting.id) }
+            (Family::VllmSharedStore, _) => Legs::PrefillFirst { prefill: prefill(None) },
+            (Family::VllmMooncake, Some(peer)) => {
+                Legs::Together(vllm_mooncake::legs(endpoint, body, scan, meeting, peer))
             }
-            Family::Plain => Legs::Whole,
+            (Family::VllmOffloading, _) => {
+                Legs::Together(vllm_offloading::legs(endpoint, body, scan, meeting))
+            }
+            (Family::SglangPd, _) => Legs::Together(sglang::legs(body, scan, meeting)),
+            (Family::TrtLlm, _) => {
+                let first = trtllm::First::Context;
+                Legs::PrefillFirst { prefill: trtllm::context_body(body, scan, meeting.id, first) }
+            }
+            (Family::TrtLlmGenerationFirst, Some(peer)) => {
+                Legs::Together(trtllm_generation_first::legs(body, scan, meeting, peer))
+            }
+            // Nobody to meet.
+            (Family::VllmMooncake | Family::TrtLlmGenerationFirst, None) | (Family::Plain, _) => {
+                Legs::Whole
+            }
         }
     }
 
@@ -159,14 +282,13 @@ impl Family {
         if *self == Family::TrtLlm {
             return trtllm::read_context(answer, usage);
         }
-        let params = match given(read.kv_transfer_params) {
-            Some(params) if self.can_split() && !params.get().starts_with('{') => {
+        // Of the others none hands over by its answer.
+        let handed = given(read.kv_transfer_params).filter(|_| *self == Family::VllmNixl);
+        let params = match handed {
+            Some(params) if !params.get().starts_with('{') => {
                 return Err(ProtocolError::NotParams);
             }
-            Some(params) if self.can_split() => {
-                Some(Bytes::copy_from_slice(params.get().as_bytes()))
-            }
-            _ => None,
+            params => params.map(|params| Bytes::copy_from_slice(params.get().as_bytes())),
         };
         Ok(Handoff { params, usage, ..Handoff::default() })
     }
@@ -180,17 +302,23 @@ impl Family {
         trtllm::as_stream(answer, scan).map_err(unreadable)
     }
 
-    /// The decode leg's body: the client's, and the hand-off's parameters verbatim. Without
-    /// parameters it is the client's body itself.
-    pub fn decode_body(&self, body: &Bytes, scan: &Scan, handoff: &Handoff) -> Bytes {
+    /// The decode leg: the client's body, and the hand-off's parameters verbatim, signed if there is
+    /// a `key`. Without parameters it is the client's body itself.
+    pub fn decode_leg(
+        &self,
+        body: &Bytes,
+        scan: &Scan,
+        handoff: &Handoff,
+        key: Option<&[u8]>,
+    ) -> LegBody {
         match (self, &handoff.params) {
-            (Family::VllmNixl, Some(params)) => {
-                Edits::new().set(vllm_nixl::PARAMS, params).apply(body, scan)
-            }
-            (Family::TrtLlm, Some(_)) => trtllm::generation_body(body, scan, handoff),
-            (Family::VllmNixl | Family::TrtLlm, None) => body.clone(),
-            // Not made from a prefill's answer.
-            (Family::SglangPd | Family::Plain, _) => body.clone(),
+            (Family::VllmNixl, Some(params)) => vllm::decode_body(body, scan, params).into(),
+            (Family::TrtLlm, Some(params)) => LegBody {
+                body: trtllm::generation_body(body, scan, handoff),
+                header: trtllm_auth::header(params, key),
+            },
+            // The others' decode legs are not made from a prefill's answer.
+            _ => body.clone().into(),
         }
     }
 
@@ -198,11 +326,17 @@ impl Family {
     /// run without. Zero where there is none.
     pub const fn handoff_deadline(&self) -> Seconds {
         match self {
-            Family::VllmNixl => vllm_nixl::HANDOFF_DEADLINE,
+            Family::VllmNixl | Family::VllmSharedStore => vllm::HANDOFF_DEADLINE,
             Family::TrtLlm => trtllm::HANDOFF_DEADLINE,
-            Family::SglangPd | Family::Plain => Seconds::ZERO,
+            _ => Seconds::ZERO,
         }
     }
+}
+
+/// A string as JSON.
+fn quoted(text: &str) -> String {
+    // A string always serialises.
+    serde_json::to_string(text).unwrap_or_default()
 }
 
 fn given(value: Option<&RawValue>) -> Option<&RawValue> {
@@ -224,3 +358,5 @@ fn message_of(error: &RawValue) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod together_tests;

@@ -34,7 +34,7 @@ pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
 pub use exact::{UsageFilter, Wish};
-pub use family::{Family, Handoff, Legs, Meeting, ProtocolError};
+pub use family::{Ask, Family, Handoff, LegBody, Legs, Meeting, Pair, Peer, ProtocolError};
 pub use leak::{HandoffFilter, strip_handoff};
 pub use openai::{ApiError, ModelCard, merge_models, models_of};
 pub use sse::{Seen, SseReader};

@@ -45,6 +45,9 @@ pub enum LegProblem {
     /// The stream began with an error in place of a token.
     #[error("its stream began with an error")]
     ErrorEvent,
+    /// It must be asked something first, and that failed. Its own port may be well.
+    #[error("it could not be asked for its ranks: {0}")]
+    Unasked(#[source] Box<LegProblem>),
     /// The prefill's answer is not what its protocol says.
     #[error("its answer is not usable: {0}")]
     Protocol(#[from] ProtocolError),

@@ -10,12 +10,13 @@ use http::response::Parts;
 use std::borrow::Cow;
 use std::sync::Arc;
 use tidegate_cost::Matches;
-use tidegate_engine::{Handoff, Legs, Meeting, Scan};
+use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan};
 use tidegate_filters::Accepted;
 use tidegate_placement::{Handover, Job};
 use tidegate_terms::{Moment, Tokens};
 
 use crate::answer::{self, Opened, OpenedBody};
+use crate::bootstrap;
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::fleet::{Backend, Stage};
 use crate::headers::Identity;
@@ -98,17 +99,22 @@ async fn attempt(
             let scan = record.accepted.scan.as_ref();
             let endpoint = record.accepted.endpoint;
             let body = &serving.inbound.body;
+            let id = fastrand::u64(..);
+            let peer = bootstrap::peer(&backend, id).await;
+            let peer = peer.map_err(|problem| miss(&backend, Leg::Prefill, problem))?;
             let meeting = Meeting {
                 host: backend.pool.address().authority.host(),
-                port: backend.bootstrap_port,
-                id: fastrand::u64(..),
+                port: backend.meeting_port,
+                id,
+                peer: peer.as_ref(),
+                key: backend.key.as_deref(),
             };
             match scan.map(|scan| backend.family.legs(endpoint, body, scan, &meeting)) {
                 Some(Legs::PrefillFirst { prefill }) => {
                     split(serving, seat, predicted, prefill, record).await
                 }
-                Some(Legs::Together { both }) => {
-                    paired::run(serving, seat, predicted, both, record).await
+                Some(Legs::Together(pair)) => {
+                    paired::run(serving, seat, predicted, pair, record).await
                 }
                 // Its family cannot split this one after all: it runs whole where it is.
                 Some(Legs::Whole) | None => whole(serving, seat, predicted, record).await,
@@ -118,7 +124,7 @@ async fn attempt(
 }
 
 /// One leg, the client's request byte for byte.
-async fn whole(
+pub(crate) async fn whole(
     serving: &Serving<'_>,
     mut seat: Seat,
     predicted: Predicted,
@@ -130,7 +136,8 @@ async fn whole(
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let answered = async {
-        let answer = send(serving, &backend, serving.inbound.body.clone(), record.attempts).await?;
+        let leg = serving.inbound.body.clone().into();
+        let answer = send(serving, &backend, leg, record.attempts).await?;
         answer::open(answer, record.accepted.endpoint).await
     };
     let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
@@ -176,7 +183,7 @@ async fn split(
     record.live.prefills_on(backend.id);
     let missed = |problem| miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
-    let answer = send(serving, &backend, prefill, record.attempts).await.map_err(missed)?;
+    let answer = send(serving, &backend, prefill.into(), record.attempts).await.map_err(missed)?;
     let (head, body) = answer.into_parts();
     if answer::is_retryable(head.status) {
         return Err(missed(LegProblem::Status(head.status)));
@@ -234,17 +241,19 @@ async fn decode(
         note_decode(record, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
         record.cached = None;
-        let body = match &record.accepted.scan {
-            Some(scan) if in_time && backend.id != from.id => {
+        let takes = backend.id != from.id && backend.may_decode();
+        let leg = match &record.accepted.scan {
+            Some(scan) if in_time && takes => {
                 // The decode engine would call all of it cached.
                 record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
-                from.family.decode_body(&serving.inbound.body, scan, handoff)
+                let body = &serving.inbound.body;
+                from.family.decode_leg(body, scan, handoff, from.key.as_deref())
             }
             // Without the hand-off: once the lease may have run out a late read of freed blocks
             // would be worse than a second prefill, and who has prefilled has the prefix cached.
-            _ => serving.inbound.body.clone(),
+            _ => serving.inbound.body.clone().into(),
         };
-        match send(serving, &backend, body, record.attempts).await {
+        match send(serving, &backend, leg, record.attempts).await {
             Ok(answer) => {
                 let endpoint = record.accepted.endpoint;
                 let (head, body) = answer::open(answer, endpoint).await.map_err(missed)?;
@@ -282,14 +291,28 @@ pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> Handover {
 pub(crate) async fn send(
     serving: &Serving<'_>,
     backend: &Backend,
-    body: Bytes,
+    leg: LegBody,
     attempt: u32,
+) -> Result<Answer, LegProblem> {
+    send_telling(serving, backend, leg, attempt, &|| ()).await
+}
+
+/// The same; `leaves` is called when there is a connection and the leg is about to be on it.
+pub(crate) async fn send_telling(
+    serving: &Serving<'_>,
+    backend: &Backend,
+    leg: LegBody,
+    attempt: u32,
+    leaves: &(dyn Fn() + Sync),
 ) -> Result<Answer, LegProblem> {
     let accepted = serving.accepted;
     let request_id = request_id(&accepted.request_id, attempt);
     let identity = identity(&request_id, accepted);
     let authority = &backend.pool.address().authority;
-    let request = || serving.inbound.leg(authority, identity, body.clone());
+    let request = || {
+        leaves();
+        serving.inbound.leg(authority, identity, &leg)
+    };
     Ok(backend.pool.send(request).await?)
 }
 
@@ -344,11 +367,14 @@ pub(crate) fn note_prefill(
 
 /// A leg failed: what that says of its backend, and what it means for the request.
 pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
+    // It may have been started again.
+    backend.bootstrap.forget();
     let out = match &problem {
         LegProblem::Exchange(ExchangeError::Connect(_)) => backend.health.refused(),
         // A busy engine is not a broken one.
         LegProblem::Status(http::StatusCode::SERVICE_UNAVAILABLE)
-        | LegProblem::Status(http::StatusCode::TOO_MANY_REQUESTS) => false,
+        | LegProblem::Status(http::StatusCode::TOO_MANY_REQUESTS)
+        | LegProblem::Unasked(_) => false,
         _ => backend.health.failed(),
     };
     if out {

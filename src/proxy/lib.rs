@@ -3,6 +3,7 @@
 //! - [`request`]: the way of a request; open it first
 //! - [`intake`], [`estimate`], [`place`], [`legs`], [`answer`], [`relay`], [`settle`]: its stages
 //! - [`queue`], [`dispatcher`], [`seat`], [`demand`]: waiting for room, and holding it
+//! - [`paired`]: both legs of a request at once; [`bootstrap`]: what is asked before them
 //! - [`fleet`]: backends, the routing table, live requests
 //! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why,
 //!   [`recording`] all of it
@@ -22,6 +23,7 @@
 mod access_log;
 mod admin;
 mod answer;
+mod bootstrap;
 pub mod clock;
 mod connection;
 mod control;

@@ -1,5 +1,6 @@
-//! Both legs at once, on engines that meet each other (SGLang): the decode engine is chosen before
-//! anything is sent, its answer is the client's, the prefill's is read and dropped.
+//! Both legs at once, on engines that meet each other (SGLang, Mooncake, Offloading, TensorRT-LLM's
+//! generation first): the decode engine is chosen before anything is sent, its answer is the
+//! client's, the prefill's is read and dropped.
 //!
 //! The legs are linked: one that fails before the first byte takes the other with it, and so does
 //! a client that leaves. What must never happen is that a prefill is cut because the decode has
@@ -8,18 +9,22 @@
 use bytes::Bytes;
 use http::response::Parts;
 use std::sync::Arc;
-use tidegate_terms::Seconds;
+use tidegate_engine::{LegBody, Pair};
+use tidegate_terms::{Seconds, Tokens};
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::answer::{self, Opened, OpenedBody};
-use crate::failure::{Leg, LegProblem};
+use crate::failure::{Failure, Leg, LegProblem};
+use crate::fleet::Backend;
 use crate::legs::{self, Miss, PREFILL_ANSWER_MAX, Serving};
 use crate::place::{self, Predicted};
 use crate::seat::Seat;
 use crate::settle::Record;
 use crate::upstream::ExchangeError;
 
-/// A prefill's answer may take so long after the decode has begun; then it is cut after all.
+/// A prefill's answer may take so long from its head to its end; then it is cut after all. Until its
+/// head it may take as long as any answer: a long prompt is no failure.
 const DRAIN_MAX: Seconds = Seconds(30.0);
 
 /// Cuts the prefill leg when it is dropped, unless it was let go.
@@ -41,12 +46,12 @@ impl Drop for Linked {
 
 type Prefilled = Result<(Parts, Bytes), LegProblem>;
 
-/// Run both legs with the same body; the prefill's seat is taken, the decode's is found here.
+/// Run both legs; the prefill's seat is taken, the decode's is found here.
 pub(crate) async fn run(
     serving: &Serving<'_>,
-    seat: Seat,
+    mut seat: Seat,
     predicted: Predicted,
-    both: Bytes,
+    pair: Pair,
     record: &mut Record,
 ) -> Result<Opened, Miss> {
     let from = Arc::clone(&seat.backend);
@@ -54,24 +59,48 @@ pub(crate) async fn run(
     let deadline = serving.proxy.clock.now() + serving.proxy.handoff_max;
     let decode_seat = place::find_decode(serving.proxy, &handover, deadline).await?;
     let to = Arc::clone(&decode_seat.backend);
+    // Nobody else is left to decode: an engine does not meet itself.
+    if to.id == from.id || !to.may_decode() {
+        drop(decode_seat);
+        if !from.family.runs_whole() {
+            return Err(Failure::NoBackend.into());
+        }
+        seat.open_stream(serving.job.prompt);
+        return legs::whole(serving, seat, predicted, record).await;
+    }
     record.predicted = Some(predicted);
     record.prefill_on = Some(Arc::clone(&from));
     record.live.prefills_on(from.id);
     legs::note_decode(record, &to, None);
 
     let sent = serving.proxy.clock.now();
-    let mut prefill = start_prefill(serving, &seat, both.clone(), record.attempts);
+    let Pair { prefill, decode, decode_first } = pair;
+    let go = Arc::new(Notify::new());
+    if !decode_first {
+        go.notify_one();
+    }
+    record.cached = None;
+    let mut prefill = start_prefill(serving, &seat, prefill, record.attempts, Arc::clone(&go));
     let linked = Linked(Some(prefill.abort_handle()));
     let endpoint = record.accepted.endpoint;
+    let attempt = record.attempts;
+    let leaves = || go.notify_one();
     let decode = async {
-        let answer = legs::send(serving, &to, both, record.attempts).await?;
+        let answer = legs::send_telling(serving, &to, decode, attempt, &leaves).await?;
         answer::open(answer, endpoint).await
     };
     tokio::pin!(decode);
+    // What one says of the other's failure is not known: its ranks are asked for again.
+    let missed = |on: &Backend, leg, problem| {
+        from.bootstrap.forget();
+        legs::miss(on, leg, problem)
+    };
     let (head, body) = tokio::select! {
+        // The prefill's answer tells more, and comes first where both are here.
+        biased;
         answered = &mut prefill => {
             let answered = answered.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
-            let (head, body) = answered.map_err(|p| legs::miss(&from, Leg::Prefill, p))?;
+            let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
             if !head.status.is_success() {
                 // The engine's verdict on the request itself: the same everywhere.
                 return Ok(legs::opened(serving, head, OpenedBody::Complete(body), seat));
@@ -79,10 +108,11 @@ pub(crate) async fn run(
             legs::note_prefill(serving, &from, predicted, sent, serving.proxy.clock.now());
             from.health.succeeded();
             drop(seat);
-            decode.await.map_err(|problem| legs::miss(&to, Leg::Decode, problem))?
+            note_cached(record, &from, &body);
+            decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
         }
         opened = &mut decode => {
-            let opened = opened.map_err(|problem| legs::miss(&to, Leg::Decode, problem))?;
+            let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
             legs::note_prefill(serving, &from, predicted, sent, serving.proxy.clock.now());
             drop(seat);
             if opened.0.status.is_success() {
@@ -95,31 +125,44 @@ pub(crate) async fn run(
     Ok(legs::opened(serving, head, body, decode_seat))
 }
 
+/// What the prefill engine had cached, where the decode engine would call all of it cached.
+fn note_cached(record: &mut Record, from: &Backend, answer: &[u8]) {
+    if !from.family.counts_handed_as_cached() {
+        return;
+    }
+    if let Ok(handoff) = from.family.read_prefill(answer) {
+        record.prefill_usage = handoff.usage;
+        record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+    }
+}
+
 /// A task of its own, so that it can outlive the wait for the decode's first token.
 fn start_prefill(
     serving: &Serving<'_>,
     seat: &Seat,
-    body: Bytes,
+    body: LegBody,
     attempt: u32,
+    go: Arc<Notify>,
 ) -> JoinHandle<Prefilled> {
     let backend = Arc::clone(&seat.backend);
     let inbound = serving.inbound.clone();
     let accepted = Arc::clone(serving.accepted);
+    let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     let leg = async move {
         let request_id = legs::request_id(&accepted.request_id, attempt);
         let authority = &backend.pool.address().authority;
         let identity = legs::identity(&request_id, &accepted);
-        let answer = backend.pool.send(|| inbound.leg(authority, identity, body.clone())).await?;
+        let answer = backend.pool.send(|| inbound.leg(authority, identity, &body)).await?;
         let (head, body) = answer.into_parts();
         if answer::is_retryable(head.status) {
             return Err(LegProblem::Status(head.status));
         }
-        let body = answer::read_all(body, PREFILL_ANSWER_MAX).await?;
-        Ok((head, body))
+        let read = answer::read_all(body, PREFILL_ANSWER_MAX);
+        let in_time = tokio::time::timeout(drain, read).await;
+        Ok((head, in_time.unwrap_or_else(|_| Err(ExchangeError::Closed.into()))?))
     };
-    let timeout = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     tokio::spawn(async move {
-        let in_time = tokio::time::timeout(timeout, leg).await;
-        in_time.unwrap_or_else(|_| Err(ExchangeError::Closed.into()))
+        go.notified().await;
+        leg.await
     })
 }

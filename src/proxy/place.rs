@@ -145,9 +145,10 @@ pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
         table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
     };
     let key = |id: &&BackendId| {
+        let backend = proxy.fleet.backend(**id);
         let failed = handover.excluded.contains(**id);
         let stranger = !table.entry(**id).role.takes_decode();
-        (failed, stranger, proxy.fleet.backend(**id).account.balance().streams)
+        (!backend.may_decode(), failed, stranger, backend.account.balance().streams)
     };
     let on = table.backends(handover.pool).iter().filter(usable).min_by_key(key)?;
     let backend = Arc::clone(proxy.fleet.backend(*on));

@@ -53,6 +53,8 @@ pub async fn run(backend: Arc<Backend>, params: ProbeParams, found: mpsc::Sender
             false => backend.health.failed(),
         };
         if changed {
+            // It may have been started again.
+            backend.bootstrap.forget();
             let word = backend.health.as_str();
             tracing::warn!(backend = %backend.name, "a probe finds it {word}");
             if found.send(Found::Changed).await.is_err() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use tidegate_ledger::{PrefillCharge, StreamCharge};
+use tidegate_terms::Tokens;
 
 use crate::fleet::Backend;
 use crate::queue::Signal;
@@ -32,6 +33,11 @@ impl Seat {
         if self.prefill.take().is_some() {
             self.signal.room_made();
         }
+    }
+
+    /// The leg here turns out to make a stream too, room or not.
+    pub fn open_stream(&mut self, kv: Tokens) {
+        self.stream = Some(self.backend.account.open_stream(kv));
     }
 
     /// Is the prefill still on the account?

@@ -14,6 +14,7 @@ use tidegate_settings::{ModelSettings, Settings};
 use tidegate_terms::{BackendId, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
+use crate::bootstrap::Bootstrap;
 use crate::clock::Clock;
 use crate::control::background::{Background, Tasks};
 use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
@@ -52,7 +53,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// A key file with nothing in it: its key would let everybody in who sends an empty one.
-    #[error("{path} holds no key: the file of auth key {name} is empty")]
+    #[error("{path} holds no key: the file of {name} is empty")]
     EmptyKey {
         /// Which file.
         path: PathBuf,
@@ -197,16 +198,28 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             true => Some(client_config(settings.upstream.ca_file.as_deref())?),
             false => None,
         };
+        let (family, port) = (backend.family(), backend.meeting_port());
+        let bootstrap = Bootstrap::new(family, || {
+            let beside = Address::parse(&format!("http://{}:{port}", address.authority.host()))?;
+            Ok::<_, StartError>(Pool::new(beside, params, None, clock))
+        })?;
+        let key = match (&backend.disagg_key, &backend.disagg_key_file) {
+            (Some(key), _) => Some(key.0.clone()),
+            (None, Some(path)) => Some(key_in(path, || format!("backend {}", backend.name))?),
+            (None, None) => None,
+        };
         backends.push(Arc::new(Backend::new(
             BackendId(slot as u16),
             backend.name.as_str().into(),
             groups[slot],
-            backend.family(),
+            family,
             backend.capability(),
             backend.allowed_roles(),
             backend.streams_max,
             backend.kv_capacity,
-            backend.bootstrap_port,
+            port,
+            bootstrap,
+            key.map(|key| key.into_bytes().into()),
             Pool::new(address, params, tls, clock),
             settings.probe.failures_to_eject,
         )));
@@ -270,15 +283,7 @@ fn chain_params(settings: &Settings) -> Result<ChainParams, StartError> {
     for key in &settings.auth.keys {
         let secret = match (&key.key, &key.key_file) {
             (Some(key), _) => key.clone(),
-            (None, Some(path)) => match text(path)?.trim() {
-                "" => {
-                    return Err(StartError::EmptyKey {
-                        path: path.clone(),
-                        name: key.name.clone(),
-                    });
-                }
-                key => key.to_owned(),
-            },
+            (None, Some(path)) => key_in(path, || format!("auth key {}", key.name))?,
             (None, None) => continue,
         };
         keys.push(ApiKey { name: key.name.clone(), key: secret });
@@ -313,6 +318,14 @@ fn known_models(settings: &Settings) -> Result<Vec<KnownModel>, StartError> {
         known.push(KnownModel { name, max_model_len: model.max_model_len, tokenizer });
     }
     Ok(known)
+}
+
+/// The key that a file holds.
+fn key_in(path: &Path, whose: impl FnOnce() -> String) -> Result<String, StartError> {
+    match text(path)?.trim() {
+        "" => Err(StartError::EmptyKey { path: path.to_owned(), name: whose() }),
+        key => Ok(key.to_owned()),
+    }
 }
 
 type Loaded = Result<ModelTokenizer, TokenizerError>;

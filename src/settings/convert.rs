@@ -7,7 +7,7 @@ use tidegate_placement::Params as PlacementParams;
 use tidegate_planner::Params as PlannerParams;
 use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo};
 
-use crate::schema::{BackendSettings, Connector, EngineName, KvRole, Settings};
+use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
 
 impl Settings {
     /// What clients were promised.
@@ -63,6 +63,10 @@ impl Settings {
         for (i, key) in self.auth.keys.iter().enumerate() {
             files.push((format!("auth.keys[{i}].key_file"), key.key_file.as_ref()));
         }
+        for (i, backend) in self.backends.iter().enumerate() {
+            let path = format!("backends[{i}].disagg_key_file");
+            files.push((path, backend.disagg_key_file.as_ref()));
+        }
         for (i, model) in self.models.iter().enumerate() {
             let path = |key: &str| format!("models[{i}].{key}");
             files.push((path("tokenizer"), model.tokenizer.as_ref()));
@@ -77,28 +81,45 @@ impl BackendSettings {
     /// The protocol it speaks.
     pub fn family(&self) -> Family {
         match (self.engine, self.connector) {
-            (EngineName::Vllm, Connector::Nixl) => Family::VllmNixl,
+            (EngineName::Vllm, Connector::Nixl | Connector::NixlPush) => Family::VllmNixl,
+            (EngineName::Vllm, Connector::Mooncake) => Family::VllmMooncake,
+            (EngineName::Vllm, Connector::Offloading) => Family::VllmOffloading,
+            (EngineName::Vllm, Connector::SharedStore) => Family::VllmSharedStore,
             (EngineName::Sglang, Connector::Bootstrap) => Family::SglangPd,
-            (EngineName::Trtllm, Connector::Transceiver) => Family::TrtLlm,
+            (EngineName::Trtllm, Connector::Transceiver) => match self.schedule_style {
+                ScheduleStyle::ContextFirst => Family::TrtLlm,
+                ScheduleStyle::GenerationFirst => Family::TrtLlmGenerationFirst,
+            },
             _ => Family::Plain,
+        }
+    }
+
+    /// Where another engine meets it for a hand-off, beside its URL.
+    pub fn meeting_port(&self) -> u16 {
+        match self.connector {
+            Connector::Offloading => self.side_channel_port,
+            _ => self.bootstrap_port,
         }
     }
 
     /// Who may change its role (engine_protocols.md §0).
     pub fn capability(&self) -> RoleCapability {
         match (self.family(), self.kv_role) {
-            (Family::VllmNixl, KvRole::KvBoth) | (Family::TrtLlm, _) => RoleCapability::Instant,
+            (Family::Plain, _) => RoleCapability::Fixed,
             (Family::SglangPd, _) if self.role_switch => RoleCapability::DrainThenCall,
-            _ => RoleCapability::Fixed,
+            (Family::SglangPd, _) => RoleCapability::Fixed,
+            (_, KvRole::KvBoth) => RoleCapability::Instant,
+            (_, KvRole::KvProducer | KvRole::KvConsumer) => RoleCapability::Fixed,
         }
     }
 
     /// The roles its launch flags allow (engine_protocols.md §0). A `kv_producer` that decodes may
-    /// load into blocks that a step still writes; a `kv_consumer` that prefills for another skips
-    /// part of the hand-off for some models. In `decode` it may still run whole requests.
+    /// load into blocks that a step still writes, and with Mooncake it dies; a `kv_consumer` that
+    /// prefills for another skips part of the hand-off for some models, and with Mooncake it dies.
+    /// In `decode` it may still run whole requests.
     pub fn allowed_roles(&self) -> RoleSet {
         match (self.family(), self.kv_role) {
-            (Family::VllmNixl, KvRole::KvBoth) | (Family::TrtLlm, _) => RoleSet::ANY,
+            (Family::Plain, _) => RoleSet::EMPTY.with(Role::Mixed),
             // The mode it was started in, unless it can switch.
             (Family::SglangPd, _) => match self.role {
                 Some(role @ (Role::Prefill | Role::Decode)) if !self.role_switch => {
@@ -106,9 +127,9 @@ impl BackendSettings {
                 }
                 _ => RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode),
             },
-            (Family::VllmNixl, KvRole::KvProducer) => RoleSet::EMPTY.with(Role::Prefill),
-            (Family::VllmNixl, KvRole::KvConsumer) => RoleSet::EMPTY.with(Role::Decode),
-            _ => RoleSet::EMPTY.with(Role::Mixed),
+            (_, KvRole::KvBoth) => RoleSet::ANY,
+            (_, KvRole::KvProducer) => RoleSet::EMPTY.with(Role::Prefill),
+            (_, KvRole::KvConsumer) => RoleSet::EMPTY.with(Role::Decode),
         }
     }
 

@@ -8,8 +8,10 @@ pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 /// The system prompts and tool lists in use; histories of many long chats want more. Larger costs
 /// more where every prompt is new: benches/README.md.
 pub const TOKENIZER_CACHE_MIB: u16 = 4;
-/// SGLang's own default.
+/// SGLang's own default, and Mooncake's.
 pub const BOOTSTRAP_PORT: u16 = 8998;
+/// vLLM's own default.
+pub const SIDE_CHANNEL_PORT: u16 = 5710;
 /// Loopback: the admin port changes roles.
 pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// 32 MiB: a million tokens of text are about 4 MB; images in base64 make up the rest.

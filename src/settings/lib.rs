@@ -31,6 +31,6 @@ pub use problem::Problem;
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, Connector, EngineName, KeySettings,
     KvRole, LogFormat, LogSettings, ModelSettings, PlacementSettings, PlannerSettings,
-    PrefixSettings, ProbeSettings, QueueSettings, RetrySettings, ServerSettings, Settings,
-    SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
+    PrefixSettings, ProbeSettings, QueueSettings, RetrySettings, ScheduleStyle, Secret,
+    ServerSettings, Settings, SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
 };

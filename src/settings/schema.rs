@@ -13,7 +13,9 @@ use tidegate_terms::{Seconds, Tokens};
 
 use crate::defaults;
 
-pub use fleet::{BackendSettings, Connector, EngineName, KvRole, ModelSettings};
+pub use fleet::{
+    BackendSettings, Connector, EngineName, KvRole, ModelSettings, ScheduleStyle, Secret,
+};
 pub use signals::SignalSettings;
 
 /// A whole configuration.

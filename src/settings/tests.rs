@@ -7,6 +7,7 @@ use crate::Settings;
 
 const GOOD: &str = "[[backends]]\nname = \"a\"\nurl = \"http://127.0.0.1:8000\"\n";
 const NIXL: &str = "engine = \"vllm\"\nconnector = \"nixl\"\n";
+const TRTLLM: &str = "engine = \"trtllm\"\nconnector = \"transceiver\"\n";
 
 /// The lines an operator reads, all of them.
 fn check(text: &str, expected: &[&str]) {
@@ -411,6 +412,70 @@ fn launch_flags_decide_who_may_change_a_role() {
     assert_eq!(of(NIXL), (RoleCapability::Instant, RoleSet::ANY));
     assert_eq!(of(&format!("{NIXL}kv_role = \"kv_producer\"")), only(Role::Prefill));
     assert_eq!(of(&format!("{NIXL}kv_role = \"kv_consumer\"")), only(Role::Decode));
+    for connector in ["nixl_push", "mooncake", "offloading", "shared_store"] {
+        let vllm = format!("engine = \"vllm\"\nconnector = \"{connector}\"\n");
+        assert_eq!(of(&vllm), (RoleCapability::Instant, RoleSet::ANY), "{connector}");
+        let producer = format!(
+            "{vllm}kv_role = \"kv_producer\"\n[[backends]]\nname = \"c\"\nurl = \"http://c\"\n{vllm}"
+        );
+        assert_eq!(of(&producer), only(Role::Prefill), "{connector}");
+        assert_eq!(of(&format!("{vllm}kv_role = \"kv_consumer\"")), only(Role::Decode));
+    }
+    for style in ["context_first", "generation_first"] {
+        let of = of(&format!("{TRTLLM}schedule_style = \"{style}\""));
+        assert_eq!(of, (RoleCapability::Instant, RoleSet::ANY));
+    }
+}
+
+#[test]
+fn what_hands_over_differently_does_not_pair() {
+    let push = "engine = \"vllm\"\nconnector = \"nixl_push\"";
+    let text = format!("{GOOD}{NIXL}[[backends]]\nname = \"b\"\nurl = \"http://b\"\n{push}");
+    assert_eq!(good(&text).groups(), [GroupId(0), GroupId(1)]);
+    two(
+        &format!("{NIXL}group = \"g\""),
+        &format!("{push}\ngroup = \"g\""),
+        &[
+            "backends[1].group: differs in connector from backends[0] (only alike engines can hand over: another group), line 12",
+        ],
+    );
+}
+
+#[test]
+fn what_is_one_engines_is_not_anothers() {
+    backend(
+        "engine = \"sglang\"\nconnector = \"mooncake\"",
+        &["backends[0].connector: is vLLM's (add engine = \"vllm\"), line 5"],
+    );
+    let hint = "is TensorRT-LLM's (add connector = \"transceiver\"), line 4";
+    for (key, value) in [
+        ("schedule_style", "generation_first"),
+        ("disagg_key", "hush-hush"),
+        ("disagg_key_file", "/run/secrets/disagg"),
+    ] {
+        backend(&format!("{key} = \"{value}\""), &[&format!("backends[0].{key}: {hint}")]);
+    }
+}
+
+#[test]
+fn a_key_between_engines_is_given_once_and_shown_to_nobody() {
+    let key = format!("{TRTLLM}disagg_key = \"hush-hush\"\n");
+    assert!(!format!("{:?}", good(&format!("{GOOD}{key}"))).contains("hush"));
+    backend(
+        &format!("{key}disagg_key_file = \"f\""),
+        &["backends[0].disagg_key_file: is given beside disagg_key (one of both), line 7"],
+    );
+    backend(
+        &format!("{TRTLLM}disagg_key = \"\""),
+        &["backends[0].disagg_key: is empty (the engines' own), line 6"],
+    );
+    two(
+        &format!("{key}group = \"g\""),
+        &format!("{TRTLLM}group = \"g\""),
+        &[
+            "backends[1].group: differs in disagg_key from backends[0] (only alike engines can hand over: another group), line 13",
+        ],
+    );
 }
 
 #[test]

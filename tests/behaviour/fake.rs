@@ -35,6 +35,8 @@ impl Sent {
 pub enum Act {
     /// Answer with a status and a JSON body.
     Json(u16, String),
+    /// The same after a while.
+    Slow(u16, String),
     /// Stream these chunks, one write each, then end.
     Chunks(Vec<String>),
     /// Stream these chunks, then break the connection.
@@ -173,6 +175,10 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     let act = state.script.lock().unwrap().pop_front().unwrap_or_else(|| state.default.clone());
     match act {
         Act::Json(status, body) => Ok(json(status, body)),
+        Act::Slow(status, body) => {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            Ok(json(status, body))
+        }
         Act::Chunks(chunks) => Ok(stream(chunks, None)),
         Act::Break(chunks) => Ok(stream(chunks, Some(Broken))),
         Act::Hang(chunks) => Ok(hang(&state, chunks)),

@@ -18,14 +18,13 @@ impl Emulated {
 
     /// The same with the manners of another engine.
     pub async fn of(count: u16, kind: EngineKind) -> Emulated {
+        Emulated::with(EmulatorConfig { kind, count, ..EmulatorConfig::default() }).await
+    }
+
+    /// The same from more of a configuration; quick ones all the same.
+    pub async fn with(config: EmulatorConfig) -> Emulated {
         let profile = Profile::named("fast").unwrap();
-        let config = EmulatorConfig {
-            kind,
-            count,
-            profile,
-            model: "m".to_owned(),
-            ..EmulatorConfig::default()
-        };
+        let config = EmulatorConfig { profile, model: "m".to_owned(), ..config };
         Emulated { running: start(config).await.unwrap() }
     }
 
@@ -43,6 +42,10 @@ impl Emulated {
 
     pub fn stats(&self, engine: usize) -> Stats {
         self.running.stats(engine)
+    }
+
+    pub async fn revive(&mut self, engine: usize) {
+        self.running.revive(engine).await.unwrap();
     }
 
     pub async fn kill(&mut self, engine: usize) {

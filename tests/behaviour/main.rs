@@ -6,6 +6,7 @@
 mod admin;
 mod cancel;
 mod client;
+mod connectors;
 mod errors;
 mod fake;
 mod fleet;
@@ -16,8 +17,10 @@ mod process;
 mod proxy;
 mod relay;
 mod retry;
+mod rules;
 mod sglang;
 mod signals;
 mod split;
 mod storm;
 mod trtllm;
+mod trtllm_generation_first;

@@ -52,11 +52,21 @@ async fn an_engines_own_numbers_show_and_its_trouble_comes_and_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hand_offs_that_bring_no_kv_are_noticed_though_every_answer_is_right() {
+    // One leg after the other, and both at once.
+    for connector in ["nixl", "offloading"] {
+        bring_no_kv(connector).await;
+    }
+}
+
+async fn bring_no_kv(connector: &str) {
     let prefill = Fake::start([], Act::Json(200, prefill_answer())).await;
     let decode = Fake::start([], Act::Chunks(chat_chunks(2))).await;
     decode.set_metrics("vllm:prompt_tokens_by_source_total{source=\"external_kv_transfer\"} 0\n");
     let top = format!("{SPLIT}{QUICK}");
-    let engines = [vllm("p", prefill.url(), PREFILL), vllm("d", decode.url(), DECODE)];
+    let with = |more: &str| -> &'static str {
+        more.replace("\"nixl\"", &format!("\"{connector}\"")).leak()
+    };
+    let engines = [vllm("p", prefill.url(), with(PREFILL)), vllm("d", decode.url(), with(DECODE))];
     let proxy = Proxy::start(&top, &engines).await;
     let mut asked = 0;
     while troubles(&proxy, 1).await != "[\"recomputes\"]" {

@@ -1,17 +1,21 @@
-//! What a body says of a hand-off, by engine (engine_protocols.md §2, §4.1, §5.1). What is
-//! incomplete is refused, or ignored where the engine ignores it.
+//! What a body says of a hand-off, by engine (engine_protocols.md §2 to §5). What is incomplete is
+//! refused, or ignored where the engine ignores it: then nothing is handed over, and it shows.
 
 use serde::Deserialize;
 
-use super::{Handoff, Members, Remote, given};
-use crate::config::{DisaggregationMode, EngineKind};
+use super::{Handoff, Members, Remote, boolean, given};
+use crate::config::{DisaggregationMode, EmulatorConfig, EngineKind, VllmConnector};
 use crate::refusal::Refusal;
-use crate::{sglang, trtllm};
+use crate::{mooncake, sglang, trtllm};
 
 /// The hand-off of a request.
-pub(super) fn of(kind: EngineKind, members: &Members<'_>) -> Result<Handoff, Refusal> {
+pub(super) fn of(
+    config: &EmulatorConfig,
+    kind: EngineKind,
+    members: &Members<'_>,
+) -> Result<Handoff, Refusal> {
     match kind {
-        EngineKind::Vllm => nixl(members),
+        EngineKind::Vllm => vllm(config.connector, members),
         EngineKind::Sglang(mode) => room(mode, members),
         EngineKind::Trtllm => disaggregated(members),
         EngineKind::Plain => Ok(Handoff::None),
@@ -26,8 +30,10 @@ pub(super) fn one_token(
     (output, finish): (u64, &'static str),
 ) -> (u64, &'static str) {
     match (kind, handoff) {
-        (EngineKind::Trtllm, Handoff::Offer(_)) if output > 1 => (1, "not_finished"),
-        (EngineKind::Sglang(_), Handoff::Offer(_)) => (1, "length"),
+        (EngineKind::Trtllm, Handoff::Offer(_) | Handoff::Meet(_)) if output > 1 => {
+            (1, "not_finished")
+        }
+        (EngineKind::Sglang(_), Handoff::Meet(_)) => (1, "length"),
         _ => (output, finish),
     }
 }
@@ -44,7 +50,7 @@ fn room(mode: DisaggregationMode, members: &Members<'_>) -> Result<Handoff, Refu
     };
     let name = sglang::name(room);
     if mode == DisaggregationMode::Prefill {
-        return Ok(Handoff::Offer(name));
+        return Ok(Handoff::Meet(name));
     }
     let host = given(members, "bootstrap_host");
     let host = host.and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
@@ -55,7 +61,7 @@ fn room(mode: DisaggregationMode, members: &Members<'_>) -> Result<Handoff, Refu
     let host = host.trim_matches(['[', ']']).to_owned();
     // Whoever is there: rooms are met by address alone.
     let engine_id = String::new();
-    Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id: name, host, port })))
+    Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id: name, host, port, meets: true })))
 }
 
 fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
@@ -65,6 +71,9 @@ fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
         disagg_request_id: Option<u64>,
         ctx_request_id: Option<u64>,
         encoded_opaque_state: Option<String>,
+        ctx_info_endpoint: Option<String>,
+        #[serde(default)]
+        schedule_style: u8,
     }
     let Some(raw) = given(members, "disaggregated_params") else { return Ok(Handoff::None) };
     let bad = |problem: &str| {
@@ -74,8 +83,17 @@ fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
         serde_json::from_str(raw.get()).map_err(|error| bad(&error.to_string()))?;
     let id = params.disagg_request_id.filter(|id| *id >= trtllm::ID_MIN);
     let id = id.ok_or_else(|| bad("disagg_request_id must be at least 2^40"))?;
+    let generation_first = params.schedule_style == 1;
     match params.request_type.as_str() {
+        "context_only" if generation_first => Ok(Handoff::Meet(trtllm::name(id))),
         "context_only" => Ok(Handoff::Offer(trtllm::name(id))),
+        "generation_only" if generation_first => {
+            let known = params.ctx_request_id == Some(id);
+            let endpoint = params.ctx_info_endpoint.as_deref().filter(|_| known);
+            let remote = endpoint.and_then(|endpoint| trtllm::at(endpoint, trtllm::name(id)));
+            let remote = remote.ok_or_else(|| bad("the context's endpoint is not usable"))?;
+            Ok(Handoff::Consume(Box::new(remote)))
+        }
         "generation_only" => {
             let state = params.encoded_opaque_state.as_deref().and_then(trtllm::decode);
             let remote = state.filter(|remote| remote.request_id == trtllm::name(id));
@@ -87,35 +105,93 @@ fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
     }
 }
 
-fn nixl(members: &Members<'_>) -> Result<Handoff, Refusal> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Params {
-        do_remote_decode: Option<bool>,
-        do_remote_prefill: Option<bool>,
-        remote_engine_id: Option<String>,
-        remote_request_id: Option<String>,
-        remote_host: Option<String>,
-        remote_port: Option<u16>,
-    }
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Params {
+    do_remote_decode: Option<bool>,
+    do_remote_prefill: Option<bool>,
+    remote_engine_id: Option<String>,
+    remote_request_id: Option<String>,
+    remote_host: Option<String>,
+    remote_port: Option<u16>,
+    transfer_mode: Option<String>,
+    transfer_id: Option<String>,
+    remote_bootstrap_addr: Option<String>,
+    remote_decoder: Option<Party>,
+    remote_prefiller: Option<Party>,
+}
+
+/// The other party of an offloaded hand-off.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Party {
+    kv_request_id: Option<String>,
+    remote_host: Option<String>,
+    remote_port: Option<u16>,
+}
+
+fn vllm(connector: VllmConnector, members: &Members<'_>) -> Result<Handoff, Refusal> {
     let Some(raw) = given(members, "kv_transfer_params") else { return Ok(Handoff::None) };
     let params: Params = serde_json::from_str(raw.get()).map_err(|_| {
         let message = "Input should be a valid dictionary";
         Refusal::wrong_type("kv_transfer_params", "dict_type", message, "...")
     })?;
+    // Incomplete ones are logged by vLLM and the prompt is computed here.
+    let handoff = match connector {
+        VllmConnector::Nixl | VllmConnector::NixlPush => nixl(connector, params),
+        VllmConnector::Mooncake => transfer(params).filter(|handoff| {
+            matches!(handoff, Handoff::Consume(_)) || ends_by_length(members).unwrap_or(false)
+        }),
+        VllmConnector::Offloading => offloaded(params),
+        VllmConnector::SharedStore => None,
+    };
+    Ok(handoff.unwrap_or(Handoff::None))
+}
+
+fn nixl(connector: VllmConnector, params: Params) -> Option<Handoff> {
     if params.do_remote_prefill == Some(true) {
-        let remote = (
-            params.remote_engine_id,
-            params.remote_request_id,
-            params.remote_host,
-            params.remote_port,
-        );
-        // Incomplete ones are logged by vLLM and the prompt is computed here.
-        let (Some(engine_id), Some(request_id), Some(host), Some(port)) = remote else {
-            return Ok(Handoff::None);
-        };
-        return Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id, host, port })));
+        // The two know each other's blocks by different means.
+        if params.transfer_mode.is_some_and(|mode| mode != connector.as_str()) {
+            return None;
+        }
+        return Some(Handoff::Consume(Box::new(Remote {
+            engine_id: params.remote_engine_id?,
+            request_id: params.remote_request_id?,
+            host: params.remote_host?,
+            port: params.remote_port?,
+            meets: false,
+        })));
     }
-    let produce = params.do_remote_decode == Some(true);
-    Ok(if produce { Handoff::Produce } else { Handoff::None })
+    (params.do_remote_decode == Some(true)).then_some(Handoff::Produce)
+}
+
+fn transfer(params: Params) -> Option<Handoff> {
+    let id = params.transfer_id.filter(|id| !id.is_empty())?;
+    if params.do_remote_prefill == Some(true) {
+        let (engine, bootstrap) = (params.remote_engine_id?, params.remote_bootstrap_addr?);
+        return Some(Handoff::Consume(Box::new(mooncake::remote(engine, &id, &bootstrap)?)));
+    }
+    (params.do_remote_decode == Some(true)).then_some(Handoff::Offer(id))
+}
+
+/// Mooncake hands over only what its length ended: no end of text, no stop string may.
+fn ends_by_length(members: &Members<'_>) -> Result<bool, Refusal> {
+    let goes_on = boolean(members, "ignore_eos")?.unwrap_or(false);
+    let none = |member| given(members, member).is_none_or(|raw| raw.get() == "[]");
+    Ok(goes_on && none("stop") && none("stop_token_ids"))
+}
+
+fn offloaded(params: Params) -> Option<Handoff> {
+    match (params.remote_decoder, params.remote_prefiller) {
+        (Some(decoder), None) => decoder.kv_request_id.map(Handoff::Offer),
+        (None, Some(prefiller)) => Some(Handoff::Consume(Box::new(Remote {
+            // Whoever is there: requests are met by address alone.
+            engine_id: String::new(),
+            request_id: prefiller.kv_request_id?,
+            host: prefiller.remote_host?,
+            port: prefiller.remote_port?,
+            meets: true,
+        }))),
+        _ => None,
+    }
 }

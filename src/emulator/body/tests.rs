@@ -138,6 +138,7 @@ fn the_last_of_two_members_counts_and_a_refusal_keeps_the_hand_off() {
         request_id: "r".to_owned(),
         host: "h".to_owned(),
         port: 1,
+        meets: false,
     });
     assert_eq!(ask.handoff, Handoff::Consume(remote.clone()));
     let body = format!(r#"{{"prompt":"a","max_tokens":0,{handoff}}}"#);

@@ -5,20 +5,21 @@
 use crate::{Edits, Scan};
 use bytes::Bytes;
 
-use super::Meeting;
+use super::{Meeting, Pair};
 
 /// Rooms are integers from 0 to 2^63 - 1; a room is used once.
 pub(super) const fn room(id: u64) -> u64 {
     id >> 1
 }
 
-/// The body of both legs.
-pub(super) fn body(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>) -> Bytes {
+/// Both legs, with one body.
+pub(super) fn legs(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>) -> Pair {
     let host = format!("\"{}\"", meeting.host);
     let (port, room) = (meeting.port.to_string(), room(meeting.id).to_string());
-    Edits::new()
+    let both = Edits::new()
         .set("bootstrap_host", host.as_bytes())
         .set("bootstrap_port", port.as_bytes())
         .set("bootstrap_room", room.as_bytes())
-        .apply(body, scan)
+        .apply(body, scan);
+    Pair { prefill: both.clone().into(), decode: both.into(), decode_first: false }
 }

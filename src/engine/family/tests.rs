@@ -6,7 +6,8 @@ use crate::{SseReader, scan};
 use serde_json::{Value, json as value};
 use tidegate_terms::Tokens;
 
-const MEETING: Meeting<'_> = Meeting { host: "10.0.0.1", port: 8998, id: u64::MAX };
+const MEETING: Meeting<'_> =
+    Meeting { host: "10.0.0.1", port: 8998, id: u64::MAX, peer: None, key: None };
 
 fn bytes(text: impl AsRef<[u8]>) -> Bytes {
     Bytes::copy_from_slice(text.as_ref())
@@ -18,7 +19,7 @@ fn prefill(endpoint: Endpoint, body: &str) -> Option<Value> {
     match Family::VllmNixl.legs(endpoint, &body, &scan, &MEETING) {
         Legs::PrefillFirst { prefill } => Some(json(prefill)),
         Legs::Whole => None,
-        Legs::Together { .. } => panic!("vLLM's legs come one after the other"),
+        Legs::Together(_) => panic!("vLLM's legs come one after the other"),
     }
 }
 
@@ -51,7 +52,7 @@ fn recorded_exchanges_come_out_as_they_were_recorded() {
         let handoff = Family::VllmNixl.read_prefill(answer.as_bytes()).expect("vLLM's answer");
         let prompt = record["prefill_response"]["usage"]["prompt_tokens"].as_u64();
         assert_eq!(handoff.usage.map(|usage| usage.prompt.get()), prompt);
-        let decode = Family::VllmNixl.decode_body(&body, &scan, &handoff);
+        let decode = Family::VllmNixl.decode_leg(&body, &scan, &handoff, None).body;
         assert_eq!(json(decode), record["decode_request"]);
 
         let mut reader = SseReader::new(endpoint);
@@ -116,7 +117,7 @@ fn the_decode_body_is_the_clients_and_the_parameters_byte_for_byte() {
     let handoff = Family::VllmNixl.read_prefill(answer.as_bytes()).expect("an answer");
     let expected =
         r#"{ "model":"m", "prompt":"a",  "temperature":0.70, "x" : [1 ,2],"kv_transfer_params":"#;
-    let decode = Family::VllmNixl.decode_body(&body, &scan, &handoff);
+    let decode = Family::VllmNixl.decode_leg(&body, &scan, &handoff, None).body;
     assert_eq!(decode, format!("{expected}{params} }}"));
 }
 
@@ -127,7 +128,7 @@ fn without_parameters_the_decode_body_is_the_clients_own() {
     for answer in [r#"{"choices":[],"kv_transfer_params":null}"#, r#"{"choices":[]}"#] {
         let handoff = Family::VllmNixl.read_prefill(answer.as_bytes()).expect("an answer");
         assert_eq!(handoff.params, None);
-        let decode = Family::VllmNixl.decode_body(&body, &scan, &handoff);
+        let decode = Family::VllmNixl.decode_leg(&body, &scan, &handoff, None).body;
         assert_eq!(decode.as_ptr(), body.as_ptr());
     }
 }
@@ -149,7 +150,9 @@ fn both_legs_of_an_sglang_get_the_clients_body_and_one_room() {
     let read = scan(Endpoint::ChatCompletions, &body).expect("a body");
     let legs = Family::SglangPd.legs(Endpoint::ChatCompletions, &body, &read, &MEETING);
     let expected = r#"{ "model":"m", "messages":[], "stream":true,"n":2,"bootstrap_host":"10.0.0.1","bootstrap_port":8998,"bootstrap_room":9223372036854775807 }"#;
-    assert_eq!(legs, Legs::Together { both: bytes(expected) });
+    let both = LegBody::from(bytes(expected));
+    let pair = Pair { prefill: both.clone(), decode: both, decode_first: false };
+    assert_eq!(legs, Legs::Together(pair));
     assert!(!Family::SglangPd.runs_whole());
 }
 
@@ -217,7 +220,7 @@ fn a_generation_leg_carries_the_contexts_state_untouched_and_the_prompts_ids() {
     ] {
         let body = bytes(body);
         let (read, _) = context(endpoint, &body);
-        assert_eq!(Family::TrtLlm.decode_body(&body, &read, &handoff), bytes(expected));
+        assert_eq!(Family::TrtLlm.decode_leg(&body, &read, &handoff, None).body, bytes(expected));
     }
 }
 

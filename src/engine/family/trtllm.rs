@@ -15,7 +15,7 @@ use tidegate_terms::Seconds;
 use super::{Handoff, ProtocolError};
 
 /// The member that carries the hand-off, both ways.
-const PARAMS: &str = "disaggregated_params";
+pub(super) const PARAMS: &str = "disaggregated_params";
 
 /// The context engine keeps its blocks until they are fetched; the server gives a request 180 s.
 /// As long as the other families may take: a hand-off that has waited longer is better redone.
@@ -25,15 +25,25 @@ pub(super) const HANDOFF_DEADLINE: Seconds = Seconds(20.0);
 const ID_MIN: u64 = 1 << 40;
 
 /// A positive 64-bit id that no other request of any proxy has.
-const fn request_id(id: u64) -> u64 {
+pub(super) const fn request_id(id: u64) -> u64 {
     id >> 1 | ID_MIN
 }
 
+/// Who goes first: `schedule_style`.
+#[derive(Clone, Copy)]
+pub(super) enum First {
+    /// The context: its answer makes the generation leg.
+    Context = 0,
+    /// The generation: the context waits until it is there.
+    Generation = 1,
+}
+
 /// The context leg's body.
-pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64) -> Bytes {
+pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64, first: First) -> Bytes {
     let params = format!(
-        "{{\"request_type\":\"context_only\",\"disagg_request_id\":{},\"schedule_style\":0}}",
-        request_id(id)
+        "{{\"request_type\":\"context_only\",\"disagg_request_id\":{},\"schedule_style\":{}}}",
+        request_id(id),
+        first as u8,
     );
     let mut edits = Edits::new();
     edits.set("stream", b"false").set(PARAMS, params.as_bytes());

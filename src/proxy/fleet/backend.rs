@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::Family;
 use tidegate_ledger::Account;
-use tidegate_terms::{BackendId, GroupId, Moment, RoleCapability, RoleSet, Seconds, Tokens};
+use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
+use crate::bootstrap::Bootstrap;
 use crate::upstream::Pool;
 
 /// One backend. The plain fields never change; the atomics are written as noted.
@@ -26,8 +27,12 @@ pub struct Backend {
     pub streams_max: u32,
     /// KV tokens that fit into its memory.
     pub kv_capacity: Tokens,
-    /// Where its bootstrap server listens; 0 where its family has none.
-    pub bootstrap_port: u16,
+    /// Where other engines meet it for a hand-off: its bootstrap server or its side channel.
+    pub meeting_port: u16,
+    /// What it told before its first pair.
+    pub bootstrap: Bootstrap,
+    /// What signs a hand-off for its group.
+    pub key: Option<Box<[u8]>>,
     /// Its connections.
     pub pool: Pool,
     /// Its outstanding work; charged by requests, settled by their guards.
@@ -55,7 +60,9 @@ impl Backend {
         allowed: RoleSet,
         streams_max: u32,
         kv_capacity: Tokens,
-        bootstrap_port: u16,
+        meeting_port: u16,
+        bootstrap: Bootstrap,
+        key: Option<Box<[u8]>>,
         pool: Pool,
         failures_to_eject: u32,
     ) -> Backend {
@@ -68,7 +75,9 @@ impl Backend {
             allowed,
             streams_max,
             kv_capacity,
-            bootstrap_port,
+            meeting_port,
+            bootstrap,
+            key,
             pool,
             account: Arc::default(),
             health: Health::new(failures_to_eject),
@@ -76,6 +85,12 @@ impl Backend {
             kv_block: AtomicU32::new(1),
             prefill_ended: AtomicU64::new(0),
         }
+    }
+
+    /// Do its launch flags let it decode what another engine has prefilled? Some engines die of a
+    /// hand-off of the wrong kind.
+    pub fn may_decode(&self) -> bool {
+        self.allowed.contains(Role::Decode) || self.allowed.contains(Role::Mixed)
     }
 
     /// How long this backend may be held up before one of its streams misses its TPOT.

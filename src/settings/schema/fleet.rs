@@ -1,6 +1,7 @@
 //! `[[models]]` and `[[backends]]`: what there is to route to.
 
 use serde::{Deserialize, Deserializer};
+use std::fmt;
 use std::path::PathBuf;
 use tidegate_cost::{DecodeModel, PrefillModel};
 use tidegate_terms::{Role, Seconds, Tokens};
@@ -56,18 +57,49 @@ pub enum EngineName {
 
 /// How an engine hands KV cache over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Connector {
     /// Not at all.
     #[default]
     None,
-    /// vLLM's NixlConnector.
+    /// vLLM's NixlConnector, which pulls.
     Nixl,
+    /// vLLM's NixlPushConnector: the two do not understand each other.
+    NixlPush,
+    /// vLLM's MooncakeConnector: both sides meet at the prefill engine's bootstrap server.
+    Mooncake,
+    /// vLLM's OffloadingConnector with the P2P tier: both sides meet at the prefill engine's side
+    /// channel.
+    Offloading,
+    /// A store that all engines share (LMCache, MooncakeStore): the KV is found by hash.
+    SharedStore,
     /// SGLang's `--disaggregation-mode`, whatever its transfer backend: both sides meet at the
     /// prefill engine's bootstrap server.
     Bootstrap,
     /// TensorRT-LLM's `cache_transceiver_config`.
     Transceiver,
+}
+
+/// Which of TensorRT-LLM's legs goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleStyle {
+    /// The context; its answer makes the generation leg.
+    #[default]
+    ContextFirst,
+    /// The generation; both run at once.
+    GenerationFirst,
+}
+
+/// What nobody is to see: settings end up in logs.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
 }
 
 /// vLLM's `kv_role`.
@@ -97,8 +129,17 @@ pub struct BackendSettings {
     pub connector: Connector,
     /// As the engine was started.
     pub kv_role: KvRole,
-    /// SGLang's `--disaggregation-bootstrap-port`, on the host of the URL.
+    /// SGLang's `--disaggregation-bootstrap-port` or vLLM's `VLLM_MOONCAKE_BOOTSTRAP_PORT`, on the
+    /// host of the URL.
     pub bootstrap_port: u16,
+    /// vLLM's `VLLM_P2P_SIDE_CHANNEL_PORT`, on the host of the URL.
+    pub side_channel_port: u16,
+    /// Which of TensorRT-LLM's legs goes first when it prefills.
+    pub schedule_style: ScheduleStyle,
+    /// TensorRT-LLM's internal authentication key, the same in all of a group.
+    pub disagg_key: Option<Secret>,
+    /// A file that holds it.
+    pub disagg_key_file: Option<PathBuf>,
     /// It was started with `--enable-pd-role-switch`: operators can change its role.
     pub role_switch: bool,
     /// Backends of one group may hand KV cache to each other; by default all with the same engine,
@@ -142,6 +183,10 @@ impl Default for BackendSettings {
             connector: Connector::default(),
             kv_role: KvRole::default(),
             bootstrap_port: defaults::BOOTSTRAP_PORT,
+            side_channel_port: defaults::SIDE_CHANNEL_PORT,
+            schedule_style: ScheduleStyle::default(),
+            disagg_key: None,
+            disagg_key_file: None,
             role_switch: false,
             group: None,
             version: None,

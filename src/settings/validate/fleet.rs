@@ -6,7 +6,7 @@ use tidegate_terms::{Role, Seconds};
 
 use super::Found;
 use crate::profiles;
-use crate::schema::{BackendSettings, Connector, EngineName, KvRole, Settings};
+use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
 
 /// Backends are numbered with 16 bits.
 const BACKENDS_MAX: usize = u16::MAX as usize;
@@ -119,20 +119,34 @@ fn base_of(url: &str) -> Result<String, &'static str> {
     }
 }
 
+/// Whose a connector is.
+fn engine_of(connector: Connector) -> Option<EngineName> {
+    match connector {
+        Connector::None => None,
+        Connector::Nixl
+        | Connector::NixlPush
+        | Connector::Mooncake
+        | Connector::Offloading
+        | Connector::SharedStore => Some(EngineName::Vllm),
+        Connector::Bootstrap => Some(EngineName::Sglang),
+        Connector::Transceiver => Some(EngineName::Trtllm),
+    }
+}
+
 /// Engine, connector and `kv_role` must be possible together.
 fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
     let (engine, connector) = (path("engine"), path("connector"));
-    let (of, problem, hint) = match backend.connector {
-        Connector::None => (backend.engine, "", ""),
-        Connector::Nixl => (EngineName::Vllm, "is vLLM's", "add engine = \"vllm\""),
-        Connector::Bootstrap => (EngineName::Sglang, "is SGLang's", "add engine = \"sglang\""),
-        Connector::Transceiver => {
-            (EngineName::Trtllm, "is TensorRT-LLM's", "add engine = \"trtllm\"")
-        }
+    let of = engine_of(backend.connector);
+    let (problem, hint) = match of {
+        Some(EngineName::Vllm) => ("is vLLM's", "add engine = \"vllm\""),
+        Some(EngineName::Sglang) => ("is SGLang's", "add engine = \"sglang\""),
+        Some(EngineName::Trtllm) => ("is TensorRT-LLM's", "add engine = \"trtllm\""),
+        Some(EngineName::Plain) | None => ("", ""),
     };
-    found.check_with(backend.engine == of, &connector, &[&engine], problem, hint);
+    let fits = of.is_none_or(|of| of == backend.engine);
+    found.check_with(fits, &connector, &[&engine], problem, hint);
     found.check_with(
-        backend.connector == Connector::Nixl || backend.kv_role == KvRole::KvBoth,
+        of == Some(EngineName::Vllm) || backend.kv_role == KvRole::KvBoth,
         &path("kv_role"),
         &[&engine, &connector],
         "is a connector's",
@@ -151,8 +165,38 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         "is SGLang's",
         "add connector = \"bootstrap\"",
     );
-    let port = u64::from(backend.bootstrap_port);
-    found.count(port, (1, u64::from(u16::MAX)), &path("bootstrap_port"));
+    transceivers(backend, path, found);
+    for (key, port) in [
+        ("bootstrap_port", backend.bootstrap_port),
+        ("side_channel_port", backend.side_channel_port),
+    ] {
+        found.count(u64::from(port), (1, u64::from(u16::MAX)), &path(key));
+    }
+}
+
+/// What only TensorRT-LLM has.
+fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+    let connector = path("connector");
+    let (key, file) = (&backend.disagg_key, &backend.disagg_key_file);
+    for (name, said) in [
+        ("schedule_style", backend.schedule_style != ScheduleStyle::default()),
+        ("disagg_key", key.is_some()),
+        ("disagg_key_file", file.is_some()),
+    ] {
+        found.check_with(
+            !said || backend.connector == Connector::Transceiver,
+            &path(name),
+            &[&connector],
+            "is TensorRT-LLM's",
+            "add connector = \"transceiver\"",
+        );
+    }
+    let both = key.is_some() && file.is_some();
+    found.check(!both, &path("disagg_key_file"), "is given beside disagg_key", "one of both");
+    let empty = key.as_ref().is_some_and(|key| key.0.is_empty());
+    found.check(!empty, &path("disagg_key"), "is empty", "the engines' own");
+    let nowhere = file.as_ref().is_some_and(|file| file.as_os_str().is_empty());
+    found.check(!nowhere, &path("disagg_key_file"), "is empty", "a path");
 }
 
 fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
@@ -210,11 +254,14 @@ fn alike(settings: &Settings, members: &[usize], found: &mut Found) {
         };
         let versions = a.version.is_some() && b.version.is_some();
         let models = !a.models.is_empty() && !b.models.is_empty();
+        let has_key = |b: &BackendSettings| b.disagg_key.is_some() || b.disagg_key_file.is_some();
         let differ = [
             ("engine", a.engine != b.engine),
             ("connector", a.connector != b.connector),
             ("version", versions && a.version != b.version),
             ("models", models && sorted(&a.models) != sorted(&b.models)),
+            // One of them would refuse what the other sends.
+            ("disagg_key", has_key(a) != has_key(b)),
         ];
         for (key, _) in differ.into_iter().filter(|(_, differs)| *differs) {
             let keys = [first, other].map(|i| format!("backends[{i}].{key}"));

@@ -1,0 +1,59 @@
+//! vLLM's MooncakeConnector (engine_protocols.md §3.1): its bootstrap server's answer, and what an
+//! engine that was started for one side makes of the other. It must never survive that: the real
+//! one dies of an assertion.
+
+use http::Uri;
+use http::header::HeaderMap;
+use serde_json::{Map, Value, json};
+
+use crate::body::{Handoff, Remote};
+use crate::config::{EngineKind, KvRole, VllmConnector};
+use crate::engine::Shared;
+
+/// What a transfer's KV is held under: only the rank that computed it has it.
+fn name(engine_id: &str, transfer: &str) -> String {
+    format!("{engine_id}/{transfer}")
+}
+
+/// The decode side of a transfer.
+pub fn remote(engine_id: String, transfer: &str, bootstrap: &str) -> Option<Remote> {
+    let uri: Uri = bootstrap.parse().ok()?;
+    let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+    let port = uri.port_u16()?;
+    Some(Remote { request_id: name(&engine_id, transfer), engine_id, host, port, meets: true })
+}
+
+/// The prefill side: the rank that the request is pinned to, or any.
+pub fn pinned(engine: &Shared, headers: &HeaderMap, transfer: &str) -> String {
+    let ranks = engine.config.ranks.max(1);
+    let said = headers.get("x-data-parallel-rank").and_then(|rank| rank.to_str().ok());
+    let rank = said.and_then(|rank| rank.parse().ok()).filter(|rank| *rank < ranks);
+    name(&engine.rank_id(rank.unwrap_or_else(|| fastrand::u16(..ranks))), transfer)
+}
+
+/// `GET /query`; `None` where there is no bootstrap server.
+pub fn query(engine: &Shared) -> Option<Value> {
+    let config = &engine.config;
+    let serves = config.kind == EngineKind::Vllm
+        && config.connector == VllmConnector::Mooncake
+        && config.kv_role != KvRole::Consumer;
+    let rank = |rank: u16| {
+        let worker = format!("tcp://{}:{}", engine.host, engine.address.port());
+        let told =
+            json!({ "engine_id": engine.rank_id(rank), "worker_addr": { "0": { "0": worker } } });
+        (rank.to_string(), told)
+    };
+    serves.then(|| Value::Object((0..config.ranks.max(1)).map(rank).collect::<Map<_, _>>()))
+}
+
+/// Does it die of this?
+pub fn asserts(engine: &Shared, handoff: &Handoff) -> bool {
+    let mooncake = engine.config.connector == VllmConnector::Mooncake;
+    mooncake
+        && engine.config.kind == EngineKind::Vllm
+        && match engine.config.kv_role {
+            KvRole::Both => false,
+            KvRole::Producer => matches!(handoff, Handoff::Consume(_)),
+            KvRole::Consumer => matches!(handoff, Handoff::Offer(_)),
+        }
+}

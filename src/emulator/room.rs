@@ -1,0 +1,60 @@
+//! A prefill engine that meets its decode engine under a name both were given: SGLang's rooms,
+//! TensorRT-LLM's generation first. It waits until the decode engine has taken the KV, and answers
+//! then. It must never answer before: a proxy that cuts it short loses the transfer.
+
+use http::{Response, StatusCode};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::Shared;
+use crate::generate::{Answers, json, refuse};
+use crate::refusal::Refusal;
+use crate::scheduler::Command;
+use crate::shape::Shape;
+use crate::stats::Counters;
+use crate::stream::Reply;
+
+/// Between two looks whether the KV was taken.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Gives the KV up when the proxy leaves before it was taken: an aborted transfer.
+struct InRoom<'a> {
+    engine: &'a Arc<Shared>,
+    name: &'a str,
+}
+
+impl Drop for InRoom<'_> {
+    fn drop(&mut self) {
+        if let Ok(held) = self.engine.leases.end(self.name) {
+            Counters::add(&self.engine.counters.aborts, 1);
+            self.engine.tell(Command::Release(held.sequence));
+        }
+    }
+}
+
+/// Prefill, meet the decode engine, answer with the one token.
+pub async fn prefill(mut answers: Answers, shape: &Shape, name: &str) -> Response<Reply> {
+    let feed = Arc::clone(&answers.all[0].feed);
+    let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
+    if ended.failed {
+        Counters::add(&answers.engine.counters.errors, 1);
+        return refuse(&Refusal::internal());
+    }
+    answers.settle(0);
+    let engine = Arc::clone(&answers.engine);
+    let room = InRoom { engine: &engine, name };
+    let taken = async {
+        while engine.leases.holds(name) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let timeout = engine.config.handshake_timeout.to_duration();
+    if tokio::time::timeout(timeout, taken).await.is_err() {
+        Counters::add(&engine.counters.errors, 1);
+        return refuse(&Refusal::internal());
+    }
+    drop(room);
+    answers.finish();
+    json(StatusCode::OK, shape.whole(&[&feed], None))
+}

@@ -1,0 +1,62 @@
+//! A store of KV that the engines of one process share, found by the hash of a prompt's blocks
+//! (engine_protocols.md §0: LMCache, MooncakeStore). It must never find what no engine has put
+//! there: a decode whose prefill did not come computes the prompt, and that is counted.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tidegate_terms::Tokens;
+
+use crate::config::{EngineKind, VllmConnector};
+use crate::engine::Shared;
+use crate::prefix::PrefixCache;
+use crate::stats::Counters;
+use crate::tokens::Prompt;
+
+/// Far larger than any engine's memory.
+const CAPACITY: Tokens = Tokens(1 << 26);
+
+/// All blocks, by their chained hash.
+#[derive(Debug)]
+pub struct Store(Mutex<PrefixCache>);
+
+impl Default for Store {
+    fn default() -> Store {
+        Store(Mutex::new(PrefixCache::new(CAPACITY)))
+    }
+}
+
+impl Store {
+    fn blocks(&self) -> MutexGuard<'_, PrefixCache> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does this engine use it?
+pub fn used_by(engine: &Shared) -> bool {
+    engine.config.kind == EngineKind::Vllm && engine.config.connector == VllmConnector::SharedStore
+}
+
+/// Of a prompt whose first `local` tokens are in the engine, how many more it gets from the store.
+pub fn fetch(engine: &Shared, prompt: &Prompt, local: Tokens) -> Tokens {
+    if !used_by(engine) {
+        return Tokens::ZERO;
+    }
+    // The last token is always computed: it makes the first one of the answer.
+    let known = engine.store.blocks().known(&prompt.chain()).min(prompt.tokens() - 1);
+    let fetched = Tokens(known) - local;
+    if fetched > Tokens::ZERO {
+        Counters::add(&engine.counters.transfers_in, 1);
+        Counters::add(&engine.counters.tokens_in, fetched.get());
+        Counters::add(&engine.counters.bytes_in, fetched.get() * engine.config.profile.kv_bytes);
+    }
+    fetched
+}
+
+/// The engine has computed these blocks.
+pub fn put(engine: &Shared, chain: &[u64]) {
+    let new = {
+        let mut blocks = engine.store.blocks();
+        let known = blocks.touch(chain);
+        PrefixCache::tokens(chain.len()) - known
+    };
+    Counters::add(&engine.counters.bytes_out, new * engine.config.profile.kv_bytes);
+}

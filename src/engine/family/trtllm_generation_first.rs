@@ -1,0 +1,59 @@
+//! TensorRT-LLM's trtllm-serve, generation first (engine_protocols.md §5.2): both legs at once; the
+//! context engine computes nothing before the generation engine has told it where the KV is to go.
+//! It must never touch `max_tokens`, as in context first.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{LegBody, Meeting, Pair, Peer, ProtocolError, trtllm, trtllm_auth};
+use crate::{Edits, Scan};
+
+/// Where a context engine tells of itself.
+pub(super) const INFO_PATH: &str = "/server_info";
+
+/// Both legs, the generation's first.
+pub(super) fn legs(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>, context: &Peer) -> Pair {
+    let id = trtllm::request_id(meeting.id);
+    let rank = context.rank.map_or_else(|| "null".to_owned(), |rank| rank.to_string());
+    let params = format!(
+        "{{\"request_type\":\"generation_only\",\"ctx_request_id\":{id},\"disagg_request_id\":{id},\
+         \"schedule_style\":{},\"ctx_dp_rank\":{rank},\"ctx_info_endpoint\":{}}}",
+        trtllm::First::Generation as u8,
+        super::quoted(&context.name),
+    );
+    Pair {
+        prefill: trtllm::context_body(body, scan, meeting.id, trtllm::First::Generation).into(),
+        decode: LegBody {
+            body: Edits::new().set(trtllm::PARAMS, params.as_bytes()).apply(body, scan),
+            header: trtllm_auth::header(params.as_bytes(), meeting.key),
+        },
+        decode_first: true,
+    }
+}
+
+/// Reads a context engine's `/server_info`: the rank and the endpoint that generation engines reach
+/// it by, the first where there are several.
+///
+/// # Errors
+/// It names no endpoint: it was not started for this.
+pub(super) fn read_peers(answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
+    #[derive(Deserialize)]
+    struct Info {
+        disaggregated_params: Option<Params>,
+    }
+    #[derive(Deserialize)]
+    struct Params {
+        ctx_dp_rank: Option<u32>,
+        ctx_info_endpoint: Value,
+    }
+    let info: Info = serde_json::from_slice(answer)
+        .map_err(|error| ProtocolError::Unreadable(error.to_string()))?;
+    let params = info.disaggregated_params.ok_or(ProtocolError::NotParams)?;
+    let endpoint = match &params.ctx_info_endpoint {
+        Value::Array(several) => several.first(),
+        one => Some(one),
+    };
+    let name = endpoint.and_then(Value::as_str).ok_or(ProtocolError::NotParams)?;
+    Ok(vec![Peer { name: name.into(), rank: params.ctx_dp_rank }])
+}

@@ -1,0 +1,26 @@
+//! vLLM with the OffloadingConnector's P2P tier (engine_protocols.md §3.3): both legs at once, met by
+//! a request id at the prefill engine's side channel. It must never send a leg both parameters: each
+//! names the other party.
+
+use bytes::Bytes;
+
+use super::{Meeting, Pair, vllm};
+use crate::{Endpoint, Scan};
+
+/// Both legs.
+pub(super) fn legs(endpoint: Endpoint, body: &Bytes, scan: &Scan, meeting: &Meeting<'_>) -> Pair {
+    let id = format!("tidegate-{:016x}", meeting.id);
+    // A host, not a part of a URL: an IPv6 address has no brackets.
+    let host = super::quoted(meeting.host.trim_matches(['[', ']']));
+    let prefill = format!("{{\"remote_decoder\":{{\"kv_request_id\":\"{id}\"}}}}");
+    let decode = format!(
+        "{{\"remote_prefiller\":{{\"kv_request_id\":\"{id}\",\"remote_host\":{host},\
+         \"remote_port\":{}}}}}",
+        meeting.port
+    );
+    Pair {
+        prefill: vllm::prefill_body(endpoint, body, scan, Some(prefill.as_bytes())).into(),
+        decode: vllm::decode_body(body, scan, decode.as_bytes()).into(),
+        decode_first: false,
+    }
+}
