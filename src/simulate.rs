@@ -20,12 +20,17 @@ pub struct Args {
     /// A trace; several are merged by arrival time from a common start
     #[arg(long, value_name = "FILE", required = true)]
     trace: Vec<PathBuf>,
-    /// Engines in the fleet, all alike
+    /// Engines in the fleet
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     engines: u16,
-    /// What the engines are like
-    #[arg(long, default_value = "llama70b-h100x4", value_name = "NAME")]
-    profile: String,
+    /// What the engines are like; of two, the second half of the fleet is like the second
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "llama70b-h100x4",
+        value_name = "NAME[,NAME]"
+    )]
+    profile: Vec<String>,
     /// tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], bound
     #[arg(long, value_delimiter = ',', required = true, value_name = "P[,P…]")]
     policy: Vec<Policy>,
@@ -117,11 +122,7 @@ fn drawn(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String
 }
 
 fn config(args: &Args) -> Result<SimConfig, SimulateError> {
-    let known = || Profile::ALL.map(|profile| profile.name).join(", ");
-    let profile = Profile::named(&args.profile).ok_or_else(|| {
-        let name = &args.profile;
-        SimulateError::Arguments(format!("no profile is called {name:?}; there are {}", known()))
-    })?;
+    let (profile, second) = profiles(args)?;
     let engines = usize::from(args.engines);
     for policy in &args.policy {
         let splits = match policy {
@@ -136,13 +137,30 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     }
     let ttft = Seconds(positive("--slo-ttft", args.slo_ttft)?);
     let tpot = Seconds(positive("--slo-tpot", args.slo_tpot)?);
-    let profile = args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk)));
     let switch = args.switch.map(|switch| positive("--switch", switch)).transpose()?.map(Seconds);
     if switch.is_some() && engines < 2 {
         return Err(SimulateError::Arguments("--switch needs two engines at least".to_owned()));
     }
     let tidegate = TidegateParams { switch, ..TidegateParams::default() };
-    Ok(SimConfig { engines, profile, slo: Slo { ttft, tpot }, tidegate, ..SimConfig::default() })
+    let slo = Slo { ttft, tpot };
+    Ok(SimConfig { engines, profile, second, slo, tidegate, ..SimConfig::default() })
+}
+
+/// The engines' physics, and that of the second half of them if two were named.
+fn profiles(args: &Args) -> Result<(Profile, Option<Profile>), SimulateError> {
+    let named = |name: &String| -> Result<Profile, SimulateError> {
+        let known = || Profile::ALL.map(|profile| profile.name).join(", ");
+        let profile = Profile::named(name).ok_or_else(|| {
+            let problem = format!("no profile is called {name:?}; there are {}", known());
+            SimulateError::Arguments(problem)
+        })?;
+        Ok(args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk))))
+    };
+    match args.profile.as_slice() {
+        [all] => Ok((named(all)?, None)),
+        [first, second] => Ok((named(first)?, Some(named(second)?))),
+        _ => Err(SimulateError::Arguments("--profile takes one or two profiles".to_owned())),
+    }
 }
 
 fn positive(name: &str, value: f64) -> Result<f64, SimulateError> {

@@ -49,7 +49,9 @@ pub fn wanted(
     let live: u32 = engines.iter().map(|engine| engine.streams).sum();
     let coming = average.output_rate() * params.slo.tpot.get();
     let streams = f64::from(live + demand.waiting_decodes).max(coming);
-    let decode_load = streams / streams_each(params, demand, engines).max(1.0);
+    let each = streams_each(params, demand, engines);
+    let mean = each.iter().sum::<f64>() / count.max(1.0);
+    let decode_load = streams / mean.max(1.0);
     if prefill_load + decode_load < IDLE {
         return None;
     }
@@ -64,20 +66,19 @@ pub fn wanted(
     })
 }
 
-/// Streams that one engine carries: within TPOT, within its KV memory, within its own limit; the
-/// mean over the group.
+/// Streams that each engine carries: within TPOT, within its KV memory, within its own limit.
 pub(crate) fn streams_each(
     params: &Params,
     demand: &GroupDemand,
     engines: &[&BackendObservation],
-) -> f64 {
+) -> Vec<f64> {
     let mean_kv = mean_kv(demand, engines);
     let carries = engines.iter().map(|engine| {
         let by_time = params.filling * engine.decode_model.streams_within(params.slo.tpot, mean_kv);
         let by_memory = engine.kv_capacity.as_f64() / mean_kv.as_f64();
         by_time.min(by_memory).min(f64::from(engine.streams_max))
     });
-    carries.sum::<f64>() / engines.len().max(1) as f64
+    carries.collect()
 }
 
 /// KV tokens of a stream: of those that live, else of what has arrived.

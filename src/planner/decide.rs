@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use tidegate_cost::DecodeModel;
 use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
 
+use crate::aptitude::{Aptitude, aptitudes, splits};
 use crate::capacity::{Wanted, mean_kv, streams_each, wanted};
 use crate::demand::DemandAverage;
 use crate::observation::{BackendObservation, GroupDemand, Observation};
@@ -39,28 +40,22 @@ impl Decision {
 /// Roles to start with, before any traffic: half of each group prefills, a lone engine does both,
 /// and what cannot move has the one role it can have.
 pub fn initial(_params: &Params, observation: &Observation) -> Vec<Role> {
-    let groups = group_count(observation);
-    let mut movable = vec![0_usize; groups];
-    for backend in observation.backends.iter().filter(|backend| moves(backend)) {
-        movable[backend.group.index()] += 1;
+    let role = |backend: &BackendObservation| backend.pinned.unwrap_or(only_role(backend));
+    let mut roles: Vec<Role> = observation.backends.iter().map(role).collect();
+    for group in 0..group_count(observation) {
+        let free = observation.backends.iter().filter(|b| b.group.index() == group && moves(b));
+        let free: Vec<&BackendObservation> = free.collect();
+        let mut by_aptitude: Vec<_> = aptitudes(&free).into_iter().zip(&free).collect();
+        by_aptitude.sort_by_key(|(aptitude, _)| *aptitude);
+        for (n, (_, backend)) in by_aptitude.into_iter().enumerate() {
+            roles[backend.id.index()] = match free.len() {
+                1 if backend.allowed.contains(Role::Mixed) => Role::Mixed,
+                of if n < of / 2 => Role::Prefill,
+                _ => Role::Decode,
+            };
+        }
     }
-    let mut given = vec![0_usize; groups];
-    let role = |backend: &BackendObservation| {
-        if let Some(role) = backend.pinned {
-            return role;
-        }
-        if !moves(backend) {
-            return only_role(backend);
-        }
-        let (of, n) = (movable[backend.group.index()], &mut given[backend.group.index()]);
-        *n += 1;
-        match of {
-            1 => Role::Mixed,
-            of if *n <= of / 2 => Role::Prefill,
-            _ => Role::Decode,
-        }
-    };
-    observation.backends.iter().map(role).collect()
+    roles
 }
 
 /// Of a group's engines so many may be away to switch their role at once, but always one.
@@ -229,6 +224,7 @@ impl Draft<'_> {
         }
         let memory = &mut self.state.groups[group];
         let tick = tick(self.params, &memory.demand, usable, demand, elapsed);
+        let switches = tick.switch.is_some();
         let advice = memory.shadows.follow(tick, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {
             Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
@@ -238,19 +234,25 @@ impl Draft<'_> {
         let there = usable.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
         let away = usable.iter().filter(|b| b.becoming.is_some()).count();
         let count = advice.prefills.abs_diff(prefills).min(there.saturating_sub(1));
-        let count = match tick.switch {
-            Some(_) => count.min((usable.len() / AWAY_SHARE).max(1).saturating_sub(away)),
-            None => count,
+        let count = match switches {
+            true => count.min((usable.len() / AWAY_SHARE).max(1).saturating_sub(away)),
+            false => count,
         };
         let mut candidates: Vec<_> = usable
             .iter()
-            .filter(|b| moves(b) && b.becoming.is_none() && self.role(b) == from)
-            .filter(|b| b.allowed.contains(to))
-            .filter(|b| !self.rests(self.state.flipped_at[b.id.index()]))
-            .copied()
+            .zip(aptitudes(usable))
+            .filter(|(b, _)| moves(b) && b.becoming.is_none() && self.role(b) == from)
+            .filter(|(b, _)| b.allowed.contains(to))
+            .filter(|(b, _)| !self.rests(self.state.flipped_at[b.id.index()]))
             .collect();
-        candidates.sort_by_key(|backend| (burden(backend), backend.id));
-        for backend in candidates.into_iter().take(count) {
+        // Those that are better at the new role, then those that leave the least behind.
+        let suits = |aptitude: Aptitude| match to {
+            Role::Prefill => aptitude as u8,
+            _ => u8::MAX - aptitude as u8,
+        };
+        candidates
+            .sort_by_key(|(backend, aptitude)| (suits(*aptitude), burden(backend), backend.id));
+        for (backend, _) in candidates.into_iter().take(count) {
             let numbers = vec![
                 ("advised_prefill_engines", advice.prefills as f64),
                 ("prefill_engines", prefills as f64),
@@ -302,7 +304,7 @@ fn tick(
             .any(|b| b.capability == RoleCapability::DrainThenCall)
             .then_some(params.switch),
         streams: f64::from(streams),
-        carries: streams_each(params, demand, usable),
+        splits: splits(usable, &streams_each(params, demand, usable)),
         mean_kv: mean_kv(demand, usable),
         decode: DecodeModel {
             base: mean(|b| b.decode_model.base),

@@ -5,6 +5,7 @@
 //! - [`state`]: what it remembers between two runs
 //! - [`demand`]: rates from counts
 //! - [`capacity`]: how many engines the demand needs on each side
+//! - `aptitude`: which side each engine of a mixed fleet is better at
 //! - `shadow`: what every other split would have cost
 //! - [`decide`]: the roles, and why
 //! - [`reason`]: a flip's cause and numbers, for the journal
@@ -14,6 +15,7 @@
 //! simulator and a replayed journal get the same decisions from the same inputs.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod aptitude;
 pub mod capacity;
 pub mod decide;
 pub mod demand;

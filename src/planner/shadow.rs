@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use tidegate_cost::DecodeModel;
 use tidegate_terms::{Seconds, Tokens};
 
+use crate::aptitude::Splits;
+
 /// What happened since the last look, and what engines are like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tick {
     /// Since the last look.
     pub(crate) elapsed: Seconds,
@@ -49,8 +51,8 @@ pub(crate) struct Tick {
     pub(crate) switch: Option<Seconds>,
     /// Streams in the group.
     pub(crate) streams: f64,
-    /// Streams that one engine carries within the TPOT target.
-    pub(crate) carries: f64,
+    /// What each split serves within the targets.
+    pub(crate) splits: Splits,
     /// KV tokens of a mean stream.
     pub(crate) mean_kv: Tokens,
     /// The mean engine's decode step.
@@ -232,11 +234,11 @@ impl Tick {
     fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
         let decodes = (self.engines - prefills) as f64;
         let elapsed = self.elapsed.get();
-        let places = decodes * self.carries;
-        let step = self.step((self.due / decodes).min(self.carries));
+        let places = self.splits.places[prefills];
+        let step = self.step(self.due.min(places) / decodes);
         let idle = (1.0 - step / self.tpot.get()).max(0.0);
 
-        let serves = prefills as f64 + self.spill * decodes * idle;
+        let serves = self.splits.serves[prefills] + self.spill * decodes * idle;
         fluid.prefill = (fluid.prefill + self.work - serves * elapsed).max(0.0);
         let in_time = serves * (self.ttft.get() - self.mean_work).max(0.2 * self.ttft.get());
         let late = (fluid.prefill - in_time).max(0.0);

@@ -7,7 +7,7 @@ use crate::{BackendObservation, Cause, GroupDemand, Observation, Params, State, 
 
 const TICK: Seconds = Seconds(0.05);
 
-fn backend(slot: u16) -> BackendObservation {
+pub(crate) fn backend(slot: u16) -> BackendObservation {
     BackendObservation {
         id: BackendId(slot),
         group: GroupId(0),
@@ -293,6 +293,27 @@ fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
         bench.tick(prefill_work(0.2));
     }
     assert_eq!((bench.count(Role::Prefill), bench.flips), (2, 0), "{:?}", bench.journal);
+}
+
+#[test]
+fn of_two_kinds_of_engines_those_go_that_are_better_at_the_new_role() {
+    let slow_prefill = |b: BackendObservation| {
+        let per_token = b.prefill_model.per_token * 3.0;
+        let prefill_model = tidegate_cost::PrefillModel { per_token, ..b.prefill_model };
+        BackendObservation { prefill_model, ..b }
+    };
+    let of = |slot: u16| if slot < 4 { slow_prefill(backend(slot)) } else { backend(slot) };
+    let mut bench = Bench::new((0..8).map(of).collect());
+    let prefills = |bench: &Bench| {
+        let slots = bench.seen.backends.iter().filter(|b| b.role == Role::Prefill);
+        slots.map(|b| b.id.0).collect::<Vec<_>>()
+    };
+    assert_eq!(prefills(&bench), [4, 5, 6, 7], "they start there");
+    for _ in 0..1200 {
+        bench.tick(decode_work(1100.0));
+    }
+    assert!(bench.count(Role::Prefill) < 4, "{:?}", bench.journal);
+    assert!(prefills(&bench).iter().all(|slot| *slot >= 4), "{:?}", bench.journal);
 }
 
 #[test]

@@ -14,7 +14,7 @@ struct Profile {
 
 /// The physics of engine_model.md and its neighbours, as `tidegate_sim::Profile` has them: a test
 /// compares.
-const PROFILES: [Profile; 3] = [
+const PROFILES: [Profile; 4] = [
     Profile {
         name: "llama70b-h100x4",
         toml: "streams_max = 256
@@ -28,6 +28,20 @@ const PROFILES: [Profile; 3] = [
                per_stream_seconds = 72e-6
                free_streams = 181
                per_kv_token_seconds = 30.6e-9",
+    },
+    Profile {
+        name: "llama70b-a100x4",
+        toml: "streams_max = 256
+               kv_capacity_tokens = 430_000
+               [prefill_prior]
+               base_seconds = 2e-3
+               per_token_seconds = 225.98e-6
+               per_attention_seconds = 4.2e-9
+               [decode_prior]
+               base_seconds = 23.6e-3
+               per_stream_seconds = 228e-6
+               free_streams = 94
+               per_kv_token_seconds = 50.2e-9",
     },
     Profile {
         name: "llama8b-h100",

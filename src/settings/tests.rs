@@ -371,7 +371,7 @@ fn a_profile_fills_in_what_is_not_said() {
     self::backend(
         "profile = \"gpt\"",
         &[
-            "backends[0].profile: \"gpt\" is unknown (one of llama70b-h100x4, llama8b-h100, fast), line 4",
+            "backends[0].profile: \"gpt\" is unknown (one of llama70b-h100x4, llama70b-a100x4, llama8b-h100, fast), line 4",
         ],
     );
 }

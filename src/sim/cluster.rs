@@ -50,7 +50,6 @@ struct Progress {
 /// The engines and the requests.
 pub(crate) struct Cluster<'a> {
     trace: &'a Trace,
-    profile: Profile,
     engines: Vec<Engine>,
     busy: Vec<bool>,
     /// Engines that may have something to begin once this happening is dealt with.
@@ -63,12 +62,12 @@ pub(crate) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    pub(crate) fn new(trace: &'a Trace, profile: Profile, engines: usize) -> Cluster<'a> {
+    pub(crate) fn new(trace: &'a Trace, fleet: &[Profile]) -> Cluster<'a> {
+        let engines = fleet.len();
         let count = trace.arrivals.len();
         let mut cluster = Cluster {
             trace,
-            profile,
-            engines: vec![Engine::new(profile); engines],
+            engines: fleet.iter().map(|profile| Engine::new(*profile)).collect(),
             busy: vec![false; engines],
             touched: Vec::with_capacity(engines),
             requests: vec![Progress::default(); count],
@@ -120,8 +119,8 @@ impl<'a> Cluster<'a> {
         self.now
     }
 
-    pub(crate) fn profile(&self) -> &Profile {
-        &self.profile
+    pub(crate) fn profile(&self, engine: usize) -> &Profile {
+        self.engines[engine].profile()
     }
 
     pub(crate) fn engine(&self, engine: usize) -> &Engine {
@@ -150,7 +149,7 @@ impl<'a> Cluster<'a> {
         self.requests[request].from = from;
         let took = match from == to {
             true => Seconds::ZERO,
-            false => self.profile.transfer(self.trace.arrivals[request].prompt),
+            false => self.profile(from).transfer(self.trace.arrivals[request].prompt),
         };
         self.due.push(Reverse((self.now + took, Happening::HandedOver { request, to })));
     }

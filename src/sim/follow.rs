@@ -7,7 +7,7 @@
 //! but the hand-off's.
 
 use std::collections::VecDeque;
-use tidegate_cost::{OutputEstimate, TransferModel};
+use tidegate_cost::{OutputEstimate, PrefillModel, TransferModel};
 use tidegate_placement::{
     Choice, DeadlineQueue, Excluded, Handover, Job, Outcome, Params as PlacementParams, Split,
     Took, place, place_decode,
@@ -19,6 +19,7 @@ use crate::cluster::{Cluster, Router};
 use crate::demand::Demand;
 use crate::engine::Work;
 use crate::ledger::Ledger;
+use crate::profile::Profile;
 use crate::simulate::SimConfig;
 use crate::timeline::Timeline;
 
@@ -78,6 +79,8 @@ pub(crate) struct Follow {
     params: TidegateParams,
     ledger: Ledger,
     demand: Demand,
+    /// A mean engine's prefill: what demand is measured by.
+    mean_prefill: PrefillModel,
     output: OutputEstimate,
     queue: DeadlineQueue,
     /// Prefilled requests without a decode engine, oldest first, and when they take any.
@@ -106,7 +109,7 @@ impl Follow {
             Some(_) => RoleCapability::DrainThenCall,
             None => RoleCapability::Instant,
         };
-        let mut ledger = Ledger::new(profile, config.engines, config.slo.tpot, capability);
+        let mut ledger = Ledger::new(&config.fleet(), config.slo.tpot, capability);
         let roles = match params.start {
             Some(prefills) => (0..config.engines)
                 .map(|engine| if engine < prefills { Role::Prefill } else { Role::Decode })
@@ -120,6 +123,7 @@ impl Follow {
             params,
             ledger,
             demand: Demand::default(),
+            mean_prefill: mean_prefill(&config.fleet()),
             output: OutputEstimate::new(OUTPUT_PRIOR),
             decodes: VecDeque::new(),
             state: State::default(),
@@ -277,7 +281,7 @@ impl Router for Follow {
             self.wake(cluster, cluster.now());
         }
         let job = self.job(cluster, request);
-        let work = cluster.profile().prefill_model().predict(job.prompt, Tokens::ZERO);
+        let work = self.mean_prefill.predict(job.prompt, Tokens::ZERO);
         self.demand.arrived(work, job.prompt, job.expected_output);
         if self.queue.is_empty() {
             let now = cluster.now();
@@ -361,4 +365,17 @@ fn id_of(request: usize) -> RequestId {
 
 fn request_of(id: RequestId) -> usize {
     id.0 as usize
+}
+
+/// As the proxy's table has it for a pool.
+fn mean_prefill(fleet: &[Profile]) -> PrefillModel {
+    let mean = |of: fn(PrefillModel) -> Seconds| {
+        let sum: f64 = fleet.iter().map(|profile| of(profile.prefill_model()).get()).sum();
+        Seconds(sum / fleet.len().max(1) as f64)
+    };
+    PrefillModel {
+        base: mean(|model| model.base),
+        per_token: mean(|model| model.per_token),
+        per_attention: mean(|model| model.per_attention),
+    }
 }

@@ -38,12 +38,14 @@ impl Immediate {
 impl Router for Immediate {
     fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
         let takers = self.prefills.unwrap_or(self.loads.len());
-        let stream = nanos(cluster.profile().t_seq);
-        let predicted_work = |load: &Load| load.prefill + load.streams * stream;
-        let least = (0..takers).min_by_key(|engine| predicted_work(&self.loads[*engine]));
+        let predicted_work = |engine: &usize| {
+            let load = &self.loads[*engine];
+            load.prefill + load.streams * nanos(cluster.profile(*engine).t_seq)
+        };
+        let least = (0..takers).min_by_key(predicted_work);
         let engine = least.unwrap_or(0);
         let load = &mut self.loads[engine];
-        load.prefill += predicted(cluster, request);
+        load.prefill += predicted(cluster, request, engine);
         if self.prefills.is_none() {
             load.streams += 1;
         }
@@ -52,7 +54,7 @@ impl Router for Immediate {
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.loads[engine].prefill -= predicted(cluster, request);
+        self.loads[engine].prefill -= predicted(cluster, request, engine);
         let decodes = self.prefills.unwrap_or(0)..self.loads.len();
         let to = decodes.min_by_key(|to| self.loads[*to].streams).unwrap_or(engine);
         self.loads[to].streams += 1;
@@ -61,7 +63,7 @@ impl Router for Immediate {
 
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         if self.prefills.is_none() {
-            self.loads[engine].prefill -= predicted(cluster, request);
+            self.loads[engine].prefill -= predicted(cluster, request, engine);
         }
     }
 
@@ -70,10 +72,10 @@ impl Router for Immediate {
     }
 }
 
-/// A prompt's prefill work in nanoseconds.
-pub(crate) fn predicted(cluster: &Cluster<'_>, request: usize) -> u64 {
+/// A prompt's prefill work on an engine, in nanoseconds.
+pub(crate) fn predicted(cluster: &Cluster<'_>, request: usize, engine: usize) -> u64 {
     let prompt = cluster.trace().arrivals[request].prompt;
-    nanos(cluster.profile().prefill_model().predict(prompt, Tokens::ZERO))
+    nanos(cluster.profile(engine).prefill_model().predict(prompt, Tokens::ZERO))
 }
 
 fn nanos(span: Seconds) -> u64 {

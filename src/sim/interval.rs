@@ -70,7 +70,8 @@ impl Interval {
     fn plan(&mut self, cluster: &Cluster<'_>) {
         let now = cluster.now();
         let (mut prefill, mut decode) = (0.0, 0.0);
-        let profile = cluster.profile();
+        // A mean engine is near enough: the split is a guess anyway.
+        let profile = cluster.profile(0);
         while let Some(arrival) = cluster.trace().arrivals.get(self.unseen) {
             if Moment::from_start(arrival.at) >= now {
                 break;
@@ -111,12 +112,12 @@ impl Router for Interval {
             cluster.wake_at(cluster.now() + self.every);
         }
         let engine = self.least(Side::Prefill, cluster.now(), |seat| seat.prefill);
-        self.engines[engine].prefill += predicted(cluster, request);
+        self.engines[engine].prefill += predicted(cluster, request, engine);
         cluster.admit(request, engine, Work::PrefillOnly, Tokens::ZERO);
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.engines[engine].prefill -= predicted(cluster, request);
+        self.engines[engine].prefill -= predicted(cluster, request, engine);
         let to = self.least(Side::Decode, cluster.now(), |seat| seat.streams);
         self.engines[to].streams += 1;
         cluster.hand_over(request, engine, to);

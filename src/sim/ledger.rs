@@ -46,8 +46,8 @@ pub(crate) struct Ledger {
     charged: BTreeMap<usize, u64>,
     /// By request: its key in `late` and its first step.
     begun: BTreeMap<usize, (i64, u64)>,
-    /// What all engines have in common.
-    model: Load,
+    /// By engine: what it is, without what it does.
+    models: Vec<Load>,
     tpot: Seconds,
     /// Who changes roles.
     capability: RoleCapability,
@@ -60,33 +60,32 @@ pub(crate) struct View<'a> {
 }
 
 impl Ledger {
-    pub(crate) fn new(
-        profile: &Profile,
-        engines: usize,
-        tpot: Seconds,
-        capability: RoleCapability,
-    ) -> Ledger {
+    pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> Ledger {
+        let engines = fleet.len();
         Ledger {
             pool: (0..engines).map(|engine| BackendId(engine as u16)).collect(),
             roles: vec![Role::Mixed; engines],
             accounts: (0..engines).map(|_| Account::default()).collect(),
             charged: BTreeMap::new(),
             begun: BTreeMap::new(),
-            model: Load {
-                role: Role::Mixed,
-                usable: true,
-                // SGLang, the one engine that switches by itself, answers 400.
-                runs_whole: capability == RoleCapability::Instant,
-                group: GroupId(0),
-                prefill: Seconds::ZERO,
-                streams: 0,
-                streams_max: profile.max_num_seqs,
-                kv: Tokens::ZERO,
-                kv_capacity: profile.kv_capacity,
-                slack: NO_STREAM,
-                prefill_model: profile.prefill_model(),
-                decode_model: profile.decode_model(),
-            },
+            models: fleet
+                .iter()
+                .map(|profile| Load {
+                    role: Role::Mixed,
+                    usable: true,
+                    // SGLang, the one engine that switches by itself, answers 400.
+                    runs_whole: capability == RoleCapability::Instant,
+                    group: GroupId(0),
+                    prefill: Seconds::ZERO,
+                    streams: 0,
+                    streams_max: profile.max_num_seqs,
+                    kv: Tokens::ZERO,
+                    kv_capacity: profile.kv_capacity,
+                    slack: NO_STREAM,
+                    prefill_model: profile.prefill_model(),
+                    decode_model: profile.decode_model(),
+                })
+                .collect(),
             tpot,
             capability,
         }
@@ -99,10 +98,10 @@ impl Ledger {
     /// The fleet as the planner sees it.
     pub(crate) fn observation(&self, groups: Vec<GroupDemand>) -> Observation {
         let backends = self.pool.iter().map(|id| {
-            let account = &self.accounts[id.index()];
+            let (account, model) = (&self.accounts[id.index()], &self.models[id.index()]);
             BackendObservation {
                 id: *id,
-                group: self.model.group,
+                group: model.group,
                 allowed: self.allowed(),
                 capability: self.capability,
                 pinned: None,
@@ -111,11 +110,11 @@ impl Ledger {
                 becoming: account.becoming.map(|(role, _)| role),
                 prefill: account.prefill(),
                 streams: account.streams.get(),
-                streams_max: self.model.streams_max,
+                streams_max: model.streams_max,
                 kv: account.kv(),
-                kv_capacity: self.model.kv_capacity,
-                prefill_model: self.model.prefill_model,
-                decode_model: self.model.decode_model,
+                kv_capacity: model.kv_capacity,
+                prefill_model: model.prefill_model,
+                decode_model: model.decode_model,
             }
         });
         Observation { backends: backends.collect(), groups }
@@ -288,7 +287,7 @@ impl tidegate_placement::Fleet for View<'_> {
             streams: account.streams.get(),
             kv: account.kv(),
             slack: account.slack(self.now, self.ledger.tpot),
-            ..self.ledger.model
+            ..self.ledger.models[on.index()]
         }
     }
 

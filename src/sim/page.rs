@@ -46,6 +46,8 @@ pub fn page(
     let mut out = String::with_capacity(64 << 10);
     let Slo { ttft, tpot } = config.slo;
     // Writing to a String cannot fail.
+    let second = config.second.map_or(String::new(), |second| format!(" and {}", second.name));
+    let kinds = format!("{}{second}", config.profile.name);
     write!(
         out,
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
@@ -55,7 +57,7 @@ pub fn page(
          (TTFT and TPOT).</p>\n",
         escape(&names.join(" + ")),
         config.engines,
-        escape(config.profile.name),
+        escape(&kinds),
         config.profile.chunk.get(),
         ttft.get(),
         tpot.as_millis(),

@@ -52,6 +52,17 @@ const LLAMA_70B: Profile = Profile {
     chunk: Tokens(2048),
 };
 
+/// Llama-3.1-70B in 16 bit on four A100 (80 GB: 312 TFLOPS, 2,039 GB/s), by the same formulas.
+const LLAMA_70B_A100: Profile = Profile {
+    name: "llama70b-a100x4",
+    t_weights: Seconds(21.6e-3),
+    t_kv: Seconds(50.2e-9),
+    t_seq: Seconds(228e-6),
+    t_tok: Seconds(225e-6),
+    t_att: Seconds(4.2e-9),
+    ..LLAMA_70B
+};
+
 /// Llama-3.1-8B in 16 bit on one H100, by the same formulas: 16 GB of weights, 2 × 8e9 operations a
 /// token, 131,072 bytes of KV a token, 40 GB left for it.
 const LLAMA_8B: Profile = Profile {
@@ -86,7 +97,7 @@ const FAST: Profile = Profile {
 
 impl Profile {
     /// Every profile.
-    pub const ALL: [Profile; 3] = [LLAMA_70B, LLAMA_8B, FAST];
+    pub const ALL: [Profile; 4] = [LLAMA_70B, LLAMA_70B_A100, LLAMA_8B, FAST];
 
     /// The profile of that name.
     pub fn named(name: &str) -> Option<Profile> {

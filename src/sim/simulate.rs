@@ -19,10 +19,12 @@ const TIMELINE_BINS: usize = 360;
 /// The fleet, and what it is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct SimConfig {
-    /// Engines, all alike.
+    /// Engines in the fleet.
     pub engines: usize,
     /// Their physics.
     pub profile: Profile,
+    /// That of the second half of them, if it is another: the same model on other hardware.
+    pub second: Option<Profile>,
     /// The targets.
     pub slo: Slo,
     /// How long after the last arrival requests may take to end.
@@ -49,10 +51,32 @@ impl Default for SimConfig {
         SimConfig {
             engines: 8,
             profile: Profile::default(),
+            second: None,
             slo: Slo::default(),
             // An overloaded fleet works off half an hour's backlog; the longest answer takes minutes.
             drain: Seconds(3600.0),
             tidegate: TidegateParams::default(),
+        }
+    }
+}
+
+impl SimConfig {
+    /// Each engine's physics.
+    pub fn fleet(&self) -> Vec<Profile> {
+        let half = self.engines.div_ceil(2);
+        let of = |engine| self.second.filter(|_| engine >= half).unwrap_or(self.profile);
+        (0..self.engines).map(of).collect()
+    }
+
+    /// An engine that is as good as the best in everything: no fleet of it is worse than this one.
+    fn best(&self) -> Profile {
+        let (a, b) = (self.profile, self.second.unwrap_or(self.profile));
+        Profile {
+            t_base: a.t_base.min(b.t_base),
+            t_tok: a.t_tok.min(b.t_tok),
+            t_att: a.t_att.min(b.t_att),
+            chunk: a.chunk.max(b.chunk),
+            ..a
         }
     }
 }
@@ -66,7 +90,7 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
         Policy::Interval { every, restart } => {
             let (every, restart) = (millis(every), millis(restart));
             let mut router = Interval::new(every, restart, config.slo.tpot, config.engines);
-            let mut cluster = Cluster::new(trace, config.profile, config.engines);
+            let mut cluster = Cluster::new(trace, &config.fleet());
             cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
             let (outcomes, word) = (cluster.outcomes(), policy.to_string());
             let report = Report::of(&word, rate, router.flips(), &outcomes, &config.slo);
@@ -83,7 +107,7 @@ fn millis(millis: u64) -> Seconds {
 
 /// The bound as a run of which nothing else is known: null in JSON.
 fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
-    let most = bound(trace, &config.profile, config.engines, &config.slo);
+    let most = bound(trace, &config.best(), config.engines, &config.slo);
     let unknown = f64::NAN;
     let report = Report {
         policy: Policy::Bound.to_string(),
@@ -103,7 +127,7 @@ fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
 }
 
 fn tidegate(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
-    let mut cluster = Cluster::new(trace, config.profile, config.engines);
+    let mut cluster = Cluster::new(trace, &config.fleet());
     let timeline = Timeline::new(Moment::from_start(trace.end()), TIMELINE_BINS);
     let mut router = Follow::new(config, timeline);
     cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
@@ -120,7 +144,7 @@ fn immediate(
     prefills: Option<usize>,
     config: &SimConfig,
 ) -> Run {
-    let mut cluster = Cluster::new(trace, config.profile, config.engines);
+    let mut cluster = Cluster::new(trace, &config.fleet());
     let mut router = Immediate::new(prefills, config.engines);
     cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
     let outcomes = cluster.outcomes();

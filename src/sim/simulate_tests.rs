@@ -117,6 +117,19 @@ fn engines_that_switch_by_themselves_lose_nothing_and_pay_for_it() {
 }
 
 #[test]
+fn a_fleet_of_two_kinds_is_worse_than_one_of_the_better_and_better_than_one_of_the_worse() {
+    let second = Profile::named("llama70b-a100x4");
+    let trace = Trace::bursts(5, Seconds(120.0), 12.0, Seconds(20.0)).scale_output(0.3);
+    let with = |profile: Profile, second| {
+        let config = SimConfig { profile, second, ..SimConfig::default() };
+        simulate(&trace, 1.0, Policy::Tidegate, &config).report.attainment
+    };
+    let (best, mixed) = (with(Profile::default(), None), with(Profile::default(), second));
+    let worst = with(second.unwrap(), None);
+    assert!(worst < mixed && mixed < best, "{worst} {mixed} {best}");
+}
+
+#[test]
 fn one_engine_serves_every_policy_that_needs_no_second() {
     let config = SimConfig { engines: 1, ..SimConfig::default() };
     for policy in [Policy::Tidegate, Policy::Aggregated] {

@@ -40,7 +40,11 @@ fn main() {
             for policy in &policies {
                 for chunk in [512, 2048] {
                     let profile = Profile::default().with_chunk(Tokens(chunk));
-                    let config = SimConfig { profile, tidegate: params(), ..SimConfig::default() };
+                    let second = std::env::var("SECOND").ok();
+                    let second = second.map(|name| Profile::named(&name).expect("a profile"));
+                    let second = second.map(|second| second.with_chunk(Tokens(chunk)));
+                    let tidegate = params();
+                    let config = SimConfig { profile, second, tidegate, ..SimConfig::default() };
                     let began = std::time::Instant::now();
                     let run = simulate(&trace.clone().at_rate(*rate), *rate, *policy, &config);
                     let r = &run.report;
