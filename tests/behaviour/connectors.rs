@@ -156,7 +156,8 @@ async fn an_engine_that_was_started_again_is_asked_again() {
     let mut fleet = fleet(VllmConnector::Mooncake).await;
     let engines =
         [engine("p", "mooncake", &fleet, 0, PREFILL), engine("d", "mooncake", &fleet, 1, DECODE)];
-    let proxy = Proxy::start(SPLIT, &engines).await;
+    // No probe sees it gone.
+    let proxy = Proxy::start(&format!("[probe]\ninterval_seconds = 60\n{SPLIT}"), &engines).await;
     answers_as_one_engine(&proxy, &fleet, [600, 601]).await;
     // With another engine id, and before anybody could notice.
     fleet.revive(0).await;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
-use tidegate_proxy::Running;
+use tidegate_proxy::{Running, StartError};
 use tidegate_settings::Settings;
 
 use crate::client::{Answer, get, post, send, until};
@@ -80,14 +80,25 @@ impl Proxy {
 
     /// A proxy that may not have heard of its engines yet.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
-        let (data, admin) = (free_port(), free_port());
+        // A port that was free a moment ago may be somebody's by now.
+        let tries = (0..10).find_map(|_| Proxy::try_start(top, engines));
+        tries.expect("ten times no free port")
+    }
+
+    /// `None` if somebody has taken a port meanwhile.
+    fn try_start(top: &str, engines: &[Engine]) -> Option<Proxy> {
+        let data = free_port();
+        let admin = std::iter::repeat_with(free_port).find(|admin| *admin != data)?;
         let text = config(data, admin, top, engines);
         let settings = Settings::parse(&text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             panic!("{}\n{text}", lines.join("\n"))
         });
-        let running = tidegate_proxy::spawn(&settings).unwrap();
-        Proxy { data, admin, running }
+        match tidegate_proxy::spawn(&settings) {
+            Ok(running) => Some(Proxy { data, admin, running }),
+            Err(StartError::Listen { .. }) => None,
+            Err(error) => panic!("{error}\n{text}"),
+        }
     }
 
     async fn ready(&self) {
