@@ -10,15 +10,17 @@ use thiserror::Error;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
 use tidegate_filters::{ApiKey, Chain, ChainParams, ModelTokenizer, TokenizerError};
 use tidegate_planner::{BackendObservation, Observation, initial};
-use tidegate_settings::{ModelSettings, Settings};
+use tidegate_settings::{BackendSettings, ModelSettings, Settings};
 use tidegate_terms::{BackendId, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
+use crate::checkup;
 use crate::clock::Clock;
 use crate::control::background::{Background, Tasks};
+use crate::control::fitness::{self, Fitness};
 use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
 use crate::dispatcher::Dispatcher;
-use crate::fleet::{Backend, Entry, Estimates, Fleet, RoutingTable};
+use crate::fleet::{Backend, Entry, Estimates, Fleet, HealthParams, RoutingTable};
 use crate::journal::Journal;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
@@ -56,6 +58,9 @@ pub enum StartError {
     /// TLS to clients.
     #[error("TLS for clients: {0}")]
     ServerTls(String),
+    /// Engines that are not what the settings say.
+    #[error("engines contradict the settings:\n{0}")]
+    Misfits(String),
     /// Metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
@@ -86,6 +91,9 @@ pub struct Built {
 pub fn build(settings: &Settings) -> Result<Built, StartError> {
     let clock = Clock::start();
     let backends = backends(settings, clock)?;
+    let said = checkup::said(settings);
+    let told = checkup::ask_all(settings, &backends, pools(settings, clock)?);
+    checkup::check(settings, &said, &told)?;
     let priors: Vec<Priors> = settings
         .backends
         .iter()
@@ -105,6 +113,8 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
     }
     let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
+    let mut fitness = Fitness::new(said, told);
+    fitness::first(&mut fitness, &fleet);
     let (queue, inbox) = Queue::new(settings.queue.requests_max);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
@@ -143,6 +153,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         pins,
         priors,
         catalog,
+        fitness,
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),
@@ -166,33 +177,47 @@ const INBOX_MAX: usize = 64;
 /// microseconds, so this leaves the core to the requests.
 const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
 
-fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
+/// A pool for each backend.
+fn pools(settings: &Settings, clock: Clock) -> Result<Vec<Pool>, StartError> {
     let params = PoolParams {
         idle_max: settings.upstream.idle_per_backend_max,
         idle_time: settings.upstream.idle,
         connect_timeout: settings.upstream.connect_timeout,
         answer_timeout: settings.upstream.first_byte_timeout,
     };
-    let groups = settings.groups();
-    let mut backends = Vec::with_capacity(settings.backends.len());
-    for (slot, backend) in settings.backends.iter().enumerate() {
+    let pool = |backend: &BackendSettings| {
         let address = Address::parse(&backend.url)?;
         let tls = match address.tls {
             true => Some(client_config(settings.upstream.ca_file.as_deref())?),
             false => None,
         };
+        Ok(Pool::new(address, params, tls, clock))
+    };
+    settings.backends.iter().map(pool).collect()
+}
+
+fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
+    let health = HealthParams {
+        failures_to_eject: settings.probe.failures_to_eject,
+        slow_return: settings.probe.slow_return,
+    };
+    let groups = settings.groups();
+    let mut backends = Vec::with_capacity(settings.backends.len());
+    let pools = pools(settings, clock)?;
+    for (slot, (backend, pool)) in settings.backends.iter().zip(pools).enumerate() {
         backends.push(Arc::new(Backend::new(
             BackendId(slot as u16),
             backend.name.as_str().into(),
             groups[slot],
+            backend.kind(),
             backend.family(),
             backend.capability(),
             backend.allowed_roles(),
             backend.streams_max,
             backend.kv_capacity,
             backend.bootstrap_port,
-            Pool::new(address, params, tls, clock),
-            settings.probe.failures_to_eject,
+            pool,
+            health,
         )));
     }
     Ok(backends)

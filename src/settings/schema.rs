@@ -267,6 +267,11 @@ pub struct ProbeSettings {
     pub timeout: Seconds,
     /// Failures in a row, of probes or legs, that take a backend out.
     pub failures_to_eject: u32,
+    /// How long the share of a backend that came back grows.
+    #[serde(rename = "slow_return_seconds")]
+    pub slow_return: Seconds,
+    /// Is an engine that contradicts the settings a reason not to start?
+    pub strict_start: bool,
 }
 
 /// `[prefix]`
@@ -374,6 +379,8 @@ impl Default for ProbeSettings {
             interval: defaults::PROBE_INTERVAL,
             timeout: defaults::PROBE_TIMEOUT,
             failures_to_eject: defaults::FAILURES_TO_EJECT,
+            slow_return: defaults::SLOW_RETURN,
+            strict_start: true,
         }
     }
 }

@@ -7,7 +7,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -58,8 +58,8 @@ struct State {
     script: Arc<Mutex<VecDeque<Act>>>,
     default: Act,
     sent: Mutex<Vec<Sent>>,
-    /// Its /metrics page, if it has one.
-    metrics: Mutex<Option<String>>,
+    /// What it tells of itself when it is asked, by path; not among what it was sent.
+    pages: Mutex<HashMap<String, (u16, String)>>,
     /// Exchanges that hang now: a client that leaves ends its own.
     hanging: AtomicUsize,
     /// Tasks that serve a connection each.
@@ -89,7 +89,7 @@ impl Fake {
             script,
             default,
             sent: Mutex::default(),
-            metrics: Mutex::default(),
+            pages: Mutex::default(),
             hanging: AtomicUsize::new(0),
             connections: Mutex::default(),
         });
@@ -134,7 +134,24 @@ impl Fake {
 
     /// What its /metrics page says from now on.
     pub fn set_metrics(&self, page: &str) {
-        *self.state.metrics.lock().unwrap() = Some(page.to_owned());
+        self.tells("/metrics", 200, page);
+    }
+
+    /// What it says at one of its own paths from now on.
+    pub fn tells(&self, path: &str, status: u16, body: &str) {
+        self.state.pages.lock().unwrap().insert(path.to_owned(), (status, body.to_owned()));
+    }
+
+    /// What version it is from now on.
+    pub fn set_version(&self, version: &str) {
+        self.tells("/version", 200, &format!("{{\"version\":\"{version}\"}}"));
+    }
+
+    /// Which model it serves from now on, and how long its context is.
+    pub fn set_model(&self, id: &str, max_model_len: u32) {
+        let card =
+            format!("{{\"id\":\"{id}\",\"object\":\"model\",\"max_model_len\":{max_model_len}}}");
+        self.tells("/v1/models", 200, &format!("{{\"object\":\"list\",\"data\":[{card}]}}"));
     }
 
     /// Close every connection, as uvicorn does with idle ones.
@@ -155,18 +172,18 @@ impl Fake {
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
+    let page = state.pages.lock().unwrap().get(parts.uri.path()).cloned();
+    if let Some((status, body)) = page {
+        return Ok(json(status, body));
+    }
     match parts.uri.path() {
         "/health" => return Ok(json(200, String::new())),
-        "/metrics" => {
-            let page = state.metrics.lock().unwrap().clone();
-            return Ok(page.map_or_else(|| json(404, String::new()), |page| json(200, page)));
-        }
-        "/v1/loads" => return Ok(json(404, String::new())),
         "/v1/models" => {
             let list =
                 r#"{"object":"list","data":[{"id":"m","object":"model","max_model_len":4096}]}"#;
             return Ok(json(200, list.to_owned()));
         }
+        _ if parts.method == http::Method::GET => return Ok(json(404, String::new())),
         _ => {}
     }
     state.sent.lock().unwrap().push(Sent { headers: parts.headers, body });

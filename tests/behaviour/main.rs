@@ -8,6 +8,7 @@ mod cancel;
 mod client;
 mod errors;
 mod fake;
+mod fitness;
 mod fleet;
 mod flips;
 mod house;

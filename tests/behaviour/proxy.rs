@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use tidegate_proxy::Running;
 use tidegate_settings::Settings;
 
-use crate::client::{Answer, get, post, send, until};
+use crate::client::{Answer, get, post, send, until, within};
 use crate::fake::Fake;
 
 pub struct Proxy {
@@ -88,6 +88,34 @@ impl Proxy {
         });
         let running = tidegate_proxy::spawn(&settings).unwrap();
         Proxy { data, admin, running }
+    }
+
+    /// Why a proxy in front of these engines does not start.
+    pub fn refusal(top: &str, engines: &[Engine]) -> String {
+        let text = config(free_port(), free_port(), top, engines);
+        let settings = Settings::parse(&text).unwrap();
+        tidegate_proxy::spawn(&settings).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    /// One backend as `/v1/fleet` shows it.
+    pub async fn backend(&self, name: &str) -> Value {
+        let fleet = self.admin("/v1/fleet").await;
+        let backends = fleet["backends"].as_array().unwrap();
+        backends.iter().find(|backend| backend["name"] == name).unwrap().clone()
+    }
+
+    /// Wait until `/v1/fleet` shows a backend so.
+    pub async fn shows(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let waiting = async {
+            loop {
+                let backend = self.backend(name).await;
+                if holds(&backend) {
+                    return backend;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        within(waiting).await
     }
 
     async fn ready(&self) {

@@ -4,6 +4,7 @@
 
 pub mod background;
 mod catalog;
+pub mod fitness;
 mod fits;
 mod observe;
 mod streams;
@@ -21,6 +22,7 @@ use crate::journal::JournalEntry;
 use crate::learn::Observation;
 use crate::probe::Found;
 use crate::service::Proxy;
+use fitness::Fitness;
 use fits::Fits;
 use observe::DemandReader;
 
@@ -85,6 +87,7 @@ pub struct Control {
     pins: Vec<Option<Role>>,
     fits: Fits,
     catalog: Catalog,
+    fitness: Fitness,
     demand: DemandReader,
     /// Where role switches that engines make themselves say how they ended.
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
@@ -109,11 +112,13 @@ impl Control {
         pins: Vec<Option<Role>>,
         priors: Vec<Priors>,
         catalog: Catalog,
+        fitness: Fitness,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
             fits: Fits::new(priors, estimates),
             catalog,
+            fitness,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -265,18 +270,49 @@ impl Control {
     }
 
     fn find(&mut self, found: Found) {
-        if let Found::Models { backend, cards, answer } = found {
-            self.proxy.signals.serves(backend, &cards);
-            if !self.catalog.update(backend, cards, answer) {
-                return;
-            }
-            let mut next = (**self.proxy.fleet.table()).clone();
-            self.catalog.pools(&mut next);
-            next.set_mean_costs();
-            self.publish(next);
-            self.proxy.directory.store(Arc::new(self.catalog.directory()));
-            self.proxy.models.store(Arc::new(self.catalog.answer()));
+        let Found::Told { backend, facts, cards, answer, heard } = found else { return };
+        let new = self.fitness.tell(backend, facts);
+        if self.adopt(backend) || new {
+            self.fit();
         }
+        if !cards.is_empty() {
+            self.proxy.signals.serves(backend, &cards);
+            if self.catalog.update(backend, cards, answer) {
+                let mut next = (**self.proxy.fleet.table()).clone();
+                self.catalog.pools(&mut next);
+                next.set_mean_costs();
+                self.publish(next);
+                self.proxy.directory.store(Arc::new(self.catalog.directory()));
+                self.proxy.models.store(Arc::new(self.catalog.answer()));
+            }
+        }
+        drop(heard);
+    }
+
+    /// Who may hand over to whom, and who is of no use, by what engines told.
+    fn fit(&mut self) {
+        let mut next = (**self.proxy.fleet.table()).clone();
+        self.fitness.apply(&self.proxy.fleet.backends, &mut next);
+        self.publish(next);
+    }
+
+    /// An engine that can switch its role came back in another one than it was left in: a restart
+    /// gives it the one it was launched with.
+    fn adopt(&mut self, id: BackendId) -> bool {
+        let from = self.proxy.fleet.table().plan.role(id);
+        let switches = self.proxy.fleet.backend(id).capability == RoleCapability::DrainThenCall;
+        let Some(to) = self.fitness.role_told(id).filter(|told| *told != from) else {
+            return false;
+        };
+        if !switches || from == Role::Draining || self.switching.contains(&id) {
+            return false;
+        }
+        if self.pins[id.index()].is_some() {
+            self.pins[id.index()] = Some(to);
+        }
+        let now = self.proxy.clock.now();
+        self.apply(Flip { backend: id, from, to }, "engine", "adopted", now);
+        true
     }
 
     /// Do what an operator asks for, if the backend is able to.
@@ -318,11 +354,17 @@ impl Control {
         if from == to {
             return Ok(table.plan.clone());
         }
-        Ok(self.apply(flip, "applied", now))
+        Ok(self.apply(flip, "operator", "applied", now))
     }
 
     /// Publish a flip that no planner asked for.
-    fn apply(&mut self, flip: Flip, result: &'static str, now: Moment) -> Plan {
+    fn apply(
+        &mut self,
+        flip: Flip,
+        cause: &'static str,
+        result: &'static str,
+        now: Moment,
+    ) -> Plan {
         let Flip { backend, from, to } = flip;
         let table = Arc::clone(&self.proxy.fleet.table());
         let mut roles = table.plan.roles().to_vec();
@@ -336,11 +378,11 @@ impl Control {
             backend: self.proxy.fleet.backend(backend).name.to_string(),
             from,
             to,
-            cause: "operator",
+            cause,
             result,
             numbers: Default::default(),
         });
-        self.proxy.metrics.flipped(&flip, "operator", result);
+        self.proxy.metrics.flipped(&flip, cause, result);
         plan
     }
 
@@ -354,12 +396,12 @@ impl Control {
         if self.pins[id.index()].is_some() {
             self.pins[id.index()] = Some(Role::Draining);
         }
-        let plan = self.apply(Flip { to: Role::Draining, ..flip }, "draining", now);
+        let plan = self.apply(Flip { to: Role::Draining, ..flip }, "operator", "draining", now);
         let table = self.proxy.fleet.table();
-        let peers =
-            self.proxy.fleet.backends.iter().filter(|peer| {
-                peer.group == backend.group && table.plan.role(peer.id) == Role::Decode
-            });
+        let peers = self.proxy.fleet.backends.iter().filter(|peer| {
+            let group = table.entry(peer.id).group;
+            group == table.entry(id).group && table.plan.role(peer.id) == Role::Decode
+        });
         let peers = peers.cloned().collect();
         let told = self.switches.0.clone();
         tokio::spawn(async move {
@@ -386,7 +428,9 @@ impl Control {
         if end == switch::End::Switched {
             // It has dropped its prefix cache.
             self.proxy.fleet.prefixes.forget(backend);
+            self.fitness.switched(backend, role);
         }
-        self.apply(flip, result, self.proxy.clock.now());
+        self.apply(flip, "operator", result, self.proxy.clock.now());
+        self.fit();
     }
 }

@@ -25,7 +25,7 @@ pub fn watch(fleet: &Fleet, now: Moment) -> bool {
     for (backend, (late, spoke)) in fleet.backends.iter().zip(late_at.into_iter().zip(spoke_at)) {
         backend.set_late_at(late);
         let silent = spoke.is_some_and(|spoke| now - spoke > SILENCE);
-        let turned = if silent { backend.health.fell_silent() } else { backend.health.spoke() };
+        let turned = if silent { backend.health.fell_silent() } else { backend.health.spoke(now) };
         if turned {
             let health = backend.health.as_str();
             tracing::warn!(backend = %backend.name, health, "its streams changed their mind");
