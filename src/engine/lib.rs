@@ -10,7 +10,7 @@
 //! - [`usage`]: the engine's own count of tokens
 //! - [`exact`]: asks for exact counts, and keeps them from clients that did not
 //! - [`leak`]: hides hand-off parameters from clients that did not ask for them
-//! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's
+//! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's and Ollama's
 //!
 //! It must never open a socket, read a clock or rebuild a body that it can edit.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]

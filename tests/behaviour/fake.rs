@@ -20,6 +20,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 /// What it was sent.
 #[derive(Clone, Debug)]
 pub struct Sent {
+    pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
@@ -37,6 +38,10 @@ pub enum Act {
     Json(u16, String),
     /// Stream these chunks, one write each, then end.
     Chunks(Vec<String>),
+    /// Stream these chunks as lines of JSON, as Ollama does.
+    Lines(Vec<String>),
+    /// The same, then break the connection.
+    BreakLines(Vec<String>),
     /// Stream these chunks, then break the connection.
     Break(Vec<String>),
     /// Stream these chunks, then say nothing more.
@@ -186,11 +191,14 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
         _ if parts.method == http::Method::GET => return Ok(json(404, String::new())),
         _ => {}
     }
-    state.sent.lock().unwrap().push(Sent { headers: parts.headers, body });
+    let path = parts.uri.path().to_owned();
+    state.sent.lock().unwrap().push(Sent { path, headers: parts.headers, body });
     let act = state.script.lock().unwrap().pop_front().unwrap_or_else(|| state.default.clone());
     match act {
         Act::Json(status, body) => Ok(json(status, body)),
         Act::Chunks(chunks) => Ok(stream(chunks, None)),
+        Act::Lines(chunks) => Ok(as_lines(stream(chunks, None))),
+        Act::BreakLines(chunks) => Ok(as_lines(stream(chunks, Some(Broken)))),
         Act::Break(chunks) => Ok(stream(chunks, Some(Broken))),
         Act::Hang(chunks) => Ok(hang(&state, chunks)),
         Act::Drop => Err(Broken),
@@ -240,6 +248,12 @@ fn stream(chunks: Vec<String>, end: Option<Broken>) -> Response<Body> {
         }
     });
     events(receiver)
+}
+
+fn as_lines(mut response: Response<Body>) -> Response<Body> {
+    let kind = "application/x-ndjson".parse().unwrap();
+    response.headers_mut().insert("content-type", kind);
+    response
 }
 
 fn hang(state: &Arc<State>, chunks: Vec<String>) -> Response<Body> {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod admin;
+mod apis;
 mod cancel;
 mod client;
 mod errors;
@@ -13,6 +14,7 @@ mod fleet;
 mod flips;
 mod house;
 mod kv_events;
+mod plain_engines;
 mod process;
 mod proxy;
 mod relay;

@@ -152,6 +152,19 @@ impl Proxy {
             && proxy.fleet.backends.iter().all(settled)
     }
 
+    /// Tokens in and out of all requests so far, as `/metrics` has them.
+    pub async fn tokens(&self) -> (f64, f64) {
+        let page = send(self.admin, get("/metrics")).await.body;
+        let sum = |kind: &str| {
+            let of = |line: &&str| {
+                line.starts_with("gen_ai_client_token_usage_sum{") && line.contains(kind)
+            };
+            let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+            page.lines().filter(of).map(value).sum()
+        };
+        (sum("\"input\""), sum("\"output\""))
+    }
+
     /// Wait until every counter is back at zero.
     pub async fn settles(&self) {
         until("every counter back at zero", || self.is_settled()).await;

@@ -48,8 +48,63 @@ const IF_GIVEN: &[(&str, &[u8])] = &[
 const CHAT: &[(&str, &[u8])] = &[("max_completion_tokens", b"1")];
 const CHAT_IF_GIVEN: &[(&str, &[u8])] = &[("logprobs", b"false")];
 
+/// Responses: nothing of the half answer is to be kept.
+const RESPONSES: &[(&str, &[u8])] = &[
+    ("max_output_tokens", b"1"),
+    ("stream", b"false"),
+    ("store", b"false"),
+    (PARAMS, KEEP_BLOCKS),
+];
+/// Messages, where a stop sequence is the one thing that could end the prefill early.
+const MESSAGES: &[(&str, &[u8])] =
+    &[("max_tokens", b"1"), ("stream", b"false"), (PARAMS, KEEP_BLOCKS)];
+const MESSAGES_IF_GIVEN: &[(&str, &[u8])] = &[("stop_sequences", b"[]")];
+/// Token ids in: what limits the answer lies one level deeper.
+const TOKENS_IN: &[(&str, &[u8])] = &[("stream", b"false"), (PARAMS, KEEP_BLOCKS)];
+const TOKENS_IN_IF_GIVEN: &[(&str, &[u8])] = &[("stream_options", b"null")];
+const SAMPLING: &[(&str, &[u8])] = &[("max_tokens", b"1"), ("ignore_eos", b"true")];
+const SAMPLING_IF_GIVEN: &[(&str, &[u8])] =
+    &[("min_tokens", b"0"), ("stop", b"[]"), ("stop_token_ids", b"[]"), ("logprobs", b"null")];
+
 /// The body that makes one token and keeps the prompt's blocks for the decode engine.
 pub(super) fn prefill_body(endpoint: Endpoint, body: &Bytes, scan: &Scan) -> Bytes {
+    match endpoint {
+        Endpoint::Responses => edited(body, scan, RESPONSES, &[]),
+        Endpoint::Messages => edited(body, scan, MESSAGES, MESSAGES_IF_GIVEN),
+        Endpoint::TokensIn => {
+            let sampling = scan.value(body, "sampling_params").unwrap_or(b"{}");
+            let sampling = Bytes::copy_from_slice(sampling);
+            let body = edited(body, scan, TOKENS_IN, TOKENS_IN_IF_GIVEN);
+            // Both were JSON objects before, and edits keep them so.
+            let (Ok(outer), Ok(inner)) =
+                (crate::scan(Endpoint::Other, &body), crate::scan(Endpoint::Other, &sampling))
+            else {
+                return body;
+            };
+            let sampling = edited(&sampling, &inner, SAMPLING, SAMPLING_IF_GIVEN);
+            Edits::new().set("sampling_params", &sampling).apply(&body, &outer)
+        }
+        _ => completion_body(endpoint, body, scan),
+    }
+}
+
+fn edited(
+    body: &Bytes,
+    scan: &Scan,
+    always: &[(&str, &[u8])],
+    if_given: &[(&str, &[u8])],
+) -> Bytes {
+    let mut edits = Edits::new();
+    for (key, raw) in if_given.iter().filter(|(key, _)| scan.value(body, key).is_some()) {
+        edits.set(key, raw);
+    }
+    for (key, raw) in always {
+        edits.set(key, raw);
+    }
+    edits.apply(body, scan)
+}
+
+fn completion_body(endpoint: Endpoint, body: &Bytes, scan: &Scan) -> Bytes {
     let chat = endpoint == Endpoint::ChatCompletions;
     let (always, if_given) = if chat { (CHAT, CHAT_IF_GIVEN) } else { (&[][..], &[][..]) };
     let mut edits = Edits::new();
