@@ -98,12 +98,15 @@ async fn llama_cpps_timings_are_its_usage() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_back_gets_a_share_that_grows_and_not_all_at_once() {
     let [a, b] = [
-        Fake::start([], Act::Chunks(chat_chunks(400))).await,
-        Fake::start([], Act::Chunks(chat_chunks(400))).await,
+        Fake::start([], Act::Chunks(chat_chunks(600))).await,
+        Fake::start([], Act::Chunks(chat_chunks(600))).await,
     ];
     let top =
         "[probe]\ninterval_seconds = 0.03\nfailures_to_eject = 1\nslow_return_seconds = 1.5\n";
-    let engines = [named("a", &a, "engine = \"tgi\""), named("b", &b, "engine = \"tgi\"")];
+    let engines = [
+        named("a", &a, "engine = \"tgi\"\nstreams_max = 24"),
+        named("b", &b, "engine = \"tgi\"\nstreams_max = 24"),
+    ];
     let proxy = Proxy::start(top, &engines).await;
     b.tells("/health", 503, "");
     proxy.shows("b", |backend| backend["health"] == "down").await;
@@ -118,19 +121,12 @@ async fn who_comes_back_gets_a_share_that_grows_and_not_all_at_once() {
     proxy.shows("a", |backend| backend["streams"] == 20).await;
     b.tells("/health", 200, "");
     proxy.shows("b", |backend| backend["health"] == "up").await;
-    begin(10);
-    let both = async || {
-        let streams = async |name| proxy.backend(name).await["streams"].as_u64().unwrap();
-        (streams("a").await, streams("b").await)
-    };
-    let mut now = both().await;
-    while now.0 + now.1 < 30 {
-        now = both().await;
-    }
-    assert!((1..=6).contains(&now.1), "at first it has a tenth of what its peer has: {now:?}");
-    // Later it has all that it can take.
-    tokio::time::sleep(Duration::from_millis(1600)).await;
-    begin(30);
+    // More than the other one has room for: what b may not take yet waits.
+    begin(20);
+    proxy.shows("a", |backend| backend["streams"] == 24).await;
+    let first = proxy.backend("b").await["streams"].as_u64().unwrap();
+    assert!((1..=6).contains(&first), "at first it has a tenth of what its peer has: {first}");
+    assert!(proxy.waiting() > 0);
     proxy.shows("b", |backend| backend["streams"].as_u64() >= Some(12)).await;
     while let Some(answer) = load.join_next().await {
         assert!(answer.unwrap().body.ends_with("data: [DONE]\n\n"));
