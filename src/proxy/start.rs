@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::checkup;
 use crate::clock::Clock;
 use crate::control::background::{Background, Tasks};
+use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
 use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
 use crate::dispatcher::Dispatcher;
@@ -90,6 +91,10 @@ pub struct Built {
 /// [`StartError`] when a file cannot be read or used, or an address is none.
 pub fn build(settings: &Settings) -> Result<Built, StartError> {
     let clock = Clock::start();
+    let by_hand = ByHand::read(settings.admin.state_file.as_deref())?;
+    let mut settings = settings.clone();
+    by_hand.apply(&mut settings);
+    let settings = &settings;
     let backends = backends(settings, clock)?;
     let said = checkup::said(settings);
     let told = checkup::ask_all(settings, &backends, pools(settings, clock)?);
@@ -154,6 +159,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         priors,
         catalog,
         fitness,
+        by_hand,
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),

@@ -93,6 +93,8 @@ pub struct TlsSettings {
 pub struct AdminSettings {
     /// Address of metrics, probes and role changes.
     pub listen: SocketAddr,
+    /// Where roles set by hand are kept over a restart; nowhere if absent.
+    pub state_file: Option<PathBuf>,
 }
 
 /// `[slo]`
@@ -301,7 +303,7 @@ impl Default for ServerSettings {
 
 impl Default for AdminSettings {
     fn default() -> Self {
-        AdminSettings { listen: defaults::ADMIN_LISTEN }
+        AdminSettings { listen: defaults::ADMIN_LISTEN, state_file: None }
     }
 }
 

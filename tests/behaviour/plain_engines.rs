@@ -1,7 +1,6 @@
 //! Engines that hand nothing over, by name: asked how they are in the cheapest honest way, given whole
 //! requests by cost, and never flipped.
 
-use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::client::{post, send};

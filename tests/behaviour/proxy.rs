@@ -49,7 +49,8 @@ pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]
         "[server]\nlisten = [\"{data}\"]\nlinger_seconds = 0\ndrain_seconds = 5\nthreads = 2\n{}\n\
          [admin]\nlisten = \"{admin}\"\n{}\n",
         section(top, "server"),
-        rest(top),
+        // The one more key of its section comes first.
+        rest(top).trim_start_matches("[admin]\n"),
     );
     for engine in engines {
         let Engine { name, url, more } = engine;

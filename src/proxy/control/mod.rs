@@ -3,6 +3,7 @@
 //! stops, they go on with the last table.
 
 pub mod background;
+pub mod by_hand;
 mod catalog;
 pub mod fitness;
 mod fits;
@@ -22,6 +23,7 @@ use crate::journal::JournalEntry;
 use crate::learn::Observation;
 use crate::probe::Found;
 use crate::service::Proxy;
+use by_hand::ByHand;
 use fitness::Fitness;
 use fits::Fits;
 use observe::DemandReader;
@@ -88,6 +90,7 @@ pub struct Control {
     fits: Fits,
     catalog: Catalog,
     fitness: Fitness,
+    by_hand: ByHand,
     demand: DemandReader,
     /// Where role switches that engines make themselves say how they ended.
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
@@ -113,12 +116,14 @@ impl Control {
         priors: Vec<Priors>,
         catalog: Catalog,
         fitness: Fitness,
+        by_hand: ByHand,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
             fits: Fits::new(priors, estimates),
             catalog,
             fitness,
+            by_hand,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -351,6 +356,7 @@ impl Control {
         } else if self.pins[backend.index()].is_some() {
             self.pins[backend.index()] = Some(to);
         }
+        self.by_hand.set(&known.name, to, self.pins[backend.index()].is_some());
         if from == to {
             return Ok(table.plan.clone());
         }
@@ -423,6 +429,10 @@ impl Control {
         self.switching.remove(&backend);
         if self.pins[backend.index()].is_some() {
             self.pins[backend.index()] = Some(role);
+        }
+        if role != Role::Draining {
+            let name = &self.proxy.fleet.backend(backend).name;
+            self.by_hand.set(name, role, self.pins[backend.index()].is_some());
         }
         let flip = Flip { backend, from: Role::Draining, to: role };
         if end == switch::End::Switched {
