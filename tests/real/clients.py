@@ -93,6 +93,10 @@ def features():
     both("echo with logprobs", lambda c: completion(c, prompt=LONG[:200], echo=True, logprobs=2))
     both("openai: responses", lambda c: c.openai.responses.create(model="tiny", input=LONG[:300], max_output_tokens=16, temperature=0))
     both("openai: responses, streamed", lambda c: c.openai.responses.create(model="tiny", input=LONG[:300], max_output_tokens=16, temperature=0, stream=True))
+    before = counters(1)["bytes pulled"]
+    both("openai: responses with instructions", lambda c: c.openai.responses.create(model="tiny", instructions="Be brief.", input=[{"role": "user", "content": LONG}], max_output_tokens=16, temperature=0))
+    moved = counters(1)["bytes pulled"] - before
+    check("a response is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("openai: models", lambda c: c.openai.models.list())
 
 
@@ -111,6 +115,10 @@ def messages(client, **more):
 
 def anthropics():
     both("anthropic: message", messages)
+    before = counters(1)["bytes pulled"]
+    both("anthropic: message with a system prompt", lambda c: messages(c, system="Be brief.", messages=[{"role": "user", "content": LONG}]))
+    moved = counters(1)["bytes pulled"] - before
+    check("a message is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("anthropic: message, streamed", lambda c: messages(c, stream=True))
     both("anthropic: unknown model", lambda c: messages(c, model="nobody"), "NotFoundError")
     stranger = anthropic.Anthropic(base_url=f"http://{HOST}:{DATA}", api_key="sk-nobody-knows-me", max_retries=0)
