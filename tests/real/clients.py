@@ -70,6 +70,11 @@ def differences(a, b, path=""):
     return [] if a == b else [f"{path}: {json.dumps(a)[:200]} != {json.dumps(b)[:200]}"]
 
 
+def fresh(name):
+    """A prompt that no engine has in its cache, or there would be nothing to pull; the same for both calls of one check."""
+    return f"{name} {began} {LONG}"
+
+
 def chat(client, **more):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LONG}]
     return client.openai.chat.completions.create(**{"model": "tiny", "messages": messages, "max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}, **more})
@@ -94,7 +99,7 @@ def features():
     both("openai: responses", lambda c: c.openai.responses.create(model="tiny", input=LONG[:300], max_output_tokens=16, temperature=0))
     both("openai: responses, streamed", lambda c: c.openai.responses.create(model="tiny", input=LONG[:300], max_output_tokens=16, temperature=0, stream=True))
     before = counters(1)["bytes pulled"]
-    both("openai: responses with instructions", lambda c: c.openai.responses.create(model="tiny", instructions="Be brief.", input=[{"role": "user", "content": LONG}], max_output_tokens=16, temperature=0))
+    both("openai: responses with instructions", lambda c: c.openai.responses.create(model="tiny", instructions="Be brief.", input=[{"role": "user", "content": fresh("response")}], max_output_tokens=16, temperature=0))
     moved = counters(1)["bytes pulled"] - before
     check("a response is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("openai: models", lambda c: c.openai.models.list())
@@ -116,7 +121,7 @@ def messages(client, **more):
 def anthropics():
     both("anthropic: message", messages)
     before = counters(1)["bytes pulled"]
-    both("anthropic: message with a system prompt", lambda c: messages(c, system="Be brief.", messages=[{"role": "user", "content": LONG}]))
+    both("anthropic: message with a system prompt", lambda c: messages(c, system="Be brief.", messages=[{"role": "user", "content": fresh("message")}]))
     moved = counters(1)["bytes pulled"] - before
     check("a message is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("anthropic: message, streamed", lambda c: messages(c, stream=True))
@@ -156,6 +161,7 @@ def client(port, key):
     return Client(openai.OpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0, timeout=120), anthropic.Anthropic(base_url=base, api_key=key, max_retries=0, timeout=120))
 
 
+began = time.time()
 clients = {"tidegate": client(DATA, KEY), "alone": client(FIRST, "no key")}
 
 
