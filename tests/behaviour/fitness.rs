@@ -181,3 +181,31 @@ async fn an_engine_that_tells_nothing_is_not_checked() {
     assert!(b.sent()[0].json().get("kv_transfer_params").is_some());
     proxy.settles().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_sglang_that_can_switch_is_taken_in_the_mode_it_came_back_in() {
+    let info =
+        |mode: &str| format!("{{\"internal_states\":[{{\"disaggregation_mode\":\"{mode}\"}}]}}");
+    let switchable =
+        "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"decode\"\nrole_switch = true";
+    let mut engines = Vec::new();
+    let mut fakes = Vec::new();
+    for (name, mode) in [("p", "prefill"), ("d", "decode"), ("e", "decode")] {
+        let fake = Fake::start([], Act::Json(200, prefill_answer())).await;
+        fake.tells("/server_info", 200, &info(mode));
+        // All are said to decode: what each does is its own word.
+        engines.push(vllm(name, fake.url(), switchable));
+        fakes.push(fake);
+    }
+    let proxy = Proxy::start(OFTEN, &engines).await;
+    proxy.shows("p", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;
+    restart(&proxy, "e", &fakes[2], |fake| fake.tells("/server_info", 200, &info("prefill"))).await;
+    proxy.shows("e", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;
+    for _ in 0..4 {
+        assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
+    }
+    assert_eq!(fakes[1].sent().len(), 4, "the one that decodes decodes all");
+    let history = proxy.admin("/v1/plan/history").await;
+    assert!(history.to_string().contains("adopted"), "{history}");
+    proxy.settles().await;
+}
