@@ -43,6 +43,13 @@ pub fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// Two ports that were free a moment ago, and are not the same.
+fn two_ports() -> (SocketAddr, SocketAddr) {
+    let both = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [data, admin] = both.each_ref().map(|listener| listener.local_addr().unwrap());
+    (data, admin)
+}
+
 /// The settings of a test: `top` is TOML for the sections, engines are added.
 pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
     let mut text = format!(
@@ -81,7 +88,7 @@ impl Proxy {
 
     /// A proxy that may not have heard of its engines yet.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
-        let (data, admin) = (free_port(), free_port());
+        let (data, admin) = two_ports();
         let text = config(data, admin, top, engines);
         let settings = Settings::parse(&text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -93,7 +100,8 @@ impl Proxy {
 
     /// Why a proxy in front of these engines does not start.
     pub fn refusal(top: &str, engines: &[Engine]) -> String {
-        let text = config(free_port(), free_port(), top, engines);
+        let (data, admin) = two_ports();
+        let text = config(data, admin, top, engines);
         let settings = Settings::parse(&text).unwrap();
         tidegate_proxy::spawn(&settings).err().map(|error| error.to_string()).unwrap_or_default()
     }
