@@ -9,7 +9,7 @@ CARGO ?= cargo
 help:
 	@echo 'make demo       an emulated fleet, the proxy and a load, watched live; ends by itself'
 	@echo 'make test       format, lints, every test'
-	@echo 'make test-real  the proxy in front of two real vLLM engines (CPU build, 6 GB from PyPI)'
+	@echo 'make test-real  the proxy in front of real vLLM engines (CPU build, 6 GB from PyPI), and guidellm'
 	@echo 'make test-live  the demo beside the simulator on slices of two traces; three minutes'
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
@@ -26,7 +26,7 @@ test: setup
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 	$(CARGO) test --workspace --quiet
 
-# Two real vLLM engines on this machine (CPU build, 6 GB from PyPI): tests/real/run.sh
+# Two and three real vLLM engines on this machine (CPU build, 6 GB from PyPI): tests/real/run.sh
 test-real: setup
 	bash tests/real/run.sh
 

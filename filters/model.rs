@@ -5,10 +5,12 @@
 //! - `refuse`: which `tokenizer.json` cannot be taken
 //! - `template`: the chat template, compiled once, with what Hugging Face templates call
 //! - `conversation`: a body's messages as the template sees them
+//! - `other_apis`: prompts of the Responses and the Messages API as chats
 //! - `python`: JSON and dates as Python writes them
 
 mod config;
 mod conversation;
+mod other_apis;
 mod python;
 mod refuse;
 mod template;
@@ -24,7 +26,7 @@ use config::Config;
 use conversation::Conversation;
 use fastokens::Tokenizer;
 use template::ChatTemplate;
-use tidegate_engine::Scan;
+use tidegate_engine::{Endpoint, Scan};
 
 /// A tokenizer and its chat template, loaded once. Immutable; any number of threads may use it.
 pub struct ModelTokenizer {
@@ -155,6 +157,18 @@ impl ModelTokenizer {
         let special = scan.add_special_tokens.unwrap_or(false);
         let encoded = self.completion(&rendered.text, special)?;
         Some(Encoded { sure: sure && encoded.sure, dated: rendered.dated, ..encoded })
+    }
+
+    /// The same for a Responses or a Messages body. `None` too if there is more to it than text.
+    pub(crate) fn chat_of_other_api(
+        &self,
+        scan: &Scan,
+        body: &[u8],
+        clock: Clock,
+    ) -> Option<Encoded> {
+        let chat = other_apis::as_chat(scan, body)?;
+        let scan = tidegate_engine::scan(Endpoint::ChatCompletions, &chat).ok()?;
+        self.chat(&scan, &chat, clock)
     }
 
     #[cfg(test)]

@@ -57,6 +57,9 @@ pub(crate) fn tokenize(
         Prompt::Text(span) => request.text(span),
         Prompt::List(span) => request.list(span),
         Prompt::Messages(span) => request.messages(span, Clock(fresh.unix_seconds)),
+        Prompt::Input(span) if scan.endpoint == Endpoint::Responses => {
+            request.messages(span, Clock(fresh.unix_seconds))
+        }
         Prompt::Input(span) => request.rough(span),
     };
     request.truncated(measured)
@@ -113,12 +116,16 @@ impl Request<'_> {
     }
 
     fn messages(&self, span: Span, clock: Clock) -> Measured {
-        // Anthropic's form is turned into messages by the engine, in its own way.
         let chat = matches!(self.scan.endpoint, Endpoint::ChatCompletions | Endpoint::Tokenize);
+        let other = matches!(self.scan.endpoint, Endpoint::Responses | Endpoint::Messages);
         let own = self.scan.chat_template.is_some();
-        let renders = chat && (!own || self.settings.trust_request_chat_template);
+        let renders = (chat || other) && (!own || self.settings.trust_request_chat_template);
         let Some(tokenizer) = self.tokenizer.filter(|_| renders) else { return self.rough(span) };
-        match tokenizer.chat(self.scan, self.body, clock) {
+        let encoded = match other {
+            true => tokenizer.chat_of_other_api(self.scan, self.body, clock),
+            false => tokenizer.chat(self.scan, self.body, clock),
+        };
+        match encoded {
             Some(encoded) if encoded.dated => {
                 // A date is a token or two longer on some days.
                 let at_least = Tokens((encoded.ids.len() as u64).saturating_sub(DATE_SLACK));

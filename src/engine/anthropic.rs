@@ -1,5 +1,5 @@
-//! tidegate's own errors in the form that Anthropic's clients read:
-//! <https://docs.anthropic.com/en/api/errors>. It must never touch what an engine says: that is in
+//! tidegate's own errors in the form that Anthropic's clients read
+//! (<https://docs.anthropic.com/en/api/errors>), and in Ollama's, which is one string. It must never touch what an engine says: that is in
 //! the engine's form already.
 
 use bytes::Bytes;
@@ -14,6 +14,8 @@ pub enum ErrorForm {
     OpenAi,
     /// Anthropic's: `/v1/messages` and what is under it.
     Anthropic,
+    /// Ollama's: its own paths, under `/api/`.
+    Ollama,
 }
 
 #[derive(Serialize)]
@@ -36,6 +38,7 @@ impl ErrorForm {
         let messages = path.strip_prefix("/v1/messages");
         match messages.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
             true => ErrorForm::Anthropic,
+            false if path.starts_with("/api/") => ErrorForm::Ollama,
             false => ErrorForm::OpenAi,
         }
     }
@@ -44,6 +47,7 @@ impl ErrorForm {
     pub fn of(endpoint: Endpoint) -> ErrorForm {
         match endpoint {
             Endpoint::Messages => ErrorForm::Anthropic,
+            Endpoint::OllamaChat | Endpoint::OllamaGenerate => ErrorForm::Ollama,
             _ => ErrorForm::OpenAi,
         }
     }
@@ -53,6 +57,7 @@ impl ErrorForm {
         match self {
             ErrorForm::OpenAi => error.body(),
             ErrorForm::Anthropic => Bytes::from(json(error)),
+            ErrorForm::Ollama => Bytes::from(ollama(error)),
         }
     }
 
@@ -61,8 +66,17 @@ impl ErrorForm {
         match self {
             ErrorForm::OpenAi => error.sse(),
             ErrorForm::Anthropic => Bytes::from(format!("event: error\ndata: {}\n\n", json(error))),
+            ErrorForm::Ollama => Bytes::from(ollama(error) + "\n"),
         }
     }
+}
+
+fn ollama(error: &ApiError) -> String {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: &'a str,
+    }
+    serde_json::to_string(&Body { error: &error.message }).unwrap_or_default()
 }
 
 fn json(error: &ApiError) -> String {
@@ -121,6 +135,7 @@ mod tests {
             ("/v1/messages", ErrorForm::Anthropic),
             ("/v1/messages/count_tokens", ErrorForm::Anthropic),
             ("/v1/messagesx", ErrorForm::OpenAi),
+            ("/api/chat", ErrorForm::Ollama),
             ("/v1/chat/completions", ErrorForm::OpenAi),
         ] {
             assert_eq!(ErrorForm::of_path(path), form, "{path}");

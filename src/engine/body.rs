@@ -4,7 +4,9 @@
 
 mod fields;
 mod members;
+mod native;
 
+use fields::Key;
 pub(crate) use members::{Member, Members};
 
 use crate::Endpoint;
@@ -61,6 +63,8 @@ pub enum WholeReason {
     /// `truncate_prompt_tokens: -1`: some vLLM versions cut the prompt to what `max_tokens` leaves,
     /// so that the two legs would read different prompts.
     TruncatesToFit,
+    /// `background`, or `previous_response_id`: one engine keeps the answers.
+    KeptByEngine,
     /// The engine will refuse it, for a member that a prefill leg must change: `stream_options`
     /// without `stream`, `min_tokens` above `max_tokens`. Better at once than after a prefill.
     WouldBeRefused,
@@ -184,6 +188,7 @@ impl WholeReason {
             WholeReason::Echo => "echo",
             WholeReason::OneToken => "one_token",
             WholeReason::TruncatesToFit => "truncates_to_fit",
+            WholeReason::KeptByEngine => "kept_by_engine",
             WholeReason::WouldBeRefused => "would_be_refused",
         }
     }

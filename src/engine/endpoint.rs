@@ -18,6 +18,14 @@ pub enum Endpoint {
     Tokenize,
     /// `/detokenize`
     Detokenize,
+    /// SGLang's and TGI's own `/generate`
+    Generate,
+    /// vLLM's `/inference/v1/generate`: token ids in, token ids out
+    TokensIn,
+    /// Ollama's own `/api/chat`
+    OllamaChat,
+    /// Ollama's own `/api/generate`
+    OllamaGenerate,
     /// `/v1/models`: the proxy answers it from all backends
     Models,
     /// `/v1/audio/...`: multipart bodies, passed through unread
@@ -45,8 +53,13 @@ const PATHS: &[(&str, Endpoint)] = &[
     ("/pooling", Endpoint::Other),
     ("/classify", Endpoint::Other),
     // SGLang's and TGI's own.
-    ("/generate", Endpoint::Other),
-    ("/inference/v1/generate", Endpoint::Other),
+    ("/generate", Endpoint::Generate),
+    ("/generate_stream", Endpoint::Generate),
+    ("/inference/v1/generate", Endpoint::TokensIn),
+    ("/api/chat", Endpoint::OllamaChat),
+    ("/api/generate", Endpoint::OllamaGenerate),
+    ("/api/embed", Endpoint::Other),
+    ("/api/embeddings", Endpoint::Other),
     ("/v1/chat/completions/render", Endpoint::Other),
     ("/v1/completions/render", Endpoint::Other),
     ("/v1/audio/transcriptions", Endpoint::Audio),
@@ -82,13 +95,44 @@ impl Endpoint {
                 | Endpoint::Completions
                 | Endpoint::Responses
                 | Endpoint::Messages
+                | Endpoint::Generate
+                | Endpoint::TokensIn
+                | Endpoint::OllamaChat
+                | Endpoint::OllamaGenerate
         )
     }
 
-    /// May its prefill and decode run on two engines? Only where the body's recipe is known
-    /// (engine_protocols.md §1.3).
+    /// May its prefill and decode run on two engines of some family? Of which, says
+    /// [`crate::Family::splits`].
     pub const fn can_split(self) -> bool {
+        self.generates() && !matches!(self, Endpoint::OllamaChat | Endpoint::OllamaGenerate)
+    }
+
+    /// OpenAI's chat or completions: the two that every family splits, and whose streams vLLM can be
+    /// asked to count exactly.
+    pub const fn is_completion(self) -> bool {
         matches!(self, Endpoint::ChatCompletions | Endpoint::Completions)
+    }
+
+    /// An engine's own API: its members have names of their own.
+    pub const fn is_native(self) -> bool {
+        matches!(
+            self,
+            Endpoint::Generate
+                | Endpoint::TokensIn
+                | Endpoint::OllamaChat
+                | Endpoint::OllamaGenerate
+        )
+    }
+
+    /// Is its answer a stream if `stream` is not given?
+    pub const fn streams_unless_told(self) -> bool {
+        matches!(self, Endpoint::OllamaChat | Endpoint::OllamaGenerate)
+    }
+
+    /// Are its streams a line of JSON a piece, and no server-sent events?
+    pub const fn streams_lines(self) -> bool {
+        self.streams_unless_told()
     }
 
     /// A word for metrics and logs.
@@ -101,6 +145,10 @@ impl Endpoint {
             Endpoint::Messages => "messages",
             Endpoint::Tokenize => "tokenize",
             Endpoint::Detokenize => "detokenize",
+            Endpoint::Generate => "generate",
+            Endpoint::TokensIn => "tokens_in",
+            Endpoint::OllamaChat => "ollama_chat",
+            Endpoint::OllamaGenerate => "ollama_generate",
             Endpoint::Models => "models",
             Endpoint::Audio => "audio",
             Endpoint::Other => "other",

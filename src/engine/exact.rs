@@ -51,7 +51,7 @@ impl Wish {
 /// The body that asks for the usage so far in every chunk; `None` if it does already, if the answer
 /// is no stream of tokens, or has several choices (each would count its own).
 pub fn asking(body: &Bytes, scan: &Scan) -> Option<Bytes> {
-    let streams = scan.stream && scan.endpoint.can_split() && scan.n == 1;
+    let streams = scan.stream && scan.endpoint.is_completion() && scan.n == 1;
     if !streams || Wish::of(scan, body) == Wish::Every {
         return None;
     }

@@ -185,6 +185,21 @@ impl Family {
         !matches!(self, Family::Plain)
     }
 
+    /// The same, for one endpoint: only where the body's recipe is known.
+    pub const fn splits(&self, endpoint: Endpoint) -> bool {
+        match self {
+            // Tried on 0.32: each of them moves KV (engine_protocols.md §1.3).
+            Family::VllmNixl => endpoint.can_split() && !matches!(endpoint, Endpoint::Generate),
+            Family::SglangPd => endpoint.is_completion() || matches!(endpoint, Endpoint::Generate),
+            Family::VllmMooncake
+            | Family::VllmOffloading
+            | Family::VllmSharedStore
+            | Family::TrtLlm
+            | Family::TrtLlmGenerationFirst => endpoint.is_completion(),
+            Family::Plain => false,
+        }
+    }
+
     /// Does one of its backends take whole requests? SGLang in a disaggregation mode answers 400.
     pub const fn runs_whole(&self) -> bool {
         !matches!(self, Family::SglangPd)
@@ -238,7 +253,7 @@ impl Family {
     ) -> Legs {
         // A family without whole requests pairs all that it can: both legs see the same body.
         let whole = scan.whole.is_some() && self.runs_whole();
-        if !endpoint.can_split() || whole {
+        if !self.splits(endpoint) || whole {
             return Legs::Whole;
         }
         let prefill = |params| vllm::prefill_body(endpoint, body, scan, params);

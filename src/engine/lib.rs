@@ -3,13 +3,14 @@
 //! - [`endpoint`]: which paths tidegate knows, and what it may do with each
 //! - [`body`]: one pass over a JSON request body; spans, never copies
 //! - [`edits`]: change or append top-level members, every other byte stays
+//! - [`kind`]: which server it is, and by which paths it says how it is and what it is
 //! - [`family`]: how one request becomes one or two legs, a file an engine family
 //! - [`role_switch`]: what SGLang is asked when it shall change its role
 //! - [`sse`]: counts tokens in a stream of server-sent events
 //! - [`usage`]: the engine's own count of tokens
 //! - [`exact`]: asks for exact counts, and keeps them from clients that did not
 //! - [`leak`]: hides hand-off parameters from clients that did not ask for them
-//! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's
+//! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's and Ollama's
 //!
 //! It must never open a socket, read a clock or rebuild a body that it can edit.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -20,6 +21,7 @@ pub mod edits;
 pub mod endpoint;
 pub mod exact;
 pub mod family;
+pub mod kind;
 pub mod leak;
 pub mod openai;
 pub mod role_switch;
@@ -35,6 +37,7 @@ pub use edits::Edits;
 pub use endpoint::Endpoint;
 pub use exact::{UsageFilter, Wish};
 pub use family::{Ask, Family, Handoff, LegBody, Legs, Meeting, Pair, Peer, ProtocolError};
+pub use kind::EngineKind;
 pub use leak::{HandoffFilter, strip_handoff};
 pub use openai::{ApiError, ModelCard, merge_models, models_of};
 pub use sse::{Seen, SseReader};

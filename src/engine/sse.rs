@@ -3,9 +3,11 @@
 //! kept, and no more than [`EVENT_MAX`] of it.
 
 mod chunk;
+mod native;
 
 use crate::{Endpoint, Usage};
 use chunk::Chunks;
+pub(crate) use native::{meta_usage, ollama_usage, timings_usage};
 
 /// What some bytes of a stream told. Everything since the last call; a stream's totals do not
 /// depend on where it was cut.
@@ -35,6 +37,8 @@ const KEPT_MAX: usize = 16 << 10;
 #[derive(Debug)]
 pub struct SseReader {
     chunks: Chunks,
+    /// Each line is an event, as in Ollama's streams.
+    lines: bool,
     /// The line that is not yet complete.
     line: Vec<u8>,
     /// The data of the event that is not yet complete, its lines joined by line ends.
@@ -53,6 +57,7 @@ impl SseReader {
     pub fn new(kind: Endpoint) -> SseReader {
         SseReader {
             chunks: Chunks::new(kind),
+            lines: kind.streams_lines(),
             line: Vec::new(),
             data: Vec::new(),
             has_data: false,
@@ -109,7 +114,7 @@ impl SseReader {
     /// A line that came in one piece. The usual event is one line of data and a blank line, both
     /// here: it is read where it lies. Returns what is left of `rest`.
     fn whole_line<'a>(&mut self, line: &[u8], rest: &'a [u8], seen: &mut Seen) -> &'a [u8] {
-        let alone = !self.after_cr && !self.has_data && !self.long_event;
+        let alone = !self.lines && !self.after_cr && !self.has_data && !self.long_event;
         if alone
             && line.len() <= EVENT_MAX
             && let (Some(data), [b'\n', left @ ..]) = (data_of(line), rest)
@@ -124,6 +129,10 @@ impl SseReader {
     fn take_line(&mut self, line: &[u8], seen: &mut Seen) {
         if std::mem::take(&mut self.long_line) || line.len() > EVENT_MAX {
             self.long_event = true;
+        } else if self.lines {
+            if !line.is_empty() {
+                self.chunks.read(line, seen);
+            }
         } else if line.is_empty() {
             self.end_event(seen);
         } else if let Some(data) = data_of(line) {
@@ -139,6 +148,11 @@ impl SseReader {
         }
         self.has_data = false;
         self.data = recycled(std::mem::take(&mut self.data));
+    }
+
+    /// Has every event so far come to its end?
+    pub fn is_between_events(&self) -> bool {
+        self.line.is_empty() && !self.long_line && !self.has_data
     }
 
     fn keep_line(&mut self, piece: &[u8]) {

@@ -1,8 +1,11 @@
 //! The engine's own count of tokens, from an answer or a chunk. It must never fail an exchange: an
 //! answer it cannot read has no usage.
 
+use crate::Endpoint;
+use crate::sse::{meta_usage, ollama_usage};
 use memchr::memmem;
 use serde::Deserialize;
+use serde_json::Value;
 use tidegate_terms::Tokens;
 
 /// Tokens as the engine counted them.
@@ -46,6 +49,16 @@ fn member_value(after_key: &[u8]) -> Option<Usage> {
 }
 
 impl Usage {
+    /// The usage of a whole answer of `endpoint`, in its own form.
+    pub fn of(endpoint: Endpoint, answer: &[u8]) -> Option<Usage> {
+        let value = || serde_json::from_slice::<Value>(answer).ok();
+        match endpoint {
+            Endpoint::Generate => meta_usage(&value()?["meta_info"]),
+            Endpoint::OllamaChat | Endpoint::OllamaGenerate => ollama_usage(&value()?),
+            _ => Usage::of_answer(answer),
+        }
+    }
+
     /// The usage of a whole (not streamed) JSON answer; `None` if it has none. Engines write it
     /// last: the answer's text is not parsed for it. (Inside a JSON string its quotes would be
     /// escaped, so text cannot pass for it.)
@@ -118,6 +131,24 @@ mod tests {
             r#"{"text":"\"usage\":{\"prompt_tokens\":1}","usage" : {"prompt_tokens":2},"kv":{"usage":null}}"#,
             Some((2, 0, None)),
         );
+    }
+
+    #[test]
+    fn answers_of_engines_own_apis_count_in_their_own_way() {
+        let of = |endpoint, answer: &str| {
+            let usage = Usage::of(endpoint, answer.as_bytes())?;
+            Some((usage.prompt.get(), usage.completion.get(), usage.cached.map(Tokens::get)))
+        };
+        let sglang = r#"{"text":"x","meta_info":{"prompt_tokens":4,"completion_tokens":2,"cached_tokens":1}}"#;
+        assert_eq!(of(Endpoint::Generate, sglang), Some((4, 2, Some(1))));
+        let ollama =
+            r#"{"message":{"content":"x"},"done":true,"prompt_eval_count":4,"eval_count":2}"#;
+        assert_eq!(of(Endpoint::OllamaChat, ollama), Some((4, 2, None)));
+        assert_eq!(
+            of(Endpoint::OllamaGenerate, r#"{"done":true,"eval_count":2}"#),
+            Some((0, 2, None))
+        );
+        assert_eq!(of(Endpoint::Generate, "[]"), None);
     }
 
     #[test]

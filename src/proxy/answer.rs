@@ -64,7 +64,9 @@ pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Parts, OpenedBo
         return Err(LegProblem::Status(head.status));
     }
     let kind = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
-    let events = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
+    let is = |begin: &[u8]| kind.is_some_and(|kind| kind.starts_with(begin));
+    let lines = endpoint.streams_lines() && is(b"application/x-ndjson");
+    let events = is(b"text/event-stream") || lines;
     let body = match events {
         true => open_events(body, endpoint).await?,
         false => open_bytes(body).await?,
@@ -127,8 +129,8 @@ async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<Opene
             error: seen.error | more.error,
             finished: seen.finished | more.finished,
         };
-        // Only for these two is it known what a token looks like.
-        let wait = endpoint.can_split() && !seen.done && !seen.finished && seen.tokens == 0;
+        // Only of what generates is it known what a token looks like.
+        let wait = endpoint.generates() && !seen.done && !seen.finished && seen.tokens == 0;
         if !wait || read.len() > PRELUDE_MAX {
             return Ok(OpenedBody::Events { first: read.into_bytes(), seen, reader, rest: body });
         }

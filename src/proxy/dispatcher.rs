@@ -124,7 +124,7 @@ impl Dispatcher {
         let mut settled = Vec::new();
         queue.poll(&proxy.placement, view.now, &view, |outcome| {
             let (id, answer) = match outcome {
-                Outcome::Place(job, choice) => match reserve(proxy, job, choice) {
+                Outcome::Place(job, choice) => match reserve(proxy, &view, job, choice) {
                     Some(placed) => (job.id, Ok(placed)),
                     None => return Took::No,
                 },

@@ -6,9 +6,9 @@ use tidegate_cost::Matches;
 use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
 use tidegate_placement::{Excluded, Job, Split};
-use tidegate_terms::{Moment, Tokens};
+use tidegate_terms::{Moment, PoolId, Tokens};
 
-use crate::fleet::{EVERYONE, Live};
+use crate::fleet::{EVERYONE, Live, RoutingTable};
 use crate::service::Proxy;
 
 /// The request as placement sees it, its registry entry, and who holds its prefix.
@@ -36,7 +36,7 @@ pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, J
         arrived,
         ttft_deadline: arrived + proxy.placement.slo.ttft,
         queue_deadline: arrived + proxy.queue_deadline,
-        split: split(accepted),
+        split: split(proxy, &table, pool, accepted),
         // Any spread will do; the golden ratio's is even.
         seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
         excluded: Excluded::default(),
@@ -47,10 +47,21 @@ pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, J
 }
 
 /// May its prefill and decode run on two engines?
-fn split(accepted: &Accepted) -> Split {
+fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted) -> Split {
     let whole = |scan: &Scan| scan.whole.is_some();
+    let endpoint = accepted.endpoint;
+    // Chat and completions every family splits; the others only where all of the pool's do.
+    let splits = || {
+        let mut families = table.backends(pool).iter().map(|id| proxy.fleet.backend(*id).family);
+        families.all(|family| !family.can_split() || family.splits(endpoint))
+    };
     match &accepted.scan {
-        Some(scan) if accepted.endpoint.can_split() && !whole(scan) => Split::May,
+        Some(scan) if endpoint.can_split() && !whole(scan) => {
+            match endpoint.is_completion() || splits() {
+                true => Split::May,
+                false => Split::Never,
+            }
+        }
         _ => Split::Never,
     }
 }

@@ -7,6 +7,7 @@
 //! - [`fleet`]: backends, the routing table, live requests
 //! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why,
 //!   [`recording`] all of it
+//! - [`ask`], [`checkup`]: what engines are asked, and what must fit before anything is served
 //! - [`upstream`]: connections to engines; [`signals`]: what they tell beside their answers
 //! - [`connection`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
@@ -23,7 +24,9 @@
 mod access_log;
 mod admin;
 mod answer;
+mod ask;
 mod bootstrap;
+mod checkup;
 pub mod clock;
 mod connection;
 mod control;

@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{
 };
 use std::sync::Arc;
 use tidegate_engine::Endpoint;
+use tidegate_signals::fit::Misfit;
 use tidegate_terms::{Flip, Moment, Role, Seconds};
 
 use crate::failure::LegFailure;
@@ -84,6 +85,7 @@ struct BackendMetrics {
     prefill_tokens: Gauge,
     streams: Gauge,
     kv_tokens: Gauge,
+    misfits: [Gauge; Misfit::WORDS.len()],
 }
 
 const ENDS: [Ended; 4] = [Ended::Done, Ended::ClientLeft, Ended::Failed, Ended::Cut];
@@ -255,6 +257,10 @@ impl Metrics {
             gauges.prefill_tokens.set(balance.prefill_tokens.as_f64());
             gauges.streams.set(f64::from(balance.streams));
             gauges.kv_tokens.set(balance.kv.as_f64());
+            let words = backend.words.load();
+            for (gauge, word) in gauges.misfits.iter().zip(Misfit::WORDS) {
+                gauge.set(f64::from(u8::from(words.kinds.contains(&word))));
+            }
         }
         self.handle.render()
     }
@@ -312,6 +318,9 @@ impl BackendMetrics {
             prefill_tokens: of("tidegate_backend_prefill_tokens"),
             streams: of("tidegate_backend_streams"),
             kv_tokens: of("tidegate_backend_kv_tokens"),
+            misfits: Misfit::WORDS.map(|word| {
+                gauge!("tidegate_backend_misfit", "backend" => name.to_owned(), "reason" => word)
+            }),
         }
     }
 }
@@ -331,6 +340,10 @@ fn describe() {
     gauge!("tidegate_backend_prefill_tokens", "Uncached prompt tokens of that work");
     gauge!("tidegate_backend_streams", "Decode streams in flight");
     gauge!("tidegate_backend_kv_tokens", "KV tokens of those streams");
+    gauge!(
+        "tidegate_backend_misfit",
+        "1 for each thing in which an engine is not what the settings say"
+    );
     gauge!("tidegate_queue_requests", "Requests that wait for a place");
     gauge!("tidegate_live_requests", "Requests between arrival and settlement");
     hist!("tidegate_queue_seconds", "Arrival to the first leg's place");

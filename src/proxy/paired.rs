@@ -105,8 +105,9 @@ pub(crate) async fn run(
                 // The engine's verdict on the request itself: the same everywhere.
                 return Ok(legs::opened(serving, head, OpenedBody::Complete(body), seat));
             }
-            legs::note_prefill(serving, &from, predicted, sent, serving.proxy.clock.now());
-            from.health.succeeded();
+            let now = serving.proxy.clock.now();
+            legs::note_prefill(serving, &from, predicted, sent, now);
+            from.health.succeeded(now);
             drop(seat);
             note_cached(record, &from, &body);
             decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?

@@ -9,7 +9,7 @@ use tidegate_placement::{Choice, Handover, Job, place, place_decode};
 use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::failure::Failure;
-use crate::fleet::Known;
+use crate::fleet::{Known, View};
 use crate::seat::Seat;
 use crate::service::Proxy;
 
@@ -73,7 +73,7 @@ pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
             Choice::Wait(_) => return Try::Wait,
             Choice::Nowhere(_) => return Try::Nowhere,
             Choice::Prefill { .. } | Choice::Whole { .. } => {
-                if let Some(placed) = reserve(proxy, job, choice) {
+                if let Some(placed) = reserve(proxy, &view, job, choice) {
                     return Try::Placed(placed);
                 }
             }
@@ -84,7 +84,7 @@ pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
 
 /// Put the choice on the backend's account. `None` if someone else has taken the room meanwhile,
 /// or if the choice names no place.
-pub fn reserve(proxy: &Proxy, job: &Job, choice: Choice) -> Option<Placed> {
+pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Option<Placed> {
     let (on, work, cached, whole) = match choice {
         Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
         Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
@@ -95,7 +95,7 @@ pub fn reserve(proxy: &Proxy, job: &Job, choice: Choice) -> Option<Placed> {
     let uncached = job.prompt - cached;
     let prefill = backend.account.try_charge_prefill(work, uncached, proxy.placement.room)?;
     let stream = match whole {
-        true => Some(backend.account.try_open_stream(job.prompt, backend.streams_max)?),
+        true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
         false => None,
     };
     if let Some(took) = proxy.reaction.placed(job.arrived, || proxy.clock.now()) {
@@ -129,7 +129,7 @@ pub fn try_place_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
     for _ in 0..RACES_MAX {
         let on = place_decode(&proxy.placement, view.now, handover, &view)?;
         let backend = proxy.fleet.backend(on);
-        if let Some(stream) = backend.account.try_open_stream(handover.kv, backend.streams_max) {
+        if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
             let signal = Arc::clone(proxy.queue.signal());
             return Some(Seat::new(Arc::clone(backend), None, Some(stream), signal));
         }

@@ -1,22 +1,22 @@
-//! Ask each engine now and then whether it is there and what it serves. Cheap and slow on purpose:
-//! the outcomes of real requests say more, and sooner.
+//! Ask each engine now and then whether it is there and what it is. Cheap and slow on purpose: the
+//! outcomes of real requests say more, and sooner. What must never happen is that an engine which
+//! was away is used before it has said what it is now: it may be another one.
 
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderValue, Request, Uri};
-use http_body_util::Full;
 use std::sync::Arc;
-use tidegate_engine::{ModelCard, models_of};
+use tidegate_engine::{EngineKind, ModelCard, models_of};
+use tidegate_signals::facts::Facts;
 use tidegate_terms::{BackendId, Seconds};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::answer::read_all;
+use crate::ask::{self, Told};
+use crate::clock::Clock;
 use crate::fleet::Backend;
 
-/// The largest list of models read.
-const MODELS_ANSWER_MAX: usize = 4 << 20;
-/// Models are asked for again after so many probes: LoRA adapters come and go.
-const MODELS_EVERY: u32 = 10;
+/// What it is is asked for again after so many probes: LoRA adapters come and go.
+const WHAT_EVERY: u32 = 10;
+/// Some engines ask their scheduler first, which is in the middle of a step.
+const WHAT_TIMEOUT: Seconds = Seconds(5.0);
 
 /// How often, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -32,42 +32,52 @@ pub struct ProbeParams {
 pub enum Found {
     /// The backend came back or went away.
     Changed,
-    /// It serves these models; `answer` is its own list.
-    Models {
+    /// It said what it is.
+    Told {
         /// Whose.
         backend: BackendId,
-        /// Names and limits.
+        /// Its version, mode and base models.
+        facts: Facts,
+        /// Every name that it serves, with its limits; none if it does not say.
         cards: Vec<ModelCard>,
-        /// The engine's own words.
+        /// The engine's own list.
         answer: Bytes,
+        /// Dropped when the table goes by it.
+        heard: oneshot::Sender<()>,
     },
 }
 
 /// Probe one backend for as long as someone listens.
-pub async fn run(backend: Arc<Backend>, params: ProbeParams, found: mpsc::Sender<Found>) {
+pub async fn run(
+    backend: Arc<Backend>,
+    params: ProbeParams,
+    clock: Clock,
+    found: mpsc::Sender<Found>,
+) {
     let mut rounds = 0u32;
     loop {
-        let healthy = get(&backend, "/health", params.timeout).await.is_some();
-        let changed = match healthy {
-            true => backend.health.probed(),
+        let well = ask::is_well(&backend.pool, backend.kind, params.timeout).await;
+        // Before it is used again: it may have been restarted as something else.
+        if well && (rounds == 0 || !backend.health.is_up()) {
+            let told = ask::what(&backend.pool, backend.kind, params.timeout.max(WHAT_TIMEOUT));
+            if let Some(told) = told.await {
+                rounds = WHAT_EVERY;
+                tell(&backend, told, &found).await;
+            }
+        }
+        let changed = match well {
+            true => backend.health.probed(clock.now()),
             false => backend.health.failed(),
         };
+        if !well {
+            rounds = 0;
+        }
         if changed {
             // It may have been started again.
             backend.bootstrap.forget();
             let word = backend.health.as_str();
             tracing::warn!(backend = %backend.name, "a probe finds it {word}");
             if found.send(Found::Changed).await.is_err() {
-                return;
-            }
-        }
-        let ask = changed || rounds == 0;
-        if healthy
-            && ask
-            && let Some(models) = models(&backend, params.timeout).await
-        {
-            rounds = MODELS_EVERY;
-            if found.send(models).await.is_err() {
                 return;
             }
         }
@@ -80,27 +90,28 @@ pub async fn run(backend: Arc<Backend>, params: ProbeParams, found: mpsc::Sender
     }
 }
 
-async fn models(backend: &Backend, timeout: Seconds) -> Option<Found> {
-    let answer = get(backend, "/v1/models", timeout).await?;
-    let cards = models_of(&answer);
-    (!cards.is_empty()).then_some(Found::Models { backend: backend.id, cards, answer })
+/// Tell the control loop, and wait until it has heard.
+async fn tell(backend: &Backend, told: Told, found: &mpsc::Sender<Found>) {
+    let (heard, hears) = oneshot::channel();
+    let cards = cards_of(backend.kind, &told.models);
+    let Told { facts, models: answer } = told;
+    let told = Found::Told { backend: backend.id, facts, cards, answer, heard };
+    if found.send(told).await.is_ok() {
+        // It never sends: the drop is the word.
+        hears.await.ok();
+    }
 }
 
-/// The body of a 2xx answer.
-pub(crate) async fn get(backend: &Backend, path: &'static str, timeout: Seconds) -> Option<Bytes> {
-    let authority = backend.pool.address().authority.as_str();
-    let host = HeaderValue::from_str(authority).ok()?;
-    let request = || {
-        let mut request = Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = Uri::from_static(path);
-        request.headers_mut().insert(HOST, host.clone());
-        request
-    };
-    let exchange = async {
-        let answer = backend.pool.send(request).await.ok()?;
-        let success = answer.status().is_success();
-        let body = read_all(answer.into_body(), MODELS_ANSWER_MAX).await.ok()?;
-        success.then_some(body)
-    };
-    tokio::time::timeout(timeout.to_duration(), exchange).await.ok()?
+/// Ollama's clients may leave the tag away where it is `latest`.
+fn cards_of(kind: EngineKind, models: &[u8]) -> Vec<ModelCard> {
+    let mut cards = models_of(models);
+    if kind == EngineKind::Ollama {
+        let short = |card: &ModelCard| {
+            let id = card.id.strip_suffix(":latest")?.to_owned();
+            Some(ModelCard { id, ..card.clone() })
+        };
+        let short: Vec<ModelCard> = cards.iter().filter_map(short).collect();
+        cards.extend(short);
+    }
+    cards
 }

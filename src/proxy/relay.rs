@@ -74,7 +74,7 @@ impl RelayBody {
         drop(seat);
         let accepted = &record.accepted;
         if accepted.endpoint.generates() {
-            record.usage = Usage::of_answer(&bytes);
+            record.usage = Usage::of(accepted.endpoint, &bytes);
         }
         let asked = accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
         let clean = match strip_handoff(&bytes) {
@@ -260,7 +260,12 @@ impl EventRelay {
         let error = ApiError::upstream_failed(format!("backend {name}: {why}"));
         let form = self.record.as_ref().map(|record| ErrorForm::of(record.accepted.endpoint));
         let form = form.unwrap_or(ErrorForm::OpenAi);
-        let event = [b"\n\n", form.sse(&error).as_ref()].concat();
+        let event = match form {
+            // A line a piece: an empty one is none.
+            ErrorForm::Ollama if self.reader.is_between_events() => form.sse(&error).to_vec(),
+            ErrorForm::Ollama => [b"\n", form.sse(&error).as_ref()].concat(),
+            _ => [b"\n\n", form.sse(&error).as_ref()].concat(),
+        };
         self.end(Ended::Cut);
         Some(Bytes::from(event))
     }

@@ -10,16 +10,19 @@ use thiserror::Error;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
 use tidegate_filters::{ApiKey, Chain, ChainParams, ModelTokenizer, TokenizerError};
 use tidegate_planner::{BackendObservation, Observation, initial};
-use tidegate_settings::{ModelSettings, Settings};
+use tidegate_settings::{BackendSettings, ModelSettings, Settings};
 use tidegate_terms::{BackendId, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::bootstrap::Bootstrap;
+use crate::checkup;
 use crate::clock::Clock;
 use crate::control::background::{Background, Tasks};
+use crate::control::by_hand::ByHand;
+use crate::control::fitness::{self, Fitness};
 use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
 use crate::dispatcher::Dispatcher;
-use crate::fleet::{Backend, Entry, Estimates, Fleet, RoutingTable};
+use crate::fleet::{Backend, Entry, Estimates, Fleet, HealthParams, RoutingTable};
 use crate::journal::Journal;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
@@ -66,6 +69,9 @@ pub enum StartError {
     /// TLS to clients.
     #[error("TLS for clients: {0}")]
     ServerTls(String),
+    /// Engines that are not what the settings say.
+    #[error("engines contradict the settings:\n{0}")]
+    Misfits(String),
     /// Metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
@@ -95,7 +101,14 @@ pub struct Built {
 /// [`StartError`] when a file cannot be read or used, or an address is none.
 pub fn build(settings: &Settings) -> Result<Built, StartError> {
     let clock = Clock::start();
+    let by_hand = ByHand::read(settings.admin.state_file.as_deref())?;
+    let mut settings = settings.clone();
+    by_hand.apply(&mut settings);
+    let settings = &settings;
     let backends = backends(settings, clock)?;
+    let said = checkup::said(settings);
+    let told = checkup::ask_all(settings, &backends, pools(settings, clock)?);
+    checkup::check(settings, &said, &told)?;
     let priors: Vec<Priors> = settings
         .backends
         .iter()
@@ -115,6 +128,8 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
     }
     let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
+    let mut fitness = Fitness::new(said, told);
+    fitness::first(&mut fitness, &fleet);
     let (queue, inbox) = Queue::new(settings.queue.requests_max);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
@@ -154,6 +169,8 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         priors,
         catalog,
         recording(settings)?,
+        fitness,
+        by_hand,
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),
@@ -183,25 +200,43 @@ const INBOX_MAX: usize = 64;
 /// microseconds, so this leaves the core to the requests.
 const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
 
-fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
-    let params = PoolParams {
+fn pool_params(settings: &Settings) -> PoolParams {
+    PoolParams {
         idle_max: settings.upstream.idle_per_backend_max,
         idle_time: settings.upstream.idle,
         connect_timeout: settings.upstream.connect_timeout,
         answer_timeout: settings.upstream.first_byte_timeout,
-    };
-    let groups = settings.groups();
-    let mut backends = Vec::with_capacity(settings.backends.len());
-    for (slot, backend) in settings.backends.iter().enumerate() {
+    }
+}
+
+/// A pool for each backend.
+fn pools(settings: &Settings, clock: Clock) -> Result<Vec<Pool>, StartError> {
+    let params = pool_params(settings);
+    let pool = |backend: &BackendSettings| {
         let address = Address::parse(&backend.url)?;
         let tls = match address.tls {
             true => Some(client_config(settings.upstream.ca_file.as_deref())?),
             false => None,
         };
+        Ok(Pool::new(address, params, tls, clock))
+    };
+    settings.backends.iter().map(pool).collect()
+}
+
+fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
+    let health = HealthParams {
+        failures_to_eject: settings.probe.failures_to_eject,
+        slow_return: settings.probe.slow_return,
+    };
+    let groups = settings.groups();
+    let mut backends = Vec::with_capacity(settings.backends.len());
+    let pools = pools(settings, clock)?;
+    for (slot, (backend, pool)) in settings.backends.iter().zip(pools).enumerate() {
         let (family, port) = (backend.family(), backend.meeting_port());
         let bootstrap = Bootstrap::new(family, || {
-            let beside = Address::parse(&format!("http://{}:{port}", address.authority.host()))?;
-            Ok::<_, StartError>(Pool::new(beside, params, None, clock))
+            let host = pool.address().authority.host();
+            let beside = Address::parse(&format!("http://{host}:{port}"))?;
+            Ok::<_, StartError>(Pool::new(beside, pool_params(settings), None, clock))
         })?;
         let key = match (&backend.disagg_key, &backend.disagg_key_file) {
             (Some(key), _) => Some(key.0.clone()),
@@ -212,6 +247,7 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             BackendId(slot as u16),
             backend.name.as_str().into(),
             groups[slot],
+            backend.kind(),
             family,
             backend.capability(),
             backend.allowed_roles(),
@@ -220,8 +256,8 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             port,
             bootstrap,
             key.map(|key| key.into_bytes().into()),
-            Pool::new(address, params, tls, clock),
-            settings.probe.failures_to_eject,
+            pool,
+            health,
         )));
     }
     Ok(backends)

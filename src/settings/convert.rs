@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tidegate_engine::Family;
+use tidegate_engine::{EngineKind, Family};
 use tidegate_placement::Params as PlacementParams;
 use tidegate_planner::Params as PlannerParams;
 use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo};
@@ -99,6 +99,19 @@ impl BackendSettings {
         match self.connector {
             Connector::Offloading => self.side_channel_port,
             _ => self.bootstrap_port,
+        }
+    }
+
+    /// Which server it is.
+    pub fn kind(&self) -> EngineKind {
+        match self.engine {
+            EngineName::Vllm => EngineKind::Vllm,
+            EngineName::Sglang => EngineKind::Sglang,
+            EngineName::Trtllm => EngineKind::Trtllm,
+            EngineName::Tgi => EngineKind::Tgi,
+            EngineName::Llamacpp => EngineKind::Llamacpp,
+            EngineName::Ollama => EngineKind::Ollama,
+            EngineName::Plain => EngineKind::Plain,
         }
     }
 

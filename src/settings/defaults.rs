@@ -58,6 +58,8 @@ pub const PROBE_INTERVAL: Seconds = Seconds(2.0);
 pub const PROBE_TIMEOUT: Seconds = Seconds(1.0);
 /// One lost probe is no death.
 pub const FAILURES_TO_EJECT: u32 = 2;
+/// A few rounds of short answers: long enough to see a second failure, short enough not to be missed.
+pub const SLOW_RETURN: Seconds = Seconds(10.0);
 /// 4 MiB: 65,536 blocks of 64 tokens remember four million tokens of prompts.
 pub const PREFIX_LINES: usize = 1 << 16;
 /// Four of vLLM's 16-token blocks: finer costs memory, coarser forgets short shared prefixes.

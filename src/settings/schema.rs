@@ -95,6 +95,8 @@ pub struct TlsSettings {
 pub struct AdminSettings {
     /// Address of metrics, probes and role changes.
     pub listen: SocketAddr,
+    /// Where roles set by hand are kept over a restart; nowhere if absent.
+    pub state_file: Option<PathBuf>,
 }
 
 /// `[slo]`
@@ -275,6 +277,11 @@ pub struct ProbeSettings {
     pub timeout: Seconds,
     /// Failures in a row, of probes or legs, that take a backend out.
     pub failures_to_eject: u32,
+    /// How long the share of a backend that came back grows.
+    #[serde(rename = "slow_return_seconds")]
+    pub slow_return: Seconds,
+    /// Is an engine that contradicts the settings a reason not to start?
+    pub strict_start: bool,
 }
 
 /// `[prefix]`
@@ -304,7 +311,7 @@ impl Default for ServerSettings {
 
 impl Default for AdminSettings {
     fn default() -> Self {
-        AdminSettings { listen: defaults::ADMIN_LISTEN }
+        AdminSettings { listen: defaults::ADMIN_LISTEN, state_file: None }
     }
 }
 
@@ -384,6 +391,8 @@ impl Default for ProbeSettings {
             interval: defaults::PROBE_INTERVAL,
             timeout: defaults::PROBE_TIMEOUT,
             failures_to_eject: defaults::FAILURES_TO_EJECT,
+            slow_return: defaults::SLOW_RETURN,
+            strict_start: true,
         }
     }
 }

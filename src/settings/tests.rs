@@ -101,7 +101,7 @@ fn a_mistake_has_no_echo() {
     backend(
         "engine = \"vlm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true",
         &[
-            "backends[0].engine: unknown variant `vlm` (should be one of vllm, sglang, trtllm, plain), line 4",
+            "backends[0].engine: unknown variant `vlm` (should be one of vllm, sglang, trtllm, tgi, llamacpp, ollama, plain), line 4",
         ],
     );
     backend(

@@ -216,6 +216,7 @@ fn spans(settings: &Settings, found: &mut Found) {
     found.positive(upstream.silence, "upstream.silence_seconds");
     found.positive(probe.interval, "probe.interval_seconds");
     found.positive(probe.timeout, "probe.timeout_seconds");
+    found.not_negative(probe.slow_return, "probe.slow_return_seconds");
 }
 
 fn counts(settings: &Settings, found: &mut Found) {

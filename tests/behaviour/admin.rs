@@ -67,3 +67,26 @@ async fn a_role_by_hand_is_verified_journalled_and_refused_where_it_cannot_be() 
         assert_eq!(answer.status, status, "{name} {body}: {}", answer.body);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_set_survives_a_restart() {
+    let fakes = [Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await];
+    let engines = || [vllm("a", fakes[0].url(), FREE), vllm("b", fakes[1].url(), FREE)];
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("roles.json");
+    let start = async || {
+        Proxy::start(&format!("[admin]\nstate_file = \"{}\"\n", file.display()), &engines()).await
+    };
+    let proxy = start().await;
+    assert_eq!(proxy.set_role("a", r#"{"role":"decode","pin":true}"#).await.status, 200);
+    assert_eq!(proxy.set_role("b", r#"{"role":"draining","pin":true}"#).await.status, 200);
+    drop(proxy);
+    let proxy = start().await;
+    assert_eq!(proxy.backend("a").await["role"], "decode");
+    assert_eq!(proxy.backend("b").await["role"], "draining");
+    assert_eq!(proxy.set_role("b", r#"{"role":"prefill","pin":false}"#).await.status, 200);
+    drop(proxy);
+    let proxy = start().await;
+    assert_eq!(proxy.backend("a").await["role"], "decode", "it is pinned");
+    assert_ne!(proxy.backend("b").await["role"], "draining");
+}

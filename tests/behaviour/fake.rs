@@ -7,7 +7,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -20,6 +20,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 /// What it was sent.
 #[derive(Clone, Debug)]
 pub struct Sent {
+    pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
@@ -39,6 +40,10 @@ pub enum Act {
     Slow(u16, String),
     /// Stream these chunks, one write each, then end.
     Chunks(Vec<String>),
+    /// Stream these chunks as lines of JSON, as Ollama does.
+    Lines(Vec<String>),
+    /// The same, then break the connection.
+    BreakLines(Vec<String>),
     /// Stream these chunks, then break the connection.
     Break(Vec<String>),
     /// Stream these chunks, then say nothing more.
@@ -60,8 +65,8 @@ struct State {
     script: Arc<Mutex<VecDeque<Act>>>,
     default: Act,
     sent: Mutex<Vec<Sent>>,
-    /// Its /metrics page, if it has one.
-    metrics: Mutex<Option<String>>,
+    /// What it tells of itself when it is asked, by path; not among what it was sent.
+    pages: Mutex<HashMap<String, (u16, String)>>,
     /// Exchanges that hang now: a client that leaves ends its own.
     hanging: AtomicUsize,
     /// Tasks that serve a connection each.
@@ -91,7 +96,7 @@ impl Fake {
             script,
             default,
             sent: Mutex::default(),
-            metrics: Mutex::default(),
+            pages: Mutex::default(),
             hanging: AtomicUsize::new(0),
             connections: Mutex::default(),
         });
@@ -136,7 +141,24 @@ impl Fake {
 
     /// What its /metrics page says from now on.
     pub fn set_metrics(&self, page: &str) {
-        *self.state.metrics.lock().unwrap() = Some(page.to_owned());
+        self.tells("/metrics", 200, page);
+    }
+
+    /// What it says at one of its own paths from now on.
+    pub fn tells(&self, path: &str, status: u16, body: &str) {
+        self.state.pages.lock().unwrap().insert(path.to_owned(), (status, body.to_owned()));
+    }
+
+    /// What version it is from now on.
+    pub fn set_version(&self, version: &str) {
+        self.tells("/version", 200, &format!("{{\"version\":\"{version}\"}}"));
+    }
+
+    /// Which model it serves from now on, and how long its context is.
+    pub fn set_model(&self, id: &str, max_model_len: u32) {
+        let card =
+            format!("{{\"id\":\"{id}\",\"object\":\"model\",\"max_model_len\":{max_model_len}}}");
+        self.tells("/v1/models", 200, &format!("{{\"object\":\"list\",\"data\":[{card}]}}"));
     }
 
     /// Close every connection, as uvicorn does with idle ones.
@@ -157,21 +179,22 @@ impl Fake {
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
+    let page = state.pages.lock().unwrap().get(parts.uri.path()).cloned();
+    if let Some((status, body)) = page {
+        return Ok(json(status, body));
+    }
     match parts.uri.path() {
         "/health" => return Ok(json(200, String::new())),
-        "/metrics" => {
-            let page = state.metrics.lock().unwrap().clone();
-            return Ok(page.map_or_else(|| json(404, String::new()), |page| json(200, page)));
-        }
-        "/v1/loads" => return Ok(json(404, String::new())),
         "/v1/models" => {
             let list =
                 r#"{"object":"list","data":[{"id":"m","object":"model","max_model_len":4096}]}"#;
             return Ok(json(200, list.to_owned()));
         }
+        _ if parts.method == http::Method::GET => return Ok(json(404, String::new())),
         _ => {}
     }
-    state.sent.lock().unwrap().push(Sent { headers: parts.headers, body });
+    let path = parts.uri.path().to_owned();
+    state.sent.lock().unwrap().push(Sent { path, headers: parts.headers, body });
     let act = state.script.lock().unwrap().pop_front().unwrap_or_else(|| state.default.clone());
     match act {
         Act::Json(status, body) => Ok(json(status, body)),
@@ -180,6 +203,8 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             Ok(json(status, body))
         }
         Act::Chunks(chunks) => Ok(stream(chunks, None)),
+        Act::Lines(chunks) => Ok(as_lines(stream(chunks, None))),
+        Act::BreakLines(chunks) => Ok(as_lines(stream(chunks, Some(Broken)))),
         Act::Break(chunks) => Ok(stream(chunks, Some(Broken))),
         Act::Hang(chunks) => Ok(hang(&state, chunks)),
         Act::Drop => Err(Broken),
@@ -229,6 +254,12 @@ fn stream(chunks: Vec<String>, end: Option<Broken>) -> Response<Body> {
         }
     });
     events(receiver)
+}
+
+fn as_lines(mut response: Response<Body>) -> Response<Body> {
+    let kind = "application/x-ndjson".parse().unwrap();
+    response.headers_mut().insert("content-type", kind);
+    response
 }
 
 fn hang(state: &Arc<State>, chunks: Vec<String>) -> Response<Body> {

@@ -4,15 +4,18 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod admin;
+mod apis;
 mod cancel;
 mod client;
 mod connectors;
 mod errors;
 mod fake;
+mod fitness;
 mod fleet;
 mod flips;
 mod house;
 mod kv_events;
+mod plain_engines;
 mod process;
 mod proxy;
 mod relay;

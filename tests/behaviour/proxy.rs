@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use tidegate_proxy::{Running, StartError};
 use tidegate_settings::Settings;
 
-use crate::client::{Answer, get, post, send, until};
+use crate::client::{Answer, get, post, send, until, within};
 use crate::fake::Fake;
 
 pub struct Proxy {
@@ -43,13 +43,21 @@ pub fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// Two ports that were free a moment ago, and are not the same.
+fn two_ports() -> (SocketAddr, SocketAddr) {
+    let both = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [data, admin] = both.each_ref().map(|listener| listener.local_addr().unwrap());
+    (data, admin)
+}
+
 /// The settings of a test: `top` is TOML for the sections, engines are added.
 pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
     let mut text = format!(
         "[server]\nlisten = [\"{data}\"]\nlinger_seconds = 0\ndrain_seconds = 5\nthreads = 2\n{}\n\
          [admin]\nlisten = \"{admin}\"\n{}\n",
         section(top, "server"),
-        rest(top),
+        // The one more key of its section comes first.
+        rest(top).trim_start_matches("[admin]\n"),
     );
     for engine in engines {
         let Engine { name, url, more } = engine;
@@ -87,8 +95,7 @@ impl Proxy {
 
     /// `None` if somebody has taken a port meanwhile.
     fn try_start(top: &str, engines: &[Engine]) -> Option<Proxy> {
-        let data = free_port();
-        let admin = std::iter::repeat_with(free_port).find(|admin| *admin != data)?;
+        let (data, admin) = two_ports();
         let text = config(data, admin, top, engines);
         let settings = Settings::parse(&text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -99,6 +106,35 @@ impl Proxy {
             Err(StartError::Listen { .. }) => None,
             Err(error) => panic!("{error}\n{text}"),
         }
+    }
+
+    /// Why a proxy in front of these engines does not start.
+    pub fn refusal(top: &str, engines: &[Engine]) -> String {
+        let (data, admin) = two_ports();
+        let text = config(data, admin, top, engines);
+        let settings = Settings::parse(&text).unwrap();
+        tidegate_proxy::spawn(&settings).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    /// One backend as `/v1/fleet` shows it.
+    pub async fn backend(&self, name: &str) -> Value {
+        let fleet = self.admin("/v1/fleet").await;
+        let backends = fleet["backends"].as_array().unwrap();
+        backends.iter().find(|backend| backend["name"] == name).unwrap().clone()
+    }
+
+    /// Wait until `/v1/fleet` shows a backend so.
+    pub async fn shows(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let waiting = async {
+            loop {
+                let backend = self.backend(name).await;
+                if holds(&backend) {
+                    return backend;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        within(waiting).await
     }
 
     async fn ready(&self) {
@@ -133,6 +169,19 @@ impl Proxy {
         proxy.fleet.registry.is_empty()
             && proxy.queue.signal().waiting() == 0
             && proxy.fleet.backends.iter().all(settled)
+    }
+
+    /// Tokens in and out of all requests so far, as `/metrics` has them.
+    pub async fn tokens(&self) -> (f64, f64) {
+        let page = send(self.admin, get("/metrics")).await.body;
+        let sum = |kind: &str| {
+            let of = |line: &&str| {
+                line.starts_with("gen_ai_client_token_usage_sum{") && line.contains(kind)
+            };
+            let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+            page.lines().filter(of).map(value).sum()
+        };
+        (sum("\"input\""), sum("\"output\""))
     }
 
     /// Wait until every counter is back at zero.

@@ -70,6 +70,11 @@ def differences(a, b, path=""):
     return [] if a == b else [f"{path}: {json.dumps(a)[:200]} != {json.dumps(b)[:200]}"]
 
 
+def fresh(name):
+    """A prompt that no engine has in its cache, or there would be nothing to pull; the same for both calls of one check."""
+    return f"{name} {began} {LONG}"
+
+
 def chat(client, **more):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LONG}]
     return client.openai.chat.completions.create(**{"model": "tiny", "messages": messages, "max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}, **more})
@@ -93,6 +98,10 @@ def features():
     both("echo with logprobs", lambda c: completion(c, prompt=LONG[:200], echo=True, logprobs=2))
     both("openai: responses", lambda c: c.openai.responses.create(model="tiny", input=LONG[:300], max_output_tokens=16, temperature=0))
     both("openai: responses, streamed", lambda c: c.openai.responses.create(model="tiny", input=LONG[:300], max_output_tokens=16, temperature=0, stream=True))
+    before = counters(1)["bytes pulled"]
+    both("openai: responses with instructions", lambda c: c.openai.responses.create(model="tiny", instructions="Be brief.", input=[{"role": "user", "content": fresh("response")}], max_output_tokens=16, temperature=0))
+    moved = counters(1)["bytes pulled"] - before
+    check("a response is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("openai: models", lambda c: c.openai.models.list())
 
 
@@ -111,6 +120,10 @@ def messages(client, **more):
 
 def anthropics():
     both("anthropic: message", messages)
+    before = counters(1)["bytes pulled"]
+    both("anthropic: message with a system prompt", lambda c: messages(c, system="Be brief.", messages=[{"role": "user", "content": fresh("message")}]))
+    moved = counters(1)["bytes pulled"] - before
+    check("a message is split: its decode engine pulled the prompt's KV", moved > 0, f"{moved:.0f} bytes")
     both("anthropic: message, streamed", lambda c: messages(c, stream=True))
     both("anthropic: unknown model", lambda c: messages(c, model="nobody"), "NotFoundError")
     stranger = anthropic.Anthropic(base_url=f"http://{HOST}:{DATA}", api_key="sk-nobody-knows-me", max_retries=0)
@@ -148,6 +161,7 @@ def client(port, key):
     return Client(openai.OpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0, timeout=120), anthropic.Anthropic(base_url=base, api_key=key, max_retries=0, timeout=120))
 
 
+began = time.time()
 clients = {"tidegate": client(DATA, KEY), "alone": client(FIRST, "no key")}
 
 

@@ -1,7 +1,7 @@
 //! The members that tidegate reads, with their types. It must never judge more than it needs: a
 //! range or a combination that is wrong is the engine's to refuse, in the engine's words.
 
-use super::{BodyError, Members, Prompt, Scan, Span, WholeReason};
+use super::{BodyError, Members, Prompt, Scan, Span, WholeReason, native};
 use crate::Endpoint;
 use serde::Deserialize;
 use tidegate_terms::Tokens;
@@ -10,7 +10,7 @@ macro_rules! keys {
     ($($key:ident = $name:literal),* $(,)?) => {
         /// A member that is read.
         #[derive(Clone, Copy)]
-        enum Key { $($key),* }
+        pub(super) enum Key { $($key),* }
 
         impl Key {
             const COUNT: usize = [$($name),*].len();
@@ -56,11 +56,20 @@ keys! {
     ContinueFinalMessage = "continue_final_message",
     AddSpecialTokens = "add_special_tokens",
     Priority = "priority",
+    Background = "background",
+    PreviousResponse = "previous_response_id",
+    SamplingParams = "sampling_params",
+    Parameters = "parameters",
+    Options = "options",
+    Text = "text",
+    InputIds = "input_ids",
+    Inputs = "inputs",
+    TokenIds = "token_ids",
 }
 
 /// The members that were given and are not null, the last of each name.
-struct Given<'a> {
-    body: &'a [u8],
+pub(super) struct Given<'a> {
+    pub(super) body: &'a [u8],
     spans: [Option<Span>; Key::COUNT],
 }
 
@@ -74,7 +83,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Result<
     let mut scan = Scan {
         endpoint,
         model: given.typed(Key::Model, "a string", b"\"")?,
-        stream: given.flag(Key::Stream)?.unwrap_or(false),
+        stream: given.flag(Key::Stream)?.unwrap_or(endpoint.streams_unless_told()),
         include_usage: given.include_usage()?,
         n: 1,
         max_tokens: None,
@@ -99,6 +108,10 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Result<
         scan.whole = Some(WholeReason::Endpoint);
         return Ok(scan);
     }
+    if endpoint.is_native() {
+        native::read(endpoint, &given, &mut scan);
+        return Ok(scan);
+    }
     scan.n = given.n()?;
     scan.max_tokens = given.max_tokens(endpoint)?;
     scan.prompt = given.prompt(endpoint)?;
@@ -112,7 +125,8 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Result<
 
 /// Where OpenAI's API requires it, and a pool cannot be chosen without it.
 const fn needs_model(endpoint: Endpoint) -> bool {
-    endpoint.generates() || matches!(endpoint, Endpoint::Embeddings)
+    let own = matches!(endpoint, Endpoint::Generate | Endpoint::TokensIn);
+    endpoint.generates() && !own || matches!(endpoint, Endpoint::Embeddings)
 }
 
 impl<'a> Given<'a> {
@@ -127,7 +141,7 @@ impl<'a> Given<'a> {
         Given { body, spans }
     }
 
-    fn get(&self, key: Key) -> Option<Span> {
+    pub(super) fn get(&self, key: Key) -> Option<Span> {
         self.spans[key as usize]
     }
 
@@ -261,6 +275,8 @@ impl<'a> Given<'a> {
         let min = self.int(Key::MinTokens)?.unwrap_or(0);
         let starved = scan.max_tokens.is_some_and(|max| min > 0 && Tokens(min as u64) > max);
         let options = self.get(Key::StreamOptions).is_some();
+        let kept =
+            self.flag(Key::Background)? == Some(true) || self.get(Key::PreviousResponse).is_some();
         let truncates = self.int(Key::TruncatePromptTokens)?.is_some_and(|most| most < 0);
         let several = scan.n > 1 || self.count(Key::BestOf, 0)?.is_some_and(|best| best > 1);
         let rules = [
@@ -274,6 +290,11 @@ impl<'a> Given<'a> {
             (self.flag(Key::Echo)? == Some(true), WholeReason::Echo),
             (few(scan.max_tokens, 1), WholeReason::OneToken),
             (truncates, WholeReason::TruncatesToFit),
+            (kept && scan.endpoint == Endpoint::Responses, WholeReason::KeptByEngine),
+            (
+                scan.prompt == Prompt::Absent && self.get(Key::PromptEmbeds).is_none(),
+                WholeReason::Endpoint,
+            ),
             (starved || (options && !scan.stream), WholeReason::WouldBeRefused),
         ];
         Ok(rules.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason))

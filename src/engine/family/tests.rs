@@ -94,6 +94,56 @@ fn a_completions_prefill_adds_nothing_that_is_chat_only() {
 }
 
 #[test]
+fn each_apis_prefill_asks_for_one_token_in_its_own_words() {
+    let keep = keep_blocks();
+    for (endpoint, body, expected) in [
+        (
+            Endpoint::Responses,
+            r#"{"model":"m","input":"a","stream":true,"max_output_tokens":64}"#,
+            value!({"model": "m", "input": "a", "stream": false, "max_output_tokens": 1, "store": false,
+                "kv_transfer_params": keep}),
+        ),
+        (
+            Endpoint::Messages,
+            r#"{"model":"m","messages":[1],"max_tokens":64,"stop_sequences":["x"],"system":"s"}"#,
+            value!({"model": "m", "messages": [1], "max_tokens": 1, "stop_sequences": [], "system": "s",
+                "stream": false, "kv_transfer_params": keep}),
+        ),
+        (
+            Endpoint::TokensIn,
+            r#"{"token_ids":[1,2],"sampling_params":{"max_tokens":9,"temperature":0.70,"stop":"x"},"stream":true}"#,
+            value!({"token_ids": [1, 2], "stream": false, "kv_transfer_params": keep, "sampling_params":
+                {"max_tokens": 1, "temperature": 0.70, "stop": [], "ignore_eos": true}}),
+        ),
+        (
+            Endpoint::TokensIn,
+            r#"{"token_ids":[1,2]}"#,
+            value!({"token_ids": [1, 2], "stream": false, "kv_transfer_params": keep, "sampling_params":
+                {"max_tokens": 1, "ignore_eos": true}}),
+        ),
+    ] {
+        assert_eq!(prefill(endpoint, body), Some(expected), "{body}");
+    }
+}
+
+#[test]
+fn a_family_splits_only_what_it_has_a_recipe_for() {
+    for (family, endpoint, splits) in [
+        (Family::VllmNixl, Endpoint::Responses, true),
+        (Family::VllmNixl, Endpoint::Messages, true),
+        (Family::VllmNixl, Endpoint::Generate, false),
+        (Family::SglangPd, Endpoint::Generate, true),
+        (Family::SglangPd, Endpoint::Responses, false),
+        (Family::TrtLlm, Endpoint::Messages, false),
+        (Family::VllmNixl, Endpoint::OllamaChat, false),
+        (Family::Plain, Endpoint::ChatCompletions, false),
+    ] {
+        assert_eq!(family.splits(endpoint), splits, "{family:?} {endpoint:?}");
+        assert!(!splits || endpoint.can_split());
+    }
+}
+
+#[test]
 fn what_must_run_whole_is_not_split() {
     let body = |more: &str| format!(r#"{{"model":"m","prompt":"a"{more}}}"#);
     assert!(prefill(Endpoint::Completions, &body("")).is_some());
@@ -101,7 +151,12 @@ fn what_must_run_whole_is_not_split() {
         assert_eq!(prefill(Endpoint::Completions, &body(more)), None, "{more}");
     }
     assert_eq!(prefill(Endpoint::Embeddings, r#"{"model":"m","input":"a"}"#), None);
-    assert_eq!(prefill(Endpoint::Responses, r#"{"model":"m","input":"a"}"#), None);
+    for more in
+        [r#","background":true"#, r#","previous_response_id":"r""#, r#","max_output_tokens":1"#]
+    {
+        let body = format!(r#"{{"model":"m","input":"a"{more}}}"#);
+        assert_eq!(prefill(Endpoint::Responses, &body), None, "{more}");
+    }
     let plain = bytes(body(""));
     let read = scan(Endpoint::Completions, &plain).expect("a body");
     let legs = Family::Plain.legs(Endpoint::Completions, &plain, &read, &MEETING);

@@ -44,6 +44,19 @@ const IF_GIVEN: &[(&str, &[u8])] = &[
 const CHAT: &[(&str, &[u8])] = &[("max_completion_tokens", b"1")];
 const CHAT_IF_GIVEN: &[(&str, &[u8])] = &[("logprobs", b"false")];
 
+/// Responses: nothing of the half answer is to be kept.
+const RESPONSES: &[(&str, &[u8])] =
+    &[("max_output_tokens", b"1"), ("stream", b"false"), ("store", b"false")];
+/// Messages, where a stop sequence is the one thing that could end the prefill early.
+const MESSAGES: &[(&str, &[u8])] = &[("max_tokens", b"1"), ("stream", b"false")];
+const MESSAGES_IF_GIVEN: &[(&str, &[u8])] = &[("stop_sequences", b"[]")];
+/// Token ids in: what limits the answer lies one level deeper.
+const TOKENS_IN: &[(&str, &[u8])] = &[("stream", b"false")];
+const TOKENS_IN_IF_GIVEN: &[(&str, &[u8])] = &[("stream_options", b"null")];
+const SAMPLING: &[(&str, &[u8])] = &[("max_tokens", b"1"), ("ignore_eos", b"true")];
+const SAMPLING_IF_GIVEN: &[(&str, &[u8])] =
+    &[("min_tokens", b"0"), ("stop", b"[]"), ("stop_token_ids", b"[]"), ("logprobs", b"null")];
+
 /// The body that makes one token, with the connector's parameters if it has some.
 pub(super) fn prefill_body(
     endpoint: Endpoint,
@@ -51,22 +64,59 @@ pub(super) fn prefill_body(
     scan: &Scan,
     params: Option<&[u8]>,
 ) -> Bytes {
-    let chat = endpoint == Endpoint::ChatCompletions;
-    let (always, if_given) = if chat { (CHAT, CHAT_IF_GIVEN) } else { (&[][..], &[][..]) };
-    let mut edits = Edits::new();
-    for (key, raw) in IF_GIVEN.iter().chain(if_given) {
-        // Null is what most clients' libraries write for "not set": leave it.
-        if scan.value(body, key).is_some() {
-            edits.set(key, raw);
-        }
+    let mut edits = match endpoint {
+        Endpoint::Responses => edits(body, scan, RESPONSES, &[]),
+        Endpoint::Messages => edits(body, scan, MESSAGES, MESSAGES_IF_GIVEN),
+        Endpoint::TokensIn => edits(body, scan, TOKENS_IN, TOKENS_IN_IF_GIVEN),
+        _ => edits(body, scan, ALWAYS, IF_GIVEN),
+    };
+    if endpoint == Endpoint::ChatCompletions {
+        set(&mut edits, body, scan, CHAT, CHAT_IF_GIVEN);
     }
-    for (key, raw) in ALWAYS.iter().chain(always) {
-        edits.set(key, raw);
+    let sampling = (endpoint == Endpoint::TokensIn).then(|| sampling(body, scan)).flatten();
+    if let Some(sampling) = &sampling {
+        edits.set("sampling_params", sampling);
     }
     if let Some(params) = params {
         edits.set(PARAMS, params);
     }
     edits.apply(body, scan)
+}
+
+type Members = [(&'static str, &'static [u8])];
+
+fn edits(
+    body: &Bytes,
+    scan: &Scan,
+    always: &'static Members,
+    if_given: &'static Members,
+) -> Edits<'static> {
+    let mut edits = Edits::new();
+    set(&mut edits, body, scan, always, if_given);
+    edits
+}
+
+fn set(
+    edits: &mut Edits<'_>,
+    body: &Bytes,
+    scan: &Scan,
+    always: &'static Members,
+    if_given: &'static Members,
+) {
+    // Null is what most clients' libraries write for "not set": leave it.
+    for (key, raw) in if_given.iter().filter(|(key, _)| scan.value(body, key).is_some()) {
+        edits.set(key, raw);
+    }
+    for (key, raw) in always {
+        edits.set(key, raw);
+    }
+}
+
+/// The sampling parameters of one token; `None` if the client's are no object: the engine says so.
+fn sampling(body: &Bytes, scan: &Scan) -> Option<Bytes> {
+    let sampling = Bytes::copy_from_slice(scan.value(body, "sampling_params").unwrap_or(b"{}"));
+    let inner = crate::scan(Endpoint::Other, &sampling).ok()?;
+    Some(edits(&sampling, &inner, SAMPLING, SAMPLING_IF_GIVEN).apply(&sampling, &inner))
 }
 
 /// The client's body with the connector's parameters.

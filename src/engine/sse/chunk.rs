@@ -6,7 +6,8 @@
 //! `usage"` there would be `usage\"`. What can look like a key and is none (a string whose whole
 //! value is `usage`) is left to the parser.
 
-use super::Seen;
+use super::native::{generate_event, ollama_line};
+use super::{Seen, timings_usage};
 use crate::usage::Wire;
 use crate::{Endpoint, Usage};
 use memchr::memmem::Finder;
@@ -24,6 +25,8 @@ pub(super) struct Chunks {
     prompt: Option<Usage>,
     /// Tokens so far, if the engine counts them in every chunk.
     exact: Option<u64>,
+    /// The same in SGLang's own API, which always does.
+    generated: u64,
 }
 
 struct Finders {
@@ -56,6 +59,9 @@ struct Chunk<'a> {
     choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
+    /// llama.cpp's counts, in its last chunk whether asked for or not.
+    #[serde(borrow)]
+    timings: Option<&'a RawValue>,
     /// Responses: the whole answer, in the last event.
     #[serde(borrow)]
     response: Option<&'a RawValue>,
@@ -78,7 +84,7 @@ struct Choice<'a> {
 
 impl Chunks {
     pub(super) fn new(kind: Endpoint) -> Chunks {
-        Chunks { kind, prompt: None, exact: None }
+        Chunks { kind, prompt: None, exact: None, generated: 0 }
     }
 
     /// The engine counts from here on; `so_far` were counted already.
@@ -122,7 +128,12 @@ impl Chunks {
         }
         let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else { return };
         seen.error |= given(chunk.error).is_some();
-        let usage = usage_of(chunk.usage);
+        if matches!(self.kind, Endpoint::Generate | Endpoint::OllamaChat | Endpoint::OllamaGenerate)
+        {
+            return self.native(data, seen);
+        }
+        let timings = || timings_usage(&serde_json::from_str(given(chunk.timings)?.get()).ok()?);
+        let usage = usage_of(chunk.usage).or_else(timings);
         seen.usage = usage.or(seen.usage);
         let counted = usage.filter(|_| self.exact.is_some());
         if let Some(usage) = counted {
@@ -138,6 +149,14 @@ impl Chunks {
             Endpoint::Responses => responses_event(&chunk, seen),
             Endpoint::Messages => self.messages_event(&chunk, seen),
             _ => {}
+        }
+    }
+
+    fn native(&mut self, data: &[u8], seen: &mut Seen) {
+        let Ok(event) = serde_json::from_slice(data) else { return };
+        match self.kind {
+            Endpoint::Generate => generate_event(&event, &mut self.generated, seen),
+            _ => ollama_line(&event, seen),
         }
     }
 

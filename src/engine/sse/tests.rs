@@ -187,6 +187,46 @@ fn responses_and_messages_streams_are_counted_by_their_own_events() {
     assert_eq!(read(Endpoint::Messages, messages, &[7; 99]), expected);
 }
 
+#[test]
+fn the_streams_of_engines_own_apis_are_counted() {
+    let sglang = "data: {\"text\":\"a\",\"meta_info\":{\"prompt_tokens\":4,\"completion_tokens\":1,\"cached_tokens\":0,\"finish_reason\":null}}\n\n\
+        data: {\"text\":\"a b c\",\"meta_info\":{\"prompt_tokens\":4,\"completion_tokens\":3,\"cached_tokens\":2,\"finish_reason\":{\"type\":\"length\"}}}\n\n\
+        data: [DONE]\n\n";
+    let told = Usage { cached: Some(Tokens(2)), ..usage(4, 3).unwrap() };
+    let expected = Seen { tokens: 3, usage: Some(told), done: true, finished: true, error: false };
+    assert_eq!(read(Endpoint::Generate, sglang, &[9; 99]), expected);
+    let tgi = "data:{\"index\":1,\"token\":{\"id\":5,\"text\":\"a\"},\"generated_text\":null,\"details\":null}\n\n\
+        data:{\"index\":2,\"token\":{\"id\":6,\"text\":\"b\"},\"generated_text\":\"ab\",\"details\":{\"generated_tokens\":2,\"input_length\":4}}\n\n";
+    let expected = Seen { tokens: 2, usage: usage(4, 2), done: true, finished: true, error: false };
+    assert_eq!(read(Endpoint::Generate, tgi, &[]), expected);
+    let ids = "data: {\"request_id\":\"r\",\"choices\":[{\"index\":0,\"token_ids\":[7],\"finish_reason\":null}]}\n\n\
+        data: {\"choices\":[{\"index\":0,\"token_ids\":[8],\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n";
+    let expected = Seen { tokens: 2, usage: None, done: true, finished: true, error: false };
+    assert_eq!(read(Endpoint::TokensIn, ids, &[]), expected);
+}
+
+#[test]
+fn ollamas_lines_are_counted_however_they_are_cut() {
+    let chat = "{\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"a\"},\"done\":false}\n\
+        {\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"thinking\":\"b\"},\"done\":false}\n\
+        {\"model\":\"m\",\"message\":{\"content\":\"\"},\"done\":true,\"prompt_eval_count\":4,\"eval_count\":2}\n";
+    let expected = Seen { tokens: 2, usage: usage(4, 2), done: true, finished: true, error: false };
+    for pieces in [&[][..], &[1; 400], &[7; 99]] {
+        assert_eq!(read(Endpoint::OllamaChat, chat, pieces), expected);
+    }
+    let error = "{\"response\":\"a\",\"done\":false}\n{\"error\":\"out of memory\"}\n";
+    let expected = Seen { tokens: 1, error: true, ..Seen::default() };
+    assert_eq!(read(Endpoint::OllamaGenerate, error, &[]), expected);
+}
+
+#[test]
+fn llama_cpps_timings_count_where_there_is_no_usage() {
+    let last = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\
+        \"timings\":{\"cache_n\":3,\"prompt_n\":6,\"prompt_ms\":1.5,\"predicted_n\":2}}\n\n";
+    let told = Usage { cached: Some(Tokens(3)), ..usage(9, 2).unwrap() };
+    check(last, Seen { usage: Some(told), finished: true, ..Seen::default() });
+}
+
 proptest! {
     #[test]
     fn a_recorded_stream_tells_the_same_however_it_is_cut(

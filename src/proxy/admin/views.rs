@@ -23,6 +23,9 @@ struct BackendView {
     name: String,
     url: String,
     group: u16,
+    engine: &'static str,
+    version: Option<String>,
+    misfits: Vec<String>,
     role: Role,
     allowed: Vec<Role>,
     health: &'static str,
@@ -78,10 +81,14 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
     let backends = proxy.fleet.backends.iter().map(|backend| {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
+        let words = backend.words.load();
         BackendView {
             name: backend.name.to_string(),
             url: backend.pool.address().to_string(),
-            group: backend.group.0,
+            group: entry.group.0,
+            engine: backend.kind.as_str(),
+            version: words.version.clone(),
+            misfits: words.misfits.clone(),
             role: entry.role,
             allowed: backend.allowed.iter().collect(),
             health: backend.health.as_str(),

@@ -46,7 +46,8 @@ impl BackgroundService for Background {
         let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(tasks) = tasks else { return };
         for backend in tasks.backends {
-            tokio::spawn(probe::run(backend, tasks.probe, tasks.found.clone()));
+            let clock = tasks.proxy.clock;
+            tokio::spawn(probe::run(backend, tasks.probe, clock, tasks.found.clone()));
         }
         drop(tasks.found);
         signals::spawn(&tasks.proxy);

@@ -3,7 +3,9 @@
 //! stops, they go on with the last table.
 
 pub mod background;
+pub mod by_hand;
 mod catalog;
+pub mod fitness;
 mod fits;
 mod observe;
 mod streams;
@@ -22,6 +24,8 @@ use crate::learn::Observation;
 use crate::probe::Found;
 use crate::recording::Recording;
 use crate::service::Proxy;
+use by_hand::ByHand;
+use fitness::Fitness;
 use fits::Fits;
 use observe::DemandReader;
 
@@ -87,6 +91,8 @@ pub struct Control {
     fits: Fits,
     catalog: Catalog,
     recording: Recording,
+    fitness: Fitness,
+    by_hand: ByHand,
     demand: DemandReader,
     /// Where role switches that engines make themselves say how they ended.
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
@@ -112,12 +118,16 @@ impl Control {
         priors: Vec<Priors>,
         catalog: Catalog,
         recording: Recording,
+        fitness: Fitness,
+        by_hand: ByHand,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
             fits: Fits::new(priors, estimates),
             catalog,
             recording,
+            fitness,
+            by_hand,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -297,18 +307,49 @@ impl Control {
     }
 
     fn find(&mut self, found: Found) {
-        if let Found::Models { backend, cards, answer } = found {
-            self.proxy.signals.serves(backend, &cards);
-            if !self.catalog.update(backend, cards, answer) {
-                return;
-            }
-            let mut next = (**self.proxy.fleet.table()).clone();
-            self.catalog.pools(&mut next);
-            next.set_mean_costs();
-            self.publish(next);
-            self.proxy.directory.store(Arc::new(self.catalog.directory()));
-            self.proxy.models.store(Arc::new(self.catalog.answer()));
+        let Found::Told { backend, facts, cards, answer, heard } = found else { return };
+        let new = self.fitness.tell(backend, facts);
+        if self.adopt(backend) || new {
+            self.fit();
         }
+        if !cards.is_empty() {
+            self.proxy.signals.serves(backend, &cards);
+            if self.catalog.update(backend, cards, answer) {
+                let mut next = (**self.proxy.fleet.table()).clone();
+                self.catalog.pools(&mut next);
+                next.set_mean_costs();
+                self.publish(next);
+                self.proxy.directory.store(Arc::new(self.catalog.directory()));
+                self.proxy.models.store(Arc::new(self.catalog.answer()));
+            }
+        }
+        drop(heard);
+    }
+
+    /// Who may hand over to whom, and who is of no use, by what engines told.
+    fn fit(&mut self) {
+        let mut next = (**self.proxy.fleet.table()).clone();
+        self.fitness.apply(&self.proxy.fleet.backends, &mut next);
+        self.publish(next);
+    }
+
+    /// An engine that can switch its role came back in another one than it was left in: a restart
+    /// gives it the one it was launched with.
+    fn adopt(&mut self, id: BackendId) -> bool {
+        let from = self.proxy.fleet.table().plan.role(id);
+        let switches = self.proxy.fleet.backend(id).capability == RoleCapability::DrainThenCall;
+        let Some(to) = self.fitness.role_told(id).filter(|told| *told != from) else {
+            return false;
+        };
+        if !switches || from == Role::Draining || self.switching.contains_key(&id) {
+            return false;
+        }
+        if self.pins[id.index()].is_some() {
+            self.pins[id.index()] = Some(to);
+        }
+        let now = self.proxy.clock.now();
+        self.apply(Flip { backend: id, from, to }, "engine", "adopted", Numbers::new(), now);
+        true
     }
 
     /// Do what an operator asks for, if the backend is able to.
@@ -349,6 +390,7 @@ impl Control {
         } else if self.pins[backend.index()].is_some() {
             self.pins[backend.index()] = Some(to);
         }
+        self.by_hand.set(&known.name, to, self.pins[backend.index()].is_some());
         if from == to {
             return Ok(table.plan.clone());
         }
@@ -403,10 +445,10 @@ impl Control {
         let drains = Flip { to: Role::Draining, ..flip };
         let plan = self.apply(drains, cause, "draining", numbers, now);
         let table = self.proxy.fleet.table();
-        let peers =
-            self.proxy.fleet.backends.iter().filter(|peer| {
-                peer.group == backend.group && table.plan.role(peer.id) == Role::Decode
-            });
+        let peers = self.proxy.fleet.backends.iter().filter(|peer| {
+            let group = table.entry(peer.id).group;
+            group == table.entry(id).group && table.plan.role(peer.id) == Role::Decode
+        });
         let peers = peers.cloned().collect();
         let told = self.switches.0.clone();
         tokio::spawn(async move {
@@ -429,11 +471,17 @@ impl Control {
         if self.pins[backend.index()].is_some() {
             self.pins[backend.index()] = Some(role);
         }
+        if role != Role::Draining {
+            let name = &self.proxy.fleet.backend(backend).name;
+            self.by_hand.set(name, role, self.pins[backend.index()].is_some());
+        }
         let flip = Flip { backend, from: Role::Draining, to: role };
         if end == switch::End::Switched {
             // It has dropped its prefix cache.
             self.proxy.fleet.prefixes.forget(backend);
+            self.fitness.switched(backend, role);
         }
         self.apply(flip, cause, result, Numbers::new(), self.proxy.clock.now());
+        self.fit();
     }
 }

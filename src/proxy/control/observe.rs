@@ -26,7 +26,7 @@ pub fn fleet(
         let balance = backend.account.balance();
         BackendObservation {
             id: backend.id,
-            group: backend.group,
+            group: entry.group,
             allowed: backend.allowed,
             capability: backend.capability,
             pinned: *pinned,
@@ -48,7 +48,7 @@ pub fn fleet(
 /// Demand is counted by pool; a pool's share for each of its groups is the group's share of its
 /// usable backends.
 fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec<GroupDemand> {
-    let groups = fleet.backends.iter().map(|backend| backend.group.0 + 1).max().unwrap_or(0);
+    let groups = table.entries.iter().map(|entry| entry.group.0 + 1).max().unwrap_or(0);
     let mut demands: Vec<GroupDemand> = (0..groups).map(|g| nothing(GroupId(g))).collect();
     let mut kv = vec![(0.0, 0.0); demands.len()];
     reader.before.resize(table.pools.len(), DemandTotals::default());
@@ -98,9 +98,10 @@ fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f6
     let mut counts: Vec<(GroupId, u32)> = Vec::new();
     let backends = table.backends(pool).iter().map(|id| fleet.backend(*id));
     for backend in backends.filter(|backend| backend.health.is_usable()) {
-        match counts.iter_mut().find(|(group, _)| *group == backend.group) {
+        let group = table.entry(backend.id).group;
+        match counts.iter_mut().find(|(known, _)| *known == group) {
             Some((_, count)) => *count += 1,
-            None => counts.push((backend.group, 1)),
+            None => counts.push((group, 1)),
         }
     }
     let all: u32 = counts.iter().map(|(_, count)| count).sum();

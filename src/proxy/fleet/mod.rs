@@ -3,11 +3,13 @@
 //! read here; the control loop is the one writer of the table.
 
 mod backend;
+mod health;
 mod live;
 mod table;
 mod view;
 
-pub use backend::{Backend, Health};
+pub use backend::{Backend, EngineWords};
+pub use health::{Health, HealthParams};
 pub use live::{Live, Registry, Stage};
 pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
 pub use view::{Known, View};
@@ -15,7 +17,7 @@ pub use view::{Known, View};
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_terms::{BackendId, PoolId, RequestId, Slo};
+use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Slo};
 
 use crate::demand::Demand;
 
@@ -89,6 +91,33 @@ impl Fleet {
     /// The backend in a slot. Ids are only made from slots, so the slot exists.
     pub fn backend(&self, id: BackendId) -> &Arc<Backend> {
         &self.backends[id.index()]
+    }
+
+    /// How many streams may be on a backend at once. One that has come back gets a share of what
+    /// its peers have, which grows; without peers it has to take all.
+    pub fn streams_max(&self, table: &RoutingTable, id: BackendId, now: Moment) -> u32 {
+        let backend = self.backend(id);
+        let share = backend.health.share(now);
+        if share >= 1.0 {
+            return backend.streams_max;
+        }
+        let group = table.entry(id).group;
+        let peers = self.backends.iter().filter(|peer| {
+            let entry = table.entry(peer.id);
+            peer.id != id
+                && entry.group == group
+                && entry.role.takes_decode()
+                && peer.health.is_usable()
+                && peer.health.share(now) >= 1.0
+        });
+        let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {
+            (streams + peer.account.balance().streams, peers + 1_u32)
+        });
+        if peers == 0 {
+            return backend.streams_max;
+        }
+        let mean = f64::from(streams) / f64::from(peers);
+        (((mean + 1.0) * share).ceil() as u32).clamp(1, backend.streams_max)
     }
 
     /// A pool's demand. A table has at most [`POOLS_MAX`] pools.

@@ -33,6 +33,13 @@ pub struct View<'a> {
 /// Longer than any stream waits: a backend without streams has all the time in the world.
 const NO_STREAM: Seconds = Seconds(3600.0);
 
+impl View<'_> {
+    /// How many streams may be on a backend at once.
+    pub fn streams_max(&self, id: BackendId) -> u32 {
+        self.fleet.streams_max(self.table, id, self.now)
+    }
+}
+
 impl tidegate_placement::Fleet for View<'_> {
     fn pool(&self, pool: PoolId) -> &[BackendId] {
         self.table.backends(pool)
@@ -50,7 +57,7 @@ impl tidegate_placement::Fleet for View<'_> {
             group: entry.group,
             prefill: balance.prefill,
             streams: balance.streams,
-            streams_max: backend.streams_max,
+            streams_max: self.streams_max(id),
             kv: balance.kv,
             kv_capacity: backend.kv_capacity,
             slack: slack.min(NO_STREAM),

@@ -197,8 +197,8 @@ mod tests {
         let ids: Vec<_> = proxy.fleet.backends.iter().map(|backend| backend.id).collect();
         assert_eq!(proxy.signals.troubles(ids[0]), ["gpu_lost"]);
         // An engine that answers probes has no better GPU for it.
-        proxy.fleet.backends[0].health.probed();
-        proxy.fleet.backends[0].health.succeeded();
+        proxy.fleet.backends[0].health.probed(Moment::START);
+        proxy.fleet.backends[0].health.succeeded(Moment::START);
         assert_eq!(usable(&proxy), [false, true]);
         gpus.take(&proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);

@@ -10,9 +10,9 @@ use tidegate_signals::loads;
 use tidegate_signals::trouble::{Trouble, Watch};
 use tidegate_terms::{Moment, Seconds};
 
+use crate::ask;
 use crate::fleet::Backend;
 use crate::metrics::Metrics;
-use crate::probe;
 use crate::service::Proxy;
 
 /// A page of vLLM's metrics has 100 KB; it may take its time.
@@ -173,13 +173,13 @@ async fn read(backend: &Backend) -> EngineReading {
     if !backend.health.is_usable() {
         return EngineReading::default();
     }
-    let page = probe::get(backend, "/metrics", ANSWER_MAX).await;
+    let page = ask::get(&backend.pool, "/metrics", ANSWER_MAX).await;
     let reading = page.as_deref().map(EngineReading::of_metrics).unwrap_or_default();
     let is_vllm = reading.kv_block.is_some() || reading.computed.is_some();
     if is_vllm {
         return reading;
     }
-    match probe::get(backend, "/v1/loads", ANSWER_MAX).await {
+    match ask::get(&backend.pool, "/v1/loads", ANSWER_MAX).await {
         Some(answer) => reading.or(loads::reading(&answer).unwrap_or_default()),
         None => reading,
     }

@@ -50,6 +50,12 @@ pub enum EngineName {
     Sglang,
     /// TensorRT-LLM's trtllm-serve.
     Trtllm,
+    /// Hugging Face's text-generation-inference; runs whole requests, as the next two do.
+    Tgi,
+    /// llama.cpp's llama-server.
+    Llamacpp,
+    /// Ollama.
+    Ollama,
     /// Anything that speaks OpenAI's API; runs whole requests.
     #[default]
     Plain,
@@ -145,7 +151,7 @@ pub struct BackendSettings {
     /// Backends of one group may hand KV cache to each other; by default all with the same engine,
     /// connector, version and models.
     pub group: Option<String>,
-    /// The engine's version: engines of different versions do not hand over.
+    /// The engine's version, checked against its own word: engines of different versions do not hand over.
     pub version: Option<String>,
     /// The models it serves; its own word if absent.
     pub models: Vec<String>,

@@ -141,7 +141,8 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         Some(EngineName::Vllm) => ("is vLLM's", "add engine = \"vllm\""),
         Some(EngineName::Sglang) => ("is SGLang's", "add engine = \"sglang\""),
         Some(EngineName::Trtllm) => ("is TensorRT-LLM's", "add engine = \"trtllm\""),
-        Some(EngineName::Plain) | None => ("", ""),
+        // No connector is another engine's.
+        Some(_) | None => ("", ""),
     };
     let fits = of.is_none_or(|of| of == backend.engine);
     found.check_with(fits, &connector, &[&engine], problem, hint);

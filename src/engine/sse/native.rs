@@ -1,0 +1,80 @@
+//! What the events of engines' own APIs tell: SGLang's and TGI's `/generate`, and Ollama's lines. It
+//! must never fail a stream: what it cannot read carries nothing.
+
+use super::Seen;
+use crate::Usage;
+use serde_json::Value;
+use tidegate_terms::Tokens;
+
+/// One event of `/generate`; `counted` is what the last one told. SGLang counts in every event what
+/// it has generated so far, TGI sends a token an event.
+pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) {
+    let meta = &event["meta_info"];
+    if let Some(now) = meta["completion_tokens"].as_u64() {
+        let more = now.saturating_sub(*counted);
+        seen.tokens = seen.tokens.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+        *counted = now.max(*counted);
+        seen.usage = meta_usage(meta).or(seen.usage);
+        seen.finished |= !meta["finish_reason"].is_null();
+        return;
+    }
+    if event["token"].is_object() {
+        seen.tokens += 1;
+    }
+    // TGI has no [DONE]: its last event has all of the text.
+    if event["generated_text"].is_string() {
+        (seen.finished, seen.done) = (true, true);
+        let completion = event["details"]["generated_tokens"].as_u64();
+        let of = |completion| Usage { completion: Tokens(completion), ..Usage::default() };
+        // It does not tell how long the prompt was, unless asked for it.
+        let prompt = event["details"]["input_length"].as_u64().map(Tokens);
+        seen.usage = completion.zip(prompt).map(|(c, prompt)| Usage { prompt, ..of(c) });
+    }
+}
+
+/// SGLang's `meta_info`.
+pub(crate) fn meta_usage(meta: &Value) -> Option<Usage> {
+    Some(Usage {
+        prompt: Tokens(meta["prompt_tokens"].as_u64()?),
+        completion: Tokens(meta["completion_tokens"].as_u64()?),
+        cached: meta["cached_tokens"].as_u64().map(Tokens),
+    })
+}
+
+/// One line of Ollama's.
+pub(super) fn ollama_line(line: &Value, seen: &mut Seen) {
+    let some = |value: &Value| match value {
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        _ => false,
+    };
+    let message = &line["message"];
+    let parts = [&line["response"], &line["thinking"], &message["content"], &message["thinking"]];
+    if parts.into_iter().any(some) || some(&message["tool_calls"]) {
+        seen.tokens += 1;
+    }
+    if line["done"] == true {
+        (seen.finished, seen.done) = (true, true);
+        seen.usage = ollama_usage(line).or(seen.usage);
+    }
+}
+
+/// The counts in Ollama's last line, or in its whole answer. A prompt that it had cached whole is not
+/// counted at all.
+pub(crate) fn ollama_usage(line: &Value) -> Option<Usage> {
+    Some(Usage {
+        prompt: Tokens(line["prompt_eval_count"].as_u64().unwrap_or(0)),
+        completion: Tokens(line["eval_count"].as_u64()?),
+        cached: None,
+    })
+}
+
+/// llama.cpp's `timings`, where it gives no `usage`.
+pub(crate) fn timings_usage(timings: &Value) -> Option<Usage> {
+    let cached = timings["cache_n"].as_u64();
+    Some(Usage {
+        prompt: Tokens(timings["prompt_n"].as_u64()? + cached.unwrap_or(0)),
+        completion: Tokens(timings["predicted_n"].as_u64()?),
+        cached: cached.map(Tokens),
+    })
+}

@@ -1,0 +1,120 @@
+//! Roles that operators set through the admin address, kept in a small file over a restart. It must
+//! never give a backend a role that its settings no longer allow: what does not fit is left out.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use tidegate_engine::Family;
+use tidegate_settings::{BackendSettings, Settings};
+use tidegate_terms::Role;
+
+use crate::start::StartError;
+
+/// What an operator set last for one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    role: Role,
+    pin: bool,
+}
+
+/// All of them, by the backends' names.
+#[derive(Debug, Default)]
+pub struct ByHand {
+    path: Option<PathBuf>,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl ByHand {
+    /// What the file says; nothing if there is none yet, or none is wanted.
+    ///
+    /// # Errors
+    /// It is there and cannot be read: to start without it would undo what operators did.
+    #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
+    pub fn read(path: Option<&Path>) -> Result<ByHand, StartError> {
+        let Some(path) = path else { return Ok(ByHand::default()) };
+        let failed = |source| StartError::Read { path: path.to_owned(), source };
+        let entries = match std::fs::read(path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|error| failed(std::io::Error::other(error)))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(ByHand { path: Some(path.to_owned()), entries })
+    }
+
+    /// The settings as operators left them.
+    pub fn apply(&self, settings: &mut Settings) {
+        for backend in &mut settings.backends {
+            let Some(entry) = self.entries.get(&backend.name) else { continue };
+            if may_have(backend, entry.role) {
+                (backend.role, backend.pin) = (Some(entry.role), entry.pin);
+            } else {
+                let role = entry.role.as_str();
+                tracing::warn!(backend = %backend.name, role, "set by hand, and no longer allowed");
+            }
+        }
+    }
+
+    /// An operator set this; written before the operator is told so. A few hundred bytes, at an
+    /// operator's pace.
+    pub fn set(&mut self, name: &str, role: Role, pin: bool) {
+        let Some(path) = &self.path else { return };
+        let entry = Entry { role, pin };
+        if self.entries.insert(name.to_owned(), entry) == Some(entry) {
+            return;
+        }
+        if let Err(error) = write(path, &self.entries) {
+            tracing::error!(path = %path.display(), "roles set by hand are not kept: {error}");
+        }
+    }
+}
+
+/// A mode that an engine was launched in is no operator's to choose.
+fn may_have(backend: &BackendSettings, role: Role) -> bool {
+    let launched = backend.family() == Family::SglangPd
+        && (!backend.role_switch || !matches!(role, Role::Prefill | Role::Decode));
+    !launched && backend.allowed_roles().contains(role)
+}
+
+/// The old file or the new one, never half of it.
+#[allow(clippy::disallowed_types, reason = "a file that the settings name")]
+fn write(path: &Path, entries: &BTreeMap<String, Entry>) -> std::io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(serde_json::to_string_pretty(entries)?.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_is_there_again_and_only_where_it_is_allowed() {
+        let directory = std::env::temp_dir().join(format!("tidegate-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("roles.json");
+        let mut by_hand = ByHand::read(Some(&path)).unwrap();
+        by_hand.set("free", Role::Decode, true);
+        by_hand.set("plain", Role::Prefill, true);
+        by_hand.set("gone", Role::Draining, false);
+        let again = ByHand::read(Some(&path)).unwrap();
+        assert_eq!(again.entries, by_hand.entries);
+        let text = "[[backends]]\nname = \"free\"\nurl = \"http://a:1\"\nengine = \"vllm\"\nconnector = \"nixl\"\n\
+            [[backends]]\nname = \"plain\"\nurl = \"http://b:1\"\n";
+        let mut settings = Settings::parse(text).unwrap();
+        again.apply(&mut settings);
+        assert_eq!(
+            (settings.backends[0].role, settings.backends[0].pin),
+            (Some(Role::Decode), true)
+        );
+        assert_eq!((settings.backends[1].role, settings.backends[1].pin), (None, false));
+        std::fs::write(&path, "{").unwrap();
+        assert!(ByHand::read(Some(&path)).is_err());
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(ByHand::read(None).unwrap().entries.is_empty());
+    }
+}

@@ -1,0 +1,155 @@
+//! What an engine says of itself: its version, its models, its mode. Read from the answers of the
+//! paths that `EngineKind` names. What it does not say stays open: nothing is made up.
+
+use serde::Deserialize;
+use serde_json::Value;
+use tidegate_engine::EngineKind;
+use tidegate_terms::Role;
+
+/// One engine, by its own word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Its version.
+    pub version: Option<String>,
+    /// SGLang: what it was started as, or has switched to.
+    pub mode: Option<Mode>,
+    /// The base models that it serves, by name; adapters come and go and are not among them.
+    /// Empty: it does not say.
+    pub models: Vec<Served>,
+}
+
+/// A base model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Served {
+    /// Its name.
+    pub id: String,
+    /// Its longest context, where the engine tells.
+    pub max_model_len: Option<u64>,
+}
+
+/// SGLang's `disaggregation_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One half of each request.
+    Half(Role),
+    /// Whole requests: "null".
+    Whole,
+}
+
+impl Mode {
+    /// The engine's own word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mode::Half(role) => role.as_str(),
+            Mode::Whole => "null",
+        }
+    }
+
+    fn of(word: &str) -> Option<Mode> {
+        match word {
+            "prefill" => Some(Mode::Half(Role::Prefill)),
+            "decode" => Some(Mode::Half(Role::Decode)),
+            "null" => Some(Mode::Whole),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Models {
+    data: Vec<Value>,
+}
+
+impl Facts {
+    /// From the answer at [`EngineKind::about_path`] and the one at `/v1/models`; `None` is an
+    /// engine without that path.
+    pub fn read(kind: EngineKind, about: Option<&[u8]>, models: Option<&[u8]>) -> Facts {
+        let about: Value =
+            about.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default();
+        let member = if kind == EngineKind::Llamacpp { "build_info" } else { "version" };
+        let version = about[member].as_str().filter(|version| !version.is_empty());
+        Facts {
+            version: version.map(str::to_owned),
+            mode: if kind == EngineKind::Sglang { mode(&about) } else { None },
+            models: models.map(served).unwrap_or_default(),
+        }
+    }
+}
+
+/// The mode it has now. Its launch arguments keep the one that it was started with, so they count
+/// only where it has no internal states to tell. Ranks that differ are in the middle of a switch.
+fn mode(about: &Value) -> Option<Mode> {
+    let word = |value: &Value| value["disaggregation_mode"].as_str().map(str::to_owned);
+    let states = about["internal_states"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told: Vec<String> = states.iter().filter_map(word).collect();
+    match told.split_first() {
+        Some((first, rest)) => rest.iter().all(|other| other == first).then(|| Mode::of(first))?,
+        None => Mode::of(&word(about)?),
+    }
+}
+
+fn served(answer: &[u8]) -> Vec<Served> {
+    let list = serde_json::from_slice::<Models>(answer).map(|models| models.data);
+    let base = |card: &Value| {
+        let id = card["id"].as_str()?.to_owned();
+        // vLLM and SGLang name an adapter's base model as its parent.
+        card["parent"]
+            .is_null()
+            .then(|| Served { id, max_model_len: card["max_model_len"].as_u64() })
+    };
+    let mut models: Vec<Served> = list.unwrap_or_default().iter().filter_map(base).collect();
+    models.sort();
+    models.dedup();
+    models
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(kind: EngineKind, about: &str, version: Option<&str>, mode: Option<Mode>) {
+        let facts = Facts::read(kind, Some(about.as_bytes()), None);
+        assert_eq!((facts.version.as_deref(), facts.mode), (version, mode), "{about}");
+    }
+
+    #[test]
+    fn each_engine_tells_its_version_in_its_own_way() {
+        check(EngineKind::Vllm, r#"{"version":"0.33.0"}"#, Some("0.33.0"), None);
+        check(EngineKind::Trtllm, r#"{"version":"1.2.1"}"#, Some("1.2.1"), None);
+        check(EngineKind::Ollama, r#"{"version":"0.12.3"}"#, Some("0.12.3"), None);
+        check(EngineKind::Tgi, r#"{"model_id":"m","version":"3.3.6"}"#, Some("3.3.6"), None);
+        check(EngineKind::Llamacpp, r#"{"build_info":"b6800-1a2b"}"#, Some("b6800-1a2b"), None);
+        check(EngineKind::Vllm, "<html>", None, None);
+        check(EngineKind::Plain, r#"{"version":7}"#, None, None);
+    }
+
+    #[test]
+    fn an_sglangs_mode_is_that_of_its_internal_states() {
+        let prefill = Some(Mode::Half(Role::Prefill));
+        let decode = Some(Mode::Half(Role::Decode));
+        let launched = r#""version":"0.5.23","disaggregation_mode":"prefill""#;
+        for (states, expected) in [
+            ("", prefill),
+            (r#","internal_states":[{}]"#, prefill),
+            (r#","internal_states":[{"disaggregation_mode":"decode"}]"#, decode),
+            (r#","internal_states":[{"disaggregation_mode":"null"}]"#, Some(Mode::Whole)),
+            (
+                r#","internal_states":[{"disaggregation_mode":"decode"},{"disaggregation_mode":"prefill"}]"#,
+                None,
+            ),
+        ] {
+            let about = format!("{{{launched}{states}}}");
+            check(EngineKind::Sglang, &about, Some("0.5.23"), expected);
+        }
+        check(EngineKind::Sglang, "{}", None, None);
+    }
+
+    #[test]
+    fn adapters_are_no_models_of_an_engine() {
+        let list = br#"{"data":[{"id":"b","max_model_len":4096,"parent":null},{"id":"lora","parent":"b"},{"id":"a"}]}"#;
+        let facts = Facts::read(EngineKind::Vllm, None, Some(list));
+        let served = |id: &str, max_model_len| Served { id: id.to_owned(), max_model_len };
+        assert_eq!(facts.models, [served("a", None), served("b", Some(4096))]);
+        assert_eq!(Facts::read(EngineKind::Vllm, None, Some(b"[]")), Facts::default());
+    }
+}

@@ -1,0 +1,302 @@
+//! Do the engines fit what the operator said of them, and each other? What was said and what was
+//! told in, who may hand over to whom out. It must never let two engines pair whose own words
+//! differ, and never hold silence against an engine: what it does not tell is not checked.
+
+use std::fmt;
+use tidegate_terms::{GroupId, Role};
+
+use crate::facts::{Facts, Mode, Served};
+
+/// What the operator said of a backend, as far as its engine can be asked.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Its name.
+    pub name: String,
+    /// Its group by the settings.
+    pub group: GroupId,
+    /// That group has a name in the settings: its members were said to be alike.
+    pub group_is_named: bool,
+    /// Does it hand over, and does it take whole requests?
+    pub splits: bool,
+    /// As above.
+    pub runs_whole: bool,
+    /// The version, if any was said.
+    pub version: Option<String>,
+    /// The models, if any were named.
+    pub models: Vec<String>,
+    /// The mode that it must be in; `None`: its role does not hang on one, or is changing.
+    pub mode: Option<Mode>,
+}
+
+/// What is wrong with one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// Not the version that was said.
+    Version {
+        /// By the settings.
+        said: String,
+        /// By the engine.
+        told: String,
+    },
+    /// Not in the mode that its role needs.
+    Mode {
+        /// By the settings.
+        said: Mode,
+        /// By the engine.
+        told: Mode,
+    },
+    /// It serves none of the models that were named.
+    Models {
+        /// By the settings.
+        said: Vec<String>,
+        /// By the engine.
+        told: Vec<String>,
+    },
+    /// It differs from most of its group, and pairs only with those like it.
+    Group {
+        /// One of the others.
+        other: String,
+        /// In what.
+        key: &'static str,
+        /// Theirs and its own.
+        theirs: String,
+        /// As above.
+        own: String,
+        /// The operator said that they are alike.
+        is_named: bool,
+    },
+}
+
+impl Misfit {
+    /// The words in metrics.
+    pub const WORDS: [&str; 4] = ["version", "mode", "models", "group"];
+
+    /// One of them.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Misfit::Version { .. } => "version",
+            Misfit::Mode { .. } => "mode",
+            Misfit::Models { .. } => "models",
+            Misfit::Group { .. } => "group",
+        }
+    }
+
+    /// Does it contradict what the operator wrote? Then it is an error before anything is served.
+    pub const fn contradicts(&self) -> bool {
+        match self {
+            Misfit::Group { is_named, .. } => *is_named,
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Misfit::Version { said, told } => {
+                write!(f, "version: the settings say {said}, the engine says {told}")
+            }
+            Misfit::Mode { said, told } => {
+                let (said, told) = (said.as_str(), told.as_str());
+                write!(f, "mode: it must be {said}, the engine's disaggregation_mode is {told}")
+            }
+            Misfit::Models { said, told } => {
+                let (said, told) = (said.join(", "), told.join(", "));
+                write!(f, "models: the settings name {said}, the engine serves {told}")
+            }
+            Misfit::Group { other, key, theirs, own, .. } => {
+                write!(f, "group: its {key} is {own}, that of {other} is {theirs}")
+            }
+        }
+    }
+}
+
+/// What follows for one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Whom it may hand over to: those in the same group.
+    pub group: GroupId,
+    /// Nothing new may go there.
+    pub out: bool,
+    /// Why, or why it pairs with fewer than the settings say.
+    pub misfits: Vec<Misfit>,
+}
+
+/// Engines alike, by their slots.
+struct Class {
+    said: GroupId,
+    members: Vec<usize>,
+    /// What is known of its members together.
+    known: Facts,
+}
+
+/// Judge all backends. `told`: `None` where an engine was not reached yet; `before`: the groups of
+/// the last judgement, so that a group keeps its number.
+pub fn judge(said: &[Said], told: &[Option<Facts>], before: &[GroupId]) -> Vec<Fit> {
+    let own: Vec<Vec<Misfit>> = said.iter().zip(told).map(|(s, t)| own(s, t.as_ref())).collect();
+    let mut classes: Vec<Class> = Vec::new();
+    for (slot, said) in said.iter().enumerate() {
+        let alone = said.splits && (told[slot].is_none() || !own[slot].is_empty());
+        let facts = told[slot].clone().filter(|_| said.splits).unwrap_or_default();
+        let like =
+            |class: &&mut Class| !alone && class.said == said.group && alike(&class.known, &facts);
+        match classes.iter_mut().find(like) {
+            Some(class) => class.add(slot, facts),
+            None if alone => classes.push(Class::lone(said.group, slot)),
+            None => classes.push(Class { said: said.group, members: vec![slot], known: facts }),
+        }
+    }
+    let groups = number(said, &classes, before);
+    let mut fits: Vec<Fit> = own
+        .into_iter()
+        .zip(groups)
+        .zip(said)
+        .map(|((misfits, group), said)| Fit { group, out: is_out(said, &misfits), misfits })
+        .collect();
+    tell_differences(said, &classes, &mut fits);
+    fits
+}
+
+/// A backend against its own settings.
+fn own(said: &Said, told: Option<&Facts>) -> Vec<Misfit> {
+    let mut misfits = Vec::new();
+    let Some(told) = told else { return misfits };
+    if let (Some(said), Some(told)) = (&said.version, &told.version)
+        && !is_version(said, told)
+    {
+        misfits.push(Misfit::Version { said: said.clone(), told: told.clone() });
+    }
+    if let (Some(said), Some(told)) = (said.mode, told.mode)
+        && said != told
+    {
+        misfits.push(Misfit::Mode { said, told });
+    }
+    let serves = told.models.iter().any(|model| said.models.contains(&model.id));
+    if !said.models.is_empty() && !told.models.is_empty() && !serves {
+        let told = told.models.iter().map(|model| model.id.clone()).collect();
+        misfits.push(Misfit::Models { said: said.models.clone(), told });
+    }
+    misfits
+}
+
+/// An engine in another mode answers 400 to what it would get, and so does one that never runs
+/// whole requests and may not pair.
+fn is_out(said: &Said, misfits: &[Misfit]) -> bool {
+    let mode = misfits.iter().any(|misfit| matches!(misfit, Misfit::Mode { .. }));
+    mode || !misfits.is_empty() && !said.runs_whole
+}
+
+/// `0.33` means every 0.33, `0.33.0` means 0.33.0+cpu too.
+fn is_version(said: &str, told: &str) -> bool {
+    let (said, told) = (said.trim_start_matches('v'), told.trim_start_matches('v'));
+    told.strip_prefix(said).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+', '-']))
+}
+
+impl Class {
+    /// A class that nobody may join.
+    fn lone(said: GroupId, slot: usize) -> Class {
+        let nobody = Served { id: format!("\0{slot}"), max_model_len: None };
+        let known = Facts { models: vec![nobody], ..Facts::default() };
+        Class { said, members: vec![slot], known }
+    }
+
+    fn is_lone(&self) -> bool {
+        self.known.models.first().is_some_and(|model| model.id.starts_with('\0'))
+    }
+
+    fn add(&mut self, slot: usize, facts: Facts) {
+        self.members.push(slot);
+        self.known.version = self.known.version.take().or(facts.version);
+        if self.known.models.is_empty() {
+            self.known.models = facts.models;
+        }
+    }
+}
+
+fn alike(a: &Facts, b: &Facts) -> bool {
+    difference(a, b).is_none()
+}
+
+/// The first thing in which two engines differ, with what each has.
+fn difference(a: &Facts, b: &Facts) -> Option<(&'static str, String, String)> {
+    if let (Some(a), Some(b)) = (&a.version, &b.version)
+        && a != b
+    {
+        return Some(("version", a.clone(), b.clone()));
+    }
+    if a.models.is_empty() || b.models.is_empty() {
+        return None;
+    }
+    let names =
+        |facts: &Facts| facts.models.iter().map(|m| m.id.as_str()).collect::<Vec<_>>().join(", ");
+    if names(a) != names(b) {
+        return Some(("models", names(a), names(b)));
+    }
+    let differs = |(a, b): &(&Served, &Served)| matches!((a.max_model_len, b.max_model_len), (Some(a), Some(b)) if a != b);
+    let (a, b) = a.models.iter().zip(&b.models).find(differs)?;
+    let length = |served: &Served| served.max_model_len.unwrap_or_default().to_string();
+    Some(("max_model_len", length(a), length(b)))
+}
+
+/// A number for each backend's class. The largest class of a group keeps the group's own; the
+/// others keep what they had, or take a free one above those of the settings.
+fn number(said: &[Said], classes: &[Class], before: &[GroupId]) -> Vec<GroupId> {
+    let first_free = said.iter().map(|said| said.group.0 + 1).max().unwrap_or(0);
+    let mut groups: Vec<Option<GroupId>> = vec![None; said.len()];
+    let mut taken: Vec<GroupId> = Vec::new();
+    let main =
+        |class: &Class| main_of(classes, class.said).is_some_and(|of| std::ptr::eq(of, class));
+    let (mains, others): (Vec<&Class>, Vec<&Class>) = classes.iter().partition(|class| main(class));
+    let mut give = |class: &Class, group: GroupId, taken: &mut Vec<GroupId>| {
+        taken.push(group);
+        class.members.iter().for_each(|slot| groups[*slot] = Some(group));
+    };
+    for class in mains {
+        give(class, class.said, &mut taken);
+    }
+    // Those that keep theirs first, so that a newcomer takes no number that is in use.
+    let keeps = |class: &&Class| {
+        let had = before.get(class.members[0]).copied();
+        had.filter(|had| had.0 >= first_free)
+    };
+    let (old, new): (Vec<&Class>, Vec<&Class>) =
+        others.into_iter().partition(|class| keeps(class).is_some());
+    for class in old.iter().chain(&new) {
+        let kept = keeps(class).filter(|had| !taken.contains(had));
+        let free = || (first_free..).map(GroupId).find(|group| !taken.contains(group));
+        let group = kept.or_else(free).unwrap_or(class.said);
+        give(class, group, &mut taken);
+    }
+    groups.iter().zip(said).map(|(group, said)| group.unwrap_or(said.group)).collect()
+}
+
+/// The class that keeps a group's number: the largest, of equals the first; one that nobody may
+/// join only if there is no other.
+fn main_of(classes: &[Class], said: GroupId) -> Option<&Class> {
+    let of_group = classes.iter().filter(|class| class.said == said);
+    of_group.rev().max_by_key(|class| (!class.is_lone(), class.members.len()))
+}
+
+fn tell_differences(said: &[Said], classes: &[Class], fits: &mut [Fit]) {
+    for class in classes.iter().filter(|class| !class.is_lone()) {
+        let Some(main) = main_of(classes, class.said).filter(|main| !main.is_lone()) else {
+            continue;
+        };
+        let Some((key, theirs, own)) = difference(&main.known, &class.known) else { continue };
+        for slot in &class.members {
+            let is_named = said[*slot].group_is_named;
+            let other = said[main.members[0]].name.clone();
+            let (theirs, own) = (theirs.clone(), own.clone());
+            fits[*slot].misfits.push(Misfit::Group { other, key, theirs, own, is_named });
+        }
+    }
+}
+
+/// The mode that a backend's role needs.
+pub fn mode_of(role: Role) -> Option<Mode> {
+    matches!(role, Role::Prefill | Role::Decode).then_some(Mode::Half(role))
+}
+
+#[cfg(test)]
+#[path = "fit_tests.rs"]
+mod tests;

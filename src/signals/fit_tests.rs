@@ -1,0 +1,159 @@
+//! Tables of what was said and told, and what follows.
+
+use super::*;
+
+fn said(name: &str) -> Said {
+    Said {
+        name: name.to_owned(),
+        group: GroupId(0),
+        group_is_named: false,
+        splits: true,
+        runs_whole: true,
+        version: None,
+        models: Vec::new(),
+        mode: None,
+    }
+}
+
+/// `version model max_model_len`, or `-` for what it does not tell; `?` was not reached.
+fn told(text: &str) -> Option<Facts> {
+    if text == "?" {
+        return None;
+    }
+    let mut words = text.split(' ').map(|word| Some(word.to_owned()).filter(|word| word != "-"));
+    let version = words.next().flatten();
+    let id = words.next().flatten();
+    let length = words.next().flatten().and_then(|length| length.parse().ok());
+    let models = id.map(|id| Served { id, max_model_len: length });
+    Some(Facts { version, mode: None, models: models.into_iter().collect() })
+}
+
+/// What the engines of one group tell, and which groups that makes; misfits by their words.
+fn check(engines: &[&str], groups: &[u16], misfits: &[&str]) {
+    let said: Vec<Said> = (0..engines.len()).map(|i| said(&format!("e{i}"))).collect();
+    let told: Vec<Option<Facts>> = engines.iter().map(|text| told(text)).collect();
+    let fits = judge(&said, &told, &[]);
+    let found: Vec<u16> = fits.iter().map(|fit| fit.group.0).collect();
+    assert_eq!(found, groups, "{engines:?}");
+    let found: Vec<String> =
+        fits.iter().map(|fit| fit.misfits.iter().map(ToString::to_string).collect()).collect();
+    assert_eq!(found, misfits, "{engines:?}");
+    assert!(fits.iter().all(|fit| !fit.out));
+}
+
+#[test]
+fn engines_of_one_kind_pair_and_others_among_themselves() {
+    check(&["1 m 8", "1 m 8"], &[0, 0], &["", ""]);
+    check(
+        &["1 m 8", "2 m 8", "2 m 8"],
+        &[1, 0, 0],
+        &["group: its version is 1, that of e1 is 2", "", ""],
+    );
+    check(&["1 m 8", "1 other 8"], &[0, 1], &["", "group: its models is other, that of e0 is m"]);
+    check(&["1 m 8", "1 m 4"], &[0, 1], &["", "group: its max_model_len is 4, that of e0 is 8"]);
+}
+
+#[test]
+fn what_an_engine_does_not_tell_is_not_held_against_it() {
+    check(&["- - -", "1 m 8", "- m -", "1 - -"], &[0, 0, 0, 0], &["", "", "", ""]);
+    // But two that differ never meet over one that is silent.
+    let alike = ["- - -", "1 m 8", "2 m 8"];
+    check(&alike, &[0, 0, 1], &["", "", "group: its version is 2, that of e0 is 1"]);
+}
+
+#[test]
+fn an_engine_that_was_not_reached_pairs_with_nobody() {
+    check(&["1 m 8", "?", "1 m 8", "?"], &[0, 1, 0, 2], &["", "", "", ""]);
+    check(&["?", "?"], &[0, 1], &["", ""]);
+}
+
+#[test]
+fn a_group_keeps_its_number_while_it_has_members() {
+    let said: Vec<Said> = (0..4).map(|i| said(&format!("e{i}"))).collect();
+    let judge = |engines: [&str; 4], before: &[GroupId]| -> Vec<GroupId> {
+        let told: Vec<Option<Facts>> = engines.iter().map(|text| told(text)).collect();
+        judge(&said, &told, before).into_iter().map(|fit| fit.group).collect()
+    };
+    let before = judge(["1 m 8", "2 m 8", "1 m 8", "?"], &[]);
+    assert_eq!(before, [0, 1, 0, 2].map(GroupId));
+    let after = judge(["1 m 8", "3 m 8", "1 m 8", "2 m 8"], &before);
+    assert_eq!(after, [0, 1, 0, 2].map(GroupId));
+    let upgraded = judge(["2 m 8", "2 m 8", "1 m 8", "2 m 8"], &after);
+    assert_eq!(upgraded, [0, 0, 1, 0].map(GroupId), "the larger half keeps the group's number");
+}
+
+#[test]
+fn what_contradicts_the_settings_is_told_and_pairs_with_nobody() {
+    let mut both = [said("a"), said("b")];
+    both[0].version = Some("0.33".to_owned());
+    both[1].models = vec!["named".to_owned()];
+    let fits = judge(&both, &[told("0.32.0 m 8"), told("0.32.0 m 8")], &[]);
+    let lines: Vec<String> =
+        fits.iter().flat_map(|fit| &fit.misfits).map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "version: the settings say 0.33, the engine says 0.32.0",
+            "models: the settings name named, the engine serves m",
+        ]
+    );
+    assert_ne!(fits[0].group, fits[1].group);
+    assert!(fits.iter().all(|fit| !fit.out && fit.misfits[0].contradicts()));
+
+    both[0].version = Some("0.32".to_owned());
+    both[1].models = vec!["m".to_owned(), "adapter".to_owned()];
+    let fits = judge(&both, &[told("0.32.0+cpu m 8"), told("0.32.0+cpu m 8")], &[]);
+    assert!(fits.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)), "{fits:?}");
+}
+
+#[test]
+fn an_engine_in_another_mode_is_out_of_service() {
+    let mode = |role| Facts { mode: Some(Mode::Half(role)), ..Facts::default() };
+    let mut both = [said("a"), said("b")];
+    for (said, role) in both.iter_mut().zip([Role::Prefill, Role::Decode]) {
+        (said.runs_whole, said.mode) = (false, mode_of(role));
+    }
+    let good = judge(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Decode))], &[]);
+    assert!(good.iter().all(|fit| !fit.out && fit.group == GroupId(0)), "{good:?}");
+    let swapped = judge(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Prefill))], &[]);
+    assert_eq!([swapped[0].out, swapped[1].out], [false, true]);
+    let text = swapped[1].misfits[0].to_string();
+    assert_eq!(text, "mode: it must be decode, the engine's disaggregation_mode is prefill");
+    // And so is one without any other way to be of use.
+    both[0].version = Some("1".to_owned());
+    let odd = Facts { version: Some("2".to_owned()), ..mode(Role::Prefill) };
+    let fits = judge(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
+    assert_eq!([fits[0].out, fits[1].out], [true, false]);
+}
+
+#[test]
+fn members_of_a_named_group_were_said_to_be_alike() {
+    let mut both = [said("a"), said("b")];
+    both.iter_mut().for_each(|said| said.group_is_named = true);
+    let facts = [told("1 m 8"), told("2 m 8")];
+    assert!(judge(&both, &facts, &[])[1].misfits[0].contradicts());
+    both.iter_mut().for_each(|said| said.group_is_named = false);
+    assert!(!judge(&both, &facts, &[])[1].misfits[0].contradicts());
+}
+
+#[test]
+fn a_version_that_is_said_short_means_all_of_them() {
+    for (said, told, fits) in [
+        ("0.33.0", "0.33.0", true),
+        ("0.33.0", "0.33.0+cu130", true),
+        ("v0.33", "0.33.1", true),
+        ("0.3", "0.33.0", false),
+        ("0.33.0", "0.33", false),
+        ("0.33.0", "0.33.01", false),
+    ] {
+        assert_eq!(is_version(said, told), fits, "{said} {told}");
+    }
+}
+
+#[test]
+fn engines_that_hand_nothing_over_are_not_compared() {
+    let mut both = [said("a"), said("b")];
+    both.iter_mut().for_each(|said| said.splits = false);
+    let fits = judge(&both, &[told("1 m 8"), told("2 other 4")], &[]);
+    assert!(fits.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)), "{fits:?}");
+}

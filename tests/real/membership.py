@@ -1,0 +1,117 @@
+"""A third real vLLM joins and leaves while requests run: a backend that is configured and absent costs nothing, gets its share
+when it comes, hands over both ways, and takes with it only the streams begun on it when it goes.
+
+Run by run.sh beside two engines that run already; starts the third itself. Exits 1 at the first check that fails.
+"""
+import argparse, json, os, pathlib, signal, subprocess, tempfile, time
+
+from check import ADMIN, DATA, FIRST, HOST, Load, ask, check, config, counter, exchange, set_role, settled
+
+THIRD = FIRST + 2
+
+
+def backend(name):
+    return next(b for b in json.loads(exchange(ADMIN, "GET", "/v1/fleet")[2])["backends"] if b["name"] == name)
+
+
+def until(what, holds, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return time.monotonic() - end + seconds
+        time.sleep(0.2)
+    check(what, False, f"not within {seconds} s: {json.dumps(backend('e2'))[:400]}")
+
+
+def pulled(engine):
+    return counter(engine, "vllm:nixl_bytes_transferred_sum")
+
+
+def computed(engine):
+    return counter(engine, "vllm:prompt_tokens_by_source_total", 'source="local_compute"')
+
+
+def joins(args, run):
+    """Absent at first; started under load; then it decodes what e0 prefills."""
+    done = args.load.done
+    until("requests run without it", lambda: args.load.done >= done + 4, 120)
+    check("a backend that is configured and absent costs nothing", not args.load.failures, f"{args.load.done} requests, e2 is {backend('e2')['health']}")
+    began = time.monotonic()
+    subprocess.run(["bash", f"{args.engines}/start.sh", args.venv, run, "1", str(THIRD)], check=True)
+    print(f"e2 was healthy after {time.monotonic() - began:.0f} s", flush=True)
+    took = until("it joins", lambda: backend("e2")["health"] == "up", 30)
+    shown, e0 = backend("e2"), backend("e0")
+    check("it joins within seconds, of the same version and group", (shown["version"], shown["group"], shown["misfits"]) == (e0["version"], e0["group"], []), f"{took:.1f} s, version {shown['version']}")
+    until("it decodes what another engine prefilled", lambda: pulled(2) > 0, 120)
+    check("it pulls KV from another engine", True, f"{pulled(2):.0f} bytes")
+
+
+def hands_over(tidegate):
+    """It prefills, and the others decode what it prefilled."""
+    set_role(tidegate, "e2", "prefill")
+    set_role(tidegate, "e0", "decode")
+    before = (computed(2), pulled(0) + pulled(1))
+    until("it prefills for the others", lambda: computed(2) > before[0] and pulled(0) + pulled(1) > before[1], 120)
+    check("it hands over to the others", True, f"{computed(2) - before[0]:.0f} tokens computed there, {pulled(0) + pulled(1) - before[1]:.0f} bytes pulled from it")
+    set_role(tidegate, "e0", "prefill")
+    set_role(tidegate, "e2", "decode")
+    until("it decodes again", lambda: backend("e2")["streams"] > 0, 120)
+
+
+def leaves(load, run):
+    """SIGKILL, with everything below it: nothing is lost but the streams begun on it."""
+    check("nothing failed until here", not load.failures, str(load.failures[:3]))
+    begun = sum(1 for r in json.loads(exchange(ADMIN, "GET", "/v1/requests")[2]) if r["backend"] == "e2")
+    pid = pathlib.Path(run, "engine-0.pid").read_text().strip()
+    below = subprocess.run(["ps", "-o", "pid=", "--ppid", pid], capture_output=True, text=True).stdout.split()
+    for each in [pid, *below]:
+        os.kill(int(each), signal.SIGKILL)
+    done = load.done
+    until("it is out of service", lambda: backend("e2")["health"] == "down", 30)
+    until("requests go on without it", lambda: load.done >= done + 8, 180)
+    load.finish()
+    # Streams may begin between the look and the kill: four threads bound them.
+    lost = all("went away" in f or "error in the answer" in f for f in load.failures)
+    check(f"e2 killed with {begun} requests on it: {len(load.failures)} lost", lost and len(load.failures) <= max(begun, 4), str(load.failures[:4]))
+    check("requests went on without it", load.done >= done + 8, f"{load.done - done} after the kill, {load.done} in all")
+
+
+def main():
+    args = argparse.ArgumentParser()
+    for name in ("tidegate", "model", "venv", "engines"):
+        args.add_argument(f"--{name}", required=True)
+    args = args.parse_args()
+    directory, run = tempfile.mkdtemp(), tempfile.mkdtemp()
+    path = config(args.model, directory)
+    third = f'[[backends]]\nname = "e2"\nurl = "http://{HOST}:{THIRD}"\nengine = "vllm"\nconnector = "nixl"\nkv_role = "kv_both"\nrole = "decode"\npin = true\n'
+    path.write_text(f"{path.read_text()}\n{third}\n[probe]\nslow_return_seconds = 5\n")
+    log = open(pathlib.Path(directory, "tidegate.log"), "w")
+    proxy = subprocess.Popen([args.tidegate, "serve", "--config", path], stdout=log, stderr=log)
+    args.load = None
+    try:
+        for _ in range(100):
+            try:
+                if "tiny" in exchange(DATA, "GET", "/v1/models")[2]:
+                    break
+            except OSError:
+                pass
+            time.sleep(0.1)
+        ask(DATA, "chat", f"warm {time.time()}", False)
+        args.load = Load(threads=4, max_tokens=48)
+        joins(args, run)
+        hands_over(args.tidegate)
+        leaves(args.load, run)
+        settled()
+        print("membership: all checks passed")
+    finally:
+        if args.load:
+            args.load.finish()
+        proxy.terminate()
+        proxy.wait(timeout=45)
+        subprocess.run(["bash", f"{args.engines}/stop.sh", run], check=False)
+        log.close()
+        print(f"the proxy's log: {log.name}")
+
+
+if __name__ == "__main__":
+    main()
