@@ -163,3 +163,37 @@ fn special_tokens_on_which_the_two_files_differ_make_completions_unsure() {
     assert!(!differs.completion("a", true).unwrap().sure);
     assert!(differs.completion("a", false).unwrap().sure);
 }
+
+/// The counts are vLLM 0.32's own, of these bodies and this model.
+#[test]
+fn responses_and_messages_are_counted_as_vllm_counted_them() {
+    let tokenizer = tiny();
+    let tide = "The tide comes in at the gate, ".repeat(20);
+    let (responses, messages) = (Endpoint::Responses, Endpoint::Messages);
+    let user = |content: Json| json!({"role": "user", "content": content});
+    let yes = json!({"role": "assistant", "content": "yes"});
+    for (endpoint, mut body, counted) in [
+        (responses, json!({"input": tide}), 265),
+        (responses, json!({"instructions": "Be brief.", "input": [user(json!(tide))]}), 273),
+        (
+            responses,
+            json!({"input": [user(json!([{"type": "input_text", "text": tide}])), yes, user(json!("more"))]}),
+            272,
+        ),
+        (messages, json!({"messages": [user(json!(tide))]}), 265),
+        (messages, json!({"system": "Be brief.", "messages": [user(json!(tide))]}), 273),
+        (
+            messages,
+            json!({"system": [{"type": "text", "text": "Be"}, {"type": "text", "text": " brief."}],
+                "messages": [user(json!([{"type": "text", "text": tide}, {"type": "text", "text": "x"}])), yes,
+                    user(json!("z"))]}),
+            281,
+        ),
+    ] {
+        body["model"] = json!("tiny");
+        let body = body.to_string();
+        let scan = scanned(endpoint, body.as_bytes());
+        let encoded = tokenizer.chat_of_other_api(&scan, body.as_bytes(), Clock(0)).unwrap();
+        assert_eq!(encoded.ids.len(), counted, "{body}");
+    }
+}
