@@ -67,6 +67,8 @@ struct State {
     sent: Mutex<Vec<Sent>>,
     /// What it tells of itself when it is asked, by path; not among what it was sent.
     pages: Mutex<HashMap<String, (u16, String)>>,
+    /// How often each of those was asked for.
+    asked: Mutex<HashMap<String, usize>>,
     /// Exchanges that hang now: a client that leaves ends its own.
     hanging: AtomicUsize,
     /// Tasks that serve a connection each.
@@ -97,6 +99,7 @@ impl Fake {
             default,
             sent: Mutex::default(),
             pages: Mutex::default(),
+            asked: Mutex::default(),
             hanging: AtomicUsize::new(0),
             connections: Mutex::default(),
         });
@@ -149,6 +152,11 @@ impl Fake {
         self.state.pages.lock().unwrap().insert(path.to_owned(), (status, body.to_owned()));
     }
 
+    /// How often it was asked for one of those paths.
+    pub fn asked(&self, path: &str) -> usize {
+        self.state.asked.lock().unwrap().get(path).copied().unwrap_or(0)
+    }
+
     /// What version it is from now on.
     pub fn set_version(&self, version: &str) {
         self.tells("/version", 200, &format!("{{\"version\":\"{version}\"}}"));
@@ -181,6 +189,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     let page = state.pages.lock().unwrap().get(parts.uri.path()).cloned();
     if let Some((status, body)) = page {
+        *state.asked.lock().unwrap().entry(parts.uri.path().to_owned()).or_default() += 1;
         return Ok(json(status, body));
     }
     match parts.uri.path() {

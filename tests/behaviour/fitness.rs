@@ -197,7 +197,9 @@ async fn an_sglang_that_can_switch_is_taken_in_the_mode_it_came_back_in() {
         engines.push(vllm(name, fake.url(), switchable));
         fakes.push(fake);
     }
-    let proxy = Proxy::start(OFTEN, &engines).await;
+    // Or it would have one of the three that seem to decode switch.
+    let top = format!("[planner]\nenabled = false\n{OFTEN}");
+    let proxy = Proxy::start(&top, &engines).await;
     proxy.shows("p", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;
     restart(&proxy, "e", &fakes[2], |fake| fake.tells("/server_info", 200, &info("prefill"))).await;
     proxy.shows("e", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;

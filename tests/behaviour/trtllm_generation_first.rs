@@ -21,16 +21,24 @@ fn engine(name: &'static str, url: String, more: &str) -> Engine {
 const PREFILL: &str = "role = \"prefill\"\npin = true";
 const DECODE: &str = "role = \"decode\"\npin = true";
 
+const INFO: &str = "/server_info";
+
 /// What a context engine tells of itself.
-fn info() -> Act {
+fn tells(fake: &Fake) {
     let params = json!({ "ctx_dp_rank": 0, "ctx_info_endpoint": ["tcp://10.0.0.1:5000"] });
-    Act::Json(200, json!({ "disaggregated_params": params }).to_string())
+    fake.tells(INFO, 200, &json!({ "disaggregated_params": params }).to_string());
 }
 
-/// The legs that an engine was sent; the question that comes before them has no body.
+/// A context engine that does this with whatever it is sent.
+async fn context(act: Act) -> Fake {
+    let fake = Fake::start([], act).await;
+    tells(&fake);
+    fake
+}
+
+/// The legs that an engine was sent.
 fn legs(fake: &Fake) -> Vec<Value> {
-    let sent = fake.sent().into_iter().filter(|sent| !sent.body.is_empty());
-    sent.map(|sent| sent.json()["disaggregated_params"].clone()).collect()
+    fake.sent().iter().map(|sent| sent.json()["disaggregated_params"].clone()).collect()
 }
 
 async fn signed(key: &str) -> Emulated {
@@ -98,8 +106,9 @@ async fn what_is_not_signed_or_signed_with_another_key_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_id() {
-    let script = [info(), Act::Json(500, "{}".into()), info()];
+    let script = [Act::Json(500, "{}".into())];
     let ps = Fake::start_sharing(script, Act::Json(200, chat_answer("x")), 2).await;
+    ps.iter().for_each(tells);
     let d = Fake::start([Act::Silent], Act::Chunks(chat_chunks(3))).await;
     let engines = [
         engine("p0", ps[0].url(), PREFILL),
@@ -130,7 +139,7 @@ async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_generation_leaves_first_so_without_one_no_context_begins() {
-    let p = Fake::start([info()], Act::Json(200, chat_answer("whole"))).await;
+    let p = context(Act::Json(200, chat_answer("whole"))).await;
     let gone = format!("http://{}", free_port());
     let named = |role: &str| format!("models = [\"m\"]\n{role}");
     let engines = [engine("p", p.url(), &named(PREFILL)), engine("d", gone, &named(DECODE))];
@@ -147,7 +156,7 @@ async fn the_generation_leaves_first_so_without_one_no_context_begins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_engine_is_asked_once() {
-    let p = Fake::start([info()], Act::Json(200, chat_answer("x"))).await;
+    let p = context(Act::Json(200, chat_answer("x"))).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [engine("p", p.url(), PREFILL), engine("d", d.url(), DECODE)];
     let proxy = Proxy::start(SPLIT, &engines).await;
@@ -157,12 +166,12 @@ async fn a_context_engine_is_asked_once() {
         assert_eq!(answer.body, chat_chunks(3).concat());
     }
     proxy.settles().await;
-    assert_eq!((p.sent().len(), legs(&p).len(), legs(&d).len()), (5, 4, 4));
+    assert_eq!((p.asked(INFO), legs(&p).len(), legs(&d).len()), (1, 4, 4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_cancels_both_legs() {
-    let p = Fake::start([info()], Act::Silent).await;
+    let p = context(Act::Silent).await;
     let d = Fake::start([], Act::Silent).await;
     let engines = [engine("p", p.url(), PREFILL), engine("d", d.url(), DECODE)];
     let proxy = Proxy::start(SPLIT, &engines).await;
@@ -175,7 +184,7 @@ async fn a_client_that_leaves_cancels_both_legs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_is_not_cut_because_the_generation_has_begun() {
-    let p = Fake::start([info()], Act::Silent).await;
+    let p = context(Act::Silent).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [engine("p", p.url(), PREFILL), engine("d", d.url(), DECODE)];
     let proxy = Proxy::start(SPLIT, &engines).await;
