@@ -21,16 +21,9 @@
 //! One token's allowance of the slack is not for the hold-up: the step that runs now has to end
 //! before the first chunk begins, and takes up to that. (Left out, it cost azure code at a chunk of
 //! 512 eight points of TPOT attainment in the simulator, most by less than 2 ms a token.)
-//!
-//! Streams that are handed over during the hold-up bring no slack along. A stream of `n` tokens earns
-//! `n·(TPOT target − step)` over its life, so one that meets half of a hold-up of that length keeps
-//! its target: no hold-up is longer than that share of what a stream like the job's own would earn.
 
 use crate::{Job, Load, Params};
 use tidegate_terms::{BackendId, Seconds, Tokens};
-
-/// See above. A quarter is safer for answers of a few tokens and costs long prompts some room.
-const JOINERS_SHARE: f64 = 0.5;
 
 /// A backend that could take a job, and how good that would be.
 #[derive(Clone, Copy, Debug)]
@@ -130,10 +123,7 @@ impl<'a> Offer<'a> {
         }
         let hold_up = self.hold_up();
         let slack = self.load.slack - self.params.slo.tpot;
-        let spare = self.params.slo.tpot - self.load.step_with(self.job.prompt);
-        let earns = spare.max(Seconds::ZERO) * self.job.expected_output.as_f64();
-        let bearable = self.params.hold_max.min(earns * JOINERS_SHARE);
-        hold_up <= Seconds::ZERO || hold_up <= slack.min(bearable)
+        hold_up <= Seconds::ZERO || hold_up <= slack.min(self.params.hold_max)
     }
 
     /// The prefill leg alone; what follows elsewhere is added by [`handed_over`].

@@ -129,16 +129,6 @@ fn what_a_hand_off_would_make_late_stays_on_the_prefill_backend() {
 }
 
 #[test]
-fn nobody_is_held_up_for_longer_than_a_stream_like_the_jobs_own_could_make_good() {
-    // A hold-up of .04 s, and streams that earn 13 ms with every token.
-    let busy = prefilling(Prefill, 0.5);
-    let engines = Engines::new(vec![busy, streaming(Decode, 30, 1.0)]);
-    let answering = |tokens| Job { expected_output: Tokens(tokens), ..job(1, 1000) };
-    assert_eq!(goes(&answering(20), &engines), Whole(1));
-    assert_eq!(goes(&answering(3), &engines), Waits(WaitReason::PrefillBusy));
-}
-
-#[test]
 fn the_reserve_for_prefills_under_way_is_a_share_of_what_streams_may_use() {
     // Of a target of 16 ms the weights take 15.1: nine tenths of the rest, at 71 µs a stream.
     let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };

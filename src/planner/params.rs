@@ -15,7 +15,7 @@ pub struct Params {
     /// Time constant of the demand average. Default 10 s: some hundred requests of a busy group.
     pub demand_window: Seconds,
     /// Share of the streams that a decode engine carries within the TPOT target that it is planned
-    /// for; the rest absorbs the prefill chunks and the noise it meets. Default 0.8.
+    /// for; the rest absorbs the prefill chunks and the noise it meets. Default 0.9.
     pub filling: f64,
     /// The engines' `max_num_batched_tokens`: by so much a prefill chunk holds up the streams on its
     /// engine. Default 2,048.
@@ -36,7 +36,7 @@ impl Default for Params {
             slo: Slo::default(),
             dwell: Seconds(5.0),
             demand_window: Seconds(10.0),
-            filling: 0.8,
+            filling: 0.9,
             chunk: Tokens(2048),
             spill: 0.3,
             switch: Seconds(5.0),

@@ -419,9 +419,9 @@ fn the_journal_of_a_short_day() {
     // Reviewed: decode at first, then prefill as the average follows the shift, then rest: an idle
     // fleet keeps its roles.
     let expected = [
-        "2.05 0 prefill>decode decode_short",
-        "12.20 0 decode>prefill prefill_short",
-        "17.55 2 decode>prefill prefill_short",
+        "2.20 0 prefill>decode decode_short",
+        "11.90 0 decode>prefill prefill_short",
+        "16.55 2 decode>prefill prefill_short",
     ];
     assert_eq!(bench.journal, expected);
 }
