@@ -19,6 +19,7 @@ use crate::answer::{self, Opened, OpenedBody};
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::fleet::{Backend, Stage};
 use crate::headers::Identity;
+use crate::heartbeat;
 use crate::inbound::Inbound;
 use crate::learn::Observation;
 use crate::paired;
@@ -139,6 +140,7 @@ async fn whole(
         // Nothing tells when this prefill ends: its account is settled when it should have.
         false => {
             let due = sent + predicted.ahead + predicted.prefill;
+            heartbeat::keep(serving.proxy);
             let due = tokio::time::sleep_until(serving.proxy.clock.coarse_instant(due));
             tokio::pin!(answered, due);
             tokio::select! {
