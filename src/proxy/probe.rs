@@ -71,7 +71,6 @@ pub async fn run(backend: Arc<Backend>, params: ProbeParams, found: mpsc::Sender
         }
         rounds = rounds.saturating_sub(1);
         backend.pool.sweep();
-        backend.probes.sweep();
         if found.is_closed() {
             return;
         }
@@ -96,7 +95,7 @@ pub(crate) async fn get(backend: &Backend, path: &'static str, timeout: Seconds)
         request
     };
     let exchange = async {
-        let answer = backend.probes.send(request).await.ok()?;
+        let answer = backend.pool.send(request).await.ok()?;
         let success = answer.status().is_success();
         let body = read_all(answer.into_body(), MODELS_ANSWER_MAX).await.ok()?;
         success.then_some(body)

@@ -115,6 +115,6 @@ async fn exchange(
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         request
     };
-    let answer = backend.probes.send(request).await.ok()?;
+    let answer = backend.pool.send(request).await.ok()?;
     read_all(answer.into_body(), ANSWER_MAX).await.ok()
 }

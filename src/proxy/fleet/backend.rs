@@ -28,10 +28,8 @@ pub struct Backend {
     pub kv_capacity: Tokens,
     /// Where its bootstrap server listens; 0 where its family has none.
     pub bootstrap_port: u16,
-    /// Its connections for requests.
+    /// Its connections.
     pub pool: Pool,
-    /// Those for probes and all else that runs beside the requests.
-    pub probes: Pool,
     /// Its outstanding work; charged by requests, settled by their guards.
     pub account: Arc<Account>,
     /// Outcomes and probes.
@@ -71,7 +69,6 @@ impl Backend {
             streams_max,
             kv_capacity,
             bootstrap_port,
-            probes: pool.apart(),
             pool,
             account: Arc::default(),
             health: Health::new(failures_to_eject),

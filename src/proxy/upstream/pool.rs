@@ -15,9 +15,6 @@ use tokio::time::timeout;
 
 use crate::clock::Clock;
 
-/// Idle connections of a pool that is [apart](Pool::apart): probes and looks come one at a time.
-const APART_MAX: usize = 2;
-
 /// Limits of one backend's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolParams {
@@ -62,15 +59,6 @@ impl Pool {
     ) -> Pool {
         let idle = Arc::new(Idle { links: ArrayQueue::new(params.idle_max.max(1)), clock });
         Pool { address, params, tls, idle }
-    }
-
-    /// Another pool to the same place, with connections of its own. A connection's readiness comes
-    /// by the reactor of the runtime that opened it: one that the background opened wakes the
-    /// background's thread for every read of a request.
-    #[must_use]
-    pub fn apart(&self) -> Pool {
-        let params = PoolParams { idle_max: APART_MAX, ..self.params };
-        Pool::new(self.address.clone(), params, self.tls.clone(), self.idle.clock)
     }
 
     /// Where this pool leads.
