@@ -59,12 +59,15 @@ pub struct PrefixIndex {
 /// The index over any kind of atomic word, so that the same code runs under the model checker.
 struct Table<W> {
     /// Made when the first block comes to it: what nobody has used costs no memory.
-    pages: Box<[OnceLock<Box<[Line<W>]>>]>,
+    pages: Box<[Page<W>]>,
     /// A power of two.
     lines: usize,
     backends: Box<[Shelf<W>]>,
     set_mask: u64,
 }
+
+/// Some lines, once a block has come to one of them.
+type Page<W> = OnceLock<Box<[Line<W>]>>;
 
 /// One block and who holds it.
 #[repr(align(64))]
@@ -306,7 +309,7 @@ impl<W: Word> Table<W> {
     }
 
     /// A hash's page, the first line of its set there, and its tag.
-    fn address(&self, hash: u64) -> (&OnceLock<Box<[Line<W>]>>, usize, u64) {
+    fn address(&self, hash: u64) -> (&Page<W>, usize, u64) {
         let mixed = mix(hash);
         let first = (mixed & self.set_mask) as usize * WAYS;
         (&self.pages[first / PAGE], first % PAGE, mixed >> TAG_SHIFT)
