@@ -144,10 +144,14 @@ fn hex(digits: &[u8]) -> Option<u128> {
 
 /// The last `digits` hex digits of `value`, in lower case. (`format!` took 4,000 instructions for
 /// the ids of one request.)
-fn push_hex(text: &mut String, value: u128, digits: u32) {
+fn push_hex(text: &mut String, value: u128, digits: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let nibble = |at: u32| DIGITS[(value >> (4 * at)) as usize & 15];
-    text.extend((0..digits).rev().map(|at| char::from(nibble(at))));
+    let mut all = [0; 32];
+    for (pair, byte) in all.chunks_exact_mut(2).zip(value.to_be_bytes()) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    // Digits are always UTF-8.
+    text.push_str(std::str::from_utf8(&all[32 - digits..]).unwrap_or_default());
 }
 
 /// A header that came once; of two that differ neither can be trusted.

@@ -22,6 +22,7 @@ mod word;
 
 use crate::Matches;
 use crate::matches::HOLDERS;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use tidegate_terms::BackendId;
 use word::Word;
@@ -30,6 +31,8 @@ use word::Word;
 const BACKENDS_MAX: usize = 4096;
 /// Lines a hash may be in: a set is four cache lines.
 const WAYS: usize = 4;
+/// Lines made at once: 4 KiB of them.
+const PAGE: usize = 64;
 /// A holder seen this share of its capacity ago is fresh enough: not writing keeps a system prompt
 /// that every request touches from bouncing between cores.
 const FRESH: u64 = 64;
@@ -55,10 +58,16 @@ pub struct PrefixIndex {
 
 /// The index over any kind of atomic word, so that the same code runs under the model checker.
 struct Table<W> {
-    lines: Box<[Line<W>]>,
+    /// Made when the first block comes to it: what nobody has used costs no memory.
+    pages: Box<[Page<W>]>,
+    /// A power of two.
+    lines: usize,
     backends: Box<[Shelf<W>]>,
     set_mask: u64,
 }
+
+/// Some lines, once a block has come to one of them.
+type Page<W> = OnceLock<Box<[Line<W>]>>;
 
 /// One block and who holds it.
 #[repr(align(64))]
@@ -145,7 +154,7 @@ impl PrefixIndex {
 
 impl std::fmt::Debug for PrefixIndex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PrefixIndex").field("lines", &self.table.lines.len()).finish()
+        f.debug_struct("PrefixIndex").field("lines", &self.table.lines).finish()
     }
 }
 
@@ -154,7 +163,6 @@ impl std::fmt::Debug for PrefixIndex {
 impl<W: Word> Table<W> {
     fn new(lines: usize, backends: usize) -> Table<W> {
         let lines = lines.max(WAYS).next_power_of_two();
-        let line = || Line { word: W::new(0), holders: std::array::from_fn(|_| W::new(0)) };
         let shelf = || Shelf {
             count: W::new(1),
             capacity: W::new(lines as u64),
@@ -162,7 +170,8 @@ impl<W: Word> Table<W> {
             followed: W::new(0),
         };
         Table {
-            lines: std::iter::repeat_with(line).take(lines).collect(),
+            pages: std::iter::repeat_with(OnceLock::new).take(lines.div_ceil(PAGE)).collect(),
+            lines,
             backends: std::iter::repeat_with(shelf).take(backends).collect(),
             set_mask: (lines / WAYS) as u64 - 1,
         }
@@ -179,7 +188,7 @@ impl<W: Word> Table<W> {
         let Some(shelf) = self.backends.get(backend.index()) else { return };
         let told = shelf.followed.load() != 0;
         for hash in chain {
-            let (set, tag) = self.place(*hash);
+            let (set, tag) = self.room(*hash);
             match line_of(set, tag) {
                 Some(line) if !told || self.holds(line, backend) => {
                     self.touch(line, tag, backend, shelf);
@@ -192,7 +201,7 @@ impl<W: Word> Table<W> {
 
     fn store(&self, backend: BackendId, hash: u64) {
         let Some(shelf) = self.backends.get(backend.index()) else { return };
-        let (set, tag) = self.place(hash);
+        let (set, tag) = self.room(hash);
         match line_of(set, tag) {
             Some(line) => self.touch(line, tag, backend, shelf),
             None => self.replace(set, tag, backend, shelf),
@@ -284,11 +293,26 @@ impl<W: Word> Table<W> {
         words.into_iter().find(|(_, word)| word >> TAG_SHIFT == tag)
     }
 
-    /// The set a hash belongs to, and its tag.
+    /// The set a hash belongs to, empty if nothing was ever put near it, and its tag.
     fn place(&self, hash: u64) -> (&[Line<W>], u64) {
+        let (page, first, tag) = self.address(hash);
+        let set = page.get().map_or(&[][..], |lines| &lines[first..first + WAYS]);
+        (set, tag)
+    }
+
+    /// The same for somebody who may put something there.
+    fn room(&self, hash: u64) -> (&[Line<W>], u64) {
+        let line = || Line { word: W::new(0), holders: std::array::from_fn(|_| W::new(0)) };
+        let make = || std::iter::repeat_with(line).take(PAGE.min(self.lines)).collect();
+        let (page, first, tag) = self.address(hash);
+        (&page.get_or_init(make)[first..first + WAYS], tag)
+    }
+
+    /// A hash's page, the first line of its set there, and its tag.
+    fn address(&self, hash: u64) -> (&Page<W>, usize, u64) {
         let mixed = mix(hash);
         let first = (mixed & self.set_mask) as usize * WAYS;
-        (&self.lines[first..first + WAYS], mixed >> TAG_SHIFT)
+        (&self.pages[first / PAGE], first % PAGE, mixed >> TAG_SHIFT)
     }
 
     /// How long ago the block was seen there. `None`: nobody, or evicted or forgotten since.

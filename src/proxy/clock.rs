@@ -39,6 +39,11 @@ impl Clock {
         self.instant(Moment(moment.0.div_ceil(COARSE.0).saturating_mul(COARSE.0)))
     }
 
+    /// The grid's next line after now.
+    pub fn next_coarse(&self) -> tokio::time::Instant {
+        self.coarse_instant(Moment(self.now().0 + 1))
+    }
+
     /// `moment` as the runtime's timers want it.
     pub fn instant(&self, moment: Moment) -> tokio::time::Instant {
         let since: Seconds = moment.since_start();

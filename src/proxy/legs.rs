@@ -20,6 +20,7 @@ use crate::bootstrap;
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::fleet::{Backend, Stage};
 use crate::headers::Identity;
+use crate::heartbeat;
 use crate::inbound::Inbound;
 use crate::learn::Observation;
 use crate::paired;
@@ -146,6 +147,7 @@ pub(crate) async fn whole(
         // Nothing tells when this prefill ends: its account is settled when it should have.
         false => {
             let due = sent + predicted.ahead + predicted.prefill;
+            heartbeat::keep(serving.proxy);
             let due = tokio::time::sleep_until(serving.proxy.clock.coarse_instant(due));
             tokio::pin!(answered, due);
             tokio::select! {

@@ -12,7 +12,7 @@
 //! - [`connection`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
 //! - [`failure`], [`respond`], [`headers`], [`inbound`], [`models`]: values on the way
-//! - [`clock`]: the only clock
+//! - [`clock`]: the only clock; [`heartbeat`]: what keeps its coarse timers cheap
 //!
 //! A request takes no lock and never waits for the control loop. What is decided here is only what
 //! I/O demands: where a request goes is placement's, which role a backend has is the planner's.
@@ -36,6 +36,7 @@ mod estimate;
 mod failure;
 pub mod fleet;
 mod headers;
+mod heartbeat;
 mod inbound;
 mod intake;
 pub mod journal;

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
 use crate::fleet::{Fleet, Known, RoutingTable, View};
+use crate::heartbeat::Heartbeat;
 use crate::journal::Journal;
 use crate::learn::Observation;
 use crate::metrics::Metrics;
@@ -23,6 +24,8 @@ use crate::signals::Signals;
 pub struct Proxy {
     /// The only clock.
     pub clock: Clock,
+    /// Keeps requests' timers from being the earliest.
+    pub heartbeat: Heartbeat,
     /// The engines.
     pub fleet: Fleet,
     /// The filters, in order.

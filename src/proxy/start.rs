@@ -136,6 +136,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
     let (commands, commanded) = mpsc::channel(INBOX_MAX);
     let proxy = Arc::new(Proxy {
         clock,
+        heartbeat: crate::heartbeat::Heartbeat::default(),
         fleet,
         chain: Chain::new(chain_params(settings)?),
         directory: ArcSwap::from_pointee(catalog.directory()),

@@ -152,7 +152,7 @@ impl Control {
         let proxy = Arc::clone(&self.proxy);
         loop {
             let rest = (self.takes * REST).min(REST_MAX);
-            let tick = clock.instant(self.planned_at + self.pace.interval.max(rest));
+            let tick = clock.instant(self.planned_at + self.interval().max(rest));
             tokio::select! {
                 biased;
                 _ = stop.changed() => return self.recording.flush(),
@@ -167,6 +167,13 @@ impl Control {
             }
             self.step(clock.now());
         }
+    }
+
+    /// Where no role can be moved, because operators do that or because there is one engine, nobody
+    /// waits for a plan: the loop wakes for the streams alone. A surge still makes it look at once.
+    fn interval(&self) -> Seconds {
+        let movable = self.automatic && self.proxy.fleet.backends.len() > 1;
+        if movable { self.pace.interval } else { self.pace.interval.max(WATCH_EVERY) }
     }
 
     fn step(&mut self, now: Moment) {

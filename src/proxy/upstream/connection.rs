@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{Handle, Id};
 
 use super::doorbell::Doorbell;
 use super::pool::Idle;
@@ -67,6 +68,8 @@ pub(super) struct Link {
     bell: Doorbell,
     /// Has it carried an exchange before?
     reused: bool,
+    /// Whose reactor reads it: used by another runtime, every read wakes two threads.
+    opened_in: Id,
 }
 
 /// The head of an engine's answer; its body is still on the wire.
@@ -88,7 +91,13 @@ impl Link {
             .handshake(TokioIo::new(transport))
             .await
             .map_err(ExchangeError::Broken)?;
-        Ok(Box::new(Link { sender, driver, bell: Doorbell::new(), reused: false }))
+        Ok(Box::new(Link {
+            sender,
+            driver,
+            bell: Doorbell::new(),
+            reused: false,
+            opened_in: Handle::current().id(),
+        }))
     }
 
     /// Is a pooled connection still good? Sees a FIN that the reactor has noticed; costs no
@@ -155,10 +164,12 @@ fn is_stale(error: &hyper::Error) -> bool {
 }
 
 impl UpstreamBody {
-    /// The exchange is over: keep the connection if hyper says that it can carry another.
+    /// The exchange is over: keep the connection if hyper says that it can carry another, and if it
+    /// is this runtime's own. The prober's carries one request, and that is all.
     fn finish(&mut self) {
         let Some(mut link) = self.link.take() else { return };
-        if link.is_open() {
+        let own = Handle::try_current().is_ok_and(|here| here.id() == link.opened_in);
+        if own && link.is_open() {
             self.home.put(link);
         }
     }
