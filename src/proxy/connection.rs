@@ -1,18 +1,23 @@
 //! A client's connection: pingora accepts it and, if so configured, terminates TLS; hyper's codec
-//! speaks HTTP/1.1 or h2 on it, told apart by the first bytes.
+//! speaks HTTP/1.1 or h2 on it, told apart by the first bytes (preface.rs).
 
 use async_trait::async_trait;
+use http::Response;
 use http::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use tidegate_terms::Seconds;
 
+use crate::preface::{self, Version};
+use crate::relay::RelayBody;
 use crate::request;
 use crate::service::Proxy;
 
@@ -34,31 +39,57 @@ impl ServerApp for DataApp {
     }
 }
 
+type Answering = Pin<Box<dyn Future<Output = Result<Response<RelayBody>, Infallible>> + Send>>;
+
 async fn serve(proxy: Arc<Proxy>, header_timeout: Seconds, io: Stream, mut stop: ShutdownWatch) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout.to_duration());
-    builder.http2().timer(TokioTimer::new());
+    let first = tokio::time::timeout(header_timeout.to_duration(), preface::version(io));
+    let first = tokio::select! {
+        first = first => first,
+        _ = stop.changed() => return,
+    };
+    // A client that sent nothing, or left, asked for nothing.
+    let Ok(Ok((version, io))) = first else { return };
     let service = service_fn(move |incoming| {
         let proxy = Arc::clone(&proxy);
         // Boxed: hyper keeps room for the future as long as the connection lives, 5 KB that a
         // stream does not need.
-        Box::pin(async move {
+        let answering: Answering = Box::pin(async move {
             let draining = Arc::clone(&proxy);
             let mut response = request::handle(proxy, incoming).await;
             if draining.is_draining() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
-            Ok::<_, Infallible>(response)
-        })
+            Ok(response)
+        });
+        answering
     });
-    let serving = builder.serve_connection(TokioIo::new(io), service);
-    tokio::pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        _ = stop.changed() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    let io = TokioIo::new(io);
+    let ended = match version {
+        Version::Http1 => {
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(header_timeout.to_duration());
+            let mut serving = pin!(builder.serve_connection(io, service));
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                _ = stop.changed() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
+        Version::Http2 => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.timer(TokioTimer::new());
+            // Boxed, or every connection would keep room for it.
+            let mut serving = Box::pin(builder.serve_connection(io, service));
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                _ = stop.changed() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
         }
     };
     if let Err(error) = ended {

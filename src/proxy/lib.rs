@@ -9,7 +9,7 @@
 //!   [`recording`] all of it
 //! - [`ask`], [`checkup`]: what engines are asked, and what must fit before anything is served
 //! - [`upstream`]: connections to engines; [`signals`]: what they tell beside their answers
-//! - [`connection`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
+//! - [`connection`], [`preface`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
 //! - [`failure`], [`respond`], [`headers`], [`inbound`], [`models`]: values on the way
 //! - [`clock`]: the only clock; [`heartbeat`]: what keeps its coarse timers cheap
@@ -47,6 +47,7 @@ mod metrics;
 mod models;
 mod paired;
 mod place;
+mod preface;
 mod probe;
 mod queue;
 mod reaction;

@@ -1,0 +1,148 @@
+//! Which HTTP a client speaks, by its first bytes: h2 has a preface of its own. It must never keep
+//! bytes from the codec: what was read is read again, together with what has come since.
+//!
+//! hyper-util's `auto` connection does the same, but hands the first 24 bytes over alone: hyper then
+//! makes its buffer twice as large for the rest, 8 KB a stream that nobody uses.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// RFC 9113, 3.4.
+const H2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1, or nonsense that its codec refuses.
+    Http1,
+    /// HTTP/2 with prior knowledge, or after TLS.
+    Http2,
+}
+
+/// A connection whose first bytes were read once already.
+#[derive(Debug)]
+pub struct Replay<Io> {
+    first: [u8; H2.len()],
+    /// Those from here to `filled` are still to be read again.
+    at: usize,
+    filled: usize,
+    io: Io,
+}
+
+/// Read as many bytes as it takes to tell.
+///
+/// # Errors
+/// The connection's own.
+pub async fn version<Io: AsyncRead + Unpin>(mut io: Io) -> io::Result<(Version, Replay<Io>)> {
+    let (mut first, mut filled) = ([0; H2.len()], 0);
+    let version = loop {
+        let read = io.read(&mut first[filled..]).await?;
+        filled += read;
+        if read == 0 || first[..filled] != H2[..filled] {
+            break Version::Http1;
+        }
+        if filled == H2.len() {
+            break Version::Http2;
+        }
+    };
+    Ok((version, Replay { first, at: 0, filled, io }))
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Replay<Io> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let again = (this.filled - this.at).min(buffer.remaining());
+        if again == 0 {
+            return Pin::new(&mut this.io).poll_read(context, buffer);
+        }
+        buffer.put_slice(&this.first[this.at..this.at + again]);
+        this.at += again;
+        // The rest of the request, if it is there: an error shows with the next read.
+        match Pin::new(&mut this.io).poll_read(context, buffer) {
+            Poll::Ready(_) | Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Replay<Io> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// What is told of a client that sends these pieces one by one, and what is read afterwards.
+    async fn sends(pieces: &[&[u8]]) -> (Version, Vec<u8>) {
+        let (mut client, server) = tokio::io::duplex(1);
+        let sending = async {
+            for piece in pieces {
+                client.write_all(piece).await.unwrap();
+            }
+            drop(client);
+        };
+        let reading = async {
+            let (version, mut replay) = version(server).await.unwrap();
+            let mut all = Vec::new();
+            replay.read_to_end(&mut all).await.unwrap();
+            (version, all)
+        };
+        tokio::join!(sending, reading).1
+    }
+
+    #[tokio::test]
+    async fn the_first_bytes_tell_and_are_not_lost() {
+        let more = [H2.as_slice(), b"frames"].concat();
+        assert_eq!(sends(&[&more]).await, (Version::Http2, more));
+        for request in [b"POST / HTTP/1.1\r\n\r\n".as_slice(), b"PRI * HTTP/1.1\r\n\r\n", b"P", b""]
+        {
+            assert_eq!(sends(&[request]).await, (Version::Http1, request.to_vec()));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_read_in_one_go() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let (_, mut replay) = version(server).await.unwrap();
+        let mut buffer = [0; 256];
+        assert_eq!(replay.read(&mut buffer).await.unwrap(), request.len());
+        // Into a buffer that is too small for them, the first bytes come in parts.
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(replay.read(&mut buffer).await.unwrap(), 1);
+    }
+}
