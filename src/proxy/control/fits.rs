@@ -80,10 +80,26 @@ impl Fits {
         }
     }
 
-    /// A backend's costs as fitted so far.
-    pub fn models(&self, backend: BackendId) -> (PrefillModel, DecodeModel) {
+    /// A backend's costs as fitted so far. One of which nothing was said or seen yet is taken to be
+    /// like its peers: with a guess that is dearer than what they turned out to cost, it would never
+    /// be given anything to be judged by.
+    pub fn models(
+        &self,
+        backend: BackendId,
+        peers: impl Iterator<Item = BackendId> + Clone,
+    ) -> (PrefillModel, DecodeModel) {
         let fit = &self.backends[backend.index()];
-        (fit.prefill.model(), fit.decode.model())
+        let mut peers = peers.map(|peer| &self.backends[peer.index()]);
+        let (mut prefill, mut decode) = (fit.prefill.model(), fit.decode.model());
+        if fit.prefill.observations() == 0 && prefill == PrefillModel::default() {
+            let seen = peers.clone().find(|peer| peer.prefill.observations() > 0);
+            prefill = seen.map_or(prefill, |peer| peer.prefill.model());
+        }
+        if fit.decode.observations() == 0 && decode == DecodeModel::default() {
+            let seen = peers.find(|peer| peer.decode.observations() > 0);
+            decode = seen.map_or(decode, |peer| peer.decode.model());
+        }
+        (prefill, decode)
     }
 
     /// Lengths as fitted so far.

@@ -306,7 +306,10 @@ impl Control {
         for (slot, entry) in next.entries.iter_mut().enumerate() {
             let id = BackendId(slot as u16);
             *entry = Entry { usable: self.proxy.fleet.backend(id).health.is_usable(), ..*entry };
-            (entry.prefill, entry.decode) = self.fits.models(id);
+            let group = entry.group;
+            let peers = (0..table.entries.len()).map(|slot| BackendId(slot as u16));
+            let peers = peers.filter(|peer| table.entry(*peer).group == group);
+            (entry.prefill, entry.decode) = self.fits.models(id, peers);
         }
         next.set_mean_costs();
         self.publish(next);
