@@ -326,9 +326,7 @@ fn tick(
 fn moves(backend: &BackendObservation) -> bool {
     let able = match backend.capability {
         RoleCapability::Instant => true,
-        RoleCapability::DrainThenCall => {
-            backend.role != Role::Draining || backend.becoming.is_some()
-        }
+        RoleCapability::DrainThenCall => !is_out(backend),
         RoleCapability::Fixed => false,
     };
     backend.pinned.is_none()
@@ -337,10 +335,15 @@ fn moves(backend: &BackendObservation) -> bool {
         && backend.allowed.contains(Role::Decode)
 }
 
+/// Is it given nothing, and on its way to no role?
+fn is_out(backend: &BackendObservation) -> bool {
+    backend.role == Role::Draining && backend.becoming.is_none()
+}
+
 /// Does it count in the sizes of the pools? One that an operator keeps out, or that is broken, does
 /// not.
 fn counts(backend: &BackendObservation) -> bool {
-    if backend.role == Role::Draining && backend.becoming.is_none() {
+    if is_out(backend) {
         return false;
     }
     moves(backend) || backend.pinned.is_some() || !backend.allowed.contains(Role::Mixed)
