@@ -4,13 +4,11 @@
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use http::response::Parts;
-use http_body_util::BodyExt;
 use tidegate_engine::{Endpoint, Seen, SseReader};
 
 use crate::failure::LegProblem;
 use crate::seat::Seat;
-use crate::upstream::{Answer, ExchangeError, UpstreamBody};
+use crate::upstream::{Answer, ExchangeError, Head, UpstreamBody};
 
 /// An answer that is not streamed is read whole up to this size, so that a backend that dies in
 /// the middle costs a retry and not the request. Larger ones (embeddings of many inputs) go on as
@@ -22,7 +20,7 @@ const PRELUDE_MAX: usize = 64 << 10;
 /// An answer whose first byte is here, and its place on the backend.
 pub struct Opened {
     /// Status and headers.
-    pub head: Parts,
+    pub head: Head,
     /// The body.
     pub body: OpenedBody,
     /// Held while the body flows.
@@ -58,8 +56,8 @@ pub enum OpenedBody {
 /// # Errors
 /// [`LegProblem`] when another backend should be tried: it broke off, began with an error event,
 /// or has a status that says "not now" ([`is_retryable`]).
-pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Parts, OpenedBody), LegProblem> {
-    let (head, body) = answer.into_parts();
+pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBody), LegProblem> {
+    let Answer { head, body } = answer;
     if is_retryable(head.status) {
         return Err(LegProblem::Status(head.status));
     }
@@ -86,10 +84,8 @@ pub fn is_retryable(status: StatusCode) -> bool {
 /// It broke off, or is larger than `max`.
 pub async fn read_all(mut body: UpstreamBody, max: usize) -> Result<Bytes, LegProblem> {
     let mut read = Gathered::default();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.map_err(LegProblem::BrokeOff)?.into_data() {
-            read.push(data);
-        }
+    while let Some(data) = body.data().await {
+        read.push(data.map_err(LegProblem::BrokeOff)?);
         if read.len() > max {
             return Err(ExchangeError::TooLarge(max).into());
         }
@@ -99,10 +95,8 @@ pub async fn read_all(mut body: UpstreamBody, max: usize) -> Result<Bytes, LegPr
 
 async fn open_bytes(mut body: UpstreamBody) -> Result<OpenedBody, LegProblem> {
     let mut read = Gathered::default();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.map_err(LegProblem::BrokeOff)?.into_data() {
-            read.push(data);
-        }
+    while let Some(data) = body.data().await {
+        read.push(data.map_err(LegProblem::BrokeOff)?);
         if read.len() > WHOLE_ANSWER_MAX {
             return Ok(OpenedBody::Large { first: read.into_bytes(), rest: body });
         }
@@ -115,8 +109,8 @@ async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<Opene
     let mut read = Gathered::default();
     let mut seen = Seen::default();
     loop {
-        let frame = body.frame().await.ok_or(ExchangeError::Closed)?;
-        let Ok(data) = frame.map_err(LegProblem::BrokeOff)?.into_data() else { continue };
+        let data = body.data().await.ok_or(ExchangeError::Closed)?;
+        let data = data.map_err(LegProblem::BrokeOff)?;
         let more = reader.feed(&data);
         read.push(data);
         if more.error && seen.tokens + more.tokens == 0 {
@@ -137,7 +131,7 @@ async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<Opene
     }
 }
 
-/// Frames put together; a single one is not copied.
+/// Pieces put together; a single one is not copied.
 #[derive(Default)]
 struct Gathered {
     first: Bytes,
@@ -186,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn gathered_frames_keep_their_order() {
+    fn gathered_pieces_keep_their_order() {
         let mut gathered = Gathered::default();
         for part in ["", "a", "", "bc", "d"] {
             gathered.push(Bytes::from_static(part.as_bytes()));

@@ -2,15 +2,13 @@
 //! never ask for work: no path here generates a token, but for the last resort of an old SGLang.
 
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderValue, Request, StatusCode, Uri};
-use http_body_util::Full;
+use http::{Method, StatusCode};
 use tidegate_engine::EngineKind;
 use tidegate_signals::facts::Facts;
 use tidegate_terms::Seconds;
 
 use crate::answer::read_all;
-use crate::upstream::Pool;
+use crate::upstream::{Outgoing, Pool};
 
 /// The largest answer read.
 const ANSWER_MAX: usize = 4 << 20;
@@ -80,20 +78,11 @@ impl Reply {
 }
 
 async fn ask(pool: &Pool, path: &'static str, timeout: Seconds) -> Reply {
-    let Ok(host) = HeaderValue::from_str(pool.address().authority.as_str()) else {
-        return Reply::Nothing;
-    };
-    let request = || {
-        let mut request = Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = Uri::from_static(path);
-        request.headers_mut().insert(HOST, host.clone());
-        request
-    };
+    let request = || Outgoing::own(&Method::GET, pool.address(), path, Bytes::new());
     let exchange = async {
         let answer = pool.send(request).await.ok()?;
-        let status = answer.status();
-        let body = read_all(answer.into_body(), ANSWER_MAX).await.ok()?;
-        Some((status, body))
+        let body = read_all(answer.body, ANSWER_MAX).await.ok()?;
+        Some((answer.head.status, body))
     };
     match tokio::time::timeout(timeout.to_duration(), exchange).await {
         Ok(Some((status, body))) if status.is_success() => Reply::Body(body),

@@ -4,9 +4,7 @@
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderValue, Request, Uri};
-use http_body_util::Full;
+use http::Method;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_engine::{Ask, Family, Peer};
@@ -14,7 +12,7 @@ use tidegate_engine::{Ask, Family, Peer};
 use crate::answer::read_all;
 use crate::failure::LegProblem;
 use crate::fleet::Backend;
-use crate::upstream::{ExchangeError, Pool};
+use crate::upstream::{ExchangeError, Outgoing, Pool};
 
 /// A mere look-up: who has not answered by then will not.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -76,16 +74,10 @@ pub(crate) async fn peer(backend: &Backend, id: u64) -> Result<Option<Peer>, Leg
 
 async fn exchange(backend: &Backend, ask: Ask) -> Result<Bytes, LegProblem> {
     let pool = backend.bootstrap.server.as_ref().unwrap_or(&backend.pool);
-    let host = HeaderValue::from_str(pool.address().authority.as_str()).ok();
-    let request = || {
-        let mut request = Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = Uri::from_static(ask.path);
-        request.headers_mut().extend(host.clone().map(|host| (HOST, host)));
-        request
-    };
+    let request = || Outgoing::own(&Method::GET, pool.address(), ask.path, Bytes::new());
     let answer = pool.send(request).await?;
-    if !answer.status().is_success() {
-        return Err(LegProblem::Status(answer.status()));
+    if !answer.head.status.is_success() {
+        return Err(LegProblem::Status(answer.head.status));
     }
-    read_all(answer.into_body(), ANSWER_MAX).await
+    read_all(answer.body, ANSWER_MAX).await
 }

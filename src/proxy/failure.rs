@@ -6,7 +6,7 @@ use thiserror::Error;
 use tidegate_engine::{ApiError, ProtocolError};
 use tidegate_terms::{BackendId, Seconds};
 
-use crate::upstream::ExchangeError;
+use crate::upstream::{BrokenOff, ExchangeError};
 
 /// Which of a request's exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum LegProblem {
     Exchange(#[from] ExchangeError),
     /// The answer broke off before its first byte could go on.
     #[error("the answer broke off: {0}")]
-    BrokeOff(#[source] hyper::Error),
+    BrokeOff(#[source] BrokenOff),
     /// The engine answered that it cannot serve this now.
     #[error("it answered {0}")]
     Status(http::StatusCode),

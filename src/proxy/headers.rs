@@ -1,31 +1,14 @@
 //! Which headers travel: every one of the client's reaches both legs but those that belong to one
 //! connection, and every one of the engine's reaches the client likewise.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
+use tidegate_http1::{RequestHead, is_hop_by_hop, is_listed};
 
 /// The request id that both legs and the client see.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// Headers of one connection (RFC 9110 §7.6.1), and those that hyper sets itself.
-const HOP_BY_HOP: [HeaderName; 11] = [
-    CONNECTION,
-    CONTENT_LENGTH,
-    EXPECT,
-    HOST,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
 
 /// What identifies one attempt of a request to the engines.
 #[derive(Clone, Copy, Debug)]
@@ -36,53 +19,48 @@ pub struct Identity<'a> {
     pub traceparent: &'a str,
 }
 
-/// The headers of a leg, from the client's.
-pub fn for_leg(client: &HeaderMap, authority: &Authority, identity: Identity<'_>) -> HeaderMap {
-    let mut headers = end_to_end(client);
-    // Both are checked to be visible ASCII when they are taken or made.
-    if let Ok(id) = HeaderValue::from_str(identity.request_id) {
-        headers.insert(X_REQUEST_ID, id);
-    }
-    if let Ok(parent) = HeaderValue::from_str(identity.traceparent) {
-        headers.insert(TRACEPARENT, parent);
-    }
-    if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-        headers.insert(HOST, host);
-    }
-    headers
-}
-
-/// The headers of the client's answer, from the engine's.
-pub fn for_client(engine: &HeaderMap, request_id: &str) -> HeaderMap {
-    let mut headers = end_to_end(engine);
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(X_REQUEST_ID, id);
-    }
-    headers
-}
-
-/// All but those of one connection, and those that `connection` names.
-fn end_to_end(from: &HeaderMap) -> HeaderMap {
-    let named: Vec<&str> = from
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|list| list.split(',').map(str::trim))
-        .collect();
-    let mut to = HeaderMap::with_capacity(from.len() + 3);
-    for (name, value) in from {
-        let hop = HOP_BY_HOP.contains(name)
-            || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
-        if !hop {
-            to.append(name.clone(), value.clone());
+/// The headers of a leg: the client's that travel, those that tidegate sets, and the leg's `own`.
+pub fn for_leg(
+    head: &mut RequestHead,
+    client: &HeaderMap,
+    authority: &Authority,
+    identity: Identity<'_>,
+    own: Option<(&'static str, &str)>,
+) {
+    head.header("host", authority.as_str().as_bytes());
+    let named: Vec<&[u8]> = client.get_all(CONNECTION).iter().map(HeaderValue::as_bytes).collect();
+    for (name, value) in client {
+        let text = name.as_str();
+        let replaced = *name == X_REQUEST_ID
+            || *name == TRACEPARENT
+            || own.is_some_and(|(own, _)| own == text);
+        let stays = is_hop_by_hop(text.as_bytes())
+            || named.iter().any(|list| is_listed(list, text.as_bytes()));
+        if !replaced && !stays {
+            head.header(text, value.as_bytes());
         }
     }
-    to
+    // Both are checked to be visible ASCII when they are taken or made.
+    head.header(X_REQUEST_ID.as_str(), identity.request_id.as_bytes());
+    head.header(TRACEPARENT.as_str(), identity.traceparent.as_bytes());
+    if let Some((name, value)) = own {
+        head.header(name, value.as_bytes());
+    }
+}
+
+/// The headers of the client's answer, from the engine's: those of its connection are gone already.
+pub fn for_client(mut engine: HeaderMap, request_id: &str) -> HeaderMap {
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        engine.insert(X_REQUEST_ID, id);
+    }
+    engine
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Method;
+    use http::uri::PathAndQuery;
 
     #[test]
     fn custom_headers_travel_and_those_of_the_connection_do_not() {
@@ -96,17 +74,29 @@ mod tests {
             ("content-length", "5"),
             ("host", "proxy"),
             ("x-request-id", "theirs"),
+            ("x-own", "theirs"),
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
-        let leg = for_leg(&client, &Authority::from_static("engine:1"), identity);
-        assert_eq!(leg["authorization"], "Bearer k");
-        assert_eq!(leg.get_all("x-custom").iter().count(), 2);
-        assert_eq!(leg["host"], "engine:1");
-        assert_eq!(leg["x-request-id"], "r-1");
-        for gone in ["connection", "x-hop", "content-length"] {
-            assert!(!leg.contains_key(gone), "{gone}");
-        }
+        let mut head = RequestHead::new(&Method::GET, &PathAndQuery::from_static("/"));
+        let authority = Authority::from_static("engine:1");
+        for_leg(&mut head, &client, &authority, identity, Some(("x-own", "ours")));
+        let text = String::from_utf8(head.end(0).1).unwrap();
+        let mut lines: Vec<&str> = text.split("\r\n").filter(|line| !line.is_empty()).collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "GET / HTTP/1.1",
+                "authorization: Bearer k",
+                "host: engine:1",
+                "traceparent: 00-a-b-01",
+                "x-custom: 1",
+                "x-custom: 2",
+                "x-own: ours",
+                "x-request-id: r-1",
+            ]
+        );
     }
 }

@@ -1,13 +1,14 @@
 //! A client's request with its body read: what the legs are made from. Plain data.
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::Method;
+use http::header::HeaderMap;
 use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Uri};
-use http_body_util::Full;
 use tidegate_engine::LegBody;
+use tidegate_http1::RequestHead;
 
 use crate::headers::{Identity, for_leg};
+use crate::upstream::Outgoing;
 
 /// The client's request.
 #[derive(Clone, Debug)]
@@ -24,21 +25,10 @@ pub struct Inbound {
 
 impl Inbound {
     /// The request of one leg: the client's, with the leg's body in place of its own, and its header.
-    pub fn leg(
-        &self,
-        authority: &Authority,
-        identity: Identity<'_>,
-        leg: &LegBody,
-    ) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(leg.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::from(self.target.clone());
-        *request.headers_mut() = for_leg(&self.headers, authority, identity);
-        if let Some((name, value)) = &leg.header
-            && let Ok(value) = HeaderValue::from_str(value)
-        {
-            request.headers_mut().insert(HeaderName::from_static(name), value);
-        }
-        request
+    pub fn leg(&self, authority: &Authority, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
+        let mut head = RequestHead::new(&self.method, &self.target);
+        let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));
+        for_leg(&mut head, &self.headers, authority, identity, own);
+        Outgoing::new(head, leg.body.clone())
     }
 }

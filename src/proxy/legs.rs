@@ -6,7 +6,6 @@
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
-use http::response::Parts;
 use std::borrow::Cow;
 use std::sync::Arc;
 use tidegate_cost::Matches;
@@ -28,7 +27,7 @@ use crate::place::{self, Placed, Predicted};
 use crate::seat::Seat;
 use crate::service::Proxy;
 use crate::settle::Record;
-use crate::upstream::{Answer, ExchangeError};
+use crate::upstream::{Answer, ExchangeError, Head};
 
 /// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
 /// a block of 16 tokens, so a million tokens need half a megabyte.
@@ -186,7 +185,7 @@ async fn split(
     let missed = |problem| miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
     let answer = send(serving, &backend, prefill.into(), record.attempts).await.map_err(missed)?;
-    let (head, body) = answer.into_parts();
+    let Answer { head, body } = answer;
     if answer::is_retryable(head.status) {
         return Err(missed(LegProblem::Status(head.status)));
     }
@@ -214,10 +213,10 @@ async fn split(
 /// The prefill's answer is the client's: as it is, or as the stream that was asked for.
 fn finished(
     backend: &Backend,
-    mut head: Parts,
+    mut head: Head,
     answer: &Bytes,
     scan: &Scan,
-) -> Result<(Parts, OpenedBody), LegProblem> {
+) -> Result<(Head, OpenedBody), LegProblem> {
     if !scan.stream {
         return Ok((head, OpenedBody::Complete(answer.clone())));
     }
@@ -330,7 +329,7 @@ pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Ident
     Identity { request_id, traceparent: accepted.traceparent.as_ref() }
 }
 
-pub(crate) fn opened(serving: &Serving<'_>, head: Parts, body: OpenedBody, seat: Seat) -> Opened {
+pub(crate) fn opened(serving: &Serving<'_>, head: Head, body: OpenedBody, seat: Seat) -> Opened {
     if seat.backend.health.succeeded(serving.proxy.clock.now()) {
         serving.proxy.learn(Observation::HealthChanged);
     }

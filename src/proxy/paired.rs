@@ -7,7 +7,6 @@
 //! begun: it may still be sending.
 
 use bytes::Bytes;
-use http::response::Parts;
 use std::sync::Arc;
 use tidegate_engine::{LegBody, Pair};
 use tidegate_terms::{Seconds, Tokens};
@@ -21,7 +20,7 @@ use crate::legs::{self, Miss, PREFILL_ANSWER_MAX, Serving};
 use crate::place::{self, Predicted};
 use crate::seat::Seat;
 use crate::settle::Record;
-use crate::upstream::ExchangeError;
+use crate::upstream::{Answer, ExchangeError, Head};
 
 /// A prefill's answer may take so long from its head to its end; then it is cut after all. Until its
 /// head it may take as long as any answer: a long prompt is no failure.
@@ -44,7 +43,7 @@ impl Drop for Linked {
     }
 }
 
-type Prefilled = Result<(Parts, Bytes), LegProblem>;
+type Prefilled = Result<(Head, Bytes), LegProblem>;
 
 /// Run both legs; the prefill's seat is taken, the decode's is found here.
 pub(crate) async fn run(
@@ -154,7 +153,7 @@ fn start_prefill(
         let authority = &backend.pool.address().authority;
         let identity = legs::identity(&request_id, &accepted);
         let answer = backend.pool.send(|| inbound.leg(authority, identity, &body)).await?;
-        let (head, body) = answer.into_parts();
+        let Answer { head, body } = answer;
         if answer::is_retryable(head.status) {
             return Err(LegProblem::Status(head.status));
         }

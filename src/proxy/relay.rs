@@ -2,7 +2,7 @@
 //! accounts when it was the last. Dropping the body (the client left) closes the engine's
 //! connection and settles the same way.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::borrow::Cow;
 use std::future::Future;
@@ -17,10 +17,7 @@ use tokio::time::Sleep;
 
 use crate::seat::Seat;
 use crate::settle::{Ended, Record};
-use crate::upstream::UpstreamBody;
-
-/// Chunks are put together up to this size: about what one read of a socket brings.
-const TOGETHER_MAX: usize = 16 << 10;
+use crate::upstream::{BrokenOff, UpstreamBody};
 
 /// What the client reads.
 pub enum RelayBody {
@@ -48,8 +45,6 @@ pub struct ByteRelay {
 pub struct EventRelay {
     first: Option<Bytes>,
     upstream: Option<UpstreamBody>,
-    /// How the body ended, if that was seen while its last chunks were put together.
-    ahead: Option<Option<hyper::Error>>,
     reader: SseReader,
     leak: Option<HandoffFilter>,
     usage: Option<UsageFilter>,
@@ -111,7 +106,6 @@ impl EventRelay {
         let mut relay = EventRelay {
             first: None,
             upstream: Some(upstream),
-            ahead: None,
             reader,
             leak: (!asked).then(HandoffFilter::new),
             usage,
@@ -132,55 +126,13 @@ impl EventRelay {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
-        let polled = match self.ahead.take() {
-            Some(end) => Poll::Ready(end.map(Err)),
-            None => match &mut self.upstream {
-                Some(upstream) => Pin::new(upstream).poll_frame(context),
-                None => return Poll::Ready(None),
-            },
-        };
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(chunk) => {
-                    let chunk = self.with_followers(chunk, context);
-                    Poll::Ready(Some(self.take(chunk)))
-                }
-                // Trailers say nothing that an SSE client reads.
-                Err(_trailers) => self.poll_chunk(context),
-            },
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+        match upstream.poll_data(context) {
+            Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(self.take(chunk))),
             Poll::Ready(Some(Err(error))) => Poll::Ready(self.cut(&error.to_string())),
             Poll::Ready(None) => Poll::Ready(self.ended()),
             Poll::Pending => self.poll_silence(context),
         }
-    }
-
-    /// Chunks that came in the same read go on as one: each alone would cost a chunk header and a
-    /// turn of the codec on the client's side.
-    fn with_followers(&mut self, first: Bytes, context: &mut Context<'_>) -> Bytes {
-        let Some(upstream) = &mut self.upstream else { return first };
-        let mut all = BytesMut::new();
-        while first.len() + all.len() < TOGETHER_MAX {
-            match Pin::new(&mut *upstream).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Ok(more) = frame.into_data() {
-                        if all.is_empty() {
-                            all.extend_from_slice(&first);
-                        }
-                        all.extend_from_slice(&more);
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    self.ahead = Some(Some(error));
-                    break;
-                }
-                Poll::Ready(None) => {
-                    self.ahead = Some(None);
-                    break;
-                }
-                Poll::Pending => break,
-            }
-        }
-        if all.is_empty() { first } else { all.freeze() }
     }
 
     /// The engine closed the stream: whole, or too early?
@@ -294,11 +246,11 @@ impl ByteRelay {
     fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        let polled = Pin::new(&mut self.rest).poll_frame(context);
+        let polled = self.rest.poll_data(context);
         let ended = match &polled {
             Poll::Ready(None) => Some(Ended::Done),
             Poll::Ready(Some(Err(_))) => Some(Ended::Cut),
@@ -310,18 +262,18 @@ impl ByteRelay {
                 record.ended = ended;
             }
         }
-        polled
+        polled.map(|data| data.map(|data| data.map(Frame::data)))
     }
 }
 
 impl Body for RelayBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         match &mut *self {
             RelayBody::Full(bytes, record) => {
                 record.take();

@@ -57,7 +57,7 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
     let Opened { head, body, seat } = opened;
     record.status = head.status.as_u16();
     record.proxy.signals.answered(seat.backend.id, &head.headers);
-    let headers = headers::for_client(&head.headers, &record.live.name);
+    let headers = headers::for_client(head.headers, &record.live.name);
     let body = match body {
         OpenedBody::Complete(bytes) => RelayBody::complete(bytes, seat, record),
         OpenedBody::Events { first, seen, reader, rest } => {

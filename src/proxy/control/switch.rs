@@ -2,9 +2,7 @@
 //! control loop and only tells it how it ended; it must never touch the table.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, Uri};
-use http_body_util::Full;
+use http::Method;
 use std::sync::Arc;
 use tidegate_engine::role_switch::{
     DecodeGraphs, INFO_PATH, SWITCH_PATH, Switched, decode_graphs, read_switch, role_now,
@@ -15,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::answer::read_all;
 use crate::fleet::Backend;
+use crate::upstream::Outgoing;
 
 /// An engine may take so long to work off what it has; then it goes on in its old role.
 const DRAIN_MAX: Seconds = Seconds(300.0);
@@ -108,15 +107,7 @@ async fn exchange(
     path: &'static str,
     body: Bytes,
 ) -> Option<Bytes> {
-    let host = HeaderValue::from_str(backend.pool.address().authority.as_str()).ok()?;
-    let request = || {
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = Uri::from_static(path);
-        request.headers_mut().insert(HOST, host.clone());
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        request
-    };
+    let request = || Outgoing::own(&method, backend.pool.address(), path, body.clone());
     let answer = backend.pool.send(request).await.ok()?;
-    read_all(answer.into_body(), ANSWER_MAX).await.ok()
+    read_all(answer.body, ANSWER_MAX).await.ok()
 }

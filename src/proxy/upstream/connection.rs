@@ -1,47 +1,40 @@
 //! One HTTP/1.1 connection to an engine, driven by whoever uses it.
 //!
-//! hyper splits a client connection into a sender and a driver future, which is usually spawned.
-//! Here the driver is polled by the task that waits for the answer: chunks that came in one read
-//! are handed on in one poll (and so leave in one write), no task is woken to wake another, and
-//! dropping the body closes the socket, which is how an engine learns that a client left.
+//! One request and one answer at a time, so there is nothing that a task of its own would have to
+//! drive: the task that waits for the answer reads the socket. What came in one read is handed on
+//! as one piece, a stream that waits holds no buffer, and dropping the body closes the socket,
+//! which is how an engine learns that a client left. The format is `tidegate_http1`'s business.
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
-use std::future::Future;
-use std::pin::{Pin, pin};
+use http::{HeaderMap, StatusCode};
+use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tidegate_http1::{AnswerHead, BodyError, BodyReader, HeadError, read_answer};
 use tokio::runtime::{Handle, Id};
 
-use super::doorbell::Doorbell;
+use super::outgoing::Outgoing;
 use super::pool::Idle;
-
-/// What a connection runs over: TCP, or TLS on top of it.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+use super::scratch;
+use super::socket::Socket;
 
 /// Why an exchange brought no answer, or not all of it.
 #[derive(Debug, Error)]
 pub enum ExchangeError {
     /// No connection: nothing was sent.
     #[error("cannot connect: {0}")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] io::Error),
     /// No connection within the limit: nothing was sent.
     #[error("no connection within {0:?}")]
     ConnectTimeout(std::time::Duration),
     /// A pooled connection turned out to be closed before the request was on it.
     #[error("a kept-alive connection was already closed: {0}")]
-    Stale(#[source] hyper::Error),
+    Stale(#[source] io::Error),
     /// The connection failed while the answer was due.
     #[error("the connection failed: {0}")]
-    Broken(#[source] hyper::Error),
+    Broken(#[from] BrokenOff),
     /// The engine closed the connection without an answer.
     #[error("the connection was closed before an answer")]
     Closed,
@@ -53,6 +46,20 @@ pub enum ExchangeError {
     TooLarge(usize),
 }
 
+/// Why an answer that had begun did not end.
+#[derive(Debug, Error)]
+pub enum BrokenOff {
+    /// The socket failed.
+    #[error("reading from the engine failed: {0}")]
+    Io(#[from] io::Error),
+    /// The engine's head is not HTTP/1.1.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// Its body is not what its head said.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+}
+
 impl ExchangeError {
     /// Did the engine certainly see nothing of the request?
     pub fn before_sending(&self) -> bool {
@@ -60,169 +67,250 @@ impl ExchangeError {
     }
 }
 
-/// A connection between two exchanges. It lives in a box: hyper's halves are a kilobyte, and a
-/// request hands them on a dozen times.
+/// A connection between two exchanges.
 pub(super) struct Link {
-    sender: SendRequest<Full<Bytes>>,
-    driver: Connection<TokioIo<Box<dyn Transport>>, Full<Bytes>>,
-    bell: Doorbell,
+    socket: Socket,
     /// Has it carried an exchange before?
     reused: bool,
     /// Whose reactor reads it: used by another runtime, every read wakes two threads.
     opened_in: Id,
 }
 
-/// The head of an engine's answer; its body is still on the wire.
-pub type Answer = Response<UpstreamBody>;
+/// An engine's answer, of which the head is here.
+pub struct Answer {
+    /// Its head.
+    pub head: Head,
+    /// Its body, still on the wire.
+    pub body: UpstreamBody,
+}
+
+/// An answer's status and headers, but for those of its connection.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+}
 
 /// An answer's body. Once read to its end the connection goes back to its pool; dropped earlier,
 /// the connection is closed, and the engine aborts the request.
 pub struct UpstreamBody {
-    incoming: Incoming,
-    link: Option<Box<Link>>,
+    /// Came with the head.
+    first: Option<Bytes>,
+    reader: BodyReader,
+    /// `None` once the exchange is over.
+    link: Option<Link>,
+    keeps_alive: bool,
     home: Arc<Idle>,
 }
 
+/// An exchange up to the answer's head.
+struct Exchange {
+    link: Link,
+    request: Outgoing,
+    /// Bytes of the request on the wire.
+    sent: usize,
+    flushed: bool,
+    /// Writing failed; the engine may have answered before it closed.
+    unsent: Option<io::Error>,
+    /// A head of which the rest is still to come.
+    begun: Vec<u8>,
+}
+
 impl Link {
-    pub(super) async fn handshake(
-        transport: Box<dyn Transport>,
-    ) -> Result<Box<Link>, ExchangeError> {
-        let (sender, driver) = Builder::new()
-            .handshake(TokioIo::new(transport))
-            .await
-            .map_err(ExchangeError::Broken)?;
-        Ok(Box::new(Link {
-            sender,
-            driver,
-            bell: Doorbell::new(),
-            reused: false,
-            opened_in: Handle::current().id(),
-        }))
+    pub(super) fn new(socket: Socket) -> Link {
+        Link { socket, reused: false, opened_in: Handle::current().id() }
     }
 
     /// Is a pooled connection still good? Sees a FIN that the reactor has noticed; costs no
     /// system call otherwise.
     pub(super) fn is_open(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.driver).poll(&mut context).is_pending() && self.sender.is_ready()
+        self.socket.poll_read(&mut context, &mut [0]).is_pending()
     }
 
     /// Send a request and wait for the answer's head.
     pub(super) async fn exchange(
-        mut self: Box<Self>,
-        request: Request<Full<Bytes>>,
+        self,
+        request: Outgoing,
         home: Arc<Idle>,
     ) -> Result<Answer, ExchangeError> {
-        let reused = self.reused;
-        let failed = |error: hyper::Error| match reused && is_stale(&error) {
-            true => ExchangeError::Stale(error),
-            false => ExchangeError::Broken(error),
+        let mut exchange = Exchange {
+            link: self,
+            request,
+            sent: 0,
+            flushed: false,
+            unsent: None,
+            begun: Vec::new(),
         };
-        let head = {
-            let Link { sender, driver, bell, .. } = &mut *self;
-            let mut answer = pin!(sender.send_request(request));
-            let mut over = false;
-            let mut poll = |context: &mut Context<'_>| {
-                if !over && let Poll::Ready(ended) = Pin::new(&mut *driver).poll(context) {
-                    over = true;
-                    if let Err(error) = ended {
-                        return Poll::Ready(Err(failed(error)));
+        let (head, reader, first, whole) = poll_fn(|context| exchange.poll(context)).await?;
+        // What is left of a request would be read as the beginning of the next.
+        let keeps_alive = head.keeps_alive && whole && exchange.flushed;
+        let mut link = exchange.link;
+        link.reused = true;
+        let mut body = UpstreamBody { first, reader, link: Some(link), keeps_alive, home };
+        body.settle();
+        Ok(Answer { head: Head { status: head.status, headers: head.headers }, body })
+    }
+}
+
+/// A head, what reads its body, and what came of that with it; false if more came than the answer.
+type Begun = (AnswerHead, BodyReader, Option<Bytes>, bool);
+
+impl Exchange {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Begun, ExchangeError>> {
+        // An engine may answer before it has read all: to both sides of the connection at once.
+        if let Poll::Ready(Err(error)) = self.poll_send(context) {
+            self.sent = self.request.len();
+            self.unsent = Some(error);
+        }
+        scratch::with(|scratch| {
+            loop {
+                match ready!(self.link.socket.poll_read(context, scratch)) {
+                    Ok(0) => return Poll::Ready(Err(self.closed())),
+                    Ok(read) => {
+                        if let Some(begun) = self.take(&mut scratch[..read])? {
+                            return Poll::Ready(Ok(begun));
+                        }
                     }
+                    Err(error) => return Poll::Ready(Err(self.failed(error))),
                 }
-                match answer.as_mut().poll(&mut nobody()) {
-                    Poll::Ready(Ok(head)) => Poll::Ready(Ok((head, over))),
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(failed(error))),
-                    Poll::Pending if over => Poll::Ready(Err(ExchangeError::Closed)),
-                    Poll::Pending => Poll::Pending,
-                }
+            }
+        })
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.request.len() {
+            let rest = self.request.rest(self.sent);
+            match ready!(self.link.socket.poll_write(context, &rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.sent += written,
+            }
+        }
+        if !self.flushed && self.unsent.is_none() {
+            ready!(self.link.socket.poll_flush(context))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Bytes of the answer: its head, once all of it is here.
+    fn take(&mut self, bytes: &mut [u8]) -> Result<Option<Begun>, BrokenOff> {
+        if !self.begun.is_empty() {
+            self.begun.extend_from_slice(bytes);
+            let mut all = std::mem::take(&mut self.begun);
+            return self.read(&mut all);
+        }
+        self.read(bytes)
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<Option<Begun>, BrokenOff> {
+        let mut at = 0;
+        loop {
+            let Some(head) = read_answer(&self.request.method, &bytes[at..])? else {
+                self.begun.extend_from_slice(&bytes[at..]);
+                return Ok(None);
             };
-            std::future::poll_fn(|context| bell.poll(context, &mut poll)).await
-        };
-        let (head, over) = head?;
-        self.reused = true;
-        let link = (!over).then_some(self);
-        Ok(head.map(|incoming| UpstreamBody { incoming, link, home }))
+            at += head.length;
+            if head.status.is_informational() {
+                continue;
+            }
+            let rest = &mut bytes[at..];
+            let mut reader = BodyReader::new(head.framing);
+            let piece = reader.read(rest)?;
+            let data = &rest[piece.data];
+            let first = (!data.is_empty()).then(|| Bytes::copy_from_slice(data));
+            let whole = piece.consumed == rest.len();
+            return Ok(Some((head, reader, first, whole)));
+        }
     }
-}
 
-/// Nobody need be woken: only the driver makes what the other half waits for, and that half is
-/// polled after each poll of the driver.
-fn nobody() -> Context<'static> {
-    Context::from_waker(Waker::noop())
-}
-
-/// A keep-alive connection that the engine closed in the meantime: the request may go again.
-fn is_stale(error: &hyper::Error) -> bool {
-    if error.is_canceled() || error.is_closed() || error.is_incomplete_message() {
-        return true;
+    /// The connection ended without an answer.
+    fn closed(&mut self) -> ExchangeError {
+        match (self.is_stale(), self.unsent.take()) {
+            (true, unsent) => {
+                let end = || io::ErrorKind::UnexpectedEof.into();
+                ExchangeError::Stale(unsent.unwrap_or_else(end))
+            }
+            (false, Some(error)) => BrokenOff::from(error).into(),
+            (false, None) => ExchangeError::Closed,
+        }
     }
-    let io = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
-    io.is_some_and(|e| {
-        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-        matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
-    })
+
+    fn failed(&self, error: io::Error) -> ExchangeError {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let closed = matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        );
+        match closed && self.is_stale() {
+            true => ExchangeError::Stale(error),
+            false => BrokenOff::from(error).into(),
+        }
+    }
+
+    /// A keep-alive connection that the engine closed in the meantime: the request may go again.
+    fn is_stale(&self) -> bool {
+        self.link.reused && self.begun.is_empty()
+    }
 }
 
 impl UpstreamBody {
-    /// The exchange is over: keep the connection if hyper says that it can carry another, and if it
-    /// is this runtime's own. The prober's carries one request, and that is all.
-    fn finish(&mut self) {
-        let Some(mut link) = self.link.take() else { return };
+    /// Its next data: all that came in one read. `None` at its end.
+    pub fn poll_data(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        let Some(link) = &mut self.link else { return Poll::Ready(None) };
+        let polled = scratch::with(|scratch| {
+            loop {
+                let read = ready!(link.socket.poll_read(context, scratch))?;
+                if read == 0 {
+                    self.keeps_alive = false;
+                    self.reader.close()?;
+                    return Poll::Ready(Ok(None));
+                }
+                let piece = self.reader.read(&mut scratch[..read])?;
+                self.keeps_alive &= piece.consumed == read;
+                if !piece.data.is_empty() {
+                    return Poll::Ready(Ok(Some(Bytes::copy_from_slice(&scratch[piece.data]))));
+                }
+                if self.reader.is_done() {
+                    return Poll::Ready(Ok(None));
+                }
+            }
+        });
+        match ready!(polled) {
+            Ok(data) => {
+                self.settle();
+                Poll::Ready(data.map(Ok))
+            }
+            Err(error) => {
+                self.link = None;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    /// The same, to wait for.
+    pub async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
+        poll_fn(|context| self.poll_data(context)).await
+    }
+
+    /// The exchange is over: keep the connection if it can carry another, and if it is this
+    /// runtime's own. The prober's carries one request, and that is all.
+    fn settle(&mut self) {
+        if !self.reader.is_done() {
+            return;
+        }
+        let Some(link) = self.link.take() else { return };
         let own = Handle::try_current().is_ok_and(|here| here.id() == link.opened_in);
-        if own && link.is_open() {
+        if own && self.keeps_alive {
             self.home.put(link);
         }
-    }
-}
-
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let UpstreamBody { incoming, link, .. } = &mut *self;
-        let mut over = link.is_none();
-        let polled = match link {
-            None => Poll::Pending,
-            Some(link) => {
-                let Link { driver, bell, .. } = &mut **link;
-                bell.poll(context, |context| {
-                    // Twice: asking for a frame is what makes the driver read one.
-                    if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(&mut nobody()) {
-                        return Poll::Ready(frame);
-                    }
-                    if !over && let Poll::Ready(ended) = Pin::new(&mut *driver).poll(context) {
-                        over = true;
-                        if let Err(error) = ended {
-                            return Poll::Ready(Some(Err(error)));
-                        }
-                    }
-                    Pin::new(&mut *incoming).poll_frame(&mut nobody())
-                })
-            }
-        };
-        if over {
-            *link = None;
-        }
-        if polled.is_pending() && over {
-            return Pin::new(incoming).poll_frame(context);
-        }
-        if let Poll::Ready(frame) = &polled
-            && (frame.is_none() || self.incoming.is_end_stream())
-        {
-            self.finish();
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
     }
 }

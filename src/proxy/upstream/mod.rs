@@ -1,13 +1,16 @@
-//! HTTP exchanges with engines: hyper's codec over connections that tidegate pools itself, one
-//! pool a backend. Knows nothing of roles, plans or tokens.
+//! HTTP/1.1 exchanges with engines, over connections that tidegate pools itself, one pool a
+//! backend. Knows nothing of roles, plans or tokens.
 
 mod address;
 mod connection;
-mod doorbell;
+mod outgoing;
 mod pool;
+mod scratch;
+mod socket;
 mod tls;
 
 pub use address::{Address, AddressError};
-pub use connection::{Answer, ExchangeError, UpstreamBody};
+pub use connection::{Answer, BrokenOff, ExchangeError, Head, UpstreamBody};
+pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};
 pub use tls::{TlsError, client_config};

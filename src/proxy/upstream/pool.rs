@@ -2,17 +2,15 @@
 //!
 //! uvicorn closes a connection that was idle for 5 s; one that waited longer here is not tried.
 
-use super::connection::{Answer, ExchangeError, Link, Transport};
-use super::{Address, tls};
-use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
-use http::Request;
-use http_body_util::Full;
 use std::sync::Arc;
 use tidegate_terms::{Moment, Seconds};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::connection::{Answer, ExchangeError, Link};
+use super::outgoing::Outgoing;
+use super::socket::Socket;
+use super::{Address, tls};
 use crate::clock::Clock;
 
 /// Limits of one backend's connections.
@@ -30,13 +28,13 @@ pub struct PoolParams {
 
 /// Idle connections and since when each waits.
 pub(super) struct Idle {
-    links: ArrayQueue<(Box<Link>, Moment)>,
+    links: ArrayQueue<(Link, Moment)>,
     clock: Clock,
 }
 
 impl Idle {
     /// Keep a connection; when the pool is full it is closed instead.
-    pub(super) fn put(&self, link: Box<Link>) {
+    pub(super) fn put(&self, link: Link) {
         drop(self.links.push((link, self.clock.now())));
     }
 }
@@ -73,10 +71,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`ExchangeError`]; see [`ExchangeError::before_sending`] for whether the engine saw it.
-    pub async fn send(
-        &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
-    ) -> Result<Answer, ExchangeError> {
+    pub async fn send(&self, request: impl Fn() -> Outgoing) -> Result<Answer, ExchangeError> {
         let limit = self.params.answer_timeout.to_duration();
         match timeout(limit, self.send_unbounded(request)).await {
             Ok(answer) => answer,
@@ -97,7 +92,7 @@ impl Pool {
 
     async fn send_unbounded(
         &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
+        request: impl Fn() -> Outgoing,
     ) -> Result<Answer, ExchangeError> {
         if let Some(link) = self.take() {
             match link.exchange(request(), Arc::clone(&self.idle)).await {
@@ -108,7 +103,7 @@ impl Pool {
         self.open().await?.exchange(request(), Arc::clone(&self.idle)).await
     }
 
-    fn take(&self) -> Option<Box<Link>> {
+    fn take(&self) -> Option<Link> {
         while let Some((mut link, since)) = self.idle.links.pop() {
             if self.is_fresh(since) && link.is_open() {
                 return Some(link);
@@ -121,21 +116,13 @@ impl Pool {
         self.idle.clock.now() - since < self.params.idle_time
     }
 
-    async fn open(&self) -> Result<Box<Link>, ExchangeError> {
+    async fn open(&self) -> Result<Link, ExchangeError> {
         let limit = self.params.connect_timeout.to_duration();
-        let transport = timeout(limit, self.connect())
+        let connecting = Socket::connect(&self.address, self.tls.as_ref());
+        let socket = timeout(limit, connecting)
             .await
             .map_err(|_| ExchangeError::ConnectTimeout(limit))?
             .map_err(ExchangeError::Connect)?;
-        Link::handshake(transport).await
-    }
-
-    async fn connect(&self) -> std::io::Result<Box<dyn Transport>> {
-        let stream = TcpStream::connect((self.address.host.as_str(), self.address.port)).await?;
-        stream.set_nodelay(true)?;
-        match &self.tls {
-            None => Ok(Box::new(stream)),
-            Some(tls) => Ok(Box::new(tls.connect(&self.address.host, stream).await?)),
-        }
+        Ok(Link::new(socket))
     }
 }

@@ -1,0 +1,203 @@
+//! An answer's body as it comes off the wire: chunks without their frames, or so many bytes, or all
+//! there is. It must never hold a byte back: data that is here can go on.
+
+use std::ops::Range;
+use thiserror::Error;
+
+/// Longer chunk extensions or trailers are an attack, or not HTTP.
+const EXTRA_MAX: u32 = 16 << 10;
+
+/// How a body ends (RFC 9112, 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// After so many bytes; 0 where there is no body.
+    Length(u64),
+    /// With a chunk of no length.
+    Chunked,
+    /// With the connection.
+    UntilClose,
+}
+
+/// The body is not what its framing says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BodyError {
+    /// A chunk's length, or what surrounds it, is not chunked coding.
+    #[error("the body's chunks are malformed")]
+    Chunk,
+    /// The chunk extensions or trailers never end.
+    #[error("the body's chunk extensions or trailers are too long")]
+    TooLong,
+    /// The connection ended before the body did.
+    #[error("the connection was closed in the middle of the body")]
+    Truncated,
+}
+
+/// What some bytes from the wire were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where in those bytes the body's data lies now.
+    pub data: Range<usize>,
+    /// How many of the bytes belonged to this message: all of them, unless it ended.
+    pub consumed: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// So many bytes of data are left.
+    Length(u64),
+    UntilClose,
+    /// In a chunk's length; `digits` were read.
+    Size {
+        size: u64,
+        digits: u8,
+    },
+    /// Blanks after a length, before an extension or the line's end.
+    SizeBlank(u64),
+    Extension(u64),
+    SizeLf(u64),
+    Data(u64),
+    DataCr,
+    DataLf,
+    /// At the beginning of a line after the last chunk.
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    LastLf,
+    Done,
+}
+
+/// Reads one body.
+#[derive(Clone, Debug)]
+pub struct BodyReader {
+    state: State,
+    /// Bytes of extensions and trailers so far.
+    extra: u32,
+}
+
+impl BodyReader {
+    /// For a body that is framed so.
+    pub fn new(framing: Framing) -> BodyReader {
+        let state = match framing {
+            Framing::Length(0) => State::Done,
+            Framing::Length(length) => State::Length(length),
+            Framing::Chunked => State::Size { size: 0, digits: 0 },
+            Framing::UntilClose => State::UntilClose,
+        };
+        BodyReader { state, extra: 0 }
+    }
+
+    /// Has all of it been read?
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// How many bytes are still to come, if that is known.
+    pub fn remaining(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            State::Done => Some(0),
+            _ => None,
+        }
+    }
+
+    /// The next bytes. The data of several chunks is put together within `bytes`.
+    ///
+    /// # Errors
+    /// [`BodyError`] if they are not chunked coding; the rest of the connection means nothing then.
+    pub fn read(&mut self, bytes: &mut [u8]) -> Result<Piece, BodyError> {
+        let (mut at, mut data) = (0, 0..0);
+        while at < bytes.len() && self.state != State::Done {
+            let left = match self.state {
+                State::Length(left) | State::Data(left) => left,
+                State::UntilClose => u64::MAX,
+                _ => {
+                    self.state = self.step(bytes[at])?;
+                    at += 1;
+                    continue;
+                }
+            };
+            let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
+            if data.is_empty() {
+                data = at..at + here;
+            } else {
+                bytes.copy_within(at..at + here, data.end);
+                data.end += here;
+            }
+            at += here;
+            let left = left - here as u64;
+            self.state = match self.state {
+                State::Length(_) if left == 0 => State::Done,
+                State::Length(_) => State::Length(left),
+                State::Data(_) if left == 0 => State::DataCr,
+                State::Data(_) => State::Data(left),
+                other => other,
+            };
+        }
+        Ok(Piece { data, consumed: at })
+    }
+
+    /// The connection has ended.
+    ///
+    /// # Errors
+    /// [`BodyError::Truncated`] if the body had not.
+    pub fn close(&mut self) -> Result<(), BodyError> {
+        match self.state {
+            State::Done | State::UntilClose => {
+                self.state = State::Done;
+                Ok(())
+            }
+            _ => Err(BodyError::Truncated),
+        }
+    }
+
+    /// A byte that is not data. Line ends are CR LF and nothing else (RFC 9112, 2.2 lets a reader
+    /// take a bare LF, and readers that do not agree on that have been made to disagree).
+    fn step(&mut self, byte: u8) -> Result<State, BodyError> {
+        Ok(match (self.state, byte) {
+            (State::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                if digits == 16 {
+                    return Err(BodyError::Chunk);
+                }
+                let digit = (byte as char).to_digit(16).unwrap_or_default();
+                State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
+            }
+            (State::Size { digits: 0, .. }, _) => return Err(BodyError::Chunk),
+            (State::Size { size, .. } | State::SizeBlank(size), b'\r') => State::SizeLf(size),
+            (State::Size { size, .. } | State::SizeBlank(size), b';') => State::Extension(size),
+            (State::Size { size, .. } | State::SizeBlank(size), b' ' | b'\t') => {
+                self.count_extra()?;
+                State::SizeBlank(size)
+            }
+            (State::Extension(size), b'\r') => State::SizeLf(size),
+            (State::Extension(_), b'\n') => return Err(BodyError::Chunk),
+            (State::Extension(size), _) => {
+                self.count_extra()?;
+                State::Extension(size)
+            }
+            (State::SizeLf(0), b'\n') => State::TrailerStart,
+            (State::SizeLf(size), b'\n') => State::Data(size),
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => State::Size { size: 0, digits: 0 },
+            (State::TrailerStart, b'\r') => State::LastLf,
+            (State::LastLf, b'\n') => State::Done,
+            (State::Trailer, b'\r') => State::TrailerLf,
+            (State::TrailerLf, b'\n') => State::TrailerStart,
+            (State::TrailerStart | State::Trailer, b'\n') => return Err(BodyError::Chunk),
+            // Trailers say nothing that a client of an engine reads: RFC 9110, 6.5.1 lets them go.
+            (State::TrailerStart | State::Trailer, _) => {
+                self.count_extra()?;
+                State::Trailer
+            }
+            _ => return Err(BodyError::Chunk),
+        })
+    }
+
+    fn count_extra(&mut self) -> Result<(), BodyError> {
+        self.extra += 1;
+        if self.extra > EXTRA_MAX { Err(BodyError::TooLong) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+#[path = "body_tests.rs"]
+mod tests;

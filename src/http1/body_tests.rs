@@ -1,0 +1,110 @@
+use super::*;
+use proptest::prelude::*;
+
+/// All of `wire`, in pieces of `step` bytes: the data, and what was left over.
+fn read(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
+    let mut reader = BodyReader::new(framing);
+    let mut data = Vec::new();
+    let mut at = 0;
+    for piece in wire.chunks(step.max(1)) {
+        let mut piece = piece.to_vec();
+        let read = reader.read(&mut piece)?;
+        data.extend_from_slice(&piece[read.data]);
+        at += read.consumed;
+        if reader.is_done() {
+            return Ok((data, wire[at..].to_vec()));
+        }
+    }
+    reader.close()?;
+    Ok((data, Vec::new()))
+}
+
+#[test]
+fn so_many_bytes_and_no_more() {
+    assert_eq!(read(Framing::Length(3), b"abcdef", 2), Ok((b"abc".to_vec(), b"def".to_vec())));
+    assert_eq!(read(Framing::Length(7), b"abcdef", 2), Err(BodyError::Truncated));
+    assert!(BodyReader::new(Framing::Length(0)).is_done());
+}
+
+#[test]
+fn all_there_is() {
+    assert_eq!(read(Framing::UntilClose, b"abc", 2), Ok((b"abc".to_vec(), Vec::new())));
+}
+
+#[test]
+fn chunks_without_their_frames() {
+    let wire = b"3\r\nabc\r\n0A;x=\"y\"\r\n0123456789\r\n1 \r\n!\r\n0\r\nx-trailer: 1\r\n\r\nnext";
+    for step in 1..=wire.len() {
+        let (data, rest) = read(Framing::Chunked, wire, step).unwrap();
+        assert_eq!(data, b"abc0123456789!");
+        assert_eq!(rest, b"next");
+    }
+}
+
+#[test]
+fn what_is_no_chunk_is_refused() {
+    for wire in [
+        "\r\n",
+        "g\r\n",
+        "-1\r\n",
+        "3\nabc",
+        "3\r\nabcd\r\n",
+        "3\r\nabc\n0\r\n\r\n",
+        "11111111111111111\r\n",
+        "3;x\nabc\r\n",
+        "0\r\n\n",
+        "0\r\nx\n",
+        " 3\r\nabc",
+        "3 3\r\n",
+    ] {
+        assert_eq!(read(Framing::Chunked, wire.as_bytes(), 1), Err(BodyError::Chunk), "{wire:?}");
+    }
+    for wire in ["", "3", "3\r\nab", "3\r\nabc\r\n", "0\r\n", "0\r\n\r"] {
+        assert_eq!(read(Framing::Chunked, wire.as_bytes(), 9), Err(BodyError::Truncated), "{wire}");
+    }
+}
+
+#[test]
+fn extensions_and_trailers_end() {
+    let long = "x".repeat(EXTRA_MAX as usize + 1);
+    for wire in [format!("1;{long}"), format!("0\r\n{long}"), format!("1{}", " ".repeat(20_000))] {
+        assert_eq!(read(Framing::Chunked, wire.as_bytes(), 4096), Err(BodyError::TooLong));
+    }
+}
+
+proptest! {
+    /// However the data is put into chunks, and however these are cut, it comes out whole.
+    #[test]
+    fn data_survives_any_chunks_and_cuts(
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..12),
+        step in 1usize..64,
+        rest in proptest::collection::vec(any::<u8>(), 0..8),
+    ) {
+        let mut wire = Vec::new();
+        for chunk in &chunks {
+            wire.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            wire.extend_from_slice(chunk);
+            wire.extend_from_slice(b"\r\n");
+        }
+        wire.extend_from_slice(b"0\r\n\r\n");
+        wire.extend_from_slice(&rest);
+        prop_assert_eq!(read(Framing::Chunked, &wire, step), Ok((chunks.concat(), rest)));
+    }
+
+    /// Any bytes at all: the verdict does not depend on where they were cut.
+    #[test]
+    fn any_bytes_read_the_same_however_cut(
+        wire in proptest::collection::vec(
+            prop_oneof![
+                Just(b'\r'), Just(b'\n'), Just(b'0'), Just(b'2'), Just(b';'), any::<u8>()
+            ],
+            0..60,
+        ),
+        step in 1usize..8,
+    ) {
+        prop_assert_eq!(
+            read(Framing::Chunked, &wire, step),
+            read(Framing::Chunked, &wire, wire.len())
+        );
+    }
+}

@@ -1,0 +1,65 @@
+//! A request to an engine, ready for the wire.
+
+use bytes::Bytes;
+use http::Method;
+use http::uri::PathAndQuery;
+use std::io::IoSlice;
+use tidegate_http1::RequestHead;
+
+use super::Address;
+
+/// Its head as it is sent, and its body.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    pub(super) method: Method,
+    head: Vec<u8>,
+    body: Bytes,
+}
+
+impl Outgoing {
+    /// A request with this head and body; the body's length is added.
+    pub fn new(head: RequestHead, body: Bytes) -> Outgoing {
+        let (method, head) = head.end(body.len());
+        Outgoing { method, head, body }
+    }
+
+    /// One of tidegate's own, without a client behind it. A body is JSON.
+    pub fn own(method: &Method, address: &Address, path: &'static str, body: Bytes) -> Outgoing {
+        let mut head = RequestHead::new(method, &PathAndQuery::from_static(path));
+        head.header("host", address.authority.as_str().as_bytes());
+        if !body.is_empty() {
+            head.header("content-type", b"application/json");
+        }
+        Outgoing::new(head, body)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+
+    /// What is left once `sent` bytes are on the wire.
+    pub(super) fn rest(&self, sent: usize) -> [IoSlice<'_>; 2] {
+        let head = &self.head[sent.min(self.head.len())..];
+        let body = &self.body[sent.saturating_sub(self.head.len())..];
+        [IoSlice::new(head), IoSlice::new(body)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_and_body_go_out_in_one_and_from_where_they_stopped() {
+        let address = Address::parse("http://engine:8000").unwrap();
+        let body = Bytes::from_static(b"{\"a\":1}");
+        let request = Outgoing::own(&Method::POST, &address, "/x", body);
+        let all = "POST /x HTTP/1.1\r\nhost: engine:8000\r\ncontent-type: application/json\r\n\
+                   content-length: 7\r\n\r\n{\"a\":1}";
+        assert_eq!(request.len(), all.len());
+        for sent in 0..=all.len() {
+            let [head, body] = request.rest(sent);
+            assert_eq!([&*head, &*body].concat(), all.as_bytes()[sent..]);
+        }
+    }
+}

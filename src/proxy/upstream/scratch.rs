@@ -1,0 +1,16 @@
+//! Where a thread reads sockets into. A stream that waits for its next token keeps no buffer; what
+//! is read is copied out, to its size, before the next one reads.
+
+use std::cell::RefCell;
+
+/// More than an engine writes at once, but for large answers.
+const SIZE: usize = 32 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
+}
+
+/// Runs `read` with the thread's buffer. `read` must not come here again.
+pub(super) fn with<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|buffer| read(buffer))
+}

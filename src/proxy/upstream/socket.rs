@@ -1,0 +1,64 @@
+//! A connection to an engine as a byte stream: TCP, or TLS on top of it.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::{Address, tls};
+
+/// Either kind.
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    pub(super) async fn connect(
+        address: &Address,
+        tls: Option<&tls::Connector>,
+    ) -> io::Result<Socket> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        stream.set_nodelay(true)?;
+        match tls {
+            None => Ok(Socket::Tcp(stream)),
+            Some(tls) => Ok(Socket::Tls(Box::new(tls.connect(&address.host, stream).await?))),
+        }
+    }
+
+    /// Read what is there: how many bytes, 0 at the stream's end.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(into);
+        ready!(match self {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, &mut buffer),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(context, &mut buffer),
+        })?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// Write as much of the slices as goes.
+    pub(super) fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    /// See that what was written is on its way: TLS keeps records back until then.
+    pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Socket::Tcp(_) => Poll::Ready(Ok(())),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+}
