@@ -1,3 +1,5 @@
+//! Heads of answers: what is read, and what is refused.
+
 use super::*;
 use proptest::prelude::*;
 

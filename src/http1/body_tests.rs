@@ -1,3 +1,5 @@
+//! Bodies, however they are framed and cut.
+
 use super::*;
 use proptest::prelude::*;
 
