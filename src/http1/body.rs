@@ -1,22 +1,13 @@
-//! An answer's body as it comes off the wire: chunks without their frames, or so many bytes, or all
+//! A body as it comes off the wire: chunks without their frames, or so many bytes, or all
 //! there is. It must never hold a byte back: data that is here can go on.
 
 use std::ops::Range;
 use thiserror::Error;
 
+use crate::framing::Framing;
+
 /// Longer chunk extensions or trailers are an attack, or not HTTP.
 const EXTRA_MAX: u32 = 16 << 10;
-
-/// How a body ends (RFC 9112, 6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// After so many bytes; 0 where there is no body.
-    Length(u64),
-    /// With a chunk of no length.
-    Chunked,
-    /// With the connection.
-    UntilClose,
-}
 
 /// The body is not what its framing says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

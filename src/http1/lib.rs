@@ -1,14 +1,20 @@
-//! HTTP/1.1 as bytes, for the legs to engines: a request's head is written, an answer's head and
-//! body are read. RFC 9112 throughout. It must never touch a socket, keep what it has read, or
-//! guess: what two readers could take for two things is refused.
+//! HTTP/1.1 as bytes, in both directions: heads are read and written, bodies are read out of their
+//! frames. RFC 9112 throughout. It must never touch a socket, keep what it has read, or guess: what
+//! two readers could take for two things is refused.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-mod answer;
+mod answer_in;
+mod answer_out;
 mod body;
+mod framing;
 mod hop;
-mod request;
+mod request_in;
+mod request_out;
 
-pub use answer::{AnswerHead, HEAD_MAX, HeadError, read_answer};
-pub use body::{BodyError, BodyReader, Framing, Piece};
+pub use answer_in::{AnswerHead, read_answer};
+pub use answer_out::{AnswerFraming, CONTINUE, ChunkFrame, LAST_CHUNK, write_answer};
+pub use body::{BodyError, BodyReader, Piece};
+pub use framing::{Framing, HEAD_MAX, HeadError};
 pub use hop::{is_hop_by_hop, is_listed};
-pub use request::RequestHead;
+pub use request_in::{Asked, read_request};
+pub use request_out::RequestHead;

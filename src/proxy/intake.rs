@@ -1,9 +1,9 @@
-//! From a connection's request to one that the filters have let in: read the body within its
-//! limit, answer what needs no engine, run the filter chain, off the reactor if the body is large.
+//! From a connection's request to one that the filters have let in: the head is looked at before the
+//! body is read, then the filter chain runs, off the reactor if the body is large.
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use std::sync::Arc;
@@ -39,18 +39,48 @@ pub struct Refused {
     pub error: ApiError,
 }
 
-/// Read a request and run the filters over it.
-pub async fn take(
-    proxy: &Arc<Proxy>,
-    request: Request<Incoming>,
-    arrived: Moment,
-) -> Result<Taken, Refused> {
-    let (parts, body) = request.into_parts();
+/// A request as it came in, before anything is known of it.
+pub struct Asked {
+    /// Its head.
+    pub head: Parts,
+    /// All of its body, or why it is refused.
+    pub body: Result<Bytes, ApiError>,
+    /// When its head was here.
+    pub arrived: Moment,
+}
+
+/// A stranger, or a body that is announced too large, is refused before it is read.
+///
+/// # Errors
+/// What the client is told.
+pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
+    let path = head.uri.path();
+    proxy.chain.admit_head(&Head { method: &head.method, path, headers: &head.headers })
+}
+
+/// Read the body of a request of which the head is here.
+pub async fn read(proxy: &Proxy, head: Parts, body: Incoming) -> Asked {
+    let arrived = proxy.clock.now();
+    let body = match admit_head(proxy, &head) {
+        Err(error) => Err(error),
+        Ok(()) => match Limited::new(body, proxy.body_max).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(ApiError::too_large(proxy.body_max))
+            }
+            Err(_) => Err(ApiError::bad_request("The request body could not be read.", None)),
+        },
+    };
+    Asked { head, body, arrived }
+}
+
+/// Run the filters over a request.
+pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
+    let Asked { head, body, arrived } = asked;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
-    let body = read(proxy, &parts, body).await;
-    let Parts { method, uri, headers, .. } = parts;
+    let Parts { method, uri, headers, .. } = head;
     let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let refused = |inbound: Inbound, error| Refused {
         request_id: tidegate_filters::request_id(&inbound.headers, &fresh),
@@ -68,17 +98,6 @@ pub async fn take(
         }
         Ok(accepted) => Ok(Taken::Request(inbound, accepted)),
         Err(error) => Err(refused(inbound, error)),
-    }
-}
-
-async fn read(proxy: &Proxy, parts: &Parts, body: Incoming) -> Result<Bytes, ApiError> {
-    // A stranger, or a body that is announced too large, is refused before it is read.
-    let path = parts.uri.path();
-    proxy.chain.admit_head(&Head { method: &parts.method, path, headers: &parts.headers })?;
-    match Limited::new(body, proxy.body_max).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(proxy.body_max)),
-        Err(_) => Err(ApiError::bad_request("The request body could not be read.", None)),
     }
 }
 

@@ -9,7 +9,8 @@
 //!   [`recording`] all of it
 //! - [`ask`], [`checkup`]: what engines are asked, and what must fit before anything is served
 //! - [`upstream`]: connections to engines; [`signals`]: what they tell beside their answers
-//! - [`connection`], [`preface`], [`server`], [`start`], [`shutdown`]: clients' connections and the process
+//! - [`downstream`]: connections of clients; [`server`], [`start`], [`shutdown`]: the process
+//! - [`scratch`]: where both kinds of connections are read into
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
 //! - [`failure`], [`respond`], [`headers`], [`inbound`], [`models`]: values on the way
 //! - [`clock`]: the only clock; [`heartbeat`]: what keeps its coarse timers cheap
@@ -28,10 +29,10 @@ mod ask;
 mod bootstrap;
 mod checkup;
 pub mod clock;
-mod connection;
 mod control;
 mod demand;
 mod dispatcher;
+mod downstream;
 mod estimate;
 mod failure;
 pub mod fleet;
@@ -47,7 +48,6 @@ mod metrics;
 mod models;
 mod paired;
 mod place;
-mod preface;
 mod probe;
 mod queue;
 mod reaction;
@@ -55,6 +55,7 @@ mod recording;
 mod relay;
 mod request;
 mod respond;
+mod scratch;
 mod seat;
 pub mod server;
 pub mod service;

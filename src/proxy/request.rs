@@ -7,14 +7,13 @@
 //!     relay     chunks go on as they come, tokens are counted                 (relay.rs)
 //!     settle    every counter back to zero, on every path                     (settle.rs, seat.rs)
 
-use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use http::{Method, Response};
 use std::sync::Arc;
 use tidegate_engine::{Endpoint, ErrorForm};
 
 use crate::answer::{Opened, OpenedBody};
 use crate::failure::Failure;
-use crate::intake::{self, Taken};
+use crate::intake::{self, Asked, Taken};
 use crate::legs::{self, Serving};
 use crate::relay::{ByteRelay, EventRelay, RelayBody};
 use crate::service::Proxy;
@@ -26,12 +25,12 @@ use crate::{estimate, headers, models, respond, signals};
 const HEALTH: &str = "/health";
 
 /// Answer one request. Dropping the future (the client left) cancels its legs.
-pub async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<RelayBody> {
-    if request.uri().path() == HEALTH && request.method() == Method::GET {
+pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
+    if asked.head.uri.path() == HEALTH && asked.head.method == Method::GET {
         return respond::health(proxy.is_ready());
     }
-    let arrived = proxy.clock.now();
-    let (mut inbound, mut accepted) = match intake::take(&proxy, request, arrived).await {
+    let arrived = asked.arrived;
+    let (mut inbound, mut accepted) = match intake::take(&proxy, asked).await {
         Ok(Taken::Models { request_id }) => return named(models::answer(&proxy), &request_id),
         Ok(Taken::Request(inbound, accepted)) => (inbound, accepted),
         Err(refused) => {

@@ -15,7 +15,7 @@ use tidegate_settings::Settings;
 use tokio::sync::Notify;
 
 use crate::admin::AdminApp;
-use crate::connection::DataApp;
+use crate::downstream::DataApp;
 use crate::service::Proxy;
 use crate::shutdown::{Drain, DrainParams};
 use crate::start::{Built, StartError, build};
@@ -106,7 +106,7 @@ fn assemble(
     let opt = Opt { upgrade, ..Opt::default() };
     let mut server = Server::new_with_opt_and_conf(opt, conf);
     server.bootstrap();
-    let data = DataApp { proxy: Arc::clone(&proxy), header_timeout: settings.server.keepalive };
+    let data = DataApp { proxy: Arc::clone(&proxy), patience: settings.server.keepalive };
     let mut data = Service::new("data".to_owned(), data);
     for address in &settings.server.listen {
         data.add_listener(listener(settings, *address)?);

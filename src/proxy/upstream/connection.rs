@@ -17,8 +17,8 @@ use tokio::runtime::{Handle, Id};
 
 use super::outgoing::Outgoing;
 use super::pool::Idle;
-use super::scratch;
 use super::socket::Socket;
+use crate::scratch;
 
 /// Why an exchange brought no answer, or not all of it.
 #[derive(Debug, Error)]

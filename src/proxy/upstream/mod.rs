@@ -5,7 +5,6 @@ mod address;
 mod connection;
 mod outgoing;
 mod pool;
-mod scratch;
 mod socket;
 mod tls;
 

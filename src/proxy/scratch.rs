@@ -11,6 +11,6 @@ thread_local! {
 }
 
 /// Runs `read` with the thread's buffer. `read` must not come here again.
-pub(super) fn with<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(crate) fn with<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|buffer| read(buffer))
 }

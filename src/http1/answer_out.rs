@@ -1,0 +1,217 @@
+//! The head of an answer to a client, and the frames of its chunks.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, TRANSFER_ENCODING};
+use http::{Method, StatusCode};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// "Go on with the body" (RFC 9110, 10.1.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// After the last chunk.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// How the client will know where the answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerFraming {
+    /// It has none, and the head alone says so: the answer to HEAD, a 204 or a 304.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+    /// The connection ends: all that a client of HTTP/1.0 understands.
+    UntilClose,
+}
+
+impl AnswerFraming {
+    /// For a body of `length` bytes, if that is known, to a client that asked so.
+    pub fn choose(
+        method: &Method,
+        status: StatusCode,
+        length: Option<u64>,
+        is_1_1: bool,
+    ) -> AnswerFraming {
+        let bodiless = *method == Method::HEAD
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        match (bodiless, length, is_1_1) {
+            (true, ..) => AnswerFraming::None,
+            (false, Some(length), _) => AnswerFraming::Length(length),
+            (false, None, true) => AnswerFraming::Chunked,
+            (false, None, false) => AnswerFraming::UntilClose,
+        }
+    }
+}
+
+/// An answer's head. `headers` say nothing of its framing or its connection, but that it ends
+/// (`connection: close`); `now` is its date, in seconds since 1970, if it has none.
+pub fn write_answer(
+    status: StatusCode,
+    headers: &HeaderMap,
+    framing: AnswerFraming,
+    is_1_1: bool,
+    keeps_alive: bool,
+    now: impl FnOnce() -> f64,
+) -> Vec<u8> {
+    let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let mut head = Vec::with_capacity(length.sum::<usize>() + 160);
+    let version = if is_1_1 { "HTTP/1.1 " } else { "HTTP/1.0 " };
+    put(&mut head, &[version, status.as_str(), " "]);
+    put(&mut head, &[status.canonical_reason().unwrap_or_default(), "\r\n"]);
+    for (name, value) in headers {
+        if [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name) {
+            continue;
+        }
+        put(&mut head, &[name.as_str(), ": "]);
+        head.extend_from_slice(value.as_bytes());
+        put(&mut head, &["\r\n"]);
+    }
+    match framing {
+        AnswerFraming::Length(length) => {
+            let mut digits = itoa::Buffer::new();
+            put(&mut head, &["content-length: ", digits.format(length), "\r\n"]);
+        }
+        AnswerFraming::Chunked => put(&mut head, &["transfer-encoding: chunked\r\n"]),
+        AnswerFraming::None | AnswerFraming::UntilClose => {}
+    }
+    match (keeps_alive, is_1_1) {
+        (true, true) => {}
+        (true, false) => put(&mut head, &["connection: keep-alive\r\n"]),
+        (false, _) => put(&mut head, &["connection: close\r\n"]),
+    }
+    if !headers.contains_key(DATE) {
+        let date = UNIX_EPOCH + Duration::from_secs_f64(now().clamp(0.0, DATE_MAX));
+        put(&mut head, &["date: ", &httpdate::fmt_http_date(date), "\r\n"]);
+    }
+    put(&mut head, &["\r\n"]);
+    head
+}
+
+/// The end of the year 9999: HTTP has no later date.
+const DATE_MAX: f64 = 253_402_300_799.0;
+
+fn put(head: &mut Vec<u8>, parts: &[&str]) {
+    for part in parts {
+        head.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// What comes before a chunk's data; `\r\n` comes after it.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkFrame {
+    digits: [u8; ChunkFrame::MAX],
+    from: usize,
+}
+
+impl ChunkFrame {
+    /// Sixteen digits and a line end.
+    const MAX: usize = 18;
+
+    /// For a chunk of `length` bytes, at least one: none at all would end the body.
+    pub fn new(length: usize) -> ChunkFrame {
+        let mut digits = [0; ChunkFrame::MAX];
+        let mut from = ChunkFrame::MAX - 2;
+        digits[from..].copy_from_slice(b"\r\n");
+        let mut left = length;
+        while left > 0 && from > 0 {
+            from -= 1;
+            digits[from] = b"0123456789abcdef"[left % 16];
+            left /= 16;
+        }
+        ChunkFrame { digits, from }
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.digits[self.from..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::BodyReader;
+    use crate::framing::Framing;
+    use crate::read_answer;
+    use http::header::HeaderValue;
+    use proptest::prelude::*;
+
+    fn head(framing: AnswerFraming, is_1_1: bool, keeps_alive: bool) -> String {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-a", HeaderValue::from_static("b"));
+        headers.insert("connection", HeaderValue::from_static("close"));
+        headers.insert("content-length", HeaderValue::from_static("999"));
+        let now = || 784_111_777.0;
+        let bytes = write_answer(StatusCode::OK, &headers, framing, is_1_1, keeps_alive, now);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_head_says_once_how_its_body_ends() {
+        assert_eq!(
+            head(AnswerFraming::Length(5), true, true),
+            "HTTP/1.1 200 OK\r\nx-a: b\r\ncontent-length: 5\r\n\
+             date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
+        );
+        assert_eq!(
+            head(AnswerFraming::Chunked, true, false),
+            "HTTP/1.1 200 OK\r\nx-a: b\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\
+             date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
+        );
+        let old = head(AnswerFraming::Length(0), false, true);
+        assert!(old.starts_with("HTTP/1.0 ") && old.contains("connection: keep-alive\r\n"));
+        let none = head(AnswerFraming::None, true, true);
+        assert!(!none.contains("content-length") && !none.contains("transfer-encoding"));
+    }
+
+    #[test]
+    fn how_an_answer_ends_depends_on_who_asked() {
+        let choose = AnswerFraming::choose;
+        let (ok, get) = (StatusCode::OK, Method::GET);
+        assert_eq!(choose(&get, ok, Some(3), true), AnswerFraming::Length(3));
+        assert_eq!(choose(&get, ok, None, true), AnswerFraming::Chunked);
+        assert_eq!(choose(&get, ok, None, false), AnswerFraming::UntilClose);
+        assert_eq!(choose(&Method::HEAD, ok, Some(3), true), AnswerFraming::None);
+        assert_eq!(choose(&get, StatusCode::NO_CONTENT, Some(0), true), AnswerFraming::None);
+    }
+
+    #[test]
+    fn an_engines_date_stays() {
+        let mut headers = HeaderMap::new();
+        headers.insert("date", HeaderValue::from_static("then"));
+        let none = AnswerFraming::None;
+        let bytes = write_answer(StatusCode::OK, &headers, none, true, true, || unreachable!());
+        assert_eq!(bytes, b"HTTP/1.1 200 OK\r\ndate: then\r\n\r\n");
+    }
+
+    proptest! {
+        /// What is written is what a reader reads.
+        #[test]
+        fn chunks_are_read_as_they_were_written(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..6)
+        ) {
+            let headers = HeaderMap::new();
+            let chunked = AnswerFraming::Chunked;
+            let mut wire = write_answer(StatusCode::OK, &headers, chunked, true, true, || 0.0);
+            for chunk in &chunks {
+                for part in [ChunkFrame::new(chunk.len()).as_bytes(), chunk, b"\r\n"] {
+                    wire.extend_from_slice(part);
+                }
+            }
+            wire.extend_from_slice(LAST_CHUNK);
+            let head = read_answer(&Method::GET, &wire).unwrap().unwrap();
+            prop_assert_eq!(head.framing, Framing::Chunked);
+            let mut reader = BodyReader::new(head.framing);
+            let body = &mut wire[head.length..];
+            let piece = reader.read(body).unwrap();
+            prop_assert!(reader.is_done());
+            prop_assert_eq!(piece.consumed, body.len());
+            prop_assert_eq!(&body[piece.data], chunks.concat());
+        }
+
+        #[test]
+        fn a_chunks_length_is_in_hex(length in 1usize..) {
+            let text = format!("{length:x}\r\n");
+            let frame = ChunkFrame::new(length);
+            prop_assert_eq!(frame.as_bytes(), text.as_bytes());
+        }
+    }
+}

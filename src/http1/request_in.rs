@@ -1,0 +1,170 @@
+//! The head of a client's request: what it asks for, how its body is framed, and whether the
+//! connection can carry another.
+
+use http::header::HeaderMap;
+use http::{Method, Uri};
+
+use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, headers};
+
+/// A request's head.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Its method.
+    pub method: Method,
+    /// Its target, in any form.
+    pub uri: Uri,
+    /// All of its headers.
+    pub headers: HeaderMap,
+    /// How its body ends; never with the connection.
+    pub framing: Framing,
+    /// It waits for a 100 before it sends its body.
+    pub expects_continue: bool,
+    /// It speaks HTTP/1.1, and so understands chunks.
+    pub is_1_1: bool,
+    /// May the connection carry another request?
+    pub keeps_alive: bool,
+    /// Bytes that the head took.
+    pub length: usize,
+}
+
+/// The head at the beginning of `bytes`. `None`: the rest of it is still to come.
+///
+/// # Errors
+/// [`HeadError`] if it can never become one, or could be read in two ways.
+pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut head = httparse::Request::new(&mut fields);
+    let length = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
+        Ok(httparse::Status::Partial) if bytes.len() <= HEAD_MAX => return Ok(None),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        Err(error) => return Err(error.into()),
+    };
+    let is_1_1 = head.version == Some(1);
+    let hops = Hops::of(head.headers, is_1_1)?;
+    if hops.contradict() {
+        return Err(HeadError::Coding);
+    }
+    let method = head.method.unwrap_or_default();
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| httparse::Error::Token)?;
+    let uri = head.path.unwrap_or_default().parse().map_err(|_| httparse::Error::Token)?;
+    let expects_continue = is_1_1
+        && head.headers.iter().any(|field| {
+            field.name.eq_ignore_ascii_case("expect")
+                && field.value.eq_ignore_ascii_case(b"100-continue")
+        });
+    let headers = headers(&bytes[..length], head.headers, |_| true)?;
+    let framing = match (hops.chunked, hops.length) {
+        (true, _) => Framing::Chunked,
+        (false, length) => Framing::Length(length.unwrap_or(0)),
+    };
+    let keeps_alive = hops.keeps_alive;
+    Ok(Some(Asked { method, uri, headers, framing, expects_continue, is_1_1, keeps_alive, length }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn asked(text: &str) -> Asked {
+        read_request(text.as_bytes()).unwrap().unwrap()
+    }
+
+    fn refused(more: &str) -> HeadError {
+        let text = format!("POST /v1/completions HTTP/1.1\r\n{more}\r\n\r\n");
+        read_request(text.as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn a_request_of_a_client() {
+        let text = "POST /v1/completions?a=b HTTP/1.1\r\nHost: x\r\nX-Two: 1\r\nx-two: 2\r\n\
+                    Content-Length: 2\r\n\r\n{}";
+        for end in 0..text.len() - 2 {
+            assert!(read_request(&text.as_bytes()[..end]).unwrap().is_none(), "{end}");
+        }
+        let asked = asked(text);
+        assert_eq!((asked.method, asked.uri.path()), (Method::POST, "/v1/completions"));
+        assert_eq!(asked.uri.query(), Some("a=b"));
+        assert_eq!(asked.headers.get_all("x-two").iter().count(), 2);
+        assert_eq!(asked.framing, Framing::Length(2));
+        assert!(asked.keeps_alive && asked.is_1_1 && !asked.expects_continue);
+        assert_eq!(&text[asked.length..], "{}");
+    }
+
+    #[test]
+    fn a_request_without_a_length_has_no_body() {
+        assert_eq!(asked("GET / HTTP/1.1\r\n\r\n").framing, Framing::Length(0));
+        let chunks = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(asked(chunks).framing, Framing::Chunked);
+    }
+
+    #[test]
+    fn targets_of_every_form_are_read() {
+        for (target, path) in [("http://h:1/a?b", "/a"), ("*", "*"), ("/a", "/a"), ("h:1", "")] {
+            assert_eq!(asked(&format!("GET {target} HTTP/1.1\r\n\r\n")).uri.path(), path);
+        }
+    }
+
+    #[test]
+    fn what_could_be_smuggled_is_refused() {
+        for (more, error) in [
+            ("content-length: 1\r\ncontent-length: 2", HeadError::Length),
+            ("content-length: 1, 1", HeadError::Length),
+            ("content-length: -1", HeadError::Length),
+            ("content-length: 99999999999999999999", HeadError::Length),
+            ("content-length: 1\r\ntransfer-encoding: chunked", HeadError::Coding),
+            ("transfer-encoding: gzip", HeadError::Coding),
+            ("transfer-encoding: chunked\r\ntransfer-encoding: chunked", HeadError::Coding),
+            ("transfer-encoding: xchunked", HeadError::Coding),
+        ] {
+            assert_eq!(refused(more), error, "{more}");
+        }
+        for more in ["a : b", " a: b", "a: b\r\n c", "a: b\0c", "no header", "é: 1"] {
+            assert!(matches!(refused(more), HeadError::Malformed(_)), "{more:?}");
+        }
+        let old = b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(read_request(old).unwrap_err(), HeadError::Coding);
+    }
+
+    #[test]
+    fn a_head_without_end_is_refused() {
+        let long = format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(HEAD_MAX));
+        assert_eq!(read_request(long.as_bytes()).unwrap_err(), HeadError::TooLarge);
+        assert_eq!(refused(&"x: y\r\n".repeat(HEADERS_MAX + 1)), HeadError::TooLarge);
+    }
+
+    #[test]
+    fn a_connection_goes_on_as_its_client_says() {
+        let goes_on = |head: &str| asked(&format!("GET / {head}\r\n\r\n")).keeps_alive;
+        assert!(goes_on("HTTP/1.1"));
+        assert!(!goes_on("HTTP/1.1\r\nconnection: close"));
+        assert!(!goes_on("HTTP/1.0"));
+        assert!(goes_on("HTTP/1.0\r\nconnection: keep-alive"));
+    }
+
+    #[test]
+    fn only_a_client_of_1_1_waits_for_a_100() {
+        let waits = |version: &str| {
+            asked(&format!("POST / {version}\r\nExpect: 100-Continue\r\n\r\n")).expects_continue
+        };
+        assert!(waits("HTTP/1.1"));
+        assert!(!waits("HTTP/1.0"));
+    }
+
+    proptest! {
+        /// Bytes from outside are read or refused; what is taken lies within them.
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            begin in prop_oneof![Just(""), Just("GET / HTTP/1.1\r\n"), Just("POST / HTTP/1.0\r\n")],
+            rest in proptest::collection::vec(
+                prop_oneof![Just(b'\r'), Just(b'\n'), Just(b':'), Just(b'a'), any::<u8>()], 0..80
+            ),
+        ) {
+            let bytes = [begin.as_bytes(), &rest].concat();
+            if let Ok(Some(head)) = read_request(&bytes) {
+                prop_assert!(head.length <= bytes.len());
+            }
+        }
+    }
+}

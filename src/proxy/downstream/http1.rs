@@ -1,0 +1,209 @@
+//! HTTP/1.1 (and 1.0) with a client: one request after another until either side ends it. The
+//! format is `tidegate_http1`'s business, what a request means `request.rs`'s.
+//!
+//! Why not hyper's codec, which speaks h2 here: see ARCHITECTURE.md.
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::Body;
+use pingora_core::server::ShutdownWatch;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use thiserror::Error;
+use tidegate_engine::{ApiError, ErrorForm};
+use tidegate_http1::{AnswerFraming, Asked, CONTINUE, HeadError, write_answer};
+use tidegate_terms::Seconds;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::reading::{Inlet, NoBody, NoHead};
+use super::writing::Outlet;
+use crate::intake;
+use crate::relay::RelayBody;
+use crate::service::Proxy;
+use crate::{request, respond};
+
+/// How long a client is listened to after an answer that it may not have waited for: closed at
+/// once, the answer would be lost with what is still unread (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Why a connection ended before its client wanted it to.
+#[derive(Debug, Error)]
+enum Ended {
+    #[error("the client left before its answer")]
+    Left,
+    #[error(transparent)]
+    Body(NoBody),
+    #[error("writing to the client failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the client may do after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Ask again.
+    Next,
+    /// Nothing; all that it sent was read.
+    Close,
+    /// Nothing; it may still be sending.
+    CloseUnread,
+}
+
+/// What an answer depends on beside its request.
+struct Client {
+    method: Method,
+    is_1_1: bool,
+    after: After,
+}
+
+/// Serve a connection until its client or the proxy ends it.
+pub async fn serve<Io>(proxy: Arc<Proxy>, patience: Seconds, io: Io, mut stop: ShutdownWatch)
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let patience = patience.to_duration();
+    let mut inlet = Inlet::new(io, patience);
+    let mut stopping = false;
+    loop {
+        let head = tokio::select! {
+            biased;
+            head = timeout(patience, inlet.head()) => head,
+            _ = stop.changed(), if !stopping => {
+                stopping = true;
+                if !inlet.has_begun() {
+                    break;
+                }
+                continue;
+            }
+        };
+        let served = match head {
+            Ok(Ok(asked)) => exchange(&proxy, &mut inlet, asked, stopping).await,
+            Ok(Err(NoHead::Head(error))) => refuse(&proxy, &mut inlet, error).await,
+            Ok(Err(NoHead::Closed | NoHead::Io(_))) | Err(_) => break,
+        };
+        match served {
+            Ok(After::Next) => {}
+            Ok(After::Close) => {
+                inlet.io.shutdown().await.ok();
+                break;
+            }
+            Ok(After::CloseUnread) => {
+                inlet.io.shutdown().await.ok();
+                timeout(LINGER, inlet.drain()).await.ok();
+                break;
+            }
+            Err(ended) => {
+                // The access log has the request.
+                tracing::debug!("client connection: {ended}");
+                break;
+            }
+        }
+    }
+}
+
+/// One request and its answer.
+async fn exchange<Io>(
+    proxy: &Arc<Proxy>,
+    inlet: &mut Inlet<Io>,
+    asked: Asked,
+    stopping: bool,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let arrived = proxy.clock.now();
+    let Asked { method, uri, headers, framing, expects_continue, is_1_1, keeps_alive, .. } = asked;
+    let mut head = Request::new(()).into_parts().0;
+    (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
+    let admitted = intake::admit_head(proxy, &head);
+    let read = match admitted.is_ok() || inlet.has_body(framing) {
+        true => {
+            if expects_continue && !inlet.has_body(framing) {
+                inlet.io.write_all(CONTINUE).await?;
+                inlet.io.flush().await?;
+            }
+            Some(inlet.body(framing, proxy.body_max).await)
+        }
+        false => None,
+    };
+    let after = match (&read, keeps_alive && !stopping) {
+        (Some(Ok(_)), true) => After::Next,
+        (Some(Ok(_)), false) => After::Close,
+        // Of a body that was refused nobody knows where it ends.
+        (Some(Err(_)) | None, _) => After::CloseUnread,
+    };
+    let body = match (admitted, read) {
+        (Err(error), _) => Err(error),
+        (Ok(()), None) => Ok(Bytes::new()),
+        (Ok(()), Some(Ok(body))) => Ok(body),
+        (Ok(()), Some(Err(NoBody::TooLarge))) => Err(ApiError::too_large(proxy.body_max)),
+        (Ok(()), Some(Err(error @ NoBody::Malformed(_)))) => {
+            Err(ApiError::bad_request(error.to_string(), None))
+        }
+        (Ok(()), Some(Err(error))) => return Err(Ended::Body(error)),
+    };
+    let asked = intake::Asked { head, body, arrived };
+    // Boxed: the connection keeps room for it otherwise, 7 KB that a stream does not need.
+    let handling = Box::pin(request::handle(Arc::clone(proxy), asked));
+    let response = answered(inlet, handling).await?;
+    send(proxy, inlet, Client { method, is_1_1, after }, response).await
+}
+
+/// A head that is none: said in the form that most clients read.
+async fn refuse<Io>(proxy: &Proxy, inlet: &mut Inlet<Io>, error: HeadError) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let mut told = ApiError::bad_request(format!("The request was not understood: {error}."), None);
+    told.status = match error {
+        HeadError::TooLarge => 431,
+        HeadError::Coding => 501,
+        HeadError::Malformed(_) | HeadError::Length | HeadError::Switching => 400,
+    };
+    let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread };
+    send(proxy, inlet, client, respond::error(&told, ErrorForm::OpenAi)).await
+}
+
+/// The answer, unless the client leaves: then the request is dropped, and its legs with it.
+async fn answered<Io: AsyncRead + Unpin>(
+    inlet: &mut Inlet<Io>,
+    mut handling: Pin<Box<impl Future<Output = Response<RelayBody>>>>,
+) -> Result<Response<RelayBody>, Ended> {
+    poll_fn(|context| match handling.as_mut().poll(context) {
+        Poll::Ready(response) => Poll::Ready(Ok(response)),
+        Poll::Pending => inlet.poll_left(context).map(|()| Err(Ended::Left)),
+    })
+    .await
+}
+
+async fn send<Io>(
+    proxy: &Proxy,
+    inlet: &mut Inlet<Io>,
+    client: Client,
+    response: Response<RelayBody>,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let Client { method, is_1_1, mut after } = client;
+    let (head, body) = response.into_parts();
+    let framing = AnswerFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
+    let ends = framing == AnswerFraming::UntilClose || proxy.is_draining();
+    if ends && after == After::Next {
+        after = After::Close;
+    }
+    let keeps_alive = after == After::Next;
+    let now = || proxy.clock.wall(proxy.clock.now());
+    let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, now);
+    let mut outlet = Outlet::new(written, framing, body);
+    poll_fn(|context| match outlet.poll_send(&mut inlet.io, context) {
+        Poll::Ready(sent) => Poll::Ready(sent.map_err(Ended::Io)),
+        Poll::Pending => inlet.poll_left(context).map(|()| Err(Ended::Left)),
+    })
+    .await?;
+    Ok(after)
+}

@@ -1,0 +1,11 @@
+//! Clients' connections: accepted, told apart by what they speak, and served until they end. Knows
+//! nothing of engines: a request goes in at `request::handle`, an answer comes out.
+
+mod accept;
+mod http1;
+mod http2;
+mod preface;
+mod reading;
+mod writing;
+
+pub use accept::DataApp;

@@ -1,0 +1,325 @@
+//! A client's side of a connection, read: heads, bodies, and whether the client is still there.
+//! Bytes go through the thread's buffer; between requests a connection holds none. It must never
+//! take more of the stream than a message has, but to keep it for the next.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use thiserror::Error;
+use tidegate_http1::{Asked, BodyError, BodyReader, Framing, HEAD_MAX, HeadError, read_request};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::time::timeout;
+
+use crate::scratch;
+
+/// What a client may send ahead while its answer is on the way; then it is not read until then.
+const AHEAD_MAX: usize = 64 << 10;
+/// A body gets room for so much more than has come of it: an announced length is only a word.
+const GROW_MAX: usize = 256 << 10;
+
+/// The reading half of a client's connection.
+pub struct Inlet<Io> {
+    pub(super) io: Io,
+    /// How long a client may keep a body waiting for its next bytes.
+    patience: Duration,
+    /// Read, but of the next message: usually empty.
+    ahead: Vec<u8>,
+}
+
+/// A head did not come.
+#[derive(Debug, Error)]
+pub enum NoHead {
+    /// The client closed the connection, between requests or within a head.
+    #[error("the client closed the connection")]
+    Closed,
+    /// The socket failed.
+    #[error("reading from the client failed: {0}")]
+    Io(#[from] io::Error),
+    /// What came is no request: it can be told so.
+    #[error("the request is not usable: {0}")]
+    Head(#[from] HeadError),
+}
+
+/// A body did not come.
+#[derive(Debug, Error)]
+pub enum NoBody {
+    /// The client left in the middle of it.
+    #[error("the client closed the connection in the middle of a body")]
+    Closed,
+    /// The socket failed.
+    #[error("reading from the client failed: {0}")]
+    Io(#[from] io::Error),
+    /// Its chunks are malformed.
+    #[error(transparent)]
+    Malformed(#[from] BodyError),
+    /// Nothing came of it for as long as a client may take.
+    #[error("the client did not go on with a body")]
+    Stalled,
+    /// It is larger than allowed; the rest was not read.
+    #[error("the body is too large")]
+    TooLarge,
+}
+
+impl<Io: AsyncRead + Unpin> Inlet<Io> {
+    pub fn new(io: Io, patience: Duration) -> Inlet<Io> {
+        Inlet { io, patience, ahead: Vec::new() }
+    }
+
+    /// Has part of the next request come?
+    pub fn has_begun(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// The next request's head. What was read of it is kept if the future is dropped.
+    pub async fn head(&mut self) -> Result<Asked, NoHead> {
+        if self.has_begun() {
+            let begun = std::mem::take(&mut self.ahead);
+            if let Some(asked) = self.take_head(&begun)? {
+                return Ok(asked);
+            }
+        }
+        std::future::poll_fn(|context| self.poll_head(context)).await
+    }
+
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<Asked, NoHead>> {
+        scratch::with(|scratch| {
+            loop {
+                let read = ready!(poll_read(&mut self.io, context, scratch))?;
+                if read == 0 {
+                    return Poll::Ready(Err(NoHead::Closed));
+                }
+                let asked = if self.has_begun() {
+                    self.ahead.extend_from_slice(&scratch[..read]);
+                    // Only a line's end can end a head: others need not be parsed again.
+                    if self.ahead.len() <= HEAD_MAX && !scratch[..read].contains(&b'\n') {
+                        continue;
+                    }
+                    let begun = std::mem::take(&mut self.ahead);
+                    self.take_head(&begun)?
+                } else {
+                    self.take_head(&scratch[..read])?
+                };
+                if let Some(asked) = asked {
+                    return Poll::Ready(Ok(asked));
+                }
+            }
+        })
+    }
+
+    /// A head out of `bytes`; what is left of them is what comes next.
+    fn take_head(&mut self, bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
+        let asked = read_request(bytes)?;
+        let taken = asked.as_ref().map_or(0, |asked| asked.length);
+        self.ahead = bytes[taken..].to_vec();
+        Ok(asked)
+    }
+
+    /// Is all of a body here that was sent with its head?
+    pub fn has_body(&self, framing: Framing) -> bool {
+        match framing {
+            Framing::Length(length) => self.ahead.len() as u64 >= length,
+            Framing::Chunked | Framing::UntilClose => false,
+        }
+    }
+
+    /// All of a body of at most `max` bytes.
+    pub async fn body(&mut self, framing: Framing, max: usize) -> Result<Bytes, NoBody> {
+        match framing {
+            Framing::Length(0) => Ok(Bytes::new()),
+            Framing::Length(length) => match usize::try_from(length) {
+                Ok(length) if length <= max => self.so_many(length).await,
+                _ => Err(NoBody::TooLarge),
+            },
+            Framing::Chunked | Framing::UntilClose => self.chunks(framing, max).await,
+        }
+    }
+
+    async fn so_many(&mut self, length: usize) -> Result<Bytes, NoBody> {
+        let mut body = std::mem::take(&mut self.ahead);
+        if body.len() > length {
+            self.ahead = body.split_off(length);
+            body.shrink_to_fit();
+        }
+        if body.len() == length {
+            return Ok(Bytes::from(body));
+        }
+        let mut all = BytesMut::from(&body[..]);
+        drop(body);
+        while all.len() < length {
+            let left = length - all.len();
+            all.reserve(left.min(GROW_MAX.max(all.len())));
+            let mut room = (&mut all).limit(left);
+            let reading = timeout(self.patience, self.io.read_buf(&mut room));
+            if reading.await.map_err(|_| NoBody::Stalled)?? == 0 {
+                return Err(NoBody::Closed);
+            }
+        }
+        Ok(all.freeze())
+    }
+
+    async fn chunks(&mut self, framing: Framing, max: usize) -> Result<Bytes, NoBody> {
+        let mut reader = BodyReader::new(framing);
+        let mut all = BytesMut::new();
+        let mut begun = std::mem::take(&mut self.ahead);
+        self.add(&mut reader, &mut begun, &mut all)?;
+        while !reader.is_done() {
+            if all.len() > max {
+                return Err(NoBody::TooLarge);
+            }
+            let patience = self.patience;
+            let reading = std::future::poll_fn(|context| {
+                scratch::with(|scratch| match ready!(poll_read(&mut self.io, context, scratch))? {
+                    0 => Poll::Ready(Err(NoBody::Closed)),
+                    read => Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all)),
+                })
+            });
+            timeout(patience, reading).await.map_err(|_| NoBody::Stalled)??;
+        }
+        if all.len() > max { Err(NoBody::TooLarge) } else { Ok(all.freeze()) }
+    }
+
+    fn add(
+        &mut self,
+        reader: &mut BodyReader,
+        bytes: &mut [u8],
+        all: &mut BytesMut,
+    ) -> Result<(), NoBody> {
+        let piece = reader.read(bytes)?;
+        all.extend_from_slice(&bytes[piece.data]);
+        self.ahead = bytes[piece.consumed..].to_vec();
+        Ok(())
+    }
+
+    /// Ready when the client has left. What it sends meanwhile is kept for later.
+    pub fn poll_left(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        scratch::with(|scratch| {
+            while self.ahead.len() < AHEAD_MAX {
+                match ready!(poll_read(&mut self.io, context, scratch)) {
+                    Ok(0) | Err(_) => return Poll::Ready(()),
+                    Ok(read) => self.ahead.extend_from_slice(&scratch[..read]),
+                }
+            }
+            Poll::Pending
+        })
+    }
+
+    /// Read what still comes and forget it, until the client closes.
+    pub async fn drain(&mut self) {
+        let mut forgotten = [0; 4096];
+        while self.io.read(&mut forgotten).await.is_ok_and(|read| read > 0) {}
+    }
+}
+
+fn poll_read<Io: AsyncRead + Unpin>(
+    io: &mut Io,
+    context: &mut Context<'_>,
+    into: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut buffer = ReadBuf::new(into);
+    ready!(Pin::new(io).poll_read(context, &mut buffer))?;
+    Poll::Ready(Ok(buffer.filled().len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    const MAX: usize = 100;
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Reads requests off a connection on which `wire` comes in pieces of `step` bytes.
+    async fn reads(wire: &[u8], step: usize) -> Vec<Result<Bytes, String>> {
+        let (mut client, server) = tokio::io::duplex(step);
+        let sending = async {
+            // The reader may stop before the end.
+            client.write_all(wire).await.ok();
+            drop(client);
+        };
+        let reading = async {
+            let mut inlet = Inlet::new(server, PATIENCE);
+            let mut bodies = Vec::new();
+            loop {
+                let asked = match inlet.head().await {
+                    Ok(asked) => asked,
+                    Err(NoHead::Closed) => return bodies,
+                    Err(error) => {
+                        bodies.push(Err(error.to_string()));
+                        return bodies;
+                    }
+                };
+                let body = inlet.body(asked.framing, MAX).await;
+                let failed = body.is_err();
+                bodies.push(body.map_err(|error| error.to_string()));
+                if failed {
+                    return bodies;
+                }
+            }
+        };
+        tokio::join!(sending, reading).1
+    }
+
+    #[tokio::test]
+    async fn requests_are_read_one_after_another_however_they_come() {
+        let wire = b"POST /a HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello\
+                     GET /b HTTP/1.1\r\n\r\n\
+                     POST /c HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n\
+                     POST /d HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}";
+        let bodies =
+            ["hello", "", "abcde", "{}"].map(|body| Ok(Bytes::from_static(body.as_bytes())));
+        for step in [1, 2, 7, 64, wire.len()] {
+            assert_eq!(reads(wire, step).await, bodies, "{step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_above_the_limit_is_not_read_to_its_end() {
+        let long = "x".repeat(MAX + 1);
+        let announced = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{long}", MAX + 1);
+        let chunked = format!(
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+            MAX + 1
+        );
+        for wire in [announced, chunked] {
+            let read = reads(wire.as_bytes(), 16).await;
+            assert_eq!(read, [Err(NoBody::TooLarge.to_string())]);
+        }
+        let fits = format!("POST / HTTP/1.1\r\ncontent-length: {MAX}\r\n\r\n{}", &long[..MAX]);
+        assert!(reads(fits.as_bytes(), 16).await[0].is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_breaks_off_or_is_no_http_is_told() {
+        for (wire, error) in [
+            ("POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhel", NoBody::Closed.to_string()),
+            (
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
+                BodyError::Chunk.to_string(),
+            ),
+        ] {
+            assert_eq!(reads(wire.as_bytes(), 9).await, [Err(error)]);
+        }
+        assert!(reads(b"\x16\x03\x01\x02", 9).await[0].is_err());
+        assert!(reads(b"GET / HT", 9).await.is_empty(), "a client that left asked for nothing");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_seen_and_one_that_goes_on_is_kept() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut inlet = Inlet::new(server, PATIENCE);
+        client.write_all(b"GET /next HTTP/1.1\r\n").await.unwrap();
+        let mut left = has_left(&mut inlet);
+        assert!(left.is_pending());
+        client.write_all(b"\r\n").await.unwrap();
+        drop(client);
+        left = has_left(&mut inlet);
+        assert!(left.is_ready());
+        assert_eq!(inlet.head().await.unwrap().uri.path(), "/next");
+    }
+
+    fn has_left<Io: AsyncRead + Unpin>(inlet: &mut Inlet<Io>) -> Poll<()> {
+        inlet.poll_left(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+}

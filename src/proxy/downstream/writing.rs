@@ -1,0 +1,286 @@
+//! An answer on its way to a client: the head with what is there of the body, then each piece as it
+//! comes, each in one write and without a copy. It must never hold a piece back to wait for the
+//! next.
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tidegate_http1::{AnswerFraming, ChunkFrame, LAST_CHUNK};
+use tokio::io::AsyncWrite;
+
+/// The end of a chunk, and of a chunk that is the last.
+const CHUNK_END: &[u8] = b"\r\n";
+const BODY_END: &[u8] = b"\r\n0\r\n\r\n";
+
+/// An answer of which not all is written.
+pub struct Outlet<B> {
+    body: B,
+    framing: AnswerFraming,
+    staged: Staged,
+    /// Came while the piece before it was not yet written.
+    next: Option<Bytes>,
+    /// The body has ended: nothing comes after what is staged.
+    ended: bool,
+}
+
+/// What goes out in one write: a head, a chunk's length, its data, what comes after it.
+#[derive(Default)]
+struct Staged {
+    head: Vec<u8>,
+    frame: Option<ChunkFrame>,
+    data: Bytes,
+    tail: &'static [u8],
+    written: usize,
+}
+
+impl Staged {
+    fn parts(&self) -> [&[u8]; 4] {
+        let frame = self.frame.as_ref().map_or(&[][..], ChunkFrame::as_bytes);
+        [&self.head, frame, &self.data, self.tail]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.written == self.parts().iter().map(|part| part.len()).sum::<usize>()
+    }
+
+    /// Several pieces as one, for what can only write one at a time.
+    fn join(&mut self) {
+        let all = self.parts().concat();
+        *self = Staged { head: all, written: self.written, ..Staged::default() };
+    }
+
+    /// What is left to write.
+    fn rest(&self) -> [IoSlice<'_>; 4] {
+        let mut skip = self.written;
+        self.parts().map(|part| {
+            let here = skip.min(part.len());
+            skip -= here;
+            IoSlice::new(&part[here..])
+        })
+    }
+}
+
+impl<B, E> Outlet<B>
+where
+    B: Body<Data = Bytes, Error = E> + Unpin,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    pub fn new(head: Vec<u8>, framing: AnswerFraming, body: B) -> Outlet<B> {
+        let staged = Staged { head, ..Staged::default() };
+        let ended = framing == AnswerFraming::None;
+        Outlet { body, framing, staged, next: None, ended }
+    }
+
+    /// Write until all of the answer is out. Pending while the body or the socket is; the body is
+    /// waited for only when nothing is left to write.
+    pub fn poll_send<Io: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut Io,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        // The head alone waits for what is already there of the body.
+        let mut waits = self.staged.data.is_empty() && self.stage(context)?;
+        loop {
+            if !self.staged.is_empty() {
+                ready!(self.poll_write(io, context))?;
+            }
+            if self.ended || waits {
+                ready!(Pin::new(&mut *io).poll_flush(context))?;
+                return if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            waits = self.stage(context)?;
+        }
+    }
+
+    fn poll_write<Io: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut Io,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !io.is_write_vectored() {
+            self.staged.join();
+        }
+        while !self.staged.is_empty() {
+            let rest = self.staged.rest();
+            match ready!(Pin::new(&mut *io).poll_write_vectored(context, &rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.staged.written += written,
+            }
+        }
+        self.staged = Staged::default();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Put the body's next piece, or its end, behind what is staged. True: the body has to be
+    /// waited for, and will wake whoever polled.
+    fn stage(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
+        if self.ended {
+            return Ok(false);
+        }
+        let piece = match self.next.take() {
+            Some(next) => Some(next),
+            None => match self.poll_piece(context) {
+                Poll::Pending => return Ok(true),
+                Poll::Ready(piece) => piece?,
+            },
+        };
+        let chunked = self.framing == AnswerFraming::Chunked;
+        let Some(piece) = piece else {
+            self.ended = true;
+            self.staged.tail = if chunked { LAST_CHUNK } else { &[] };
+            return Ok(false);
+        };
+        self.staged.frame = chunked.then(|| ChunkFrame::new(piece.len()));
+        self.staged.data = piece;
+        self.staged.tail = if chunked { CHUNK_END } else { &[] };
+        // The end of a body goes out with its last piece.
+        match self.poll_piece(context) {
+            Poll::Pending => return Ok(true),
+            Poll::Ready(Ok(Some(next))) => self.next = Some(next),
+            Poll::Ready(Ok(None)) => {
+                self.ended = true;
+                self.staged.tail = if chunked { BODY_END } else { &[] };
+            }
+            Poll::Ready(Err(error)) => return Err(error),
+        }
+        Ok(false)
+    }
+
+    /// The next data that is not empty; `None` at the body's end.
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                None => return Poll::Ready(Ok(None)),
+                Some(Ok(Ok(data))) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+                // Nothing, or trailers.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::task::Waker;
+
+    /// A body of these polls: pieces, waits, and then its end.
+    struct Pieces(VecDeque<Option<&'static str>>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.pop_front() {
+                Some(Some(piece)) => {
+                    Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(piece.as_bytes())))))
+                }
+                Some(None) => Poll::Pending,
+                None => Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Takes at most so many bytes a write, one slice or all of them, and remembers the writes.
+    struct Wire {
+        most: usize,
+        vectored: bool,
+        writes: Vec<String>,
+    }
+
+    impl AsyncWrite for Wire {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let slices = match self.vectored {
+                true => slices.iter().map(|slice| slice.to_vec()).collect::<Vec<_>>().concat(),
+                false => slices.iter().find(|s| !s.is_empty()).map_or(vec![], |s| s.to_vec()),
+            };
+            let taken = slices.len().min(self.most);
+            self.writes.push(String::from_utf8(slices[..taken].to_vec()).unwrap());
+            Poll::Ready(Ok(taken))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            self.vectored
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn sends(
+        framing: AnswerFraming,
+        pieces: &[Option<&'static str>],
+        most: usize,
+        vectored: bool,
+    ) -> Vec<String> {
+        let body = Pieces(pieces.iter().copied().collect());
+        let mut outlet = Outlet::new(b"HEAD\r\n\r\n".to_vec(), framing, body);
+        let mut wire = Wire { most, vectored, writes: Vec::new() };
+        let mut context = Context::from_waker(Waker::noop());
+        while outlet.poll_send(&mut wire, &mut context).is_pending() {}
+        wire.writes
+    }
+
+    const ALL: usize = usize::MAX;
+
+    #[test]
+    fn an_answer_that_is_here_goes_out_in_one_write() {
+        let length = AnswerFraming::Length(4);
+        assert_eq!(sends(length, &[Some("body")], ALL, true), ["HEAD\r\n\r\nbody"]);
+        assert_eq!(sends(length, &[Some("body")], ALL, false), ["HEAD\r\n\r\nbody"]);
+        assert_eq!(sends(AnswerFraming::None, &[], ALL, true), ["HEAD\r\n\r\n"]);
+    }
+
+    #[test]
+    fn each_piece_goes_out_when_it_comes_and_the_end_with_the_last() {
+        let pieces = [Some("one"), None, Some("two"), Some(""), Some("three")];
+        assert_eq!(
+            sends(AnswerFraming::Chunked, &pieces, ALL, true),
+            ["HEAD\r\n\r\n3\r\none\r\n", "3\r\ntwo\r\n", "5\r\nthree\r\n0\r\n\r\n"]
+        );
+        let later = [None, Some("one"), None];
+        assert_eq!(
+            sends(AnswerFraming::Chunked, &later, ALL, true),
+            ["HEAD\r\n\r\n", "3\r\none\r\n", "0\r\n\r\n"]
+        );
+        assert_eq!(sends(AnswerFraming::UntilClose, &later, ALL, true), ["HEAD\r\n\r\n", "one"]);
+    }
+
+    #[test]
+    fn a_socket_that_takes_little_gets_all_of_it() {
+        let pieces = [Some("one"), None, Some("two"), Some("three"), None];
+        let whole = sends(AnswerFraming::Chunked, &pieces, ALL, true).concat();
+        for most in 1..12 {
+            for vectored in [true, false] {
+                assert_eq!(sends(AnswerFraming::Chunked, &pieces, most, vectored).concat(), whole);
+            }
+        }
+    }
+}
