@@ -19,6 +19,9 @@ pub enum HeadError {
     /// Not HTTP/1.
     #[error("it is not HTTP/1.1: {0}")]
     Malformed(#[from] httparse::Error),
+    /// HTTP, but neither 1.0 nor 1.1.
+    #[error("it is HTTP of another version")]
+    Version,
     /// Its length is given twice and differently, or is no number.
     #[error("its content-length is ambiguous")]
     Length,

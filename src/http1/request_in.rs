@@ -38,6 +38,7 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
         Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
         Ok(httparse::Status::Partial) if bytes.len() <= HEAD_MAX => return Ok(None),
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        Err(httparse::Error::Version) => return Err(HeadError::Version),
         Err(error) => return Err(error.into()),
     };
     let is_1_1 = head.version == Some(1);

@@ -27,3 +27,4 @@ mod split;
 mod storm;
 mod trtllm;
 mod trtllm_generation_first;
+mod wire;

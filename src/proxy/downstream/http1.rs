@@ -162,6 +162,7 @@ where
     told.status = match error {
         HeadError::TooLarge => 431,
         HeadError::Coding => 501,
+        HeadError::Version => 505,
         HeadError::Malformed(_) | HeadError::Length | HeadError::Switching => 400,
     };
     let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread };
