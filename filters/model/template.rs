@@ -6,7 +6,7 @@ use super::conversation::Conversation;
 use super::python;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, escape_formatter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -62,6 +62,11 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, state, value| match value.as_str() {
+            // As it is, without the detour over `Display`.
+            Some(text) => Ok(out.write_str(text)?),
+            None => escape_formatter(out, state, value),
+        });
         environment.set_fuel(Some(FUEL));
         // Its reports would copy prompts into errors.
         environment.set_debug(false);

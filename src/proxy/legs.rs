@@ -111,10 +111,11 @@ async fn attempt(
             };
             match scan.map(|scan| backend.family.legs(endpoint, body, scan, &meeting)) {
                 Some(Legs::PrefillFirst { prefill }) => {
-                    split(serving, seat, predicted, prefill, record).await
+                    // Boxed, as below: every request would keep room for it, and be moved with it.
+                    Box::pin(split(serving, seat, predicted, prefill, record)).await
                 }
                 Some(Legs::Together(pair)) => {
-                    paired::run(serving, seat, predicted, pair, record).await
+                    Box::pin(paired::run(serving, seat, predicted, pair, record)).await
                 }
                 // Its family cannot split this one after all: it runs whole where it is.
                 Some(Legs::Whole) | None => whole(serving, seat, predicted, record).await,

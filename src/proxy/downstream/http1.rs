@@ -9,7 +9,7 @@ use http_body::Body;
 use pingora_core::server::ShutdownWatch;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_http1::{AnswerFraming, Asked, CONTINUE, HeadError, write_answer};
 use tidegate_terms::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 
 use super::reading::{Inlet, NoBody, NoHead};
 use super::writing::Outlet;
@@ -65,13 +65,24 @@ pub async fn serve<Io>(proxy: Arc<Proxy>, patience: Seconds, io: Io, mut stop: S
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    let patience = patience.to_duration();
-    let mut inlet = Inlet::new(io, patience);
+    let clock = proxy.clock;
+    let mut inlet = Inlet::new(io, patience.to_duration());
     let mut stopping = false;
+    let mut since = clock.now();
+    // One timer for all of the connection's life: one a request would be set and taken away again.
+    let mut idle = pin!(sleep_until(clock.instant(since + patience)));
     loop {
         let head = tokio::select! {
             biased;
-            head = timeout(patience, inlet.head()) => head,
+            head = inlet.head() => head,
+            () = idle.as_mut() => {
+                let until = since + patience;
+                if clock.now() >= until {
+                    break;
+                }
+                idle.as_mut().reset(clock.instant(until));
+                continue;
+            }
             _ = stop.changed(), if !stopping => {
                 stopping = true;
                 if !inlet.has_begun() {
@@ -81,10 +92,11 @@ where
             }
         };
         let served = match head {
-            Ok(Ok(asked)) => exchange(&proxy, &mut inlet, asked, stopping).await,
-            Ok(Err(NoHead::Head(error))) => refuse(&proxy, &mut inlet, error).await,
-            Ok(Err(NoHead::Closed | NoHead::Io(_))) | Err(_) => break,
+            Ok(asked) => exchange(&proxy, &mut inlet, asked, stopping).await,
+            Err(NoHead::Head(error)) => refuse(&proxy, &mut inlet, error).await,
+            Err(NoHead::Closed | NoHead::Io(_)) => break,
         };
+        since = clock.now();
         match served {
             Ok(After::Next) => {}
             Ok(After::Close) => {
