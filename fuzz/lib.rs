@@ -3,11 +3,13 @@
 //! A check must never depend on anything but its input.
 
 use bytes::Bytes;
+use http::Method;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use tidegate_engine::{
     Edits, Endpoint, Family, HandoffFilter, Legs, Meeting, Seen, SseReader, scan,
 };
+use tidegate_http1::{BodyError, BodyReader, Framing, read_answer, read_request};
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::kv::event::KvBatch;
 use tidegate_signals::kv::mirror::{Change, KvMirror};
@@ -139,4 +141,38 @@ pub fn metrics(page: &[u8]) {
     EngineReading::of_metrics(page);
     loads::reading(page);
     orca::reading(&String::from_utf8_lossy(page));
+}
+
+/// A request and an answer are read or refused, and their bodies come out the same however they are
+/// cut. The first byte chooses the cut.
+pub fn http1(input: &[u8]) {
+    let Some((cut, message)) = input.split_first() else { return };
+    let step = usize::from(*cut) + 1;
+    let request = read_request(message).ok().flatten().map(|head| (head.length, head.framing));
+    let answer = read_answer(&Method::POST, message).ok().flatten();
+    let answer = answer.map(|head| (head.length, head.framing));
+    for (length, framing) in request.into_iter().chain(answer) {
+        let rest = &message[length..];
+        assert_eq!(body(framing, rest, step), body(framing, rest, rest.len().max(1)));
+    }
+    // A head ends with its last byte, and not before.
+    if let Some((length, _)) = request {
+        assert!(matches!(read_request(&message[..length - 1]), Ok(None)));
+    }
+}
+
+/// What a body's data is, and how many bytes it took.
+fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), BodyError> {
+    let mut reader = BodyReader::new(framing);
+    let (mut data, mut taken) = (Vec::new(), 0);
+    for piece in wire.chunks(step) {
+        let mut piece = piece.to_vec();
+        let read = reader.read(&mut piece)?;
+        data.extend_from_slice(&piece[read.data]);
+        taken += read.consumed;
+        if reader.is_done() {
+            return Ok((data, taken));
+        }
+    }
+    reader.close().map(|()| (data, taken))
 }

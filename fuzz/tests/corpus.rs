@@ -34,3 +34,8 @@ fn kv_events() {
 fn metrics() {
     replay("metrics", tidegate_fuzz::metrics);
 }
+
+#[test]
+fn messages() {
+    replay("http1", tidegate_fuzz::http1);
+}

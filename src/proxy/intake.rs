@@ -4,8 +4,6 @@
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use std::sync::Arc;
 use tidegate_engine::{ApiError, Endpoint};
 use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
@@ -56,22 +54,6 @@ pub struct Asked {
 pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
     let path = head.uri.path();
     proxy.chain.admit_head(&Head { method: &head.method, path, headers: &head.headers })
-}
-
-/// Read the body of a request of which the head is here.
-pub async fn read(proxy: &Proxy, head: Parts, body: Incoming) -> Asked {
-    let arrived = proxy.clock.now();
-    let body = match admit_head(proxy, &head) {
-        Err(error) => Err(error),
-        Ok(()) => match Limited::new(body, proxy.body_max).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => {
-                Err(ApiError::too_large(proxy.body_max))
-            }
-            Err(_) => Err(ApiError::bad_request("The request body could not be read.", None)),
-        },
-    };
-    Asked { head, body, arrived }
 }
 
 /// Run the filters over a request.

@@ -132,7 +132,7 @@ fn threads(settings: &Settings) -> usize {
 }
 
 fn listener(settings: &Settings, address: SocketAddr) -> Result<ListenerConfig, StartError> {
-    // hyper has buffers of its own.
+    // Both codecs read into buffers of their own.
     let listener =
         ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered());
     let Some(tls) = &settings.server.tls else { return Ok(listener) };

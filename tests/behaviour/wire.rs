@@ -172,6 +172,19 @@ async fn what_is_no_request_is_refused_in_the_form_that_clients_read() {
     proxy.settles().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_says_nothing_for_too_long_is_let_go() {
+    let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
+    let proxy = Proxy::start("keepalive_seconds = 0.2\n", &[plain("a", &fake)]).await;
+    let answered = request("", &chat(false));
+    let stalled = format!("POST {CHAT} HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\n{{");
+    for (wire, answers) in [("", 0), ("POST ", 0), (&*answered, 1), (&*stalled, 0)] {
+        let answer = talk(proxy.data, &[wire]).await;
+        assert_eq!(statuses(&answer).len(), answers, "{wire:.40}: {answer}");
+    }
+    proxy.settles().await;
+}
+
 /// An engine that answers every request on a connection with the next of these bytes, and closes
 /// after the last of a connection. Its prober's questions get a 404.
 struct Raw {

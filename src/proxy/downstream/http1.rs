@@ -4,6 +4,7 @@
 //! Why not hyper's codec, which speaks h2 here: see ARCHITECTURE.md.
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body::Body;
 use pingora_core::server::ShutdownWatch;
@@ -15,7 +16,7 @@ use std::task::Poll;
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
-use tidegate_http1::{AnswerFraming, Asked, CONTINUE, HeadError, write_answer};
+use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Framing, HeadError, write_answer};
 use tidegate_terms::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep_until, timeout};
@@ -51,6 +52,14 @@ enum After {
     Close,
     /// Nothing; it may still be sending.
     CloseUnread,
+}
+
+/// What of a request was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    None,
+    /// Of a body that was refused nobody knows where it ends.
+    Unread,
 }
 
 /// What an answer depends on beside its request.
@@ -131,38 +140,48 @@ where
     let Asked { method, uri, headers, framing, expects_continue, is_1_1, keeps_alive, .. } = asked;
     let mut head = Request::new(()).into_parts().0;
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
-    let admitted = intake::admit_head(proxy, &head);
-    let read = match admitted.is_ok() || inlet.has_body(framing) {
-        true => {
-            if expects_continue && !inlet.has_body(framing) {
-                inlet.io.write_all(CONTINUE).await?;
-                inlet.io.flush().await?;
-            }
-            Some(inlet.body(framing, proxy.body_max).await)
-        }
-        false => None,
-    };
-    let after = match (&read, keeps_alive && !stopping) {
-        (Some(Ok(_)), true) => After::Next,
-        (Some(Ok(_)), false) => After::Close,
-        // Of a body that was refused nobody knows where it ends.
-        (Some(Err(_)) | None, _) => After::CloseUnread,
-    };
-    let body = match (admitted, read) {
-        (Err(error), _) => Err(error),
-        (Ok(()), None) => Ok(Bytes::new()),
-        (Ok(()), Some(Ok(body))) => Ok(body),
-        (Ok(()), Some(Err(NoBody::TooLarge))) => Err(ApiError::too_large(proxy.body_max)),
-        (Ok(()), Some(Err(error @ NoBody::Malformed(_)))) => {
-            Err(ApiError::bad_request(error.to_string(), None))
-        }
-        (Ok(()), Some(Err(error))) => return Err(Ended::Body(error)),
+    let (body, rest) = read(proxy, inlet, &head, framing, expects_continue).await?;
+    let after = match (rest, keeps_alive && !stopping) {
+        (Rest::None, true) => After::Next,
+        (Rest::None, false) => After::Close,
+        (Rest::Unread, _) => After::CloseUnread,
     };
     let asked = intake::Asked { head, body, arrived };
     // Boxed: the connection keeps room for it otherwise, 7 KB that a stream does not need.
     let handling = Box::pin(request::handle(Arc::clone(proxy), asked));
     let response = answered(inlet, handling).await?;
     send(proxy, inlet, Client { method, is_1_1, after }, response).await
+}
+
+/// A request's body, or why it is refused, and what is left of it.
+async fn read<Io>(
+    proxy: &Proxy,
+    inlet: &mut Inlet<Io>,
+    head: &Parts,
+    framing: Framing,
+    expects_continue: bool,
+) -> Result<(Result<Bytes, ApiError>, Rest), Ended>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let max = proxy.body_max;
+    if let Err(refused) = intake::admit_head(proxy, head) {
+        // A body that came with its head need not end the connection.
+        let read = inlet.has_body(framing) && inlet.body(framing, max).await.is_ok();
+        return Ok((Err(refused), if read { Rest::None } else { Rest::Unread }));
+    }
+    if expects_continue && !inlet.has_body(framing) {
+        inlet.io.write_all(CONTINUE).await?;
+        inlet.io.flush().await?;
+    }
+    match inlet.body(framing, max).await {
+        Ok(body) => Ok((Ok(body), Rest::None)),
+        Err(NoBody::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
+        Err(error @ NoBody::Malformed(_)) => {
+            Ok((Err(ApiError::bad_request(error.to_string(), None)), Rest::Unread))
+        }
+        Err(error) => Err(Ended::Body(error)),
+    }
 }
 
 /// A head that is none: said in the form that most clients read.

@@ -1,5 +1,7 @@
 //! HTTP/2, with prior knowledge or after TLS: hyper's codec.
 
+use http::Request;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -8,21 +10,22 @@ use pingora_core::server::ShutdownWatch;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
+use tidegate_engine::ApiError;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::intake::{self, Asked};
+use crate::request;
 use crate::service::Proxy;
-use crate::{intake, request};
 
 /// Serve a connection until its client or the proxy ends it.
 pub async fn serve<Io>(proxy: Arc<Proxy>, io: Io, mut stop: ShutdownWatch)
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = service_fn(move |incoming: http::Request<Incoming>| {
+    let service = service_fn(move |incoming: Request<Incoming>| {
         let proxy = Arc::clone(&proxy);
         async move {
-            let (head, body) = incoming.into_parts();
-            let asked = intake::read(&proxy, head, body).await;
+            let asked = read(&proxy, incoming).await;
             Ok::<_, Infallible>(request::handle(proxy, asked).await)
         }
     });
@@ -40,4 +43,20 @@ where
         // A client that leaves in the middle ends here: the access log has its request.
         tracing::debug!("client connection: {error}");
     }
+}
+
+async fn read(proxy: &Proxy, incoming: Request<Incoming>) -> Asked {
+    let arrived = proxy.clock.now();
+    let (head, body) = incoming.into_parts();
+    let body = match intake::admit_head(proxy, &head) {
+        Err(error) => Err(error),
+        Ok(()) => match Limited::new(body, proxy.body_max).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(ApiError::too_large(proxy.body_max))
+            }
+            Err(_) => Err(ApiError::bad_request("The request body could not be read.", None)),
+        },
+    };
+    Asked { head, body, arrived }
 }

@@ -1,8 +1,7 @@
 //! Which HTTP a client speaks, by its first bytes: h2 has a preface of its own. It must never keep
 //! bytes from the codec: what was read is read again, together with what has come since.
 //!
-//! hyper-util's `auto` connection does the same, but hands the first 24 bytes over alone: hyper then
-//! makes its buffer twice as large for the rest, 8 KB a stream that nobody uses.
+//! hyper-util's `auto` connection does the same, but for hyper's own HTTP/1.1.
 
 use std::io;
 use std::pin::Pin;
