@@ -92,6 +92,13 @@ fn headers_that_connection_names_stay_behind() {
     assert_eq!(head.headers.len(), 1);
     assert_eq!(head.headers["x-stays"], "1");
     assert!(head.keeps_alive);
+    // As long as `close` and `keep-alive`.
+    for hop in ["x-hop", "x-internal"] {
+        let text = format!("HTTP/1.1 200 OK\r\nconnection: {hop}\r\n{hop}: 1\r\n\r\n");
+        assert!(
+            super::read_answer(&Method::GET, text.as_bytes()).unwrap().unwrap().headers.is_empty()
+        );
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@ use crate::framing::Framing;
 
 /// Longer chunk extensions or trailers are an attack, or not HTTP.
 const EXTRA_MAX: u32 = 16 << 10;
+/// Some servers pad a chunk's length.
+const BLANKS_MAX: u32 = 64;
 
 /// The body is not what its framing says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -63,6 +65,8 @@ pub struct BodyReader {
     state: State,
     /// Bytes of extensions and trailers so far.
     extra: u32,
+    /// Blanks after this chunk's length.
+    blanks: u32,
 }
 
 impl BodyReader {
@@ -74,7 +78,7 @@ impl BodyReader {
             Framing::Chunked => State::Size { size: 0, digits: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        BodyReader { state, extra: 0 }
+        BodyReader { state, extra: 0, blanks: 0 }
     }
 
     /// Has all of it been read?
@@ -156,7 +160,10 @@ impl BodyReader {
             (State::Size { size, .. } | State::SizeBlank(size), b'\r') => State::SizeLf(size),
             (State::Size { size, .. } | State::SizeBlank(size), b';') => State::Extension(size),
             (State::Size { size, .. } | State::SizeBlank(size), b' ' | b'\t') => {
-                self.count_extra()?;
+                self.blanks += 1;
+                if self.blanks > BLANKS_MAX {
+                    return Err(BodyError::TooLong);
+                }
                 State::SizeBlank(size)
             }
             (State::Extension(size), b'\r') => State::SizeLf(size),
@@ -168,7 +175,10 @@ impl BodyReader {
             (State::SizeLf(0), b'\n') => State::TrailerStart,
             (State::SizeLf(size), b'\n') => State::Data(size),
             (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size { size: 0, digits: 0 },
+            (State::DataLf, b'\n') => {
+                self.blanks = 0;
+                State::Size { size: 0, digits: 0 }
+            }
             (State::TrailerStart, b'\r') => State::LastLf,
             (State::LastLf, b'\n') => State::Done,
             (State::Trailer, b'\r') => State::TrailerLf,

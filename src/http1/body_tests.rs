@@ -72,6 +72,8 @@ fn extensions_and_trailers_end() {
     for wire in [format!("1;{long}"), format!("0\r\n{long}"), format!("1{}", " ".repeat(20_000))] {
         assert_eq!(read(Framing::Chunked, wire.as_bytes(), 4096), Err(BodyError::TooLong));
     }
+    let padded = format!("{}0\r\n\r\n", "1     \r\nx\r\n".repeat(10_000));
+    assert_eq!(read(Framing::Chunked, padded.as_bytes(), 4096).unwrap().0.len(), 10_000);
 }
 
 proptest! {

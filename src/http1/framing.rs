@@ -25,6 +25,12 @@ pub enum HeadError {
     /// Its length is given twice and differently, or is no number.
     #[error("its content-length is ambiguous")]
     Length,
+    /// Two ways to end its body.
+    #[error("it has both a content-length and a transfer-encoding")]
+    Ambiguous,
+    /// HTTP/1.1 without a host, or with several (RFC 9112, 3.2).
+    #[error("it must name one host")]
+    Host,
     /// A transfer coding other than chunks, or one where none can be.
     #[error("its transfer-encoding is not supported")]
     Coding,
@@ -79,7 +85,8 @@ impl Hops {
             } else if field.name.eq_ignore_ascii_case("connection") {
                 closes |= is_listed(field.value, b"close");
                 hops.keeps_alive |= is_listed(field.value, b"keep-alive");
-                hops.names_more |= !matches!(field.value.len(), 5 | 10);
+                hops.names_more |= !(field.value.eq_ignore_ascii_case(b"close")
+                    || field.value.eq_ignore_ascii_case(b"keep-alive"));
             }
         }
         hops.keeps_alive &= !closes;

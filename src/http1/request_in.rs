@@ -44,7 +44,11 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
     let is_1_1 = head.version == Some(1);
     let hops = Hops::of(head.headers, is_1_1)?;
     if hops.contradict() {
-        return Err(HeadError::Coding);
+        return Err(HeadError::Ambiguous);
+    }
+    let hosts = head.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host")).count();
+    if hosts > 1 || (is_1_1 && hosts == 0) {
+        return Err(HeadError::Host);
     }
     let method = head.method.unwrap_or_default();
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| httparse::Error::Token)?;
@@ -73,7 +77,7 @@ mod tests {
     }
 
     fn refused(more: &str) -> HeadError {
-        let text = format!("POST /v1/completions HTTP/1.1\r\n{more}\r\n\r\n");
+        let text = format!("POST /v1/completions HTTP/1.1\r\nhost: h\r\n{more}\r\n\r\n");
         read_request(text.as_bytes()).unwrap_err()
     }
 
@@ -95,15 +99,18 @@ mod tests {
 
     #[test]
     fn a_request_without_a_length_has_no_body() {
-        assert_eq!(asked("GET / HTTP/1.1\r\n\r\n").framing, Framing::Length(0));
-        let chunks = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(asked("GET / HTTP/1.1\r\nhost: h\r\n\r\n").framing, Framing::Length(0));
+        let chunks = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(asked(chunks).framing, Framing::Chunked);
     }
 
     #[test]
     fn targets_of_every_form_are_read() {
         for (target, path) in [("http://h:1/a?b", "/a"), ("*", "*"), ("/a", "/a"), ("h:1", "")] {
-            assert_eq!(asked(&format!("GET {target} HTTP/1.1\r\n\r\n")).uri.path(), path);
+            assert_eq!(
+                asked(&format!("GET {target} HTTP/1.1\r\nhost: h\r\n\r\n")).uri.path(),
+                path
+            );
         }
     }
 
@@ -114,8 +121,9 @@ mod tests {
             ("content-length: 1, 1", HeadError::Length),
             ("content-length: -1", HeadError::Length),
             ("content-length: 99999999999999999999", HeadError::Length),
-            ("content-length: 1\r\ntransfer-encoding: chunked", HeadError::Coding),
+            ("content-length: 1\r\ntransfer-encoding: chunked", HeadError::Ambiguous),
             ("transfer-encoding: gzip", HeadError::Coding),
+            ("host: other", HeadError::Host),
             ("transfer-encoding: chunked\r\ntransfer-encoding: chunked", HeadError::Coding),
             ("transfer-encoding: xchunked", HeadError::Coding),
         ] {
@@ -124,6 +132,8 @@ mod tests {
         for more in ["a : b", " a: b", "a: b\r\n c", "a: b\0c", "no header", "é: 1"] {
             assert!(matches!(refused(more), HeadError::Malformed(_)), "{more:?}");
         }
+        assert_eq!(read_request(b"GET / HTTP/1.1\r\n\r\n").unwrap_err(), HeadError::Host);
+        assert!(read_request(b"GET / HTTP/1.0\r\n\r\n").is_ok(), "1.0 knows no hosts");
         let old = b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(read_request(old).unwrap_err(), HeadError::Coding);
     }
@@ -137,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_connection_goes_on_as_its_client_says() {
-        let goes_on = |head: &str| asked(&format!("GET / {head}\r\n\r\n")).keeps_alive;
+        let goes_on = |head: &str| asked(&format!("GET / {head}\r\nhost: h\r\n\r\n")).keeps_alive;
         assert!(goes_on("HTTP/1.1"));
         assert!(!goes_on("HTTP/1.1\r\nconnection: close"));
         assert!(!goes_on("HTTP/1.0"));
@@ -147,7 +157,8 @@ mod tests {
     #[test]
     fn only_a_client_of_1_1_waits_for_a_100() {
         let waits = |version: &str| {
-            asked(&format!("POST / {version}\r\nExpect: 100-Continue\r\n\r\n")).expects_continue
+            asked(&format!("POST / {version}\r\nhost: h\r\nExpect: 100-Continue\r\n\r\n"))
+                .expects_continue
         };
         assert!(waits("HTTP/1.1"));
         assert!(!waits("HTTP/1.0"));

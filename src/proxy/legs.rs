@@ -9,7 +9,7 @@ use http::header::CONTENT_TYPE;
 use std::borrow::Cow;
 use std::sync::Arc;
 use tidegate_cost::Matches;
-use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan};
+use tidegate_engine::{Endpoint, Handoff, LegBody, Legs, Meeting, Scan};
 use tidegate_filters::Accepted;
 use tidegate_placement::{Handover, Job};
 use tidegate_terms::{Moment, Tokens};
@@ -139,7 +139,7 @@ pub(crate) async fn whole(
     let answered = async {
         let leg = serving.inbound.body.clone().into();
         let answer = send(serving, &backend, leg, record.attempts).await?;
-        answer::open(answer, record.accepted.endpoint).await
+        open(&backend, answer, record.accepted.endpoint).await
     };
     let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     let (head, body) = match streams {
@@ -258,7 +258,7 @@ async fn decode(
         match send(serving, &backend, leg, record.attempts).await {
             Ok(answer) => {
                 let endpoint = record.accepted.endpoint;
-                let (head, body) = answer::open(answer, endpoint).await.map_err(missed)?;
+                let (head, body) = open(&backend, answer, endpoint).await.map_err(missed)?;
                 serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
                 return Ok(opened(serving, head, body, seat));
             }
@@ -328,6 +328,18 @@ pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
 
 pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Identity<'a> {
     Identity { request_id, traceparent: accepted.traceparent.as_ref() }
+}
+
+/// The answer up to its first byte, within the time that an engine has for one: it sends the head
+/// long before.
+pub(crate) async fn open(
+    backend: &Backend,
+    answer: Answer,
+    endpoint: Endpoint,
+) -> Result<(Head, OpenedBody), LegProblem> {
+    let limit = backend.pool.answer_timeout();
+    let opened = tokio::time::timeout(limit, answer::open(answer, endpoint)).await;
+    opened.unwrap_or_else(|_| Err(ExchangeError::AnswerTimeout(limit).into()))
 }
 
 pub(crate) fn opened(serving: &Serving<'_>, head: Head, body: OpenedBody, seat: Seat) -> Opened {

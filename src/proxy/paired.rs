@@ -86,7 +86,7 @@ pub(crate) async fn run(
     let leaves = || go.notify_one();
     let decode = async {
         let answer = legs::send_telling(serving, &to, decode, attempt, &leaves).await?;
-        answer::open(answer, endpoint).await
+        legs::open(&to, answer, endpoint).await
     };
     tokio::pin!(decode);
     // What one says of the other's failure is not known: its ranks are asked for again.

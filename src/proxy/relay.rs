@@ -298,7 +298,12 @@ impl Body for RelayBody {
             RelayBody::Full(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            RelayBody::Events(_) | RelayBody::Bytes(_) => SizeHint::default(),
+            RelayBody::Bytes(relay) => {
+                let first = relay.first.as_ref().map_or(0, |first| first.len() as u64);
+                let rest = relay.rest.remaining();
+                rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(first + rest))
+            }
+            RelayBody::Events(_) => SizeHint::default(),
         }
     }
 }

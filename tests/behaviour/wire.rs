@@ -147,9 +147,9 @@ async fn a_head_alone_is_asked_for_and_comes_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_request_is_refused_in_the_form_that_clients_read() {
     let (fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
-    let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(70_000));
+    let long = format!("GET / HTTP/1.1\r\nhost: t\r\nx: {}\r\n\r\n", "y".repeat(70_000));
     let smuggled = format!(
-        "POST {CHAT} HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+        "POST {CHAT} HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
     );
     let twice = format!("POST {CHAT} HTTP/1.1\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\n");
     let zipped = format!("POST {CHAT} HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n");
@@ -158,7 +158,8 @@ async fn what_is_no_request_is_refused_in_the_form_that_clients_read() {
         ("GET / HTTP/3.0\r\n\r\n", "505"),
         ("GET / HTTP/1.1\r\nbad header\r\n\r\n", "400"),
         (&twice, "400"),
-        (&smuggled, "501"),
+        (&smuggled, "400"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
         (&zipped, "501"),
         (&long, "431"),
     ] {
@@ -183,6 +184,22 @@ async fn a_client_that_says_nothing_for_too_long_is_let_go() {
         assert_eq!(statuses(&answer).len(), answers, "{wire:.40}: {answer}");
     }
     proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_its_answer_holds_its_place_only_so_long() {
+    let token = format!(
+        "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n",
+        "x".repeat(100_000)
+    );
+    let fake = Fake::start([], Act::Hang(vec![token; 200])).await;
+    let proxy = Proxy::start("keepalive_seconds = 0.3\n", &[plain("a", &fake)]).await;
+    let mut socket = TcpStream::connect(proxy.data).await.unwrap();
+    socket.write_all(request("", &chat(true)).as_bytes()).await.unwrap();
+    // It is answered, and never reads.
+    until("the answer is on its way", || !proxy.is_settled()).await;
+    proxy.settles().await;
+    drop(socket);
 }
 
 /// An engine that answers every request on a connection with the next of these bytes, and closes

@@ -12,14 +12,14 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Framing, HeadError, write_answer};
 use tidegate_terms::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
 use super::reading::{Inlet, NoBody, NoHead};
 use super::writing::Outlet;
@@ -37,6 +37,8 @@ const LINGER: Duration = Duration::from_secs(2);
 enum Ended {
     #[error("the client left before its answer")]
     Left,
+    #[error("the client does not read its answer")]
+    Stalled,
     #[error(transparent)]
     Body(NoBody),
     #[error("writing to the client failed: {0}")]
@@ -108,13 +110,14 @@ where
         since = clock.now();
         match served {
             Ok(After::Next) => {}
-            Ok(After::Close) => {
-                inlet.io.shutdown().await.ok();
-                break;
-            }
-            Ok(After::CloseUnread) => {
-                inlet.io.shutdown().await.ok();
-                timeout(LINGER, inlet.drain()).await.ok();
+            Ok(after) => {
+                let closing = async {
+                    inlet.io.shutdown().await.ok();
+                    if after == After::CloseUnread || inlet.has_begun() {
+                        inlet.drain().await;
+                    }
+                };
+                timeout(LINGER, closing).await.ok();
                 break;
             }
             Err(ended) => {
@@ -194,8 +197,14 @@ where
         HeadError::TooLarge => 431,
         HeadError::Coding => 501,
         HeadError::Version => 505,
-        HeadError::Malformed(_) | HeadError::Length | HeadError::Switching => 400,
+        HeadError::Malformed(_)
+        | HeadError::Length
+        | HeadError::Ambiguous
+        | HeadError::Host
+        | HeadError::Switching => 400,
     };
+    tracing::debug!("a request was not understood: {error}");
+    proxy.metrics.refused(None, told.status);
     let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread };
     send(proxy, inlet, client, respond::error(&told, ErrorForm::OpenAi)).await
 }
@@ -232,10 +241,36 @@ where
     let now = || proxy.clock.wall(proxy.clock.now());
     let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, now);
     let mut outlet = Outlet::new(written, framing, body);
+    let mut stall = Stall::default();
     poll_fn(|context| match outlet.poll_send(&mut inlet.io, context) {
         Poll::Ready(sent) => Poll::Ready(sent.map_err(Ended::Io)),
+        Poll::Pending if stall.is_over(outlet.blocked_at(), inlet.patience, context) => {
+            Poll::Ready(Err(Ended::Stalled))
+        }
         Poll::Pending => inlet.poll_left(context).map(|()| Err(Ended::Left)),
     })
     .await?;
     Ok(after)
+}
+
+/// A client that does not read: until it does, its answer holds a place on an engine.
+#[derive(Default)]
+struct Stall {
+    /// Since when it has read nothing, and how much it had got by then. Set at the first blocked
+    /// write: most answers never have one.
+    waits: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+impl Stall {
+    /// Has a client that is blocked `at` so many bytes taken none for as long as it may?
+    fn is_over(&mut self, at: Option<u64>, patience: Duration, context: &mut Context<'_>) -> bool {
+        let Some(at) = at else {
+            self.waits = None;
+            return false;
+        };
+        if self.waits.as_ref().is_none_or(|(before, _)| *before != at) {
+            self.waits = Some((at, Box::pin(sleep(patience))));
+        }
+        self.waits.as_mut().is_some_and(|(_, sleep)| sleep.as_mut().poll(context).is_ready())
+    }
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::scratch;
 
-/// What a client may send ahead while its answer is on the way; then it is not read until then.
+/// What a client may send ahead while its answer is on the way.
 const AHEAD_MAX: usize = 64 << 10;
 /// A body gets room for so much more than has come of it: an announced length is only a word.
 const GROW_MAX: usize = 256 << 10;
@@ -23,7 +23,7 @@ const GROW_MAX: usize = 256 << 10;
 pub struct Inlet<Io> {
     pub(super) io: Io,
     /// How long a client may keep a body waiting for its next bytes.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// Read, but of the next message: usually empty.
     ahead: Vec<u8>,
 }
@@ -110,6 +110,9 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
 
     /// A head out of `bytes`; what is left of them is what comes next.
     fn take_head(&mut self, bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
+        // Empty lines before a request mean nothing (RFC 9112, 2.2); kept, each would be parsed anew.
+        let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+        let bytes = &bytes[begin.unwrap_or(bytes.len())..];
         let asked = read_request(bytes)?;
         let taken = asked.as_ref().map_or(0, |asked| asked.length);
         self.ahead = bytes[taken..].to_vec();
@@ -192,16 +195,17 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         Ok(())
     }
 
-    /// Ready when the client has left. What it sends meanwhile is kept for later.
+    /// Ready when the client has left: closed either half of the connection, or sends so much more
+    /// that nobody would see it leave. What it sends meanwhile is kept for later.
     pub fn poll_left(&mut self, context: &mut Context<'_>) -> Poll<()> {
         scratch::with(|scratch| {
             while self.ahead.len() < AHEAD_MAX {
                 match ready!(poll_read(&mut self.io, context, scratch)) {
-                    Ok(0) | Err(_) => return Poll::Ready(()),
+                    Ok(0) | Err(_) => break,
                     Ok(read) => self.ahead.extend_from_slice(&scratch[..read]),
                 }
             }
-            Poll::Pending
+            Poll::Ready(())
         })
     }
 
@@ -263,10 +267,10 @@ mod tests {
 
     #[tokio::test]
     async fn requests_are_read_one_after_another_however_they_come() {
-        let wire = b"POST /a HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello\
-                     GET /b HTTP/1.1\r\n\r\n\
-                     POST /c HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n\
-                     POST /d HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}";
+        let wire = b"POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello\
+                     \r\n\r\nGET /b HTTP/1.1\r\nhost: h\r\n\r\n\
+                     POST /c HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n\
+                     POST /d HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n{}";
         let bodies =
             ["hello", "", "abcde", "{}"].map(|body| Ok(Bytes::from_static(body.as_bytes())));
         for step in [1, 2, 7, 64, wire.len()] {
@@ -277,25 +281,30 @@ mod tests {
     #[tokio::test]
     async fn a_body_above_the_limit_is_not_read_to_its_end() {
         let long = "x".repeat(MAX + 1);
-        let announced = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{long}", MAX + 1);
+        let announced =
+            format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n{long}", MAX + 1);
         let chunked = format!(
-            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
             MAX + 1
         );
         for wire in [announced, chunked] {
             let read = reads(wire.as_bytes(), 16).await;
             assert_eq!(read, [Err(NoBody::TooLarge.to_string())]);
         }
-        let fits = format!("POST / HTTP/1.1\r\ncontent-length: {MAX}\r\n\r\n{}", &long[..MAX]);
+        let fits =
+            format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {MAX}\r\n\r\n{}", &long[..MAX]);
         assert!(reads(fits.as_bytes(), 16).await[0].is_ok());
     }
 
     #[tokio::test]
     async fn what_breaks_off_or_is_no_http_is_told() {
         for (wire, error) in [
-            ("POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhel", NoBody::Closed.to_string()),
             (
-                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
+                "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhel",
+                NoBody::Closed.to_string(),
+            ),
+            (
+                "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
                 BodyError::Chunk.to_string(),
             ),
         ] {
@@ -309,7 +318,7 @@ mod tests {
     async fn a_client_that_leaves_is_seen_and_one_that_goes_on_is_kept() {
         let (mut client, server) = tokio::io::duplex(64);
         let mut inlet = Inlet::new(server, PATIENCE);
-        client.write_all(b"GET /next HTTP/1.1\r\n").await.unwrap();
+        client.write_all(b"GET /next HTTP/1.1\r\nhost: h\r\n").await.unwrap();
         let mut left = has_left(&mut inlet);
         assert!(left.is_pending());
         client.write_all(b"\r\n").await.unwrap();

@@ -13,12 +13,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use thiserror::Error;
 use tidegate_http1::{AnswerHead, BodyError, BodyReader, HeadError, read_answer};
+use tidegate_terms::{Moment, Seconds};
 use tokio::runtime::{Handle, Id};
 
 use super::outgoing::Outgoing;
 use super::pool::Idle;
 use super::socket::Socket;
 use crate::scratch;
+
+/// A connection that ends so soon after a request was on it was most likely closed before it came.
+const STALE_WITHIN: Seconds = Seconds(1.0);
 
 /// Why an exchange brought no answer, or not all of it.
 #[derive(Debug, Error)]
@@ -29,9 +33,15 @@ pub enum ExchangeError {
     /// No connection within the limit: nothing was sent.
     #[error("no connection within {0:?}")]
     ConnectTimeout(std::time::Duration),
-    /// A pooled connection turned out to be closed before the request was on it.
-    #[error("a kept-alive connection was already closed: {0}")]
-    Stale(#[source] io::Error),
+    /// A pooled connection turned out to be closed already.
+    #[error("a kept-alive connection was already closed: {source}")]
+    Stale {
+        /// How that was seen.
+        source: io::Error,
+        /// All of the request was on the connection by then: most likely the engine has closed it
+        /// before it came, but nobody can know.
+        sent: bool,
+    },
     /// The connection failed while the answer was due.
     #[error("the connection failed: {0}")]
     Broken(#[from] BrokenOff),
@@ -63,7 +73,7 @@ pub enum BrokenOff {
 impl ExchangeError {
     /// Did the engine certainly see nothing of the request?
     pub fn before_sending(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::ConnectTimeout(_) | Self::Stale(_))
+        matches!(self, Self::Connect(_) | Self::ConnectTimeout(_) | Self::Stale { sent: false, .. })
     }
 }
 
@@ -106,12 +116,14 @@ pub struct UpstreamBody {
 }
 
 /// An exchange up to the answer's head.
-struct Exchange {
+struct Exchange<'a> {
     link: Link,
+    home: &'a Idle,
     request: Outgoing,
     /// Bytes of the request on the wire.
     sent: usize,
-    flushed: bool,
+    /// When all of it was.
+    flushed: Option<Moment>,
     /// Writing failed; the engine may have answered before it closed.
     unsent: Option<io::Error>,
     /// A head of which the rest is still to come.
@@ -138,15 +150,20 @@ impl Link {
     ) -> Result<Answer, ExchangeError> {
         let mut exchange = Exchange {
             link: self,
+            home: &home,
             request,
             sent: 0,
-            flushed: false,
+            flushed: None,
             unsent: None,
             begun: Vec::new(),
         };
         let (head, reader, first, whole) = poll_fn(|context| exchange.poll(context)).await?;
+        // An engine may refuse a request that it has not read, but not serve it.
+        if exchange.flushed.is_none() && head.status.is_success() {
+            return Err(ExchangeError::Closed);
+        }
         // What is left of a request would be read as the beginning of the next.
-        let keeps_alive = head.keeps_alive && whole && exchange.flushed;
+        let keeps_alive = head.keeps_alive && whole && exchange.flushed.is_some();
         let mut link = exchange.link;
         link.reused = true;
         let mut body = UpstreamBody { first, reader, link: Some(link), keeps_alive, home };
@@ -158,7 +175,7 @@ impl Link {
 /// A head, what reads its body, and what came of that with it; false if more came than the answer.
 type Begun = (AnswerHead, BodyReader, Option<Bytes>, bool);
 
-impl Exchange {
+impl Exchange<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Begun, ExchangeError>> {
         // An engine may answer before it has read all: to both sides of the connection at once.
         if let Poll::Ready(Err(error)) = self.poll_send(context) {
@@ -188,9 +205,9 @@ impl Exchange {
                 written => self.sent += written,
             }
         }
-        if !self.flushed && self.unsent.is_none() {
+        if self.flushed.is_none() && self.unsent.is_none() {
             ready!(self.link.socket.poll_flush(context))?;
-            self.flushed = true;
+            self.flushed = Some(self.home.now());
         }
         Poll::Ready(Ok(()))
     }
@@ -231,7 +248,7 @@ impl Exchange {
         match (self.is_stale(), self.unsent.take()) {
             (true, unsent) => {
                 let end = || io::ErrorKind::UnexpectedEof.into();
-                ExchangeError::Stale(unsent.unwrap_or_else(end))
+                self.stale(unsent.unwrap_or_else(end))
             }
             (false, Some(error)) => BrokenOff::from(error).into(),
             (false, None) => ExchangeError::Closed,
@@ -245,14 +262,20 @@ impl Exchange {
             BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
         );
         match closed && self.is_stale() {
-            true => ExchangeError::Stale(error),
+            true => self.stale(error),
             false => BrokenOff::from(error).into(),
         }
     }
 
-    /// A keep-alive connection that the engine closed in the meantime: the request may go again.
+    /// A keep-alive connection that the engine closed in the meantime: the request may go again. One
+    /// that it closed long after the request was on it is none: the engine was at work.
     fn is_stale(&self) -> bool {
-        self.link.reused && self.begun.is_empty()
+        let soon = |sent: Moment| self.home.now() - sent < STALE_WITHIN;
+        self.link.reused && self.begun.is_empty() && self.flushed.is_none_or(soon)
+    }
+
+    fn stale(&self, source: io::Error) -> ExchangeError {
+        ExchangeError::Stale { source, sent: self.flushed.is_some() }
     }
 }
 
@@ -294,6 +317,12 @@ impl UpstreamBody {
                 Poll::Ready(Some(Err(error)))
             }
         }
+    }
+
+    /// How many bytes are still on the wire, if the engine told.
+    pub fn remaining(&self) -> Option<u64> {
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        self.reader.remaining().map(|rest| rest + first)
     }
 
     /// The same, to wait for.

@@ -4,6 +4,7 @@
 
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
+use std::time::Duration;
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::timeout;
 
@@ -33,6 +34,10 @@ pub(super) struct Idle {
 }
 
 impl Idle {
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
     /// Keep a connection; when the pool is full it is closed instead.
     pub(super) fn put(&self, link: Link) {
         drop(self.links.push((link, self.clock.now())));
@@ -57,6 +62,11 @@ impl Pool {
     ) -> Pool {
         let idle = Arc::new(Idle { links: ArrayQueue::new(params.idle_max.max(1)), clock });
         Pool { address, params, tls, idle }
+    }
+
+    /// How long an engine may take to the first byte of an answer's body, as to its head.
+    pub fn answer_timeout(&self) -> Duration {
+        self.params.answer_timeout.to_duration()
     }
 
     /// Where this pool leads.
@@ -94,13 +104,19 @@ impl Pool {
         &self,
         request: impl Fn() -> Outgoing,
     ) -> Result<Answer, ExchangeError> {
+        let mut stale = None;
         if let Some(link) = self.take() {
             match link.exchange(request(), Arc::clone(&self.idle)).await {
-                Err(ExchangeError::Stale(_)) => {}
+                Err(error @ ExchangeError::Stale { .. }) => stale = Some(error),
                 answer => return answer,
             }
         }
-        self.open().await?.exchange(request(), Arc::clone(&self.idle)).await
+        match (self.open().await, stale) {
+            (Ok(link), _) => link.exchange(request(), Arc::clone(&self.idle)).await,
+            // Not even that is there: whether the engine saw the request, only the first knows.
+            (Err(_), Some(stale @ ExchangeError::Stale { sent: true, .. })) => Err(stale),
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn take(&self) -> Option<Link> {

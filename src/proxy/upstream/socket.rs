@@ -1,13 +1,20 @@
 //! A connection to an engine as a byte stream: TCP, or TLS on top of it.
 
+use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::{Address, tls};
+
+/// A connection on which nothing came for so long is probed.
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+/// And then so often, three times.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// Either kind.
 pub(super) enum Socket {
@@ -22,6 +29,10 @@ impl Socket {
     ) -> io::Result<Socket> {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
+        // A host that is gone says nothing: without probes whoever waits for it waits for ever.
+        SockRef::from(&stream).set_tcp_keepalive(
+            &TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(3),
+        )?;
         match tls {
             None => Ok(Socket::Tcp(stream)),
             Some(tls) => Ok(Socket::Tls(Box::new(tls.connect(&address.host, stream).await?))),
