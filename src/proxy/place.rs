@@ -10,6 +10,7 @@ use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::failure::Failure;
 use crate::fleet::{Known, View};
+use crate::learn::Beside;
 use crate::seat::Seat;
 use crate::service::Proxy;
 
@@ -33,6 +34,8 @@ pub struct Predicted {
     pub ahead: Seconds,
     /// Prompt tokens the backend holds already.
     pub cached: Tokens,
+    /// The streams that it has to run beside.
+    pub beside: Beside,
 }
 
 /// What the fast path found.
@@ -91,7 +94,9 @@ pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Opt
         Choice::Wait(_) | Choice::Nowhere(_) => return None,
     };
     let backend = Arc::clone(proxy.fleet.backend(on));
-    let ahead = backend.account.balance().prefill;
+    let before = backend.account.balance();
+    let at_once = before.prefill_legs == 0;
+    let beside = Beside { streams: before.streams, kv: before.kv, at_once };
     let uncached = job.prompt - cached;
     let prefill = backend.account.try_charge_prefill(work, uncached, proxy.placement.room)?;
     let stream = match whole {
@@ -102,7 +107,7 @@ pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Opt
         proxy.metrics.surge_placed(took);
     }
     let seat = Seat::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
-    let predicted = Predicted { prefill: work, ahead, cached };
+    let predicted = Predicted { prefill: work, ahead: before.prefill, cached, beside };
     Some(if whole { Placed::Whole(seat, predicted) } else { Placed::Prefill(seat, predicted) })
 }
 

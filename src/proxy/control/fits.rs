@@ -1,10 +1,10 @@
 //! What legs cost, learned online, per backend; how long answers are, over all of them.
 
 use tidegate_cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
-use tidegate_terms::{BackendId, Moment, Tokens};
+use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::fleet::{Estimates, Fleet};
-use crate::learn::Observation;
+use crate::learn::{Beside, Observation};
 
 /// What an operator knows of a backend's costs before any was observed.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,8 @@ pub struct Priors {
 pub struct Fits {
     backends: Vec<BackendFit>,
     estimates: Estimates,
+    /// The engines' `max_num_batched_tokens`.
+    chunk: Tokens,
 }
 
 struct BackendFit {
@@ -38,20 +40,23 @@ struct Look {
 
 impl Fits {
     /// Fits that start from the operator's knowledge.
-    pub fn new(priors: Vec<Priors>, estimates: Estimates) -> Fits {
+    pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
         let fit = |priors: Priors| BackendFit {
             prefill: PrefillFit::new(priors.prefill),
             decode: DecodeFit::new(priors.decode),
             before: None,
         };
-        Fits { backends: priors.into_iter().map(fit).collect(), estimates }
+        Fits { backends: priors.into_iter().map(fit).collect(), estimates, chunk }
     }
 
     /// One observation.
     pub fn take(&mut self, observation: Observation) {
         match observation {
-            Observation::Prefill { backend, uncached, cached, took } => {
-                self.backends[backend.index()].prefill.observe(uncached, cached, took);
+            Observation::Prefill { backend, uncached, cached, took, beside } => {
+                let fit = &mut self.backends[backend.index()];
+                let steps = uncached.get().div_ceil(self.chunk.get().max(1));
+                let alone = took - held_up(&fit.decode.model(), beside, steps);
+                fit.prefill.observe(uncached, cached, alone);
             }
             Observation::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
@@ -105,5 +110,49 @@ impl Fits {
     /// Lengths as fitted so far.
     pub fn estimates(&self) -> &Estimates {
         &self.estimates
+    }
+}
+
+/// How much longer a prefill of `steps` chunks takes beside streams than alone: their tokens in each
+/// of its steps, and the rest of the step it came into, half of one in the mean. Placement adds both
+/// where it is asked for: learned as the prefill's own cost they would count twice.
+fn held_up(model: &DecodeModel, beside: Beside, steps: u64) -> Seconds {
+    let Beside { streams, kv, at_once } = beside;
+    if streams == 0 {
+        return Seconds::ZERO;
+    }
+    let rest = if at_once { model.step(streams, kv) / 2.0 } else { Seconds::ZERO };
+    model.beside_prefill(streams, kv) * steps as f64 + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_cost::{ByteEstimator, OutputEstimate};
+
+    #[test]
+    fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
+        let truth = PrefillModel::default();
+        let decode = DecodeModel::default();
+        let estimates =
+            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
+        let prior = PrefillModel { base: truth.base * 3.0, ..truth };
+        let mut fits = Fits::new(vec![Priors { prefill: prior, decode }], estimates, Tokens(2048));
+        let at = |n: u64| Tokens(500 * (1 + n % 7));
+        for n in 0..200 {
+            let (uncached, cached) = (at(n), Tokens::ZERO);
+            let at_once = n.is_multiple_of(2);
+            let beside = Beside { streams: 20 + n as u32, kv: Tokens(40_000), at_once };
+            let steps = uncached.get().div_ceil(2048);
+            let took = truth.predict(uncached, cached) + held_up(&decode, beside, steps);
+            let backend = BackendId(0);
+            fits.take(Observation::Prefill { backend, uncached, cached, took, beside });
+        }
+        let (learned, _) = fits.models(BackendId(0), std::iter::empty());
+        for n in 0..7 {
+            let (is, should) =
+                (learned.predict(at(n), Tokens::ZERO), truth.predict(at(n), Tokens::ZERO));
+            assert!((is / should - 1.0).abs() < 0.05, "{is} {should}");
+        }
     }
 }
