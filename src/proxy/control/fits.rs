@@ -15,6 +15,11 @@ pub struct Priors {
     pub decode: DecodeModel,
 }
 
+/// A prefill that may have waited for more than this share of its time, beyond the mean, is timed
+/// too vaguely to tell what a longer one takes: from a phase of short prompts one line through the
+/// waits made long ones twice as dear.
+const VAGUE: f64 = 0.1;
+
 /// All fits.
 pub struct Fits {
     backends: Vec<BackendFit>,
@@ -25,6 +30,8 @@ pub struct Fits {
 
 struct BackendFit {
     prefill: PrefillFit,
+    /// Nobody said what a prefill costs, and none was timed well.
+    guessed: bool,
     decode: DecodeFit,
     /// The account at the last look.
     before: Option<Look>,
@@ -43,6 +50,7 @@ impl Fits {
     pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
         let fit = |priors: Priors| BackendFit {
             prefill: PrefillFit::new(priors.prefill),
+            guessed: priors.prefill == PrefillModel::default(),
             decode: DecodeFit::new(priors.decode),
             before: None,
         };
@@ -55,8 +63,15 @@ impl Fits {
             Observation::Prefill { backend, uncached, cached, took, beside } => {
                 let fit = &mut self.backends[backend.index()];
                 let steps = uncached.get().div_ceil(self.chunk.get().max(1));
-                let alone = took - held_up(&fit.decode.model(), beside, steps);
-                fit.prefill.observe(uncached, cached, alone);
+                let decode = fit.decode.model();
+                let wait = wait_for_step(&decode, beside);
+                let vague = wait > took * VAGUE;
+                if vague && !fit.guessed {
+                    return;
+                }
+                fit.guessed &= vague;
+                let beside = decode.beside_prefill(beside.streams, beside.kv) * steps as f64;
+                fit.prefill.observe(uncached, cached, took - beside - wait);
             }
             Observation::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
@@ -113,16 +128,13 @@ impl Fits {
     }
 }
 
-/// How much longer a prefill of `steps` chunks takes beside streams than alone: their tokens in each
-/// of its steps, and the rest of the step it came into, half of one in the mean. Placement adds both
-/// where it is asked for: learned as the prefill's own cost they would count twice.
-fn held_up(model: &DecodeModel, beside: Beside, steps: u64) -> Seconds {
-    let Beside { streams, kv, at_once } = beside;
-    if streams == 0 {
-        return Seconds::ZERO;
+/// A prefill that came into a step of streams waited for its end, half of it in the mean. Placement
+/// allows for that itself: learned as a cost of prefills it would count twice.
+fn wait_for_step(decode: &DecodeModel, beside: Beside) -> Seconds {
+    match beside {
+        Beside { streams: 0, .. } | Beside { at_once: false, .. } => Seconds::ZERO,
+        Beside { streams, kv, .. } => decode.step(streams, kv) / 2.0,
     }
-    let rest = if at_once { model.step(streams, kv) / 2.0 } else { Seconds::ZERO };
-    model.beside_prefill(streams, kv) * steps as f64 + rest
 }
 
 #[cfg(test)]
@@ -130,29 +142,62 @@ mod tests {
     use super::*;
     use tidegate_cost::{ByteEstimator, OutputEstimate};
 
+    const CHUNK: Tokens = Tokens(2048);
+
+    fn fits(prior: PrefillModel) -> Fits {
+        let estimates =
+            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
+        let decode = DecodeModel::default();
+        Fits::new(vec![Priors { prefill: prior, decode }], estimates, CHUNK)
+    }
+
+    /// Prefills of `tokens` that wait from none to all of a step.
+    fn run(fits: &mut Fits, truth: &PrefillModel, tokens: u64) {
+        let decode = DecodeModel::default();
+        for n in 0..200 {
+            let (uncached, cached) = (Tokens(tokens * (1 + n % 7)), Tokens::ZERO);
+            let beside = Beside { streams: 60, kv: Tokens(40_000), at_once: n % 3 > 0 };
+            let steps = uncached.get().div_ceil(CHUNK.get());
+            let waited = wait_for_step(&decode, beside) * (2.0 * (n * 7 % 11) as f64 / 10.0);
+            let shared = decode.beside_prefill(beside.streams, beside.kv) * steps as f64;
+            let took = truth.predict(uncached, cached) + shared + waited;
+            fits.take(Observation::Prefill {
+                backend: BackendId(0),
+                uncached,
+                cached,
+                took,
+                beside,
+            });
+        }
+    }
+
+    /// What a prompt of `tokens` is thought to take, in what it takes.
+    fn ratio(fits: &Fits, truth: &PrefillModel, tokens: u64) -> f64 {
+        let (learned, _) = fits.models(BackendId(0), std::iter::empty());
+        let of = |model: &PrefillModel| model.predict(Tokens(tokens), Tokens::ZERO);
+        of(&learned) / of(truth)
+    }
+
     #[test]
     fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
         let truth = PrefillModel::default();
-        let decode = DecodeModel::default();
-        let estimates =
-            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
-        let prior = PrefillModel { base: truth.base * 3.0, ..truth };
-        let mut fits = Fits::new(vec![Priors { prefill: prior, decode }], estimates, Tokens(2048));
-        let at = |n: u64| Tokens(500 * (1 + n % 7));
-        for n in 0..200 {
-            let (uncached, cached) = (at(n), Tokens::ZERO);
-            let at_once = n.is_multiple_of(2);
-            let beside = Beside { streams: 20 + n as u32, kv: Tokens(40_000), at_once };
-            let steps = uncached.get().div_ceil(2048);
-            let took = truth.predict(uncached, cached) + held_up(&decode, beside, steps);
-            let backend = BackendId(0);
-            fits.take(Observation::Prefill { backend, uncached, cached, took, beside });
+        let mut fits = fits(PrefillModel { base: truth.base * 3.0, ..truth });
+        run(&mut fits, &truth, 2000);
+        for tokens in [2000, 8000] {
+            let ratio = ratio(&fits, &truth, tokens);
+            assert!((ratio - 1.0).abs() < 0.05, "{tokens}: {ratio}");
         }
-        let (learned, _) = fits.models(BackendId(0), std::iter::empty());
-        for n in 0..7 {
-            let (is, should) =
-                (learned.predict(at(n), Tokens::ZERO), truth.predict(at(n), Tokens::ZERO));
-            assert!((is / should - 1.0).abs() < 0.05, "{is} {should}");
-        }
+    }
+
+    #[test]
+    fn short_prompts_that_waited_for_a_step_say_nothing_of_long_ones() {
+        let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
+        let mut told = fits(truth);
+        run(&mut told, &truth, 50);
+        assert!((ratio(&told, &truth, 4000) - 1.0).abs() < 0.05, "{}", ratio(&told, &truth, 4000));
+        let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
+        let mut guessed = fits(PrefillModel::default());
+        run(&mut guessed, &dear, 50);
+        assert!((ratio(&guessed, &dear, 300) - 1.0).abs() < 0.3, "better than the guess");
     }
 }
