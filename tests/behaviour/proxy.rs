@@ -78,6 +78,10 @@ pub fn two_ports() -> (SocketAddr, SocketAddr) {
     (next(), next())
 }
 
+/// What a test is not about must not fail it: on a machine that is busy with other things a probe
+/// takes longer than a second, and two of those take an engine out.
+const PATIENT: &str = "\n[probe]\ntimeout_seconds = 15\n";
+
 /// The settings of a test: `top` is TOML for the sections, engines are added.
 pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
     let mut text = format!(
@@ -87,6 +91,9 @@ pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]
         // The one more key of its section comes first.
         rest(top).trim_start_matches("[admin]\n"),
     );
+    if !top.contains("[probe]") {
+        text += PATIENT;
+    }
     for engine in engines {
         let Engine { name, url, more } = engine;
         text += &format!("\n[[backends]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n");
