@@ -9,6 +9,11 @@ use tidegate_terms::{Seconds, Tokens};
 /// Beyond any context window; larger counts are a broken engine's.
 const TOKENS_MAX: u64 = 100_000_000;
 
+/// Below so many tokens that a new one attends to in the mean, attention is a few hundredths of a
+/// prefill on a transformer of any size, and the fixed cost, timers and neighbours are more: what
+/// fits there by chance makes long prompts several times as dear.
+const ATTENDED_MIN: f64 = 512.0;
+
 /// Learns a [`PrefillModel`].
 #[derive(Clone, Debug)]
 pub struct PrefillFit {
@@ -42,7 +47,13 @@ impl PrefillFit {
         if new == Tokens::ZERO || (new + context).get() > TOKENS_MAX {
             return;
         }
-        let features = [1.0, new.as_f64(), attention_pairs(new, context)];
+        let pairs = attention_pairs(new, context);
+        let (attended, took) = match pairs < ATTENDED_MIN * new.as_f64() {
+            // Taken as it is known.
+            true => (0.0, took - self.model().per_attention * pairs),
+            false => (pairs, took),
+        };
+        let features = [1.0, new.as_f64(), attended];
         self.fit.observe(class(new.get(), [512, 2048, 8192]), features, took.get());
     }
 

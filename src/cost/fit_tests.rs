@@ -124,6 +124,24 @@ fn an_hour_of_short_prompts_keeps_what_a_long_one_taught() {
 }
 
 #[test]
+fn short_prompts_say_nothing_of_attention() {
+    let truth = PrefillModel {
+        base: Seconds(0.002),
+        per_token: Seconds(71e-6),
+        per_attention: Seconds(1.33e-9),
+    };
+    let mut fit = PrefillFit::new(truth);
+    for i in 0..500 {
+        // An engine reads its weights however short the prompt, and timers are late.
+        let (new, late) = (Tokens(20 + i * 37 % 900), Seconds((i * 7 % 11) as f64 * 0.0003));
+        fit.observe(new, Tokens(0), truth.predict(new, Tokens(0)).max(Seconds(0.0151)) + late);
+    }
+    let (seen, want) =
+        (fit.model().predict(Tokens(8000), Tokens(0)), truth.predict(Tokens(8000), Tokens(0)));
+    assert!(within(seen, want, 0.15), "{seen:?} {want:?}");
+}
+
+#[test]
 fn a_hand_off_is_learned_from_both_its_parts() {
     let truth = TransferModel { base: Seconds(0.010), per_token: Seconds(2e-6) };
     let mut fit = TransferFit::default();

@@ -48,8 +48,10 @@ pub struct Scheduler {
     feeds: HashMap<SeqId, Arc<Feed>>,
     /// Who waits for memory to fetch KV into.
     reserving: VecDeque<(Tokens, oneshot::Sender<()>)>,
-    /// Memory granted and not yet filled.
+    /// Memory granted that no running sequence fills yet.
     reserved: Tokens,
+    /// Of that, what sequences take that begin with the next step.
+    filled: Vec<Tokens>,
     /// Grants not yet used.
     fetching: u32,
     counters: Arc<Counters>,
@@ -73,6 +75,7 @@ impl Scheduler {
             feeds: HashMap::new(),
             reserving: VecDeque::new(),
             reserved: Tokens::ZERO,
+            filled: Vec::new(),
             fetching: 0,
             counters,
         }
@@ -86,8 +89,11 @@ impl Scheduler {
             while let Ok(command) = self.inbox.try_recv() {
                 self.obey(command);
             }
-            self.grant();
+            for tokens in std::mem::take(&mut self.filled) {
+                self.unreserve(tokens);
+            }
             let step = self.engine.begin_step();
+            self.grant();
             self.publish();
             let Some(took) = step else {
                 match self.inbox.recv().await {
@@ -97,7 +103,8 @@ impl Scheduler {
                 at = Instant::now();
                 continue;
             };
-            at = self.wait_until(at + took.to_duration()).await;
+            let Some(ended) = self.wait_until(at + took.to_duration()).await else { return };
+            at = ended;
             self.engine.end_step(&mut events);
             for event in events.drain(..) {
                 self.report(event);
@@ -105,28 +112,44 @@ impl Scheduler {
         }
     }
 
-    /// The end of a step: its deadline, unless the machine is far behind.
-    async fn wait_until(&self, deadline: Instant) -> Instant {
-        sleep_until(deadline).await;
+    /// The end of a step: its deadline, unless the machine is far behind. What is said meanwhile is
+    /// heard at once: memory that is free is granted while the step runs, so that a hand-off takes its
+    /// time from the moment it is asked for, as engine_model.md has it. What is admitted begins with
+    /// the next step.
+    async fn wait_until(&mut self, deadline: Instant) -> Option<Instant> {
+        let end = sleep_until(deadline);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut end => break,
+                command = self.inbox.recv() => self.obey(command?),
+            }
+            while let Ok(command) = self.inbox.try_recv() {
+                self.obey(command);
+            }
+            self.grant();
+        }
         let late = deadline.elapsed();
         if late < LATE {
-            return deadline;
+            return Some(deadline);
         }
         Counters::add(&self.counters.late_steps, 1);
         // Streams must get their turn while steps are made up for.
         tokio::task::yield_now().await;
         if late < BEHIND_MAX {
-            return deadline;
+            return Some(deadline);
         }
         Counters::add(&self.counters.lost_micros, late.as_micros() as u64);
-        Instant::now()
+        Some(Instant::now())
     }
 
     fn obey(&mut self, command: Command) {
         match command {
             Command::Admit { sequence, feed, reserved } => {
-                if let Some(tokens) = reserved {
-                    self.unreserve(tokens);
+                match reserved {
+                    Some(tokens) if feed.is_left() => self.unreserve(tokens),
+                    reserved => self.filled.extend(reserved),
                 }
                 if !feed.is_left() {
                     self.feeds.insert(sequence.id, feed);

@@ -57,8 +57,7 @@ impl Dispatcher {
             while let Ok(message) = self.inbox.try_recv() {
                 self.take(message);
             }
-            self.place_decodes();
-            self.place_offers();
+            self.look();
             self.tell_demand();
         }
     }
@@ -97,14 +96,29 @@ impl Dispatcher {
         }
     }
 
-    fn place_decodes(&mut self) {
-        let now = self.proxy.clock.now();
+    /// Place what fits now.
+    fn look(&mut self) {
+        if self.decodes.is_empty() && self.replies.is_empty() {
+            return;
+        }
+        let began = self.proxy.clock.now();
+        // Prefilled requests first: they hold memory.
+        let decodes = self.place_decodes(began);
+        let offers = self.place_offers();
+        if !decodes && !offers {
+            self.proxy.reaction.found_no_room(began, self.proxy.clock.now());
+        }
+    }
+
+    /// Says whether one was placed.
+    fn place_decodes(&mut self, now: Moment) -> bool {
+        let mut placed = false;
         for _ in 0..self.decodes.len() {
-            let Some(offer) = self.decodes.pop_front() else { return };
+            let Some(offer) = self.decodes.pop_front() else { return placed };
             if offer.reply.is_closed() {
                 continue;
             }
-            let seat = match try_place_decode(&self.proxy, &offer.handover) {
+            let seat = match try_place_decode(&self.proxy, &offer.handover, offer.came) {
                 Some(seat) => Ok(seat),
                 None if now < offer.deadline => {
                     self.decodes.push_back(offer);
@@ -112,20 +126,26 @@ impl Dispatcher {
                 }
                 None => force_decode(&self.proxy, &offer.handover).ok_or(Failure::NoBackend),
             };
+            placed |= seat.is_ok();
             // A client that has left drops the seat, which settles it.
             drop(offer.reply.send(seat));
         }
+        placed
     }
 
-    fn place_offers(&mut self) {
+    /// Says whether one was placed.
+    fn place_offers(&mut self) -> bool {
         let Dispatcher { proxy, queue, matches, replies, .. } = self;
         let table = proxy.fleet.table();
         let view = proxy.view(&table, Known::Many(matches));
-        let mut settled = Vec::new();
+        let (mut settled, mut any) = (Vec::new(), false);
         queue.poll(&proxy.placement, view.now, &view, |outcome| {
             let (id, answer) = match outcome {
                 Outcome::Place(job, choice) => match reserve(proxy, &view, job, choice) {
-                    Some(placed) => (job.id, Ok(placed)),
+                    Some(placed) => {
+                        any = true;
+                        (job.id, Ok(placed))
+                    }
                     None => return Took::No,
                 },
                 Outcome::Expired(job) => {
@@ -143,6 +163,7 @@ impl Dispatcher {
         for id in settled {
             self.matches.remove(&id);
         }
+        any
     }
 
     /// What still waits is demand: the planner may have to act on it at once.

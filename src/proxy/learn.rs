@@ -7,6 +7,17 @@ use tidegate_terms::{BackendId, Seconds, Tokens};
 /// Room for a second's worth at a thousand requests a second.
 pub const OBSERVATIONS_MAX: usize = 4096;
 
+/// The streams that a prefill ran beside.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside {
+    /// How many.
+    pub streams: u32,
+    /// Their KV tokens.
+    pub kv: Tokens,
+    /// No prefill was before it: it came in the middle of a step of theirs.
+    pub at_once: bool,
+}
+
 /// One thing seen.
 #[derive(Clone, Copy, Debug)]
 pub enum Observation {
@@ -20,6 +31,8 @@ pub enum Observation {
         cached: Tokens,
         /// How long the engine worked on it.
         took: Seconds,
+        /// What ran there when it was placed.
+        beside: Beside,
     },
     /// A request ended well.
     Finished {

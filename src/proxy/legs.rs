@@ -374,6 +374,7 @@ pub(crate) fn note_prefill(
             uncached,
             cached: predicted.cached,
             took: backend.prefill_service(sent, now),
+            beside: predicted.beside,
         });
     }
     serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);

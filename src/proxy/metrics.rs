@@ -27,7 +27,8 @@ const TOKEN_BUCKETS: [f64; 13] =
 /// Seconds of planning.
 const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
 /// Seconds from a surge to its answer.
-const REACTION_BUCKETS: [f64; 9] = [5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1];
+const REACTION_BUCKETS: [f64; 15] =
+    [5e-4, 1e-3, 1.5e-3, 2e-3, 2.5e-3, 3e-3, 4e-3, 5e-3, 6e-3, 8e-3, 1e-2, 1.5e-2, 2e-2, 5e-2, 0.1];
 /// Tokens of a request.
 const TOKENS_BUCKETS: [f64; 14] = [
     1.0,
@@ -352,7 +353,10 @@ fn describe() {
         "tidegate_surge_to_table_seconds",
         "An arrival that the plan before did not know to the table that moves engines for it"
     );
-    hist!("tidegate_surge_to_placement_seconds", "That arrival to the first request placed by it");
+    hist!(
+        "tidegate_surge_to_placement_seconds",
+        "That arrival to the first leg placed by it, less the time in which none could be"
+    );
     hist!("tidegate_ttft_observed_over_predicted", "Observed TTFT over what placement predicted");
     hist!(
         "tidegate_prefix_hit_rate_error",

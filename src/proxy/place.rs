@@ -10,6 +10,7 @@ use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::failure::Failure;
 use crate::fleet::{Known, View};
+use crate::learn::Beside;
 use crate::seat::Seat;
 use crate::service::Proxy;
 
@@ -33,6 +34,8 @@ pub struct Predicted {
     pub ahead: Seconds,
     /// Prompt tokens the backend holds already.
     pub cached: Tokens,
+    /// The streams that it has to run beside.
+    pub beside: Beside,
 }
 
 /// What the fast path found.
@@ -91,18 +94,18 @@ pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Opt
         Choice::Wait(_) | Choice::Nowhere(_) => return None,
     };
     let backend = Arc::clone(proxy.fleet.backend(on));
-    let ahead = backend.account.balance().prefill;
+    let before = backend.account.balance();
+    let at_once = before.prefill_legs == 0;
+    let beside = Beside { streams: before.streams, kv: before.kv, at_once };
     let uncached = job.prompt - cached;
     let prefill = backend.account.try_charge_prefill(work, uncached, proxy.placement.room)?;
     let stream = match whole {
         true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
         false => None,
     };
-    if let Some(took) = proxy.reaction.placed(job.arrived, || proxy.clock.now()) {
-        proxy.metrics.surge_placed(took);
-    }
+    tell_reaction(proxy, job.arrived, view.now);
     let seat = Seat::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
-    let predicted = Predicted { prefill: work, ahead, cached };
+    let predicted = Predicted { prefill: work, ahead: before.prefill, cached, beside };
     Some(if whole { Placed::Whole(seat, predicted) } else { Placed::Prefill(seat, predicted) })
 }
 
@@ -116,20 +119,22 @@ pub async fn find_decode(
     handover: &Handover,
     deadline: Moment,
 ) -> Result<Seat, Failure> {
-    if let Some(seat) = try_place_decode(proxy, handover) {
+    let now = proxy.clock.now();
+    if let Some(seat) = try_place_decode(proxy, handover, now) {
         return Ok(seat);
     }
-    proxy.queue.wait_for_decode(handover, deadline).await
+    proxy.queue.wait_for_decode(handover, now, deadline).await
 }
 
-/// Place a decode leg now, if a backend has room.
-pub fn try_place_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
+/// Place a decode leg that there is since `came`, if a backend has room now.
+pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Option<Seat> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
     for _ in 0..RACES_MAX {
         let on = place_decode(&proxy.placement, view.now, handover, &view)?;
         let backend = proxy.fleet.backend(on);
         if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
+            tell_reaction(proxy, came, view.now);
             let signal = Arc::clone(proxy.queue.signal());
             return Some(Seat::new(Arc::clone(backend), None, Some(stream), signal));
         }
@@ -154,4 +159,11 @@ pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
     let backend = Arc::clone(proxy.fleet.backend(*on));
     let stream = backend.account.open_stream(handover.kv);
     Some(Seat::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
+}
+
+/// A leg that there is since `came` was placed by a look that began at `began`.
+fn tell_reaction(proxy: &Proxy, came: Moment, began: Moment) {
+    if let Some(took) = proxy.reaction.placed(came, began, || proxy.clock.now()) {
+        proxy.metrics.surge_placed(took);
+    }
 }

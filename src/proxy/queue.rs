@@ -25,6 +25,8 @@ pub struct Offer {
 pub struct DecodeOffer {
     /// What it is.
     pub handover: Handover,
+    /// Since when it is prefilled.
+    pub came: Moment,
     /// When it takes any backend, room or not.
     pub deadline: Moment,
     /// Where the answer goes; closed when the client has left.
@@ -129,12 +131,13 @@ impl Queue {
     pub async fn wait_for_decode(
         &self,
         handover: &Handover,
+        came: Moment,
         deadline: Moment,
     ) -> Result<Seat, Failure> {
         self.signal.waiting.fetch_add(1, Relaxed);
         let mut waiting = Waiting { queue: self, id: handover.id, answered: false };
         let (reply, answer) = oneshot::channel();
-        let offer = DecodeOffer { handover: handover.clone(), deadline, reply };
+        let offer = DecodeOffer { handover: handover.clone(), came, deadline, reply };
         self.messages.send(Message::Decode(Box::new(offer))).map_err(|_| Failure::ShuttingDown)?;
         let seat = answer.await.unwrap_or(Err(Failure::ShuttingDown));
         waiting.answered = true;

@@ -311,9 +311,9 @@ async fn the_client_is_told_what_the_prefill_engine_had_cached() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_answer_from_the_bootstrap_server_the_request_goes_elsewhere() {
     let fleet = fleet(VllmConnector::Mooncake).await;
-    let nobody = crate::proxy::free_port().port();
+    let nobody = crate::proxy::Nobody::new();
     let engines = [
-        vllm("p", "mooncake", fleet.url(0), nobody, PREFILL),
+        vllm("p", "mooncake", fleet.url(0), nobody.address.port(), PREFILL),
         engine("d", "mooncake", &fleet, 1, DECODE),
     ];
     let proxy = Proxy::start("", &engines).await;

@@ -5,7 +5,7 @@ use http::Method;
 use crate::client::{get, leave_later, post, send, until, within};
 use crate::fake::{Act, Fake, chat_answer};
 use crate::fleet::Emulated;
-use crate::proxy::{Proxy, chat, chat_with, free_port, plain, vllm};
+use crate::proxy::{Nobody, Proxy, chat, chat_with, plain, vllm};
 
 async fn serving() -> (Fake, Proxy) {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
@@ -75,10 +75,10 @@ async fn keys_are_asked_for_when_there_are_some() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_usable_backend_the_answer_is_503() {
-    let gone = format!("http://{}", free_port());
+    let gone = Nobody::new();
     let more = "engine = \"plain\"\nmodels = [\"m\"]";
     let top = "[retry]\nattempts = 1\n";
-    let proxy = Proxy::start(top, &[vllm("a", gone, more)]).await;
+    let proxy = Proxy::start(top, &[vllm("a", gone.url(), more)]).await;
     // Whichever finds out first, the prober or this request.
     let first = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert!(matches!(first.status.as_u16(), 502 | 503), "{}", first.body);

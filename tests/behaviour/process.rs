@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::client::{get, open, post, send, until};
 use crate::fake::{Act, Fake, chat_chunks};
-use crate::proxy::{FREE, chat, config, free_port, plain, vllm};
+use crate::proxy::{FREE, chat, config, plain, two_ports, vllm};
 
 struct Serve {
     child: Child,
@@ -75,7 +75,7 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
     let mut chunks = chat_chunks(120);
     let end = chunks.split_off(3);
     let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
-    let (data, admin) = (free_port(), free_port());
+    let (data, admin) = two_ports();
     let mut serve = serve(&config(data, admin, "", &[plain("a", &fake)]));
     models_are_known(data, admin).await;
     let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
@@ -100,7 +100,7 @@ async fn a_new_process_takes_the_listeners_over_and_no_stream_is_cut() {
     let mut chunks = chat_chunks(400);
     let end = chunks.split_off(3);
     let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
-    let (data, admin) = (free_port(), free_port());
+    let (data, admin) = two_ports();
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("upgrade.sock");
     let top = format!("upgrade_socket = \"{}\"\n", socket.display());
@@ -131,7 +131,7 @@ fn an_empty_key_file_lets_nobody_in() {
     let key = directory.path().join("key");
     std::fs::write(&key, "\n").unwrap();
     let text = format!("[[auth.keys]]\nname = \"n\"\nkey_file = \"{}\"\n", key.display());
-    let (data, admin) = (free_port(), free_port());
+    let (data, admin) = two_ports();
     let engines = [vllm("a", "http://127.0.0.1:9".to_owned(), FREE)];
     std::fs::write(&path, config(data, admin, &text, &engines)).unwrap();
     let output = tidegate().args(["serve", "--config"]).arg(path).output().unwrap();
@@ -143,7 +143,7 @@ fn an_empty_key_file_lets_nobody_in() {
 async fn the_operators_commands_reach_a_running_proxy() {
     let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
     let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE)];
-    let (data, admin) = (free_port(), free_port());
+    let (data, admin) = two_ports();
     let _serve = serve(&config(data, admin, "[planner]\nenabled = false\n", &engines));
     until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
     let run = |args: &[&str]| {

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use tidegate_proxy::{Running, StartError};
 use tidegate_settings::Settings;
+use tokio::net::TcpSocket;
 
 use crate::client::{Answer, get, post, send, until, within};
 use crate::fake::Fake;
@@ -38,17 +40,47 @@ pub fn vllm(name: &'static str, url: String, more: &'static str) -> Engine {
     Engine { name, url, more }
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address at which nobody listens while this is held: its port is taken, and refuses.
+pub struct Nobody {
+    pub address: SocketAddr,
+    _bound: TcpSocket,
 }
 
-/// Two ports that were free a moment ago, and are not the same.
-fn two_ports() -> (SocketAddr, SocketAddr) {
-    let both = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let [data, admin] = both.each_ref().map(|listener| listener.local_addr().unwrap());
-    (data, admin)
+impl Nobody {
+    pub fn new() -> Nobody {
+        let bound = TcpSocket::new_v4().unwrap();
+        bound.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        Nobody { address: bound.local_addr().unwrap(), _bound: bound }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
 }
+
+/// Below the ports that systems give to whoever does not ask for one: an engine, or a client of some
+/// other test, would have a port between its choice and its use.
+const PORTS: std::ops::Range<u32> = 20_000..32_000;
+
+/// Two ports for a proxy: given once in this process, and free.
+pub fn two_ports() -> (SocketAddr, SocketAddr) {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Two runs at once begin far apart.
+    let begin = std::process::id().wrapping_mul(127);
+    let next = || loop {
+        let number = begin.wrapping_add(GIVEN.fetch_add(1, Relaxed));
+        let port = PORTS.start + number % (PORTS.end - PORTS.start);
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    };
+    (next(), next())
+}
+
+/// What a test is not about must not fail it: on a machine that is busy with other things a probe
+/// takes longer than a second, and two of those take an engine out.
+const PATIENT: &str = "\n[probe]\ntimeout_seconds = 15\n";
 
 /// The settings of a test: `top` is TOML for the sections, engines are added.
 pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
@@ -59,6 +91,9 @@ pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]
         // The one more key of its section comes first.
         rest(top).trim_start_matches("[admin]\n"),
     );
+    if !top.contains("[probe]") {
+        text += PATIENT;
+    }
     for engine in engines {
         let Engine { name, url, more } = engine;
         text += &format!("\n[[backends]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n");
@@ -88,7 +123,7 @@ impl Proxy {
 
     /// A proxy that may not have heard of its engines yet.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
-        // A port that was free a moment ago may be somebody's by now.
+        // Another run of these tests may have come to the same port.
         let tries = (0..10).find_map(|_| Proxy::try_start(top, engines));
         tries.expect("ten times no free port")
     }

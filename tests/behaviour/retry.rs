@@ -2,7 +2,7 @@
 
 use crate::client::Answer;
 use crate::fake::{Act, Fake, Sent, chat_answer, chat_chunks};
-use crate::proxy::{Proxy, chat, free_port, plain, vllm};
+use crate::proxy::{Nobody, Proxy, chat, plain, vllm};
 
 /// Two engines: whichever is asked first does `act`, the next one answers well. Returns what the
 /// client got and what the engines were sent.
@@ -96,8 +96,8 @@ async fn a_stream_that_ends_without_its_end_mark_is_no_success() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_refuses_connections_is_skipped() {
     let good = Fake::start([], Act::Json(200, chat_answer("saved"))).await;
-    let gone =
-        vllm("gone", format!("http://{}", free_port()), "engine = \"plain\"\nmodels = [\"m\"]");
+    let nobody = Nobody::new();
+    let gone = vllm("gone", nobody.url(), "engine = \"plain\"\nmodels = [\"m\"]");
     let mut there = plain("there", &good);
     there.more = "engine = \"plain\"\nmodels = [\"m\"]";
     let proxy = Proxy::start("", &[gone, there]).await;

@@ -83,10 +83,11 @@ async fn what_cannot_be_split_runs_whole() {
 async fn an_engine_is_never_handed_its_own_blocks() {
     // Nobody but the engine that prefilled is left to decode.
     let p = Fake::start([Act::Json(200, prefill_answer())], Act::Chunks(chat_chunks(3))).await;
-    let gone = format!("http://{}", crate::proxy::free_port());
+    let gone = crate::proxy::Nobody::new();
     let more = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"decode\"\npin = true\ngroup = \"g\"";
     let prefill = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"prefill\"\npin = true\ngroup = \"g\"";
-    let proxy = Proxy::start(SPLIT, &[vllm("p", p.url(), prefill), vllm("d", gone, more)]).await;
+    let proxy =
+        Proxy::start(SPLIT, &[vllm("p", p.url(), prefill), vllm("d", gone.url(), more)]).await;
     let body = chat(true);
     let answer = proxy.post("/v1/chat/completions", &body).await;
     assert_eq!(answer.status, 200, "{}", answer.body);

@@ -8,7 +8,7 @@ use tidegate_emulator::{EmulatorConfig, EngineKind};
 use crate::client::{leave_later, post, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::fleet::{Emulated, tokens_of};
-use crate::proxy::{Engine, Proxy, SPLIT, chat, chat_with, free_port};
+use crate::proxy::{Engine, Nobody, Proxy, SPLIT, chat, chat_with};
 
 fn engine(name: &'static str, url: String, more: &str) -> Engine {
     let more = format!(
@@ -140,9 +140,9 @@ async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_i
 #[tokio::test(flavor = "multi_thread")]
 async fn the_generation_leaves_first_so_without_one_no_context_begins() {
     let p = context(Act::Json(200, chat_answer("whole"))).await;
-    let gone = format!("http://{}", free_port());
+    let gone = Nobody::new();
     let named = |role: &str| format!("models = [\"m\"]\n{role}");
-    let engines = [engine("p", p.url(), &named(PREFILL)), engine("d", gone, &named(DECODE))];
+    let engines = [engine("p", p.url(), &named(PREFILL)), engine("d", gone.url(), &named(DECODE))];
     let proxy = Proxy::start(SPLIT, &engines).await;
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert_eq!(answer.body, chat_answer("whole"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tidegate_sim::{Engine, Profile, SeqId, Sequence, Work};
 use tidegate_terms::{Seconds, Tokens};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, advance};
 
 use crate::feed::Feed;
@@ -83,4 +84,15 @@ async fn a_reader_that_left_before_its_sequence_came_is_not_served() {
     advance(Duration::from_millis(300)).await;
     settle().await;
     assert_eq!(feed.progress().tokens, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_is_free_is_granted_while_a_step_runs() {
+    let (commands, feed, _) = running();
+    settle().await;
+    let (granted, mut grant) = oneshot::channel();
+    commands.send(Command::Reserve { tokens: Tokens(100), granted }).unwrap();
+    let begin = Instant::now();
+    (&mut grant).await.unwrap();
+    assert_eq!((begin.elapsed(), feed.progress().tokens), (Duration::ZERO, 0), "in the first step");
 }

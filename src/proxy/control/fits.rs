@@ -1,10 +1,10 @@
 //! What legs cost, learned online, per backend; how long answers are, over all of them.
 
 use tidegate_cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
-use tidegate_terms::{BackendId, Moment, Tokens};
+use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::fleet::{Estimates, Fleet};
-use crate::learn::Observation;
+use crate::learn::{Beside, Observation};
 
 /// What an operator knows of a backend's costs before any was observed.
 #[derive(Clone, Copy, Debug)]
@@ -15,14 +15,23 @@ pub struct Priors {
     pub decode: DecodeModel,
 }
 
+/// A prefill that may have waited for more than this share of its time, beyond the mean, is timed
+/// too vaguely to tell what a longer one takes: from a phase of short prompts one line through the
+/// waits made long ones twice as dear.
+const VAGUE: f64 = 0.1;
+
 /// All fits.
 pub struct Fits {
     backends: Vec<BackendFit>,
     estimates: Estimates,
+    /// The engines' `max_num_batched_tokens`.
+    chunk: Tokens,
 }
 
 struct BackendFit {
     prefill: PrefillFit,
+    /// Nobody said what a prefill costs, and none was timed well.
+    guessed: bool,
     decode: DecodeFit,
     /// The account at the last look.
     before: Option<Look>,
@@ -38,20 +47,31 @@ struct Look {
 
 impl Fits {
     /// Fits that start from the operator's knowledge.
-    pub fn new(priors: Vec<Priors>, estimates: Estimates) -> Fits {
+    pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
         let fit = |priors: Priors| BackendFit {
             prefill: PrefillFit::new(priors.prefill),
+            guessed: priors.prefill == PrefillModel::default(),
             decode: DecodeFit::new(priors.decode),
             before: None,
         };
-        Fits { backends: priors.into_iter().map(fit).collect(), estimates }
+        Fits { backends: priors.into_iter().map(fit).collect(), estimates, chunk }
     }
 
     /// One observation.
     pub fn take(&mut self, observation: Observation) {
         match observation {
-            Observation::Prefill { backend, uncached, cached, took } => {
-                self.backends[backend.index()].prefill.observe(uncached, cached, took);
+            Observation::Prefill { backend, uncached, cached, took, beside } => {
+                let fit = &mut self.backends[backend.index()];
+                let steps = uncached.get().div_ceil(self.chunk.get().max(1));
+                let decode = fit.decode.model();
+                let wait = wait_for_step(&decode, beside);
+                let vague = wait > took * VAGUE;
+                if vague && !fit.guessed {
+                    return;
+                }
+                fit.guessed &= vague;
+                let beside = decode.beside_prefill(beside.streams, beside.kv) * steps as f64;
+                fit.prefill.observe(uncached, cached, took - beside - wait);
             }
             Observation::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
@@ -105,5 +125,79 @@ impl Fits {
     /// Lengths as fitted so far.
     pub fn estimates(&self) -> &Estimates {
         &self.estimates
+    }
+}
+
+/// A prefill that came into a step of streams waited for its end, half of it in the mean. Placement
+/// allows for that itself: learned as a cost of prefills it would count twice.
+fn wait_for_step(decode: &DecodeModel, beside: Beside) -> Seconds {
+    match beside {
+        Beside { streams: 0, .. } | Beside { at_once: false, .. } => Seconds::ZERO,
+        Beside { streams, kv, .. } => decode.step(streams, kv) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_cost::{ByteEstimator, OutputEstimate};
+
+    const CHUNK: Tokens = Tokens(2048);
+
+    fn fits(prior: PrefillModel) -> Fits {
+        let estimates =
+            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
+        let decode = DecodeModel::default();
+        Fits::new(vec![Priors { prefill: prior, decode }], estimates, CHUNK)
+    }
+
+    /// Prefills of `tokens` that wait from none to all of a step.
+    fn run(fits: &mut Fits, truth: &PrefillModel, tokens: u64) {
+        let decode = DecodeModel::default();
+        for n in 0..200 {
+            let (uncached, cached) = (Tokens(tokens * (1 + n % 7)), Tokens::ZERO);
+            let beside = Beside { streams: 60, kv: Tokens(40_000), at_once: n % 3 > 0 };
+            let steps = uncached.get().div_ceil(CHUNK.get());
+            let waited = wait_for_step(&decode, beside) * (2.0 * (n * 7 % 11) as f64 / 10.0);
+            let shared = decode.beside_prefill(beside.streams, beside.kv) * steps as f64;
+            let took = truth.predict(uncached, cached) + shared + waited;
+            fits.take(Observation::Prefill {
+                backend: BackendId(0),
+                uncached,
+                cached,
+                took,
+                beside,
+            });
+        }
+    }
+
+    /// What a prompt of `tokens` is thought to take, in what it takes.
+    fn ratio(fits: &Fits, truth: &PrefillModel, tokens: u64) -> f64 {
+        let (learned, _) = fits.models(BackendId(0), std::iter::empty());
+        let of = |model: &PrefillModel| model.predict(Tokens(tokens), Tokens::ZERO);
+        of(&learned) / of(truth)
+    }
+
+    #[test]
+    fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
+        let truth = PrefillModel::default();
+        let mut fits = fits(PrefillModel { base: truth.base * 3.0, ..truth });
+        run(&mut fits, &truth, 2000);
+        for tokens in [2000, 8000] {
+            let ratio = ratio(&fits, &truth, tokens);
+            assert!((ratio - 1.0).abs() < 0.05, "{tokens}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn short_prompts_that_waited_for_a_step_say_nothing_of_long_ones() {
+        let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
+        let mut told = fits(truth);
+        run(&mut told, &truth, 50);
+        assert!((ratio(&told, &truth, 4000) - 1.0).abs() < 0.05, "{}", ratio(&told, &truth, 4000));
+        let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
+        let mut guessed = fits(PrefillModel::default());
+        run(&mut guessed, &dear, 50);
+        assert!((ratio(&guessed, &dear, 300) - 1.0).abs() < 0.3, "better than the guess");
     }
 }

@@ -41,14 +41,13 @@ pub struct Pace {
     pub gap: Seconds,
 }
 
-/// A plan of a large fleet takes longer: the loop rests so many times as long, 2 % of a core, but no
-/// longer than this.
+/// A plan of a large fleet, and a look over many streams, takes longer: the loop rests so many times
+/// as long, 2 % of a core each, but no longer than this.
 const REST: f64 = 50.0;
 const REST_MAX: Seconds = Seconds(0.02);
-/// A plan's weight in the mean of what plans take: one that was preempted says little.
-const STEP_WEIGHT: f64 = 0.05;
-/// The live streams are looked over this often.
-const WATCH_EVERY: Seconds = Seconds(0.02);
+/// What a step takes grows by so much at most from one to the next, and falls at once: one that was
+/// preempted, for milliseconds on a busy machine, says little.
+const GROWTH: f64 = 1.25;
 /// Fresh costs are published this often.
 const PUBLISH_EVERY: Seconds = Seconds(1.0);
 /// Role switches that wait to be heard of; a switch waits for its turn to say it.
@@ -98,9 +97,11 @@ pub struct Control {
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
     switching: BTreeMap<BackendId, Role>,
     planned_at: Moment,
-    /// What a plan takes, as a mean.
+    /// What a plan takes.
     takes: Seconds,
     watched_at: Moment,
+    /// What a look over the streams takes.
+    watch_takes: Seconds,
     published_at: Moment,
     upkeep_at: Moment,
 }
@@ -123,7 +124,7 @@ impl Control {
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
-            fits: Fits::new(priors, estimates),
+            fits: Fits::new(priors, estimates, proxy.placement.chunk),
             catalog,
             recording,
             fitness,
@@ -141,6 +142,7 @@ impl Control {
             planned_at: Moment::START,
             takes: Seconds::ZERO,
             watched_at: Moment::START,
+            watch_takes: Seconds::ZERO,
             published_at: Moment::START,
             upkeep_at: Moment::START,
         }
@@ -173,17 +175,20 @@ impl Control {
     /// waits for a plan: the loop wakes for the streams alone. A surge still makes it look at once.
     fn interval(&self) -> Seconds {
         let movable = self.automatic && self.proxy.fleet.backends.len() > 1;
-        if movable { self.pace.interval } else { self.pace.interval.max(WATCH_EVERY) }
+        if movable { self.pace.interval } else { self.pace.interval.max(REST_MAX) }
     }
 
     fn step(&mut self, now: Moment) {
         self.hear();
         self.plan(now);
-        if now - self.watched_at >= WATCH_EVERY {
+        if now - self.watched_at >= (self.watch_takes * REST).min(REST_MAX) {
+            let began = self.proxy.clock.now();
+            streams::watch(&self.proxy.fleet, began);
             self.watched_at = now;
-            if streams::watch(&self.proxy.fleet, now) {
-                self.proxy.queue.signal().room_made();
-            }
+            self.watch_takes = usual(self.watch_takes, self.proxy.clock.now() - began);
+            // A step's end wakes the dispatcher before all of its tokens are counted: the slack that
+            // they make is seen only now, and is room.
+            self.proxy.queue.signal().room_made();
         }
         if now - self.published_at >= PUBLISH_EVERY {
             self.published_at = now;
@@ -220,8 +225,7 @@ impl Control {
         self.recording.planned(now, &observation, &decision);
         self.state = state;
         self.planned_at = now;
-        let took = self.proxy.clock.now() - now;
-        self.takes = self.takes * (1.0 - STEP_WEIGHT) + took * STEP_WEIGHT;
+        self.takes = usual(self.takes, self.proxy.clock.now() - now);
         if let Some(roles) = decision.roles.filter(|_| self.automatic) {
             self.publish_roles(roles, &decision.reasons, arrival, now);
         }
@@ -494,4 +498,9 @@ impl Control {
         self.apply(flip, cause, result, Numbers::new(), self.proxy.clock.now());
         self.fit();
     }
+}
+
+/// What a step takes: see [`GROWTH`].
+fn usual(before: Seconds, took: Seconds) -> Seconds {
+    took.min(before * GROWTH + Seconds(1e-6))
 }

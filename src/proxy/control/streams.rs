@@ -11,8 +11,8 @@ const SILENCE: Seconds = Seconds(2.5);
 /// Slow streams are silent when they have been so for so many of their usual gaps.
 const GAPS: f64 = 10.0;
 
-/// Look at every stream. Returns whether a backend went out of service or came back.
-pub fn watch(fleet: &Fleet, now: Moment) -> bool {
+/// Look at every stream.
+pub fn watch(fleet: &Fleet, now: Moment) {
     let tpot = fleet.slo().tpot;
     let mut late_at = vec![Moment::NEVER; fleet.backends.len()];
     let mut silent_at = vec![None::<Moment>; fleet.backends.len()];
@@ -23,7 +23,6 @@ pub fn watch(fleet: &Fleet, now: Moment) -> bool {
         late_at[slot] = late_at[slot].min(late);
         silent_at[slot] = Some(silent_at[slot].map_or(silent, |other| other.max(silent)));
     });
-    let mut changed = false;
     for (backend, (late, silent)) in fleet.backends.iter().zip(late_at.into_iter().zip(silent_at)) {
         backend.set_late_at(late);
         let silent = silent.is_some_and(|silent| now > silent);
@@ -32,9 +31,7 @@ pub fn watch(fleet: &Fleet, now: Moment) -> bool {
             let health = backend.health.as_str();
             tracing::warn!(backend = %backend.name, health, "its streams changed their mind");
         }
-        changed |= turned;
     }
-    changed
 }
 
 /// When a stream misses its TPOT if nothing more comes, and when it counts as silent. A stream that
