@@ -116,14 +116,24 @@ impl<'a> Offer<'a> {
         shares && harmless && self.load.runs_whole && self.has_decode_room()
     }
 
-    /// Does the slack of its streams, less the step that runs now, cover this prefill?
+    /// Does the slack of its streams, less the step that runs now, cover this prefill? A stream that
+    /// has not begun has none, and may have begun by the time the prefill does.
     pub(crate) fn has_slack(&self) -> bool {
         if self.params.hold_max < Seconds::ZERO {
             return false;
         }
-        let hold_up = self.hold_up();
-        let slack = self.load.slack - self.params.slo.tpot;
-        hold_up <= Seconds::ZERO || hold_up <= slack.min(self.params.hold_max)
+        let slack = match self.load.unbegun {
+            0 => (self.load.slack - self.params.slo.tpot).min(self.params.hold_max),
+            _ => Seconds::ZERO,
+        };
+        self.hold_up() <= slack.max(Seconds::ZERO)
+    }
+
+    /// Would streams get tokens later than the target allows, those that run there or those that are
+    /// handed over meanwhile? The latter not by the first step: it ends with their first token.
+    pub(crate) fn holds_up(&self) -> bool {
+        let somebody = self.load.streams > 0 || self.steps() > 1.0;
+        somebody && self.mixed() > self.params.slo.tpot * self.steps()
     }
 
     /// The prefill leg alone; what follows elsewhere is added by [`handed_over`].

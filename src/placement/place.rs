@@ -89,8 +89,11 @@ struct Survey<'a, F> {
     excluding: Excluding,
     /// Time left to the first token.
     left: Seconds,
-    /// The best backend for the whole request.
+    /// The best backend for the whole request, at nobody's cost.
     whole: Option<Candidate>,
+    /// The best decode backend for the whole request whose streams have slack for it. Those that are
+    /// handed over there meanwhile have none, so it is asked only if nothing else is in time.
+    spill: Option<Candidate>,
     /// The best prefill backend for the whole request: no hand-off delays its first token there.
     stay: Option<Candidate>,
     /// By group, the best backend for the prefill leg.
@@ -127,6 +130,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             excluding,
             left: job.ttft_deadline - now,
             whole: None,
+            spill: None,
             stay: None,
             prefill: [None; GROUPS],
             decode_step: [Seconds(f64::INFINITY); GROUPS],
@@ -166,7 +170,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
     }
 
     fn has_found(&self) -> bool {
-        self.whole.is_some() || self.prefill_room & self.decode_room != 0
+        self.whole.is_some() || self.spill.is_some() || self.prefill_room & self.decode_room != 0
     }
 
     /// Is there a backend that the first look passed over for its role?
@@ -206,7 +210,9 @@ impl<'a, F: Fleet> Survey<'a, F> {
         self.startable |= load.role.takes_prefill();
         let whole = decode_room && load.runs_whole;
         if whole && (load.role == Role::Mixed || offer.has_slack()) {
-            offer.whole().compete(&mut self.whole, self.left);
+            let spills = load.role != Role::Mixed && offer.holds_up();
+            let best = if spills { &mut self.spill } else { &mut self.whole };
+            offer.whole().compete(best, self.left);
         } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
             self.unsplit = true;
         } else if load.role == Role::Prefill {
@@ -251,23 +257,21 @@ impl<'a, F: Fleet> Survey<'a, F> {
                 handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
             }
         }
-        if let Some(stay) = self.stay_in_time(split) {
-            return Some(whole_on(stay));
+        let in_time = |candidate: &Candidate| candidate.ttft <= self.left;
+        let mut whole = self.whole;
+        if !(split.as_ref().is_some_and(in_time) || whole.as_ref().is_some_and(in_time)) {
+            if let Some(stay) = self.stay.filter(|stay| split.is_some() && in_time(stay)) {
+                return Some(whole_on(stay));
+            }
+            if let Some(spill) = self.spill {
+                spill.compete(&mut whole, self.left);
+            }
         }
-        match (split, self.whole) {
+        match (split, whole) {
             (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
             (_, Some(whole)) => Some(whole_on(whole)),
             (split, None) => split.map(prefill_on),
         }
-    }
-
-    /// Where the request stays after its prefill, if that alone brings its first token in time.
-    fn stay_in_time(&self, split: Option<Candidate>) -> Option<Candidate> {
-        let in_time = |candidate: &Candidate| candidate.ttft <= self.left;
-        if split.as_ref().is_none_or(in_time) || self.whole.as_ref().is_some_and(in_time) {
-            return None;
-        }
-        self.stay.filter(in_time)
     }
 
     fn why_not(&self, empty: bool) -> Choice {

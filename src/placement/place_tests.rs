@@ -79,6 +79,22 @@ fn slack_is_kept_for_bursts_while_a_prefill_backend_is_idle() {
 }
 
 #[test]
+fn an_idle_decode_backend_is_kept_for_streams_while_a_prefill_backend_is_in_time() {
+    check(4000, &[idle(Prefill), idle(Decode)], Splits(0));
+    check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Whole(1));
+    // The hand-off would make it late.
+    check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Whole(1));
+}
+
+#[test]
+fn a_stream_that_has_not_begun_has_no_slack() {
+    let busy = prefilling(Prefill, 0.5);
+    let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };
+    check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
+    check(60, &[busy, coming], Whole(1));
+}
+
+#[test]
 fn no_slack_lets_a_decode_backend_take_a_prefill_of_seconds() {
     let busy = prefilling(Prefill, 0.5);
     check(30_000, &[busy, streaming(Decode, 30, 100.0)], Waits(WaitReason::PrefillBusy));
