@@ -87,6 +87,7 @@ struct Survey<'a, F> {
     job: &'a Job,
     fleet: &'a F,
     excluding: Excluding,
+    now: Moment,
     /// Time left to the first token.
     left: Seconds,
     /// The best backend for the whole request, at nobody's cost.
@@ -106,6 +107,9 @@ struct Survey<'a, F> {
     decode_takers: u64,
     prefill_room: u64,
     decode_room: u64,
+    /// Open backends that take prefills, and those of them that have none.
+    prefills: u32,
+    idle: u32,
     /// A prefill backend could start, but the request must stay whole.
     unsplit: bool,
     /// A prefill could start somewhere.
@@ -128,6 +132,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             job,
             fleet,
             excluding,
+            now,
             left: job.ttft_deadline - now,
             whole: None,
             spill: None,
@@ -138,6 +143,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
             decode_takers: 0,
             prefill_room: 0,
             decode_room: 0,
+            prefills: 0,
+            idle: 0,
             unsplit: false,
             startable: false,
             usable: false,
@@ -170,7 +177,9 @@ impl<'a, F: Fleet> Survey<'a, F> {
     }
 
     fn has_found(&self) -> bool {
-        self.whole.is_some() || self.spill.is_some() || self.prefill_room & self.decode_room != 0
+        self.whole.is_some()
+            || self.spill.is_some_and(|spill| self.is_in_time(&spill))
+            || self.prefill_room & self.decode_room != 0
     }
 
     /// Is there a backend that the first look passed over for its role?
@@ -198,6 +207,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
         if load.role.takes_prefill() {
             self.prefill_takers |= bit;
+            self.prefills += 1;
+            self.idle += u32::from(load.prefill <= Seconds::ZERO);
         }
         if decode_room {
             self.decode_room |= bit;
@@ -257,21 +268,32 @@ impl<'a, F: Fleet> Survey<'a, F> {
                 handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
             }
         }
-        let in_time = |candidate: &Candidate| candidate.ttft <= self.left;
-        let mut whole = self.whole;
-        if !(split.as_ref().is_some_and(in_time) || whole.as_ref().is_some_and(in_time)) {
-            if let Some(stay) = self.stay.filter(|stay| split.is_some() && in_time(stay)) {
-                return Some(whole_on(stay));
+        let in_time = |candidate: &Candidate| self.is_in_time(candidate);
+        if ![split, self.whole].iter().flatten().any(in_time) {
+            let stay = self.stay.filter(|stay| split.is_some() && in_time(stay));
+            if let Some(saves) = stay.or(self.spill.filter(in_time)) {
+                return Some(whole_on(saves));
             }
-            if let Some(spill) = self.spill {
-                spill.compete(&mut whole, self.left);
+            if (split.is_some() || self.whole.is_some()) && self.makes_way() {
+                return Some(Choice::Wait(WaitReason::PrefillBusy));
             }
         }
-        match (split, whole) {
+        match (split, self.whole) {
             (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
             (_, Some(whole)) => Some(whole_on(whole)),
             (split, None) => split.map(prefill_on),
         }
+    }
+
+    fn is_in_time(&self, candidate: &Candidate) -> bool {
+        candidate.ttft <= self.left
+    }
+
+    /// A request that is late wherever it goes leaves one backend idle for those that are not.
+    fn makes_way(&self) -> bool {
+        let Job { arrived, queue_deadline, .. } = *self.job;
+        let patience = (queue_deadline - arrived) * self.params.hopeless_patience;
+        self.idle < self.prefills.min(2) && self.now < arrived + patience
     }
 
     fn why_not(&self, empty: bool) -> Choice {

@@ -87,6 +87,27 @@ fn an_idle_decode_backend_is_kept_for_streams_while_a_prefill_backend_is_in_time
 }
 
 #[test]
+fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
+    let (decode, busy) = (streaming(Decode, 30, 0.0), prefilling(Prefill, 0.5));
+    let late = Moment::START + Seconds(2.0);
+    let at = |now, loads: &[Load]| match place(
+        &Params::default(),
+        now,
+        &job(1, 4000),
+        &Engines::new(loads.to_vec()),
+    ) {
+        Choice::Wait(reason) => Waits(reason),
+        Choice::Prefill { on, .. } => Splits(on.0),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(at(late, &[busy, idle(Prefill), decode]), Waits(WaitReason::PrefillBusy));
+    assert!(matches!(at(late, &[idle(Prefill), idle(Prefill), decode]), Splits(_)));
+    assert_eq!(at(late, &[idle(Prefill), decode]), Splits(0), "there is only one");
+    let patient = Moment::START + Seconds(16.0);
+    assert_eq!(at(patient, &[busy, idle(Prefill), decode]), Splits(1), "it has waited");
+}
+
+#[test]
 fn a_stream_that_has_not_begun_has_no_slack() {
     let busy = prefilling(Prefill, 0.5);
     let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };
