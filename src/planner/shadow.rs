@@ -33,8 +33,8 @@ pub(crate) struct Tick {
     pub(crate) recent_work: f64,
     /// Prefill work that arrives a second: a mean over the demand window.
     pub(crate) work_rate: f64,
-    /// As much of such a mean as can be served in time: 1, and what may wait, over the window.
-    pub(crate) buffer: f64,
+    /// The demand window.
+    pub(crate) window: Seconds,
     /// Prefill work of a mean request.
     pub(crate) mean_work: f64,
     /// Streams that there will be if requests go on arriving as they do: by Little's law, at the TPOT
@@ -244,9 +244,11 @@ impl Tick {
         let late = (fluid.prefill - in_time).max(0.0);
         fluid.prefill -= late;
         fluid.late = fluid.late * self.lingers() + late;
-        // What is late already, and what will be if work goes on arriving as it does.
+        // What is late already, and what will be if work goes on arriving as it does for a window:
+        // what is neither served nor fits in behind what waits.
         let late = fluid.late / self.recent_work.max(1e-9);
-        let to_be_late = 1.0 - serves * self.buffer / self.work_rate.max(1e-9);
+        let fits = (serves * self.ttft.get() - fluid.prefill).max(0.0) / self.window.get().max(1e-3);
+        let to_be_late = 1.0 - (serves + fits) / self.work_rate.max(1e-9);
         let untimely = self.requests * shed(late.max(to_be_late).clamp(0.0, 1.0));
 
         // The streams that the present requests will become must find places; and those there are
