@@ -226,7 +226,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             offer.whole().compete(best, self.left);
         } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
             self.unsplit = true;
-        } else if load.role == Role::Prefill {
+        } else if load.role == Role::Prefill && !self.had_better_wait(&offer) {
             self.prefill_room |= bit;
             offer.prefill().compete(&mut self.prefill[slot], self.left);
             if offer.may_stay() {
@@ -251,6 +251,14 @@ impl<'a, F: Fleet> Survey<'a, F> {
         if offer.has_decode_room() {
             offer.whole().compete(&mut self.whole, self.left);
         }
+    }
+
+    /// Has the backend streams without slack for it, from before a flip, and is there time to wait
+    /// for another backend, or for these to end?
+    fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
+        offer.load.streams > 0
+            && !offer.has_slack()
+            && offer.prefill().ttft + self.params.room < self.left
     }
 
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
