@@ -215,7 +215,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
-        if !offer.has_prefill_room() {
+        let waits = load.role == Role::Prefill && self.had_better_wait(&offer);
+        if waits || !offer.has_prefill_room() {
             return;
         }
         self.startable |= load.role.takes_prefill();
@@ -226,7 +227,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             offer.whole().compete(best, self.left);
         } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
             self.unsplit = true;
-        } else if load.role == Role::Prefill && !self.had_better_wait(&offer) {
+        } else if load.role == Role::Prefill {
             self.prefill_room |= bit;
             offer.prefill().compete(&mut self.prefill[slot], self.left);
             if offer.may_stay() {
@@ -256,9 +257,9 @@ impl<'a, F: Fleet> Survey<'a, F> {
     /// Has the backend streams without slack for it, from before a flip, and is there time to wait
     /// for another backend, or for these to end?
     fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
-        offer.load.streams > 0
-            && !offer.has_slack()
-            && offer.prefill().ttft + self.params.room < self.left
+        let Params { room, transfer, slo, .. } = self.params;
+        let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
+        offer.load.streams > 0 && !offer.has_slack() && offer.prefill().ttft + after < self.left
     }
 
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {

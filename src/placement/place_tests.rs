@@ -108,6 +108,14 @@ fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
 }
 
 #[test]
+fn streams_on_a_flipped_backend_are_not_held_up_while_a_prefill_can_wait() {
+    let (decode, flipped) = (streaming(Decode, 30, 0.0), streaming(Prefill, 10, 0.1));
+    check(4000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
+    check(4000, &[streaming(Prefill, 10, 0.6), decode], Splits(0));
+    check(11_000, &[flipped, decode], Splits(0));
+}
+
+#[test]
 fn a_stream_that_has_not_begun_has_no_slack() {
     let busy = prefilling(Prefill, 0.5);
     let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };

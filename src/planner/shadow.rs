@@ -129,9 +129,9 @@ struct Costs {
 }
 
 /// Of the streams that chunks without a pause would lose, so many are lost: placement keeps prefills
-/// from engines whose streams have no slack left. Seen in the simulator; a third or three times as
-/// much changes no figure of ARCHITECTURE.md by more than half a point.
-const HELD_UP: f64 = 0.3;
+/// from engines whose streams have no slack left, as long as they can wait. Seen in the simulator;
+/// half or three times as much changes no figure of ARCHITECTURE.md by more than half a point.
+const HELD_UP: f64 = 0.1;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
 /// No move is free, or the fleet would follow every flutter.
@@ -247,7 +247,8 @@ impl Tick {
         // What is late already, and what will be if work goes on arriving as it does for a window:
         // what is neither served nor fits in behind what waits.
         let late = fluid.late / self.recent_work.max(1e-9);
-        let fits = (serves * self.ttft.get() - fluid.prefill).max(0.0) / self.window.get().max(1e-3);
+        let fits =
+            (serves * self.ttft.get() - fluid.prefill).max(0.0) / self.window.get().max(1e-3);
         let to_be_late = 1.0 - (serves + fits) / self.work_rate.max(1e-9);
         let untimely = self.requests * shed(late.max(to_be_late).clamp(0.0, 1.0));
 
