@@ -33,8 +33,6 @@ pub(crate) struct Tick {
     pub(crate) recent_work: f64,
     /// Prefill work that arrives a second: a mean over the demand window.
     pub(crate) work_rate: f64,
-    /// The demand window.
-    pub(crate) window: Seconds,
     /// Prefill work of a mean request.
     pub(crate) mean_work: f64,
     /// Streams that there will be if requests go on arriving as they do: by Little's law, at the TPOT
@@ -244,12 +242,9 @@ impl Tick {
         let late = (fluid.prefill - in_time).max(0.0);
         fluid.prefill -= late;
         fluid.late = fluid.late * self.lingers() + late;
-        // What is late already, and what will be if work goes on arriving as it does for a window:
-        // what is neither served nor fits in behind what waits.
+        // What is late already, and what will be if work goes on arriving as it does.
         let late = fluid.late / self.recent_work.max(1e-9);
-        let fits =
-            (serves * self.ttft.get() - fluid.prefill).max(0.0) / self.window.get().max(1e-3);
-        let to_be_late = 1.0 - (serves + fits) / self.work_rate.max(1e-9);
+        let to_be_late = 1.0 - serves / self.work_rate.max(1e-9);
         let untimely = self.requests * shed(late.max(to_be_late).clamp(0.0, 1.0));
 
         // The streams that the present requests will become must find places; and those there are
