@@ -122,11 +122,25 @@ impl<'a> Offer<'a> {
         if self.params.hold_max < Seconds::ZERO {
             return false;
         }
-        let slack = match self.load.unbegun {
-            0 => (self.load.slack - self.params.slo.tpot).min(self.params.hold_max),
+        self.hold_up() <= self.slack().min(self.params.hold_max).max(Seconds::ZERO)
+    }
+
+    /// How long until its streams, left alone, have the slack that is missing. Every step earns them
+    /// what it is shorter than the target.
+    pub(crate) fn until_slack(&self) -> Seconds {
+        let step = self.load.decode_model.step(self.load.streams, self.load.kv);
+        let missing = (self.hold_up() - self.slack()).max(Seconds::ZERO);
+        match (self.params.slo.tpot - step) / step {
+            earned if earned > 0.0 => missing / earned,
+            _ => Seconds(f64::INFINITY),
+        }
+    }
+
+    fn slack(&self) -> Seconds {
+        match self.load.unbegun {
+            0 => self.load.slack - self.params.slo.tpot,
             _ => Seconds::ZERO,
-        };
-        self.hold_up() <= slack.max(Seconds::ZERO)
+        }
     }
 
     /// Would streams get tokens later than the target allows, those that run there or those that are

@@ -254,12 +254,13 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    /// Has the backend streams without slack for it, from before a flip, and is there time to wait
-    /// for another backend, or for these to end?
+    /// Has the backend streams without slack for it, from before a flip, that will have it in time?
     fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
         let Params { room, transfer, slo, .. } = self.params;
         let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
-        offer.load.streams > 0 && !offer.has_slack() && offer.prefill().ttft + after < self.left
+        offer.load.streams > 0
+            && !offer.has_slack()
+            && offer.prefill().ttft + after + offer.until_slack() < self.left
     }
 
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
