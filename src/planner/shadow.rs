@@ -140,12 +140,12 @@ struct Costs {
 
 /// Of the streams that chunks without a pause would lose, so many are lost: placement keeps prefills
 /// from engines whose streams have no slack left, as long as they can wait. Seen in the simulator;
-/// half or three times as much changes no figure of ARCHITECTURE.md by more than half a point.
+/// two thirds or twice as much changes no figure of ARCHITECTURE.md by more than half a point.
 const HELD_UP: f64 = 0.15;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
-/// Where to move is chosen with so much more demand in mind than there was. A quarter or the whole as
-/// much again changes no figure of ARCHITECTURE.md by more than half a point.
+/// Where to move is chosen with so much more demand in mind than there was. Twice as much changes
+/// no figure of ARCHITECTURE.md by more than half a point.
 const STRESS: f64 = 1.5;
 /// No move is free, or the fleet would follow every flutter.
 const MOVE_MIN: f64 = 0.5;
