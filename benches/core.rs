@@ -80,6 +80,7 @@ impl Fleet for Plain {
             group: GroupId(0),
             prefill: Seconds(busy),
             streams: u32::from(id.0 % 90),
+            unbegun: 0,
             streams_max: 256,
             kv: Tokens(u64::from(id.0 % 90) * 900),
             kv_capacity: Tokens(430_000),

@@ -17,6 +17,8 @@ pub struct Account {
     prefill_legs: AtomicU64,
     /// Streams that decode here or are about to.
     streams: AtomicU64,
+    /// Those of them that have emitted nothing.
+    unbegun: AtomicU64,
     /// KV tokens of those streams and of unfinished prefills.
     kv_tokens: AtomicU64,
     /// Output tokens ever seen from here; only grows.
@@ -34,6 +36,8 @@ pub struct Balance {
     pub prefill_legs: u32,
     /// Streams that decode here or are about to.
     pub streams: u32,
+    /// Those of them that have emitted nothing yet.
+    pub unbegun: u32,
     /// KV tokens held by streams and unfinished prefills.
     pub kv: Tokens,
     /// Output tokens ever seen from here.
@@ -60,6 +64,7 @@ pub struct PrefillCharge {
 pub struct StreamCharge {
     account: Arc<Account>,
     kv: u64,
+    begun: bool,
 }
 
 impl Account {
@@ -87,15 +92,13 @@ impl Account {
     pub fn try_open_stream(self: &Arc<Self>, kv: Tokens, streams_max: u32) -> Option<StreamCharge> {
         let fits = |present: u64| (present < u64::from(streams_max)).then(|| present + 1);
         self.streams.fetch_update(Relaxed, Relaxed, fits).ok()?;
-        self.kv_tokens.fetch_add(kv.get(), Relaxed);
-        Some(StreamCharge { account: Arc::clone(self), kv: kv.get() })
+        Some(self.stream_opened(kv))
     }
 
     /// Open a stream whatever is open.
     pub fn open_stream(self: &Arc<Self>, kv: Tokens) -> StreamCharge {
         self.streams.fetch_add(1, Relaxed);
-        self.kv_tokens.fetch_add(kv.get(), Relaxed);
-        StreamCharge { account: Arc::clone(self), kv: kv.get() }
+        self.stream_opened(kv)
     }
 
     /// The counters now.
@@ -105,6 +108,7 @@ impl Account {
             prefill_tokens: Tokens(self.prefill_tokens.load(Relaxed)),
             prefill_legs: self.prefill_legs.load(Relaxed) as u32,
             streams: self.streams.load(Relaxed) as u32,
+            unbegun: self.unbegun.load(Relaxed) as u32,
             kv: Tokens(self.kv_tokens.load(Relaxed)),
             emitted: Tokens(self.emitted.load(Relaxed)),
         }
@@ -115,6 +119,13 @@ impl Account {
         self.prefill_tokens.fetch_add(tokens.get(), Relaxed);
         self.prefill_legs.fetch_add(1, Relaxed);
         PrefillCharge { account: Arc::clone(self), nanos, tokens: tokens.get() }
+    }
+
+    /// A stream is on the account: the rest of the charge, and what will settle it.
+    fn stream_opened(self: &Arc<Self>, kv: Tokens) -> StreamCharge {
+        self.unbegun.fetch_add(1, Relaxed);
+        self.kv_tokens.fetch_add(kv.get(), Relaxed);
+        StreamCharge { account: Arc::clone(self), kv: kv.get(), begun: false }
     }
 }
 
@@ -129,6 +140,9 @@ impl Drop for PrefillCharge {
 impl StreamCharge {
     /// The stream emitted `tokens` more, and holds as many more KV tokens.
     pub fn emit(&mut self, tokens: u32) {
+        if tokens > 0 && !std::mem::replace(&mut self.begun, true) {
+            self.account.unbegun.fetch_sub(1, Relaxed);
+        }
         self.kv += u64::from(tokens);
         self.account.kv_tokens.fetch_add(u64::from(tokens), Relaxed);
         self.account.emitted.fetch_add(u64::from(tokens), Relaxed);
@@ -138,6 +152,9 @@ impl StreamCharge {
 impl Drop for StreamCharge {
     fn drop(&mut self) {
         self.account.streams.fetch_sub(1, Relaxed);
+        if !self.begun {
+            self.account.unbegun.fetch_sub(1, Relaxed);
+        }
         self.account.kv_tokens.fetch_sub(self.kv, Relaxed);
     }
 }

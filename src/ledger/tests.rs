@@ -22,8 +22,11 @@ fn every_charge_settles_whatever_the_order() {
                     let prefill = account.charge_prefill(Seconds(0.1), Tokens(10 + n));
                     let mut stream = account.open_stream(Tokens(10 + n));
                     drop(prefill);
+                    assert!(account.balance().unbegun > 0);
                     stream.emit(3);
                     stream.emit(1);
+                    // One that ends before it began.
+                    drop(account.open_stream(Tokens(7)));
                 })
             })
             .collect();

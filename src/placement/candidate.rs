@@ -116,14 +116,38 @@ impl<'a> Offer<'a> {
         shares && harmless && self.load.runs_whole && self.has_decode_room()
     }
 
-    /// Does the slack of its streams, less the step that runs now, cover this prefill?
+    /// Does the slack of its streams, less the step that runs now, cover this prefill? A stream that
+    /// has not begun has none, and may have begun by the time the prefill does.
     pub(crate) fn has_slack(&self) -> bool {
         if self.params.hold_max < Seconds::ZERO {
             return false;
         }
-        let hold_up = self.hold_up();
-        let slack = self.load.slack - self.params.slo.tpot;
-        hold_up <= Seconds::ZERO || hold_up <= slack.min(self.params.hold_max)
+        self.hold_up() <= self.slack().min(self.params.hold_max).max(Seconds::ZERO)
+    }
+
+    /// How long until its streams, left alone, have the slack that is missing. Every step earns them
+    /// what it is shorter than the target.
+    pub(crate) fn until_slack(&self) -> Seconds {
+        let step = self.load.decode_model.step(self.load.streams, self.load.kv);
+        let missing = (self.hold_up() - self.slack()).max(Seconds::ZERO);
+        match (self.params.slo.tpot - step) / step {
+            earned if earned > 0.0 => missing / earned,
+            _ => Seconds(f64::INFINITY),
+        }
+    }
+
+    fn slack(&self) -> Seconds {
+        match self.load.unbegun {
+            0 => self.load.slack - self.params.slo.tpot,
+            _ => Seconds::ZERO,
+        }
+    }
+
+    /// Would streams get tokens later than the target allows, those that run there or those that are
+    /// handed over meanwhile? The latter not by the first step: it ends with their first token.
+    pub(crate) fn holds_up(&self) -> bool {
+        let somebody = self.load.streams > 0 || self.steps() > 1.0;
+        somebody && self.mixed() > self.params.slo.tpot * self.steps()
     }
 
     /// The prefill leg alone; what follows elsewhere is added by [`handed_over`].

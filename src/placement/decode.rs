@@ -17,11 +17,11 @@ enum Reach {
 /// one more stream. `from` itself if its role takes decodes and it is the best: the KV is there.
 ///
 /// If no usable backend of the group takes decodes, whichever else is usable does, and one it has
-/// failed on only if that is all there is. `None`: no room now, or nobody usable in the group.
-/// `now` is not read: room does not depend on it.
+/// failed on only if that is all there is. `None`: no room now, or nobody usable in the group, or it
+/// had better wait for the end of a prefill.
 pub fn place_decode(
     params: &Params,
-    _now: Moment,
+    now: Moment,
     handover: &Handover,
     fleet: &impl Fleet,
 ) -> Option<BackendId> {
@@ -49,7 +49,10 @@ pub fn place_decode(
             (nearest, best) = (reach, None);
         }
         let rank = rank(params, handover, on, &load);
-        if has_room(params, handover, &load) && best.is_none_or(|(_, least)| rank < least) {
+        if has_room(params, handover, &load)
+            && !is_better_later(params, now, handover, &load)
+            && best.is_none_or(|(_, least)| rank < least)
+        {
             best = Some((on, rank));
         }
     }
@@ -68,6 +71,24 @@ fn has_room(params: &Params, handover: &Handover, load: &Load) -> bool {
     load.streams < load.streams_max
         && load.has_memory_for(handover.kv, handover.expected_output, params.kv_share)
         && load.has_step_room(handover.kv, params.slo.tpot)
+}
+
+/// Would the prefill work that is in the way there cost the stream its TPOT, and is there time to
+/// wait for its end? A short answer has no tokens to make up in for those that come late.
+fn is_better_later(params: &Params, now: Moment, handover: &Handover, load: &Load) -> bool {
+    if load.prefill <= Seconds::ZERO {
+        return false;
+    }
+    let tpot = params.slo.tpot;
+    let chunk = load.prefill_model.per_token * params.chunk.as_f64();
+    let steps = (load.prefill / chunk).ceil().max(1.0);
+    let beside = load.decode_model.beside_prefill(load.streams, load.kv);
+    let prefill = load.prefill.max(load.decode_model.base * steps) + beside * steps;
+    let step = load.step_with(handover.kv);
+    let after = (handover.expected_output.as_f64() - 1.0 - steps).max(0.0);
+    let held_up = prefill - tpot * steps > (tpot - step) * after;
+    let ttft = params.transfer.predict(handover.kv) + step;
+    held_up && now + prefill + ttft <= handover.ttft_deadline
 }
 
 /// Predicted completion: the prefill work that is in the way, the hand-off, then its steps.

@@ -38,6 +38,19 @@ fn one_that_is_held_up_by_a_prefill_is_passed_over() {
 }
 
 #[test]
+fn a_short_answer_waits_for_the_end_of_a_prefill_if_its_first_token_can() {
+    let held_up = |prefill| Load { prefill: Seconds(prefill), ..streaming(Decode, 10, 1.0) };
+    let goes = |prefill, output| {
+        let handover = Handover { expected_output: Tokens(output), ..handover(0) };
+        placed(&handover, &[idle(Prefill), held_up(prefill)])
+    };
+    assert_eq!(goes(0.5, 10), None);
+    assert_eq!(goes(0.5, 1000), Some(1), "a long one makes up for it");
+    assert_eq!(goes(1.5, 10), Some(1), "no time to wait");
+    assert_eq!(goes(0.0, 10), Some(1));
+}
+
+#[test]
 fn it_stays_where_it_is_if_that_backend_decodes_as_well_as_another() {
     check(&[streaming(Mixed, 20, 1.0), streaming(Decode, 20, 1.0)], Some(0));
     check(&[streaming(Mixed, 150, 1.0), streaming(Decode, 20, 1.0)], Some(1));

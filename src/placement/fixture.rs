@@ -27,6 +27,7 @@ pub(crate) fn idle(role: Role) -> Load {
         group: GroupId(0),
         prefill: Seconds::ZERO,
         streams: 0,
+        unbegun: 0,
         streams_max: 256,
         kv: Tokens(0),
         kv_capacity: Tokens(430_000),
@@ -71,6 +72,7 @@ pub(crate) fn handover(from: u16) -> Handover {
         from: BackendId(from),
         kv: Tokens(1000),
         expected_output: Tokens(100),
+        ttft_deadline: Moment::START + Seconds(1.0),
         seed: 7,
         excluded: Excluded::default(),
     }

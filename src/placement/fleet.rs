@@ -20,14 +20,16 @@ pub struct Load {
     pub prefill: Seconds,
     /// Decode streams running or reserved.
     pub streams: u32,
+    /// Those of them that have emitted nothing yet: on their way here, or behind a prefill.
+    pub unbegun: u32,
     /// The most it runs at once.
     pub streams_max: u32,
     /// KV tokens of its streams.
     pub kv: Tokens,
     /// KV tokens it has memory for; 0 if unknown.
     pub kv_capacity: Tokens,
-    /// How long it may be held up from now on before one of its streams misses its TPOT. Negative
-    /// if one has; large if there is none.
+    /// How long it may be held up from now on before one of the streams that have begun misses its
+    /// TPOT. Negative if one has; large if there is none.
     pub slack: Seconds,
     /// What a prefill costs there.
     pub prefill_model: PrefillModel,

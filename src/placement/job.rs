@@ -52,6 +52,8 @@ pub struct Handover {
     pub kv: Tokens,
     /// Tokens it will probably emit.
     pub expected_output: Tokens,
+    /// When its first token is due.
+    pub ttft_deadline: Moment,
     /// See [`Job::seed`].
     pub seed: u64,
     /// Where it has failed before.

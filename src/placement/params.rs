@@ -41,6 +41,10 @@ pub struct Params {
     /// their TTFT, while others wait too. 0..1. Every hundredth costs those others about half as
     /// much attainment while the queue is long; the rest of the hopeless are served when it is short.
     pub hopeless_share: f64,
+    /// A request that can no longer meet its TTFT leaves one engine that takes prefills idle for those
+    /// that can, until it has waited for this share of its queue deadline. Long prompts are most of
+    /// them, and one would hold an engine for as long as several others are given.
+    pub hopeless_patience: f64,
     /// How far its prefill work brings a waiting request forward, as a share of it: 0 is the order of
     /// deadlines, 1 that of latest starts. Long prompts have the least time to spare, but all the way
     /// each costs several short ones theirs.
@@ -69,6 +73,7 @@ impl Default for Params {
             admission: 0.95,
             kv_share: 0.9,
             hopeless_share: 0.02,
+            hopeless_patience: 0.5,
             long_first: 0.3,
             queue_max: 10_000,
             look_ahead: 32,

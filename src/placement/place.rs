@@ -87,10 +87,14 @@ struct Survey<'a, F> {
     job: &'a Job,
     fleet: &'a F,
     excluding: Excluding,
+    now: Moment,
     /// Time left to the first token.
     left: Seconds,
-    /// The best backend for the whole request.
+    /// The best backend for the whole request, at nobody's cost.
     whole: Option<Candidate>,
+    /// The best decode backend for the whole request whose streams have slack for it. Those that are
+    /// handed over there meanwhile have none, so it is asked only if nothing else is in time.
+    spill: Option<Candidate>,
     /// The best prefill backend for the whole request: no hand-off delays its first token there.
     stay: Option<Candidate>,
     /// By group, the best backend for the prefill leg.
@@ -103,6 +107,9 @@ struct Survey<'a, F> {
     decode_takers: u64,
     prefill_room: u64,
     decode_room: u64,
+    /// Open backends that take prefills, and those of them that have none.
+    prefills: u32,
+    idle: u32,
     /// A prefill backend could start, but the request must stay whole.
     unsplit: bool,
     /// A prefill could start somewhere.
@@ -125,8 +132,10 @@ impl<'a, F: Fleet> Survey<'a, F> {
             job,
             fleet,
             excluding,
+            now,
             left: job.ttft_deadline - now,
             whole: None,
+            spill: None,
             stay: None,
             prefill: [None; GROUPS],
             decode_step: [Seconds(f64::INFINITY); GROUPS],
@@ -134,6 +143,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
             decode_takers: 0,
             prefill_room: 0,
             decode_room: 0,
+            prefills: 0,
+            idle: 0,
             unsplit: false,
             startable: false,
             usable: false,
@@ -166,7 +177,9 @@ impl<'a, F: Fleet> Survey<'a, F> {
     }
 
     fn has_found(&self) -> bool {
-        self.whole.is_some() || self.prefill_room & self.decode_room != 0
+        self.whole.is_some()
+            || self.spill.is_some_and(|spill| self.is_in_time(&spill))
+            || self.prefill_room & self.decode_room != 0
     }
 
     /// Is there a backend that the first look passed over for its role?
@@ -194,19 +207,24 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
         if load.role.takes_prefill() {
             self.prefill_takers |= bit;
+            self.prefills += 1;
+            self.idle += u32::from(load.prefill <= Seconds::ZERO);
         }
         if decode_room {
             self.decode_room |= bit;
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
-        if !offer.has_prefill_room() {
+        let waits = load.role == Role::Prefill && self.had_better_wait(&offer);
+        if waits || !offer.has_prefill_room() {
             return;
         }
         self.startable |= load.role.takes_prefill();
         let whole = decode_room && load.runs_whole;
         if whole && (load.role == Role::Mixed || offer.has_slack()) {
-            offer.whole().compete(&mut self.whole, self.left);
+            let spills = load.role != Role::Mixed && offer.holds_up();
+            let best = if spills { &mut self.spill } else { &mut self.whole };
+            offer.whole().compete(best, self.left);
         } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
             self.unsplit = true;
         } else if load.role == Role::Prefill {
@@ -236,6 +254,15 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
+    /// Has the backend streams without slack for it, from before a flip, that will have it in time?
+    fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
+        let Params { room, transfer, slo, .. } = self.params;
+        let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
+        offer.load.streams > 0
+            && !offer.has_slack()
+            && offer.prefill().ttft + after + offer.until_slack() < self.left
+    }
+
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
         self.job.split == Split::Never || offer.uncached() < self.params.whole_below
     }
@@ -251,8 +278,15 @@ impl<'a, F: Fleet> Survey<'a, F> {
                 handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
             }
         }
-        if let Some(stay) = self.stay_in_time(split) {
-            return Some(whole_on(stay));
+        let in_time = |candidate: &Candidate| self.is_in_time(candidate);
+        if ![split, self.whole].iter().flatten().any(in_time) {
+            let stay = self.stay.filter(|stay| split.is_some() && in_time(stay));
+            if let Some(saves) = stay.or(self.spill.filter(in_time)) {
+                return Some(whole_on(saves));
+            }
+            if (split.is_some() || self.whole.is_some()) && self.makes_way() {
+                return Some(Choice::Wait(WaitReason::PrefillBusy));
+            }
         }
         match (split, self.whole) {
             (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
@@ -261,13 +295,15 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    /// Where the request stays after its prefill, if that alone brings its first token in time.
-    fn stay_in_time(&self, split: Option<Candidate>) -> Option<Candidate> {
-        let in_time = |candidate: &Candidate| candidate.ttft <= self.left;
-        if split.as_ref().is_none_or(in_time) || self.whole.as_ref().is_some_and(in_time) {
-            return None;
-        }
-        self.stay.filter(in_time)
+    fn is_in_time(&self, candidate: &Candidate) -> bool {
+        candidate.ttft <= self.left
+    }
+
+    /// A request that is late wherever it goes leaves one backend idle for those that are not.
+    fn makes_way(&self) -> bool {
+        let Job { arrived, queue_deadline, .. } = *self.job;
+        let patience = (queue_deadline - arrived) * self.params.hopeless_patience;
+        self.idle < self.prefills.min(2) && self.now < arrived + patience
     }
 
     fn why_not(&self, empty: bool) -> Choice {

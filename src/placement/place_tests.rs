@@ -79,6 +79,51 @@ fn slack_is_kept_for_bursts_while_a_prefill_backend_is_idle() {
 }
 
 #[test]
+fn an_idle_decode_backend_is_kept_for_streams_while_a_prefill_backend_is_in_time() {
+    check(4000, &[idle(Prefill), idle(Decode)], Splits(0));
+    check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Whole(1));
+    // The hand-off would make it late.
+    check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Whole(1));
+}
+
+#[test]
+fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
+    let (decode, busy) = (streaming(Decode, 30, 0.0), prefilling(Prefill, 0.5));
+    let late = Moment::START + Seconds(2.0);
+    let at = |now, loads: &[Load]| match place(
+        &Params::default(),
+        now,
+        &job(1, 4000),
+        &Engines::new(loads.to_vec()),
+    ) {
+        Choice::Wait(reason) => Waits(reason),
+        Choice::Prefill { on, .. } => Splits(on.0),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(at(late, &[busy, idle(Prefill), decode]), Waits(WaitReason::PrefillBusy));
+    assert!(matches!(at(late, &[idle(Prefill), idle(Prefill), decode]), Splits(_)));
+    assert_eq!(at(late, &[idle(Prefill), decode]), Splits(0), "there is only one");
+    let patient = Moment::START + Seconds(16.0);
+    assert_eq!(at(patient, &[busy, idle(Prefill), decode]), Splits(1), "it has waited");
+}
+
+#[test]
+fn streams_on_a_flipped_backend_are_not_held_up_while_a_prefill_can_wait() {
+    let (decode, flipped) = (streaming(Decode, 30, 0.0), streaming(Prefill, 10, 0.1));
+    check(4000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
+    check(4000, &[streaming(Prefill, 10, 0.6), decode], Splits(0));
+    check(11_000, &[flipped, decode], Splits(0));
+}
+
+#[test]
+fn a_stream_that_has_not_begun_has_no_slack() {
+    let busy = prefilling(Prefill, 0.5);
+    let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };
+    check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
+    check(60, &[busy, coming], Whole(1));
+}
+
+#[test]
 fn no_slack_lets_a_decode_backend_take_a_prefill_of_seconds() {
     let busy = prefilling(Prefill, 0.5);
     check(30_000, &[busy, streaming(Decode, 30, 100.0)], Waits(WaitReason::PrefillBusy));

@@ -219,7 +219,8 @@ impl DeadlineQueue {
         on: &mut impl FnMut(Outcome<'_>) -> Took,
     ) {
         let mut walks = [Walk::new(Rank::Hopeful, params), Walk::new(Rank::Hopeless, params)];
-        let mut refused = Refused::default();
+        // What refuses the hopeless may take the others.
+        let mut refused = [Refused::default(), Refused::default()];
         loop {
             let Some(line) = self.lines.get(&pool) else { return };
             let first = usize::from(line.is_turn_of_hopeless());
@@ -231,13 +232,13 @@ impl DeadlineQueue {
             };
             let Some(waiting) = self.waiting.get(&id) else { return };
             let (split, work, rank) = (waiting.job.split, waiting.work, waiting.rank);
-            if refused.covers(split, work) {
+            if refused[..=walk].iter().any(|refused| refused.covers(split, work)) {
                 walks[walk].pass();
                 continue;
             }
             match self.try_one(id, params, now, fleet, on) {
                 Tried::Refused => {
-                    refused.note(split, work);
+                    refused[walk].note(split, work);
                     walks[walk].pass();
                 }
                 Tried::Left => {
@@ -323,19 +324,19 @@ struct Refused {
 }
 
 impl Refused {
-    fn slot(&mut self, split: Split) -> &mut Option<Seconds> {
-        match split {
-            Split::May => &mut self.may,
-            Split::Never => &mut self.never,
-        }
-    }
-
-    fn covers(&mut self, split: Split, work: Seconds) -> bool {
-        self.slot(split).is_some_and(|least| work >= least)
+    fn covers(&self, split: Split, work: Seconds) -> bool {
+        let least = match split {
+            Split::May => self.may,
+            Split::Never => self.never,
+        };
+        least.is_some_and(|least| work >= least)
     }
 
     fn note(&mut self, split: Split, work: Seconds) {
-        *self.slot(split) = Some(work);
+        match split {
+            Split::May => self.may = Some(work),
+            Split::Never => self.never = Some(work),
+        }
     }
 }
 

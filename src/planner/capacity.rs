@@ -31,6 +31,8 @@ pub struct Wanted {
 
 /// A stream's KV when nothing is known yet: a prompt of a thousand tokens.
 const KV_PRIOR: Tokens = Tokens(1000);
+/// What has arrived counts as much as so many live streams: one long prompt alone is no mean.
+const LEAN: u64 = 8;
 /// Loads below this are nobody's.
 const IDLE: f64 = 1e-3;
 /// The share of a group that is added to either side's need.
@@ -81,13 +83,15 @@ pub(crate) fn streams_each(
     carries.collect()
 }
 
-/// KV tokens of a stream: of those that live, else of what has arrived.
+/// KV tokens of a stream: of those that live, leaning while they are few on what has arrived.
 pub(crate) fn mean_kv(demand: &GroupDemand, engines: &[&BackendObservation]) -> Tokens {
     let streams: u32 = engines.iter().map(|engine| engine.streams).sum();
     let kv: Tokens = engines.iter().map(|engine| engine.kv).sum();
-    match (streams, demand.mean_kv) {
-        (0, Tokens::ZERO) => KV_PRIOR,
-        (0, arrived) => arrived,
-        (streams, _) => Tokens((kv.get() / u64::from(streams)).max(1)),
-    }
+    let (lean, arrived) = match demand.mean_kv {
+        Tokens::ZERO if streams > 0 => (0, Tokens::ZERO),
+        Tokens::ZERO => (1, KV_PRIOR),
+        arrived => (LEAN, arrived),
+    };
+    let sum = kv.get() + arrived.get() * lean;
+    Tokens((sum / (u64::from(streams) + lean)).max(1))
 }

@@ -293,7 +293,6 @@ fn tick(
         work: demand.arrived_prefill.get(),
         recent_work: 0.0,
         work_rate: average.prefill_load(),
-        buffer: 1.0 + params.slo.ttft / params.demand_window,
         mean_work: average.mean_work(),
         due: average.output_rate() * params.slo.tpot.get(),
         requests: demand.arrived_requests as f64,

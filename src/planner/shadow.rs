@@ -11,7 +11,9 @@
 //! Followers of several patiences run side by side, and the one that has lost the fewest so far, its
 //! moves included, is followed. So a shift that lasts is answered at once by the impatient, and
 //! shifts that end sooner than they pay are sat out by the patient, without anybody having set how
-//! long a shift lasts. It must never take the real backlog for a split's: one that was never tried is
+//! long a shift lasts. Whether to move is told by what was lost; how far, also by what would have been
+//! lost under half as much demand again: the nearest split that lost nothing just so stood the last
+//! burst. It must never take the real backlog for a split's: one that was never tried is
 //! judged by the same fluid as the one in force.
 
 use serde::{Deserialize, Serialize};
@@ -33,8 +35,6 @@ pub(crate) struct Tick {
     pub(crate) recent_work: f64,
     /// Prefill work that arrives a second: a mean over the demand window.
     pub(crate) work_rate: f64,
-    /// As much of such a mean as can be served in time: 1, and what may wait, over the window.
-    pub(crate) buffer: f64,
     /// Prefill work of a mean request.
     pub(crate) mean_work: f64,
     /// Streams that there will be if requests go on arriving as they do: by Little's law, at the TPOT
@@ -76,6 +76,8 @@ pub(crate) struct Shadows {
     recent_work: f64,
     /// By split, from one prefill engine on.
     splits: Vec<Fluid>,
+    /// The same under more demand: see [`STRESS`].
+    stressed: Vec<Stressed>,
     followers: Vec<Follower>,
     /// Which follower is followed.
     leader: usize,
@@ -90,6 +92,14 @@ struct Fluid {
     prefill: f64,
     /// Prefill work that came too late, over about one TTFT.
     late: f64,
+}
+
+/// One split under more demand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Stressed {
+    fluid: Fluid,
+    /// Requests it has lost; what is long past counts less.
+    lost: f64,
 }
 
 /// One patience.
@@ -129,11 +139,14 @@ struct Costs {
 }
 
 /// Of the streams that chunks without a pause would lose, so many are lost: placement keeps prefills
-/// from engines whose streams have no slack left. Seen in the simulator; a third or three times as
-/// much changes no figure of ARCHITECTURE.md by more than half a point.
-const HELD_UP: f64 = 0.3;
+/// from engines whose streams have no slack left, as long as they can wait. Seen in the simulator;
+/// two thirds or twice as much changes no figure of ARCHITECTURE.md by more than half a point.
+const HELD_UP: f64 = 0.15;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
+/// Where to move is chosen with so much more demand in mind than there was. Twice as much changes
+/// no figure of ARCHITECTURE.md by more than half a point.
+const STRESS: f64 = 1.5;
 /// No move is free, or the fleet would follow every flutter.
 const MOVE_MIN: f64 = 0.5;
 /// From moving as soon as it pays to never moving again once a split has proved best.
@@ -153,11 +166,17 @@ impl Shadows {
         if std::mem::take(&mut self.moved) {
             self.followers.iter_mut().for_each(|follower| follower.start_from(at));
         }
-        let Shadows { splits, followers, leader, .. } = self;
+        let stress = tick.stressed();
+        for (slot, split) in self.stressed.iter_mut().enumerate() {
+            split.lost = split.lost * keep + stress.losses(slot + 1, &mut split.fluid);
+        }
+        let Shadows { splits, stressed, followers, leader, .. } = self;
         let losses: Vec<f64> =
             splits.iter_mut().enumerate().map(|(i, fluid)| tick.losses(i + 1, fluid)).collect();
         for follower in followers.iter_mut() {
-            follower.follow(&losses, costs, keep, NOISE * tick.requests);
+            if let Some(to) = follower.follow(&losses, costs, keep, NOISE * tick.requests) {
+                follower.move_to(follower.farther(to, stressed, costs), costs);
+            }
         }
         // Another one takes the lead when it has lost less, the way to where it is included.
         let cost = |slot: &usize| followers[*slot].lost + costs.of(at, followers[*slot].at);
@@ -184,6 +203,7 @@ impl Shadows {
     /// The group's size changed: what was learned of other splits no longer holds.
     fn restart(&mut self, splits: usize, at: usize) {
         self.splits = vec![Fluid::default(); splits];
+        self.stressed = vec![Stressed::default(); splits];
         let at = at.clamp(1, splits.max(1));
         let follower =
             |patience| Follower { patience, regret: vec![0.0; splits], at, lost: 0.0, owed: 0.0 };
@@ -199,7 +219,8 @@ impl Follower {
         self.regret.fill(0.0);
     }
 
-    fn follow(&mut self, losses: &[f64], costs: Costs, keep: f64, noise: f64) {
+    /// One more tick: the split to move to, if one is worth it.
+    fn follow(&mut self, losses: &[f64], costs: Costs, keep: f64, noise: f64) -> Option<usize> {
         let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
         for (regret, there) in self.regret.iter_mut().zip(losses) {
             *regret = (*regret * keep + here - there - noise).max(0.0);
@@ -210,13 +231,27 @@ impl Follower {
             price > 0.0 && self.regret[*split - 1] >= self.patience * price
         };
         let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.at, *split);
-        let to = (1..=losses.len()).filter(worth_it).max_by(|a, b| gain(a).total_cmp(&gain(b)));
-        if let Some(to) = to {
-            self.lost += self.owed;
-            let owed = costs.of(self.at, to);
-            self.start_from(to);
-            self.owed = owed;
-        }
+        (1..=losses.len()).filter(worth_it).max_by(|a, b| gain(a).total_cmp(&gain(b)))
+    }
+
+    /// The split beyond `to` that has lost no more and would have stood more demand, if that is worth
+    /// the way; else `to`.
+    fn farther(&self, to: usize, stressed: &[Stressed], costs: Costs) -> usize {
+        let as_good = |split: &usize| self.regret[*split - 1] >= self.regret[to - 1];
+        let cost = |split: usize| stressed[split - 1].lost + costs.of(to, split);
+        let nearer = |a: &usize, b: &usize| cost(*a).total_cmp(&cost(*b));
+        let beyond = match to > self.at {
+            true => (to..=stressed.len()).take_while(as_good).min_by(nearer),
+            false => (1..=to).rev().take_while(as_good).min_by(nearer),
+        };
+        beyond.unwrap_or(to)
+    }
+
+    fn move_to(&mut self, to: usize, costs: Costs) {
+        self.lost += self.owed;
+        let owed = costs.of(self.at, to);
+        self.start_from(to);
+        self.owed = owed;
     }
 }
 
@@ -229,6 +264,19 @@ impl Costs {
 }
 
 impl Tick {
+    /// The same with more demand.
+    fn stressed(&self) -> Tick {
+        Tick {
+            work: self.work * STRESS,
+            recent_work: self.recent_work * STRESS,
+            work_rate: self.work_rate * STRESS,
+            due: self.due * STRESS,
+            streams: self.streams * STRESS,
+            splits: self.splits.clone(),
+            ..*self
+        }
+    }
+
     /// Requests that a split with so many prefill engines loses in this tick. Those it loses are
     /// served when nothing else waits: they leave the fluid.
     fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
@@ -246,7 +294,7 @@ impl Tick {
         fluid.late = fluid.late * self.lingers() + late;
         // What is late already, and what will be if work goes on arriving as it does.
         let late = fluid.late / self.recent_work.max(1e-9);
-        let to_be_late = 1.0 - serves * self.buffer / self.work_rate.max(1e-9);
+        let to_be_late = 1.0 - serves / self.work_rate.max(1e-9);
         let untimely = self.requests * shed(late.max(to_be_late).clamp(0.0, 1.0));
 
         // The streams that the present requests will become must find places; and those there are

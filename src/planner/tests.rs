@@ -1,6 +1,8 @@
-//! The planner by behaviour, and its invariants under anything that may happen.
+//! The planner by behaviour; what holds whatever happens is in property_tests.rs.
 
-use proptest::prelude::*;
+#[path = "property_tests.rs"]
+mod properties;
+
 use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
 use crate::{BackendObservation, Cause, GroupDemand, Observation, Params, State, initial, plan};
@@ -282,6 +284,17 @@ fn a_lost_role_is_filled_by_one_switch_and_one_that_failed_is_left_alone() {
 }
 
 #[test]
+fn a_move_goes_as_far_as_half_as_much_demand_again_would_have_asked_for() {
+    let mut bench = Bench::of(8);
+    // Bursts that five prefill engines just stand, while hardly anybody decodes.
+    for _ in 0..20 {
+        (0..200).for_each(|_| bench.tick(prefill_work(5.5)));
+        (0..200).for_each(|_| bench.tick(prefill_work(0.1)));
+    }
+    assert_eq!(bench.count(Role::Prefill), 7);
+}
+
+#[test]
 fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
     let mut bench = Bench::of(6);
     for _ in 0..20 {
@@ -447,120 +460,4 @@ fn a_recorded_run_replays_to_the_same_decisions() {
         (decisions, state)
     };
     assert_eq!(replay(), replay());
-}
-
-#[derive(Clone, Debug)]
-enum Happens {
-    Prefill(f64),
-    Decode(f64),
-    Backlog(f64),
-    Dies(usize),
-    Returns(usize),
-    Pin(usize, u8),
-    Unpin(usize),
-    Streams(usize, u32),
-    Time(f64),
-}
-
-fn happens() -> impl Strategy<Value = Happens> {
-    prop_oneof![
-        (0.0..20.0).prop_map(Happens::Prefill),
-        (0.0..3000.0).prop_map(Happens::Decode),
-        (0.0..60.0).prop_map(Happens::Backlog),
-        (0..12_usize).prop_map(Happens::Dies),
-        (0..12_usize).prop_map(Happens::Returns),
-        (0..12_usize, 0..4_u8).prop_map(|(slot, role)| Happens::Pin(slot, role)),
-        (0..12_usize).prop_map(Happens::Unpin),
-        (0..12_usize, 0..256_u32).prop_map(|(slot, n)| Happens::Streams(slot, n)),
-        (0.0..100.0).prop_map(Happens::Time),
-    ]
-}
-
-proptest! {
-    // A failure becomes a test of its own above.
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_plan_empties_a_role_or_breaks_a_pin(
-        count in 1..12_u16, groups in 1..3_u16, events in prop::collection::vec(happens(), 1..120)
-    ) {
-        let mut bench = Bench::new(
-            (0..count).map(|slot| BackendObservation { group: GroupId(slot % groups), ..backend(slot) }).collect(),
-        );
-        let count = usize::from(count);
-        for event in events {
-            let backends = &mut bench.seen.backends;
-            match event {
-                Happens::Dies(slot) => backends[slot % count].usable = false,
-                Happens::Returns(slot) => backends[slot % count].usable = true,
-                Happens::Pin(slot, role) => backends[slot % count].pinned = Some(Role::ALL[usize::from(role)]),
-                Happens::Unpin(slot) => backends[slot % count].pinned = None,
-                Happens::Streams(slot, n) => backends[slot % count].streams = n,
-                Happens::Time(span) => bench.now = bench.now + Seconds(span),
-                _ => {}
-            }
-            match event {
-                Happens::Prefill(load) => bench.tick(prefill_work(load)),
-                Happens::Decode(streams) => bench.tick(decode_work(streams)),
-                Happens::Backlog(work) => bench.tick(|demand| {
-                    demand.waiting_requests = 9;
-                    demand.waiting_prefill = Seconds(work);
-                }),
-                _ => bench.tick(|_| {}),
-            }
-            bench.check_invariants();
-        }
-    }
-
-    #[test]
-    fn engines_that_switch_by_themselves_leave_no_role_empty(
-        count in 2..12_u16,
-        turns in prop::collection::vec((0.0..12.0, 0.0..2000.0, 1..200_u32, any::<bool>()), 1..12),
-    ) {
-        let mut bench = switching(count);
-        for (load, streams, ticks, done) in turns {
-            for tick in 0..ticks {
-                match tick % 2 {
-                    0 => bench.tick(prefill_work(2.0 * load)),
-                    _ => bench.tick(decode_work(2.0 * streams)),
-                }
-                prop_assert!(bench.count(Role::Prefill) > 0 && bench.count(Role::Decode) > 0);
-                prop_assert!(bench.away() <= usize::from(count / 4).max(1));
-            }
-            if done {
-                bench.switched();
-            }
-        }
-    }
-
-    #[test]
-    fn a_steady_load_settles(count in 2..16_u16, prefill in 0.05..0.9_f64, decode in 0.05..0.9_f64) {
-        let mut bench = Bench::of(count);
-        let n = f64::from(count);
-        // A split that is too small by little is seen to be so only after a while.
-        let marginal = |load: f64| (0.8..1.5).contains(&load);
-        prop_assume!(!marginal(prefill * n / 2.0 / (n / 2.0).floor()));
-        prop_assume!(!marginal(decode * n / 2.0 / (n / 2.0).ceil()));
-        // Both sides together within capacity.
-        let (prefill, streams) = (prefill * n / 2.0, decode * n / 2.0 * 200.0);
-        let mut work = 0.0;
-        let mut steady = |bench: &mut Bench| {
-            work += streams * TICK.get() / 0.03;
-            let tokens = work as u64;
-            work -= tokens as f64;
-            bench.tick(|demand| {
-                demand.arrived_requests = 1;
-                demand.arrived_prefill = TICK * prefill;
-                demand.arrived_output = Tokens(tokens);
-            });
-        };
-        for _ in 0..200 {
-            steady(&mut bench);
-        }
-        let settled = bench.flips;
-        for _ in 0..1200 {
-            steady(&mut bench);
-        }
-        prop_assert_eq!(bench.flips, settled, "{:?}", bench.journal);
-    }
 }

@@ -285,6 +285,7 @@ pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> Handover {
         from: from.id,
         kv: serving.job.prompt,
         expected_output: serving.job.expected_output,
+        ttft_deadline: serving.job.ttft_deadline,
         seed: serving.job.seed,
         excluded,
     }

@@ -315,6 +315,7 @@ impl Router for Follow {
             from,
             kv: arrival.prompt,
             expected_output: self.output.expect(self.limit(arrival.output), arrival.prompt),
+            ttft_deadline: Moment::from_start(arrival.at) + self.params.placement.slo.ttft,
             seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
             excluded,
         };

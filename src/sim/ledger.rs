@@ -78,6 +78,7 @@ impl Ledger {
                     group: GroupId(0),
                     prefill: Seconds::ZERO,
                     streams: 0,
+                    unbegun: 0,
                     streams_max: profile.max_num_seqs,
                     kv: Tokens::ZERO,
                     kv_capacity: profile.kv_capacity,
@@ -285,6 +286,7 @@ impl tidegate_placement::Fleet for View<'_> {
             role: self.ledger.roles[on.index()],
             prefill: account.prefill(),
             streams: account.streams.get(),
+            unbegun: account.streams.get() - account.begun as u32,
             kv: account.kv(),
             slack: account.slack(self.now, self.ledger.tpot),
             ..self.ledger.models[on.index()]

@@ -57,6 +57,7 @@ impl tidegate_placement::Fleet for View<'_> {
             group: entry.group,
             prefill: balance.prefill,
             streams: balance.streams,
+            unbegun: balance.unbegun,
             streams_max: self.streams_max(id),
             kv: balance.kv,
             kv_capacity: backend.kv_capacity,
