@@ -64,7 +64,8 @@ pub struct ServerSettings {
     pub threads: usize,
     /// Largest request body.
     pub body_max_bytes: usize,
-    /// How long a client may take to send its header or its next request.
+    /// How long a client may take to send its header or its next request, to go on with a body, and
+    /// to go on reading its answer.
     #[serde(rename = "keepalive_seconds")]
     pub keepalive: Seconds,
     /// After the linger, how long requests may take to finish.
