@@ -319,15 +319,15 @@ impl UpstreamBody {
         }
     }
 
+    /// The same, to wait for.
+    pub async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
+        poll_fn(|context| self.poll_data(context)).await
+    }
+
     /// How many bytes are still on the wire, if the engine told.
     pub fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
         self.reader.remaining().map(|rest| rest + first)
-    }
-
-    /// The same, to wait for.
-    pub async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
-        poll_fn(|context| self.poll_data(context)).await
     }
 
     /// The exchange is over: keep the connection if it can carry another, and if it is this
