@@ -26,7 +26,8 @@ pub fn settings(
     );
     if policy != Policy::Tidegate {
         // As fixed splits are run today: every prompt at once to an engine, roles never change.
-        text += "spill = false\n[queue]\nroom_seconds = 1000\n[planner]\nenabled = false\n";
+        text += "spill = false\n[queue]\nroom_seconds = 1000\nhopeless_patience = 0\n\
+                 [planner]\nenabled = false\n";
     }
     let (prefill, decode) = (profile.prefill_model(), profile.decode_model());
     for (i, address) in addresses.iter().enumerate() {

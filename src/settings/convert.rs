@@ -21,6 +21,7 @@ impl Settings {
             slo: self.slo(),
             room: self.queue.room,
             hopeless_share: self.queue.hopeless_share,
+            hopeless_patience: self.queue.hopeless_patience,
             queue_max: self.queue.requests_max,
             chunk: self.placement.chunk,
             whole_below: self.placement.whole_below,

@@ -34,6 +34,8 @@ pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
 pub const ROOM: Seconds = Seconds(0.05);
 /// A fiftieth of the placed work goes to requests that can no longer meet their TTFT, so none starves.
 pub const HOPELESS_SHARE: f64 = 0.02;
+/// The long prompts among them, in a row, would make several others late each.
+pub const HOPELESS_PATIENCE: f64 = 0.5;
 /// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
 pub const LEASE: Seconds = Seconds(30.0);
 /// Two thirds of the lease: a clock that drifts or a slow accept must not eat the rest.

@@ -126,6 +126,9 @@ pub struct QueueSettings {
     pub room: Seconds,
     /// Share of placements kept for requests that can no longer meet their TTFT, 0 to 1.
     pub hopeless_share: f64,
+    /// Such a request leaves one prefill backend idle for those that can, until it has waited for
+    /// this share of the deadline, 0 to 1.
+    pub hopeless_patience: f64,
     /// Longest time between a prefill's end and its decode.
     #[serde(rename = "handoff_seconds")]
     pub handoff: Seconds,
@@ -329,6 +332,7 @@ impl Default for QueueSettings {
             deadline: defaults::QUEUE_DEADLINE,
             room: defaults::ROOM,
             hopeless_share: defaults::HOPELESS_SHARE,
+            hopeless_patience: defaults::HOPELESS_PATIENCE,
             handoff: defaults::HANDOFF,
         }
     }
