@@ -86,9 +86,7 @@ impl Scheduler {
         let mut events = Vec::new();
         let mut at = Instant::now();
         loop {
-            while let Ok(command) = self.inbox.try_recv() {
-                self.obey(command);
-            }
+            self.obey_all();
             for tokens in std::mem::take(&mut self.filled) {
                 self.unreserve(tokens);
             }
@@ -125,9 +123,7 @@ impl Scheduler {
                 () = &mut end => break,
                 command = self.inbox.recv() => self.obey(command?),
             }
-            while let Ok(command) = self.inbox.try_recv() {
-                self.obey(command);
-            }
+            self.obey_all();
             self.grant();
         }
         let late = deadline.elapsed();
@@ -142,6 +138,12 @@ impl Scheduler {
         }
         Counters::add(&self.counters.lost_micros, late.as_micros() as u64);
         Some(Instant::now())
+    }
+
+    fn obey_all(&mut self) {
+        while let Ok(command) = self.inbox.try_recv() {
+            self.obey(command);
+        }
     }
 
     fn obey(&mut self, command: Command) {

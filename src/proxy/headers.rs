@@ -48,12 +48,11 @@ pub fn for_leg(
     }
 }
 
-/// The headers of the client's answer, from the engine's: those of its connection are gone already.
-pub fn for_client(mut engine: HeaderMap, request_id: &str) -> HeaderMap {
+/// Every answer carries its request's id.
+pub fn name(answer: &mut HeaderMap, request_id: &str) {
     if let Ok(id) = HeaderValue::from_str(request_id) {
-        engine.insert(X_REQUEST_ID, id);
+        answer.insert(X_REQUEST_ID, id);
     }
-    engine
 }
 
 #[cfg(test)]

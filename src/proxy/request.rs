@@ -53,10 +53,10 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
 
 /// The engine's answer, its body wrapped so that it is counted and settles.
 fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
-    let Opened { head, body, seat } = opened;
+    let Opened { mut head, body, seat } = opened;
     record.status = head.status.as_u16();
     record.proxy.signals.answered(seat.backend.id, &head.headers);
-    let headers = headers::for_client(head.headers, &record.live.name);
+    headers::name(&mut head.headers, &record.live.name);
     let body = match body {
         OpenedBody::Complete(bytes) => RelayBody::complete(bytes, seat, record),
         OpenedBody::Events { first, seen, reader, rest } => {
@@ -71,7 +71,7 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
     };
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
-    *response.headers_mut() = headers;
+    *response.headers_mut() = head.headers;
     response
 }
 
@@ -84,10 +84,7 @@ fn fail(failure: &Failure, record: &mut Record) -> Response<RelayBody> {
     response
 }
 
-/// Every answer carries the request's id.
 fn named(mut response: Response<RelayBody>, request_id: &str) -> Response<RelayBody> {
-    if let Ok(id) = http::HeaderValue::from_str(request_id) {
-        response.headers_mut().insert(headers::X_REQUEST_ID, id);
-    }
+    headers::name(response.headers_mut(), request_id);
     response
 }

@@ -8,6 +8,7 @@ mod catalog;
 pub mod fitness;
 mod fits;
 mod observe;
+mod pace;
 mod streams;
 mod switch;
 
@@ -28,26 +29,12 @@ use by_hand::ByHand;
 use fitness::Fitness;
 use fits::Fits;
 use observe::DemandReader;
+use pace::{REST_MAX, Usual};
 
 pub use catalog::{Catalog, KnownModel};
 pub use fits::Priors;
+pub use pace::Pace;
 
-/// How often at least, and how often at most, the planner runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// Without any event.
-    pub interval: Seconds,
-    /// Between two runs, however many requests arrive.
-    pub gap: Seconds,
-}
-
-/// A plan of a large fleet, and a look over many streams, takes longer: the loop rests so many times
-/// as long, 2 % of a core each, but no longer than this.
-const REST: f64 = 50.0;
-const REST_MAX: Seconds = Seconds(0.02);
-/// What a step takes grows by so much at most from one to the next, and falls at once: one that was
-/// preempted, for milliseconds on a busy machine, says little.
-const GROWTH: f64 = 1.25;
 /// Fresh costs are published this often.
 const PUBLISH_EVERY: Seconds = Seconds(1.0);
 /// Role switches that wait to be heard of; a switch waits for its turn to say it.
@@ -97,11 +84,9 @@ pub struct Control {
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
     switching: BTreeMap<BackendId, Role>,
     planned_at: Moment,
-    /// What a plan takes.
-    takes: Seconds,
+    plan_takes: Usual,
     watched_at: Moment,
-    /// What a look over the streams takes.
-    watch_takes: Seconds,
+    watch_takes: Usual,
     published_at: Moment,
     upkeep_at: Moment,
 }
@@ -140,9 +125,9 @@ impl Control {
             switches: mpsc::channel(SWITCHES_MAX),
             switching: BTreeMap::new(),
             planned_at: Moment::START,
-            takes: Seconds::ZERO,
+            plan_takes: Usual::UNKNOWN,
             watched_at: Moment::START,
-            watch_takes: Seconds::ZERO,
+            watch_takes: Usual::UNKNOWN,
             published_at: Moment::START,
             upkeep_at: Moment::START,
         }
@@ -153,7 +138,7 @@ impl Control {
         let clock: Clock = self.proxy.clock;
         let proxy = Arc::clone(&self.proxy);
         loop {
-            let rest = (self.takes * REST).min(REST_MAX);
+            let rest = self.plan_takes.rest();
             let tick = clock.instant(self.planned_at + self.interval().max(rest));
             tokio::select! {
                 biased;
@@ -181,11 +166,11 @@ impl Control {
     fn step(&mut self, now: Moment) {
         self.hear();
         self.plan(now);
-        if now - self.watched_at >= (self.watch_takes * REST).min(REST_MAX) {
+        if now - self.watched_at >= self.watch_takes.rest() {
             let began = self.proxy.clock.now();
             streams::watch(&self.proxy.fleet, began);
             self.watched_at = now;
-            self.watch_takes = usual(self.watch_takes, self.proxy.clock.now() - began);
+            self.watch_takes.took(self.proxy.clock.now() - began);
             // A step's end wakes the dispatcher before all of its tokens are counted: the slack that
             // they make is seen only now, and is room.
             self.proxy.queue.signal().room_made();
@@ -225,7 +210,7 @@ impl Control {
         self.recording.planned(now, &observation, &decision);
         self.state = state;
         self.planned_at = now;
-        self.takes = usual(self.takes, self.proxy.clock.now() - now);
+        self.plan_takes.took(self.proxy.clock.now() - now);
         if let Some(roles) = decision.roles.filter(|_| self.automatic) {
             self.publish_roles(roles, &decision.reasons, arrival, now);
         }
@@ -498,9 +483,4 @@ impl Control {
         self.apply(flip, cause, result, Numbers::new(), self.proxy.clock.now());
         self.fit();
     }
-}
-
-/// What a step takes: see [`GROWTH`].
-fn usual(before: Seconds, took: Seconds) -> Seconds {
-    took.min(before * GROWTH + Seconds(1e-6))
 }

@@ -4,15 +4,14 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_http1::{Asked, BodyError, BodyReader, Framing, HEAD_MAX, HeadError, read_request};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
-use crate::scratch;
+use crate::scratch::{self, poll_read};
 
 /// What a client may send ahead while its answer is on the way.
 const AHEAD_MAX: usize = 64 << 10;
@@ -214,16 +213,6 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         let mut forgotten = [0; 4096];
         while self.io.read(&mut forgotten).await.is_ok_and(|read| read > 0) {}
     }
-}
-
-fn poll_read<Io: AsyncRead + Unpin>(
-    io: &mut Io,
-    context: &mut Context<'_>,
-    into: &mut [u8],
-) -> Poll<io::Result<usize>> {
-    let mut buffer = ReadBuf::new(into);
-    ready!(Pin::new(io).poll_read(context, &mut buffer))?;
-    Poll::Ready(Ok(buffer.filled().len()))
 }
 
 #[cfg(test)]

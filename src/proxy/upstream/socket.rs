@@ -3,13 +3,14 @@
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::{Address, tls};
+use crate::scratch::poll_read;
 
 /// A connection on which nothing came for so long is probed.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
@@ -45,12 +46,10 @@ impl Socket {
         context: &mut Context<'_>,
         into: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(into);
-        ready!(match self {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, &mut buffer),
-            Socket::Tls(stream) => Pin::new(stream).poll_read(context, &mut buffer),
-        })?;
-        Poll::Ready(Ok(buffer.filled().len()))
+        match self {
+            Socket::Tcp(stream) => poll_read(stream, context, into),
+            Socket::Tls(stream) => poll_read(stream, context, into),
+        }
     }
 
     /// Write as much of the slices as goes.
