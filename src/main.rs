@@ -17,6 +17,9 @@ mod simulate;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A reverse proxy that moves LLM engines between prefill and decode work while traffic flows.
 #[derive(Parser)]
 #[command(name = "tidegate", version, propagate_version = true)]
