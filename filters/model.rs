@@ -23,7 +23,7 @@ mod tests;
 pub(crate) use template::Clock;
 
 use config::Config;
-use conversation::Conversation;
+use conversation::Said;
 use fastokens::Tokenizer;
 use template::ChatTemplate;
 use tidegate_engine::{Endpoint, Scan};
@@ -151,9 +151,9 @@ impl ModelTokenizer {
             None => None,
         };
         let template = theirs.as_ref().or(self.template.as_ref())?;
-        let conversation = Conversation::read(scan, body, template)?;
-        let sure = conversation.is_faithful() && theirs.is_none() && !template.imitates;
-        let rendered = template.render(conversation, &self.config, clock).ok()?;
+        let said = Said::read(scan, body, template)?;
+        let sure = said.is_faithful() && theirs.is_none() && !template.imitates;
+        let rendered = template.render(said, &self.config, clock)?;
         let special = scan.add_special_tokens.unwrap_or(false);
         let encoded = self.completion(&rendered.text, special)?;
         Some(Encoded { sure: sure && encoded.sure, dated: rendered.dated, ..encoded })
@@ -174,9 +174,9 @@ impl ModelTokenizer {
     #[cfg(test)]
     pub(crate) fn render(&self, scan: &Scan, body: &[u8], clock: Clock) -> Result<String, String> {
         let template = self.template.as_ref().ok_or("no template")?;
-        let conversation = Conversation::read(scan, body, template).ok_or("unreadable")?;
-        let rendered = template.render(conversation, &self.config, clock);
-        rendered.map(|rendered| rendered.text).map_err(|error| format!("{error:#}"))
+        let said = Said::read(scan, body, template).ok_or("unreadable")?;
+        let rendered = template.render(said, &self.config, clock).ok_or("not rendered")?;
+        Ok(rendered.text)
     }
 }
 

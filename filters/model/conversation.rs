@@ -4,7 +4,7 @@
 
 mod parts;
 
-use super::template::{ChatTemplate, ContentFormat};
+use super::template::{ChatTemplate, ContentFormat, PlainMessage};
 use minijinja::value::{Enumerator, Object, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use parts::Content;
@@ -19,6 +19,14 @@ const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 /// Newer vLLMs drop this line of Claude Code's from system messages.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
+/// A body's messages, before a template's values are made of them.
+pub(super) struct Said<'a> {
+    scan: &'a Scan,
+    body: &'a [u8],
+    messages: Vec<Raw<'a>>,
+    faithful: bool,
+}
+
 /// Everything of a request that a template reads.
 #[derive(Debug)]
 pub(super) struct Conversation {
@@ -30,7 +38,6 @@ pub(super) struct Conversation {
     /// `chat_template_kwargs`: further variables.
     kwargs: Option<Value>,
     continues: bool,
-    faithful: bool,
 }
 
 /// Where a prompt that continues its last message ends.
@@ -41,8 +48,8 @@ pub(super) struct EndMark;
 struct Raw<'a> {
     #[serde(borrow)]
     role: Cow<'a, str>,
-    #[serde(default)]
-    content: Content,
+    #[serde(borrow, default)]
+    content: Content<'a>,
     #[serde(default)]
     tool_calls: Option<Vec<Value>>,
     #[serde(default)]
@@ -61,39 +68,87 @@ struct Message {
     fields: Vec<(&'static str, Value)>,
 }
 
-impl Conversation {
+impl<'a> Said<'a> {
     /// `None` if the messages are not in the form that vLLM takes.
-    pub(super) fn read(scan: &Scan, body: &[u8], template: &ChatTemplate) -> Option<Conversation> {
+    pub(super) fn read(scan: &'a Scan, body: &'a [u8], template: &ChatTemplate) -> Option<Self> {
         let Prompt::Messages(span) = scan.prompt else { return None };
         let text = simdutf8::basic::from_utf8(span.of(body)).ok()?;
-        let raw: Vec<Raw<'_>> = serde_json::from_str(text).ok()?;
-        let continues = scan.continue_final_message == Some(true);
-        let last = raw.len().checked_sub(1)?;
-        let mut faithful = true;
-        let mut messages = Vec::with_capacity(raw.len());
-        for (at, raw) in raw.into_iter().enumerate() {
-            let mark = (continues && at == last).then_some(END_MARK);
-            faithful &= raw.is_plain(template);
-            messages.push(Value::from_object(raw.message(template, mark)?));
-        }
-        let value = |raw: &[u8]| serde_json::from_slice::<Value>(raw).ok();
-        let tools = scan.tools.and_then(|span| value(span.of(body)));
-        Some(Conversation {
-            messages: Value::from(messages),
-            // What vLLM's own types make of the tools (members that are null) changes by version.
-            faithful: faithful && tools.is_none(),
-            tools: tools.unwrap_or(Value::from(())),
-            documents: scan.value(body, "documents").and_then(value).unwrap_or(Value::from(())),
-            add_generation_prompt: scan.add_generation_prompt.unwrap_or(true),
-            reasoning_effort: scan.value(body, "reasoning_effort").and_then(value),
-            kwargs: scan.chat_template_kwargs.and_then(|span| value(span.of(body))),
-            continues,
-        })
+        let messages: Vec<Raw<'_>> = serde_json::from_str(text).ok()?;
+        // What vLLM's own types make of the tools (members that are null) changes by version.
+        let faithful = scan.tools.is_none() && messages.iter().all(|raw| raw.is_plain(template));
+        (!messages.is_empty()).then_some(Said { scan, body, messages, faithful })
     }
 
     /// Will the engine's template see just this?
     pub(super) fn is_faithful(&self) -> bool {
         self.faithful
+    }
+
+    /// Does a prompt follow for the assistant?
+    pub(super) fn adds_generation_prompt(&self) -> bool {
+        self.scan.add_generation_prompt.unwrap_or(true)
+    }
+
+    /// The messages, if each is a role and a text and there is nothing else for a template to read.
+    pub(super) fn plain(&self, template: &ChatTemplate) -> Option<Vec<PlainMessage<'_>>> {
+        let scan = self.scan;
+        let more = scan.tools.is_some()
+            || scan.chat_template_kwargs.is_some()
+            || scan.continue_final_message == Some(true)
+            || ["documents", "reasoning_effort"]
+                .iter()
+                .any(|name| scan.value(self.body, name).is_some());
+        if more {
+            return None;
+        }
+        let messages = self.messages.iter().map(|raw| raw.plain(template));
+        messages.collect()
+    }
+
+    /// `None` if a message is not in the form that vLLM takes.
+    pub(super) fn conversation(self, template: &ChatTemplate) -> Option<Conversation> {
+        let (scan, body) = (self.scan, self.body);
+        let continues = scan.continue_final_message == Some(true);
+        let last = self.messages.len() - 1;
+        let add_generation_prompt = self.adds_generation_prompt();
+        let message = |(at, raw): (usize, Raw<'_>)| {
+            let mark = (continues && at == last).then_some(END_MARK);
+            raw.message(template, mark).map(Value::from_object)
+        };
+        let messages = self.messages.into_iter().enumerate().map(message);
+        let messages = messages.collect::<Option<Vec<Value>>>()?;
+        let value = |raw: &[u8]| serde_json::from_slice::<Value>(raw).ok();
+        let tools = scan.tools.and_then(|span| value(span.of(body)));
+        Some(Conversation {
+            messages: Value::from(messages),
+            tools: tools.unwrap_or(Value::from(())),
+            documents: scan.value(body, "documents").and_then(value).unwrap_or(Value::from(())),
+            add_generation_prompt,
+            reasoning_effort: scan.value(body, "reasoning_effort").and_then(value),
+            kwargs: scan.chat_template_kwargs.and_then(|span| value(span.of(body))),
+            continues,
+        })
+    }
+}
+
+impl Conversation {
+    /// Of roles and texts alone.
+    pub(super) fn of(messages: &[PlainMessage<'_>], add_generation_prompt: bool) -> Conversation {
+        let message = |plain: &PlainMessage<'_>| {
+            let mut message = Message::default();
+            message.add("role", Some(Value::from(plain.role)));
+            message.add("content", Some(Value::from(plain.content)));
+            Value::from_object(message)
+        };
+        Conversation {
+            messages: messages.iter().map(message).collect(),
+            tools: Value::from(()),
+            documents: Value::from(()),
+            add_generation_prompt,
+            reasoning_effort: None,
+            kwargs: None,
+            continues: false,
+        }
     }
 
     /// `Some`: what is rendered has a mark in it, at which it must be cut.
@@ -148,12 +203,20 @@ impl Raw<'_> {
         self.content.is_text() && self.tool_calls.is_none() && !developer && !billing
     }
 
+    /// `None` if there is more to it than a role and a text.
+    fn plain(&self, template: &ChatTemplate) -> Option<PlainMessage<'_>> {
+        let Content::Text(content) = &self.content else { return None };
+        let more = self.tool_calls.is_some()
+            || self.tool_call_id.is_some()
+            || self.reasoning.is_some()
+            || self.reasoning_content.is_some()
+            || self.name.is_some();
+        (!more).then(|| PlainMessage { role: known_role(&self.role, template), content })
+    }
+
     /// vLLM's `_parse_chat_message_content` and `_postprocess_messages`.
     fn message(self, template: &ChatTemplate, mark: Option<&str>) -> Option<Message> {
-        let role = match &*self.role {
-            "developer" if !template.knows_developer => "system",
-            role => role,
-        };
+        let role = known_role(&self.role, template);
         let parts = template.format == ContentFormat::Parts && role != "tool";
         let content = if parts { self.content.parts(mark)? } else { self.content.string(mark)? };
         let mut message = Message::default();
@@ -172,6 +235,10 @@ impl Raw<'_> {
         message.add("name", self.name.filter(|name| name.kind() == ValueKind::String));
         Some(message)
     }
+}
+
+fn known_role<'r>(role: &'r str, template: &ChatTemplate) -> &'r str {
+    if role == "developer" && !template.knows_developer { "system" } else { role }
 }
 
 impl Message {

@@ -1,12 +1,26 @@
 //! A chat template, compiled once, in an environment like the one transformers makes for it. It
 //! must never run for long or fill memory: what renders is fuelled.
+//!
+//! - `carries`: which templates only carry contents along
+//! - `outline`: what those print, rendered once for all conversations with the same roles
+
+mod carries;
+mod outline;
+
+#[cfg(test)]
+mod tests;
+
+pub(super) use outline::PlainMessage;
 
 use super::config::Config;
-use super::conversation::Conversation;
+use super::conversation::{Conversation, Said};
 use super::python;
+use carries::carries;
+use minijinja::machinery;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, escape_formatter};
+use outline::Outlines;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -48,6 +62,8 @@ pub(super) struct ChatTemplate {
     pub(super) imitates: bool,
     /// Does it call `strftime_now`? Then it gets a function of its own each time.
     dates: bool,
+    /// For a template that only carries contents along, and prints no date.
+    outlines: Option<Outlines>,
 }
 
 impl ChatTemplate {
@@ -58,6 +74,8 @@ impl ChatTemplate {
         let dates = source.contains("strftime_now");
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        let source = without_generation_tags(source);
+        let outlines = if dates { None } else { outlines(&source, syntax.clone()) };
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment
@@ -74,11 +92,29 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(NAME, without_generation_tags(source))?;
-        Ok(ChatTemplate { environment, format, knows_developer, imitates, dates })
+        environment.add_template_owned(NAME, source)?;
+        Ok(ChatTemplate { environment, format, knows_developer, imitates, dates, outlines })
     }
 
-    pub(super) fn render(
+    /// `None` if a message is not in the form that vLLM takes, or the template takes none such.
+    pub(super) fn render(&self, said: Said<'_>, config: &Config, clock: Clock) -> Option<Rendered> {
+        if let Some(outlines) = &self.outlines
+            && let Some(plain) = said.plain(self)
+        {
+            let generation = said.adds_generation_prompt();
+            let whole = |messages: &[PlainMessage<'_>]| {
+                let conversation = Conversation::of(messages, generation);
+                self.render_whole(conversation, config, clock).ok().map(|rendered| rendered.text)
+            };
+            if let Some(text) = outlines.fill(&plain, generation, whole) {
+                return Some(Rendered { text, dated: false });
+            }
+        }
+        self.render_whole(said.conversation(self)?, config, clock).ok()
+    }
+
+    /// The template itself is run.
+    fn render_whole(
         &self,
         conversation: Conversation,
         config: &Config,
@@ -96,6 +132,13 @@ impl ChatTemplate {
         }
         Ok(Rendered { text, dated: dated.load(Relaxed) })
     }
+}
+
+fn outlines(source: &str, syntax: SyntaxConfig) -> Option<Outlines> {
+    let tree = machinery::parse(source, NAME, syntax).ok()?;
+    // Parts are no text.
+    let carries = carries(&tree).filter(|_| content_format(source) == ContentFormat::String)?;
+    Outlines::of(carries, source)
 }
 
 /// The variables of a template. Reads by name; nothing is copied into a map.
@@ -175,29 +218,4 @@ fn content_format(source: &str) -> ContentFormat {
         }
     }
     ContentFormat::String
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_template_that_loops_over_content_wants_parts() {
-        for (source, expected) in [
-            ("{% for m in messages %}{{ m.content }}{% endfor %}", ContentFormat::String),
-            ("{%- for part in message['content'] -%}", ContentFormat::Parts),
-            ("{% for part in message.content | list %}", ContentFormat::Parts),
-            ("{%for x in y%}{% for item in content %}", ContentFormat::Parts),
-            ("{% for m in message.content_list %}", ContentFormat::String),
-        ] {
-            assert_eq!(content_format(source), expected, "{source}");
-        }
-    }
-
-    #[test]
-    fn generation_tags_do_nothing() {
-        let source = "a{%- generation %} b {% endgeneration -%}\n c{% if generation %}{% endif %}";
-        let expected = "a{%- if true %} b {% endif -%}\n c{% if generation %}{% endif %}";
-        assert_eq!(without_generation_tags(source.to_owned()), expected);
-    }
 }

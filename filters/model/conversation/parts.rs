@@ -3,15 +3,16 @@
 
 use minijinja::Value;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::borrow::Cow;
 use std::fmt;
 
 /// A message's content.
 #[derive(Default)]
-pub(super) enum Content {
+pub(super) enum Content<'a> {
     /// `null`, or not there.
     #[default]
     Absent,
-    Text(Value),
+    Text(Cow<'a, str>),
     Parts(Vec<Part>),
 }
 
@@ -22,7 +23,7 @@ pub(super) enum Part {
     Other(&'static str),
 }
 
-impl Content {
+impl Content<'_> {
     /// Is there nothing in it but text?
     pub(super) fn is_text(&self) -> bool {
         match self {
@@ -35,7 +36,7 @@ impl Content {
         let starts = |text: &Value| text.as_str().is_some_and(|text| text.starts_with(prefix));
         match self {
             Content::Absent => false,
-            Content::Text(text) => starts(text),
+            Content::Text(text) => text.starts_with(prefix),
             Content::Parts(parts) => {
                 parts.iter().any(|part| matches!(part, Part::Text(text) if starts(text)))
             }
@@ -46,8 +47,8 @@ impl Content {
     /// none to follow.
     pub(super) fn string(self, mark: Option<&str>) -> Option<Value> {
         let text = match self {
-            Content::Text(text) if mark.is_none() => return Some(text),
-            Content::Text(text) => text.to_string(),
+            Content::Text(text) if mark.is_none() => return Some(Value::from(&*text)),
+            Content::Text(text) => text.into_owned(),
             Content::Absent => String::new(),
             Content::Parts(parts) => {
                 let texts = parts.iter().filter_map(|part| match part {
@@ -64,7 +65,7 @@ impl Content {
     pub(super) fn parts(self, mark: Option<&str>) -> Option<Value> {
         let mut parts = match self {
             Content::Absent => Vec::new(),
-            Content::Text(text) => vec![Part::Text(text)],
+            Content::Text(text) => vec![Part::Text(Value::from(&*text))],
             Content::Parts(parts) => parts,
         };
         if let Some(mark) = mark {
@@ -87,8 +88,8 @@ impl Part {
     }
 }
 
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Content, D::Error> {
+impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Content<'a>, D::Error> {
         json.deserialize_any(ContentVisitor)
     }
 }
@@ -96,21 +97,25 @@ impl<'de> Deserialize<'de> for Content {
 struct ContentVisitor;
 
 impl<'de> Visitor<'de> for ContentVisitor {
-    type Value = Content;
+    type Value = Content<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string or a list of parts")
     }
 
-    fn visit_unit<E>(self) -> Result<Content, E> {
+    fn visit_unit<E>(self) -> Result<Content<'de>, E> {
         Ok(Content::Absent)
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-        Ok(Content::Text(Value::from(text)))
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Content<'de>, E> {
+        Ok(Content::Text(Cow::Borrowed(text)))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
+    fn visit_str<E>(self, text: &str) -> Result<Content<'de>, E> {
+        Ok(Content::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content<'de>, A::Error> {
         let mut parts = Vec::new();
         while let Some(part) = seq.next_element()? {
             parts.push(part);

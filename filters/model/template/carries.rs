@@ -1,0 +1,512 @@
+//! Does a chat template only carry a message's content along? Most do: they print it between words
+//! of their own, trimmed perhaps, and look into it for a few literal words. Then two conversations
+//! with the same roles differ in what is printed only by their contents (`outline.rs`). Read off the
+//! syntax tree; it must never say so of a template that could do otherwise with a content: what is
+//! not known to carry it along is taken to read it.
+//!
+//! An abstract interpretation without regard to the order of statements: what a name may hold is the
+//! join of all that is ever assigned to it, found by going over the template until nothing changes.
+
+use minijinja::machinery::ast::{
+    BinOpKind, Call, CallArg, CallType, Compare, CompareOpKind, Expr, Filter, ForLoop, Macro, Stmt,
+    UnaryOpKind,
+};
+use std::collections::BTreeMap;
+
+/// What a content must be for the template to carry it along: not empty, without white space at
+/// its ends, and without these words.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Carries {
+    pub(super) words: Vec<String>,
+}
+
+/// `None`: a content may change more than its own place.
+pub(super) fn carries(template: &Stmt<'_>) -> Option<Carries> {
+    let Stmt::Template(template) = template else { return None };
+    let mut reading = Reading::default();
+    loop {
+        let before = reading.names.clone();
+        reading.statements(&template.children)?;
+        if reading.names == before {
+            return Some(Carries { words: reading.words });
+        }
+    }
+}
+
+/// What a value has of a message's content in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum Holds {
+    /// Nothing: it depends on the roles alone.
+    #[default]
+    Nothing,
+    /// A content and nothing else.
+    Content,
+    /// A text with contents in it.
+    Text,
+    Message,
+    Messages,
+}
+
+use Holds::{Content, Message, Messages, Nothing, Text};
+
+impl Holds {
+    /// What may be the one or the other; which of them depends on the roles alone.
+    fn or(self, other: Holds) -> Option<Holds> {
+        match (self, other) {
+            (a, b) if a == b => Some(a),
+            (Nothing, a) | (a, Nothing) => Some(a),
+            (Content | Text, Content | Text) => Some(Text),
+            _ => None,
+        }
+    }
+
+    fn nothing(self) -> Option<()> {
+        (self == Nothing).then_some(())
+    }
+
+    /// Printed, or part of a longer text.
+    fn text(self) -> Option<Holds> {
+        match self {
+            Nothing => Some(Nothing),
+            Content | Text => Some(Text),
+            Message | Messages => None,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Reading {
+    /// By name: variables, `.name` for attributes of namespaces, `name()` for what macros print.
+    names: BTreeMap<String, Holds>,
+    words: Vec<String>,
+    /// What is printed into the macro or the block that is being read.
+    printed: Holds,
+}
+
+impl Reading {
+    fn name(&self, name: &str) -> Holds {
+        self.names.get(name).copied().unwrap_or_default()
+    }
+
+    fn assign(&mut self, name: &str, holds: Holds) -> Option<()> {
+        let joined = self.name(name).or(holds)?;
+        self.names.insert(name.to_owned(), joined);
+        Some(())
+    }
+
+    fn assign_to(&mut self, target: &Expr<'_>, holds: Holds) -> Option<()> {
+        match target {
+            Expr::Var(var) => self.assign(var.id, holds),
+            Expr::GetAttr(attribute) => {
+                self.expression(&attribute.expr)?.nothing()?;
+                self.assign(&format!(".{}", attribute.name), holds)
+            }
+            _ => holds.nothing(),
+        }
+    }
+
+    /// A word that a content is compared with. Every content has the empty one.
+    fn word(&mut self, word: &str) {
+        if !word.is_empty() && !self.words.iter().any(|known| known == word) {
+            self.words.push(word.to_owned());
+        }
+    }
+
+    fn statements(&mut self, statements: &[Stmt<'_>]) -> Option<()> {
+        statements.iter().try_for_each(|statement| self.statement(statement))
+    }
+
+    fn statement(&mut self, statement: &Stmt<'_>) -> Option<()> {
+        match statement {
+            Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => Some(()),
+            Stmt::EmitExpr(emit) => {
+                let holds = self.expression(&emit.expr)?.text()?;
+                self.printed = self.printed.or(holds)?;
+                Some(())
+            }
+            Stmt::ForLoop(each) => self.for_loop(each),
+            Stmt::IfCond(condition) => {
+                self.expression(&condition.expr)?;
+                self.statements(&condition.true_body)?;
+                self.statements(&condition.false_body)
+            }
+            Stmt::WithBlock(with) => {
+                for (target, value) in &with.assignments {
+                    let holds = self.expression(value)?;
+                    self.assign_to(target, holds)?;
+                }
+                self.statements(&with.body)
+            }
+            Stmt::Set(set) => {
+                let holds = self.expression(&set.expr)?;
+                self.assign_to(&set.target, holds)
+            }
+            Stmt::SetBlock(set) if set.filter.is_none() => {
+                let printed = self.printed_by(&set.body)?;
+                self.assign_to(&set.target, printed)
+            }
+            Stmt::Macro(definition) => self.definition(definition),
+            Stmt::Do(call) => self.call(&call.call).map(|_| ()),
+            _ => None,
+        }
+    }
+
+    fn printed_by(&mut self, body: &[Stmt<'_>]) -> Option<Holds> {
+        let outer = std::mem::take(&mut self.printed);
+        self.statements(body)?;
+        Some(std::mem::replace(&mut self.printed, outer))
+    }
+
+    fn for_loop(&mut self, each: &ForLoop<'_>) -> Option<()> {
+        let item = match self.expression(&each.iter)? {
+            Nothing => Nothing,
+            Messages => Message,
+            _ => return None,
+        };
+        match (&each.target, item) {
+            (Expr::Var(var), _) => self.assign(var.id, item)?,
+            (_, Nothing) => {}
+            _ => return None,
+        }
+        if let Some(filter) = &each.filter_expr {
+            self.expression(filter)?;
+        }
+        if each.recursive {
+            return None;
+        }
+        self.statements(&each.body)?;
+        self.statements(&each.else_body)
+    }
+
+    fn definition(&mut self, definition: &Macro<'_>) -> Option<()> {
+        let without = definition.args.len().checked_sub(definition.defaults.len())?;
+        for (argument, default) in definition.args[without..].iter().zip(&definition.defaults) {
+            let holds = self.expression(default)?;
+            self.assign_to(argument, holds)?;
+        }
+        let printed = self.printed_by(&definition.body)?;
+        self.assign(&format!("{}()", definition.name), printed)?;
+        // Calls find the parameters' names here.
+        for (at, argument) in definition.args.iter().enumerate() {
+            let Expr::Var(var) = argument else { return None };
+            let given = self.name(&format!("{}({at})", definition.name));
+            let given = given.or(self.name(&format!("{}({})", definition.name, var.id)))?;
+            self.assign(var.id, given)?;
+        }
+        Some(())
+    }
+
+    fn expression(&mut self, expression: &Expr<'_>) -> Option<Holds> {
+        match expression {
+            Expr::Const(_) => Some(Nothing),
+            Expr::Var(var) if var.id == "messages" => self.name(var.id).or(Messages),
+            Expr::Var(var) => Some(self.name(var.id)),
+            Expr::Slice(slice) => {
+                for bound in [&slice.start, &slice.stop, &slice.step].into_iter().flatten() {
+                    self.expression(bound)?.nothing()?;
+                }
+                let of = self.expression(&slice.expr)?;
+                matches!(of, Nothing | Messages).then_some(of)
+            }
+            Expr::UnaryOp(unary) => match unary.op {
+                // A content is not empty, a message is there.
+                UnaryOpKind::Not => self.expression(&unary.expr).map(|_| Nothing),
+                UnaryOpKind::Neg => self.nothing_in(&unary.expr),
+            },
+            Expr::BinOp(binary) => self.binary(binary.op, &binary.left, &binary.right),
+            Expr::Compare(chain) => self.comparison(chain),
+            Expr::IfExpr(either) => {
+                self.expression(&either.test_expr)?;
+                let yes = self.expression(&either.true_expr)?;
+                let no = match &either.false_expr {
+                    Some(no) => self.expression(no)?,
+                    None => Nothing,
+                };
+                yes.or(no)
+            }
+            Expr::Filter(filter) => self.filter(filter),
+            Expr::Test(test) => {
+                self.arguments(&test.args)?;
+                // What a value is, not what is in it.
+                let kinds = [
+                    "defined",
+                    "undefined",
+                    "none",
+                    "string",
+                    "mapping",
+                    "iterable",
+                    "sequence",
+                    "number",
+                    "integer",
+                    "float",
+                    "boolean",
+                    "true",
+                    "false",
+                    "callable",
+                ];
+                let of = self.expression(&test.expr)?;
+                (of == Nothing || kinds.contains(&test.name)).then_some(Nothing)
+            }
+            Expr::GetAttr(attribute) => {
+                let of = self.expression(&attribute.expr)?;
+                let of_loop = matches!(&attribute.expr, Expr::Var(var) if var.id == "loop");
+                if of_loop && matches!(attribute.name, "previtem" | "nextitem") {
+                    return Some(Message);
+                }
+                self.member(of, attribute.name)
+            }
+            Expr::GetItem(item) => self.item(&item.expr, &item.subscript_expr),
+            Expr::Call(call) => self.call(call),
+            Expr::List(list) => self.list(&list.items),
+            Expr::Tuple(tuple) => self.list(&tuple.items),
+            Expr::Map(map) => {
+                let mut all = map.keys.iter().chain(&map.values);
+                all.try_for_each(|value| self.expression(value)?.nothing())?;
+                Some(Nothing)
+            }
+        }
+    }
+
+    fn nothing_in(&mut self, expression: &Expr<'_>) -> Option<Holds> {
+        self.expression(expression)?.nothing()?;
+        Some(Nothing)
+    }
+
+    fn list(&mut self, items: &[Expr<'_>]) -> Option<Holds> {
+        let mut list = Nothing;
+        for item in items {
+            match self.expression(item)? {
+                Nothing => {}
+                Message => list = Messages,
+                _ => return None,
+            }
+        }
+        Some(list)
+    }
+
+    fn binary(&mut self, op: BinOpKind, left: &Expr<'_>, right: &Expr<'_>) -> Option<Holds> {
+        let comparison = match op {
+            BinOpKind::Eq => CompareOpKind::Eq,
+            BinOpKind::Ne => CompareOpKind::Ne,
+            BinOpKind::In => CompareOpKind::In,
+            _ => {
+                let (one, other) = (self.expression(left)?, self.expression(right)?);
+                return match (op, one, other) {
+                    (_, Nothing, Nothing) => Some(Nothing),
+                    // The one or the other, or the truth of them.
+                    (BinOpKind::ScAnd | BinOpKind::ScOr, _, _) => one.or(other),
+                    (BinOpKind::Add, Messages, Messages | Nothing) => Some(Messages),
+                    (BinOpKind::Add, Nothing, Messages) => Some(Messages),
+                    (BinOpKind::Add | BinOpKind::Concat, _, _) => one.text()?.or(other.text()?),
+                    _ => None,
+                };
+            }
+        };
+        self.compare(comparison, left, right)
+    }
+
+    fn comparison(&mut self, chain: &Compare<'_>) -> Option<Holds> {
+        let mut left = &chain.expr;
+        for step in &chain.ops {
+            self.compare(step.op, left, &step.expr)?;
+            left = &step.expr;
+        }
+        Some(Nothing)
+    }
+
+    fn compare(&mut self, op: CompareOpKind, left: &Expr<'_>, right: &Expr<'_>) -> Option<Holds> {
+        use CompareOpKind::{Eq, In, Ne, NotIn};
+        match (op, self.expression(left)?, self.expression(right)?) {
+            (_, Nothing, Nothing) => {}
+            (Eq | Ne, Content, Nothing) => self.words_of(right)?,
+            (Eq | Ne, Nothing, Content) => self.words_of(left)?,
+            // Is the word in the content?
+            (In | NotIn, Nothing, Content) => {
+                let word = left.as_const()?;
+                self.word(word.as_str()?);
+            }
+            // Is the content one of the words?
+            (In | NotIn, Content, Nothing) if matches!(right, Expr::List(_) | Expr::Tuple(_)) => {
+                self.words_of(right)?;
+            }
+            _ => return None,
+        }
+        Some(Nothing)
+    }
+
+    /// The words of a constant, or of a list of them.
+    fn words_of(&mut self, constant: &Expr<'_>) -> Option<()> {
+        if let Expr::List(list) = constant {
+            return list.items.iter().try_for_each(|item| self.words_of(item));
+        }
+        if let Expr::Tuple(tuple) = constant {
+            return tuple.items.iter().try_for_each(|item| self.words_of(item));
+        }
+        let constant = constant.as_const()?;
+        if let Some(word) = constant.as_str() {
+            self.word(word);
+        }
+        Some(())
+    }
+
+    fn filter(&mut self, filter: &Filter<'_>) -> Option<Holds> {
+        let base = filter.expr.as_ref()?;
+        // A part of what was split at a word that is not in it.
+        if matches!(filter.name, "first" | "last")
+            && let Some(split) = self.split(base)
+        {
+            return split;
+        }
+        let of = self.expression(base)?;
+        if filter.name == "default" || filter.name == "d" {
+            // A content is defined, and not empty.
+            let mut holds = of;
+            for argument in &filter.args {
+                holds = holds.or(self.argument(argument)?)?;
+            }
+            return Some(holds);
+        }
+        self.arguments(&filter.args)?;
+        let by_role = || match filter.args.first() {
+            Some(CallArg::Pos(by)) => by.as_const().is_some_and(|by| by.as_str() == Some("role")),
+            Some(CallArg::Kwarg("attribute", by)) => {
+                by.as_const().is_some_and(|by| by.as_str() == Some("role"))
+            }
+            _ => false,
+        };
+        match (of, filter.name) {
+            (Nothing, _) => Some(Nothing),
+            (Content | Text, "trim") if filter.args.is_empty() => Some(of),
+            (Content | Text, "string" | "safe") => Some(of),
+            (Messages, "length" | "count") => Some(Nothing),
+            (Messages, "first" | "last") => Some(Message),
+            (Messages, "list" | "reverse") => Some(Messages),
+            (Messages, "selectattr" | "rejectattr") if by_role() => Some(Messages),
+            (Messages, "map") if by_role() => Some(Nothing),
+            _ => None,
+        }
+    }
+
+    fn member(&self, of: Holds, name: &str) -> Option<Holds> {
+        match of {
+            Nothing => Some(self.name(&format!(".{name}"))),
+            Message if name == "content" => Some(Content),
+            Message => Some(Nothing),
+            _ => None,
+        }
+    }
+
+    fn item(&mut self, of: &Expr<'_>, subscript: &Expr<'_>) -> Option<Holds> {
+        let constant = subscript.as_const();
+        let end =
+            constant.as_ref().and_then(|at| at.as_i64()).is_some_and(|at| at == 0 || at == -1);
+        if end && let Some(split) = self.split(of) {
+            return split;
+        }
+        let of = self.expression(of)?;
+        self.nothing_in(subscript)?;
+        match (of, constant.as_ref().and_then(|name| name.as_str())) {
+            (Nothing | Message, Some(name)) => self.member(of, name),
+            (Messages, None) => Some(Message),
+            // By a name that is not known: nothing that was assigned may be behind it.
+            (Nothing, None) => {
+                let mut members = self.names.iter().filter(|(name, _)| name.starts_with('.'));
+                members.all(|(_, holds)| *holds == Nothing).then_some(Nothing)
+            }
+            _ => None,
+        }
+    }
+
+    /// `content.split(word)`: its first and its last part are the content. `None`: something else.
+    fn split(&mut self, expression: &Expr<'_>) -> Option<Option<Holds>> {
+        let Expr::Call(call) = expression else { return None };
+        let CallType::Method(of, "split") = call.identify_call() else { return None };
+        let holds = self.expression(of);
+        if holds != Some(Content) {
+            return None;
+        }
+        let [CallArg::Pos(word)] = call.args.as_slice() else { return None };
+        let word = word.as_const()?;
+        self.word(word.as_str().filter(|word| !word.is_empty())?);
+        Some(holds)
+    }
+
+    fn call(&mut self, call: &Call<'_>) -> Option<Holds> {
+        match call.identify_call() {
+            CallType::Function(name) => self.function(name, &call.args),
+            CallType::Method(of, name) => self.method(of, name, &call.args),
+            CallType::Object(of) => {
+                self.nothing_in(of)?;
+                self.arguments(&call.args)?;
+                Some(Nothing)
+            }
+            CallType::Block(_) => None,
+        }
+    }
+
+    fn function(&mut self, name: &str, arguments: &[CallArg<'_>]) -> Option<Holds> {
+        for (at, argument) in arguments.iter().enumerate() {
+            let holds = self.argument(argument)?;
+            match argument {
+                CallArg::Kwarg(key, _) if name == "namespace" => {
+                    self.assign(&format!(".{key}"), holds)?;
+                }
+                // What fails prints nothing.
+                _ if name == "raise_exception" => {}
+                CallArg::Pos(_) => self.assign(&format!("{name}({at})"), holds)?,
+                CallArg::Kwarg(key, _) => self.assign(&format!("{name}({key})"), holds)?,
+                _ => holds.nothing()?,
+            }
+            // Only a macro takes what is not nothing.
+            if holds != Nothing && !matches!(name, "namespace" | "raise_exception") {
+                self.names.contains_key(&format!("{name}()")).then_some(())?;
+            }
+        }
+        Some(self.name(&format!("{name}()")))
+    }
+
+    fn method(&mut self, of: &Expr<'_>, name: &str, arguments: &[CallArg<'_>]) -> Option<Holds> {
+        let of = self.expression(of)?;
+        let first = match arguments.first() {
+            Some(CallArg::Pos(first)) => first.as_const(),
+            _ => None,
+        };
+        let first = first.as_ref().and_then(|first| first.as_str());
+        let space = first.is_some_and(|set| set.chars().all(char::is_whitespace));
+        match (of, name, arguments.len()) {
+            (Message, "get", 1 | 2) => {
+                let mut holds = self.member(of, first?)?;
+                for default in &arguments[1..] {
+                    holds = holds.or(self.argument(default)?)?;
+                }
+                return Some(holds);
+            }
+            (Content | Text, "strip" | "lstrip" | "rstrip", 0) => return Some(of),
+            (Content, "strip" | "lstrip" | "rstrip", 1) if space => return Some(of),
+            (Content, "startswith" | "endswith" | "find" | "count", 1) => {
+                self.word(first?);
+                return Some(Nothing);
+            }
+            (Content, "replace", 2) => {
+                self.arguments(arguments)?;
+                self.word(first.filter(|word| !word.is_empty())?);
+                return Some(Content);
+            }
+            _ => {}
+        }
+        of.nothing()?;
+        self.arguments(arguments)?;
+        Some(Nothing)
+    }
+
+    fn argument(&mut self, argument: &CallArg<'_>) -> Option<Holds> {
+        match argument {
+            CallArg::Pos(value) | CallArg::Kwarg(_, value) => self.expression(value),
+            CallArg::PosSplat(value) | CallArg::KwargSplat(value) => self.nothing_in(value),
+        }
+    }
+
+    fn arguments(&mut self, arguments: &[CallArg<'_>]) -> Option<()> {
+        arguments.iter().try_for_each(|argument| self.argument(argument)?.nothing())
+    }
+}
