@@ -13,11 +13,13 @@ use minijinja::machinery::ast::{
 };
 use std::collections::BTreeMap;
 
-/// What a content must be for the template to carry it along: not empty, without white space at
-/// its ends, and without these words.
+/// Which contents a template carries along. An empty one it may always look at.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Carries {
+    /// Those without any of these words.
     pub(super) words: Vec<String>,
+    /// Those without white space at their ends.
+    pub(super) trims: bool,
 }
 
 /// `None`: a content may change more than its own place.
@@ -28,7 +30,7 @@ pub(super) fn carries(template: &Stmt<'_>) -> Option<Carries> {
         let before = reading.names.clone();
         reading.statements(&template.children)?;
         if reading.names == before {
-            return Some(Carries { words: reading.words });
+            return Some(reading.carries);
         }
     }
 }
@@ -78,7 +80,7 @@ impl Holds {
 struct Reading {
     /// By name: variables, `.name` for attributes of namespaces, `name()` for what macros print.
     names: BTreeMap<String, Holds>,
-    words: Vec<String>,
+    carries: Carries,
     /// What is printed into the macro or the block that is being read.
     printed: Holds,
 }
@@ -107,8 +109,8 @@ impl Reading {
 
     /// A word that a content is compared with. Every content has the empty one.
     fn word(&mut self, word: &str) {
-        if !word.is_empty() && !self.words.iter().any(|known| known == word) {
-            self.words.push(word.to_owned());
+        if !word.is_empty() && !self.carries.words.iter().any(|known| known == word) {
+            self.carries.words.push(word.to_owned());
         }
     }
 
@@ -376,7 +378,10 @@ impl Reading {
         };
         match (of, filter.name) {
             (Nothing, _) => Some(Nothing),
-            (Content | Text, "trim") if filter.args.is_empty() => Some(of),
+            (Content | Text, "trim") if filter.args.is_empty() => {
+                self.carries.trims = true;
+                Some(of)
+            }
             (Content | Text, "string" | "safe") => Some(of),
             (Messages, "length" | "count") => Some(Nothing),
             (Messages, "first" | "last") => Some(Message),
@@ -481,8 +486,13 @@ impl Reading {
                 }
                 return Some(holds);
             }
-            (Content | Text, "strip" | "lstrip" | "rstrip", 0) => return Some(of),
-            (Content, "strip" | "lstrip" | "rstrip", 1) if space => return Some(of),
+            (Content | Text, "strip" | "lstrip" | "rstrip", 0)
+            | (Content, "strip" | "lstrip" | "rstrip", 1)
+                if arguments.is_empty() || space =>
+            {
+                self.carries.trims = true;
+                return Some(of);
+            }
             (Content, "startswith" | "endswith" | "find" | "count", 1) => {
                 self.word(first?);
                 return Some(Nothing);

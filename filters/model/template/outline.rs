@@ -26,6 +26,7 @@ pub(in crate::model) struct PlainMessage<'a> {
 /// A template's outlines. The last ones are kept; a reader takes no lock.
 pub(super) struct Outlines {
     words: Vec<Finder<'static>>,
+    trims: bool,
     known: ArcSwap<Vec<Arc<Outline>>>,
 }
 
@@ -46,7 +47,7 @@ impl Outlines {
             return None;
         }
         let words = carries.words.iter().map(|word| Finder::new(word).into_owned()).collect();
-        Some(Outlines { words, known: ArcSwap::default() })
+        Some(Outlines { words, trims: carries.trims, known: ArcSwap::default() })
     }
 
     /// What the template makes of `messages`. `None`: it has to be asked, as `render` does where
@@ -88,9 +89,9 @@ impl Outlines {
     }
 
     fn carries(&self, content: &str) -> bool {
-        let at_end = |c: Option<char>| c.is_none_or(char::is_whitespace);
-        !at_end(content.chars().next())
-            && !at_end(content.chars().next_back())
+        let whole = !self.trims || content.trim().len() == content.len();
+        !content.is_empty()
+            && whole
             && self.words.iter().all(|word| word.find(content.as_bytes()).is_none())
     }
 }

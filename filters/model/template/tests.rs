@@ -1,6 +1,7 @@
 //! What is read off a template's source.
 
 use super::*;
+use carries::Carries;
 use proptest::prelude::*;
 
 #[test]
@@ -23,12 +24,13 @@ fn generation_tags_do_nothing() {
     assert_eq!(without_generation_tags(source.to_owned()), expected);
 }
 
-/// Templates that only carry contents along, with the words they look for.
-const CARRYING: [(&str, &[&str]); 9] = [
+/// Templates that only carry contents along, with the words they look for, and whether they trim.
+const CARRYING: [(&str, &[&str], bool); 9] = [
     (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}\
          {% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
         &[],
+        false,
     ),
     // Llama 3: trimmed, and the first message has the beginning of the text before it.
     (
@@ -36,6 +38,7 @@ const CARRYING: [(&str, &[&str]); 9] = [
          {% set content = '<|h|>' + message['role'] + '<|e|>\n\n' + message['content'] | trim + '<|eot|>' %}\
          {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}",
         &[],
+        true,
     ),
     // Mistral, Gemma: the system message goes before the first of the user.
     (
@@ -46,6 +49,7 @@ const CARRYING: [(&str, &[&str]); 9] = [
          {% if loop.first and system is defined %}{{ system + '\n\n' + m.content.strip() }}\
          {% else %}{{ m.content }}{% endif %}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}",
         &[],
+        true,
     ),
     // Qwen 3: where the last question is, and what was thought before an answer.
     (
@@ -59,6 +63,7 @@ const CARRYING: [(&str, &[&str]); 9] = [
          {%- if loop.index0 > ns.last and (loop.last or m.reasoning_content is defined) %}T{% endif %}\
          {{- m.role }}:{{ content }}\n{%- endfor %}",
         &["<tool>", "</tool>", "</think>"],
+        true,
     ),
     // DeepSeek: what the system said is gathered first.
     (
@@ -68,25 +73,30 @@ const CARRYING: [(&str, &[&str]); 9] = [
          {{ '<U>' + m['content'] }}{% elif m['role'] == 'assistant' and m['content'] is not none %}\
          {{ '<A>' + m['content'].replace('<x>', '') ~ '<E>' }}{% endif %}{% endfor %}",
         &["<x>"],
+        false,
     ),
     (
         "{% macro said(who, what='') %}{{ who }}: {{ what|trim }}\n{% endmacro %}\
          {% for m in messages %}{{ said(m.role, m.get('content', '')) }}{{ said(m.role, what=m.content) }}{% endfor %}",
         &[],
+        true,
     ),
     (
         "{% for m in messages if m.content %}{% set text %}[{{ m.content }}]{% endset %}{{ text }}\
          {{ m.content if m.content != 'none' else 'x' }}{{ m.content or 'y' }}{% endfor %}\
          {{ (messages | last).content | default('') }}{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content }}",
         &["none"],
+        false,
     ),
     (
         "{% for m in [messages[0]] + messages %}{{ m.content if m.content not in ['a', 'bc'] else '' }}{% endfor %}",
         &["a", "bc"],
+        false,
     ),
     (
         "{% for m in messages %}{{ (m.content.split('|') | first) }}{{ loop.previtem.content }}{% endfor %}",
         &["|"],
+        false,
     ),
 ];
 
@@ -122,11 +132,10 @@ fn syntax() -> SyntaxConfig {
 
 #[test]
 fn a_template_that_only_carries_contents_along_is_known_by_its_syntax() {
-    for (source, words) in CARRYING {
+    for (source, words, trims) in CARRYING {
         let tree = machinery::parse(source, NAME, syntax()).unwrap();
-        let found = carries(&tree).map(|carries| carries.words);
-        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        assert_eq!(found, Some(words), "{source}");
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        assert_eq!(carries(&tree), Some(Carries { words, trims }), "{source}");
     }
     for source in READING {
         let tree = machinery::parse(source, NAME, syntax()).unwrap();
