@@ -3,6 +3,7 @@
 //! where vLLM may do otherwise the conversation is not faithful.
 
 mod parts;
+mod plain;
 
 use super::template::{ChatTemplate, ContentFormat, PlainMessage};
 use minijinja::value::{Enumerator, Object, Value, ValueKind};
@@ -44,7 +45,7 @@ pub(super) struct Conversation {
 pub(super) struct EndMark;
 
 /// A message in the body. What it does not name the template does not see.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Raw<'a> {
     #[serde(borrow)]
     role: Cow<'a, str>,
@@ -73,7 +74,10 @@ impl<'a> Said<'a> {
     pub(super) fn read(scan: &'a Scan, body: &'a [u8], template: &ChatTemplate) -> Option<Self> {
         let Prompt::Messages(span) = scan.prompt else { return None };
         let text = simdutf8::basic::from_utf8(span.of(body)).ok()?;
-        let messages: Vec<Raw<'_>> = serde_json::from_str(text).ok()?;
+        let messages: Vec<Raw<'_>> = match plain::read(text) {
+            Some(plain) => plain.into_iter().map(Raw::plain).collect(),
+            None => serde_json::from_str(text).ok()?,
+        };
         // What vLLM's own types make of the tools (members that are null) changes by version.
         let faithful = scan.tools.is_none() && messages.iter().all(|raw| raw.is_plain(template));
         (!messages.is_empty()).then_some(Said { scan, body, messages, faithful })
@@ -101,7 +105,7 @@ impl<'a> Said<'a> {
         if more {
             return None;
         }
-        let messages = self.messages.iter().map(|raw| raw.plain(template));
+        let messages = self.messages.iter().map(|raw| raw.as_plain(template));
         messages.collect()
     }
 
@@ -195,7 +199,12 @@ impl EndMark {
     }
 }
 
-impl Raw<'_> {
+impl<'a> Raw<'a> {
+    fn plain((role, content): plain::Plain<'a>) -> Raw<'a> {
+        let content = Content::Text(content);
+        Raw { role, content, ..Raw::default() }
+    }
+
     /// Does every version of vLLM read this message alike?
     fn is_plain(&self, template: &ChatTemplate) -> bool {
         let developer = self.role == "developer" && !template.knows_developer;
@@ -204,7 +213,7 @@ impl Raw<'_> {
     }
 
     /// `None` if there is more to it than a role and a text.
-    fn plain(&self, template: &ChatTemplate) -> Option<PlainMessage<'_>> {
+    fn as_plain(&self, template: &ChatTemplate) -> Option<PlainMessage<'_>> {
         let Content::Text(content) = &self.content else { return None };
         let more = self.tool_calls.is_some()
             || self.tool_call_id.is_some()
