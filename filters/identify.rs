@@ -142,16 +142,17 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// The last `digits` hex digits of `value`, in lower case. (`format!` took 4,000 instructions for
+/// The last `digits` hex digits of `value`, an even number of them, in lower case. (`format!` took 4,000 instructions for
 /// the ids of one request.)
 fn push_hex(text: &mut String, value: u128, digits: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut all = [0; 32];
-    for (pair, byte) in all.chunks_exact_mut(2).zip(value.to_be_bytes()) {
+    let bytes = value.to_be_bytes();
+    for (pair, byte) in all.chunks_exact_mut(2).zip(&bytes[16 - digits / 2..]) {
         pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
     // Digits are always UTF-8.
-    text.push_str(std::str::from_utf8(&all[32 - digits..]).unwrap_or_default());
+    text.push_str(std::str::from_utf8(&all[..digits]).unwrap_or_default());
 }
 
 /// A header that came once; of two that differ neither can be trusted.

@@ -3,9 +3,10 @@
 
 use crate::Endpoint;
 use crate::sse::{meta_usage, ollama_usage};
-use memchr::memmem;
+use memchr::memmem::FinderRev;
 use serde::Deserialize;
 use serde_json::Value;
+use std::sync::LazyLock;
 use tidegate_terms::Tokens;
 
 /// Tokens as the engine counted them.
@@ -40,6 +41,7 @@ struct Details {
 }
 
 const KEY: &[u8] = br#""usage""#;
+static LAST_KEY: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new(KEY));
 
 /// The usage that follows the key, if it does and counts anything.
 fn member_value(after_key: &[u8]) -> Option<Usage> {
@@ -64,7 +66,7 @@ impl Usage {
     /// escaped, so text cannot pass for it.)
     pub fn of_answer(answer: &[u8]) -> Option<Usage> {
         let mut before = answer;
-        while let Some(at) = memmem::rfind(before, KEY) {
+        while let Some(at) = LAST_KEY.rfind(before) {
             if let Some(usage) = member_value(&answer[at + KEY.len()..]) {
                 return Some(usage);
             }

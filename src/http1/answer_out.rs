@@ -42,14 +42,14 @@ impl AnswerFraming {
 }
 
 /// An answer's head. `headers` say nothing of its framing or its connection, but that it ends
-/// (`connection: close`); `now` is its date, in seconds since 1970, if it has none.
+/// (`connection: close`); `date` is its date if it has none.
 pub fn write_answer(
     status: StatusCode,
     headers: &HeaderMap,
     framing: AnswerFraming,
     is_1_1: bool,
     keeps_alive: bool,
-    now: impl FnOnce() -> f64,
+    date: impl FnOnce() -> Date,
 ) -> Vec<u8> {
     let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
     let mut head = Vec::with_capacity(length.sum::<usize>() + 160);
@@ -78,15 +78,51 @@ pub fn write_answer(
         (false, _) => put(&mut head, &["connection: close\r\n"]),
     }
     if !headers.contains_key(DATE) {
-        let date = UNIX_EPOCH + Duration::from_secs_f64(now().clamp(0.0, DATE_MAX));
-        put(&mut head, &["date: ", &httpdate::fmt_http_date(date), "\r\n"]);
+        put(&mut head, &["date: ", date().as_str(), "\r\n"]);
     }
     put(&mut head, &["\r\n"]);
     head
 }
 
-/// The end of the year 9999: HTTP has no later date.
-const DATE_MAX: f64 = 253_402_300_799.0;
+/// A moment as HTTP writes it (RFC 9110, 5.6.7), to keep for as long as the second lasts: to write it
+/// costs as much as the rest of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Date {
+    second: u64,
+    text: [u8; Date::LENGTH],
+}
+
+impl Date {
+    const LENGTH: usize = "Thu, 01 Jan 1970 00:00:00 GMT".len();
+    /// The end of the year 9999: HTTP has no later date.
+    const MAX: u64 = 253_402_300_799;
+
+    /// `now` seconds after the beginning of 1970.
+    pub fn at(now: f64) -> Date {
+        let second = Date::second(now);
+        let written = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+        let mut text = [b' '; Date::LENGTH];
+        for (to, from) in text.iter_mut().zip(written.bytes()) {
+            *to = from;
+        }
+        Date { second, text }
+    }
+
+    /// The date of `now`: this one while its second lasts.
+    #[must_use]
+    pub fn or_at(self, now: f64) -> Date {
+        if self.second == Date::second(now) { self } else { Date::at(now) }
+    }
+
+    fn second(now: f64) -> u64 {
+        (now.max(0.0) as u64).min(Date::MAX)
+    }
+
+    fn as_str(&self) -> &str {
+        // It was written from a text.
+        std::str::from_utf8(&self.text).unwrap_or_default()
+    }
+}
 
 fn put(head: &mut Vec<u8>, parts: &[&str]) {
     for part in parts {
@@ -139,8 +175,8 @@ mod tests {
         headers.insert("x-a", HeaderValue::from_static("b"));
         headers.insert("connection", HeaderValue::from_static("close"));
         headers.insert("content-length", HeaderValue::from_static("999"));
-        let now = || 784_111_777.0;
-        let bytes = write_answer(StatusCode::OK, &headers, framing, is_1_1, keeps_alive, now);
+        let date = || Date::at(784_111_777.9);
+        let bytes = write_answer(StatusCode::OK, &headers, framing, is_1_1, keeps_alive, date);
         String::from_utf8(bytes).unwrap()
     }
 
@@ -182,6 +218,16 @@ mod tests {
         assert_eq!(bytes, b"HTTP/1.1 200 OK\r\ndate: then\r\n\r\n");
     }
 
+    #[test]
+    fn a_date_lasts_a_second() {
+        let date = Date::at(784_111_777.1);
+        assert_eq!(date.or_at(784_111_777.9), date);
+        assert_eq!(date.or_at(784_111_778.0).as_str(), "Sun, 06 Nov 1994 08:49:38 GMT");
+        assert_eq!(date.or_at(784_111_776.9).as_str(), "Sun, 06 Nov 1994 08:49:36 GMT");
+        assert_eq!(Date::at(-1.0).as_str(), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(Date::at(1e300).as_str(), "Fri, 31 Dec 9999 23:59:59 GMT");
+    }
+
     proptest! {
         /// What is written is what a reader reads.
         #[test]
@@ -190,7 +236,7 @@ mod tests {
         ) {
             let headers = HeaderMap::new();
             let chunked = AnswerFraming::Chunked;
-            let mut wire = write_answer(StatusCode::OK, &headers, chunked, true, true, || 0.0);
+            let mut wire = write_answer(StatusCode::OK, &headers, chunked, true, true, || Date::at(0.0));
             for chunk in &chunks {
                 for part in [ChunkFrame::new(chunk.len()).as_bytes(), chunk, b"\r\n"] {
                     wire.extend_from_slice(part);

@@ -12,7 +12,7 @@ mod request_in;
 mod request_out;
 
 pub use answer_in::{AnswerHead, read_answer};
-pub use answer_out::{AnswerFraming, CONTINUE, ChunkFrame, LAST_CHUNK, write_answer};
+pub use answer_out::{AnswerFraming, CONTINUE, ChunkFrame, Date, LAST_CHUNK, write_answer};
 pub use body::{BodyError, BodyReader, Piece};
 pub use framing::{Framing, HEAD_MAX, HeadError};
 pub use hop::{is_hop_by_hop, is_listed};

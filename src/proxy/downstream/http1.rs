@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body::Body;
 use pingora_core::server::ShutdownWatch;
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -16,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
-use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Framing, HeadError, write_answer};
+use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Date, Framing, HeadError, write_answer};
 use tidegate_terms::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
@@ -31,6 +32,11 @@ use crate::{request, respond};
 /// How long a client is listened to after an answer that it may not have waited for: closed at
 /// once, the answer would be lost with what is still unread (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// The date that was last written.
+    static DATE: Cell<Option<Date>> = const { Cell::new(None) };
+}
 
 /// Why a connection ended before its client wanted it to.
 #[derive(Debug, Error)]
@@ -238,8 +244,13 @@ where
         after = After::Close;
     }
     let keeps_alive = after == After::Next;
-    let now = || proxy.clock.wall(proxy.clock.now());
-    let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, now);
+    let date = || {
+        let now = proxy.clock.wall(proxy.clock.now());
+        let date = DATE.get().map_or_else(|| Date::at(now), |date| date.or_at(now));
+        DATE.set(Some(date));
+        date
+    };
+    let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
     let mut outlet = Outlet::new(written, framing, body);
     let mut stall = Stall::default();
     poll_fn(|context| match outlet.poll_send(&mut inlet.io, context) {

@@ -2,6 +2,7 @@
 //! arrival, taken out when it settles.
 
 use dashmap::DashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_terms::{BackendId, Moment, RequestId, Tokens};
@@ -161,7 +162,28 @@ fn moment(cell: &AtomicU64) -> Option<Moment> {
 /// All live requests.
 #[derive(Debug, Default)]
 pub struct Registry {
-    requests: DashMap<RequestId, Arc<Live>>,
+    requests: DashMap<RequestId, Arc<Live>, BuildHasherDefault<Spread>>,
+}
+
+/// Hashes ids that are counted up, and that no client chooses: the golden ratio spreads them evenly
+/// over the shards.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 impl Registry {
