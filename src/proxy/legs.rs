@@ -142,19 +142,22 @@ pub(crate) async fn whole(
         open(&backend, answer, record.accepted.endpoint).await
     };
     let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
+    // Pinned here, and not where it is awaited, or there would be room for two of it.
+    tokio::pin!(answered);
     let (head, body) = match streams {
-        true => answered.await,
+        true => answered.as_mut().await,
         // Nothing tells when this prefill ends: its account is settled when it should have.
         false => {
             let due = sent + predicted.ahead + predicted.prefill;
             heartbeat::keep(serving.proxy);
             let due = tokio::time::sleep_until(serving.proxy.clock.coarse_instant(due));
-            tokio::pin!(answered, due);
+            tokio::pin!(due);
             tokio::select! {
-                opened = &mut answered => opened,
-                () = &mut due => {
+                biased;
+                opened = answered.as_mut() => opened,
+                () = due => {
                     seat.prefilled();
-                    answered.await
+                    answered.as_mut().await
                 }
             }
         }

@@ -100,7 +100,8 @@ impl Outline {
     /// `None` if it is too long to be kept, or the roles look like places.
     fn read(roles: Box<[Box<str>]>, generation: bool, rendered: &str) -> Option<Outline> {
         let like_place = roles.iter().any(|role| role.chars().any(|c| place_of(c).is_some()));
-        if like_place || rendered.len() > TEXT_MAX {
+        let length = rendered.len() + roles.iter().map(|role| role.len()).sum::<usize>();
+        if like_place || length > TEXT_MAX {
             return None;
         }
         let (mut text, mut places) = (String::with_capacity(rendered.len()), Vec::new());

@@ -3,6 +3,7 @@
 //! take more of the stream than a message has, but to keep it for the next.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -210,8 +211,15 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
 
     /// Read what still comes and forget it, until the client closes.
     pub async fn drain(&mut self) {
-        let mut forgotten = [0; 4096];
-        while self.io.read(&mut forgotten).await.is_ok_and(|read| read > 0) {}
+        poll_fn(|context| {
+            scratch::with(|forgotten| {
+                while ready!(scratch::poll_read(&mut self.io, context, forgotten))
+                    .is_ok_and(|read| read > 0)
+                {}
+                Poll::Ready(())
+            })
+        })
+        .await;
     }
 }
 
