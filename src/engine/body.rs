@@ -5,6 +5,7 @@
 mod fields;
 mod members;
 mod native;
+mod walk;
 
 use fields::Key;
 pub(crate) use members::{Member, Members};
