@@ -52,6 +52,10 @@ pub struct Args {
     /// Longer prompts are cut to this
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
+    /// KV counts as if every answer were whole from its start, in memory and in steps: how the
+    /// table of engine_model.md seems to be made, for comparing with it
+    #[arg(long)]
+    whole_answers: bool,
     /// tidegate's engines switch roles themselves, as SGLang's do: they drain, are away for so long,
     /// and take no whole requests
     #[arg(long, value_name = "SECONDS")]
@@ -154,7 +158,8 @@ fn profiles(args: &Args) -> Result<(Profile, Option<Profile>), SimulateError> {
             let problem = format!("no profile is called {name:?}; there are {}", known());
             SimulateError::Arguments(problem)
         })?;
-        Ok(args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk))))
+        let profile = args.chunk.map_or(profile, |chunk| profile.with_chunk(Tokens(chunk)));
+        Ok(if args.whole_answers { profile.counting_whole_answers() } else { profile })
     };
     match args.profile.as_slice() {
         [all] => Ok((named(all)?, None)),

@@ -187,7 +187,7 @@ impl Engine {
             compute += self.profile.t_tok * c + self.profile.t_att * (c * x + c * c / 2.0);
         }
         self.in_step = true;
-        let kv = self.profile.t_kv * self.kv_decoding as f64;
+        let kv = self.profile.t_kv * (self.kv_decoding + self.unwritten().0) as f64;
         Some(self.profile.t_base + compute.max(self.profile.t_weights) + kv)
     }
 
@@ -258,6 +258,23 @@ impl Engine {
         }
     }
 
+    /// KV tokens that a sequence's answer counts for before any of it is there.
+    fn answer_counted(&self, sequence: &Sequence) -> u64 {
+        let counts = self.profile.counts_whole_answers && sequence.work != Work::PrefillOnly;
+        if counts { sequence.output.get() } else { 0 }
+    }
+
+    /// KV tokens of answers that are not there and count all the same: of streams, and of all.
+    fn unwritten(&self) -> (u64, u64) {
+        if !self.profile.counts_whole_answers {
+            return (0, 0);
+        }
+        let rest = |stream: &Decoding| stream.kv_after(stream.last) - stream.kv_after(self.steps);
+        let streams = self.decoding.iter().map(rest).sum();
+        let answer = |run: &Prefilling| self.answer_counted(&run.sequence);
+        (streams, streams + self.prefilling.iter().map(answer).sum::<u64>())
+    }
+
     /// Tell of the streams' tokens, and let those go that have theirs.
     fn end_streams(&mut self, events: &mut Vec<Event>, tell: Tell) {
         let Engine { decoding, kv_used, kv_decoding, steps, next_last, .. } = self;
@@ -308,7 +325,8 @@ impl Engine {
     fn start_waiting(&mut self) {
         while let Some(sequence) = self.waiting.front() {
             let prompt = sequence.prompt.get();
-            let fits = self.kv_used + prompt <= self.profile.kv_capacity.get();
+            let needed = prompt + self.answer_counted(sequence);
+            let fits = self.kv_used + self.unwritten().1 + needed <= self.profile.kv_capacity.get();
             // A prompt larger than the whole memory would block the engine for ever.
             let alone = self.running() == 0 && self.held.is_empty();
             if self.running() >= self.profile.max_num_seqs || !(fits || alone) {

@@ -73,6 +73,27 @@ fn a_prompt_that_does_not_fit_waits() {
 }
 
 #[test]
+fn kv_counts_when_it_is_there_or_whole_from_the_start() {
+    let capacity = Tokens(2150);
+    let of = |profile| {
+        let mut engine = Engine::new(Profile { kv_capacity: capacity, ..profile });
+        engine.admit(sequence(1, 1000, 101, Work::DecodeOnly));
+        engine.admit(sequence(2, 1000, 101, Work::DecodeOnly));
+        let first = engine.begin_step().unwrap().get();
+        let beside = engine.running();
+        engine.end_step(&mut Vec::new());
+        assert!(engine.cancel(SeqId(2)));
+        let ends: Vec<f64> = run(&mut engine).into_iter().map(|(end, _)| end).collect();
+        (first, beside, ends[99] - ends[98])
+    };
+    let takes = |kv: f64| move |got: f64| (got - 15.1e-3 - kv * 30.6e-9).abs() < 1e-9;
+    let (first, beside, last) = of(Profile::default());
+    assert!(takes(2000.0)(first) && beside == 2 && takes(1100.0)(last), "{first} {beside} {last}");
+    let (first, beside, last) = of(Profile::default().counting_whole_answers());
+    assert!(takes(1101.0)(first) && beside == 1 && takes(1101.0)(last), "{first} {beside} {last}");
+}
+
+#[test]
 fn streams_slow_each_other_by_the_kv_that_each_step_reads() {
     let step = |streams: u64| {
         let mut engine = Engine::new(Profile::default());
