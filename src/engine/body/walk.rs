@@ -1,5 +1,5 @@
 //! A body's top-level members in one quick pass over JSON that is plainly valid: strings are looked
-//! through sixteen bytes at a time, and nothing is made of what they say. It must never accept what
+//! through many bytes at a time, and nothing is made of what they say. It must never accept what
 //! serde_json would not; what it is not sure of it leaves to serde_json, which also words the error.
 
 use super::Span;
@@ -176,7 +176,7 @@ impl Walk<'_> {
     /// To the end of a string whose first quote was taken.
     fn string(&mut self) -> Option<()> {
         loop {
-            self.at += plain_bytes(self.json.get(self.at..)?);
+            self.at += plain_bytes(self.json.get(self.at..)?)?;
             match self.any()? {
                 b'"' => return Some(()),
                 b'\\' => match self.any()? {
@@ -188,26 +188,19 @@ impl Walk<'_> {
                     }
                     _ => return None,
                 },
-                // A control character.
                 _ => return None,
             }
         }
     }
 }
 
-/// How many bytes stand for themselves at the beginning of what is left of a string.
-fn plain_bytes(rest: &[u8]) -> usize {
-    let special = |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\');
-    let mut at = 0;
-    // No early exit within a run: the compiler makes this vector code.
-    for run in rest.chunks_exact(16) {
-        if run.iter().fold(false, |any, byte| any | special(byte)) {
-            break;
-        }
-        at += 16;
-    }
-    let left = &rest[at..];
-    at + left.iter().position(special).unwrap_or(left.len())
+/// How many bytes stand for themselves at the beginning of what is left of a string. `None` if a
+/// control character is among them.
+fn plain_bytes(rest: &[u8]) -> Option<usize> {
+    let plain = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+    // No early exit: the compiler makes this vector code.
+    let control = rest[..plain].iter().fold(0, |any, byte| any | u8::from(*byte < 0x20));
+    (control == 0).then_some(plain)
 }
 
 #[cfg(test)]
