@@ -7,9 +7,11 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use std::borrow::Cow;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 use tidegate_cost::Matches;
-use tidegate_engine::{Endpoint, Handoff, LegBody, Legs, Meeting, Scan};
+use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan};
 use tidegate_filters::Accepted;
 use tidegate_placement::{Handover, Job};
 use tidegate_terms::{Moment, Tokens};
@@ -136,11 +138,8 @@ pub(crate) async fn whole(
     (record.cached, record.prefill_usage) = (None, None);
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
-    let answered = async {
-        let leg = serving.inbound.body.clone().into();
-        let answer = send(serving, &backend, leg, record.attempts).await?;
-        open(&backend, answer, record.accepted.endpoint).await
-    };
+    let leg = serving.inbound.body.clone().into();
+    let answered = answered(serving, &backend, leg, record.attempts, &|| ());
     let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     // Pinned here, and not where it is awaited, or there would be room for two of it.
     tokio::pin!(answered);
@@ -258,10 +257,8 @@ async fn decode(
             // would be worse than a second prefill, and who has prefilled has the prefix cached.
             _ => serving.inbound.body.clone().into(),
         };
-        match send(serving, &backend, leg, record.attempts).await {
-            Ok(answer) => {
-                let endpoint = record.accepted.endpoint;
-                let (head, body) = open(&backend, answer, endpoint).await.map_err(missed)?;
+        match answered(serving, &backend, leg, record.attempts, &|| ()).await {
+            Ok((head, body)) => {
                 serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
                 return Ok(opened(serving, head, body, seat));
             }
@@ -294,17 +291,43 @@ pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> Handover {
     }
 }
 
-pub(crate) async fn send(
+/// Send a leg and wait for the head of its answer, as long as an engine may take.
+async fn send(
     serving: &Serving<'_>,
     backend: &Backend,
     leg: LegBody,
     attempt: u32,
 ) -> Result<Answer, LegProblem> {
-    send_telling(serving, backend, leg, attempt, &|| ()).await
+    let limit = backend.pool.first_byte_timeout();
+    in_time(limit, send_unbounded(serving, backend, leg, attempt, &|| ())).await
 }
 
-/// The same; `leaves` is called when there is a connection and the leg is about to be on it.
-pub(crate) async fn send_telling(
+/// Send a leg and read its answer up to its first byte, as long as an engine may take to that: it
+/// sends the head long before. `leaves` is called when there is a connection and the leg is about
+/// to be on it.
+pub(crate) async fn answered(
+    serving: &Serving<'_>,
+    backend: &Backend,
+    leg: LegBody,
+    attempt: u32,
+    leaves: &(dyn Fn() + Sync),
+) -> Result<(Head, OpenedBody), LegProblem> {
+    let answered = async {
+        let answer = send_unbounded(serving, backend, leg, attempt, leaves).await?;
+        answer::open(answer, serving.accepted.endpoint).await
+    };
+    in_time(backend.pool.first_byte_timeout(), answered).await
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    exchange: impl Future<Output = Result<T, LegProblem>>,
+) -> Result<T, LegProblem> {
+    let done = tokio::time::timeout(limit, exchange).await;
+    done.unwrap_or_else(|_| Err(ExchangeError::AnswerTimeout(limit).into()))
+}
+
+async fn send_unbounded(
     serving: &Serving<'_>,
     backend: &Backend,
     leg: LegBody,
@@ -319,7 +342,7 @@ pub(crate) async fn send_telling(
         leaves();
         serving.inbound.leg(authority, identity, &leg)
     };
-    Ok(backend.pool.send(request).await?)
+    Ok(backend.pool.send_unbounded(request).await?)
 }
 
 /// Engines key their work by this id: a second attempt must not meet the first.
@@ -332,18 +355,6 @@ pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
 
 pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Identity<'a> {
     Identity { request_id, traceparent: accepted.traceparent.as_ref() }
-}
-
-/// The answer up to its first byte, within the time that an engine has for one: it sends the head
-/// long before.
-pub(crate) async fn open(
-    backend: &Backend,
-    answer: Answer,
-    endpoint: Endpoint,
-) -> Result<(Head, OpenedBody), LegProblem> {
-    let limit = backend.pool.answer_timeout();
-    let opened = tokio::time::timeout(limit, answer::open(answer, endpoint)).await;
-    opened.unwrap_or_else(|_| Err(ExchangeError::AnswerTimeout(limit).into()))
 }
 
 pub(crate) fn opened(serving: &Serving<'_>, head: Head, body: OpenedBody, seat: Seat) -> Opened {

@@ -81,13 +81,9 @@ pub(crate) async fn run(
     record.cached = None;
     let mut prefill = start_prefill(serving, &seat, prefill, record.attempts, Arc::clone(&go));
     let linked = Linked(Some(prefill.abort_handle()));
-    let endpoint = record.accepted.endpoint;
     let attempt = record.attempts;
     let leaves = || go.notify_one();
-    let decode = async {
-        let answer = legs::send_telling(serving, &to, decode, attempt, &leaves).await?;
-        legs::open(&to, answer, endpoint).await
-    };
+    let decode = legs::answered(serving, &to, decode, attempt, &leaves);
     tokio::pin!(decode);
     // What one says of the other's failure is not known: its ranks are asked for again.
     let missed = |on: &Backend, leg, problem| {

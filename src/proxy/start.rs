@@ -206,7 +206,7 @@ fn pool_params(settings: &Settings) -> PoolParams {
         idle_max: settings.upstream.idle_per_backend_max,
         idle_time: settings.upstream.idle,
         connect_timeout: settings.upstream.connect_timeout,
-        answer_timeout: settings.upstream.first_byte_timeout,
+        first_byte_timeout: settings.upstream.first_byte_timeout,
     }
 }
 

@@ -23,8 +23,8 @@ pub struct PoolParams {
     pub idle_time: Seconds,
     /// How long opening a connection may take.
     pub connect_timeout: Seconds,
-    /// How long an engine may take to the head of its answer.
-    pub answer_timeout: Seconds,
+    /// How long an engine may take to the first byte of its answer.
+    pub first_byte_timeout: Seconds,
 }
 
 /// Idle connections and since when each waits.
@@ -64,9 +64,9 @@ impl Pool {
         Pool { address, params, tls, idle }
     }
 
-    /// How long an engine may take to the first byte of an answer's body, as to its head.
-    pub fn answer_timeout(&self) -> Duration {
-        self.params.answer_timeout.to_duration()
+    /// How long an engine may take to the first byte of its answer.
+    pub fn first_byte_timeout(&self) -> Duration {
+        self.params.first_byte_timeout.to_duration()
     }
 
     /// Where this pool leads.
@@ -82,7 +82,7 @@ impl Pool {
     /// # Errors
     /// [`ExchangeError`]; see [`ExchangeError::before_sending`] for whether the engine saw it.
     pub async fn send(&self, request: impl Fn() -> Outgoing) -> Result<Answer, ExchangeError> {
-        let limit = self.params.answer_timeout.to_duration();
+        let limit = self.first_byte_timeout();
         match timeout(limit, self.send_unbounded(request)).await {
             Ok(answer) => answer,
             Err(_) => Err(ExchangeError::AnswerTimeout(limit)),
@@ -100,7 +100,11 @@ impl Pool {
         }
     }
 
-    async fn send_unbounded(
+    /// The same, as long as it takes: the caller has a limit for this and more.
+    ///
+    /// # Errors
+    /// As above, but for the timeout.
+    pub async fn send_unbounded(
         &self,
         request: impl Fn() -> Outgoing,
     ) -> Result<Answer, ExchangeError> {
