@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use http::Method;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use tidegate_engine::{
@@ -58,6 +59,7 @@ fn read(kind: Endpoint, stream: &[u8], piece: usize) -> Seen {
 pub fn edits(input: &[u8]) {
     let Some((endpoint, _, body)) = split(input) else { return };
     let Ok(scan) = scan(endpoint, body) else { return };
+    assert!(serde_json::from_slice::<IgnoredAny>(body).is_ok(), "no JSON was read as JSON");
     let body = Bytes::copy_from_slice(body);
     // Half a surrogate pair is JSON's grammar and no text: serde_json cannot tell us more.
     let Ok(mut object) = serde_json::from_slice::<Map<String, Value>>(&body) else { return };
