@@ -300,12 +300,32 @@ fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
     for _ in 0..20 {
         bench.tick(prefill_work(0.2));
     }
+    let (prefills, flips) = (bench.count(Role::Prefill), bench.flips);
     bench.seen.backends[0].role = Role::Decode;
     bench.state.flipped(BackendId(0), bench.now);
     for _ in 0..400 {
         bench.tick(prefill_work(0.2));
     }
-    assert_eq!((bench.count(Role::Prefill), bench.flips), (2, 0), "{:?}", bench.journal);
+    let after = (bench.count(Role::Prefill), bench.flips);
+    assert_eq!(after, (prefills - 1, flips), "{:?}", bench.journal);
+}
+
+#[test]
+fn decode_engines_of_a_fresh_fleet_that_are_to_spare_prefill() {
+    let after = |streams: f64, engines: Bench| {
+        let mut bench = engines;
+        // Nothing is known yet; then half as many streams again have their places.
+        bench.tick(decode_work(streams));
+        assert_eq!(bench.flips, 0);
+        (0..400).for_each(|_| bench.tick(decode_work(streams)));
+        bench
+    };
+    let leans = after(60.0, Bench::of(8));
+    assert_eq!(leans.count(Role::Prefill), 7);
+    assert!(leans.journal[0].ends_with(Cause::DecodeSpare.as_str()), "{:?}", leans.journal);
+    assert_eq!(after(300.0, Bench::of(8)).count(Role::Prefill), 5);
+    assert_eq!(after(600.0, Bench::of(8)).count(Role::Prefill), 4);
+    assert_eq!(after(60.0, switching(8)).flips, 0, "they would be away for it");
 }
 
 #[test]
