@@ -295,6 +295,22 @@ fn a_move_goes_as_far_as_half_as_much_demand_again_would_have_asked_for() {
 }
 
 #[test]
+fn decode_engines_whose_memory_is_full_get_company() {
+    let mut bench = Bench::of(8);
+    // One more stream of 12,000 tokens would not fit within nine tenths of the memory.
+    for backend in bench.seen.backends.iter_mut().filter(|b| b.role == Role::Decode) {
+        (backend.streams, backend.kv) = (32, Tokens(384_000));
+    }
+    for _ in 0..200 {
+        bench.tick(|demand| {
+            decode_work(20.0)(demand);
+            demand.mean_kv = Tokens(12_000);
+        });
+    }
+    assert!(bench.count(Role::Prefill) < 4, "{:?}", bench.journal);
+}
+
+#[test]
 fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
     let mut bench = Bench::of(6);
     for _ in 0..20 {
