@@ -196,14 +196,15 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// A prefill candidate with its decode on a backend whose step then takes `step`.
+/// A prefill candidate with its decode on a backend whose step then takes `step`. The KV comes in
+/// the middle of another step.
 pub(crate) fn handed_over(
     params: &Params,
     job: &Job,
     prefill: Candidate,
     step: Seconds,
 ) -> Candidate {
-    let ttft = prefill.ttft + params.transfer.predict(job.prompt) + step;
+    let ttft = prefill.ttft + params.transfer.predict(job.prompt) + step * 1.5;
     let after = ttft - prefill.ttft + step * job.expected_output.as_f64();
     Candidate { ttft, rank: prefill.rank + after.get(), ..prefill }
 }

@@ -68,7 +68,8 @@ pub fn wanted(
     })
 }
 
-/// Streams that each engine carries: within TPOT, within its KV memory, within its own limit.
+/// Streams that each engine carries: within TPOT, within its KV memory, within its own limit. Memory
+/// is full when the next stream no longer fits, or a full engine would not look it.
 pub(crate) fn streams_each(
     params: &Params,
     demand: &GroupDemand,
@@ -76,9 +77,10 @@ pub(crate) fn streams_each(
 ) -> Vec<f64> {
     let mean_kv = mean_kv(demand, engines);
     let carries = engines.iter().map(|engine| {
-        let by_time = params.filling * engine.decode_model.streams_within(params.slo.tpot, mean_kv);
-        let by_memory = engine.kv_capacity.as_f64() / mean_kv.as_f64();
-        by_time.min(by_memory).min(f64::from(engine.streams_max))
+        let by_time = engine.decode_model.streams_within(params.slo.tpot, mean_kv);
+        let fit = params.filling * engine.kv_capacity.as_f64() / mean_kv.as_f64();
+        let by_memory = (fit - 1.0).max(1.0);
+        (params.filling * by_time).min(by_memory).min(f64::from(engine.streams_max))
     });
     carries.collect()
 }

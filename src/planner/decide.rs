@@ -227,6 +227,7 @@ impl Draft<'_> {
         let switches = tick.switch.is_some();
         let advice = memory.shadows.follow(tick, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {
+            Ordering::Greater if advice.leans => (Role::Decode, Role::Prefill, Cause::DecodeSpare),
             Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
             Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
             Ordering::Equal => return,
@@ -298,6 +299,7 @@ fn tick(
         requests: demand.arrived_requests as f64,
         request_rate: average.request_rate(),
         mean_output: average.mean_output(),
+        window: params.demand_window,
         switch: usable
             .iter()
             .any(|b| b.capability == RoleCapability::DrainThenCall)

@@ -13,7 +13,13 @@
 //! shifts that end sooner than they pay are sat out by the patient, without anybody having set how
 //! long a shift lasts. Whether to move is told by what was lost; how far, also by what would have been
 //! lost under half as much demand again: the nearest split that lost nothing just so stood the last
-//! burst. It must never take the real backlog for a split's: one that was never tried is
+//! burst.
+//!
+//! The split of a fleet that has just started was chosen by nobody. Until something is lost it leans:
+//! decode engines that are to spare prefill. An engine that goes back costs a chunk, one that is
+//! fetched in a burst costs streams.
+//!
+//! It must never take the real backlog for a split's: one that was never tried is
 //! judged by the same fluid as the one in force.
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +52,8 @@ pub(crate) struct Tick {
     pub(crate) request_rate: f64,
     /// Tokens of a mean answer.
     pub(crate) mean_output: f64,
+    /// How long demand is watched before it is known.
+    pub(crate) window: Seconds,
     /// What a role switch takes that engines make themselves once they are idle; `None`: the proxy
     /// alone decides, and nothing is drained.
     pub(crate) switch: Option<Seconds>,
@@ -83,6 +91,12 @@ pub(crate) struct Shadows {
     leader: usize,
     /// The split was changed by somebody else: every follower starts from there.
     moved: bool,
+    /// The split in force was chosen, by what was lost or by an operator. Until then it leans.
+    chosen: bool,
+    /// For how long demand has been seen.
+    watched: Seconds,
+    /// The largest share of the group that streams filled, or were due to fill.
+    filled: f64,
 }
 
 /// The work of one split.
@@ -129,6 +143,8 @@ pub(crate) struct Advice {
     pub(crate) lost: f64,
     /// What the move costs, in requests lost.
     pub(crate) move_costs: f64,
+    /// Nothing was lost: decode engines are to spare.
+    pub(crate) leans: bool,
 }
 
 /// What it costs to change the role of one engine, in requests lost.
@@ -165,17 +181,27 @@ impl Shadows {
         tick.recent_work = self.recent_work;
         if std::mem::take(&mut self.moved) {
             self.followers.iter_mut().for_each(|follower| follower.start_from(at));
+            self.chosen = true;
         }
+        self.watched += tick.elapsed;
+        self.filled = self.filled.max(tick.streams.max(tick.due) / tick.splits.places[0].max(1.0));
         let stress = tick.stressed();
         for (slot, split) in self.stressed.iter_mut().enumerate() {
             split.lost = split.lost * keep + stress.losses(slot + 1, &mut split.fluid);
         }
-        let Shadows { splits, stressed, followers, leader, .. } = self;
+        let Shadows { splits, stressed, followers, leader, chosen, watched, filled, .. } = self;
         let losses: Vec<f64> =
             splits.iter_mut().enumerate().map(|(i, fluid)| tick.losses(i + 1, fluid)).collect();
         for follower in followers.iter_mut() {
             if let Some(to) = follower.follow(&losses, costs, keep, NOISE * tick.requests) {
                 follower.move_to(follower.farther(to, stressed, costs), costs);
+                *chosen = true;
+            }
+        }
+        if !*chosen && *watched < tick.window {
+            let leans = tick.leans(*filled * (tick.window / *watched));
+            if leans > followers[*leader].at {
+                followers.iter_mut().for_each(|follower| follower.start_from(leans));
             }
         }
         // Another one takes the lead when it has lost less, the way to where it is included.
@@ -191,6 +217,7 @@ impl Shadows {
             patience: leader.patience,
             lost: leader.lost,
             move_costs: costs.of(at, leader.at),
+            leans: !*chosen,
         }
     }
 
@@ -302,6 +329,15 @@ impl Tick {
         let crowded_out = self.requests * (1.0 - places / self.due.max(places));
         let in_the_way = (self.streams - places).clamp(0.0, self.requests);
         untimely + crowded_out.max(in_the_way)
+    }
+
+    /// The most prefill engines that leave places for half as many streams again as fill a share
+    /// `filled` of the group. Engines that switch by themselves would be away for it.
+    fn leans(&self, filled: f64) -> usize {
+        let places = &self.splits.places;
+        let enough = |prefills: &usize| places[*prefills] >= STRESS * filled * places[0];
+        let stay = self.switch.is_some();
+        (1..self.engines).rev().filter(|_| !stay).find(enough).unwrap_or(1)
     }
 
     /// How long the last of a decode engine's streams goes on, in seconds. Of n remaining lengths that

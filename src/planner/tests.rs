@@ -295,17 +295,53 @@ fn a_move_goes_as_far_as_half_as_much_demand_again_would_have_asked_for() {
 }
 
 #[test]
+fn decode_engines_whose_memory_is_full_get_company() {
+    let mut bench = Bench::of(8);
+    // One more stream of 12,000 tokens would not fit within nine tenths of the memory.
+    for backend in bench.seen.backends.iter_mut().filter(|b| b.role == Role::Decode) {
+        (backend.streams, backend.kv) = (32, Tokens(384_000));
+    }
+    for _ in 0..200 {
+        bench.tick(|demand| {
+            decode_work(20.0)(demand);
+            demand.mean_kv = Tokens(12_000);
+        });
+    }
+    assert!(bench.count(Role::Prefill) < 4, "{:?}", bench.journal);
+}
+
+#[test]
 fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
     let mut bench = Bench::of(6);
     for _ in 0..20 {
         bench.tick(prefill_work(0.2));
     }
+    let (prefills, flips) = (bench.count(Role::Prefill), bench.flips);
     bench.seen.backends[0].role = Role::Decode;
     bench.state.flipped(BackendId(0), bench.now);
     for _ in 0..400 {
         bench.tick(prefill_work(0.2));
     }
-    assert_eq!((bench.count(Role::Prefill), bench.flips), (2, 0), "{:?}", bench.journal);
+    let after = (bench.count(Role::Prefill), bench.flips);
+    assert_eq!(after, (prefills - 1, flips), "{:?}", bench.journal);
+}
+
+#[test]
+fn decode_engines_of_a_fresh_fleet_that_are_to_spare_prefill() {
+    let after = |streams: f64, engines: Bench| {
+        let mut bench = engines;
+        // Nothing is known yet; then half as many streams again have their places.
+        bench.tick(decode_work(streams));
+        assert_eq!(bench.flips, 0);
+        (0..400).for_each(|_| bench.tick(decode_work(streams)));
+        bench
+    };
+    let leans = after(60.0, Bench::of(8));
+    assert_eq!(leans.count(Role::Prefill), 7);
+    assert!(leans.journal[0].ends_with(Cause::DecodeSpare.as_str()), "{:?}", leans.journal);
+    assert_eq!(after(300.0, Bench::of(8)).count(Role::Prefill), 5);
+    assert_eq!(after(600.0, Bench::of(8)).count(Role::Prefill), 4);
+    assert_eq!(after(60.0, switching(8)).flips, 0, "they would be away for it");
 }
 
 #[test]

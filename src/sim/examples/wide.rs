@@ -1,20 +1,87 @@
-//! How far below the best alternative is tidegate, over many cells? Prints each cell in which it is
-//! below at all, and a count: `wide [SHARE [SEED]]`, SHARE of the cells drawn at random.
+//! How far below the best alternative is tidegate, over many cells?
+//!
+//! - `wide FILE alternatives [WORD]` keeps in FILE, line by line, what the best alternative reaches
+//!   in each cell. What is in the file is not simulated again.
+//! - `wide FILE tidegate [WORD [PART/PARTS]]` compares with those, printing each cell in which
+//!   tidegate is below at all, and a count.
+//!
+//! Only traces named WORD, or those of every name if it is `all`.
 #![allow(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     clippy::print_stdout,
-    reason = "an example reads traces, and prints"
+    reason = "an example reads traces, keeps a file, and prints"
 )]
 
-use tidegate_sim::{Policy, Profile, SimConfig, Trace, simulate};
+use std::collections::BTreeMap;
+use std::io::Write;
+use tidegate_sim::{Outcome, Policy, Profile, SimConfig, Trace, simulate};
 use tidegate_terms::{Seconds, Slo, Tokens};
 
 const TRACES: &str = "../shared/traces/";
+const TTFTS: [f64; 3] = [0.5, 1.0, 5.0];
+const TPOTS: [f64; 3] = [0.02, 0.03, 0.05];
+const CHUNKS: [u64; 2] = [512, 2048];
+
+/// The best attainment, and whose it is.
+type Best = (f64, String);
+
+/// A trace at a rate on a fleet, to be judged by nine targets.
+struct Load {
+    name: &'static str,
+    trace: Trace,
+    rate: f64,
+    engines: usize,
+}
 
 fn main() {
-    let args: Vec<f64> = std::env::args().skip(1).map(|a| a.parse().expect("a number")).collect();
-    let share = args.first().copied().unwrap_or(0.05);
-    let mut seed = args.get(1).map_or(1, |seed| *seed as u64);
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (path, what) = (&args[0], args[1].as_str());
+    let word = args.get(2).map_or("all", String::as_str);
+    let (part, parts) = args.get(3).and_then(|p| p.split_once('/')).unwrap_or(("1", "1"));
+    let (part, parts): (usize, usize) =
+        (part.parse().expect("part"), parts.parse().expect("parts"));
+    let mut known = read_known(path);
+    let (mut cells, mut worse, mut gained) = (0, 0, 0.0);
+    for (name, trace) in traces() {
+        for (n, engines) in [4, 8, 16, 64].into_iter().enumerate() {
+            for (m, rate) in [0.5, 1.0, 1.5, 2.0].into_iter().enumerate() {
+                if ![name, "all"].contains(&word) || (n + m) % parts != part - 1 {
+                    continue;
+                }
+                // The same load an engine for every size of fleet.
+                let rate = rate * engines as f64 / 8.0;
+                let load = Load { name, trace: trace.clone().at_rate(rate), rate, engines };
+                let missing = |slo: &Slo| !known.contains_key(&load.cell(slo));
+                if what == "alternatives" {
+                    if slos().iter().any(missing) {
+                        keep(path, &load, &load.alternatives());
+                    }
+                    continue;
+                }
+                for slo in slos() {
+                    let Some((theirs, by)) = known.remove(&load.cell(&slo)) else { continue };
+                    let (ours, chunk) = load.tidegate(slo);
+                    cells += 1;
+                    gained += ours - theirs;
+                    let below = ours < theirs - 0.005;
+                    worse += usize::from(below);
+                    if ours < theirs {
+                        let mark = if below { " *" } else { "" };
+                        let cell = load.cell(&slo).replace('\t', " ");
+                        println!("{cell}: {ours:.4} @{chunk}, {by} {theirs:.4}{mark}");
+                    }
+                }
+            }
+        }
+    }
+    if cells > 0 {
+        let mean = gained / f64::from(cells);
+        println!("{cells} cells: {worse} more than half a point below, {mean:+.4} in the mean");
+    }
+}
+
+fn traces() -> Vec<(&'static str, Trace)> {
     let read = |name: &str| {
         Trace::parse(&std::fs::read_to_string(format!("{TRACES}{name}")).expect("trace"))
             .expect("trace")
@@ -22,76 +89,87 @@ fn main() {
     };
     let code = read("azure_llm_2023_code.first30min.csv");
     let conv = read("azure_llm_2023_conv.first30min.csv");
-    let traces = [
+    vec![
         ("r60", read("regime_shift_60s.jsonl")),
         ("r300", read("regime_shift_300s.jsonl")),
         ("mooncake", read("mooncake_conversation.first30min.jsonl")),
         ("both", Trace::merge([conv.clone(), code.clone()])),
         ("code", code),
         ("conv", conv),
-    ];
-    let (mut cells, mut worse, mut gained) = (0, 0, 0.0);
-    for (name, trace) in &traces {
-        for engines in [4, 8, 16, 64] {
-            for rate in [0.5, 1.0, 1.5, 2.0] {
-                for ttft in [0.5, 1.0, 5.0] {
-                    for tpot in [0.02, 0.03, 0.05] {
-                        if !drawn(&mut seed, share) {
-                            continue;
-                        }
-                        // The same load an engine for every size of fleet.
-                        let rate = rate * engines as f64 / 8.0;
-                        let slo = Slo { ttft: Seconds(ttft), tpot: Seconds(tpot) };
-                        let trace = trace.clone().at_rate(rate);
-                        let (ours, _) = best(&trace, rate, engines, slo, &[Policy::Tidegate]);
-                        let (theirs, by) = best(&trace, rate, engines, slo, &others(engines));
-                        cells += 1;
-                        gained += ours - theirs;
-                        if ours < theirs {
-                            worse += usize::from(ours < theirs - 0.005);
-                            println!(
-                                "{name:9} x{rate:<4} {engines:2} engines, {ttft} s, {tpot} s: {ours:.3}, {by} {theirs:.3}"
-                            );
-                        }
+    ]
+}
+
+fn slos() -> Vec<Slo> {
+    let slo = |ttft, tpot| Slo { ttft: Seconds(ttft), tpot: Seconds(tpot) };
+    TTFTS.iter().flat_map(|ttft| TPOTS.iter().map(move |tpot| slo(*ttft, *tpot))).collect()
+}
+
+impl Load {
+    fn cell(&self, slo: &Slo) -> String {
+        let Load { name, rate, engines, .. } = self;
+        format!("{name}\tx{rate}\t{engines} engines\t{}\t{}", slo.ttft, slo.tpot)
+    }
+
+    fn outcomes(&self, policy: Policy, chunk: u64, slo: Slo) -> Vec<Outcome> {
+        let profile = Profile::default().with_chunk(Tokens(chunk));
+        let config = SimConfig { profile, engines: self.engines, slo, ..SimConfig::default() };
+        simulate(&self.trace, self.rate, policy, &config).outcomes
+    }
+
+    fn tidegate(&self, slo: Slo) -> (f64, u64) {
+        let of = |chunk| (attainment(&self.outcomes(Policy::Tidegate, chunk, slo), &slo), chunk);
+        CHUNKS.map(of).into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("two chunks")
+    }
+
+    /// The best alternative for each target. Only the controller looks at one, the TPOT.
+    fn alternatives(&self) -> Vec<(Slo, Best)> {
+        let mut best: Vec<(Slo, Best)> =
+            slos().into_iter().map(|slo| (slo, Best::default())).collect();
+        let mut judge = |policy: Policy, tpot: Option<f64>| {
+            for chunk in CHUNKS {
+                let slo = Slo { tpot: Seconds(tpot.unwrap_or(TPOTS[0])), ..Slo::default() };
+                let outcomes = self.outcomes(policy, chunk, slo);
+                for (slo, best) in &mut best {
+                    let reached = attainment(&outcomes, slo);
+                    if reached > best.0 && tpot.is_none_or(|tpot| slo.tpot.get() == tpot) {
+                        *best = (reached, format!("{policy}@{chunk}"));
                     }
                 }
             }
+        };
+        // Every eighth split of a large fleet.
+        for prefills in (1..self.engines).step_by((self.engines / 8).max(1)) {
+            judge(Policy::Static(prefills), None);
         }
-    }
-    println!(
-        "{cells} cells: {worse} more than half a point below, {:+.3} in the mean",
-        gained / f64::from(cells)
-    );
-}
-
-fn others(engines: usize) -> Vec<Policy> {
-    // Every eighth split of a large fleet.
-    let splits = (1..engines).step_by((engines / 8).max(1));
-    let splits = splits.map(|k| format!("static:{k}").parse().expect("a policy"));
-    let interval = Policy::Interval { every: 5000, restart: 0 };
-    splits.chain([Policy::Aggregated, interval]).collect()
-}
-
-fn best(trace: &Trace, rate: f64, engines: usize, slo: Slo, policies: &[Policy]) -> (f64, String) {
-    let mut best = (-1.0, String::new());
-    for chunk in [512, 2048] {
-        for policy in policies {
-            let profile = Profile::default().with_chunk(Tokens(chunk));
-            let config = SimConfig { profile, engines, slo, ..SimConfig::default() };
-            let attainment = simulate(trace, rate, *policy, &config).report.attainment;
-            if attainment > best.0 {
-                best = (attainment, format!("{policy}@{chunk}"));
-            }
+        judge(Policy::Aggregated, None);
+        for tpot in TPOTS {
+            judge(Policy::Interval { every: 5000, restart: 0 }, Some(tpot));
         }
+        best
     }
-    best
 }
 
-/// splitmix64.
-fn drawn(seed: &mut u64, share: f64) -> bool {
-    *seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *seed;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) as f64 / u64::MAX as f64) < share
+fn attainment(outcomes: &[Outcome], slo: &Slo) -> f64 {
+    let met = outcomes.iter().filter(|o| o.meets_ttft(slo) && o.meets_tpot(slo)).count();
+    met as f64 / outcomes.len().max(1) as f64
+}
+
+/// What the file holds, by cell; nothing if there is none.
+fn read_known(path: &str) -> BTreeMap<String, Best> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = |line: &str| {
+        let (rest, by) = line.rsplit_once('\t')?;
+        let (cell, reached) = rest.rsplit_once('\t')?;
+        Some((cell.to_owned(), (reached.parse().ok()?, by.to_owned())))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn keep(path: &str, load: &Load, best: &[(Slo, Best)]) {
+    let line =
+        |(slo, (reached, by)): &(Slo, Best)| format!("{}\t{reached}\t{by}\n", load.cell(slo));
+    let lines: String = best.iter().map(line).collect();
+    let mut file = std::fs::File::options();
+    let mut file = file.append(true).create(true).open(path).expect("a file for the alternatives");
+    file.write_all(lines.as_bytes()).expect("the alternatives are kept");
 }
