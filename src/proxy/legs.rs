@@ -8,6 +8,7 @@ use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use std::borrow::Cow;
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cost::Matches;
@@ -139,18 +140,16 @@ pub(crate) async fn whole(
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
-    let answered = answered(serving, &backend, leg, record.attempts, &|| ());
-    let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     // Pinned here, and not where it is awaited, or there would be room for two of it.
-    tokio::pin!(answered);
+    let mut answered = pin!(answered(serving, &backend, leg, record.attempts, &|| ()));
+    let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     let (head, body) = match streams {
         true => answered.as_mut().await,
         // Nothing tells when this prefill ends: its account is settled when it should have.
         false => {
             let due = sent + predicted.ahead + predicted.prefill;
             heartbeat::keep(serving.proxy);
-            let due = tokio::time::sleep_until(serving.proxy.clock.coarse_instant(due));
-            tokio::pin!(due);
+            let due = pin!(tokio::time::sleep_until(serving.proxy.clock.coarse_instant(due)));
             tokio::select! {
                 biased;
                 opened = answered.as_mut() => opened,
@@ -298,8 +297,8 @@ async fn send(
     leg: LegBody,
     attempt: u32,
 ) -> Result<Answer, LegProblem> {
-    let limit = backend.pool.first_byte_timeout();
-    in_time(limit, send_unbounded(serving, backend, leg, attempt, &|| ())).await
+    let sent = pin!(send_unbounded(serving, backend, leg, attempt, &|| ()));
+    in_time(backend.pool.first_byte_timeout(), sent).await
 }
 
 /// Send a leg and read its answer up to its first byte, as long as an engine may take to that: it
@@ -312,16 +311,17 @@ pub(crate) async fn answered(
     attempt: u32,
     leaves: &(dyn Fn() + Sync),
 ) -> Result<(Head, OpenedBody), LegProblem> {
-    let answered = async {
+    let answered = pin!(async {
         let answer = send_unbounded(serving, backend, leg, attempt, leaves).await?;
         answer::open(answer, serving.accepted.endpoint).await
-    };
+    });
     in_time(backend.pool.first_byte_timeout(), answered).await
 }
 
+/// By reference: an exchange is large, and would be copied with every call.
 async fn in_time<T>(
     limit: Duration,
-    exchange: impl Future<Output = Result<T, LegProblem>>,
+    exchange: Pin<&mut impl Future<Output = Result<T, LegProblem>>>,
 ) -> Result<T, LegProblem> {
     let done = tokio::time::timeout(limit, exchange).await;
     done.unwrap_or_else(|_| Err(ExchangeError::AnswerTimeout(limit).into()))

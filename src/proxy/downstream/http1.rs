@@ -156,8 +156,10 @@ where
         (Rest::Unread, _) => After::CloseUnread,
     };
     let asked = intake::Asked { head, body, arrived };
-    // Boxed: the connection keeps room for it otherwise, 7 KB that a stream does not need.
-    let handling = Box::pin(request::handle(Arc::clone(proxy), asked));
+    // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
+    // it stays, or all of that would be copied.
+    let room = Box::new_uninit();
+    let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
     let response = answered(inlet, handling).await?;
     send(proxy, inlet, Client { method, is_1_1, after }, response).await
 }

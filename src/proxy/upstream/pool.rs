@@ -3,6 +3,7 @@
 //! uvicorn closes a connection that was idle for 5 s; one that waited longer here is not tried.
 
 use crossbeam_queue::ArrayQueue;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_terms::{Moment, Seconds};
@@ -83,7 +84,7 @@ impl Pool {
     /// [`ExchangeError`]; see [`ExchangeError::before_sending`] for whether the engine saw it.
     pub async fn send(&self, request: impl Fn() -> Outgoing) -> Result<Answer, ExchangeError> {
         let limit = self.first_byte_timeout();
-        match timeout(limit, self.send_unbounded(request)).await {
+        match timeout(limit, pin!(self.send_unbounded(request))).await {
             Ok(answer) => answer,
             Err(_) => Err(ExchangeError::AnswerTimeout(limit)),
         }
