@@ -27,28 +27,26 @@ pub struct Opened {
     pub seat: Seat,
 }
 
-/// How the body comes.
+/// How the body comes. Boxed but for the most frequent: an answer is handed on a few times.
 pub enum OpenedBody {
     /// All of it is here.
     Complete(Bytes),
     /// Server-sent events; the first ones are here and have been read.
-    Events {
-        /// The bytes up to and with the first token.
-        first: Bytes,
-        /// What `reader` saw in them.
-        seen: Seen,
-        /// Goes on from there.
-        reader: SseReader,
-        /// The rest.
-        rest: UpstreamBody,
-    },
-    /// Too large to wait for.
-    Large {
-        /// What was read so far.
-        first: Bytes,
-        /// The rest.
-        rest: UpstreamBody,
-    },
+    Events(Box<Begun>),
+    /// Too large to wait for: what was read so far, and the rest.
+    Large(Box<(Bytes, UpstreamBody)>),
+}
+
+/// A stream that has begun.
+pub struct Begun {
+    /// The bytes up to and with the first token.
+    pub first: Bytes,
+    /// What `reader` saw in them.
+    pub seen: Seen,
+    /// Goes on from there.
+    pub reader: SseReader,
+    /// The rest.
+    pub rest: UpstreamBody,
 }
 
 /// Read `answer` up to its first byte, or its first token where it streams tokens.
@@ -98,7 +96,7 @@ async fn open_bytes(mut body: UpstreamBody) -> Result<OpenedBody, LegProblem> {
     while let Some(data) = body.data().await {
         read.push(data.map_err(LegProblem::BrokeOff)?);
         if read.len() > WHOLE_ANSWER_MAX {
-            return Ok(OpenedBody::Large { first: read.into_bytes(), rest: body });
+            return Ok(OpenedBody::Large(Box::new((read.into_bytes(), body))));
         }
     }
     Ok(OpenedBody::Complete(read.into_bytes()))
@@ -126,7 +124,8 @@ async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<Opene
         // Only of what generates is it known what a token looks like.
         let wait = endpoint.generates() && !seen.done && !seen.finished && seen.tokens == 0;
         if !wait || read.len() > PRELUDE_MAX {
-            return Ok(OpenedBody::Events { first: read.into_bytes(), seen, reader, rest: body });
+            let begun = Begun { first: read.into_bytes(), seen, reader, rest: body };
+            return Ok(OpenedBody::Events(Box::new(begun)));
         }
     }
 }

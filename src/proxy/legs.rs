@@ -162,7 +162,7 @@ pub(crate) async fn whole(
     }
     .map_err(missed)?;
     let now = serving.proxy.clock.now();
-    if let OpenedBody::Events { .. } = &body {
+    if let OpenedBody::Events(_) = &body {
         seat.prefilled();
         note_prefill(serving, &backend, predicted, sent, now);
     } else if head.status.is_success() {

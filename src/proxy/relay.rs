@@ -15,6 +15,7 @@ use tidegate_engine::{
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::Sleep;
 
+use crate::answer::Begun;
 use crate::seat::Seat;
 use crate::settle::{Ended, Record};
 use crate::upstream::{BrokenOff, UpstreamBody};
@@ -83,22 +84,15 @@ impl RelayBody {
 }
 
 impl EventRelay {
-    /// A stream whose first chunk is here. `reader` has seen that chunk already, as `seen`.
-    pub fn new(
-        first: Bytes,
-        seen: Seen,
-        reader: SseReader,
-        upstream: UpstreamBody,
-        seat: Seat,
-        record: Box<Record>,
-    ) -> EventRelay {
+    /// A stream whose first chunk is here.
+    pub fn new(begun: Begun, seat: Seat, record: Box<Record>) -> EventRelay {
+        let Begun { first, seen, mut reader, rest: upstream } = begun;
         let now = record.proxy.clock.now();
         let silence_max = record.proxy.silence_max;
         let asked = record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
         let wish = record.wish.unwrap_or(Wish::Every);
         let edits = wish != Wish::Every || record.cached.is_some();
         let usage = edits.then(|| UsageFilter::new(wish, record.cached));
-        let mut reader = reader;
         if record.wish.is_some() {
             reader.count_exactly(&seen);
         }

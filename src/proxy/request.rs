@@ -59,12 +59,12 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
     headers::name(&mut head.headers, &record.live.name);
     let body = match body {
         OpenedBody::Complete(bytes) => RelayBody::complete(bytes, seat, record),
-        OpenedBody::Events { first, seen, reader, rest } => {
-            RelayBody::Events(Box::new(EventRelay::new(first, seen, reader, rest, seat, record)))
+        OpenedBody::Events(begun) => {
+            RelayBody::Events(Box::new(EventRelay::new(*begun, seat, record)))
         }
-        OpenedBody::Large { first, rest } => RelayBody::Bytes(Box::new(ByteRelay {
-            first: Some(first),
-            rest,
+        OpenedBody::Large(large) => RelayBody::Bytes(Box::new(ByteRelay {
+            first: Some(large.0),
+            rest: large.1,
             seat: Some(seat),
             record: Some(record),
         })),
