@@ -1,5 +1,6 @@
 //! One line a request, written when it settles. Fields only; the format is the subscriber's.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tidegate_terms::{Moment, Seconds};
 
 use crate::settle::Record;
@@ -7,9 +8,17 @@ use crate::settle::Record;
 /// The target that settings turn on, off or elsewhere.
 pub const TARGET: &str = "tidegate::access";
 
+/// Does anybody read it? The target alone does not tell: an event is made before its layers are asked.
+static ON: AtomicBool = AtomicBool::new(false);
+
+/// Lines are written from now on, or none.
+pub fn turn(on: bool) {
+    ON.store(on, Relaxed);
+}
+
 /// Write the line of a request that ended at `now`.
 pub fn write(record: &Record, now: Moment) {
-    if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+    if !ON.load(Relaxed) {
         return;
     }
     let millis = |span: Option<Seconds>| span.map(|span| (span.as_millis() * 1e3).round() / 1e3);

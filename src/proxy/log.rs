@@ -9,7 +9,7 @@ use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::access_log::TARGET;
+use crate::access_log::{self, TARGET};
 
 /// Lines that may wait for a writer: a second's worth at 16,000 requests a second. Each has its slot
 /// from the start, 32 bytes.
@@ -40,8 +40,11 @@ pub fn init(settings: &LogSettings) -> LogGuard {
         let only_access = FilterFn::new(|metadata| metadata.target() == TARGET);
         format(settings.format, to).with_filter(only_access)
     });
+    let wanted = access.is_some();
     // A second proxy in one process logs where the first one does.
-    tracing_subscriber::registry().with(lines).with(access).try_init().ok();
+    if tracing_subscriber::registry().with(lines).with(access).try_init().is_ok() {
+        access_log::turn(wanted);
+    }
     LogGuard(guards)
 }
 

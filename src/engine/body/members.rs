@@ -95,7 +95,8 @@ impl Member {
 
     /// Is this its name?
     pub(crate) fn is(&self, body: &[u8], name: &str) -> bool {
-        self.name(body) == name.as_bytes()
+        let length = (self.key.end - self.key.start) as usize;
+        (self.escaped || length == name.len()) && *self.name(body) == *name.as_bytes()
     }
 
     #[cfg(test)]
