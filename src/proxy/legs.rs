@@ -201,7 +201,7 @@ async fn split(
     record.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     note_prefill(serving, &backend, predicted, sent, now);
-    backend.health.succeeded(now);
+    backend.health.succeeded(|| now);
     if let (Some(answer), Some(scan)) = (&handoff.finished, &record.accepted.scan) {
         let (head, body) = finished(&backend, head, answer, scan).map_err(missed)?;
         return Ok(opened(serving, head, body, seat));
@@ -358,7 +358,7 @@ pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Ident
 }
 
 pub(crate) fn opened(serving: &Serving<'_>, head: Head, body: OpenedBody, seat: Seat) -> Opened {
-    if seat.backend.health.succeeded(serving.proxy.clock.now()) {
+    if seat.backend.health.succeeded(|| serving.proxy.clock.now()) {
         serving.proxy.learn(Observation::HealthChanged);
     }
     Opened { head, body, seat }

@@ -102,7 +102,7 @@ pub(crate) async fn run(
             }
             let now = serving.proxy.clock.now();
             legs::note_prefill(serving, &from, predicted, sent, now);
-            from.health.succeeded(now);
+            from.health.succeeded(|| now);
             drop(seat);
             note_cached(record, &from, &body);
             decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?

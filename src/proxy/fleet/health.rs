@@ -85,10 +85,10 @@ impl Health {
     }
 
     /// An answer came. True if that brings the backend back.
-    pub fn succeeded(&self, now: Moment) -> bool {
+    pub fn succeeded(&self, now: impl FnOnce() -> Moment) -> bool {
         self.failures.store(0, Relaxed);
         let back = matches!(self.state.swap(UP, Relaxed), DOWN | SILENT);
-        self.comes_back(back, now)
+        back && self.comes_back(back, now())
     }
 
     /// A probe succeeded. True if that brings the backend back. A silent one stays out: engines
@@ -166,7 +166,7 @@ mod tests {
         assert!(health.failed());
         assert!(!health.is_usable());
         assert!(!health.failed(), "it is out already");
-        assert!(health.succeeded(NOW));
+        assert!(health.succeeded(|| NOW));
         assert!(health.is_usable());
         assert!(health.refused(), "a refused connection needs no second opinion");
     }
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn silence_is_no_death() {
         let health = health();
-        health.succeeded(NOW);
+        health.succeeded(|| NOW);
         assert!(health.fell_silent());
         assert!(!health.is_usable());
         assert!(health.spoke(NOW));
@@ -210,7 +210,7 @@ mod tests {
         let health = health();
         assert!(health.set_unfit(true));
         health.probed(NOW);
-        health.succeeded(NOW);
+        health.succeeded(|| NOW);
         assert!(!health.is_usable() && health.is_up());
         assert_eq!(health.as_str(), "unfit");
         assert!(health.set_unfit(false));

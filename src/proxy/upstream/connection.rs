@@ -120,6 +120,9 @@ struct Exchange<'a> {
     link: Link,
     home: &'a Idle,
     request: Outgoing,
+    /// When it began, until something had to be waited for: a request that goes out at once is on the
+    /// wire by then.
+    began: Option<Moment>,
     /// Bytes of the request on the wire.
     sent: usize,
     /// When all of it was.
@@ -142,16 +145,18 @@ impl Link {
         self.socket.poll_read(&mut context, &mut [0]).is_pending()
     }
 
-    /// Send a request and wait for the answer's head.
+    /// Send a request, which begins at `now`, and wait for the answer's head.
     pub(super) async fn exchange(
         self,
         request: Outgoing,
         home: Arc<Idle>,
+        now: Moment,
     ) -> Result<Answer, ExchangeError> {
         let mut exchange = Exchange {
             link: self,
             home: &home,
             request,
+            began: Some(now),
             sent: 0,
             flushed: None,
             unsent: None,
@@ -182,6 +187,7 @@ impl Exchange<'_> {
             self.sent = self.request.len();
             self.unsent = Some(error);
         }
+        self.began = None;
         scratch::with(|scratch| {
             loop {
                 match ready!(self.link.socket.poll_read(context, scratch)) {
@@ -207,7 +213,7 @@ impl Exchange<'_> {
         }
         if self.flushed.is_none() && self.unsent.is_none() {
             ready!(self.link.socket.poll_flush(context))?;
-            self.flushed = Some(self.home.now());
+            self.flushed = self.began.or_else(|| Some(self.home.now()));
         }
         Poll::Ready(Ok(()))
     }

@@ -92,9 +92,10 @@ impl Pool {
 
     /// Close what has been idle for too long. Called now and then by the prober.
     pub fn sweep(&self) {
+        let now = self.idle.now();
         for _ in 0..self.idle.links.len() {
             if let Some((link, since)) = self.idle.links.pop()
-                && self.is_fresh(since)
+                && self.is_fresh(since, now)
             {
                 drop(self.idle.links.push((link, since)));
             }
@@ -110,31 +111,35 @@ impl Pool {
         request: impl Fn() -> Outgoing,
     ) -> Result<Answer, ExchangeError> {
         let mut stale = None;
-        if let Some(link) = self.take() {
-            match link.exchange(request(), Arc::clone(&self.idle)).await {
+        let now = self.idle.now();
+        if let Some(link) = self.take(now) {
+            match link.exchange(request(), Arc::clone(&self.idle), now).await {
                 Err(error @ ExchangeError::Stale { .. }) => stale = Some(error),
                 answer => return answer,
             }
         }
         match (self.open().await, stale) {
-            (Ok(link), _) => link.exchange(request(), Arc::clone(&self.idle)).await,
+            (Ok(link), _) => {
+                let now = self.idle.now();
+                link.exchange(request(), Arc::clone(&self.idle), now).await
+            }
             // Not even that is there: whether the engine saw the request, only the first knows.
             (Err(_), Some(stale @ ExchangeError::Stale { sent: true, .. })) => Err(stale),
             (Err(error), _) => Err(error),
         }
     }
 
-    fn take(&self) -> Option<Link> {
+    fn take(&self, now: Moment) -> Option<Link> {
         while let Some((mut link, since)) = self.idle.links.pop() {
-            if self.is_fresh(since) && link.is_open() {
+            if self.is_fresh(since, now) && link.is_open() {
                 return Some(link);
             }
         }
         None
     }
 
-    fn is_fresh(&self, since: Moment) -> bool {
-        self.idle.clock.now() - since < self.params.idle_time
+    fn is_fresh(&self, since: Moment, now: Moment) -> bool {
+        now - since < self.params.idle_time
     }
 
     async fn open(&self) -> Result<Link, ExchangeError> {
