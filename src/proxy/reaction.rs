@@ -3,7 +3,8 @@
 //!
 //! That arrival is among those that the deciding plan knew and the plan before did not; the first of
 //! them is taken, so that nothing is measured too short. A plan that moves an engine without any
-//! (a dwell has ended, a backend is back) answers no surge and is not measured.
+//! (a dwell has ended, a backend is back) answers no surge and is not measured, nor one by which a
+//! fresh fleet leans: nothing has come that it would have to answer.
 //!
 //! What is left out is time in which no leg could have been placed, and there are two kinds. Nobody
 //! was there: the leg came after the table, and the time between is not counted. Or all of those that

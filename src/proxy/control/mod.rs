@@ -14,7 +14,7 @@ mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tidegate_planner::{Params, Reason, State, plan};
+use tidegate_planner::{Cause, Params, Reason, State, plan};
 use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
@@ -232,7 +232,8 @@ impl Control {
             return;
         }
         self.publish(RoutingTable { plan, ..(**table).clone() });
-        if let Some(arrival) = arrival {
+        let answers = |reason: &Reason| reason.cause != Cause::DecodeSpare;
+        if let Some(arrival) = arrival.filter(|_| reasons.iter().any(answers)) {
             let took = self.proxy.reaction.published(arrival, self.proxy.clock.now());
             self.proxy.metrics.surge_answered(took);
         }
