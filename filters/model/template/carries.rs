@@ -287,38 +287,40 @@ impl Reading {
     }
 
     fn binary(&mut self, op: BinOpKind, left: &Expr<'_>, right: &Expr<'_>) -> Option<Holds> {
-        let comparison = match op {
-            BinOpKind::Eq => CompareOpKind::Eq,
-            BinOpKind::Ne => CompareOpKind::Ne,
-            BinOpKind::In => CompareOpKind::In,
-            _ => {
-                let (one, other) = (self.expression(left)?, self.expression(right)?);
-                return match (op, one, other) {
-                    (_, Nothing, Nothing) => Some(Nothing),
-                    // The one or the other, or the truth of them.
-                    (BinOpKind::ScAnd | BinOpKind::ScOr, _, _) => one.or(other),
-                    (BinOpKind::Add, Messages, Messages | Nothing) => Some(Messages),
-                    (BinOpKind::Add, Nothing, Messages) => Some(Messages),
-                    (BinOpKind::Add | BinOpKind::Concat, _, _) => one.text()?.or(other.text()?),
-                    _ => None,
-                };
-            }
-        };
-        self.compare(comparison, left, right)
+        let (one, other) = (self.expression(left)?, self.expression(right)?);
+        match (op, one, other) {
+            (BinOpKind::Eq, ..) => self.compare(CompareOpKind::Eq, (left, one), (right, other)),
+            (BinOpKind::Ne, ..) => self.compare(CompareOpKind::Ne, (left, one), (right, other)),
+            (BinOpKind::In, ..) => self.compare(CompareOpKind::In, (left, one), (right, other)),
+            (_, Nothing, Nothing) => Some(Nothing),
+            // The one or the other, or the truth of them.
+            (BinOpKind::ScAnd | BinOpKind::ScOr, ..) => one.or(other),
+            (BinOpKind::Add, Messages, Messages | Nothing) => Some(Messages),
+            (BinOpKind::Add, Nothing, Messages) => Some(Messages),
+            (BinOpKind::Add | BinOpKind::Concat, ..) => one.text()?.or(other.text()?),
+            _ => None,
+        }
     }
 
     fn comparison(&mut self, chain: &Compare<'_>) -> Option<Holds> {
-        let mut left = &chain.expr;
+        let mut left = (&chain.expr, self.expression(&chain.expr)?);
         for step in &chain.ops {
-            self.compare(step.op, left, &step.expr)?;
-            left = &step.expr;
+            // Each is gone over once: doubled at every level, a deep one would take for ever.
+            let right = (&step.expr, self.expression(&step.expr)?);
+            self.compare(step.op, left, right)?;
+            left = right;
         }
         Some(Nothing)
     }
 
-    fn compare(&mut self, op: CompareOpKind, left: &Expr<'_>, right: &Expr<'_>) -> Option<Holds> {
+    fn compare(
+        &mut self,
+        op: CompareOpKind,
+        (left, left_holds): (&Expr<'_>, Holds),
+        (right, right_holds): (&Expr<'_>, Holds),
+    ) -> Option<Holds> {
         use CompareOpKind::{Eq, In, Ne, NotIn};
-        match (op, self.expression(left)?, self.expression(right)?) {
+        match (op, left_holds, right_holds) {
             (_, Nothing, Nothing) => {}
             (Eq | Ne, Content, Nothing) => self.words_of(right)?,
             (Eq | Ne, Nothing, Content) => self.words_of(left)?,
@@ -426,14 +428,19 @@ impl Reading {
     fn split(&mut self, expression: &Expr<'_>) -> Option<Option<Holds>> {
         let Expr::Call(call) = expression else { return None };
         let CallType::Method(of, "split") = call.identify_call() else { return None };
-        let holds = self.expression(of);
-        if holds != Some(Content) {
-            return None;
+        Some(self.part(of, &call.args))
+    }
+
+    fn part(&mut self, of: &Expr<'_>, arguments: &[CallArg<'_>]) -> Option<Holds> {
+        match (self.expression(of)?, arguments) {
+            (Nothing, _) => self.arguments(arguments).map(|()| Nothing),
+            (Content, [CallArg::Pos(word)]) => {
+                let word = word.as_const()?;
+                self.word(word.as_str().filter(|word| !word.is_empty())?);
+                Some(Content)
+            }
+            _ => None,
         }
-        let [CallArg::Pos(word)] = call.args.as_slice() else { return None };
-        let word = word.as_const()?;
-        self.word(word.as_str().filter(|word| !word.is_empty())?);
-        Some(holds)
     }
 
     fn call(&mut self, call: &Call<'_>) -> Option<Holds> {

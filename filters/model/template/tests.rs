@@ -173,6 +173,18 @@ proptest! {
     }
 }
 
+#[test]
+fn a_deep_template_does_not_take_for_ever() {
+    let splits = format!("{{{{ x{} }}}}", ".split('a')[0]".repeat(60));
+    let mut chain = "x".to_owned();
+    (0..20).for_each(|_| chain = format!("(1 < {chain} < 2)"));
+    let chain = format!("{{% if {chain} %}}{{{{ messages[0].content }}}}{{% endif %}}");
+    for source in [splits, chain] {
+        let tree = machinery::parse(&source, NAME, syntax()).unwrap();
+        assert!(carries(&tree).is_some(), "{source}");
+    }
+}
+
 /// With the words that the templates look for, white space, and nothing at all.
 fn content() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
