@@ -142,8 +142,8 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// The last `digits` hex digits of `value`, an even number of them, in lower case. (`format!` took 4,000 instructions for
-/// the ids of one request.)
+/// The last `digits` hex digits of `value`, an even number of them, in lower case. (`format!` took
+/// 4,000 instructions for the ids of one request.)
 fn push_hex(text: &mut String, value: u128, digits: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut all = [0; 32];

@@ -13,7 +13,7 @@ use std::fmt;
 const DEPTH_MAX: usize = 127;
 
 /// Chat bodies have about this many members; more cost one reallocation.
-const MEMBERS_USUAL: usize = 16;
+pub(super) const MEMBERS_USUAL: usize = 16;
 
 /// One top-level member.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +42,9 @@ impl Members {
         }
         let quick = || simdutf8::basic::from_utf8(body).ok().and_then(|_| walk::members(body));
         match quick() {
-            Some(pairs) if !pairs.is_empty() => {
-                let end = pairs.last().map_or(0, |last| last.value.end);
-                let list = pairs.into_iter().map(|pair| Member::new(body, pair.key, pair.value));
-                Ok(Members { list: list.collect(), end })
+            Some(list) if !list.is_empty() => {
+                let end = list.last().map_or(0, |last| last.value.end);
+                Ok(Members { list, end })
             }
             _ => Members::by_serde(body),
         }
@@ -84,11 +83,11 @@ impl Members {
 }
 
 impl Member {
-    /// Of a key with its quotes, and a value.
-    fn new(body: &[u8], key: Span, value: Span) -> Member {
+    /// Of a key, which lies with its quotes at `at`, and a value.
+    pub(super) fn new(key: &[u8], at: Span, value: Span) -> Member {
         Member {
-            key: Span { start: key.start + 1, end: key.end - 1 },
-            escaped: memchr::memchr(b'\\', key.of(body)).is_some(),
+            key: Span { start: at.start + 1, end: at.end - 1 },
+            escaped: memchr::memchr(b'\\', key).is_some(),
             value,
         }
     }
@@ -153,11 +152,7 @@ impl<'de> Visitor<'de> for Pass {
             let quoted = self.span(key);
             let value = self.span(map.next_value::<&RawValue>()?);
             self.end = value.end;
-            list.push(Member {
-                key: Span { start: quoted.start + 1, end: quoted.end - 1 },
-                escaped: memchr::memchr(b'\\', key.get().as_bytes()).is_some(),
-                value,
-            });
+            list.push(Member::new(key.get().as_bytes(), quoted, value));
         }
         Ok(Members { list, end: self.end })
     }

@@ -3,21 +3,15 @@
 //! serde_json would not; what it is not sure of it leaves to serde_json, which also words the error.
 
 use super::Span;
+use super::members::{MEMBERS_USUAL, Member};
 
 /// Deeper bodies are serde_json's.
 const DEPTH_MAX: u32 = 100;
 
-/// A key and its value, as they are written: the key with its quotes.
-pub(super) struct Pair {
-    pub(super) key: Span,
-    pub(super) value: Span,
-}
-
 /// The members of the object that `json` is. `None`: who knows. `json` is valid UTF-8.
-pub(super) fn members(json: &[u8]) -> Option<Vec<Pair>> {
+pub(super) fn members(json: &[u8]) -> Option<Vec<Member>> {
     let mut walk = Walk { json, at: 0 };
-    // Chat bodies have about this many members; more cost one reallocation.
-    let mut members = Vec::with_capacity(16);
+    let mut members = Vec::with_capacity(MEMBERS_USUAL);
     walk.take(b'{')?;
     if walk.next()? != b'}' {
         walk.at -= 1;
@@ -25,7 +19,7 @@ pub(super) fn members(json: &[u8]) -> Option<Vec<Pair>> {
             let key = walk.span(Walk::key)?;
             walk.take(b':')?;
             let value = walk.span(Walk::value)?;
-            members.push(Pair { key, value });
+            members.push(Member::new(key.of(json), key, value));
             match walk.next()? {
                 b',' => {}
                 b'}' => break,
@@ -218,8 +212,8 @@ mod tests {
         let thorough = Members::by_serde(json);
         prop_assert!(thorough.is_ok(), "{} is no JSON", String::from_utf8_lossy(json));
         let thorough = thorough.unwrap();
-        let quick: Vec<_> = quick.iter().map(|pair| (pair.key, pair.value)).collect();
-        prop_assert_eq!(quick, thorough.iter().map(|member| member.written()).collect::<Vec<_>>());
+        let quick: Vec<_> = quick.iter().map(Member::written).collect();
+        prop_assert_eq!(quick, thorough.iter().map(Member::written).collect::<Vec<_>>());
         Ok(true)
     }
 

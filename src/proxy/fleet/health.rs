@@ -88,7 +88,7 @@ impl Health {
     pub fn succeeded(&self, now: impl FnOnce() -> Moment) -> bool {
         self.failures.store(0, Relaxed);
         let back = matches!(self.state.swap(UP, Relaxed), DOWN | SILENT);
-        back && self.comes_back(back, now())
+        self.comes_back(back, now)
     }
 
     /// A probe succeeded. True if that brings the backend back. A silent one stays out: engines
@@ -102,7 +102,7 @@ impl Health {
         }
         let before = self.state.swap(UP, Relaxed);
         // One that is heard of for the first time is as good as all the others.
-        self.comes_back(before == DOWN, now);
+        self.comes_back(before == DOWN, || now);
         before != UP
     }
 
@@ -136,12 +136,12 @@ impl Health {
     /// A silent backend's streams speak again. True if that brings it back.
     pub fn spoke(&self, now: Moment) -> bool {
         let back = self.state.compare_exchange(SILENT, UP, Relaxed, Relaxed).is_ok();
-        self.comes_back(back, now)
+        self.comes_back(back, || now)
     }
 
-    fn comes_back(&self, back: bool, now: Moment) -> bool {
+    fn comes_back(&self, back: bool, now: impl FnOnce() -> Moment) -> bool {
         if back {
-            self.returned.store(now.0, Relaxed);
+            self.returned.store(now().0, Relaxed);
         }
         back
     }
