@@ -125,15 +125,10 @@ impl<'a> Offer<'a> {
         self.hold_up() <= self.slack().min(self.params.hold_max).max(Seconds::ZERO)
     }
 
-    /// How long until its streams, left alone, have the slack that is missing. Every step earns them
-    /// what it is shorter than the target.
-    pub(crate) fn until_slack(&self) -> Seconds {
-        let step = self.load.decode_model.step(self.load.streams, self.load.kv);
-        let missing = (self.hold_up() - self.slack()).max(Seconds::ZERO);
-        match (self.params.slo.tpot - step) / step {
-            earned if earned > 0.0 => missing / earned,
-            _ => Seconds(f64::INFINITY),
-        }
+    /// Does the slack of its streams cover this prefill, however long it is? On a prefill backend no
+    /// stream joins them meanwhile.
+    pub(crate) fn is_covered(&self) -> bool {
+        self.load.streams == 0 || self.hold_up() <= self.slack().max(Seconds::ZERO)
     }
 
     fn slack(&self) -> Seconds {

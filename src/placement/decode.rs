@@ -91,12 +91,21 @@ fn is_better_later(params: &Params, now: Moment, handover: &Handover, load: &Loa
     held_up && now + prefill + ttft <= handover.ttft_deadline
 }
 
-/// Predicted completion: the prefill work that is in the way, the hand-off, then its steps.
+/// Predicted completion, which is the prefill work that is in the way, the hand-off, then its steps;
+/// and the slack that it takes from the backend.
 fn rank(params: &Params, handover: &Handover, on: BackendId, load: &Load) -> f64 {
     let stays = on == handover.from;
     let hand_off = if stays { Seconds::ZERO } else { params.transfer.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
-    (load.prefill + hand_off + steps).get()
+    (load.prefill + hand_off + steps + slack(params, load) * params.slack_weight).get()
+}
+
+/// What the backend's streams could be held up for, were there no new one.
+fn slack(params: &Params, load: &Load) -> Seconds {
+    match load.unbegun {
+        0 => load.slack.min(params.hold_max).max(Seconds::ZERO),
+        _ => Seconds::ZERO,
+    }
 }
 
 #[cfg(test)]

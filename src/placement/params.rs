@@ -29,6 +29,11 @@ pub struct Params {
     /// What holding up streams by a second within their slack counts for, in seconds of the
     /// request's own completion. 0 uses slack freely; large values save it for bursts.
     pub hold_weight: f64,
+    /// What a second of the slack that its streams have earned counts for where a stream is handed to
+    /// a decode backend, in seconds of its own completion. A stream that begins has no slack and so
+    /// leaves none to the others: it goes where another has just begun, and other backends can take
+    /// prompts. 0 spreads streams evenly.
+    pub slack_weight: f64,
     /// The most that a cached prefix counts for in choosing a backend, so that one long shared
     /// prefix does not pull all load to one backend.
     pub locality_max: Seconds,
@@ -69,6 +74,7 @@ impl Default for Params {
             transfer: TransferModel::default(),
             hold_max: Seconds(1.0),
             hold_weight: 1.0,
+            slack_weight: 3.0,
             locality_max: Seconds(0.5),
             admission: 0.95,
             kv_share: 0.9,

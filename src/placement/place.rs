@@ -102,11 +102,12 @@ struct Survey<'a, F> {
     /// By group, the shortest decode step with this request in it.
     decode_step: [Seconds; GROUPS],
     /// One bit a group: there is an open backend that takes prefills; one that takes decodes; a
-    /// prefill could start; a decode could.
+    /// prefill could start; a decode could; a decode could on more than one.
     prefill_takers: u64,
     decode_takers: u64,
     prefill_room: u64,
     decode_room: u64,
+    decode_elsewhere: u64,
     /// Open backends that take prefills, and those of them that have none.
     prefills: u32,
     idle: u32,
@@ -143,6 +144,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             decode_takers: 0,
             prefill_room: 0,
             decode_room: 0,
+            decode_elsewhere: 0,
             prefills: 0,
             idle: 0,
             unsplit: false,
@@ -211,6 +213,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             self.idle += u32::from(load.prefill <= Seconds::ZERO);
         }
         if decode_room {
+            self.decode_elsewhere |= self.decode_room & bit;
             self.decode_room |= bit;
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
@@ -254,13 +257,11 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    /// Has the backend streams without slack for it, from before a flip, that will have it in time?
+    /// Has the backend streams without slack for it, from before a flip? One request is late if it
+    /// waits until they have earned it, and several streams are if it does not. Not for ever: a
+    /// prompt may be longer than any slack.
     fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
-        let Params { room, transfer, slo, .. } = self.params;
-        let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
-        offer.load.streams > 0
-            && !offer.has_slack()
-            && offer.prefill().ttft + after + offer.until_slack() < self.left
+        !offer.is_covered() && self.has_patience()
     }
 
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
@@ -281,8 +282,11 @@ impl<'a, F: Fleet> Survey<'a, F> {
         let in_time = |candidate: &Candidate| self.is_in_time(candidate);
         if ![split, self.whole].iter().flatten().any(in_time) {
             let stay = self.stay.filter(|stay| split.is_some() && in_time(stay));
-            if let Some(saves) = stay.or(self.spill.filter(in_time)) {
-                return Some(whole_on(saves));
+            if let Some(stay) = stay {
+                return Some(whole_on(stay));
+            }
+            if let Some(spill) = self.spill.filter(in_time) {
+                return Some(self.spilt(spill));
             }
             if (split.is_some() || self.whole.is_some()) && self.makes_way() {
                 return Some(Choice::Wait(WaitReason::PrefillBusy));
@@ -301,9 +305,25 @@ impl<'a, F: Fleet> Survey<'a, F> {
 
     /// A request that is late wherever it goes leaves one backend idle for those that are not.
     fn makes_way(&self) -> bool {
+        self.idle < self.prefills.min(2) && self.has_patience()
+    }
+
+    fn has_patience(&self) -> bool {
         let Job { arrived, queue_deadline, .. } = *self.job;
-        let patience = (queue_deadline - arrived) * self.params.hopeless_patience;
-        self.idle < self.prefills.min(2) && self.now < arrived + patience
+        self.now < arrived + (queue_deadline - arrived) * self.params.hopeless_patience
+    }
+
+    /// A prompt that a decode backend takes goes on elsewhere if it can: as a new stream it would
+    /// leave the backend without slack for the next one.
+    fn spilt(&self, spill: Candidate) -> Choice {
+        let (slot, bit) = slot(self.fleet.load(spill.on).group);
+        let uncached = self.job.prompt - spill.cached;
+        let may = self.job.split == Split::May && uncached >= self.params.whole_below;
+        let leg = handed_over(self.params, self.job, spill, self.decode_step[slot]);
+        match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {
+            true => prefill_on(spill),
+            false => whole_on(spill),
+        }
     }
 
     fn why_not(&self, empty: bool) -> Choice {

@@ -326,9 +326,17 @@ impl Tick {
 
         // The streams that the present requests will become must find places; and those there are
         // would have to decode in any split.
-        let crowded_out = self.requests * (1.0 - places / self.due.max(places));
+        let crowded_out = self.requests * (1.0 - places / self.soon().max(places));
         let in_the_way = (self.streams - places).clamp(0.0, self.requests);
         untimely + crowded_out.max(in_the_way)
+    }
+
+    /// Streams that there will be a demand window from now: as far ahead as is looked back. Answers of
+    /// a thousand tokens fill a fleet in the better part of a minute, and may have ended coming then.
+    fn soon(&self) -> f64 {
+        let life = (self.mean_output * self.tpot.get()).max(1e-3);
+        let near = 1.0 - (-self.window.get() / life).exp();
+        self.streams.min(self.due) + (self.due - self.streams).max(0.0) * near
     }
 
     /// The most prefill engines that leave places for half as many streams again as fill a share
