@@ -32,6 +32,22 @@ fn the_decode_backend_with_the_shortest_steps_takes_it() {
 }
 
 #[test]
+fn a_stream_goes_where_another_has_just_begun_so_that_the_others_can_take_prompts() {
+    let rested = streaming(Decode, 40, 1.0);
+    check(&[idle(Prefill), streaming(Decode, 50, 0.0), rested], Some(1));
+    check(&[idle(Prefill), Load { unbegun: 1, ..streaming(Decode, 50, 1.0) }, rested], Some(1));
+    // Not where it would be much slower.
+    let long = Handover { expected_output: Tokens(2000), ..handover(0) };
+    let crowded = [idle(Prefill), streaming(Decode, 90, 0.0), rested];
+    assert_eq!(placed(&long, &crowded), Some(2));
+    // Slack that no prompt may use is worth nothing.
+    let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 0.0), rested]);
+    let unshared = Params { hold_max: Seconds(-1.0), ..Params::default() };
+    let on = place_decode(&unshared, Moment::START, &handover(0), &engines);
+    assert_eq!(on, Some(BackendId(2)));
+}
+
+#[test]
 fn one_that_is_held_up_by_a_prefill_is_passed_over() {
     let held_up = Load { prefill: Seconds(0.9), ..streaming(Decode, 10, 1.0) };
     check(&[idle(Prefill), held_up, streaming(Decode, 40, 1.0)], Some(2));

@@ -108,11 +108,36 @@ fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
 }
 
 #[test]
-fn streams_on_a_flipped_backend_are_not_held_up_while_a_prefill_can_wait() {
+fn streams_that_a_flip_left_behind_are_not_held_up() {
     let (decode, flipped) = (streaming(Decode, 30, 0.0), streaming(Prefill, 10, 0.1));
     check(4000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
     check(4000, &[streaming(Prefill, 10, 0.6), decode], Splits(0));
-    check(11_000, &[flipped, decode], Splits(0));
+    // One request is late rather than ten streams.
+    check(11_000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
+    // No stream joins them: what they have earned may be more than a decode backend may spend.
+    check(30_000, &[streaming(Prefill, 10, 4.0), decode], Splits(0));
+    // Not for ever.
+    let at_last = Moment::START + Seconds(16.0);
+    let engines = Engines::new(vec![flipped, decode]);
+    let choice = place(&Params::default(), at_last, &job(1, 11_000), &engines);
+    assert!(matches!(choice, Choice::Prefill { on: BackendId(0), .. }), "{choice:?}");
+}
+
+#[test]
+fn what_spills_goes_on_elsewhere_if_it_can() {
+    let (busy, decode) = (prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08));
+    let tight = streaming(Decode, 30, 0.0);
+    check(1000, &[busy, decode], Whole(1));
+    check(1000, &[busy, decode, tight], Splits(1));
+    check(1000, &[busy, decode, full(Decode)], Whole(1));
+    check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Whole(1));
+    // What fits into a step holds nobody up.
+    check(200, &[busy, streaming(Decode, 30, 0.0)], Whole(1));
+    let engines = Engines::new(vec![busy, decode, tight]);
+    assert_eq!(goes(&unsplit(1000), &engines), Whole(1));
+    // A hand-off and another step would make it late.
+    let soon = Job { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
+    assert_eq!(goes(&soon, &engines), Whole(1));
 }
 
 #[test]
@@ -167,7 +192,7 @@ fn what_a_hand_off_would_make_late_stays_on_the_prefill_backend() {
     // Nothing makes it in time: streams do not belong on a prefill backend then.
     check(13_000, &[idle(Prefill), decode], Splits(0));
     // Nor where a stream would be held up.
-    check(11_500, &[streaming(Prefill, 1, 0.5), decode], Splits(0));
+    check(11_500, &[streaming(Prefill, 1, 0.5), decode], Waits(WaitReason::PrefillBusy));
     let never = Params { hold_max: Seconds(-1.0), ..Params::default() };
     let choice = place(&never, NOW, &job(1, 11_500), &Engines::new(vec![idle(Prefill), decode]));
     assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");

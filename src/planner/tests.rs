@@ -162,10 +162,10 @@ fn prefill_work(load: f64) -> impl FnOnce(&mut GroupDemand) {
     }
 }
 
-/// Output that keeps so many streams busy at the TPOT target.
+/// Answers, short ones, that keep so many streams busy at the TPOT target.
 fn decode_work(streams: f64) -> impl FnOnce(&mut GroupDemand) {
     move |demand| {
-        demand.arrived_requests = 1;
+        demand.arrived_requests = 10;
         demand.arrived_prefill = TICK * 0.05;
         demand.arrived_output = Tokens((streams * TICK.get() / 0.03) as u64);
     }
@@ -308,6 +308,29 @@ fn decode_engines_whose_memory_is_full_get_company() {
         });
     }
     assert!(bench.count(Role::Prefill) < 4, "{:?}", bench.journal);
+}
+
+#[test]
+fn streams_that_are_long_in_coming_move_engines_only_when_they_are_near() {
+    // Answers of a minute that would fill more than four decode engines, were they to go on coming.
+    let arrive = |bench: &mut Bench| {
+        bench.tick(|demand| {
+            decode_work(1100.0)(demand);
+            demand.arrived_requests = 1;
+        });
+    };
+    let mut bench = Bench::of(8);
+    for _ in 0..200 {
+        arrive(&mut bench);
+    }
+    assert_eq!(bench.flips, 0, "{:?}", bench.journal);
+    for backend in bench.seen.backends.iter_mut().filter(|b| b.role == Role::Decode) {
+        (backend.streams, backend.kv) = (230, Tokens(230_000));
+    }
+    for _ in 0..100 {
+        arrive(&mut bench);
+    }
+    assert!(bench.count(Role::Decode) > 4, "{:?}", bench.journal);
 }
 
 #[test]
@@ -468,9 +491,9 @@ fn the_journal_of_a_short_day() {
     // Reviewed: decode at first, then prefill as the average follows the shift, then rest: an idle
     // fleet keeps its roles.
     let expected = [
-        "2.20 0 prefill>decode decode_short",
-        "11.90 0 decode>prefill prefill_short",
-        "16.55 2 decode>prefill prefill_short",
+        "2.05 0 prefill>decode decode_short",
+        "11.85 0 decode>prefill prefill_short",
+        "16.50 2 decode>prefill prefill_short",
     ];
     assert_eq!(bench.journal, expected);
 }

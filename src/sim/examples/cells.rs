@@ -88,6 +88,7 @@ fn params() -> TidegateParams {
             "room" => params.placement.room = Seconds(number),
             "hold_max" => params.placement.hold_max = Seconds(number),
             "hold_weight" => params.placement.hold_weight = number,
+            "slack_weight" => params.placement.slack_weight = number,
             "admission" => params.placement.admission = number,
             "hopeless" => params.placement.hopeless_share = number,
             "look" => params.placement.look_ahead = number as usize,
