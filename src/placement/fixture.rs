@@ -24,6 +24,7 @@ pub(crate) fn idle(role: Role) -> Load {
         role,
         usable: true,
         runs_whole: true,
+        hands_over: true,
         group: GroupId(0),
         prefill: Seconds::ZERO,
         streams: 0,

@@ -14,6 +14,8 @@ pub struct Load {
     pub usable: bool,
     /// Does it take whole requests? If not, even those that should not be split are.
     pub runs_whole: bool,
+    /// May it prefill for another backend, its role aside? Some engines die of it.
+    pub hands_over: bool,
     /// Whom it may hand KV cache to.
     pub group: GroupId,
     /// Predicted prefill work that was sent and is unfinished, that of whole requests included.

@@ -316,9 +316,11 @@ impl<'a, F: Fleet> Survey<'a, F> {
     /// A prompt that a decode backend takes goes on elsewhere if it can: as a new stream it would
     /// leave the backend without slack for the next one.
     fn spilt(&self, spill: Candidate) -> Choice {
-        let (slot, bit) = slot(self.fleet.load(spill.on).group);
+        let load = self.fleet.load(spill.on);
+        let (slot, bit) = slot(load.group);
         let uncached = self.job.prompt - spill.cached;
-        let may = self.job.split == Split::May && uncached >= self.params.whole_below;
+        let may_split = self.job.split == Split::May && uncached >= self.params.whole_below;
+        let may = load.hands_over && may_split;
         let leg = handed_over(self.params, self.job, spill, self.decode_step[slot]);
         match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {
             true => prefill_on(spill),

@@ -130,6 +130,7 @@ fn what_spills_goes_on_elsewhere_if_it_can() {
     check(1000, &[busy, decode], Whole(1));
     check(1000, &[busy, decode, tight], Splits(1));
     check(1000, &[busy, decode, full(Decode)], Whole(1));
+    check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Whole(1));
     check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Whole(1));
     // What fits into a step holds nobody up.
     check(200, &[busy, streaming(Decode, 30, 0.0)], Whole(1));
@@ -375,11 +376,12 @@ proptest! {
         match place(&params, NOW, &job, &engines) {
             Choice::Prefill { on, .. } => {
                 let chosen = loads[on.index()];
-                prop_assert!(open(&chosen) && chosen.role.takes_prefill() && !never);
-                prop_assert!(chosen.prefill < params.room);
-                let taker = |load: &Load| open(load)
-                    && load.group == chosen.group && load.role.takes_decode();
-                prop_assert!(loads.iter().any(taker));
+                // Beside its role prefills what can.
+                prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
+                prop_assert!(open(&chosen) && chosen.prefill < params.room && !never);
+                let taker = |(slot, load): (usize, &Load)| open(load)
+                    && slot != on.index() && load.group == chosen.group && load.role.takes_decode();
+                prop_assert!(loads.iter().enumerate().any(taker));
             }
             Choice::Whole { on, .. } => {
                 let chosen = loads[on.index()];

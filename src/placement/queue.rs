@@ -1,21 +1,27 @@
 //! Those that wait, earliest TTFT deadline first, long prompts brought forward a little. Those that
 //! can no longer make theirs come last, with a share of the work that is placed, so that none
-//! starves. The queue reserves nothing and never sleeps: its owner polls it when room is made and at
+//! starves. What all engines together could not begin in time is not tried, the longest first
+//! (shed.rs). The queue reserves nothing and never sleeps: its owner polls it when room is made and at
 //! [`DeadlineQueue::next_deadline`].
 //!
 //! A poll of a full pool is quick however many wait: a job is not even tried if one of its kind
 //! that needs no more work was just refused.
 
 mod line;
+mod shed;
 
 use crate::order::order;
 use crate::{Choice, Fleet, Job, NowhereReason, Params, Split, place};
 use line::{Key, Line, Rank};
+use shed::shed;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_terms::{Moment, PoolId, RequestId, Role, Seconds};
 
 /// How often a place that someone else took first is asked for again, each time afresh.
 const RACES_MAX: u32 = 3;
+
+/// So many of the hopeful, the first, are looked through for those that are too much.
+const SHED_AMONG: usize = 512;
 
 /// What became of a job that waited. It has left the queue, except where [`Outcome::Place`] was
 /// answered with [`Took::No`].
@@ -218,6 +224,8 @@ impl DeadlineQueue {
         fleet: &impl Fleet,
         on: &mut impl FnMut(Outcome<'_>) -> Took,
     ) {
+        let shed = self.shed(pool, now, fleet);
+        let is_shed = |id| shed.binary_search(&id).is_ok();
         let mut walks = [Walk::new(Rank::Hopeful, params), Walk::new(Rank::Hopeless, params)];
         // What refuses the hopeless may take the others.
         let mut refused = [Refused::default(), Refused::default()];
@@ -226,7 +234,7 @@ impl DeadlineQueue {
             let first = usize::from(line.is_turn_of_hopeless());
             let Some((walk, id)) = [first, 1 - first]
                 .into_iter()
-                .find_map(|which| walks[which].next(line).map(|id| (which, id)))
+                .find_map(|which| walks[which].next(line, is_shed).map(|id| (which, id)))
             else {
                 return;
             };
@@ -248,6 +256,20 @@ impl DeadlineQueue {
                 }
             }
         }
+    }
+
+    /// Those that are not tried now: see shed.rs.
+    fn shed(&self, pool: PoolId, now: Moment, fleet: &impl Fleet) -> Vec<RequestId> {
+        let Some(line) = self.lines.get(&pool) else { return Vec::new() };
+        let engines = fleet.pool(pool).len();
+        if line.hopeful() <= engines {
+            return Vec::new();
+        }
+        let jobs = line.turns().take(SHED_AMONG).filter_map(|id| {
+            let Waiting { work, latest_start, .. } = self.waiting.get(&id)?;
+            Some((id, *work, *latest_start - now))
+        });
+        shed(engines, jobs)
     }
 
     fn try_one(
@@ -300,13 +322,18 @@ impl Walk {
         Walk { rank, behind: None, at: None, left: params.look_ahead.max(1) }
     }
 
-    /// The first one not yet passed over.
-    fn next(&mut self, line: &Line) -> Option<RequestId> {
+    /// The first one neither passed over nor to be left out.
+    fn next(&mut self, line: &Line, is_out: impl Fn(RequestId) -> bool) -> Option<RequestId> {
         if self.left == 0 {
             return None;
         }
-        self.at = line.after(self.rank, self.behind);
-        self.at.map(|(_, id)| id)
+        loop {
+            self.at = line.after(self.rank, self.behind);
+            match self.at {
+                Some((_, id)) if is_out(id) => self.behind = self.at,
+                at => return at.map(|(_, id)| id),
+            }
+        }
     }
 
     fn pass(&mut self) {

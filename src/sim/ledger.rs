@@ -75,6 +75,7 @@ impl Ledger {
                     usable: true,
                     // SGLang, the one engine that switches by itself, answers 400.
                     runs_whole: capability == RoleCapability::Instant,
+                    hands_over: true,
                     group: GroupId(0),
                     prefill: Seconds::ZERO,
                     streams: 0,

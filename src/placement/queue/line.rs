@@ -64,6 +64,16 @@ impl Line {
         self.hopeful.is_empty() && self.hopeless.is_empty()
     }
 
+    /// How many of them can still make their deadline.
+    pub(super) fn hopeful(&self) -> usize {
+        self.hopeful.len()
+    }
+
+    /// Those, by turn.
+    pub(super) fn turns(&self) -> impl Iterator<Item = RequestId> {
+        self.hopeful.iter().map(|(_, id)| *id)
+    }
+
     pub(super) fn totals(&self) -> (usize, Seconds) {
         (self.hopeful.len() + self.hopeless.len(), Seconds(self.work_nanos as f64 / 1e9))
     }

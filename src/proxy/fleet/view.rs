@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use tidegate_cost::Matches;
 use tidegate_placement::{Job, Load};
-use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Seconds, Tokens};
+use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
 use super::{Fleet, RoutingTable};
 
@@ -54,6 +54,7 @@ impl tidegate_placement::Fleet for View<'_> {
             role: entry.role,
             usable: backend.health.is_usable(),
             runs_whole: backend.family.runs_whole(),
+            hands_over: backend.allowed.contains(Role::Prefill),
             group: entry.group,
             prefill: balance.prefill,
             streams: balance.streams,
