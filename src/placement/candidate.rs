@@ -131,6 +131,17 @@ impl<'a> Offer<'a> {
         self.load.streams == 0 || self.hold_up() <= self.slack().max(Seconds::ZERO)
     }
 
+    /// How long until its streams, left alone, have the slack that is missing. Every step earns them
+    /// what it is shorter than the target.
+    pub(crate) fn until_slack(&self) -> Seconds {
+        let step = self.load.decode_model.step(self.load.streams, self.load.kv);
+        let missing = (self.hold_up() - self.slack()).max(Seconds::ZERO);
+        match (self.params.slo.tpot - step) / step {
+            earned if earned > 0.0 => missing / earned,
+            _ => Seconds(f64::INFINITY),
+        }
+    }
+
     fn slack(&self) -> Seconds {
         match self.load.unbegun {
             0 => self.load.slack - self.params.slo.tpot,

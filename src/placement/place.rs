@@ -11,6 +11,11 @@ use tidegate_terms::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 /// start in a group without decode room.
 const GROUPS: usize = 64;
 
+/// Fewer streams than this give way to a prompt: of those that are held up some make up for it. Any
+/// number from 2 to 16 does as well in the simulator; without, a backend that has one stream, its own
+/// because a hand-off would have been late, is lost to others for half of the time.
+const FEW: u32 = 4;
+
 /// Where a request goes, or why it does not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
@@ -258,10 +263,18 @@ impl<'a, F: Fleet> Survey<'a, F> {
     }
 
     /// Has the backend streams without slack for it, from before a flip? One request is late if it
-    /// waits until they have earned it, and several streams are if it does not. Not for ever: a
-    /// prompt may be longer than any slack.
+    /// waits until they have earned it, and several streams are if it does not; not for ever, since a
+    /// prompt may be longer than any slack. A few streams give way to one that cannot wait.
     fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
-        !offer.is_covered() && self.has_patience()
+        if offer.is_covered() {
+            return false;
+        }
+        if offer.load.streams >= FEW {
+            return self.has_patience();
+        }
+        let Params { room, transfer, slo, .. } = self.params;
+        let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
+        offer.prefill().ttft + after + offer.until_slack() < self.left
     }
 
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
