@@ -77,6 +77,7 @@ impl Fleet for Plain {
             role: if id.0.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             usable: true,
             runs_whole: true,
+            hands_over: true,
             group: GroupId(0),
             prefill: Seconds(busy),
             streams: u32::from(id.0 % 90),
