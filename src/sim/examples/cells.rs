@@ -25,7 +25,7 @@ fn main() {
     let conv = read("azure_llm_2023_conv.first30min.csv");
     let both = Trace::merge([conv, code.clone()]);
     let cells = [
-        ("regime60", &r60, [0.8, 1.0, 1.2].as_slice()),
+        ("regime60", &r60, [0.8, 1.0, 1.2, 1.62].as_slice()),
         ("regime300", &r300, &[0.8, 1.0, 1.2]),
         ("code", &code, &[1.0, 2.0]),
         ("both", &both, &[1.0, 2.0]),
