@@ -5,7 +5,8 @@
 //! - `wide FILE tidegate [WORD [PART/PARTS]]` compares with those, printing each cell in which
 //!   tidegate is below at all, and a count.
 //!
-//! Only traces named WORD, or those of every name if it is `all`.
+//! Only traces named WORD, or those of every name if it is `all`. `OWN=FILE,FILE…` names other traces
+//! than those of the project, each known by its file's name.
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -28,7 +29,7 @@ type Best = (f64, String);
 
 /// A trace at a rate on a fleet, to be judged by nine targets.
 struct Load {
-    name: &'static str,
+    name: String,
     trace: Trace,
     rate: f64,
     engines: usize,
@@ -46,12 +47,13 @@ fn main() {
     for (name, trace) in traces() {
         for (n, engines) in [4, 8, 16, 64].into_iter().enumerate() {
             for (m, rate) in [0.5, 1.0, 1.5, 2.0].into_iter().enumerate() {
-                if ![name, "all"].contains(&word) || (n + m) % parts != part - 1 {
+                if ![name.as_str(), "all"].contains(&word) || (n + m) % parts != part - 1 {
                     continue;
                 }
                 // The same load an engine for every size of fleet.
                 let rate = rate * engines as f64 / 8.0;
-                let load = Load { name, trace: trace.clone().at_rate(rate), rate, engines };
+                let load =
+                    Load { name: name.clone(), trace: trace.clone().at_rate(rate), rate, engines };
                 let missing = |slo: &Slo| !known.contains_key(&load.cell(slo));
                 if what == "alternatives" {
                     if slos().iter().any(missing) {
@@ -81,15 +83,19 @@ fn main() {
     }
 }
 
-fn traces() -> Vec<(&'static str, Trace)> {
-    let read = |name: &str| {
-        Trace::parse(&std::fs::read_to_string(format!("{TRACES}{name}")).expect("trace"))
-            .expect("trace")
-            .cap_prompt(Tokens(32_000))
+fn traces() -> Vec<(String, Trace)> {
+    let parse = |path: &str| {
+        let text = std::fs::read_to_string(path).expect("trace");
+        Trace::parse(&text).expect("trace").cap_prompt(Tokens(32_000))
     };
+    if let Ok(own) = std::env::var("OWN") {
+        let stem = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+        return own.split(',').map(|path| (stem(path), parse(path))).collect();
+    }
+    let read = |name: &str| parse(&format!("{TRACES}{name}"));
     let code = read("azure_llm_2023_code.first30min.csv");
     let conv = read("azure_llm_2023_conv.first30min.csv");
-    vec![
+    [
         ("r60", read("regime_shift_60s.jsonl")),
         ("r300", read("regime_shift_300s.jsonl")),
         ("mooncake", read("mooncake_conversation.first30min.jsonl")),
@@ -97,6 +103,8 @@ fn traces() -> Vec<(&'static str, Trace)> {
         ("code", code),
         ("conv", conv),
     ]
+    .map(|(name, trace)| (name.to_owned(), trace))
+    .into()
 }
 
 fn slos() -> Vec<Slo> {
