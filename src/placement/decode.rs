@@ -5,6 +5,15 @@ use crate::order::order;
 use crate::{Fleet, Handover, Load, Params};
 use tidegate_terms::{BackendId, Moment, Seconds};
 
+/// Nine answers of ten are longer than this share of what is expected, if they end at any token alike.
+const SURE: f64 = 0.1;
+/// Streams are packed while steps take so much of what the TPOT target leaves them. Between a half
+/// and .85 nothing changes in the simulator; to the end, the slightest chunk costs all of them.
+const PACKS: f64 = 0.7;
+
+/// Might it miss its TPOT there, and the rest; less is better.
+type Rank = (bool, f64);
+
 /// How far from its role a backend is asked to go: by role, over the role, even where it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
@@ -28,7 +37,7 @@ pub fn place_decode(
     let group = fleet.load(handover.from).group;
     let backends = fleet.pool(handover.pool);
     let mut nearest = Reach::Failed;
-    let mut best: Option<(BackendId, f64)> = None;
+    let mut best: Option<(BackendId, Rank)> = None;
     let mut looked_at = 0;
     for index in order(backends.len(), handover.seed) {
         if looked_at >= params.sample && nearest == Reach::Role && best.is_some() {
@@ -48,9 +57,10 @@ pub fn place_decode(
             // What was seen further away no longer counts, room or not.
             (nearest, best) = (reach, None);
         }
-        let rank = rank(params, handover, on, &load);
+        let held_up = held_up(params, handover, &load);
+        let rank = (held_up.is_some(), rank(params, handover, on, &load));
         if has_room(params, handover, &load)
-            && !is_better_later(params, now, handover, &load)
+            && !held_up.is_some_and(|prefill| is_in_time(params, now, handover, &load, prefill))
             && best.is_none_or(|(_, least)| rank < least)
         {
             best = Some((on, rank));
@@ -73,11 +83,11 @@ fn has_room(params: &Params, handover: &Handover, load: &Load) -> bool {
         && load.has_step_room(handover.kv, params.slo.tpot)
 }
 
-/// Would the prefill work that is in the way there cost the stream its TPOT, and is there time to
-/// wait for its end? A short answer has no tokens to make up in for those that come late.
-fn is_better_later(params: &Params, now: Moment, handover: &Handover, load: &Load) -> bool {
+/// For how long prefill work is in the way there, if that might cost the stream its TPOT: a short
+/// answer has no tokens to make up in for those that come late.
+fn held_up(params: &Params, handover: &Handover, load: &Load) -> Option<Seconds> {
     if load.prefill <= Seconds::ZERO {
-        return false;
+        return None;
     }
     let tpot = params.slo.tpot;
     let chunk = load.prefill_model.per_token * params.chunk.as_f64();
@@ -85,25 +95,42 @@ fn is_better_later(params: &Params, now: Moment, handover: &Handover, load: &Loa
     let beside = load.decode_model.beside_prefill(load.streams, load.kv);
     let prefill = load.prefill.max(load.decode_model.base * steps) + beside * steps;
     let step = load.step_with(handover.kv);
-    let after = (handover.expected_output.as_f64() - 1.0 - steps).max(0.0);
-    let held_up = prefill - tpot * steps > (tpot - step) * after;
-    let ttft = params.transfer.predict(handover.kv) + step;
-    held_up && now + prefill + ttft <= handover.ttft_deadline
+    let sure = handover.expected_output.as_f64() * SURE;
+    let after = (sure - 1.0 - steps).max(0.0);
+    (prefill - tpot * steps > (tpot - step) * after).then_some(prefill)
 }
 
-/// Predicted completion, which is the prefill work that is in the way, the hand-off, then its steps;
-/// and the slack that it takes from the backend.
+/// Is there time to wait for the end of that work?
+fn is_in_time(
+    params: &Params,
+    now: Moment,
+    handover: &Handover,
+    load: &Load,
+    prefill: Seconds,
+) -> bool {
+    let ttft = params.transfer.predict(handover.kv) + load.step_with(handover.kv);
+    now + prefill + ttft <= handover.ttft_deadline
+}
+
+/// Predicted completion, and what cannot be made up for: the prefill work that is in the way, and the
+/// slack that it takes from the backend.
 fn rank(params: &Params, handover: &Handover, on: BackendId, load: &Load) -> f64 {
     let stays = on == handover.from;
     let hand_off = if stays { Seconds::ZERO } else { params.transfer.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
-    (load.prefill + hand_off + steps + slack(params, load) * params.slack_weight).get()
+    let taken = load.prefill + slack(params, handover, load);
+    (hand_off + steps + taken * params.slack_weight).get()
 }
 
-/// What the backend's streams could be held up for, were there no new one.
-fn slack(params: &Params, load: &Load) -> Seconds {
+/// What the backend's streams could be held up for, were there no new one. One whose steps take a
+/// good part of the target is left to those it has, however young they are.
+fn slack(params: &Params, handover: &Handover, load: &Load) -> Seconds {
+    let base = load.decode_model.base;
+    let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKS;
+    let most = params.hold_max.max(Seconds::ZERO);
     match load.unbegun {
-        0 => load.slack.min(params.hold_max).max(Seconds::ZERO),
+        _ if load.step_with(handover.kv) > packs => most,
+        0 => load.slack.max(Seconds::ZERO).min(most),
         _ => Seconds::ZERO,
     }
 }

@@ -40,6 +40,14 @@ fn a_stream_goes_where_another_has_just_begun_so_that_the_others_can_take_prompt
     let long = Handover { expected_output: Tokens(2000), ..handover(0) };
     let crowded = [idle(Prefill), streaming(Decode, 90, 0.0), rested];
     assert_eq!(placed(&long, &crowded), Some(2));
+    // Nor where the target is nearly used up, or a prompt in the way may cost it its TPOT.
+    let fuller =
+        |streams| [idle(Prefill), streaming(Decode, streams, 0.0), streaming(Decode, 100, 1.0)];
+    check(&fuller(130), Some(1));
+    check(&fuller(160), Some(2));
+    let busy = Load { prefill: Seconds(0.5), unbegun: 1, ..streaming(Decode, 30, 0.0) };
+    let patient = Handover { ttft_deadline: Moment::START, ..handover(0) };
+    assert_eq!(placed(&patient, &[idle(Prefill), busy, rested]), Some(2));
     // Slack that no prompt may use is worth nothing.
     let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 0.0), rested]);
     let unshared = Params { hold_max: Seconds(-1.0), ..Params::default() };

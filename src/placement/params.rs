@@ -29,10 +29,10 @@ pub struct Params {
     /// What holding up streams by a second within their slack counts for, in seconds of the
     /// request's own completion. 0 uses slack freely; large values save it for bursts.
     pub hold_weight: f64,
-    /// What a second of the slack that its streams have earned counts for where a stream is handed to
-    /// a decode backend, in seconds of its own completion. A stream that begins has no slack and so
-    /// leaves none to the others: it goes where another has just begun, and other backends can take
-    /// prompts. 0 spreads streams evenly.
+    /// What a second of prefill work in the way of a stream that is handed to a decode backend, or of
+    /// slack that it takes from those there, counts for in seconds of its own completion. A stream
+    /// that begins has no slack and so leaves none to the others: it goes where another has just
+    /// begun, and other backends can take prompts. 1 or more.
     pub slack_weight: f64,
     /// The most that a cached prefix counts for in choosing a backend, so that one long shared
     /// prefix does not pull all load to one backend.

@@ -157,7 +157,7 @@ struct Costs {
 /// Of the streams that chunks without a pause would lose, so many are lost: placement keeps prefills
 /// from engines whose streams have no slack left, as long as they can wait. Seen in the simulator;
 /// two thirds or twice as much changes no figure of ARCHITECTURE.md by more than half a point.
-const HELD_UP: f64 = 0.15;
+const HELD_UP: f64 = 0.5;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
 /// Where to move is chosen with so much more demand in mind than there was. Twice as much changes
@@ -326,9 +326,9 @@ impl Tick {
 
         // The streams that the present requests will become must find places; and those there are
         // would have to decode in any split.
-        let crowded_out = self.requests * (1.0 - places / self.soon().max(places));
-        let in_the_way = (self.streams - places).clamp(0.0, self.requests);
-        untimely + crowded_out.max(in_the_way)
+        let crowd = self.soon().max(self.streams).max(places).max(1e-9);
+        let crowded_out = self.requests * (1.0 - places / crowd);
+        untimely + crowded_out
     }
 
     /// Streams that there will be a demand window from now: as far ahead as is looked back. Answers of

@@ -334,6 +334,21 @@ fn streams_that_are_long_in_coming_move_engines_only_when_they_are_near() {
 }
 
 #[test]
+fn a_few_streams_more_than_are_planned_for_are_no_reason_to_give_a_busy_prefill_engine_away() {
+    let mut bench = Bench::of(4);
+    for _ in 0..1200 {
+        for backend in bench.seen.backends.iter_mut().filter(|b| b.role == Role::Decode) {
+            (backend.streams, backend.kv) = (210, Tokens(210_000));
+        }
+        bench.tick(|demand| {
+            decode_work(420.0)(demand);
+            demand.arrived_prefill = TICK * 1.8;
+        });
+    }
+    assert_eq!(bench.flips, 0, "{:?}", bench.journal);
+}
+
+#[test]
 fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
     let mut bench = Bench::of(6);
     for _ in 0..20 {
