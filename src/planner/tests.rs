@@ -336,12 +336,13 @@ fn streams_that_are_long_in_coming_move_engines_only_when_they_are_near() {
 #[test]
 fn a_few_streams_more_than_are_planned_for_are_no_reason_to_give_a_busy_prefill_engine_away() {
     let mut bench = Bench::of(4);
-    for _ in 0..1200 {
+    for tick in 0..1200 {
+        let each = if tick < 400 { 150 } else { 225 };
         for backend in bench.seen.backends.iter_mut().filter(|b| b.role == Role::Decode) {
-            (backend.streams, backend.kv) = (210, Tokens(210_000));
+            (backend.streams, backend.kv) = (each, Tokens(u64::from(each) * 1000));
         }
         bench.tick(|demand| {
-            decode_work(420.0)(demand);
+            decode_work(f64::from(each) * 2.0)(demand);
             demand.arrived_prefill = TICK * 1.8;
         });
     }
