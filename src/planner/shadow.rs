@@ -154,9 +154,10 @@ struct Costs {
     to_decode: f64,
 }
 
-/// Of the streams that chunks without a pause would lose, so many are lost: placement keeps prefills
-/// from engines whose streams have no slack left, as long as they can wait. Seen in the simulator;
-/// two thirds or twice as much changes no figure of ARCHITECTURE.md by more than half a point.
+/// Of the streams that chunks without a pause would lose, a flip costs as many requests as this share:
+/// placement keeps prompts from them while they have no slack, so it is prompts that are late. Seen in
+/// the simulator; a third or twice as much changes no figure of ARCHITECTURE.md by more than half a
+/// point.
 const HELD_UP: f64 = 0.5;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
