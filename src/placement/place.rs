@@ -263,14 +263,15 @@ impl<'a, F: Fleet> Survey<'a, F> {
     }
 
     /// Has the backend streams without slack for it, from before a flip? One request is late if it
-    /// waits until they have earned it, and several streams are if it does not; not for ever, since a
-    /// prompt may be longer than any slack. A few streams give way to one that cannot wait.
+    /// waits until they have earned it, and several streams are if it does not. Not if that takes for
+    /// ever, as it does where the TPOT target is out of reach; and a few streams give way to one that
+    /// cannot wait.
     fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
         if offer.is_covered() {
             return false;
         }
         if offer.load.streams >= FEW {
-            return self.has_patience();
+            return offer.until_slack() < self.patience();
         }
         let Params { room, transfer, slo, .. } = self.params;
         let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
@@ -318,12 +319,13 @@ impl<'a, F: Fleet> Survey<'a, F> {
 
     /// A request that is late wherever it goes leaves one backend idle for those that are not.
     fn makes_way(&self) -> bool {
-        self.idle < self.prefills.min(2) && self.has_patience()
+        self.idle < self.prefills.min(2) && self.patience() > Seconds::ZERO
     }
 
-    fn has_patience(&self) -> bool {
+    /// How much longer it waits for others' sake.
+    fn patience(&self) -> Seconds {
         let Job { arrived, queue_deadline, .. } = *self.job;
-        self.now < arrived + (queue_deadline - arrived) * self.params.hopeless_patience
+        arrived + (queue_deadline - arrived) * self.params.hopeless_patience - self.now
     }
 
     /// A prompt that a decode backend takes goes on elsewhere if it can: as a new stream it would

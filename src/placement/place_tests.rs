@@ -119,7 +119,13 @@ fn streams_that_a_flip_left_behind_are_not_held_up() {
     // A few give way.
     check(11_000, &[streaming(Prefill, 3, 0.1), decode], Splits(0));
     check(4000, &[streaming(Prefill, 3, 0.1), decode], Waits(WaitReason::PrefillBusy));
-    // Not for ever.
+    // It would be for ever: one of them is lost, or the target is out of reach.
+    check(4000, &[streaming(Prefill, 10, -20.0), decode], Splits(0));
+    let slo = Slo { tpot: Seconds(0.015), ..Slo::default() };
+    let unreachable = Params { slo, ..Params::default() };
+    let choice = place(&unreachable, NOW, &job(1, 4000), &Engines::new(vec![flipped, decode]));
+    assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");
+    // It has waited.
     let at_last = Moment::START + Seconds(16.0);
     let engines = Engines::new(vec![flipped, decode]);
     let choice = place(&Params::default(), at_last, &job(1, 11_000), &engines);
