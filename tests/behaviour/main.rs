@@ -10,6 +10,8 @@ mod client;
 mod connectors;
 mod errors;
 mod fake;
+mod field;
+mod field_stream;
 mod fitness;
 mod fleet;
 mod flips;
