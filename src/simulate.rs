@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
     /// KV counts as if every answer were whole from its start, in memory and in steps: how the
-    /// table of engine_model.md seems to be made, for comparing with it
+    /// table of docs/spec/engine-model.md#whole-answers seems to be made, for comparing with it
     #[arg(long)]
     whole_answers: bool,
     /// tidegate's engines switch roles themselves, as SGLang's do: they drain, are away for so long,

@@ -1,6 +1,7 @@
 //! What work costs, learned while it runs, and who already has which prompt.
 //!
-//! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by engine_model.md
+//! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by
+//! docs/spec/engine-model.md#step-time
 //! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: the same models fitted online, robustly
 //! - [`OutputEstimate`]: how many tokens a request will emit
 //! - [`ByteFeatures`], [`ByteEstimator`]: prompt tokens where no tokenizer is there

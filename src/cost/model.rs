@@ -6,7 +6,8 @@ use tidegate_terms::{Seconds, Tokens};
 
 /// `seconds(n new tokens after x cached) = base + per_token·n + per_attention·(n·x + n²/2)`.
 ///
-/// The sum of engine_model.md's steps over the chunks of one prompt: `per_token` contains the
+/// The sum of the steps of docs/spec/engine-model.md#step-time over the chunks of one prompt:
+/// `per_token` contains the
 /// chunks' share of the fixed cost of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrefillModel {
@@ -19,7 +20,8 @@ pub struct PrefillModel {
 }
 
 /// `step(n streams, K tokens of KV) = base + per_stream·max(0, n − free_streams) + per_kv_token·K`,
-/// by engine_model.md: `base` is `t_base + t_weights`, and up to `free_streams = t_weights / t_seq`
+/// by docs/spec/engine-model.md#step-time: `base` is `t_base + t_weights`, and up to `free_streams
+/// = t_weights / t_seq`
 /// streams compute while the weights are read.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecodeModel {
@@ -44,7 +46,8 @@ pub struct TransferModel {
 }
 
 impl Default for PrefillModel {
-    /// A mid-size model on one modern accelerator: between engine_model.md's 70B on four H100 and
+    /// A mid-size model on one modern accelerator: between the 70B profile of
+    /// docs/spec/engine-model.md#constants on four H100 and
     /// an 8B on one. Only the first few requests are judged by it.
     fn default() -> PrefillModel {
         PrefillModel {
@@ -110,7 +113,7 @@ impl DecodeModel {
 }
 
 impl Default for TransferModel {
-    /// engine_model.md: 3 ms a hand-off, and 320 KiB a token at 40 GB/s.
+    /// docs/spec/engine-model.md#first-token: 3 ms a hand-off, and 320 KiB a token at 40 GB/s.
     fn default() -> TransferModel {
         TransferModel { base: Seconds(0.003), per_token: Seconds(8e-6) }
     }

@@ -1,4 +1,5 @@
-//! TensorRT-LLM's internal authentication (engine_protocols.md §5.4): a generation leg that says
+//! TensorRT-LLM's internal authentication (docs/spec/engine-protocols.md#trtllm-auth): a generation
+//! leg that says
 //! where KV is must be signed. It shares no code with the proxy's signer, and must never let a
 //! request pass that is signed for other parameters.
 

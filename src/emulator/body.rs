@@ -1,4 +1,5 @@
-//! A request's body, read and validated as vLLM does (engine_protocols.md §1.3, §1.6; the refusals
+//! A request's body, read and validated as vLLM does
+//! (docs/spec/engine-protocols.md#vllm-prefill-leg; the refusals
 //! in the recorded transcripts). It shares no code with the proxy's reader, so that one cannot hide
 //! the other's mistakes.
 

@@ -114,7 +114,8 @@ pub struct EmulatorConfig {
     /// When the KV does not come.
     pub policy: LoadFailurePolicy,
     /// How long a prefill's KV waits to be read. A decode engine whose request is queued extends
-    /// it every sixth of this to two thirds of it from then (engine_protocols.md §2).
+    /// it every sixth of this to two thirds of it from then
+    /// (docs/spec/engine-protocols.md#vllm-nixl-lease).
     pub lease: Seconds,
     /// How long a decode engine waits for a prefill engine that does not answer.
     pub handshake_timeout: Seconds,

@@ -1,5 +1,6 @@
 //! A decode engine's side of a hand-off: memory first, then the read, then the word that the KV may
-//! go (engine_protocols.md §2). While it waits for memory it keeps the lease alive. It must never
+//! go (docs/spec/engine-protocols.md#vllm-nixl). While it waits for memory it keeps the lease
+//! alive. It must never
 //! hold up another request, and never leave memory or a lease behind when the client goes.
 
 use std::sync::Arc;

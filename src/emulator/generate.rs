@@ -54,7 +54,7 @@ pub struct Making {
     stores: Option<Vec<u64>>,
 }
 
-/// A client that can be told of the engine's load (engine_protocols.md §6.3).
+/// A client that can be told of the engine's load (docs/spec/engine-protocols.md#orca).
 const ORCA: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
 /// Answer a request for chat or text.

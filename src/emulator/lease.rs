@@ -1,4 +1,4 @@
-//! Prefilled KV that waits to be fetched (engine_protocols.md §2, "Lifetime of P's blocks"): held
+//! Prefilled KV that waits to be fetched (docs/spec/engine-protocols.md#vllm-nixl-lease): held
 //! under a lease that a queued decode engine extends, read once, free when it was read, given up or
 //! forgotten. It must never give the same KV twice.
 

@@ -1,4 +1,5 @@
-//! The page of `/metrics` under vLLM's names (engine_protocols.md §6.1, and the recorded page).
+//! The page of `/metrics` under vLLM's names (docs/spec/engine-protocols.md#vllm-metrics, and the
+//! recorded page).
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

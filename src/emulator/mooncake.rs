@@ -1,4 +1,5 @@
-//! vLLM's MooncakeConnector (engine_protocols.md §3.1): its bootstrap server's answer, and what an
+//! vLLM's MooncakeConnector (docs/spec/engine-protocols.md#vllm-mooncake): its bootstrap server's
+//! answer, and what an
 //! engine that was started for one side makes of the other. It must never survive that: the real
 //! one dies of an assertion.
 

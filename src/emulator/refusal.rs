@@ -1,4 +1,5 @@
-//! Errors in vLLM's form (engine_protocols.md §1.6 and the recorded transcripts). It must never
+//! Errors in vLLM's form (docs/spec/engine-protocols.md#vllm-errors, and the recorded transcripts).
+//! It must never
 //! answer in a form of its own: a proxy is tested against these bytes.
 
 use bytes::Bytes;

@@ -112,7 +112,8 @@ impl Scheduler {
 
     /// The end of a step: its deadline, unless the machine is far behind. What is said meanwhile is
     /// heard at once: memory that is free is granted while the step runs, so that a hand-off takes its
-    /// time from the moment it is asked for, as engine_model.md has it. What is admitted begins with
+    /// time from the moment it is asked for, as in docs/spec/engine-model.md#first-token. What is
+    /// admitted begins with
     /// the next step.
     async fn wait_until(&mut self, deadline: Instant) -> Option<Instant> {
         let end = sleep_until(deadline);

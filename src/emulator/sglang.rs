@@ -1,4 +1,5 @@
-//! SGLang's own (engine_protocols.md §4): the names of its rooms, and its role switch. It must never
+//! SGLang's own (docs/spec/engine-protocols.md#sglang): the names of its rooms, and its role
+//! switch. It must never
 //! switch before it is idle.
 
 use bytes::Bytes;
@@ -39,7 +40,8 @@ struct Switch {
     decode_cuda_graph_memory_gb: Option<f64>,
 }
 
-/// `POST /pd_role_switch` (engine_protocols.md §4.3); `None` where there is no such path.
+/// `POST /pd_role_switch` (docs/spec/engine-protocols.md#sglang-role-switch); `None` where there is
+/// no such path.
 pub fn switch(engine: &Shared, body: &[u8]) -> Option<(StatusCode, Bytes)> {
     let EngineKind::Sglang(old) = engine.kind() else { return None };
     let answer = |success: bool, message: &str, new: &str, safe: bool| {

@@ -14,7 +14,7 @@ use crate::lease::Held;
 use crate::text;
 use crate::tokens::{BLOCK_TOKENS, Prompt};
 
-/// A request's ids (engine_protocols.md §1.2).
+/// A request's ids (docs/spec/engine-protocols.md#vllm-headers).
 pub struct Ids {
     /// What the client sees.
     pub external: String,

@@ -1,5 +1,6 @@
 //! A store of KV that the engines of one process share, found by the hash of a prompt's blocks
-//! (engine_protocols.md §0: LMCache, MooncakeStore). It must never find what no engine has put
+//! (docs/spec/engine-protocols.md#shared-store: LMCache, MooncakeStore). It must never find what no
+//! engine has put
 //! there: a decode whose prefill did not come computes the prompt, and that is counted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

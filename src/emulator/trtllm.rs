@@ -1,4 +1,5 @@
-//! trtllm-serve's context answer (engine_protocols.md §5.1): the parameters of the generation leg,
+//! trtllm-serve's context answer (docs/spec/engine-protocols.md#trtllm-context-first): the
+//! parameters of the generation leg,
 //! opaque to a proxy, and the prompt's ids.
 
 use bytes::Bytes;

@@ -40,7 +40,8 @@ pub enum Prompt {
     Absent,
 }
 
-/// Why a request must run whole on one engine (engine_protocols.md §1.5 and §9).
+/// Why a request must run whole on one engine
+/// (docs/spec/engine-protocols.md#vllm-request-features).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WholeReason {
     /// There is no recipe to split this endpoint.

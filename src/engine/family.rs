@@ -188,7 +188,8 @@ impl Family {
     /// The same, for one endpoint: only where the body's recipe is known.
     pub const fn splits(&self, endpoint: Endpoint) -> bool {
         match self {
-            // Tried on 0.32: each of them moves KV (engine_protocols.md §1.3).
+            // Tried on 0.32: each of them moves KV
+            // (docs/spec/engine-protocols.md#vllm-prefill-leg).
             Family::VllmNixl => endpoint.can_split() && !matches!(endpoint, Endpoint::Generate),
             Family::SglangPd => endpoint.is_completion() || matches!(endpoint, Endpoint::Generate),
             Family::VllmMooncake

@@ -1,4 +1,5 @@
-//! SGLang's role switch (engine_protocols.md §4.3): what is asked and what is answered, as values.
+//! SGLang's role switch (docs/spec/engine-protocols.md#sglang-role-switch): what is asked and what
+//! is answered, as values.
 //! The proxy drains, calls and verifies; nothing here waits.
 
 use bytes::Bytes;

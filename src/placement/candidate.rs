@@ -2,7 +2,8 @@
 //! place.rs.
 //!
 //! # How long a prefill holds up a decode engine
-//! By engine_model.md a step that computes a chunk of the prompt beside `n` decodes with `K` tokens
+//! By docs/spec/engine-model.md#step-time a step that computes a chunk of the prompt beside `n`
+//! decodes with `K` tokens
 //! of KV takes `t_base + max(compute, t_weights) + K·t_kv`. Every stream still gets a token from
 //! every such step, so the hold-up is per step: a prompt of `s = ⌈uncached / chunk⌉` chunks takes
 //!

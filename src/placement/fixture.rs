@@ -1,4 +1,5 @@
-//! A fleet of plain values for this room's tests, with engine_model.md's costs.
+//! A fleet of plain values for this room's tests, with the costs of
+//! docs/spec/engine-model.md#constants.
 
 use crate::{Choice, Excluded, Fleet, Handover, Job, Load, Split};
 use std::cell::{Cell, RefCell};

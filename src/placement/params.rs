@@ -1,4 +1,5 @@
-//! What an operator may set of placement. Plain values; the defaults are for engine_model.md's
+//! What an operator may set of placement. Plain values; the defaults are for
+//! docs/spec/engine-model.md's
 //! physics.
 
 use tidegate_cost::TransferModel;

@@ -116,7 +116,7 @@ impl BackendSettings {
         }
     }
 
-    /// Who may change its role (engine_protocols.md §0).
+    /// Who may change its role (docs/spec/engine-protocols.md#roles).
     pub fn capability(&self) -> RoleCapability {
         match (self.family(), self.kv_role) {
             (Family::Plain, _) => RoleCapability::Fixed,
@@ -127,7 +127,8 @@ impl BackendSettings {
         }
     }
 
-    /// The roles its launch flags allow (engine_protocols.md §0). A `kv_producer` that decodes may
+    /// The roles its launch flags allow (docs/spec/engine-protocols.md#roles). A `kv_producer` that
+    /// decodes may
     /// load into blocks that a step still writes, and with Mooncake it dies; a `kv_consumer` that
     /// prefills for another skips part of the hand-off for some models, and with Mooncake it dies.
     /// In `decode` it may still run whole requests.

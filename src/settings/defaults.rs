@@ -22,7 +22,7 @@ pub const KEEPALIVE: Seconds = Seconds(75.0);
 pub const DRAIN: Seconds = Seconds(30.0);
 /// Endpoint removal reaches every kube-proxy and load balancer within a few seconds.
 pub const LINGER: Seconds = Seconds(5.0);
-/// The targets of the reference table in engine_model.md.
+/// The targets of the reference table in docs/spec/engine-model.md#reference-results.
 pub const TTFT: Seconds = Seconds(1.0);
 /// As [`TTFT`].
 pub const TPOT: Seconds = Seconds(0.030);
@@ -68,7 +68,7 @@ pub const PREFIX_LINES: usize = 1 << 16;
 pub const PREFIX_BLOCK_TOKENS: usize = 64;
 /// vLLM's own default on small engines.
 pub const STREAMS_MAX: u32 = 256;
-/// Llama-3.1-70B on four H100 (engine_model.md).
+/// Llama-3.1-70B on four H100 (docs/spec/engine-model.md#constants).
 pub const KV_CAPACITY: Tokens = Tokens(430_000);
 /// vLLM's own default where it does not know the GPU.
 pub const CHUNK: Tokens = Tokens(2048);

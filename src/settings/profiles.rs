@@ -12,7 +12,8 @@ struct Profile {
     toml: &'static str,
 }
 
-/// The physics of engine_model.md and its neighbours, as `tidegate_sim::Profile` has them: a test
+/// The physics of docs/spec/engine-model.md#constants and its neighbours, as
+/// `tidegate_sim::Profile` has them: a test
 /// compares.
 const PROFILES: [Profile; 4] = [
     Profile {

@@ -1,4 +1,5 @@
-//! One engine's scheduler and the time its steps take: engine_model.md, vLLM's order of service.
+//! One engine's scheduler and the time its steps take: docs/spec/engine-model.md#step-time, vLLM's
+//! order of service.
 //! No clock: the caller says when a step ends.
 //!
 //! A step gives each running decode one token, then spends what is left of `chunk` on prefill

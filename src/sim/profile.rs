@@ -1,4 +1,5 @@
-//! Engine profiles: the constants of engine_model.md. Profiles are added beside the reference one,
+//! Engine profiles: the constants of docs/spec/engine-model.md#constants. Profiles are added beside
+//! the reference one,
 //! which is never tuned.
 
 use tidegate_cost::{DecodeModel, PrefillModel};
@@ -34,12 +35,14 @@ pub struct Profile {
     /// Tokens of one step: `max_num_batched_tokens`.
     pub chunk: Tokens,
     /// A stream's KV counts as if its whole answer were there from the start, in memory and in the
-    /// time of a step. It is not, but the table of engine_model.md seems to be made so
+    /// time of a step. It is not, but the table of docs/spec/engine-model.md#whole-answers seems to
+    /// be made so
     /// (benches/README.md): for comparing with it.
     pub counts_whole_answers: bool,
 }
 
-/// Llama-3.1-70B in 16 bit on four H100, from first principles (engine_model.md).
+/// Llama-3.1-70B in 16 bit on four H100, from first principles
+/// (docs/spec/engine-model.md#constants).
 const LLAMA_70B: Profile = Profile {
     name: "llama70b-h100x4",
     t_base: Seconds(2e-3),
@@ -116,7 +119,7 @@ impl Profile {
         Profile { chunk: chunk.max(Tokens(1)), ..self }
     }
 
-    /// This engine, counting KV as the table of engine_model.md does.
+    /// This engine, counting KV as the table of docs/spec/engine-model.md#whole-answers does.
     #[must_use]
     pub fn counting_whole_answers(self) -> Profile {
         Profile { counts_whole_answers: true, ..self }

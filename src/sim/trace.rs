@@ -1,4 +1,5 @@
-//! Request arrivals: both formats of ../shared/traces, and a generator for machines without them.
+//! Request arrivals: the formats of docs/spec/trace-formats.md, and a generator for machines
+//! without them.
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -112,7 +113,8 @@ impl Trace {
     }
 
     /// Poisson arrivals in phases of `phase`: long prompts with short answers, then short prompts
-    /// with long answers, as regime_shift of ../shared/traces. The same seed gives the same trace.
+    /// with long answers, as in docs/spec/trace-formats.md#regime-shift. The same seed gives the
+    /// same trace.
     pub fn bursts(seed: u64, length: Seconds, rate: f64, phase: Seconds) -> Trace {
         let mut random = SplitMix(seed);
         let (mut at, mut arrivals) = (0.0, Vec::new());

@@ -71,7 +71,7 @@ impl FromStr for Role {
     }
 }
 
-/// Who may change a backend's role (engine_protocols.md §0).
+/// Who may change a backend's role (docs/spec/engine-protocols.md#roles).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoleCapability {

@@ -13,7 +13,8 @@ pub struct Slo {
 }
 
 impl Default for Slo {
-    /// 1 s and 30 ms: what the reference table of engine_model.md is judged by.
+    /// 1 s and 30 ms: what the reference table of docs/spec/engine-model.md#reference-results is
+    /// judged by.
     fn default() -> Slo {
         Slo { ttft: Seconds(1.0), tpot: Seconds(0.030) }
     }

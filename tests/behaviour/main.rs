@@ -6,6 +6,7 @@
 mod admin;
 mod apis;
 mod cancel;
+mod citations;
 mod client;
 mod connectors;
 mod errors;

@@ -1,4 +1,5 @@
-//! The rules that follow from the engines' protocols (../shared/engine_protocols.md §9), those that
+//! The rules that follow from the engines' protocols (docs/spec/engine-protocols.md#proxy-rules),
+//! those that
 //! no other module tests. The others: 1 and 9 in `settings/tests.rs` (launch flags, groups), 5 in
 //! `retry.rs` and with each engine, 6 in `sglang.rs`, `connectors.rs`, `trtllm_generation_first.rs`,
 //! 8 in `flips.rs` (instant) and `sglang.rs` (drain, call, verify), 10 in `signals.rs`. 11 is the

@@ -1,4 +1,5 @@
-//! What a body says of a hand-off, by engine (engine_protocols.md §2 to §5). What is incomplete is
+//! What a body says of a hand-off, by engine (docs/spec/engine-protocols.md#vllm-nixl). What is
+//! incomplete is
 //! refused, or ignored where the engine ignores it: then nothing is handed over, and it shows.
 
 use serde::Deserialize;

@@ -1,4 +1,5 @@
-//! SGLang with disaggregation (engine_protocols.md §4): both engines get the same body at once and
+//! SGLang with disaggregation (docs/spec/engine-protocols.md#sglang): both engines get the same
+//! body at once and
 //! meet in a room. It must never change anything else: the prefill engine itself stops after one
 //! token, and both must render the same prompt.
 

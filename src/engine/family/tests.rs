@@ -241,7 +241,8 @@ fn a_context_leg_is_the_clients_body_but_for_the_stream_and_its_parameters() {
     assert_eq!(json(prefill)["disaggregated_params"]["disagg_request_id"], value!(1_u64 << 40));
 }
 
-/// As engine_protocols.md §5.1 specifies it; the state's order and numbers are to stay as they are.
+/// As docs/spec/engine-protocols.md#trtllm-context-first specifies it; the state's order and
+/// numbers are to stay as they are.
 const CONTEXT: &str = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"m","prompt_token_ids":[1, 2,3],
  "choices":[{"index":0,"text":" x","finish_reason":"not_finished","disaggregated_params":{"request_type":"context_only",
  "first_gen_tokens":[7],"ctx_request_id":11,"encoded_opaque_state":"aGk=","draft_tokens":null,"disagg_request_id":1099511627777,

@@ -1,4 +1,5 @@
-//! Legs that run at once, and those that meet in a store, against engine_protocols.md §3 to §5.
+//! Legs that run at once, and those that meet in a store, against
+//! docs/spec/engine-protocols.md#vllm-other-connectors.
 
 use super::*;
 use crate::scan;

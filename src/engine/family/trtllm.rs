@@ -1,4 +1,5 @@
-//! TensorRT-LLM's trtllm-serve, context first (engine_protocols.md §5.1): a context leg whose
+//! TensorRT-LLM's trtllm-serve, context first (docs/spec/engine-protocols.md#trtllm-context-first):
+//! a context leg whose
 //! parameters, opaque but for their `request_type`, make the generation leg. It must never touch
 //! `max_tokens`: the engine itself stops after the prefill.
 

@@ -1,5 +1,6 @@
-//! TensorRT-LLM's signature over what a generation leg says of its context (engine_protocols.md
-//! §5.4): HMAC-SHA256 of the two protected parameters in Python's canonical JSON. It must never put
+//! TensorRT-LLM's signature over what a generation leg says of its context
+//! (docs/spec/engine-protocols.md#trtllm-auth):
+//! HMAC-SHA256 of the two protected parameters in Python's canonical JSON. It must never put
 //! the key, or anything made from it but the signature, into a message.
 
 use ring::hmac;

@@ -1,4 +1,5 @@
-//! TensorRT-LLM's trtllm-serve, generation first (engine_protocols.md §5.2): both legs at once; the
+//! TensorRT-LLM's trtllm-serve, generation first
+//! (docs/spec/engine-protocols.md#trtllm-generation-first): both legs at once; the
 //! context engine computes nothing before the generation engine has told it where the KV is to go.
 //! It must never touch `max_tokens`, as in context first.
 

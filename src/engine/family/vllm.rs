@@ -1,4 +1,5 @@
-//! vLLM's prefill leg, whatever the connector (engine_protocols.md §1.3). It must never change what
+//! vLLM's prefill leg, whatever the connector (docs/spec/engine-protocols.md#vllm-prefill-leg). It
+//! must never change what
 //! the prompt is rendered from: both legs must read identical tokens.
 
 use crate::{Edits, Endpoint, Scan};

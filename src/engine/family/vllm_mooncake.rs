@@ -1,4 +1,5 @@
-//! vLLM with the MooncakeConnector (engine_protocols.md §3.1): both legs at once, met by a transfer
+//! vLLM with the MooncakeConnector (docs/spec/engine-protocols.md#vllm-mooncake): both legs at
+//! once, met by a transfer
 //! id; the prefill engine's bootstrap server tells its engine ids first. It must never name another
 //! rank's engine id than the one that the prefill leg is pinned to.
 

@@ -1,4 +1,5 @@
-//! vLLM with the NIXL connector, pull or push (engine_protocols.md §2): what the prefill leg asks
+//! vLLM with the NIXL connector, pull or push (docs/spec/engine-protocols.md#vllm-nixl): what the
+//! prefill leg asks
 //! for. Its answer's parameters go to the decode engine as they are; nothing here may read them.
 
 /// Asks the engine to keep the blocks. Only `do_remote_decode` is read, but the nulls matter: with

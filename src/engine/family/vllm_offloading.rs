@@ -1,4 +1,5 @@
-//! vLLM with the OffloadingConnector's P2P tier (engine_protocols.md §3.3): both legs at once, met by
+//! vLLM with the OffloadingConnector's P2P tier (docs/spec/engine-protocols.md#vllm-offloading):
+//! both legs at once, met by
 //! a request id at the prefill engine's side channel. It must never send a leg both parameters: each
 //! names the other party.
 

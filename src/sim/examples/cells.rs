@@ -1,4 +1,5 @@
-//! The cells of engine_model.md's table, by every policy named on the command line.
+//! The cells of the table in docs/spec/engine-model.md#reference-results, by every policy named on
+//! the command line.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
