@@ -156,13 +156,13 @@ struct Costs {
 
 /// Of the streams that chunks without a pause would lose, a flip costs as many requests as this share:
 /// placement keeps prompts from them while they have no slack, so it is prompts that are late. Seen in
-/// the simulator; a third or twice as much changes no figure of ARCHITECTURE.md by more than half a
+/// the simulator; a third or twice as much changes no figure of docs/evaluation.md by more than half a
 /// point.
 const HELD_UP: f64 = 0.5;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
 /// Where to move is chosen with so much more demand in mind than there was. Twice as much changes
-/// no figure of ARCHITECTURE.md by more than half a point.
+/// no figure of docs/evaluation.md by more than half a point.
 const STRESS: f64 = 1.5;
 /// No move is free, or the fleet would follow every flutter.
 const MOVE_MIN: f64 = 0.5;

@@ -1,7 +1,7 @@
 //! HTTP/1.1 (and 1.0) with a client: one request after another until either side ends it. The
 //! format is `tidegate_http1`'s business, what a request means `request.rs`'s.
 //!
-//! Why not hyper's codec, which speaks h2 here: see ARCHITECTURE.md.
+//! Why not hyper's codec, which speaks h2 here: see docs/decisions/0002-http1-codec.md.
 
 use bytes::Bytes;
 use http::request::Parts;
