@@ -28,6 +28,12 @@ impl Directory {
         self.models.get_key_value(name)
     }
 
+    /// The fleet's model, if it has just one.
+    pub fn only(&self) -> Option<(&Arc<str>, &ModelEntry)> {
+        let mut all = self.models.iter();
+        all.next().filter(|_| all.next().is_none())
+    }
+
     /// Is no model known yet?
     pub fn is_empty(&self) -> bool {
         self.models.is_empty()

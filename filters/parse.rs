@@ -1,5 +1,5 @@
 //! Filter 4: the body's one scan, and the model it names. It must never judge what the engine
-//! judges better.
+//! judges better: refused is only what is not JSON, and a model that the fleet does not serve.
 
 use crate::{Directory, ModelEntry};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ const DIRECTORY_SOON: Seconds = Seconds(2.0);
 pub(crate) struct Parsed<'a> {
     /// `None` where the body is no JSON.
     pub(crate) scan: Option<Scan>,
-    /// `None` where the body names no model.
+    /// `None` where the body names no model and the fleet has several.
     pub(crate) model: Option<(&'a Arc<str>, &'a ModelEntry)>,
 }
 
@@ -26,17 +26,21 @@ pub(crate) fn parse<'a>(
     if !endpoint.reads_json() {
         return Ok(Parsed { scan: None, model: None });
     }
-    let scan =
-        scan(endpoint, body).map_err(|wrong| ApiError::bad_request(wrong.message, wrong.param))?;
-    if scan.model.is_none() {
-        return Ok(Parsed { scan: Some(scan), model: None });
-    }
-    let name = scan
-        .model_name(body)
-        .ok_or_else(|| ApiError::bad_request("`model` is not valid Unicode.", Some("model")))?;
+    let scan = scan(endpoint, body)?;
+    let Some(named) = scan.model else {
+        // Engines serve their own model then: of a fleet with one model it is that one.
+        return Ok(Parsed { scan: Some(scan), model: directory.only() });
+    };
     if directory.is_empty() {
         return Err(ApiError::no_backend(DIRECTORY_SOON));
     }
-    let model = directory.find(&name).ok_or_else(|| ApiError::model_not_found(&name))?;
+    let model = match named.text(body) {
+        Some(name) => directory.find(&name).ok_or_else(|| ApiError::model_not_found(&name))?,
+        // Half a surrogate pair: no model has such a name.
+        None => {
+            let raw = String::from_utf8_lossy(named.of(body));
+            return Err(ApiError::model_not_found(raw.trim_matches('"')));
+        }
+    };
     Ok(Parsed { scan: Some(scan), model: Some(model) })
 }

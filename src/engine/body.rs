@@ -70,16 +70,16 @@ pub enum WholeReason {
     /// The engine will refuse it, for a member that a prefill leg must change: `stream_options`
     /// without `stream`, `min_tokens` above `max_tokens`. Better at once than after a prefill.
     WouldBeRefused,
+    /// A member has a value that only the engine can judge: a number as a string, a negative limit.
+    OddValue,
 }
 
-/// The body is wrong: a 400 with this message and parameter.
+/// The body is no JSON object: a 400 with this message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BodyError {
     /// For the client.
     pub message: String,
-    /// The member at fault; `None` if it is the JSON itself.
-    pub param: Option<&'static str>,
 }
 
 /// What one pass found. Spans point into the body that was scanned, and only there.
@@ -87,9 +87,9 @@ pub struct BodyError {
 pub struct Scan {
     /// Whose body it is.
     pub endpoint: Endpoint,
-    /// `model`, a JSON string.
+    /// `model`, a JSON string that is not empty.
     pub model: Option<Span>,
-    /// The client wants a stream.
+    /// The client wants a stream, as far as it can be read: the answer's media type decides.
     pub stream: bool,
     /// `stream_options.include_usage`
     pub include_usage: bool,
@@ -124,16 +124,15 @@ pub struct Scan {
     pub(crate) members: Members,
 }
 
-/// Reads a body once. Validates all of its JSON, and the types of what tidegate reads; leaves
-/// every other judgement to the engine. Of a member that is given twice the last counts, as in
-/// every engine; `null` counts as absent.
+/// Reads a body once. Validates that it is JSON and leaves every other judgement to the engine: a
+/// value that cannot be read is estimated. Of a member that is given twice the last counts, as in
+/// every engine; `null` counts as absent. A byte order mark before the JSON is skipped.
 ///
 /// # Errors
-/// Not JSON, nested deeper than 127, not an object, a wrong type, or a missing `model`, `messages`,
-/// `prompt` or `input` where the endpoint needs it.
+/// Not JSON, nested deeper than 127, or not an object.
 pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, BodyError> {
     let members = Members::read(body)?;
-    fields::read(endpoint, body, members)
+    Ok(fields::read(endpoint, body, members))
 }
 
 impl Span {
@@ -171,8 +170,8 @@ impl Scan {
 }
 
 impl BodyError {
-    pub(crate) fn new(message: impl Into<String>, param: Option<&'static str>) -> BodyError {
-        BodyError { message: message.into(), param }
+    pub(crate) fn new(message: impl Into<String>) -> BodyError {
+        BodyError { message: message.into() }
     }
 }
 
@@ -192,6 +191,7 @@ impl WholeReason {
             WholeReason::TruncatesToFit => "truncates_to_fit",
             WholeReason::KeptByEngine => "kept_by_engine",
             WholeReason::WouldBeRefused => "would_be_refused",
+            WholeReason::OddValue => "odd_value",
         }
     }
 }

@@ -16,7 +16,7 @@ use memchr::memmem::Finder;
 use std::sync::LazyLock;
 use tidegate_terms::Tokens;
 
-use crate::{Edits, Scan};
+use crate::{Edits, Scan, WholeReason};
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage":"#));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""cached_tokens":"#));
@@ -52,7 +52,9 @@ impl Wish {
 /// is no stream of tokens, or has several choices (each would count its own).
 pub fn asking(body: &Bytes, scan: &Scan) -> Option<Bytes> {
     let streams = scan.stream && scan.endpoint.is_completion() && scan.n == 1;
-    if !streams || Wish::of(scan, body) == Wish::Every {
+    // What `stream` or `stream_options` is to such an engine, only the engine knows.
+    let is_odd = scan.whole == Some(WholeReason::OddValue);
+    if !streams || is_odd || Wish::of(scan, body) == Wish::Every {
         return None;
     }
     let mut options = options(scan, body);

@@ -175,7 +175,7 @@ impl ApiError {
 
 impl From<crate::BodyError> for ApiError {
     fn from(error: crate::BodyError) -> ApiError {
-        ApiError::bad_request(error.message, error.param)
+        ApiError::bad_request(error.message, None)
     }
 }
 

@@ -55,8 +55,10 @@ fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted)
         let mut families = table.backends(pool).iter().map(|id| proxy.fleet.backend(*id).family);
         families.all(|family| !family.can_split() || family.splits(endpoint))
     };
+    // Without a name each engine serves its own model: what one prefills no other may decode.
+    let several = accepted.model.is_none() && table.models.len() > 1;
     match &accepted.scan {
-        Some(scan) if endpoint.can_split() && !whole(scan) => {
+        Some(scan) if endpoint.can_split() && !several && !whole(scan) => {
             match endpoint.is_completion() || splits() {
                 true => Split::May,
                 false => Split::Never,

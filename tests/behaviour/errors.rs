@@ -20,16 +20,12 @@ async fn bad_requests_are_refused_at_the_door() {
     let rows = [
         (chat_path, "{", 400, None),
         (chat_path, "[]", 400, None),
-        (chat_path, r#"{"model":"m"}"#, 400, Some("messages")),
-        (chat_path, r#"{"model":"m","messages":"x"}"#, 400, Some("messages")),
-        (chat_path, r#"{"model":"m","messages":[],"stream":"yes"}"#, 400, Some("stream")),
         (
             chat_path,
             r#"{"model":"nope","messages":[{"role":"user","content":"x"}]}"#,
             404,
             Some("model"),
         ),
-        ("/v1/completions", r#"{"model":"m","prompt":{}}"#, 400, Some("prompt")),
         ("/v1/nothing", "{}", 404, None),
     ];
     for (path, body, status, param) in rows {

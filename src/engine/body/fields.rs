@@ -1,9 +1,12 @@
-//! The members that tidegate reads, with their types. It must never judge more than it needs: a
-//! range or a combination that is wrong is the engine's to refuse, in the engine's words.
+//! The members that tidegate reads. It must never refuse: a value of another type, a range or a
+//! combination that is wrong is the engine's to judge, in the engine's words. What cannot be read is
+//! estimated, and such a request runs whole on one engine.
 
-use super::{BodyError, Members, Prompt, Scan, Span, WholeReason, native};
+use super::{Members, Prompt, Scan, Span, WholeReason, native};
 use crate::Endpoint;
 use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::cell::Cell;
 use tidegate_terms::Tokens;
 
 macro_rules! keys {
@@ -20,10 +23,6 @@ macro_rules! keys {
                     $($name => Some(Key::$key),)*
                     _ => None,
                 }
-            }
-
-            const fn name(self) -> &'static str {
-                match self { $(Key::$key => $name),* }
             }
         }
     };
@@ -71,20 +70,17 @@ keys! {
 pub(super) struct Given<'a> {
     pub(super) body: &'a [u8],
     spans: [Option<Span>; Key::COUNT],
+    /// A member that was asked for has a value that is not read as the engine may read it.
+    odd: Cell<bool>,
 }
 
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-}
-
-pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Result<Scan, BodyError> {
+pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
     let given = Given::of(body, &members);
     let mut scan = Scan {
         endpoint,
-        model: given.typed(Key::Model, "a string", b"\"")?,
-        stream: given.flag(Key::Stream)?.unwrap_or(endpoint.streams_unless_told()),
-        include_usage: given.include_usage()?,
+        model: given.model(),
+        stream: given.flag(Key::Stream).unwrap_or(endpoint.streams_unless_told()),
+        include_usage: given.include_usage(),
         n: 1,
         max_tokens: None,
         prompt: Prompt::Absent,
@@ -100,33 +96,25 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Result<
         client_handoff: given.get(Key::KvTransferParams).is_some(),
         members,
     };
-    if scan.model.is_none() && needs_model(endpoint) {
-        return Err(BodyError::new("you must provide a model parameter", Some("model")));
-    }
     // A path that is only passed through may give these names another meaning.
     if matches!(endpoint, Endpoint::Other | Endpoint::Detokenize) {
         scan.whole = Some(WholeReason::Endpoint);
-        return Ok(scan);
+        return scan;
     }
     if endpoint.is_native() {
         native::read(endpoint, &given, &mut scan);
-        return Ok(scan);
+        scan.whole = scan.whole.or(given.odd.get().then_some(WholeReason::OddValue));
+        return scan;
     }
-    scan.n = given.n()?;
-    scan.max_tokens = given.max_tokens(endpoint)?;
-    scan.prompt = given.prompt(endpoint)?;
-    scan.add_generation_prompt = given.flag(Key::AddGenerationPrompt)?;
-    scan.continue_final_message = given.flag(Key::ContinueFinalMessage)?;
-    scan.add_special_tokens = given.flag(Key::AddSpecialTokens)?;
-    scan.priority = given.int(Key::Priority)?;
-    scan.whole = given.whole(&scan)?;
-    Ok(scan)
-}
-
-/// Where OpenAI's API requires it, and a pool cannot be chosen without it.
-const fn needs_model(endpoint: Endpoint) -> bool {
-    let own = matches!(endpoint, Endpoint::Generate | Endpoint::TokensIn);
-    endpoint.generates() && !own || matches!(endpoint, Endpoint::Embeddings)
+    scan.n = given.count(Key::N, 1).map_or(1, |n| n.try_into().unwrap_or(u32::MAX));
+    scan.max_tokens = given.max_tokens(endpoint);
+    scan.prompt = given.prompt(endpoint);
+    scan.add_generation_prompt = given.flag(Key::AddGenerationPrompt);
+    scan.continue_final_message = given.flag(Key::ContinueFinalMessage);
+    scan.add_special_tokens = given.flag(Key::AddSpecialTokens);
+    scan.priority = given.int(Key::Priority);
+    scan.whole = given.whole(&scan);
+    scan
 }
 
 impl<'a> Given<'a> {
@@ -138,7 +126,7 @@ impl<'a> Given<'a> {
                 spans[key as usize] = value.filter(|span| span.of(body) != b"null");
             }
         }
-        Given { body, spans }
+        Given { body, spans, odd: Cell::new(false) }
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Span> {
@@ -149,145 +137,143 @@ impl<'a> Given<'a> {
         self.get(key).map(|span| span.of(self.body))
     }
 
-    /// The member, if its first byte is one of `opens`.
-    fn typed(&self, key: Key, wanted: &str, opens: &[u8]) -> Result<Option<Span>, BodyError> {
-        match self.raw(key) {
-            Some(raw) if !opens.contains(&first(raw)) => Err(wrong(key, wanted, raw)),
-            _ => Ok(self.get(key)),
+    /// `None` for an empty name too: vLLM, SGLang and llama.cpp serve their own model then.
+    fn model(&self) -> Option<Span> {
+        let raw = self.raw(Key::Model).filter(|raw| *raw != b"\"\"")?;
+        if first(raw) != b'"' {
+            self.odd.set(true);
+            return None;
         }
+        self.get(Key::Model)
     }
 
-    fn flag(&self, key: Key) -> Result<Option<bool>, BodyError> {
-        match self.raw(key) {
-            None => Ok(None),
-            Some(b"true") => Ok(Some(true)),
-            Some(b"false") => Ok(Some(false)),
-            Some(raw) => Err(wrong(key, "a boolean", raw)),
-        }
-    }
-
-    /// A whole number; `16.0` is one too, since some languages have no other.
-    fn int(&self, key: Key) -> Result<Option<i64>, BodyError> {
-        let Some(raw) = self.raw(key) else { return Ok(None) };
-        if let Ok(int) = serde_json::from_slice(raw) {
-            return Ok(Some(int));
-        }
-        match serde_json::from_slice::<f64>(raw) {
-            // Beyond 2^53 a float is not exact; no member of ours gets there.
-            Ok(float) if float.fract() == 0.0 && float.abs() < 9e15 => Ok(Some(float as i64)),
-            _ => Err(wrong(key, "an integer", raw)),
-        }
-    }
-
-    /// A whole number that is at least `least`.
-    fn count(&self, key: Key, least: i64) -> Result<Option<u64>, BodyError> {
-        match self.int(key)? {
-            Some(count) if count < least => {
-                let name = key.name();
-                let message = format!("`{name}` must be at least {least}, got {count}.");
-                Err(BodyError::new(message, Some(name)))
+    /// A boolean. Of another type it is what pydantic makes of it, and the engine's to judge.
+    fn flag(&self, key: Key) -> Option<bool> {
+        match self.raw(key)? {
+            b"true" => Some(true),
+            b"false" => Some(false),
+            raw => {
+                self.odd.set(true);
+                truth(raw)
             }
-            count => Ok(count.map(|count| count as u64)),
         }
     }
 
-    fn n(&self) -> Result<u32, BodyError> {
-        Ok(self.count(Key::N, 1)?.map_or(1, |n| n.try_into().unwrap_or(u32::MAX)))
+    /// A whole number; `16.0` is one too, since some languages have no other. Anything else is an
+    /// estimate of what the engine will read, or `None`, and the engine's to judge.
+    fn int(&self, key: Key) -> Option<i64> {
+        let raw = self.raw(key)?;
+        if let Ok(int) = serde_json::from_slice(raw) {
+            return Some(int);
+        }
+        let number = match serde_json::from_slice::<f64>(raw) {
+            Ok(number) => number,
+            Err(_) => {
+                self.odd.set(true);
+                super::members::text(raw)?.trim().parse().ok()?
+            }
+        };
+        // Beyond 2^53 a float is not exact; no member of ours gets there.
+        let whole = number.fract() == 0.0 && number.abs() < 9e15;
+        self.odd.set(self.odd.get() || !whole);
+        number.is_finite().then_some(number as i64)
     }
 
-    fn max_tokens(&self, endpoint: Endpoint) -> Result<Option<Tokens>, BodyError> {
+    /// A whole number that is at least `least`. Less may have a meaning to the engine (llama.cpp's
+    /// `max_tokens: -1` is no limit).
+    fn count(&self, key: Key, least: i64) -> Option<u64> {
+        let count = self.int(key)?;
+        if count < least {
+            self.odd.set(true);
+            return None;
+        }
+        Some(count as u64)
+    }
+
+    fn max_tokens(&self, endpoint: Endpoint) -> Option<Tokens> {
         if endpoint == Endpoint::Responses {
-            return Ok(self.count(Key::MaxOutputTokens, 1)?.map(Tokens));
+            return self.count(Key::MaxOutputTokens, 1).map(Tokens);
         }
         // Scoring a prompt: vLLM echoes it and generates nothing.
-        let scores = endpoint == Endpoint::Completions && self.flag(Key::Echo)? == Some(true);
-        let old = self.count(Key::MaxTokens, if scores { 0 } else { 1 })?;
-        let new = self.count(Key::MaxCompletionTokens, 1)?;
+        let scores = endpoint == Endpoint::Completions && self.flag(Key::Echo) == Some(true);
+        let old = self.count(Key::MaxTokens, if scores { 0 } else { 1 });
+        let new = self.count(Key::MaxCompletionTokens, 1);
         let chat = endpoint == Endpoint::ChatCompletions;
-        Ok(if chat { new.or(old) } else { old }.map(Tokens))
+        if chat { new.or(old) } else { old }.map(Tokens)
     }
 
-    fn include_usage(&self) -> Result<bool, BodyError> {
-        let key = Key::StreamOptions;
-        let Some(span) = self.typed(key, "an object", b"{")? else { return Ok(false) };
-        let raw = span.of(self.body);
-        let options = serde_json::from_slice::<StreamOptions>(raw).map_err(|_| {
-            let message = "`stream_options.include_usage` must be a boolean.";
-            BodyError::new(message, Some(key.name()))
-        })?;
-        Ok(options.include_usage == Some(true))
-    }
-
-    fn prompt(&self, endpoint: Endpoint) -> Result<Prompt, BodyError> {
-        let messages = || self.typed(Key::Messages, "a list", b"[");
-        let input = || self.typed(Key::Input, "a string or a list", b"\"[{");
-        match endpoint {
-            Endpoint::ChatCompletions | Endpoint::Messages => match messages()? {
-                Some(span) => Ok(Prompt::Messages(span)),
-                None => Err(missing(Key::Messages)),
-            },
-            Endpoint::Completions => match self.completion_prompt()? {
-                Prompt::Absent if self.get(Key::PromptEmbeds).is_none() => {
-                    Err(missing(Key::Prompt))
-                }
-                prompt => Ok(prompt),
-            },
-            Endpoint::Tokenize => match (self.completion_prompt()?, messages()?) {
-                (_, Some(span)) => Ok(Prompt::Messages(span)),
-                (Prompt::Absent, None) => Err(missing(Key::Prompt)),
-                (prompt, None) => Ok(prompt),
-            },
-            Endpoint::Embeddings => match (input()?, messages()?) {
-                (Some(span), _) => Ok(Prompt::Input(span)),
-                (None, Some(span)) => Ok(Prompt::Messages(span)),
-                (None, None) => Err(missing(Key::Input)),
-            },
-            Endpoint::Responses => Ok(input()?.map_or(Prompt::Absent, Prompt::Input)),
-            _ => Ok(Prompt::Absent),
+    fn include_usage(&self) -> bool {
+        #[derive(Deserialize)]
+        struct StreamOptions<'a> {
+            #[serde(borrow)]
+            include_usage: Option<&'a RawValue>,
+        }
+        let Some(raw) = self.raw(Key::StreamOptions) else { return false };
+        let options = serde_json::from_slice::<StreamOptions<'_>>(raw);
+        match options.map(|options| options.include_usage.map(RawValue::get)) {
+            Ok(None | Some("false")) => false,
+            Ok(Some("true")) => true,
+            Ok(Some(other)) => {
+                self.odd.set(true);
+                truth(other.as_bytes()) == Some(true)
+            }
+            Err(_) => {
+                self.odd.set(true);
+                false
+            }
         }
     }
 
-    fn completion_prompt(&self) -> Result<Prompt, BodyError> {
-        const WANTED: &str = "a string, a list of token ids or a list of prompts";
-        let Some(span) = self.typed(Key::Prompt, WANTED, b"\"[")? else {
-            return Ok(Prompt::Absent);
+    fn prompt(&self, endpoint: Endpoint) -> Prompt {
+        let messages = || self.get(Key::Messages).map(Prompt::Messages);
+        let input = || self.get(Key::Input).map(Prompt::Input);
+        let found = match endpoint {
+            Endpoint::ChatCompletions | Endpoint::Messages => messages(),
+            Endpoint::Completions => self.completion_prompt(),
+            Endpoint::Tokenize => messages().or_else(|| self.completion_prompt()),
+            Endpoint::Embeddings => input().or_else(messages),
+            Endpoint::Responses => input(),
+            _ => None,
         };
+        found.unwrap_or(Prompt::Absent)
+    }
+
+    /// A text, token ids, or several of either. What is none of them is read as several: its bytes
+    /// are an estimate, and it runs whole.
+    fn completion_prompt(&self) -> Option<Prompt> {
+        let span = self.get(Key::Prompt)?;
         let raw = span.of(self.body);
         if first(raw) == b'"' {
-            return Ok(Prompt::Text(span));
+            return Some(Prompt::Text(span));
         }
         let inside = raw.get(1..raw.len() - 1).unwrap_or_default().trim_ascii_start();
-        match first(inside) {
-            b'"' | b'[' => Ok(Prompt::List(span)),
-            b'0'..=b'9' => match count_ids(inside) {
-                Some(count) => Ok(Prompt::TokenIds(count, span)),
-                None => {
-                    let message = "`prompt` must be a list of non-negative integers.";
-                    Err(BodyError::new(message, Some(Key::Prompt.name())))
-                }
-            },
-            _ => Err(wrong(Key::Prompt, WANTED, raw)),
-        }
+        let count = match (first(raw), first(inside)) {
+            (b'[', b'0'..=b'9') => count_ids(inside),
+            _ => None,
+        };
+        Some(count.map_or(Prompt::List(span), |count| Prompt::TokenIds(count, span)))
     }
 
-    fn whole(&self, scan: &Scan) -> Result<Option<WholeReason>, BodyError> {
+    fn whole(&self, scan: &Scan) -> Option<WholeReason> {
         let few = |tokens: Option<Tokens>, most| tokens.is_some_and(|t| t <= Tokens(most));
-        let min = self.int(Key::MinTokens)?.unwrap_or(0);
+        let min = self.int(Key::MinTokens).unwrap_or(0);
         let starved = scan.max_tokens.is_some_and(|max| min > 0 && Tokens(min as u64) > max);
         let options = self.get(Key::StreamOptions).is_some();
         let kept =
-            self.flag(Key::Background)? == Some(true) || self.get(Key::PreviousResponse).is_some();
-        let truncates = self.int(Key::TruncatePromptTokens)?.is_some_and(|most| most < 0);
-        let several = scan.n > 1 || self.count(Key::BestOf, 0)?.is_some_and(|best| best > 1);
+            self.flag(Key::Background) == Some(true) || self.get(Key::PreviousResponse).is_some();
+        let truncates = self.int(Key::TruncatePromptTokens).is_some_and(|most| most < 0);
+        let several = scan.n > 1 || self.count(Key::BestOf, 0).is_some_and(|best| best > 1);
+        let beam = self.flag(Key::UseBeamSearch) == Some(true);
+        let echo = self.flag(Key::Echo) == Some(true);
         let rules = [
             (!scan.endpoint.can_split(), WholeReason::Endpoint),
             (scan.client_handoff, WholeReason::ClientHandoff),
             (several, WholeReason::SeveralAnswers),
-            (self.flag(Key::UseBeamSearch)? == Some(true), WholeReason::BeamSearch),
+            (beam, WholeReason::BeamSearch),
             (matches!(scan.prompt, Prompt::List(_)), WholeReason::ListPrompt),
             (self.get(Key::PromptEmbeds).is_some(), WholeReason::PromptEmbeds),
             (self.get(Key::PromptLogprobs).is_some(), WholeReason::PromptLogprobs),
-            (self.flag(Key::Echo)? == Some(true), WholeReason::Echo),
+            (echo, WholeReason::Echo),
             (few(scan.max_tokens, 1), WholeReason::OneToken),
             (truncates, WholeReason::TruncatesToFit),
             (kept && scan.endpoint == Endpoint::Responses, WholeReason::KeptByEngine),
@@ -296,8 +282,22 @@ impl<'a> Given<'a> {
                 WholeReason::Endpoint,
             ),
             (starved || (options && !scan.stream), WholeReason::WouldBeRefused),
+            (self.odd.get(), WholeReason::OddValue),
         ];
-        Ok(rules.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason))
+        rules.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason)
+    }
+}
+
+/// What pydantic makes of a value where it wants a boolean (its "lax" mode); `None` if it refuses it.
+fn truth(raw: &[u8]) -> Option<bool> {
+    if let Ok(number) = serde_json::from_slice::<f64>(raw) {
+        return (number == 1.0 || number == 0.0).then_some(number == 1.0);
+    }
+    let word = super::members::text(raw)?.to_ascii_lowercase();
+    match word.as_str() {
+        "1" | "true" | "t" | "yes" | "y" | "on" => Some(true),
+        "0" | "false" | "f" | "no" | "n" | "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -316,27 +316,4 @@ fn count_ids(inside: &[u8]) -> Option<u32> {
 
 fn first(raw: &[u8]) -> u8 {
     raw.first().copied().unwrap_or_default()
-}
-
-fn wrong(key: Key, wanted: &str, raw: &[u8]) -> BodyError {
-    let got = match first(raw) {
-        b'"' => "a string",
-        b'{' => "an object",
-        b'[' => "a list",
-        b't' | b'f' => "a boolean",
-        _ => "a number",
-    };
-    let name = key.name();
-    // A list that is not the right list, or a number that is no integer.
-    let message = if wanted.contains(got) || (got == "a number" && wanted == "an integer") {
-        format!("`{name}` must be {wanted}.")
-    } else {
-        format!("`{name}` must be {wanted}, got {got}.")
-    };
-    BodyError::new(message, Some(name))
-}
-
-fn missing(key: Key) -> BodyError {
-    let name = key.name();
-    BodyError::new(format!("Missing required parameter: '{name}'."), Some(name))
 }

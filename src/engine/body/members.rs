@@ -38,7 +38,7 @@ impl Members {
     /// One pass over the whole body: a quick one if it is plainly JSON.
     pub(crate) fn read(body: &[u8]) -> Result<Members, BodyError> {
         if u32::try_from(body.len()).is_err() {
-            return Err(BodyError::new("The request body is larger than 4 GiB.", None));
+            return Err(BodyError::new("The request body is larger than 4 GiB."));
         }
         let quick = || simdutf8::basic::from_utf8(body).ok().and_then(|_| walk::members(body));
         match quick() {
@@ -53,22 +53,23 @@ impl Members {
     /// One pass of serde_json.
     pub(super) fn by_serde(body: &[u8]) -> Result<Members, BodyError> {
         let text = simdutf8::compat::from_utf8(body)
-            .map_err(|error| BodyError::new(format!("The body is not UTF-8: {error}."), None))?;
+            .map_err(|error| BodyError::new(format!("The body is not UTF-8: {error}.")))?;
+        // RFC 8259, 8.1: a reader may skip a byte order mark. Windows' tools write one.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mark = body.len() - text.len();
         let Some(open) = text.find(|c| !matches!(c, ' ' | '\t' | '\n' | '\r')) else {
-            return Err(BodyError::new("The body is empty: a JSON object is required.", None));
+            return Err(BodyError::new("The body is empty: a JSON object is required."));
         };
-        let pass = Pass { base: body.as_ptr() as usize, end: open as u32 + 1 };
+        let pass = Pass { base: body.as_ptr() as usize, end: (mark + open) as u32 + 1 };
         let mut json = serde_json::Deserializer::from_str(text);
         let members = json.deserialize_map(pass).and_then(|members| json.end().map(|()| members));
         let members = members.map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => {
-                BodyError::new("The body must be a JSON object.", None)
-            }
-            _ => BodyError::new(format!("The body is not valid JSON: {error}."), None),
+            serde_json::error::Category::Data => BodyError::new("The body must be a JSON object."),
+            _ => BodyError::new(format!("The body is not valid JSON: {error}.")),
         })?;
         if too_deep(body) {
             let message = format!("The body is nested deeper than {DEPTH_MAX} levels.");
-            return Err(BodyError::new(message, None));
+            return Err(BodyError::new(message));
         }
         Ok(members)
     }
