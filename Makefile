@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test test-real test-live test-fuzz bench manifests setup
+.PHONY: help demo test test-real test-live test-fuzz bench docs manifests setup
 
 # What there is to make.
 help:
@@ -13,12 +13,14 @@ help:
 	@echo 'make test-live  the demo beside the simulator on slices of two traces; three minutes'
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
+	@echo 'make docs       regenerates docs/reference and builds the book; needs python3, and mdbook for the book'
 	@echo 'make manifests  the Kubernetes manifests against the schemas of Kubernetes'
 	@echo 'make setup      install what building needs'
 
 # An emulated fleet, the proxy and a load, watched live; ends by itself in under 90 s. ARGS="--scenario …"
 demo: setup
-	$(CARGO) run --release --quiet --bin tidegate -- demo $(ARGS)
+	@echo 'building tidegate: about six minutes on two cores the first time, then the demo runs for up to 90 s'
+	$(CARGO) run --release --bin tidegate -- demo $(ARGS)
 
 # Format, lints, every test. Needs neither a GPU nor a network beyond crates.io.
 test: setup
@@ -42,6 +44,11 @@ test-fuzz: setup
 bench: setup
 	$(CARGO) bench --workspace --benches
 	benches/compare/run
+
+# The references from the source, then the book into target/book.
+docs:
+	docs/generate
+	@if command -v mdbook >/dev/null; then mdbook build docs; else echo 'docs: for the book: cargo install mdbook'; fi
 
 # The Kubernetes manifests against Kubernetes' schemas, from PyPI.
 manifests:

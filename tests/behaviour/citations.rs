@@ -1,5 +1,5 @@
-//! Citations of the specification resolve: every `docs/spec/FILE.md#anchor` in the tree names an
-//! anchor that exists, and every document cited without an anchor exists.
+//! Documents resolve: every `docs/spec/FILE.md#anchor` cited in the tree names an anchor that exists,
+//! and every relative link of a document leads to a file and an anchor.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -74,4 +74,48 @@ fn citations_are_read() {
         "as docs/spec/engine-model.md#step-time, docs/spec/data-plane.md; docs/spec/README.md";
     let (model, plane) = ("engine-model".to_owned(), "data-plane".to_owned());
     assert_eq!(citations(text), [(model, Some("step-time".to_owned())), (plane, None)]);
+}
+
+/// The relative links of a Markdown text, without images of other sites.
+fn links(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("](") {
+        let rest = &text[at + 2..];
+        let link = &rest[..rest.find(')').unwrap_or(0)];
+        if !link.is_empty() && !link.contains("://") && !link.contains(' ') {
+            found.push(link);
+        }
+    }
+    found
+}
+
+/// A heading's anchor, as GitHub and mdBook make it.
+fn slug(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_of_the_documents_resolve() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let of_root = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(|name| root.join(name));
+    let all = sources(root).into_iter().chain(of_root);
+    for path in all.filter(|path| path.extension().is_some_and(|kind| kind == "md")) {
+        let text = fs::read_to_string(&path).unwrap();
+        for link in links(&text) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target =
+                if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(target.exists(), "{} links to {link}", path.display());
+            if anchor.is_empty() || target.is_dir() {
+                continue;
+            }
+            let text = fs::read_to_string(&target).unwrap();
+            let named = text.contains(&format!("<a id=\"{anchor}\">"));
+            let mut headings = text.lines().filter(|line| line.starts_with('#'));
+            let headed = headings.any(|line| slug(line.trim_start_matches('#')) == anchor);
+            assert!(named || headed, "{} links to {link}: no such anchor", path.display());
+        }
+    }
 }
