@@ -135,6 +135,34 @@ pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, BodyError> {
     Ok(fields::read(endpoint, body, members))
 }
 
+/// Members of which the value, too, says what an engine makes of a request.
+const TELLING: [&[u8]; 3] = [b"tool_choice", b"response_format", b"structured_outputs"];
+/// How much of such a value is looked at.
+const TELLING_MAX: usize = 64;
+
+impl Scan {
+    /// A number for the shape of a request: the names of its members, and the values that engines
+    /// branch by. Two requests that differ in their texts and numbers alone have the same.
+    pub fn shape(&self, body: &[u8]) -> u64 {
+        let mut shape = 0xcbf2_9ce4_8422_2325_u64 ^ self.endpoint as u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in bytes.iter().chain(b"\0") {
+                shape = (shape ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        };
+        for member in self.members.iter() {
+            let (name, value) = (member.name(body), member.value.of(body));
+            add(&name);
+            let is_word = matches!(value, b"true" | b"false" | b"null");
+            if is_word || TELLING.contains(&&*name) {
+                add(&value[..value.len().min(TELLING_MAX)]);
+            }
+        }
+        // FNV leaves the low bits to the last byte, and tables are indexed by them.
+        shape ^ shape >> 32
+    }
+}
+
 impl Span {
     /// The raw JSON, quotes and all. Empty if `body` is not the one that was scanned.
     pub fn of<'a>(&self, body: &'a [u8]) -> &'a [u8] {

@@ -48,6 +48,12 @@ impl EngineKind {
         }
     }
 
+    /// Does this path have the engine generate a token before it answers? SGLang's /health waits a
+    /// second for it, longer on a busy engine.
+    pub fn generates_at(self, path: &str) -> bool {
+        self == EngineKind::Sglang && path == "/health"
+    }
+
     /// Where it says what it is: its version, and its mode if it has one.
     pub const fn about_path(self) -> Option<&'static str> {
         match self {

@@ -8,6 +8,7 @@
 //! - [`role_switch`]: what SGLang is asked when it shall change its role
 //! - [`sse`]: counts tokens in a stream of server-sent events
 //! - [`usage`]: the engine's own count of tokens
+//! - [`words`]: an engine's own words in place of an answer; [`evidence`]: what a failure says of whom
 //! - [`exact`]: asks for exact counts, and keeps them from clients that did not
 //! - [`leak`]: hides hand-off parameters from clients that did not ask for them
 //! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's and Ollama's
@@ -19,6 +20,7 @@ pub mod anthropic;
 pub mod body;
 pub mod edits;
 pub mod endpoint;
+pub mod evidence;
 pub mod exact;
 pub mod family;
 pub mod kind;
@@ -27,6 +29,7 @@ pub mod openai;
 pub mod role_switch;
 pub mod sse;
 pub mod usage;
+pub mod words;
 
 #[cfg(test)]
 mod testing;
@@ -35,6 +38,7 @@ pub use anthropic::ErrorForm;
 pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
+pub use evidence::{ClientState, Evidence, Others, Sign, is_load, judge};
 pub use exact::{UsageFilter, Wish};
 pub use family::{Ask, Family, Handoff, LegBody, Legs, Meeting, Pair, Peer, ProtocolError};
 pub use kind::EngineKind;
@@ -42,3 +46,4 @@ pub use leak::{HandoffFilter, strip_handoff};
 pub use openai::{ApiError, ModelCard, merge_models, models_of};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;
+pub use words::Words;

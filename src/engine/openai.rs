@@ -131,6 +131,17 @@ impl ApiError {
         ApiError::new(502, SERVER, what, Some("upstream_failed"))
     }
 
+    /// An engine's own error, with the type that its status stands for.
+    pub fn of_engine(status: u16, message: impl Into<String>) -> ApiError {
+        let kind = match status {
+            401 => "authentication_error",
+            429 => "rate_limit_error",
+            400..=499 => INVALID,
+            _ => SERVER,
+        };
+        ApiError::new(status, kind, message, None)
+    }
+
     /// 500: a fault of tidegate's own.
     pub fn internal() -> ApiError {
         ApiError::new(500, SERVER, "The proxy failed to serve this request.", None)
@@ -167,7 +178,8 @@ impl ApiError {
         ApiError { status, kind, message, param: None, code, retry_after: None, allow: None }
     }
 
-    fn retry_in(self, after: Seconds) -> ApiError {
+    /// With a `retry-after`.
+    pub fn retry_in(self, after: Seconds) -> ApiError {
         // `as` saturates, and turns NaN into 0.
         ApiError { retry_after: Some((after.get().ceil() as u32).max(1)), ..self }
     }

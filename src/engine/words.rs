@@ -1,0 +1,193 @@
+//! An engine's own words about a request that it did not serve: out of an error's body, or out of
+//! the first event of a stream. Given to the client in the form of the API that it speaks; kept byte
+//! for byte where they are in that form already.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{ApiError, ErrorForm};
+
+/// A longer message is cut: a stack trace with the whole prompt in it helps no client.
+const MESSAGE_MAX: usize = 8 << 10;
+
+/// What an engine said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words {
+    /// The status that it named in its error, from 400 to 599.
+    pub code: Option<u16>,
+    /// Its message; empty if there was none.
+    pub message: String,
+    /// The error as JSON, and in whose form it is.
+    json: Option<(Form, Bytes)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    OpenAi,
+    Anthropic,
+    Ollama,
+}
+
+impl Words {
+    /// The body of an error's answer: JSON in a known form, or text.
+    pub fn of_body(body: &[u8]) -> Words {
+        if let Some(words) = Words::of_json(body) {
+            return words;
+        }
+        let text = String::from_utf8_lossy(body);
+        Words { message: shortened(text.trim()), ..Words::default() }
+    }
+
+    /// The first error among a stream's events, or lines.
+    pub fn of_events(bytes: &[u8]) -> Option<Words> {
+        let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
+        let data = lines.map(|line| line.strip_prefix(b"data:").unwrap_or(line).trim_ascii());
+        data.filter(|data| data.starts_with(b"{")).find_map(Words::of_json)
+    }
+
+    /// The error as a JSON body with this status.
+    pub fn body(&self, form: ErrorForm, status: u16) -> Bytes {
+        if let Some((own, json)) = &self.json
+            && own.is(form)
+        {
+            return json.clone();
+        }
+        let error = self.api_error(status);
+        match form {
+            ErrorForm::OpenAi => {
+                let ApiError { message, kind, .. } = &error;
+                let error =
+                    json!({ "message": message, "type": kind, "param": null, "code": status });
+                Bytes::from(json!({ "error": error }).to_string())
+            }
+            other => other.body(&error),
+        }
+    }
+
+    /// The error as the last event of a stream that has begun.
+    pub fn event(&self, form: ErrorForm, status: u16) -> Bytes {
+        let body = self.body(form, status);
+        // An event's data is one line; JSON has line ends only between its members.
+        let line: Vec<u8> = body
+            .iter()
+            .map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte })
+            .collect();
+        let line = String::from_utf8_lossy(&line);
+        Bytes::from(match form {
+            ErrorForm::OpenAi => format!("data: {line}\n\ndata: [DONE]\n\n"),
+            ErrorForm::Anthropic => format!("event: error\ndata: {line}\n\n"),
+            ErrorForm::Ollama => format!("{line}\n"),
+        })
+    }
+
+    /// The error without its own JSON.
+    pub fn api_error(&self, status: u16) -> ApiError {
+        let message = match self.message.as_str() {
+            "" => format!("The engine answered {status}."),
+            message => message.to_owned(),
+        };
+        ApiError::of_engine(status, message)
+    }
+
+    fn of_json(bytes: &[u8]) -> Option<Words> {
+        let value: Value = serde_json::from_slice(bytes).ok()?;
+        let error = [&value["error"], &value["response"]["error"]];
+        let error = error.into_iter().find(|error| !error.is_null());
+        let form = form_of(&value, error);
+        if form.is_none() && error.is_none() && !is_error(&value) {
+            return None;
+        }
+        let error = error.unwrap_or(&value);
+        let message = match error {
+            Value::String(message) => Some(message.clone()),
+            _ => ["message", "detail", "error"].iter().find_map(|key| text_of(&error[*key])),
+        };
+        Some(Words {
+            code: code_of(error).or_else(|| code_of(&value)),
+            message: shortened(message.as_deref().unwrap_or_default()),
+            json: form.map(|form| (form, Bytes::copy_from_slice(bytes.trim_ascii()))),
+        })
+    }
+}
+
+impl Form {
+    fn is(self, form: ErrorForm) -> bool {
+        match self {
+            Form::OpenAi => form == ErrorForm::OpenAi,
+            Form::Anthropic => form == ErrorForm::Anthropic,
+            Form::Ollama => form == ErrorForm::Ollama,
+        }
+    }
+}
+
+/// Whose form it is: clients look for the message where their API has it.
+fn form_of(value: &Value, error: Option<&Value>) -> Option<Form> {
+    match &value["error"] {
+        Value::String(_) => Some(Form::Ollama),
+        Value::Object(_) if value["type"] == "error" => Some(Form::Anthropic),
+        Value::Object(_) => Some(Form::OpenAi),
+        // vLLM's before 0.10, which OpenAI's clients read too.
+        _ if error.is_none() && value["object"] == "error" => Some(Form::OpenAi),
+        _ => None,
+    }
+}
+
+fn is_error(value: &Value) -> bool {
+    value["type"] == "error" || value["type"] == "response.failed" || !value["detail"].is_null()
+}
+
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
+/// A status as a number or its digits, or what a type stands for.
+fn code_of(error: &Value) -> Option<u16> {
+    let number = |value: &Value| match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(digits) => digits.parse().ok(),
+        _ => None,
+    };
+    let keys = ["code", "status", "status_code", "http_status"];
+    let status = keys.iter().filter_map(|key| number(&error[*key])).find_map(|code| {
+        let code = u16::try_from(code).ok()?;
+        (400..600).contains(&code).then_some(code)
+    });
+    let words = ["type", "code", "error_type"].iter().filter_map(|key| error[*key].as_str());
+    status.or_else(|| words.into_iter().find_map(status_of))
+}
+
+/// The words of OpenAI, Anthropic, vLLM and TGI.
+fn status_of(word: &str) -> Option<u16> {
+    Some(match word {
+        "invalid_request_error"
+        | "BadRequestError"
+        | "validation"
+        | "invalid_prompt"
+        | "context_length_exceeded" => 400,
+        "authentication_error" | "invalid_api_key" => 401,
+        "permission_error" => 403,
+        "not_found_error" | "NotFoundError" | "model_not_found" => 404,
+        "request_too_large" => 413,
+        "UnprocessableEntityError" => 422,
+        "rate_limit_error" | "rate_limit_exceeded" | "insufficient_quota" => 429,
+        "overloaded_error" | "overloaded" => 503,
+        "api_error" | "server_error" | "internal_error" | "InternalServerError" => 500,
+        _ => return None,
+    })
+}
+
+fn shortened(message: &str) -> String {
+    let mut end = message.len().min(MESSAGE_MAX);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message[..end].to_owned()
+}
+
+#[cfg(test)]
+#[path = "words_tests.rs"]
+mod tests;
