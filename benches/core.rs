@@ -76,6 +76,7 @@ impl Fleet for Plain {
         Load {
             role: if id.0.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             usable: true,
+            last: false,
             runs_whole: true,
             hands_over: true,
             group: GroupId(0),

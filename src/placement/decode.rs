@@ -14,19 +14,21 @@ const PACKS: f64 = 0.7;
 /// Might it miss its TPOT there, and the rest; less is better.
 type Rank = (bool, f64);
 
-/// How far from its role a backend is asked to go: by role, over the role, even where it failed.
+/// How far from its role a backend is asked to go: by role, over the role, though it is a suspect,
+/// even where the request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
     Role,
     Over,
+    Last,
     Failed,
 }
 
 /// The backend in `from`'s group with the least predicted completion, among those with room for
 /// one more stream. `from` itself if its role takes decodes and it is the best: the KV is there.
 ///
-/// If no usable backend of the group takes decodes, whichever else is usable does, and one it has
-/// failed on only if that is all there is. `None`: no room now, or nobody usable in the group, or it
+/// If no usable backend of the group takes decodes, whichever else is usable does; a suspect only if
+/// there is no other, and one it has failed on only if that is all there is. `None`: no room now, or nobody usable in the group, or it
 /// had better wait for the end of a prefill.
 pub fn place_decode(
     params: &Params,
@@ -72,6 +74,7 @@ pub fn place_decode(
 fn reach(handover: &Handover, on: BackendId, load: &Load) -> Reach {
     match load.role.takes_decode() {
         _ if handover.excluded.contains(on) => Reach::Failed,
+        _ if load.last => Reach::Last,
         true => Reach::Role,
         false => Reach::Over,
     }

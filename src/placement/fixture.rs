@@ -24,6 +24,7 @@ pub(crate) fn idle(role: Role) -> Load {
     Load {
         role,
         usable: true,
+        last: false,
         runs_whole: true,
         hands_over: true,
         group: GroupId(0),

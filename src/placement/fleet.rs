@@ -12,6 +12,9 @@ pub struct Load {
     pub role: Role,
     /// May anything be sent to it?
     pub usable: bool,
+    /// Is it a suspect (silent, ejected, backing off)? It gets new work only if no other backend can
+    /// be used.
+    pub last: bool,
     /// Does it take whole requests? If not, even those that should not be split are.
     pub runs_whole: bool,
     /// May it prefill for another backend, its role aside? Some engines die of it.

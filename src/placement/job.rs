@@ -2,8 +2,8 @@
 
 use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Tokens};
 
-/// Failed backends a job remembers.
-const EXCLUDED_MAX: usize = 4;
+/// Failed backends a job remembers: as many as refuse for load at no cost of an attempt.
+pub const EXCLUDED_MAX: usize = 16;
 
 /// May a request's prefill and decode run on different engines?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub struct Excluded {
 }
 
 impl Excluded {
-    /// Remember one more; the oldest of four is forgotten for it.
+    /// Remember one more; the oldest is forgotten for it when the list is full.
     pub fn insert(&mut self, backend: BackendId) {
         if self.contains(backend) {
             return;
@@ -97,13 +97,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_four_failures_are_remembered() {
+    fn the_last_failures_are_remembered() {
         let mut excluded = Excluded::default();
         assert!(excluded.is_empty() && !excluded.contains(BackendId(0)));
-        for n in [1, 2, 3, 4, 4, 5] {
+        let all = EXCLUDED_MAX as u16 + 1;
+        for n in (1..all).chain([all - 1, all]) {
             excluded.insert(BackendId(n));
         }
-        let known: Vec<u16> = (0..9).filter(|n| excluded.contains(BackendId(*n))).collect();
-        assert_eq!(known, [2, 3, 4, 5]);
+        let known: Vec<u16> = (0..30).filter(|n| excluded.contains(BackendId(*n))).collect();
+        assert_eq!(known, (2..=all).collect::<Vec<_>>());
     }
 }

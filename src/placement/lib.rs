@@ -24,7 +24,7 @@ mod queue;
 
 pub use decode::place_decode;
 pub use fleet::{Fleet, Load};
-pub use job::{Excluded, Handover, Job, Split};
+pub use job::{EXCLUDED_MAX, Excluded, Handover, Job, Split};
 pub use params::Params;
 pub use place::{Choice, NowhereReason, WaitReason, place};
 pub use queue::{DeadlineQueue, Outcome, QueueFull, Took};

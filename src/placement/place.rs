@@ -69,21 +69,38 @@ pub enum NowhereReason {
 /// its TTFT deadline first.
 ///
 /// A role is a preference: where a group has lost every prefill or every decode backend, the rest
-/// take whole requests. A dead or draining backend is never chosen.
+/// take whole requests. A dead or draining backend is never chosen, a suspect only if no other can
+/// be used.
 pub fn place(params: &Params, now: Moment, job: &Job, fleet: &impl Fleet) -> Choice {
-    let first = Survey::new(params, now, job, fleet, Excluding::Yes).choose();
-    match first {
-        Choice::Nowhere(_) if !job.excluded.is_empty() => {
-            Survey::new(params, now, job, fleet, Excluding::No).choose()
+    let mut choice = Survey::new(params, now, job, fleet, Among::Untried).choose();
+    for among in [Among::Suspects, Among::All] {
+        if !matches!(choice, Choice::Nowhere(_)) {
+            break;
         }
-        choice => choice,
+        choice = Survey::new(params, now, job, fleet, among).choose();
     }
+    choice
 }
 
+/// Which backends are asked; the next kind only if there is nobody of those before.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Excluding {
-    Yes,
-    No,
+enum Among {
+    /// Those on which the job has not failed, without suspects.
+    Untried,
+    /// The same with suspects.
+    Suspects,
+    /// Those on which it has failed too.
+    All,
+}
+
+impl Among {
+    fn skips(self, load: &Load, failed: bool) -> bool {
+        match self {
+            Among::Untried => load.last || failed,
+            Among::Suspects => failed,
+            Among::All => false,
+        }
+    }
 }
 
 /// What has been seen of the pool so far.
@@ -91,7 +108,7 @@ struct Survey<'a, F> {
     params: &'a Params,
     job: &'a Job,
     fleet: &'a F,
-    excluding: Excluding,
+    among: Among,
     now: Moment,
     /// Time left to the first token.
     left: Seconds,
@@ -126,18 +143,12 @@ struct Survey<'a, F> {
 }
 
 impl<'a, F: Fleet> Survey<'a, F> {
-    fn new(
-        params: &'a Params,
-        now: Moment,
-        job: &'a Job,
-        fleet: &'a F,
-        excluding: Excluding,
-    ) -> Self {
+    fn new(params: &'a Params, now: Moment, job: &'a Job, fleet: &'a F, among: Among) -> Self {
         Survey {
             params,
             job,
             fleet,
-            excluding,
+            among,
             now,
             left: job.ttft_deadline - now,
             whole: None,
@@ -197,7 +208,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
     /// A backend and its load, if new work may go there.
     fn open(&mut self, on: BackendId) -> Option<Load> {
         let load = self.fleet.load(on);
-        let skipped = self.excluding == Excluding::Yes && self.job.excluded.contains(on);
+        let skipped = self.among.skips(&load, self.job.excluded.contains(on));
         self.usable |= load.usable && !skipped;
         (load.is_open() && !skipped).then_some(load)
     }

@@ -73,6 +73,7 @@ impl Ledger {
                 .map(|profile| Load {
                     role: Role::Mixed,
                     usable: true,
+                    last: false,
                     // SGLang, the one engine that switches by itself, answers 400.
                     runs_whole: capability == RoleCapability::Instant,
                     hands_over: true,
