@@ -82,6 +82,8 @@ struct Backend {
     url: String,
     role: Role,
     health: String,
+    health_reason: Option<String>,
+    misfits: Vec<String>,
     prefill_seconds: f64,
     prefill_legs: u32,
     streams: u32,
@@ -145,6 +147,9 @@ fn table(body: &str) -> Result<String, OperateError> {
             b.kv_tokens,
             b.url,
         );
+        for why in b.health_reason.iter().chain(&b.misfits) {
+            text += &format!("\n{:<20} {why}", "");
+        }
     }
     Ok(text)
 }

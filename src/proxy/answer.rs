@@ -9,6 +9,7 @@ use tidegate_engine::{Endpoint, Seen, SseReader};
 use crate::failure::LegProblem;
 use crate::seat::Seat;
 use crate::upstream::{Answer, ExchangeError, Head, UpstreamBody};
+use crate::verdict::Verdict;
 
 /// An answer that is not streamed is read whole up to this size, so that a backend that dies in
 /// the middle costs a retry and not the request. Larger ones (embeddings of many inputs) go on as
@@ -57,7 +58,7 @@ pub struct Begun {
 pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBody), LegProblem> {
     let Answer { head, body } = answer;
     if is_retryable(head.status) {
-        return Err(LegProblem::Status(head.status));
+        return Err(Verdict::read(head, body).await.into());
     }
     let kind = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
     let is = |begin: &[u8]| kind.is_some_and(|kind| kind.starts_with(begin));
@@ -112,7 +113,7 @@ async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<Opene
         let more = reader.feed(&data);
         read.push(data);
         if more.error && seen.tokens + more.tokens == 0 {
-            return Err(LegProblem::ErrorEvent);
+            return Err(Verdict::in_band(&read.into_bytes()).into());
         }
         seen = Seen {
             tokens: seen.tokens + more.tokens,

@@ -8,6 +8,7 @@ use tidegate_signals::facts::Facts;
 use tidegate_terms::Seconds;
 
 use crate::answer::read_all;
+use crate::failure::LegProblem;
 use crate::upstream::{Outgoing, Pool};
 
 /// The largest answer read.
@@ -17,11 +18,36 @@ const ANSWER_MAX: usize = 4 << 20;
 enum Reply {
     /// 2xx, and this body.
     Body(Bytes),
-    /// It is there, but has no such path, or does not tell us.
+    /// It is there, but has no such path.
     Lacks,
-    /// Nothing, or a 5xx: it may tell later.
-    Nothing,
+    /// It is there, and does not tell without its key.
+    Locked(StatusCode),
+    /// It says that it is not well.
+    Sick(StatusCode),
+    /// Nothing listens there.
+    Refused(String),
+    /// No connection in time, or one that broke.
+    Broken(String),
+    /// Nothing in time.
+    Late,
 }
+
+/// How an engine is.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Well, or at least there.
+    Well,
+    /// It says that it is not, for this reason.
+    Sick(String),
+    /// Nothing listens there.
+    Gone(String),
+    /// It has not said in time, or broke the connection: it may be hung, or busy.
+    Late(String),
+}
+
+/// For a path at which the engine generates a token first: SGLang waits a second for it, and longer
+/// behind a long prompt.
+const GENERATES_TIMEOUT: Seconds = Seconds(5.0);
 
 /// What an engine told of itself.
 #[derive(Clone, Debug)]
@@ -36,20 +62,26 @@ pub(crate) struct Told {
 pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Option<Bytes> {
     match ask(pool, path, timeout).await {
         Reply::Body(body) => Some(body),
-        Reply::Lacks | Reply::Nothing => None,
+        _ => None,
     }
 }
 
 /// Is it well? The first of its paths that it has decides.
-pub(crate) async fn is_well(pool: &Pool, kind: EngineKind, timeout: Seconds) -> bool {
+pub(crate) async fn how(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Found {
     for path in kind.health_paths() {
+        let generates = kind.generates_at(path);
+        let timeout = if generates { timeout.max(GENERATES_TIMEOUT) } else { timeout };
         match ask(pool, path, timeout).await {
-            Reply::Body(_) => return true,
-            Reply::Lacks => {}
-            Reply::Nothing => return false,
+            Reply::Body(_) => return Found::Well,
+            Reply::Lacks | Reply::Locked(_) => {}
+            Reply::Sick(status) => return Found::Sick(format!("{path} answers {status}")),
+            Reply::Refused(error) => return Found::Gone(error),
+            Reply::Broken(error) => return Found::Late(format!("{path}: {error}")),
+            Reply::Late => return Found::Late(format!("{path}: no answer within {timeout}")),
         }
     }
-    false
+    // It does not tell, but answers.
+    Found::Well
 }
 
 /// What it is. `None` if it did not answer: ask again. A path that it does not have tells nothing.
@@ -61,8 +93,11 @@ pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Opt
         }
     };
     let (about, models) = tokio::join!(about, ask(pool, "/v1/models", timeout));
+    // The models are behind the key wherever there is one.
+    let locked = models.locked();
     let (about, models) = (about.body()?, models.body()?);
     let facts = Facts::read(kind, about.as_deref(), models.as_deref());
+    let facts = Facts { locked, ..facts };
     Some(Told { facts, models: models.unwrap_or_default() })
 }
 
@@ -71,8 +106,15 @@ impl Reply {
     fn body(self) -> Option<Option<Bytes>> {
         match self {
             Reply::Body(body) => Some(Some(body)),
-            Reply::Lacks => Some(None),
-            Reply::Nothing => None,
+            Reply::Lacks | Reply::Locked(_) => Some(None),
+            Reply::Sick(_) | Reply::Refused(_) | Reply::Broken(_) | Reply::Late => None,
+        }
+    }
+
+    fn locked(&self) -> Option<u16> {
+        match self {
+            Reply::Locked(status) => Some(status.as_u16()),
+            _ => None,
         }
     }
 }
@@ -80,14 +122,20 @@ impl Reply {
 async fn ask(pool: &Pool, path: &'static str, timeout: Seconds) -> Reply {
     let request = || Outgoing::own(&Method::GET, pool.address(), path, Bytes::new());
     let exchange = async {
-        let answer = pool.send(request).await.ok()?;
-        let body = read_all(answer.body, ANSWER_MAX).await.ok()?;
-        Some((answer.head.status, body))
+        let answer = pool.send(request).await.map_err(LegProblem::from)?;
+        let body = read_all(answer.body, ANSWER_MAX).await?;
+        Ok::<_, LegProblem>((answer.head.status, body))
     };
     match tokio::time::timeout(timeout.to_duration(), exchange).await {
-        Ok(Some((status, body))) if status.is_success() => Reply::Body(body),
-        Ok(Some((StatusCode::NOT_IMPLEMENTED, _))) => Reply::Lacks,
-        Ok(Some((status, _))) if !status.is_server_error() => Reply::Lacks,
-        _ => Reply::Nothing,
+        Ok(Ok((status, body))) if status.is_success() => Reply::Body(body),
+        Ok(Ok((StatusCode::NOT_IMPLEMENTED, _))) => Reply::Lacks,
+        Ok(Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _))) => {
+            Reply::Locked(status)
+        }
+        Ok(Ok((status, _))) if !status.is_server_error() => Reply::Lacks,
+        Ok(Ok((status, _))) => Reply::Sick(status),
+        Ok(Err(problem)) if problem.is_refused() => Reply::Refused(problem.to_string()),
+        Ok(Err(problem)) => Reply::Broken(problem.to_string()),
+        Err(_) => Reply::Late,
     }
 }

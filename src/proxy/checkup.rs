@@ -1,5 +1,6 @@
-//! Before anything is served: every engine that is up is asked what it is, and one that contradicts
-//! the settings is an error that names both. Engines that are not up are asked when they are.
+//! Before anything is served: every engine that is up is asked what it is. One that contradicts the
+//! settings is left out with an error in the log that names both, or, with `strict_start`, is a reason
+//! not to start. Engines that are not up are asked when they are.
 
 use std::sync::Arc;
 use tidegate_engine::Family;
@@ -80,7 +81,7 @@ pub(crate) fn ask_all(
     told
 }
 
-/// Whatever contradicts the settings, in one error.
+/// Whatever contradicts the settings, in the log or in one error.
 ///
 /// # Errors
 /// [`StartError::Misfits`], if the settings ask for it.
@@ -95,8 +96,11 @@ pub(crate) fn check(
         wrong.map(move |misfit: &Misfit| format!("backend {}: {misfit}", said.name))
     });
     let lines: Vec<String> = lines.collect();
-    match lines.is_empty() || !settings.probe.strict_start {
-        true => Ok(()),
-        false => Err(StartError::Misfits(lines.join("\n"))),
+    if settings.probe.strict_start && !lines.is_empty() {
+        return Err(StartError::Misfits(lines.join("\n")));
     }
+    for line in lines {
+        tracing::error!("{line}: it is left out until it fits");
+    }
+    Ok(())
 }

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 use thiserror::Error;
-use tidegate_engine::{ApiError, ProtocolError};
+use tidegate_engine::{ApiError, ProtocolError, Sign, is_load};
 use tidegate_terms::{BackendId, Seconds};
 
 use crate::upstream::{BrokenOff, ExchangeError};
+use crate::verdict::Verdict;
 
 /// Which of a request's exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,18 +40,65 @@ pub enum LegProblem {
     /// The answer broke off before its first byte could go on.
     #[error("the answer broke off: {0}")]
     BrokeOff(#[source] BrokenOff),
-    /// The engine answered that it cannot serve this now.
+    /// The engine answered with an error: by a status, or by an event in place of a token.
+    #[error("{0}")]
+    Answered(Box<Verdict>),
+    /// Before a leg was sent, something else was asked, and this was the answer.
     #[error("it answered {0}")]
     Status(http::StatusCode),
-    /// The stream began with an error in place of a token.
-    #[error("its stream began with an error")]
-    ErrorEvent,
     /// It must be asked something first, and that failed. Its own port may be well.
     #[error("it could not be asked for its ranks: {0}")]
     Unasked(#[source] Box<LegProblem>),
     /// The prefill's answer is not what its protocol says.
     #[error("its answer is not usable: {0}")]
     Protocol(#[from] ProtocolError),
+}
+
+impl LegProblem {
+    /// Was there no connection?
+    pub fn is_unreachable(&self) -> bool {
+        self.sign() == Sign::Unreachable
+    }
+
+    /// Does nothing listen there?
+    pub fn is_refused(&self) -> bool {
+        matches!(self, LegProblem::Exchange(ExchangeError::Connect(_)))
+    }
+
+    /// What the engine said, if it answered.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        match self {
+            LegProblem::Answered(verdict) => Some(verdict),
+            _ => None,
+        }
+    }
+
+    /// Is it judged only at the request's end? A refusal for load and a connection that could not be
+    /// opened are clear at once; what was asked beside the engine says nothing of it.
+    pub fn is_pending(&self) -> bool {
+        let clear = self.is_unreachable() || matches!(self, LegProblem::Unasked(_));
+        let load = |verdict: &Verdict| verdict.status.is_some_and(is_load);
+        !clear && !self.verdict().is_some_and(load)
+    }
+
+    /// What the failure is a sign of.
+    pub fn sign(&self) -> Sign {
+        match self {
+            LegProblem::Exchange(ExchangeError::Connect(_) | ExchangeError::ConnectTimeout(_)) => {
+                Sign::Unreachable
+            }
+            LegProblem::Exchange(ExchangeError::AnswerTimeout(_)) => Sign::TimedOut,
+            LegProblem::Answered(verdict) => Sign::Answered(verdict.status),
+            LegProblem::Status(status) => Sign::Answered(Some(status.as_u16())),
+            _ => Sign::Broken,
+        }
+    }
+}
+
+impl From<Verdict> for LegProblem {
+    fn from(verdict: Verdict) -> LegProblem {
+        LegProblem::Answered(Box::new(verdict))
+    }
 }
 
 /// One leg failed before the client had received a byte.
@@ -74,6 +122,26 @@ pub enum Failure {
     /// A filter refused it.
     #[error("refused: {}", .0.message)]
     Refused(ApiError),
+    /// The engine's own verdict on the request.
+    #[error("backend {backend}: {verdict}")]
+    Judged {
+        /// Whose.
+        backend: Arc<str>,
+        /// What it said.
+        verdict: Box<Verdict>,
+    },
+    /// Every engine that was asked refuses for load.
+    #[error("backend {backend}: {verdict}")]
+    Busy {
+        /// Whose words.
+        backend: Arc<str>,
+        /// What it said.
+        verdict: Box<Verdict>,
+        /// 429, unless all of them gave another status.
+        status: u16,
+        /// The longest time that one of them asks for; 0: none does.
+        retry_after: Seconds,
+    },
     /// The queue is full.
     #[error("the queue is full")]
     Saturated,

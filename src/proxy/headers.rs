@@ -2,13 +2,17 @@
 //! connection, and every one of the engine's reaches the client likewise.
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
-use http::uri::Authority;
 use tidegate_http1::{RequestHead, is_hop_by_hop, is_listed};
+
+use crate::upstream::Address;
 
 /// The request id that both legs and the client see.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Where clients put their keys: an engine with a key of its own sees none of them.
+const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
 
 /// What identifies one attempt of a request to the engines.
 #[derive(Clone, Copy, Debug)]
@@ -23,16 +27,20 @@ pub struct Identity<'a> {
 pub fn for_leg(
     head: &mut RequestHead,
     client: &HeaderMap,
-    authority: &Authority,
+    address: &Address,
     identity: Identity<'_>,
     own: Option<(&'static str, &str)>,
 ) {
-    head.header("host", authority.as_str().as_bytes());
+    head.header("host", address.authority.as_str().as_bytes());
+    if let Some(key) = &address.key {
+        head.header("authorization", key.as_bytes());
+    }
     let named: Vec<&[u8]> = client.get_all(CONNECTION).iter().map(HeaderValue::as_bytes).collect();
     for (name, value) in client {
         let text = name.as_str();
         let replaced = *name == X_REQUEST_ID
             || *name == TRACEPARENT
+            || address.key.is_some() && CREDENTIALS.contains(&text)
             || own.is_some_and(|(own, _)| own == text);
         let stays = is_hop_by_hop(text.as_bytes())
             || named.iter().any(|list| is_listed(list, text.as_bytes()));
@@ -79,8 +87,8 @@ mod tests {
         }
         let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
         let mut head = RequestHead::new(&Method::GET, &PathAndQuery::from_static("/"));
-        let authority = Authority::from_static("engine:1");
-        for_leg(&mut head, &client, &authority, identity, Some(("x-own", "ours")));
+        let address = Address::parse("http://engine:1").unwrap();
+        for_leg(&mut head, &client, &address, identity, Some(("x-own", "ours")));
         let text = String::from_utf8(head.end(0).1).unwrap();
         let mut lines: Vec<&str> = text.split("\r\n").filter(|line| !line.is_empty()).collect();
         lines.sort_unstable();
@@ -97,5 +105,23 @@ mod tests {
                 "x-request-id: r-1",
             ]
         );
+    }
+
+    #[test]
+    fn an_engine_with_a_key_of_its_own_sees_no_clients_key() {
+        let mut client = HeaderMap::new();
+        for name in ["authorization", "x-api-key", "api-key"] {
+            client.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
+        }
+        let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
+        let mut head = RequestHead::new(&Method::GET, &PathAndQuery::from_static("/"));
+        let address = Address::parse("http://engine:1").unwrap().with_key("ours").unwrap();
+        for_leg(&mut head, &client, &address, identity, None);
+        let text = String::from_utf8(head.end(0).1).unwrap();
+        assert!(
+            text.contains("authorization: Bearer ours\r\n") && !text.contains("theirs"),
+            "{text}"
+        );
+        assert!(!format!("{address:?}").contains("ours"), "keys stay out of logs");
     }
 }

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use http::Method;
 use http::header::HeaderMap;
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use tidegate_engine::LegBody;
 use tidegate_http1::RequestHead;
 
 use crate::headers::{Identity, for_leg};
-use crate::upstream::Outgoing;
+use crate::upstream::{Address, Outgoing};
 
 /// The client's request.
 #[derive(Clone, Debug)]
@@ -25,10 +25,10 @@ pub struct Inbound {
 
 impl Inbound {
     /// The request of one leg: the client's, with the leg's body in place of its own, and its header.
-    pub fn leg(&self, authority: &Authority, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
+    pub fn leg(&self, address: &Address, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
         let mut head = RequestHead::new(&self.method, &self.target);
         let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));
-        for_leg(&mut head, &self.headers, authority, identity, own);
+        for_leg(&mut head, &self.headers, address, identity, own);
         Outgoing::new(head, leg.body.clone())
     }
 }

@@ -1,4 +1,5 @@
-//! Run a request's legs on the engines, and try elsewhere what failed before its first byte.
+//! Run a request's legs on the engines. What fails before its first byte is tried elsewhere:
+//! attempts.rs.
 //!
 //! The engine family says what the legs are; nothing here knows a protocol. A leg's future owns its
 //! connection and its seat: dropping it closes the one and settles the other.
@@ -12,12 +13,13 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cost::Matches;
-use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan};
+use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan, is_load};
 use tidegate_filters::Accepted;
 use tidegate_placement::{Handover, Job};
 use tidegate_terms::{Moment, Tokens};
 
 use crate::answer::{self, Opened, OpenedBody};
+use crate::blame;
 use crate::bootstrap;
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::fleet::{Backend, Stage};
@@ -31,6 +33,7 @@ use crate::seat::Seat;
 use crate::service::Proxy;
 use crate::settle::Record;
 use crate::upstream::{Answer, ExchangeError, Head};
+use crate::verdict::Verdict;
 
 /// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
 /// a block of 16 tokens, so a million tokens need half a megabyte.
@@ -52,6 +55,13 @@ pub struct Serving<'a> {
     pub matches: Matches,
 }
 
+impl Serving<'_> {
+    /// What kind of request it is, for what engines think of its prefill leg.
+    pub(crate) fn shape(&self) -> Option<u64> {
+        self.accepted.scan.as_ref().map(|scan| scan.shape(&self.inbound.body))
+    }
+}
+
 /// How an attempt ended without an answer for the client.
 pub(crate) enum Miss {
     /// Another backend may still save it.
@@ -66,31 +76,8 @@ impl From<Failure> for Miss {
     }
 }
 
-/// Bring the request to an answer whose first byte is here.
-///
-/// # Errors
-/// [`Failure`] when no place was found, or when every attempt failed.
-pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Opened, Failure> {
-    loop {
-        let placed = place::find(serving.proxy, &serving.job, &serving.matches).await?;
-        record.placed_at.get_or_insert(serving.proxy.clock.now());
-        record.attempts += 1;
-        let missed = match attempt(&serving, placed, record).await {
-            Ok(opened) => return Ok(opened),
-            Err(Miss::Final(failure)) => return Err(failure),
-            Err(Miss::Elsewhere(missed)) => missed,
-        };
-        tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
-        serving.proxy.metrics.leg_failed(&missed);
-        if record.attempts >= serving.proxy.attempts_max {
-            return Err(Failure::Exhausted { attempts: record.attempts, last: missed });
-        }
-        serving.job.excluded.insert(missed.on);
-        record.live.set_stage(Stage::Queued);
-    }
-}
-
-async fn attempt(
+/// Run a request's legs from the place that it has.
+pub(crate) async fn attempt(
     serving: &Serving<'_>,
     placed: Placed,
     record: &mut Record,
@@ -188,8 +175,12 @@ async fn split(
     let sent = serving.proxy.clock.now();
     let answer = send(serving, &backend, prefill.into(), record.attempts).await.map_err(missed)?;
     let Answer { head, body } = answer;
+    if may_be_the_edits(&backend, head.status.as_u16()) {
+        drop(body);
+        return unedited(serving, seat, predicted, true, record).await;
+    }
     if answer::is_retryable(head.status) {
-        return Err(missed(LegProblem::Status(head.status)));
+        return Err(missed(Verdict::read(head, body).await.into()));
     }
     serving.proxy.signals.answered(backend.id, &head.headers);
     let body = answer::read_all(body, PREFILL_ANSWER_MAX).await.map_err(missed)?;
@@ -201,7 +192,7 @@ async fn split(
     record.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     note_prefill(serving, &backend, predicted, sent, now);
-    backend.health.succeeded(|| now);
+    backend.health.succeeded(now);
     if let (Some(answer), Some(scan)) = (&handoff.finished, &record.accepted.scan) {
         let (head, body) = finished(&backend, head, answer, scan).map_err(missed)?;
         return Ok(opened(serving, head, body, seat));
@@ -265,7 +256,10 @@ async fn decode(
             Err(LegProblem::Exchange(error))
                 if error.before_sending() && tries < DECODE_TRIES_MAX =>
             {
-                miss(&backend, Leg::Decode, error.into());
+                let problem = LegProblem::from(error);
+                if problem.is_unreachable() {
+                    blame::unreachable(serving.proxy, &backend, &problem);
+                }
                 handover.excluded.insert(backend.id);
             }
             Err(problem) => return Err(missed(problem)),
@@ -337,10 +331,10 @@ async fn send_unbounded(
     let accepted = serving.accepted;
     let request_id = request_id(&accepted.request_id, attempt);
     let identity = identity(&request_id, accepted);
-    let authority = &backend.pool.address().authority;
+    let address = backend.pool.address();
     let request = || {
         leaves();
-        serving.inbound.leg(authority, identity, &leg)
+        serving.inbound.leg(address, identity, &leg)
     };
     Ok(backend.pool.send_unbounded(request).await?)
 }
@@ -358,7 +352,7 @@ pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Ident
 }
 
 pub(crate) fn opened(serving: &Serving<'_>, head: Head, body: OpenedBody, seat: Seat) -> Opened {
-    if seat.backend.health.succeeded(|| serving.proxy.clock.now()) {
+    if seat.backend.health.succeeded(serving.proxy.clock.now()) {
         serving.proxy.learn(Observation::HealthChanged);
     }
     Opened { head, body, seat }
@@ -395,20 +389,35 @@ pub(crate) fn note_prefill(
     serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
 }
 
-/// A leg failed: what that says of its backend, and what it means for the request.
+/// A leg failed: another backend may still save the request.
 pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
     // It may have been started again.
     backend.bootstrap.forget();
-    let out = match &problem {
-        LegProblem::Exchange(ExchangeError::Connect(_)) => backend.health.refused(),
-        // A busy engine is not a broken one.
-        LegProblem::Status(http::StatusCode::SERVICE_UNAVAILABLE)
-        | LegProblem::Status(http::StatusCode::TOO_MANY_REQUESTS)
-        | LegProblem::Unasked(_) => false,
-        _ => backend.health.failed(),
-    };
-    if out {
-        tracing::warn!(backend = %backend.name, "out of service: {problem}");
-    }
     Miss::Elsewhere(LegFailure { on: backend.id, backend: Arc::clone(&backend.name), leg, problem })
+}
+
+/// An engine has refused a prefill leg, perhaps for what tidegate has changed in it: it gets the
+/// client's own request. If it serves that, requests of this shape are not split for a while.
+pub(crate) async fn unedited(
+    serving: &Serving<'_>,
+    mut seat: Seat,
+    predicted: Predicted,
+    learns: bool,
+    record: &mut Record,
+) -> Result<Opened, Miss> {
+    seat.open_stream(serving.job.prompt);
+    // The engine knows the leg's id already.
+    record.attempts += 1;
+    let opened = whole(serving, seat, predicted, record).await?;
+    let learns = learns && opened.head.status.is_success();
+    if let Some(shape) = serving.shape().filter(|_| learns) {
+        serving.proxy.shapes.learn(shape, serving.proxy.clock.now());
+    }
+    Ok(opened)
+}
+
+/// May it be the edits of a prefill leg that the engine has refused with this status?
+pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
+    let of_the_body = matches!(status, 400 | 422 | 500..=599);
+    of_the_body && !is_load(status) && backend.family.runs_whole()
 }

@@ -21,6 +21,7 @@ use crate::place::{self, Predicted};
 use crate::seat::Seat;
 use crate::settle::Record;
 use crate::upstream::{Answer, ExchangeError, Head};
+use crate::verdict::Verdict;
 
 /// A prefill's answer may take so long from its head to its end; then it is cut after all. Until its
 /// head it may take as long as any answer: a long prompt is no failure.
@@ -83,8 +84,8 @@ pub(crate) async fn run(
     let linked = Linked(Some(prefill.abort_handle()));
     let attempt = record.attempts;
     let leaves = || go.notify_one();
-    let decode = legs::answered(serving, &to, decode, attempt, &leaves);
-    tokio::pin!(decode);
+    // Boxed, so that it can be dropped where the request runs whole after all.
+    let mut decode = Box::pin(legs::answered(serving, &to, decode, attempt, &leaves));
     // What one says of the other's failure is not known: its ranks are asked for again.
     let missed = |on: &Backend, leg, problem| {
         from.bootstrap.forget();
@@ -95,6 +96,12 @@ pub(crate) async fn run(
         biased;
         answered = &mut prefill => {
             let answered = answered.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
+            if is_disliked(&from, &answered) {
+                drop((decode, decode_seat));
+                // It may have failed for the decode engine's sake.
+                let learns = to.health.is_well();
+                return legs::unedited(serving, seat, predicted, learns, record).await;
+            }
             let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
             if !head.status.is_success() {
                 // The engine's verdict on the request itself: the same everywhere.
@@ -102,7 +109,7 @@ pub(crate) async fn run(
             }
             let now = serving.proxy.clock.now();
             legs::note_prefill(serving, &from, predicted, sent, now);
-            from.health.succeeded(|| now);
+            from.health.succeeded(now);
             drop(seat);
             note_cached(record, &from, &body);
             decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
@@ -119,6 +126,15 @@ pub(crate) async fn run(
     };
     serving.proxy.fleet.prefixes.insert(to.id, &serving.accepted.prompt.chain);
     Ok(legs::opened(serving, head, body, decode_seat))
+}
+
+/// Has the engine refused the leg, perhaps for its edits?
+fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
+    let status = match answered {
+        Ok((head, _)) => Some(head.status.as_u16()),
+        Err(problem) => problem.verdict().and_then(|verdict| verdict.status),
+    };
+    status.is_some_and(|status| legs::may_be_the_edits(from, status))
 }
 
 /// What the prefill engine had cached, where the decode engine would call all of it cached.
@@ -146,12 +162,12 @@ fn start_prefill(
     let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     let leg = async move {
         let request_id = legs::request_id(&accepted.request_id, attempt);
-        let authority = &backend.pool.address().authority;
+        let address = backend.pool.address();
         let identity = legs::identity(&request_id, &accepted);
-        let answer = backend.pool.send(|| inbound.leg(authority, identity, &body)).await?;
+        let answer = backend.pool.send(|| inbound.leg(address, identity, &body)).await?;
         let Answer { head, body } = answer;
         if answer::is_retryable(head.status) {
-            return Err(LegProblem::Status(head.status));
+            return Err(Verdict::read(head, body).await.into());
         }
         let read = answer::read_all(body, PREFILL_ANSWER_MAX);
         let in_time = tokio::time::timeout(drain, read).await;

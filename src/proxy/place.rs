@@ -25,6 +25,15 @@ pub enum Placed {
     Whole(Seat, Predicted),
 }
 
+impl Placed {
+    /// Where.
+    pub fn on(&self) -> BackendId {
+        match self {
+            Placed::Prefill(seat, _) | Placed::Whole(seat, _) => seat.backend.id,
+        }
+    }
+}
+
 /// What placement expected of a leg.
 #[derive(Clone, Copy, Debug)]
 pub struct Predicted {
@@ -146,6 +155,7 @@ pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Opt
 pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
     let table = proxy.fleet.table();
     let group = table.entry(handover.from).group;
+    let now = proxy.clock.now();
     let usable = |id: &&BackendId| {
         table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
     };
@@ -153,7 +163,8 @@ pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Seat> {
         let backend = proxy.fleet.backend(**id);
         let failed = handover.excluded.contains(**id);
         let stranger = !table.entry(**id).role.takes_decode();
-        (!backend.may_decode(), failed, stranger, backend.account.balance().streams)
+        let last = backend.health.is_last(now);
+        (!backend.may_decode(), failed, last, stranger, backend.account.balance().streams)
     };
     let on = table.backends(handover.pool).iter().filter(usable).min_by_key(key)?;
     let backend = Arc::clone(proxy.fleet.backend(*on));

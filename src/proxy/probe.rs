@@ -6,10 +6,10 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tidegate_engine::{EngineKind, ModelCard, models_of};
 use tidegate_signals::facts::Facts;
-use tidegate_terms::{BackendId, Seconds};
+use tidegate_terms::{BackendId, Moment, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ask::{self, Told};
+use crate::ask::{self, Found as How, Told};
 use crate::clock::Clock;
 use crate::fleet::Backend;
 
@@ -56,7 +56,9 @@ pub async fn run(
 ) {
     let mut rounds = 0u32;
     loop {
-        let well = ask::is_well(&backend.pool, backend.kind, params.timeout).await;
+        let asked = clock.now();
+        let how = ask::how(&backend.pool, backend.kind, params.timeout).await;
+        let well = matches!(how, How::Well);
         // Before it is used again: it may have been restarted as something else.
         if well && (rounds == 0 || !backend.health.is_up()) {
             let told = ask::what(&backend.pool, backend.kind, params.timeout.max(WHAT_TIMEOUT));
@@ -65,18 +67,13 @@ pub async fn run(
                 tell(&backend, told, &found).await;
             }
         }
-        let changed = match well {
-            true => backend.health.probed(clock.now()),
-            false => backend.health.failed(),
-        };
         if !well {
             rounds = 0;
         }
+        let changed = note(&backend, how, asked, clock.now());
         if changed {
             // It may have been started again.
             backend.bootstrap.forget();
-            let word = backend.health.as_str();
-            tracing::warn!(backend = %backend.name, "a probe finds it {word}");
             if found.send(Found::Changed).await.is_err() {
                 return;
             }
@@ -88,6 +85,34 @@ pub async fn run(
         }
         tokio::time::sleep(params.interval.to_duration()).await;
     }
+}
+
+/// What a probe that was `asked` then says of the backend's health. True if that is new.
+fn note(backend: &Backend, how: How, asked: Moment, now: Moment) -> bool {
+    let health = &backend.health;
+    let (out, why) = match how {
+        How::Well => {
+            let up = health.probed(now);
+            if up {
+                let word = health.as_str(now);
+                tracing::info!(backend = %backend.name, "a probe finds it {word}");
+            }
+            return up;
+        }
+        How::Sick(why) => (health.failed_probe(), why),
+        How::Gone(why) => (health.refused(), why),
+        // Its streams got tokens meanwhile: it is busy, and no better proof is needed.
+        How::Late(_) if health.heard_at() >= asked => {
+            health.probed(now);
+            return false;
+        }
+        How::Late(why) => (health.missed_probe(), why),
+    };
+    if out {
+        tracing::warn!(backend = %backend.name, "a probe finds it down: {why}");
+        health.set_reason(format!("probe: {why}"));
+    }
+    out
 }
 
 /// Tell the control loop, and wait until it has heard.

@@ -10,15 +10,23 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tidegate_engine::exact::with_cached;
 use tidegate_engine::{
-    ApiError, ErrorForm, HandoffFilter, Seen, SseReader, Usage, UsageFilter, Wish, strip_handoff,
+    ApiError, ClientState, ErrorForm, Evidence, HandoffFilter, Others, Seen, Sign, SseReader,
+    Usage, UsageFilter, Wish, judge, strip_handoff,
 };
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::Sleep;
 
 use crate::answer::Begun;
+use crate::blame;
 use crate::seat::Seat;
+use crate::service::Proxy;
 use crate::settle::{Ended, Record};
 use crate::upstream::{BrokenOff, UpstreamBody};
+
+/// A stream of an engine that is down is given so long to speak again.
+const DEAD_AFTER: Seconds = Seconds(30.0);
+/// An engine may give up a connection whose client took nothing for so long.
+const CLIENT_BLOCKS: Seconds = Seconds(5.0);
 
 /// What the client reads.
 pub enum RelayBody {
@@ -51,9 +59,11 @@ pub struct EventRelay {
     usage: Option<UsageFilter>,
     seat: Option<Seat>,
     record: Option<Box<Record>>,
-    silence: Pin<Box<Sleep>>,
-    silence_max: Seconds,
+    /// When to look whether the engine is still there.
+    look: Pin<Box<Sleep>>,
     last_chunk: Moment,
+    /// Since when the engine's next bytes are waited for; `None` while the client takes nothing.
+    waits_since: Option<Moment>,
     /// Does a whole stream of this kind end with `[DONE]`, or with what stands for it?
     has_end_mark: bool,
     done: bool,
@@ -88,7 +98,6 @@ impl EventRelay {
     pub fn new(begun: Begun, seat: Seat, record: Box<Record>) -> EventRelay {
         let Begun { first, seen, mut reader, rest: upstream } = begun;
         let now = record.proxy.clock.now();
-        let silence_max = record.proxy.silence_max;
         let asked = record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
         let wish = record.wish.unwrap_or(Wish::Every);
         let edits = wish != Wish::Every || record.cached.is_some();
@@ -104,10 +113,10 @@ impl EventRelay {
             leak: (!asked).then(HandoffFilter::new),
             usage,
             seat: Some(seat),
-            record: Some(record),
-            silence: Box::pin(tokio::time::sleep(silence_max.to_duration())),
-            silence_max,
+            look: Box::pin(tokio::time::sleep(patience(&record.proxy).to_duration())),
             last_chunk: now,
+            waits_since: None,
+            record: Some(record),
             has_end_mark,
             done: false,
         };
@@ -123,7 +132,9 @@ impl EventRelay {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
         match upstream.poll_data(context) {
             Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(self.take(chunk))),
-            Poll::Ready(Some(Err(error))) => Poll::Ready(self.cut(&error.to_string())),
+            Poll::Ready(Some(Err(error))) => {
+                Poll::Ready(self.cut(&error.to_string(), Sign::Broken))
+            }
             Poll::Ready(None) => Poll::Ready(self.ended()),
             Poll::Pending => self.poll_silence(context),
         }
@@ -138,7 +149,7 @@ impl EventRelay {
                 self.end(Ended::Done);
                 self.usage.as_mut().and_then(UsageFilter::rest)
             }
-            false => self.cut("the stream ended without [DONE]"),
+            false => self.cut("the stream ended without [DONE]", Sign::Broken),
         }
     }
 
@@ -149,6 +160,10 @@ impl EventRelay {
             None => self.last_chunk,
         };
         self.last_chunk = now;
+        self.waits_since = None;
+        if let Some(record) = &self.record {
+            record.live.heard(now);
+        }
         self.count(seen, now);
         self.clean(chunk)
     }
@@ -178,25 +193,48 @@ impl EventRelay {
         record.live.emitted_at(seen.tokens, now);
     }
 
-    /// An engine that says nothing for so long will not speak again.
+    /// The engine is waited for. A stream is cut for silence only where an operator has set a limit,
+    /// or where the engine is known to be dead: a tool call written in one piece takes a minute.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        while self.silence.as_mut().poll(context).is_ready() {
-            let Some(record) = &self.record else { break };
-            let clock = record.proxy.clock;
-            let until = self.last_chunk + self.silence_max;
-            if clock.now() >= until {
-                return Poll::Ready(self.cut("the engine went silent"));
+        let Some(record) = &self.record else { return Poll::Pending };
+        let clock = record.proxy.clock;
+        let since = *self.waits_since.get_or_insert_with(|| {
+            let now = clock.now();
+            record.live.waits(now);
+            now
+        });
+        let (limit, patience) = (record.proxy.silence_max, patience(&record.proxy));
+        while self.look.as_mut().poll(context).is_ready() {
+            let now = clock.now();
+            let limited = limit > Seconds::ZERO && now >= since + limit;
+            let health = self.seat.as_ref().map(|seat| &seat.backend.health);
+            let dead = health.is_some_and(|health| !health.is_up()) && now >= since + DEAD_AFTER;
+            if limited || dead {
+                let why = if dead { "the engine is down" } else { "the engine went silent" };
+                return Poll::Ready(self.cut(why, Sign::TimedOut));
             }
-            self.silence.as_mut().reset(clock.instant(until));
+            let next = if now >= since + patience { now } else { since };
+            self.look.as_mut().reset(clock.coarse_instant(next + patience));
         }
         Poll::Pending
     }
 
+    /// For how long the client had taken nothing when the engine was read from last.
+    fn client(&self, now: Moment) -> ClientState {
+        match self.waits_since {
+            None if now - self.last_chunk > CLIENT_BLOCKS => ClientState::Blocks,
+            _ => ClientState::Reads,
+        }
+    }
+
     /// The engine failed in mid-stream: the client is told in its own form.
-    fn cut(&mut self, why: &str) -> Option<Bytes> {
+    fn cut(&mut self, why: &str, sign: Sign) -> Option<Bytes> {
         let backend = self.seat.as_ref().map(|seat| seat.backend.clone());
-        if let Some(backend) = &backend {
-            backend.health.failed();
+        if let (Some(backend), Some(record)) = (&backend, &self.record) {
+            let client = self.client(record.proxy.clock.now());
+            if judge(sign, Others::Untried, client) == Evidence::Engine {
+                blame::engine(&record.proxy, backend, &why);
+            }
         }
         if let Some(record) = &mut self.record {
             record.problem = Some(why.to_owned());
@@ -225,6 +263,12 @@ impl EventRelay {
         }
         None
     }
+}
+
+/// How long a wait for the engine goes on before its health is looked at.
+fn patience(proxy: &Proxy) -> Seconds {
+    let limit = proxy.silence_max;
+    if limit > Seconds::ZERO { limit.min(DEAD_AFTER) } else { DEAD_AFTER }
 }
 
 impl Drop for EventRelay {

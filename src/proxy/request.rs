@@ -3,7 +3,8 @@
 //!     intake    read the body, run the filters: who, what, how many tokens    (intake.rs, filters/)
 //!     estimate  uncached tokens, expected output, deadlines                   (estimate.rs)
 //!     place     a backend with room, or a wait in the deadline queue          (place.rs, dispatcher.rs)
-//!     legs      one or two exchanges with engines, elsewhere if one fails     (legs.rs, answer.rs)
+//!     attempts  elsewhere if one fails before its first byte                  (attempts.rs, blame.rs)
+//!     legs      one or two exchanges with engines                             (legs.rs, answer.rs)
 //!     relay     chunks go on as they come, tokens are counted                 (relay.rs)
 //!     settle    every counter back to zero, on every path                     (settle.rs, seat.rs)
 
@@ -14,11 +15,11 @@ use tidegate_engine::{Endpoint, ErrorForm};
 use crate::answer::{Opened, OpenedBody};
 use crate::failure::Failure;
 use crate::intake::{self, Asked, Taken};
-use crate::legs::{self, Serving};
+use crate::legs::Serving;
 use crate::relay::{ByteRelay, EventRelay, RelayBody};
 use crate::service::Proxy;
 use crate::settle::{Ended, Record};
-use crate::{estimate, headers, models, respond, signals};
+use crate::{attempts, estimate, headers, models, respond, signals};
 
 /// Where an engine says that it is there: load generators and balancers ask before they send
 /// anything, and without a key.
@@ -45,7 +46,7 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     let mut record = Box::new(record);
     record.wish = wish;
     let serving = Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches };
-    match legs::serve(serving, &mut record).await {
+    match attempts::serve(serving, &mut record).await {
         Ok(opened) => relay(opened, record),
         Err(failure) => fail(&failure, &mut record),
     }

@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_terms::Seconds;
 
-use crate::failure::{Failure, LegProblem};
+use crate::failure::Failure;
 use crate::relay::RelayBody;
 
 /// When a client should try again after a 429 or 503: about as long as a burst of prefills takes
@@ -15,7 +15,27 @@ const RETRY_AFTER_SECONDS: Seconds = Seconds(1.0);
 
 /// A failure, in the form that the client reads.
 pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
-    error(&api_error(failure), form)
+    match failure {
+        Failure::Judged { verdict, .. } => json(verdict.http_status(), verdict.body(form)),
+        Failure::Busy { verdict, status, .. } => {
+            let mut response = error(&api_error(failure), form);
+            *response.body_mut() = RelayBody::full(verdict.words.body(form, *status));
+            response
+        }
+        _ => error(&api_error(failure), form),
+    }
+}
+
+/// A failure behind a head that has been sent, as the last event of its stream.
+#[allow(dead_code, reason = "for streams that have their head before their first token")]
+pub fn failure_event(failure: &Failure, form: ErrorForm) -> Bytes {
+    match failure {
+        Failure::Judged { verdict, .. } => {
+            verdict.words.event(form, verdict.http_status().as_u16())
+        }
+        Failure::Busy { verdict, status, .. } => verdict.words.event(form, *status),
+        _ => form.sse(&api_error(failure)),
+    }
 }
 
 /// The error that stands for a failure.
@@ -25,12 +45,11 @@ pub fn api_error(failure: &Failure) -> ApiError {
         Failure::Saturated => ApiError::saturated(RETRY_AFTER_SECONDS),
         Failure::NoBackend | Failure::ShuttingDown => ApiError::no_backend(RETRY_AFTER_SECONDS),
         Failure::QueueDeadline { waited } => ApiError::queue_deadline(*waited),
-        Failure::Exhausted { last, .. } => match last.problem {
-            LegProblem::Status(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
-                ApiError::no_backend(RETRY_AFTER_SECONDS)
-            }
-            _ => ApiError::upstream_failed(failure.to_string()),
-        },
+        Failure::Judged { verdict, .. } => verdict.words.api_error(verdict.http_status().as_u16()),
+        Failure::Busy { verdict, status, retry_after, .. } => {
+            verdict.words.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
+        }
+        Failure::Exhausted { .. } => ApiError::upstream_failed(failure.to_string()),
     }
 }
 
@@ -68,19 +87,32 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<RelayBody> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{Leg, LegFailure};
+    use crate::failure::{Leg, LegFailure, LegProblem};
+    use crate::upstream::ExchangeError;
+    use crate::verdict::Verdict;
     use tidegate_terms::BackendId;
 
     #[test]
     fn every_failure_has_its_status() {
-        let answered = |status| Failure::Exhausted {
+        let broken = Failure::Exhausted {
             attempts: 2,
             last: LegFailure {
                 on: BackendId(0),
                 backend: "a".into(),
                 leg: Leg::Whole,
-                problem: LegProblem::Status(status),
+                problem: LegProblem::Exchange(ExchangeError::Closed),
             },
+        };
+        let said = |code: u16| {
+            let event = format!("data: {{\"error\":{{\"message\":\"m\",\"code\":{code}}}}}\n\n");
+            Box::new(Verdict::in_band(event.as_bytes()))
+        };
+        let judged = |code| Failure::Judged { backend: "a".into(), verdict: said(code) };
+        let busy = |status| Failure::Busy {
+            backend: "a".into(),
+            verdict: said(status),
+            status,
+            retry_after: Seconds(7.0),
         };
         let rows = [
             (Failure::Refused(ApiError::too_large(1)), 413, false),
@@ -88,8 +120,11 @@ mod tests {
             (Failure::NoBackend, 503, true),
             (Failure::ShuttingDown, 503, true),
             (Failure::QueueDeadline { waited: Seconds(3.0) }, 504, false),
-            (answered(StatusCode::INTERNAL_SERVER_ERROR), 502, false),
-            (answered(StatusCode::SERVICE_UNAVAILABLE), 503, true),
+            (broken, 502, false),
+            (judged(400), 400, false),
+            (judged(500), 500, false),
+            (busy(429), 429, true),
+            (busy(503), 503, true),
         ];
         for (row, status, retry) in rows {
             let response = failure(&row, ErrorForm::OpenAi);

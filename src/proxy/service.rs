@@ -18,6 +18,7 @@ use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::reaction::Reaction;
+use crate::shapes::Shapes;
 use crate::signals::Signals;
 
 /// One proxy.
@@ -56,8 +57,12 @@ pub struct Proxy {
     pub attempts_max: u32,
     /// Longest time between a prefill's end and its decode; below the engine's lease.
     pub handoff_max: Seconds,
-    /// A stream silent for so long is cut.
+    /// A stream whose engine sends nothing for so long is cut; 0: no limit.
     pub silence_max: Seconds,
+    /// Largest share of a pool that may be ejected at once.
+    pub ejected_share_max: f64,
+    /// Requests that engines do not prefill for others.
+    pub shapes: Shapes,
     /// Tokens that a prefix block stands for.
     pub prefix_block: Tokens,
     /// Is the proxy stopping?
@@ -81,6 +86,11 @@ impl Proxy {
     /// The fleet as placement sees it now.
     pub fn view<'a>(&'a self, table: &'a RoutingTable, known: Known<'a>) -> View<'a> {
         View { fleet: &self.fleet, table, known, block: self.prefix_block, now: self.clock.now() }
+    }
+
+    /// Seconds since 1970.
+    pub fn wall_now(&self) -> f64 {
+        self.clock.wall(self.clock.now())
     }
 
     /// The models that the filters know.

@@ -22,7 +22,7 @@ use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
 use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
 use crate::dispatcher::Dispatcher;
-use crate::fleet::{Backend, Entry, Estimates, Fleet, HealthParams, RoutingTable};
+use crate::fleet::{Backend, Entry, Estimates, Fleet, HealthParams, OutlierParams, RoutingTable};
 use crate::journal::Journal;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
@@ -61,6 +61,12 @@ pub enum StartError {
         /// Which file.
         path: PathBuf,
         /// Whose key.
+        name: String,
+    },
+    /// A key that no header can carry.
+    #[error("the api_key of backend {name} cannot be sent: a header carries visible ASCII alone")]
+    UnusableKey {
+        /// Whose.
         name: String,
     },
     /// TLS to backends.
@@ -153,6 +159,8 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         attempts_max: settings.retry.attempts,
         handoff_max: settings.queue.handoff,
         silence_max: settings.upstream.silence,
+        ejected_share_max: settings.outlier_ejection.pool_share_max,
+        shapes: crate::shapes::Shapes::default(),
         prefix_block: Tokens(settings.prefix.block_tokens as u64),
         draining: AtomicBool::new(false),
         observations,
@@ -215,6 +223,7 @@ fn pools(settings: &Settings, clock: Clock) -> Result<Vec<Pool>, StartError> {
     let params = pool_params(settings);
     let pool = |backend: &BackendSettings| {
         let address = Address::parse(&backend.url)?;
+        let address = with_key(address, backend)?;
         let tls = match address.tls {
             true => Some(client_config(settings.upstream.ca_file.as_deref())?),
             false => None,
@@ -224,10 +233,27 @@ fn pools(settings: &Settings, clock: Clock) -> Result<Vec<Pool>, StartError> {
     settings.backends.iter().map(pool).collect()
 }
 
+/// The address with the engine's own key, if it has one.
+fn with_key(address: Address, backend: &BackendSettings) -> Result<Address, StartError> {
+    let key = match (&backend.api_key, &backend.api_key_file) {
+        (Some(key), _) => key.0.clone(),
+        (None, Some(path)) => key_in(path, || format!("backend {}", backend.name))?,
+        (None, None) => return Ok(address),
+    };
+    address.with_key(&key).ok_or_else(|| StartError::UnusableKey { name: backend.name.clone() })
+}
+
 fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
     let health = HealthParams {
         failures_to_eject: settings.probe.failures_to_eject,
         slow_return: settings.probe.slow_return,
+        outlier: OutlierParams {
+            window: settings.outlier_ejection.window,
+            requests_min: settings.outlier_ejection.requests_min,
+            failure_share: settings.outlier_ejection.failure_share,
+            ejection: settings.outlier_ejection.ejection,
+            ejection_max: settings.outlier_ejection.ejection_max,
+        },
     };
     let groups = settings.groups();
     let mut backends = Vec::with_capacity(settings.backends.len());
@@ -359,7 +385,7 @@ fn known_models(settings: &Settings) -> Result<Vec<KnownModel>, StartError> {
 
 /// The key that a file holds.
 fn key_in(path: &Path, whose: impl FnOnce() -> String) -> Result<String, StartError> {
-    match text(path)?.trim() {
+    match text(path)?.trim_start_matches('\u{feff}').trim() {
         "" => Err(StartError::EmptyKey { path: path.to_owned(), name: whose() }),
         key => Ok(key.to_owned()),
     }

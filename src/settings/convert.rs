@@ -65,6 +65,8 @@ impl Settings {
             files.push((format!("auth.keys[{i}].key_file"), key.key_file.as_ref()));
         }
         for (i, backend) in self.backends.iter().enumerate() {
+            let path = format!("backends[{i}].api_key_file");
+            files.push((path, backend.api_key_file.as_ref()));
             let path = format!("backends[{i}].disagg_key_file");
             files.push((path, backend.disagg_key_file.as_ref()));
         }

@@ -42,16 +42,17 @@ pub const LEASE: Seconds = Seconds(30.0);
 pub const HANDOFF: Seconds = Seconds(20.0);
 /// A plan for 8 backends takes half a microsecond, and what no single arrival tells is seen as soon.
 pub const PLAN_INTERVAL: Seconds = Seconds(0.005);
-/// The first backend and one fast retry elsewhere: more would break a TTFT of a second or two.
-pub const ATTEMPTS: u32 = 2;
+/// The first backend and two fast retries elsewhere: two broken engines at once are an incident, three
+/// are an outage.
+pub const ATTEMPTS: u32 = 3;
 /// A handshake inside a data centre takes well below a millisecond.
 pub const CONNECT_TIMEOUT: Seconds = Seconds(1.0);
 /// uvicorn closes idle connections after 5 s.
 pub const IDLE: Seconds = Seconds(4.0);
 /// A long prompt in a long engine queue may take minutes.
 pub const FIRST_BYTE_TIMEOUT: Seconds = Seconds(600.0);
-/// Engines pause for preemptions and long chunks, not for a minute.
-pub const SILENCE: Seconds = Seconds(60.0);
+/// No limit: an engine writes a tool call in one piece, which may take minutes.
+pub const SILENCE: Seconds = Seconds(0.0);
 /// As many as an engine usually runs streams.
 pub const IDLE_PER_BACKEND_MAX: usize = 256;
 /// A probe costs an engine a millisecond of Python.
@@ -60,6 +61,18 @@ pub const PROBE_INTERVAL: Seconds = Seconds(2.0);
 pub const PROBE_TIMEOUT: Seconds = Seconds(1.0);
 /// One lost probe is no death.
 pub const FAILURES_TO_EJECT: u32 = 2;
+/// As Envoy's interval of outlier detection.
+pub const EJECTION_WINDOW: Seconds = Seconds(10.0);
+/// As Envoy's consecutive_5xx; its own minimum for shares, 100, fits no engine.
+pub const EJECTION_REQUESTS_MIN: u32 = 5;
+/// As Envoy's failure_percentage_threshold in common use; a healthy engine fails below a hundredth.
+pub const EJECTION_FAILURE_SHARE: f64 = 0.5;
+/// A restart takes longer, a hiccup does not. Envoy's 30 s fit processes that start in a second.
+pub const EJECTION: Seconds = Seconds(5.0);
+/// An engine that was repaired is back within a minute.
+pub const EJECTION_MAX: Seconds = Seconds(60.0);
+/// As linkerd and Istio advise for small pools; Envoy's 10 % is no engine of a fleet of eight.
+pub const EJECTION_POOL_SHARE: f64 = 0.5;
 /// A few rounds of short answers: long enough to see a second failure, short enough not to be missed.
 pub const SLOW_RETURN: Seconds = Seconds(10.0);
 /// 4 MiB: 65,536 blocks of 64 tokens remember four million tokens of prompts.

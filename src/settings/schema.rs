@@ -3,6 +3,7 @@
 //! with the rest.
 
 mod fleet;
+mod health;
 mod signals;
 
 use serde::Deserialize;
@@ -16,6 +17,7 @@ use crate::defaults;
 pub use fleet::{
     BackendSettings, Connector, EngineName, KvRole, ModelSettings, ScheduleStyle, Secret,
 };
+pub use health::{EjectionSettings, ProbeSettings};
 pub use signals::SignalSettings;
 
 /// A whole configuration.
@@ -44,6 +46,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Asking engines how they are.
     pub probe: ProbeSettings,
+    /// Taking engines out that fail what others serve.
+    pub outlier_ejection: EjectionSettings,
     /// Remembering which engine holds which prompt.
     pub prefix: PrefixSettings,
     /// What engines and GPUs tell beside their answers.
@@ -175,7 +179,8 @@ pub struct PlannerSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
-    /// Backends tried before the first byte, the first one included.
+    /// Backends tried before the first byte, the first one included. One that cannot be reached, or
+    /// that refuses for load, does not count.
     pub attempts: u32,
 }
 
@@ -192,7 +197,7 @@ pub struct UpstreamSettings {
     /// For the head of an answer.
     #[serde(rename = "first_byte_timeout_seconds")]
     pub first_byte_timeout: Seconds,
-    /// A stream silent for so long is cut.
+    /// A stream whose engine sends nothing for so long is cut; 0: only if its engine is found dead.
     #[serde(rename = "silence_seconds")]
     pub silence: Seconds,
     /// Idle connections kept a backend.
@@ -267,25 +272,6 @@ pub enum AccessLog {
     Stderr,
     /// Nowhere.
     Off,
-}
-
-/// `[probe]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ProbeSettings {
-    /// Between two probes of one backend.
-    #[serde(rename = "interval_seconds")]
-    pub interval: Seconds,
-    /// For one answer.
-    #[serde(rename = "timeout_seconds")]
-    pub timeout: Seconds,
-    /// Failures in a row, of probes or legs, that take a backend out.
-    pub failures_to_eject: u32,
-    /// How long the share of a backend that came back grows.
-    #[serde(rename = "slow_return_seconds")]
-    pub slow_return: Seconds,
-    /// Is an engine that contradicts the settings a reason not to start?
-    pub strict_start: bool,
 }
 
 /// `[prefix]`
@@ -386,18 +372,6 @@ impl Default for LogSettings {
             level: "info".to_owned(),
             format: LogFormat::default(),
             access: AccessLog::default(),
-        }
-    }
-}
-
-impl Default for ProbeSettings {
-    fn default() -> Self {
-        ProbeSettings {
-            interval: defaults::PROBE_INTERVAL,
-            timeout: defaults::PROBE_TIMEOUT,
-            failures_to_eject: defaults::FAILURES_TO_EJECT,
-            slow_return: defaults::SLOW_RETURN,
-            strict_start: true,
         }
     }
 }

@@ -213,10 +213,14 @@ fn spans(settings: &Settings, found: &mut Found) {
     found.positive(upstream.connect_timeout, "upstream.connect_timeout_seconds");
     found.positive(upstream.idle, "upstream.idle_seconds");
     found.positive(upstream.first_byte_timeout, "upstream.first_byte_timeout_seconds");
-    found.positive(upstream.silence, "upstream.silence_seconds");
+    found.not_negative(upstream.silence, "upstream.silence_seconds");
     found.positive(probe.interval, "probe.interval_seconds");
     found.positive(probe.timeout, "probe.timeout_seconds");
     found.not_negative(probe.slow_return, "probe.slow_return_seconds");
+    let ejection = &settings.outlier_ejection;
+    found.positive(ejection.window, "outlier_ejection.window_seconds");
+    found.positive(ejection.ejection, "outlier_ejection.ejection_seconds");
+    found.positive(ejection.ejection_max, "outlier_ejection.ejection_max_seconds");
 }
 
 fn counts(settings: &Settings, found: &mut Found) {
@@ -232,6 +236,11 @@ fn counts(settings: &Settings, found: &mut Found) {
     let idle = upstream.idle_per_backend_max as u64;
     found.count(idle, (1, IDLE_MAX), "upstream.idle_per_backend_max");
     found.count(probe.failures_to_eject.into(), (1, FAILURES_MAX), "probe.failures_to_eject");
+    let ejection = &settings.outlier_ejection;
+    let min = ejection.requests_min.into();
+    found.count(min, (1, FAILURES_MAX), "outlier_ejection.requests_min");
+    found.number(ejection.failure_share, (0.0, 1.0), "outlier_ejection.failure_share", "");
+    found.number(ejection.pool_share_max, (0.0, 1.0), "outlier_ejection.pool_share_max", "");
     found.count(prefix.block_tokens as u64, (1, BLOCK_TOKENS_MAX), "prefix.block_tokens");
     let power = prefix.lines.is_power_of_two() && PREFIX_LINES.contains(&prefix.lines);
     let problem = format!("is {}", prefix.lines);

@@ -16,6 +16,8 @@ pub struct Facts {
     /// The base models that it serves, by name; adapters come and go and are not among them.
     /// Empty: it does not say.
     pub models: Vec<Served>,
+    /// It does not tell without its key: the status that it answered.
+    pub locked: Option<u16>,
 }
 
 /// A base model.
@@ -72,6 +74,7 @@ impl Facts {
             version: version.map(str::to_owned),
             mode: if kind == EngineKind::Sglang { mode(&about) } else { None },
             models: models.map(served).unwrap_or_default(),
+            locked: None,
         }
     }
 }

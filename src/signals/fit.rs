@@ -52,6 +52,11 @@ pub enum Misfit {
         /// By the engine.
         told: Vec<String>,
     },
+    /// It answers only with its key, and has not got it.
+    Key {
+        /// What it answered.
+        status: u16,
+    },
     /// It differs from most of its group, and pairs only with those like it.
     Group {
         /// One of the others.
@@ -69,7 +74,7 @@ pub enum Misfit {
 
 impl Misfit {
     /// The words in metrics.
-    pub const WORDS: [&str; 4] = ["version", "mode", "models", "group"];
+    pub const WORDS: [&str; 5] = ["version", "mode", "models", "key", "group"];
 
     /// One of them.
     pub const fn as_str(&self) -> &'static str {
@@ -77,6 +82,7 @@ impl Misfit {
             Misfit::Version { .. } => "version",
             Misfit::Mode { .. } => "mode",
             Misfit::Models { .. } => "models",
+            Misfit::Key { .. } => "key",
             Misfit::Group { .. } => "group",
         }
     }
@@ -85,6 +91,8 @@ impl Misfit {
     pub const fn contradicts(&self) -> bool {
         match self {
             Misfit::Group { is_named, .. } => *is_named,
+            // The file says nothing of a key, or a wrong one: the engine may want it for a part.
+            Misfit::Key { .. } => false,
             _ => true,
         }
     }
@@ -103,6 +111,12 @@ impl fmt::Display for Misfit {
             Misfit::Models { said, told } => {
                 let (said, told) = (said.join(", "), told.join(", "));
                 write!(f, "models: the settings name {said}, the engine serves {told}")
+            }
+            Misfit::Key { status } => {
+                write!(
+                    f,
+                    "key: the engine answers {status}: it wants its own api_key or api_key_file"
+                )
             }
             Misfit::Group { other, key, theirs, own, .. } => {
                 write!(f, "group: its {key} is {own}, that of {other} is {theirs}")
@@ -171,6 +185,7 @@ fn own(said: &Said, told: Option<&Facts>) -> Vec<Misfit> {
     {
         misfits.push(Misfit::Mode { said, told });
     }
+    misfits.extend(told.locked.map(|status| Misfit::Key { status }));
     let serves = told.models.iter().any(|model| said.models.contains(&model.id));
     if !said.models.is_empty() && !told.models.is_empty() && !serves {
         let told = told.models.iter().map(|model| model.id.clone()).collect();

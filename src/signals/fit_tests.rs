@@ -25,7 +25,7 @@ fn told(text: &str) -> Option<Facts> {
     let id = words.next().flatten();
     let length = words.next().flatten().and_then(|length| length.parse().ok());
     let models = id.map(|id| Served { id, max_model_len: length });
-    Some(Facts { version, mode: None, models: models.into_iter().collect() })
+    Some(Facts { version, models: models.into_iter().collect(), ..Facts::default() })
 }
 
 /// What the engines of one group tell, and which groups that makes; misfits by their words.
@@ -156,4 +156,13 @@ fn engines_that_hand_nothing_over_are_not_compared() {
     both.iter_mut().for_each(|said| said.splits = false);
     let fits = judge(&both, &[told("1 m 8"), told("2 other 4")], &[]);
     assert!(fits.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)), "{fits:?}");
+}
+
+#[test]
+fn an_engine_that_wants_a_key_shows_it_and_is_no_contradiction() {
+    let locked = Facts { locked: Some(401), ..Facts::default() };
+    let fits = judge(&[said("a")], &[Some(locked)], &[]);
+    let [misfit] = fits[0].misfits.as_slice() else { panic!("{fits:?}") };
+    assert!(misfit.to_string().contains("401") && misfit.to_string().contains("api_key"));
+    assert!(!misfit.contradicts());
 }

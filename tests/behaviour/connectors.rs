@@ -236,7 +236,7 @@ async fn each_leg_gets_its_own_body_and_both_keep_the_clients_headers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leg_that_fails_takes_the_other_with_it_and_the_retry_has_fresh_ids() {
-    let p = Fake::start([Act::Json(500, "{}".into())], Act::Json(200, chat_answer("x"))).await;
+    let p = Fake::start([Act::Break(vec![])], Act::Json(200, chat_answer("x"))).await;
     let d =
         Fake::start([Act::Silent, Act::Json(500, "{}".into())], Act::Chunks(chat_chunks(3))).await;
     let proxy =

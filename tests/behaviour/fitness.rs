@@ -5,6 +5,7 @@ use crate::client::{get, send};
 use crate::fake::{Act, Fake, chat_answer, prefill_answer};
 use crate::proxy::{DECODE, Engine, PREFILL, Proxy, SPLIT, chat, vllm};
 
+const STRICT: &str = "[probe]\nstrict_start = true\n";
 const OFTEN: &str =
     "[probe]\ninterval_seconds = 0.03\nfailures_to_eject = 1\nslow_return_seconds = 0\n";
 
@@ -36,23 +37,24 @@ async fn restart(proxy: &Proxy, name: &str, fake: &Fake, change: impl FnOnce(&Fa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_contradicts_the_settings_is_an_error_before_anything_is_served() {
+async fn what_contradicts_the_settings_is_an_error_before_anything_is_served_if_that_is_asked_for()
+{
     let (a, b) = (fake("0.32.0+cpu").await, fake("0.33.0").await);
     let of = |fake: &Fake, name, more| Engine { name, url: fake.url(), more };
     let vllm = "engine = \"vllm\"\nversion = \"0.33.0\"";
-    let text = Proxy::refusal("", &[of(&a, "a", vllm), of(&b, "b", vllm)]);
+    let text = Proxy::refusal(STRICT, &[of(&a, "a", vllm), of(&b, "b", vllm)]);
     let line = "backend a: version: the settings say 0.33.0, the engine says 0.32.0+cpu";
     assert!(text.contains(line) && !text.contains("backend b"), "{text}");
 
     let named = "engine = \"vllm\"\nmodels = [\"other\"]";
-    let text = Proxy::refusal("", &[of(&a, "a", named)]);
+    let text = Proxy::refusal(STRICT, &[of(&a, "a", named)]);
     assert!(
         text.contains("backend a: models: the settings name other, the engine serves m"),
         "{text}"
     );
 
     let group = "engine = \"vllm\"\nconnector = \"nixl\"\ngroup = \"one\"";
-    let text = Proxy::refusal("", &[of(&a, "a", group), of(&b, "b", group)]);
+    let text = Proxy::refusal(STRICT, &[of(&a, "a", group), of(&b, "b", group)]);
     let line = "backend b: group: its version is 0.33.0, that of a is 0.32.0+cpu";
     assert!(text.contains(line), "{text}");
 
@@ -63,20 +65,20 @@ async fn what_contradicts_the_settings_is_an_error_before_anything_is_served() {
         "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"prefill\"\ngroup = \"g\"";
     let decode = "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"decode\"\ngroup = \"g\"";
     let other = fake("").await;
-    let text = Proxy::refusal("", &[of(&sglang, "s", prefill), of(&other, "t", decode)]);
+    let text = Proxy::refusal(STRICT, &[of(&sglang, "s", prefill), of(&other, "t", decode)]);
     let line = "backend s: mode: it must be prefill, the engine's disaggregation_mode is decode";
     assert!(text.contains(line) && !text.contains("backend t"), "{text}");
-    let text = Proxy::refusal("", &[of(&sglang, "s", "engine = \"sglang\"")]);
+    let text = Proxy::refusal(STRICT, &[of(&sglang, "s", "engine = \"sglang\"")]);
     assert!(text.contains("it must be null"), "it takes no whole requests: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_starts_all_the_same_if_it_is_told_to_and_leaves_the_engine_out() {
+async fn it_starts_all_the_same_and_leaves_the_engine_out() {
     let (wrong, right) = (fake("0.32.0").await, fake("0.33.0").await);
     let prefill = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true\nversion = \"0.33.0\"";
     let decode = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"decode\"\npin = true\nversion = \"0.33.0\"";
     let engines = [vllm("p", wrong.url(), prefill), vllm("d", right.url(), decode)];
-    let proxy = Proxy::start(&format!("{SPLIT}[probe]\nstrict_start = false\n"), &engines).await;
+    let proxy = Proxy::start(SPLIT, &engines).await;
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     let shown = proxy.backend("p").await;
     assert_eq!(shown["version"], "0.32.0");

@@ -38,7 +38,7 @@ async fn both_legs_keep_the_clients_headers_and_unknown_fields() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_prefill_is_retried_and_a_dead_decode_gets_a_fresh_prefill() {
-    let p = Fake::start([Act::Json(500, "{}".into())], Act::Json(200, prefill_answer())).await;
+    let p = Fake::start([Act::Break(vec![])], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([Act::Drop], Act::Chunks(chat_chunks(3))).await;
     let top = "[retry]\nattempts = 4\n[placement]\nspill = false\n";
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];

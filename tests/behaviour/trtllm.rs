@@ -85,7 +85,7 @@ async fn a_context_that_ends_the_answer_needs_no_generation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_has_another_id_and_the_generation_gets_the_contexts_state() {
-    let broken = Fake::start([], Act::Json(500, "{}".into())).await;
+    let broken = Fake::start([], Act::Break(vec![])).await;
     let p = Fake::start([], Act::Json(200, context("not_finished"))).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [

@@ -29,6 +29,8 @@ struct BackendView {
     role: Role,
     allowed: Vec<Role>,
     health: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_reason: Option<String>,
     prefill_seconds: f64,
     prefill_tokens: u64,
     prefill_legs: u32,
@@ -78,6 +80,7 @@ pub struct RequestView {
 /// All backends with their loads and costs.
 pub fn fleet(proxy: &Proxy) -> FleetView {
     let table = proxy.fleet.table();
+    let now = proxy.clock.now();
     let backends = proxy.fleet.backends.iter().map(|backend| {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
@@ -91,7 +94,8 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             misfits: words.misfits.clone(),
             role: entry.role,
             allowed: backend.allowed.iter().collect(),
-            health: backend.health.as_str(),
+            health: backend.health.as_str(now),
+            health_reason: backend.health.reason(now),
             prefill_seconds: balance.prefill.get(),
             prefill_tokens: balance.prefill_tokens.get(),
             prefill_legs: balance.prefill_legs,

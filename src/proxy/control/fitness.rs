@@ -76,7 +76,8 @@ fn show(backend: &Backend, version: Option<String>, fit: &Fit) {
     let kinds = fit.misfits.iter().map(|misfit| misfit.as_str()).collect();
     backend.words.store(Arc::new(EngineWords { version, misfits: words, kinds }));
     if backend.health.set_unfit(fit.out) {
-        tracing::warn!(backend = %backend.name, health = backend.health.as_str(), "fitness");
+        let health = if fit.out { "unfit" } else { "fit" };
+        tracing::warn!(backend = %backend.name, health, "fitness");
     }
 }
 

@@ -295,7 +295,7 @@ impl Control {
         let mut next = (**table).clone();
         for (slot, entry) in next.entries.iter_mut().enumerate() {
             let id = BackendId(slot as u16);
-            *entry = Entry { usable: self.proxy.fleet.backend(id).health.is_usable(), ..*entry };
+            *entry = Entry { usable: self.proxy.fleet.backend(id).health.is_well(), ..*entry };
             let group = entry.group;
             let peers = (0..table.entries.len()).map(|slot| BackendId(slot as u16));
             let peers = peers.filter(|peer| table.entry(*peer).group == group);

@@ -30,7 +30,7 @@ pub fn fleet(
             allowed: backend.allowed,
             capability: backend.capability,
             pinned: *pinned,
-            usable: backend.health.is_usable(),
+            usable: backend.health.is_well(),
             role: table.plan.role(backend.id),
             becoming: switching.get(&backend.id).copied(),
             prefill: balance.prefill,
@@ -97,7 +97,7 @@ fn add(demand: &mut GroupDemand, now: &DemandTotals, before: &DemandTotals, shar
 fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f64)> {
     let mut counts: Vec<(GroupId, u32)> = Vec::new();
     let backends = table.backends(pool).iter().map(|id| fleet.backend(*id));
-    for backend in backends.filter(|backend| backend.health.is_usable()) {
+    for backend in backends.filter(|backend| backend.health.is_well()) {
         let group = table.entry(backend.id).group;
         match counts.iter_mut().find(|(known, _)| *known == group) {
             Some((_, count)) => *count += 1,

@@ -18,48 +18,86 @@ pub fn watch(fleet: &Fleet, now: Moment) {
     let mut silent_at = vec![None::<Moment>; fleet.backends.len()];
     fleet.registry.for_each(|live| {
         let Some(backend) = live.decode_backend() else { return };
-        let Some((late, silent)) = deadlines(live, tpot) else { return };
         let slot = backend.index();
-        late_at[slot] = late_at[slot].min(late);
-        silent_at[slot] = Some(silent_at[slot].map_or(silent, |other| other.max(silent)));
+        if let Some(heard) = live.heard_at() {
+            fleet.backends[slot].health.heard(heard);
+        }
+        if let Some(late) = late(live, tpot) {
+            late_at[slot] = late_at[slot].min(late);
+        }
+        if let Some(silent) = silence(live) {
+            silent_at[slot] = Some(silent_at[slot].map_or(silent, |other| other.max(silent)));
+        }
     });
     for (backend, (late, silent)) in fleet.backends.iter().zip(late_at.into_iter().zip(silent_at)) {
         backend.set_late_at(late);
-        let silent = silent.is_some_and(|silent| now > silent);
-        let turned = if silent { backend.health.fell_silent() } else { backend.health.spoke(now) };
-        if turned {
-            let health = backend.health.as_str();
-            tracing::warn!(backend = %backend.name, health, "its streams changed their mind");
+        // Any word of it counts, that of a stream which has ended too.
+        let heard = backend.health.heard_at() + SILENCE;
+        let silent = silent.filter(|silent| now > *silent && now > heard);
+        if silent.is_none() {
+            if backend.health.spoke() {
+                tracing::info!(backend = %backend.name, "its streams speak again");
+            }
+        } else if backend.health.fell_silent() {
+            backend.health.set_reason("its streams are silent".to_owned());
+            tracing::warn!(backend = %backend.name, "its streams are silent: it is placed last");
         }
     }
 }
 
-/// When a stream misses its TPOT if nothing more comes, and when it counts as silent. A stream that
-/// emitted n tokens since its first one is on time until first + n·TPOT.
-fn deadlines(live: &Live, tpot: Seconds) -> Option<(Moment, Moment)> {
-    let (first, last, emitted) = (live.first_at()?, live.last_at()?, live.emitted().as_f64());
-    Some((first + tpot * emitted, silent_at(first, last, emitted)))
+/// When a stream misses its TPOT if nothing more comes: one that emitted n tokens since its first is
+/// on time until first + n·TPOT.
+fn late(live: &Live, tpot: Seconds) -> Option<Moment> {
+    Some(live.first_at()? + tpot * live.emitted().as_f64())
+}
+
+/// When a stream counts as silent. `None`: it has not begun, or nothing is expected of the engine,
+/// because the client takes nothing.
+fn silence(live: &Live) -> Option<Moment> {
+    let (first, last) = (live.first_at()?, live.last_at()?);
+    let waits = live.waits_since()?;
+    let quiet_from = waits.max(live.heard_at().unwrap_or(last));
+    Some(quiet_from + patience(first, last, live.emitted().as_f64()))
 }
 
 /// A sign within seconds for a fast stream, and no false one for an engine that needs a second a
 /// token.
-fn silent_at(first: Moment, last: Moment, emitted: f64) -> Moment {
+fn patience(first: Moment, last: Moment, emitted: f64) -> Seconds {
     let gap = (last - first) / (emitted - 1.0).max(1.0);
-    last + SILENCE.max(gap * GAPS)
+    SILENCE.max(gap * GAPS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidegate_terms::{RequestId, Tokens};
+
+    fn at(seconds: f64) -> Moment {
+        Moment::START + Seconds(seconds)
+    }
 
     #[test]
     fn a_fast_stream_is_silent_after_seconds_and_a_slow_one_after_many_gaps() {
-        let at = |seconds: f64| Moment::START + Seconds(seconds);
-        for (first, last, emitted, silent) in
-            [(10.0, 10.0, 1.0, 12.5), (10.0, 13.0, 101.0, 15.5), (10.0, 20.0, 11.0, 30.0)]
+        for (first, last, emitted, patient) in
+            [(10.0, 10.0, 1.0, 2.5), (10.0, 13.0, 101.0, 2.5), (10.0, 20.0, 11.0, 10.0)]
         {
-            let found = silent_at(at(first), at(last), emitted);
-            assert!((found - at(silent)).get().abs() < 1e-6, "{first} {last} {emitted}: {found:?}");
+            let found = patience(at(first), at(last), emitted);
+            assert!((found - Seconds(patient)).get().abs() < 1e-6, "{first} {last} {emitted}");
         }
+    }
+
+    #[test]
+    fn only_a_stream_whose_engine_is_waited_for_can_be_silent() {
+        let live = Live::new(RequestId(1), "r", None, at(0.0), Tokens(1));
+        live.waits(at(0.0));
+        assert_eq!(silence(&live), None, "it has not begun");
+        live.heard(at(1.0));
+        live.emitted_at(1, at(1.0));
+        assert_eq!(silence(&live), None, "its client does not read");
+        live.waits(at(60.0));
+        assert_eq!(silence(&live), Some(at(62.5)), "counted from when it is waited for");
+        live.heard(at(62.0));
+        live.waits(at(62.0));
+        assert_eq!(silence(&live), Some(at(64.5)), "any byte is life");
     }
 }

@@ -23,6 +23,8 @@ pub struct Outlet<B> {
     next: Option<io::Result<Bytes>>,
     /// The body has ended: nothing comes after what is staged.
     ended: bool,
+    /// It has ended, and its end is not staged yet.
+    over: bool,
     /// Bytes on the wire.
     written: u64,
 }
@@ -66,7 +68,7 @@ where
     pub fn new(head: Vec<u8>, framing: AnswerFraming, body: B) -> Outlet<B> {
         let staged = Staged { head, ..Staged::default() };
         let ended = framing == AnswerFraming::None;
-        Outlet { body, framing, staged, next: None, ended, written: 0 }
+        Outlet { body, framing, staged, next: None, ended, over: false, written: 0 }
     }
 
     /// How much was written when the client took no more, if that is what is waited for.
@@ -84,14 +86,28 @@ where
         // The head alone waits for what is already there of the body.
         let mut waits = self.staged.data.is_empty() && self.stage(context)?;
         loop {
-            if !self.staged.is_empty() {
-                ready!(self.poll_write(io, context))?;
+            if !self.staged.is_empty() && self.poll_write(io, context)?.is_pending() {
+                self.read_ahead(context);
+                return Poll::Pending;
             }
             if self.ended || waits {
                 ready!(Pin::new(&mut *io).poll_flush(context))?;
                 return if self.ended { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
             waits = self.stage(context)?;
+        }
+    }
+
+    /// A client that takes nothing: one more piece of the body is read meanwhile, so that the body
+    /// knows whether its engine is silent or not waited for.
+    fn read_ahead(&mut self, context: &mut Context<'_>) {
+        if self.next.is_none() && !self.ended && !self.over {
+            match self.poll_piece(context) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(None)) => self.over = true,
+                Poll::Ready(Ok(Some(piece))) => self.next = Some(Ok(piece)),
+                Poll::Ready(Err(error)) => self.next = Some(Err(error)),
+            }
         }
     }
 
@@ -122,6 +138,7 @@ where
         }
         let piece = match self.next.take() {
             Some(next) => Some(next?),
+            None if self.over => None,
             None => match self.poll_piece(context) {
                 Poll::Pending => return Ok(true),
                 Poll::Ready(piece) => piece?,

@@ -1,28 +1,52 @@
 //! May new work go to a backend, and how much of it? Written by requests (outcomes), the prober and
-//! the control loop. It must never wait for a probe to believe a failure, nor give a backend that
-//! comes back all of the traffic at once.
+//! the control loop. Two levels: a backend that is *not usable* gets nothing; a *suspect* gets work
+//! only if no other backend can be used, so that suspicion alone never answers 503. It must never
+//! wait for a probe to believe a refused connection, nor give a backend that comes back all of the
+//! traffic at once.
 
+use arc_swap::ArcSwapOption;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_terms::{Moment, Seconds};
+
+use super::outlier::{Ejections, OutlierParams, Window};
 
 /// What a backend that has just come back gets of its peers' load at first: it may be cold, or fail
 /// again.
 const SHARE_FIRST: f64 = 0.1;
+/// The first back-off after a refusal for load that names no time: some decode steps.
+const BACK_OFF_FIRST: Seconds = Seconds(0.25);
+/// The longest of those, each twice the one before.
+const BACK_OFF_MAX: Seconds = Seconds(5.0);
+/// The longest back-off that an engine may ask for: it may be free long before.
+pub const BACK_OFF_ASKED_MAX: Seconds = Seconds(60.0);
 
 /// When a backend goes, and how it comes back.
 #[derive(Clone, Copy, Debug)]
 pub struct HealthParams {
-    /// Failures in a row that take it out.
+    /// Failed probes in a row that take it out.
     pub failures_to_eject: u32,
     /// How long its share of the load grows after it came back; 0: it has all at once.
     pub slow_return: Seconds,
+    /// When it is ejected for failed requests.
+    pub outlier: OutlierParams,
 }
 
 /// One backend's.
 #[derive(Debug)]
 pub struct Health {
     state: AtomicU8,
-    failures: AtomicU32,
+    /// Why it is suspected: bits.
+    suspicion: AtomicU8,
+    /// Failed probes in a row.
+    probes_failed: AtomicU32,
+    window: Window,
+    ejections: Ejections,
+    /// It refused for load until then, and how often in a row.
+    busy_until: AtomicU64,
+    busy_times: AtomicU32,
+    /// When it sent a token or an answer last, as far as was noticed.
+    heard_at: AtomicU64,
     params: HealthParams,
     /// When it came back; never: it was never away.
     returned: AtomicU64,
@@ -30,36 +54,82 @@ pub struct Health {
     hardware_fault: AtomicBool,
     /// Its engine is not what the settings say, and of no use as it is.
     unfit: AtomicBool,
+    /// Why it is out, for people.
+    reason: ArcSwapOption<String>,
 }
 
 const UNKNOWN: u8 = 0;
 const UP: u8 = 1;
 const DOWN: u8 = 2;
-const SILENT: u8 = 3;
+
+/// All its streams are silent.
+const SILENT: u8 = 1;
+/// It failed what others served.
+const EJECTED: u8 = 2;
+/// Its probes are not answered in time.
+const OVERDUE: u8 = 4;
 
 impl Health {
     /// Of a backend that was never heard of.
     pub fn new(params: HealthParams) -> Health {
         Health {
             state: AtomicU8::new(UNKNOWN),
-            failures: AtomicU32::new(0),
+            suspicion: AtomicU8::new(0),
+            probes_failed: AtomicU32::new(0),
+            window: Window::default(),
+            ejections: Ejections::default(),
+            busy_until: AtomicU64::new(Moment::START.0),
+            busy_times: AtomicU32::new(0),
+            heard_at: AtomicU64::new(Moment::START.0),
             params,
             returned: AtomicU64::new(Moment::NEVER.0),
             hardware_fault: AtomicBool::new(false),
             unfit: AtomicBool::new(false),
+            reason: ArcSwapOption::empty(),
         }
     }
 
-    /// May new work go there? A backend that was never heard of may: the first request finds out.
+    /// May new work go there at all? A backend that was never heard of may: the first request finds
+    /// out.
     pub fn is_usable(&self) -> bool {
-        matches!(self.state.load(Relaxed), UNKNOWN | UP)
+        self.state.load(Relaxed) != DOWN
             && !self.hardware_fault.load(Relaxed)
             && !self.unfit.load(Relaxed)
     }
 
+    /// Does it get work only if no other backend can be used?
+    pub fn is_last(&self, now: Moment) -> bool {
+        self.suspicion.load(Relaxed) != 0 || self.is_busy(now)
+    }
+
+    /// Is it usable and no suspect? Engines that are slow or busy are well.
+    pub fn is_well(&self) -> bool {
+        self.is_usable() && !self.is_ejected() && !self.is_overdue()
+    }
+
     /// Did it answer last, whatever else is wrong with it?
     pub fn is_up(&self) -> bool {
-        self.state.load(Relaxed) == UP
+        self.state.load(Relaxed) == UP && !self.is_overdue()
+    }
+
+    /// Do its streams say nothing?
+    pub fn is_silent(&self) -> bool {
+        self.suspicion.load(Relaxed) & SILENT != 0
+    }
+
+    /// Is it out for failing what others serve?
+    pub fn is_ejected(&self) -> bool {
+        self.suspicion.load(Relaxed) & EJECTED != 0
+    }
+
+    /// Are its probes not answered?
+    pub fn is_overdue(&self) -> bool {
+        self.suspicion.load(Relaxed) & OVERDUE != 0
+    }
+
+    /// Has it refused for load, and is that not over?
+    pub fn is_busy(&self, now: Moment) -> bool {
+        now < Moment(self.busy_until.load(Relaxed))
     }
 
     /// What it may have of its peers' mean load: 1, or less while it is coming back.
@@ -73,49 +143,124 @@ impl Health {
     }
 
     /// The word for logs and the admin API.
-    pub fn as_str(&self) -> &'static str {
-        match self.state.load(Relaxed) {
-            UNKNOWN | UP if self.hardware_fault.load(Relaxed) => "hardware_fault",
-            UNKNOWN | UP if self.unfit.load(Relaxed) => "unfit",
-            UNKNOWN => "unknown",
-            UP => "up",
-            DOWN => "down",
-            _ => "silent",
+    pub fn as_str(&self, now: Moment) -> &'static str {
+        let state = self.state.load(Relaxed);
+        match (state, self.suspicion.load(Relaxed)) {
+            (DOWN, _) => "down",
+            _ if self.hardware_fault.load(Relaxed) => "hardware_fault",
+            _ if self.unfit.load(Relaxed) => "unfit",
+            (_, suspicion) if suspicion & OVERDUE != 0 => "down",
+            (_, suspicion) if suspicion & EJECTED != 0 => "ejected",
+            (_, suspicion) if suspicion & SILENT != 0 => "silent",
+            _ if self.is_busy(now) => "busy",
+            (UNKNOWN, _) => "unknown",
+            _ => "up",
         }
+    }
+
+    /// Why it went out last, as long as it is.
+    pub fn reason(&self, now: Moment) -> Option<String> {
+        let out = !self.is_usable() || self.is_last(now);
+        self.reason.load().as_ref().filter(|_| out).map(|reason| reason.to_string())
+    }
+
+    /// Remember why it is out.
+    pub fn set_reason(&self, reason: String) {
+        self.reason.store(Some(Arc::new(reason)));
     }
 
     /// An answer came. True if that brings the backend back.
-    pub fn succeeded(&self, now: impl FnOnce() -> Moment) -> bool {
-        self.failures.store(0, Relaxed);
-        let back = matches!(self.state.swap(UP, Relaxed), DOWN | SILENT);
-        self.comes_back(back, now)
+    pub fn succeeded(&self, now: Moment) -> bool {
+        self.window.record(&self.params.outlier, now, false);
+        self.heard_at.store(now.0, Relaxed);
+        if self.busy_times.load(Relaxed) > 0 {
+            self.busy_times.store(0, Relaxed);
+        }
+        self.answers(now, SILENT | OVERDUE)
     }
 
-    /// A probe succeeded. True if that brings the backend back. A silent one stays out: engines
-    /// whose step hangs still answer probes.
+    /// A probe was answered. True if that brings the backend back, or is the first word of it. A
+    /// silent one stays a suspect: engines whose step hangs still answer probes.
     pub fn probed(&self, now: Moment) -> bool {
-        if self.state.load(Relaxed) == SILENT {
-            return false;
+        let ends = self.is_ejected() && self.ejections.is_over(now);
+        let known = self.state.load(Relaxed) != UNKNOWN;
+        if ends {
+            self.window.clear();
         }
-        if self.state.load(Relaxed) != UP {
-            self.failures.store(0, Relaxed);
-        }
-        let before = self.state.swap(UP, Relaxed);
-        // One that is heard of for the first time is as good as all the others.
-        self.comes_back(before == DOWN, || now);
-        before != UP
+        self.answers(now, if ends { OVERDUE | EJECTED } else { OVERDUE }) || !known
     }
 
-    /// A leg or a probe failed. True if that takes the backend out.
-    pub fn failed(&self) -> bool {
-        let failures = self.failures.fetch_add(1, Relaxed) + 1;
-        failures >= self.params.failures_to_eject.max(1) && self.state.swap(DOWN, Relaxed) != DOWN
+    /// It is there: `cleared` are the suspicions that are over.
+    fn answers(&self, now: Moment, cleared: u8) -> bool {
+        if self.probes_failed.load(Relaxed) > 0 {
+            self.probes_failed.store(0, Relaxed);
+        }
+        let was_down = self.state.load(Relaxed) != UP && self.state.swap(UP, Relaxed) == DOWN;
+        let before = match self.suspicion.load(Relaxed) & cleared {
+            0 => 0,
+            _ => self.suspicion.fetch_and(!cleared, Relaxed) & cleared,
+        };
+        let away = was_down || before & (OVERDUE | EJECTED) != 0;
+        if away {
+            self.returned.store(now.0, Relaxed);
+        }
+        away || before != 0
+    }
+
+    /// A probe was not answered in time: the engine may be hung, or busy. True if it is a suspect now.
+    pub fn missed_probe(&self) -> bool {
+        self.counts_probe() && self.suspicion.fetch_or(OVERDUE, Relaxed) & OVERDUE == 0
+    }
+
+    /// The engine itself says that it is not well. True if that takes it out.
+    pub fn failed_probe(&self) -> bool {
+        self.counts_probe() && self.state.swap(DOWN, Relaxed) != DOWN
+    }
+
+    fn counts_probe(&self) -> bool {
+        let failed = self.probes_failed.fetch_add(1, Relaxed) + 1;
+        failed >= self.params.failures_to_eject.max(1)
+    }
+
+    /// A request failed, and the engine is to blame. True if it is an outlier by its own figures;
+    /// whether it is ejected is for whoever knows its pools.
+    pub fn failed(&self, now: Moment) -> bool {
+        self.window.record(&self.params.outlier, now, true);
+        !self.is_ejected() && self.window.is_outlier(&self.params.outlier, now)
+    }
+
+    /// Requests and failures of the last seconds.
+    pub fn recent(&self, now: Moment) -> (u64, u64) {
+        self.window.counts(&self.params.outlier, now)
+    }
+
+    /// No new work for a while. `None` if it is ejected already.
+    pub fn eject(&self, now: Moment) -> Option<Seconds> {
+        let new = self.suspicion.fetch_or(EJECTED, Relaxed) & EJECTED == 0;
+        new.then(|| self.ejections.eject(&self.params.outlier, now))
     }
 
     /// No connection: nothing listens there. True if that takes the backend out.
     pub fn refused(&self) -> bool {
-        self.failures.fetch_add(1, Relaxed);
         self.state.swap(DOWN, Relaxed) != DOWN
+    }
+
+    /// It refuses for load, and asks to be left alone for so long. Returns how long it is.
+    pub fn back_off(&self, now: Moment, asked: Option<Seconds>) -> Seconds {
+        let span = match asked.filter(|asked| *asked > Seconds::ZERO) {
+            Some(asked) => asked.min(BACK_OFF_ASKED_MAX),
+            None => {
+                // Those that were sent together are refused together.
+                let again = !self.is_busy(now);
+                let times = match again {
+                    true => self.busy_times.fetch_add(1, Relaxed),
+                    false => self.busy_times.load(Relaxed).saturating_sub(1),
+                };
+                (BACK_OFF_FIRST * 2_f64.powi(times.min(16) as i32)).min(BACK_OFF_MAX)
+            }
+        };
+        self.busy_until.fetch_max((now + span).0, Relaxed);
+        span
     }
 
     /// Its GPU can or cannot be used. True if that is new.
@@ -128,92 +273,28 @@ impl Health {
         self.unfit.swap(unfit, Relaxed) != unfit
     }
 
-    /// Its streams have gone silent. True if that takes the backend out.
+    /// One of its streams got bytes at `moment`.
+    pub fn heard(&self, moment: Moment) {
+        self.heard_at.fetch_max(moment.0, Relaxed);
+    }
+
+    /// When it was heard of last.
+    pub fn heard_at(&self) -> Moment {
+        Moment(self.heard_at.load(Relaxed))
+    }
+
+    /// Its streams have gone silent. True if that makes it a suspect.
     pub fn fell_silent(&self) -> bool {
-        self.state.compare_exchange(UP, SILENT, Relaxed, Relaxed).is_ok()
+        self.suspicion.fetch_or(SILENT, Relaxed) & SILENT == 0
     }
 
-    /// A silent backend's streams speak again. True if that brings it back.
-    pub fn spoke(&self, now: Moment) -> bool {
-        let back = self.state.compare_exchange(SILENT, UP, Relaxed, Relaxed).is_ok();
-        self.comes_back(back, || now)
-    }
-
-    fn comes_back(&self, back: bool, now: impl FnOnce() -> Moment) -> bool {
-        if back {
-            self.returned.store(now().0, Relaxed);
-        }
-        back
+    /// A silent backend's streams speak again. True if that is new. It was not away: its share of the
+    /// load stays.
+    pub fn spoke(&self) -> bool {
+        self.is_silent() && self.suspicion.fetch_and(!SILENT, Relaxed) & SILENT != 0
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Moment = Moment::START;
-
-    fn health() -> Health {
-        Health::new(HealthParams { failures_to_eject: 2, slow_return: Seconds(10.0) })
-    }
-
-    #[test]
-    fn a_backend_is_out_after_enough_failures_and_back_after_one_success() {
-        let health = health();
-        assert!(health.is_usable());
-        assert!(!health.failed());
-        assert!(health.is_usable());
-        assert!(health.failed());
-        assert!(!health.is_usable());
-        assert!(!health.failed(), "it is out already");
-        assert!(health.succeeded(|| NOW));
-        assert!(health.is_usable());
-        assert!(health.refused(), "a refused connection needs no second opinion");
-    }
-
-    #[test]
-    fn silence_is_no_death() {
-        let health = health();
-        health.succeeded(|| NOW);
-        assert!(health.fell_silent());
-        assert!(!health.is_usable());
-        assert!(health.spoke(NOW));
-        health.refused();
-        assert!(!health.fell_silent(), "a dead backend stays dead");
-        assert!(!health.spoke(NOW));
-    }
-
-    #[test]
-    fn who_comes_back_gets_a_growing_share() {
-        let health = health();
-        let at = |seconds: f64| NOW + Seconds(seconds);
-        assert!(health.probed(NOW));
-        assert_eq!(health.share(NOW), 1.0, "it was never away");
-        health.refused();
-        assert!(health.probed(at(100.0)));
-        for (seconds, share) in
-            [(100.0, 0.1), (101.0, 0.1), (105.0, 0.5), (110.0, 1.0), (999.0, 1.0)]
-        {
-            assert!((health.share(at(seconds)) - share).abs() < 1e-6, "{seconds}");
-        }
-        assert!(!health.probed(at(200.0)));
-        assert_eq!(health.share(at(200.0)), 1.0, "a probe of one that is up changes nothing");
-        let at_once =
-            Health::new(HealthParams { failures_to_eject: 1, slow_return: Seconds::ZERO });
-        at_once.failed();
-        at_once.probed(NOW);
-        assert_eq!(at_once.share(at(0.001)), 1.0);
-    }
-
-    #[test]
-    fn an_unfit_engine_is_out_however_well_it_answers() {
-        let health = health();
-        assert!(health.set_unfit(true));
-        health.probed(NOW);
-        health.succeeded(|| NOW);
-        assert!(!health.is_usable() && health.is_up());
-        assert_eq!(health.as_str(), "unfit");
-        assert!(health.set_unfit(false));
-        assert!(health.is_usable());
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

@@ -66,6 +66,8 @@ pub struct Live {
     first_at: AtomicU64,
     last_at: AtomicU64,
     emitted: AtomicU64,
+    heard_at: AtomicU64,
+    waits_since: AtomicU64,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -91,6 +93,8 @@ impl Live {
             first_at: AtomicU64::new(Moment::NEVER.0),
             last_at: AtomicU64::new(Moment::NEVER.0),
             emitted: AtomicU64::new(0),
+            heard_at: AtomicU64::new(Moment::NEVER.0),
+            waits_since: AtomicU64::new(Moment::NEVER.0),
         }
     }
 
@@ -133,6 +137,28 @@ impl Live {
             self.set_stage(Stage::Streaming);
         }
         self.last_at.store(now.0, Relaxed);
+    }
+
+    /// Bytes of its stream came at `now`, whatever they were.
+    pub fn heard(&self, now: Moment) {
+        self.heard_at.store(now.0, Relaxed);
+        self.waits_since.store(Moment::NEVER.0, Relaxed);
+    }
+
+    /// From `now` on the proxy waits for the engine's next bytes.
+    pub fn waits(&self, now: Moment) {
+        self.waits_since.store(now.0, Relaxed);
+    }
+
+    /// Since when the proxy has waited for the engine's next bytes. `None`: it does not, because the
+    /// client takes nothing.
+    pub fn waits_since(&self) -> Option<Moment> {
+        moment(&self.waits_since)
+    }
+
+    /// When bytes of its stream came last.
+    pub fn heard_at(&self) -> Option<Moment> {
+        moment(&self.heard_at)
     }
 
     /// Output tokens so far.

@@ -5,12 +5,14 @@
 mod backend;
 mod health;
 mod live;
+mod outlier;
 mod table;
 mod view;
 
 pub use backend::{Backend, EngineWords};
-pub use health::{Health, HealthParams};
+pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use live::{Live, Registry, Stage};
+pub use outlier::OutlierParams;
 pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
 pub use view::{Known, View};
 
@@ -108,6 +110,7 @@ impl Fleet {
                 && entry.group == group
                 && entry.role.takes_decode()
                 && peer.health.is_usable()
+                && !peer.health.is_last(now)
                 && peer.health.share(now) >= 1.0
         });
         let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {

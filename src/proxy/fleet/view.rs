@@ -53,6 +53,7 @@ impl tidegate_placement::Fleet for View<'_> {
         Load {
             role: entry.role,
             usable: backend.health.is_usable(),
+            last: backend.health.is_last(self.now),
             runs_whole: backend.family.runs_whole(),
             hands_over: backend.allowed.contains(Role::Prefill),
             group: entry.group,

@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(proxy.signals.troubles(ids[0]), ["gpu_lost"]);
         // An engine that answers probes has no better GPU for it.
         proxy.fleet.backends[0].health.probed(Moment::START);
-        proxy.fleet.backends[0].health.succeeded(|| Moment::START);
+        proxy.fleet.backends[0].health.succeeded(Moment::START);
         assert_eq!(usable(&proxy), [false, true]);
         gpus.take(&proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);

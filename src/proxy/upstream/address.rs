@@ -1,6 +1,6 @@
 //! Where a backend listens: scheme, host and port out of its base URL.
 
-use http::{Uri, uri::Authority};
+use http::{HeaderValue, Uri, uri::Authority};
 use std::fmt;
 use thiserror::Error;
 
@@ -15,6 +15,8 @@ pub struct Address {
     pub port: u16,
     /// What goes into the `host` header.
     pub authority: Authority,
+    /// `authorization` of every request to it, in place of a client's.
+    pub key: Option<HeaderValue>,
 }
 
 /// The URL cannot be a backend's.
@@ -46,7 +48,17 @@ impl Address {
         }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Address { tls, host, port, authority })
+        Ok(Address { tls, host, port, authority, key: None })
+    }
+}
+
+impl Address {
+    /// The same, where the engine wants its own API key. `None`: no header can carry it.
+    pub fn with_key(mut self, key: &str) -> Option<Address> {
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
+        value.set_sensitive(true);
+        self.key = Some(value);
+        Some(self)
     }
 }
 

@@ -27,6 +27,9 @@ impl Outgoing {
     pub fn own(method: &Method, address: &Address, path: &'static str, body: Bytes) -> Outgoing {
         let mut head = RequestHead::new(method, &PathAndQuery::from_static(path));
         head.header("host", address.authority.as_str().as_bytes());
+        if let Some(key) = &address.key {
+            head.header("authorization", key.as_bytes());
+        }
         if !body.is_empty() {
             head.header("content-type", b"application/json");
         }

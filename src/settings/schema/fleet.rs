@@ -142,6 +142,10 @@ pub struct BackendSettings {
     pub side_channel_port: u16,
     /// Which of TensorRT-LLM's legs goes first when it prefills.
     pub schedule_style: ScheduleStyle,
+    /// The engine's own API key (`--api-key`), sent to it in place of the client's.
+    pub api_key: Option<Secret>,
+    /// A file that holds it.
+    pub api_key_file: Option<PathBuf>,
     /// TensorRT-LLM's internal authentication key, the same in all of a group.
     pub disagg_key: Option<Secret>,
     /// A file that holds it.
@@ -191,6 +195,8 @@ impl Default for BackendSettings {
             bootstrap_port: defaults::BOOTSTRAP_PORT,
             side_channel_port: defaults::SIDE_CHANNEL_PORT,
             schedule_style: ScheduleStyle::default(),
+            api_key: None,
+            api_key_file: None,
             disagg_key: None,
             disagg_key_file: None,
             role_switch: false,

@@ -46,6 +46,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
         found.name(&backend.name, &mut names, &path("name"));
         address(backend, &path, settings.upstream.ca_file.is_some(), &mut engines, found);
         protocol(backend, &path, found);
+        api_key(backend, &path, found);
         roles(backend, &path, found);
         super::signals::of_backend(backend, &path, found);
         if let Some(profile) = &backend.profile {
@@ -91,6 +92,16 @@ fn address(
         found.check(false, &path, &format!("is the same engine as {first}"), "one entry an engine");
     } else {
         engines.insert((authority, word), path);
+    }
+}
+
+/// What goes into a header, given once.
+fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
+    let both = backend.api_key.is_some() && backend.api_key_file.is_some();
+    found.check(!both, &path("api_key_file"), "is given beside api_key", "one of both");
+    if let Some(key) = &backend.api_key {
+        let plain = !key.0.is_empty() && key.0.bytes().all(|byte| byte.is_ascii_graphic());
+        found.check(plain, &path("api_key"), "no header can carry", "letters, digits, signs");
     }
 }
 

@@ -1,0 +1,194 @@
+//! A request's tries, one engine after the other, until one serves it. What a failure says of an
+//! engine is often known only when another engine has had the same request: failures are kept with
+//! the request and judged at its end.
+
+use std::sync::Arc;
+use tidegate_engine::{ClientState, Evidence, Others, is_load, judge};
+use tidegate_placement::{EXCLUDED_MAX, Split};
+use tidegate_terms::{BackendId, Seconds};
+
+use crate::answer::Opened;
+use crate::failure::{Failure, Leg, LegFailure, LegProblem};
+use crate::fleet::{BACK_OFF_ASKED_MAX, Backend, Stage};
+use crate::legs::{self, Miss, Serving};
+use crate::service::Proxy;
+use crate::settle::Record;
+use crate::verdict::Verdict;
+use crate::{blame, place};
+
+/// What has failed so far.
+#[derive(Default)]
+struct Tries {
+    failures: Vec<Tried>,
+    /// Those that count as attempts.
+    charged: u32,
+}
+
+struct Tried {
+    failure: LegFailure,
+    /// Where the hand-off came from that the leg began with.
+    from: Option<Arc<Backend>>,
+}
+
+/// Bring the request to an answer whose first byte is here.
+///
+/// # Errors
+/// [`Failure`] when no place was found, or when every attempt failed.
+pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Opened, Failure> {
+    let proxy = serving.proxy;
+    if serving.job.split == Split::May
+        && proxy.shapes.runs_whole(|| serving.shape(), proxy.clock.now())
+    {
+        serving.job.split = Split::Never;
+    }
+    let mut tries = Tries::default();
+    loop {
+        match once(&serving, &tries, record).await {
+            Ok(opened) => {
+                tries.settle(proxy, opened.head.status.is_success());
+                return Ok(opened);
+            }
+            Err(Miss::Elsewhere(missed)) => {
+                tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
+                proxy.metrics.leg_failed(&missed);
+                let handed = missed.leg == Leg::Decode;
+                let from = record.prefill_on.clone().filter(|_| handed);
+                if let Some(failure) = tries.take(&mut serving, missed, from, record.attempts) {
+                    tries.settle(proxy, false);
+                    return Err(failure);
+                }
+                record.live.set_stage(Stage::Queued);
+            }
+            Err(Miss::Final(failure)) => {
+                tries.settle(proxy, false);
+                return Err(tries.gives_up(proxy, failure));
+            }
+        }
+    }
+}
+
+/// One place and what comes of it.
+async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut Record) -> Result<Opened, Miss> {
+    let placed = place::find(serving.proxy, &serving.job, &serving.matches).await?;
+    if tries.has_judged(placed.on()) {
+        // No backend is left that has not said no.
+        return Err(Failure::NoBackend.into());
+    }
+    record.placed_at.get_or_insert(serving.proxy.clock.now());
+    record.attempts += 1;
+    legs::attempt(serving, placed, record).await
+}
+
+impl Tries {
+    /// One more failure. `Some`: it was the last.
+    fn take(
+        &mut self,
+        serving: &mut Serving<'_>,
+        failure: LegFailure,
+        from: Option<Arc<Backend>>,
+        attempts: u32,
+    ) -> Option<Failure> {
+        let proxy = serving.proxy;
+        let backend = proxy.fleet.backend(failure.on);
+        let sign = failure.problem.sign();
+        let evidence = judge(sign, Others::Untried, ClientState::Reads);
+        match (evidence, &failure.problem) {
+            (Evidence::Load, problem) => {
+                let asked = problem.verdict().and_then(|v| v.asks_for(proxy.wall_now()));
+                blame::load(proxy, backend, asked, problem);
+            }
+            (Evidence::Request, LegProblem::Answered(verdict)) => {
+                let (backend, verdict) = (Arc::clone(&failure.backend), verdict.clone());
+                return Some(Failure::Judged { backend, verdict });
+            }
+            (_, problem) if problem.is_unreachable() => blame::unreachable(proxy, backend, problem),
+            _ => self.charged += 1,
+        }
+        let job = &mut serving.job;
+        job.excluded.insert(failure.on);
+        // What an engine has lost is no reason to come last, or too late, at the next.
+        let now = proxy.clock.now();
+        job.ttft_deadline = job.ttft_deadline.max(now + proxy.fleet.slo().ttft);
+        job.queue_deadline = job.queue_deadline.max(now + proxy.queue_deadline);
+        self.failures.push(Tried { failure, from });
+        let last = self.charged >= proxy.attempts_max || self.failures.len() >= EXCLUDED_MAX;
+        last.then(|| self.exhausted(proxy, attempts)).flatten()
+    }
+
+    /// Has it answered that it does not serve this request? It need not be asked again. Of a split
+    /// request the other leg may be the reason.
+    fn has_judged(&self, on: BackendId) -> bool {
+        let is_final = |failure: &LegFailure| {
+            let whole = failure.leg == Leg::Whole || !failure.problem.is_pending();
+            whole && failure.problem.verdict().is_some()
+        };
+        self.failures.iter().any(|tried| tried.failure.on == on && is_final(&tried.failure))
+    }
+
+    /// The request is at its end: who is to blame for what failed before?
+    fn settle(&self, proxy: &Proxy, served: bool) {
+        let pending = || self.failures.iter().filter(|tried| tried.failure.problem.is_pending());
+        let first = pending().next().map(|tried| tried.failure.on);
+        let others = match served {
+            true => Others::Served,
+            false if pending().any(|tried| Some(tried.failure.on) != first) => Others::Failed,
+            false => Others::Untried,
+        };
+        for tried in pending() {
+            let problem = &tried.failure.problem;
+            let evidence = judge(problem.sign(), others, ClientState::Reads);
+            // An engine that cannot load what a dead one has handed over is not to blame.
+            let orphaned = tried.from.as_ref().is_some_and(|from| !from.health.is_well())
+                && problem.verdict().is_some();
+            if evidence == Evidence::Engine && !orphaned {
+                blame::engine(proxy, proxy.fleet.backend(tried.failure.on), problem);
+            }
+        }
+    }
+
+    /// No further place: what the engines said is told, if they said anything.
+    fn gives_up(&mut self, proxy: &Proxy, failure: Failure) -> Failure {
+        match failure {
+            Failure::NoBackend | Failure::Saturated | Failure::QueueDeadline { .. } => {
+                self.verdict(proxy).unwrap_or(failure)
+            }
+            other => other,
+        }
+    }
+
+    fn exhausted(&mut self, proxy: &Proxy, attempts: u32) -> Option<Failure> {
+        self.verdict(proxy).or_else(|| {
+            let last = self.failures.pop()?.failure;
+            Some(Failure::Exhausted { attempts, last })
+        })
+    }
+
+    /// A refusal for load says that it may still be served; then an error of an engine.
+    fn verdict(&self, proxy: &Proxy) -> Option<Failure> {
+        let verdicts = || {
+            self.failures.iter().filter_map(|tried| {
+                let verdict = tried.failure.problem.verdict()?;
+                Some((&tried.failure.backend, verdict))
+            })
+        };
+        let is_busy = |verdict: &Verdict| verdict.status.is_some_and(is_load);
+        let busy = || verdicts().filter(|(_, verdict)| is_busy(verdict));
+        if let Some((_, first)) = busy().next() {
+            let alike = busy().all(|(_, verdict)| verdict.status == first.status);
+            let status = if alike { first.status.unwrap_or(429) } else { 429 };
+            let same = busy().filter(|(_, verdict)| verdict.status == Some(status)).last();
+            let (backend, verdict) = same.or_else(|| busy().last())?;
+            let now = proxy.wall_now();
+            let asked = busy().filter_map(|(_, verdict)| verdict.asks_for(now));
+            let retry_after = asked.fold(Seconds::ZERO, Seconds::max).min(BACK_OFF_ASKED_MAX);
+            return Some(Failure::Busy {
+                backend: Arc::clone(backend),
+                verdict: Box::new(verdict.clone()),
+                status,
+                retry_after,
+            });
+        }
+        let (backend, verdict) = verdicts().last()?;
+        Some(Failure::Judged { backend: Arc::clone(backend), verdict: Box::new(verdict.clone()) })
+    }
+}

@@ -1,0 +1,136 @@
+//! Health by its transitions: what takes a backend out, what makes it a suspect, what brings it back.
+
+use super::*;
+
+const NOW: Moment = Moment::START;
+
+fn at(seconds: f64) -> Moment {
+    NOW + Seconds(seconds)
+}
+
+fn params(failures_to_eject: u32, slow_return: f64) -> HealthParams {
+    let outlier = OutlierParams {
+        window: Seconds(10.0),
+        requests_min: 5,
+        failure_share: 0.5,
+        ejection: Seconds(5.0),
+        ejection_max: Seconds(60.0),
+    };
+    HealthParams { failures_to_eject, slow_return: Seconds(slow_return), outlier }
+}
+
+fn health() -> Health {
+    Health::new(params(2, 10.0))
+}
+
+#[test]
+fn an_engine_that_says_it_is_unwell_is_out_and_one_that_is_late_is_a_suspect() {
+    let late = health();
+    assert!(!late.missed_probe());
+    assert!(late.missed_probe());
+    assert!(late.is_usable() && late.is_last(NOW) && !late.is_well() && !late.is_up());
+    assert_eq!(late.as_str(NOW), "down");
+    assert!(late.succeeded(NOW), "an answer to a request is better than a probe's");
+    assert_eq!(late.as_str(NOW), "up");
+    let unwell = health();
+    assert!(!unwell.failed_probe());
+    assert!(unwell.failed_probe());
+    assert!(!unwell.is_usable());
+    assert!(unwell.probed(NOW));
+    assert!(unwell.is_usable());
+    assert!(unwell.refused(), "a refused connection needs no second opinion");
+    assert!(!unwell.refused(), "it is out already");
+}
+
+#[test]
+fn an_outlier_is_ejected_for_its_time_and_until_a_probe() {
+    let health = health();
+    health.succeeded(NOW);
+    assert!(!(0..3).any(|_| health.failed(NOW)), "four requests say nothing");
+    assert!(health.failed(NOW));
+    assert_eq!(health.eject(NOW), Some(Seconds(5.0)));
+    assert_eq!(health.eject(NOW), None);
+    assert!(health.is_usable() && health.is_last(NOW) && !health.is_well());
+    health.succeeded(at(1.0));
+    assert!(health.is_last(at(1.0)), "one answer does not end it");
+    assert!(!health.probed(at(4.0)));
+    assert!(health.is_last(at(6.0)), "its time is over, and nobody has asked it");
+    assert!(health.probed(at(6.0)));
+    assert!(!health.is_last(at(6.0)));
+    assert_eq!(health.recent(at(6.0)), (0, 0));
+    assert!(health.share(at(6.0)) < 1.0, "it comes back slowly");
+}
+
+#[test]
+fn a_refusal_for_load_backs_off_as_asked_or_briefly_and_growing() {
+    let health = health();
+    assert_eq!(health.back_off(NOW, None), Seconds(0.25));
+    assert_eq!(health.back_off(NOW, None), Seconds(0.25), "those sent together count once");
+    assert!(health.is_last(at(0.2)) && !health.is_last(at(0.3)) && health.is_well());
+    assert_eq!(health.as_str(at(0.2)), "busy");
+    for (now, span) in [(1.0, 0.5), (2.0, 1.0), (4.0, 2.0), (8.0, 4.0), (16.0, 5.0), (32.0, 5.0)] {
+        assert_eq!(health.back_off(at(now), None), Seconds(span), "{now}");
+    }
+    assert_eq!(health.back_off(at(64.0), Some(Seconds(30.0))), Seconds(30.0));
+    assert!(health.is_last(at(93.0)) && !health.is_last(at(95.0)));
+    assert_eq!(health.back_off(at(100.0), Some(Seconds(1e6))), BACK_OFF_ASKED_MAX);
+    health.succeeded(at(100.0));
+    assert!(health.is_last(at(101.0)), "another request's answer does not end it");
+    assert_eq!(health.back_off(at(200.0), None), Seconds(0.25));
+}
+
+#[test]
+fn silence_is_no_death() {
+    let health = health();
+    health.succeeded(NOW);
+    assert!(health.fell_silent());
+    assert!(health.is_usable() && health.is_last(NOW) && health.is_well());
+    assert!(!health.probed(NOW));
+    assert!(health.is_silent(), "an engine whose step hangs answers probes");
+    assert!(health.spoke());
+    assert_eq!(health.share(NOW), 1.0, "it was not away");
+    health.fell_silent();
+    health.refused();
+    health.spoke();
+    assert_eq!(health.as_str(NOW), "down", "a dead backend stays dead");
+}
+
+#[test]
+fn a_backend_that_comes_back_gets_a_growing_share() {
+    let health = health();
+    assert!(health.probed(NOW));
+    assert_eq!(health.share(NOW), 1.0, "it was never away");
+    health.refused();
+    assert!(health.probed(at(100.0)));
+    for (seconds, share) in [(100.0, 0.1), (101.0, 0.1), (105.0, 0.5), (110.0, 1.0), (999.0, 1.0)] {
+        assert!((health.share(at(seconds)) - share).abs() < 1e-6, "{seconds}");
+    }
+    assert!(!health.probed(at(200.0)));
+    assert_eq!(health.share(at(200.0)), 1.0, "a probe of one that is up changes nothing");
+    let at_once = Health::new(params(1, 0.0));
+    at_once.failed_probe();
+    at_once.probed(NOW);
+    assert_eq!(at_once.share(at(0.001)), 1.0);
+}
+
+#[test]
+fn an_unfit_engine_is_out_however_well_it_answers() {
+    let health = health();
+    assert!(health.set_unfit(true));
+    health.probed(NOW);
+    health.succeeded(NOW);
+    assert!(!health.is_usable() && health.is_up());
+    assert_eq!(health.as_str(NOW), "unfit");
+    assert!(health.set_unfit(false));
+    assert!(health.is_usable());
+}
+
+#[test]
+fn why_it_is_out_is_told_while_it_is() {
+    let health = health();
+    health.refused();
+    health.set_reason("connection refused".to_owned());
+    assert_eq!(health.reason(NOW).as_deref(), Some("connection refused"));
+    health.probed(NOW);
+    assert_eq!(health.reason(NOW), None);
+}

@@ -1,0 +1,78 @@
+//! Requests whose prefill leg an engine has refused and whose whole it has served: the next one of
+//! the same shape runs whole at once. A few shapes in fixed memory, without a lock; a race or a
+//! collision costs one split that fails, or one that is not made.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use tidegate_terms::{Moment, Seconds};
+
+/// Shapes that are kept: a fleet's clients have some dozens, few of which an engine refuses.
+const SLOTS: usize = 64;
+/// How long one is remembered at first: a single failure may be a hiccup.
+const FIRST: Seconds = Seconds(60.0);
+/// And once it was seen again.
+const AGAIN: Seconds = Seconds(600.0);
+
+/// The shapes.
+#[derive(Debug)]
+pub struct Shapes {
+    /// Learned so far; 0: nothing needs to be looked up.
+    learned: AtomicU32,
+    slots: Box<[Slot]>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    shape: AtomicU64,
+    until: AtomicU64,
+}
+
+impl Default for Shapes {
+    fn default() -> Shapes {
+        let slots = (0..SLOTS).map(|_| Slot::default()).collect();
+        Shapes { learned: AtomicU32::new(0), slots }
+    }
+}
+
+impl Shapes {
+    /// Must a request of this shape run whole? `shape` is asked for only if any was learned.
+    pub fn runs_whole(&self, shape: impl FnOnce() -> Option<u64>, now: Moment) -> bool {
+        if self.learned.load(Relaxed) == 0 {
+            return false;
+        }
+        let Some(shape) = shape() else { return false };
+        let slot = self.slot(shape);
+        slot.shape.load(Relaxed) == shape && now < Moment(slot.until.load(Relaxed))
+    }
+
+    /// An engine has refused its prefill leg and served it whole.
+    pub fn learn(&self, shape: u64, now: Moment) {
+        let slot = self.slot(shape);
+        let again = slot.shape.swap(shape, Relaxed) == shape;
+        slot.until.store((now + if again { AGAIN } else { FIRST }).0, Relaxed);
+        self.learned.store(1, Relaxed);
+    }
+
+    fn slot(&self, shape: u64) -> &Slot {
+        &self.slots[shape as usize % SLOTS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_known_for_a_while_and_longer_when_it_is_seen_again() {
+        let shapes = Shapes::default();
+        let at = |seconds: f64| Moment::START + Seconds(seconds);
+        assert!(!shapes.runs_whole(|| unreachable!("nothing was learned"), at(0.0)));
+        shapes.learn(7, at(0.0));
+        assert!(shapes.runs_whole(|| Some(7), at(59.0)));
+        assert!(!shapes.runs_whole(|| Some(8), at(59.0)));
+        assert!(!shapes.runs_whole(|| Some(7), at(61.0)));
+        shapes.learn(7, at(70.0));
+        assert!(shapes.runs_whole(|| Some(7), at(600.0)));
+        shapes.learn(7 + SLOTS as u64, at(600.0));
+        assert!(!shapes.runs_whole(|| Some(7), at(600.0)), "its slot was taken");
+    }
+}
