@@ -225,7 +225,7 @@ def main():
         settled()
         proxy.send_signal(signal.SIGTERM)
         check("SIGTERM ends it with exit code 0", proxy.wait(timeout=45) == 0)
-        print("test-real: all checks passed")
+        print("check: all checks passed")
     finally:
         if proxy.poll() is None:
             proxy.kill()

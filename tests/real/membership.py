@@ -37,7 +37,7 @@ def joins(args, run):
     until("requests run without it", lambda: args.load.done >= done + 4, 120)
     check("a backend that is configured and absent costs nothing", not args.load.failures, f"{args.load.done} requests, e2 is {backend('e2')['health']}")
     began = time.monotonic()
-    subprocess.run(["bash", f"{args.engines}/start.sh", args.venv, run, "1", str(THIRD)], check=True)
+    subprocess.run(["bash", f"{args.engines}/start.sh", args.venv, run, args.model, "1", str(THIRD)], check=True)
     print(f"e2 was healthy after {time.monotonic() - began:.0f} s", flush=True)
     took = until("it joins", lambda: backend("e2")["health"] == "up", 30)
     shown, e0 = backend("e2"), backend("e0")

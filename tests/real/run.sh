@@ -1,23 +1,45 @@
 #!/usr/bin/env bash
-# Real vLLM engines behind tidegate: install and start them through ../shared/real_engines, check, stop them.
+# Real vLLM engines behind tidegate: install and start them (tests/real/engines), check, stop them.
 # run.sh [VENV]    the virtual environment is kept (6 GB); default $TIDEGATE_REAL_VENV or target/real-venv
 # guidellm has one of its own: $TIDEGATE_GUIDE_VENV or target/guide-venv. Three engines need 6 GB of memory.
+# TIDEGATE_REAL_PARTS="clients speed ..." runs only those parts. Parts that kill or stop engines come last, on engines of
+# their own: a hand-off whose reader is killed lets its lease run out 30 s later, in a window that another part counts.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-engines=${TIDEGATE_REAL_ENGINES:-$(pwd)/../shared/real_engines}
+engines=$(pwd)/tests/real/engines
 venv=${1:-${TIDEGATE_REAL_VENV:-$(pwd)/target/real-venv}}
-[[ -x $engines/install.sh || -f $engines/install.sh ]] || { echo "test-real: no $engines: set TIDEGATE_REAL_ENGINES" >&2; exit 1; }
 guide=${TIDEGATE_GUIDE_VENV:-$(pwd)/target/guide-venv}
-[[ -x $guide/bin/guidellm ]] || { python3 -m venv "$guide" && "$guide/bin/pip" install --quiet guidellm==0.8.1; }
+parts=" ${TIDEGATE_REAL_PARTS:-clients generator speed check stops membership kv_events} "
+wanted() { [[ $parts == *" $1 "* ]]; }
+if wanted generator && [[ ! -x $guide/bin/guidellm ]]; then python3 -m venv "$guide" && "$guide/bin/pip" install --quiet guidellm==0.8.1; fi
 [[ -x $venv/bin/vllm ]] || bash "$engines/install.sh" "$venv"
 cargo build --release --bin tidegate
+tidegate=target/release/tidegate
 run=$(mktemp -d)
+model=$run/tiny_llama
+"$venv/bin/python" "$engines/make_model.py" "$model" 2>/dev/null
 stop() { bash "$engines/stop.sh" "$run"; }
 trap stop EXIT
-bash "$engines/start.sh" "$venv" "$run" 2
-"$venv/bin/python" tests/real/clients.py --tidegate target/release/tidegate --model "$engines/tiny_llama"
-"$venv/bin/python" tests/real/generator.py --tidegate target/release/tidegate --model "$engines/tiny_llama" --guide "$guide"
-"$venv/bin/python" tests/real/membership.py --tidegate target/release/tidegate --model "$engines/tiny_llama" --venv "$venv" --engines "$engines"
-"$venv/bin/python" tests/real/check.py --tidegate target/release/tidegate --engines "$run" --model "$engines/tiny_llama"
-stop
-"$venv/bin/python" tests/real/kv_events.py --venv "$venv" --tidegate target/release/tidegate --model "$engines/tiny_llama"
+start() { bash "$engines/start.sh" "$venv" "$run" "$model" 2; }
+check() {
+  local part=$1; shift
+  wanted "$part" || return 0
+  echo "== $part"
+  "$venv/bin/python" "tests/real/$part.py" --tidegate "$tidegate" --model "$model" "$@"
+}
+if wanted clients || wanted generator || wanted speed || wanted check; then
+  start
+  check clients
+  check generator --guide "$guide"
+  check speed
+  check check --engines "$run"
+  stop
+fi
+if wanted stops || wanted membership; then
+  start
+  check stops --engines "$run"
+  check membership --venv "$venv" --engines "$engines"
+  stop
+fi
+check kv_events --venv "$venv"
+echo "test-real: every part has passed"

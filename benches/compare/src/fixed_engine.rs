@@ -1,18 +1,25 @@
 //! An engine that always says the same, as cheaply as sockets allow: `fixed-engine ADDR CHUNKS GAP_MS PER_WRITE`.
 //! A request whose body has `"stream":true` gets CHUNKS server-sent events, PER_WRITE of them a write,
 //! a write every GAP_MS; any other chat request gets 1 KB of JSON. It never reads more than it must.
+//! To a proxy that splits requests it is a vLLM with NIXL: the prefill leg gets a hand-off, at once. `GET /handoffs` says how
+//! many prefills and how many decodes with a hand-off there were.
 #![allow(
     clippy::disallowed_types,
     clippy::unwrap_used,
     reason = "a measuring tool: it fails loudly"
 )]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 #[derive(Clone)]
 struct Fixed {
+    /// Prefills that handed over, and decodes that took a hand-off.
+    handoffs: Arc<[AtomicU64; 2]>,
+    handoff: Vec<u8>,
     plain: Vec<u8>,
     models: Vec<u8>,
     empty: Vec<u8>,
@@ -52,8 +59,15 @@ impl Fixed {
              {{\"role\":\"assistant\",\"content\":\"{text}\"}},\"finish_reason\":\"stop\"}}],\
              \"usage\":{{\"prompt_tokens\":200,\"total_tokens\":370,\"completion_tokens\":170}}}}"
         );
+        let handoff = "{\"id\":\"c\",\"object\":\"chat.completion\",\"created\":1,\"model\":\"bench\",\"choices\":[{\"index\":0,\"message\":\
+             {\"role\":\"assistant\",\"content\":\"word\"},\"finish_reason\":\"length\"}],\
+             \"usage\":{\"prompt_tokens\":200,\"total_tokens\":201,\"completion_tokens\":1},\
+             \"kv_transfer_params\":{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_block_ids\":[[1,2,3,4]],\
+             \"remote_engine_id\":\"fixed\",\"remote_request_id\":\"r\",\"remote_host\":\"127.0.0.1\",\"remote_port\":1,\"tp_size\":1}}";
         let models = "{\"object\":\"list\",\"data\":[{\"id\":\"bench\",\"object\":\"model\",\"max_model_len\":131072}]}";
         Fixed {
+            handoffs: Arc::default(),
+            handoff: answer(handoff),
             plain: answer(&plain),
             models: answer(models),
             empty: answer(""),
@@ -90,11 +104,18 @@ async fn serve(mut stream: TcpStream, fixed: &Fixed) -> std::io::Result<()> {
             filled += n;
         };
         let request = &buffer[..total];
+        let remote = |member: &[u8]| find(&request[head..], member).is_some();
         if request.starts_with(b"GET /v1/models") {
             stream.write_all(&fixed.models).await?;
+        } else if request.starts_with(b"GET /handoffs") {
+            let [prefills, decodes] = [0, 1].map(|i: usize| fixed.handoffs[i].load(Relaxed));
+            stream.write_all(&answer(&format!("[{prefills},{decodes}]"))).await?;
         } else if request.starts_with(b"GET ") {
             stream.write_all(&fixed.empty).await?;
-        } else if find(&request[head..], b"\"stream\":true").is_some() {
+        } else if remote(b"\"do_remote_decode\":true") {
+            fixed.handoffs[0].fetch_add(1, Relaxed);
+            stream.write_all(&fixed.handoff).await?;
+        } else if remote(b"\"stream\":true") {
             let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
             stream.write_all(head).await?;
             let mut beat = tokio::time::interval(fixed.gap.max(Duration::from_millis(1)));
@@ -104,6 +125,9 @@ async fn serve(mut stream: TcpStream, fixed: &Fixed) -> std::io::Result<()> {
             }
         } else {
             stream.write_all(&fixed.plain).await?;
+        }
+        if remote(b"\"do_remote_prefill\":true") {
+            fixed.handoffs[1].fetch_add(1, Relaxed);
         }
         buffer.copy_within(total..filled, 0);
         filled -= total;

@@ -1,7 +1,8 @@
-//! Load: `load ADDR plain|distinct|stream CONNECTIONS SECONDS CHUNKS [RATE]` prints one JSON object. Each connection is kept alive
+//! Load: `load ADDR plain|distinct|stream|split|split-stream CONNECTIONS SECONDS CHUNKS [RATE]` prints one JSON object. Each connection is kept alive
 //! and sends its next request when it has the whole answer, and not before its turn if RATE requests a second are asked
 //! for: proxies compared at one rate wake their neighbours equally often; an answer that is not 200, or a stream without all of
-//! its chunks and [DONE], is an error. `distinct` is plain with a prompt never sent before in every request. `load ADDR hold CONNECTIONS SECONDS 0` opens that many streams and holds them.
+//! its chunks and [DONE], is an error. `distinct` is plain with a prompt never sent before in every request; `split` and `split-stream` are plain and
+//! stream for the model `split` in place of `bench`. `load ADDR hold CONNECTIONS SECONDS 0` opens that many streams and holds them.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a measuring tool")]
 #![allow(
     clippy::unwrap_used,
@@ -26,14 +27,24 @@ async fn main() {
     let number = |i: usize| args[i].parse::<usize>().unwrap();
     let (connections, seconds, chunks) = (number(3), number(4), number(5));
     let end = Instant::now() + Duration::from_secs(seconds as u64);
-    let stream = !matches!(kind.as_str(), "plain" | "distinct");
+    let stream = !matches!(kind.as_str(), "plain" | "distinct" | "split");
+    let model = if kind.starts_with("split") { "split" } else { "bench" };
     let rate = args.get(6).map_or(0.0, |rate| rate.parse::<f64>().unwrap());
     let pace = (rate > 0.0).then(|| Duration::from_secs_f64(connections as f64 / rate));
     let tasks: Vec<_> = (0..connections)
         .map(|i| {
             let turn = pace.map(|pace| (pace, pace.mul_f64(i as f64 / connections as f64)));
             let number = (kind == "distinct").then_some(i * 10_000_000);
-            tokio::spawn(one(address.clone(), stream, kind == "hold", end, chunks, turn, number))
+            tokio::spawn(one(
+                address.clone(),
+                model,
+                stream,
+                kind == "hold",
+                end,
+                chunks,
+                turn,
+                number,
+            ))
         })
         .collect();
     let mut all = Tally::default();
@@ -59,6 +70,7 @@ async fn main() {
 
 async fn one(
     address: String,
+    model: &'static str,
     stream: bool,
     hold: bool,
     end: Instant,
@@ -68,7 +80,7 @@ async fn one(
 ) -> Tally {
     let text = "Tell me about the tide at the gate. ".repeat(25);
     let body = format!(
-        "{{\"model\":\"bench\",\"max_tokens\":64,\"stream\":{stream},\"messages\":[{{\"role\":\"system\",\"content\":\"You are brief.\"}},\
+        "{{\"model\":\"{model}\",\"max_tokens\":64,\"stream\":{stream},\"messages\":[{{\"role\":\"system\",\"content\":\"You are brief.\"}},\
          {{\"role\":\"user\",\"content\":\"000000000 {text}\"}}]}}"
     );
     let mut request = format!(

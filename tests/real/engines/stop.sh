@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Stop the engines that start.sh started, and wait until they have ended: stop.sh RUN_DIR
+for f in "$1"/engine-*.pid; do
+  [[ -f $f ]] || continue
+  pid=$(cat "$f"); rm -f "$f"
+  # A stopped process takes no signal but this one.
+  kill -CONT "$pid" 2>/dev/null
+  kill "$pid" 2>/dev/null || continue
+  for ((s = 0; s < 100; s++)); do kill -0 "$pid" 2>/dev/null || break; sleep 0.2; done
+done
+exit 0
