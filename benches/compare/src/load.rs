@@ -14,6 +14,15 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// What a connection asks for.
+#[derive(Clone, Copy)]
+struct Asked {
+    model: &'static str,
+    stream: bool,
+    hold: bool,
+    chunks: usize,
+}
+
 #[derive(Default)]
 struct Tally {
     micros: Vec<u64>,
@@ -29,22 +38,14 @@ async fn main() {
     let end = Instant::now() + Duration::from_secs(seconds as u64);
     let stream = !matches!(kind.as_str(), "plain" | "distinct" | "split");
     let model = if kind.starts_with("split") { "split" } else { "bench" };
+    let asked = Asked { model, stream, hold: kind == "hold", chunks };
     let rate = args.get(6).map_or(0.0, |rate| rate.parse::<f64>().unwrap());
     let pace = (rate > 0.0).then(|| Duration::from_secs_f64(connections as f64 / rate));
     let tasks: Vec<_> = (0..connections)
         .map(|i| {
             let turn = pace.map(|pace| (pace, pace.mul_f64(i as f64 / connections as f64)));
             let number = (kind == "distinct").then_some(i * 10_000_000);
-            tokio::spawn(one(
-                address.clone(),
-                model,
-                stream,
-                kind == "hold",
-                end,
-                chunks,
-                turn,
-                number,
-            ))
+            tokio::spawn(one(address.clone(), asked, end, turn, number))
         })
         .collect();
     let mut all = Tally::default();
@@ -70,14 +71,12 @@ async fn main() {
 
 async fn one(
     address: String,
-    model: &'static str,
-    stream: bool,
-    hold: bool,
+    asked: Asked,
     end: Instant,
-    chunks: usize,
     turn: Option<(Duration, Duration)>,
     mut number: Option<usize>,
 ) -> Tally {
+    let Asked { model, stream, hold, .. } = asked;
     let text = "Tell me about the tide at the gate. ".repeat(25);
     let body = format!(
         "{{\"model\":\"{model}\",\"max_tokens\":64,\"stream\":{stream},\"messages\":[{{\"role\":\"system\",\"content\":\"You are brief.\"}},\
@@ -103,7 +102,7 @@ async fn one(
             request[digits..digits + 9].copy_from_slice(format!("{number:09}").as_bytes());
         }
         let began = Instant::now();
-        let result = exchange(&mut link, &address, &request, stream, hold, end, chunks).await;
+        let result = exchange(&mut link, &address, &request, asked, end).await;
         match result {
             Ok(true) => tally.micros.push(began.elapsed().as_micros() as u64),
             _ if hold => return tally,
@@ -121,11 +120,10 @@ async fn exchange(
     link: &mut Option<TcpStream>,
     address: &str,
     request: &[u8],
-    stream: bool,
-    hold: bool,
+    asked: Asked,
     end: Instant,
-    chunks: usize,
 ) -> std::io::Result<bool> {
+    let Asked { stream, hold, chunks, .. } = asked;
     if link.is_none() {
         let fresh = TcpStream::connect(address).await?;
         fresh.set_nodelay(true)?;
