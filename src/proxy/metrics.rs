@@ -331,84 +331,99 @@ fn describe() {
     use metrics::{
         describe_counter as counter, describe_gauge as gauge, describe_histogram as hist,
     };
-    hist!("gen_ai_server_time_to_first_token_seconds", "Arrival to first token");
-    hist!("gen_ai_server_time_per_output_token_seconds", "Mean time per token after the first");
-    hist!("gen_ai_server_request_duration_seconds", "Arrival to the end of the answer");
+    hist!("gen_ai_server_time_to_first_token_seconds", "Time from arrival to the first token");
+    hist!(
+        "gen_ai_server_time_per_output_token_seconds",
+        "Mean time per output token after the first, per request"
+    );
+    hist!("gen_ai_server_request_duration_seconds", "Time from arrival to the end of the answer");
     hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
     gauge!("tidegate_backend_role", "1 for the role a backend has, 0 for the others");
     gauge!("tidegate_backend_usable", "1 if new work may go there");
     gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work sent and unfinished");
-    gauge!("tidegate_backend_prefill_tokens", "Uncached prompt tokens of that work");
+    gauge!(
+        "tidegate_backend_prefill_tokens",
+        "Uncached prompt tokens of the prefill work in flight"
+    );
     gauge!("tidegate_backend_streams", "Decode streams in flight");
-    gauge!("tidegate_backend_kv_tokens", "KV tokens of those streams");
+    gauge!("tidegate_backend_kv_tokens", "KV tokens of the decode streams in flight");
     gauge!(
         "tidegate_backend_misfit",
-        "1 for each thing in which an engine is not what the settings say"
+        "1 for each kind of difference between an engine and the settings or its group"
     );
-    gauge!("tidegate_queue_requests", "Requests that wait for a place");
-    gauge!("tidegate_live_requests", "Requests between arrival and settlement");
-    hist!("tidegate_queue_seconds", "Arrival to the first leg's place");
-    hist!("tidegate_plan_duration_seconds", "One run of the planner");
+    gauge!("tidegate_queue_requests", "Requests in the queue");
+    gauge!("tidegate_live_requests", "Requests in flight, from arrival to completion");
+    hist!(
+        "tidegate_queue_seconds",
+        "Time in the queue, from arrival to the placement of the first leg"
+    );
+    hist!("tidegate_plan_duration_seconds", "Duration of one planner run");
     hist!(
         "tidegate_surge_to_table_seconds",
-        "An arrival that the plan before did not know to the table that moves engines for it"
+        "Time from the first unplanned arrival to the routing table that reassigns engines for it"
     );
     hist!(
         "tidegate_surge_to_placement_seconds",
-        "That arrival to the first leg placed by it, less the time in which none could be"
+        "Time from that arrival to the first leg placed with that table, without time in which none fitted"
     );
-    hist!("tidegate_ttft_observed_over_predicted", "Observed TTFT over what placement predicted");
     hist!(
-        "tidegate_prefix_hit_rate_error",
-        "Predicted less reported cached tokens, over the prompt"
+        "tidegate_ttft_observed_over_predicted",
+        "Observed TTFT divided by predicted TTFT; 1 is exact"
     );
+    hist!("tidegate_prefix_hit_rate_error", "(Predicted - reported cached tokens) / prompt tokens");
     counter!(
         "tidegate_prefix_prompt_tokens_total",
-        "Prompt tokens of requests whose engine told cached ones"
-    );
-    counter!("tidegate_prefix_predicted_tokens_total", "Of those, predicted to be cached");
-    counter!("tidegate_prefix_cached_tokens_total", "Of those, reported as cached");
-    counter!(
-        "tidegate_kv_event_blocks_total",
-        "An engine's blocks in its KV events, by what became of them"
+        "Prompt tokens of requests whose engine reported cached tokens"
     );
     counter!(
-        "tidegate_kv_event_messages_lost_total",
-        "Messages of KV events that no replay brought"
+        "tidegate_prefix_predicted_tokens_total",
+        "Prompt tokens of such requests that were predicted to be cached"
     );
-    gauge!("tidegate_kv_event_blocks", "An engine's blocks that its KV events say it holds");
+    counter!(
+        "tidegate_prefix_cached_tokens_total",
+        "Prompt tokens of such requests that were reported as cached"
+    );
+    counter!("tidegate_kv_event_blocks_total", "Blocks in an engine's KV events, by outcome");
+    counter!("tidegate_kv_event_messages_lost_total", "KV event messages lost and not replayed");
+    gauge!("tidegate_kv_event_blocks", "Blocks that an engine holds according to its KV events");
     gauge!(
         "tidegate_kv_events_complete",
-        "1 if an engine's whole prefix cache is known from its events"
+        "1 if an engine's prefix cache is known completely from its KV events"
     );
-    gauge!("tidegate_engine_kv_usage_ratio", "Used share of KV memory, by the engine's own word");
-    gauge!("tidegate_engine_kv_capacity_tokens", "KV tokens that fit, by the engine's own word");
-    gauge!("tidegate_engine_running_requests", "Requests that run, by the engine's own word");
-    gauge!("tidegate_engine_waiting_requests", "Requests that wait inside the engine");
-    gauge!("tidegate_engine_deferred_requests", "Requests inside the engine that wait for KV");
+    gauge!("tidegate_engine_kv_usage_ratio", "Used share of KV memory, as the engine reports it");
+    gauge!("tidegate_engine_kv_capacity_tokens", "KV capacity in tokens, as the engine reports it");
+    gauge!("tidegate_engine_running_requests", "Running requests, as the engine reports them");
+    gauge!("tidegate_engine_waiting_requests", "Requests waiting inside the engine");
+    gauge!(
+        "tidegate_engine_deferred_requests",
+        "Requests inside the engine waiting for KV transfer"
+    );
     gauge!("tidegate_engine_preemptions", "Preemptions since the engine started");
     gauge!("tidegate_engine_failed_transfers", "KV transfers failed since the engine started");
-    gauge!("tidegate_engine_expired_handoffs", "Prefills whose KV nobody fetched in time");
-    gauge!("tidegate_engine_transferred_tokens", "Prompt tokens that came from another engine");
-    gauge!("tidegate_engine_cached_tokens", "Prompt tokens found in the engine's own cache");
+    gauge!(
+        "tidegate_engine_expired_handoffs",
+        "Prefills whose KV was not fetched within the lease"
+    );
+    gauge!("tidegate_engine_transferred_tokens", "Prompt tokens whose KV came from another engine");
+    gauge!("tidegate_engine_cached_tokens", "Prompt tokens found in the engine's prefix cache");
     gauge!("tidegate_engine_computed_tokens", "Prompt tokens that the engine computed");
-    gauge!("tidegate_engine_prefill_tokens_per_second", "The engine's own measure of its prefill");
+    gauge!("tidegate_engine_prefill_tokens_per_second", "Prefill rate as the engine reports it");
     gauge!("tidegate_gpu_utilisation_ratio", "Share of time in which a kernel ran");
     gauge!("tidegate_gpu_memory_used_bytes", "GPU memory in use");
-    gauge!("tidegate_gpu_memory_bytes", "GPU memory there is");
+    gauge!("tidegate_gpu_memory_bytes", "Total GPU memory");
     gauge!("tidegate_gpu_power_watts", "Power drawn");
-    gauge!("tidegate_gpu_power_limit_watts", "Power that may be drawn");
-    gauge!("tidegate_gpu_clock_mhz", "Clock of the GPU's processors");
+    gauge!("tidegate_gpu_power_limit_watts", "Power limit");
+    gauge!("tidegate_gpu_clock_mhz", "Clock of the streaming multiprocessors");
     gauge!("tidegate_gpu_memory_clock_mhz", "Clock of the GPU's memory");
     gauge!("tidegate_gpu_temperature_celsius", "Temperature");
-    gauge!("tidegate_gpu_slowed", "1 for each reason why a GPU runs slower than it could");
+    gauge!("tidegate_gpu_slowed", "1 for each active reason of throttling");
     gauge!("tidegate_gpu_ecc_errors", "Memory errors since the driver was loaded");
-    gauge!("tidegate_gpu_broken", "1 if a GPU's backends take no new work because of it");
-    counter!("tidegate_gpu_xid_errors_total", "Errors that the driver reported");
-    gauge!("tidegate_engine_trouble", "1 for each trouble that the engine's numbers show");
-    counter!("tidegate_role_flips_total", "Role changes by cause and result");
+    gauge!("tidegate_gpu_broken", "1 if a fault of the GPU takes its backends out of service");
+    counter!("tidegate_gpu_xid_errors_total", "Xid errors reported by the driver");
+    gauge!("tidegate_engine_trouble", "1 for each active engine alert");
+    counter!("tidegate_role_flips_total", "Role changes, by cause and result");
     counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");
-    counter!("tidegate_refused_requests_total", "Requests that the proxy itself refused");
-    counter!("tidegate_requests_started_total", "Requests that a filter let in");
-    counter!("tidegate_requests_settled_total", "Requests that ended, by how");
+    counter!("tidegate_refused_requests_total", "Requests refused by the proxy itself");
+    counter!("tidegate_requests_started_total", "Requests admitted by the filters");
+    counter!("tidegate_requests_settled_total", "Completed requests, by outcome");
 }

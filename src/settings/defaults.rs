@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_terms::{Seconds, Tokens};
 
-/// Loopback: an operator opens the data port to the world, not we.
+/// Loopback: opening the data port is the operator's decision.
 pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// The system prompts and tool lists in use; histories of many long chats want more. Larger costs
 /// more where every prompt is new: benches/README.md.
@@ -30,17 +30,17 @@ pub const TPOT: Seconds = Seconds(0.030);
 pub const QUEUE_REQUESTS_MAX: usize = 4096;
 /// A client that has waited half a minute for its first token has mostly left.
 pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
-/// The time it takes to hear that a prefill ended and to send the next: the queue stays ours.
+/// The time between the end of a prefill and the arrival of the next one at the engine.
 pub const ROOM: Seconds = Seconds(0.05);
-/// A fiftieth of the placed work goes to requests that can no longer meet their TTFT, so none starves.
+/// 2 % prevents starvation; each further 1 % costs the others about 0.5 points of attainment.
 pub const HOPELESS_SHARE: f64 = 0.02;
-/// The long prompts among them, in a row, would make several others late each.
+/// Late requests are mostly long, and each would make several others late.
 pub const HOPELESS_PATIENCE: f64 = 0.5;
 /// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
 pub const LEASE: Seconds = Seconds(30.0);
-/// Two thirds of the lease: a clock that drifts or a slow accept must not eat the rest.
+/// Two thirds of the lease; the rest covers clock drift and a slow accept.
 pub const HANDOFF: Seconds = Seconds(20.0);
-/// A plan for 8 backends takes half a microsecond, and what no single arrival tells is seen as soon.
+/// A plan for 8 backends takes about a microsecond.
 pub const PLAN_INTERVAL: Seconds = Seconds(0.005);
 /// The first backend and two fast retries elsewhere: two broken engines at once are an incident, three
 /// are an outage.
@@ -59,7 +59,7 @@ pub const IDLE_PER_BACKEND_MAX: usize = 256;
 pub const PROBE_INTERVAL: Seconds = Seconds(2.0);
 /// vLLM's /health answers from its event loop; a second of silence is trouble.
 pub const PROBE_TIMEOUT: Seconds = Seconds(1.0);
-/// One lost probe is no death.
+/// A single lost probe is not evidence.
 pub const FAILURES_TO_EJECT: u32 = 2;
 /// As Envoy's interval of outlier detection.
 pub const EJECTION_WINDOW: Seconds = Seconds(10.0);
@@ -87,8 +87,8 @@ pub const KV_CAPACITY: Tokens = Tokens(430_000);
 pub const CHUNK: Tokens = Tokens(2048);
 /// A hand-off takes 3 ms, about as long as 64 tokens of prefill on a large engine.
 pub const WHOLE_BELOW: Tokens = Tokens(64);
-/// A page of metrics costs an engine milliseconds of Python; it calibrates, and does not steer.
+/// A scrape costs an engine milliseconds of Python; readings calibrate and do not control.
 pub const SCRAPE: Seconds = Seconds(5.0);
-/// A look costs a GPU's driver well below a millisecond, and a GPU that fell off its bus fails every
-/// request sent there.
+/// A reading costs the driver well below a millisecond; a GPU that fell off the bus fails every
+/// request.
 pub const GPU: Seconds = Seconds(1.0);

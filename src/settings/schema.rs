@@ -24,35 +24,35 @@ pub use signals::SignalSettings;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The data port.
+    /// The data port, for clients.
     pub server: ServerSettings,
-    /// The admin port.
+    /// The admin port: metrics, probes, fleet, plan, role changes. Keep it from clients.
     pub admin: AdminSettings,
-    /// What clients were promised.
+    /// Latency targets. Placement and roles follow from these two numbers.
     pub slo: SloSettings,
-    /// Waiting for room.
+    /// Requests wait in tidegate, not in the engines, until an engine has capacity.
     pub queue: QueueSettings,
-    /// Choosing a backend.
+    /// Choice of a backend for each request.
     pub placement: PlacementSettings,
-    /// Moving roles.
+    /// Moves backends between prefill and decode work.
     pub planner: PlannerSettings,
-    /// Trying elsewhere.
+    /// Retries before the first byte.
     pub retry: RetrySettings,
     /// Connections to engines.
     pub upstream: UpstreamSettings,
-    /// Who may come in.
+    /// Client authentication.
     pub auth: AuthSettings,
-    /// What is written down.
+    /// Log and access log.
     pub log: LogSettings,
-    /// Asking engines how they are.
+    /// Health probes of the engines, and the start-up check.
     pub probe: ProbeSettings,
     /// Taking engines out that fail what others serve.
     pub outlier_ejection: EjectionSettings,
     /// Remembering which engine holds which prompt.
     pub prefix: PrefixSettings,
-    /// What engines and GPUs tell beside their answers.
+    /// Readings of engines and GPUs beside the answers.
     pub signals: SignalSettings,
-    /// What is known of models.
+    /// Models: tokenizer, chat template, context length.
     pub models: Vec<ModelSettings>,
     /// The engines.
     pub backends: Vec<BackendSettings>,
@@ -64,9 +64,9 @@ pub struct Settings {
 pub struct ServerSettings {
     /// Addresses to listen on.
     pub listen: Vec<SocketAddr>,
-    /// Threads that serve requests; 0 is one a core.
+    /// Threads that serve requests; 0: one per core.
     pub threads: usize,
-    /// Largest request body.
+    /// Largest request body, in bytes; larger ones get 413.
     pub body_max_bytes: usize,
     /// How long a client may take to send its header or its next request, to go on with a body, and
     /// to go on reading its answer.
@@ -75,12 +75,12 @@ pub struct ServerSettings {
     /// After the linger, how long requests may take to finish.
     #[serde(rename = "drain_seconds")]
     pub drain: Seconds,
-    /// After SIGTERM, how long new requests are still served while unready.
+    /// Time after SIGTERM for which new requests are still served while `/readyz` answers 503.
     #[serde(rename = "linger_seconds")]
     pub linger: Seconds,
-    /// The socket over which a new process gets the listeners on SIGQUIT.
+    /// Unix socket over which SIGQUIT hands the listeners to a new process.
     pub upgrade_socket: Option<PathBuf>,
-    /// Terminate TLS.
+    /// TLS termination on the data port.
     pub tls: Option<TlsSettings>,
 }
 
@@ -98,9 +98,9 @@ pub struct TlsSettings {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSettings {
-    /// Address of metrics, probes and role changes.
+    /// Address of the admin port.
     pub listen: SocketAddr,
-    /// Where roles set by hand are kept over a restart; nowhere if absent.
+    /// File that keeps roles set by an operator over a restart; absent: they are not kept.
     pub state_file: Option<PathBuf>,
 }
 
@@ -108,10 +108,10 @@ pub struct AdminSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SloSettings {
-    /// Time to first token.
+    /// Target for the time to first token.
     #[serde(rename = "ttft_seconds")]
     pub ttft: Seconds,
-    /// Mean time per output token.
+    /// Target for the mean time per output token after the first.
     #[serde(rename = "tpot_seconds")]
     pub tpot: Seconds,
 }
@@ -120,20 +120,23 @@ pub struct SloSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueSettings {
-    /// Most requests that wait; the next one gets 429.
+    /// Most waiting requests; further ones get 429.
     pub requests_max: usize,
-    /// Longest wait; then 504.
+    /// Longest wait in the queue; then the request gets 504.
     #[serde(rename = "deadline_seconds")]
     pub deadline: Seconds,
-    /// Prefill work that may wait inside an engine: about one chunk.
+    /// Prefill backlog bound: predicted prefill work that may be in flight on an engine before the
+    /// next request is sent to it; about one chunk.
     #[serde(rename = "room_seconds")]
     pub room: Seconds,
-    /// Share of placements kept for requests that can no longer meet their TTFT, 0 to 1.
+    /// Late class: share of the placed prefill work for requests that can no longer meet their TTFT,
+    /// 0 to 1.
     pub hopeless_share: f64,
-    /// Such a request leaves one prefill backend idle for those that can, until it has waited for
-    /// this share of the deadline, 0 to 1.
+    /// Trunk reservation: a request of the late class leaves one prefill backend idle for the others
+    /// until it has waited for this share of `deadline_seconds`, 0 to 1.
     pub hopeless_patience: f64,
-    /// Longest time between a prefill's end and its decode.
+    /// Hand-off deadline: longest time between the end of a prefill and the start of its decode leg;
+    /// below the engines' lease.
     #[serde(rename = "handoff_seconds")]
     pub handoff: Seconds,
 }
@@ -142,12 +145,12 @@ pub struct QueueSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlacementSettings {
-    /// May a decode backend whose streams have slack take a whole short request?
+    /// Spill: decode backends whose streams have slack take whole short requests.
     pub spill: bool,
-    /// The engines' `max_num_batched_tokens`; if in doubt rather more.
+    /// The engines' `max_num_batched_tokens`; rather too large than too small.
     #[serde(rename = "chunk_tokens")]
     pub chunk: Tokens,
-    /// Prompts with fewer uncached tokens are never split.
+    /// Prompts with fewer uncached tokens are never disaggregated.
     #[serde(rename = "whole_below_tokens")]
     pub whole_below: Tokens,
 }
@@ -156,22 +159,21 @@ pub struct PlacementSettings {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlannerSettings {
-    /// Does the planner move roles, or only operators?
+    /// Automatic role changes; false: only operators change roles.
     pub enabled: bool,
-    /// How often it runs when nothing happens.
+    /// Interval of the planner at rest; a burst is planned for at once.
     #[serde(rename = "interval_seconds")]
     pub interval: Seconds,
-    /// Shortest time between two flips of one backend; the planner's default if absent.
+    /// Shortest time between two flips of one backend; absent: 5 s.
     #[serde(rename = "dwell_seconds")]
     pub dwell: Option<Seconds>,
-    /// Over how long demand is averaged; the planner's default if absent.
+    /// Averaging time of measured demand; absent: 10 s.
     #[serde(rename = "demand_window_seconds")]
     pub demand_window: Option<Seconds>,
-    /// What a role switch takes that an engine makes itself, once it is idle; the planner's default
-    /// if absent.
+    /// Duration of an engine's own role switch once it is idle (SGLang); absent: 5 s.
     #[serde(rename = "switch_seconds")]
     pub switch: Option<Seconds>,
-    /// A file that gets all that the planner sees and decides.
+    /// File that records every input and decision of the planner, for replay; 100 KB/s and more.
     pub record: Option<PathBuf>,
 }
 
@@ -188,21 +190,21 @@ pub struct RetrySettings {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamSettings {
-    /// For opening a connection.
+    /// Time-out for opening a connection.
     #[serde(rename = "connect_timeout_seconds")]
     pub connect_timeout: Seconds,
-    /// How long a connection waits for its next use.
+    /// Idle time after which a connection is closed; below the engines' own.
     #[serde(rename = "idle_seconds")]
     pub idle: Seconds,
-    /// For the head of an answer.
+    /// Time-out for the head of an answer.
     #[serde(rename = "first_byte_timeout_seconds")]
     pub first_byte_timeout: Seconds,
     /// A stream whose engine sends nothing for so long is cut; 0: only if its engine is found dead.
     #[serde(rename = "silence_seconds")]
     pub silence: Seconds,
-    /// Idle connections kept a backend.
+    /// Most idle connections per backend.
     pub idle_per_backend_max: usize,
-    /// Authorities that https backends are checked against, PEM; no other is trusted.
+    /// Certificate authorities for https backends, PEM; no other is trusted.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -210,7 +212,7 @@ pub struct UpstreamSettings {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuthSettings {
-    /// API keys; none leaves the door open.
+    /// API keys of clients; without any, every client is admitted.
     pub keys: Vec<KeySettings>,
 }
 
@@ -218,11 +220,11 @@ pub struct AuthSettings {
 #[derive(Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySettings {
-    /// Whose key; shows in logs.
+    /// Name of the key's holder; shown in logs as `tenant`.
     pub name: String,
     /// The key itself.
     pub key: Option<String>,
-    /// A file that holds it.
+    /// File that holds the key.
     pub key_file: Option<PathBuf>,
 }
 
@@ -244,9 +246,9 @@ impl fmt::Debug for KeySettings {
 pub struct LogSettings {
     /// `error`, `warn`, `info`, `debug`, or tracing's directives.
     pub level: String,
-    /// How lines look.
+    /// Format of log lines.
     pub format: LogFormat,
-    /// Where the access log goes.
+    /// Destination of the access log.
     pub access: AccessLog,
 }
 
@@ -257,7 +259,7 @@ pub enum LogFormat {
     /// One JSON object a line.
     #[default]
     Json,
-    /// For people.
+    /// Readable text.
     Text,
 }
 
@@ -270,7 +272,7 @@ pub enum AccessLog {
     Stdout,
     /// Standard error.
     Stderr,
-    /// Nowhere.
+    /// No access log.
     Off,
 }
 

@@ -12,17 +12,17 @@ use crate::defaults;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSettings {
-    /// Its name as requests say it.
+    /// Model name as in requests.
     pub name: String,
     /// Its tokenizer.json.
     pub tokenizer: Option<PathBuf>,
-    /// Its tokenizer_config.json; the one beside the tokenizer if absent.
+    /// Path of its `tokenizer_config.json`; absent: the one beside the tokenizer.
     pub tokenizer_config: Option<PathBuf>,
-    /// A chat template in place of the tokenizer's own.
+    /// Chat template that replaces the tokenizer's own.
     pub chat_template: Option<PathBuf>,
-    /// Memory for the tokens of messages seen before, in MiB; 0: none.
+    /// Cache of tokenized messages, in MiB; 0: none.
     pub tokenizer_cache_mib: u16,
-    /// Its context length; the engine's own word if absent.
+    /// Context length; absent: as the engine reports it.
     #[serde(rename = "max_model_len_tokens")]
     pub max_model_len: Option<Tokens>,
 }
@@ -131,9 +131,9 @@ pub struct BackendSettings {
     pub url: String,
     /// Which engine it is.
     pub engine: EngineName,
-    /// How it hands KV cache over.
+    /// KV transfer mechanism.
     pub connector: Connector,
-    /// As the engine was started.
+    /// The engine's `kv_role` as launched (vLLM).
     pub kv_role: KvRole,
     /// SGLang's `--disaggregation-bootstrap-port` or vLLM's `VLLM_MOONCAKE_BOOTSTRAP_PORT`, on the
     /// host of the URL.
@@ -148,38 +148,41 @@ pub struct BackendSettings {
     pub api_key_file: Option<PathBuf>,
     /// TensorRT-LLM's internal authentication key, the same in all of a group.
     pub disagg_key: Option<Secret>,
-    /// A file that holds it.
+    /// File that holds it.
     pub disagg_key_file: Option<PathBuf>,
-    /// It was started with `--enable-pd-role-switch`: operators can change its role.
+    /// SGLang was started with `--enable-pd-role-switch`: operators can change its role.
     pub role_switch: bool,
-    /// Backends of one group may hand KV cache to each other; by default all with the same engine,
-    /// connector, version and models.
+    /// Compatibility group: backends of one group may hand KV cache to each other; absent: all with
+    /// the same engine, connector, version and models.
     pub group: Option<String>,
-    /// The engine's version, checked against its own word: engines of different versions do not hand over.
+    /// Expected engine version, checked against the reported one.
     pub version: Option<String>,
-    /// The models it serves; its own word if absent.
+    /// Models that it serves; absent: as the engine reports them.
     pub models: Vec<String>,
-    /// The role it starts with; the planner's choice if absent.
+    /// Initial role; absent: the planner's choice.
     pub role: Option<Role>,
-    /// Keep that role whatever the planner thinks.
+    /// Keep that role: the planner does not change it.
     pub pin: bool,
-    /// Where it publishes its KV cache events: `tcp://host:port` or `ipc:///path`.
+    /// Endpoint of its KV cache events: `tcp://host:port` or `ipc:///path`; needs the tokenizer.
     pub kv_events: Option<String>,
-    /// Where it repeats those that were missed.
+    /// Replay endpoint of its KV cache events, for missed ones.
     pub kv_replay: Option<String>,
-    /// The GPUs of this machine that it runs on, as NVML numbers them.
+    /// NVML numbers of the GPUs of this machine that it uses; a broken one takes the backend out.
     pub gpus: Vec<u32>,
-    /// Where to take the four below from, unless they are said: a model on its hardware.
+    /// Preset for the four settings below where they are absent: `llama70b-h100x4`,
+    /// `llama70b-a100x4`, `llama8b-h100`, `fast`.
     pub profile: Option<String>,
-    /// Most streams at once.
+    /// Most concurrent streams: the engine's `--max-num-seqs`.
     pub streams_max: u32,
-    /// KV tokens that fit into its memory.
+    /// KV tokens that fit into its memory: "GPU KV cache size" in vLLM's log.
     #[serde(rename = "kv_capacity_tokens")]
     pub kv_capacity: Tokens,
-    /// What a prefill costs, before any was observed.
+    /// Prior of the prefill cost, in force until prefills were observed: base + n × per_token +
+    /// (n·x + n²/2) × per_attention for n new tokens after x cached ones.
     #[serde(deserialize_with = "prefill_prior")]
     pub prefill_prior: PrefillModel,
-    /// What a decode step costs, before any was observed.
+    /// Prior of the decode step cost, in force until steps were observed: base + n × per_stream +
+    /// k × per_kv_token for n streams with k KV tokens.
     #[serde(deserialize_with = "decode_prior")]
     pub decode_prior: DecodeModel,
 }

@@ -9,13 +9,14 @@ use crate::defaults;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SignalSettings {
-    /// Between two looks at an engine's /metrics; 0 is never.
+    /// Interval of scraping the engines' `/metrics`; 0: never.
     #[serde(rename = "scrape_seconds")]
     pub scrape: Seconds,
-    /// Between two looks at the GPUs of this machine; 0 is never.
+    /// Interval of reading the GPUs of this machine (NVML); 0: never.
     #[serde(rename = "gpu_seconds")]
     pub gpu: Seconds,
-    /// Ask vLLM to count every chunk's tokens?
+    /// Ask vLLM for token counts in every chunk (`continuous_usage_stats`); removed again for clients
+    /// that did not ask.
     pub exact_counts: bool,
 }
 
