@@ -48,7 +48,7 @@ pub struct Settings {
     pub probe: ProbeSettings,
     /// Taking engines out that fail what others serve.
     pub outlier_ejection: EjectionSettings,
-    /// Remembering which engine holds which prompt.
+    /// Prefix index: which backend holds which prompt's beginning.
     pub prefix: PrefixSettings,
     /// Readings of engines and GPUs beside the answers.
     pub signals: SignalSettings,
@@ -181,7 +181,7 @@ pub struct PlannerSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
-    /// Backends tried before the first byte, the first one included. One that cannot be reached, or
+    /// Backends tried before the first byte, including the first. One that cannot be reached, or
     /// that refuses for load, does not count.
     pub attempts: u32,
 }

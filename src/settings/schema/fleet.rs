@@ -144,7 +144,7 @@ pub struct BackendSettings {
     pub schedule_style: ScheduleStyle,
     /// The engine's own API key (`--api-key`), sent to it in place of the client's.
     pub api_key: Option<Secret>,
-    /// A file that holds it.
+    /// File that holds it.
     pub api_key_file: Option<PathBuf>,
     /// TensorRT-LLM's internal authentication key, the same in all of a group.
     pub disagg_key: Option<Secret>,
