@@ -102,6 +102,7 @@ impl Tries {
                 return Some(Failure::Judged { backend, verdict });
             }
             (_, problem) if problem.is_unreachable() => blame::unreachable(proxy, backend, problem),
+            (_, LegProblem::Abandoned { .. }) => {}
             _ => self.charged += 1,
         }
         let job = &mut serving.job;

@@ -46,6 +46,16 @@ pub enum LegProblem {
     /// Before a leg was sent, something else was asked, and this was the answer.
     #[error("it answered {0}")]
     Status(http::StatusCode),
+    /// Its engine, or the one that it depends on, was found dead or silent while it waited.
+    #[error("given up: backend {backend}: {why}")]
+    Abandoned {
+        /// Which one.
+        on: BackendId,
+        /// By name.
+        backend: Arc<str>,
+        /// What was found.
+        why: &'static str,
+    },
     /// It must be asked something first, and that failed. Its own port may be well.
     #[error("it could not be asked for its ranks: {0}")]
     Unasked(#[source] Box<LegProblem>),
@@ -74,9 +84,11 @@ impl LegProblem {
     }
 
     /// Is it judged only at the request's end? A refusal for load and a connection that could not be
-    /// opened are clear at once; what was asked beside the engine says nothing of it.
+    /// opened are clear at once, and so is an engine that was left for its health; what was asked beside
+    /// the engine says nothing of it.
     pub fn is_pending(&self) -> bool {
-        let clear = self.is_unreachable() || matches!(self, LegProblem::Unasked(_));
+        let clear = self.is_unreachable()
+            || matches!(self, LegProblem::Unasked(_) | LegProblem::Abandoned { .. });
         let load = |verdict: &Verdict| verdict.status.is_some_and(is_load);
         !clear && !self.verdict().is_some_and(load)
     }

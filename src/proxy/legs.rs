@@ -8,10 +8,8 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use std::borrow::Cow;
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 use tidegate_cost::Matches;
 use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan, is_load};
 use tidegate_filters::Accepted;
@@ -32,8 +30,9 @@ use crate::place::{self, Placed, Predicted};
 use crate::seat::Seat;
 use crate::service::Proxy;
 use crate::settle::Record;
-use crate::upstream::{Answer, ExchangeError, Head};
+use crate::upstream::{Answer, Head};
 use crate::verdict::Verdict;
+use crate::watch::watched;
 
 /// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
 /// a block of 16 tokens, so a million tokens need half a megabyte.
@@ -128,7 +127,7 @@ pub(crate) async fn whole(
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
     // Pinned here, and not where it is awaited, or there would be room for two of it.
-    let mut answered = pin!(answered(serving, &backend, leg, record.attempts, &|| ()));
+    let mut answered = pin!(answered(serving, &backend, None, leg, record.attempts, &|| ()));
     let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     let (head, body) = match streams {
         true => answered.as_mut().await,
@@ -173,17 +172,12 @@ async fn split(
     record.live.prefills_on(backend.id);
     let missed = |problem| miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
-    let answer = send(serving, &backend, prefill.into(), record.attempts).await.map_err(missed)?;
-    let Answer { head, body } = answer;
-    if may_be_the_edits(&backend, head.status.as_u16()) {
-        drop(body);
+    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), record.attempts));
+    let prefilled = watched(serving, [Some(&backend), None], prefilled).await;
+    let Some((head, body)) = prefilled.map_err(missed)? else {
         return unedited(serving, seat, predicted, true, record).await;
-    }
-    if answer::is_retryable(head.status) {
-        return Err(missed(Verdict::read(head, body).await.into()));
-    }
+    };
     serving.proxy.signals.answered(backend.id, &head.headers);
-    let body = answer::read_all(body, PREFILL_ANSWER_MAX).await.map_err(missed)?;
     if !head.status.is_success() {
         // The engine's verdict on the request itself: the same everywhere.
         return Ok(opened(serving, head, OpenedBody::Complete(body), seat));
@@ -236,18 +230,20 @@ async fn decode(
         let in_time = serving.proxy.clock.now() < deadline;
         record.cached = None;
         let takes = backend.id != from.id && backend.may_decode();
+        let mut hangs_on = None;
         let leg = match &record.accepted.scan {
             Some(scan) if in_time && takes => {
                 // The decode engine would call all of it cached.
                 record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
                 let body = &serving.inbound.body;
+                hangs_on = Some(from);
                 from.family.decode_leg(body, scan, handoff, from.key.as_deref())
             }
             // Without the hand-off: once the lease may have run out a late read of freed blocks
             // would be worse than a second prefill, and who has prefilled has the prefix cached.
             _ => serving.inbound.body.clone().into(),
         };
-        match answered(serving, &backend, leg, record.attempts, &|| ()).await {
+        match answered(serving, &backend, hangs_on, leg, record.attempts, &|| ()).await {
             Ok((head, body)) => {
                 serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
                 return Ok(opened(serving, head, body, seat));
@@ -284,23 +280,31 @@ pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> Handover {
     }
 }
 
-/// Send a leg and wait for the head of its answer, as long as an engine may take.
-async fn send(
+/// Send a prefill leg and read its answer. `None`: the engine has refused it, perhaps for its edits.
+async fn prefilled(
     serving: &Serving<'_>,
     backend: &Backend,
     leg: LegBody,
     attempt: u32,
-) -> Result<Answer, LegProblem> {
-    let sent = pin!(send_unbounded(serving, backend, leg, attempt, &|| ()));
-    in_time(backend.pool.first_byte_timeout(), sent).await
+) -> Result<Option<(Head, Bytes)>, LegProblem> {
+    let Answer { head, body } = send_unbounded(serving, backend, leg, attempt, &|| ()).await?;
+    if may_be_the_edits(backend, head.status.as_u16()) {
+        return Ok(None);
+    }
+    if answer::is_retryable(head.status) {
+        return Err(Verdict::read(head, body).await.into());
+    }
+    let body = answer::read_all(body, PREFILL_ANSWER_MAX).await?;
+    Ok(Some((head, body)))
 }
 
 /// Send a leg and read its answer up to its first byte, as long as an engine may take to that: it
-/// sends the head long before. `leaves` is called when there is a connection and the leg is about
-/// to be on it.
+/// sends the head long before. `with`: the other engine that it hangs on. `leaves` is called when
+/// there is a connection and the leg is about to be on it.
 pub(crate) async fn answered(
     serving: &Serving<'_>,
     backend: &Backend,
+    with: Option<&Backend>,
     leg: LegBody,
     attempt: u32,
     leaves: &(dyn Fn() + Sync),
@@ -309,16 +313,7 @@ pub(crate) async fn answered(
         let answer = send_unbounded(serving, backend, leg, attempt, leaves).await?;
         answer::open(answer, serving.accepted.endpoint).await
     });
-    in_time(backend.pool.first_byte_timeout(), answered).await
-}
-
-/// By reference: an exchange is large, and would be copied with every call.
-async fn in_time<T>(
-    limit: Duration,
-    exchange: Pin<&mut impl Future<Output = Result<T, LegProblem>>>,
-) -> Result<T, LegProblem> {
-    let done = tokio::time::timeout(limit, exchange).await;
-    done.unwrap_or_else(|_| Err(ExchangeError::AnswerTimeout(limit).into()))
+    watched(serving, [Some(backend), with], answered).await
 }
 
 async fn send_unbounded(
@@ -393,7 +388,11 @@ pub(crate) fn note_prefill(
 pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
     // It may have been started again.
     backend.bootstrap.forget();
-    Miss::Elsewhere(LegFailure { on: backend.id, backend: Arc::clone(&backend.name), leg, problem })
+    let (on, backend) = match &problem {
+        LegProblem::Abandoned { on, backend, .. } => (*on, Arc::clone(backend)),
+        _ => (backend.id, Arc::clone(&backend.name)),
+    };
+    Miss::Elsewhere(LegFailure { on, backend, leg, problem })
 }
 
 /// An engine has refused a prefill leg, perhaps for what tidegate has changed in it: it gets the

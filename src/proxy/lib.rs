@@ -68,6 +68,7 @@ mod signals;
 mod start;
 mod upstream;
 mod verdict;
+mod watch;
 
 pub use server::{Listeners, Running, run, spawn};
 pub use start::StartError;

@@ -85,7 +85,7 @@ pub(crate) async fn run(
     let attempt = record.attempts;
     let leaves = || go.notify_one();
     // Boxed, so that it can be dropped where the request runs whole after all.
-    let mut decode = Box::pin(legs::answered(serving, &to, decode, attempt, &leaves));
+    let mut decode = Box::pin(legs::answered(serving, &to, Some(&from), decode, attempt, &leaves));
     // What one says of the other's failure is not known: its ranks are asked for again.
     let missed = |on: &Backend, leg, problem| {
         from.bootstrap.forget();

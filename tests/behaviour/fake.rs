@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -71,6 +71,8 @@ struct State {
     asked: Mutex<HashMap<String, usize>>,
     /// Exchanges that hang now: a client that leaves ends its own.
     hanging: AtomicUsize,
+    /// It answers no probe, nor anything else that it is asked of itself.
+    probes_hang: AtomicBool,
     /// Tasks that serve a connection each.
     connections: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -101,6 +103,7 @@ impl Fake {
             pages: Mutex::default(),
             asked: Mutex::default(),
             hanging: AtomicUsize::new(0),
+            probes_hang: AtomicBool::new(false),
             connections: Mutex::default(),
         });
         let shared = Arc::clone(&state);
@@ -178,6 +181,11 @@ impl Fake {
         }
     }
 
+    /// From now on it answers no probe, as an engine that is stopped.
+    pub fn hang_probes(&self) {
+        self.state.probes_hang.store(true, SeqCst);
+    }
+
     /// Exchanges that hang now.
     pub fn hanging(&self) -> usize {
         self.state.hanging.load(SeqCst)
@@ -187,6 +195,9 @@ impl Fake {
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
+    if parts.method == http::Method::GET && state.probes_hang.load(SeqCst) {
+        return std::future::pending().await;
+    }
     let page = state.pages.lock().unwrap().get(parts.uri.path()).cloned();
     if let Some((status, body)) = page {
         *state.asked.lock().unwrap().entry(parts.uri.path().to_owned()).or_default() += 1;

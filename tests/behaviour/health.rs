@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::client::{open, post, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
 use crate::field::{Play, RawClient, RawEngine, Received, ask, case};
-use crate::proxy::{Proxy, SPLIT, chat, chat_with, plain, vllm};
+use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 
 /// Requests that a client may send in a row without harm to others.
 const MANY: usize = 12;
@@ -330,5 +330,72 @@ async fn a_stream_that_breaks_off_ejects_its_engine_only_among_others() {
         assert_eq!(answer.response.status(), 200);
     }
     assert_eq!(health(&proxy, "a").await, "up", "it is the last one");
+    proxy.settles().await;
+}
+
+/// Probes that soon find an engine hung.
+const SOON: &str = "[probe]\ninterval_seconds = 0.05\ntimeout_seconds = 0.3\nfailures_to_eject = 2\n\
+                    slow_return_seconds = 0\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_leave_an_engine_that_is_found_dead_and_get_no_false_504() {
+    let hung = Fake::start([], Act::Silent).await;
+    let good = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
+    let top = format!("[queue]\ndeadline_seconds = 0.5\n{SOON}");
+    let proxy = Proxy::start(&top, &[plain("hung", &hung), plain("good", &good)]).await;
+    let asked = (0..MANY).map(|n| {
+        let body = chat_with(false, &format!("{n} words ").repeat(9), "");
+        let proxy = &proxy;
+        async move { proxy.post("/v1/chat/completions", &body).await }
+    });
+    let hangs = async {
+        until("some of them hang", || hung.hanging() > 0).await;
+        hung.hang_probes();
+    };
+    let (answers, ()) = tokio::join!(all(asked), hangs);
+    for answer in answers {
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert!(answer.body.contains("elsewhere"));
+    }
+    assert_eq!(health(&proxy, "hung").await, "down");
+    until("the legs there are given up", || hung.hanging() == 0).await;
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_prefill_engine_is_found_dead_gets_a_fresh_prefill() {
+    for decode_hangs in [false, true] {
+        let prefill = Fake::start([], Act::Json(200, prefill_answer())).await;
+        let hung = Fake::start([], Act::Silent).await;
+        let decodes = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
+        let hung_more = if decode_hangs { DECODE } else { PREFILL };
+        let engines = [
+            vllm("hung", hung.url(), hung_more),
+            vllm("p", prefill.url(), PREFILL),
+            vllm("d", decodes.url(), DECODE),
+        ];
+        let proxy = Proxy::start(&format!("{SPLIT}{SOON}"), &engines).await;
+        let asked = (0..MANY).map(|n| {
+            let body = chat_with(false, &format!("{n} words ").repeat(200), "");
+            let proxy = &proxy;
+            async move { proxy.post("/v1/chat/completions", &body).await }
+        });
+        let hangs = async {
+            until("some of them hang", || hung.hanging() > 0).await;
+            hung.hang_probes();
+        };
+        let (answers, ()) = tokio::join!(all(asked), hangs);
+        assert!(answers.iter().all(|answer| answer.status == 200), "{decode_hangs}");
+        proxy.settles().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_engine_whose_probes_are_late_is_still_asked() {
+    let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
+    let proxy = Proxy::start(SOON, &[plain("a", &fake)]).await;
+    fake.hang_probes();
+    proxy.shows("a", |backend| backend["health"] == "down").await;
+    assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     proxy.settles().await;
 }

@@ -112,6 +112,11 @@ impl Health {
         self.state.load(Relaxed) == UP && !self.is_overdue()
     }
 
+    /// Is it of no use to a leg that waits for it: gone, hung, or on a GPU that is?
+    pub fn is_dead(&self) -> bool {
+        self.state.load(Relaxed) == DOWN || self.is_overdue() || self.hardware_fault.load(Relaxed)
+    }
+
     /// Do its streams say nothing?
     pub fn is_silent(&self) -> bool {
         self.suspicion.load(Relaxed) & SILENT != 0
