@@ -46,7 +46,7 @@ pub struct Settings {
     pub log: LogSettings,
     /// Health probes of the engines, and the start-up check.
     pub probe: ProbeSettings,
-    /// Taking engines out that fail what others serve.
+    /// Outlier ejection: backends that fail what other backends serve get no new work for a while.
     pub outlier_ejection: EjectionSettings,
     /// Prefix index: which backend holds which prompt's beginning.
     pub prefix: PrefixSettings,
@@ -199,7 +199,7 @@ pub struct UpstreamSettings {
     /// Time-out for the head of an answer.
     #[serde(rename = "first_byte_timeout_seconds")]
     pub first_byte_timeout: Seconds,
-    /// A stream whose engine sends nothing for so long is cut; 0: only if its engine is found dead.
+    /// A stream whose engine sends nothing for this long is cut; 0: only if its engine is found dead.
     #[serde(rename = "silence_seconds")]
     pub silence: Seconds,
     /// Most idle connections per backend.

@@ -9,18 +9,18 @@ use crate::defaults;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbeSettings {
-    /// Between two probes of one backend.
+    /// Interval of the probes of one backend.
     #[serde(rename = "interval_seconds")]
     pub interval: Seconds,
-    /// For one answer.
+    /// Time-out of a probe.
     #[serde(rename = "timeout_seconds")]
     pub timeout: Seconds,
     /// Failed probes in a row that take a backend out.
     pub failures_to_eject: u32,
-    /// How long the share of a backend that came back grows.
+    /// Slow start: time over which a returning backend's share of the load grows to normal.
     #[serde(rename = "slow_return_seconds")]
     pub slow_return: Seconds,
-    /// Is an engine that contradicts the settings a reason not to start?
+    /// An engine that contradicts the settings prevents the start; false: it is left out.
     pub strict_start: bool,
 }
 
@@ -28,17 +28,17 @@ pub struct ProbeSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EjectionSettings {
-    /// Over how long a backend's failures are counted.
+    /// Window over which a backend's failures are counted.
     #[serde(rename = "window_seconds")]
     pub window: Seconds,
-    /// Requests in the window below which nothing is concluded.
+    /// Requests in the window below which no backend is ejected.
     pub requests_min: u32,
-    /// Share of failures that the engine caused from which it is ejected, 0 to 1.
+    /// Share of requests failed by the engine from which it is ejected, 0 to 1.
     pub failure_share: f64,
-    /// How long it is ejected, times how often it was.
+    /// First ejection time; multiplied by the number of recent ejections. A probe ends it.
     #[serde(rename = "ejection_seconds")]
     pub ejection: Seconds,
-    /// The longest ejection.
+    /// Longest ejection time.
     #[serde(rename = "ejection_max_seconds")]
     pub ejection_max: Seconds,
     /// Largest share of a pool that may be ejected at once, 0 to 1; never its last usable backend.
