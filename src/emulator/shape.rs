@@ -1,4 +1,4 @@
-//! The wire shapes of vLLM 0.32, member for member as recorded (../shared/real_engines/transcripts).
+//! The wire shapes of vLLM 0.32, member for member as recorded (src/engine/testdata).
 //! Chunks are cut from text that is made once a request: a token costs a few copies.
 
 use bytes::{BufMut, Bytes, BytesMut};
