@@ -1,20 +1,24 @@
 //! What must hold for any bytes at all, as plain functions: the fuzz targets call them with what
-//! libFuzzer invents, `cargo test` with the seeds in corpus/. To fuzz: `cargo fuzz run sse`.
+//! libFuzzer invents, `cargo test` with the seeds in corpus/. To fuzz: `fuzz/run` (libFuzzer on stable Rust).
 //! A check must never depend on anything but its input.
 
 use bytes::Bytes;
-use http::Method;
+use http::{HeaderValue, Method};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use tidegate_engine::role_switch::{decode_graphs, read_switch, role_now};
 use tidegate_engine::{
-    Edits, Endpoint, Family, HandoffFilter, Legs, Meeting, Seen, SseReader, scan,
+    Edits, Endpoint, EngineKind, Family, HandoffFilter, Legs, Meeting, Seen, SseReader,
+    UsageFilter, Wish, merge_models, models_of, scan,
 };
 use tidegate_http1::{BodyError, BodyReader, Framing, read_answer, read_request};
 use tidegate_signals::engine::EngineReading;
+use tidegate_signals::facts::Facts;
 use tidegate_signals::kv::event::KvBatch;
 use tidegate_signals::kv::mirror::{Change, KvMirror};
 use tidegate_signals::{loads, orca, prometheus};
+use tidegate_terms::Tokens;
 
 const ENDPOINTS: [Endpoint; 6] = [
     Endpoint::ChatCompletions,
@@ -177,4 +181,87 @@ fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), 
         }
     }
     reader.close().map(|()| (data, taken))
+}
+
+/// An engine's answer as it comes off the wire: head, frames, hand-off filter, usage filter and
+/// counter make the same of it however it is cut, and nothing that is valid becomes invalid.
+pub fn answers(input: &[u8]) {
+    let Some((kind, piece, message)) = split(input) else { return };
+    let Ok(Some(head)) = read_answer(&Method::POST, message) else { return };
+    let rest = &message[head.length..];
+    let whole = relayed(head.framing, kind, rest, rest.len().max(1));
+    let cut = relayed(head.framing, kind, rest, piece);
+    assert_eq!(whole.is_ok(), cut.is_ok());
+    if let (Ok(whole), Ok(cut)) = (whole, cut) {
+        assert_eq!(whole, cut);
+    }
+}
+
+/// What a client gets of an answer's body, and what was counted in it.
+fn relayed(
+    framing: Framing,
+    kind: Endpoint,
+    wire: &[u8],
+    step: usize,
+) -> Result<(Vec<u8>, Seen), BodyError> {
+    let mut reader = BodyReader::new(framing);
+    let mut handoffs = HandoffFilter::new();
+    let mut usage = UsageFilter::new(Wish::Never, Some(Tokens(3)));
+    let mut data = Vec::new();
+    let mut out = Vec::new();
+    for piece in wire.chunks(step) {
+        let mut piece = piece.to_vec();
+        let read = reader.read(&mut piece)?;
+        data.extend_from_slice(&piece[read.data.clone()]);
+        let passed = handoffs.pass(Bytes::copy_from_slice(&piece[read.data]));
+        out.extend_from_slice(&usage.pass(passed));
+        if reader.is_done() {
+            break;
+        }
+    }
+    reader.close()?;
+    out.extend_from_slice(&usage.rest().unwrap_or_default());
+    Ok((out, read(kind, &data, step)))
+}
+
+/// What an engine answers to a prefill leg, and to what it is asked of itself: read or refused; a
+/// decode leg and a stream that are made of it are JSON.
+pub fn handoffs(answer: &[u8]) {
+    const BODY: &[u8] =
+        br#"{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}"#;
+    let body = Bytes::from_static(BODY);
+    let Ok(scan) = scan(Endpoint::ChatCompletions, &body) else { return };
+    let is_json = |bytes: &[u8]| serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
+    for family in [
+        Family::VllmNixl,
+        Family::VllmMooncake,
+        Family::VllmSharedStore,
+        Family::TrtLlm,
+        Family::TrtLlmGenerationFirst,
+    ] {
+        if let Ok(handoff) = family.read_prefill(answer) {
+            let leg = family.decode_leg(&body, &scan, &handoff, Some(b"key"));
+            assert!(is_json(&leg.body), "{family:?}");
+            let header = leg.header.map_or(String::new(), |(_, value)| value.into_string());
+            assert!(HeaderValue::from_str(&header).is_ok());
+        }
+        if let Ok(peers) = family.read_peers(answer) {
+            assert!(!peers.is_empty());
+        }
+        // Its events are whole: each line is data of JSON, or blank.
+        if let Ok(stream) = family.as_stream(answer, &scan) {
+            for data in stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                let data = data.strip_prefix(b"data: ").expect("an event");
+                assert!(data == b"[DONE]" || is_json(data));
+            }
+        }
+    }
+    assert!(is_json(&merge_models(&[answer, answer])));
+    assert!(models_of(&merge_models(&[answer])).len() <= models_of(answer).len());
+    read_switch(answer);
+    role_now(answer);
+    decode_graphs(answer);
+    for kind in [EngineKind::Vllm, EngineKind::Sglang] {
+        Facts::read(kind, Some(answer), Some(answer));
+    }
 }

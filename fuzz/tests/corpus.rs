@@ -21,7 +21,7 @@ fn bodies() {
 }
 
 #[test]
-fn answers() {
+fn leaks() {
     replay("leak", tidegate_fuzz::leak);
 }
 
@@ -38,4 +38,14 @@ fn metrics() {
 #[test]
 fn messages() {
     replay("http1", tidegate_fuzz::http1);
+}
+
+#[test]
+fn answers() {
+    replay("answers", tidegate_fuzz::answers);
+}
+
+#[test]
+fn handoffs() {
+    replay("handoffs", tidegate_fuzz::handoffs);
 }
