@@ -2,6 +2,7 @@
 # Real vLLM engines behind tidegate: install and start them (tests/real/engines), check, stop them.
 # run.sh [VENV]    the virtual environment is kept (6 GB); default $TIDEGATE_REAL_VENV or target/real-venv
 # guidellm has one of its own: $TIDEGATE_GUIDE_VENV or target/guide-venv. Three engines need 6 GB of memory.
+# TIDEGATE_BINARY=PATH checks that binary and builds none.
 # TIDEGATE_REAL_PARTS="clients speed ..." runs only those parts. Parts that kill or stop engines come last, on engines of
 # their own: a hand-off whose reader is killed lets its lease run out 30 s later, in a window that another part counts.
 set -euo pipefail
@@ -13,8 +14,8 @@ parts=" ${TIDEGATE_REAL_PARTS:-clients generator speed check stops membership kv
 wanted() { [[ $parts == *" $1 "* ]]; }
 if wanted generator && [[ ! -x $guide/bin/guidellm ]]; then python3 -m venv "$guide" && "$guide/bin/pip" install --quiet guidellm==0.8.1; fi
 [[ -x $venv/bin/vllm ]] || bash "$engines/install.sh" "$venv"
-cargo build --release --bin tidegate
-tidegate=target/release/tidegate
+tidegate=${TIDEGATE_BINARY:-target/release/tidegate}
+[[ -n ${TIDEGATE_BINARY:-} ]] || cargo build --release --bin tidegate
 run=$(mktemp -d)
 model=$run/tiny_llama
 "$venv/bin/python" "$engines/make_model.py" "$model" 2>/dev/null
