@@ -4,7 +4,7 @@
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
 
-use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, headers};
+use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
 use crate::hop::{is_hop_by_hop, is_listed};
 
 /// An answer's head.
@@ -35,6 +35,7 @@ pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, 
         httparse::Status::Partial if bytes.len() <= HEAD_MAX => return Ok(None),
         _ => return Err(HeadError::TooLarge),
     };
+    check_lines(&bytes[..length])?;
     let code = head.code.unwrap_or_default();
     let status = StatusCode::from_u16(code).map_err(|_| httparse::Error::Status)?;
     if status == StatusCode::SWITCHING_PROTOCOLS {

@@ -4,7 +4,9 @@
 use std::ops::Range;
 use thiserror::Error;
 
+use crate::extension::Extension;
 use crate::framing::Framing;
+use crate::trailer::Trailer;
 
 /// Longer chunk extensions or trailers are an attack, or not HTTP.
 const EXTRA_MAX: u32 = 16 << 10;
@@ -46,7 +48,8 @@ enum State {
     },
     /// Blanks after a length, before an extension or the line's end.
     SizeBlank(u64),
-    Extension(u64),
+    /// In an extension of a chunk of this length.
+    Extension(u64, Extension),
     SizeLf(u64),
     Data(u64),
     DataCr,
@@ -67,6 +70,8 @@ pub struct BodyReader {
     extra: u32,
     /// Blanks after this chunk's length.
     blanks: u32,
+    /// The trailer field that is being read.
+    trailer: Trailer,
 }
 
 impl BodyReader {
@@ -78,7 +83,7 @@ impl BodyReader {
             Framing::Chunked => State::Size { size: 0, digits: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        BodyReader { state, extra: 0, blanks: 0 }
+        BodyReader { state, extra: 0, blanks: 0, trailer: Trailer::START }
     }
 
     /// Has all of it been read?
@@ -158,7 +163,9 @@ impl BodyReader {
             }
             (State::Size { digits: 0, .. }, _) => return Err(BodyError::Chunk),
             (State::Size { size, .. } | State::SizeBlank(size), b'\r') => State::SizeLf(size),
-            (State::Size { size, .. } | State::SizeBlank(size), b';') => State::Extension(size),
+            (State::Size { size, .. } | State::SizeBlank(size), b';') => {
+                State::Extension(size, Extension::Start)
+            }
             (State::Size { size, .. } | State::SizeBlank(size), b' ' | b'\t') => {
                 self.blanks += 1;
                 if self.blanks > BLANKS_MAX {
@@ -166,11 +173,10 @@ impl BodyReader {
                 }
                 State::SizeBlank(size)
             }
-            (State::Extension(size), b'\r') => State::SizeLf(size),
-            (State::Extension(_), b'\n') => return Err(BodyError::Chunk),
-            (State::Extension(size), _) => {
+            (State::Extension(size, at), b'\r') if at.may_end() => State::SizeLf(size),
+            (State::Extension(size, at), _) => {
                 self.count_extra()?;
-                State::Extension(size)
+                State::Extension(size, at.step(byte).ok_or(BodyError::Chunk)?)
             }
             (State::SizeLf(0), b'\n') => State::TrailerStart,
             (State::SizeLf(size), b'\n') => State::Data(size),
@@ -181,13 +187,17 @@ impl BodyReader {
             }
             (State::TrailerStart, b'\r') => State::LastLf,
             (State::LastLf, b'\n') => State::Done,
-            (State::Trailer, b'\r') => State::TrailerLf,
+            (State::Trailer, b'\r') if self.trailer.may_end() => State::TrailerLf,
             (State::TrailerLf, b'\n') => State::TrailerStart,
-            (State::TrailerStart | State::Trailer, b'\n') => return Err(BodyError::Chunk),
-            // Trailers say nothing that a client of an engine reads: RFC 9110, 6.5.1 lets them go.
             (State::TrailerStart | State::Trailer, _) => {
                 self.count_extra()?;
-                State::Trailer
+                if self.state == State::TrailerStart {
+                    self.trailer = Trailer::START;
+                }
+                match self.trailer.take(byte) {
+                    true => State::Trailer,
+                    false => return Err(BodyError::Chunk),
+                }
             }
             _ => return Err(BodyError::Chunk),
         })

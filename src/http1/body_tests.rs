@@ -67,9 +67,56 @@ fn what_is_no_chunk_is_refused() {
 }
 
 #[test]
+fn extensions_and_trailers_keep_to_their_grammar() {
+    for line in ["1;a", "1;a=b", "1 ; a = b", "1;a=\"x;y\\\"\"", "1;a;b=c ", "1;a=\"\""] {
+        let wire = format!("{line}\r\n!\r\n0\r\n\r\n");
+        assert!(read(Framing::Chunked, wire.as_bytes(), 1).is_ok(), "{line:?}");
+    }
+    for line in [
+        "1;",
+        "1;;a",
+        "1;=b",
+        "1;a=",
+        "1;a=\"x",
+        "1;a b",
+        "1;a=\"x\"y",
+        "1;a\u{1}",
+        "1;a=\"\u{1}\"",
+        "1;a\0",
+    ] {
+        let wire = format!("{line}\r\n!\r\n0\r\n\r\n");
+        assert_eq!(read(Framing::Chunked, wire.as_bytes(), 1), Err(BodyError::Chunk), "{line:?}");
+    }
+    for trailer in ["x-checksum: 1", "x:", "server-timing: a;dur=1\r\nx: y"] {
+        let wire = format!("0\r\n{trailer}\r\n\r\n");
+        assert!(read(Framing::Chunked, wire.as_bytes(), 1).is_ok(), "{trailer:?}");
+    }
+    for trailer in [
+        "x",
+        ": y",
+        "x : y",
+        " x: y",
+        "x: y\0",
+        "x: y\r\n z",
+        "Content-Length: 5",
+        "transfer-encoding: chunked",
+        "host: h",
+        "proxy-authorization: b",
+    ] {
+        let wire = format!("0\r\n{trailer}\r\n\r\n");
+        assert_eq!(
+            read(Framing::Chunked, wire.as_bytes(), 1),
+            Err(BodyError::Chunk),
+            "{trailer:?}"
+        );
+    }
+}
+
+#[test]
 fn extensions_and_trailers_end() {
     let long = "x".repeat(EXTRA_MAX as usize + 1);
-    for wire in [format!("1;{long}"), format!("0\r\n{long}"), format!("1{}", " ".repeat(20_000))] {
+    for wire in [format!("1;{long}"), format!("0\r\nx:{long}"), format!("1{}", " ".repeat(20_000))]
+    {
         assert_eq!(read(Framing::Chunked, wire.as_bytes(), 4096), Err(BodyError::TooLong));
     }
     let padded = format!("{}0\r\n\r\n", "1     \r\nx\r\n".repeat(10_000));

@@ -19,6 +19,10 @@ pub enum HeadError {
     /// Not HTTP/1.
     #[error("it is not HTTP/1.1: {0}")]
     Malformed(#[from] httparse::Error),
+    /// A line that ends without a carriage return. RFC 9112, 2.2 lets a reader accept it; readers
+    /// that disagree on it have been used to smuggle requests.
+    #[error("a line of its head ends in a bare line feed")]
+    BareLf,
     /// HTTP, but neither 1.0 nor 1.1.
     #[error("it is HTTP of another version")]
     Version,
@@ -96,6 +100,15 @@ impl Hops {
     /// Two framings in one head are how messages are smuggled.
     pub fn contradict(&self) -> bool {
         self.chunked && self.length.is_some()
+    }
+}
+
+/// Every line of a head must end in CR LF.
+pub(crate) fn check_lines(head: &[u8]) -> Result<(), HeadError> {
+    let bare = |at: usize| at == 0 || head[at - 1] != b'\r';
+    match memchr::memchr_iter(b'\n', head).any(bare) {
+        true => Err(HeadError::BareLf),
+        false => Ok(()),
     }
 }
 

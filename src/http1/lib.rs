@@ -6,10 +6,12 @@
 mod answer_in;
 mod answer_out;
 mod body;
+mod extension;
 mod framing;
 mod hop;
 mod request_in;
 mod request_out;
+mod trailer;
 
 pub use answer_in::{AnswerHead, read_answer};
 pub use answer_out::{AnswerFraming, CONTINUE, ChunkFrame, Date, LAST_CHUNK, write_answer};

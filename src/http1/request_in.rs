@@ -4,7 +4,7 @@
 use http::header::HeaderMap;
 use http::{Method, Uri};
 
-use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, headers};
+use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
 
 /// A request's head.
 #[derive(Clone, Debug)]
@@ -41,6 +41,7 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
         Err(httparse::Error::Version) => return Err(HeadError::Version),
         Err(error) => return Err(error.into()),
     };
+    check_lines(&bytes[..length])?;
     let is_1_1 = head.version == Some(1);
     let hops = Hops::of(head.headers, is_1_1)?;
     if hops.contradict() {
@@ -136,6 +137,21 @@ mod tests {
         assert!(read_request(b"GET / HTTP/1.0\r\n\r\n").is_ok(), "1.0 knows no hosts");
         let old = b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(read_request(old).unwrap_err(), HeadError::Coding);
+    }
+
+    #[test]
+    fn a_bare_line_feed_ends_no_line() {
+        for head in [
+            "GET / HTTP/1.1\nhost: h\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: h\n\r\n",
+            "GET / HTTP/1.1\r\nhost: h\r\nx: y\nz: 1\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: h\r\n\n",
+            "GET / HTTP/1.1\nhost: h\n\n",
+            "\nGET / HTTP/1.1\r\nhost: h\r\n\r\n",
+        ] {
+            assert_eq!(read_request(head.as_bytes()).unwrap_err(), HeadError::BareLf, "{head:?}");
+        }
+        assert!(read_request(b"\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n").is_ok());
     }
 
     #[test]

@@ -138,11 +138,12 @@ impl Link {
         Link { socket, reused: false, opened_in: Handle::current().id() }
     }
 
-    /// Is a pooled connection still good? Sees a FIN that the reactor has noticed; costs no
-    /// system call otherwise.
-    pub(super) fn is_open(&mut self) -> bool {
+    /// Is a pooled connection good for another exchange? Bytes that came since the last answer are
+    /// no part of any answer: the next client would read them as its own. The kernel is asked, since
+    /// the reactor may not have heard of them yet: one `recv` an exchange.
+    pub(super) fn is_clean(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        self.socket.poll_read(&mut context, &mut [0]).is_pending()
+        self.socket.is_quiet() && self.socket.poll_read(&mut context, &mut [0]).is_pending()
     }
 
     /// Send a request, which begins at `now`, and wait for the answer's head.

@@ -131,7 +131,7 @@ impl Pool {
 
     fn take(&self, now: Moment) -> Option<Link> {
         while let Some((mut link, since)) = self.idle.links.pop() {
-            if self.is_fresh(since, now) && link.is_open() {
+            if self.is_fresh(since, now) && link.is_clean() {
                 return Some(link);
             }
         }

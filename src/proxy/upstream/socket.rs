@@ -2,6 +2,7 @@
 
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -38,6 +39,16 @@ impl Socket {
             None => Ok(Socket::Tcp(stream)),
             Some(tls) => Ok(Socket::Tls(Box::new(tls.connect(&address.host, stream).await?))),
         }
+    }
+
+    /// Is nothing to be read from the kernel: neither bytes, nor the connection's end, nor an error?
+    pub(super) fn is_quiet(&self) -> bool {
+        let stream = match self {
+            Socket::Tcp(stream) => stream,
+            Socket::Tls(stream) => stream.get_ref().0,
+        };
+        let peeked = SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Read what is there: how many bytes, 0 at the stream's end.
