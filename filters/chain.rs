@@ -2,11 +2,13 @@
 
 use crate::authenticate::{Keys, authenticate};
 use crate::classify::classify;
+use crate::handoff::{HandoffTrust, check_handoff, strip_handoff_headers};
 use crate::identify::identify;
 use crate::limit::{check_body, check_head};
 use crate::parse::parse;
 use crate::tokenize::{Tokenize, tokenize};
 use crate::{Accepted, ApiKey, Arrival, Directory, FreshIds, Head};
+use http::HeaderMap;
 use tidegate_cost::ByteEstimator;
 use tidegate_engine::ApiError;
 
@@ -20,6 +22,8 @@ pub struct ChainParams {
     /// Tokens in a block of the prefix index; at least 1. Where there is no tokenizer a block is
     /// four times as many bytes.
     pub prefix_block: usize,
+    /// Which hand-offs of clients are let in.
+    pub handoff: HandoffTrust,
     /// Render the chat template that a request brings with it, as vLLM does under
     /// `--trust-request-chat-template`. Without it such a request is estimated, and vLLM refuses it.
     pub trust_request_chat_template: bool,
@@ -30,6 +34,7 @@ pub struct ChainParams {
 pub struct Chain {
     keys: Keys,
     body_max: usize,
+    handoff: HandoffTrust,
     tokenize: Tokenize,
 }
 
@@ -39,6 +44,7 @@ impl Default for ChainParams {
             keys: Vec::new(),
             body_max: 32 << 20,
             prefix_block: 64,
+            handoff: HandoffTrust::Refuse,
             trust_request_chat_template: false,
         }
     }
@@ -50,11 +56,17 @@ impl Chain {
         Chain {
             keys: Keys::new(params.keys),
             body_max: params.body_max,
+            handoff: params.handoff,
             tokenize: Tokenize {
                 block: params.prefix_block.max(1),
                 trust_request_chat_template: params.trust_request_chat_template,
             },
         }
+    }
+
+    /// Remove the headers by which an untrusted client would name engines.
+    pub fn strip_handoff(&self, headers: &mut HeaderMap) {
+        strip_handoff_headers(&self.handoff, headers);
     }
 
     /// What can be refused before the body is read: keys, path, method, announced size. Optional:
@@ -85,6 +97,7 @@ impl Chain {
         let endpoint = check_head(self.body_max, &arrival.head())?;
         check_body(self.body_max, arrival.body)?;
         let parsed = parse(endpoint, arrival.body, directory)?;
+        check_handoff(&self.handoff, parsed.scan.as_ref(), arrival.body)?;
         let measured = tokenize(&self.tokenize, &parsed, estimator, arrival.body, fresh);
         let class = classify(&parsed, &measured)?;
         Ok(Accepted {

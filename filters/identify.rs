@@ -23,7 +23,9 @@ pub fn identify(headers: &HeaderMap, fresh: &FreshIds) -> (String, Traceparent) 
     (request_id(headers, fresh), traceparent(headers, fresh))
 }
 
-/// The client's `x-request-id` if it is visible ASCII of 1 to 128 bytes, else a fresh one.
+/// The client's `x-request-id` if it is visible ASCII of 1 to 128 bytes, else a fresh one. vLLM's
+/// P2pNccl and MoRI connectors read peer addresses from ids of the form
+/// `___prefill_addr_HOST:PORT___decode_addr_HOST:PORT_…`: no client may choose those.
 pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
     match single(headers, "x-request-id").filter(|id| sane(id)) {
         Some(id) => id.to_owned(),
@@ -165,7 +167,9 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 fn sane(id: &str) -> bool {
-    (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=REQUEST_ID_MAX).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_graphic())
+        && !id.contains("_addr_")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! - `directory`: the models that are served, as a snapshot
 //! - `identify`: x-request-id and W3C trace context
 //! - `authenticate`: API keys
+//! - `handoff`: hand-off members of clients
 //! - `limit`: path, method and size
 //! - `parse`: the body's one scan, and the model's name
 //! - `tokenize`: how many tokens the prompt has, and the hashes of its blocks
@@ -20,6 +21,7 @@ pub mod authenticate;
 pub mod chain;
 pub mod classify;
 pub mod directory;
+pub mod handoff;
 pub mod identify;
 pub mod limit;
 pub mod model;
@@ -31,5 +33,6 @@ pub use authenticate::ApiKey;
 pub use chain::{Chain, ChainParams};
 pub use classify::Class;
 pub use directory::{Directory, ModelEntry};
+pub use handoff::{HandoffHost, HandoffTrust};
 pub use identify::{Traceparent, identify, request_id};
 pub use model::{ModelTokenizer, TokenizerError};

@@ -3,9 +3,12 @@
 //! it does not read reaches the engine as the client wrote it.
 
 mod fields;
+mod foreign_handoff;
 mod members;
 mod native;
 mod walk;
+
+pub use foreign_handoff::ForeignHandoff;
 
 use fields::Key;
 pub(crate) use members::{Member, Members};

@@ -35,7 +35,7 @@ pub mod words;
 mod testing;
 
 pub use anthropic::ErrorForm;
-pub use body::{BodyError, Prompt, Scan, Span, WholeReason, scan};
+pub use body::{BodyError, ForeignHandoff, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
 pub use evidence::{ClientState, Evidence, Others, Sign, is_load, judge};

@@ -78,7 +78,10 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
         Ok(accepted) if accepted.endpoint == Endpoint::Models => {
             Ok(Taken::Models { request_id: accepted.request_id.clone() })
         }
-        Ok(accepted) => Ok(Taken::Request(inbound, accepted)),
+        Ok(accepted) => {
+            proxy.chain.strip_handoff(&mut inbound.headers);
+            Ok(Taken::Request(inbound, accepted))
+        }
         Err(error) => Err(refused(inbound, error)),
     }
 }

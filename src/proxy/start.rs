@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_filters::{ApiKey, Chain, ChainParams, ModelTokenizer, TokenizerError};
+use tidegate_filters::{
+    ApiKey, Chain, ChainParams, HandoffHost, HandoffTrust, ModelTokenizer, TokenizerError,
+};
 use tidegate_planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, ModelSettings, Settings};
 use tidegate_terms::{BackendId, Plan, Role, Seconds, Tokens};
@@ -355,8 +357,22 @@ fn chain_params(settings: &Settings) -> Result<ChainParams, StartError> {
         keys,
         body_max: settings.server.body_max_bytes,
         prefix_block: settings.prefix.block_tokens,
+        handoff: handoff_trust(settings),
         ..ChainParams::default()
     })
+}
+
+/// Entries that are no host were reported by the validation of the settings.
+fn handoff_trust(settings: &Settings) -> HandoffTrust {
+    let server = &settings.server;
+    match (server.trust_client_handoff, server.handoff_hosts.is_empty()) {
+        (false, _) => HandoffTrust::Refuse,
+        (true, true) => HandoffTrust::Any,
+        (true, false) => {
+            let hosts = server.handoff_hosts.iter();
+            HandoffTrust::Hosts(hosts.filter_map(|host| HandoffHost::parse(host)).collect())
+        }
+    }
 }
 
 /// What the operator said of models. A tokenizer that tidegate cannot use is no reason not to

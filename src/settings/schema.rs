@@ -80,6 +80,14 @@ pub struct ServerSettings {
     pub linger: Seconds,
     /// Unix socket over which SIGQUIT hands the listeners to a new process.
     pub upgrade_socket: Option<PathBuf>,
+    /// Let clients send hand-off members of their own (`kv_transfer_params`, `bootstrap_*`,
+    /// `disaggregated_params`, `ec_transfer_params`) and llm-d's hand-off headers. By default such
+    /// members are refused with 400, and the headers removed: an engine would connect to whatever
+    /// address they name. For a sidecar behind a gateway that disaggregates.
+    pub trust_client_handoff: bool,
+    /// Hosts and networks that trusted hand-off members may name, for example `10.0.0.0/8`; any if
+    /// empty.
+    pub handoff_hosts: Vec<String>,
     /// TLS termination on the data port.
     pub tls: Option<TlsSettings>,
 }
@@ -296,6 +304,8 @@ impl Default for ServerSettings {
             drain: defaults::DRAIN,
             linger: defaults::LINGER,
             upgrade_socket: None,
+            trust_client_handoff: false,
+            handoff_hosts: Vec::new(),
             tls: None,
         }
     }

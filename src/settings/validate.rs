@@ -6,7 +6,7 @@ mod fleet;
 mod signals;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use tidegate_terms::Seconds;
 
 use crate::defaults::LEASE;
@@ -171,10 +171,32 @@ fn server(settings: &Settings, found: &mut Found) {
         let hint = "a port of its own: who reaches it changes roles";
         found.check_with(!admin, "admin.listen", &["server.listen"], &problem, hint);
     }
+    for (i, host) in server.handoff_hosts.iter().enumerate() {
+        let path = format!("server.handoff_hosts[{i}]");
+        let hint = "a name, an address, or a network as 10.0.0.0/8";
+        found.check(is_host_or_net(host), &path, &format!("{host:?} is no host"), hint);
+        let problem = "has no effect without trust_client_handoff";
+        let trusted = server.trust_client_handoff;
+        found.check_with(trusted, &path, &["server.trust_client_handoff"], problem, "set both");
+    }
     if let Some(tls) = &server.tls {
         found.required(!tls.cert.as_os_str().is_empty(), "server.tls.cert", "a PEM file");
         found.required(!tls.key.as_os_str().is_empty(), "server.tls.key", "a PEM file");
     }
+}
+
+/// A DNS name, an IP address, or a network in CIDR notation.
+fn is_host_or_net(text: &str) -> bool {
+    if let Some((address, bits)) = text.split_once('/') {
+        let bits: Option<u8> = bits.parse().ok();
+        return match address.parse::<IpAddr>() {
+            Ok(IpAddr::V4(_)) => bits.is_some_and(|bits| bits <= 32),
+            Ok(IpAddr::V6(_)) => bits.is_some_and(|bits| bits <= 128),
+            Err(_) => false,
+        };
+    }
+    let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.bytes().all(name))
 }
 
 /// Can only one of them be listened on? Port 0 is a free one.

@@ -87,7 +87,7 @@ async fn a_stream_arrives_as_the_engine_wrote_it() {
 async fn a_hand_off_in_an_answer_is_hidden_from_a_client_that_did_not_ask() {
     let leaky = crate::fake::prefill_answer();
     let fake = Fake::start([], Act::Json(200, leaky.clone())).await;
-    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    let proxy = Proxy::start("trust_client_handoff = true\n", &[plain("a", &fake)]).await;
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert!(answer.json()["kv_transfer_params"].is_null(), "{}", answer.body);
     assert_eq!(answer.json()["choices"][0]["message"]["content"], "x");

@@ -1,0 +1,122 @@
+//! Filter: may this client hand a request over between engines itself? Only behind another gateway
+//! that does (a sidecar); for every other client such members would make an engine connect to an
+//! address of the client's choice.
+
+use http::HeaderName;
+use http::header::HeaderMap;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use tidegate_engine::{ApiError, Scan};
+
+/// Headers by which llm-d's gateway names engines to its sidecar.
+const HEADERS: [HeaderName; 5] = [
+    HeaderName::from_static("x-prefiller-host-port"),
+    HeaderName::from_static("x-prefiller-url"),
+    HeaderName::from_static("x-encoder-hosts-ports"),
+    HeaderName::from_static("x-decoder-host-port"),
+    HeaderName::from_static("x-data-parallel-host-port"),
+];
+
+/// Which hand-offs of clients are let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HandoffTrust {
+    /// None: the request is refused.
+    #[default]
+    Refuse,
+    /// All of them.
+    Any,
+    /// Those that name only these hosts.
+    Hosts(Vec<HandoffHost>),
+}
+
+/// An entry of the allow-list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandoffHost {
+    /// A network, or a single address.
+    Net(IpNet),
+    /// A name, compared without case.
+    Name(String),
+}
+
+impl HandoffHost {
+    /// `10.0.0.0/8`, `10.0.0.7`, `::1` or a name. `None` if it is none of them.
+    pub fn parse(text: &str) -> Option<HandoffHost> {
+        if let Ok(net) = text.parse::<IpNet>() {
+            return Some(HandoffHost::Net(net));
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Some(HandoffHost::Net(address.into()));
+        }
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let is_name = !text.is_empty() && text.bytes().all(name);
+        is_name.then(|| HandoffHost::Name(text.to_ascii_lowercase()))
+    }
+
+    fn has(&self, host: &str) -> bool {
+        match self {
+            HandoffHost::Net(net) => host.parse::<IpAddr>().is_ok_and(|host| net.contains(&host)),
+            HandoffHost::Name(name) => name.eq_ignore_ascii_case(host),
+        }
+    }
+}
+
+pub(crate) fn check_handoff(
+    trust: &HandoffTrust,
+    scan: Option<&Scan>,
+    body: &[u8],
+) -> Result<(), ApiError> {
+    let allowed = match trust {
+        HandoffTrust::Any => return Ok(()),
+        HandoffTrust::Refuse => None,
+        HandoffTrust::Hosts(hosts) => Some(hosts),
+    };
+    let Some(found) = scan.and_then(|scan| scan.foreign_handoff(body)) else { return Ok(()) };
+    let Some(allowed) = allowed else {
+        let message = format!("{} is not accepted from clients of this gateway.", found.name);
+        return Err(ApiError::bad_request(message, found.param()));
+    };
+    let foreign = found.hosts.iter().find(|host| !allowed.iter().any(|known| known.has(host)));
+    match foreign {
+        None => Ok(()),
+        Some(_) => {
+            let message = format!("{} names a host that is not allowed here.", found.name);
+            Err(ApiError::bad_request(message, found.param()))
+        }
+    }
+}
+
+/// Headers that must not reach an engine, or a sidecar in front of it, from an untrusted client.
+pub fn strip_handoff_headers(trust: &HandoffTrust, headers: &mut HeaderMap) {
+    if *trust == HandoffTrust::Refuse {
+        for name in &HEADERS {
+            headers.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_engine::{Endpoint, scan};
+
+    #[test]
+    fn an_allow_list_holds_for_every_host_that_is_named() {
+        let hosts = ["10.0.0.0/8", "prefill-0.llm", "::1"];
+        let hosts: Vec<_> = hosts.iter().map(|host| HandoffHost::parse(host).unwrap()).collect();
+        let check = |trust: &HandoffTrust, host: &str| {
+            let body = format!(r#"{{"kv_transfer_params":{{"remote_host":"{host}"}}}}"#);
+            let scan = scan(Endpoint::ChatCompletions, body.as_bytes()).unwrap();
+            check_handoff(trust, Some(&scan), body.as_bytes()).map_err(|error| error.status)
+        };
+        let list = HandoffTrust::Hosts(hosts);
+        for host in ["10.1.2.3", "tcp://10.1.2.3:5", "PREFILL-0.llm", "[::1]:80"] {
+            assert_eq!(check(&list, host), Ok(()), "{host}");
+        }
+        for host in ["169.254.169.254", "11.0.0.1", "evil", "prefill-0.llm.evil"] {
+            assert_eq!(check(&list, host), Err(400), "{host}");
+        }
+        assert_eq!(check(&HandoffTrust::Refuse, "10.1.2.3"), Err(400));
+        assert_eq!(check(&HandoffTrust::Any, "evil"), Ok(()));
+        assert_eq!(HandoffHost::parse("a b"), None);
+    }
+}

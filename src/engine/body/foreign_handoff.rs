@@ -1,0 +1,183 @@
+//! Hand-off members in a client's request. An engine that reads them connects to the address they
+//! name and reads or sends KV blocks by the ids they name, so a client must not choose them. Found
+//! in every place from which an engine takes them: the top level, and the objects that are copied
+//! into its sampling parameters. Escaped spellings count; `null` does not.
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::Scan;
+
+/// Members that control a hand-off, by engine (docs/spec/engine-protocols.md).
+const NAMES: [&str; 5] = [
+    // vLLM, every connector
+    "kv_transfer_params",
+    // vLLM, encoder disaggregation
+    "ec_transfer_params",
+    // TensorRT-LLM
+    "disaggregated_params",
+    // SGLang
+    "disagg_prefill_dp_rank",
+    "decode_tp_size",
+];
+/// SGLang: `bootstrap_host`, `_port`, `_room`, `_pair_key`.
+const PREFIX: &str = "bootstrap_";
+/// Objects whose members engines copy into their sampling parameters.
+const CONTAINERS: [&str; 6] =
+    ["vllm_xargs", "extra_args", "sampling_params", "extra_body", "parameters", "nvext"];
+/// Containers in containers, as `sampling_params.extra_args`; deeper ones are read by no engine.
+const DEPTH_MAX: usize = 4;
+
+/// Hand-off members that a client sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignHandoff {
+    /// The name of the first one.
+    pub name: String,
+    /// Hosts and addresses that they name, without scheme and port.
+    pub hosts: Vec<String>,
+}
+
+impl ForeignHandoff {
+    /// The member's name for `error.param`, if it is one of a fixed list.
+    pub fn param(&self) -> Option<&'static str> {
+        NAMES.into_iter().find(|name| *name == self.name)
+    }
+}
+
+impl Scan {
+    /// The hand-off members of the body, if it has any. Costs a comparison a top-level member for
+    /// every other request.
+    pub fn foreign_handoff(&self, body: &[u8]) -> Option<ForeignHandoff> {
+        let mut found = None;
+        for member in self.members.iter() {
+            let name = member.name(body);
+            let Ok(name) = std::str::from_utf8(&name) else { continue };
+            let controls = is_handoff(name);
+            if !controls && !CONTAINERS.contains(&name) {
+                continue;
+            }
+            // The body has been validated as JSON; one that serde refuses is no object either.
+            let Ok(value) = serde_json::from_slice::<&RawValue>(member.value.of(body)) else {
+                continue;
+            };
+            let Ok(value) = serde_json::from_str::<Value>(value.get()) else { continue };
+            match controls {
+                true => note(&mut found, name, &value),
+                false => search(&mut found, &value, DEPTH_MAX),
+            }
+        }
+        found
+    }
+}
+
+/// Is this the name of a member that controls a hand-off?
+fn is_handoff(name: &str) -> bool {
+    NAMES.contains(&name) || name.starts_with(PREFIX)
+}
+
+fn search(found: &mut Option<ForeignHandoff>, value: &Value, depth: usize) {
+    let Value::Object(members) = value else { return };
+    for (name, value) in members {
+        if is_handoff(name) {
+            note(found, name, value);
+        } else if depth > 1 && CONTAINERS.contains(&name.as_str()) {
+            search(found, value, depth - 1);
+        }
+    }
+}
+
+fn note(found: &mut Option<ForeignHandoff>, name: &str, value: &Value) {
+    if value.is_null() {
+        return;
+    }
+    let found =
+        found.get_or_insert_with(|| ForeignHandoff { name: name.to_owned(), hosts: Vec::new() });
+    hosts(&mut found.hosts, name, value, DEPTH_MAX * 2);
+}
+
+/// Text below a name that means an address.
+fn hosts(found: &mut Vec<String>, name: &str, value: &Value, depth: usize) {
+    if depth == 0 {
+        return;
+    }
+    match value {
+        Value::String(text) if names_address(name) => found.push(host_of(text).to_owned()),
+        Value::Array(list) => list.iter().for_each(|value| hosts(found, name, value, depth - 1)),
+        Value::Object(members) => {
+            members.iter().for_each(|(name, value)| hosts(found, name, value, depth - 1));
+        }
+        _ => {}
+    }
+}
+
+fn names_address(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["host", "addr", "endpoint", "url", "ip"].iter().any(|word| name.contains(word))
+}
+
+/// `tcp://host:port/path`, `[v6]:port`, `host:port` or `host`.
+fn host_of(text: &str) -> &str {
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let text = text.split('/').next().unwrap_or("");
+    let text = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    if let Some(v6) = text.strip_prefix('[') {
+        return v6.split(']').next().unwrap_or("");
+    }
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => host,
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Endpoint, scan};
+
+    fn found(body: &str) -> Option<(String, Vec<String>)> {
+        let scan = scan(Endpoint::ChatCompletions, body.as_bytes()).unwrap();
+        scan.foreign_handoff(body.as_bytes()).map(|found| (found.name, found.hosts))
+    }
+
+    #[test]
+    fn hand_off_members_are_found_wherever_engines_read_them() {
+        for (body, name) in [
+            (r#"{"kv_transfer_params":{"do_remote_prefill":true}}"#, "kv_transfer_params"),
+            (r#"{"kv\u005ftransfer_params":{"x":1}}"#, "kv_transfer_params"),
+            (r#"{"kv_transfer_params":null,"kv_transfer_params":{}}"#, "kv_transfer_params"),
+            (r#"{"ec_transfer_params":{}}"#, "ec_transfer_params"),
+            (r#"{"disaggregated_params":{"request_type":"context_only"}}"#, "disaggregated_params"),
+            (r#"{"bootstrap_host":"h"}"#, "bootstrap_host"),
+            (r#"{"bootstrap_room":7}"#, "bootstrap_room"),
+            (r#"{"vllm_xargs":{"kv_transfer_params":{}}}"#, "kv_transfer_params"),
+            (
+                r#"{"sampling_params":{"extra_args":{"kv_transfer_params":{}}}}"#,
+                "kv_transfer_params",
+            ),
+            (
+                r#"{"sampling_params":{"extra_args":{"kv\u005ftransfer_params":{}}}}"#,
+                "kv_transfer_params",
+            ),
+        ] {
+            assert_eq!(found(body).map(|(name, _)| name).as_deref(), Some(name), "{body}");
+        }
+        for body in [
+            "{}",
+            r#"{"kv_transfer_params":null}"#,
+            r#"{"messages":[{"content":"\"kv_transfer_params\":{}"}],"metadata":{"bootstrap":1}}"#,
+            r#"{"messages":[{"kv_transfer_params":{}}]}"#,
+            r#"{"tools":[{"function":{"parameters":{"bootstrap_host":"a tool's own"}}}]}"#,
+        ] {
+            assert_eq!(found(body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_that_they_name_are_found() {
+        let body = r#"{"kv_transfer_params":{"remote_host":"10.0.0.1","remote_port":5600,
+            "remote_bootstrap_addr":"http://p:8998","peers":[{"endpoint":"tcp://[::1]:7"}]},
+            "bootstrap_host":["a","b:9"]}"#;
+        let (_, mut hosts) = found(body).unwrap();
+        hosts.sort();
+        assert_eq!(hosts, ["10.0.0.1", "::1", "a", "b", "p"]);
+    }
+}
