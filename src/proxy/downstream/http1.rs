@@ -206,6 +206,7 @@ where
         HeadError::Coding => 501,
         HeadError::Version => 505,
         HeadError::Malformed(_)
+        | HeadError::BareLf
         | HeadError::Length
         | HeadError::Ambiguous
         | HeadError::Host
