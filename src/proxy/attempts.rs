@@ -2,6 +2,7 @@
 //! engine is often known only when another engine has had the same request: failures are kept with
 //! the request and judged at its end.
 
+use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{ClientState, Evidence, Others, is_load, judge};
 use tidegate_placement::{EXCLUDED_MAX, Split};
@@ -10,6 +11,7 @@ use tidegate_terms::{BackendId, Seconds};
 use crate::answer::Opened;
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::fleet::{BACK_OFF_ASKED_MAX, Backend, Stage};
+use crate::hedge::{self, Raced};
 use crate::legs::{self, Miss, Serving};
 use crate::service::Proxy;
 use crate::settle::Record;
@@ -43,14 +45,25 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
     }
     let mut tries = Tries::default();
     loop {
-        match once(&serving, &tries, record).await {
+        let Raced { result, also, second, overtaken } = once(&serving, &tries, record).await;
+        if let Some(notes) = second {
+            hedge::adopt(record, notes);
+        }
+        if let Some(failure) = also {
+            log(record, proxy, &failure);
+            tries.take(&mut serving, failure, None, record.attempts);
+        }
+        if let Some(first) = overtaken {
+            let backend = proxy.fleet.backend(first);
+            blame::engine(proxy, backend, &"another engine answered while it was late");
+        }
+        match result {
             Ok(opened) => {
                 tries.settle(proxy, opened.head.status.is_success());
                 return Ok(opened);
             }
             Err(Miss::Elsewhere(missed)) => {
-                tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
-                proxy.metrics.leg_failed(&missed);
+                log(record, proxy, &missed);
                 let handed = missed.leg == Leg::Decode;
                 let from = record.prefill_on.clone().filter(|_| handed);
                 if let Some(failure) = tries.take(&mut serving, missed, from, record.attempts) {
@@ -67,16 +80,37 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
     }
 }
 
-/// One place and what comes of it.
-async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut Record) -> Result<Opened, Miss> {
-    let placed = place::find(serving.proxy, &serving.job, &serving.matches).await?;
-    if tries.has_judged(placed.on()) {
+fn log(record: &Record, proxy: &Proxy, missed: &LegFailure) {
+    tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
+    proxy.metrics.leg_failed(missed);
+}
+
+/// One place and what comes of it, and a second one if it is late.
+async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut Record) -> Raced {
+    let placed = match place::find(serving.proxy, &serving.job, &serving.matches).await {
+        Ok(placed) if !tries.has_judged(placed.on()) => placed,
         // No backend is left that has not said no.
-        return Err(Failure::NoBackend.into());
-    }
+        Ok(_) => return Err(Failure::NoBackend.into()).into(),
+        Err(failure) => return Err(failure.into()).into(),
+    };
     record.placed_at.get_or_insert(serving.proxy.clock.now());
     record.attempts += 1;
-    legs::attempt(serving, placed, record).await
+    // A second leg has a number of its own, and so has a leg that runs whole after all.
+    let (on, second_attempt) = (placed.on(), record.attempts + 2);
+    let mut course = record.course();
+    let live = course.live;
+    let mut first = pin!(legs::attempt(serving, placed, &mut course));
+    loop {
+        tokio::select! {
+            biased;
+            done = first.as_mut() => return done.into(),
+            () = serving.is_late() => {}
+        }
+        if let Some(second) = hedge::place(serving, on) {
+            // Boxed: it is rare, and every request would keep room for it.
+            return Box::pin(hedge::race(first, on, second, live, second_attempt)).await;
+        }
+    }
 }
 
 impl Tries {

@@ -10,11 +10,12 @@ use http::header::CONTENT_TYPE;
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tidegate_cost::Matches;
 use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan, is_load};
 use tidegate_filters::Accepted;
 use tidegate_placement::{Handover, Job};
-use tidegate_terms::{Moment, Tokens};
+use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
 use crate::answer::{self, Opened, OpenedBody};
 use crate::blame;
@@ -29,7 +30,7 @@ use crate::paired;
 use crate::place::{self, Placed, Predicted};
 use crate::seat::Seat;
 use crate::service::Proxy;
-use crate::settle::Record;
+use crate::settle::Course;
 use crate::upstream::{Answer, Head};
 use crate::verdict::Verdict;
 use crate::watch::watched;
@@ -52,9 +53,33 @@ pub struct Serving<'a> {
     pub job: Job,
     /// Who holds its prefix.
     pub matches: Matches,
+    /// Set while it waits for a leg that is late.
+    pub late: AtomicBool,
 }
 
 impl Serving<'_> {
+    /// Wait for a leg's lateness, which is looked for in this task.
+    pub(crate) async fn is_late(&self) {
+        std::future::poll_fn(|_| match self.late.swap(false, Relaxed) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        })
+        .await;
+    }
+
+    /// How long a backend may take to decode it, if its answer comes in one piece.
+    pub(crate) fn in_one_piece(&self, on: BackendId) -> Seconds {
+        let scan = self.accepted.scan.as_ref();
+        if scan.is_some_and(|scan| scan.stream) || !self.accepted.endpoint.generates() {
+            return Seconds::ZERO;
+        }
+        let proxy = self.proxy;
+        let balance = proxy.fleet.backend(on).account.balance();
+        let step = proxy.fleet.table().entry(on).decode.step(balance.streams.max(1), balance.kv);
+        let most = scan.and_then(|scan| scan.max_tokens);
+        step * most.unwrap_or(self.job.expected_output).as_f64()
+    }
+
     /// What kind of request it is, for what engines think of its prefill leg.
     pub(crate) fn shape(&self) -> Option<u64> {
         self.accepted.scan.as_ref().map(|scan| scan.shape(&self.inbound.body))
@@ -79,14 +104,14 @@ impl From<Failure> for Miss {
 pub(crate) async fn attempt(
     serving: &Serving<'_>,
     placed: Placed,
-    record: &mut Record,
+    course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     match placed {
-        Placed::Whole(seat, predicted) => whole(serving, seat, predicted, record).await,
+        Placed::Whole(seat, predicted) => whole(serving, seat, predicted, course).await,
         Placed::Prefill(seat, predicted) => {
             let backend = Arc::clone(&seat.backend);
-            let scan = record.accepted.scan.as_ref();
-            let endpoint = record.accepted.endpoint;
+            let scan = course.accepted.scan.as_ref();
+            let endpoint = course.accepted.endpoint;
             let body = &serving.inbound.body;
             let id = fastrand::u64(..);
             let peer = bootstrap::peer(&backend, id).await;
@@ -101,13 +126,13 @@ pub(crate) async fn attempt(
             match scan.map(|scan| backend.family.legs(endpoint, body, scan, &meeting)) {
                 Some(Legs::PrefillFirst { prefill }) => {
                     // Boxed, as below: every request would keep room for it, and be moved with it.
-                    Box::pin(split(serving, seat, predicted, prefill, record)).await
+                    Box::pin(split(serving, seat, predicted, prefill, course)).await
                 }
                 Some(Legs::Together(pair)) => {
-                    Box::pin(paired::run(serving, seat, predicted, pair, record)).await
+                    Box::pin(paired::run(serving, seat, predicted, pair, course)).await
                 }
                 // Its family cannot split this one after all: it runs whole where it is.
-                Some(Legs::Whole) | None => whole(serving, seat, predicted, record).await,
+                Some(Legs::Whole) | None => whole(serving, seat, predicted, course).await,
             }
         }
     }
@@ -118,17 +143,19 @@ pub(crate) async fn whole(
     serving: &Serving<'_>,
     mut seat: Seat,
     predicted: Predicted,
-    record: &mut Record,
+    course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
-    note_decode(record, &backend, Some(predicted));
-    (record.cached, record.prefill_usage) = (None, None);
+    note_decode(course, &backend, Some(predicted));
+    (*course.cached, *course.prefill_usage) = (None, None);
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
+    let ahead = predicted.ahead + predicted.prefill;
     // Pinned here, and not where it is awaited, or there would be room for two of it.
-    let mut answered = pin!(answered(serving, &backend, None, leg, record.attempts, &|| ()));
-    let streams = record.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
+    let mut answered =
+        pin!(answered(serving, &backend, None, ahead, leg, *course.attempts, &|| ()));
+    let streams = course.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     let (head, body) = match streams {
         true => answered.as_mut().await,
         // Nothing tells when this prefill ends: its account is settled when it should have.
@@ -164,18 +191,20 @@ async fn split(
     seat: Seat,
     predicted: Predicted,
     prefill: Bytes,
-    record: &mut Record,
+    course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
-    record.predicted = Some(predicted);
-    record.prefill_on = Some(Arc::clone(&backend));
-    record.live.prefills_on(backend.id);
+    *course.predicted = Some(predicted);
+    *course.prefill_on = Some(Arc::clone(&backend));
+    course.live.prefills_on(backend.id);
     let missed = |problem| miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
-    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), record.attempts));
-    let prefilled = watched(serving, [Some(&backend), None], prefilled).await;
+    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), *course.attempts));
+    let prefilled =
+        watched(serving, [Some(&backend), None], predicted.ahead + predicted.prefill, prefilled)
+            .await;
     let Some((head, body)) = prefilled.map_err(missed)? else {
-        return unedited(serving, seat, predicted, true, record).await;
+        return unedited(serving, seat, predicted, true, course).await;
     };
     serving.proxy.signals.answered(backend.id, &head.headers);
     if !head.status.is_success() {
@@ -183,18 +212,18 @@ async fn split(
         return Ok(opened(serving, head, OpenedBody::Complete(body), seat));
     }
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
-    record.prefill_usage = handoff.usage;
+    *course.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     note_prefill(serving, &backend, predicted, sent, now);
     backend.health.succeeded(now);
-    if let (Some(answer), Some(scan)) = (&handoff.finished, &record.accepted.scan) {
+    if let (Some(answer), Some(scan)) = (&handoff.finished, &course.accepted.scan) {
         let (head, body) = finished(&backend, head, answer, scan).map_err(missed)?;
         return Ok(opened(serving, head, body, seat));
     }
     drop(seat);
-    record.live.set_stage(Stage::Handover);
+    course.live.set_stage(Stage::Handover);
     let lease = backend.family.handoff_deadline().min(serving.proxy.handoff_max);
-    decode(serving, &backend, &handoff, now + lease, record).await
+    decode(serving, &backend, &handoff, now + lease, course).await
 }
 
 /// The prefill's answer is the client's: as it is, or as the stream that was asked for.
@@ -217,7 +246,7 @@ async fn decode(
     from: &Backend,
     handoff: &Handoff,
     deadline: Moment,
-    record: &mut Record,
+    course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let mut handover = handover(serving, from);
     let mut tries = 0;
@@ -226,15 +255,15 @@ async fn decode(
         let seat = place::find_decode(serving.proxy, &handover, deadline).await?;
         let backend = Arc::clone(&seat.backend);
         let missed = |problem| miss(&backend, Leg::Decode, problem);
-        note_decode(record, &backend, None);
+        note_decode(course, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
-        record.cached = None;
+        *course.cached = None;
         let takes = backend.id != from.id && backend.may_decode();
         let mut hangs_on = None;
-        let leg = match &record.accepted.scan {
+        let leg = match &course.accepted.scan {
             Some(scan) if in_time && takes => {
                 // The decode engine would call all of it cached.
-                record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+                *course.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
                 let body = &serving.inbound.body;
                 hangs_on = Some(from);
                 from.family.decode_leg(body, scan, handoff, from.key.as_deref())
@@ -243,7 +272,8 @@ async fn decode(
             // would be worse than a second prefill, and who has prefilled has the prefix cached.
             _ => serving.inbound.body.clone().into(),
         };
-        match answered(serving, &backend, hangs_on, leg, record.attempts, &|| ()).await {
+        let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);
+        match answered(serving, &backend, hangs_on, hand_off, leg, *course.attempts, &|| ()).await {
             Ok((head, body)) => {
                 serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
                 return Ok(opened(serving, head, body, seat));
@@ -305,6 +335,7 @@ pub(crate) async fn answered(
     serving: &Serving<'_>,
     backend: &Backend,
     with: Option<&Backend>,
+    predicted: Seconds,
     leg: LegBody,
     attempt: u32,
     leaves: &(dyn Fn() + Sync),
@@ -313,7 +344,8 @@ pub(crate) async fn answered(
         let answer = send_unbounded(serving, backend, leg, attempt, leaves).await?;
         answer::open(answer, serving.accepted.endpoint).await
     });
-    watched(serving, [Some(backend), with], answered).await
+    let predicted = predicted + serving.in_one_piece(backend.id);
+    watched(serving, [Some(backend), with], predicted, answered).await
 }
 
 async fn send_unbounded(
@@ -354,13 +386,13 @@ pub(crate) fn opened(serving: &Serving<'_>, head: Head, body: OpenedBody, seat: 
 }
 
 pub(crate) fn note_decode(
-    record: &mut Record,
+    course: &mut Course<'_>,
     backend: &Arc<Backend>,
     predicted: Option<Predicted>,
 ) {
-    record.predicted = predicted.or(record.predicted);
-    record.decode_on = Some(Arc::clone(backend));
-    record.live.decodes_on(backend.id);
+    *course.predicted = predicted.or(*course.predicted);
+    *course.decode_on = Some(Arc::clone(backend));
+    course.live.decodes_on(backend.id);
 }
 
 /// The prompt was read: what it took is a lesson, and its prefix is there now.
@@ -402,12 +434,12 @@ pub(crate) async fn unedited(
     mut seat: Seat,
     predicted: Predicted,
     learns: bool,
-    record: &mut Record,
+    course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     seat.open_stream(serving.job.prompt);
     // The engine knows the leg's id already.
-    record.attempts += 1;
-    let opened = whole(serving, seat, predicted, record).await?;
+    *course.attempts += 1;
+    let opened = whole(serving, seat, predicted, course).await?;
     let learns = learns && opened.head.status.is_success();
     if let Some(shape) = serving.shape().filter(|_| learns) {
         serving.proxy.shapes.learn(shape, serving.proxy.clock.now());

@@ -40,6 +40,7 @@ mod failure;
 pub mod fleet;
 mod headers;
 mod heartbeat;
+mod hedge;
 mod inbound;
 mod intake;
 pub mod journal;

@@ -19,7 +19,7 @@ use crate::fleet::Backend;
 use crate::legs::{self, Miss, PREFILL_ANSWER_MAX, Serving};
 use crate::place::{self, Predicted};
 use crate::seat::Seat;
-use crate::settle::Record;
+use crate::settle::Course;
 use crate::upstream::{Answer, ExchangeError, Head};
 use crate::verdict::Verdict;
 
@@ -52,7 +52,7 @@ pub(crate) async fn run(
     mut seat: Seat,
     predicted: Predicted,
     pair: Pair,
-    record: &mut Record,
+    course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let from = Arc::clone(&seat.backend);
     let handover = legs::handover(serving, &from);
@@ -66,12 +66,12 @@ pub(crate) async fn run(
             return Err(Failure::NoBackend.into());
         }
         seat.open_stream(serving.job.prompt);
-        return legs::whole(serving, seat, predicted, record).await;
+        return legs::whole(serving, seat, predicted, course).await;
     }
-    record.predicted = Some(predicted);
-    record.prefill_on = Some(Arc::clone(&from));
-    record.live.prefills_on(from.id);
-    legs::note_decode(record, &to, None);
+    *course.predicted = Some(predicted);
+    *course.prefill_on = Some(Arc::clone(&from));
+    course.live.prefills_on(from.id);
+    legs::note_decode(course, &to, None);
 
     let sent = serving.proxy.clock.now();
     let Pair { prefill, decode, decode_first } = pair;
@@ -79,13 +79,15 @@ pub(crate) async fn run(
     if !decode_first {
         go.notify_one();
     }
-    record.cached = None;
-    let mut prefill = start_prefill(serving, &seat, prefill, record.attempts, Arc::clone(&go));
+    *course.cached = None;
+    let mut prefill = start_prefill(serving, &seat, prefill, *course.attempts, Arc::clone(&go));
     let linked = Linked(Some(prefill.abort_handle()));
-    let attempt = record.attempts;
+    let attempt = *course.attempts;
     let leaves = || go.notify_one();
+    let ahead = predicted.ahead + predicted.prefill;
     // Boxed, so that it can be dropped where the request runs whole after all.
-    let mut decode = Box::pin(legs::answered(serving, &to, Some(&from), decode, attempt, &leaves));
+    let mut decode =
+        Box::pin(legs::answered(serving, &to, Some(&from), ahead, decode, attempt, &leaves));
     // What one says of the other's failure is not known: its ranks are asked for again.
     let missed = |on: &Backend, leg, problem| {
         from.bootstrap.forget();
@@ -100,7 +102,7 @@ pub(crate) async fn run(
                 drop((decode, decode_seat));
                 // It may have failed for the decode engine's sake.
                 let learns = to.health.is_well();
-                return legs::unedited(serving, seat, predicted, learns, record).await;
+                return legs::unedited(serving, seat, predicted, learns, course).await;
             }
             let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
             if !head.status.is_success() {
@@ -111,7 +113,7 @@ pub(crate) async fn run(
             legs::note_prefill(serving, &from, predicted, sent, now);
             from.health.succeeded(now);
             drop(seat);
-            note_cached(record, &from, &body);
+            note_cached(course, &from, &body);
             decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
         }
         opened = &mut decode => {
@@ -138,13 +140,13 @@ fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
 }
 
 /// What the prefill engine had cached, where the decode engine would call all of it cached.
-fn note_cached(record: &mut Record, from: &Backend, answer: &[u8]) {
+fn note_cached(course: &mut Course<'_>, from: &Backend, answer: &[u8]) {
     if !from.family.counts_handed_as_cached() {
         return;
     }
     if let Ok(handoff) = from.family.read_prefill(answer) {
-        record.prefill_usage = handoff.usage;
-        record.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+        *course.prefill_usage = handoff.usage;
+        *course.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
     }
 }
 

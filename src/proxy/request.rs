@@ -10,6 +10,7 @@
 
 use http::{Method, Response};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tidegate_engine::{Endpoint, ErrorForm};
 
 use crate::answer::{Opened, OpenedBody};
@@ -45,7 +46,9 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     let record = Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live);
     let mut record = Box::new(record);
     record.wish = wish;
-    let serving = Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches };
+    let late = AtomicBool::default();
+    let serving =
+        Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, late };
     match attempts::serve(serving, &mut record).await {
         Ok(opened) => relay(opened, record),
         Err(failure) => fail(&failure, &mut record),

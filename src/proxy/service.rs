@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::clock::Clock;
 use crate::fleet::{Fleet, Known, RoutingTable, View};
 use crate::heartbeat::Heartbeat;
+use crate::hedge::Hedges;
 use crate::journal::Journal;
 use crate::learn::Observation;
 use crate::metrics::Metrics;
@@ -61,6 +62,10 @@ pub struct Proxy {
     pub silence_max: Seconds,
     /// Largest share of a pool that may be ejected at once.
     pub ejected_share_max: f64,
+    /// A leg without an answer for so long may be tried elsewhere too; 0: never.
+    pub hedge_after: Seconds,
+    /// Those that are.
+    pub hedges: Hedges,
     /// Requests that engines do not prefill for others.
     pub shapes: Shapes,
     /// Tokens that a prefix block stands for.

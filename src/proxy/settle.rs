@@ -72,7 +72,60 @@ pub struct Record {
     pub wish: Option<Wish>,
 }
 
+/// What a request's legs note of their course: on its record, or beside it where a second leg runs.
+pub struct Course<'a> {
+    pub(crate) accepted: &'a Accepted,
+    pub(crate) live: &'a Live,
+    pub(crate) attempts: &'a mut u32,
+    pub(crate) predicted: &'a mut Option<Predicted>,
+    pub(crate) prefill_on: &'a mut Option<Arc<Backend>>,
+    pub(crate) decode_on: &'a mut Option<Arc<Backend>>,
+    pub(crate) cached: &'a mut Option<Tokens>,
+    pub(crate) prefill_usage: &'a mut Option<Usage>,
+}
+
+/// The notes of a second leg: see [`Record`] for each.
+#[derive(Default)]
+pub(crate) struct Notes {
+    pub(crate) attempts: u32,
+    pub(crate) predicted: Option<Predicted>,
+    pub(crate) prefill_on: Option<Arc<Backend>>,
+    pub(crate) decode_on: Option<Arc<Backend>>,
+    pub(crate) cached: Option<Tokens>,
+    pub(crate) prefill_usage: Option<Usage>,
+}
+
+impl Notes {
+    /// To be written by a leg.
+    pub(crate) fn course<'a>(&'a mut self, accepted: &'a Accepted, live: &'a Live) -> Course<'a> {
+        Course {
+            accepted,
+            live,
+            attempts: &mut self.attempts,
+            predicted: &mut self.predicted,
+            prefill_on: &mut self.prefill_on,
+            decode_on: &mut self.decode_on,
+            cached: &mut self.cached,
+            prefill_usage: &mut self.prefill_usage,
+        }
+    }
+}
+
 impl Record {
+    /// To be written by the request's legs.
+    pub fn course(&mut self) -> Course<'_> {
+        Course {
+            accepted: &self.accepted,
+            live: &self.live,
+            attempts: &mut self.attempts,
+            predicted: &mut self.predicted,
+            prefill_on: &mut self.prefill_on,
+            decode_on: &mut self.decode_on,
+            cached: &mut self.cached,
+            prefill_usage: &mut self.prefill_usage,
+        }
+    }
+
     /// A request that a filter has let in.
     pub fn new(proxy: Arc<Proxy>, accepted: Arc<Accepted>, live: Arc<Live>) -> Record {
         proxy.fleet.registry.insert(Arc::clone(&live));

@@ -162,6 +162,8 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         handoff_max: settings.queue.handoff,
         silence_max: settings.upstream.silence,
         ejected_share_max: settings.outlier_ejection.pool_share_max,
+        hedge_after: settings.retry.hedge,
+        hedges: crate::hedge::Hedges::default(),
         shapes: crate::shapes::Shapes::default(),
         prefix_block: Tokens(settings.prefix.block_tokens as u64),
         draining: AtomicBool::new(false),

@@ -3,11 +3,13 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
 use tidegate_terms::{BackendId, Moment, Role, Seconds};
 
 use crate::failure::LegProblem;
 use crate::fleet::Backend;
 use crate::heartbeat;
+use crate::hedge;
 use crate::legs::Serving;
 use crate::upstream::ExchangeError;
 
@@ -19,18 +21,21 @@ const LOOK_EVERY: Seconds = Seconds(0.25);
 const SILENT_AFTER: Seconds = Seconds(2.5);
 
 /// The exchange's outcome, as long as an engine may take to it. `on`: the engine that answers, and the
-/// one that it depends on.
+/// one that it depends on. `predicted`: how long it should take; a leg that takes several times that is
+/// told to be late.
 ///
 /// By reference: an exchange is large, and would be copied with every call.
 pub(crate) async fn watched<T>(
     serving: &Serving<'_>,
     on: [Option<&Backend>; 2],
+    predicted: Seconds,
     mut exchange: Pin<&mut impl Future<Output = Result<T, LegProblem>>>,
 ) -> Result<T, LegProblem> {
     let clock = serving.proxy.clock;
     let begun = clock.now();
     let limit = on.iter().flatten().map(|backend| backend.pool.first_byte_timeout()).min();
     let limit = limit.unwrap_or_default();
+    let late = hedge::late_after(serving.proxy, predicted);
     heartbeat::keep(serving.proxy);
     let mut look = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + LOOK_EVERY)));
     loop {
@@ -50,6 +55,9 @@ pub(crate) async fn watched<T>(
                 let (on, backend) = (backend.id, backend.name.clone());
                 return Err(LegProblem::Abandoned { on, backend, why });
             }
+        }
+        if late.is_some_and(|late| now - begun >= late) {
+            serving.late.store(true, Relaxed);
         }
         heartbeat::keep(serving.proxy);
         look.as_mut().reset(clock.coarse_instant(now + LOOK_EVERY));

@@ -45,6 +45,8 @@ pub const PLAN_INTERVAL: Seconds = Seconds(0.005);
 /// The first backend and two fast retries elsewhere: two broken engines at once are an incident, three
 /// are an outage.
 pub const ATTEMPTS: u32 = 3;
+/// Several times the TTFT that clients were promised; below, a busy fleet would double its own load.
+pub const HEDGE: Seconds = Seconds(5.0);
 /// A handshake inside a data centre takes well below a millisecond.
 pub const CONNECT_TIMEOUT: Seconds = Seconds(1.0);
 /// uvicorn closes idle connections after 5 s.

@@ -192,6 +192,10 @@ pub struct RetrySettings {
     /// Backends tried before the first byte, including the first. One that cannot be reached, or
     /// that refuses for load, does not count.
     pub attempts: u32,
+    /// A request without an answer for so long, and for four times what was predicted, is tried on a
+    /// second backend too; 0: never.
+    #[serde(rename = "hedge_seconds")]
+    pub hedge: Seconds,
 }
 
 /// `[upstream]`
@@ -361,7 +365,7 @@ impl Default for PlannerSettings {
 
 impl Default for RetrySettings {
     fn default() -> Self {
-        RetrySettings { attempts: defaults::ATTEMPTS }
+        RetrySettings { attempts: defaults::ATTEMPTS, hedge: defaults::HEDGE }
     }
 }
 

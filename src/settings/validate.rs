@@ -235,6 +235,7 @@ fn spans(settings: &Settings, found: &mut Found) {
     found.positive(upstream.connect_timeout, "upstream.connect_timeout_seconds");
     found.positive(upstream.idle, "upstream.idle_seconds");
     found.positive(upstream.first_byte_timeout, "upstream.first_byte_timeout_seconds");
+    found.not_negative(settings.retry.hedge, "retry.hedge_seconds");
     found.not_negative(upstream.silence, "upstream.silence_seconds");
     found.positive(probe.interval, "probe.interval_seconds");
     found.positive(probe.timeout, "probe.timeout_seconds");

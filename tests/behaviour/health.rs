@@ -399,3 +399,77 @@ async fn a_lone_engine_whose_probes_are_late_is_still_asked() {
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     proxy.settles().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_late_is_tried_elsewhere_too() {
+    for stream in [true, false] {
+        let act =
+            if stream { Act::Chunks(chat_chunks(3)) } else { Act::Json(200, chat_answer("x")) };
+        // Whichever is asked first never answers, and is well otherwise.
+        let fakes = Fake::start_sharing([Act::Silent], act, 2).await;
+        let prior = "engine = \"plain\"\n[backends.decode_prior]\nbase_seconds = 0.0001\n\
+                     per_stream_seconds = 1e-6\n";
+        let engines = [vllm("a", fakes[0].url(), prior), vllm("b", fakes[1].url(), prior)];
+        let proxy = Proxy::start("[retry]\nhedge_seconds = 0.3\n", &engines).await;
+        let answer = proxy.post("/v1/chat/completions", &chat_with(stream, "hi", "")).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        until("the one that was overtaken is given up", || {
+            fakes.iter().all(|fake| fake.hanging() == 0)
+        })
+        .await;
+        let sent = [fakes[0].sent(), fakes[1].sent()];
+        assert_eq!([sent[0].len(), sent[1].len()], [1, 1], "each was asked once");
+        assert_ne!(
+            sent[0][0].headers["x-request-id"], sent[1][0].headers["x-request-id"],
+            "a second leg has an id of its own"
+        );
+        proxy.settles().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_h2_streams_with_window_0_say_nothing_of_their_engines() {
+    let engines = [chatty().await, chatty().await];
+    let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
+    let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .initial_stream_window_size(0)
+            .handshake(hyper_util::rt::TokioIo::new(stream))
+            .await
+            .unwrap();
+    let driver = tokio::spawn(async move { drop(connection.await) });
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut request = post("/v1/chat/completions", chat(true));
+        *request.uri_mut() = "http://test/v1/chat/completions".parse().unwrap();
+        held.push(sender.send_request(request).await.unwrap());
+    }
+    for _ in 0..35 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for name in ["a", "b"] {
+            assert_eq!(health(&proxy, name).await, "up");
+        }
+    }
+    assert_eq!(proxy.post("/v1/chat/completions", GOOD).await.status, 200);
+    drop((held, sender));
+    driver.abort();
+    proxy.settles().await;
+}
+
+/// Streams for ever to those that want a stream, a token now and then.
+async fn chatty() -> RawEngine {
+    RawEngine::scripted(|_, request| {
+        let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+        if body["stream"] != true {
+            return ok(&chat_answer("hello"));
+        }
+        let mut plays = flood()[..2].to_vec();
+        let token = plays[1].clone();
+        plays.extend(
+            (0..2000).flat_map(|_| [Play::Pause(Duration::from_millis(10)), token.clone()]),
+        );
+        plays
+    })
+    .await
+}
