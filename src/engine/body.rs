@@ -180,6 +180,18 @@ impl Span {
 }
 
 impl Scan {
+    /// How many choices the answer has: `n` for each of the prompts in `body`.
+    pub fn choices(&self, body: &[u8]) -> u32 {
+        let prompts = match self.prompt {
+            Prompt::List(span) => {
+                serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(span.of(body))
+                    .map_or(1, |prompts| u32::try_from(prompts.len().max(1)).unwrap_or(u32::MAX))
+            }
+            _ => 1,
+        };
+        self.n.saturating_mul(prompts)
+    }
+
     /// The model's name.
     pub fn model_name<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
         self.model?.text(body)

@@ -42,7 +42,7 @@ pub use evidence::{ClientState, Evidence, Others, Sign, is_load, judge};
 pub use exact::{UsageFilter, Wish};
 pub use family::{Ask, Family, Handoff, LegBody, Legs, Meeting, Pair, Peer, ProtocolError};
 pub use kind::EngineKind;
-pub use leak::{HandoffFilter, strip_handoff};
+pub use leak::{HandoffFilter, strip_error, strip_handoff};
 pub use openai::{ApiError, ModelCard, merge_models, models_of};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;

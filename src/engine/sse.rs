@@ -24,6 +24,24 @@ pub struct Seen {
     pub error: bool,
     /// A chunk with a finish reason.
     pub finished: bool,
+    /// An event that says something of its own before any token: the progress of the prompt, the
+    /// answer's id, a ping. Not the chunk that only opens an answer with its role.
+    pub told: bool,
+}
+
+impl Seen {
+    /// This and what was seen after it.
+    #[must_use]
+    pub fn and(self, later: Seen) -> Seen {
+        Seen {
+            tokens: self.tokens.saturating_add(later.tokens),
+            usage: later.usage.or(self.usage),
+            done: self.done | later.done,
+            error: self.error | later.error,
+            finished: self.finished | later.finished,
+            told: self.told | later.told,
+        }
+    }
 }
 
 /// An event longer than this is not read; it counts as one token. The longest known are vLLM's
@@ -148,6 +166,16 @@ impl SseReader {
         }
         self.has_data = false;
         self.data = recycled(std::mem::take(&mut self.data));
+    }
+
+    /// How many of the answer's choices have a finish reason.
+    pub fn finished_choices(&self) -> u32 {
+        self.chunks.finished_choices()
+    }
+
+    /// Has an event with data come? Comments have none.
+    pub fn has_events(&self) -> bool {
+        self.chunks.has_events() || self.has_data || self.long_event
     }
 
     /// Has every event so far come to its end?

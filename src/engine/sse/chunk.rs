@@ -27,6 +27,31 @@ pub(super) struct Chunks {
     exact: Option<u64>,
     /// The same in SGLang's own API, which always does.
     generated: u64,
+    /// Choices that have a finish reason, by their index.
+    finished: Finished,
+    /// Events so far.
+    events: u64,
+}
+
+/// Which choices have a finish reason: a set of the first 128 indexes, OpenAI's largest `n`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Finished {
+    among_first: u128,
+    /// Finish reasons of others.
+    others: u32,
+}
+
+impl Finished {
+    fn add(&mut self, index: u32) {
+        match 1_u128.checked_shl(index) {
+            Some(bit) => self.among_first |= bit,
+            None => self.others = self.others.saturating_add(1),
+        }
+    }
+
+    fn count(self) -> u32 {
+        self.among_first.count_ones().saturating_add(self.others)
+    }
 }
 
 struct Finders {
@@ -68,10 +93,18 @@ struct Chunk<'a> {
     /// Messages: the empty answer, in the first event.
     #[serde(borrow)]
     message: Option<&'a RawValue>,
+    /// llama.cpp, where it was asked for.
+    #[serde(borrow)]
+    prompt_progress: Option<&'a RawValue>,
+    /// llama.cpp's own API: true in the last event.
+    #[serde(borrow)]
+    stop: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    #[serde(borrow)]
+    index: Option<&'a RawValue>,
     #[serde(borrow)]
     text: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -84,7 +117,22 @@ struct Choice<'a> {
 
 impl Chunks {
     pub(super) fn new(kind: Endpoint) -> Chunks {
-        Chunks { kind, prompt: None, exact: None, generated: 0 }
+        Chunks {
+            kind,
+            prompt: None,
+            exact: None,
+            generated: 0,
+            finished: Finished::default(),
+            events: 0,
+        }
+    }
+
+    pub(super) fn finished_choices(&self) -> u32 {
+        self.finished.count()
+    }
+
+    pub(super) fn has_events(&self) -> bool {
+        self.events > 0
     }
 
     /// The engine counts from here on; `so_far` were counted already.
@@ -94,6 +142,7 @@ impl Chunks {
 
     /// Adds what one event's data tells.
     pub(super) fn read(&mut self, data: &[u8], seen: &mut Seen) {
+        self.events += 1;
         let counted = self.exact.and_then(|_| completion_of(data));
         match usual(data, counted.is_some()) {
             Some(finished) => {
@@ -101,7 +150,10 @@ impl Chunks {
                     Some(now) => self.count_to(now, seen),
                     None => self.count_one(seen),
                 }
-                seen.finished |= finished;
+                if let Some(index) = finished {
+                    seen.finished = true;
+                    self.finished.add(index);
+                }
             }
             None => self.parse(data, seen),
         }
@@ -126,12 +178,20 @@ impl Chunks {
             seen.done = true;
             return;
         }
-        let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else { return };
+        let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else {
+            seen.told = true;
+            return;
+        };
         seen.error |= given(chunk.error).is_some();
+        if chunk.stop.is_some_and(|stop| stop.get() == "true") {
+            (seen.finished, seen.done) = (true, true);
+        }
         if matches!(self.kind, Endpoint::Generate | Endpoint::OllamaChat | Endpoint::OllamaGenerate)
         {
             return self.native(data, seen);
         }
+        let opens = chunk.choices.as_ref().is_some_and(|choices| !choices.is_empty());
+        seen.told |= !opens || given(chunk.prompt_progress).is_some();
         let timings = || timings_usage(&serde_json::from_str(given(chunk.timings)?.get()).ok()?);
         let usage = usage_of(chunk.usage).or_else(timings);
         seen.usage = usage.or(seen.usage);
@@ -143,7 +203,11 @@ impl Chunks {
             if counted.is_none() && choice.carries_token() {
                 self.count_one(seen);
             }
-            seen.finished |= given(choice.finish_reason).is_some();
+            if given(choice.finish_reason).is_some() {
+                seen.finished = true;
+                let index = choice.index.and_then(|index| index.get().parse().ok());
+                self.finished.add(index.unwrap_or(0));
+            }
         }
         match self.kind {
             Endpoint::Responses => responses_event(&chunk, seen),
@@ -155,7 +219,11 @@ impl Chunks {
     fn native(&mut self, data: &[u8], seen: &mut Seen) {
         let Ok(event) = serde_json::from_slice(data) else { return };
         match self.kind {
-            Endpoint::Generate => generate_event(&event, &mut self.generated, seen),
+            Endpoint::Generate => {
+                if let Some(index) = generate_event(&event, &mut self.generated, seen) {
+                    self.finished.add(index);
+                }
+            }
             _ => ollama_line(&event, seen),
         }
     }
@@ -166,6 +234,7 @@ impl Chunks {
             Some("content_block_delta") => seen.tokens += 1,
             Some("message_delta") => {
                 seen.finished = true;
+                self.finished.add(0);
                 if let (Some(usage), Some(start)) = (&mut seen.usage, self.prompt) {
                     usage.prompt = usage.prompt.max(start.prompt);
                     usage.cached = usage.cached.or(start.cached);
@@ -179,7 +248,7 @@ impl Chunks {
 
 fn responses_event(chunk: &Chunk, seen: &mut Seen) {
     match chunk.kind.as_deref() {
-        Some("response.completed" | "response.incomplete") => {
+        Some("response.completed" | "response.incomplete" | "response.cancelled") => {
             seen.usage = usage_within(chunk.response).or(seen.usage);
             seen.finished = true;
             seen.done = true;
@@ -194,13 +263,14 @@ fn responses_event(chunk: &Chunk, seen: &mut Seen) {
 }
 
 /// Is this the usual chunk: one choice whose delta is some content and no more, or which is some
-/// text; no usage, no error? Then it carries a token, and the answer is whether it is the last.
-/// `None` says nothing: the parser decides. `counted`: its usage was read already.
-fn usual(data: &[u8], counted: bool) -> Option<bool> {
+/// text; no usage, no error? Then it carries a token, and the answer is the choice's index if it is
+/// that choice's last. `None` says nothing: the parser decides. `counted`: its usage was read already.
+fn usual(data: &[u8], counted: bool) -> Option<Option<u32>> {
     let at = FIND.choices.find(data)? + FIND.choices.needle().len();
     let rest = data.get(at..)?;
     let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
-    let rest = rest.get(digits..)?.strip_prefix(b",")?;
+    let (index, rest) = rest.split_at(digits);
+    let rest = rest.strip_prefix(b",")?;
     let (chat, string) = match rest.strip_prefix(br#""delta":{"content":""#) {
         Some(string) => (true, string),
         None => (false, rest.strip_prefix(br#""text":""#)?),
@@ -216,8 +286,8 @@ fn usual(data: &[u8], counted: bool) -> Option<bool> {
     }
     let reason = FIND.finish.find(tail)? + FIND.finish.needle().len();
     match tail.get(reason..)? {
-        [b'n', b'u', b'l', b'l', ..] => Some(false),
-        [b'"', ..] => Some(true),
+        [b'n', b'u', b'l', b'l', ..] => Some(None),
+        [b'"', ..] => std::str::from_utf8(index).ok()?.parse().ok().map(Some),
         _ => None,
     }
 }
@@ -370,7 +440,9 @@ mod tests {
             if let Some(finished) = usual(data.as_bytes(), false) {
                 let mut seen = Seen::default();
                 Chunks::new(Endpoint::ChatCompletions).parse(data.as_bytes(), &mut seen);
-                prop_assert_eq!(seen, Seen { tokens: 1, finished, ..Seen::default() }, "{}", data);
+                let expected = Seen { tokens: 1, finished: finished.is_some(), ..Seen::default() };
+                prop_assert_eq!(seen, expected, "{}", data);
+                prop_assert!(finished.is_none_or(|finished| finished == index));
             }
         }
     }
@@ -378,8 +450,8 @@ mod tests {
     #[test]
     fn the_usual_chunks_need_no_parser() {
         let chat = br#"{"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"the \"usage\""},"logprobs":null,"finish_reason":null,"token_ids":null}]}"#;
-        assert_eq!(usual(chat, false), Some(false));
+        assert_eq!(usual(chat, false), Some(None));
         let text = br#"{"id":"x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" x","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null}"#;
-        assert_eq!(usual(text, false), Some(true));
+        assert_eq!(usual(text, false), Some(Some(0)));
     }
 }

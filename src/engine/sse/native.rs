@@ -7,16 +7,18 @@ use serde_json::Value;
 use tidegate_terms::Tokens;
 
 /// One event of `/generate`; `counted` is what the last one told. SGLang counts in every event what
-/// it has generated so far, TGI sends a token an event.
-pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) {
+/// it has generated so far, TGI sends a token an event. Returns the index of a choice that ends here.
+pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) -> Option<u32> {
     let meta = &event["meta_info"];
     if let Some(now) = meta["completion_tokens"].as_u64() {
         let more = now.saturating_sub(*counted);
         seen.tokens = seen.tokens.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
         *counted = now.max(*counted);
         seen.usage = meta_usage(meta).or(seen.usage);
-        seen.finished |= !meta["finish_reason"].is_null();
-        return;
+        let finished = !meta["finish_reason"].is_null();
+        seen.finished |= finished;
+        let index = event["index"].as_u64().and_then(|index| u32::try_from(index).ok());
+        return finished.then_some(index.unwrap_or(0));
     }
     if event["token"].is_object() {
         seen.tokens += 1;
@@ -30,6 +32,7 @@ pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) 
         let prompt = event["details"]["input_length"].as_u64().map(Tokens);
         seen.usage = completion.zip(prompt).map(|(c, prompt)| Usage { prompt, ..of(c) });
     }
+    None
 }
 
 /// SGLang's `meta_info`.

@@ -178,7 +178,14 @@ fn responses_and_messages_streams_are_counted_by_their_own_events() {
     let responses = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\n\n\
         event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n\
         event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":4,\"output_tokens\":1}}}\n\n";
-    let expected = Seen { tokens: 1, usage: usage(4, 1), done: true, finished: true, error: false };
+    let expected = Seen {
+        tokens: 1,
+        usage: usage(4, 1),
+        done: true,
+        finished: true,
+        error: false,
+        told: false,
+    };
     assert_eq!(read(Endpoint::Responses, responses, &[]), expected);
     let messages = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":4,\"output_tokens\":0}}}\n\n\
         event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"a\"}}\n\n\
@@ -193,15 +200,30 @@ fn the_streams_of_engines_own_apis_are_counted() {
         data: {\"text\":\"a b c\",\"meta_info\":{\"prompt_tokens\":4,\"completion_tokens\":3,\"cached_tokens\":2,\"finish_reason\":{\"type\":\"length\"}}}\n\n\
         data: [DONE]\n\n";
     let told = Usage { cached: Some(Tokens(2)), ..usage(4, 3).unwrap() };
-    let expected = Seen { tokens: 3, usage: Some(told), done: true, finished: true, error: false };
+    let expected = Seen {
+        tokens: 3,
+        usage: Some(told),
+        done: true,
+        finished: true,
+        error: false,
+        told: false,
+    };
     assert_eq!(read(Endpoint::Generate, sglang, &[9; 99]), expected);
     let tgi = "data:{\"index\":1,\"token\":{\"id\":5,\"text\":\"a\"},\"generated_text\":null,\"details\":null}\n\n\
         data:{\"index\":2,\"token\":{\"id\":6,\"text\":\"b\"},\"generated_text\":\"ab\",\"details\":{\"generated_tokens\":2,\"input_length\":4}}\n\n";
-    let expected = Seen { tokens: 2, usage: usage(4, 2), done: true, finished: true, error: false };
+    let expected = Seen {
+        tokens: 2,
+        usage: usage(4, 2),
+        done: true,
+        finished: true,
+        error: false,
+        told: false,
+    };
     assert_eq!(read(Endpoint::Generate, tgi, &[]), expected);
     let ids = "data: {\"request_id\":\"r\",\"choices\":[{\"index\":0,\"token_ids\":[7],\"finish_reason\":null}]}\n\n\
         data: {\"choices\":[{\"index\":0,\"token_ids\":[8],\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n";
-    let expected = Seen { tokens: 2, usage: None, done: true, finished: true, error: false };
+    let expected =
+        Seen { tokens: 2, usage: None, done: true, finished: true, error: false, told: false };
     assert_eq!(read(Endpoint::TokensIn, ids, &[]), expected);
 }
 
@@ -210,7 +232,14 @@ fn ollamas_lines_are_counted_however_they_are_cut() {
     let chat = "{\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"a\"},\"done\":false}\n\
         {\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"thinking\":\"b\"},\"done\":false}\n\
         {\"model\":\"m\",\"message\":{\"content\":\"\"},\"done\":true,\"prompt_eval_count\":4,\"eval_count\":2}\n";
-    let expected = Seen { tokens: 2, usage: usage(4, 2), done: true, finished: true, error: false };
+    let expected = Seen {
+        tokens: 2,
+        usage: usage(4, 2),
+        done: true,
+        finished: true,
+        error: false,
+        told: false,
+    };
     for pieces in [&[][..], &[1; 400], &[7; 99]] {
         assert_eq!(read(Endpoint::OllamaChat, chat, pieces), expected);
     }
@@ -248,4 +277,47 @@ proptest! {
         let whole = read(Endpoint::Completions, &stream, &[]);
         prop_assert_eq!(whole, read(Endpoint::Completions, &stream, &pieces));
     }
+}
+
+/// What is told beside tokens, and how many choices are finished.
+fn told(kind: Endpoint, stream: &str) -> (bool, u32) {
+    let mut reader = SseReader::new(kind);
+    let seen = reader.feed(stream.as_bytes());
+    (seen.told, reader.finished_choices())
+}
+
+#[test]
+fn events_that_a_client_asked_for_are_told_from_those_that_open_an_answer() {
+    use Endpoint::{ChatCompletions, Messages, Responses};
+    for (kind, data, tells) in [
+        (ChatCompletions, r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#, false),
+        (ChatCompletions, r#"{"choices":[],"prompt_progress":{}}"#, true),
+        (
+            ChatCompletions,
+            r#"{"choices":[{"delta":{"role":"assistant"}}],"prompt_progress":{"total":9}}"#,
+            true,
+        ),
+        (Responses, r#"{"type":"response.created"}"#, true),
+        (Messages, r#"{"type":"message_start"}"#, true),
+        (Messages, r#"{"type":"ping"}"#, true),
+        (ChatCompletions, "no JSON", true),
+    ] {
+        assert_eq!(told(kind, &format!("data: {data}\n\n")).0, tells, "{data}");
+    }
+    assert!(!told(ChatCompletions, ": comment\n\nevent: x\nretry: 3\n\n").0);
+}
+
+#[test]
+fn every_choice_finishes_once() {
+    let end = |index: &str| {
+        format!("data: {{\"choices\":[{{{index}\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\n")
+    };
+    let usual = "data: {\"choices\":[{\"index\":3,\"text\":\"x\",\"finish_reason\":\"stop\"}]}\n\n";
+    let all = [end("\"index\":0,"), end("\"index\":0,"), end("\"index\":2,"), usual.into()];
+    assert_eq!(told(Endpoint::Completions, &all.concat()).1, 3);
+    assert_eq!(told(Endpoint::Completions, &end("")).1, 1, "an index of its own is not needed");
+    let generated = "data: {\"index\":1,\"meta_info\":{\"completion_tokens\":1,\"prompt_tokens\":1,\"finish_reason\":{\"type\":\"stop\"}}}\n\n";
+    assert_eq!(told(Endpoint::Generate, generated).1, 1);
+    let llama = "data: {\"content\":\"\",\"stop\":true}\n\n";
+    assert!(SseReader::new(Endpoint::Other).feed(llama.as_bytes()).done);
 }

@@ -1,0 +1,126 @@
+//! Hand-off members inside the text of an error: engines quote the request that they refuse, as JSON
+//! within a string or as Python writes a dictionary. The value is replaced by `null`; every other
+//! word stays.
+
+use memchr::memmem;
+use std::borrow::Cow;
+
+use super::{NAMES, strip_handoff};
+
+/// An error's body without hand-off members, inside its strings too; borrowed if it has none.
+pub fn strip_error(answer: &[u8]) -> Cow<'_, [u8]> {
+    let mut stripped = strip_handoff(answer);
+    for name in NAMES {
+        if let Some(quoted) = unquoted(&stripped, name) {
+            stripped = Cow::Owned(quoted);
+        }
+    }
+    stripped
+}
+
+/// `None` if there is no value of `name` in the text.
+fn unquoted(text: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    let mut out: Option<Vec<u8>> = None;
+    let mut kept = 0;
+    let mut from = 0;
+    while let Some(found) = memmem::find(&text[from..], name) {
+        let after = from + found + name.len();
+        from = after;
+        let Some(value) = value_at(text, after) else { continue };
+        let end = value + length(&text[value..]);
+        if &text[value..end] == b"null" || end == value {
+            continue;
+        }
+        let out = out.get_or_insert_default();
+        out.extend_from_slice(&text[kept..value]);
+        out.extend_from_slice(b"null");
+        (kept, from) = (end, end);
+    }
+    let mut out = out?;
+    out.extend_from_slice(&text[kept..]);
+    Some(out)
+}
+
+/// Where the value of a name begins that ends at `after`: behind its quotes and a colon, or an equals
+/// sign as in Python's representation of objects.
+fn value_at(text: &[u8], after: usize) -> Option<usize> {
+    let rest = &text[after..];
+    let quotes = rest.iter().take_while(|byte| matches!(byte, b'\\' | b'"' | b'\'')).count();
+    let gap = rest[quotes..].iter().take_while(|byte| **byte == b' ').count();
+    let sign = quotes + gap;
+    matches!(rest.get(sign), Some(b':' | b'=')).then_some(())?;
+    let spaces = rest[sign + 1..].iter().take_while(|byte| **byte == b' ').count();
+    Some(after + sign + 1 + spaces)
+}
+
+/// How long the value is that begins here: to its closing bracket, or to what follows a scalar. The
+/// end of the string that all of it is in ends it too.
+fn length(value: &[u8]) -> usize {
+    let mut depth = 0_u32;
+    let mut escaped = false;
+    for (at, byte) in value.iter().enumerate() {
+        if std::mem::take(&mut escaped) {
+            continue;
+        }
+        match byte {
+            b'\\' => escaped = true,
+            b'"' => return at,
+            b'{' | b'[' | b'(' => depth += 1,
+            b'}' | b']' | b')' if depth == 0 => return at,
+            b'}' | b']' | b')' => {
+                depth -= 1;
+                if depth == 0 {
+                    return at + 1;
+                }
+            }
+            b',' | b'\n' if depth == 0 => return at,
+            _ => {}
+        }
+    }
+    value.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_an_error_quotes_loses_its_hand_off() {
+        for (error, left) in [
+            (
+                r#"{"error":{"message":"bad: {\"kv_transfer_params\": {\"remote_host\": \"h\", \"ids\": [[1]]}, \"n\": 0}"}}"#,
+                r#"{"error":{"message":"bad: {\"kv_transfer_params\": null, \"n\": 0}"}}"#,
+            ),
+            (
+                r#"{"error":{"message":"input: {'kv_transfer_params': {'remote_host': 'h'}, 'n': 0}"}}"#,
+                r#"{"error":{"message":"input: {'kv_transfer_params': null, 'n': 0}"}}"#,
+            ),
+            (
+                r#"{"detail":"Request(bootstrap_host='10.0.0.1', bootstrap_room=7)"}"#,
+                r#"{"detail":"Request(bootstrap_host=null, bootstrap_room=null)"}"#,
+            ),
+            (
+                r#"{"error":{"message":"x"},"kv_transfer_params":{"a":1}}"#,
+                r#"{"error":{"message":"x"},"kv_transfer_params":null}"#,
+            ),
+            (
+                r#"{"detail":"cut: {\"kv_transfer_params\": {\"a"}"#,
+                r#"{"detail":"cut: {\"kv_transfer_params\": null"}"#,
+            ),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&strip_error(error.as_bytes())), left);
+        }
+    }
+
+    #[test]
+    fn an_error_that_only_names_a_member_keeps_its_words() {
+        for error in [
+            r#"{"error":{"message":"kv_transfer_params is not supported"}}"#,
+            r#"{"error":{"message":"unknown field kv_transfer_params","kv_transfer_params":null}}"#,
+            "no JSON",
+            "",
+        ] {
+            assert!(matches!(strip_error(error.as_bytes()), Cow::Borrowed(_)), "{error}");
+        }
+    }
+}
