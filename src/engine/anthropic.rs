@@ -10,8 +10,10 @@ use crate::{ApiError, Endpoint};
 /// Whose form an error has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorForm {
-    /// OpenAI's: every path but those of Anthropic's API.
+    /// OpenAI's: every path but those of the other forms.
     OpenAi,
+    /// OpenAI's in the Responses API: events of a stream have a form of their own.
+    Responses,
     /// Anthropic's: `/v1/messages` and what is under it.
     Anthropic,
     /// Ollama's: its own paths, under `/api/`.
@@ -47,6 +49,7 @@ impl ErrorForm {
     pub fn of(endpoint: Endpoint) -> ErrorForm {
         match endpoint {
             Endpoint::Messages => ErrorForm::Anthropic,
+            Endpoint::Responses => ErrorForm::Responses,
             Endpoint::OllamaChat | Endpoint::OllamaGenerate => ErrorForm::Ollama,
             _ => ErrorForm::OpenAi,
         }
@@ -55,7 +58,7 @@ impl ErrorForm {
     /// The error as a JSON body.
     pub fn body(self, error: &ApiError) -> Bytes {
         match self {
-            ErrorForm::OpenAi => error.body(),
+            ErrorForm::OpenAi | ErrorForm::Responses => error.body(),
             ErrorForm::Anthropic => Bytes::from(json(error)),
             ErrorForm::Ollama => Bytes::from(ollama(error)),
         }
@@ -65,6 +68,7 @@ impl ErrorForm {
     pub fn sse(self, error: &ApiError) -> Bytes {
         match self {
             ErrorForm::OpenAi => error.sse(),
+            ErrorForm::Responses => crate::error_event::responses(error),
             ErrorForm::Anthropic => Bytes::from(format!("event: error\ndata: {}\n\n", json(error))),
             ErrorForm::Ollama => Bytes::from(ollama(error) + "\n"),
         }

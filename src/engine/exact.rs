@@ -101,6 +101,11 @@ impl UsageFilter {
         self.edited(all.slice(..complete))
     }
 
+    /// Is nothing held back?
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// The stream has ended: what was held back.
     pub fn rest(&mut self) -> Option<Bytes> {
         let rest = self.held.split().freeze();

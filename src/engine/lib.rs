@@ -20,6 +20,7 @@ pub mod anthropic;
 pub mod body;
 pub mod edits;
 pub mod endpoint;
+mod error_event;
 pub mod evidence;
 pub mod exact;
 pub mod family;

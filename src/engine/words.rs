@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::leak::strip_error;
 use crate::{ApiError, ErrorForm};
 
 /// A longer message is cut: a stack trace with the whole prompt in it helps no client.
@@ -31,15 +32,17 @@ enum Form {
 impl Words {
     /// The body of an error's answer: JSON in a known form, or text.
     pub fn of_body(body: &[u8]) -> Words {
-        if let Some(words) = Words::of_json(body) {
+        let body = strip_error(body);
+        if let Some(words) = Words::of_json(&body) {
             return words;
         }
-        let text = String::from_utf8_lossy(body);
+        let text = String::from_utf8_lossy(&body);
         Words { message: shortened(text.trim()), ..Words::default() }
     }
 
     /// The first error among a stream's events, or lines.
     pub fn of_events(bytes: &[u8]) -> Option<Words> {
+        let bytes = strip_error(bytes);
         let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
         let data = lines.map(|line| line.strip_prefix(b"data:").unwrap_or(line).trim_ascii());
         data.filter(|data| data.starts_with(b"{")).find_map(Words::of_json)
@@ -54,7 +57,7 @@ impl Words {
         }
         let error = self.api_error(status);
         match form {
-            ErrorForm::OpenAi => {
+            ErrorForm::OpenAi | ErrorForm::Responses => {
                 let ApiError { message, kind, .. } = &error;
                 let error =
                     json!({ "message": message, "type": kind, "param": null, "code": status });
@@ -66,6 +69,9 @@ impl Words {
 
     /// The error as the last event of a stream that has begun.
     pub fn event(&self, form: ErrorForm, status: u16) -> Bytes {
+        if form == ErrorForm::Responses {
+            return crate::error_event::responses(&self.api_error(status));
+        }
         let body = self.body(form, status);
         // An event's data is one line; JSON has line ends only between its members.
         let line: Vec<u8> = body
@@ -74,7 +80,9 @@ impl Words {
             .collect();
         let line = String::from_utf8_lossy(&line);
         Bytes::from(match form {
-            ErrorForm::OpenAi => format!("data: {line}\n\ndata: [DONE]\n\n"),
+            ErrorForm::OpenAi | ErrorForm::Responses => {
+                format!("data: {line}\n\ndata: [DONE]\n\n")
+            }
             ErrorForm::Anthropic => format!("event: error\ndata: {line}\n\n"),
             ErrorForm::Ollama => format!("{line}\n"),
         })
@@ -113,7 +121,7 @@ impl Words {
 impl Form {
     fn is(self, form: ErrorForm) -> bool {
         match self {
-            Form::OpenAi => form == ErrorForm::OpenAi,
+            Form::OpenAi => matches!(form, ErrorForm::OpenAi | ErrorForm::Responses),
             Form::Anthropic => form == ErrorForm::Anthropic,
             Form::Ollama => form == ErrorForm::Ollama,
         }

@@ -3,19 +3,20 @@
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use tidegate_engine::{Endpoint, Seen, SseReader};
 
+use crate::decoded::{EngineBody, Named, coding_of};
 use crate::failure::LegProblem;
 use crate::seat::Seat;
 use crate::upstream::{Answer, ExchangeError, Head, UpstreamBody};
 use crate::verdict::Verdict;
 
-/// An answer that is not streamed is read whole up to this size, so that a backend that dies in
+/// JSON that is not streamed is read whole up to this size, so that a backend that dies in
 /// the middle costs a retry and not the request. Larger ones (embeddings of many inputs) go on as
 /// they come.
 const WHOLE_ANSWER_MAX: usize = 1 << 20;
-/// What may come before the first token (role chunk, keep-alive comments) before it goes on.
+/// What may come before the first token (role chunks) before it goes on.
 const PRELUDE_MAX: usize = 64 << 10;
 
 /// An answer whose first byte is here, and its place on the backend.
@@ -34,20 +35,98 @@ pub enum OpenedBody {
     Complete(Bytes),
     /// Server-sent events; the first ones are here and have been read.
     Events(Box<Begun>),
-    /// Too large to wait for: what was read so far, and the rest.
-    Large(Box<(Bytes, UpstreamBody)>),
+    /// It goes on as it comes.
+    Passing(Box<Passing>),
+}
+
+/// A body that is no stream of events and is not waited for: too large, or not JSON.
+pub struct Passing {
+    /// What was read of it so far.
+    pub first: Bytes,
+    /// The rest.
+    pub rest: EngineBody,
+    /// Passed on unread: sound, an image, or a coding that is not read here. Text may have a hand-off
+    /// in it.
+    pub opaque: bool,
 }
 
 /// A stream that has begun.
 pub struct Begun {
-    /// The bytes up to and with the first token.
+    /// The bytes up to and with the first token, or the first event that a client asked for.
     pub first: Bytes,
     /// What `reader` saw in them.
     pub seen: Seen,
     /// Goes on from there.
     pub reader: SseReader,
     /// The rest.
-    pub rest: UpstreamBody,
+    pub rest: EngineBody,
+}
+
+impl OpenedBody {
+    /// Has a token come, so that the prefill is over?
+    pub fn has_tokens(&self) -> bool {
+        match self {
+            OpenedBody::Events(begun) => begun.seen.tokens > 0 || begun.seen.finished,
+            OpenedBody::Complete(_) | OpenedBody::Passing(_) => true,
+        }
+    }
+}
+
+/// What an answer's content type says of how it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Server-sent events, or Ollama's lines.
+    Events,
+    /// JSON, or an error: held until it is whole.
+    Held,
+    /// No type is given: JSON by its first byte, or not.
+    Unknown,
+    /// Other text: as it comes.
+    Text,
+    /// Sound, images and the like: as it comes, unread.
+    Opaque,
+}
+
+impl Form {
+    fn of(head: &Head, endpoint: Endpoint) -> Form {
+        if !head.status.is_success() {
+            return if is_events(media_type(head)) { Form::Events } else { Form::Held };
+        }
+        let kind = media_type(head);
+        let begins = |with: &str| {
+            kind.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with))
+        };
+        let json = |kind: &str| {
+            let suffix = kind.len().checked_sub("+json".len()).and_then(|at| kind.get(at..));
+            kind.eq_ignore_ascii_case("application/json")
+                || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
+        };
+        let lines = endpoint.streams_lines() && kind.eq_ignore_ascii_case("application/x-ndjson");
+        match kind {
+            "" => Form::Unknown,
+            kind if is_events(kind) || lines => Form::Events,
+            kind if json(kind) => Form::Held,
+            _ if ["audio/", "image/", "video/", "font/"].into_iter().any(begins) => Form::Opaque,
+            kind if kind.eq_ignore_ascii_case("application/octet-stream") => Form::Opaque,
+            _ => Form::Text,
+        }
+    }
+}
+
+/// The media type without its parameters; it has no case. Empty if there is none.
+fn media_type(head: &Head) -> &str {
+    let value = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
+}
+
+fn is_events(kind: &str) -> bool {
+    kind.eq_ignore_ascii_case("text/event-stream")
+}
+
+/// Is this answer a stream of server-sent events?
+pub fn streams_events(head: &http::HeaderMap) -> bool {
+    let value = head.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    is_events(value.and_then(|value| value.split(';').next()).unwrap_or_default().trim())
 }
 
 /// Read `answer` up to its first byte, or its first token where it streams tokens.
@@ -56,19 +135,45 @@ pub struct Begun {
 /// [`LegProblem`] when another backend should be tried: it broke off, began with an error event,
 /// or has a status that says "not now" ([`is_retryable`]).
 pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBody), LegProblem> {
-    let Answer { head, body } = answer;
+    let Answer { mut head, body } = answer;
     if is_retryable(head.status) {
         return Err(Verdict::read(head, body).await.into());
     }
-    let kind = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
-    let is = |begin: &[u8]| kind.is_some_and(|kind| kind.starts_with(begin));
-    let lines = endpoint.streams_lines() && is(b"application/x-ndjson");
-    let events = is(b"text/event-stream") || lines;
-    let body = match events {
-        true => open_events(body, endpoint).await?,
-        false => open_bytes(body).await?,
+    let form = Form::of(&head, endpoint);
+    let (body, coded) = match coding_of(&head.headers) {
+        Named::Plain => (EngineBody::plain(body), false),
+        // What generates no text has no hand-off in it.
+        Named::Other(_) if !endpoint.generates() => {
+            return Ok((head, open_passing(EngineBody::plain(body), true).await?));
+        }
+        _ => (decoded(&mut head, body)?, true),
     };
+    let body = match form {
+        Form::Events => open_events(body, endpoint).await,
+        Form::Held | Form::Unknown => open_bytes(body, form == Form::Unknown).await,
+        Form::Text | Form::Opaque => open_passing(body, form == Form::Opaque).await,
+    };
+    let body = body.map_err(|problem| match problem {
+        // It would be as broken on a second engine of the kind, and cost an answer more.
+        LegProblem::BrokeOff(error) if coded => LegProblem::Encoded(error.to_string()),
+        problem => problem,
+    })?;
     Ok((head, body))
+}
+
+/// The body without its content coding, which is taken out of the head.
+///
+/// # Errors
+/// It has one that is not read here.
+pub fn decoded(head: &mut Head, body: UpstreamBody) -> Result<EngineBody, LegProblem> {
+    match coding_of(&head.headers) {
+        Named::Plain => Ok(EngineBody::plain(body)),
+        Named::Known(coding) => {
+            head.headers.remove(CONTENT_ENCODING);
+            Ok(EngineBody::decoding(body, coding))
+        }
+        Named::Other(coding) => Err(LegProblem::Encoded(coding)),
+    }
 }
 
 /// May another backend do better? A 4xx is the client's fault on every engine, but for "too many".
@@ -81,7 +186,8 @@ pub fn is_retryable(status: StatusCode) -> bool {
 ///
 /// # Errors
 /// It broke off, or is larger than `max`.
-pub async fn read_all(mut body: UpstreamBody, max: usize) -> Result<Bytes, LegProblem> {
+pub async fn read_all(body: impl Into<EngineBody>, max: usize) -> Result<Bytes, LegProblem> {
+    let mut body = body.into();
     let mut read = Gathered::default();
     while let Some(data) = body.data().await {
         read.push(data.map_err(LegProblem::BrokeOff)?);
@@ -92,18 +198,32 @@ pub async fn read_all(mut body: UpstreamBody, max: usize) -> Result<Bytes, LegPr
     Ok(read.into_bytes())
 }
 
-async fn open_bytes(mut body: UpstreamBody) -> Result<OpenedBody, LegProblem> {
+/// `sniffed`: no type says that it is JSON, so its first byte has to.
+async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, LegProblem> {
     let mut read = Gathered::default();
     while let Some(data) = body.data().await {
         read.push(data.map_err(LegProblem::BrokeOff)?);
-        if read.len() > WHOLE_ANSWER_MAX {
-            return Ok(OpenedBody::Large(Box::new((read.into_bytes(), body))));
+        let first = || read.begin().iter().find(|byte| !byte.is_ascii_whitespace());
+        let other = sniffed && first().is_some_and(|first| !matches!(first, b'{' | b'['));
+        if read.len() > WHOLE_ANSWER_MAX || other && body.remaining() != Some(0) {
+            let passing = Passing { first: read.into_bytes(), rest: body, opaque: false };
+            return Ok(OpenedBody::Passing(Box::new(passing)));
         }
     }
     Ok(OpenedBody::Complete(read.into_bytes()))
 }
 
-async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<OpenedBody, LegProblem> {
+/// From the first byte: until then another engine can answer.
+async fn open_passing(mut body: EngineBody, opaque: bool) -> Result<OpenedBody, LegProblem> {
+    let Some(first) = body.data().await else { return Ok(OpenedBody::Complete(Bytes::new())) };
+    let first = first.map_err(LegProblem::BrokeOff)?;
+    Ok(match body.remaining() {
+        Some(0) => OpenedBody::Complete(first),
+        _ => OpenedBody::Passing(Box::new(Passing { first, rest: body, opaque })),
+    })
+}
+
+async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedBody, LegProblem> {
     let mut reader = SseReader::new(endpoint);
     let mut read = Gathered::default();
     let mut seen = Seen::default();
@@ -111,19 +231,20 @@ async fn open_events(mut body: UpstreamBody, endpoint: Endpoint) -> Result<Opene
         let data = body.data().await.ok_or(ExchangeError::Closed)?;
         let data = data.map_err(LegProblem::BrokeOff)?;
         let more = reader.feed(&data);
+        let blank = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+        if !reader.has_events() && blank {
+            // Comments only: the engine lives. The client gets tidegate's own, if any.
+            read = Gathered::default();
+            continue;
+        }
         read.push(data);
         if more.error && seen.tokens + more.tokens == 0 {
             return Err(Verdict::in_band(&read.into_bytes()).into());
         }
-        seen = Seen {
-            tokens: seen.tokens + more.tokens,
-            usage: more.usage.or(seen.usage),
-            done: seen.done | more.done,
-            error: seen.error | more.error,
-            finished: seen.finished | more.finished,
-        };
+        seen = seen.and(more);
         // Only of what generates is it known what a token looks like.
-        let wait = endpoint.generates() && !seen.done && !seen.finished && seen.tokens == 0;
+        let wait =
+            endpoint.generates() && !(seen.done || seen.finished || seen.told) && seen.tokens == 0;
         if !wait || read.len() > PRELUDE_MAX {
             let begun = Begun { first: read.into_bytes(), seen, reader, rest: body };
             return Ok(OpenedBody::Events(Box::new(begun)));
@@ -154,6 +275,11 @@ impl Gathered {
         self.first.len() + self.all.len()
     }
 
+    /// The first piece of it, or more.
+    fn begin(&self) -> &[u8] {
+        if self.all.is_empty() { &self.first } else { &self.all }
+    }
+
     fn into_bytes(self) -> Bytes {
         if self.all.is_empty() { self.first } else { self.all.freeze() }
     }
@@ -176,6 +302,31 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(is_retryable(status), retry, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_content_type_has_no_case_and_may_have_parameters() {
+        use Endpoint::{ChatCompletions, OllamaChat};
+        for (kind, endpoint, form) in [
+            ("text/event-stream", ChatCompletions, Form::Events),
+            ("Text/Event-Stream ; charset=utf-8", ChatCompletions, Form::Events),
+            ("application/x-ndjson", OllamaChat, Form::Events),
+            ("application/x-ndjson", ChatCompletions, Form::Text),
+            ("APPLICATION/JSON;charset=utf-8", ChatCompletions, Form::Held),
+            ("application/problem+json", ChatCompletions, Form::Held),
+            ("application/jsonl", ChatCompletions, Form::Text),
+            ("Audio/pcm", ChatCompletions, Form::Opaque),
+            ("application/octet-stream", ChatCompletions, Form::Opaque),
+            ("text/plain", ChatCompletions, Form::Text),
+            ("", ChatCompletions, Form::Unknown),
+        ] {
+            let mut head = Head { status: StatusCode::OK, headers: http::HeaderMap::new() };
+            head.headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+            assert_eq!(Form::of(&head, endpoint), form, "{kind}");
+            head.status = StatusCode::BAD_REQUEST;
+            let events = if is_events(media_type(&head)) { Form::Events } else { Form::Held };
+            assert_eq!(Form::of(&head, endpoint), events, "{kind}");
         }
     }
 

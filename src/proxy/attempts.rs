@@ -123,6 +123,9 @@ impl Tries {
         attempts: u32,
     ) -> Option<Failure> {
         let proxy = serving.proxy;
+        if failure.problem.is_final() {
+            return Some(Failure::Exhausted { attempts, last: failure });
+        }
         let backend = proxy.fleet.backend(failure.on);
         let sign = failure.problem.sign();
         let evidence = judge(sign, Others::Untried, ClientState::Reads);

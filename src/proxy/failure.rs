@@ -59,12 +59,20 @@ pub enum LegProblem {
     /// It must be asked something first, and that failed. Its own port may be well.
     #[error("it could not be asked for its ranks: {0}")]
     Unasked(#[source] Box<LegProblem>),
+    /// It coded its answer although it was asked not to, in a way that is not read here.
+    #[error("its answer has a content-encoding that it was not asked for: {0}")]
+    Encoded(String),
     /// The prefill's answer is not what its protocol says.
     #[error("its answer is not usable: {0}")]
     Protocol(#[from] ProtocolError),
 }
 
 impl LegProblem {
+    /// Will no other engine do better, so that a retry would only generate the answer once more?
+    pub const fn is_final(&self) -> bool {
+        matches!(self, LegProblem::Encoded(_))
+    }
+
     /// Was there no connection?
     pub fn is_unreachable(&self) -> bool {
         self.sign() == Sign::Unreachable

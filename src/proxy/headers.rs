@@ -1,7 +1,7 @@
 //! Which headers travel: every one of the client's reaches both legs but those that belong to one
 //! connection, and every one of the engine's reaches the client likewise.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use tidegate_http1::{RequestHead, is_hop_by_hop, is_listed};
 
 use crate::upstream::Address;
@@ -39,6 +39,7 @@ pub fn for_leg(
     for (name, value) in client {
         let text = name.as_str();
         let replaced = *name == X_REQUEST_ID
+            || *name == ACCEPT_ENCODING
             || *name == TRACEPARENT
             || address.key.is_some() && CREDENTIALS.contains(&text)
             || own.is_some_and(|(own, _)| own == text);
@@ -48,6 +49,8 @@ pub fn for_leg(
             head.header(text, value.as_bytes());
         }
     }
+    // It names what this hop reads: tokens are counted, and hand-offs hidden, in plain text.
+    head.header(ACCEPT_ENCODING.as_str(), b"identity");
     // Both are checked to be visible ASCII when they are taken or made.
     head.header(X_REQUEST_ID.as_str(), identity.request_id.as_bytes());
     head.header(TRACEPARENT.as_str(), identity.traceparent.as_bytes());
@@ -82,6 +85,7 @@ mod tests {
             ("host", "proxy"),
             ("x-request-id", "theirs"),
             ("x-own", "theirs"),
+            ("accept-encoding", "gzip, br"),
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
@@ -96,6 +100,7 @@ mod tests {
             lines,
             [
                 "GET / HTTP/1.1",
+                "accept-encoding: identity",
                 "authorization: Bearer k",
                 "host: engine:1",
                 "traceparent: 00-a-b-01",

@@ -176,8 +176,12 @@ pub(crate) async fn whole(
     .map_err(missed)?;
     let now = serving.proxy.clock.now();
     if let OpenedBody::Events(_) = &body {
-        seat.prefilled();
-        note_prefill(serving, &backend, predicted, sent, now);
+        if body.has_tokens() {
+            seat.prefilled();
+            note_prefill(serving, &backend, predicted, sent, now);
+        } else {
+            record.prefilling = Some(Prefilling { backend: Arc::clone(&backend), predicted, sent });
+        }
     } else if head.status.is_success() {
         // How long the prefill took is not seen, that the prompt was read is.
         serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
@@ -317,13 +321,14 @@ async fn prefilled(
     leg: LegBody,
     attempt: u32,
 ) -> Result<Option<(Head, Bytes)>, LegProblem> {
-    let Answer { head, body } = send_unbounded(serving, backend, leg, attempt, &|| ()).await?;
+    let Answer { mut head, body } = send_unbounded(serving, backend, leg, attempt, &|| ()).await?;
     if may_be_the_edits(backend, head.status.as_u16()) {
         return Ok(None);
     }
     if answer::is_retryable(head.status) {
         return Err(Verdict::read(head, body).await.into());
     }
+    let body = answer::decoded(&mut head, body)?;
     let body = answer::read_all(body, PREFILL_ANSWER_MAX).await?;
     Ok(Some((head, body)))
 }
@@ -395,25 +400,44 @@ pub(crate) fn note_decode(
     course.live.decodes_on(backend.id);
 }
 
-/// The prompt was read: what it took is a lesson, and its prefix is there now.
+/// A prefill whose end is still to be seen: its stream has begun with something else than a token.
+pub struct Prefilling {
+    /// Where it runs.
+    pub backend: Arc<Backend>,
+    /// What placement expected.
+    pub predicted: Predicted,
+    /// When its leg was sent.
+    pub sent: Moment,
+}
+
+impl Prefilling {
+    /// The prompt was read: what it took is a lesson, and its prefix is there now.
+    pub fn ended(&self, proxy: &Proxy, accepted: &Accepted, prompt: Tokens, now: Moment) {
+        let Prefilling { backend, predicted, sent } = self;
+        let uncached = prompt - predicted.cached;
+        if uncached > Tokens::ZERO {
+            proxy.learn(Observation::Prefill {
+                backend: backend.id,
+                uncached,
+                cached: predicted.cached,
+                took: backend.prefill_service(*sent, now),
+                beside: predicted.beside,
+            });
+        }
+        proxy.fleet.prefixes.insert(backend.id, &accepted.prompt.chain);
+    }
+}
+
+/// The prompt was read, just now.
 pub(crate) fn note_prefill(
     serving: &Serving<'_>,
-    backend: &Backend,
+    backend: &Arc<Backend>,
     predicted: Predicted,
     sent: Moment,
     now: Moment,
 ) {
-    let uncached = serving.job.prompt - predicted.cached;
-    if uncached > Tokens::ZERO {
-        serving.proxy.learn(Observation::Prefill {
-            backend: backend.id,
-            uncached,
-            cached: predicted.cached,
-            took: backend.prefill_service(sent, now),
-            beside: predicted.beside,
-        });
-    }
-    serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+    let prefilling = Prefilling { backend: Arc::clone(backend), predicted, sent };
+    prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now);
 }
 
 /// A leg failed: another backend may still save the request.

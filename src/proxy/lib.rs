@@ -32,6 +32,7 @@ mod bootstrap;
 mod checkup;
 pub mod clock;
 mod control;
+mod decoded;
 mod demand;
 mod dispatcher;
 mod downstream;
@@ -69,6 +70,7 @@ mod signals;
 mod start;
 mod upstream;
 mod verdict;
+mod waiting;
 mod watch;
 
 pub use server::{Listeners, Running, run, spawn};

@@ -118,8 +118,16 @@ pub(crate) async fn run(
         }
         opened = &mut decode => {
             let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
-            legs::note_prefill(serving, &from, predicted, sent, serving.proxy.clock.now());
-            drop(seat);
+            if opened.1.has_tokens() {
+                legs::note_prefill(serving, &from, predicted, sent, serving.proxy.clock.now());
+                drop(seat);
+            } else {
+                // The stream has begun before a token: the prefill still runs, and keeps its place.
+                tokio::spawn(async move {
+                    drop(prefill.await);
+                    drop(seat);
+                });
+            }
             if opened.0.status.is_success() {
                 linked.let_go();
             }
@@ -167,10 +175,11 @@ fn start_prefill(
         let address = backend.pool.address();
         let identity = legs::identity(&request_id, &accepted);
         let answer = backend.pool.send(|| inbound.leg(address, identity, &body)).await?;
-        let Answer { head, body } = answer;
+        let Answer { mut head, body } = answer;
         if answer::is_retryable(head.status) {
             return Err(Verdict::read(head, body).await.into());
         }
+        let body = answer::decoded(&mut head, body)?;
         let read = answer::read_all(body, PREFILL_ANSWER_MAX);
         let in_time = tokio::time::timeout(drain, read).await;
         Ok((head, in_time.unwrap_or_else(|_| Err(ExchangeError::Closed.into()))?))

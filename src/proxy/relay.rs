@@ -7,21 +7,29 @@ use http_body::{Body, Frame, SizeHint};
 use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tidegate_engine::exact::with_cached;
 use tidegate_engine::{
     ApiError, ClientState, ErrorForm, Evidence, HandoffFilter, Others, Seen, Sign, SseReader,
-    Usage, UsageFilter, Wish, judge, strip_handoff,
+    Usage, UsageFilter, Wish, judge, strip_error, strip_handoff,
 };
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::Sleep;
 
-use crate::answer::Begun;
+use crate::answer::{Begun, Passing};
 use crate::blame;
+use crate::decoded::EngineBody;
+use crate::fleet::Backend;
 use crate::seat::Seat;
 use crate::service::Proxy;
 use crate::settle::{Ended, Record};
-use crate::upstream::{BrokenOff, UpstreamBody};
+use crate::upstream::BrokenOff;
+use crate::waiting::{COMMENT, Turn, Waiting};
+
+/// After the end mark an engine may hold its connection open for so long; then it is closed here.
+/// Engines end a stream with the mark, or within a step of it.
+const END_MAX: Seconds = Seconds(1.0);
 
 /// A stream of an engine that is down is given so long to speak again.
 const DEAD_AFTER: Seconds = Seconds(30.0);
@@ -34,39 +42,54 @@ pub enum RelayBody {
     Full(Option<Bytes>, Option<Box<Record>>),
     /// A stream of server-sent events.
     Events(Box<EventRelay>),
-    /// Anything else, too large to wait for.
+    /// Anything else that goes on as it comes.
     Bytes(Box<ByteRelay>),
+    /// A stream whose answer is still to come; its head is on its way.
+    Waiting(Box<Waiting>),
 }
 
-/// An answer that is passed on without being read.
+/// An answer that is no stream of events and goes on as it comes.
 pub struct ByteRelay {
-    /// What was read before it turned out to be large.
-    pub first: Option<Bytes>,
-    /// The rest.
-    pub rest: UpstreamBody,
-    /// Its place on the backend.
-    pub seat: Option<Seat>,
-    /// Its end.
-    pub record: Option<Box<Record>>,
+    first: Option<Bytes>,
+    rest: EngineBody,
+    /// `None`: nothing in it can be a hand-off.
+    leak: Option<HandoffFilter>,
+    seat: Option<Seat>,
+    record: Option<Box<Record>>,
 }
 
 /// A stream of server-sent events.
 pub struct EventRelay {
     first: Option<Bytes>,
-    upstream: Option<UpstreamBody>,
+    upstream: Option<EngineBody>,
     reader: SseReader,
     leak: Option<HandoffFilter>,
     usage: Option<UsageFilter>,
+    backend: Arc<Backend>,
+    /// Given back at the end mark.
     seat: Option<Seat>,
     record: Option<Box<Record>>,
-    /// When to look whether the engine is still there.
+    /// When to look whether the engine is still there, or to send a comment.
     look: Pin<Box<Sleep>>,
     last_chunk: Moment,
     /// Since when the engine's next bytes are waited for; `None` while the client takes nothing.
     waits_since: Option<Moment>,
+    /// When the client got something, before the first token.
+    last_sent: Moment,
     /// Does a whole stream of this kind end with `[DONE]`, or with what stands for it?
     has_end_mark: bool,
+    /// Choices of the answer: each has to finish, where no mark ends them all.
+    choices: u32,
+    has_tokens: bool,
+    /// The end mark came; or all choices have finished, and only a usage may follow.
     done: bool,
+    whole: bool,
+    /// The timer is set to the end that the mark announced.
+    end_timed: bool,
+    /// The engine said itself that it failed.
+    error: bool,
+    /// A comment is wanted, to see whether the client is still there.
+    probed: bool,
 }
 
 impl RelayBody {
@@ -82,15 +105,31 @@ impl RelayBody {
         if accepted.endpoint.generates() {
             record.usage = Usage::of(accepted.endpoint, &bytes);
         }
-        let asked = accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
-        let clean = match strip_handoff(&bytes) {
-            Cow::Owned(clean) if !asked => Bytes::from(clean),
-            _ => bytes,
+        let strip = if record.status < 400 { strip_handoff } else { strip_error };
+        let clean = match trusts_client(&record) {
+            true => bytes,
+            false => match strip(&bytes) {
+                Cow::Owned(clean) => Bytes::from(clean),
+                Cow::Borrowed(_) => bytes,
+            },
         };
         let clean = with_cached(clean, record.cached);
         record.ended = if record.status < 500 { Ended::Done } else { Ended::Failed };
         RelayBody::Full(Some(clean), Some(record))
     }
+
+    /// The client has closed its sending half: it may have left. Where it can be done unseen, the
+    /// next data is a comment, and its fate tells.
+    pub fn probe(&mut self) {
+        if let RelayBody::Events(relay) = self {
+            relay.probed = true;
+        }
+    }
+}
+
+/// Drives the client hand-offs itself, so that it has to see them?
+fn trusts_client(record: &Record) -> bool {
+    record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff)
 }
 
 impl EventRelay {
@@ -98,7 +137,7 @@ impl EventRelay {
     pub fn new(begun: Begun, seat: Seat, record: Box<Record>) -> EventRelay {
         let Begun { first, seen, mut reader, rest: upstream } = begun;
         let now = record.proxy.clock.now();
-        let asked = record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff);
+        let asked = trusts_client(&record);
         let wish = record.wish.unwrap_or(Wish::Every);
         let edits = wish != Wish::Every || record.cached.is_some();
         let usage = edits.then(|| UsageFilter::new(wish, record.cached));
@@ -106,19 +145,30 @@ impl EventRelay {
             reader.count_exactly(&seen);
         }
         let has_end_mark = record.accepted.endpoint.generates();
+        let proxy = &record.proxy;
+        let comments = proxy.keepalive_comment.filter(|_| seen.tokens == 0);
+        let first_look = proxy.clock.coarse_instant(now + comments.unwrap_or(patience(proxy)));
         let mut relay = EventRelay {
             first: None,
             upstream: Some(upstream),
             reader,
             leak: (!asked).then(HandoffFilter::new),
             usage,
+            backend: Arc::clone(&seat.backend),
             seat: Some(seat),
-            look: Box::pin(tokio::time::sleep(patience(&record.proxy).to_duration())),
-            last_chunk: now,
-            waits_since: None,
+            look: Box::pin(tokio::time::sleep_until(first_look)),
+            choices: record.choices,
             record: Some(record),
+            last_chunk: now,
+            last_sent: now,
+            waits_since: None,
             has_end_mark,
+            has_tokens: false,
             done: false,
+            whole: false,
+            end_timed: false,
+            error: false,
+            probed: false,
         };
         relay.count(seen, now);
         relay.first = Some(relay.clean(first));
@@ -133,7 +183,7 @@ impl EventRelay {
         match upstream.poll_data(context) {
             Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(self.take(chunk))),
             Poll::Ready(Some(Err(error))) => {
-                Poll::Ready(self.cut(&error.to_string(), Sign::Broken))
+                Poll::Ready(self.broken(&error.to_string(), Sign::Broken))
             }
             Poll::Ready(None) => Poll::Ready(self.ended()),
             Poll::Pending => self.poll_silence(context),
@@ -142,15 +192,35 @@ impl EventRelay {
 
     /// The engine closed the stream: whole, or too early?
     fn ended(&mut self) -> Option<Bytes> {
+        if self.has_end_mark {
+            return self.broken("the stream ended without an end mark", Sign::Broken);
+        }
         let last = self.reader.finish();
         self.count(last, self.last_chunk);
-        match self.done || !self.has_end_mark {
-            true => {
-                self.end(Ended::Done);
-                self.usage.as_mut().and_then(UsageFilter::rest)
+        self.finish(Ended::Done)
+    }
+
+    /// The stream came to an end, of whatever kind: after the end mark, or after the engine's own
+    /// error, an end is an end.
+    fn broken(&mut self, why: &str, sign: Sign) -> Option<Bytes> {
+        let within_event = !self.reader.is_between_events();
+        let last = self.reader.finish();
+        self.count(last, self.last_chunk);
+        if self.error {
+            if let Some(record) = &mut self.record {
+                record.problem = Some("the engine ended its stream with an error".to_owned());
             }
-            false => self.cut("the stream ended without [DONE]", Sign::Broken),
+            return self.finish(Ended::Cut);
         }
+        if self.whole {
+            return self.finish(Ended::Done);
+        }
+        self.cut(why, sign, within_event)
+    }
+
+    fn finish(&mut self, how: Ended) -> Option<Bytes> {
+        self.end(how);
+        self.usage.as_mut().and_then(UsageFilter::rest)
     }
 
     fn take(&mut self, chunk: Bytes) -> Bytes {
@@ -161,11 +231,21 @@ impl EventRelay {
         };
         self.last_chunk = now;
         self.waits_since = None;
+        if !self.has_tokens {
+            self.last_sent = now;
+        }
         if let Some(record) = &self.record {
             record.live.heard(now);
         }
         self.count(seen, now);
-        self.clean(chunk)
+        let chunk = self.clean(chunk);
+        match seen.error && self.leak.is_some() {
+            true => match strip_error(&chunk) {
+                Cow::Owned(clean) => Bytes::from(clean),
+                Cow::Borrowed(_) => chunk,
+            },
+            false => chunk,
+        }
     }
 
     fn clean(&mut self, chunk: Bytes) -> Bytes {
@@ -180,43 +260,97 @@ impl EventRelay {
     }
 
     fn count(&mut self, seen: Seen, now: Moment) {
-        self.done |= seen.done;
+        self.error |= seen.error;
         let Some(record) = &mut self.record else { return };
         record.usage = seen.usage.or(record.usage);
-        if seen.tokens == 0 {
-            return;
+        if seen.tokens > 0 {
+            if let Some(seat) = &mut self.seat {
+                seat.prefilled();
+                seat.emit(seen.tokens);
+            }
+            if let Some(prefilling) = record.prefilling.take() {
+                let Record { proxy, accepted, live, .. } = &**record;
+                prefilling.ended(proxy, accepted, live.prompt, now);
+            }
+            self.has_tokens = true;
+            record.live.emitted_at(seen.tokens, now);
         }
-        if let Some(seat) = &mut self.seat {
-            seat.prefilled();
-            seat.emit(seen.tokens);
+        if seen.done || seen.finished {
+            self.done |= seen.done;
+            self.whole = self.done || self.reader.finished_choices() >= self.choices;
+            if self.whole {
+                // The engine's work is over, whenever its connection ends.
+                self.seat = None;
+            }
         }
-        record.live.emitted_at(seen.tokens, now);
     }
 
     /// The engine is waited for. A stream is cut for silence only where an operator has set a limit,
     /// or where the engine is known to be dead: a tool call written in one piece takes a minute.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let Some(record) = &self.record else { return Poll::Pending };
-        let clock = record.proxy.clock;
+        let proxy = Arc::clone(&record.proxy);
+        let clock = proxy.clock;
         let since = *self.waits_since.get_or_insert_with(|| {
             let now = clock.now();
             record.live.waits(now);
             now
         });
-        let (limit, patience) = (record.proxy.silence_max, patience(&record.proxy));
+        if std::mem::take(&mut self.probed) && self.may_comment() {
+            return Poll::Ready(Some(COMMENT));
+        }
+        if self.done && !std::mem::replace(&mut self.end_timed, true) {
+            self.look.as_mut().reset(clock.coarse_instant(self.last_chunk + END_MAX));
+        }
         while self.look.as_mut().poll(context).is_ready() {
             let now = clock.now();
-            let limited = limit > Seconds::ZERO && now >= since + limit;
-            let health = self.seat.as_ref().map(|seat| &seat.backend.health);
-            let dead = health.is_some_and(|health| !health.is_up()) && now >= since + DEAD_AFTER;
-            if limited || dead {
-                let why = if dead { "the engine is down" } else { "the engine went silent" };
-                return Poll::Ready(self.cut(why, Sign::TimedOut));
+            let comments = proxy.keepalive_comment.filter(|_| !self.has_tokens);
+            if comments.is_some_and(|interval| now >= self.last_sent + interval) {
+                self.last_sent = now;
+                if self.may_comment() {
+                    return Poll::Ready(Some(COMMENT));
+                }
             }
-            let next = if now >= since + patience { now } else { since };
-            self.look.as_mut().reset(clock.coarse_instant(next + patience));
+            if let Some(why) = self.given_up(&proxy, since, now) {
+                return Poll::Ready(self.broken(why, Sign::TimedOut));
+            }
+            let patience = patience(&proxy);
+            let look = if now >= since + patience { now } else { since } + patience;
+            let comment = comments.map(|interval| self.last_sent + interval);
+            let next = comment.map_or(look, |comment| comment.min(look));
+            self.look.as_mut().reset(clock.coarse_instant(next));
         }
         Poll::Pending
+    }
+
+    /// Why an engine that has said nothing since then is waited for no longer.
+    fn given_up(&self, proxy: &Proxy, since: Moment, now: Moment) -> Option<&'static str> {
+        if self.done && now >= self.last_chunk + END_MAX {
+            return Some("the engine did not end its stream");
+        }
+        let limit = match self.has_tokens {
+            true => proxy.silence_max,
+            // A prompt that is being read is no silence.
+            false => proxy.silence_max.max(self.backend.pool.first_byte_timeout().into()),
+        };
+        let limited = proxy.silence_max > Seconds::ZERO && now >= since + limit;
+        let dead = !self.backend.health.is_up() && now >= since + DEAD_AFTER;
+        match (dead, limited) {
+            (true, _) => Some("the engine is down"),
+            (false, true) => Some("the engine went silent"),
+            (false, false) => None,
+        }
+    }
+
+    /// Is the client between two events?
+    fn may_comment(&self) -> bool {
+        !self.has_lines()
+            && self.reader.is_between_events()
+            && self.usage.as_ref().is_none_or(UsageFilter::is_empty)
+    }
+
+    fn has_lines(&self) -> bool {
+        self.record.as_ref().is_none_or(|record| record.accepted.endpoint.streams_lines())
     }
 
     /// For how long the client had taken nothing when the engine was read from last.
@@ -228,25 +362,23 @@ impl EventRelay {
     }
 
     /// The engine failed in mid-stream: the client is told in its own form.
-    fn cut(&mut self, why: &str, sign: Sign) -> Option<Bytes> {
-        let backend = self.seat.as_ref().map(|seat| seat.backend.clone());
-        if let (Some(backend), Some(record)) = (&backend, &self.record) {
+    fn cut(&mut self, why: &str, sign: Sign, within_event: bool) -> Option<Bytes> {
+        if let Some(record) = &self.record {
             let client = self.client(record.proxy.clock.now());
             if judge(sign, Others::Untried, client) == Evidence::Engine {
-                blame::engine(&record.proxy, backend, &why);
+                blame::engine(&record.proxy, &self.backend, &why);
             }
         }
         if let Some(record) = &mut self.record {
             record.problem = Some(why.to_owned());
         }
         // Nothing may be appended to a chunk that broke off inside an event: a blank line first.
-        let name = backend.map_or_else(|| "?".into(), |backend| backend.name.clone());
-        let error = ApiError::upstream_failed(format!("backend {name}: {why}"));
+        let error = ApiError::upstream_failed(format!("backend {}: {why}", self.backend.name));
         let form = self.record.as_ref().map(|record| ErrorForm::of(record.accepted.endpoint));
         let form = form.unwrap_or(ErrorForm::OpenAi);
         let event = match form {
             // A line a piece: an empty one is none.
-            ErrorForm::Ollama if self.reader.is_between_events() => form.sse(&error).to_vec(),
+            ErrorForm::Ollama if !within_event => form.sse(&error).to_vec(),
             ErrorForm::Ollama => [b"\n", form.sse(&error).as_ref()].concat(),
             _ => [b"\n\n", form.sse(&error).as_ref()].concat(),
         };
@@ -273,22 +405,29 @@ fn patience(proxy: &Proxy) -> Seconds {
 
 impl Drop for EventRelay {
     fn drop(&mut self) {
-        // A client may close as soon as it has read [DONE], before the last, empty chunk.
-        if self.done {
+        // A client may close as soon as it has read the end, before the last, empty chunk.
+        if self.whole {
             self.end(Ended::Done);
         }
     }
 }
 
 impl ByteRelay {
+    /// A body that has begun.
+    pub fn new(passing: Passing, seat: Seat, record: Box<Record>) -> ByteRelay {
+        let Passing { first, rest, opaque } = passing;
+        let leak = (!opaque && !trusts_client(&record)).then(HandoffFilter::new);
+        ByteRelay { first: Some(first), rest, leak, seat: Some(seat), record: Some(record) }
+    }
+
     fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
-            return Poll::Ready(Some(Ok(Frame::data(first))));
-        }
-        let polled = self.rest.poll_data(context);
+        let polled = match self.first.take().filter(|first| !first.is_empty()) {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => self.rest.poll_data(context),
+        };
         let ended = match &polled {
             Poll::Ready(None) => Some(Ended::Done),
             Poll::Ready(Some(Err(_))) => Some(Ended::Cut),
@@ -300,7 +439,17 @@ impl ByteRelay {
                 record.ended = ended;
             }
         }
-        polled.map(|data| data.map(|data| data.map(Frame::data)))
+        let clean = |data| match &mut self.leak {
+            Some(filter) => filter.pass(data),
+            None => data,
+        };
+        polled.map(|data| data.map(|data| data.map(clean).map(Frame::data)))
+    }
+
+    /// The length of the body, if it is known: not where something may be taken out.
+    fn remaining(&self) -> Option<u64> {
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        self.leak.is_none().then(|| self.rest.remaining().map(|rest| rest + first))?
     }
 }
 
@@ -321,13 +470,20 @@ impl Body for RelayBody {
                 relay.poll_chunk(context).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
             }
             RelayBody::Bytes(relay) => relay.poll_chunk(context),
+            RelayBody::Waiting(waiting) => match std::task::ready!(waiting.poll(context)) {
+                Turn::Comment => Poll::Ready(Some(Ok(Frame::data(COMMENT)))),
+                Turn::Answer(answer) => {
+                    *self = answer;
+                    self.poll_frame(context)
+                }
+            },
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             RelayBody::Full(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            RelayBody::Events(_) | RelayBody::Bytes(_) => false,
+            RelayBody::Events(_) | RelayBody::Bytes(_) | RelayBody::Waiting(_) => false,
         }
     }
 
@@ -337,11 +493,9 @@ impl Body for RelayBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             RelayBody::Bytes(relay) => {
-                let first = relay.first.as_ref().map_or(0, |first| first.len() as u64);
-                let rest = relay.rest.remaining();
-                rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(first + rest))
+                relay.remaining().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
-            RelayBody::Events(_) => SizeHint::default(),
+            RelayBody::Events(_) | RelayBody::Waiting(_) => SizeHint::default(),
         }
     }
 }

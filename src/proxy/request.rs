@@ -9,17 +9,25 @@
 //!     settle    every counter back to zero, on every path                     (settle.rs, seat.rs)
 
 use http::{Method, Response};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use tidegate_cost::Matches;
 use tidegate_engine::{Endpoint, ErrorForm};
+use tidegate_filters::Accepted;
+use tidegate_placement::Job;
+use tokio::time::sleep_until;
 
 use crate::answer::{Opened, OpenedBody};
 use crate::failure::Failure;
+use crate::heartbeat;
+use crate::inbound::Inbound;
 use crate::intake::{self, Asked, Taken};
 use crate::legs::Serving;
 use crate::relay::{ByteRelay, EventRelay, RelayBody};
 use crate::service::Proxy;
 use crate::settle::{Ended, Record};
+use crate::waiting::Waiting;
 use crate::{attempts, estimate, headers, models, respond, signals};
 
 /// Where an engine says that it is there: load generators and balancers ask before they send
@@ -43,9 +51,45 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     };
     let wish = signals::exact::ask(&proxy, &mut inbound, &mut accepted);
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
-    let record = Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live);
-    let mut record = Box::new(record);
+    let mut record = Box::new(Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live));
     record.wish = wish;
+    record.choices = accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body));
+    let interval = proxy.keepalive_comment.filter(|_| streams_events(&accepted));
+    let form = ErrorForm::of(accepted.endpoint);
+    let name = Arc::clone(&record.live);
+    // Boxed, so that a stream can go on with it after its head was sent. Made where it stays, or all
+    // of it would be copied.
+    let room = Box::new_uninit();
+    let serving = serve(Arc::clone(&proxy), inbound, accepted, (job, matches), record);
+    let mut serving = Box::into_pin(Box::write(room, serving));
+    let Some(interval) = interval else { return serving.await };
+    heartbeat::keep(&proxy);
+    let due = pin!(sleep_until(proxy.clock.coarse_instant(arrived + interval)));
+    tokio::select! {
+        biased;
+        response = serving.as_mut() => response,
+        () = due => {
+            let waiting = Waiting::new(serving, form, interval, proxy.clock);
+            named(waiting.response(), &name.name)
+        }
+    }
+}
+
+/// Is its answer a stream of server-sent events?
+fn streams_events(accepted: &Accepted) -> bool {
+    let endpoint = accepted.endpoint;
+    let streams = accepted.scan.as_ref().is_some_and(|scan| scan.stream);
+    streams && endpoint.generates() && !endpoint.streams_lines()
+}
+
+/// From a place for the request to the beginning of its answer.
+async fn serve(
+    proxy: Arc<Proxy>,
+    inbound: Inbound,
+    accepted: Arc<Accepted>,
+    (job, matches): (Job, Matches),
+    mut record: Box<Record>,
+) -> Response<RelayBody> {
     let late = AtomicBool::default();
     let serving =
         Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, late };
@@ -66,12 +110,9 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
         OpenedBody::Events(begun) => {
             RelayBody::Events(Box::new(EventRelay::new(*begun, seat, record)))
         }
-        OpenedBody::Large(large) => RelayBody::Bytes(Box::new(ByteRelay {
-            first: Some(large.0),
-            rest: large.1,
-            seat: Some(seat),
-            record: Some(record),
-        })),
+        OpenedBody::Passing(passing) => {
+            RelayBody::Bytes(Box::new(ByteRelay::new(*passing, seat, record)))
+        }
     };
     let mut response = Response::new(body);
     *response.status_mut() = head.status;

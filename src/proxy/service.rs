@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use tidegate_filters::{Chain, Directory};
 use tidegate_placement::Params as PlacementParams;
+use tidegate_settings::HalfClose;
 use tidegate_terms::{RequestId, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
@@ -68,6 +69,12 @@ pub struct Proxy {
     pub hedges: Hedges,
     /// Requests that engines do not prefill for others.
     pub shapes: Shapes,
+    /// A stream that has got nothing for so long gets a comment.
+    pub keepalive_comment: Option<Seconds>,
+    /// A client that closed its sending half: is it still there?
+    pub half_close: HalfClose,
+    /// A client that takes nothing of its answer for so long loses it.
+    pub client_stall: Seconds,
     /// Tokens that a prefix block stands for.
     pub prefix_block: Tokens,
     /// Is the proxy stopping?

@@ -10,6 +10,7 @@ use tidegate_terms::{Moment, Seconds, Tokens};
 use crate::access_log;
 use crate::fleet::{Backend, Live};
 use crate::learn::Observation;
+use crate::legs::Prefilling;
 use crate::place::Predicted;
 use crate::service::Proxy;
 
@@ -60,6 +61,8 @@ pub struct Record {
     pub predicted: Option<Predicted>,
     /// Where its prefill leg ran.
     pub prefill_on: Option<Arc<Backend>>,
+    /// Its whole leg's prefill, if its stream began before a token.
+    pub prefilling: Option<Prefilling>,
     /// Where its decode or whole leg ran.
     pub decode_on: Option<Arc<Backend>>,
     /// The engine's own count.
@@ -68,6 +71,8 @@ pub struct Record {
     pub prefill_usage: Option<Usage>,
     /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
     pub cached: Option<Tokens>,
+    /// How many choices its answer has.
+    pub choices: u32,
     /// The usages that the client wished for, if the engine counts every chunk.
     pub wish: Option<Wish>,
 }
@@ -141,10 +146,12 @@ impl Record {
             placed_at: None,
             predicted: None,
             prefill_on: None,
+            prefilling: None,
             decode_on: None,
             usage: None,
             prefill_usage: None,
             cached: None,
+            choices: 1,
             wish: None,
         }
     }

@@ -18,6 +18,10 @@ pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALH
 pub const BODY_MAX_BYTES: usize = 32 << 20;
 /// Load balancers hold idle connections for a minute; closing first would race with their reuse.
 pub const KEEPALIVE: Seconds = Seconds(75.0);
+/// The idle time-outs of proxies and clients start at 10 s.
+pub const KEEPALIVE_COMMENT: Seconds = Seconds(5.0);
+/// As nginx's `send_timeout`: a reader that pauses for a minute has mostly left.
+pub const CLIENT_STALL: Seconds = Seconds(60.0);
 /// Long enough for most streams; Kubernetes kills after 30 s unless told otherwise.
 pub const DRAIN: Seconds = Seconds(30.0);
 /// Endpoint removal reaches every kube-proxy and load balancer within a few seconds.

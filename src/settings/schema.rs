@@ -68,10 +68,18 @@ pub struct ServerSettings {
     pub threads: usize,
     /// Largest request body, in bytes; larger ones get 413.
     pub body_max_bytes: usize,
-    /// How long a client may take to send its header or its next request, to go on with a body, and
-    /// to go on reading its answer.
+    /// How long a client may take to send its header or its next request, and to go on with a body.
     #[serde(rename = "keepalive_seconds")]
     pub keepalive: Seconds,
+    /// A streaming request that has got nothing for so long gets its head and SSE comments at this
+    /// interval until its first token; 0 never.
+    #[serde(rename = "keepalive_comment_seconds")]
+    pub keepalive_comment: Seconds,
+    /// A client that takes nothing of its answer for so long loses it.
+    #[serde(rename = "client_stall_seconds")]
+    pub client_stall: Seconds,
+    /// What it means that a client closes its sending half after its request.
+    pub half_close: HalfClose,
     /// After the linger, how long requests may take to finish.
     #[serde(rename = "drain_seconds")]
     pub drain: Seconds,
@@ -90,6 +98,28 @@ pub struct ServerSettings {
     pub handoff_hosts: Vec<String>,
     /// TLS termination on the data port.
     pub tls: Option<TlsSettings>,
+}
+
+/// What it means that a client closes its sending half: it may have left, and it may be waiting for
+/// its answer. Only what is sent to it tells which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HalfClose {
+    /// It is answered. After a second without an answer a `100 Continue`, or a comment in a stream,
+    /// shows whether it is still there.
+    #[default]
+    Probe,
+    /// It is answered, and nothing is sent to see whether it is still there.
+    Serve,
+    /// It has left: its request is cancelled.
+    Cancel,
+}
+
+impl ServerSettings {
+    /// The interval of comments, if there are any.
+    pub fn keepalive_comment_interval(&self) -> Option<Seconds> {
+        Some(self.keepalive_comment).filter(|interval| *interval > Seconds::ZERO)
+    }
 }
 
 /// `[server.tls]`
@@ -305,6 +335,9 @@ impl Default for ServerSettings {
             threads: 0,
             body_max_bytes: defaults::BODY_MAX_BYTES,
             keepalive: defaults::KEEPALIVE,
+            keepalive_comment: defaults::KEEPALIVE_COMMENT,
+            client_stall: defaults::CLIENT_STALL,
+            half_close: HalfClose::default(),
             drain: defaults::DRAIN,
             linger: defaults::LINGER,
             upgrade_socket: None,

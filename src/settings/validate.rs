@@ -208,6 +208,8 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 fn spans(settings: &Settings, found: &mut Found) {
     let Settings { server, slo, queue, planner, upstream, probe, .. } = settings;
     found.positive(server.keepalive, "server.keepalive_seconds");
+    found.not_negative(server.keepalive_comment, "server.keepalive_comment_seconds");
+    found.positive(server.client_stall, "server.client_stall_seconds");
     found.not_negative(server.drain, "server.drain_seconds");
     found.not_negative(server.linger, "server.linger_seconds");
     found.positive(slo.ttft, "slo.ttft_seconds");

@@ -210,12 +210,18 @@ async fn responses_messages_and_token_ids_are_split_where_vllm_takes_the_hand_of
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_responses_stream_that_dies_before_its_first_token_goes_elsewhere() {
-    let script = [Act::Break(parts(&[RESPONSES]))];
+async fn a_responses_stream_goes_elsewhere_until_its_first_event() {
+    let created = parts(&[RESPONSES]);
+    let script = [Act::Break(vec![]), Act::Chunks(responses()), Act::Break(created.clone())];
     let fakes = Fake::start_sharing(script, Act::Chunks(responses()), 2).await;
     let proxy = Proxy::start("", &[plain("a", &fakes[0]), plain("b", &fakes[1])]).await;
-    let answer = proxy.post("/v1/responses", r#"{"model":"m","input":"a","stream":true}"#).await;
+    let body = r#"{"model":"m","input":"a","stream":true}"#;
+    let answer = proxy.post("/v1/responses", body).await;
     assert_eq!(answer.body, responses().concat());
+    // The client has seen the event: nothing is done again behind it.
+    let answer = proxy.post("/v1/responses", body).await.body;
+    let rest = answer.strip_prefix(&created.concat()).unwrap_or_else(|| panic!("{answer}"));
+    assert!(rest.trim_start().starts_with("event: error\ndata: {"), "{rest}");
     proxy.settles().await;
 }
 

@@ -1,18 +1,323 @@
 //! Field cases of answers on their way to the client: what comes before the first token, ends,
-//! encodings, and what a client does with its half of the connection.
+//! encodings, and hand-offs in answers of any kind.
 
-use crate::field::{RawEngine, ask, body_of, case};
-use crate::proxy::Proxy;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use std::io::Write;
+use std::time::Duration;
+
+use crate::client::until;
+use crate::field::{Play, RawAnswer, RawClient, RawEngine, ask, body_of, case};
+use crate::proxy::{Proxy, chat};
+
+/// A request for a path.
+pub fn request(path: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nhost: t\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+pub const STREAM: &str = r#"{"model":"m","messages":[],"stream":true}"#;
+
+pub const EVENTS: &str =
+    "HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// One chunk of a chunked body.
+pub fn chunk(data: &str) -> Play {
+    Play::bytes(format!("{:x}\r\n{data}\r\n", data.len()))
+}
+
+/// A proxy in front of one engine, which saw each request once and is blamed for nothing.
+async fn once(answer: impl Into<Bytes>, request: &[u8], closes: bool) -> RawAnswer {
+    let answer = answer.into();
+    let engine = match closes {
+        true => RawEngine::start_closing(answer).await,
+        false => RawEngine::start(answer).await,
+    };
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    for n in 1..4 {
+        let answer = ask(&proxy, request).await;
+        assert_eq!(engine.received().len(), n, "once each: {answer:?}");
+        proxy.settles().await;
+    }
+    let last = ask(&proxy, request).await;
+    assert_eq!(engine.received().len(), 4, "the engine is not blamed: {last:?}");
+    last
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn comments_before_the_first_token_do_not_hurt() {
     let case = case("10-comments");
-    let engine = RawEngine::start(case.answer.clone()).await;
-    let proxy = Proxy::start("", &[engine.engine("a")]).await;
-    let answer = ask(&proxy, &case.request).await;
+    let answer = once(case.answer.clone(), &case.request, false).await;
     assert_eq!((answer.status, answer.whole), (200, true), "{answer:?}");
-    let text = answer.text();
-    assert!(text.ends_with(&*String::from_utf8_lossy(&body_of(&case.answer)[3..])), "{text}");
-    assert_eq!(engine.received().len(), 1);
+    assert!(answer.text().ends_with(&*String::from_utf8_lossy(&body_of(&case.answer)[3..])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_asked_for_goes_on_when_it_comes() {
+    for name in ["10-created", "10-prompt-progress", "10-upper-case-type"] {
+        let case = case(name);
+        // The first chunk, and the rest only when the client has it.
+        let head = case.answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let line = case.answer[head..].windows(2).position(|two| two == b"\r\n").unwrap();
+        let size = std::str::from_utf8(&case.answer[head..head + line]).unwrap();
+        let first = head + line + 2 + usize::from_str_radix(size, 16).unwrap() + 2;
+        let (one, two) = (case.answer.slice(..first), case.answer.slice(first..));
+        let plays = [Play::Bytes(one), Play::Wait, Play::Bytes(two)];
+        let engine = RawEngine::scripted(move |_, _| plays.to_vec()).await;
+        let proxy = Proxy::start("", &[engine.engine("a")]).await;
+        let mut client = RawClient::connect(proxy.data).await;
+        client.send(&case.request).await;
+        client.read_to("\n\n").await;
+        engine.go_on();
+        let answer = client.answer().await;
+        assert_eq!(answer.body, body_of(&case.answer), "{name}");
+        assert!(answer.whole);
+        proxy.settles().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_json_flows_from_its_first_byte() {
+    let case = case("10-speech");
+    let text = String::from_utf8(case.answer.to_vec()).unwrap();
+    for kind in
+        ["audio/pcm", "AUDIO/L16; rate=24000", "text/plain", "application/x-ndjson", "image/png"]
+    {
+        let answer = text.replace("audio/pcm", kind);
+        let (one, two) = answer.split_at(answer.find("pcm\r\n3").unwrap() + 5);
+        let plays = [Play::bytes(one.to_owned()), Play::Wait, Play::bytes(two.to_owned())];
+        let engine = RawEngine::scripted(move |_, _| plays.to_vec()).await;
+        let proxy = Proxy::start("", &[engine.engine("a")]).await;
+        let mut client = RawClient::connect(proxy.data).await;
+        client.send(&case.request).await;
+        client.read_to("pcm").await;
+        engine.go_on();
+        assert_eq!(client.answer().await.body, "pcmpcm", "{kind}");
+        proxy.settles().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_end_mark_an_end_is_an_end() {
+    for name in ["11-no-done", "11-no-last-chunk"] {
+        let case = case(name);
+        let answer = once(case.answer.clone(), &case.request, true).await;
+        assert_eq!(answer.body, body_of(&case.answer), "{name}");
+        assert!(answer.whole, "{name}");
+    }
+    let finished = |more: &str| {
+        format!("data: {{\"choices\":[{{\"delta\":{{}},\"finish_reason\":\"stop\"{more}}}]}}\n\n")
+    };
+    let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let chats = "/v1/chat/completions";
+    let two = r#"{"model":"m","messages":[],"stream":true,"n":2}"#;
+    let both = [finished(",\"index\":0"), finished(",\"index\":1")].concat();
+    let prompts = r#"{"model":"m","prompt":["a","b"],"stream":true}"#;
+    let input = r#"{"model":"m","input":"x","stream":true}"#;
+    let generate = r#"{"text":"x","stream":true,"sampling_params":{}}"#;
+    let meta = r#"data: {"text":"a","meta_info":{"prompt_tokens":1,"completion_tokens":1,"finish_reason":{"type":"stop"}}}"#;
+    for (path, body, events) in [
+        (chats, STREAM, finished("")),
+        (chats, two, both.clone()),
+        ("/v1/completions", prompts, both.replace("\"delta\":{}", "\"text\":\"x\"")),
+        ("/v1/responses", input, "data: {\"type\":\"response.completed\"}\n\n".to_owned()),
+        ("/v1/responses", input, "data: {\"type\":\"response.incomplete\"}\n\n".to_owned()),
+        ("/v1/messages", STREAM, "data: {\"type\":\"message_stop\"}\n\n".to_owned()),
+        (
+            "/v1/messages",
+            STREAM,
+            "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"}}\n\n"
+                .to_owned(),
+        ),
+        ("/generate", generate, format!("{meta}\n\n")),
+        (chats, STREAM, "data: [DONE]".to_owned()),
+    ] {
+        for end in [Play::Close, Play::Reset, Play::bytes("0\r\n\r\n"), Play::bytes("no chunk\r\n")]
+        {
+            let all = format!("{token}{events}");
+            let plays = vec![
+                Play::bytes(EVENTS),
+                chunk(&all),
+                Play::Pause(Duration::from_millis(20)),
+                end.clone(),
+                Play::Close,
+            ];
+            let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
+            let proxy = Proxy::start("", &[engine.engine("a")]).await;
+            for n in 1..4 {
+                let answer = ask(&proxy, &request(path, body)).await;
+                assert_eq!(answer.text(), format!("{token}{events}"), "{path} {end:?}");
+                assert!(answer.whole);
+                assert_eq!(engine.received().len(), n, "{path} {end:?}");
+            }
+            proxy.settles().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_finished_choice_of_two_is_no_end() {
+    let events = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
+    let plays = vec![Play::bytes(EVENTS), chunk(events), Play::Close];
+    let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let two = r#"{"model":"m","messages":[],"stream":true,"n":2}"#;
+    let answer = ask(&proxy, &request("/v1/chat/completions", two)).await;
+    assert!(answer.text().contains("\"error\""), "{}", answer.text());
     proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_mark_gives_the_engines_place_back() {
+    let end =
+        "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
+    let plays = vec![Play::bytes(EVENTS), chunk(end), Play::Wait, Play::Close];
+    let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
+    let one = "engine = \"plain\"\nmodels = [\"m\"]\nstreams_max = 1";
+    let proxy = Proxy::start("", &[engine.engine_with("a", one)]).await;
+    let mut first = RawClient::connect(proxy.data).await;
+    first.send(&request("/v1/chat/completions", STREAM)).await;
+    first.read_to("stop").await;
+    // The first connection is still open: its engine holds it.
+    let mut second = RawClient::connect(proxy.data).await;
+    second.send(&request("/v1/chat/completions", STREAM)).await;
+    second.read_to("stop").await;
+    engine.go_on();
+    engine.go_on();
+    assert!(first.answer().await.whole && second.answer().await.whole);
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_holds_a_stream_open_after_its_end_does_not_hold_the_client() {
+    let plays = vec![
+        Play::bytes(EVENTS),
+        chunk("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n"),
+        Play::Wait,
+    ];
+    let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let answer = ask(&proxy, &request("/v1/chat/completions", STREAM)).await;
+    assert!(answer.whole && answer.text().ends_with("data: [DONE]\n\n"), "{answer:?}");
+    assert!(!answer.text().contains("error"));
+    until("the engine sees it", || engine.left() == 1).await;
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_closes_the_event_that_broke_off_and_is_the_only_one() {
+    let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let plays = vec![Play::bytes(EVENTS), chunk(&format!("{token}data: {{\"cho")), Play::Close];
+    let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let answer = ask(&proxy, &request("/v1/chat/completions", STREAM)).await.text();
+    assert!(answer.starts_with(&format!("{token}data: {{\"cho\n\ndata: {{\"error\"")), "{answer}");
+    assert!(answer.ends_with("\n\ndata: [DONE]\n\n"), "{answer}");
+
+    let error = "data: {\"error\":{\"message\":\"m\",\"code\":500}}\n\n";
+    let plays = vec![Play::bytes(EVENTS), chunk(&format!("{token}{error}")), Play::Close];
+    let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let answer = ask(&proxy, &request("/v1/chat/completions", STREAM)).await.text();
+    assert_eq!(answer, format!("{token}{error}"), "no second error");
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_are_asked_for_no_encoding_and_a_coded_answer_is_read_once() {
+    let leak = case("02-gzip-leak");
+    let answer = once(leak.answer.clone(), &leak.request, false).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-encoding"), None);
+    assert!(!answer.text().contains("remote_host"), "{}", answer.text());
+    assert!(answer.text().contains("\"kv_transfer_params\":null"), "{}", answer.text());
+
+    let stream = case("02-gzip-stream");
+    let answer = once(stream.answer.clone(), &stream.request, false).await;
+    assert_eq!((answer.status, answer.whole), (200, true));
+    assert!(answer.text().starts_with("data: {") && answer.text().contains("[DONE]"), "{answer:?}");
+
+    let engine = RawEngine::start(stream.answer.clone()).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    ask(&proxy, &stream.request).await;
+    assert_eq!(engine.received()[0].header("accept-encoding"), ["identity"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coding_that_is_not_read_is_refused_once_without_a_mark() {
+    for (kind, coding) in [
+        ("application/json", "br"),
+        ("text/event-stream", "zstd"),
+        ("application/json", "gzip, br"),
+    ] {
+        let answer = format!(
+            "HTTP/1.1 200 X\r\ncontent-type: {kind}\r\ncontent-encoding: {coding}\r\ncontent-length: 4\r\n\r\nxxxx"
+        );
+        let answer = once(answer, &request("/v1/chat/completions", STREAM), false).await;
+        assert_eq!(answer.status, 502, "{answer:?}");
+        assert!(answer.text().contains("content-encoding"), "{}", answer.text());
+    }
+    // Broken gzip, too.
+    let broken = "HTTP/1.1 200 X\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nxxxx";
+    let answer = once(broken, &request("/v1/chat/completions", STREAM), false).await;
+    assert_eq!(answer.status, 502, "{answer:?}");
+    // What generates no text passes.
+    let audio = "HTTP/1.1 200 X\r\ncontent-type: audio/pcm\r\ncontent-encoding: br\r\ncontent-length: 4\r\n\r\nxxxx";
+    let answer = once(audio, &case("10-speech").request, false).await;
+    assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("br")));
+    assert_eq!(answer.body, "xxxx");
+}
+
+/// JSON of more than a megabyte that ends in a hand-off.
+fn big(member: &str) -> String {
+    format!("{{\"choices\":[],\"x\":\"{}\",{member}}}", "y".repeat(1_500_000))
+}
+
+fn gzipped(text: &str) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_off_never_leaves_whatever_the_answers_size_or_encoding() {
+    let member = r#""kv_transfer_params":{"remote_host":"h"}"#;
+    let escaped = r#""kv\u005ftransfer_params" : {"remote_host":"h"}"#;
+    let ask = request("/v1/chat/completions", r#"{"model":"m","messages":[]}"#);
+    for member in [member, escaped, r#""disaggregated_params":{"remote_host":"h"}"#] {
+        let small = format!("{{\"choices\":[{{\"m\":{{{member}}}}}],{member}}}");
+        for body in [small, big(member)] {
+            let gone = body.replace(r#"{"remote_host":"h"}"#, "null");
+            let json = "HTTP/1.1 200 X\r\ncontent-type: application/json\r\n";
+            let length = body.len();
+            let plain = format!("{json}content-length: {length}\r\n\r\n{body}").into_bytes();
+            let zip = gzipped(&body);
+            let head =
+                format!("{json}content-encoding: gzip\r\ncontent-length: {}\r\n\r\n", zip.len());
+            let error =
+                format!("HTTP/1.1 400 X\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes();
+            let status = [200, 200, 400];
+            for (n, answer) in
+                [plain, [head.into_bytes(), zip].concat(), error].into_iter().enumerate()
+            {
+                let answer = once(answer, &ask, false).await;
+                assert_eq!((answer.status, answer.whole), (status[n], true), "{n} {member}");
+                assert!(answer.text() == gone, "{n} {member}: {:.300}", answer.text());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_quotes_a_hand_off_is_passed_on_without_it() {
+    let quoted =
+        r#"{"error":{"message":"bad input {'kv_transfer_params': {'remote_host': 'h'}}"}}"#;
+    let answer = format!("HTTP/1.1 400 X\r\ncontent-length: {}\r\n\r\n{quoted}", quoted.len());
+    let engine = RawEngine::start(answer).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.body, quoted.replace("{'remote_host': 'h'}", "null"));
 }

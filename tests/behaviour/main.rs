@@ -12,6 +12,7 @@ mod connectors;
 mod errors;
 mod fake;
 mod field;
+mod field_keepalive;
 mod field_requests;
 mod field_stream;
 mod fitness;

@@ -85,7 +85,7 @@ async fn rule_3_the_decode_engine_is_chosen_when_the_prefill_is_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_4_a_hand_off_past_its_deadline_decodes_without_it() {
     let p = Fake::start([], Act::Slow(200, prefill_answer())).await;
-    let d = Fake::start([], Act::Hang(chat_chunks(1))).await;
+    let d = Fake::start([], Act::Hang(chat_chunks(1)[..2].to_vec())).await;
     let full: &'static str = format!("{DECODE}\nstreams_max = 1").leak();
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), full)];
     let proxy = Proxy::start(&format!("[queue]\nhandoff_seconds = 0.2\n{SPLIT}"), &engines).await;
