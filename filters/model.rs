@@ -6,11 +6,13 @@
 //! - `template`: the chat template, compiled once, with what Hugging Face templates call
 //! - `conversation`: a body's messages as the template sees them
 //! - `other_apis`: prompts of the Responses and the Messages API as chats
+//! - `pieces`: long texts, cut where no token is
 //! - `python`: JSON and dates as Python writes them
 
 mod config;
 mod conversation;
 mod other_apis;
+mod pieces;
 mod python;
 mod refuse;
 mod template;
@@ -35,6 +37,8 @@ pub struct ModelTokenizer {
     template: Option<ChatTemplate>,
     /// Does `tokenizer_config.json` ask for the special tokens that `tokenizer.json` adds?
     special_sure: bool,
+    /// Bytes of the vocabulary's longest token: a text has at least one token for so many bytes.
+    longest_token: usize,
     notes: Vec<String>,
 }
 
@@ -61,6 +65,8 @@ pub(crate) struct Encoded {
     pub(crate) sure: bool,
     /// The template printed the date.
     pub(crate) dated: bool,
+    /// Cuts of a long text that may each have cost a token.
+    pub(crate) cuts: u64,
 }
 
 impl ModelTokenizer {
@@ -82,6 +88,7 @@ impl ModelTokenizer {
         })?;
         config.add_tokens(&mut json);
         refuse::check(&json)?;
+        let longest_token = longest_token(&json);
         let mut tokenizer = Tokenizer::from_json(json)
             .map_err(|error| TokenizerError::Unsupported(error.to_string()))?;
         // Engines cut and pad prompts by their own rules, not by the file's.
@@ -104,7 +111,7 @@ impl ModelTokenizer {
                     .to_owned(),
             );
         }
-        Ok(ModelTokenizer { tokenizer, config, template, special_sure, notes })
+        Ok(ModelTokenizer { tokenizer, config, template, special_sure, longest_token, notes })
     }
 
     /// The same with `bytes` of memory for the token ids of messages seen before: chats and agents
@@ -130,7 +137,29 @@ impl ModelTokenizer {
     /// The ids of a text, special tokens in it recognised; with `add_special_tokens` also those
     /// that the model's tokenizer puts around it. `None` if the tokenizer fails on it.
     pub fn encode_text(&self, text: &str, add_special_tokens: bool) -> Option<Vec<u32>> {
-        self.tokenizer.encode_with_special_tokens(text, add_special_tokens).ok()
+        self.encode(text, add_special_tokens).map(|(ids, _)| ids)
+    }
+
+    /// The same, with the cuts that may each have cost a token.
+    fn encode(&self, text: &str, special: bool) -> Option<(Vec<u32>, u64)> {
+        if text.len() <= pieces::PIECE {
+            return Some((self.tokenizer.encode_with_special_tokens(text, special).ok()?, 0));
+        }
+        let pieces = pieces::pieces(text);
+        let cuts = pieces.len() as u64 - 1;
+        let mut ids = Vec::with_capacity(text.len() / 4);
+        for (i, piece) in pieces.into_iter().enumerate() {
+            // A special token that belongs at the end stands after the first piece then: the count
+            // is the same.
+            let piece = self.tokenizer.encode_with_special_tokens(piece, special && i == 0);
+            ids.extend_from_slice(&piece.ok()?);
+        }
+        Some((ids, cuts))
+    }
+
+    /// The fewest tokens that a text of `bytes` bytes can have.
+    pub(crate) fn fewest_tokens(&self, bytes: usize) -> u64 {
+        (bytes / self.longest_token) as u64
     }
 
     /// The ids of a chat body's rendered messages; `unix_seconds` is the time of day for templates
@@ -140,8 +169,8 @@ impl ModelTokenizer {
     }
 
     pub(crate) fn completion(&self, text: &str, special: bool) -> Option<Encoded> {
-        let ids = self.encode_text(text, special)?;
-        Some(Encoded { ids, sure: !special || self.special_sure, dated: false })
+        let (ids, cuts) = self.encode(text, special)?;
+        Some(Encoded { ids, sure: !special || self.special_sure, dated: false, cuts })
     }
 
     pub(crate) fn chat(&self, scan: &Scan, body: &[u8], clock: Clock) -> Option<Encoded> {
@@ -178,6 +207,17 @@ impl ModelTokenizer {
         let rendered = template.render(said, &self.config, clock).ok_or("not rendered")?;
         Ok(rendered.text)
     }
+}
+
+/// The most bytes that one token of `tokenizer.json` stands for. Byte-level vocabularies write a byte
+/// as a character of one or two bytes, so this is an upper bound for them; normalizers only shorten.
+fn longest_token(json: &serde_json::Value) -> usize {
+    let vocabulary = json["model"]["vocab"].as_object();
+    let tokens = vocabulary.into_iter().flat_map(|tokens| tokens.keys().map(String::len));
+    let added = json["added_tokens"].as_array();
+    let added =
+        added.into_iter().flatten().filter_map(|token| Some(token["content"].as_str()?.len()));
+    tokens.chain(added).max().unwrap_or(1).max(1)
 }
 
 impl std::fmt::Debug for ModelTokenizer {

@@ -1,7 +1,7 @@
 //! Filter 5: how many tokens will the engine read, and which blocks of them may be cached? It must
 //! never refuse: what cannot be counted is estimated, and says so.
 
-use crate::model::{Clock, ModelTokenizer};
+use crate::model::{Clock, Encoded, ModelTokenizer};
 use crate::parse::Parsed;
 use crate::{Counted, FreshIds};
 use std::borrow::Cow;
@@ -38,7 +38,15 @@ struct Request<'a> {
     estimator: &'a ByteEstimator,
     /// What must be equal for two prompts to share blocks.
     salt: u64,
+    /// The model's longest context, if an engine told.
+    limit: Option<Tokens>,
 }
+
+/// Values of `tools` and `messages` that are rendered. A template holds every value as an object of
+/// some 100 bytes, and indents it: 4 MB of `[[],[],…]` took 2.2 GB. A thousand tools have 50,000.
+const NODES_MAX: usize = 100_000;
+/// `\u0041` for one byte.
+const ESCAPED_MAX: usize = 6;
 
 pub(crate) fn tokenize(
     settings: &Tokenize,
@@ -50,7 +58,8 @@ pub(crate) fn tokenize(
     let Some(scan) = &parsed.scan else { return Measured::default() };
     let tokenizer = parsed.model.and_then(|(_, entry)| entry.tokenizer.as_deref());
     let salt = salt(scan, body, parsed.model.map(|(name, _)| &**name).unwrap_or_default());
-    let request = Request { settings, scan, body, tokenizer, estimator, salt };
+    let limit = parsed.model.and_then(|(_, entry)| entry.max_model_len);
+    let request = Request { settings, scan, body, tokenizer, estimator, salt, limit };
     let measured = match scan.prompt {
         Prompt::Absent => Measured::default(),
         Prompt::TokenIds(count, _) => request.ids_given(count),
@@ -82,12 +91,31 @@ impl Request<'_> {
     }
 
     fn text(&self, span: Span) -> Measured {
+        if let Some(measured) = self.cannot_fit(span) {
+            return measured;
+        }
         let special = self.scan.add_special_tokens.unwrap_or(true);
         let encoded = self.tokenizer.zip(span.text(self.body));
         match encoded.and_then(|(tokenizer, text)| tokenizer.completion(&text, special)) {
-            Some(encoded) => self.exact(&encoded.ids, encoded.sure),
+            Some(encoded) => self.encoded(&encoded),
             None => self.rough(span),
         }
+    }
+
+    /// A text of so many bytes that no tokenization fits the context: not tokenized at all. Escapes
+    /// take at most six bytes for one.
+    fn cannot_fit(&self, span: Span) -> Option<Measured> {
+        let (tokenizer, limit) = self.tokenizer.zip(self.limit)?;
+        let fewest = Tokens(tokenizer.fewest_tokens(span.of(self.body).len() / ESCAPED_MAX));
+        (fewest >= limit).then(|| Measured { at_least: Some(fewest), ..self.rough(span) })
+    }
+
+    fn encoded(&self, encoded: &Encoded) -> Measured {
+        let measured = self.exact(&encoded.ids, encoded.sure);
+        // A date is a token or two longer on some days.
+        let slack = encoded.cuts + if encoded.dated { DATE_SLACK } else { 0 };
+        let at_least = measured.at_least.map(|least| Tokens(least.get().saturating_sub(slack)));
+        Measured { at_least, ..measured }
     }
 
     /// Several prompts: each is read, one after the other. They run whole on one engine, so that
@@ -121,18 +149,19 @@ impl Request<'_> {
         let own = self.scan.chat_template.is_some();
         let renders = (chat || other) && (!own || self.settings.trust_request_chat_template);
         let Some(tokenizer) = self.tokenizer.filter(|_| renders) else { return self.rough(span) };
+        if let Some(measured) = self.cannot_fit(span) {
+            return measured;
+        }
+        let tools = self.scan.tools.map(|tools| tools.of(self.body)).unwrap_or_default();
+        if has_more_nodes(tools, NODES_MAX) || has_more_nodes(span.of(self.body), NODES_MAX) {
+            return self.rough(span);
+        }
         let encoded = match other {
             true => tokenizer.chat_of_other_api(self.scan, self.body, clock),
             false => tokenizer.chat(self.scan, self.body, clock),
         };
         match encoded {
-            Some(encoded) if encoded.dated => {
-                // A date is a token or two longer on some days.
-                let at_least = Tokens((encoded.ids.len() as u64).saturating_sub(DATE_SLACK));
-                let at_least = Some(at_least).filter(|_| encoded.sure);
-                Measured { at_least, ..self.exact(&encoded.ids, encoded.sure) }
-            }
-            Some(encoded) => self.exact(&encoded.ids, encoded.sure),
+            Some(encoded) => self.encoded(&encoded),
             None => self.rough(span),
         }
     }
@@ -192,6 +221,39 @@ impl Request<'_> {
     }
 }
 
+/// Has a JSON text more than `max` values? Every value but the first follows a comma, a colon or a
+/// bracket outside of strings.
+fn has_more_nodes(json: &[u8], max: usize) -> bool {
+    if json.len() <= max {
+        return false;
+    }
+    let (mut nodes, mut at) = (0, 0);
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'"' => at = end_of_string(json, at + 1),
+            b',' | b'[' | b'{' => nodes += 1,
+            _ => {}
+        }
+        if nodes > max {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// Where the string ends whose content begins at `at`: its closing quote.
+fn end_of_string(json: &[u8], mut at: usize) -> usize {
+    while let Some(found) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if json[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    json.len()
+}
+
 /// By how much a rendered date may change the count.
 const DATE_SLACK: u64 = 8;
 
@@ -208,4 +270,18 @@ fn several(prompts: impl Iterator<Item = (u64, bool)>) -> Measured {
     }
     let counted = Counted { exact, ..counted(sum) };
     Measured { counted, at_least: exact.then_some(Tokens(longest)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        let many = format!("[{}]", vec!["[]"; 1000].join(","));
+        assert!(has_more_nodes(many.as_bytes(), 999) && !has_more_nodes(many.as_bytes(), 5000));
+        let text = format!("[\"{}\",\"\\\\\",\"\\\",,,\"]", ",[{".repeat(1000));
+        assert!(!has_more_nodes(text.as_bytes(), 10));
+        assert!(!has_more_nodes(b"\"\\", 0), "broken JSON ends too");
+    }
 }

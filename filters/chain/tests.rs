@@ -66,7 +66,7 @@ impl Sent {
 }
 
 fn small_blocks() -> ChainParams {
-    ChainParams { prefix_block: 4, ..ChainParams::default() }
+    ChainParams { prefix_block: 4, handoff: crate::HandoffTrust::Any, ..ChainParams::default() }
 }
 
 fn keyed() -> Chain {

@@ -46,12 +46,33 @@ pub(super) fn tojson(value: &Value, indent: Option<Value>, args: Kwargs) -> Resu
         style.comma = pair.get_item_by_index(0)?.to_string();
         style.colon = pair.get_item_by_index(1)?.to_string();
     }
-    let mut json = Vec::new();
+    let mut json = Bounded(Vec::new());
     let mut serializer = serde_json::Serializer::with_formatter(&mut json, style);
     let cannot = |problem: String| Error::new(ErrorKind::BadSerialization, problem);
     value.serialize(&mut serializer).map_err(|error| cannot(error.to_string()))?;
-    let json = String::from_utf8(json).map_err(|error| cannot(error.to_string()))?;
+    let json = String::from_utf8(json.0).map_err(|error| cannot(error.to_string()))?;
     Ok(Value::from(json))
+}
+
+/// Output of one `tojson` at most, in bytes: an indented document grows with its depth. The longest
+/// prompts in use are a few megabytes.
+const JSON_MAX: usize = 16 << 20;
+
+/// A buffer that refuses to grow beyond [`JSON_MAX`].
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > JSON_MAX {
+            return Err(io::Error::other("tojson: the output is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct PythonJson {

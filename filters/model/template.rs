@@ -24,9 +24,9 @@ use outline::Outlines;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Instructions one rendering may take, about a second's worth; each 64 bytes made count as one. A
-/// conversation of 10,000 messages takes under a million.
-const FUEL: u64 = 20_000_000;
+/// Instructions one rendering may take, a fifth of a second's worth; each 64 bytes made count as one,
+/// so that it makes at most 256 MB. A conversation of 10,000 messages takes under a million.
+const FUEL: u64 = 4_000_000;
 
 /// The name of the only template in its environment.
 const NAME: &str = "chat";

@@ -197,3 +197,15 @@ fn responses_and_messages_are_counted_as_vllm_counted_them() {
         assert_eq!(encoded.ids.len(), counted, "{body}");
     }
 }
+
+#[test]
+fn a_long_text_has_as_many_tokens_in_pieces_as_in_one() {
+    let tokenizer = tiny();
+    let text = "The quick brown fox jumps over 13 lazy dogs.\nAnd then, äöü 日本: \t x = f(y);\n "
+        .repeat(20_000);
+    let whole = tokenizer.tokenizer.encode_with_special_tokens(&text, true).unwrap();
+    let (ids, cuts) = tokenizer.encode(&text, true).unwrap();
+    assert!(cuts >= 4, "{cuts}");
+    assert_eq!(ids, whole);
+    assert!(tokenizer.fewest_tokens(text.len()) <= ids.len() as u64);
+}
