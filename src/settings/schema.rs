@@ -68,19 +68,19 @@ pub struct ServerSettings {
     pub threads: usize,
     /// Largest request body, in bytes; larger ones get 413.
     pub body_max_bytes: usize,
-    /// How long a client may take to send its header or its next request, and to go on with a body.
+    /// Time-out of a client connection: for its header, its next request, and the next part of a body.
     #[serde(rename = "keepalive_seconds")]
     pub keepalive: Seconds,
-    /// A streaming request that has got nothing for so long gets its head and SSE comments at this
-    /// interval until its first token; 0 never.
+    /// Interval of SSE comments to a streaming request that waits for its first token; the first one
+    /// comes with the head. 0: never.
     #[serde(rename = "keepalive_comment_seconds")]
     pub keepalive_comment: Seconds,
-    /// A client that takes nothing of its answer for so long loses it.
+    /// A client that reads nothing of its answer for this long loses the answer.
     #[serde(rename = "client_stall_seconds")]
     pub client_stall: Seconds,
-    /// What it means that a client closes its sending half after its request.
+    /// Meaning of a client that closes its sending half after its request.
     pub half_close: HalfClose,
-    /// After the linger, how long requests may take to finish.
+    /// Time that requests in flight have to finish after the linger.
     #[serde(rename = "drain_seconds")]
     pub drain: Seconds,
     /// Time after SIGTERM for which new requests are still served while `/readyz` answers 503.
@@ -105,11 +105,11 @@ pub struct ServerSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HalfClose {
-    /// It is answered. After a second without an answer a `100 Continue`, or a comment in a stream,
-    /// shows whether it is still there.
+    /// It is answered. After 1 s without an answer a `100 Continue`, or a comment in a stream, shows
+    /// whether it is still connected.
     #[default]
     Probe,
-    /// It is answered, and nothing is sent to see whether it is still there.
+    /// It is answered, and no probe is sent.
     Serve,
     /// It has left: its request is cancelled.
     Cancel,
