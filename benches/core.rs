@@ -81,6 +81,7 @@ impl Fleet for Plain {
             hands_over: true,
             group: GroupId(0),
             prefill: Seconds(busy),
+            prefill_tokens: Tokens(u64::from(id.0 % 7) * 400),
             streams: u32::from(id.0 % 90),
             unbegun: 0,
             streams_max: 256,

@@ -14,6 +14,24 @@ const TOKENS_MAX: u64 = 100_000_000;
 /// fits there by chance makes long prompts several times as dear.
 const ATTENDED_MIN: f64 = 512.0;
 
+/// A token costs at least this share of a step's fixed cost. Physics: a step whose tokens compute for
+/// as long as reading the weights takes has 185 tokens for Llama-70B (docs/spec/engine-model.md), and 1,700
+/// for a mixture of experts that reads eighteen times the weights it computes with; on CPUs fewer.
+/// Without a bound, steps that all took the same once left a fit of 44 ms and nothing for a token.
+const TOKEN_SHARE_MIN: f64 = 1.0 / 2048.0;
+
+/// And at least this much: ten million tokens a second is beyond any engine.
+const TOKEN_MIN: f64 = 1e-7;
+
+/// Prompts that one engine computed together: their tokens add up, the fixed cost of the step does
+/// not.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PrefillBatch {
+    new: Tokens,
+    context: Tokens,
+    pairs: f64,
+}
+
 /// Learns a [`PrefillModel`].
 #[derive(Clone, Debug)]
 pub struct PrefillFit {
@@ -34,6 +52,33 @@ pub struct TransferFit {
     fit: Robust<2>,
 }
 
+impl PrefillBatch {
+    /// One prompt of `new` tokens after `context` cached ones.
+    pub fn of(new: Tokens, context: Tokens) -> PrefillBatch {
+        PrefillBatch { new, context, pairs: attention_pairs(new, context) }
+    }
+
+    /// Another one joins.
+    pub fn add(&mut self, other: PrefillBatch) {
+        self.new += other.new;
+        self.context += other.context;
+        self.pairs += other.pairs;
+    }
+
+    /// Tokens that are computed.
+    pub fn tokens(&self) -> Tokens {
+        self.new
+    }
+
+    /// How long it takes by `model`. Nothing to compute takes no time.
+    pub fn predicted(&self, model: &PrefillModel) -> Seconds {
+        match self.new {
+            Tokens::ZERO => Seconds::ZERO,
+            new => model.base + model.per_token * new.as_f64() + model.per_attention * self.pairs,
+        }
+    }
+}
+
 impl PrefillFit {
     /// Starts from `prior`.
     pub fn new(prior: PrefillModel) -> PrefillFit {
@@ -44,17 +89,35 @@ impl PrefillFit {
     /// A prefill of `new` tokens after `context` cached ones took the engine `took`. Senseless
     /// values are ignored, and so is a prefill of nothing.
     pub fn observe(&mut self, new: Tokens, context: Tokens, took: Seconds) {
-        if new == Tokens::ZERO || (new + context).get() > TOKENS_MAX {
+        self.observe_batch(&PrefillBatch::of(new, context), took);
+    }
+
+    /// Prompts that were computed together took the engine `took`.
+    pub fn observe_batch(&mut self, batch: &PrefillBatch, took: Seconds) {
+        let new = batch.new;
+        if new == Tokens::ZERO || (new + batch.context).get() > TOKENS_MAX {
             return;
         }
-        let pairs = attention_pairs(new, context);
-        let (attended, took) = match pairs < ATTENDED_MIN * new.as_f64() {
+        let (attended, took) = match batch.pairs < ATTENDED_MIN * new.as_f64() {
             // Taken as it is known.
-            true => (0.0, took - self.model().per_attention * pairs),
-            false => (pairs, took),
+            true => (0.0, took - self.model().per_attention * batch.pairs),
+            false => (batch.pairs, took),
         };
         let features = [1.0, new.as_f64(), attended];
         self.fit.observe(class(new.get(), [512, 2048, 8192]), features, took.get());
+        let [base, ..] = self.fit.coefficients();
+        self.fit.keep_above(1, f64::max(base * TOKEN_SHARE_MIN, TOKEN_MIN));
+    }
+
+    /// Prompts took the engine between `least` and `most`; more is not known. It teaches something
+    /// only if the model is outside.
+    pub fn observe_between(&mut self, batch: &PrefillBatch, least: Seconds, most: Seconds) {
+        let predicted = batch.predicted(&self.model());
+        if predicted < least {
+            self.observe_batch(batch, least);
+        } else if predicted > most {
+            self.observe_batch(batch, most);
+        }
     }
 
     /// The model as learned so far.

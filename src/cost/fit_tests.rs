@@ -30,6 +30,8 @@ proptest! {
         draws in draws(),
         (base, token, attention) in (0.001..0.03, 5e-6..300e-6, 1e-11..5e-9),
     ) {
+        // No engine's tokens are cheaper: see TOKEN_SHARE_MIN.
+        let token = f64::max(token, base * TOKEN_SHARE_MIN * 1.2);
         let truth = PrefillModel {
             base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(attention),
         };
@@ -154,4 +156,64 @@ fn a_hand_off_is_learned_from_both_its_parts() {
     assert!(within(fit.model().base, truth.base, 0.02), "{:?}", fit.model());
     assert!(within(fit.model().per_token, truth.per_token, 0.02), "{:?}", fit.model());
     assert_eq!(fit.observations(), 100);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Short prompts come in steps of 1 to 60 of them. Each is seen to take as long as its step.
+    #[test]
+    fn prompts_that_shared_a_step_teach_what_a_token_costs(
+        sizes in prop::collection::vec((8u64..60, 0.0..1.0f64), 120..300),
+        (base, token) in (0.002..0.02, 30e-6..150e-6),
+        history in prop::collection::vec(0.0..1.0f64, 0..60),
+    ) {
+        let truth = PrefillModel {
+            base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(1e-9),
+        };
+        let mut fit = PrefillFit::default();
+        for noise in history {
+            // One size and nothing else, on an engine that was slower then.
+            let took = truth.predict(Tokens(1500), Tokens::ZERO) * 2.0;
+            fit.observe(Tokens(1500), Tokens::ZERO, disturb(took, noise, 1.0));
+        }
+        for (index, (tokens, noise)) in sizes.into_iter().enumerate() {
+            let count = 1 + index * 7 % 40;
+            let mut batch = PrefillBatch::default();
+            (0..count).for_each(|_| batch.add(PrefillBatch::of(Tokens(tokens), Tokens::ZERO)));
+            fit.observe_batch(&batch, disturb(batch.predicted(&truth), noise, 1.0));
+        }
+        for tokens in [30, 300] {
+            let prompt = PrefillBatch::of(Tokens(tokens), Tokens::ZERO);
+            let (seen, want) = (prompt.predicted(&fit.model()), prompt.predicted(&truth));
+            prop_assert!(within(seen, want, 0.25), "{tokens}: {seen:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_always_costs_something(
+        observations in prop::collection::vec((1u64..4000, 0.0..0.2f64), 1..200),
+    ) {
+        let mut fit = PrefillFit::default();
+        for (tokens, took) in observations {
+            fit.observe(Tokens(tokens), Tokens::ZERO, Seconds(took));
+            let model = fit.model();
+            prop_assert!(model.per_token.get() > 0.0);
+            prop_assert!(model.per_token.get() * 2049.0 > model.base.get());
+        }
+    }
+}
+
+#[test]
+fn a_bound_teaches_only_a_model_that_is_beyond_it() {
+    let batch = PrefillBatch::of(Tokens(1000), Tokens::ZERO);
+    let fit_after = |least: f64, most: f64| {
+        let mut fit = PrefillFit::default();
+        (0..40).for_each(|_| fit.observe_between(&batch, Seconds(least), Seconds(most)));
+        batch.predicted(&fit.model())
+    };
+    let prior = batch.predicted(&PrefillModel::default());
+    assert_eq!(fit_after(0.0, 1.0), prior);
+    assert!(within(fit_after(0.0, 0.02), Seconds(0.02), 0.05));
+    assert!(within(fit_after(0.2, 1.0), Seconds(0.2), 0.05));
 }

@@ -7,8 +7,9 @@ use tidegate_terms::{Seconds, Tokens};
 /// `seconds(n new tokens after x cached) = base + per_token·n + per_attention·(n·x + n²/2)`.
 ///
 /// The sum of the steps of docs/spec/engine-model.md#step-time over the chunks of one prompt:
-/// `per_token` contains the
-/// chunks' share of the fixed cost of a step.
+/// `per_token` contains the chunks' share of the fixed cost of a step. Prompts that an engine computes
+/// in one step share its `base`: each of them adds [`joining`](PrefillModel::joining), and all of them
+/// together take [`batch`](PrefillModel::batch).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrefillModel {
     /// Fixed cost of a prefill.
@@ -65,8 +66,20 @@ impl PrefillModel {
         if new == Tokens::ZERO {
             return Seconds::ZERO;
         }
+        self.base + self.joining(new, context)
+    }
+
+    /// What such a prompt adds to prefills that the engine computes anyway: everything but the base,
+    /// which is paid once a step and not once a prompt.
+    pub fn joining(&self, new: Tokens, context: Tokens) -> Seconds {
         let pairs = attention_pairs(new, context);
-        self.base + self.per_token * new.as_f64() + self.per_attention * pairs
+        self.per_token * new.as_f64() + self.per_attention * pairs
+    }
+
+    /// How long prompts take together whose [`joining`](PrefillModel::joining) costs add up to
+    /// `joined`. No prompts take no time.
+    pub fn batch(&self, joined: Seconds) -> Seconds {
+        if joined > Seconds::ZERO { self.base + joined } else { Seconds::ZERO }
     }
 }
 
@@ -146,6 +159,17 @@ mod tests {
         assert_eq!(model.predict(Tokens(10), Tokens(0)), Seconds(1.0 + 1.0 + 0.5));
         assert_eq!(model.predict(Tokens(10), Tokens(20)), Seconds(1.0 + 1.0 + 2.5));
         assert_eq!(model.predict(Tokens(0), Tokens(20)), Seconds::ZERO);
+    }
+
+    #[test]
+    fn prompts_of_one_step_pay_its_base_once() {
+        let model = PrefillModel::default();
+        let (prompt, none) = (Tokens(30), Tokens::ZERO);
+        let both = model.batch(model.joining(prompt, none) + model.joining(prompt, none));
+        let twice = model.predict(prompt, none) * 2.0;
+        assert!((twice - both - model.base).get().abs() < 1e-12, "{both:?}");
+        assert_eq!(model.batch(model.joining(prompt, none)), model.predict(prompt, none));
+        assert_eq!(model.batch(Seconds::ZERO), Seconds::ZERO);
     }
 
     #[test]

@@ -136,6 +136,14 @@ impl PrefixIndex {
         }
     }
 
+    /// Does `backend` itself say what it holds?
+    pub fn is_followed(&self, backend: BackendId) -> bool {
+        self.table
+            .backends
+            .get(backend.index())
+            .is_some_and(|shelf| Word::load(&shelf.followed) != 0)
+    }
+
     /// `backend` says that it holds the block `hash`.
     pub fn store(&self, backend: BackendId, hash: u64) {
         self.table.store(backend, hash);

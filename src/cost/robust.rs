@@ -65,6 +65,13 @@ impl<const D: usize> Robust<D> {
         self.coefficients
     }
 
+    /// Raise a coefficient to what it is known to be at least.
+    pub(crate) fn keep_above(&mut self, index: usize, least: f64) {
+        if least.is_finite() {
+            self.coefficients[index] = self.coefficients[index].max(least);
+        }
+    }
+
     pub(crate) const fn seen(&self) -> u64 {
         self.seen
     }

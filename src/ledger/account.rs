@@ -9,7 +9,7 @@ use tidegate_terms::{Seconds, Tokens};
 /// What one backend holds. Written by every request that is placed there, read by all.
 #[derive(Debug, Default)]
 pub struct Account {
-    /// Predicted prefill work sent and unfinished, in nanoseconds.
+    /// Prefill work sent and unfinished, in nanoseconds: what each prompt adds to a step.
     prefill_nanos: AtomicU64,
     /// The uncached prompt tokens of that work.
     prefill_tokens: AtomicU64,
@@ -28,7 +28,8 @@ pub struct Account {
 /// An account's counters, read one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Balance {
-    /// Predicted prefill work sent and unfinished.
+    /// Prefill work sent and unfinished: what each prompt adds to a step. The fixed cost of the
+    /// steps is not in it, because prompts share steps.
     pub prefill: Seconds,
     /// Uncached prompt tokens of that work.
     pub prefill_tokens: Tokens,
@@ -51,6 +52,16 @@ impl Balance {
     }
 }
 
+/// How much prefill work may be outstanding on a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct PrefillRoom {
+    /// A prompt fits while less work than this is outstanding.
+    pub work: Seconds,
+    /// It also fits if not more tokens than this are outstanding with its own: those of one step.
+    /// 0 for a prompt to which this does not apply.
+    pub tokens: Tokens,
+}
+
 /// Prefill work that one leg put on a backend. Dropping it settles it.
 #[derive(Debug)]
 pub struct PrefillCharge {
@@ -68,16 +79,23 @@ pub struct StreamCharge {
 }
 
 impl Account {
-    /// Charge prefill work if less than `room` is outstanding; an idle backend always has room.
+    /// Charge prefill work if it fits into `room`; an idle backend always has room.
     pub fn try_charge_prefill(
         self: &Arc<Self>,
         work: Seconds,
         tokens: Tokens,
-        room: Seconds,
+        room: PrefillRoom,
     ) -> Option<PrefillCharge> {
-        let (room, nanos) = (nanos(room), charged_nanos(work));
-        let fits = |present: u64| (present == 0 || present < room).then(|| present + nanos);
-        self.prefill_nanos.fetch_update(Relaxed, Relaxed, fits).ok()?;
+        let (most, nanos) = (nanos(room.work), charged_nanos(work));
+        let fits = |present: u64| (present == 0 || present < most).then(|| present + nanos);
+        if self.prefill_nanos.fetch_update(Relaxed, Relaxed, fits).is_ok() {
+            self.prefill_tokens.fetch_add(tokens.get(), Relaxed);
+        } else {
+            let (own, most) = (tokens.get(), room.tokens.get());
+            let joins = |present: u64| (present + own <= most).then_some(present + own);
+            self.prefill_tokens.fetch_update(Relaxed, Relaxed, joins).ok()?;
+            self.prefill_nanos.fetch_add(nanos, Relaxed);
+        }
         Some(self.prefill_charged(nanos, tokens))
     }
 
@@ -85,6 +103,7 @@ impl Account {
     pub fn charge_prefill(self: &Arc<Self>, work: Seconds, tokens: Tokens) -> PrefillCharge {
         let nanos = charged_nanos(work);
         self.prefill_nanos.fetch_add(nanos, Relaxed);
+        self.prefill_tokens.fetch_add(tokens.get(), Relaxed);
         self.prefill_charged(nanos, tokens)
     }
 
@@ -114,9 +133,8 @@ impl Account {
         }
     }
 
-    /// `nanos` are on the account: the rest of the charge, and what will settle it.
+    /// `nanos` and `tokens` are on the account: the rest of the charge, and what will settle it.
     fn prefill_charged(self: &Arc<Self>, nanos: u64, tokens: Tokens) -> PrefillCharge {
-        self.prefill_tokens.fetch_add(tokens.get(), Relaxed);
         self.prefill_legs.fetch_add(1, Relaxed);
         PrefillCharge { account: Arc::clone(self), nanos, tokens: tokens.get() }
     }
@@ -138,10 +156,18 @@ impl Drop for PrefillCharge {
 }
 
 impl StreamCharge {
+    /// The stream decodes, whether or not its tokens are seen: those of an answer that is not
+    /// streamed are not.
+    pub fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.account.unbegun.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// The stream emitted `tokens` more, and holds as many more KV tokens.
     pub fn emit(&mut self, tokens: u32) {
-        if tokens > 0 && !std::mem::replace(&mut self.begun, true) {
-            self.account.unbegun.fetch_sub(1, Relaxed);
+        if tokens > 0 {
+            self.begin();
         }
         self.kv += u64::from(tokens);
         self.account.kv_tokens.fetch_add(u64::from(tokens), Relaxed);

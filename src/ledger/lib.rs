@@ -12,4 +12,4 @@ mod atomics;
 #[cfg(test)]
 mod tests;
 
-pub use account::{Account, Balance, PrefillCharge, StreamCharge};
+pub use account::{Account, Balance, PrefillCharge, PrefillRoom, StreamCharge};

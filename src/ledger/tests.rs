@@ -1,10 +1,12 @@
 //! The account under every interleaving that shuttle finds.
 
-use crate::Account;
 use crate::atomics::Arc;
+use crate::{Account, PrefillRoom};
 use shuttle::{check_random, thread};
 use tidegate_terms::{Seconds, Tokens};
 
+/// A prompt fits by time alone.
+const ROOM: PrefillRoom = PrefillRoom { work: Seconds(0.15), tokens: Tokens(0) };
 const ROUNDS: usize = 300;
 
 fn check(test: impl Fn() + Send + Sync + 'static) {
@@ -42,9 +44,8 @@ fn every_charge_settles_whatever_the_order() {
 fn two_requests_never_both_take_the_last_room() {
     check(|| {
         let account = Arc::new(Account::default());
-        let charge = |account: &Arc<Account>| {
-            account.try_charge_prefill(Seconds(0.2), Tokens(5), Seconds(0.15))
-        };
+        let charge =
+            |account: &Arc<Account>| account.try_charge_prefill(Seconds(0.2), Tokens(5), ROOM);
         let other = Arc::clone(&account);
         let rival = thread::spawn(move || charge(&other));
         let mine = charge(&account);
@@ -77,8 +78,28 @@ fn streams_never_exceed_their_limit() {
 fn an_idle_backend_has_room_for_any_prompt() {
     check(|| {
         let account = Arc::new(Account::default());
-        let long = account.try_charge_prefill(Seconds(60.0), Tokens(1), Seconds(0.15));
+        let long = account.try_charge_prefill(Seconds(60.0), Tokens(1), ROOM);
         assert!(long.is_some());
-        assert!(account.try_charge_prefill(Seconds(0.0), Tokens(0), Seconds(0.15)).is_none());
+        assert!(account.try_charge_prefill(Seconds(0.0), Tokens(0), ROOM).is_none());
+    });
+}
+
+#[test]
+fn prompts_beyond_the_room_in_time_fit_while_they_fit_into_one_step() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let step = PrefillRoom { tokens: Tokens(100), ..ROOM };
+        let first = account.try_charge_prefill(Seconds(1.0), Tokens(40), ROOM);
+        let rivals: Vec<_> = (0..3)
+            .map(|_| {
+                let account = Arc::clone(&account);
+                thread::spawn(move || account.try_charge_prefill(Seconds(0.01), Tokens(30), step))
+            })
+            .collect();
+        let joined: Vec<_> = rivals.into_iter().filter_map(|r| r.join().unwrap()).collect();
+        assert_eq!(joined.len(), 2, "40 and twice 30 tokens of 100");
+        assert_eq!(account.balance().prefill_tokens, Tokens(100));
+        drop((first, joined));
+        assert!(account.balance().is_settled());
     });
 }

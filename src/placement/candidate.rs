@@ -1,20 +1,29 @@
-//! What one backend would make of one job. Arithmetic only; who may be asked is decided in
-//! place.rs.
+//! What one backend would make of one job. Arithmetic only; which backends are candidates is decided
+//! in place.rs.
+//!
+//! # Prompts share steps
+//! An engine computes waiting prompts together, up to `chunk` tokens a step. A prompt is therefore
+//! charged what it adds to the steps (`PrefillModel::joining`); the fixed cost of a step is added
+//! once to all that is outstanding on a backend, not once a prompt. Short prompts that fit into one
+//! step with those outstanding are admitted whatever the room in time is: the step takes little
+//! longer with them, and without them the engine would need a step more.
 //!
 //! # How long a prefill holds up a decode engine
 //! By docs/spec/engine-model.md#step-time a step that computes a chunk of the prompt beside `n`
 //! decodes with `K` tokens
 //! of KV takes `t_base + max(compute, t_weights) + K·t_kv`. Every stream still gets a token from
-//! every such step, so the hold-up is per step: a prompt of `s = ⌈uncached / chunk⌉` chunks takes
+//! every such step, so the hold-up is per step: the prompt, together with the prefill tokens that
+//! are outstanding there, makes `s = ⌈tokens / chunk⌉` steps that take
 //!
 //! ```text
 //! mixed   = max(prefill, s·decode.base) + s·(n·t_seq + K·t_kv)
-//! hold-up = prefill work already there + mixed − s·TPOT target
+//! hold-up = mixed − s'·TPOT target
 //! ```
 //!
-//! (`prefill` is what the cost model predicts of the prompt alone and has the chunks' compute and
-//! fixed costs in it; `decode.base` is `t_base + t_weights`, which chunk and decodes share.) After
-//! the last of these steps each stream is later than its target allows by at most the hold-up, and
+//! (`prefill` is what the cost model predicts of these prompts as one batch and has the chunks'
+//! compute and fixed costs in it; `decode.base` is `t_base + t_weights`, which chunk and decodes
+//! share; `s'` are the steps of the prompt alone: of those outstanding some may be over, and earn
+//! nothing more.) After the last of these steps each stream is later than its target allows by at most the hold-up, and
 //! never later before: a step that is longer than the target only adds. So a backend whose slack
 //! covers the hold-up misses no TPOT by it, and with small chunks, or a prompt so short that its
 //! step stays within the target, it costs nobody anything.
@@ -30,7 +39,7 @@ use tidegate_terms::{BackendId, Seconds, Tokens};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
     pub(crate) on: BackendId,
-    /// Prefill work to reserve.
+    /// Prefill work to reserve: what the prompt adds to the engine's steps.
     pub(crate) predicted: Seconds,
     pub(crate) cached: Tokens,
     /// Predicted time to the first token, from now.
@@ -46,8 +55,8 @@ pub(crate) struct Offer<'a> {
     pub(crate) on: BackendId,
     pub(crate) load: &'a Load,
     pub(crate) cached: Tokens,
-    /// The prompt alone on an idle engine.
-    predicted: Seconds,
+    /// What the prompt adds to the engine's steps.
+    joining: Seconds,
     /// What the cache saves beyond what locality may count for.
     discounted: Seconds,
 }
@@ -78,10 +87,10 @@ impl<'a> Offer<'a> {
         cached: Tokens,
     ) -> Offer<'a> {
         let cached = Tokens(cached.get().min(job.prompt.get()));
-        let predicted = load.prefill_model.predict(job.prompt - cached, cached);
-        let saved = load.prefill_model.predict(job.prompt, Tokens::ZERO) - predicted;
+        let joining = load.prefill_model.joining(job.prompt - cached, cached);
+        let saved = load.prefill_model.joining(job.prompt, Tokens::ZERO) - joining;
         let discounted = (saved - params.locality_max).max(Seconds::ZERO);
-        Offer { params, job, on, load, cached, predicted, discounted }
+        Offer { params, job, on, load, cached, joining, discounted }
     }
 
     pub(crate) fn uncached(&self) -> Tokens {
@@ -90,7 +99,9 @@ impl<'a> Offer<'a> {
 
     /// May a prefill start there now?
     pub(crate) fn has_prefill_room(&self) -> bool {
-        self.load.has_prefill_room(self.params.room)
+        let joined = self.load.prefill_tokens + self.uncached();
+        let joins = joined <= self.params.joins_step_of(self.uncached());
+        self.load.has_prefill_room(self.params.room) || joins
     }
 
     /// May one more stream start there within `share` of the TPOT target?
@@ -150,22 +161,24 @@ impl<'a> Offer<'a> {
         }
     }
 
-    /// Would streams get tokens later than the target allows, those that run there or those that are
-    /// handed over meanwhile? The latter not by the first step: it ends with their first token.
+    /// Would this prompt alone give streams their tokens later than the target allows, those that run
+    /// there or those that are handed over meanwhile? The latter not by the first step: it ends with
+    /// their first token.
     pub(crate) fn holds_up(&self) -> bool {
-        let somebody = self.load.streams > 0 || self.steps() > 1.0;
-        somebody && self.mixed() > self.params.slo.tpot * self.steps()
+        let steps = self.steps_of(self.uncached());
+        let alone = self.load.prefill_model.batch(self.joining);
+        let any = self.load.streams > 0 || steps > 1.0;
+        any && self.beside_streams(alone, steps) > self.params.slo.tpot * steps
     }
 
     /// The prefill leg alone; what follows elsewhere is added by [`handed_over`].
     pub(crate) fn prefill(&self) -> Candidate {
-        let ttft = self.load.prefill + self.mixed();
-        self.candidate(ttft, Seconds::ZERO)
+        self.candidate(self.mixed(), Seconds::ZERO)
     }
 
     /// The whole request.
     pub(crate) fn whole(&self) -> Candidate {
-        let ttft = self.load.prefill + self.mixed();
+        let ttft = self.mixed();
         let output = self.job.expected_output.as_f64();
         self.candidate(ttft, self.load.step_with(self.job.prompt) * output)
     }
@@ -177,29 +190,44 @@ impl<'a> Offer<'a> {
             _ => self.hold_up().max(Seconds::ZERO) * self.params.hold_weight,
         };
         let rank = (ttft + decode + harm + self.discounted).get();
-        let (on, predicted, cached) = (self.on, self.predicted, self.cached);
+        let (on, predicted, cached) = (self.on, self.joining, self.cached);
         Candidate { on, predicted, cached, ttft, rank }
     }
 
-    /// The prompt's chunks.
-    fn steps(&self) -> f64 {
-        self.uncached().get().div_ceil(self.params.chunk.get().max(1)).max(1) as f64
+    /// Steps that so many prefill tokens make.
+    fn steps_of(&self, tokens: Tokens) -> f64 {
+        tokens.get().div_ceil(self.params.chunk.get().max(1)).max(1) as f64
     }
 
-    /// The prefill beside the streams that run there. See above.
+    /// Steps of the prompt together with the prefills that are outstanding there.
+    fn steps(&self) -> f64 {
+        self.steps_of(self.load.prefill_tokens + self.uncached())
+    }
+
+    /// All of that beside the streams that run there. See above.
     fn mixed(&self) -> Seconds {
-        let (load, steps) = (self.load, self.steps());
+        let load = self.load;
+        let batch = match load.prefill > Seconds::ZERO {
+            true => load.prefill + self.joining,
+            false => load.prefill_model.batch(self.joining),
+        };
+        self.beside_streams(batch, self.steps())
+    }
+
+    /// Prefill work of so many steps beside the streams that run there.
+    fn beside_streams(&self, prefill: Seconds, steps: f64) -> Seconds {
+        let load = self.load;
         if load.streams == 0 {
-            return self.predicted;
+            return prefill;
         }
         let shared = load.decode_model.base;
         let beside = load.decode_model.beside_prefill(load.streams, load.kv);
-        self.predicted.max(shared * steps) + beside * steps
+        prefill.max(shared * steps) + beside * steps
     }
 
     /// See above.
     fn hold_up(&self) -> Seconds {
-        self.load.prefill + self.mixed() - self.params.slo.tpot * self.steps()
+        self.mixed() - self.params.slo.tpot * self.steps_of(self.uncached())
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn idle(role: Role) -> Load {
         hands_over: true,
         group: GroupId(0),
         prefill: Seconds::ZERO,
+        prefill_tokens: Tokens(0),
         streams: 0,
         unbegun: 0,
         streams_max: 256,
@@ -48,7 +49,8 @@ pub(crate) fn streaming(role: Role, streams: u32, slack: f64) -> Load {
 
 /// An engine with that much prefill work.
 pub(crate) fn prefilling(role: Role, prefill: f64) -> Load {
-    Load { prefill: Seconds(prefill), ..idle(role) }
+    let tokens = (prefill / PREFILL.per_token.get()).round() as u64;
+    Load { prefill: Seconds(prefill), prefill_tokens: Tokens(tokens), ..idle(role) }
 }
 
 /// A request of `prompt` tokens that came at the start, with a second to its first token.
@@ -81,6 +83,15 @@ pub(crate) fn handover(from: u16) -> Handover {
     }
 }
 
+impl Load {
+    /// One prompt more is outstanding.
+    fn joined(&mut self, work: Seconds, tokens: Tokens) {
+        let idle = self.prefill <= Seconds::ZERO;
+        self.prefill += if idle { self.prefill_model.batch(work) } else { work };
+        self.prefill_tokens += tokens;
+    }
+}
+
 /// Engines by slot, all in one pool.
 pub(crate) struct Engines {
     pool: Vec<BackendId>,
@@ -110,10 +121,12 @@ impl Engines {
     pub(crate) fn reserve(&self, choice: Choice, kv: Tokens) {
         let mut loads = self.loads.borrow_mut();
         match choice {
-            Choice::Prefill { on, predicted, .. } => loads[on.index()].prefill += predicted,
-            Choice::Whole { on, predicted, .. } => {
+            Choice::Prefill { on, predicted, cached } => {
+                loads[on.index()].joined(predicted, kv - cached);
+            }
+            Choice::Whole { on, predicted, cached } => {
                 let load = &mut loads[on.index()];
-                load.prefill += predicted;
+                load.joined(predicted, kv - cached);
                 load.streams += 1;
                 load.kv += kv;
             }

@@ -21,8 +21,11 @@ pub struct Load {
     pub hands_over: bool,
     /// Whom it may hand KV cache to.
     pub group: GroupId,
-    /// Predicted prefill work that was sent and is unfinished, that of whole requests included.
+    /// How long the prefill work takes that was sent and is unfinished, that of whole requests
+    /// included: all of it as one batch ([`PrefillModel::batch`]).
     pub prefill: Seconds,
+    /// The uncached prompt tokens of that work.
+    pub prefill_tokens: Tokens,
     /// Decode streams running or reserved.
     pub streams: u32,
     /// Those of them that have emitted nothing yet: on their way here, or behind a prefill.
@@ -63,9 +66,10 @@ impl Load {
         self.usable && self.role != Role::Draining
     }
 
-    /// May it be sent a prefill of whatever size? An idle engine always may.
+    /// May it be sent a prefill of whatever size? An idle engine always may. The fixed cost of the
+    /// steps takes no room: it is paid however few prompts there are.
     pub(crate) fn has_prefill_room(&self, room: Seconds) -> bool {
-        self.prefill.get() <= 0.0 || self.prefill < room
+        self.prefill.get() <= 0.0 || self.prefill - self.prefill_model.base < room
     }
 
     /// Does a stream of `kv` tokens that will grow by `growth` fit, leaving `headroom` of the

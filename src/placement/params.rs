@@ -14,7 +14,8 @@ pub struct Params {
     /// Prefill work that may wait on a backend: the time it takes to hear that it ended and to send
     /// the next, so that the engine never runs dry and the queue stays ours. Work is counted until
     /// it is done, so less than a chunk is enough, and more costs bursts their order: azure code at
-    /// twice its rate loses a point at 0.15 s. Greater than 0.
+    /// twice its rate loses a point at 0.15 s. Greater than 0. Short prompts also start while all
+    /// that is outstanding fits into one step: see [`joins_step_of`](Params::joins_step_of).
     pub room: Seconds,
     /// Prompts with fewer uncached tokens are never split: a hand-off costs more.
     pub whole_below: Tokens,
@@ -63,6 +64,19 @@ pub struct Params {
     /// Up to this many backends are all looked at; of more, this many by the job's seed, and
     /// further ones only while none has room.
     pub sample: usize,
+}
+
+/// Prompts with fewer uncached tokens than this are short: 32 of them fill a step of vLLM's default
+/// chunk of 2,048 tokens, and one is less than the work that hides behind reading the weights once
+/// (185 tokens for Llama-70B in docs/spec/engine-model.md).
+const SHORT: Tokens = Tokens(64);
+
+impl Params {
+    /// Up to how many outstanding tokens, its own included, a prompt of `uncached` tokens may start
+    /// although the room in time is used up: those of one step if it is short, else none.
+    pub fn joins_step_of(&self, uncached: Tokens) -> Tokens {
+        if uncached < SHORT { self.chunk } else { Tokens::ZERO }
+    }
 }
 
 impl Default for Params {

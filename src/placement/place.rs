@@ -23,7 +23,7 @@ pub enum Choice {
     Prefill {
         /// Where.
         on: BackendId,
-        /// Its prefill work, to reserve.
+        /// What its prefill adds to the engine's steps, to reserve.
         predicted: Seconds,
         /// Prompt tokens that are there already.
         cached: Tokens,
@@ -32,7 +32,7 @@ pub enum Choice {
     Whole {
         /// Where.
         on: BackendId,
-        /// Its prefill work, to reserve.
+        /// What its prefill adds to the engine's steps, to reserve.
         predicted: Seconds,
         /// Prompt tokens that are there already.
         cached: Tokens,

@@ -180,6 +180,33 @@ fn smaller_chunks_hold_up_less() {
 }
 
 #[test]
+fn short_prompts_fill_a_step_whatever_the_room_in_time_is() {
+    // A step's tokens are outstanding on an engine that takes a second for them.
+    let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 1.0) };
+    check(30, &[slow(1000)], Whole(0));
+    check(30, &[slow(2018)], Whole(0));
+    check(30, &[slow(2019)], Waits(WaitReason::PrefillBusy));
+    check(400, &[slow(1000)], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn short_prompts_are_admitted_until_they_fill_a_step() {
+    let engines = Engines::new(vec![Load { streams_max: 1000, ..idle(Mixed) }]);
+    let admitted = (0..500).take_while(|id| {
+        let job = job(*id, 30);
+        let choice = place(&Params::default(), NOW, &job, &engines);
+        let placed = matches!(choice, Choice::Whole { .. });
+        if placed {
+            engines.reserve(choice, job.prompt);
+            // Their answers are short: nothing else than the prefill limits them.
+            engines.change(0, |load| (load.streams, load.kv) = (0, Tokens(0)));
+        }
+        placed
+    });
+    assert_eq!(admitted.count(), 2048 / 30);
+}
+
+#[test]
 fn a_short_prompt_is_never_split() {
     check(60, &[idle(Prefill), streaming(Decode, 100, 0.0)], Whole(1));
     check(60, &[idle(Prefill), full(Decode)], Whole(0));
@@ -364,6 +391,7 @@ fn any_load() -> impl Strategy<Value = Load> {
             hands_over,
             group: GroupId(group),
             prefill: Seconds(if prefill < 0.1 { 0.0 } else { prefill - 0.1 }),
+            prefill_tokens: Tokens((f64::max(prefill - 0.1, 0.0) / 72e-6) as u64),
             ..streaming(role, streams, slack)
         },
     )
@@ -386,19 +414,21 @@ proptest! {
         job.excluded.insert(BackendId(failed));
         let engines = Engines::new(loads.clone());
         let open = |load: &Load| load.usable && load.role != Draining;
+        let has_room = |load: &Load| load.has_prefill_room(params.room)
+            || load.prefill_tokens + Tokens(prompt) <= params.joins_step_of(Tokens(prompt));
         match place(&params, NOW, &job, &engines) {
             Choice::Prefill { on, .. } => {
                 let chosen = loads[on.index()];
                 // Beside its role prefills what can.
                 prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
-                prop_assert!(open(&chosen) && chosen.prefill < params.room && !never);
+                prop_assert!(open(&chosen) && has_room(&chosen) && !never);
                 let taker = |(slot, load): (usize, &Load)| open(load)
                     && slot != on.index() && load.group == chosen.group && load.role.takes_decode();
                 prop_assert!(loads.iter().enumerate().any(taker));
             }
             Choice::Whole { on, .. } => {
                 let chosen = loads[on.index()];
-                prop_assert!(open(&chosen) && chosen.prefill < params.room);
+                prop_assert!(open(&chosen) && has_room(&chosen));
                 prop_assert!(chosen.streams < chosen.streams_max);
             }
             Choice::Wait(_) => {

@@ -6,7 +6,7 @@ use tidegate_cost::Matches;
 use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
 use tidegate_placement::{Excluded, Job, Split};
-use tidegate_terms::{Moment, PoolId, Tokens};
+use tidegate_terms::{BackendId, Moment, PoolId, Tokens};
 
 use crate::fleet::{EVERYONE, Live, RoutingTable};
 use crate::service::Proxy;
@@ -19,8 +19,7 @@ pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, J
     let prompt = accepted.prompt.tokens;
     let matches = proxy.fleet.prefixes.matches(&accepted.prompt.chain);
     let expected_output = expected_output(proxy, accepted);
-    let held = u64::from(matches.longest()) * proxy.prefix_block.get();
-    let cached = Tokens(held).min(prompt - Tokens(1));
+    let cached = most_cached(proxy, &matches).min(prompt - Tokens(1));
     let work = table.pools[pool.index()].prefill.predict(prompt - cached, cached);
     proxy.reaction.arrived(arrived);
     proxy.fleet.demand(pool).arrived(work, prompt, expected_output);
@@ -44,6 +43,14 @@ pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, J
     let model = accepted.model.clone();
     let live = Live::new(id, &accepted.request_id, model, arrived, prompt);
     (Arc::new(live), job, matches)
+}
+
+/// The most of the prompt that any backend has cached.
+fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
+    let real = |(holder, blocks): &(BackendId, u32)| {
+        proxy.fleet.real_hit(*holder, Tokens(u64::from(*blocks) * proxy.prefix_block.get()))
+    };
+    matches.entries().iter().map(real).max().unwrap_or(Tokens::ZERO)
 }
 
 /// May its prefill and decode run on two engines?

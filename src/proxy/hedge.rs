@@ -130,6 +130,8 @@ pub(crate) fn adopt(record: &mut crate::settle::Record, notes: Notes) {
     record.decode_on = notes.decode_on;
     record.cached = notes.cached;
     record.prefill_usage = notes.prefill_usage;
+    record.whole = notes.whole;
+    record.prefilling = notes.prefilling;
 }
 
 #[cfg(test)]

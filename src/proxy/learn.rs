@@ -2,7 +2,7 @@
 //! that finds it full is dropped; fits do not need every one.
 
 use tidegate_cost::ByteFeatures;
-use tidegate_terms::{BackendId, Seconds, Tokens};
+use tidegate_terms::{BackendId, Moment, Tokens};
 
 /// Room for a second's worth at a thousand requests a second.
 pub const OBSERVATIONS_MAX: usize = 4096;
@@ -18,21 +18,54 @@ pub struct Beside {
     pub at_once: bool,
 }
 
+/// A prompt that an engine has read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadPrompt {
+    /// Where.
+    pub backend: BackendId,
+    /// Its tokens.
+    pub prompt: Tokens,
+    /// Those that the prefix index said the engine holds.
+    pub held: Tokens,
+    /// Those that the engine says it had, where that is known.
+    pub told: Option<Tokens>,
+    /// When it was sent.
+    pub sent: Moment,
+    /// When its first token, or the prefill's answer, came; of an answer that is not streamed, when
+    /// the answer came.
+    pub ended: Moment,
+    /// What ran there when it was placed.
+    pub beside: Beside,
+}
+
 /// One thing seen.
 #[derive(Clone, Copy, Debug)]
 pub enum Observation {
     /// A prefill ran.
-    Prefill {
+    Prefill(ReadPrompt),
+    /// A request ran whole and its answer was not streamed: the prefill and so many output tokens
+    /// took that time together.
+    Whole {
+        /// The request.
+        read: ReadPrompt,
+        /// Its output tokens.
+        output: Tokens,
+    },
+    /// An engine reported how much of a prompt it had cached.
+    Hit {
         /// Where.
         backend: BackendId,
-        /// Prompt tokens it had to compute.
-        uncached: Tokens,
-        /// Prompt tokens it had.
+        /// Tokens that the prefix index said it holds.
+        held: Tokens,
+        /// Tokens that it had.
         cached: Tokens,
-        /// How long the engine worked on it.
-        took: Seconds,
-        /// What ran there when it was placed.
-        beside: Beside,
+    },
+    /// An engine's own counter of cached prompt tokens since its start.
+    Counted {
+        /// Which engine.
+        backend: BackendId,
+        /// The counter.
+        hits: f64,
     },
     /// A request ended well.
     Finished {

@@ -25,7 +25,7 @@ use crate::fleet::{Backend, Stage};
 use crate::headers::Identity;
 use crate::heartbeat;
 use crate::inbound::Inbound;
-use crate::learn::Observation;
+use crate::learn::{Observation, ReadPrompt};
 use crate::paired;
 use crate::place::{self, Placed, Predicted};
 use crate::seat::Seat;
@@ -147,7 +147,7 @@ pub(crate) async fn whole(
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
     note_decode(course, &backend, Some(predicted));
-    (*course.cached, *course.prefill_usage) = (None, None);
+    (*course.cached, *course.prefill_usage, *course.whole) = (None, None, None);
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
@@ -167,7 +167,7 @@ pub(crate) async fn whole(
                 biased;
                 opened = answered.as_mut() => opened,
                 () = due => {
-                    seat.prefilled();
+                    seat.presumed_begun();
                     answered.as_mut().await
                 }
             }
@@ -178,12 +178,17 @@ pub(crate) async fn whole(
     if let OpenedBody::Events(_) = &body {
         if body.has_tokens() {
             seat.prefilled();
-            note_prefill(serving, &backend, predicted, sent, now);
+            note_prefill(serving, &backend, predicted, sent, now, None);
         } else {
-            record.prefilling = Some(Prefilling { backend: Arc::clone(&backend), predicted, sent });
+            let backend = Arc::clone(&backend);
+            *course.prefilling = Some(Prefilling { backend, predicted, sent });
         }
     } else if head.status.is_success() {
-        // How long the prefill took is not seen, that the prompt was read is.
+        if let OpenedBody::Complete(_) = &body {
+            // The engine's count of the output divides it into prefill and steps, once it is read.
+            let all = Prefilling { backend: Arc::clone(&backend), predicted, sent };
+            *course.whole = Some(all.read(serving.job.prompt, now, None));
+        }
         serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
     }
     Ok(opened(serving, head, body, seat))
@@ -218,7 +223,8 @@ async fn split(
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
     *course.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
-    note_prefill(serving, &backend, predicted, sent, now);
+    let told = handoff.usage.and_then(|usage| usage.cached);
+    note_prefill(serving, &backend, predicted, sent, now, told);
     backend.health.succeeded(now);
     if let (Some(answer), Some(scan)) = (&handoff.finished, &course.accepted.scan) {
         let (head, body) = finished(&backend, head, answer, scan).map_err(missed)?;
@@ -411,20 +417,24 @@ pub struct Prefilling {
 }
 
 impl Prefilling {
-    /// The prompt was read: what it took is a lesson, and its prefix is there now.
-    pub fn ended(&self, proxy: &Proxy, accepted: &Accepted, prompt: Tokens, now: Moment) {
-        let Prefilling { backend, predicted, sent } = self;
-        let uncached = prompt - predicted.cached;
-        if uncached > Tokens::ZERO {
-            proxy.learn(Observation::Prefill {
-                backend: backend.id,
-                uncached,
-                cached: predicted.cached,
-                took: backend.prefill_service(*sent, now),
-                beside: predicted.beside,
-            });
-        }
-        proxy.fleet.prefixes.insert(backend.id, &accepted.prompt.chain);
+    /// The prompt was read: what it took is a lesson, and its prefix is there now. `told`: the tokens
+    /// that the engine says it had cached.
+    pub fn ended(
+        &self,
+        proxy: &Proxy,
+        accepted: &Accepted,
+        prompt: Tokens,
+        now: Moment,
+        told: Option<Tokens>,
+    ) {
+        proxy.learn(Observation::Prefill(self.read(prompt, now, told)));
+        proxy.fleet.prefixes.insert(self.backend.id, &accepted.prompt.chain);
+    }
+
+    fn read(&self, prompt: Tokens, ended: Moment, told: Option<Tokens>) -> ReadPrompt {
+        let Predicted { held, beside, .. } = self.predicted;
+        let (backend, sent) = (self.backend.id, self.sent);
+        ReadPrompt { backend, prompt, held, told, sent, ended, beside }
     }
 }
 
@@ -435,9 +445,10 @@ pub(crate) fn note_prefill(
     predicted: Predicted,
     sent: Moment,
     now: Moment,
+    told: Option<Tokens>,
 ) {
     let prefilling = Prefilling { backend: Arc::clone(backend), predicted, sent };
-    prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now);
+    prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now, told);
 }
 
 /// A leg failed: another backend may still save the request.

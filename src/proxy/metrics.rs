@@ -83,6 +83,7 @@ struct BackendMetrics {
     roles: [Gauge; 4],
     usable: Gauge,
     prefill_seconds: Gauge,
+    hit_share: Gauge,
     prefill_tokens: Gauge,
     streams: Gauge,
     kv_tokens: Gauge,
@@ -249,12 +250,14 @@ impl Metrics {
         self.live_requests.set(fleet.registry.len() as f64);
         for (backend, gauges) in fleet.backends.iter().zip(&self.backends) {
             let balance = backend.account.balance();
-            let role = table.entry(backend.id).role;
+            let entry = table.entry(backend.id);
+            let role = entry.role;
             for (gauge, of) in gauges.roles.iter().zip(Role::ALL) {
                 gauge.set(f64::from(u8::from(of == role)));
             }
             gauges.usable.set(f64::from(u8::from(backend.health.is_usable())));
-            gauges.prefill_seconds.set(balance.prefill.get());
+            gauges.prefill_seconds.set(entry.prefill.batch(balance.prefill).get());
+            gauges.hit_share.set(fleet.hit_share(backend.id));
             gauges.prefill_tokens.set(balance.prefill_tokens.as_f64());
             gauges.streams.set(f64::from(balance.streams));
             gauges.kv_tokens.set(balance.kv.as_f64());
@@ -316,6 +319,7 @@ impl BackendMetrics {
             }),
             usable: of("tidegate_backend_usable"),
             prefill_seconds: of("tidegate_backend_prefill_seconds"),
+            hit_share: of("tidegate_prefix_real_share"),
             prefill_tokens: of("tidegate_backend_prefill_tokens"),
             streams: of("tidegate_backend_streams"),
             kv_tokens: of("tidegate_backend_kv_tokens"),
@@ -340,6 +344,10 @@ fn describe() {
     hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
     gauge!("tidegate_backend_role", "1 for the role a backend has, 0 for the others");
     gauge!("tidegate_backend_usable", "1 if new work may go there");
+    gauge!(
+        "tidegate_prefix_real_share",
+        "Share of predicted prefix-cache hits that is real, 0 to 1"
+    );
     gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work sent and unfinished");
     gauge!(
         "tidegate_backend_prefill_tokens",

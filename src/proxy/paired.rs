@@ -110,7 +110,7 @@ pub(crate) async fn run(
                 return Ok(legs::opened(serving, head, OpenedBody::Complete(body), seat));
             }
             let now = serving.proxy.clock.now();
-            legs::note_prefill(serving, &from, predicted, sent, now);
+            legs::note_prefill(serving, &from, predicted, sent, now, None);
             from.health.succeeded(now);
             drop(seat);
             note_cached(course, &from, &body);
@@ -119,7 +119,8 @@ pub(crate) async fn run(
         opened = &mut decode => {
             let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
             if opened.1.has_tokens() {
-                legs::note_prefill(serving, &from, predicted, sent, serving.proxy.clock.now());
+                let now = serving.proxy.clock.now();
+                legs::note_prefill(serving, &from, predicted, sent, now, None);
                 drop(seat);
             } else {
                 // The stream has begun before a token: the prefill still runs, and keeps its place.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use tidegate_cost::Matches;
+use tidegate_ledger::PrefillRoom;
 use tidegate_placement::{Choice, Handover, Job, place, place_decode};
 use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
@@ -37,11 +38,13 @@ impl Placed {
 /// What placement expected of a leg.
 #[derive(Clone, Copy, Debug)]
 pub struct Predicted {
-    /// Prefill work of this request.
+    /// Prefill work of this request, on an idle engine.
     pub prefill: Seconds,
-    /// Prefill work that was on the backend before it.
+    /// What the prompts add to it that were on the backend before.
     pub ahead: Seconds,
-    /// Prompt tokens the backend holds already.
+    /// Prompt tokens that the prefix index says the backend holds.
+    pub held: Tokens,
+    /// Those of them that are believed: `prefill` counts without them.
     pub cached: Tokens,
     /// The streams that it has to run beside.
     pub beside: Beside,
@@ -107,14 +110,22 @@ pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Opt
     let at_once = before.prefill_legs == 0;
     let beside = Beside { streams: before.streams, kv: before.kv, at_once };
     let uncached = job.prompt - cached;
-    let prefill = backend.account.try_charge_prefill(work, uncached, proxy.placement.room)?;
+    let room =
+        PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(uncached) };
+    let prefill = backend.account.try_charge_prefill(work, uncached, room)?;
     let stream = match whole {
         true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
         false => None,
     };
     tell_reaction(proxy, job.arrived, view.now);
     let seat = Seat::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
-    let predicted = Predicted { prefill: work, ahead: before.prefill, cached, beside };
+    let predicted = Predicted {
+        prefill: view.table.entry(on).prefill.batch(work),
+        ahead: before.prefill,
+        held: view.held(job, on),
+        cached,
+        beside,
+    };
     Some(if whole { Placed::Whole(seat, predicted) } else { Placed::Prefill(seat, predicted) })
 }
 

@@ -270,7 +270,7 @@ impl EventRelay {
             }
             if let Some(prefilling) = record.prefilling.take() {
                 let Record { proxy, accepted, live, .. } = &**record;
-                prefilling.ended(proxy, accepted, live.prompt, now);
+                prefilling.ended(proxy, accepted, live.prompt, now, None);
             }
             self.has_tokens = true;
             record.live.emitted_at(seen.tokens, now);

@@ -35,6 +35,15 @@ impl Seat {
         }
     }
 
+    /// The prefill should be done by now, and the stream decode: nothing tells of an answer that is
+    /// not streamed.
+    pub fn presumed_begun(&mut self) {
+        self.prefilled();
+        if let Some(stream) = &mut self.stream {
+            stream.begin();
+        }
+    }
+
     /// The leg here turns out to make a stream too, room or not.
     pub fn open_stream(&mut self, kv: Tokens) {
         self.stream = Some(self.backend.account.open_stream(kv));

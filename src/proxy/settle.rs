@@ -9,7 +9,7 @@ use tidegate_terms::{Moment, Seconds, Tokens};
 
 use crate::access_log;
 use crate::fleet::{Backend, Live};
-use crate::learn::Observation;
+use crate::learn::{Observation, ReadPrompt};
 use crate::legs::Prefilling;
 use crate::place::Predicted;
 use crate::service::Proxy;
@@ -73,6 +73,8 @@ pub struct Record {
     pub cached: Option<Tokens>,
     /// How many choices its answer has.
     pub choices: u32,
+    /// The prompt of an answer that was not streamed, and how long all of it took.
+    pub whole: Option<ReadPrompt>,
     /// The usages that the client wished for, if the engine counts every chunk.
     pub wish: Option<Wish>,
 }
@@ -87,6 +89,8 @@ pub struct Course<'a> {
     pub(crate) decode_on: &'a mut Option<Arc<Backend>>,
     pub(crate) cached: &'a mut Option<Tokens>,
     pub(crate) prefill_usage: &'a mut Option<Usage>,
+    pub(crate) whole: &'a mut Option<ReadPrompt>,
+    pub(crate) prefilling: &'a mut Option<Prefilling>,
 }
 
 /// The notes of a second leg: see [`Record`] for each.
@@ -98,6 +102,8 @@ pub(crate) struct Notes {
     pub(crate) decode_on: Option<Arc<Backend>>,
     pub(crate) cached: Option<Tokens>,
     pub(crate) prefill_usage: Option<Usage>,
+    pub(crate) whole: Option<ReadPrompt>,
+    pub(crate) prefilling: Option<Prefilling>,
 }
 
 impl Notes {
@@ -112,6 +118,8 @@ impl Notes {
             decode_on: &mut self.decode_on,
             cached: &mut self.cached,
             prefill_usage: &mut self.prefill_usage,
+            whole: &mut self.whole,
+            prefilling: &mut self.prefilling,
         }
     }
 }
@@ -128,6 +136,8 @@ impl Record {
             decode_on: &mut self.decode_on,
             cached: &mut self.cached,
             prefill_usage: &mut self.prefill_usage,
+            whole: &mut self.whole,
+            prefilling: &mut self.prefilling,
         }
     }
 
@@ -152,6 +162,7 @@ impl Record {
             prefill_usage: None,
             cached: None,
             choices: 1,
+            whole: None,
             wish: None,
         }
     }
@@ -182,6 +193,10 @@ impl Record {
         let generated = self.accepted.endpoint.generates() && self.ended == Ended::Done;
         if !generated {
             return;
+        }
+        if let (Some(read), Some(usage)) = (self.whole, self.usage) {
+            let read = ReadPrompt { told: usage.cached, ..read };
+            self.proxy.learn(Observation::Whole { read, output: usage.completion });
         }
         let scan = self.accepted.scan.as_ref();
         self.proxy.learn(Observation::Finished {

@@ -40,13 +40,18 @@ impl EngineReading {
     /// From a /metrics page.
     pub fn of_metrics(page: &[u8]) -> EngineReading {
         let mut reading = EngineReading::default();
+        // vLLM counted hits by this name before it counted prompt tokens by their source.
+        let mut older_hits = None;
         for sample in samples(page).filter(|sample| sample.value.is_finite()) {
-            if let Some(name) = sample.name.strip_prefix("vllm:") {
+            if sample.name == "vllm:prefix_cache_hits_total" {
+                add(&mut older_hits, sample.value);
+            } else if let Some(name) = sample.name.strip_prefix("vllm:") {
                 reading.vllm(name, &sample);
             } else if let Some(name) = sample.name.strip_prefix("sglang:") {
                 reading.sglang(name, &sample);
             }
         }
+        reading.hits = reading.hits.or(older_hits);
         reading
     }
 
@@ -208,6 +213,17 @@ sglang:num_transfer_failed_reqs_total{model_name="m"} 6.0
             ..EngineReading::default()
         };
         assert_eq!(EngineReading::of_metrics(page), expected);
+    }
+
+    #[test]
+    fn hits_are_counted_once_by_either_name() {
+        let older = br#"vllm:prefix_cache_hits_total{engine="0"} 48.0"#;
+        assert_eq!(EngineReading::of_metrics(older).hits, Some(48.0));
+        let both = br#"
+vllm:prefix_cache_hits_total{engine="0"} 48.0
+vllm:prompt_tokens_by_source_total{engine="0",source="local_cache_hit"} 50.0
+"#;
+        assert_eq!(EngineReading::of_metrics(both).hits, Some(50.0));
     }
 
     #[test]

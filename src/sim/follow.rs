@@ -227,13 +227,14 @@ impl Follow {
 
     /// A choice's room is reserved: send the leg.
     fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, choice: Choice) {
+        let prompt = cluster.trace().arrivals[request].prompt;
         match choice {
             Choice::Prefill { on, predicted, cached } => {
-                self.ledger.charge(request, predicted);
+                self.ledger.charge(request, predicted, prompt - cached);
                 cluster.admit(request, on.index(), Work::PrefillOnly, cached);
             }
             Choice::Whole { on, predicted, cached } => {
-                self.ledger.charge(request, predicted);
+                self.ledger.charge(request, predicted, prompt - cached);
                 cluster.admit(request, on.index(), Work::Whole, cached);
             }
             // Nobody starts what has no place.

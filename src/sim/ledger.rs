@@ -17,8 +17,10 @@ const NO_STREAM: Seconds = Seconds(3600.0);
 /// One engine's sums. Cells, since the queue reserves while it reads.
 #[derive(Debug, Default)]
 struct Account {
-    /// Nanoseconds, so that it returns to zero.
+    /// What each unfinished prompt adds to a step, in nanoseconds, so that it returns to zero.
     prefill: Cell<u64>,
+    /// The uncached tokens of those prompts.
+    prefill_tokens: Cell<u64>,
     /// Streams running or reserved.
     streams: Cell<u32>,
     /// Their prompts.
@@ -42,8 +44,8 @@ pub(crate) struct Ledger {
     pool: Vec<BackendId>,
     roles: Vec<Role>,
     accounts: Vec<Account>,
-    /// By request: the prefill work it was charged.
-    charged: BTreeMap<usize, u64>,
+    /// By request: the prefill work and tokens it was charged.
+    charged: BTreeMap<usize, (u64, u64)>,
     /// By request: its key in `late` and its first step.
     begun: BTreeMap<usize, (i64, u64)>,
     /// By engine: what it is, without what it does.
@@ -79,6 +81,7 @@ impl Ledger {
                     hands_over: true,
                     group: GroupId(0),
                     prefill: Seconds::ZERO,
+                    prefill_tokens: Tokens::ZERO,
                     streams: 0,
                     unbegun: 0,
                     streams_max: profile.max_num_seqs,
@@ -111,7 +114,7 @@ impl Ledger {
                 usable: true,
                 role: self.roles[id.index()],
                 becoming: account.becoming.map(|(role, _)| role),
-                prefill: account.prefill(),
+                prefill: model.prefill_model.batch(account.prefill()),
                 streams: account.streams.get(),
                 streams_max: model.streams_max,
                 kv: account.kv(),
@@ -177,15 +180,16 @@ impl Ledger {
     }
 
     /// Remember what a request's prefill was reserved as.
-    pub(crate) fn charge(&mut self, request: usize, predicted: Seconds) {
-        self.charged.insert(request, nanos(predicted));
+    pub(crate) fn charge(&mut self, request: usize, predicted: Seconds, uncached: Tokens) {
+        self.charged.insert(request, (charged_nanos(predicted), uncached.get()));
     }
 
     /// A request's prefill is done, if it had one there.
     pub(crate) fn settle(&mut self, request: usize, engine: usize) {
-        if let Some(charged) = self.charged.remove(&request) {
-            let prefill = &self.accounts[engine].prefill;
+        if let Some((charged, tokens)) = self.charged.remove(&request) {
+            let Account { prefill, prefill_tokens, .. } = &self.accounts[engine];
             prefill.set(prefill.get() - charged);
+            prefill_tokens.set(prefill_tokens.get() - tokens);
         }
     }
 
@@ -248,13 +252,14 @@ impl Account {
 impl View<'_> {
     /// Put a choice on its engine's account.
     pub(crate) fn reserve(&self, choice: Choice, prompt: Tokens) {
-        let (on, predicted, whole) = match choice {
-            Choice::Prefill { on, predicted, .. } => (on, predicted, false),
-            Choice::Whole { on, predicted, .. } => (on, predicted, true),
+        let (on, predicted, cached, whole) = match choice {
+            Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
+            Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
             Choice::Wait(_) | Choice::Nowhere(_) => return,
         };
-        let prefill = &self.ledger.accounts[on.index()].prefill;
-        prefill.set(prefill.get() + nanos(predicted));
+        let Account { prefill, prefill_tokens, .. } = &self.ledger.accounts[on.index()];
+        prefill.set(prefill.get() + charged_nanos(predicted));
+        prefill_tokens.set(prefill_tokens.get() + (prompt - cached).get());
         if whole {
             self.open_stream(on, prompt);
         }
@@ -284,20 +289,27 @@ impl tidegate_placement::Fleet for View<'_> {
 
     fn load(&self, on: BackendId) -> Load {
         let account = &self.ledger.accounts[on.index()];
+        let model = &self.ledger.models[on.index()];
         Load {
             role: self.ledger.roles[on.index()],
-            prefill: account.prefill(),
+            prefill: model.prefill_model.batch(account.prefill()),
+            prefill_tokens: Tokens(account.prefill_tokens.get()),
             streams: account.streams.get(),
             unbegun: account.streams.get() - account.begun as u32,
             kv: account.kv(),
             slack: account.slack(self.now, self.ledger.tpot),
-            ..self.ledger.models[on.index()]
+            ..*model
         }
     }
 
     fn cached(&self, _: &Job, _: BackendId) -> Tokens {
         Tokens::ZERO
     }
+}
+
+/// As the proxy's account: an engine with a prompt never looks idle.
+fn charged_nanos(work: Seconds) -> u64 {
+    nanos(work).max(1)
 }
 
 fn nanos(span: Seconds) -> u64 {

@@ -40,6 +40,8 @@ struct BackendView {
     kv_capacity_tokens: u64,
     emitted_tokens: u64,
     prefix_source: &'static str,
+    prefix_hit_share: f64,
+    prefix_hit_source: &'static str,
     trouble: Vec<&'static str>,
     costs: CostsView,
 }
@@ -96,7 +98,7 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             allowed: backend.allowed.iter().collect(),
             health: backend.health.as_str(now),
             health_reason: backend.health.reason(now),
-            prefill_seconds: balance.prefill.get(),
+            prefill_seconds: entry.prefill.batch(balance.prefill).get(),
             prefill_tokens: balance.prefill_tokens.get(),
             prefill_legs: balance.prefill_legs,
             streams: balance.streams,
@@ -105,6 +107,8 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             kv_capacity_tokens: backend.kv_capacity.get(),
             emitted_tokens: balance.emitted.get(),
             prefix_source: proxy.signals.prefix_source(backend.id),
+            prefix_hit_share: proxy.fleet.hit_share(backend.id),
+            prefix_hit_source: proxy.fleet.hit_source(backend.id),
             trouble: proxy.signals.troubles(backend.id),
             costs: CostsView {
                 prefill_base_seconds: entry.prefill.base.get(),

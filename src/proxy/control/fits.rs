@@ -1,10 +1,15 @@
 //! What legs cost, learned online, per backend; how long answers are, over all of them.
 
+mod cache;
+mod steps;
+
 use tidegate_cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
 use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
 
-use crate::fleet::{Estimates, Fleet};
-use crate::learn::{Beside, Observation};
+use crate::fleet::{Estimates, Fleet, HitSource};
+use crate::learn::{Observation, ReadPrompt};
+use cache::CacheTruth;
+use steps::{Hypotheses, Step, Steps};
 
 /// What an operator knows of a backend's costs before any was observed.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +22,13 @@ pub struct Priors {
 
 /// A prefill that may have waited for more than this share of its time, beyond the mean, is timed
 /// too vaguely to tell what a longer one takes: from a phase of short prompts one line through the
-/// waits made long ones twice as dear.
+/// waits made long ones twice as dear. It teaches bounds only.
 const VAGUE: f64 = 0.1;
+/// Decode steps that must have been timed before an answer that is not streamed is divided into its
+/// prefill and its steps.
+const STEPS_KNOWN: u64 = 4;
+/// That division is taken for a measurement while the steps are at most this share of the time.
+const STEPS_SHARE_MAX: f64 = 0.5;
 
 /// All fits.
 pub struct Fits {
@@ -30,9 +40,11 @@ pub struct Fits {
 
 struct BackendFit {
     prefill: PrefillFit,
-    /// Nobody said what a prefill costs, and none was timed well.
+    /// No prior was configured, and no prefill was timed well.
     guessed: bool,
     decode: DecodeFit,
+    steps: Steps,
+    cache: CacheTruth,
     /// The account at the last look.
     before: Option<Look>,
 }
@@ -48,30 +60,43 @@ struct Look {
 impl Fits {
     /// Fits that start from the operator's knowledge.
     pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
-        let fit = |priors: Priors| BackendFit {
-            prefill: PrefillFit::new(priors.prefill),
-            guessed: priors.prefill == PrefillModel::default(),
-            decode: DecodeFit::new(priors.decode),
-            before: None,
+        let fit = |priors: Priors| {
+            let guessed = priors.prefill == PrefillModel::default();
+            BackendFit {
+                prefill: PrefillFit::new(priors.prefill),
+                guessed,
+                decode: DecodeFit::new(priors.decode),
+                steps: Steps::default(),
+                cache: CacheTruth::new(!guessed),
+                before: None,
+            }
         };
         Fits { backends: priors.into_iter().map(fit).collect(), estimates, chunk }
     }
 
-    /// One observation.
-    pub fn take(&mut self, observation: Observation) {
+    /// One observation, which came at `now`.
+    pub fn take(&mut self, observation: Observation, now: Moment) {
         match observation {
-            Observation::Prefill { backend, uncached, cached, took, beside } => {
-                let fit = &mut self.backends[backend.index()];
-                let steps = uncached.get().div_ceil(self.chunk.get().max(1));
-                let decode = fit.decode.model();
-                let wait = wait_for_step(&decode, beside);
-                let vague = wait > took * VAGUE;
-                if vague && !fit.guessed {
-                    return;
+            Observation::Prefill(read) => {
+                let chunk = self.chunk;
+                let fit = &mut self.backends[read.backend.index()];
+                fit.cache.predicted(read.held);
+                let prompt = fit.cache.hypotheses(&read);
+                let base = fit.decode.model().base;
+                if let Some(step) = fit.steps.join(&read, prompt, base) {
+                    fit.learn_step(step, chunk, now);
                 }
-                fit.guessed &= vague;
-                let beside = decode.beside_prefill(beside.streams, beside.kv) * steps as f64;
-                fit.prefill.observe(uncached, cached, took - beside - wait);
+            }
+            Observation::Whole { read, output } => {
+                let fit = &mut self.backends[read.backend.index()];
+                fit.cache.predicted(read.held);
+                fit.learn_whole(&read, output, now);
+            }
+            Observation::Hit { backend, held, cached } => {
+                self.backends[backend.index()].cache.told(held, cached, now);
+            }
+            Observation::Counted { backend, hits } => {
+                self.backends[backend.index()].cache.counted(hits, now);
             }
             Observation::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
@@ -81,6 +106,21 @@ impl Fits {
             }
             Observation::HealthChanged => {}
         }
+    }
+
+    /// Steps that no further prompt will be found to have ended with teach now.
+    pub fn settle(&mut self, now: Moment) {
+        for fit in &mut self.backends {
+            let base = fit.decode.model().base;
+            if let Some(step) = fit.steps.ended_before(now, base) {
+                fit.learn_step(step, self.chunk, now);
+            }
+        }
+    }
+
+    /// The share of a predicted prefix-cache hit that is real on a backend, and how that is known.
+    pub fn hit_share(&self, backend: BackendId) -> (f64, HitSource) {
+        self.backends[backend.index()].cache.share()
     }
 
     /// Look at every backend's decode work since the last look. The mean gap between two tokens
@@ -128,76 +168,63 @@ impl Fits {
     }
 }
 
-/// A prefill that came into a step of streams waited for its end, half of it in the mean. Placement
-/// allows for that itself: learned as a cost of prefills it would count twice.
-fn wait_for_step(decode: &DecodeModel, beside: Beside) -> Seconds {
-    match beside {
-        Beside { streams: 0, .. } | Beside { at_once: false, .. } => Seconds::ZERO,
-        Beside { streams, kv, .. } => decode.step(streams, kv) / 2.0,
+impl BackendFit {
+    /// Prompts that ended with the same step took the engine until then. The decodes beside them
+    /// took their share of it, and the first prompt may have waited for the end of a decode step.
+    fn learn_step(&mut self, step: Step, chunk: Tokens, now: Moment) {
+        let decode = self.decode.model();
+        let beside = step.beside;
+        let steps = step.prompts.full.tokens().get().div_ceil(chunk.get().max(1)) as f64;
+        let shared = decode.beside_prefill(beside.streams, beside.kv) * steps;
+        let waits = beside.streams > 0 && beside.at_once && !step.follows;
+        let wait = if waits { decode.step(beside.streams, beside.kv) } else { Seconds::ZERO };
+        let alone = step.took - shared;
+        if wait / 2.0 <= step.took * VAGUE {
+            self.guessed = false;
+            return self.learn(&step.prompts, alone - wait / 2.0, now);
+        }
+        if self.guessed && step.prompts.are_one() {
+            // Better than the guess.
+            self.prefill.observe_batch(&step.prompts.full, alone - wait / 2.0);
+            return;
+        }
+        self.learn_between(&step.prompts, alone - wait, alone);
+    }
+
+    /// An answer that was not streamed: the prefill took no longer than all of it.
+    fn learn_whole(&mut self, read: &ReadPrompt, output: Tokens, now: Moment) {
+        let prompt = self.cache.hypotheses(read);
+        let took = read.ended - read.sent;
+        let gaps = output.as_f64() - 1.0;
+        let step = self.decode.model().step(1, read.prompt);
+        let decode = step * gaps.max(0.0);
+        let known = gaps <= 0.0 || self.decode.observations() >= STEPS_KNOWN;
+        let alone = read.beside.streams == 0 && read.beside.at_once;
+        if alone && known && decode <= took * STEPS_SHARE_MAX {
+            self.guessed = false;
+            return self.learn(&prompt, took - decode, now);
+        }
+        // Each of its steps took as long as any decode step, the prefill's too.
+        let most = if known { took - decode } else { took };
+        self.learn_between(&prompt, Seconds::ZERO, most.max(took / (gaps + 1.0).max(1.0)));
+    }
+
+    /// The engine worked for `took` on these prompts.
+    fn learn(&mut self, prompts: &Hypotheses, took: Seconds, now: Moment) {
+        if let Some(batch) = self.cache.judge(prompts, &self.prefill.model(), took, now) {
+            self.prefill.observe_batch(&batch, took);
+        }
+    }
+
+    /// The engine worked between `least` and `most` on these prompts, whatever it had cached.
+    fn learn_between(&mut self, prompts: &Hypotheses, least: Seconds, most: Seconds) {
+        if !self.guessed {
+            self.prefill.observe_between(&prompts.full, least, Seconds(f64::INFINITY));
+        }
+        self.prefill.observe_between(&prompts.hit, Seconds::ZERO, most);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tidegate_cost::{ByteEstimator, OutputEstimate};
-
-    const CHUNK: Tokens = Tokens(2048);
-
-    fn fits(prior: PrefillModel) -> Fits {
-        let estimates =
-            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
-        let decode = DecodeModel::default();
-        Fits::new(vec![Priors { prefill: prior, decode }], estimates, CHUNK)
-    }
-
-    /// Prefills of `tokens` that wait from none to all of a step.
-    fn run(fits: &mut Fits, truth: &PrefillModel, tokens: u64) {
-        let decode = DecodeModel::default();
-        for n in 0..200 {
-            let (uncached, cached) = (Tokens(tokens * (1 + n % 7)), Tokens::ZERO);
-            let beside = Beside { streams: 60, kv: Tokens(40_000), at_once: n % 3 > 0 };
-            let steps = uncached.get().div_ceil(CHUNK.get());
-            let waited = wait_for_step(&decode, beside) * (2.0 * (n * 7 % 11) as f64 / 10.0);
-            let shared = decode.beside_prefill(beside.streams, beside.kv) * steps as f64;
-            let took = truth.predict(uncached, cached) + shared + waited;
-            fits.take(Observation::Prefill {
-                backend: BackendId(0),
-                uncached,
-                cached,
-                took,
-                beside,
-            });
-        }
-    }
-
-    /// What a prompt of `tokens` is thought to take, in what it takes.
-    fn ratio(fits: &Fits, truth: &PrefillModel, tokens: u64) -> f64 {
-        let (learned, _) = fits.models(BackendId(0), std::iter::empty());
-        let of = |model: &PrefillModel| model.predict(Tokens(tokens), Tokens::ZERO);
-        of(&learned) / of(truth)
-    }
-
-    #[test]
-    fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
-        let truth = PrefillModel::default();
-        let mut fits = fits(PrefillModel { base: truth.base * 3.0, ..truth });
-        run(&mut fits, &truth, 2000);
-        for tokens in [2000, 8000] {
-            let ratio = ratio(&fits, &truth, tokens);
-            assert!((ratio - 1.0).abs() < 0.05, "{tokens}: {ratio}");
-        }
-    }
-
-    #[test]
-    fn short_prompts_that_waited_for_a_step_say_nothing_of_long_ones() {
-        let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
-        let mut told = fits(truth);
-        run(&mut told, &truth, 50);
-        assert!((ratio(&told, &truth, 4000) - 1.0).abs() < 0.05, "{}", ratio(&told, &truth, 4000));
-        let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
-        let mut guessed = fits(PrefillModel::default());
-        run(&mut guessed, &dear, 50);
-        assert!((ratio(&guessed, &dear, 300) - 1.0).abs() < 0.3, "better than the guess");
-    }
-}
+#[path = "fits/tests.rs"]
+mod tests;

@@ -189,8 +189,17 @@ impl Control {
 
     /// Take in what requests observed.
     fn hear(&mut self) {
+        let now = self.proxy.clock.now();
+        let mut heard = false;
         while let Ok(observation) = self.inboxes.observations.try_recv() {
-            self.fits.take(observation);
+            self.fits.take(observation, now);
+            heard = true;
+        }
+        self.fits.settle(now);
+        if heard {
+            for backend in &self.proxy.fleet.backends {
+                backend.set_hit_share(self.fits.hit_share(backend.id));
+            }
         }
     }
 

@@ -33,7 +33,7 @@ pub fn fleet(
             usable: backend.health.is_well(),
             role: table.plan.role(backend.id),
             becoming: switching.get(&backend.id).copied(),
-            prefill: balance.prefill,
+            prefill: entry.prefill.batch(balance.prefill),
             streams: balance.streams,
             streams_max: backend.streams_max,
             kv: balance.kv,

@@ -2,7 +2,7 @@
 
 use arc_swap::ArcSwap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::{EngineKind, Family};
 use tidegate_ledger::Account;
 use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
@@ -50,8 +50,38 @@ pub struct Backend {
     late_at: AtomicU64,
     /// Tokens of its prefix cache's blocks, once it told: it finds whole blocks only.
     kv_block: AtomicU32,
-    /// When its last prefill leg ended: the next one's service time counts from there.
-    prefill_ended: AtomicU64,
+    /// The share of a predicted prefix-cache hit that is real, as the bits of an `f32`, and how that
+    /// is known; written by the control loop.
+    hit_share: AtomicU32,
+    hit_source: AtomicU8,
+}
+
+/// How the real share of a backend's predicted prefix-cache hits is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HitSource {
+    /// Nothing was seen yet: the index is believed.
+    Prior,
+    /// From how long prefills take.
+    Durations,
+    /// From the engine's counters.
+    Counters,
+    /// From the cached tokens that the engine reports with its answers.
+    Usage,
+}
+
+impl HitSource {
+    const ALL: [HitSource; 4] =
+        [HitSource::Prior, HitSource::Durations, HitSource::Counters, HitSource::Usage];
+
+    /// The word in `/v1/fleet`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            HitSource::Prior => "prior",
+            HitSource::Durations => "durations",
+            HitSource::Counters => "counters",
+            HitSource::Usage => "usage",
+        }
+    }
 }
 
 /// What an engine said of itself, and in what that is not what was said of it.
@@ -103,7 +133,8 @@ impl Backend {
             words: ArcSwap::default(),
             late_at: AtomicU64::new(Moment::NEVER.0),
             kv_block: AtomicU32::new(1),
-            prefill_ended: AtomicU64::new(0),
+            hit_share: AtomicU32::new(1.0f32.to_bits()),
+            hit_source: AtomicU8::new(HitSource::Prior as u8),
         }
     }
 
@@ -134,11 +165,20 @@ impl Backend {
         self.late_at.store(moment.0, Relaxed);
     }
 
-    /// A prefill sent at `sent` ended at `now`: how long the engine worked on it. An engine takes
-    /// prompts first come first served, so the work began when the one before it ended, if that
-    /// was later than the sending.
-    pub fn prefill_service(&self, sent: Moment, now: Moment) -> Seconds {
-        let before = Moment(self.prefill_ended.fetch_max(now.0, Relaxed));
-        now - sent.max(before)
+    /// The share of a predicted prefix-cache hit that is real, 0 to 1.
+    pub fn hit_share(&self) -> f64 {
+        f64::from(f32::from_bits(self.hit_share.load(Relaxed)))
+    }
+
+    /// How that is known.
+    pub fn hit_source(&self) -> HitSource {
+        let source = usize::from(self.hit_source.load(Relaxed));
+        HitSource::ALL.get(source).copied().unwrap_or(HitSource::Prior)
+    }
+
+    /// The share of a predicted hit that is real. For the control loop.
+    pub fn set_hit_share(&self, (share, source): (f64, HitSource)) {
+        self.hit_share.store((share as f32).to_bits(), Relaxed);
+        self.hit_source.store(source as u8, Relaxed);
     }
 }

@@ -9,7 +9,7 @@ mod outlier;
 mod table;
 mod view;
 
-pub use backend::{Backend, EngineWords};
+pub use backend::{Backend, EngineWords, HitSource};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use live::{Live, Registry, Stage};
 pub use outlier::OutlierParams;
@@ -19,7 +19,7 @@ pub use view::{Known, View};
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Slo};
+use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Slo, Tokens};
 
 use crate::demand::Demand;
 
@@ -121,6 +121,29 @@ impl Fleet {
         }
         let mean = f64::from(streams) / f64::from(peers);
         (((mean + 1.0) * share).ceil() as u32).clamp(1, backend.streams_max)
+    }
+
+    /// Of so many tokens of a prompt that the prefix index says a backend holds, those that it will
+    /// not compute again: all if the engine itself says what it holds, else the share that proved
+    /// real.
+    pub fn real_hit(&self, backend: BackendId, held: Tokens) -> Tokens {
+        Tokens((held.as_f64() * self.hit_share(backend)) as u64)
+    }
+
+    /// The share of a predicted prefix-cache hit that is real on a backend.
+    pub fn hit_share(&self, backend: BackendId) -> f64 {
+        match self.prefixes.is_followed(backend) {
+            true => 1.0,
+            false => self.backend(backend).hit_share(),
+        }
+    }
+
+    /// How that is known.
+    pub fn hit_source(&self, backend: BackendId) -> &'static str {
+        match self.prefixes.is_followed(backend) {
+            true => "events",
+            false => self.backend(backend).hit_source().as_str(),
+        }
     }
 
     /// A pool's demand. A table has at most [`POOLS_MAX`] pools.

@@ -38,6 +38,18 @@ impl View<'_> {
     pub fn streams_max(&self, id: BackendId) -> u32 {
         self.fleet.streams_max(self.table, id, self.now)
     }
+
+    /// How much of a job's prompt the prefix index says a backend holds, in whole blocks of the
+    /// engine.
+    pub fn held(&self, job: &Job, backend: BackendId) -> Tokens {
+        let blocks = match self.known {
+            Known::One(matches) => matches.blocks_on(backend),
+            Known::Many(all) => all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend)),
+        };
+        // The last prompt token is always computed.
+        let held = Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1));
+        self.fleet.backend(backend).whole_blocks(held)
+    }
 }
 
 impl tidegate_placement::Fleet for View<'_> {
@@ -57,7 +69,8 @@ impl tidegate_placement::Fleet for View<'_> {
             runs_whole: backend.family.runs_whole(),
             hands_over: backend.allowed.contains(Role::Prefill),
             group: entry.group,
-            prefill: balance.prefill,
+            prefill: entry.prefill.batch(balance.prefill),
+            prefill_tokens: balance.prefill_tokens,
             streams: balance.streams,
             unbegun: balance.unbegun,
             streams_max: self.streams_max(id),
@@ -77,12 +90,7 @@ impl tidegate_placement::Fleet for View<'_> {
     }
 
     fn cached(&self, job: &Job, backend: BackendId) -> Tokens {
-        let blocks = match self.known {
-            Known::One(matches) => matches.blocks_on(backend),
-            Known::Many(all) => all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend)),
-        };
-        // The last prompt token is always computed.
-        let cached = Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1));
-        self.fleet.backend(backend).whole_blocks(cached)
+        let real = self.fleet.real_hit(backend, self.held(job, backend));
+        self.fleet.backend(backend).whole_blocks(real)
     }
 }

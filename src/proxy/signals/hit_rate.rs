@@ -37,18 +37,19 @@ impl HitRate {
         })
     }
 
-    /// The engine computed a prompt of which `predicted` tokens should have been there.
-    pub fn settled(&self, predicted: Tokens, usage: &Usage, from_events: bool) {
+    /// The engine computed a prompt of which `predicted` tokens should have been there. Gives how many
+    /// were, if that is known.
+    pub fn settled(&self, predicted: Tokens, usage: &Usage, from_events: bool) -> Option<Tokens> {
         if usage.cached.is_some_and(|cached| cached > Tokens::ZERO) {
             self.tells.store(true, Relaxed);
         }
         let cached = match usage.cached {
             Some(cached) => cached,
             None if self.tells.load(Relaxed) => Tokens::ZERO,
-            None => return,
+            None => return None,
         };
         if usage.prompt == Tokens::ZERO {
-            return;
+            return None;
         }
         let predicted = predicted.min(usage.prompt);
         self.prompt.increment(usage.prompt.get());
@@ -56,5 +57,6 @@ impl HitRate {
         self.cached.increment(cached.get());
         let error = (predicted.as_f64() - cached.as_f64()) / usage.prompt.as_f64();
         self.error[usize::from(from_events)].record(error);
+        Some(cached)
     }
 }

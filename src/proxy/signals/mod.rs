@@ -25,6 +25,7 @@ use tidegate_settings::{BackendSettings, EngineName, Settings};
 use tidegate_signals::orca;
 use tidegate_terms::{BackendId, Seconds};
 
+use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::service::Proxy;
 use crate::settle::Record;
@@ -121,7 +122,10 @@ impl Signals {
         let (Some(backend), Some(usage)) = (backend, usage) else { return };
         let signals = &self.backends[backend.id.index()];
         let told = signals.kv.as_ref().is_some_and(KvSource::is_complete);
-        signals.hit_rate.settled(predicted.cached, &usage, told);
+        if let Some(cached) = signals.hit_rate.settled(predicted.held, &usage, told) {
+            let held = predicted.held;
+            record.proxy.learn(Observation::Hit { backend: backend.id, held, cached });
+        }
     }
 
     /// Where the proxy's knowledge of a backend's prefix cache comes from.

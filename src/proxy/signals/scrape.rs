@@ -12,6 +12,7 @@ use tidegate_terms::{Moment, Seconds};
 
 use crate::ask;
 use crate::fleet::Backend;
+use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::service::Proxy;
 
@@ -163,6 +164,9 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
             before.clone_from(&troubles);
             look.seen(&reading, troubles);
             calibrate(&proxy, &backend, &reading);
+            if let Some(hits) = reading.hits {
+                proxy.learn(Observation::Counted { backend: backend.id, hits });
+            }
         }
         tokio::time::sleep((every * f64::from(mute.max(1))).to_duration()).await;
     }

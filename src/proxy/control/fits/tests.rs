@@ -1,0 +1,291 @@
+//! What an engine's prefills teach, told by an engine that is known.
+
+use super::*;
+use crate::learn::Beside;
+use proptest::prelude::*;
+use tidegate_cost::{ByteEstimator, OutputEstimate};
+
+const CHUNK: Tokens = Tokens(2048);
+const ENGINE: BackendId = BackendId(0);
+
+/// Fits of one backend, and an engine that they watch.
+struct Watched {
+    fits: Fits,
+    truth: PrefillModel,
+    /// Does the engine keep a prefix cache?
+    caches: bool,
+    now: Moment,
+}
+
+impl Watched {
+    fn new(prior: PrefillModel, truth: PrefillModel) -> Watched {
+        let estimates =
+            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
+        let decode = DecodeModel::default();
+        let fits = Fits::new(vec![Priors { prefill: prior, decode }], estimates, CHUNK);
+        Watched { fits, truth, caches: false, now: Moment::START }
+    }
+
+    fn later(&mut self, span: Seconds) -> Moment {
+        self.now = self.now + span;
+        self.fits.settle(self.now);
+        self.now
+    }
+
+    /// A prompt that ran from `sent` to `ended`.
+    fn read(&self, prompt: u64, held: u64, sent: Moment, beside: Beside) -> ReadPrompt {
+        let (prompt, held, ended) = (Tokens(prompt), Tokens(held), self.now);
+        ReadPrompt { backend: ENGINE, prompt, held, told: None, sent, ended, beside }
+    }
+
+    fn sees(&mut self, read: ReadPrompt) {
+        self.fits.take(Observation::Prefill(read), self.now);
+    }
+
+    /// One prompt on an idle engine, some time after the one before.
+    fn prefill(&mut self, prompt: u64, held: u64) {
+        let sent = self.later(Seconds(0.5));
+        let cached = Tokens(if self.caches { held } else { 0 });
+        self.later(self.truth.predict(Tokens(prompt) - cached, cached));
+        self.sees(self.read(prompt, held, sent, Beside::default()));
+        self.later(Seconds(0.5));
+    }
+
+    /// Prompts that wait for the step before, all of which the next step computes.
+    fn step(&mut self, prompts: u64, tokens: u64) {
+        let sent = self.now;
+        let each = self.truth.joining(Tokens(tokens), Tokens::ZERO);
+        self.later(self.truth.batch(each * prompts as f64));
+        for n in 0..prompts {
+            // First tokens come one after the other.
+            self.now = self.now + Seconds(20e-6 * n as f64);
+            self.sees(self.read(tokens, 0, sent, Beside::default()));
+        }
+    }
+
+    fn share(&self) -> f64 {
+        self.fits.hit_share(ENGINE).0
+    }
+
+    /// What a prompt of `tokens` is thought to take, in what it takes.
+    fn ratio(&self, tokens: u64) -> f64 {
+        let (learned, _) = self.fits.models(ENGINE, std::iter::empty());
+        let of = |model: &PrefillModel| model.predict(Tokens(tokens), Tokens::ZERO);
+        of(&learned) / of(&self.truth)
+    }
+
+    fn knows(&self, tokens: u64, within: f64) {
+        let ratio = self.ratio(tokens);
+        assert!((ratio - 1.0).abs() < within, "{tokens}: {ratio}");
+    }
+}
+
+/// Prefills of `tokens` beside streams that wait from none to all of a step.
+fn run(watched: &mut Watched, tokens: u64) {
+    let decode = DecodeModel::default();
+    for n in 0..200 {
+        let new = Tokens(tokens * (1 + n % 7));
+        let beside = Beside { streams: 60, kv: Tokens(40_000), at_once: n % 3 > 0 };
+        let steps = new.get().div_ceil(CHUNK.get()) as f64;
+        let step = if beside.at_once { decode.step(60, beside.kv) } else { Seconds::ZERO };
+        let waited = step * ((n * 7 % 11) as f64 / 10.0);
+        let shared = decode.beside_prefill(beside.streams, beside.kv) * steps;
+        let sent = watched.later(Seconds(0.5));
+        watched.later(watched.truth.predict(new, Tokens::ZERO) + shared + waited);
+        watched.sees(watched.read(new.get(), 0, sent, beside));
+    }
+    watched.later(Seconds(1.0));
+}
+
+#[test]
+fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
+    let truth = PrefillModel::default();
+    let mut watched = Watched::new(PrefillModel { base: truth.base * 3.0, ..truth }, truth);
+    run(&mut watched, 2000);
+    watched.knows(2000, 0.05);
+    watched.knows(8000, 0.05);
+}
+
+#[test]
+fn short_prompts_that_waited_for_a_step_say_nothing_of_long_ones() {
+    let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
+    let mut told = Watched::new(truth, truth);
+    run(&mut told, 50);
+    told.knows(4000, 0.05);
+    let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
+    let mut guessed = Watched::new(PrefillModel::default(), dear);
+    run(&mut guessed, 50);
+    guessed.knows(300, 0.3);
+}
+
+#[test]
+fn prompts_that_end_with_one_step_are_one_observation() {
+    let truth = PrefillModel { base: Seconds(0.004), ..PrefillModel::default() };
+    let mut watched = Watched::new(PrefillModel::default(), truth);
+    for n in 0..100 {
+        watched.step(1 + n * 7 % 40, 30);
+    }
+    watched.later(Seconds(1.0));
+    watched.knows(30, 0.15);
+    watched.knows(1000, 0.2);
+}
+
+#[test]
+fn a_fit_that_went_wrong_recovers_with_short_prompts() {
+    let truth = PrefillModel { base: Seconds(0.004), ..PrefillModel::default() };
+    let wrong = PrefillModel {
+        base: Seconds(0.044),
+        per_token: Seconds::ZERO,
+        per_attention: Seconds::ZERO,
+    };
+    let mut watched = Watched::new(wrong, truth);
+    for n in 0..100 {
+        watched.step(1 + n * 7 % 40, 30);
+    }
+    watched.later(Seconds(1.0));
+    watched.knows(30, 0.2);
+    watched.knows(1000, 0.2);
+}
+
+#[test]
+fn answers_that_are_not_streamed_teach_too() {
+    let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
+    let dear = PrefillModel { per_token: truth.per_token * 8.0, ..truth };
+    let mut watched = Watched::new(dear, truth);
+    let whole = |watched: &mut Watched, prompt: u64, beside: Beside| {
+        let sent = watched.later(Seconds(0.5));
+        watched.later(truth.predict(Tokens(prompt), Tokens::ZERO));
+        let read = watched.read(prompt, 0, sent, beside);
+        watched.fits.take(Observation::Whole { read, output: Tokens(1) }, watched.now);
+    };
+    // Beside streams their whole duration bounds the prefill.
+    for _ in 0..40 {
+        whole(&mut watched, 1500, Beside { streams: 3, kv: Tokens(3000), at_once: true });
+    }
+    watched.knows(1500, 0.1);
+    let cheap = PrefillModel { per_token: truth.per_token / 8.0, ..truth };
+    let mut watched = Watched::new(cheap, truth);
+    for n in 0..40 {
+        whole(&mut watched, 500 + n * 97, Beside { at_once: true, ..Beside::default() });
+    }
+    watched.knows(1500, 0.1);
+}
+
+#[test]
+fn an_engine_without_a_cache_is_found_out_by_its_prefills() {
+    let truth = PrefillModel { per_token: Seconds(90e-6), ..PrefillModel::default() };
+    let mut watched = Watched::new(PrefillModel::default(), truth);
+    watched.prefill(2000, 0);
+    for n in 0..20 {
+        watched.prefill(2000 + n * 10, 1900);
+    }
+    assert!(watched.share() < 0.15, "{}", watched.share());
+    // What it then took taught what a full prefill takes, and not that tokens are dear.
+    watched.knows(2000, 0.1);
+    // It was restarted with a cache.
+    watched.caches = true;
+    for _ in 0..30 {
+        watched.prefill(2000, 1900);
+    }
+    assert!(watched.share() > 0.9, "{}", watched.share());
+}
+
+#[test]
+fn a_cache_that_works_stays_believed_and_does_not_spoil_the_fit() {
+    let truth = PrefillModel { per_token: Seconds(90e-6), ..PrefillModel::default() };
+    let mut watched = Watched::new(PrefillModel::default(), truth);
+    watched.caches = true;
+    for n in 0..4 {
+        watched.prefill(1500 + n * 300, 0);
+    }
+    for n in 0..40 {
+        watched.prefill(2000 + n * 10, 1900);
+    }
+    assert!(watched.share() > 0.99, "{}", watched.share());
+    watched.knows(2000, 0.1);
+}
+
+#[test]
+fn an_engine_that_only_became_slow_is_not_taken_for_one_without_a_cache() {
+    let truth = PrefillModel::default();
+    let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
+    watched.caches = true;
+    watched.prefill(2000, 1900);
+    watched.truth =
+        PrefillModel { base: truth.base * 20.0, per_token: truth.per_token * 20.0, ..truth };
+    for n in 0..40 {
+        watched.prefill(2000 + n, if n % 4 == 0 { 0 } else { 1900 });
+    }
+    assert!(watched.share() > 0.7, "{}", watched.share());
+}
+
+#[test]
+fn what_the_engine_reports_counts_for_more_than_durations() {
+    let truth = PrefillModel::default();
+    let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
+    for _ in 0..30 {
+        let hit = Observation::Hit { backend: ENGINE, held: Tokens(1900), cached: Tokens(950) };
+        watched.fits.take(hit, watched.now);
+        watched.prefill(2000, 1900);
+    }
+    assert!((watched.share() - 0.5).abs() < 0.1, "{}", watched.share());
+    assert_eq!(watched.fits.hit_share(ENGINE).1, HitSource::Usage);
+    // It was restarted without `--enable-prompt-tokens-details`, and has no cache.
+    watched.later(Seconds(100.0));
+    for _ in 0..30 {
+        watched.prefill(2000, 1900);
+    }
+    assert!(watched.share() < 0.1, "{}", watched.share());
+    assert_eq!(watched.fits.hit_share(ENGINE).1, HitSource::Durations);
+}
+
+#[test]
+fn counters_of_hits_are_compared_with_what_was_predicted() {
+    let truth = PrefillModel::default();
+    let mut watched = Watched::new(truth, truth);
+    watched.caches = true;
+    let mut hits = 500.0;
+    for _ in 0..12 {
+        watched.fits.take(Observation::Counted { backend: ENGINE, hits }, watched.now);
+        for _ in 0..5 {
+            watched.prefill(2000, 1900);
+        }
+        hits += 5.0 * 1900.0 * 0.25;
+    }
+    let (share, source) = watched.fits.hit_share(ENGINE);
+    assert!((share - 0.25).abs() < 0.05 && source == HitSource::Counters, "{share} {source:?}");
+    // A restart begins again at nothing, which is no evidence.
+    watched.fits.take(Observation::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
+    assert!((watched.share() - 0.25).abs() < 0.05);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever else the engine does, predicted hits that never come are found out, and those that
+    /// come are believed, by durations alone.
+    #[test]
+    fn durations_tell_the_truth(
+        caches: bool,
+        prompts in prop::collection::vec((1000u64..6000, 0.0..1.0f64, 0.9..1.1f64), 60..120),
+        (base, token) in (0.002..0.02, 20e-6..200e-6),
+    ) {
+        let truth = PrefillModel {
+            base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(1e-9),
+        };
+        let mut watched = Watched::new(PrefillModel::default(), truth);
+        watched.caches = caches;
+        for (prompt, share, noise) in prompts {
+            // One in four shares nothing with those before.
+            let held = if share < 0.25 { 0 } else { (prompt as f64 * (0.5 + share * 0.49)) as u64 };
+            watched.truth = PrefillModel {
+                base: truth.base * noise, per_token: truth.per_token * noise, ..truth
+            };
+            watched.prefill(prompt, held);
+        }
+        let share = watched.share();
+        prop_assert!(if caches { share > 0.8 } else { share < 0.2 }, "{caches}: {share}");
+        watched.truth = truth;
+        prop_assert!((watched.ratio(3000) - 1.0).abs() < 0.2, "{}", watched.ratio(3000));
+    }
+}
