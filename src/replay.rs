@@ -129,20 +129,31 @@ pub fn print_table(reports: &[Report]) {
     ));
     for r in reports {
         line(format!(
-            "{:<12} {:>8} {:>10.3} {:>7.3} {:>7.3} {:>7.0}ms {:>7.0}ms {:>7.1}ms {:>7.1}ms {:>6} {:>6}",
+            "{:<12} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
             r.policy,
             r.requests,
-            r.attainment,
-            r.ttft_attainment,
-            r.tpot_attainment,
-            r.ttft_p50 * 1e3,
-            r.ttft_p99 * 1e3,
-            r.tpot_p50 * 1e3,
-            r.tpot_p99 * 1e3,
+            share(r.attainment),
+            share(r.ttft_attainment),
+            share(r.tpot_attainment),
+            millis(r.ttft_p50, 0),
+            millis(r.ttft_p99, 0),
+            millis(r.tpot_p50, 1),
+            millis(r.tpot_p99, 1),
             r.flips,
             r.errors.unwrap_or(0)
         ));
     }
+}
+
+/// What no request had, or no policy knows, is a dash.
+const UNKNOWN: &str = "-";
+
+fn share(share: f64) -> String {
+    if share.is_nan() { UNKNOWN.to_owned() } else { format!("{share:.3}") }
+}
+
+fn millis(seconds: f64, decimals: usize) -> String {
+    if seconds.is_nan() { UNKNOWN.to_owned() } else { format!("{:.decimals$}ms", seconds * 1e3) }
 }
 
 /// Replay, then report.
@@ -209,5 +220,16 @@ async fn watch(progress: Arc<Progress>, total: u64) {
         bar.set_position(now.done + now.failed);
         bar.set_message(format!("{} sent, {} failed, {} tokens", now.sent, now.failed, now.tokens));
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_is_a_dash_and_not_a_number() {
+        assert_eq!((millis(f64::NAN, 0), share(f64::NAN)), ("-".to_owned(), "-".to_owned()));
+        assert_eq!((millis(0.0125, 1), share(0.5)), ("12.5ms".to_owned(), "0.500".to_owned()));
     }
 }

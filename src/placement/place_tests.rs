@@ -181,8 +181,8 @@ fn smaller_chunks_hold_up_less() {
 
 #[test]
 fn short_prompts_fill_a_step_whatever_the_room_in_time_is() {
-    // A step's tokens are outstanding on an engine that takes a second for them.
-    let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 1.0) };
+    // These tokens are outstanding on an engine that takes half a second for them.
+    let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 0.5) };
     check(30, &[slow(1000)], Whole(0));
     check(30, &[slow(2018)], Whole(0));
     check(30, &[slow(2019)], Waits(WaitReason::PrefillBusy));

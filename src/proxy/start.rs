@@ -24,7 +24,9 @@ use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
 use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
 use crate::dispatcher::Dispatcher;
-use crate::fleet::{Backend, Entry, Estimates, Fleet, HealthParams, OutlierParams, RoutingTable};
+use crate::fleet::{
+    Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, RoutingTable,
+};
 use crate::journal::Journal;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
@@ -132,7 +134,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
     let prefixes = PrefixIndex::new(settings.prefix.lines);
     for backend in &backends {
-        let tokens = backend.kv_capacity.get() / PREFIX_SHARE;
+        let tokens = backend.kv_capacity().get() / PREFIX_SHARE;
         prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
     }
     let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
@@ -286,7 +288,10 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             backend.capability(),
             backend.allowed_roles(),
             backend.streams_max,
-            backend.kv_capacity,
+            KvCapacity {
+                tokens: backend.kv_capacity_at_first(),
+                is_set: backend.kv_capacity.is_some(),
+            },
             port,
             bootstrap,
             key.map(|key| key.into_bytes().into()),
@@ -320,7 +325,7 @@ fn first_table(
             streams: 0,
             streams_max: backend.streams_max,
             kv: Tokens::ZERO,
-            kv_capacity: backend.kv_capacity,
+            kv_capacity: backend.kv_capacity(),
             prefill_model: priors.prefill,
             decode_model: priors.decode,
         }

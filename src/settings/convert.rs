@@ -5,9 +5,17 @@ use std::path::{Path, PathBuf};
 use tidegate_engine::{EngineKind, Family};
 use tidegate_placement::Params as PlacementParams;
 use tidegate_planner::Params as PlannerParams;
-use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo};
+use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Tokens};
 
+use crate::defaults;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
+
+impl BackendSettings {
+    /// KV tokens to count on until the engine tells how many fit.
+    pub fn kv_capacity_at_first(&self) -> Tokens {
+        self.kv_capacity.unwrap_or(defaults::KV_CAPACITY)
+    }
+}
 
 impl Settings {
     /// What clients were promised.

@@ -366,7 +366,7 @@ fn a_profile_fills_in_what_is_not_said() {
     );
     let settings = good(&text);
     let backend = &settings.backends[0];
-    assert_eq!((backend.streams_max, backend.kv_capacity), (64, Tokens(300_000)));
+    assert_eq!((backend.streams_max, backend.kv_capacity), (64, Some(Tokens(300_000))));
     assert_eq!(backend.decode_prior.base, Seconds(0.5));
     assert_eq!(backend.decode_prior.per_kv_token, Seconds(48.9e-9));
     self::backend(
@@ -396,7 +396,7 @@ fn profiles_are_the_simulators() {
             assert!(near, "{}: {ours:?} is not {theirs:?}", profile.name);
         }
         assert!(backend.decode_prior.free_streams.abs_diff(decode.free_streams) <= 2);
-        assert_eq!(backend.kv_capacity, profile.kv_capacity);
+        assert_eq!(backend.kv_capacity, Some(profile.kv_capacity));
         assert_eq!(backend.streams_max, profile.max_num_seqs);
     }
 }

@@ -30,6 +30,7 @@ mod proxy;
 mod relay;
 mod retry;
 mod rules;
+mod scheduling;
 mod sglang;
 mod signals;
 mod split;

@@ -104,7 +104,7 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             streams: balance.streams,
             streams_max: backend.streams_max,
             kv_tokens: balance.kv.get(),
-            kv_capacity_tokens: backend.kv_capacity.get(),
+            kv_capacity_tokens: backend.kv_capacity().get(),
             emitted_tokens: balance.emitted.get(),
             prefix_source: proxy.signals.prefix_source(backend.id),
             prefix_hit_share: proxy.fleet.hit_share(backend.id),

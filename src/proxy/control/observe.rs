@@ -37,7 +37,7 @@ pub fn fleet(
             streams: balance.streams,
             streams_max: backend.streams_max,
             kv: balance.kv,
-            kv_capacity: backend.kv_capacity,
+            kv_capacity: backend.kv_capacity(),
             prefill_model: entry.prefill,
             decode_model: entry.decode,
         }

@@ -29,8 +29,10 @@ pub struct Backend {
     pub allowed: RoleSet,
     /// Most streams it decodes at once.
     pub streams_max: u32,
-    /// KV tokens that fit into its memory.
-    pub kv_capacity: Tokens,
+    /// KV tokens that fit into its memory; the scraper's if the settings leave it out.
+    kv_capacity: AtomicU64,
+    /// The settings say how many: the engine's own count does not matter.
+    kv_capacity_is_set: bool,
     /// Where other engines meet it for a hand-off: its bootstrap server or its side channel.
     pub meeting_port: u16,
     /// What it told before its first pair.
@@ -54,6 +56,15 @@ pub struct Backend {
     /// is known; written by the control loop.
     hit_share: AtomicU32,
     hit_source: AtomicU8,
+}
+
+/// KV tokens that fit into an engine's memory, before it was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct KvCapacity {
+    /// How many.
+    pub tokens: Tokens,
+    /// Do the settings say so? If not, the engine's own count replaces it.
+    pub is_set: bool,
 }
 
 /// How the real share of a backend's predicted prefix-cache hits is known.
@@ -107,7 +118,7 @@ impl Backend {
         capability: RoleCapability,
         allowed: RoleSet,
         streams_max: u32,
-        kv_capacity: Tokens,
+        kv_capacity: KvCapacity,
         meeting_port: u16,
         bootstrap: Bootstrap,
         key: Option<Box<[u8]>>,
@@ -123,7 +134,8 @@ impl Backend {
             capability,
             allowed,
             streams_max,
-            kv_capacity,
+            kv_capacity: AtomicU64::new(kv_capacity.tokens.get()),
+            kv_capacity_is_set: kv_capacity.is_set,
             meeting_port,
             bootstrap,
             key,
@@ -147,6 +159,18 @@ impl Backend {
     /// How long this backend may be held up before one of its streams misses its TPOT.
     pub fn slack(&self, now: Moment) -> Seconds {
         Moment(self.late_at.load(Relaxed)) - now
+    }
+
+    /// KV tokens that fit into its memory.
+    pub fn kv_capacity(&self) -> Tokens {
+        Tokens(self.kv_capacity.load(Relaxed))
+    }
+
+    /// The engine told how many KV tokens fit; what the settings say comes first.
+    pub fn told_kv_capacity(&self, tokens: Tokens) {
+        if !self.kv_capacity_is_set && tokens > Tokens::ZERO {
+            self.kv_capacity.store(tokens.get(), Relaxed);
+        }
     }
 
     /// Of so many tokens that it should have, those that it finds: whole blocks of its own.

@@ -9,7 +9,7 @@ mod outlier;
 mod table;
 mod view;
 
-pub use backend::{Backend, EngineWords, HitSource};
+pub use backend::{Backend, EngineWords, HitSource, KvCapacity};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use live::{Live, Registry, Stage};
 pub use outlier::OutlierParams;

@@ -75,7 +75,7 @@ impl tidegate_placement::Fleet for View<'_> {
             unbegun: balance.unbegun,
             streams_max: self.streams_max(id),
             kv: balance.kv,
-            kv_capacity: backend.kv_capacity,
+            kv_capacity: backend.kv_capacity(),
             slack: slack.min(NO_STREAM),
             prefill_model: entry.prefill,
             decode_model: entry.decode,

@@ -117,7 +117,7 @@ fn model_of(proxy: &Proxy, backend: BackendId) -> Option<Arc<String>> {
 /// Listen while the backend serves `model`.
 async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model: &str) {
     let block = proxy.prefix_block.get() as usize;
-    let blocks_max = backend.kv_capacity.get().min(BLOCKS_MAX) as usize;
+    let blocks_max = backend.kv_capacity().get().min(BLOCKS_MAX) as usize;
     let follower = Follower::new(KvMirror::new(model, block, blocks_max));
     let mut listener = Listener { prefixes: &proxy.fleet.prefixes, source, backend, follower };
     let mut failed = false;

@@ -195,6 +195,7 @@ fn calibrate(proxy: &Proxy, backend: &Backend, reading: &EngineReading) {
         backend.set_kv_block(block);
     }
     if let Some(capacity) = reading.kv_capacity {
+        backend.told_kv_capacity(capacity);
         let blocks = capacity.get() / PREFIX_SHARE / proxy.prefix_block.get().max(1);
         proxy.fleet.prefixes.set_capacity(backend.id, blocks);
     }

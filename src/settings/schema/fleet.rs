@@ -174,9 +174,10 @@ pub struct BackendSettings {
     pub profile: Option<String>,
     /// Most concurrent streams: the engine's `--max-num-seqs`.
     pub streams_max: u32,
-    /// KV tokens that fit into its memory: "GPU KV cache size" in vLLM's log.
+    /// KV tokens that fit into its memory: "GPU KV cache size" in vLLM's log; absent: the engine's own
+    /// count once it was read, 430,000 until then.
     #[serde(rename = "kv_capacity_tokens")]
-    pub kv_capacity: Tokens,
+    pub kv_capacity: Option<Tokens>,
     /// Prior of the prefill cost, in force until prefills were observed: base + n × per_token +
     /// (n·x + n²/2) × per_attention for n new tokens after x cached ones.
     #[serde(deserialize_with = "prefill_prior")]
@@ -213,7 +214,7 @@ impl Default for BackendSettings {
             gpus: Vec::new(),
             profile: None,
             streams_max: defaults::STREAMS_MAX,
-            kv_capacity: defaults::KV_CAPACITY,
+            kv_capacity: None,
             prefill_prior: PrefillModel::default(),
             decode_prior: DecodeModel::default(),
         }

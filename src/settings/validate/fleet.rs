@@ -58,8 +58,9 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
         let empty = backend.models.iter().any(String::is_empty);
         found.check(!empty, &path("models"), "has an empty name", "or leave models out");
         found.count(backend.streams_max.into(), (1, STREAMS_MAX), &path("streams_max"));
-        let capacity = backend.kv_capacity.get();
-        found.count(capacity, (1, KV_CAPACITY_MAX), &path("kv_capacity_tokens"));
+        if let Some(capacity) = backend.kv_capacity {
+            found.count(capacity.get(), (1, KV_CAPACITY_MAX), &path("kv_capacity_tokens"));
+        }
         costs(backend, &path, found);
     }
 }

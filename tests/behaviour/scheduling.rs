@@ -1,0 +1,100 @@
+//! How many prompts an engine is given at once, and what is believed of its prefix cache.
+
+use crate::client::{leave_later, post, until};
+use crate::fake::{Act, Fake, chat_answer, chat_chunks};
+use crate::proxy::{Engine, Proxy, chat_with, plain};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// An engine of which it is said that every step takes 44 ms.
+const SLOW_STEPS: &str = "engine = \"plain\"\n[backends.prefill_prior]\nbase_seconds = 0.044";
+
+/// Of requests whose prompts repeat `words` words, so many reach the engine before one is answered.
+async fn reach(requests: usize, words: usize, expected: usize) {
+    let fake = Fake::start([], Act::Silent).await;
+    let engine = Engine { name: "a", url: fake.url(), more: SLOW_STEPS };
+    let proxy = Proxy::start("", &[engine]).await;
+    let body = chat_with(true, &"word ".repeat(words), "");
+    let clients: Vec<_> =
+        (0..requests).map(|_| leave_later(proxy.data, post(CHAT, body.clone()))).collect();
+    let (sent, waiting) = (|| fake.sent().len(), requests - expected);
+    until("some reach the engine and the others wait", || {
+        sent() == expected && proxy.waiting() == waiting
+    })
+    .await;
+    for client in clients {
+        client.abort();
+    }
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_given_as_many_short_prompts_as_it_can_compute_in_one_step() {
+    reach(48, 5, 48).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_given_one_long_prompt_at_a_time() {
+    reach(4, 2000, 1).await;
+}
+
+/// An answer to a prompt of 500 tokens of which so many were cached.
+fn cached(tokens: u32) -> String {
+    let usage = "\"usage\":{\"prompt_tokens\":9,";
+    let told = format!(
+        "\"usage\":{{\"prompt_tokens\":500,\"prompt_tokens_details\":{{\"cached_tokens\":{tokens}}},"
+    );
+    let answer = chat_answer("x").replace(usage, &told);
+    assert!(answer.contains("cached_tokens"));
+    answer
+}
+
+fn share(backend: &serde_json::Value) -> f64 {
+    backend["prefix_hit_share"].as_f64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_an_engine_reports_to_miss_is_not_counted_on_until_it_hits_again() {
+    let misses = (0..30).map(|_| Act::Json(200, cached(0)));
+    let fake = Fake::start(misses, Act::Json(200, cached(500))).await;
+    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    let body = chat_with(false, &"word ".repeat(400), "");
+    assert_eq!(share(&proxy.backend("a").await), 1.0);
+    for _ in 0..30 {
+        assert_eq!(proxy.post(CHAT, &body).await.status, 200);
+    }
+    let shown = proxy.shows("a", |backend| share(backend) < 0.2).await;
+    assert_eq!(shown["prefix_hit_source"], "usage");
+    for _ in 0..40 {
+        assert_eq!(proxy.post(CHAT, &body).await.status, 200);
+    }
+    proxy.shows("a", |backend| share(backend) > 0.8).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_reports_nothing_is_not_taken_to_have_missed() {
+    let fake = Fake::start([], Act::Chunks(chat_chunks(2))).await;
+    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    let body = chat_with(true, &"word ".repeat(400), "");
+    for _ in 0..30 {
+        assert_eq!(proxy.post(CHAT, &body).await.status, 200);
+    }
+    assert_ne!(proxy.backend("a").await["prefix_hit_source"], "usage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_says_how_much_kv_it_holds_unless_the_settings_do() {
+    let page = "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"1000\"} 1\n";
+    let (told, said) = (
+        Fake::start([], Act::Json(200, chat_answer("x"))).await,
+        Fake::start([], Act::Json(200, chat_answer("x"))).await,
+    );
+    told.set_metrics(page);
+    said.set_metrics(page);
+    let set = "engine = \"plain\"\nkv_capacity_tokens = 777";
+    let engines = [plain("told", &told), Engine { name: "said", url: said.url(), more: set }];
+    let proxy = Proxy::start("[signals]\nscrape_seconds = 0.02\n", &engines).await;
+    proxy.shows("told", |backend| backend["kv_capacity_tokens"] == 16_000).await;
+    until("the other engine was asked too", || said.asked("/metrics") > 1).await;
+    assert_eq!(proxy.backend("said").await["kv_capacity_tokens"], 777);
+}
