@@ -70,7 +70,7 @@ pub async fn run(
         if !well {
             rounds = 0;
         }
-        let changed = note(&backend, how, asked, clock.now());
+        let changed = note(&backend, how, asked, params.interval, clock.now());
         if changed {
             // It may have been started again.
             backend.bootstrap.forget();
@@ -88,8 +88,20 @@ pub async fn run(
 }
 
 /// What a probe that was `asked` then says of the backend's health. True if that is new.
-fn note(backend: &Backend, how: How, asked: Moment, now: Moment) -> bool {
+fn note(backend: &Backend, how: How, asked: Moment, interval: Seconds, now: Moment) -> bool {
     let health = &backend.health;
+    // Tokens of its streams are a better proof than a probe: those that came while it was waited for,
+    // or, where it says that it is unwell, since about the probe before.
+    let heard = health.heard_at();
+    let speaks = match how {
+        How::Late(_) => heard >= asked,
+        How::Sick(_) => heard > Moment::START && heard + interval >= now,
+        How::Well | How::Gone(_) => false,
+    };
+    if speaks {
+        health.probed(now);
+        return false;
+    }
     let (out, why) = match how {
         How::Well => {
             let up = health.probed(now);
@@ -101,11 +113,6 @@ fn note(backend: &Backend, how: How, asked: Moment, now: Moment) -> bool {
         }
         How::Sick(why) => (health.failed_probe(), why),
         How::Gone(why) => (health.refused(), why),
-        // Its streams got tokens meanwhile: it is busy, and no better proof is needed.
-        How::Late(_) if health.heard_at() >= asked => {
-            health.probed(now);
-            return false;
-        }
         How::Late(why) => (health.missed_probe(), why),
     };
     if out {

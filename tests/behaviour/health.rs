@@ -473,3 +473,23 @@ async fn chatty() -> RawEngine {
     })
     .await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_running_streams_are_a_better_proof_than_a_probe() {
+    let fake = Fake::start([], Act::Chunks(chat_chunks(400))).await;
+    let proxy = Proxy::start("[probe]\ninterval_seconds = 0.1\n", &[plain("a", &fake)]).await;
+    let mut answer = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
+    answer.chunk().await.unwrap().unwrap();
+    fake.tells("/health", 503, "");
+    // Many probes, and tokens all the time.
+    for _ in 0..200 {
+        answer.chunk().await.unwrap().unwrap();
+        assert_eq!(health(&proxy, "a").await, "up");
+    }
+    assert!(fake.asked("/health") > 2, "it was probed meanwhile");
+    while answer.chunk().await.is_some() {}
+    proxy.shows("a", |backend| backend["health"] == "down").await;
+    let reason = proxy.backend("a").await["health_reason"].to_string();
+    assert!(reason.contains("503"), "{reason}");
+    proxy.settles().await;
+}
