@@ -64,12 +64,15 @@ impl Fixed {
              \"usage\":{\"prompt_tokens\":200,\"total_tokens\":201,\"completion_tokens\":1},\
              \"kv_transfer_params\":{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_block_ids\":[[1,2,3,4]],\
              \"remote_engine_id\":\"fixed\",\"remote_request_id\":\"r\",\"remote_host\":\"127.0.0.1\",\"remote_port\":1,\"tp_size\":1}}";
-        let models = "{\"object\":\"list\",\"data\":[{\"id\":\"bench\",\"object\":\"model\",\"max_model_len\":131072}]}";
+        let card =
+            |id: &str| format!("{{\"id\":\"{id}\",\"object\":\"model\",\"max_model_len\":131072}}");
+        let models =
+            format!("{{\"object\":\"list\",\"data\":[{},{}]}}", card("bench"), card("split"));
         Fixed {
             handoffs: Arc::default(),
             handoff: answer(handoff),
             plain: answer(&plain),
-            models: answer(models),
+            models: answer(&models),
             empty: answer(""),
             writes: events.chunks(per_write).map(|events| events.concat()).collect(),
             gap,

@@ -143,6 +143,10 @@ async fn exchange(
         if n == 0 {
             return Ok(false);
         }
+        // What is refused is no stream, and may have no chunks.
+        if answer.len() > 12 && !answer.starts_with(b"HTTP/1.1 200") {
+            return Ok(false);
+        }
         if stream {
             // The last chunk of the answer, whole.
             let from = searched.saturating_sub(8);
