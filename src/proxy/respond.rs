@@ -26,18 +26,6 @@ pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
     }
 }
 
-/// A failure behind a head that has been sent, as the last event of its stream.
-#[allow(dead_code, reason = "for streams that have their head before their first token")]
-pub fn failure_event(failure: &Failure, form: ErrorForm) -> Bytes {
-    match failure {
-        Failure::Judged { verdict, .. } => {
-            verdict.words.event(form, verdict.http_status().as_u16())
-        }
-        Failure::Busy { verdict, status, .. } => verdict.words.event(form, *status),
-        _ => form.sse(&api_error(failure)),
-    }
-}
-
 /// The error that stands for a failure.
 pub fn api_error(failure: &Failure) -> ApiError {
     match failure {
