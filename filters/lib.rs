@@ -29,7 +29,7 @@ pub mod parse;
 pub mod tokenize;
 
 pub use accepted::{Accepted, Arrival, Counted, FreshIds, Head, Tenant};
-pub use authenticate::ApiKey;
+pub use authenticate::{ApiKey, CREDENTIALS};
 pub use chain::{Chain, ChainParams};
 pub use classify::Class;
 pub use directory::{Directory, ModelEntry};

@@ -1,11 +1,13 @@
 //! `tidegate check`: every mistake of a configuration on a line of its own. It starts nothing and
-//! asks no engine.
+//! asks no engine; what it finds is what `tidegate serve` would not start with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use tidegate_settings::Settings;
 
-/// Check a configuration.
+use crate::serve;
+
+/// Check a configuration, and every file that it names: keys, certificates, tokenizers. Run it
+/// where the proxy runs, as the user that it runs as.
 #[derive(clap::Args)]
 pub struct Args {
     /// The configuration file
@@ -13,37 +15,23 @@ pub struct Args {
     config: PathBuf,
 }
 
-/// 0 if the file can be used, 1 if not. Files that it names and this machine lacks are told and
-/// are no mistake: configurations are checked elsewhere than they are used.
+/// 0 if the file can be used here, 1 if not.
 pub fn run(args: &Args) -> ExitCode {
-    let path = args.config.display();
-    let text = match std::fs::read_to_string(&args.config) {
-        Ok(text) => text,
-        Err(error) => {
-            eprintln!("cannot read {path}: {error}");
+    let settings = match serve::read(&args.config) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            eprintln!("{problems}");
             return ExitCode::FAILURE;
         }
     };
-    match Settings::parse(&text) {
-        Ok(settings) => {
-            for (key, file) in settings.files() {
-                note_unreadable(&key, file);
-            }
-            let (backends, models) = (settings.backends.len(), settings.models.len());
-            eprintln!("{path} is fine: backends {backends}, models described {models}");
-            ExitCode::SUCCESS
-        }
-        Err(problems) => {
-            for problem in problems {
-                eprintln!("{problem}");
-            }
-            ExitCode::FAILURE
-        }
+    // Warnings: a certificate that has expired.
+    let _log = tidegate_proxy::log::init(&settings.log);
+    if let Err(errors) = tidegate_proxy::files::load(&settings) {
+        eprintln!("{errors}");
+        return ExitCode::FAILURE;
     }
-}
-
-fn note_unreadable(key: &str, file: &Path) {
-    if let Err(error) = std::fs::File::open(file) {
-        eprintln!("note: {key}: cannot read {} here: {error}", file.display());
-    }
+    let (backends, models) = (settings.backends.len(), settings.models.len());
+    let path = args.config.display();
+    eprintln!("{path} is fine: backends {backends}, models described {models}");
+    ExitCode::SUCCESS
 }

@@ -44,11 +44,11 @@ enum Command {
     Replay(replay::Args),
     /// Backends, roles and loads of a running proxy
     Status(operate::StatusArgs),
-    /// Change a backend's role
-    Flip(operate::RoleArgs),
-    /// Change a backend's role and keep the planner away from it
+    /// Change a backend's role for a time; then the planner decides again
+    Flip(operate::FlipArgs),
+    /// Change a backend's role and keep the planner away from it until unpin
     Pin(operate::RoleArgs),
-    /// Let the planner have a backend again
+    /// End a flip or a pin: the planner decides from now on
     Unpin(operate::BackendArgs),
 }
 

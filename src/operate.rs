@@ -3,19 +3,31 @@
 use serde::Deserialize;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_terms::Role;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, StreamOwned};
 
 /// An admin address answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Where the token is looked for without --token-file.
+const TOKEN: &str = "TIDEGATE_ADMIN_TOKEN";
 
-/// Where the admin address is.
+/// Where the admin address is, and what it asks for.
 #[derive(clap::Args)]
 pub struct Admin {
-    /// The proxy's admin address
+    /// The proxy's admin address: host:port, or https://host:port with --ca-file
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin: String,
+    /// A file that holds the admin address's token; the environment's TIDEGATE_ADMIN_TOKEN if absent
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authorities that an https admin address is verified against, PEM
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 /// Show backends, roles and loads.
@@ -28,7 +40,28 @@ pub struct StatusArgs {
     json: bool,
 }
 
-/// A backend and the role it shall have.
+/// Give a backend a role for a time.
+///
+/// The planner leaves it alone until the time is over (admin.flip_hold_seconds, 10 minutes, unless
+/// --for says otherwise) and decides again then. Streams finish where they are. `tidegate pin`
+/// keeps a role for good; `tidegate unpin` ends both at once.
+#[derive(clap::Args)]
+pub struct FlipArgs {
+    /// The backend's name
+    backend: String,
+    /// prefill, decode, mixed or draining
+    role: Role,
+    /// How long the role holds: 90s, 10m, 2h; at most a week
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    hold: Option<f64>,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+/// Give a backend a role for good.
+///
+/// The planner leaves it alone until `tidegate unpin`, over a restart too where
+/// admin.state_file is set. For a role that only holds for a time there is `tidegate flip`.
 #[derive(clap::Args)]
 pub struct RoleArgs {
     /// The backend's name
@@ -39,7 +72,7 @@ pub struct RoleArgs {
     admin: Admin,
 }
 
-/// A backend.
+/// End a flip by hand or a pin: the planner decides from now on.
 #[derive(clap::Args)]
 pub struct BackendArgs {
     /// The backend's name
@@ -51,13 +84,21 @@ pub struct BackendArgs {
 /// Why a running proxy could not be asked, or said no.
 #[derive(Debug, Error)]
 pub enum OperateError {
-    /// Nobody answers there.
+    /// Nothing answers there.
     #[error("cannot reach the admin address {address}: {source}")]
     Unreachable {
         /// Where.
         address: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file that an option names.
+    #[error("cannot use {path}: {problem}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        problem: String,
     },
     /// The proxy refused.
     #[error("{0}")]
@@ -81,6 +122,8 @@ struct Backend {
     name: String,
     url: String,
     role: Role,
+    pinned: bool,
+    held_seconds: Option<f64>,
     health: String,
     health_reason: Option<String>,
     misfits: Vec<String>,
@@ -101,21 +144,75 @@ pub fn status(args: &StatusArgs) -> Result<(), OperateError> {
 }
 
 /// `tidegate flip`
-pub fn flip(args: &RoleArgs) -> Result<(), OperateError> {
-    let body = serde_json::json!({ "role": args.role });
-    args.admin.change(&args.backend, &body, &format!("is {} now", args.role))
+pub fn flip(args: &FlipArgs) -> Result<(), OperateError> {
+    let mut body = serde_json::json!({ "role": args.role });
+    if let Some(hold) = args.hold {
+        body["hold_seconds"] = hold.into();
+    }
+    let changed = args.admin.change(&args.backend, &body)?;
+    let (name, role) = (&args.backend, args.role);
+    say(&match changed.held_seconds {
+        Some(left) => format!(
+            "{name} is {role} for {}, then the planner decides again; `tidegate unpin {name}` ends it",
+            span(left)
+        ),
+        None => {
+            format!("{name} is {role} and stays so: it is pinned, until `tidegate unpin {name}`")
+        }
+    });
+    Ok(())
 }
 
 /// `tidegate pin`
 pub fn pin(args: &RoleArgs) -> Result<(), OperateError> {
     let body = serde_json::json!({ "role": args.role, "pin": true });
-    args.admin.change(&args.backend, &body, &format!("is {} and stays so", args.role))
+    args.admin.change(&args.backend, &body)?;
+    let (name, role) = (&args.backend, args.role);
+    say(&format!("{name} is {role} and stays so until `tidegate unpin {name}`"));
+    Ok(())
 }
 
 /// `tidegate unpin`
 pub fn unpin(args: &BackendArgs) -> Result<(), OperateError> {
-    let body = serde_json::json!({ "pin": false });
-    args.admin.change(&args.backend, &body, "is the planner's again")
+    args.admin.change(&args.backend, &serde_json::json!({ "pin": false }))?;
+    say(&format!("{} is the planner's again", args.backend));
+    Ok(())
+}
+
+fn say(line: &str) {
+    // A reader that has gone needs no more lines.
+    writeln!(std::io::stdout(), "{line}").ok();
+}
+
+/// `90s`, `10m`, `2h`, or a number of seconds.
+fn seconds(text: &str) -> Result<f64, String> {
+    let at = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit {
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err("90s, 10m or 2h".to_owned()),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number * unit),
+        _ => Err("90s, 10m or 2h".to_owned()),
+    }
+}
+
+fn span(seconds: f64) -> String {
+    match seconds {
+        long if long >= 5400.0 => format!("{:.1} hours", long / 3600.0),
+        some if some >= 100.0 => format!("{:.0} minutes", some / 60.0),
+        few => format!("{few:.0} seconds"),
+    }
+}
+
+/// What a change of a role answers.
+#[derive(Deserialize)]
+struct Changed {
+    held_seconds: Option<f64>,
 }
 
 fn table(body: &str) -> Result<String, OperateError> {
@@ -123,12 +220,13 @@ fn table(body: &str) -> Result<String, OperateError> {
         serde_json::from_str(body).map_err(|error| OperateError::Strange(error.to_string()))?;
     let ready = if fleet.ready { "ready" } else { "not ready" };
     let mut text = format!(
-        "plan {}, {} live requests, {} waiting, {ready}\n{:<20} {:<9} {:<8} {:>10} {:>5} {:>8} {:>10}  url",
+        "plan {}, {} live requests, {} waiting, {ready}\n{:<20} {:<9} {:<10} {:<8} {:>10} {:>5} {:>8} {:>10}  url",
         fleet.plan,
         fleet.live_requests,
         fleet.waiting_requests,
         "backend",
         "role",
+        "by hand",
         "health",
         "prefill s",
         "legs",
@@ -136,10 +234,16 @@ fn table(body: &str) -> Result<String, OperateError> {
         "kv tokens",
     );
     for b in fleet.backends {
+        let by_hand = match (b.pinned, b.held_seconds) {
+            (true, _) => "pinned".to_owned(),
+            (false, Some(left)) => format!("{left:.0} s"),
+            (false, None) => String::new(),
+        };
         text += &format!(
-            "\n{:<20} {:<9} {:<8} {:>10.3} {:>5} {:>8} {:>10}  {}",
+            "\n{:<20} {:<9} {:<10} {:<8} {:>10.3} {:>5} {:>8} {:>10}  {}",
             b.name,
             b.role.as_str(),
+            by_hand,
             b.health,
             b.prefill_seconds,
             b.prefill_legs,
@@ -155,36 +259,37 @@ fn table(body: &str) -> Result<String, OperateError> {
 }
 
 impl Admin {
-    fn change(
-        &self,
-        backend: &str,
-        body: &serde_json::Value,
-        done: &str,
-    ) -> Result<(), OperateError> {
-        self.ask("POST", &format!("/v1/backends/{backend}/role"), &body.to_string())?;
-        // A reader that has gone needs no more lines.
-        writeln!(std::io::stdout(), "{backend} {done}").ok();
-        Ok(())
+    fn change(&self, backend: &str, body: &serde_json::Value) -> Result<Changed, OperateError> {
+        let path = format!("/v1/backends/{backend}/role");
+        let answer = self.ask("POST", &path, &body.to_string())?;
+        serde_json::from_str(&answer).map_err(|error| OperateError::Strange(error.to_string()))
     }
 
     /// One HTTP/1.0 exchange: the server closes after it, so the answer ends where the bytes do.
     fn ask(&self, method: &str, path: &str, body: &str) -> Result<String, OperateError> {
-        let address = &self.admin;
+        let (address, tls) = match self.admin.split_once("://") {
+            Some(("https", address)) => (address.trim_end_matches('/'), true),
+            Some((_, address)) => (address.trim_end_matches('/'), false),
+            None => (self.admin.as_str(), self.ca_file.is_some()),
+        };
+        let key = match self.token()? {
+            Some(token) => format!("authorization: Bearer {token}\r\n"),
+            None => String::new(),
+        };
         let request = format!(
             "{method} {path} HTTP/1.0\r\nhost: {address}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
+             {key}content-length: {}\r\n\r\n{body}",
             body.len()
         );
-        let exchange = || {
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_read_timeout(Some(TIMEOUT))?;
-            stream.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
+        let unreachable =
+            |source| OperateError::Unreachable { address: self.admin.clone(), source };
+        let stream = TcpStream::connect(address).map_err(unreachable)?;
+        stream.set_read_timeout(Some(TIMEOUT)).map_err(unreachable)?;
+        let answer = match tls {
+            true => exchange(self.over_tls(address, stream)?, &request),
+            false => exchange(stream, &request),
         };
-        let answer = exchange()
-            .map_err(|source| OperateError::Unreachable { address: address.clone(), source })?;
+        let answer = answer.map_err(unreachable)?;
         let strange = || OperateError::Strange(answer.chars().take(80).collect());
         let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(strange)?;
         let status = head.split(' ').nth(1).ok_or_else(strange)?;
@@ -192,6 +297,54 @@ impl Admin {
             "200" => Ok(body.to_owned()),
             _ => Err(OperateError::Refused(reason(body))),
         }
+    }
+
+    /// The token of the file, else of the environment.
+    fn token(&self) -> Result<Option<String>, OperateError> {
+        let Some(path) = &self.token_file else {
+            return Ok(std::env::var(TOKEN).ok().filter(|token| !token.is_empty()));
+        };
+        let token = tidegate_proxy::files::secret(path);
+        token.map(Some).map_err(|problem| OperateError::File {
+            path: path.clone(),
+            problem: problem.to_string(),
+        })
+    }
+
+    fn over_tls(
+        &self,
+        address: &str,
+        stream: TcpStream,
+    ) -> Result<StreamOwned<ClientConnection, TcpStream>, OperateError> {
+        let Some(path) = &self.ca_file else {
+            return Err(OperateError::Refused("an https admin address needs --ca-file".to_owned()));
+        };
+        let failed = |problem: String| OperateError::File { path: path.clone(), problem };
+        let roots = tidegate_proxy::files::authorities(path);
+        let roots = roots.map_err(|error| failed(error.to_string()))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| failed(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+        let name = name.map_err(|error| failed(error.to_string()))?;
+        let connection = ClientConnection::new(Arc::new(config), name);
+        Ok(StreamOwned::new(connection.map_err(|error| failed(error.to_string()))?, stream))
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<String> {
+    stream.write_all(request.as_bytes())?;
+    stream.flush()?;
+    let mut answer = String::new();
+    match stream.read_to_string(&mut answer) {
+        // The server closes without a word of TLS; the length says whether the answer is whole.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(answer),
+        Err(error) => Err(error),
+        Ok(_) => Ok(answer),
     }
 }
 

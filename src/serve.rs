@@ -1,11 +1,15 @@
 //! `tidegate serve`: run the proxy until it is told to stop.
 
 use std::error::Error;
-use std::path::PathBuf;
-use tidegate_proxy::Listeners;
+use std::path::{Path, PathBuf};
+use tidegate_proxy::{Addresses, Listeners};
 use tidegate_settings::Settings;
 
 /// Run the proxy.
+///
+/// SIGTERM: not ready from now on, new requests are served for server.linger_seconds, then the
+/// listeners close and requests may finish. SIGHUP: certificates are loaded again. SIGQUIT: the
+/// listeners go to a process that was started with --upgrade; without one it is ignored.
 #[derive(clap::Args)]
 pub struct Args {
     /// The configuration file
@@ -18,15 +22,32 @@ pub struct Args {
 
 /// Returns when the proxy has drained.
 pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let path = args.config.display();
-    let text = std::fs::read_to_string(&args.config)
-        .map_err(|error| format!("cannot read {path}: {error}"))?;
-    let settings = Settings::parse(&text).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        format!("{path} cannot be used:\n{}", lines.join("\n"))
-    })?;
+    let settings = read(&args.config)?;
     let _log = tidegate_proxy::log::init(&settings.log);
     let listeners = if args.upgrade { Listeners::Inherited } else { Listeners::Own };
-    tidegate_proxy::run(&settings, listeners)?;
+    tidegate_proxy::run(&settings, listeners, |addresses| announce(&settings, addresses))?;
     Ok(())
+}
+
+/// The settings in a file.
+///
+/// # Errors
+/// Every mistake, one a line.
+pub fn read(path: &Path) -> Result<Settings, String> {
+    let shown = path.display();
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    Settings::parse(&text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        format!("{shown} cannot be used:\n{}", lines.join("\n"))
+    })
+}
+
+fn announce(settings: &Settings, addresses: &Addresses) {
+    let scheme = |tls: bool| if tls { "https" } else { "http" };
+    for address in &addresses.data {
+        eprintln!("tidegate listens on {}://{address}", scheme(settings.server.tls.is_some()));
+    }
+    let admin = addresses.admin;
+    eprintln!("dashboard and metrics on {}://{admin}/", scheme(settings.admin.tls.is_some()));
 }

@@ -31,6 +31,7 @@ pub fn write(record: &Record, now: Moment) {
         request_id = %record.live.name,
         trace = %accepted.traceparent,
         tenant = %accepted.tenant,
+        client_subject = record.subject.as_deref(),
         endpoint = accepted.endpoint.as_str(),
         model = record.live.model.as_deref(),
         status = record.status,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use http::header::HeaderMap;
 use http::uri::PathAndQuery;
+use std::sync::Arc;
 use tidegate_engine::LegBody;
 use tidegate_http1::RequestHead;
 
@@ -21,6 +22,8 @@ pub struct Inbound {
     pub headers: HeaderMap,
     /// All of its body.
     pub body: Bytes,
+    /// The subject of the client's certificate, if it presented one.
+    pub subject: Option<Arc<str>>,
 }
 
 impl Inbound {

@@ -45,6 +45,8 @@ pub struct Asked {
     pub body: Result<Bytes, ApiError>,
     /// When its head was here.
     pub arrived: Moment,
+    /// The subject of the client's certificate, if it presented one.
+    pub subject: Option<Arc<str>>,
 }
 
 /// A stranger, or a body that is announced too large, is refused before it is read.
@@ -58,7 +60,7 @@ pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
 
 /// Run the filters over a request.
 pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
-    let Asked { head, body, arrived } = asked;
+    let Asked { head, body, arrived, subject } = asked;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
@@ -69,7 +71,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
         path: inbound.target,
         error,
     };
-    let mut inbound = Inbound { method, target, headers, body: Bytes::new() };
+    let mut inbound = Inbound { method, target, headers, body: Bytes::new(), subject };
     match body {
         Ok(body) => inbound.body = body,
         Err(error) => return Err(refused(inbound, error)),
@@ -80,6 +82,12 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
         }
         Ok(accepted) => {
             proxy.chain.strip_handoff(&mut inbound.headers);
+            if proxy.keeps_authorization {
+                // The filters have read them; to an engine they would be somebody's key.
+                for name in tidegate_filters::CREDENTIALS {
+                    inbound.headers.remove(name);
+                }
+            }
             Ok(Taken::Request(inbound, accepted))
         }
         Err(error) => Err(refused(inbound, error)),

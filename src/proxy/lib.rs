@@ -9,7 +9,9 @@
 //!   [`recording`] all of it
 //! - [`ask`], [`checkup`]: what engines are asked, and what must fit before anything is served
 //! - [`upstream`]: connections to engines; [`signals`]: what they tell beside their answers
-//! - [`downstream`]: connections of clients; [`server`], [`start`], [`shutdown`]: the process
+//! - [`downstream`]: connections of clients; [`front`]: how they are accepted; [`server`], [`start`],
+//!   [`listeners`], [`handover`], [`shutdown`]: the process
+//! - [`files`]: every file that the settings name, verified; [`tls`]: certificates
 //! - [`scratch`]: where both kinds of connections are read into
 //! - [`admin`], [`metrics`], [`access_log`]: what operators see
 //! - [`failure`], [`respond`], [`headers`], [`inbound`], [`models`]: values on the way
@@ -19,7 +21,7 @@
 //! I/O demands: where a request goes is placement's, which role a backend has is the planner's.
 #![allow(
     clippy::disallowed_types,
-    reason = "the shell opens sockets and files; start.rs reads them, recording.rs writes one"
+    reason = "the shell opens sockets and files; files.rs reads them, recording.rs writes one"
 )]
 
 mod access_log;
@@ -38,7 +40,10 @@ mod dispatcher;
 mod downstream;
 mod estimate;
 mod failure;
+pub mod files;
 pub mod fleet;
+mod front;
+mod handover;
 mod headers;
 mod heartbeat;
 mod hedge;
@@ -47,6 +52,7 @@ mod intake;
 pub mod journal;
 mod learn;
 mod legs;
+mod listeners;
 pub mod log;
 mod metrics;
 mod models;
@@ -68,10 +74,12 @@ mod shapes;
 mod shutdown;
 mod signals;
 mod start;
+mod tls;
 mod upstream;
 mod verdict;
 mod waiting;
 mod watch;
 
+pub use listeners::Addresses;
 pub use server::{Listeners, Running, run, spawn};
 pub use start::StartError;

@@ -53,6 +53,7 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
     let mut record = Box::new(Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live));
     record.wish = wish;
+    record.subject = inbound.subject.clone();
     record.choices = accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body));
     let interval = proxy.keepalive_comment.filter(|_| streams_events(&accepted));
     let form = ErrorForm::of(accepted.endpoint);

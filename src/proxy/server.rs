@@ -1,33 +1,41 @@
 //! The process: pingora's server with the data port, the admin port and the background tasks as
 //! its services.
 
-use pingora_core::listeners::ListenerConfig;
-use pingora_core::listeners::tls::TlsSettings;
-use pingora_core::protocols::l4::stream::L4BufferSettings;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
-use pingora_core::services::listening::Service;
-use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tidegate_settings::Settings;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
-use crate::admin::AdminApp;
+use crate::admin::{self, AdminApp, Guard};
 use crate::downstream::DataApp;
+use crate::front::Front;
+use crate::handover::{self, Received};
+use crate::listeners::{Addresses, Sockets, is_taken};
 use crate::service::Proxy;
-use crate::shutdown::{Drain, DrainParams};
+use crate::shutdown::{Death, Drain, DrainParams, Switches, ignore_early_signals};
 use crate::start::{Built, StartError, build};
 
-/// Run a proxy until the process is told to stop.
+/// Run a proxy until the process is told to stop. `listening` is told where, once it does.
 ///
 /// # Errors
-/// [`StartError`] before anything listens; after that it runs.
-pub fn run(settings: &Settings, listeners: Listeners) -> Result<(), StartError> {
-    let (server, drain) = assemble(settings, true, listeners)?;
+/// [`StartError`] before anything listens, or when a part of the proxy has died.
+pub fn run(
+    settings: &Settings,
+    listeners: Listeners,
+    listening: impl FnOnce(&Addresses),
+) -> Result<(), StartError> {
+    ignore_early_signals();
+    let (server, drain, addresses) = assemble(settings, true, listeners)?;
+    let death = Arc::clone(&drain.death);
+    listening(&addresses);
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
-    Ok(())
+    match death.who() {
+        None => Ok(()),
+        Some(part) => Err(StartError::Died(part)),
+    }
 }
 
 /// Where the listening sockets come from.
@@ -43,22 +51,24 @@ pub enum Listeners {
 pub struct Running {
     /// What its requests share.
     pub proxy: Arc<Proxy>,
+    /// Where it listens.
+    pub addresses: Addresses,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Run a proxy on a thread of its own. It is not yet listening when this returns.
+/// Run a proxy on a thread of its own. Its sockets are open when this returns.
 ///
 /// # Errors
 /// [`StartError`] before anything listens.
 pub fn spawn(settings: &Settings) -> Result<Running, StartError> {
-    let (server, drain) = assemble(settings, false, Listeners::Own)?;
+    let (server, drain, addresses) = assemble(settings, false, Listeners::Own)?;
     let (proxy, stop) = (Arc::clone(&drain.proxy), Arc::clone(&drain.stop));
     let run = move || server.run(RunArgs { shutdown_signal: Box::new(drain) });
     let thread = std::thread::Builder::new().name("tidegate".into()).spawn(run);
     let thread = thread
         .map_err(|source| StartError::Listen { address: "a new thread".to_owned(), source })?;
-    Ok(Running { proxy, stop, thread: Some(thread) })
+    Ok(Running { proxy, addresses, stop, thread: Some(thread) })
 }
 
 impl Running {
@@ -87,41 +97,98 @@ fn assemble(
     settings: &Settings,
     signals: bool,
     listeners: Listeners,
-) -> Result<(Server, Drain), StartError> {
-    let Built { proxy, background, commands } = build(settings)?;
+) -> Result<(Server, Drain, Addresses), StartError> {
+    let death = Arc::new(Death::default());
+    // Before the engines are asked, which takes seconds.
+    let own = match listeners {
+        Listeners::Own => Some(Sockets::open(settings, Vec::new())?),
+        Listeners::Inherited => {
+            has_predecessor(settings)?;
+            None
+        }
+    };
+    let built = build(settings, &death)?;
+    let (sockets, predecessor) = match own {
+        Some(own) => (own, None),
+        None => {
+            let socket = settings.server.upgrade_socket.as_deref();
+            let Received { listeners, predecessor } =
+                handover::receive(socket.ok_or(StartError::NoSocket)?)?;
+            (Sockets::open(settings, listeners)?, Some(predecessor))
+        }
+    };
+    let addresses = sockets.addresses()?;
+    let shared = sockets
+        .share()
+        .map_err(|source| StartError::Listen { address: "a second handle".to_owned(), source })?;
+    let switches = Switches::new(predecessor.is_none());
+    let drain = Drain {
+        proxy: Arc::clone(&built.proxy),
+        params: DrainParams { linger: settings.server.linger, drain: settings.server.drain },
+        stop: Arc::default(),
+        signals,
+        upgrade_socket: settings.server.upgrade_socket.clone(),
+        listeners: Mutex::new(shared),
+        predecessor: Mutex::new(predecessor),
+        switches,
+        death,
+    };
+    let server = server(settings, built, sockets, &drain);
+    Ok((server, drain, addresses))
+}
+
+/// The services: both ports and what runs beside them.
+fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) -> Server {
+    let Built { proxy, background, commands, server_tls, admin_tls, admin_tokens } = built;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
-    // Only after SIGQUIT, when a new process has the sockets: requests here may finish.
-    conf.grace_period_seconds = Some(settings.server.drain.get().ceil() as u64);
-    conf.graceful_shutdown_timeout_seconds = Some(0);
-    if let Some(socket) = &settings.server.upgrade_socket {
-        conf.upgrade_sock = socket.display().to_string();
-    }
-    let upgrade = listeners == Listeners::Inherited;
-    if !upgrade {
-        for address in settings.server.listen.iter().chain([&settings.admin.listen]) {
-            can_listen(*address)?;
-        }
-    }
-    let opt = Opt { upgrade, ..Opt::default() };
-    let mut server = Server::new_with_opt_and_conf(opt, conf);
+    let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
     server.bootstrap();
-    let data = DataApp { proxy: Arc::clone(&proxy), patience: settings.server.keepalive };
-    let mut data = Service::new("data".to_owned(), data);
-    for address in &settings.server.listen {
-        data.add_listener(listener(settings, *address)?);
-    }
-    let admin = AdminApp { proxy: Arc::clone(&proxy), commands };
-    let mut admin = Service::new("admin".to_owned(), admin);
-    admin.threads = Some(1);
-    admin.add_tcp(&settings.admin.listen.to_string());
+    let data = Front {
+        name: "data",
+        app: Arc::new(DataApp { proxy: Arc::clone(&proxy), patience: settings.server.keepalive }),
+        listeners: sockets.data,
+        tls: server_tls,
+        phases: drain.switches.data(),
+        threads: None,
+        vital: Some(drain.death.vital("the data port")),
+    };
+    let guard = Guard { tokens: admin_tokens, hosts: settings.admin.hosts.clone() };
+    let admin = Front {
+        name: "admin",
+        app: Arc::new(AdminApp {
+            proxy,
+            commands,
+            guard,
+            flip_hold: settings.admin.flip_hold,
+            connections: Arc::new(Semaphore::new(admin::CONNECTIONS_MAX)),
+        }),
+        listeners: vec![sockets.admin],
+        tls: admin_tls,
+        phases: drain.switches.admin(),
+        threads: Some(1),
+        vital: Some(drain.death.vital("the admin port")),
+    };
     let mut background = background_service("control", background);
     background.threads = Some(1);
     server.add_service(background);
     server.add_service(data);
     server.add_service(admin);
-    let params = DrainParams { linger: settings.server.linger, drain: settings.server.drain };
-    Ok((server, Drain { proxy, params, stop: Arc::default(), signals }))
+    server
+}
+
+/// `serve --upgrade` needs a socket, and a proxy that runs.
+fn has_predecessor(settings: &Settings) -> Result<(), StartError> {
+    if settings.server.upgrade_socket.is_none() {
+        return Err(StartError::NoSocket);
+    }
+    // Port 0 is no address that a predecessor could be found at.
+    let mut fixed = settings.server.listen.iter().filter(|address| address.port() != 0).peekable();
+    if fixed.peek().is_some() && !fixed.any(|address| is_taken(*address)) {
+        let addresses: Vec<_> = settings.server.listen.iter().map(ToString::to_string).collect();
+        return Err(StartError::NoPredecessor { addresses: addresses.join(", ") });
+    }
+    Ok(())
 }
 
 fn threads(settings: &Settings) -> usize {
@@ -129,23 +196,4 @@ fn threads(settings: &Settings) -> usize {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     }
-}
-
-fn listener(settings: &Settings, address: SocketAddr) -> Result<ListenerConfig, StartError> {
-    // Both codecs read into buffers of their own.
-    let listener =
-        ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered());
-    let Some(tls) = &settings.server.tls else { return Ok(listener) };
-    let (cert, key) = (tls.cert.display().to_string(), tls.key.display().to_string());
-    let mut tls = TlsSettings::intermediate(&cert, &key)
-        .map_err(|error| StartError::ServerTls(error.to_string()))?;
-    tls.enable_h2();
-    Ok(listener.tls(tls))
-}
-
-/// pingora panics on a port that is taken, in a thread of its own: find out before.
-fn can_listen(address: SocketAddr) -> Result<(), StartError> {
-    TcpListener::bind(address)
-        .map(drop)
-        .map_err(|source| StartError::Listen { address: address.to_string(), source })
 }

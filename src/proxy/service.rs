@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use tidegate_filters::{Chain, Directory};
 use tidegate_placement::Params as PlacementParams;
 use tidegate_settings::HalfClose;
-use tidegate_terms::{RequestId, Seconds, Tokens};
+use tidegate_terms::{RequestId, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
@@ -79,6 +79,12 @@ pub struct Proxy {
     pub prefix_block: Tokens,
     /// Is the proxy stopping?
     pub draining: AtomicBool,
+    /// Has a successor taken the listeners over?
+    pub hands_over: AtomicBool,
+    /// Clients' keys are this gateway's own and are not forwarded to engines.
+    pub keeps_authorization: bool,
+    /// Rung by SIGHUP: files are read again.
+    pub reload: Notify,
     pub(crate) observations: mpsc::Sender<Observation>,
     pub(crate) requests: AtomicU64,
 }
@@ -110,10 +116,41 @@ impl Proxy {
         self.directory.load()
     }
 
-    /// May new connections come? Not once the proxy is stopping, nor while no backend is usable.
+    /// Would a request be served?
     pub fn is_ready(&self) -> bool {
-        let usable = self.fleet.backends.iter().any(|backend| backend.health.is_usable());
-        usable && !self.is_draining()
+        self.readiness().is_ok()
+    }
+
+    /// Would a request be served? A process that hands its listeners to a successor stays ready:
+    /// both answer on the same address until the old one's listeners close.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.is_draining() && !self.hands_over.load(Relaxed) {
+            return Err("the proxy is stopping");
+        }
+        let table = self.fleet.table();
+        let mut placeable = self
+            .fleet
+            .backends
+            .iter()
+            .filter(|backend| table.entry(backend.id).role != Role::Draining)
+            .peekable();
+        if placeable.peek().is_none() {
+            return Err("every backend is draining");
+        }
+        let (mut usable, mut heard) = (false, false);
+        for backend in placeable {
+            usable |= backend.health.is_usable();
+            heard |= backend.health.is_usable() && backend.health.is_up();
+        }
+        match (usable, heard, table.models.is_empty()) {
+            (false, ..) => Err("no backend that takes new work is usable"),
+            (true, false, _) => Err("no backend that takes new work has answered yet"),
+            (true, true, true) => Err("no backend has said which models it serves yet"),
+            (true, true, false) => Ok(()),
+        }
     }
 
     /// Is the proxy stopping?

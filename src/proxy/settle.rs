@@ -77,6 +77,8 @@ pub struct Record {
     pub whole: Option<ReadPrompt>,
     /// The usages that the client wished for, if the engine counts every chunk.
     pub wish: Option<Wish>,
+    /// The subject of the client's certificate.
+    pub subject: Option<Arc<str>>,
 }
 
 /// What a request's legs note of their course: on its record, or beside it where a second leg runs.
@@ -164,6 +166,7 @@ impl Record {
             choices: 1,
             whole: None,
             wish: None,
+            subject: None,
         }
     }
 

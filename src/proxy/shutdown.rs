@@ -1,19 +1,30 @@
 //! How the proxy stops. pingora would stop accepting at once and cut streams after a fixed sleep;
-//! an operator wants: not ready at once, new connections still served while endpoints are removed,
-//! streams finished up to a deadline, then the end.
+//! an operator wants: unready at once, new connections still served while endpoints are removed
+//! (linger), then no new connections, requests in flight finished up to a deadline (drain), the end.
+//! Or a successor takes the listeners over (handover.rs), and the same follows without unreadiness.
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tidegate_terms::Seconds;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
 
+use crate::front::Phases;
+use crate::handover::{self, Predecessor};
+use crate::listeners::Bound;
 use crate::service::Proxy;
 
 /// How often the drain looks whether the last request has settled.
 const DRAIN_LOOK: Seconds = Seconds(0.02);
+/// How long a successor may take from the listeners to its first accepted connection; it knows its
+/// engines by then.
+const HAND_OVER_MAX: Duration = Duration::from_secs(60);
+/// How long a successor waits for an engine to be usable before it takes over all the same.
+const READY_MAX: Seconds = Seconds(30.0);
 
 /// How long each step may take.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +33,92 @@ pub struct DrainParams {
     pub linger: Seconds,
     /// Then let requests finish.
     pub drain: Seconds,
+}
+
+/// Held by what the process cannot live without: dropped before the proxy stops, it ends the
+/// process with an error.
+pub struct Vital {
+    name: &'static str,
+    death: Arc<Death>,
+}
+
+/// What died, if anything.
+#[derive(Debug, Default)]
+pub struct Death {
+    who: Mutex<Option<&'static str>>,
+    /// From now on parts may end.
+    stopping: AtomicBool,
+    rung: Notify,
+}
+
+impl Death {
+    /// For a part of the process.
+    pub fn vital(self: &Arc<Death>, name: &'static str) -> Vital {
+        Vital { name, death: Arc::clone(self) }
+    }
+
+    /// Which part died before the proxy stopped.
+    pub fn who(&self) -> Option<&'static str> {
+        *self.who.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if !self.death.stopping.load(Relaxed) {
+            *self.death.who.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.name);
+            self.death.rung.notify_one();
+        }
+    }
+}
+
+/// The switches behind the phases of both ports.
+#[derive(Debug)]
+pub struct Switches {
+    begin: watch::Sender<bool>,
+    close_data: watch::Sender<bool>,
+    close_admin: watch::Sender<bool>,
+    stop_data: watch::Sender<bool>,
+    stop_admin: watch::Sender<bool>,
+    /// Open connections of the data port.
+    open: Arc<AtomicUsize>,
+}
+
+impl Switches {
+    /// All off; `begun`: the ports accept from the start.
+    pub fn new(begun: bool) -> Switches {
+        let off = || watch::channel(false).0;
+        let open = Arc::default();
+        let begin = watch::channel(begun).0;
+        Switches {
+            begin,
+            close_data: off(),
+            close_admin: off(),
+            stop_data: off(),
+            stop_admin: off(),
+            open,
+        }
+    }
+
+    /// The data port's.
+    pub fn data(&self) -> Phases {
+        self.phases(&self.close_data, &self.stop_data, Arc::clone(&self.open))
+    }
+
+    /// The admin port's: it answers until the end, or until a successor does.
+    pub fn admin(&self) -> Phases {
+        self.phases(&self.close_admin, &self.stop_admin, Arc::default())
+    }
+
+    fn phases(
+        &self,
+        close: &watch::Sender<bool>,
+        stop: &watch::Sender<bool>,
+        open: Arc<AtomicUsize>,
+    ) -> Phases {
+        let begin = self.begin.subscribe();
+        Phases { begin, close: close.subscribe(), stop: stop.subscribe(), open }
+    }
 }
 
 /// Waits for the end and drains before it lets pingora stop.
@@ -34,35 +131,62 @@ pub struct Drain {
     pub stop: Arc<Notify>,
     /// Listen to the process's signals?
     pub signals: bool,
+    /// Where a successor waits for the listeners.
+    pub upgrade_socket: Option<PathBuf>,
+    /// What it would get.
+    pub listeners: Mutex<Vec<Bound>>,
+    /// Whose listeners these were: it is told once they are served.
+    pub predecessor: Mutex<Option<Predecessor>>,
+    /// Of both ports.
+    pub switches: Switches,
+    /// What the process cannot live without.
+    pub death: Arc<Death>,
 }
 
 enum Cause {
     Terminate,
     Upgrade,
     Asked,
+    Died,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
-        let linger = match self.cause().await {
-            // The new process has the sockets: pingora waits for this one's requests.
-            Cause::Upgrade => {
-                self.proxy.draining.store(true, Relaxed);
-                return ShutdownSignal::GracefulUpgrade;
+        let cause = self.cause().await;
+        self.death.stopping.store(true, Relaxed);
+        let DrainParams { linger, drain } = self.params;
+        match cause {
+            Cause::Died => {
+                let who = self.death.who();
+                tracing::error!(who, "stopping: a part of the proxy has died");
+                return ShutdownSignal::FastShutdown;
             }
-            Cause::Terminate => self.params.linger,
-            Cause::Asked => Seconds::ZERO,
-        };
-        tracing::info!("stopping: not ready from now on");
-        self.proxy.draining.store(true, Relaxed);
-        tokio::time::sleep(linger.to_duration()).await;
-        let clock = self.proxy.clock;
-        let deadline = clock.now() + self.params.drain;
-        while !self.proxy.fleet.registry.is_empty() && clock.now() < deadline {
-            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+            Cause::Terminate => {
+                tracing::info!("stopping: not ready from now on");
+                self.proxy.draining.store(true, Relaxed);
+                tokio::time::sleep(linger.to_duration()).await;
+                self.close_data();
+            }
+            Cause::Upgrade => {
+                // The successor answers on the same address: readiness must not flap.
+                self.proxy.hands_over.store(true, Relaxed);
+                self.close_data();
+                self.switches.close_admin.send_replace(true);
+                // Clients of idle connections may be about to send on them: the answer tells them
+                // to come again elsewhere.
+                self.proxy.draining.store(true, Relaxed);
+                self.closed(linger).await;
+                self.switches.stop_admin.send_replace(true);
+            }
+            Cause::Asked => {
+                self.proxy.draining.store(true, Relaxed);
+                self.close_data();
+            }
         }
-        let left = self.proxy.fleet.registry.len();
+        self.switches.stop_data.send_replace(true);
+        self.closed(drain).await;
+        let left = self.switches.open.load(Relaxed);
         tracing::info!(left, "stopping: drained");
         // Nothing is in flight any more, or out of time: pingora need not wait again.
         ShutdownSignal::FastShutdown
@@ -70,23 +194,198 @@ impl ShutdownSignalWatch for Drain {
 }
 
 impl Drain {
+    /// No new connections: a socket listens as long as one handle on it is open.
+    fn close_data(&self) {
+        self.handles().clear();
+        self.switches.close_data.send_replace(true);
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Vec<Bound>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wait until no client is connected and no request in flight, at most for so long.
+    async fn closed(&self, most: Seconds) {
+        let clock = self.proxy.clock;
+        let deadline = clock.now() + most;
+        let busy = || self.switches.open.load(Relaxed) > 0 || !self.proxy.fleet.registry.is_empty();
+        while busy() && clock.now() < deadline {
+            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+        }
+    }
+
     async fn cause(&self) -> Cause {
-        if !self.signals {
-            self.stop.notified().await;
-            return Cause::Asked;
-        }
-        let streams = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
-        let [term, int, quit] = streams.map(signal);
-        let (Ok(mut term), Ok(mut int), Ok(mut quit)) = (term, int, quit) else {
-            tracing::error!("cannot listen to signals: only a kill will stop this process");
-            std::future::pending::<()>().await;
-            return Cause::Asked;
+        let mut signals = match self.signals {
+            true => Signals::listen(),
+            false => None,
         };
-        tokio::select! {
-            _ = term.recv() => Cause::Terminate,
-            _ = int.recv() => Cause::Asked,
-            _ = quit.recv() => Cause::Upgrade,
-            () = self.stop.notified() => Cause::Asked,
+        if self.signals && signals.is_none() {
+            tracing::error!("cannot listen to signals: only a kill will stop this process");
         }
+        let predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut taking = std::pin::pin!(self.take_over(predecessor));
+        let mut has_taken = false;
+        loop {
+            let quit = tokio::select! {
+                () = self.stop.notified() => return Cause::Asked,
+                () = self.death.rung.notified() => return Cause::Died,
+                () = taking.as_mut(), if !has_taken => { has_taken = true; false }
+                word = next(&mut signals) => match word {
+                    Word::Terminate => return Cause::Terminate,
+                    Word::Interrupt => return Cause::Asked,
+                    Word::Hangup => { self.proxy.reload.notify_one(); false }
+                    Word::Quit => true,
+                },
+            };
+            if !quit {
+                continue;
+            }
+            // Requests are served meanwhile; whoever wants the end does not wait for a successor.
+            let handing = self.hand_over();
+            tokio::select! {
+                done = handing => if done { return Cause::Upgrade },
+                () = self.stop.notified() => return Cause::Asked,
+                () = self.death.rung.notified() => return Cause::Died,
+                cause = ends(&mut signals, &self.proxy) => return cause,
+            }
+        }
+    }
+
+    /// Accept once an engine can be used, and release the process whose listeners these are.
+    async fn take_over(&self, predecessor: Option<Predecessor>) {
+        let Some(predecessor) = predecessor else { return };
+        let clock = self.proxy.clock;
+        let deadline = clock.now() + READY_MAX;
+        while let Err(why) = self.proxy.readiness() {
+            if clock.now() >= deadline {
+                tracing::warn!("taking over although requests cannot be served yet: {why}");
+                break;
+            }
+            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+        }
+        self.switches.begin.send_replace(true);
+        match predecessor.release() {
+            Ok(()) => tracing::info!("took the listeners over"),
+            Err(error) => tracing::error!("the process before this one has ended: {error}"),
+        }
+    }
+
+    /// Give the listeners to the successor that waits for them. False: nothing has changed.
+    async fn hand_over(&self) -> bool {
+        let Some(path) = &self.upgrade_socket else {
+            tracing::error!("SIGQUIT is ignored: server.upgrade_socket is not set");
+            return false;
+        };
+        let sent = handover::send(path, &self.handles());
+        let stream = match sent {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::error!(
+                    "SIGQUIT is ignored: no `tidegate serve --upgrade` waits at {}: {error}",
+                    path.display()
+                );
+                return false;
+            }
+        };
+        let served = tokio::time::timeout(HAND_OVER_MAX, handover::is_served(stream)).await;
+        match served {
+            Ok(Ok(true)) => {
+                tracing::info!("stopping: a new process serves from now on");
+                true
+            }
+            Ok(Ok(false) | Err(_)) => {
+                tracing::error!("the new process ended before it served: this one goes on");
+                false
+            }
+            Err(_) => {
+                tracing::error!("the new process does not serve after 60 s: this one goes on");
+                false
+            }
+        }
+    }
+}
+
+enum Word {
+    Terminate,
+    Interrupt,
+    Quit,
+    Hangup,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Option<Signals> {
+        Some(Signals {
+            terminate: signal(SignalKind::terminate()).ok()?,
+            interrupt: signal(SignalKind::interrupt()).ok()?,
+            quit: signal(SignalKind::quit()).ok()?,
+            hangup: signal(SignalKind::hangup()).ok()?,
+        })
+    }
+}
+
+/// The next signal; never, if none are listened to.
+async fn next(signals: &mut Option<Signals>) -> Word {
+    let Some(signals) = signals else { return std::future::pending().await };
+    tokio::select! {
+        _ = signals.terminate.recv() => Word::Terminate,
+        _ = signals.interrupt.recv() => Word::Interrupt,
+        _ = signals.quit.recv() => Word::Quit,
+        _ = signals.hangup.recv() => Word::Hangup,
+    }
+}
+
+/// The next signal that ends the process.
+async fn ends(signals: &mut Option<Signals>, proxy: &Proxy) -> Cause {
+    loop {
+        match next(signals).await {
+            Word::Terminate => return Cause::Terminate,
+            Word::Interrupt => return Cause::Asked,
+            Word::Hangup => proxy.reload.notify_one(),
+            Word::Quit => {
+                tracing::error!("SIGQUIT is ignored: the listeners are being handed over")
+            }
+        }
+    }
+}
+
+/// SIGHUP and SIGQUIT have no meaning before the proxy runs, and must not end the process: until
+/// somebody listens to them they are ignored.
+pub fn ignore_early_signals() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    if let Ok(runtime) = runtime {
+        let _inside = runtime.enter();
+        // The handlers stay in place after these are gone.
+        drop([signal(SignalKind::hangup()), signal(SignalKind::quit())]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_before_the_stop_ends_the_process() {
+        let death = Arc::new(Death::default());
+        let (port, control) = (death.vital("the data port"), death.vital("the control loop"));
+        assert_eq!(death.who(), None);
+        let ended = tokio::spawn(async move {
+            let _vital = port;
+            panic!("as a bug does");
+        });
+        assert!(ended.await.is_err());
+        death.rung.notified().await;
+        assert_eq!(death.who(), Some("the data port"));
+        drop(control);
+        let stopping = Arc::new(Death::default());
+        stopping.stopping.store(true, Relaxed);
+        drop(stopping.vital("the admin port"));
+        assert_eq!(stopping.who(), None, "what ends once the proxy stops has not died");
     }
 }

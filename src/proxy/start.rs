@@ -1,19 +1,16 @@
-//! From settings to a running proxy: every part is built and wired here, once. Files named in the
-//! settings are read here and nowhere else.
+//! From settings to a running proxy: every part is built and wired here, once.
 
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_filters::{
-    ApiKey, Chain, ChainParams, HandoffHost, HandoffTrust, ModelTokenizer, TokenizerError,
-};
+use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_planner::{BackendObservation, Observation, initial};
-use tidegate_settings::{BackendSettings, ModelSettings, Settings};
-use tidegate_terms::{BackendId, Plan, Role, Seconds, Tokens};
+use tidegate_settings::{BackendSettings, Settings};
+use tidegate_terms::{BackendId, Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::bootstrap::Bootstrap;
@@ -22,11 +19,14 @@ use crate::clock::Clock;
 use crate::control::background::{Background, Tasks};
 use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
-use crate::control::{Catalog, Command, Control, Inboxes, KnownModel, Pace, Priors};
+use crate::control::pins::Pins;
+use crate::control::{Catalog, Command, Control, Inboxes, Pace, Priors};
 use crate::dispatcher::Dispatcher;
+use crate::files::{self, FileErrors, Files};
 use crate::fleet::{
-    Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, RoutingTable,
+    Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, Pin, RoutingTable,
 };
+use crate::handover::HandOverError;
 use crate::journal::Journal;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
@@ -34,8 +34,10 @@ use crate::probe::ProbeParams;
 use crate::queue::Queue;
 use crate::recording::Recording;
 use crate::service::Proxy;
+use crate::shutdown::Death;
 use crate::signals::Signals;
-use crate::upstream::{Address, AddressError, Pool, PoolParams, TlsError, client_config};
+use crate::tls::ServerTls;
+use crate::upstream::{Address, AddressError, Pool, PoolParams};
 
 /// Why a proxy cannot start.
 #[derive(Debug, Error)]
@@ -59,13 +61,20 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
-    /// A key file with nothing in it: its key would let everybody in who sends an empty one.
-    #[error("{path} holds no key: the file of {name} is empty")]
-    EmptyKey {
-        /// Which file.
-        path: PathBuf,
-        /// Whose key.
-        name: String,
+    /// Files that the settings name.
+    #[error("files that the configuration names cannot be used:\n{0}")]
+    Files(#[from] FileErrors),
+    /// `--upgrade` without a socket to receive the listeners on.
+    #[error("serve --upgrade needs [server] upgrade_socket, in both processes' configuration")]
+    NoSocket,
+    /// No listeners came.
+    #[error("serve --upgrade: {0}")]
+    HandOver(#[from] HandOverError),
+    /// `--upgrade` without a running proxy.
+    #[error("serve --upgrade: no proxy listens on {addresses}: start without --upgrade")]
+    NoPredecessor {
+        /// Where one was looked for.
+        addresses: String,
     },
     /// A key that no header can carry.
     #[error("the api_key of backend {name} cannot be sent: a header carries visible ASCII alone")]
@@ -73,12 +82,9 @@ pub enum StartError {
         /// Whose.
         name: String,
     },
-    /// TLS to backends.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// TLS to clients.
-    #[error("TLS for clients: {0}")]
-    ServerTls(String),
+    /// A part of the process ended with a panic.
+    #[error("{0} has died; the log says why")]
+    Died(&'static str),
     /// Engines that are not what the settings say.
     #[error("engines contradict the settings:\n{0}")]
     Misfits(String),
@@ -103,32 +109,40 @@ pub struct Built {
     pub background: Background,
     /// The way to the control loop.
     pub commands: mpsc::Sender<Command>,
+    /// TLS of the data listeners.
+    pub server_tls: Option<ServerTls>,
+    /// TLS of the admin listener.
+    pub admin_tls: Option<ServerTls>,
+    /// Bearer tokens of the admin address; none: none is asked for.
+    pub admin_tokens: Vec<String>,
 }
 
 /// Build a proxy from valid settings.
 ///
 /// # Errors
 /// [`StartError`] when a file cannot be read or used, or an address is none.
-pub fn build(settings: &Settings) -> Result<Built, StartError> {
+pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartError> {
     let clock = Clock::start();
-    let by_hand = ByHand::read(settings.admin.state_file.as_deref())?;
+    let mut files = files::load(settings)?;
+    let by_hand = std::mem::take(&mut files.by_hand);
     let mut settings = settings.clone();
     by_hand.apply(&mut settings);
     let settings = &settings;
-    let backends = backends(settings, clock)?;
+    let Files { keys, models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
+    let backends = backends(settings, &files, clock)?;
     let said = checkup::said(settings);
-    let told = checkup::ask_all(settings, &backends, pools(settings, clock)?);
+    let told = checkup::ask_all(settings, &backends, pools(settings, &files, clock)?);
     checkup::check(settings, &said, &told)?;
     let priors: Vec<Priors> = settings
         .backends
         .iter()
         .map(|backend| Priors { prefill: backend.prefill_prior, decode: backend.decode_prior })
         .collect();
-    let pins: Vec<Option<Role>> =
-        settings.backends.iter().map(|b| b.role.filter(|_| b.pin)).collect();
+    let pins = pins(settings, &by_hand, clock);
+    let pinned: Vec<Option<Role>> = pins.iter().map(|pin| pin.map(|pin| pin.role)).collect();
     let named = settings.backends.iter().map(|backend| backend.models.clone()).collect();
-    let catalog = Catalog::new(named, known_models(settings)?);
-    let table = first_table(settings, &backends, &priors, &pins, &catalog);
+    let catalog = Catalog::new(named, models.clone());
+    let table = first_table(settings, &backends, &priors, &pinned, &catalog);
     let metrics = Metrics::new(&backends)?;
     let estimates =
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
@@ -148,7 +162,13 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         clock,
         heartbeat: crate::heartbeat::Heartbeat::default(),
         fleet,
-        chain: Chain::new(chain_params(settings)?),
+        chain: Chain::new(ChainParams {
+            keys: keys.clone(),
+            body_max: settings.server.body_max_bytes,
+            prefix_block: settings.prefix.block_tokens,
+            handoff: handoff_trust(settings),
+            ..ChainParams::default()
+        }),
         directory: ArcSwap::from_pointee(catalog.directory()),
         models: ArcSwap::from_pointee(catalog.answer()),
         placement: settings.placement_params(),
@@ -172,6 +192,9 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         client_stall: settings.server.client_stall,
         prefix_block: Tokens(settings.prefix.block_tokens as u64),
         draining: AtomicBool::new(false),
+        hands_over: AtomicBool::new(false),
+        reload: Notify::new(),
+        keeps_authorization: !keys.is_empty() && !settings.auth.forward_authorization,
         observations,
         requests: AtomicU64::new(0),
     });
@@ -183,7 +206,7 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         pace,
         settings.planner.enabled,
         settings.planner_params(),
-        pins,
+        Pins::new(pins),
         priors,
         catalog,
         recording(settings)?,
@@ -197,8 +220,26 @@ pub fn build(settings: &Settings) -> Result<Built, StartError> {
         backends,
         probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
         found,
+        watched: watched.clone(),
+        vitals: [death.vital("the control loop"), death.vital("the dispatcher")],
     });
-    Ok(Built { proxy, background, commands })
+    let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
+    let admin_tokens = admin_tokens.clone();
+    Ok(Built { proxy, background, commands, server_tls, admin_tls, admin_tokens })
+}
+
+/// Pins of the settings, and holds of the state file that have not ended.
+fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>> {
+    let began = clock.wall(Moment::START);
+    let pin = |backend: &BackendSettings| {
+        let role = backend.role?;
+        if backend.pin {
+            return Some(Pin { role, until: None });
+        }
+        let left = by_hand.hold_until(&backend.name)? - began;
+        (left > 0.0).then(|| Pin { role, until: Some(Moment::START + Seconds(left)) })
+    };
+    settings.backends.iter().map(pin).collect()
 }
 
 fn recording(settings: &Settings) -> Result<Recording, StartError> {
@@ -228,31 +269,38 @@ fn pool_params(settings: &Settings) -> PoolParams {
 }
 
 /// A pool for each backend.
-fn pools(settings: &Settings, clock: Clock) -> Result<Vec<Pool>, StartError> {
+fn pools(settings: &Settings, files: &Files, clock: Clock) -> Result<Vec<Pool>, StartError> {
     let params = pool_params(settings);
-    let pool = |backend: &BackendSettings| {
+    let pool = |(backend, key): (&BackendSettings, &Option<String>)| {
         let address = Address::parse(&backend.url)?;
-        let address = with_key(address, backend)?;
+        let address = with_key(address, backend, key.as_ref())?;
         let tls = match address.tls {
-            true => Some(client_config(settings.upstream.ca_file.as_deref())?),
+            true => {
+                let connector = files.connector.as_ref();
+                connector.map(|tls| tls.named(backend.server_name.as_deref()))
+            }
             false => None,
         };
         Ok(Pool::new(address, params, tls, clock))
     };
-    settings.backends.iter().map(pool).collect()
+    settings.backends.iter().zip(&files.engine_keys).map(pool).collect()
 }
 
 /// The address with the engine's own key, if it has one.
-fn with_key(address: Address, backend: &BackendSettings) -> Result<Address, StartError> {
-    let key = match (&backend.api_key, &backend.api_key_file) {
-        (Some(key), _) => key.0.clone(),
-        (None, Some(path)) => key_in(path, || format!("backend {}", backend.name))?,
-        (None, None) => return Ok(address),
-    };
-    address.with_key(&key).ok_or_else(|| StartError::UnusableKey { name: backend.name.clone() })
+fn with_key(
+    address: Address,
+    backend: &BackendSettings,
+    key: Option<&String>,
+) -> Result<Address, StartError> {
+    let Some(key) = key else { return Ok(address) };
+    address.with_key(key).ok_or_else(|| StartError::UnusableKey { name: backend.name.clone() })
 }
 
-fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, StartError> {
+fn backends(
+    settings: &Settings,
+    files: &Files,
+    clock: Clock,
+) -> Result<Vec<Arc<Backend>>, StartError> {
     let health = HealthParams {
         failures_to_eject: settings.probe.failures_to_eject,
         slow_return: settings.probe.slow_return,
@@ -266,7 +314,7 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
     };
     let groups = settings.groups();
     let mut backends = Vec::with_capacity(settings.backends.len());
-    let pools = pools(settings, clock)?;
+    let pools = pools(settings, files, clock)?;
     for (slot, (backend, pool)) in settings.backends.iter().zip(pools).enumerate() {
         let (family, port) = (backend.family(), backend.meeting_port());
         let bootstrap = Bootstrap::new(family, || {
@@ -274,11 +322,6 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             let beside = Address::parse(&format!("http://{host}:{port}"))?;
             Ok::<_, StartError>(Pool::new(beside, pool_params(settings), None, clock))
         })?;
-        let key = match (&backend.disagg_key, &backend.disagg_key_file) {
-            (Some(key), _) => Some(key.0.clone()),
-            (None, Some(path)) => Some(key_in(path, || format!("backend {}", backend.name))?),
-            (None, None) => None,
-        };
         backends.push(Arc::new(Backend::new(
             BackendId(slot as u16),
             backend.name.as_str().into(),
@@ -294,7 +337,7 @@ fn backends(settings: &Settings, clock: Clock) -> Result<Vec<Arc<Backend>>, Star
             },
             port,
             bootstrap,
-            key.map(|key| key.into_bytes().into()),
+            files.handoff_keys[slot].clone(),
             pool,
             health,
         )));
@@ -353,25 +396,6 @@ fn first_table(
     table
 }
 
-fn chain_params(settings: &Settings) -> Result<ChainParams, StartError> {
-    let mut keys = Vec::with_capacity(settings.auth.keys.len());
-    for key in &settings.auth.keys {
-        let secret = match (&key.key, &key.key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => key_in(path, || format!("auth key {}", key.name))?,
-            (None, None) => continue,
-        };
-        keys.push(ApiKey { name: key.name.clone(), key: secret });
-    }
-    Ok(ChainParams {
-        keys,
-        body_max: settings.server.body_max_bytes,
-        prefix_block: settings.prefix.block_tokens,
-        handoff: handoff_trust(settings),
-        ..ChainParams::default()
-    })
-}
-
 /// Entries that are no host were reported by the validation of the settings.
 fn handoff_trust(settings: &Settings) -> HandoffTrust {
     let server = &settings.server;
@@ -383,66 +407,4 @@ fn handoff_trust(settings: &Settings) -> HandoffTrust {
             HandoffTrust::Hosts(hosts.filter_map(|host| HandoffHost::parse(host)).collect())
         }
     }
-}
-
-/// What the operator said of models. A tokenizer that tidegate cannot use is no reason not to
-/// start: prompts are estimated then, and the log says so.
-fn known_models(settings: &Settings) -> Result<Vec<KnownModel>, StartError> {
-    let mut known = Vec::with_capacity(settings.models.len());
-    for model in &settings.models {
-        let tokenizer = match tokenizer(model)? {
-            Some(Ok(tokenizer)) => {
-                for note in tokenizer.notes() {
-                    tracing::warn!(model = %model.name, "{note}");
-                }
-                Some(Arc::new(tokenizer))
-            }
-            Some(Err(error)) => {
-                tracing::warn!(model = %model.name, "prompts are estimated: {error}");
-                None
-            }
-            None => None,
-        };
-        let name = model.name.as_str().into();
-        known.push(KnownModel { name, max_model_len: model.max_model_len, tokenizer });
-    }
-    Ok(known)
-}
-
-/// The key that a file holds.
-fn key_in(path: &Path, whose: impl FnOnce() -> String) -> Result<String, StartError> {
-    match text(path)?.trim_start_matches('\u{feff}').trim() {
-        "" => Err(StartError::EmptyKey { path: path.to_owned(), name: whose() }),
-        key => Ok(key.to_owned()),
-    }
-}
-
-type Loaded = Result<ModelTokenizer, TokenizerError>;
-
-fn tokenizer(model: &ModelSettings) -> Result<Option<Loaded>, StartError> {
-    let Some(path) = &model.tokenizer else { return Ok(None) };
-    let tokenizer = bytes(path)?;
-    let beside = path.with_file_name("tokenizer_config.json");
-    let config = match &model.tokenizer_config {
-        Some(path) => Some(bytes(path)?),
-        // It may or may not be there.
-        None => bytes(&beside).ok(),
-    };
-    let template = model.chat_template.as_deref().map(text).transpose()?;
-    let loaded = ModelTokenizer::load(&tokenizer, config.as_deref(), template.as_deref());
-    let cache = usize::from(model.tokenizer_cache_mib) << 20;
-    Ok(Some(loaded.map(|loaded| loaded.with_cache(cache))))
-}
-
-#[allow(clippy::disallowed_methods, reason = "files that the settings name are read here")]
-fn bytes(path: &Path) -> Result<Vec<u8>, StartError> {
-    std::fs::read(path).map_err(|source| StartError::Read { path: path.to_owned(), source })
-}
-
-fn text(path: &Path) -> Result<String, StartError> {
-    let bytes = bytes(path)?;
-    String::from_utf8(bytes).map_err(|error| StartError::Read {
-        path: path.to_owned(),
-        source: std::io::Error::other(error),
-    })
 }

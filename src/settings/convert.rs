@@ -1,7 +1,6 @@
 //! Settings into the plain parameters that other rooms own.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use tidegate_engine::{EngineKind, Family};
 use tidegate_placement::Params as PlacementParams;
 use tidegate_planner::Params as PlannerParams;
@@ -61,34 +60,14 @@ impl Settings {
         };
         self.backends.iter().map(group).collect()
     }
-
-    /// Every file that is named, with the path of the key that names it.
-    pub fn files(&self) -> Vec<(String, &Path)> {
-        let mut files: Vec<(String, Option<&PathBuf>)> = vec![
-            ("server.tls.cert".to_owned(), self.server.tls.as_ref().map(|tls| &tls.cert)),
-            ("server.tls.key".to_owned(), self.server.tls.as_ref().map(|tls| &tls.key)),
-            ("upstream.ca_file".to_owned(), self.upstream.ca_file.as_ref()),
-        ];
-        for (i, key) in self.auth.keys.iter().enumerate() {
-            files.push((format!("auth.keys[{i}].key_file"), key.key_file.as_ref()));
-        }
-        for (i, backend) in self.backends.iter().enumerate() {
-            let path = format!("backends[{i}].api_key_file");
-            files.push((path, backend.api_key_file.as_ref()));
-            let path = format!("backends[{i}].disagg_key_file");
-            files.push((path, backend.disagg_key_file.as_ref()));
-        }
-        for (i, model) in self.models.iter().enumerate() {
-            let path = |key: &str| format!("models[{i}].{key}");
-            files.push((path("tokenizer"), model.tokenizer.as_ref()));
-            files.push((path("tokenizer_config"), model.tokenizer_config.as_ref()));
-            files.push((path("chat_template"), model.chat_template.as_ref()));
-        }
-        files.into_iter().filter_map(|(key, file)| Some((key, file?.as_path()))).collect()
-    }
 }
 
 impl BackendSettings {
+    /// Is it reached by TLS?
+    pub fn is_https(&self) -> bool {
+        self.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+    }
+
     /// The protocol it speaks.
     pub fn family(&self) -> Family {
         match (self.engine, self.connector) {

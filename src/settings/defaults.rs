@@ -98,3 +98,5 @@ pub const SCRAPE: Seconds = Seconds(5.0);
 /// A reading costs the driver well below a millisecond; a GPU that fell off the bus fails every
 /// request.
 pub const GPU: Seconds = Seconds(1.0);
+/// Long enough to look at what a flip by hand does; an operator who means it for longer pins.
+pub const FLIP_HOLD: Seconds = Seconds(600.0);

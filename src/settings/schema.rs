@@ -130,6 +130,22 @@ pub struct TlsSettings {
     pub cert: PathBuf,
     /// Private key, PEM.
     pub key: PathBuf,
+    /// Authorities that client certificates are verified against, PEM. Absent: clients are asked for
+    /// no certificate.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether a client must present a certificate; only with `client_ca_file`.
+    pub client_auth: ClientAuth,
+}
+
+/// `client_auth`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// A connection without a valid certificate is refused.
+    #[default]
+    Required,
+    /// A certificate is verified if the client presents one.
+    Optional,
 }
 
 /// `[admin]`
@@ -140,6 +156,19 @@ pub struct AdminSettings {
     pub listen: SocketAddr,
     /// File that keeps roles set by an operator over a restart; absent: they are not kept.
     pub state_file: Option<PathBuf>,
+    /// Values of `Host` that are accepted beside the listening address and loopback names, without
+    /// a port. Others are refused: a page of a foreign origin could reach this address by DNS
+    /// rebinding.
+    pub hosts: Vec<String>,
+    /// Bearer token for every admin path but `/livez` and `/readyz`; at least 16 bytes.
+    pub token: Option<Secret>,
+    /// A file that holds one; beside `token` either is accepted, so that it can be replaced.
+    pub token_file: Option<PathBuf>,
+    /// Terminate TLS on the admin address.
+    pub tls: Option<TlsSettings>,
+    /// How long a role set by `tidegate flip` holds before the planner may change it again.
+    #[serde(rename = "flip_hold_seconds")]
+    pub flip_hold: Seconds,
 }
 
 /// `[slo]`
@@ -248,6 +277,10 @@ pub struct UpstreamSettings {
     pub idle_per_backend_max: usize,
     /// Certificate authorities for https backends, PEM; no other is trusted.
     pub ca_file: Option<PathBuf>,
+    /// Certificate chain that tidegate presents to https backends, PEM; with `client_key`.
+    pub client_cert: Option<PathBuf>,
+    /// Private key of `client_cert`, PEM.
+    pub client_key: Option<PathBuf>,
 }
 
 /// `[auth]`
@@ -256,6 +289,9 @@ pub struct UpstreamSettings {
 pub struct AuthSettings {
     /// API keys of clients; without any, every client is admitted.
     pub keys: Vec<KeySettings>,
+    /// Forward the client's key to the engines. Without it a key of this gateway stays here. A
+    /// gateway without keys forwards `Authorization` in any case.
+    pub forward_authorization: bool,
 }
 
 /// `[[auth.keys]]`
@@ -350,7 +386,15 @@ impl Default for ServerSettings {
 
 impl Default for AdminSettings {
     fn default() -> Self {
-        AdminSettings { listen: defaults::ADMIN_LISTEN, state_file: None }
+        AdminSettings {
+            listen: defaults::ADMIN_LISTEN,
+            state_file: None,
+            hosts: Vec::new(),
+            token: None,
+            token_file: None,
+            tls: None,
+            flip_hold: defaults::FLIP_HOLD,
+        }
     }
 }
 
@@ -411,6 +455,8 @@ impl Default for UpstreamSettings {
             silence: defaults::SILENCE,
             idle_per_backend_max: defaults::IDLE_PER_BACKEND_MAX,
             ca_file: None,
+            client_cert: None,
+            client_key: None,
         }
     }
 }

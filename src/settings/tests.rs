@@ -1,6 +1,5 @@
 //! What an operator reads of a wrong file, and what the program gets of a right one.
 
-use std::path::Path;
 use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
 use crate::Settings;
@@ -53,7 +52,7 @@ fn every_mistake_is_told_at_once_in_the_order_of_the_file() {
             "server.listen[2]: invalid type: integer `7` (should be an address, \"127.0.0.1:8080\"), line 2",
             "server.body_max_bites: no such key (did you mean body_max_bytes?), line 3",
             "server.threads: invalid type: string \"many\" (should be a whole number, 0 or more), line 4",
-            "slo.ttft_seconds: is -1 (above 0, up to 86400 seconds), line 6",
+            "slo.ttft_seconds: is -1 (0.001 to 86400 seconds), line 6",
             "queue.handoff_seconds: is 45 (above 0, below 30: vLLM frees a prefill's blocks after 30 seconds), line 8",
             "nothing: no such key (there are server, admin, slo, queue, placement, planner, retry, upstream, auth, log, probe, outlier_ejection, prefix, signals, models, backends), line 9",
             "backends[0].url: has neither http nor https (http://host:port), line 12",
@@ -75,7 +74,7 @@ fn a_line_that_is_not_toml_does_not_hide_the_others() {
         "[slo]\nttft_seconds = 1s\ntpot_seconds = 0\n[log]\nlevel = info",
         &[
             "not TOML: string values must be quoted, expected literal string, line 2",
-            "slo.tpot_seconds: is 0 (above 0, up to 86400 seconds), line 3",
+            "slo.tpot_seconds: is 0 (0.001 to 86400 seconds), line 3",
             "not TOML: invalid float, expected `inf`, line 5",
         ],
     );
@@ -146,10 +145,69 @@ fn tls_needs_both_files() {
 }
 
 #[test]
+fn certificates_of_clients_need_authorities_and_both_halves() {
+    let both = "cert = \"c\"\nkey = \"k\"\n";
+    for section_name in ["server.tls", "admin.tls"] {
+        section(
+            &format!("[{section_name}]\n{both}client_auth = \"optional\""),
+            &[&format!(
+                "{section_name}.client_auth: needs client_ca_file (the authorities that client certificates are verified against), line 4"
+            )],
+        );
+        section(&format!("[{section_name}]\n{both}client_ca_file = \"a\""), &[]);
+    }
+    section(
+        "[upstream]\nca_file = \"a\"\nclient_cert = \"c\"",
+        &["upstream.client_key: is missing (the private key of client_cert), line 1"],
+    );
+    section(
+        "[upstream]\nclient_cert = \"c\"\nclient_key = \"k\"",
+        &[
+            "upstream.client_cert: needs ca_file (the authorities of the engines' certificates), line 2",
+        ],
+    );
+}
+
+#[test]
+fn a_token_of_the_admin_address_is_long() {
+    let admin = |text: &str, expected: &[&str]| section(&format!("[admin]\n{text}"), expected);
+    admin("token = \"0123456789abcdef\"\nhosts = [\"gate.example\"]", &[]);
+    admin("token = \"short\"", &["admin.token: can be guessed (at least 16 bytes), line 2"]);
+    admin("token = \"0123456789abcdef\"\ntoken_file = \"f\"", &[]);
+    admin(
+        "hosts = [\"http://a\"]",
+        &["admin.hosts[0]: is no host name (a name without scheme and port), line 2"],
+    );
+}
+
+#[test]
+fn a_backend_is_not_the_gateway_itself() {
+    let one = |listen: &str, url: &str| {
+        let text = format!("[server]\nlisten = [\"{listen}\"]\n[[backends]]\nname = \"a\"\n");
+        let problems = Settings::parse(&format!("{text}url = \"{url}\"\n")).err();
+        problems.is_some_and(|all| all[0].to_string().contains("where this gateway itself listens"))
+    };
+    for (listen, url, is_own) in [
+        ("127.0.0.1:80", "http://127.0.0.1", true),
+        ("127.0.0.1:80", "http://localhost:80", true),
+        ("0.0.0.0:80", "http://localhost", true),
+        ("0.0.0.0:80", "http://127.0.0.1", true),
+        ("[::]:80", "http://[::1]:80", true),
+        ("10.0.0.1:80", "http://10.0.0.1", true),
+        ("127.0.0.1:9000", "http://127.0.0.1:9090", true),
+        ("10.0.0.1:80", "http://10.0.0.2", false),
+        ("127.0.0.1:80", "http://127.0.0.1:81", false),
+        ("0.0.0.0:80", "http://engine", false),
+    ] {
+        assert_eq!(one(listen, url), is_own, "{listen} {url}");
+    }
+}
+
+#[test]
 fn numbers_have_bounds() {
     let cases = [
-        ("[slo]\nttft_seconds = nan", "slo.ttft_seconds: is NaN (above 0, up to 86400 seconds)"),
-        ("[slo]\ntpot_seconds = inf", "slo.tpot_seconds: is inf (above 0, up to 86400 seconds)"),
+        ("[slo]\nttft_seconds = nan", "slo.ttft_seconds: is NaN (0.001 to 86400 seconds)"),
+        ("[slo]\ntpot_seconds = inf", "slo.tpot_seconds: is inf (0.001 to 86400 seconds)"),
         ("[server]\nlinger_seconds = -1", "server.linger_seconds: is -1 (0 to 86400 seconds)"),
         ("[server]\nthreads = 5000", "server.threads: is 5000 (0 to 1024)"),
         ("[server]\nbody_max_bytes = 0", "server.body_max_bytes: is 0 (1 to 1073741824)"),
@@ -158,12 +216,21 @@ fn numbers_have_bounds() {
         ("[queue]\nrequests_max = 0", "queue.requests_max: is 0 (1 to 1048576)"),
         (
             "[planner]\ninterval_seconds = 0",
-            "planner.interval_seconds: is 0 (0.001 to 86400 seconds)",
+            "planner.interval_seconds: is 0 (0.001 to 3600 seconds)",
         ),
         (
             "[planner]\ndemand_window_seconds = 0",
-            "planner.demand_window_seconds: is 0 (above 0, up to 86400 seconds)",
+            "planner.demand_window_seconds: is 0 (0.001 to 86400 seconds)",
         ),
+        (
+            "[probe]\ninterval_seconds = 1e-9",
+            "probe.interval_seconds: is 0.000000001 (0.01 to 3600 seconds)",
+        ),
+        (
+            "[signals]\nscrape_seconds = 80000",
+            "signals.scrape_seconds: is 80000 (0 for never, or 0.01 to 3600 seconds)",
+        ),
+        ("[admin]\nflip_hold_seconds = 0", "admin.flip_hold_seconds: is 0 (1 to 604800 seconds)"),
         ("[retry]\nattempts = 0", "retry.attempts: is 0 (1 to 16)"),
         ("[prefix]\nlines = 1000", "prefix.lines: is 1000 (a power of two from 64 to 67108864)"),
         (
@@ -497,11 +564,4 @@ fn groups_follow_engine_connector_version_and_models_unless_said() {
     }
     let expected: Vec<GroupId> = members.iter().map(|(_, group)| GroupId(*group)).collect();
     assert_eq!(good(&text).groups(), expected);
-}
-
-#[test]
-fn every_file_that_is_named_is_known_with_its_key() {
-    let text = format!("[[models]]\nname = \"m\"\ntokenizer = \"/t.json\"\n{GOOD}");
-    let settings = good(&text);
-    assert_eq!(settings.files(), [("models[0].tokenizer".to_owned(), Path::new("/t.json"))]);
 }

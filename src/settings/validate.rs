@@ -11,7 +11,7 @@ use tidegate_terms::Seconds;
 
 use crate::defaults::LEASE;
 use crate::problem::{Problem, nearest};
-use crate::schema::Settings;
+use crate::schema::{ClientAuth, Settings, TlsSettings};
 use crate::tree::Part;
 
 /// No span of this program lasts longer; more is a slip of the unit.
@@ -38,6 +38,15 @@ const CHUNK_MAX: u64 = 1 << 20;
 const PREFIX_LINES: std::ops::RangeInclusive<usize> = 1 << 6..=1 << 26;
 /// Short enough to be guessed.
 const KEY_BYTES_MIN: usize = 8;
+/// 128 bits if it is random: who has it changes roles.
+const TOKEN_BYTES_MIN: usize = 16;
+/// Timers have milliseconds; less is a busy loop, or a slip of the unit.
+const SPAN_MIN: f64 = 0.001;
+/// What is asked for again and again: more often costs engines more than it tells, less often than
+/// hourly tells nothing.
+const INTERVAL: (f64, f64) = (0.01, 3600.0);
+/// A week; what is meant for longer is a pin.
+const HOLD_MAX: f64 = 7.0 * DAY;
 
 /// Parts of a file that were taken out, by their paths.
 #[derive(Default)]
@@ -84,6 +93,8 @@ struct Found {
 pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, Problem)> {
     let mut found = Found { doubts, problems: Vec::new() };
     server(settings, &mut found);
+    admin(settings, &mut found);
+    client_certificate(settings, &mut found);
     spans(settings, &mut found);
     counts(settings, &mut found);
     log(settings, &mut found);
@@ -123,9 +134,9 @@ impl Found {
 
     /// A span above zero.
     fn positive(&mut self, span: Seconds, path: &str) {
-        let holds = span.get() > 0.0 && span.get() <= DAY;
+        let holds = (SPAN_MIN..=DAY).contains(&span.get());
         let problem = format!("is {}", span.get());
-        self.check(holds, path, &problem, &format!("above 0, up to {DAY} seconds"));
+        self.check(holds, path, &problem, &format!("{SPAN_MIN} to {DAY} seconds"));
     }
 
     /// A span that may be zero.
@@ -179,9 +190,56 @@ fn server(settings: &Settings, found: &mut Found) {
         let trusted = server.trust_client_handoff;
         found.check_with(trusted, &path, &["server.trust_client_handoff"], problem, "set both");
     }
-    if let Some(tls) = &server.tls {
-        found.required(!tls.cert.as_os_str().is_empty(), "server.tls.cert", "a PEM file");
-        found.required(!tls.key.as_os_str().is_empty(), "server.tls.key", "a PEM file");
+    tls("server.tls", server.tls.as_ref(), found);
+}
+
+fn tls(section: &str, tls: Option<&TlsSettings>, found: &mut Found) {
+    let Some(tls) = tls else { return };
+    let path = |key: &str| format!("{section}.{key}");
+    found.required(!tls.cert.as_os_str().is_empty(), &path("cert"), "a PEM file");
+    found.required(!tls.key.as_os_str().is_empty(), &path("key"), "a PEM file");
+    let verified = tls.client_auth == ClientAuth::Required || tls.client_ca_file.is_some();
+    let hint = "the authorities that client certificates are verified against";
+    let (auth, authorities) = (path("client_auth"), path("client_ca_file"));
+    found.check_with(verified, &auth, &[&authorities], "needs client_ca_file", hint);
+}
+
+fn admin(settings: &Settings, found: &mut Found) {
+    let admin = &settings.admin;
+    tls("admin.tls", admin.tls.as_ref(), found);
+    if let Some(token) = &admin.token {
+        let long = token.0.len() >= TOKEN_BYTES_MIN;
+        found.check(long, "admin.token", "can be guessed", "at least 16 bytes");
+        let plain = token.0.bytes().all(|byte| byte.is_ascii_graphic());
+        found.check(plain, "admin.token", "no header can carry", "letters, digits, signs");
+    }
+    for (i, host) in admin.hosts.iter().enumerate() {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        let name = !host.is_empty() && host.bytes().all(letter);
+        let hint = "a name without scheme and port";
+        found.check(name, &format!("admin.hosts[{i}]"), "is no host name", hint);
+    }
+    let hold = admin.flip_hold.get();
+    found.number(hold, (1.0, HOLD_MAX), "admin.flip_hold_seconds", " seconds");
+}
+
+/// What tidegate presents to engines.
+fn client_certificate(settings: &Settings, found: &mut Found) {
+    let upstream = &settings.upstream;
+    let (cert, key) = ("upstream.client_cert", "upstream.client_key");
+    match (&upstream.client_cert, &upstream.client_key) {
+        (Some(_), None) if !found.doubts.touch(key) => {
+            found.required(false, key, "the private key of client_cert");
+        }
+        (None, Some(_)) if !found.doubts.touch(cert) => {
+            found.required(false, cert, "the certificate chain of client_key");
+        }
+        (Some(_), Some(_)) => {
+            let verifies = upstream.ca_file.is_some();
+            let hint = "the authorities of the engines' certificates";
+            found.check_with(verifies, cert, &["upstream.ca_file"], "needs ca_file", hint);
+        }
+        _ => {}
     }
 }
 
@@ -224,7 +282,8 @@ fn spans(settings: &Settings, found: &mut Found) {
         "above 0, below 30: vLLM frees a prefill's blocks after 30 seconds",
     );
     let interval = planner.interval.get();
-    found.number(interval, (PLAN_INTERVAL_MIN, DAY), "planner.interval_seconds", " seconds");
+    let range = (PLAN_INTERVAL_MIN, INTERVAL.1);
+    found.number(interval, range, "planner.interval_seconds", " seconds");
     if let Some(dwell) = planner.dwell {
         found.not_negative(dwell, "planner.dwell_seconds");
     }
@@ -239,7 +298,7 @@ fn spans(settings: &Settings, found: &mut Found) {
     found.positive(upstream.first_byte_timeout, "upstream.first_byte_timeout_seconds");
     found.not_negative(settings.retry.hedge, "retry.hedge_seconds");
     found.not_negative(upstream.silence, "upstream.silence_seconds");
-    found.positive(probe.interval, "probe.interval_seconds");
+    found.number(probe.interval.get(), INTERVAL, "probe.interval_seconds", " seconds");
     found.positive(probe.timeout, "probe.timeout_seconds");
     found.not_negative(probe.slow_return, "probe.slow_return_seconds");
     let ejection = &settings.outlier_ejection;

@@ -2,31 +2,41 @@
 //! port, never the data port; the addresses are listed in one match.
 
 mod dashboard;
+mod guard;
 mod views;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use pingora_core::apps::ServerApp;
-use pingora_core::protocols::Stream;
-use pingora_core::server::ShutdownWatch;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
-use tidegate_terms::Role;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Duration;
+use tidegate_terms::{Role, Seconds};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::control::Command;
+use crate::control::{Command, Hold};
+use crate::downstream::ClientSocket;
+use crate::front::{App, Client, is_on};
 use crate::service::Proxy;
+
+pub use guard::Guard;
 
 /// A role change is a few dozen bytes.
 const BODY_MAX: usize = 64 << 10;
+/// Operators, scrapers and probes together need a few connections.
+pub const CONNECTIONS_MAX: usize = 256;
+/// A client has so long for its header, its next request and its body.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest hold of a flip by hand, one week: longer is a pin.
+const HOLD_MAX: Seconds = Seconds(604_800.0);
 
 /// Serves the admin port.
 pub struct AdminApp {
@@ -34,6 +44,12 @@ pub struct AdminApp {
     pub proxy: Arc<Proxy>,
     /// The way to the control loop.
     pub commands: mpsc::Sender<Command>,
+    /// Who may come in.
+    pub guard: Guard,
+    /// How long a flip by hand holds unless the request says it.
+    pub flip_hold: Seconds,
+    /// Bounds open connections.
+    pub connections: Arc<Semaphore>,
 }
 
 /// The body of `POST /v1/backends/{name}/role`.
@@ -42,6 +58,7 @@ pub struct AdminApp {
 struct RoleChange {
     role: Option<Role>,
     pin: Option<bool>,
+    hold_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -51,32 +68,66 @@ struct Problem {
 
 type Answer = Response<Full<Bytes>>;
 
-#[async_trait]
-impl ServerApp for AdminApp {
-    async fn process_new(self: &Arc<Self>, io: Stream, stop: &ShutdownWatch) -> Option<Stream> {
+impl App for AdminApp {
+    async fn serve(
+        self: Arc<Self>,
+        io: ClientSocket,
+        client: Client,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let Ok(_open) = Arc::clone(&self.connections).try_acquire_owned() else {
+            let client = client.address;
+            tracing::warn!(%client, "admin: {CONNECTIONS_MAX} connections are open, one more is closed");
+            return;
+        };
         let service =
             service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
-        let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service);
-        let mut stop = stop.clone();
-        tokio::select! {
-            // A scraper that hangs up is nobody's problem.
-            ended = serving => ended.unwrap_or_else(|error| tracing::debug!("admin: {error}")),
-            _ = stop.changed() => {}
-        }
-        None
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = is_on(&mut stop) => {
+                serving.as_mut().graceful_shutdown();
+                timeout(PATIENCE, serving).await.unwrap_or(Ok(()))
+            }
+        };
+        // A scraper that hangs up loses nothing.
+        ended.unwrap_or_else(|error| tracing::debug!("admin: {error}"));
     }
 }
 
 impl AdminApp {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let mut answer = self.find(request).await;
+        if self.proxy.is_draining() {
+            // Asked again, it may be the successor's to answer.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+
+    async fn find(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        if let Err((status, why)) = self.guard.admit(&head) {
+            let mut answer = problem(status, why.to_owned());
+            if status == StatusCode::UNAUTHORIZED {
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            return answer;
+        }
+        let request = Request::from_parts(head, body);
         let proxy = &self.proxy;
         let path = request.uri().path().to_owned();
         let get = matches!(*request.method(), Method::GET | Method::HEAD);
         match path.as_str() {
             "/livez" if get => text(StatusCode::OK, "text/plain", "ok\n".into()),
-            "/readyz" if get => match proxy.is_ready() {
-                true => text(StatusCode::OK, "text/plain", "ready\n".into()),
-                false => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not ready\n".into()),
+            "/readyz" if get => match proxy.readiness() {
+                Ok(()) => text(StatusCode::OK, "text/plain", "ready\n".into()),
+                Err(why) => {
+                    let status = StatusCode::SERVICE_UNAVAILABLE;
+                    text(status, "text/plain", format!("not ready: {why}\n"))
+                }
             },
             "/metrics" if get => {
                 let table = proxy.fleet.table();
@@ -103,22 +154,50 @@ impl AdminApp {
         let Some(backend) = self.proxy.fleet.backends.iter().find(|b| &*b.name == name) else {
             return problem(StatusCode::NOT_FOUND, format!("no backend is called {name:?}"));
         };
-        let body = match Limited::new(request.into_body(), BODY_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+        let reading = Limited::new(request.into_body(), BODY_MAX).collect();
+        let body = match timeout(PATIENCE, reading).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+            Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not come".into()),
         };
         let change: RoleChange = match serde_json::from_slice(&body) {
             Ok(change) => change,
             Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
         };
+        let pinned = backend.pin().is_some_and(|pin| pin.until.is_none());
+        let hold = match hold(&change, pinned, self.flip_hold) {
+            Ok(hold) => hold,
+            Err(why) => return problem(StatusCode::BAD_REQUEST, why),
+        };
         let (reply, answer) = oneshot::channel();
-        let command = Command { backend: backend.id, role: change.role, pin: change.pin, reply };
+        let command = Command { backend: backend.id, role: change.role, hold, reply };
         let sent = self.commands.send(command).await.is_ok();
         match answer.await {
-            Ok(Ok(plan)) if sent => json(StatusCode::OK, &views::plan_of(&self.proxy, &plan)),
+            Ok(Ok(plan)) if sent => {
+                json(StatusCode::OK, &views::changed(&self.proxy, &plan, backend))
+            }
             Ok(Err(refused)) => problem(StatusCode::CONFLICT, refused),
             _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the control loop has stopped".into()),
         }
+    }
+}
+
+/// How long the change holds. A flip without `pin` and `hold_seconds` holds for the usual time, or
+/// as long as the pin that is there.
+fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold>, String> {
+    match (change.pin, change.hold_seconds) {
+        (Some(true), Some(_)) => Err("pin and hold_seconds exclude each other".to_owned()),
+        (Some(true), None) => Ok(Some(Hold::Pinned)),
+        (_, Some(seconds)) if (0.0..=HOLD_MAX.get()).contains(&seconds) => match seconds {
+            0.0 => Ok(Some(Hold::Released)),
+            _ => Ok(Some(Hold::For(Seconds(seconds)))),
+        },
+        (_, Some(seconds)) => {
+            Err(format!("hold_seconds is {seconds}: 0 to {} seconds", HOLD_MAX.get()))
+        }
+        (Some(false), None) if change.role.is_none() => Ok(Some(Hold::Released)),
+        (None, None) if pinned || change.role.is_none() => Ok(None),
+        (_, None) => Ok(Some(Hold::For(usual))),
     }
 }
 

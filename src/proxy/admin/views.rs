@@ -3,8 +3,9 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
-use tidegate_terms::{Plan, Role, Seconds};
+use tidegate_terms::{Moment, Plan, Role, Seconds};
 
+use crate::fleet::Backend;
 use crate::journal::JournalEntry;
 use crate::service::Proxy;
 
@@ -27,6 +28,14 @@ struct BackendView {
     version: Option<String>,
     misfits: Vec<String>,
     role: Role,
+    /// An operator set the role and the planner does not move it.
+    pinned: bool,
+    /// For how many more seconds a flip by hand holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_seconds: Option<f64>,
+    /// When that ends, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_until: Option<f64>,
     allowed: Vec<Role>,
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +70,9 @@ struct CostsView {
 pub struct PlanView {
     number: u64,
     roles: BTreeMap<String, Role>,
+    /// For how many seconds the change holds that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<JournalEntry>,
 }
@@ -95,6 +107,9 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             version: words.version.clone(),
             misfits: words.misfits.clone(),
             role: entry.role,
+            pinned: backend.pin().is_some_and(|pin| pin.until.is_none()),
+            held_seconds: held(backend, now),
+            held_until: held(backend, now).map(|left| proxy.clock.wall(now) + left),
             allowed: backend.allowed.iter().collect(),
             health: backend.health.as_str(now),
             health_reason: backend.health.reason(now),
@@ -129,6 +144,18 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
     }
 }
 
+/// For how many more seconds a flip by hand holds.
+fn held(backend: &Backend, now: Moment) -> Option<f64> {
+    let until = backend.pin()?.until?;
+    Some((until - now).get().max(0.0))
+}
+
+/// A plan after an operator's change of this backend.
+pub fn changed(proxy: &Proxy, plan: &Plan, backend: &Backend) -> PlanView {
+    let held_seconds = held(backend, proxy.clock.now());
+    PlanView { held_seconds, ..plan_of(proxy, plan) }
+}
+
 /// The plan in force, with the reasons of the roles it changed.
 pub fn plan(proxy: &Proxy) -> PlanView {
     let plan = proxy.fleet.table().plan.clone();
@@ -144,6 +171,7 @@ pub fn plan_of(proxy: &Proxy, plan: &Plan) -> PlanView {
     PlanView {
         number: plan.number().0,
         roles: named.map(|b| (b.name.to_string(), plan.role(b.id))).collect(),
+        held_seconds: None,
         reasons: Vec::new(),
     }
 }

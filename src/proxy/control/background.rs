@@ -12,7 +12,9 @@ use crate::dispatcher::Dispatcher;
 use crate::fleet::Backend;
 use crate::probe::{self, Found, ProbeParams};
 use crate::service::Proxy;
+use crate::shutdown::Vital;
 use crate::signals;
+use crate::tls::{self, Refresh};
 
 /// Everything that runs beside the requests; taken out when the service starts.
 pub struct Background(Mutex<Option<Tasks>>);
@@ -31,6 +33,10 @@ pub struct Tasks {
     pub probe: ProbeParams,
     /// Where the findings go.
     pub found: mpsc::Sender<Found>,
+    /// Certificates to load again when their files change.
+    pub watched: Vec<Arc<dyn Refresh>>,
+    /// The process ends with the control loop, and with the dispatcher.
+    pub vitals: [Vital; 2],
 }
 
 impl Background {
@@ -51,7 +57,14 @@ impl BackgroundService for Background {
         }
         drop(tasks.found);
         signals::spawn(&tasks.proxy);
-        let dispatching = tokio::spawn(tasks.dispatcher.run(stop.clone()));
+        tokio::spawn(tls::reload(Arc::clone(&tasks.proxy), tasks.watched));
+        let [controls, dispatches] = tasks.vitals;
+        let dispatching = tasks.dispatcher.run(stop.clone());
+        let dispatching = tokio::spawn(async move {
+            let _vital = dispatches;
+            dispatching.await;
+        });
+        let _vital = controls;
         tasks.control.run(stop).await;
         // It panicked or has ended: either way there is nothing left to do here.
         dispatching.await.unwrap_or_else(|error| tracing::error!("dispatcher: {error}"));

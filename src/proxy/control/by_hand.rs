@@ -9,20 +9,25 @@ use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_terms::Role;
 
-use crate::start::StartError;
+use crate::files::FileProblem;
 
 /// What an operator set last for one backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    role: Role,
-    pin: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The role.
+    pub role: Role,
+    /// Is it pinned?
+    pub pin: bool,
+    /// When the hold of a flip ends, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_until: Option<f64>,
 }
 
 /// All of them, by the backends' names.
 #[derive(Debug, Default)]
 pub struct ByHand {
     path: Option<PathBuf>,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, Kept>,
 }
 
 impl ByHand {
@@ -31,9 +36,9 @@ impl ByHand {
     /// # Errors
     /// It is there and cannot be read: to start without it would undo what operators did.
     #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
-    pub fn read(path: Option<&Path>) -> Result<ByHand, StartError> {
+    pub fn read(path: Option<&Path>) -> Result<ByHand, FileProblem> {
         let Some(path) = path else { return Ok(ByHand::default()) };
-        let failed = |source| StartError::Read { path: path.to_owned(), source };
+        let failed = |source| FileProblem::Read { path: path.to_owned(), source };
         let entries = match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|error| failed(std::io::Error::other(error)))?,
@@ -56,11 +61,15 @@ impl ByHand {
         }
     }
 
+    /// When a backend's hold ends, in seconds since 1970; `None` if it has none.
+    pub fn hold_until(&self, name: &str) -> Option<f64> {
+        self.entries.get(name)?.hold_until
+    }
+
     /// An operator set this; written before the operator is told so. A few hundred bytes, at an
     /// operator's pace.
-    pub fn set(&mut self, name: &str, role: Role, pin: bool) {
+    pub fn set(&mut self, name: &str, entry: Kept) {
         let Some(path) = &self.path else { return };
-        let entry = Entry { role, pin };
         if self.entries.insert(name.to_owned(), entry) == Some(entry) {
             return;
         }
@@ -79,7 +88,7 @@ fn may_have(backend: &BackendSettings, role: Role) -> bool {
 
 /// The old file or the new one, never half of it.
 #[allow(clippy::disallowed_types, reason = "a file that the settings name")]
-fn write(path: &Path, entries: &BTreeMap<String, Entry>) -> std::io::Result<()> {
+fn write(path: &Path, entries: &BTreeMap<String, Kept>) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let mut file = std::fs::File::create(&beside)?;
@@ -98,9 +107,10 @@ mod tests {
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("roles.json");
         let mut by_hand = ByHand::read(Some(&path)).unwrap();
-        by_hand.set("free", Role::Decode, true);
-        by_hand.set("plain", Role::Prefill, true);
-        by_hand.set("gone", Role::Draining, false);
+        let kept = |role, pin| Kept { role, pin, hold_until: None };
+        by_hand.set("free", kept(Role::Decode, true));
+        by_hand.set("plain", kept(Role::Prefill, true));
+        by_hand.set("gone", Kept { hold_until: Some(5.5), ..kept(Role::Draining, false) });
         let again = ByHand::read(Some(&path)).unwrap();
         assert_eq!(again.entries, by_hand.entries);
         let text = "[[backends]]\nname = \"free\"\nurl = \"http://a:1\"\nengine = \"vllm\"\nconnector = \"nixl\"\n\

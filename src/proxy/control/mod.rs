@@ -8,7 +8,9 @@ mod catalog;
 pub mod fitness;
 mod fits;
 mod observe;
+pub mod operator;
 mod pace;
+pub mod pins;
 mod streams;
 mod switch;
 
@@ -16,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_planner::{Cause, Params, Reason, State, plan};
 use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::fleet::{Entry, RoutingTable};
@@ -30,9 +32,11 @@ use fitness::Fitness;
 use fits::Fits;
 use observe::DemandReader;
 use pace::{REST_MAX, Usual};
+use pins::Pins;
 
 pub use catalog::{Catalog, KnownModel};
 pub use fits::Priors;
+pub use operator::{Command, Hold};
 pub use pace::Pace;
 
 /// Fresh costs are published this often.
@@ -41,18 +45,6 @@ const PUBLISH_EVERY: Seconds = Seconds(1.0);
 const SWITCHES_MAX: usize = 16;
 /// Histograms are emptied into their buckets this often.
 const UPKEEP_EVERY: Seconds = Seconds(5.0);
-
-/// What an operator asks for.
-pub struct Command {
-    /// Of which backend.
-    pub backend: BackendId,
-    /// The role it shall have; `None` leaves it.
-    pub role: Option<Role>,
-    /// Keep the planner away from it, or let it back; `None` leaves that.
-    pub pin: Option<bool>,
-    /// Where the answer goes.
-    pub reply: oneshot::Sender<Result<Plan, String>>,
-}
 
 /// What reaches the control loop.
 pub struct Inboxes {
@@ -73,7 +65,7 @@ pub struct Control {
     automatic: bool,
     params: Params,
     state: State,
-    pins: Vec<Option<Role>>,
+    pins: Pins,
     fits: Fits,
     catalog: Catalog,
     recording: Recording,
@@ -100,7 +92,7 @@ impl Control {
         pace: Pace,
         automatic: bool,
         params: Params,
-        pins: Vec<Option<Role>>,
+        pins: Pins,
         priors: Vec<Priors>,
         catalog: Catalog,
         recording: Recording,
@@ -135,6 +127,7 @@ impl Control {
 
     /// Serve until the proxy stops.
     pub async fn run(mut self, mut stop: pingora_core::server::ShutdownWatch) {
+        self.note_holds();
         let clock: Clock = self.proxy.clock;
         let proxy = Arc::clone(&self.proxy);
         loop {
@@ -165,6 +158,7 @@ impl Control {
 
     fn step(&mut self, now: Moment) {
         self.hear();
+        self.release_expired(now);
         self.plan(now);
         if now - self.watched_at >= self.watch_takes.rest() {
             let began = self.proxy.clock.now();
@@ -353,57 +347,10 @@ impl Control {
         if !switches || from == Role::Draining || self.switching.contains_key(&id) {
             return false;
         }
-        if self.pins[id.index()].is_some() {
-            self.pins[id.index()] = Some(to);
-        }
+        self.pins.follow(id, to);
         let now = self.proxy.clock.now();
         self.apply(Flip { backend: id, from, to }, "engine", "adopted", Numbers::new(), now);
         true
-    }
-
-    /// Do what an operator asks for, if the backend is able to.
-    fn obey(&mut self, command: Command) {
-        let Command { backend, role, pin, reply } = command;
-        let now = self.proxy.clock.now();
-        let answer = self.set_role(backend, role, pin, now);
-        // An operator who has hung up needs no answer.
-        reply.send(answer).ok();
-    }
-
-    fn set_role(
-        &mut self,
-        backend: BackendId,
-        role: Option<Role>,
-        pin: Option<bool>,
-        now: Moment,
-    ) -> Result<Plan, String> {
-        let table = Arc::clone(&self.proxy.fleet.table());
-        let known = self.proxy.fleet.backend(backend);
-        let from = table.plan.role(backend);
-        let to = role.unwrap_or(from);
-        let flip = Flip { backend, from, to };
-        if !known.allowed.contains(to) {
-            self.proxy.metrics.flipped(&flip, "operator", "refused");
-            let allowed: Vec<_> = known.allowed.iter().map(Role::as_str).collect();
-            let name = &known.name;
-            return Err(format!("{name} cannot be {to}: it allows {}", allowed.join(", ")));
-        }
-        if self.calls_for(backend, from, to) {
-            if self.switching.contains_key(&backend) {
-                return Err(format!("{} is being switched already", known.name));
-            }
-            return Ok(self.begin_switch(flip, "operator", Numbers::new(), now));
-        }
-        if let Some(pin) = pin {
-            self.pins[backend.index()] = pin.then_some(to);
-        } else if self.pins[backend.index()].is_some() {
-            self.pins[backend.index()] = Some(to);
-        }
-        self.by_hand.set(&known.name, to, self.pins[backend.index()].is_some());
-        if from == to {
-            return Ok(table.plan.clone());
-        }
-        Ok(self.apply(flip, "operator", "applied", Numbers::new(), now))
     }
 
     /// Publish one flip.
@@ -448,9 +395,7 @@ impl Control {
         let Flip { backend: id, from, to } = flip;
         let backend = Arc::clone(self.proxy.fleet.backend(id));
         self.switching.insert(id, to);
-        if self.pins[id.index()].is_some() {
-            self.pins[id.index()] = Some(Role::Draining);
-        }
+        self.pins.follow(id, Role::Draining);
         let drains = Flip { to: Role::Draining, ..flip };
         let plan = self.apply(drains, cause, "draining", numbers, now);
         let table = self.proxy.fleet.table();
@@ -477,12 +422,9 @@ impl Control {
             switch::End::Broken => (Role::Draining, "quarantined"),
         };
         self.switching.remove(&backend);
-        if self.pins[backend.index()].is_some() {
-            self.pins[backend.index()] = Some(role);
-        }
+        self.pins.follow(backend, role);
         if role != Role::Draining {
-            let name = &self.proxy.fleet.backend(backend).name;
-            self.by_hand.set(name, role, self.pins[backend.index()].is_some());
+            self.keep(backend, role);
         }
         let flip = Flip { backend, from: Role::Draining, to: role };
         if end == switch::End::Switched {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use tidegate_planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_terms::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 
+use super::pins::Pins;
 use crate::demand::DemandTotals;
 use crate::fleet::{Fleet, RoutingTable};
 
@@ -17,11 +18,11 @@ pub struct DemandReader {
 pub fn fleet(
     fleet: &Fleet,
     table: &RoutingTable,
-    pins: &[Option<Role>],
+    pins: &Pins,
     switching: &BTreeMap<BackendId, Role>,
     demand: &mut DemandReader,
 ) -> Observation {
-    let backends = fleet.backends.iter().zip(pins).map(|(backend, pinned)| {
+    let backends = fleet.backends.iter().map(|backend| {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
         BackendObservation {
@@ -29,7 +30,7 @@ pub fn fleet(
             group: entry.group,
             allowed: backend.allowed,
             capability: backend.capability,
-            pinned: *pinned,
+            pinned: pins.role(backend.id),
             usable: backend.health.is_well(),
             role: table.plan.role(backend.id),
             becoming: switching.get(&backend.id).copied(),

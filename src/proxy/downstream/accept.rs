@@ -1,15 +1,12 @@
-//! A client's connection: pingora accepts it and, if so configured, terminates TLS. What speaks
-//! HTTP on it is chosen by its first bytes.
+//! A client's connection after its handshake: what speaks HTTP on it is chosen by its first bytes.
 
-use async_trait::async_trait;
-use pingora_core::apps::ServerApp;
-use pingora_core::protocols::Stream;
-use pingora_core::server::ShutdownWatch;
 use std::sync::Arc;
 use tidegate_terms::Seconds;
+use tokio::sync::watch;
 
 use super::preface::{self, Version};
-use super::{http1, http2};
+use super::{ClientSocket, http1, http2};
+use crate::front::{App, Client};
 use crate::service::Proxy;
 
 /// Serves the data port.
@@ -21,27 +18,26 @@ pub struct DataApp {
     pub patience: Seconds,
 }
 
-#[async_trait]
-impl ServerApp for DataApp {
-    /// Takes the connection over into a task of its own: pingora's keeps room for a TLS handshake
-    /// as long as it lives, 9 KB that a stream does not need.
-    async fn process_new(self: &Arc<Self>, io: Stream, stop: &ShutdownWatch) -> Option<Stream> {
-        tokio::spawn(serve(Arc::clone(&self.proxy), self.patience, io, stop.clone()));
-        None
-    }
-}
-
-async fn serve(proxy: Arc<Proxy>, patience: Seconds, io: Stream, mut stop: ShutdownWatch) {
-    let first = tokio::time::timeout(patience.to_duration(), preface::version(io));
-    let first = tokio::select! {
-        first = first => first,
-        _ = stop.changed() => return,
-    };
-    match first {
-        Ok(Ok((Version::Http1, io))) => http1::serve(proxy, patience, io, stop).await,
-        // Boxed, or every connection would keep room for it.
-        Ok(Ok((Version::Http2, io))) => Box::pin(http2::serve(proxy, io, stop)).await,
-        // A client that sent nothing, or left, asked for nothing.
-        Ok(Err(_)) | Err(_) => {}
+impl App for DataApp {
+    async fn serve(
+        self: Arc<Self>,
+        io: ClientSocket,
+        client: Client,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (proxy, patience) = (Arc::clone(&self.proxy), self.patience);
+        drop(self);
+        let first = tokio::time::timeout(patience.to_duration(), preface::version(io));
+        let first = tokio::select! {
+            first = first => first,
+            _ = stop.changed() => return,
+        };
+        match first {
+            Ok(Ok((Version::Http1, io))) => http1::serve(proxy, patience, client, io, stop).await,
+            // Boxed, or every connection would keep room for it.
+            Ok(Ok((Version::Http2, io))) => Box::pin(http2::serve(proxy, client, io, stop)).await,
+            // A client that sent nothing, or left, asked for nothing.
+            Ok(Err(_)) | Err(_) => {}
+        }
     }
 }

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body::Body;
-use pingora_core::server::ShutdownWatch;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -20,10 +19,12 @@ use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Date, Framing, HeadError, write_answer};
 use tidegate_terms::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
 use super::reading::{Inlet, NoBody, NoHead};
 use super::writing::Outlet;
+use crate::front::Client as Peer;
 use crate::intake;
 use crate::relay::RelayBody;
 use crate::service::Proxy;
@@ -78,8 +79,13 @@ struct Client {
 }
 
 /// Serve a connection until its client or the proxy ends it.
-pub async fn serve<Io>(proxy: Arc<Proxy>, patience: Seconds, io: Io, mut stop: ShutdownWatch)
-where
+pub async fn serve<Io>(
+    proxy: Arc<Proxy>,
+    patience: Seconds,
+    peer: Peer,
+    io: Io,
+    mut stop: watch::Receiver<bool>,
+) where
     Io: AsyncRead + AsyncWrite + Send + Unpin,
 {
     let clock = proxy.clock;
@@ -109,7 +115,7 @@ where
             }
         };
         let served = match head {
-            Ok(asked) => exchange(&proxy, &mut inlet, asked, stopping).await,
+            Ok(asked) => exchange(&proxy, &peer, &mut inlet, asked, stopping).await,
             Err(NoHead::Head(error)) => refuse(&proxy, &mut inlet, error).await,
             Err(NoHead::Closed | NoHead::Io(_)) => break,
         };
@@ -138,6 +144,7 @@ where
 /// One request and its answer.
 async fn exchange<Io>(
     proxy: &Arc<Proxy>,
+    peer: &Peer,
     inlet: &mut Inlet<Io>,
     asked: Asked,
     stopping: bool,
@@ -155,7 +162,7 @@ where
         (Rest::None, false) => After::Close,
         (Rest::Unread, _) => After::CloseUnread,
     };
-    let asked = intake::Asked { head, body, arrived };
+    let asked = intake::Asked { head, body, arrived, subject: peer.subject.clone() };
     // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
     // it stays, or all of that would be copied.
     let room = Box::new_uninit();

@@ -6,26 +6,28 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use pingora_core::server::ShutdownWatch;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::ApiError;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
+use crate::front::Client;
 use crate::intake::{self, Asked};
 use crate::request;
 use crate::service::Proxy;
 
 /// Serve a connection until its client or the proxy ends it.
-pub async fn serve<Io>(proxy: Arc<Proxy>, io: Io, mut stop: ShutdownWatch)
+pub async fn serve<Io>(proxy: Arc<Proxy>, client: Client, io: Io, mut stop: watch::Receiver<bool>)
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = service_fn(move |incoming: Request<Incoming>| {
-        let proxy = Arc::clone(&proxy);
+        let (proxy, subject) = (Arc::clone(&proxy), client.subject.clone());
         async move {
-            let asked = read(&proxy, incoming).await;
+            let mut asked = read(&proxy, incoming).await;
+            asked.subject = subject;
             Ok::<_, Infallible>(request::handle(proxy, asked).await)
         }
     });
@@ -58,5 +60,5 @@ async fn read(proxy: &Proxy, incoming: Request<Incoming>) -> Asked {
             Err(_) => Err(ApiError::bad_request("The request body could not be read.", None)),
         },
     };
-    Asked { head, body, arrived }
+    Asked { head, body, arrived, subject: None }
 }

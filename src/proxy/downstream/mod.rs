@@ -6,6 +6,8 @@ mod http1;
 mod http2;
 mod preface;
 mod reading;
+mod socket;
 mod writing;
 
 pub use accept::DataApp;
+pub use socket::ClientSocket;

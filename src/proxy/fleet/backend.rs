@@ -1,6 +1,6 @@
 //! One engine endpoint: what the operator said of it, how to reach it, what it owes, how it fares.
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::{EngineKind, Family};
@@ -8,6 +8,7 @@ use tidegate_ledger::Account;
 use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
 use super::health::{Health, HealthParams};
+use super::pin::Pin;
 use crate::bootstrap::Bootstrap;
 use crate::upstream::Pool;
 
@@ -56,6 +57,8 @@ pub struct Backend {
     /// is known; written by the control loop.
     hit_share: AtomicU32,
     hit_source: AtomicU8,
+    /// How an operator set its role, for the admin address; written by the control loop.
+    pin: ArcSwapOption<Pin>,
 }
 
 /// KV tokens that fit into an engine's memory, before it was asked.
@@ -147,6 +150,7 @@ impl Backend {
             kv_block: AtomicU32::new(1),
             hit_share: AtomicU32::new(1.0f32.to_bits()),
             hit_source: AtomicU8::new(HitSource::Prior as u8),
+            pin: ArcSwapOption::empty(),
         }
     }
 
@@ -182,6 +186,18 @@ impl Backend {
     /// It told how large its blocks are.
     pub fn set_kv_block(&self, tokens: u32) {
         self.kv_block.store(tokens, Relaxed);
+    }
+
+    /// How an operator set its role, if at all.
+    pub fn pin(&self) -> Option<Pin> {
+        self.pin.load().as_deref().copied()
+    }
+
+    /// An operator set its role, or released it. For the control loop.
+    pub fn set_pin(&self, pin: Option<Pin>) {
+        if self.pin() != pin {
+            self.pin.store(pin.map(Arc::new));
+        }
     }
 
     /// When the first stream will be late. For the control loop.

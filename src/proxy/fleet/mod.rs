@@ -6,6 +6,7 @@ mod backend;
 mod health;
 mod live;
 mod outlier;
+mod pin;
 mod table;
 mod view;
 
@@ -13,6 +14,7 @@ pub use backend::{Backend, EngineWords, HitSource, KvCapacity};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use live::{Live, Registry, Stage};
 pub use outlier::OutlierParams;
+pub use pin::Pin;
 pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
 pub use view::{Known, View};
 

@@ -170,7 +170,7 @@ mod tests {
     fn proxy() -> Arc<Proxy> {
         let text = "[[backends]]\nname = \"a\"\nurl = \"http://127.0.0.1:1\"\ngpus = [0, 1]\n\
                     [[backends]]\nname = \"b\"\nurl = \"http://127.0.0.1:2\"\ngpus = [2]\n";
-        start::build(&Settings::parse(text).unwrap()).unwrap().proxy
+        start::build(&Settings::parse(text).unwrap(), &Arc::default()).unwrap().proxy
     }
 
     fn usable(proxy: &Proxy) -> Vec<bool> {

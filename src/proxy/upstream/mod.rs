@@ -12,4 +12,4 @@ pub use address::{Address, AddressError};
 pub use connection::{Answer, BrokenOff, ExchangeError, Head, UpstreamBody};
 pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};
-pub use tls::{TlsError, client_config};
+pub use tls::Connector;

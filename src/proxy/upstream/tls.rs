@@ -1,72 +1,75 @@
 //! TLS to engines that are reached by https.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use thiserror::Error;
+use tidegate_settings::UpstreamSettings;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem};
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::ServerName;
 
-/// Why the certificate authorities for a backend cannot be used.
-#[derive(Debug, Error)]
-pub enum TlsError {
-    /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: pem::Error,
-    },
-    /// The file holds no usable certificate.
-    #[error("{0} holds no certificate in PEM form")]
-    Empty(PathBuf),
-    /// rustls refuses a certificate.
-    #[error("{path}: {source}")]
-    Refused {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// An https backend needs a CA file: tidegate trusts no built-in authorities.
-    #[error("an https backend needs upstream.ca_file")]
-    NoAuthorities,
-}
+use crate::tls::{Pair, TlsError, Watched, read_authorities, read_pair};
 
-/// Opens TLS to a backend and checks its certificate against the operator's authorities.
+/// Opens TLS to a backend and verifies its certificate against the operator's authorities.
 #[derive(Clone)]
-pub struct Connector(Arc<ClientConfig>);
-
-/// A connector that trusts the certificates in `ca_file`.
-///
-/// # Errors
-/// [`TlsError`] when there is no file or nothing usable in it.
-pub fn client_config(ca_file: Option<&Path>) -> Result<Connector, TlsError> {
-    let path = ca_file.ok_or(TlsError::NoAuthorities)?;
-    let read = |source| TlsError::Read { path: path.to_owned(), source };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(read)? {
-        let added = roots.add(certificate.map_err(read)?);
-        added.map_err(|source| TlsError::Refused { path: path.to_owned(), source })?;
-    }
-    if roots.is_empty() {
-        return Err(TlsError::Empty(path.to_owned()));
-    }
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Ok(Connector(Arc::new(config)))
+pub struct Connector {
+    config: Arc<Watched<ClientConfig>>,
+    /// The name that the certificate must have, if it is not the URL's.
+    name: Option<String>,
 }
 
 impl Connector {
+    /// Load the authorities, and the certificate that tidegate presents to engines that ask for one.
+    ///
+    /// # Errors
+    /// [`TlsError`], which names the file.
+    pub fn load(upstream: &UpstreamSettings) -> Result<Connector, TlsError> {
+        let files = [&upstream.ca_file, &upstream.client_cert, &upstream.client_key];
+        let files: Vec<PathBuf> = files.into_iter().flatten().cloned().collect();
+        let upstream = upstream.clone();
+        let load = Box::new(move || client_config(&upstream));
+        let config = Arc::new(Watched::load("upstream".to_owned(), files, load)?);
+        Ok(Connector { config, name: None })
+    }
+
+    /// The same for a backend whose certificate has this name.
+    #[must_use]
+    pub fn named(&self, name: Option<&str>) -> Connector {
+        Connector { config: Arc::clone(&self.config), name: name.map(str::to_owned) }
+    }
+
+    /// What is loaded again when its files change.
+    pub fn watched(&self) -> Arc<Watched<ClientConfig>> {
+        Arc::clone(&self.config)
+    }
+
     pub(super) async fn connect(
         &self,
         host: &str,
         stream: TcpStream,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-        TlsConnector::from(Arc::clone(&self.0)).connect(name, stream).await
+        let name = self.name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
+        TlsConnector::from(self.config.current()).connect(name, stream).await
     }
+}
+
+fn client_config(upstream: &UpstreamSettings) -> Result<ClientConfig, TlsError> {
+    let path = upstream.ca_file.as_deref().ok_or(TlsError::NoAuthorities)?;
+    let roots = read_authorities(path)?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Versions)?
+        .with_root_certificates(roots);
+    let (Some(cert), Some(key)) = (&upstream.client_cert, &upstream.client_key) else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let Pair { chain, key: private } = read_pair(cert, key)?;
+    builder.with_client_auth_cert(chain, private).map_err(|source| TlsError::Pair {
+        cert: cert.clone(),
+        key: key.clone(),
+        source,
+    })
 }

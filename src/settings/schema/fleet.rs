@@ -129,6 +129,8 @@ pub struct BackendSettings {
     pub name: String,
     /// `http://host:port` or `https://host:port`.
     pub url: String,
+    /// The name that its certificate must have; the URL's host if absent.
+    pub server_name: Option<String>,
     /// Which engine it is.
     pub engine: EngineName,
     /// KV transfer mechanism.
@@ -193,6 +195,7 @@ impl Default for BackendSettings {
         BackendSettings {
             name: String::new(),
             url: String::new(),
+            server_name: None,
             engine: EngineName::default(),
             connector: Connector::default(),
             kv_role: KvRole::default(),

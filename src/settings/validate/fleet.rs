@@ -2,6 +2,7 @@
 
 use http::Uri;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use tidegate_terms::{Role, Seconds};
 
 use super::Found;
@@ -44,7 +45,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
     for (i, backend) in settings.backends.iter().enumerate() {
         let path = |field: &str| format!("backends[{i}].{field}");
         found.name(&backend.name, &mut names, &path("name"));
-        address(backend, &path, settings.upstream.ca_file.is_some(), &mut engines, found);
+        address(backend, &path, settings, &mut engines, found);
         protocol(backend, &path, found);
         api_key(backend, &path, found);
         roles(backend, &path, found);
@@ -70,7 +71,7 @@ type Engines = BTreeMap<(String, &'static str), String>;
 fn address(
     backend: &BackendSettings,
     path: &dyn Fn(&str) -> String,
-    has_authorities: bool,
+    settings: &Settings,
     engines: &mut Engines,
     found: &mut Found,
 ) {
@@ -82,10 +83,13 @@ fn address(
         Ok(authority) => authority,
         Err(problem) => return found.check(false, &path, problem, "http://host:port"),
     };
-    let https = backend.url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    let checked = !https || has_authorities;
+    let checked = !backend.is_https() || settings.upstream.ca_file.is_some();
     let hint = "PEM; tidegate trusts no built-in ones";
     found.check_with(checked, &path, &["upstream.ca_file"], "needs upstream.ca_file", hint);
+    if let Some(listens) = own_address(settings, &authority) {
+        let problem = format!("is {listens}, where this gateway itself listens");
+        found.check_with(false, &path, &[listens], &problem, "an engine's address");
+    }
     // Its streams and its memory would be counted twice.
     let family = backend.family();
     let word = if family.can_split() { "split" } else { "whole" };
@@ -103,6 +107,29 @@ fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut
     if let Some(key) = &backend.api_key {
         let plain = !key.0.is_empty() && key.0.bytes().all(|byte| byte.is_ascii_graphic());
         found.check(plain, &path("api_key"), "no header can carry", "letters, digits, signs");
+    }
+}
+
+/// The key whose address a backend's is too: its requests would come back for ever. A name that
+/// resolves to this machine cannot be known here.
+fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
+    let (host, port) = authority.rsplit_once(':')?;
+    let host = host.trim_matches(['[', ']']);
+    let is_local = host == "localhost" || host.ends_with(".localhost");
+    let ip: Option<IpAddr> = host.parse().ok();
+    let same = |listens: &SocketAddr| {
+        let local = is_local || ip.is_some_and(|ip| ip.is_loopback() || ip.is_unspecified());
+        let reached = match listens.ip() {
+            any if any.is_unspecified() => local,
+            own if own.is_loopback() && is_local => true,
+            own => ip == Some(own) || ip.is_some_and(|ip| ip.is_unspecified()),
+        };
+        listens.port() != 0 && port.parse() == Ok(listens.port()) && reached
+    };
+    match () {
+        () if settings.server.listen.iter().any(same) => Some("server.listen"),
+        () if same(&settings.admin.listen) => Some("admin.listen"),
+        () => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Checks of `[signals]` and of where backends publish their events.
 
-use super::{DAY, Found};
+use super::{Found, INTERVAL};
 use crate::schema::{BackendSettings, Settings};
 
 /// No machine has more GPUs.
@@ -13,7 +13,9 @@ pub(super) fn signals(settings: &Settings, found: &mut Found) {
         ("signals.gpu_seconds", settings.signals.gpu),
     ];
     for (path, span) in spans {
-        found.number(span.get(), (0.0, DAY), path, " seconds");
+        let holds = span.get() == 0.0 || (INTERVAL.0..=INTERVAL.1).contains(&span.get());
+        let hint = format!("0 for never, or {} to {} seconds", INTERVAL.0, INTERVAL.1);
+        found.check(holds, path, &format!("is {}", span.get()), &hint);
     }
 }
 

@@ -1,0 +1,193 @@
+//! Who may use the admin address. A browser on an operator's machine can reach loopback, so pages of
+//! foreign origins are refused: by `Host` (DNS rebinding), by `Origin` and `Sec-Fetch-Site`
+//! (cross-site requests), and by the content type (HTML forms cannot send JSON). Pure.
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
+use http::request::Parts;
+use http::{HeaderMap, Method, StatusCode};
+use std::net::IpAddr;
+use subtle::ConstantTimeEq;
+
+/// What the operator configured.
+#[derive(Default)]
+pub struct Guard {
+    /// Bearer tokens, of which one is enough; empty: none is asked for.
+    pub tokens: Vec<String>,
+    /// Further accepted values of `Host`, without a port.
+    pub hosts: Vec<String>,
+}
+
+/// A refusal: status and text.
+pub type Refusal = (StatusCode, &'static str);
+
+/// Names of cluster-internal services end so; no public DNS answers for them.
+const INTERNAL: [&str; 3] = [".svc", ".cluster.local", ".localhost"];
+
+impl Guard {
+    /// May this request be answered?
+    ///
+    /// # Errors
+    /// The status and the text of the refusal.
+    pub fn admit(&self, head: &Parts) -> Result<(), Refusal> {
+        // Kubernetes probes carry no token and change nothing.
+        if matches!(head.uri.path(), "/livez" | "/readyz") {
+            return Ok(());
+        }
+        let host = host(head);
+        let known = host.is_none_or(|host| self.knows(host));
+        if !known {
+            return Err((
+                StatusCode::MISDIRECTED_REQUEST,
+                "this Host is not accepted by the admin address: add it to [admin] hosts",
+            ));
+        }
+        same_origin(head, host)?;
+        if !self.tokens.is_empty() {
+            bears(&head.headers, &self.tokens)?;
+        }
+        let reads = matches!(head.method, Method::GET | Method::HEAD);
+        match reads || is_json(&head.headers) {
+            true => Ok(()),
+            false => Err((
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "a change needs content-type: application/json",
+            )),
+        }
+    }
+
+    /// DNS rebinding needs a public DNS name: addresses, single-label names and cluster-internal
+    /// names are none.
+    fn knows(&self, host: &str) -> bool {
+        let name = name_of(host);
+        let literal = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        literal
+            || !name.contains('.')
+            || INTERNAL.iter().any(|suffix| name.to_ascii_lowercase().ends_with(suffix))
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+fn host(head: &Parts) -> Option<&str> {
+    let authority = head.uri.authority().map(http::uri::Authority::as_str);
+    authority.or_else(|| head.headers.get(HOST)?.to_str().ok())
+}
+
+/// Without the port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+fn same_origin(head: &Parts, host: Option<&str>) -> Result<(), Refusal> {
+    let text = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let foreign = (StatusCode::FORBIDDEN, "requests of other origins are refused");
+    if let Some(origin) = head.headers.get(ORIGIN) {
+        let origin = origin.to_str().unwrap_or("?");
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        if authority.is_none() || authority != host {
+            return Err(foreign);
+        }
+    }
+    let site = text("sec-fetch-site");
+    let follows_a_link = head.method == Method::GET && text("sec-fetch-mode") == Some("navigate");
+    match site {
+        None | Some("same-origin" | "none") => Ok(()),
+        Some(_) if follows_a_link => Ok(()),
+        Some(_) => Err(foreign),
+    }
+}
+
+fn bears(headers: &HeaderMap, tokens: &[String]) -> Result<(), Refusal> {
+    let refused = (StatusCode::UNAUTHORIZED, "the admin address needs its bearer token");
+    let mut offered = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (offered.next(), offered.next()) else { return Err(refused) };
+    let Some((scheme, key)) = value.as_bytes().split_at_checked(7) else { return Err(refused) };
+    let key = key.trim_ascii();
+    let same =
+        tokens.iter().fold(false, |same, token| same | bool::from(token.as_bytes().ct_eq(key)));
+    match scheme.eq_ignore_ascii_case(b"bearer ") && same {
+        true => Ok(()),
+        false => Err(refused),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    kind.eq_ignore_ascii_case("application/json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn status(guard: &Guard, method: &str, headers: &[(&str, &str)]) -> u16 {
+        let admitted = guard.admit(&head(method, "/v1/fleet", headers));
+        admitted.err().map_or(200, |(status, _)| status.as_u16())
+    }
+
+    #[test]
+    fn foreign_pages_are_refused_and_operators_are_not() {
+        let guard = Guard { tokens: Vec::new(), hosts: vec!["gate.example".to_owned()] };
+        const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
+        let local = ("host", "127.0.0.1:9090");
+        let rows: [(&str, &[(&str, &str)], u16); 19] = [
+            ("GET", &[local], 200),
+            ("GET", &[("host", "[::1]:9090")], 200),
+            ("GET", &[("host", "localhost:9090")], 200),
+            ("GET", &[("host", "tidegate:9090")], 200),
+            ("GET", &[("host", "tidegate.llm.svc.cluster.local:9090")], 200),
+            ("GET", &[("host", "Gate.Example:9090")], 200),
+            ("GET", &[("host", "rebind.attacker.example:9090")], 421),
+            ("POST", &[("host", "rebind.attacker.example:9090"), JSON], 421),
+            ("POST", &[local, JSON], 200),
+            ("POST", &[local], 415),
+            ("POST", &[local, ("content-type", "text/plain")], 415),
+            ("POST", &[local, JSON, ("origin", "http://127.0.0.1:9090")], 200),
+            ("POST", &[local, JSON, ("origin", "http://evil.example")], 403),
+            ("POST", &[local, JSON, ("origin", "null")], 403),
+            ("POST", &[local, JSON, ("sec-fetch-site", "cross-site")], 403),
+            ("POST", &[local, JSON, ("sec-fetch-site", "same-site")], 403),
+            ("POST", &[local, JSON, ("sec-fetch-site", "same-origin")], 200),
+            ("GET", &[local, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")], 403),
+            (
+                "GET",
+                &[local, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")],
+                200,
+            ),
+        ];
+        for (method, headers, expected) in rows {
+            assert_eq!(status(&guard, method, headers), expected, "{method} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_asked_for_everywhere_but_in_probes() {
+        let guard = Guard {
+            tokens: vec!["0123456789abcdef".to_owned(), "fedcba9876543210".to_owned()],
+            hosts: Vec::new(),
+        };
+        let bearer = |key: &'static str| ("authorization", key);
+        assert_eq!(status(&guard, "GET", &[]), 401);
+        assert_eq!(status(&guard, "GET", &[bearer("Bearer 0123456789abcdef")]), 200);
+        assert_eq!(status(&guard, "GET", &[bearer("bearer fedcba9876543210")]), 200);
+        assert_eq!(status(&guard, "GET", &[bearer("Bearer 0123456789abcdeF")]), 401);
+        assert_eq!(status(&guard, "GET", &[bearer("Basic 0123456789abcdef")]), 401);
+        let two = [bearer("Bearer 0123456789abcdef"), bearer("Bearer x")];
+        assert_eq!(status(&guard, "GET", &two), 401, "two are ambiguous");
+        for probe in ["/livez", "/readyz"] {
+            assert!(guard.admit(&head("GET", probe, &[("host", "a.b.c")])).is_ok());
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What operators ask of the control loop: a role for a backend, held for a time or pinned.
+
+use std::sync::Arc;
+use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, Seconds};
+use tokio::sync::oneshot;
+
+use super::Control;
+use super::by_hand::Kept;
+use crate::fleet::Pin;
+use crate::journal::Numbers;
+
+/// How long a role that an operator set holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Hold {
+    /// Until the operator releases it.
+    Pinned,
+    /// For a time; then the planner decides again.
+    For(Seconds),
+    /// Not at all: the planner decides from now on.
+    Released,
+}
+
+/// What an operator asks for.
+pub struct Command {
+    /// Of which backend.
+    pub backend: BackendId,
+    /// The role it shall have; `None` keeps the present one.
+    pub role: Option<Role>,
+    /// How long it holds; `None` keeps a pin or hold that is there.
+    pub hold: Option<Hold>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Plan, String>>,
+}
+
+impl Control {
+    /// Do what an operator asks for, if the backend is able to.
+    pub(super) fn obey(&mut self, command: Command) {
+        let Command { backend, role, hold, reply } = command;
+        let now = self.proxy.clock.now();
+        let answer = self.set_role(backend, role, hold, now);
+        // An operator who has hung up needs no answer.
+        reply.send(answer).ok();
+    }
+
+    fn set_role(
+        &mut self,
+        backend: BackendId,
+        role: Option<Role>,
+        hold: Option<Hold>,
+        now: Moment,
+    ) -> Result<Plan, String> {
+        let table = Arc::clone(&self.proxy.fleet.table());
+        let known = Arc::clone(self.proxy.fleet.backend(backend));
+        let from = table.plan.role(backend);
+        let to = role.unwrap_or(from);
+        let flip = Flip { backend, from, to };
+        if !known.allowed.contains(to) {
+            self.proxy.metrics.flipped(&flip, "operator", "refused");
+            let allowed: Vec<_> = known.allowed.iter().map(Role::as_str).collect();
+            let name = &known.name;
+            return Err(format!("{name} cannot be {to}: it allows {}", allowed.join(", ")));
+        }
+        let calls = self.calls_for(backend, from, to);
+        if calls && self.switching.contains_key(&backend) {
+            return Err(format!("{} is being switched already", known.name));
+        }
+        match hold {
+            Some(Hold::Pinned) => self.pins.set(backend, Some(Pin { role: to, until: None })),
+            Some(Hold::For(span)) => {
+                self.pins.set(backend, Some(Pin { role: to, until: Some(now + span) }));
+            }
+            Some(Hold::Released) => self.pins.set(backend, None),
+            None => self.pins.follow(backend, to),
+        }
+        self.note_holds();
+        if calls {
+            return Ok(self.begin_switch(flip, "operator", Numbers::new(), now));
+        }
+        self.keep(backend, to);
+        if from == to {
+            return Ok(table.plan.clone());
+        }
+        Ok(self.apply(flip, "operator", "applied", Numbers::new(), now))
+    }
+
+    /// Write a role set by hand to the state file, with its pin or hold.
+    pub(super) fn keep(&mut self, backend: BackendId, role: Role) {
+        let pin = self.pins.get(backend);
+        let until = pin.and_then(|pin| pin.until).map(|until| self.proxy.clock.wall(until));
+        let pinned = pin.is_some_and(|pin| pin.until.is_none());
+        let name = &self.proxy.fleet.backend(backend).name;
+        self.by_hand.set(name, Kept { role, pin: pinned, hold_until: until });
+        self.note_holds();
+    }
+
+    /// Holds that end now give their backends back to the planner.
+    pub(super) fn release_expired(&mut self, now: Moment) {
+        for backend in self.pins.expire(now) {
+            let name = &self.proxy.fleet.backend(backend).name;
+            tracing::info!(backend = %name, "the hold of a flip by hand has ended");
+            let role = self.proxy.fleet.table().plan.role(backend);
+            self.keep(backend, role);
+        }
+    }
+
+    /// Show the pins and holds in `/v1/fleet`.
+    pub(super) fn note_holds(&self) {
+        for backend in &self.proxy.fleet.backends {
+            backend.set_pin(self.pins.get(backend.id));
+        }
+    }
+}

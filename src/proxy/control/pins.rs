@@ -1,0 +1,72 @@
+//! Roles that an operator set: held for ever (a pin), or until a moment (a flip by hand). While a
+//! backend is held the planner does not move it. Pure: the control loop gives the time.
+
+use tidegate_terms::{BackendId, Moment, Role};
+
+use crate::fleet::Pin;
+
+/// By backend slot.
+#[derive(Clone, Debug, Default)]
+pub struct Pins(Vec<Option<Pin>>);
+
+impl Pins {
+    /// The pins at start-up.
+    pub fn new(pins: Vec<Option<Pin>>) -> Pins {
+        Pins(pins)
+    }
+
+    /// The pin of a backend.
+    pub fn get(&self, backend: BackendId) -> Option<Pin> {
+        self.0.get(backend.index()).copied().flatten()
+    }
+
+    /// The role that the planner must keep.
+    pub fn role(&self, backend: BackendId) -> Option<Role> {
+        self.get(backend).map(|pin| pin.role)
+    }
+
+    /// Replace a backend's pin.
+    pub fn set(&mut self, backend: BackendId, pin: Option<Pin>) {
+        self.0[backend.index()] = pin;
+    }
+
+    /// The backend's role changed for another reason: a pin follows it and keeps its end.
+    pub fn follow(&mut self, backend: BackendId, role: Role) {
+        if let Some(pin) = &mut self.0[backend.index()] {
+            pin.role = role;
+        }
+    }
+
+    /// Release the holds that end by `now`; says which.
+    pub fn expire(&mut self, now: Moment) -> Vec<BackendId> {
+        let mut expired = Vec::new();
+        for (slot, pin) in self.0.iter_mut().enumerate() {
+            if pin.is_some_and(|pin| pin.until.is_some_and(|until| until <= now)) {
+                *pin = None;
+                expired.push(BackendId(slot as u16));
+            }
+        }
+        expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_terms::Seconds;
+
+    #[test]
+    fn a_hold_ends_by_itself_and_a_pin_does_not() {
+        let at = |seconds| Moment::START + Seconds(seconds);
+        let (held, pinned) = (BackendId(0), BackendId(1));
+        let mut pins = Pins::new(vec![None, None]);
+        pins.set(held, Some(Pin { role: Role::Decode, until: Some(at(600.0)) }));
+        pins.set(pinned, Some(Pin { role: Role::Prefill, until: None }));
+        assert!(pins.expire(at(599.0)).is_empty());
+        assert_eq!(pins.role(held), Some(Role::Decode));
+        pins.follow(held, Role::Draining);
+        assert_eq!(pins.get(held).unwrap().until, Some(at(600.0)), "the end is kept");
+        assert_eq!(pins.expire(at(600.0)), [held]);
+        assert_eq!((pins.role(held), pins.role(pinned)), (None, Some(Role::Prefill)));
+    }
+}

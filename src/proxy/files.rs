@@ -1,0 +1,427 @@
+//! Every file that the settings name, loaded and verified before anything listens. `tidegate check`
+//! and `tidegate serve` call the same function, so they agree on what is an error. All errors are
+//! collected, each with the key of the setting that names the file.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+use tidegate_filters::{ApiKey, ModelTokenizer, TokenizerError};
+use tidegate_settings::{BackendSettings, ModelSettings, Settings, TlsSettings};
+use tokio_rustls::rustls::RootCertStore;
+
+use crate::control::KnownModel;
+use crate::control::by_hand::ByHand;
+use crate::tls::{Refresh, ServerTls, TlsError};
+use crate::upstream::Connector;
+
+/// What the data port offers by ALPN.
+const H2_H1: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// What the admin port offers.
+const H1: &[&[u8]] = &[b"http/1.1"];
+/// Shortest secret that a key file may hold, in bytes: 128 bits if it is random.
+const SECRET_BYTES_MIN: usize = 16;
+
+/// What is wrong with one file, and which setting names it.
+#[derive(Debug)]
+pub struct FileError {
+    /// The setting's path, for example `auth.keys[0].key_file`.
+    pub key: String,
+    /// What is wrong.
+    pub problem: FileProblem,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, Error)]
+pub enum FileProblem {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A key file holds no usable secret. The text never quotes the secret.
+    #[error("{path} {problem}")]
+    Secret {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        problem: &'static str,
+    },
+    /// A tokenizer or its configuration is broken.
+    #[error("{path}: {source}")]
+    Tokenizer {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: TokenizerError,
+    },
+    /// A certificate chain, its private key, or certificate authorities.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Every error of every file, one a line.
+#[derive(Debug)]
+pub struct FileErrors(pub Vec<FileError>);
+
+impl std::error::Error for FileErrors {}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.problem)
+    }
+}
+
+impl fmt::Display for FileErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// The contents of every file, verified.
+pub struct Files {
+    /// Roles that operators set before.
+    pub by_hand: ByHand,
+    /// Keys of clients.
+    pub keys: Vec<ApiKey>,
+    /// Engines' own API keys, by backend.
+    pub engine_keys: Vec<Option<String>>,
+    /// What signs a hand-off, by backend.
+    pub handoff_keys: Vec<Option<Box<[u8]>>>,
+    /// The model tables of the settings.
+    pub models: Vec<KnownModel>,
+    /// TLS towards clients.
+    pub server_tls: Option<ServerTls>,
+    /// TLS of the admin address.
+    pub admin_tls: Option<ServerTls>,
+    /// The bearer tokens of the admin address.
+    pub admin_tokens: Vec<String>,
+    /// TLS towards engines, if a backend is reached by https.
+    pub connector: Option<Connector>,
+    /// Certificates that are loaded again when their files change.
+    pub watched: Vec<Arc<dyn Refresh>>,
+}
+
+/// Load and verify every file that the settings name.
+///
+/// # Errors
+/// All problems at once.
+pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
+    let mut found = Found::default();
+    let keys = client_keys(settings, &mut found);
+    let engine_keys = engine_keys(settings, &mut found);
+    let handoff_keys = handoff_keys(settings, &mut found);
+    let models = models(settings, &mut found);
+    let server_tls = found.server_tls("server.tls", settings.server.tls.as_ref(), H2_H1);
+    let admin_tls = found.server_tls("admin.tls", settings.admin.tls.as_ref(), H1);
+    let token = settings.admin.token.as_ref().map(|token| token.0.clone());
+    let token_file = settings.admin.token_file.as_deref();
+    let token_file = token_file.and_then(|path| found.take("admin.token_file", secret(path)));
+    let admin_tokens = token.into_iter().chain(token_file).collect();
+    let connector = connector(settings, &mut found);
+    let by_hand = state(settings, &mut found);
+    if let Some(path) = &settings.planner.record {
+        found.take("planner.record", writable(path));
+    }
+    if let Some(path) = &settings.server.upgrade_socket {
+        found.take("server.upgrade_socket", has_directory(path));
+    }
+    match found.errors.is_empty() {
+        true => Ok(Files {
+            by_hand,
+            keys,
+            engine_keys,
+            handoff_keys,
+            models,
+            server_tls,
+            admin_tls,
+            admin_tokens,
+            connector,
+            watched: found.watched,
+        }),
+        false => Err(FileErrors(found.errors)),
+    }
+}
+
+/// Errors so far, and the certificates that were loaded.
+#[derive(Default)]
+struct Found {
+    errors: Vec<FileError>,
+    watched: Vec<Arc<dyn Refresh>>,
+}
+
+impl Found {
+    fn take<T>(
+        &mut self,
+        key: impl Into<String>,
+        loaded: Result<T, impl Into<FileProblem>>,
+    ) -> Option<T> {
+        match loaded {
+            Ok(loaded) => Some(loaded),
+            Err(problem) => {
+                self.errors.push(FileError { key: key.into(), problem: problem.into() });
+                None
+            }
+        }
+    }
+
+    fn server_tls(
+        &mut self,
+        section: &str,
+        tls: Option<&TlsSettings>,
+        alpn: &'static [&'static [u8]],
+    ) -> Option<ServerTls> {
+        let tls = self.take(section, ServerTls::load(section, tls?, alpn))?;
+        self.watched.push(tls.watched());
+        Some(tls)
+    }
+}
+
+/// Roles set by hand, from a file that must be readable and writable: without it a restart would
+/// undo what operators did.
+fn state(settings: &Settings, found: &mut Found) -> ByHand {
+    let path = settings.admin.state_file.as_deref();
+    let by_hand = found.take("admin.state_file", ByHand::read(path));
+    if let (Some(path), Some(_)) = (path, &by_hand) {
+        found.take("admin.state_file", writable(path));
+    }
+    by_hand.unwrap_or_default()
+}
+
+fn client_keys(settings: &Settings, found: &mut Found) -> Vec<ApiKey> {
+    let mut keys = Vec::with_capacity(settings.auth.keys.len());
+    for (i, key) in settings.auth.keys.iter().enumerate() {
+        let secret = match (&key.key, &key.key_file) {
+            (Some(key), _) => Some(key.clone()),
+            (None, Some(path)) => found.take(format!("auth.keys[{i}].key_file"), secret(path)),
+            (None, None) => None,
+        };
+        keys.extend(secret.map(|secret| ApiKey { name: key.name.clone(), key: secret }));
+    }
+    keys
+}
+
+fn engine_keys(settings: &Settings, found: &mut Found) -> Vec<Option<String>> {
+    let backends = settings.backends.iter().enumerate();
+    let key =
+        |(i, backend): (usize, &BackendSettings)| match (&backend.api_key, &backend.api_key_file) {
+            (Some(key), _) => Some(key.0.clone()),
+            (None, Some(path)) => {
+                found.take(format!("backends[{i}].api_key_file"), engine_secret(path))
+            }
+            (None, None) => None,
+        };
+    backends.map(key).collect()
+}
+
+fn handoff_keys(settings: &Settings, found: &mut Found) -> Vec<Option<Box<[u8]>>> {
+    let backends = settings.backends.iter().enumerate();
+    let key = |(i, backend): (usize, &BackendSettings)| {
+        let key = match (&backend.disagg_key, &backend.disagg_key_file) {
+            (Some(key), _) => Some(key.0.clone()),
+            (None, Some(path)) => {
+                found.take(format!("backends[{i}].disagg_key_file"), engine_secret(path))
+            }
+            (None, None) => None,
+        };
+        key.map(|key| key.into_bytes().into())
+    };
+    backends.map(key).collect()
+}
+
+/// TLS towards engines. One configuration serves every https backend.
+fn connector(settings: &Settings, found: &mut Found) -> Option<Connector> {
+    let https = settings.backends.iter().any(|backend| backend.is_https());
+    if !https && settings.upstream.ca_file.is_none() {
+        return None;
+    }
+    let connector = found.take("upstream", Connector::load(&settings.upstream))?;
+    found.watched.push(connector.watched());
+    Some(connector)
+}
+
+/// A tokenizer that tidegate has no fast implementation for is no error: prompts are estimated by
+/// their bytes, and the log says so. One that cannot be read is.
+fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
+    let mut known = Vec::with_capacity(settings.models.len());
+    for (i, model) in settings.models.iter().enumerate() {
+        let tokenizer = match tokenizer(i, model, found) {
+            Some(Ok(tokenizer)) => {
+                for note in tokenizer.notes() {
+                    tracing::warn!(model = %model.name, "{note}");
+                }
+                Some(Arc::new(tokenizer))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(model = %model.name, "prompt tokens are estimated: {error}");
+                None
+            }
+            None => None,
+        };
+        let name = model.name.as_str().into();
+        known.push(KnownModel { name, max_model_len: model.max_model_len, tokenizer });
+    }
+    known
+}
+
+/// `None`: no tokenizer is named, or an error was found. `Some(Err)`: no fast implementation.
+fn tokenizer(
+    i: usize,
+    model: &ModelSettings,
+    found: &mut Found,
+) -> Option<Result<ModelTokenizer, TokenizerError>> {
+    let key = |field: &str| format!("models[{i}].{field}");
+    let path = model.tokenizer.as_ref()?;
+    let json = found.take(key("tokenizer"), bytes(path));
+    let config = match &model.tokenizer_config {
+        Some(path) => Some(found.take(key("tokenizer_config"), bytes(path))?),
+        // Optional: read if it lies beside the tokenizer.
+        None => bytes(&path.with_file_name("tokenizer_config.json")).ok(),
+    };
+    let template = match &model.chat_template {
+        Some(path) => Some(found.take(key("chat_template"), text(path))?),
+        None => None,
+    };
+    let loaded = ModelTokenizer::load(&json?, config.as_deref(), template.as_deref());
+    let cache = usize::from(model.tokenizer_cache_mib) << 20;
+    match loaded {
+        Err(source @ TokenizerError::Unreadable { .. }) => {
+            let problem = FileProblem::Tokenizer { path: path.clone(), source };
+            found.take::<()>(key("tokenizer"), Err(problem));
+            None
+        }
+        loaded => Some(loaded.map(|loaded| loaded.with_cache(cache))),
+    }
+}
+
+/// The one secret that a key file holds. Editors and Windows tools add a byte order mark, blanks
+/// and line ends around it: these are removed. A second line would be part of no header value.
+///
+/// # Errors
+/// [`FileProblem::Read`], [`FileProblem::Secret`].
+pub fn secret(path: &Path) -> Result<String, FileProblem> {
+    one_of(path, secret_in)
+}
+
+/// The same for a key that an engine was started with: how long it is, is not ours to judge.
+fn engine_secret(path: &Path) -> Result<String, FileProblem> {
+    one_of(path, line_in)
+}
+
+fn one_of(
+    path: &Path,
+    find: impl Fn(&str) -> Result<&str, &'static str>,
+) -> Result<String, FileProblem> {
+    let text = text(path)?;
+    let secret = find(&text).map(str::to_owned);
+    secret.map_err(|problem| FileProblem::Secret { path: path.to_owned(), problem })
+}
+
+fn secret_in(text: &str) -> Result<&str, &'static str> {
+    let secret = line_in(text)?;
+    match secret.len() >= SECRET_BYTES_MIN {
+        true => Ok(secret),
+        false => Err("holds a key that can be guessed: at least 16 bytes"),
+    }
+}
+
+fn line_in(text: &str) -> Result<&str, &'static str> {
+    let secret = text.trim_start_matches('\u{feff}').trim();
+    if secret.is_empty() {
+        return Err("is empty: it holds no key");
+    }
+    if secret.contains(['\n', '\r']) {
+        return Err("holds more than one line: one key a file");
+    }
+    if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("holds a key that no HTTP header can carry: visible ASCII without blanks");
+    }
+    Ok(secret)
+}
+
+/// The certificate authorities in a PEM file.
+///
+/// # Errors
+/// [`FileProblem::Tls`].
+pub fn authorities(path: &Path) -> Result<RootCertStore, FileProblem> {
+    Ok(crate::tls::read_authorities(path)?)
+}
+
+#[allow(clippy::disallowed_methods, reason = "files that the settings name are read here")]
+fn bytes(path: &Path) -> Result<Vec<u8>, FileProblem> {
+    std::fs::read(path).map_err(|source| FileProblem::Read { path: path.to_owned(), source })
+}
+
+fn text(path: &Path) -> Result<String, FileProblem> {
+    String::from_utf8(bytes(path)?).map_err(|error| FileProblem::Read {
+        path: path.to_owned(),
+        source: std::io::Error::other(error),
+    })
+}
+
+fn has_directory(path: &Path) -> Result<(), FileProblem> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match directory.is_none_or(Path::is_dir) {
+        true => Ok(()),
+        false => Err(FileProblem::Write {
+            path: path.to_owned(),
+            source: std::io::ErrorKind::NotFound.into(),
+        }),
+    }
+}
+
+/// A state file is replaced by a rename, so its directory must accept new files. The test writes
+/// nothing that stays.
+#[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
+fn writable(path: &Path) -> Result<(), FileProblem> {
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(format!(".check-{}", std::process::id()));
+    let failed = |source| FileProblem::Write { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    std::fs::write(&probe, b"").map_err(failed)?;
+    std::fs::remove_file(&probe).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_holds_one_secret_of_16_visible_bytes() {
+        let good = "0123456789abcdef";
+        for text in [
+            good.to_owned(),
+            format!("{good}\n"),
+            format!("{good}\r\n"),
+            format!("\u{feff}{good}"),
+            format!("\u{feff}  {good}\t\r\n\n"),
+        ] {
+            assert_eq!(secret_in(&text), Ok(good), "{text:?}");
+        }
+        for (text, word) in [
+            ("", "empty"),
+            ("\u{feff}\r\n", "empty"),
+            ("0123456789abcdef\nfedcba9876543210\n", "more than one line"),
+            ("0123456789abcdef\rfedcba9876543210", "more than one line"),
+            ("0123456789 abcdef", "header"),
+            ("0123456789abcdé", "header"),
+            ("0123456789abcde", "guessed"),
+        ] {
+            assert!(secret_in(text).unwrap_err().contains(word), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! TLS with rustls: certificates are loaded and verified here, for `tidegate check` and before
+//! anything listens, and loaded again when their files change.
+
+mod pair;
+mod server;
+mod watched;
+
+pub use pair::{Pair, read_authorities, read_pair};
+pub use server::{ServerTls, subject_of};
+pub use watched::{Refresh, Watched, reload};
+
+use std::path::PathBuf;
+use thiserror::Error;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::pem;
+use tokio_rustls::rustls::server::VerifierBuilderError;
+
+/// Why a certificate, its key or an authority cannot be used.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file cannot be read as PEM.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// The file holds no certificate.
+    #[error("{0} holds no certificate in PEM form")]
+    Empty(PathBuf),
+    /// rustls refuses a certificate of an authority.
+    #[error("{path}: {source}")]
+    Refused {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// A block of the chain is no X.509 certificate.
+    #[error("{path}: certificate {position} of the chain cannot be parsed: {problem}")]
+    Certificate {
+        /// Which file.
+        path: PathBuf,
+        /// Which one, counted from 1.
+        position: usize,
+        /// Why.
+        problem: String,
+    },
+    /// rustls refuses the pair: an unknown type of key, or the key of another certificate.
+    #[error("{cert} and {key} cannot be used together: {source}")]
+    Pair {
+        /// The chain.
+        cert: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// Client certificates cannot be verified against these authorities.
+    #[error("{path}: {source}")]
+    Verifier {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: VerifierBuilderError,
+    },
+    /// An https backend needs a CA file: tidegate trusts no built-in authorities.
+    #[error("an https backend needs upstream.ca_file")]
+    NoAuthorities,
+    /// No protocol version is left to offer.
+    #[error("TLS cannot be configured: {0}")]
+    Versions(rustls::Error),
+}
