@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod admin;
+mod admin_trust;
 mod apis;
 mod cancel;
+mod certificates;
 mod citations;
 mod client;
 mod connectors;
@@ -35,6 +37,8 @@ mod sglang;
 mod signals;
 mod split;
 mod storm;
+mod tls;
 mod trtllm;
 mod trtllm_generation_first;
+mod upgrade;
 mod wire;

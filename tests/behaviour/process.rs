@@ -8,8 +8,8 @@ use crate::client::{get, open, post, send, until};
 use crate::fake::{Act, Fake, chat_chunks};
 use crate::proxy::{FREE, chat, config, plain, two_ports, vllm};
 
-struct Serve {
-    child: Child,
+pub struct Serve {
+    pub child: Child,
     _directory: tempfile::TempDir,
 }
 
@@ -21,22 +21,22 @@ impl Drop for Serve {
     }
 }
 
-fn tidegate() -> Command {
+pub fn tidegate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tidegate"))
 }
 
-fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
+pub fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tidegate.toml");
     std::fs::write(&path, text).unwrap();
     (directory, path)
 }
 
-fn serve(text: &str) -> Serve {
+pub fn serve(text: &str) -> Serve {
     serve_with(text, &[])
 }
 
-fn serve_with(text: &str, args: &[&str]) -> Serve {
+pub fn serve_with(text: &str, args: &[&str]) -> Serve {
     let (directory, path) = write(text);
     let mut command = tidegate();
     command.args(["serve", "--config"]).arg(path).args(args);
@@ -45,12 +45,12 @@ fn serve_with(text: &str, args: &[&str]) -> Serve {
 }
 
 impl Serve {
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    async fn exit_code(&mut self) -> Option<i32> {
+    pub async fn exit_code(&mut self) -> Option<i32> {
         let mut status = None;
         until("it exits", || {
             status = self.child.try_wait().unwrap();
@@ -62,7 +62,7 @@ impl Serve {
 }
 
 /// It listens on both ports and has asked its engine.
-async fn models_are_known(data: SocketAddr, admin: SocketAddr) {
+pub async fn models_are_known(data: SocketAddr, admin: SocketAddr) {
     until("it listens", || std::net::TcpStream::connect(data).is_ok()).await;
     until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
     while !send(data, get("/v1/models")).await.body.contains("\"m\"") {
@@ -95,48 +95,55 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
     assert_eq!(serve.exit_code().await, Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_process_takes_the_listeners_over_and_no_stream_is_cut() {
-    let mut chunks = chat_chunks(400);
-    let end = chunks.split_off(3);
-    let fake = Fake::start([], Act::Chunks([chunks, end].concat())).await;
-    let (data, admin) = two_ports();
-    let sockets = tempfile::tempdir().unwrap();
-    let socket = sockets.path().join("upgrade.sock");
-    let top = format!("upgrade_socket = \"{}\"\n", socket.display());
-    let text = config(data, admin, &top, &[plain("a", &fake)]);
-    let mut old = serve(&text);
-    models_are_known(data, admin).await;
-    let mut stream = open(data, post("/v1/chat/completions", chat(true))).await.unwrap();
-    let mut text_of_old = stream.chunk().await.unwrap().unwrap().to_vec();
-
-    let mut new = serve_with(&text, &["--upgrade"]);
-    until("it asks for the listeners", || socket.exists()).await;
-    old.signal("-QUIT");
-    while let Some(chunk) = stream.chunk().await {
-        text_of_old.extend_from_slice(&chunk.unwrap());
-    }
-    assert!(text_of_old.ends_with(b"data: [DONE]\n\n"), "the stream was cut");
-    assert_eq!(old.exit_code().await, Some(0));
-    models_are_known(data, admin).await;
-    let answer = send(data, post("/v1/chat/completions", chat(true))).await;
-    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
-    new.signal("-TERM");
-    assert_eq!(new.exit_code().await, Some(0));
+/// What a command says of this configuration, and whether it is content.
+fn says(command: &str, path: &std::path::Path) -> (bool, String) {
+    let output = tidegate().args([command, "--config"]).arg(path).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
 }
 
 #[test]
-fn an_empty_key_file_lets_nobody_in() {
+fn check_and_serve_agree_on_files() {
     let (directory, path) = write("");
-    let key = directory.path().join("key");
-    std::fs::write(&key, "\n").unwrap();
-    let text = format!("[[auth.keys]]\nname = \"n\"\nkey_file = \"{}\"\n", key.display());
-    let (data, admin) = two_ports();
-    let engines = [vllm("a", "http://127.0.0.1:9".to_owned(), FREE)];
-    std::fs::write(&path, config(data, admin, &text, &engines)).unwrap();
-    let output = tidegate().args(["serve", "--config"]).arg(path).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && text.contains("is empty"), "{text}");
+    let at = |name: &str| directory.path().join(name);
+    let file = |name: &str, text: &str| {
+        std::fs::write(at(name), text).unwrap();
+        at(name).display().to_string()
+    };
+    let missing = at("missing").display().to_string();
+    let key = |file: &str| format!("[[auth.keys]]\nname = \"n\"\nkey_file = \"{file}\"\n");
+    let model = |file: &str| format!("[[models]]\nname = \"m\"\ntokenizer = \"{file}\"\n");
+    let state = |file: &str| format!("[admin]\nstate_file = \"{file}\"\n");
+    let nowhere = at("no/such/directory/roles.json").display().to_string();
+    for (top, setting, word) in [
+        (key(&file("empty", "\n")), "auth.keys[0].key_file", "is empty"),
+        (key(&file("bom", "\u{feff}\r\n")), "auth.keys[0].key_file", "is empty"),
+        (key(&file("short", "only-15-bytes-x")), "auth.keys[0].key_file", "16 bytes"),
+        (
+            key(&file("two", "0123456789abcdef\r\nfedcba9876543210\r\n")),
+            "auth.keys[0].key_file",
+            "more than one line",
+        ),
+        (key(&missing), "auth.keys[0].key_file", "missing"),
+        (model(&missing), "models[0].tokenizer", "missing"),
+        (model(&file("broken.json", "{")), "models[0].tokenizer", "broken.json"),
+        (state(&nowhere), "admin.state_file", "cannot write"),
+        (state(&file("state.json", "{")), "admin.state_file", "state.json"),
+    ] {
+        let (data, admin) = two_ports();
+        let engines = [vllm("a", "http://127.0.0.1:9".to_owned(), FREE)];
+        std::fs::write(&path, config(data, admin, &top, &engines)).unwrap();
+        let lines = ["check", "serve"].map(|command| {
+            let (ok, text) = says(command, &path);
+            assert!(!ok, "{command} is content with {top}");
+            let found = text.lines().find(|line| line.starts_with(&format!("{setting}:")));
+            found
+                .unwrap_or_else(|| panic!("{command} says nothing of {setting}: {text}"))
+                .to_owned()
+        });
+        assert_eq!(lines[0], lines[1]);
+        assert!(lines[0].contains(word), "{word}: {}", lines[0]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,6 +166,10 @@ async fn the_operators_commands_reach_a_running_proxy() {
         let (ok, text) = run(args);
         assert!(ok, "{args:?}: {text}");
     }
+    let (ok, text) = run(&["flip", "b", "decode", "--for", "2h"]);
+    assert!(ok && text.contains("2.0 hours") && text.contains("unpin b"), "{text}");
+    let (ok, text) = run(&["flip", "b", "decode"]);
+    assert!(ok && text.contains("10 minutes"), "it says how long it holds: {text}");
     let (ok, text) = run(&["status", "--json"]);
     let fleet: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert!(ok && fleet["backends"][0]["role"] == "decode", "{text}");

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use tidegate_proxy::{Running, StartError};
+use tidegate_proxy::Running;
 use tidegate_settings::Settings;
 use tokio::net::TcpSocket;
 
@@ -123,24 +123,20 @@ impl Proxy {
 
     /// A proxy that may not have heard of its engines yet.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
-        // Another run of these tests may have come to the same port.
-        let tries = (0..10).find_map(|_| Proxy::try_start(top, engines));
-        tries.expect("ten times no free port")
-    }
-
-    /// `None` if somebody has taken a port meanwhile.
-    fn try_start(top: &str, engines: &[Engine]) -> Option<Proxy> {
-        let (data, admin) = two_ports();
-        let text = config(data, admin, top, engines);
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let text = config(any, any, top, engines);
         let settings = Settings::parse(&text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             panic!("{}\n{text}", lines.join("\n"))
         });
-        match tidegate_proxy::spawn(&settings) {
-            Ok(running) => Some(Proxy { data, admin, running }),
-            Err(StartError::Listen { .. }) => None,
-            Err(error) => panic!("{error}\n{text}"),
-        }
+        let running = tidegate_proxy::spawn(&settings).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let (data, admin) = (running.addresses.data[0], running.addresses.admin);
+        Proxy { data, admin, running }
+    }
+
+    /// As SIGHUP does.
+    pub fn reload(&self) {
+        self.running.proxy.reload.notify_one();
     }
 
     /// Why a proxy in front of these engines does not start.
