@@ -18,6 +18,8 @@ const HELD_MIN: Tokens = Tokens(128);
 const COUNTED_MIN: f64 = 1024.0;
 /// One look at the counters counts for at most so many prefills.
 const COUNTED_WEIGHT_MAX: f64 = 5.0;
+/// Between this share and the rest of it, what was computed of a single prompt is not known.
+const UNSURE: f64 = 0.15;
 /// Prefills that must have been timed, without any doubt about the cache, before the cost model is
 /// trusted to judge: the first fit moves with the fourth.
 const TRUSTED_AFTER: usize = 4;
@@ -126,7 +128,7 @@ impl CacheTruth {
             // The model is wrong. Of what is believed of the cache, only the prior is no evidence.
             HitEvidence::Slower if self.source == HitSource::Prior => Some(prompts.full),
             HitEvidence::Faster if self.source == HitSource::Prior => Some(prompts.hit),
-            HitEvidence::Slower | HitEvidence::Faster => Some(prompts.believed),
+            HitEvidence::Slower | HitEvidence::Faster => self.is_sure().then_some(prompts.believed),
             HitEvidence::Share(share) => {
                 let better = is_recent(self.told_at, now) || is_recent(self.counted_at, now);
                 if !better && (self.trusted || !self.doubtless.is_empty()) {
@@ -140,6 +142,11 @@ impl CacheTruth {
                 }
             }
         }
+    }
+
+    /// Is nearly all, or nearly nothing, of a predicted hit real?
+    fn is_sure(&self) -> bool {
+        !(UNSURE..=1.0 - UNSURE).contains(&self.share.share())
     }
 
     /// What predictions are to be multiplied by. While the model is a guess it may be wrong by an
