@@ -5,8 +5,7 @@
 use tidegate_terms::Seconds;
 
 /// An older observation counts this much for each newer one: about the last ten decide, and after
-/// four that contradict the share is nearer to them than to what was before. From .8 to .95 the
-/// live scenario of benches/cache_truth changes by less than its noise.
+/// four that contradict the share is nearer to them than to what was before. Not tuned.
 const KEEPS: f64 = 0.9;
 /// The two hypotheses must differ by this factor before a duration can tell them apart: prefills of
 /// equal size vary by a tenth or two.
