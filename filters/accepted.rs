@@ -6,7 +6,7 @@ use http::{HeaderMap, Method};
 use std::fmt;
 use std::sync::Arc;
 use tidegate_cost::ByteFeatures;
-use tidegate_engine::{Endpoint, Scan};
+use tidegate_engine::{Endpoint, Kinds, Scan, Span};
 use tidegate_terms::Tokens;
 
 /// A request's head: all that is known before its body is read.
@@ -57,10 +57,14 @@ pub struct Accepted {
     pub tenant: Tenant,
     /// What its path asks for.
     pub endpoint: Endpoint,
+    /// The kinds of engine that have its path.
+    pub kinds: Kinds,
     /// What one pass over its body found; `None` where the body is not JSON.
     pub scan: Option<Scan>,
     /// The model it names, as the directory spells it; `None` where a body names none.
     pub model: Option<Arc<str>>,
+    /// Where its body names that model by an alias, which engines do not know.
+    pub alias_at: Option<Span>,
     /// Its prompt, counted.
     pub prompt: Counted,
     /// What placement may want to know of it.

@@ -10,7 +10,7 @@ use crate::tokenize::{Tokenize, tokenize};
 use crate::{Accepted, ApiKey, Arrival, Directory, FreshIds, Head};
 use http::HeaderMap;
 use tidegate_cost::ByteEstimator;
-use tidegate_engine::ApiError;
+use tidegate_engine::{ApiError, Served};
 
 /// What the operator may set.
 #[derive(Clone, Debug)]
@@ -74,9 +74,9 @@ impl Chain {
     ///
     /// # Errors
     /// 401, 404, 405, 413, 415.
-    pub fn admit_head(&self, head: &Head<'_>) -> Result<(), ApiError> {
+    pub fn admit_head(&self, directory: &Directory, head: &Head<'_>) -> Result<(), ApiError> {
         authenticate(&self.keys, head.headers)?;
-        check_head(self.body_max, head)?;
+        check_head(self.body_max, directory, head)?;
         Ok(())
     }
 
@@ -94,9 +94,9 @@ impl Chain {
     ) -> Result<Accepted, ApiError> {
         let (request_id, traceparent) = identify(arrival.headers, fresh);
         let tenant = authenticate(&self.keys, arrival.headers)?;
-        let endpoint = check_head(self.body_max, &arrival.head())?;
+        let Served { endpoint, kinds } = check_head(self.body_max, directory, &arrival.head())?;
         check_body(self.body_max, arrival.body)?;
-        let parsed = parse(endpoint, arrival.body, directory)?;
+        let parsed = parse(endpoint, arrival, directory)?;
         check_handoff(&self.handoff, parsed.scan.as_ref(), arrival.body)?;
         let measured = tokenize(&self.tokenize, &parsed, estimator, arrival.body, fresh);
         let class = classify(&parsed, &measured)?;
@@ -105,6 +105,8 @@ impl Chain {
             traceparent,
             tenant,
             endpoint,
+            kinds,
+            alias_at: parsed.alias_at,
             model: parsed.model.map(|(name, _)| name.clone()),
             scan: parsed.scan,
             prompt: measured.counted,

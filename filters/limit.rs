@@ -1,18 +1,24 @@
 //! Filter 3: a path we know, its method, and a body of a size we take. It must never look into the
 //! body. The content type is not judged: an engine that minds it says so itself.
 
-use crate::Head;
+use crate::{Directory, Head};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use tidegate_engine::{ApiError, Endpoint};
+use tidegate_engine::{ApiError, Lookup, Served};
 
 /// What a request's head alone can be refused for.
-pub(crate) fn check_head(body_max: usize, head: &Head<'_>) -> Result<Endpoint, ApiError> {
+pub(crate) fn check_head(
+    body_max: usize,
+    directory: &Directory,
+    head: &Head<'_>,
+) -> Result<Served, ApiError> {
     let method = head.method.as_str();
-    let endpoint =
-        Endpoint::of(head.path).ok_or_else(|| ApiError::unknown_path(method, head.path))?;
-    if method != endpoint.method() {
-        return Err(ApiError::method_not_allowed(method, head.path, endpoint.method()));
-    }
+    let served = match directory.at(method, head.path) {
+        Lookup::Served(served) => served,
+        Lookup::Methods(allow) => {
+            return Err(ApiError::method_not_allowed(method, head.path, allow));
+        }
+        Lookup::Nothing => return Err(ApiError::unknown_path(method, head.path)),
+    };
     // A length that is no number is the HTTP codec's to refuse.
     let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|length| length.trim().parse::<u64>().ok());
@@ -23,7 +29,7 @@ pub(crate) fn check_head(body_max: usize, head: &Head<'_>) -> Result<Endpoint, A
     if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
         return Err(compressed());
     }
-    Ok(endpoint)
+    Ok(served)
 }
 
 /// A body may be longer than its head announced, or its head may announce nothing.

@@ -1,9 +1,11 @@
 //! Filter 4: the body's one scan, and the model it names. It must never judge what the engine
 //! judges better: refused is only what is not JSON, and a model that the fleet does not serve.
 
-use crate::{Directory, ModelEntry};
+use crate::{Arrival, Directory, ModelEntry};
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
 use std::sync::Arc;
-use tidegate_engine::{ApiError, Endpoint, Scan, scan};
+use tidegate_engine::{ApiError, Endpoint, Scan, Span, is_form, model_in_form, scan};
 use tidegate_terms::Seconds;
 
 /// How soon a client may try again while no model is known: backends are asked for their models
@@ -16,31 +18,57 @@ pub(crate) struct Parsed<'a> {
     pub(crate) scan: Option<Scan>,
     /// `None` where the body names no model and the fleet has several.
     pub(crate) model: Option<(&'a Arc<str>, &'a ModelEntry)>,
+    /// Where it is named by an alias.
+    pub(crate) alias_at: Option<Span>,
 }
 
 pub(crate) fn parse<'a>(
     endpoint: Endpoint,
-    body: &[u8],
+    arrival: &Arrival<'_>,
     directory: &'a Directory,
 ) -> Result<Parsed<'a>, ApiError> {
-    if !endpoint.reads_json() {
-        return Ok(Parsed { scan: None, model: None });
+    let body = arrival.body;
+    let kind = content_type(arrival.headers);
+    if is_form(kind) {
+        let Some(at) = model_in_form(kind, body) else { return Ok(unnamed(None, directory)) };
+        let name = String::from_utf8_lossy(at.of(body));
+        return named(None, at, &name, directory);
+    }
+    let may_be_json = || endpoint == Endpoint::Upload && body.first() == Some(&b'{');
+    if !endpoint.reads_json() && !may_be_json() {
+        return Ok(unnamed(None, directory));
     }
     let scan = scan(endpoint, body)?;
-    let Some(named) = scan.model else {
-        // Engines serve their own model then: of a fleet with one model it is that one.
-        return Ok(Parsed { scan: Some(scan), model: directory.only() });
-    };
+    let Some(at) = scan.model else { return Ok(unnamed(Some(scan), directory)) };
+    match at.text(body) {
+        Some(name) => named(Some(scan), at, &name, directory),
+        // Half a surrogate pair: no model has such a name.
+        None => {
+            let raw = String::from_utf8_lossy(at.of(body));
+            Err(ApiError::model_not_found(raw.trim_matches('"')))
+        }
+    }
+}
+
+/// Engines serve their own model then: of a fleet with one model it is that one.
+fn unnamed(scan: Option<Scan>, directory: &Directory) -> Parsed<'_> {
+    Parsed { scan, model: directory.only(), alias_at: None }
+}
+
+fn named<'a>(
+    scan: Option<Scan>,
+    at: Span,
+    name: &str,
+    directory: &'a Directory,
+) -> Result<Parsed<'a>, ApiError> {
     if directory.is_empty() {
         return Err(ApiError::no_backend(DIRECTORY_SOON));
     }
-    let model = match named.text(body) {
-        Some(name) => directory.find(&name).ok_or_else(|| ApiError::model_not_found(&name))?,
-        // Half a surrogate pair: no model has such a name.
-        None => {
-            let raw = String::from_utf8_lossy(named.of(body));
-            return Err(ApiError::model_not_found(raw.trim_matches('"')));
-        }
-    };
-    Ok(Parsed { scan: Some(scan), model: Some(model) })
+    let model = directory.find(name).ok_or_else(|| ApiError::model_not_found(name))?;
+    let alias_at = (**model.0 != *name).then_some(at);
+    Ok(Parsed { scan, model: Some(model), alias_at })
+}
+
+fn content_type(headers: &HeaderMap) -> &[u8] {
+    headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::sync::Arc;
-use tidegate_engine::{Endpoint, Scan};
+use tidegate_engine::{Endpoint, EngineKind, Kinds, Scan};
 use tidegate_terms::Tokens;
 
 #[allow(clippy::disallowed_methods, reason = "the one place where tests read their files")]
@@ -27,7 +27,8 @@ fn directory() -> Directory {
     let config = testdata("tiny_llama_config.json");
     let tiny = ModelTokenizer::load(&testdata("tiny_llama.json"), Some(&config), None).unwrap();
     let tiny = ModelEntry { max_model_len: Some(Tokens(32)), tokenizer: Some(Arc::new(tiny)) };
-    Directory { models: [("tiny".into(), tiny), ("plain".into(), ModelEntry::default())].into() }
+    let models = [("tiny".into(), tiny), ("plain".into(), ModelEntry::default())].into();
+    Directory { models, aliases: [("small".into(), "tiny".into())].into(), ..Directory::default() }
 }
 
 /// A request, with what most tests leave as it is.
@@ -173,7 +174,7 @@ fn what_the_head_alone_shows_is_refused_before_the_body_comes() {
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         let headers = headers.collect::<HeaderMap>();
         let head = Head { method: &method, path, headers: &headers };
-        chain.admit_head(&head).map_err(|error| error.status)
+        chain.admit_head(&directory(), &head).map_err(|error| error.status)
     };
     assert_eq!(check(Method::POST, CHAT, KEY), Ok(()));
     assert_eq!(check(Method::POST, CHAT, &[]), Err(401));
@@ -234,6 +235,55 @@ fn nobody_is_refused_whom_vllm_would_serve() {
 }
 
 #[test]
+fn a_form_names_its_model() {
+    let form = |name: &str| {
+        let body = format!(
+            "--X\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\n{name}\r\n--X--\r\n"
+        );
+        let kind = &[("content-type", "multipart/form-data; boundary=\"X\"")];
+        Sent::post("/v1/audio/transcriptions", body).with(kind)
+    };
+    let accepted = form("tiny").accepted();
+    assert_eq!((accepted.model.as_deref(), accepted.alias_at), (Some("tiny"), None));
+    let accepted = form("small").accepted();
+    let at = accepted.alias_at.unwrap();
+    assert_eq!(
+        (accepted.model.as_deref(), at.of(form("small").body.as_bytes())),
+        (Some("tiny"), &b"small"[..])
+    );
+    let error = form("none").admit(&Chain::new(small_blocks()), &directory()).unwrap_err();
+    assert_eq!((error.status, error.param), (404, Some("model")));
+    let unread = Sent::post("/v1/audio/transcriptions", "RIFF").accepted();
+    assert_eq!(unread.model, None);
+}
+
+#[test]
+fn an_alias_is_read_as_its_model() {
+    let sent = Sent::post(CHAT, chat("small", 3));
+    let accepted = sent.accepted();
+    assert_eq!(accepted.model.as_deref(), Some("tiny"));
+    assert_eq!(accepted.alias_at.unwrap().of(sent.body.as_bytes()), b"\"small\"");
+    assert_eq!(accepted.prompt.chain, Sent::post(CHAT, chat("tiny", 3)).accepted().prompt.chain);
+}
+
+#[test]
+fn a_path_that_no_engine_has_is_unknown_unless_an_operator_lists_it() {
+    let vllm = Directory { kinds: Kinds::of(EngineKind::Vllm), ..directory() };
+    let listed = Directory { paths: vec!["/v1/moderations".into(), "/x/*".into()], ..vllm.clone() };
+    let at = |path: &'static str, directory: &Directory| {
+        let admitted = Sent::post(path, "{}").admit(&Chain::new(small_blocks()), directory);
+        admitted.map(|accepted| accepted.endpoint).map_err(|error| error.status)
+    };
+    for path in ["/v1/moderations", "/x/1"] {
+        assert_eq!(at(path, &vllm), Err(404), "{path}");
+        assert_eq!(at(path, &listed), Ok(Endpoint::Other), "{path}");
+    }
+    assert_eq!(at("/pooling/", &vllm), Ok(Endpoint::Other));
+    assert_eq!(at("/infill", &vllm), Err(404));
+    assert_eq!(at("/reset_prefix_cache", &listed), Err(404));
+}
+
+#[test]
 fn of_a_fleet_with_one_model_it_is_the_one_that_is_meant() {
     let mut directory = directory();
     let unnamed = Sent::post(CHAT, json!({"messages": chat("", 3)["messages"]}));
@@ -261,6 +311,7 @@ fn a_key_names_its_tenant_and_no_keys_let_everybody_in() {
         (KEY, "red"),
         (&[("authorization", "bearer  sk-blue ")], "blue"),
         (&[("x-api-key", "sk-blue")], "blue"),
+        (&[("api-key", "sk-red")], "red"),
     ] {
         let accepted = sent.clone().with(headers).admit(&keyed(), &directory()).unwrap();
         assert_eq!(accepted.tenant.as_str(), tenant);

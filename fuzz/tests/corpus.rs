@@ -49,3 +49,8 @@ fn answers() {
 fn handoffs() {
     replay("handoffs", tidegate_fuzz::handoffs);
 }
+
+#[test]
+fn forms() {
+    replay("form", tidegate_fuzz::form);
+}

@@ -1,5 +1,7 @@
-//! Which paths tidegate knows. One table; a path that is not in it is answered 404. It must never
-//! guess: an unknown path may be an engine's own administration.
+//! What is asked for at a path, and what that means for its way. Which paths there are, says
+//! [`crate::paths`].
+
+use crate::paths::{Lookup, lookup};
 
 /// What a path asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,63 +30,43 @@ pub enum Endpoint {
     OllamaGenerate,
     /// `/v1/models`: the proxy answers it from all backends
     Models,
-    /// `/v1/audio/...`: multipart bodies, passed through unread
+    /// `/v1/models/ID`: likewise
+    Model,
+    /// `/v1/audio/...`: forms, of which only the model is read
     Audio,
+    /// Files, pictures and others that few engines have: forms or JSON
+    Upload,
+    /// Something that one engine keeps, by its id: a response, a stored chat, a file, a batch
+    Kept,
+    /// What an engine says, to be read: no body
+    Page,
+    /// `/v1/realtime`: a websocket
+    Realtime,
     /// Any other known path: a JSON body, passed through to one backend
     Other,
 }
 
-/// Exact paths; no prefix and no pattern, so that nothing slips through.
-const PATHS: &[(&str, Endpoint)] = &[
-    ("/v1/chat/completions", Endpoint::ChatCompletions),
-    ("/v1/completions", Endpoint::Completions),
-    ("/v1/embeddings", Endpoint::Embeddings),
-    ("/v1/responses", Endpoint::Responses),
-    ("/v1/messages", Endpoint::Messages),
-    ("/tokenize", Endpoint::Tokenize),
-    ("/detokenize", Endpoint::Detokenize),
-    ("/v1/models", Endpoint::Models),
-    ("/v1/messages/count_tokens", Endpoint::Other),
-    ("/v1/rerank", Endpoint::Other),
-    ("/v2/rerank", Endpoint::Other),
-    ("/rerank", Endpoint::Other),
-    ("/v1/score", Endpoint::Other),
-    ("/score", Endpoint::Other),
-    ("/pooling", Endpoint::Other),
-    ("/classify", Endpoint::Other),
-    // SGLang's and TGI's own.
-    ("/generate", Endpoint::Generate),
-    ("/generate_stream", Endpoint::Generate),
-    ("/inference/v1/generate", Endpoint::TokensIn),
-    ("/api/chat", Endpoint::OllamaChat),
-    ("/api/generate", Endpoint::OllamaGenerate),
-    ("/api/embed", Endpoint::Other),
-    ("/api/embeddings", Endpoint::Other),
-    ("/v1/chat/completions/render", Endpoint::Other),
-    ("/v1/completions/render", Endpoint::Other),
-    ("/v1/audio/transcriptions", Endpoint::Audio),
-    ("/v1/audio/translations", Endpoint::Audio),
-    // Speech alone among the audio paths has a JSON body.
-    ("/v1/audio/speech", Endpoint::Other),
-];
-
 impl Endpoint {
-    /// The endpoint at `path` (no query string); `None` is a path to answer 404.
+    /// The endpoint at `path` (no query string), whatever the method; `None` is a path to answer 404.
     pub fn of(path: &str) -> Option<Endpoint> {
-        PATHS.iter().find(|(known, _)| *known == path).map(|(_, endpoint)| *endpoint)
-    }
-
-    /// The one method it takes; anything else is answered 405 with this in `allow`.
-    pub const fn method(self) -> &'static str {
-        match self {
-            Endpoint::Models => "GET",
-            _ => "POST",
-        }
+        ["POST", "GET"].into_iter().find_map(|method| match lookup(method, path) {
+            Lookup::Served(served) => Some(served.endpoint),
+            _ => None,
+        })
     }
 
     /// Is its body JSON, so that [`crate::scan`] applies?
     pub const fn reads_json(self) -> bool {
-        !matches!(self, Endpoint::Models | Endpoint::Audio)
+        !matches!(
+            self,
+            Endpoint::Models
+                | Endpoint::Model
+                | Endpoint::Audio
+                | Endpoint::Upload
+                | Endpoint::Kept
+                | Endpoint::Page
+                | Endpoint::Realtime
+        )
     }
 
     /// Does it generate tokens, so that it has a prefill, a decode, and perhaps a stream?
@@ -150,31 +132,13 @@ impl Endpoint {
             Endpoint::OllamaChat => "ollama_chat",
             Endpoint::OllamaGenerate => "ollama_generate",
             Endpoint::Models => "models",
+            Endpoint::Model => "model",
             Endpoint::Audio => "audio",
+            Endpoint::Upload => "upload",
+            Endpoint::Kept => "kept",
+            Endpoint::Page => "page",
+            Endpoint::Realtime => "realtime",
             Endpoint::Other => "other",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_path_of_the_table_is_known_and_nothing_else_is() {
-        for (path, endpoint) in PATHS {
-            assert_eq!(Endpoint::of(path), Some(*endpoint));
-            assert_eq!(Endpoint::of(&format!("{path}/")), None);
-        }
-        for path in ["", "/", "/v1", "/v1/load_lora_adapter", "/reset_prefix_cache", "/v1/Models"] {
-            assert_eq!(Endpoint::of(path), None, "{path}");
-        }
-    }
-
-    #[test]
-    fn only_what_generates_can_split() {
-        for (_, endpoint) in PATHS {
-            assert!(!endpoint.can_split() || endpoint.generates());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What engines speak: requests in, legs out as values; answer bytes in, observations out.
 //!
-//! - [`endpoint`]: which paths tidegate knows, and what it may do with each
+//! - [`endpoint`]: what is asked for at a path, and what tidegate may do with it
+//! - [`paths`]: which paths each kind of engine has
+//! - [`form`]: which model a multipart form names; [`ids`]: of what engines keep for their clients
 //! - [`body`]: one pass over a JSON request body; spans, never copies
 //! - [`edits`]: change or append top-level members, every other byte stays
 //! - [`kind`]: which server it is, and by which paths it says how it is and what it is
@@ -24,9 +26,12 @@ mod error_event;
 pub mod evidence;
 pub mod exact;
 pub mod family;
+pub mod form;
+pub mod ids;
 pub mod kind;
 pub mod leak;
 pub mod openai;
+pub mod paths;
 pub mod role_switch;
 pub mod sse;
 pub mod usage;
@@ -42,9 +47,11 @@ pub use endpoint::Endpoint;
 pub use evidence::{ClientState, Evidence, Others, Sign, is_load, judge};
 pub use exact::{UsageFilter, Wish};
 pub use family::{Ask, Family, Handoff, LegBody, Legs, Meeting, Pair, Peer, ProtocolError};
+pub use form::{is_form, model_in_form};
 pub use kind::EngineKind;
 pub use leak::{HandoffFilter, strip_error, strip_handoff};
-pub use openai::{ApiError, ModelCard, merge_models, models_of};
+pub use openai::{ApiError, ModelCard, cards_of, list_of, models_of};
+pub use paths::{Kinds, Lookup, Served};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;
 pub use words::Words;

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use tidegate_terms::{Seconds, Tokens};
 
 /// An error as the client gets it.
@@ -37,6 +36,9 @@ pub struct ModelCard {
     pub max_model_len: Option<Tokens>,
 }
 
+/// `error.code` where no backend serves the model.
+pub const MODEL_NOT_FOUND: &str = "model_not_found";
+
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
@@ -57,7 +59,7 @@ impl ApiError {
         let message = format!("The model `{model}` does not exist.");
         ApiError {
             param: Some("model"),
-            ..ApiError::new(404, "not_found_error", message, Some("model_not_found"))
+            ..ApiError::new(404, "not_found_error", message, Some(MODEL_NOT_FOUND))
         }
     }
 
@@ -205,22 +207,20 @@ struct ErrorWire<'a> {
     code: Option<&'static str>,
 }
 
-/// One list out of several backends' `/v1/models` answers. A name counts once, with the fields of
-/// the first backend that has it, byte for byte; an answer that cannot be read adds nothing.
-pub fn merge_models(answers: &[&[u8]]) -> Bytes {
-    let mut known = BTreeSet::new();
-    let mut merged = String::from(r#"{"object":"list","data":["#);
-    for card in answers.iter().flat_map(|answer| cards(answer)) {
-        let Ok(name) = serde_json::from_str::<CardWire>(card.get()) else { continue };
-        if known.insert(name.id) {
-            if known.len() > 1 {
-                merged.push(',');
-            }
-            merged.push_str(card.get());
-        }
-    }
-    merged.push_str("]}");
-    Bytes::from(merged)
+/// A list of these cards, each in its engine's own words.
+pub fn list_of<'a>(cards: impl IntoIterator<Item = &'a str>) -> Bytes {
+    let cards: Vec<&str> = cards.into_iter().collect();
+    Bytes::from(format!(r#"{{"object":"list","data":[{}]}}"#, cards.join(",")))
+}
+
+/// The cards of an engine's `/v1/models` answer, byte for byte, by the names in them; none if it
+/// cannot be read.
+pub fn cards_of(answer: &[u8]) -> Vec<(String, &str)> {
+    let named = cards(answer).into_iter().filter_map(|card| {
+        let wire: CardWire<'_> = serde_json::from_str(card.get()).ok()?;
+        Some((wire.id.into_owned(), card.get()))
+    });
+    named.collect()
 }
 
 /// The models that an engine's `/v1/models` answer names; none if it cannot be read.

@@ -68,16 +68,19 @@ fn a_context_that_is_too_long_is_told_in_numbers() {
 }
 
 #[test]
-fn models_of_several_backends_are_listed_once_with_the_first_ones_fields() {
-    let first = br#"{"object":"list","data":[{"id":"a", "x":1.0},{"id":"b"}]}"#;
-    let second = br#"{"data":[{"id":"b","x":2},{"id":"\u0061"},{"id":"c","max_model_len":9}]}"#;
-    let merged = merge_models(&[first, b"<html>", b"{}", second]);
-    let expected =
-        r#"{"object":"list","data":[{"id":"a", "x":1.0},{"id":"b"},{"id":"c","max_model_len":9}]}"#;
-    assert_eq!(merged, expected);
-    assert_eq!(merge_models(&[]), r#"{"object":"list","data":[]}"#);
-    let lengths: Vec<_> = models_of(&merged).into_iter().map(|card| card.max_model_len).collect();
+fn cards_are_taken_from_lists_and_put_into_one_byte_for_byte() {
+    let answer =
+        br#"{"data":[{"id":"b","x":2.0},{"id":"\u0061"},7,{"id":"c", "max_model_len":9}]}"#;
+    let cards = cards_of(answer);
+    let names: Vec<&str> = cards.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["b", "a", "c"]);
+    let list = list_of(cards.iter().map(|(_, card)| *card));
+    let expected = r#"{"object":"list","data":[{"id":"b","x":2.0},{"id":"\u0061"},{"id":"c", "max_model_len":9}]}"#;
+    assert_eq!(list, expected);
+    let lengths: Vec<_> = models_of(&list).into_iter().map(|card| card.max_model_len).collect();
     assert_eq!(lengths, [None, None, Some(Tokens(9))]);
+    assert_eq!(list_of([]), r#"{"object":"list","data":[]}"#);
+    assert!(cards_of(b"<html>").is_empty() && cards_of(b"{}").is_empty());
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::{blame, place};
 
 /// What has failed so far.
 #[derive(Default)]
-struct Tries {
+pub(crate) struct Tries {
     failures: Vec<Tried>,
     /// Those that count as attempts.
     charged: u32,
@@ -80,7 +80,7 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
     }
 }
 
-fn log(record: &Record, proxy: &Proxy, missed: &LegFailure) {
+pub(crate) fn log(record: &Record, proxy: &Proxy, missed: &LegFailure) {
     tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
     proxy.metrics.leg_failed(missed);
 }
@@ -115,7 +115,7 @@ async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut Record) -> Race
 
 impl Tries {
     /// One more failure. `Some`: it was the last.
-    fn take(
+    pub(crate) fn take(
         &mut self,
         serving: &mut Serving<'_>,
         failure: LegFailure,
@@ -164,7 +164,7 @@ impl Tries {
     }
 
     /// The request is at its end: who is to blame for what failed before?
-    fn settle(&self, proxy: &Proxy, served: bool) {
+    pub(crate) fn settle(&self, proxy: &Proxy, served: bool) {
         let pending = || self.failures.iter().filter(|tried| tried.failure.problem.is_pending());
         let first = pending().next().map(|tried| tried.failure.on);
         let others = match served {
@@ -185,7 +185,7 @@ impl Tries {
     }
 
     /// No further place: what the engines said is told, if they said anything.
-    fn gives_up(&mut self, proxy: &Proxy, failure: Failure) -> Failure {
+    pub(crate) fn gives_up(&self, proxy: &Proxy, failure: Failure) -> Failure {
         match failure {
             Failure::NoBackend | Failure::Saturated | Failure::QueueDeadline { .. } => {
                 self.verdict(proxy).unwrap_or(failure)
@@ -194,7 +194,7 @@ impl Tries {
         }
     }
 
-    fn exhausted(&mut self, proxy: &Proxy, attempts: u32) -> Option<Failure> {
+    pub(crate) fn exhausted(&mut self, proxy: &Proxy, attempts: u32) -> Option<Failure> {
         self.verdict(proxy).or_else(|| {
             let last = self.failures.pop()?.failure;
             Some(Failure::Exhausted { attempts, last })

@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use tidegate_terms::{PoolId, Seconds};
+use tidegate_terms::Seconds;
 
 use crate::failure::LegProblem;
 use crate::fleet::{Backend, EVERYONE};
@@ -57,12 +57,11 @@ pub(crate) fn load(proxy: &Proxy, backend: &Backend, asked: Option<Seconds>, why
 /// At most a share of each of its pools is ejected, and never the last one that is well.
 fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
     let table = proxy.fleet.table();
-    let pools = (0..table.pools.len()).map(|slot| PoolId(slot as u16));
     // The pool of all backends stands for requests without a model: it counts where there is no other.
     let named = table.models.is_empty();
-    let mut pools = pools.filter(|pool| named || *pool != EVERYONE);
+    let mut pools = table.pools.iter().filter(|pool| named || pool.id != EVERYONE);
     pools.all(|pool| {
-        let members = table.backends(pool);
+        let members = &pool.backends;
         if !members.contains(&backend.id) {
             return true;
         }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tidegate_cost::Matches;
 use tidegate_placement::{DeadlineQueue, Outcome, Took};
-use tidegate_terms::{Moment, PoolId, RequestId, Seconds};
+use tidegate_terms::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::failure::Failure;
@@ -169,10 +169,10 @@ impl Dispatcher {
     /// What still waits is demand: the planner may have to act on it at once.
     fn tell_demand(&self) {
         let table = self.proxy.fleet.table();
-        for pool in (0..table.pools.len()).map(|slot| PoolId(slot as u16)) {
-            let decodes = self.decodes.iter().filter(|o| o.handover.pool == pool).count();
-            let (requests, prefill) = self.queue.waiting(pool);
-            self.proxy.fleet.demand(pool).set_waiting(requests, prefill, decodes);
+        for pool in &table.pools {
+            let decodes = self.decodes.iter().filter(|o| o.handover.pool == pool.id).count();
+            let (requests, prefill) = self.queue.waiting(pool.id);
+            pool.demand.set_waiting(requests, prefill, decodes);
         }
         if !self.replies.is_empty() || !self.decodes.is_empty() {
             self.proxy.surge.notify_one();

@@ -15,14 +15,17 @@ use crate::service::Proxy;
 pub fn job(proxy: &Proxy, accepted: &Accepted, arrived: Moment) -> (Arc<Live>, Job, Matches) {
     let id = proxy.next_request();
     let table = proxy.fleet.table();
-    let pool = table.pool_for(accepted.model.as_deref()).unwrap_or(EVERYONE);
     let prompt = accepted.prompt.tokens;
+    let pool = table.pool_for(accepted.model.as_deref()).unwrap_or(EVERYONE);
+    let wanted = accepted.scan.as_ref().and_then(|scan| scan.max_tokens).unwrap_or(Tokens(1));
+    let pool = table.long_enough(pool, prompt + wanted);
     let matches = proxy.fleet.prefixes.matches(&accepted.prompt.chain);
     let expected_output = expected_output(proxy, accepted);
     let cached = most_cached(proxy, &matches).min(prompt - Tokens(1));
-    let work = table.pools[pool.index()].prefill.predict(prompt - cached, cached);
+    let entry = table.pool(pool).unwrap_or(&table.pools[EVERYONE.index()]);
+    let work = entry.prefill.predict(prompt - cached, cached);
     proxy.reaction.arrived(arrived);
-    proxy.fleet.demand(pool).arrived(work, prompt, expected_output);
+    entry.demand.arrived(work, prompt, expected_output);
     if work >= proxy.placement.room {
         // Alone it fills an engine's room: the planner looks at once.
         proxy.surge.notify_one();

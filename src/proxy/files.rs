@@ -271,7 +271,8 @@ fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
             None => None,
         };
         let name = model.name.as_str().into();
-        known.push(KnownModel { name, max_model_len: model.max_model_len, tokenizer });
+        let aliases = model.aliases.iter().map(|alias| alias.as_str().into()).collect();
+        known.push(KnownModel { name, aliases, max_model_len: model.max_model_len, tokenizer });
     }
     known
 }

@@ -29,7 +29,7 @@ pub struct Inbound {
 impl Inbound {
     /// The request of one leg: the client's, with the leg's body in place of its own, and its header.
     pub fn leg(&self, address: &Address, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
-        let mut head = RequestHead::new(&self.method, &self.target);
+        let mut head = RequestHead::new(&self.method, &address.target(&self.target));
         let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));
         for_leg(&mut head, &self.headers, address, identity, own);
         Outgoing::new(head, leg.body.clone())

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use std::sync::Arc;
-use tidegate_engine::{ApiError, Endpoint};
+use tidegate_engine::openai::MODEL_NOT_FOUND;
+use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
 use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
 use tidegate_terms::Moment;
 
@@ -18,10 +19,12 @@ const INLINE_MAX: usize = 64 << 10;
 
 /// What came in.
 pub enum Taken {
-    /// `GET /v1/models`: no engine is asked.
+    /// `GET /v1/models`, or one model's card: no engine is asked.
     Models {
         /// The request's id.
         request_id: String,
+        /// Which of both.
+        path: PathAndQuery,
     },
     /// A request for the engines.
     Request(Inbound, Arc<Accepted>),
@@ -55,7 +58,10 @@ pub struct Asked {
 /// What the client is told.
 pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
     let path = head.uri.path();
-    proxy.chain.admit_head(&Head { method: &head.method, path, headers: &head.headers })
+    proxy.chain.admit_head(
+        &proxy.directory(),
+        &Head { method: &head.method, path, headers: &head.headers },
+    )
 }
 
 /// Run the filters over a request.
@@ -66,6 +72,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
     let fresh = fresh.at(wall);
     let Parts { method, uri, headers, .. } = head;
     let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let target = without_slash(target);
     let refused = |inbound: Inbound, error| Refused {
         request_id: tidegate_filters::request_id(&inbound.headers, &fresh),
         path: inbound.target,
@@ -76,9 +83,10 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
         Ok(body) => inbound.body = body,
         Err(error) => return Err(refused(inbound, error)),
     }
-    match admit(proxy, &inbound, fresh).await {
-        Ok(accepted) if accepted.endpoint == Endpoint::Models => {
-            Ok(Taken::Models { request_id: accepted.request_id.clone() })
+    match admit(proxy, &mut inbound, fresh).await {
+        Ok(accepted) if matches!(accepted.endpoint, Endpoint::Models | Endpoint::Model) => {
+            let request_id = accepted.request_id.clone();
+            Ok(Taken::Models { request_id, path: inbound.target })
         }
         Ok(accepted) => {
             proxy.chain.strip_handoff(&mut inbound.headers);
@@ -94,20 +102,58 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
     }
 }
 
-async fn admit(
-    proxy: &Arc<Proxy>,
-    inbound: &Inbound,
-    fresh: FreshIds,
-) -> Result<Arc<Accepted>, ApiError> {
-    if inbound.body.len() <= INLINE_MAX {
-        return filter(proxy, inbound, &fresh);
+/// The target without a slash at the end of its path: engines have each path only so.
+fn without_slash(target: PathAndQuery) -> PathAndQuery {
+    let short = paths::without_slash(target.path());
+    if short.len() == target.path().len() {
+        return target;
     }
-    let (proxy, held) = (Arc::clone(proxy), inbound.clone());
-    let filtering = tokio::task::spawn_blocking(move || filter(&proxy, &held, &fresh));
-    filtering.await.map_err(|_| ApiError::internal())?
+    let text = match target.query() {
+        Some(query) => format!("{short}?{query}"),
+        None => short.to_owned(),
+    };
+    PathAndQuery::try_from(text).unwrap_or(target)
 }
 
-fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Arc<Accepted>, ApiError> {
+async fn admit(
+    proxy: &Arc<Proxy>,
+    inbound: &mut Inbound,
+    fresh: FreshIds,
+) -> Result<Arc<Accepted>, ApiError> {
+    match filtered(proxy, inbound, fresh).await {
+        Err(error) if error.code == Some(MODEL_NOT_FOUND) => {
+            // Boxed: most requests name a model that is known.
+            match Box::pin(proxy.discovery.look(proxy, &error.message)).await {
+                true => filtered(proxy, inbound, fresh).await,
+                false => Err(error),
+            }
+        }
+        accepted => accepted,
+    }
+}
+
+async fn filtered(
+    proxy: &Arc<Proxy>,
+    inbound: &mut Inbound,
+    fresh: FreshIds,
+) -> Result<Arc<Accepted>, ApiError> {
+    let (accepted, edited) = if inbound.body.len() <= INLINE_MAX {
+        filter(proxy, inbound, &fresh)?
+    } else {
+        let (proxy, held) = (Arc::clone(proxy), inbound.clone());
+        let filtering = tokio::task::spawn_blocking(move || filter(&proxy, &held, &fresh));
+        filtering.await.map_err(|_| ApiError::internal())??
+    };
+    if let Some(body) = edited {
+        inbound.body = body;
+    }
+    Ok(accepted)
+}
+
+/// What a request is, and its body with the model's own name where it has an alias.
+type Filtered = (Arc<Accepted>, Option<Bytes>);
+
+fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered, ApiError> {
     let arrival = Arrival {
         method: &inbound.method,
         path: inbound.target.path(),
@@ -115,5 +161,29 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Arc<Acce
         body: &inbound.body,
     };
     let estimates = proxy.fleet.estimates();
-    proxy.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh).map(Arc::new)
+    let accepted = proxy.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh)?;
+    match accepted.alias_at {
+        Some(at) => renamed(accepted, &inbound.body, at),
+        None => Ok((Arc::new(accepted), None)),
+    }
+}
+
+/// Engines know a model by its own name.
+fn renamed(mut accepted: Accepted, body: &Bytes, at: Span) -> Result<Filtered, ApiError> {
+    let name = accepted.model.as_deref().unwrap_or_default();
+    let body = match &accepted.scan {
+        Some(before) => {
+            let quoted = serde_json::to_string(name).map_err(|_| ApiError::internal())?;
+            let edited = Edits::new().set("model", quoted.as_bytes()).apply(body, before);
+            // An edited body reads as well as the one before.
+            let again = scan(accepted.endpoint, &edited)?;
+            accepted.scan = Some(again);
+            edited
+        }
+        None => {
+            let (before, after) = (&body[..at.start as usize], &body[at.end as usize..]);
+            Bytes::from([before, name.as_bytes(), after].concat())
+        }
+    };
+    Ok((Arc::new(accepted), Some(body)))
 }

@@ -3,6 +3,9 @@
 //! - [`request`]: the way of a request; open it first
 //! - [`intake`], [`estimate`], [`place`], [`legs`], [`answer`], [`relay`], [`settle`]: its stages
 //! - [`queue`], [`dispatcher`], [`seat`], [`demand`]: waiting for room, and holding it
+//! - [`direct`]: requests that only some backends can take; [`kept`]: which backend keeps what
+//! - [`discovery`]: models that no table has; [`cors`]: what browsers are told; [`expand`]: names with
+//!   several addresses
 //! - [`paired`]: both legs of a request at once; [`bootstrap`]: what is asked before them
 //! - [`fleet`]: backends, the routing table, live requests
 //! - [`control`]: the one writer of the table; [`probe`] and [`learn`] feed it, [`journal`] keeps why,
@@ -34,11 +37,15 @@ mod bootstrap;
 mod checkup;
 pub mod clock;
 mod control;
+mod cors;
 mod decoded;
 mod demand;
+mod direct;
+mod discovery;
 mod dispatcher;
 mod downstream;
 mod estimate;
+mod expand;
 mod failure;
 pub mod files;
 pub mod fleet;
@@ -50,6 +57,7 @@ mod hedge;
 mod inbound;
 mod intake;
 pub mod journal;
+mod kept;
 mod learn;
 mod legs;
 mod listeners;

@@ -1,12 +1,61 @@
-//! `GET /v1/models` over all backends: the engines' own cards, put together when they change.
+//! `/v1/models` and `/v1/models/ID` over all backends: the engines' own cards, put together when
+//! they change.
 
+use bytes::Bytes;
 use http::{Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use std::collections::HashMap;
+use tidegate_engine::{ApiError, ErrorForm, list_of};
 
 use crate::relay::RelayBody;
 use crate::respond;
 use crate::service::Proxy;
 
-/// The merged list as it was last put together.
-pub fn answer(proxy: &Proxy) -> Response<RelayBody> {
-    respond::json(StatusCode::OK, (**proxy.models.load()).clone())
+/// Where a model's own card is.
+const ONE: &str = "/v1/models/";
+
+/// What can be asked for.
+#[derive(Clone, Debug, Default)]
+pub struct ModelList {
+    /// The answer to `/v1/models`.
+    pub all: Bytes,
+    cards: HashMap<String, Bytes>,
+    order: Vec<String>,
+}
+
+impl ModelList {
+    /// A name with its card, unless it is there already; in the list if it `shows`.
+    pub(crate) fn add(&mut self, id: &str, card: String, shows: bool) {
+        if self.cards.contains_key(id) {
+            return;
+        }
+        self.cards.insert(id.to_owned(), Bytes::from(card));
+        if shows {
+            self.order.push(id.to_owned());
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> ModelList {
+        let cards = self.order.iter().filter_map(|id| self.cards.get(id));
+        self.all = list_of(cards.filter_map(|card| std::str::from_utf8(card).ok()));
+        self
+    }
+
+    /// A model's card.
+    pub fn one(&self, id: &str) -> Option<&Bytes> {
+        self.cards.get(id)
+    }
+}
+
+/// The list, or one model's card, as they were last put together.
+pub fn answer(proxy: &Proxy, path: &str) -> Response<RelayBody> {
+    let models = proxy.models.load();
+    let Some(id) = path.strip_prefix(ONE).filter(|id| !id.is_empty()) else {
+        return respond::json(StatusCode::OK, models.all.clone());
+    };
+    let id = percent_decode_str(id).decode_utf8_lossy();
+    match models.one(&id) {
+        Some(card) => respond::json(StatusCode::OK, card.clone()),
+        None => respond::error(&ApiError::model_not_found(&id), ErrorForm::OpenAi),
+    }
 }

@@ -68,7 +68,8 @@ pub enum Try {
 /// [`Failure::NoBackend`], [`Failure::Saturated`], [`Failure::QueueDeadline`].
 pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
     // Those who wait go first.
-    if proxy.fleet.demand(job.pool).waiting() == 0 {
+    let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
+    if waiting == 0 {
         match try_place(proxy, job, Known::One(matches)) {
             Try::Placed(placed) => return Ok(placed),
             Try::Nowhere => return Err(Failure::NoBackend),

@@ -32,6 +32,17 @@ pub struct ProbeParams {
 pub enum Found {
     /// The backend came back or went away.
     Changed,
+    /// It was asked for its models alone, and said which.
+    Listed {
+        /// Whose.
+        backend: BackendId,
+        /// Every name that it serves, with its limits.
+        cards: Vec<ModelCard>,
+        /// The engine's own list.
+        answer: Bytes,
+        /// Dropped when the table goes by it.
+        heard: oneshot::Sender<()>,
+    },
     /// It said what it is.
     Told {
         /// Whose.
@@ -135,7 +146,7 @@ async fn tell(backend: &Backend, told: Told, found: &mpsc::Sender<Found>) {
 }
 
 /// Ollama's clients may leave the tag away where it is `latest`.
-fn cards_of(kind: EngineKind, models: &[u8]) -> Vec<ModelCard> {
+pub(crate) fn cards_of(kind: EngineKind, models: &[u8]) -> Vec<ModelCard> {
     let mut cards = models_of(models);
     if kind == EngineKind::Ollama {
         let short = |card: &ModelCard| {

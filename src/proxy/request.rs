@@ -19,6 +19,8 @@ use tidegate_placement::Job;
 use tokio::time::sleep_until;
 
 use crate::answer::{Opened, OpenedBody};
+use crate::cors::Cors;
+use crate::direct::{self, Way};
 use crate::failure::Failure;
 use crate::heartbeat;
 use crate::inbound::Inbound;
@@ -36,12 +38,36 @@ const HEALTH: &str = "/health";
 
 /// Answer one request. Dropping the future (the client left) cancels its legs.
 pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
-    if asked.head.uri.path() == HEALTH && asked.head.method == Method::GET {
+    if proxy.cors.is_none() {
+        return answer(proxy, asked).await;
+    }
+    // Boxed: where it is off, requests keep no room for it.
+    Box::pin(answer_browser(proxy, asked)).await
+}
+
+/// The same where browsers are told who may read the answer.
+async fn answer_browser(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
+    let origin = Cors::origin(&asked.head.headers);
+    if let Some(answer) = proxy.cors.as_ref().and_then(|cors| cors.preflight(&asked.head)) {
+        return answer;
+    }
+    let mut response = answer(Arc::clone(&proxy), asked).await;
+    if let Some(cors) = &proxy.cors {
+        cors.mark(origin.as_ref(), response.headers_mut());
+    }
+    response
+}
+
+async fn answer(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
+    let is_read = matches!(asked.head.method, Method::GET | Method::HEAD);
+    if is_read && asked.head.uri.path() == HEALTH {
         return respond::health(proxy.is_ready());
     }
     let arrived = asked.arrived;
     let (mut inbound, mut accepted) = match intake::take(&proxy, asked).await {
-        Ok(Taken::Models { request_id }) => return named(models::answer(&proxy), &request_id),
+        Ok(Taken::Models { request_id, path }) => {
+            return named(models::answer(&proxy, path.path()), &request_id);
+        }
         Ok(Taken::Request(inbound, accepted)) => (inbound, accepted),
         Err(refused) => {
             proxy.metrics.refused(Endpoint::of(refused.path.path()), refused.error.status);
@@ -94,8 +120,15 @@ async fn serve(
     let late = AtomicBool::default();
     let serving =
         Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, late };
-    match attempts::serve(serving, &mut record).await {
-        Ok(opened) => relay(opened, record),
+    let served = match direct::way(&serving) {
+        Way::Placed => attempts::serve(serving, &mut record).await,
+        Way::Direct(backends) => Box::pin(direct::serve(serving, backends, &mut record)).await,
+    };
+    match served {
+        Ok(opened) => {
+            direct::note(&inbound, &opened, &record);
+            relay(opened, record)
+        }
         Err(failure) => fail(&failure, &mut record),
     }
 }

@@ -2,7 +2,6 @@
 //! immutable, atomic, or swapped whole.
 
 use arc_swap::{ArcSwap, Guard};
-use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use tidegate_filters::{Chain, Directory};
@@ -12,12 +11,15 @@ use tidegate_terms::{RequestId, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
+use crate::cors::Cors;
+use crate::discovery::Discovery;
 use crate::fleet::{Fleet, Known, RoutingTable, View};
 use crate::heartbeat::Heartbeat;
 use crate::hedge::Hedges;
 use crate::journal::Journal;
 use crate::learn::Observation;
 use crate::metrics::Metrics;
+use crate::models::ModelList;
 use crate::queue::Queue;
 use crate::reaction::Reaction;
 use crate::shapes::Shapes;
@@ -36,7 +38,11 @@ pub struct Proxy {
     /// The models that the filters know; replaced by the control loop.
     pub directory: ArcSwap<Directory>,
     /// `/v1/models` over all backends; replaced by the control loop.
-    pub models: ArcSwap<Bytes>,
+    pub models: ArcSwap<ModelList>,
+    /// Asks engines for models that no table has.
+    pub discovery: Discovery,
+    /// What browsers are told, if anything.
+    pub cors: Option<Cors>,
     /// How requests are placed.
     pub placement: PlacementParams,
     /// The way to the dispatcher.

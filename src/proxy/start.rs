@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_engine::Kinds;
 use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
@@ -20,8 +21,11 @@ use crate::control::background::{Background, Tasks};
 use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
 use crate::control::pins::Pins;
-use crate::control::{Catalog, Command, Control, Inboxes, Pace, Priors};
+use crate::control::{Catalog, Command, Control, Inboxes, Offer, Pace, Priors};
+use crate::cors::Cors;
+use crate::discovery::Discovery;
 use crate::dispatcher::Dispatcher;
+use crate::expand;
 use crate::files::{self, FileErrors, Files};
 use crate::fleet::{
     Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, Pin, RoutingTable,
@@ -123,9 +127,11 @@ pub struct Built {
 /// [`StartError`] when a file cannot be read or used, or an address is none.
 pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartError> {
     let clock = Clock::start();
-    let mut files = files::load(settings)?;
-    let by_hand = std::mem::take(&mut files.by_hand);
     let mut settings = settings.clone();
+    // Files are read for each backend that there is.
+    expand::expand(&mut settings);
+    let mut files = files::load(&settings)?;
+    let by_hand = std::mem::take(&mut files.by_hand);
     by_hand.apply(&mut settings);
     let settings = &settings;
     let Files { keys, models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
@@ -140,9 +146,9 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
         .collect();
     let pins = pins(settings, &by_hand, clock);
     let pinned: Vec<Option<Role>> = pins.iter().map(|pin| pin.map(|pin| pin.role)).collect();
-    let named = settings.backends.iter().map(|backend| backend.models.clone()).collect();
-    let catalog = Catalog::new(named, models.clone());
-    let table = first_table(settings, &backends, &priors, &pinned, &catalog);
+    let offers = settings.backends.iter().map(offer).collect();
+    let mut catalog = Catalog::new(offers, models.clone());
+    let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
     let metrics = Metrics::new(&backends)?;
     let estimates =
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
@@ -170,7 +176,9 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
             ..ChainParams::default()
         }),
         directory: ArcSwap::from_pointee(catalog.directory()),
-        models: ArcSwap::from_pointee(catalog.answer()),
+        models: ArcSwap::from_pointee(catalog.list()),
+        discovery: Discovery::new(found.clone()),
+        cors: settings.server.cors.as_ref().map(Cors::new),
         placement: settings.placement_params(),
         queue,
         reaction: crate::reaction::Reaction::default(),
@@ -242,6 +250,14 @@ fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>>
     settings.backends.iter().map(pin).collect()
 }
 
+fn offer(backend: &BackendSettings) -> Offer {
+    Offer {
+        models: backend.models.clone(),
+        kinds: Kinds::of(backend.kind()),
+        paths: backend.paths.clone(),
+    }
+}
+
 fn recording(settings: &Settings) -> Result<Recording, StartError> {
     let Some(path) = &settings.planner.record else { return Ok(Recording::default()) };
     Recording::begin(path, &settings.planner_params())
@@ -272,7 +288,8 @@ fn pool_params(settings: &Settings) -> PoolParams {
 fn pools(settings: &Settings, files: &Files, clock: Clock) -> Result<Vec<Pool>, StartError> {
     let params = pool_params(settings);
     let pool = |(backend, key): (&BackendSettings, &Option<String>)| {
-        let address = Address::parse(&backend.url)?;
+        let mut address = Address::parse(&backend.url)?;
+        address.ip = backend.ip.or(address.ip);
         let address = with_key(address, backend, key.as_ref())?;
         let tls = match address.tls {
             true => {
@@ -338,6 +355,7 @@ fn backends(
             port,
             bootstrap,
             files.handoff_keys[slot].clone(),
+            backend.paths.clone(),
             pool,
             health,
         )));
@@ -352,7 +370,7 @@ fn first_table(
     backends: &[Arc<Backend>],
     priors: &[Priors],
     pins: &[Option<Role>],
-    catalog: &Catalog,
+    catalog: &mut Catalog,
 ) -> RoutingTable {
     let observed = backends.iter().zip(priors).zip(pins).map(|((backend, priors), pinned)| {
         BackendObservation {

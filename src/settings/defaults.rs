@@ -100,3 +100,5 @@ pub const SCRAPE: Seconds = Seconds(5.0);
 pub const GPU: Seconds = Seconds(1.0);
 /// Long enough to look at what a flip by hand does; an operator who means it for longer pins.
 pub const FLIP_HOLD: Seconds = Seconds(600.0);
+/// Ten minutes: Firefox keeps an answer for up to a day, Chrome for two hours.
+pub const CORS_MAX_AGE: Seconds = Seconds(600.0);

@@ -29,8 +29,9 @@ mod tests;
 
 pub use problem::Problem;
 pub use schema::{
-    AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, EngineName,
-    HalfClose, KeySettings, KvRole, LogFormat, LogSettings, ModelSettings, PlacementSettings,
-    PlannerSettings, PrefixSettings, ProbeSettings, QueueSettings, RetrySettings, ScheduleStyle,
-    Secret, ServerSettings, Settings, SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
+    AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, CorsSettings,
+    EngineName, HalfClose, KeySettings, KvRole, LogFormat, LogSettings, ModelSettings,
+    PlacementSettings, PlannerSettings, PrefixSettings, ProbeSettings, QueueSettings,
+    RetrySettings, ScheduleStyle, Secret, ServerSettings, Settings, SignalSettings, SloSettings,
+    TlsSettings, UpstreamSettings,
 };

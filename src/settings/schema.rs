@@ -98,6 +98,25 @@ pub struct ServerSettings {
     pub handoff_hosts: Vec<String>,
     /// TLS termination on the data port.
     pub tls: Option<TlsSettings>,
+    /// Let scripts of other origins read answers; none may if absent.
+    pub cors: Option<CorsSettings>,
+}
+
+/// `[server.cors]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CorsSettings {
+    /// Origins as browsers write them (`https://host`), or `*` for all.
+    pub allow_origins: Vec<String>,
+    /// Methods that scripts may use.
+    pub allow_methods: Vec<String>,
+    /// Request headers that scripts may send, or `*` for all.
+    pub allow_headers: Vec<String>,
+    /// Do browsers send cookies and client certificates? Not with all origins.
+    pub allow_credentials: bool,
+    /// How long a browser may keep the answer to its question.
+    #[serde(rename = "max_age_seconds")]
+    pub max_age: Seconds,
 }
 
 /// What it means that a client closes its sending half: it may have left, and it may be waiting for
@@ -380,6 +399,19 @@ impl Default for ServerSettings {
             trust_client_handoff: false,
             handoff_hosts: Vec::new(),
             tls: None,
+            cors: None,
+        }
+    }
+}
+
+impl Default for CorsSettings {
+    fn default() -> Self {
+        CorsSettings {
+            allow_origins: Vec::new(),
+            allow_methods: vec!["GET".to_owned(), "POST".to_owned(), "DELETE".to_owned()],
+            allow_headers: vec!["*".to_owned()],
+            allow_credentials: false,
+            max_age: defaults::CORS_MAX_AGE,
         }
     }
 }

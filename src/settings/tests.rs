@@ -330,7 +330,7 @@ fn a_backend_has_a_label_and_a_base_url() {
     url("http://engine.example", "");
     url("http://[::1]:8000/", "");
     url("engine:8000", "has neither http nor https");
-    url("http://engine:8000/v1", "has a path");
+    url("http://engine:8000/v1?a=b", "has a query");
     url("http://engine:80000", "has no port from 1 to 65535");
     url("http://engine:0", "has no port from 1 to 65535");
     url("http://me:secret@engine", "has a user");

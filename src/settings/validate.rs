@@ -99,6 +99,7 @@ pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, P
     counts(settings, &mut found);
     log(settings, &mut found);
     keys(settings, &mut found);
+    cors(settings, &mut found);
     signals::signals(settings, &mut found);
     fleet::models(settings, &mut found);
     fleet::backends(settings, &mut found);
@@ -329,6 +330,47 @@ fn counts(settings: &Settings, found: &mut Found) {
     let power = prefix.lines.is_power_of_two() && PREFIX_LINES.contains(&prefix.lines);
     let problem = format!("is {}", prefix.lines);
     found.check(power, "prefix.lines", &problem, "a power of two from 64 to 67108864");
+}
+
+fn cors(settings: &Settings, found: &mut Found) {
+    let Some(cors) = &settings.server.cors else { return };
+    let hint = "\"https://host\", or \"*\"";
+    let named = !cors.allow_origins.is_empty();
+    if found.required(named, "server.cors.allow_origins", hint) {
+        for (i, origin) in cors.allow_origins.iter().enumerate() {
+            let path = format!("server.cors.allow_origins[{i}]");
+            found.check(is_origin(origin), &path, &format!("{origin:?} is no origin"), hint);
+        }
+    }
+    let token = |word: &String| {
+        let sign = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        !word.is_empty() && word.bytes().all(sign)
+    };
+    let (methods, headers) = ("server.cors.allow_methods", "server.cors.allow_headers");
+    let good = !cors.allow_methods.is_empty() && cors.allow_methods.iter().all(token);
+    found.check(good, methods, "has no method, or one that is none", "GET, POST, …");
+    let good = cors.allow_headers.iter().all(token);
+    found.check(good, headers, "has a name that is none", "the names of headers, or \"*\"");
+    let any = cors.allow_origins.iter().any(|origin| origin == "*");
+    let credentials = "server.cors.allow_credentials";
+    let problem = "lets every site act as its visitor";
+    let with = ["server.cors.allow_origins"];
+    found.check_with(
+        !any || !cors.allow_credentials,
+        credentials,
+        &with,
+        problem,
+        "name the origins",
+    );
+    found.not_negative(cors.max_age, "server.cors.max_age_seconds");
+}
+
+/// Scheme, host and perhaps port, as browsers write them.
+fn is_origin(origin: &str) -> bool {
+    let host = origin.split_once("://").map(|(_, host)| host);
+    let plain =
+        |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    matches!(origin, "*" | "null") || host.is_some_and(plain)
 }
 
 /// tracing takes a word that is no level for a part of the program, and says nothing.

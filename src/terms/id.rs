@@ -38,7 +38,7 @@ id! {
 }
 id! {
     /// The backends that serve one model: one or more groups.
-    PoolId(u16)
+    PoolId(u32)
 }
 id! {
     /// One client request, numbered from 1 by the proxy that accepted it.

@@ -1,26 +1,40 @@
-//! Which backend serves which models, what the filters and clients get to know of that. Pools are
-//! numbered in the order in which their models were first seen and never renumbered: requests in
-//! flight hold the numbers.
+//! Which backend serves which models, and what the filters and clients get to know of that. A pool
+//! keeps its number as long as its model is served, and no other model gets that number: requests
+//! in flight hold the numbers.
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tidegate_cost::PrefillModel;
-use tidegate_engine::{ModelCard, merge_models};
+use tidegate_engine::{Kinds, ModelCard, cards_of};
 use tidegate_filters::{Directory, ModelEntry, ModelTokenizer};
 use tidegate_terms::{BackendId, PoolId, Tokens};
 
-use crate::fleet::{POOLS_MAX, PoolEntry, RoutingTable};
+use crate::fleet::{EVERYONE, PoolEntry, RoutingTable};
+use crate::models::ModelList;
 
 /// A model that the operator said something about.
 #[derive(Clone)]
 pub struct KnownModel {
     /// Its name.
     pub name: Arc<str>,
+    /// Further names that clients may use for it.
+    pub aliases: Vec<Arc<str>>,
     /// Its context length, if the operator knows better than the engine.
     pub max_model_len: Option<Tokens>,
     /// Its tokenizer, if there is one.
     pub tokenizer: Option<Arc<ModelTokenizer>>,
+}
+
+/// What the settings say of one backend's models and paths.
+#[derive(Clone, Default)]
+pub struct Offer {
+    /// The only models that the operator wants from it, if any are named.
+    pub models: Vec<String>,
+    /// Its kind.
+    pub kinds: Kinds,
+    /// Paths that it has beside those of its kind.
+    pub paths: Vec<String>,
 }
 
 /// All models.
@@ -29,28 +43,34 @@ pub struct Catalog {
     served: Vec<Vec<ModelCard>>,
     /// By backend: its own list, for clients.
     answers: Vec<Bytes>,
-    /// By backend: the only models that the operator wants from it, if any are named.
-    named: Vec<Vec<String>>,
+    /// By backend.
+    offers: Vec<Offer>,
     known: HashMap<Arc<str>, KnownModel>,
+    /// The number of the next pool.
+    next: PoolId,
 }
+
+/// What tells pools apart.
+type Key = (Arc<str>, Option<Tokens>);
 
 impl Catalog {
     /// A catalog in which each backend serves what the operator named for it, or nothing until it
     /// says so itself.
-    pub fn new(named: Vec<Vec<String>>, known: Vec<KnownModel>) -> Catalog {
+    pub fn new(offers: Vec<Offer>, known: Vec<KnownModel>) -> Catalog {
         let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
         Catalog {
-            served: named.iter().map(|names| names.iter().map(card).collect()).collect(),
-            answers: named.iter().map(|names| list_of(names)).collect(),
-            named,
+            served: offers.iter().map(|offer| offer.models.iter().map(card).collect()).collect(),
+            answers: vec![Bytes::new(); offers.len()],
+            offers,
             known: known.into_iter().map(|model| (Arc::clone(&model.name), model)).collect(),
+            next: PoolId(EVERYONE.0 + 1),
         }
     }
 
     /// A backend said what it serves. False if that is what it said before.
     pub fn update(&mut self, backend: BackendId, mut cards: Vec<ModelCard>, answer: Bytes) -> bool {
         let slot = backend.index();
-        let named = &self.named[slot];
+        let named = &self.offers[slot].models;
         if !named.is_empty() {
             cards.retain(|card| named.contains(&card.id));
         }
@@ -62,118 +82,151 @@ impl Catalog {
         true
     }
 
-    /// Write the pools into a table: those it has keep their numbers.
-    pub fn pools(&self, table: &mut RoutingTable) {
+    /// Write the pools into a table: those it has keep their numbers and their demand, those whose
+    /// models are gone go.
+    pub fn pools(&mut self, table: &mut RoutingTable) {
+        let before = std::mem::take(&mut table.pools);
+        let mut before: HashMap<Key, PoolEntry> =
+            before.into_iter().map(|pool| ((Arc::clone(&pool.model), pool.above), pool)).collect();
         let everyone = (0..self.served.len()).map(|slot| BackendId(slot as u16)).collect();
-        let mut pools = std::mem::take(&mut table.pools);
-        if pools.is_empty() {
-            pools.push(pool("", Vec::new()));
-        }
-        pools[0].backends = everyone;
-        for pool in pools.iter_mut().skip(1) {
-            pool.backends.clear();
-        }
-        for (model, backends) in self.by_model() {
-            let known = pools.iter().skip(1).position(|pool| *pool.model == *model);
-            match known {
-                Some(slot) => pools[slot + 1].backends = backends,
-                None if pools.len() < POOLS_MAX => pools.push(pool(model, backends)),
-                None => tracing::warn!(model, "too many models: this one is not served"),
+        let first =
+            before.remove(&(Arc::from(""), None)).unwrap_or_else(|| pool(EVERYONE, "", None));
+        let mut pools = vec![PoolEntry { backends: everyone, ..first }];
+        let mut make = |next: &mut PoolId, model: &str, above, backends| {
+            let known = before.remove(&(Arc::from(model), above));
+            let entry = known.unwrap_or_else(|| {
+                let id = *next;
+                next.0 += 1;
+                pool(id, model, above)
+            });
+            PoolEntry { backends, longer: Vec::new(), ..entry }
+        };
+        let mut models = HashMap::new();
+        for (model, backends) in by_model(&self.served) {
+            let all = backends.iter().map(|(id, _)| *id).collect();
+            let mut main = make(&mut self.next, model, None, all);
+            for context in shorter_contexts(&backends) {
+                let above = backends.iter().filter(|(_, len)| len.is_none_or(|len| len > context));
+                let above = above.map(|(id, _)| *id).collect();
+                let longer = make(&mut self.next, model, Some(context), above);
+                main.longer.push((context, longer.id));
+                pools.push(longer);
             }
+            models.insert(Arc::clone(&main.model), main.id);
+            pools.push(main);
         }
-        let numbers = pools.iter().enumerate().skip(1).filter(|(_, p)| !p.backends.is_empty());
-        table.models =
-            numbers.map(|(slot, p)| (Arc::clone(&p.model), PoolId(slot as u16))).collect();
+        pools.sort_unstable_by_key(|pool| pool.id);
+        table.models = models;
         table.pools = pools;
     }
 
-    /// What the filters know: every model that is served, with its limit and tokenizer.
+    /// What the filters know: every model that is served, with its limit and tokenizer, every alias
+    /// of one that is, and which paths there are.
     pub fn directory(&self) -> Directory {
         let mut models = HashMap::new();
-        for card in self.served.iter().flatten() {
-            let known = self.known.get(card.id.as_str());
+        for (model, backends) in by_model(&self.served) {
+            let known = self.known.get(model);
             let said = known.and_then(|known| known.max_model_len);
+            let longest = backends.iter().map(|(_, len)| *len).reduce(longer).flatten();
             let entry = ModelEntry {
-                max_model_len: said.or(card.max_model_len),
+                max_model_len: said.or(longest),
                 tokenizer: known.and_then(|known| known.tokenizer.clone()),
             };
-            models.entry(Arc::from(card.id.as_str())).or_insert(entry);
+            models.insert(Arc::from(model), entry);
         }
-        Directory { models }
+        let aliases = self.known.values().flat_map(|known| {
+            known.aliases.iter().map(|alias| (Arc::clone(alias), Arc::clone(&known.name)))
+        });
+        let aliases = aliases
+            .filter(|(alias, name)| models.contains_key(name) && !models.contains_key(alias));
+        Directory {
+            aliases: aliases.collect(),
+            kinds: self.offers.iter().fold(Kinds::NONE, |kinds, offer| kinds.or(offer.kinds)),
+            paths: self.offers.iter().flat_map(|offer| offer.paths.iter().cloned()).collect(),
+            models,
+        }
     }
 
-    /// The list for clients.
-    pub fn answer(&self) -> Bytes {
-        let answers: Vec<&[u8]> =
-            self.answers.iter().filter(|answer| !answer.is_empty()).map(|a| &a[..]).collect();
-        merge_models(&answers)
-    }
-
-    fn by_model(&self) -> BTreeMap<&str, Vec<BackendId>> {
-        let mut models: BTreeMap<&str, Vec<BackendId>> = BTreeMap::new();
-        for (slot, cards) in self.served.iter().enumerate() {
-            for card in cards {
-                models.entry(card.id.as_str()).or_default().push(BackendId(slot as u16));
+    /// The lists for clients: all that can be asked for, in the engines' own words where they have
+    /// said any. Of a name that several serve the first one's.
+    pub fn list(&self) -> ModelList {
+        let mut list = ModelList::default();
+        for (served, answer) in self.served.iter().zip(&self.answers) {
+            for (id, card) in cards_of(answer) {
+                if served.iter().any(|known| known.id == id) {
+                    list.add(&id, card.to_owned(), true);
+                }
             }
         }
-        models
+        for card in self.served.iter().flatten() {
+            // Short names, and models that no engine has confirmed yet.
+            let named = self.offers.iter().any(|offer| offer.models.contains(&card.id));
+            list.add(&card.id, own_card(&card.id, None, card.max_model_len), named);
+        }
+        let mut aliases: Vec<_> = self.directory().aliases.into_iter().collect();
+        aliases.sort();
+        for (alias, model) in aliases {
+            list.add(&alias, own_card(&alias, Some(&model), None), true);
+        }
+        list.finish()
     }
 }
 
-/// A list in the engines' form, for models that no engine has confirmed yet.
-fn list_of(names: &[String]) -> Bytes {
-    if names.is_empty() {
-        return Bytes::new();
+/// A card of a name that no engine's list has.
+fn own_card(id: &str, root: Option<&str>, max_model_len: Option<Tokens>) -> String {
+    let mut card = serde_json::json!({ "id": id, "object": "model", "owned_by": "tidegate" });
+    if let Some(root) = root {
+        card["root"] = root.into();
     }
-    let card =
-        |id: &String| serde_json::json!({ "id": id, "object": "model", "owned_by": "tidegate" });
-    let cards: Vec<_> = names.iter().map(card).collect();
-    Bytes::from(serde_json::json!({ "object": "list", "data": cards }).to_string())
+    if let Some(len) = max_model_len {
+        card["max_model_len"] = len.get().into();
+    }
+    card.to_string()
 }
 
-fn pool(model: &str, backends: Vec<BackendId>) -> PoolEntry {
-    PoolEntry { model: model.into(), backends, prefill: PrefillModel::default() }
+/// Who serves which model, and with which context.
+fn by_model(served: &[Vec<ModelCard>]) -> BTreeMap<&str, Vec<(BackendId, Option<Tokens>)>> {
+    let mut models: BTreeMap<&str, Vec<(BackendId, Option<Tokens>)>> = BTreeMap::new();
+    for (slot, cards) in served.iter().enumerate() {
+        for card in cards {
+            let backends = models.entry(card.id.as_str()).or_default();
+            let id = BackendId(slot as u16);
+            if backends.last().is_none_or(|(last, _)| *last != id) {
+                backends.push((id, card.max_model_len));
+            }
+        }
+    }
+    models
+}
+
+/// The longer of two contexts; one that is not known may be any.
+fn longer(one: Option<Tokens>, other: Option<Tokens>) -> Option<Tokens> {
+    one.zip(other).map(|(one, other)| one.max(other))
+}
+
+/// Contexts that some backend has and others exceed, in ascending order.
+fn shorter_contexts(backends: &[(BackendId, Option<Tokens>)]) -> Vec<Tokens> {
+    let mut contexts: Vec<Tokens> = backends.iter().filter_map(|(_, len)| *len).collect();
+    contexts.sort_unstable();
+    contexts.dedup();
+    if backends.iter().all(|(_, len)| len.is_some()) {
+        contexts.pop();
+    }
+    contexts
+}
+
+fn pool(id: PoolId, model: &str, above: Option<Tokens>) -> PoolEntry {
+    PoolEntry {
+        id,
+        model: model.into(),
+        above,
+        backends: Vec::new(),
+        longer: Vec::new(),
+        prefill: PrefillModel::default(),
+        demand: Arc::default(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tidegate_terms::Plan;
-
-    fn card(id: &str) -> ModelCard {
-        ModelCard { id: id.to_owned(), max_model_len: Some(Tokens(100)) }
-    }
-
-    #[test]
-    fn an_operator_may_name_the_only_models_wanted_of_a_backend() {
-        let mut catalog = Catalog::new(vec![vec!["b".to_owned()]], vec![]);
-        assert!(catalog.directory().find("b").is_some(), "served before the engine says so");
-        assert!(catalog.update(BackendId(0), vec![card("a"), card("b")], Bytes::new()));
-        assert!(catalog.directory().find("a").is_none());
-        assert_eq!(catalog.directory().find("b").unwrap().1.max_model_len, Some(Tokens(100)));
-    }
-
-    #[test]
-    fn pools_keep_their_numbers_when_models_come_and_go() {
-        let mut table = RoutingTable {
-            plan: Plan::first(vec![]),
-            entries: vec![],
-            pools: vec![],
-            models: HashMap::new(),
-        };
-        let mut catalog = Catalog::new(vec![vec![]; 2], vec![]);
-        catalog.update(BackendId(0), vec![card("b")], Bytes::new());
-        catalog.pools(&mut table);
-        let b = table.pool_for(Some("b")).unwrap();
-        catalog.update(BackendId(1), vec![card("a"), card("b")], Bytes::new());
-        catalog.pools(&mut table);
-        assert_eq!(table.pool_for(Some("b")), Some(b));
-        assert_eq!(table.backends(b), [BackendId(0), BackendId(1)]);
-        assert_eq!(table.backends(table.pool_for(Some("a")).unwrap()), [BackendId(1)]);
-        catalog.update(BackendId(1), vec![card("b")], Bytes::new());
-        catalog.pools(&mut table);
-        assert_eq!(table.pool_for(Some("a")), None, "nobody serves it any more");
-        assert_eq!(table.pool_for(Some("b")), Some(b));
-        assert_eq!(table.backends(table.pool_for(None).unwrap()).len(), 2);
-    }
-}
+#[path = "catalog_tests.rs"]
+mod tests;

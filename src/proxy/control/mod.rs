@@ -34,7 +34,7 @@ use observe::DemandReader;
 use pace::{REST_MAX, Usual};
 use pins::Pins;
 
-pub use catalog::{Catalog, KnownModel};
+pub use catalog::{Catalog, KnownModel, Offer};
 pub use fits::Priors;
 pub use operator::{Command, Hold};
 pub use pace::Pace;
@@ -310,11 +310,17 @@ impl Control {
     }
 
     fn find(&mut self, found: Found) {
-        let Found::Told { backend, facts, cards, answer, heard } = found else { return };
-        let new = self.fitness.tell(backend, facts);
-        if self.adopt(backend) || new {
-            self.fit();
-        }
+        let (backend, cards, answer, heard) = match found {
+            Found::Changed => return,
+            Found::Listed { backend, cards, answer, heard } => (backend, cards, answer, heard),
+            Found::Told { backend, facts, cards, answer, heard } => {
+                let new = self.fitness.tell(backend, facts);
+                if self.adopt(backend) || new {
+                    self.fit();
+                }
+                (backend, cards, answer, heard)
+            }
+        };
         if !cards.is_empty() {
             self.proxy.signals.serves(backend, &cards);
             if self.catalog.update(backend, cards, answer) {
@@ -323,7 +329,7 @@ impl Control {
                 next.set_mean_costs();
                 self.publish(next);
                 self.proxy.directory.store(Arc::new(self.catalog.directory()));
-                self.proxy.models.store(Arc::new(self.catalog.answer()));
+                self.proxy.models.store(Arc::new(self.catalog.list()));
             }
         }
         drop(heard);

@@ -11,7 +11,7 @@ use crate::fleet::{Fleet, RoutingTable};
 /// Remembers the totals of the last look.
 #[derive(Debug, Default)]
 pub struct DemandReader {
-    before: Vec<DemandTotals>,
+    before: BTreeMap<PoolId, DemandTotals>,
 }
 
 /// What the planner gets to see now.
@@ -52,12 +52,11 @@ fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec
     let groups = table.entries.iter().map(|entry| entry.group.0 + 1).max().unwrap_or(0);
     let mut demands: Vec<GroupDemand> = (0..groups).map(|g| nothing(GroupId(g))).collect();
     let mut kv = vec![(0.0, 0.0); demands.len()];
-    reader.before.resize(table.pools.len(), DemandTotals::default());
-    for slot in 0..table.pools.len() {
-        let pool = PoolId(slot as u16);
-        let now = fleet.demand(pool).totals();
-        let before = std::mem::replace(&mut reader.before[slot], now);
-        for (group, share) in shares(fleet, table, pool) {
+    reader.before.retain(|pool, _| table.pool(*pool).is_some());
+    for pool in &table.pools {
+        let now = pool.demand.totals();
+        let before = reader.before.insert(pool.id, now).unwrap_or_default();
+        for (group, share) in shares(fleet, table, pool.id) {
             let demand = &mut demands[group.index()];
             add(demand, &now, &before, share);
             let requests = now.requests as f64 * share;

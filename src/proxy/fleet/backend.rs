@@ -3,7 +3,7 @@
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use tidegate_engine::{EngineKind, Family};
+use tidegate_engine::{EngineKind, Family, Kinds, paths};
 use tidegate_ledger::Account;
 use tidegate_terms::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
@@ -40,6 +40,8 @@ pub struct Backend {
     pub bootstrap: Bootstrap,
     /// What signs a hand-off for its group.
     pub key: Option<Box<[u8]>>,
+    /// Paths that it has beside those of its kind; `*` stands for a segment.
+    pub paths: Vec<String>,
     /// Its connections.
     pub pool: Pool,
     /// Its outstanding work; charged by requests, settled by their guards.
@@ -125,6 +127,7 @@ impl Backend {
         meeting_port: u16,
         bootstrap: Bootstrap,
         key: Option<Box<[u8]>>,
+        paths: Vec<String>,
         pool: Pool,
         health: HealthParams,
     ) -> Backend {
@@ -142,6 +145,7 @@ impl Backend {
             meeting_port,
             bootstrap,
             key,
+            paths,
             pool,
             account: Arc::default(),
             health: Health::new(health),
@@ -158,6 +162,11 @@ impl Backend {
     /// hand-off of the wrong kind.
     pub fn may_decode(&self) -> bool {
         self.allowed.contains(Role::Decode) || self.allowed.contains(Role::Mixed)
+    }
+
+    /// Does it have this path, which those kinds have?
+    pub fn has_path(&self, kinds: Kinds, path: &str) -> bool {
+        kinds.contains(self.kind) || self.paths.iter().any(|pattern| paths::matches(pattern, path))
     }
 
     /// How long this backend may be held up before one of its streams misses its TPOT.

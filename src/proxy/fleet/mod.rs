@@ -21,9 +21,9 @@ pub use view::{Known, View};
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Slo, Tokens};
+use tidegate_terms::{BackendId, Moment, RequestId, Slo, Tokens};
 
-use crate::demand::Demand;
+use crate::kept::Kept;
 
 /// What the control loop learned about lengths, for requests to read.
 #[derive(Clone, Debug)]
@@ -33,10 +33,6 @@ pub struct Estimates {
     /// Tokens of a text where no tokenizer is there.
     pub bytes: ByteEstimator,
 }
-
-/// Most pools, and so most models: each has its counters from the start, so that a request finds
-/// them without a lock.
-pub const POOLS_MAX: usize = 256;
 
 /// Everything that requests, the dispatcher and the control loop share about the engines.
 pub struct Fleet {
@@ -48,10 +44,10 @@ pub struct Fleet {
     estimates: ArcSwap<Estimates>,
     /// Which backend holds which prompt prefix.
     pub prefixes: PrefixIndex,
+    /// Which backend keeps which response.
+    pub kept: Kept,
     /// Requests between arrival and settlement.
     pub registry: Registry,
-    /// Work that arrived and work that waits, by pool.
-    pub demand: Vec<Demand>,
     /// What clients were promised.
     slo: Slo,
 }
@@ -65,14 +61,13 @@ impl Fleet {
         prefixes: PrefixIndex,
         slo: Slo,
     ) -> Fleet {
-        let demand = (0..POOLS_MAX).map(|_| Demand::default()).collect();
         Fleet {
             backends,
             table: ArcSwap::from_pointee(table),
             estimates: ArcSwap::from_pointee(estimates),
             prefixes,
+            kept: Kept::default(),
             registry: Registry::default(),
-            demand,
             slo,
         }
     }
@@ -146,11 +141,6 @@ impl Fleet {
             true => "events",
             false => self.backend(backend).hit_source().as_str(),
         }
-    }
-
-    /// A pool's demand. A table has at most [`POOLS_MAX`] pools.
-    pub fn demand(&self, pool: PoolId) -> &Demand {
-        &self.demand[pool.index()]
     }
 
     /// Replace the snapshot. For the control loop alone.

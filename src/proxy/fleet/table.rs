@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_cost::{DecodeModel, PrefillModel};
-use tidegate_terms::{BackendId, GroupId, Plan, PoolId, Role, Seconds};
+use tidegate_terms::{BackendId, GroupId, Plan, PoolId, Role, Seconds, Tokens};
+
+use crate::demand::Demand;
 
 /// The pool of all backends.
 pub const EVERYONE: PoolId = PoolId(0);
@@ -24,15 +26,24 @@ pub struct Entry {
     pub decode: DecodeModel,
 }
 
-/// The backends that serve one model.
+/// The backends that serve one model, or those of them with a longer context.
 #[derive(Clone, Debug)]
 pub struct PoolEntry {
+    /// Its number. A number is never given again.
+    pub id: PoolId,
     /// The model's name.
     pub model: Arc<str>,
+    /// Only backends whose context is longer than this; `None`: all of the model's.
+    pub above: Option<Tokens>,
     /// Every backend that serves it, usable or not.
     pub backends: Vec<BackendId>,
+    /// Contexts that some of them have, in ascending order, each with the pool of the others: where
+    /// a request goes that needs more.
+    pub longer: Vec<(Tokens, PoolId)>,
     /// The mean cost of a prefill over them: what an arrival adds to demand.
     pub prefill: PrefillModel,
+    /// Work that arrived and work that waits. Shared by all tables that have the pool.
+    pub demand: Arc<Demand>,
 }
 
 /// Who may take what.
@@ -42,9 +53,10 @@ pub struct RoutingTable {
     pub plan: Plan,
     /// By backend slot.
     pub entries: Vec<Entry>,
-    /// By pool; the first one holds every backend, for requests that name no model.
+    /// In the order of their numbers; the first one holds every backend, for requests that name no
+    /// model.
     pub pools: Vec<PoolEntry>,
-    /// Model name to pool.
+    /// Model name to the pool of all its backends.
     pub models: HashMap<Arc<str>, PoolId>,
 }
 
@@ -58,14 +70,27 @@ impl RoutingTable {
         }
     }
 
-    /// The backends of a pool.
+    /// A pool; `None` if its model is gone.
+    pub fn pool(&self, id: PoolId) -> Option<&PoolEntry> {
+        let slot = self.pools.binary_search_by_key(&id, |pool| pool.id).ok()?;
+        self.pools.get(slot)
+    }
+
+    /// The backends of a pool; none if its model is gone.
     pub fn backends(&self, pool: PoolId) -> &[BackendId] {
-        self.pools.get(pool.index()).map_or(&[], |entry| &entry.backends)
+        self.pool(pool).map_or(&[], |entry| &entry.backends)
     }
 
     /// One backend.
     pub fn entry(&self, backend: BackendId) -> &Entry {
         &self.entries[backend.index()]
+    }
+
+    /// Where a request of a pool goes that needs a context of so many tokens.
+    pub fn long_enough(&self, pool: PoolId, needed: Tokens) -> PoolId {
+        let longer = self.pool(pool).map_or(&[][..], |entry| &entry.longer);
+        let too_short = longer.iter().rev().find(|(context, _)| needed > *context);
+        too_short.map_or(pool, |(_, above)| *above)
     }
 
     /// Bring the pools' mean costs up to date with their backends'.

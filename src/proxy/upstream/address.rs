@@ -1,7 +1,10 @@
-//! Where a backend listens: scheme, host and port out of its base URL.
+//! Where a backend listens: scheme, host, port and path prefix out of its base URL.
 
-use http::{HeaderValue, Uri, uri::Authority};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Uri};
+use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use thiserror::Error;
 
 /// A backend's base URL, taken apart once at start-up.
@@ -11,12 +14,16 @@ pub struct Address {
     pub tls: bool,
     /// Host name or IP literal, IPv6 without brackets.
     pub host: String,
+    /// The only address to connect to; `None`: whatever the name resolves to at the time.
+    pub ip: Option<IpAddr>,
     /// TCP port.
     pub port: u16,
     /// What goes into the `host` header.
     pub authority: Authority,
     /// `authorization` of every request to it, in place of a client's.
     pub key: Option<HeaderValue>,
+    /// What comes before every path: empty, or a path without a slash at its end.
+    pub prefix: String,
 }
 
 /// The URL cannot be a backend's.
@@ -30,10 +37,10 @@ pub struct AddressError {
 }
 
 impl Address {
-    /// Take `http://host:port` or `https://host:port` apart.
+    /// Take `http://host:port` or `https://host:port`, with or without a path prefix, apart.
     ///
     /// # Errors
-    /// Anything but an absolute http(s) URL without a path.
+    /// Anything but an absolute http(s) URL without a query.
     pub fn parse(url: &str) -> Result<Address, AddressError> {
         let error = |problem| AddressError { url: url.to_owned(), problem };
         let uri: Uri = url.parse().map_err(|_| error("not a URL"))?;
@@ -43,16 +50,16 @@ impl Address {
             _ => return Err(error("the scheme must be http or https")),
         };
         let authority = uri.authority().ok_or_else(|| error("no host"))?.clone();
-        if !matches!(uri.path(), "" | "/") {
-            return Err(error("a path is not supported, give scheme, host and port"));
+        if uri.query().is_some() {
+            return Err(error("a query is not supported"));
         }
+        let prefix = uri.path().trim_end_matches('/').to_owned();
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Address { tls, host, port, authority, key: None })
+        let ip = host.parse().ok();
+        Ok(Address { tls, host, ip, port, authority, key: None, prefix })
     }
-}
 
-impl Address {
     /// The same, where the engine wants its own API key. `None`: no header can carry it.
     pub fn with_key(mut self, key: &str) -> Option<Address> {
         let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
@@ -60,11 +67,22 @@ impl Address {
         self.key = Some(value);
         Some(self)
     }
+
+    /// What a request for `target` asks for there.
+    pub fn target<'t>(&self, target: &'t PathAndQuery) -> Cow<'t, PathAndQuery> {
+        if self.prefix.is_empty() {
+            return Cow::Borrowed(target);
+        }
+        let whole = format!("{}{target}", self.prefix);
+        // Two valid paths, one after the other, are one.
+        PathAndQuery::try_from(whole).map_or(Cow::Borrowed(target), Cow::Owned)
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", if self.tls { "https" } else { "http" }, self.authority)
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }
 }
 
@@ -73,12 +91,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_scheme_host_and_port() {
+    fn an_address_is_scheme_host_port_and_prefix() {
         let plain = Address::parse("http://127.0.0.1:8000").unwrap();
         assert_eq!((plain.tls, plain.host.as_str(), plain.port), (false, "127.0.0.1", 8000));
+        assert_eq!((plain.ip, plain.prefix.as_str()), ("127.0.0.1".parse().ok(), ""));
         let v6 = Address::parse("https://[::1]/").unwrap();
         assert_eq!((v6.tls, v6.host.as_str(), v6.port), (true, "::1", 443));
-        for bad in ["127.0.0.1:8000", "ftp://x:1", "http://x:1/v1", "http://"] {
+        let prefixed = Address::parse("http://x:1/a/v2/").unwrap();
+        assert_eq!((prefixed.prefix.as_str(), prefixed.ip), ("/a/v2", None));
+        for (target, whole) in
+            [("/v1/models?a=b", "/a/v2/v1/models?a=b"), ("/health", "/a/v2/health")]
+        {
+            assert_eq!(*prefixed.target(&PathAndQuery::from_static(target)), whole);
+            assert_eq!(*plain.target(&PathAndQuery::from_static(target)), target);
+        }
+        for bad in ["127.0.0.1:8000", "ftp://x:1", "http://x:1/?a", "http://"] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
     }

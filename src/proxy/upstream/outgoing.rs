@@ -25,7 +25,8 @@ impl Outgoing {
 
     /// One of tidegate's own, without a client behind it. A body is JSON.
     pub fn own(method: &Method, address: &Address, path: &'static str, body: Bytes) -> Outgoing {
-        let mut head = RequestHead::new(method, &PathAndQuery::from_static(path));
+        let target = PathAndQuery::from_static(path);
+        let mut head = RequestHead::new(method, &address.target(&target));
         head.header("host", address.authority.as_str().as_bytes());
         if let Some(key) = &address.key {
             head.header("authorization", key.as_bytes());

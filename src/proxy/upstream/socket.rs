@@ -3,11 +3,13 @@
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
 use super::{Address, tls};
@@ -17,6 +19,10 @@ use crate::scratch::poll_read;
 const PROBE_AFTER: Duration = Duration::from_secs(15);
 /// And then so often, three times.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// An address of a name that does not answer gets so long before the next one is tried beside it
+/// (RFC 8305, 8).
+const NEXT_AFTER: Duration = Duration::from_millis(250);
 
 /// Either kind.
 pub(super) enum Socket {
@@ -29,7 +35,7 @@ impl Socket {
         address: &Address,
         tls: Option<&tls::Connector>,
     ) -> io::Result<Socket> {
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        let stream = open(address).await?;
         stream.set_nodelay(true)?;
         // A host that is gone says nothing: without probes whoever waits for it waits for ever.
         SockRef::from(&stream).set_tcp_keepalive(
@@ -81,5 +87,97 @@ impl Socket {
             Socket::Tcp(_) => Poll::Ready(Ok(())),
             Socket::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
+    }
+}
+
+/// A connection to the first of a name's addresses that answers.
+async fn open(address: &Address) -> io::Result<TcpStream> {
+    if let Some(ip) = address.ip {
+        return TcpStream::connect((ip, address.port)).await;
+    }
+    let found: Vec<_> = lookup_host((address.host.as_str(), address.port)).await?.collect();
+    match found.as_slice() {
+        [one] => TcpStream::connect(one).await,
+        _ => race(in_turn(found)).await,
+    }
+}
+
+/// The families of addresses in turn, beginning with that of the first (RFC 8305, 4).
+fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (one, other): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let (mut one, mut other) = (one.into_iter(), other.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let pair = (one.next(), other.next());
+        if pair == (None, None) {
+            return all;
+        }
+        all.extend(pair.0);
+        all.extend(pair.1);
+    }
+}
+
+/// One after the other, each with a head start; the first that answers ends the others.
+async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut rest = addresses.into_iter();
+    let mut opening = JoinSet::new();
+    let mut refused = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        let next = rest.next();
+        let is_last = next.is_none();
+        if let Some(next) = next {
+            opening.spawn(TcpStream::connect(next));
+        }
+        tokio::select! {
+            opened = opening.join_next() => match opened {
+                None => return Err(refused),
+                Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(error))) => refused = error,
+                Some(Err(error)) => refused = io::Error::other(error),
+            },
+            () = tokio::time::sleep(NEXT_AFTER), if !is_last => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
+        let found: Vec<SocketAddr> = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1"]);
+        let all: Vec<SocketAddr> = parse(&["[::1]:1", "1.0.0.1:1", "[::2]:1", "[::3]:1"]);
+        assert_eq!(in_turn(found), all);
+        assert_eq!(in_turn(Vec::new()), []);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_or_says_nothing_costs_no_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        let refusing = TcpSocket::new_v4().unwrap();
+        refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let refuses = refusing.local_addr().unwrap();
+        // A queue of connections that is full answers nothing.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(1).unwrap();
+        let says_nothing = silent.local_addr().unwrap();
+        let mut filling = JoinSet::new();
+        for _ in 0..8 {
+            filling.spawn(TcpStream::connect(says_nothing));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for addresses in [vec![refuses, good], vec![says_nothing, good], vec![good, refuses]] {
+            let opened = tokio::time::timeout(Duration::from_secs(10), race(addresses)).await;
+            assert_eq!(opened.unwrap().unwrap().peer_addr().unwrap(), good);
+        }
+        assert!(race(vec![refuses, refuses]).await.is_err());
+        assert!(race(Vec::new()).await.is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use tidegate_cost::{DecodeModel, PrefillModel};
 use tidegate_terms::{Role, Seconds, Tokens};
@@ -14,6 +15,8 @@ use crate::defaults;
 pub struct ModelSettings {
     /// Model name as in requests.
     pub name: String,
+    /// Further names that requests may say; engines get the first one.
+    pub aliases: Vec<String>,
     /// Its tokenizer.json.
     pub tokenizer: Option<PathBuf>,
     /// Path of its `tokenizer_config.json`; absent: the one beside the tokenizer.
@@ -31,6 +34,7 @@ impl Default for ModelSettings {
     fn default() -> Self {
         ModelSettings {
             name: String::new(),
+            aliases: Vec::new(),
             tokenizer: None,
             tokenizer_config: None,
             chat_template: None,
@@ -127,10 +131,17 @@ pub enum KvRole {
 pub struct BackendSettings {
     /// Its name in logs, metrics and commands.
     pub name: String,
-    /// `http://host:port` or `https://host:port`.
+    /// `http://host:port` or `https://host:port`, with a path before all others if need be.
     pub url: String,
     /// The name that its certificate must have; the URL's host if absent.
     pub server_name: Option<String>,
+    /// Make a backend of each address that the host has at the start, named `NAME-1`, `NAME-2`, ….
+    pub expand: bool,
+    /// The address of a backend that was made so.
+    #[serde(skip)]
+    pub ip: Option<IpAddr>,
+    /// Paths that it serves beside those of its engine; `*` stands for one segment.
+    pub paths: Vec<String>,
     /// Which engine it is.
     pub engine: EngineName,
     /// KV transfer mechanism.
@@ -196,6 +207,9 @@ impl Default for BackendSettings {
             name: String::new(),
             url: String::new(),
             server_name: None,
+            expand: false,
+            ip: None,
+            paths: Vec::new(),
             engine: EngineName::default(),
             connector: Connector::default(),
             kv_role: KvRole::default(),

@@ -3,6 +3,7 @@
 use http::Uri;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use tidegate_engine::paths::is_administration;
 use tidegate_terms::{Role, Seconds};
 
 use super::Found;
@@ -26,6 +27,12 @@ pub(super) fn models(settings: &Settings, found: &mut Found) {
         let path = |field: &str| format!("models[{i}].{field}");
         if found.required(!model.name.is_empty(), &path("name"), "as requests say it") {
             found.unique(&model.name, &mut names, &path("name"));
+        }
+        for (n, alias) in model.aliases.iter().enumerate() {
+            let path = path(&format!("aliases[{n}]"));
+            if found.required(!alias.is_empty(), &path, "a name") {
+                found.unique(alias, &mut names, &path);
+            }
         }
         let alone = model.tokenizer.is_none()
             && (model.tokenizer_config.is_some() || model.chat_template.is_some());
@@ -55,6 +62,16 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
             let known = names.contains(&profile.as_str());
             let problem = format!("{profile:?} is unknown");
             found.check(known, &path("profile"), &problem, &format!("one of {}", names.join(", ")));
+        }
+        for (n, pattern) in backend.paths.iter().enumerate() {
+            let path = path(&format!("paths[{n}]"));
+            let rooted = pattern.starts_with('/') && !pattern.ends_with('/');
+            let plain =
+                pattern.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%".contains(&byte));
+            let hint = "/v1/moderations, or /v1/files/*";
+            found.check(rooted && plain, &path, &format!("{pattern:?} is no path"), hint);
+            let own = is_administration(pattern);
+            found.check(!own, &path, "administers the engine", "clients never reach such paths");
         }
         let empty = backend.models.iter().any(String::is_empty);
         found.check(!empty, &path("models"), "has an empty name", "or leave models out");
@@ -113,6 +130,7 @@ fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut
 /// The key whose address a backend's is too: its requests would come back for ever. A name that
 /// resolves to this machine cannot be known here.
 fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
+    let authority = authority.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;
     let host = host.trim_matches(['[', ']']);
     let is_local = host == "localhost" || host.ends_with(".localhost");
@@ -133,7 +151,7 @@ fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
     }
 }
 
-/// Scheme, host and port of a base URL, or what is wrong with it.
+/// Host, port and path prefix of a base URL, or what is wrong with it.
 fn base_of(url: &str) -> Result<String, &'static str> {
     let uri: Uri = url.parse().map_err(|_| "is no URL")?;
     let default_port = match uri.scheme_str() {
@@ -152,9 +170,12 @@ fn base_of(url: &str) -> Result<String, &'static str> {
     };
     match port {
         _ if host.is_empty() => Err("has no host"),
-        _ if !matches!(uri.path(), "" | "/") || uri.query().is_some() => Err("has a path"),
+        _ if uri.query().is_some() => Err("has a query"),
         None | Some(0) => Err("has no port from 1 to 65535"),
-        Some(port) => Ok(format!("{}:{port}", host.to_ascii_lowercase())),
+        Some(port) => {
+            let prefix = uri.path().trim_end_matches('/');
+            Ok(format!("{}:{port}{prefix}", host.to_ascii_lowercase()))
+        }
     }
 }
 

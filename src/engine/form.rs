@@ -1,0 +1,179 @@
+//! Forms (`multipart/form-data`, RFC 7578): which model the form of an audio or image request names.
+//! Bodies are searched, never copied; files in them are passed over. It must never judge a form: one
+//! that cannot be read names no model, and the engine says what is wrong with it.
+
+use crate::Span;
+use memchr::memmem::Finder;
+use std::borrow::Cow;
+
+/// Longest boundary that is taken, in bytes: RFC 2046 allows 70, some clients make longer ones.
+const BOUNDARY_MAX: usize = 256;
+/// Longest head of a part that is read, in bytes. Browsers and SDKs write some 200.
+const PART_HEAD_MAX: usize = 16 << 10;
+/// Longest model name that is read, in bytes: paths of files are names too.
+const NAME_MAX: usize = 4096;
+
+/// Where the value of the form's `model` lies. Of several the last counts, as in Starlette, on which
+/// vLLM and SGLang are built. `None` if `content_type` is not that of a form, or if it names none.
+pub fn model_in_form(content_type: &[u8], body: &[u8]) -> Option<Span> {
+    let boundary = boundary(content_type)?;
+    let delimiter = [b"--", &*boundary].concat();
+    let finder = Finder::new(&delimiter);
+    let mut model = None;
+    // Where the part begins whose end is looked for.
+    let mut part: Option<usize> = None;
+    let mut from = 0;
+    while let Some(found) = finder.find(body.get(from..)?) {
+        let at = from + found;
+        from = at + delimiter.len();
+        let Some(ends) = line_before(body, at) else { continue };
+        let Some(after) = delimiter_end(body, from) else { continue };
+        if let Some(value) = part.and_then(|begin| value_of_model(body, begin, ends)) {
+            model = Some(value);
+        }
+        match after {
+            After::Part(begin) => part = Some(begin),
+            After::Form => return model,
+        }
+    }
+    model
+}
+
+/// Is this the content type of a form?
+pub fn is_form(content_type: &[u8]) -> bool {
+    const FORM: &[u8] = b"multipart/form-data";
+    let kind = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(FORM)
+}
+
+fn boundary(content_type: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !is_form(content_type) {
+        return None;
+    }
+    let boundary = parameter(content_type, b"boundary")?;
+    (1..=BOUNDARY_MAX).contains(&boundary.len()).then_some(boundary)
+}
+
+/// The value of a parameter of a header: a token or a quoted string (RFC 9110, 5.6.6).
+fn parameter<'a>(header: &'a [u8], wanted: &[u8]) -> Option<Cow<'a, [u8]>> {
+    let mut rest = header;
+    loop {
+        // Quoted strings are passed over by reading every parameter in turn.
+        let next = memchr::memchr(b';', rest)? + 1;
+        rest = rest[next..].trim_ascii_start();
+        let end = rest.iter().position(|byte| matches!(byte, b'=' | b';')).unwrap_or(rest.len());
+        let name = rest[..end].trim_ascii();
+        let is_wanted = name.eq_ignore_ascii_case(wanted);
+        let Some(after) = rest[end..].strip_prefix(b"=") else { continue };
+        let after = after.trim_ascii_start();
+        let (value, left) = match after.strip_prefix(b"\"") {
+            Some(quoted) => unquote(quoted)?,
+            None => {
+                let end = memchr::memchr(b';', after).unwrap_or(after.len());
+                (Cow::Borrowed(after[..end].trim_ascii()), &after[end..])
+            }
+        };
+        if is_wanted {
+            return Some(value);
+        }
+        rest = left;
+    }
+}
+
+/// A quoted string without its quotes and escapes, and what follows it. A backslash before anything
+/// but a quote or a backslash is itself: old browsers write paths so.
+fn unquote(quoted: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
+    let mut at = 0;
+    let mut escaped = false;
+    loop {
+        match quoted.get(at)? {
+            b'"' => break,
+            b'\\' if matches!(quoted.get(at + 1), Some(b'"' | b'\\')) => {
+                escaped = true;
+                at += 2;
+            }
+            _ => at += 1,
+        }
+    }
+    let (inside, left) = (&quoted[..at], &quoted[at + 1..]);
+    if !escaped {
+        return Some((Cow::Borrowed(inside), left));
+    }
+    let mut plain = Vec::with_capacity(inside.len());
+    let mut bytes = inside.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match (byte, bytes.peek()) {
+            (b'\\', Some(b'"' | b'\\')) => plain.extend(bytes.next()),
+            _ => plain.push(byte),
+        }
+    }
+    Some((Cow::Owned(plain), left))
+}
+
+/// A delimiter stands at the beginning of a line: where the line before it ends.
+fn line_before(body: &[u8], at: usize) -> Option<usize> {
+    match body[..at] {
+        [] => Some(0),
+        [.., b'\r', b'\n'] => Some(at - 2),
+        [.., b'\n'] => Some(at - 1),
+        _ => None,
+    }
+}
+
+/// What a delimiter begins.
+enum After {
+    /// A part, whose head is here.
+    Part(usize),
+    /// Nothing: it was the last one.
+    Form,
+}
+
+/// Behind the boundary: `--`, or white space and the line's end. Anything else is a longer boundary.
+fn delimiter_end(body: &[u8], at: usize) -> Option<After> {
+    let rest = &body[at..];
+    if rest.starts_with(b"--") {
+        return Some(After::Form);
+    }
+    let padding = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    match rest[padding..] {
+        [b'\r', b'\n', ..] => Some(After::Part(at + padding + 2)),
+        [b'\n', ..] => Some(After::Part(at + padding + 1)),
+        _ => None,
+    }
+}
+
+/// The value of the part in `body[begin..end]`, if its name is `model` and it is no file.
+fn value_of_model(body: &[u8], begin: usize, end: usize) -> Option<Span> {
+    let part = body.get(begin..end)?;
+    let mut at = 0;
+    let mut named = false;
+    loop {
+        let line = part.get(at..(at + PART_HEAD_MAX).min(part.len()))?;
+        let length = memchr::memchr(b'\n', line)?;
+        let line = line[..length].strip_suffix(b"\r").unwrap_or(&line[..length]);
+        at += length + 1;
+        if line.is_empty() {
+            break;
+        }
+        named |= names_model(line);
+        if at > PART_HEAD_MAX {
+            return None;
+        }
+    }
+    let value = part.get(at..)?;
+    let fits = (1..=NAME_MAX).contains(&value.len()) && std::str::from_utf8(value).is_ok();
+    let span = |at: usize| u32::try_from(at).ok();
+    (named && fits).then_some(Span { start: span(begin + at)?, end: span(end)? })
+}
+
+fn names_model(line: &[u8]) -> bool {
+    let Some(colon) = memchr::memchr(b':', line) else { return false };
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    name.trim_ascii().eq_ignore_ascii_case(b"content-disposition")
+        && parameter(value, b"name").as_deref() == Some(b"model")
+        && parameter(value, b"filename").is_none()
+}
+
+#[cfg(test)]
+#[path = "form_tests.rs"]
+mod tests;

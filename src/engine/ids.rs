@@ -1,0 +1,133 @@
+//! Ids of what engines keep for their clients: in paths, in bodies and in answers. It must never
+//! guess: what is not plainly there is not known, and costs a question more.
+
+use crate::{Endpoint, Scan};
+use serde::Deserialize;
+use std::borrow::Cow;
+
+/// Under these paths engines keep things, each under its id.
+const COLLECTIONS: [&str; 6] = [
+    "/v1/responses/",
+    "/v1/chat/completions/",
+    "/v1/conversations/",
+    "/v1/files/",
+    "/v1/batches/",
+    "/v1/videos/",
+];
+
+#[derive(Deserialize)]
+struct Object<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
+}
+
+/// An event of a stream: a response that has begun, or a chunk of a chat.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow)]
+    response: Option<Object<'a>>,
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
+}
+
+/// `conversation`: an id, or an object with one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Conversation<'a> {
+    Id(#[serde(borrow)] Cow<'a, str>),
+    Object {
+        #[serde(borrow)]
+        id: Cow<'a, str>,
+    },
+}
+
+/// The id that a path names.
+pub fn id_in_path(path: &str) -> Option<&str> {
+    let rest = COLLECTIONS.iter().find_map(|collection| path.strip_prefix(collection))?;
+    rest.split('/').next().filter(|id| !id.is_empty())
+}
+
+/// The id of something kept that a body goes on from.
+pub fn id_in_request<'a>(scan: &Scan, body: &'a [u8]) -> Option<Cow<'a, str>> {
+    let text = |key: &str| serde_json::from_slice::<Cow<'a, str>>(scan.value(body, key)?).ok();
+    let conversation = || {
+        let raw = scan.value(body, "conversation")?;
+        match serde_json::from_slice::<Conversation<'a>>(raw).ok()? {
+            Conversation::Id(id) | Conversation::Object { id } => Some(id),
+        }
+    };
+    match scan.endpoint {
+        Endpoint::Responses => text("previous_response_id").or_else(conversation),
+        Endpoint::Upload => text("input_file_id"),
+        _ => None,
+    }
+}
+
+/// Does the engine keep the answer to this request?
+pub fn is_kept(endpoint: Endpoint, scan: Option<&Scan>, path: &str, body: &[u8]) -> bool {
+    match endpoint {
+        Endpoint::Responses | Endpoint::Upload => true,
+        Endpoint::ChatCompletions => {
+            scan.is_some_and(|scan| scan.value(body, "store") == Some(b"true"))
+        }
+        _ => path == "/v1/conversations",
+    }
+}
+
+/// The id of an answer that is all here.
+pub fn id_in_answer(answer: &[u8]) -> Option<Cow<'_, str>> {
+    serde_json::from_slice::<Object<'_>>(answer).ok()?.id
+}
+
+/// The id in the first events of a stream.
+pub fn id_in_events(events: &[u8]) -> Option<Cow<'_, str>> {
+    let mut lines = events.split(|byte| *byte == b'\n');
+    lines.find_map(|line| {
+        let event: Event<'_> = serde_json::from_slice(line.strip_prefix(b"data:")?).ok()?;
+        event.response.and_then(|response| response.id).or(event.id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan;
+
+    #[test]
+    fn a_path_names_what_is_kept() {
+        for (path, id) in [
+            ("/v1/responses/resp_1", Some("resp_1")),
+            ("/v1/responses/resp_1/input_items", Some("resp_1")),
+            ("/v1/chat/completions/c/messages", Some("c")),
+            ("/v1/responses", None),
+            ("/v1/responses/", None),
+            ("/v1/models/m", None),
+        ] {
+            assert_eq!(id_in_path(path), id, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_body_names_what_it_goes_on_from() {
+        for (body, id) in [
+            (r#"{"previous_response_id":"r\u0031"}"#, Some("r1")),
+            (r#"{"previous_response_id":null,"conversation":"c1"}"#, Some("c1")),
+            (r#"{"conversation":{"id":"c2"}}"#, Some("c2")),
+            (r#"{"previous_response_id":7}"#, None),
+            ("{}", None),
+        ] {
+            let scan = scan(Endpoint::Responses, body.as_bytes()).unwrap();
+            assert_eq!(id_in_request(&scan, body.as_bytes()).as_deref(), id, "{body}");
+        }
+    }
+
+    #[test]
+    fn answers_and_streams_name_what_the_engine_keeps() {
+        assert_eq!(id_in_answer(br#"{"x":[1],"id":"r"}"#).as_deref(), Some("r"));
+        assert_eq!(id_in_answer(b"[]"), None);
+        let created = b"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r2\",\"x\":1}}\r\n\r\n";
+        assert_eq!(id_in_events(created).as_deref(), Some("r2"));
+        assert_eq!(id_in_events(b": ping\n\ndata: {\"id\":\"c\"}\n\n").as_deref(), Some("c"));
+        assert_eq!(id_in_events(b"data: [DONE]\n\n"), None);
+    }
+}

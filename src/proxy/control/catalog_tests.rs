@@ -1,0 +1,120 @@
+//! Models that come and go, and what is known of them.
+
+use super::*;
+use tidegate_terms::Plan;
+
+fn card(id: &str, len: u64) -> ModelCard {
+    ModelCard { id: id.to_owned(), max_model_len: Some(Tokens(len)) }
+}
+
+fn table() -> RoutingTable {
+    let plan = Plan::first(vec![]);
+    RoutingTable { plan, entries: vec![], pools: vec![], models: HashMap::new() }
+}
+
+fn offers(n: usize) -> Vec<Offer> {
+    vec![Offer::default(); n]
+}
+
+#[test]
+fn an_operator_may_name_the_only_models_wanted_of_a_backend() {
+    let offer = Offer { models: vec!["b".to_owned()], ..Offer::default() };
+    let mut catalog = Catalog::new(vec![offer], vec![]);
+    assert!(catalog.directory().find("b").is_some(), "served before the engine says so");
+    let answer = Bytes::from_static(br#"{"data":[{"id":"a"},{"id":"b","x":1}]}"#);
+    assert!(catalog.update(BackendId(0), vec![card("a", 100), card("b", 100)], answer));
+    assert!(catalog.directory().find("a").is_none());
+    assert_eq!(catalog.directory().find("b").unwrap().1.max_model_len, Some(Tokens(100)));
+    let list = catalog.list();
+    assert_eq!(list.all, r#"{"object":"list","data":[{"id":"b","x":1}]}"#, "what can be asked for");
+    assert!(list.one("a").is_none());
+}
+
+#[test]
+fn pools_keep_their_numbers_and_their_demand_while_their_models_are_there() {
+    let mut table = table();
+    let mut catalog = Catalog::new(offers(2), vec![]);
+    catalog.update(BackendId(0), vec![card("b", 9)], Bytes::new());
+    catalog.pools(&mut table);
+    let b = table.pool_for(Some("b")).unwrap();
+    let demand = Arc::clone(&table.pool(b).unwrap().demand);
+    catalog.update(BackendId(1), vec![card("a", 9), card("b", 9)], Bytes::new());
+    catalog.pools(&mut table);
+    assert_eq!(table.pool_for(Some("b")), Some(b));
+    assert!(Arc::ptr_eq(&demand, &table.pool(b).unwrap().demand));
+    assert_eq!(table.backends(b), [BackendId(0), BackendId(1)]);
+    let a = table.pool_for(Some("a")).unwrap();
+    assert_eq!(table.backends(a), [BackendId(1)]);
+    catalog.update(BackendId(1), vec![card("b", 9)], Bytes::new());
+    catalog.pools(&mut table);
+    assert_eq!(table.pool_for(Some("a")), None, "nobody serves it any more");
+    assert!(table.pool(a).is_none() && table.backends(a).is_empty());
+    assert_eq!(table.pool_for(Some("b")), Some(b));
+    assert_eq!(table.backends(table.pool_for(None).unwrap()).len(), 2);
+    catalog.update(BackendId(1), vec![card("c", 9), card("b", 9)], Bytes::new());
+    catalog.pools(&mut table);
+    assert_ne!(table.pool_for(Some("c")), Some(a), "requests of the old one may be in flight");
+}
+
+#[test]
+fn any_number_of_models_is_served_and_those_that_are_gone_take_no_room() {
+    let mut table = table();
+    let mut catalog = Catalog::new(offers(2), vec![]);
+    for round in 0..40 {
+        let cards = (0..50).map(|n| card(&format!("adapter-{round}-{n}"), 9)).collect();
+        catalog.update(BackendId(1), cards, Bytes::new());
+        catalog.pools(&mut table);
+        for n in 0..50 {
+            let pool = table.pool_for(Some(&format!("adapter-{round}-{n}"))).unwrap();
+            assert_eq!(table.backends(pool), [BackendId(1)]);
+        }
+        assert_eq!(table.pools.len(), 51);
+    }
+}
+
+#[test]
+fn a_request_goes_where_its_context_fits_and_otherwise_where_it_is_longest() {
+    let mut table = table();
+    let mut catalog = Catalog::new(offers(4), vec![]);
+    for (slot, len) in [(0, 100), (1, 300), (2, 200), (3, 100)] {
+        catalog.update(BackendId(slot), vec![card("m", len)], Bytes::new());
+    }
+    catalog.pools(&mut table);
+    let m = table.pool_for(Some("m")).unwrap();
+    let takers = |table: &RoutingTable, needed| {
+        let pool = table.long_enough(m, Tokens(needed));
+        table.backends(pool).iter().map(|id| id.0).collect::<Vec<_>>()
+    };
+    for (needed, slots) in
+        [(1, &[0, 1, 2, 3][..]), (100, &[0, 1, 2, 3]), (101, &[1, 2]), (201, &[1]), (999, &[1])]
+    {
+        assert_eq!(takers(&table, needed), slots, "{needed}");
+    }
+    assert_eq!(catalog.directory().find("m").unwrap().1.max_model_len, Some(Tokens(300)));
+    // One that does not tell may have any.
+    let unknown = ModelCard { id: "m".to_owned(), max_model_len: None };
+    catalog.update(BackendId(3), vec![unknown], Bytes::new());
+    catalog.pools(&mut table);
+    assert_eq!(takers(&table, 999), [3]);
+    assert_eq!(catalog.directory().find("m").unwrap().1.max_model_len, None);
+}
+
+#[test]
+fn an_alias_is_there_while_its_model_is() {
+    let known = KnownModel {
+        name: "m".into(),
+        aliases: vec!["gpt-4".into(), "n".into()],
+        max_model_len: None,
+        tokenizer: None,
+    };
+    let mut catalog = Catalog::new(offers(1), vec![known]);
+    assert!(catalog.directory().find("gpt-4").is_none());
+    catalog.update(BackendId(0), vec![card("m", 9), card("n", 8)], Bytes::new());
+    let directory = catalog.directory();
+    assert_eq!(&**directory.find("gpt-4").unwrap().0, "m");
+    assert_eq!(&**directory.find("n").unwrap().0, "n", "a model's own name is stronger");
+    let list = catalog.list();
+    let one = list.one("gpt-4").unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(one).unwrap()["root"], "m");
+    assert!(String::from_utf8_lossy(&list.all).contains(r#""id":"gpt-4""#));
+}

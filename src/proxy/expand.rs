@@ -1,0 +1,125 @@
+//! `expand = true`: each address of a backend's name, as it is at the start, is a backend of its own.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, ToSocketAddrs};
+use tidegate_settings::{BackendSettings, Settings};
+
+use crate::upstream::Address;
+
+/// Put a backend for each address in the place of those that are to be expanded. One whose name has
+/// no address now stays as it is: a start must not fail for it.
+pub fn expand(settings: &mut Settings) {
+    expand_with(settings, |address| {
+        let found = (address.host.as_str(), address.port).to_socket_addrs();
+        found.map(|found| found.map(|address| address.ip()).collect())
+    });
+}
+
+fn expand_with(
+    settings: &mut Settings,
+    resolve: impl Fn(&Address) -> std::io::Result<BTreeSet<IpAddr>>,
+) {
+    let mut names: BTreeSet<String> = settings.backends.iter().map(|b| b.name.clone()).collect();
+    let mut expanded = Vec::with_capacity(settings.backends.len());
+    for backend in std::mem::take(&mut settings.backends) {
+        let address = Address::parse(&backend.url).ok().filter(|_| backend.expand);
+        let Some(address) = address else {
+            expanded.push(backend);
+            continue;
+        };
+        match resolve(&address) {
+            Ok(found) if !found.is_empty() => {
+                tracing::info!(backend = %backend.name, addresses = found.len(), "expanded");
+                for ip in found {
+                    expanded.push(one(&backend, &address, ip, &mut names));
+                }
+            }
+            Ok(_) => {
+                tracing::warn!(backend = %backend.name, "its name has no address: not expanded");
+                expanded.push(backend);
+            }
+            Err(error) => {
+                tracing::warn!(backend = %backend.name, "its name cannot be resolved: not expanded: {error}");
+                expanded.push(backend);
+            }
+        }
+    }
+    settings.backends = expanded;
+}
+
+/// Over TLS the certificate is still checked against the name.
+fn one(
+    backend: &BackendSettings,
+    address: &Address,
+    ip: IpAddr,
+    names: &mut BTreeSet<String>,
+) -> BackendSettings {
+    let free = |n: &usize| !names.contains(&format!("{}-{n}", backend.name));
+    let number = (1..).find(free).unwrap_or(1);
+    let name = format!("{}-{number}", backend.name);
+    names.insert(name.clone());
+    let host = match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    let there = |url: &String| {
+        let inside = format!("//{}:", address.authority.host());
+        url.replacen(&inside, &format!("//{host}:"), 1)
+    };
+    let url = match address.tls {
+        true => backend.url.clone(),
+        false => format!("http://{host}:{}{}", address.port, address.prefix),
+    };
+    BackendSettings {
+        name,
+        url,
+        ip: Some(ip),
+        kv_events: backend.kv_events.as_ref().map(there),
+        kv_replay: backend.kv_replay.as_ref().map(there),
+        ..backend.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(url: &str, found: &[&str]) -> Vec<BackendSettings> {
+        let backend = |name: &str, expand| BackendSettings {
+            name: name.into(),
+            url: url.into(),
+            expand,
+            kv_events: Some("tcp://engines:5557".into()),
+            ..BackendSettings::default()
+        };
+        let backends = vec![backend("e", true), backend("e-1", false)];
+        let mut settings = Settings { backends, ..Settings::default() };
+        let found: BTreeSet<IpAddr> = found.iter().map(|ip| ip.parse().unwrap()).collect();
+        expand_with(&mut settings, |_| Ok(found.clone()));
+        settings.backends
+    }
+
+    #[test]
+    fn every_address_is_a_backend_in_the_order_of_the_addresses() {
+        let all = expanded("http://engines:8000/a", &["10.0.0.9", "10.0.0.2", "fd00::1"]);
+        let seen: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.url.as_str())).collect();
+        assert_eq!(
+            seen,
+            [
+                ("e-2", "http://10.0.0.2:8000/a"),
+                ("e-3", "http://10.0.0.9:8000/a"),
+                ("e-4", "http://[fd00::1]:8000/a"),
+                ("e-1", "http://engines:8000/a"),
+            ]
+        );
+        assert_eq!(all[0].kv_events.as_deref(), Some("tcp://10.0.0.2:5557"));
+        let tls = expanded("https://engines", &["10.0.0.9"]);
+        assert_eq!((tls[0].url.as_str(), tls[0].ip), ("https://engines", "10.0.0.9".parse().ok()));
+    }
+
+    #[test]
+    fn a_name_without_an_address_stays_one_backend() {
+        let all = expanded("http://engines:8000", &[]);
+        assert_eq!((all.len(), all[0].name.as_str(), all[0].ip), (2, "e", None));
+    }
+}

@@ -1,0 +1,97 @@
+//! Which backend keeps what: responses, stored chats, files, batches. Engines keep them in their own
+//! memory, so that a request that names one must go where it is. Fixed memory, no locks: of what was
+//! answered long ago nothing is known, and the engines are asked in turn, as after a restart.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use tidegate_terms::BackendId;
+
+/// Sets of [`WAYS`] ids, a power of two: 131,072 ids in 1 MiB, half an hour at 70 responses a second.
+const SETS: usize = 1 << 14;
+const WAYS: usize = 8;
+/// Bits of a slot that name the backend.
+const BACKEND_BITS: u32 = 16;
+
+/// Ids of what engines keep, each with its backend.
+pub struct Kept {
+    /// 48 bits of the id's hash and the backend's slot plus 1; 0: free.
+    slots: Box<[AtomicU64]>,
+    /// Whose turn it is to be forgotten.
+    hand: AtomicUsize,
+}
+
+impl Default for Kept {
+    fn default() -> Kept {
+        let slots = (0..SETS * WAYS).map(|_| AtomicU64::new(0)).collect();
+        Kept { slots, hand: AtomicUsize::new(0) }
+    }
+}
+
+impl Kept {
+    /// A backend answered with this id.
+    pub fn note(&self, id: &str, backend: BackendId) {
+        let (set, tag) = self.set_of(id);
+        let entry = tag | (u64::from(backend.0) + 1);
+        let same = |slot: &&AtomicU64| is_tagged(slot.load(Relaxed), tag);
+        if let Some(known) = set.iter().find(same) {
+            return known.store(entry, Relaxed);
+        }
+        let free = |slot: &AtomicU64| slot.compare_exchange(0, entry, Relaxed, Relaxed).is_ok();
+        if !set.iter().any(free) {
+            set[self.hand.fetch_add(1, Relaxed) % WAYS].store(entry, Relaxed);
+        }
+    }
+
+    /// Which backend keeps it, as far as is known.
+    pub fn find(&self, id: &str) -> Option<BackendId> {
+        let (set, tag) = self.set_of(id);
+        let entry =
+            set.iter().map(|slot| slot.load(Relaxed)).find(|entry| is_tagged(*entry, tag))?;
+        let backend = entry & ((1 << BACKEND_BITS) - 1);
+        u16::try_from(backend.checked_sub(1)?).ok().map(BackendId)
+    }
+
+    fn set_of(&self, id: &str) -> (&[AtomicU64], u64) {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        let hash = hasher.finish();
+        let first = (hash as usize % SETS) * WAYS;
+        (&self.slots[first..first + WAYS], hash >> BACKEND_BITS << BACKEND_BITS)
+    }
+}
+
+fn is_tagged(entry: u64, tag: u64) -> bool {
+    entry != 0 && entry >> BACKEND_BITS << BACKEND_BITS == tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_backend_of_an_id_is_remembered() {
+        let kept = Kept::default();
+        assert_eq!(kept.find("resp_1"), None);
+        kept.note("resp_1", BackendId(0));
+        kept.note("resp_2", BackendId(u16::MAX - 1));
+        assert_eq!(kept.find("resp_1"), Some(BackendId(0)));
+        assert_eq!(kept.find("resp_2"), Some(BackendId(u16::MAX - 1)));
+        kept.note("resp_1", BackendId(7));
+        assert_eq!(kept.find("resp_1"), Some(BackendId(7)));
+        assert_eq!(kept.find("resp_3"), None);
+    }
+
+    #[test]
+    fn memory_is_fixed_and_the_latest_are_there() {
+        let kept = Kept::default();
+        let ids = SETS * WAYS * 2;
+        for n in 0..ids {
+            kept.note(&format!("resp_{n}"), BackendId((n % 5) as u16));
+        }
+        let latest = ids - SETS..ids;
+        let there = latest
+            .clone()
+            .filter(|n| kept.find(&format!("resp_{n}")) == Some(BackendId((n % 5) as u16)));
+        assert!(there.count() * 10 > latest.len() * 8, "most of the latest are there");
+    }
+}
