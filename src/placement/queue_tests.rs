@@ -276,7 +276,8 @@ impl World {
                 self.offered += 1;
                 let split = if never { Split::Never } else { Split::May };
                 let (ttft, refused) = (self.now + Seconds(ttft), self.now + Seconds(wait));
-                let job = Job { pool: PoolId(pool), split, arrived: self.now, ..job(id, prompt) };
+                let job =
+                    Job { pool: PoolId(pool.into()), split, arrived: self.now, ..job(id, prompt) };
                 let job = Job { ttft_deadline: ttft, queue_deadline: refused, ..job };
                 self.queue.offer(job).unwrap();
             }
