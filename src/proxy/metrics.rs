@@ -343,12 +343,12 @@ fn describe() {
     hist!("gen_ai_server_request_duration_seconds", "Time from arrival to the end of the answer");
     hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
     gauge!("tidegate_backend_role", "1 for the role a backend has, 0 for the others");
-    gauge!("tidegate_backend_usable", "1 if new work may go there");
+    gauge!("tidegate_backend_usable", "1 if the backend may receive new work");
     gauge!(
         "tidegate_prefix_real_share",
         "Share of predicted prefix-cache hits that is real, 0 to 1"
     );
-    gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work sent and unfinished");
+    gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work in flight");
     gauge!(
         "tidegate_backend_prefill_tokens",
         "Uncached prompt tokens of the prefill work in flight"
