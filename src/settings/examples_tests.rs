@@ -157,9 +157,21 @@ fn what_the_gateway_example_shows_as_default_is_the_default() {
     assert_eq!(shown.probe, default.probe);
     assert_eq!(shown.prefix, default.prefix);
     assert_eq!(shown.signals, default.signals);
-    let admin = crate::AdminSettings { state_file: None, ..shown.admin };
+    let admin = crate::AdminSettings {
+        state_file: None,
+        hosts: Vec::new(),
+        token: None,
+        token_file: None,
+        tls: None,
+        ..shown.admin
+    };
     assert_eq!(admin, default.admin);
-    let upstream = crate::UpstreamSettings { ca_file: None, ..shown.upstream };
+    let upstream = crate::UpstreamSettings {
+        ca_file: None,
+        client_cert: None,
+        client_key: None,
+        ..shown.upstream
+    };
     assert_eq!(upstream, default.upstream);
     let server =
         crate::ServerSettings { tls: None, cors: None, upgrade_socket: None, ..shown.server };
