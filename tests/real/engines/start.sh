@@ -23,7 +23,7 @@ for ((i = 0; i < n; i++)); do
   for ((s = 0; ; s++)); do
     curl -sf "http://127.0.0.1:$((first + i))/health" >/dev/null && break
     kill -0 "$(cat "$run/engine-$i.pid")" 2>/dev/null || { echo "engine $i ended: see $run/engine-$i.log" >&2; exit 1; }
-    ((s < 240)) || { echo "engine $i is not healthy after 240 s" >&2; exit 1; }
+    ((s < 900)) || { echo "engine $i is not healthy after 900 s" >&2; exit 1; }
     sleep 1
   done
   echo "engine $i is healthy on 127.0.0.1:$((first + i))"

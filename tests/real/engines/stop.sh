@@ -7,5 +7,7 @@ for f in "$1"/engine-*.pid; do
   kill -CONT "$pid" 2>/dev/null
   kill "$pid" 2>/dev/null || continue
   for ((s = 0; s < 100; s++)); do kill -0 "$pid" 2>/dev/null || break; sleep 0.2; done
+  # One that still starts takes no notice; its children end with their pipe.
+  kill -KILL "$pid" 2>/dev/null
 done
 exit 0
