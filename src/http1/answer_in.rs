@@ -42,6 +42,9 @@ pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, 
         return Err(HeadError::Switching);
     }
     let hops = Hops::of(head.headers, head.version == Some(1))?;
+    if hops.identity && hops.length.is_none() {
+        return Err(HeadError::Coding);
+    }
     let fields = &*head.headers;
     let named = |name: &[u8]| {
         hops.names_more

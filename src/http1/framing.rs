@@ -62,6 +62,8 @@ pub enum Framing {
 pub(crate) struct Hops {
     pub length: Option<u64>,
     pub chunked: bool,
+    /// RFC 2616's word for no transfer coding; some servers still send it.
+    pub identity: bool,
     pub keeps_alive: bool,
     /// `connection` names other headers.
     pub names_more: bool,
@@ -69,8 +71,13 @@ pub(crate) struct Hops {
 
 impl Hops {
     pub fn of(fields: &[Header<'_>], is_1_1: bool) -> Result<Hops, HeadError> {
-        let mut hops =
-            Hops { length: None, chunked: false, keeps_alive: is_1_1, names_more: false };
+        let mut hops = Hops {
+            length: None,
+            chunked: false,
+            identity: false,
+            keeps_alive: is_1_1,
+            names_more: false,
+        };
         let mut closes = false;
         for field in fields {
             if field.name.eq_ignore_ascii_case("content-length") {
@@ -81,11 +88,15 @@ impl Hops {
             } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
                 // Once, and nothing beside it: tidegate asks for no other coding (no `te`). A peer
                 // of HTTP/1.0 cannot mean it (RFC 9112, 6.1).
-                let chunks = field.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
-                if hops.chunked || !chunks || !is_1_1 {
+                let value = field.value.trim_ascii();
+                if hops.chunked || hops.identity {
                     return Err(HeadError::Coding);
                 }
-                hops.chunked = true;
+                hops.identity = value.eq_ignore_ascii_case(b"identity");
+                hops.chunked = value.eq_ignore_ascii_case(b"chunked");
+                if !hops.identity && !(hops.chunked && is_1_1) {
+                    return Err(HeadError::Coding);
+                }
             } else if field.name.eq_ignore_ascii_case("connection") {
                 closes |= is_listed(field.value, b"close");
                 hops.keeps_alive |= is_listed(field.value, b"keep-alive");

@@ -44,6 +44,10 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
     check_lines(&bytes[..length])?;
     let is_1_1 = head.version == Some(1);
     let hops = Hops::of(head.headers, is_1_1)?;
+    // Other readers might not know the word, and take the body for the next request.
+    if hops.identity {
+        return Err(HeadError::Coding);
+    }
     if hops.contradict() {
         return Err(HeadError::Ambiguous);
     }

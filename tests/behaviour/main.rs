@@ -16,6 +16,7 @@ mod engine_paths;
 mod errors;
 mod fake;
 mod field;
+mod field_clients;
 mod field_keepalive;
 mod field_requests;
 mod field_stream;

@@ -193,7 +193,7 @@ async fn a_client_that_does_not_read_its_answer_holds_its_place_only_so_long() {
         "x".repeat(100_000)
     );
     let fake = Fake::start([], Act::Hang(vec![token; 200])).await;
-    let proxy = Proxy::start("keepalive_seconds = 0.3\n", &[plain("a", &fake)]).await;
+    let proxy = Proxy::start("client_stall_seconds = 0.3\n", &[plain("a", &fake)]).await;
     let mut socket = TcpStream::connect(proxy.data).await.unwrap();
     socket.write_all(request("", &chat(true)).as_bytes()).await.unwrap();
     // It is answered, and never reads.

@@ -12,7 +12,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
@@ -22,7 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
+use super::presence::{Presence, Step};
 use super::reading::{Inlet, NoBody, NoHead};
+use super::socket::Socket;
 use super::writing::Outlet;
 use crate::front::Client as Peer;
 use crate::intake;
@@ -76,6 +78,7 @@ struct Client {
     method: Method,
     is_1_1: bool,
     after: After,
+    presence: Presence,
 }
 
 /// Serve a connection until its client or the proxy ends it.
@@ -86,7 +89,7 @@ pub async fn serve<Io>(
     io: Io,
     mut stop: watch::Receiver<bool>,
 ) where
-    Io: AsyncRead + AsyncWrite + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let clock = proxy.clock;
     let mut inlet = Inlet::new(io, patience.to_duration());
@@ -150,7 +153,7 @@ async fn exchange<Io>(
     stopping: bool,
 ) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let arrived = proxy.clock.now();
     let Asked { method, uri, headers, framing, expects_continue, is_1_1, keeps_alive, .. } = asked;
@@ -167,8 +170,9 @@ where
     // it stays, or all of that would be copied.
     let room = Box::new_uninit();
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
-    let response = answered(inlet, handling).await?;
-    send(proxy, inlet, Client { method, is_1_1, after }, response).await
+    let mut presence = Presence::new(proxy.half_close);
+    let response = answered(inlet, handling, is_1_1, &mut presence).await?;
+    send(proxy, inlet, Client { method, is_1_1, after, presence }, response).await
 }
 
 /// A request's body, or why it is refused, and what is left of it.
@@ -180,7 +184,7 @@ async fn read<Io>(
     expects_continue: bool,
 ) -> Result<(Result<Bytes, ApiError>, Rest), Ended>
 where
-    Io: AsyncRead + AsyncWrite + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let max = proxy.body_max;
     if let Err(refused) = intake::admit_head(proxy, head) {
@@ -205,7 +209,7 @@ where
 /// A head that is none: said in the form that most clients read.
 async fn refuse<Io>(proxy: &Proxy, inlet: &mut Inlet<Io>, error: HeadError) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let mut told = ApiError::bad_request(format!("The request was not understood: {error}."), None);
     told.status = match error {
@@ -221,20 +225,59 @@ where
     };
     tracing::debug!("a request was not understood: {error}");
     proxy.metrics.refused(None, told.status);
-    let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread };
+    let presence = Presence::new(proxy.half_close);
+    let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread, presence };
     send(proxy, inlet, client, respond::error(&told, ErrorForm::OpenAi)).await
 }
 
 /// The answer, unless the client leaves: then the request is dropped, and its legs with it.
-async fn answered<Io: AsyncRead + Unpin>(
+async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
     inlet: &mut Inlet<Io>,
     mut handling: Pin<Box<impl Future<Output = Response<RelayBody>>>>,
+    is_1_1: bool,
+    presence: &mut Presence,
 ) -> Result<Response<RelayBody>, Ended> {
-    poll_fn(|context| match handling.as_mut().poll(context) {
-        Poll::Ready(response) => Poll::Ready(Ok(response)),
-        Poll::Pending => inlet.poll_left(context).map(|()| Err(Ended::Left)),
+    // An interim answer is written whole, or the next would begin in its middle.
+    let mut interim: &[u8] = &[];
+    let response = poll_fn(|context| {
+        if let Poll::Ready(response) = handling.as_mut().poll(context) {
+            return Poll::Ready(Ok(response));
+        }
+        loop {
+            while !interim.is_empty() {
+                match Pin::new(&mut inlet.io).poll_write(context, interim) {
+                    Poll::Ready(Ok(written)) if written > 0 => interim = &interim[written..],
+                    Poll::Ready(_) => return Poll::Ready(Err(Ended::Left)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            match ready!(poll_presence(inlet, presence, context)) {
+                None => return Poll::Ready(Err(Ended::Left)),
+                // Before HTTP/1.1 there were none.
+                Some(Step::Probe) if is_1_1 => interim = CONTINUE,
+                Some(Step::Probe | Step::Look) => {}
+            }
+        }
     })
-    .await
+    .await?;
+    inlet.io.write_all(interim).await?;
+    Ok(response)
+}
+
+/// `None`: the client has left.
+fn poll_presence<Io: AsyncRead + Socket + Unpin>(
+    inlet: &mut Inlet<Io>,
+    presence: &mut Presence,
+    context: &mut Context<'_>,
+) -> Poll<Option<Step>> {
+    if !presence.is_half() {
+        let how = ready!(inlet.poll_closed(context));
+        if presence.closed(how) {
+            return Poll::Ready(None);
+        }
+    }
+    let step = ready!(presence.poll_step(context));
+    Poll::Ready(Some(step).filter(|_| !inlet.io.is_reset()))
 }
 
 async fn send<Io>(
@@ -244,9 +287,9 @@ async fn send<Io>(
     response: Response<RelayBody>,
 ) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
-    let Client { method, is_1_1, mut after } = client;
+    let Client { method, is_1_1, mut after, mut presence } = client;
     let (head, body) = response.into_parts();
     let framing = AnswerFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
     let ends = framing == AnswerFraming::UntilClose || proxy.is_draining();
@@ -263,12 +306,23 @@ where
     let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
     let mut outlet = Outlet::new(written, framing, body);
     let mut stall = Stall::default();
+    let patience = proxy.client_stall.to_duration();
     poll_fn(|context| match outlet.poll_send(&mut inlet.io, context) {
         Poll::Ready(sent) => Poll::Ready(sent.map_err(Ended::Io)),
-        Poll::Pending if stall.is_over(outlet.blocked_at(), inlet.patience, context) => {
+        Poll::Pending if stall.is_over(outlet.blocked_at(), patience, context) => {
             Poll::Ready(Err(Ended::Stalled))
         }
-        Poll::Pending => inlet.poll_left(context).map(|()| Err(Ended::Left)),
+        Poll::Pending => match ready!(poll_presence(inlet, &mut presence, context)) {
+            None => Poll::Ready(Err(Ended::Left)),
+            Some(step) => {
+                if step == Step::Probe {
+                    outlet.body().probe();
+                }
+                // Again, for the probe and for the timer of the next step.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+        },
     })
     .await?;
     Ok(after)

@@ -5,6 +5,7 @@ mod accept;
 mod http1;
 mod http2;
 mod preface;
+mod presence;
 mod reading;
 mod socket;
 mod writing;

@@ -28,6 +28,15 @@ pub struct Inlet<Io> {
     ahead: Vec<u8>,
 }
 
+/// How a client's connection ended while its answer is on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Nothing more comes from it. It may have left, and it may be waiting for its answer.
+    Half,
+    /// The connection is gone.
+    Reset,
+}
+
 /// A head did not come.
 #[derive(Debug, Error)]
 pub enum NoHead {
@@ -195,17 +204,18 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         Ok(())
     }
 
-    /// Ready when the client has left: closed either half of the connection, or sends so much more
-    /// that nobody would see it leave. What it sends meanwhile is kept for later.
-    pub fn poll_left(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the client has closed its sending half, or the socket has failed. What it sends
+    /// meanwhile is kept for later; beyond [`AHEAD_MAX`] it waits in the socket.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<Closed> {
         scratch::with(|scratch| {
             while self.ahead.len() < AHEAD_MAX {
                 match ready!(poll_read(&mut self.io, context, scratch)) {
-                    Ok(0) | Err(_) => break,
+                    Ok(0) => return Poll::Ready(Closed::Half),
+                    Err(_) => return Poll::Ready(Closed::Reset),
                     Ok(read) => self.ahead.extend_from_slice(&scratch[..read]),
                 }
             }
-            Poll::Ready(())
+            Poll::Pending
         })
     }
 
@@ -312,20 +322,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_leaves_is_seen_and_one_that_goes_on_is_kept() {
+    async fn a_client_that_closes_is_seen_and_one_that_goes_on_is_kept() {
         let (mut client, server) = tokio::io::duplex(64);
         let mut inlet = Inlet::new(server, PATIENCE);
         client.write_all(b"GET /next HTTP/1.1\r\nhost: h\r\n").await.unwrap();
-        let mut left = has_left(&mut inlet);
-        assert!(left.is_pending());
+        assert_eq!(closed(&mut inlet), Poll::Pending);
         client.write_all(b"\r\n").await.unwrap();
         drop(client);
-        left = has_left(&mut inlet);
-        assert!(left.is_ready());
+        assert_eq!(closed(&mut inlet), Poll::Ready(Closed::Half));
         assert_eq!(inlet.head().await.unwrap().uri.path(), "/next");
     }
 
-    fn has_left<Io: AsyncRead + Unpin>(inlet: &mut Inlet<Io>) -> Poll<()> {
-        inlet.poll_left(&mut Context::from_waker(std::task::Waker::noop()))
+    #[tokio::test]
+    async fn what_is_sent_beyond_the_buffer_waits() {
+        let (mut client, server) = tokio::io::duplex(4 * AHEAD_MAX);
+        let mut inlet = Inlet::new(server, PATIENCE);
+        client.write_all(&vec![b'x'; 3 * AHEAD_MAX]).await.unwrap();
+        assert_eq!(closed(&mut inlet), Poll::Pending);
+        assert!(inlet.ahead.len() < 2 * AHEAD_MAX);
+    }
+
+    fn closed<Io: AsyncRead + Unpin>(inlet: &mut Inlet<Io>) -> Poll<Closed> {
+        inlet.poll_closed(&mut Context::from_waker(std::task::Waker::noop()))
     }
 }

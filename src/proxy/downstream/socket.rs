@@ -15,6 +15,23 @@ pub enum ClientSocket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// A connection whose state can be asked for.
+pub trait Socket {
+    /// Has the other side reset the connection? Once it has closed its sending half, no read shows.
+    fn is_reset(&self) -> bool;
+}
+
+impl Socket for ClientSocket {
+    fn is_reset(&self) -> bool {
+        let stream = match self {
+            ClientSocket::Tcp(stream) => stream,
+            ClientSocket::Tls(stream) => stream.get_ref().0,
+        };
+        // The reset is the socket's pending error, and leaves it without a peer.
+        !matches!(stream.take_error(), Ok(None)) || stream.peer_addr().is_err()
+    }
+}
+
 impl AsyncRead for ClientSocket {
     fn poll_read(
         self: Pin<&mut Self>,

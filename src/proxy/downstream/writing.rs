@@ -71,6 +71,11 @@ where
         Outlet { body, framing, staged, next: None, ended, over: false, written: 0 }
     }
 
+    /// The body, to be asked for a comment that shows whether the client is still there.
+    pub fn body(&mut self) -> &mut B {
+        &mut self.body
+    }
+
     /// How much was written when the client took no more, if that is what is waited for.
     pub fn blocked_at(&self) -> Option<u64> {
         (!self.staged.is_empty()).then_some(self.written)
