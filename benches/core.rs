@@ -139,16 +139,17 @@ fn planning(c: &mut Criterion) {
             kv_capacity: Tokens(430_000),
             prefill_model: Default::default(),
             decode_model: Default::default(),
+            runs_whole: true,
         });
         let demand = GroupDemand {
             group: GroupId(0),
-            arrived_requests: 5,
+            arrived_requests: 5.0,
             arrived_prefill: Seconds(0.4 * f64::from(count) / 8.0),
-            arrived_output: Tokens(4000),
-            mean_kv: Tokens(1000),
-            waiting_requests: 3,
+            arrived_output: 4000.0,
+            arrived_kv: 5000.0,
+            waiting_requests: 3.0,
             waiting_prefill: Seconds(1.0),
-            waiting_decodes: 0,
+            waiting_decodes: 0.0,
         };
         let seen = Observation { backends: backends.collect(), groups: vec![demand] };
         let params = tidegate_planner::Params::default();

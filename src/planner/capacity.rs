@@ -31,7 +31,8 @@ pub struct Wanted {
 
 /// A stream's KV when nothing is known yet: a prompt of a thousand tokens.
 const KV_PRIOR: Tokens = Tokens(1000);
-/// What has arrived counts as much as so many live streams: one long prompt alone is no mean.
+/// The arrived requests' mean weighs as much as this many live streams: one long prompt alone is no
+/// mean.
 const LEAN: u64 = 8;
 /// Loads below this are nobody's.
 const IDLE: f64 = 1e-3;
@@ -50,8 +51,8 @@ pub fn wanted(
     let prefill_load = average.prefill_load() + waiting;
     let live: u32 = engines.iter().map(|engine| engine.streams).sum();
     let coming = average.output_rate() * params.slo.tpot.get();
-    let streams = f64::from(live + demand.waiting_decodes).max(coming);
-    let each = streams_each(params, demand, engines);
+    let streams = (f64::from(live) + demand.waiting_decodes).max(coming);
+    let each = streams_each(params, average, engines);
     let mean = each.iter().sum::<f64>() / count.max(1.0);
     let decode_load = streams / mean.max(1.0);
     if prefill_load + decode_load < IDLE {
@@ -72,10 +73,10 @@ pub fn wanted(
 /// is full when the next stream no longer fits, or a full engine would not look it.
 pub(crate) fn streams_each(
     params: &Params,
-    demand: &GroupDemand,
+    average: &DemandAverage,
     engines: &[&BackendObservation],
 ) -> Vec<f64> {
-    let mean_kv = mean_kv(demand, engines);
+    let mean_kv = mean_kv(average, engines);
     let carries = engines.iter().map(|engine| {
         let by_time = engine.decode_model.streams_within(params.slo.tpot, mean_kv);
         let fit = params.filling * engine.kv_capacity.as_f64() / mean_kv.as_f64();
@@ -85,14 +86,15 @@ pub(crate) fn streams_each(
     carries.collect()
 }
 
-/// KV tokens of a stream: of those that live, leaning while they are few on what has arrived.
-pub(crate) fn mean_kv(demand: &GroupDemand, engines: &[&BackendObservation]) -> Tokens {
+/// Mean KV tokens of a stream: over the live streams, and while these are few also over the requests
+/// that arrived within the demand window.
+pub(crate) fn mean_kv(average: &DemandAverage, engines: &[&BackendObservation]) -> Tokens {
     let streams: u32 = engines.iter().map(|engine| engine.streams).sum();
     let kv: Tokens = engines.iter().map(|engine| engine.kv).sum();
-    let (lean, arrived) = match demand.mean_kv {
-        Tokens::ZERO if streams > 0 => (0, Tokens::ZERO),
-        Tokens::ZERO => (1, KV_PRIOR),
-        arrived => (LEAN, arrived),
+    let (lean, arrived) = match average.mean_kv() {
+        None if streams > 0 => (0, Tokens::ZERO),
+        None => (1, KV_PRIOR),
+        Some(arrived) => (LEAN, Tokens(arrived as u64)),
     };
     let sum = kv.get() + arrived.get() * lean;
     Tokens((sum / (u64::from(streams) + lean)).max(1))

@@ -296,7 +296,7 @@ fn tick(
         work_rate: average.prefill_load(),
         mean_work: average.mean_work(),
         due: average.output_rate() * params.slo.tpot.get(),
-        requests: demand.arrived_requests as f64,
+        requests: demand.arrived_requests,
         request_rate: average.request_rate(),
         mean_output: average.mean_output(),
         window: params.demand_window,
@@ -305,8 +305,8 @@ fn tick(
             .any(|b| b.capability == RoleCapability::DrainThenCall)
             .then_some(params.switch),
         streams: f64::from(streams),
-        splits: splits(usable, &streams_each(params, demand, usable)),
-        mean_kv: mean_kv(demand, usable),
+        splits: splits(usable, &streams_each(params, average, usable)),
+        mean_kv: mean_kv(average, usable),
         decode: DecodeModel {
             base: mean(|b| b.decode_model.base),
             per_stream: mean(|b| b.decode_model.per_stream),
@@ -317,7 +317,7 @@ fn tick(
         chunk: mean(|b| b.prefill_model.per_token) * params.chunk.as_f64(),
         ttft: params.slo.ttft,
         tpot: params.slo.tpot,
-        spill: params.spill,
+        spill: params.spill * usable.iter().filter(|b| b.runs_whole).count() as f64 / count,
         memory: params.memory,
     }
 }
@@ -369,14 +369,5 @@ fn group_count(observation: &Observation) -> usize {
 
 fn demand_of(observation: &Observation, group: GroupId) -> GroupDemand {
     let known = observation.groups.iter().find(|demand| demand.group == group);
-    known.copied().unwrap_or(GroupDemand {
-        group,
-        arrived_requests: 0,
-        arrived_prefill: Seconds::ZERO,
-        arrived_output: tidegate_terms::Tokens::ZERO,
-        mean_kv: tidegate_terms::Tokens::ZERO,
-        waiting_requests: 0,
-        waiting_prefill: Seconds::ZERO,
-        waiting_decodes: 0,
-    })
+    known.copied().unwrap_or_else(|| GroupDemand::none(group))
 }

@@ -16,6 +16,8 @@ pub struct DemandAverage {
     requests: f64,
     prefill: f64,
     output: f64,
+    #[serde(default)]
+    kv: f64,
 }
 
 impl DemandAverage {
@@ -29,9 +31,10 @@ impl DemandAverage {
         let keep = (-elapsed.get() / window.get().max(1e-3)).exp();
         DemandAverage {
             seconds: self.seconds * keep + elapsed.get(),
-            requests: self.requests * keep + demand.arrived_requests as f64,
+            requests: self.requests * keep + demand.arrived_requests,
             prefill: self.prefill * keep + demand.arrived_prefill.get(),
-            output: self.output * keep + demand.arrived_output.as_f64(),
+            output: self.output * keep + demand.arrived_output,
+            kv: self.kv * keep + demand.arrived_kv,
         }
     }
 
@@ -58,6 +61,12 @@ impl DemandAverage {
     /// Output tokens of a mean request; 0 before any came.
     pub fn mean_output(&self) -> f64 {
         if self.requests > 0.0 { self.output / self.requests } else { 0.0 }
+    }
+
+    /// KV tokens of a mean stream; `None` before any request came. It is forgotten like the rates: a
+    /// planner that went on with the prompts of an hour ago would size decode memory for them.
+    pub fn mean_kv(&self) -> Option<f64> {
+        (self.requests > 0.0 && self.kv > 0.0).then(|| self.kv / self.requests)
     }
 
     fn per_second(&self, sum: f64) -> f64 {

@@ -39,27 +39,54 @@ pub struct BackendObservation {
     pub prefill_model: PrefillModel,
     /// What a decode step costs there.
     pub decode_model: DecodeModel,
+    /// Does it run whole requests (prefill and decode) in its present role? SGLang's disaggregated
+    /// engines do not, so no prefill uses the idle time of a decode engine there.
+    #[serde(default = "yes")]
+    pub runs_whole: bool,
 }
 
-/// One group's demand.
+/// Recordings of earlier versions do not have the field.
+fn yes() -> bool {
+    true
+}
+
+/// One group's demand. Counts are fractional: a group's demand is its share of its pool's, and at a
+/// plan every 2 to 5 ms most counts are below 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupDemand {
     /// Whose.
     pub group: GroupId,
     /// Requests that arrived since the last observation.
-    pub arrived_requests: u64,
+    pub arrived_requests: f64,
     /// Their predicted prefill work, in seconds of one engine.
     pub arrived_prefill: Seconds,
-    /// Their expected output.
-    pub arrived_output: Tokens,
-    /// Mean KV tokens of a stream, over what has arrived so far; 0 if nothing has.
-    pub mean_kv: Tokens,
+    /// Their expected output tokens.
+    pub arrived_output: f64,
+    /// Sum of the mean KV tokens of each one's stream: its prompt and half of its output.
+    #[serde(default)]
+    pub arrived_kv: f64,
     /// Requests that wait for a place now.
-    pub waiting_requests: u32,
+    pub waiting_requests: f64,
     /// Their predicted prefill work.
     pub waiting_prefill: Seconds,
     /// Prefilled requests that wait for a decode backend now.
-    pub waiting_decodes: u32,
+    pub waiting_decodes: f64,
+}
+
+impl GroupDemand {
+    /// No demand.
+    pub fn none(group: GroupId) -> GroupDemand {
+        GroupDemand {
+            group,
+            arrived_requests: 0.0,
+            arrived_prefill: Seconds::ZERO,
+            arrived_output: 0.0,
+            arrived_kv: 0.0,
+            waiting_requests: 0.0,
+            waiting_prefill: Seconds::ZERO,
+            waiting_decodes: 0.0,
+        }
+    }
 }
 
 /// The fleet at one moment.

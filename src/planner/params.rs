@@ -8,9 +8,10 @@ use tidegate_terms::{Seconds, Slo, Tokens};
 pub struct Params {
     /// What clients were promised.
     pub slo: Slo,
-    /// Shortest time between two flips of one backend, and between two flips of a group in opposite
-    /// directions. Default 5 s: the streams left behind on a flipped engine last about that long, and
-    /// a flip pays only if the shift outlasts them.
+    /// Shortest time between two flips of one backend. A group may flip other backends the other way at
+    /// any time; what limits that is the cost of moves (decision 0014). Default 5 s: the streams left
+    /// behind on a flipped engine last about that long, and a flip pays only if the shift outlasts
+    /// them.
     pub dwell: Seconds,
     /// Time constant of the demand average. Default 10 s: some hundred requests of a busy group.
     pub demand_window: Seconds,
@@ -21,7 +22,7 @@ pub struct Params {
     /// engine. Default 2,048.
     pub chunk: Tokens,
     /// Share of a decode engine's idle time that short prefills are expected to use. 0 to 1, default
-    /// 0.3.
+    /// 0.3; 0 if placement may not spill. Engines that run no whole requests have no such share.
     pub spill: f64,
     /// What an engine's own role switch takes once it is idle (`DrainThenCall`). Default 5 s: queues
     /// and pools are rebuilt, and decode graphs captured the first time.

@@ -57,7 +57,7 @@ proptest! {
                 Happens::Prefill(load) => bench.tick(prefill_work(load)),
                 Happens::Decode(streams) => bench.tick(decode_work(streams)),
                 Happens::Backlog(work) => bench.tick(|demand| {
-                    demand.waiting_requests = 9;
+                    demand.waiting_requests = 9.0;
                     demand.waiting_prefill = Seconds(work);
                 }),
                 _ => bench.tick(|_| {}),
@@ -100,12 +100,13 @@ proptest! {
         let mut work = 0.0;
         let mut steady = |bench: &mut Bench| {
             work += streams * TICK.get() / 0.03;
-            let tokens = work as u64;
-            work -= tokens as f64;
+            let tokens = work.floor();
+            work -= tokens;
             bench.tick(|demand| {
-                demand.arrived_requests = 1;
+                demand.arrived_requests = 1.0;
+                demand.arrived_kv = 1000.0;
                 demand.arrived_prefill = TICK * prefill;
-                demand.arrived_output = Tokens(tokens);
+                demand.arrived_output = tokens;
             });
         };
         for _ in 0..200 {

@@ -26,20 +26,12 @@ pub(crate) fn backend(slot: u16) -> BackendObservation {
         kv_capacity: Tokens(430_000),
         prefill_model: Default::default(),
         decode_model: Default::default(),
+        runs_whole: true,
     }
 }
 
 fn demand(group: u16) -> GroupDemand {
-    GroupDemand {
-        group: GroupId(group),
-        arrived_requests: 0,
-        arrived_prefill: Seconds::ZERO,
-        arrived_output: Tokens::ZERO,
-        mean_kv: Tokens(1000),
-        waiting_requests: 0,
-        waiting_prefill: Seconds::ZERO,
-        waiting_decodes: 0,
-    }
+    GroupDemand::none(GroupId(group))
 }
 
 /// A fleet that is planned for tick by tick.
@@ -156,18 +148,20 @@ fn switching(count: u16) -> Bench {
 /// `load` engines' worth of prefill work a tick.
 fn prefill_work(load: f64) -> impl FnOnce(&mut GroupDemand) {
     move |demand| {
-        demand.arrived_requests = 2;
+        demand.arrived_requests = 2.0;
+        demand.arrived_kv = 2000.0;
         demand.arrived_prefill = TICK * load;
-        demand.arrived_output = Tokens(4);
+        demand.arrived_output = 4.0;
     }
 }
 
 /// Answers, short ones, that keep so many streams busy at the TPOT target.
 fn decode_work(streams: f64) -> impl FnOnce(&mut GroupDemand) {
     move |demand| {
-        demand.arrived_requests = 10;
+        demand.arrived_requests = 10.0;
+        demand.arrived_kv = 10_000.0;
         demand.arrived_prefill = TICK * 0.05;
-        demand.arrived_output = Tokens((streams * TICK.get() / 0.03) as u64);
+        demand.arrived_output = streams * TICK.get() / 0.03;
     }
 }
 
@@ -211,9 +205,10 @@ fn a_burst_is_answered_at_once_though_the_average_is_low() {
     bench.now = bench.now + bench.params.dwell;
     bench.tick(|_| {});
     bench.tick(|demand| {
-        demand.arrived_requests = 40;
+        demand.arrived_requests = 40.0;
+        demand.arrived_kv = 40_000.0;
         demand.arrived_prefill = Seconds(12.0);
-        demand.waiting_requests = 40;
+        demand.waiting_requests = 40.0;
         demand.waiting_prefill = Seconds(12.0);
     });
     assert!(bench.count(Role::Prefill) > before + 1, "{:?}", bench.journal);
@@ -304,7 +299,7 @@ fn decode_engines_whose_memory_is_full_get_company() {
     for _ in 0..200 {
         bench.tick(|demand| {
             decode_work(20.0)(demand);
-            demand.mean_kv = Tokens(12_000);
+            demand.arrived_kv = 12_000.0 * demand.arrived_requests;
         });
     }
     assert!(bench.count(Role::Prefill) < 4, "{:?}", bench.journal);
@@ -316,7 +311,8 @@ fn streams_that_are_long_in_coming_move_engines_only_when_they_are_near() {
     let arrive = |bench: &mut Bench| {
         bench.tick(|demand| {
             decode_work(1100.0)(demand);
-            demand.arrived_requests = 1;
+            demand.arrived_requests = 1.0;
+            demand.arrived_kv = 1000.0;
         });
     };
     let mut bench = Bench::of(8);
@@ -535,4 +531,41 @@ fn a_recorded_run_replays_to_the_same_decisions() {
         (decisions, state)
     };
     assert_eq!(replay(), replay());
+}
+
+#[test]
+fn prompts_that_no_longer_come_are_forgotten() {
+    let mut bench = Bench::of(8);
+    let with_kv = |kv: f64| {
+        move |demand: &mut GroupDemand| {
+            decode_work(20.0)(demand);
+            demand.arrived_kv = kv * demand.arrived_requests;
+        }
+    };
+    for _ in 0..2000 {
+        bench.tick(with_kv(12_000.0));
+    }
+    for _ in 0..1200 {
+        bench.tick(with_kv(1000.0));
+    }
+    let mean = bench.state.groups[0].demand.mean_kv().unwrap();
+    assert!((mean - 1000.0).abs() < 50.0, "{mean}");
+}
+
+#[test]
+fn prefills_beside_streams_are_counted_on_only_where_engines_run_whole_requests() {
+    let prefills = |runs_whole: bool| {
+        let mut bench = Bench::of(8);
+        for backend in &mut bench.seen.backends {
+            (backend.runs_whole, backend.streams, backend.kv) = (runs_whole, 60, Tokens(60_000));
+        }
+        for _ in 0..2400 {
+            bench.tick(|demand| {
+                prefill_work(4.5)(demand);
+                demand.arrived_output = 480.0 * TICK.get() / 0.03;
+            });
+        }
+        bench.count(Role::Prefill)
+    };
+    assert_eq!((prefills(true), prefills(false)), (4, 5));
 }

@@ -46,6 +46,9 @@ impl Settings {
         let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
         params.dwell = self.planner.dwell.unwrap_or(params.dwell);
         params.chunk = self.placement.chunk;
+        if !self.placement.spill {
+            params.spill = 0.0;
+        }
         params.switch = self.planner.switch.unwrap_or(params.switch);
         params.demand_window = self.planner.demand_window.unwrap_or(params.demand_window);
         params

@@ -565,3 +565,10 @@ fn groups_follow_engine_connector_version_and_models_unless_said() {
     let expected: Vec<GroupId> = members.iter().map(|(_, group)| GroupId(*group)).collect();
     assert_eq!(good(&text).groups(), expected);
 }
+
+#[test]
+fn without_spill_the_planner_counts_on_none() {
+    assert!(good(GOOD).planner_params().spill > 0.0);
+    let settings = good(&format!("[placement]\nspill = false\n{GOOD}"));
+    assert_eq!(settings.planner_params().spill, 0.0);
+}

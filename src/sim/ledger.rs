@@ -121,6 +121,7 @@ impl Ledger {
                 kv_capacity: model.kv_capacity,
                 prefill_model: model.prefill_model,
                 decode_model: model.decode_model,
+                runs_whole: model.runs_whole,
             }
         });
         Observation { backends: backends.collect(), groups }

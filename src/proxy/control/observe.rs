@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use tidegate_planner::{BackendObservation, GroupDemand, Observation};
-use tidegate_terms::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
+use tidegate_terms::{BackendId, GroupId, PoolId, Role, Tokens};
 
 use super::pins::Pins;
 use crate::demand::DemandTotals;
@@ -41,6 +41,7 @@ pub fn fleet(
             kv_capacity: backend.kv_capacity(),
             prefill_model: entry.prefill,
             decode_model: entry.decode,
+            runs_whole: backend.family.runs_whole(),
         }
     });
     Observation { backends: backends.collect(), groups: groups(fleet, table, demand) }
@@ -50,48 +51,31 @@ pub fn fleet(
 /// usable backends.
 fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec<GroupDemand> {
     let groups = table.entries.iter().map(|entry| entry.group.0 + 1).max().unwrap_or(0);
-    let mut demands: Vec<GroupDemand> = (0..groups).map(|g| nothing(GroupId(g))).collect();
-    let mut kv = vec![(0.0, 0.0); demands.len()];
+    let mut demands: Vec<GroupDemand> =
+        (0..groups).map(|g| GroupDemand::none(GroupId(g))).collect();
     reader.before.retain(|pool, _| table.pool(*pool).is_some());
     for pool in &table.pools {
         let now = pool.demand.totals();
         let before = reader.before.insert(pool.id, now).unwrap_or_default();
         for (group, share) in shares(fleet, table, pool.id) {
-            let demand = &mut demands[group.index()];
-            add(demand, &now, &before, share);
-            let requests = now.requests as f64 * share;
-            let (sum, count) = &mut kv[group.index()];
-            *sum += (now.prompt.as_f64() + now.output.as_f64() / 2.0) * share;
-            *count += requests;
+            add(&mut demands[group.index()], &now, &before, share);
         }
-    }
-    for (demand, (sum, count)) in demands.iter_mut().zip(kv) {
-        demand.mean_kv = Tokens(if count > 0.0 { (sum / count) as u64 } else { 0 });
     }
     demands
 }
 
-fn nothing(group: GroupId) -> GroupDemand {
-    GroupDemand {
-        group,
-        arrived_requests: 0,
-        arrived_prefill: Seconds::ZERO,
-        arrived_output: Tokens::ZERO,
-        mean_kv: Tokens::ZERO,
-        waiting_requests: 0,
-        waiting_prefill: Seconds::ZERO,
-        waiting_decodes: 0,
-    }
-}
-
+/// Adds a group's share of what a pool received since `before`. Nothing is rounded: at a plan every
+/// few milliseconds most counts are 0 or 1, and a share below one half of them would be lost.
 fn add(demand: &mut GroupDemand, now: &DemandTotals, before: &DemandTotals, share: f64) {
-    let part = |count: u64| (count as f64 * share).round();
-    demand.arrived_requests += part(now.requests - before.requests) as u64;
+    let arrived = |now: Tokens, before: Tokens| (now - before).as_f64() * share;
+    let (prompt, output) = (arrived(now.prompt, before.prompt), arrived(now.output, before.output));
+    demand.arrived_requests += (now.requests - before.requests) as f64 * share;
     demand.arrived_prefill += (now.prefill - before.prefill) * share;
-    demand.arrived_output += Tokens(part((now.output - before.output).get()) as u64);
-    demand.waiting_requests += part(u64::from(now.waiting_requests)) as u32;
+    demand.arrived_output += output;
+    demand.arrived_kv += prompt + output / 2.0;
+    demand.waiting_requests += f64::from(now.waiting_requests) * share;
     demand.waiting_prefill += now.waiting_prefill * share;
-    demand.waiting_decodes += part(u64::from(now.waiting_decodes)) as u32;
+    demand.waiting_decodes += f64::from(now.waiting_decodes) * share;
 }
 
 fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f64)> {
@@ -106,4 +90,36 @@ fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f6
     }
     let all: u32 = counts.iter().map(|(_, count)| count).sum();
     counts.into_iter().map(|(group, n)| (group, f64::from(n) / f64::from(all))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_terms::Seconds;
+
+    #[test]
+    fn a_share_of_single_arrivals_is_counted_exactly() {
+        for share in [0.5, 1.0 / 3.0, 0.25, 0.75, 1.0] {
+            let mut demand = GroupDemand::none(GroupId(0));
+            let mut before = DemandTotals::default();
+            for _ in 0..1200 {
+                let now = DemandTotals {
+                    requests: before.requests + 1,
+                    prefill: before.prefill + Seconds(0.1),
+                    prompt: before.prompt + Tokens(1000),
+                    output: before.output + Tokens(1),
+                    waiting_decodes: 1,
+                    ..before
+                };
+                add(&mut demand, &now, &before, share);
+                before = now;
+            }
+            let near = |value: f64, whole: f64| (value - whole * share).abs() < 1e-6 * whole;
+            assert!(near(demand.arrived_requests, 1200.0), "{share} {demand:?}");
+            assert!(near(demand.arrived_prefill.get(), 120.0), "{share} {demand:?}");
+            assert!(near(demand.arrived_output, 1200.0), "{share} {demand:?}");
+            assert!(near(demand.arrived_kv, 1200.0 * 1000.5), "{share} {demand:?}");
+            assert!(near(demand.waiting_decodes, 1200.0), "{share} {demand:?}");
+        }
+    }
 }
