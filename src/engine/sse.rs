@@ -63,6 +63,8 @@ pub struct SseReader {
     data: Vec<u8>,
     /// The event has data; it may be empty.
     has_data: bool,
+    /// The event is named `error`, whatever its data is.
+    named_error: bool,
     /// Part of the line, or of the event, was too long to keep.
     long_line: bool,
     long_event: bool,
@@ -79,6 +81,7 @@ impl SseReader {
             line: Vec::new(),
             data: Vec::new(),
             has_data: false,
+            named_error: false,
             long_line: false,
             long_event: false,
             after_cr: false,
@@ -138,6 +141,7 @@ impl SseReader {
             && let (Some(data), [b'\n', left @ ..]) = (data_of(line), rest)
         {
             self.chunks.read(data, seen);
+            seen.error |= std::mem::take(&mut self.named_error);
             return left;
         }
         self.take_line(line, seen);
@@ -155,6 +159,12 @@ impl SseReader {
             self.end_event(seen);
         } else if let Some(data) = data_of(line) {
             self.keep_data(data);
+        } else if let Some(name) = line.strip_prefix(b"event:") {
+            self.named_error = name.trim_ascii() == b"error";
+        } else if let Some(data) = line.strip_prefix(b"error:") {
+            // llama.cpp's servers until 2025 had a field of their own for errors.
+            self.named_error = true;
+            self.keep_data(data);
         }
     }
 
@@ -163,7 +173,9 @@ impl SseReader {
             seen.tokens += 1;
         } else if self.has_data {
             self.chunks.read(&self.data, seen);
+            seen.error |= self.named_error;
         }
+        self.named_error = false;
         self.has_data = false;
         self.data = recycled(std::mem::take(&mut self.data));
     }
@@ -205,9 +217,10 @@ impl SseReader {
     }
 }
 
-/// The data of a `data` line; `None` for comments and other fields.
+/// The data of a `data` line; `None` for comments and other fields. A byte order mark may precede the
+/// first line.
 fn data_of(line: &[u8]) -> Option<&[u8]> {
-    let rest = line.strip_prefix(b"data")?;
+    let rest = line.strip_prefix(b"data").or_else(|| line.strip_prefix(b"\xef\xbb\xbfdata"))?;
     match rest.strip_prefix(b":") {
         Some(data) => Some(data.strip_prefix(b" ").unwrap_or(data)),
         None => rest.is_empty().then_some(rest),

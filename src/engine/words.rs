@@ -44,8 +44,13 @@ impl Words {
     pub fn of_events(bytes: &[u8]) -> Option<Words> {
         let bytes = strip_error(bytes);
         let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
-        let data = lines.map(|line| line.strip_prefix(b"data:").unwrap_or(line).trim_ascii());
-        data.filter(|data| data.starts_with(b"{")).find_map(Words::of_json)
+        let data = lines.map(|line| {
+            let fields = [b"data:".as_slice(), b"\xef\xbb\xbfdata:", b"error:"];
+            let data = fields.into_iter().find_map(|field| line.strip_prefix(field));
+            data.unwrap_or(line).trim_ascii()
+        });
+        let mut data = data.filter(|data| data.starts_with(b"{"));
+        data.clone().find_map(Words::of_json).or_else(|| data.find_map(Words::of_named))
     }
 
     /// The error as a JSON body with this status.
@@ -95,6 +100,13 @@ impl Words {
             message => message.to_owned(),
         };
         ApiError::of_engine(status, message)
+    }
+
+    /// The data of an event whose name alone says that it is an error, or of `error:`.
+    fn of_named(bytes: &[u8]) -> Option<Words> {
+        let value: Value = serde_json::from_slice(bytes).ok()?;
+        let message = ["message", "detail"].iter().find_map(|key| text_of(&value[*key]))?;
+        Some(Words { code: code_of(&value), message: shortened(&message), json: None })
     }
 
     fn of_json(bytes: &[u8]) -> Option<Words> {

@@ -21,13 +21,15 @@ pub fn strip_error(answer: &[u8]) -> Cow<'_, [u8]> {
 /// `None` if there is no value of `name` in the text.
 fn unquoted(text: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     let mut out: Option<Vec<u8>> = None;
+    // In JSON the name is inside a string, whose end ends the value; in plain text a quote begins one.
+    let plain = !matches!(text.trim_ascii_start().first(), Some(b'{' | b'[' | b'"'));
     let mut kept = 0;
     let mut from = 0;
     while let Some(found) = memmem::find(&text[from..], name) {
         let after = from + found + name.len();
         from = after;
         let Some(value) = value_at(text, after) else { continue };
-        let end = value + length(&text[value..]);
+        let end = value + length(&text[value..], plain);
         if &text[value..end] == b"null" || end == value {
             continue;
         }
@@ -54,17 +56,20 @@ fn value_at(text: &[u8], after: usize) -> Option<usize> {
 }
 
 /// How long the value is that begins here: to its closing bracket, or to what follows a scalar. The
-/// end of the string that all of it is in ends it too.
-fn length(value: &[u8]) -> usize {
+/// end of the string that all of it is in ends it too. `plain`: it is in no string.
+fn length(value: &[u8], plain: bool) -> usize {
     let mut depth = 0_u32;
     let mut escaped = false;
+    let mut within = false;
     for (at, byte) in value.iter().enumerate() {
         if std::mem::take(&mut escaped) {
             continue;
         }
         match byte {
             b'\\' => escaped = true,
+            b'"' if plain => within = !within,
             b'"' => return at,
+            _ if within => {}
             b'{' | b'[' | b'(' => depth += 1,
             b'}' | b']' | b')' if depth == 0 => return at,
             b'}' | b']' | b')' => {
@@ -106,6 +111,14 @@ mod tests {
             (
                 r#"{"detail":"cut: {\"kv_transfer_params\": {\"a"}"#,
                 r#"{"detail":"cut: {\"kv_transfer_params\": null"}"#,
+            ),
+            (
+                r#"Internal: kv_transfer_params={"remote_host": "h}", "ids": [[1]]}, n=0"#,
+                "Internal: kv_transfer_params=null, n=0",
+            ),
+            (
+                r#"Request(bootstrap_host="10.0.0.1", n=0), {"bootstrap_room": 7}"#,
+                r#"Request(bootstrap_host=null, n=0), {"bootstrap_room": null}"#,
             ),
         ] {
             assert_eq!(String::from_utf8_lossy(&strip_error(error.as_bytes())), left);

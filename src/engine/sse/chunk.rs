@@ -80,6 +80,9 @@ struct Chunk<'a> {
     kind: Option<Cow<'a, str>>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+    /// `error` in the error events of vLLM before 0.10 and of LMDeploy.
+    #[serde(borrow)]
+    object: Option<&'a RawValue>,
     #[serde(borrow)]
     choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow)]
@@ -182,7 +185,8 @@ impl Chunks {
             seen.told = true;
             return;
         };
-        seen.error |= given(chunk.error).is_some();
+        let named = chunk.object.is_some_and(|object| object.get() == "\"error\"");
+        seen.error |= named || given(chunk.error).is_some();
         if chunk.stop.is_some_and(|stop| stop.get() == "true") {
             (seen.finished, seen.done) = (true, true);
         }
@@ -203,7 +207,7 @@ impl Chunks {
             if counted.is_none() && choice.carries_token() {
                 self.count_one(seen);
             }
-            if given(choice.finish_reason).is_some() {
+            if given(choice.finish_reason).is_some_and(|reason| reason.get() != "\"\"") {
                 seen.finished = true;
                 let index = choice.index.and_then(|index| index.get().parse().ok());
                 self.finished.add(index.unwrap_or(0));
@@ -286,7 +290,8 @@ fn usual(data: &[u8], counted: bool) -> Option<Option<u32>> {
     }
     let reason = FIND.finish.find(tail)? + FIND.finish.needle().len();
     match tail.get(reason..)? {
-        [b'n', b'u', b'l', b'l', ..] => Some(None),
+        // Some servers write an empty string into every chunk.
+        [b'n', b'u', b'l', b'l', ..] | [b'"', b'"', ..] => Some(None),
         [b'"', ..] => std::str::from_utf8(index).ok()?.parse().ok().map(Some),
         _ => None,
     }
@@ -425,7 +430,7 @@ mod tests {
         #[test]
         fn where_the_searches_decide_they_agree_with_the_parser(
             content in 0..CONTENTS.len(), delta in 0..DELTAS.len() + 1, tail in 0..TAILS.len(),
-            reason in prop::sample::select(vec!["null", "\"stop\"", "\"error\""]),
+            reason in prop::sample::select(vec!["null", "\"\"", "\"stop\"", "\"error\""]),
             index in 0..12_u32, second: bool, ids in prop::sample::select(vec!["null", "[]", "[5]"]),
         ) {
             let carried = match DELTAS.get(delta) {

@@ -15,7 +15,7 @@ pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) 
         seen.tokens = seen.tokens.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
         *counted = now.max(*counted);
         seen.usage = meta_usage(meta).or(seen.usage);
-        let finished = !meta["finish_reason"].is_null();
+        let finished = !meta["finish_reason"].is_null() && meta["finish_reason"] != "";
         seen.finished |= finished;
         let index = event["index"].as_u64().and_then(|index| u32::try_from(index).ok());
         return finished.then_some(index.unwrap_or(0));

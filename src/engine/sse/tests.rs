@@ -321,3 +321,32 @@ fn every_choice_finishes_once() {
     let llama = "data: {\"content\":\"\",\"stop\":true}\n\n";
     assert!(SseReader::new(Endpoint::Other).feed(llama.as_bytes()).done);
 }
+
+#[test]
+fn errors_are_known_by_the_event_its_field_or_its_object() {
+    let token = choice(r#""delta":{"content":"Hi"},"finish_reason":null"#);
+    for error in [
+        "event: error\ndata: {\"message\":\"boom\"}\n\n",
+        "event:error\r\ndata: boom\r\n\r\n",
+        "data: {\"object\":\"error\",\"message\":\"boom\",\"code\":500}\n\n",
+        "error: {\"code\":500,\"message\":\"boom\"}\n\n",
+    ] {
+        let stream = format!("{token}{error}");
+        for pieces in [vec![], vec![1; stream.len()]] {
+            let seen = read(Endpoint::ChatCompletions, &stream, &pieces);
+            assert!(seen.error && !seen.finished, "{stream}: {seen:?}");
+        }
+        assert_eq!(crate::Words::of_events(error.as_bytes()).is_some(), !error.contains(": boom"));
+    }
+    let other = format!("event: error\n\nevent: message\n{token}");
+    check(&other, Seen { tokens: 1, ..Seen::default() });
+}
+
+#[test]
+fn an_empty_finish_reason_is_none_and_a_byte_order_mark_is_no_part_of_the_first_line() {
+    for delta in [r#"{"content":"a"}"#, r#"{"reasoning":"a"}"#] {
+        check_choice(&format!(r#""delta":{delta},"finish_reason":"""#), 1, false);
+        let first = choice(&format!(r#""delta":{delta},"finish_reason":"stop""#));
+        check(&format!("\u{feff}{first}"), Seen { tokens: 1, finished: true, ..Seen::default() });
+    }
+}
