@@ -22,7 +22,6 @@ pub(crate) fn responses(error: &ApiError) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::{ErrorForm, Words};
 
     #[test]

@@ -78,6 +78,12 @@ impl ApiError {
         }
     }
 
+    /// 408: the body did not come, or came too slowly.
+    pub fn body_timeout() -> ApiError {
+        let message = "The request body came too slowly.".to_owned();
+        ApiError::new(408, INVALID, message, Some("request_timeout"))
+    }
+
     /// 413: the body is longer than `limit` bytes.
     pub fn too_large(limit: usize) -> ApiError {
         let message = format!("The request body is larger than {limit} bytes.");

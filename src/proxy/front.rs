@@ -7,12 +7,13 @@ use pingora_core::services::Service;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::connections::{Connections, Refused};
 use crate::downstream::ClientSocket;
 use crate::listeners::Bound;
 use crate::shutdown::Vital;
@@ -24,11 +25,13 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// spin, short enough that nobody notices once one is free.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// To a client above a limit of connections.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\
+    connection: close\r\n\r\n";
+
 /// Who connected.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// From where.
-    pub address: SocketAddr,
     /// The subject of its verified certificate.
     pub subject: Option<Arc<str>>,
 }
@@ -42,6 +45,9 @@ pub trait App: Send + Sync + 'static {
         client: Client,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send;
+
+    /// A connection above a limit was refused.
+    fn refused(&self, _: Refused) {}
 }
 
 /// Wait until a switch is on, or gone with the process.
@@ -78,6 +84,8 @@ pub struct Front<A> {
     pub threads: Option<usize>,
     /// The process ends with it.
     pub vital: Option<Vital>,
+    /// How many connections it may have.
+    pub limits: Arc<Connections>,
 }
 
 #[async_trait]
@@ -93,6 +101,8 @@ impl<A: App> Service for Front<A> {
                         tls: self.tls.clone(),
                         phases: self.phases.clone(),
                         address: name,
+                        limits: Arc::clone(&self.limits),
+                        refusing: Arc::default(),
                     };
                     accepting.spawn(port.accept_all(listener));
                 }
@@ -125,6 +135,9 @@ struct Port<A> {
     tls: Option<ServerTls>,
     phases: Phases,
     address: String,
+    limits: Arc<Connections>,
+    /// The limit was met and said so since the last admitted connection.
+    refusing: Arc<AtomicBool>,
 }
 
 /// Counts a connection while it is open.
@@ -180,6 +193,11 @@ impl<A: App> Port<A> {
 
     fn take(&self, socket: TcpStream, address: SocketAddr) {
         let (app, tls) = (Arc::clone(&self.app), self.tls.clone());
+        let connection = match self.limits.admit(address) {
+            Ok(connection) => connection,
+            Err(refused) => return self.refuse(socket, address, refused),
+        };
+        self.refusing.store(false, Relaxed);
         let (stop, open) = (self.phases.stop.clone(), Open::new(&self.phases.open));
         tokio::spawn(async move {
             // Waiting for an ACK with the last bytes of a chunk costs 40 ms.
@@ -190,10 +208,24 @@ impl<A: App> Port<A> {
                 Some(tls) => Box::pin(handshake(tls, socket, address, stop.clone())).await,
             };
             if let Some((io, subject)) = served {
-                app.serve(io, Client { address, subject }, stop).await;
+                app.serve(io, Client { subject }, stop).await;
             }
-            drop(open);
+            drop((open, connection));
         });
+    }
+
+    /// Above the limit: an answer if it goes out at once, and the end.
+    fn refuse(&self, socket: TcpStream, client: SocketAddr, refused: Refused) {
+        let limit = refused.as_str();
+        // One line for a series of refusals.
+        if !self.refusing.swap(true, Relaxed) {
+            tracing::warn!(address = %self.address, %client, limit, "connections are refused");
+        }
+        self.app.refused(refused);
+        if self.tls.is_none() {
+            // A full send buffer is impossible on a new connection; a client that has gone is not.
+            socket.try_write(FULL).ok();
+        }
     }
 }
 

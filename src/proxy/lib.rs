@@ -36,6 +36,7 @@ mod blame;
 mod bootstrap;
 mod checkup;
 pub mod clock;
+mod connections;
 mod control;
 mod cors;
 mod decoded;

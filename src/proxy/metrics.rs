@@ -12,6 +12,7 @@ use tidegate_engine::Endpoint;
 use tidegate_signals::fit::Misfit;
 use tidegate_terms::{Flip, Moment, Role, Seconds};
 
+use crate::connections::Refused;
 use crate::failure::LegFailure;
 use crate::fleet::{Backend, Fleet, RoutingTable};
 use crate::settle::{Ended, Record};
@@ -215,6 +216,14 @@ impl Metrics {
         });
     }
 
+    /// A connection above a limit was refused.
+    pub fn connection_refused(&self, refused: Refused) {
+        with_local_recorder(&self.recorder, || {
+            counter!("tidegate_connections_refused_total", "limit" => refused.as_str())
+                .increment(1);
+        });
+    }
+
     /// A role changed, or could not be changed.
     pub fn flipped(&self, flip: &Flip, reason: &'static str, result: &'static str) {
         with_local_recorder(&self.recorder, || {
@@ -335,6 +344,10 @@ fn describe() {
     use metrics::{
         describe_counter as counter, describe_gauge as gauge, describe_histogram as hist,
     };
+    counter!(
+        "tidegate_connections_refused_total",
+        "Client connections above a limit, by limit (total, address)"
+    );
     hist!("gen_ai_server_time_to_first_token_seconds", "Time from arrival to the first token");
     hist!(
         "gen_ai_server_time_per_output_token_seconds",

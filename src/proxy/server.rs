@@ -7,9 +7,10 @@ use pingora_core::services::background::background_service;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tidegate_settings::Settings;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::admin::{self, AdminApp, Guard};
+use crate::connections::Connections;
 use crate::downstream::DataApp;
 use crate::front::Front;
 use crate::handover::{self, Received};
@@ -152,22 +153,18 @@ fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) ->
         phases: drain.switches.data(),
         threads: None,
         vital: Some(drain.death.vital("the data port")),
+        limits: Arc::clone(&proxy.connections),
     };
     let guard = Guard { tokens: admin_tokens, hosts: settings.admin.hosts.clone() };
     let admin = Front {
         name: "admin",
-        app: Arc::new(AdminApp {
-            proxy,
-            commands,
-            guard,
-            flip_hold: settings.admin.flip_hold,
-            connections: Arc::new(Semaphore::new(admin::CONNECTIONS_MAX)),
-        }),
+        app: Arc::new(AdminApp { proxy, commands, guard, flip_hold: settings.admin.flip_hold }),
         listeners: vec![sockets.admin],
         tls: admin_tls,
         phases: drain.switches.admin(),
         threads: Some(1),
         vital: Some(drain.death.vital("the admin port")),
+        limits: Connections::new(admin::CONNECTIONS_MAX, 0),
     };
     let mut background = background_service("control", background);
     background.threads = Some(1);

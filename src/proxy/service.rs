@@ -11,6 +11,7 @@ use tidegate_terms::{RequestId, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
+use crate::connections::Connections;
 use crate::cors::Cors;
 use crate::discovery::Discovery;
 use crate::fleet::{Fleet, Known, RoutingTable, View};
@@ -53,6 +54,8 @@ pub struct Proxy {
     pub surge: Notify,
     /// What Prometheus reads.
     pub metrics: Metrics,
+    /// Open connections of clients.
+    pub connections: Arc<Connections>,
     /// What engines tell beside their answers.
     pub signals: Signals,
     /// What the planner decided and why.

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::bootstrap::Bootstrap;
 use crate::checkup;
 use crate::clock::Clock;
+use crate::connections::Connections;
 use crate::control::background::{Background, Tasks};
 use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
@@ -186,6 +187,10 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
         signals: Signals::new(settings, &metrics),
         metrics,
         journal: Journal::default(),
+        connections: Connections::new(
+            settings.server.connections_max,
+            settings.server.connections_per_address_max,
+        ),
         body_max: settings.server.body_max_bytes,
         queue_deadline: settings.queue.deadline,
         attempts_max: settings.retry.attempts,

@@ -102,3 +102,5 @@ pub const GPU: Seconds = Seconds(1.0);
 pub const FLIP_HOLD: Seconds = Seconds(600.0);
 /// Ten minutes: Firefox keeps an answer for up to a day, Chrome for two hours.
 pub const CORS_MAX_AGE: Seconds = Seconds(600.0);
+/// systemd's unit allows 65,536 open files; each connection may have a request with one of its own.
+pub const CONNECTIONS_MAX: usize = 16_384;

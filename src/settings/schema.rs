@@ -78,6 +78,12 @@ pub struct ServerSettings {
     /// A client that reads nothing of its answer for this long loses the answer.
     #[serde(rename = "client_stall_seconds")]
     pub client_stall: Seconds,
+    /// Most client connections open at once; further ones get 503 and are closed. Keep it below the
+    /// process's limit of open files, of which each request in flight takes one more.
+    pub connections_max: usize,
+    /// The same from one client address; 0: no limit. Not behind a load balancer that hides its
+    /// clients' addresses.
+    pub connections_per_address_max: usize,
     /// Meaning of a client that closes its sending half after its request.
     pub half_close: HalfClose,
     /// Time that requests in flight have to finish after the linger.
@@ -392,6 +398,8 @@ impl Default for ServerSettings {
             keepalive: defaults::KEEPALIVE,
             keepalive_comment: defaults::KEEPALIVE_COMMENT,
             client_stall: defaults::CLIENT_STALL,
+            connections_max: defaults::CONNECTIONS_MAX,
+            connections_per_address_max: 0,
             half_close: HalfClose::default(),
             drain: defaults::DRAIN,
             linger: defaults::LINGER,

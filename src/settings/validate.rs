@@ -20,6 +20,8 @@ const DAY: f64 = 86_400.0;
 const PLAN_INTERVAL_MIN: f64 = 0.001;
 /// No machine has more cores.
 const THREADS_MAX: u64 = 1024;
+/// File descriptors of the largest hosts.
+const CONNECTIONS_MAX: u64 = 1 << 20;
 /// A body is held in memory as long as its request waits.
 const BODY_MAX_BYTES: u64 = 1 << 30;
 /// Each waiting request holds its body.
@@ -311,6 +313,9 @@ fn spans(settings: &Settings, found: &mut Found) {
 fn counts(settings: &Settings, found: &mut Found) {
     let Settings { server, queue, placement, retry, upstream, probe, prefix, .. } = settings;
     found.count(server.threads as u64, (0, THREADS_MAX), "server.threads");
+    found.count(server.connections_max as u64, (1, CONNECTIONS_MAX), "server.connections_max");
+    let per_address = server.connections_per_address_max as u64;
+    found.count(per_address, (0, CONNECTIONS_MAX), "server.connections_per_address_max");
     found.count(server.body_max_bytes as u64, (1, BODY_MAX_BYTES), "server.body_max_bytes");
     found.count(queue.requests_max as u64, (1, QUEUE_MAX), "queue.requests_max");
     found.number(queue.hopeless_share, (0.0, 1.0), "queue.hopeless_share", "");

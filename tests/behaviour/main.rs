@@ -27,6 +27,7 @@ mod handoff_trust;
 mod health;
 mod house;
 mod kv_events;
+mod limits;
 mod models;
 mod overload;
 mod plain_engines;

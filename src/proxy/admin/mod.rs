@@ -19,7 +19,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_terms::{Role, Seconds};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::control::{Command, Hold};
@@ -48,8 +48,6 @@ pub struct AdminApp {
     pub guard: Guard,
     /// How long a flip by hand holds unless the request says it.
     pub flip_hold: Seconds,
-    /// Bounds open connections.
-    pub connections: Arc<Semaphore>,
 }
 
 /// The body of `POST /v1/backends/{name}/role`.
@@ -69,17 +67,7 @@ struct Problem {
 type Answer = Response<Full<Bytes>>;
 
 impl App for AdminApp {
-    async fn serve(
-        self: Arc<Self>,
-        io: ClientSocket,
-        client: Client,
-        mut stop: watch::Receiver<bool>,
-    ) {
-        let Ok(_open) = Arc::clone(&self.connections).try_acquire_owned() else {
-            let client = client.address;
-            tracing::warn!(%client, "admin: {CONNECTIONS_MAX} connections are open, one more is closed");
-            return;
-        };
+    async fn serve(self: Arc<Self>, io: ClientSocket, _: Client, mut stop: watch::Receiver<bool>) {
         let service =
             service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
         let mut builder = http1::Builder::new();

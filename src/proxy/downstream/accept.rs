@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::preface::{self, Version};
 use super::{ClientSocket, http1, http2};
+use crate::connections::Refused;
 use crate::front::{App, Client};
 use crate::service::Proxy;
 
@@ -19,6 +20,10 @@ pub struct DataApp {
 }
 
 impl App for DataApp {
+    fn refused(&self, refused: Refused) {
+        self.proxy.metrics.connection_refused(refused);
+    }
+
     async fn serve(
         self: Arc<Self>,
         io: ClientSocket,
@@ -35,7 +40,9 @@ impl App for DataApp {
         match first {
             Ok(Ok((Version::Http1, io))) => http1::serve(proxy, patience, client, io, stop).await,
             // Boxed, or every connection would keep room for it.
-            Ok(Ok((Version::Http2, io))) => Box::pin(http2::serve(proxy, client, io, stop)).await,
+            Ok(Ok((Version::Http2, io))) => {
+                Box::pin(http2::serve(proxy, patience, client, io, stop)).await;
+            }
             // A client that sent nothing, or left, asked for nothing.
             Ok(Err(_)) | Err(_) => {}
         }

@@ -198,6 +198,7 @@ where
     }
     match inlet.body(framing, max).await {
         Ok(body) => Ok((Ok(body), Rest::None)),
+        Err(NoBody::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
         Err(NoBody::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
         Err(error @ NoBody::Malformed(_)) => {
             Ok((Err(ApiError::bad_request(error.to_string(), None)), Rest::Unread))

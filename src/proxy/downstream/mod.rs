@@ -2,8 +2,10 @@
 //! nothing of engines: a request goes in at `request::handle`, an answer comes out.
 
 mod accept;
+mod h2_body;
 mod http1;
 mod http2;
+mod pace;
 mod preface;
 mod presence;
 mod reading;

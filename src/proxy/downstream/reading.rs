@@ -10,8 +10,9 @@ use std::time::Duration;
 use thiserror::Error;
 use tidegate_http1::{Asked, BodyError, BodyReader, Framing, HEAD_MAX, HeadError, read_request};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::pace::allowance;
 use crate::scratch::{self, poll_read};
 
 /// What a client may send ahead while its answer is on the way.
@@ -159,11 +160,13 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         }
         let mut all = BytesMut::from(&body[..]);
         drop(body);
+        let began = Instant::now();
         while all.len() < length {
-            let left = length - all.len();
+            let (came, left) = (all.len(), length - all.len());
             all.reserve(left.min(GROW_MAX.max(all.len())));
             let mut room = (&mut all).limit(left);
-            let reading = timeout(self.patience, self.io.read_buf(&mut room));
+            let patience = self.patience.min(allowance(began.elapsed(), came));
+            let reading = timeout(patience, self.io.read_buf(&mut room));
             if reading.await.map_err(|_| NoBody::Stalled)?? == 0 {
                 return Err(NoBody::Closed);
             }
@@ -176,11 +179,12 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         let mut all = BytesMut::new();
         let mut begun = std::mem::take(&mut self.ahead);
         self.add(&mut reader, &mut begun, &mut all)?;
+        let began = Instant::now();
         while !reader.is_done() {
             if all.len() > max {
                 return Err(NoBody::TooLarge);
             }
-            let patience = self.patience;
+            let patience = self.patience.min(allowance(began.elapsed(), all.len()));
             let reading = std::future::poll_fn(|context| {
                 scratch::with(|scratch| match ready!(poll_read(&mut self.io, context, scratch))? {
                     0 => Poll::Ready(Err(NoBody::Closed)),

@@ -1,0 +1,112 @@
+//! How many connections of clients may be open: in all, and from one address. One atomic and, with a
+//! limit per address, one map entry a connection; nothing a request.
+
+use dashmap::DashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Which limit a connection met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// `[server] connections_max`.
+    Total,
+    /// `[server] connections_per_address_max`.
+    Address,
+}
+
+impl Refused {
+    /// The word for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Refused::Total => "total",
+            Refused::Address => "address",
+        }
+    }
+}
+
+/// The open connections of one port.
+#[derive(Debug)]
+pub struct Connections {
+    max: usize,
+    /// 0: no limit.
+    per_address_max: usize,
+    open: AtomicUsize,
+    by_address: DashMap<IpAddr, usize>,
+}
+
+/// Counts one connection while it is open.
+#[derive(Debug)]
+pub struct Connection {
+    all: Arc<Connections>,
+    address: Option<IpAddr>,
+}
+
+impl Connections {
+    /// Limits; `per_address_max` 0 is none.
+    pub fn new(max: usize, per_address_max: usize) -> Arc<Connections> {
+        let (open, by_address) = (AtomicUsize::new(0), DashMap::new());
+        Arc::new(Connections { max, per_address_max, open, by_address })
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Count a connection.
+    ///
+    /// # Errors
+    /// The limit that it would exceed; it is not counted then.
+    pub fn admit(self: &Arc<Self>, from: SocketAddr) -> Result<Connection, Refused> {
+        // Counted first, so that the drop takes it back on every path.
+        let mut connection = Connection { all: Arc::clone(self), address: None };
+        if self.open.fetch_add(1, Relaxed) >= self.max {
+            return Err(Refused::Total);
+        }
+        if self.per_address_max > 0 {
+            // An IPv4 client of a dual-stack socket is the same client.
+            let address = from.ip().to_canonical();
+            let mut count = self.by_address.entry(address).or_insert(0);
+            if *count >= self.per_address_max {
+                return Err(Refused::Address);
+            }
+            *count += 1;
+            connection.address = Some(address);
+        }
+        Ok(connection)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.all.open.fetch_sub(1, Relaxed);
+        if let Some(address) = self.address {
+            self.all.by_address.entry(address).and_modify(|count| *count -= 1);
+            self.all.by_address.remove_if(&address, |_, count| *count == 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn limits_hold_and_every_count_returns_to_zero() {
+        let all = Connections::new(3, 2);
+        let first = all.admit(from("10.0.0.1:1")).unwrap();
+        let second = all.admit(from("[::ffff:10.0.0.1]:2")).unwrap();
+        assert_eq!(all.admit(from("10.0.0.1:3")).unwrap_err(), Refused::Address);
+        let other = all.admit(from("10.0.0.2:1")).unwrap();
+        assert_eq!(all.admit(from("10.0.0.3:1")).unwrap_err(), Refused::Total);
+        drop(first);
+        let again = all.admit(from("10.0.0.1:4")).unwrap();
+        drop((second, other, again));
+        assert_eq!((all.open(), all.by_address.len()), (0, 0));
+    }
+}
