@@ -173,8 +173,14 @@ fn what_the_gateway_example_shows_as_default_is_the_default() {
         ..shown.upstream
     };
     assert_eq!(upstream, default.upstream);
-    let server =
-        crate::ServerSettings { tls: None, cors: None, upgrade_socket: None, ..shown.server };
+    let server = crate::ServerSettings {
+        tls: None,
+        cors: None,
+        upgrade_socket: None,
+        trust_client_handoff: false,
+        handoff_hosts: Vec::new(),
+        ..shown.server
+    };
     assert_eq!(server, default.server);
     let (shown, default) = (&shown.backends[1], crate::BackendSettings::default());
     assert_eq!(shown.streams_max, default.streams_max);
