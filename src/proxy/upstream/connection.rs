@@ -77,6 +77,17 @@ impl ExchangeError {
     }
 }
 
+/// What a connection between two exchanges is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// Another exchange.
+    Quiet,
+    /// Nothing: it has ended.
+    Ended,
+    /// Nothing: the engine has sent bytes that belong to no answer.
+    Surplus,
+}
+
 /// A connection between two exchanges.
 pub(super) struct Link {
     socket: Socket,
@@ -141,9 +152,13 @@ impl Link {
     /// Is a pooled connection good for another exchange? Bytes that came since the last answer are
     /// no part of any answer: the next client would read them as its own. The kernel is asked, since
     /// the reactor may not have heard of them yet: one `recv` an exchange.
-    pub(super) fn is_clean(&mut self) -> bool {
+    pub(super) fn rest(&mut self) -> Rest {
         let mut context = Context::from_waker(Waker::noop());
-        self.socket.is_quiet() && self.socket.poll_read(&mut context, &mut [0]).is_pending()
+        match self.socket.at_rest() {
+            // TLS may hold decrypted bytes, or an end that the reactor has seen.
+            Rest::Quiet if self.socket.poll_read(&mut context, &mut [0]).is_ready() => Rest::Ended,
+            rest => rest,
+        }
     }
 
     /// Send a request, which begins at `now`, and wait for the answer's head.
@@ -170,6 +185,9 @@ impl Link {
         }
         // What is left of a request would be read as the beginning of the next.
         let keeps_alive = head.keeps_alive && whole && exchange.flushed.is_some();
+        if !whole {
+            home.suspect();
+        }
         let mut link = exchange.link;
         link.reused = true;
         let mut body = UpstreamBody { first, reader, link: Some(link), keeps_alive, home };
@@ -305,7 +323,10 @@ impl UpstreamBody {
                     return Poll::Ready(Ok(None));
                 }
                 let piece = self.reader.read(&mut scratch[..read])?;
-                self.keeps_alive &= piece.consumed == read;
+                if piece.consumed < read {
+                    self.keeps_alive = false;
+                    self.home.suspect();
+                }
                 if !piece.data.is_empty() {
                     return Poll::Ready(Ok(Some(Bytes::copy_from_slice(&scratch[piece.data]))));
                 }

@@ -5,11 +5,12 @@
 use crossbeam_queue::ArrayQueue;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tidegate_terms::{Moment, Seconds};
 use tokio::time::timeout;
 
-use super::connection::{Answer, ExchangeError, Link};
+use super::connection::{Answer, ExchangeError, Link, Rest};
 use super::outgoing::Outgoing;
 use super::socket::Socket;
 use super::{Address, tls};
@@ -28,10 +29,17 @@ pub struct PoolParams {
     pub first_byte_timeout: Seconds,
 }
 
+/// An engine that sent bytes beyond an answer carries one request a connection for so long. Such
+/// bytes may come while the next request is on its way, when they cannot be told from its answer; one
+/// minute without reuse costs a connection a request, of an engine that is broken.
+const SUSPECT: Seconds = Seconds(60.0);
+
 /// Idle connections and since when each waits.
 pub(super) struct Idle {
     links: ArrayQueue<(Link, Moment)>,
     clock: Clock,
+    /// Until when no connection is used again.
+    suspect_until: AtomicU64,
 }
 
 impl Idle {
@@ -39,9 +47,25 @@ impl Idle {
         self.clock.now()
     }
 
-    /// Keep a connection; when the pool is full it is closed instead.
+    /// Keep a connection; when the pool is full, or its engine suspect, it is closed instead.
     pub(super) fn put(&self, link: Link) {
-        drop(self.links.push((link, self.clock.now())));
+        let now = self.clock.now();
+        if !self.is_suspect(now) {
+            drop(self.links.push((link, now)));
+        }
+    }
+
+    /// The engine sent bytes that belong to no answer.
+    pub(super) fn suspect(&self) {
+        let now = self.clock.now();
+        if !self.is_suspect(now) {
+            tracing::warn!("an engine sends bytes beyond its answers: no connection is used twice");
+        }
+        self.suspect_until.store((now + SUSPECT).0, Relaxed);
+    }
+
+    fn is_suspect(&self, now: Moment) -> bool {
+        now < Moment(self.suspect_until.load(Relaxed))
     }
 }
 
@@ -61,7 +85,11 @@ impl Pool {
         tls: Option<tls::Connector>,
         clock: Clock,
     ) -> Pool {
-        let idle = Arc::new(Idle { links: ArrayQueue::new(params.idle_max.max(1)), clock });
+        let idle = Arc::new(Idle {
+            links: ArrayQueue::new(params.idle_max.max(1)),
+            clock,
+            suspect_until: AtomicU64::new(0),
+        });
         Pool { address, params, tls, idle }
     }
 
@@ -131,8 +159,13 @@ impl Pool {
 
     fn take(&self, now: Moment) -> Option<Link> {
         while let Some((mut link, since)) = self.idle.links.pop() {
-            if self.is_fresh(since, now) && link.is_clean() {
-                return Some(link);
+            if !self.is_fresh(since, now) || self.idle.is_suspect(now) {
+                continue;
+            }
+            match link.rest() {
+                Rest::Quiet => return Some(link),
+                Rest::Ended => {}
+                Rest::Surplus => self.idle.suspect(),
             }
         }
         None

@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
+use super::connection::Rest;
 use super::{Address, tls};
 use crate::scratch::poll_read;
 
@@ -47,14 +48,17 @@ impl Socket {
         }
     }
 
-    /// Is nothing to be read from the kernel: neither bytes, nor the connection's end, nor an error?
-    pub(super) fn is_quiet(&self) -> bool {
-        let stream = match self {
-            Socket::Tcp(stream) => stream,
-            Socket::Tls(stream) => stream.get_ref().0,
+    /// What the kernel holds of a connection between two exchanges. What TLS sends then is its end.
+    pub(super) fn at_rest(&self) -> Rest {
+        let (stream, is_clear) = match self {
+            Socket::Tcp(stream) => (stream, true),
+            Socket::Tls(stream) => (stream.get_ref().0, false),
         };
-        let peeked = SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
-        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Rest::Quiet,
+            Ok(bytes) if bytes > 0 && is_clear => Rest::Surplus,
+            Ok(_) | Err(_) => Rest::Ended,
+        }
     }
 
     /// Read what is there: how many bytes, 0 at the stream's end.
