@@ -120,7 +120,8 @@ mod tests {
         const BLUE: (&str, &str) = ("authorization", "Bearer sk-blue");
         const BAD: (&str, &str) = ("authorization", "Bearer x");
         const BASIC: (&str, &str) = ("authorization", "Basic eDp5");
-        let rows: [(&[(&'static str, &'static str)], Option<&str>); 14] = [
+        type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);
+        let rows: [Row; 14] = [
             (&[], None),
             (&[RED], Some("red")),
             (&[RED, RED], Some("red")),

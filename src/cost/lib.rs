@@ -1,7 +1,7 @@
 //! What work costs, learned while it runs, and who already has which prompt.
 //!
 //! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by
-//! docs/spec/engine-model.md#step-time
+//!   docs/spec/engine-model.md#step-time
 //! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: the same models fitted online, robustly
 //! - [`PrefillBatch`]: prompts that an engine computes in one step
 //! - [`HitShare`], [`HitEvidence`]: how much of a predicted prefix-cache hit is real

@@ -94,7 +94,7 @@ impl Hops {
                 }
                 hops.identity = value.eq_ignore_ascii_case(b"identity");
                 hops.chunked = value.eq_ignore_ascii_case(b"chunked");
-                if !hops.identity && !(hops.chunked && is_1_1) {
+                if !(hops.identity || hops.chunked && is_1_1) {
                     return Err(HeadError::Coding);
                 }
             } else if field.name.eq_ignore_ascii_case("connection") {

@@ -214,8 +214,8 @@ impl Tries {
         if let Some((_, first)) = busy().next() {
             let alike = busy().all(|(_, verdict)| verdict.status == first.status);
             let status = if alike { first.status.unwrap_or(429) } else { 429 };
-            let same = busy().filter(|(_, verdict)| verdict.status == Some(status)).last();
-            let (backend, verdict) = same.or_else(|| busy().last())?;
+            let same = busy().rfind(|(_, verdict)| verdict.status == Some(status));
+            let (backend, verdict) = same.or_else(|| busy().next_back())?;
             let now = proxy.wall_now();
             let asked = busy().filter_map(|(_, verdict)| verdict.asks_for(now));
             let retry_after = asked.fold(Seconds::ZERO, Seconds::max).min(BACK_OFF_ASKED_MAX);
@@ -226,7 +226,7 @@ impl Tries {
                 retry_after,
             });
         }
-        let (backend, verdict) = verdicts().last()?;
+        let (backend, verdict) = verdicts().next_back()?;
         Some(Failure::Judged { backend: Arc::clone(backend), verdict: Box::new(verdict.clone()) })
     }
 }

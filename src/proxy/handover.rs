@@ -181,6 +181,7 @@ pub async fn is_served(stream: UnixStream) -> io::Result<bool> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test waits for another thread")]
 mod tests {
     use super::*;
     use std::net::TcpListener;

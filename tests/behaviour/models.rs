@@ -36,7 +36,7 @@ async fn knowing(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
         let all = send(proxy.data, get("/v1/models")).await.json();
         let known =
             |model: &&str| all["data"].as_array().unwrap().iter().any(|c| c["id"] == **model);
-        if models.iter().all(|model| known(&model)) {
+        if models.iter().all(known) {
             return proxy;
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -142,7 +142,8 @@ mod tests {
         let guard = Guard { tokens: Vec::new(), hosts: vec!["gate.example".to_owned()] };
         const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
         let local = ("host", "127.0.0.1:9090");
-        let rows: [(&str, &[(&str, &str)], u16); 19] = [
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
+        let rows: [Row<'_>; 19] = [
             ("GET", &[local], 200),
             ("GET", &[("host", "[::1]:9090")], 200),
             ("GET", &[("host", "localhost:9090")], 200),

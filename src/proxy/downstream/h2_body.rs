@@ -103,6 +103,6 @@ impl Body for H2Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
