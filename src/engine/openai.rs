@@ -125,6 +125,12 @@ impl ApiError {
         ApiError::new(503, SERVER, message, Some("no_backend")).retry_in(retry_after)
     }
 
+    /// 503: the memory for request bodies is in use.
+    pub fn body_budget(retry_after: Seconds) -> ApiError {
+        let message = "The memory for request bodies is in use. Retry later.";
+        ApiError::new(503, SERVER, message, Some("body_budget")).retry_in(retry_after)
+    }
+
     /// 504: the request waited longer than its queue deadline.
     pub fn queue_deadline(waited: Seconds) -> ApiError {
         let message = format!(

@@ -29,6 +29,7 @@ fn every_error_has_its_status_and_openais_form() {
         (ApiError::internal(), 500, None, None),
         (ApiError::upstream_failed("gone"), 502, None, Some("upstream_failed")),
         (ApiError::no_backend(wait), 503, None, Some("no_backend")),
+        (ApiError::body_budget(wait), 503, None, Some("body_budget")),
         (ApiError::queue_deadline(wait), 504, None, Some("queue_deadline")),
     ];
     for (error, status, param, code) in cases {

@@ -28,9 +28,10 @@ pub fn write(record: &Record, now: Moment) {
     let accepted = &record.accepted;
     tracing::info!(
         target: TARGET,
-        request_id = %record.live.name,
-        trace = %accepted.traceparent,
-        tenant = %accepted.tenant,
+        // Strings and not by `Display`: the text format quotes those, and a client chooses them.
+        request_id = &*record.live.name,
+        trace = accepted.traceparent.as_str(),
+        tenant = accepted.tenant.as_str(),
         client_subject = record.subject.as_deref(),
         endpoint = accepted.endpoint.as_str(),
         model = record.live.model.as_deref(),

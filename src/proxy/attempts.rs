@@ -81,7 +81,7 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
 }
 
 pub(crate) fn log(record: &Record, proxy: &Proxy, missed: &LegFailure) {
-    tracing::warn!(request = %record.live.name, attempt = record.attempts, "{missed}");
+    tracing::warn!(request = &*record.live.name, attempt = record.attempts, "{missed}");
     proxy.metrics.leg_failed(missed);
 }
 

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use tidegate_engine::LegBody;
 use tidegate_http1::RequestHead;
 
+use crate::budget::Held;
 use crate::headers::{Identity, for_leg};
 use crate::upstream::{Address, Outgoing};
 
 /// The client's request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Inbound {
     /// Its method.
     pub method: Method,
@@ -24,9 +25,24 @@ pub struct Inbound {
     pub body: Bytes,
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
+    /// The body's share of the budget, released with the request.
+    pub held: Option<Held>,
 }
 
 impl Inbound {
+    /// The same request for a task beside this one. The share of the budget stays here: the body is
+    /// not copied.
+    pub fn beside(&self) -> Inbound {
+        Inbound {
+            method: self.method.clone(),
+            target: self.target.clone(),
+            headers: self.headers.clone(),
+            body: self.body.clone(),
+            subject: self.subject.clone(),
+            held: None,
+        }
+    }
+
     /// The request of one leg: the client's, with the leg's body in place of its own, and its header.
     pub fn leg(&self, address: &Address, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
         let mut head = RequestHead::new(&self.method, &address.target(&self.target));

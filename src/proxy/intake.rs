@@ -10,6 +10,7 @@ use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
 use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
 use tidegate_terms::Moment;
 
+use crate::budget::Held;
 use crate::inbound::Inbound;
 use crate::service::Proxy;
 
@@ -40,12 +41,20 @@ pub struct Refused {
     pub error: ApiError,
 }
 
+/// A body that was read.
+pub struct Read {
+    /// All of it.
+    pub bytes: Bytes,
+    /// Its share of the budget.
+    pub held: Held,
+}
+
 /// A request as it came in, before anything is known of it.
 pub struct Asked {
     /// Its head.
     pub head: Parts,
     /// All of its body, or why it is refused.
-    pub body: Result<Bytes, ApiError>,
+    pub body: Result<Read, ApiError>,
     /// When its head was here.
     pub arrived: Moment,
     /// The subject of the client's certificate, if it presented one.
@@ -78,9 +87,9 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
         path: inbound.target,
         error,
     };
-    let mut inbound = Inbound { method, target, headers, body: Bytes::new(), subject };
+    let mut inbound = Inbound { method, target, headers, body: Bytes::new(), subject, held: None };
     match body {
-        Ok(body) => inbound.body = body,
+        Ok(Read { bytes, held }) => (inbound.body, inbound.held) = (bytes, Some(held)),
         Err(error) => return Err(refused(inbound, error)),
     }
     match admit(proxy, &mut inbound, fresh).await {
@@ -140,9 +149,18 @@ async fn filtered(
     let (accepted, edited) = if inbound.body.len() <= INLINE_MAX {
         filter(proxy, inbound, &fresh)?
     } else {
-        let (proxy, held) = (Arc::clone(proxy), inbound.clone());
-        let filtering = tokio::task::spawn_blocking(move || filter(&proxy, &held, &fresh));
-        filtering.await.map_err(|_| ApiError::internal())??
+        // In order of arrival. The permit and the body's share of the budget stay with the work: a
+        // client that leaves does not end it.
+        let lane = Arc::clone(&proxy.large_bodies).acquire_owned().await;
+        let permit = lane.map_err(|_| ApiError::internal())?;
+        let (proxy, beside, held) = (Arc::clone(proxy), inbound.beside(), inbound.held.take());
+        let filtering = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            (filter(&proxy, &beside, &fresh), held)
+        });
+        let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;
+        inbound.held = held;
+        filtered?
     };
     if let Some(body) = edited {
         inbound.body = body;

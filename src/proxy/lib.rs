@@ -34,6 +34,7 @@ mod ask;
 mod attempts;
 mod blame;
 mod bootstrap;
+mod budget;
 mod checkup;
 pub mod clock;
 mod connections;

@@ -12,6 +12,7 @@ use tidegate_engine::Endpoint;
 use tidegate_signals::fit::Misfit;
 use tidegate_terms::{Flip, Moment, Role, Seconds};
 
+use crate::budget::Budget;
 use crate::connections::Refused;
 use crate::failure::LegFailure;
 use crate::fleet::{Backend, Fleet, RoutingTable};
@@ -63,6 +64,8 @@ pub struct Metrics {
     backends: Vec<BackendMetrics>,
     queue_requests: Gauge,
     live_requests: Gauge,
+    body_bytes: Gauge,
+    body_budget: Gauge,
     queue_seconds: Histogram,
     plan_duration: Histogram,
     ttft_ratio: Histogram,
@@ -124,7 +127,12 @@ impl Metrics {
                 ENDS.map(
                     |end| counter!("tidegate_requests_settled_total", "ended" => end.as_str()),
                 ),
-                [gauge!("tidegate_queue_requests"), gauge!("tidegate_live_requests")],
+                [
+                    gauge!("tidegate_queue_requests"),
+                    gauge!("tidegate_live_requests"),
+                    gauge!("tidegate_body_bytes_held"),
+                    gauge!("tidegate_body_budget_bytes"),
+                ],
                 [
                     histogram!("tidegate_queue_seconds"),
                     histogram!("tidegate_plan_duration_seconds"),
@@ -136,7 +144,7 @@ impl Metrics {
             )
         });
         let (backends, settled, gauges, histograms, started) = built;
-        let [queue_requests, live_requests] = gauges;
+        let [queue_requests, live_requests, body_bytes, body_budget] = gauges;
         let [queue_seconds, plan_duration, ttft_ratio, surge_table, surge_placement] = histograms;
         Ok(Metrics {
             recorder,
@@ -145,6 +153,8 @@ impl Metrics {
             backends,
             queue_requests,
             live_requests,
+            body_bytes,
+            body_budget,
             queue_seconds,
             plan_duration,
             ttft_ratio,
@@ -254,7 +264,15 @@ impl Metrics {
     }
 
     /// The page. Gauges are read from the accounts now.
-    pub fn render(&self, fleet: &Fleet, table: &RoutingTable, waiting: usize) -> String {
+    pub fn render(
+        &self,
+        fleet: &Fleet,
+        table: &RoutingTable,
+        waiting: usize,
+        bodies: &Budget,
+    ) -> String {
+        self.body_bytes.set(bodies.held() as f64);
+        self.body_budget.set(bodies.max() as f64);
         self.queue_requests.set(waiting as f64);
         self.live_requests.set(fleet.registry.len() as f64);
         for (backend, gauges) in fleet.backends.iter().zip(&self.backends) {
@@ -373,6 +391,8 @@ fn describe() {
         "1 for each kind of difference between an engine and the settings or its group"
     );
     gauge!("tidegate_queue_requests", "Requests in the queue");
+    gauge!("tidegate_body_bytes_held", "Bytes of request bodies held");
+    gauge!("tidegate_body_budget_bytes", "Most bytes of request bodies held at once");
     gauge!("tidegate_live_requests", "Requests in flight, from arrival to completion");
     hist!(
         "tidegate_queue_seconds",

@@ -168,7 +168,7 @@ fn start_prefill(
     go: Arc<Notify>,
 ) -> JoinHandle<Prefilled> {
     let backend = Arc::clone(&seat.backend);
-    let inbound = serving.inbound.clone();
+    let inbound = serving.inbound.beside();
     let accepted = Arc::clone(serving.accepted);
     let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     let leg = async move {

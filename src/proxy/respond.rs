@@ -26,6 +26,11 @@ pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
     }
 }
 
+/// A body that does not fit into the budget of all bodies.
+pub fn no_room() -> ApiError {
+    ApiError::body_budget(RETRY_AFTER_SECONDS)
+}
+
 /// The error that stands for a failure.
 pub fn api_error(failure: &Failure) -> ApiError {
     match failure {

@@ -8,8 +8,9 @@ use tidegate_filters::{Chain, Directory};
 use tidegate_placement::Params as PlacementParams;
 use tidegate_settings::HalfClose;
 use tidegate_terms::{RequestId, Role, Seconds, Tokens};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
+use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::cors::Cors;
@@ -62,6 +63,10 @@ pub struct Proxy {
     pub journal: Journal,
     /// Largest request body.
     pub body_max: usize,
+    /// What all bodies together may hold.
+    pub bodies: Arc<Budget>,
+    /// Permits to run the filters over a large body, one less than cores: the rest wait in order.
+    pub(crate) large_bodies: Arc<Semaphore>,
     /// How long a request may wait in the queue.
     pub queue_deadline: Seconds,
     /// Backends tried before the first byte.

@@ -12,9 +12,10 @@ use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_terms::{BackendId, Moment, Plan, Role, Seconds, Tokens};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::bootstrap::Bootstrap;
+use crate::budget::{self, Budget};
 use crate::checkup;
 use crate::clock::Clock;
 use crate::connections::Connections;
@@ -192,6 +193,8 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
             settings.server.connections_per_address_max,
         ),
         body_max: settings.server.body_max_bytes,
+        bodies: Budget::new(settings.server.body_budget_bytes.unwrap_or_else(budget::default_max)),
+        large_bodies: Arc::new(Semaphore::new(filter_lanes())),
         queue_deadline: settings.queue.deadline,
         attempts_max: settings.retry.attempts,
         handoff_max: settings.queue.handoff,
@@ -253,6 +256,12 @@ fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>>
         (left > 0.0).then(|| Pin { role, until: Some(Moment::START + Seconds(left)) })
     };
     settings.backends.iter().map(pin).collect()
+}
+
+/// Large bodies that the filters work on at once: one core is left to the other requests.
+fn filter_lanes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.saturating_sub(1).max(1)
 }
 
 fn offer(backend: &BackendSettings) -> Offer {

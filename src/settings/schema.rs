@@ -68,6 +68,10 @@ pub struct ServerSettings {
     pub threads: usize,
     /// Largest request body, in bytes; larger ones get 413.
     pub body_max_bytes: usize,
+    /// Memory for all request bodies that are held at once, in bytes; beyond it 503 with `Retry-After`
+    /// before a body is read. Absent: half of the cgroup's memory limit, or else of the machine's
+    /// memory, at most 1 GiB.
+    pub body_budget_bytes: Option<usize>,
     /// Time-out of a client connection: for its header, its next request, and the next part of a body.
     #[serde(rename = "keepalive_seconds")]
     pub keepalive: Seconds,
@@ -395,6 +399,7 @@ impl Default for ServerSettings {
             listen: vec![defaults::LISTEN],
             threads: 0,
             body_max_bytes: defaults::BODY_MAX_BYTES,
+            body_budget_bytes: None,
             keepalive: defaults::KEEPALIVE,
             keepalive_comment: defaults::KEEPALIVE_COMMENT,
             client_stall: defaults::CLIENT_STALL,

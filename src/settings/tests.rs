@@ -210,6 +210,7 @@ fn numbers_have_bounds() {
         ("[slo]\ntpot_seconds = inf", "slo.tpot_seconds: is inf (0.001 to 86400 seconds)"),
         ("[server]\nlinger_seconds = -1", "server.linger_seconds: is -1 (0 to 86400 seconds)"),
         ("[server]\nthreads = 5000", "server.threads: is 5000 (0 to 1024)"),
+        ("[server]\nbody_budget_bytes = 0", "server.body_budget_bytes: is 0 (1 to 17592186044416)"),
         ("[server]\nbody_max_bytes = 0", "server.body_max_bytes: is 0 (1 to 1073741824)"),
         ("[queue]\nhopeless_share = 1.5", "queue.hopeless_share: is 1.5 (0 to 1)"),
         ("[queue]\nhopeless_patience = -1", "queue.hopeless_patience: is -1 (0 to 1)"),

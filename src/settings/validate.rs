@@ -24,6 +24,8 @@ const THREADS_MAX: u64 = 1024;
 const CONNECTIONS_MAX: u64 = 1 << 20;
 /// A body is held in memory as long as its request waits.
 const BODY_MAX_BYTES: u64 = 1 << 30;
+/// As much memory as one machine has.
+const BODY_BUDGET_BYTES: u64 = 1 << 44;
 /// Each waiting request holds its body.
 const QUEUE_MAX: u64 = 1 << 20;
 /// Each costs a client's patience.
@@ -317,6 +319,9 @@ fn counts(settings: &Settings, found: &mut Found) {
     let per_address = server.connections_per_address_max as u64;
     found.count(per_address, (0, CONNECTIONS_MAX), "server.connections_per_address_max");
     found.count(server.body_max_bytes as u64, (1, BODY_MAX_BYTES), "server.body_max_bytes");
+    if let Some(budget) = server.body_budget_bytes {
+        found.count(budget as u64, (1, BODY_BUDGET_BYTES), "server.body_budget_bytes");
+    }
     found.count(queue.requests_max as u64, (1, QUEUE_MAX), "queue.requests_max");
     found.number(queue.hopeless_share, (0.0, 1.0), "queue.hopeless_share", "");
     found.number(queue.hopeless_patience, (0.0, 1.0), "queue.hopeless_patience", "");

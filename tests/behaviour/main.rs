@@ -7,6 +7,7 @@ mod admin;
 mod admin_trust;
 mod apis;
 mod browsers;
+mod budget;
 mod cancel;
 mod certificates;
 mod citations;

@@ -220,6 +220,11 @@ impl Proxy {
         until("every counter back at zero", || self.is_settled()).await;
     }
 
+    /// Bytes of request bodies held.
+    pub fn body_bytes(&self) -> usize {
+        self.running.proxy.bodies.held()
+    }
+
     /// Requests that wait in the queue.
     pub fn waiting(&self) -> usize {
         self.running.proxy.queue.signal().waiting()

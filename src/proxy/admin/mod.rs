@@ -120,7 +120,7 @@ impl AdminApp {
             "/metrics" if get => {
                 let table = proxy.fleet.table();
                 let waiting = proxy.queue.signal().waiting();
-                let page = proxy.metrics.render(&proxy.fleet, &table, waiting);
+                let page = proxy.metrics.render(&proxy.fleet, &table, waiting, &proxy.bodies);
                 text(StatusCode::OK, "text/plain; version=0.0.4", page)
             }
             "/v1/fleet" if get => json(StatusCode::OK, &views::fleet(proxy)),

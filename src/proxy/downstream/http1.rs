@@ -3,7 +3,6 @@
 //!
 //! Why not hyper's codec, which speaks h2 here: see docs/decisions/0002-http1-codec.md.
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body::Body;
@@ -27,7 +26,7 @@ use super::reading::{Inlet, NoBody, NoHead};
 use super::socket::Socket;
 use super::writing::Outlet;
 use crate::front::Client as Peer;
-use crate::intake;
+use crate::intake::{self, Read};
 use crate::relay::RelayBody;
 use crate::service::Proxy;
 use crate::{request, respond};
@@ -182,22 +181,30 @@ async fn read<Io>(
     head: &Parts,
     framing: Framing,
     expects_continue: bool,
-) -> Result<(Result<Bytes, ApiError>, Rest), Ended>
+) -> Result<(Result<Read, ApiError>, Rest), Ended>
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let max = proxy.body_max;
     if let Err(refused) = intake::admit_head(proxy, head) {
         // A body that came with its head need not end the connection.
-        let read = inlet.has_body(framing) && inlet.body(framing, max).await.is_ok();
-        return Ok((Err(refused), if read { Rest::None } else { Rest::Unread }));
+        return Ok((Err(refused), skip(inlet, framing)));
     }
+    // A length above the maximum is refused below.
+    let announced = match framing {
+        Framing::Length(length) => usize::try_from(length).ok().filter(|length| *length <= max),
+        Framing::Chunked | Framing::UntilClose => None,
+    };
+    let Some(mut held) = proxy.bodies.try_hold(announced.unwrap_or(0)) else {
+        return Ok((Err(respond::no_room()), skip(inlet, framing)));
+    };
     if expects_continue && !inlet.has_body(framing) {
         inlet.io.write_all(CONTINUE).await?;
         inlet.io.flush().await?;
     }
-    match inlet.body(framing, max).await {
-        Ok(body) => Ok((Ok(body), Rest::None)),
+    match inlet.body(framing, max, &mut held).await {
+        Ok(bytes) => Ok((Ok(Read { bytes, held }), Rest::None)),
+        Err(NoBody::NoRoom) => Ok((Err(respond::no_room()), Rest::Unread)),
         Err(NoBody::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
         Err(NoBody::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
         Err(error @ NoBody::Malformed(_)) => {
@@ -205,6 +212,11 @@ where
         }
         Err(error) => Err(Ended::Body(error)),
     }
+}
+
+/// What is left of a body that is refused: nothing if all of it came with its head.
+fn skip<Io: AsyncRead + Unpin>(inlet: &mut Inlet<Io>, framing: Framing) -> Rest {
+    if inlet.skip_body(framing) { Rest::None } else { Rest::Unread }
 }
 
 /// A head that is none: said in the form that most clients read.

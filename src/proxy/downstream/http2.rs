@@ -1,7 +1,8 @@
 //! HTTP/2, with prior knowledge or after TLS: hyper's codec.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::Request;
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -22,9 +23,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::h2_body::H2Body;
 use super::pace::allowance;
 use crate::front::Client;
-use crate::intake::{self, Asked};
-use crate::request;
+use crate::intake::{self, Asked, Read};
 use crate::service::Proxy;
+use crate::{request, respond};
 
 /// Streams that a connection may have open at once: what nginx allows twice, and browsers ask for.
 const STREAMS_MAX: u32 = 256;
@@ -122,17 +123,24 @@ impl Drop for Stream {
     }
 }
 
-/// All of a body that keeps its pace.
+/// All of a body that keeps its pace: of an announced length it is held before, else as it comes.
 ///
 /// # Errors
-/// 408, 413, or 400 if it breaks off.
-async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Bytes, ApiError> {
+/// 408, 413, 503 beyond the budget, or 400 if it breaks off.
+async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Read, ApiError> {
+    let too_large = || ApiError::too_large(proxy.body_max);
+    let announced = body.size_hint().exact();
+    let length = usize::try_from(announced.unwrap_or(0)).map_err(|_| too_large())?;
+    if length > proxy.body_max {
+        return Err(too_large());
+    }
+    let mut held = proxy.bodies.try_hold(length).ok_or_else(respond::no_room)?;
     let (began, mut all) = (Instant::now(), BytesMut::new());
     loop {
         let wait = patience.to_duration().min(allowance(began.elapsed(), all.len()));
         let frame = match timeout(wait, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
-            Ok(None) => return Ok(all.freeze()),
+            Ok(None) => return Ok(Read { bytes: all.freeze(), held }),
             Ok(Some(Err(_))) => {
                 return Err(ApiError::bad_request("The request body could not be read.", None));
             }
@@ -140,7 +148,10 @@ async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<By
         };
         let Ok(data) = frame.into_data() else { continue };
         if all.len() + data.len() > proxy.body_max {
-            return Err(ApiError::too_large(proxy.body_max));
+            return Err(too_large());
+        }
+        if announced.is_none() && !held.grow(data.len()) {
+            return Err(respond::no_room());
         }
         all.extend_from_slice(&data);
     }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout};
 
 use super::pace::allowance;
+use crate::budget::Held;
 use crate::scratch::{self, poll_read};
 
 /// What a client may send ahead while its answer is on the way.
@@ -70,6 +71,9 @@ pub enum NoBody {
     /// It is larger than allowed; the rest was not read.
     #[error("the body is too large")]
     TooLarge,
+    /// It does not fit into the budget of all bodies; the rest was not read.
+    #[error("the memory for bodies is in use")]
+    NoRoom,
 }
 
 impl<Io: AsyncRead + Unpin> Inlet<Io> {
@@ -137,15 +141,32 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         }
     }
 
-    /// All of a body of at most `max` bytes.
-    pub async fn body(&mut self, framing: Framing, max: usize) -> Result<Bytes, NoBody> {
+    /// Drop a body that came with its head. False: not all of it did, and nothing is dropped.
+    pub fn skip_body(&mut self, framing: Framing) -> bool {
+        match framing {
+            Framing::Length(length) if self.has_body(framing) => {
+                self.ahead.drain(..length as usize);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// All of a body of at most `max` bytes. Those of an announced length are `held` before; of other
+    /// bodies, each part is held as it comes.
+    pub async fn body(
+        &mut self,
+        framing: Framing,
+        max: usize,
+        held: &mut Held,
+    ) -> Result<Bytes, NoBody> {
         match framing {
             Framing::Length(0) => Ok(Bytes::new()),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(length) if length <= max => self.so_many(length).await,
                 _ => Err(NoBody::TooLarge),
             },
-            Framing::Chunked | Framing::UntilClose => self.chunks(framing, max).await,
+            Framing::Chunked | Framing::UntilClose => self.chunks(framing, max, held).await,
         }
     }
 
@@ -174,11 +195,16 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         Ok(all.freeze())
     }
 
-    async fn chunks(&mut self, framing: Framing, max: usize) -> Result<Bytes, NoBody> {
+    async fn chunks(
+        &mut self,
+        framing: Framing,
+        max: usize,
+        held: &mut Held,
+    ) -> Result<Bytes, NoBody> {
         let mut reader = BodyReader::new(framing);
         let mut all = BytesMut::new();
         let mut begun = std::mem::take(&mut self.ahead);
-        self.add(&mut reader, &mut begun, &mut all)?;
+        self.add(&mut reader, &mut begun, &mut all, held)?;
         let began = Instant::now();
         while !reader.is_done() {
             if all.len() > max {
@@ -188,7 +214,9 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
             let reading = std::future::poll_fn(|context| {
                 scratch::with(|scratch| match ready!(poll_read(&mut self.io, context, scratch))? {
                     0 => Poll::Ready(Err(NoBody::Closed)),
-                    read => Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all)),
+                    read => {
+                        Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all, held))
+                    }
                 })
             });
             timeout(patience, reading).await.map_err(|_| NoBody::Stalled)??;
@@ -201,8 +229,12 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         reader: &mut BodyReader,
         bytes: &mut [u8],
         all: &mut BytesMut,
+        held: &mut Held,
     ) -> Result<(), NoBody> {
         let piece = reader.read(bytes)?;
+        if !held.grow(piece.data.len()) {
+            return Err(NoBody::NoRoom);
+        }
         all.extend_from_slice(&bytes[piece.data]);
         self.ahead = bytes[piece.consumed..].to_vec();
         Ok(())
@@ -240,6 +272,7 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
     use tokio::io::AsyncWriteExt;
 
     const MAX: usize = 100;
@@ -265,7 +298,8 @@ mod tests {
                         return bodies;
                     }
                 };
-                let body = inlet.body(asked.framing, MAX).await;
+                let mut held = Budget::new(usize::MAX).try_hold(0).unwrap();
+                let body = inlet.body(asked.framing, MAX, &mut held).await;
                 let failed = body.is_err();
                 bodies.push(body.map_err(|error| error.to_string()));
                 if failed {

@@ -203,7 +203,7 @@ mod tests {
         gpus.take(&proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);
         assert!(proxy.signals.troubles(ids[0]).is_empty());
-        let page = proxy.metrics.render(&proxy.fleet, &proxy.fleet.table(), 0);
+        let page = proxy.metrics.render(&proxy.fleet, &proxy.fleet.table(), 0, &proxy.bodies);
         for line in [
             "tidegate_gpu_utilisation_ratio{gpu=\"1\"} 0.5",
             "tidegate_gpu_power_watts{gpu=\"0\"} NaN",

@@ -1,0 +1,203 @@
+//! The memory budget of request bodies. A body is reserved before it is read, and released when no
+//! leg needs it any more. One counter for all: a reservation is one atomic operation, a release
+//! another.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Largest default budget, in bytes: 32 bodies of the largest default size.
+const DEFAULT_MAX: u64 = 1 << 30;
+
+/// What all bodies together may hold.
+#[derive(Debug)]
+pub struct Budget {
+    max: usize,
+    held: AtomicUsize,
+}
+
+/// Bytes reserved for one body. Dropping it releases them.
+#[derive(Debug)]
+pub struct Held {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Budget {
+    /// A budget of `max` bytes.
+    pub fn new(max: usize) -> Arc<Budget> {
+        Arc::new(Budget { max, held: AtomicUsize::new(0) })
+    }
+
+    /// The maximum.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Bytes reserved now.
+    pub fn held(&self) -> usize {
+        self.held.load(Relaxed)
+    }
+
+    /// Reserve `bytes` if they fit.
+    pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        self.add(bytes).then(|| Held { budget: Arc::clone(self), bytes })
+    }
+
+    fn add(&self, bytes: usize) -> bool {
+        // The counter guards no other memory, so `Relaxed` is enough. Not an addition that is taken
+        // back if it does not fit: until then, it would refuse what fits.
+        let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.max);
+        bytes == 0 || self.held.fetch_update(Relaxed, Relaxed, fits).is_ok()
+    }
+}
+
+impl Held {
+    /// Reserve `more` bytes if they fit; if not, nothing changes.
+    #[must_use]
+    pub fn grow(&mut self, more: usize) -> bool {
+        let fits = self.budget.add(more);
+        if fits {
+            self.bytes += more;
+        }
+        fits
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.budget.held.fetch_sub(self.bytes, Relaxed);
+        }
+    }
+}
+
+/// The budget where the settings name none: half of the memory that this process may use, at most
+/// 1 GiB. The other half is for tokens, answers and connections.
+pub fn default_max() -> usize {
+    default_of(|path| std::fs::read_to_string(path).ok())
+}
+
+fn default_of(read: impl Fn(&Path) -> Option<String>) -> usize {
+    let limit = cgroup_limit(&read).into_iter().chain(total(&read)).min();
+    let max = limit.map_or(DEFAULT_MAX, |limit| (limit / 2).min(DEFAULT_MAX));
+    usize::try_from(max).unwrap_or(usize::MAX)
+}
+
+/// `MemTotal`, in bytes.
+fn total(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let text = read(Path::new("/proc/meminfo"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The smallest limit of this process's cgroup and of those above it. In a container the path may be
+/// the host's; then only the root is there, and it is the container's own.
+fn cgroup_limit(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let text = read(Path::new("/proc/self/cgroup"))?;
+    let mut limits = BTreeSet::new();
+    for line in text.lines() {
+        // hierarchy:controllers:path; version 2 has hierarchy 0 and no controllers.
+        let mut parts = line.splitn(3, ':');
+        let (Some(hierarchy), Some(controllers), Some(path)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        let (root, file) = if hierarchy == "0" && controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        for group in Path::new(path.trim_start_matches('/')).ancestors() {
+            let text = read(&Path::new(root).join(group).join(file));
+            // "max" is no number, and no limit.
+            limits.extend(text.and_then(|text| text.trim().parse::<u64>().ok()));
+        }
+    }
+    limits.first().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_is_held_and_released_on_drop() {
+        let budget = Budget::new(100);
+        let mut first = budget.try_hold(60).unwrap();
+        assert!(budget.try_hold(41).is_none());
+        assert!(budget.try_hold(usize::MAX).is_none());
+        let second = budget.try_hold(40).unwrap();
+        assert!(!first.grow(1) && budget.held() == 100);
+        drop(second);
+        assert!(first.grow(40) && budget.held() == 100);
+        assert!(budget.try_hold(0).is_some(), "an empty body always fits");
+        drop(first);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn threads_never_hold_more_than_the_maximum() {
+        let budget = Budget::new(1000);
+        std::thread::scope(|scope| {
+            for thread in 1..=4 {
+                let budget = &budget;
+                scope.spawn(move || {
+                    for _ in 0..2000 {
+                        let mut held = budget.try_hold(97 * thread);
+                        assert!(budget.held() <= 1000);
+                        if let Some(held) = &mut held {
+                            let _ = held.grow(thread);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn the_default_is_half_of_the_memory_that_there_is() {
+        const GIB: u64 = 1 << 30;
+        let (v2, v1) = ("0::/a/b\n", "9:cpu:/\n4:memory,hugetlb:/docker/x\n0::/\n");
+        let unlimited = "9223372036854771712\n";
+        let of = |files: &[(&str, &str)]| {
+            let files: std::collections::HashMap<_, _> = files.iter().copied().collect();
+            default_of(|path| files.get(path.to_str()?).map(|text| (*text).to_owned())) as u64
+        };
+        let (own, meminfo) = ("/proc/self/cgroup", "/proc/meminfo");
+        let large = "MemTotal:       65536000 kB\nMemFree: 1 kB\n";
+        let rows: [(&[(&str, &str)], u64); 8] = [
+            (&[], GIB),
+            (&[(meminfo, large)], GIB),
+            (&[(meminfo, "MemTotal: 1048576 kB\n")], GIB / 2),
+            (&[(own, v2), ("/sys/fs/cgroup/a/b/memory.max", "536870912\n")], GIB / 4),
+            (&[(own, v2), ("/sys/fs/cgroup/a/b/memory.max", "max\n"), (meminfo, large)], GIB),
+            (
+                &[
+                    (own, v2),
+                    ("/sys/fs/cgroup/a/b/memory.max", "max\n"),
+                    ("/sys/fs/cgroup/a/memory.max", "1000\n"),
+                ],
+                500,
+            ),
+            // The host's path, which this container does not see.
+            (&[(own, v1), ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "4096\n")], 2048),
+            (
+                &[
+                    (own, v1),
+                    ("/sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes", unlimited),
+                    (meminfo, "MemTotal: 1024 kB\n"),
+                ],
+                512 << 10,
+            ),
+        ];
+        for (files, expected) in rows {
+            assert_eq!(of(files), expected, "{files:?}");
+        }
+    }
+}
