@@ -263,7 +263,12 @@ async fn serve_says_where_it_listens_and_a_port_may_be_any() {
     let mut stderr = child.stderr.take().unwrap();
     let reading = move || {
         let mut bytes = [0; 256];
-        while text.lines().filter(|line| line.contains("http://127.0.0.1:")).count() < 2 {
+        // A line is written in pieces: only one that has ended counts.
+        let addresses = |text: &str| {
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            whole.filter(|line| line.contains("http://127.0.0.1:")).count()
+        };
+        while addresses(&text) < 2 {
             let read = stderr.read(&mut bytes).unwrap();
             assert!(read > 0, "{text}");
             text += std::str::from_utf8(&bytes[..read]).unwrap();
