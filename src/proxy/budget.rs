@@ -75,6 +75,7 @@ impl Drop for Held {
 
 /// The budget where the settings name none: half of the memory that this process may use, at most
 /// 1 GiB. The other half is for tokens, answers and connections.
+#[allow(clippy::disallowed_methods, reason = "files of the kernel, read once at start")]
 pub fn default_max() -> usize {
     default_of(|path| std::fs::read_to_string(path).ok())
 }
