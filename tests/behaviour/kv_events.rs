@@ -155,7 +155,14 @@ async fn an_engine_gets_the_prompts_that_its_events_say_it_holds() {
     publisher.remember(json!([stored(2)]));
     publisher.remember(json!([{"type": "BlockRemoved", "block_hashes": [12, 11, 10]}]));
     publisher.publish_last().await;
-    until_metric(&proxy, "tidegate_kv_event_blocks", 3).await;
+    // There are three blocks before and after: only the removal tells that the replay is done.
+    let removed = "tidegate_kv_event_blocks_total{backend=\"told\",kind=\"removed\"} 3";
+    crate::client::within(async {
+        while !send(proxy.admin, get("/metrics")).await.body.contains(removed) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
     for _ in 0..4 {
         ask(&proxy, 2).await;
     }
