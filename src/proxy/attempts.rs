@@ -51,7 +51,7 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
         }
         if let Some(failure) = also {
             log(record, proxy, &failure);
-            tries.take(&mut serving, failure, None, record.attempts);
+            tries.take(&mut serving, failure, None, record.notes.attempts);
         }
         if let Some(first) = overtaken {
             let backend = proxy.fleet.backend(first);
@@ -65,8 +65,9 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
             Err(Miss::Elsewhere(missed)) => {
                 log(record, proxy, &missed);
                 let handed = missed.leg == Leg::Decode;
-                let from = record.prefill_on.clone().filter(|_| handed);
-                if let Some(failure) = tries.take(&mut serving, missed, from, record.attempts) {
+                let from = record.notes.prefill_on.clone().filter(|_| handed);
+                if let Some(failure) = tries.take(&mut serving, missed, from, record.notes.attempts)
+                {
                     tries.settle(proxy, false);
                     return Err(failure);
                 }
@@ -81,7 +82,7 @@ pub async fn serve(mut serving: Serving<'_>, record: &mut Record) -> Result<Open
 }
 
 pub(crate) fn log(record: &Record, proxy: &Proxy, missed: &LegFailure) {
-    tracing::warn!(request = &*record.live.name, attempt = record.attempts, "{missed}");
+    tracing::warn!(request = &*record.live.name, attempt = record.notes.attempts, "{missed}");
     proxy.metrics.leg_failed(missed);
 }
 
@@ -94,9 +95,9 @@ async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut Record) -> Race
         Err(failure) => return Err(failure.into()).into(),
     };
     record.placed_at.get_or_insert(serving.proxy.clock.now());
-    record.attempts += 1;
+    record.notes.attempts += 1;
     // A second leg has a number of its own, and so has a leg that runs whole after all.
-    let (on, second_attempt) = (placed.on(), record.attempts + 2);
+    let (on, second_attempt) = (placed.on(), record.notes.attempts + 2);
     let mut course = record.course();
     let live = course.live;
     let mut first = pin!(legs::attempt(serving, placed, &mut course));

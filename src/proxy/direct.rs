@@ -97,7 +97,7 @@ pub async fn serve(
             continue;
         }
         record.placed_at.get_or_insert(proxy.clock.now());
-        record.attempts += 1;
+        record.notes.attempts += 1;
         let (seat, predicted) = seat(&serving, &backend);
         let mut course = record.course();
         match legs::whole(&serving, seat, predicted, &mut course).await {
@@ -116,7 +116,8 @@ pub async fn serve(
             Err(Miss::Elsewhere(missed)) => {
                 attempts::log(record, proxy, &missed);
                 failed = true;
-                if let Some(failure) = tries.take(&mut serving, missed, None, record.attempts) {
+                if let Some(failure) = tries.take(&mut serving, missed, None, record.notes.attempts)
+                {
                     tries.settle(proxy, false);
                     return Err(failure);
                 }
@@ -125,7 +126,7 @@ pub async fn serve(
     }
     tries.settle(proxy, false);
     // A backend that failed may be the one that has it.
-    let told = tries.exhausted(proxy, record.attempts).filter(|_| failed);
+    let told = tries.exhausted(proxy, record.notes.attempts).filter(|_| failed);
     match (told, missing) {
         (Some(failure), _) => Err(failure),
         (None, Some(opened)) => Ok(opened),

@@ -13,7 +13,7 @@ use crate::fleet::{Known, Live};
 use crate::legs::{self, Miss, Serving};
 use crate::place::{self, Placed, Try};
 use crate::service::Proxy;
-use crate::settle::Notes;
+use crate::settle::{Course, Notes, Record};
 
 /// A leg is late after so many times what was predicted for it. Predictions are within a factor of
 /// two once the costs are fitted; from 3 to 8 all do.
@@ -101,7 +101,7 @@ pub(crate) async fn race(
 ) -> Raced {
     let (_hedge, serving, placed) = second;
     let mut notes = Notes { attempts: attempt, ..Notes::default() };
-    let mut course = notes.course(serving.accepted, live);
+    let mut course = Course { accepted: serving.accepted, live, notes: &mut notes };
     let mut other = Box::pin(legs::attempt(&serving, placed, &mut course));
     let (result, also, by_second) = tokio::select! {
         biased;
@@ -121,17 +121,12 @@ pub(crate) async fn race(
 }
 
 /// The second leg has won: the request's record says so.
-pub(crate) fn adopt(record: &mut crate::settle::Record, notes: Notes) {
+pub(crate) fn adopt(record: &mut Record, notes: Notes) {
     if let Some(on) = &notes.decode_on {
         record.live.decodes_on(on.id);
     }
-    record.predicted = notes.predicted;
-    record.prefill_on = notes.prefill_on;
-    record.decode_on = notes.decode_on;
-    record.cached = notes.cached;
-    record.prefill_usage = notes.prefill_usage;
-    record.whole = notes.whole;
-    record.prefilling = notes.prefilling;
+    // A hedge is no further attempt.
+    record.notes = Notes { attempts: record.notes.attempts, ..notes };
 }
 
 #[cfg(test)]

@@ -147,14 +147,14 @@ pub(crate) async fn whole(
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
     note_decode(course, &backend, Some(predicted));
-    (*course.cached, *course.prefill_usage, *course.whole) = (None, None, None);
+    (course.notes.cached, course.notes.prefill_usage, course.notes.whole) = (None, None, None);
     let missed = |problem| miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
     let ahead = predicted.ahead + predicted.prefill;
     // Pinned here, and not where it is awaited, or there would be room for two of it.
     let mut answered =
-        pin!(answered(serving, &backend, None, ahead, leg, *course.attempts, &|| ()));
+        pin!(answered(serving, &backend, None, ahead, leg, course.notes.attempts, &|| ()));
     let streams = course.accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     let (head, body) = match streams {
         true => answered.as_mut().await,
@@ -181,13 +181,13 @@ pub(crate) async fn whole(
             note_prefill(serving, &backend, predicted, sent, now, None);
         } else {
             let backend = Arc::clone(&backend);
-            *course.prefilling = Some(Prefilling { backend, predicted, sent });
+            course.notes.prefilling = Some(Prefilling { backend, predicted, sent });
         }
     } else if head.status.is_success() {
         if let OpenedBody::Complete(_) = &body {
             // The engine's count of the output divides it into prefill and steps, once it is read.
             let all = Prefilling { backend: Arc::clone(&backend), predicted, sent };
-            *course.whole = Some(all.read(serving.job.prompt, now, None));
+            course.notes.whole = Some(all.read(serving.job.prompt, now, None));
         }
         serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
     }
@@ -203,12 +203,12 @@ async fn split(
     course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&seat.backend);
-    *course.predicted = Some(predicted);
-    *course.prefill_on = Some(Arc::clone(&backend));
+    course.notes.predicted = Some(predicted);
+    course.notes.prefill_on = Some(Arc::clone(&backend));
     course.live.prefills_on(backend.id);
     let missed = |problem| miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
-    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), *course.attempts));
+    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), course.notes.attempts));
     let prefilled =
         watched(serving, [Some(&backend), None], predicted.ahead + predicted.prefill, prefilled)
             .await;
@@ -221,7 +221,7 @@ async fn split(
         return Ok(opened(serving, head, OpenedBody::Complete(body), seat));
     }
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
-    *course.prefill_usage = handoff.usage;
+    course.notes.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     let told = handoff.usage.and_then(|usage| usage.cached);
     note_prefill(serving, &backend, predicted, sent, now, told);
@@ -267,13 +267,14 @@ async fn decode(
         let missed = |problem| miss(&backend, Leg::Decode, problem);
         note_decode(course, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
-        *course.cached = None;
+        course.notes.cached = None;
         let takes = backend.id != from.id && backend.may_decode();
         let mut hangs_on = None;
         let leg = match &course.accepted.scan {
             Some(scan) if in_time && takes => {
                 // The decode engine would call all of it cached.
-                *course.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+                course.notes.cached =
+                    handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
                 let body = &serving.inbound.body;
                 hangs_on = Some(from);
                 from.family.decode_leg(body, scan, handoff, from.key.as_deref())
@@ -283,7 +284,9 @@ async fn decode(
             _ => serving.inbound.body.clone().into(),
         };
         let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);
-        match answered(serving, &backend, hangs_on, hand_off, leg, *course.attempts, &|| ()).await {
+        match answered(serving, &backend, hangs_on, hand_off, leg, course.notes.attempts, &|| ())
+            .await
+        {
             Ok((head, body)) => {
                 serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
                 return Ok(opened(serving, head, body, seat));
@@ -401,8 +404,8 @@ pub(crate) fn note_decode(
     backend: &Arc<Backend>,
     predicted: Option<Predicted>,
 ) {
-    *course.predicted = predicted.or(*course.predicted);
-    *course.decode_on = Some(Arc::clone(backend));
+    course.notes.predicted = predicted.or(course.notes.predicted);
+    course.notes.decode_on = Some(Arc::clone(backend));
     course.live.decodes_on(backend.id);
 }
 
@@ -473,7 +476,7 @@ pub(crate) async fn unedited(
 ) -> Result<Opened, Miss> {
     seat.open_stream(serving.job.prompt);
     // The engine knows the leg's id already.
-    *course.attempts += 1;
+    course.notes.attempts += 1;
     let opened = whole(serving, seat, predicted, course).await?;
     let learns = learns && opened.head.status.is_success();
     if let Some(shape) = serving.shape().filter(|_| learns) {

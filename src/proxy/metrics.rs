@@ -192,7 +192,7 @@ impl Metrics {
         model.output.record(record.output().as_f64());
         if let Some(ttft) = record.ttft() {
             model.ttft.record(ttft.get());
-            if let (Some(predicted), Some(queued)) = (record.predicted, record.queued()) {
+            if let (Some(predicted), Some(queued)) = (record.notes.predicted, record.queued()) {
                 let expected = queued + predicted.ahead + predicted.prefill;
                 self.ttft_ratio.record(ttft / expected.max(Seconds(1e-4)));
             }

@@ -68,8 +68,8 @@ pub(crate) async fn run(
         seat.open_stream(serving.job.prompt);
         return legs::whole(serving, seat, predicted, course).await;
     }
-    *course.predicted = Some(predicted);
-    *course.prefill_on = Some(Arc::clone(&from));
+    course.notes.predicted = Some(predicted);
+    course.notes.prefill_on = Some(Arc::clone(&from));
     course.live.prefills_on(from.id);
     legs::note_decode(course, &to, None);
 
@@ -79,10 +79,11 @@ pub(crate) async fn run(
     if !decode_first {
         go.notify_one();
     }
-    *course.cached = None;
-    let mut prefill = start_prefill(serving, &seat, prefill, *course.attempts, Arc::clone(&go));
+    course.notes.cached = None;
+    let mut prefill =
+        start_prefill(serving, &seat, prefill, course.notes.attempts, Arc::clone(&go));
     let linked = Linked(Some(prefill.abort_handle()));
-    let attempt = *course.attempts;
+    let attempt = course.notes.attempts;
     let leaves = || go.notify_one();
     let ahead = predicted.ahead + predicted.prefill;
     // Boxed, so that it can be dropped where the request runs whole after all.
@@ -154,8 +155,8 @@ fn note_cached(course: &mut Course<'_>, from: &Backend, answer: &[u8]) {
         return;
     }
     if let Ok(handoff) = from.family.read_prefill(answer) {
-        *course.prefill_usage = handoff.usage;
-        *course.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+        course.notes.prefill_usage = handoff.usage;
+        course.notes.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
     }
 }
 

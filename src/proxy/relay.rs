@@ -113,7 +113,7 @@ impl RelayBody {
                 Cow::Borrowed(_) => bytes,
             },
         };
-        let clean = with_cached(clean, record.cached);
+        let clean = with_cached(clean, record.notes.cached);
         record.ended = if record.status < 500 { Ended::Done } else { Ended::Failed };
         RelayBody::Full(Some(clean), Some(record))
     }
@@ -139,8 +139,8 @@ impl EventRelay {
         let now = record.proxy.clock.now();
         let asked = trusts_client(&record);
         let wish = record.wish.unwrap_or(Wish::Every);
-        let edits = wish != Wish::Every || record.cached.is_some();
-        let usage = edits.then(|| UsageFilter::new(wish, record.cached));
+        let edits = wish != Wish::Every || record.notes.cached.is_some();
+        let usage = edits.then(|| UsageFilter::new(wish, record.notes.cached));
         if record.wish.is_some() {
             reader.count_exactly(&seen);
         }
@@ -268,7 +268,7 @@ impl EventRelay {
                 seat.prefilled();
                 seat.emit(seen.tokens);
             }
-            if let Some(prefilling) = record.prefilling.take() {
+            if let Some(prefilling) = record.notes.prefilling.take() {
                 let Record { proxy, accepted, live, .. } = &**record;
                 prefilling.ended(proxy, accepted, live.prompt, now, None);
             }

@@ -51,96 +51,54 @@ pub struct Record {
     pub ended: Ended,
     /// The status that the client got; 0 before one was sent.
     pub status: u16,
-    /// Backends tried.
-    pub attempts: u32,
+    /// What its legs noted.
+    pub notes: Notes,
     /// Why it failed.
     pub problem: Option<String>,
     /// When its first leg was placed.
     pub placed_at: Option<Moment>,
-    /// What placement expected of that leg.
-    pub predicted: Option<Predicted>,
-    /// Where its prefill leg ran.
-    pub prefill_on: Option<Arc<Backend>>,
-    /// Its whole leg's prefill, if its stream began before a token.
-    pub prefilling: Option<Prefilling>,
-    /// Where its decode or whole leg ran.
-    pub decode_on: Option<Arc<Backend>>,
     /// The engine's own count.
     pub usage: Option<Usage>,
-    /// The prefill engine's, of a request that was split.
-    pub prefill_usage: Option<Usage>,
-    /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
-    pub cached: Option<Tokens>,
     /// How many choices its answer has.
     pub choices: u32,
-    /// The prompt of an answer that was not streamed, and how long all of it took.
-    pub whole: Option<ReadPrompt>,
     /// The usages that the client wished for, if the engine counts every chunk.
     pub wish: Option<Wish>,
     /// The subject of the client's certificate.
     pub subject: Option<Arc<str>>,
 }
 
-/// What a request's legs note of their course: on its record, or beside it where a second leg runs.
+/// What a request's legs note of their course.
+#[derive(Default)]
+pub struct Notes {
+    /// Backends tried.
+    pub attempts: u32,
+    /// What placement expected of its first leg.
+    pub predicted: Option<Predicted>,
+    /// Where its prefill leg ran.
+    pub prefill_on: Option<Arc<Backend>>,
+    /// Where its decode or whole leg ran.
+    pub decode_on: Option<Arc<Backend>>,
+    /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
+    pub cached: Option<Tokens>,
+    /// What the prefill engine of a split request counted.
+    pub prefill_usage: Option<Usage>,
+    /// The prompt of an answer that was not streamed, and how long all of it took.
+    pub whole: Option<ReadPrompt>,
+    /// Its whole leg's prefill, if its stream began before a token.
+    pub prefilling: Option<Prefilling>,
+}
+
+/// Where a leg writes its notes: on the request's record, or beside it where a second leg runs.
 pub struct Course<'a> {
     pub(crate) accepted: &'a Accepted,
     pub(crate) live: &'a Live,
-    pub(crate) attempts: &'a mut u32,
-    pub(crate) predicted: &'a mut Option<Predicted>,
-    pub(crate) prefill_on: &'a mut Option<Arc<Backend>>,
-    pub(crate) decode_on: &'a mut Option<Arc<Backend>>,
-    pub(crate) cached: &'a mut Option<Tokens>,
-    pub(crate) prefill_usage: &'a mut Option<Usage>,
-    pub(crate) whole: &'a mut Option<ReadPrompt>,
-    pub(crate) prefilling: &'a mut Option<Prefilling>,
-}
-
-/// The notes of a second leg: see [`Record`] for each.
-#[derive(Default)]
-pub(crate) struct Notes {
-    pub(crate) attempts: u32,
-    pub(crate) predicted: Option<Predicted>,
-    pub(crate) prefill_on: Option<Arc<Backend>>,
-    pub(crate) decode_on: Option<Arc<Backend>>,
-    pub(crate) cached: Option<Tokens>,
-    pub(crate) prefill_usage: Option<Usage>,
-    pub(crate) whole: Option<ReadPrompt>,
-    pub(crate) prefilling: Option<Prefilling>,
-}
-
-impl Notes {
-    /// To be written by a leg.
-    pub(crate) fn course<'a>(&'a mut self, accepted: &'a Accepted, live: &'a Live) -> Course<'a> {
-        Course {
-            accepted,
-            live,
-            attempts: &mut self.attempts,
-            predicted: &mut self.predicted,
-            prefill_on: &mut self.prefill_on,
-            decode_on: &mut self.decode_on,
-            cached: &mut self.cached,
-            prefill_usage: &mut self.prefill_usage,
-            whole: &mut self.whole,
-            prefilling: &mut self.prefilling,
-        }
-    }
+    pub(crate) notes: &'a mut Notes,
 }
 
 impl Record {
     /// To be written by the request's legs.
     pub fn course(&mut self) -> Course<'_> {
-        Course {
-            accepted: &self.accepted,
-            live: &self.live,
-            attempts: &mut self.attempts,
-            predicted: &mut self.predicted,
-            prefill_on: &mut self.prefill_on,
-            decode_on: &mut self.decode_on,
-            cached: &mut self.cached,
-            prefill_usage: &mut self.prefill_usage,
-            whole: &mut self.whole,
-            prefilling: &mut self.prefilling,
-        }
+        Course { accepted: &self.accepted, live: &self.live, notes: &mut self.notes }
     }
 
     /// A request that a filter has let in.
@@ -153,18 +111,11 @@ impl Record {
             live,
             ended: Ended::ClientLeft,
             status: 0,
-            attempts: 0,
+            notes: Notes::default(),
             problem: None,
             placed_at: None,
-            predicted: None,
-            prefill_on: None,
-            prefilling: None,
-            decode_on: None,
             usage: None,
-            prefill_usage: None,
-            cached: None,
             choices: 1,
-            whole: None,
             wish: None,
             subject: None,
         }
@@ -197,7 +148,7 @@ impl Record {
         if !generated {
             return;
         }
-        if let (Some(read), Some(usage)) = (self.whole, self.usage) {
+        if let (Some(read), Some(usage)) = (self.notes.whole, self.usage) {
             let read = ReadPrompt { told: usage.cached, ..read };
             self.proxy.learn(Observation::Whole { read, output: usage.completion });
         }

@@ -110,14 +110,14 @@ impl Signals {
     /// A request ended: was its cached part predicted, and did its hand-off begin?
     pub fn settled(&self, record: &Record) {
         if let (Some(_), Some(decode), Some(first)) =
-            (&record.prefill_on, &record.decode_on, record.live.first_at())
+            (&record.notes.prefill_on, &record.notes.decode_on, record.live.first_at())
         {
             self.backends[decode.id.index()].look.handed_over(first);
         }
-        let Some(predicted) = record.predicted else { return };
-        let (backend, usage) = match &record.prefill_on {
-            Some(backend) => (Some(backend), record.prefill_usage),
-            None => (record.decode_on.as_ref(), record.usage),
+        let Some(predicted) = record.notes.predicted else { return };
+        let (backend, usage) = match &record.notes.prefill_on {
+            Some(backend) => (Some(backend), record.notes.prefill_usage),
+            None => (record.notes.decode_on.as_ref(), record.usage),
         };
         let (Some(backend), Some(usage)) = (backend, usage) else { return };
         let signals = &self.backends[backend.id.index()];
