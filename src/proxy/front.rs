@@ -7,7 +7,7 @@ use pingora_core::services::Service;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -64,8 +64,6 @@ pub struct Phases {
     pub close: watch::Receiver<bool>,
     /// True: connections end, idle ones at once.
     pub stop: watch::Receiver<bool>,
-    /// Connections that are open.
-    pub open: Arc<AtomicUsize>,
 }
 
 /// One port as a service of pingora's.
@@ -140,22 +138,6 @@ struct Port<A> {
     refusing: Arc<AtomicBool>,
 }
 
-/// Counts a connection while it is open.
-struct Open(Arc<AtomicUsize>);
-
-impl Open {
-    fn new(count: &Arc<AtomicUsize>) -> Open {
-        count.fetch_add(1, Relaxed);
-        Open(Arc::clone(count))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
 impl<A: App> Port<A> {
     async fn accept_all(mut self, listener: TcpListener) {
         // The sender is gone only when the process ends.
@@ -198,7 +180,7 @@ impl<A: App> Port<A> {
             Err(refused) => return self.refuse(socket, address, refused),
         };
         self.refusing.store(false, Relaxed);
-        let (stop, open) = (self.phases.stop.clone(), Open::new(&self.phases.open));
+        let stop = self.phases.stop.clone();
         tokio::spawn(async move {
             // Waiting for an ACK with the last bytes of a chunk costs 40 ms.
             socket.set_nodelay(true).ok();
@@ -210,7 +192,7 @@ impl<A: App> Port<A> {
             if let Some((io, subject)) = served {
                 app.serve(io, Client { subject }, stop).await;
             }
-            drop((open, connection));
+            drop(connection);
         });
     }
 

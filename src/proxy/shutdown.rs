@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tidegate_terms::Seconds;
@@ -80,15 +80,12 @@ pub struct Switches {
     close_admin: watch::Sender<bool>,
     stop_data: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
-    /// Open connections of the data port.
-    open: Arc<AtomicUsize>,
 }
 
 impl Switches {
     /// All off; `begun`: the ports accept from the start.
     pub fn new(begun: bool) -> Switches {
         let off = || watch::channel(false).0;
-        let open = Arc::default();
         let begin = watch::channel(begun).0;
         Switches {
             begin,
@@ -96,28 +93,22 @@ impl Switches {
             close_admin: off(),
             stop_data: off(),
             stop_admin: off(),
-            open,
         }
     }
 
     /// The data port's.
     pub fn data(&self) -> Phases {
-        self.phases(&self.close_data, &self.stop_data, Arc::clone(&self.open))
+        self.phases(&self.close_data, &self.stop_data)
     }
 
     /// The admin port's: it answers until the end, or until a successor does.
     pub fn admin(&self) -> Phases {
-        self.phases(&self.close_admin, &self.stop_admin, Arc::default())
+        self.phases(&self.close_admin, &self.stop_admin)
     }
 
-    fn phases(
-        &self,
-        close: &watch::Sender<bool>,
-        stop: &watch::Sender<bool>,
-        open: Arc<AtomicUsize>,
-    ) -> Phases {
+    fn phases(&self, close: &watch::Sender<bool>, stop: &watch::Sender<bool>) -> Phases {
         let begin = self.begin.subscribe();
-        Phases { begin, close: close.subscribe(), stop: stop.subscribe(), open }
+        Phases { begin, close: close.subscribe(), stop: stop.subscribe() }
     }
 }
 
@@ -186,7 +177,7 @@ impl ShutdownSignalWatch for Drain {
         }
         self.switches.stop_data.send_replace(true);
         self.closed(drain).await;
-        let left = self.switches.open.load(Relaxed);
+        let left = self.proxy.connections.open();
         tracing::info!(left, "stopping: drained");
         // Nothing is in flight any more, or out of time: pingora need not wait again.
         ShutdownSignal::FastShutdown
@@ -208,7 +199,7 @@ impl Drain {
     async fn closed(&self, most: Seconds) {
         let clock = self.proxy.clock;
         let deadline = clock.now() + most;
-        let busy = || self.switches.open.load(Relaxed) > 0 || !self.proxy.fleet.registry.is_empty();
+        let busy = || self.proxy.connections.open() > 0 || !self.proxy.fleet.registry.is_empty();
         while busy() && clock.now() < deadline {
             tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
         }
