@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -99,6 +99,20 @@ pub async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
     }
     let (status, headers) = (open.response.status(), open.response.headers().clone());
     Answer { status, headers, body: String::from_utf8(body).unwrap() }
+}
+
+/// An HTTP/2 client that gives its streams no window, so that no answer's body can be sent to it, and
+/// the task that drives its connection.
+pub async fn h2_without_window(
+    to: SocketAddr,
+) -> (http2::SendRequest<Full<Bytes>>, JoinHandle<()>) {
+    let stream = TcpStream::connect(to).await.unwrap();
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    (sender, tokio::spawn(async move { drop(connection.await) }))
 }
 
 /// A request whose client can leave at any time: dropping or aborting the task closes its socket.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::client::{open, post, until};
+use crate::client::{h2_without_window, open, post, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
 use crate::field::{Play, RawClient, RawEngine, Received, ask, case};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
@@ -431,14 +431,7 @@ async fn a_request_that_is_late_is_tried_elsewhere_too() {
 async fn four_h2_streams_with_window_0_say_nothing_of_their_engines() {
     let engines = [chatty().await, chatty().await];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
-    let stream = tokio::net::TcpStream::connect(proxy.data).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
-            .initial_stream_window_size(0)
-            .handshake(hyper_util::rt::TokioIo::new(stream))
-            .await
-            .unwrap();
-    let driver = tokio::spawn(async move { drop(connection.await) });
+    let (mut sender, driver) = h2_without_window(proxy.data).await;
     let mut held = Vec::new();
     for _ in 0..4 {
         let mut request = post("/v1/chat/completions", chat(true));

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::client::{get, post, send, until, within};
+use crate::client::{get, h2_without_window, post, send, until, within};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::field::RawClient;
 use crate::proxy::{Proxy, chat, plain};
@@ -74,14 +74,7 @@ async fn an_h2_connection_without_streams_is_closed() {
 async fn an_h2_client_that_does_not_read_loses_its_stream() {
     let fake = Fake::start([], Act::Hang(chat_chunks(4))).await;
     let proxy = Proxy::start("client_stall_seconds = 0.4\n", &[plain("a", &fake)]).await;
-    let stream = TcpStream::connect(proxy.data).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
-            .initial_stream_window_size(0)
-            .handshake(hyper_util::rt::TokioIo::new(stream))
-            .await
-            .unwrap();
-    let driver = tokio::spawn(async move { drop(connection.await) });
+    let (mut sender, driver) = h2_without_window(proxy.data).await;
     let mut request = post("/v1/chat/completions", chat(true));
     *request.uri_mut() = "http://test/v1/chat/completions".parse().unwrap();
     let held = sender.send_request(request).await.unwrap();
