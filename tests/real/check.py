@@ -4,7 +4,7 @@ Run by run.sh, which starts and stops the engines. Python's standard library onl
 first check that fails. Equal text proves no hand-off (a decode engine that gets no KV recomputes silently), so every
 transfer is proved by the engines' own counters.
 """
-import argparse, http.client, json, os, pathlib, random, signal, subprocess, sys, tempfile, threading, time
+import argparse, contextlib, http.client, json, os, pathlib, random, signal, subprocess, sys, tempfile, threading, time
 
 HOST, FIRST, DATA, ADMIN = "127.0.0.1", 18100, 18200, 18290
 LEASE_SECONDS = 30
@@ -196,6 +196,33 @@ def settled():
     check("every counter is back at zero", False, raw)
 
 
+def start(tidegate, path, directory, headers=None):
+    """tidegate with this configuration, once it knows the model (or after 10 s), and its log."""
+    log = open(pathlib.Path(directory, "tidegate.log"), "w")
+    proxy = subprocess.Popen([tidegate, "serve", "--config", path], stdout=log, stderr=log)
+    for _ in range(100):
+        try:
+            if "tiny" in exchange(DATA, "GET", "/v1/models", headers=headers)[2]:
+                break
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return proxy, log
+
+
+@contextlib.contextmanager
+def serving(tidegate, path, directory, headers=None):
+    """The same, ended with the block."""
+    proxy, log = start(tidegate, path, directory, headers)
+    try:
+        yield
+    finally:
+        proxy.terminate()
+        proxy.wait(timeout=45)
+        log.close()
+        print(f"the proxy's log: {log.name}")
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--tidegate", required=True)
@@ -203,16 +230,8 @@ def main():
     args.add_argument("--model", required=True)
     args = args.parse_args()
     directory = tempfile.mkdtemp()
-    log = open(pathlib.Path(directory, "tidegate.log"), "w")
-    proxy = subprocess.Popen([args.tidegate, "serve", "--config", config(args.model, directory)], stdout=log, stderr=log)
+    proxy, log = start(args.tidegate, config(args.model, directory), directory)
     try:
-        for _ in range(100):
-            try:
-                if exchange(DATA, "GET", "/v1/models")[2].find("tiny") >= 0:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
         for engine in range(2):  # the first request of an engine compiles and handshakes
             ask(FIRST + engine, "completions", f"warm {engine}", False)
         before = counters(1)

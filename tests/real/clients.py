@@ -4,10 +4,10 @@ are among vLLM's own requirements), and requests with features that a split must
 Run by run.sh before check.py, on the same engines. Every answer is compared with the same call to one engine alone; where an
 engine refuses a call, tidegate must hand on the same refusal. Exits 1 at the first check that fails.
 """
-import argparse, concurrent.futures, json, pathlib, subprocess, sys, tempfile, time
+import argparse, concurrent.futures, json, tempfile, time
 
 import anthropic, openai
-from check import DATA, FIRST, HOST, check, config, counters, exchange, request, settled
+from check import DATA, FIRST, HOST, check, config, counters, exchange, request, settled, serving
 
 KEY = "sk-tidegate-real-clients"
 LONG = " ".join(f"tide_{n * 7919 % 100003}" for n in range(80))
@@ -183,16 +183,7 @@ def main():
     directory = tempfile.mkdtemp()
     path = config(args.model, directory)
     path.write_text(path.read_text() + f'\n[[auth.keys]]\nname = "real"\nkey = "{KEY}"\n')
-    log = open(pathlib.Path(directory, "tidegate.log"), "w")
-    proxy = subprocess.Popen([args.tidegate, "serve", "--config", path], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                if exchange(DATA, "GET", "/v1/models", headers={"authorization": f"Bearer {KEY}"})[2].find("tiny") >= 0:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
+    with serving(args.tidegate, path, directory, {"authorization": f"Bearer {KEY}"}):
         before = counters(1)["bytes pulled"]
         features()
         errors()
@@ -202,11 +193,6 @@ def main():
         check("the decode engine pulled KV for them", moved > 0, f"{moved:.0f} bytes")
         settled()
         print(f"clients: all checks passed (openai {openai.__version__}, anthropic {anthropic.__version__})")
-    finally:
-        proxy.terminate()
-        proxy.wait(timeout=45)
-        log.close()
-        print(f"the proxy's log: {log.name}")
 
 
 if __name__ == "__main__":

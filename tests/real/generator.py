@@ -3,9 +3,9 @@
 Run by run.sh, with guidellm in a virtual environment of its own (its pins and vLLM's clash). Exits 1 if its report tells of a
 failed request, or of fewer than were asked for.
 """
-import argparse, json, os, pathlib, subprocess, tempfile, time
+import argparse, json, os, pathlib, subprocess, tempfile
 
-from check import ADMIN, DATA, HOST, check, config, counters, exchange, settled
+from check import DATA, HOST, check, config, counters, settled, serving
 
 REQUESTS = 60
 
@@ -34,16 +34,7 @@ def main():
         args.add_argument(f"--{name}", required=True)
     args = args.parse_args()
     directory = tempfile.mkdtemp()
-    log = open(pathlib.Path(directory, "tidegate.log"), "w")
-    proxy = subprocess.Popen([args.tidegate, "serve", "--config", config(args.model, directory)], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                if "tiny" in exchange(DATA, "GET", "/v1/models")[2]:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
+    with serving(args.tidegate, config(args.model, directory), directory):
         before = counters(1)["bytes pulled"]
         told = report(args, directory)
         for benchmark in told["benchmarks"]:
@@ -54,11 +45,6 @@ def main():
         moved = counters(1)["bytes pulled"] - before
         check("the decode engine pulled KV for them", moved > 0, f"{moved:.0f} bytes")
         settled()
-    finally:
-        proxy.terminate()
-        proxy.wait(timeout=45)
-        log.close()
-        print(f"the proxy's log: {log.name}")
 
 
 if __name__ == "__main__":

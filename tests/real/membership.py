@@ -5,7 +5,7 @@ Run by run.sh beside two engines that run already; starts the third itself. Exit
 """
 import argparse, json, os, pathlib, signal, subprocess, tempfile, time
 
-from check import ADMIN, DATA, FIRST, HOST, Load, ask, check, config, counter, exchange, set_role, settled
+from check import ADMIN, DATA, FIRST, HOST, Load, ask, check, config, counter, exchange, set_role, settled, start
 
 THIRD = FIRST + 2
 
@@ -85,17 +85,9 @@ def main():
     path = config(args.model, directory)
     third = f'[[backends]]\nname = "e2"\nurl = "http://{HOST}:{THIRD}"\nengine = "vllm"\nconnector = "nixl"\nkv_role = "kv_both"\nrole = "decode"\npin = true\n'
     path.write_text(f"{path.read_text()}\n{third}\n[probe]\nslow_return_seconds = 5\n")
-    log = open(pathlib.Path(directory, "tidegate.log"), "w")
-    proxy = subprocess.Popen([args.tidegate, "serve", "--config", path], stdout=log, stderr=log)
+    proxy, log = start(args.tidegate, path, directory)
     args.load = None
     try:
-        for _ in range(100):
-            try:
-                if "tiny" in exchange(DATA, "GET", "/v1/models")[2]:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
         ask(DATA, "chat", f"warm {time.time()}", False)
         args.load = Load(threads=4, max_tokens=48)
         joins(args, run)

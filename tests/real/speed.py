@@ -5,9 +5,9 @@ Nothing is asserted of the rates: on two cores the clients, the proxy and two en
 tidegate is 0.9 times the number of engines times one engine's rate; "both at once" is what this machine lets two engines have.
 Run by run.sh on two engines that run already. Exits 1 if a request fails.
 """
-import argparse, http.client, json, pathlib, random, subprocess, tempfile, threading, time
+import argparse, http.client, json, pathlib, random, tempfile, threading, time
 
-from check import DATA, FIRST, HOST, ADMIN, ask, check, exchange, settled
+from check import DATA, FIRST, HOST, ADMIN, ask, check, exchange, settled, serving
 
 IN_FLIGHT, SECONDS = 64, 10
 WORDS = "alpha module import tide gate under over water stone bridge north".split()
@@ -68,16 +68,7 @@ def main():
         args.add_argument(f"--{name}", required=True)
     args = args.parse_args()
     directory = tempfile.mkdtemp()
-    log = open(pathlib.Path(directory, "tidegate.log"), "w")
-    proxy = subprocess.Popen([args.tidegate, "serve", "--config", config(args.model, directory)], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                if "tiny" in exchange(DATA, "GET", "/v1/models")[2]:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
+    with serving(args.tidegate, config(args.model, directory), directory):
         for port in (FIRST, FIRST + 1, DATA):
             ask(port, "chat", f"warm {port} {time.time()}", False)
         one = measure("one engine directly", [FIRST])
@@ -93,11 +84,6 @@ def main():
         measure("tidegate, after 40 prompts of 1,500 tokens", [DATA], against)
         settled()
         print("speed: no request failed")
-    finally:
-        proxy.terminate()
-        proxy.wait(timeout=45)
-        log.close()
-        print(f"the proxy's log: {log.name}")
 
 
 if __name__ == "__main__":

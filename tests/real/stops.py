@@ -5,7 +5,7 @@ Run by run.sh on two engines that run already, with roles that the planner may c
 """
 import argparse, json, os, pathlib, signal, subprocess, tempfile, threading, time
 
-from check import ADMIN, DATA, HOST, ask, check, config, exchange, set_role, settled
+from check import ADMIN, DATA, ask, check, config, exchange, set_role, settled, serving
 
 ASKED = 9
 # Silence is noticed within seconds; a prefill of some hundred tokens on one core and a queue of nine come on top.
@@ -98,27 +98,13 @@ def main():
     path = config(args.model, directory)
     text = path.read_text().replace("pin = true", "pin = false").replace("[planner]\nenabled = false", "[planner]\nenabled = true")
     path.write_text(text)
-    log = open(pathlib.Path(directory, "tidegate.log"), "w")
-    proxy = subprocess.Popen([args.tidegate, "serve", "--config", path], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                if "tiny" in exchange(DATA, "GET", "/v1/models")[2]:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
+    with serving(args.tidegate, path, directory):
         for n in range(2):  # an engine's first request compiles
             ask(DATA, "chat", f"warm {n} {time.time()}", False)
         stopped(args, 1, "decode")
         stopped(args, 0, "prefill")
         settled()
         print("stops: all checks passed")
-    finally:
-        proxy.terminate()
-        proxy.wait(timeout=45)
-        log.close()
-        print(f"the proxy's log: {log.name}")
 
 
 if __name__ == "__main__":
