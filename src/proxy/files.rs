@@ -177,6 +177,21 @@ impl Found {
         }
     }
 
+    /// A secret that is given in the settings, or in a file that they name.
+    fn given(
+        &mut self,
+        value: Option<&String>,
+        file: Option<&Path>,
+        read: impl FnOnce(&Path) -> Result<String, FileProblem>,
+        setting: impl FnOnce() -> String,
+    ) -> Option<String> {
+        match (value, file) {
+            (Some(value), _) => Some(value.clone()),
+            (None, Some(path)) => self.take(setting(), read(path)),
+            (None, None) => None,
+        }
+    }
+
     fn server_tls(
         &mut self,
         section: &str,
@@ -203,11 +218,8 @@ fn state(settings: &Settings, found: &mut Found) -> ByHand {
 fn client_keys(settings: &Settings, found: &mut Found) -> Vec<ApiKey> {
     let mut keys = Vec::with_capacity(settings.auth.keys.len());
     for (i, key) in settings.auth.keys.iter().enumerate() {
-        let secret = match (&key.key, &key.key_file) {
-            (Some(key), _) => Some(key.clone()),
-            (None, Some(path)) => found.take(format!("auth.keys[{i}].key_file"), secret(path)),
-            (None, None) => None,
-        };
+        let setting = || format!("auth.keys[{i}].key_file");
+        let secret = found.given(key.key.as_ref(), key.key_file.as_deref(), secret, setting);
         keys.extend(secret.map(|secret| ApiKey { name: key.name.clone(), key: secret }));
     }
     keys
@@ -215,27 +227,20 @@ fn client_keys(settings: &Settings, found: &mut Found) -> Vec<ApiKey> {
 
 fn engine_keys(settings: &Settings, found: &mut Found) -> Vec<Option<String>> {
     let backends = settings.backends.iter().enumerate();
-    let key =
-        |(i, backend): (usize, &BackendSettings)| match (&backend.api_key, &backend.api_key_file) {
-            (Some(key), _) => Some(key.0.clone()),
-            (None, Some(path)) => {
-                found.take(format!("backends[{i}].api_key_file"), engine_secret(path))
-            }
-            (None, None) => None,
-        };
+    let key = |(i, backend): (usize, &BackendSettings)| {
+        let value = backend.api_key.as_ref().map(|key| &key.0);
+        let setting = || format!("backends[{i}].api_key_file");
+        found.given(value, backend.api_key_file.as_deref(), engine_secret, setting)
+    };
     backends.map(key).collect()
 }
 
 fn handoff_keys(settings: &Settings, found: &mut Found) -> Vec<Option<Box<[u8]>>> {
     let backends = settings.backends.iter().enumerate();
     let key = |(i, backend): (usize, &BackendSettings)| {
-        let key = match (&backend.disagg_key, &backend.disagg_key_file) {
-            (Some(key), _) => Some(key.0.clone()),
-            (None, Some(path)) => {
-                found.take(format!("backends[{i}].disagg_key_file"), engine_secret(path))
-            }
-            (None, None) => None,
-        };
+        let value = backend.disagg_key.as_ref().map(|key| &key.0);
+        let setting = || format!("backends[{i}].disagg_key_file");
+        let key = found.given(value, backend.disagg_key_file.as_deref(), engine_secret, setting);
         key.map(|key| key.into_bytes().into())
     };
     backends.map(key).collect()
