@@ -6,9 +6,9 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
 use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, Wish, scan};
 use tidegate_filters::ModelTokenizer;
-use tidegate_placement::{Excluded, Fleet, Job, Load, Params, Split, place};
-use tidegate_planner::{BackendObservation, GroupDemand, Observation, State, plan};
-use tidegate_terms::{
+use tidegate_scheduler::placement::{Excluded, Fleet, Job, Load, Params, Split, place};
+use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
+use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
 };
 
@@ -152,7 +152,7 @@ fn planning(c: &mut Criterion) {
             waiting_decodes: 0.0,
         };
         let seen = Observation { backends: backends.collect(), groups: vec![demand] };
-        let params = tidegate_planner::Params::default();
+        let params = tidegate_scheduler::planner::Params::default();
         let (_, state) = plan(&params, Moment(1), &seen, &State::default());
         c.bench_with_input(BenchmarkId::new("plan", count), &count, |b, _| {
             b.iter(|| plan(&params, Moment(20_000_000), black_box(&seen), &state));

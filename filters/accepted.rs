@@ -5,9 +5,9 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use std::fmt;
 use std::sync::Arc;
-use tidegate_cost::ByteFeatures;
 use tidegate_engine::{Endpoint, Kinds, Scan, Span};
-use tidegate_terms::Tokens;
+use tidegate_scheduler::cost::ByteFeatures;
+use tidegate_types::Tokens;
 
 /// A request's head: all that is known before its body is read.
 #[derive(Clone, Copy, Debug)]

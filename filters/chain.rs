@@ -9,8 +9,8 @@ use crate::parse::parse;
 use crate::tokenize::{Tokenize, tokenize};
 use crate::{Accepted, ApiKey, Arrival, Directory, FreshIds, Head};
 use http::HeaderMap;
-use tidegate_cost::ByteEstimator;
 use tidegate_engine::{ApiError, Served};
+use tidegate_scheduler::cost::ByteEstimator;
 
 /// What the operator may set.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 use crate::parse::Parsed;
 use crate::tokenize::Measured;
 use tidegate_engine::{ApiError, Endpoint, Scan};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 /// What placement may want to know of a request beyond its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_engine::Kinds;
 use tidegate_engine::paths::{self, Lookup, Served};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 /// Every model a client may name, and every path it may ask for.
 #[derive(Clone, Debug)]

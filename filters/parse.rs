@@ -6,7 +6,7 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use std::sync::Arc;
 use tidegate_engine::{ApiError, Endpoint, Scan, Span, is_form, model_in_form, scan};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 /// How soon a client may try again while no model is known: backends are asked for their models
 /// every few seconds.

@@ -5,9 +5,11 @@ use crate::model::{Clock, Encoded, ModelTokenizer};
 use crate::parse::Parsed;
 use crate::{Counted, FreshIds};
 use std::borrow::Cow;
-use tidegate_cost::{ByteEstimator, ByteFeatures, chain_bytes, chain_salt, chain_tokens};
 use tidegate_engine::{Endpoint, Prompt, Scan, Span};
-use tidegate_terms::Tokens;
+use tidegate_scheduler::cost::{
+    ByteEstimator, ByteFeatures, chain_bytes, chain_salt, chain_tokens,
+};
+use tidegate_types::Tokens;
 
 /// Bytes that stand for one token in the blocks of a prompt that was not tokenized.
 const BYTES_PER_TOKEN: usize = 4;

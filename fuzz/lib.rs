@@ -18,7 +18,7 @@ use tidegate_signals::facts::Facts;
 use tidegate_signals::kv::event::KvBatch;
 use tidegate_signals::kv::mirror::{Change, KvMirror};
 use tidegate_signals::{loads, orca, prometheus};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 const ENDPOINTS: [Endpoint; 6] = [
     Endpoint::ChatCompletions,

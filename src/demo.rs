@@ -12,7 +12,7 @@ use tidegate_emulator::{EmulatorConfig, start};
 use tidegate_load::{LoadConfig, Progress, Target, TargetError, run as load};
 use tidegate_proxy::{Running, StartError};
 use tidegate_sim::{Profile, Report, Trace, best_split};
-use tidegate_terms::{Seconds, Slo};
+use tidegate_types::{Seconds, Slo};
 
 use crate::replay::{ReplayError, print_table, write_json};
 use trace::Scenario;

@@ -5,7 +5,7 @@ use tidegate_emulator::{
     DisaggregationMode, EmulatorConfig, EngineKind, KvRole, LoadFailurePolicy, VllmConnector, start,
 };
 use tidegate_sim::Profile;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 /// Serve emulated engines.
 #[derive(clap::Args)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tidegate_load::{LoadConfig, Progress, Target, TargetError, run as load};
 use tidegate_sim::{Report, Trace, TraceError};
-use tidegate_terms::{Seconds, Slo, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 /// Replay a trace against a server.
 #[derive(clap::Args)]

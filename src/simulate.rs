@@ -10,7 +10,7 @@ use thiserror::Error;
 use tidegate_sim::{
     Policy, Profile, Report, Run, SimConfig, TidegateParams, Trace, page, simulate,
 };
-use tidegate_terms::{Seconds, Slo, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 use crate::replay::{ReplayError, print_table, traces};
 

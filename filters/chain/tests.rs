@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::sync::Arc;
 use tidegate_engine::{Endpoint, EngineKind, Kinds, Scan};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 #[allow(clippy::disallowed_methods, reason = "the one place where tests read their files")]
 pub(crate) fn testdata(name: &str) -> Vec<u8> {

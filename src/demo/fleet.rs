@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener};
 use tidegate_settings::Settings;
 use tidegate_sim::Profile;
-use tidegate_terms::Slo;
+use tidegate_types::Slo;
 
 use super::{DemoError, Policy};
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use tidegate_sim::Trace;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 use crate::replay::{ReplayError, traces};
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_load::{Progress, Snapshot};
 use tidegate_proxy::service::Proxy;
-use tidegate_terms::{Role, Seconds};
+use tidegate_types::{Role, Seconds};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(200);

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_sim::Profile;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 /// Which engine's manners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

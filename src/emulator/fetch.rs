@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_sim::{Sequence, Work};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tidegate_sim::{SeqId, Sequence, Work};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 use tokio::sync::oneshot;
 
 use crate::config::{EngineKind, VllmConnector};

@@ -3,7 +3,7 @@
 //! not taken off (vLLM's cache lives in what they leave free).
 
 use std::collections::{BTreeMap, HashMap};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 use crate::tokens::BLOCK_TOKENS;
 

@@ -4,7 +4,7 @@
 //! there: a decode whose prefill did not come computes the prompt, and that is counted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 use crate::config::{EngineKind, VllmConnector};
 use crate::engine::Shared;

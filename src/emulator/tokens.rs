@@ -61,7 +61,7 @@ impl Prompt {
 
     /// The chained hashes of its full blocks.
     pub fn chain(&self) -> Vec<u64> {
-        tidegate_cost::chain_bytes(0, &self.bytes, BLOCK_TOKENS * BYTES_PER_TOKEN)
+        tidegate_scheduler::cost::chain_bytes(0, &self.bytes, BLOCK_TOKENS * BYTES_PER_TOKEN)
     }
 }
 

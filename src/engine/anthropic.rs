@@ -109,7 +109,7 @@ const fn kind(status: u16) -> &'static str {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use tidegate_terms::Seconds;
+    use tidegate_types::Seconds;
 
     #[test]
     fn errors_of_the_messages_api_are_in_its_own_form() {

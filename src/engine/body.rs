@@ -15,7 +15,7 @@ pub(crate) use members::{Member, Members};
 
 use crate::Endpoint;
 use std::borrow::Cow;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 /// A stretch of a body: the raw JSON of one value, from byte `start` up to byte `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -14,7 +14,7 @@
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
 use std::sync::LazyLock;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 use crate::{Edits, Scan, WholeReason};
 

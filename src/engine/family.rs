@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 /// How a backend hands KV cache over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

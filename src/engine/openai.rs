@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 /// An error as the client gets it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tidegate_terms::Role;
+use tidegate_types::Role;
 
 /// Where an SGLang that was started with `--enable-pd-role-switch` takes the call.
 pub const SWITCH_PATH: &str = "/pd_role_switch";

@@ -7,7 +7,7 @@ use memchr::memmem::FinderRev;
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::LazyLock;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 /// Tokens as the engine counted them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::failure::Failure;
 

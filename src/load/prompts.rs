@@ -76,7 +76,7 @@ fn mix(seed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_terms::{Seconds, Tokens};
+    use tidegate_types::{Seconds, Tokens};
 
     fn arrival(prompt: u64, blocks: &[u64]) -> Arrival {
         Arrival {

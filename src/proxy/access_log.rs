@@ -1,7 +1,7 @@
 //! One line a request, written when it settles. Fields only; the format is the subscriber's.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 use crate::settle::Record;
 

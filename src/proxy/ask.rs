@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use tidegate_engine::EngineKind;
 use tidegate_signals::facts::Facts;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::answer::read_all;
 use crate::failure::LegProblem;

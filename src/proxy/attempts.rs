@@ -5,8 +5,8 @@
 use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{ClientState, Evidence, Others, is_load, judge};
-use tidegate_placement::{EXCLUDED_MAX, Split};
-use tidegate_terms::{BackendId, Seconds};
+use tidegate_scheduler::placement::{EXCLUDED_MAX, Split};
+use tidegate_types::{BackendId, Seconds};
 
 use crate::answer::Opened;
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};

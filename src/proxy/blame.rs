@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::failure::LegProblem;
 use crate::fleet::{Backend, EVERYONE};

@@ -7,7 +7,7 @@ use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_signals::facts::{Facts, Mode};
 use tidegate_signals::fit::{Misfit, Said, judge, mode_of};
-use tidegate_terms::GroupId;
+use tidegate_types::GroupId;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 

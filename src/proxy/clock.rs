@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the one place")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 /// The grid of [`Clock::coarse_instant`]: 10 ms.
 const COARSE: Moment = Moment(10_000_000);

@@ -2,7 +2,7 @@
 //! the control loop. Counters only.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 /// One pool's demand. Arrivals only grow; waiting goes up and down.
 #[derive(Debug, Default)]

@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use tidegate_engine::ids::{self, id_in_path, id_in_request};
 use tidegate_engine::{ApiError, Endpoint, Kinds};
-use tidegate_placement::Fleet;
-use tidegate_terms::{BackendId, Role};
+use tidegate_scheduler::placement::Fleet;
+use tidegate_types::{BackendId, Role};
 
 use crate::answer::{Opened, OpenedBody};
 use crate::attempts::{self, Tries};

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use tidegate_cost::Matches;
-use tidegate_placement::{DeadlineQueue, Outcome, Took};
-use tidegate_terms::{Moment, RequestId, Seconds};
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{DeadlineQueue, Outcome, Took};
+use tidegate_types::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::failure::Failure;

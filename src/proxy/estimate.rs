@@ -2,11 +2,11 @@
 //! before it is placed, and the door at which demand is measured.
 
 use std::sync::Arc;
-use tidegate_cost::Matches;
 use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
-use tidegate_placement::{Excluded, Job, Split};
-use tidegate_terms::{BackendId, Moment, PoolId, Tokens};
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{Excluded, Job, Split};
+use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 
 use crate::fleet::{EVERYONE, Live, RoutingTable};
 use crate::service::Proxy;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ProtocolError, Sign, is_load};
-use tidegate_terms::{BackendId, Seconds};
+use tidegate_types::{BackendId, Seconds};
 
 use crate::upstream::{BrokenOff, ExchangeError};
 use crate::verdict::Verdict;

@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use tidegate_terms::{BackendId, Seconds};
+use tidegate_types::{BackendId, Seconds};
 
 use crate::answer::Opened;
 use crate::failure::LegFailure;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tidegate_engine::openai::MODEL_NOT_FOUND;
 use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
 use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
-use tidegate_terms::Moment;
+use tidegate_types::Moment;
 
 use crate::budget::Held;
 use crate::inbound::Inbound;

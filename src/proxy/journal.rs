@@ -4,7 +4,7 @@
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
-use tidegate_terms::{PlanNumber, Role};
+use tidegate_types::{PlanNumber, Role};
 
 /// How many decisions are kept: hours of a lively fleet in a few hundred kilobytes.
 const ENTRIES_MAX: usize = 2000;

@@ -4,7 +4,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use tidegate_terms::BackendId;
+use tidegate_types::BackendId;
 
 /// Sets of [`WAYS`] ids, a power of two: 131,072 ids in 1 MiB, half an hour at 70 responses a second.
 const SETS: usize = 1 << 14;

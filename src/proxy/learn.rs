@@ -1,8 +1,8 @@
 //! What requests tell the control loop: a bounded channel that is never waited for. An observation
 //! that finds it full is dropped; fits do not need every one.
 
-use tidegate_cost::ByteFeatures;
-use tidegate_terms::{BackendId, Moment, Tokens};
+use tidegate_scheduler::cost::ByteFeatures;
+use tidegate_types::{BackendId, Moment, Tokens};
 
 /// Room for a second's worth at a thousand requests a second.
 pub const OBSERVATIONS_MAX: usize = 4096;

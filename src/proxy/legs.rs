@@ -11,11 +11,11 @@ use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use tidegate_cost::Matches;
 use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan, is_load};
 use tidegate_filters::Accepted;
-use tidegate_placement::{Handover, Job};
-use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{Handover, Job};
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::answer::{self, Opened, OpenedBody};
 use crate::blame;

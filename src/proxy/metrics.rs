@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{
 use std::sync::Arc;
 use tidegate_engine::Endpoint;
 use tidegate_signals::fit::Misfit;
-use tidegate_terms::{Flip, Moment, Role, Seconds};
+use tidegate_types::{Flip, Moment, Role, Seconds};
 
 use crate::budget::Budget;
 use crate::connections::Refused;

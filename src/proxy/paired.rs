@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use std::sync::Arc;
 use tidegate_engine::{LegBody, Pair};
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 

@@ -4,10 +4,10 @@
 //! lock.
 
 use std::sync::Arc;
-use tidegate_cost::Matches;
-use tidegate_ledger::PrefillRoom;
-use tidegate_placement::{Choice, Handover, Job, place, place_decode};
-use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::inflight::PrefillRoom;
+use tidegate_scheduler::placement::{Choice, Handover, Job, place, place_decode};
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::failure::Failure;
 use crate::fleet::{Known, View};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tidegate_engine::{EngineKind, ModelCard, models_of};
 use tidegate_signals::facts::Facts;
-use tidegate_terms::{BackendId, Moment, Seconds};
+use tidegate_types::{BackendId, Moment, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ask::{self, Found as How, Told};

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use tidegate_cost::Matches;
-use tidegate_placement::{Handover, Job};
-use tidegate_terms::{Moment, RequestId};
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{Handover, Job};
+use tidegate_types::{Moment, RequestId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::failure::Failure;

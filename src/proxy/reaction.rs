@@ -15,7 +15,7 @@
 //! Four atomics; a request pays two relaxed loads, and a store if it is the first since a plan.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 /// The first arrival since the last plan; the one whose table no leg has gone by yet, when that table
 /// was published, and the end of the first look by it that placed nothing.

@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use tidegate_planner::recording::Line;
-use tidegate_planner::{Decision, Observation, Params};
-use tidegate_terms::{BackendId, Moment};
+use tidegate_scheduler::planner::recording::Line;
+use tidegate_scheduler::planner::{Decision, Observation, Params};
+use tidegate_types::{BackendId, Moment};
 
 /// Where the lines go; nowhere unless it was asked for.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@ use tidegate_engine::{
     ApiError, ClientState, ErrorForm, Evidence, HandoffFilter, Others, Seen, Sign, SseReader,
     Usage, UsageFilter, Wish, judge, strip_error, strip_handoff,
 };
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
 
 use crate::answer::{Begun, Passing};

@@ -12,10 +12,10 @@ use http::{Method, Response};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use tidegate_cost::Matches;
 use tidegate_engine::{Endpoint, ErrorForm};
 use tidegate_filters::Accepted;
-use tidegate_placement::Job;
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::Job;
 use tokio::time::sleep_until;
 
 use crate::answer::{Opened, OpenedBody};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use tidegate_engine::{ApiError, ErrorForm};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::failure::Failure;
 use crate::relay::RelayBody;
@@ -83,7 +83,7 @@ mod tests {
     use crate::failure::{Leg, LegFailure, LegProblem};
     use crate::upstream::ExchangeError;
     use crate::verdict::Verdict;
-    use tidegate_terms::BackendId;
+    use tidegate_types::BackendId;
 
     #[test]
     fn every_failure_has_its_status() {

@@ -1,8 +1,8 @@
 //! A request's seat on a backend: its charges, and the word to the dispatcher when they settle.
 
 use std::sync::Arc;
-use tidegate_ledger::{PrefillCharge, StreamCharge};
-use tidegate_terms::Tokens;
+use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
+use tidegate_types::Tokens;
 
 use crate::fleet::Backend;
 use crate::queue::Signal;

@@ -5,9 +5,9 @@ use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use tidegate_filters::{Chain, Directory};
-use tidegate_placement::Params as PlacementParams;
+use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_settings::HalfClose;
-use tidegate_terms::{RequestId, Role, Seconds, Tokens};
+use tidegate_types::{RequestId, Role, Seconds, Tokens};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::budget::Budget;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use tidegate_engine::{Usage, Wish};
 use tidegate_filters::Accepted;
-use tidegate_terms::{Moment, Seconds, Tokens};
+use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::access_log;
 use crate::fleet::{Backend, Live};

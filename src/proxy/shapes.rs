@@ -3,7 +3,7 @@
 //! collision costs one split that fails, or one that is not made.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 /// Shapes that are kept: a fleet's clients have some dozens, few of which an engine refuses.
 const SLOTS: usize = 64;

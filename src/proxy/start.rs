@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
-use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
 use tidegate_engine::Kinds;
 use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
-use tidegate_planner::{BackendObservation, Observation, initial};
+use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
-use tidegate_terms::{BackendId, Moment, Plan, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::bootstrap::Bootstrap;

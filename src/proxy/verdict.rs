@@ -5,7 +5,7 @@ use http::header::{HeaderValue, RETRY_AFTER};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tidegate_engine::{ErrorForm, Words};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::upstream::{Head, UpstreamBody};
 

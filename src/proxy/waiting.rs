@@ -10,7 +10,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tidegate_engine::{ErrorForm, Words};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
 
 use crate::answer::streams_events;

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
-use tidegate_terms::{BackendId, Moment, Role, Seconds};
+use tidegate_types::{BackendId, Moment, Role, Seconds};
 
 use crate::failure::LegProblem;
 use crate::fleet::Backend;

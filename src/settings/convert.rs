@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use tidegate_engine::{EngineKind, Family};
-use tidegate_placement::Params as PlacementParams;
-use tidegate_planner::Params as PlannerParams;
-use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Tokens};
+use tidegate_scheduler::placement::Params as PlacementParams;
+use tidegate_scheduler::planner::Params as PlannerParams;
+use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Tokens};
 
 use crate::defaults;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};

@@ -1,7 +1,7 @@
 //! Every default, with the reason for the number.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 /// Loopback: opening the data port is the operator's decision.
 pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 use crate::defaults;
 

@@ -1,6 +1,6 @@
 //! What an operator reads of a wrong file, and what the program gets of a right one.
 
-use tidegate_terms::{GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
+use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
 use crate::Settings;
 

@@ -7,7 +7,7 @@ mod signals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::defaults::LEASE;
 use crate::problem::{Problem, nearest};

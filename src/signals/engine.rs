@@ -1,7 +1,7 @@
 //! What a look at an engine says: its load and, since it started, its counts. From a /metrics page
 //! of vLLM or SGLang, or SGLang's /v1/loads. What an engine does not tell is `None`, never 0.
 
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 use crate::prometheus::{Sample, samples};
 

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use tidegate_engine::EngineKind;
-use tidegate_terms::Role;
+use tidegate_types::Role;
 
 /// One engine, by its own word.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! differ, and never hold silence against an engine: what it does not tell is not checked.
 
 use std::fmt;
-use tidegate_terms::{GroupId, Role};
+use tidegate_types::{GroupId, Role};
 
 use crate::facts::{Facts, Mode, Served};
 

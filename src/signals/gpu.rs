@@ -1,7 +1,7 @@
 //! One GPU's readings, and what follows from them for the backend that runs on it. Hot or throttled
 //! is a notice; what makes requests fail takes the backend out before they do.
 
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 /// One look at one GPU. What the driver does not tell is `None`, never 0.
 #[derive(Clone, Debug, Default, PartialEq)]

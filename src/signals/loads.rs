@@ -1,7 +1,7 @@
 //! SGLang's `GET /v1/loads`: what each data-parallel rank has to do.
 
 use serde::Deserialize;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 use crate::engine::{EngineReading, add, most};
 

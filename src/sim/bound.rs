@@ -17,7 +17,7 @@
 //! if for all s ≤ u: work arriving in [s, u] ≤ N × (u − s + window), which two segment trees over
 //! time answer. Time is cut into bins, and windows are widened to whole bins: again only more.
 
-use tidegate_terms::{Seconds, Slo};
+use tidegate_types::{Seconds, Slo};
 
 use crate::profile::Profile;
 use crate::trace::Trace;
@@ -155,7 +155,7 @@ mod tests {
     use crate::simulate::{SimConfig, simulate};
     use crate::trace::Arrival;
     use proptest::prelude::*;
-    use tidegate_terms::Tokens;
+    use tidegate_types::Tokens;
 
     fn burst(count: usize, prompt: u64) -> Trace {
         let arrival = |_| Arrival {

@@ -4,7 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use tidegate_terms::{Moment, Seconds, Tokens};
+use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::engine::{Engine, Event, SeqId, Sequence, Work};
 use crate::profile::Profile;

@@ -1,7 +1,7 @@
 //! What arrives and what waits, as the proxy's demand.rs and control/observe.rs count it.
 
-use tidegate_planner::GroupDemand;
-use tidegate_terms::{GroupId, Seconds, Tokens};
+use tidegate_scheduler::planner::GroupDemand;
+use tidegate_types::{GroupId, Seconds, Tokens};
 
 /// The demand of the one group.
 #[derive(Clone, Copy, Debug, Default)]

@@ -11,7 +11,7 @@
 //! streams run ([`Engine::end_step_quietly`]).
 
 use std::collections::VecDeque;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 use crate::profile::Profile;
 

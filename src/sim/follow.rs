@@ -7,13 +7,13 @@
 //! but the hand-off's.
 
 use std::collections::VecDeque;
-use tidegate_cost::{OutputEstimate, PrefillModel, TransferModel};
-use tidegate_placement::{
+use tidegate_scheduler::cost::{OutputEstimate, PrefillModel, TransferModel};
+use tidegate_scheduler::placement::{
     Choice, DeadlineQueue, Excluded, Handover, Job, Outcome, Params as PlacementParams, Split,
     Took, place, place_decode,
 };
-use tidegate_planner::{Params as PlannerParams, State, initial, plan};
-use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens};
+use tidegate_scheduler::planner::{Params as PlannerParams, State, initial, plan};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::demand::Demand;

@@ -8,7 +8,7 @@
 //! compute of its next token. (Any small weight of the streams gives the same figures within a
 //! point; without one, idle engines look alike and the streams pile up on the first.)
 
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;

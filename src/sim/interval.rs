@@ -4,7 +4,7 @@
 //! load, as with a fixed split. An engine that changes its role takes no work for RESTART seconds;
 //! what it has goes on meanwhile, which is kinder than a restart.
 
-use tidegate_terms::{Moment, Seconds, Tokens};
+use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;

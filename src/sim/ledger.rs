@@ -1,11 +1,11 @@
 //! Every engine's account as the proxy keeps it: prefill work sent and unfinished, streams, their
-//! KV tokens and their slack. The simulator's [`tidegate_placement::Fleet`].
+//! KV tokens and their slack. The simulator's [`tidegate_scheduler::placement::Fleet`].
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use tidegate_placement::{Choice, Job, Load};
-use tidegate_planner::{BackendObservation, GroupDemand, Observation};
-use tidegate_terms::{
+use tidegate_scheduler::placement::{Choice, Job, Load};
+use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
+use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, Role, RoleCapability, RoleSet, Seconds, Tokens,
 };
 
@@ -283,7 +283,7 @@ impl View<'_> {
     }
 }
 
-impl tidegate_placement::Fleet for View<'_> {
+impl tidegate_scheduler::placement::Fleet for View<'_> {
     fn pool(&self, _: PoolId) -> &[BackendId] {
         &self.ledger.pool
     }

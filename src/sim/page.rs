@@ -2,7 +2,7 @@
 //! time, and every figure. It must never refer to anything outside itself: it is mailed around.
 
 use std::fmt::Write;
-use tidegate_terms::{Seconds, Slo};
+use tidegate_types::{Seconds, Slo};
 
 use crate::chart::{Chart, Line, escape};
 use crate::simulate::{Run, SimConfig};

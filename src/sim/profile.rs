@@ -2,8 +2,8 @@
 //! the reference one,
 //! which is never tuned.
 
-use tidegate_cost::{DecodeModel, PrefillModel};
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
+use tidegate_types::{Seconds, Tokens};
 
 /// One engine's physics.
 #[derive(Clone, Copy, Debug, PartialEq)]

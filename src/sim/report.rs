@@ -1,7 +1,7 @@
 //! What came of a run: one object a policy, with the field names that scripts outside read.
 
 use serde::Serialize;
-use tidegate_terms::{Seconds, Slo, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 /// What came of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,6 +1,6 @@
 //! A policy on a fleet, over a trace: the comparison that `tidegate simulate` makes.
 
-use tidegate_terms::{Moment, Seconds, Slo};
+use tidegate_types::{Moment, Seconds, Slo};
 
 use crate::bound::bound;
 use crate::cluster::Cluster;

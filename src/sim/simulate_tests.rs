@@ -3,7 +3,7 @@
 use super::*;
 use crate::trace::Arrival;
 use proptest::prelude::*;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 const POLICIES: [Policy; 5] = [
     Policy::Tidegate,

@@ -1,7 +1,7 @@
 //! What the policy `tidegate` did over time: its pools and its queue, for the report's page. It must
 //! never influence a run.
 
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 /// Pools and queue over a run.
 #[derive(Clone, Debug, Default, PartialEq)]

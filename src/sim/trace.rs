@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use thiserror::Error;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 /// One request of a trace.
 #[derive(Clone, Debug, Default, PartialEq)]

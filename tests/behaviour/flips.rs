@@ -4,7 +4,7 @@
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
-use tidegate_planner::recording::{Line, replay};
+use tidegate_scheduler::planner::recording::{Line, replay};
 use tokio::task::JoinSet;
 
 use crate::client::{post, send, until};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tidegate_emulator::{EmulatorConfig, EngineKind, LoadFailurePolicy};
 use tidegate_settings::Settings;
 use tidegate_sim::Profile;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tidegate_sim::Profile;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 use tokio::net::TcpStream;
 
 use crate::{EmulatorConfig, Running, start};

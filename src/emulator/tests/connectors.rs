@@ -1,7 +1,7 @@
 //! vLLM's other connectors, and generation first: what does not pair is not handed over.
 
 use serde_json::{Value, json};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use super::client::*;
 use crate::{EmulatorConfig, EngineKind, KvRole, LoadFailurePolicy, Running, VllmConnector, start};

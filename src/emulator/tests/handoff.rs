@@ -3,7 +3,7 @@
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tidegate_sim::Profile;
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 use super::client::*;
 use crate::{EmulatorConfig, LoadFailurePolicy, start};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_sim::{Engine, Profile, SeqId, Sequence, Work};
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, advance};

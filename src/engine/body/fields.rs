@@ -7,7 +7,7 @@ use crate::Endpoint;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::cell::Cell;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 macro_rules! keys {
     ($($key:ident = $name:literal),* $(,)?) => {

@@ -7,7 +7,7 @@ use super::{Key, Prompt, Scan, Span, WholeReason};
 use crate::Endpoint;
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 /// SGLang's and vLLM's `sampling_params`, TGI's `parameters`, Ollama's `options`: how many tokens,
 /// and what forbids to split.

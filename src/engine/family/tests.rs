@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::{CHAT, COMPLETIONS, json};
 use crate::{SseReader, scan};
 use serde_json::{Value, json as value};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 const MEETING: Meeting<'_> =
     Meeting { host: "10.0.0.1", port: 8998, id: u64::MAX, peer: None, key: None };

@@ -5,7 +5,7 @@ use super::*;
 use crate::scan;
 use crate::testing::json;
 use serde_json::{Value, json as value};
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 const ID: u64 = 0x0123_4567_89ab_cdef;
 

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fmt;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use super::{Handoff, ProtocolError};
 

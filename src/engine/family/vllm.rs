@@ -4,7 +4,7 @@
 
 use crate::{Edits, Endpoint, Scan};
 use bytes::Bytes;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 /// The member that carries the hand-off, both ways.
 pub(super) const PARAMS: &str = "kv_transfer_params";

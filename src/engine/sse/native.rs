@@ -4,7 +4,7 @@
 use super::Seen;
 use crate::Usage;
 use serde_json::Value;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 /// One event of `/generate`; `counted` is what the last one told. SGLang counts in every event what
 /// it has generated so far, TGI sends a token an event. Returns the index of a choice that ends here.

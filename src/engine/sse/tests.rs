@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::{CHAT, COMPLETIONS, json};
 use proptest::prelude::*;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 fn read(kind: Endpoint, stream: &str, pieces: &[usize]) -> Seen {
     let mut reader = SseReader::new(kind);

@@ -18,7 +18,7 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_terms::{Role, Seconds};
+use tidegate_types::{Role, Seconds};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 

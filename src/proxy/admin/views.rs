@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
-use tidegate_terms::{Moment, Plan, Role, Seconds};
+use tidegate_types::{Moment, Plan, Role, Seconds};
 
 use crate::fleet::Backend;
 use crate::journal::JournalEntry;
@@ -179,7 +179,7 @@ pub fn plan_of(proxy: &Proxy, plan: &Plan) -> PlanView {
 /// The live requests, oldest first.
 pub fn requests(proxy: &Proxy) -> Vec<RequestView> {
     let now = proxy.clock.now();
-    let name = |id: tidegate_terms::BackendId| proxy.fleet.backend(id).name.to_string();
+    let name = |id: tidegate_types::BackendId| proxy.fleet.backend(id).name.to_string();
     let mut views = Vec::new();
     proxy.fleet.registry.for_each(|live| {
         let age: Seconds = now - live.arrived;

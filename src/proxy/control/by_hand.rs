@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
-use tidegate_terms::Role;
+use tidegate_types::Role;
 
 use crate::files::FileProblem;
 

@@ -5,10 +5,10 @@
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tidegate_cost::PrefillModel;
 use tidegate_engine::{Kinds, ModelCard, cards_of};
 use tidegate_filters::{Directory, ModelEntry, ModelTokenizer};
-use tidegate_terms::{BackendId, PoolId, Tokens};
+use tidegate_scheduler::cost::PrefillModel;
+use tidegate_types::{BackendId, PoolId, Tokens};
 
 use crate::fleet::{EVERYONE, PoolEntry, RoutingTable};
 use crate::models::ModelList;

@@ -1,7 +1,7 @@
 //! Models that come and go, and what is known of them.
 
 use super::*;
-use tidegate_terms::Plan;
+use tidegate_types::Plan;
 
 fn card(id: &str, len: u64) -> ModelCard {
     ModelCard { id: id.to_owned(), max_model_len: Some(Tokens(len)) }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate_engine::Family;
 use tidegate_signals::facts::{Facts, Mode};
 use tidegate_signals::fit::{Fit, Said, judge, mode_of};
-use tidegate_terms::{BackendId, Role};
+use tidegate_types::{BackendId, Role};
 
 use crate::fleet::{Backend, EngineWords, Fleet, RoutingTable};
 

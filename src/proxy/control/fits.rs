@@ -3,8 +3,8 @@
 mod cache;
 mod steps;
 
-use tidegate_cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
-use tidegate_terms::{BackendId, Moment, Seconds, Tokens};
+use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::fleet::{Estimates, Fleet, HitSource};
 use crate::learn::{Observation, ReadPrompt};

@@ -16,8 +16,8 @@ mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tidegate_planner::{Cause, Params, Reason, State, plan};
-use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
+use tidegate_scheduler::planner::{Cause, Params, Reason, State, plan};
+use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;

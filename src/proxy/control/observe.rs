@@ -1,8 +1,8 @@
 //! The fleet as the planner sees it: accounts, health, roles, and the demand since the last look.
 
 use std::collections::BTreeMap;
-use tidegate_planner::{BackendObservation, GroupDemand, Observation};
-use tidegate_terms::{BackendId, GroupId, PoolId, Role, Tokens};
+use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
+use tidegate_types::{BackendId, GroupId, PoolId, Role, Tokens};
 
 use super::pins::Pins;
 use crate::demand::DemandTotals;
@@ -95,7 +95,7 @@ fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_terms::Seconds;
+    use tidegate_types::Seconds;
 
     #[test]
     fn a_share_of_single_arrivals_is_counted_exactly() {

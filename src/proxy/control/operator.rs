@@ -1,7 +1,7 @@
 //! What operators ask of the control loop: a role for a backend, held for a time or pinned.
 
 use std::sync::Arc;
-use tidegate_terms::{BackendId, Flip, Moment, Plan, Role, Seconds};
+use tidegate_types::{BackendId, Flip, Moment, Plan, Role, Seconds};
 use tokio::sync::oneshot;
 
 use super::Control;

@@ -1,7 +1,7 @@
 //! How often the control loop looks: by its settings, and by what its steps take. It must never read
 //! a clock.
 
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 /// How often at least, and how often at most, the planner runs.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! Roles that an operator set: held for ever (a pin), or until a moment (a flip by hand). While a
 //! backend is held the planner does not move it. Pure: the control loop gives the time.
 
-use tidegate_terms::{BackendId, Moment, Role};
+use tidegate_types::{BackendId, Moment, Role};
 
 use crate::fleet::Pin;
 
@@ -53,7 +53,7 @@ impl Pins {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_terms::Seconds;
+    use tidegate_types::Seconds;
 
     #[test]
     fn a_hold_ends_by_itself_and_a_pin_does_not() {

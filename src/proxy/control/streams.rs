@@ -1,7 +1,7 @@
 //! Look over the live streams: how long each backend may be held up before one of its streams
 //! misses its TPOT, and whether a backend has gone silent.
 
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 use crate::fleet::{Fleet, Live};
 
@@ -70,7 +70,7 @@ fn patience(first: Moment, last: Moment, emitted: f64) -> Seconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_terms::{RequestId, Tokens};
+    use tidegate_types::{RequestId, Tokens};
 
     fn at(seconds: f64) -> Moment {
         Moment::START + Seconds(seconds)

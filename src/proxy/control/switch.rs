@@ -8,7 +8,7 @@ use tidegate_engine::role_switch::{
     DecodeGraphs, INFO_PATH, SWITCH_PATH, Switched, decode_graphs, read_switch, role_now,
     switch_body,
 };
-use tidegate_terms::{BackendId, Role, Seconds};
+use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::{Instant, sleep};
 
 use crate::answer::read_all;

@@ -1,7 +1,7 @@
 //! A client's connection after its handshake: what speaks HTTP on it is chosen by its first bytes.
 
 use std::sync::Arc;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 use tokio::sync::watch;
 
 use super::preface::{self, Version};

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use tidegate_terms::Moment;
+use tidegate_types::Moment;
 use tokio::time::sleep;
 
 use super::http2::Stream;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Date, Framing, HeadError, write_answer};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until, timeout};

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tidegate_engine::ApiError;
 use tidegate_http1::HEAD_MAX;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};

@@ -5,7 +5,7 @@ use dashmap::DashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use tidegate_terms::{BackendId, Moment, RequestId, Tokens};
+use tidegate_types::{BackendId, Moment, RequestId, Tokens};
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,8 +20,8 @@ pub use view::{Known, View};
 
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
-use tidegate_cost::{ByteEstimator, OutputEstimate, PrefixIndex};
-use tidegate_terms::{BackendId, Moment, RequestId, Slo, Tokens};
+use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
 
 use crate::kept::Kept;
 

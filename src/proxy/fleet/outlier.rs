@@ -2,7 +2,7 @@
 //! ejected for that. Written by requests without a lock.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 /// Parts of the window: an outcome is forgotten at the latest an eighth of the window late.
 const PARTS: usize = 8;

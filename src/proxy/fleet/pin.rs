@@ -1,6 +1,6 @@
 //! A backend's role as an operator set it.
 
-use tidegate_terms::{Moment, Role};
+use tidegate_types::{Moment, Role};
 
 /// The planner does not move a backend that has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use tidegate_cost::{DecodeModel, PrefillModel};
-use tidegate_terms::{BackendId, GroupId, Plan, PoolId, Role, Seconds, Tokens};
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
+use tidegate_types::{BackendId, GroupId, Plan, PoolId, Role, Seconds, Tokens};
 
 use crate::demand::Demand;
 

@@ -2,9 +2,9 @@
 //! counters. Reads only.
 
 use std::collections::HashMap;
-use tidegate_cost::Matches;
-use tidegate_placement::{Job, Load};
-use tidegate_terms::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{Job, Load};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
 use super::{Fleet, RoutingTable};
 
@@ -52,7 +52,7 @@ impl View<'_> {
     }
 }
 
-impl tidegate_placement::Fleet for View<'_> {
+impl tidegate_scheduler::placement::Fleet for View<'_> {
     fn pool(&self, pool: PoolId) -> &[BackendId] {
         self.table.backends(pool)
     }

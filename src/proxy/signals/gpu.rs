@@ -5,7 +5,7 @@ use metrics::{Gauge, counter, gauge};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_signals::gpu::{GpuReading, GpuWatch, Verdict};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 use super::nvml::Driver;
 use crate::service::Proxy;

@@ -4,7 +4,7 @@
 use metrics::{Counter, Histogram, counter, histogram};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tidegate_engine::Usage;
-use tidegate_terms::Tokens;
+use tidegate_types::Tokens;
 
 use crate::metrics::Metrics;
 

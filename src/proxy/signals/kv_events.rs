@@ -6,12 +6,12 @@ use metrics::{Counter, Gauge, counter, gauge};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
-use tidegate_cost::PrefixIndex;
+use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_settings::BackendSettings;
 use tidegate_signals::kv::event::{KvBatch, KvEvent};
 use tidegate_signals::kv::follow::{Follower, Taken};
 use tidegate_signals::kv::mirror::{Change, KvMirror};
-use tidegate_terms::BackendId;
+use tidegate_types::BackendId;
 
 use super::zmq::{Ear, HearError, Published, Replay};
 use crate::fleet::Backend;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use tidegate_engine::ModelCard;
 use tidegate_settings::{BackendSettings, EngineName, Settings};
 use tidegate_signals::orca;
-use tidegate_terms::{BackendId, Seconds};
+use tidegate_types::{BackendId, Seconds};
 
 use crate::learn::Observation;
 use crate::metrics::Metrics;

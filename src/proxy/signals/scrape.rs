@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::loads;
 use tidegate_signals::trouble::{Trouble, Watch};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 
 use crate::ask;
 use crate::fleet::Backend;

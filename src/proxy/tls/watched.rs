@@ -5,7 +5,7 @@ use arc_swap::ArcSwap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use super::TlsError;
 use crate::service::Proxy;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use thiserror::Error;
 use tidegate_http1::{AnswerHead, BodyError, BodyReader, HeadError, read_answer};
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 use tokio::runtime::{Handle, Id};
 
 use super::outgoing::Outgoing;

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tidegate_terms::{Moment, Seconds};
+use tidegate_types::{Moment, Seconds};
 use tokio::time::timeout;
 
 use super::connection::{Answer, ExchangeError, Link, Rest};

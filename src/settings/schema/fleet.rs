@@ -4,8 +4,8 @@ use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use tidegate_cost::{DecodeModel, PrefillModel};
-use tidegate_terms::{Role, Seconds, Tokens};
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
+use tidegate_types::{Role, Seconds, Tokens};
 
 use crate::defaults;
 

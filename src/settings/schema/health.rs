@@ -1,7 +1,7 @@
 //! `[probe]` and `[outlier_ejection]`: when a backend gets no new work, and how it comes back.
 
 use serde::Deserialize;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::defaults;
 

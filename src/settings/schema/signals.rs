@@ -1,7 +1,7 @@
 //! `[signals]`: what engines and GPUs tell beside their answers.
 
 use serde::Deserialize;
-use tidegate_terms::Seconds;
+use tidegate_types::Seconds;
 
 use crate::defaults;
 

@@ -4,7 +4,7 @@ use http::Uri;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use tidegate_engine::paths::is_administration;
-use tidegate_terms::{Role, Seconds};
+use tidegate_types::{Role, Seconds};
 
 use super::Found;
 use crate::profiles;

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use tidegate_cost::{chain_salt, chain_tokens};
+use tidegate_scheduler::cost::{chain_salt, chain_tokens};
 
 use super::event::{EngineHash, KvEvent, Removed, Stored};
 

@@ -7,7 +7,7 @@
 )]
 
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
-use tidegate_terms::{Seconds, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 const TRACES: &str = "../shared/traces/";
 

@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use tidegate_sim::{Outcome, Policy, Profile, SimConfig, Trace, simulate};
-use tidegate_terms::{Seconds, Slo, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 const TRACES: &str = "../shared/traces/";
 const TTFTS: [f64; 3] = [0.5, 1.0, 5.0];

@@ -1,8 +1,8 @@
 //! How much of what the prefix index predicts of one engine is real. By the engine's own reports if
 //! there are any, else by its counters, else by how long its prefills take.
 
-use tidegate_cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel};
-use tidegate_terms::{Moment, Seconds, Tokens};
+use tidegate_scheduler::cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel};
+use tidegate_types::{Moment, Seconds, Tokens};
 
 use super::steps::Hypotheses;
 use crate::fleet::HitSource;

@@ -1,8 +1,8 @@
 //! Which prefills an engine computed together. Prompts that fit into one step end with it: each of
 //! them is seen to take the whole step, and the step's tokens are the sum of theirs.
 
-use tidegate_cost::PrefillBatch;
-use tidegate_terms::{Moment, Seconds, Tokens};
+use tidegate_scheduler::cost::PrefillBatch;
+use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::learn::{Beside, ReadPrompt};
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::learn::Beside;
 use proptest::prelude::*;
-use tidegate_cost::{ByteEstimator, OutputEstimate};
+use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate};
 
 const CHUNK: Tokens = Tokens(2048);
 const ENGINE: BackendId = BackendId(0);

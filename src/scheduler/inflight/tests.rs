@@ -1,0 +1,109 @@
+//! The account under every interleaving that shuttle finds.
+
+use crate::inflight::{Account as AnyAccount, PrefillRoom};
+use shuttle::sync::atomic::AtomicU64;
+use shuttle::{check_random, thread};
+use std::sync::Arc;
+use tidegate_types::{Seconds, Tokens};
+
+/// The account on atomics whose interleavings shuttle explores.
+type Account = AnyAccount<AtomicU64>;
+
+/// A prompt fits by time alone.
+const ROOM: PrefillRoom = PrefillRoom { work: Seconds(0.15), tokens: Tokens(0) };
+const ROUNDS: usize = 300;
+
+fn check(test: impl Fn() + Send + Sync + 'static) {
+    check_random(test, ROUNDS);
+}
+
+#[test]
+fn every_charge_settles_whatever_the_order() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let threads: Vec<_> = (0..3)
+            .map(|n| {
+                let account = Arc::clone(&account);
+                thread::spawn(move || {
+                    let prefill = account.charge_prefill(Seconds(0.1), Tokens(10 + n));
+                    let mut stream = account.open_stream(Tokens(10 + n));
+                    drop(prefill);
+                    assert!(account.balance().unbegun > 0);
+                    stream.emit(3);
+                    stream.emit(1);
+                    // One that ends before it began.
+                    drop(account.open_stream(Tokens(7)));
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(account.balance().is_settled(), "{:?}", account.balance());
+        assert_eq!(account.balance().emitted, Tokens(12));
+    });
+}
+
+#[test]
+fn two_requests_never_both_take_the_last_room() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let charge =
+            |account: &Arc<Account>| account.try_charge_prefill(Seconds(0.2), Tokens(5), ROOM);
+        let other = Arc::clone(&account);
+        let rival = thread::spawn(move || charge(&other));
+        let mine = charge(&account);
+        let theirs = rival.join().unwrap();
+        assert!(mine.is_some() != theirs.is_some(), "exactly one fits");
+        drop((mine, theirs));
+        assert!(account.balance().is_settled());
+    });
+}
+
+#[test]
+fn streams_never_exceed_their_limit() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let rivals: Vec<_> = (0..3)
+            .map(|_| {
+                let account = Arc::clone(&account);
+                thread::spawn(move || account.try_open_stream(Tokens(7), 2))
+            })
+            .collect();
+        let open: Vec<_> = rivals.into_iter().filter_map(|r| r.join().unwrap()).collect();
+        assert_eq!(open.len(), 2);
+        assert_eq!(account.balance().kv, Tokens(14));
+        drop(open);
+        assert!(account.balance().is_settled());
+    });
+}
+
+#[test]
+fn an_idle_backend_has_room_for_any_prompt() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let long = account.try_charge_prefill(Seconds(60.0), Tokens(1), ROOM);
+        assert!(long.is_some());
+        assert!(account.try_charge_prefill(Seconds(0.0), Tokens(0), ROOM).is_none());
+    });
+}
+
+#[test]
+fn prompts_beyond_the_room_in_time_fit_while_they_fit_into_one_step() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let step = PrefillRoom { tokens: Tokens(100), ..ROOM };
+        let first = account.try_charge_prefill(Seconds(1.0), Tokens(40), ROOM);
+        let rivals: Vec<_> = (0..3)
+            .map(|_| {
+                let account = Arc::clone(&account);
+                thread::spawn(move || account.try_charge_prefill(Seconds(0.01), Tokens(30), step))
+            })
+            .collect();
+        let joined: Vec<_> = rivals.into_iter().filter_map(|r| r.join().unwrap()).collect();
+        assert_eq!(joined.len(), 2, "40 and twice 30 tokens of 100");
+        assert_eq!(account.balance().prefill_tokens, Tokens(100));
+        drop((first, joined));
+        assert!(account.balance().is_settled());
+    });
+}

@@ -1,0 +1,16 @@
+//! The scheduler: where a request goes, when, and which role each engine has.
+//!
+//! - [`cost`]: cost models of prefill, decode and hand-off, fitted online; the prefix index
+//! - [`inflight`]: the in-flight charges of each backend, settled when dropped
+//! - [`placement`]: the route of a request and the EDF queue
+//! - [`planner`]: the role of each backend, with a reason for every change
+//!
+//! Pure: time, events and seeds are arguments. [`placement`] and [`planner`] import [`cost`] and
+//! not each other (`tests/behaviour/house.rs`).
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod cost;
+pub mod inflight;
+pub mod placement;
+pub mod planner;
+mod word;

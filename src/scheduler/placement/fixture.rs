@@ -1,0 +1,164 @@
+//! A fleet of plain values for this room's tests, with the costs of
+//! docs/spec/engine-model.md#constants.
+
+use crate::cost::{DecodeModel, Matches, PrefillModel};
+use crate::placement::{Choice, Excluded, Fleet, Handover, Job, Load, Split};
+use std::cell::{Cell, RefCell};
+use tidegate_types::{BackendId, GroupId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+
+/// `llama70b-h100x4`, a chunk's share of a step's fixed cost counted in `per_token`.
+pub(super) const PREFILL: PrefillModel = PrefillModel {
+    base: Seconds(0.002),
+    per_token: Seconds(72e-6),
+    per_attention: Seconds(1.33e-9),
+};
+pub(super) const DECODE: DecodeModel = DecodeModel {
+    base: Seconds(0.0151),
+    per_stream: Seconds(40e-6),
+    free_streams: 0,
+    per_kv_token: Seconds(30.6e-9),
+};
+
+/// An idle engine.
+pub(super) fn idle(role: Role) -> Load {
+    Load {
+        role,
+        usable: true,
+        last: false,
+        runs_whole: true,
+        hands_over: true,
+        group: GroupId(0),
+        prefill: Seconds::ZERO,
+        prefill_tokens: Tokens(0),
+        streams: 0,
+        unbegun: 0,
+        streams_max: 256,
+        kv: Tokens(0),
+        kv_capacity: Tokens(430_000),
+        slack: Seconds(3600.0),
+        prefill_model: PREFILL,
+        decode_model: DECODE,
+    }
+}
+
+/// An engine with so many streams of 1000 tokens, and that much slack.
+pub(super) fn streaming(role: Role, streams: u32, slack: f64) -> Load {
+    let kv = Tokens(u64::from(streams) * 1000);
+    Load { streams, kv, slack: Seconds(slack), ..idle(role) }
+}
+
+/// An engine with that much prefill work.
+pub(super) fn prefilling(role: Role, prefill: f64) -> Load {
+    let tokens = (prefill / PREFILL.per_token.get()).round() as u64;
+    Load { prefill: Seconds(prefill), prefill_tokens: Tokens(tokens), ..idle(role) }
+}
+
+/// A request of `prompt` tokens that came at the start, with a second to its first token.
+pub(super) fn job(id: u64, prompt: u64) -> Job {
+    Job {
+        id: RequestId(id),
+        pool: PoolId(0),
+        prompt: Tokens(prompt),
+        expected_output: Tokens(100),
+        arrived: Moment::START,
+        ttft_deadline: Moment::START + Seconds(1.0),
+        queue_deadline: Moment::START + Seconds(30.0),
+        split: Split::May,
+        seed: id.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        excluded: Excluded::default(),
+    }
+}
+
+/// A prefilled request of 1000 tokens.
+pub(super) fn handover(from: u16) -> Handover {
+    Handover {
+        id: RequestId(1),
+        pool: PoolId(0),
+        from: BackendId(from),
+        kv: Tokens(1000),
+        expected_output: Tokens(100),
+        ttft_deadline: Moment::START + Seconds(1.0),
+        seed: 7,
+        excluded: Excluded::default(),
+    }
+}
+
+impl Load {
+    /// One prompt more is outstanding.
+    fn joined(&mut self, work: Seconds, tokens: Tokens) {
+        let idle = self.prefill <= Seconds::ZERO;
+        self.prefill += if idle { self.prefill_model.batch(work) } else { work };
+        self.prefill_tokens += tokens;
+    }
+}
+
+/// Engines by slot, all in one pool.
+pub(super) struct Engines {
+    pool: Vec<BackendId>,
+    loads: RefCell<Vec<Load>>,
+    matches: Matches,
+    asked: Cell<u64>,
+}
+
+impl Engines {
+    pub(super) fn new(loads: Vec<Load>) -> Engines {
+        let pool = (0..loads.len()).map(|slot| BackendId(slot as u16)).collect();
+        Engines {
+            pool,
+            loads: RefCell::new(loads),
+            matches: Matches::default(),
+            asked: Cell::new(0),
+        }
+    }
+
+    /// Every prompt's first tokens are cached there.
+    pub(super) fn caching(mut self, tokens: &[(u16, u32)]) -> Engines {
+        self.matches = Matches::of(tokens.iter().map(|(slot, count)| (BackendId(*slot), *count)));
+        self
+    }
+
+    /// What a taken choice reserves.
+    pub(super) fn reserve(&self, choice: Choice, kv: Tokens) {
+        let mut loads = self.loads.borrow_mut();
+        match choice {
+            Choice::Prefill { on, predicted, cached } => {
+                loads[on.index()].joined(predicted, kv - cached);
+            }
+            Choice::Whole { on, predicted, cached } => {
+                let load = &mut loads[on.index()];
+                load.joined(predicted, kv - cached);
+                load.streams += 1;
+                load.kv += kv;
+            }
+            Choice::Wait(_) | Choice::Nowhere(_) => panic!("nothing to reserve"),
+        }
+    }
+
+    /// How often a load was asked for so far.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.get()
+    }
+
+    pub(super) fn change(&self, slot: usize, change: impl FnOnce(&mut Load)) {
+        change(&mut self.loads.borrow_mut()[slot]);
+    }
+}
+
+impl Fleet for Engines {
+    fn pool(&self, _: PoolId) -> &[BackendId] {
+        &self.pool
+    }
+
+    fn load(&self, backend: BackendId) -> Load {
+        self.asked.set(self.asked.get() + 1);
+        self.loads.borrow()[backend.index()]
+    }
+
+    fn cached(&self, job: &Job, backend: BackendId) -> Tokens {
+        Tokens(u64::from(self.matches.blocks_on(backend))).min(job.prompt - Tokens(1))
+    }
+
+    fn holders(&self, _: &Job) -> Matches {
+        self.matches
+    }
+}

@@ -1,0 +1,390 @@
+//! A backend for a request. Two looks at the pool at most: by roles first, and if that finds
+//! nothing, over the roles where a group has lost one side or the request cannot be split.
+//! Allocates nothing.
+
+use crate::placement::candidate::{Candidate, Offer, handed_over};
+use crate::placement::order::order;
+use crate::placement::{Fleet, Job, Load, Params, Split};
+use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
+
+/// Groups that are told apart in one pool; in a pool with more, some share facts, and a prefill may
+/// start in a group without decode room.
+const GROUPS: usize = 64;
+
+/// Fewer streams than this give way to a prompt: of those that are held up some make up for it. Any
+/// number from 2 to 16 does as well in the simulator; without, a backend that has one stream, its own
+/// because a hand-off would have been late, is lost to others for half of the time.
+const FEW: u32 = 4;
+
+/// Where a request goes, or why it does not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// Its prefill leg goes there; the decode backend is chosen when it is done.
+    Prefill {
+        /// Where.
+        on: BackendId,
+        /// What its prefill adds to the engine's steps, to reserve.
+        predicted: Seconds,
+        /// Prompt tokens that are there already.
+        cached: Tokens,
+    },
+    /// All of it goes there.
+    Whole {
+        /// Where.
+        on: BackendId,
+        /// What its prefill adds to the engine's steps, to reserve.
+        predicted: Seconds,
+        /// Prompt tokens that are there already.
+        cached: Tokens,
+    },
+    /// No room now.
+    Wait(WaitReason),
+    /// No backend could ever take it as things are.
+    Nowhere(NowhereReason),
+}
+
+/// What is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitReason {
+    /// Every backend that takes prefills has its fill.
+    PrefillBusy,
+    /// A prefill could start, but nobody has room for the streams after it.
+    DecodeBusy,
+}
+
+/// Why nobody can take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NowhereReason {
+    /// The pool has no backend.
+    EmptyPool,
+    /// No backend of the pool is usable.
+    NoneUsable,
+    /// Those that are usable are being drained.
+    AllDraining,
+    /// Those that are usable take no whole requests, and have nobody to pair with.
+    Unpaired,
+}
+
+/// Where `job` should go now: the least predicted completion among those with room, those that keep
+/// its TTFT deadline first.
+///
+/// A role is a preference: where a group has lost every prefill or every decode backend, the rest
+/// take whole requests. A dead or draining backend is never chosen, a suspect only if no other can
+/// be used.
+pub fn place(params: &Params, now: Moment, job: &Job, fleet: &impl Fleet) -> Choice {
+    let mut choice = Survey::new(params, now, job, fleet, Among::Untried).choose();
+    for among in [Among::Suspects, Among::All] {
+        if !matches!(choice, Choice::Nowhere(_)) {
+            break;
+        }
+        choice = Survey::new(params, now, job, fleet, among).choose();
+    }
+    choice
+}
+
+/// Which backends are asked; the next kind only if there is nobody of those before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Among {
+    /// Those on which the job has not failed, without suspects.
+    Untried,
+    /// The same with suspects.
+    Suspects,
+    /// Those on which it has failed too.
+    All,
+}
+
+impl Among {
+    fn skips(self, load: &Load, failed: bool) -> bool {
+        match self {
+            Among::Untried => load.last || failed,
+            Among::Suspects => failed,
+            Among::All => false,
+        }
+    }
+}
+
+/// What has been seen of the pool so far.
+struct Survey<'a, F> {
+    params: &'a Params,
+    job: &'a Job,
+    fleet: &'a F,
+    among: Among,
+    now: Moment,
+    /// Time left to the first token.
+    left: Seconds,
+    /// The best backend for the whole request, at nobody's cost.
+    whole: Option<Candidate>,
+    /// The best decode backend for the whole request whose streams have slack for it. Those that are
+    /// handed over there meanwhile have none, so it is asked only if nothing else is in time.
+    spill: Option<Candidate>,
+    /// The best prefill backend for the whole request: no hand-off delays its first token there.
+    stay: Option<Candidate>,
+    /// By group, the best backend for the prefill leg.
+    prefill: [Option<Candidate>; GROUPS],
+    /// By group, the shortest decode step with this request in it.
+    decode_step: [Seconds; GROUPS],
+    /// One bit a group: there is an open backend that takes prefills; one that takes decodes; a
+    /// prefill could start; a decode could; a decode could on more than one.
+    prefill_takers: u64,
+    decode_takers: u64,
+    prefill_room: u64,
+    decode_room: u64,
+    decode_elsewhere: u64,
+    /// Open backends that take prefills, and those of them that have none.
+    prefills: u32,
+    idle: u32,
+    /// A prefill backend could start, but the request must stay whole.
+    unsplit: bool,
+    /// A prefill could start somewhere.
+    startable: bool,
+    usable: bool,
+    /// Somebody takes whole requests.
+    runs_whole: bool,
+}
+
+impl<'a, F: Fleet> Survey<'a, F> {
+    fn new(params: &'a Params, now: Moment, job: &'a Job, fleet: &'a F, among: Among) -> Self {
+        Survey {
+            params,
+            job,
+            fleet,
+            among,
+            now,
+            left: job.ttft_deadline - now,
+            whole: None,
+            spill: None,
+            stay: None,
+            prefill: [None; GROUPS],
+            decode_step: [Seconds(f64::INFINITY); GROUPS],
+            prefill_takers: 0,
+            decode_takers: 0,
+            prefill_room: 0,
+            decode_room: 0,
+            decode_elsewhere: 0,
+            prefills: 0,
+            idle: 0,
+            unsplit: false,
+            startable: false,
+            usable: false,
+            runs_whole: false,
+        }
+    }
+
+    fn choose(mut self) -> Choice {
+        let backends = self.fleet.pool(self.job.pool);
+        if backends.len() > self.params.sample {
+            // A sample would probably miss the few that hold the prefix.
+            for (holder, _) in self.fleet.holders(self.job).entries() {
+                if backends.contains(holder) {
+                    self.look_by_role(*holder);
+                }
+            }
+        }
+        for (looked_at, index) in order(backends.len(), self.job.seed).enumerate() {
+            if looked_at >= self.params.sample && self.has_found() {
+                break;
+            }
+            self.look_by_role(backends[index]);
+        }
+        if !self.has_found() && self.may_break_roles() {
+            for index in order(backends.len(), self.job.seed) {
+                self.look_over_roles(backends[index]);
+            }
+        }
+        self.best().unwrap_or_else(|| self.why_not(backends.is_empty()))
+    }
+
+    fn has_found(&self) -> bool {
+        self.whole.is_some()
+            || self.spill.is_some_and(|spill| self.is_in_time(&spill))
+            || self.prefill_room & self.decode_room != 0
+    }
+
+    /// Is there a backend that the first look passed over for its role?
+    fn may_break_roles(&self) -> bool {
+        self.unsplit || self.prefill_takers != self.decode_takers
+    }
+
+    /// A backend and its load, if new work may go there.
+    fn open(&mut self, on: BackendId) -> Option<Load> {
+        let load = self.fleet.load(on);
+        let skipped = self.among.skips(&load, self.job.excluded.contains(on));
+        self.usable |= load.usable && !skipped;
+        (load.is_open() && !skipped).then_some(load)
+    }
+
+    fn look_by_role(&mut self, on: BackendId) {
+        let Some(load) = self.open(on) else { return };
+        let cached = self.fleet.cached(self.job, on);
+        let offer = Offer::new(self.params, self.job, on, &load, cached);
+        let (slot, bit) = slot(load.group);
+        self.runs_whole |= load.runs_whole;
+        let decode_room = load.role.takes_decode() && offer.has_decode_room();
+        if load.role.takes_decode() {
+            self.decode_takers |= bit;
+        }
+        if load.role.takes_prefill() {
+            self.prefill_takers |= bit;
+            self.prefills += 1;
+            self.idle += u32::from(load.prefill <= Seconds::ZERO);
+        }
+        if decode_room {
+            self.decode_elsewhere |= self.decode_room & bit;
+            self.decode_room |= bit;
+            let step = load.step_with(self.job.prompt);
+            self.decode_step[slot] = self.decode_step[slot].min(step);
+        }
+        let waits = load.role == Role::Prefill && self.had_better_wait(&offer);
+        if waits || !offer.has_prefill_room() {
+            return;
+        }
+        self.startable |= load.role.takes_prefill();
+        let whole = decode_room && load.runs_whole;
+        if whole && (load.role == Role::Mixed || offer.has_slack()) {
+            let spills = load.role != Role::Mixed && offer.holds_up();
+            let best = if spills { &mut self.spill } else { &mut self.whole };
+            offer.whole().compete(best, self.left);
+        } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
+            self.unsplit = true;
+        } else if load.role == Role::Prefill {
+            self.prefill_room |= bit;
+            offer.prefill().compete(&mut self.prefill[slot], self.left);
+            if offer.may_stay() {
+                offer.whole().compete(&mut self.stay, self.left);
+            }
+        }
+    }
+
+    /// Whole requests where the role says otherwise: in a group that has lost its other side, and
+    /// on a prefill backend those that cannot be split.
+    fn look_over_roles(&mut self, on: BackendId) {
+        let Some(load) = self.open(on) else { return };
+        let cached = self.fleet.cached(self.job, on);
+        let offer = Offer::new(self.params, self.job, on, &load, cached);
+        let (_, bit) = slot(load.group);
+        let one_sided = (self.prefill_takers & self.decode_takers) & bit == 0;
+        let unsplit = load.role == Role::Prefill && self.must_be_whole(&offer);
+        if !load.runs_whole || !offer.has_prefill_room() || !(one_sided || unsplit) {
+            return;
+        }
+        self.startable = true;
+        if offer.has_decode_room() {
+            offer.whole().compete(&mut self.whole, self.left);
+        }
+    }
+
+    /// Has the backend streams without slack for it, from before a flip? One request is late if it
+    /// waits until they have earned it, and several streams are if it does not. Not if that takes for
+    /// ever, as it does where the TPOT target is out of reach; and a few streams give way to one that
+    /// cannot wait.
+    fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
+        if offer.is_covered() {
+            return false;
+        }
+        if offer.load.streams >= FEW {
+            return offer.until_slack() < self.patience();
+        }
+        let Params { room, transfer, slo, .. } = self.params;
+        let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
+        offer.prefill().ttft + after + offer.until_slack() < self.left
+    }
+
+    fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
+        self.job.split == Split::Never || offer.uncached() < self.params.whole_below
+    }
+
+    fn best(&self) -> Option<Choice> {
+        let mut split = None;
+        let mut groups = self.prefill_room & self.decode_room;
+        while groups != 0 {
+            let slot = groups.trailing_zeros() as usize;
+            groups &= groups - 1;
+            if let Some(prefill) = self.prefill[slot] {
+                let step = self.decode_step[slot];
+                handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
+            }
+        }
+        let in_time = |candidate: &Candidate| self.is_in_time(candidate);
+        if ![split, self.whole].iter().flatten().any(in_time) {
+            let stay = self.stay.filter(|stay| split.is_some() && in_time(stay));
+            if let Some(stay) = stay {
+                return Some(whole_on(stay));
+            }
+            if let Some(spill) = self.spill.filter(in_time) {
+                return Some(self.spilt(spill));
+            }
+            if (split.is_some() || self.whole.is_some()) && self.makes_way() {
+                return Some(Choice::Wait(WaitReason::PrefillBusy));
+            }
+        }
+        match (split, self.whole) {
+            (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
+            (_, Some(whole)) => Some(whole_on(whole)),
+            (split, None) => split.map(prefill_on),
+        }
+    }
+
+    fn is_in_time(&self, candidate: &Candidate) -> bool {
+        candidate.ttft <= self.left
+    }
+
+    /// A request that is late wherever it goes leaves one backend idle for those that are not.
+    fn makes_way(&self) -> bool {
+        self.idle < self.prefills.min(2) && self.patience() > Seconds::ZERO
+    }
+
+    /// How much longer it waits for others' sake.
+    fn patience(&self) -> Seconds {
+        let Job { arrived, queue_deadline, .. } = *self.job;
+        arrived + (queue_deadline - arrived) * self.params.hopeless_patience - self.now
+    }
+
+    /// A prompt that a decode backend takes goes on elsewhere if it can: as a new stream it would
+    /// leave the backend without slack for the next one.
+    fn spilt(&self, spill: Candidate) -> Choice {
+        let load = self.fleet.load(spill.on);
+        let (slot, bit) = slot(load.group);
+        let uncached = self.job.prompt - spill.cached;
+        let may_split = self.job.split == Split::May && uncached >= self.params.whole_below;
+        let may = load.hands_over && may_split;
+        let leg = handed_over(self.params, self.job, spill, self.decode_step[slot]);
+        match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {
+            true => prefill_on(spill),
+            false => whole_on(spill),
+        }
+    }
+
+    fn why_not(&self, empty: bool) -> Choice {
+        let open = self.prefill_takers | self.decode_takers != 0;
+        if empty {
+            Choice::Nowhere(NowhereReason::EmptyPool)
+        } else if !self.usable {
+            Choice::Nowhere(NowhereReason::NoneUsable)
+        } else if !open {
+            Choice::Nowhere(NowhereReason::AllDraining)
+        } else if !self.runs_whole && self.prefill_takers & self.decode_takers == 0 {
+            Choice::Nowhere(NowhereReason::Unpaired)
+        } else if self.startable {
+            Choice::Wait(WaitReason::DecodeBusy)
+        } else {
+            Choice::Wait(WaitReason::PrefillBusy)
+        }
+    }
+}
+
+fn slot(group: GroupId) -> (usize, u64) {
+    let slot = group.index() % GROUPS;
+    (slot, 1 << slot)
+}
+
+fn prefill_on(Candidate { on, predicted, cached, .. }: Candidate) -> Choice {
+    Choice::Prefill { on, predicted, cached }
+}
+
+fn whole_on(Candidate { on, predicted, cached, .. }: Candidate) -> Choice {
+    Choice::Whole { on, predicted, cached }
+}
+
+#[cfg(test)]
+#[path = "place_tests.rs"]
+mod tests;

@@ -1,0 +1,448 @@
+//! Where one request goes.
+
+use super::*;
+use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
+use proptest::prelude::*;
+use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
+use tidegate_types::Slo;
+
+const NOW: Moment = Moment::START;
+
+#[derive(Debug, PartialEq)]
+enum Goes {
+    Split(u16),
+    Whole(u16),
+    Waits(WaitReason),
+    Nowhere(NowhereReason),
+}
+use Goes::{Split as Splits, Waits, Whole};
+
+fn goes(job: &Job, engines: &Engines) -> Goes {
+    match place(&Params::default(), NOW, job, engines) {
+        Choice::Prefill { on, .. } => Goes::Split(on.0),
+        Choice::Whole { on, .. } => Goes::Whole(on.0),
+        Choice::Wait(reason) => Goes::Waits(reason),
+        Choice::Nowhere(reason) => Goes::Nowhere(reason),
+    }
+}
+
+/// Where a request of `prompt` tokens goes, whatever its seed.
+fn check(prompt: u64, loads: &[Load], expected: Goes) {
+    for id in 1..20 {
+        assert_eq!(goes(&job(id, prompt), &Engines::new(loads.to_vec())), expected, "id {id}");
+    }
+}
+
+fn unsplit(prompt: u64) -> Job {
+    Job { split: Split::Never, ..job(1, prompt) }
+}
+
+/// Steps longer than the TPOT target: full.
+fn full(role: Role) -> Load {
+    streaming(role, 230, 0.0)
+}
+
+fn dead(role: Role) -> Load {
+    Load { usable: false, ..idle(role) }
+}
+
+#[test]
+fn a_long_prompt_is_split_while_its_decode_backend_has_no_slack() {
+    check(4000, &[idle(Prefill), streaming(Decode, 30, 0.05)], Splits(0));
+}
+
+#[test]
+fn engines_that_take_no_whole_requests_get_every_one_in_two_legs() {
+    let pair = |load: Load| Load { runs_whole: false, ..load };
+    let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
+    check(10, &fleet, Splits(0));
+    assert_eq!(goes(&unsplit(4000), &Engines::new(fleet.to_vec())), Splits(0));
+    // Nobody is left to pair with.
+    let alone = [pair(idle(Decode)), pair(dead(Prefill))];
+    check(4000, &alone, Goes::Nowhere(NowhereReason::Unpaired));
+}
+
+#[test]
+fn slack_that_covers_the_hold_up_saves_the_hand_off() {
+    // The prefill backend is busy, and 1000 tokens hold the streams up for about 50 ms.
+    let busy = prefilling(Prefill, 0.5);
+    check(1000, &[busy, streaming(Decode, 30, 0.08)], Whole(1));
+    // The step that runs now has to end first.
+    check(1000, &[busy, streaming(Decode, 30, 0.06)], Waits(WaitReason::PrefillBusy));
+    check(1000, &[busy, streaming(Decode, 30, 0.04)], Waits(WaitReason::PrefillBusy));
+    check(1000, &[busy, streaming(Decode, 30, -0.01)], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn slack_is_kept_for_bursts_while_a_prefill_backend_is_idle() {
+    check(1000, &[idle(Prefill), streaming(Decode, 30, 0.5)], Splits(0));
+}
+
+#[test]
+fn an_idle_decode_backend_is_kept_for_streams_while_a_prefill_backend_is_in_time() {
+    check(4000, &[idle(Prefill), idle(Decode)], Splits(0));
+    check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Whole(1));
+    // The hand-off would make it late.
+    check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Whole(1));
+}
+
+#[test]
+fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
+    let (decode, busy) = (streaming(Decode, 30, 0.0), prefilling(Prefill, 0.5));
+    let late = Moment::START + Seconds(2.0);
+    let at = |now, loads: &[Load]| match place(
+        &Params::default(),
+        now,
+        &job(1, 4000),
+        &Engines::new(loads.to_vec()),
+    ) {
+        Choice::Wait(reason) => Waits(reason),
+        Choice::Prefill { on, .. } => Splits(on.0),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(at(late, &[busy, idle(Prefill), decode]), Waits(WaitReason::PrefillBusy));
+    assert!(matches!(at(late, &[idle(Prefill), idle(Prefill), decode]), Splits(_)));
+    assert_eq!(at(late, &[idle(Prefill), decode]), Splits(0), "there is only one");
+    let patient = Moment::START + Seconds(16.0);
+    assert_eq!(at(patient, &[busy, idle(Prefill), decode]), Splits(1), "it has waited");
+}
+
+#[test]
+fn streams_that_a_flip_left_behind_are_not_held_up() {
+    let (decode, flipped) = (streaming(Decode, 30, 0.0), streaming(Prefill, 10, 0.1));
+    check(4000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
+    check(4000, &[streaming(Prefill, 10, 0.6), decode], Splits(0));
+    // One request is late rather than ten streams.
+    check(11_000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
+    // No stream joins them: what they have earned may be more than a decode backend may spend.
+    check(30_000, &[streaming(Prefill, 10, 4.0), decode], Splits(0));
+    // A few give way.
+    check(11_000, &[streaming(Prefill, 3, 0.1), decode], Splits(0));
+    check(4000, &[streaming(Prefill, 3, 0.1), decode], Waits(WaitReason::PrefillBusy));
+    // It would be for ever: one of them is lost, or the target is out of reach.
+    check(4000, &[streaming(Prefill, 10, -20.0), decode], Splits(0));
+    let slo = Slo { tpot: Seconds(0.015), ..Slo::default() };
+    let unreachable = Params { slo, ..Params::default() };
+    let choice = place(&unreachable, NOW, &job(1, 4000), &Engines::new(vec![flipped, decode]));
+    assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");
+    // It has waited.
+    let at_last = Moment::START + Seconds(16.0);
+    let engines = Engines::new(vec![flipped, decode]);
+    let choice = place(&Params::default(), at_last, &job(1, 11_000), &engines);
+    assert!(matches!(choice, Choice::Prefill { on: BackendId(0), .. }), "{choice:?}");
+}
+
+#[test]
+fn what_spills_goes_on_elsewhere_if_it_can() {
+    let (busy, decode) = (prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08));
+    let tight = streaming(Decode, 30, 0.0);
+    check(1000, &[busy, decode], Whole(1));
+    check(1000, &[busy, decode, tight], Splits(1));
+    check(1000, &[busy, decode, full(Decode)], Whole(1));
+    check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Whole(1));
+    check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Whole(1));
+    // What fits into a step holds nobody up.
+    check(200, &[busy, streaming(Decode, 30, 0.0)], Whole(1));
+    let engines = Engines::new(vec![busy, decode, tight]);
+    assert_eq!(goes(&unsplit(1000), &engines), Whole(1));
+    // A hand-off and another step would make it late.
+    let soon = Job { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
+    assert_eq!(goes(&soon, &engines), Whole(1));
+}
+
+#[test]
+fn a_stream_that_has_not_begun_has_no_slack() {
+    let busy = prefilling(Prefill, 0.5);
+    let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };
+    check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
+    check(60, &[busy, coming], Whole(1));
+}
+
+#[test]
+fn no_slack_lets_a_decode_backend_take_a_prefill_of_seconds() {
+    let busy = prefilling(Prefill, 0.5);
+    check(30_000, &[busy, streaming(Decode, 30, 100.0)], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn a_prompt_whose_step_stays_within_the_target_needs_no_slack() {
+    check(60, &[prefilling(Prefill, 0.5), streaming(Decode, 30, 0.0)], Whole(1));
+}
+
+#[test]
+fn smaller_chunks_hold_up_less() {
+    // Four steps of 45 ms instead of one of 150: three more tokens for every stream.
+    let engines = Engines::new(vec![prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08)]);
+    let small = Params { chunk: Tokens(512), ..Params::default() };
+    let on = |params: &Params| place(params, NOW, &job(1, 1800), &engines);
+    assert_eq!(on(&Params::default()), Choice::Wait(WaitReason::PrefillBusy));
+    assert!(matches!(on(&small), Choice::Whole { on: BackendId(1), .. }));
+}
+
+#[test]
+fn short_prompts_fill_a_step_whatever_the_room_in_time_is() {
+    // These tokens are outstanding on an engine that takes half a second for them.
+    let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 0.5) };
+    check(30, &[slow(1000)], Whole(0));
+    check(30, &[slow(2018)], Whole(0));
+    check(30, &[slow(2019)], Waits(WaitReason::PrefillBusy));
+    check(400, &[slow(1000)], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn short_prompts_are_admitted_until_they_fill_a_step() {
+    let engines = Engines::new(vec![Load { streams_max: 1000, ..idle(Mixed) }]);
+    let admitted = (0..500).take_while(|id| {
+        let job = job(*id, 30);
+        let choice = place(&Params::default(), NOW, &job, &engines);
+        let placed = matches!(choice, Choice::Whole { .. });
+        if placed {
+            engines.reserve(choice, job.prompt);
+            // Their answers are short: nothing else than the prefill limits them.
+            engines.change(0, |load| (load.streams, load.kv) = (0, Tokens(0)));
+        }
+        placed
+    });
+    assert_eq!(admitted.count(), 2048 / 30);
+}
+
+#[test]
+fn a_short_prompt_is_never_split() {
+    check(60, &[idle(Prefill), streaming(Decode, 100, 0.0)], Whole(1));
+    check(60, &[idle(Prefill), full(Decode)], Whole(0));
+}
+
+#[test]
+fn what_cannot_be_split_runs_on_a_prefill_backend_if_no_streams_can_wait_for_it() {
+    let loads = [idle(Prefill), streaming(Decode, 100, 0.0)];
+    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(0));
+    let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
+    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(1));
+}
+
+#[test]
+fn what_a_hand_off_would_make_late_stays_on_the_prefill_backend() {
+    // 11,500 tokens take .92 s; moving their KV and the decode engine's step another .12 s.
+    let decode = streaming(Decode, 60, 0.0);
+    check(11_500, &[idle(Prefill), decode], Whole(0));
+    check(10_000, &[idle(Prefill), decode], Splits(0));
+    // Nothing makes it in time: streams do not belong on a prefill backend then.
+    check(13_000, &[idle(Prefill), decode], Splits(0));
+    // Nor where a stream would be held up.
+    check(11_500, &[streaming(Prefill, 1, 0.5), decode], Splits(0));
+    let never = Params { hold_max: Seconds(-1.0), ..Params::default() };
+    let choice = place(&never, NOW, &job(1, 11_500), &Engines::new(vec![idle(Prefill), decode]));
+    assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");
+}
+
+#[test]
+fn the_reserve_for_prefills_under_way_is_a_share_of_what_streams_may_use() {
+    // Of a target of 16 ms the weights take 15.1: nine tenths of the rest, at 71 µs a stream.
+    let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };
+    let params = Params { slo: tight, admission: 0.9, ..Params::default() };
+    let goes = |streams| {
+        let engines = Engines::new(vec![idle(Prefill), streaming(Decode, streams, 0.0)]);
+        place(&params, NOW, &job(1, 1000), &engines)
+    };
+    assert!(matches!(goes(10), Choice::Prefill { .. }));
+    assert_eq!(goes(11), Choice::Wait(WaitReason::DecodeBusy));
+}
+
+#[test]
+fn no_prefill_starts_without_decode_room() {
+    check(4000, &[idle(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));
+    let most = Load { streams_max: 30, ..streaming(Decode, 30, 0.0) };
+    check(4000, &[idle(Prefill), most], Waits(WaitReason::DecodeBusy));
+    let no_memory = Load { kv_capacity: Tokens(34_000), ..streaming(Decode, 30, 0.0) };
+    check(4000, &[idle(Prefill), no_memory], Waits(WaitReason::DecodeBusy));
+}
+
+#[test]
+fn decode_room_in_another_group_is_no_room() {
+    let elsewhere = Load { group: GroupId(1), ..streaming(Decode, 1, 0.0) };
+    let busy = Load { group: GroupId(1), ..prefilling(Prefill, 0.5) };
+    check(4000, &[idle(Prefill), full(Decode), busy, elsewhere], Waits(WaitReason::DecodeBusy));
+}
+
+#[test]
+fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_none() {
+    check(100_000, &[idle(Prefill), streaming(Decode, 5, 0.0)], Splits(0));
+    let busy = prefilling(Prefill, 0.16);
+    check(1000, &[busy, streaming(Decode, 5, -1.0)], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn the_least_loaded_of_equals_is_chosen() {
+    let decode = streaming(Decode, 30, 0.0);
+    check(4000, &[prefilling(Prefill, 0.04), idle(Prefill), decode], Splits(1));
+    check(4000, &[streaming(Mixed, 50, 1.0), streaming(Mixed, 5, 1.0)], Whole(1));
+}
+
+#[test]
+fn one_that_keeps_the_deadline_beats_one_that_completes_sooner() {
+    // The faster decoder would start it too late.
+    let slow = Load {
+        decode_model: crate::cost::DecodeModel {
+            base: Seconds(0.020),
+            ..crate::placement::fixture::DECODE
+        },
+        ..idle(Mixed)
+    };
+    let quick = Load {
+        prefill_model: crate::cost::PrefillModel {
+            per_token: Seconds(300e-6),
+            ..crate::placement::fixture::PREFILL
+        },
+        ..idle(Mixed)
+    };
+    let long_answer = Job { expected_output: Tokens(1000), ..job(1, 4000) };
+    assert_eq!(goes(&long_answer, &Engines::new(vec![slow, quick])), Whole(0));
+    let patient = Job { ttft_deadline: NOW + Seconds(5.0), ..long_answer };
+    assert_eq!(goes(&patient, &Engines::new(vec![slow, quick])), Whole(1));
+}
+
+#[test]
+fn a_cached_prefix_draws_its_requests_but_not_all_load() {
+    let decode = streaming(Decode, 30, 0.0);
+    let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
+    let engines = Engines::new(loads).caching(&[(1, 7500)]);
+    let Choice::Prefill { on, predicted, cached } =
+        place(&Params::default(), NOW, &job(1, 8000), &engines)
+    else {
+        panic!("a long prompt with room everywhere is split");
+    };
+    assert_eq!((on, cached), (BackendId(1), Tokens(7500)));
+    assert!(predicted < Seconds(0.06));
+    // The prefix would save half a second and more; the streams there cost more than that.
+    let loads = vec![streaming(Mixed, 150, 100.0), streaming(Mixed, 10, 100.0)];
+    let engines = Engines::new(loads).caching(&[(0, 7500)]);
+    assert_eq!(goes(&job(1, 8000), &engines), Whole(1));
+}
+
+#[test]
+fn draining_and_dead_backends_are_never_chosen() {
+    check(4000, &[dead(Prefill), dead(Decode)], Goes::Nowhere(NowhereReason::NoneUsable));
+    check(4000, &[idle(Draining)], Goes::Nowhere(NowhereReason::AllDraining));
+    check(4000, &[], Goes::Nowhere(NowhereReason::EmptyPool));
+    check(4000, &[dead(Mixed), idle(Draining), streaming(Mixed, 90, 0.0)], Whole(2));
+}
+
+#[test]
+fn a_group_that_lost_one_side_serves_whole_requests_with_the_other() {
+    check(4000, &[idle(Prefill), dead(Decode)], Whole(0));
+    check(4000, &[dead(Prefill), streaming(Decode, 30, 0.0)], Whole(1));
+    check(4000, &[dead(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));
+    let busy = Load { prefill: Seconds(0.2), ..streaming(Decode, 30, 0.0) };
+    check(4000, &[dead(Prefill), busy], Waits(WaitReason::PrefillBusy));
+}
+
+#[test]
+fn a_backend_it_failed_on_is_asked_again_only_if_nothing_else_is_left() {
+    let failed_on = |slot: u16| {
+        let mut job = job(1, 4000);
+        job.excluded.insert(BackendId(slot));
+        job
+    };
+    let decode = streaming(Decode, 30, 0.0);
+    let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
+    assert_eq!(goes(&failed_on(0), &Engines::new(loads)), Splits(1));
+    assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Prefill), decode])), Whole(1));
+    assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Mixed)])), Whole(0));
+}
+
+#[test]
+fn a_tpot_that_no_engine_can_keep_does_not_limit_the_streams() {
+    let strict = Params {
+        slo: tidegate_types::Slo { tpot: Seconds(0.001), ..Params::default().slo },
+        ..Params::default()
+    };
+    let engines = Engines::new(vec![streaming(Mixed, 30, -1.0)]);
+    let choice = place(&strict, NOW, &job(1, 500), &engines);
+    assert!(matches!(choice, Choice::Whole { .. }), "{choice:?}");
+}
+
+#[test]
+fn in_a_large_pool_the_only_one_with_room_and_the_one_with_the_prefix_are_found() {
+    let mut loads = vec![full(Mixed); 1000];
+    loads[731] = streaming(Mixed, 3, 1.0);
+    check(4000, &loads, Whole(731));
+    let engines = Engines::new(vec![streaming(Mixed, 3, 1.0); 1000]).caching(&[(731, 3500)]);
+    for id in 1..20 {
+        assert_eq!(goes(&job(id, 4000), &engines), Whole(731));
+    }
+}
+
+#[test]
+fn in_a_large_pool_equals_share_the_load() {
+    let engines = Engines::new(vec![idle(Mixed); 500]);
+    let mut taken = vec![0u32; 500];
+    for id in 0..5000 {
+        match goes(&job(id, 1000), &engines) {
+            Whole(on) => taken[usize::from(on)] += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(taken.iter().all(|count| *count < 40), "{taken:?}");
+}
+
+fn any_load() -> impl Strategy<Value = Load> {
+    let role = prop::sample::select(&Role::ALL[..]);
+    let often = || prop::bool::weighted(0.8);
+    (role, often(), often(), 0u16..3, 0.0..0.3f64, 0u32..300, -0.5..2.0f64).prop_map(
+        |(role, usable, hands_over, group, prefill, streams, slack)| Load {
+            usable,
+            hands_over,
+            group: GroupId(group),
+            prefill: Seconds(if prefill < 0.1 { 0.0 } else { prefill - 0.1 }),
+            prefill_tokens: Tokens((f64::max(prefill - 0.1, 0.0) / 72e-6) as u64),
+            ..streaming(role, streams, slack)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_fleet_the_choice_is_open_and_has_room(
+        loads in prop::collection::vec(any_load(), 0..90),
+        prompt in 1u64..40_000,
+        never: bool,
+        patient: bool,
+        failed in 0u16..90,
+        seed: u64,
+    ) {
+        let hopeless_patience = if patient { 0.5 } else { 0.0 };
+        let params = Params { hopeless_patience, ..Params::default() };
+        let split = if never { Split::Never } else { Split::May };
+        let mut job = Job { split, seed, ..job(1, prompt) };
+        job.excluded.insert(BackendId(failed));
+        let engines = Engines::new(loads.clone());
+        let open = |load: &Load| load.usable && load.role != Draining;
+        let has_room = |load: &Load| load.has_prefill_room(params.room)
+            || load.prefill_tokens + Tokens(prompt) <= params.joins_step_of(Tokens(prompt));
+        match place(&params, NOW, &job, &engines) {
+            Choice::Prefill { on, .. } => {
+                let chosen = loads[on.index()];
+                // Beside its role prefills what can.
+                prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
+                prop_assert!(open(&chosen) && has_room(&chosen) && !never);
+                let taker = |(slot, load): (usize, &Load)| open(load)
+                    && slot != on.index() && load.group == chosen.group && load.role.takes_decode();
+                prop_assert!(loads.iter().enumerate().any(taker));
+            }
+            Choice::Whole { on, .. } => {
+                let chosen = loads[on.index()];
+                prop_assert!(open(&chosen) && has_room(&chosen));
+                prop_assert!(chosen.streams < chosen.streams_max);
+            }
+            Choice::Wait(_) => {
+                let idle = |load: &Load| load.role == Mixed && load.streams == 0
+                    && load.prefill == Seconds::ZERO && load.usable;
+                let others = loads.iter().enumerate().filter(|(slot, _)| *slot as u16 != failed);
+                // One that is late anywhere may leave it to others.
+                let free = others.map(|(_, load)| load).any(idle);
+                prop_assert!(patient || !free, "an idle backend was free");
+            }
+            Choice::Nowhere(_) => prop_assert!(!loads.iter().any(open)),
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Those that wait, earliest TTFT deadline first, long prompts brought forward a little. Those that
+//! can no longer make theirs come last, with a share of the work that is placed, so that none
+//! starves. What all engines together could not begin in time is not tried, the longest first
+//! (shed.rs). The queue reserves nothing and never sleeps: its owner polls it when room is made and at
+//! [`DeadlineQueue::next_deadline`].
+//!
+//! A poll of a full pool is quick however many wait: a job is not even tried if one of its kind
+//! that needs no more work was just refused.
+
+mod line;
+mod shed;
+
+use crate::placement::order::order;
+use crate::placement::{Choice, Fleet, Job, NowhereReason, Params, Split, place};
+use line::{Key, Line, Rank};
+use shed::shed;
+use std::collections::{BTreeMap, BTreeSet};
+use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
+
+/// How often a place that someone else took first is asked for again, each time afresh.
+const RACES_MAX: u32 = 3;
+
+/// So many of the hopeful, the first, are looked through for those that are too much.
+const SHED_AMONG: usize = 512;
+
+/// What became of a job that waited. It has left the queue, except where [`Outcome::Place`] was
+/// answered with [`Took::No`].
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// There is room: [`Choice::Prefill`] or [`Choice::Whole`]. Reserve it before answering.
+    Place(&'a Job, Choice),
+    /// Its queue deadline has come.
+    Expired(Job),
+    /// No backend can take it.
+    Nowhere(Job, NowhereReason),
+}
+
+/// The answer to an [`Outcome`]. It counts for [`Outcome::Place`] only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Took {
+    /// The room is reserved, or the job needs none any more.
+    Yes,
+    /// Someone else has taken the room: the job stays.
+    No,
+}
+
+/// As many wait as may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is full: {limit} requests wait")]
+pub struct QueueFull {
+    /// How many may wait.
+    pub limit: usize,
+}
+
+/// The requests that wait for their first leg, of all pools.
+#[derive(Debug)]
+pub struct DeadlineQueue {
+    waiting: BTreeMap<RequestId, Waiting>,
+    lines: BTreeMap<PoolId, Line>,
+    expiries: BTreeSet<Key>,
+    /// Offered since the last poll: what their prefill costs is not known yet.
+    fresh: Vec<RequestId>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    job: Job,
+    /// Prefill work on the best backend of its pool, when it was first polled.
+    work: Seconds,
+    /// Since when it is hopeless.
+    latest_start: Moment,
+    /// Its place among the hopeful: the deadline, less a share of the work.
+    turn: Moment,
+    rank: Rank,
+}
+
+/// What a try came to.
+enum Tried {
+    Left,
+    Refused,
+}
+
+impl DeadlineQueue {
+    /// An empty queue for as many as [`Params::default`] says.
+    pub fn new() -> DeadlineQueue {
+        DeadlineQueue::with_limit(Params::default().queue_max)
+    }
+
+    /// An empty queue for at most `limit` jobs.
+    pub fn with_limit(limit: usize) -> DeadlineQueue {
+        DeadlineQueue {
+            waiting: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            fresh: Vec::new(),
+            limit,
+        }
+    }
+
+    /// Let a job wait. Ids are unique: a second one of the same id replaces the first.
+    ///
+    /// # Errors
+    /// [`QueueFull`] if as many wait as may.
+    pub fn offer(&mut self, job: Job) -> Result<(), QueueFull> {
+        self.remove(job.id);
+        if self.waiting.len() >= self.limit {
+            return Err(QueueFull { limit: self.limit });
+        }
+        let (work, due) = (Seconds::ZERO, job.ttft_deadline);
+        self.expiries.insert((job.queue_deadline, job.id));
+        self.fresh.push(job.id);
+        let waiting = Waiting { job, work, latest_start: due, turn: due, rank: Rank::Hopeful };
+        self.lines.entry(waiting.job.pool).or_default().join(&waiting);
+        self.waiting.insert(waiting.job.id, waiting);
+        Ok(())
+    }
+
+    /// Its client has left. Says whether it was waiting.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        self.remove(id).is_some()
+    }
+
+    /// Place what fits now, and let go those that have waited too long or can go nowhere. `fleet`
+    /// must show what `on` has reserved by the time `on` returns.
+    pub fn poll(
+        &mut self,
+        params: &Params,
+        now: Moment,
+        fleet: &impl Fleet,
+        mut on: impl FnMut(Outcome<'_>) -> Took,
+    ) {
+        self.expire(now, &mut on);
+        self.estimate(params, fleet);
+        let pools: Vec<PoolId> = self.lines.keys().copied().collect();
+        for pool in pools {
+            self.give_up_hope(pool, now);
+            self.place_pool(pool, params, now, fleet, &mut on);
+        }
+        self.lines.retain(|_, line| !line.is_empty());
+    }
+
+    /// When a poll is needed even if nothing happens.
+    pub fn next_deadline(&self) -> Option<Moment> {
+        self.expiries.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Does nobody wait?
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// How many wait for a pool, and the prefill work they stand for; that of jobs offered since
+    /// the last poll is not in it yet.
+    pub fn waiting(&self, pool: PoolId) -> (usize, Seconds) {
+        self.lines.get(&pool).map_or((0, Seconds::ZERO), Line::totals)
+    }
+
+    /// The prefill work that waits for a pool: see [`waiting`](Self::waiting).
+    pub fn waiting_prefill(&self, pool: PoolId) -> Seconds {
+        self.waiting(pool).1
+    }
+
+    fn remove(&mut self, id: RequestId) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&id)?;
+        self.expiries.remove(&(waiting.job.queue_deadline, id));
+        if let Some(line) = self.lines.get_mut(&waiting.job.pool) {
+            line.leave(&waiting);
+        }
+        Some(waiting)
+    }
+
+    fn expire(&mut self, now: Moment, on: &mut impl FnMut(Outcome<'_>) -> Took) {
+        while let Some((deadline, id)) = self.expiries.first().copied() {
+            if deadline > now {
+                break;
+            }
+            match self.remove(id) {
+                Some(waiting) => {
+                    on(Outcome::Expired(waiting.job));
+                }
+                None => {
+                    self.expiries.pop_first();
+                }
+            }
+        }
+    }
+
+    /// What the new ones cost, and until when they can make their deadline.
+    fn estimate(&mut self, params: &Params, fleet: &impl Fleet) {
+        for id in std::mem::take(&mut self.fresh) {
+            let Some(waiting) = self.waiting.get_mut(&id) else { continue };
+            let Some(line) = self.lines.get_mut(&waiting.job.pool) else { continue };
+            line.leave(waiting);
+            let (work, after) = least_work(params, &waiting.job, fleet);
+            let due = waiting.job.ttft_deadline;
+            waiting.work = work;
+            waiting.latest_start = due - work - after;
+            waiting.turn = due - work * params.long_first;
+            line.join(waiting);
+        }
+    }
+
+    fn give_up_hope(&mut self, pool: PoolId, now: Moment) {
+        let Some(line) = self.lines.get_mut(&pool) else { return };
+        while let Some(id) = line.first_start_before(now) {
+            let Some(waiting) = self.waiting.get_mut(&id) else { return };
+            line.leave(waiting);
+            waiting.rank = Rank::Hopeless;
+            line.join(waiting);
+        }
+    }
+
+    fn place_pool(
+        &mut self,
+        pool: PoolId,
+        params: &Params,
+        now: Moment,
+        fleet: &impl Fleet,
+        on: &mut impl FnMut(Outcome<'_>) -> Took,
+    ) {
+        let shed = self.shed(pool, now, fleet);
+        let is_shed = |id| shed.binary_search(&id).is_ok();
+        let mut walks = [Walk::new(Rank::Hopeful, params), Walk::new(Rank::Hopeless, params)];
+        // What refuses the hopeless may take the others.
+        let mut refused = [Refused::default(), Refused::default()];
+        loop {
+            let Some(line) = self.lines.get(&pool) else { return };
+            let first = usize::from(line.is_turn_of_hopeless());
+            let Some((walk, id)) = [first, 1 - first]
+                .into_iter()
+                .find_map(|which| walks[which].next(line, is_shed).map(|id| (which, id)))
+            else {
+                return;
+            };
+            let Some(waiting) = self.waiting.get(&id) else { return };
+            let (split, work, rank) = (waiting.job.split, waiting.work, waiting.rank);
+            if refused[..=walk].iter().any(|refused| refused.covers(split, work)) {
+                walks[walk].pass();
+                continue;
+            }
+            match self.try_one(id, params, now, fleet, on) {
+                Tried::Refused => {
+                    refused[walk].note(split, work);
+                    walks[walk].pass();
+                }
+                Tried::Left => {
+                    if let Some(line) = self.lines.get_mut(&pool) {
+                        line.account(rank, work, params.hopeless_share);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Those that are not tried now: see shed.rs.
+    fn shed(&self, pool: PoolId, now: Moment, fleet: &impl Fleet) -> Vec<RequestId> {
+        let Some(line) = self.lines.get(&pool) else { return Vec::new() };
+        let engines = fleet.pool(pool).len();
+        if line.hopeful() <= engines {
+            return Vec::new();
+        }
+        let jobs = line.turns().take(SHED_AMONG).filter_map(|id| {
+            let Waiting { work, latest_start, .. } = self.waiting.get(&id)?;
+            Some((id, *work, *latest_start - now))
+        });
+        shed(engines, jobs)
+    }
+
+    fn try_one(
+        &mut self,
+        id: RequestId,
+        params: &Params,
+        now: Moment,
+        fleet: &impl Fleet,
+        on: &mut impl FnMut(Outcome<'_>) -> Took,
+    ) -> Tried {
+        let Some(waiting) = self.waiting.get(&id) else { return Tried::Refused };
+        for _ in 0..RACES_MAX {
+            match place(params, now, &waiting.job, fleet) {
+                Choice::Wait(_) => return Tried::Refused,
+                Choice::Nowhere(reason) => {
+                    if let Some(waiting) = self.remove(id) {
+                        on(Outcome::Nowhere(waiting.job, reason));
+                    }
+                    return Tried::Left;
+                }
+                choice @ (Choice::Prefill { .. } | Choice::Whole { .. }) => {
+                    if on(Outcome::Place(&waiting.job, choice)) == Took::Yes {
+                        self.remove(id);
+                        return Tried::Left;
+                    }
+                }
+            }
+        }
+        Tried::Refused
+    }
+}
+
+impl Default for DeadlineQueue {
+    fn default() -> DeadlineQueue {
+        DeadlineQueue::new()
+    }
+}
+
+/// One pass over a line's jobs of one rank, in order.
+struct Walk {
+    rank: Rank,
+    /// The last one that was passed over.
+    behind: Option<Key>,
+    at: Option<Key>,
+    left: usize,
+}
+
+impl Walk {
+    fn new(rank: Rank, params: &Params) -> Walk {
+        Walk { rank, behind: None, at: None, left: params.look_ahead.max(1) }
+    }
+
+    /// The first one neither passed over nor to be left out.
+    fn next(&mut self, line: &Line, is_out: impl Fn(RequestId) -> bool) -> Option<RequestId> {
+        if self.left == 0 {
+            return None;
+        }
+        loop {
+            self.at = line.after(self.rank, self.behind);
+            match self.at {
+                Some((_, id)) if is_out(id) => self.behind = self.at,
+                at => return at.map(|(_, id)| id),
+            }
+        }
+    }
+
+    fn pass(&mut self) {
+        self.behind = self.at;
+        self.left -= 1;
+    }
+}
+
+/// The least work that found no room in this poll, by whether it may be split: what needs no less
+/// will find none either.
+#[derive(Default)]
+struct Refused {
+    may: Option<Seconds>,
+    never: Option<Seconds>,
+}
+
+impl Refused {
+    fn covers(&self, split: Split, work: Seconds) -> bool {
+        let least = match split {
+            Split::May => self.may,
+            Split::Never => self.never,
+        };
+        least.is_some_and(|least| work >= least)
+    }
+
+    fn note(&mut self, split: Split, work: Seconds) {
+        match split {
+            Split::May => self.may = Some(work),
+            Split::Never => self.never = Some(work),
+        }
+    }
+}
+
+/// A job's prefill work on the backend that would need least, were it idle, and what comes between
+/// its end and the first token: where engines only prefill, a hand-off and the decode engine's next
+/// step, which takes up to the TPOT target. 0 if there is none.
+fn least_work(params: &Params, job: &Job, fleet: &impl Fleet) -> (Seconds, Seconds) {
+    let backends = fleet.pool(job.pool);
+    let sample = order(backends.len(), job.seed).take(params.sample).map(|index| backends[index]);
+    let holders = fleet.holders(job);
+    let holders = holders.entries().iter().map(|(holder, _)| *holder);
+    let known = holders.filter(|holder| backends.contains(holder));
+    let mut least = None;
+    let mut hands_over = false;
+    for backend in sample.chain(known) {
+        let load = fleet.load(backend);
+        if load.is_open() {
+            let cached = fleet.cached(job, backend);
+            let work = load.prefill_model.predict(job.prompt - cached, cached);
+            least = Some(least.map_or(work, |least: Seconds| least.min(work)));
+            hands_over |= load.role == Role::Prefill && job.split == Split::May;
+        }
+    }
+    let after = params.transfer.predict(job.prompt) + params.slo.tpot;
+    (least.unwrap_or(Seconds::ZERO), if hands_over { after } else { Seconds::ZERO })
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -1,0 +1,365 @@
+//! Who leaves the queue, when, and in which order.
+
+use super::*;
+use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
+use proptest::prelude::*;
+use tidegate_types::{BackendId, Role};
+
+fn at(seconds: f64) -> Moment {
+    Moment::START + Seconds(seconds)
+}
+
+/// A job whose first token is due, and which is refused, so many seconds after the start.
+fn due(id: u64, prompt: u64, ttft: f64, refused: f64) -> Job {
+    Job { ttft_deadline: at(ttft), queue_deadline: at(refused), ..job(id, prompt) }
+}
+
+fn queue(jobs: impl IntoIterator<Item = Job>) -> DeadlineQueue {
+    let mut queue = DeadlineQueue::new();
+    for job in jobs {
+        queue.offer(job).unwrap();
+    }
+    queue
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Placed(u64),
+    Expired(u64),
+    Nowhere(u64),
+}
+
+/// Polls, reserving what is placed.
+fn poll(queue: &mut DeadlineQueue, now: Moment, engines: &Engines) -> Vec<Left> {
+    let mut left = Vec::new();
+    queue.poll(&Params::default(), now, engines, |outcome| {
+        left.push(match outcome {
+            Outcome::Place(job, choice) => {
+                engines.reserve(choice, job.prompt);
+                Left::Placed(job.id.0)
+            }
+            Outcome::Expired(job) => Left::Expired(job.id.0),
+            Outcome::Nowhere(job, _) => Left::Nowhere(job.id.0),
+        });
+        Took::Yes
+    });
+    left
+}
+
+fn full() -> Engines {
+    Engines::new(vec![prefilling(Role::Mixed, 1.0)])
+}
+
+/// Room for one prefill after the other: all that ran is done.
+fn make_room(engines: &Engines) {
+    engines.change(0, |load| *load = idle(load.role));
+}
+
+#[test]
+fn the_earliest_deadline_goes_first() {
+    let engines = full();
+    let mut queue = queue([due(1, 2500, 3.0, 9.0), due(2, 2500, 1.0, 9.0), due(3, 2500, 2.0, 9.0)]);
+    assert_eq!(poll(&mut queue, at(0.0), &engines), []);
+    for next in [2, 3, 1] {
+        make_room(&engines);
+        assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(next)]);
+    }
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn a_long_prompt_is_brought_forward_by_a_share_of_its_work() {
+    let engines = full();
+    // 9000 tokens take .7 s, 2500 take .19: a share of .3 of the difference is .15 s.
+    let mut queue = queue([due(1, 2500, 2.0, 9.0), due(2, 9000, 2.1, 9.0), due(3, 9000, 2.2, 9.0)]);
+    assert_eq!(poll(&mut queue, at(0.0), &engines), []);
+    for next in [2, 1, 3] {
+        make_room(&engines);
+        assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(next)]);
+    }
+}
+
+#[test]
+fn the_longest_is_left_out_while_more_wait_than_can_begin_in_time() {
+    // 9000 tokens take .7 s, 2500 take .19. The short ones may begin until .81: one fits behind the
+    // long one, three do not.
+    let long = due(1, 9000, 1.0, 9.0);
+    let short = |id| due(id, 2500, 1.0, 9.0);
+    for (shorts, first) in [(1, 1), (3, 2)] {
+        let engines = full();
+        let mut queue = queue([long.clone()].into_iter().chain((2..2 + shorts).map(short)));
+        assert_eq!(poll(&mut queue, at(0.0), &engines), []);
+        make_room(&engines);
+        assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(first)], "{shorts}");
+    }
+}
+
+#[test]
+fn where_engines_only_prefill_hope_ends_a_hand_off_and_a_step_earlier() {
+    // 2500 tokens: 186 ms, and 53 ms until their first token.
+    let order = |role: Role, now: f64| {
+        let engines = Engines::new(vec![prefilling(role, 1.0), idle(Role::Decode)]);
+        engines.change(1, |load| load.prefill = Seconds(1.0));
+        let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
+        poll(&mut queue, at(0.0), &engines);
+        make_room(&engines);
+        poll(&mut queue, at(now), &engines)
+    };
+    assert_eq!(order(Role::Mixed, 0.79), [Left::Placed(1)]);
+    assert_eq!(order(Role::Prefill, 0.79), [Left::Placed(2)]);
+    assert_eq!(order(Role::Prefill, 0.74), [Left::Placed(1)]);
+}
+
+#[test]
+fn those_that_can_no_longer_make_it_go_last() {
+    let engines = full();
+    // 30,000 tokens take three seconds: hopeless from the start, though due first.
+    let mut queue = queue([due(1, 30_000, 1.0, 9.0), due(2, 2500, 2.0, 9.0)]);
+    for next in [2, 1] {
+        make_room(&engines);
+        assert_eq!(poll(&mut queue, at(0.1), &engines), [Left::Placed(next)]);
+    }
+}
+
+#[test]
+fn hope_is_lost_when_the_work_no_longer_fits_before_the_deadline() {
+    let engines = full();
+    // Its 2500 tokens take 186 ms.
+    let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
+    poll(&mut queue, at(0.0), &engines);
+    make_room(&engines);
+    assert_eq!(poll(&mut queue, at(0.9), &engines), [Left::Placed(2)]);
+}
+
+#[test]
+fn the_hopeless_get_their_share_of_the_work_and_no_more() {
+    let engines = full();
+    let mut queue = DeadlineQueue::new();
+    let hopeless = 0..1000;
+    for id in hopeless.clone() {
+        queue.offer(due(id, 6000, 0.0, 1e6)).unwrap();
+    }
+    let mut work = [0.0, 0.0];
+    for round in 0..2000u64 {
+        // Hopeful ones never run out.
+        queue.offer(due(10_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
+        queue.offer(due(20_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
+        make_room(&engines);
+        for left in poll(&mut queue, at(1.0), &engines) {
+            let Left::Placed(id) = left else { panic!("{left:?}") };
+            work[usize::from(hopeless.contains(&id))] += engines.load(BackendId(0)).prefill.get();
+        }
+    }
+    let share = work[1] / (work[0] + work[1]);
+    assert!((share - Params::default().hopeless_share).abs() < 0.005, "{share}");
+}
+
+#[test]
+fn a_short_one_passes_a_long_one_that_does_not_fit() {
+    let busy = prefilling(Role::Prefill, 1.0);
+    let engines = Engines::new(vec![busy, streaming(Role::Decode, 30, 0.08)]);
+    let mut queue = queue([due(1, 5000, 1.0, 9.0), due(2, 800, 2.0, 9.0)]);
+    assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(2)]);
+    assert_eq!(queue.len(), 1);
+}
+
+#[test]
+fn who_waits_too_long_is_refused_even_if_there_is_room() {
+    let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 1.0, 7.0)]);
+    assert_eq!(queue.next_deadline(), Some(at(5.0)));
+    assert_eq!(poll(&mut queue, at(5.0), &full()), [Left::Expired(1)]);
+    assert_eq!(queue.next_deadline(), Some(at(7.0)));
+}
+
+#[test]
+fn without_a_usable_backend_everybody_is_told_at_once() {
+    let engines = Engines::new(vec![crate::placement::Load { usable: false, ..idle(Role::Mixed) }]);
+    let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 0.0, 7.0)]);
+    let left = poll(&mut queue, at(0.5), &engines);
+    assert_eq!(left, [Left::Nowhere(1), Left::Nowhere(2)]);
+    assert_eq!((queue.next_deadline(), queue.len()), (None, 0));
+}
+
+#[test]
+fn a_job_whose_place_was_taken_by_another_waits_on() {
+    let engines = Engines::new(vec![idle(Role::Mixed)]);
+    let mut queue = queue([due(1, 2000, 1.0, 5.0)]);
+    let mut asked = 0;
+    queue.poll(&Params::default(), at(0.0), &engines, |_| {
+        asked += 1;
+        Took::No
+    });
+    assert_eq!((asked, queue.len()), (RACES_MAX, 1));
+    assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(1)]);
+}
+
+#[test]
+fn a_full_queue_says_so() {
+    let mut queue = DeadlineQueue::with_limit(1);
+    assert_eq!(queue.offer(job(1, 10)), Ok(()));
+    assert_eq!(queue.offer(job(2, 10)), Err(QueueFull { limit: 1 }));
+    assert!(queue.cancel(RequestId(1)) && !queue.cancel(RequestId(1)));
+    assert_eq!(queue.offer(job(2, 10)), Ok(()));
+}
+
+#[test]
+fn what_waits_is_known_by_pool_and_returns_to_nothing() {
+    let elsewhere = Job { pool: PoolId(1), ..job(3, 2000) };
+    let mut queue = queue([job(1, 2000), job(2, 2000), elsewhere]);
+    assert_eq!(queue.waiting(PoolId(0)), (2, Seconds::ZERO), "not estimated yet");
+    poll(&mut queue, at(0.0), &full());
+    let (count, work) = queue.waiting(PoolId(0));
+    assert!(count == 2 && (work.get() - 0.297).abs() < 0.01, "{work:?}");
+    for id in 1..4 {
+        queue.cancel(RequestId(id));
+    }
+    assert_eq!(queue.waiting(PoolId(0)), (0, Seconds::ZERO));
+    assert_eq!(queue.waiting_prefill(PoolId(1)), Seconds::ZERO);
+}
+
+#[test]
+fn a_full_pool_is_quick_to_poll_however_many_wait() {
+    let engines = Engines::new(vec![prefilling(Role::Mixed, 1.0); 8]);
+    let jobs = (0..5000).map(|id| due(id, 100 + id * 7919 % 9000, 1.0 + id as f64, 1e6));
+    let mut queue = queue(jobs);
+    poll(&mut queue, at(0.0), &engines);
+    let before = engines.asked();
+    poll(&mut queue, at(0.0), &engines);
+    let asked = engines.asked() - before;
+    assert!(asked <= 8 * 12, "{asked} loads asked for");
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Offer {
+        prompt: u64,
+        ttft: f64,
+        wait: f64,
+        never: bool,
+        pool: u16,
+    },
+    Cancel(u64),
+    MakeRoom(usize),
+    Toggle(usize),
+    /// Time passes; every third place is lost to a race.
+    Poll(f64),
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let offer = (1u64..30_000, 0.0..2.0f64, 0.0..5.0f64, any::<bool>(), 0u16..2).prop_map(
+        |(prompt, ttft, wait, never, pool)| Operation::Offer { prompt, ttft, wait, never, pool },
+    );
+    prop_oneof![
+        6 => offer,
+        1 => (0u64..100).prop_map(Operation::Cancel),
+        3 => (0usize..3).prop_map(Operation::MakeRoom),
+        1 => (0usize..3).prop_map(Operation::Toggle),
+        4 => (0.0..0.5f64).prop_map(Operation::Poll),
+    ]
+}
+
+/// A queue and all that ever happened to it.
+struct World {
+    queue: DeadlineQueue,
+    engines: Engines,
+    now: Moment,
+    offered: u64,
+    left: BTreeMap<u64, u32>,
+    races: u32,
+}
+
+impl World {
+    fn apply(&mut self, operation: &Operation) {
+        match *operation {
+            Operation::Offer { prompt, ttft, wait, never, pool } => {
+                let id = self.offered;
+                self.offered += 1;
+                let split = if never { Split::Never } else { Split::May };
+                let (ttft, refused) = (self.now + Seconds(ttft), self.now + Seconds(wait));
+                let job =
+                    Job { pool: PoolId(pool.into()), split, arrived: self.now, ..job(id, prompt) };
+                let job = Job { ttft_deadline: ttft, queue_deadline: refused, ..job };
+                self.queue.offer(job).unwrap();
+            }
+            Operation::Cancel(id) => {
+                if self.queue.cancel(RequestId(id)) {
+                    *self.left.entry(id).or_default() += 1;
+                }
+            }
+            Operation::MakeRoom(slot) => self.engines.change(slot, |load| {
+                let usable = load.usable;
+                *load = crate::placement::Load { usable, ..idle(load.role) };
+            }),
+            Operation::Toggle(slot) => self.engines.change(slot, |load| load.usable ^= true),
+            Operation::Poll(after) => self.poll(Seconds(after)),
+        }
+    }
+
+    fn poll(&mut self, after: Seconds) {
+        self.now = self.now + after;
+        let World { queue, engines, now, left, races, .. } = self;
+        queue.poll(&Params::default(), *now, engines, |outcome| {
+            let id = match outcome {
+                Outcome::Place(job, choice) => {
+                    *races += 1;
+                    if races.is_multiple_of(3) {
+                        return Took::No;
+                    }
+                    assert!(job.queue_deadline > *now);
+                    engines.reserve(choice, job.prompt);
+                    job.id
+                }
+                Outcome::Expired(job) => {
+                    assert!(job.queue_deadline <= *now);
+                    job.id
+                }
+                Outcome::Nowhere(job, _) => job.id,
+            };
+            *left.entry(id.0).or_default() += 1;
+            Took::Yes
+        });
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_job_leaves_exactly_once(operations in prop::collection::vec(operation(), 0..150)) {
+        let roles = [Role::Prefill, Role::Decode, Role::Mixed];
+        let mut world = World {
+            queue: DeadlineQueue::new(),
+            engines: Engines::new(roles.map(idle).to_vec()),
+            now: Moment::START,
+            offered: 0,
+            left: BTreeMap::new(),
+            races: 0,
+        };
+        for operation in &operations {
+            world.apply(operation);
+            prop_assert_eq!(world.queue.len() + world.left.len(), world.offered as usize);
+            let (zero, one) = (world.queue.waiting(PoolId(0)), world.queue.waiting(PoolId(1)));
+            prop_assert_eq!(zero.0 + one.0, world.queue.len());
+        }
+        world.poll(Seconds(1e6));
+        prop_assert!(world.queue.is_empty() && world.queue.next_deadline().is_none());
+        prop_assert_eq!(world.queue.waiting(PoolId(0)), (0, Seconds::ZERO));
+        prop_assert_eq!(world.left.len() as u64, world.offered);
+        prop_assert!(world.left.values().all(|times| *times == 1));
+    }
+
+    #[test]
+    fn equal_jobs_are_placed_by_deadline(
+        deadlines in prop::collection::vec(1.0..100.0f64, 1..40),
+        room in 1usize..10,
+    ) {
+        let engines = Engines::new(vec![idle(Role::Mixed); room]);
+        let jobs = deadlines.iter().enumerate();
+        let mut queue = queue(jobs.map(|(id, ttft)| due(id as u64, 4000, *ttft, 1e6)));
+        let placed = poll(&mut queue, at(0.0), &engines);
+        prop_assert_eq!(placed.len(), room.min(deadlines.len()));
+        let mut order: Vec<u64> = (0..deadlines.len() as u64).collect();
+        order.sort_by(|a, b| deadlines[*a as usize].total_cmp(&deadlines[*b as usize]));
+        for (left, expected) in placed.iter().zip(order) {
+            prop_assert_eq!(*left, Left::Placed(expected));
+        }
+    }
+}

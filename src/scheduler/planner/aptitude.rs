@@ -1,0 +1,130 @@
+//! Which side each engine of a mixed fleet is better at, and what every split of the fleet serves if
+//! engines are put where they are better. It must never decide a split.
+//!
+//! Prefill is bound by compute and decode by memory, so an older accelerator loses more of the one
+//! than of the other: of H100 and A100 the first prefills 3.2 and decodes 1.6 times as fast. What
+//! counts is the ratio of the two times, against the group's: comparative advantage (Ricardo).
+
+use tidegate_types::{Seconds, Tokens};
+
+use crate::planner::observation::BackendObservation;
+
+/// What an engine is compared by: a prompt of so many tokens, and a step of so many streams of them.
+const PROMPT: Tokens = Tokens(1000);
+const STREAMS: u32 = 16;
+/// Engines whose ratios differ by less than this are alike: fitted costs are never equal.
+const ALIKE: f64 = 1.25;
+
+/// The side an engine is better at than the others of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Aptitude {
+    Prefill,
+    Either,
+    Decode,
+}
+
+/// What each split serves, by its number of prefill engines, from none to all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Splits {
+    /// Prefill work a second, in seconds of a mean engine.
+    pub(super) serves: Vec<f64>,
+    /// Streams that fit.
+    pub(super) places: Vec<f64>,
+}
+
+/// Of each engine, in order.
+pub(super) fn aptitudes(engines: &[&BackendObservation]) -> Vec<Aptitude> {
+    let ratios: Vec<f64> = engines.iter().map(|engine| ratio(engine)).collect();
+    let mut sorted = ratios.clone();
+    sorted.sort_by(f64::total_cmp);
+    let middle = match sorted.len() {
+        0 => return Vec::new(),
+        // Of a fleet in two halves the median lies between them.
+        len => (sorted[(len - 1) / 2] * sorted[len / 2]).sqrt(),
+    };
+    let aptitude = |ratio: &f64| match ratio / middle {
+        more if more > ALIKE => Aptitude::Prefill,
+        less if less < 1.0 / ALIKE => Aptitude::Decode,
+        _ => Aptitude::Either,
+    };
+    ratios.iter().map(aptitude).collect()
+}
+
+/// How much dearer a decode step is than a prefill: high where prefills are cheap.
+fn ratio(engine: &BackendObservation) -> f64 {
+    let step = engine.decode_model.step(STREAMS, Tokens(PROMPT.get() * u64::from(STREAMS)));
+    step / prefill(engine).max(Seconds(1e-9))
+}
+
+fn prefill(engine: &BackendObservation) -> Seconds {
+    engine.prefill_model.predict(PROMPT, Tokens::ZERO)
+}
+
+/// What the splits of `engines` serve, where `carries` streams fit into each.
+pub(super) fn splits(engines: &[&BackendObservation], carries: &[f64]) -> Splits {
+    let aptitudes = aptitudes(engines);
+    let mut order: Vec<usize> = (0..engines.len()).collect();
+    order.sort_by_key(|engine| aptitudes[*engine]);
+    let count = engines.len().max(1) as f64;
+    let mean = engines.iter().map(|engine| prefill(engine).get()).sum::<f64>() / count;
+    let (mut served, mut placed) = (0.0, carries.iter().sum());
+    let mut splits = Splits { serves: vec![served], places: vec![placed] };
+    for engine in order {
+        served += mean / prefill(engines[engine]).get().max(1e-9);
+        placed -= carries[engine];
+        splits.serves.push(served);
+        splits.places.push(placed.max(0.0));
+    }
+    splits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::{DecodeModel, PrefillModel};
+    use crate::planner::tests::backend;
+
+    /// An engine that prefills and decodes at so many times the usual cost.
+    fn engine(slot: u16, prefill: f64, decode: f64) -> BackendObservation {
+        let (p, d) = (PrefillModel::default(), DecodeModel::default());
+        let prefill_model = PrefillModel {
+            base: p.base * prefill,
+            per_token: p.per_token * prefill,
+            per_attention: p.per_attention * prefill,
+        };
+        let decode_model = DecodeModel {
+            base: d.base * decode,
+            per_stream: d.per_stream * decode,
+            per_kv_token: d.per_kv_token * decode,
+            ..d
+        };
+        BackendObservation { prefill_model, decode_model, ..backend(slot) }
+    }
+
+    fn check(engines: &[BackendObservation], expected: &[Aptitude]) {
+        let engines: Vec<&BackendObservation> = engines.iter().collect();
+        assert_eq!(aptitudes(&engines), expected);
+    }
+
+    #[test]
+    fn what_counts_is_the_ratio_and_not_the_speed() {
+        use Aptitude::{Decode, Either, Prefill};
+        // A100 beside H100; then an engine that is slower at both alike, and noise of a fit.
+        let (new, old) = (|slot| engine(slot, 1.0, 1.0), |slot| engine(slot, 3.2, 1.6));
+        check(&[old(0), new(1), old(2), new(3)], &[Decode, Prefill, Decode, Prefill]);
+        check(&[new(0), new(1), new(2), old(3)], &[Either, Either, Either, Decode]);
+        check(&[engine(0, 3.0, 3.0), new(1), engine(2, 1.1, 0.95)], &[Either; 3]);
+        check(&[], &[]);
+    }
+
+    #[test]
+    fn splits_put_engines_where_they_are_better() {
+        let engines = [engine(0, 3.0, 1.5), engine(1, 1.0, 1.0)];
+        let engines: Vec<&BackendObservation> = engines.iter().collect();
+        let Splits { serves, places } = splits(&engines, &[80.0, 100.0]);
+        // The second engine prefills first; a mean prefill takes twice as long as its own.
+        assert!((serves[1] - 2.0).abs() < 1e-9 && serves[0] == 0.0, "{serves:?}");
+        assert!((serves[2] - 2.0 - 2.0 / 3.0).abs() < 1e-9, "{serves:?}");
+        assert_eq!(places, [180.0, 80.0, 0.0]);
+    }
+}

@@ -1,0 +1,373 @@
+//! The roles, and why.
+//!
+//! Each group is decided for itself: pins and launch flags first, then one usable backend for each
+//! role, then the demand. Engines whose role the proxy alone decides (`Instant`) move in the plan;
+//! those that switch by themselves (`DrainThenCall`) are on their way for seconds, and count as what
+//! they are becoming.
+
+use crate::cost::DecodeModel;
+use serde::Serialize;
+use std::cmp::Ordering;
+use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
+
+use crate::planner::aptitude::{Aptitude, aptitudes, splits};
+use crate::planner::capacity::{Wanted, mean_kv, streams_each, wanted};
+use crate::planner::demand::DemandAverage;
+use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
+use crate::planner::params::Params;
+use crate::planner::reason::{Cause, Reason};
+use crate::planner::shadow::Tick;
+use crate::planner::state::State;
+
+/// What the planner says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Decision {
+    /// Every backend's role by slot, if any changes.
+    pub roles: Option<Vec<Role>>,
+    /// Why, one a change.
+    pub reasons: Vec<Reason>,
+    /// What each group's demand asks for.
+    pub wanted: Vec<Wanted>,
+}
+
+impl Decision {
+    /// Whose role changes, and to what.
+    pub fn flips(&self) -> Vec<(BackendId, Role)> {
+        self.reasons.iter().map(|reason| (reason.backend, reason.to)).collect()
+    }
+}
+
+/// Roles to start with, before any traffic: half of each group prefills, a lone engine does both,
+/// and what cannot move has the one role it can have.
+pub fn initial(_params: &Params, observation: &Observation) -> Vec<Role> {
+    let role = |backend: &BackendObservation| backend.pinned.unwrap_or(only_role(backend));
+    let mut roles: Vec<Role> = observation.backends.iter().map(role).collect();
+    for group in 0..group_count(observation) {
+        let free = observation.backends.iter().filter(|b| b.group.index() == group && moves(b));
+        let free: Vec<&BackendObservation> = free.collect();
+        let mut by_aptitude: Vec<_> = aptitudes(&free).into_iter().zip(&free).collect();
+        by_aptitude.sort_by_key(|(aptitude, _)| *aptitude);
+        for (n, (_, backend)) in by_aptitude.into_iter().enumerate() {
+            roles[backend.id.index()] = match free.len() {
+                1 if backend.allowed.contains(Role::Mixed) => Role::Mixed,
+                of if n < of / 2 => Role::Prefill,
+                _ => Role::Decode,
+            };
+        }
+    }
+    roles
+}
+
+/// Of a group's engines so many may be away to switch their role at once, but always one.
+const AWAY_SHARE: usize = 4;
+
+/// Which role each backend should have now.
+pub fn plan(
+    params: &Params,
+    now: Moment,
+    observation: &Observation,
+    state: &State,
+) -> (Decision, State) {
+    let groups = group_count(observation);
+    let mut next = state.clone();
+    next.make_room(observation.backends.len(), groups);
+    let elapsed = state.at.map_or(Seconds::ZERO, |at| (now - at).max(Seconds::ZERO));
+    next.at = Some(now);
+    let moved = std::mem::take(&mut next.moved);
+    let mut draft = Draft {
+        params,
+        now,
+        roles: observation.backends.iter().map(|backend| backend.role).collect(),
+        reasons: Vec::new(),
+        state: next,
+    };
+    let mut members: Vec<Vec<&BackendObservation>> = vec![Vec::new(); groups];
+    for backend in &observation.backends {
+        draft.keep_within_flags(backend);
+        members[backend.group.index()].push(backend);
+    }
+    let mut all_wanted = Vec::new();
+    for (slot, members) in members.iter().enumerate() {
+        let demand = demand_of(observation, GroupId(slot as u16));
+        let average = &mut draft.state.groups[slot].demand;
+        *average = average.after(elapsed, &demand, params.demand_window);
+        let average = *average;
+        draft.keep_minimum(members);
+        let usable: Vec<&BackendObservation> =
+            members.iter().copied().filter(|b| b.usable && counts(b)).collect();
+        if members.iter().any(|b| moved.contains(&b.id)) {
+            draft.state.groups[slot].shadows.moved();
+        }
+        if let Some(wanted) = wanted(params, &average, &demand, &usable) {
+            draft.follow_demand(slot, &usable, &wanted, &demand, elapsed);
+            all_wanted.push(wanted);
+        }
+    }
+    let Draft { roles, reasons, state, .. } = draft;
+    let roles = (!reasons.is_empty()).then_some(roles);
+    (Decision { roles, reasons, wanted: all_wanted }, state)
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    params: &'a Params,
+    now: Moment,
+    roles: Vec<Role>,
+    reasons: Vec<Reason>,
+    state: State,
+}
+
+impl Draft<'_> {
+    fn role(&self, backend: &BackendObservation) -> Role {
+        self.roles[backend.id.index()]
+    }
+
+    fn set(&mut self, id: BackendId, to: Role, cause: Cause, numbers: Vec<(&'static str, f64)>) {
+        let from = self.roles[id.index()];
+        if from != to {
+            self.roles[id.index()] = to;
+            self.state.flipped_at[id.index()] = Some(self.now);
+            self.reasons.push(Reason { backend: id, from, to, cause, numbers });
+        }
+    }
+
+    fn keep_within_flags(&mut self, backend: &BackendObservation) {
+        if let Some(pinned) = backend.pinned {
+            self.set(backend.id, pinned, Cause::Pinned, Vec::new());
+        } else if !backend.allowed.contains(backend.role) {
+            self.set(backend.id, only_role(backend), Cause::NotAllowed, Vec::new());
+        }
+    }
+
+    /// One usable backend for each role where the flags allow it, without waiting for any dwell:
+    /// requests have nowhere to go.
+    fn keep_minimum(&mut self, members: &[&BackendObservation]) {
+        let there = |b: &&BackendObservation| b.usable && b.becoming.is_none();
+        let usable: Vec<_> = members.iter().copied().filter(there).collect();
+        let free: Vec<_> = usable.iter().copied().filter(|b| moves(b)).collect();
+        let count = vec![("usable", usable.len() as f64)];
+        if let ([lone], [_]) = (&free[..], &usable[..])
+            && lone.allowed.contains(Role::Mixed)
+        {
+            return self.set(lone.id, Role::Mixed, Cause::MinimumPerRole, count);
+        }
+        let coming = |takes: fn(Role) -> bool| {
+            members.iter().any(|b| b.usable && b.becoming.is_some_and(takes))
+        };
+        for (takes, other, role) in [
+            (
+                Role::takes_prefill as fn(Role) -> bool,
+                Role::takes_decode as fn(Role) -> bool,
+                Role::Prefill,
+            ),
+            (Role::takes_decode, Role::takes_prefill, Role::Decode),
+        ] {
+            if usable.iter().any(|backend| takes(self.role(backend))) || coming(takes) {
+                continue;
+            }
+            // Not the only one on the other side, or that would be empty next; and if that is all
+            // there is, only an engine that can do both.
+            let others = usable.iter().filter(|b| other(self.role(b))).count();
+            let last = |b: &BackendObservation| others == 1 && other(self.role(b));
+            let key = |b: &&&BackendObservation| (last(b), burden(b));
+            let can = |b: &&&BackendObservation| b.allowed.contains(Role::Mixed) || !last(b);
+            if let Some(backend) = free.iter().filter(can).min_by_key(key) {
+                self.set(backend.id, role, Cause::MinimumPerRole, count.clone());
+            }
+        }
+        self.give_sides(&free, &usable, &count);
+    }
+
+    /// An engine that did both while it was alone, or nothing while it was kept out, takes the side
+    /// with fewer engines; one that an operator has just put there rests first.
+    fn give_sides(
+        &mut self,
+        free: &[&BackendObservation],
+        usable: &[&BackendObservation],
+        count: &[(&'static str, f64)],
+    ) {
+        for backend in free.iter().filter(|_| usable.len() > 1) {
+            let idle = matches!(self.role(backend), Role::Mixed | Role::Draining);
+            if !idle || self.rests(self.state.flipped_at[backend.id.index()]) {
+                continue;
+            }
+            let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
+            let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
+            let others = |takes: fn(Role) -> bool| {
+                usable.iter().any(|b| b.id != backend.id && takes(self.role(b)))
+            };
+            let side = match (others(Role::takes_prefill), others(Role::takes_decode)) {
+                (true, true) if prefills < decodes => Role::Prefill,
+                (true, _) => Role::Decode,
+                (false, true) => Role::Prefill,
+                (false, false) => Role::Mixed,
+            };
+            let side = if backend.allowed.contains(side) { side } else { only_role(backend) };
+            self.set(backend.id, side, Cause::MinimumPerRole, count.to_vec());
+        }
+    }
+
+    /// Move engines to the split that has lost the fewest requests.
+    fn follow_demand(
+        &mut self,
+        group: usize,
+        usable: &[&BackendObservation],
+        wanted: &Wanted,
+        demand: &GroupDemand,
+        elapsed: Seconds,
+    ) {
+        let role = |b: &BackendObservation| b.becoming.unwrap_or(self.role(b));
+        let prefills = usable.iter().filter(|b| role(b) == Role::Prefill).count();
+        let decodes = usable.iter().filter(|b| role(b) == Role::Decode).count();
+        if prefills == 0 || decodes == 0 || prefills + decodes != usable.len() {
+            return;
+        }
+        let memory = &mut self.state.groups[group];
+        let tick = tick(self.params, &memory.demand, usable, demand, elapsed);
+        let switches = tick.switch.is_some();
+        let advice = memory.shadows.follow(tick, prefills);
+        let (from, to, cause) = match advice.prefills.cmp(&prefills) {
+            Ordering::Greater if advice.leans => (Role::Decode, Role::Prefill, Cause::DecodeSpare),
+            Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
+            Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
+            Ordering::Equal => return,
+        };
+        let there = usable.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
+        let away = usable.iter().filter(|b| b.becoming.is_some()).count();
+        let count = advice.prefills.abs_diff(prefills).min(there.saturating_sub(1));
+        let count = match switches {
+            true => count.min((usable.len() / AWAY_SHARE).max(1).saturating_sub(away)),
+            false => count,
+        };
+        let mut candidates: Vec<_> = usable
+            .iter()
+            .zip(aptitudes(usable))
+            .filter(|(b, _)| moves(b) && b.becoming.is_none() && self.role(b) == from)
+            .filter(|(b, _)| b.allowed.contains(to))
+            .filter(|(b, _)| !self.rests(self.state.flipped_at[b.id.index()]))
+            .collect();
+        // Those that are better at the new role, then those that leave the least behind.
+        let suits = |aptitude: Aptitude| match to {
+            Role::Prefill => aptitude as u8,
+            _ => u8::MAX - aptitude as u8,
+        };
+        candidates
+            .sort_by_key(|(backend, aptitude)| (suits(*aptitude), burden(backend), backend.id));
+        for (backend, _) in candidates.into_iter().take(count) {
+            let numbers = vec![
+                ("advised_prefill_engines", advice.prefills as f64),
+                ("prefill_engines", prefills as f64),
+                ("decode_engines", decodes as f64),
+                ("patience", advice.patience),
+                ("requests_lost_following", advice.lost),
+                ("requests_lost_moving", advice.move_costs),
+                ("prefill_load", wanted.prefill_load),
+                ("decode_load", wanted.decode_load),
+                ("streams_left_behind", f64::from(backend.streams)),
+            ];
+            self.set(backend.id, to, cause, numbers);
+        }
+    }
+
+    /// Is `at` less than a dwell ago?
+    fn rests(&self, at: Option<Moment>) -> bool {
+        at.is_some_and(|at| self.now - at < self.params.dwell)
+    }
+}
+
+/// What happened to a group since the last look.
+fn tick(
+    params: &Params,
+    average: &DemandAverage,
+    usable: &[&BackendObservation],
+    demand: &GroupDemand,
+    elapsed: Seconds,
+) -> Tick {
+    let count = usable.len().max(1) as f64;
+    let mean = |of: fn(&BackendObservation) -> Seconds| {
+        Seconds(usable.iter().map(|b| of(b).get()).sum::<f64>() / count)
+    };
+    let streams: u32 = usable.iter().map(|backend| backend.streams).sum();
+    Tick {
+        elapsed,
+        engines: usable.len(),
+        work: demand.arrived_prefill.get(),
+        recent_work: 0.0,
+        work_rate: average.prefill_load(),
+        mean_work: average.mean_work(),
+        due: average.output_rate() * params.slo.tpot.get(),
+        requests: demand.arrived_requests,
+        request_rate: average.request_rate(),
+        mean_output: average.mean_output(),
+        window: params.demand_window,
+        switch: usable
+            .iter()
+            .any(|b| b.capability == RoleCapability::DrainThenCall)
+            .then_some(params.switch),
+        streams: f64::from(streams),
+        splits: splits(usable, &streams_each(params, average, usable)),
+        mean_kv: mean_kv(average, usable),
+        decode: DecodeModel {
+            base: mean(|b| b.decode_model.base),
+            per_stream: mean(|b| b.decode_model.per_stream),
+            free_streams: usable.iter().map(|b| b.decode_model.free_streams).sum::<u32>()
+                / usable.len().max(1) as u32,
+            per_kv_token: mean(|b| b.decode_model.per_kv_token),
+        },
+        chunk: mean(|b| b.prefill_model.per_token) * params.chunk.as_f64(),
+        ttft: params.slo.ttft,
+        tpot: params.slo.tpot,
+        spill: params.spill * usable.iter().filter(|b| b.runs_whole).count() as f64 / count,
+        memory: params.memory,
+    }
+}
+
+/// Can its role be changed, and has no operator fixed it? An engine that was to switch and is left
+/// draining is broken: an operator must see to it.
+fn moves(backend: &BackendObservation) -> bool {
+    let able = match backend.capability {
+        RoleCapability::Instant => true,
+        RoleCapability::DrainThenCall => !is_out(backend),
+        RoleCapability::Fixed => false,
+    };
+    backend.pinned.is_none()
+        && able
+        && backend.allowed.contains(Role::Prefill)
+        && backend.allowed.contains(Role::Decode)
+}
+
+/// Is it given nothing, and on its way to no role?
+fn is_out(backend: &BackendObservation) -> bool {
+    backend.role == Role::Draining && backend.becoming.is_none()
+}
+
+/// Does it count in the sizes of the pools? One that an operator keeps out, or that is broken, does
+/// not.
+fn counts(backend: &BackendObservation) -> bool {
+    if is_out(backend) {
+        return false;
+    }
+    moves(backend) || backend.pinned.is_some() || !backend.allowed.contains(Role::Mixed)
+}
+
+/// The role of a backend that cannot choose.
+fn only_role(backend: &BackendObservation) -> Role {
+    let preferred = [Role::Mixed, Role::Decode, Role::Prefill];
+    preferred.into_iter().find(|role| backend.allowed.contains(*role)).unwrap_or(Role::Draining)
+}
+
+/// How much a backend's present work would suffer from a flip: streams that would share steps with
+/// prefill chunks, then prefill work in milliseconds.
+fn burden(backend: &BackendObservation) -> (u32, u64) {
+    (backend.streams, backend.prefill.as_millis() as u64)
+}
+
+fn group_count(observation: &Observation) -> usize {
+    let backends = observation.backends.iter().map(|backend| backend.group.index() + 1);
+    backends.max().unwrap_or(0)
+}
+
+fn demand_of(observation: &Observation, group: GroupId) -> GroupDemand {
+    let known = observation.groups.iter().find(|demand| demand.group == group);
+    known.copied().unwrap_or_else(|| GroupDemand::none(group))
+}

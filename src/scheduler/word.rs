@@ -1,0 +1,69 @@
+//! An atomic word behind a trait, so that the same code runs on the platform's atomics and, in
+//! tests, on shuttle's, which explore the orders in which threads may interleave.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A shared word. The prefix index reads "word, holders, word" and needs ordered loads and stores;
+/// counters stand alone and are relaxed.
+pub trait Word: Default {
+    /// A word with this value.
+    fn new(value: u64) -> Self;
+    /// Acquires: a reader that saw a holder written by a replacement sees at least the word that
+    /// the replacement had stored before.
+    fn load(&self) -> u64;
+    /// Releases.
+    fn store(&self, value: u64);
+    /// Stores `to` if the value is `from`; returns whether it did.
+    fn swap_if(&self, from: u64, to: u64) -> bool;
+    /// Adds, relaxed; returns the value before.
+    fn fetch_add(&self, value: u64) -> u64;
+    /// Subtracts, relaxed.
+    fn sub(&self, value: u64);
+    /// The value, relaxed.
+    fn count(&self) -> u64;
+    /// Stores what `change` returns, relaxed, until no other thread comes between; returns whether
+    /// it returned a value.
+    fn update(&self, change: impl FnMut(u64) -> Option<u64>) -> bool;
+}
+
+macro_rules! word {
+    ($atomic:ty) => {
+        impl Word for $atomic {
+            fn new(value: u64) -> Self {
+                <$atomic>::new(value)
+            }
+
+            fn load(&self) -> u64 {
+                self.load(Ordering::Acquire)
+            }
+
+            fn store(&self, value: u64) {
+                self.store(value, Ordering::Release);
+            }
+
+            fn swap_if(&self, from: u64, to: u64) -> bool {
+                self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            }
+
+            fn fetch_add(&self, value: u64) -> u64 {
+                self.fetch_add(value, Ordering::Relaxed)
+            }
+
+            fn sub(&self, value: u64) {
+                self.fetch_sub(value, Ordering::Relaxed);
+            }
+
+            fn count(&self) -> u64 {
+                self.load(Ordering::Relaxed)
+            }
+
+            fn update(&self, change: impl FnMut(u64) -> Option<u64>) -> bool {
+                self.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+            }
+        }
+    };
+}
+
+word!(AtomicU64);
+#[cfg(test)]
+word!(shuttle::sync::atomic::AtomicU64);
