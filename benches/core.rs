@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, Wish, scan};
+use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, UsageRequest, scan};
 use tidegate_filters::ModelTokenizer;
 use tidegate_scheduler::placement::{Excluded, Fleet, Job, Load, Params, Split, place};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
@@ -34,7 +34,7 @@ fn parsing(c: &mut Criterion) {
         "}],\"usage\":{\"prompt_tokens\":900,\"total_tokens\":912,\"completion_tokens\":12}}\n\n",
     );
     let counted = Bytes::from(counted);
-    let mut filter = UsageFilter::new(Wish::Never, None);
+    let mut filter = UsageFilter::new(UsageRequest::Never, None);
     c.bench_function("one SSE chunk with a usage", |b| {
         b.iter(|| reader.feed(black_box(&counted)));
     });

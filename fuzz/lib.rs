@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use tidegate_engine::role_switch::{decode_graphs, read_switch, role_now};
 use tidegate_engine::{
-    Edits, Endpoint, EngineKind, Family, HandoffFilter, Legs, Meeting, Seen, SseReader,
-    UsageFilter, Wish, cards_of, is_form, list_of, model_in_form, models_of, scan,
+    Edits, Endpoint, EngineKind, Family, HandoffRedactor, Legs, RendezvousInfo, Seen, SseReader,
+    UsageFilter, UsageRequest, cards_of, is_form, list_of, model_in_form, models_of, scan,
 };
 use tidegate_http1::{BodyError, BodyReader, Framing, read_answer, read_request};
 use tidegate_signals::engine::EngineReading;
@@ -92,8 +92,8 @@ pub fn edits(input: &[u8]) {
         serde_json::from_slice::<Map<String, Value>>(&edited).expect("an edited body is JSON");
     assert_eq!(read, object);
 
-    let meeting = Meeting { host: "h", port: 1, id: 1, peer: None, key: None };
-    if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan, &meeting)
+    let rendezvous = RendezvousInfo { host: "h", port: 1, id: 1, peer: None, key: None };
+    if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan, &rendezvous)
     {
         let prefill: Map<String, Value> = serde_json::from_slice(&prefill).expect("a leg is JSON");
         assert_eq!(prefill["max_tokens"], 1);
@@ -105,10 +105,10 @@ pub fn edits(input: &[u8]) {
 }
 
 /// Hand-offs are hidden the same however the answer is cut; valid JSON stays valid, and keeps none.
-pub fn leak(input: &[u8]) {
+pub fn redaction(input: &[u8]) {
     let Some((_, piece, answer)) = split(input) else { return };
     let stripped = tidegate_engine::strip_handoff(answer);
-    let mut filter = HandoffFilter::new();
+    let mut filter = HandoffRedactor::new();
     let pieces = answer.chunks(piece).map(|bytes| filter.pass(Bytes::copy_from_slice(bytes)));
     assert_eq!(pieces.collect::<Vec<_>>().concat(), *stripped);
     let Ok(Value::Object(mut object)) = serde_json::from_slice(answer) else { return };
@@ -220,8 +220,8 @@ fn relayed(
     step: usize,
 ) -> Result<(Vec<u8>, Seen), BodyError> {
     let mut reader = BodyReader::new(framing);
-    let mut handoffs = HandoffFilter::new();
-    let mut usage = UsageFilter::new(Wish::Never, Some(Tokens(3)));
+    let mut handoffs = HandoffRedactor::new();
+    let mut usage = UsageFilter::new(UsageRequest::Never, Some(Tokens(3)));
     let mut data = Vec::new();
     let mut out = Vec::new();
     for piece in wire.chunks(step) {

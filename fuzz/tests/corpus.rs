@@ -21,8 +21,8 @@ fn bodies() {
 }
 
 #[test]
-fn leaks() {
-    replay("leak", tidegate_fuzz::leak);
+fn redaction() {
+    replay("redaction", tidegate_fuzz::redaction);
 }
 
 #[test]

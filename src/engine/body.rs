@@ -4,9 +4,9 @@
 
 mod fields;
 mod foreign_handoff;
+mod json_scanner;
 mod members;
 mod native;
-mod walk;
 
 pub use foreign_handoff::ForeignHandoff;
 

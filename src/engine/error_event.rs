@@ -22,7 +22,7 @@ pub(crate) fn responses(error: &ApiError) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use crate::{ErrorForm, Words};
+    use crate::{EngineError, ErrorForm};
 
     #[test]
     fn an_engines_words_reach_the_client_in_its_own_form() {
@@ -31,7 +31,7 @@ mod tests {
         }"#;
         for body in [openai, r#"{"detail":"why"}"#, "why"] {
             let event = |form| {
-                let event = Words::of_body(body.as_bytes()).event(form, 400);
+                let event = EngineError::of_body(body.as_bytes()).event(form, 400);
                 let event = String::from_utf8(event.to_vec()).expect("UTF-8");
                 let line = event.lines().find_map(|line| line.strip_prefix("data: "));
                 let data: serde_json::Value =
@@ -55,10 +55,10 @@ mod tests {
     #[test]
     fn words_quote_no_hand_off() {
         let body = r#"{"error":{"message":"in {'kv_transfer_params': {'remote_host': 'h'}}"}}"#;
-        let words = Words::of_body(body.as_bytes());
+        let words = EngineError::of_body(body.as_bytes());
         assert_eq!(words.message, "in {'kv_transfer_params': null}");
         let events = format!("data: {body}\n\n");
-        let words = Words::of_events(events.as_bytes()).expect("an error");
+        let words = EngineError::of_events(events.as_bytes()).expect("an error");
         assert_eq!(words.message, "in {'kv_transfer_params': null}");
     }
 }

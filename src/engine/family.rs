@@ -51,12 +51,12 @@ pub enum Legs {
         prefill: Bytes,
     },
     /// Two legs at once; the decode's answer is the client's.
-    Together(Pair),
+    Concurrent(ConcurrentLegs),
 }
 
 /// Two legs that run at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
+pub struct ConcurrentLegs {
     /// To the prefill backend.
     pub prefill: LegBody,
     /// To the decode backend.
@@ -82,14 +82,14 @@ impl From<Bytes> for LegBody {
 
 /// What the two legs of a request share beside its body.
 #[derive(Clone, Copy, Debug)]
-pub struct Meeting<'a> {
+pub struct RendezvousInfo<'a> {
     /// The prefill backend's host; IPv6 in brackets.
     pub host: &'a str,
     /// Where its bootstrap server or side channel listens; unread where the family has none.
     pub port: u16,
     /// Random, another one for every attempt.
     pub id: u64,
-    /// What the prefill backend told of itself, where [`Family::asks`] something: one of its ranks.
+    /// What the prefill backend told of itself, where [`Family::peer_query`] something: one of its ranks.
     pub peer: Option<&'a Peer>,
     /// The key that both engines know, where they ask for a signature.
     pub key: Option<&'a [u8]>,
@@ -98,7 +98,7 @@ pub struct Meeting<'a> {
 /// What an engine must be asked before it can be a prefill backend. The answer is good until a leg
 /// fails: an engine that was started again has another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct PeerQuery {
     /// The path, for GET.
     pub path: &'static str,
     /// At its bootstrap port rather than at its own.
@@ -207,19 +207,19 @@ impl Family {
     }
 
     /// What a prefill backend must be asked before its first pair.
-    pub const fn asks(&self) -> Option<Ask> {
+    pub const fn peer_query(&self) -> Option<PeerQuery> {
         match self {
             Family::VllmMooncake => {
-                Some(Ask { path: vllm_mooncake::QUERY_PATH, at_bootstrap: true })
+                Some(PeerQuery { path: vllm_mooncake::QUERY_PATH, at_bootstrap: true })
             }
             Family::TrtLlmGenerationFirst => {
-                Some(Ask { path: trtllm_generation_first::INFO_PATH, at_bootstrap: false })
+                Some(PeerQuery { path: trtllm_generation_first::INFO_PATH, at_bootstrap: false })
             }
             _ => None,
         }
     }
 
-    /// Reads the answer to what it [asks](Family::asks): at least one rank.
+    /// Reads the answer to what it [asks](Family::peer_query): at least one rank.
     ///
     /// # Errors
     /// It is not such an answer.
@@ -250,7 +250,7 @@ impl Family {
         endpoint: Endpoint,
         body: &Bytes,
         scan: &Scan,
-        meeting: &Meeting<'_>,
+        rendezvous: &RendezvousInfo<'_>,
     ) -> Legs {
         // A family without whole requests pairs all that it can: both legs see the same body.
         let whole = scan.whole.is_some() && self.runs_whole();
@@ -258,24 +258,26 @@ impl Family {
             return Legs::Whole;
         }
         let prefill = |params| vllm::prefill_body(endpoint, body, scan, params);
-        match (self, meeting.peer) {
+        match (self, rendezvous.peer) {
             (Family::VllmNixl, _) => {
                 Legs::PrefillFirst { prefill: prefill(Some(vllm_nixl::KEEP_BLOCKS)) }
             }
             (Family::VllmSharedStore, _) => Legs::PrefillFirst { prefill: prefill(None) },
             (Family::VllmMooncake, Some(peer)) => {
-                Legs::Together(vllm_mooncake::legs(endpoint, body, scan, meeting, peer))
+                Legs::Concurrent(vllm_mooncake::legs(endpoint, body, scan, rendezvous, peer))
             }
             (Family::VllmOffloading, _) => {
-                Legs::Together(vllm_offloading::legs(endpoint, body, scan, meeting))
+                Legs::Concurrent(vllm_offloading::legs(endpoint, body, scan, rendezvous))
             }
-            (Family::SglangPd, _) => Legs::Together(sglang::legs(body, scan, meeting)),
+            (Family::SglangPd, _) => Legs::Concurrent(sglang::legs(body, scan, rendezvous)),
             (Family::TrtLlm, _) => {
                 let first = trtllm::First::Context;
-                Legs::PrefillFirst { prefill: trtllm::context_body(body, scan, meeting.id, first) }
+                Legs::PrefillFirst {
+                    prefill: trtllm::context_body(body, scan, rendezvous.id, first),
+                }
             }
             (Family::TrtLlmGenerationFirst, Some(peer)) => {
-                Legs::Together(trtllm_generation_first::legs(body, scan, meeting, peer))
+                Legs::Concurrent(trtllm_generation_first::legs(body, scan, rendezvous, peer))
             }
             // Nobody to meet.
             (Family::VllmMooncake | Family::TrtLlmGenerationFirst, None) | (Family::Plain, _) => {
@@ -373,6 +375,6 @@ fn message_of(error: &RawValue) -> Cow<'_, str> {
 }
 
 #[cfg(test)]
-mod tests;
+mod concurrent_tests;
 #[cfg(test)]
-mod together_tests;
+mod tests;

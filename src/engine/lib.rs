@@ -10,9 +10,9 @@
 //! - [`role_switch`]: what SGLang is asked when it shall change its role
 //! - [`sse`]: counts tokens in a stream of server-sent events
 //! - [`usage`]: the engine's own count of tokens
-//! - [`words`]: an engine's own words in place of an answer; [`evidence`]: what a failure says of whom
-//! - [`exact`]: asks for exact counts, and keeps them from clients that did not
-//! - [`leak`]: hides hand-off parameters from clients that did not ask for them
+//! - [`engine_error`]: an engine's own words in place of an answer; [`evidence`]: what a failure says of whom
+//! - [`usage_injection`]: asks for exact counts, and keeps them from clients that did not
+//! - [`handoff_redaction`]: hides hand-off parameters from clients that did not ask for them
 //! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's and Ollama's
 //!
 //! It must never open a socket, read a clock or rebuild a body that it can edit.
@@ -22,20 +22,20 @@ pub mod anthropic;
 pub mod body;
 pub mod edits;
 pub mod endpoint;
+pub mod engine_error;
 mod error_event;
 pub mod evidence;
-pub mod exact;
 pub mod family;
 pub mod form;
+pub mod handoff_redaction;
 pub mod ids;
 pub mod kind;
-pub mod leak;
 pub mod openai;
 pub mod paths;
 pub mod role_switch;
 pub mod sse;
 pub mod usage;
-pub mod words;
+pub mod usage_injection;
 
 #[cfg(test)]
 mod testing;
@@ -44,14 +44,16 @@ pub use anthropic::ErrorForm;
 pub use body::{BodyError, ForeignHandoff, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
+pub use engine_error::EngineError;
 pub use evidence::{ClientState, Evidence, Others, Sign, is_load, judge};
-pub use exact::{UsageFilter, Wish};
-pub use family::{Ask, Family, Handoff, LegBody, Legs, Meeting, Pair, Peer, ProtocolError};
+pub use family::{
+    ConcurrentLegs, Family, Handoff, LegBody, Legs, Peer, PeerQuery, ProtocolError, RendezvousInfo,
+};
 pub use form::{is_form, model_in_form};
+pub use handoff_redaction::{HandoffRedactor, strip_error, strip_handoff};
 pub use kind::EngineKind;
-pub use leak::{HandoffFilter, strip_error, strip_handoff};
 pub use openai::{ApiError, ModelCard, cards_of, list_of, models_of};
 pub use paths::{Kinds, Lookup, Served};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;
-pub use words::Words;
+pub use usage_injection::{UsageFilter, UsageRequest};

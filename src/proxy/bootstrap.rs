@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::Method;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_engine::{Ask, Family, Peer};
+use tidegate_engine::{Family, Peer, PeerQuery};
 
 use crate::answer::read_all;
 use crate::failure::LegProblem;
@@ -21,7 +21,7 @@ const ANSWER_MAX: usize = 1 << 20;
 
 /// What one backend told, and where it is asked.
 pub struct Bootstrap {
-    ask: Option<Ask>,
+    ask: Option<PeerQuery>,
     /// Its bootstrap server, where that has a port of its own.
     server: Option<Pool>,
     /// At least one rank, once it told; written by requests.
@@ -34,7 +34,7 @@ impl Bootstrap {
         family: Family,
         at_port: impl FnOnce() -> Result<Pool, E>,
     ) -> Result<Bootstrap, E> {
-        let ask = family.asks();
+        let ask = family.peer_query();
         let elsewhere = ask.is_some_and(|ask| ask.at_bootstrap);
         let server = if elsewhere { Some(at_port()?) } else { None };
         Ok(Bootstrap { ask, server, peers: ArcSwapOption::empty() })
@@ -72,7 +72,7 @@ pub(crate) async fn peer(backend: &Backend, id: u64) -> Result<Option<Peer>, Leg
     Ok(peers.get(chosen).cloned())
 }
 
-async fn exchange(backend: &Backend, ask: Ask) -> Result<Bytes, LegProblem> {
+async fn exchange(backend: &Backend, ask: PeerQuery) -> Result<Bytes, LegProblem> {
     let pool = backend.bootstrap.server.as_ref().unwrap_or(&backend.pool);
     let request = || Outgoing::own(&Method::GET, pool.address(), ask.path, Bytes::new());
     let answer = pool.send(request).await?;

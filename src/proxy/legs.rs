@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use tidegate_engine::{Handoff, LegBody, Legs, Meeting, Scan, is_load};
+use tidegate_engine::{Handoff, LegBody, Legs, RendezvousInfo, Scan, is_load};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::placement::{Handover, Job};
@@ -116,19 +116,19 @@ pub(crate) async fn attempt(
             let id = fastrand::u64(..);
             let peer = bootstrap::peer(&backend, id).await;
             let peer = peer.map_err(|problem| miss(&backend, Leg::Prefill, problem))?;
-            let meeting = Meeting {
+            let rendezvous = RendezvousInfo {
                 host: backend.pool.address().authority.host(),
                 port: backend.meeting_port,
                 id,
                 peer: peer.as_ref(),
                 key: backend.key.as_deref(),
             };
-            match scan.map(|scan| backend.family.legs(endpoint, body, scan, &meeting)) {
+            match scan.map(|scan| backend.family.legs(endpoint, body, scan, &rendezvous)) {
                 Some(Legs::PrefillFirst { prefill }) => {
                     // Boxed, as below: every request would keep room for it, and be moved with it.
                     Box::pin(split(serving, seat, predicted, prefill, course)).await
                 }
-                Some(Legs::Together(pair)) => {
+                Some(Legs::Concurrent(pair)) => {
                     Box::pin(paired::run(serving, seat, predicted, pair, course)).await
                 }
                 // Its family cannot split this one after all: it runs whole where it is.

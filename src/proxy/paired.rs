@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use std::sync::Arc;
-use tidegate_engine::{LegBody, Pair};
+use tidegate_engine::{ConcurrentLegs, LegBody};
 use tidegate_types::{Seconds, Tokens};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -51,7 +51,7 @@ pub(crate) async fn run(
     serving: &Serving<'_>,
     mut seat: Seat,
     predicted: Predicted,
-    pair: Pair,
+    pair: ConcurrentLegs,
     course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let from = Arc::clone(&seat.backend);
@@ -74,7 +74,7 @@ pub(crate) async fn run(
     legs::note_decode(course, &to, None);
 
     let sent = serving.proxy.clock.now();
-    let Pair { prefill, decode, decode_first } = pair;
+    let ConcurrentLegs { prefill, decode, decode_first } = pair;
     let go = Arc::new(Notify::new());
     if !decode_first {
         go.notify_one();

@@ -9,10 +9,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tidegate_engine::exact::with_cached;
+use tidegate_engine::usage_injection::with_cached;
 use tidegate_engine::{
-    ApiError, ClientState, ErrorForm, Evidence, HandoffFilter, Others, Seen, Sign, SseReader,
-    Usage, UsageFilter, Wish, judge, strip_error, strip_handoff,
+    ApiError, ClientState, ErrorForm, Evidence, HandoffRedactor, Others, Seen, Sign, SseReader,
+    Usage, UsageFilter, UsageRequest, judge, strip_error, strip_handoff,
 };
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
@@ -53,7 +53,7 @@ pub struct ByteRelay {
     first: Option<Bytes>,
     rest: EngineBody,
     /// `None`: nothing in it can be a hand-off.
-    leak: Option<HandoffFilter>,
+    redactor: Option<HandoffRedactor>,
     seat: Option<Seat>,
     record: Option<Box<Record>>,
 }
@@ -63,7 +63,7 @@ pub struct EventRelay {
     first: Option<Bytes>,
     upstream: Option<EngineBody>,
     reader: SseReader,
-    leak: Option<HandoffFilter>,
+    redactor: Option<HandoffRedactor>,
     usage: Option<UsageFilter>,
     backend: Arc<Backend>,
     /// Given back at the end mark.
@@ -138,10 +138,10 @@ impl EventRelay {
         let Begun { first, seen, mut reader, rest: upstream } = begun;
         let now = record.proxy.clock.now();
         let asked = trusts_client(&record);
-        let wish = record.wish.unwrap_or(Wish::Every);
-        let edits = wish != Wish::Every || record.notes.cached.is_some();
-        let usage = edits.then(|| UsageFilter::new(wish, record.notes.cached));
-        if record.wish.is_some() {
+        let usage_request = record.usage_request.unwrap_or(UsageRequest::Every);
+        let edits = usage_request != UsageRequest::Every || record.notes.cached.is_some();
+        let usage = edits.then(|| UsageFilter::new(usage_request, record.notes.cached));
+        if record.usage_request.is_some() {
             reader.count_exactly(&seen);
         }
         let has_end_mark = record.accepted.endpoint.generates();
@@ -152,7 +152,7 @@ impl EventRelay {
             first: None,
             upstream: Some(upstream),
             reader,
-            leak: (!asked).then(HandoffFilter::new),
+            redactor: (!asked).then(HandoffRedactor::new),
             usage,
             backend: Arc::clone(&seat.backend),
             seat: Some(seat),
@@ -239,7 +239,7 @@ impl EventRelay {
         }
         self.count(seen, now);
         let chunk = self.clean(chunk);
-        match seen.error && self.leak.is_some() {
+        match seen.error && self.redactor.is_some() {
             true => match strip_error(&chunk) {
                 Cow::Owned(clean) => Bytes::from(clean),
                 Cow::Borrowed(_) => chunk,
@@ -249,7 +249,7 @@ impl EventRelay {
     }
 
     fn clean(&mut self, chunk: Bytes) -> Bytes {
-        let chunk = match &mut self.leak {
+        let chunk = match &mut self.redactor {
             Some(filter) => filter.pass(chunk),
             None => chunk,
         };
@@ -416,8 +416,8 @@ impl ByteRelay {
     /// A body that has begun.
     pub fn new(passing: Passing, seat: Seat, record: Box<Record>) -> ByteRelay {
         let Passing { first, rest, opaque } = passing;
-        let leak = (!opaque && !trusts_client(&record)).then(HandoffFilter::new);
-        ByteRelay { first: Some(first), rest, leak, seat: Some(seat), record: Some(record) }
+        let redactor = (!opaque && !trusts_client(&record)).then(HandoffRedactor::new);
+        ByteRelay { first: Some(first), rest, redactor, seat: Some(seat), record: Some(record) }
     }
 
     fn poll_chunk(
@@ -439,7 +439,7 @@ impl ByteRelay {
                 record.ended = ended;
             }
         }
-        let clean = |data| match &mut self.leak {
+        let clean = |data| match &mut self.redactor {
             Some(filter) => filter.pass(data),
             None => data,
         };
@@ -449,7 +449,7 @@ impl ByteRelay {
     /// The length of the body, if it is known: not where something may be taken out.
     fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
-        self.leak.is_none().then(|| self.rest.remaining().map(|rest| rest + first))?
+        self.redactor.is_none().then(|| self.rest.remaining().map(|rest| rest + first))?
     }
 }
 

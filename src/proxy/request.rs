@@ -75,10 +75,10 @@ async fn answer(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
             return named(respond::error(&refused.error, form), &refused.request_id);
         }
     };
-    let wish = signals::exact::ask(&proxy, &mut inbound, &mut accepted);
+    let usage_request = signals::exact::ask(&proxy, &mut inbound, &mut accepted);
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
     let mut record = Box::new(Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live));
-    record.wish = wish;
+    record.usage_request = usage_request;
     record.subject = inbound.subject.clone();
     record.choices = accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body));
     let interval = proxy.keepalive_comment.filter(|_| streams_events(&accepted));

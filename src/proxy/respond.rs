@@ -19,7 +19,7 @@ pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
         Failure::Judged { verdict, .. } => json(verdict.http_status(), verdict.body(form)),
         Failure::Busy { verdict, status, .. } => {
             let mut response = error(&api_error(failure), form);
-            *response.body_mut() = RelayBody::full(verdict.words.body(form, *status));
+            *response.body_mut() = RelayBody::full(verdict.error.body(form, *status));
             response
         }
         _ => error(&api_error(failure), form),
@@ -38,9 +38,9 @@ pub fn api_error(failure: &Failure) -> ApiError {
         Failure::Saturated => ApiError::saturated(RETRY_AFTER_SECONDS),
         Failure::NoBackend | Failure::ShuttingDown => ApiError::no_backend(RETRY_AFTER_SECONDS),
         Failure::QueueDeadline { waited } => ApiError::queue_deadline(*waited),
-        Failure::Judged { verdict, .. } => verdict.words.api_error(verdict.http_status().as_u16()),
+        Failure::Judged { verdict, .. } => verdict.error.api_error(verdict.http_status().as_u16()),
         Failure::Busy { verdict, status, retry_after, .. } => {
-            verdict.words.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
+            verdict.error.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
         }
         Failure::Exhausted { .. } => ApiError::upstream_failed(failure.to_string()),
     }

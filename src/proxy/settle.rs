@@ -3,7 +3,7 @@
 //! control loop learns. An end that nobody declared is a client that left.
 
 use std::sync::Arc;
-use tidegate_engine::{Usage, Wish};
+use tidegate_engine::{Usage, UsageRequest};
 use tidegate_filters::Accepted;
 use tidegate_types::{Moment, Seconds, Tokens};
 
@@ -62,7 +62,7 @@ pub struct Record {
     /// How many choices its answer has.
     pub choices: u32,
     /// The usages that the client wished for, if the engine counts every chunk.
-    pub wish: Option<Wish>,
+    pub usage_request: Option<UsageRequest>,
     /// The subject of the client's certificate.
     pub subject: Option<Arc<str>>,
 }
@@ -116,7 +116,7 @@ impl Record {
             placed_at: None,
             usage: None,
             choices: 1,
-            wish: None,
+            usage_request: None,
             subject: None,
         }
     }

@@ -4,7 +4,7 @@ use http::StatusCode;
 use http::header::{HeaderValue, RETRY_AFTER};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tidegate_engine::{ErrorForm, Words};
+use tidegate_engine::{EngineError, ErrorForm};
 use tidegate_types::Seconds;
 
 use crate::upstream::{Head, UpstreamBody};
@@ -22,7 +22,7 @@ pub struct Verdict {
     /// Its status, or the code of its error event.
     pub status: Option<u16>,
     /// What it said.
-    pub words: Words,
+    pub error: EngineError,
     /// When it may be asked again.
     pub retry_after: Option<RetryAfter>,
     /// It came as an event, behind a head that promised an answer.
@@ -55,13 +55,13 @@ impl Verdict {
         tokio::time::timeout(BODY_TIME_MAX, reading).await.ok();
         let retry_after = head.headers.get(RETRY_AFTER).and_then(RetryAfter::of);
         let status = Some(head.status.as_u16());
-        Verdict { status, words: Words::of_body(&read), retry_after, in_band: false }
+        Verdict { status, error: EngineError::of_body(&read), retry_after, in_band: false }
     }
 
     /// Of a stream that began with an error.
     pub(crate) fn in_band(begun: &[u8]) -> Verdict {
-        let words = Words::of_events(begun).unwrap_or_default();
-        Verdict { status: words.code, words, retry_after: None, in_band: true }
+        let error = EngineError::of_events(begun).unwrap_or_default();
+        Verdict { status: error.code, error, retry_after: None, in_band: true }
     }
 
     /// The status that the client gets.
@@ -72,7 +72,7 @@ impl Verdict {
 
     /// The error as the client's API has it.
     pub fn body(&self, form: ErrorForm) -> bytes::Bytes {
-        self.words.body(form, self.http_status().as_u16())
+        self.error.body(form, self.http_status().as_u16())
     }
 
     /// How long the engine asks to be left alone, at the wall time `now`.
@@ -106,7 +106,7 @@ impl fmt::Display for Verdict {
             (true, Some(code)) => write!(f, "its stream began with an error {code}")?,
             (true, None) => write!(f, "its stream began with an error")?,
         }
-        let shown: String = self.words.message.chars().take(SHOWN).collect();
+        let shown: String = self.error.message.chars().take(SHOWN).collect();
         if shown.is_empty() { Ok(()) } else { write!(f, ": {shown:?}") }
     }
 }
@@ -119,8 +119,8 @@ mod tests {
     fn a_retry_after_is_seconds_or_a_date_and_never_nonsense() {
         let asks = |value: &str, now: f64| {
             let retry_after = RetryAfter::of(&HeaderValue::from_str(value).unwrap());
-            let words = Words::default();
-            Verdict { status: Some(429), words, retry_after, in_band: false }.asks_for(now)
+            let error = EngineError::default();
+            Verdict { status: Some(429), error, retry_after, in_band: false }.asks_for(now)
         };
         let date = "Sun, 06 Nov 1994 08:49:37 GMT";
         for (value, now, expected) in [

@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tidegate_engine::{ErrorForm, Words};
+use tidegate_engine::{EngineError, ErrorForm};
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
 
@@ -101,12 +101,12 @@ fn as_events(response: Response<RelayBody>, form: ErrorForm) -> RelayBody {
             }
             let bytes = bytes.unwrap_or_default();
             let bytes = if head.status.is_success() { NO_STREAM } else { &bytes };
-            let event = Words::of_body(bytes).event(form, status(head.status));
+            let event = EngineError::of_body(bytes).event(form, status(head.status));
             RelayBody::Full(Some(event), record)
         }
         other => {
             drop(other);
-            RelayBody::full(Words::of_body(NO_STREAM).event(form, status(head.status)))
+            RelayBody::full(EngineError::of_body(NO_STREAM).event(form, status(head.status)))
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! serde_json decides what JSON is; `walk` finds the members of most bodies in a third of its time.
 
-use super::{BodyError, Span, walk};
+use super::{BodyError, Span, json_scanner};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -40,7 +40,8 @@ impl Members {
         if u32::try_from(body.len()).is_err() {
             return Err(BodyError::new("The request body is larger than 4 GiB."));
         }
-        let quick = || simdutf8::basic::from_utf8(body).ok().and_then(|_| walk::members(body));
+        let quick =
+            || simdutf8::basic::from_utf8(body).ok().and_then(|_| json_scanner::members(body));
         match quick() {
             Some(list) if !list.is_empty() => {
                 let end = list.last().map_or(0, |last| last.value.end);

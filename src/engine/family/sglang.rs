@@ -6,7 +6,7 @@
 use crate::{Edits, Scan};
 use bytes::Bytes;
 
-use super::{Meeting, Pair};
+use super::{ConcurrentLegs, RendezvousInfo};
 
 /// Rooms are integers from 0 to 2^63 - 1; a room is used once.
 pub(super) const fn room(id: u64) -> u64 {
@@ -14,13 +14,13 @@ pub(super) const fn room(id: u64) -> u64 {
 }
 
 /// Both legs, with one body.
-pub(super) fn legs(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>) -> Pair {
-    let host = format!("\"{}\"", meeting.host);
-    let (port, room) = (meeting.port.to_string(), room(meeting.id).to_string());
+pub(super) fn legs(body: &Bytes, scan: &Scan, rendezvous: &RendezvousInfo<'_>) -> ConcurrentLegs {
+    let host = format!("\"{}\"", rendezvous.host);
+    let (port, room) = (rendezvous.port.to_string(), room(rendezvous.id).to_string());
     let both = Edits::new()
         .set("bootstrap_host", host.as_bytes())
         .set("bootstrap_port", port.as_bytes())
         .set("bootstrap_room", room.as_bytes())
         .apply(body, scan);
-    Pair { prefill: both.clone().into(), decode: both.into(), decode_first: false }
+    ConcurrentLegs { prefill: both.clone().into(), decode: both.into(), decode_first: false }
 }

@@ -6,8 +6,8 @@ use crate::{SseReader, scan};
 use serde_json::{Value, json as value};
 use tidegate_types::Tokens;
 
-const MEETING: Meeting<'_> =
-    Meeting { host: "10.0.0.1", port: 8998, id: u64::MAX, peer: None, key: None };
+const MEETING: RendezvousInfo<'_> =
+    RendezvousInfo { host: "10.0.0.1", port: 8998, id: u64::MAX, peer: None, key: None };
 
 fn bytes(text: impl AsRef<[u8]>) -> Bytes {
     Bytes::copy_from_slice(text.as_ref())
@@ -19,7 +19,7 @@ fn prefill(endpoint: Endpoint, body: &str) -> Option<Value> {
     match Family::VllmNixl.legs(endpoint, &body, &scan, &MEETING) {
         Legs::PrefillFirst { prefill } => Some(json(prefill)),
         Legs::Whole => None,
-        Legs::Together(_) => panic!("vLLM's legs come one after the other"),
+        Legs::Concurrent(_) => panic!("vLLM's legs come one after the other"),
     }
 }
 
@@ -206,8 +206,8 @@ fn both_legs_of_an_sglang_get_the_clients_body_and_one_room() {
     let legs = Family::SglangPd.legs(Endpoint::ChatCompletions, &body, &read, &MEETING);
     let expected = r#"{ "model":"m", "messages":[], "stream":true,"n":2,"bootstrap_host":"10.0.0.1","bootstrap_port":8998,"bootstrap_room":9223372036854775807 }"#;
     let both = LegBody::from(bytes(expected));
-    let pair = Pair { prefill: both.clone(), decode: both, decode_first: false };
-    assert_eq!(legs, Legs::Together(pair));
+    let pair = ConcurrentLegs { prefill: both.clone(), decode: both, decode_first: false };
+    assert_eq!(legs, Legs::Concurrent(pair));
     assert!(!Family::SglangPd.runs_whole());
 }
 
@@ -231,7 +231,7 @@ fn a_context_leg_is_the_clients_body_but_for_the_stream_and_its_parameters() {
             "disagg_request_id": 9_223_372_036_854_775_807_u64, "schedule_style": 0},
     });
     assert_eq!(json(sent), expected);
-    let low = Meeting { id: 0, ..MEETING };
+    let low = RendezvousInfo { id: 0, ..MEETING };
     let read = scan(Endpoint::Completions, &body).expect("a body");
     let Legs::PrefillFirst { prefill } =
         Family::TrtLlm.legs(Endpoint::Completions, &body, &read, &low)

@@ -7,15 +7,20 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{LegBody, Meeting, Pair, Peer, ProtocolError, trtllm, trtllm_auth};
+use super::{ConcurrentLegs, LegBody, Peer, ProtocolError, RendezvousInfo, trtllm, trtllm_auth};
 use crate::{Edits, Scan};
 
 /// Where a context engine tells of itself.
 pub(super) const INFO_PATH: &str = "/server_info";
 
 /// Both legs, the generation's first.
-pub(super) fn legs(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>, context: &Peer) -> Pair {
-    let id = trtllm::request_id(meeting.id);
+pub(super) fn legs(
+    body: &Bytes,
+    scan: &Scan,
+    rendezvous: &RendezvousInfo<'_>,
+    context: &Peer,
+) -> ConcurrentLegs {
+    let id = trtllm::request_id(rendezvous.id);
     let rank = context.rank.map_or_else(|| "null".to_owned(), |rank| rank.to_string());
     let params = format!(
         "{{\"request_type\":\"generation_only\",\"ctx_request_id\":{id},\"disagg_request_id\":{id},\
@@ -23,11 +28,11 @@ pub(super) fn legs(body: &Bytes, scan: &Scan, meeting: &Meeting<'_>, context: &P
         trtllm::First::Generation as u8,
         super::quoted(&context.name),
     );
-    Pair {
-        prefill: trtllm::context_body(body, scan, meeting.id, trtllm::First::Generation).into(),
+    ConcurrentLegs {
+        prefill: trtllm::context_body(body, scan, rendezvous.id, trtllm::First::Generation).into(),
         decode: LegBody {
             body: Edits::new().set(trtllm::PARAMS, params.as_bytes()).apply(body, scan),
-            header: trtllm_auth::header(params.as_bytes(), meeting.key),
+            header: trtllm_auth::header(params.as_bytes(), rendezvous.key),
         },
         decode_first: true,
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use super::{LegBody, Meeting, Pair, Peer, ProtocolError, vllm};
+use super::{ConcurrentLegs, LegBody, Peer, ProtocolError, RendezvousInfo, vllm};
 use crate::{Endpoint, Scan};
 
 /// What its bootstrap server is asked.
@@ -21,21 +21,21 @@ pub(super) fn legs(
     endpoint: Endpoint,
     body: &Bytes,
     scan: &Scan,
-    meeting: &Meeting<'_>,
+    rendezvous: &RendezvousInfo<'_>,
     peer: &Peer,
-) -> Pair {
-    let transfer = format!("xfer-{:016x}", meeting.id);
+) -> ConcurrentLegs {
+    let transfer = format!("xfer-{:016x}", rendezvous.id);
     let prefill = format!(
         "{{\"do_remote_prefill\":false,\"do_remote_decode\":true,\"transfer_id\":\"{transfer}\"}}"
     );
     let decode = format!(
         "{{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"transfer_id\":\"{transfer}\",\
          \"remote_bootstrap_addr\":\"http://{}:{}\",\"remote_engine_id\":{}}}",
-        meeting.host,
-        meeting.port,
+        rendezvous.host,
+        rendezvous.port,
         super::quoted(&peer.name),
     );
-    Pair {
+    ConcurrentLegs {
         prefill: LegBody {
             body: vllm::prefill_body(endpoint, body, scan, Some(prefill.as_bytes())),
             header: peer.rank.map(|rank| (RANK, rank.to_string().into())),

@@ -5,21 +5,26 @@
 
 use bytes::Bytes;
 
-use super::{Meeting, Pair, vllm};
+use super::{ConcurrentLegs, RendezvousInfo, vllm};
 use crate::{Endpoint, Scan};
 
 /// Both legs.
-pub(super) fn legs(endpoint: Endpoint, body: &Bytes, scan: &Scan, meeting: &Meeting<'_>) -> Pair {
-    let id = format!("tidegate-{:016x}", meeting.id);
+pub(super) fn legs(
+    endpoint: Endpoint,
+    body: &Bytes,
+    scan: &Scan,
+    rendezvous: &RendezvousInfo<'_>,
+) -> ConcurrentLegs {
+    let id = format!("tidegate-{:016x}", rendezvous.id);
     // A host, not a part of a URL: an IPv6 address has no brackets.
-    let host = super::quoted(meeting.host.trim_matches(['[', ']']));
+    let host = super::quoted(rendezvous.host.trim_matches(['[', ']']));
     let prefill = format!("{{\"remote_decoder\":{{\"kv_request_id\":\"{id}\"}}}}");
     let decode = format!(
         "{{\"remote_prefiller\":{{\"kv_request_id\":\"{id}\",\"remote_host\":{host},\
          \"remote_port\":{}}}}}",
-        meeting.port
+        rendezvous.port
     );
-    Pair {
+    ConcurrentLegs {
         prefill: vllm::prefill_body(endpoint, body, scan, Some(prefill.as_bytes())).into(),
         decode: vllm::decode_body(body, scan, decode.as_bytes()).into(),
         decode_first: false,

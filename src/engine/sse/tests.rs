@@ -336,7 +336,10 @@ fn errors_are_known_by_the_event_its_field_or_its_object() {
             let seen = read(Endpoint::ChatCompletions, &stream, &pieces);
             assert!(seen.error && !seen.finished, "{stream}: {seen:?}");
         }
-        assert_eq!(crate::Words::of_events(error.as_bytes()).is_some(), !error.contains(": boom"));
+        assert_eq!(
+            crate::EngineError::of_events(error.as_bytes()).is_some(),
+            !error.contains(": boom")
+        );
     }
     let other = format!("event: error\n\nevent: message\n{token}");
     check(&other, Seen { tokens: 1, ..Seen::default() });

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::leak::strip_error;
+use crate::handoff_redaction::strip_error;
 use crate::{ApiError, ErrorForm};
 
 /// A longer message is cut: a stack trace with the whole prompt in it helps no client.
@@ -13,7 +13,7 @@ const MESSAGE_MAX: usize = 8 << 10;
 
 /// What an engine said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Words {
+pub struct EngineError {
     /// The status that it named in its error, from 400 to 599.
     pub code: Option<u16>,
     /// Its message; empty if there was none.
@@ -29,19 +29,19 @@ enum Form {
     Ollama,
 }
 
-impl Words {
+impl EngineError {
     /// The body of an error's answer: JSON in a known form, or text.
-    pub fn of_body(body: &[u8]) -> Words {
+    pub fn of_body(body: &[u8]) -> EngineError {
         let body = strip_error(body);
-        if let Some(words) = Words::of_json(&body) {
+        if let Some(words) = EngineError::of_json(&body) {
             return words;
         }
         let text = String::from_utf8_lossy(&body);
-        Words { message: shortened(text.trim()), ..Words::default() }
+        EngineError { message: shortened(text.trim()), ..EngineError::default() }
     }
 
     /// The first error among a stream's events, or lines.
-    pub fn of_events(bytes: &[u8]) -> Option<Words> {
+    pub fn of_events(bytes: &[u8]) -> Option<EngineError> {
         let bytes = strip_error(bytes);
         let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
         let data = lines.map(|line| {
@@ -50,7 +50,7 @@ impl Words {
             data.unwrap_or(line).trim_ascii()
         });
         let mut data = data.filter(|data| data.starts_with(b"{"));
-        data.clone().find_map(Words::of_json).or_else(|| data.find_map(Words::of_named))
+        data.clone().find_map(EngineError::of_json).or_else(|| data.find_map(EngineError::of_named))
     }
 
     /// The error as a JSON body with this status.
@@ -103,13 +103,13 @@ impl Words {
     }
 
     /// The data of an event whose name alone says that it is an error, or of `error:`.
-    fn of_named(bytes: &[u8]) -> Option<Words> {
+    fn of_named(bytes: &[u8]) -> Option<EngineError> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let message = ["message", "detail"].iter().find_map(|key| text_of(&value[*key]))?;
-        Some(Words { code: code_of(&value), message: shortened(&message), json: None })
+        Some(EngineError { code: code_of(&value), message: shortened(&message), json: None })
     }
 
-    fn of_json(bytes: &[u8]) -> Option<Words> {
+    fn of_json(bytes: &[u8]) -> Option<EngineError> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let error = [&value["error"], &value["response"]["error"]];
         let error = error.into_iter().find(|error| !error.is_null());
@@ -122,7 +122,7 @@ impl Words {
             Value::String(message) => Some(message.clone()),
             _ => ["message", "detail", "error"].iter().find_map(|key| text_of(&error[*key])),
         };
-        Some(Words {
+        Some(EngineError {
             code: code_of(error).or_else(|| code_of(&value)),
             message: shortened(message.as_deref().unwrap_or_default()),
             json: form.map(|form| (form, Bytes::copy_from_slice(bytes.trim_ascii()))),
@@ -209,5 +209,5 @@ fn shortened(message: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "words_tests.rs"]
+#[path = "engine_error_tests.rs"]
 mod tests;

@@ -10,38 +10,38 @@ const DEPTH_MAX: u32 = 100;
 
 /// The members of the object that `json` is. `None`: who knows. `json` is valid UTF-8.
 pub(super) fn members(json: &[u8]) -> Option<Vec<Member>> {
-    let mut walk = Walk { json, at: 0 };
+    let mut scanner = TopLevelScanner { json, at: 0 };
     let mut members = Vec::with_capacity(MEMBERS_USUAL);
-    walk.take(b'{')?;
-    if walk.next()? != b'}' {
-        walk.at -= 1;
+    scanner.take(b'{')?;
+    if scanner.next()? != b'}' {
+        scanner.at -= 1;
         loop {
-            let key = walk.span(Walk::key)?;
-            walk.take(b':')?;
-            let value = walk.span(Walk::value)?;
+            let key = scanner.span(TopLevelScanner::key)?;
+            scanner.take(b':')?;
+            let value = scanner.span(TopLevelScanner::value)?;
             members.push(Member::new(key.of(json), key, value));
-            match walk.next()? {
+            match scanner.next()? {
                 b',' => {}
                 b'}' => break,
                 _ => return None,
             }
         }
     }
-    walk.next().is_none().then_some(members)
+    scanner.next().is_none().then_some(members)
 }
 
-struct Walk<'a> {
+struct TopLevelScanner<'a> {
     json: &'a [u8],
     at: usize,
 }
 
-impl Walk<'_> {
-    /// Where what `walk` goes over lies, without the white space before it.
-    fn span(&mut self, walk: impl FnOnce(&mut Self) -> Option<()>) -> Option<Span> {
+impl TopLevelScanner<'_> {
+    /// Where what `scanner` goes over lies, without the white space before it.
+    fn span(&mut self, scanner: impl FnOnce(&mut Self) -> Option<()>) -> Option<Span> {
         self.next()?;
         self.at -= 1;
         let start = self.at as u32;
-        walk(self)?;
+        scanner(self)?;
         Some(Span { start, end: self.at as u32 })
     }
 

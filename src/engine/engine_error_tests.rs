@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn words(body: &str) -> Words {
-    Words::of_body(body.as_bytes())
+fn words(body: &str) -> EngineError {
+    EngineError::of_body(body.as_bytes())
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn words_in_the_clients_form_stay_and_others_are_put_into_it() {
 fn an_error_is_found_among_events_and_given_as_one() {
     let stream =
         "event: error\ndata: {\"error\":{\"message\":\"m\",\"code\":400}}\n\ndata: [DONE]\n\n";
-    let found = Words::of_events(stream.as_bytes()).unwrap();
+    let found = EngineError::of_events(stream.as_bytes()).unwrap();
     assert_eq!((found.code, found.message.as_str()), (Some(400), "m"));
     let event = found.event(ErrorForm::OpenAi, 400);
     assert_eq!(event, "data: {\"error\":{\"message\":\"m\",\"code\":400}}\n\ndata: [DONE]\n\n");
-    assert_eq!(Words::of_events(b": hi\n\ndata: {\"choices\":[]}\n\n"), None);
-    assert_eq!(Words::of_events(b"{\"error\":\"m\"}\n").unwrap().message, "m");
+    assert_eq!(EngineError::of_events(b": hi\n\ndata: {\"choices\":[]}\n\n"), None);
+    assert_eq!(EngineError::of_events(b"{\"error\":\"m\"}\n").unwrap().message, "m");
 }
 
 #[test]

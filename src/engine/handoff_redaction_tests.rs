@@ -12,7 +12,7 @@ fn check(answer: &str, expected: &str) {
 
 /// The stream through one filter, cut at these places.
 fn pieces(stream: &str, cuts: &[usize]) -> String {
-    let (mut filter, mut out, mut start) = (HandoffFilter::new(), Vec::new(), 0);
+    let (mut filter, mut out, mut start) = (HandoffRedactor::new(), Vec::new(), 0);
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();
     cuts.push(stream.len());
     cuts.sort_unstable();
@@ -98,7 +98,7 @@ fn what_only_looks_like_parameters_stays() {
 #[test]
 fn a_piece_without_parameters_is_not_copied() {
     let piece = Bytes::from_static(b"data: {\"choices\":[],\"kv_transfer_params\":null}\n\n");
-    assert_eq!(HandoffFilter::new().pass(piece.clone()).as_ptr(), piece.as_ptr());
+    assert_eq!(HandoffRedactor::new().pass(piece.clone()).as_ptr(), piece.as_ptr());
 }
 
 #[test]

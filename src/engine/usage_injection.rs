@@ -26,7 +26,7 @@ const HELD_MAX: usize = 1 << 20;
 
 /// Which usages the client asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum UsageRequest {
     /// None.
     Never,
     /// One, at the end.
@@ -35,26 +35,26 @@ pub enum Wish {
     Every,
 }
 
-impl Wish {
+impl UsageRequest {
     /// Of a request.
-    pub fn of(scan: &Scan, body: &[u8]) -> Wish {
+    pub fn of(scan: &Scan, body: &[u8]) -> UsageRequest {
         let options = options(scan, body);
         let says = |key: &str| options.get(key).and_then(serde_json::Value::as_bool) == Some(true);
         match (says("include_usage"), says("continuous_usage_stats")) {
-            (false, _) => Wish::Never,
-            (true, false) => Wish::Final,
-            (true, true) => Wish::Every,
+            (false, _) => UsageRequest::Never,
+            (true, false) => UsageRequest::Final,
+            (true, true) => UsageRequest::Every,
         }
     }
 }
 
 /// The body that asks for the usage so far in every chunk; `None` if it does already, if the answer
 /// is no stream of tokens, or has several choices (each would count its own).
-pub fn asking(body: &Bytes, scan: &Scan) -> Option<Bytes> {
+pub fn inject_usage_request(body: &Bytes, scan: &Scan) -> Option<Bytes> {
     let streams = scan.stream && scan.endpoint.is_completion() && scan.n == 1;
     // What `stream` or `stream_options` is to such an engine, only the engine knows.
     let is_odd = scan.whole == Some(WholeReason::OddValue);
-    if !streams || is_odd || Wish::of(scan, body) == Wish::Every {
+    if !streams || is_odd || UsageRequest::of(scan, body) == UsageRequest::Every {
         return None;
     }
     let mut options = options(scan, body);
@@ -72,7 +72,7 @@ fn options(scan: &Scan, body: &[u8]) -> serde_json::Map<String, serde_json::Valu
 /// Cuts out of a stream what the client did not ask for, and tells it the truth about the cache.
 #[derive(Debug)]
 pub struct UsageFilter {
-    wish: Wish,
+    request: UsageRequest,
     cached: Option<Tokens>,
     /// The event that is not complete.
     held: BytesMut,
@@ -81,8 +81,8 @@ pub struct UsageFilter {
 impl UsageFilter {
     /// For one stream, from its first byte. `cached`: what the prefill engine said, if the request
     /// was split.
-    pub fn new(wish: Wish, cached: Option<Tokens>) -> UsageFilter {
-        UsageFilter { wish, cached, held: BytesMut::new() }
+    pub fn new(request: UsageRequest, cached: Option<Tokens>) -> UsageFilter {
+        UsageFilter { request, cached, held: BytesMut::new() }
     }
 
     /// The next bytes, as the client may see them: the same, uncopied, unless something is cut.
@@ -113,7 +113,7 @@ impl UsageFilter {
     }
 
     fn edited(&self, events: Bytes) -> Bytes {
-        let cut = self.wish != Wish::Every && USAGE.find(&events).is_some();
+        let cut = self.request != UsageRequest::Every && USAGE.find(&events).is_some();
         let lie = self.cached.is_some() && CACHED.find(&events).is_some();
         if !cut && !lie {
             return events;
@@ -131,10 +131,11 @@ impl UsageFilter {
     fn event(&self, event: &[u8], out: &mut Vec<u8>) {
         let last = NO_CHOICES.find(event).is_some();
         let usage = usage_member(event);
-        match (self.wish, last, usage) {
+        match (self.request, last, usage) {
             // Nothing else is in it.
-            (Wish::Never, true, Some(_)) => {}
-            (Wish::Never, false, Some((start, end))) | (Wish::Final, false, Some((start, end))) => {
+            (UsageRequest::Never, true, Some(_)) => {}
+            (UsageRequest::Never, false, Some((start, end)))
+            | (UsageRequest::Final, false, Some((start, end))) => {
                 out.extend_from_slice(&event[..start]);
                 out.extend_from_slice(&event[end..]);
             }
@@ -203,9 +204,9 @@ fn value_end(json: &[u8]) -> Option<usize> {
         return None;
     }
     let mut depth = 0_u32;
-    let mut walk = Walk::default();
+    let mut tracker = StringTracker::default();
     for (at, byte) in value.iter().enumerate() {
-        match walk.outside(*byte) {
+        match tracker.outside(*byte) {
             Some(b'{' | b'[') => depth += 1,
             Some(b'}' | b']') => {
                 depth -= 1;
@@ -222,9 +223,9 @@ fn value_end(json: &[u8]) -> Option<usize> {
 /// Is exactly one brace closed in the rest of the event that it did not open?
 fn closes_once(rest: &[u8]) -> bool {
     let mut depth = 0_i32;
-    let mut walk = Walk::default();
+    let mut tracker = StringTracker::default();
     for byte in rest {
-        match walk.outside(*byte) {
+        match tracker.outside(*byte) {
             Some(b'{' | b'[') => depth += 1,
             Some(b'}' | b']') => depth -= 1,
             _ => {}
@@ -235,12 +236,12 @@ fn closes_once(rest: &[u8]) -> bool {
 
 /// Tells what is within strings from what is not.
 #[derive(Default)]
-struct Walk {
+struct StringTracker {
     in_string: bool,
     escaped: bool,
 }
 
-impl Walk {
+impl StringTracker {
     /// The byte, if it is outside of strings.
     fn outside(&mut self, byte: u8) -> Option<u8> {
         if std::mem::take(&mut self.escaped) {
@@ -272,5 +273,5 @@ fn event_end(bytes: &[u8]) -> Option<usize> {
 }
 
 #[cfg(test)]
-#[path = "exact_tests.rs"]
+#[path = "usage_injection_tests.rs"]
 mod tests;

@@ -3,7 +3,7 @@
 //! hold back or delay an answer that has none, and does not touch text inside strings.
 //!
 //! Use: unless the client may drive hand-offs itself (`Scan::client_handoff`), a stream's chunks and
-//! the pieces of a large answer go through one [`HandoffFilter`], in order, a whole answer through
+//! the pieces of a large answer go through one [`HandoffRedactor`], in order, a whole answer through
 //! [`strip_handoff`], and an error's body through [`strip_error`]. Nothing is held back, so there is
 //! no flush at the end. A chunk without members comes back as the same `Bytes`.
 //!
@@ -47,7 +47,7 @@ static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
 
 /// A whole answer without hand-off members; borrowed if it has none.
 pub fn strip_handoff(answer: &[u8]) -> Cow<'_, [u8]> {
-    match is_suspect(answer).then(|| HandoffFilter::new().lexed(answer)) {
+    match is_suspect(answer).then(|| HandoffRedactor::new().lexed(answer)) {
         Some(Some(stripped)) => Cow::Owned(stripped),
         _ => Cow::Borrowed(answer),
     }
@@ -66,7 +66,7 @@ fn has_escape(bytes: &[u8]) -> bool {
 
 /// Takes hand-off members out of an answer that comes in pieces, split anywhere.
 #[derive(Debug)]
-pub struct HandoffFilter {
+pub struct HandoffRedactor {
     state: State,
     /// The next byte begins a line.
     at_line: bool,
@@ -155,16 +155,16 @@ impl Edited<'_> {
     }
 }
 
-impl Default for HandoffFilter {
-    fn default() -> HandoffFilter {
-        HandoffFilter { state: State::Outside, at_line: true }
+impl Default for HandoffRedactor {
+    fn default() -> HandoffRedactor {
+        HandoffRedactor { state: State::Outside, at_line: true }
     }
 }
 
-impl HandoffFilter {
+impl HandoffRedactor {
     /// For one answer, from its first byte.
-    pub fn new() -> HandoffFilter {
-        HandoffFilter::default()
+    pub fn new() -> HandoffRedactor {
+        HandoffRedactor::default()
     }
 
     /// The next piece, as the client may see it: the same bytes, uncopied, unless members are in
@@ -372,5 +372,5 @@ impl Dropped {
 }
 
 #[cfg(test)]
-#[path = "leak_tests.rs"]
+#[path = "handoff_redaction_tests.rs"]
 mod tests;

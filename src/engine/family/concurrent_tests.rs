@@ -17,22 +17,22 @@ fn peer(name: &str, rank: Option<u32>) -> Peer {
     Peer { name: name.into(), rank }
 }
 
-fn meeting(peer: Option<&Peer>) -> Meeting<'_> {
-    Meeting { host: "10.0.0.1", port: 8998, id: ID, peer, key: None }
+fn rendezvous(peer: Option<&Peer>) -> RendezvousInfo<'_> {
+    RendezvousInfo { host: "10.0.0.1", port: 8998, id: ID, peer, key: None }
 }
 
 const CHAT: &str = r#"{ "model":"m", "messages":[], "stream":true, "max_tokens":256,
     "stop":["x"], "temperature":0.70, "unknown":[1.50] }"#;
 
-fn legs(family: Family, meeting: &Meeting<'_>) -> Legs {
+fn legs(family: Family, rendezvous: &RendezvousInfo<'_>) -> Legs {
     let body = bytes(CHAT);
     let read = scan(Endpoint::ChatCompletions, &body).expect("a body");
-    family.legs(Endpoint::ChatCompletions, &body, &read, meeting)
+    family.legs(Endpoint::ChatCompletions, &body, &read, rendezvous)
 }
 
-fn pair(family: Family, meeting: &Meeting<'_>) -> Pair {
-    match legs(family, meeting) {
-        Legs::Together(pair) => pair,
+fn pair(family: Family, rendezvous: &RendezvousInfo<'_>) -> ConcurrentLegs {
+    match legs(family, rendezvous) {
+        Legs::Concurrent(pair) => pair,
         other => panic!("{other:?}"),
     }
 }
@@ -58,7 +58,7 @@ fn with(params: &str) -> Bytes {
 #[test]
 fn mooncakes_legs_share_a_transfer_and_name_the_prefill_engine() {
     let engine = peer("e-\"1", None);
-    let pair = pair(Family::VllmMooncake, &meeting(Some(&engine)));
+    let pair = pair(Family::VllmMooncake, &rendezvous(Some(&engine)));
     let params = value!({"do_remote_prefill": false, "do_remote_decode": true,
         "transfer_id": "xfer-0123456789abcdef"});
     assert_eq!(json(&pair.prefill.body), one_token(Some(params)));
@@ -78,7 +78,7 @@ fn of_several_ranks_the_prefill_leg_is_pinned_to_the_one_that_the_decode_leg_nam
         "0":{"engine_id":"e0","worker_addr":{"0":{"0":"tcp://10.0.0.1:7000"}}}}"#;
     let peers = Family::VllmMooncake.read_peers(answer).expect("§3.1's answer");
     assert_eq!(peers, [peer("e0", Some(0)), peer("e1", Some(1))]);
-    let pair = pair(Family::VllmMooncake, &meeting(peers.get(1)));
+    let pair = pair(Family::VllmMooncake, &rendezvous(peers.get(1)));
     assert_eq!(pair.prefill.header, Some(("x-data-parallel-rank", "1".into())));
     assert_eq!(pair.decode.header, None, "the decode engine has ranks of its own");
     let decode = json(&pair.decode.body);
@@ -100,8 +100,8 @@ fn a_bootstrap_server_that_names_nobody_is_told_apart() {
 #[test]
 fn who_must_ask_and_has_no_answer_runs_whole() {
     for family in Family::ALL {
-        if family.asks().is_some() {
-            assert_eq!(legs(family, &meeting(None)), Legs::Whole);
+        if family.peer_query().is_some() {
+            assert_eq!(legs(family, &rendezvous(None)), Legs::Whole);
             assert!(family.runs_whole());
         }
     }
@@ -109,10 +109,11 @@ fn who_must_ask_and_has_no_answer_runs_whole() {
 
 #[test]
 fn an_offloading_prefill_names_the_decoder_and_the_decode_the_prefiller() {
-    let six = Meeting { host: "[fd00::1]", port: 5710, ..meeting(None) };
-    for (meeting, host) in [(Meeting { port: 5710, ..meeting(None) }, "10.0.0.1"), (six, "fd00::1")]
+    let six = RendezvousInfo { host: "[fd00::1]", port: 5710, ..rendezvous(None) };
+    for (rendezvous, host) in
+        [(RendezvousInfo { port: 5710, ..rendezvous(None) }, "10.0.0.1"), (six, "fd00::1")]
     {
-        let pair = pair(Family::VllmOffloading, &meeting);
+        let pair = pair(Family::VllmOffloading, &rendezvous);
         let params = value!({"remote_decoder": {"kv_request_id": "tidegate-0123456789abcdef"}});
         assert_eq!(json(&pair.prefill.body), one_token(Some(params)));
         let params = format!(
@@ -125,7 +126,7 @@ fn an_offloading_prefill_names_the_decoder_and_the_decode_the_prefiller() {
 
 #[test]
 fn with_a_shared_store_the_prefill_is_cut_to_a_token_and_the_decode_is_the_clients_own() {
-    let Legs::PrefillFirst { prefill } = legs(Family::VllmSharedStore, &meeting(None)) else {
+    let Legs::PrefillFirst { prefill } = legs(Family::VllmSharedStore, &rendezvous(None)) else {
         panic!("one after the other");
     };
     assert_eq!(json(prefill), one_token(None));
@@ -166,7 +167,7 @@ fn generation_first_sends_the_generation_with_what_the_context_engine_told() {
     let family = Family::TrtLlmGenerationFirst;
     let peers = family.read_peers(INFO.as_bytes()).expect("§5.2's answer");
     assert_eq!(peers, [peer("tcp://10.0.0.1:5000", Some(0))]);
-    let pair = pair(family, &meeting(peers.first()));
+    let pair = pair(family, &rendezvous(peers.first()));
     assert!(pair.decode_first);
     let id = (ID >> 1) | 1 << 40;
     let mut context = json(CHAT);
@@ -199,7 +200,7 @@ fn a_context_engine_without_an_endpoint_cannot_go_second() {
 fn a_key_signs_the_generation_leg_of_either_style_and_nothing_else() {
     let key = Some(&b"secret"[..]);
     let engine = peer("tcp://10.0.0.1:5000", Some(0));
-    let signed = Meeting { key, ..meeting(Some(&engine)) };
+    let signed = RendezvousInfo { key, ..rendezvous(Some(&engine)) };
     let pair = pair(Family::TrtLlmGenerationFirst, &signed);
     let (name, value) = pair.decode.header.expect("it is signed");
     assert_eq!(name, "x-trtllm-disagg-auth");

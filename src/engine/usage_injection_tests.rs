@@ -26,7 +26,7 @@ fn last(cached: u32) -> String {
     )
 }
 
-fn passed(wish: Wish, cached: Option<Tokens>, stream: &str, piece: usize) -> String {
+fn passed(wish: UsageRequest, cached: Option<Tokens>, stream: &str, piece: usize) -> String {
     let mut filter = UsageFilter::new(wish, cached);
     let mut out = Vec::new();
     for piece in stream.as_bytes().chunks(piece) {
@@ -49,9 +49,9 @@ proptest! {
         let without: String = texts.iter().map(|text| chunk("", text)).collect();
         let stream = format!("{with}{}", last(0));
         let done = "data: [DONE]\n\n";
-        prop_assert_eq!(passed(Wish::Never, None, &stream, piece), format!("{without}{done}"));
-        prop_assert_eq!(passed(Wish::Final, None, &stream, piece), format!("{without}{}", last(0)));
-        prop_assert_eq!(passed(Wish::Every, None, &stream, piece), stream);
+        prop_assert_eq!(passed(UsageRequest::Never, None, &stream, piece), format!("{without}{done}"));
+        prop_assert_eq!(passed(UsageRequest::Final, None, &stream, piece), format!("{without}{}", last(0)));
+        prop_assert_eq!(passed(UsageRequest::Every, None, &stream, piece), stream);
     }
 
     #[test]
@@ -74,7 +74,7 @@ proptest! {
     fn any_bytes_pass_whole_if_there_is_nothing_to_cut(
         bytes in prop::collection::vec(any::<u8>(), 0..200), piece in 1..50_usize,
     ) {
-        let mut filter = UsageFilter::new(Wish::Never, Some(Tokens(1)));
+        let mut filter = UsageFilter::new(UsageRequest::Never, Some(Tokens(1)));
         let mut out = Vec::new();
         for piece in bytes.chunks(piece) {
             out.extend_from_slice(&filter.pass(Bytes::copy_from_slice(piece)));
@@ -87,7 +87,7 @@ proptest! {
 #[test]
 fn an_untouched_chunk_is_not_copied() {
     let chunk = Bytes::from(chunk("", "x"));
-    let passed = UsageFilter::new(Wish::Never, None).pass(chunk.clone());
+    let passed = UsageFilter::new(UsageRequest::Never, None).pass(chunk.clone());
     assert_eq!(passed.as_ptr(), chunk.as_ptr());
 }
 
@@ -99,16 +99,16 @@ fn a_usage_that_is_not_the_events_own_stays() {
         "data: {\"usage\":7}\n\n",
         ": \"usage\":{\n\n",
     ] {
-        assert_eq!(passed(Wish::Never, None, event, 9), event);
+        assert_eq!(passed(UsageRequest::Never, None, event, 9), event);
     }
     let first = "data: {\"usage\": {\"a\":1} , \"b\":2}\n\n";
-    assert_eq!(passed(Wish::Never, None, first, 99), "data: { \"b\":2}\n\n");
+    assert_eq!(passed(UsageRequest::Never, None, first, 99), "data: { \"b\":2}\n\n");
 }
 
 #[test]
 fn cached_tokens_are_those_of_the_prefill() {
-    assert_eq!(passed(Wish::Every, Some(Tokens(4)), &last(9), 7), last(4));
-    assert_eq!(passed(Wish::Final, Some(Tokens(123)), &last(9), 7), last(123));
+    assert_eq!(passed(UsageRequest::Every, Some(Tokens(4)), &last(9), 7), last(4));
+    assert_eq!(passed(UsageRequest::Final, Some(Tokens(123)), &last(9), 7), last(123));
     let answer = Bytes::from_static(br#"{"usage":{"prompt_tokens_details":{"cached_tokens": 9}}}"#);
     assert_eq!(
         with_cached(answer.clone(), Some(Tokens(0))),
@@ -127,19 +127,22 @@ fn the_request_asks_for_more_and_keeps_its_other_options() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let body = Bytes::from(body.to_string());
         let scan = scan(Endpoint::ChatCompletions, &body).unwrap();
-        let asked = asking(&body, &scan);
+        let asked = inject_usage_request(&body, &scan);
         let options = asked.map(|asked| {
             serde_json::from_slice::<Value>(&asked).unwrap()["stream_options"].clone()
         });
-        (Wish::of(&scan, &body), options)
+        (UsageRequest::of(&scan, &body), options)
     };
     let both = json!({"include_usage": true, "continuous_usage_stats": true});
-    assert_eq!(ask(json!({})), (Wish::Never, Some(both.clone())));
+    assert_eq!(ask(json!({})), (UsageRequest::Never, Some(both.clone())));
     let options = |options: Value| json!({"stream_options": options});
-    assert_eq!(ask(options(json!({"include_usage": true}))), (Wish::Final, Some(both.clone())));
-    assert_eq!(ask(options(both.clone())), (Wish::Every, None));
+    assert_eq!(
+        ask(options(json!({"include_usage": true}))),
+        (UsageRequest::Final, Some(both.clone()))
+    );
+    assert_eq!(ask(options(both.clone())), (UsageRequest::Every, None));
     let more = json!({"x": 1, "include_usage": true, "continuous_usage_stats": true});
-    assert_eq!(ask(options(json!({"x": 1}))), (Wish::Never, Some(more)));
+    assert_eq!(ask(options(json!({"x": 1}))), (UsageRequest::Never, Some(more)));
     assert_eq!(ask(json!({"stream": false})).1, None);
     assert_eq!(ask(json!({"n": 2})).1, None);
 }
