@@ -27,6 +27,8 @@ pub struct Arrival<'a> {
     pub method: &'a Method,
     /// Its path, without the query string.
     pub path: &'a str,
+    /// Its query string; empty if it has none.
+    pub query: &'a str,
     /// Its headers.
     pub headers: &'a HeaderMap,
     /// Its body; empty if it has none.

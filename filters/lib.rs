@@ -9,6 +9,7 @@
 //! - `handoff`: hand-off members of clients
 //! - `limit`: path, method and size
 //! - `parse`: the body's one scan, and the model's name
+//! - `query`: the model that a query string names
 //! - `tokenize`: how many tokens the prompt has, and the hashes of its blocks
 //! - `classify`: too long? interactive or batch?
 //! - `model`: a model's own tokenizer and chat template
@@ -26,6 +27,7 @@ pub mod identify;
 pub mod limit;
 pub mod model;
 pub mod parse;
+pub mod query;
 pub mod tokenize;
 
 pub use accepted::{Accepted, Arrival, Counted, FreshIds, Head, Tenant};
@@ -36,3 +38,4 @@ pub use directory::{Directory, ModelEntry};
 pub use handoff::{HandoffHost, HandoffTrust};
 pub use identify::{Traceparent, identify, request_id};
 pub use model::{ModelTokenizer, TokenizerError};
+pub use query::{model_in_query, with_model};

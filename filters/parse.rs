@@ -1,6 +1,7 @@
 //! Filter 4: the body's one scan, and the model it names. It must never judge what the engine
 //! judges better: refused is only what is not JSON, and a model that the fleet does not serve.
 
+use crate::query::model_in_query;
 use crate::{Arrival, Directory, ModelEntry};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -28,11 +29,15 @@ pub(crate) fn parse<'a>(
     directory: &'a Directory,
 ) -> Result<Parsed<'a>, ApiError> {
     let body = arrival.body;
+    if endpoint == Endpoint::Realtime {
+        let Some(name) = model_in_query(arrival.query) else { return Ok(unnamed(None, directory)) };
+        return named(None, None, &name, directory);
+    }
     let kind = content_type(arrival.headers);
     if is_form(kind) {
         let Some(at) = model_in_form(kind, body) else { return Ok(unnamed(None, directory)) };
         let name = String::from_utf8_lossy(at.of(body));
-        return named(None, at, &name, directory);
+        return named(None, Some(at), &name, directory);
     }
     let may_be_json = || endpoint == Endpoint::Upload && body.first() == Some(&b'{');
     if !endpoint.reads_json() && !may_be_json() {
@@ -41,7 +46,7 @@ pub(crate) fn parse<'a>(
     let scan = scan(endpoint, body)?;
     let Some(at) = scan.model else { return Ok(unnamed(Some(scan), directory)) };
     match at.text(body) {
-        Some(name) => named(Some(scan), at, &name, directory),
+        Some(name) => named(Some(scan), Some(at), &name, directory),
         // Half a surrogate pair: no model has such a name.
         None => {
             let raw = String::from_utf8_lossy(at.of(body));
@@ -57,7 +62,7 @@ fn unnamed(scan: Option<Scan>, directory: &Directory) -> Parsed<'_> {
 
 fn named<'a>(
     scan: Option<Scan>,
-    at: Span,
+    at: Option<Span>,
     name: &str,
     directory: &'a Directory,
 ) -> Result<Parsed<'a>, ApiError> {
@@ -65,7 +70,7 @@ fn named<'a>(
         return Err(ApiError::no_backend(DIRECTORY_SOON));
     }
     let model = directory.find(name).ok_or_else(|| ApiError::model_not_found(name))?;
-    let alias_at = (**model.0 != *name).then_some(at);
+    let alias_at = at.filter(|_| **model.0 != *name);
     Ok(Parsed { scan, model: Some(model), alias_at })
 }
 

@@ -55,8 +55,8 @@ impl Sent {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let body = Bytes::from(self.body.clone());
-        let arrival =
-            Arrival { method: &self.method, path: self.path, headers: &headers, body: &body };
+        let (path, query) = self.path.split_once('?').unwrap_or((self.path, ""));
+        let arrival = Arrival { method: &self.method, path, query, headers: &headers, body: &body };
         let fresh = FreshIds::from_random(1, 2, 3);
         chain.admit(directory, &ByteEstimator::new(), &arrival, &fresh)
     }

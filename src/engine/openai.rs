@@ -112,6 +112,13 @@ impl ApiError {
         }
     }
 
+    /// 426: the path is a websocket's, and the request is no handshake of HTTP/1.1. A websocket over
+    /// HTTP/2 (RFC 8441) is not supported.
+    pub fn websocket_only() -> ApiError {
+        let message = "This path is a websocket: connect with HTTP/1.1 and `upgrade: websocket`.";
+        ApiError::new(426, INVALID, message, Some("upgrade_required"))
+    }
+
     /// 429: the queue is full. `retry_after` is rounded up to whole seconds, at least 1.
     pub fn saturated(retry_after: Seconds) -> ApiError {
         let message = "The service is saturated: too many requests are waiting. Retry later.";

@@ -5,7 +5,7 @@ use http::header::HeaderMap;
 use http::{Method, StatusCode};
 
 use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
-use crate::hop::{is_hop_by_hop, is_listed};
+use crate::hop::{is_hop_by_hop, is_listed, switches_to_websocket};
 
 /// An answer's head.
 #[derive(Clone, Debug)]
@@ -28,6 +28,19 @@ pub struct AnswerHead {
 /// # Errors
 /// [`HeadError`] if it can never become one.
 pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, HeadError> {
+    read(method, bytes, false)
+}
+
+/// The same for the answer to a websocket handshake. A 101 ends HTTP on the connection: what follows
+/// its head is framed until the connection closes.
+///
+/// # Errors
+/// [`HeadError`], also for a 101 that switches to another protocol.
+pub fn read_upgrade(bytes: &[u8]) -> Result<Option<AnswerHead>, HeadError> {
+    read(&Method::GET, bytes, true)
+}
+
+fn read(method: &Method, bytes: &[u8], upgrades: bool) -> Result<Option<AnswerHead>, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Response::new(&mut fields);
     let length = match head.parse(bytes)? {
@@ -38,7 +51,8 @@ pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, 
     check_lines(&bytes[..length])?;
     let code = head.code.unwrap_or_default();
     let status = StatusCode::from_u16(code).map_err(|_| httparse::Error::Status)?;
-    if status == StatusCode::SWITCHING_PROTOCOLS {
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+    if switches && !(upgrades && switches_to_websocket(head.headers)) {
         return Err(HeadError::Switching);
     }
     let hops = Hops::of(head.headers, head.version == Some(1))?;
@@ -53,7 +67,7 @@ pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, 
             })
     };
     let headers = headers(&bytes[..length], fields, |name| !is_hop_by_hop(name) && !named(name))?;
-    let framing = framing(method, status, &hops);
+    let framing = if switches { Framing::UntilClose } else { framing(method, status, &hops) };
     // Of two framings chunks win, and the connection ends (RFC 9112, 6.3).
     let keeps_alive = hops.keeps_alive && framing != Framing::UntilClose && !hops.contradict();
     Ok(Some(AnswerHead { status, headers, framing, keeps_alive, length }))

@@ -20,6 +20,8 @@ pub enum AnswerFraming {
     Chunked,
     /// The connection ends: all that a client of HTTP/1.0 understands.
     UntilClose,
+    /// A 101: the connection is a websocket from here on.
+    Websocket,
 }
 
 impl AnswerFraming {
@@ -70,12 +72,15 @@ pub fn write_answer(
             put(&mut head, &["content-length: ", digits.format(length), "\r\n"]);
         }
         AnswerFraming::Chunked => put(&mut head, &["transfer-encoding: chunked\r\n"]),
-        AnswerFraming::None | AnswerFraming::UntilClose => {}
+        AnswerFraming::None | AnswerFraming::UntilClose | AnswerFraming::Websocket => {}
     }
-    match (keeps_alive, is_1_1) {
-        (true, true) => {}
-        (true, false) => put(&mut head, &["connection: keep-alive\r\n"]),
-        (false, _) => put(&mut head, &["connection: close\r\n"]),
+    match (framing, keeps_alive, is_1_1) {
+        (AnswerFraming::Websocket, ..) => {
+            put(&mut head, &["connection: Upgrade\r\nupgrade: websocket\r\n"]);
+        }
+        (_, true, true) => {}
+        (_, true, false) => put(&mut head, &["connection: keep-alive\r\n"]),
+        (_, false, _) => put(&mut head, &["connection: close\r\n"]),
     }
     if !headers.contains_key(DATE) {
         put(&mut head, &["date: ", date().as_str(), "\r\n"]);
@@ -194,6 +199,9 @@ mod tests {
         );
         let old = head(AnswerFraming::Length(0), false, true);
         assert!(old.starts_with("HTTP/1.0 ") && old.contains("connection: keep-alive\r\n"));
+        let switched = head(AnswerFraming::Websocket, true, false);
+        assert!(switched.contains("connection: Upgrade\r\nupgrade: websocket\r\n"));
+        assert!(!switched.contains("close") && !switched.contains("content-length"));
         let none = head(AnswerFraming::None, true, true);
         assert!(!none.contains("content-length") && !none.contains("transfer-encoding"));
     }

@@ -1,6 +1,8 @@
 //! Which headers belong to one connection and must not travel further (RFC 9110, 7.6.1), and those
 //! that frame a message, which every connection writes anew.
 
+use httparse::Header;
+
 /// Lower case. Not many of them come: their length tells most others apart.
 const HOP_BY_HOP: [&[u8]; 12] = [
     b"connection",
@@ -20,6 +22,16 @@ const HOP_BY_HOP: [&[u8]; 12] = [
 /// Is `name`, in any case, the name of a header that stays behind?
 pub fn is_hop_by_hop(name: &[u8]) -> bool {
     HOP_BY_HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name))
+}
+
+/// Do these headers switch the connection to a websocket, or ask for it? `connection` lists
+/// `upgrade`, and `upgrade` lists `websocket`.
+pub(crate) fn switches_to_websocket(fields: &[Header<'_>]) -> bool {
+    let lists = |name: &str, token: &[u8]| {
+        let mut named = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+        named.any(|field| is_listed(field.value, token))
+    };
+    lists("connection", b"upgrade") && lists("upgrade", b"websocket")
 }
 
 /// Does a list as that of `connection` name `token`?

@@ -13,7 +13,7 @@ mod request_in;
 mod request_out;
 mod trailer;
 
-pub use answer_in::{AnswerHead, read_answer};
+pub use answer_in::{AnswerHead, read_answer, read_upgrade};
 pub use answer_out::{AnswerFraming, CONTINUE, ChunkFrame, Date, LAST_CHUNK, write_answer};
 pub use body::{BodyError, BodyReader, Piece};
 pub use framing::{Framing, HEAD_MAX, HeadError};

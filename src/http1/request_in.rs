@@ -5,6 +5,7 @@ use http::header::HeaderMap;
 use http::{Method, Uri};
 
 use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
+use crate::hop::switches_to_websocket;
 
 /// A request's head.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Asked {
     pub is_1_1: bool,
     /// May the connection carry another request?
     pub keeps_alive: bool,
+    /// Is it a websocket handshake (RFC 6455, 4.1)?
+    pub upgrades: bool,
     /// Bytes that the head took.
     pub length: usize,
 }
@@ -69,7 +72,21 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
         (false, length) => Framing::Length(length.unwrap_or(0)),
     };
     let keeps_alive = hops.keeps_alive;
-    Ok(Some(Asked { method, uri, headers, framing, expects_continue, is_1_1, keeps_alive, length }))
+    let upgrades = is_1_1
+        && method == Method::GET
+        && framing == Framing::Length(0)
+        && switches_to_websocket(head.headers);
+    Ok(Some(Asked {
+        method,
+        uri,
+        headers,
+        framing,
+        expects_continue,
+        is_1_1,
+        keeps_alive,
+        upgrades,
+        length,
+    }))
 }
 
 #[cfg(test)]
@@ -172,6 +189,25 @@ mod tests {
         assert!(!goes_on("HTTP/1.1\r\nconnection: close"));
         assert!(!goes_on("HTTP/1.0"));
         assert!(goes_on("HTTP/1.0\r\nconnection: keep-alive"));
+    }
+
+    #[test]
+    fn a_websocket_handshake_is_a_get_of_1_1_without_a_body() {
+        let upgrades = |head: &str| asked(&format!("{head}\r\nhost: h\r\n\r\n")).upgrades;
+        let both = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket";
+        assert!(upgrades(&format!("GET /v1/realtime HTTP/1.1\r\n{both}")));
+        assert!(upgrades(&format!("GET / HTTP/1.1\r\n{both}\r\ncontent-length: 0")));
+        for head in [
+            format!("GET / HTTP/1.0\r\n{both}"),
+            format!("POST / HTTP/1.1\r\n{both}"),
+            format!("GET / HTTP/1.1\r\n{both}\r\ncontent-length: 1"),
+            format!("GET / HTTP/1.1\r\n{both}\r\ntransfer-encoding: chunked"),
+            "GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c".to_owned(),
+            "GET / HTTP/1.1\r\nupgrade: websocket".to_owned(),
+            "GET / HTTP/1.1\r\nconnection: upgrade".to_owned(),
+        ] {
+            assert!(!upgrades(&head), "{head}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tidegate_engine::{Endpoint, Seen, SseReader};
 use crate::decoded::{EngineBody, Named, coding_of};
 use crate::failure::LegProblem;
 use crate::seat::Seat;
-use crate::upstream::{Answer, ExchangeError, Head, UpstreamBody};
+use crate::upstream::{Answer, ExchangeError, Head, Socket, UpstreamBody};
 use crate::verdict::Verdict;
 
 /// JSON that is not streamed is read whole up to this size, so that a backend that dies in
@@ -37,6 +37,16 @@ pub enum OpenedBody {
     Events(Box<Begun>),
     /// It goes on as it comes.
     Passing(Box<Passing>),
+    /// A websocket, after its 101.
+    Websocket(Box<Switched>),
+}
+
+/// A connection to an engine that has switched to a websocket.
+pub struct Switched {
+    /// Came with the head.
+    pub first: Bytes,
+    /// The connection.
+    pub socket: Socket,
 }
 
 /// A body that is no stream of events and is not waited for: too large, or not JSON.
@@ -67,7 +77,7 @@ impl OpenedBody {
     pub fn has_tokens(&self) -> bool {
         match self {
             OpenedBody::Events(begun) => begun.seen.tokens > 0 || begun.seen.finished,
-            OpenedBody::Complete(_) | OpenedBody::Passing(_) => true,
+            OpenedBody::Complete(_) | OpenedBody::Passing(_) | OpenedBody::Websocket(_) => true,
         }
     }
 }
@@ -138,6 +148,10 @@ pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBod
     let Answer { mut head, body } = answer;
     if is_retryable(head.status) {
         return Err(Verdict::read(head, body).await.into());
+    }
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let (first, socket) = body.into_socket().ok_or(ExchangeError::Closed)?;
+        return Ok((head, OpenedBody::Websocket(Box::new(Switched { first, socket }))));
     }
     let form = Form::of(&head, endpoint);
     let (body, coded) = match coding_of(&head.headers) {

@@ -41,7 +41,10 @@ pub fn way(serving: &Serving<'_>) -> Way {
     let path = inbound.target.path();
     let has = |id: &BackendId| proxy.fleet.backend(*id).has_path(accepted.kinds, path);
     let id = kept_id(serving);
-    let is_other = matches!(accepted.endpoint, Endpoint::Kept | Endpoint::Page | Endpoint::Upload);
+    let is_other = matches!(
+        accepted.endpoint,
+        Endpoint::Kept | Endpoint::Page | Endpoint::Upload | Endpoint::Realtime
+    );
     let all_have = || accepted.kinds == Kinds::ALL || pool.iter().all(has);
     if id.is_none() && !is_other && all_have() {
         return Way::Placed;
@@ -106,7 +109,7 @@ pub async fn serve(
                 missing = Some(opened);
             }
             Ok(opened) => {
-                tries.settle(proxy, opened.head.status.is_success());
+                tries.settle(proxy, is_served(opened.head.status));
                 return Ok(opened);
             }
             Err(Miss::Final(failure)) => {
@@ -143,6 +146,10 @@ fn is_elsewhere(opened: &Opened) -> bool {
     says && matches!(opened.body, OpenedBody::Complete(_))
 }
 
+fn is_served(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
 /// Its charges, room or not: it cannot go elsewhere.
 fn seat(serving: &Serving<'_>, backend: &Arc<Backend>) -> (Seat, Predicted) {
     let Serving { proxy, accepted, job, matches, .. } = serving;
@@ -155,7 +162,9 @@ fn seat(serving: &Serving<'_>, backend: &Arc<Backend>) -> (Seat, Predicted) {
         Beside { streams: before.streams, kv: before.kv, at_once: before.prefill_legs == 0 };
     let generates = accepted.endpoint.generates();
     let prefill = generates.then(|| backend.account.charge_prefill(work, job.prompt - cached));
-    let stream = generates.then(|| backend.account.open_stream(job.prompt));
+    // A websocket is one stream, whose tokens are unknown.
+    let streams = generates || accepted.endpoint == Endpoint::Realtime;
+    let stream = streams.then(|| backend.account.open_stream(job.prompt));
     let signal = Arc::clone(proxy.queue.signal());
     let seat = Seat::new(Arc::clone(backend), prefill, stream, signal);
     (seat, Predicted { prefill: work, ahead: before.prefill, cached, held, beside })
@@ -172,7 +181,7 @@ pub fn note(inbound: &Inbound, opened: &Opened, record: &Record) {
     let id = match &opened.body {
         OpenedBody::Complete(answer) => ids::id_in_answer(answer),
         OpenedBody::Events(begun) => ids::id_in_events(&begun.first),
-        OpenedBody::Passing(_) => None,
+        OpenedBody::Passing(_) | OpenedBody::Websocket(_) => None,
     };
     if let Some(id) = id {
         proxy.fleet.kept.note(&id, opened.seat.backend.id);

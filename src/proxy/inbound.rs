@@ -23,6 +23,8 @@ pub struct Inbound {
     pub headers: HeaderMap,
     /// All of its body.
     pub body: Bytes,
+    /// It is a websocket handshake; other requests for a protocol are not passed on.
+    pub upgrades: bool,
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
     /// The body's share of the budget, released with the request.
@@ -38,6 +40,7 @@ impl Inbound {
             target: self.target.clone(),
             headers: self.headers.clone(),
             body: self.body.clone(),
+            upgrades: self.upgrades,
             subject: self.subject.clone(),
             held: None,
         }
@@ -48,6 +51,9 @@ impl Inbound {
         let mut head = RequestHead::new(&self.method, &address.target(&self.target));
         let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));
         for_leg(&mut head, &self.headers, address, identity, own);
-        Outgoing::new(head, leg.body.clone())
+        match self.upgrades {
+            true => Outgoing::upgrade(head),
+            false => Outgoing::new(head, leg.body.clone()),
+        }
     }
 }

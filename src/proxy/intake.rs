@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use std::sync::Arc;
 use tidegate_engine::openai::MODEL_NOT_FOUND;
 use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
-use tidegate_filters::{Accepted, Arrival, FreshIds, Head};
+use tidegate_filters::{Accepted, Arrival, FreshIds, Head, model_in_query, with_model};
 use tidegate_types::Moment;
 
 use crate::budget::Held;
@@ -55,6 +55,8 @@ pub struct Asked {
     pub head: Parts,
     /// All of its body, or why it is refused.
     pub body: Result<Read, ApiError>,
+    /// It is a websocket handshake.
+    pub upgrades: bool,
     /// When its head was here.
     pub arrived: Moment,
     /// The subject of the client's certificate, if it presented one.
@@ -75,7 +77,7 @@ pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
 
 /// Run the filters over a request.
 pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
-    let Asked { head, body, arrived, subject } = asked;
+    let Asked { head, body, upgrades, arrived, subject } = asked;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
@@ -87,7 +89,9 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
         path: inbound.target,
         error,
     };
-    let mut inbound = Inbound { method, target, headers, body: Bytes::new(), subject, held: None };
+    let body_none = Bytes::new();
+    let mut inbound =
+        Inbound { method, target, headers, body: body_none, upgrades, subject, held: None };
     match body {
         Ok(Read { bytes, held }) => (inbound.body, inbound.held) = (bytes, Some(held)),
         Err(error) => return Err(refused(inbound, error)),
@@ -97,7 +101,13 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
             let request_id = accepted.request_id.clone();
             Ok(Taken::Models { request_id, path: inbound.target })
         }
+        Ok(accepted) if accepted.endpoint == Endpoint::Realtime && !upgrades => {
+            Err(refused(inbound, ApiError::websocket_only()))
+        }
         Ok(accepted) => {
+            if let (Endpoint::Realtime, Some(name)) = (accepted.endpoint, &accepted.model) {
+                inbound.target = with_own_name(inbound.target, name);
+            }
             proxy.chain.strip_handoff(&mut inbound.headers);
             if proxy.keeps_authorization {
                 // The filters have read them; to an engine they would be somebody's key.
@@ -122,6 +132,18 @@ fn without_slash(target: PathAndQuery) -> PathAndQuery {
         None => short.to_owned(),
     };
     PathAndQuery::try_from(text).unwrap_or(target)
+}
+
+/// Engines know a model by its own name, not by an alias.
+fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
+    let query = target.query().unwrap_or_default();
+    match model_in_query(query) {
+        Some(asked) if asked != name => {
+            let text = format!("{}?{}", target.path(), with_model(query, name));
+            PathAndQuery::try_from(text).unwrap_or(target)
+        }
+        _ => target,
+    }
 }
 
 async fn admit(
@@ -175,6 +197,7 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered
     let arrival = Arrival {
         method: &inbound.method,
         path: inbound.target.path(),
+        query: inbound.target.query().unwrap_or_default(),
         headers: &inbound.headers,
         body: &inbound.body,
     };

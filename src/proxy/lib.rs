@@ -3,7 +3,8 @@
 //! - [`request`]: the way of a request; open it first
 //! - [`intake`], [`estimate`], [`place`], [`legs`], [`answer`], [`relay`], [`settle`]: its stages
 //! - [`queue`], [`dispatcher`], [`seat`], [`demand`]: waiting for room, and holding it
-//! - [`direct`]: requests that only some backends can take; [`kept`]: which backend keeps what
+//! - [`direct`]: requests that only some backends can take; [`kept`]: which backend keeps what;
+//!   [`tunnel`]: websockets
 //! - [`discovery`]: models that no table has; [`cors`]: what browsers are told; [`expand`]: names with
 //!   several addresses
 //! - [`paired`]: both legs of a request at once; [`bootstrap`]: what is asked before them
@@ -85,6 +86,7 @@ mod shutdown;
 mod signals;
 mod start;
 mod tls;
+mod tunnel;
 mod upstream;
 mod verdict;
 mod waiting;

@@ -24,6 +24,7 @@ use crate::fleet::Backend;
 use crate::seat::Seat;
 use crate::service::Proxy;
 use crate::settle::{Ended, Record};
+use crate::tunnel::Tunnel;
 use crate::upstream::BrokenOff;
 use crate::waiting::{COMMENT, Turn, Waiting};
 
@@ -44,6 +45,8 @@ pub enum RelayBody {
     Events(Box<EventRelay>),
     /// Anything else that goes on as it comes.
     Bytes(Box<ByteRelay>),
+    /// A websocket: the connection carries it after the head, and this body has no data.
+    Websocket(Box<Tunnel>),
     /// A stream whose answer is still to come; its head is on its way.
     Waiting(Box<Waiting>),
 }
@@ -470,6 +473,7 @@ impl Body for RelayBody {
                 relay.poll_chunk(context).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
             }
             RelayBody::Bytes(relay) => relay.poll_chunk(context),
+            RelayBody::Websocket(_) => Poll::Ready(None),
             RelayBody::Waiting(waiting) => match std::task::ready!(waiting.poll(context)) {
                 Turn::Comment => Poll::Ready(Some(Ok(Frame::data(COMMENT)))),
                 Turn::Answer(answer) => {
@@ -483,6 +487,7 @@ impl Body for RelayBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RelayBody::Full(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            RelayBody::Websocket(_) => true,
             RelayBody::Events(_) | RelayBody::Bytes(_) | RelayBody::Waiting(_) => false,
         }
     }
@@ -495,6 +500,7 @@ impl Body for RelayBody {
             RelayBody::Bytes(relay) => {
                 relay.remaining().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
+            RelayBody::Websocket(_) => SizeHint::with_exact(0),
             RelayBody::Events(_) | RelayBody::Waiting(_) => SizeHint::default(),
         }
     }

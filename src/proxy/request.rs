@@ -29,6 +29,7 @@ use crate::legs::Serving;
 use crate::relay::{ByteRelay, EventRelay, RelayBody};
 use crate::service::Proxy;
 use crate::settle::{Ended, Record};
+use crate::tunnel::Tunnel;
 use crate::waiting::Waiting;
 use crate::{attempts, estimate, headers, models, respond, signals};
 
@@ -146,6 +147,9 @@ fn relay(opened: Opened, mut record: Box<Record>) -> Response<RelayBody> {
         }
         OpenedBody::Passing(passing) => {
             RelayBody::Bytes(Box::new(ByteRelay::new(*passing, seat, record)))
+        }
+        OpenedBody::Websocket(switched) => {
+            RelayBody::Websocket(Box::new(Tunnel::new(*switched, seat, record)))
         }
     };
     let mut response = Response::new(body);

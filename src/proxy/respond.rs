@@ -1,7 +1,7 @@
 //! Failures and plain values as HTTP answers: the one place where a status code is chosen.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Response, StatusCode};
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_types::Seconds;
@@ -52,6 +52,10 @@ pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     let mut response = json(status, form.body(error));
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if status == StatusCode::UPGRADE_REQUIRED {
+        // RFC 9110, 15.5.22.
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
     if let Some(method) = error.allow {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));

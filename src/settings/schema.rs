@@ -72,7 +72,8 @@ pub struct ServerSettings {
     /// before a body is read. Absent: half of the cgroup's memory limit, or else of the machine's
     /// memory, at most 1 GiB.
     pub body_budget_bytes: Option<usize>,
-    /// Time-out of a client connection: for its header, its next request, and the next part of a body.
+    /// Time-out of a client connection: for its header, its next request, and the next part of a body;
+    /// of a websocket, for bytes in either direction.
     #[serde(rename = "keepalive_seconds")]
     pub keepalive: Seconds,
     /// Interval of SSE comments to a streaming request that waits for its first token; the first one

@@ -321,6 +321,16 @@ impl RawClient {
         String::from_utf8_lossy(&self.read).into_owned()
     }
 
+    /// Nothing has come so far.
+    pub fn forget(&mut self) {
+        self.read.clear();
+    }
+
+    /// The connection itself.
+    pub fn into_socket(self) -> TcpStream {
+        self.socket
+    }
+
     /// The next answer; interim answers are passed over.
     pub async fn answer(&mut self) -> RawAnswer {
         loop {

@@ -47,4 +47,5 @@ mod tls;
 mod trtllm;
 mod trtllm_generation_first;
 mod upgrade;
+mod websockets;
 mod wire;

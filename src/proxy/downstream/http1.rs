@@ -29,6 +29,7 @@ use crate::front::Client as Peer;
 use crate::intake::{self, Read};
 use crate::relay::RelayBody;
 use crate::service::Proxy;
+use crate::tunnel::Tunnel;
 use crate::{request, respond};
 
 /// How long a client is listened to after an answer that it may not have waited for: closed at
@@ -155,7 +156,10 @@ where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let arrived = proxy.clock.now();
-    let Asked { method, uri, headers, framing, expects_continue, is_1_1, keeps_alive, .. } = asked;
+    let Asked { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
+    let upgrades = asked.upgrades;
+    // What comes behind a handshake that was refused would be read as a request.
+    let keeps_alive = asked.keeps_alive && !upgrades;
     let mut head = Request::new(()).into_parts().0;
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
     let (body, rest) = read(proxy, inlet, &head, framing, expects_continue).await?;
@@ -164,7 +168,7 @@ where
         (Rest::None, false) => After::Close,
         (Rest::Unread, _) => After::CloseUnread,
     };
-    let asked = intake::Asked { head, body, arrived, subject: peer.subject.clone() };
+    let asked = intake::Asked { head, body, upgrades, arrived, subject: peer.subject.clone() };
     // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
     // it stays, or all of that would be copied.
     let room = Box::new_uninit();
@@ -304,18 +308,16 @@ where
 {
     let Client { method, is_1_1, mut after, mut presence } = client;
     let (head, body) = response.into_parts();
+    if let RelayBody::Websocket(tunnel) = body {
+        return carry(proxy, inlet, &head, *tunnel).await;
+    }
     let framing = AnswerFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
     let ends = framing == AnswerFraming::UntilClose || proxy.is_draining();
     if ends && after == After::Next {
         after = After::Close;
     }
     let keeps_alive = after == After::Next;
-    let date = || {
-        let now = proxy.clock.wall(proxy.clock.now());
-        let date = DATE.get().map_or_else(|| Date::at(now), |date| date.or_at(now));
-        DATE.set(Some(date));
-        date
-    };
+    let date = || date(proxy);
     let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
     let mut outlet = Outlet::new(written, framing, body);
     let mut stall = Stall::default();
@@ -339,6 +341,38 @@ where
     })
     .await?;
     Ok(after)
+}
+
+/// The date of now, as it was last written in this thread if that is still right.
+fn date(proxy: &Proxy) -> Date {
+    let now = proxy.clock.wall(proxy.clock.now());
+    let date = DATE.get().map_or_else(|| Date::at(now), |date| date.or_at(now));
+    DATE.set(Some(date));
+    date
+}
+
+/// The 101 of a websocket, and the websocket until its end.
+async fn carry<Io>(
+    proxy: &Proxy,
+    inlet: &mut Inlet<Io>,
+    head: &http::response::Parts,
+    tunnel: Tunnel,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    let framing = AnswerFraming::Websocket;
+    let head = write_answer(head.status, &head.headers, framing, true, false, || date(proxy));
+    let sending = async {
+        inlet.io.write_all(&head).await?;
+        inlet.io.flush().await
+    };
+    let sent = timeout(proxy.client_stall.to_duration(), sending).await;
+    sent.map_err(|_| Ended::Stalled)??;
+    let (ahead, idle) = (inlet.take_ahead(), Seconds::from(inlet.patience));
+    // Boxed, or every connection would keep room for it.
+    Box::pin(tunnel.run(&mut inlet.io, ahead, idle)).await;
+    Ok(After::Close)
 }
 
 /// A client that does not read: until it does, its answer holds a place on an engine.

@@ -164,5 +164,6 @@ async fn read(proxy: &Proxy, patience: Seconds, incoming: Request<Incoming>) -> 
         Err(error) => Err(error),
         Ok(()) => body(proxy, patience, incoming).await,
     };
-    Asked { head, body, arrived, subject: None }
+    // A websocket over h2 (RFC 8441) is not offered: clients see no SETTINGS_ENABLE_CONNECT_PROTOCOL.
+    Asked { head, body, upgrades: false, arrived, subject: None }
 }

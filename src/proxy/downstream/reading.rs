@@ -81,6 +81,11 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         Inlet { io, patience, ahead: Vec::new() }
     }
 
+    /// What was read beyond the last message.
+    pub fn take_ahead(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.ahead)
+    }
+
     /// Has part of the next request come?
     pub fn has_begun(&self) -> bool {
         !self.ahead.is_empty()

@@ -130,6 +130,12 @@ impl Live {
         backend(&self.decode_on)
     }
 
+    /// Its answer flows since `now`, without tokens that could be counted.
+    pub fn flows(&self, now: Moment) {
+        self.heard(now);
+        self.set_stage(Stage::Streaming);
+    }
+
     /// `tokens` more came at `now`.
     pub fn emitted_at(&self, tokens: u32, now: Moment) {
         if self.emitted.fetch_add(u64::from(tokens), Relaxed) == 0 {

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use thiserror::Error;
-use tidegate_http1::{AnswerHead, BodyError, BodyReader, HeadError, read_answer};
+use tidegate_http1::{AnswerHead, BodyError, BodyReader, HeadError, read_answer, read_upgrade};
 use tidegate_types::{Moment, Seconds};
 use tokio::runtime::{Handle, Id};
 
@@ -250,12 +250,17 @@ impl Exchange<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> Result<Option<Begun>, BrokenOff> {
         let mut at = 0;
         loop {
-            let Some(head) = read_answer(&self.request.method, &bytes[at..])? else {
+            let head = match self.request.upgrades {
+                true => read_upgrade(&bytes[at..])?,
+                false => read_answer(&self.request.method, &bytes[at..])?,
+            };
+            let Some(head) = head else {
                 self.begun.extend_from_slice(&bytes[at..]);
                 return Ok(None);
             };
             at += head.length;
-            if head.status.is_informational() {
+            let is_last = head.status == StatusCode::SWITCHING_PROTOCOLS;
+            if head.status.is_informational() && !is_last {
                 continue;
             }
             let rest = &mut bytes[at..];
@@ -350,6 +355,12 @@ impl UpstreamBody {
     /// The same, to wait for.
     pub async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
         poll_fn(|context| self.poll_data(context)).await
+    }
+
+    /// The connection itself, and what came of it behind the head: after a 101. `None`: the body has
+    /// ended.
+    pub fn into_socket(self) -> Option<(Bytes, Socket)> {
+        Some((self.first.unwrap_or_default(), self.link?.socket))
     }
 
     /// How many bytes are still on the wire, if the engine told.

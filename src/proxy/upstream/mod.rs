@@ -12,4 +12,5 @@ pub use address::{Address, AddressError};
 pub use connection::{Answer, BrokenOff, ExchangeError, Head, UpstreamBody};
 pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};
+pub use socket::Socket;
 pub use tls::Connector;

@@ -14,13 +14,22 @@ pub struct Outgoing {
     pub(super) method: Method,
     head: Vec<u8>,
     body: Bytes,
+    /// A websocket handshake: its answer may be a 101.
+    pub(super) upgrades: bool,
 }
 
 impl Outgoing {
     /// A request with this head and body; the body's length is added.
     pub fn new(head: RequestHead, body: Bytes) -> Outgoing {
         let (method, head) = head.end(body.len());
-        Outgoing { method, head, body }
+        Outgoing { method, head, body, upgrades: false }
+    }
+
+    /// A websocket handshake with this head.
+    pub fn upgrade(mut head: RequestHead) -> Outgoing {
+        head.header("connection", b"Upgrade");
+        head.header("upgrade", b"websocket");
+        Outgoing { upgrades: true, ..Outgoing::new(head, Bytes::new()) }
     }
 
     /// One of tidegate's own, without a client behind it. A body is JSON.
