@@ -11,7 +11,7 @@ use tidegate_types::Tokens;
 
 /// A request's head: all that is known before its body is read.
 #[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
+pub struct HeadParts<'a> {
     /// Its method.
     pub method: &'a Method,
     /// Its path, without the query string.
@@ -22,7 +22,7 @@ pub struct Head<'a> {
 
 /// A request with its whole body.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
+pub struct RequestParts<'a> {
     /// Its method.
     pub method: &'a Method,
     /// Its path, without the query string.
@@ -109,10 +109,10 @@ impl FreshIds {
     }
 }
 
-impl Arrival<'_> {
+impl RequestParts<'_> {
     /// The part that is known before the body.
-    pub fn head(&self) -> Head<'_> {
-        Head { method: self.method, path: self.path, headers: self.headers }
+    pub fn head(&self) -> HeadParts<'_> {
+        HeadParts { method: self.method, path: self.path, headers: self.headers }
     }
 }
 

@@ -26,15 +26,15 @@ pub struct ApiKey {
 
 /// All keys. Empty: everybody may come in.
 #[derive(Debug)]
-pub(crate) struct Keys {
+pub(crate) struct ApiKeys {
     known: Vec<(Tenant, ApiKey)>,
     open: Tenant,
 }
 
-impl Keys {
-    pub(crate) fn new(keys: Vec<ApiKey>) -> Keys {
+impl ApiKeys {
+    pub(crate) fn new(keys: Vec<ApiKey>) -> ApiKeys {
         let known = keys.into_iter().map(|key| (Tenant(Arc::from(key.name.as_str())), key));
-        Keys { known: known.collect(), open: Tenant(Arc::from(Tenant::OPEN)) }
+        ApiKeys { known: known.collect(), open: Tenant(Arc::from(Tenant::OPEN)) }
     }
 
     /// Whose this key is. Every known key is compared, and each in a time that depends on lengths
@@ -53,7 +53,7 @@ impl Keys {
 
 /// `Authorization: Bearer KEY`, else `x-api-key: KEY` or `api-key: KEY`. Of several values of one
 /// kind each must be a key of the same tenant: another reader might take another one of them.
-pub(crate) fn authenticate(keys: &Keys, headers: &HeaderMap) -> Result<Tenant, ApiError> {
+pub(crate) fn authenticate(keys: &ApiKeys, headers: &HeaderMap) -> Result<Tenant, ApiError> {
     if keys.known.is_empty() {
         return Ok(keys.open.clone());
     }
@@ -70,7 +70,7 @@ pub(crate) fn authenticate(keys: &Keys, headers: &HeaderMap) -> Result<Tenant, A
 /// The tenant that all of these keys belong to; `None` if there are no keys, or one of them is no
 /// key of this tenant.
 fn one_owner<'k, 'h>(
-    keys: &'k Keys,
+    keys: &'k ApiKeys,
     offered: impl Iterator<Item = Option<&'h [u8]>>,
 ) -> Option<&'k Tenant> {
     let mut tenant: Option<&Tenant> = None;
@@ -105,7 +105,7 @@ mod tests {
     fn owner(headers: &[(&'static str, &'static str)]) -> Option<String> {
         let key = |name: &str, key: &str| ApiKey { name: name.into(), key: key.into() };
         let keys =
-            Keys::new(vec![key("red", "sk-red"), key("red", "sk-red2"), key("blue", "sk-blue")]);
+            ApiKeys::new(vec![key("red", "sk-red"), key("red", "sk-red2"), key("blue", "sk-blue")]);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), http::HeaderValue::from_static(value));

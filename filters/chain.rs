@@ -1,15 +1,15 @@
 //! The chain: the filters in their order, in plain sight. It must never hold a filter's logic.
 
-use crate::authenticate::{Keys, authenticate};
+use crate::authenticate::{ApiKeys, authenticate};
 use crate::classify::classify;
 use crate::handoff::{HandoffTrust, check_handoff, strip_handoff_headers};
 use crate::identify::identify;
 use crate::limit::{check_body, check_head};
 use crate::parse::parse;
 use crate::tokenize::{Tokenize, tokenize};
-use crate::{Accepted, ApiKey, Arrival, Directory, FreshIds, Head};
+use crate::{Accepted, ApiKey, Directory, FreshIds, HeadParts, RequestParts};
 use http::HeaderMap;
-use tidegate_engine::{ApiError, Served};
+use tidegate_engine::{ApiError, PathEntry};
 use tidegate_scheduler::cost::ByteEstimator;
 
 /// What the operator may set.
@@ -32,7 +32,7 @@ pub struct ChainParams {
 /// The chain, built once.
 #[derive(Debug)]
 pub struct Chain {
-    keys: Keys,
+    keys: ApiKeys,
     body_max: usize,
     handoff: HandoffTrust,
     tokenize: Tokenize,
@@ -54,7 +54,7 @@ impl Chain {
     /// A chain with these settings.
     pub fn new(params: ChainParams) -> Chain {
         Chain {
-            keys: Keys::new(params.keys),
+            keys: ApiKeys::new(params.keys),
             body_max: params.body_max,
             handoff: params.handoff,
             tokenize: Tokenize {
@@ -74,7 +74,7 @@ impl Chain {
     ///
     /// # Errors
     /// 401, 404, 405, 413, 415.
-    pub fn admit_head(&self, directory: &Directory, head: &Head<'_>) -> Result<(), ApiError> {
+    pub fn admit_head(&self, directory: &Directory, head: &HeadParts<'_>) -> Result<(), ApiError> {
         authenticate(&self.keys, head.headers)?;
         check_head(self.body_max, directory, head)?;
         Ok(())
@@ -89,12 +89,12 @@ impl Chain {
         &self,
         directory: &Directory,
         estimator: &ByteEstimator,
-        arrival: &Arrival<'_>,
+        arrival: &RequestParts<'_>,
         fresh: &FreshIds,
     ) -> Result<Accepted, ApiError> {
         let (request_id, traceparent) = identify(arrival.headers, fresh);
         let tenant = authenticate(&self.keys, arrival.headers)?;
-        let Served { endpoint, kinds } = check_head(self.body_max, directory, &arrival.head())?;
+        let PathEntry { endpoint, kinds } = check_head(self.body_max, directory, &arrival.head())?;
         check_body(self.body_max, arrival.body)?;
         let parsed = parse(endpoint, arrival, directory)?;
         check_handoff(&self.handoff, parsed.scan.as_ref(), arrival.body)?;

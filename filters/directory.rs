@@ -5,7 +5,7 @@ use crate::ModelTokenizer;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_engine::Kinds;
-use tidegate_engine::paths::{self, Lookup, Served};
+use tidegate_engine::paths::{self, Lookup, PathEntry};
 use tidegate_types::Tokens;
 
 /// Every model a client may name, and every path it may ask for.
@@ -62,15 +62,15 @@ impl Directory {
             let short = paths::without_slash(path);
             let is_listed = self.paths.iter().any(|pattern| paths::matches(pattern, short));
             (is_listed && !paths::is_administration(short))
-                .then(|| Served { endpoint: paths::listed(method), kinds: Kinds::NONE })
+                .then(|| PathEntry { endpoint: paths::listed(method), kinds: Kinds::NONE })
         };
         match paths::lookup(method, path) {
-            Lookup::Served(served) => match (served.kinds.meets(self.kinds), listed()) {
+            Lookup::Found(served) => match (served.kinds.meets(self.kinds), listed()) {
                 // The one that lists it may be the only one that has it.
-                (true, _) | (false, Some(_)) => Lookup::Served(served),
+                (true, _) | (false, Some(_)) => Lookup::Found(served),
                 (false, None) => Lookup::Nothing,
             },
-            other => listed().map_or(other, Lookup::Served),
+            other => listed().map_or(other, Lookup::Found),
         }
     }
 

@@ -30,7 +30,7 @@ pub mod parse;
 pub mod query;
 pub mod tokenize;
 
-pub use accepted::{Accepted, Arrival, Counted, FreshIds, Head, Tenant};
+pub use accepted::{Accepted, Counted, FreshIds, HeadParts, RequestParts, Tenant};
 pub use authenticate::{ApiKey, CREDENTIALS};
 pub use chain::{Chain, ChainParams};
 pub use classify::Class;

@@ -1,19 +1,19 @@
 //! Filter 3: a path we know, its method, and a body of a size we take. It must never look into the
 //! body. The content type is not judged: an engine that minds it says so itself.
 
-use crate::{Directory, Head};
+use crate::{Directory, HeadParts};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use tidegate_engine::{ApiError, Lookup, Served};
+use tidegate_engine::{ApiError, Lookup, PathEntry};
 
 /// What a request's head alone can be refused for.
 pub(crate) fn check_head(
     body_max: usize,
     directory: &Directory,
-    head: &Head<'_>,
-) -> Result<Served, ApiError> {
+    head: &HeadParts<'_>,
+) -> Result<PathEntry, ApiError> {
     let method = head.method.as_str();
     let served = match directory.at(method, head.path) {
-        Lookup::Served(served) => served,
+        Lookup::Found(served) => served,
         Lookup::Methods(allow) => {
             return Err(ApiError::method_not_allowed(method, head.path, allow));
         }

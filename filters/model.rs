@@ -22,10 +22,10 @@ mod family_tests;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use template::Clock;
+pub(crate) use template::UnixTime;
 
 use config::Config;
-use conversation::Said;
+use conversation::RequestMessages;
 use fastokens::Tokenizer;
 use template::ChatTemplate;
 use tidegate_engine::{Endpoint, Scan};
@@ -165,7 +165,7 @@ impl ModelTokenizer {
     /// The ids of a chat body's rendered messages; `unix_seconds` is the time of day for templates
     /// that print a date. `None` if there is no template, or it does not take these messages.
     pub fn encode_chat(&self, scan: &Scan, body: &[u8], unix_seconds: u64) -> Option<Vec<u32>> {
-        self.chat(scan, body, Clock(unix_seconds)).map(|encoded| encoded.ids)
+        self.chat(scan, body, UnixTime(unix_seconds)).map(|encoded| encoded.ids)
     }
 
     pub(crate) fn completion(&self, text: &str, special: bool) -> Option<Encoded> {
@@ -173,14 +173,14 @@ impl ModelTokenizer {
         Some(Encoded { ids, sure: !special || self.special_sure, dated: false, cuts })
     }
 
-    pub(crate) fn chat(&self, scan: &Scan, body: &[u8], clock: Clock) -> Option<Encoded> {
+    pub(crate) fn chat(&self, scan: &Scan, body: &[u8], clock: UnixTime) -> Option<Encoded> {
         let theirs = scan.chat_template.and_then(|span| span.text(body));
         let theirs = match theirs {
             Some(source) => Some(ChatTemplate::compile(source.into_owned()).ok()?),
             None => None,
         };
         let template = theirs.as_ref().or(self.template.as_ref())?;
-        let said = Said::read(scan, body, template)?;
+        let said = RequestMessages::read(scan, body, template)?;
         let sure = said.is_faithful() && theirs.is_none() && !template.imitates;
         let rendered = template.render(said, &self.config, clock)?;
         let special = scan.add_special_tokens.unwrap_or(false);
@@ -193,7 +193,7 @@ impl ModelTokenizer {
         &self,
         scan: &Scan,
         body: &[u8],
-        clock: Clock,
+        clock: UnixTime,
     ) -> Option<Encoded> {
         let chat = other_apis::as_chat(scan, body)?;
         let scan = tidegate_engine::scan(Endpoint::ChatCompletions, &chat).ok()?;
@@ -201,9 +201,14 @@ impl ModelTokenizer {
     }
 
     #[cfg(test)]
-    pub(crate) fn render(&self, scan: &Scan, body: &[u8], clock: Clock) -> Result<String, String> {
+    pub(crate) fn render(
+        &self,
+        scan: &Scan,
+        body: &[u8],
+        clock: UnixTime,
+    ) -> Result<String, String> {
         let template = self.template.as_ref().ok_or("no template")?;
-        let said = Said::read(scan, body, template).ok_or("unreadable")?;
+        let said = RequestMessages::read(scan, body, template).ok_or("unreadable")?;
         let rendered = template.render(said, &self.config, clock).ok_or("not rendered")?;
         Ok(rendered.text)
     }

@@ -2,7 +2,7 @@
 //! judges better: refused is only what is not JSON, and a model that the fleet does not serve.
 
 use crate::query::model_in_query;
-use crate::{Arrival, Directory, ModelEntry};
+use crate::{Directory, ModelEntry, RequestParts};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) struct Parsed<'a> {
 
 pub(crate) fn parse<'a>(
     endpoint: Endpoint,
-    arrival: &Arrival<'_>,
+    arrival: &RequestParts<'_>,
     directory: &'a Directory,
 ) -> Result<Parsed<'a>, ApiError> {
     let body = arrival.body;

@@ -1,7 +1,7 @@
 //! Filter 5: how many tokens will the engine read, and which blocks of them may be cached? It must
 //! never refuse: what cannot be counted is estimated, and says so.
 
-use crate::model::{Clock, Encoded, ModelTokenizer};
+use crate::model::{Encoded, ModelTokenizer, UnixTime};
 use crate::parse::Parsed;
 use crate::{Counted, FreshIds};
 use std::borrow::Cow;
@@ -67,9 +67,9 @@ pub(crate) fn tokenize(
         Prompt::TokenIds(count, _) => request.ids_given(count),
         Prompt::Text(span) => request.text(span),
         Prompt::List(span) => request.list(span),
-        Prompt::Messages(span) => request.messages(span, Clock(fresh.unix_seconds)),
+        Prompt::Messages(span) => request.messages(span, UnixTime(fresh.unix_seconds)),
         Prompt::Input(span) if scan.endpoint == Endpoint::Responses => {
-            request.messages(span, Clock(fresh.unix_seconds))
+            request.messages(span, UnixTime(fresh.unix_seconds))
         }
         Prompt::Input(span) => request.rough(span),
     };
@@ -145,7 +145,7 @@ impl Request<'_> {
         }
     }
 
-    fn messages(&self, span: Span, clock: Clock) -> Measured {
+    fn messages(&self, span: Span, clock: UnixTime) -> Measured {
         let chat = matches!(self.scan.endpoint, Endpoint::ChatCompletions | Endpoint::Tokenize);
         let other = matches!(self.scan.endpoint, Endpoint::Responses | Endpoint::Messages);
         let own = self.scan.chat_template.is_some();

@@ -56,7 +56,8 @@ impl Sent {
         }
         let body = Bytes::from(self.body.clone());
         let (path, query) = self.path.split_once('?').unwrap_or((self.path, ""));
-        let arrival = Arrival { method: &self.method, path, query, headers: &headers, body: &body };
+        let arrival =
+            RequestParts { method: &self.method, path, query, headers: &headers, body: &body };
         let fresh = FreshIds::from_random(1, 2, 3);
         chain.admit(directory, &ByteEstimator::new(), &arrival, &fresh)
     }
@@ -173,7 +174,7 @@ fn what_the_head_alone_shows_is_refused_before_the_body_comes() {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         let headers = headers.collect::<HeaderMap>();
-        let head = Head { method: &method, path, headers: &headers };
+        let head = HeadParts { method: &method, path, headers: &headers };
         chain.admit_head(&directory(), &head).map_err(|error| error.status)
     };
     assert_eq!(check(Method::POST, CHAT, KEY), Ok(()));

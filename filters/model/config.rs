@@ -35,11 +35,11 @@ struct File {
 #[serde(untagged)]
 enum Template {
     One(String),
-    Named(Vec<Named>),
+    NamedTemplate(Vec<NamedTemplate>),
 }
 
 #[derive(Debug, Deserialize)]
-struct Named {
+struct NamedTemplate {
     name: String,
     template: String,
 }
@@ -60,7 +60,7 @@ impl Config {
     pub(super) fn chat_template(&self) -> Option<String> {
         match self.file.chat_template.as_ref()? {
             Template::One(source) => Some(source.clone()),
-            Template::Named(all) => {
+            Template::NamedTemplate(all) => {
                 let default = all.iter().find(|named| named.name == "default");
                 default.map(|named| named.template.clone())
             }

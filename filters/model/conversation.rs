@@ -21,7 +21,7 @@ const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
 /// A body's messages, before a template's values are made of them.
-pub(super) struct Said<'a> {
+pub(super) struct RequestMessages<'a> {
     scan: &'a Scan,
     body: &'a [u8],
     messages: Vec<Raw<'a>>,
@@ -65,11 +65,11 @@ struct Raw<'a> {
 
 /// A message as the template sees it: a few fields, in vLLM's order.
 #[derive(Debug, Default)]
-struct Message {
+struct TemplateMessage {
     fields: Vec<(&'static str, Value)>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> RequestMessages<'a> {
     /// `None` if the messages are not in the form that vLLM takes.
     pub(super) fn read(scan: &'a Scan, body: &'a [u8], template: &ChatTemplate) -> Option<Self> {
         let Prompt::Messages(span) = scan.prompt else { return None };
@@ -80,7 +80,7 @@ impl<'a> Said<'a> {
         };
         // What vLLM's own types make of the tools (members that are null) changes by version.
         let faithful = scan.tools.is_none() && messages.iter().all(|raw| raw.is_plain(template));
-        (!messages.is_empty()).then_some(Said { scan, body, messages, faithful })
+        (!messages.is_empty()).then_some(RequestMessages { scan, body, messages, faithful })
     }
 
     /// Will the engine's template see just this?
@@ -139,7 +139,7 @@ impl Conversation {
     /// Of roles and texts alone.
     pub(super) fn of(messages: &[PlainMessage<'_>], add_generation_prompt: bool) -> Conversation {
         let message = |plain: &PlainMessage<'_>| {
-            let mut message = Message::default();
+            let mut message = TemplateMessage::default();
             message.add("role", Some(Value::from(plain.role)));
             message.add("content", Some(Value::from(plain.content)));
             Value::from_object(message)
@@ -224,11 +224,11 @@ impl<'a> Raw<'a> {
     }
 
     /// vLLM's `_parse_chat_message_content` and `_postprocess_messages`.
-    fn message(self, template: &ChatTemplate, mark: Option<&str>) -> Option<Message> {
+    fn message(self, template: &ChatTemplate, mark: Option<&str>) -> Option<TemplateMessage> {
         let role = known_role(&self.role, template);
         let parts = template.format == ContentFormat::Parts && role != "tool";
         let content = if parts { self.content.parts(mark)? } else { self.content.string(mark)? };
-        let mut message = Message::default();
+        let mut message = TemplateMessage::default();
         message.add("role", Some(Value::from(role)));
         message.add("content", Some(content));
         if role == "assistant" {
@@ -250,13 +250,13 @@ fn known_role<'r>(role: &'r str, template: &ChatTemplate) -> &'r str {
     if role == "developer" && !template.knows_developer { "system" } else { role }
 }
 
-impl Message {
+impl TemplateMessage {
     fn add(&mut self, name: &'static str, value: Option<Value>) {
         self.fields.extend(value.map(|value| (name, value)));
     }
 }
 
-impl Object for Message {
+impl Object for TemplateMessage {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         self.get_value_by_str(key.as_str()?)
     }

@@ -64,28 +64,29 @@ const TEXTS: &[&str] = &[
 ];
 
 /// A family's tokenizer as we load it, and as Hugging Face reads it.
-struct Pair {
+struct TokenizerPair {
     name: &'static str,
     ours: ModelTokenizer,
     theirs: tokenizers::Tokenizer,
 }
 
-static PAIRS: LazyLock<Vec<Pair>> = LazyLock::new(|| {
-    let mut pairs: Vec<Pair> = EXACT.iter().map(|name| pair(name, &family(name))).collect();
+static PAIRS: LazyLock<Vec<TokenizerPair>> = LazyLock::new(|| {
+    let mut pairs: Vec<TokenizerPair> =
+        EXACT.iter().map(|name| pair(name, &family(name))).collect();
     pairs.push(pair("tiny_llama", &testdata("tiny_llama.json")));
     pairs
 });
 
-fn pair(name: &'static str, json: &[u8]) -> Pair {
+fn pair(name: &'static str, json: &[u8]) -> TokenizerPair {
     let ours = ModelTokenizer::load(json, None, None).unwrap();
-    Pair { name, ours, theirs: tokenizers::Tokenizer::from_bytes(json).unwrap() }
+    TokenizerPair { name, ours, theirs: tokenizers::Tokenizer::from_bytes(json).unwrap() }
 }
 
 fn family(name: &str) -> Vec<u8> {
     testdata(&format!("families/{name}.json"))
 }
 
-impl Pair {
+impl TokenizerPair {
     fn check(&self, text: &str) {
         for special in [false, true] {
             let theirs = self.theirs.encode(text, special).unwrap();

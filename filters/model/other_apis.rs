@@ -11,11 +11,11 @@ const BILLING_HEADER: &str = "x-anthropic-billing-header";
 #[derive(Serialize)]
 struct Chat {
     model: &'static str,
-    messages: Vec<Message>,
+    messages: Vec<ChatMessage>,
 }
 
 #[derive(Serialize)]
-struct Message {
+struct ChatMessage {
     role: String,
     content: Value,
 }
@@ -41,7 +41,7 @@ pub(super) fn as_chat(scan: &Scan, body: &[u8]) -> Option<Vec<u8>> {
                     .as_str()
                     .filter(|role| matches!(*role, "user" | "assistant"))?;
                 let content = content(&message["content"], &["text"])?;
-                messages.push(Message { role: role.to_owned(), content });
+                messages.push(ChatMessage { role: role.to_owned(), content });
             }
         }
         (Endpoint::Responses, Prompt::Input(span)) => {
@@ -63,9 +63,9 @@ pub(super) fn as_chat(scan: &Scan, body: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&Chat { model: "m", messages }).ok()
 }
 
-fn push(messages: &mut Vec<Message>, role: &str, text: String) {
+fn push(messages: &mut Vec<ChatMessage>, role: &str, text: String) {
     if !text.is_empty() {
-        messages.push(Message { role: role.to_owned(), content: Value::String(text) });
+        messages.push(ChatMessage { role: role.to_owned(), content: Value::String(text) });
     }
 }
 
@@ -112,14 +112,14 @@ fn text_of<'v>(block: &'v Value, kinds: &[&str]) -> Option<&'v str> {
 }
 
 /// A message among the items of a Responses request.
-fn item_message(item: &Value) -> Option<Message> {
+fn item_message(item: &Value) -> Option<ChatMessage> {
     let role = item["role"].as_str()?;
     let plain = item["type"].is_null() || item["type"] == "message";
     // What the model said before comes back as output, and is read in another way.
     let known = matches!(role, "user" | "system" | "developer");
     let simple = role == "assistant" && item["content"].is_string();
     let content = content(&item["content"], &["input_text", "text"])?;
-    (plain && (known || simple)).then(|| Message { role: role.to_owned(), content })
+    (plain && (known || simple)).then(|| ChatMessage { role: role.to_owned(), content })
 }
 
 #[cfg(test)]

@@ -1,28 +1,28 @@
 //! A chat template, compiled once, in an environment like the one transformers makes for it. It
 //! must never run for long or fill memory: what renders is fuelled.
 //!
-//! - `carries`: which templates only carry contents along
-//! - `outline`: what those print, rendered once for all conversations with the same roles
+//! - `template_dataflow`: which templates only carry contents along
+//! - `prompt_skeleton`: what those print, rendered once for all conversations with the same roles
 
-mod carries;
-mod outline;
+mod prompt_skeleton;
+mod template_dataflow;
 
 #[cfg(test)]
 mod tests;
 
-pub(super) use outline::PlainMessage;
+pub(super) use prompt_skeleton::PlainMessage;
 
 use super::config::Config;
-use super::conversation::{Conversation, Said};
+use super::conversation::{Conversation, RequestMessages};
 use super::python;
-use carries::carries;
 use minijinja::machinery;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, escape_formatter};
-use outline::Outlines;
+use prompt_skeleton::SkeletonCache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use template_dataflow::analyze;
 
 /// Instructions one rendering may take, a fifth of a second's worth; each 64 bytes made count as one,
 /// so that it makes at most 256 MB. A conversation of 10,000 messages takes under a million.
@@ -33,7 +33,7 @@ const NAME: &str = "chat";
 
 /// The time of day, in seconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Clock(pub(crate) u64);
+pub(crate) struct UnixTime(pub(crate) u64);
 
 /// What a template makes of a conversation.
 pub(super) struct Rendered {
@@ -63,7 +63,7 @@ pub(super) struct ChatTemplate {
     /// Does it call `strftime_now`? Then it gets a function of its own each time.
     dates: bool,
     /// For a template that only carries contents along, and prints no date.
-    outlines: Option<Outlines>,
+    skeletons: Option<SkeletonCache>,
 }
 
 impl ChatTemplate {
@@ -75,7 +75,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
         let source = without_generation_tags(source);
-        let outlines = if dates { None } else { outlines(&source, syntax.clone()) };
+        let skeletons = if dates { None } else { skeletons(&source, syntax.clone()) };
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment
@@ -93,12 +93,17 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_template_owned(NAME, source)?;
-        Ok(ChatTemplate { environment, format, knows_developer, imitates, dates, outlines })
+        Ok(ChatTemplate { environment, format, knows_developer, imitates, dates, skeletons })
     }
 
     /// `None` if a message is not in the form that vLLM takes, or the template takes none such.
-    pub(super) fn render(&self, said: Said<'_>, config: &Config, clock: Clock) -> Option<Rendered> {
-        if let Some(outlines) = &self.outlines
+    pub(super) fn render(
+        &self,
+        said: RequestMessages<'_>,
+        config: &Config,
+        clock: UnixTime,
+    ) -> Option<Rendered> {
+        if let Some(skeletons) = &self.skeletons
             && let Some(plain) = said.plain(self)
         {
             let generation = said.adds_generation_prompt();
@@ -106,7 +111,7 @@ impl ChatTemplate {
                 let conversation = Conversation::of(messages, generation);
                 self.render_whole(conversation, config, clock).ok().map(|rendered| rendered.text)
             };
-            if let Some(text) = outlines.fill(&plain, generation, whole) {
+            if let Some(text) = skeletons.fill(&plain, generation, whole) {
                 return Some(Rendered { text, dated: false });
             }
         }
@@ -118,7 +123,7 @@ impl ChatTemplate {
         &self,
         conversation: Conversation,
         config: &Config,
-        clock: Clock,
+        clock: UnixTime,
     ) -> Result<Rendered, Error> {
         let continued = conversation.mark_end();
         let dated = Arc::new(AtomicBool::new(false));
@@ -134,11 +139,11 @@ impl ChatTemplate {
     }
 }
 
-fn outlines(source: &str, syntax: SyntaxConfig) -> Option<Outlines> {
+fn skeletons(source: &str, syntax: SyntaxConfig) -> Option<SkeletonCache> {
     let tree = machinery::parse(source, NAME, syntax).ok()?;
     // Parts are no text.
-    let carries = carries(&tree).filter(|_| content_format(source) == ContentFormat::String)?;
-    Outlines::of(carries, source)
+    let dataflow = analyze(&tree).filter(|_| content_format(source) == ContentFormat::String)?;
+    SkeletonCache::of(dataflow, source)
 }
 
 /// The variables of a template. Reads by name; nothing is copied into a map.
@@ -169,7 +174,7 @@ impl Object for Context {
     }
 }
 
-fn strftime_now(clock: Clock, dated: Arc<AtomicBool>) -> Value {
+fn strftime_now(clock: UnixTime, dated: Arc<AtomicBool>) -> Value {
     Value::from_function(move |format: String| {
         dated.store(true, Relaxed);
         python::strftime(&format, clock.0).ok_or_else(|| {

@@ -1,6 +1,6 @@
 //! Chat templates against transformers' own rendering, and counts against what vLLM counted.
 
-use super::{Clock, ModelTokenizer, TokenizerError};
+use super::{ModelTokenizer, TokenizerError, UnixTime};
 use crate::chain::tests::{scanned, testdata};
 use serde_json::{Value as Json, json};
 use tidegate_engine::Endpoint;
@@ -21,7 +21,7 @@ fn with_template(template: &str) -> ModelTokenizer {
 /// A body rendered by a template at noon of 23 November 2026.
 fn render(tokenizer: &ModelTokenizer, body: &str) -> Result<String, String> {
     let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
-    tokenizer.render(&scan, body.as_bytes(), Clock(1_795_435_200))
+    tokenizer.render(&scan, body.as_bytes(), UnixTime(1_795_435_200))
 }
 
 #[test]
@@ -103,13 +103,16 @@ fn what_vllm_may_read_otherwise_is_not_called_exact() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let body = body.to_string();
         let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
-        let encoded = tokenizer.chat(&scan, body.as_bytes(), Clock(0)).unwrap();
+        let encoded = tokenizer.chat(&scan, body.as_bytes(), UnixTime(0)).unwrap();
         assert_eq!(encoded.sure, sure, "{body}");
     }
     let harmony = with_template("<|start|>user<|channel|>{{ messages[0].content }}");
     let body = br#"{"model": "m", "messages": [{"role": "user", "content": "a"}]}"#;
     let scan = scanned(Endpoint::ChatCompletions, body);
-    assert!(!harmony.chat(&scan, body, Clock(0)).unwrap().sure, "vLLM does not use the template");
+    assert!(
+        !harmony.chat(&scan, body, UnixTime(0)).unwrap().sure,
+        "vLLM does not use the template"
+    );
 }
 
 #[test]
@@ -193,7 +196,7 @@ fn responses_and_messages_are_counted_as_vllm_counted_them() {
         body["model"] = json!("tiny");
         let body = body.to_string();
         let scan = scanned(endpoint, body.as_bytes());
-        let encoded = tokenizer.chat_of_other_api(&scan, body.as_bytes(), Clock(0)).unwrap();
+        let encoded = tokenizer.chat_of_other_api(&scan, body.as_bytes(), UnixTime(0)).unwrap();
         assert_eq!(encoded.ids.len(), counted, "{body}");
     }
 }

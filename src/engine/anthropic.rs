@@ -21,14 +21,14 @@ pub enum ErrorForm {
 }
 
 #[derive(Serialize)]
-struct Body<'a> {
+struct AnthropicBody<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
-    error: Error<'a>,
+    error: AnthropicError<'a>,
 }
 
 #[derive(Serialize)]
-struct Error<'a> {
+struct AnthropicError<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     message: &'a str,
@@ -77,15 +77,17 @@ impl ErrorForm {
 
 fn ollama(error: &ApiError) -> String {
     #[derive(Serialize)]
-    struct Body<'a> {
+    struct OllamaBody<'a> {
         error: &'a str,
     }
-    serde_json::to_string(&Body { error: &error.message }).unwrap_or_default()
+    serde_json::to_string(&OllamaBody { error: &error.message }).unwrap_or_default()
 }
 
 fn json(error: &ApiError) -> String {
-    let body =
-        Body { kind: "error", error: Error { kind: kind(error.status), message: &error.message } };
+    let body = AnthropicBody {
+        kind: "error",
+        error: AnthropicError { kind: kind(error.status), message: &error.message },
+    };
     // Strings only: there is nothing in it that JSON cannot say.
     serde_json::to_string(&body).unwrap_or_default()
 }

@@ -80,7 +80,7 @@ pub enum WholeReason {
 /// The body is no JSON object: a 400 with this message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct BodyError {
+pub struct JsonBodyError {
     /// For the client.
     pub message: String,
 }
@@ -133,7 +133,7 @@ pub struct Scan {
 ///
 /// # Errors
 /// Not JSON, nested deeper than 127, or not an object.
-pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, BodyError> {
+pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, JsonBodyError> {
     let members = Members::read(body)?;
     Ok(fields::read(endpoint, body, members))
 }
@@ -212,9 +212,9 @@ impl Scan {
     }
 }
 
-impl BodyError {
-    pub(crate) fn new(message: impl Into<String>) -> BodyError {
-        BodyError { message: message.into() }
+impl JsonBodyError {
+    pub(crate) fn new(message: impl Into<String>) -> JsonBodyError {
+        JsonBodyError { message: message.into() }
     }
 }
 

@@ -50,7 +50,7 @@ impl Endpoint {
     /// The endpoint at `path` (no query string), whatever the method; `None` is a path to answer 404.
     pub fn of(path: &str) -> Option<Endpoint> {
         ["POST", "GET"].into_iter().find_map(|method| match lookup(method, path) {
-            Lookup::Served(served) => Some(served.endpoint),
+            Lookup::Found(served) => Some(served.endpoint),
             _ => None,
         })
     }

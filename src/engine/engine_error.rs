@@ -19,11 +19,11 @@ pub struct EngineError {
     /// Its message; empty if there was none.
     pub message: String,
     /// The error as JSON, and in whose form it is.
-    json: Option<(Form, Bytes)>,
+    json: Option<(JsonForm, Bytes)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum JsonForm {
     OpenAi,
     Anthropic,
     Ollama,
@@ -130,24 +130,24 @@ impl EngineError {
     }
 }
 
-impl Form {
+impl JsonForm {
     fn is(self, form: ErrorForm) -> bool {
         match self {
-            Form::OpenAi => matches!(form, ErrorForm::OpenAi | ErrorForm::Responses),
-            Form::Anthropic => form == ErrorForm::Anthropic,
-            Form::Ollama => form == ErrorForm::Ollama,
+            JsonForm::OpenAi => matches!(form, ErrorForm::OpenAi | ErrorForm::Responses),
+            JsonForm::Anthropic => form == ErrorForm::Anthropic,
+            JsonForm::Ollama => form == ErrorForm::Ollama,
         }
     }
 }
 
 /// Whose form it is: clients look for the message where their API has it.
-fn form_of(value: &Value, error: Option<&Value>) -> Option<Form> {
+fn form_of(value: &Value, error: Option<&Value>) -> Option<JsonForm> {
     match &value["error"] {
-        Value::String(_) => Some(Form::Ollama),
-        Value::Object(_) if value["type"] == "error" => Some(Form::Anthropic),
-        Value::Object(_) => Some(Form::OpenAi),
+        Value::String(_) => Some(JsonForm::Ollama),
+        Value::Object(_) if value["type"] == "error" => Some(JsonForm::Anthropic),
+        Value::Object(_) => Some(JsonForm::OpenAi),
         // vLLM's before 0.10, which OpenAI's clients read too.
-        _ if error.is_none() && value["object"] == "error" => Some(Form::OpenAi),
+        _ if error.is_none() && value["object"] == "error" => Some(JsonForm::OpenAi),
         _ => None,
     }
 }

@@ -145,7 +145,7 @@ pub enum ProtocolError {
 
 /// The members of a prefill answer that matter.
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct PrefillAnswer<'a> {
     #[serde(borrow)]
     error: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -291,7 +291,7 @@ impl Family {
     /// # Errors
     /// If it is no prefill answer.
     pub fn read_prefill(&self, answer: &[u8]) -> Result<Handoff, ProtocolError> {
-        let read = serde_json::from_slice::<Answer>(answer)
+        let read = serde_json::from_slice::<PrefillAnswer>(answer)
             .map_err(|error| ProtocolError::Unreadable(error.to_string()))?;
         if let Some(error) = given(read.error) {
             return Err(ProtocolError::EngineError(message_of(error).into_owned()));
@@ -364,11 +364,11 @@ fn given(value: Option<&RawValue>) -> Option<&RawValue> {
 /// An error object's message, or the whole of it.
 fn message_of(error: &RawValue) -> Cow<'_, str> {
     #[derive(Deserialize)]
-    struct Error<'a> {
+    struct ErrorObject<'a> {
         #[serde(borrow)]
         message: Cow<'a, str>,
     }
-    match serde_json::from_str::<Error>(error.get()) {
+    match serde_json::from_str::<ErrorObject>(error.get()) {
         Ok(error) => error.message,
         Err(_) => Cow::Borrowed(error.get()),
     }

@@ -32,8 +32,8 @@ pub fn model_in_form(content_type: &[u8], body: &[u8]) -> Option<Span> {
             model = Some(value);
         }
         match after {
-            After::Part(begin) => part = Some(begin),
-            After::Form => return model,
+            AfterBoundary::Part(begin) => part = Some(begin),
+            AfterBoundary::Form => return model,
         }
     }
     model
@@ -121,7 +121,7 @@ fn line_before(body: &[u8], at: usize) -> Option<usize> {
 }
 
 /// What a delimiter begins.
-enum After {
+enum AfterBoundary {
     /// A part, whose head is here.
     Part(usize),
     /// Nothing: it was the last one.
@@ -129,15 +129,15 @@ enum After {
 }
 
 /// Behind the boundary: `--`, or white space and the line's end. Anything else is a longer boundary.
-fn delimiter_end(body: &[u8], at: usize) -> Option<After> {
+fn delimiter_end(body: &[u8], at: usize) -> Option<AfterBoundary> {
     let rest = &body[at..];
     if rest.starts_with(b"--") {
-        return Some(After::Form);
+        return Some(AfterBoundary::Form);
     }
     let padding = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
     match rest[padding..] {
-        [b'\r', b'\n', ..] => Some(After::Part(at + padding + 2)),
-        [b'\n', ..] => Some(After::Part(at + padding + 1)),
+        [b'\r', b'\n', ..] => Some(AfterBoundary::Part(at + padding + 2)),
+        [b'\n', ..] => Some(AfterBoundary::Part(at + padding + 1)),
         _ => None,
     }
 }

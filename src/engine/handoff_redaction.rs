@@ -33,13 +33,13 @@ pub(crate) const NAMES: [&[u8]; 6] = [
 /// The longest of them.
 const NAME_MAX: usize = 20;
 
-struct Finders {
+struct MemberFinders {
     params: Finder<'static>,
     bootstrap: Finder<'static>,
     escape: Finder<'static>,
 }
 
-static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
+static FIND: LazyLock<MemberFinders> = LazyLock::new(|| MemberFinders {
     params: Finder::new(br#"_params""#),
     bootstrap: Finder::new(br#""bootstrap_"#),
     escape: Finder::new(br"\u00"),
@@ -67,13 +67,13 @@ fn has_escape(bytes: &[u8]) -> bool {
 /// Takes hand-off members out of an answer that comes in pieces, split anywhere.
 #[derive(Debug)]
 pub struct HandoffRedactor {
-    state: State,
+    state: LexerState,
     /// The next byte begins a line.
     at_line: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum LexerState {
     /// Outside of strings.
     Outside,
     /// Inside a string.
@@ -116,7 +116,7 @@ struct Dropped {
 }
 
 /// How a dropped value ended.
-enum End {
+enum DroppedEnd {
     /// With the byte before this position.
     Whole(usize),
     /// Cut off by a blank line, the second line end of which is here.
@@ -157,7 +157,7 @@ impl Edited<'_> {
 
 impl Default for HandoffRedactor {
     fn default() -> HandoffRedactor {
-        HandoffRedactor { state: State::Outside, at_line: true }
+        HandoffRedactor { state: LexerState::Outside, at_line: true }
     }
 }
 
@@ -185,21 +185,21 @@ impl HandoffRedactor {
         let mut at = 0;
         while at < chunk.len() {
             at = match self.state {
-                State::Outside => match memchr::memchr(b'"', &chunk[at..]) {
+                LexerState::Outside => match memchr::memchr(b'"', &chunk[at..]) {
                     Some(quote) => {
-                        self.state = State::Within(Name::default());
+                        self.state = LexerState::Within(Name::default());
                         at + quote + 1
                     }
                     None => chunk.len(),
                 },
-                State::Within(name) => self.within(chunk, at, name),
-                State::Colon => self.colon(chunk[at], at),
-                State::Value => self.value(at, &mut edited),
-                State::Dropping(dropped) => self.dropping(at, dropped, &mut edited),
+                LexerState::Within(name) => self.within(chunk, at, name),
+                LexerState::Colon => self.colon(chunk[at], at),
+                LexerState::Value => self.value(at, &mut edited),
+                LexerState::Dropping(dropped) => self.dropping(at, dropped, &mut edited),
             };
         }
         if let Some(last) = chunk.last() {
-            self.at_line = *last == b'\n' && matches!(self.state, State::Outside);
+            self.at_line = *last == b'\n' && matches!(self.state, LexerState::Outside);
         }
         edited.finish()
     }
@@ -214,12 +214,13 @@ impl HandoffRedactor {
             }
             match byte {
                 b'"' => {
-                    self.state = if name.is_member() { State::Colon } else { State::Outside };
+                    self.state =
+                        if name.is_member() { LexerState::Colon } else { LexerState::Outside };
                     return at;
                 }
                 // A string has no line end: it was cut off, and the next line is not part of it.
                 b'\n' => {
-                    self.state = State::Outside;
+                    self.state = LexerState::Outside;
                     return at;
                 }
                 b'\\' => name.escape = Escape::Begun,
@@ -230,7 +231,7 @@ impl HandoffRedactor {
                 }
             }
         }
-        self.state = State::Within(name);
+        self.state = LexerState::Within(name);
         at
     }
 
@@ -239,11 +240,11 @@ impl HandoffRedactor {
         match byte {
             byte if byte.is_ascii_whitespace() => at + 1,
             b':' => {
-                self.state = State::Value;
+                self.state = LexerState::Value;
                 at + 1
             }
             _ => {
-                self.state = State::Outside;
+                self.state = LexerState::Outside;
                 at
             }
         }
@@ -257,10 +258,10 @@ impl HandoffRedactor {
         let scalar = matches!(first, b'-' | b'0'..=b'9' | b't' | b'f');
         if scalar || matches!(first, b'{' | b'[' | b'"') {
             edited.put(at, b"null");
-            self.state = State::Dropping(Dropped { scalar, ..Dropped::default() });
+            self.state = LexerState::Dropping(Dropped { scalar, ..Dropped::default() });
         } else {
             // Null, or an event that was cut off.
-            self.state = State::Outside;
+            self.state = LexerState::Outside;
         }
         at
     }
@@ -268,17 +269,17 @@ impl HandoffRedactor {
     fn dropping(&mut self, at: usize, mut dropped: Dropped, edited: &mut Edited<'_>) -> usize {
         let chunk = edited.chunk;
         let end = dropped.run(&chunk[at..]);
-        self.state = end.as_ref().map_or(State::Dropping(dropped), |_| State::Outside);
+        self.state = end.as_ref().map_or(LexerState::Dropping(dropped), |_| LexerState::Outside);
         match end {
             None => {
                 edited.drop_to(chunk.len());
                 chunk.len()
             }
-            Some(End::Whole(length)) => {
+            Some(DroppedEnd::Whole(length)) => {
                 edited.drop_to(at + length);
                 at + length
             }
-            Some(End::CutOff(length)) => {
+            Some(DroppedEnd::CutOff(length)) => {
                 edited.drop_to(at + length);
                 // The first line end of the blank line.
                 edited.put(at + length, b"\n");
@@ -337,13 +338,13 @@ impl Name {
 impl Dropped {
     /// Runs over the value's bytes; where it ended, if it did. A blank line ends it too: whatever
     /// was cut off there, the next event is not part of it.
-    fn run(&mut self, bytes: &[u8]) -> Option<End> {
+    fn run(&mut self, bytes: &[u8]) -> Option<DroppedEnd> {
         for (at, byte) in bytes.iter().enumerate() {
             if self.scalar && matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n') {
-                return Some(End::Whole(at));
+                return Some(DroppedEnd::Whole(at));
             }
             if *byte == b'\n' && std::mem::replace(&mut self.line_end, true) {
-                return Some(End::CutOff(at));
+                return Some(DroppedEnd::CutOff(at));
             }
             self.line_end &= matches!(byte, b'\n' | b'\r');
             if std::mem::take(&mut self.escaped) {
@@ -364,7 +365,7 @@ impl Dropped {
                 _ => {}
             }
             if closes && self.depth == 0 && !self.scalar {
-                return Some(End::Whole(at + 1));
+                return Some(DroppedEnd::Whole(at + 1));
             }
         }
         None

@@ -16,16 +16,16 @@ const COLLECTIONS: [&str; 6] = [
 ];
 
 #[derive(Deserialize)]
-struct Object<'a> {
+struct KeptObject<'a> {
     #[serde(borrow)]
     id: Option<Cow<'a, str>>,
 }
 
 /// An event of a stream: a response that has begun, or a chunk of a chat.
 #[derive(Deserialize)]
-struct Event<'a> {
+struct StreamEvent<'a> {
     #[serde(borrow)]
-    response: Option<Object<'a>>,
+    response: Option<KeptObject<'a>>,
     #[serde(borrow)]
     id: Option<Cow<'a, str>>,
 }
@@ -33,7 +33,7 @@ struct Event<'a> {
 /// `conversation`: an id, or an object with one.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Conversation<'a> {
+enum ConversationRef<'a> {
     Id(#[serde(borrow)] Cow<'a, str>),
     Object {
         #[serde(borrow)]
@@ -52,8 +52,8 @@ pub fn id_in_request<'a>(scan: &Scan, body: &'a [u8]) -> Option<Cow<'a, str>> {
     let text = |key: &str| serde_json::from_slice::<Cow<'a, str>>(scan.value(body, key)?).ok();
     let conversation = || {
         let raw = scan.value(body, "conversation")?;
-        match serde_json::from_slice::<Conversation<'a>>(raw).ok()? {
-            Conversation::Id(id) | Conversation::Object { id } => Some(id),
+        match serde_json::from_slice::<ConversationRef<'a>>(raw).ok()? {
+            ConversationRef::Id(id) | ConversationRef::Object { id } => Some(id),
         }
     };
     match scan.endpoint {
@@ -76,14 +76,14 @@ pub fn is_kept(endpoint: Endpoint, scan: Option<&Scan>, path: &str, body: &[u8])
 
 /// The id of an answer that is all here.
 pub fn id_in_answer(answer: &[u8]) -> Option<Cow<'_, str>> {
-    serde_json::from_slice::<Object<'_>>(answer).ok()?.id
+    serde_json::from_slice::<KeptObject<'_>>(answer).ok()?.id
 }
 
 /// The id in the first events of a stream.
 pub fn id_in_events(events: &[u8]) -> Option<Cow<'_, str>> {
     let mut lines = events.split(|byte| *byte == b'\n');
     lines.find_map(|line| {
-        let event: Event<'_> = serde_json::from_slice(line.strip_prefix(b"data:")?).ok()?;
+        let event: StreamEvent<'_> = serde_json::from_slice(line.strip_prefix(b"data:")?).ok()?;
         event.response.and_then(|response| response.id).or(event.id)
     })
 }

@@ -41,7 +41,7 @@ pub mod usage_injection;
 mod testing;
 
 pub use anthropic::ErrorForm;
-pub use body::{BodyError, ForeignHandoff, Prompt, Scan, Span, WholeReason, scan};
+pub use body::{ForeignHandoff, JsonBodyError, Prompt, Scan, Span, WholeReason, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
 pub use engine_error::EngineError;
@@ -53,7 +53,7 @@ pub use form::{is_form, model_in_form};
 pub use handoff_redaction::{HandoffRedactor, strip_error, strip_handoff};
 pub use kind::EngineKind;
 pub use openai::{ApiError, ModelCard, cards_of, list_of, models_of};
-pub use paths::{Kinds, Lookup, Served};
+pub use paths::{Kinds, Lookup, PathEntry};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;
 pub use usage_injection::{UsageFilter, UsageRequest};

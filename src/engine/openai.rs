@@ -206,8 +206,8 @@ impl ApiError {
     }
 }
 
-impl From<crate::BodyError> for ApiError {
-    fn from(error: crate::BodyError) -> ApiError {
+impl From<crate::JsonBodyError> for ApiError {
+    fn from(error: crate::JsonBodyError) -> ApiError {
         ApiError::bad_request(error.message, None)
     }
 }

@@ -8,7 +8,7 @@ fn every_error_has_its_status_and_openais_form() {
     let wait = Seconds(2.1);
     let cases = [
         (ApiError::bad_request("no", Some("n")), 400, Some("n"), None),
-        (ApiError::from(crate::BodyError::new("no")), 400, None, None),
+        (ApiError::from(crate::JsonBodyError::new("no")), 400, None, None),
         (ApiError::unauthorized(), 401, None, Some("invalid_api_key")),
         (ApiError::model_not_found("x"), 404, Some("model"), Some("model_not_found")),
         (ApiError::unknown_path("GET", "/x"), 404, None, Some("unknown_url")),

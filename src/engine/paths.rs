@@ -10,7 +10,7 @@ pub struct Kinds(u8);
 
 /// What is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Served {
+pub struct PathEntry {
     /// What is asked for there.
     pub endpoint: Endpoint,
     /// The kinds of engine that have the path.
@@ -21,7 +21,7 @@ pub struct Served {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// This.
-    Served(Served),
+    Found(PathEntry),
     /// Something, but for these methods: a 405 with this `allow`.
     Methods(&'static str),
     /// Nothing: a 404.
@@ -234,7 +234,7 @@ fn is_id(segment: &str) -> bool {
 
 fn among(method: &str, methods: &'static str, endpoint: Endpoint, kinds: Kinds) -> Lookup {
     match methods.split(", ").any(|known| known == method) {
-        true => Lookup::Served(Served { endpoint, kinds }),
+        true => Lookup::Found(PathEntry { endpoint, kinds }),
         false => Lookup::Methods(methods),
     }
 }
@@ -273,7 +273,7 @@ mod tests {
 
     fn endpoint(method: &str, path: &str) -> Option<Endpoint> {
         match lookup(method, path) {
-            Lookup::Served(served) => Some(served.endpoint),
+            Lookup::Found(served) => Some(served.endpoint),
             _ => None,
         }
     }
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn each_kind_has_its_own_paths() {
         let has = |method: &str, path: &str, kind| match lookup(method, path) {
-            Lookup::Served(served) => served.kinds.contains(kind),
+            Lookup::Found(served) => served.kinds.contains(kind),
             _ => false,
         };
         use EngineKind::{Llamacpp, Ollama, Plain, Sglang, Tgi, Trtllm, Vllm};

@@ -38,7 +38,7 @@ pub struct DecodeGraphs {
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct SwitchAnswer<'a> {
     success: bool,
     #[serde(default)]
     message: String,
@@ -49,7 +49,7 @@ struct Answer<'a> {
 }
 
 #[derive(Deserialize)]
-struct Info<'a> {
+struct ServerInfo<'a> {
     #[serde(borrow, default)]
     internal_states: Vec<InternalState<'a>>,
 }
@@ -75,10 +75,10 @@ pub fn switch_body(role: Role, peers: Option<&DecodeGraphs>) -> Bytes {
 
 /// Reads the call's answer, whatever its status. What cannot be read is not safe.
 pub fn read_switch(answer: &[u8]) -> Switched {
-    match serde_json::from_slice::<Answer<'_>>(answer) {
-        Ok(Answer { success: true, .. }) => Switched::Yes,
+    match serde_json::from_slice::<SwitchAnswer<'_>>(answer) {
+        Ok(SwitchAnswer { success: true, .. }) => Switched::Yes,
         Ok(answer) if answer.message.contains("not idle") => Switched::NotIdle,
-        Ok(Answer { message, safe_to_restore, error, .. }) => {
+        Ok(SwitchAnswer { message, safe_to_restore, error, .. }) => {
             let message = error.map_or(message, |error| error.get().to_owned());
             Switched::No { safe_to_restore, message }
         }
@@ -89,7 +89,7 @@ pub fn read_switch(answer: &[u8]) -> Switched {
 /// The role that an engine says it has now; `None` if it has none or does not say. Its launch
 /// arguments keep the role that it was started with, so only its internal states count.
 pub fn role_now(info: &[u8]) -> Option<Role> {
-    let info: Info<'_> = serde_json::from_slice(info).ok()?;
+    let info: ServerInfo<'_> = serde_json::from_slice(info).ok()?;
     let (first, rest) = info.internal_states.split_first()?;
     // Every data-parallel rank.
     if rest.iter().any(|state| state.disaggregation_mode != first.disaggregation_mode) {
@@ -104,7 +104,7 @@ pub fn role_now(info: &[u8]) -> Option<Role> {
 
 /// The decode graphs that an engine has.
 pub fn decode_graphs(info: &[u8]) -> Option<DecodeGraphs> {
-    let info: Info<'_> = serde_json::from_slice(info).ok()?;
+    let info: ServerInfo<'_> = serde_json::from_slice(info).ok()?;
     let state = info.internal_states.first()?;
     let sizes = given(state.decode_cuda_graph_bs)?.to_owned();
     let memory_gb = given(state.decode_cuda_graph_memory_gb)?.to_owned();

@@ -37,7 +37,7 @@ pub struct Piece {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BodyState {
     /// So many bytes of data are left.
     Length(u64),
     UntilClose,
@@ -65,7 +65,7 @@ enum State {
 /// Reads one body.
 #[derive(Clone, Debug)]
 pub struct BodyReader {
-    state: State,
+    state: BodyState,
     /// Bytes of extensions and trailers so far.
     extra: u32,
     /// Blanks after this chunk's length.
@@ -78,24 +78,24 @@ impl BodyReader {
     /// For a body that is framed so.
     pub fn new(framing: Framing) -> BodyReader {
         let state = match framing {
-            Framing::Length(0) => State::Done,
-            Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::Size { size: 0, digits: 0 },
-            Framing::UntilClose => State::UntilClose,
+            Framing::Length(0) => BodyState::Done,
+            Framing::Length(length) => BodyState::Length(length),
+            Framing::Chunked => BodyState::Size { size: 0, digits: 0 },
+            Framing::UntilClose => BodyState::UntilClose,
         };
         BodyReader { state, extra: 0, blanks: 0, trailer: Trailer::START }
     }
 
     /// Has all of it been read?
     pub fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == BodyState::Done
     }
 
     /// How many bytes are still to come, if that is known.
     pub fn remaining(&self) -> Option<u64> {
         match self.state {
-            State::Length(left) => Some(left),
-            State::Done => Some(0),
+            BodyState::Length(left) => Some(left),
+            BodyState::Done => Some(0),
             _ => None,
         }
     }
@@ -106,10 +106,10 @@ impl BodyReader {
     /// [`BodyError`] if they are not chunked coding; the rest of the connection means nothing then.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<Piece, BodyError> {
         let (mut at, mut data) = (0, 0..0);
-        while at < bytes.len() && self.state != State::Done {
+        while at < bytes.len() && self.state != BodyState::Done {
             let left = match self.state {
-                State::Length(left) | State::Data(left) => left,
-                State::UntilClose => u64::MAX,
+                BodyState::Length(left) | BodyState::Data(left) => left,
+                BodyState::UntilClose => u64::MAX,
                 _ => {
                     self.state = self.step(bytes[at])?;
                     at += 1;
@@ -126,10 +126,10 @@ impl BodyReader {
             at += here;
             let left = left - here as u64;
             self.state = match self.state {
-                State::Length(_) if left == 0 => State::Done,
-                State::Length(_) => State::Length(left),
-                State::Data(_) if left == 0 => State::DataCr,
-                State::Data(_) => State::Data(left),
+                BodyState::Length(_) if left == 0 => BodyState::Done,
+                BodyState::Length(_) => BodyState::Length(left),
+                BodyState::Data(_) if left == 0 => BodyState::DataCr,
+                BodyState::Data(_) => BodyState::Data(left),
                 other => other,
             };
         }
@@ -142,8 +142,8 @@ impl BodyReader {
     /// [`BodyError::Truncated`] if the body had not.
     pub fn close(&mut self) -> Result<(), BodyError> {
         match self.state {
-            State::Done | State::UntilClose => {
-                self.state = State::Done;
+            BodyState::Done | BodyState::UntilClose => {
+                self.state = BodyState::Done;
                 Ok(())
             }
             _ => Err(BodyError::Truncated),
@@ -152,50 +152,52 @@ impl BodyReader {
 
     /// A byte that is not data. Line ends are CR LF and nothing else (RFC 9112, 2.2 lets a reader
     /// take a bare LF, and readers that do not agree on that have been made to disagree).
-    fn step(&mut self, byte: u8) -> Result<State, BodyError> {
+    fn step(&mut self, byte: u8) -> Result<BodyState, BodyError> {
         Ok(match (self.state, byte) {
-            (State::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            (BodyState::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 if digits == 16 {
                     return Err(BodyError::Chunk);
                 }
                 let digit = (byte as char).to_digit(16).unwrap_or_default();
-                State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
+                BodyState::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
             }
-            (State::Size { digits: 0, .. }, _) => return Err(BodyError::Chunk),
-            (State::Size { size, .. } | State::SizeBlank(size), b'\r') => State::SizeLf(size),
-            (State::Size { size, .. } | State::SizeBlank(size), b';') => {
-                State::Extension(size, Extension::Start)
+            (BodyState::Size { digits: 0, .. }, _) => return Err(BodyError::Chunk),
+            (BodyState::Size { size, .. } | BodyState::SizeBlank(size), b'\r') => {
+                BodyState::SizeLf(size)
             }
-            (State::Size { size, .. } | State::SizeBlank(size), b' ' | b'\t') => {
+            (BodyState::Size { size, .. } | BodyState::SizeBlank(size), b';') => {
+                BodyState::Extension(size, Extension::Start)
+            }
+            (BodyState::Size { size, .. } | BodyState::SizeBlank(size), b' ' | b'\t') => {
                 self.blanks += 1;
                 if self.blanks > BLANKS_MAX {
                     return Err(BodyError::TooLong);
                 }
-                State::SizeBlank(size)
+                BodyState::SizeBlank(size)
             }
-            (State::Extension(size, at), b'\r') if at.may_end() => State::SizeLf(size),
-            (State::Extension(size, at), _) => {
+            (BodyState::Extension(size, at), b'\r') if at.may_end() => BodyState::SizeLf(size),
+            (BodyState::Extension(size, at), _) => {
                 self.count_extra()?;
-                State::Extension(size, at.step(byte).ok_or(BodyError::Chunk)?)
+                BodyState::Extension(size, at.step(byte).ok_or(BodyError::Chunk)?)
             }
-            (State::SizeLf(0), b'\n') => State::TrailerStart,
-            (State::SizeLf(size), b'\n') => State::Data(size),
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => {
+            (BodyState::SizeLf(0), b'\n') => BodyState::TrailerStart,
+            (BodyState::SizeLf(size), b'\n') => BodyState::Data(size),
+            (BodyState::DataCr, b'\r') => BodyState::DataLf,
+            (BodyState::DataLf, b'\n') => {
                 self.blanks = 0;
-                State::Size { size: 0, digits: 0 }
+                BodyState::Size { size: 0, digits: 0 }
             }
-            (State::TrailerStart, b'\r') => State::LastLf,
-            (State::LastLf, b'\n') => State::Done,
-            (State::Trailer, b'\r') if self.trailer.may_end() => State::TrailerLf,
-            (State::TrailerLf, b'\n') => State::TrailerStart,
-            (State::TrailerStart | State::Trailer, _) => {
+            (BodyState::TrailerStart, b'\r') => BodyState::LastLf,
+            (BodyState::LastLf, b'\n') => BodyState::Done,
+            (BodyState::Trailer, b'\r') if self.trailer.may_end() => BodyState::TrailerLf,
+            (BodyState::TrailerLf, b'\n') => BodyState::TrailerStart,
+            (BodyState::TrailerStart | BodyState::Trailer, _) => {
                 self.count_extra()?;
-                if self.state == State::TrailerStart {
+                if self.state == BodyState::TrailerStart {
                     self.trailer = Trailer::START;
                 }
                 match self.trailer.take(byte) {
-                    true => State::Trailer,
+                    true => BodyState::Trailer,
                     false => return Err(BodyError::Chunk),
                 }
             }

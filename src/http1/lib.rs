@@ -3,20 +3,20 @@
 //! two readers could take for two things is refused.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-mod answer_in;
-mod answer_out;
 mod body;
 mod extension;
 mod framing;
 mod hop;
 mod request_in;
 mod request_out;
+mod response_in;
+mod response_out;
 mod trailer;
 
-pub use answer_in::{AnswerHead, read_answer, read_upgrade};
-pub use answer_out::{AnswerFraming, CONTINUE, ChunkFrame, Date, LAST_CHUNK, write_answer};
 pub use body::{BodyError, BodyReader, Piece};
 pub use framing::{Framing, HEAD_MAX, HeadError};
 pub use hop::{is_hop_by_hop, is_listed};
-pub use request_in::{Asked, read_request};
-pub use request_out::RequestHead;
+pub use request_in::{RequestHead, read_request};
+pub use request_out::RequestHeadWriter;
+pub use response_in::{AnswerHead, read_answer, read_upgrade};
+pub use response_out::{AnswerFraming, CONTINUE, ChunkFrame, Date, LAST_CHUNK, write_answer};

@@ -9,7 +9,7 @@ use crate::hop::switches_to_websocket;
 
 /// A request's head.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct RequestHead {
     /// Its method.
     pub method: Method,
     /// Its target, in any form.
@@ -34,7 +34,7 @@ pub struct Asked {
 ///
 /// # Errors
 /// [`HeadError`] if it can never become one, or could be read in two ways.
-pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
+pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut fields);
     let length = match head.parse(bytes) {
@@ -76,7 +76,7 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
         && method == Method::GET
         && framing == Framing::Length(0)
         && switches_to_websocket(head.headers);
-    Ok(Some(Asked {
+    Ok(Some(RequestHead {
         method,
         uri,
         headers,
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn asked(text: &str) -> Asked {
+    fn asked(text: &str) -> RequestHead {
         read_request(text.as_bytes()).unwrap().unwrap()
     }
 

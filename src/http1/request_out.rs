@@ -9,19 +9,19 @@ const USUAL: usize = 512;
 /// A head under way. Names and values must come from `http`'s types, or be constants: they are
 /// written as they are.
 #[derive(Clone, Debug)]
-pub struct RequestHead {
+pub struct RequestHeadWriter {
     bytes: Vec<u8>,
     method: Method,
 }
 
-impl RequestHead {
+impl RequestHeadWriter {
     /// The request line.
-    pub fn new(method: &Method, target: &PathAndQuery) -> RequestHead {
+    pub fn new(method: &Method, target: &PathAndQuery) -> RequestHeadWriter {
         let mut bytes = Vec::with_capacity(USUAL);
         for part in [method.as_str(), " ", target.as_str(), " HTTP/1.1\r\n"] {
             bytes.extend_from_slice(part.as_bytes());
         }
-        RequestHead { bytes, method: method.clone() }
+        RequestHeadWriter { bytes, method: method.clone() }
     }
 
     /// One header. A value with a line end in it, which would be two, is left out.
@@ -50,14 +50,14 @@ impl RequestHead {
 mod tests {
     use super::*;
 
-    fn text(head: RequestHead, body: usize) -> String {
+    fn text(head: RequestHeadWriter, body: usize) -> String {
         String::from_utf8(head.end(body).1).unwrap()
     }
 
     #[test]
     fn a_head_is_a_line_headers_and_the_length_of_the_body() {
         let target = PathAndQuery::from_static("/v1/completions?a=b");
-        let mut head = RequestHead::new(&Method::POST, &target);
+        let mut head = RequestHeadWriter::new(&Method::POST, &target);
         head.header("host", b"engine:1");
         head.header("x-bad", b"a\r\nhost: other");
         assert_eq!(
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn only_a_method_made_for_a_body_tells_that_there_is_none() {
         let target = PathAndQuery::from_static("/");
-        let head = |method| text(RequestHead::new(&method, &target), 0);
+        let head = |method| text(RequestHeadWriter::new(&method, &target), 0);
         assert_eq!(head(Method::GET), "GET / HTTP/1.1\r\n\r\n");
         assert_eq!(head(Method::POST), "POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n");
     }

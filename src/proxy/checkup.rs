@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
-use tidegate_signals::facts::{Facts, Mode};
-use tidegate_signals::fit::{Misfit, Said, judge, mode_of};
+use tidegate_signals::compatibility::{ConfiguredBackend, Misfit, judge, mode_of};
+use tidegate_signals::facts::{DisaggregationMode, Facts};
 use tidegate_types::GroupId;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
@@ -17,9 +17,9 @@ use crate::start::StartError;
 use crate::upstream::Pool;
 
 /// What the settings say that an engine can be asked for.
-pub(crate) fn said(settings: &Settings) -> Vec<Said> {
+pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
     let groups = settings.groups();
-    let of = |(backend, group): (&BackendSettings, GroupId)| Said {
+    let of = |(backend, group): (&BackendSettings, GroupId)| ConfiguredBackend {
         name: backend.name.clone(),
         group,
         group_is_named: backend.group.is_some(),
@@ -33,12 +33,12 @@ pub(crate) fn said(settings: &Settings) -> Vec<Said> {
 }
 
 /// One that can switch may have done so: its own word counts.
-fn mode(backend: &BackendSettings) -> Option<Mode> {
+fn mode(backend: &BackendSettings) -> Option<DisaggregationMode> {
     match backend.family() {
         Family::SglangPd if backend.role_switch => None,
         Family::SglangPd => backend.role.and_then(mode_of),
         // Only an SGLang tells a mode; one that disaggregates refuses whole requests.
-        _ => Some(Mode::Whole),
+        _ => Some(DisaggregationMode::Whole),
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn ask_all(
 /// [`StartError::Misfits`], if the settings ask for it.
 pub(crate) fn check(
     settings: &Settings,
-    said: &[Said],
+    said: &[ConfiguredBackend],
     told: &[Option<Facts>],
 ) -> Result<(), StartError> {
     let fits = judge(said, told, &[]);

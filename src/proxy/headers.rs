@@ -2,7 +2,7 @@
 //! connection, and every one of the engine's reaches the client likewise.
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
-use tidegate_http1::{RequestHead, is_hop_by_hop, is_listed};
+use tidegate_http1::{RequestHeadWriter, is_hop_by_hop, is_listed};
 
 use crate::upstream::Address;
 
@@ -25,7 +25,7 @@ pub struct Identity<'a> {
 
 /// The headers of a leg: the client's that travel, those that tidegate sets, and the leg's `own`.
 pub fn for_leg(
-    head: &mut RequestHead,
+    head: &mut RequestHeadWriter,
     client: &HeaderMap,
     address: &Address,
     identity: Identity<'_>,
@@ -90,7 +90,7 @@ mod tests {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
-        let mut head = RequestHead::new(&Method::GET, &PathAndQuery::from_static("/"));
+        let mut head = RequestHeadWriter::new(&Method::GET, &PathAndQuery::from_static("/"));
         let address = Address::parse("http://engine:1").unwrap();
         for_leg(&mut head, &client, &address, identity, Some(("x-own", "ours")));
         let text = String::from_utf8(head.end(0).1).unwrap();
@@ -119,7 +119,7 @@ mod tests {
             client.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
         }
         let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
-        let mut head = RequestHead::new(&Method::GET, &PathAndQuery::from_static("/"));
+        let mut head = RequestHeadWriter::new(&Method::GET, &PathAndQuery::from_static("/"));
         let address = Address::parse("http://engine:1").unwrap().with_key("ours").unwrap();
         for_leg(&mut head, &client, &address, identity, None);
         let text = String::from_utf8(head.end(0).1).unwrap();

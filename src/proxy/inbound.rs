@@ -6,7 +6,7 @@ use http::header::HeaderMap;
 use http::uri::PathAndQuery;
 use std::sync::Arc;
 use tidegate_engine::LegBody;
-use tidegate_http1::RequestHead;
+use tidegate_http1::RequestHeadWriter;
 
 use crate::budget::Held;
 use crate::headers::{Identity, for_leg};
@@ -48,7 +48,7 @@ impl Inbound {
 
     /// The request of one leg: the client's, with the leg's body in place of its own, and its header.
     pub fn leg(&self, address: &Address, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
-        let mut head = RequestHead::new(&self.method, &address.target(&self.target));
+        let mut head = RequestHeadWriter::new(&self.method, &address.target(&self.target));
         let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));
         for_leg(&mut head, &self.headers, address, identity, own);
         match self.upgrades {

@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use std::sync::Arc;
 use tidegate_engine::openai::MODEL_NOT_FOUND;
 use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
-use tidegate_filters::{Accepted, Arrival, FreshIds, Head, model_in_query, with_model};
+use tidegate_filters::{Accepted, FreshIds, HeadParts, RequestParts, model_in_query, with_model};
 use tidegate_types::Moment;
 
 use crate::budget::Held;
@@ -71,7 +71,7 @@ pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
     let path = head.uri.path();
     proxy.chain.admit_head(
         &proxy.directory(),
-        &Head { method: &head.method, path, headers: &head.headers },
+        &HeadParts { method: &head.method, path, headers: &head.headers },
     )
 }
 
@@ -194,7 +194,7 @@ async fn filtered(
 type Filtered = (Arc<Accepted>, Option<Bytes>);
 
 fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered, ApiError> {
-    let arrival = Arrival {
+    let arrival = RequestParts {
         method: &inbound.method,
         path: inbound.target.path(),
         query: inbound.target.query().unwrap_or_default(),

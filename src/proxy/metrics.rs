@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{
 };
 use std::sync::Arc;
 use tidegate_engine::Endpoint;
-use tidegate_signals::fit::Misfit;
+use tidegate_signals::compatibility::Misfit;
 use tidegate_types::{Flip, Moment, Role, Seconds};
 
 use crate::budget::Budget;
@@ -91,7 +91,7 @@ struct BackendMetrics {
     prefill_tokens: Gauge,
     streams: Gauge,
     kv_tokens: Gauge,
-    misfits: [Gauge; Misfit::WORDS.len()],
+    misfits: [Gauge; Misfit::LABELS.len()],
 }
 
 const ENDS: [Ended; 4] = [Ended::Done, Ended::ClientLeft, Ended::Failed, Ended::Cut];
@@ -289,7 +289,7 @@ impl Metrics {
             gauges.streams.set(f64::from(balance.streams));
             gauges.kv_tokens.set(balance.kv.as_f64());
             let words = backend.words.load();
-            for (gauge, word) in gauges.misfits.iter().zip(Misfit::WORDS) {
+            for (gauge, word) in gauges.misfits.iter().zip(Misfit::LABELS) {
                 gauge.set(f64::from(u8::from(words.kinds.contains(&word))));
             }
         }
@@ -350,7 +350,7 @@ impl BackendMetrics {
             prefill_tokens: of("tidegate_backend_prefill_tokens"),
             streams: of("tidegate_backend_streams"),
             kv_tokens: of("tidegate_backend_kv_tokens"),
-            misfits: Misfit::WORDS.map(|word| {
+            misfits: Misfit::LABELS.map(|word| {
                 gauge!("tidegate_backend_misfit", "backend" => name.to_owned(), "reason" => word)
             }),
         }

@@ -12,17 +12,17 @@ pub struct Facts {
     /// Its version.
     pub version: Option<String>,
     /// SGLang: what it was started as, or has switched to.
-    pub mode: Option<Mode>,
+    pub mode: Option<DisaggregationMode>,
     /// The base models that it serves, by name; adapters come and go and are not among them.
     /// Empty: it does not say.
-    pub models: Vec<Served>,
+    pub models: Vec<ServedModel>,
     /// It does not tell without its key: the status that it answered.
     pub locked: Option<u16>,
 }
 
 /// A base model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Served {
+pub struct ServedModel {
     /// Its name.
     pub id: String,
     /// Its longest context, where the engine tells.
@@ -31,27 +31,27 @@ pub struct Served {
 
 /// SGLang's `disaggregation_mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum DisaggregationMode {
     /// One half of each request.
     Half(Role),
     /// Whole requests: "null".
     Whole,
 }
 
-impl Mode {
+impl DisaggregationMode {
     /// The engine's own word.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Mode::Half(role) => role.as_str(),
-            Mode::Whole => "null",
+            DisaggregationMode::Half(role) => role.as_str(),
+            DisaggregationMode::Whole => "null",
         }
     }
 
-    fn of(word: &str) -> Option<Mode> {
+    fn of(word: &str) -> Option<DisaggregationMode> {
         match word {
-            "prefill" => Some(Mode::Half(Role::Prefill)),
-            "decode" => Some(Mode::Half(Role::Decode)),
-            "null" => Some(Mode::Whole),
+            "prefill" => Some(DisaggregationMode::Half(Role::Prefill)),
+            "decode" => Some(DisaggregationMode::Half(Role::Decode)),
+            "null" => Some(DisaggregationMode::Whole),
             _ => None,
         }
     }
@@ -81,26 +81,28 @@ impl Facts {
 
 /// The mode it has now. Its launch arguments keep the one that it was started with, so they count
 /// only where it has no internal states to tell. Ranks that differ are in the middle of a switch.
-fn mode(about: &Value) -> Option<Mode> {
+fn mode(about: &Value) -> Option<DisaggregationMode> {
     let word = |value: &Value| value["disaggregation_mode"].as_str().map(str::to_owned);
     let states = about["internal_states"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let told: Vec<String> = states.iter().filter_map(word).collect();
-    match told.split_first() {
-        Some((first, rest)) => rest.iter().all(|other| other == first).then(|| Mode::of(first))?,
-        None => Mode::of(&word(about)?),
+    let reported: Vec<String> = states.iter().filter_map(word).collect();
+    match reported.split_first() {
+        Some((first, rest)) => {
+            rest.iter().all(|other| other == first).then(|| DisaggregationMode::of(first))?
+        }
+        None => DisaggregationMode::of(&word(about)?),
     }
 }
 
-fn served(answer: &[u8]) -> Vec<Served> {
+fn served(answer: &[u8]) -> Vec<ServedModel> {
     let list = serde_json::from_slice::<Models>(answer).map(|models| models.data);
     let base = |card: &Value| {
         let id = card["id"].as_str()?.to_owned();
         // vLLM and SGLang name an adapter's base model as its parent.
         card["parent"]
             .is_null()
-            .then(|| Served { id, max_model_len: card["max_model_len"].as_u64() })
+            .then(|| ServedModel { id, max_model_len: card["max_model_len"].as_u64() })
     };
-    let mut models: Vec<Served> = list.unwrap_or_default().iter().filter_map(base).collect();
+    let mut models: Vec<ServedModel> = list.unwrap_or_default().iter().filter_map(base).collect();
     models.sort();
     models.dedup();
     models
@@ -110,7 +112,12 @@ fn served(answer: &[u8]) -> Vec<Served> {
 mod tests {
     use super::*;
 
-    fn check(kind: EngineKind, about: &str, version: Option<&str>, mode: Option<Mode>) {
+    fn check(
+        kind: EngineKind,
+        about: &str,
+        version: Option<&str>,
+        mode: Option<DisaggregationMode>,
+    ) {
         let facts = Facts::read(kind, Some(about.as_bytes()), None);
         assert_eq!((facts.version.as_deref(), facts.mode), (version, mode), "{about}");
     }
@@ -128,14 +135,17 @@ mod tests {
 
     #[test]
     fn an_sglangs_mode_is_that_of_its_internal_states() {
-        let prefill = Some(Mode::Half(Role::Prefill));
-        let decode = Some(Mode::Half(Role::Decode));
+        let prefill = Some(DisaggregationMode::Half(Role::Prefill));
+        let decode = Some(DisaggregationMode::Half(Role::Decode));
         let launched = r#""version":"0.5.23","disaggregation_mode":"prefill""#;
         for (states, expected) in [
             ("", prefill),
             (r#","internal_states":[{}]"#, prefill),
             (r#","internal_states":[{"disaggregation_mode":"decode"}]"#, decode),
-            (r#","internal_states":[{"disaggregation_mode":"null"}]"#, Some(Mode::Whole)),
+            (
+                r#","internal_states":[{"disaggregation_mode":"null"}]"#,
+                Some(DisaggregationMode::Whole),
+            ),
             (
                 r#","internal_states":[{"disaggregation_mode":"decode"},{"disaggregation_mode":"prefill"}]"#,
                 None,
@@ -151,7 +161,7 @@ mod tests {
     fn adapters_are_no_models_of_an_engine() {
         let list = br#"{"data":[{"id":"b","max_model_len":4096,"parent":null},{"id":"lora","parent":"b"},{"id":"a"}]}"#;
         let facts = Facts::read(EngineKind::Vllm, None, Some(list));
-        let served = |id: &str, max_model_len| Served { id: id.to_owned(), max_model_len };
+        let served = |id: &str, max_model_len| ServedModel { id: id.to_owned(), max_model_len };
         assert_eq!(facts.models, [served("a", None), served("b", Some(4096))]);
         assert_eq!(Facts::read(EngineKind::Vllm, None, Some(b"[]")), Facts::default());
     }

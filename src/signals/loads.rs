@@ -6,13 +6,13 @@ use tidegate_types::Tokens;
 use crate::engine::{EngineReading, add, most};
 
 #[derive(Deserialize)]
-struct Answer {
-    loads: Vec<Load>,
+struct LoadsAnswer {
+    loads: Vec<RankLoad>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Load {
+struct RankLoad {
     num_running_reqs: Option<f64>,
     num_waiting_reqs: Option<f64>,
     max_total_num_tokens: Option<f64>,
@@ -30,7 +30,7 @@ struct Disaggregation {
 
 /// What the answer says; `None` if it is none.
 pub fn reading(answer: &[u8]) -> Option<EngineReading> {
-    let loads = serde_json::from_slice::<Answer>(answer).ok()?.loads;
+    let loads = serde_json::from_slice::<LoadsAnswer>(answer).ok()?.loads;
     let mut reading = EngineReading::default();
     let (mut tokens, mut micros) = (0.0, 0.0);
     for load in loads {

@@ -13,11 +13,11 @@ pub(super) enum Content<'a> {
     #[default]
     Absent,
     Text(Cow<'a, str>),
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 /// A part of a content.
-pub(super) enum Part {
+pub(super) enum ContentPart {
     Text(Value),
     /// Something else: `image`, `audio`, `video`, or a type that is not known.
     Other(&'static str),
@@ -27,7 +27,7 @@ impl Content<'_> {
     /// Is there nothing in it but text?
     pub(super) fn is_text(&self) -> bool {
         match self {
-            Content::Parts(parts) => parts.iter().all(|part| matches!(part, Part::Text(_))),
+            Content::Parts(parts) => parts.iter().all(|part| matches!(part, ContentPart::Text(_))),
             _ => true,
         }
     }
@@ -38,7 +38,7 @@ impl Content<'_> {
             Content::Absent => false,
             Content::Text(text) => text.starts_with(prefix),
             Content::Parts(parts) => {
-                parts.iter().any(|part| matches!(part, Part::Text(text) if starts(text)))
+                parts.iter().any(|part| matches!(part, ContentPart::Text(text) if starts(text)))
             }
         }
     }
@@ -52,8 +52,8 @@ impl Content<'_> {
             Content::Absent => String::new(),
             Content::Parts(parts) => {
                 let texts = parts.iter().filter_map(|part| match part {
-                    Part::Text(text) => text.as_str(),
-                    Part::Other(_) => None,
+                    ContentPart::Text(text) => text.as_str(),
+                    ContentPart::Other(_) => None,
                 });
                 texts.collect::<Vec<_>>().join("\n")
             }
@@ -65,25 +65,27 @@ impl Content<'_> {
     pub(super) fn parts(self, mark: Option<&str>) -> Option<Value> {
         let mut parts = match self {
             Content::Absent => Vec::new(),
-            Content::Text(text) => vec![Part::Text(Value::from(&*text))],
+            Content::Text(text) => vec![ContentPart::Text(Value::from(&*text))],
             Content::Parts(parts) => parts,
         };
         if let Some(mark) = mark {
             let last = parts.iter_mut().rev().find_map(|part| match part {
-                Part::Text(text) => Some(text),
-                Part::Other(_) => None,
+                ContentPart::Text(text) => Some(text),
+                ContentPart::Other(_) => None,
             })?;
             *last = Value::from(format!("{last}{mark}"));
         }
-        Some(parts.into_iter().map(Part::value).collect())
+        Some(parts.into_iter().map(ContentPart::value).collect())
     }
 }
 
-impl Part {
+impl ContentPart {
     fn value(self) -> Value {
         match self {
-            Part::Text(text) => Value::from_pairs([("type", Value::from("text")), ("text", text)]),
-            Part::Other(kind) => Value::from_pairs([("type", kind)]),
+            ContentPart::Text(text) => {
+                Value::from_pairs([("type", Value::from("text")), ("text", text)])
+            }
+            ContentPart::Other(kind) => Value::from_pairs([("type", kind)]),
         }
     }
 }
@@ -124,8 +126,8 @@ impl<'de> Visitor<'de> for ContentVisitor {
     }
 }
 
-impl<'de> Deserialize<'de> for Part {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Part, D::Error> {
+impl<'de> Deserialize<'de> for ContentPart {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<ContentPart, D::Error> {
         json.deserialize_any(PartVisitor)
     }
 }
@@ -133,39 +135,39 @@ impl<'de> Deserialize<'de> for Part {
 struct PartVisitor;
 
 impl<'de> Visitor<'de> for PartVisitor {
-    type Value = Part;
+    type Value = ContentPart;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string or a part")
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Part, E> {
-        Ok(Part::Text(Value::from(text)))
+    fn visit_str<E>(self, text: &str) -> Result<ContentPart, E> {
+        Ok(ContentPart::Text(Value::from(text)))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Part, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ContentPart, A::Error> {
         let (mut text, mut refusal, mut other) = (None, None, None);
-        while let Some(key) = map.next_key::<Key>()? {
+        while let Some(key) = map.next_key::<PartKey>()? {
             match key {
-                Key::Type => other = modality(&map.next_value::<String>()?),
-                Key::Text => text = Some(map.next_value::<Value>()?),
-                Key::Refusal => refusal = Some(map.next_value::<Value>()?),
-                Key::Unread => {
+                PartKey::Type => other = modality(&map.next_value::<String>()?),
+                PartKey::Text => text = Some(map.next_value::<Value>()?),
+                PartKey::Refusal => refusal = Some(map.next_value::<Value>()?),
+                PartKey::Unread => {
                     map.next_value::<serde::de::IgnoredAny>()?;
                 }
             }
         }
         let text = text.or(refusal).filter(|text| text.as_str().is_some());
         Ok(match (other, text) {
-            (None, Some(text)) => Part::Text(text),
-            (other, _) => Part::Other(other.unwrap_or("unknown")),
+            (None, Some(text)) => ContentPart::Text(text),
+            (other, _) => ContentPart::Other(other.unwrap_or("unknown")),
         })
     }
 }
 
 #[derive(serde::Deserialize)]
 #[serde(field_identifier, rename_all = "lowercase")]
-enum Key {
+enum PartKey {
     Type,
     Text,
     Refusal,

@@ -10,12 +10,12 @@ pub(super) type Plain<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// All messages of a valid JSON list, if each has a role and a text and nothing else.
 pub(super) fn read(json: &str) -> Option<Vec<Plain<'_>>> {
-    let mut walk = Walk { json, at: 0 };
+    let mut reader = PlainReader { json, at: 0 };
     let mut messages = Vec::new();
-    walk.take(b'[')?;
+    reader.take(b'[')?;
     loop {
-        messages.push(walk.message()?);
-        match walk.next()? {
+        messages.push(reader.message()?);
+        match reader.next()? {
             b',' => {}
             b']' => return Some(messages),
             _ => return None,
@@ -23,12 +23,12 @@ pub(super) fn read(json: &str) -> Option<Vec<Plain<'_>>> {
     }
 }
 
-struct Walk<'a> {
+struct PlainReader<'a> {
     json: &'a str,
     at: usize,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> PlainReader<'a> {
     fn message(&mut self) -> Option<Plain<'a>> {
         let (mut role, mut content) = (None, None);
         self.take(b'{')?;

@@ -1,8 +1,8 @@
 //! What is read off a template's source.
 
 use super::*;
-use carries::Carries;
 use proptest::prelude::*;
+use template_dataflow::Dataflow;
 
 #[test]
 fn a_template_that_loops_over_content_wants_parts() {
@@ -135,11 +135,15 @@ fn a_template_that_only_carries_contents_along_is_known_by_its_syntax() {
     for (source, words, trims) in CARRYING {
         let tree = machinery::parse(source, NAME, syntax()).unwrap();
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        assert_eq!(carries(&tree), Some(Carries { words, trims }), "{source}");
+        assert_eq!(
+            analyze(&tree),
+            Some(Dataflow { content_literals: words, trims_content: trims }),
+            "{source}"
+        );
     }
     for source in READING {
         let tree = machinery::parse(source, NAME, syntax()).unwrap();
-        assert_eq!(carries(&tree), None, "{source}");
+        assert_eq!(analyze(&tree), None, "{source}");
     }
 }
 
@@ -153,7 +157,7 @@ proptest! {
     ) {
         let template = ChatTemplate::compile(CARRYING[template].0.to_owned()).unwrap();
         let config = Config::read(br#"{"bos_token": "<s>", "eos_token": "</s>"}"#).unwrap();
-        let outlines = template.outlines.as_ref().unwrap();
+        let skeletons = template.skeletons.as_ref().unwrap();
         for conversation in &conversations {
             let plain: Vec<PlainMessage<'_>> = conversation
                 .iter()
@@ -161,11 +165,11 @@ proptest! {
                 .collect();
             let whole = |messages: &[PlainMessage<'_>]| {
                 let conversation = Conversation::of(messages, generation);
-                template.render_whole(conversation, &config, Clock(0)).ok().map(|done| done.text)
+                template.render_whole(conversation, &config, UnixTime(0)).ok().map(|done| done.text)
             };
             // Twice: as it is made, and as it is found again.
             for _ in 0..2 {
-                if let Some(filled) = outlines.fill(&plain, generation, whole) {
+                if let Some(filled) = skeletons.fill(&plain, generation, whole) {
                     prop_assert_eq!(Some(filled), whole(&plain));
                 }
             }
@@ -181,7 +185,7 @@ fn a_deep_template_does_not_take_for_ever() {
     let chain = format!("{{% if {chain} %}}{{{{ messages[0].content }}}}{{% endif %}}");
     for source in [splits, chain] {
         let tree = machinery::parse(&source, NAME, syntax()).unwrap();
-        assert!(carries(&tree).is_some(), "{source}");
+        assert!(analyze(&tree).is_some(), "{source}");
     }
 }
 
@@ -209,23 +213,23 @@ fn content() -> impl Strategy<Value = String> {
 #[test]
 fn outlines_are_used_and_bounded() {
     let template = ChatTemplate::compile(CARRYING[0].0.to_owned()).unwrap();
-    let outlines = template.outlines.as_ref().unwrap();
+    let skeletons = template.skeletons.as_ref().unwrap();
     fn one(role: &str) -> [PlainMessage<'_>; 1] {
         [PlainMessage { role, content: "Tide?" }]
     }
     let printed = |role: &str| {
         let asked = |messages: &[PlainMessage<'_>]| Some(messages[0].content.to_owned() + "!");
-        outlines.fill(&one(role), true, asked)
+        skeletons.fill(&one(role), true, asked)
     };
     assert_eq!(printed("user").as_deref(), Some("Tide?!"));
     let never =
         |_: &[PlainMessage<'_>]| -> Option<String> { unreachable!("these roles are known") };
-    assert_eq!(outlines.fill(&one("user"), true, never).as_deref(), Some("Tide?!"));
+    assert_eq!(skeletons.fill(&one("user"), true, never).as_deref(), Some("Tide?!"));
     for role in 0..200 {
         assert!(printed(&role.to_string()).is_some());
     }
-    assert!(outlines.len() < 150);
-    assert!(outlines.fill(&one("\u{F0000}"), true, |_| Some(String::new())).is_none());
+    assert!(skeletons.len() < 150);
+    assert!(skeletons.fill(&one("\u{F0000}"), true, |_| Some(String::new())).is_none());
     let many = vec![one("user")[0]; 300];
-    assert!(outlines.fill(&many, true, |_| Some(String::new())).is_none());
+    assert!(skeletons.fill(&many, true, |_| Some(String::new())).is_none());
 }

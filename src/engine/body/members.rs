@@ -3,7 +3,7 @@
 //!
 //! serde_json decides what JSON is; `walk` finds the members of most bodies in a third of its time.
 
-use super::{BodyError, Span, json_scanner};
+use super::{JsonBodyError, Span, json_scanner};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -36,9 +36,9 @@ pub(crate) struct Members {
 
 impl Members {
     /// One pass over the whole body: a quick one if it is plainly JSON.
-    pub(crate) fn read(body: &[u8]) -> Result<Members, BodyError> {
+    pub(crate) fn read(body: &[u8]) -> Result<Members, JsonBodyError> {
         if u32::try_from(body.len()).is_err() {
-            return Err(BodyError::new("The request body is larger than 4 GiB."));
+            return Err(JsonBodyError::new("The request body is larger than 4 GiB."));
         }
         let quick =
             || simdutf8::basic::from_utf8(body).ok().and_then(|_| json_scanner::members(body));
@@ -52,25 +52,27 @@ impl Members {
     }
 
     /// One pass of serde_json.
-    pub(super) fn by_serde(body: &[u8]) -> Result<Members, BodyError> {
+    pub(super) fn by_serde(body: &[u8]) -> Result<Members, JsonBodyError> {
         let text = simdutf8::compat::from_utf8(body)
-            .map_err(|error| BodyError::new(format!("The body is not UTF-8: {error}.")))?;
+            .map_err(|error| JsonBodyError::new(format!("The body is not UTF-8: {error}.")))?;
         // RFC 8259, 8.1: a reader may skip a byte order mark. Windows' tools write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mark = body.len() - text.len();
         let Some(open) = text.find(|c| !matches!(c, ' ' | '\t' | '\n' | '\r')) else {
-            return Err(BodyError::new("The body is empty: a JSON object is required."));
+            return Err(JsonBodyError::new("The body is empty: a JSON object is required."));
         };
         let pass = Pass { base: body.as_ptr() as usize, end: (mark + open) as u32 + 1 };
         let mut json = serde_json::Deserializer::from_str(text);
         let members = json.deserialize_map(pass).and_then(|members| json.end().map(|()| members));
         let members = members.map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => BodyError::new("The body must be a JSON object."),
-            _ => BodyError::new(format!("The body is not valid JSON: {error}.")),
+            serde_json::error::Category::Data => {
+                JsonBodyError::new("The body must be a JSON object.")
+            }
+            _ => JsonBodyError::new(format!("The body is not valid JSON: {error}.")),
         })?;
         if too_deep(body) {
             let message = format!("The body is nested deeper than {DEPTH_MAX} levels.");
-            return Err(BodyError::new(message));
+            return Err(JsonBodyError::new(message));
         }
         Ok(members)
     }

@@ -68,9 +68,9 @@ pub(super) fn generation_body(body: &Bytes, scan: &Scan, handoff: &Handoff) -> B
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct ContextAnswer<'a> {
     #[serde(borrow)]
-    choices: Vec<Choice<'a>>,
+    choices: Vec<ContextChoice<'a>>,
     #[serde(borrow)]
     prompt_token_ids: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -78,32 +78,32 @@ struct Answer<'a> {
 }
 
 #[derive(Deserialize)]
-struct Choice<'a> {
+struct ContextChoice<'a> {
     #[serde(borrow)]
     finish_reason: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    disaggregated_params: Option<Members<'a>>,
+    disaggregated_params: Option<RawMembers<'a>>,
 }
 
 /// An object's members in their order, raw.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct RawMembers<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for RawMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Read;
         impl<'de> Visitor<'de> for Read {
-            type Value = Members<'de>;
+            type Value = RawMembers<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawMembers<'de>, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Members(members))
+                Ok(RawMembers(members))
             }
         }
         from.deserialize_map(Read)
@@ -116,7 +116,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 /// It is not what §5.1 says: no choice, several, or none with parameters and both ids.
 pub(super) fn read_context(answer: &[u8], usage: Option<Usage>) -> Result<Handoff, ProtocolError> {
     let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
-    let read: Answer<'_> = serde_json::from_slice(answer).map_err(unreadable)?;
+    let read: ContextAnswer<'_> = serde_json::from_slice(answer).map_err(unreadable)?;
     let [choice] = read.choices.as_slice() else { return Err(ProtocolError::NotParams) };
     let goes_on = matches!(choice.finish_reason.as_deref(), None | Some("length" | "not_finished"));
     if !goes_on {
@@ -138,7 +138,7 @@ pub(super) fn read_context(answer: &[u8], usage: Option<Usage>) -> Result<Handof
 }
 
 /// The context's parameters with another `request_type`, and what the context counted.
-fn generation_params(params: &Members<'_>, usage: Option<&RawValue>) -> Bytes {
+fn generation_params(params: &RawMembers<'_>, usage: Option<&RawValue>) -> Bytes {
     let mut out = String::from("{\"request_type\":\"generation_only\"");
     let mut add = |key: &str, raw: &str| {
         out.push(',');

@@ -45,15 +45,15 @@ pub(super) fn legs(
 /// It names no endpoint: it was not started for this.
 pub(super) fn read_peers(answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
     #[derive(Deserialize)]
-    struct Info {
-        disaggregated_params: Option<Params>,
+    struct ContextInfo {
+        disaggregated_params: Option<ContextParams>,
     }
     #[derive(Deserialize)]
-    struct Params {
+    struct ContextParams {
         ctx_dp_rank: Option<u32>,
         ctx_info_endpoint: Value,
     }
-    let info: Info = serde_json::from_slice(answer)
+    let info: ContextInfo = serde_json::from_slice(answer)
         .map_err(|error| ProtocolError::Unreadable(error.to_string()))?;
     let params = info.disaggregated_params.ok_or(ProtocolError::NotParams)?;
     let endpoint = match &params.ctx_info_endpoint {

@@ -51,13 +51,14 @@ pub(super) fn legs(
 /// It has no rank with an engine id.
 pub(super) fn read_peers(answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
     #[derive(Deserialize)]
-    struct Rank {
+    struct RankInfo {
         engine_id: Box<str>,
     }
-    let ranks: BTreeMap<u32, Rank> = serde_json::from_slice(answer)
+    let ranks: BTreeMap<u32, RankInfo> = serde_json::from_slice(answer)
         .map_err(|error| ProtocolError::Unreadable(error.to_string()))?;
     let several = ranks.len() > 1;
-    let peer = |(rank, of): (u32, Rank)| Peer { name: of.engine_id, rank: several.then_some(rank) };
+    let peer =
+        |(rank, of): (u32, RankInfo)| Peer { name: of.engine_id, rank: several.then_some(rank) };
     let peers: Vec<Peer> = ranks.into_iter().map(peer).collect();
     if peers.is_empty() { Err(ProtocolError::NotParams) } else { Ok(peers) }
 }

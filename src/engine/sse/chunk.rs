@@ -54,7 +54,7 @@ impl Finished {
     }
 }
 
-struct Finders {
+struct ChunkFinders {
     choices: Finder<'static>,
     finish: Finder<'static>,
     index: Finder<'static>,
@@ -63,7 +63,7 @@ struct Finders {
     completion: Finder<'static>,
 }
 
-static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
+static FIND: LazyLock<ChunkFinders> = LazyLock::new(|| ChunkFinders {
     choices: Finder::new(br#""choices":[{"index":"#),
     finish: Finder::new(br#""finish_reason":"#),
     index: Finder::new(br#""index""#),
@@ -84,7 +84,7 @@ struct Chunk<'a> {
     #[serde(borrow)]
     object: Option<&'a RawValue>,
     #[serde(borrow)]
-    choices: Option<Vec<Choice<'a>>>,
+    choices: Option<Vec<ChunkChoice<'a>>>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
     /// llama.cpp's counts, in its last chunk whether asked for or not.
@@ -105,7 +105,7 @@ struct Chunk<'a> {
 }
 
 #[derive(Deserialize)]
-struct Choice<'a> {
+struct ChunkChoice<'a> {
     #[serde(borrow)]
     index: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -334,45 +334,45 @@ fn string_end(string: &[u8]) -> Option<usize> {
     }
 }
 
-impl Choice<'_> {
+impl ChunkChoice<'_> {
     /// Some text, reasoning or tool call; or an empty text that stands for a token: vLLM sends one
     /// when a token ends the answer, or is not yet a whole character. An empty text beside a role
     /// opens the answer and stands for nothing.
     fn carries_token(&self) -> bool {
-        let texts = [text(self.text), self.delta.map_or(Text::None, delta)];
-        match texts.into_iter().max().unwrap_or(Text::None) {
-            Text::Some => true,
-            Text::Empty => !matches!(given(self.token_ids), Some(ids) if is_empty(ids)),
+        let texts = [text(self.text), self.delta.map_or(MaybeText::None, delta)];
+        match texts.into_iter().max().unwrap_or(MaybeText::None) {
+            MaybeText::Some => true,
+            MaybeText::Empty => !matches!(given(self.token_ids), Some(ids) if is_empty(ids)),
             // vLLM's generate endpoint sends ids and no text.
-            Text::None => matches!(given(self.token_ids), Some(ids) if !is_empty(ids)),
+            MaybeText::None => matches!(given(self.token_ids), Some(ids) if !is_empty(ids)),
         }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Text {
+enum MaybeText {
     None,
     Empty,
     Some,
 }
 
-fn delta(delta: &RawValue) -> Text {
+fn delta(delta: &RawValue) -> MaybeText {
     let Ok(members) = serde_json::from_str::<BTreeMap<Cow<str>, &RawValue>>(delta.get()) else {
-        return Text::None;
+        return MaybeText::None;
     };
     let opens = given(members.get("role").copied()).is_some();
     let others = members.iter().filter(|(name, _)| *name != "role");
-    let most = others.map(|(_, value)| text(Some(value))).max().unwrap_or(Text::None);
-    if opens && most == Text::Empty { Text::None } else { most }
+    let most = others.map(|(_, value)| text(Some(value))).max().unwrap_or(MaybeText::None);
+    if opens && most == MaybeText::Empty { MaybeText::None } else { most }
 }
 
 /// Whatever a delta's member is (content, reasoning, a list of tool calls): is there any of it?
-fn text(value: Option<&RawValue>) -> Text {
+fn text(value: Option<&RawValue>) -> MaybeText {
     match value.map(|value| value.get().as_bytes()) {
-        Some(b"\"\"") => Text::Empty,
-        Some([b'"', ..]) => Text::Some,
-        Some([b'[' | b'{', ..]) if !value.is_some_and(is_empty) => Text::Some,
-        _ => Text::None,
+        Some(b"\"\"") => MaybeText::Empty,
+        Some([b'"', ..]) => MaybeText::Some,
+        Some([b'[' | b'{', ..]) if !value.is_some_and(is_empty) => MaybeText::Some,
+        _ => MaybeText::None,
     }
 }
 

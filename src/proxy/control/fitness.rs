@@ -4,21 +4,21 @@
 
 use std::sync::Arc;
 use tidegate_engine::Family;
-use tidegate_signals::facts::{Facts, Mode};
-use tidegate_signals::fit::{Fit, Said, judge, mode_of};
+use tidegate_signals::compatibility::{Compatibility, ConfiguredBackend, judge, mode_of};
+use tidegate_signals::facts::{DisaggregationMode, Facts};
 use tidegate_types::{BackendId, Role};
 
 use crate::fleet::{Backend, EngineWords, Fleet, RoutingTable};
 
 /// What was said of all engines, and what they told.
 pub struct Fitness {
-    said: Vec<Said>,
+    said: Vec<ConfiguredBackend>,
     told: Vec<Option<Facts>>,
 }
 
 impl Fitness {
     /// What the settings say, and what engines told before anything was served.
-    pub fn new(said: Vec<Said>, told: Vec<Option<Facts>>) -> Fitness {
+    pub fn new(said: Vec<ConfiguredBackend>, told: Vec<Option<Facts>>) -> Fitness {
         Fitness { said, told }
     }
 
@@ -33,15 +33,15 @@ impl Fitness {
     /// The half that an engine does by its own word.
     pub fn role_told(&self, backend: BackendId) -> Option<Role> {
         match self.told[backend.index()].as_ref()?.mode? {
-            Mode::Half(role) => Some(role),
-            Mode::Whole => None,
+            DisaggregationMode::Half(role) => Some(role),
+            DisaggregationMode::Whole => None,
         }
     }
 
     /// An engine has switched, which was verified.
     pub fn switched(&mut self, backend: BackendId, role: Role) {
         if let Some(facts) = &mut self.told[backend.index()] {
-            facts.mode = Some(Mode::Half(role));
+            facts.mode = Some(DisaggregationMode::Half(role));
         }
     }
 
@@ -63,7 +63,7 @@ impl Fitness {
     }
 }
 
-fn show(backend: &Backend, version: Option<String>, fit: &Fit) {
+fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
     let words: Vec<String> = fit.misfits.iter().map(ToString::to_string).collect();
     let before = backend.words.load();
     for word in words.iter().filter(|word| !before.misfits.contains(word)) {

@@ -15,16 +15,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
-use tidegate_http1::{AnswerFraming, Asked, CONTINUE, Date, Framing, HeadError, write_answer};
+use tidegate_http1::{
+    AnswerFraming, CONTINUE, Date, Framing, HeadError, RequestHead, write_answer,
+};
 use tidegate_types::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
 use super::presence::{Presence, Step};
-use super::reading::{Inlet, NoBody, NoHead};
+use super::reading::{BodyReadError, HeadReadError, RequestReader};
 use super::socket::Socket;
-use super::writing::Outlet;
+use super::writing::ResponseWriter;
 use crate::front::Client as Peer;
 use crate::intake::{self, Read};
 use crate::relay::RelayBody;
@@ -49,7 +51,7 @@ enum Ended {
     #[error("the client does not read its answer")]
     Stalled,
     #[error(transparent)]
-    Body(NoBody),
+    Body(BodyReadError),
     #[error("writing to the client failed: {0}")]
     Io(#[from] io::Error),
 }
@@ -92,7 +94,7 @@ pub async fn serve<Io>(
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let clock = proxy.clock;
-    let mut inlet = Inlet::new(io, patience.to_duration());
+    let mut reader = RequestReader::new(io, patience.to_duration());
     let mut stopping = false;
     let mut since = clock.now();
     // One timer for all of the connection's life: one a request would be set and taken away again.
@@ -100,7 +102,7 @@ pub async fn serve<Io>(
     loop {
         let head = tokio::select! {
             biased;
-            head = inlet.head() => head,
+            head = reader.head() => head,
             () = idle.as_mut() => {
                 let until = since + patience;
                 if clock.now() >= until {
@@ -111,25 +113,25 @@ pub async fn serve<Io>(
             }
             _ = stop.changed(), if !stopping => {
                 stopping = true;
-                if !inlet.has_begun() {
+                if !reader.has_begun() {
                     break;
                 }
                 continue;
             }
         };
         let served = match head {
-            Ok(asked) => exchange(&proxy, &peer, &mut inlet, asked, stopping).await,
-            Err(NoHead::Head(error)) => refuse(&proxy, &mut inlet, error).await,
-            Err(NoHead::Closed | NoHead::Io(_)) => break,
+            Ok(asked) => exchange(&proxy, &peer, &mut reader, asked, stopping).await,
+            Err(HeadReadError::Head(error)) => refuse(&proxy, &mut reader, error).await,
+            Err(HeadReadError::Closed | HeadReadError::Io(_)) => break,
         };
         since = clock.now();
         match served {
             Ok(After::Next) => {}
             Ok(after) => {
                 let closing = async {
-                    inlet.io.shutdown().await.ok();
-                    if after == After::CloseUnread || inlet.has_begun() {
-                        inlet.drain().await;
+                    reader.io.shutdown().await.ok();
+                    if after == After::CloseUnread || reader.has_begun() {
+                        reader.drain().await;
                     }
                 };
                 timeout(LINGER, closing).await.ok();
@@ -148,21 +150,21 @@ pub async fn serve<Io>(
 async fn exchange<Io>(
     proxy: &Arc<Proxy>,
     peer: &Peer,
-    inlet: &mut Inlet<Io>,
-    asked: Asked,
+    reader: &mut RequestReader<Io>,
+    asked: RequestHead,
     stopping: bool,
 ) -> Result<After, Ended>
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
     let arrived = proxy.clock.now();
-    let Asked { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
+    let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
     let upgrades = asked.upgrades;
     // What comes behind a handshake that was refused would be read as a request.
     let keeps_alive = asked.keeps_alive && !upgrades;
     let mut head = Request::new(()).into_parts().0;
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
-    let (body, rest) = read(proxy, inlet, &head, framing, expects_continue).await?;
+    let (body, rest) = read(proxy, reader, &head, framing, expects_continue).await?;
     let after = match (rest, keeps_alive && !stopping) {
         (Rest::None, true) => After::Next,
         (Rest::None, false) => After::Close,
@@ -174,14 +176,14 @@ where
     let room = Box::new_uninit();
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
     let mut presence = Presence::new(proxy.half_close);
-    let response = answered(inlet, handling, is_1_1, &mut presence).await?;
-    send(proxy, inlet, Client { method, is_1_1, after, presence }, response).await
+    let response = answered(reader, handling, is_1_1, &mut presence).await?;
+    send(proxy, reader, Client { method, is_1_1, after, presence }, response).await
 }
 
 /// A request's body, or why it is refused, and what is left of it.
 async fn read<Io>(
     proxy: &Proxy,
-    inlet: &mut Inlet<Io>,
+    reader: &mut RequestReader<Io>,
     head: &Parts,
     framing: Framing,
     expects_continue: bool,
@@ -192,7 +194,7 @@ where
     let max = proxy.body_max;
     if let Err(refused) = intake::admit_head(proxy, head) {
         // A body that came with its head need not end the connection.
-        return Ok((Err(refused), skip(inlet, framing)));
+        return Ok((Err(refused), skip(reader, framing)));
     }
     // A length above the maximum is refused below.
     let announced = match framing {
@@ -200,18 +202,18 @@ where
         Framing::Chunked | Framing::UntilClose => None,
     };
     let Some(mut held) = proxy.bodies.try_hold(announced.unwrap_or(0)) else {
-        return Ok((Err(respond::no_room()), skip(inlet, framing)));
+        return Ok((Err(respond::no_room()), skip(reader, framing)));
     };
-    if expects_continue && !inlet.has_body(framing) {
-        inlet.io.write_all(CONTINUE).await?;
-        inlet.io.flush().await?;
+    if expects_continue && !reader.has_body(framing) {
+        reader.io.write_all(CONTINUE).await?;
+        reader.io.flush().await?;
     }
-    match inlet.body(framing, max, &mut held).await {
+    match reader.body(framing, max, &mut held).await {
         Ok(bytes) => Ok((Ok(Read { bytes, held }), Rest::None)),
-        Err(NoBody::NoRoom) => Ok((Err(respond::no_room()), Rest::Unread)),
-        Err(NoBody::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
-        Err(NoBody::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
-        Err(error @ NoBody::Malformed(_)) => {
+        Err(BodyReadError::NoRoom) => Ok((Err(respond::no_room()), Rest::Unread)),
+        Err(BodyReadError::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
+        Err(BodyReadError::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
+        Err(error @ BodyReadError::Malformed(_)) => {
             Ok((Err(ApiError::bad_request(error.to_string(), None)), Rest::Unread))
         }
         Err(error) => Err(Ended::Body(error)),
@@ -219,12 +221,16 @@ where
 }
 
 /// What is left of a body that is refused: nothing if all of it came with its head.
-fn skip<Io: AsyncRead + Unpin>(inlet: &mut Inlet<Io>, framing: Framing) -> Rest {
-    if inlet.skip_body(framing) { Rest::None } else { Rest::Unread }
+fn skip<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>, framing: Framing) -> Rest {
+    if reader.skip_body(framing) { Rest::None } else { Rest::Unread }
 }
 
 /// A head that is none: said in the form that most clients read.
-async fn refuse<Io>(proxy: &Proxy, inlet: &mut Inlet<Io>, error: HeadError) -> Result<After, Ended>
+async fn refuse<Io>(
+    proxy: &Proxy,
+    reader: &mut RequestReader<Io>,
+    error: HeadError,
+) -> Result<After, Ended>
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
@@ -244,12 +250,12 @@ where
     proxy.metrics.refused(None, told.status);
     let presence = Presence::new(proxy.half_close);
     let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread, presence };
-    send(proxy, inlet, client, respond::error(&told, ErrorForm::OpenAi)).await
+    send(proxy, reader, client, respond::error(&told, ErrorForm::OpenAi)).await
 }
 
 /// The answer, unless the client leaves: then the request is dropped, and its legs with it.
 async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
-    inlet: &mut Inlet<Io>,
+    reader: &mut RequestReader<Io>,
     mut handling: Pin<Box<impl Future<Output = Response<RelayBody>>>>,
     is_1_1: bool,
     presence: &mut Presence,
@@ -262,13 +268,13 @@ async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
         }
         loop {
             while !interim.is_empty() {
-                match Pin::new(&mut inlet.io).poll_write(context, interim) {
+                match Pin::new(&mut reader.io).poll_write(context, interim) {
                     Poll::Ready(Ok(written)) if written > 0 => interim = &interim[written..],
                     Poll::Ready(_) => return Poll::Ready(Err(Ended::Left)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            match ready!(poll_presence(inlet, presence, context)) {
+            match ready!(poll_presence(reader, presence, context)) {
                 None => return Poll::Ready(Err(Ended::Left)),
                 // Before HTTP/1.1 there were none.
                 Some(Step::Probe) if is_1_1 => interim = CONTINUE,
@@ -277,29 +283,29 @@ async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
         }
     })
     .await?;
-    inlet.io.write_all(interim).await?;
+    reader.io.write_all(interim).await?;
     Ok(response)
 }
 
 /// `None`: the client has left.
 fn poll_presence<Io: AsyncRead + Socket + Unpin>(
-    inlet: &mut Inlet<Io>,
+    reader: &mut RequestReader<Io>,
     presence: &mut Presence,
     context: &mut Context<'_>,
 ) -> Poll<Option<Step>> {
     if !presence.is_half() {
-        let how = ready!(inlet.poll_closed(context));
+        let how = ready!(reader.poll_closed(context));
         if presence.closed(how) {
             return Poll::Ready(None);
         }
     }
     let step = ready!(presence.poll_step(context));
-    Poll::Ready(Some(step).filter(|_| !inlet.io.is_reset()))
+    Poll::Ready(Some(step).filter(|_| !reader.io.is_reset()))
 }
 
 async fn send<Io>(
     proxy: &Proxy,
-    inlet: &mut Inlet<Io>,
+    reader: &mut RequestReader<Io>,
     client: Client,
     response: Response<RelayBody>,
 ) -> Result<After, Ended>
@@ -309,7 +315,7 @@ where
     let Client { method, is_1_1, mut after, mut presence } = client;
     let (head, body) = response.into_parts();
     if let RelayBody::Websocket(tunnel) = body {
-        return carry(proxy, inlet, &head, *tunnel).await;
+        return carry(proxy, reader, &head, *tunnel).await;
     }
     let framing = AnswerFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
     let ends = framing == AnswerFraming::UntilClose || proxy.is_draining();
@@ -319,19 +325,19 @@ where
     let keeps_alive = after == After::Next;
     let date = || date(proxy);
     let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
-    let mut outlet = Outlet::new(written, framing, body);
+    let mut writer = ResponseWriter::new(written, framing, body);
     let mut stall = Stall::default();
     let patience = proxy.client_stall.to_duration();
-    poll_fn(|context| match outlet.poll_send(&mut inlet.io, context) {
+    poll_fn(|context| match writer.poll_send(&mut reader.io, context) {
         Poll::Ready(sent) => Poll::Ready(sent.map_err(Ended::Io)),
-        Poll::Pending if stall.is_over(outlet.blocked_at(), patience, context) => {
+        Poll::Pending if stall.is_over(writer.blocked_at(), patience, context) => {
             Poll::Ready(Err(Ended::Stalled))
         }
-        Poll::Pending => match ready!(poll_presence(inlet, &mut presence, context)) {
+        Poll::Pending => match ready!(poll_presence(reader, &mut presence, context)) {
             None => Poll::Ready(Err(Ended::Left)),
             Some(step) => {
                 if step == Step::Probe {
-                    outlet.body().probe();
+                    writer.body().probe();
                 }
                 // Again, for the probe and for the timer of the next step.
                 context.waker().wake_by_ref();
@@ -354,7 +360,7 @@ fn date(proxy: &Proxy) -> Date {
 /// The 101 of a websocket, and the websocket until its end.
 async fn carry<Io>(
     proxy: &Proxy,
-    inlet: &mut Inlet<Io>,
+    reader: &mut RequestReader<Io>,
     head: &http::response::Parts,
     tunnel: Tunnel,
 ) -> Result<After, Ended>
@@ -364,14 +370,14 @@ where
     let framing = AnswerFraming::Websocket;
     let head = write_answer(head.status, &head.headers, framing, true, false, || date(proxy));
     let sending = async {
-        inlet.io.write_all(&head).await?;
-        inlet.io.flush().await
+        reader.io.write_all(&head).await?;
+        reader.io.flush().await
     };
     let sent = timeout(proxy.client_stall.to_duration(), sending).await;
     sent.map_err(|_| Ended::Stalled)??;
-    let (ahead, idle) = (inlet.take_ahead(), Seconds::from(inlet.patience));
+    let (ahead, idle) = (reader.take_ahead(), Seconds::from(reader.patience));
     // Boxed, or every connection would keep room for it.
-    Box::pin(tunnel.run(&mut inlet.io, ahead, idle)).await;
+    Box::pin(tunnel.run(&mut reader.io, ahead, idle)).await;
     Ok(After::Close)
 }
 

@@ -8,7 +8,9 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use thiserror::Error;
-use tidegate_http1::{Asked, BodyError, BodyReader, Framing, HEAD_MAX, HeadError, read_request};
+use tidegate_http1::{
+    BodyError, BodyReader, Framing, HEAD_MAX, HeadError, RequestHead, read_request,
+};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout};
 
@@ -22,7 +24,7 @@ const AHEAD_MAX: usize = 64 << 10;
 const GROW_MAX: usize = 256 << 10;
 
 /// The reading half of a client's connection.
-pub struct Inlet<Io> {
+pub struct RequestReader<Io> {
     pub(super) io: Io,
     /// How long a client may keep a body waiting for its next bytes.
     pub(super) patience: Duration,
@@ -41,7 +43,7 @@ pub enum Closed {
 
 /// A head did not come.
 #[derive(Debug, Error)]
-pub enum NoHead {
+pub enum HeadReadError {
     /// The client closed the connection, between requests or within a head.
     #[error("the client closed the connection")]
     Closed,
@@ -55,7 +57,7 @@ pub enum NoHead {
 
 /// A body did not come.
 #[derive(Debug, Error)]
-pub enum NoBody {
+pub enum BodyReadError {
     /// The client left in the middle of it.
     #[error("the client closed the connection in the middle of a body")]
     Closed,
@@ -76,9 +78,9 @@ pub enum NoBody {
     NoRoom,
 }
 
-impl<Io: AsyncRead + Unpin> Inlet<Io> {
-    pub fn new(io: Io, patience: Duration) -> Inlet<Io> {
-        Inlet { io, patience, ahead: Vec::new() }
+impl<Io: AsyncRead + Unpin> RequestReader<Io> {
+    pub fn new(io: Io, patience: Duration) -> RequestReader<Io> {
+        RequestReader { io, patience, ahead: Vec::new() }
     }
 
     /// What was read beyond the last message.
@@ -92,7 +94,7 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
     }
 
     /// The next request's head. What was read of it is kept if the future is dropped.
-    pub async fn head(&mut self) -> Result<Asked, NoHead> {
+    pub async fn head(&mut self) -> Result<RequestHead, HeadReadError> {
         if self.has_begun() {
             let begun = std::mem::take(&mut self.ahead);
             if let Some(asked) = self.take_head(&begun)? {
@@ -102,12 +104,12 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         std::future::poll_fn(|context| self.poll_head(context)).await
     }
 
-    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<Asked, NoHead>> {
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<RequestHead, HeadReadError>> {
         scratch::with(|scratch| {
             loop {
                 let read = ready!(poll_read(&mut self.io, context, scratch))?;
                 if read == 0 {
-                    return Poll::Ready(Err(NoHead::Closed));
+                    return Poll::Ready(Err(HeadReadError::Closed));
                 }
                 let asked = if self.has_begun() {
                     self.ahead.extend_from_slice(&scratch[..read]);
@@ -128,7 +130,7 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
     }
 
     /// A head out of `bytes`; what is left of them is what comes next.
-    fn take_head(&mut self, bytes: &[u8]) -> Result<Option<Asked>, HeadError> {
+    fn take_head(&mut self, bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
         // Empty lines before a request mean nothing (RFC 9112, 2.2); kept, each would be parsed anew.
         let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
         let bytes = &bytes[begin.unwrap_or(bytes.len())..];
@@ -164,18 +166,18 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         framing: Framing,
         max: usize,
         held: &mut Held,
-    ) -> Result<Bytes, NoBody> {
+    ) -> Result<Bytes, BodyReadError> {
         match framing {
             Framing::Length(0) => Ok(Bytes::new()),
             Framing::Length(length) => match usize::try_from(length) {
-                Ok(length) if length <= max => self.so_many(length).await,
-                _ => Err(NoBody::TooLarge),
+                Ok(length) if length <= max => self.read_exactly(length).await,
+                _ => Err(BodyReadError::TooLarge),
             },
             Framing::Chunked | Framing::UntilClose => self.chunks(framing, max, held).await,
         }
     }
 
-    async fn so_many(&mut self, length: usize) -> Result<Bytes, NoBody> {
+    async fn read_exactly(&mut self, length: usize) -> Result<Bytes, BodyReadError> {
         let mut body = std::mem::take(&mut self.ahead);
         if body.len() > length {
             self.ahead = body.split_off(length);
@@ -193,8 +195,8 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
             let mut room = (&mut all).limit(left);
             let patience = self.patience.min(allowance(began.elapsed(), came));
             let reading = timeout(patience, self.io.read_buf(&mut room));
-            if reading.await.map_err(|_| NoBody::Stalled)?? == 0 {
-                return Err(NoBody::Closed);
+            if reading.await.map_err(|_| BodyReadError::Stalled)?? == 0 {
+                return Err(BodyReadError::Closed);
             }
         }
         Ok(all.freeze())
@@ -205,7 +207,7 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         framing: Framing,
         max: usize,
         held: &mut Held,
-    ) -> Result<Bytes, NoBody> {
+    ) -> Result<Bytes, BodyReadError> {
         let mut reader = BodyReader::new(framing);
         let mut all = BytesMut::new();
         let mut begun = std::mem::take(&mut self.ahead);
@@ -213,20 +215,20 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         let began = Instant::now();
         while !reader.is_done() {
             if all.len() > max {
-                return Err(NoBody::TooLarge);
+                return Err(BodyReadError::TooLarge);
             }
             let patience = self.patience.min(allowance(began.elapsed(), all.len()));
             let reading = std::future::poll_fn(|context| {
                 scratch::with(|scratch| match ready!(poll_read(&mut self.io, context, scratch))? {
-                    0 => Poll::Ready(Err(NoBody::Closed)),
+                    0 => Poll::Ready(Err(BodyReadError::Closed)),
                     read => {
                         Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all, held))
                     }
                 })
             });
-            timeout(patience, reading).await.map_err(|_| NoBody::Stalled)??;
+            timeout(patience, reading).await.map_err(|_| BodyReadError::Stalled)??;
         }
-        if all.len() > max { Err(NoBody::TooLarge) } else { Ok(all.freeze()) }
+        if all.len() > max { Err(BodyReadError::TooLarge) } else { Ok(all.freeze()) }
     }
 
     fn add(
@@ -235,10 +237,10 @@ impl<Io: AsyncRead + Unpin> Inlet<Io> {
         bytes: &mut [u8],
         all: &mut BytesMut,
         held: &mut Held,
-    ) -> Result<(), NoBody> {
+    ) -> Result<(), BodyReadError> {
         let piece = reader.read(bytes)?;
         if !held.grow(piece.data.len()) {
-            return Err(NoBody::NoRoom);
+            return Err(BodyReadError::NoRoom);
         }
         all.extend_from_slice(&bytes[piece.data]);
         self.ahead = bytes[piece.consumed..].to_vec();
@@ -292,19 +294,19 @@ mod tests {
             drop(client);
         };
         let reading = async {
-            let mut inlet = Inlet::new(server, PATIENCE);
+            let mut reader = RequestReader::new(server, PATIENCE);
             let mut bodies = Vec::new();
             loop {
-                let asked = match inlet.head().await {
+                let asked = match reader.head().await {
                     Ok(asked) => asked,
-                    Err(NoHead::Closed) => return bodies,
+                    Err(HeadReadError::Closed) => return bodies,
                     Err(error) => {
                         bodies.push(Err(error.to_string()));
                         return bodies;
                     }
                 };
                 let mut held = Budget::new(usize::MAX).try_hold(0).unwrap();
-                let body = inlet.body(asked.framing, MAX, &mut held).await;
+                let body = reader.body(asked.framing, MAX, &mut held).await;
                 let failed = body.is_err();
                 bodies.push(body.map_err(|error| error.to_string()));
                 if failed {
@@ -339,7 +341,7 @@ mod tests {
         );
         for wire in [announced, chunked] {
             let read = reads(wire.as_bytes(), 16).await;
-            assert_eq!(read, [Err(NoBody::TooLarge.to_string())]);
+            assert_eq!(read, [Err(BodyReadError::TooLarge.to_string())]);
         }
         let fits =
             format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {MAX}\r\n\r\n{}", &long[..MAX]);
@@ -351,7 +353,7 @@ mod tests {
         for (wire, error) in [
             (
                 "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhel",
-                NoBody::Closed.to_string(),
+                BodyReadError::Closed.to_string(),
             ),
             (
                 "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
@@ -367,25 +369,25 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_closes_is_seen_and_one_that_goes_on_is_kept() {
         let (mut client, server) = tokio::io::duplex(64);
-        let mut inlet = Inlet::new(server, PATIENCE);
+        let mut reader = RequestReader::new(server, PATIENCE);
         client.write_all(b"GET /next HTTP/1.1\r\nhost: h\r\n").await.unwrap();
-        assert_eq!(closed(&mut inlet), Poll::Pending);
+        assert_eq!(closed(&mut reader), Poll::Pending);
         client.write_all(b"\r\n").await.unwrap();
         drop(client);
-        assert_eq!(closed(&mut inlet), Poll::Ready(Closed::Half));
-        assert_eq!(inlet.head().await.unwrap().uri.path(), "/next");
+        assert_eq!(closed(&mut reader), Poll::Ready(Closed::Half));
+        assert_eq!(reader.head().await.unwrap().uri.path(), "/next");
     }
 
     #[tokio::test]
     async fn what_is_sent_beyond_the_buffer_waits() {
         let (mut client, server) = tokio::io::duplex(4 * AHEAD_MAX);
-        let mut inlet = Inlet::new(server, PATIENCE);
+        let mut reader = RequestReader::new(server, PATIENCE);
         client.write_all(&vec![b'x'; 3 * AHEAD_MAX]).await.unwrap();
-        assert_eq!(closed(&mut inlet), Poll::Pending);
-        assert!(inlet.ahead.len() < 2 * AHEAD_MAX);
+        assert_eq!(closed(&mut reader), Poll::Pending);
+        assert!(reader.ahead.len() < 2 * AHEAD_MAX);
     }
 
-    fn closed<Io: AsyncRead + Unpin>(inlet: &mut Inlet<Io>) -> Poll<Closed> {
-        inlet.poll_closed(&mut Context::from_waker(std::task::Waker::noop()))
+    fn closed<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>) -> Poll<Closed> {
+        reader.poll_closed(&mut Context::from_waker(std::task::Waker::noop()))
     }
 }

@@ -15,7 +15,7 @@ const CHUNK_END: &[u8] = b"\r\n";
 const BODY_END: &[u8] = b"\r\n0\r\n\r\n";
 
 /// An answer of which not all is written.
-pub struct Outlet<B> {
+pub struct ResponseWriter<B> {
     body: B,
     framing: AnswerFraming,
     staged: Staged,
@@ -60,15 +60,15 @@ impl Staged {
     }
 }
 
-impl<B, E> Outlet<B>
+impl<B, E> ResponseWriter<B>
 where
     B: Body<Data = Bytes, Error = E> + Unpin,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    pub fn new(head: Vec<u8>, framing: AnswerFraming, body: B) -> Outlet<B> {
+    pub fn new(head: Vec<u8>, framing: AnswerFraming, body: B) -> ResponseWriter<B> {
         let staged = Staged { head, ..Staged::default() };
         let ended = framing == AnswerFraming::None;
-        Outlet { body, framing, staged, next: None, ended, over: false, written: 0 }
+        ResponseWriter { body, framing, staged, next: None, ended, over: false, written: 0 }
     }
 
     /// The body, to be asked for a comment that shows whether the client is still there.
@@ -265,10 +265,10 @@ mod tests {
         vectored: bool,
     ) -> Vec<String> {
         let body = Pieces(pieces.iter().copied().collect());
-        let mut outlet = Outlet::new(b"HEAD\r\n\r\n".to_vec(), framing, body);
+        let mut writer = ResponseWriter::new(b"HEAD\r\n\r\n".to_vec(), framing, body);
         let mut wire = Wire { most, vectored, writes: Vec::new() };
         let mut context = Context::from_waker(Waker::noop());
-        while outlet.poll_send(&mut wire, &mut context).is_pending() {}
+        while writer.poll_send(&mut wire, &mut context).is_pending() {}
         wire.writes
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_settings::BackendSettings;
 use tidegate_signals::kv::event::{KvBatch, KvEvent};
-use tidegate_signals::kv::follow::{Follower, Taken};
+use tidegate_signals::kv::follow::{Delivery, EventFollower};
 use tidegate_signals::kv::mirror::{Change, KvMirror};
 use tidegate_types::BackendId;
 
@@ -62,7 +62,7 @@ impl KvSource {
         self.complete.load(Relaxed)
     }
 
-    fn show(&self, follower: &Follower) {
+    fn show(&self, follower: &EventFollower) {
         let tally = follower.mirror().tally();
         let counts =
             [tally.stored, tally.removed, tally.orphans, tally.unreadable, tally.forgotten];
@@ -81,7 +81,7 @@ struct Listener<'a> {
     prefixes: &'a PrefixIndex,
     source: &'a KvSource,
     backend: &'a Backend,
-    follower: Follower,
+    follower: EventFollower,
 }
 
 /// Listen to `backend` for as long as the runtime lives.
@@ -118,7 +118,7 @@ fn model_of(proxy: &Proxy, backend: BackendId) -> Option<Arc<String>> {
 async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model: &str) {
     let block = proxy.prefix_block.get() as usize;
     let blocks_max = backend.kv_capacity().get().min(BLOCKS_MAX) as usize;
-    let follower = Follower::new(KvMirror::new(model, block, blocks_max));
+    let follower = EventFollower::new(KvMirror::new(model, block, blocks_max));
     let mut listener = Listener { prefixes: &proxy.fleet.prefixes, source, backend, follower };
     let mut failed = false;
     while model_of(proxy, backend.id).is_some_and(|now| *now == model) {
@@ -153,7 +153,7 @@ impl Listener<'_> {
 
     async fn take(&mut self, published: &Published) -> Result<(), HearError> {
         let Some(batch) = self.read(published) else { return Ok(()) };
-        if let Taken::Missing(from) = self.apply(published.number, &batch) {
+        if let Delivery::Missing(from) = self.apply(published.number, &batch) {
             self.replay(from).await?;
             self.apply_anyway(published.number, &batch);
         }
@@ -186,13 +186,13 @@ impl Listener<'_> {
 
     /// Apply a message even if those before it are lost.
     fn apply_anyway(&mut self, number: u64, batch: &KvBatch) {
-        if let Taken::Missing(_) = self.apply(number, batch) {
+        if let Delivery::Missing(_) = self.apply(number, batch) {
             self.follower.give_up(number);
             self.apply(number, batch);
         }
     }
 
-    fn apply(&mut self, number: u64, batch: &KvBatch) -> Taken {
+    fn apply(&mut self, number: u64, batch: &KvBatch) -> Delivery {
         let (prefixes, id) = (self.prefixes, self.backend.id);
         let taken = self.follower.take(number, batch, &mut |change| match change {
             Change::Held(hash) => prefixes.store(id, hash),

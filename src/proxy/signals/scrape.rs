@@ -6,8 +6,8 @@ use metrics::{Gauge, gauge};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_signals::engine::EngineReading;
+use tidegate_signals::engine_alerts::{AlertWatch, EngineAlert};
 use tidegate_signals::loads;
-use tidegate_signals::trouble::{Trouble, Watch};
 use tidegate_types::{Moment, Seconds};
 
 use crate::ask;
@@ -25,7 +25,7 @@ const PREFIX_SHARE: u64 = 2;
 
 /// The latest look at one backend.
 pub struct Look {
-    troubles: Mutex<Vec<Trouble>>,
+    troubles: Mutex<Vec<EngineAlert>>,
     /// First tokens from here on belong to hand-offs that were fetched since the engine was last
     /// seen to get KV from elsewhere: fetching takes less than the time between two looks.
     since: AtomicU64,
@@ -47,7 +47,7 @@ struct Gauges {
     hits: Gauge,
     computed: Gauge,
     prefill_rate: Gauge,
-    troubles: [Gauge; Trouble::ALL.len()],
+    troubles: [Gauge; EngineAlert::ALL.len()],
 }
 
 impl Look {
@@ -79,10 +79,10 @@ impl Look {
         self.gauges.load(reading);
     }
 
-    fn seen(&self, reading: &EngineReading, troubles: Vec<Trouble>) {
+    fn seen(&self, reading: &EngineReading, troubles: Vec<EngineAlert>) {
         self.gauges.load(reading);
         self.gauges.counts(reading);
-        for (gauge, trouble) in self.gauges.troubles.iter().zip(Trouble::ALL) {
+        for (gauge, trouble) in self.gauges.troubles.iter().zip(EngineAlert::ALL) {
             gauge.set(f64::from(u8::from(troubles.contains(&trouble))));
         }
         *self.troubles.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
@@ -97,7 +97,7 @@ impl Gauges {
             gauge.set(f64::NAN);
             gauge
         };
-        let trouble = |trouble: Trouble| gauge!("tidegate_engine_trouble", "backend" => name.to_owned(), "reason" => trouble.as_str());
+        let trouble = |trouble: EngineAlert| gauge!("tidegate_engine_trouble", "backend" => name.to_owned(), "reason" => trouble.as_str());
         Gauges {
             kv_usage: of("tidegate_engine_kv_usage_ratio"),
             kv_capacity: of("tidegate_engine_kv_capacity_tokens"),
@@ -111,7 +111,7 @@ impl Gauges {
             hits: of("tidegate_engine_cached_tokens"),
             computed: of("tidegate_engine_computed_tokens"),
             prefill_rate: of("tidegate_engine_prefill_tokens_per_second"),
-            troubles: Trouble::ALL.map(trouble),
+            troubles: EngineAlert::ALL.map(trouble),
         }
     }
 
@@ -143,8 +143,8 @@ fn set(gauge: &Gauge, value: Option<f64>) {
 /// Look at `backend` every so often, for as long as the runtime lives.
 pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
     let look = &proxy.signals.backends[backend.id.index()].look;
-    let mut watch = Watch::default();
-    let mut before: Vec<Trouble> = Vec::new();
+    let mut watch = AlertWatch::default();
+    let mut before: Vec<EngineAlert> = Vec::new();
     let mut mute = 0;
     loop {
         let reading = read(&backend).await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use http::uri::PathAndQuery;
 use std::io::IoSlice;
-use tidegate_http1::RequestHead;
+use tidegate_http1::RequestHeadWriter;
 
 use super::Address;
 
@@ -20,13 +20,13 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// A request with this head and body; the body's length is added.
-    pub fn new(head: RequestHead, body: Bytes) -> Outgoing {
+    pub fn new(head: RequestHeadWriter, body: Bytes) -> Outgoing {
         let (method, head) = head.end(body.len());
         Outgoing { method, head, body, upgrades: false }
     }
 
     /// A websocket handshake with this head.
-    pub fn upgrade(mut head: RequestHead) -> Outgoing {
+    pub fn upgrade(mut head: RequestHeadWriter) -> Outgoing {
         head.header("connection", b"Upgrade");
         head.header("upgrade", b"websocket");
         Outgoing { upgrades: true, ..Outgoing::new(head, Bytes::new()) }
@@ -35,7 +35,7 @@ impl Outgoing {
     /// One of tidegate's own, without a client behind it. A body is JSON.
     pub fn own(method: &Method, address: &Address, path: &'static str, body: Bytes) -> Outgoing {
         let target = PathAndQuery::from_static(path);
-        let mut head = RequestHead::new(method, &address.target(&target));
+        let mut head = RequestHeadWriter::new(method, &address.target(&target));
         head.header("host", address.authority.as_str().as_bytes());
         if let Some(key) = &address.key {
             head.header("authorization", key.as_bytes());

@@ -1,28 +1,28 @@
 //! For tests: events in every form in which engines write them.
 
-use super::event::{BlockKeys, EngineHash, KvBatch, KvEvent, Stored};
+use super::event::{BlockKeys, EngineHash, KvBatch, KvEvent, StoredBlocks};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Form {
+pub(crate) enum EventForm {
     Map,
     Array,
 }
 
 /// One message in the given form.
-pub(crate) fn encode(batch: &KvBatch, form: Form) -> Vec<u8> {
+pub(crate) fn encode(batch: &KvBatch, form: EventForm) -> Vec<u8> {
     let events: Vec<Written> = batch.events.iter().map(|event| Written(event, form)).collect();
     rmp_serde::to_vec(&(batch.at, events, batch.rank)).unwrap()
 }
 
-struct Written<'a>(&'a KvEvent, Form);
+struct Written<'a>(&'a KvEvent, EventForm);
 
 fn numbers(hashes: &[EngineHash]) -> Vec<u64> {
     hashes.iter().map(|hash| hash.0).collect()
 }
 
-fn keys(stored: &Stored) -> Option<Vec<Option<Vec<&str>>>> {
+fn keys(stored: &StoredBlocks) -> Option<Vec<Option<Vec<&str>>>> {
     (!stored.keys.is_empty()).then(|| stored.keys.iter().map(texts).collect())
 }
 
@@ -34,8 +34,8 @@ fn texts(keys: &BlockKeys) -> Option<Vec<&str>> {
 impl Serialize for Written<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         match self.1 {
-            Form::Map => self.map(to),
-            Form::Array => self.array(to),
+            EventForm::Map => self.map(to),
+            EventForm::Array => self.array(to),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! One message of KV cache events: `[time, [event…], rank?]` in msgpack. An event is a map with its
-//! `type` (vLLM 0.33, SGLang 0.5.23) or an array that begins with it (both, before). Members that
+//! `type` (vLLM 0.33, SGLang 0.5.23) or an array that begins with it (both, before). EventMembers that
 //! are not named here are skipped, events of an unknown type are [`KvEvent::Other`], and no message
 //! may cost more memory than a small multiple of its own length.
 
@@ -32,9 +32,9 @@ pub struct KvBatch {
 #[derive(Clone, Debug, PartialEq)]
 pub enum KvEvent {
     /// Blocks were filled and can be found from now on.
-    Stored(Stored),
+    Stored(StoredBlocks),
     /// Blocks can be found no more.
-    Removed(Removed),
+    Removed(RemovedBlocks),
     /// Nothing can be found any more.
     Cleared,
     /// Something newer than this decoder.
@@ -47,7 +47,7 @@ pub struct EngineHash(pub u64);
 
 /// Consecutive blocks of one prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stored {
+pub struct StoredBlocks {
     /// One a block.
     pub hashes: Vec<EngineHash>,
     /// The block before the first; none if that begins a prompt.
@@ -79,7 +79,7 @@ pub struct BlockKeys {
 
 /// Blocks of any prompts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Removed {
+pub struct RemovedBlocks {
     /// Which.
     pub hashes: Vec<EngineHash>,
     /// From where: "GPU" if not said.
@@ -125,23 +125,23 @@ impl<'de> Deserialize<'de> for KvBatch {
 
 /// Every member of every event, as far as it was there: a stored block's has them all.
 #[derive(Default)]
-struct Members(Stored);
+struct EventMembers(StoredBlocks);
 
-impl Members {
+impl EventMembers {
     fn event(self, kind: &str) -> KvEvent {
-        let Members(stored) = self;
+        let EventMembers(stored) = self;
         match kind {
             "BlockStored" => KvEvent::Stored(stored),
             "BlockRemoved" => {
-                let Stored { hashes, medium, group, .. } = stored;
-                KvEvent::Removed(Removed { hashes, medium, group })
+                let StoredBlocks { hashes, medium, group, .. } = stored;
+                KvEvent::Removed(RemovedBlocks { hashes, medium, group })
             }
             "AllBlocksCleared" => KvEvent::Cleared,
             _ => KvEvent::Other,
         }
     }
 
-    /// A map's member. Members of other types than those known stay unread.
+    /// A map's member. EventMembers of other types than those known stay unread.
     fn named<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "block_hashes" => self.0.hashes = map.next_value()?,
@@ -152,7 +152,7 @@ impl Members {
             "medium" => self.0.medium = map.next_value()?,
             "group_idx" => self.0.group = map.next_value()?,
             "cache_salt" => self.0.cache_salt = map.next_value()?,
-            "extra_keys" => self.0.keys = map.next_value::<Keys>()?.0,
+            "extra_keys" => self.0.keys = map.next_value::<ExtraKeys>()?.0,
             _ => {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -161,8 +161,8 @@ impl Members {
     }
 
     /// An array's members, in the order in which both engines had them.
-    fn in_order<'de, A: SeqAccess<'de>>(kind: &str, seq: &mut A) -> Result<Members, A::Error> {
-        let mut members = Stored::default();
+    fn in_order<'de, A: SeqAccess<'de>>(kind: &str, seq: &mut A) -> Result<EventMembers, A::Error> {
+        let mut members = StoredBlocks::default();
         match kind {
             "BlockStored" => {
                 members.hashes = next(seq)?;
@@ -173,7 +173,7 @@ impl Members {
                 seq.next_element::<IgnoredAny>()?;
                 members.medium = next(seq)?;
                 members.lora = next(seq)?;
-                members.keys = next::<Keys, A>(seq)?.0;
+                members.keys = next::<ExtraKeys, A>(seq)?.0;
                 members.group = next(seq)?;
             }
             "BlockRemoved" => {
@@ -184,7 +184,7 @@ impl Members {
             _ => {}
         }
         skip_rest(seq)?;
-        Ok(Members(members))
+        Ok(EventMembers(members))
     }
 }
 
@@ -200,7 +200,7 @@ impl<'de> Deserialize<'de> for KvEvent {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<KvEvent, A::Error> {
                 let mut kind: Option<Cow<'de, str>> = None;
-                let mut members = Members::default();
+                let mut members = EventMembers::default();
                 while let Some(key) = map.next_key::<Cow<'de, str>>()? {
                     match key.as_ref() {
                         "type" => kind = Some(map.next_value()?),
@@ -214,7 +214,7 @@ impl<'de> Deserialize<'de> for KvEvent {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<KvEvent, A::Error> {
                 let kind: Option<Cow<'de, str>> = seq.next_element()?;
                 let kind = kind.ok_or_else(|| A::Error::missing_field("type"))?;
-                Ok(Members::in_order(&kind, &mut seq)?.event(&kind))
+                Ok(EventMembers::in_order(&kind, &mut seq)?.event(&kind))
             }
         }
         from.deserialize_any(EventVisitor)
@@ -252,14 +252,14 @@ impl<'de> Deserialize<'de> for EngineHash {
 
 /// `extra_keys`: nothing, or for each block nothing or a list.
 #[derive(Default)]
-struct Keys(Vec<BlockKeys>);
+struct ExtraKeys(Vec<BlockKeys>);
 
-impl<'de> Deserialize<'de> for Keys {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Keys, D::Error> {
+impl<'de> Deserialize<'de> for ExtraKeys {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<ExtraKeys, D::Error> {
         let blocks: Option<Vec<Option<BlockKeys>>> = Deserialize::deserialize(from)?;
         let blocks = blocks.unwrap_or_default();
         let any = blocks.iter().any(Option::is_some);
-        Ok(Keys(if any {
+        Ok(ExtraKeys(if any {
             blocks.into_iter().map(Option::unwrap_or_default).collect()
         } else {
             Vec::new()
@@ -279,7 +279,7 @@ impl<'de> Deserialize<'de> for BlockKeys {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<BlockKeys, A::Error> {
                 let mut keys = BlockKeys::default();
-                while let Some(key) = seq.next_element::<Key>()? {
+                while let Some(key) = seq.next_element::<ExtraKey>()? {
                     match key.0 {
                         Some(text) => keys.texts.push(text),
                         None => keys.opaque = true,
@@ -293,41 +293,41 @@ impl<'de> Deserialize<'de> for BlockKeys {
 }
 
 /// One extra key: a string, or something else.
-struct Key(Option<Box<str>>);
+struct ExtraKey(Option<Box<str>>);
 
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Key, D::Error> {
+impl<'de> Deserialize<'de> for ExtraKey {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<ExtraKey, D::Error> {
         struct KeyVisitor;
         impl<'de> Visitor<'de> for KeyVisitor {
-            type Value = Key;
+            type Value = ExtraKey;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an extra key")
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Key, E> {
-                Ok(Key(Some(text.into())))
+            fn visit_str<E>(self, text: &str) -> Result<ExtraKey, E> {
+                Ok(ExtraKey(Some(text.into())))
             }
 
-            fn visit_bytes<E>(self, _: &[u8]) -> Result<Key, E> {
-                Ok(Key(None))
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<ExtraKey, E> {
+                Ok(ExtraKey(None))
             }
 
-            fn visit_u64<E>(self, _: u64) -> Result<Key, E> {
-                Ok(Key(None))
+            fn visit_u64<E>(self, _: u64) -> Result<ExtraKey, E> {
+                Ok(ExtraKey(None))
             }
 
-            fn visit_i64<E>(self, _: i64) -> Result<Key, E> {
-                Ok(Key(None))
+            fn visit_i64<E>(self, _: i64) -> Result<ExtraKey, E> {
+                Ok(ExtraKey(None))
             }
 
-            fn visit_unit<E>(self) -> Result<Key, E> {
-                Ok(Key(None))
+            fn visit_unit<E>(self) -> Result<ExtraKey, E> {
+                Ok(ExtraKey(None))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Key, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<ExtraKey, A::Error> {
                 skip_rest(&mut seq)?;
-                Ok(Key(None))
+                Ok(ExtraKey(None))
             }
         }
         from.deserialize_any(KeyVisitor)

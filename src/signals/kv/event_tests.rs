@@ -1,7 +1,7 @@
 //! Both encodings tell the same, engines' own bytes are read, and any other bytes are refused.
 
 use super::*;
-use crate::kv::encode::{Form, encode};
+use crate::kv::encode::{EventForm, encode};
 use proptest::prelude::*;
 
 /// What vLLM 0.33.0's own structs encode to: three events of rank 0.
@@ -16,14 +16,14 @@ fn vllms_own_bytes_are_read() {
     let batch = KvBatch::decode(&bytes(GOLDEN)).unwrap();
     assert_eq!((batch.at, batch.rank), (1.5, Some(0)));
     let gpu = || Some("GPU".into());
-    let stored = Stored {
+    let stored = StoredBlocks {
         hashes: vec![EngineHash(0x0101_0101), EngineHash(7)],
         tokens: vec![1, 2],
         block_size: 2,
         medium: gpu(),
-        ..Stored::default()
+        ..StoredBlocks::default()
     };
-    let removed = Removed { hashes: vec![EngineHash(7)], medium: gpu(), group: None };
+    let removed = RemovedBlocks { hashes: vec![EngineHash(7)], medium: gpu(), group: None };
     assert_eq!(
         batch.events,
         [KvEvent::Stored(stored), KvEvent::Removed(removed), KvEvent::Cleared]
@@ -91,18 +91,20 @@ prop_compose! {
         tokens in prop::collection::vec(any::<u32>(), 0..9), block_size in 0..5_u32,
         medium in name(), lora in name(), group in prop::option::of(0..3_u32),
         texts in prop::option::of("[a-z]{1,3}"),
-    ) -> Stored {
+    ) -> StoredBlocks {
         let keys = texts.map(|text| vec![
             BlockKeys { texts: vec![text.into()], opaque: false }, BlockKeys::default(),
         ]);
         let keys = keys.unwrap_or_default();
-        Stored { hashes, parent, tokens, block_size, lora, medium, group, cache_salt: None, keys }
+        StoredBlocks { hashes, parent, tokens, block_size, lora, medium, group, cache_salt: None, keys }
     }
 }
 
 fn event() -> impl Strategy<Value = KvEvent> {
-    let removed = (hashes(), name(), prop::option::of(0..3_u32))
-        .prop_map(|(hashes, medium, group)| KvEvent::Removed(Removed { hashes, medium, group }));
+    let removed =
+        (hashes(), name(), prop::option::of(0..3_u32)).prop_map(|(hashes, medium, group)| {
+            KvEvent::Removed(RemovedBlocks { hashes, medium, group })
+        });
     prop_oneof![
         stored().prop_map(KvEvent::Stored),
         removed,
@@ -118,7 +120,7 @@ proptest! {
         rank in prop::option::of(0..9_u32),
     ) {
         let batch = KvBatch { at, events, rank };
-        for form in [Form::Map, Form::Array] {
+        for form in [EventForm::Map, EventForm::Array] {
             let read = KvBatch::decode(&encode(&batch, form)).unwrap();
             prop_assert_eq!(&read, &batch, "{:?}", form);
         }
@@ -126,7 +128,7 @@ proptest! {
 
     #[test]
     fn a_message_cut_short_is_refused(events in prop::collection::vec(event(), 1..4), cut: prop::sample::Index) {
-        let whole = encode(&KvBatch { at: 1.0, events, rank: Some(0) }, Form::Map);
+        let whole = encode(&KvBatch { at: 1.0, events, rank: Some(0) }, EventForm::Map);
         prop_assert!(KvBatch::decode(&whole[..cut.index(whole.len())]).is_err());
     }
 

@@ -3,12 +3,12 @@
 
 use super::event::{KvBatch, KvEvent};
 use super::mirror::{Change, KvMirror};
-use super::sequence::{Sequence, Step};
+use super::sequence::{EventSequence, SequenceStep};
 
 /// How one engine's events are followed.
 #[derive(Debug)]
-pub struct Follower {
-    sequence: Sequence,
+pub struct EventFollower {
+    sequence: EventSequence,
     mirror: KvMirror,
     complete: bool,
     lost: u64,
@@ -16,33 +16,38 @@ pub struct Follower {
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Delivery {
     /// Its events were applied.
     Applied,
     /// It was seen before.
     Seen,
-    /// Messages from this number on are missing: bring them, or [`Follower::give_up`], and offer
+    /// Messages from this number on are missing: bring them, or [`EventFollower::give_up`], and offer
     /// this one again.
     Missing(u64),
 }
 
-impl Follower {
+impl EventFollower {
     /// A follower that has heard nothing yet.
-    pub fn new(mirror: KvMirror) -> Follower {
-        Follower { sequence: Sequence::default(), mirror, complete: false, lost: 0 }
+    pub fn new(mirror: KvMirror) -> EventFollower {
+        EventFollower { sequence: EventSequence::default(), mirror, complete: false, lost: 0 }
     }
 
     /// Take in message `number`.
-    pub fn take(&mut self, number: u64, batch: &KvBatch, change: &mut impl FnMut(Change)) -> Taken {
-        if self.sequence.look(number, batch.at) == Step::Restarted {
+    pub fn take(
+        &mut self,
+        number: u64,
+        batch: &KvBatch,
+        change: &mut impl FnMut(Change),
+    ) -> Delivery {
+        if self.sequence.look(number, batch.at) == SequenceStep::Restarted {
             self.restart(change);
         }
         match self.sequence.look(number, batch.at) {
-            Step::Apply => self.apply(number, batch, change),
-            Step::Gap(from) => return Taken::Missing(from),
-            Step::Seen | Step::Restarted => return Taken::Seen,
+            SequenceStep::Apply => self.apply(number, batch, change),
+            SequenceStep::Gap(from) => return Delivery::Missing(from),
+            SequenceStep::Seen | SequenceStep::Restarted => return Delivery::Seen,
         }
-        Taken::Applied
+        Delivery::Applied
     }
 
     /// Messages before `number` cannot be had. What they removed may still seem to be there; what
@@ -100,45 +105,45 @@ impl Follower {
         self.empty(change);
         // What it has stored since it started is to come.
         self.complete = false;
-        self.sequence = Sequence::default();
+        self.sequence = EventSequence::default();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::event::{EngineHash, Stored};
+    use crate::kv::event::{EngineHash, StoredBlocks};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn follower() -> Follower {
-        Follower::new(KvMirror::new("m", 1, 1000))
+    fn follower() -> EventFollower {
+        EventFollower::new(KvMirror::new("m", 1, 1000))
     }
 
     /// Message `number` stores the one block of token `number`.
     fn batch(number: u64, at: f64) -> KvBatch {
-        let stored = Stored {
+        let stored = StoredBlocks {
             hashes: vec![EngineHash(number)],
             tokens: vec![number as u32],
             block_size: 1,
-            ..Stored::default()
+            ..StoredBlocks::default()
         };
         KvBatch { at, events: vec![KvEvent::Stored(stored)], rank: None }
     }
 
-    fn take(follower: &mut Follower, number: u64, at: f64) -> Taken {
+    fn take(follower: &mut EventFollower, number: u64, at: f64) -> Delivery {
         follower.take(number, &batch(number, at), &mut |_| {})
     }
 
     #[test]
     fn a_story_is_complete_from_its_first_message_until_one_is_lost() {
         let mut follower = follower();
-        assert_eq!(take(&mut follower, 3, 3.0), Taken::Missing(0));
-        assert_eq!(take(&mut follower, 0, 0.0), Taken::Applied);
+        assert_eq!(take(&mut follower, 3, 3.0), Delivery::Missing(0));
+        assert_eq!(take(&mut follower, 0, 0.0), Delivery::Applied);
         assert!(follower.is_complete());
-        assert_eq!(take(&mut follower, 3, 3.0), Taken::Missing(1));
+        assert_eq!(take(&mut follower, 3, 3.0), Delivery::Missing(1));
         follower.give_up(3);
-        assert_eq!(take(&mut follower, 3, 3.0), Taken::Applied);
+        assert_eq!(take(&mut follower, 3, 3.0), Delivery::Applied);
         assert!(!follower.is_complete());
         assert_eq!((follower.lost(), follower.mirror().len()), (2, 2));
     }
@@ -147,26 +152,26 @@ mod tests {
     fn a_late_listener_knows_all_once_the_cache_was_cleared() {
         let mut follower = follower();
         follower.give_up(7);
-        assert_eq!(take(&mut follower, 7, 7.0), Taken::Applied);
+        assert_eq!(take(&mut follower, 7, 7.0), Delivery::Applied);
         assert!(!follower.is_complete());
         let cleared = KvBatch { at: 8.0, events: vec![KvEvent::Cleared], rank: None };
-        assert_eq!(follower.take(8, &cleared, &mut |_| {}), Taken::Applied);
+        assert_eq!(follower.take(8, &cleared, &mut |_| {}), Delivery::Applied);
         assert!(follower.is_complete() && follower.mirror().is_empty());
     }
 
     #[test]
     fn a_restarted_engine_begins_with_nothing() {
         let mut follower = follower();
-        (0..5).for_each(|number| assert_eq!(take(&mut follower, number, 1.0), Taken::Applied));
-        assert_eq!(take(&mut follower, 0, 1.0), Taken::Seen);
+        (0..5).for_each(|number| assert_eq!(take(&mut follower, number, 1.0), Delivery::Applied));
+        assert_eq!(take(&mut follower, 0, 1.0), Delivery::Seen);
         let mut changes = Vec::new();
         let taken = follower.take(0, &batch(0, 99.0), &mut |change| changes.push(change));
-        assert_eq!((taken, follower.mirror().len()), (Taken::Applied, 1));
+        assert_eq!((taken, follower.mirror().len()), (Delivery::Applied, 1));
         assert_eq!(changes[0], Change::Cleared);
         // It may have said more before anyone heard it again.
-        assert_eq!(take(&mut follower, 1, 100.0), Taken::Applied);
-        assert_eq!(take(&mut follower, 0, 200.0), Taken::Applied);
-        assert_eq!(take(&mut follower, 2, 201.0), Taken::Missing(1));
+        assert_eq!(take(&mut follower, 1, 100.0), Delivery::Applied);
+        assert_eq!(take(&mut follower, 0, 200.0), Delivery::Applied);
+        assert_eq!(take(&mut follower, 2, 201.0), Delivery::Missing(1));
     }
 
     #[test]
@@ -175,7 +180,7 @@ mod tests {
         take(&mut follower, 0, 1.0);
         follower.unreadable(1);
         assert!(!follower.is_complete());
-        assert_eq!((take(&mut follower, 2, 2.0), follower.lost()), (Taken::Applied, 1));
+        assert_eq!((take(&mut follower, 2, 2.0), follower.lost()), (Delivery::Applied, 1));
     }
 
     proptest! {
@@ -192,10 +197,10 @@ mod tests {
                     Change::Gone(hash) => drop(index.remove(&hash)),
                     Change::Cleared => index.clear(),
                 };
-                if let Taken::Missing(from) = follower.take(number, &batch(number, 1.0), &mut change) {
+                if let Delivery::Missing(from) = follower.take(number, &batch(number, 1.0), &mut change) {
                     for number in from..=number {
                         let taken = follower.take(number, &batch(number, 1.0), &mut change);
-                        prop_assert_eq!(taken, Taken::Applied);
+                        prop_assert_eq!(taken, Delivery::Applied);
                     }
                 }
             }

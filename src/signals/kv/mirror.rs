@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tidegate_scheduler::cost::{chain_salt, chain_tokens};
 
-use super::event::{EngineHash, KvEvent, Removed, Stored};
+use super::event::{EngineHash, KvEvent, RemovedBlocks, StoredBlocks};
 
 /// What changes in an index of tidegate's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct Tally {
     pub stored: u64,
     /// The engine's blocks removed.
     pub removed: u64,
-    /// Stored after a block that is unknown.
+    /// StoredBlocks after a block that is unknown.
     pub orphans: u64,
     /// Blocks whose tokens do not say what is in them, and events that contradict themselves.
     pub unreadable: u64,
@@ -144,7 +144,7 @@ impl KvMirror {
         self.tally
     }
 
-    fn store(&mut self, stored: &Stored, change: &mut impl FnMut(Change)) {
+    fn store(&mut self, stored: &StoredBlocks, change: &mut impl FnMut(Change)) {
         let blocks = stored.hashes.len();
         let size = stored.block_size as usize;
         // The engine may know tokens beyond its last full block.
@@ -185,7 +185,7 @@ impl KvMirror {
     }
 
     /// Where the first of these blocks begins. `None`: who knows.
-    fn start(&self, stored: &Stored) -> Option<Position> {
+    fn start(&self, stored: &StoredBlocks) -> Option<Position> {
         match stored.parent {
             Some(parent) => self.nodes.get(&parent).map(|node| node.position(self.block)),
             None => Some(Position { hash: self.salt(stored), tail: Box::default() }),
@@ -193,7 +193,7 @@ impl KvMirror {
     }
 
     /// As for a request for the same model or adapter with the same `cache_salt`.
-    fn salt(&self, stored: &Stored) -> u64 {
+    fn salt(&self, stored: &StoredBlocks) -> u64 {
         let model = stored.lora.as_deref().unwrap_or(&self.model);
         let keys = stored.keys.first().map(|keys| keys.texts.as_slice()).unwrap_or_default();
         let told =
@@ -223,7 +223,7 @@ impl KvMirror {
         self.nodes.insert(hash, node);
     }
 
-    fn remove(&mut self, removed: &Removed, change: &mut impl FnMut(Change)) {
+    fn remove(&mut self, removed: &RemovedBlocks, change: &mut impl FnMut(Change)) {
         for hash in &removed.hashes {
             let Some(node) = self.nodes.get_mut(hash) else { continue };
             self.tally.removed += 1;
@@ -291,7 +291,7 @@ fn counts(medium: Option<&str>, group: Option<u32>) -> bool {
 
 /// Do the tokens not say what is in the block? In the first block of a prompt one string may be the
 /// `cache_salt`; further on there is none.
-fn is_opaque(stored: &Stored, block: usize) -> bool {
+fn is_opaque(stored: &StoredBlocks, block: usize) -> bool {
     let Some(keys) = stored.keys.get(block) else { return false };
     let others = keys.texts.iter().filter(|text| Some(&***text) != stored.lora.as_deref());
     let allowed = usize::from(block == 0 && stored.parent.is_none());

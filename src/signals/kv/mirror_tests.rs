@@ -38,15 +38,15 @@ impl Engine {
     }
 
     /// The event that tells of blocks `from..` of a prompt.
-    fn stored(&self, prompt: &[u32], from: usize) -> Stored {
+    fn stored(&self, prompt: &[u32], from: usize) -> StoredBlocks {
         let hashes = self.hashes(prompt);
         let end = hashes.len() * self.size;
-        Stored {
+        StoredBlocks {
             parent: from.checked_sub(1).map(|last| hashes[last]),
             hashes: hashes[from..].to_vec(),
             tokens: prompt[from * self.size..end].to_vec(),
             block_size: self.size as u32,
-            ..Stored::default()
+            ..StoredBlocks::default()
         }
     }
 
@@ -56,7 +56,10 @@ impl Engine {
     }
 
     fn remove(&mut self, hashes: &[EngineHash]) {
-        self.apply(KvEvent::Removed(Removed { hashes: hashes.to_vec(), ..Removed::default() }));
+        self.apply(KvEvent::Removed(RemovedBlocks {
+            hashes: hashes.to_vec(),
+            ..RemovedBlocks::default()
+        }));
     }
 
     /// How many of a prompt's tokens the index knows.
@@ -135,7 +138,11 @@ fn other_tiers_and_groups_do_not_count() {
         [(Some("CPU"), None, 0), (None, Some(1), 0), (Some("GPU"), Some(0), 64)]
     {
         let stored = engine.stored(&prompt(64), 0);
-        engine.apply(KvEvent::Stored(Stored { medium: medium.map(Box::from), group, ..stored }));
+        engine.apply(KvEvent::Stored(StoredBlocks {
+            medium: medium.map(Box::from),
+            group,
+            ..stored
+        }));
         assert_eq!(engine.known(&prompt(64)), known, "{medium:?} {group:?}");
     }
 }
@@ -149,7 +156,7 @@ fn adapters_and_salts_are_kept_apart_as_requests_are() {
         opaque: false,
     };
     // vLLM: the adapter in every block's keys, the salt in the first's.
-    engine.apply(KvEvent::Stored(Stored {
+    engine.apply(KvEvent::Stored(StoredBlocks {
         lora: Some("sql".into()),
         keys: vec![key(&["sql", "s\"1"]), key(&["sql"])],
         ..stored.clone()
@@ -158,7 +165,7 @@ fn adapters_and_salts_are_kept_apart_as_requests_are() {
     assert_eq!(engine.known_as(chain_salt("sql", b"\"s\\\"1\""), &prompt(128)), 128);
     // SGLang: a member.
     let mut engine = Engine::new(64, 64, 1000);
-    engine.apply(KvEvent::Stored(Stored { cache_salt: Some("t".into()), ..stored }));
+    engine.apply(KvEvent::Stored(StoredBlocks { cache_salt: Some("t".into()), ..stored }));
     assert_eq!(engine.known_as(chain_salt(MODEL, b"\"t\""), &prompt(128)), 128);
 }
 
@@ -168,7 +175,7 @@ fn an_image_ends_what_is_known_of_a_prompt() {
     let stored = engine.stored(&prompt(256), 0);
     let image = BlockKeys { texts: Vec::new(), opaque: true };
     let keys = vec![BlockKeys::default(), image, BlockKeys::default(), BlockKeys::default()];
-    engine.apply(KvEvent::Stored(Stored { keys, ..stored }));
+    engine.apply(KvEvent::Stored(StoredBlocks { keys, ..stored }));
     assert_eq!((engine.known(&prompt(256)), engine.mirror.tally().unreadable), (64, 3));
 }
 
@@ -177,7 +184,7 @@ fn an_event_that_contradicts_itself_is_left_out() {
     let mut engine = Engine::new(64, 64, 1000);
     let stored = engine.stored(&prompt(128), 0);
     for block_size in [0, 65, u32::MAX] {
-        engine.apply(KvEvent::Stored(Stored { block_size, ..stored.clone() }));
+        engine.apply(KvEvent::Stored(StoredBlocks { block_size, ..stored.clone() }));
     }
     assert_eq!((engine.mirror.len(), engine.mirror.tally().unreadable), (0, 6));
 }

@@ -4,7 +4,7 @@
 
 /// How far one engine's messages were followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Sequence {
+pub struct EventSequence {
     /// The next number expected; none before the first message.
     next: Option<u64>,
     /// The engine's clock at the last message.
@@ -13,7 +13,7 @@ pub struct Sequence {
 
 /// What to do with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum SequenceStep {
     /// It is the next one.
     Apply,
     /// It was applied before.
@@ -24,16 +24,16 @@ pub enum Step {
     Restarted,
 }
 
-impl Sequence {
+impl EventSequence {
     /// What is message `number`, sent when the engine's clock showed `at`?
-    pub fn look(&self, number: u64, at: f64) -> Step {
+    pub fn look(&self, number: u64, at: f64) -> SequenceStep {
         match self.next {
-            None if number == 0 => Step::Apply,
-            None => Step::Gap(0),
-            Some(next) if number == next => Step::Apply,
-            Some(next) if number > next => Step::Gap(next),
-            Some(_) if at > self.last_at => Step::Restarted,
-            Some(_) => Step::Seen,
+            None if number == 0 => SequenceStep::Apply,
+            None => SequenceStep::Gap(0),
+            Some(next) if number == next => SequenceStep::Apply,
+            Some(next) if number > next => SequenceStep::Gap(next),
+            Some(_) if at > self.last_at => SequenceStep::Restarted,
+            Some(_) => SequenceStep::Seen,
         }
     }
 
@@ -61,18 +61,18 @@ mod tests {
 
     #[test]
     fn a_new_listener_misses_all_that_came_before_the_first_message() {
-        assert_eq!(Sequence::default().look(0, 1.0), Step::Apply);
-        assert_eq!(Sequence::default().look(7, 1.0), Step::Gap(0));
+        assert_eq!(EventSequence::default().look(0, 1.0), SequenceStep::Apply);
+        assert_eq!(EventSequence::default().look(7, 1.0), SequenceStep::Gap(0));
     }
 
     #[test]
     fn an_old_number_with_a_new_time_is_a_restart_and_with_an_old_one_a_repetition() {
-        let mut sequence = Sequence::default();
+        let mut sequence = EventSequence::default();
         (0..5).for_each(|number| sequence.applied(number, 10.0 + number as f64));
-        assert_eq!(sequence.look(5, 15.0), Step::Apply);
-        assert_eq!(sequence.look(8, 15.0), Step::Gap(5));
-        assert_eq!(sequence.look(3, 13.0), Step::Seen);
-        assert_eq!(sequence.look(0, 100.0), Step::Restarted);
+        assert_eq!(sequence.look(5, 15.0), SequenceStep::Apply);
+        assert_eq!(sequence.look(8, 15.0), SequenceStep::Gap(5));
+        assert_eq!(sequence.look(3, 13.0), SequenceStep::Seen);
+        assert_eq!(sequence.look(0, 100.0), SequenceStep::Restarted);
     }
 
     proptest! {
@@ -80,7 +80,7 @@ mod tests {
         fn messages_lost_and_repeated_are_applied_once_each_and_in_order(
             kept in prop::collection::vec((any::<bool>(), 0..3usize), 1..60),
         ) {
-            let mut sequence = Sequence::default();
+            let mut sequence = EventSequence::default();
             let mut applied = Vec::new();
             for (number, (lost, repeats)) in kept.iter().enumerate() {
                 if *lost {
@@ -89,10 +89,10 @@ mod tests {
                 for number in (number.saturating_sub(*repeats)..=number).map(|n| n as u64) {
                     let at = number as f64;
                     let missing = match sequence.look(number, at) {
-                        Step::Apply => number..number + 1,
-                        Step::Gap(from) => from..number + 1,
-                        Step::Seen => continue,
-                        Step::Restarted => unreachable!("no clock went forward"),
+                        SequenceStep::Apply => number..number + 1,
+                        SequenceStep::Gap(from) => from..number + 1,
+                        SequenceStep::Seen => continue,
+                        SequenceStep::Restarted => unreachable!("no clock went forward"),
                     };
                     for number in missing {
                         sequence.applied(number, number as f64);

@@ -1,6 +1,6 @@
 //! Does a chat template only carry a message's content along? Most do: they print it between words
 //! of their own, trimmed perhaps, and look into it for a few literal words. Then two conversations
-//! with the same roles differ in what is printed only by their contents (`outline.rs`). Read off the
+//! with the same roles differ in what is printed only by their contents (`prompt_skeleton.rs`). Read off the
 //! syntax tree; it must never say so of a template that could do otherwise with a content: what is
 //! not known to carry it along is taken to read it.
 //!
@@ -15,32 +15,32 @@ use std::collections::BTreeMap;
 
 /// Which contents a template carries along. An empty one it may always look at.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Carries {
+pub(super) struct Dataflow {
     /// Those without any of these words.
-    pub(super) words: Vec<String>,
+    pub(super) content_literals: Vec<String>,
     /// Those without white space at their ends.
-    pub(super) trims: bool,
+    pub(super) trims_content: bool,
 }
 
 /// `None`: a content may change more than its own place.
-pub(super) fn carries(template: &Stmt<'_>) -> Option<Carries> {
+pub(super) fn analyze(template: &Stmt<'_>) -> Option<Dataflow> {
     let Stmt::Template(template) = template else { return None };
-    let mut reading = Reading::default();
+    let mut analysis = Analysis::default();
     loop {
-        let before = reading.names.clone();
-        reading.statements(&template.children)?;
-        if reading.names == before {
-            return Some(reading.carries);
+        let before = analysis.names.clone();
+        analysis.statements(&template.children)?;
+        if analysis.names == before {
+            return Some(analysis.dataflow);
         }
     }
 }
 
 /// What a value has of a message's content in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-enum Holds {
+enum Taint {
     /// Nothing: it depends on the roles alone.
     #[default]
-    Nothing,
+    Clean,
     /// A content and nothing else.
     Content,
     /// A text with contents in it.
@@ -49,27 +49,27 @@ enum Holds {
     Messages,
 }
 
-use Holds::{Content, Message, Messages, Nothing, Text};
+use Taint::{Clean, Content, Message, Messages, Text};
 
-impl Holds {
+impl Taint {
     /// What may be the one or the other; which of them depends on the roles alone.
-    fn or(self, other: Holds) -> Option<Holds> {
+    fn or(self, other: Taint) -> Option<Taint> {
         match (self, other) {
             (a, b) if a == b => Some(a),
-            (Nothing, a) | (a, Nothing) => Some(a),
+            (Clean, a) | (a, Clean) => Some(a),
             (Content | Text, Content | Text) => Some(Text),
             _ => None,
         }
     }
 
-    fn nothing(self) -> Option<()> {
-        (self == Nothing).then_some(())
+    fn clean(self) -> Option<()> {
+        (self == Clean).then_some(())
     }
 
     /// Printed, or part of a longer text.
-    fn text(self) -> Option<Holds> {
+    fn text(self) -> Option<Taint> {
         match self {
-            Nothing => Some(Nothing),
+            Clean => Some(Clean),
             Content | Text => Some(Text),
             Message | Messages => None,
         }
@@ -77,40 +77,42 @@ impl Holds {
 }
 
 #[derive(Default)]
-struct Reading {
+struct Analysis {
     /// By name: variables, `.name` for attributes of namespaces, `name()` for what macros print.
-    names: BTreeMap<String, Holds>,
-    carries: Carries,
+    names: BTreeMap<String, Taint>,
+    dataflow: Dataflow,
     /// What is printed into the macro or the block that is being read.
-    printed: Holds,
+    printed: Taint,
 }
 
-impl Reading {
-    fn name(&self, name: &str) -> Holds {
+impl Analysis {
+    fn name(&self, name: &str) -> Taint {
         self.names.get(name).copied().unwrap_or_default()
     }
 
-    fn assign(&mut self, name: &str, holds: Holds) -> Option<()> {
-        let joined = self.name(name).or(holds)?;
+    fn assign(&mut self, name: &str, taint: Taint) -> Option<()> {
+        let joined = self.name(name).or(taint)?;
         self.names.insert(name.to_owned(), joined);
         Some(())
     }
 
-    fn assign_to(&mut self, target: &Expr<'_>, holds: Holds) -> Option<()> {
+    fn assign_to(&mut self, target: &Expr<'_>, taint: Taint) -> Option<()> {
         match target {
-            Expr::Var(var) => self.assign(var.id, holds),
+            Expr::Var(var) => self.assign(var.id, taint),
             Expr::GetAttr(attribute) => {
-                self.expression(&attribute.expr)?.nothing()?;
-                self.assign(&format!(".{}", attribute.name), holds)
+                self.expression(&attribute.expr)?.clean()?;
+                self.assign(&format!(".{}", attribute.name), taint)
             }
-            _ => holds.nothing(),
+            _ => taint.clean(),
         }
     }
 
     /// A word that a content is compared with. Every content has the empty one.
-    fn word(&mut self, word: &str) {
-        if !word.is_empty() && !self.carries.words.iter().any(|known| known == word) {
-            self.carries.words.push(word.to_owned());
+    fn content_literal(&mut self, literal: &str) {
+        if !literal.is_empty()
+            && !self.dataflow.content_literals.iter().any(|known| known == literal)
+        {
+            self.dataflow.content_literals.push(literal.to_owned());
         }
     }
 
@@ -122,8 +124,8 @@ impl Reading {
         match statement {
             Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => Some(()),
             Stmt::EmitExpr(emit) => {
-                let holds = self.expression(&emit.expr)?.text()?;
-                self.printed = self.printed.or(holds)?;
+                let taint = self.expression(&emit.expr)?.text()?;
+                self.printed = self.printed.or(taint)?;
                 Some(())
             }
             Stmt::ForLoop(each) => self.for_loop(each),
@@ -134,14 +136,14 @@ impl Reading {
             }
             Stmt::WithBlock(with) => {
                 for (target, value) in &with.assignments {
-                    let holds = self.expression(value)?;
-                    self.assign_to(target, holds)?;
+                    let taint = self.expression(value)?;
+                    self.assign_to(target, taint)?;
                 }
                 self.statements(&with.body)
             }
             Stmt::Set(set) => {
-                let holds = self.expression(&set.expr)?;
-                self.assign_to(&set.target, holds)
+                let taint = self.expression(&set.expr)?;
+                self.assign_to(&set.target, taint)
             }
             Stmt::SetBlock(set) if set.filter.is_none() => {
                 let printed = self.printed_by(&set.body)?;
@@ -153,7 +155,7 @@ impl Reading {
         }
     }
 
-    fn printed_by(&mut self, body: &[Stmt<'_>]) -> Option<Holds> {
+    fn printed_by(&mut self, body: &[Stmt<'_>]) -> Option<Taint> {
         let outer = std::mem::take(&mut self.printed);
         self.statements(body)?;
         Some(std::mem::replace(&mut self.printed, outer))
@@ -161,13 +163,13 @@ impl Reading {
 
     fn for_loop(&mut self, each: &ForLoop<'_>) -> Option<()> {
         let item = match self.expression(&each.iter)? {
-            Nothing => Nothing,
+            Clean => Clean,
             Messages => Message,
             _ => return None,
         };
         match (&each.target, item) {
             (Expr::Var(var), _) => self.assign(var.id, item)?,
-            (_, Nothing) => {}
+            (_, Clean) => {}
             _ => return None,
         }
         if let Some(filter) = &each.filter_expr {
@@ -183,8 +185,8 @@ impl Reading {
     fn definition(&mut self, definition: &Macro<'_>) -> Option<()> {
         let without = definition.args.len().checked_sub(definition.defaults.len())?;
         for (argument, default) in definition.args[without..].iter().zip(&definition.defaults) {
-            let holds = self.expression(default)?;
-            self.assign_to(argument, holds)?;
+            let taint = self.expression(default)?;
+            self.assign_to(argument, taint)?;
         }
         let printed = self.printed_by(&definition.body)?;
         self.assign(&format!("{}()", definition.name), printed)?;
@@ -198,22 +200,22 @@ impl Reading {
         Some(())
     }
 
-    fn expression(&mut self, expression: &Expr<'_>) -> Option<Holds> {
+    fn expression(&mut self, expression: &Expr<'_>) -> Option<Taint> {
         match expression {
-            Expr::Const(_) => Some(Nothing),
+            Expr::Const(_) => Some(Clean),
             Expr::Var(var) if var.id == "messages" => self.name(var.id).or(Messages),
             Expr::Var(var) => Some(self.name(var.id)),
             Expr::Slice(slice) => {
                 for bound in [&slice.start, &slice.stop, &slice.step].into_iter().flatten() {
-                    self.expression(bound)?.nothing()?;
+                    self.expression(bound)?.clean()?;
                 }
                 let of = self.expression(&slice.expr)?;
-                matches!(of, Nothing | Messages).then_some(of)
+                matches!(of, Clean | Messages).then_some(of)
             }
             Expr::UnaryOp(unary) => match unary.op {
                 // A content is not empty, a message is there.
-                UnaryOpKind::Not => self.expression(&unary.expr).map(|_| Nothing),
-                UnaryOpKind::Neg => self.nothing_in(&unary.expr),
+                UnaryOpKind::Not => self.expression(&unary.expr).map(|_| Clean),
+                UnaryOpKind::Neg => self.clean_in(&unary.expr),
             },
             Expr::BinOp(binary) => self.binary(binary.op, &binary.left, &binary.right),
             Expr::Compare(chain) => self.comparison(chain),
@@ -222,7 +224,7 @@ impl Reading {
                 let yes = self.expression(&either.true_expr)?;
                 let no = match &either.false_expr {
                     Some(no) => self.expression(no)?,
-                    None => Nothing,
+                    None => Clean,
                 };
                 yes.or(no)
             }
@@ -247,7 +249,7 @@ impl Reading {
                     "callable",
                 ];
                 let of = self.expression(&test.expr)?;
-                (of == Nothing || kinds.contains(&test.name)).then_some(Nothing)
+                (of == Clean || kinds.contains(&test.name)).then_some(Clean)
             }
             Expr::GetAttr(attribute) => {
                 let of = self.expression(&attribute.expr)?;
@@ -263,22 +265,22 @@ impl Reading {
             Expr::Tuple(tuple) => self.list(&tuple.items),
             Expr::Map(map) => {
                 let mut all = map.keys.iter().chain(&map.values);
-                all.try_for_each(|value| self.expression(value)?.nothing())?;
-                Some(Nothing)
+                all.try_for_each(|value| self.expression(value)?.clean())?;
+                Some(Clean)
             }
         }
     }
 
-    fn nothing_in(&mut self, expression: &Expr<'_>) -> Option<Holds> {
-        self.expression(expression)?.nothing()?;
-        Some(Nothing)
+    fn clean_in(&mut self, expression: &Expr<'_>) -> Option<Taint> {
+        self.expression(expression)?.clean()?;
+        Some(Clean)
     }
 
-    fn list(&mut self, items: &[Expr<'_>]) -> Option<Holds> {
-        let mut list = Nothing;
+    fn list(&mut self, items: &[Expr<'_>]) -> Option<Taint> {
+        let mut list = Clean;
         for item in items {
             match self.expression(item)? {
-                Nothing => {}
+                Clean => {}
                 Message => list = Messages,
                 _ => return None,
             }
@@ -286,23 +288,23 @@ impl Reading {
         Some(list)
     }
 
-    fn binary(&mut self, op: BinOpKind, left: &Expr<'_>, right: &Expr<'_>) -> Option<Holds> {
+    fn binary(&mut self, op: BinOpKind, left: &Expr<'_>, right: &Expr<'_>) -> Option<Taint> {
         let (one, other) = (self.expression(left)?, self.expression(right)?);
         match (op, one, other) {
             (BinOpKind::Eq, ..) => self.compare(CompareOpKind::Eq, (left, one), (right, other)),
             (BinOpKind::Ne, ..) => self.compare(CompareOpKind::Ne, (left, one), (right, other)),
             (BinOpKind::In, ..) => self.compare(CompareOpKind::In, (left, one), (right, other)),
-            (_, Nothing, Nothing) => Some(Nothing),
+            (_, Clean, Clean) => Some(Clean),
             // The one or the other, or the truth of them.
             (BinOpKind::ScAnd | BinOpKind::ScOr, ..) => one.or(other),
-            (BinOpKind::Add, Messages, Messages | Nothing) => Some(Messages),
-            (BinOpKind::Add, Nothing, Messages) => Some(Messages),
+            (BinOpKind::Add, Messages, Messages | Clean) => Some(Messages),
+            (BinOpKind::Add, Clean, Messages) => Some(Messages),
             (BinOpKind::Add | BinOpKind::Concat, ..) => one.text()?.or(other.text()?),
             _ => None,
         }
     }
 
-    fn comparison(&mut self, chain: &Compare<'_>) -> Option<Holds> {
+    fn comparison(&mut self, chain: &Compare<'_>) -> Option<Taint> {
         let mut left = (&chain.expr, self.expression(&chain.expr)?);
         for step in &chain.ops {
             // Each is gone over once: doubled at every level, a deep one would take for ever.
@@ -310,50 +312,50 @@ impl Reading {
             self.compare(step.op, left, right)?;
             left = right;
         }
-        Some(Nothing)
+        Some(Clean)
     }
 
     fn compare(
         &mut self,
         op: CompareOpKind,
-        (left, left_holds): (&Expr<'_>, Holds),
-        (right, right_holds): (&Expr<'_>, Holds),
-    ) -> Option<Holds> {
+        (left, left_taint): (&Expr<'_>, Taint),
+        (right, right_taint): (&Expr<'_>, Taint),
+    ) -> Option<Taint> {
         use CompareOpKind::{Eq, In, Ne, NotIn};
-        match (op, left_holds, right_holds) {
-            (_, Nothing, Nothing) => {}
-            (Eq | Ne, Content, Nothing) => self.words_of(right)?,
-            (Eq | Ne, Nothing, Content) => self.words_of(left)?,
+        match (op, left_taint, right_taint) {
+            (_, Clean, Clean) => {}
+            (Eq | Ne, Content, Clean) => self.literals_of(right)?,
+            (Eq | Ne, Clean, Content) => self.literals_of(left)?,
             // Is the word in the content?
-            (In | NotIn, Nothing, Content) => {
-                let word = left.as_const()?;
-                self.word(word.as_str()?);
+            (In | NotIn, Clean, Content) => {
+                let literal = left.as_const()?;
+                self.content_literal(literal.as_str()?);
             }
             // Is the content one of the words?
-            (In | NotIn, Content, Nothing) if matches!(right, Expr::List(_) | Expr::Tuple(_)) => {
-                self.words_of(right)?;
+            (In | NotIn, Content, Clean) if matches!(right, Expr::List(_) | Expr::Tuple(_)) => {
+                self.literals_of(right)?;
             }
             _ => return None,
         }
-        Some(Nothing)
+        Some(Clean)
     }
 
     /// The words of a constant, or of a list of them.
-    fn words_of(&mut self, constant: &Expr<'_>) -> Option<()> {
+    fn literals_of(&mut self, constant: &Expr<'_>) -> Option<()> {
         if let Expr::List(list) = constant {
-            return list.items.iter().try_for_each(|item| self.words_of(item));
+            return list.items.iter().try_for_each(|item| self.literals_of(item));
         }
         if let Expr::Tuple(tuple) = constant {
-            return tuple.items.iter().try_for_each(|item| self.words_of(item));
+            return tuple.items.iter().try_for_each(|item| self.literals_of(item));
         }
         let constant = constant.as_const()?;
-        if let Some(word) = constant.as_str() {
-            self.word(word);
+        if let Some(literal) = constant.as_str() {
+            self.content_literal(literal);
         }
         Some(())
     }
 
-    fn filter(&mut self, filter: &Filter<'_>) -> Option<Holds> {
+    fn filter(&mut self, filter: &Filter<'_>) -> Option<Taint> {
         let base = filter.expr.as_ref()?;
         // A part of what was split at a word that is not in it.
         if matches!(filter.name, "first" | "last")
@@ -364,11 +366,11 @@ impl Reading {
         let of = self.expression(base)?;
         if filter.name == "default" || filter.name == "d" {
             // A content is defined, and not empty.
-            let mut holds = of;
+            let mut taint = of;
             for argument in &filter.args {
-                holds = holds.or(self.argument(argument)?)?;
+                taint = taint.or(self.argument(argument)?)?;
             }
-            return Some(holds);
+            return Some(taint);
         }
         self.arguments(&filter.args)?;
         let by_role = || match filter.args.first() {
@@ -379,31 +381,31 @@ impl Reading {
             _ => false,
         };
         match (of, filter.name) {
-            (Nothing, _) => Some(Nothing),
+            (Clean, _) => Some(Clean),
             (Content | Text, "trim") if filter.args.is_empty() => {
-                self.carries.trims = true;
+                self.dataflow.trims_content = true;
                 Some(of)
             }
             (Content | Text, "string" | "safe") => Some(of),
-            (Messages, "length" | "count") => Some(Nothing),
+            (Messages, "length" | "count") => Some(Clean),
             (Messages, "first" | "last") => Some(Message),
             (Messages, "list" | "reverse") => Some(Messages),
             (Messages, "selectattr" | "rejectattr") if by_role() => Some(Messages),
-            (Messages, "map") if by_role() => Some(Nothing),
+            (Messages, "map") if by_role() => Some(Clean),
             _ => None,
         }
     }
 
-    fn member(&self, of: Holds, name: &str) -> Option<Holds> {
+    fn member(&self, of: Taint, name: &str) -> Option<Taint> {
         match of {
-            Nothing => Some(self.name(&format!(".{name}"))),
+            Clean => Some(self.name(&format!(".{name}"))),
             Message if name == "content" => Some(Content),
-            Message => Some(Nothing),
+            Message => Some(Clean),
             _ => None,
         }
     }
 
-    fn item(&mut self, of: &Expr<'_>, subscript: &Expr<'_>) -> Option<Holds> {
+    fn item(&mut self, of: &Expr<'_>, subscript: &Expr<'_>) -> Option<Taint> {
         let constant = subscript.as_const();
         let end =
             constant.as_ref().and_then(|at| at.as_i64()).is_some_and(|at| at == 0 || at == -1);
@@ -411,73 +413,73 @@ impl Reading {
             return split;
         }
         let of = self.expression(of)?;
-        self.nothing_in(subscript)?;
+        self.clean_in(subscript)?;
         match (of, constant.as_ref().and_then(|name| name.as_str())) {
-            (Nothing | Message, Some(name)) => self.member(of, name),
+            (Clean | Message, Some(name)) => self.member(of, name),
             (Messages, None) => Some(Message),
             // By a name that is not known: nothing that was assigned may be behind it.
-            (Nothing, None) => {
+            (Clean, None) => {
                 let mut members = self.names.iter().filter(|(name, _)| name.starts_with('.'));
-                members.all(|(_, holds)| *holds == Nothing).then_some(Nothing)
+                members.all(|(_, taint)| *taint == Clean).then_some(Clean)
             }
             _ => None,
         }
     }
 
     /// `content.split(word)`: its first and its last part are the content. `None`: something else.
-    fn split(&mut self, expression: &Expr<'_>) -> Option<Option<Holds>> {
+    fn split(&mut self, expression: &Expr<'_>) -> Option<Option<Taint>> {
         let Expr::Call(call) = expression else { return None };
         let CallType::Method(of, "split") = call.identify_call() else { return None };
         Some(self.part(of, &call.args))
     }
 
-    fn part(&mut self, of: &Expr<'_>, arguments: &[CallArg<'_>]) -> Option<Holds> {
+    fn part(&mut self, of: &Expr<'_>, arguments: &[CallArg<'_>]) -> Option<Taint> {
         match (self.expression(of)?, arguments) {
-            (Nothing, _) => self.arguments(arguments).map(|()| Nothing),
-            (Content, [CallArg::Pos(word)]) => {
-                let word = word.as_const()?;
-                self.word(word.as_str().filter(|word| !word.is_empty())?);
+            (Clean, _) => self.arguments(arguments).map(|()| Clean),
+            (Content, [CallArg::Pos(literal)]) => {
+                let literal = literal.as_const()?;
+                self.content_literal(literal.as_str().filter(|literal| !literal.is_empty())?);
                 Some(Content)
             }
             _ => None,
         }
     }
 
-    fn call(&mut self, call: &Call<'_>) -> Option<Holds> {
+    fn call(&mut self, call: &Call<'_>) -> Option<Taint> {
         match call.identify_call() {
             CallType::Function(name) => self.function(name, &call.args),
             CallType::Method(of, name) => self.method(of, name, &call.args),
             CallType::Object(of) => {
-                self.nothing_in(of)?;
+                self.clean_in(of)?;
                 self.arguments(&call.args)?;
-                Some(Nothing)
+                Some(Clean)
             }
             CallType::Block(_) => None,
         }
     }
 
-    fn function(&mut self, name: &str, arguments: &[CallArg<'_>]) -> Option<Holds> {
+    fn function(&mut self, name: &str, arguments: &[CallArg<'_>]) -> Option<Taint> {
         for (at, argument) in arguments.iter().enumerate() {
-            let holds = self.argument(argument)?;
+            let taint = self.argument(argument)?;
             match argument {
                 CallArg::Kwarg(key, _) if name == "namespace" => {
-                    self.assign(&format!(".{key}"), holds)?;
+                    self.assign(&format!(".{key}"), taint)?;
                 }
                 // What fails prints nothing.
                 _ if name == "raise_exception" => {}
-                CallArg::Pos(_) => self.assign(&format!("{name}({at})"), holds)?,
-                CallArg::Kwarg(key, _) => self.assign(&format!("{name}({key})"), holds)?,
-                _ => holds.nothing()?,
+                CallArg::Pos(_) => self.assign(&format!("{name}({at})"), taint)?,
+                CallArg::Kwarg(key, _) => self.assign(&format!("{name}({key})"), taint)?,
+                _ => taint.clean()?,
             }
             // Only a macro takes what is not nothing.
-            if holds != Nothing && !matches!(name, "namespace" | "raise_exception") {
+            if taint != Clean && !matches!(name, "namespace" | "raise_exception") {
                 self.names.contains_key(&format!("{name}()")).then_some(())?;
             }
         }
         Some(self.name(&format!("{name}()")))
     }
 
-    fn method(&mut self, of: &Expr<'_>, name: &str, arguments: &[CallArg<'_>]) -> Option<Holds> {
+    fn method(&mut self, of: &Expr<'_>, name: &str, arguments: &[CallArg<'_>]) -> Option<Taint> {
         let of = self.expression(of)?;
         let first = match arguments.first() {
             Some(CallArg::Pos(first)) => first.as_const(),
@@ -487,43 +489,43 @@ impl Reading {
         let space = first.is_some_and(|set| set.chars().all(char::is_whitespace));
         match (of, name, arguments.len()) {
             (Message, "get", 1 | 2) => {
-                let mut holds = self.member(of, first?)?;
+                let mut taint = self.member(of, first?)?;
                 for default in &arguments[1..] {
-                    holds = holds.or(self.argument(default)?)?;
+                    taint = taint.or(self.argument(default)?)?;
                 }
-                return Some(holds);
+                return Some(taint);
             }
             (Content | Text, "strip" | "lstrip" | "rstrip", 0)
             | (Content, "strip" | "lstrip" | "rstrip", 1)
                 if arguments.is_empty() || space =>
             {
-                self.carries.trims = true;
+                self.dataflow.trims_content = true;
                 return Some(of);
             }
             (Content, "startswith" | "endswith" | "find" | "count", 1) => {
-                self.word(first?);
-                return Some(Nothing);
+                self.content_literal(first?);
+                return Some(Clean);
             }
             (Content, "replace", 2) => {
                 self.arguments(arguments)?;
-                self.word(first.filter(|word| !word.is_empty())?);
+                self.content_literal(first.filter(|literal| !literal.is_empty())?);
                 return Some(Content);
             }
             _ => {}
         }
-        of.nothing()?;
+        of.clean()?;
         self.arguments(arguments)?;
-        Some(Nothing)
+        Some(Clean)
     }
 
-    fn argument(&mut self, argument: &CallArg<'_>) -> Option<Holds> {
+    fn argument(&mut self, argument: &CallArg<'_>) -> Option<Taint> {
         match argument {
             CallArg::Pos(value) | CallArg::Kwarg(_, value) => self.expression(value),
-            CallArg::PosSplat(value) | CallArg::KwargSplat(value) => self.nothing_in(value),
+            CallArg::PosSplat(value) | CallArg::KwargSplat(value) => self.clean_in(value),
         }
     }
 
     fn arguments(&mut self, arguments: &[CallArg<'_>]) -> Option<()> {
-        arguments.iter().try_for_each(|argument| self.argument(argument)?.nothing())
+        arguments.iter().try_for_each(|argument| self.argument(argument)?.clean())
     }
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn said(name: &str) -> Said {
-    Said {
+fn configured(name: &str) -> ConfiguredBackend {
+    ConfiguredBackend {
         name: name.to_owned(),
         group: GroupId(0),
         group_is_named: false,
@@ -16,7 +16,7 @@ fn said(name: &str) -> Said {
 }
 
 /// `version model max_model_len`, or `-` for what it does not tell; `?` was not reached.
-fn told(text: &str) -> Option<Facts> {
+fn reported(text: &str) -> Option<Facts> {
     if text == "?" {
         return None;
     }
@@ -24,21 +24,22 @@ fn told(text: &str) -> Option<Facts> {
     let version = words.next().flatten();
     let id = words.next().flatten();
     let length = words.next().flatten().and_then(|length| length.parse().ok());
-    let models = id.map(|id| Served { id, max_model_len: length });
+    let models = id.map(|id| ServedModel { id, max_model_len: length });
     Some(Facts { version, models: models.into_iter().collect(), ..Facts::default() })
 }
 
 /// What the engines of one group tell, and which groups that makes; misfits by their words.
 fn check(engines: &[&str], groups: &[u16], misfits: &[&str]) {
-    let said: Vec<Said> = (0..engines.len()).map(|i| said(&format!("e{i}"))).collect();
-    let told: Vec<Option<Facts>> = engines.iter().map(|text| told(text)).collect();
-    let fits = judge(&said, &told, &[]);
-    let found: Vec<u16> = fits.iter().map(|fit| fit.group.0).collect();
+    let configured: Vec<ConfiguredBackend> =
+        (0..engines.len()).map(|i| configured(&format!("e{i}"))).collect();
+    let reported: Vec<Option<Facts>> = engines.iter().map(|text| reported(text)).collect();
+    let results = judge(&configured, &reported, &[]);
+    let found: Vec<u16> = results.iter().map(|fit| fit.group.0).collect();
     assert_eq!(found, groups, "{engines:?}");
     let found: Vec<String> =
-        fits.iter().map(|fit| fit.misfits.iter().map(ToString::to_string).collect()).collect();
+        results.iter().map(|fit| fit.misfits.iter().map(ToString::to_string).collect()).collect();
     assert_eq!(found, misfits, "{engines:?}");
-    assert!(fits.iter().all(|fit| !fit.out));
+    assert!(results.iter().all(|fit| !fit.out));
 }
 
 #[test]
@@ -69,10 +70,10 @@ fn an_engine_that_was_not_reached_pairs_with_nobody() {
 
 #[test]
 fn a_group_keeps_its_number_while_it_has_members() {
-    let said: Vec<Said> = (0..4).map(|i| said(&format!("e{i}"))).collect();
+    let configured: Vec<ConfiguredBackend> = (0..4).map(|i| configured(&format!("e{i}"))).collect();
     let judge = |engines: [&str; 4], before: &[GroupId]| -> Vec<GroupId> {
-        let told: Vec<Option<Facts>> = engines.iter().map(|text| told(text)).collect();
-        judge(&said, &told, before).into_iter().map(|fit| fit.group).collect()
+        let reported: Vec<Option<Facts>> = engines.iter().map(|text| reported(text)).collect();
+        judge(&configured, &reported, before).into_iter().map(|fit| fit.group).collect()
     };
     let before = judge(["1 m 8", "2 m 8", "1 m 8", "?"], &[]);
     assert_eq!(before, [0, 1, 0, 2].map(GroupId));
@@ -84,12 +85,12 @@ fn a_group_keeps_its_number_while_it_has_members() {
 
 #[test]
 fn what_contradicts_the_settings_is_told_and_pairs_with_nobody() {
-    let mut both = [said("a"), said("b")];
+    let mut both = [configured("a"), configured("b")];
     both[0].version = Some("0.33".to_owned());
     both[1].models = vec!["named".to_owned()];
-    let fits = judge(&both, &[told("0.32.0 m 8"), told("0.32.0 m 8")], &[]);
+    let results = judge(&both, &[reported("0.32.0 m 8"), reported("0.32.0 m 8")], &[]);
     let lines: Vec<String> =
-        fits.iter().flat_map(|fit| &fit.misfits).map(ToString::to_string).collect();
+        results.iter().flat_map(|fit| &fit.misfits).map(ToString::to_string).collect();
     assert_eq!(
         lines,
         [
@@ -97,21 +98,24 @@ fn what_contradicts_the_settings_is_told_and_pairs_with_nobody() {
             "models: the settings name named, the engine serves m",
         ]
     );
-    assert_ne!(fits[0].group, fits[1].group);
-    assert!(fits.iter().all(|fit| !fit.out && fit.misfits[0].contradicts()));
+    assert_ne!(results[0].group, results[1].group);
+    assert!(results.iter().all(|fit| !fit.out && fit.misfits[0].contradicts()));
 
     both[0].version = Some("0.32".to_owned());
     both[1].models = vec!["m".to_owned(), "adapter".to_owned()];
-    let fits = judge(&both, &[told("0.32.0+cpu m 8"), told("0.32.0+cpu m 8")], &[]);
-    assert!(fits.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)), "{fits:?}");
+    let results = judge(&both, &[reported("0.32.0+cpu m 8"), reported("0.32.0+cpu m 8")], &[]);
+    assert!(
+        results.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)),
+        "{results:?}"
+    );
 }
 
 #[test]
 fn an_engine_in_another_mode_is_out_of_service() {
-    let mode = |role| Facts { mode: Some(Mode::Half(role)), ..Facts::default() };
-    let mut both = [said("a"), said("b")];
-    for (said, role) in both.iter_mut().zip([Role::Prefill, Role::Decode]) {
-        (said.runs_whole, said.mode) = (false, mode_of(role));
+    let mode = |role| Facts { mode: Some(DisaggregationMode::Half(role)), ..Facts::default() };
+    let mut both = [configured("a"), configured("b")];
+    for (configured, role) in both.iter_mut().zip([Role::Prefill, Role::Decode]) {
+        (configured.runs_whole, configured.mode) = (false, mode_of(role));
     }
     let good = judge(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Decode))], &[]);
     assert!(good.iter().all(|fit| !fit.out && fit.group == GroupId(0)), "{good:?}");
@@ -122,23 +126,23 @@ fn an_engine_in_another_mode_is_out_of_service() {
     // And so is one without any other way to be of use.
     both[0].version = Some("1".to_owned());
     let odd = Facts { version: Some("2".to_owned()), ..mode(Role::Prefill) };
-    let fits = judge(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
-    assert_eq!([fits[0].out, fits[1].out], [true, false]);
+    let results = judge(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
+    assert_eq!([results[0].out, results[1].out], [true, false]);
 }
 
 #[test]
 fn members_of_a_named_group_were_said_to_be_alike() {
-    let mut both = [said("a"), said("b")];
-    both.iter_mut().for_each(|said| said.group_is_named = true);
-    let facts = [told("1 m 8"), told("2 m 8")];
+    let mut both = [configured("a"), configured("b")];
+    both.iter_mut().for_each(|configured| configured.group_is_named = true);
+    let facts = [reported("1 m 8"), reported("2 m 8")];
     assert!(judge(&both, &facts, &[])[1].misfits[0].contradicts());
-    both.iter_mut().for_each(|said| said.group_is_named = false);
+    both.iter_mut().for_each(|configured| configured.group_is_named = false);
     assert!(!judge(&both, &facts, &[])[1].misfits[0].contradicts());
 }
 
 #[test]
 fn a_version_that_is_said_short_means_all_of_them() {
-    for (said, told, fits) in [
+    for (configured, reported, results) in [
         ("0.33.0", "0.33.0", true),
         ("0.33.0", "0.33.0+cu130", true),
         ("v0.33", "0.33.1", true),
@@ -146,23 +150,26 @@ fn a_version_that_is_said_short_means_all_of_them() {
         ("0.33.0", "0.33", false),
         ("0.33.0", "0.33.01", false),
     ] {
-        assert_eq!(is_version(said, told), fits, "{said} {told}");
+        assert_eq!(is_version(configured, reported), results, "{configured} {reported}");
     }
 }
 
 #[test]
 fn engines_that_hand_nothing_over_are_not_compared() {
-    let mut both = [said("a"), said("b")];
-    both.iter_mut().for_each(|said| said.splits = false);
-    let fits = judge(&both, &[told("1 m 8"), told("2 other 4")], &[]);
-    assert!(fits.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)), "{fits:?}");
+    let mut both = [configured("a"), configured("b")];
+    both.iter_mut().for_each(|configured| configured.splits = false);
+    let results = judge(&both, &[reported("1 m 8"), reported("2 other 4")], &[]);
+    assert!(
+        results.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)),
+        "{results:?}"
+    );
 }
 
 #[test]
 fn an_engine_that_wants_a_key_shows_it_and_is_no_contradiction() {
     let locked = Facts { locked: Some(401), ..Facts::default() };
-    let fits = judge(&[said("a")], &[Some(locked)], &[]);
-    let [misfit] = fits[0].misfits.as_slice() else { panic!("{fits:?}") };
+    let results = judge(&[configured("a")], &[Some(locked)], &[]);
+    let [misfit] = results[0].misfits.as_slice() else { panic!("{results:?}") };
     assert!(misfit.to_string().contains("401") && misfit.to_string().contains("api_key"));
     assert!(!misfit.contradicts());
 }

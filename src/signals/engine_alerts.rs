@@ -10,7 +10,7 @@ const WAITING_MANY: f64 = 4.0;
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
+pub enum EngineAlert {
     /// KV memory is full.
     KvFull,
     /// More requests wait inside the engine than run.
@@ -26,64 +26,64 @@ pub enum Trouble {
     Recomputes,
 }
 
-impl Trouble {
+impl EngineAlert {
     /// All of them.
-    pub const ALL: [Trouble; 6] = [
-        Trouble::KvFull,
-        Trouble::Queueing,
-        Trouble::Preempting,
-        Trouble::TransfersFail,
-        Trouble::LeasesExpire,
-        Trouble::Recomputes,
+    pub const ALL: [EngineAlert; 6] = [
+        EngineAlert::KvFull,
+        EngineAlert::Queueing,
+        EngineAlert::Preempting,
+        EngineAlert::TransfersFail,
+        EngineAlert::LeasesExpire,
+        EngineAlert::Recomputes,
     ];
 
     /// The word in metrics and in the admin API.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Trouble::KvFull => "kv_full",
-            Trouble::Queueing => "queueing",
-            Trouble::Preempting => "preempting",
-            Trouble::TransfersFail => "transfers_fail",
-            Trouble::LeasesExpire => "leases_expire",
-            Trouble::Recomputes => "recomputes",
+            EngineAlert::KvFull => "kv_full",
+            EngineAlert::Queueing => "queueing",
+            EngineAlert::Preempting => "preempting",
+            EngineAlert::TransfersFail => "transfers_fail",
+            EngineAlert::LeasesExpire => "leases_expire",
+            EngineAlert::Recomputes => "recomputes",
         }
     }
 }
 
 /// One engine, from look to look.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Watch {
+pub struct AlertWatch {
     before: Option<EngineReading>,
     recomputes: bool,
 }
 
-impl Watch {
+impl AlertWatch {
     /// What is wrong now. `handed`: answers were seen whose hand-off must have been fetched since
-    /// the engine last counted a transfer ([`Watch::has_moved`]).
-    pub fn look(&mut self, now: EngineReading, handed: bool) -> Vec<Trouble> {
+    /// the engine last counted a transfer ([`AlertWatch::has_moved`]).
+    pub fn look(&mut self, now: EngineReading, handed: bool) -> Vec<EngineAlert> {
         let has_moved = self.has_moved(&now);
         let before = self.before.replace(now);
         let mut found = Vec::new();
         if now.kv_usage.is_some_and(|usage| usage >= KV_FULL) {
-            found.push(Trouble::KvFull);
+            found.push(EngineAlert::KvFull);
         }
         let running = now.running.unwrap_or(0.0);
         if now.waiting.is_some_and(|waiting| waiting > running.max(WAITING_MANY)) {
-            found.push(Trouble::Queueing);
+            found.push(EngineAlert::Queueing);
         }
         // The first look has nothing to compare with.
         let Some(before) = before else { return found };
         let counts = [
-            (Trouble::Preempting, before.preemptions, now.preemptions),
-            (Trouble::TransfersFail, before.failed_transfers, now.failed_transfers),
-            (Trouble::LeasesExpire, before.expired, now.expired),
+            (EngineAlert::Preempting, before.preemptions, now.preemptions),
+            (EngineAlert::TransfersFail, before.failed_transfers, now.failed_transfers),
+            (EngineAlert::LeasesExpire, before.expired, now.expired),
         ];
         let grew = counts.into_iter().filter(|(_, before, now)| grown(*before, *now) > 0.0);
-        found.extend(grew.map(|(trouble, ..)| trouble));
+        found.extend(grew.map(|(alert, ..)| alert));
         // Once noticed it stands until KV comes again.
         self.recomputes = !has_moved && (self.recomputes || handed && now.transferred.is_some());
         if self.recomputes {
-            found.push(Trouble::Recomputes);
+            found.push(EngineAlert::Recomputes);
         }
         found
     }
@@ -117,8 +117,8 @@ mod tests {
     }
 
     /// Looks, each with the hand-offs before it, and what is found at the last.
-    fn check(looks: &[(EngineReading, bool)], expected: &[Trouble]) {
-        let mut watch = Watch::default();
+    fn check(looks: &[(EngineReading, bool)], expected: &[EngineAlert]) {
+        let mut watch = AlertWatch::default();
         let found = looks.iter().map(|(reading, handed)| watch.look(*reading, *handed)).last();
         assert_eq!(found.unwrap(), expected, "{looks:?}");
     }
@@ -127,25 +127,25 @@ mod tests {
     fn what_happened_before_the_first_look_is_no_trouble() {
         check(&[(counts(9.0, 0.0), false)], &[]);
         check(&[(counts(9.0, 0.0), false), (counts(9.0, 0.0), false)], &[]);
-        check(&[(counts(9.0, 0.0), false), (counts(10.0, 0.0), false)], &[Trouble::Preempting]);
+        check(&[(counts(9.0, 0.0), false), (counts(10.0, 0.0), false)], &[EngineAlert::Preempting]);
     }
 
     #[test]
     fn an_engine_that_restarted_counts_from_zero() {
         check(&[(counts(9.0, 0.0), false), (counts(0.0, 0.0), false)], &[]);
-        check(&[(counts(9.0, 0.0), false), (counts(2.0, 0.0), false)], &[Trouble::Preempting]);
+        check(&[(counts(9.0, 0.0), false), (counts(2.0, 0.0), false)], &[EngineAlert::Preempting]);
     }
 
     #[test]
     fn full_memory_and_a_queue_of_its_own_are_trouble_at_once() {
         let full = EngineReading { kv_usage: Some(0.99), ..EngineReading::default() };
-        check(&[(full, false)], &[Trouble::KvFull]);
+        check(&[(full, false)], &[EngineAlert::KvFull]);
         let queue = |waiting, running| EngineReading {
             waiting: Some(waiting),
             running: Some(running),
             ..EngineReading::default()
         };
-        check(&[(queue(50.0, 8.0), false)], &[Trouble::Queueing]);
+        check(&[(queue(50.0, 8.0), false)], &[EngineAlert::Queueing]);
         check(&[(queue(4.0, 0.0), false)], &[]);
         check(&[(queue(50.0, 200.0), false)], &[]);
     }
@@ -156,8 +156,8 @@ mod tests {
         let more = counts(0.0, 101.0);
         let hit = EngineReading { hits: Some(64.0), ..quiet };
         let mute = EngineReading { transferred: None, ..quiet };
-        check(&[(quiet, false), (quiet, true)], &[Trouble::Recomputes]);
-        check(&[(quiet, false), (quiet, true), (quiet, false)], &[Trouble::Recomputes]);
+        check(&[(quiet, false), (quiet, true)], &[EngineAlert::Recomputes]);
+        check(&[(quiet, false), (quiet, true), (quiet, false)], &[EngineAlert::Recomputes]);
         check(&[(quiet, false), (quiet, true), (more, true)], &[]);
         // The prefix was there; nothing was handed over; the engine does not tell.
         check(&[(quiet, false), (hit, true)], &[]);
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn every_trouble_has_a_word_of_its_own() {
-        let words: std::collections::BTreeSet<_> = Trouble::ALL.map(Trouble::as_str).into();
-        assert_eq!(words.len(), Trouble::ALL.len());
+        let words: std::collections::BTreeSet<_> = EngineAlert::ALL.map(EngineAlert::as_str).into();
+        assert_eq!(words.len(), EngineAlert::ALL.len());
     }
 }

@@ -5,11 +5,11 @@
 use std::fmt;
 use tidegate_types::{GroupId, Role};
 
-use crate::facts::{Facts, Mode, Served};
+use crate::facts::{DisaggregationMode, Facts, ServedModel};
 
 /// What the operator said of a backend, as far as its engine can be asked.
 #[derive(Clone, Debug)]
-pub struct Said {
+pub struct ConfiguredBackend {
     /// Its name.
     pub name: String,
     /// Its group by the settings.
@@ -25,7 +25,7 @@ pub struct Said {
     /// The models, if any were named.
     pub models: Vec<String>,
     /// The mode that it must be in; `None`: its role does not hang on one, or is changing.
-    pub mode: Option<Mode>,
+    pub mode: Option<DisaggregationMode>,
 }
 
 /// What is wrong with one backend.
@@ -34,23 +34,23 @@ pub enum Misfit {
     /// Not the version that was said.
     Version {
         /// By the settings.
-        said: String,
+        configured: String,
         /// By the engine.
-        told: String,
+        reported: String,
     },
     /// Not in the mode that its role needs.
     Mode {
         /// By the settings.
-        said: Mode,
+        configured: DisaggregationMode,
         /// By the engine.
-        told: Mode,
+        reported: DisaggregationMode,
     },
     /// It serves none of the models that were named.
     Models {
         /// By the settings.
-        said: Vec<String>,
+        configured: Vec<String>,
         /// By the engine.
-        told: Vec<String>,
+        reported: Vec<String>,
     },
     /// It answers only with its key, and has not got it.
     Key {
@@ -74,7 +74,7 @@ pub enum Misfit {
 
 impl Misfit {
     /// The words in metrics.
-    pub const WORDS: [&str; 5] = ["version", "mode", "models", "key", "group"];
+    pub const LABELS: [&str; 5] = ["version", "mode", "models", "key", "group"];
 
     /// One of them.
     pub const fn as_str(&self) -> &'static str {
@@ -101,16 +101,19 @@ impl Misfit {
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Misfit::Version { said, told } => {
-                write!(f, "version: the settings say {said}, the engine says {told}")
+            Misfit::Version { configured, reported } => {
+                write!(f, "version: the settings say {configured}, the engine says {reported}")
             }
-            Misfit::Mode { said, told } => {
-                let (said, told) = (said.as_str(), told.as_str());
-                write!(f, "mode: it must be {said}, the engine's disaggregation_mode is {told}")
+            Misfit::Mode { configured, reported } => {
+                let (configured, reported) = (configured.as_str(), reported.as_str());
+                write!(
+                    f,
+                    "mode: it must be {configured}, the engine's disaggregation_mode is {reported}"
+                )
             }
-            Misfit::Models { said, told } => {
-                let (said, told) = (said.join(", "), told.join(", "));
-                write!(f, "models: the settings name {said}, the engine serves {told}")
+            Misfit::Models { configured, reported } => {
+                let (configured, reported) = (configured.join(", "), reported.join(", "));
+                write!(f, "models: the settings name {configured}, the engine serves {reported}")
             }
             Misfit::Key { status } => {
                 write!(
@@ -127,7 +130,7 @@ impl fmt::Display for Misfit {
 
 /// What follows for one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fit {
+pub struct Compatibility {
     /// Whom it may hand over to: those in the same group.
     pub group: GroupId,
     /// Nothing new may go there.
@@ -137,8 +140,8 @@ pub struct Fit {
 }
 
 /// Engines alike, by their slots.
-struct Class {
-    said: GroupId,
+struct EngineClass {
+    configured: GroupId,
     members: Vec<usize>,
     /// What is known of its members together.
     known: Facts,
@@ -146,73 +149,91 @@ struct Class {
 
 /// Judge all backends. `told`: `None` where an engine was not reached yet; `before`: the groups of
 /// the last judgement, so that a group keeps its number.
-pub fn judge(said: &[Said], told: &[Option<Facts>], before: &[GroupId]) -> Vec<Fit> {
-    let own: Vec<Vec<Misfit>> = said.iter().zip(told).map(|(s, t)| own(s, t.as_ref())).collect();
-    let mut classes: Vec<Class> = Vec::new();
-    for (slot, said) in said.iter().enumerate() {
-        let alone = said.splits && (told[slot].is_none() || !own[slot].is_empty());
-        let facts = told[slot].clone().filter(|_| said.splits).unwrap_or_default();
-        let like =
-            |class: &&mut Class| !alone && class.said == said.group && alike(&class.known, &facts);
+pub fn judge(
+    configured: &[ConfiguredBackend],
+    reported: &[Option<Facts>],
+    before: &[GroupId],
+) -> Vec<Compatibility> {
+    let own: Vec<Vec<Misfit>> =
+        configured.iter().zip(reported).map(|(s, t)| own(s, t.as_ref())).collect();
+    let mut classes: Vec<EngineClass> = Vec::new();
+    for (slot, configured) in configured.iter().enumerate() {
+        let alone = configured.splits && (reported[slot].is_none() || !own[slot].is_empty());
+        let facts = reported[slot].clone().filter(|_| configured.splits).unwrap_or_default();
+        let like = |class: &&mut EngineClass| {
+            !alone && class.configured == configured.group && alike(&class.known, &facts)
+        };
         match classes.iter_mut().find(like) {
             Some(class) => class.add(slot, facts),
-            None if alone => classes.push(Class::lone(said.group, slot)),
-            None => classes.push(Class { said: said.group, members: vec![slot], known: facts }),
+            None if alone => classes.push(EngineClass::lone(configured.group, slot)),
+            None => classes.push(EngineClass {
+                configured: configured.group,
+                members: vec![slot],
+                known: facts,
+            }),
         }
     }
-    let groups = number(said, &classes, before);
-    let mut fits: Vec<Fit> = own
+    let groups = number(configured, &classes, before);
+    let mut results: Vec<Compatibility> = own
         .into_iter()
         .zip(groups)
-        .zip(said)
-        .map(|((misfits, group), said)| Fit { group, out: is_out(said, &misfits), misfits })
+        .zip(configured)
+        .map(|((misfits, group), configured)| Compatibility {
+            group,
+            out: is_out(configured, &misfits),
+            misfits,
+        })
         .collect();
-    tell_differences(said, &classes, &mut fits);
-    fits
+    report_differences(configured, &classes, &mut results);
+    results
 }
 
 /// A backend against its own settings.
-fn own(said: &Said, told: Option<&Facts>) -> Vec<Misfit> {
+fn own(configured: &ConfiguredBackend, reported: Option<&Facts>) -> Vec<Misfit> {
     let mut misfits = Vec::new();
-    let Some(told) = told else { return misfits };
-    if let (Some(said), Some(told)) = (&said.version, &told.version)
-        && !is_version(said, told)
+    let Some(reported) = reported else { return misfits };
+    if let (Some(configured), Some(reported)) = (&configured.version, &reported.version)
+        && !is_version(configured, reported)
     {
-        misfits.push(Misfit::Version { said: said.clone(), told: told.clone() });
+        misfits
+            .push(Misfit::Version { configured: configured.clone(), reported: reported.clone() });
     }
-    if let (Some(said), Some(told)) = (said.mode, told.mode)
-        && said != told
+    if let (Some(configured), Some(reported)) = (configured.mode, reported.mode)
+        && configured != reported
     {
-        misfits.push(Misfit::Mode { said, told });
+        misfits.push(Misfit::Mode { configured, reported });
     }
-    misfits.extend(told.locked.map(|status| Misfit::Key { status }));
-    let serves = told.models.iter().any(|model| said.models.contains(&model.id));
-    if !said.models.is_empty() && !told.models.is_empty() && !serves {
-        let told = told.models.iter().map(|model| model.id.clone()).collect();
-        misfits.push(Misfit::Models { said: said.models.clone(), told });
+    misfits.extend(reported.locked.map(|status| Misfit::Key { status }));
+    let serves = reported.models.iter().any(|model| configured.models.contains(&model.id));
+    if !configured.models.is_empty() && !reported.models.is_empty() && !serves {
+        let reported = reported.models.iter().map(|model| model.id.clone()).collect();
+        misfits.push(Misfit::Models { configured: configured.models.clone(), reported });
     }
     misfits
 }
 
 /// An engine in another mode answers 400 to what it would get, and so does one that never runs
 /// whole requests and may not pair.
-fn is_out(said: &Said, misfits: &[Misfit]) -> bool {
+fn is_out(configured: &ConfiguredBackend, misfits: &[Misfit]) -> bool {
     let mode = misfits.iter().any(|misfit| matches!(misfit, Misfit::Mode { .. }));
-    mode || !misfits.is_empty() && !said.runs_whole
+    mode || !misfits.is_empty() && !configured.runs_whole
 }
 
 /// `0.33` means every 0.33, `0.33.0` means 0.33.0+cpu too.
-fn is_version(said: &str, told: &str) -> bool {
-    let (said, told) = (said.trim_start_matches('v'), told.trim_start_matches('v'));
-    told.strip_prefix(said).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+', '-']))
+fn is_version(configured: &str, reported: &str) -> bool {
+    let (configured, reported) =
+        (configured.trim_start_matches('v'), reported.trim_start_matches('v'));
+    reported
+        .strip_prefix(configured)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+', '-']))
 }
 
-impl Class {
+impl EngineClass {
     /// A class that nobody may join.
-    fn lone(said: GroupId, slot: usize) -> Class {
-        let nobody = Served { id: format!("\0{slot}"), max_model_len: None };
-        let known = Facts { models: vec![nobody], ..Facts::default() };
-        Class { said, members: vec![slot], known }
+    fn lone(configured: GroupId, slot: usize) -> EngineClass {
+        let unmatched = ServedModel { id: format!("\0{slot}"), max_model_len: None };
+        let known = Facts { models: vec![unmatched], ..Facts::default() };
+        EngineClass { configured, members: vec![slot], known }
     }
 
     fn is_lone(&self) -> bool {
@@ -247,71 +268,85 @@ fn difference(a: &Facts, b: &Facts) -> Option<(&'static str, String, String)> {
     if names(a) != names(b) {
         return Some(("models", names(a), names(b)));
     }
-    let differs = |(a, b): &(&Served, &Served)| matches!((a.max_model_len, b.max_model_len), (Some(a), Some(b)) if a != b);
+    let differs = |(a, b): &(&ServedModel, &ServedModel)| matches!((a.max_model_len, b.max_model_len), (Some(a), Some(b)) if a != b);
     let (a, b) = a.models.iter().zip(&b.models).find(differs)?;
-    let length = |served: &Served| served.max_model_len.unwrap_or_default().to_string();
+    let length = |served: &ServedModel| served.max_model_len.unwrap_or_default().to_string();
     Some(("max_model_len", length(a), length(b)))
 }
 
 /// A number for each backend's class. The largest class of a group keeps the group's own; the
 /// others keep what they had, or take a free one above those of the settings.
-fn number(said: &[Said], classes: &[Class], before: &[GroupId]) -> Vec<GroupId> {
-    let first_free = said.iter().map(|said| said.group.0 + 1).max().unwrap_or(0);
-    let mut groups: Vec<Option<GroupId>> = vec![None; said.len()];
+fn number(
+    configured: &[ConfiguredBackend],
+    classes: &[EngineClass],
+    before: &[GroupId],
+) -> Vec<GroupId> {
+    let first_free = configured.iter().map(|configured| configured.group.0 + 1).max().unwrap_or(0);
+    let mut groups: Vec<Option<GroupId>> = vec![None; configured.len()];
     let mut taken: Vec<GroupId> = Vec::new();
-    let main =
-        |class: &Class| main_of(classes, class.said).is_some_and(|of| std::ptr::eq(of, class));
-    let (mains, others): (Vec<&Class>, Vec<&Class>) = classes.iter().partition(|class| main(class));
-    let mut give = |class: &Class, group: GroupId, taken: &mut Vec<GroupId>| {
+    let main = |class: &EngineClass| {
+        main_of(classes, class.configured).is_some_and(|of| std::ptr::eq(of, class))
+    };
+    let (mains, others): (Vec<&EngineClass>, Vec<&EngineClass>) =
+        classes.iter().partition(|class| main(class));
+    let mut give = |class: &EngineClass, group: GroupId, taken: &mut Vec<GroupId>| {
         taken.push(group);
         class.members.iter().for_each(|slot| groups[*slot] = Some(group));
     };
     for class in mains {
-        give(class, class.said, &mut taken);
+        give(class, class.configured, &mut taken);
     }
     // Those that keep theirs first, so that a newcomer takes no number that is in use.
-    let keeps = |class: &&Class| {
+    let keeps = |class: &&EngineClass| {
         let had = before.get(class.members[0]).copied();
         had.filter(|had| had.0 >= first_free)
     };
-    let (old, new): (Vec<&Class>, Vec<&Class>) =
+    let (old, new): (Vec<&EngineClass>, Vec<&EngineClass>) =
         others.into_iter().partition(|class| keeps(class).is_some());
     for class in old.iter().chain(&new) {
         let kept = keeps(class).filter(|had| !taken.contains(had));
         let free = || (first_free..).map(GroupId).find(|group| !taken.contains(group));
-        let group = kept.or_else(free).unwrap_or(class.said);
+        let group = kept.or_else(free).unwrap_or(class.configured);
         give(class, group, &mut taken);
     }
-    groups.iter().zip(said).map(|(group, said)| group.unwrap_or(said.group)).collect()
+    groups
+        .iter()
+        .zip(configured)
+        .map(|(group, configured)| group.unwrap_or(configured.group))
+        .collect()
 }
 
 /// The class that keeps a group's number: the largest, of equals the first; one that nobody may
 /// join only if there is no other.
-fn main_of(classes: &[Class], said: GroupId) -> Option<&Class> {
-    let of_group = classes.iter().filter(|class| class.said == said);
+fn main_of(classes: &[EngineClass], configured: GroupId) -> Option<&EngineClass> {
+    let of_group = classes.iter().filter(|class| class.configured == configured);
     of_group.rev().max_by_key(|class| (!class.is_lone(), class.members.len()))
 }
 
-fn tell_differences(said: &[Said], classes: &[Class], fits: &mut [Fit]) {
+fn report_differences(
+    configured: &[ConfiguredBackend],
+    classes: &[EngineClass],
+    results: &mut [Compatibility],
+) {
     for class in classes.iter().filter(|class| !class.is_lone()) {
-        let Some(main) = main_of(classes, class.said).filter(|main| !main.is_lone()) else {
+        let Some(main) = main_of(classes, class.configured).filter(|main| !main.is_lone()) else {
             continue;
         };
         let Some((key, theirs, own)) = difference(&main.known, &class.known) else { continue };
         for slot in &class.members {
-            let is_named = said[*slot].group_is_named;
-            let other = said[main.members[0]].name.clone();
+            let is_named = configured[*slot].group_is_named;
+            let other = configured[main.members[0]].name.clone();
             let (theirs, own) = (theirs.clone(), own.clone());
-            fits[*slot].misfits.push(Misfit::Group { other, key, theirs, own, is_named });
+            results[*slot].misfits.push(Misfit::Group { other, key, theirs, own, is_named });
         }
     }
 }
 
 /// The mode that a backend's role needs.
-pub fn mode_of(role: Role) -> Option<Mode> {
-    matches!(role, Role::Prefill | Role::Decode).then_some(Mode::Half(role))
+pub fn mode_of(role: Role) -> Option<DisaggregationMode> {
+    matches!(role, Role::Prefill | Role::Decode).then_some(DisaggregationMode::Half(role))
 }
 
 #[cfg(test)]
-#[path = "fit_tests.rs"]
+#[path = "compatibility_tests.rs"]
 mod tests;

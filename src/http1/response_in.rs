@@ -86,5 +86,5 @@ fn framing(method: &Method, status: StatusCode, hops: &Hops) -> Framing {
 }
 
 #[cfg(test)]
-#[path = "answer_in_tests.rs"]
+#[path = "response_in_tests.rs"]
 mod tests;
