@@ -1,6 +1,6 @@
 //! What comes into the chain and what goes out of it. Plain values: no filter lives here.
 
-use crate::{Class, Traceparent};
+use crate::Traceparent;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use std::fmt;
@@ -69,8 +69,6 @@ pub struct Accepted {
     pub alias_at: Option<Span>,
     /// Its prompt, counted.
     pub prompt: Counted,
-    /// What placement may want to know of it.
-    pub class: Class,
 }
 
 /// A prompt's size, and what of it may be cached somewhere.

@@ -1,7 +1,7 @@
 //! The chain: the filters in their order, in plain sight. It must never hold a filter's logic.
 
 use crate::authenticate::{ApiKeys, authenticate};
-use crate::classify::classify;
+use crate::context_limit::check_context;
 use crate::handoff::{HandoffTrust, check_handoff, strip_handoff_headers};
 use crate::identify::identify;
 use crate::limit::{check_body, check_head};
@@ -99,7 +99,7 @@ impl Chain {
         let parsed = parse(endpoint, arrival, directory)?;
         check_handoff(&self.handoff, parsed.scan.as_ref(), arrival.body)?;
         let measured = tokenize(&self.tokenize, &parsed, estimator, arrival.body, fresh);
-        let class = classify(&parsed, &measured)?;
+        check_context(&parsed, &measured)?;
         Ok(Accepted {
             request_id,
             traceparent,
@@ -110,7 +110,6 @@ impl Chain {
             model: parsed.model.map(|(name, _)| name.clone()),
             scan: parsed.scan,
             prompt: measured.counted,
-            class,
         })
     }
 }

@@ -15,7 +15,6 @@ const TRACEPARENT_LEN: usize = 55;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Traceparent {
     text: String,
-    parent: Option<u64>,
 }
 
 /// The request's id and its trace. Never fails, so that a refusal has a name too.
@@ -39,16 +38,14 @@ pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
 
 fn traceparent(headers: &HeaderMap, fresh: &FreshIds) -> Traceparent {
     match single(headers, "traceparent").and_then(parse) {
-        Some(theirs) => {
-            Traceparent::new(theirs.trace, fresh.span, theirs.flags, Some(theirs.parent))
-        }
+        Some(theirs) => Traceparent::new(theirs.trace, fresh.span, theirs.flags),
         // Not sampled: whoever starts a trace decides that, and nobody did.
-        None => Traceparent::new(fresh.trace, fresh.span, 0, None),
+        None => Traceparent::new(fresh.trace, fresh.span, 0),
     }
 }
 
 impl Traceparent {
-    fn new(trace: u128, span: u64, flags: u8, parent: Option<u64>) -> Traceparent {
+    fn new(trace: u128, span: u64, flags: u8) -> Traceparent {
         // An id of zeros is invalid (§3.2.2.3); the chance is 2^-64, and 1 is as good.
         let (trace, span) = (trace.max(1), span.max(1));
         let mut text = String::with_capacity(TRACEPARENT_LEN);
@@ -58,32 +55,12 @@ impl Traceparent {
             text.push_str(before);
             push_hex(&mut text, value, digits);
         }
-        Traceparent { text, parent }
+        Traceparent { text }
     }
 
     /// The header's value: `00-TRACE-SPAN-FLAGS`.
     pub fn as_str(&self) -> &str {
         &self.text
-    }
-
-    /// The trace id: 32 hex digits.
-    pub fn trace_id(&self) -> &str {
-        &self.text[3..35]
-    }
-
-    /// Our span's id: 16 hex digits.
-    pub fn span_id(&self) -> &str {
-        &self.text[36..52]
-    }
-
-    /// The client's span, if it sent one.
-    pub fn parent_id(&self) -> Option<u64> {
-        self.parent
-    }
-
-    /// Does the client record this trace?
-    pub fn sampled(&self) -> bool {
-        self.text.ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f'])
     }
 }
 
@@ -108,7 +85,6 @@ impl fmt::Debug for Traceparent {
 /// The client's trace context.
 struct Theirs {
     trace: u128,
-    parent: u64,
     flags: u8,
 }
 
@@ -129,7 +105,7 @@ fn parse(value: &str) -> Option<Theirs> {
     let flags = hex(&bytes[53..55])?;
     // Of the flags only what 00 defines may be handed on: sampled, and random from level 2.
     let known = (flags & 0b11) as u8;
-    (trace != 0 && parent != 0).then_some(Theirs { trace, parent: parent as u64, flags: known })
+    (trace != 0 && parent != 0).then_some(Theirs { trace, flags: known })
 }
 
 /// Lower-case hex digits only, as the standard demands.

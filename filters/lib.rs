@@ -11,7 +11,7 @@
 //! - `parse`: the body's one scan, and the model's name
 //! - `query`: the model that a query string names
 //! - `tokenize`: how many tokens the prompt has, and the hashes of its blocks
-//! - `classify`: too long? interactive or batch?
+//! - `context_limit`: the prompt and `max_tokens` against the model's context length
 //! - `model`: a model's own tokenizer and chat template
 //!
 //! It must never know a backend, open a socket or a file, read a clock or draw a random number.
@@ -20,7 +20,7 @@
 pub mod accepted;
 pub mod authenticate;
 pub mod chain;
-pub mod classify;
+mod context_limit;
 pub mod directory;
 pub mod handoff;
 pub mod identify;
@@ -33,7 +33,6 @@ pub mod tokenize;
 pub use accepted::{Accepted, Counted, FreshIds, HeadParts, RequestParts, Tenant};
 pub use authenticate::{ApiKey, CREDENTIALS};
 pub use chain::{Chain, ChainParams};
-pub use classify::Class;
 pub use directory::{Directory, ModelEntry};
 pub use handoff::{HandoffHost, HandoffTrust};
 pub use identify::{Traceparent, identify, request_id};

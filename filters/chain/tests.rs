@@ -1,7 +1,7 @@
 //! The chain from outside: each refusal and its order, and what is accepted.
 
 use super::*;
-use crate::{Class, ModelEntry, ModelTokenizer, Tenant};
+use crate::{ModelEntry, ModelTokenizer, Tenant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value as Json, json};
@@ -323,20 +323,17 @@ fn a_key_names_its_tenant_and_no_keys_let_everybody_in() {
 }
 
 #[test]
-fn what_passes_is_named_counted_and_classed() {
+fn an_accepted_request_has_its_id_model_and_token_count() {
     let body = chat("tiny", 10);
     let sent = Sent::post(CHAT, &body).with(&[("x-request-id", "mine")]);
     let accepted = sent.accepted();
     assert_eq!(accepted.request_id, "mine");
     assert_eq!(accepted.model.as_deref(), Some("tiny"));
-    assert_eq!(accepted.class, Class::Interactive);
     let prompt = &accepted.prompt;
     assert!(prompt.exact && prompt.features.is_none());
     assert!(prompt.tokens > Tokens(12) && prompt.tokens < Tokens(20), "{}", prompt.tokens);
     assert_eq!(prompt.chain.len() as u64, prompt.tokens.get() / 4);
     assert_eq!(prompt.block_tokens, Tokens(4));
-    let later = json!({"model": "tiny", "messages": [], "priority": 1});
-    assert_eq!(Sent::post(CHAT, later).accepted().class, Class::Batch);
 }
 
 #[test]

@@ -43,18 +43,13 @@ fn a_sane_request_id_is_kept_and_any_other_replaced() {
 fn a_valid_trace_goes_on_with_our_span() {
     let trace = traceparent(&headers("traceparent", &[THEIRS]), &FRESH);
     assert_eq!(trace.as_str(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000077-01");
-    assert_eq!(trace.trace_id(), "0af7651916cd43dd8448eb211c80319c");
-    assert_eq!(trace.span_id(), "0000000000000077");
-    assert_eq!(trace.parent_id(), Some(0xb7ad_6b71_6920_3331));
-    assert!(trace.sampled());
 }
 
 #[test]
 fn a_later_version_is_read_by_the_rules_of_the_first() {
     let later = format!("cc{}-what-comes", &THEIRS[2..]);
     let trace = traceparent(&headers("traceparent", &[later.as_str()]), &FRESH);
-    assert_eq!(trace.trace_id(), &THEIRS[3..35]);
-    assert!(trace.as_str().starts_with("00-"));
+    assert_eq!(trace.as_str()[..35], THEIRS[..35]);
 }
 
 #[test]
@@ -68,7 +63,6 @@ fn a_trace_that_is_not_valid_starts_anew() {
     for given in ["", "00", &THEIRS[..54], &zeros, &no_parent, &capital, &version, &longer, "€"] {
         let trace = traceparent(&headers("traceparent", &[given]), &FRESH);
         assert_eq!(trace.as_str(), fresh, "{given}");
-        assert_eq!((trace.parent_id(), trace.sampled()), (None, false));
     }
     let twice = traceparent(&headers("traceparent", &[THEIRS, THEIRS]), &FRESH);
     assert_eq!(twice.as_str(), fresh);

@@ -119,8 +119,6 @@ pub struct Scan {
     pub continue_final_message: Option<bool>,
     /// `add_special_tokens`
     pub add_special_tokens: Option<bool>,
-    /// `priority`: lower is earlier.
-    pub priority: Option<i64>,
     /// The client sent `kv_transfer_params` of its own, so the answer's must reach it
     /// (otherwise [`crate::strip_handoff`]).
     pub client_handoff: bool,

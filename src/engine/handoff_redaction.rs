@@ -19,19 +19,9 @@ use memchr::memmem::Finder;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-pub use text::strip_error;
+use crate::handoff_members::{IN_ANSWERS, NAME_MAX};
 
-/// The members: vLLM's for KV and for encoder caches, TensorRT-LLM's, SGLang's.
-pub(crate) const NAMES: [&[u8]; 6] = [
-    b"kv_transfer_params",
-    b"ec_transfer_params",
-    b"disaggregated_params",
-    b"bootstrap_host",
-    b"bootstrap_port",
-    b"bootstrap_room",
-];
-/// The longest of them.
-const NAME_MAX: usize = 20;
+pub use text::strip_error;
 
 struct MemberFinders {
     params: Finder<'static>,
@@ -304,7 +294,7 @@ impl Name {
         self.text[self.length] = byte;
         self.length += 1;
         let text = &self.text[..self.length];
-        self.fits = NAMES.iter().any(|name| name.starts_with(text));
+        self.fits = IN_ANSWERS.iter().any(|name| name.as_bytes().starts_with(text));
     }
 
     /// The next byte of an escape.
@@ -331,7 +321,8 @@ impl Name {
     }
 
     fn is_member(&self) -> bool {
-        self.fits && NAMES.contains(&&self.text[..self.length])
+        let text = &self.text[..self.length];
+        self.fits && IN_ANSWERS.iter().any(|name| name.as_bytes() == text)
     }
 }
 

@@ -27,6 +27,7 @@ mod error_event;
 pub mod evidence;
 pub mod family;
 pub mod form;
+mod handoff_members;
 pub mod handoff_redaction;
 pub mod ids;
 pub mod kind;

@@ -8,9 +8,6 @@ use crate::engine::EngineReading;
 
 /// The header.
 pub const HEADER: &str = "endpoint-load-metrics";
-/// The request header that asks for it.
-pub const ASK: &str = "endpoint-load-metrics-format";
-
 /// What the header says; `None` if it is no such header.
 pub fn reading(header: &str) -> Option<EngineReading> {
     let (format, rest) = header.trim().split_once(' ')?;

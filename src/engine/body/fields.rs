@@ -54,7 +54,6 @@ keys! {
     AddGenerationPrompt = "add_generation_prompt",
     ContinueFinalMessage = "continue_final_message",
     AddSpecialTokens = "add_special_tokens",
-    Priority = "priority",
     Background = "background",
     PreviousResponse = "previous_response_id",
     SamplingParams = "sampling_params",
@@ -92,7 +91,6 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
         add_generation_prompt: None,
         continue_final_message: None,
         add_special_tokens: None,
-        priority: None,
         client_handoff: given.get(Key::KvTransferParams).is_some(),
         members,
     };
@@ -112,7 +110,6 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
     scan.add_generation_prompt = given.flag(Key::AddGenerationPrompt);
     scan.continue_final_message = given.flag(Key::ContinueFinalMessage);
     scan.add_special_tokens = given.flag(Key::AddSpecialTokens);
-    scan.priority = given.int(Key::Priority);
     scan.whole = given.whole(&scan);
     scan
 }

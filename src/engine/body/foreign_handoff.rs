@@ -7,21 +7,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Scan;
+use crate::handoff_members::{is_in_requests, known};
 
-/// Members that control a hand-off, by engine (docs/spec/engine-protocols.md).
-const NAMES: [&str; 5] = [
-    // vLLM, every connector
-    "kv_transfer_params",
-    // vLLM, encoder disaggregation
-    "ec_transfer_params",
-    // TensorRT-LLM
-    "disaggregated_params",
-    // SGLang
-    "disagg_prefill_dp_rank",
-    "decode_tp_size",
-];
-/// SGLang: `bootstrap_host`, `_port`, `_room`, `_pair_key`.
-const PREFIX: &str = "bootstrap_";
 /// Objects whose members engines copy into their sampling parameters.
 const CONTAINERS: [&str; 6] =
     ["vllm_xargs", "extra_args", "sampling_params", "extra_body", "parameters", "nvext"];
@@ -40,7 +27,7 @@ pub struct ForeignHandoff {
 impl ForeignHandoff {
     /// The member's name for `error.param`, if it is one of a fixed list.
     pub fn param(&self) -> Option<&'static str> {
-        NAMES.into_iter().find(|name| *name == self.name)
+        known(&self.name)
     }
 }
 
@@ -52,7 +39,7 @@ impl Scan {
         for member in self.members.iter() {
             let name = member.name(body);
             let Ok(name) = std::str::from_utf8(&name) else { continue };
-            let controls = is_handoff(name);
+            let controls = is_in_requests(name);
             if !controls && !CONTAINERS.contains(&name) {
                 continue;
             }
@@ -70,15 +57,10 @@ impl Scan {
     }
 }
 
-/// Is this the name of a member that controls a hand-off?
-fn is_handoff(name: &str) -> bool {
-    NAMES.contains(&name) || name.starts_with(PREFIX)
-}
-
 fn search(found: &mut Option<ForeignHandoff>, value: &Value, depth: usize) {
     let Value::Object(members) = value else { return };
     for (name, value) in members {
-        if is_handoff(name) {
+        if is_in_requests(name) {
             note(found, name, value);
         } else if depth > 1 && CONTAINERS.contains(&name.as_str()) {
             search(found, value, depth - 1);

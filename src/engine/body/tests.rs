@@ -38,7 +38,7 @@ fn what_tidegate_reads_is_found_and_the_rest_is_at_hand() {
     let body = body.as_bytes();
     assert_eq!(scan.model_name(body).as_deref(), Some("m"));
     assert!(scan.stream && scan.include_usage && !scan.client_handoff);
-    assert_eq!((scan.n, scan.max_tokens, scan.priority), (1, Some(Tokens(8)), Some(-3)));
+    assert_eq!((scan.n, scan.max_tokens), (1, Some(Tokens(8))));
     assert_eq!(scan.tools.map(|span| span.of(body)), Some(&br#"[{"a":1}]"#[..]));
     assert_eq!(scan.cache_salt.and_then(|span| span.text(body)).as_deref(), Some("s"));
     assert_eq!((scan.add_generation_prompt, scan.continue_final_message), (Some(false), None));
@@ -163,7 +163,6 @@ fn an_odd_value_is_estimated_and_the_request_runs_whole() {
         (r#","stream_options":true"#, false, None),
         (r#","stream":true,"stream_options":{"include_usage":1}"#, true, None),
         (r#","use_beam_search":{}"#, false, None),
-        (r#","priority":"high""#, false, None),
         (r#","echo":2,"min_tokens":"x","best_of":"""#, false, None),
         (r#","model":7"#, false, None),
     ] {

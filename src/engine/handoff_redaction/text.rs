@@ -5,13 +5,14 @@
 use memchr::memmem;
 use std::borrow::Cow;
 
-use super::{NAMES, strip_handoff};
+use super::strip_handoff;
+use crate::handoff_members::IN_ANSWERS;
 
 /// An error's body without hand-off members, inside its strings too; borrowed if it has none.
 pub fn strip_error(answer: &[u8]) -> Cow<'_, [u8]> {
     let mut stripped = strip_handoff(answer);
-    for name in NAMES {
-        if let Some(quoted) = unquoted(&stripped, name) {
+    for name in IN_ANSWERS {
+        if let Some(quoted) = unquoted(&stripped, name.as_bytes()) {
             stripped = Cow::Owned(quoted);
         }
     }

@@ -34,7 +34,7 @@ pub struct Tally {
     pub stored: u64,
     /// The engine's blocks removed.
     pub removed: u64,
-    /// StoredBlocks after a block that is unknown.
+    /// Stored after a block that is unknown.
     pub orphans: u64,
     /// Blocks whose tokens do not say what is in them, and events that contradict themselves.
     pub unreadable: u64,

@@ -6,33 +6,10 @@ use crate::tokenize::Measured;
 use tidegate_engine::{ApiError, Endpoint, Scan};
 use tidegate_types::Tokens;
 
-/// What placement may want to know of a request beyond its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Class {
-    /// Somebody waits for it.
-    #[default]
-    Interactive,
-    /// The client says that it may wait: a `priority` above 0, which vLLM too takes as later.
-    Batch,
-}
-
-impl Class {
-    /// A word for metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Class::Interactive => "interactive",
-            Class::Batch => "batch",
-        }
-    }
-}
-
-pub(crate) fn classify(parsed: &Parsed<'_>, measured: &Measured) -> Result<Class, ApiError> {
-    let Some(scan) = &parsed.scan else { return Ok(Class::Interactive) };
-    if let Some(limit) = parsed.model.and_then(|(_, entry)| entry.max_model_len) {
-        check_length(scan, measured, limit)?;
-    }
-    let later = scan.priority.is_some_and(|priority| priority > 0);
-    Ok(if later { Class::Batch } else { Class::Interactive })
+pub(crate) fn check_context(parsed: &Parsed<'_>, measured: &Measured) -> Result<(), ApiError> {
+    let Some(scan) = &parsed.scan else { return Ok(()) };
+    let limit = parsed.model.and_then(|(_, entry)| entry.max_model_len);
+    limit.map_or(Ok(()), |limit| check_length(scan, measured, limit))
 }
 
 /// What vLLM 0.32 refuses: a prompt that leaves no room for one token
