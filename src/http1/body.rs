@@ -1,5 +1,5 @@
-//! A body as it comes off the wire: chunks without their frames, or so many bytes, or all
-//! there is. It must never hold a byte back: data that is here can go on.
+//! Incremental body decoder: `content-length`, chunked and until-close bodies (RFC 9112, 6 and 7).
+//! It must never hold a byte back: body data that has arrived is returned by the same call.
 
 use std::ops::Range;
 use thiserror::Error;
@@ -8,53 +8,53 @@ use crate::extension::Extension;
 use crate::framing::Framing;
 use crate::trailer::Trailer;
 
-/// Longer chunk extensions or trailers are an attack, or not HTTP.
+/// Upper bound, in bytes, for all chunk extensions and trailers of one body.
 const EXTRA_MAX: u32 = 16 << 10;
-/// Some servers pad a chunk's length.
+/// Upper bound for blanks after a chunk size; some servers pad the size.
 const BLANKS_MAX: u32 = 64;
 
-/// The body is not what its framing says.
+/// The bytes violate the body's framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BodyError {
-    /// A chunk's length, or what surrounds it, is not chunked coding.
-    #[error("the body's chunks are malformed")]
+    /// A chunk size, or the bytes around it, violates the chunked coding.
+    #[error("the body's chunked coding is malformed")]
     Chunk,
-    /// The chunk extensions or trailers never end.
+    /// The chunk extensions or trailers exceed 16 KiB, or a chunk size has more than 64 blanks.
     #[error("the body's chunk extensions or trailers are too long")]
     TooLong,
-    /// The connection ended before the body did.
+    /// The connection was closed before the end of the body.
     #[error("the connection was closed in the middle of the body")]
     Truncated,
 }
 
-/// What some bytes from the wire were.
+/// Result of one [`BodyReader::read`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Where in those bytes the body's data lies now.
+    /// Range of the decoded body data within the given bytes.
     pub data: Range<usize>,
-    /// How many of the bytes belonged to this message: all of them, unless it ended.
+    /// Bytes that belong to this message; fewer than given only if the body ended.
     pub consumed: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyState {
-    /// So many bytes of data are left.
+    /// Remaining bytes of a `content-length` body.
     Length(u64),
     UntilClose,
-    /// In a chunk's length; `digits` were read.
+    /// In a chunk size, after `digits` hex digits.
     Size {
         size: u64,
         digits: u8,
     },
-    /// Blanks after a length, before an extension or the line's end.
+    /// Blanks after a chunk size.
     SizeBlank(u64),
-    /// In an extension of a chunk of this length.
+    /// In an extension of a chunk of this size.
     Extension(u64, Extension),
     SizeLf(u64),
     Data(u64),
     DataCr,
     DataLf,
-    /// At the beginning of a line after the last chunk.
+    /// At the start of a line after the last chunk.
     TrailerStart,
     Trailer,
     TrailerLf,
@@ -62,20 +62,20 @@ enum BodyState {
     Done,
 }
 
-/// Reads one body.
+/// Decoder of one body.
 #[derive(Clone, Debug)]
 pub struct BodyReader {
     state: BodyState,
-    /// Bytes of extensions and trailers so far.
+    /// Bytes of extensions and trailers read.
     extra: u32,
-    /// Blanks after this chunk's length.
+    /// Blanks read after the current chunk's size.
     blanks: u32,
-    /// The trailer field that is being read.
+    /// State of the current trailer field.
     trailer: Trailer,
 }
 
 impl BodyReader {
-    /// For a body that is framed so.
+    /// Creates the decoder for a body with this framing.
     pub fn new(framing: Framing) -> BodyReader {
         let state = match framing {
             Framing::Length(0) => BodyState::Done,
@@ -86,12 +86,12 @@ impl BodyReader {
         BodyReader { state, extra: 0, blanks: 0, trailer: Trailer::START }
     }
 
-    /// Has all of it been read?
+    /// Returns whether the end of the body was read.
     pub fn is_done(&self) -> bool {
         self.state == BodyState::Done
     }
 
-    /// How many bytes are still to come, if that is known.
+    /// Returns the number of bytes to come; `None` for chunked and until-close bodies.
     pub fn remaining(&self) -> Option<u64> {
         match self.state {
             BodyState::Length(left) => Some(left),
@@ -100,10 +100,11 @@ impl BodyReader {
         }
     }
 
-    /// The next bytes. The data of several chunks is put together within `bytes`.
+    /// Decodes the next bytes of the connection. Data of several chunks is moved together within
+    /// `bytes`.
     ///
     /// # Errors
-    /// [`BodyError`] if they are not chunked coding; the rest of the connection means nothing then.
+    /// [`BodyError`] if the bytes violate the framing; the connection is unusable afterwards.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<Piece, BodyError> {
         let (mut at, mut data) = (0, 0..0);
         while at < bytes.len() && self.state != BodyState::Done {
@@ -136,10 +137,10 @@ impl BodyReader {
         Ok(Piece { data, consumed: at })
     }
 
-    /// The connection has ended.
+    /// Reports the end of the connection.
     ///
     /// # Errors
-    /// [`BodyError::Truncated`] if the body had not.
+    /// [`BodyError::Truncated`] if the body was not complete.
     pub fn close(&mut self) -> Result<(), BodyError> {
         match self.state {
             BodyState::Done | BodyState::UntilClose => {
@@ -150,8 +151,8 @@ impl BodyReader {
         }
     }
 
-    /// A byte that is not data. Line ends are CR LF and nothing else (RFC 9112, 2.2 lets a reader
-    /// take a bare LF, and readers that do not agree on that have been made to disagree).
+    /// Processes one byte of the framing. Only CR LF ends a line. RFC 9112, 2.2 allows a bare LF;
+    /// request smuggling exploits readers that differ on it.
     fn step(&mut self, byte: u8) -> Result<BodyState, BodyError> {
         Ok(match (self.state, byte) {
             (BodyState::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {

@@ -1,9 +1,9 @@
-//! Bodies, however they are framed and cut.
+//! Body decoding for every framing and every split of the input.
 
 use super::*;
 use proptest::prelude::*;
 
-/// All of `wire`, in pieces of `step` bytes: the data, and what was left over.
+/// Reads `wire` in pieces of `step` bytes; returns the data and the surplus bytes.
 fn read(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
     let mut reader = BodyReader::new(framing);
     let mut data = Vec::new();
@@ -22,19 +22,19 @@ fn read(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, Vec<u8>)
 }
 
 #[test]
-fn so_many_bytes_and_no_more() {
+fn a_content_length_body_ends_after_its_length() {
     assert_eq!(read(Framing::Length(3), b"abcdef", 2), Ok((b"abc".to_vec(), b"def".to_vec())));
     assert_eq!(read(Framing::Length(7), b"abcdef", 2), Err(BodyError::Truncated));
     assert!(BodyReader::new(Framing::Length(0)).is_done());
 }
 
 #[test]
-fn all_there_is() {
+fn an_until_close_body_ends_with_the_connection() {
     assert_eq!(read(Framing::UntilClose, b"abc", 2), Ok((b"abc".to_vec(), Vec::new())));
 }
 
 #[test]
-fn chunks_without_their_frames() {
+fn chunked_data_is_returned_without_framing() {
     let wire = b"3\r\nabc\r\n0A;x=\"y\"\r\n0123456789\r\n1 \r\n!\r\n0\r\nx-trailer: 1\r\n\r\nnext";
     for step in 1..=wire.len() {
         let (data, rest) = read(Framing::Chunked, wire, step).unwrap();
@@ -44,7 +44,7 @@ fn chunks_without_their_frames() {
 }
 
 #[test]
-fn what_is_no_chunk_is_refused() {
+fn malformed_chunks_are_refused() {
     for wire in [
         "\r\n",
         "g\r\n",
@@ -67,7 +67,7 @@ fn what_is_no_chunk_is_refused() {
 }
 
 #[test]
-fn extensions_and_trailers_keep_to_their_grammar() {
+fn extensions_and_trailers_must_match_the_grammar() {
     for line in ["1;a", "1;a=b", "1 ; a = b", "1;a=\"x;y\\\"\"", "1;a;b=c ", "1;a=\"\""] {
         let wire = format!("{line}\r\n!\r\n0\r\n\r\n");
         assert!(read(Framing::Chunked, wire.as_bytes(), 1).is_ok(), "{line:?}");
@@ -113,7 +113,7 @@ fn extensions_and_trailers_keep_to_their_grammar() {
 }
 
 #[test]
-fn extensions_and_trailers_end() {
+fn endless_extensions_and_trailers_are_refused() {
     let long = "x".repeat(EXTRA_MAX as usize + 1);
     for wire in [format!("1;{long}"), format!("0\r\nx:{long}"), format!("1{}", " ".repeat(20_000))]
     {
@@ -124,9 +124,9 @@ fn extensions_and_trailers_end() {
 }
 
 proptest! {
-    /// However the data is put into chunks, and however these are cut, it comes out whole.
+    /// Decoded data does not depend on chunk sizes or on the split of the input.
     #[test]
-    fn data_survives_any_chunks_and_cuts(
+    fn chunked_data_is_independent_of_chunk_sizes_and_splits(
         chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..12),
         step in 1usize..64,
         rest in proptest::collection::vec(any::<u8>(), 0..8),
@@ -142,9 +142,9 @@ proptest! {
         prop_assert_eq!(read(Framing::Chunked, &wire, step), Ok((chunks.concat(), rest)));
     }
 
-    /// Any bytes at all: the verdict does not depend on where they were cut.
+    /// For arbitrary bytes, the result does not depend on the split of the input.
     #[test]
-    fn any_bytes_read_the_same_however_cut(
+    fn arbitrary_bytes_decode_the_same_for_every_split(
         wire in proptest::collection::vec(
             prop_oneof![
                 Just(b'\r'), Just(b'\n'), Just(b'0'), Just(b'2'), Just(b';'), any::<u8>()

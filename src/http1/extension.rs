@@ -1,8 +1,8 @@
-//! A chunk extension, byte by byte (RFC 9112, 7.1.1): `;name`, `;name=token` or `;name="quoted"`,
-//! with blanks around the signs. tidegate uses none. A reader that skips what it does not
-//! understand can be led to another end of the line than its neighbour, so the grammar is enforced.
+//! Chunk extension grammar, one byte at a time (RFC 9112, 7.1.1): `;name`, `;name=token` or
+//! `;name="quoted"`, with optional blanks. tidegate uses no extension, but enforces the grammar:
+//! readers that skip unknown bytes can disagree on the end of the line (request smuggling).
 
-/// Where in an extension the reader is, after its `;`.
+/// State within an extension, after its `;`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extension {
     Start,
@@ -16,7 +16,7 @@ pub(crate) enum Extension {
 }
 
 impl Extension {
-    /// The state after `byte`; `None`: it cannot stand here.
+    /// Returns the state after `byte`; `None` if the grammar does not allow it.
     pub(crate) fn step(self, byte: u8) -> Option<Extension> {
         use Extension::{Escaped, Name, NameEnd, Quoted, Start, Token, ValueEnd, ValueStart};
         Some(match (self, byte) {
@@ -36,19 +36,19 @@ impl Extension {
         })
     }
 
-    /// May the line end here?
+    /// Returns whether the line may end in this state.
     pub(crate) fn may_end(self) -> bool {
         use Extension::{Name, NameEnd, Token, ValueEnd};
         matches!(self, Name | NameEnd | Token | ValueEnd)
     }
 }
 
-/// RFC 9110, 5.6.2.
+/// Token characters (RFC 9110, 5.6.2).
 pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A byte of a field value or a quoted string: no control character but the tab.
+/// Characters of a field value or quoted string: no control characters except the tab.
 pub(crate) fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }

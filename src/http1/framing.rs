@@ -1,5 +1,4 @@
-//! What a head says of its connection and of where its body ends (RFC 9112, 6). The same for both
-//! directions, but for what is made of it.
+//! Connection and framing headers of a message head (RFC 9112, 6), for requests and responses.
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -8,64 +7,65 @@ use thiserror::Error;
 
 use crate::hop::is_listed;
 
-/// A larger head is refused.
+/// Largest accepted head, in bytes.
 pub const HEAD_MAX: usize = 64 << 10;
-/// More than clients, engines and what stands between them send.
+/// Largest accepted number of headers.
 pub(crate) const HEADERS_MAX: usize = 100;
 
-/// What came is no head of a message that can be read in one way only.
+/// The bytes are not a message head, or not an unambiguous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HeadError {
     /// Not HTTP/1.
-    #[error("it is not HTTP/1.1: {0}")]
+    #[error("the head is not HTTP/1.1: {0}")]
     Malformed(#[from] httparse::Error),
-    /// A line that ends without a carriage return. RFC 9112, 2.2 lets a reader accept it; readers
-    /// that disagree on it have been used to smuggle requests.
-    #[error("a line of its head ends in a bare line feed")]
+    /// A line ends in a bare LF. RFC 9112, 2.2 allows a reader to accept it; request smuggling
+    /// exploits readers that differ on it.
+    #[error("a line of the head ends in a bare line feed")]
     BareLf,
-    /// HTTP, but neither 1.0 nor 1.1.
-    #[error("it is HTTP of another version")]
+    /// An HTTP version other than 1.0 and 1.1.
+    #[error("the HTTP version is not supported")]
     Version,
-    /// Its length is given twice and differently, or is no number.
-    #[error("its content-length is ambiguous")]
+    /// `content-length` is not a number, or is given twice with different values.
+    #[error("the content-length is ambiguous")]
     Length,
-    /// Two ways to end its body.
-    #[error("it has both a content-length and a transfer-encoding")]
+    /// Both `content-length` and `transfer-encoding`.
+    #[error("the head has both a content-length and a transfer-encoding")]
     Ambiguous,
-    /// HTTP/1.1 without a host, or with several (RFC 9112, 3.2).
-    #[error("it must name one host")]
+    /// An HTTP/1.1 request without `host`, or any request with several (RFC 9112, 3.2).
+    #[error("the head must have exactly one host header")]
     Host,
-    /// A transfer coding other than chunks, or one where none can be.
-    #[error("its transfer-encoding is not supported")]
+    /// A transfer coding other than `chunked`, or one that the message may not have.
+    #[error("the transfer-encoding is not supported")]
     Coding,
-    /// The engine took up an upgrade that nobody asked for.
-    #[error("it switches protocols")]
+    /// The engine answered 101 to a request that asked for no upgrade, or switched to another
+    /// protocol.
+    #[error("the response switches protocols")]
     Switching,
-    /// It does not end.
-    #[error("its head is larger than {HEAD_MAX} bytes or has more than {HEADERS_MAX} headers")]
+    /// More than [`HEAD_MAX`] bytes or `HEADERS_MAX` headers.
+    #[error("the head is larger than {HEAD_MAX} bytes or has more than {HEADERS_MAX} headers")]
     TooLarge,
 }
 
-/// How a body ends (RFC 9112, 6.3).
+/// How the end of a body is determined (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// After so many bytes; 0 where there is no body.
+    /// `content-length`, in bytes; 0 for a message without a body.
     Length(u64),
-    /// With a chunk of no length.
+    /// Chunked coding; ends with the chunk of size 0.
     Chunked,
-    /// With the connection.
+    /// The body ends when the connection closes.
     UntilClose,
 }
 
-/// What the headers of the connection say.
+/// Parsed connection and framing headers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hops {
     pub length: Option<u64>,
     pub chunked: bool,
-    /// RFC 2616's word for no transfer coding; some servers still send it.
+    /// `transfer-encoding: identity` (RFC 2616: no coding), which some servers still send.
     pub identity: bool,
     pub keeps_alive: bool,
-    /// `connection` names other headers.
+    /// `connection` lists further headers.
     pub names_more: bool,
 }
 
@@ -86,8 +86,8 @@ impl Hops {
                     return Err(HeadError::Length);
                 }
             } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-                // Once, and nothing beside it: tidegate asks for no other coding (no `te`). A peer
-                // of HTTP/1.0 cannot mean it (RFC 9112, 6.1).
+                // Accepted once and alone: tidegate requests no other coding (no `te`), and an
+                // HTTP/1.0 peer cannot use chunked coding (RFC 9112, 6.1).
                 let value = field.value.trim_ascii();
                 if hops.chunked || hops.identity {
                     return Err(HeadError::Coding);
@@ -108,13 +108,13 @@ impl Hops {
         Ok(hops)
     }
 
-    /// Two framings in one head are how messages are smuggled.
+    /// Returns whether the head has both framings, as in request smuggling.
     pub fn contradict(&self) -> bool {
         self.chunked && self.length.is_some()
     }
 }
 
-/// Every line of a head must end in CR LF.
+/// Checks that every line of a head ends in CR LF.
 pub(crate) fn check_lines(head: &[u8]) -> Result<(), HeadError> {
     let bare = |at: usize| at == 0 || head[at - 1] != b'\r';
     match memchr::memchr_iter(b'\n', head).any(bare) {
@@ -123,8 +123,8 @@ pub(crate) fn check_lines(head: &[u8]) -> Result<(), HeadError> {
     }
 }
 
-/// Those of `fields` that `keep` wants, their values in one allocation: a copy of `head`, the bytes
-/// that they were parsed from.
+/// Returns the headers whose name passes `keep`. Their values share one allocation, a copy of
+/// `head`, the bytes that `fields` were parsed from.
 pub(crate) fn headers(
     head: &[u8],
     fields: &[Header<'_>],

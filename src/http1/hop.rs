@@ -1,9 +1,9 @@
-//! Which headers belong to one connection and must not travel further (RFC 9110, 7.6.1), and those
-//! that frame a message, which every connection writes anew.
+//! Hop-by-hop headers, which are not forwarded (RFC 9110, 7.6.1), and framing headers, which each
+//! connection writes itself.
 
 use httparse::Header;
 
-/// Lower case. Not many of them come: their length tells most others apart.
+/// Lower case. `eq_ignore_ascii_case` compares lengths first, which excludes most names.
 const HOP_BY_HOP: [&[u8]; 12] = [
     b"connection",
     b"content-length",
@@ -19,13 +19,13 @@ const HOP_BY_HOP: [&[u8]; 12] = [
     b"upgrade",
 ];
 
-/// Is `name`, in any case, the name of a header that stays behind?
+/// Returns whether the header `name` (any case) must not be forwarded.
 pub fn is_hop_by_hop(name: &[u8]) -> bool {
     HOP_BY_HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name))
 }
 
-/// Do these headers switch the connection to a websocket, or ask for it? `connection` lists
-/// `upgrade`, and `upgrade` lists `websocket`.
+/// Returns whether the headers request or confirm a websocket: `connection` lists `upgrade` and
+/// `upgrade` lists `websocket`.
 pub(crate) fn switches_to_websocket(fields: &[Header<'_>]) -> bool {
     let lists = |name: &str, token: &[u8]| {
         let mut named = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
@@ -34,7 +34,7 @@ pub(crate) fn switches_to_websocket(fields: &[Header<'_>]) -> bool {
     lists("connection", b"upgrade") && lists("upgrade", b"websocket")
 }
 
-/// Does a list as that of `connection` name `token`?
+/// Returns whether a comma-separated list, as in `connection`, contains `token`.
 pub fn is_listed(list: &[u8], token: &[u8]) -> bool {
     list.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token))
 }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_of_one_connection_are_known_in_any_case() {
+    fn hop_by_hop_headers_are_recognised_in_any_case() {
         for name in ["Connection", "TE", "transfer-encoding", "HOST"] {
             assert!(is_hop_by_hop(name.as_bytes()), "{name}");
         }
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_names_whole_tokens() {
+    fn list_members_are_compared_as_whole_tokens() {
         assert!(is_listed(b"keep-alive, Close", b"close"));
         assert!(!is_listed(b"closed", b"close"));
         assert!(!is_listed(b"", b"close"));

@@ -1,6 +1,6 @@
-//! HTTP/1.1 as bytes, in both directions: heads are read and written, bodies are read out of their
-//! frames. RFC 9112 throughout. It must never touch a socket, keep what it has read, or guess: what
-//! two readers could take for two things is refused.
+//! HTTP/1.1 codec (RFC 9112): parses and writes message heads, and decodes bodies. It does no I/O
+//! and keeps no input. Messages that two readers could interpret differently are refused (request
+//! smuggling).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod body;

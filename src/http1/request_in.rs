@@ -1,5 +1,4 @@
-//! The head of a client's request: what it asks for, how its body is framed, and whether the
-//! connection can carry another.
+//! Parser of a client's request head: target, framing, and whether the connection stays open.
 
 use http::header::HeaderMap;
 use http::{Method, Uri};
@@ -7,33 +6,33 @@ use http::{Method, Uri};
 use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
 use crate::hop::switches_to_websocket;
 
-/// A request's head.
+/// A parsed request head.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
-    /// Its method.
+    /// Request method.
     pub method: Method,
-    /// Its target, in any form.
+    /// Request target in any form (RFC 9112, 3.2).
     pub uri: Uri,
-    /// All of its headers.
+    /// All headers, hop-by-hop headers included.
     pub headers: HeaderMap,
-    /// How its body ends; never with the connection.
+    /// Framing of the body; never [`Framing::UntilClose`].
     pub framing: Framing,
-    /// It waits for a 100 before it sends its body.
+    /// `expect: 100-continue` from an HTTP/1.1 client.
     pub expects_continue: bool,
-    /// It speaks HTTP/1.1, and so understands chunks.
+    /// HTTP/1.1, so that the client understands chunked coding.
     pub is_1_1: bool,
-    /// May the connection carry another request?
+    /// The connection may carry another request.
     pub keeps_alive: bool,
-    /// Is it a websocket handshake (RFC 6455, 4.1)?
+    /// A websocket handshake (RFC 6455, 4.1).
     pub upgrades: bool,
-    /// Bytes that the head took.
+    /// Length of the head in bytes.
     pub length: usize,
 }
 
-/// The head at the beginning of `bytes`. `None`: the rest of it is still to come.
+/// Parses the head at the start of `bytes`; `None` if it is incomplete.
 ///
 /// # Errors
-/// [`HeadError`] if it can never become one, or could be read in two ways.
+/// [`HeadError`] if the bytes are not a head, or an ambiguous one.
 pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut fields);
@@ -47,7 +46,7 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
     check_lines(&bytes[..length])?;
     let is_1_1 = head.version == Some(1);
     let hops = Hops::of(head.headers, is_1_1)?;
-    // Other readers might not know the word, and take the body for the next request.
+    // A reader that does not know `identity` would take the body for the next request.
     if hops.identity {
         return Err(HeadError::Coding);
     }
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_of_a_client() {
+    fn a_request_head_is_parsed() {
         let text = "POST /v1/completions?a=b HTTP/1.1\r\nHost: x\r\nX-Two: 1\r\nx-two: 2\r\n\
                     Content-Length: 2\r\n\r\n{}";
         for end in 0..text.len() - 2 {
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_of_every_form_are_read() {
+    fn targets_of_every_form_are_parsed() {
         for (target, path) in [("http://h:1/a?b", "/a"), ("*", "*"), ("/a", "/a"), ("h:1", "")] {
             assert_eq!(
                 asked(&format!("GET {target} HTTP/1.1\r\nhost: h\r\n\r\n")).uri.path(),
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_smuggled_is_refused() {
+    fn ambiguous_framing_is_refused() {
         for (more, error) in [
             ("content-length: 1\r\ncontent-length: 2", HeadError::Length),
             ("content-length: 1, 1", HeadError::Length),
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_line_feed_ends_no_line() {
+    fn a_bare_line_feed_is_refused() {
         for head in [
             "GET / HTTP/1.1\nhost: h\r\n\r\n",
             "GET / HTTP/1.1\r\nhost: h\n\r\n",
@@ -176,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn a_head_without_end_is_refused() {
+    fn an_oversized_head_is_refused() {
         let long = format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(HEAD_MAX));
         assert_eq!(read_request(long.as_bytes()).unwrap_err(), HeadError::TooLarge);
         assert_eq!(refused(&"x: y\r\n".repeat(HEADERS_MAX + 1)), HeadError::TooLarge);
     }
 
     #[test]
-    fn a_connection_goes_on_as_its_client_says() {
+    fn keep_alive_follows_version_and_connection_header() {
         let goes_on = |head: &str| asked(&format!("GET / {head}\r\nhost: h\r\n\r\n")).keeps_alive;
         assert!(goes_on("HTTP/1.1"));
         assert!(!goes_on("HTTP/1.1\r\nconnection: close"));
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_websocket_handshake_is_a_get_of_1_1_without_a_body() {
+    fn a_websocket_handshake_is_an_http_1_1_get_without_a_body() {
         let upgrades = |head: &str| asked(&format!("{head}\r\nhost: h\r\n\r\n")).upgrades;
         let both = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket";
         assert!(upgrades(&format!("GET /v1/realtime HTTP/1.1\r\n{both}")));
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_client_of_1_1_waits_for_a_100() {
+    fn only_http_1_1_clients_expect_100_continue() {
         let waits = |version: &str| {
             asked(&format!("POST / {version}\r\nhost: h\r\nExpect: 100-Continue\r\n\r\n"))
                 .expects_continue
@@ -221,9 +220,9 @@ mod tests {
     }
 
     proptest! {
-        /// Bytes from outside are read or refused; what is taken lies within them.
+        /// Arbitrary bytes are parsed or refused; a parsed head lies within them.
         #[test]
-        fn any_bytes_are_read_or_refused(
+        fn arbitrary_bytes_are_parsed_or_refused(
             begin in prop_oneof![Just(""), Just("GET / HTTP/1.1\r\n"), Just("POST / HTTP/1.0\r\n")],
             rest in proptest::collection::vec(
                 prop_oneof![Just(b'\r'), Just(b'\n'), Just(b':'), Just(b'a'), any::<u8>()], 0..80

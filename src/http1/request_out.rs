@@ -1,13 +1,13 @@
-//! The head of a request to an engine, written once and sent as it is.
+//! Writer of a request head for an engine.
 
 use http::Method;
 use http::uri::PathAndQuery;
 
-/// Longer than most heads: one allocation.
+/// Initial capacity in bytes; most heads fit.
 const USUAL: usize = 512;
 
-/// A head under way. Names and values must come from `http`'s types, or be constants: they are
-/// written as they are.
+/// A request head being written. Names and values are written unchecked: they must come from
+/// `http`'s types or be constants.
 #[derive(Clone, Debug)]
 pub struct RequestHeadWriter {
     bytes: Vec<u8>,
@@ -15,7 +15,7 @@ pub struct RequestHeadWriter {
 }
 
 impl RequestHeadWriter {
-    /// The request line.
+    /// Starts the head with its request line.
     pub fn new(method: &Method, target: &PathAndQuery) -> RequestHeadWriter {
         let mut bytes = Vec::with_capacity(USUAL);
         for part in [method.as_str(), " ", target.as_str(), " HTTP/1.1\r\n"] {
@@ -24,7 +24,7 @@ impl RequestHeadWriter {
         RequestHeadWriter { bytes, method: method.clone() }
     }
 
-    /// One header. A value with a line end in it, which would be two, is left out.
+    /// Adds a header. A value with CR, LF or NUL is dropped (header injection).
     pub fn header(&mut self, name: &str, value: &[u8]) {
         if value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
             return;
@@ -34,8 +34,8 @@ impl RequestHeadWriter {
         }
     }
 
-    /// The end of the head of a request whose body has that many bytes. A method that is made for a
-    /// body tells that there is none (RFC 9110, 8.6).
+    /// Ends the head of a request with a body of `body` bytes. POST, PUT and PATCH get
+    /// `content-length: 0` for an empty body (RFC 9110, 8.6).
     pub fn end(mut self, body: usize) -> (Method, Vec<u8>) {
         let expects = matches!(self.method, Method::POST | Method::PUT | Method::PATCH);
         if body > 0 || expects {
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_a_line_headers_and_the_length_of_the_body() {
+    fn a_head_is_a_request_line_headers_and_a_content_length() {
         let target = PathAndQuery::from_static("/v1/completions?a=b");
         let mut head = RequestHeadWriter::new(&Method::POST, &target);
         head.header("host", b"engine:1");
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_method_made_for_a_body_tells_that_there_is_none() {
+    fn content_length_zero_is_sent_only_for_methods_that_expect_a_body() {
         let target = PathAndQuery::from_static("/");
         let head = |method| text(RequestHeadWriter::new(&method, &target), 0);
         assert_eq!(head(Method::GET), "GET / HTTP/1.1\r\n\r\n");

@@ -1,5 +1,5 @@
-//! The head of an engine's answer: what goes on to the client, how its body is framed, and whether
-//! the connection can carry another request.
+//! Parser of an engine's response head: forwarded headers, framing, and whether the connection can
+//! be reused.
 
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
@@ -7,32 +7,31 @@ use http::{Method, StatusCode};
 use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
 use crate::hop::{is_hop_by_hop, is_listed, switches_to_websocket};
 
-/// An answer's head.
+/// A parsed response head.
 #[derive(Clone, Debug)]
 pub struct AnswerHead {
-    /// Its status; an informational one (1xx) is followed by another head.
+    /// Status; after an informational one (1xx) another head follows.
     pub status: StatusCode,
-    /// Its headers, without those of the connection.
+    /// Headers without hop-by-hop headers.
     pub headers: HeaderMap,
-    /// How its body ends.
+    /// Framing of the body.
     pub framing: Framing,
-    /// May the connection carry another request after it?
+    /// The connection can carry another request afterwards.
     pub keeps_alive: bool,
-    /// Bytes that the head took.
+    /// Length of the head in bytes.
     pub length: usize,
 }
 
-/// The head at the beginning of `bytes`, the answer to a request with `method`. `None`: the rest of
-/// it is still to come.
+/// Parses the head of the response to a request with `method`; `None` if it is incomplete.
 ///
 /// # Errors
-/// [`HeadError`] if it can never become one.
+/// [`HeadError`] if the bytes are not a head.
 pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, HeadError> {
     read(method, bytes, false)
 }
 
-/// The same for the answer to a websocket handshake. A 101 ends HTTP on the connection: what follows
-/// its head is framed until the connection closes.
+/// Parses the response to a websocket handshake. After a 101 the connection no longer carries HTTP;
+/// what follows the head has [`Framing::UntilClose`].
 ///
 /// # Errors
 /// [`HeadError`], also for a 101 that switches to another protocol.
@@ -68,7 +67,7 @@ fn read(method: &Method, bytes: &[u8], upgrades: bool) -> Result<Option<AnswerHe
     };
     let headers = headers(&bytes[..length], fields, |name| !is_hop_by_hop(name) && !named(name))?;
     let framing = if switches { Framing::UntilClose } else { framing(method, status, &hops) };
-    // Of two framings chunks win, and the connection ends (RFC 9112, 6.3).
+    // With both framings chunked wins and the connection is closed (RFC 9112, 6.3).
     let keeps_alive = hops.keeps_alive && framing != Framing::UntilClose && !hops.contradict();
     Ok(Some(AnswerHead { status, headers, framing, keeps_alive, length }))
 }

@@ -1,4 +1,4 @@
-//! Heads of answers: what is read, and what is refused.
+//! Parsing of response heads.
 
 use super::*;
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn head(text: &str) -> AnswerHead {
 }
 
 #[test]
-fn an_answer_of_an_engine() {
+fn a_response_head_is_parsed() {
     let text = "HTTP/1.1 200 OK\r\ndate: x\r\nserver: uvicorn\r\nX-Two: 1\r\nx-two: 2\r\n\
                 content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n4\r\n";
     let head = head(text);
@@ -26,7 +26,7 @@ fn an_answer_of_an_engine() {
 }
 
 #[test]
-fn every_beginning_of_a_head_waits_for_the_rest() {
+fn an_incomplete_head_is_not_an_error() {
     let text = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
     for end in 0..text.len() {
         assert!(read(&text[..end]).unwrap().is_none(), "{end}");
@@ -35,7 +35,7 @@ fn every_beginning_of_a_head_waits_for_the_rest() {
 }
 
 #[test]
-fn how_a_body_ends() {
+fn framing_follows_headers_method_and_status() {
     let length = |more: &str| head(&format!("HTTP/1.1 200 OK\r\n{more}\r\n")).framing;
     assert_eq!(length(""), Framing::UntilClose);
     assert_eq!(length("content-length: 0\r\n"), Framing::Length(0));
@@ -50,7 +50,7 @@ fn how_a_body_ends() {
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused() {
+fn ambiguous_framing_is_refused() {
     let answer = |more: &str| read(&format!("HTTP/1.1 200 OK\r\n{more}\r\n\r\n")).unwrap_err();
     for more in ["content-length: 1\r\ncontent-length: 2", "content-length: +1", "content-length:"]
     {
@@ -72,7 +72,7 @@ fn what_can_be_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn a_connection_goes_on_unless_either_side_says_no() {
+fn a_connection_is_reused_unless_either_side_closes_it() {
     let goes_on = |text: &str| head(text).keeps_alive;
     assert!(goes_on("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
     assert!(!goes_on("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: Close\r\n\r\n"));
@@ -84,7 +84,7 @@ fn a_connection_goes_on_unless_either_side_says_no() {
 }
 
 #[test]
-fn headers_that_connection_names_stay_behind() {
+fn headers_listed_by_connection_are_not_forwarded() {
     let head = head(
         "HTTP/1.1 200 OK\r\nconnection: keep-alive, x-hop\r\nX-Hop: 1\r\nkeep-alive: timeout=5\r\n\
          x-stays: 1\r\ncontent-length: 0\r\n\r\n",
@@ -92,7 +92,7 @@ fn headers_that_connection_names_stay_behind() {
     assert_eq!(head.headers.len(), 1);
     assert_eq!(head.headers["x-stays"], "1");
     assert!(head.keeps_alive);
-    // As long as `close` and `keep-alive`.
+    // Names as long as `close` and `keep-alive`.
     for hop in ["x-hop", "x-internal"] {
         let text = format!("HTTP/1.1 200 OK\r\nconnection: {hop}\r\n{hop}: 1\r\n\r\n");
         assert!(
@@ -102,7 +102,7 @@ fn headers_that_connection_names_stay_behind() {
 }
 
 #[test]
-fn a_head_that_never_ends_is_refused() {
+fn an_oversized_head_is_refused() {
     let long = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(HEAD_MAX));
     assert_eq!(read(&long).unwrap_err(), HeadError::TooLarge);
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(HEADERS_MAX + 1));
@@ -110,9 +110,9 @@ fn a_head_that_never_ends_is_refused() {
 }
 
 proptest! {
-    /// Bytes from outside are read or refused; what is taken lies within them.
+    /// Arbitrary bytes are parsed or refused; a parsed head lies within them.
     #[test]
-    fn any_bytes_are_read_or_refused(
+    fn arbitrary_bytes_are_parsed_or_refused(
         begin in prop_oneof![Just(""), Just("HTTP/1.1 200 OK\r\n")],
         rest in proptest::collection::vec(
             prop_oneof![Just(b'\r'), Just(b'\n'), Just(b':'), Just(b'a'), any::<u8>()], 0..80

@@ -1,31 +1,31 @@
-//! The head of an answer to a client, and the frames of its chunks.
+//! Writer of a response head for a client, and of chunk framing.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, TRANSFER_ENCODING};
 use http::{Method, StatusCode};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// "Go on with the body" (RFC 9110, 10.1.1).
+/// Interim response 100 (RFC 9110, 10.1.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// After the last chunk.
+/// The chunk of size 0 that ends a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// How the client will know where the answer ends.
+/// Framing of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerFraming {
-    /// It has none, and the head alone says so: the answer to HEAD, a 204 or a 304.
+    /// No body: the response to HEAD, a 204 or a 304.
     None,
-    /// So many bytes.
+    /// `content-length`, in bytes.
     Length(u64),
-    /// Chunks.
+    /// Chunked coding.
     Chunked,
-    /// The connection ends: all that a client of HTTP/1.0 understands.
+    /// The body ends when the connection closes; the only framing of unknown length in HTTP/1.0.
     UntilClose,
-    /// A 101: the connection is a websocket from here on.
+    /// A 101: the connection carries a websocket afterwards.
     Websocket,
 }
 
 impl AnswerFraming {
-    /// For a body of `length` bytes, if that is known, to a client that asked so.
+    /// Chooses the framing for a body of `length` bytes (`None`: unknown).
     pub fn choose(
         method: &Method,
         status: StatusCode,
@@ -43,8 +43,8 @@ impl AnswerFraming {
     }
 }
 
-/// An answer's head. `headers` say nothing of its framing or its connection, but that it ends
-/// (`connection: close`); `date` is its date if it has none.
+/// Writes a response head. Framing headers in `headers` are ignored. `date` is called if `headers`
+/// has no date.
 pub fn write_answer(
     status: StatusCode,
     headers: &HeaderMap,
@@ -89,8 +89,8 @@ pub fn write_answer(
     head
 }
 
-/// A moment as HTTP writes it (RFC 9110, 5.6.7), to keep for as long as the second lasts: to write it
-/// costs as much as the rest of a head.
+/// An HTTP date (RFC 9110, 5.6.7), to be cached for one second: formatting it costs as much as the
+/// rest of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Date {
     second: u64,
@@ -99,10 +99,10 @@ pub struct Date {
 
 impl Date {
     const LENGTH: usize = "Thu, 01 Jan 1970 00:00:00 GMT".len();
-    /// The end of the year 9999: HTTP has no later date.
+    /// The end of the year 9999, the last HTTP date, in seconds since 1970.
     const MAX: u64 = 253_402_300_799;
 
-    /// `now` seconds after the beginning of 1970.
+    /// Formats `now`, in seconds since 1970.
     pub fn at(now: f64) -> Date {
         let second = Date::second(now);
         let written = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
@@ -113,7 +113,7 @@ impl Date {
         Date { second, text }
     }
 
-    /// The date of `now`: this one while its second lasts.
+    /// Returns this date if `now` is in the same second, else the date of `now`.
     #[must_use]
     pub fn or_at(self, now: f64) -> Date {
         if self.second == Date::second(now) { self } else { Date::at(now) }
@@ -124,7 +124,7 @@ impl Date {
     }
 
     fn as_str(&self) -> &str {
-        // It was written from a text.
+        // The bytes were copied from a string.
         std::str::from_utf8(&self.text).unwrap_or_default()
     }
 }
@@ -135,7 +135,7 @@ fn put(head: &mut Vec<u8>, parts: &[&str]) {
     }
 }
 
-/// What comes before a chunk's data; `\r\n` comes after it.
+/// Size line of a chunk, written before its data; `\r\n` follows the data.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkFrame {
     digits: [u8; ChunkFrame::MAX],
@@ -143,10 +143,10 @@ pub struct ChunkFrame {
 }
 
 impl ChunkFrame {
-    /// Sixteen digits and a line end.
+    /// Sixteen hex digits and CR LF.
     const MAX: usize = 18;
 
-    /// For a chunk of `length` bytes, at least one: none at all would end the body.
+    /// Formats the size line of a chunk of `length` bytes, at least 1 (0 would end the body).
     pub fn new(length: usize) -> ChunkFrame {
         let mut digits = [0; ChunkFrame::MAX];
         let mut from = ChunkFrame::MAX - 2;
@@ -160,7 +160,7 @@ impl ChunkFrame {
         ChunkFrame { digits, from }
     }
 
-    /// Its bytes.
+    /// Returns the size line.
     pub fn as_bytes(&self) -> &[u8] {
         &self.digits[self.from..]
     }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_once_how_its_body_ends() {
+    fn a_head_has_one_framing_header() {
         assert_eq!(
             head(AnswerFraming::Length(5), true, true),
             "HTTP/1.1 200 OK\r\nx-a: b\r\ncontent-length: 5\r\n\
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn how_an_answer_ends_depends_on_who_asked() {
+    fn framing_follows_method_status_and_version() {
         let choose = AnswerFraming::choose;
         let (ok, get) = (StatusCode::OK, Method::GET);
         assert_eq!(choose(&get, ok, Some(3), true), AnswerFraming::Length(3));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engines_date_stays() {
+    fn an_engines_date_is_kept() {
         let mut headers = HeaderMap::new();
         headers.insert("date", HeaderValue::from_static("then"));
         let none = AnswerFraming::None;
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_lasts_a_second() {
+    fn a_date_is_reformatted_once_a_second() {
         let date = Date::at(784_111_777.1);
         assert_eq!(date.or_at(784_111_777.9), date);
         assert_eq!(date.or_at(784_111_778.0).as_str(), "Sun, 06 Nov 1994 08:49:38 GMT");
@@ -237,9 +237,9 @@ mod tests {
     }
 
     proptest! {
-        /// What is written is what a reader reads.
+        /// Round trip: written chunks decode to the same data.
         #[test]
-        fn chunks_are_read_as_they_were_written(
+        fn written_chunks_decode_to_the_same_data(
             chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..6)
         ) {
             let headers = HeaderMap::new();
@@ -262,7 +262,7 @@ mod tests {
         }
 
         #[test]
-        fn a_chunks_length_is_in_hex(length in 1usize..) {
+        fn a_chunk_size_is_hexadecimal(length in 1usize..) {
             let text = format!("{length:x}\r\n");
             let frame = ChunkFrame::new(length);
             prop_assert_eq!(frame.as_bytes(), text.as_bytes());

@@ -1,14 +1,14 @@
-//! A trailer field, byte by byte (RFC 9112, 7.1.2): a name, a colon, a value. Trailers are not
-//! forwarded (RFC 9110, 6.5.1), but one that is no field, or that would change how the message is
-//! framed or routed, is refused: a neighbour may merge it into the head.
+//! Trailer field grammar, one byte at a time (RFC 9112, 7.1.2). Trailers are not forwarded (RFC
+//! 9110, 6.5.1), but malformed ones, and ones that would change framing or routing, are refused:
+//! another reader may merge them into the head.
 
 use crate::extension::{is_text, is_token};
 use crate::hop::is_hop_by_hop;
 
-/// The longest name that must not stand in a trailer, `proxy-authorization`, and one byte more.
+/// Length of the longest forbidden name, `proxy-authorization`, plus one.
 const NAME_MAX: usize = 20;
 
-/// One trailer field so far.
+/// State of one trailer field.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trailer {
     name: [u8; NAME_MAX],
@@ -17,10 +17,10 @@ pub(crate) struct Trailer {
 }
 
 impl Trailer {
-    /// Before its first byte.
+    /// State before the first byte.
     pub(crate) const START: Trailer = Trailer { name: [0; NAME_MAX], length: 0, in_value: false };
 
-    /// Take `byte`; false: it cannot stand here.
+    /// Processes `byte`; returns false if the grammar does not allow it.
     pub(crate) fn take(&mut self, byte: u8) -> bool {
         if self.in_value {
             return is_text(byte);
@@ -37,7 +37,7 @@ impl Trailer {
         is_token(byte)
     }
 
-    /// May the line end here?
+    /// Returns whether the line may end in this state.
     pub(crate) fn may_end(&self) -> bool {
         self.in_value
     }

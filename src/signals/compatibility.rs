@@ -1,82 +1,83 @@
-//! Do the engines fit what the operator said of them, and each other? What was said and what was
-//! told in, who may hand over to whom out. It must never let two engines pair whose own words
-//! differ, and never hold silence against an engine: what it does not tell is not checked.
+//! Compatibility of backends: reported facts against the settings, and against the other backends
+//! of a group. The result is the hand-off group of each backend. It must never put two engines with
+//! different reported facts into one group. A fact that an engine does not report is not checked.
 
 use std::fmt;
 use tidegate_types::{GroupId, Role};
 
 use crate::facts::{DisaggregationMode, Facts, ServedModel};
 
-/// What the operator said of a backend, as far as its engine can be asked.
+/// The settings of one backend that its engine's reported facts are checked against.
 #[derive(Clone, Debug)]
 pub struct ConfiguredBackend {
-    /// Its name.
+    /// Backend name, for messages.
     pub name: String,
-    /// Its group by the settings.
+    /// Group in the settings.
     pub group: GroupId,
-    /// That group has a name in the settings: its members were said to be alike.
+    /// The settings name the group, so that its members must be alike.
     pub group_is_named: bool,
-    /// Does it hand over, and does it take whole requests?
+    /// The backend's family can hand KV over.
     pub splits: bool,
-    /// As above.
+    /// The backend's family serves colocated (whole) requests.
     pub runs_whole: bool,
-    /// The version, if any was said.
+    /// Configured version; `None`: any.
     pub version: Option<String>,
-    /// The models, if any were named.
+    /// Configured model names; empty: any.
     pub models: Vec<String>,
-    /// The mode that it must be in; `None`: its role does not hang on one, or is changing.
+    /// Required mode; `None`: the role needs none, or a switch is in progress.
     pub mode: Option<DisaggregationMode>,
 }
 
-/// What is wrong with one backend.
+/// A difference between settings and reported facts, or within a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misfit {
-    /// Not the version that was said.
+    /// The engine's version differs from the configured one.
     Version {
-        /// By the settings.
+        /// In the settings.
         configured: String,
-        /// By the engine.
+        /// Reported by the engine.
         reported: String,
     },
-    /// Not in the mode that its role needs.
+    /// The engine's disaggregation mode does not suit the backend's role.
     Mode {
-        /// By the settings.
+        /// Required by the role.
         configured: DisaggregationMode,
-        /// By the engine.
+        /// Reported by the engine.
         reported: DisaggregationMode,
     },
-    /// It serves none of the models that were named.
+    /// The engine serves none of the configured models.
     Models {
-        /// By the settings.
+        /// In the settings.
         configured: Vec<String>,
-        /// By the engine.
+        /// Reported by the engine.
         reported: Vec<String>,
     },
-    /// It answers only with its key, and has not got it.
+    /// The engine rejects tidegate's requests for facts: it requires an API key.
     Key {
-        /// What it answered.
+        /// HTTP status of the rejection.
         status: u16,
     },
-    /// It differs from most of its group, and pairs only with those like it.
+    /// The backend differs from the largest class of its group and forms a group with those like
+    /// it.
     Group {
-        /// One of the others.
+        /// A backend of the largest class.
         other: String,
-        /// In what.
+        /// The fact that differs: `version`, `models` or `max_model_len`.
         key: &'static str,
-        /// Theirs and its own.
+        /// Value of the largest class.
         theirs: String,
-        /// As above.
+        /// Value of this backend.
         own: String,
-        /// The operator said that they are alike.
+        /// The settings name the group.
         is_named: bool,
     },
 }
 
 impl Misfit {
-    /// The words in metrics.
+    /// All metric label values, in the order of [`Misfit::as_str`].
     pub const LABELS: [&str; 5] = ["version", "mode", "models", "key", "group"];
 
-    /// One of them.
+    /// Label value in metrics.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Misfit::Version { .. } => "version",
@@ -87,11 +88,11 @@ impl Misfit {
         }
     }
 
-    /// Does it contradict what the operator wrote? Then it is an error before anything is served.
+    /// Returns whether the misfit contradicts the settings, which is an error at start-up.
     pub const fn contradicts(&self) -> bool {
         match self {
             Misfit::Group { is_named, .. } => *is_named,
-            // The file says nothing of a key, or a wrong one: the engine may want it for a part.
+            // The engine may require a key for some paths only.
             Misfit::Key { .. } => false,
             _ => true,
         }
@@ -128,27 +129,27 @@ impl fmt::Display for Misfit {
     }
 }
 
-/// What follows for one backend.
+/// Result for one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compatibility {
-    /// Whom it may hand over to: those in the same group.
+    /// Hand-off group: backends may hand over within it.
     pub group: GroupId,
-    /// Nothing new may go there.
+    /// The backend receives no new requests.
     pub out: bool,
-    /// Why, or why it pairs with fewer than the settings say.
+    /// Reasons for `out`, or for a group smaller than configured.
     pub misfits: Vec<Misfit>,
 }
 
-/// Engines alike, by their slots.
+/// Compatible backends of one configured group, by index.
 struct EngineClass {
     configured: GroupId,
     members: Vec<usize>,
-    /// What is known of its members together.
+    /// Union of the members' reported facts.
     known: Facts,
 }
 
-/// Judge all backends. `told`: `None` where an engine was not reached yet; `before`: the groups of
-/// the last judgement, so that a group keeps its number.
+/// Assigns a group to every backend. `reported` is `None` for engines not yet reached; `before`
+/// holds the groups of the previous call, so that a class keeps its number.
 pub fn judge(
     configured: &[ConfiguredBackend],
     reported: &[Option<Facts>],
@@ -188,7 +189,7 @@ pub fn judge(
     results
 }
 
-/// A backend against its own settings.
+/// Compares a backend with its own settings.
 fn own(configured: &ConfiguredBackend, reported: Option<&Facts>) -> Vec<Misfit> {
     let mut misfits = Vec::new();
     let Some(reported) = reported else { return misfits };
@@ -212,14 +213,14 @@ fn own(configured: &ConfiguredBackend, reported: Option<&Facts>) -> Vec<Misfit> 
     misfits
 }
 
-/// An engine in another mode answers 400 to what it would get, and so does one that never runs
-/// whole requests and may not pair.
+/// Returns whether the backend must receive no requests: an engine in another mode answers 400, and
+/// a backend that serves no colocated requests is useless without a hand-off partner.
 fn is_out(configured: &ConfiguredBackend, misfits: &[Misfit]) -> bool {
     let mode = misfits.iter().any(|misfit| matches!(misfit, Misfit::Mode { .. }));
     mode || !misfits.is_empty() && !configured.runs_whole
 }
 
-/// `0.33` means every 0.33, `0.33.0` means 0.33.0+cpu too.
+/// Prefix match on whole components: `0.33` matches every 0.33.x, `0.33.0` matches 0.33.0+cpu.
 fn is_version(configured: &str, reported: &str) -> bool {
     let (configured, reported) =
         (configured.trim_start_matches('v'), reported.trim_start_matches('v'));
@@ -229,7 +230,7 @@ fn is_version(configured: &str, reported: &str) -> bool {
 }
 
 impl EngineClass {
-    /// A class that nobody may join.
+    /// A class of one backend without partners.
     fn lone(configured: GroupId, slot: usize) -> EngineClass {
         let unmatched = ServedModel { id: format!("\0{slot}"), max_model_len: None };
         let known = Facts { models: vec![unmatched], ..Facts::default() };
@@ -253,7 +254,7 @@ fn alike(a: &Facts, b: &Facts) -> bool {
     difference(a, b).is_none()
 }
 
-/// The first thing in which two engines differ, with what each has.
+/// Returns the first fact that differs, with both values.
 fn difference(a: &Facts, b: &Facts) -> Option<(&'static str, String, String)> {
     if let (Some(a), Some(b)) = (&a.version, &b.version)
         && a != b
@@ -274,8 +275,8 @@ fn difference(a: &Facts, b: &Facts) -> Option<(&'static str, String, String)> {
     Some(("max_model_len", length(a), length(b)))
 }
 
-/// A number for each backend's class. The largest class of a group keeps the group's own; the
-/// others keep what they had, or take a free one above those of the settings.
+/// Assigns group numbers. The largest class of a configured group keeps the group's number; the
+/// others keep their previous number or get a free one above those of the settings.
 fn number(
     configured: &[ConfiguredBackend],
     classes: &[EngineClass],
@@ -296,7 +297,7 @@ fn number(
     for class in mains {
         give(class, class.configured, &mut taken);
     }
-    // Those that keep theirs first, so that a newcomer takes no number that is in use.
+    // Classes with a previous number come first, so that a new class cannot take one in use.
     let keeps = |class: &&EngineClass| {
         let had = before.get(class.members[0]).copied();
         had.filter(|had| had.0 >= first_free)
@@ -316,8 +317,8 @@ fn number(
         .collect()
 }
 
-/// The class that keeps a group's number: the largest, of equals the first; one that nobody may
-/// join only if there is no other.
+/// Returns the class that keeps a group's number: the largest, on a tie the first; a lone class
+/// only if there is no other.
 fn main_of(classes: &[EngineClass], configured: GroupId) -> Option<&EngineClass> {
     let of_group = classes.iter().filter(|class| class.configured == configured);
     of_group.rev().max_by_key(|class| (!class.is_lone(), class.members.len()))
@@ -342,7 +343,7 @@ fn report_differences(
     }
 }
 
-/// The mode that a backend's role needs.
+/// Returns the disaggregation mode that a role requires; `None` for mixed and draining.
 pub fn mode_of(role: Role) -> Option<DisaggregationMode> {
     matches!(role, Role::Prefill | Role::Decode).then_some(DisaggregationMode::Half(role))
 }

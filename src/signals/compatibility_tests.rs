@@ -1,4 +1,4 @@
-//! Tables of what was said and told, and what follows.
+//! Tables of settings, reported facts and resulting groups.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn configured(name: &str) -> ConfiguredBackend {
     }
 }
 
-/// `version model max_model_len`, or `-` for what it does not tell; `?` was not reached.
+/// Parses `version model max_model_len`; `-` is a fact not reported, `?` an engine not reached.
 fn reported(text: &str) -> Option<Facts> {
     if text == "?" {
         return None;
@@ -28,7 +28,7 @@ fn reported(text: &str) -> Option<Facts> {
     Some(Facts { version, models: models.into_iter().collect(), ..Facts::default() })
 }
 
-/// What the engines of one group tell, and which groups that makes; misfits by their words.
+/// Checks groups and misfit messages of engines in one configured group.
 fn check(engines: &[&str], groups: &[u16], misfits: &[&str]) {
     let configured: Vec<ConfiguredBackend> =
         (0..engines.len()).map(|i| configured(&format!("e{i}"))).collect();
@@ -43,7 +43,7 @@ fn check(engines: &[&str], groups: &[u16], misfits: &[&str]) {
 }
 
 #[test]
-fn engines_of_one_kind_pair_and_others_among_themselves() {
+fn equal_engines_share_a_group_and_different_ones_get_their_own() {
     check(&["1 m 8", "1 m 8"], &[0, 0], &["", ""]);
     check(
         &["1 m 8", "2 m 8", "2 m 8"],
@@ -55,15 +55,15 @@ fn engines_of_one_kind_pair_and_others_among_themselves() {
 }
 
 #[test]
-fn what_an_engine_does_not_tell_is_not_held_against_it() {
+fn unreported_facts_are_not_compared() {
     check(&["- - -", "1 m 8", "- m -", "1 - -"], &[0, 0, 0, 0], &["", "", "", ""]);
-    // But two that differ never meet over one that is silent.
+    // Two engines that differ are not joined through a third that reports nothing.
     let alike = ["- - -", "1 m 8", "2 m 8"];
     check(&alike, &[0, 0, 1], &["", "", "group: its version is 2, that of e0 is 1"]);
 }
 
 #[test]
-fn an_engine_that_was_not_reached_pairs_with_nobody() {
+fn an_unreached_engine_has_no_hand_off_partner() {
     check(&["1 m 8", "?", "1 m 8", "?"], &[0, 1, 0, 2], &["", "", "", ""]);
     check(&["?", "?"], &[0, 1], &["", ""]);
 }
@@ -84,7 +84,7 @@ fn a_group_keeps_its_number_while_it_has_members() {
 }
 
 #[test]
-fn what_contradicts_the_settings_is_told_and_pairs_with_nobody() {
+fn a_contradiction_of_the_settings_is_reported_and_excludes_hand_offs() {
     let mut both = [configured("a"), configured("b")];
     both[0].version = Some("0.33".to_owned());
     both[1].models = vec!["named".to_owned()];
@@ -111,7 +111,7 @@ fn what_contradicts_the_settings_is_told_and_pairs_with_nobody() {
 }
 
 #[test]
-fn an_engine_in_another_mode_is_out_of_service() {
+fn an_engine_in_the_wrong_mode_receives_no_requests() {
     let mode = |role| Facts { mode: Some(DisaggregationMode::Half(role)), ..Facts::default() };
     let mut both = [configured("a"), configured("b")];
     for (configured, role) in both.iter_mut().zip([Role::Prefill, Role::Decode]) {
@@ -123,7 +123,7 @@ fn an_engine_in_another_mode_is_out_of_service() {
     assert_eq!([swapped[0].out, swapped[1].out], [false, true]);
     let text = swapped[1].misfits[0].to_string();
     assert_eq!(text, "mode: it must be decode, the engine's disaggregation_mode is prefill");
-    // And so is one without any other way to be of use.
+    // A misfit also excludes a backend that serves no colocated requests.
     both[0].version = Some("1".to_owned());
     let odd = Facts { version: Some("2".to_owned()), ..mode(Role::Prefill) };
     let results = judge(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
@@ -131,7 +131,7 @@ fn an_engine_in_another_mode_is_out_of_service() {
 }
 
 #[test]
-fn members_of_a_named_group_were_said_to_be_alike() {
+fn differences_in_a_named_group_contradict_the_settings() {
     let mut both = [configured("a"), configured("b")];
     both.iter_mut().for_each(|configured| configured.group_is_named = true);
     let facts = [reported("1 m 8"), reported("2 m 8")];
@@ -141,7 +141,7 @@ fn members_of_a_named_group_were_said_to_be_alike() {
 }
 
 #[test]
-fn a_version_that_is_said_short_means_all_of_them() {
+fn a_short_version_matches_all_its_releases() {
     for (configured, reported, results) in [
         ("0.33.0", "0.33.0", true),
         ("0.33.0", "0.33.0+cu130", true),
@@ -155,7 +155,7 @@ fn a_version_that_is_said_short_means_all_of_them() {
 }
 
 #[test]
-fn engines_that_hand_nothing_over_are_not_compared() {
+fn backends_without_hand_off_are_not_compared() {
     let mut both = [configured("a"), configured("b")];
     both.iter_mut().for_each(|configured| configured.splits = false);
     let results = judge(&both, &[reported("1 m 8"), reported("2 other 4")], &[]);
@@ -166,7 +166,7 @@ fn engines_that_hand_nothing_over_are_not_compared() {
 }
 
 #[test]
-fn an_engine_that_wants_a_key_shows_it_and_is_no_contradiction() {
+fn a_missing_key_is_reported_but_does_not_contradict_the_settings() {
     let locked = Facts { locked: Some(401), ..Facts::default() };
     let results = judge(&[configured("a")], &[Some(locked)], &[]);
     let [misfit] = results[0].misfits.as_slice() else { panic!("{results:?}") };

@@ -1,46 +1,47 @@
-//! What a look at an engine says: its load and, since it started, its counts. From a /metrics page
-//! of vLLM or SGLang, or SGLang's /v1/loads. What an engine does not tell is `None`, never 0.
+//! Load and counters of an engine, read from a /metrics page of vLLM or SGLang or from SGLang's
+//! /v1/loads. Values that an engine does not report are `None`, never 0.
 
 use tidegate_types::Tokens;
 
 use crate::prometheus::{Sample, samples};
 
-/// One look at one engine. Of several data-parallel ranks: their sum, and the fullest one's memory.
+/// One reading of one engine: sums over data-parallel ranks, and the maximum of KV usage. Counters
+/// count from the engine's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineReading {
-    /// Requests that run.
+    /// Running requests.
     pub running: Option<f64>,
-    /// Requests that wait inside the engine.
+    /// Requests queued inside the engine.
     pub waiting: Option<f64>,
-    /// Of those, for KV cache from another engine.
+    /// Queued requests that wait for KV cache from another engine.
     pub deferred: Option<f64>,
     /// Used share of KV memory, 0 to 1.
     pub kv_usage: Option<f64>,
-    /// KV tokens that fit into it.
+    /// Capacity of KV memory, in tokens.
     pub kv_capacity: Option<Tokens>,
-    /// Tokens of a block of its prefix cache.
+    /// Prefix-cache block size, in tokens.
     pub kv_block: Option<u32>,
-    /// Requests thrown out of a step for want of KV memory.
+    /// Counter: requests preempted for lack of KV memory.
     pub preemptions: Option<f64>,
-    /// KV transfers that failed.
+    /// Counter: failed KV transfers.
     pub failed_transfers: Option<f64>,
-    /// Prefilled requests whose KV nobody fetched in time, or too late.
+    /// Counter: prefilled requests whose KV lease expired before the transfer.
     pub expired: Option<f64>,
-    /// Prompt tokens that came from another engine.
+    /// Counter: prompt tokens received from another engine.
     pub transferred: Option<f64>,
-    /// Prompt tokens found in its own prefix cache.
+    /// Counter: prompt tokens found in the engine's prefix cache.
     pub hits: Option<f64>,
-    /// Prompt tokens that it computed.
+    /// Counter: prompt tokens computed.
     pub computed: Option<f64>,
-    /// Uncached prompt tokens it computed a second of prefill, measured by itself.
+    /// Uncached prompt tokens computed per second of prefill, as measured by the engine.
     pub prefill_rate: Option<f64>,
 }
 
 impl EngineReading {
-    /// From a /metrics page.
+    /// Reads a /metrics page; unknown samples are ignored.
     pub fn of_metrics(page: &[u8]) -> EngineReading {
         let mut reading = EngineReading::default();
-        // vLLM counted hits by this name before it counted prompt tokens by their source.
+        // Name of the hit counter in vLLM versions without `prompt_tokens_by_source`.
         let mut older_hits = None;
         for sample in samples(page).filter(|sample| sample.value.is_finite()) {
             if sample.name == "vllm:prefix_cache_hits_total" {
@@ -55,12 +56,12 @@ impl EngineReading {
         reading
     }
 
-    /// Does it say anything?
+    /// Returns whether no value was reported.
     pub fn is_empty(&self) -> bool {
         *self == EngineReading::default()
     }
 
-    /// What `other` says too is taken from there.
+    /// Merges two readings; values of `other` take precedence.
     pub fn or(self, other: EngineReading) -> EngineReading {
         EngineReading {
             running: other.running.or(self.running),
@@ -108,7 +109,7 @@ impl EngineReading {
         }
     }
 
-    /// vLLM's configuration, as labels of a gauge that is always 1.
+    /// Configuration in the labels of a gauge whose value is always 1.
     fn vllm_cache(&mut self, sample: &Sample<'_>) {
         let number = |label: &str| sample.label(label)?.parse::<u32>().ok();
         self.kv_block = number("block_size").or(self.kv_block);
@@ -119,7 +120,7 @@ impl EngineReading {
     }
 
     fn sglang(&mut self, name: &str, sample: &Sample<'_>) {
-        // Every tensor-parallel rank tells the same.
+        // All tensor-parallel ranks report the same values.
         if sample.label("tp_rank").is_some_and(|rank| rank != "0") {
             return;
         }
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_of_vllms_is_read() {
+    fn a_vllm_page_is_read() {
         let page = br#"
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="tiny"} 3.0
@@ -195,7 +196,7 @@ vllm:prompt_tokens_by_source_total{engine="0",model_name="tiny",source="external
     }
 
     #[test]
-    fn a_page_of_sglangs_counts_each_tensor_parallel_group_once() {
+    fn an_sglang_page_counts_each_tensor_parallel_group_once() {
         let page = br#"
 sglang:num_running_reqs{engine_type="decode",model_name="m",tp_rank="0"} 3.0
 sglang:num_running_reqs{engine_type="decode",model_name="m",tp_rank="1"} 3.0
@@ -216,7 +217,7 @@ sglang:num_transfer_failed_reqs_total{model_name="m"} 6.0
     }
 
     #[test]
-    fn hits_are_counted_once_by_either_name() {
+    fn cache_hits_are_counted_once_under_either_name() {
         let older = br#"vllm:prefix_cache_hits_total{engine="0"} 48.0"#;
         assert_eq!(EngineReading::of_metrics(older).hits, Some(48.0));
         let both = br#"
@@ -227,7 +228,7 @@ vllm:prompt_tokens_by_source_total{engine="0",source="local_cache_hit"} 50.0
     }
 
     #[test]
-    fn a_page_of_somebody_elses_says_nothing() {
+    fn an_unknown_page_yields_no_values() {
         assert!(EngineReading::of_metrics(b"process_open_fds 34.0\nvllm:unknown 1\n").is_empty());
         assert!(EngineReading::of_metrics(b"<html>404</html>").is_empty());
     }

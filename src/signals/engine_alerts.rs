@@ -1,33 +1,34 @@
-//! What of an engine's readings an operator should look at. A notice, never a verdict: where work
-//! goes is decided by the proxy's own accounts, which are fresher.
+//! Alerts derived from an engine's readings, for operators. Placement does not use them: the
+//! proxy's own accounts are more recent.
 
 use crate::engine::EngineReading;
 
-/// Above this share of used KV memory the next long prompt preempts somebody.
+/// Share of used KV memory above which the next long prompt causes a preemption.
 const KV_FULL: f64 = 0.95;
-/// So many requests waiting inside an engine are a queue that the proxy does not own.
+/// Requests queued inside an engine that are tolerated; more than this, and than run, raise an
+/// alert.
 const WAITING_MANY: f64 = 4.0;
 
-/// What is wrong.
+/// A condition of an engine that an operator should know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EngineAlert {
-    /// KV memory is full.
+    /// KV memory is at least 95 % full.
     KvFull,
-    /// More requests wait inside the engine than run.
+    /// More requests are queued inside the engine than run.
     Queueing,
-    /// Running requests were thrown out of their step and begin again.
+    /// Running requests were preempted and start again.
     Preempting,
     /// KV transfers failed.
     TransfersFail,
-    /// Nobody fetched a prefill's KV in time.
+    /// KV leases of prefilled requests expired before the transfer.
     LeasesExpire,
-    /// Hand-offs were sent, no KV came, and the answers are right all the same: the engine computes
-    /// every prompt again.
+    /// Hand-offs were sent but no KV was transferred: the decode engine recomputes every prompt.
+    /// The answers are correct, so that nothing else shows it.
     Recomputes,
 }
 
 impl EngineAlert {
-    /// All of them.
+    /// All alerts.
     pub const ALL: [EngineAlert; 6] = [
         EngineAlert::KvFull,
         EngineAlert::Queueing,
@@ -37,7 +38,7 @@ impl EngineAlert {
         EngineAlert::Recomputes,
     ];
 
-    /// The word in metrics and in the admin API.
+    /// Label value in metrics and in the admin API.
     pub const fn as_str(self) -> &'static str {
         match self {
             EngineAlert::KvFull => "kv_full",
@@ -50,7 +51,7 @@ impl EngineAlert {
     }
 }
 
-/// One engine, from look to look.
+/// Compares consecutive readings of one engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AlertWatch {
     before: Option<EngineReading>,
@@ -58,8 +59,8 @@ pub struct AlertWatch {
 }
 
 impl AlertWatch {
-    /// What is wrong now. `handed`: answers were seen whose hand-off must have been fetched since
-    /// the engine last counted a transfer ([`AlertWatch::has_moved`]).
+    /// Returns the active alerts. `handed`: answers arrived whose hand-off must have been fetched
+    /// since the last counted transfer ([`AlertWatch::has_moved`]).
     pub fn look(&mut self, now: EngineReading, handed: bool) -> Vec<EngineAlert> {
         let has_moved = self.has_moved(&now);
         let before = self.before.replace(now);
@@ -71,7 +72,7 @@ impl AlertWatch {
         if now.waiting.is_some_and(|waiting| waiting > running.max(WAITING_MANY)) {
             found.push(EngineAlert::Queueing);
         }
-        // The first look has nothing to compare with.
+        // The first reading has no predecessor for the counters.
         let Some(before) = before else { return found };
         let counts = [
             (EngineAlert::Preempting, before.preemptions, now.preemptions),
@@ -80,7 +81,7 @@ impl AlertWatch {
         ];
         let grew = counts.into_iter().filter(|(_, before, now)| grown(*before, *now) > 0.0);
         found.extend(grew.map(|(alert, ..)| alert));
-        // Once noticed it stands until KV comes again.
+        // Stays active until KV is transferred again.
         self.recomputes = !has_moved && (self.recomputes || handed && now.transferred.is_some());
         if self.recomputes {
             found.push(EngineAlert::Recomputes);
@@ -88,8 +89,8 @@ impl AlertWatch {
         found
     }
 
-    /// Has the engine got prompt tokens without computing them since the last look? Yes if there
-    /// was no look.
+    /// Returns whether the engine obtained prompt tokens without computing them since the last
+    /// reading; true for the first reading.
     pub fn has_moved(&self, now: &EngineReading) -> bool {
         self.before.is_none_or(|before| {
             grown(before.transferred, now.transferred) + grown(before.hits, now.hits) > 0.0
@@ -97,7 +98,7 @@ impl AlertWatch {
     }
 }
 
-/// By how much a count grew; one that shrank began again at 0.
+/// Increase of a counter; a smaller value means a restart from 0.
 fn grown(before: Option<f64>, now: Option<f64>) -> f64 {
     let (before, now) = (before.unwrap_or(0.0), now.unwrap_or(0.0));
     if now < before { now } else { now - before }
@@ -116,7 +117,7 @@ mod tests {
         }
     }
 
-    /// Looks, each with the hand-offs before it, and what is found at the last.
+    /// Feeds readings, each with its `handed` flag, and checks the alerts of the last one.
     fn check(looks: &[(EngineReading, bool)], expected: &[EngineAlert]) {
         let mut watch = AlertWatch::default();
         let found = looks.iter().map(|(reading, handed)| watch.look(*reading, *handed)).last();
@@ -124,20 +125,20 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_before_the_first_look_is_no_trouble() {
+    fn counters_before_the_first_reading_raise_no_alert() {
         check(&[(counts(9.0, 0.0), false)], &[]);
         check(&[(counts(9.0, 0.0), false), (counts(9.0, 0.0), false)], &[]);
         check(&[(counts(9.0, 0.0), false), (counts(10.0, 0.0), false)], &[EngineAlert::Preempting]);
     }
 
     #[test]
-    fn an_engine_that_restarted_counts_from_zero() {
+    fn a_restarted_engines_counters_start_at_zero() {
         check(&[(counts(9.0, 0.0), false), (counts(0.0, 0.0), false)], &[]);
         check(&[(counts(9.0, 0.0), false), (counts(2.0, 0.0), false)], &[EngineAlert::Preempting]);
     }
 
     #[test]
-    fn full_memory_and_a_queue_of_its_own_are_trouble_at_once() {
+    fn full_kv_memory_and_a_queue_inside_the_engine_raise_alerts_at_once() {
         let full = EngineReading { kv_usage: Some(0.99), ..EngineReading::default() };
         check(&[(full, false)], &[EngineAlert::KvFull]);
         let queue = |waiting, running| EngineReading {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_offs_without_any_transfer_are_recomputed_until_one_comes() {
+    fn hand_offs_without_a_transfer_raise_recomputes_until_one_is_counted() {
         let quiet = counts(0.0, 100.0);
         let more = counts(0.0, 101.0);
         let hit = EngineReading { hits: Some(64.0), ..quiet };
@@ -159,14 +160,14 @@ mod tests {
         check(&[(quiet, false), (quiet, true)], &[EngineAlert::Recomputes]);
         check(&[(quiet, false), (quiet, true), (quiet, false)], &[EngineAlert::Recomputes]);
         check(&[(quiet, false), (quiet, true), (more, true)], &[]);
-        // The prefix was there; nothing was handed over; the engine does not tell.
+        // No alert: a prefix cache hit, no hand-off, an engine without the counter.
         check(&[(quiet, false), (hit, true)], &[]);
         check(&[(quiet, false), (quiet, false)], &[]);
         check(&[(mute, false), (mute, true)], &[]);
     }
 
     #[test]
-    fn every_trouble_has_a_word_of_its_own() {
+    fn every_alert_has_its_own_label() {
         let words: std::collections::BTreeSet<_> = EngineAlert::ALL.map(EngineAlert::as_str).into();
         assert_eq!(words.len(), EngineAlert::ALL.len());
     }

@@ -1,45 +1,44 @@
-//! What an engine says of itself: its version, its models, its mode. Read from the answers of the
-//! paths that `EngineKind` names. What it does not say stays open: nothing is made up.
+//! Reported facts of an engine: version, models, disaggregation mode. Read from the paths that
+//! [`EngineKind`] names. Facts that an engine does not report stay `None` or empty.
 
 use serde::Deserialize;
 use serde_json::Value;
 use tidegate_engine::EngineKind;
 use tidegate_types::Role;
 
-/// One engine, by its own word.
+/// Reported facts of one engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Its version.
+    /// Version string.
     pub version: Option<String>,
-    /// SGLang: what it was started as, or has switched to.
+    /// SGLang: current disaggregation mode (launch mode, or the mode after a role switch).
     pub mode: Option<DisaggregationMode>,
-    /// The base models that it serves, by name; adapters come and go and are not among them.
-    /// Empty: it does not say.
+    /// Base models, sorted by name, without adapters (which come and go). Empty: not reported.
     pub models: Vec<ServedModel>,
-    /// It does not tell without its key: the status that it answered.
+    /// HTTP status of an engine that refuses to report without its API key.
     pub locked: Option<u16>,
 }
 
 /// A base model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServedModel {
-    /// Its name.
+    /// Model name.
     pub id: String,
-    /// Its longest context, where the engine tells.
+    /// Context length in tokens, if reported.
     pub max_model_len: Option<u64>,
 }
 
 /// SGLang's `disaggregation_mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DisaggregationMode {
-    /// One half of each request.
+    /// One side of disaggregated requests.
     Half(Role),
-    /// Whole requests: "null".
+    /// Colocated requests: "null".
     Whole,
 }
 
 impl DisaggregationMode {
-    /// The engine's own word.
+    /// SGLang's spelling.
     pub const fn as_str(self) -> &'static str {
         match self {
             DisaggregationMode::Half(role) => role.as_str(),
@@ -63,8 +62,8 @@ struct Models {
 }
 
 impl Facts {
-    /// From the answer at [`EngineKind::about_path`] and the one at `/v1/models`; `None` is an
-    /// engine without that path.
+    /// Reads the answers of [`EngineKind::about_path`] and of `/v1/models`; `None`: the engine has
+    /// no such path.
     pub fn read(kind: EngineKind, about: Option<&[u8]>, models: Option<&[u8]>) -> Facts {
         let about: Value =
             about.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default();
@@ -79,8 +78,8 @@ impl Facts {
     }
 }
 
-/// The mode it has now. Its launch arguments keep the one that it was started with, so they count
-/// only where it has no internal states to tell. Ranks that differ are in the middle of a switch.
+/// Returns the current mode. The launch arguments keep the initial mode, so they count only where
+/// there are no internal states. Ranks with different modes are in the middle of a switch.
 fn mode(about: &Value) -> Option<DisaggregationMode> {
     let word = |value: &Value| value["disaggregation_mode"].as_str().map(str::to_owned);
     let states = about["internal_states"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -97,7 +96,7 @@ fn served(answer: &[u8]) -> Vec<ServedModel> {
     let list = serde_json::from_slice::<Models>(answer).map(|models| models.data);
     let base = |card: &Value| {
         let id = card["id"].as_str()?.to_owned();
-        // vLLM and SGLang name an adapter's base model as its parent.
+        // vLLM and SGLang name an adapter's base model as its `parent`.
         card["parent"]
             .is_null()
             .then(|| ServedModel { id, max_model_len: card["max_model_len"].as_u64() })
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn each_engine_tells_its_version_in_its_own_way() {
+    fn each_engine_kind_reports_its_version() {
         check(EngineKind::Vllm, r#"{"version":"0.33.0"}"#, Some("0.33.0"), None);
         check(EngineKind::Trtllm, r#"{"version":"1.2.1"}"#, Some("1.2.1"), None);
         check(EngineKind::Ollama, r#"{"version":"0.12.3"}"#, Some("0.12.3"), None);
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_sglangs_mode_is_that_of_its_internal_states() {
+    fn sglangs_mode_is_that_of_its_internal_states() {
         let prefill = Some(DisaggregationMode::Half(Role::Prefill));
         let decode = Some(DisaggregationMode::Half(Role::Decode));
         let launched = r#""version":"0.5.23","disaggregation_mode":"prefill""#;
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn adapters_are_no_models_of_an_engine() {
+    fn adapters_are_not_listed_as_models() {
         let list = br#"{"data":[{"id":"b","max_model_len":4096,"parent":null},{"id":"lora","parent":"b"},{"id":"a"}]}"#;
         let facts = Facts::read(EngineKind::Vllm, None, Some(list));
         let served = |id: &str, max_model_len| ServedModel { id: id.to_owned(), max_model_len };

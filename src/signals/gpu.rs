@@ -1,83 +1,83 @@
-//! One GPU's readings, and what follows from them for the backend that runs on it. Hot or throttled
-//! is a notice; what makes requests fail takes the backend out before they do.
+//! Health of one GPU from its readings. A hot or throttled GPU is reported; a fault that makes
+//! requests fail takes the backend out of service.
 
 use tidegate_types::{Moment, Seconds};
 
-/// One look at one GPU. What the driver does not tell is `None`, never 0.
+/// One reading of one GPU. Values that the driver does not report are `None`, never 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GpuReading {
-    /// The driver does not reach it any more.
+    /// The driver cannot reach the GPU.
     pub lost: bool,
     /// Share of time in which a kernel ran, 0 to 1.
     pub utilisation: Option<f64>,
-    /// Bytes in use.
+    /// Used memory, bytes.
     pub memory_used: Option<u64>,
-    /// Bytes it has.
+    /// Total memory, bytes.
     pub memory_total: Option<u64>,
-    /// Watts it draws.
+    /// Power draw, watts.
     pub power: Option<f64>,
-    /// Watts it may draw.
+    /// Power limit, watts.
     pub power_limit: Option<f64>,
-    /// Clock of its processors, MHz.
+    /// SM clock, MHz.
     pub clock: Option<u32>,
-    /// Clock of its memory, MHz.
+    /// Memory clock, MHz.
     pub memory_clock: Option<u32>,
-    /// °C.
+    /// Temperature, °C.
     pub temperature: Option<u32>,
-    /// Why it runs slower than it could.
+    /// Active clock throttling reasons.
     pub slowed: Slowed,
-    /// Memory errors corrected since the driver was loaded.
+    /// Corrected memory errors since the driver was loaded.
     pub ecc_corrected: Option<u64>,
-    /// Memory errors that were not, since the driver was loaded.
+    /// Uncorrected memory errors since the driver was loaded.
     pub ecc_uncorrected: Option<u64>,
-    /// Xid errors since the last look.
+    /// Xid errors since the previous reading.
     pub xids: Vec<u64>,
 }
 
-/// Why a GPU runs slower than it could.
+/// Clock throttling reasons.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slowed {
-    /// It is too hot.
+    /// Temperature.
     pub thermal: bool,
-    /// It may not draw more.
+    /// Power limit.
     pub power: bool,
-    /// The board pulled the brake: power supply or heat.
+    /// Hardware slowdown: power supply or temperature.
     pub hardware: bool,
 }
 
-/// What a GPU's readings mean.
+/// Health of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing.
+    /// No problem.
     Fine,
-    /// It is slower than it should be.
+    /// Throttled.
     Strained(Strain),
-    /// Requests sent there fail, or soon will.
+    /// Requests fail, or will soon.
     Broken(Fault),
 }
 
-/// Why a GPU is slower than it should be.
+/// Reason for throttling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strain {
-    /// Too hot.
+    /// Temperature.
     Thermal,
-    /// The board's brake.
+    /// Hardware slowdown.
     Hardware,
 }
 
-/// Why a GPU cannot be used.
+/// Reason why a GPU is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The driver does not reach it.
+    /// The driver cannot reach it.
     Lost,
-    /// Memory errors that were not corrected.
+    /// New uncorrected memory errors.
     Memory,
-    /// An Xid error after which it needs a reset.
+    /// An Xid error that requires a reset; the number.
     Xid(u64),
 }
 
 impl Verdict {
-    /// The word in metrics, logs and the admin API.
+    /// Label value in metrics, logs and the admin API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Verdict::Fine => "fine",
@@ -89,17 +89,17 @@ impl Verdict {
         }
     }
 
-    /// Must nothing be sent there?
+    /// Returns whether the backend must receive no requests.
     pub const fn is_broken(self) -> bool {
         matches!(self, Verdict::Broken(_))
     }
 }
 
-/// After the last fault the backend stays out so long: a restarted engine on a GPU that is worn
-/// fails again within minutes.
+/// Time out of service after the last fault: an engine restarted on a worn GPU fails again within
+/// minutes.
 const QUARANTINE: Seconds = Seconds(300.0);
 
-/// One GPU, from look to look.
+/// Tracks consecutive readings of one GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GpuWatch {
     uncorrected: Option<u64>,
@@ -107,9 +107,9 @@ pub struct GpuWatch {
 }
 
 impl GpuWatch {
-    /// What `reading`, taken at `now`, means together with those before it.
+    /// Returns the health after `reading`, taken at `now`.
     pub fn look(&mut self, now: Moment, reading: &GpuReading) -> Verdict {
-        // A counter that shrank began again with the driver.
+        // A smaller counter means that the driver was reloaded.
         let before = std::mem::replace(&mut self.uncorrected, reading.ecc_uncorrected);
         let more_errors =
             before.zip(reading.ecc_uncorrected).is_some_and(|(before, after)| after > before);
@@ -122,7 +122,7 @@ impl GpuWatch {
             more_errors.then_some(Fault::Memory)
         };
         match fault {
-            // The driver reaches it again or not: that needs no quarantine.
+            // Ends as soon as the driver reaches the GPU again; no quarantine.
             Some(Fault::Lost) => return Verdict::Broken(Fault::Lost),
             Some(fault) => self.fault = Some((fault, now)),
             None => {}
@@ -138,15 +138,15 @@ fn strain(reading: &GpuReading) -> Verdict {
     match reading.slowed {
         Slowed { hardware: true, .. } => Verdict::Strained(Strain::Hardware),
         Slowed { thermal: true, .. } => Verdict::Strained(Strain::Thermal),
-        // At its power limit is where an inference GPU is meant to be.
+        // Power-limited operation is normal for inference.
         _ => Verdict::Fine,
     }
 }
 
-/// Xid errors after which the GPU needs a reset or a technician (NVIDIA's "XID errors", the rows
-/// whose action is to reset, or to replace). Those that a program brings upon itself (13 graphics
-/// exception, 31 MMU fault, 43 stopped channel, 45 preemptive removal) and those that the hardware
-/// contained (63 row remapping recorded, 94 contained memory error) end a process, not a GPU.
+/// Xid errors that require a reset or a technician (NVIDIA's "XID errors", rows with the action
+/// reset or replace). Errors caused by a program (13 graphics exception, 31 MMU fault, 43 stopped
+/// channel, 45 preemptive removal) and errors that the hardware contained (63 row remapping
+/// recorded, 94 contained memory error) end a process, not the GPU.
 fn is_fatal(xid: u64) -> bool {
     matches!(
         xid,
@@ -187,7 +187,7 @@ mod tests {
         Moment::START + Seconds(seconds)
     }
 
-    /// Readings with the second they were taken at, and the verdict on the last.
+    /// Feeds readings with their times in seconds and checks the last verdict.
     fn check(readings: &[(f64, GpuReading)], expected: Verdict) {
         let mut watch = GpuWatch::default();
         let verdicts = readings.iter().map(|(second, reading)| watch.look(at(*second), reading));
@@ -195,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_tells_nothing_or_works_at_its_limit_is_fine() {
+    fn a_gpu_without_readings_or_at_its_power_limit_is_fine() {
         check(&[(0.0, GpuReading::default())], Verdict::Fine);
         let slowed = Slowed { power: true, ..Slowed::default() };
         check(&[(0.0, GpuReading { slowed, ..fine() })], Verdict::Fine);
     }
 
     #[test]
-    fn a_slow_gpu_is_a_notice() {
+    fn a_throttled_gpu_is_strained() {
         let slowed = |slowed| [(0.0, GpuReading { slowed, ..fine() })];
         let thermal = Slowed { thermal: true, ..Slowed::default() };
         check(&slowed(thermal), Verdict::Strained(Strain::Thermal));
@@ -211,22 +211,22 @@ mod tests {
     }
 
     #[test]
-    fn old_memory_errors_are_history_and_new_ones_a_fault() {
+    fn only_new_uncorrected_memory_errors_are_a_fault() {
         check(&[(0.0, errors(3))], Verdict::Fine);
         check(&[(0.0, errors(3)), (1.0, errors(3))], Verdict::Fine);
         check(&[(0.0, errors(3)), (1.0, errors(4))], Verdict::Broken(Fault::Memory));
-        // The driver was loaded again.
+        // The driver was reloaded.
         check(&[(0.0, errors(3)), (1.0, errors(0))], Verdict::Fine);
     }
 
     #[test]
-    fn a_fatal_xid_is_a_fault_and_a_programs_own_is_not() {
+    fn a_fatal_xid_is_a_fault_and_a_program_error_is_not() {
         check(&[(0.0, xids(&[13, 31, 43, 45, 63, 94]))], Verdict::Fine);
         check(&[(0.0, xids(&[13, 79]))], Verdict::Broken(Fault::Xid(79)));
     }
 
     #[test]
-    fn a_fault_stands_for_minutes_and_a_lost_gpu_is_back_when_it_is_seen() {
+    fn a_fault_is_quarantined_and_a_lost_gpu_returns_when_reachable() {
         let fault = Verdict::Broken(Fault::Xid(95));
         check(&[(0.0, xids(&[95])), (299.0, fine())], fault);
         check(&[(0.0, xids(&[95])), (301.0, fine())], Verdict::Fine);

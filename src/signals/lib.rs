@@ -1,14 +1,15 @@
-//! What engines tell beside their answers, read into plain values.
+//! Signals from engines and GPUs other than answers, parsed into plain values.
 //!
-//! - [`kv`]: KV cache events, and the mirror of an engine's prefix cache that follows from them
-//! - [`prometheus`], [`engine`]: a /metrics page, and what it says of an engine
+//! - [`kv`]: KV cache events and the mirror of an engine's prefix cache
+//! - [`prometheus`], [`engine`]: a /metrics page, and the engine's values in it
 //! - [`orca`], [`loads`]: ORCA's response header, SGLang's /v1/loads
-//! - [`facts`], [`compatibility`]: what an engine says it is, and whether that fits what was said of it
-//! - [`engine_alerts`]: what of all that an operator should look at
-//! - [`gpu`]: a GPU's readings, and whether it may go on working
+//! - [`facts`], [`compatibility`]: reported facts of an engine, and their comparison with the
+//!   settings
+//! - [`engine_alerts`]: alerts for operators
+//! - [`gpu`]: GPU readings and health
 //!
-//! Pure: bytes and readings in, values out. It opens no socket, reads no clock and must never decide
-//! where a request goes: signals calibrate and warn, and say who is not what it should be.
+//! The crate is pure: no sockets, no clock. Signals calibrate cost models, raise alerts and exclude
+//! misfit or broken backends; they do not place requests.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod compatibility;

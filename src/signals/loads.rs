@@ -1,4 +1,4 @@
-//! SGLang's `GET /v1/loads`: what each data-parallel rank has to do.
+//! SGLang's `GET /v1/loads`: load of each data-parallel rank.
 
 use serde::Deserialize;
 use tidegate_types::Tokens;
@@ -28,7 +28,7 @@ struct Disaggregation {
     decode_transfer_queue_reqs: Option<f64>,
 }
 
-/// What the answer says; `None` if it is none.
+/// Parses the answer; `None` if it is not such an answer or reports nothing.
 pub fn reading(answer: &[u8]) -> Option<EngineReading> {
     let loads = serde_json::from_slice::<LoadsAnswer>(answer).ok()?.loads;
     let mut reading = EngineReading::default();
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ranks_are_summed_and_the_fullest_ones_memory_counts() {
+    fn ranks_are_summed_and_kv_usage_is_the_maximum() {
         let answer = br#"{"timestamp":1,"version":"0.5.23","loads":[
             {"dp_rank":0,"num_running_reqs":3,"num_waiting_reqs":1,"max_total_num_tokens":1000,
              "token_usage":0.5,"total_prefill_uncached_tokens":5000,"total_prefill_busy_us":500000,
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn other_answers_say_nothing() {
+    fn other_answers_yield_no_reading() {
         for answer in [&b""[..], b"{}", b"[]", br#"{"loads":[]}"#, br#"{"loads":[{}]}"#] {
             assert_eq!(reading(answer), None);
         }

@@ -1,14 +1,14 @@
-//! ORCA's response header as vLLM sends it to those who ask: `TEXT named_metrics.a=1, …` or
-//! `JSON {"named_metrics": {"a": 1}}`.
+//! ORCA's response header (Open Request Cost Aggregation) as vLLM sends it on request: `TEXT
+//! named_metrics.a=1, …` or `JSON {"named_metrics": {"a": 1}}`.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use crate::engine::EngineReading;
 
-/// The header.
+/// Name of the response header.
 pub const HEADER: &str = "endpoint-load-metrics";
-/// What the header says; `None` if it is no such header.
+/// Parses the header's value; `None` if it is malformed or reports nothing.
 pub fn reading(header: &str) -> Option<EngineReading> {
     let (format, rest) = header.trim().split_once(' ')?;
     let named = match format {
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_say_the_same() {
+    fn both_formats_are_parsed_alike() {
         let expected =
             EngineReading { kv_usage: Some(0.4), waiting: Some(3.0), ..EngineReading::default() };
         for header in [
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn other_headers_say_nothing() {
+    fn other_values_are_ignored() {
         for header in ["", "TEXT", "TEXT a=b", "JSON {", "BIN x", "TEXT kv_cache_usage_perc=nan"] {
             assert_eq!(reading(header), None, "{header}");
         }

@@ -1,23 +1,23 @@
-//! Prometheus' text format as engines write it: names, labels, values. What is no sample is passed
-//! over, a line longer than any known is none, and nothing is copied.
+//! Parser of Prometheus' text format: names, labels, values. Lines that are not samples, or too
+//! long, are skipped. The samples borrow from the page.
 
 use std::borrow::Cow;
 
-/// vLLM's longest lines, its configuration as labels, have about 2 KB.
+/// Limit of a line in bytes; vLLM's longest lines (its configuration as labels) have about 2 KB.
 const LINE_MAX: usize = 64 << 10;
 
 /// One sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample<'a> {
-    /// Its name.
+    /// Metric name.
     pub name: &'a str,
-    /// What stands between the braces.
+    /// Text between the braces.
     labels: &'a str,
-    /// Its value; may be infinite or not a number.
+    /// Value; may be infinite or NaN.
     pub value: f64,
 }
 
-/// All samples of a page, in its order.
+/// Returns the samples of a page in order.
 pub fn samples(page: &[u8]) -> impl Iterator<Item = Sample<'_>> {
     page.split(|byte| *byte == b'\n')
         .filter(|line| line.len() <= LINE_MAX)
@@ -25,7 +25,7 @@ pub fn samples(page: &[u8]) -> impl Iterator<Item = Sample<'_>> {
 }
 
 impl<'a> Sample<'a> {
-    /// The value of a label, if it has that label.
+    /// Returns a label's value, unescaped.
     pub fn label(&self, name: &str) -> Option<Cow<'a, str>> {
         let mut rest = self.labels;
         loop {
@@ -52,7 +52,7 @@ fn sample(line: &str) -> Option<Sample<'_>> {
         }
         None => ("", rest),
     };
-    // A time may follow the value.
+    // A timestamp may follow the value.
     let value = rest.split_ascii_whitespace().next()?;
     Some(Sample { name, labels, value: value.parse().ok()? }).filter(|sample| is_name(sample.name))
 }
@@ -62,7 +62,7 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(letter)
 }
 
-/// Where the closing brace is: not within a string.
+/// Returns the position of the closing brace outside of strings.
 fn labels_end(labels: &str) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -75,7 +75,7 @@ fn labels_end(labels: &str) -> Option<usize> {
     }
 }
 
-/// Where the closing quote is of a string whose first character comes first here.
+/// Returns the position of the closing quote of a string that starts at 0.
 fn string_end(string: &str) -> Option<usize> {
     let bytes = string.as_bytes();
     let mut at = 0;
@@ -111,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn samples_are_read_with_and_without_labels_and_times() {
+    fn samples_with_and_without_labels_and_timestamps_are_read() {
         let page = b"# HELP a b\n# TYPE a gauge\na 1\nvllm:b_total{x=\"1\",y=\"2\"} 2.5e+09 1700\n\
             c{} +Inf\n d{x=\"}\"} 4 \r\n";
         let read: Vec<(&str, f64)> = samples(page).map(|s| (s.name, s.value)).collect();
@@ -122,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_sample_is_passed_over() {
+    fn lines_that_are_not_samples_are_skipped() {
         let page = b"a\n{x=\"1\"} 1\na{x=\"1} 2\na b\n1a 3\na{x=\"\\\n\xff 1\n=\n}\n\"\na-b 1\n";
         assert_eq!(samples(page).count(), 0);
     }
 
     proptest! {
         #[test]
-        fn any_label_comes_back_as_it_was(
+        fn any_label_round_trips(
             value in ".{0,20}", other in ".{0,20}", number in -1e9..1e9_f64,
         ) {
             let escape = |text: &str| {
@@ -145,7 +145,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(page in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_do_not_panic(page in prop::collection::vec(any::<u8>(), 0..300)) {
             for sample in samples(&page) {
                 prop_assert!(is_name(sample.name));
                 sample.label("x");

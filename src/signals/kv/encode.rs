@@ -1,16 +1,16 @@
-//! For tests: events in every form in which engines write them.
+//! Test encoder for KV events in every encoding that engines use.
 
 use super::event::{BlockKeys, EngineHash, KvBatch, KvEvent, StoredBlocks};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
-/// How events are written.
+/// Encoding of an event.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum EventForm {
     Map,
     Array,
 }
 
-/// One message in the given form.
+/// Encodes one message.
 pub(crate) fn encode(batch: &KvBatch, form: EventForm) -> Vec<u8> {
     let events: Vec<Written> = batch.events.iter().map(|event| Written(event, form)).collect();
     rmp_serde::to_vec(&(batch.at, events, batch.rank)).unwrap()

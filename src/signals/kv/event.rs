@@ -1,7 +1,7 @@
-//! One message of KV cache events: `[time, [event…], rank?]` in msgpack. An event is a map with its
-//! `type` (vLLM 0.33, SGLang 0.5.23) or an array that begins with it (both, before). EventMembers that
-//! are not named here are skipped, events of an unknown type are [`KvEvent::Other`], and no message
-//! may cost more memory than a small multiple of its own length.
+//! Decoder of KV cache event messages: `[time, [event…], rank?]` in msgpack. An event is a map with
+//! its `type` (vLLM 0.33, SGLang 0.5.23) or an array that begins with it (both, before). Unknown
+//! members are skipped, and events of an unknown type become [`KvEvent::Other`]. Memory use is
+//! bounded by a small multiple of the message's length.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -9,10 +9,10 @@ use std::borrow::Cow;
 use std::fmt;
 use thiserror::Error;
 
-/// Events nest four levels deep; what nests deeper is no event.
+/// Nesting limit; events nest four levels deep.
 const DEPTH_MAX: usize = 16;
 
-/// A message that is none.
+/// The bytes are not a KV event message.
 #[derive(Debug, Error)]
 #[error("no message of KV events: {0}")]
 pub struct KvEventError(#[from] rmp_serde::decode::Error);
@@ -22,77 +22,77 @@ pub struct KvEventError(#[from] rmp_serde::decode::Error);
 pub struct KvBatch {
     /// The engine's wall clock, seconds since 1970.
     pub at: f64,
-    /// What happened, in this order.
+    /// Events in order.
     pub events: Vec<KvEvent>,
-    /// The data-parallel rank it happened on, where the engine says.
+    /// Data-parallel rank, if given.
     pub rank: Option<u32>,
 }
 
-/// One thing that happened in an engine's prefix cache.
+/// One change of an engine's prefix cache.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KvEvent {
-    /// Blocks were filled and can be found from now on.
+    /// Blocks were added.
     Stored(StoredBlocks),
-    /// Blocks can be found no more.
+    /// Blocks were removed.
     Removed(RemovedBlocks),
-    /// Nothing can be found any more.
+    /// The cache was emptied.
     Cleared,
-    /// Something newer than this decoder.
+    /// An event type unknown to this decoder.
     Other,
 }
 
-/// An engine's own name for a block and all before it: 64 bits of its hash.
+/// The engine's hash of a block and its prefix, reduced to 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EngineHash(pub u64);
 
 /// Consecutive blocks of one prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StoredBlocks {
-    /// One a block.
+    /// One hash per block.
     pub hashes: Vec<EngineHash>,
-    /// The block before the first; none if that begins a prompt.
+    /// The preceding block; `None` at the start of a prompt.
     pub parent: Option<EngineHash>,
-    /// The blocks' tokens, one after the other.
+    /// Tokens of all blocks, concatenated.
     pub tokens: Vec<u32>,
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_size: u32,
-    /// The LoRA adapter they were computed with.
+    /// Name of the LoRA adapter.
     pub lora: Option<Box<str>>,
-    /// Where they are stored: "GPU" if not said.
+    /// Storage tier; `None` means "GPU".
     pub medium: Option<Box<str>>,
-    /// Which of a hybrid model's KV groups.
+    /// KV group index of a hybrid model.
     pub group: Option<u32>,
     /// SGLang: the prompt's `cache_salt`.
     pub cache_salt: Option<Box<str>>,
-    /// vLLM: what else the hash of each block covers; empty if of none.
+    /// vLLM: further inputs of each block's hash; empty if no block has any.
     pub keys: Vec<BlockKeys>,
 }
 
-/// What a block's hash covers beside its tokens.
+/// Inputs of a block's hash other than its tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BlockKeys {
     /// Strings: the adapter's name, the `cache_salt` (first block only).
     pub texts: Vec<Box<str>>,
-    /// Anything else: images, embeddings. The tokens do not say what is in such a block.
+    /// Other inputs (images, embeddings): the tokens do not determine the block's content.
     pub opaque: bool,
 }
 
-/// Blocks of any prompts.
+/// Removed blocks of any prompts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RemovedBlocks {
-    /// Which.
+    /// Hashes of the blocks.
     pub hashes: Vec<EngineHash>,
-    /// From where: "GPU" if not said.
+    /// Storage tier; `None` means "GPU".
     pub medium: Option<Box<str>>,
-    /// Which of a hybrid model's KV groups.
+    /// KV group index of a hybrid model.
     pub group: Option<u32>,
 }
 
 impl KvBatch {
-    /// Decode one message's payload.
+    /// Decodes one message.
     ///
     /// # Errors
-    /// [`KvEventError`] if it is not msgpack, or not of this shape.
+    /// [`KvEventError`] if the payload is not msgpack or not of this shape.
     pub fn decode(payload: &[u8]) -> Result<KvBatch, KvEventError> {
         let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
         deserializer.set_max_depth(DEPTH_MAX);
@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for KvBatch {
     }
 }
 
-/// Every member of every event, as far as it was there: a stored block's has them all.
+/// Members of any event type: those of a stored block, the superset.
 #[derive(Default)]
 struct EventMembers(StoredBlocks);
 
@@ -141,7 +141,7 @@ impl EventMembers {
         }
     }
 
-    /// A map's member. EventMembers of other types than those known stay unread.
+    /// Reads a map entry. Unknown members are skipped.
     fn named<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "block_hashes" => self.0.hashes = map.next_value()?,
@@ -160,7 +160,7 @@ impl EventMembers {
         Ok(())
     }
 
-    /// An array's members, in the order in which both engines had them.
+    /// Reads array elements, in the order that both engines used.
     fn in_order<'de, A: SeqAccess<'de>>(kind: &str, seq: &mut A) -> Result<EventMembers, A::Error> {
         let mut members = StoredBlocks::default();
         match kind {
@@ -169,7 +169,7 @@ impl EventMembers {
                 members.parent = next(seq)?;
                 members.tokens = next(seq)?;
                 members.block_size = next(seq)?;
-                // The adapter's number: its name follows in newer engines.
+                // The adapter's number; newer engines send its name later in the array.
                 seq.next_element::<IgnoredAny>()?;
                 members.medium = next(seq)?;
                 members.lora = next(seq)?;
@@ -235,12 +235,12 @@ impl<'de> Deserialize<'de> for EngineHash {
                 Ok(EngineHash(hash))
             }
 
-            /// SGLang's are signed.
+            /// SGLang's hashes are signed.
             fn visit_i64<E>(self, hash: i64) -> Result<EngineHash, E> {
                 Ok(EngineHash(hash as u64))
             }
 
-            /// A whole digest: its low 64 bits are what vLLM sends as a number.
+            /// A full digest; vLLM's numeric hash is its low 64 bits.
             fn visit_bytes<E>(self, digest: &[u8]) -> Result<EngineHash, E> {
                 let low = digest.iter().rev().take(8).rev();
                 Ok(EngineHash(low.fold(0, |hash, byte| hash << 8 | u64::from(*byte))))
@@ -250,7 +250,7 @@ impl<'de> Deserialize<'de> for EngineHash {
     }
 }
 
-/// `extra_keys`: nothing, or for each block nothing or a list.
+/// `extra_keys`: null, or a list with null or a list per block.
 #[derive(Default)]
 struct ExtraKeys(Vec<BlockKeys>);
 
@@ -292,7 +292,7 @@ impl<'de> Deserialize<'de> for BlockKeys {
     }
 }
 
-/// One extra key: a string, or something else.
+/// One extra key: a string, or `None` for any other type.
 struct ExtraKey(Option<Box<str>>);
 
 impl<'de> Deserialize<'de> for ExtraKey {
@@ -334,7 +334,7 @@ impl<'de> Deserialize<'de> for ExtraKey {
     }
 }
 
-/// The next element, or what stands for one that older engines do not send.
+/// Returns the next element, or the default if the array ends (older engines).
 fn next<'de, T: Deserialize<'de> + Default, A: SeqAccess<'de>>(seq: &mut A) -> Result<T, A::Error> {
     Ok(seq.next_element()?.unwrap_or_default())
 }

@@ -1,10 +1,10 @@
-//! Both encodings tell the same, engines' own bytes are read, and any other bytes are refused.
+//! Both encodings decode alike; recorded vLLM bytes decode; arbitrary bytes are refused or decoded.
 
 use super::*;
 use crate::kv::encode::{EventForm, encode};
 use proptest::prelude::*;
 
-/// What vLLM 0.33.0's own structs encode to: three events of rank 0.
+/// Encoded by vLLM 0.33.0's own structs: three events of rank 0.
 const GOLDEN: &str = "93cb3ff80000000000009388a474797065ab426c6f636b53746f726564ac626c6f636b5f68617368657392c4040101010107b1706172656e745f626c6f636b5f68617368c0a9746f6b656e5f696473920102aa626c6f636b5f73697a6502a76c6f72615f6964c0a66d656469756da3475055a96c6f72615f6e616d65c083a474797065ac426c6f636b52656d6f766564ac626c6f636b5f6861736865739107a66d656469756da347505581a474797065b0416c6c426c6f636b73436c656172656400";
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -12,7 +12,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 #[test]
-fn vllms_own_bytes_are_read() {
+fn recorded_vllm_bytes_are_decoded() {
     let batch = KvBatch::decode(&bytes(GOLDEN)).unwrap();
     assert_eq!((batch.at, batch.rank), (1.5, Some(0)));
     let gpu = || Some("GPU".into());
@@ -31,10 +31,10 @@ fn vllms_own_bytes_are_read() {
 }
 
 #[test]
-fn a_hash_is_the_same_as_a_number_and_as_a_digest() {
+fn a_hash_decodes_alike_from_a_number_and_a_digest() {
     let digest: Vec<u8> = (1..=32).collect();
     let low = u64::from_be_bytes(digest[24..].try_into().unwrap());
-    // An array of: a bin 8 of 32 bytes, a u64, an i64.
+    // An array of a bin 8 of 32 bytes, a u64 and an i64.
     let mut written = vec![0x93, 0xc4, 32];
     written.extend(&digest);
     written.extend([&[0xcf][..], &low.to_be_bytes(), &[0xd3], &(-2_i64).to_be_bytes()].concat());
@@ -43,7 +43,7 @@ fn a_hash_is_the_same_as_a_number_and_as_a_digest() {
 }
 
 #[test]
-fn extra_keys_tell_salts_from_images() {
+fn extra_keys_distinguish_salts_from_images() {
     // [ts, [{type, extra_keys: [["abc"], null, [["image", 4]]]}]]
     let value = (
         2.0,
@@ -59,19 +59,19 @@ fn extra_keys_tell_salts_from_images() {
     assert_eq!(stored.keys, [salt, BlockKeys::default(), image]);
 }
 
-/// JSON stands in for a value of mixed types.
+/// Converts through JSON, for a value of mixed types.
 fn rmp_value(value: impl serde::Serialize) -> serde_json::Value {
     serde_json::to_value(value).unwrap()
 }
 
 #[test]
-fn what_is_no_message_is_refused() {
+fn malformed_messages_are_refused() {
     for hex in ["", "c0", "90", "91cb3ff8000000000000", "92c09180", "92c09181a474797065c0", "dd"] {
         assert!(KvBatch::decode(&bytes(hex)).is_err(), "{hex}");
     }
-    // A length that lies costs nothing.
+    // A wrong length does not cause an allocation.
     assert!(KvBatch::decode(&bytes("93cb3ff8000000000000ddffffffff")).is_err());
-    // Nor does depth.
+    // Deep nesting is refused.
     let mut deep = bytes("92cb3ff8000000000000");
     deep.extend(vec![0x91; 1 << 20]);
     assert!(KvBatch::decode(&deep).is_err());
@@ -115,7 +115,7 @@ fn event() -> impl Strategy<Value = KvEvent> {
 
 proptest! {
     #[test]
-    fn maps_and_arrays_tell_the_same(
+    fn maps_and_arrays_decode_alike(
         events in prop::collection::vec(event(), 0..5), at in 0.0..1e9_f64,
         rank in prop::option::of(0..9_u32),
     ) {
@@ -127,13 +127,13 @@ proptest! {
     }
 
     #[test]
-    fn a_message_cut_short_is_refused(events in prop::collection::vec(event(), 1..4), cut: prop::sample::Index) {
+    fn a_truncated_message_is_refused(events in prop::collection::vec(event(), 1..4), cut: prop::sample::Index) {
         let whole = encode(&KvBatch { at: 1.0, events, rank: Some(0) }, EventForm::Map);
         prop_assert!(KvBatch::decode(&whole[..cut.index(whole.len())]).is_err());
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(batch) = KvBatch::decode(&bytes) {
             prop_assert!(batch.events.len() <= bytes.len());
         }

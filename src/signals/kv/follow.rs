@@ -1,11 +1,12 @@
-//! One engine's messages in their order, its cache from them, and whether that cache is all of it:
-//! known from the first message, or from a moment at which it was empty, without a gap since.
+//! Follows one engine's event messages: their order, the cache mirror, and whether the mirror is
+//! complete. It is complete if it was built without a gap from message 0 or from a moment at which
+//! the cache was empty.
 
 use super::event::{KvBatch, KvEvent};
 use super::mirror::{Change, KvMirror};
 use super::sequence::{EventSequence, SequenceStep};
 
-/// How one engine's events are followed.
+/// Follows the events of one engine.
 #[derive(Debug)]
 pub struct EventFollower {
     sequence: EventSequence,
@@ -14,25 +15,25 @@ pub struct EventFollower {
     lost: u64,
 }
 
-/// What became of a message.
+/// Result of offering a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// Its events were applied.
     Applied,
-    /// It was seen before.
+    /// A repetition of an earlier message.
     Seen,
-    /// Messages from this number on are missing: bring them, or [`EventFollower::give_up`], and offer
-    /// this one again.
+    /// Messages from this number on are missing. The caller fetches them or calls
+    /// [`EventFollower::give_up`], then offers this one again.
     Missing(u64),
 }
 
 impl EventFollower {
-    /// A follower that has heard nothing yet.
+    /// Creates a follower before the first message.
     pub fn new(mirror: KvMirror) -> EventFollower {
         EventFollower { sequence: EventSequence::default(), mirror, complete: false, lost: 0 }
     }
 
-    /// Take in message `number`.
+    /// Offers message `number`; `change` receives the resulting index changes.
     pub fn take(
         &mut self,
         number: u64,
@@ -50,35 +51,35 @@ impl EventFollower {
         Delivery::Applied
     }
 
-    /// Messages before `number` cannot be had. What they removed may still seem to be there; what
-    /// they stored stays unknown.
+    /// Skips missing messages before `number`. Blocks that they removed remain in the mirror;
+    /// blocks that they stored are missing.
     pub fn give_up(&mut self, number: u64) {
         self.complete = false;
         self.lost += number.saturating_sub(self.sequence.next());
         self.sequence.skip_to(number);
     }
 
-    /// Message `number` came and cannot be read.
+    /// Skips message `number`, which could not be decoded.
     pub fn unreadable(&mut self, number: u64) {
         self.give_up(number.saturating_add(1));
     }
 
-    /// Is the engine's whole cache known?
+    /// Returns whether the mirror holds the engine's whole cache.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The number of the message that should come next.
+    /// Number of the next expected message.
     pub fn next(&self) -> u64 {
         self.sequence.next()
     }
 
-    /// Messages lost so far.
+    /// Count of skipped messages.
     pub fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// The engine's cache.
+    /// The mirror of the engine's cache.
     pub fn mirror(&self) -> &KvMirror {
         &self.mirror
     }
@@ -94,7 +95,7 @@ impl EventFollower {
         self.sequence.applied(number, batch.at);
     }
 
-    /// The engine is known to hold nothing.
+    /// Empties the mirror: the engine's cache is known to be empty.
     fn empty(&mut self, change: &mut impl FnMut(Change)) {
         self.mirror.clear();
         change(Change::Cleared);
@@ -103,7 +104,7 @@ impl EventFollower {
 
     fn restart(&mut self, change: &mut impl FnMut(Change)) {
         self.empty(change);
-        // What it has stored since it started is to come.
+        // Events since the restart are still to come.
         self.complete = false;
         self.sequence = EventSequence::default();
     }
@@ -120,7 +121,7 @@ mod tests {
         EventFollower::new(KvMirror::new("m", 1, 1000))
     }
 
-    /// Message `number` stores the one block of token `number`.
+    /// Message `number` stores one block, of token `number`.
     fn batch(number: u64, at: f64) -> KvBatch {
         let stored = StoredBlocks {
             hashes: vec![EngineHash(number)],
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_story_is_complete_from_its_first_message_until_one_is_lost() {
+    fn the_mirror_is_complete_from_the_first_message_until_one_is_lost() {
         let mut follower = follower();
         assert_eq!(take(&mut follower, 3, 3.0), Delivery::Missing(0));
         assert_eq!(take(&mut follower, 0, 0.0), Delivery::Applied);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_listener_knows_all_once_the_cache_was_cleared() {
+    fn the_mirror_is_complete_after_the_cache_was_cleared() {
         let mut follower = follower();
         follower.give_up(7);
         assert_eq!(take(&mut follower, 7, 7.0), Delivery::Applied);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_engine_begins_with_nothing() {
+    fn a_restarted_engine_has_an_empty_cache() {
         let mut follower = follower();
         (0..5).for_each(|number| assert_eq!(take(&mut follower, number, 1.0), Delivery::Applied));
         assert_eq!(take(&mut follower, 0, 1.0), Delivery::Seen);
@@ -168,14 +169,14 @@ mod tests {
         let taken = follower.take(0, &batch(0, 99.0), &mut |change| changes.push(change));
         assert_eq!((taken, follower.mirror().len()), (Delivery::Applied, 1));
         assert_eq!(changes[0], Change::Cleared);
-        // It may have said more before anyone heard it again.
+        // Messages may have been sent between the restart and this one.
         assert_eq!(take(&mut follower, 1, 100.0), Delivery::Applied);
         assert_eq!(take(&mut follower, 0, 200.0), Delivery::Applied);
         assert_eq!(take(&mut follower, 2, 201.0), Delivery::Missing(1));
     }
 
     #[test]
-    fn an_unreadable_message_is_a_lost_one() {
+    fn an_undecodable_message_counts_as_lost() {
         let mut follower = follower();
         take(&mut follower, 0, 1.0);
         follower.unreadable(1);
@@ -184,10 +185,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is lost on the way, a replay brings it, and the index ends up as if nothing
-        /// had been.
+        /// After replay of the missing messages the index equals that of a gap-free stream.
         #[test]
-        fn a_replay_mends_every_gap(heard in prop::collection::vec(any::<bool>(), 1..50)) {
+        fn a_replay_closes_every_gap(heard in prop::collection::vec(any::<bool>(), 1..50)) {
             let mut follower = follower();
             let mut index = BTreeSet::new();
             let last = heard.len() as u64;

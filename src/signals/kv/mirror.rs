@@ -1,14 +1,14 @@
-//! One engine's prefix cache as its events tell it, translated into tidegate's own chained block
-//! hashes: whatever hash an engine uses and however large its blocks are, the tokens in its events
-//! say which of a request's blocks it holds.
+//! Mirror of one engine's prefix cache, translated into tidegate's chained block hashes. The tokens
+//! in the events determine tidegate's hashes, whatever hash function and block size the engine
+//! uses.
 //!
-//! Bounded: at most as many blocks as were allowed; the one stored longest ago goes first, which is
-//! an engine's own order but for blocks that are in use. A block whose parent is unknown (it was
-//! stored before anyone listened) cannot be placed in a prompt and is left out.
+//! The mirror is bounded: above the limit the block stored longest ago is dropped, which is the
+//! engines' own eviction order except for blocks in use. A block with an unknown parent (stored
+//! before the subscription) has no position in a prompt and is ignored.
 //!
-//! An engine's block may be stored more than once (two requests that computed it at the same time,
-//! each of which is removed by itself), so stores are counted. So are the engine's blocks behind one
-//! of ours: two that are larger than ours may begin alike.
+//! Blocks are reference-counted: two requests can compute and store the same block, and each copy
+//! is removed separately. tidegate's blocks are counted too, because several larger engine blocks
+//! can start with the same one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,82 +16,83 @@ use tidegate_scheduler::cost::{chain_salt, chain_tokens};
 
 use super::event::{EngineHash, KvEvent, RemovedBlocks, StoredBlocks};
 
-/// What changes in an index of tidegate's blocks.
+/// A change of tidegate's prefix index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The engine now holds this block.
+    /// The engine holds this block.
     Held(u64),
-    /// It holds it no more.
+    /// The engine no longer holds this block.
     Gone(u64),
-    /// It holds nothing.
+    /// The engine holds no block.
     Cleared,
 }
 
-/// What the events were, and what of them was of no use.
+/// Counters of processed and ignored blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// The engine's blocks stored.
+    /// Engine blocks stored.
     pub stored: u64,
-    /// The engine's blocks removed.
+    /// Engine blocks removed.
     pub removed: u64,
-    /// Stored after a block that is unknown.
+    /// Engine blocks ignored because their parent is unknown.
     pub orphans: u64,
-    /// Blocks whose tokens do not say what is in them, and events that contradict themselves.
+    /// Engine blocks ignored because their tokens do not determine their content, or because the
+    /// event is inconsistent.
     pub unreadable: u64,
-    /// Forgotten for the bound's sake.
+    /// Engine blocks dropped by the size limit.
     pub forgotten: u64,
 }
 
-/// One engine's prefix cache.
+/// Mirror of one engine's prefix cache.
 #[derive(Debug)]
 pub struct KvMirror {
-    /// The model under whose name requests without an adapter come.
+    /// Model name of requests without an adapter.
     model: Box<str>,
-    /// Tokens of tidegate's blocks.
+    /// Tokens per tidegate block.
     block: usize,
-    /// Most engine blocks remembered.
+    /// Limit of engine blocks.
     blocks_max: usize,
     nodes: BTreeMap<EngineHash, Node>,
-    /// tidegate's blocks, and in how many of the engine's each ends.
+    /// tidegate's blocks, each with the number of engine blocks in which it ends.
     held: BTreeMap<u64, u32>,
-    /// Blocks in the order in which they were first stored; some of them are gone.
+    /// Engine blocks in the order of their first store; may contain removed ones.
     order: VecDeque<(u64, EngineHash)>,
-    /// Blocks ever stored.
+    /// Count of engine blocks ever stored.
     births: u64,
     tally: Tally,
 }
 
-/// One of the engine's blocks.
+/// One engine block.
 #[derive(Debug)]
 struct Node {
-    /// The tokens of its event, and before them its prompt's tokens since the last boundary of
+    /// The tokens of its event, preceded by the prompt's tokens since the last boundary of
     /// tidegate's blocks.
     run: Arc<[u32]>,
-    /// Where its own tokens end in the run.
+    /// End of the block's tokens in `run`.
     end: u32,
-    /// How many they are.
+    /// Number of the block's tokens.
     size: u32,
-    /// How many tokens the prompt has up to its end, modulo tidegate's block.
+    /// Prompt length at the block's end, modulo tidegate's block size.
     tail: u32,
-    /// tidegate's hash at the last boundary before its own tokens; the salt if there is none.
+    /// tidegate's hash at the last boundary before the block's tokens; the salt if there is none.
     before: u64,
     born: u64,
-    /// How often it is stored.
+    /// Reference count.
     copies: u32,
 }
 
-/// Where a prompt stands at an engine block's end.
+/// Position of a prompt at the end of an engine block.
 struct Position {
     /// tidegate's hash at the last boundary.
     hash: u64,
-    /// Tokens since.
+    /// Tokens since that boundary.
     tail: Box<[u32]>,
 }
 
 impl KvMirror {
-    /// An empty cache of an engine whose base model is called `model`, for tidegate blocks of
-    /// `block` tokens (at least 1). At most `blocks_max` of the engine's blocks are remembered,
-    /// about 80 bytes and four more a token each.
+    /// Creates an empty mirror for the base model `model` and tidegate blocks of `block` tokens (at
+    /// least 1). It holds at most `blocks_max` engine blocks, at about 80 bytes plus 4 per token
+    /// each.
     pub fn new(model: &str, block: usize, blocks_max: usize) -> KvMirror {
         KvMirror {
             model: model.into(),
@@ -105,7 +106,7 @@ impl KvMirror {
         }
     }
 
-    /// Take in one event; `change` hears what it means for tidegate's blocks.
+    /// Applies one event; `change` receives the resulting changes of tidegate's blocks.
     pub fn apply(&mut self, event: &KvEvent, change: &mut impl FnMut(Change)) {
         match event {
             KvEvent::Stored(stored) if counts(stored.medium.as_deref(), stored.group) => {
@@ -122,24 +123,24 @@ impl KvMirror {
         }
     }
 
-    /// The engine has restarted, or its story was lost: nothing is known.
+    /// Empties the mirror, after a restart of the engine or a gap in its events.
     pub fn clear(&mut self) {
         self.nodes.clear();
         self.held.clear();
         self.order.clear();
     }
 
-    /// The engine's blocks known now.
+    /// Number of engine blocks held.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Is none known?
+    /// Returns whether no engine block is held.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// What the events were so far.
+    /// Counters since creation.
     pub fn tally(&self) -> Tally {
         self.tally
     }
@@ -147,7 +148,7 @@ impl KvMirror {
     fn store(&mut self, stored: &StoredBlocks, change: &mut impl FnMut(Change)) {
         let blocks = stored.hashes.len();
         let size = stored.block_size as usize;
-        // The engine may know tokens beyond its last full block.
+        // An event may contain tokens beyond the last full block.
         if size == 0 || blocks.checked_mul(size).is_none_or(|all| all > stored.tokens.len()) {
             self.tally.unreadable += blocks as u64;
             return;
@@ -162,7 +163,7 @@ impl KvMirror {
         let mut before = start.hash;
         for (i, hash) in stored.hashes.iter().enumerate() {
             if is_opaque(stored, i) {
-                // Those that follow hang on it.
+                // The following blocks depend on this one.
                 self.tally.unreadable += (blocks - i) as u64;
                 return;
             }
@@ -184,7 +185,7 @@ impl KvMirror {
         self.keep_bound(change);
     }
 
-    /// Where the first of these blocks begins. `None`: who knows.
+    /// Returns the position of the first block; `None` if its parent is unknown.
     fn start(&self, stored: &StoredBlocks) -> Option<Position> {
         match stored.parent {
             Some(parent) => self.nodes.get(&parent).map(|node| node.position(self.block)),
@@ -192,14 +193,14 @@ impl KvMirror {
         }
     }
 
-    /// As for a request for the same model or adapter with the same `cache_salt`.
+    /// Salt as for a request with the same model or adapter and the same `cache_salt`.
     fn salt(&self, stored: &StoredBlocks) -> u64 {
         let model = stored.lora.as_deref().unwrap_or(&self.model);
         let keys = stored.keys.first().map(|keys| keys.texts.as_slice()).unwrap_or_default();
         let told =
             keys.iter().map(|text| &**text).find(|text| Some(*text) != stored.lora.as_deref());
         let json = match stored.cache_salt.as_deref().or(told) {
-            // A string is always JSON.
+            // A string always serialises.
             Some(salt) => serde_json::to_vec(salt).unwrap_or_default(),
             None => Vec::new(),
         };
@@ -246,7 +247,7 @@ impl KvMirror {
         }
     }
 
-    /// Forget what was stored first, and the queue's entries for what is gone.
+    /// Drops the oldest blocks above the limit, and queue entries of removed blocks.
     fn keep_bound(&mut self, change: &mut impl FnMut(Change)) {
         while self.nodes.len() > self.blocks_max {
             let Some((born, hash)) = self.order.pop_front() else { return };
@@ -266,11 +267,11 @@ impl KvMirror {
 }
 
 impl Node {
-    /// tidegate's blocks that end within this one, in order.
+    /// tidegate's blocks that end within this engine block, in order.
     fn completed(&self, block: usize) -> impl Iterator<Item = u64> {
         let boundary = (self.end - self.tail) as usize;
         let began = (self.end - self.size) as usize;
-        // The run begins at a boundary.
+        // `run` starts at a boundary.
         let first = began - began % block;
         let tokens = self.run.get(first..boundary).unwrap_or_default();
         chain_tokens(self.before, tokens, block).into_iter()
@@ -283,14 +284,13 @@ impl Node {
     }
 }
 
-/// Only what is in GPU memory is there at once, and of a hybrid model's groups the first stands
-/// for all.
+/// Only blocks in GPU memory count, and of a hybrid model's KV groups only the first.
 fn counts(medium: Option<&str>, group: Option<u32>) -> bool {
     matches!(medium, None | Some("GPU")) && matches!(group, None | Some(0))
 }
 
-/// Do the tokens not say what is in the block? In the first block of a prompt one string may be the
-/// `cache_salt`; further on there is none.
+/// Returns whether the tokens do not determine the block's content. One string is allowed in the
+/// first block of a prompt: the `cache_salt`.
 fn is_opaque(stored: &StoredBlocks, block: usize) -> bool {
     let Some(keys) = stored.keys.get(block) else { return false };
     let others = keys.texts.iter().filter(|text| Some(&***text) != stored.lora.as_deref());

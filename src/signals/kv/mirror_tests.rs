@@ -1,4 +1,4 @@
-//! The mirror against a plain model of an engine's cache.
+//! The mirror against a simple model of an engine's cache.
 
 use super::*;
 use crate::kv::event::BlockKeys;
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 const MODEL: &str = "tiny";
 
-/// An engine whose hashes are its prompts' own, and an index that hears the mirror.
+/// An engine that uses the prompt prefix as hash, and an index fed by the mirror.
 struct Engine {
     size: usize,
     block: usize,
@@ -37,7 +37,7 @@ impl Engine {
         chain_tokens(99, prompt, self.size).into_iter().map(EngineHash).collect()
     }
 
-    /// The event that tells of blocks `from..` of a prompt.
+    /// The event that stores blocks `from..` of a prompt.
     fn stored(&self, prompt: &[u32], from: usize) -> StoredBlocks {
         let hashes = self.hashes(prompt);
         let end = hashes.len() * self.size;
@@ -62,7 +62,7 @@ impl Engine {
         }));
     }
 
-    /// How many of a prompt's tokens the index knows.
+    /// Number of a prompt's tokens in the index.
     fn known(&self, prompt: &[u32]) -> usize {
         self.known_as(chain_salt(MODEL, b""), prompt)
     }
@@ -78,7 +78,7 @@ fn prompt(length: u32) -> Vec<u32> {
 }
 
 #[test]
-fn blocks_of_any_size_are_found_under_our_own() {
+fn engine_blocks_of_any_size_map_to_tidegate_blocks() {
     for (size, known) in [(16, 192), (64, 192), (128, 128), (1, 192), (48, 192), (200, 192)] {
         let mut engine = Engine::new(size, 64, 1000);
         engine.store(&prompt(200), 0);
@@ -88,7 +88,7 @@ fn blocks_of_any_size_are_found_under_our_own() {
 }
 
 #[test]
-fn a_prompt_that_grows_goes_on_from_its_parent() {
+fn a_longer_prompt_continues_from_its_parent_block() {
     let mut engine = Engine::new(16, 64, 1000);
     engine.store(&prompt(40), 0);
     assert_eq!(engine.known(&prompt(40)), 0);
@@ -103,7 +103,7 @@ fn a_prompt_that_grows_goes_on_from_its_parent() {
 }
 
 #[test]
-fn a_block_stored_twice_is_gone_when_removed_twice() {
+fn a_block_stored_twice_must_be_removed_twice() {
     let mut engine = Engine::new(64, 64, 1000);
     let hashes = engine.hashes(&prompt(64));
     engine.store(&prompt(64), 0);
@@ -115,7 +115,7 @@ fn a_block_stored_twice_is_gone_when_removed_twice() {
 }
 
 #[test]
-fn an_orphan_is_left_out_and_counted() {
+fn a_block_with_an_unknown_parent_is_ignored_and_counted() {
     let mut engine = Engine::new(16, 64, 1000);
     engine.store(&prompt(256), 4);
     assert_eq!((engine.known(&prompt(256)), engine.mirror.tally().orphans), (0, 12));
@@ -124,7 +124,7 @@ fn an_orphan_is_left_out_and_counted() {
 }
 
 #[test]
-fn all_cleared_is_all_gone() {
+fn clearing_the_cache_removes_all_blocks() {
     let mut engine = Engine::new(16, 64, 1000);
     engine.store(&prompt(256), 0);
     engine.apply(KvEvent::Cleared);
@@ -132,7 +132,7 @@ fn all_cleared_is_all_gone() {
 }
 
 #[test]
-fn other_tiers_and_groups_do_not_count() {
+fn other_storage_tiers_and_kv_groups_are_ignored() {
     let mut engine = Engine::new(64, 64, 1000);
     for (medium, group, known) in
         [(Some("CPU"), None, 0), (None, Some(1), 0), (Some("GPU"), Some(0), 64)]
@@ -148,14 +148,14 @@ fn other_tiers_and_groups_do_not_count() {
 }
 
 #[test]
-fn adapters_and_salts_are_kept_apart_as_requests_are() {
+fn adapters_and_salts_are_separated_as_in_requests() {
     let mut engine = Engine::new(64, 64, 1000);
     let stored = engine.stored(&prompt(128), 0);
     let key = |texts: &[&str]| BlockKeys {
         texts: texts.iter().map(|text| Box::from(*text)).collect(),
         opaque: false,
     };
-    // vLLM: the adapter in every block's keys, the salt in the first's.
+    // vLLM: the adapter in every block's keys, the salt in the first block's.
     engine.apply(KvEvent::Stored(StoredBlocks {
         lora: Some("sql".into()),
         keys: vec![key(&["sql", "s\"1"]), key(&["sql"])],
@@ -163,14 +163,14 @@ fn adapters_and_salts_are_kept_apart_as_requests_are() {
     }));
     assert_eq!(engine.known(&prompt(128)), 0);
     assert_eq!(engine.known_as(chain_salt("sql", b"\"s\\\"1\""), &prompt(128)), 128);
-    // SGLang: a member.
+    // SGLang: a member of its own.
     let mut engine = Engine::new(64, 64, 1000);
     engine.apply(KvEvent::Stored(StoredBlocks { cache_salt: Some("t".into()), ..stored }));
     assert_eq!(engine.known_as(chain_salt(MODEL, b"\"t\""), &prompt(128)), 128);
 }
 
 #[test]
-fn an_image_ends_what_is_known_of_a_prompt() {
+fn an_image_ends_the_known_prefix_of_a_prompt() {
     let mut engine = Engine::new(64, 64, 1000);
     let stored = engine.stored(&prompt(256), 0);
     let image = BlockKeys { texts: Vec::new(), opaque: true };
@@ -180,7 +180,7 @@ fn an_image_ends_what_is_known_of_a_prompt() {
 }
 
 #[test]
-fn an_event_that_contradicts_itself_is_left_out() {
+fn an_inconsistent_event_is_ignored() {
     let mut engine = Engine::new(64, 64, 1000);
     let stored = engine.stored(&prompt(128), 0);
     for block_size in [0, 65, u32::MAX] {
@@ -190,7 +190,7 @@ fn an_event_that_contradicts_itself_is_left_out() {
 }
 
 #[test]
-fn the_bound_forgets_what_was_stored_first() {
+fn the_limit_drops_the_oldest_blocks() {
     let mut engine = Engine::new(64, 64, 4);
     let prompts: Vec<Vec<u32>> = (0..4).map(|n| vec![n; 128]).collect();
     for prompt in &prompts {
@@ -204,7 +204,7 @@ fn the_bound_forgets_what_was_stored_first() {
 #[derive(Clone, Debug)]
 enum Deed {
     Prompt(Vec<u32>),
-    /// Evict the last block of one of the prompts.
+    /// Removes the last block of one prompt.
     Evict(prop::sample::Index),
     Clear,
 }
@@ -218,10 +218,10 @@ fn deed() -> impl Strategy<Value = Deed> {
 }
 
 proptest! {
-    /// An engine that evicts leaves first, as both do: what the index knows of any prompt, in whole
-    /// blocks of the engine, is what the engine holds of it, less what a block of tidegate's lacks.
+    /// For an engine that evicts leaf blocks first (vLLM and SGLang), the index holds what the
+    /// engine holds of any prompt, rounded down to tidegate's block size.
     #[test]
-    fn what_is_known_is_what_the_engine_holds(
+    fn the_index_equals_the_engines_cache(
         deeds in prop::collection::vec(deed(), 0..60), size in 1..9_usize, block in 1..9_usize,
     ) {
         let mut engine = Engine::new(size, block, 10_000);
@@ -269,7 +269,7 @@ proptest! {
     }
 
     #[test]
-    fn no_events_break_the_bound(
+    fn no_event_sequence_exceeds_the_limit(
         lengths in prop::collection::vec((0..3_u32, 0..20_usize), 0..40), blocks_max in 1..9_usize,
     ) {
         let mut engine = Engine::new(2, 4, blocks_max);

@@ -1,8 +1,8 @@
-//! KV cache events: what an engine stored in its prefix cache and what it threw away.
+//! KV cache events: blocks that an engine added to its prefix cache or removed.
 //!
-//! - [`event`]: one message decoded, as vLLM and SGLang write it now and wrote it before
-//! - [`sequence`]: is this the next message, one seen before, or are some missing?
-//! - [`mirror`]: the engine's cache as its events tell it, under tidegate's own block hashes
+//! - [`event`]: decoder of one message, in the current and earlier encodings of vLLM and SGLang
+//! - [`sequence`]: message numbers: next, repeated, or after a gap
+//! - [`mirror`]: the engine's cache in tidegate's own block hashes
 //! - [`follow`]: the three together, for one engine
 
 pub mod event;

@@ -1,31 +1,32 @@
-//! Messages of KV events are numbered from 0: is this the next one, one seen before, or are some
-//! missing? An engine that restarts begins again at 0; its clock tells its messages from old ones
-//! that a replay brings a second time.
+//! Order of KV event messages, which are numbered from 0: next, repeated, or after a gap. A
+//! restarted engine starts again at 0; its clock distinguishes new messages from old ones in a
+//! replay.
 
-/// How far one engine's messages were followed.
+/// Position in one engine's messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EventSequence {
-    /// The next number expected; none before the first message.
+    /// Next expected number; `None` before the first message.
     next: Option<u64>,
     /// The engine's clock at the last message.
     last_at: f64,
 }
 
-/// What to do with a message.
+/// Classification of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SequenceStep {
-    /// It is the next one.
+    /// The next message.
     Apply,
-    /// It was applied before.
+    /// A repetition.
     Seen,
-    /// Messages from this number on are missing before it.
+    /// Messages from this number on are missing.
     Gap(u64),
-    /// The engine has restarted: all that it had is gone. Ask again with the same message.
+    /// The engine has restarted with an empty cache. The caller resets its state and classifies the
+    /// message again.
     Restarted,
 }
 
 impl EventSequence {
-    /// What is message `number`, sent when the engine's clock showed `at`?
+    /// Classifies message `number` with engine time `at` (seconds).
     pub fn look(&self, number: u64, at: f64) -> SequenceStep {
         match self.next {
             None if number == 0 => SequenceStep::Apply,
@@ -37,18 +38,18 @@ impl EventSequence {
         }
     }
 
-    /// Message `number` was applied, whatever may be missing before it.
+    /// Records that message `number` was applied, whether or not earlier ones are missing.
     pub fn applied(&mut self, number: u64, at: f64) {
         self.next = Some(number.saturating_add(1));
         self.last_at = at;
     }
 
-    /// Messages before `number` will not come.
+    /// Skips messages before `number`.
     pub fn skip_to(&mut self, number: u64) {
         self.next = Some(self.next().max(number));
     }
 
-    /// The number that should come next.
+    /// The next expected number.
     pub fn next(&self) -> u64 {
         self.next.unwrap_or(0)
     }
@@ -60,13 +61,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_new_listener_misses_all_that_came_before_the_first_message() {
+    fn a_new_subscriber_misses_the_messages_before_its_first() {
         assert_eq!(EventSequence::default().look(0, 1.0), SequenceStep::Apply);
         assert_eq!(EventSequence::default().look(7, 1.0), SequenceStep::Gap(0));
     }
 
     #[test]
-    fn an_old_number_with_a_new_time_is_a_restart_and_with_an_old_one_a_repetition() {
+    fn an_old_number_is_a_restart_with_a_new_time_and_a_repetition_with_an_old_one() {
         let mut sequence = EventSequence::default();
         (0..5).for_each(|number| sequence.applied(number, 10.0 + number as f64));
         assert_eq!(sequence.look(5, 15.0), SequenceStep::Apply);
@@ -77,7 +78,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_lost_and_repeated_are_applied_once_each_and_in_order(
+        fn lost_and_repeated_messages_are_applied_once_and_in_order(
             kept in prop::collection::vec((any::<bool>(), 0..3usize), 1..60),
         ) {
             let mut sequence = EventSequence::default();
