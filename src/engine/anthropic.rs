@@ -1,22 +1,21 @@
-//! tidegate's own errors in the form that Anthropic's clients read
-//! (<https://docs.anthropic.com/en/api/errors>), and in Ollama's, which is one string. It must never touch what an engine says: that is in
-//! the engine's form already.
+//! tidegate's own errors in Anthropic's format (<https://docs.anthropic.com/en/api/errors>) and in
+//! Ollama's, which is one string. Errors of engines are not converted here (`engine_error.rs`).
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{ApiError, Endpoint};
 
-/// Whose form an error has.
+/// Error format of an API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorForm {
-    /// OpenAI's: every path but those of the other forms.
+    /// OpenAI's: all paths without a format of their own.
     OpenAi,
-    /// OpenAI's in the Responses API: events of a stream have a form of their own.
+    /// OpenAI's in the Responses API, whose streams have an `error` event.
     Responses,
-    /// Anthropic's: `/v1/messages` and what is under it.
+    /// Anthropic's: `/v1/messages` and below.
     Anthropic,
-    /// Ollama's: its own paths, under `/api/`.
+    /// Ollama's: `/api/` and below.
     Ollama,
 }
 
@@ -35,7 +34,7 @@ struct AnthropicError<'a> {
 }
 
 impl ErrorForm {
-    /// What a client of `path` reads.
+    /// Returns the format for clients of `path`.
     pub fn of_path(path: &str) -> ErrorForm {
         let messages = path.strip_prefix("/v1/messages");
         match messages.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
@@ -45,7 +44,7 @@ impl ErrorForm {
         }
     }
 
-    /// What a client of `endpoint` reads.
+    /// Returns the format for clients of `endpoint`.
     pub fn of(endpoint: Endpoint) -> ErrorForm {
         match endpoint {
             Endpoint::Messages => ErrorForm::Anthropic,
@@ -55,7 +54,7 @@ impl ErrorForm {
         }
     }
 
-    /// The error as a JSON body.
+    /// Formats the error as a JSON body.
     pub fn body(self, error: &ApiError) -> Bytes {
         match self {
             ErrorForm::OpenAi | ErrorForm::Responses => error.body(),
@@ -64,7 +63,7 @@ impl ErrorForm {
         }
     }
 
-    /// The error as the last event of a stream that has begun.
+    /// Formats the error as the last event of a started stream.
     pub fn sse(self, error: &ApiError) -> Bytes {
         match self {
             ErrorForm::OpenAi => error.sse(),
@@ -88,11 +87,11 @@ fn json(error: &ApiError) -> String {
         kind: "error",
         error: AnthropicError { kind: kind(error.status), message: &error.message },
     };
-    // Strings only: there is nothing in it that JSON cannot say.
+    // Strings always serialise.
     serde_json::to_string(&body).unwrap_or_default()
 }
 
-/// Anthropic's word for a status.
+/// Anthropic's error type for a status.
 const fn kind(status: u16) -> &'static str {
     match status {
         401 => "authentication_error",
@@ -114,7 +113,7 @@ mod tests {
     use tidegate_types::Seconds;
 
     #[test]
-    fn errors_of_the_messages_api_are_in_its_own_form() {
+    fn errors_of_the_messages_api_have_anthropics_format() {
         let form = ErrorForm::of_path("/v1/messages");
         for (error, kind) in [
             (ApiError::bad_request("no \"x\"", Some("x")), "invalid_request_error"),
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_says_whose_form_it_reads() {
+    fn a_path_determines_the_error_format() {
         for (path, form) in [
             ("/v1/messages", ErrorForm::Anthropic),
             ("/v1/messages/count_tokens", ErrorForm::Anthropic),

@@ -1,6 +1,6 @@
-//! One pass over a JSON request body: which top-level members it has, where their values lie, and
-//! what tidegate must know of them. It must never own, rebuild or normalise any of the body: what
-//! it does not read reaches the engine as the client wrote it.
+//! Single-pass scan of a JSON request body: the spans of its top-level members, and the values that
+//! tidegate reads. The scan borrows nothing and changes nothing: other members reach the engine
+//! byte for byte.
 
 mod fields;
 mod foreign_handoff;
@@ -17,7 +17,7 @@ use crate::Endpoint;
 use std::borrow::Cow;
 use tidegate_types::Tokens;
 
-/// A stretch of a body: the raw JSON of one value, from byte `start` up to byte `end`.
+/// Byte range of a raw JSON value within a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
     /// First byte.
@@ -26,84 +26,85 @@ pub struct Span {
     pub end: u32,
 }
 
-/// What the model is to read.
+/// The prompt, by type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// `prompt` as one JSON string, quotes included.
+    /// `prompt`: one JSON string, quotes included.
     Text(Span),
-    /// `prompt` as one list of that many token ids.
+    /// `prompt`: one list of token ids; their count.
     TokenIds(u32, Span),
-    /// `prompt` as a list of prompts.
+    /// `prompt`: a list of prompts.
     List(Span),
-    /// `messages`, a list.
+    /// `messages`: a list.
     Messages(Span),
     /// `input` of embeddings and responses: a string or a list.
     Input(Span),
-    /// None that tidegate can read.
+    /// No prompt, or one of an unknown type.
     Absent,
 }
 
-/// Why a request must run whole on one engine
+/// Reason to run a request colocated (whole) on one engine
 /// (docs/spec/engine-protocols.md#vllm-request-features).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WholeReason {
-    /// There is no recipe to split this endpoint.
+    /// No family can split this endpoint.
     Endpoint,
-    /// The client sends `kv_transfer_params` of its own: its hand-off, not ours.
+    /// The client sent `kv_transfer_params`: it controls the hand-off itself.
     ClientHandoff,
-    /// `n` or `best_of` above 1: the first answer's read frees the blocks the others need.
+    /// `n` or `best_of` above 1: the first answer's read frees the blocks that the others need.
     SeveralAnswers,
-    /// `use_beam_search`: as above.
+    /// `use_beam_search`: as for several answers.
     BeamSearch,
     /// A list of prompts: the answer carries the hand-off of the first only.
     ListPrompt,
     /// `prompt_embeds`: a prompt without tokens.
     PromptEmbeds,
-    /// `prompt_logprobs`: decode would recompute the whole prompt.
+    /// `prompt_logprobs`: the decode engine would recompute the whole prompt.
     PromptLogprobs,
-    /// `echo`: as above once logprobs are asked for.
+    /// `echo`: as for `prompt_logprobs` once logprobs are requested.
     Echo,
-    /// At most one token is wanted: prefill makes it, there is nothing to decode.
+    /// At most one token: the prefill produces it, nothing is left to decode.
     OneToken,
-    /// `truncate_prompt_tokens: -1`: some vLLM versions cut the prompt to what `max_tokens` leaves,
-    /// so that the two legs would read different prompts.
+    /// `truncate_prompt_tokens: -1`: some vLLM versions truncate the prompt to what `max_tokens`
+    /// leaves, so that the legs would read different prompts.
     TruncatesToFit,
-    /// `background`, or `previous_response_id`: one engine keeps the answers.
+    /// `background` or `previous_response_id`: the state is on one engine.
     KeptByEngine,
-    /// The engine will refuse it, for a member that a prefill leg must change: `stream_options`
-    /// without `stream`, `min_tokens` above `max_tokens`. Better at once than after a prefill.
+    /// The engine will refuse a member that a prefill leg must change: `stream_options` without
+    /// `stream`, `min_tokens` above `max_tokens`. The refusal should not cost a prefill.
     WouldBeRefused,
-    /// A member has a value that only the engine can judge: a number as a string, a negative limit.
+    /// A member has a value whose meaning depends on the engine: a number as a string, a negative
+    /// limit.
     OddValue,
 }
 
-/// The body is no JSON object: a 400 with this message.
+/// The body is not a JSON object; answered with 400.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct JsonBodyError {
-    /// For the client.
+    /// Message for the client.
     pub message: String,
 }
 
-/// What one pass found. Spans point into the body that was scanned, and only there.
+/// Result of a scan. Its spans are valid for the scanned body only.
 #[derive(Clone, Debug)]
 pub struct Scan {
-    /// Whose body it is.
+    /// Endpoint of the request.
     pub endpoint: Endpoint,
-    /// `model`, a JSON string that is not empty.
+    /// `model`: a JSON string, not empty.
     pub model: Option<Span>,
-    /// The client wants a stream, as far as it can be read: the answer's media type decides.
+    /// `stream`, as far as it can be read. The media type of the answer decides.
     pub stream: bool,
     /// `stream_options.include_usage`
     pub include_usage: bool,
-    /// Answers wanted; at least 1.
+    /// `n`: answers requested, at least 1.
     pub n: u32,
-    /// The most tokens to generate: `max_completion_tokens`, else `max_tokens`
-    /// (`max_output_tokens` for responses). `None`: the engine's default.
+    /// Output limit in tokens: `max_completion_tokens`, else `max_tokens` (`max_output_tokens` for
+    /// responses). `None`: the engine's default.
     pub max_tokens: Option<Tokens>,
-    /// What the model is to read.
+    /// Span and type of the prompt.
     pub prompt: Prompt,
-    /// `Some`: must run whole on one engine.
+    /// `Some`: the request must run colocated.
     pub whole: Option<WholeReason>,
     /// `tools`
     pub tools: Option<Span>,
@@ -119,31 +120,31 @@ pub struct Scan {
     pub continue_final_message: Option<bool>,
     /// `add_special_tokens`
     pub add_special_tokens: Option<bool>,
-    /// The client sent `kv_transfer_params` of its own, so the answer's must reach it
-    /// (otherwise [`crate::strip_handoff`]).
+    /// The client sent `kv_transfer_params`, so that the answer's must reach it (otherwise
+    /// [`crate::strip_handoff`] removes them).
     pub client_handoff: bool,
     pub(crate) members: Members,
 }
 
-/// Reads a body once. Validates that it is JSON and leaves every other judgement to the engine: a
-/// value that cannot be read is estimated. Of a member that is given twice the last counts, as in
-/// every engine; `null` counts as absent. A byte order mark before the JSON is skipped.
+/// Scans a body. Only the JSON syntax is validated: values that cannot be read are left to the
+/// engine. Of repeated members the last counts, as in every engine; `null` counts as absent. A byte
+/// order mark is skipped.
 ///
 /// # Errors
-/// Not JSON, nested deeper than 127, or not an object.
+/// [`JsonBodyError`] if the body is not JSON, not an object, or nested deeper than 127.
 pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, JsonBodyError> {
     let members = Members::read(body)?;
     Ok(fields::read(endpoint, body, members))
 }
 
-/// Members of which the value, too, says what an engine makes of a request.
+/// Members whose values are part of [`Scan::shape`].
 const TELLING: [&[u8]; 3] = [b"tool_choice", b"response_format", b"structured_outputs"];
-/// How much of such a value is looked at.
+/// Bytes of such a value that are hashed.
 const TELLING_MAX: usize = 64;
 
 impl Scan {
-    /// A number for the shape of a request: the names of its members, and the values that engines
-    /// branch by. Two requests that differ in their texts and numbers alone have the same.
+    /// Hashes the member names and the values that select an engine's code path. Requests that
+    /// differ in texts and numbers only have equal shapes.
     pub fn shape(&self, body: &[u8]) -> u64 {
         let mut shape = 0xcbf2_9ce4_8422_2325_u64 ^ self.endpoint as u64;
         let mut add = |bytes: &[u8]| {
@@ -159,26 +160,26 @@ impl Scan {
                 add(&value[..value.len().min(TELLING_MAX)]);
             }
         }
-        // FNV leaves the low bits to the last byte, and tables are indexed by them.
+        // FNV's low bits depend mostly on the last byte, and tables use the low bits.
         shape ^ shape >> 32
     }
 }
 
 impl Span {
-    /// The raw JSON, quotes and all. Empty if `body` is not the one that was scanned.
+    /// Returns the raw JSON; empty if `body` is shorter than the scanned one.
     pub fn of<'a>(&self, body: &'a [u8]) -> &'a [u8] {
         body.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 
-    /// The value of a JSON string; borrowed unless it has escapes. `None` if it is no string, or
-    /// has half a surrogate pair.
+    /// Returns the value of a JSON string, borrowed unless it has escapes. `None` for other types
+    /// and for an unpaired surrogate.
     pub fn text<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
         members::text(self.of(body))
     }
 }
 
 impl Scan {
-    /// How many choices the answer has: `n` for each of the prompts in `body`.
+    /// Number of choices in the answer: `n` times the number of prompts.
     pub fn choices(&self, body: &[u8]) -> u32 {
         let prompts = match self.prompt {
             Prompt::List(span) => {
@@ -190,12 +191,12 @@ impl Scan {
         self.n.saturating_mul(prompts)
     }
 
-    /// The model's name.
+    /// Returns the model name; `None` if the body names none.
     pub fn model_name<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
         self.model?.text(body)
     }
 
-    /// The prompt's token ids, if the client sent ids and each fits 32 bits.
+    /// Returns the prompt's token ids, if it consists of 32-bit ids.
     pub fn token_ids(&self, body: &[u8]) -> Option<Vec<u32>> {
         match self.prompt {
             Prompt::TokenIds(_, span) => serde_json::from_slice(span.of(body)).ok(),
@@ -203,7 +204,8 @@ impl Scan {
         }
     }
 
-    /// Any top-level member's raw value: the last of that name, `None` if absent or null.
+    /// Returns the raw value of a top-level member: the last of that name, `None` if absent or
+    /// null.
     pub fn value<'a>(&self, body: &'a [u8], key: &str) -> Option<&'a [u8]> {
         let last = self.members.iter().rev().find(|member| member.is(body, key))?;
         Some(last.value.of(body)).filter(|raw| *raw != b"null")
@@ -217,7 +219,7 @@ impl JsonBodyError {
 }
 
 impl WholeReason {
-    /// A word for metrics and logs.
+    /// Label value in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             WholeReason::Endpoint => "endpoint",

@@ -1,24 +1,24 @@
-//! Changes to a body: replace a top-level member's value, or append a member. It must never touch
-//! another byte: order, white space, number formats and unknown members are the client's.
+//! Edits of a JSON body: set top-level members. It must never change another byte: order, white
+//! space, number formats and unknown members stay as the client sent them.
 
 use crate::Scan;
 use crate::body::Member;
 use bytes::Bytes;
 
-/// The members to set, each with its raw JSON value.
+/// Members to set, with their raw JSON values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edits<'a> {
     members: Vec<(&'a str, &'a [u8])>,
 }
 
 impl<'a> Edits<'a> {
-    /// No change yet.
+    /// Creates an empty set of edits.
     pub fn new() -> Edits<'a> {
         Edits::default()
     }
 
-    /// Sets `key` to `raw_json`, which must be one valid JSON value; a later call for the same key
-    /// wins. `key` is written as it is: it must need no escape.
+    /// Sets `key` to `raw_json`, one valid JSON value; a later call for the same key wins. `key`
+    /// must need no JSON escape.
     pub fn set(&mut self, key: &'a str, raw_json: &'a [u8]) -> &mut Edits<'a> {
         match self.members.iter_mut().find(|(known, _)| *known == key) {
             Some(member) => member.1 = raw_json,
@@ -27,8 +27,8 @@ impl<'a> Edits<'a> {
         self
     }
 
-    /// The changed body. Every occurrence of a member is replaced; one that the body lacks goes
-    /// after the last. `scan` must be of this `body`. Without edits it is the same bytes, uncopied.
+    /// Applies the edits to `body`, of which `scan` must be the scan. Every occurrence of a member
+    /// is replaced; an absent member is appended. Without edits the result shares the body's bytes.
     pub fn apply(&self, body: &Bytes, scan: &Scan) -> Bytes {
         if self.members.is_empty() {
             return body.clone();

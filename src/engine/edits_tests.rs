@@ -1,4 +1,4 @@
-//! Edits change what they name and nothing else.
+//! Edits change the named members and no other byte.
 
 use super::*;
 use crate::testing::{json, raw_value};
@@ -6,7 +6,7 @@ use crate::{Endpoint, scan};
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// A key and its new raw value.
+/// A key and its raw value.
 type Edit<'a> = (&'a str, &'a str);
 
 fn apply(body: &str, edits: &[Edit]) -> String {
@@ -70,7 +70,7 @@ proptest! {
         for (key, _, _) in members.iter().filter(|(key, ..)| !edits.contains_key(key)) {
             prop_assert_eq!(before.value(body.as_bytes(), key), after.value(edited.as_bytes(), key));
         }
-        // Setting what is there changes nothing at all.
+        // Setting a member to its present value changes no byte.
         let same = members.iter().filter(|(key, raw, _)| {
             members.iter().all(|(other, other_raw, _)| other != key || other_raw == raw)
         });
@@ -80,7 +80,7 @@ proptest! {
 }
 
 #[test]
-fn every_occurrence_means_the_same_to_a_parser_that_takes_the_first() {
+fn every_occurrence_of_a_repeated_member_is_replaced() {
     let edited = apply(r#"{"stream":true,"stream":true}"#, &[("stream", "false")]);
     assert_eq!(json(&edited)["stream"], Value::Bool(false));
     assert!(!edited.contains("true"));

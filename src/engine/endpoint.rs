@@ -1,9 +1,9 @@
-//! What is asked for at a path, and what that means for its way. Which paths there are, says
-//! [`crate::paths`].
+//! Endpoints: the meaning of a path, and how its requests may be routed. [`crate::paths`] maps
+//! paths to endpoints.
 
 use crate::paths::{Lookup, lookup};
 
-/// What a path asks for.
+/// Meaning of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `/v1/chat/completions`
@@ -14,31 +14,31 @@ pub enum Endpoint {
     Embeddings,
     /// `/v1/responses`
     Responses,
-    /// `/v1/messages`, Anthropic's form
+    /// `/v1/messages`, Anthropic's API
     Messages,
     /// `/tokenize`
     Tokenize,
     /// `/detokenize`
     Detokenize,
-    /// SGLang's and TGI's own `/generate`
+    /// `/generate` of SGLang and TGI
     Generate,
     /// vLLM's `/inference/v1/generate`: token ids in, token ids out
     TokensIn,
-    /// Ollama's own `/api/chat`
+    /// `/api/chat` of Ollama
     OllamaChat,
-    /// Ollama's own `/api/generate`
+    /// `/api/generate` of Ollama
     OllamaGenerate,
-    /// `/v1/models`: the proxy answers it from all backends
+    /// `/v1/models`: answered by the proxy for all backends
     Models,
-    /// `/v1/models/ID`: likewise
+    /// `/v1/models/ID`: answered by the proxy
     Model,
     /// `/v1/audio/...`: forms, of which only the model is read
     Audio,
-    /// Files, pictures and others that few engines have: forms or JSON
+    /// Files, images and other paths of few engines: forms or JSON
     Upload,
-    /// Something that one engine keeps, by its id: a response, a stored chat, a file, a batch
+    /// An object that one engine stores under an id: a response, a stored chat, a file, a batch
     Kept,
-    /// What an engine says, to be read: no body
+    /// Information of an engine; no request body
     Page,
     /// `/v1/realtime`: a websocket
     Realtime,
@@ -47,7 +47,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint at `path` (no query string), whatever the method; `None` is a path to answer 404.
+    /// Returns the endpoint at `path` (without query string) for any method; `None`: unknown path.
     pub fn of(path: &str) -> Option<Endpoint> {
         ["POST", "GET"].into_iter().find_map(|method| match lookup(method, path) {
             Lookup::Found(served) => Some(served.endpoint),
@@ -55,7 +55,7 @@ impl Endpoint {
         })
     }
 
-    /// Is its body JSON, so that [`crate::scan`] applies?
+    /// Returns whether the request body is JSON, so that [`crate::scan`] applies.
     pub const fn reads_json(self) -> bool {
         !matches!(
             self,
@@ -69,7 +69,7 @@ impl Endpoint {
         )
     }
 
-    /// Does it generate tokens, so that it has a prefill, a decode, and perhaps a stream?
+    /// Returns whether requests generate tokens, with a prefill and a decode phase.
     pub const fn generates(self) -> bool {
         matches!(
             self,
@@ -84,19 +84,18 @@ impl Endpoint {
         )
     }
 
-    /// May its prefill and decode run on two engines of some family? Of which, says
-    /// [`crate::Family::splits`].
+    /// Returns whether some family can split its requests; [`crate::Family::splits`] tells which.
     pub const fn can_split(self) -> bool {
         self.generates() && !matches!(self, Endpoint::OllamaChat | Endpoint::OllamaGenerate)
     }
 
-    /// OpenAI's chat or completions: the two that every family splits, and whose streams vLLM can be
-    /// asked to count exactly.
+    /// OpenAI's chat or completions: every family splits them, and vLLM can report usage in each
+    /// chunk of their streams.
     pub const fn is_completion(self) -> bool {
         matches!(self, Endpoint::ChatCompletions | Endpoint::Completions)
     }
 
-    /// An engine's own API: its members have names of their own.
+    /// Returns whether this is an engine's own API, with member names of its own.
     pub const fn is_native(self) -> bool {
         matches!(
             self,
@@ -107,17 +106,17 @@ impl Endpoint {
         )
     }
 
-    /// Is its answer a stream if `stream` is not given?
+    /// Returns whether the answer is a stream if the request has no `stream`.
     pub const fn streams_unless_told(self) -> bool {
         matches!(self, Endpoint::OllamaChat | Endpoint::OllamaGenerate)
     }
 
-    /// Are its streams a line of JSON a piece, and no server-sent events?
+    /// Returns whether streams consist of JSON lines instead of server-sent events.
     pub const fn streams_lines(self) -> bool {
         self.streams_unless_told()
     }
 
-    /// A word for metrics and logs.
+    /// Label value in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Endpoint::ChatCompletions => "chat_completions",

@@ -1,6 +1,5 @@
-//! An engine's own words about a request that it did not serve: out of an error's body, or out of
-//! the first event of a stream. Given to the client in the form of the API that it speaks; kept byte
-//! for byte where they are in that form already.
+//! An engine's error message, from an error body or the first event of a stream. It is forwarded in
+//! the error format of the client's API; byte for byte if it has that format already.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -8,17 +7,17 @@ use serde_json::{Value, json};
 use crate::handoff_redaction::strip_error;
 use crate::{ApiError, ErrorForm};
 
-/// A longer message is cut: a stack trace with the whole prompt in it helps no client.
+/// Limit of a message in bytes: some engines send a stack trace with the whole prompt.
 const MESSAGE_MAX: usize = 8 << 10;
 
-/// What an engine said.
+/// An engine's error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineError {
-    /// The status that it named in its error, from 400 to 599.
+    /// HTTP status named in the error, 400 to 599.
     pub code: Option<u16>,
-    /// Its message; empty if there was none.
+    /// Message; may be empty.
     pub message: String,
-    /// The error as JSON, and in whose form it is.
+    /// The error's JSON and its format.
     json: Option<(JsonForm, Bytes)>,
 }
 
@@ -30,7 +29,7 @@ enum JsonForm {
 }
 
 impl EngineError {
-    /// The body of an error's answer: JSON in a known form, or text.
+    /// Reads an error body: JSON in a known format, or text.
     pub fn of_body(body: &[u8]) -> EngineError {
         let body = strip_error(body);
         if let Some(words) = EngineError::of_json(&body) {
@@ -40,7 +39,7 @@ impl EngineError {
         EngineError { message: shortened(text.trim()), ..EngineError::default() }
     }
 
-    /// The first error among a stream's events, or lines.
+    /// Returns the first error among a stream's events or lines.
     pub fn of_events(bytes: &[u8]) -> Option<EngineError> {
         let bytes = strip_error(bytes);
         let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
@@ -53,7 +52,7 @@ impl EngineError {
         data.clone().find_map(EngineError::of_json).or_else(|| data.find_map(EngineError::of_named))
     }
 
-    /// The error as a JSON body with this status.
+    /// Formats the error as a JSON body with this status.
     pub fn body(&self, form: ErrorForm, status: u16) -> Bytes {
         if let Some((own, json)) = &self.json
             && own.is(form)
@@ -72,13 +71,13 @@ impl EngineError {
         }
     }
 
-    /// The error as the last event of a stream that has begun.
+    /// Formats the error as the last event of a started stream.
     pub fn event(&self, form: ErrorForm, status: u16) -> Bytes {
         if form == ErrorForm::Responses {
             return crate::error_event::responses(&self.api_error(status));
         }
         let body = self.body(form, status);
-        // An event's data is one line; JSON has line ends only between its members.
+        // An event's data is one line. JSON has raw line ends only between its tokens.
         let line: Vec<u8> = body
             .iter()
             .map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte })
@@ -93,7 +92,7 @@ impl EngineError {
         })
     }
 
-    /// The error without its own JSON.
+    /// Converts to an [`ApiError`] with this status and the engine's message.
     pub fn api_error(&self, status: u16) -> ApiError {
         let message = match self.message.as_str() {
             "" => format!("The engine answered {status}."),
@@ -102,7 +101,7 @@ impl EngineError {
         ApiError::of_engine(status, message)
     }
 
-    /// The data of an event whose name alone says that it is an error, or of `error:`.
+    /// Reads the data of an event named `error`, or of an `error:` field.
     fn of_named(bytes: &[u8]) -> Option<EngineError> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let message = ["message", "detail"].iter().find_map(|key| text_of(&value[*key]))?;
@@ -140,13 +139,13 @@ impl JsonForm {
     }
 }
 
-/// Whose form it is: clients look for the message where their API has it.
+/// Returns the format, by the position of the message.
 fn form_of(value: &Value, error: Option<&Value>) -> Option<JsonForm> {
     match &value["error"] {
         Value::String(_) => Some(JsonForm::Ollama),
         Value::Object(_) if value["type"] == "error" => Some(JsonForm::Anthropic),
         Value::Object(_) => Some(JsonForm::OpenAi),
-        // vLLM's before 0.10, which OpenAI's clients read too.
+        // vLLM before 0.10; OpenAI's client libraries read it too.
         _ if error.is_none() && value["object"] == "error" => Some(JsonForm::OpenAi),
         _ => None,
     }
@@ -164,7 +163,7 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-/// A status as a number or its digits, or what a type stands for.
+/// Returns the status, given as a number, as digits, or by an error type.
 fn code_of(error: &Value) -> Option<u16> {
     let number = |value: &Value| match value {
         Value::Number(number) => number.as_u64(),
@@ -180,7 +179,7 @@ fn code_of(error: &Value) -> Option<u16> {
     status.or_else(|| words.into_iter().find_map(status_of))
 }
 
-/// The words of OpenAI, Anthropic, vLLM and TGI.
+/// Error types of OpenAI, Anthropic, vLLM and TGI.
 fn status_of(word: &str) -> Option<u16> {
     Some(match word {
         "invalid_request_error"

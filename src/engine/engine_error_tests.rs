@@ -1,4 +1,4 @@
-//! The errors of the engines, and what becomes of them in each form.
+//! Errors of all engines, and their conversion into each format.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn words(body: &str) -> EngineError {
 }
 
 #[test]
-fn every_engines_error_gives_its_message_and_code() {
+fn every_engines_error_yields_its_message_and_code() {
     let table = [
         (r#"{"error":{"message":"m","code":400}}"#, Some(400), "m"),
         (
@@ -38,7 +38,7 @@ fn every_engines_error_gives_its_message_and_code() {
 }
 
 #[test]
-fn words_in_the_clients_form_stay_and_others_are_put_into_it() {
+fn an_error_in_the_clients_format_is_kept_and_others_are_converted() {
     let openai = r#"{"error":{"message":"m","code":400,"extra":1}}"#;
     let anthropic = r#"{"type":"error","error":{"type":"invalid_request_error","message":"m"}}"#;
     let ollama = r#"{"error":"m"}"#;
@@ -60,7 +60,7 @@ fn words_in_the_clients_form_stay_and_others_are_put_into_it() {
 }
 
 #[test]
-fn an_error_is_found_among_events_and_given_as_one() {
+fn an_error_event_is_found_and_formatted() {
     let stream =
         "event: error\ndata: {\"error\":{\"message\":\"m\",\"code\":400}}\n\ndata: [DONE]\n\n";
     let found = EngineError::of_events(stream.as_bytes()).unwrap();
@@ -72,7 +72,7 @@ fn an_error_is_found_among_events_and_given_as_one() {
 }
 
 #[test]
-fn a_long_message_is_cut_between_characters() {
+fn a_long_message_is_cut_at_a_character_boundary() {
     let found = words(&"\u{e9}".repeat(MESSAGE_MAX));
     assert_eq!(found.message.len(), MESSAGE_MAX);
 }

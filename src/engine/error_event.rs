@@ -1,11 +1,11 @@
-//! An error as the last event of a Responses stream. Unlike chat completions it has no `[DONE]`.
+//! An error as the last event of a Responses stream, which has no `[DONE]`.
 
 use bytes::Bytes;
 use serde_json::json;
 
 use crate::ApiError;
 
-/// The event of a Responses stream (`error`), with the object that OpenAI's clients raise.
+/// Formats the `error` event that OpenAI's client libraries raise.
 pub(crate) fn responses(error: &ApiError) -> Bytes {
     let ApiError { kind, message, param, code, .. } = error;
     let inner = json!({"type": kind, "code": code, "message": message, "param": param});
@@ -25,7 +25,7 @@ mod tests {
     use crate::{EngineError, ErrorForm};
 
     #[test]
-    fn an_engines_words_reach_the_client_in_its_own_form() {
+    fn an_engines_error_reaches_the_client_in_its_format() {
         let openai = r#"{
             "error": {"message": "why", "code": 400}
         }"#;
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn words_quote_no_hand_off() {
+    fn error_messages_quote_no_hand_off() {
         let body = r#"{"error":{"message":"in {'kv_transfer_params': {'remote_host': 'h'}}"}}"#;
         let words = EngineError::of_body(body.as_bytes());
         assert_eq!(words.message, "in {'kv_transfer_params': null}");

@@ -1,24 +1,25 @@
-//! What a failed leg is evidence of. The one place that decides whether an engine is blamed: only
-//! [`Evidence::Engine`] counts for its health. Total over its inputs; the test is a table.
+//! Attribution of a failed leg: to the request, the engine, the client or the load. Only
+//! [`Evidence::Engine`] counts against an engine's health. The function is total; the test is a
+//! table of all inputs.
 
-/// What a leg met, without the details.
+/// Kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// No connection: refused, or not opened in time.
+    /// The connection was refused or not opened in time.
     Unreachable,
-    /// The connection ended, or an answer broke off or could not be read.
+    /// The connection ended early, or the answer could not be parsed.
     Broken,
-    /// No answer in time.
+    /// Timeout.
     TimedOut,
-    /// The engine answered with this status, or with an in-band error of this code; `None` is an
-    /// in-band error without a code.
+    /// The engine answered with this status, or with an in-band error of this code (`None`: without
+    /// a code).
     Answered(Option<u16>),
 }
 
-/// What became of the same request elsewhere.
+/// Outcome of the same request in other attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// It was tried nowhere else, or is not decided yet.
+    /// No other attempt, or none finished.
     Untried,
     /// It failed on another engine too.
     Failed,
@@ -28,39 +29,40 @@ pub enum Others {
     ServedUnedited,
 }
 
-/// What the client was doing when the leg failed.
+/// State of the client when the leg failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientState {
-    /// It waited for the answer, or read it.
+    /// Waiting for the answer or reading it.
     Reads,
-    /// It had not read for a while, or had left: an engine may give up such a connection.
+    /// Not reading for a while, or disconnected: an engine may close such a connection.
     Blocks,
 }
 
-/// Of what a failure is evidence.
+/// What the failure is evidence of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// Of the request: it would fail on every engine.
+    /// The request: it would fail on every engine.
     Request,
-    /// Of the engine.
+    /// The engine.
     Engine,
-    /// Of the client.
+    /// The client.
     Client,
-    /// Of the load on the engine.
+    /// The load on the engine.
     Load,
-    /// Of nothing yet: a second outcome decides.
+    /// Undecided until another attempt.
     Undecided,
 }
 
-/// Does a status say that the engine has too much to do? 529 is Anthropic's word for it.
+/// Returns whether a status means overload: 429, 503, and Anthropic's 529.
 pub const fn is_load(status: u16) -> bool {
     matches!(status, 429 | 503 | 529)
 }
 
-/// Of what is a failure evidence?
+/// Attributes a failure.
 ///
-/// An engine's 5xx proves nothing alone: a request that an engine answers with 500 gets the same on
-/// the next one. A broken connection is the engine's fault unless the request breaks a second engine.
+/// A 5xx alone proves nothing: a request that one engine answers with 500 usually fails on the next
+/// one too. A broken connection is attributed to the engine, unless the request also fails on a
+/// second one.
 pub const fn judge(sign: Sign, others: Others, client: ClientState) -> Evidence {
     if matches!(client, ClientState::Blocks) {
         return Evidence::Client;
@@ -84,9 +86,9 @@ mod tests {
     use Sign::{Answered, Broken, TimedOut, Unreachable};
 
     #[test]
-    fn every_failure_is_evidence_of_one_thing() {
-        // Sign, and the verdict where it was tried nowhere else, failed elsewhere, was served
-        // elsewhere, was served without the edits.
+    fn every_failure_is_attributed() {
+        // Sign, and the evidence if the request was not tried elsewhere, failed elsewhere, was
+        // served elsewhere, was served without the edits.
         let table = [
             (Unreachable, [Engine, Engine, Engine, Engine]),
             (Broken, [Engine, Request, Engine, Request]),

@@ -1,6 +1,6 @@
-//! Engine families: how one request becomes one or two legs, and how a prefill's answer becomes the
-//! decode's body. A closed set; a family's file holds only what differs. It must never send
-//! anything: legs are values, the proxy runs them.
+//! Engine families: converts a request into one or two legs, and a prefill answer into the decode
+//! leg. Closed set; each family's file holds only what differs. Legs are values; the proxy sends
+//! them.
 
 mod sglang;
 mod trtllm;
@@ -18,57 +18,58 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use tidegate_types::Seconds;
 
-/// How a backend hands KV cache over.
+/// KV transfer protocol of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// vLLM with the NIXL connector, pull or push: prefill, then decode.
     VllmNixl,
-    /// vLLM with the MooncakeConnector: both legs at once, met by a transfer id.
+    /// vLLM with the MooncakeConnector: concurrent legs, matched by a transfer id.
     VllmMooncake,
-    /// vLLM with the OffloadingConnector's P2P tier: both legs at once, met at a side channel.
+    /// vLLM with the OffloadingConnector's P2P tier: concurrent legs, matched at a side channel.
     VllmOffloading,
-    /// vLLM with a store that all engines share: prefill, then decode, which finds the KV by hash.
+    /// vLLM with a KV store shared by all engines: prefill, then decode, which finds the KV by
+    /// hash.
     VllmSharedStore,
-    /// SGLang in prefill or decode mode: both legs at once, in one bootstrap room.
+    /// SGLang in prefill or decode mode: concurrent legs, matched by a bootstrap room.
     SglangPd,
     /// TensorRT-LLM with a cache transceiver: context, then generation.
     TrtLlm,
-    /// The same with the generation leg sent first: both legs at once.
+    /// TensorRT-LLM, generation leg first: concurrent legs.
     TrtLlmGenerationFirst,
-    /// Not at all: any engine with OpenAI's API.
+    /// No hand-off: any engine with OpenAI's API.
     Plain,
 }
 
-/// What a request's first leg is.
+/// The first leg or legs of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Legs {
-    /// One leg, with the client's body as it is.
+    /// One colocated leg with the client's body.
     Whole,
-    /// This body to a prefill backend; its answer ([`Family::read_prefill`]) makes the decode leg
+    /// A prefill leg, whose answer ([`Family::read_prefill`]) yields the decode leg
     /// ([`Family::decode_leg`]).
     PrefillFirst {
-        /// The prefill leg's body.
+        /// Body of the prefill leg.
         prefill: Bytes,
     },
-    /// Two legs at once; the decode's answer is the client's.
+    /// Two concurrent legs; the decode leg's answer goes to the client.
     Concurrent(ConcurrentLegs),
 }
 
-/// Two legs that run at once.
+/// Two legs that run concurrently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConcurrentLegs {
-    /// To the prefill backend.
+    /// For the prefill backend.
     pub prefill: LegBody,
-    /// To the decode backend.
+    /// For the decode backend.
     pub decode: LegBody,
-    /// The prefill engine waits for the decode engine: the decode leg leaves first.
+    /// The prefill engine waits for the decode engine, so that the decode leg is sent first.
     pub decode_first: bool,
 }
 
-/// A leg's body, and the header that goes with it.
+/// Body and additional header of a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LegBody {
-    /// The body.
+    /// Request body.
     pub body: Bytes,
     /// Name in lower case, and value.
     pub header: Option<(&'static str, Box<str>)>,
@@ -80,70 +81,70 @@ impl From<Bytes> for LegBody {
     }
 }
 
-/// What the two legs of a request share beside its body.
+/// Data by which the two engines of a request find each other.
 #[derive(Clone, Copy, Debug)]
 pub struct RendezvousInfo<'a> {
-    /// The prefill backend's host; IPv6 in brackets.
+    /// Host of the prefill backend; IPv6 in brackets.
     pub host: &'a str,
-    /// Where its bootstrap server or side channel listens; unread where the family has none.
+    /// Port of its bootstrap server or side channel; ignored by families without one.
     pub port: u16,
-    /// Random, another one for every attempt.
+    /// Random id, new for every attempt.
     pub id: u64,
-    /// What the prefill backend told of itself, where [`Family::peer_query`] something: one of its ranks.
+    /// The prefill rank to use, for families with a [`Family::peer_query`].
     pub peer: Option<&'a Peer>,
-    /// The key that both engines know, where they ask for a signature.
+    /// Shared key of engines that require a signature.
     pub key: Option<&'a [u8]>,
 }
 
-/// What an engine must be asked before it can be a prefill backend. The answer is good until a leg
-/// fails: an engine that was started again has another.
+/// Query that a prefill engine must answer before its first hand-off. The answer is valid until a
+/// leg fails: a restarted engine has a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerQuery {
-    /// The path, for GET.
+    /// Path, for GET.
     pub path: &'static str,
-    /// At its bootstrap port rather than at its own.
+    /// Sent to the bootstrap port instead of the backend's own.
     pub at_bootstrap: bool,
 }
 
-/// One data-parallel rank of a prefill engine, as it told.
+/// One data-parallel rank of a prefill engine, from the answer to its [`PeerQuery`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its engine id, or the endpoint that reaches it.
+    /// Engine id, or the endpoint for transfers.
     pub name: Box<str>,
-    /// Which rank it is, where that must be said.
+    /// Rank number, if the legs must name it.
     pub rank: Option<u32>,
 }
 
-/// What a prefill left behind.
+/// Result of a prefill leg.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handoff {
-    /// Where the KV cache waits, for the decode backend: raw JSON, opaque, byte for byte. `None`:
-    /// nothing to transfer, decode prefills by itself.
+    /// Hand-off parameters for the decode backend: raw JSON, forwarded byte for byte. `None`:
+    /// nothing to transfer; the decode backend computes the prefill itself.
     pub params: Option<Bytes>,
-    /// The prompt's token ids as a JSON array, where the decode backend takes them.
+    /// The prompt's token ids as a JSON array, if the decode backend accepts them.
     pub prompt_ids: Option<Bytes>,
-    /// What the prefill counted.
+    /// Usage reported by the prefill.
     pub usage: Option<Usage>,
-    /// The model ended with its first token: this whole answer is the client's, and there is no
-    /// decode leg.
+    /// The model finished with its first token: the answer for the client. There is no decode leg.
     pub finished: Option<Bytes>,
 }
 
-/// A prefill answer (HTTP 200) that is none. The request may be retried or run whole.
+/// A prefill answer (HTTP 200) without a usable hand-off. The request may be retried or run
+/// colocated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// Not a JSON object.
     #[error("the prefill answer cannot be read: {0}")]
     Unreadable(String),
-    /// The engine's own error, in spite of the status.
+    /// An error object in spite of the status.
     #[error("the prefill answer is an error: {0}")]
     EngineError(String),
-    /// The hand-off's parameters are not what the family's protocol says.
+    /// The hand-off parameters violate the family's protocol.
     #[error("the prefill answer's hand-off parameters are not usable")]
     NotParams,
 }
 
-/// The members of a prefill answer that matter.
+/// Members of a prefill answer that are read.
 #[derive(Deserialize)]
 struct PrefillAnswer<'a> {
     #[serde(borrow)]
@@ -154,7 +155,7 @@ struct PrefillAnswer<'a> {
 }
 
 impl Family {
-    /// Every family.
+    /// All families.
     pub const ALL: [Family; 8] = [
         Family::VllmNixl,
         Family::VllmMooncake,
@@ -166,7 +167,7 @@ impl Family {
         Family::Plain,
     ];
 
-    /// The word for it in settings, the admin API and metrics.
+    /// Name in settings, admin API and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Family::VllmNixl => "vllm_nixl",
@@ -180,15 +181,15 @@ impl Family {
         }
     }
 
-    /// Can a prefill on one of its backends feed a decode on another?
+    /// Returns whether its backends can hand over to each other.
     pub const fn can_split(&self) -> bool {
         !matches!(self, Family::Plain)
     }
 
-    /// The same, for one endpoint: only where the body's recipe is known.
+    /// Returns whether requests of this endpoint can be split.
     pub const fn splits(&self, endpoint: Endpoint) -> bool {
         match self {
-            // Tried on 0.32: each of them moves KV
+            // Tested with vLLM 0.32: each of these endpoints transfers KV
             // (docs/spec/engine-protocols.md#vllm-prefill-leg).
             Family::VllmNixl => endpoint.can_split() && !matches!(endpoint, Endpoint::Generate),
             Family::SglangPd => endpoint.is_completion() || matches!(endpoint, Endpoint::Generate),
@@ -201,12 +202,13 @@ impl Family {
         }
     }
 
-    /// Does one of its backends take whole requests? SGLang in a disaggregation mode answers 400.
+    /// Returns whether its backends serve colocated requests. SGLang in a disaggregation mode
+    /// answers 400 to them.
     pub const fn runs_whole(&self) -> bool {
         !matches!(self, Family::SglangPd)
     }
 
-    /// What a prefill backend must be asked before its first pair.
+    /// Returns the query that a prefill backend must answer before its first concurrent legs.
     pub const fn peer_query(&self) -> Option<PeerQuery> {
         match self {
             Family::VllmMooncake => {
@@ -219,10 +221,10 @@ impl Family {
         }
     }
 
-    /// Reads the answer to what it [asks](Family::peer_query): at least one rank.
+    /// Parses the answer to [`Family::peer_query`]; the result is not empty.
     ///
     /// # Errors
-    /// It is not such an answer.
+    /// [`ProtocolError`] if the answer names no rank.
     pub fn read_peers(&self, answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
         match self {
             Family::VllmMooncake => vllm_mooncake::read_peers(answer),
@@ -231,8 +233,8 @@ impl Family {
         }
     }
 
-    /// Would the decode engine call all that it was handed cached? Then what the prefill engine had
-    /// cached is what the client is to be told.
+    /// Returns whether the decode engine reports all transferred tokens as cached. The client then
+    /// receives the prefill engine's count instead.
     pub const fn counts_handed_as_cached(&self) -> bool {
         matches!(
             self,
@@ -243,8 +245,9 @@ impl Family {
         )
     }
 
-    /// The legs of a request that may be split; whole if the family, the endpoint or the request
-    /// ([`crate::WholeReason`]) forbids it. Whether splitting pays is not decided here.
+    /// Returns the legs of a request. It is [`Legs::Whole`] if the family, the endpoint or the
+    /// request ([`crate::WholeReason`]) rules out a split. Whether a split pays is the placement's
+    /// decision.
     pub fn legs(
         &self,
         endpoint: Endpoint,
@@ -252,7 +255,7 @@ impl Family {
         scan: &Scan,
         rendezvous: &RendezvousInfo<'_>,
     ) -> Legs {
-        // A family without whole requests pairs all that it can: both legs see the same body.
+        // A family that serves no colocated requests always splits: both legs get the same body.
         let whole = scan.whole.is_some() && self.runs_whole();
         if !self.splits(endpoint) || whole {
             return Legs::Whole;
@@ -279,17 +282,18 @@ impl Family {
             (Family::TrtLlmGenerationFirst, Some(peer)) => {
                 Legs::Concurrent(trtllm_generation_first::legs(body, scan, rendezvous, peer))
             }
-            // Nobody to meet.
+            // No peer to name, or no hand-off at all.
             (Family::VllmMooncake | Family::TrtLlmGenerationFirst, None) | (Family::Plain, _) => {
                 Legs::Whole
             }
         }
     }
 
-    /// Reads a prefill leg's answer (HTTP 200, the whole body).
+    /// Parses the answer of a prefill leg (HTTP 200, whole body).
     ///
     /// # Errors
-    /// If it is no prefill answer.
+    /// [`ProtocolError`] if the answer is not JSON, is an error, or has unusable hand-off
+    /// parameters.
     pub fn read_prefill(&self, answer: &[u8]) -> Result<Handoff, ProtocolError> {
         let read = serde_json::from_slice::<PrefillAnswer>(answer)
             .map_err(|error| ProtocolError::Unreadable(error.to_string()))?;
@@ -300,7 +304,7 @@ impl Family {
         if *self == Family::TrtLlm {
             return trtllm::read_context(answer, usage);
         }
-        // Of the others none hands over by its answer.
+        // The other families' answers carry no hand-off parameters.
         let handed = given(read.kv_transfer_params).filter(|_| *self == Family::VllmNixl);
         let params = match handed {
             Some(params) if !params.get().starts_with('{') => {
@@ -311,17 +315,17 @@ impl Family {
         Ok(Handoff { params, usage, ..Handoff::default() })
     }
 
-    /// A whole answer ([`Handoff::finished`]) as the stream that the client asked for.
+    /// Converts a whole answer ([`Handoff::finished`]) into the stream that the client requested.
     ///
     /// # Errors
-    /// It is no JSON.
+    /// [`ProtocolError::Unreadable`] if the answer is not JSON.
     pub fn as_stream(&self, answer: &[u8], scan: &Scan) -> Result<Bytes, ProtocolError> {
         let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
         trtllm::as_stream(answer, scan).map_err(unreadable)
     }
 
-    /// The decode leg: the client's body, and the hand-off's parameters verbatim, signed if there is
-    /// a `key`. Without parameters it is the client's body itself.
+    /// Returns the decode leg: the client's body with the hand-off parameters verbatim, signed if
+    /// there is a `key`. Without parameters it is the client's body.
     pub fn decode_leg(
         &self,
         body: &Bytes,
@@ -335,13 +339,13 @@ impl Family {
                 body: trtllm::generation_body(body, scan, handoff),
                 header: trtllm_auth::header(params, key),
             },
-            // The others' decode legs are not made from a prefill's answer.
+            // The other families' decode legs do not depend on the prefill answer.
             _ => body.clone().into(),
         }
     }
 
-    /// How long after the prefill's answer the decode leg may still use its hand-off; later it must
-    /// run without. Zero where there is none.
+    /// Time after the prefill answer within which the decode leg may use the hand-off; afterwards
+    /// it must run without. Zero for families without sequential legs.
     pub const fn handoff_deadline(&self) -> Seconds {
         match self {
             Family::VllmNixl | Family::VllmSharedStore => vllm::HANDOFF_DEADLINE,
@@ -351,7 +355,7 @@ impl Family {
     }
 }
 
-/// A string as JSON.
+/// Formats a string as JSON.
 fn quoted(text: &str) -> String {
     // A string always serialises.
     serde_json::to_string(text).unwrap_or_default()
@@ -361,7 +365,7 @@ fn given(value: Option<&RawValue>) -> Option<&RawValue> {
     value.filter(|raw| raw.get() != "null")
 }
 
-/// An error object's message, or the whole of it.
+/// Returns an error object's message, or the whole object as text.
 fn message_of(error: &RawValue) -> Cow<'_, str> {
     #[derive(Deserialize)]
     struct ErrorObject<'a> {

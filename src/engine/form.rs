@@ -1,26 +1,26 @@
-//! Forms (`multipart/form-data`, RFC 7578): which model the form of an audio or image request names.
-//! Bodies are searched, never copied; files in them are passed over. It must never judge a form: one
-//! that cannot be read names no model, and the engine says what is wrong with it.
+//! Multipart forms (`multipart/form-data`, RFC 7578): the model named by an audio or image request.
+//! The body is searched in place; file contents are skipped. It must never refuse a form: a
+//! malformed one names no model, and the engine answers it.
 
 use crate::Span;
 use memchr::memmem::Finder;
 use std::borrow::Cow;
 
-/// Longest boundary that is taken, in bytes: RFC 2046 allows 70, some clients make longer ones.
+/// Longest accepted boundary in bytes: RFC 2046 allows 70, some clients use more.
 const BOUNDARY_MAX: usize = 256;
-/// Longest head of a part that is read, in bytes. Browsers and SDKs write some 200.
+/// Longest part head read, in bytes. Browsers and SDKs write about 200.
 const PART_HEAD_MAX: usize = 16 << 10;
-/// Longest model name that is read, in bytes: paths of files are names too.
+/// Longest model name read, in bytes; file paths are model names too.
 const NAME_MAX: usize = 4096;
 
-/// Where the value of the form's `model` lies. Of several the last counts, as in Starlette, on which
-/// vLLM and SGLang are built. `None` if `content_type` is not that of a form, or if it names none.
+/// Returns the span of the form's `model` value. Of several the last counts, as in Starlette, on
+/// which vLLM and SGLang are built. `None` if `content_type` is not a form, or it names no model.
 pub fn model_in_form(content_type: &[u8], body: &[u8]) -> Option<Span> {
     let boundary = boundary(content_type)?;
     let delimiter = [b"--", &*boundary].concat();
     let finder = Finder::new(&delimiter);
     let mut model = None;
-    // Where the part begins whose end is looked for.
+    // Start of the current part.
     let mut part: Option<usize> = None;
     let mut from = 0;
     while let Some(found) = finder.find(body.get(from..)?) {
@@ -39,7 +39,7 @@ pub fn model_in_form(content_type: &[u8], body: &[u8]) -> Option<Span> {
     model
 }
 
-/// Is this the content type of a form?
+/// Returns whether this content type is a multipart form.
 pub fn is_form(content_type: &[u8]) -> bool {
     const FORM: &[u8] = b"multipart/form-data";
     let kind = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
@@ -54,11 +54,11 @@ fn boundary(content_type: &[u8]) -> Option<Cow<'_, [u8]>> {
     (1..=BOUNDARY_MAX).contains(&boundary.len()).then_some(boundary)
 }
 
-/// The value of a parameter of a header: a token or a quoted string (RFC 9110, 5.6.6).
+/// Returns the value of a header parameter: a token or a quoted string (RFC 9110, 5.6.6).
 fn parameter<'a>(header: &'a [u8], wanted: &[u8]) -> Option<Cow<'a, [u8]>> {
     let mut rest = header;
     loop {
-        // Quoted strings are passed over by reading every parameter in turn.
+        // Parameters are read in order, so that quoted strings are skipped correctly.
         let next = memchr::memchr(b';', rest)? + 1;
         rest = rest[next..].trim_ascii_start();
         let end = rest.iter().position(|byte| matches!(byte, b'=' | b';')).unwrap_or(rest.len());
@@ -80,8 +80,8 @@ fn parameter<'a>(header: &'a [u8], wanted: &[u8]) -> Option<Cow<'a, [u8]>> {
     }
 }
 
-/// A quoted string without its quotes and escapes, and what follows it. A backslash before anything
-/// but a quote or a backslash is itself: old browsers write paths so.
+/// Decodes a quoted string; returns it with the bytes that follow. A backslash escapes only a quote
+/// or a backslash: old browsers send Windows paths unescaped.
 fn unquote(quoted: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
     let mut at = 0;
     let mut escaped = false;
@@ -110,7 +110,7 @@ fn unquote(quoted: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
     Some((Cow::Owned(plain), left))
 }
 
-/// A delimiter stands at the beginning of a line: where the line before it ends.
+/// Returns the end of the line before a delimiter, which must start a line.
 fn line_before(body: &[u8], at: usize) -> Option<usize> {
     match body[..at] {
         [] => Some(0),
@@ -120,15 +120,16 @@ fn line_before(body: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// What a delimiter begins.
+/// What follows a delimiter.
 enum AfterBoundary {
-    /// A part, whose head is here.
+    /// A part, whose head starts here.
     Part(usize),
-    /// Nothing: it was the last one.
+    /// The end of the form.
     Form,
 }
 
-/// Behind the boundary: `--`, or white space and the line's end. Anything else is a longer boundary.
+/// Parses what follows the boundary: `--`, or white space and a line end. Anything else belongs to
+/// a longer boundary.
 fn delimiter_end(body: &[u8], at: usize) -> Option<AfterBoundary> {
     let rest = &body[at..];
     if rest.starts_with(b"--") {
@@ -142,7 +143,7 @@ fn delimiter_end(body: &[u8], at: usize) -> Option<AfterBoundary> {
     }
 }
 
-/// The value of the part in `body[begin..end]`, if its name is `model` and it is no file.
+/// Returns the value of the part in `body[begin..end]`, if it is named `model` and is not a file.
 fn value_of_model(body: &[u8], begin: usize, end: usize) -> Option<Span> {
     let part = body.get(begin..end)?;
     let mut at = 0;

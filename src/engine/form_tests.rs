@@ -1,4 +1,4 @@
-//! Forms as clients write them, and as nobody should.
+//! Well-formed and malformed forms.
 
 use super::*;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ fn model<'a>(kind: &[u8], body: &'a [u8]) -> Option<&'a str> {
     model_in_form(kind, body).map(|span| std::str::from_utf8(span.of(body)).unwrap())
 }
 
-/// A form of these parts: what stands in their disposition, and their values.
+/// Builds a form of these parts: content disposition and value.
 fn form(parts: &[(&str, &str)], line: &str, boundary: &str) -> Vec<u8> {
     let mut body = String::new();
     for (disposition, value) in parts {
@@ -22,7 +22,7 @@ fn form(parts: &[(&str, &str)], line: &str, boundary: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_model_is_found_wherever_and_however_it_is_written() {
+fn the_model_is_found_in_every_position_and_spelling() {
     let file =
         ("name=\"file\"; filename=\"a;\\\"b.wav\"", "RIFF\r\n--Xy\r\n\r\n--X no\r\nname=\"model\"");
     for line in ["\r\n", "\n"] {
@@ -52,7 +52,7 @@ fn the_model_is_found_wherever_and_however_it_is_written() {
 }
 
 #[test]
-fn of_several_the_last_counts_and_what_is_none_names_none() {
+fn the_last_model_counts_and_malformed_parts_name_none() {
     let two = form(&[("name=model", "a"), ("name=model", "b")], "\r\n", "X");
     assert_eq!(model(KIND, &two), Some("b"));
     for parts in [
@@ -68,7 +68,7 @@ fn of_several_the_last_counts_and_what_is_none_names_none() {
     for kind in ["application/json", "multipart/form-data", "multipart/mixed; boundary=X", ""] {
         assert_eq!(model(kind.as_bytes(), &whole), None, "{kind}");
     }
-    // After the end there is nothing.
+    // Bytes after the closing delimiter are ignored.
     let after = [b"--X--\r\n".as_slice(), &whole].concat();
     assert_eq!(model(KIND, &after), None);
     let huge = form(&[("name=model", &"w".repeat(NAME_MAX + 1))], "\r\n", "X");
@@ -76,9 +76,9 @@ fn of_several_the_last_counts_and_what_is_none_names_none() {
 }
 
 proptest! {
-    /// Whatever comes is read or not; what is read lies within, and ends before a delimiter.
+    /// For arbitrary bytes, a found span lies within the body and ends before a delimiter.
     #[test]
-    fn any_bytes_are_read_or_not(
+    fn arbitrary_bytes_are_searched_without_error(
         kind in prop_oneof![
             Just("multipart/form-data; boundary=X".to_owned()),
             "multipart/form-data; ?(boundary=|name=|\"|\\\\|;|X){0,6}",
@@ -97,9 +97,9 @@ proptest! {
         }
     }
 
-    /// A file's bytes never hide the part behind it, or add one.
+    /// A file's content neither hides the part after it nor adds one.
     #[test]
-    fn a_file_is_passed_over(bytes in prop::collection::vec(any::<u8>(), 0..200), first in any::<bool>()) {
+    fn file_contents_are_skipped(bytes in prop::collection::vec(any::<u8>(), 0..200), first in any::<bool>()) {
         prop_assume!(memchr::memmem::find(&bytes, b"--X").is_none());
         let part = b"--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nw\r\n".to_vec();
         let mut file = b"--X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n".to_vec();

@@ -1,16 +1,17 @@
-//! Keeps hand-off members from clients: they name engines, hosts, ports and KV blocks. The value of
-//! such a member becomes null, at any depth, however the name is escaped. The filter does not copy,
-//! hold back or delay an answer that has none, and does not touch text inside strings.
+//! Redaction of hand-off members in answers: they name engines, hosts, ports and KV blocks. The
+//! value of such a member is replaced by null, at any depth and for any escaped spelling of its
+//! name. Answers without such members are neither copied nor delayed, and text inside strings is
+//! not changed.
 //!
-//! Use: unless the client may drive hand-offs itself (`Scan::client_handoff`), a stream's chunks and
-//! the pieces of a large answer go through one [`HandoffRedactor`], in order, a whole answer through
-//! [`strip_handoff`], and an error's body through [`strip_error`]. Nothing is held back, so there is
-//! no flush at the end. A chunk without members comes back as the same `Bytes`.
+//! Unless the client may control hand-offs (`Scan::client_handoff`), the chunks of a stream or
+//! large answer go through one [`HandoffRedactor`] in order, a whole answer through
+//! [`strip_handoff`], and an error body through [`strip_error`]. The redactor buffers nothing, so
+//! there is no flush. A chunk without members is returned as the same `Bytes`.
 //!
-//! Two readers: three substring searches for a chunk of whole lines, which is the usual one, and a
-//! lexer for all others. A JSON string has no raw line end, so a line begins outside of strings. A
-//! name without escapes contains one of the searched texts; a name with escapes has `\u004`,
-//! `\u005`, `\u006` or `\u007`, since it consists of letters and underscores.
+//! There are two readers: three substring searches for a chunk of whole lines, the common case, and
+//! a lexer for all others. A JSON string contains no raw line end, so that a line starts outside of
+//! strings. A name without escapes contains one of the searched texts. A name with escapes contains
+//! `\u004`, `\u005`, `\u006` or `\u007`, because it consists of letters and underscores.
 
 mod text;
 
@@ -35,7 +36,7 @@ static FIND: LazyLock<MemberFinders> = LazyLock::new(|| MemberFinders {
     escape: Finder::new(br"\u00"),
 });
 
-/// A whole answer without hand-off members; borrowed if it has none.
+/// Redacts a whole answer; borrowed if it has no hand-off members.
 pub fn strip_handoff(answer: &[u8]) -> Cow<'_, [u8]> {
     match is_suspect(answer).then(|| HandoffRedactor::new().lexed(answer)) {
         Some(Some(stripped)) => Cow::Owned(stripped),
@@ -43,22 +44,22 @@ pub fn strip_handoff(answer: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// May there be a member in these bytes, which begin outside of strings?
+/// Returns whether the bytes, which start outside of strings, may contain a member.
 fn is_suspect(bytes: &[u8]) -> bool {
     FIND.params.find(bytes).is_some() || FIND.bootstrap.find(bytes).is_some() || has_escape(bytes)
 }
 
-/// Is there an escaped letter or underscore?
+/// Returns whether there is an escaped letter or underscore.
 fn has_escape(bytes: &[u8]) -> bool {
     let mut found = FIND.escape.find_iter(bytes);
     found.any(|at| matches!(bytes.get(at + 4), Some(b'4'..=b'7')))
 }
 
-/// Takes hand-off members out of an answer that comes in pieces, split anywhere.
+/// Redacts an answer that arrives in chunks, split anywhere.
 #[derive(Debug)]
 pub struct HandoffRedactor {
     state: LexerState,
-    /// The next byte begins a line.
+    /// The next byte starts a line.
     at_line: bool,
 }
 
@@ -68,20 +69,20 @@ enum LexerState {
     Outside,
     /// Inside a string.
     Within(Name),
-    /// After a string that is the name of a member: white space and a colon are to come.
+    /// After a string equal to a member's name: white space and a colon expected.
     Colon,
-    /// After the colon: white space and the value are to come.
+    /// After the colon: white space and the value expected.
     Value,
     /// Inside the value, whose bytes are dropped.
     Dropping(Dropped),
 }
 
-/// A string that may become a name, without its escapes.
+/// Unescaped prefix of a string, as long as it can be a member's name.
 #[derive(Clone, Copy, Debug)]
 struct Name {
     text: [u8; NAME_MAX],
     length: usize,
-    /// It can still become one.
+    /// The string can still become a name.
     fits: bool,
     escape: Escape,
 }
@@ -89,15 +90,15 @@ struct Name {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Escape {
     None,
-    /// A backslash came.
+    /// After a backslash.
     Begun,
-    /// `\u` and so many digits of this value came.
+    /// After `\u` and this number of hex digits; their value.
     Hex(u8, u32),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Dropped {
-    /// A number, true or false: it ends before what follows it.
+    /// A number, true or false: it ends before the byte that follows it.
     scalar: bool,
     depth: u32,
     in_string: bool,
@@ -105,24 +106,24 @@ struct Dropped {
     line_end: bool,
 }
 
-/// How a dropped value ended.
+/// End of a dropped value.
 enum DroppedEnd {
-    /// With the byte before this position.
+    /// It ends before this position.
     Whole(usize),
-    /// Cut off by a blank line, the second line end of which is here.
+    /// It was truncated by a blank line, whose second line end is at this position.
     CutOff(usize),
 }
 
-/// A chunk of which some stretches are replaced.
+/// A chunk with replaced ranges.
 struct Edited<'a> {
     chunk: &'a [u8],
-    /// All before it is in `out`, if there is an `out`.
+    /// Bytes before this position are in `out`, if there is an `out`.
     kept: usize,
     out: Option<Vec<u8>>,
 }
 
 impl Edited<'_> {
-    /// Keep all up to `end`, then write `instead`.
+    /// Keeps the bytes before `end`, then writes `instead`.
     fn put(&mut self, end: usize, instead: &[u8]) {
         let chunk = self.chunk;
         let out = self.out.get_or_insert_with(|| Vec::with_capacity(chunk.len() + 4));
@@ -131,7 +132,7 @@ impl Edited<'_> {
         self.kept = end;
     }
 
-    /// Leave out all up to `end`.
+    /// Drops the bytes before `end`.
     fn drop_to(&mut self, end: usize) {
         self.out.get_or_insert_default();
         self.kept = end;
@@ -152,13 +153,13 @@ impl Default for HandoffRedactor {
 }
 
 impl HandoffRedactor {
-    /// For one answer, from its first byte.
+    /// Creates a redactor for one answer.
     pub fn new() -> HandoffRedactor {
         HandoffRedactor::default()
     }
 
-    /// The next piece, as the client may see it: the same bytes, uncopied, unless members are in
-    /// it. May be empty, if all of it is part of one.
+    /// Redacts the next chunk. The result is the same `Bytes` unless it contains members; it is
+    /// empty if the whole chunk is part of one.
     pub fn pass(&mut self, chunk: Bytes) -> Bytes {
         if self.at_line && chunk.ends_with(b"\n") && !is_suspect(&chunk) {
             return chunk;
@@ -169,7 +170,7 @@ impl HandoffRedactor {
         }
     }
 
-    /// `None` if the piece passes as it is.
+    /// Returns `None` if the chunk is unchanged.
     fn lexed(&mut self, chunk: &[u8]) -> Option<Vec<u8>> {
         let mut edited = Edited { chunk, kept: 0, out: None };
         let mut at = 0;
@@ -194,7 +195,7 @@ impl HandoffRedactor {
         edited.finish()
     }
 
-    /// Goes over a string up to its end; the position after it, or the end.
+    /// Reads a string up to its end; returns the position after it.
     fn within(&mut self, chunk: &[u8], mut at: usize, mut name: Name) -> usize {
         while let Some(byte) = chunk.get(at).copied() {
             at += 1;
@@ -208,7 +209,8 @@ impl HandoffRedactor {
                         if name.is_member() { LexerState::Colon } else { LexerState::Outside };
                     return at;
                 }
-                // A string has no line end: it was cut off, and the next line is not part of it.
+                // Strings contain no raw line end: this one was truncated, and the next line starts
+                // afresh.
                 b'\n' => {
                     self.state = LexerState::Outside;
                     return at;
@@ -225,7 +227,7 @@ impl HandoffRedactor {
         at
     }
 
-    /// Goes over white space and a colon; anything else shows that the string was no name.
+    /// Skips white space and a colon; any other byte means that the string was not a name.
     fn colon(&mut self, byte: u8, at: usize) -> usize {
         match byte {
             byte if byte.is_ascii_whitespace() => at + 1,
@@ -250,7 +252,7 @@ impl HandoffRedactor {
             edited.put(at, b"null");
             self.state = LexerState::Dropping(Dropped { scalar, ..Dropped::default() });
         } else {
-            // Null, or an event that was cut off.
+            // Null, or a truncated event.
             self.state = LexerState::Outside;
         }
         at
@@ -297,7 +299,7 @@ impl Name {
         self.fits = IN_ANSWERS.iter().any(|name| name.as_bytes().starts_with(text));
     }
 
-    /// The next byte of an escape.
+    /// Processes the next byte of an escape.
     fn escaped(&mut self, byte: u8) {
         self.escape = match (self.escape, byte) {
             (Escape::Begun, b'u') => Escape::Hex(0, 0),
@@ -305,7 +307,7 @@ impl Name {
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
                 Escape::Hex(digits + 1, value * 16 + digit)
             }
-            // No name has another escape.
+            // Names contain no other escape.
             _ => {
                 self.fits = false;
                 Escape::None
@@ -327,8 +329,8 @@ impl Name {
 }
 
 impl Dropped {
-    /// Runs over the value's bytes; where it ended, if it did. A blank line ends it too: whatever
-    /// was cut off there, the next event is not part of it.
+    /// Reads the value's bytes; returns its end, if it is here. A blank line ends a truncated
+    /// value, so that the next event is not dropped.
     fn run(&mut self, bytes: &[u8]) -> Option<DroppedEnd> {
         for (at, byte) in bytes.iter().enumerate() {
             if self.scalar && matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n') {

@@ -1,4 +1,4 @@
-//! Hand-offs hidden from answers and streams, wherever they are cut.
+//! Redaction of answers and streams, for every split.
 
 use super::*;
 use crate::testing::{CHAT, json, raw_value};
@@ -10,7 +10,7 @@ fn check(answer: &str, expected: &str) {
     assert_eq!(String::from_utf8_lossy(&strip_handoff(answer.as_bytes())), expected, "{answer}");
 }
 
-/// The stream through one filter, cut at these places.
+/// Passes the stream through one redactor, split at these positions.
 fn pieces(stream: &str, cuts: &[usize]) -> String {
     let (mut filter, mut out, mut start) = (HandoffRedactor::new(), Vec::new(), 0);
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();
@@ -25,7 +25,7 @@ fn pieces(stream: &str, cuts: &[usize]) -> String {
 }
 
 #[test]
-fn parameters_become_null_and_nothing_else_changes() {
+fn values_become_null_and_no_other_byte_changes() {
     check(r#"{"id":1,"kv_transfer_params":{"a":["}",{"b\"{":1}]},"x":[]}"#, NULL);
     check(r#"{"id":1,"kv_transfer_params":[{"a":1}],"x":[]}"#, NULL);
     check(r#"{"kv_transfer_params" : {"a":1} }"#, r#"{"kv_transfer_params" : null }"#);
@@ -39,7 +39,7 @@ fn parameters_become_null_and_nothing_else_changes() {
 }
 
 #[test]
-fn every_member_of_a_hand_off_is_hidden_at_any_depth_and_as_often_as_it_comes() {
+fn every_occurrence_of_every_member_is_redacted_at_any_depth() {
     for name in IN_ANSWERS {
         let with = |value: &str| {
             format!(r#"{{"c":[{{"m":{{"{name}":{value}}}}}],"{name}" : {value},"{name}":{value}}}"#)
@@ -50,7 +50,7 @@ fn every_member_of_a_hand_off_is_hidden_at_any_depth_and_as_often_as_it_comes() 
 }
 
 #[test]
-fn a_name_with_escapes_is_the_same_name() {
+fn escaped_names_are_recognised() {
     for name in [
         r"kv\u005ftransfer_params",
         r"\u006bv_transfer_params",
@@ -77,7 +77,7 @@ fn a_name_with_escapes_is_the_same_name() {
 }
 
 #[test]
-fn what_only_looks_like_parameters_stays() {
+fn strings_that_are_not_member_names_are_kept() {
     for answer in [
         NULL,
         r#"{"content":"\"kv_transfer_params\":{\"a\":1}"}"#,
@@ -95,7 +95,7 @@ fn what_only_looks_like_parameters_stays() {
 }
 
 #[test]
-fn a_piece_without_parameters_is_not_copied() {
+fn a_chunk_without_members_is_not_copied() {
     let piece = Bytes::from_static(b"data: {\"choices\":[],\"kv_transfer_params\":null}\n\n");
     assert_eq!(HandoffRedactor::new().pass(piece.clone()).as_ptr(), piece.as_ptr());
 }
@@ -110,7 +110,7 @@ fn a_recorded_prefill_answer_loses_its_parameters_only() {
 }
 
 #[test]
-fn parameters_that_are_cut_off_do_not_swallow_the_next_event() {
+fn truncated_parameters_do_not_drop_the_next_event() {
     for (end, left) in [("\n\n", "\n\n"), ("\r\n\r\n", "\n\n")] {
         let stream = format!("data: {{\"kv_transfer_params\":{{\"a\":\"{end}data: [DONE]\n\n");
         let expected = format!("data: {{\"kv_transfer_params\":null{left}data: [DONE]\n\n");
@@ -122,7 +122,7 @@ fn parameters_that_are_cut_off_do_not_swallow_the_next_event() {
 
 proptest! {
     #[test]
-    fn however_a_stream_is_cut_the_same_bytes_come_out(
+    fn the_output_is_the_same_for_every_split(
         events in prop::collection::vec((raw_value(), raw_value()), 0..4),
         cuts in prop::collection::vec(0..4096_usize, 0..12),
     ) {

@@ -1,11 +1,11 @@
-//! Ids of what engines keep for their clients: in paths, in bodies and in answers. It must never
-//! guess: what is not plainly there is not known, and costs a question more.
+//! Ids of objects that engines store for clients, in paths, bodies and answers. It must never
+//! guess: an id that cannot be read is unknown, which costs one query to the engines.
 
 use crate::{Endpoint, Scan};
 use serde::Deserialize;
 use std::borrow::Cow;
 
-/// Under these paths engines keep things, each under its id.
+/// Path prefixes that are followed by an object's id.
 const COLLECTIONS: [&str; 6] = [
     "/v1/responses/",
     "/v1/chat/completions/",
@@ -21,7 +21,7 @@ struct KeptObject<'a> {
     id: Option<Cow<'a, str>>,
 }
 
-/// An event of a stream: a response that has begun, or a chunk of a chat.
+/// An event of a stream: a created response or a chat chunk.
 #[derive(Deserialize)]
 struct StreamEvent<'a> {
     #[serde(borrow)]
@@ -41,13 +41,13 @@ enum ConversationRef<'a> {
     },
 }
 
-/// The id that a path names.
+/// Returns the id in a path.
 pub fn id_in_path(path: &str) -> Option<&str> {
     let rest = COLLECTIONS.iter().find_map(|collection| path.strip_prefix(collection))?;
     rest.split('/').next().filter(|id| !id.is_empty())
 }
 
-/// The id of something kept that a body goes on from.
+/// Returns the id of the stored object that a request continues.
 pub fn id_in_request<'a>(scan: &Scan, body: &'a [u8]) -> Option<Cow<'a, str>> {
     let text = |key: &str| serde_json::from_slice::<Cow<'a, str>>(scan.value(body, key)?).ok();
     let conversation = || {
@@ -63,7 +63,7 @@ pub fn id_in_request<'a>(scan: &Scan, body: &'a [u8]) -> Option<Cow<'a, str>> {
     }
 }
 
-/// Does the engine keep the answer to this request?
+/// Returns whether the engine stores the answer to this request.
 pub fn is_kept(endpoint: Endpoint, scan: Option<&Scan>, path: &str, body: &[u8]) -> bool {
     match endpoint {
         Endpoint::Responses | Endpoint::Upload => true,
@@ -74,12 +74,12 @@ pub fn is_kept(endpoint: Endpoint, scan: Option<&Scan>, path: &str, body: &[u8])
     }
 }
 
-/// The id of an answer that is all here.
+/// Returns the id of a whole answer.
 pub fn id_in_answer(answer: &[u8]) -> Option<Cow<'_, str>> {
     serde_json::from_slice::<KeptObject<'_>>(answer).ok()?.id
 }
 
-/// The id in the first events of a stream.
+/// Returns the id in the first events of a stream.
 pub fn id_in_events(events: &[u8]) -> Option<Cow<'_, str>> {
     let mut lines = events.split(|byte| *byte == b'\n');
     lines.find_map(|line| {
@@ -94,7 +94,7 @@ mod tests {
     use crate::scan;
 
     #[test]
-    fn a_path_names_what_is_kept() {
+    fn the_id_in_a_path_is_found() {
         for (path, id) in [
             ("/v1/responses/resp_1", Some("resp_1")),
             ("/v1/responses/resp_1/input_items", Some("resp_1")),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_names_what_it_goes_on_from() {
+    fn the_id_in_a_request_body_is_found() {
         for (body, id) in [
             (r#"{"previous_response_id":"r\u0031"}"#, Some("r1")),
             (r#"{"previous_response_id":null,"conversation":"c1"}"#, Some("c1")),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_and_streams_name_what_the_engine_keeps() {
+    fn the_id_in_an_answer_or_stream_is_found() {
         assert_eq!(id_in_answer(br#"{"x":[1],"id":"r"}"#).as_deref(), Some("r"));
         assert_eq!(id_in_answer(b"[]"), None);
         let created = b"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r2\",\"x\":1}}\r\n\r\n";

@@ -1,7 +1,7 @@
-//! Which server an engine is, and by which paths it says how it is and what it is: the cheapest that
-//! is honest. Paths as values; nothing here asks.
+//! Engine kinds, with their paths for health and facts: the cheapest reliable ones. Paths are
+//! values; the proxy sends the requests.
 
-/// A server that tidegate knows by name.
+/// Server software of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum EngineKind {
     /// vLLM.
@@ -22,7 +22,7 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [EngineKind; 7] = [
         EngineKind::Vllm,
         EngineKind::Sglang,
@@ -33,28 +33,28 @@ impl EngineKind {
         EngineKind::Plain,
     ];
 
-    /// Where to ask whether it is well. The first path that it has (no 404) decides.
+    /// Health check paths. The first one that the engine has (no 404) decides.
     pub const fn health_paths(self) -> &'static [&'static str] {
         match self {
-            // /health generates a token here, and takes a second; older ones have nothing else.
+            // `/health` generates a token and takes a second; older versions have nothing else.
             EngineKind::Sglang => &["/ready", "/health"],
-            // It has no /health; this answers without loading a model.
+            // Ollama has no `/health`; this path answers without loading a model.
             EngineKind::Ollama => &["/api/version"],
-            // 503 while it loads its model.
+            // 503 while the model loads.
             EngineKind::Llamacpp => &["/health"],
             EngineKind::Vllm | EngineKind::Trtllm | EngineKind::Tgi => &["/health"],
-            // Not all have a /health; those with OpenAI's API list their models.
+            // Some of these have no `/health`; all list their models.
             EngineKind::Plain => &["/health", "/v1/models"],
         }
     }
 
-    /// Does this path have the engine generate a token before it answers? SGLang's /health waits a
-    /// second for it, longer on a busy engine.
+    /// Returns whether the path generates a token before it answers. SGLang's `/health` takes a
+    /// second, longer on a busy engine.
     pub fn generates_at(self, path: &str) -> bool {
         self == EngineKind::Sglang && path == "/health"
     }
 
-    /// Where it says what it is: its version, and its mode if it has one.
+    /// Path that reports the version, and the mode if there is one.
     pub const fn about_path(self) -> Option<&'static str> {
         match self {
             EngineKind::Vllm | EngineKind::Trtllm => Some("/version"),
@@ -66,7 +66,7 @@ impl EngineKind {
         }
     }
 
-    /// The word for it in settings and logs.
+    /// Name in settings and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             EngineKind::Vllm => "vllm",
@@ -85,11 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_engine_can_be_asked_whether_it_is_well() {
+    fn every_engine_kind_has_health_check_paths() {
         for kind in EngineKind::ALL {
             let paths = kind.health_paths();
             assert!(!paths.is_empty() && paths.iter().all(|path| path.starts_with('/')));
-            // One that generates a token is the last resort.
+            // The path that generates a token comes last.
             assert_eq!(paths[0] == "/ready", kind == EngineKind::Sglang);
         }
     }

@@ -1,21 +1,22 @@
-//! What engines speak: requests in, legs out as values; answer bytes in, observations out.
+//! Protocols of LLM engines, as pure functions: a request becomes legs, answer bytes become
+//! observations.
 //!
-//! - [`endpoint`]: what is asked for at a path, and what tidegate may do with it
-//! - [`paths`]: which paths each kind of engine has
-//! - [`form`]: which model a multipart form names; [`ids`]: of what engines keep for their clients
-//! - [`body`]: one pass over a JSON request body; spans, never copies
-//! - [`edits`]: change or append top-level members, every other byte stays
-//! - [`kind`]: which server it is, and by which paths it says how it is and what it is
-//! - [`family`]: how one request becomes one or two legs, a file an engine family
-//! - [`role_switch`]: what SGLang is asked when it shall change its role
-//! - [`sse`]: counts tokens in a stream of server-sent events
-//! - [`usage`]: the engine's own count of tokens
-//! - [`engine_error`]: an engine's own words in place of an answer; [`evidence`]: what a failure says of whom
-//! - [`usage_injection`]: asks for exact counts, and keeps them from clients that did not
-//! - [`handoff_redaction`]: hides hand-off parameters from clients that did not ask for them
-//! - [`openai`]: errors and the model list in OpenAI's form; [`anthropic`]: errors in Anthropic's and Ollama's
+//! - [`endpoint`], [`paths`]: the meaning of a path, and the paths of each engine kind
+//! - [`form`]: the model named by a multipart form; [`ids`]: ids of objects stored by engines
+//! - [`body`]: single-pass scan of a JSON request body into spans
+//! - [`edits`]: replaces or appends top-level members
+//! - [`kind`]: engine kinds, with their health and fact paths
+//! - [`family`]: the legs of a request, one file per KV transfer protocol
+//! - [`role_switch`]: SGLang's call that changes an engine's role
+//! - [`sse`]: counts tokens in a stream
+//! - [`usage`]: token counts reported by an engine
+//! - [`engine_error`]: an engine's error message; [`evidence`]: attribution of a failure
+//! - [`usage_injection`]: requests usage in every chunk, and removes it for other clients
+//! - [`handoff_redaction`]: removes hand-off members from answers
+//! - [`openai`]: errors and model lists in OpenAI's format; [`anthropic`]: in Anthropic's and
+//!   Ollama's
 //!
-//! It must never open a socket, read a clock or rebuild a body that it can edit.
+//! The crate opens no socket, reads no clock, and edits bodies instead of rebuilding them.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod anthropic;

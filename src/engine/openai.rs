@@ -1,5 +1,5 @@
-//! What clients see of tidegate itself, in OpenAI's form: errors and the model list. It must never
-//! name a backend of its own accord: only [`ApiError::upstream_failed`] repeats what it is told.
+//! tidegate's own answers in OpenAI's format: errors and the model list. It must never name a
+//! backend, except in the message passed to [`ApiError::upstream_failed`].
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,54 +7,54 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use tidegate_types::{Seconds, Tokens};
 
-/// An error as the client gets it.
+/// An error answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{status} {message}")]
 pub struct ApiError {
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// `error.type`.
+    /// `error.type`
     pub kind: &'static str,
-    /// `error.message`.
+    /// `error.message`
     pub message: String,
-    /// `error.param`: the body's member at fault.
+    /// `error.param`: the faulty member of the body.
     pub param: Option<&'static str>,
-    /// `error.code`: what a program may compare.
+    /// `error.code`: machine-readable.
     pub code: Option<&'static str>,
-    /// For the `retry-after` header, in whole seconds.
+    /// `retry-after` header, in whole seconds.
     pub retry_after: Option<u32>,
-    /// For the `allow` header of a 405.
+    /// `allow` header of a 405.
     pub allow: Option<&'static str>,
 }
 
 /// One entry of an engine's `/v1/models`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelCard {
-    /// The name clients ask for.
+    /// Model name.
     pub id: String,
-    /// The longest context, where the engine tells (vLLM does).
+    /// Context length in tokens, if reported (vLLM).
     pub max_model_len: Option<Tokens>,
 }
 
-/// `error.code` where no backend serves the model.
+/// `error.code` for a model that no backend serves.
 pub const MODEL_NOT_FOUND: &str = "model_not_found";
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
 impl ApiError {
-    /// 400: the body or a parameter is wrong.
+    /// 400: malformed body or parameter.
     pub fn bad_request(message: impl Into<String>, param: Option<&'static str>) -> ApiError {
         ApiError { param, ..ApiError::new(400, INVALID, message, None) }
     }
 
-    /// 401: no key, or not one of ours.
+    /// 401: missing or unknown API key.
     pub fn unauthorized() -> ApiError {
         let message = "Incorrect API key provided. Send `Authorization: Bearer KEY`.";
         ApiError::new(401, "authentication_error", message, Some("invalid_api_key"))
     }
 
-    /// 404: no backend serves this model.
+    /// 404: no backend serves the model.
     pub fn model_not_found(model: &str) -> ApiError {
         let message = format!("The model `{model}` does not exist.");
         ApiError {
@@ -63,13 +63,13 @@ impl ApiError {
         }
     }
 
-    /// 404: not a path that tidegate serves.
+    /// 404: unknown path.
     pub fn unknown_path(method: &str, path: &str) -> ApiError {
         let message = format!("Unknown request URL: {method} {path}.");
         ApiError::new(404, "not_found_error", message, Some("unknown_url"))
     }
 
-    /// 405: a known path, but not with this method.
+    /// 405: known path, other method.
     pub fn method_not_allowed(method: &str, path: &str, allow: &'static str) -> ApiError {
         let message = format!("Not allowed to {method} on {path}: use {allow}.");
         ApiError {
@@ -78,20 +78,20 @@ impl ApiError {
         }
     }
 
-    /// 408: the body did not come, or came too slowly.
+    /// 408: the body did not arrive in time.
     pub fn body_timeout() -> ApiError {
         let message = "The request body came too slowly.".to_owned();
         ApiError::new(408, INVALID, message, Some("request_timeout"))
     }
 
-    /// 413: the body is longer than `limit` bytes.
+    /// 413: the body exceeds `limit` bytes.
     pub fn too_large(limit: usize) -> ApiError {
         let message = format!("The request body is larger than {limit} bytes.");
         ApiError::new(413, INVALID, message, Some("request_too_large"))
     }
 
-    /// 400: the prompt, or the prompt and what it may generate, is longer than the model's context.
-    /// `output` is the client's `max_tokens`, where it gave one. OpenAI's words.
+    /// 400: the prompt, or the prompt with the requested output, exceeds the model's context
+    /// length. `output` is the client's `max_tokens`. The message follows OpenAI's.
     pub fn context_length(limit: Tokens, prompt: Tokens, output: Option<Tokens>) -> ApiError {
         let (limit, prompt) = (limit.get(), prompt.get());
         let message = match output.map(Tokens::get) {
@@ -112,8 +112,8 @@ impl ApiError {
         }
     }
 
-    /// 426: the path is a websocket's, and the request is no handshake of HTTP/1.1. A websocket over
-    /// HTTP/2 (RFC 8441) is not supported.
+    /// 426: the path serves a websocket, and the request is not an HTTP/1.1 handshake. Websockets
+    /// over HTTP/2 (RFC 8441) are not supported.
     pub fn websocket_only() -> ApiError {
         let message = "This path is a websocket: connect with HTTP/1.1 and `upgrade: websocket`.";
         ApiError::new(426, INVALID, message, Some("upgrade_required"))
@@ -126,19 +126,19 @@ impl ApiError {
             .retry_in(retry_after)
     }
 
-    /// 503: no backend for this model is usable.
+    /// 503: no backend for this model is available.
     pub fn no_backend(retry_after: Seconds) -> ApiError {
         let message = "No backend for this model is available. Retry later.";
         ApiError::new(503, SERVER, message, Some("no_backend")).retry_in(retry_after)
     }
 
-    /// 503: the memory for request bodies is in use.
+    /// 503: the memory budget for request bodies is exhausted.
     pub fn body_budget(retry_after: Seconds) -> ApiError {
         let message = "The memory for request bodies is in use. Retry later.";
         ApiError::new(503, SERVER, message, Some("body_budget")).retry_in(retry_after)
     }
 
-    /// 504: the request waited longer than its queue deadline.
+    /// 504: the request reached its queue deadline.
     pub fn queue_deadline(waited: Seconds) -> ApiError {
         let message = format!(
             "No backend had room within {:.1} s. Retry later.",
@@ -152,7 +152,7 @@ impl ApiError {
         ApiError::new(502, SERVER, what, Some("upstream_failed"))
     }
 
-    /// An engine's own error, with the type that its status stands for.
+    /// An engine's error, with the type for its status.
     pub fn of_engine(status: u16, message: impl Into<String>) -> ApiError {
         let kind = match status {
             401 => "authentication_error",
@@ -163,17 +163,17 @@ impl ApiError {
         ApiError::new(status, kind, message, None)
     }
 
-    /// 500: a fault of tidegate's own.
+    /// 500: internal error of tidegate.
     pub fn internal() -> ApiError {
         ApiError::new(500, SERVER, "The proxy failed to serve this request.", None)
     }
 
-    /// The JSON body.
+    /// Formats the JSON body.
     pub fn body(&self) -> Bytes {
         Bytes::from(self.json())
     }
 
-    /// The error as the last events of a stream that has begun.
+    /// Formats the error as the last events of a started stream.
     pub fn sse(&self) -> Bytes {
         Bytes::from(format!("data: {}\n\ndata: [DONE]\n\n", self.json()))
     }
@@ -185,7 +185,7 @@ impl ApiError {
             param: self.param,
             code: self.code,
         };
-        // Strings and options only: there is nothing in it that JSON cannot say.
+        // Strings and options always serialise.
         serde_json::to_string(&ErrorBody { error }).unwrap_or_default()
     }
 
@@ -199,9 +199,9 @@ impl ApiError {
         ApiError { status, kind, message, param: None, code, retry_after: None, allow: None }
     }
 
-    /// With a `retry-after`.
+    /// Adds a `retry-after` header.
     pub fn retry_in(self, after: Seconds) -> ApiError {
-        // `as` saturates, and turns NaN into 0.
+        // `as` saturates, and converts NaN to 0.
         ApiError { retry_after: Some((after.get().ceil() as u32).max(1)), ..self }
     }
 }
@@ -226,14 +226,14 @@ struct ErrorWire<'a> {
     code: Option<&'static str>,
 }
 
-/// A list of these cards, each in its engine's own words.
+/// Formats a model list of these raw cards.
 pub fn list_of<'a>(cards: impl IntoIterator<Item = &'a str>) -> Bytes {
     let cards: Vec<&str> = cards.into_iter().collect();
     Bytes::from(format!(r#"{{"object":"list","data":[{}]}}"#, cards.join(",")))
 }
 
-/// The cards of an engine's `/v1/models` answer, byte for byte, by the names in them; none if it
-/// cannot be read.
+/// Returns the raw cards of an engine's `/v1/models` answer with their names; empty if it cannot be
+/// parsed.
 pub fn cards_of(answer: &[u8]) -> Vec<(String, &str)> {
     let named = cards(answer).into_iter().filter_map(|card| {
         let wire: CardWire<'_> = serde_json::from_str(card.get()).ok()?;
@@ -242,7 +242,7 @@ pub fn cards_of(answer: &[u8]) -> Vec<(String, &str)> {
     named.collect()
 }
 
-/// The models that an engine's `/v1/models` answer names; none if it cannot be read.
+/// Returns the models in an engine's `/v1/models` answer; empty if it cannot be parsed.
 pub fn models_of(answer: &[u8]) -> Vec<ModelCard> {
     let wires = cards(answer).into_iter().filter_map(|card| serde_json::from_str(card.get()).ok());
     wires

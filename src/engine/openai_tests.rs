@@ -1,10 +1,10 @@
-//! Errors and model lists in OpenAI's form.
+//! Errors and model lists in OpenAI's format.
 
 use super::*;
 use crate::testing::{MISC, json};
 
 #[test]
-fn every_error_has_its_status_and_openais_form() {
+fn every_error_has_its_status_and_openais_format() {
     let wait = Seconds(2.1);
     let cases = [
         (ApiError::bad_request("no", Some("n")), 400, Some("n"), None),
@@ -49,27 +49,27 @@ fn every_error_has_its_status_and_openais_form() {
 }
 
 #[test]
-fn the_model_that_is_missing_is_named_whatever_its_name() {
+fn the_error_names_the_missing_model() {
     let body = json(ApiError::model_not_found("a\"\n`").body());
     assert_eq!(body["error"]["message"], "The model `a\"\n`` does not exist.");
 }
 
 #[test]
-fn retry_after_is_in_whole_seconds_and_never_zero() {
+fn retry_after_is_in_whole_seconds_and_at_least_one() {
     for (after, seconds) in [(0.0, 1), (0.2, 1), (1.01, 2), (-5.0, 1), (f64::NAN, 1)] {
         assert_eq!(ApiError::saturated(Seconds(after)).retry_after, Some(seconds));
     }
 }
 
 #[test]
-fn a_context_that_is_too_long_is_told_in_numbers() {
+fn an_exceeded_context_length_is_reported_in_tokens() {
     let error = ApiError::context_length(Tokens(4096), Tokens(4000), Some(Tokens(200)));
     assert!(error.message.contains("maximum context length is 4096 tokens"), "{error}");
     assert!(error.message.contains("requested 4200 tokens (4000 in the messages, 200"), "{error}");
 }
 
 #[test]
-fn cards_are_taken_from_lists_and_put_into_one_byte_for_byte() {
+fn model_cards_are_copied_byte_for_byte() {
     let answer =
         br#"{"data":[{"id":"b","x":2.0},{"id":"\u0061"},7,{"id":"c", "max_model_len":9}]}"#;
     let cards = cards_of(answer);
@@ -85,7 +85,7 @@ fn cards_are_taken_from_lists_and_put_into_one_byte_for_byte() {
 }
 
 #[test]
-fn a_real_engines_model_list_is_read() {
+fn a_recorded_model_list_is_parsed() {
     let answer = json(MISC)["GET /v1/models"]["response"].clone();
     let card = ModelCard { id: "tiny".to_owned(), max_model_len: Some(Tokens(4096)) };
     assert_eq!(models_of(answer.as_str().expect("text").as_bytes()), [card]);

@@ -1,39 +1,38 @@
-//! SGLang's role switch (docs/spec/engine-protocols.md#sglang-role-switch): what is asked and what
-//! is answered, as values.
-//! The proxy drains, calls and verifies; nothing here waits.
+//! SGLang's role switch (docs/spec/engine-protocols.md#sglang-role-switch): the call and its
+//! answers as values. The proxy drains, calls and verifies.
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate_types::Role;
 
-/// Where an SGLang that was started with `--enable-pd-role-switch` takes the call.
+/// Path of the call; requires `--enable-pd-role-switch`.
 pub const SWITCH_PATH: &str = "/pd_role_switch";
-/// Where it says which role it has now.
+/// Path that reports the current role.
 pub const INFO_PATH: &str = "/server_info";
 
-/// What came of a call.
+/// Outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Switched {
-    /// It has the new role, or had it already.
+    /// The engine has the new role, or had it already.
     Yes,
-    /// It still works on something: ask again.
+    /// The engine still has requests; call again.
     NotIdle,
-    /// No. If it is sound it may go on in its old role; otherwise it must be restarted.
+    /// Refused or failed.
     No {
-        /// Its old role still works.
+        /// The engine still works in its old role; otherwise it must be restarted.
         safe_to_restore: bool,
-        /// Its reason.
+        /// Reason given by the engine.
         message: String,
     },
 }
 
-/// The decode graphs that an engine has captured, as it tells them.
+/// CUDA graphs for decode that an engine has captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeGraphs {
-    /// Batch sizes, as raw JSON.
+    /// Batch sizes, raw JSON.
     sizes: String,
-    /// Memory they take, as raw JSON: gigabytes.
+    /// Their memory in GB, raw JSON.
     memory_gb: String,
 }
 
@@ -63,8 +62,8 @@ struct InternalState<'a> {
     decode_cuda_graph_memory_gb: Option<&'a RawValue>,
 }
 
-/// The body of the call. An engine that has never decoded must be told how much memory its decode
-/// graphs will take: a decode peer's graphs.
+/// Formats the body of the call. An engine that has never decoded needs the memory size of its
+/// future decode graphs; a decode peer's graphs supply it.
 pub fn switch_body(role: Role, peers: Option<&DecodeGraphs>) -> Bytes {
     let graphs = peers.filter(|_| role == Role::Decode).map(|graphs| {
         let DecodeGraphs { sizes, memory_gb } = graphs;
@@ -73,7 +72,7 @@ pub fn switch_body(role: Role, peers: Option<&DecodeGraphs>) -> Bytes {
     Bytes::from(format!("{{\"new_role\":\"{role}\"{}}}", graphs.unwrap_or_default()))
 }
 
-/// Reads the call's answer, whatever its status. What cannot be read is not safe.
+/// Parses the answer, whatever its status. An unreadable answer counts as unsafe to restore.
 pub fn read_switch(answer: &[u8]) -> Switched {
     match serde_json::from_slice::<SwitchAnswer<'_>>(answer) {
         Ok(SwitchAnswer { success: true, .. }) => Switched::Yes,
@@ -86,12 +85,12 @@ pub fn read_switch(answer: &[u8]) -> Switched {
     }
 }
 
-/// The role that an engine says it has now; `None` if it has none or does not say. Its launch
-/// arguments keep the role that it was started with, so only its internal states count.
+/// Returns the current role; `None` if there is none, or it is not reported. The launch arguments
+/// keep the initial role, so only the internal states count.
 pub fn role_now(info: &[u8]) -> Option<Role> {
     let info: ServerInfo<'_> = serde_json::from_slice(info).ok()?;
     let (first, rest) = info.internal_states.split_first()?;
-    // Every data-parallel rank.
+    // One state per data-parallel rank.
     if rest.iter().any(|state| state.disaggregation_mode != first.disaggregation_mode) {
         return None;
     }
@@ -102,7 +101,7 @@ pub fn role_now(info: &[u8]) -> Option<Role> {
     }
 }
 
-/// The decode graphs that an engine has.
+/// Returns the decode graphs that an engine reports.
 pub fn decode_graphs(info: &[u8]) -> Option<DecodeGraphs> {
     let info: ServerInfo<'_> = serde_json::from_slice(info).ok()?;
     let state = info.internal_states.first()?;
@@ -123,7 +122,7 @@ mod tests {
         {"disaggregation_mode":"decode","decode_cuda_graph_bs":[1,2, 4],"decode_cuda_graph_memory_gb":1.70}]}"#;
 
     #[test]
-    fn the_call_tells_an_engine_how_large_its_decode_graphs_will_be() {
+    fn the_call_includes_the_size_of_the_decode_graphs() {
         let graphs = decode_graphs(INFO);
         let decode = switch_body(Role::Decode, graphs.as_ref());
         let expected = r#"{"new_role":"decode","decode_cuda_graph_bs":[1,2, 4],"decode_cuda_graph_memory_gb":1.70}"#;
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_has_the_role_of_its_internal_states() {
+    fn the_role_is_that_of_the_internal_states() {
         assert_eq!(role_now(INFO), Some(Role::Decode));
         let two = |a, b| {
             let state = |mode| format!("{{\"disaggregation_mode\":\"{mode}\"}}");
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_whether_to_go_on_to_wait_or_to_give_up() {
+    fn an_answer_means_done_busy_or_failed() {
         let answer = |success, message: &str, safe| {
             read_switch(
                 format!(

@@ -1,6 +1,5 @@
-//! Counts tokens in a stream of server-sent events as it passes. It must never change, hold back or
-//! delay a byte of the stream, and never grow with it: only an event that is not yet complete is
-//! kept, and no more than [`EVENT_MAX`] of it.
+//! Counts tokens in a stream of server-sent events or JSON lines. It must never change, hold back
+//! or delay a byte of the stream. Only an incomplete event is buffered, up to [`EVENT_MAX`] bytes.
 
 mod chunk;
 mod native;
@@ -9,28 +8,29 @@ use crate::{Endpoint, Usage};
 use chunk::Chunks;
 pub(crate) use native::{meta_usage, ollama_usage, timings_usage};
 
-/// What some bytes of a stream told. Everything since the last call; a stream's totals do not
-/// depend on where it was cut.
+/// Observations in some bytes of a stream. The totals of a stream do not depend on how it was
+/// split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Seen {
-    /// Chunks that carry generated tokens. vLLM sends one chunk a token unless it is told to bundle
-    /// them (`stream_interval`, speculative decoding) or the reader is slow; `usage` has the truth.
+    /// Chunks with generated tokens. vLLM sends one chunk per token, unless it is configured to
+    /// bundle them (`stream_interval`, speculative decoding) or the reader is slow; `usage` is
+    /// exact.
     pub tokens: u32,
-    /// The last usage seen: that of the whole answer so far.
+    /// The last usage: that of the answer so far.
     pub usage: Option<Usage>,
-    /// `[DONE]`, or what stands for it in the endpoint's protocol.
+    /// `[DONE]`, or its equivalent in the endpoint's protocol.
     pub done: bool,
-    /// An error event: HTTP 200 was sent before the engine failed.
+    /// An error event after HTTP 200.
     pub error: bool,
     /// A chunk with a finish reason.
     pub finished: bool,
-    /// An event that says something of its own before any token: the progress of the prompt, the
-    /// answer's id, a ping. Not the chunk that only opens an answer with its role.
+    /// An event with information but no token: prompt progress, the answer's id, a ping. The chunk
+    /// that only opens an answer with its role does not count.
     pub told: bool,
 }
 
 impl Seen {
-    /// This and what was seen after it.
+    /// Adds later observations.
     #[must_use]
     pub fn and(self, later: Seen) -> Seen {
         Seen {
@@ -44,36 +44,36 @@ impl Seen {
     }
 }
 
-/// An event longer than this is not read; it counts as one token. The longest known are vLLM's
-/// first chunks with `prompt_token_ids`, some 7 bytes a prompt token.
+/// Limit of an event in bytes. A longer one is not parsed and counts as one token. The longest
+/// known are vLLM's first chunks with `prompt_token_ids`, at about 7 bytes per prompt token.
 pub const EVENT_MAX: usize = 1 << 20;
 
-/// Buffers above this go back to the allocator after use.
+/// Capacity in bytes above which a buffer is freed after use.
 const KEPT_MAX: usize = 16 << 10;
 
-/// Reads one stream from its first byte.
+/// Reader of one stream.
 #[derive(Debug)]
 pub struct SseReader {
     chunks: Chunks,
-    /// Each line is an event, as in Ollama's streams.
+    /// Each line is an event (Ollama).
     lines: bool,
-    /// The line that is not yet complete.
+    /// The incomplete line.
     line: Vec<u8>,
-    /// The data of the event that is not yet complete, its lines joined by line ends.
+    /// Data of the incomplete event; its lines joined by line feeds.
     data: Vec<u8>,
-    /// The event has data; it may be empty.
+    /// The event has a data field, possibly empty.
     has_data: bool,
-    /// The event is named `error`, whatever its data is.
+    /// The event is named `error`.
     named_error: bool,
-    /// Part of the line, or of the event, was too long to keep.
+    /// Part of the line, or of the event, exceeded the limit.
     long_line: bool,
     long_event: bool,
-    /// The last byte was a carriage return: a line feed that follows belongs to it.
+    /// The last byte was a carriage return: a following line feed belongs to it.
     after_cr: bool,
 }
 
 impl SseReader {
-    /// For the answer to a request at `kind`.
+    /// Creates a reader for the answer to a request at `kind`.
     pub fn new(kind: Endpoint) -> SseReader {
         SseReader {
             chunks: Chunks::new(kind),
@@ -88,12 +88,13 @@ impl SseReader {
         }
     }
 
-    /// From here on the engine counts its tokens in every chunk; `seen` is all so far.
+    /// From here on each chunk contains the engine's token count; `seen` holds the observations so
+    /// far.
     pub fn count_exactly(&mut self, seen: &Seen) {
         self.chunks.count_exactly(seen.tokens);
     }
 
-    /// The next bytes, cut anywhere. Events count once their blank line is here.
+    /// Reads the next bytes, split anywhere. An event counts once its blank line arrived.
     pub fn feed(&mut self, bytes: &[u8]) -> Seen {
         let mut seen = Seen::default();
         let mut rest = bytes;
@@ -121,8 +122,8 @@ impl SseReader {
         seen
     }
 
-    /// The stream has ended: what an event without its blank line still tells. Strictly such an
-    /// event does not count, but some servers end at `data: [DONE]`.
+    /// Reads an event without its blank line at the end of the stream. The SSE standard discards
+    /// it, but some servers end with `data: [DONE]`.
     pub fn finish(&mut self) -> Seen {
         let mut seen = Seen::default();
         let line = std::mem::take(&mut self.line);
@@ -132,8 +133,8 @@ impl SseReader {
         seen
     }
 
-    /// A line that came in one piece. The usual event is one line of data and a blank line, both
-    /// here: it is read where it lies. Returns what is left of `rest`.
+    /// Reads a complete line. The usual event is one data line and a blank line in the same chunk,
+    /// which is read in place. Returns the remainder of `rest`.
     fn whole_line<'a>(&mut self, line: &[u8], rest: &'a [u8], seen: &mut Seen) -> &'a [u8] {
         let alone = !self.lines && !self.after_cr && !self.has_data && !self.long_event;
         if alone
@@ -162,7 +163,7 @@ impl SseReader {
         } else if let Some(name) = line.strip_prefix(b"event:") {
             self.named_error = name.trim_ascii() == b"error";
         } else if let Some(data) = line.strip_prefix(b"error:") {
-            // llama.cpp's servers until 2025 had a field of their own for errors.
+            // llama.cpp's servers until 2025 sent errors in a field of this name.
             self.named_error = true;
             self.keep_data(data);
         }
@@ -180,17 +181,17 @@ impl SseReader {
         self.data = recycled(std::mem::take(&mut self.data));
     }
 
-    /// How many of the answer's choices have a finish reason.
+    /// Number of choices with a finish reason.
     pub fn finished_choices(&self) -> u32 {
         self.chunks.finished_choices()
     }
 
-    /// Has an event with data come? Comments have none.
+    /// Returns whether an event with data arrived; comments have none.
     pub fn has_events(&self) -> bool {
         self.chunks.has_events() || self.has_data || self.long_event
     }
 
-    /// Has every event so far come to its end?
+    /// Returns whether no event is incomplete.
     pub fn is_between_events(&self) -> bool {
         self.line.is_empty() && !self.long_line && !self.has_data
     }
@@ -217,8 +218,8 @@ impl SseReader {
     }
 }
 
-/// The data of a `data` line; `None` for comments and other fields. A byte order mark may precede the
-/// first line.
+/// Returns the data of a `data` field; `None` for comments and other fields. A byte order mark may
+/// precede the first line.
 fn data_of(line: &[u8]) -> Option<&[u8]> {
     let rest = line.strip_prefix(b"data").or_else(|| line.strip_prefix(b"\xef\xbb\xbfdata"))?;
     match rest.strip_prefix(b":") {

@@ -1,5 +1,4 @@
-//! Recorded exchanges (testdata/) and JSON generators for the tests of this room. It must never be
-//! part of the library itself.
+//! Recorded exchanges (testdata/) and JSON generators for this crate's tests.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -15,7 +14,7 @@ pub(crate) fn json(text: impl AsRef<[u8]>) -> Value {
     serde_json::from_slice(text.as_ref()).expect("test data is JSON")
 }
 
-/// Some raw JSON value, with white space and number formats that a re-serialiser would change.
+/// A raw JSON value whose white space and number formats a serialiser would change.
 pub(crate) fn raw_value() -> impl Strategy<Value = String> {
     let leaf = prop::sample::select(vec![
         "null",

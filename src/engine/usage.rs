@@ -1,5 +1,5 @@
-//! The engine's own count of tokens, from an answer or a chunk. It must never fail an exchange: an
-//! answer it cannot read has no usage.
+//! Token counts that an engine reports, in an answer or a chunk. An answer that cannot be parsed
+//! has no usage.
 
 use crate::Endpoint;
 use crate::sse::{meta_usage, ollama_usage};
@@ -9,19 +9,19 @@ use serde_json::Value;
 use std::sync::LazyLock;
 use tidegate_types::Tokens;
 
-/// Tokens as the engine counted them.
+/// Reported token counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Prompt tokens, cached ones included.
     pub prompt: Tokens,
-    /// Generated tokens; 0 for embeddings and the like.
+    /// Generated tokens; 0 for embeddings and similar endpoints.
     pub completion: Tokens,
-    /// Prompt tokens found in the engine's prefix cache, where it tells
-    /// (vLLM: `--enable-prompt-tokens-details`).
+    /// Prompt tokens found in the engine's prefix cache, if reported (vLLM:
+    /// `--enable-prompt-tokens-details`).
     pub cached: Option<Tokens>,
 }
 
-/// The `usage` object: OpenAI's names, and those of its Responses API and of Anthropic.
+/// The `usage` object with the member names of OpenAI, its Responses API, and Anthropic.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(crate) struct Wire {
@@ -43,7 +43,7 @@ struct Details {
 const KEY: &[u8] = br#""usage""#;
 static LAST_KEY: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new(KEY));
 
-/// The usage that follows the key, if it does and counts anything.
+/// Parses the usage that follows the key, if it counts anything.
 fn member_value(after_key: &[u8]) -> Option<Usage> {
     let value = after_key.trim_ascii_start().strip_prefix(b":")?;
     let mut value = serde_json::Deserializer::from_slice(value);
@@ -51,7 +51,7 @@ fn member_value(after_key: &[u8]) -> Option<Usage> {
 }
 
 impl Usage {
-    /// The usage of a whole answer of `endpoint`, in its own form.
+    /// Returns the usage in a whole answer of `endpoint`.
     pub fn of(endpoint: Endpoint, answer: &[u8]) -> Option<Usage> {
         let value = || serde_json::from_slice::<Value>(answer).ok();
         match endpoint {
@@ -61,9 +61,9 @@ impl Usage {
         }
     }
 
-    /// The usage of a whole (not streamed) JSON answer; `None` if it has none. Engines write it
-    /// last: the answer's text is not parsed for it. (Inside a JSON string its quotes would be
-    /// escaped, so text cannot pass for it.)
+    /// Returns the usage in a whole JSON answer; `None` if it has none. Engines write it last, so
+    /// that it is searched from the end and the text is not parsed. Quotes inside strings are
+    /// escaped, so that the text cannot match.
     pub fn of_answer(answer: &[u8]) -> Option<Usage> {
         let mut before = answer;
         while let Some(at) = LAST_KEY.rfind(before) {
@@ -77,7 +77,7 @@ impl Usage {
 }
 
 impl Wire {
-    /// `None` if it counts neither prompt nor output.
+    /// Returns `None` if neither prompt nor output is counted.
     pub(crate) fn read(self) -> Option<Usage> {
         let prompt = self.prompt_tokens.or(self.input_tokens);
         let completion = self.completion_tokens.or(self.output_tokens);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_read_under_every_name_it_goes_by() {
+    fn usage_is_read_under_every_name() {
         check(
             r#"{"usage":{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":null}}"#,
             Some((9, 3, None)),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answers_text_cannot_pass_for_its_usage() {
+    fn the_answers_text_is_not_mistaken_for_usage() {
         check(
             r#"{"text":"\"usage\":{\"prompt_tokens\":1}","usage" : {"prompt_tokens":2},"kv":{"usage":null}}"#,
             Some((2, 0, None)),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_engines_own_apis_count_in_their_own_way() {
+    fn usage_of_native_apis_is_read() {
         let of = |endpoint, answer: &str| {
             let usage = Usage::of(endpoint, answer.as_bytes())?;
             Some((usage.prompt.get(), usage.completion.get(), usage.cached.map(Tokens::get)))

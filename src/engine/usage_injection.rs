@@ -1,15 +1,15 @@
-//! Exact token counts: vLLM is asked for the usage so far in every chunk, and the client gets only
-//! what it asked for itself. And the truth about cached tokens: a decode engine that was handed all
-//! of a prompt's KV reports all of it as cached; what the prefill engine found in its cache is what
-//! the client wants to know.
+//! Usage injection. vLLM is asked for the usage in every chunk, for exact token counts; the client
+//! receives only the usage that it requested itself. The filter also corrects the cached-token
+//! count: a decode engine reports all transferred tokens as cached, so that they are replaced by
+//! the prefill engine's count.
 //!
-//! Bytes are cut out of events, events are never rebuilt. Only an event that is not yet complete is
-//! held back: no client can read one before its blank line.
+//! Bytes are removed from events; events are not rebuilt. Only an incomplete event is held back,
+//! which no client could parse before its blank line.
 //!
-//! One thing is lost: vLLM puts `system_fingerprint` into the last chunk of a stream; once it is asked
-//! for usage that is the usage chunk, which is cut out.
+//! One member is lost: vLLM puts `system_fingerprint` into the last chunk of a stream. With usage
+//! requested that is the usage chunk, which is removed.
 //!
-//! Why a search for the quoted key is enough: see `leak`.
+//! `handoff_redaction.rs` explains why a search for the quoted key suffices.
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
@@ -21,22 +21,23 @@ use crate::{Edits, Scan, WholeReason};
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage":"#));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""cached_tokens":"#));
 static NO_CHOICES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""choices":[]"#));
-/// An event that grows beyond this passes as it is: no usage is so far from its beginning.
+/// Limit of a held event in bytes; a longer one passes unchanged, because usage does not come that
+/// late.
 const HELD_MAX: usize = 1 << 20;
 
-/// Which usages the client asked for.
+/// Usage that the client requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageRequest {
     /// None.
     Never,
-    /// One, at the end.
+    /// Once, at the end.
     Final,
-    /// One in every chunk.
+    /// In every chunk.
     Every,
 }
 
 impl UsageRequest {
-    /// Of a request.
+    /// Reads a request's `stream_options`.
     pub fn of(scan: &Scan, body: &[u8]) -> UsageRequest {
         let options = options(scan, body);
         let says = |key: &str| options.get(key).and_then(serde_json::Value::as_bool) == Some(true);
@@ -48,11 +49,11 @@ impl UsageRequest {
     }
 }
 
-/// The body that asks for the usage so far in every chunk; `None` if it does already, if the answer
-/// is no stream of tokens, or has several choices (each would count its own).
+/// Returns the body with usage requested in every chunk. `None` if the client requests it already,
+/// if the answer is not a token stream, or if it has several choices (each would be counted alone).
 pub fn inject_usage_request(body: &Bytes, scan: &Scan) -> Option<Bytes> {
     let streams = scan.stream && scan.endpoint.is_completion() && scan.n == 1;
-    // What `stream` or `stream_options` is to such an engine, only the engine knows.
+    // The engine's reading of an odd `stream` or `stream_options` is unknown.
     let is_odd = scan.whole == Some(WholeReason::OddValue);
     if !streams || is_odd || UsageRequest::of(scan, body) == UsageRequest::Every {
         return None;
@@ -69,23 +70,22 @@ fn options(scan: &Scan, body: &[u8]) -> serde_json::Map<String, serde_json::Valu
     serde_json::from_slice(raw).unwrap_or_default()
 }
 
-/// Cuts out of a stream what the client did not ask for, and tells it the truth about the cache.
+/// Removes usage that the client did not request, and corrects the cached-token count.
 #[derive(Debug)]
 pub struct UsageFilter {
     request: UsageRequest,
     cached: Option<Tokens>,
-    /// The event that is not complete.
+    /// The incomplete event.
     held: BytesMut,
 }
 
 impl UsageFilter {
-    /// For one stream, from its first byte. `cached`: what the prefill engine said, if the request
-    /// was split.
+    /// Creates a filter for one stream. `cached`: the prefill engine's count, for a split request.
     pub fn new(request: UsageRequest, cached: Option<Tokens>) -> UsageFilter {
         UsageFilter { request, cached, held: BytesMut::new() }
     }
 
-    /// The next bytes, as the client may see them: the same, uncopied, unless something is cut.
+    /// Filters the next chunk. The result is the same `Bytes` unless something is removed or held.
     pub fn pass(&mut self, chunk: Bytes) -> Bytes {
         let all = if self.held.is_empty() {
             chunk
@@ -101,12 +101,12 @@ impl UsageFilter {
         self.edited(all.slice(..complete))
     }
 
-    /// Is nothing held back?
+    /// Returns whether no bytes are held back.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// The stream has ended: what was held back.
+    /// Returns the held bytes at the end of the stream.
     pub fn rest(&mut self) -> Option<Bytes> {
         let rest = self.held.split().freeze();
         (!rest.is_empty()).then(|| self.edited(rest))
@@ -114,8 +114,8 @@ impl UsageFilter {
 
     fn edited(&self, events: Bytes) -> Bytes {
         let cut = self.request != UsageRequest::Every && USAGE.find(&events).is_some();
-        let lie = self.cached.is_some() && CACHED.find(&events).is_some();
-        if !cut && !lie {
+        let corrects = self.cached.is_some() && CACHED.find(&events).is_some();
+        if !cut && !corrects {
             return events;
         }
         let mut out = Vec::with_capacity(events.len() + 16);
@@ -132,30 +132,30 @@ impl UsageFilter {
         let last = NO_CHOICES.find(event).is_some();
         let usage = usage_member(event);
         match (self.request, last, usage) {
-            // Nothing else is in it.
+            // The event contains nothing but usage.
             (UsageRequest::Never, true, Some(_)) => {}
             (UsageRequest::Never, false, Some((start, end)))
             | (UsageRequest::Final, false, Some((start, end))) => {
                 out.extend_from_slice(&event[..start]);
                 out.extend_from_slice(&event[end..]);
             }
-            _ => tell_cached(event, self.cached, out),
+            _ => replace_cached(event, self.cached, out),
         }
     }
 }
 
-/// An answer that is no stream, with the truth about the cache.
+/// Corrects the cached-token count of an unstreamed answer.
 pub fn with_cached(answer: Bytes, cached: Option<Tokens>) -> Bytes {
     if cached.is_none() || CACHED.find(&answer).is_none() {
         return answer;
     }
     let mut out = Vec::with_capacity(answer.len() + 16);
-    tell_cached(&answer, cached, &mut out);
+    replace_cached(&answer, cached, &mut out);
     Bytes::from(out)
 }
 
-/// Copies `json` with every `cached_tokens` that is a number replaced.
-fn tell_cached(json: &[u8], cached: Option<Tokens>, out: &mut Vec<u8>) {
+/// Copies `json` with every numeric `cached_tokens` replaced.
+fn replace_cached(json: &[u8], cached: Option<Tokens>, out: &mut Vec<u8>) {
     let mut rest = json;
     while let (Some(cached), Some(at)) = (cached, CACHED.find(rest)) {
         let value = at + CACHED.needle().len();
@@ -170,8 +170,8 @@ fn tell_cached(json: &[u8], cached: Option<Tokens>, out: &mut Vec<u8>) {
     out.extend_from_slice(rest);
 }
 
-/// Where the `usage` of an event's object is, with one of the commas beside it. Only one whose value
-/// is an object or null.
+/// Returns the range of the event's `usage` member with one adjacent comma; only if its value is an
+/// object or null.
 fn usage_member(event: &[u8]) -> Option<(usize, usize)> {
     let mut from = 0;
     loop {
@@ -179,7 +179,7 @@ fn usage_member(event: &[u8]) -> Option<(usize, usize)> {
         let value = key + USAGE.needle().len();
         from = value;
         let Some(end) = value_end(&event[value..]).map(|length| value + length) else { continue };
-        // A member of the outermost object: one brace is open after it.
+        // In the outermost object exactly one brace is still open.
         if !closes_once(&event[end..]) {
             continue;
         }
@@ -193,7 +193,7 @@ fn usage_member(event: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
-/// How long the object or null is that begins here.
+/// Returns the length of the object or null that starts here.
 fn value_end(json: &[u8]) -> Option<usize> {
     let space = json.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     let value = &json[space..];
@@ -220,7 +220,7 @@ fn value_end(json: &[u8]) -> Option<usize> {
     None
 }
 
-/// Is exactly one brace closed in the rest of the event that it did not open?
+/// Returns whether the rest of the event closes exactly one bracket that it did not open.
 fn closes_once(rest: &[u8]) -> bool {
     let mut depth = 0_i32;
     let mut tracker = StringTracker::default();
@@ -234,7 +234,7 @@ fn closes_once(rest: &[u8]) -> bool {
     depth == -1
 }
 
-/// Tells what is within strings from what is not.
+/// Distinguishes bytes inside and outside of strings.
 #[derive(Default)]
 struct StringTracker {
     in_string: bool,
@@ -242,7 +242,7 @@ struct StringTracker {
 }
 
 impl StringTracker {
-    /// The byte, if it is outside of strings.
+    /// Returns the byte if it is outside of strings.
     fn outside(&mut self, byte: u8) -> Option<u8> {
         if std::mem::take(&mut self.escaped) {
             return None;
@@ -257,13 +257,13 @@ impl StringTracker {
     }
 }
 
-/// Where the last complete event ends.
+/// End of the last complete event.
 fn events_end(bytes: &[u8]) -> usize {
     let blank = |end: &[u8]| memchr::memmem::rfind(bytes, end).map_or(0, |at| at + end.len());
     blank(b"\n\n").max(blank(b"\r\n\r\n"))
 }
 
-/// Where the first complete event ends.
+/// End of the first complete event.
 fn event_end(bytes: &[u8]) -> Option<usize> {
     let blank = |end: &[u8]| memchr::memmem::find(bytes, end).map(|at| at + end.len());
     match (blank(b"\n\n"), blank(b"\r\n\r\n")) {

@@ -1,4 +1,4 @@
-//! The client sees what it would have seen had nobody asked for more.
+//! The client receives the stream that it would have received without the injection.
 
 use super::*;
 use crate::scan;
@@ -39,9 +39,9 @@ fn passed(wish: UsageRequest, cached: Option<Tokens>, stream: &str, piece: usize
 const TEXTS: [&str; 5] = ["a", "", "\"usage\":{\"x\":1}", "}\n\n{", "\\\""];
 
 proptest! {
-    /// Whatever is in the text and however the stream is cut.
+    /// For any text and any split of the stream.
     #[test]
-    fn what_the_client_did_not_ask_for_is_cut_out_and_nothing_else(
+    fn unrequested_usage_is_removed_and_nothing_else(
         texts in prop::collection::vec(prop::sample::select(TEXTS.to_vec()), 0..6),
         piece in 1..80_usize,
     ) {
@@ -55,7 +55,7 @@ proptest! {
     }
 
     #[test]
-    fn the_count_is_the_engines_whatever_the_text(
+    fn the_engines_count_is_used_whatever_the_text(
         chunks in prop::collection::vec((prop::sample::select(TEXTS.to_vec()), 0..9_u32), 1..8),
         piece in 1..80_usize,
     ) {
@@ -71,7 +71,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_pass_whole_if_there_is_nothing_to_cut(
+    fn bytes_without_usage_pass_unchanged(
         bytes in prop::collection::vec(any::<u8>(), 0..200), piece in 1..50_usize,
     ) {
         let mut filter = UsageFilter::new(UsageRequest::Never, Some(Tokens(1)));
@@ -85,14 +85,14 @@ proptest! {
 }
 
 #[test]
-fn an_untouched_chunk_is_not_copied() {
+fn an_unchanged_chunk_is_not_copied() {
     let chunk = Bytes::from(chunk("", "x"));
     let passed = UsageFilter::new(UsageRequest::Never, None).pass(chunk.clone());
     assert_eq!(passed.as_ptr(), chunk.as_ptr());
 }
 
 #[test]
-fn a_usage_that_is_not_the_events_own_stays() {
+fn only_the_events_own_usage_is_removed() {
     for event in [
         "data: {\"choices\":[{\"x\":{\"usage\":{\"a\":1}}}]}\n\n",
         "data: {\"error\":{\"usage\":{\"a\":1}}}\n\n",
@@ -120,7 +120,7 @@ fn cached_tokens_are_those_of_the_prefill() {
 }
 
 #[test]
-fn the_request_asks_for_more_and_keeps_its_other_options() {
+fn the_request_keeps_its_other_stream_options() {
     let ask = |more: Value| {
         let mut body =
             json!({"model": "m", "stream": true, "messages": [{"role":"user","content":"x"}]});
@@ -155,7 +155,7 @@ fn chunks_of_several_tokens_are_counted_exactly() {
     reader.count_exactly(&first);
     let rest: Vec<Seen> = stream[1..].iter().map(|chunk| reader.feed(chunk.as_bytes())).collect();
     assert_eq!((first.tokens, rest[0].tokens, rest[1].tokens), (1, 3, 0));
-    // Without it every chunk is one.
+    // Without injection each chunk counts as one token.
     let mut reader = SseReader::new(Endpoint::ChatCompletions);
     assert_eq!(reader.feed(stream.concat().as_bytes()).tokens, 3);
 }
