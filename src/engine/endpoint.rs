@@ -107,13 +107,13 @@ impl Endpoint {
     }
 
     /// Returns whether the answer is a stream if the request has no `stream`.
-    pub const fn streams_unless_told(self) -> bool {
+    pub const fn streams_by_default(self) -> bool {
         matches!(self, Endpoint::OllamaChat | Endpoint::OllamaGenerate)
     }
 
     /// Returns whether streams consist of JSON lines instead of server-sent events.
     pub const fn streams_lines(self) -> bool {
-        self.streams_unless_told()
+        self.streams_by_default()
     }
 
     /// Label value in metrics and logs.

@@ -1,5 +1,5 @@
-//! Which paths each kind of engine has, and with which methods. One table; a path that is not in it
-//! is answered 404, unless the operator names it for a backend. No engine's administration is in it
+//! Paths of each engine kind, with their methods. A path outside of the table is answered 404,
+//! unless the operator lists it for a backend. The table contains no administration paths
 //! (`/flush_cache`, `/update_weights*`, `/load_lora_adapter`, `/api/pull`, `/slots`, …).
 
 use crate::{Endpoint, EngineKind};
@@ -8,28 +8,28 @@ use crate::{Endpoint, EngineKind};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kinds(u8);
 
-/// What is at a path.
+/// A known path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathEntry {
-    /// What is asked for there.
+    /// Meaning of the path.
     pub endpoint: Endpoint,
-    /// The kinds of engine that have the path.
+    /// Engine kinds that have the path.
     pub kinds: Kinds,
 }
 
-/// What there is at a path for a method.
+/// Result of a lookup by method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// This.
+    /// A known path with this method.
     Found(PathEntry),
-    /// Something, but for these methods: a 405 with this `allow`.
+    /// A known path with other methods: a 405 with this `allow` header.
     Methods(&'static str),
-    /// Nothing: a 404.
+    /// An unknown path: a 404.
     Nothing,
 }
 
-/// A path, its methods as in an `allow` header, what it is, and which kinds have it. A `*` stands for
-/// one segment: an id.
+/// Pattern, methods as in an `allow` header, endpoint, engine kinds. `*` matches one segment, an
+/// id.
 type Row = (&'static str, &'static str, Endpoint, Kinds);
 
 const V: Kinds = Kinds::of(EngineKind::Vllm);
@@ -38,12 +38,13 @@ const T: Kinds = Kinds::of(EngineKind::Trtllm);
 const G: Kinds = Kinds::of(EngineKind::Tgi);
 const L: Kinds = Kinds::of(EngineKind::Llamacpp);
 const O: Kinds = Kinds::of(EngineKind::Ollama);
-/// A plain engine may have all of OpenAI's API, and what rerankers and Ollama made common.
+/// A plain engine may have all of OpenAI's API, and common paths of rerankers and Ollama.
 const P: Kinds = Kinds::of(EngineKind::Plain);
 const ALL: Kinds = Kinds(u8::MAX);
 
-/// Sources: the engines' route tables (vLLM 0.33, SGLang 0.5.23, trtllm-serve 1.3, TGI 3.3, llama.cpp's
-/// server b6800, Ollama 0.12) and OpenAI's API reference. Exact paths come before those with `*`.
+/// Sources: the engines' route tables (vLLM 0.33, SGLang 0.5.23, trtllm-serve 1.3, TGI 3.3,
+/// llama.cpp's server b6800, Ollama 0.12) and OpenAI's API reference. Exact paths precede patterns
+/// with `*`.
 const ROWS: &[Row] = &[
     ("/v1/chat/completions", "POST", Endpoint::ChatCompletions, ALL),
     ("/v1/completions", "POST", Endpoint::Completions, ALL),
@@ -54,7 +55,7 @@ const ROWS: &[Row] = &[
     ("/v1/messages/count_tokens", "POST", Endpoint::Other, ALL),
     ("/v1/chat/completions/render", "POST", Endpoint::Other, V.or(P)),
     ("/v1/completions/render", "POST", Endpoint::Other, V.or(P)),
-    // What an engine keeps.
+    // Objects stored by one engine.
     ("/v1/responses/*", "GET, DELETE", Endpoint::Kept, ALL),
     ("/v1/responses/*/cancel", "POST", Endpoint::Kept, ALL),
     ("/v1/responses/*/input_items", "GET", Endpoint::Kept, ALL),
@@ -73,7 +74,7 @@ const ROWS: &[Row] = &[
     ("/v1/videos", "GET, POST", Endpoint::Upload, V.or(S).or(T).or(P)),
     ("/v1/videos/*", "GET, DELETE", Endpoint::Kept, V.or(S).or(T).or(P)),
     ("/v1/videos/*/content", "GET", Endpoint::Kept, V.or(S).or(T).or(P)),
-    // Prompts and documents judged.
+    // Tokenization, reranking, classification.
     ("/tokenize", "POST", Endpoint::Tokenize, V.or(S).or(G).or(L).or(P)),
     ("/detokenize", "POST", Endpoint::Detokenize, V.or(S).or(L).or(P)),
     ("/v1/tokenize", "POST", Endpoint::Tokenize, S.or(P)),
@@ -89,17 +90,17 @@ const ROWS: &[Row] = &[
     ("/classify", "POST", Endpoint::Other, V.or(S).or(P)),
     ("/v1/classify", "POST", Endpoint::Other, S.or(P)),
     ("/v1/moderations", "POST", Endpoint::Upload, P),
-    // Sounds and pictures.
+    // Audio, images and video.
     ("/v1/audio/transcriptions", "POST", Endpoint::Audio, V.or(S).or(T).or(L).or(P)),
     ("/v1/audio/translations", "POST", Endpoint::Audio, V.or(S).or(T).or(L).or(P)),
-    // Speech alone among the audio paths has a JSON body.
+    // The only audio path with a JSON body.
     ("/v1/audio/speech", "POST", Endpoint::Other, V.or(S).or(T).or(L).or(P)),
     ("/v1/audio/voices", "GET", Endpoint::Page, V.or(P)),
     ("/v1/images/generations", "POST", Endpoint::Upload, V.or(S).or(T).or(P)),
     ("/v1/images/edits", "POST", Endpoint::Upload, V.or(S).or(T).or(P)),
     ("/v1/images/variations", "POST", Endpoint::Upload, V.or(S).or(T).or(P)),
     ("/v1/realtime", "GET", Endpoint::Realtime, V.or(S).or(P)),
-    // Engines' own APIs.
+    // APIs of single engines.
     ("/generate", "POST", Endpoint::Generate, S.or(G).or(P)),
     ("/generate_stream", "POST", Endpoint::Generate, G.or(P)),
     ("/encode", "POST", Endpoint::Other, S),
@@ -120,7 +121,7 @@ const ROWS: &[Row] = &[
     ("/api/tags", "GET, HEAD", Endpoint::Page, O.or(S).or(L).or(P)),
     ("/api/ps", "GET", Endpoint::Page, O.or(P)),
     ("/api/version", "GET", Endpoint::Page, O.or(P)),
-    // What an engine says of itself.
+    // Information about an engine.
     ("/version", "GET", Endpoint::Page, V.or(T).or(P)),
     ("/ping", "GET, POST", Endpoint::Page, V.or(S).or(P)),
     ("/model_info", "GET", Endpoint::Page, S),
@@ -129,8 +130,8 @@ const ROWS: &[Row] = &[
     ("/props", "GET", Endpoint::Page, L.or(P)),
 ];
 
-/// Under these paths an engine is administered. They pass from no client to no engine, whatever is
-/// said for a backend.
+/// Path prefixes of engine administration. They are never forwarded, even if an operator lists
+/// them.
 const ADMINISTRATION: &[&str] = &[
     "/abort_request",
     "/api/blobs",
@@ -176,11 +177,11 @@ const ADMINISTRATION: &[&str] = &[
     "/wake_up",
 ];
 
-/// What is at `path` for `method`. A slash at the end makes no difference.
+/// Looks up `path` for `method`. A trailing slash makes no difference.
 pub fn lookup(method: &str, path: &str) -> Lookup {
     let path = without_slash(path);
     if let Some(id) = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()) {
-        // Names of models have slashes in them.
+        // Model names may contain slashes.
         debug_assert!(!id.is_empty());
         return among(method, "GET, HEAD", Endpoint::Model, ALL);
     }
@@ -190,7 +191,7 @@ pub fn lookup(method: &str, path: &str) -> Lookup {
     }
 }
 
-/// What is at a path that only an operator's list names.
+/// Returns the endpoint of a path that only an operator's list contains.
 pub fn listed(method: &str) -> Endpoint {
     match method {
         "POST" => Endpoint::Other,
@@ -199,7 +200,8 @@ pub fn listed(method: &str) -> Endpoint {
     }
 }
 
-/// The path as it is looked up, and sent: engines answer the other with a redirect or a 404.
+/// Removes a trailing slash, for the lookup and for the engine: with a slash engines answer with a
+/// redirect or a 404.
 pub fn without_slash(path: &str) -> &str {
     match path.strip_suffix('/') {
         Some(short) if !short.is_empty() && !short.ends_with('/') => short,
@@ -207,7 +209,7 @@ pub fn without_slash(path: &str) -> &str {
     }
 }
 
-/// Does `path` match an operator's or the table's pattern? `*` stands for one segment.
+/// Returns whether `path` matches a pattern; `*` matches one segment.
 pub fn matches(pattern: &str, path: &str) -> bool {
     let mut segments = path.split('/');
     for wanted in pattern.split('/') {
@@ -220,12 +222,12 @@ pub fn matches(pattern: &str, path: &str) -> bool {
     segments.next().is_none()
 }
 
-/// Is it an engine's administration?
+/// Returns whether a path is engine administration.
 pub fn is_administration(pattern: &str) -> bool {
     ADMINISTRATION.iter().any(|known| pattern.starts_with(known))
 }
 
-/// An id that means the same to everybody: nothing in it that a server would resolve or decode.
+/// Returns whether a segment is an id that no server would resolve or decode differently.
 fn is_id(segment: &str) -> bool {
     let plain =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
@@ -240,28 +242,28 @@ fn among(method: &str, methods: &'static str, endpoint: Endpoint, kinds: Kinds) 
 }
 
 impl Kinds {
-    /// None.
+    /// The empty set.
     pub const NONE: Kinds = Kinds(0);
-    /// Every one.
+    /// All kinds.
     pub const ALL: Kinds = ALL;
 
-    /// One kind.
+    /// The set of one kind.
     pub const fn of(kind: EngineKind) -> Kinds {
         Kinds(1 << kind as u8)
     }
 
-    /// These and others.
+    /// Returns the union.
     #[must_use]
     pub const fn or(self, others: Kinds) -> Kinds {
         Kinds(self.0 | others.0)
     }
 
-    /// Is it among them?
+    /// Returns whether `kind` is in the set.
     pub const fn contains(self, kind: EngineKind) -> bool {
         self.0 & Kinds::of(kind).0 != 0
     }
 
-    /// Is one of them among those?
+    /// Returns whether the sets intersect.
     pub const fn meets(self, others: Kinds) -> bool {
         self.0 & others.0 != 0
     }
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn every_path_of_the_table_is_found_with_a_slash_or_without() {
+    fn every_path_of_the_table_is_found_with_and_without_a_slash() {
         for (pattern, methods, wanted, _) in ROWS {
             let path = pattern.replace('*', "resp_1-a.b:c");
             for method in methods.split(", ") {
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_found() {
+    fn other_paths_are_not_found() {
         for path in [
             "",
             "/",
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_models_name_may_have_slashes() {
+    fn a_model_name_may_contain_slashes() {
         for path in ["/v1/models/m", "/v1/models/org/m", "/v1/models/org%2Fm/"] {
             assert_eq!(endpoint("GET", path), Some(Endpoint::Model), "{path}");
             assert_eq!(endpoint("HEAD", path), Some(Endpoint::Model), "{path}");

@@ -26,7 +26,7 @@ pub struct Seen {
     pub finished: bool,
     /// An event with information but no token: prompt progress, the answer's id, a ping. The chunk
     /// that only opens an answer with its role does not count.
-    pub told: bool,
+    pub informative: bool,
 }
 
 impl Seen {
@@ -39,7 +39,7 @@ impl Seen {
             done: self.done | later.done,
             error: self.error | later.error,
             finished: self.finished | later.finished,
-            told: self.told | later.told,
+            informative: self.informative | later.informative,
         }
     }
 }

@@ -257,8 +257,9 @@ async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedB
         }
         seen = seen.and(more);
         // Only of what generates is it known what a token looks like.
-        let wait =
-            endpoint.generates() && !(seen.done || seen.finished || seen.told) && seen.tokens == 0;
+        let wait = endpoint.generates()
+            && !(seen.done || seen.finished || seen.informative)
+            && seen.tokens == 0;
         if !wait || read.len() > PRELUDE_MAX {
             let begun = Begun { first: read.into_bytes(), seen, reader, rest: body };
             return Ok(OpenedBody::Events(Box::new(begun)));

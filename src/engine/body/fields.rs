@@ -1,6 +1,6 @@
-//! The members that tidegate reads. It must never refuse: a value of another type, a range or a
-//! combination that is wrong is the engine's to judge, in the engine's words. What cannot be read is
-//! estimated, and such a request runs whole on one engine.
+//! Reads the top-level members that tidegate needs. It must never refuse a body: wrong types,
+//! ranges and combinations are refused by the engine. A value that cannot be read is estimated, and
+//! the request then runs colocated.
 
 use super::{Members, Prompt, Scan, Span, WholeReason, native};
 use crate::Endpoint;
@@ -65,11 +65,11 @@ keys! {
     TokenIds = "token_ids",
 }
 
-/// The members that were given and are not null, the last of each name.
+/// Members that are present and not null; of repeated ones the last.
 pub(super) struct Given<'a> {
     pub(super) body: &'a [u8],
     spans: [Option<Span>; Key::COUNT],
-    /// A member that was asked for has a value that is not read as the engine may read it.
+    /// A member that was read has a value that the engine may interpret differently.
     odd: Cell<bool>,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
     let mut scan = Scan {
         endpoint,
         model: given.model(),
-        stream: given.flag(Key::Stream).unwrap_or(endpoint.streams_unless_told()),
+        stream: given.flag(Key::Stream).unwrap_or(endpoint.streams_by_default()),
         include_usage: given.include_usage(),
         n: 1,
         max_tokens: None,
@@ -94,7 +94,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
         client_handoff: given.get(Key::KvTransferParams).is_some(),
         members,
     };
-    // A path that is only passed through may give these names another meaning.
+    // On a path that is only passed through, the same names may have another meaning.
     if matches!(endpoint, Endpoint::Other | Endpoint::Detokenize) {
         scan.whole = Some(WholeReason::Endpoint);
         return scan;
@@ -134,7 +134,7 @@ impl<'a> Given<'a> {
         self.get(key).map(|span| span.of(self.body))
     }
 
-    /// `None` for an empty name too: vLLM, SGLang and llama.cpp serve their own model then.
+    /// Returns `None` for an empty name too: vLLM, SGLang and llama.cpp then serve their own model.
     fn model(&self) -> Option<Span> {
         let raw = self.raw(Key::Model).filter(|raw| *raw != b"\"\"")?;
         if first(raw) != b'"' {
@@ -144,7 +144,7 @@ impl<'a> Given<'a> {
         self.get(Key::Model)
     }
 
-    /// A boolean. Of another type it is what pydantic makes of it, and the engine's to judge.
+    /// Reads a boolean. A value of another type is converted as pydantic does, and marked as odd.
     fn flag(&self, key: Key) -> Option<bool> {
         match self.raw(key)? {
             b"true" => Some(true),
@@ -156,8 +156,8 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// A whole number; `16.0` is one too, since some languages have no other. Anything else is an
-    /// estimate of what the engine will read, or `None`, and the engine's to judge.
+    /// Reads a whole number; `16.0` counts as one, because some languages have no other type. Any
+    /// other value is marked as odd; the result is then an estimate or `None`.
     fn int(&self, key: Key) -> Option<i64> {
         let raw = self.raw(key)?;
         if let Ok(int) = serde_json::from_slice(raw) {
@@ -170,14 +170,14 @@ impl<'a> Given<'a> {
                 super::members::text(raw)?.trim().parse().ok()?
             }
         };
-        // Beyond 2^53 a float is not exact; no member of ours gets there.
+        // Above 2^53 a float is not exact; no member reaches that range.
         let whole = number.fract() == 0.0 && number.abs() < 9e15;
         self.odd.set(self.odd.get() || !whole);
         number.is_finite().then_some(number as i64)
     }
 
-    /// A whole number that is at least `least`. Less may have a meaning to the engine (llama.cpp's
-    /// `max_tokens: -1` is no limit).
+    /// Reads a whole number of at least `least`. A smaller one may have a special meaning
+    /// (llama.cpp's `max_tokens: -1` is no limit).
     fn count(&self, key: Key, least: i64) -> Option<u64> {
         let count = self.int(key)?;
         if count < least {
@@ -191,7 +191,7 @@ impl<'a> Given<'a> {
         if endpoint == Endpoint::Responses {
             return self.count(Key::MaxOutputTokens, 1).map(Tokens);
         }
-        // Scoring a prompt: vLLM echoes it and generates nothing.
+        // Scores a prompt: vLLM echoes it and generates nothing.
         let scores = endpoint == Endpoint::Completions && self.flag(Key::Echo) == Some(true);
         let old = self.count(Key::MaxTokens, if scores { 0 } else { 1 });
         let new = self.count(Key::MaxCompletionTokens, 1);
@@ -235,8 +235,8 @@ impl<'a> Given<'a> {
         found.unwrap_or(Prompt::Absent)
     }
 
-    /// A text, token ids, or several of either. What is none of them is read as several: its bytes
-    /// are an estimate, and it runs whole.
+    /// Reads a text, token ids, or a list of either. Any other value counts as a list: its size is
+    /// estimated from its bytes, and the request runs colocated.
     fn completion_prompt(&self) -> Option<Prompt> {
         let span = self.get(Key::Prompt)?;
         let raw = span.of(self.body);
@@ -285,7 +285,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// What pydantic makes of a value where it wants a boolean (its "lax" mode); `None` if it refuses it.
+/// Converts a value to a boolean as pydantic's lax mode does; `None` if pydantic refuses it.
 fn truth(raw: &[u8]) -> Option<bool> {
     if let Ok(number) = serde_json::from_slice::<f64>(raw) {
         return (number == 1.0 || number == 0.0).then_some(number == 1.0);
@@ -298,11 +298,11 @@ fn truth(raw: &[u8]) -> Option<bool> {
     }
 }
 
-/// How many ids a list of them holds, from its first id to the byte before `]`; `None` if anything
-/// but digits is among them. The JSON is known to be valid, so that digits are whole numbers.
+/// Counts the ids of a list, from its first id to the byte before `]`; `None` if there are other
+/// bytes than digits. The input is valid JSON, so that digits are whole numbers.
 fn count_ids(inside: &[u8]) -> Option<u32> {
     let (mut commas, mut strange) = (0_u32, false);
-    // No early exit, and bytewise sums over short runs: the compiler makes this vector code.
+    // Without early exit and with byte-wide sums over short runs, the loop is vectorised.
     for run in inside.chunks(u8::MAX as usize) {
         commas += u32::from(run.iter().map(|byte| u8::from(*byte == b',')).sum::<u8>());
         let odd = |byte: &u8| !matches!(byte, b'0'..=b'9' | b',' | b' ' | b'\n' | b'\r' | b'\t');

@@ -1,7 +1,7 @@
-//! Hand-off members in a client's request. An engine that reads them connects to the address they
-//! name and reads or sends KV blocks by the ids they name, so a client must not choose them. Found
-//! in every place from which an engine takes them: the top level, and the objects that are copied
-//! into its sampling parameters. Escaped spellings count; `null` does not.
+//! Hand-off members in a client's request. An engine that reads them connects to the address that
+//! they name, and reads or sends the KV blocks that they name, so that a client must not choose
+//! them. They are searched wherever an engine reads them: at the top level, and in objects that are
+//! copied into the sampling parameters. Escaped spellings count; `null` does not.
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -12,28 +12,28 @@ use crate::handoff_members::{is_in_requests, known};
 /// Objects whose members engines copy into their sampling parameters.
 const CONTAINERS: [&str; 6] =
     ["vllm_xargs", "extra_args", "sampling_params", "extra_body", "parameters", "nvext"];
-/// Containers in containers, as `sampling_params.extra_args`; deeper ones are read by no engine.
+/// Depth limit for nested containers, as `sampling_params.extra_args`; engines read no deeper ones.
 const DEPTH_MAX: usize = 4;
 
-/// Hand-off members that a client sent.
+/// Hand-off members in a client's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignHandoff {
-    /// The name of the first one.
+    /// Name of the first one.
     pub name: String,
     /// Hosts and addresses that they name, without scheme and port.
     pub hosts: Vec<String>,
 }
 
 impl ForeignHandoff {
-    /// The member's name for `error.param`, if it is one of a fixed list.
+    /// Returns the name for `error.param`, if it is a listed one.
     pub fn param(&self) -> Option<&'static str> {
         known(&self.name)
     }
 }
 
 impl Scan {
-    /// The hand-off members of the body, if it has any. Costs a comparison a top-level member for
-    /// every other request.
+    /// Searches the body for hand-off members. For other requests it costs one comparison per
+    /// top-level member.
     pub fn foreign_handoff(&self, body: &[u8]) -> Option<ForeignHandoff> {
         let mut found = None;
         for member in self.members.iter() {
@@ -43,7 +43,7 @@ impl Scan {
             if !controls && !CONTAINERS.contains(&name) {
                 continue;
             }
-            // The body has been validated as JSON; one that serde refuses is no object either.
+            // The body is valid JSON; a value that serde refuses cannot be an object.
             let Ok(value) = serde_json::from_slice::<&RawValue>(member.value.of(body)) else {
                 continue;
             };
@@ -77,7 +77,7 @@ fn note(found: &mut Option<ForeignHandoff>, name: &str, value: &Value) {
     hosts(&mut found.hosts, name, value, DEPTH_MAX * 2);
 }
 
-/// Text below a name that means an address.
+/// Collects strings under names that denote an address.
 fn hosts(found: &mut Vec<String>, name: &str, value: &Value, depth: usize) {
     if depth == 0 {
         return;
@@ -97,7 +97,7 @@ fn names_address(name: &str) -> bool {
     ["host", "addr", "endpoint", "url", "ip"].iter().any(|word| name.contains(word))
 }
 
-/// `tcp://host:port/path`, `[v6]:port`, `host:port` or `host`.
+/// Returns the host of `tcp://host:port/path`, `[v6]:port`, `host:port` or `host`.
 fn host_of(text: &str) -> &str {
     let text = text.split_once("://").map_or(text, |(_, rest)| rest);
     let text = text.split('/').next().unwrap_or("");
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_that_they_name_are_found() {
+    fn the_named_hosts_are_collected() {
         let body = r#"{"kv_transfer_params":{"remote_host":"10.0.0.1","remote_port":5600,
             "remote_bootstrap_addr":"http://p:8998","peers":[{"endpoint":"tcp://[::1]:7"}]},
             "bootstrap_host":["a","b:9"]}"#;

@@ -1,14 +1,14 @@
-//! A body's top-level members in one quick pass over JSON that is plainly valid: strings are looked
-//! through many bytes at a time, and nothing is made of what they say. It must never accept what
-//! serde_json would not; what it is not sure of it leaves to serde_json, which also words the error.
+//! Fast scanner for the top-level members of a JSON object. It skips strings by vectorised searches
+//! and does not decode values. It must never accept what serde_json refuses. Where it returns
+//! `None`, serde_json decides and produces the error message.
 
 use super::Span;
 use super::members::{MEMBERS_USUAL, Member};
 
-/// Deeper bodies are serde_json's.
+/// Nesting limit; deeper bodies are left to serde_json.
 const DEPTH_MAX: u32 = 100;
 
-/// The members of the object that `json` is. `None`: who knows. `json` is valid UTF-8.
+/// Returns the members of the object `json`, which is valid UTF-8; `None` if undecided.
 pub(super) fn members(json: &[u8]) -> Option<Vec<Member>> {
     let mut scanner = TopLevelScanner { json, at: 0 };
     let mut members = Vec::with_capacity(MEMBERS_USUAL);
@@ -36,7 +36,7 @@ struct TopLevelScanner<'a> {
 }
 
 impl TopLevelScanner<'_> {
-    /// Where what `scanner` goes over lies, without the white space before it.
+    /// Returns the span that `scanner` consumes, without leading white space.
     fn span(&mut self, scanner: impl FnOnce(&mut Self) -> Option<()>) -> Option<Span> {
         self.next()?;
         self.at -= 1;
@@ -45,7 +45,7 @@ impl TopLevelScanner<'_> {
         Some(Span { start, end: self.at as u32 })
     }
 
-    /// The next byte that is no white space, and past it.
+    /// Consumes white space and returns the byte after it.
     fn next(&mut self) -> Option<u8> {
         loop {
             let byte = *self.json.get(self.at)?;
@@ -65,11 +65,11 @@ impl TopLevelScanner<'_> {
         self.string()
     }
 
-    /// Over one value. Without recursion: a bit for each level says whether it is an object.
+    /// Consumes one value without recursion: one bit per level tells objects from arrays.
     fn value(&mut self) -> Option<()> {
         let (mut depth, mut objects) = (0, 0_u128);
         loop {
-            // A value begins.
+            // At the start of a value.
             match self.next()? {
                 open @ (b'{' | b'[') => {
                     let object = open == b'{';
@@ -94,7 +94,7 @@ impl TopLevelScanner<'_> {
                 b'n' => self.word(b"ull")?,
                 first => self.number(first)?,
             }
-            // A value has ended: what holds it goes on, or ends too.
+            // At the end of a value: its container continues or ends.
             loop {
                 if depth == 0 {
                     return Some(());
@@ -126,7 +126,7 @@ impl TopLevelScanner<'_> {
         (here == rest).then_some(())
     }
 
-    /// RFC 8259, 6; `first` was taken.
+    /// Consumes a number (RFC 8259, 6) whose first byte was consumed.
     fn number(&mut self, first: u8) -> Option<()> {
         let first = if first == b'-' { self.any()? } else { first };
         match first {
@@ -154,7 +154,7 @@ impl TopLevelScanner<'_> {
         Some(byte)
     }
 
-    /// At least one digit.
+    /// Consumes at least one digit.
     fn digit(&mut self) -> Option<()> {
         self.any()?.is_ascii_digit().then_some(())?;
         self.digits();
@@ -167,7 +167,7 @@ impl TopLevelScanner<'_> {
         }
     }
 
-    /// To the end of a string whose first quote was taken.
+    /// Consumes the rest of a string, after its opening quote.
     fn string(&mut self) -> Option<()> {
         loop {
             self.at += plain_bytes(self.json.get(self.at..)?)?;
@@ -188,11 +188,11 @@ impl TopLevelScanner<'_> {
     }
 }
 
-/// How many bytes stand for themselves at the beginning of what is left of a string. `None` if a
-/// control character is among them.
+/// Returns the number of literal bytes at the start of the rest of a string; `None` if there is a
+/// control character among them.
 fn plain_bytes(rest: &[u8]) -> Option<usize> {
     let plain = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-    // No early exit: the compiler makes this vector code.
+    // Without early exit the loop is vectorised.
     let control = rest[..plain].iter().fold(0, |any, byte| any | u8::from(*byte < 0x20));
     (control == 0).then_some(plain)
 }
@@ -204,7 +204,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    /// What it finds, serde_json finds too. Does it find anything?
+    /// Checks that serde_json finds the same members; returns whether the scanner accepted.
     fn agrees(json: &[u8]) -> Result<bool, TestCaseError> {
         let Some(quick) = std::str::from_utf8(json).ok().and_then(|_| members(json)) else {
             return Ok(false);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_bodies_are_found_quickly() {
+    fn common_bodies_are_accepted() {
         let long = "x".repeat(100);
         for body in [
             json!({}),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_not_found() {
+    fn invalid_json_is_not_accepted() {
         for json in [
             "",
             "{",
@@ -291,13 +291,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn serde_json_finds_the_same_in_any_json(body in value(), pretty: bool) {
+        fn serde_json_agrees_on_any_json(body in value(), pretty: bool) {
             let json = if pretty { serde_json::to_string_pretty(&body).unwrap() } else { body.to_string() };
             prop_assert_eq!(agrees(json.as_bytes())?, body.is_object());
         }
 
         #[test]
-        fn and_in_what_is_nearly_json(
+        fn serde_json_agrees_on_damaged_json(
             body in value(),
             edits in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"{}[]:,\"\\ 01e.-tu\n\x01x".to_vec()), 0_u8..3), 1..4),
         ) {

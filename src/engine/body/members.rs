@@ -1,7 +1,7 @@
-//! The top-level members of a JSON object and where they lie. It must never recurse: a hostile
-//! body chooses its own depth.
+//! Top-level members of a JSON object and their spans. It must never recurse: the depth of a body
+//! is chosen by the client.
 //!
-//! serde_json decides what JSON is; `walk` finds the members of most bodies in a third of its time.
+//! serde_json decides what is valid. `json_scanner` handles most bodies in a third of the time.
 
 use super::{JsonBodyError, Span, json_scanner};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
@@ -9,33 +9,33 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// As deep as serde_json itself goes, and with it everything that reads the body after us.
+/// Nesting limit of serde_json, and so of every later parser of the body.
 const DEPTH_MAX: usize = 127;
 
-/// Chat bodies have about this many members; more cost one reallocation.
+/// Initial capacity; most chat bodies have fewer members.
 pub(super) const MEMBERS_USUAL: usize = 16;
 
 /// One top-level member.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Member {
-    /// The key as written, without its quotes.
+    /// Raw key, without quotes.
     key: Span,
-    /// The key has escapes, so that its bytes are not its name.
+    /// The key contains escapes.
     escaped: bool,
-    /// The raw value.
+    /// Raw value.
     pub(crate) value: Span,
 }
 
-/// All top-level members in the order of the body, repeated ones included.
+/// All top-level members in order, repeated ones included.
 #[derive(Clone, Debug)]
 pub(crate) struct Members {
     list: Vec<Member>,
-    /// Where a further member goes: after the last value, or after `{`.
+    /// Insertion point: after the last value, or after `{`.
     pub(crate) end: u32,
 }
 
 impl Members {
-    /// One pass over the whole body: a quick one if it is plainly JSON.
+    /// Scans the body: with `json_scanner`, and with serde_json where that is undecided.
     pub(crate) fn read(body: &[u8]) -> Result<Members, JsonBodyError> {
         if u32::try_from(body.len()).is_err() {
             return Err(JsonBodyError::new("The request body is larger than 4 GiB."));
@@ -51,11 +51,11 @@ impl Members {
         }
     }
 
-    /// One pass of serde_json.
+    /// Scans the body with serde_json.
     pub(super) fn by_serde(body: &[u8]) -> Result<Members, JsonBodyError> {
         let text = simdutf8::compat::from_utf8(body)
             .map_err(|error| JsonBodyError::new(format!("The body is not UTF-8: {error}.")))?;
-        // RFC 8259, 8.1: a reader may skip a byte order mark. Windows' tools write one.
+        // RFC 8259, 8.1 allows to skip a byte order mark; Windows tools write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mark = body.len() - text.len();
         let Some(open) = text.find(|c| !matches!(c, ' ' | '\t' | '\n' | '\r')) else {
@@ -87,7 +87,7 @@ impl Members {
 }
 
 impl Member {
-    /// Of a key, which lies with its quotes at `at`, and a value.
+    /// Creates a member from its key (with quotes, at `at`) and value.
     pub(super) fn new(key: &[u8], at: Span, value: Span) -> Member {
         Member {
             key: Span { start: at.start + 1, end: at.end - 1 },
@@ -96,7 +96,7 @@ impl Member {
         }
     }
 
-    /// Is this its name?
+    /// Returns whether the member has this name.
     pub(crate) fn is(&self, body: &[u8], name: &str) -> bool {
         let length = (self.key.end - self.key.start) as usize;
         (self.escaped || length == name.len()) && *self.name(body) == *name.as_bytes()
@@ -107,12 +107,12 @@ impl Member {
         (Span { start: self.key.start - 1, end: self.key.end + 1 }, self.value)
     }
 
-    /// Its name, escapes resolved.
+    /// Returns the unescaped name.
     pub(crate) fn name<'a>(&self, body: &'a [u8]) -> Cow<'a, [u8]> {
         if !self.escaped {
             return Cow::Borrowed(self.key.of(body));
         }
-        // Half a surrogate pair names nothing that tidegate reads: it stays as written.
+        // A key with an unpaired surrogate is none that tidegate reads; it is returned as written.
         let quoted = Span { start: self.key.start - 1, end: self.key.end + 1 };
         match quoted.text(body) {
             Some(name) => Cow::Owned(name.into_owned().into_bytes()),
@@ -121,7 +121,7 @@ impl Member {
     }
 }
 
-/// The value of a raw JSON string; `None` if it is none.
+/// Returns the value of a raw JSON string; `None` for other types.
 pub(crate) fn text(raw: &[u8]) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if memchr::memchr2(b'\\', b'"', inner).is_none() {
@@ -162,11 +162,11 @@ impl<'de> Visitor<'de> for Pass {
     }
 }
 
-/// Is this valid JSON nested deeper than [`DEPTH_MAX`]? serde_json skips values without recursion
-/// and therefore without its limit, but those who parse a value later have one.
+/// Returns whether valid JSON is nested deeper than [`DEPTH_MAX`]. serde_json skips values without
+/// recursion and without its limit, but parses them with one later.
 fn too_deep(json: &[u8]) -> bool {
-    // Cheap and nearly always enough: it cannot be deeper than it has opening brackets. `[` and `{`
-    // differ in one bit; bytewise sums over short runs become vector code, 10 times as fast.
+    // Upper bound of the depth: the count of opening brackets. `[` and `{` differ in one bit;
+    // byte-wide sums over short runs are vectorised, which is 10 times as fast.
     let run = |bytes: &[u8]| bytes.iter().map(|byte| u8::from(byte | 0x20 == b'{')).sum::<u8>();
     if json.chunks(u8::MAX as usize).map(|bytes| usize::from(run(bytes))).sum::<usize>()
         <= DEPTH_MAX
@@ -189,7 +189,7 @@ fn too_deep(json: &[u8]) -> bool {
     false
 }
 
-/// The position of the quote that closes the string whose first byte is at `at`.
+/// Returns the position of the closing quote of the string that starts at `at`.
 fn string_end(json: &[u8], mut at: usize) -> usize {
     while let Some(found) = memchr::memchr2(b'"', b'\\', json.get(at..).unwrap_or_default()) {
         at += found;

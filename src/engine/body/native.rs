@@ -1,6 +1,6 @@
-//! Bodies of engines' own APIs: SGLang's and TGI's `/generate`, vLLM's `/inference/v1/generate`,
-//! Ollama's `/api/chat` and `/api/generate`. What matters lies deeper here, under other names. It must
-//! never refuse: these engines know best what they take, and what cannot be read is not known.
+//! Bodies of native APIs: `/generate` of SGLang and TGI, `/inference/v1/generate` of vLLM,
+//! `/api/chat` and `/api/generate` of Ollama. Their limits are nested and named differently. It
+//! must never refuse a body: a value that cannot be read is unknown.
 
 use super::fields::Given;
 use super::{Key, Prompt, Scan, Span, WholeReason};
@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tidegate_types::Tokens;
 
-/// SGLang's and vLLM's `sampling_params`, TGI's `parameters`, Ollama's `options`: how many tokens,
-/// and what forbids to split.
+/// Members of `sampling_params` (SGLang, vLLM), `parameters` (TGI) and `options` (Ollama): the
+/// output limit, and reasons not to split.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Sampling {
@@ -21,7 +21,7 @@ struct Sampling {
     prompt_logprobs: Value,
 }
 
-/// Fill in what the body says.
+/// Fills in prompt, limits and split reasons.
 pub(super) fn read(endpoint: Endpoint, given: &Given<'_>, scan: &mut Scan) {
     let sampling = match endpoint {
         Endpoint::OllamaChat | Endpoint::OllamaGenerate => given.get(Key::Options),
@@ -55,7 +55,7 @@ fn prompt(endpoint: Endpoint, given: &Given<'_>) -> Prompt {
     }
 }
 
-/// A text, token ids, or several of either.
+/// Classifies a text, token ids, or a list of either.
 fn any(span: Span, given: &Given<'_>) -> Prompt {
     let raw = span.of(given.body);
     match first(span, given) {

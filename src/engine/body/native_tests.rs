@@ -1,4 +1,4 @@
-//! What is read of engines' own APIs.
+//! Scans of native API bodies.
 
 use super::super::scan;
 use super::*;
@@ -23,7 +23,7 @@ fn check(
 }
 
 #[test]
-fn prompt_and_limit_are_found_under_the_names_of_each() {
+fn prompt_and_limit_are_found_under_each_apis_names() {
     let generate = Endpoint::Generate;
     check(
         generate,
@@ -40,13 +40,13 @@ fn prompt_and_limit_are_found_under_the_names_of_each() {
     let whole = Some(WholeReason::Endpoint);
     let chat = r#"{"model":"m","messages":[1],"options":{"num_predict":3}}"#;
     check(Endpoint::OllamaChat, chat, Some("[1]"), Some(3), whole);
-    // -1 is without end.
+    // -1 means no limit.
     let text = r#"{"model":"m","prompt":"a","options":{"num_predict":-1}}"#;
     check(Endpoint::OllamaGenerate, text, Some("\"a\""), None, whole);
 }
 
 #[test]
-fn what_must_run_whole_is_known() {
+fn reasons_to_run_colocated_are_found() {
     let generate = |more: &str| format!(r#"{{"text":"a"{more}}}"#);
     for (body, reason) in [
         (generate(r#","sampling_params":{"n":2}"#), WholeReason::SeveralAnswers),
@@ -66,14 +66,14 @@ fn what_must_run_whole_is_known() {
 }
 
 #[test]
-fn ollama_streams_unless_it_is_told_not_to() {
+fn ollama_streams_by_default() {
     let stream = |body: &str| scan(Endpoint::OllamaChat, body.as_bytes()).unwrap().stream;
     assert!(stream(r#"{"model":"m","messages":[]}"#));
     assert!(!stream(r#"{"model":"m","messages":[],"stream":false}"#));
 }
 
 #[test]
-fn what_cannot_be_read_is_not_refused() {
+fn unreadable_values_are_not_refused() {
     for body in [
         r#"{"text":7,"sampling_params":[{"max_new_tokens":"x"}]}"#,
         r#"{"text":{},"sampling_params":"x","n":"x","prompt":9}"#,

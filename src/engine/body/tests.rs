@@ -1,4 +1,4 @@
-//! Bodies scanned: every field, every refusal.
+//! Scans of request bodies: every field, every refusal.
 
 use super::*;
 use crate::testing::raw_value;
@@ -11,7 +11,7 @@ fn read(endpoint: Endpoint, body: &str) -> Scan {
     scan(endpoint, body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"))
 }
 
-/// A chat body with some more members.
+/// A chat body with additional members.
 fn chat(more: &str) -> String {
     format!(r#"{{"model":"m","messages":[]{more}}}"#)
 }
@@ -28,7 +28,7 @@ fn refused(endpoint: Endpoint, body: impl AsRef<[u8]>, message: &str) {
 }
 
 #[test]
-fn what_tidegate_reads_is_found_and_the_rest_is_at_hand() {
+fn known_members_are_read_and_others_are_available() {
     let body = chat(
         r#", "stream": true, "stream_options":{"include_usage":true,"x":[1]}, "max_tokens":16,
         "max_completion_tokens":8, "tools":[{"a":1}], "priority":-3, "cache_salt":"s",
@@ -48,7 +48,7 @@ fn what_tidegate_reads_is_found_and_the_rest_is_at_hand() {
 }
 
 #[test]
-fn of_a_repeated_member_the_last_counts_and_null_is_absent() {
+fn the_last_of_repeated_members_counts_and_null_is_absent() {
     let body = chat(r#","model":"n","stream":true,"stream":null,"m\u0061x_tokens":5,"n":null"#);
     let scan = read(CHAT, &body);
     assert_eq!(scan.model_name(body.as_bytes()).as_deref(), Some("n"));
@@ -64,7 +64,7 @@ fn names_and_strings_may_have_escapes() {
 }
 
 #[test]
-fn every_form_of_a_prompt_is_told_apart() {
+fn every_prompt_type_is_recognised() {
     let prompt = |value: &str| {
         let body = format!(r#"{{"model":"m","prompt": {value} }}"#);
         let scan = read(TEXT, &body);
@@ -109,7 +109,7 @@ fn the_prompt_of_every_endpoint_is_found() {
 }
 
 #[test]
-fn a_body_that_is_no_json_object_is_refused() {
+fn a_body_that_is_not_a_json_object_is_refused() {
     let cases: [(&[u8], &str); 11] = [
         (b"", "empty"),
         (b" \n", "empty"),
@@ -129,19 +129,19 @@ fn a_body_that_is_no_json_object_is_refused() {
 }
 
 #[test]
-fn nesting_is_bounded_and_never_overflows_the_stack() {
+fn nesting_is_limited_without_stack_overflow() {
     let nested =
         |depth: usize| chat(&format!(r#","x":{}{}"#, "[".repeat(depth), "]".repeat(depth)));
     read(CHAT, &nested(126));
     refused(CHAT, nested(127), "nested deeper than 127");
     refused(CHAT, nested(1_000_000), "nested deeper than 127");
     refused(CHAT, "{\"a\":".repeat(1_000_000), "not valid JSON");
-    // Many brackets are not deep, and those in strings are none.
+    // Many brackets without depth, and brackets in strings.
     read(CHAT, &chat(&format!(r#","x":["{}\\\"[",{}0]"#, "[{".repeat(500), "[],{},".repeat(500))));
 }
 
 #[test]
-fn an_odd_value_is_estimated_and_the_request_runs_whole() {
+fn an_odd_value_is_estimated_and_the_request_runs_colocated() {
     let odd = Some(WholeReason::OddValue);
     let tokens = |n| Some(Tokens(n));
     for (more, stream, max_tokens) in [
@@ -179,7 +179,7 @@ fn an_odd_value_is_estimated_and_the_request_runs_whole() {
 }
 
 #[test]
-fn what_is_not_there_is_the_engines_to_miss() {
+fn a_missing_member_is_left_to_the_engine() {
     for (endpoint, body) in [
         (CHAT, r#"{"model":"m"}"#),
         (TEXT, r#"{"model":"m"}"#),
@@ -200,7 +200,7 @@ fn what_is_not_there_is_the_engines_to_miss() {
 }
 
 #[test]
-fn a_byte_order_mark_is_skipped_and_stays_in_the_body() {
+fn a_byte_order_mark_is_skipped_and_kept_in_the_body() {
     for inside in [r#"{"model":"m","messages":[]}"#, " { } ", r#"{"x":[]}"#] {
         let body = bytes::Bytes::from(format!("\u{feff}{inside}"));
         let marked = scan(CHAT, &body).unwrap();
@@ -215,7 +215,7 @@ fn a_byte_order_mark_is_skipped_and_stays_in_the_body() {
 }
 
 #[test]
-fn a_path_that_is_passed_through_may_mean_something_else_by_a_name() {
+fn members_of_passed_through_bodies_are_not_interpreted() {
     for endpoint in [Endpoint::Other, Endpoint::Detokenize] {
         let body = r#"{"prompt":{"odd":1},"n":"x","max_tokens":-1,"input":7}"#;
         assert_eq!(read(endpoint, body).whole, Some(WholeReason::Endpoint));
@@ -229,7 +229,7 @@ fn whole_numbers_may_be_written_as_floats() {
 }
 
 #[test]
-fn what_must_run_whole_is_known_with_its_reason() {
+fn every_reason_to_run_colocated_is_reported() {
     use WholeReason::{
         BeamSearch, ClientHandoff, Echo, OneToken, PromptEmbeds, PromptLogprobs, SeveralAnswers,
         TruncatesToFit, WouldBeRefused,
@@ -270,7 +270,7 @@ fn what_must_run_whole_is_known_with_its_reason() {
 }
 
 #[test]
-fn what_a_real_engine_was_asked_is_passed_on() {
+fn recorded_requests_are_scanned() {
     let text = crate::testing::json(crate::testing::MISC);
     for case in
         ["bad_json_type", "unknown_model", "stream_options_without_stream", "n2", "tokens_in"]
@@ -283,7 +283,7 @@ fn what_a_real_engine_was_asked_is_passed_on() {
 
 proptest! {
     #[test]
-    fn a_damaged_body_is_read_exactly_if_it_is_still_a_json_object(
+    fn a_damaged_body_is_accepted_only_if_it_is_a_json_object(
         values in prop::collection::vec(raw_value(), 0..4),
         at in 0..200_usize, byte in prop::sample::select(b"\"\\{}[],:0e-.tn \n\x00\xc3".to_vec()),
     ) {

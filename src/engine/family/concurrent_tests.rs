@@ -1,4 +1,4 @@
-//! Legs that run at once, and those that meet in a store, against
+//! Concurrent legs and shared-store legs, against
 //! docs/spec/engine-protocols.md#vllm-other-connectors.
 
 use super::*;
@@ -49,14 +49,14 @@ fn one_token(params: Option<Value>) -> Value {
     body
 }
 
-/// The client's chat byte for byte, and this.
+/// The client's chat byte for byte, with these parameters.
 fn with(params: &str) -> Bytes {
     let rest = CHAT.trim_end_matches(" }");
     bytes(&format!("{rest},{params} }}"))
 }
 
 #[test]
-fn mooncakes_legs_share_a_transfer_and_name_the_prefill_engine() {
+fn mooncake_legs_share_a_transfer_id_and_name_the_prefill_engine() {
     let engine = peer("e-\"1", None);
     let pair = pair(Family::VllmMooncake, &rendezvous(Some(&engine)));
     let params = value!({"do_remote_prefill": false, "do_remote_decode": true,
@@ -73,7 +73,7 @@ fn mooncakes_legs_share_a_transfer_and_name_the_prefill_engine() {
 }
 
 #[test]
-fn of_several_ranks_the_prefill_leg_is_pinned_to_the_one_that_the_decode_leg_names() {
+fn the_prefill_leg_is_pinned_to_the_rank_that_the_decode_leg_names() {
     let answer = br#"{"1":{"engine_id":"e1","worker_addr":{"0":{"0":"tcp://10.0.0.1:7001"}}},
         "0":{"engine_id":"e0","worker_addr":{"0":{"0":"tcp://10.0.0.1:7000"}}}}"#;
     let peers = Family::VllmMooncake.read_peers(answer).expect("§3.1's answer");
@@ -86,7 +86,7 @@ fn of_several_ranks_the_prefill_leg_is_pinned_to_the_one_that_the_decode_leg_nam
 }
 
 #[test]
-fn a_bootstrap_server_that_names_nobody_is_told_apart() {
+fn a_bootstrap_answer_without_ranks_is_refused() {
     let read = |answer: &str| Family::VllmMooncake.read_peers(answer.as_bytes());
     let one = r#"{"0":{"engine_id":"e","worker_addr":{}}}"#;
     assert_eq!(read(one), Ok(vec![peer("e", None)]));
@@ -98,7 +98,7 @@ fn a_bootstrap_server_that_names_nobody_is_told_apart() {
 }
 
 #[test]
-fn who_must_ask_and_has_no_answer_runs_whole() {
+fn a_request_without_a_known_peer_runs_colocated() {
     for family in Family::ALL {
         if family.peer_query().is_some() {
             assert_eq!(legs(family, &rendezvous(None)), Legs::Whole);
@@ -108,7 +108,7 @@ fn who_must_ask_and_has_no_answer_runs_whole() {
 }
 
 #[test]
-fn an_offloading_prefill_names_the_decoder_and_the_decode_the_prefiller() {
+fn offloading_legs_name_each_other() {
     let six = RendezvousInfo { host: "[fd00::1]", port: 5710, ..rendezvous(None) };
     for (rendezvous, host) in
         [(RendezvousInfo { port: 5710, ..rendezvous(None) }, "10.0.0.1"), (six, "fd00::1")]
@@ -125,12 +125,12 @@ fn an_offloading_prefill_names_the_decoder_and_the_decode_the_prefiller() {
 }
 
 #[test]
-fn with_a_shared_store_the_prefill_is_cut_to_a_token_and_the_decode_is_the_clients_own() {
+fn with_a_shared_store_the_prefill_makes_one_token_and_the_decode_is_unchanged() {
     let Legs::PrefillFirst { prefill } = legs(Family::VllmSharedStore, &rendezvous(None)) else {
         panic!("one after the other");
     };
     assert_eq!(json(prefill), one_token(None));
-    // LMCache answers with a count of its own; it is nobody's hand-off.
+    // LMCache reports a count under this name; it is not a hand-off.
     let answer = br#"{"kv_transfer_params":{"num_lmcache_extra_cached_tokens":3},
         "usage":{"prompt_tokens":7,"completion_tokens":1,"total_tokens":8}}"#;
     let handoff = Family::VllmSharedStore.read_prefill(answer).expect("an answer");
@@ -142,9 +142,9 @@ fn with_a_shared_store_the_prefill_is_cut_to_a_token_and_the_decode_is_the_clien
     assert_eq!(decode.body.as_ptr(), body.as_ptr());
 }
 
-/// Parameters of vLLM before hybrid KV caches: blocks in one flat list; and the push connector's.
+/// Parameters of vLLM before hybrid KV caches (one flat block list), and of the push connector.
 #[test]
-fn old_flat_block_lists_and_pushed_ones_pass_through() {
+fn flat_block_lists_and_push_parameters_are_forwarded() {
     let body = bytes(r#"{"model":"m","prompt":"a"}"#);
     let read = scan(Endpoint::Completions, &body).expect("a body");
     for params in [
@@ -163,7 +163,7 @@ const INFO: &str =
     r#"{"disaggregated_params":{"ctx_dp_rank":0,"ctx_info_endpoint":["tcp://10.0.0.1:5000","b"]}}"#;
 
 #[test]
-fn generation_first_sends_the_generation_with_what_the_context_engine_told() {
+fn generation_first_legs_contain_the_context_engines_endpoint() {
     let family = Family::TrtLlmGenerationFirst;
     let peers = family.read_peers(INFO.as_bytes()).expect("§5.2's answer");
     assert_eq!(peers, [peer("tcp://10.0.0.1:5000", Some(0))]);
@@ -183,7 +183,7 @@ fn generation_first_sends_the_generation_with_what_the_context_engine_told() {
 }
 
 #[test]
-fn a_context_engine_without_an_endpoint_cannot_go_second() {
+fn generation_first_requires_a_context_endpoint() {
     let read = |answer: &str| Family::TrtLlmGenerationFirst.read_peers(answer.as_bytes());
     let one = INFO.replace("[\"tcp://10.0.0.1:5000\",\"b\"]", "\"tcp://h:1\"").replace('0', "null");
     assert_eq!(read(&one), Ok(vec![peer("tcp://h:1", None)]));
@@ -197,7 +197,7 @@ fn a_context_engine_without_an_endpoint_cannot_go_second() {
 }
 
 #[test]
-fn a_key_signs_the_generation_leg_of_either_style_and_nothing_else() {
+fn a_key_signs_the_generation_leg_only() {
     let key = Some(&b"secret"[..]);
     let engine = peer("tcp://10.0.0.1:5000", Some(0));
     let signed = RendezvousInfo { key, ..rendezvous(Some(&engine)) };

@@ -1,19 +1,18 @@
-//! SGLang with disaggregation (docs/spec/engine-protocols.md#sglang): both engines get the same
-//! body at once and
-//! meet in a room. It must never change anything else: the prefill engine itself stops after one
-//! token, and both must render the same prompt.
+//! SGLang with disaggregation (docs/spec/engine-protocols.md#sglang): both engines receive the same
+//! body concurrently and are matched by a bootstrap room. No other member is changed: the prefill
+//! engine stops after one token by itself, and both must render the same prompt.
 
 use crate::{Edits, Scan};
 use bytes::Bytes;
 
 use super::{ConcurrentLegs, RendezvousInfo};
 
-/// Rooms are integers from 0 to 2^63 - 1; a room is used once.
+/// Bootstrap rooms are integers from 0 to 2^63 - 1; each is used once.
 pub(super) const fn room(id: u64) -> u64 {
     id >> 1
 }
 
-/// Both legs, with one body.
+/// Returns both legs, with the same body.
 pub(super) fn legs(body: &Bytes, scan: &Scan, rendezvous: &RendezvousInfo<'_>) -> ConcurrentLegs {
     let host = format!("\"{}\"", rendezvous.host);
     let (port, room) = (rendezvous.port.to_string(), room(rendezvous.id).to_string());

@@ -1,4 +1,4 @@
-//! Legs, against exchanges recorded from a real vLLM.
+//! Legs compared with exchanges recorded from vLLM.
 
 use super::*;
 use crate::testing::{CHAT, COMPLETIONS, json};
@@ -28,14 +28,14 @@ fn keep_blocks() -> Value {
         "remote_block_ids": null, "remote_host": null, "remote_port": null})
 }
 
-/// Nulls say nothing: the recorded bodies leave out what ours set to null.
+/// Removes null members: recorded bodies omit what tidegate sets to null.
 fn without_nulls(mut object: Value) -> Value {
     object.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
     object
 }
 
 #[test]
-fn recorded_exchanges_come_out_as_they_were_recorded() {
+fn recorded_exchanges_are_reproduced() {
     let chat = [(Endpoint::ChatCompletions, CHAT)];
     for (endpoint, text) in chat.into_iter().chain(COMPLETIONS.map(|c| (Endpoint::Completions, c)))
     {
@@ -65,7 +65,7 @@ fn recorded_exchanges_come_out_as_they_were_recorded() {
 }
 
 #[test]
-fn a_chat_prefill_makes_one_token_and_keeps_all_that_renders_the_prompt() {
+fn a_chat_prefill_makes_one_token_and_keeps_the_prompt() {
     let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true,
         "stream_options":{"include_usage":true},"max_completion_tokens":500,"min_tokens":3,
         "stop":["a"],"stop_token_ids":[7],"logprobs":true,"top_logprobs":5,"temperature":0.70,
@@ -83,7 +83,7 @@ fn a_chat_prefill_makes_one_token_and_keeps_all_that_renders_the_prompt() {
 }
 
 #[test]
-fn a_completions_prefill_adds_nothing_that_is_chat_only() {
+fn a_completions_prefill_adds_no_chat_members() {
     let body = r#"{"model":"m","prompt":[1,2,3],"logprobs":2,"n":1,"stop":null}"#;
     let expected = value!({
         "model": "m", "prompt": [1, 2, 3], "logprobs": null, "n": 1, "stop": null,
@@ -94,7 +94,7 @@ fn a_completions_prefill_adds_nothing_that_is_chat_only() {
 }
 
 #[test]
-fn each_apis_prefill_asks_for_one_token_in_its_own_words() {
+fn each_apis_prefill_is_limited_to_one_token() {
     let keep = keep_blocks();
     for (endpoint, body, expected) in [
         (
@@ -127,7 +127,7 @@ fn each_apis_prefill_asks_for_one_token_in_its_own_words() {
 }
 
 #[test]
-fn a_family_splits_only_what_it_has_a_recipe_for() {
+fn a_family_splits_only_known_endpoints() {
     for (family, endpoint, splits) in [
         (Family::VllmNixl, Endpoint::Responses, true),
         (Family::VllmNixl, Endpoint::Messages, true),
@@ -144,7 +144,7 @@ fn a_family_splits_only_what_it_has_a_recipe_for() {
 }
 
 #[test]
-fn what_must_run_whole_is_not_split() {
+fn a_request_that_must_run_colocated_is_not_split() {
     let body = |more: &str| format!(r#"{{"model":"m","prompt":"a"{more}}}"#);
     assert!(prefill(Endpoint::Completions, &body("")).is_some());
     for more in [r#","n":2"#, r#","max_tokens":1"#, r#","kv_transfer_params":{"a":1}"#] {
@@ -164,7 +164,7 @@ fn what_must_run_whole_is_not_split() {
 }
 
 #[test]
-fn the_decode_body_is_the_clients_and_the_parameters_byte_for_byte() {
+fn the_decode_body_is_the_clients_with_verbatim_parameters() {
     let body = bytes(r#"{ "model":"m", "prompt":"a",  "temperature":0.70, "x" : [1 ,2] }"#);
     let scan = scan(Endpoint::Completions, &body).expect("a body");
     let params = r#"{"remote_port" : 5600, "f":1.0,"new_field":[ [1] ]}"#;
@@ -177,7 +177,7 @@ fn the_decode_body_is_the_clients_and_the_parameters_byte_for_byte() {
 }
 
 #[test]
-fn without_parameters_the_decode_body_is_the_clients_own() {
+fn without_parameters_the_decode_body_is_the_clients() {
     let body = bytes(r#"{"model":"m","prompt":"a","kv_transfer_params":null}"#);
     let scan = scan(Endpoint::Completions, &body).expect("a body");
     for answer in [r#"{"choices":[],"kv_transfer_params":null}"#, r#"{"choices":[]}"#] {
@@ -189,7 +189,7 @@ fn without_parameters_the_decode_body_is_the_clients_own() {
 }
 
 #[test]
-fn what_is_no_prefill_answer_is_told_apart() {
+fn unusable_prefill_answers_are_distinguished() {
     let read = |answer: &str| Family::VllmNixl.read_prefill(answer.as_bytes());
     assert!(matches!(read("<html>"), Err(ProtocolError::Unreadable(_))));
     assert!(matches!(read(r#"{"choices":[]"#), Err(ProtocolError::Unreadable(_))));
@@ -200,7 +200,7 @@ fn what_is_no_prefill_answer_is_told_apart() {
 }
 
 #[test]
-fn both_legs_of_an_sglang_get_the_clients_body_and_one_room() {
+fn both_sglang_legs_get_the_clients_body_and_one_room() {
     let body = bytes(r#"{ "model":"m", "messages":[], "stream":true,"n":2 }"#);
     let read = scan(Endpoint::ChatCompletions, &body).expect("a body");
     let legs = Family::SglangPd.legs(Endpoint::ChatCompletions, &body, &read, &MEETING);
@@ -220,7 +220,7 @@ fn context(endpoint: Endpoint, body: &Bytes) -> (Scan, Bytes) {
 }
 
 #[test]
-fn a_context_leg_is_the_clients_body_but_for_the_stream_and_its_parameters() {
+fn a_context_leg_changes_only_stream_and_parameters() {
     let body = bytes(
         r#"{"model":"m","prompt":"a","max_tokens":50,"stream":true,"stream_options":{"include_usage":true}}"#,
     );
@@ -241,15 +241,15 @@ fn a_context_leg_is_the_clients_body_but_for_the_stream_and_its_parameters() {
     assert_eq!(json(prefill)["disaggregated_params"]["disagg_request_id"], value!(1_u64 << 40));
 }
 
-/// As docs/spec/engine-protocols.md#trtllm-context-first specifies it; the state's order and
-/// numbers are to stay as they are.
+/// As specified by docs/spec/engine-protocols.md#trtllm-context-first; order and number formats of
+/// the state must be kept.
 const CONTEXT: &str = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"m","prompt_token_ids":[1, 2,3],
  "choices":[{"index":0,"text":" x","finish_reason":"not_finished","disaggregated_params":{"request_type":"context_only",
  "first_gen_tokens":[7],"ctx_request_id":11,"encoded_opaque_state":"aGk=","draft_tokens":null,"disagg_request_id":1099511627777,
  "ctx_dp_rank":0,"ctx_info_endpoint":null,"schedule_style":0,"weight":1.50}}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}"#;
 
 #[test]
-fn a_generation_leg_carries_the_contexts_state_untouched_and_the_prompts_ids() {
+fn a_generation_leg_contains_the_unchanged_state_and_the_prompt_ids() {
     let state = concat!(
         r#"{"request_type":"generation_only","first_gen_tokens":[7],"ctx_request_id":11,"encoded_opaque_state":"aGk=","#,
         r#""draft_tokens":null,"disagg_request_id":1099511627777,"ctx_dp_rank":0,"ctx_info_endpoint":null,"schedule_style":0,"#,
@@ -281,7 +281,7 @@ fn a_generation_leg_carries_the_contexts_state_untouched_and_the_prompts_ids() {
 }
 
 #[test]
-fn a_context_that_ends_the_answer_is_the_clients_answer_whole_or_as_a_stream() {
+fn a_finished_context_answer_is_the_clients_answer_or_stream() {
     let answer = CONTEXT.replace("not_finished", "stop");
     let handoff = Family::TrtLlm.read_prefill(answer.as_bytes()).expect("a context's answer");
     let whole = handoff.finished.expect("it is finished");
@@ -312,7 +312,7 @@ fn a_context_that_ends_the_answer_is_the_clients_answer_whole_or_as_a_stream() {
 }
 
 #[test]
-fn a_context_without_both_ids_or_with_several_choices_is_none() {
+fn a_context_answer_without_both_ids_or_with_several_choices_is_refused() {
     let read = |answer: String| Family::TrtLlm.read_prefill(answer.as_bytes());
     for (from, to) in [
         ("\"ctx_request_id\":11", "\"ctx_request_id\":null"),

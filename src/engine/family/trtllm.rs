@@ -1,7 +1,6 @@
 //! TensorRT-LLM's trtllm-serve, context first (docs/spec/engine-protocols.md#trtllm-context-first):
-//! a context leg whose
-//! parameters, opaque but for their `request_type`, make the generation leg. It must never touch
-//! `max_tokens`: the engine itself stops after the prefill.
+//! the parameters in the context leg's answer, opaque except for `request_type`, make the
+//! generation leg. It must never change `max_tokens`: the engine stops after the prefill by itself.
 
 use crate::{Edits, Endpoint, Scan, Usage};
 use bytes::Bytes;
@@ -15,31 +14,31 @@ use tidegate_types::Seconds;
 
 use super::{Handoff, ProtocolError};
 
-/// The member that carries the hand-off, both ways.
+/// The member that carries the hand-off, in requests and answers.
 pub(super) const PARAMS: &str = "disaggregated_params";
 
 /// The context engine keeps its blocks until they are fetched; the server gives a request 180 s.
-/// As long as the other families may take: a hand-off that has waited longer is better redone.
+/// The limit is that of the other families: after a longer wait the prefill is better repeated.
 pub(super) const HANDOFF_DEADLINE: Seconds = Seconds(20.0);
 
-/// Ids below 2^40 are the server's own.
+/// The server assigns ids below 2^40 itself.
 const ID_MIN: u64 = 1 << 40;
 
-/// A positive 64-bit id that no other request of any proxy has.
+/// Returns a positive 64-bit id, unique among all requests of all proxies.
 pub(super) const fn request_id(id: u64) -> u64 {
     id >> 1 | ID_MIN
 }
 
-/// Who goes first: `schedule_style`.
+/// `schedule_style`: the leg that is sent first.
 #[derive(Clone, Copy)]
 pub(super) enum First {
-    /// The context: its answer makes the generation leg.
+    /// Context first: its answer makes the generation leg.
     Context = 0,
-    /// The generation: the context waits until it is there.
+    /// Generation first: the context engine waits for it.
     Generation = 1,
 }
 
-/// The context leg's body.
+/// Returns the context leg's body.
 pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64, first: First) -> Bytes {
     let params = format!(
         "{{\"request_type\":\"context_only\",\"disagg_request_id\":{},\"schedule_style\":{}}}",
@@ -54,8 +53,8 @@ pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64, first: First) -> 
     edits.apply(body, scan)
 }
 
-/// The generation leg's body: the client's, the parameters, and the prompt's ids, which spare the
-/// engine a second tokenization.
+/// Returns the generation leg's body: the client's, with the parameters and the prompt's token ids,
+/// which save the engine a second tokenization.
 pub(super) fn generation_body(body: &Bytes, scan: &Scan, handoff: &Handoff) -> Bytes {
     let Some(params) = &handoff.params else { return body.clone() };
     let mut edits = Edits::new();
@@ -85,7 +84,7 @@ struct ContextChoice<'a> {
     disaggregated_params: Option<RawMembers<'a>>,
 }
 
-/// An object's members in their order, raw.
+/// An object's raw members in order.
 struct RawMembers<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for RawMembers<'a> {
@@ -110,10 +109,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawMembers<'a> {
     }
 }
 
-/// Reads a context leg's answer.
+/// Parses a context leg's answer.
 ///
 /// # Errors
-/// It is not what §5.1 says: no choice, several, or none with parameters and both ids.
+/// [`ProtocolError`] unless it has exactly one choice, with parameters and both ids (§5.1).
 pub(super) fn read_context(answer: &[u8], usage: Option<Usage>) -> Result<Handoff, ProtocolError> {
     let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
     let read: ContextAnswer<'_> = serde_json::from_slice(answer).map_err(unreadable)?;
@@ -137,7 +136,7 @@ pub(super) fn read_context(answer: &[u8], usage: Option<Usage>) -> Result<Handof
     })
 }
 
-/// The context's parameters with another `request_type`, and what the context counted.
+/// Returns the context's parameters with another `request_type` and the context's usage.
 fn generation_params(params: &RawMembers<'_>, usage: Option<&RawValue>) -> Bytes {
     let mut out = String::from("{\"request_type\":\"generation_only\"");
     let mut add = |key: &str, raw: &str| {
@@ -158,7 +157,7 @@ fn generation_params(params: &RawMembers<'_>, usage: Option<&RawValue>) -> Bytes
     Bytes::from(out)
 }
 
-/// The context's answer as the client's: the model was done with its first token.
+/// Returns the context's answer as the client's: the model finished with its first token.
 fn finished(answer: &[u8]) -> Result<Bytes, serde_json::Error> {
     let mut answer: Value = serde_json::from_slice(answer)?;
     if let Some(members) = answer.as_object_mut() {
@@ -172,10 +171,10 @@ fn finished(answer: &[u8]) -> Result<Bytes, serde_json::Error> {
     Ok(Bytes::from(answer.to_string()))
 }
 
-/// A whole answer as the stream that the client asked for.
+/// Converts a whole answer into the stream that the client requested.
 ///
 /// # Errors
-/// It is no JSON.
+/// If the answer is not JSON.
 pub(super) fn as_stream(answer: &[u8], scan: &Scan) -> Result<Bytes, serde_json::Error> {
     let answer: Value = serde_json::from_slice(answer)?;
     let chat = scan.endpoint == Endpoint::ChatCompletions;
@@ -209,7 +208,7 @@ pub(super) fn as_stream(answer: &[u8], scan: &Scan) -> Result<Bytes, serde_json:
     Ok(Bytes::from(out))
 }
 
-/// A message as a delta: its tool calls are numbered.
+/// Converts a message into a delta, whose tool calls are numbered.
 fn delta(message: &Value) -> Value {
     let mut delta = message.clone();
     for (index, call) in delta["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {

@@ -1,14 +1,13 @@
-//! TensorRT-LLM's signature over what a generation leg says of its context
-//! (docs/spec/engine-protocols.md#trtllm-auth):
-//! HMAC-SHA256 of the two protected parameters in Python's canonical JSON. It must never put
-//! the key, or anything made from it but the signature, into a message.
+//! TensorRT-LLM's signature of a generation leg (docs/spec/engine-protocols.md#trtllm-auth):
+//! HMAC-SHA256 of the two protected parameters in Python's canonical JSON. It must never put the
+//! key, or anything derived from it except the signature, into a message.
 
 use ring::hmac;
 use serde::Deserialize;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// The header's name.
+/// Name of the header.
 const HEADER: &str = "x-trtllm-disagg-auth";
 
 #[derive(Deserialize)]
@@ -19,8 +18,8 @@ struct Protected {
     encoded_opaque_state: Value,
 }
 
-/// The header of a generation leg with these parameters; `None` without a key, or where nothing is
-/// protected.
+/// Returns the header for a generation leg with these parameters; `None` without a key, or if no
+/// protected parameter is present.
 pub(super) fn header(params: &[u8], key: Option<&[u8]>) -> Option<(&'static str, Box<str>)> {
     let protected: Protected = serde_json::from_slice(params).ok()?;
     if protected.ctx_info_endpoint.is_null() && protected.encoded_opaque_state.is_null() {
@@ -36,7 +35,7 @@ pub(super) fn header(params: &[u8], key: Option<&[u8]>) -> Option<(&'static str,
     Some((HEADER, signature.into()))
 }
 
-/// As `json.dumps(sort_keys=True, separators=(",", ":"))` writes them.
+/// Formats as `json.dumps(sort_keys=True, separators=(",", ":"))` does.
 fn canonical(protected: &Protected) -> String {
     let endpoint = match &protected.ctx_info_endpoint {
         Value::Array(several) => several.first().unwrap_or(&Value::Null),
@@ -63,9 +62,9 @@ fn canonical(protected: &Protected) -> String {
 mod tests {
     use super::*;
 
-    /// Made with Python's json and hmac.
+    /// Expected values were made with Python's json and hmac.
     #[test]
-    fn the_signature_is_pythons() {
+    fn the_signature_equals_pythons() {
         for (params, expected) in GOLDEN {
             let header = header(params.as_bytes(), Some(b"secret"));
             assert_eq!(header.map(|(_, value)| value.into_string()), Some((*expected).to_owned()));
@@ -73,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_key_or_without_anything_protected_there_is_none() {
+    fn there_is_no_signature_without_a_key_or_a_protected_parameter() {
         assert_eq!(header(GOLDEN[0].0.as_bytes(), None), None);
         let open = br#"{"request_type":"generation_only","encoded_opaque_state":null}"#;
         assert_eq!(header(open, Some(b"secret")), None);

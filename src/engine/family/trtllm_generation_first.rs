@@ -1,7 +1,7 @@
 //! TensorRT-LLM's trtllm-serve, generation first
-//! (docs/spec/engine-protocols.md#trtllm-generation-first): both legs at once; the
-//! context engine computes nothing before the generation engine has told it where the KV is to go.
-//! It must never touch `max_tokens`, as in context first.
+//! (docs/spec/engine-protocols.md#trtllm-generation-first): concurrent legs. The context engine
+//! starts to compute when the generation engine has sent it the destination of the KV. It must
+//! never change `max_tokens`, as in context first.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::{ConcurrentLegs, LegBody, Peer, ProtocolError, RendezvousInfo, trtllm, trtllm_auth};
 use crate::{Edits, Scan};
 
-/// Where a context engine tells of itself.
+/// Path at which a context engine reports its endpoint.
 pub(super) const INFO_PATH: &str = "/server_info";
 
-/// Both legs, the generation's first.
+/// Returns both legs; the generation leg is sent first.
 pub(super) fn legs(
     body: &Bytes,
     scan: &Scan,
@@ -38,11 +38,10 @@ pub(super) fn legs(
     }
 }
 
-/// Reads a context engine's `/server_info`: the rank and the endpoint that generation engines reach
-/// it by, the first where there are several.
+/// Parses a context engine's `/server_info`: its rank and transfer endpoint, the first of several.
 ///
 /// # Errors
-/// It names no endpoint: it was not started for this.
+/// [`ProtocolError`] if no endpoint is reported (not started for generation first).
 pub(super) fn read_peers(answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
     #[derive(Deserialize)]
     struct ContextInfo {

@@ -1,64 +1,65 @@
-//! vLLM's prefill leg, whatever the connector (docs/spec/engine-protocols.md#vllm-prefill-leg). It
-//! must never change what
-//! the prompt is rendered from: both legs must read identical tokens.
+//! vLLM's prefill leg, for every connector (docs/spec/engine-protocols.md#vllm-prefill-leg). It
+//! must never change a member that the prompt is rendered from: both legs must read identical
+//! tokens.
 
 use crate::{Edits, Endpoint, Scan};
 use bytes::Bytes;
 use tidegate_types::Seconds;
 
-/// The member that carries the hand-off, both ways.
+/// The member that carries the hand-off, in requests and answers.
 pub(super) const PARAMS: &str = "kv_transfer_params";
 
 /// A prefill engine keeps its blocks for 30 s (NIXL's `kv_lease_duration`) unless the decode engine
-/// asks in between; 20 s leaves it time to do so. What a shared store holds lasts longer, but a
-/// hand-off that has waited so long is better redone.
+/// asks earlier; 20 s leaves time for that. A shared store keeps them longer, but after such a wait
+/// the prefill is better repeated.
 pub(super) const HANDOFF_DEADLINE: Seconds = Seconds(20.0);
 
-/// Always set.
+/// Members set in every body.
 const ALWAYS: &[(&str, &[u8])] = &[
     ("max_tokens", b"1"),
     ("stream", b"false"),
-    // The one token is thrown away, so it must not end the request early: a prefill that stops is
-    // not handed over by every connector.
+    // The token is discarded and must not end the request: some connectors hand over only requests
+    // that did not stop.
     ("ignore_eos", b"true"),
 ];
 
-/// Set only where the client's body has the member: values that vLLM refuses beside the above, or
-/// work for a token that nobody reads. None of them has a part in rendering the prompt.
+/// Members set only if the client's body has them: vLLM refuses them beside the above, or they cost
+/// work for a discarded token. The prompt does not depend on any of them.
 const IF_GIVEN: &[(&str, &[u8])] = &[
     ("max_completion_tokens", b"1"),
     // "Stream options can only be defined when `stream=True`."
     ("stream_options", b"null"),
-    // "min_tokens must be less than or equal to max_tokens=1". Null is no integer to vLLM.
+    // "min_tokens must be less than or equal to max_tokens=1". vLLM does not accept null here.
     ("min_tokens", b"0"),
     ("min_completion_tokens", b"0"),
     ("stop", b"[]"),
     ("stop_token_ids", b"[]"),
-    // An integer in completions, where null is the default.
+    // An integer in completions, with null as the default.
     ("logprobs", b"null"),
     ("top_logprobs", b"0"),
     // Refused without logprobs.
     ("logprob_token_ids", b"null"),
 ];
 
-/// In chat, `max_completion_tokens` comes before `max_tokens`, and `logprobs` is a boolean.
+/// In chat, `max_completion_tokens` takes precedence over `max_tokens`, and `logprobs` is a
+/// boolean.
 const CHAT: &[(&str, &[u8])] = &[("max_completion_tokens", b"1")];
 const CHAT_IF_GIVEN: &[(&str, &[u8])] = &[("logprobs", b"false")];
 
-/// Responses: nothing of the half answer is to be kept.
+/// Responses: the engine must not store the prefill's answer.
 const RESPONSES: &[(&str, &[u8])] =
     &[("max_output_tokens", b"1"), ("stream", b"false"), ("store", b"false")];
-/// Messages, where a stop sequence is the one thing that could end the prefill early.
+/// Messages: only a stop sequence could end the prefill early.
 const MESSAGES: &[(&str, &[u8])] = &[("max_tokens", b"1"), ("stream", b"false")];
 const MESSAGES_IF_GIVEN: &[(&str, &[u8])] = &[("stop_sequences", b"[]")];
-/// Token ids in: what limits the answer lies one level deeper.
+/// Token ids in: the output limit is one level deeper.
 const TOKENS_IN: &[(&str, &[u8])] = &[("stream", b"false")];
 const TOKENS_IN_IF_GIVEN: &[(&str, &[u8])] = &[("stream_options", b"null")];
 const SAMPLING: &[(&str, &[u8])] = &[("max_tokens", b"1"), ("ignore_eos", b"true")];
 const SAMPLING_IF_GIVEN: &[(&str, &[u8])] =
     &[("min_tokens", b"0"), ("stop", b"[]"), ("stop_token_ids", b"[]"), ("logprobs", b"null")];
 
-/// The body that makes one token, with the connector's parameters if it has some.
+/// Returns the body that makes one token, with the connector's parameters if given.
 pub(super) fn prefill_body(
     endpoint: Endpoint,
     body: &Bytes,
@@ -104,7 +105,7 @@ fn set(
     always: &'static Members,
     if_given: &'static Members,
 ) {
-    // Null is what most clients' libraries write for "not set": leave it.
+    // Most client libraries send null for "not set"; it is kept.
     for (key, raw) in if_given.iter().filter(|(key, _)| scan.value(body, key).is_some()) {
         edits.set(key, raw);
     }
@@ -113,14 +114,15 @@ fn set(
     }
 }
 
-/// The sampling parameters of one token; `None` if the client's are no object: the engine says so.
+/// Returns sampling parameters for one token; `None` if the client's are not an object, which the
+/// engine refuses.
 fn sampling(body: &Bytes, scan: &Scan) -> Option<Bytes> {
     let sampling = Bytes::copy_from_slice(scan.value(body, "sampling_params").unwrap_or(b"{}"));
     let inner = crate::scan(Endpoint::Other, &sampling).ok()?;
     Some(edits(&sampling, &inner, SAMPLING, SAMPLING_IF_GIVEN).apply(&sampling, &inner))
 }
 
-/// The client's body with the connector's parameters.
+/// Returns the client's body with the connector's parameters.
 pub(super) fn decode_body(body: &Bytes, scan: &Scan, params: &[u8]) -> Bytes {
     Edits::new().set(PARAMS, params).apply(body, scan)
 }

@@ -1,7 +1,7 @@
-//! vLLM with the MooncakeConnector (docs/spec/engine-protocols.md#vllm-mooncake): both legs at
-//! once, met by a transfer
-//! id; the prefill engine's bootstrap server tells its engine ids first. It must never name another
-//! rank's engine id than the one that the prefill leg is pinned to.
+//! vLLM with the MooncakeConnector (docs/spec/engine-protocols.md#vllm-mooncake): concurrent legs
+//! matched by a transfer id. The prefill engine's bootstrap server reports its engine ids
+//! beforehand. It must never name another rank's engine id than that of the rank that the prefill
+//! leg is pinned to.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use super::{ConcurrentLegs, LegBody, Peer, ProtocolError, RendezvousInfo, vllm};
 use crate::{Endpoint, Scan};
 
-/// What its bootstrap server is asked.
+/// Path of the bootstrap server's query.
 pub(super) const QUERY_PATH: &str = "/query";
 
-/// Pins a request to one of several data-parallel ranks.
+/// Header that pins a request to one data-parallel rank.
 const RANK: &str = "x-data-parallel-rank";
 
-/// Both legs, with the prefill engine's rank that `peer` is.
+/// Returns both legs, for the prefill rank `peer`.
 pub(super) fn legs(
     endpoint: Endpoint,
     body: &Bytes,
@@ -45,10 +45,11 @@ pub(super) fn legs(
     }
 }
 
-/// Reads the bootstrap server's answer: an engine id a rank. With one rank nothing need be pinned.
+/// Parses the bootstrap server's answer: one engine id per rank. With one rank the leg needs no
+/// pin.
 ///
 /// # Errors
-/// It has no rank with an engine id.
+/// [`ProtocolError`] if the answer has no rank with an engine id.
 pub(super) fn read_peers(answer: &[u8]) -> Result<Vec<Peer>, ProtocolError> {
     #[derive(Deserialize)]
     struct RankInfo {

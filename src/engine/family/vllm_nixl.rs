@@ -1,7 +1,6 @@
-//! vLLM with the NIXL connector, pull or push (docs/spec/engine-protocols.md#vllm-nixl): what the
-//! prefill leg asks
-//! for. Its answer's parameters go to the decode engine as they are; nothing here may read them.
+//! vLLM with the NIXL connector, pull or push (docs/spec/engine-protocols.md#vllm-nixl): parameters
+//! of the prefill leg. Those in its answer are forwarded to the decode engine unread.
 
-/// Asks the engine to keep the blocks. Only `do_remote_decode` is read, but the nulls matter: with
-/// remote ids it would try to pull blocks itself.
+/// Asks the engine to keep the blocks. It reads only `do_remote_decode`, but the nulls are
+/// required: with remote ids it would try to pull blocks itself.
 pub(super) const KEEP_BLOCKS: &[u8] = br#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;

@@ -1,14 +1,13 @@
 //! vLLM with the OffloadingConnector's P2P tier (docs/spec/engine-protocols.md#vllm-offloading):
-//! both legs at once, met by
-//! a request id at the prefill engine's side channel. It must never send a leg both parameters: each
-//! names the other party.
+//! concurrent legs matched by a request id at the prefill engine's side channel. It must never send
+//! a leg both parameters: each names the other engine.
 
 use bytes::Bytes;
 
 use super::{ConcurrentLegs, RendezvousInfo, vllm};
 use crate::{Endpoint, Scan};
 
-/// Both legs.
+/// Returns both legs.
 pub(super) fn legs(
     endpoint: Endpoint,
     body: &Bytes,
@@ -16,7 +15,7 @@ pub(super) fn legs(
     rendezvous: &RendezvousInfo<'_>,
 ) -> ConcurrentLegs {
     let id = format!("tidegate-{:016x}", rendezvous.id);
-    // A host, not a part of a URL: an IPv6 address has no brackets.
+    // A host, not part of a URL: an IPv6 address without brackets.
     let host = super::quoted(rendezvous.host.trim_matches(['[', ']']));
     let prefill = format!("{{\"remote_decoder\":{{\"kv_request_id\":\"{id}\"}}}}");
     let decode = format!(

@@ -1,6 +1,5 @@
-//! Hand-off members inside the text of an error: engines quote the request that they refuse, as JSON
-//! within a string or as Python writes a dictionary. The value is replaced by `null`; every other
-//! word stays.
+//! Hand-off members quoted in an error's text. Engines quote the refused request as JSON inside a
+//! string or as a Python dictionary. The value is replaced by `null`; other text is kept.
 
 use memchr::memmem;
 use std::borrow::Cow;
@@ -8,7 +7,7 @@ use std::borrow::Cow;
 use super::strip_handoff;
 use crate::handoff_members::IN_ANSWERS;
 
-/// An error's body without hand-off members, inside its strings too; borrowed if it has none.
+/// Redacts an error body, inside its strings too; borrowed if nothing is redacted.
 pub fn strip_error(answer: &[u8]) -> Cow<'_, [u8]> {
     let mut stripped = strip_handoff(answer);
     for name in IN_ANSWERS {
@@ -19,10 +18,11 @@ pub fn strip_error(answer: &[u8]) -> Cow<'_, [u8]> {
     stripped
 }
 
-/// `None` if there is no value of `name` in the text.
+/// Returns `None` if the text has no value of `name`.
 fn unquoted(text: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     let mut out: Option<Vec<u8>> = None;
-    // In JSON the name is inside a string, whose end ends the value; in plain text a quote begins one.
+    // In JSON the name is inside a string, whose end ends the value; in plain text a quote starts a
+    // string.
     let plain = !matches!(text.trim_ascii_start().first(), Some(b'{' | b'[' | b'"'));
     let mut kept = 0;
     let mut from = 0;
@@ -44,8 +44,8 @@ fn unquoted(text: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Where the value of a name begins that ends at `after`: behind its quotes and a colon, or an equals
-/// sign as in Python's representation of objects.
+/// Returns the start of the value of the name that ends at `after`: after quotes and a colon, or an
+/// equals sign as in Python's object representation.
 fn value_at(text: &[u8], after: usize) -> Option<usize> {
     let rest = &text[after..];
     let quotes = rest.iter().take_while(|byte| matches!(byte, b'\\' | b'"' | b'\'')).count();
@@ -56,8 +56,8 @@ fn value_at(text: &[u8], after: usize) -> Option<usize> {
     Some(after + sign + 1 + spaces)
 }
 
-/// How long the value is that begins here: to its closing bracket, or to what follows a scalar. The
-/// end of the string that all of it is in ends it too. `plain`: it is in no string.
+/// Returns the length of the value that starts here: up to its closing bracket, the delimiter of a
+/// scalar, or the end of the surrounding string. `plain`: there is no surrounding string.
 fn length(value: &[u8], plain: bool) -> usize {
     let mut depth = 0_u32;
     let mut escaped = false;
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_an_error_quotes_loses_its_hand_off() {
+    fn hand_offs_quoted_in_an_error_are_redacted() {
         for (error, left) in [
             (
                 r#"{"error":{"message":"bad: {\"kv_transfer_params\": {\"remote_host\": \"h\", \"ids\": [[1]]}, \"n\": 0}"}}"#,
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_only_names_a_member_keeps_its_words() {
+    fn an_error_that_only_mentions_a_member_is_kept() {
         for error in [
             r#"{"error":{"message":"kv_transfer_params is not supported"}}"#,
             r#"{"error":{"message":"unknown field kv_transfer_params","kv_transfer_params":null}}"#,

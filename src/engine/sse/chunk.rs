@@ -1,10 +1,10 @@
-//! One event's data: does it carry tokens, a usage, an end? Two readers that must agree: a few
-//! searches for the usual chunk, and a parser for all the others. It must never fail a stream: what
-//! it cannot read carries nothing.
+//! Reads one event's data: tokens, usage, end of the answer. There are two readers that must agree:
+//! substring searches for the usual chunk, and a parser for all others. It must never fail a
+//! stream: unreadable data counts as nothing.
 //!
-//! Why searches may be trusted: within a JSON string every quote is escaped, so the bytes
-//! `usage"` there would be `usage\"`. What can look like a key and is none (a string whose whole
-//! value is `usage`) is left to the parser.
+//! The searches are sound because quotes inside a JSON string are escaped: the bytes `usage"` would
+//! be `usage\"` there. A string whose whole value is `usage` looks like a key; it is left to the
+//! parser.
 
 use super::native::{generate_event, ollama_line};
 use super::{Seen, timings_usage};
@@ -17,27 +17,27 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-/// Reads the data of one stream's events.
+/// Reader of the data of one stream's events.
 #[derive(Debug)]
 pub(super) struct Chunks {
     kind: Endpoint,
-    /// Anthropic tells the prompt's length in the first event and the output's in the last.
+    /// Anthropic reports prompt tokens in the first event and output tokens in the last.
     prompt: Option<Usage>,
-    /// Tokens so far, if the engine counts them in every chunk.
+    /// Tokens so far, if the engine reports usage in every chunk.
     exact: Option<u64>,
-    /// The same in SGLang's own API, which always does.
+    /// Tokens so far in SGLang's native API, which always reports them.
     generated: u64,
-    /// Choices that have a finish reason, by their index.
+    /// Choices with a finish reason.
     finished: Finished,
-    /// Events so far.
+    /// Count of events.
     events: u64,
 }
 
-/// Which choices have a finish reason: a set of the first 128 indexes, OpenAI's largest `n`.
+/// Set of choices with a finish reason: a bitmap of the first 128 indexes, OpenAI's largest `n`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Finished {
     among_first: u128,
-    /// Finish reasons of others.
+    /// Count of finish reasons of choices with larger indexes.
     others: u32,
 }
 
@@ -72,8 +72,8 @@ static FIND: LazyLock<ChunkFinders> = LazyLock::new(|| ChunkFinders {
     completion: Finder::new(br#""completion_tokens":"#),
 });
 
-/// A chunk in any of the known protocols. What is only sometimes of the right type stays raw, so
-/// that one odd member does not hide the others.
+/// A chunk of any known protocol. Members whose type varies stay raw, so that an unexpected type
+/// does not hide the other members.
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(borrow, rename = "type")]
@@ -87,7 +87,7 @@ struct Chunk<'a> {
     choices: Option<Vec<ChunkChoice<'a>>>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
-    /// llama.cpp's counts, in its last chunk whether asked for or not.
+    /// llama.cpp: counts in the last chunk, requested or not.
     #[serde(borrow)]
     timings: Option<&'a RawValue>,
     /// Responses: the whole answer, in the last event.
@@ -96,10 +96,10 @@ struct Chunk<'a> {
     /// Messages: the empty answer, in the first event.
     #[serde(borrow)]
     message: Option<&'a RawValue>,
-    /// llama.cpp, where it was asked for.
+    /// llama.cpp: prompt progress, on request.
     #[serde(borrow)]
     prompt_progress: Option<&'a RawValue>,
-    /// llama.cpp's own API: true in the last event.
+    /// llama.cpp's native API: true in the last event.
     #[serde(borrow)]
     stop: Option<&'a RawValue>,
 }
@@ -138,12 +138,12 @@ impl Chunks {
         self.events > 0
     }
 
-    /// The engine counts from here on; `so_far` were counted already.
+    /// From here on chunks contain the engine's count; `so_far` tokens were counted already.
     pub(super) fn count_exactly(&mut self, so_far: u32) {
         self.exact = Some(u64::from(so_far));
     }
 
-    /// Adds what one event's data tells.
+    /// Adds the observations in one event's data.
     pub(super) fn read(&mut self, data: &[u8], seen: &mut Seen) {
         self.events += 1;
         let counted = self.exact.and_then(|_| completion_of(data));
@@ -167,7 +167,7 @@ impl Chunks {
         self.exact = self.exact.map(|so_far| so_far + 1);
     }
 
-    /// All tokens so far are `now`.
+    /// Sets the total to `now`.
     fn count_to(&mut self, now: u64, seen: &mut Seen) {
         if let Some(so_far) = &mut self.exact {
             let more = now.saturating_sub(*so_far);
@@ -182,7 +182,7 @@ impl Chunks {
             return;
         }
         let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else {
-            seen.told = true;
+            seen.informative = true;
             return;
         };
         let named = chunk.object.is_some_and(|object| object.get() == "\"error\"");
@@ -195,7 +195,7 @@ impl Chunks {
             return self.native(data, seen);
         }
         let opens = chunk.choices.as_ref().is_some_and(|choices| !choices.is_empty());
-        seen.told |= !opens || given(chunk.prompt_progress).is_some();
+        seen.informative |= !opens || given(chunk.prompt_progress).is_some();
         let timings = || timings_usage(&serde_json::from_str(given(chunk.timings)?.get()).ok()?);
         let usage = usage_of(chunk.usage).or_else(timings);
         seen.usage = usage.or(seen.usage);
@@ -266,9 +266,9 @@ fn responses_event(chunk: &Chunk, seen: &mut Seen) {
     }
 }
 
-/// Is this the usual chunk: one choice whose delta is some content and no more, or which is some
-/// text; no usage, no error? Then it carries a token, and the answer is the choice's index if it is
-/// that choice's last. `None` says nothing: the parser decides. `counted`: its usage was read already.
+/// Recognises the usual chunk: one choice with some delta content or some text, no usage, no error.
+/// It carries one token. Returns the choice's index if it is that choice's last chunk; the outer
+/// `None` means undecided (parser). `counted`: the usage was read already.
 fn usual(data: &[u8], counted: bool) -> Option<Option<u32>> {
     let at = FIND.choices.find(data)? + FIND.choices.needle().len();
     let rest = data.get(at..)?;
@@ -290,14 +290,14 @@ fn usual(data: &[u8], counted: bool) -> Option<Option<u32>> {
     }
     let reason = FIND.finish.find(tail)? + FIND.finish.needle().len();
     match tail.get(reason..)? {
-        // Some servers write an empty string into every chunk.
+        // Some servers send an empty string in every chunk.
         [b'n', b'u', b'l', b'l', ..] | [b'"', b'"', ..] => Some(None),
         [b'"', ..] => std::str::from_utf8(index).ok()?.parse().ok().map(Some),
         _ => None,
     }
 }
 
-/// The tokens so far, of a chunk whose one usage ends it and tells of no cache.
+/// Returns the token count of a chunk that ends with its one usage, which has no cached count.
 fn completion_of(data: &[u8]) -> Option<u64> {
     let at = memchr::memmem::rfind(data, FIND.usage.needle())?;
     let value = data.get(at + FIND.usage.needle().len()..)?.strip_prefix(b":{")?;
@@ -310,7 +310,7 @@ fn completion_of(data: &[u8]) -> Option<u64> {
     (plain && ends).then(|| number.parse().ok())?
 }
 
-/// Might there be a usage that is not null?
+/// Returns whether there may be a usage other than null.
 fn has_usage(data: &[u8]) -> bool {
     let mut rest = data;
     while let Some(at) = FIND.usage.find(rest) {
@@ -322,7 +322,7 @@ fn has_usage(data: &[u8]) -> bool {
     false
 }
 
-/// Where the string ends whose first byte is the first here: the position of its closing quote.
+/// Returns the position of the closing quote of the string that starts here.
 fn string_end(string: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -335,9 +335,9 @@ fn string_end(string: &[u8]) -> Option<usize> {
 }
 
 impl ChunkChoice<'_> {
-    /// Some text, reasoning or tool call; or an empty text that stands for a token: vLLM sends one
-    /// when a token ends the answer, or is not yet a whole character. An empty text beside a role
-    /// opens the answer and stands for nothing.
+    /// Returns whether the choice carries a token: text, reasoning or a tool call, or an empty
+    /// text. vLLM sends an empty text for a token that ends the answer or is not a whole character
+    /// yet. An empty text beside a role opens the answer and does not count.
     fn carries_token(&self) -> bool {
         let texts = [text(self.text), self.delta.map_or(MaybeText::None, delta)];
         match texts.into_iter().max().unwrap_or(MaybeText::None) {
@@ -366,7 +366,7 @@ fn delta(delta: &RawValue) -> MaybeText {
     if opens && most == MaybeText::Empty { MaybeText::None } else { most }
 }
 
-/// Whatever a delta's member is (content, reasoning, a list of tool calls): is there any of it?
+/// Classifies a delta's member (content, reasoning, tool calls): absent, empty or not.
 fn text(value: Option<&RawValue>) -> MaybeText {
     match value.map(|value| value.get().as_bytes()) {
         Some(b"\"\"") => MaybeText::Empty,
@@ -376,7 +376,7 @@ fn text(value: Option<&RawValue>) -> MaybeText {
     }
 }
 
-/// Is this list or object empty?
+/// Returns whether a list or object is empty.
 fn is_empty(value: &RawValue) -> bool {
     let inside = value.get().as_bytes().get(1..).unwrap_or_default().trim_ascii_start();
     matches!(inside.first(), Some(b']' | b'}'))
@@ -428,7 +428,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_the_searches_decide_they_agree_with_the_parser(
+        fn the_searches_agree_with_the_parser(
             content in 0..CONTENTS.len(), delta in 0..DELTAS.len() + 1, tail in 0..TAILS.len(),
             reason in prop::sample::select(vec!["null", "\"\"", "\"stop\"", "\"error\""]),
             index in 0..12_u32, second: bool, ids in prop::sample::select(vec!["null", "[]", "[5]"]),
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_chunks_need_no_parser() {
+    fn the_usual_chunks_are_read_without_the_parser() {
         let chat = br#"{"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"the \"usage\""},"logprobs":null,"finish_reason":null,"token_ids":null}]}"#;
         assert_eq!(usual(chat, false), Some(None));
         let text = br#"{"id":"x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" x","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null}"#;

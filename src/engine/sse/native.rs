@@ -1,13 +1,13 @@
-//! What the events of engines' own APIs tell: SGLang's and TGI's `/generate`, and Ollama's lines. It
-//! must never fail a stream: what it cannot read carries nothing.
+//! Events of native APIs: `/generate` of SGLang and TGI, and Ollama's lines. It must never fail a
+//! stream: unreadable data counts as nothing.
 
 use super::Seen;
 use crate::Usage;
 use serde_json::Value;
 use tidegate_types::Tokens;
 
-/// One event of `/generate`; `counted` is what the last one told. SGLang counts in every event what
-/// it has generated so far, TGI sends a token an event. Returns the index of a choice that ends here.
+/// Reads one event of `/generate`; `counted` is the previous total. SGLang reports a total in every
+/// event, TGI sends one token per event. Returns the index of a choice that ends here.
 pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) -> Option<u32> {
     let meta = &event["meta_info"];
     if let Some(now) = meta["completion_tokens"].as_u64() {
@@ -23,19 +23,19 @@ pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) 
     if event["token"].is_object() {
         seen.tokens += 1;
     }
-    // TGI has no [DONE]: its last event has all of the text.
+    // TGI has no `[DONE]`; its last event has the whole text.
     if event["generated_text"].is_string() {
         (seen.finished, seen.done) = (true, true);
         let completion = event["details"]["generated_tokens"].as_u64();
         let of = |completion| Usage { completion: Tokens(completion), ..Usage::default() };
-        // It does not tell how long the prompt was, unless asked for it.
+        // The prompt length is reported only on request.
         let prompt = event["details"]["input_length"].as_u64().map(Tokens);
         seen.usage = completion.zip(prompt).map(|(c, prompt)| Usage { prompt, ..of(c) });
     }
     None
 }
 
-/// SGLang's `meta_info`.
+/// Reads SGLang's `meta_info`.
 pub(crate) fn meta_usage(meta: &Value) -> Option<Usage> {
     Some(Usage {
         prompt: Tokens(meta["prompt_tokens"].as_u64()?),
@@ -44,7 +44,7 @@ pub(crate) fn meta_usage(meta: &Value) -> Option<Usage> {
     })
 }
 
-/// One line of Ollama's.
+/// Reads one line of Ollama's.
 pub(super) fn ollama_line(line: &Value, seen: &mut Seen) {
     let some = |value: &Value| match value {
         Value::String(text) => !text.is_empty(),
@@ -62,8 +62,7 @@ pub(super) fn ollama_line(line: &Value, seen: &mut Seen) {
     }
 }
 
-/// The counts in Ollama's last line, or in its whole answer. A prompt that it had cached whole is not
-/// counted at all.
+/// Reads the counts in Ollama's last line or whole answer. A fully cached prompt has no count.
 pub(crate) fn ollama_usage(line: &Value) -> Option<Usage> {
     Some(Usage {
         prompt: Tokens(line["prompt_eval_count"].as_u64().unwrap_or(0)),
@@ -72,7 +71,7 @@ pub(crate) fn ollama_usage(line: &Value) -> Option<Usage> {
     })
 }
 
-/// llama.cpp's `timings`, where it gives no `usage`.
+/// Reads llama.cpp's `timings`, for answers without `usage`.
 pub(crate) fn timings_usage(timings: &Value) -> Option<Usage> {
     let cached = timings["cache_n"].as_u64();
     Some(Usage {

@@ -1,4 +1,4 @@
-//! Streams read whole, in pieces, and recorded from a real vLLM.
+//! Streams read whole and split, synthetic and recorded from vLLM.
 
 use super::*;
 use crate::testing::{CHAT, COMPLETIONS, json};
@@ -48,7 +48,7 @@ fn check_choice(text: &str, tokens: u32, finished: bool) {
 }
 
 #[test]
-fn chunks_that_carry_something_generated_are_tokens() {
+fn chunks_with_generated_content_count_as_tokens() {
     for (text, tokens) in [
         (r#""delta":{"content":"Hi"},"finish_reason":null"#, 1),
         (r#""delta":{"role":"assistant","content":""},"finish_reason":null"#, 0),
@@ -76,7 +76,7 @@ fn chunks_that_carry_something_generated_are_tokens() {
 }
 
 #[test]
-fn text_that_looks_like_json_deceives_nobody() {
+fn text_that_resembles_json_is_not_misread() {
     for content in [
         r#"\"usage\": {\"prompt_tokens\": 5}"#,
         "usage",
@@ -95,7 +95,7 @@ fn text_that_looks_like_json_deceives_nobody() {
 }
 
 #[test]
-fn the_end_of_a_stream_is_seen_with_its_usage() {
+fn the_end_of_a_stream_and_its_usage_are_read() {
     let end = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3}}\n\n";
     check(end, Seen { usage: usage(9, 3), ..Seen::default() });
     check("data: [DONE]\n\n", Seen { done: true, ..Seen::default() });
@@ -109,7 +109,7 @@ fn the_end_of_a_stream_is_seen_with_its_usage() {
 }
 
 #[test]
-fn the_last_usage_counts_where_every_chunk_has_one() {
+fn the_last_usage_counts_if_every_chunk_has_one() {
     let chunk = |n| {
         let usage = format!(r#""usage":{{"prompt_tokens":9,"completion_tokens":{n}}}"#);
         format!(
@@ -121,7 +121,7 @@ fn the_last_usage_counts_where_every_chunk_has_one() {
 }
 
 #[test]
-fn every_line_ending_and_field_of_the_format_is_understood() {
+fn every_line_ending_and_field_is_understood() {
     let event = r#"{"choices":[{"index":0,"text":"x","finish_reason":null}]}"#;
     let one = Seen { tokens: 1, ..Seen::default() };
     for end in ["\n", "\r", "\r\n"] {
@@ -148,14 +148,14 @@ fn every_line_ending_and_field_of_the_format_is_understood() {
 }
 
 #[test]
-fn what_cannot_be_read_carries_nothing() {
+fn unreadable_data_counts_as_nothing() {
     for data in ["", "x", "[1]", "{", "{\"choices\":7}", "null", "{\"choices\":[7]}"] {
         check(&format!("data: {data}\n\n"), Seen::default());
     }
 }
 
 #[test]
-fn an_endless_event_is_one_token_and_does_not_grow_the_reader() {
+fn an_oversized_event_is_one_token_and_is_not_buffered() {
     let long = "x".repeat(EVENT_MAX);
     let two = format!("data: {long}\n\n{}", choice(r#""text":"x","finish_reason":null"#));
     let many = format!("{}\n\n", "data: yyyyyyyyyyyyyyyyyyyyyyyyyyyy\n".repeat(EVENT_MAX / 28 + 1));
@@ -174,7 +174,7 @@ fn an_endless_event_is_one_token_and_does_not_grow_the_reader() {
 }
 
 #[test]
-fn responses_and_messages_streams_are_counted_by_their_own_events() {
+fn responses_and_messages_streams_are_counted() {
     let responses = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\n\n\
         event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n\
         event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":4,\"output_tokens\":1}}}\n\n";
@@ -184,7 +184,7 @@ fn responses_and_messages_streams_are_counted_by_their_own_events() {
         done: true,
         finished: true,
         error: false,
-        told: false,
+        informative: false,
     };
     assert_eq!(read(Endpoint::Responses, responses, &[]), expected);
     let messages = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":4,\"output_tokens\":0}}}\n\n\
@@ -195,18 +195,18 @@ fn responses_and_messages_streams_are_counted_by_their_own_events() {
 }
 
 #[test]
-fn the_streams_of_engines_own_apis_are_counted() {
+fn native_api_streams_are_counted() {
     let sglang = "data: {\"text\":\"a\",\"meta_info\":{\"prompt_tokens\":4,\"completion_tokens\":1,\"cached_tokens\":0,\"finish_reason\":null}}\n\n\
         data: {\"text\":\"a b c\",\"meta_info\":{\"prompt_tokens\":4,\"completion_tokens\":3,\"cached_tokens\":2,\"finish_reason\":{\"type\":\"length\"}}}\n\n\
         data: [DONE]\n\n";
-    let told = Usage { cached: Some(Tokens(2)), ..usage(4, 3).unwrap() };
+    let informative = Usage { cached: Some(Tokens(2)), ..usage(4, 3).unwrap() };
     let expected = Seen {
         tokens: 3,
-        usage: Some(told),
+        usage: Some(informative),
         done: true,
         finished: true,
         error: false,
-        told: false,
+        informative: false,
     };
     assert_eq!(read(Endpoint::Generate, sglang, &[9; 99]), expected);
     let tgi = "data:{\"index\":1,\"token\":{\"id\":5,\"text\":\"a\"},\"generated_text\":null,\"details\":null}\n\n\
@@ -217,18 +217,24 @@ fn the_streams_of_engines_own_apis_are_counted() {
         done: true,
         finished: true,
         error: false,
-        told: false,
+        informative: false,
     };
     assert_eq!(read(Endpoint::Generate, tgi, &[]), expected);
     let ids = "data: {\"request_id\":\"r\",\"choices\":[{\"index\":0,\"token_ids\":[7],\"finish_reason\":null}]}\n\n\
         data: {\"choices\":[{\"index\":0,\"token_ids\":[8],\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n";
-    let expected =
-        Seen { tokens: 2, usage: None, done: true, finished: true, error: false, told: false };
+    let expected = Seen {
+        tokens: 2,
+        usage: None,
+        done: true,
+        finished: true,
+        error: false,
+        informative: false,
+    };
     assert_eq!(read(Endpoint::TokensIn, ids, &[]), expected);
 }
 
 #[test]
-fn ollamas_lines_are_counted_however_they_are_cut() {
+fn ollama_lines_are_counted_for_every_split() {
     let chat = "{\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"a\"},\"done\":false}\n\
         {\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"thinking\":\"b\"},\"done\":false}\n\
         {\"model\":\"m\",\"message\":{\"content\":\"\"},\"done\":true,\"prompt_eval_count\":4,\"eval_count\":2}\n";
@@ -238,7 +244,7 @@ fn ollamas_lines_are_counted_however_they_are_cut() {
         done: true,
         finished: true,
         error: false,
-        told: false,
+        informative: false,
     };
     for pieces in [&[][..], &[1; 400], &[7; 99]] {
         assert_eq!(read(Endpoint::OllamaChat, chat, pieces), expected);
@@ -249,16 +255,16 @@ fn ollamas_lines_are_counted_however_they_are_cut() {
 }
 
 #[test]
-fn llama_cpps_timings_count_where_there_is_no_usage() {
+fn llama_cpps_timings_replace_a_missing_usage() {
     let last = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\
         \"timings\":{\"cache_n\":3,\"prompt_n\":6,\"prompt_ms\":1.5,\"predicted_n\":2}}\n\n";
-    let told = Usage { cached: Some(Tokens(3)), ..usage(9, 2).unwrap() };
-    check(last, Seen { usage: Some(told), finished: true, ..Seen::default() });
+    let informative = Usage { cached: Some(Tokens(3)), ..usage(9, 2).unwrap() };
+    check(last, Seen { usage: Some(informative), finished: true, ..Seen::default() });
 }
 
 proptest! {
     #[test]
-    fn a_recorded_stream_tells_the_same_however_it_is_cut(
+    fn recorded_streams_are_independent_of_the_split(
         record in 0..3_usize, pieces in prop::collection::vec(1..400_usize, 0..80),
         end in prop::sample::select(vec!["\n", "\r", "\r\n"]),
     ) {
@@ -270,7 +276,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_tell_the_same_however_they_are_cut(
+    fn arbitrary_bytes_are_independent_of_the_split(
         stream in "(data: ?|\\{\"choices\":\\[\\{\"text\":\"x\"\\}\\]\\}|\\[DONE\\]|[:a\\n\\r ]|\\n\\n|\\r\\n){0,24}",
         pieces in prop::collection::vec(1..9_usize, 0..60),
     ) {
@@ -279,15 +285,15 @@ proptest! {
     }
 }
 
-/// What is told beside tokens, and how many choices are finished.
-fn told(kind: Endpoint, stream: &str) -> (bool, u32) {
+/// Whether an informative event was seen, and how many choices finished.
+fn informative(kind: Endpoint, stream: &str) -> (bool, u32) {
     let mut reader = SseReader::new(kind);
     let seen = reader.feed(stream.as_bytes());
-    (seen.told, reader.finished_choices())
+    (seen.informative, reader.finished_choices())
 }
 
 #[test]
-fn events_that_a_client_asked_for_are_told_from_those_that_open_an_answer() {
+fn informative_events_are_distinguished_from_the_opening_chunk() {
     use Endpoint::{ChatCompletions, Messages, Responses};
     for (kind, data, tells) in [
         (ChatCompletions, r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#, false),
@@ -302,9 +308,9 @@ fn events_that_a_client_asked_for_are_told_from_those_that_open_an_answer() {
         (Messages, r#"{"type":"ping"}"#, true),
         (ChatCompletions, "no JSON", true),
     ] {
-        assert_eq!(told(kind, &format!("data: {data}\n\n")).0, tells, "{data}");
+        assert_eq!(informative(kind, &format!("data: {data}\n\n")).0, tells, "{data}");
     }
-    assert!(!told(ChatCompletions, ": comment\n\nevent: x\nretry: 3\n\n").0);
+    assert!(!informative(ChatCompletions, ": comment\n\nevent: x\nretry: 3\n\n").0);
 }
 
 #[test]
@@ -314,16 +320,20 @@ fn every_choice_finishes_once() {
     };
     let usual = "data: {\"choices\":[{\"index\":3,\"text\":\"x\",\"finish_reason\":\"stop\"}]}\n\n";
     let all = [end("\"index\":0,"), end("\"index\":0,"), end("\"index\":2,"), usual.into()];
-    assert_eq!(told(Endpoint::Completions, &all.concat()).1, 3);
-    assert_eq!(told(Endpoint::Completions, &end("")).1, 1, "an index of its own is not needed");
+    assert_eq!(informative(Endpoint::Completions, &all.concat()).1, 3);
+    assert_eq!(
+        informative(Endpoint::Completions, &end("")).1,
+        1,
+        "an index of its own is not needed"
+    );
     let generated = "data: {\"index\":1,\"meta_info\":{\"completion_tokens\":1,\"prompt_tokens\":1,\"finish_reason\":{\"type\":\"stop\"}}}\n\n";
-    assert_eq!(told(Endpoint::Generate, generated).1, 1);
+    assert_eq!(informative(Endpoint::Generate, generated).1, 1);
     let llama = "data: {\"content\":\"\",\"stop\":true}\n\n";
     assert!(SseReader::new(Endpoint::Other).feed(llama.as_bytes()).done);
 }
 
 #[test]
-fn errors_are_known_by_the_event_its_field_or_its_object() {
+fn errors_are_recognised_by_event_name_field_or_object() {
     let token = choice(r#""delta":{"content":"Hi"},"finish_reason":null"#);
     for error in [
         "event: error\ndata: {\"message\":\"boom\"}\n\n",
@@ -346,7 +356,7 @@ fn errors_are_known_by_the_event_its_field_or_its_object() {
 }
 
 #[test]
-fn an_empty_finish_reason_is_none_and_a_byte_order_mark_is_no_part_of_the_first_line() {
+fn an_empty_finish_reason_and_a_byte_order_mark_are_ignored() {
     for delta in [r#"{"content":"a"}"#, r#"{"reasoning":"a"}"#] {
         check_choice(&format!(r#""delta":{delta},"finish_reason":"""#), 1, false);
         let first = choice(&format!(r#""delta":{delta},"finish_reason":"stop""#));
