@@ -1,4 +1,4 @@
-//! What comes into the chain and what goes out of it. Plain values: no filter lives here.
+//! Input and output of the filter chain, as plain values.
 
 use crate::Traceparent;
 use bytes::Bytes;
@@ -9,98 +9,97 @@ use tidegate_engine::{Endpoint, Kinds, Scan, Span};
 use tidegate_scheduler::cost::ByteFeatures;
 use tidegate_types::Tokens;
 
-/// A request's head: all that is known before its body is read.
+/// A request's head, before its body is read.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadParts<'a> {
-    /// Its method.
+    /// Request method.
     pub method: &'a Method,
-    /// Its path, without the query string.
+    /// Path without query string.
     pub path: &'a str,
-    /// Its headers.
+    /// Request headers.
     pub headers: &'a HeaderMap,
 }
 
 /// A request with its whole body.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestParts<'a> {
-    /// Its method.
+    /// Request method.
     pub method: &'a Method,
-    /// Its path, without the query string.
+    /// Path without query string.
     pub path: &'a str,
-    /// Its query string; empty if it has none.
+    /// Query string; may be empty.
     pub query: &'a str,
-    /// Its headers.
+    /// Request headers.
     pub headers: &'a HeaderMap,
-    /// Its body; empty if it has none.
+    /// Body; may be empty.
     pub body: &'a Bytes,
 }
 
-/// What this room may not make itself: random numbers and the time.
+/// Random numbers and the time, which this crate must not produce itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FreshIds {
-    /// For a request id.
+    /// Random bits of a request id.
     pub request: u128,
-    /// For a trace id.
+    /// Random bits of a trace id.
     pub trace: u128,
-    /// For our span's id.
+    /// Random bits of tidegate's span id.
     pub span: u64,
-    /// The time of day for chat templates that print the date: seconds since 1970, UTC.
+    /// Time for chat templates that print the date: seconds since 1970, UTC.
     pub unix_seconds: u64,
 }
 
-/// A request that passed every filter.
+/// A request that passed all filters.
 #[derive(Clone, Debug)]
 pub struct Accepted {
-    /// `x-request-id`: the client's if it is sane, else a fresh one. Visible ASCII, 1 to 128 bytes.
+    /// `x-request-id`: the client's if it is valid, else a new one. Visible ASCII, 1 to 128 bytes.
     pub request_id: String,
-    /// W3C trace context of this hop: the client's trace, our span.
+    /// W3C trace context: the client's trace, tidegate's span.
     pub traceparent: Traceparent,
-    /// Whose key it came with.
+    /// Owner of the API key.
     pub tenant: Tenant,
-    /// What its path asks for.
+    /// Meaning of the path.
     pub endpoint: Endpoint,
-    /// The kinds of engine that have its path.
+    /// Engine kinds that have the path.
     pub kinds: Kinds,
-    /// What one pass over its body found; `None` where the body is not JSON.
+    /// Scan of the body; `None` for other formats than JSON.
     pub scan: Option<Scan>,
-    /// The model it names, as the directory spells it; `None` where a body names none.
+    /// Model name as in the directory; `None` if the request names no model and the fleet has
+    /// several.
     pub model: Option<Arc<str>>,
-    /// Where its body names that model by an alias, which engines do not know.
+    /// Span of an alias in the body, which must be replaced by the model name.
     pub alias_at: Option<Span>,
-    /// Its prompt, counted.
+    /// Size of the prompt.
     pub prompt: Counted,
 }
 
-/// A prompt's size, and what of it may be cached somewhere.
+/// A prompt's size and prefix block hashes.
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
-    /// How many tokens the engine will read; 0 where there is no prompt.
+    /// Prompt tokens; 0 without a prompt.
     pub tokens: Tokens,
-    /// Counted with the model's own tokenizer and template, on all of the prompt. Otherwise an
-    /// estimate: nobody may be refused for it.
+    /// Counted with the model's tokenizer and chat template; otherwise an estimate, for which no
+    /// request may be refused.
     pub exact: bool,
-    /// What the estimate was made from, to be fitted to the `usage` the engine reports. `None`
-    /// where the model's tokenizer counted, or there was no prompt.
+    /// Features of the estimate, used to fit it to the `usage` that the engine reports. `None` for
+    /// an exact count or no prompt.
     pub features: Option<ByteFeatures>,
-    /// Chained hashes of the prompt's full blocks, first block first: what the prefix index knows
-    /// a prompt by.
+    /// Chained hashes of the prompt's full blocks, in order: keys of the prefix index.
     pub chain: Vec<u64>,
-    /// How many tokens one block of `chain` stands for; 0 if it is empty.
+    /// Tokens per block of `chain`; 0 if it is empty.
     pub block_tokens: Tokens,
 }
 
-/// Whose key a request came with: a configured name, so that its number is bounded.
+/// Owner of an API key: a configured name, so that the number of tenants is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tenant(pub(crate) Arc<str>);
 
 impl FreshIds {
-    /// From random bits: a request id, a trace id, a span id. The date is 1970-01-01 until
-    /// [`FreshIds::at`] sets it.
+    /// Creates ids from random bits; the time is 1970-01-01 until [`FreshIds::at`] sets it.
     pub fn from_random(request: u128, trace: u128, span: u64) -> FreshIds {
         FreshIds { request, trace, span, unix_seconds: 0 }
     }
 
-    /// The same at this time of day.
+    /// Sets the time.
     #[must_use]
     pub fn at(self, unix_seconds: u64) -> FreshIds {
         FreshIds { unix_seconds, ..self }
@@ -108,17 +107,17 @@ impl FreshIds {
 }
 
 impl RequestParts<'_> {
-    /// The part that is known before the body.
+    /// Returns the head.
     pub fn head(&self) -> HeadParts<'_> {
         HeadParts { method: self.method, path: self.path, headers: self.headers }
     }
 }
 
 impl Tenant {
-    /// Where no keys are configured, everybody is this one.
+    /// The tenant of all requests if no API key is configured.
     pub const OPEN: &str = "anonymous";
 
-    /// The name, for logs and metrics.
+    /// Name, for logs and metrics.
     pub fn as_str(&self) -> &str {
         &self.0
     }

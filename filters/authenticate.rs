@@ -1,5 +1,5 @@
-//! Filter 2: whose key is it? It must never tell how much of a key was right, nor keep or show one
-//! where a log could catch it.
+//! Filter 2: API keys. It must never reveal by its timing how much of a key was right, nor print a
+//! key.
 
 use crate::Tenant;
 use http::HeaderMap;
@@ -9,22 +9,22 @@ use std::sync::Arc;
 use subtle::{Choice, ConstantTimeEq};
 use tidegate_engine::ApiError;
 
-/// Where a key alone is the value: as Anthropic's clients send it, and Azure's.
+/// Headers whose value is the key itself: Anthropic's and Azure's clients.
 const BARE: [&str; 2] = ["x-api-key", "api-key"];
 
-/// Every header that may carry a client's key.
+/// All headers that may carry a client's key.
 pub const CREDENTIALS: [&str; 3] = ["authorization", BARE[0], BARE[1]];
 
-/// One key and whose it is.
+/// One API key and its tenant.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
-    /// The tenant: a label in metrics and logs.
+    /// Tenant: a label in metrics and logs.
     pub name: String,
-    /// The secret, as the client sends it.
+    /// The secret, as sent by the client.
     pub key: String,
 }
 
-/// All keys. Empty: everybody may come in.
+/// All keys; empty: no authentication.
 #[derive(Debug)]
 pub(crate) struct ApiKeys {
     known: Vec<(Tenant, ApiKey)>,
@@ -37,8 +37,8 @@ impl ApiKeys {
         ApiKeys { known: known.collect(), open: Tenant(Arc::from(Tenant::OPEN)) }
     }
 
-    /// Whose this key is. Every known key is compared, and each in a time that depends on lengths
-    /// alone.
+    /// Returns the key's tenant. All known keys are compared, in a time that depends only on
+    /// lengths.
     fn owner(&self, offered: &[u8]) -> Option<&Tenant> {
         let mut tenant = None;
         for (name, known) in &self.known {
@@ -51,8 +51,8 @@ impl ApiKeys {
     }
 }
 
-/// `Authorization: Bearer KEY`, else `x-api-key: KEY` or `api-key: KEY`. Of several values of one
-/// kind each must be a key of the same tenant: another reader might take another one of them.
+/// Reads `Authorization: Bearer KEY`, else `x-api-key: KEY` or `api-key: KEY`. Of several values of
+/// one kind, each must be a key of the same tenant: another server might use another one.
 pub(crate) fn authenticate(keys: &ApiKeys, headers: &HeaderMap) -> Result<Tenant, ApiError> {
     if keys.known.is_empty() {
         return Ok(keys.open.clone());
@@ -67,8 +67,8 @@ pub(crate) fn authenticate(keys: &ApiKeys, headers: &HeaderMap) -> Result<Tenant
     owner.cloned().ok_or_else(ApiError::unauthorized)
 }
 
-/// The tenant that all of these keys belong to; `None` if there are no keys, or one of them is no
-/// key of this tenant.
+/// Returns the tenant that owns all of these keys; `None` if there are none, or if one is unknown
+/// or another tenant's.
 fn one_owner<'k, 'h>(
     keys: &'k ApiKeys,
     offered: impl Iterator<Item = Option<&'h [u8]>>,
@@ -86,7 +86,7 @@ fn one_owner<'k, 'h>(
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(7)?;
-    // The scheme's case does not matter (RFC 9110 §11.1).
+    // The scheme is case-insensitive (RFC 9110 §11.1).
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use http::HeaderName;
 
-    /// Whose a request with these headers is.
+    /// Authenticates a request with these headers.
     fn owner(headers: &[(&'static str, &'static str)]) -> Option<String> {
         let key = |name: &str, key: &str| ApiKey { name: name.into(), key: key.into() };
         let keys =
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn every_one_of_several_keys_is_verified() {
+    fn each_of_several_keys_is_verified() {
         const RED: (&str, &str) = ("authorization", "Bearer sk-red");
         const RED_2: (&str, &str) = ("authorization", "bearer sk-red2");
         const BLUE: (&str, &str) = ("authorization", "Bearer sk-blue");

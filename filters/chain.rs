@@ -1,4 +1,4 @@
-//! The chain: the filters in their order, in plain sight. It must never hold a filter's logic.
+//! The chain: all filters in order. Their logic is in their own modules.
 
 use crate::authenticate::{ApiKeys, authenticate};
 use crate::context_limit::check_context;
@@ -12,24 +12,24 @@ use http::HeaderMap;
 use tidegate_engine::{ApiError, PathEntry};
 use tidegate_scheduler::cost::ByteEstimator;
 
-/// What the operator may set.
+/// Settings of the chain.
 #[derive(Clone, Debug)]
 pub struct ChainParams {
-    /// Who may come in; nobody named: everybody.
+    /// Accepted API keys; empty: no authentication.
     pub keys: Vec<ApiKey>,
-    /// Largest body, in bytes.
+    /// Body limit in bytes.
     pub body_max: usize,
-    /// Tokens in a block of the prefix index; at least 1. Where there is no tokenizer a block is
-    /// four times as many bytes.
+    /// Tokens per block of the prefix index, at least 1. Without a tokenizer a block has four times
+    /// as many bytes.
     pub prefix_block: usize,
-    /// Which hand-offs of clients are let in.
+    /// Clients' hand-offs that are accepted.
     pub handoff: HandoffTrust,
-    /// Render the chat template that a request brings with it, as vLLM does under
-    /// `--trust-request-chat-template`. Without it such a request is estimated, and vLLM refuses it.
+    /// Renders the chat template in a request, as vLLM does with `--trust-request-chat-template`.
+    /// Otherwise such a request is estimated, and vLLM refuses it.
     pub trust_request_chat_template: bool,
 }
 
-/// The chain, built once.
+/// The filter chain.
 #[derive(Debug)]
 pub struct Chain {
     keys: ApiKeys,
@@ -51,7 +51,7 @@ impl Default for ChainParams {
 }
 
 impl Chain {
-    /// A chain with these settings.
+    /// Creates a chain.
     pub fn new(params: ChainParams) -> Chain {
         Chain {
             keys: ApiKeys::new(params.keys),
@@ -64,13 +64,13 @@ impl Chain {
         }
     }
 
-    /// Remove the headers by which an untrusted client would name engines.
+    /// Removes the headers by which an untrusted client could name engines.
     pub fn strip_handoff(&self, headers: &mut HeaderMap) {
         strip_handoff_headers(&self.handoff, headers);
     }
 
-    /// What can be refused before the body is read: keys, path, method, announced size. Optional:
-    /// [`Chain::admit`] checks it all again.
+    /// Checks keys, path, method and announced size before the body is read. Optional:
+    /// [`Chain::admit`] repeats these checks.
     ///
     /// # Errors
     /// 401, 404, 405, 413, 415.
@@ -80,11 +80,12 @@ impl Chain {
         Ok(())
     }
 
-    /// Every filter, in order. Takes about 10 µs for a body of 1 KB and grows with it: bodies above
-    /// some 64 KB do not belong on a reactor thread.
+    /// Runs all filters. Takes about 10 µs for a body of 1 KB and grows with it: bodies above about
+    /// 64 KB should not be filtered on a reactor thread.
     ///
     /// # Errors
-    /// The first filter's that refuses: 400, 401, 404, 405, 413, 415, or 503 while no model is known.
+    /// That of the first filter that refuses: 400, 401, 404, 405, 413, 415, or 503 while no model
+    /// is known.
     pub fn admit(
         &self,
         directory: &Directory,

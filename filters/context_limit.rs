@@ -1,5 +1,5 @@
-//! Filter 6: can the engine take it at all, and is somebody waiting? It must never refuse what
-//! vLLM would serve: an estimate refuses nobody.
+//! Filter 6: the prompt and `max_tokens` against the model's context length. It must never refuse a
+//! request that vLLM would serve; estimated counts refuse none.
 
 use crate::parse::Parsed;
 use crate::tokenize::Measured;
@@ -12,10 +12,10 @@ pub(crate) fn check_context(parsed: &Parsed<'_>, measured: &Measured) -> Result<
     limit.map_or(Ok(()), |limit| check_length(scan, measured, limit))
 }
 
-/// What vLLM 0.32 refuses: a prompt that leaves no room for one token
-/// (`InputProcessor._validate_prompt_len`), and a `max_tokens` above the whole context
-/// (`TokenizeParams`). A `max_tokens` that only together with the prompt goes beyond it is cut to
-/// what is left, not refused (`get_max_tokens`).
+/// Refuses what vLLM 0.32 refuses: a prompt that leaves no room for one token
+/// (`InputProcessor._validate_prompt_len`), and a `max_tokens` above the context length
+/// (`TokenizeParams`). A `max_tokens` that exceeds it only together with the prompt is reduced by
+/// vLLM (`get_max_tokens`).
 fn check_length(scan: &Scan, measured: &Measured, limit: Tokens) -> Result<(), ApiError> {
     if !matches!(scan.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
         return Ok(());

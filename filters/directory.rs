@@ -1,5 +1,5 @@
-//! The models that are served, and the paths that are there, as the proxy last knew them: a snapshot
-//! that is replaced whole. It must never say where a model is served.
+//! Directory of served models and available paths: a snapshot that the proxy replaces as a whole.
+//! It does not contain the backends of a model.
 
 use crate::ModelTokenizer;
 use std::collections::HashMap;
@@ -8,30 +8,30 @@ use tidegate_engine::Kinds;
 use tidegate_engine::paths::{self, Lookup, PathEntry};
 use tidegate_types::Tokens;
 
-/// Every model a client may name, and every path it may ask for.
+/// Models that clients may name, and paths that they may use.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    /// By name.
+    /// Models by name.
     pub models: HashMap<Arc<str>, ModelEntry>,
-    /// Further names, and the models that they mean.
+    /// Aliases, each with its model name.
     pub aliases: HashMap<Arc<str>, Arc<str>>,
-    /// The kinds of engine that there are.
+    /// Engine kinds in the fleet.
     pub kinds: Kinds,
-    /// Paths that operators say some backend has beside those of its kind.
+    /// Path patterns that operators list for backends.
     pub paths: Vec<String>,
 }
 
-/// What is known of one model.
+/// Properties of a model.
 #[derive(Clone, Debug, Default)]
 pub struct ModelEntry {
-    /// The longest context, prompt and answer together; `None` if no engine told.
+    /// Context length in tokens, prompt and output together; `None` if no engine reports it.
     pub max_model_len: Option<Tokens>,
-    /// Its tokenizer; `None`: prompts are estimated from their bytes.
+    /// Tokenizer; `None`: prompts are estimated from their bytes.
     pub tokenizer: Option<Arc<ModelTokenizer>>,
 }
 
 impl Default for Directory {
-    /// No model, and the paths of every kind of engine.
+    /// No models; the paths of every engine kind.
     fn default() -> Directory {
         Directory {
             models: HashMap::new(),
@@ -43,20 +43,20 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// The model of this name or alias, with its own name as the directory holds it (no copy needed).
+    /// Returns the model of this name or alias, with its own name.
     pub fn find(&self, name: &str) -> Option<(&Arc<str>, &ModelEntry)> {
         self.models
             .get_key_value(name)
             .or_else(|| self.models.get_key_value(self.aliases.get(name)?))
     }
 
-    /// The fleet's model, if it has just one.
+    /// Returns the fleet's model, if there is exactly one.
     pub fn only(&self) -> Option<(&Arc<str>, &ModelEntry)> {
         let mut all = self.models.iter();
         all.next().filter(|_| all.next().is_none())
     }
 
-    /// What is at `path` for `method`, if some engine has it.
+    /// Looks up `path` for `method` among the fleet's engine kinds.
     pub fn at(&self, method: &str, path: &str) -> Lookup {
         let listed = || {
             let short = paths::without_slash(path);
@@ -66,7 +66,7 @@ impl Directory {
         };
         match paths::lookup(method, path) {
             Lookup::Found(served) => match (served.kinds.meets(self.kinds), listed()) {
-                // The one that lists it may be the only one that has it.
+                // A backend that lists the path may be the only one that has it.
                 (true, _) | (false, Some(_)) => Lookup::Found(served),
                 (false, None) => Lookup::Nothing,
             },
@@ -74,7 +74,7 @@ impl Directory {
         }
     }
 
-    /// Is no model known yet?
+    /// Returns whether no model is known yet.
     pub fn is_empty(&self) -> bool {
         self.models.is_empty()
     }

@@ -1,6 +1,6 @@
-//! Filter: may this client hand a request over between engines itself? Only behind another gateway
-//! that does (a sidecar); for every other client such members would make an engine connect to an
-//! address of the client's choice.
+//! Filter: hand-off members in clients' requests. They make an engine connect to an address that
+//! the client chooses, so that they are accepted only from another gateway that controls hand-offs
+//! (a sidecar).
 
 use http::HeaderName;
 use http::header::HeaderMap;
@@ -17,13 +17,13 @@ const HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("x-data-parallel-host-port"),
 ];
 
-/// Which hand-offs of clients are let in.
+/// Clients' hand-offs that are accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HandoffTrust {
     /// None: the request is refused.
     #[default]
     Refuse,
-    /// All of them.
+    /// All.
     Any,
     /// Those that name only these hosts.
     Hosts(Vec<HandoffHost>),
@@ -32,14 +32,14 @@ pub enum HandoffTrust {
 /// An entry of the allow-list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandoffHost {
-    /// A network, or a single address.
+    /// A network or a single address.
     Net(IpNet),
-    /// A name, compared without case.
+    /// A host name, compared case-insensitively.
     Name(String),
 }
 
 impl HandoffHost {
-    /// `10.0.0.0/8`, `10.0.0.7`, `::1` or a name. `None` if it is none of them.
+    /// Parses `10.0.0.0/8`, `10.0.0.7`, `::1` or a name; `None` if invalid.
     pub fn parse(text: &str) -> Option<HandoffHost> {
         if let Ok(net) = text.parse::<IpNet>() {
             return Some(HandoffHost::Net(net));
@@ -85,7 +85,8 @@ pub(crate) fn check_handoff(
     }
 }
 
-/// Headers that must not reach an engine, or a sidecar in front of it, from an untrusted client.
+/// Removes headers that must not reach an engine, or a sidecar in front of it, from an untrusted
+/// client.
 pub fn strip_handoff_headers(trust: &HandoffTrust, headers: &mut HeaderMap) {
     if *trust == HandoffTrust::Refuse {
         for name in &HEADERS {
@@ -100,7 +101,7 @@ mod tests {
     use tidegate_engine::{Endpoint, scan};
 
     #[test]
-    fn an_allow_list_holds_for_every_host_that_is_named() {
+    fn every_named_host_must_be_on_the_allow_list() {
         let hosts = ["10.0.0.0/8", "prefill-0.llm", "::1"];
         let hosts: Vec<_> = hosts.iter().map(|host| HandoffHost::parse(host).unwrap()).collect();
         let check = |trust: &HandoffTrust, host: &str| {

@@ -1,30 +1,30 @@
-//! Filter 1: who is this request? Its id and its trace, the client's where they are sane. It must
-//! never refuse a request, and never let a header through that could forge a log line.
+//! Filter 1: request id and trace context, the client's if valid. It must never refuse a request,
+//! nor accept a header that could forge a log line.
 
 use crate::FreshIds;
 use http::HeaderMap;
 use std::fmt;
 
-/// Longest `x-request-id` that is taken over, in bytes: room for two UUIDs and a prefix.
+/// Longest `x-request-id` accepted, in bytes: two UUIDs and a prefix.
 const REQUEST_ID_MAX: usize = 128;
 
-/// A `traceparent` of version 00, in bytes (W3C Trace Context §3.2).
+/// Length in bytes of a `traceparent` of version 00 (W3C Trace Context §3.2).
 const TRACEPARENT_LEN: usize = 55;
 
-/// W3C trace context, version 00: always valid.
+/// A valid W3C `traceparent` of version 00.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Traceparent {
     text: String,
 }
 
-/// The request's id and its trace. Never fails, so that a refusal has a name too.
+/// Returns the request's id and trace context. Infallible, so that refusals have an id too.
 pub fn identify(headers: &HeaderMap, fresh: &FreshIds) -> (String, Traceparent) {
     (request_id(headers, fresh), traceparent(headers, fresh))
 }
 
-/// The client's `x-request-id` if it is visible ASCII of 1 to 128 bytes, else a fresh one. vLLM's
-/// P2pNccl and MoRI connectors read peer addresses from ids of the form
-/// `___prefill_addr_HOST:PORT___decode_addr_HOST:PORT_…`: no client may choose those.
+/// Returns the client's `x-request-id` if it is visible ASCII of 1 to 128 bytes, else a new id.
+/// vLLM's P2pNccl and MoRI connectors read peer addresses from ids of the form
+/// `___prefill_addr_HOST:PORT___decode_addr_HOST:PORT_…`, which a client must not choose.
 pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
     match single(headers, "x-request-id").filter(|id| sane(id)) {
         Some(id) => id.to_owned(),
@@ -39,14 +39,14 @@ pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
 fn traceparent(headers: &HeaderMap, fresh: &FreshIds) -> Traceparent {
     match single(headers, "traceparent").and_then(parse) {
         Some(theirs) => Traceparent::new(theirs.trace, fresh.span, theirs.flags),
-        // Not sampled: whoever starts a trace decides that, and nobody did.
+        // Not sampled: that decision belongs to the client, which sent none.
         None => Traceparent::new(fresh.trace, fresh.span, 0),
     }
 }
 
 impl Traceparent {
     fn new(trace: u128, span: u64, flags: u8) -> Traceparent {
-        // An id of zeros is invalid (§3.2.2.3); the chance is 2^-64, and 1 is as good.
+        // An id of zeros is invalid (§3.2.2.3); its probability is 2^-64.
         let (trace, span) = (trace.max(1), span.max(1));
         let mut text = String::with_capacity(TRACEPARENT_LEN);
         for (before, value, digits) in
@@ -88,7 +88,7 @@ struct Theirs {
     flags: u8,
 }
 
-/// §3.2 and §4.3: a later version is read by the rules of 00 if its fields are where 00 has them.
+/// Parses by §3.2 and §4.3: a later version is read as 00 if its fields are in the same positions.
 fn parse(value: &str) -> Option<Theirs> {
     let bytes = value.as_bytes();
     let version = hex(bytes.get(..2)?)?;
@@ -103,12 +103,12 @@ fn parse(value: &str) -> Option<Theirs> {
     }
     let (trace, parent) = (hex(&bytes[3..35])?, hex(&bytes[36..52])?);
     let flags = hex(&bytes[53..55])?;
-    // Of the flags only what 00 defines may be handed on: sampled, and random from level 2.
+    // Only flags that version 00 defines may be forwarded: sampled, and random (level 2).
     let known = (flags & 0b11) as u8;
     (trace != 0 && parent != 0).then_some(Theirs { trace, flags: known })
 }
 
-/// Lower-case hex digits only, as the standard demands.
+/// Parses lower-case hex digits, as the standard requires.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0_u128, |value, digit| {
         let digit = match digit {
@@ -120,8 +120,8 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// The last `digits` hex digits of `value`, an even number of them, in lower case. (`format!` took
-/// 4,000 instructions for the ids of one request.)
+/// Appends the last `digits` (an even number) hex digits of `value` in lower case. `format!` took
+/// 4,000 instructions for the ids of one request.
 fn push_hex(text: &mut String, value: u128, digits: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut all = [0; 32];
@@ -133,7 +133,7 @@ fn push_hex(text: &mut String, value: u128, digits: usize) {
     text.push_str(std::str::from_utf8(&all[..digits]).unwrap_or_default());
 }
 
-/// A header that came once; of two that differ neither can be trusted.
+/// Returns a header that occurs once; repeated ones are not trusted.
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {

@@ -1,20 +1,20 @@
-//! The filter chain: what a request is, before anyone asks where it goes. Bodies and tokens in,
-//! an [`Accepted`] or an [`tidegate_engine::ApiError`] out.
+//! The filter chain: admission of a request before it is placed. A request goes in; an [`Accepted`]
+//! or a [`tidegate_engine::ApiError`] comes out.
 //!
-//! - `chain`: the ordered list of filters, and the three calls of the proxy into this room
-//! - `accepted`: what comes in and what goes out
-//! - `directory`: the models that are served, as a snapshot
+//! - `chain`: the filters in order, and the three calls of the proxy
+//! - `accepted`: input and output values
+//! - `directory`: snapshot of served models and paths
 //! - `identify`: x-request-id and W3C trace context
 //! - `authenticate`: API keys
 //! - `handoff`: hand-off members of clients
 //! - `limit`: path, method and size
-//! - `parse`: the body's one scan, and the model's name
-//! - `query`: the model that a query string names
-//! - `tokenize`: how many tokens the prompt has, and the hashes of its blocks
+//! - `parse`: scan of the body, and the model's name
+//! - `query`: the model named by a query string
+//! - `tokenize`: prompt tokens and prefix block hashes
 //! - `context_limit`: the prompt and `max_tokens` against the model's context length
-//! - `model`: a model's own tokenizer and chat template
+//! - `model`: a model's tokenizer and chat template
 //!
-//! It must never know a backend, open a socket or a file, read a clock or draw a random number.
+//! The crate is pure: no backends, sockets, files, clock or random numbers.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod accepted;

@@ -1,11 +1,10 @@
-//! Filter 3: a path we know, its method, and a body of a size we take. It must never look into the
-//! body. The content type is not judged: an engine that minds it says so itself.
+//! Filter 3: a known path, its method, and the body's size. The content type is left to the engine.
 
 use crate::{Directory, HeadParts};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use tidegate_engine::{ApiError, Lookup, PathEntry};
 
-/// What a request's head alone can be refused for.
+/// Checks everything that a request's head determines.
 pub(crate) fn check_head(
     body_max: usize,
     directory: &Directory,
@@ -19,7 +18,7 @@ pub(crate) fn check_head(
         }
         Lookup::Nothing => return Err(ApiError::unknown_path(method, head.path)),
     };
-    // A length that is no number is the HTTP codec's to refuse.
+    // A malformed length is refused by the HTTP codec.
     let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|length| length.trim().parse::<u64>().ok());
     if announced.is_some_and(|length| length > body_max as u64) {
@@ -32,7 +31,7 @@ pub(crate) fn check_head(
     Ok(served)
 }
 
-/// A body may be longer than its head announced, or its head may announce nothing.
+/// Checks the actual length, which the head may not have announced correctly.
 pub(crate) fn check_body(body_max: usize, body: &[u8]) -> Result<(), ApiError> {
     if body.len() > body_max {
         return Err(ApiError::too_large(body_max));
@@ -40,7 +39,7 @@ pub(crate) fn check_body(body_max: usize, body: &[u8]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// 415 (RFC 9110 §15.5.16): no engine reads a compressed body, and we could not count it.
+/// 415 (RFC 9110 §15.5.16): no engine reads compressed bodies, and they cannot be scanned.
 fn compressed() -> ApiError {
     let message = "Compressed request bodies are not supported: send `content-encoding: identity`.";
     let invalid = ApiError::bad_request(message, Some("content-encoding"));

@@ -1,13 +1,14 @@
-//! A model's own tokenizer and chat template: what its engine would make of a prompt. It must never
-//! be used where it would count wrongly: what the fast tokenizer cannot take is refused at load.
+//! A model's tokenizer and chat template, for exact prompt token counts. It must never count
+//! differently from the engine: a `tokenizer.json` that the fast tokenizer does not support is
+//! refused at load.
 //!
 //! - `config`: `tokenizer_config.json`
-//! - `refuse`: which `tokenizer.json` cannot be taken
-//! - `template`: the chat template, compiled once, with what Hugging Face templates call
+//! - `refuse`: unsupported structures of `tokenizer.json`
+//! - `template`: the compiled chat template, with the functions that Hugging Face templates call
 //! - `conversation`: a body's messages as the template sees them
-//! - `other_apis`: prompts of the Responses and the Messages API as chats
-//! - `pieces`: long texts, cut where no token is
-//! - `python`: JSON and dates as Python writes them
+//! - `other_apis`: prompts of the Responses and Messages APIs as chats
+//! - `pieces`: splits long texts at token boundaries
+//! - `python`: JSON and dates in Python's format
 
 mod config;
 mod conversation;
@@ -30,30 +31,30 @@ use fastokens::Tokenizer;
 use template::ChatTemplate;
 use tidegate_engine::{Endpoint, Scan};
 
-/// A tokenizer and its chat template, loaded once. Immutable; any number of threads may use it.
+/// A tokenizer and its chat template. Immutable, shared by threads.
 pub struct ModelTokenizer {
     tokenizer: Tokenizer,
     config: Config,
     template: Option<ChatTemplate>,
-    /// Does `tokenizer_config.json` ask for the special tokens that `tokenizer.json` adds?
+    /// `tokenizer_config.json` and `tokenizer.json` agree on the added special tokens.
     special_sure: bool,
-    /// Bytes of the vocabulary's longest token: a text has at least one token for so many bytes.
+    /// Length in bytes of the vocabulary's longest token; bounds a text's token count from below.
     longest_token: usize,
     notes: Vec<String>,
 }
 
-/// Why a tokenizer cannot be used. The model's prompts can still be estimated.
+/// Reason why a tokenizer cannot be used; the model's prompts are then estimated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerError {
-    /// A file that is not what it should be.
+    /// A malformed file.
     #[error("{file}: {problem}")]
     Unreadable {
-        /// Which: `tokenizer.json` or `tokenizer_config.json`.
+        /// `tokenizer.json` or `tokenizer_config.json`.
         file: &'static str,
-        /// What is wrong.
+        /// Description of the error.
         problem: String,
     },
-    /// `tokenizer.json` is sound, but the fast tokenizer would not count as the model's own does.
+    /// The fast tokenizer does not support a structure of a valid `tokenizer.json`.
     #[error("tokenizer.json: {0} is not supported; prompts will be estimated")]
     Unsupported(String),
 }
@@ -61,22 +62,22 @@ pub enum TokenizerError {
 /// A prompt's token ids.
 pub(crate) struct Encoded {
     pub(crate) ids: Vec<u32>,
-    /// The engine reads exactly these.
+    /// The engine reads exactly these ids.
     pub(crate) sure: bool,
     /// The template printed the date.
     pub(crate) dated: bool,
-    /// Cuts of a long text that may each have cost a token.
+    /// Number of splits of a long text; each may have added a token.
     pub(crate) cuts: u64,
 }
 
 impl ModelTokenizer {
-    /// Loads Hugging Face's `tokenizer.json` with the chat template of `tokenizer_config.json`, or
-    /// with `template_override`, which is the engine's `--chat-template` (or a
-    /// `chat_template.jinja`). Takes about a second for a vocabulary of 128k.
+    /// Loads Hugging Face's `tokenizer.json`, with the chat template of `tokenizer_config.json` or
+    /// with `template_override` (the engine's `--chat-template`, or a `chat_template.jinja`). Takes
+    /// about 1 s for a vocabulary of 128k.
     ///
     /// # Errors
-    /// A file that cannot be read, or a tokenizer that the fast one cannot stand in for. A template
-    /// that does not compile is no error: see [`ModelTokenizer::notes`].
+    /// [`TokenizerError`] for a malformed file or an unsupported tokenizer. A template that does
+    /// not compile is reported by [`ModelTokenizer::notes`] instead.
     pub fn load(
         tokenizer_json: &[u8],
         tokenizer_config: Option<&[u8]>,
@@ -91,7 +92,7 @@ impl ModelTokenizer {
         let longest_token = longest_token(&json);
         let mut tokenizer = Tokenizer::from_json(json)
             .map_err(|error| TokenizerError::Unsupported(error.to_string()))?;
-        // Engines cut and pad prompts by their own rules, not by the file's.
+        // Engines truncate and pad by their own rules.
         tokenizer.set_truncation(None);
         tokenizer.set_padding(None);
         let mut notes = Vec::new();
@@ -114,33 +115,32 @@ impl ModelTokenizer {
         Ok(ModelTokenizer { tokenizer, config, template, special_sure, longest_token, notes })
     }
 
-    /// The same with `bytes` of memory for the token ids of messages seen before: chats and agents
-    /// send their whole history with every turn, and then only what is new is tokenized. A message
-    /// of more than a 64th of it is not kept; 0 keeps none.
+    /// Adds a cache of `bytes` bytes for the token ids of earlier messages, so that a
+    /// conversation's history is not tokenized again. Messages above a 64th of the size are not
+    /// cached; 0 disables the cache.
     #[must_use]
     pub fn with_cache(mut self, bytes: usize) -> ModelTokenizer {
         self.tokenizer.enable_segment_cache(bytes);
         self
     }
 
-    /// What the operator should know: why chats are only estimated, and the like. Empty if all is
-    /// well.
+    /// Messages for the operator, for example why chats are estimated; empty if there are none.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Can chats be counted? Not without a template.
+    /// Returns whether there is a chat template, which exact counts of chats require.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// The ids of a text, special tokens in it recognised; with `add_special_tokens` also those
-    /// that the model's tokenizer puts around it. `None` if the tokenizer fails on it.
+    /// Tokenizes a text, recognising special tokens in it. `add_special_tokens` adds those that the
+    /// tokenizer puts around a text. `None` if the tokenizer fails.
     pub fn encode_text(&self, text: &str, add_special_tokens: bool) -> Option<Vec<u32>> {
         self.encode(text, add_special_tokens).map(|(ids, _)| ids)
     }
 
-    /// The same, with the cuts that may each have cost a token.
+    /// Tokenizes a text; returns the ids and the number of splits.
     fn encode(&self, text: &str, special: bool) -> Option<(Vec<u32>, u64)> {
         if text.len() <= pieces::PIECE {
             return Some((self.tokenizer.encode_with_special_tokens(text, special).ok()?, 0));
@@ -149,21 +149,20 @@ impl ModelTokenizer {
         let cuts = pieces.len() as u64 - 1;
         let mut ids = Vec::with_capacity(text.len() / 4);
         for (i, piece) in pieces.into_iter().enumerate() {
-            // A special token that belongs at the end stands after the first piece then: the count
-            // is the same.
+            // A special token for the end follows the first piece instead; the count is the same.
             let piece = self.tokenizer.encode_with_special_tokens(piece, special && i == 0);
             ids.extend_from_slice(&piece.ok()?);
         }
         Some((ids, cuts))
     }
 
-    /// The fewest tokens that a text of `bytes` bytes can have.
+    /// Lower bound of the tokens of a text of `bytes` bytes.
     pub(crate) fn fewest_tokens(&self, bytes: usize) -> u64 {
         (bytes / self.longest_token) as u64
     }
 
-    /// The ids of a chat body's rendered messages; `unix_seconds` is the time of day for templates
-    /// that print a date. `None` if there is no template, or it does not take these messages.
+    /// Tokenizes a chat body's rendered messages at time `unix_seconds`. `None` without a template,
+    /// or if it refuses the messages.
     pub fn encode_chat(&self, scan: &Scan, body: &[u8], unix_seconds: u64) -> Option<Vec<u32>> {
         self.chat(scan, body, UnixTime(unix_seconds)).map(|encoded| encoded.ids)
     }
@@ -180,15 +179,15 @@ impl ModelTokenizer {
             None => None,
         };
         let template = theirs.as_ref().or(self.template.as_ref())?;
-        let said = RequestMessages::read(scan, body, template)?;
-        let sure = said.is_faithful() && theirs.is_none() && !template.imitates;
-        let rendered = template.render(said, &self.config, clock)?;
+        let messages = RequestMessages::read(scan, body, template)?;
+        let sure = messages.is_faithful() && theirs.is_none() && !template.imitates;
+        let rendered = template.render(messages, &self.config, clock)?;
         let special = scan.add_special_tokens.unwrap_or(false);
         let encoded = self.completion(&rendered.text, special)?;
         Some(Encoded { sure: sure && encoded.sure, dated: rendered.dated, ..encoded })
     }
 
-    /// The same for a Responses or a Messages body. `None` too if there is more to it than text.
+    /// Tokenizes a Responses or Messages body; `None` also if it contains other content than text.
     pub(crate) fn chat_of_other_api(
         &self,
         scan: &Scan,
@@ -208,14 +207,14 @@ impl ModelTokenizer {
         clock: UnixTime,
     ) -> Result<String, String> {
         let template = self.template.as_ref().ok_or("no template")?;
-        let said = RequestMessages::read(scan, body, template).ok_or("unreadable")?;
-        let rendered = template.render(said, &self.config, clock).ok_or("not rendered")?;
+        let messages = RequestMessages::read(scan, body, template).ok_or("unreadable")?;
+        let rendered = template.render(messages, &self.config, clock).ok_or("not rendered")?;
         Ok(rendered.text)
     }
 }
 
-/// The most bytes that one token of `tokenizer.json` stands for. Byte-level vocabularies write a byte
-/// as a character of one or two bytes, so this is an upper bound for them; normalizers only shorten.
+/// Returns the length in bytes of the longest token. Byte-level vocabularies write a byte as a
+/// character of one or two bytes, so that this is an upper bound; normalizers only shorten.
 fn longest_token(json: &serde_json::Value) -> usize {
     let vocabulary = json["model"]["vocab"].as_object();
     let tokens = vocabulary.into_iter().flat_map(|tokens| tokens.keys().map(String::len));

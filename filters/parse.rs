@@ -1,5 +1,5 @@
-//! Filter 4: the body's one scan, and the model it names. It must never judge what the engine
-//! judges better: refused is only what is not JSON, and a model that the fleet does not serve.
+//! Filter 4: scans the body and resolves the model. It must never refuse anything but invalid JSON
+//! and unknown models; the rest is left to the engine.
 
 use crate::query::model_in_query;
 use crate::{Directory, ModelEntry, RequestParts};
@@ -9,17 +9,16 @@ use std::sync::Arc;
 use tidegate_engine::{ApiError, Endpoint, Scan, Span, is_form, model_in_form, scan};
 use tidegate_types::Seconds;
 
-/// How soon a client may try again while no model is known: backends are asked for their models
-/// every few seconds.
+/// `retry-after` while no model is known: backends are asked for their models every few seconds.
 const DIRECTORY_SOON: Seconds = Seconds(2.0);
 
-/// A body that was read.
+/// Result of the filter.
 pub(crate) struct Parsed<'a> {
-    /// `None` where the body is no JSON.
+    /// Scan of a JSON body.
     pub(crate) scan: Option<Scan>,
-    /// `None` where the body names no model and the fleet has several.
+    /// The model; `None` if none is named and the fleet has several.
     pub(crate) model: Option<(&'a Arc<str>, &'a ModelEntry)>,
-    /// Where it is named by an alias.
+    /// Span of an alias in the body.
     pub(crate) alias_at: Option<Span>,
 }
 
@@ -47,7 +46,7 @@ pub(crate) fn parse<'a>(
     let Some(at) = scan.model else { return Ok(unnamed(Some(scan), directory)) };
     match at.text(body) {
         Some(name) => named(Some(scan), Some(at), &name, directory),
-        // Half a surrogate pair: no model has such a name.
+        // An unpaired surrogate: no model has such a name.
         None => {
             let raw = String::from_utf8_lossy(at.of(body));
             Err(ApiError::model_not_found(raw.trim_matches('"')))
@@ -55,7 +54,7 @@ pub(crate) fn parse<'a>(
     }
 }
 
-/// Engines serve their own model then: of a fleet with one model it is that one.
+/// Without a name engines serve their own model: that of the fleet, if it has exactly one.
 fn unnamed(scan: Option<Scan>, directory: &Directory) -> Parsed<'_> {
     Parsed { scan, model: directory.only(), alias_at: None }
 }

@@ -1,11 +1,11 @@
-//! The model that a query string names: `?model=` of a websocket, which has no body.
+//! The model named by a query string: `?model=` of a websocket, which has no body.
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 const MODEL: &str = "model";
 
-/// The value of `model` in an `application/x-www-form-urlencoded` query; of several the last counts,
-/// as in Starlette. `None` if there is none, or if it is empty.
+/// Returns the value of `model` in an `application/x-www-form-urlencoded` query, of several the
+/// last (as in Starlette); `None` if absent or empty.
 pub fn model_in_query(query: &str) -> Option<String> {
     let named = query.split('&').rev().find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -14,7 +14,7 @@ pub fn model_in_query(query: &str) -> Option<String> {
     named.filter(|name| !name.is_empty())
 }
 
-/// `query` with `name` as its only model, the other parameters as they are.
+/// Replaces all `model` parameters of `query` by one with `name`; others are kept.
 pub fn with_model(query: &str, name: &str) -> String {
     let others = query.split('&').filter(|pair| {
         let name = pair.split_once('=').map_or(*pair, |(name, _)| name);
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_replaced_and_the_rest_stays() {
+    fn a_model_is_replaced_and_other_parameters_are_kept() {
         for (query, named) in [
             ("model=a", "model=org%2Fb%20c"),
             ("x=1&model=a&y=%2F&model=c&z", "x=1&y=%2F&z&model=org%2Fb%20c"),

@@ -1,5 +1,5 @@
-//! Filter 5: how many tokens will the engine read, and which blocks of them may be cached? It must
-//! never refuse: what cannot be counted is estimated, and says so.
+//! Filter 5: prompt tokens and prefix block hashes. It must never refuse a request: a prompt that
+//! cannot be counted is estimated and marked as such.
 
 use crate::model::{Encoded, ModelTokenizer, UnixTime};
 use crate::parse::Parsed;
@@ -11,43 +11,44 @@ use tidegate_scheduler::cost::{
 };
 use tidegate_types::Tokens;
 
-/// Bytes that stand for one token in the blocks of a prompt that was not tokenized.
+/// Bytes per token assumed for the blocks of a prompt that was not tokenized.
 const BYTES_PER_TOKEN: usize = 4;
 
-/// The filter's settings.
+/// Settings of the filter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tokenize {
-    /// Tokens a prefix block.
+    /// Tokens per prefix block.
     pub(crate) block: usize,
-    /// May a request bring its own template?
+    /// Renders chat templates contained in requests.
     pub(crate) trust_request_chat_template: bool,
 }
 
-/// A prompt's size.
+/// Size of a prompt.
 #[derive(Default)]
 pub(crate) struct Measured {
     pub(crate) counted: Counted,
-    /// The longest single prompt has at least so many tokens, for sure; `None`: who knows.
+    /// Proven lower bound for the longest single prompt; `None` if there is none.
     pub(crate) at_least: Option<Tokens>,
 }
 
-/// What every way of counting reads.
+/// Input of all ways of counting.
 struct Request<'a> {
     settings: &'a Tokenize,
     scan: &'a Scan,
     body: &'a [u8],
     tokenizer: Option<&'a ModelTokenizer>,
     estimator: &'a ByteEstimator,
-    /// What must be equal for two prompts to share blocks.
+    /// Seed of the block hashes: prompts share blocks only under the same salt.
     salt: u64,
-    /// The model's longest context, if an engine told.
+    /// The model's context length, if known.
     limit: Option<Tokens>,
 }
 
-/// Values of `tools` and `messages` that are rendered. A template holds every value as an object of
-/// some 100 bytes, and indents it: 4 MB of `[[],[],…]` took 2.2 GB. A thousand tools have 50,000.
+/// Limit of JSON values in `tools` and `messages` that are rendered. A template holds each value as
+/// an object of about 100 bytes and indents it: 4 MB of `[[],[],…]` took 2.2 GB. A thousand tools
+/// have 50,000 values.
 const NODES_MAX: usize = 100_000;
-/// `\u0041` for one byte.
+/// Bytes of the longest escape of one byte, `\u0041`.
 const ESCAPED_MAX: usize = 6;
 
 pub(crate) fn tokenize(
@@ -76,7 +77,7 @@ pub(crate) fn tokenize(
     request.truncated(measured)
 }
 
-/// A cache is shared only under one model and one `cache_salt`.
+/// Engines share cached blocks only within one model and one `cache_salt`.
 fn salt(scan: &Scan, body: &[u8], model: &str) -> u64 {
     let salt = scan.cache_salt.map(|span| span.of(body)).unwrap_or_default();
     chain_salt(model, salt)
@@ -87,7 +88,7 @@ impl Request<'_> {
         let ids = self.scan.token_ids(self.body);
         match ids {
             Some(ids) => self.exact(&ids, true),
-            // Ids beyond 32 bits: no model has them, but the count is right.
+            // Ids above 32 bits exist in no model, but their count is right.
             None => Measured { counted: counted(u64::from(count)), at_least: None },
         }
     }
@@ -104,8 +105,8 @@ impl Request<'_> {
         }
     }
 
-    /// A text of so many bytes that no tokenization fits the context: not tokenized at all. Escapes
-    /// take at most six bytes for one.
+    /// Returns a lower bound for a text too long for the context under any tokenization, which is
+    /// then not tokenized. An escape takes at most six bytes for one.
     fn cannot_fit(&self, span: Span) -> Option<Measured> {
         let (tokenizer, limit) = self.tokenizer.zip(self.limit)?;
         let fewest = Tokens(tokenizer.fewest_tokens(span.of(self.body).len() / ESCAPED_MAX));
@@ -114,14 +115,14 @@ impl Request<'_> {
 
     fn encoded(&self, encoded: &Encoded) -> Measured {
         let measured = self.exact(&encoded.ids, encoded.sure);
-        // A date is a token or two longer on some days.
+        // A date can be some tokens longer on other days.
         let slack = encoded.cuts + if encoded.dated { DATE_SLACK } else { 0 };
         let at_least = measured.at_least.map(|least| Tokens(least.get().saturating_sub(slack)));
         Measured { at_least, ..measured }
     }
 
-    /// Several prompts: each is read, one after the other. They run whole on one engine, so that
-    /// there is no chain to look up.
+    /// Several prompts: the engine reads one after the other. They run colocated, so that no block
+    /// hashes are needed.
     fn list(&self, span: Span) -> Measured {
         let raw = span.of(self.body);
         if let Ok(lists) = serde_json::from_slice::<Vec<Vec<u32>>>(raw) {
@@ -183,7 +184,7 @@ impl Request<'_> {
         }
     }
 
-    /// From the bytes: of the prompt, and of the tools, which the template puts before it.
+    /// Estimates from the bytes of the prompt and of the tools, which the template puts before it.
     fn rough(&self, span: Span) -> Measured {
         let prompt = span.of(self.body);
         let tools = self.scan.tools.map(|tools| tools.of(self.body)).unwrap_or_default();
@@ -206,7 +207,7 @@ impl Request<'_> {
         Measured { counted, at_least: None }
     }
 
-    /// The engine cuts the prompt before it reads it. It keeps the end, whose blocks we do not know.
+    /// The engine truncates the prompt and keeps its end, whose blocks are unknown.
     fn truncated(&self, measured: Measured) -> Measured {
         let Some(raw) = self.scan.value(self.body, "truncate_prompt_tokens") else {
             return measured;
@@ -223,8 +224,8 @@ impl Request<'_> {
     }
 }
 
-/// Has a JSON text more than `max` values? Every value but the first follows a comma, a colon or a
-/// bracket outside of strings.
+/// Returns whether a JSON text has more than `max` values. Every value but the first follows a
+/// comma, colon or bracket outside of strings.
 fn has_more_nodes(json: &[u8], max: usize) -> bool {
     if json.len() <= max {
         return false;
@@ -244,7 +245,7 @@ fn has_more_nodes(json: &[u8], max: usize) -> bool {
     false
 }
 
-/// Where the string ends whose content begins at `at`: its closing quote.
+/// Returns the position of the closing quote of the string whose content starts at `at`.
 fn end_of_string(json: &[u8], mut at: usize) -> usize {
     while let Some(found) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
         at += found;
@@ -256,7 +257,7 @@ fn end_of_string(json: &[u8], mut at: usize) -> usize {
     json.len()
 }
 
-/// By how much a rendered date may change the count.
+/// Tokens by which a rendered date may change the count.
 const DATE_SLACK: u64 = 8;
 
 fn counted(tokens: u64) -> Counted {

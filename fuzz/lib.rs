@@ -1,6 +1,6 @@
-//! What must hold for any bytes at all, as plain functions: the fuzz targets call them with what
-//! libFuzzer invents, `cargo test` with the seeds in corpus/. To fuzz: `fuzz/run` (libFuzzer on stable Rust).
-//! A check must never depend on anything but its input.
+//! Properties that hold for arbitrary bytes, as plain functions. The fuzz targets call them with
+//! libFuzzer's inputs (`fuzz/run`, on stable Rust), `cargo test` with the seeds in corpus/.
+//! The result of a check depends on its input only.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
@@ -29,13 +29,13 @@ const ENDPOINTS: [Endpoint; 6] = [
     Endpoint::Messages,
 ];
 
-/// The first bytes choose; the rest is the matter.
+/// The first bytes select endpoint and piece length; the rest is the input.
 fn split(input: &[u8]) -> Option<(Endpoint, usize, &[u8])> {
     let (choice, rest) = input.split_at_checked(2)?;
     Some((ENDPOINTS[choice[0] as usize % ENDPOINTS.len()], choice[1] as usize + 1, rest))
 }
 
-/// A stream tells the same however it is cut.
+/// Observations in a stream do not depend on the split.
 pub fn sse(input: &[u8]) {
     let Some((kind, piece, stream)) = split(input) else { return };
     assert_eq!(read(kind, stream, stream.len().max(1)), read(kind, stream, piece));
@@ -58,7 +58,7 @@ fn read(kind: Endpoint, stream: &[u8], piece: usize) -> Seen {
     total
 }
 
-/// A form's model lies within the body, however the body is damaged, and behind a delimiter.
+/// The model's span in a damaged form lies within the body and ends before a delimiter.
 pub fn form(input: &[u8]) {
     let (kind, body) = match input.iter().position(|byte| *byte == b'\n') {
         Some(end) => (&input[..end], &input[end + 1..]),
@@ -73,14 +73,15 @@ pub fn form(input: &[u8]) {
     }
 }
 
-/// A body is read only if it is a JSON object; legs and edits change what they name and nothing
-/// else.
+/// A body is accepted only if it is a JSON object; legs and edits change the named members and no
+/// other byte.
 pub fn edits(input: &[u8]) {
     let Some((endpoint, _, body)) = split(input) else { return };
     let Ok(scan) = scan(endpoint, body) else { return };
-    assert!(serde_json::from_slice::<IgnoredAny>(body).is_ok(), "no JSON was read as JSON");
+    assert!(serde_json::from_slice::<IgnoredAny>(body).is_ok(), "invalid JSON was accepted");
     let body = Bytes::copy_from_slice(body);
-    // Half a surrogate pair is JSON's grammar and no text: serde_json cannot tell us more.
+    // JSON's grammar allows unpaired surrogates; serde_json refuses them, so that there is nothing
+    // to compare.
     let Ok(mut object) = serde_json::from_slice::<Map<String, Value>>(&body) else { return };
 
     let mut edits = Edits::new();
@@ -89,13 +90,13 @@ pub fn edits(input: &[u8]) {
     object.insert("max_tokens".to_owned(), 1.into());
     object.insert("added".to_owned(), serde_json::json!({"a": [1.0]}));
     let read =
-        serde_json::from_slice::<Map<String, Value>>(&edited).expect("an edited body is JSON");
+        serde_json::from_slice::<Map<String, Value>>(&edited).expect("an edited body is not JSON");
     assert_eq!(read, object);
 
     let rendezvous = RendezvousInfo { host: "h", port: 1, id: 1, peer: None, key: None };
     if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan, &rendezvous)
     {
-        let prefill: Map<String, Value> = serde_json::from_slice(&prefill).expect("a leg is JSON");
+        let prefill: Map<String, Value> = serde_json::from_slice(&prefill).expect("a leg is not JSON");
         assert_eq!(prefill["max_tokens"], 1);
         assert_eq!(prefill["stream"], false);
         for member in ["model", "messages", "prompt", "tools", "unknown"] {
@@ -104,7 +105,7 @@ pub fn edits(input: &[u8]) {
     }
 }
 
-/// Hand-offs are hidden the same however the answer is cut; valid JSON stays valid, and keeps none.
+/// Redaction does not depend on the split; valid JSON stays valid and has no hand-off members.
 pub fn redaction(input: &[u8]) {
     let Some((_, piece, answer)) = split(input) else { return };
     let stripped = tidegate_engine::strip_handoff(answer);
@@ -112,7 +113,7 @@ pub fn redaction(input: &[u8]) {
     let pieces = answer.chunks(piece).map(|bytes| filter.pass(Bytes::copy_from_slice(bytes)));
     assert_eq!(pieces.collect::<Vec<_>>().concat(), *stripped);
     let Ok(Value::Object(mut object)) = serde_json::from_slice(answer) else { return };
-    // A key with escapes is no engine's; and what nests or repeats the key proves nothing here.
+    // Escaped, nested and repeated names are covered by other tests.
     let name: &[u8] = b"kv_transfer_params";
     let once = answer.windows(name.len()).filter(|bytes| *bytes == name).count() == 1;
     if !once || answer.contains(&b'\\') || answer.windows(2).any(|bytes| bytes == b"\n\n") {
@@ -126,14 +127,14 @@ pub fn redaction(input: &[u8]) {
     }
 }
 
-/// A message of KV events is read or refused; whatever it tells, the mirror keeps its bound and
-/// takes back only what it gave.
+/// KV event messages are decoded or refused; the mirror stays within its limit and removes only
+/// blocks that it added.
 pub fn kv_events(input: &[u8]) {
     const BLOCKS_MAX: usize = 8;
     let Some((sizes, mut rest)) = input.split_at_checked(1) else { return };
     let mut mirror = KvMirror::new("m", usize::from(sizes[0] % 9) + 1, BLOCKS_MAX);
     let mut held = BTreeSet::new();
-    // Several messages: each is as long as its first byte says.
+    // Several messages, each with a length byte.
     while let Some((length, more)) = rest.split_first() {
         let message = &more[..more.len().min(usize::from(*length))];
         rest = &more[message.len()..];
@@ -149,8 +150,8 @@ pub fn kv_events(input: &[u8]) {
     }
 }
 
-/// A /metrics page tells the same with a line that is no sample before it, and every reader of what
-/// engines say survives it.
+/// A /metrics page reads the same after a line that is not a sample; no reader of engine output
+/// panics.
 pub fn metrics(page: &[u8]) {
     let names = |page| prometheus::samples(page).map(|sample| sample.name).collect::<Vec<_>>();
     let commented = [b"# a comment\n", page].concat();
@@ -164,8 +165,8 @@ pub fn metrics(page: &[u8]) {
     orca::reading(&String::from_utf8_lossy(page));
 }
 
-/// A request and an answer are read or refused, and their bodies come out the same however they are
-/// cut. The first byte chooses the cut.
+/// Requests and answers are parsed or refused, and their bodies decode independently of the split.
+/// The first byte selects the split.
 pub fn http1(input: &[u8]) {
     let Some((cut, message)) = input.split_first() else { return };
     let step = usize::from(*cut) + 1;
@@ -176,13 +177,13 @@ pub fn http1(input: &[u8]) {
         let rest = &message[length..];
         assert_eq!(body(framing, rest, step), body(framing, rest, rest.len().max(1)));
     }
-    // A head ends with its last byte, and not before.
+    // A head is complete with its last byte and not before.
     if let Some((length, _)) = request {
         assert!(matches!(read_request(&message[..length - 1]), Ok(None)));
     }
 }
 
-/// What a body's data is, and how many bytes it took.
+/// Decodes a body; returns its data and the bytes consumed.
 fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), BodyError> {
     let mut reader = BodyReader::new(framing);
     let (mut data, mut taken) = (Vec::new(), 0);
@@ -198,8 +199,8 @@ fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), 
     reader.close().map(|()| (data, taken))
 }
 
-/// An engine's answer as it comes off the wire: head, frames, hand-off filter, usage filter and
-/// counter make the same of it however it is cut, and nothing that is valid becomes invalid.
+/// Head parser, body decoder, hand-off redaction, usage filter and token counter do not depend on
+/// the split of an answer, and valid JSON stays valid.
 pub fn answers(input: &[u8]) {
     let Some((kind, piece, message)) = split(input) else { return };
     let Ok(Some(head)) = read_answer(&Method::POST, message) else { return };
@@ -212,7 +213,7 @@ pub fn answers(input: &[u8]) {
     }
 }
 
-/// What a client gets of an answer's body, and what was counted in it.
+/// Relays an answer's body; returns the client's bytes and the observations.
 fn relayed(
     framing: Framing,
     kind: Endpoint,
@@ -239,8 +240,8 @@ fn relayed(
     Ok((out, read(kind, &data, step)))
 }
 
-/// What an engine answers to a prefill leg, and to what it is asked of itself: read or refused; a
-/// decode leg and a stream that are made of it are JSON.
+/// Prefill answers and answers to queries are parsed or refused; decode legs and streams made of
+/// them are JSON.
 pub fn handoffs(answer: &[u8]) {
     const BODY: &[u8] =
         br#"{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}"#;
@@ -263,7 +264,7 @@ pub fn handoffs(answer: &[u8]) {
         if let Ok(peers) = family.read_peers(answer) {
             assert!(!peers.is_empty());
         }
-        // Its events are whole: each line is data of JSON, or blank.
+        // Its events are complete: each line is JSON data or blank.
         if let Ok(stream) = family.as_stream(answer, &scan) {
             for data in stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 let data = data.strip_prefix(b"data: ").expect("an event");

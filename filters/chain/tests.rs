@@ -1,4 +1,4 @@
-//! The chain from outside: each refusal and its order, and what is accepted.
+//! The chain as a whole: every refusal, their order, and accepted requests.
 
 use super::*;
 use crate::{ModelEntry, ModelTokenizer, Tenant};
@@ -22,7 +22,7 @@ pub(crate) fn scanned(endpoint: Endpoint, body: &[u8]) -> Scan {
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
-/// `tiny` has a tokenizer and a context of 32 tokens, `plain` neither.
+/// `tiny` has a tokenizer and a context length of 32 tokens, `plain` has neither.
 fn directory() -> Directory {
     let config = testdata("tiny_llama_config.json");
     let tiny = ModelTokenizer::load(&testdata("tiny_llama.json"), Some(&config), None).unwrap();
@@ -31,7 +31,7 @@ fn directory() -> Directory {
     Directory { models, aliases: [("small".into(), "tiny".into())].into(), ..Directory::default() }
 }
 
-/// A request, with what most tests leave as it is.
+/// A request with defaults.
 #[derive(Clone)]
 struct Sent {
     method: Method,
@@ -115,7 +115,7 @@ fn each_refusal_has_its_status_type_and_parameter() {
             None,
         ),
         (with_body(&hello).with(&[("x-api-key", "")]), 401, "authentication_error", None),
-        // The order: a stranger learns nothing about paths, a wrong path nothing about methods.
+        // Order: without a key, paths are not revealed; without a known path, methods are not.
         (Sent::post("/nowhere", "{"), 401, "authentication_error", None),
         (get("/nowhere"), 404, "not_found_error", None),
         (get(CHAT), 405, invalid, None),
@@ -167,7 +167,7 @@ fn each_refusal_has_its_status_type_and_parameter() {
 }
 
 #[test]
-fn what_the_head_alone_shows_is_refused_before_the_body_comes() {
+fn requests_are_refused_by_their_head_before_the_body_is_read() {
     let chain = keyed();
     let check = |method: Method, path, headers: &[(&'static str, &'static str)]| {
         let headers = headers
@@ -185,15 +185,15 @@ fn what_the_head_alone_shows_is_refused_before_the_body_comes() {
 }
 
 #[test]
-fn nobody_is_refused_whom_vllm_would_serve() {
+fn no_request_is_refused_that_vllm_would_serve() {
     let completion = |body: Json| Sent::post(COMPLETIONS, body);
     for sent in [
-        // As many tokens as fit beside one of output.
+        // A prompt that leaves exactly one token of output.
         completion(json!({"model": "tiny", "prompt": vec![7; 31]})),
-        // vLLM cuts max_tokens to what is left.
+        // vLLM reduces max_tokens to the rest of the context.
         completion(json!({"model": "tiny", "prompt": vec![7; 31], "max_tokens": 32})),
         completion(json!({"model": "tiny", "prompt": vec![7; 99], "truncate_prompt_tokens": 4})),
-        // No limit is known, or no count is exact.
+        // No known limit, or no exact count.
         completion(json!({"model": "plain", "prompt": vec![7; 9999], "max_tokens": 9999})),
         Sent::post(
             CHAT,
@@ -204,15 +204,15 @@ fn nobody_is_refused_whom_vllm_would_serve() {
             json!({"model": "tiny", "chat_template": "x", "messages": chat("", 99)["messages"]}),
         ),
         Sent::post("/v1/messages", chat("tiny", 99)),
-        // Nothing is generated: vLLM answers how long it is.
+        // Generates nothing: vLLM answers with the count.
         Sent::post("/tokenize", chat("tiny", 99)),
         Sent::post("/v1/embeddings", json!({"model": "tiny", "input": "a b ".repeat(16)})),
-        // A name is missing, or is none: the engine serves its own model.
+        // Without a model name the engine serves its own model.
         Sent::post(CHAT, json!({"messages": []})),
         Sent::post(CHAT, json!({"model": "", "messages": []})),
         Sent::post(CHAT, json!({"model": 7, "messages": []})),
         Sent::post(CHAT, json!({"model": "tiny"})),
-        // What is no conversation, no list of tools and no template is estimated.
+        // Malformed messages, tools and templates are estimated.
         Sent::post(CHAT, json!({"model": "tiny", "messages": "x"})),
         Sent::post(CHAT, json!({"model": "tiny", "messages": []})),
         Sent::post(CHAT, json!({"model": "tiny", "messages": [7, null, {"role": 1}]})),
@@ -259,7 +259,7 @@ fn a_form_names_its_model() {
 }
 
 #[test]
-fn an_alias_is_read_as_its_model() {
+fn an_alias_resolves_to_its_model() {
     let sent = Sent::post(CHAT, chat("small", 3));
     let accepted = sent.accepted();
     assert_eq!(accepted.model.as_deref(), Some("tiny"));
@@ -268,7 +268,7 @@ fn an_alias_is_read_as_its_model() {
 }
 
 #[test]
-fn a_path_that_no_engine_has_is_unknown_unless_an_operator_lists_it() {
+fn a_path_without_an_engine_is_unknown_unless_an_operator_lists_it() {
     let vllm = Directory { kinds: Kinds::of(EngineKind::Vllm), ..directory() };
     let listed = Directory { paths: vec!["/v1/moderations".into(), "/x/*".into()], ..vllm.clone() };
     let at = |path: &'static str, directory: &Directory| {
@@ -285,7 +285,7 @@ fn a_path_that_no_engine_has_is_unknown_unless_an_operator_lists_it() {
 }
 
 #[test]
-fn of_a_fleet_with_one_model_it_is_the_one_that_is_meant() {
+fn the_only_model_of_a_fleet_is_the_default() {
     let mut directory = directory();
     let unnamed = Sent::post(CHAT, json!({"messages": chat("", 3)["messages"]}));
     let model = |directory: &Directory| {
@@ -298,7 +298,7 @@ fn of_a_fleet_with_one_model_it_is_the_one_that_is_meant() {
 }
 
 #[test]
-fn while_no_model_is_known_clients_are_asked_to_come_back() {
+fn while_no_model_is_known_clients_get_a_retry_after() {
     let error = Sent::post(CHAT, chat("tiny", 1))
         .admit(&Chain::new(small_blocks()), &Directory::default())
         .unwrap_err();
@@ -306,7 +306,7 @@ fn while_no_model_is_known_clients_are_asked_to_come_back() {
 }
 
 #[test]
-fn a_key_names_its_tenant_and_no_keys_let_everybody_in() {
+fn a_key_determines_the_tenant_and_without_keys_all_are_admitted() {
     let sent = Sent::post(CHAT, chat("tiny", 1));
     for (headers, tenant) in [
         (KEY, "red"),
@@ -337,19 +337,19 @@ fn an_accepted_request_has_its_id_model_and_token_count() {
 }
 
 #[test]
-fn without_a_tokenizer_prompts_are_estimated_and_say_so() {
+fn without_a_tokenizer_prompts_are_estimated_and_marked() {
     let prompt = Sent::post(CHAT, chat("plain", 100)).accepted().prompt;
     assert!(!prompt.exact && prompt.features.is_some());
     assert!(prompt.tokens > Tokens(20) && prompt.tokens < Tokens(400), "{}", prompt.tokens);
     assert!(prompt.chain.len() > 20);
-    // The tools are read too.
+    // Tools count too.
     let mut with_tools = chat("plain", 100);
     with_tools["tools"] = json!([{"type": "function", "function": {"name": "f".repeat(400)}}]);
     assert!(Sent::post(CHAT, with_tools).accepted().prompt.tokens > prompt.tokens);
 }
 
 #[test]
-fn what_has_no_prompt_has_no_tokens() {
+fn a_request_without_a_prompt_has_no_tokens() {
     for sent in [
         Sent { method: Method::GET, ..Sent::post("/v1/models", "") },
         Sent::post("/v1/audio/transcriptions", "--boundary"),
@@ -362,7 +362,7 @@ fn what_has_no_prompt_has_no_tokens() {
 }
 
 #[test]
-fn prompts_share_the_blocks_of_what_they_share_and_no_others() {
+fn prompts_share_exactly_the_blocks_of_their_common_prefix() {
     let chain = |model: &str, words: usize, more: Json| {
         let mut body = chat(model, words);
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -380,7 +380,7 @@ fn prompts_share_the_blocks_of_what_they_share_and_no_others() {
 }
 
 #[test]
-fn completions_are_counted_as_vllm_counted_them() {
+fn completions_are_counted_as_vllm_counts_them() {
     let cases: Vec<Json> = serde_json::from_slice(&testdata("vllm_0.32.0_counts.json")).unwrap();
     assert_eq!(cases.len(), 6);
     let mut directory = directory();
@@ -401,7 +401,7 @@ fn completions_are_counted_as_vllm_counted_them() {
 }
 
 #[test]
-fn a_list_of_prompts_is_counted_whole() {
+fn a_list_of_prompts_is_counted_as_a_sum() {
     for (prompt, tokens) in [(json!([[1, 2, 3], [4]]), 4), (json!(["a", "a"]), 2), (json!([]), 0)] {
         let sent = Sent::post(COMPLETIONS, json!({"model": "tiny", "prompt": prompt}));
         assert_eq!(sent.accepted().prompt.tokens, Tokens(tokens), "{prompt}");
@@ -409,7 +409,7 @@ fn a_list_of_prompts_is_counted_whole() {
 }
 
 #[test]
-fn a_requests_own_template_is_rendered_only_if_trusted() {
+fn a_template_in_the_request_is_rendered_only_if_trusted() {
     let body = json!({"model": "tiny", "chat_template": "{{ messages[0].content }}",
         "messages": [{"role": "user", "content": "a"}]});
     let sent = Sent::post(CHAT, body);

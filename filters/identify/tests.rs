@@ -1,4 +1,4 @@
-//! Request ids and trace contexts, good and bad.
+//! Valid and invalid request ids and trace contexts.
 
 use super::*;
 use http::HeaderValue;
@@ -19,7 +19,7 @@ fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
 }
 
 #[test]
-fn a_sane_request_id_is_kept_and_any_other_replaced() {
+fn a_valid_request_id_is_kept_and_others_are_replaced() {
     let fresh = format!("{:032x}", 0xabc);
     let longest = "x".repeat(REQUEST_ID_MAX);
     let too_long = "x".repeat(REQUEST_ID_MAX + 1);
@@ -40,20 +40,20 @@ fn a_sane_request_id_is_kept_and_any_other_replaced() {
 }
 
 #[test]
-fn a_valid_trace_goes_on_with_our_span() {
+fn a_valid_trace_is_continued_with_a_new_span() {
     let trace = traceparent(&headers("traceparent", &[THEIRS]), &FRESH);
     assert_eq!(trace.as_str(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000077-01");
 }
 
 #[test]
-fn a_later_version_is_read_by_the_rules_of_the_first() {
+fn a_later_traceparent_version_is_read_as_version_00() {
     let later = format!("cc{}-what-comes", &THEIRS[2..]);
     let trace = traceparent(&headers("traceparent", &[later.as_str()]), &FRESH);
     assert_eq!(trace.as_str()[..35], THEIRS[..35]);
 }
 
 #[test]
-fn a_trace_that_is_not_valid_starts_anew() {
+fn an_invalid_traceparent_starts_a_new_trace() {
     let fresh = "00-0000000000000000000000000af76519-0000000000000077-00";
     let zeros = format!("00-{}-b7ad6b7169203331-01", "0".repeat(32));
     let no_parent = format!("{}-{}-01", &THEIRS[..35], "0".repeat(16));
@@ -69,7 +69,7 @@ fn a_trace_that_is_not_valid_starts_anew() {
 }
 
 #[test]
-fn ids_of_zeros_are_never_made() {
+fn all_zero_ids_are_not_generated() {
     let trace = traceparent(&HeaderMap::new(), &FreshIds::default());
     assert_eq!(trace.as_str(), format!("00-{:032x}-{:016x}-00", 1, 1));
 }

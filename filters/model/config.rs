@@ -1,5 +1,5 @@
 //! `tokenizer_config.json`: the chat template, the special tokens that templates print, and tokens
-//! that `tokenizer.json` may lack. It must never fail on what it does not know.
+//! that `tokenizer.json` may lack. Unknown members are ignored.
 
 use super::TokenizerError;
 use fastokens::Tokenizer;
@@ -11,11 +11,11 @@ use serde_json::Value as Json;
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// What is read of the file.
+/// Contents of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Config {
     file: File,
-    /// Name and text of each special token that is set.
+    /// Name and text of each special token.
     special: Vec<(&'static str, Value)>,
 }
 
@@ -56,7 +56,7 @@ impl Config {
         Ok(Config { special: special.collect(), file })
     }
 
-    /// The template for chats.
+    /// Returns the chat template.
     pub(super) fn chat_template(&self) -> Option<String> {
         match self.file.chat_template.as_ref()? {
             Template::One(source) => Some(source.clone()),
@@ -67,7 +67,7 @@ impl Config {
         }
     }
 
-    /// `bos_token` and its like, as a template may print them.
+    /// Returns the text of a special token such as `bos_token`.
     pub(super) fn special(&self, name: &str) -> Option<Value> {
         self.special.iter().find(|(known, _)| *known == name).map(|(_, text)| text.clone())
     }
@@ -76,7 +76,7 @@ impl Config {
         self.special.iter().map(|(name, _)| *name)
     }
 
-    /// Some models declare tokens in this file alone (Qwen2-VL's `<|image_pad|>`).
+    /// Adds tokens that only this file declares (Qwen2-VL's `<|image_pad|>`).
     pub(super) fn add_tokens(&self, tokenizer: &mut Json) {
         if self.file.added_tokens_decoder.is_empty() {
             return;
@@ -95,8 +95,8 @@ impl Config {
         }
     }
 
-    /// Some tokenizer classes add what this file says, whatever `tokenizer.json` says. Which ones
-    /// depends on the class, so where the two differ nothing is sure.
+    /// Returns whether both files add the same special tokens. Some tokenizer classes follow this
+    /// file instead of `tokenizer.json`, so that a difference makes counts uncertain.
     pub(super) fn agrees_with(&self, tokenizer: &Tokenizer) -> bool {
         let ids = tokenizer.encode_with_special_tokens("a", true).unwrap_or_default();
         let bare = tokenizer.encode_with_special_tokens("a", false).unwrap_or_default();
@@ -113,7 +113,7 @@ impl Config {
     }
 }
 
-/// A token is written as its text or as an object with it.
+/// A token is its text, or an object with it.
 fn token_text(token: &Json) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }

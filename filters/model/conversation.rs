@@ -1,6 +1,6 @@
-//! A chat body's messages as the template sees them: vLLM's `parse_chat_messages`, followed rule by
-//! rule. Read straight from the body into the template's values. It must never guess in silence:
-//! where vLLM may do otherwise the conversation is not faithful.
+//! A chat body's messages as the template sees them, by the rules of vLLM's `parse_chat_messages`.
+//! Where vLLM's versions differ, the conversation is marked as not faithful, and the count as
+//! inexact.
 
 mod parts;
 mod plain;
@@ -14,13 +14,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use tidegate_engine::{Prompt, Scan};
 
-/// What transformers puts after the message to be continued, to find the place again.
+/// Text that transformers appends to the message to be continued, to find its end again.
 const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// Newer vLLMs drop this line of Claude Code's from system messages.
+/// Newer vLLM versions drop this line of Claude Code from system messages.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
-/// A body's messages, before a template's values are made of them.
+/// A body's messages before conversion into template values.
 pub(super) struct RequestMessages<'a> {
     scan: &'a Scan,
     body: &'a [u8],
@@ -28,7 +28,7 @@ pub(super) struct RequestMessages<'a> {
     faithful: bool,
 }
 
-/// Everything of a request that a template reads.
+/// All values that a template can read.
 #[derive(Debug)]
 pub(super) struct Conversation {
     messages: Value,
@@ -41,10 +41,10 @@ pub(super) struct Conversation {
     continues: bool,
 }
 
-/// Where a prompt that continues its last message ends.
+/// End of a prompt that continues its last message.
 pub(super) struct EndMark;
 
-/// A message in the body. What it does not name the template does not see.
+/// A message in the body; the template does not see other members.
 #[derive(Default, Deserialize)]
 struct Raw<'a> {
     #[serde(borrow)]
@@ -63,14 +63,14 @@ struct Raw<'a> {
     name: Option<Value>,
 }
 
-/// A message as the template sees it: a few fields, in vLLM's order.
+/// A message as the template sees it, with its fields in vLLM's order.
 #[derive(Debug, Default)]
 struct TemplateMessage {
     fields: Vec<(&'static str, Value)>,
 }
 
 impl<'a> RequestMessages<'a> {
-    /// `None` if the messages are not in the form that vLLM takes.
+    /// Returns `None` if vLLM would refuse the messages.
     pub(super) fn read(scan: &'a Scan, body: &'a [u8], template: &ChatTemplate) -> Option<Self> {
         let Prompt::Messages(span) = scan.prompt else { return None };
         let text = simdutf8::basic::from_utf8(span.of(body)).ok()?;
@@ -78,22 +78,23 @@ impl<'a> RequestMessages<'a> {
             Some(plain) => plain.into_iter().map(Raw::plain).collect(),
             None => serde_json::from_str(text).ok()?,
         };
-        // What vLLM's own types make of the tools (members that are null) changes by version.
+        // The conversion of tools (null members) differs between vLLM versions.
         let faithful = scan.tools.is_none() && messages.iter().all(|raw| raw.is_plain(template));
         (!messages.is_empty()).then_some(RequestMessages { scan, body, messages, faithful })
     }
 
-    /// Will the engine's template see just this?
+    /// Returns whether every vLLM version passes the same values to the template.
     pub(super) fn is_faithful(&self) -> bool {
         self.faithful
     }
 
-    /// Does a prompt follow for the assistant?
+    /// Returns whether the prompt ends with the start of an assistant message.
     pub(super) fn adds_generation_prompt(&self) -> bool {
         self.scan.add_generation_prompt.unwrap_or(true)
     }
 
-    /// The messages, if each is a role and a text and there is nothing else for a template to read.
+    /// Returns the messages if each is a role and a text, and no other value is passed to the
+    /// template.
     pub(super) fn plain(&self, template: &ChatTemplate) -> Option<Vec<PlainMessage<'_>>> {
         let scan = self.scan;
         let more = scan.tools.is_some()
@@ -109,7 +110,7 @@ impl<'a> RequestMessages<'a> {
         messages.collect()
     }
 
-    /// `None` if a message is not in the form that vLLM takes.
+    /// Returns `None` if vLLM would refuse a message.
     pub(super) fn conversation(self, template: &ChatTemplate) -> Option<Conversation> {
         let (scan, body) = (self.scan, self.body);
         let continues = scan.continue_final_message == Some(true);
@@ -136,7 +137,7 @@ impl<'a> RequestMessages<'a> {
 }
 
 impl Conversation {
-    /// Of roles and texts alone.
+    /// Creates a conversation of roles and texts.
     pub(super) fn of(messages: &[PlainMessage<'_>], add_generation_prompt: bool) -> Conversation {
         let message = |plain: &PlainMessage<'_>| {
             let mut message = TemplateMessage::default();
@@ -155,12 +156,12 @@ impl Conversation {
         }
     }
 
-    /// `Some`: what is rendered has a mark in it, at which it must be cut.
+    /// Returns the end mark that the rendered text will contain, if the last message is continued.
     pub(super) fn mark_end(&self) -> Option<EndMark> {
         self.continues.then_some(EndMark)
     }
 
-    /// A variable of the template, `None` if it is not defined.
+    /// Returns a template variable; `None` if undefined.
     pub(super) fn variable(&self, name: &str) -> Option<Value> {
         match name {
             "messages" => return Some(self.messages.clone()),
@@ -173,7 +174,7 @@ impl Conversation {
         let theirs = theirs.filter(|value| !value.is_undefined());
         theirs.or_else(|| match name {
             "reasoning_effort" => self.reasoning_effort.clone(),
-            // vLLM turns thinking on for those who ask for an effort.
+            // vLLM enables thinking for requests with a reasoning effort.
             "enable_thinking" => self
                 .reasoning_effort
                 .as_ref()
@@ -184,7 +185,8 @@ impl Conversation {
 }
 
 impl EndMark {
-    /// transformers' rule: the text before the mark, without the space that a template trimmed.
+    /// transformers' rule: keeps the text before the mark, without the white space that the
+    /// template trimmed.
     pub(super) fn cut(self, text: &mut String) -> Result<(), Error> {
         let at = text.rfind(END_MARK.trim_end()).ok_or_else(|| {
             let message = "the template leaves out the message to be continued";
@@ -205,14 +207,14 @@ impl<'a> Raw<'a> {
         Raw { role, content, ..Raw::default() }
     }
 
-    /// Does every version of vLLM read this message alike?
+    /// Returns whether all vLLM versions convert this message alike.
     fn is_plain(&self, template: &ChatTemplate) -> bool {
         let developer = self.role == "developer" && !template.knows_developer;
         let billing = self.role == "system" && self.content.starts_with(BILLING_HEADER);
         self.content.is_text() && self.tool_calls.is_none() && !developer && !billing
     }
 
-    /// `None` if there is more to it than a role and a text.
+    /// Returns `None` if the message has other members than role and text.
     fn as_plain(&self, template: &ChatTemplate) -> Option<PlainMessage<'_>> {
         let Content::Text(content) = &self.content else { return None };
         let more = self.tool_calls.is_some()
@@ -270,8 +272,8 @@ impl Object for TemplateMessage {
     }
 }
 
-/// Templates want a call's arguments as an object, OpenAI sends them as text; what is neither
-/// counts as `{}`.
+/// Converts a call's arguments from OpenAI's text into the object that templates expect; anything
+/// else becomes `{}`.
 fn with_arguments(call: Value) -> Value {
     let Ok(function) = call.get_attr("function") else { return call };
     if function.kind() != ValueKind::Map {
@@ -287,7 +289,7 @@ fn with_arguments(call: Value) -> Value {
     replaced(&call, "function", replaced(&function, "arguments", parsed))
 }
 
-/// The map with one member replaced, in its place, or added.
+/// Returns the map with one member replaced or added.
 fn replaced(map: &Value, name: &str, value: Value) -> Value {
     let mut members = Vec::new();
     let mut found = false;

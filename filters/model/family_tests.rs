@@ -1,5 +1,5 @@
-//! The fast tokenizer against Hugging Face's `tokenizers`, a family of structures at a time
-//! (testdata/make_tokenizers.py makes them). Equal ids, or refused at load: nothing between.
+//! The fast tokenizer against Hugging Face's `tokenizers`, for one tokenizer structure per file
+//! (made by testdata/make_tokenizers.py). The ids are equal, or the file is refused at load.
 
 use super::{ModelTokenizer, TokenizerError};
 use crate::chain::tests::testdata;
@@ -25,10 +25,10 @@ const EXACT: &[&str] = &[
     "stripping",
 ];
 
-/// Families that must be refused, with a word of the reason.
+/// Families that must be refused, with part of the reason.
 const REFUSED: &[(&str, &str)] = &[("mistral_v3_metaspace", "Metaspace")];
 
-/// What tokenizers have disagreed about.
+/// Texts on which tokenizers have differed.
 const TEXTS: &[&str] = &[
     "",
     " ",
@@ -63,7 +63,7 @@ const TEXTS: &[&str] = &[
     "İ's ſ's 'S 'ſ ’s ＇s",
 ];
 
-/// A family's tokenizer as we load it, and as Hugging Face reads it.
+/// A family's tokenizer as loaded here and by Hugging Face.
 struct TokenizerPair {
     name: &'static str,
     ours: ModelTokenizer,
@@ -108,7 +108,7 @@ fn every_family_counts_as_hugging_face_does() {
 }
 
 #[test]
-fn long_texts_that_are_cut_into_pieces_count_alike_too() {
+fn long_texts_split_into_pieces_count_alike() {
     let long = TEXTS.join(" ").repeat(40);
     for pair in PAIRS.iter() {
         pair.check(&long);
@@ -119,14 +119,14 @@ fn long_texts_that_are_cut_into_pieces_count_alike_too() {
 }
 
 #[test]
-fn what_the_fast_tokenizer_cannot_count_is_refused_at_load() {
+fn unsupported_tokenizers_are_refused_at_load() {
     for (name, word) in REFUSED {
         refused(&serde_json::from_slice(&family(name)).unwrap(), word);
     }
 }
 
 #[test]
-fn a_structure_that_no_family_covers_is_refused_by_its_name() {
+fn a_structure_outside_of_the_families_is_refused_by_name() {
     let gpt2: serde_json::Value = serde_json::from_slice(&family("gpt2")).unwrap();
     for (pointer, value, reason) in [
         ("normalizer", json!({"type": "Lowercase"}), "normalizer Lowercase"),
@@ -171,7 +171,7 @@ fn refused(json: &serde_json::Value, reason: &str) {
 }
 
 #[test]
-fn every_file_of_the_families_is_in_one_of_the_lists() {
+fn every_family_file_is_in_one_of_the_lists() {
     let mut files: Vec<String> =
         fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/families"))
             .unwrap()
@@ -184,7 +184,7 @@ fn every_file_of_the_families_is_in_one_of_the_lists() {
     assert_eq!(files, listed);
 }
 
-/// Text of every kind: any character, and those that the rules of tokenizers turn on.
+/// Texts of arbitrary characters, and of characters that tokenizer rules depend on.
 fn text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => any::<String>(),
@@ -200,7 +200,7 @@ fn text() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_text_counts_as_hugging_face_counts_it(text in text()) {
+    fn arbitrary_text_counts_as_hugging_face_does(text in text()) {
         for pair in PAIRS.iter() {
             pair.check(&text);
         }

@@ -1,11 +1,11 @@
-//! Prompts of the Responses and the Messages API as the chat that vLLM makes of them: texts in roles.
-//! It must never guess: a prompt with tools, images or thinking in it is left to the estimate.
+//! Prompts of the Responses and Messages APIs, converted to the chat that vLLM makes of them.
+//! Prompts with tools, images or thinking are not converted; they are estimated.
 
 use serde::Serialize;
 use serde_json::Value;
 use tidegate_engine::{Endpoint, Prompt, Scan};
 
-/// vLLM leaves out this line of Claude Code's.
+/// vLLM drops this line of Claude Code.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
 #[derive(Serialize)]
@@ -20,8 +20,8 @@ struct ChatMessage {
     content: Value,
 }
 
-/// The body of a chat request that renders to the same prompt; `None` if there may be more to it
-/// than texts. It is counted and thrown away, never sent.
+/// Returns the body of a chat request that renders to the same prompt; `None` if the prompt
+/// contains other content than text. The body is only tokenized, never sent.
 pub(super) fn as_chat(scan: &Scan, body: &[u8]) -> Option<Vec<u8>> {
     let tools = scan.tools.map(|tools| tools.of(body)).unwrap_or(b"[]");
     if tools != b"[]" {
@@ -69,7 +69,7 @@ fn push(messages: &mut Vec<ChatMessage>, role: &str, text: String) {
     }
 }
 
-/// Anthropic's `system`: a text, or blocks of them, which follow each other without a space.
+/// Anthropic's `system`: a text, or blocks of text joined without a separator.
 fn system_text(system: &Value) -> Option<String> {
     match system {
         Value::Null => Some(String::new()),
@@ -84,7 +84,7 @@ fn system_text(system: &Value) -> Option<String> {
     }
 }
 
-/// A text stays one, and so does the only text of a list.
+/// A text stays a text; so does the only text of a list.
 fn content(content: &Value, kinds: &[&str]) -> Option<Value> {
     match content {
         Value::String(_) => Some(content.clone()),
@@ -111,11 +111,11 @@ fn text_of<'v>(block: &'v Value, kinds: &[&str]) -> Option<&'v str> {
     kinds.contains(&kind).then(|| block["text"].as_str())?
 }
 
-/// A message among the items of a Responses request.
+/// Converts a message item of a Responses request.
 fn item_message(item: &Value) -> Option<ChatMessage> {
     let role = item["role"].as_str()?;
     let plain = item["type"].is_null() || item["type"] == "message";
-    // What the model said before comes back as output, and is read in another way.
+    // Earlier output of the model comes as output items, which vLLM converts differently.
     let known = matches!(role, "user" | "system" | "developer");
     let simple = role == "assistant" && item["content"].is_string();
     let content = content(&item["content"], &["input_text", "text"])?;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_in_roles_become_a_chat() {
+    fn texts_with_roles_become_a_chat() {
         let user = json!({"role": "user", "content": "a"});
         let system = json!({"role": "system", "content": "s"});
         check(Endpoint::Responses, json!({"model": "m", "input": "a"}), Some(json!([user])));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_than_text_is_left_alone() {
+    fn prompts_with_other_content_are_not_converted() {
         for more in [
             json!({"tools": [{"name": "f"}]}),
             json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}),

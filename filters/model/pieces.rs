@@ -1,14 +1,14 @@
-//! Long texts are tokenized piece by piece. A tokenizer needs some 40 bytes of memory a byte of
-//! text while it works (measured with fastokens 0.3: 1.4 GB for 31 MB); in pieces the memory is
-//! bounded by the piece. Pieces end where byte-level tokenizers never join two tokens, so that their
-//! count stays exact. Elsewhere a cut may cost a token: SentencePiece puts a blank before each piece.
+//! Long texts are tokenized in pieces, which bounds the memory: a tokenizer needs about 40 bytes
+//! per byte of text (measured with fastokens 0.3: 1.4 GB for 31 MB). Pieces end where byte-level
+//! tokenizers never merge tokens, so that their count stays exact. For others a split may add a
+//! token: SentencePiece puts a blank before each piece.
 
-/// Bytes of a piece: below a tenth of a second of work and 16 MB of memory.
+/// Bytes per piece: less than 0.1 s of work and 16 MB of memory.
 pub(super) const PIECE: usize = 256 << 10;
-/// How far back from its end a piece looks for a safe place to end.
+/// Bytes before a piece's limit that are searched for a safe split.
 const LOOK_BACK: usize = 16 << 10;
 
-/// Pieces of `text`, in order.
+/// Splits `text` into pieces.
 pub(super) fn pieces(text: &str) -> Vec<&str> {
     let (mut rest, mut pieces) = (text, Vec::new());
     while rest.len() > PIECE {
@@ -20,7 +20,7 @@ pub(super) fn pieces(text: &str) -> Vec<&str> {
     pieces
 }
 
-/// The last safe place at or before `at`, else a character's boundary.
+/// Returns the last safe split at or before `at`, else a character boundary.
 fn cut(text: &str, at: usize) -> usize {
     let bytes = text.as_bytes();
     let from = at.saturating_sub(LOOK_BACK).max(1);
@@ -30,7 +30,7 @@ fn cut(text: &str, at: usize) -> usize {
 }
 
 /// Pre-tokenizers split before the blank of ` word` after a letter or digit, and before a letter
-/// after a line end. Both sides are ASCII, so it is a character's boundary too.
+/// after a line end. Both sides are ASCII, so that the position is a character boundary.
 fn is_safe(bytes: &[u8], at: usize) -> bool {
     let (Some(before), Some(after)) = (bytes.get(at - 1), bytes.get(at)) else { return false };
     let letter_next = bytes.get(at + 1).is_some_and(u8::is_ascii_alphabetic);
@@ -56,7 +56,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_make_up_the_text_again(word in "[ -~\\nä日🙂]{1,9}", times in 1_usize..200_000) {
+        fn pieces_concatenate_to_the_text(word in "[ -~\\nä日🙂]{1,9}", times in 1_usize..200_000) {
             let text = word.repeat(times.min((4 * PIECE) / word.len() + 1));
             let pieces = pieces(&text);
             prop_assert_eq!(pieces.concat(), text.as_str());

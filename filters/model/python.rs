@@ -1,5 +1,5 @@
-//! JSON and dates as Python writes them, since a template's output is tokenized byte for byte. It
-//! must never read a clock.
+//! JSON and dates in Python's format, because a template's output is tokenized byte for byte. The
+//! time is an argument.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
@@ -8,7 +8,7 @@ use serde_json::ser::Formatter;
 use std::fmt::Write as _;
 use std::io;
 
-/// Python's `json.dumps` as transformers' `tojson` calls it: `ensure_ascii=False`, and `indent` if
+/// Python's `json.dumps` as called by transformers' `tojson`: `ensure_ascii=False`, and `indent` if
 /// given.
 pub(super) fn tojson(value: &Value, indent: Option<Value>, args: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
@@ -54,8 +54,8 @@ pub(super) fn tojson(value: &Value, indent: Option<Value>, args: Kwargs) -> Resu
     Ok(Value::from(json))
 }
 
-/// Output of one `tojson` at most, in bytes: an indented document grows with its depth. The longest
-/// prompts in use are a few megabytes.
+/// Limit in bytes of one `tojson` output: an indented document grows with its depth. The longest
+/// prompts in use have a few megabytes.
 const JSON_MAX: usize = 16 << 20;
 
 /// A buffer that refuses to grow beyond [`JSON_MAX`].
@@ -78,7 +78,7 @@ impl io::Write for Bounded {
 struct PythonJson {
     indent: Option<usize>,
     depth: usize,
-    /// Has the innermost open container a member?
+    /// The innermost open container has a member.
     filled: bool,
     comma: String,
     colon: String,
@@ -177,7 +177,7 @@ fn float(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// `strftime` in UTC, of what templates use. `None` for a directive that is not known.
+/// `strftime` in UTC with the directives that templates use; `None` for others.
 pub(super) fn strftime(format: &str, unix_seconds: u64) -> Option<String> {
     const MONTHS: [&str; 12] = [
         "January",
@@ -231,9 +231,9 @@ pub(super) fn strftime(format: &str, unix_seconds: u64) -> Option<String> {
     Some(out)
 }
 
-/// Days since 1970 to a date of the Gregorian calendar: Howard Hinnant's `civil_from_days`.
+/// Converts days since 1970 to a Gregorian date: Howard Hinnant's `civil_from_days`.
 fn date(days: u64) -> (u64, u64, u64) {
-    // Years begin in March, so that the leap day is a year's last.
+    // Years start in March, so that the leap day is a year's last day.
     let days = days + 719_468;
     let era_day = days % 146_097;
     let era_year = (era_day - era_day / 1460 + era_day / 36_524 - era_day / 146_096) / 365;
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
+    fn dates_follow_the_gregorian_calendar() {
         for (seconds, expected) in [
             (0, "Thu 01 Jan 1970 00:00:00"),
             (951_827_696, "Tue 29 Feb 2000 12:34:56"),
@@ -259,11 +259,11 @@ mod tests {
         ] {
             assert_eq!(strftime("%a %d %b %Y %T", seconds).as_deref(), Some(expected));
         }
-        assert_eq!(strftime("%Q", 0), None, "a directive that nobody knows");
+        assert_eq!(strftime("%Q", 0), None, "an unknown directive");
     }
 
     #[test]
-    fn floats_are_written_as_python_writes_them() {
+    fn floats_are_formatted_as_in_python() {
         for (value, expected) in [
             (1.0, "1.0"),
             (0.1, "0.1"),

@@ -1,11 +1,11 @@
-//! Which `tokenizer.json` the fast tokenizer can stand in for. There is no second implementation at
-//! run time to compare with, so structure decides: only what `family_tests.rs` compares with Hugging
-//! Face's `tokenizers` is taken. A part that is not in these lists is refused by its name.
+//! Structures of `tokenizer.json` that the fast tokenizer supports. At run time there is no second
+//! implementation to compare with, so that only structures compared with Hugging Face's
+//! `tokenizers` by `family_tests.rs` are accepted. Others are refused by name.
 
 use super::TokenizerError;
 use serde_json::Value as Json;
 
-/// `Err`: the first part that is not known to count alike.
+/// Returns the first unsupported structure as an error.
 pub(super) fn check(json: &Json) -> Result<(), TokenizerError> {
     let found = normalizer(&json["normalizer"])
         .or_else(|| pre_tokenizer(&json["pre_tokenizer"]))
@@ -40,7 +40,7 @@ fn split(part: &Json) -> Option<String> {
 }
 
 fn model(part: &Json) -> Option<String> {
-    // Files of GPT-2's time leave out the type.
+    // Files from the time of GPT-2 have no type.
     if !matches!(kind(part), "" | "BPE") {
         return Some(format!("model {}", kind(part)));
     }
@@ -62,7 +62,7 @@ fn post_processor(part: &Json) -> Option<String> {
     }
 }
 
-/// A part's type; empty if there is no part.
+/// Returns a part's type; empty if the part is absent.
 fn kind(part: &Json) -> &str {
     match part {
         Json::Null => "",

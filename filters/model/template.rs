@@ -1,8 +1,8 @@
-//! A chat template, compiled once, in an environment like the one transformers makes for it. It
-//! must never run for long or fill memory: what renders is fuelled.
+//! A compiled chat template, in the environment that transformers provides. Rendering is bounded in
+//! instructions and memory (fuel).
 //!
-//! - `template_dataflow`: which templates only carry contents along
-//! - `prompt_skeleton`: what those print, rendered once for all conversations with the same roles
+//! - `template_dataflow`: taint analysis: templates that only copy contents to the output
+//! - `prompt_skeleton`: their output with placeholders, cached by roles
 
 mod prompt_skeleton;
 mod template_dataflow;
@@ -24,28 +24,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use template_dataflow::analyze;
 
-/// Instructions one rendering may take, a fifth of a second's worth; each 64 bytes made count as one,
-/// so that it makes at most 256 MB. A conversation of 10,000 messages takes under a million.
+/// Limit of one rendering in instructions, about 0.2 s; every 64 bytes of output count as one, so
+/// that the output is at most 256 MB. A conversation of 10,000 messages takes less than a million.
 const FUEL: u64 = 4_000_000;
 
-/// The name of the only template in its environment.
+/// Name of the only template in its environment.
 const NAME: &str = "chat";
 
-/// The time of day, in seconds since 1970, UTC.
+/// Seconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UnixTime(pub(crate) u64);
 
-/// What a template makes of a conversation.
+/// Result of rendering a conversation.
 pub(super) struct Rendered {
     pub(super) text: String,
-    /// It asked for the date.
+    /// The template called `strftime_now`.
     pub(super) dated: bool,
 }
 
-/// How a template wants a message's content (vLLM's `--chat-template-content-format auto`).
+/// Content format that a template expects (vLLM's `--chat-template-content-format auto`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ContentFormat {
-    /// One string; the text of several parts is joined by newlines.
+    /// One string; texts of several parts are joined by newlines.
     String,
     /// A list of parts, even for a plain string.
     Parts,
@@ -55,14 +55,14 @@ pub(super) enum ContentFormat {
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
     pub(super) format: ContentFormat,
-    /// Does it know the role `developer`?
+    /// The template handles the role `developer`.
     pub(super) knows_developer: bool,
-    /// Does vLLM render this model's chats with code of its own (gpt-oss: Harmony), of which the
-    /// template is an imitation?
+    /// vLLM renders this model's chats with its own code (gpt-oss: Harmony), which the template
+    /// imitates.
     pub(super) imitates: bool,
-    /// Does it call `strftime_now`? Then it gets a function of its own each time.
+    /// The template calls `strftime_now`, which depends on the time of the request.
     dates: bool,
-    /// For a template that only carries contents along, and prints no date.
+    /// Present if the template only copies contents and prints no date.
     skeletons: Option<SkeletonCache>,
 }
 
@@ -81,12 +81,12 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(|out, state, value| match value.as_str() {
-            // As it is, without the detour over `Display`.
+            // Writes a string directly instead of through `Display`.
             Some(text) => Ok(out.write_str(text)?),
             None => escape_formatter(out, state, value),
         });
         environment.set_fuel(Some(FUEL));
-        // Its reports would copy prompts into errors.
+        // Debug reports would copy prompts into errors.
         environment.set_debug(false);
         environment.add_filter("tojson", python::tojson);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -96,17 +96,17 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, format, knows_developer, imitates, dates, skeletons })
     }
 
-    /// `None` if a message is not in the form that vLLM takes, or the template takes none such.
+    /// Renders a conversation; `None` if vLLM or the template refuses a message.
     pub(super) fn render(
         &self,
-        said: RequestMessages<'_>,
+        messages: RequestMessages<'_>,
         config: &Config,
         clock: UnixTime,
     ) -> Option<Rendered> {
         if let Some(skeletons) = &self.skeletons
-            && let Some(plain) = said.plain(self)
+            && let Some(plain) = messages.plain(self)
         {
-            let generation = said.adds_generation_prompt();
+            let generation = messages.adds_generation_prompt();
             let whole = |messages: &[PlainMessage<'_>]| {
                 let conversation = Conversation::of(messages, generation);
                 self.render_whole(conversation, config, clock).ok().map(|rendered| rendered.text)
@@ -115,10 +115,10 @@ impl ChatTemplate {
                 return Some(Rendered { text, dated: false });
             }
         }
-        self.render_whole(said.conversation(self)?, config, clock).ok()
+        self.render_whole(messages.conversation(self)?, config, clock).ok()
     }
 
-    /// The template itself is run.
+    /// Runs the template.
     fn render_whole(
         &self,
         conversation: Conversation,
@@ -141,12 +141,12 @@ impl ChatTemplate {
 
 fn skeletons(source: &str, syntax: SyntaxConfig) -> Option<SkeletonCache> {
     let tree = machinery::parse(source, NAME, syntax).ok()?;
-    // Parts are no text.
+    // Placeholders are strings, so that the template must not expect parts.
     let dataflow = analyze(&tree).filter(|_| content_format(source) == ContentFormat::String)?;
     SkeletonCache::of(dataflow, source)
 }
 
-/// The variables of a template. Reads by name; nothing is copied into a map.
+/// The template's variables, read by name without building a map.
 #[derive(Debug)]
 struct Context {
     conversation: Conversation,
@@ -183,7 +183,7 @@ fn strftime_now(clock: UnixTime, dated: Arc<AtomicBool>) -> Value {
     })
 }
 
-/// `{% generation %}` marks what the assistant said, for training; for us it does nothing.
+/// Neutralises `{% generation %}`, which marks assistant text for training.
 fn without_generation_tags(source: String) -> String {
     if !source.contains("generation") {
         return source;
@@ -206,8 +206,9 @@ fn without_generation_tags(source: String) -> String {
     out
 }
 
-/// A template that loops over a message's content wants parts. vLLM finds such loops in the syntax
-/// tree, we in the text: `{% for part in message['content'] %}` and its spellings.
+/// A template that loops over a message's content expects parts. vLLM finds such loops in the
+/// syntax tree; this searches the text for `{% for part in message['content'] %}` and its
+/// spellings.
 fn content_format(source: &str) -> ContentFormat {
     let tags = source.split("{%").skip(1).filter_map(|rest| rest.split_once("%}"));
     for (tag, _) in tags {

@@ -1,4 +1,4 @@
-//! Chat templates against transformers' own rendering, and counts against what vLLM counted.
+//! Chat templates against transformers' rendering, and counts against vLLM's.
 
 use super::{ModelTokenizer, TokenizerError, UnixTime};
 use crate::chain::tests::{scanned, testdata};
@@ -18,14 +18,14 @@ fn with_template(template: &str) -> ModelTokenizer {
     ModelTokenizer::load(&testdata("tiny_llama.json"), Some(config), Some(template)).unwrap()
 }
 
-/// A body rendered by a template at noon of 23 November 2026.
+/// Renders a body at noon of 23 November 2026.
 fn render(tokenizer: &ModelTokenizer, body: &str) -> Result<String, String> {
     let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
     tokenizer.render(&scan, body.as_bytes(), UnixTime(1_795_435_200))
 }
 
 #[test]
-fn templates_render_as_transformers_renders_them() {
+fn templates_render_as_in_transformers() {
     let cases: Vec<Json> = serde_json::from_slice(&testdata("templates.json")).unwrap();
     assert!(cases.len() > 10);
     for case in cases {
@@ -42,7 +42,7 @@ fn templates_render_as_transformers_renders_them() {
 }
 
 #[test]
-fn a_request_is_counted_as_vllm_counted_it() {
+fn a_request_is_counted_as_by_vllm() {
     let tokenizer = tiny();
     let cases: Vec<Json> = serde_json::from_slice(&testdata("vllm_0.32.0_counts.json")).unwrap();
     let chats = cases.iter().filter(|case| !case["body"]["messages"].is_null());
@@ -62,7 +62,7 @@ fn a_request_is_counted_as_vllm_counted_it() {
 }
 
 #[test]
-fn a_conversation_seen_before_has_the_same_tokens_and_is_found_in_the_cache() {
+fn a_repeated_conversation_has_the_same_tokens_from_the_cache() {
     let (fresh, cached) = (tiny(), tiny().with_cache(1 << 20));
     let mut messages = vec![json!({"role": "system", "content": "You are brief. 潮汐 🌊"})];
     for turn in 0..6 {
@@ -86,7 +86,7 @@ fn the_date_is_the_callers() {
 }
 
 #[test]
-fn what_vllm_may_read_otherwise_is_not_called_exact() {
+fn requests_that_vllm_versions_read_differently_are_inexact() {
     let tokenizer = with_template("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}");
     let user = |content: Json| json!([{"role": "user", "content": content}]);
     for (messages, more, sure) in [
@@ -116,7 +116,7 @@ fn what_vllm_may_read_otherwise_is_not_called_exact() {
 }
 
 #[test]
-fn messages_that_the_template_does_not_take_are_left_to_the_engine() {
+fn messages_that_the_template_refuses_are_not_counted() {
     let strict = with_template("{{ raise_exception('no') }}");
     let endless = with_template(
         "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
@@ -133,7 +133,7 @@ fn messages_that_the_template_does_not_take_are_left_to_the_engine() {
 }
 
 #[test]
-fn files_that_are_none_are_told_by_name() {
+fn malformed_files_are_named_in_the_error() {
     let json = testdata("tiny_llama.json");
     for (tokenizer, config, file) in [
         (&b"{"[..], None, "tokenizer.json"),
@@ -148,7 +148,7 @@ fn files_that_are_none_are_told_by_name() {
 }
 
 #[test]
-fn tokens_of_the_config_alone_are_tokens() {
+fn tokens_of_the_config_file_are_added() {
     let config = json!({"added_tokens_decoder": {
         "4096": {"content": "<|image_pad|>", "special": true, "normalized": false},
         "0": {"content": "<|bos|>", "special": true, "normalized": false},
@@ -158,7 +158,7 @@ fn tokens_of_the_config_alone_are_tokens() {
 }
 
 #[test]
-fn special_tokens_on_which_the_two_files_differ_make_completions_unsure() {
+fn a_disagreement_on_special_tokens_makes_completions_inexact() {
     let plain = tiny();
     assert!(plain.completion("a", true).unwrap().sure);
     let differs = with_config(br#"{"bos_token": "<|bos|>", "add_bos_token": true}"#);
@@ -167,9 +167,9 @@ fn special_tokens_on_which_the_two_files_differ_make_completions_unsure() {
     assert!(differs.completion("a", false).unwrap().sure);
 }
 
-/// The counts are vLLM 0.32's own, of these bodies and this model.
+/// Expected counts are those of vLLM 0.32 for these bodies and this model.
 #[test]
-fn responses_and_messages_are_counted_as_vllm_counted_them() {
+fn responses_and_messages_are_counted_as_by_vllm() {
     let tokenizer = tiny();
     let tide = "The tide comes in at the gate, ".repeat(20);
     let (responses, messages) = (Endpoint::Responses, Endpoint::Messages);
@@ -202,7 +202,7 @@ fn responses_and_messages_are_counted_as_vllm_counted_them() {
 }
 
 #[test]
-fn a_long_text_has_as_many_tokens_in_pieces_as_in_one() {
+fn a_long_text_has_the_same_count_in_pieces() {
     let tokenizer = tiny();
     let text = "The quick brown fox jumps over 13 lazy dogs.\nAnd then, äöü 日本: \t x = f(y);\n "
         .repeat(20_000);

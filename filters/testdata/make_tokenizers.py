@@ -1,6 +1,6 @@
-"""Makes the small tokenizers of families/ and the renderings of templates.json, which the tests
-compare with. Each tokenizer has a family's structure (normalizer, pre-tokenizer, model flags, post-
-processor, added tokens as its published tokenizer.json has them) and a vocabulary of some 1,500
+"""Makes the small tokenizers of families/ and the renderings of templates.json, the expected values
+of the tests. Each tokenizer has a family's structure (normalizer, pre-tokenizer, model flags, post-
+processor, added tokens as its published tokenizer.json has them) and a vocabulary of about 1,500
 tokens trained here, so that files stay small. Needs PyPI's tokenizers 0.23 and transformers 5:
 
     python make_tokenizers.py
@@ -108,7 +108,7 @@ def families():
     yield "deepseek_v3", byte_level(split(*DEEPSEEK), tokens=special("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
         + [AddedToken("<｜User｜>", normalized=False), AddedToken("<｜Assistant｜>", normalized=False)],
         post=bos("<｜begin▁of▁sentence｜>"))
-    # Phi-3 and others: tokens that swallow the space after them, or before.
+    # Phi-3 and others: tokens that absorb the white space after or before them.
     strips = [AddedToken("<|user|>", rstrip=True, normalized=False, special=True), AddedToken("<mask>", lstrip=True, normalized=False, special=True),
         AddedToken("word", single_word=True, normalized=True)]
     yield "stripping", byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), tokens=strips)

@@ -1,4 +1,4 @@
-//! Messages of KV events are read or refused, and the mirror keeps its bound.
+//! KV event messages are decoded or refused, and the mirror stays within its limit.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| tidegate_fuzz::kv_events(input));

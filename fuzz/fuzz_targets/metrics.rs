@@ -1,4 +1,4 @@
-//! A /metrics page, a load report: read or passed over.
+//! /metrics pages and load reports are parsed or skipped.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| tidegate_fuzz::metrics(input));

@@ -1,4 +1,4 @@
-//! Hand-offs are hidden the same however the answer is cut.
+//! Redaction of hand-off members does not depend on the split.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| tidegate_fuzz::redaction(input));

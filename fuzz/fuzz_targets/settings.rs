@@ -1,4 +1,4 @@
-//! Any text is settings or problems, each on a line of its own, in the order of the file.
+//! Any text yields settings or problems, one per line, in the order of the file.
 #![no_main]
 
 use tidegate_settings::Settings;

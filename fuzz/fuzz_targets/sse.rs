@@ -1,4 +1,4 @@
-//! A stream tells the same however it is cut.
+//! Observations in a stream do not depend on the split.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| tidegate_fuzz::sse(input));

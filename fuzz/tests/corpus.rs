@@ -1,4 +1,4 @@
-//! The seeds, under plain `cargo test`.
+//! Runs the seeds under plain `cargo test`.
 
 fn replay(name: &str, check: impl Fn(&[u8])) {
     let folder = format!("{}/corpus/{name}", env!("CARGO_MANIFEST_DIR"));

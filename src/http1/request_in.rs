@@ -154,7 +154,7 @@ mod tests {
             assert!(matches!(refused(more), HeadError::Malformed(_)), "{more:?}");
         }
         assert_eq!(read_request(b"GET / HTTP/1.1\r\n\r\n").unwrap_err(), HeadError::Host);
-        assert!(read_request(b"GET / HTTP/1.0\r\n\r\n").is_ok(), "1.0 knows no hosts");
+        assert!(read_request(b"GET / HTTP/1.0\r\n\r\n").is_ok(), "HTTP/1.0 requires no host");
         let old = b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(read_request(old).unwrap_err(), HeadError::Coding);
     }

@@ -1,5 +1,5 @@
-//! A message's content: a string, or a list of parts. It must never keep what is no text: images
-//! and sounds are counted by the engine alone.
+//! A message's content: a string, or a list of parts. Contents of images and audio are dropped:
+//! only the engine can count them.
 
 use minijinja::Value;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -9,7 +9,7 @@ use std::fmt;
 /// A message's content.
 #[derive(Default)]
 pub(super) enum Content<'a> {
-    /// `null`, or not there.
+    /// `null` or absent.
     #[default]
     Absent,
     Text(Cow<'a, str>),
@@ -19,12 +19,12 @@ pub(super) enum Content<'a> {
 /// A part of a content.
 pub(super) enum ContentPart {
     Text(Value),
-    /// Something else: `image`, `audio`, `video`, or a type that is not known.
+    /// `image`, `audio`, `video` or `unknown`.
     Other(&'static str),
 }
 
 impl Content<'_> {
-    /// Is there nothing in it but text?
+    /// Returns whether all parts are text.
     pub(super) fn is_text(&self) -> bool {
         match self {
             Content::Parts(parts) => parts.iter().all(|part| matches!(part, ContentPart::Text(_))),
@@ -43,8 +43,8 @@ impl Content<'_> {
         }
     }
 
-    /// One string: the texts, joined by newlines. `mark` follows the last text; `None` if there is
-    /// none to follow.
+    /// Converts to one string: the texts, joined by newlines. `mark` follows the last text; `None`
+    /// if there is no text to follow.
     pub(super) fn string(self, mark: Option<&str>) -> Option<Value> {
         let text = match self {
             Content::Text(text) if mark.is_none() => return Some(Value::from(&*text)),
@@ -61,7 +61,7 @@ impl Content<'_> {
         Some(Value::from(text + mark.unwrap_or_default()))
     }
 
-    /// A list of parts, as OpenAI writes them. `mark` as above.
+    /// Converts to a list of parts in OpenAI's format; `mark` as above.
     pub(super) fn parts(self, mark: Option<&str>) -> Option<Value> {
         let mut parts = match self {
             Content::Absent => Vec::new(),
@@ -175,7 +175,7 @@ enum PartKey {
     Unread,
 }
 
-/// What a part is to the template if it is no text.
+/// Returns the modality of a part type; `None` for text.
 fn modality(kind: &str) -> Option<&'static str> {
     match kind {
         "text" | "input_text" | "output_text" | "refusal" => None,

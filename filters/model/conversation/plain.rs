@@ -1,6 +1,6 @@
-//! The messages of most chats: a role and a text each, found by looking for quotes alone. It must
-//! never be given JSON that has not been checked, and it leaves whatever is not just that to the
-//! full reading: another member, a content of parts, `null`.
+//! Fast reader of common messages: objects with a role and a text only, found by searching for
+//! quotes. The input must be valid JSON. Other messages (further members, content parts, null) are
+//! left to serde.
 
 use memchr::memchr2;
 use std::borrow::Cow;
@@ -8,7 +8,7 @@ use std::borrow::Cow;
 /// A message's role and content.
 pub(super) type Plain<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// All messages of a valid JSON list, if each has a role and a text and nothing else.
+/// Returns all messages of a valid JSON list, if each has a role and a text and nothing else.
 pub(super) fn read(json: &str) -> Option<Vec<Plain<'_>>> {
     let mut reader = PlainReader { json, at: 0 };
     let mut messages = Vec::new();
@@ -51,7 +51,7 @@ impl<'a> PlainReader<'a> {
         }
     }
 
-    /// The next byte that is no white space.
+    /// Returns the next byte that is not white space.
     fn next(&mut self) -> Option<u8> {
         loop {
             let byte = *self.json.as_bytes().get(self.at)?;
@@ -94,7 +94,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_a_role_and_a_text_are_plain() {
+    fn only_messages_with_a_role_and_a_text_are_accepted() {
         for (json, expected) in [
             (r#" [ { "role" : "user" , "content" : "hi" } ] "#, Some(("user", "hi"))),
             (r#"[{"content":"a\"b\\","role":"\u0075ser"}]"#, Some(("user", "a\"b\\"))),
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(messages in prop::collection::vec(("[a-z]{1,4}", any::<String>()), 1..6)) {
+        fn written_messages_are_read_back(messages in prop::collection::vec(("[a-z]{1,4}", any::<String>()), 1..6)) {
             let of = |(role, content): &(String, String)| json!({"role": role, "content": content});
             let all: Vec<_> = messages.iter().map(of).collect();
             for json in [json!(all).to_string(), serde_json::to_string_pretty(&all).unwrap()] {
@@ -131,7 +131,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_fail(json in "[\\[\\]{}:,\" \\\\a-z\u{6f6e}]{0,40}") {
+        fn arbitrary_text_does_not_panic(json in "[\\[\\]{}:,\" \\\\a-z\u{6f6e}]{0,40}") {
             read(&json);
         }
     }

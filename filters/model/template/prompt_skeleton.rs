@@ -1,46 +1,47 @@
-//! What a template prints of a conversation, with placeholders for the contents: rendered once for all
-//! conversations with the same roles, where the template only carries contents along
-//! (`template_dataflow.rs`). It must never be filled with a content that the template would look at.
+//! Prompt skeletons: a template's output for a sequence of roles, with placeholders for the
+//! contents. Rendered once and filled for later conversations, if the template only copies contents
+//! (`template_dataflow.rs`). It must never be filled with a content that the template would
+//! inspect.
 
 use super::template_dataflow::Dataflow;
 use arc_swap::ArcSwap;
 use memchr::memmem::Finder;
 use std::sync::Arc;
 
-/// Longer conversations are rendered whole.
+/// Messages of a conversation; longer ones are rendered in full.
 const MESSAGES_MAX: usize = 256;
-/// So many outlines are kept, of so many bytes each at most.
+/// Cached skeletons per template; below, the limit of each in bytes.
 const SKELETONS_MAX: usize = 128;
 const TEXT_MAX: usize = 1 << 16;
-/// What stands for the content of the message with this index: a character of Unicode's last plane
-/// but one, which is for private use.
+/// Placeholder of the content of message 0, from a private-use plane of Unicode; message i has the
+/// i-th character after it.
 const FIRST_PLACEHOLDER: u32 = 0xF_0000;
 
-/// A message that has a role and a text, and nothing else.
+/// A message with a role and a text only.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::model) struct PlainMessage<'a> {
     pub(in crate::model) role: &'a str,
     pub(in crate::model) content: &'a str,
 }
 
-/// A template's outlines. The last ones are kept; a reader takes no lock.
+/// A template's most recent skeletons; reads take no lock.
 pub(super) struct SkeletonCache {
     content_literals: Vec<Finder<'static>>,
     trims_content: bool,
     known: ArcSwap<Vec<Arc<Skeleton>>>,
 }
 
-/// One: the roles, and the text between the contents.
+/// Skeleton for one sequence of roles.
 struct Skeleton {
     roles: Box<[Box<str>]>,
     generation: bool,
     text: String,
-    /// Where in `text` the content of which message goes.
+    /// Byte position in `text` and message index of each content.
     placeholders: Vec<(usize, usize)>,
 }
 
 impl SkeletonCache {
-    /// `None` if what stands for a content is in the template, or one of its content_literals in that.
+    /// Returns `None` if the template or one of its literals contains a placeholder character.
     pub(super) fn of(dataflow: Dataflow, source: &str) -> Option<SkeletonCache> {
         let taken = |text: &str| text.chars().any(|c| placeholder_index(c).is_some());
         if taken(source) || dataflow.content_literals.iter().any(|literal| taken(literal)) {
@@ -58,8 +59,8 @@ impl SkeletonCache {
         })
     }
 
-    /// What the template makes of `messages`. `None`: it has to be asked, as `render` does where
-    /// these roles have not been seen before, with contents that stand for any.
+    /// Fills a skeleton with `messages`, and renders the skeleton with `render` if these roles are
+    /// new. `None`: the conversation must be rendered in full.
     pub(super) fn fill(
         &self,
         messages: &[PlainMessage<'_>],
@@ -108,7 +109,7 @@ impl SkeletonCache {
 }
 
 impl Skeleton {
-    /// `None` if it is too long to be kept, or the roles look like placeholders.
+    /// Returns `None` if the skeleton is too long, or a role contains a placeholder character.
     fn read(roles: Box<[Box<str>]>, generation: bool, rendered: &str) -> Option<Skeleton> {
         let like_placeholder =
             roles.iter().any(|role| role.chars().any(|c| placeholder_index(c).is_some()));

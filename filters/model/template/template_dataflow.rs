@@ -1,11 +1,11 @@
-//! Does a chat template only carry a message's content along? Most do: they print it between words
-//! of their own, trimmed perhaps, and look into it for a few literal words. Then two conversations
-//! with the same roles differ in what is printed only by their contents (`prompt_skeleton.rs`). Read off the
-//! syntax tree; it must never say so of a template that could do otherwise with a content: what is
-//! not known to carry it along is taken to read it.
+//! Static taint analysis of a chat template: proves that message contents flow to the output only
+//! by concatenation, apart from trimming and comparisons with string literals (recorded in
+//! [`Dataflow`]). For such templates, conversations with the same roles share a skeleton
+//! (`prompt_skeleton.rs`). It must never accept a template that could treat a content differently:
+//! unknown constructs reject the template.
 //!
-//! An abstract interpretation without regard to the order of statements: what a name may hold is the
-//! join of all that is ever assigned to it, found by going over the template until nothing changes.
+//! The analysis is a flow-insensitive abstract interpretation of the syntax tree: the taint of a
+//! name is the join of all its assignments, computed to a fixed point.
 
 use minijinja::machinery::ast::{
     BinOpKind, Call, CallArg, CallType, Compare, CompareOpKind, Expr, Filter, ForLoop, Macro, Stmt,
@@ -13,16 +13,17 @@ use minijinja::machinery::ast::{
 };
 use std::collections::BTreeMap;
 
-/// Which contents a template carries along. An empty one it may always look at.
+/// Contents that a template copies unchanged. Empty contents are excluded: a template may test for
+/// them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Dataflow {
-    /// Those without any of these words.
+    /// Literals that the template tests for or splits at; a content must contain none of them.
     pub(super) content_literals: Vec<String>,
-    /// Those without white space at their ends.
+    /// The template trims contents; a content must have no outer white space.
     pub(super) trims_content: bool,
 }
 
-/// `None`: a content may change more than its own place.
+/// Analyses a template; `None` if a content may influence more than its own place in the output.
 pub(super) fn analyze(template: &Stmt<'_>) -> Option<Dataflow> {
     let Stmt::Template(template) = template else { return None };
     let mut analysis = Analysis::default();
@@ -35,15 +36,15 @@ pub(super) fn analyze(template: &Stmt<'_>) -> Option<Dataflow> {
     }
 }
 
-/// What a value has of a message's content in it.
+/// Taint of a value: its dependency on message contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Taint {
-    /// Nothing: it depends on the roles alone.
+    /// Depends on the roles only.
     #[default]
     Clean,
-    /// A content and nothing else.
+    /// Exactly one content.
     Content,
-    /// A text with contents in it.
+    /// A text that includes contents.
     Text,
     Message,
     Messages,
@@ -52,7 +53,7 @@ enum Taint {
 use Taint::{Clean, Content, Message, Messages, Text};
 
 impl Taint {
-    /// What may be the one or the other; which of them depends on the roles alone.
+    /// Joins the taints of alternatives, of which the roles select one.
     fn or(self, other: Taint) -> Option<Taint> {
         match (self, other) {
             (a, b) if a == b => Some(a),
@@ -66,7 +67,7 @@ impl Taint {
         (self == Clean).then_some(())
     }
 
-    /// Printed, or part of a longer text.
+    /// Taint of the value when printed or concatenated.
     fn text(self) -> Option<Taint> {
         match self {
             Clean => Some(Clean),
@@ -78,10 +79,10 @@ impl Taint {
 
 #[derive(Default)]
 struct Analysis {
-    /// By name: variables, `.name` for attributes of namespaces, `name()` for what macros print.
+    /// Taint by name: variables, `.name` for namespace attributes, `name()` for a macro's output.
     names: BTreeMap<String, Taint>,
     dataflow: Dataflow,
-    /// What is printed into the macro or the block that is being read.
+    /// Taint of the output of the current macro or block.
     printed: Taint,
 }
 
@@ -107,7 +108,7 @@ impl Analysis {
         }
     }
 
-    /// A word that a content is compared with. Every content has the empty one.
+    /// Records a literal that a content is compared with. The empty one is in every content.
     fn content_literal(&mut self, literal: &str) {
         if !literal.is_empty()
             && !self.dataflow.content_literals.iter().any(|known| known == literal)
@@ -190,7 +191,7 @@ impl Analysis {
         }
         let printed = self.printed_by(&definition.body)?;
         self.assign(&format!("{}()", definition.name), printed)?;
-        // Calls find the parameters' names here.
+        // Arguments of calls are assigned to the parameters' names.
         for (at, argument) in definition.args.iter().enumerate() {
             let Expr::Var(var) = argument else { return None };
             let given = self.name(&format!("{}({at})", definition.name));
@@ -213,7 +214,7 @@ impl Analysis {
                 matches!(of, Clean | Messages).then_some(of)
             }
             Expr::UnaryOp(unary) => match unary.op {
-                // A content is not empty, a message is there.
+                // The result is known: contents are not empty, and messages exist.
                 UnaryOpKind::Not => self.expression(&unary.expr).map(|_| Clean),
                 UnaryOpKind::Neg => self.clean_in(&unary.expr),
             },
@@ -231,7 +232,7 @@ impl Analysis {
             Expr::Filter(filter) => self.filter(filter),
             Expr::Test(test) => {
                 self.arguments(&test.args)?;
-                // What a value is, not what is in it.
+                // Tests of a value's type, not of its content.
                 let kinds = [
                     "defined",
                     "undefined",
@@ -295,7 +296,7 @@ impl Analysis {
             (BinOpKind::Ne, ..) => self.compare(CompareOpKind::Ne, (left, one), (right, other)),
             (BinOpKind::In, ..) => self.compare(CompareOpKind::In, (left, one), (right, other)),
             (_, Clean, Clean) => Some(Clean),
-            // The one or the other, or the truth of them.
+            // The result is one of the operands, or their truth value.
             (BinOpKind::ScAnd | BinOpKind::ScOr, ..) => one.or(other),
             (BinOpKind::Add, Messages, Messages | Clean) => Some(Messages),
             (BinOpKind::Add, Clean, Messages) => Some(Messages),
@@ -307,7 +308,7 @@ impl Analysis {
     fn comparison(&mut self, chain: &Compare<'_>) -> Option<Taint> {
         let mut left = (&chain.expr, self.expression(&chain.expr)?);
         for step in &chain.ops {
-            // Each is gone over once: doubled at every level, a deep one would take for ever.
+            // Each operand is analysed once; twice per level would be exponential in the depth.
             let right = (&step.expr, self.expression(&step.expr)?);
             self.compare(step.op, left, right)?;
             left = right;
@@ -326,12 +327,12 @@ impl Analysis {
             (_, Clean, Clean) => {}
             (Eq | Ne, Content, Clean) => self.literals_of(right)?,
             (Eq | Ne, Clean, Content) => self.literals_of(left)?,
-            // Is the word in the content?
+            // A literal is searched in a content.
             (In | NotIn, Clean, Content) => {
                 let literal = left.as_const()?;
                 self.content_literal(literal.as_str()?);
             }
-            // Is the content one of the words?
+            // A content is compared with several literals.
             (In | NotIn, Content, Clean) if matches!(right, Expr::List(_) | Expr::Tuple(_)) => {
                 self.literals_of(right)?;
             }
@@ -340,7 +341,7 @@ impl Analysis {
         Some(Clean)
     }
 
-    /// The words of a constant, or of a list of them.
+    /// Records the literals of a constant, or of a list of them.
     fn literals_of(&mut self, constant: &Expr<'_>) -> Option<()> {
         if let Expr::List(list) = constant {
             return list.items.iter().try_for_each(|item| self.literals_of(item));
@@ -357,7 +358,7 @@ impl Analysis {
 
     fn filter(&mut self, filter: &Filter<'_>) -> Option<Taint> {
         let base = filter.expr.as_ref()?;
-        // A part of what was split at a word that is not in it.
+        // The first or last part after a split at a literal that the content does not contain.
         if matches!(filter.name, "first" | "last")
             && let Some(split) = self.split(base)
         {
@@ -365,7 +366,7 @@ impl Analysis {
         }
         let of = self.expression(base)?;
         if filter.name == "default" || filter.name == "d" {
-            // A content is defined, and not empty.
+            // A content is defined and not empty.
             let mut taint = of;
             for argument in &filter.args {
                 taint = taint.or(self.argument(argument)?)?;
@@ -417,7 +418,7 @@ impl Analysis {
         match (of, constant.as_ref().and_then(|name| name.as_str())) {
             (Clean | Message, Some(name)) => self.member(of, name),
             (Messages, None) => Some(Message),
-            // By a name that is not known: nothing that was assigned may be behind it.
+            // A computed member name: no namespace attribute may be tainted.
             (Clean, None) => {
                 let mut members = self.names.iter().filter(|(name, _)| name.starts_with('.'));
                 members.all(|(_, taint)| *taint == Clean).then_some(Clean)
@@ -426,7 +427,8 @@ impl Analysis {
         }
     }
 
-    /// `content.split(word)`: its first and its last part are the content. `None`: something else.
+    /// `content.split(literal)`: its first and last parts equal the content. The outer `None`:
+    /// another expression.
     fn split(&mut self, expression: &Expr<'_>) -> Option<Option<Taint>> {
         let Expr::Call(call) = expression else { return None };
         let CallType::Method(of, "split") = call.identify_call() else { return None };
@@ -465,13 +467,13 @@ impl Analysis {
                 CallArg::Kwarg(key, _) if name == "namespace" => {
                     self.assign(&format!(".{key}"), taint)?;
                 }
-                // What fails prints nothing.
+                // A failing template prints nothing.
                 _ if name == "raise_exception" => {}
                 CallArg::Pos(_) => self.assign(&format!("{name}({at})"), taint)?,
                 CallArg::Kwarg(key, _) => self.assign(&format!("{name}({key})"), taint)?,
                 _ => taint.clean()?,
             }
-            // Only a macro takes what is not nothing.
+            // Only macros may take tainted arguments.
             if taint != Clean && !matches!(name, "namespace" | "raise_exception") {
                 self.names.contains_key(&format!("{name}()")).then_some(())?;
             }

@@ -1,11 +1,11 @@
-//! What is read off a template's source.
+//! Static properties of template sources.
 
 use super::*;
 use proptest::prelude::*;
 use template_dataflow::Dataflow;
 
 #[test]
-fn a_template_that_loops_over_content_wants_parts() {
+fn a_template_that_loops_over_content_expects_parts() {
     for (source, expected) in [
         ("{% for m in messages %}{{ m.content }}{% endfor %}", ContentFormat::String),
         ("{%- for part in message['content'] -%}", ContentFormat::Parts),
@@ -18,21 +18,21 @@ fn a_template_that_loops_over_content_wants_parts() {
 }
 
 #[test]
-fn generation_tags_do_nothing() {
+fn generation_tags_have_no_effect() {
     let source = "a{%- generation %} b {% endgeneration -%}\n c{% if generation %}{% endif %}";
     let expected = "a{%- if true %} b {% endif -%}\n c{% if generation %}{% endif %}";
     assert_eq!(without_generation_tags(source.to_owned()), expected);
 }
 
-/// Templates that only carry contents along, with the words they look for, and whether they trim.
-const CARRYING: [(&str, &[&str], bool); 9] = [
+/// Templates that only copy contents, with their literals and whether they trim.
+const COPYING: [(&str, &[&str], bool); 9] = [
     (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}\
          {% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
         &[],
         false,
     ),
-    // Llama 3: trimmed, and the first message has the beginning of the text before it.
+    // Llama 3: trims, and puts text before the first message's content.
     (
         "{% set loop_messages = messages %}{% for message in loop_messages %}\
          {% set content = '<|h|>' + message['role'] + '<|e|>\n\n' + message['content'] | trim + '<|eot|>' %}\
@@ -40,7 +40,7 @@ const CARRYING: [(&str, &[&str], bool); 9] = [
         &[],
         true,
     ),
-    // Mistral, Gemma: the system message goes before the first of the user.
+    // Mistral, Gemma: the system message goes before the first user message.
     (
         "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}\
          {% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}\
@@ -51,7 +51,7 @@ const CARRYING: [(&str, &[&str], bool); 9] = [
         &[],
         true,
     ),
-    // Qwen 3: where the last question is, and what was thought before an answer.
+    // Qwen 3: position of the last question, and thinking before an answer.
     (
         "{%- set ns = namespace(multi_step=true, last=messages|length - 1) %}\
          {%- for m in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}\
@@ -65,7 +65,7 @@ const CARRYING: [(&str, &[&str], bool); 9] = [
         &["<tool>", "</tool>", "</think>"],
         true,
     ),
-    // DeepSeek: what the system said is gathered first.
+    // DeepSeek: collects the system messages first.
     (
         "{% set ns = namespace(is_first=false, system='') %}{% for m in messages %}\
          {% if m['role'] == 'system' %}{% set ns.system = ns.system + m['content'] %}{% endif %}{% endfor %}\
@@ -100,8 +100,8 @@ const CARRYING: [(&str, &[&str], bool); 9] = [
     ),
 ];
 
-/// Templates by which a content changes more than its own place.
-const READING: [&str; 22] = [
+/// Templates in which a content influences more than its own place.
+const INSPECTING: [&str; 22] = [
     "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
     "{% for m in messages %}{{ m.content | length }}{% endfor %}",
     "{% for m in messages %}{{ m.content[:4] }}{% endfor %}",
@@ -131,8 +131,8 @@ fn syntax() -> SyntaxConfig {
 }
 
 #[test]
-fn a_template_that_only_carries_contents_along_is_known_by_its_syntax() {
-    for (source, words, trims) in CARRYING {
+fn templates_that_only_copy_contents_are_accepted() {
+    for (source, words, trims) in COPYING {
         let tree = machinery::parse(source, NAME, syntax()).unwrap();
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         assert_eq!(
@@ -141,7 +141,7 @@ fn a_template_that_only_carries_contents_along_is_known_by_its_syntax() {
             "{source}"
         );
     }
-    for source in READING {
+    for source in INSPECTING {
         let tree = machinery::parse(source, NAME, syntax()).unwrap();
         assert_eq!(analyze(&tree), None, "{source}");
     }
@@ -149,13 +149,13 @@ fn a_template_that_only_carries_contents_along_is_known_by_its_syntax() {
 
 proptest! {
     #[test]
-    fn an_outline_prints_what_the_template_prints(
-        template in 0..CARRYING.len(),
+    fn a_filled_skeleton_equals_the_rendered_template(
+        template in 0..COPYING.len(),
         conversations in prop::collection::vec(
             prop::collection::vec(("system|user|assistant", content()), 1..5), 1..4),
         generation: bool,
     ) {
-        let template = ChatTemplate::compile(CARRYING[template].0.to_owned()).unwrap();
+        let template = ChatTemplate::compile(COPYING[template].0.to_owned()).unwrap();
         let config = Config::read(br#"{"bos_token": "<s>", "eos_token": "</s>"}"#).unwrap();
         let skeletons = template.skeletons.as_ref().unwrap();
         for conversation in &conversations {
@@ -167,7 +167,7 @@ proptest! {
                 let conversation = Conversation::of(messages, generation);
                 template.render_whole(conversation, &config, UnixTime(0)).ok().map(|done| done.text)
             };
-            // Twice: as it is made, and as it is found again.
+            // Once rendered and once from the cache.
             for _ in 0..2 {
                 if let Some(filled) = skeletons.fill(&plain, generation, whole) {
                     prop_assert_eq!(Some(filled), whole(&plain));
@@ -178,7 +178,7 @@ proptest! {
 }
 
 #[test]
-fn a_deep_template_does_not_take_for_ever() {
+fn a_deeply_nested_template_is_analysed_in_bounded_time() {
     let splits = format!("{{{{ x{} }}}}", ".split('a')[0]".repeat(60));
     let mut chain = "x".to_owned();
     (0..20).for_each(|_| chain = format!("(1 < {chain} < 2)"));
@@ -189,7 +189,7 @@ fn a_deep_template_does_not_take_for_ever() {
     }
 }
 
-/// With the words that the templates look for, white space, and nothing at all.
+/// Contents with the templates' literals, with white space, and empty ones.
 fn content() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "",
@@ -211,8 +211,8 @@ fn content() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn outlines_are_used_and_bounded() {
-    let template = ChatTemplate::compile(CARRYING[0].0.to_owned()).unwrap();
+fn skeletons_are_cached_and_bounded() {
+    let template = ChatTemplate::compile(COPYING[0].0.to_owned()).unwrap();
     let skeletons = template.skeletons.as_ref().unwrap();
     fn one(role: &str) -> [PlainMessage<'_>; 1] {
         [PlainMessage { role, content: "Tide?" }]

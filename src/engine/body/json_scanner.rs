@@ -210,7 +210,7 @@ mod tests {
             return Ok(false);
         };
         let thorough = Members::by_serde(json);
-        prop_assert!(thorough.is_ok(), "{} is no JSON", String::from_utf8_lossy(json));
+        prop_assert!(thorough.is_ok(), "{} is not JSON", String::from_utf8_lossy(json));
         let thorough = thorough.unwrap();
         let quick: Vec<_> = quick.iter().map(Member::written).collect();
         prop_assert_eq!(quick, thorough.iter().map(Member::written).collect::<Vec<_>>());

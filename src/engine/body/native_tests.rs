@@ -11,7 +11,7 @@ fn check(
     max_tokens: Option<u64>,
     whole: Option<WholeReason>,
 ) {
-    let scan = scan(endpoint, body.as_bytes()).expect("it never refuses");
+    let scan = scan(endpoint, body.as_bytes()).expect("native bodies are never refused");
     let span = match scan.prompt {
         Prompt::Text(span) | Prompt::Messages(span) | Prompt::List(span) => Some(span),
         Prompt::TokenIds(_, span) => Some(span),

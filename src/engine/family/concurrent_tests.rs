@@ -127,7 +127,7 @@ fn offloading_legs_name_each_other() {
 #[test]
 fn with_a_shared_store_the_prefill_makes_one_token_and_the_decode_is_unchanged() {
     let Legs::PrefillFirst { prefill } = legs(Family::VllmSharedStore, &rendezvous(None)) else {
-        panic!("one after the other");
+        panic!("sequential legs");
     };
     assert_eq!(json(prefill), one_token(None));
     // LMCache reports a count under this name; it is not a hand-off.
@@ -179,7 +179,7 @@ fn generation_first_legs_contain_the_context_engines_endpoint() {
         r#""disaggregated_params":{{"request_type":"generation_only","ctx_request_id":{id},"disagg_request_id":{id},"schedule_style":1,"ctx_dp_rank":0,"ctx_info_endpoint":"tcp://10.0.0.1:5000"}}"#
     );
     assert_eq!(pair.decode.body, with(&params));
-    assert_eq!(pair.decode.header, None, "there is no key");
+    assert_eq!(pair.decode.header, None, "without a key");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_key_signs_the_generation_leg_only() {
     let engine = peer("tcp://10.0.0.1:5000", Some(0));
     let signed = RendezvousInfo { key, ..rendezvous(Some(&engine)) };
     let pair = pair(Family::TrtLlmGenerationFirst, &signed);
-    let (name, value) = pair.decode.header.expect("it is signed");
+    let (name, value) = pair.decode.header.expect("a signature");
     assert_eq!(name, "x-trtllm-disagg-auth");
     let expected = "sha256=9f231f1556947f2cc0d68b742964cb16e8662f6b41262d536be4f2692f786130";
     assert_eq!(&*value, expected);

@@ -44,7 +44,7 @@ fn recorded_exchanges_are_reproduced() {
         let scan = scan(endpoint, &body).expect("a body that vLLM took");
         let legs = Family::VllmNixl.legs(endpoint, &body, &scan, &MEETING);
         let Legs::PrefillFirst { prefill } = legs else {
-            panic!("it was split");
+            panic!("split legs");
         };
         assert_eq!(without_nulls(json(prefill)), record["prefill_request"]);
 
@@ -57,7 +57,7 @@ fn recorded_exchanges_are_reproduced() {
 
         let mut reader = SseReader::new(endpoint);
         let seen = reader.feed(record["decode_sse"].as_str().expect("text").as_bytes());
-        let usage = seen.usage.expect("it was asked for");
+        let usage = seen.usage.expect("usage was requested");
         assert_eq!(usage.completion, Tokens(u64::from(seen.tokens)));
         assert_eq!(usage.prompt.get(), prompt.unwrap_or_default());
         assert!(seen.done && seen.finished && !seen.error);
@@ -236,7 +236,7 @@ fn a_context_leg_changes_only_stream_and_parameters() {
     let Legs::PrefillFirst { prefill } =
         Family::TrtLlm.legs(Endpoint::Completions, &body, &read, &low)
     else {
-        panic!("it is split")
+        panic!("split legs")
     };
     assert_eq!(json(prefill)["disaggregated_params"]["disagg_request_id"], value!(1_u64 << 40));
 }
@@ -284,7 +284,7 @@ fn a_generation_leg_contains_the_unchanged_state_and_the_prompt_ids() {
 fn a_finished_context_answer_is_the_clients_answer_or_stream() {
     let answer = CONTEXT.replace("not_finished", "stop");
     let handoff = Family::TrtLlm.read_prefill(answer.as_bytes()).expect("a context's answer");
-    let whole = handoff.finished.expect("it is finished");
+    let whole = handoff.finished.expect("a finished answer");
     let expected = value!({
         "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "text": " x", "finish_reason": "stop"}],
@@ -296,7 +296,7 @@ fn a_finished_context_answer_is_the_clients_answer_or_stream() {
         r#"{"model":"m","prompt":"a","stream":true,"stream_options":{"include_usage":true}}"#,
     );
     let (read, _) = context(Endpoint::Completions, &body);
-    let stream = Family::TrtLlm.as_stream(&whole, &read).expect("it is JSON");
+    let stream = Family::TrtLlm.as_stream(&whole, &read).expect("valid JSON");
     let seen = SseReader::new(Endpoint::Completions).feed(&stream);
     assert!(seen.done && seen.finished && !seen.error, "{seen:?}");
     assert_eq!((seen.tokens, seen.usage.map(|usage| usage.completion)), (1, Some(Tokens(1))));
@@ -305,7 +305,7 @@ fn a_finished_context_answer_is_the_clients_answer_or_stream() {
         {"role":"assistant","content":null,"tool_calls":[{"id":"a","type":"function","function":{"name":"f"}}]}}]}"#;
     let body = bytes(r#"{"model":"m","messages":[],"stream":true}"#);
     let (read, _) = context(Endpoint::ChatCompletions, &body);
-    let stream = Family::TrtLlm.as_stream(chat, &read).expect("it is JSON");
+    let stream = Family::TrtLlm.as_stream(chat, &read).expect("valid JSON");
     let first = String::from_utf8_lossy(&stream).lines().next().map(str::to_owned);
     let first = json(first.expect("a line").trim_start_matches("data: "));
     assert_eq!(first["choices"][0]["delta"]["tool_calls"][0]["index"], value!(0));

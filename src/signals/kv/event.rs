@@ -14,7 +14,7 @@ const DEPTH_MAX: usize = 16;
 
 /// The bytes are not a KV event message.
 #[derive(Debug, Error)]
-#[error("no message of KV events: {0}")]
+#[error("malformed KV event message: {0}")]
 pub struct KvEventError(#[from] rmp_serde::decode::Error);
 
 /// One message.
