@@ -83,6 +83,32 @@ impl Chain {
     /// Runs all filters. Takes about 10 µs for a body of 1 KB and grows with it: bodies above about
     /// 64 KB should not be filtered on a reactor thread.
     ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http::{HeaderMap, Method};
+    /// use std::sync::Arc;
+    /// use tidegate_filters::{Chain, ChainParams, Directory, FreshIds, ModelEntry, RequestParts};
+    /// use tidegate_scheduler::cost::ByteEstimator;
+    ///
+    /// let mut directory = Directory::default();
+    /// directory.models.insert(Arc::from("m"), ModelEntry::default());
+    /// let chain = Chain::new(ChainParams::default());
+    /// let body = Bytes::from(r#"{"model":"m","prompt":"Hello, world"}"#);
+    /// let request = RequestParts {
+    ///     method: &Method::POST,
+    ///     path: "/v1/completions",
+    ///     query: "",
+    ///     headers: &HeaderMap::new(),
+    ///     body: &body,
+    /// };
+    /// let fresh = FreshIds::from_random(1, 2, 3);
+    /// let accepted = chain.admit(&directory, &ByteEstimator::new(), &request, &fresh)?;
+    /// assert_eq!(accepted.model.as_deref(), Some("m"));
+    /// // Without a tokenizer the count is an estimate.
+    /// assert!(!accepted.prompt.exact && accepted.prompt.tokens.get() > 0);
+    /// # Ok::<(), tidegate_engine::ApiError>(())
+    /// ```
+    ///
     /// # Errors
     /// That of the first filter that refuses: 400, 401, 404, 405, 413, 415, or 503 while no model
     /// is known.

@@ -15,6 +15,7 @@
 //! - `model`: a model's tokenizer and chat template
 //!
 //! The crate is pure: no backends, sockets, files, clock or random numbers.
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod accepted;

@@ -5,6 +5,7 @@ use crate::model::{Encoded, ModelTokenizer, UnixTime};
 use crate::parse::Parsed;
 use crate::{Counted, FreshIds};
 use std::borrow::Cow;
+use tidegate_engine::json_string::string_end;
 use tidegate_engine::{Endpoint, Prompt, Scan, Span};
 use tidegate_scheduler::cost::{
     ByteEstimator, ByteFeatures, chain_bytes, chain_salt, chain_tokens,
@@ -233,7 +234,7 @@ fn has_more_nodes(json: &[u8], max: usize) -> bool {
     let (mut nodes, mut at) = (0, 0);
     while let Some(byte) = json.get(at) {
         match byte {
-            b'"' => at = end_of_string(json, at + 1),
+            b'"' => at = string_end(json, at + 1).unwrap_or(json.len()),
             b',' | b'[' | b'{' => nodes += 1,
             _ => {}
         }
@@ -243,18 +244,6 @@ fn has_more_nodes(json: &[u8], max: usize) -> bool {
         at += 1;
     }
     false
-}
-
-/// Returns the position of the closing quote of the string whose content starts at `at`.
-fn end_of_string(json: &[u8], mut at: usize) -> usize {
-    while let Some(found) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
-        at += found;
-        if json[at] == b'"' {
-            return at;
-        }
-        at += 2;
-    }
-    json.len()
 }
 
 /// Tokens by which a rendered date may change the count.

@@ -130,6 +130,18 @@ pub struct Scan {
 /// engine. Of repeated members the last counts, as in every engine; `null` counts as absent. A byte
 /// order mark is skipped.
 ///
+/// ```
+/// use tidegate_engine::{Endpoint, Prompt, scan};
+///
+/// let body = br#"{"model":"m","prompt":"Hello","max_tokens":16,"stream":true}"#;
+/// let scan = scan(Endpoint::Completions, body)?;
+/// assert_eq!(scan.model_name(body).as_deref(), Some("m"));
+/// assert!(scan.stream && scan.whole.is_none());
+/// let Prompt::Text(span) = scan.prompt else { unreachable!() };
+/// assert_eq!(span.text(body).as_deref(), Some("Hello"));
+/// # Ok::<(), tidegate_engine::JsonBodyError>(())
+/// ```
+///
 /// # Errors
 /// [`JsonBodyError`] if the body is not JSON, not an object, or nested deeper than 127.
 pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, JsonBodyError> {

@@ -6,6 +6,17 @@ use crate::body::Member;
 use bytes::Bytes;
 
 /// Members to set, with their raw JSON values.
+///
+/// ```
+/// use bytes::Bytes;
+/// use tidegate_engine::{Edits, Endpoint, scan};
+///
+/// let body = Bytes::from(r#"{"model": "m",  "max_tokens": 64}"#);
+/// let scan = scan(Endpoint::Completions, &body)?;
+/// let edited = Edits::new().set("max_tokens", b"1").set("stream", b"false").apply(&body, &scan);
+/// assert_eq!(edited, r#"{"model": "m",  "max_tokens": 1,"stream":false}"#);
+/// # Ok::<(), tidegate_engine::JsonBodyError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edits<'a> {
     members: Vec<(&'a str, &'a [u8])>,

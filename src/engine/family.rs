@@ -151,7 +151,7 @@ struct PrefillAnswer<'a> {
     error: Option<&'a RawValue>,
     #[serde(borrow)]
     kv_transfer_params: Option<&'a RawValue>,
-    usage: Option<crate::usage::Wire>,
+    usage: Option<crate::usage::UsageWire>,
 }
 
 impl Family {
@@ -248,6 +248,22 @@ impl Family {
     /// Returns the legs of a request. It is [`Legs::Whole`] if the family, the endpoint or the
     /// request ([`crate::WholeReason`]) rules out a split. Whether a split pays is the placement's
     /// decision.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use tidegate_engine::{Endpoint, Family, Legs, RendezvousInfo, scan};
+    ///
+    /// let body = Bytes::from(r#"{"model":"m","prompt":"Hello","max_tokens":64}"#);
+    /// let scan = scan(Endpoint::Completions, &body)?;
+    /// let info = RendezvousInfo { host: "prefill-0", port: 8998, id: 7, peer: None, key: None };
+    /// let Legs::Concurrent(legs) = Family::SglangPd.legs(Endpoint::Completions, &body, &scan, &info)
+    /// else {
+    ///     unreachable!()
+    /// };
+    /// assert_eq!(legs.prefill.body, legs.decode.body);
+    /// assert!(legs.prefill.body.ends_with(br#""bootstrap_room":3}"#));
+    /// # Ok::<(), tidegate_engine::JsonBodyError>(())
+    /// ```
     pub fn legs(
         &self,
         endpoint: Endpoint,
@@ -300,7 +316,7 @@ impl Family {
         if let Some(error) = given(read.error) {
             return Err(ProtocolError::EngineError(message_of(error).into_owned()));
         }
-        let usage = read.usage.and_then(crate::usage::Wire::read);
+        let usage = read.usage.and_then(crate::usage::UsageWire::read);
         if *self == Family::TrtLlm {
             return trtllm::read_context(answer, usage);
         }

@@ -56,6 +56,17 @@ fn has_escape(bytes: &[u8]) -> bool {
 }
 
 /// Redacts an answer that arrives in chunks, split anywhere.
+///
+/// ```
+/// use bytes::Bytes;
+/// use tidegate_engine::HandoffRedactor;
+///
+/// let mut redactor = HandoffRedactor::new();
+/// let first = redactor.pass(Bytes::from(r#"data: {"kv_transfer_params":{"remote_"#));
+/// let second = redactor.pass(Bytes::from("host\":\"10.0.0.1\"},\"id\":1}\n\n"));
+/// let all = [first, second].concat();
+/// assert_eq!(all, b"data: {\"kv_transfer_params\":null,\"id\":1}\n\n");
+/// ```
 #[derive(Debug)]
 pub struct HandoffRedactor {
     state: LexerState,

@@ -17,6 +17,7 @@
 //!   Ollama's
 //!
 //! The crate opens no socket, reads no clock, and edits bodies instead of rebuilding them.
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod anthropic;
@@ -31,6 +32,7 @@ pub mod form;
 mod handoff_members;
 pub mod handoff_redaction;
 pub mod ids;
+pub mod json_string;
 pub mod kind;
 pub mod openai;
 pub mod paths;

@@ -13,7 +13,7 @@ pub const INFO_PATH: &str = "/server_info";
 
 /// Outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Switched {
+pub enum SwitchOutcome {
     /// The engine has the new role, or had it already.
     Yes,
     /// The engine still has requests; call again.
@@ -73,15 +73,15 @@ pub fn switch_body(role: Role, peers: Option<&DecodeGraphs>) -> Bytes {
 }
 
 /// Parses the answer, whatever its status. An unreadable answer counts as unsafe to restore.
-pub fn read_switch(answer: &[u8]) -> Switched {
+pub fn read_switch(answer: &[u8]) -> SwitchOutcome {
     match serde_json::from_slice::<SwitchAnswer<'_>>(answer) {
-        Ok(SwitchAnswer { success: true, .. }) => Switched::Yes,
-        Ok(answer) if answer.message.contains("not idle") => Switched::NotIdle,
+        Ok(SwitchAnswer { success: true, .. }) => SwitchOutcome::Yes,
+        Ok(answer) if answer.message.contains("not idle") => SwitchOutcome::NotIdle,
         Ok(SwitchAnswer { message, safe_to_restore, error, .. }) => {
             let message = error.map_or(message, |error| error.get().to_owned());
-            Switched::No { safe_to_restore, message }
+            SwitchOutcome::No { safe_to_restore, message }
         }
-        Err(error) => Switched::No { safe_to_restore: false, message: error.to_string() },
+        Err(error) => SwitchOutcome::No { safe_to_restore: false, message: error.to_string() },
     }
 }
 
@@ -155,13 +155,13 @@ mod tests {
                 .as_bytes(),
             )
         };
-        assert_eq!(answer(true, "ok", false), Switched::Yes);
+        assert_eq!(answer(true, "ok", false), SwitchOutcome::Yes);
         let busy = "instance is not idle; drain all requests before switching";
-        assert_eq!(answer(false, busy, true), Switched::NotIdle);
+        assert_eq!(answer(false, busy, true), SwitchOutcome::NotIdle);
         for safe_to_restore in [true, false] {
-            let no = Switched::No { safe_to_restore, message: "no headroom".to_owned() };
+            let no = SwitchOutcome::No { safe_to_restore, message: "no headroom".to_owned() };
             assert_eq!(answer(false, "no headroom", safe_to_restore), no);
         }
-        assert!(matches!(read_switch(b"oops"), Switched::No { safe_to_restore: false, .. }));
+        assert!(matches!(read_switch(b"oops"), SwitchOutcome::No { safe_to_restore: false, .. }));
     }
 }

@@ -52,6 +52,15 @@ pub const EVENT_MAX: usize = 1 << 20;
 const KEPT_MAX: usize = 16 << 10;
 
 /// Reader of one stream.
+///
+/// ```
+/// use tidegate_engine::{Endpoint, SseReader};
+///
+/// let mut reader = SseReader::new(Endpoint::Completions);
+/// let chunk = b"data: {\"choices\":[{\"index\":0,\"text\":\" a\"}]}\n\ndata: [DO";
+/// assert_eq!(reader.feed(chunk).tokens, 1);
+/// assert!(reader.feed(b"NE]\n\n").done);
+/// ```
 #[derive(Debug)]
 pub struct SseReader {
     chunks: Chunks,

@@ -24,7 +24,7 @@ pub struct Usage {
 /// The `usage` object with the member names of OpenAI, its Responses API, and Anthropic.
 #[derive(Deserialize, Default)]
 #[serde(default)]
-pub(crate) struct Wire {
+pub(crate) struct UsageWire {
     prompt_tokens: Option<u64>,
     completion_tokens: Option<u64>,
     prompt_tokens_details: Option<Details>,
@@ -47,7 +47,7 @@ static LAST_KEY: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new(
 fn member_value(after_key: &[u8]) -> Option<Usage> {
     let value = after_key.trim_ascii_start().strip_prefix(b":")?;
     let mut value = serde_json::Deserializer::from_slice(value);
-    Option::<Wire>::deserialize(&mut value).ok()?.and_then(Wire::read)
+    Option::<UsageWire>::deserialize(&mut value).ok()?.and_then(UsageWire::read)
 }
 
 impl Usage {
@@ -76,7 +76,7 @@ impl Usage {
     }
 }
 
-impl Wire {
+impl UsageWire {
     /// Returns `None` if neither prompt nor output is counted.
     pub(crate) fn read(self) -> Option<Usage> {
         let prompt = self.prompt_tokens.or(self.input_tokens);

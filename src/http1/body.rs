@@ -63,6 +63,17 @@ enum BodyState {
 }
 
 /// Decoder of one body.
+///
+/// ```
+/// use tidegate_http1::{BodyReader, Framing};
+///
+/// let mut reader = BodyReader::new(Framing::Chunked);
+/// let mut bytes = *b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+/// let piece = reader.read(&mut bytes)?;
+/// assert_eq!(&bytes[piece.data], b"abcde");
+/// assert!(reader.is_done());
+/// # Ok::<(), tidegate_http1::BodyError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct BodyReader {
     state: BodyState,

@@ -1,6 +1,7 @@
 //! HTTP/1.1 codec (RFC 9112): parses and writes message heads, and decodes bodies. It does no I/O
 //! and keeps no input. Messages that two readers could interpret differently are refused (request
 //! smuggling).
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod body;

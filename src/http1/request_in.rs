@@ -31,6 +31,16 @@ pub struct RequestHead {
 
 /// Parses the head at the start of `bytes`; `None` if it is incomplete.
 ///
+/// ```
+/// use tidegate_http1::{Framing, read_request};
+///
+/// let bytes = b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n{}";
+/// let head = read_request(bytes)?.expect("a complete head");
+/// assert_eq!((head.uri.path(), head.framing), ("/v1/completions", Framing::Length(2)));
+/// assert_eq!(&bytes[head.length..], b"{}");
+/// # Ok::<(), tidegate_http1::HeadError>(())
+/// ```
+///
 /// # Errors
 /// [`HeadError`] if the bytes are not a head, or an ambiguous one.
 pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {

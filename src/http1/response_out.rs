@@ -45,6 +45,16 @@ impl AnswerFraming {
 
 /// Writes a response head. Framing headers in `headers` are ignored. `date` is called if `headers`
 /// has no date.
+///
+/// ```
+/// use http::{HeaderMap, StatusCode};
+/// use tidegate_http1::{AnswerFraming, Date, write_answer};
+///
+/// let framing = AnswerFraming::Length(2);
+/// let head = write_answer(StatusCode::OK, &HeaderMap::new(), framing, true, true, || Date::at(0.0));
+/// let date = "date: Thu, 01 Jan 1970 00:00:00 GMT";
+/// assert_eq!(head, format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{date}\r\n\r\n").as_bytes());
+/// ```
 pub fn write_answer(
     status: StatusCode,
     headers: &HeaderMap,

@@ -39,6 +39,15 @@ pub struct EngineReading {
 
 impl EngineReading {
     /// Reads a /metrics page; unknown samples are ignored.
+    ///
+    /// ```
+    /// use tidegate_signals::engine::EngineReading;
+    ///
+    /// let page = b"vllm:num_requests_running{engine=\"0\"} 3.0\nvllm:kv_cache_usage_perc 0.25\n";
+    /// let reading = EngineReading::of_metrics(page);
+    /// assert_eq!((reading.running, reading.kv_usage), (Some(3.0), Some(0.25)));
+    /// assert_eq!(reading.waiting, None);
+    /// ```
     pub fn of_metrics(page: &[u8]) -> EngineReading {
         let mut reading = EngineReading::default();
         // Name of the hit counter in vLLM versions without `prompt_tokens_by_source`.

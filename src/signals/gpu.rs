@@ -47,18 +47,18 @@ pub struct Slowed {
 
 /// Health of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum GpuHealth {
     /// No problem.
     Fine,
     /// Throttled.
-    Strained(Strain),
+    Throttled(Throttling),
     /// Requests fail, or will soon.
-    Broken(Fault),
+    Broken(GpuFault),
 }
 
 /// Reason for throttling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strain {
+pub enum Throttling {
     /// Temperature.
     Thermal,
     /// Hardware slowdown.
@@ -67,7 +67,7 @@ pub enum Strain {
 
 /// Reason why a GPU is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum GpuFault {
     /// The driver cannot reach it.
     Lost,
     /// New uncorrected memory errors.
@@ -76,22 +76,22 @@ pub enum Fault {
     Xid(u64),
 }
 
-impl Verdict {
+impl GpuHealth {
     /// Label value in metrics, logs and the admin API.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Verdict::Fine => "fine",
-            Verdict::Strained(Strain::Thermal) => "gpu_hot",
-            Verdict::Strained(Strain::Hardware) => "gpu_braked",
-            Verdict::Broken(Fault::Lost) => "gpu_lost",
-            Verdict::Broken(Fault::Memory) => "gpu_memory_errors",
-            Verdict::Broken(Fault::Xid(_)) => "gpu_xid",
+            GpuHealth::Fine => "fine",
+            GpuHealth::Throttled(Throttling::Thermal) => "gpu_hot",
+            GpuHealth::Throttled(Throttling::Hardware) => "gpu_braked",
+            GpuHealth::Broken(GpuFault::Lost) => "gpu_lost",
+            GpuHealth::Broken(GpuFault::Memory) => "gpu_memory_errors",
+            GpuHealth::Broken(GpuFault::Xid(_)) => "gpu_xid",
         }
     }
 
     /// Returns whether the backend must receive no requests.
     pub const fn is_broken(self) -> bool {
-        matches!(self, Verdict::Broken(_))
+        matches!(self, GpuHealth::Broken(_))
     }
 }
 
@@ -103,43 +103,43 @@ const QUARANTINE: Seconds = Seconds(300.0);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GpuWatch {
     uncorrected: Option<u64>,
-    fault: Option<(Fault, Moment)>,
+    fault: Option<(GpuFault, Moment)>,
 }
 
 impl GpuWatch {
     /// Returns the health after `reading`, taken at `now`.
-    pub fn look(&mut self, now: Moment, reading: &GpuReading) -> Verdict {
+    pub fn look(&mut self, now: Moment, reading: &GpuReading) -> GpuHealth {
         // A smaller counter means that the driver was reloaded.
         let before = std::mem::replace(&mut self.uncorrected, reading.ecc_uncorrected);
         let more_errors =
             before.zip(reading.ecc_uncorrected).is_some_and(|(before, after)| after > before);
         let xid = reading.xids.iter().copied().find(|xid| is_fatal(*xid));
         let fault = if reading.lost {
-            Some(Fault::Lost)
+            Some(GpuFault::Lost)
         } else if let Some(xid) = xid {
-            Some(Fault::Xid(xid))
+            Some(GpuFault::Xid(xid))
         } else {
-            more_errors.then_some(Fault::Memory)
+            more_errors.then_some(GpuFault::Memory)
         };
         match fault {
             // Ends as soon as the driver reaches the GPU again; no quarantine.
-            Some(Fault::Lost) => return Verdict::Broken(Fault::Lost),
+            Some(GpuFault::Lost) => return GpuHealth::Broken(GpuFault::Lost),
             Some(fault) => self.fault = Some((fault, now)),
             None => {}
         }
         match self.fault {
-            Some((fault, since)) if now - since < QUARANTINE => Verdict::Broken(fault),
+            Some((fault, since)) if now - since < QUARANTINE => GpuHealth::Broken(fault),
             _ => strain(reading),
         }
     }
 }
 
-fn strain(reading: &GpuReading) -> Verdict {
+fn strain(reading: &GpuReading) -> GpuHealth {
     match reading.slowed {
-        Slowed { hardware: true, .. } => Verdict::Strained(Strain::Hardware),
-        Slowed { thermal: true, .. } => Verdict::Strained(Strain::Thermal),
+        Slowed { hardware: true, .. } => GpuHealth::Throttled(Throttling::Hardware),
+        Slowed { thermal: true, .. } => GpuHealth::Throttled(Throttling::Thermal),
         // Power-limited operation is normal for inference.
-        _ => Verdict::Fine,
+        _ => GpuHealth::Fine,
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
     }
 
     /// Feeds readings with their times in seconds and checks the last verdict.
-    fn check(readings: &[(f64, GpuReading)], expected: Verdict) {
+    fn check(readings: &[(f64, GpuReading)], expected: GpuHealth) {
         let mut watch = GpuWatch::default();
         let verdicts = readings.iter().map(|(second, reading)| watch.look(at(*second), reading));
         assert_eq!(verdicts.last().unwrap(), expected, "{readings:?}");
@@ -196,43 +196,43 @@ mod tests {
 
     #[test]
     fn a_gpu_without_readings_or_at_its_power_limit_is_fine() {
-        check(&[(0.0, GpuReading::default())], Verdict::Fine);
+        check(&[(0.0, GpuReading::default())], GpuHealth::Fine);
         let slowed = Slowed { power: true, ..Slowed::default() };
-        check(&[(0.0, GpuReading { slowed, ..fine() })], Verdict::Fine);
+        check(&[(0.0, GpuReading { slowed, ..fine() })], GpuHealth::Fine);
     }
 
     #[test]
     fn a_throttled_gpu_is_strained() {
         let slowed = |slowed| [(0.0, GpuReading { slowed, ..fine() })];
         let thermal = Slowed { thermal: true, ..Slowed::default() };
-        check(&slowed(thermal), Verdict::Strained(Strain::Thermal));
+        check(&slowed(thermal), GpuHealth::Throttled(Throttling::Thermal));
         let hardware = Slowed { hardware: true, thermal: true, power: true };
-        check(&slowed(hardware), Verdict::Strained(Strain::Hardware));
+        check(&slowed(hardware), GpuHealth::Throttled(Throttling::Hardware));
     }
 
     #[test]
     fn only_new_uncorrected_memory_errors_are_a_fault() {
-        check(&[(0.0, errors(3))], Verdict::Fine);
-        check(&[(0.0, errors(3)), (1.0, errors(3))], Verdict::Fine);
-        check(&[(0.0, errors(3)), (1.0, errors(4))], Verdict::Broken(Fault::Memory));
+        check(&[(0.0, errors(3))], GpuHealth::Fine);
+        check(&[(0.0, errors(3)), (1.0, errors(3))], GpuHealth::Fine);
+        check(&[(0.0, errors(3)), (1.0, errors(4))], GpuHealth::Broken(GpuFault::Memory));
         // The driver was reloaded.
-        check(&[(0.0, errors(3)), (1.0, errors(0))], Verdict::Fine);
+        check(&[(0.0, errors(3)), (1.0, errors(0))], GpuHealth::Fine);
     }
 
     #[test]
     fn a_fatal_xid_is_a_fault_and_a_program_error_is_not() {
-        check(&[(0.0, xids(&[13, 31, 43, 45, 63, 94]))], Verdict::Fine);
-        check(&[(0.0, xids(&[13, 79]))], Verdict::Broken(Fault::Xid(79)));
+        check(&[(0.0, xids(&[13, 31, 43, 45, 63, 94]))], GpuHealth::Fine);
+        check(&[(0.0, xids(&[13, 79]))], GpuHealth::Broken(GpuFault::Xid(79)));
     }
 
     #[test]
     fn a_fault_is_quarantined_and_a_lost_gpu_returns_when_reachable() {
-        let fault = Verdict::Broken(Fault::Xid(95));
+        let fault = GpuHealth::Broken(GpuFault::Xid(95));
         check(&[(0.0, xids(&[95])), (299.0, fine())], fault);
-        check(&[(0.0, xids(&[95])), (301.0, fine())], Verdict::Fine);
+        check(&[(0.0, xids(&[95])), (301.0, fine())], GpuHealth::Fine);
         check(&[(0.0, xids(&[95])), (299.0, xids(&[95])), (301.0, fine())], fault);
-        check(&[(0.0, fine()), (1.0, LOST())], Verdict::Broken(Fault::Lost));
-        check(&[(0.0, LOST()), (1.0, fine())], Verdict::Fine);
+        check(&[(0.0, fine()), (1.0, LOST())], GpuHealth::Broken(GpuFault::Lost));
+        check(&[(0.0, LOST()), (1.0, fine())], GpuHealth::Fine);
         check(&[(0.0, xids(&[95])), (1.0, LOST()), (2.0, fine())], fault);
     }
 }

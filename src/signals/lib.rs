@@ -10,6 +10,7 @@
 //!
 //! The crate is pure: no sockets, no clock. Signals calibrate cost models, raise alerts and exclude
 //! misfit or broken backends; they do not place requests.
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod compatibility;

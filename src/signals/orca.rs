@@ -37,10 +37,10 @@ fn text(pairs: &str) -> BTreeMap<String, f64> {
 
 fn json(text: &str) -> Option<BTreeMap<String, f64>> {
     #[derive(Deserialize)]
-    struct Report {
+    struct OrcaReport {
         named_metrics: BTreeMap<String, f64>,
     }
-    serde_json::from_str::<Report>(text).ok().map(|report| report.named_metrics)
+    serde_json::from_str::<OrcaReport>(text).ok().map(|report| report.named_metrics)
 }
 
 #[cfg(test)]

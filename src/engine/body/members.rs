@@ -4,6 +4,7 @@
 //! serde_json decides what is valid. `json_scanner` handles most bodies in a third of the time.
 
 use super::{JsonBodyError, Span, json_scanner};
+use crate::json_string::string_end;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -178,7 +179,7 @@ fn too_deep(json: &[u8]) -> bool {
         match byte {
             b'[' | b'{' => depth += 1,
             b']' | b'}' => depth -= 1,
-            b'"' => at = string_end(json, at + 1),
+            b'"' => at = string_end(json, at + 1).unwrap_or(json.len()),
             _ => {}
         }
         if depth > DEPTH_MAX {
@@ -187,16 +188,4 @@ fn too_deep(json: &[u8]) -> bool {
         at += 1;
     }
     false
-}
-
-/// Returns the position of the closing quote of the string that starts at `at`.
-fn string_end(json: &[u8], mut at: usize) -> usize {
-    while let Some(found) = memchr::memchr2(b'"', b'\\', json.get(at..).unwrap_or_default()) {
-        at += found;
-        if json[at] == b'"' {
-            return at;
-        }
-        at += 2;
-    }
-    json.len()
 }

@@ -8,7 +8,8 @@
 
 use super::native::{generate_event, ollama_line};
 use super::{Seen, timings_usage};
-use crate::usage::Wire;
+use crate::json_string::string_end;
+use crate::usage::UsageWire;
 use crate::{Endpoint, Usage};
 use memchr::memmem::Finder;
 use serde::Deserialize;
@@ -279,7 +280,7 @@ fn usual(data: &[u8], counted: bool) -> Option<Option<u32>> {
         Some(string) => (true, string),
         None => (false, rest.strip_prefix(br#""text":""#)?),
     };
-    let end = string_end(string).filter(|end| *end > 0)?;
+    let end = string_end(string, 0).filter(|end| *end > 0)?;
     let rest = string.get(end + 1..)?;
     let tail = if chat { rest.strip_prefix(b"}")? } else { rest };
     if FIND.index.find(tail).is_some()
@@ -320,18 +321,6 @@ fn has_usage(data: &[u8]) -> bool {
         }
     }
     false
-}
-
-/// Returns the position of the closing quote of the string that starts here.
-fn string_end(string: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        at += memchr::memchr2(b'"', b'\\', string.get(at..)?)?;
-        if string[at] == b'"' {
-            return Some(at);
-        }
-        at += 2;
-    }
 }
 
 impl ChunkChoice<'_> {
@@ -387,7 +376,7 @@ fn given(value: Option<&RawValue>) -> Option<&RawValue> {
 }
 
 fn usage_of(usage: Option<&RawValue>) -> Option<Usage> {
-    serde_json::from_str::<Wire>(usage?.get()).ok()?.read()
+    serde_json::from_str::<UsageWire>(usage?.get()).ok()?.read()
 }
 
 fn usage_within(answer: Option<&RawValue>) -> Option<Usage> {

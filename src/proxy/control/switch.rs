@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::Method;
 use std::sync::Arc;
 use tidegate_engine::role_switch::{
-    DecodeGraphs, INFO_PATH, SWITCH_PATH, Switched, decode_graphs, read_switch, role_now,
+    DecodeGraphs, INFO_PATH, SWITCH_PATH, SwitchOutcome, decode_graphs, read_switch, role_now,
     switch_body,
 };
 use tidegate_types::{BackendId, Role, Seconds};
@@ -69,10 +69,10 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> E
             return End::Broken;
         };
         match read_switch(&answer) {
-            Switched::Yes => break,
-            Switched::NotIdle if Instant::now() < deadline => sleep(AGAIN.to_duration()).await,
-            Switched::NotIdle => return End::Restored,
-            Switched::No { safe_to_restore, message } => {
+            SwitchOutcome::Yes => break,
+            SwitchOutcome::NotIdle if Instant::now() < deadline => sleep(AGAIN.to_duration()).await,
+            SwitchOutcome::NotIdle => return End::Restored,
+            SwitchOutcome::No { safe_to_restore, message } => {
                 tracing::error!(backend = %backend.name, safe_to_restore, "no role switch: {message}");
                 return if safe_to_restore { End::Restored } else { End::Broken };
             }

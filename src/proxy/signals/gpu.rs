@@ -4,7 +4,7 @@
 use metrics::{Gauge, counter, gauge};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tidegate_signals::gpu::{GpuReading, GpuWatch, Verdict};
+use tidegate_signals::gpu::{GpuHealth, GpuReading, GpuWatch};
 use tidegate_types::{Moment, Seconds};
 
 use super::nvml::Driver;
@@ -18,7 +18,7 @@ struct Gpus {
 
 struct Gpu {
     watch: GpuWatch,
-    verdict: Verdict,
+    verdict: GpuHealth,
     gauges: Gauges,
 }
 
@@ -72,7 +72,7 @@ impl Gpus {
         for (number, reading) in readings {
             let gpu = self.seen.entry(*number).or_insert_with(|| Gpu {
                 watch: GpuWatch::default(),
-                verdict: Verdict::Fine,
+                verdict: GpuHealth::Fine,
                 gauges: proxy.metrics.within(|| Gauges::new(*number)),
             });
             let verdict = gpu.watch.look(now, reading);
@@ -97,9 +97,9 @@ impl Gpus {
         for backend in &proxy.fleet.backends {
             let signals = &proxy.signals.backends[backend.id.index()];
             let own = signals.gpus.iter().filter_map(|gpu| self.seen.get(gpu));
-            let verdicts: Vec<Verdict> = own.map(|gpu| gpu.verdict).collect();
+            let verdicts: Vec<GpuHealth> = own.map(|gpu| gpu.verdict).collect();
             let broken = verdicts.iter().find(|verdict| verdict.is_broken());
-            let strained = verdicts.iter().find(|verdict| **verdict != Verdict::Fine);
+            let strained = verdicts.iter().find(|verdict| **verdict != GpuHealth::Fine);
             let word = broken.or(strained).map(|verdict| verdict.as_str());
             signals.gpu_trouble.store(word.map(Arc::new));
             if backend.health.set_hardware_fault(broken.is_some()) {
@@ -140,7 +140,7 @@ impl Gauges {
         }
     }
 
-    fn show(&self, reading: &GpuReading, verdict: Verdict) {
+    fn show(&self, reading: &GpuReading, verdict: GpuHealth) {
         let set = |gauge: &Gauge, value: Option<f64>| gauge.set(value.unwrap_or(f64::NAN));
         let whole = |value: Option<u64>| value.map(|value| value as f64);
         set(&self.utilisation, reading.utilisation);

@@ -44,6 +44,22 @@ pub struct Tally {
 }
 
 /// Mirror of one engine's prefix cache.
+///
+/// ```
+/// use tidegate_signals::kv::event::{EngineHash, KvEvent, StoredBlocks};
+/// use tidegate_signals::kv::mirror::{Change, KvMirror};
+///
+/// // The engine's blocks have 4 tokens, tidegate's 2.
+/// let mut mirror = KvMirror::new("m", 2, 1000);
+/// let mut held = 0;
+/// let tokens = vec![1, 2, 3, 4];
+/// let hashes = vec![EngineHash(7)];
+/// let stored = StoredBlocks { hashes, tokens, block_size: 4, ..StoredBlocks::default() };
+/// mirror.apply(&KvEvent::Stored(stored), &mut |change| {
+///     held += usize::from(matches!(change, Change::Held(_)));
+/// });
+/// assert_eq!((mirror.len(), held), (1, 2));
+/// ```
 #[derive(Debug)]
 pub struct KvMirror {
     /// Model name of requests without an adapter.

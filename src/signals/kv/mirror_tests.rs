@@ -8,17 +8,17 @@ use std::collections::BTreeSet;
 const MODEL: &str = "tiny";
 
 /// An engine that uses the prompt prefix as hash, and an index fed by the mirror.
-struct Engine {
+struct EngineCache {
     size: usize,
     block: usize,
     mirror: KvMirror,
     index: BTreeSet<u64>,
 }
 
-impl Engine {
-    fn new(size: usize, block: usize, blocks_max: usize) -> Engine {
+impl EngineCache {
+    fn new(size: usize, block: usize, blocks_max: usize) -> EngineCache {
         let mirror = KvMirror::new(MODEL, block, blocks_max);
-        Engine { size, block, mirror, index: BTreeSet::new() }
+        EngineCache { size, block, mirror, index: BTreeSet::new() }
     }
 
     fn apply(&mut self, event: KvEvent) {
@@ -80,7 +80,7 @@ fn prompt(length: u32) -> Vec<u32> {
 #[test]
 fn engine_blocks_of_any_size_map_to_tidegate_blocks() {
     for (size, known) in [(16, 192), (64, 192), (128, 128), (1, 192), (48, 192), (200, 192)] {
-        let mut engine = Engine::new(size, 64, 1000);
+        let mut engine = EngineCache::new(size, 64, 1000);
         engine.store(&prompt(200), 0);
         assert_eq!(engine.known(&prompt(200)), known, "{size}");
         assert_eq!(engine.known(&prompt(100)), 64, "{size}");
@@ -89,7 +89,7 @@ fn engine_blocks_of_any_size_map_to_tidegate_blocks() {
 
 #[test]
 fn a_longer_prompt_continues_from_its_parent_block() {
-    let mut engine = Engine::new(16, 64, 1000);
+    let mut engine = EngineCache::new(16, 64, 1000);
     engine.store(&prompt(40), 0);
     assert_eq!(engine.known(&prompt(40)), 0);
     engine.store(&prompt(100), 2);
@@ -104,7 +104,7 @@ fn a_longer_prompt_continues_from_its_parent_block() {
 
 #[test]
 fn a_block_stored_twice_must_be_removed_twice() {
-    let mut engine = Engine::new(64, 64, 1000);
+    let mut engine = EngineCache::new(64, 64, 1000);
     let hashes = engine.hashes(&prompt(64));
     engine.store(&prompt(64), 0);
     engine.store(&prompt(64), 0);
@@ -116,7 +116,7 @@ fn a_block_stored_twice_must_be_removed_twice() {
 
 #[test]
 fn a_block_with_an_unknown_parent_is_ignored_and_counted() {
-    let mut engine = Engine::new(16, 64, 1000);
+    let mut engine = EngineCache::new(16, 64, 1000);
     engine.store(&prompt(256), 4);
     assert_eq!((engine.known(&prompt(256)), engine.mirror.tally().orphans), (0, 12));
     engine.store(&prompt(256), 0);
@@ -125,7 +125,7 @@ fn a_block_with_an_unknown_parent_is_ignored_and_counted() {
 
 #[test]
 fn clearing_the_cache_removes_all_blocks() {
-    let mut engine = Engine::new(16, 64, 1000);
+    let mut engine = EngineCache::new(16, 64, 1000);
     engine.store(&prompt(256), 0);
     engine.apply(KvEvent::Cleared);
     assert!(engine.index.is_empty() && engine.mirror.is_empty());
@@ -133,7 +133,7 @@ fn clearing_the_cache_removes_all_blocks() {
 
 #[test]
 fn other_storage_tiers_and_kv_groups_are_ignored() {
-    let mut engine = Engine::new(64, 64, 1000);
+    let mut engine = EngineCache::new(64, 64, 1000);
     for (medium, group, known) in
         [(Some("CPU"), None, 0), (None, Some(1), 0), (Some("GPU"), Some(0), 64)]
     {
@@ -149,7 +149,7 @@ fn other_storage_tiers_and_kv_groups_are_ignored() {
 
 #[test]
 fn adapters_and_salts_are_separated_as_in_requests() {
-    let mut engine = Engine::new(64, 64, 1000);
+    let mut engine = EngineCache::new(64, 64, 1000);
     let stored = engine.stored(&prompt(128), 0);
     let key = |texts: &[&str]| BlockKeys {
         texts: texts.iter().map(|text| Box::from(*text)).collect(),
@@ -164,14 +164,14 @@ fn adapters_and_salts_are_separated_as_in_requests() {
     assert_eq!(engine.known(&prompt(128)), 0);
     assert_eq!(engine.known_as(chain_salt("sql", b"\"s\\\"1\""), &prompt(128)), 128);
     // SGLang: a member of its own.
-    let mut engine = Engine::new(64, 64, 1000);
+    let mut engine = EngineCache::new(64, 64, 1000);
     engine.apply(KvEvent::Stored(StoredBlocks { cache_salt: Some("t".into()), ..stored }));
     assert_eq!(engine.known_as(chain_salt(MODEL, b"\"t\""), &prompt(128)), 128);
 }
 
 #[test]
 fn an_image_ends_the_known_prefix_of_a_prompt() {
-    let mut engine = Engine::new(64, 64, 1000);
+    let mut engine = EngineCache::new(64, 64, 1000);
     let stored = engine.stored(&prompt(256), 0);
     let image = BlockKeys { texts: Vec::new(), opaque: true };
     let keys = vec![BlockKeys::default(), image, BlockKeys::default(), BlockKeys::default()];
@@ -181,7 +181,7 @@ fn an_image_ends_the_known_prefix_of_a_prompt() {
 
 #[test]
 fn an_inconsistent_event_is_ignored() {
-    let mut engine = Engine::new(64, 64, 1000);
+    let mut engine = EngineCache::new(64, 64, 1000);
     let stored = engine.stored(&prompt(128), 0);
     for block_size in [0, 65, u32::MAX] {
         engine.apply(KvEvent::Stored(StoredBlocks { block_size, ..stored.clone() }));
@@ -191,7 +191,7 @@ fn an_inconsistent_event_is_ignored() {
 
 #[test]
 fn the_limit_drops_the_oldest_blocks() {
-    let mut engine = Engine::new(64, 64, 4);
+    let mut engine = EngineCache::new(64, 64, 4);
     let prompts: Vec<Vec<u32>> = (0..4).map(|n| vec![n; 128]).collect();
     for prompt in &prompts {
         engine.store(prompt, 0);
@@ -224,7 +224,7 @@ proptest! {
     fn the_index_equals_the_engines_cache(
         deeds in prop::collection::vec(deed(), 0..60), size in 1..9_usize, block in 1..9_usize,
     ) {
-        let mut engine = Engine::new(size, block, 10_000);
+        let mut engine = EngineCache::new(size, block, 10_000);
         let mut held: BTreeSet<Vec<u32>> = BTreeSet::new();
         let mut asked: Vec<Vec<u32>> = Vec::new();
         for deed in deeds {
@@ -272,7 +272,7 @@ proptest! {
     fn no_event_sequence_exceeds_the_limit(
         lengths in prop::collection::vec((0..3_u32, 0..20_usize), 0..40), blocks_max in 1..9_usize,
     ) {
-        let mut engine = Engine::new(2, 4, blocks_max);
+        let mut engine = EngineCache::new(2, 4, blocks_max);
         for (kind, length) in lengths {
             engine.store(&vec![kind; length], 0);
             prop_assert!(engine.mirror.len() <= blocks_max);
