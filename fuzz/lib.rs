@@ -12,7 +12,7 @@ use tidegate_engine::{
     Edits, Endpoint, EngineKind, Family, HandoffRedactor, Legs, RendezvousInfo, Seen, SseReader,
     UsageFilter, UsageRequest, cards_of, is_form, list_of, model_in_form, models_of, scan,
 };
-use tidegate_http1::{BodyError, BodyReader, Framing, read_answer, read_request};
+use tidegate_http1::{BodyError, BodyReader, Framing, read_response, read_request};
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::facts::Facts;
 use tidegate_signals::kv::event::KvBatch;
@@ -171,7 +171,7 @@ pub fn http1(input: &[u8]) {
     let Some((cut, message)) = input.split_first() else { return };
     let step = usize::from(*cut) + 1;
     let request = read_request(message).ok().flatten().map(|head| (head.length, head.framing));
-    let answer = read_answer(&Method::POST, message).ok().flatten();
+    let answer = read_response(&Method::POST, message).ok().flatten();
     let answer = answer.map(|head| (head.length, head.framing));
     for (length, framing) in request.into_iter().chain(answer) {
         let rest = &message[length..];
@@ -203,7 +203,7 @@ fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), 
 /// the split of an answer, and valid JSON stays valid.
 pub fn answers(input: &[u8]) {
     let Some((kind, piece, message)) = split(input) else { return };
-    let Ok(Some(head)) = read_answer(&Method::POST, message) else { return };
+    let Ok(Some(head)) = read_response(&Method::POST, message) else { return };
     let rest = &message[head.length..];
     let whole = relayed(head.framing, kind, rest, rest.len().max(1));
     let cut = relayed(head.framing, kind, rest, piece);

@@ -43,10 +43,10 @@ pub enum Prompt {
     Absent,
 }
 
-/// Reason to run a request colocated (whole) on one engine
+/// Reason to run a request colocated, on one engine
 /// (docs/spec/engine-protocols.md#vllm-request-features).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WholeReason {
+pub enum ColocatedReason {
     /// No family can split this endpoint.
     Endpoint,
     /// The client sent `kv_transfer_params`: it controls the hand-off itself.
@@ -105,7 +105,7 @@ pub struct Scan {
     /// Span and type of the prompt.
     pub prompt: Prompt,
     /// `Some`: the request must run colocated.
-    pub whole: Option<WholeReason>,
+    pub colocated: Option<ColocatedReason>,
     /// `tools`
     pub tools: Option<Span>,
     /// `chat_template`
@@ -136,7 +136,7 @@ pub struct Scan {
 /// let body = br#"{"model":"m","prompt":"Hello","max_tokens":16,"stream":true}"#;
 /// let scan = scan(Endpoint::Completions, body)?;
 /// assert_eq!(scan.model_name(body).as_deref(), Some("m"));
-/// assert!(scan.stream && scan.whole.is_none());
+/// assert!(scan.stream && scan.colocated.is_none());
 /// let Prompt::Text(span) = scan.prompt else { unreachable!() };
 /// assert_eq!(span.text(body).as_deref(), Some("Hello"));
 /// # Ok::<(), tidegate_engine::JsonBodyError>(())
@@ -230,23 +230,23 @@ impl JsonBodyError {
     }
 }
 
-impl WholeReason {
+impl ColocatedReason {
     /// Label value in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
-            WholeReason::Endpoint => "endpoint",
-            WholeReason::ClientHandoff => "client_handoff",
-            WholeReason::SeveralAnswers => "several_answers",
-            WholeReason::BeamSearch => "beam_search",
-            WholeReason::ListPrompt => "list_prompt",
-            WholeReason::PromptEmbeds => "prompt_embeds",
-            WholeReason::PromptLogprobs => "prompt_logprobs",
-            WholeReason::Echo => "echo",
-            WholeReason::OneToken => "one_token",
-            WholeReason::TruncatesToFit => "truncates_to_fit",
-            WholeReason::KeptByEngine => "kept_by_engine",
-            WholeReason::WouldBeRefused => "would_be_refused",
-            WholeReason::OddValue => "odd_value",
+            ColocatedReason::Endpoint => "endpoint",
+            ColocatedReason::ClientHandoff => "client_handoff",
+            ColocatedReason::SeveralAnswers => "several_answers",
+            ColocatedReason::BeamSearch => "beam_search",
+            ColocatedReason::ListPrompt => "list_prompt",
+            ColocatedReason::PromptEmbeds => "prompt_embeds",
+            ColocatedReason::PromptLogprobs => "prompt_logprobs",
+            ColocatedReason::Echo => "echo",
+            ColocatedReason::OneToken => "one_token",
+            ColocatedReason::TruncatesToFit => "truncates_to_fit",
+            ColocatedReason::KeptByEngine => "kept_by_engine",
+            ColocatedReason::WouldBeRefused => "would_be_refused",
+            ColocatedReason::OddValue => "odd_value",
         }
     }
 }

@@ -4,7 +4,7 @@
 
 /// Kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
+pub enum FailureKind {
     /// The connection was refused or not opened in time.
     Unreachable,
     /// The connection ended early, or the answer could not be parsed.
@@ -18,7 +18,7 @@ pub enum Sign {
 
 /// Outcome of the same request in other attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Others {
+pub enum OtherAttempts {
     /// No other attempt, or none finished.
     Untried,
     /// It failed on another engine too.
@@ -33,9 +33,9 @@ pub enum Others {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientState {
     /// Waiting for the answer or reading it.
-    Reads,
+    Reading,
     /// Not reading for a while, or disconnected: an engine may close such a connection.
-    Blocks,
+    NotReading,
 }
 
 /// What the failure is evidence of.
@@ -63,31 +63,31 @@ pub const fn is_load(status: u16) -> bool {
 /// A 5xx alone proves nothing: a request that one engine answers with 500 usually fails on the next
 /// one too. A broken connection is attributed to the engine, unless the request also fails on a
 /// second one.
-pub const fn judge(sign: Sign, others: Others, client: ClientState) -> Evidence {
-    if matches!(client, ClientState::Blocks) {
+pub const fn attribute(sign: FailureKind, others: OtherAttempts, client: ClientState) -> Evidence {
+    if matches!(client, ClientState::NotReading) {
         return Evidence::Client;
     }
     match (sign, others) {
-        (Sign::Unreachable, _) => Evidence::Engine,
-        (Sign::Answered(Some(status)), _) if is_load(status) => Evidence::Load,
-        (Sign::Answered(Some(..=499 | 501)), _) => Evidence::Request,
-        (_, Others::Failed | Others::ServedUnedited) => Evidence::Request,
-        (_, Others::Served) => Evidence::Engine,
-        (Sign::Answered(_), Others::Untried) => Evidence::Undecided,
-        (Sign::Broken | Sign::TimedOut, Others::Untried) => Evidence::Engine,
+        (FailureKind::Unreachable, _) => Evidence::Engine,
+        (FailureKind::Answered(Some(status)), _) if is_load(status) => Evidence::Load,
+        (FailureKind::Answered(Some(..=499 | 501)), _) => Evidence::Request,
+        (_, OtherAttempts::Failed | OtherAttempts::ServedUnedited) => Evidence::Request,
+        (_, OtherAttempts::Served) => Evidence::Engine,
+        (FailureKind::Answered(_), OtherAttempts::Untried) => Evidence::Undecided,
+        (FailureKind::Broken | FailureKind::TimedOut, OtherAttempts::Untried) => Evidence::Engine,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ClientState::{Blocks, Reads};
+    use ClientState::{NotReading, Reading};
     use Evidence::{Client, Engine, Load, Request, Undecided};
-    use Sign::{Answered, Broken, TimedOut, Unreachable};
+    use FailureKind::{Answered, Broken, TimedOut, Unreachable};
 
     #[test]
     fn every_failure_is_attributed() {
-        // Sign, and the evidence if the request was not tried elsewhere, failed elsewhere, was
+        // FailureKind, and the evidence if the request was not tried elsewhere, failed elsewhere, was
         // served elsewhere, was served without the edits.
         let table = [
             (Unreachable, [Engine, Engine, Engine, Engine]),
@@ -105,11 +105,16 @@ mod tests {
             (Answered(Some(504)), [Undecided, Request, Engine, Request]),
             (Answered(Some(529)), [Load; 4]),
         ];
-        let others = [Others::Untried, Others::Failed, Others::Served, Others::ServedUnedited];
+        let others = [
+            OtherAttempts::Untried,
+            OtherAttempts::Failed,
+            OtherAttempts::Served,
+            OtherAttempts::ServedUnedited,
+        ];
         for (sign, verdicts) in table {
             for (others, verdict) in others.into_iter().zip(verdicts) {
-                assert_eq!(judge(sign, others, Reads), verdict, "{sign:?} {others:?}");
-                assert_eq!(judge(sign, others, Blocks), Client, "{sign:?} {others:?}");
+                assert_eq!(attribute(sign, others, Reading), verdict, "{sign:?} {others:?}");
+                assert_eq!(attribute(sign, others, NotReading), Client, "{sign:?} {others:?}");
             }
         }
     }

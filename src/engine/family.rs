@@ -44,7 +44,7 @@ pub enum Family {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Legs {
     /// One colocated leg with the client's body.
-    Whole,
+    Colocated,
     /// A prefill leg, whose answer ([`Family::read_prefill`]) yields the decode leg
     /// ([`Family::decode_leg`]).
     PrefillFirst {
@@ -204,7 +204,7 @@ impl Family {
 
     /// Returns whether its backends serve colocated requests. SGLang in a disaggregation mode
     /// answers 400 to them.
-    pub const fn runs_whole(&self) -> bool {
+    pub const fn serves_colocated(&self) -> bool {
         !matches!(self, Family::SglangPd)
     }
 
@@ -235,7 +235,7 @@ impl Family {
 
     /// Returns whether the decode engine reports all transferred tokens as cached. The client then
     /// receives the prefill engine's count instead.
-    pub const fn counts_handed_as_cached(&self) -> bool {
+    pub const fn reports_transfer_as_cached(&self) -> bool {
         matches!(
             self,
             Family::VllmNixl
@@ -245,8 +245,8 @@ impl Family {
         )
     }
 
-    /// Returns the legs of a request. It is [`Legs::Whole`] if the family, the endpoint or the
-    /// request ([`crate::WholeReason`]) rules out a split. Whether a split pays is the placement's
+    /// Returns the legs of a request. It is [`Legs::Colocated`] if the family, the endpoint or the
+    /// request ([`crate::ColocatedReason`]) rules out a split. Whether a split pays is the placement's
     /// decision.
     ///
     /// ```
@@ -272,9 +272,9 @@ impl Family {
         rendezvous: &RendezvousInfo<'_>,
     ) -> Legs {
         // A family that serves no colocated requests always splits: both legs get the same body.
-        let whole = scan.whole.is_some() && self.runs_whole();
+        let whole = scan.colocated.is_some() && self.serves_colocated();
         if !self.splits(endpoint) || whole {
-            return Legs::Whole;
+            return Legs::Colocated;
         }
         let prefill = |params| vllm::prefill_body(endpoint, body, scan, params);
         match (self, rendezvous.peer) {
@@ -300,7 +300,7 @@ impl Family {
             }
             // No peer to name, or no hand-off at all.
             (Family::VllmMooncake | Family::TrtLlmGenerationFirst, None) | (Family::Plain, _) => {
-                Legs::Whole
+                Legs::Colocated
             }
         }
     }

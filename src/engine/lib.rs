@@ -45,11 +45,11 @@ pub mod usage_injection;
 mod testing;
 
 pub use anthropic::ErrorForm;
-pub use body::{ForeignHandoff, JsonBodyError, Prompt, Scan, Span, WholeReason, scan};
+pub use body::{ColocatedReason, ForeignHandoff, JsonBodyError, Prompt, Scan, Span, scan};
 pub use edits::Edits;
 pub use endpoint::Endpoint;
 pub use engine_error::EngineError;
-pub use evidence::{ClientState, Evidence, Others, Sign, is_load, judge};
+pub use evidence::{ClientState, Evidence, FailureKind, OtherAttempts, attribute, is_load};
 pub use family::{
     ConcurrentLegs, Family, Handoff, LegBody, Legs, Peer, PeerQuery, ProtocolError, RendezvousInfo,
 };

@@ -16,7 +16,7 @@ use memchr::memmem::Finder;
 use std::sync::LazyLock;
 use tidegate_types::Tokens;
 
-use crate::{Edits, Scan, WholeReason};
+use crate::{ColocatedReason, Edits, Scan};
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage":"#));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""cached_tokens":"#));
@@ -54,7 +54,7 @@ impl UsageRequest {
 pub fn inject_usage_request(body: &Bytes, scan: &Scan) -> Option<Bytes> {
     let streams = scan.stream && scan.endpoint.is_completion() && scan.n == 1;
     // The engine's reading of an odd `stream` or `stream_options` is unknown.
-    let is_odd = scan.whole == Some(WholeReason::OddValue);
+    let is_odd = scan.colocated == Some(ColocatedReason::OddValue);
     if !streams || is_odd || UsageRequest::of(scan, body) == UsageRequest::Every {
         return None;
     }

@@ -19,5 +19,5 @@ pub use framing::{Framing, HEAD_MAX, HeadError};
 pub use hop::{is_hop_by_hop, is_listed};
 pub use request_in::{RequestHead, read_request};
 pub use request_out::RequestHeadWriter;
-pub use response_in::{AnswerHead, read_answer, read_upgrade};
-pub use response_out::{AnswerFraming, CONTINUE, ChunkFrame, Date, LAST_CHUNK, write_answer};
+pub use response_in::{ResponseHead, read_response, read_upgrade};
+pub use response_out::{CONTINUE, ChunkFrame, Date, LAST_CHUNK, ResponseFraming, write_response};

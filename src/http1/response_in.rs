@@ -9,7 +9,7 @@ use crate::hop::{is_hop_by_hop, is_listed, switches_to_websocket};
 
 /// A parsed response head.
 #[derive(Clone, Debug)]
-pub struct AnswerHead {
+pub struct ResponseHead {
     /// Status; after an informational one (1xx) another head follows.
     pub status: StatusCode,
     /// Headers without hop-by-hop headers.
@@ -26,7 +26,7 @@ pub struct AnswerHead {
 ///
 /// # Errors
 /// [`HeadError`] if the bytes are not a head.
-pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, HeadError> {
+pub fn read_response(method: &Method, bytes: &[u8]) -> Result<Option<ResponseHead>, HeadError> {
     read(method, bytes, false)
 }
 
@@ -35,11 +35,11 @@ pub fn read_answer(method: &Method, bytes: &[u8]) -> Result<Option<AnswerHead>, 
 ///
 /// # Errors
 /// [`HeadError`], also for a 101 that switches to another protocol.
-pub fn read_upgrade(bytes: &[u8]) -> Result<Option<AnswerHead>, HeadError> {
+pub fn read_upgrade(bytes: &[u8]) -> Result<Option<ResponseHead>, HeadError> {
     read(&Method::GET, bytes, true)
 }
 
-fn read(method: &Method, bytes: &[u8], upgrades: bool) -> Result<Option<AnswerHead>, HeadError> {
+fn read(method: &Method, bytes: &[u8], upgrades: bool) -> Result<Option<ResponseHead>, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Response::new(&mut fields);
     let length = match head.parse(bytes)? {
@@ -69,7 +69,7 @@ fn read(method: &Method, bytes: &[u8], upgrades: bool) -> Result<Option<AnswerHe
     let framing = if switches { Framing::UntilClose } else { framing(method, status, &hops) };
     // With both framings chunked wins and the connection is closed (RFC 9112, 6.3).
     let keeps_alive = hops.keeps_alive && framing != Framing::UntilClose && !hops.contradict();
-    Ok(Some(AnswerHead { status, headers, framing, keeps_alive, length }))
+    Ok(Some(ResponseHead { status, headers, framing, keeps_alive, length }))
 }
 
 fn framing(method: &Method, status: StatusCode, hops: &Hops) -> Framing {

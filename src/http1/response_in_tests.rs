@@ -3,11 +3,11 @@
 use super::*;
 use proptest::prelude::*;
 
-fn read(text: &str) -> Result<Option<AnswerHead>, HeadError> {
-    read_answer(&Method::POST, text.as_bytes())
+fn read(text: &str) -> Result<Option<ResponseHead>, HeadError> {
+    read_response(&Method::POST, text.as_bytes())
 }
 
-fn head(text: &str) -> AnswerHead {
+fn head(text: &str) -> ResponseHead {
     read(text).unwrap().unwrap()
 }
 
@@ -43,7 +43,7 @@ fn framing_follows_headers_method_and_status() {
     assert_eq!(length("content-length: 7\r\ntransfer-encoding: Chunked\r\n"), Framing::Chunked);
     for (method, status) in [(Method::HEAD, 200), (Method::GET, 204), (Method::GET, 304)] {
         let text = format!("HTTP/1.1 {status} X\r\ncontent-length: 7\r\n\r\n");
-        let head = read_answer(&method, text.as_bytes()).unwrap().unwrap();
+        let head = read_response(&method, text.as_bytes()).unwrap().unwrap();
         assert_eq!(head.framing, Framing::Length(0), "{method} {status}");
     }
     assert_eq!(head("HTTP/1.1 100 Continue\r\n\r\n").framing, Framing::Length(0));
@@ -96,7 +96,11 @@ fn headers_listed_by_connection_are_not_forwarded() {
     for hop in ["x-hop", "x-internal"] {
         let text = format!("HTTP/1.1 200 OK\r\nconnection: {hop}\r\n{hop}: 1\r\n\r\n");
         assert!(
-            super::read_answer(&Method::GET, text.as_bytes()).unwrap().unwrap().headers.is_empty()
+            super::read_response(&Method::GET, text.as_bytes())
+                .unwrap()
+                .unwrap()
+                .headers
+                .is_empty()
         );
     }
 }
@@ -119,7 +123,7 @@ proptest! {
         ),
     ) {
         let bytes = [begin.as_bytes(), &rest].concat();
-        if let Ok(Some(head)) = read_answer(&Method::GET, &bytes) {
+        if let Ok(Some(head)) = read_response(&Method::GET, &bytes) {
             prop_assert!(head.length <= bytes.len());
         }
     }

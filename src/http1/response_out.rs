@@ -11,7 +11,7 @@ pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Framing of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerFraming {
+pub enum ResponseFraming {
     /// No body: the response to HEAD, a 204 or a 304.
     None,
     /// `content-length`, in bytes.
@@ -24,21 +24,21 @@ pub enum AnswerFraming {
     Websocket,
 }
 
-impl AnswerFraming {
+impl ResponseFraming {
     /// Chooses the framing for a body of `length` bytes (`None`: unknown).
     pub fn choose(
         method: &Method,
         status: StatusCode,
         length: Option<u64>,
         is_1_1: bool,
-    ) -> AnswerFraming {
+    ) -> ResponseFraming {
         let bodiless = *method == Method::HEAD
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         match (bodiless, length, is_1_1) {
-            (true, ..) => AnswerFraming::None,
-            (false, Some(length), _) => AnswerFraming::Length(length),
-            (false, None, true) => AnswerFraming::Chunked,
-            (false, None, false) => AnswerFraming::UntilClose,
+            (true, ..) => ResponseFraming::None,
+            (false, Some(length), _) => ResponseFraming::Length(length),
+            (false, None, true) => ResponseFraming::Chunked,
+            (false, None, false) => ResponseFraming::UntilClose,
         }
     }
 }
@@ -48,17 +48,17 @@ impl AnswerFraming {
 ///
 /// ```
 /// use http::{HeaderMap, StatusCode};
-/// use tidegate_http1::{AnswerFraming, Date, write_answer};
+/// use tidegate_http1::{ResponseFraming, Date, write_response};
 ///
-/// let framing = AnswerFraming::Length(2);
-/// let head = write_answer(StatusCode::OK, &HeaderMap::new(), framing, true, true, || Date::at(0.0));
+/// let framing = ResponseFraming::Length(2);
+/// let head = write_response(StatusCode::OK, &HeaderMap::new(), framing, true, true, || Date::at(0.0));
 /// let date = "date: Thu, 01 Jan 1970 00:00:00 GMT";
 /// assert_eq!(head, format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{date}\r\n\r\n").as_bytes());
 /// ```
-pub fn write_answer(
+pub fn write_response(
     status: StatusCode,
     headers: &HeaderMap,
-    framing: AnswerFraming,
+    framing: ResponseFraming,
     is_1_1: bool,
     keeps_alive: bool,
     date: impl FnOnce() -> Date,
@@ -77,15 +77,15 @@ pub fn write_answer(
         put(&mut head, &["\r\n"]);
     }
     match framing {
-        AnswerFraming::Length(length) => {
+        ResponseFraming::Length(length) => {
             let mut digits = itoa::Buffer::new();
             put(&mut head, &["content-length: ", digits.format(length), "\r\n"]);
         }
-        AnswerFraming::Chunked => put(&mut head, &["transfer-encoding: chunked\r\n"]),
-        AnswerFraming::None | AnswerFraming::UntilClose | AnswerFraming::Websocket => {}
+        ResponseFraming::Chunked => put(&mut head, &["transfer-encoding: chunked\r\n"]),
+        ResponseFraming::None | ResponseFraming::UntilClose | ResponseFraming::Websocket => {}
     }
     match (framing, keeps_alive, is_1_1) {
-        (AnswerFraming::Websocket, ..) => {
+        (ResponseFraming::Websocket, ..) => {
             put(&mut head, &["connection: Upgrade\r\nupgrade: websocket\r\n"]);
         }
         (_, true, true) => {}
@@ -181,58 +181,58 @@ mod tests {
     use super::*;
     use crate::body::BodyReader;
     use crate::framing::Framing;
-    use crate::read_answer;
+    use crate::read_response;
     use http::header::HeaderValue;
     use proptest::prelude::*;
 
-    fn head(framing: AnswerFraming, is_1_1: bool, keeps_alive: bool) -> String {
+    fn head(framing: ResponseFraming, is_1_1: bool, keeps_alive: bool) -> String {
         let mut headers = HeaderMap::new();
         headers.insert("x-a", HeaderValue::from_static("b"));
         headers.insert("connection", HeaderValue::from_static("close"));
         headers.insert("content-length", HeaderValue::from_static("999"));
         let date = || Date::at(784_111_777.9);
-        let bytes = write_answer(StatusCode::OK, &headers, framing, is_1_1, keeps_alive, date);
+        let bytes = write_response(StatusCode::OK, &headers, framing, is_1_1, keeps_alive, date);
         String::from_utf8(bytes).unwrap()
     }
 
     #[test]
     fn a_head_has_one_framing_header() {
         assert_eq!(
-            head(AnswerFraming::Length(5), true, true),
+            head(ResponseFraming::Length(5), true, true),
             "HTTP/1.1 200 OK\r\nx-a: b\r\ncontent-length: 5\r\n\
              date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
         );
         assert_eq!(
-            head(AnswerFraming::Chunked, true, false),
+            head(ResponseFraming::Chunked, true, false),
             "HTTP/1.1 200 OK\r\nx-a: b\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\
              date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
         );
-        let old = head(AnswerFraming::Length(0), false, true);
+        let old = head(ResponseFraming::Length(0), false, true);
         assert!(old.starts_with("HTTP/1.0 ") && old.contains("connection: keep-alive\r\n"));
-        let switched = head(AnswerFraming::Websocket, true, false);
+        let switched = head(ResponseFraming::Websocket, true, false);
         assert!(switched.contains("connection: Upgrade\r\nupgrade: websocket\r\n"));
         assert!(!switched.contains("close") && !switched.contains("content-length"));
-        let none = head(AnswerFraming::None, true, true);
+        let none = head(ResponseFraming::None, true, true);
         assert!(!none.contains("content-length") && !none.contains("transfer-encoding"));
     }
 
     #[test]
     fn framing_follows_method_status_and_version() {
-        let choose = AnswerFraming::choose;
+        let choose = ResponseFraming::choose;
         let (ok, get) = (StatusCode::OK, Method::GET);
-        assert_eq!(choose(&get, ok, Some(3), true), AnswerFraming::Length(3));
-        assert_eq!(choose(&get, ok, None, true), AnswerFraming::Chunked);
-        assert_eq!(choose(&get, ok, None, false), AnswerFraming::UntilClose);
-        assert_eq!(choose(&Method::HEAD, ok, Some(3), true), AnswerFraming::None);
-        assert_eq!(choose(&get, StatusCode::NO_CONTENT, Some(0), true), AnswerFraming::None);
+        assert_eq!(choose(&get, ok, Some(3), true), ResponseFraming::Length(3));
+        assert_eq!(choose(&get, ok, None, true), ResponseFraming::Chunked);
+        assert_eq!(choose(&get, ok, None, false), ResponseFraming::UntilClose);
+        assert_eq!(choose(&Method::HEAD, ok, Some(3), true), ResponseFraming::None);
+        assert_eq!(choose(&get, StatusCode::NO_CONTENT, Some(0), true), ResponseFraming::None);
     }
 
     #[test]
     fn an_engines_date_is_kept() {
         let mut headers = HeaderMap::new();
         headers.insert("date", HeaderValue::from_static("then"));
-        let none = AnswerFraming::None;
-        let bytes = write_answer(StatusCode::OK, &headers, none, true, true, || unreachable!());
+        let none = ResponseFraming::None;
+        let bytes = write_response(StatusCode::OK, &headers, none, true, true, || unreachable!());
         assert_eq!(bytes, b"HTTP/1.1 200 OK\r\ndate: then\r\n\r\n");
     }
 
@@ -253,15 +253,15 @@ mod tests {
             chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..6)
         ) {
             let headers = HeaderMap::new();
-            let chunked = AnswerFraming::Chunked;
-            let mut wire = write_answer(StatusCode::OK, &headers, chunked, true, true, || Date::at(0.0));
+            let chunked = ResponseFraming::Chunked;
+            let mut wire = write_response(StatusCode::OK, &headers, chunked, true, true, || Date::at(0.0));
             for chunk in &chunks {
                 for part in [ChunkFrame::new(chunk.len()).as_bytes(), chunk, b"\r\n"] {
                     wire.extend_from_slice(part);
                 }
             }
             wire.extend_from_slice(LAST_CHUNK);
-            let head = read_answer(&Method::GET, &wire).unwrap().unwrap();
+            let head = read_response(&Method::GET, &wire).unwrap().unwrap();
             prop_assert_eq!(head.framing, Framing::Chunked);
             let mut reader = BodyReader::new(head.framing);
             let body = &mut wire[head.length..];

@@ -4,7 +4,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use tidegate_engine::{ClientState, Evidence, Others, is_load, judge};
+use tidegate_engine::{ClientState, Evidence, OtherAttempts, attribute, is_load};
 use tidegate_scheduler::placement::{EXCLUDED_MAX, Split};
 use tidegate_types::{BackendId, Seconds};
 
@@ -129,7 +129,7 @@ impl Tries {
         }
         let backend = proxy.fleet.backend(failure.on);
         let sign = failure.problem.sign();
-        let evidence = judge(sign, Others::Untried, ClientState::Reads);
+        let evidence = attribute(sign, OtherAttempts::Untried, ClientState::Reading);
         match (evidence, &failure.problem) {
             (Evidence::Load, problem) => {
                 let asked = problem.verdict().and_then(|v| v.asks_for(proxy.wall_now()));
@@ -169,13 +169,15 @@ impl Tries {
         let pending = || self.failures.iter().filter(|tried| tried.failure.problem.is_pending());
         let first = pending().next().map(|tried| tried.failure.on);
         let others = match served {
-            true => Others::Served,
-            false if pending().any(|tried| Some(tried.failure.on) != first) => Others::Failed,
-            false => Others::Untried,
+            true => OtherAttempts::Served,
+            false if pending().any(|tried| Some(tried.failure.on) != first) => {
+                OtherAttempts::Failed
+            }
+            false => OtherAttempts::Untried,
         };
         for tried in pending() {
             let problem = &tried.failure.problem;
-            let evidence = judge(problem.sign(), others, ClientState::Reads);
+            let evidence = attribute(problem.sign(), others, ClientState::Reading);
             // An engine that cannot load what a dead one has handed over is not to blame.
             let orphaned = tried.from.as_ref().is_some_and(|from| !from.health.is_well())
                 && problem.verdict().is_some();

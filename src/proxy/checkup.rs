@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
-use tidegate_signals::compatibility::{ConfiguredBackend, Misfit, judge, mode_of};
+use tidegate_signals::compatibility::{ConfiguredBackend, Misfit, assign_groups, mode_of};
 use tidegate_signals::facts::{DisaggregationMode, Facts};
 use tidegate_types::GroupId;
 use tokio::runtime::Builder;
@@ -24,7 +24,7 @@ pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
         group,
         group_is_named: backend.group.is_some(),
         splits: backend.family().can_split(),
-        runs_whole: backend.family().runs_whole(),
+        runs_whole: backend.family().serves_colocated(),
         version: backend.version.clone(),
         models: backend.models.clone(),
         mode: mode(backend),
@@ -90,7 +90,7 @@ pub(crate) fn check(
     said: &[ConfiguredBackend],
     told: &[Option<Facts>],
 ) -> Result<(), StartError> {
-    let fits = judge(said, told, &[]);
+    let fits = assign_groups(said, told, &[]);
     let lines = fits.iter().zip(said).flat_map(|(fit, said)| {
         let wrong = fit.misfits.iter().filter(|misfit| misfit.contradicts());
         wrong.map(move |misfit: &Misfit| format!("backend {}: {misfit}", said.name))

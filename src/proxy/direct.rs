@@ -68,7 +68,7 @@ fn order(
     let balance = backend.account.balance();
     let draining = table.entry(backend.id).role == Role::Draining;
     let busy = (balance.prefill.get() * 1e6) as u64 + u64::from(balance.streams);
-    (holder != Some(backend.id), draining, Reverse(backend.family.runs_whole()), busy)
+    (holder != Some(backend.id), draining, Reverse(backend.family.serves_colocated()), busy)
 }
 
 /// The id of something kept that the request is about.

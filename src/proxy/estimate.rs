@@ -58,7 +58,7 @@ fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
 
 /// May its prefill and decode run on two engines?
 fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted) -> Split {
-    let whole = |scan: &Scan| scan.whole.is_some();
+    let whole = |scan: &Scan| scan.colocated.is_some();
     let endpoint = accepted.endpoint;
     // Chat and completions every family splits; the others only where all of the pool's do.
     let splits = || {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use thiserror::Error;
-use tidegate_engine::{ApiError, ProtocolError, Sign, is_load};
+use tidegate_engine::{ApiError, FailureKind, ProtocolError, is_load};
 use tidegate_types::{BackendId, Seconds};
 
 use crate::upstream::{BrokenOff, ExchangeError};
@@ -75,7 +75,7 @@ impl LegProblem {
 
     /// Was there no connection?
     pub fn is_unreachable(&self) -> bool {
-        self.sign() == Sign::Unreachable
+        self.sign() == FailureKind::Unreachable
     }
 
     /// Does nothing listen there?
@@ -102,15 +102,15 @@ impl LegProblem {
     }
 
     /// What the failure is a sign of.
-    pub fn sign(&self) -> Sign {
+    pub fn sign(&self) -> FailureKind {
         match self {
             LegProblem::Exchange(ExchangeError::Connect(_) | ExchangeError::ConnectTimeout(_)) => {
-                Sign::Unreachable
+                FailureKind::Unreachable
             }
-            LegProblem::Exchange(ExchangeError::AnswerTimeout(_)) => Sign::TimedOut,
-            LegProblem::Answered(verdict) => Sign::Answered(verdict.status),
-            LegProblem::Status(status) => Sign::Answered(Some(status.as_u16())),
-            _ => Sign::Broken,
+            LegProblem::Exchange(ExchangeError::AnswerTimeout(_)) => FailureKind::TimedOut,
+            LegProblem::Answered(verdict) => FailureKind::Answered(verdict.status),
+            LegProblem::Status(status) => FailureKind::Answered(Some(status.as_u16())),
+            _ => FailureKind::Broken,
         }
     }
 }

@@ -132,7 +132,7 @@ pub(crate) async fn attempt(
                     Box::pin(paired::run(serving, seat, predicted, pair, course)).await
                 }
                 // Its family cannot split this one after all: it runs whole where it is.
-                Some(Legs::Whole) | None => whole(serving, seat, predicted, course).await,
+                Some(Legs::Colocated) | None => whole(serving, seat, predicted, course).await,
             }
         }
     }
@@ -488,5 +488,5 @@ pub(crate) async fn unedited(
 /// May it be the edits of a prefill leg that the engine has refused with this status?
 pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
     let of_the_body = matches!(status, 400 | 422 | 500..=599);
-    of_the_body && !is_load(status) && backend.family.runs_whole()
+    of_the_body && !is_load(status) && backend.family.serves_colocated()
 }

@@ -62,7 +62,7 @@ pub(crate) async fn run(
     // Nobody else is left to decode: an engine does not meet itself.
     if to.id == from.id || !to.may_decode() {
         drop(decode_seat);
-        if !from.family.runs_whole() {
+        if !from.family.serves_colocated() {
             return Err(Failure::NoBackend.into());
         }
         seat.open_stream(serving.job.prompt);
@@ -151,7 +151,7 @@ fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
 
 /// What the prefill engine had cached, where the decode engine would call all of it cached.
 fn note_cached(course: &mut Course<'_>, from: &Backend, answer: &[u8]) {
-    if !from.family.counts_handed_as_cached() {
+    if !from.family.reports_transfer_as_cached() {
         return;
     }
     if let Ok(handoff) = from.family.read_prefill(answer) {

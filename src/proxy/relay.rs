@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tidegate_engine::usage_injection::with_cached;
 use tidegate_engine::{
-    ApiError, ClientState, ErrorForm, Evidence, HandoffRedactor, Others, Seen, Sign, SseReader,
-    Usage, UsageFilter, UsageRequest, judge, strip_error, strip_handoff,
+    ApiError, ClientState, ErrorForm, Evidence, FailureKind, HandoffRedactor, OtherAttempts, Seen,
+    SseReader, Usage, UsageFilter, UsageRequest, attribute, strip_error, strip_handoff,
 };
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
@@ -186,7 +186,7 @@ impl EventRelay {
         match upstream.poll_data(context) {
             Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(self.take(chunk))),
             Poll::Ready(Some(Err(error))) => {
-                Poll::Ready(self.broken(&error.to_string(), Sign::Broken))
+                Poll::Ready(self.broken(&error.to_string(), FailureKind::Broken))
             }
             Poll::Ready(None) => Poll::Ready(self.ended()),
             Poll::Pending => self.poll_silence(context),
@@ -196,7 +196,7 @@ impl EventRelay {
     /// The engine closed the stream: whole, or too early?
     fn ended(&mut self) -> Option<Bytes> {
         if self.has_end_mark {
-            return self.broken("the stream ended without an end mark", Sign::Broken);
+            return self.broken("the stream ended without an end mark", FailureKind::Broken);
         }
         let last = self.reader.finish();
         self.count(last, self.last_chunk);
@@ -205,7 +205,7 @@ impl EventRelay {
 
     /// The stream came to an end, of whatever kind: after the end mark, or after the engine's own
     /// error, an end is an end.
-    fn broken(&mut self, why: &str, sign: Sign) -> Option<Bytes> {
+    fn broken(&mut self, why: &str, sign: FailureKind) -> Option<Bytes> {
         let within_event = !self.reader.is_between_events();
         let last = self.reader.finish();
         self.count(last, self.last_chunk);
@@ -315,7 +315,7 @@ impl EventRelay {
                 }
             }
             if let Some(why) = self.given_up(&proxy, since, now) {
-                return Poll::Ready(self.broken(why, Sign::TimedOut));
+                return Poll::Ready(self.broken(why, FailureKind::TimedOut));
             }
             let patience = patience(&proxy);
             let look = if now >= since + patience { now } else { since } + patience;
@@ -359,16 +359,16 @@ impl EventRelay {
     /// For how long the client had taken nothing when the engine was read from last.
     fn client(&self, now: Moment) -> ClientState {
         match self.waits_since {
-            None if now - self.last_chunk > CLIENT_BLOCKS => ClientState::Blocks,
-            _ => ClientState::Reads,
+            None if now - self.last_chunk > CLIENT_BLOCKS => ClientState::NotReading,
+            _ => ClientState::Reading,
         }
     }
 
     /// The engine failed in mid-stream: the client is told in its own form.
-    fn cut(&mut self, why: &str, sign: Sign, within_event: bool) -> Option<Bytes> {
+    fn cut(&mut self, why: &str, sign: FailureKind, within_event: bool) -> Option<Bytes> {
         if let Some(record) = &self.record {
             let client = self.client(record.proxy.clock.now());
-            if judge(sign, Others::Untried, client) == Evidence::Engine {
+            if attribute(sign, OtherAttempts::Untried, client) == Evidence::Engine {
                 blame::engine(&record.proxy, &self.backend, &why);
             }
         }

@@ -84,7 +84,7 @@ fn has_other(serving: &Serving<'_>, on: &Backend, now: Moment) -> bool {
         let (other, entry) = (fleet.backend(*id), table.entry(*id));
         let same = entry.group == own.group && entry.role == own.role;
         let free = other.health.is_usable() && !other.health.is_last(now);
-        free && entry.role != Role::Draining && (same || other.family.runs_whole())
+        free && entry.role != Role::Draining && (same || other.family.serves_colocated())
     };
     let excluded = &serving.job.excluded;
     let mut others = table.backends(serving.job.pool).iter();

@@ -150,7 +150,7 @@ struct EngineClass {
 
 /// Assigns a group to every backend. `reported` is `None` for engines not yet reached; `before`
 /// holds the groups of the previous call, so that a class keeps its number.
-pub fn judge(
+pub fn assign_groups(
     configured: &[ConfiguredBackend],
     reported: &[Option<Facts>],
     before: &[GroupId],

@@ -33,7 +33,7 @@ fn check(engines: &[&str], groups: &[u16], misfits: &[&str]) {
     let configured: Vec<ConfiguredBackend> =
         (0..engines.len()).map(|i| configured(&format!("e{i}"))).collect();
     let reported: Vec<Option<Facts>> = engines.iter().map(|text| reported(text)).collect();
-    let results = judge(&configured, &reported, &[]);
+    let results = assign_groups(&configured, &reported, &[]);
     let found: Vec<u16> = results.iter().map(|fit| fit.group.0).collect();
     assert_eq!(found, groups, "{engines:?}");
     let found: Vec<String> =
@@ -71,15 +71,15 @@ fn an_unreached_engine_has_no_hand_off_partner() {
 #[test]
 fn a_group_keeps_its_number_while_it_has_members() {
     let configured: Vec<ConfiguredBackend> = (0..4).map(|i| configured(&format!("e{i}"))).collect();
-    let judge = |engines: [&str; 4], before: &[GroupId]| -> Vec<GroupId> {
+    let groups_of = |engines: [&str; 4], before: &[GroupId]| -> Vec<GroupId> {
         let reported: Vec<Option<Facts>> = engines.iter().map(|text| reported(text)).collect();
-        judge(&configured, &reported, before).into_iter().map(|fit| fit.group).collect()
+        assign_groups(&configured, &reported, before).into_iter().map(|fit| fit.group).collect()
     };
-    let before = judge(["1 m 8", "2 m 8", "1 m 8", "?"], &[]);
+    let before = groups_of(["1 m 8", "2 m 8", "1 m 8", "?"], &[]);
     assert_eq!(before, [0, 1, 0, 2].map(GroupId));
-    let after = judge(["1 m 8", "3 m 8", "1 m 8", "2 m 8"], &before);
+    let after = groups_of(["1 m 8", "3 m 8", "1 m 8", "2 m 8"], &before);
     assert_eq!(after, [0, 1, 0, 2].map(GroupId));
-    let upgraded = judge(["2 m 8", "2 m 8", "1 m 8", "2 m 8"], &after);
+    let upgraded = groups_of(["2 m 8", "2 m 8", "1 m 8", "2 m 8"], &after);
     assert_eq!(upgraded, [0, 0, 1, 0].map(GroupId), "the larger half keeps the group's number");
 }
 
@@ -88,7 +88,7 @@ fn a_contradiction_of_the_settings_is_reported_and_excludes_hand_offs() {
     let mut both = [configured("a"), configured("b")];
     both[0].version = Some("0.33".to_owned());
     both[1].models = vec!["named".to_owned()];
-    let results = judge(&both, &[reported("0.32.0 m 8"), reported("0.32.0 m 8")], &[]);
+    let results = assign_groups(&both, &[reported("0.32.0 m 8"), reported("0.32.0 m 8")], &[]);
     let lines: Vec<String> =
         results.iter().flat_map(|fit| &fit.misfits).map(ToString::to_string).collect();
     assert_eq!(
@@ -103,7 +103,8 @@ fn a_contradiction_of_the_settings_is_reported_and_excludes_hand_offs() {
 
     both[0].version = Some("0.32".to_owned());
     both[1].models = vec!["m".to_owned(), "adapter".to_owned()];
-    let results = judge(&both, &[reported("0.32.0+cpu m 8"), reported("0.32.0+cpu m 8")], &[]);
+    let results =
+        assign_groups(&both, &[reported("0.32.0+cpu m 8"), reported("0.32.0+cpu m 8")], &[]);
     assert!(
         results.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)),
         "{results:?}"
@@ -117,16 +118,17 @@ fn an_engine_in_the_wrong_mode_receives_no_requests() {
     for (configured, role) in both.iter_mut().zip([Role::Prefill, Role::Decode]) {
         (configured.runs_whole, configured.mode) = (false, mode_of(role));
     }
-    let good = judge(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Decode))], &[]);
+    let good = assign_groups(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Decode))], &[]);
     assert!(good.iter().all(|fit| !fit.out && fit.group == GroupId(0)), "{good:?}");
-    let swapped = judge(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Prefill))], &[]);
+    let swapped =
+        assign_groups(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Prefill))], &[]);
     assert_eq!([swapped[0].out, swapped[1].out], [false, true]);
     let text = swapped[1].misfits[0].to_string();
     assert_eq!(text, "mode: it must be decode, the engine's disaggregation_mode is prefill");
     // A misfit also excludes a backend that serves no colocated requests.
     both[0].version = Some("1".to_owned());
     let odd = Facts { version: Some("2".to_owned()), ..mode(Role::Prefill) };
-    let results = judge(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
+    let results = assign_groups(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
     assert_eq!([results[0].out, results[1].out], [true, false]);
 }
 
@@ -135,9 +137,9 @@ fn differences_in_a_named_group_contradict_the_settings() {
     let mut both = [configured("a"), configured("b")];
     both.iter_mut().for_each(|configured| configured.group_is_named = true);
     let facts = [reported("1 m 8"), reported("2 m 8")];
-    assert!(judge(&both, &facts, &[])[1].misfits[0].contradicts());
+    assert!(assign_groups(&both, &facts, &[])[1].misfits[0].contradicts());
     both.iter_mut().for_each(|configured| configured.group_is_named = false);
-    assert!(!judge(&both, &facts, &[])[1].misfits[0].contradicts());
+    assert!(!assign_groups(&both, &facts, &[])[1].misfits[0].contradicts());
 }
 
 #[test]
@@ -158,7 +160,7 @@ fn a_short_version_matches_all_its_releases() {
 fn backends_without_hand_off_are_not_compared() {
     let mut both = [configured("a"), configured("b")];
     both.iter_mut().for_each(|configured| configured.splits = false);
-    let results = judge(&both, &[reported("1 m 8"), reported("2 other 4")], &[]);
+    let results = assign_groups(&both, &[reported("1 m 8"), reported("2 other 4")], &[]);
     assert!(
         results.iter().all(|fit| fit.misfits.is_empty() && fit.group == GroupId(0)),
         "{results:?}"
@@ -168,7 +170,7 @@ fn backends_without_hand_off_are_not_compared() {
 #[test]
 fn a_missing_key_is_reported_but_does_not_contradict_the_settings() {
     let locked = Facts { locked: Some(401), ..Facts::default() };
-    let results = judge(&[configured("a")], &[Some(locked)], &[]);
+    let results = assign_groups(&[configured("a")], &[Some(locked)], &[]);
     let [misfit] = results[0].misfits.as_slice() else { panic!("{results:?}") };
     assert!(misfit.to_string().contains("401") && misfit.to_string().contains("api_key"));
     assert!(!misfit.contradicts());

@@ -61,7 +61,7 @@ pub struct AlertWatch {
 impl AlertWatch {
     /// Returns the active alerts. `handed`: answers arrived whose hand-off must have been fetched
     /// since the last counted transfer ([`AlertWatch::has_moved`]).
-    pub fn look(&mut self, now: EngineReading, handed: bool) -> Vec<EngineAlert> {
+    pub fn observe(&mut self, now: EngineReading, handed: bool) -> Vec<EngineAlert> {
         let has_moved = self.has_moved(&now);
         let before = self.before.replace(now);
         let mut found = Vec::new();
@@ -118,10 +118,11 @@ mod tests {
     }
 
     /// Feeds readings, each with its `handed` flag, and checks the alerts of the last one.
-    fn check(looks: &[(EngineReading, bool)], expected: &[EngineAlert]) {
+    fn check(readings: &[(EngineReading, bool)], expected: &[EngineAlert]) {
         let mut watch = AlertWatch::default();
-        let found = looks.iter().map(|(reading, handed)| watch.look(*reading, *handed)).last();
-        assert_eq!(found.unwrap(), expected, "{looks:?}");
+        let found =
+            readings.iter().map(|(reading, handed)| watch.observe(*reading, *handed)).last();
+        assert_eq!(found.unwrap(), expected, "{readings:?}");
     }
 
     #[test]

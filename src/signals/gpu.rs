@@ -108,7 +108,7 @@ pub struct GpuWatch {
 
 impl GpuWatch {
     /// Returns the health after `reading`, taken at `now`.
-    pub fn look(&mut self, now: Moment, reading: &GpuReading) -> GpuHealth {
+    pub fn observe(&mut self, now: Moment, reading: &GpuReading) -> GpuHealth {
         // A smaller counter means that the driver was reloaded.
         let before = std::mem::replace(&mut self.uncorrected, reading.ecc_uncorrected);
         let more_errors =
@@ -190,7 +190,7 @@ mod tests {
     /// Feeds readings with their times in seconds and checks the last verdict.
     fn check(readings: &[(f64, GpuReading)], expected: GpuHealth) {
         let mut watch = GpuWatch::default();
-        let verdicts = readings.iter().map(|(second, reading)| watch.look(at(*second), reading));
+        let verdicts = readings.iter().map(|(second, reading)| watch.observe(at(*second), reading));
         assert_eq!(verdicts.last().unwrap(), expected, "{readings:?}");
     }
 

@@ -4,7 +4,7 @@ use http::Method;
 use std::io::{Error, Result};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tidegate_http1::{BodyReader, read_answer};
+use tidegate_http1::{BodyReader, read_response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -60,7 +60,7 @@ pub fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
 pub async fn read(stream: &mut TcpStream, reading: Reading) -> Result<Answer> {
     let mut bytes = Vec::new();
     let head = loop {
-        if let Some(head) = read_answer(&Method::POST, &bytes).map_err(Error::other)? {
+        if let Some(head) = read_response(&Method::POST, &bytes).map_err(Error::other)? {
             break head;
         }
         if stream.read_buf(&mut bytes).await? == 0 {

@@ -2,7 +2,7 @@
 //! ranges and combinations are refused by the engine. A value that cannot be read is estimated, and
 //! the request then runs colocated.
 
-use super::{Members, Prompt, Scan, Span, WholeReason, native};
+use super::{ColocatedReason, Members, Prompt, Scan, Span, native};
 use crate::Endpoint;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -83,7 +83,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
         n: 1,
         max_tokens: None,
         prompt: Prompt::Absent,
-        whole: None,
+        colocated: None,
         tools: given.get(Key::Tools),
         chat_template: given.get(Key::ChatTemplate),
         chat_template_kwargs: given.get(Key::ChatTemplateKwargs),
@@ -96,12 +96,12 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
     };
     // On a path that is only passed through, the same names may have another meaning.
     if matches!(endpoint, Endpoint::Other | Endpoint::Detokenize) {
-        scan.whole = Some(WholeReason::Endpoint);
+        scan.colocated = Some(ColocatedReason::Endpoint);
         return scan;
     }
     if endpoint.is_native() {
         native::read(endpoint, &given, &mut scan);
-        scan.whole = scan.whole.or(given.odd.get().then_some(WholeReason::OddValue));
+        scan.colocated = scan.colocated.or(given.odd.get().then_some(ColocatedReason::OddValue));
         return scan;
     }
     scan.n = given.count(Key::N, 1).map_or(1, |n| n.try_into().unwrap_or(u32::MAX));
@@ -110,7 +110,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8], members: Members) -> Scan {
     scan.add_generation_prompt = given.flag(Key::AddGenerationPrompt);
     scan.continue_final_message = given.flag(Key::ContinueFinalMessage);
     scan.add_special_tokens = given.flag(Key::AddSpecialTokens);
-    scan.whole = given.whole(&scan);
+    scan.colocated = given.colocated_reason(&scan);
     scan
 }
 
@@ -251,7 +251,7 @@ impl<'a> Given<'a> {
         Some(count.map_or(Prompt::List(span), |count| Prompt::TokenIds(count, span)))
     }
 
-    fn whole(&self, scan: &Scan) -> Option<WholeReason> {
+    fn colocated_reason(&self, scan: &Scan) -> Option<ColocatedReason> {
         let few = |tokens: Option<Tokens>, most| tokens.is_some_and(|t| t <= Tokens(most));
         let min = self.int(Key::MinTokens).unwrap_or(0);
         let starved = scan.max_tokens.is_some_and(|max| min > 0 && Tokens(min as u64) > max);
@@ -263,23 +263,23 @@ impl<'a> Given<'a> {
         let beam = self.flag(Key::UseBeamSearch) == Some(true);
         let echo = self.flag(Key::Echo) == Some(true);
         let rules = [
-            (!scan.endpoint.can_split(), WholeReason::Endpoint),
-            (scan.client_handoff, WholeReason::ClientHandoff),
-            (several, WholeReason::SeveralAnswers),
-            (beam, WholeReason::BeamSearch),
-            (matches!(scan.prompt, Prompt::List(_)), WholeReason::ListPrompt),
-            (self.get(Key::PromptEmbeds).is_some(), WholeReason::PromptEmbeds),
-            (self.get(Key::PromptLogprobs).is_some(), WholeReason::PromptLogprobs),
-            (echo, WholeReason::Echo),
-            (few(scan.max_tokens, 1), WholeReason::OneToken),
-            (truncates, WholeReason::TruncatesToFit),
-            (kept && scan.endpoint == Endpoint::Responses, WholeReason::KeptByEngine),
+            (!scan.endpoint.can_split(), ColocatedReason::Endpoint),
+            (scan.client_handoff, ColocatedReason::ClientHandoff),
+            (several, ColocatedReason::SeveralAnswers),
+            (beam, ColocatedReason::BeamSearch),
+            (matches!(scan.prompt, Prompt::List(_)), ColocatedReason::ListPrompt),
+            (self.get(Key::PromptEmbeds).is_some(), ColocatedReason::PromptEmbeds),
+            (self.get(Key::PromptLogprobs).is_some(), ColocatedReason::PromptLogprobs),
+            (echo, ColocatedReason::Echo),
+            (few(scan.max_tokens, 1), ColocatedReason::OneToken),
+            (truncates, ColocatedReason::TruncatesToFit),
+            (kept && scan.endpoint == Endpoint::Responses, ColocatedReason::KeptByEngine),
             (
                 scan.prompt == Prompt::Absent && self.get(Key::PromptEmbeds).is_none(),
-                WholeReason::Endpoint,
+                ColocatedReason::Endpoint,
             ),
-            (starved || (options && !scan.stream), WholeReason::WouldBeRefused),
-            (self.odd.get(), WholeReason::OddValue),
+            (starved || (options && !scan.stream), ColocatedReason::WouldBeRefused),
+            (self.odd.get(), ColocatedReason::OddValue),
         ];
         rules.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason)
     }

@@ -3,7 +3,7 @@
 //! must never refuse a body: a value that cannot be read is unknown.
 
 use super::fields::Given;
-use super::{Key, Prompt, Scan, Span, WholeReason};
+use super::{ColocatedReason, Key, Prompt, Scan, Span};
 use crate::Endpoint;
 use serde::Deserialize;
 use serde_json::Value;
@@ -34,7 +34,7 @@ pub(super) fn read(endpoint: Endpoint, given: &Given<'_>, scan: &mut Scan) {
     let n = sampling.n.as_u64().and_then(|n| u32::try_from(n).ok());
     scan.n = n.unwrap_or(1).max(1);
     scan.prompt = prompt(endpoint, given);
-    scan.whole = whole(endpoint, scan, !sampling.prompt_logprobs.is_null());
+    scan.colocated = colocated_reason(endpoint, scan, !sampling.prompt_logprobs.is_null());
 }
 
 fn prompt(endpoint: Endpoint, given: &Given<'_>) -> Prompt {
@@ -69,15 +69,19 @@ fn any(span: Span, given: &Given<'_>) -> Prompt {
     }
 }
 
-fn whole(endpoint: Endpoint, scan: &Scan, prompt_logprobs: bool) -> Option<WholeReason> {
+fn colocated_reason(
+    endpoint: Endpoint,
+    scan: &Scan,
+    prompt_logprobs: bool,
+) -> Option<ColocatedReason> {
     let one = scan.max_tokens.is_some_and(|most| most <= Tokens(1));
     let rules = [
-        (!endpoint.can_split(), WholeReason::Endpoint),
-        (scan.client_handoff, WholeReason::ClientHandoff),
-        (scan.n > 1, WholeReason::SeveralAnswers),
-        (matches!(scan.prompt, Prompt::List(_) | Prompt::Absent), WholeReason::ListPrompt),
-        (prompt_logprobs, WholeReason::PromptLogprobs),
-        (one, WholeReason::OneToken),
+        (!endpoint.can_split(), ColocatedReason::Endpoint),
+        (scan.client_handoff, ColocatedReason::ClientHandoff),
+        (scan.n > 1, ColocatedReason::SeveralAnswers),
+        (matches!(scan.prompt, Prompt::List(_) | Prompt::Absent), ColocatedReason::ListPrompt),
+        (prompt_logprobs, ColocatedReason::PromptLogprobs),
+        (one, ColocatedReason::OneToken),
     ];
     rules.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason)
 }

@@ -9,7 +9,7 @@ fn check(
     body: &str,
     prompt: Option<&str>,
     max_tokens: Option<u64>,
-    whole: Option<WholeReason>,
+    whole: Option<ColocatedReason>,
 ) {
     let scan = scan(endpoint, body.as_bytes()).expect("native bodies are never refused");
     let span = match scan.prompt {
@@ -19,7 +19,7 @@ fn check(
     };
     let found = span.map(|span| String::from_utf8_lossy(span.of(body.as_bytes())).into_owned());
     assert_eq!(found.as_deref(), prompt, "{body}");
-    assert_eq!((scan.max_tokens, scan.whole), (max_tokens.map(Tokens), whole), "{body}");
+    assert_eq!((scan.max_tokens, scan.colocated), (max_tokens.map(Tokens), whole), "{body}");
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn prompt_and_limit_are_found_under_each_apis_names() {
     check(generate, tgi, Some("\"a\""), Some(7), None);
     let ids = r#"{"token_ids":[5,6,7],"sampling_params":{"max_tokens":4}}"#;
     check(Endpoint::TokensIn, ids, Some("[5,6,7]"), Some(4), None);
-    let whole = Some(WholeReason::Endpoint);
+    let whole = Some(ColocatedReason::Endpoint);
     let chat = r#"{"model":"m","messages":[1],"options":{"num_predict":3}}"#;
     check(Endpoint::OllamaChat, chat, Some("[1]"), Some(3), whole);
     // -1 means no limit.
@@ -49,20 +49,20 @@ fn prompt_and_limit_are_found_under_each_apis_names() {
 fn reasons_to_run_colocated_are_found() {
     let generate = |more: &str| format!(r#"{{"text":"a"{more}}}"#);
     for (body, reason) in [
-        (generate(r#","sampling_params":{"n":2}"#), WholeReason::SeveralAnswers),
-        (generate(r#","sampling_params":{"max_new_tokens":1}"#), WholeReason::OneToken),
-        (r#"{"text":["a","b"]}"#.to_owned(), WholeReason::ListPrompt),
-        ("{}".to_owned(), WholeReason::ListPrompt),
+        (generate(r#","sampling_params":{"n":2}"#), ColocatedReason::SeveralAnswers),
+        (generate(r#","sampling_params":{"max_new_tokens":1}"#), ColocatedReason::OneToken),
+        (r#"{"text":["a","b"]}"#.to_owned(), ColocatedReason::ListPrompt),
+        ("{}".to_owned(), ColocatedReason::ListPrompt),
     ] {
         assert_eq!(
-            scan(Endpoint::Generate, body.as_bytes()).unwrap().whole,
+            scan(Endpoint::Generate, body.as_bytes()).unwrap().colocated,
             Some(reason),
             "{body}"
         );
     }
     let own = r#"{"token_ids":[1],"kv_transfer_params":{}}"#;
     let scan = scan(Endpoint::TokensIn, own.as_bytes()).unwrap();
-    assert_eq!(scan.whole, Some(WholeReason::ClientHandoff));
+    assert_eq!(scan.colocated, Some(ColocatedReason::ClientHandoff));
 }
 
 #[test]

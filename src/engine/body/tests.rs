@@ -44,7 +44,7 @@ fn known_members_are_read_and_others_are_available() {
     assert_eq!((scan.add_generation_prompt, scan.continue_final_message), (Some(false), None));
     assert_eq!(scan.value(body, "reasoning_effort"), Some(&b"\"high\""[..]));
     assert_eq!((scan.value(body, "user"), scan.value(body, "nothing")), (None, None));
-    assert_eq!(scan.whole, None);
+    assert_eq!(scan.colocated, None);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn every_prompt_type_is_recognised() {
     let prompt = |value: &str| {
         let body = format!(r#"{{"model":"m","prompt": {value} }}"#);
         let scan = read(TEXT, &body);
-        (scan.prompt, scan.token_ids(body.as_bytes()), scan.whole)
+        (scan.prompt, scan.token_ids(body.as_bytes()), scan.colocated)
     };
     assert!(matches!(prompt(r#""a""#), (Prompt::Text(_), None, None)));
     let (ids, read_ids, whole) = prompt("[1, 20 ,\n300]");
@@ -76,7 +76,7 @@ fn every_prompt_type_is_recognised() {
     assert_eq!((read_ids, whole), (Some(vec![1, 20, 300]), None));
     let many = format!("[{}7]", "12345, ".repeat(999));
     assert!(matches!(prompt(&many).0, Prompt::TokenIds(1000, _)));
-    let list = Some(WholeReason::ListPrompt);
+    let list = Some(ColocatedReason::ListPrompt);
     assert!(matches!(prompt(r#"["a","b"]"#), (Prompt::List(_), None, reason) if reason == list));
     assert!(matches!(prompt("[ [1,2] ]"), (Prompt::List(_), None, reason) if reason == list));
     for value in ["7", "{}", "[]", "[null]", "[-1]", "[1,2.5]", "[1,\"a\"]", "[1,[2]]"] {
@@ -142,7 +142,7 @@ fn nesting_is_limited_without_stack_overflow() {
 
 #[test]
 fn an_odd_value_is_estimated_and_the_request_runs_colocated() {
-    let odd = Some(WholeReason::OddValue);
+    let odd = Some(ColocatedReason::OddValue);
     let tokens = |n| Some(Tokens(n));
     for (more, stream, max_tokens) in [
         (r#","stream":"yes""#, true, None),
@@ -167,13 +167,13 @@ fn an_odd_value_is_estimated_and_the_request_runs_colocated() {
         (r#","model":7"#, false, None),
     ] {
         let scan = read(CHAT, &chat(more));
-        let reason = scan.whole.filter(|reason| *reason != WholeReason::WouldBeRefused);
-        let refused = scan.whole == Some(WholeReason::WouldBeRefused);
-        assert!(reason == odd || refused, "{more}: {:?}", scan.whole);
+        let reason = scan.colocated.filter(|reason| *reason != ColocatedReason::WouldBeRefused);
+        let refused = scan.colocated == Some(ColocatedReason::WouldBeRefused);
+        assert!(reason == odd || refused, "{more}: {:?}", scan.colocated);
         assert_eq!((scan.stream, scan.max_tokens, scan.n), (stream, max_tokens, 1), "{more}");
     }
     let huge = read(CHAT, &chat(r#","max_tokens":1e99"#));
-    assert_eq!((huge.max_tokens, huge.whole), (tokens(i64::MAX as u64), odd));
+    assert_eq!((huge.max_tokens, huge.colocated), (tokens(i64::MAX as u64), odd));
     assert!(read(CHAT, &chat(r#","stream_options":{"include_usage":1}"#)).include_usage);
     assert_eq!(read(TEXT, &completion(r#","n":"2""#)).n, 2);
 }
@@ -187,11 +187,14 @@ fn a_missing_member_is_left_to_the_engine() {
         (Endpoint::Tokenize, "{}"),
     ] {
         let scan = read(endpoint, body);
-        assert_eq!((scan.prompt, scan.whole), (Prompt::Absent, Some(WholeReason::Endpoint)));
+        assert_eq!(
+            (scan.prompt, scan.colocated),
+            (Prompt::Absent, Some(ColocatedReason::Endpoint))
+        );
     }
     for body in [r#"{"messages":[]}"#, r#"{"model":null,"messages":[]}"#, &chat(r#","model":"""#)] {
         let scan = read(CHAT, body);
-        assert_eq!((scan.model, scan.whole), (None, None), "{body}");
+        assert_eq!((scan.model, scan.colocated), (None, None), "{body}");
     }
     for messages in ["\"x\"", "{}", "7", "[[1]]"] {
         let body = format!(r#"{{"model":"m","messages":{messages}}}"#);
@@ -218,7 +221,7 @@ fn a_byte_order_mark_is_skipped_and_kept_in_the_body() {
 fn members_of_passed_through_bodies_are_not_interpreted() {
     for endpoint in [Endpoint::Other, Endpoint::Detokenize] {
         let body = r#"{"prompt":{"odd":1},"n":"x","max_tokens":-1,"input":7}"#;
-        assert_eq!(read(endpoint, body).whole, Some(WholeReason::Endpoint));
+        assert_eq!(read(endpoint, body).colocated, Some(ColocatedReason::Endpoint));
     }
 }
 
@@ -230,7 +233,7 @@ fn whole_numbers_may_be_written_as_floats() {
 
 #[test]
 fn every_reason_to_run_colocated_is_reported() {
-    use WholeReason::{
+    use ColocatedReason::{
         BeamSearch, ClientHandoff, Echo, OneToken, PromptEmbeds, PromptLogprobs, SeveralAnswers,
         TruncatesToFit, WouldBeRefused,
     };
@@ -259,13 +262,13 @@ fn every_reason_to_run_colocated_is_reported() {
         (r#","logprobs":5"#, None),
     ];
     for (more, expected) in cases {
-        assert_eq!(read(TEXT, &completion(more)).whole, expected, "{more}");
+        assert_eq!(read(TEXT, &completion(more)).colocated, expected, "{more}");
     }
     let embeds_only = r#"{"model":"m","prompt_embeds":"AAAA"}"#;
-    assert_eq!(read(TEXT, embeds_only).whole, Some(PromptEmbeds));
-    assert_eq!(read(CHAT, &chat(r#","max_completion_tokens":1"#)).whole, Some(OneToken));
+    assert_eq!(read(TEXT, embeds_only).colocated, Some(PromptEmbeds));
+    assert_eq!(read(CHAT, &chat(r#","max_completion_tokens":1"#)).colocated, Some(OneToken));
     let tokenize = read(Endpoint::Tokenize, r#"{"prompt":"a"}"#);
-    assert_eq!(tokenize.whole, Some(WholeReason::Endpoint));
+    assert_eq!(tokenize.colocated, Some(ColocatedReason::Endpoint));
     assert!(read(TEXT, &completion(r#","kv_transfer_params":{}"#)).client_handoff);
 }
 

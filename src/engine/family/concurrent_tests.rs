@@ -101,8 +101,8 @@ fn a_bootstrap_answer_without_ranks_is_refused() {
 fn a_request_without_a_known_peer_runs_colocated() {
     for family in Family::ALL {
         if family.peer_query().is_some() {
-            assert_eq!(legs(family, &rendezvous(None)), Legs::Whole);
-            assert!(family.runs_whole());
+            assert_eq!(legs(family, &rendezvous(None)), Legs::Colocated);
+            assert!(family.serves_colocated());
         }
     }
 }

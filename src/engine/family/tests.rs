@@ -18,7 +18,7 @@ fn prefill(endpoint: Endpoint, body: &str) -> Option<Value> {
     let scan = scan(endpoint, &body).expect("a body that can be read");
     match Family::VllmNixl.legs(endpoint, &body, &scan, &MEETING) {
         Legs::PrefillFirst { prefill } => Some(json(prefill)),
-        Legs::Whole => None,
+        Legs::Colocated => None,
         Legs::Concurrent(_) => panic!("vLLM's legs come one after the other"),
     }
 }
@@ -160,7 +160,7 @@ fn a_request_that_must_run_colocated_is_not_split() {
     let plain = bytes(body(""));
     let read = scan(Endpoint::Completions, &plain).expect("a body");
     let legs = Family::Plain.legs(Endpoint::Completions, &plain, &read, &MEETING);
-    assert_eq!(legs, Legs::Whole);
+    assert_eq!(legs, Legs::Colocated);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn both_sglang_legs_get_the_clients_body_and_one_room() {
     let both = LegBody::from(bytes(expected));
     let pair = ConcurrentLegs { prefill: both.clone(), decode: both, decode_first: false };
     assert_eq!(legs, Legs::Concurrent(pair));
-    assert!(!Family::SglangPd.runs_whole());
+    assert!(!Family::SglangPd.serves_colocated());
 }
 
 fn context(endpoint: Endpoint, body: &Bytes) -> (Scan, Bytes) {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use tidegate_engine::Family;
-use tidegate_signals::compatibility::{Compatibility, ConfiguredBackend, judge, mode_of};
+use tidegate_signals::compatibility::{Compatibility, ConfiguredBackend, assign_groups, mode_of};
 use tidegate_signals::facts::{DisaggregationMode, Facts};
 use tidegate_types::{BackendId, Role};
 
@@ -54,7 +54,7 @@ impl Fitness {
             }
         }
         let before: Vec<_> = table.entries.iter().map(|entry| entry.group).collect();
-        let fits = judge(&self.said, &self.told, &before);
+        let fits = assign_groups(&self.said, &self.told, &before);
         for (backend, fit) in backends.iter().zip(fits) {
             let version = self.told[backend.id.index()].as_ref().and_then(|f| f.version.clone());
             table.entries[backend.id.index()].group = fit.group;

@@ -41,7 +41,7 @@ pub fn fleet(
             kv_capacity: backend.kv_capacity(),
             prefill_model: entry.prefill,
             decode_model: entry.decode,
-            runs_whole: backend.family.runs_whole(),
+            runs_whole: backend.family.serves_colocated(),
         }
     });
     Observation { backends: backends.collect(), groups: groups(fleet, table, demand) }

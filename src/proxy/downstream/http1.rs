@@ -16,7 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_http1::{
-    AnswerFraming, CONTINUE, Date, Framing, HeadError, RequestHead, write_answer,
+    CONTINUE, Date, Framing, HeadError, RequestHead, ResponseFraming, write_response,
 };
 use tidegate_types::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -317,14 +317,14 @@ where
     if let RelayBody::Websocket(tunnel) = body {
         return carry(proxy, reader, &head, *tunnel).await;
     }
-    let framing = AnswerFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
-    let ends = framing == AnswerFraming::UntilClose || proxy.is_draining();
+    let framing = ResponseFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
+    let ends = framing == ResponseFraming::UntilClose || proxy.is_draining();
     if ends && after == After::Next {
         after = After::Close;
     }
     let keeps_alive = after == After::Next;
     let date = || date(proxy);
-    let written = write_answer(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
+    let written = write_response(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
     let mut writer = ResponseWriter::new(written, framing, body);
     let mut stall = Stall::default();
     let patience = proxy.client_stall.to_duration();
@@ -367,8 +367,8 @@ async fn carry<Io>(
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
-    let framing = AnswerFraming::Websocket;
-    let head = write_answer(head.status, &head.headers, framing, true, false, || date(proxy));
+    let framing = ResponseFraming::Websocket;
+    let head = write_response(head.status, &head.headers, framing, true, false, || date(proxy));
     let sending = async {
         reader.io.write_all(&head).await?;
         reader.io.flush().await

@@ -7,7 +7,7 @@ use http_body::{Body, Frame};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tidegate_http1::{AnswerFraming, ChunkFrame, LAST_CHUNK};
+use tidegate_http1::{ChunkFrame, LAST_CHUNK, ResponseFraming};
 use tokio::io::AsyncWrite;
 
 /// The end of a chunk, and of a chunk that is the last.
@@ -17,7 +17,7 @@ const BODY_END: &[u8] = b"\r\n0\r\n\r\n";
 /// An answer of which not all is written.
 pub struct ResponseWriter<B> {
     body: B,
-    framing: AnswerFraming,
+    framing: ResponseFraming,
     staged: Staged,
     /// Came while the piece before it was not yet written.
     next: Option<io::Result<Bytes>>,
@@ -65,9 +65,9 @@ where
     B: Body<Data = Bytes, Error = E> + Unpin,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    pub fn new(head: Vec<u8>, framing: AnswerFraming, body: B) -> ResponseWriter<B> {
+    pub fn new(head: Vec<u8>, framing: ResponseFraming, body: B) -> ResponseWriter<B> {
         let staged = Staged { head, ..Staged::default() };
-        let ended = framing == AnswerFraming::None;
+        let ended = framing == ResponseFraming::None;
         ResponseWriter { body, framing, staged, next: None, ended, over: false, written: 0 }
     }
 
@@ -149,7 +149,7 @@ where
                 Poll::Ready(piece) => piece?,
             },
         };
-        let chunked = self.framing == AnswerFraming::Chunked;
+        let chunked = self.framing == ResponseFraming::Chunked;
         let Some(piece) = piece else {
             self.ended = true;
             self.staged.tail = if chunked { LAST_CHUNK } else { &[] };
@@ -259,7 +259,7 @@ mod tests {
     }
 
     fn sends(
-        framing: AnswerFraming,
+        framing: ResponseFraming,
         pieces: &[Option<&'static str>],
         most: usize,
         vectored: bool,
@@ -276,34 +276,37 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_here_goes_out_in_one_write() {
-        let length = AnswerFraming::Length(4);
+        let length = ResponseFraming::Length(4);
         assert_eq!(sends(length, &[Some("body")], ALL, true), ["HEAD\r\n\r\nbody"]);
         assert_eq!(sends(length, &[Some("body")], ALL, false), ["HEAD\r\n\r\n", "body"]);
-        assert_eq!(sends(AnswerFraming::None, &[], ALL, true), ["HEAD\r\n\r\n"]);
+        assert_eq!(sends(ResponseFraming::None, &[], ALL, true), ["HEAD\r\n\r\n"]);
     }
 
     #[test]
     fn each_piece_goes_out_when_it_comes_and_the_end_with_the_last() {
         let pieces = [Some("one"), None, Some("two"), Some(""), Some("three")];
         assert_eq!(
-            sends(AnswerFraming::Chunked, &pieces, ALL, true),
+            sends(ResponseFraming::Chunked, &pieces, ALL, true),
             ["HEAD\r\n\r\n3\r\none\r\n", "3\r\ntwo\r\n", "5\r\nthree\r\n0\r\n\r\n"]
         );
         let later = [None, Some("one"), None];
         assert_eq!(
-            sends(AnswerFraming::Chunked, &later, ALL, true),
+            sends(ResponseFraming::Chunked, &later, ALL, true),
             ["HEAD\r\n\r\n", "3\r\none\r\n", "0\r\n\r\n"]
         );
-        assert_eq!(sends(AnswerFraming::UntilClose, &later, ALL, true), ["HEAD\r\n\r\n", "one"]);
+        assert_eq!(sends(ResponseFraming::UntilClose, &later, ALL, true), ["HEAD\r\n\r\n", "one"]);
     }
 
     #[test]
     fn a_socket_that_takes_little_gets_all_of_it() {
         let pieces = [Some("one"), None, Some("two"), Some("three"), None];
-        let whole = sends(AnswerFraming::Chunked, &pieces, ALL, true).concat();
+        let whole = sends(ResponseFraming::Chunked, &pieces, ALL, true).concat();
         for most in 1..12 {
             for vectored in [true, false] {
-                assert_eq!(sends(AnswerFraming::Chunked, &pieces, most, vectored).concat(), whole);
+                assert_eq!(
+                    sends(ResponseFraming::Chunked, &pieces, most, vectored).concat(),
+                    whole
+                );
             }
         }
     }

@@ -66,7 +66,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
             role: entry.role,
             usable: backend.health.is_usable(),
             last: backend.health.is_last(self.now),
-            runs_whole: backend.family.runs_whole(),
+            runs_whole: backend.family.serves_colocated(),
             hands_over: backend.allowed.contains(Role::Prefill),
             group: entry.group,
             prefill: entry.prefill.batch(balance.prefill),

@@ -75,7 +75,7 @@ impl Gpus {
                 verdict: GpuHealth::Fine,
                 gauges: proxy.metrics.within(|| Gauges::new(*number)),
             });
-            let verdict = gpu.watch.look(now, reading);
+            let verdict = gpu.watch.observe(now, reading);
             if verdict != gpu.verdict {
                 tracing::warn!(gpu = number, "{}", verdict.as_str());
                 gpu.verdict = verdict;

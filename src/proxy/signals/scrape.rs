@@ -157,7 +157,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
                 look.since.store((proxy.clock.now() + every).0, Relaxed);
                 look.handed.store(false, Relaxed);
             }
-            let troubles = watch.look(reading, look.handed.load(Relaxed));
+            let troubles = watch.observe(reading, look.handed.load(Relaxed));
             for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
                 tracing::warn!(backend = %backend.name, trouble = trouble.as_str(), "engine");
             }

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use thiserror::Error;
-use tidegate_http1::{AnswerHead, BodyError, BodyReader, HeadError, read_answer, read_upgrade};
+use tidegate_http1::{BodyError, BodyReader, HeadError, ResponseHead, read_response, read_upgrade};
 use tidegate_types::{Moment, Seconds};
 use tokio::runtime::{Handle, Id};
 
@@ -197,7 +197,7 @@ impl Link {
 }
 
 /// A head, what reads its body, and what came of that with it; false if more came than the answer.
-type Begun = (AnswerHead, BodyReader, Option<Bytes>, bool);
+type Begun = (ResponseHead, BodyReader, Option<Bytes>, bool);
 
 impl Exchange<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Begun, ExchangeError>> {
@@ -252,7 +252,7 @@ impl Exchange<'_> {
         loop {
             let head = match self.request.upgrades {
                 true => read_upgrade(&bytes[at..])?,
-                false => read_answer(&self.request.method, &bytes[at..])?,
+                false => read_response(&self.request.method, &bytes[at..])?,
             };
             let Some(head) = head else {
                 self.begun.extend_from_slice(&bytes[at..]);

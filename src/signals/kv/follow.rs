@@ -40,10 +40,10 @@ impl EventFollower {
         batch: &KvBatch,
         change: &mut impl FnMut(Change),
     ) -> Delivery {
-        if self.sequence.look(number, batch.at) == SequenceStep::Restarted {
+        if self.sequence.classify(number, batch.at) == SequenceStep::Restarted {
             self.restart(change);
         }
-        match self.sequence.look(number, batch.at) {
+        match self.sequence.classify(number, batch.at) {
             SequenceStep::Apply => self.apply(number, batch, change),
             SequenceStep::Gap(from) => return Delivery::Missing(from),
             SequenceStep::Seen | SequenceStep::Restarted => return Delivery::Seen,

@@ -27,7 +27,7 @@ pub enum SequenceStep {
 
 impl EventSequence {
     /// Classifies message `number` with engine time `at` (seconds).
-    pub fn look(&self, number: u64, at: f64) -> SequenceStep {
+    pub fn classify(&self, number: u64, at: f64) -> SequenceStep {
         match self.next {
             None if number == 0 => SequenceStep::Apply,
             None => SequenceStep::Gap(0),
@@ -62,18 +62,18 @@ mod tests {
 
     #[test]
     fn a_new_subscriber_misses_the_messages_before_its_first() {
-        assert_eq!(EventSequence::default().look(0, 1.0), SequenceStep::Apply);
-        assert_eq!(EventSequence::default().look(7, 1.0), SequenceStep::Gap(0));
+        assert_eq!(EventSequence::default().classify(0, 1.0), SequenceStep::Apply);
+        assert_eq!(EventSequence::default().classify(7, 1.0), SequenceStep::Gap(0));
     }
 
     #[test]
     fn an_old_number_is_a_restart_with_a_new_time_and_a_repetition_with_an_old_one() {
         let mut sequence = EventSequence::default();
         (0..5).for_each(|number| sequence.applied(number, 10.0 + number as f64));
-        assert_eq!(sequence.look(5, 15.0), SequenceStep::Apply);
-        assert_eq!(sequence.look(8, 15.0), SequenceStep::Gap(5));
-        assert_eq!(sequence.look(3, 13.0), SequenceStep::Seen);
-        assert_eq!(sequence.look(0, 100.0), SequenceStep::Restarted);
+        assert_eq!(sequence.classify(5, 15.0), SequenceStep::Apply);
+        assert_eq!(sequence.classify(8, 15.0), SequenceStep::Gap(5));
+        assert_eq!(sequence.classify(3, 13.0), SequenceStep::Seen);
+        assert_eq!(sequence.classify(0, 100.0), SequenceStep::Restarted);
     }
 
     proptest! {
@@ -89,7 +89,7 @@ mod tests {
                 }
                 for number in (number.saturating_sub(*repeats)..=number).map(|n| n as u64) {
                     let at = number as f64;
-                    let missing = match sequence.look(number, at) {
+                    let missing = match sequence.classify(number, at) {
                         SequenceStep::Apply => number..number + 1,
                         SequenceStep::Gap(from) => from..number + 1,
                         SequenceStep::Seen => continue,
