@@ -81,11 +81,35 @@ enum LexerState {
     /// Inside a string.
     Within(Name),
     /// After a string equal to a member's name: white space and a colon expected.
-    Colon,
+    Colon(Gap),
     /// After the colon: white space and the value expected.
-    Value,
+    Value(Gap),
     /// Inside the value, whose bytes are dropped.
     Dropping(Dropped),
+}
+
+/// Position between a name and its value. The data of one SSE event may be several lines, each with its
+/// own `data:`, with other fields between them; readers join the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gap {
+    /// In data.
+    Data,
+    /// At the beginning of a line.
+    LineStart,
+    /// After this number of bytes of `data:`.
+    Prefix(u8),
+    /// In a comment or another field.
+    OtherField,
+}
+
+/// Class of a byte in a gap.
+enum Step {
+    /// Part of the gap.
+    Over(Gap),
+    /// The first byte after the gap.
+    Here(Gap),
+    /// End of the event: a blank line.
+    Ends,
 }
 
 /// Unescaped prefix of a string, as long as it can be a member's name.
@@ -195,8 +219,8 @@ impl HandoffRedactor {
                     None => chunk.len(),
                 },
                 LexerState::Within(name) => self.within(chunk, at, name),
-                LexerState::Colon => self.colon(chunk[at], at),
-                LexerState::Value => self.value(at, &mut edited),
+                LexerState::Colon(gap) => self.colon(chunk[at], at, gap),
+                LexerState::Value(gap) => self.value(at, gap, &mut edited),
                 LexerState::Dropping(dropped) => self.dropping(at, dropped, &mut edited),
             };
         }
@@ -216,8 +240,10 @@ impl HandoffRedactor {
             }
             match byte {
                 b'"' => {
-                    self.state =
-                        if name.is_member() { LexerState::Colon } else { LexerState::Outside };
+                    self.state = match name.is_member() {
+                        true => LexerState::Colon(Gap::Data),
+                        false => LexerState::Outside,
+                    };
                     return at;
                 }
                 // Strings contain no raw line end: this one was truncated, and the next line starts
@@ -239,24 +265,35 @@ impl HandoffRedactor {
     }
 
     /// Skips white space and a colon; any other byte means that the string was not a name.
-    fn colon(&mut self, byte: u8, at: usize) -> usize {
-        match byte {
-            byte if byte.is_ascii_whitespace() => at + 1,
-            b':' => {
-                self.state = LexerState::Value;
+    fn colon(&mut self, byte: u8, at: usize, gap: Gap) -> usize {
+        match gap.after(byte, false) {
+            Step::Over(gap) => {
+                self.state = LexerState::Colon(gap);
                 at + 1
             }
-            _ => {
+            Step::Here(gap) if byte == b':' => {
+                self.state = LexerState::Value(gap);
+                at + 1
+            }
+            Step::Here(_) | Step::Ends => {
                 self.state = LexerState::Outside;
                 at
             }
         }
     }
 
-    fn value(&mut self, at: usize, edited: &mut Edited<'_>) -> usize {
+    fn value(&mut self, at: usize, gap: Gap, edited: &mut Edited<'_>) -> usize {
         let first = edited.chunk[at];
-        if first.is_ascii_whitespace() {
-            return at + 1;
+        match gap.after(first, true) {
+            Step::Over(gap) => {
+                self.state = LexerState::Value(gap);
+                return at + 1;
+            }
+            Step::Ends => {
+                self.state = LexerState::Outside;
+                return at;
+            }
+            Step::Here(_) => {}
         }
         let scalar = matches!(first, b'-' | b'0'..=b'9' | b't' | b'f');
         if scalar || matches!(first, b'{' | b'[' | b'"') {
@@ -288,6 +325,32 @@ impl HandoffRedactor {
                 edited.put(at + length, b"\n");
                 at + length
             }
+        }
+    }
+}
+
+impl Gap {
+    /// Classifies the next byte. `valued`: the colon was read.
+    fn after(self, byte: u8, valued: bool) -> Step {
+        const DATA: &[u8] = b"data:";
+        match (self, byte) {
+            // A blank line: the event was truncated.
+            (Gap::LineStart, b'\n') => Step::Ends,
+            (_, b'\n') => Step::Over(Gap::LineStart),
+            (Gap::OtherField, _) | (Gap::LineStart, b'\r') => Step::Over(self),
+            (Gap::LineStart, b'd') => Step::Over(Gap::Prefix(1)),
+            (Gap::LineStart, b'e' | b'i' | b'r') => Step::Over(Gap::OtherField),
+            (Gap::LineStart, b':') if valued => Step::Over(Gap::OtherField),
+            (Gap::Prefix(matched), byte) => {
+                let matched = usize::from(matched);
+                match DATA.get(matched) == Some(&byte) {
+                    true if matched + 1 == DATA.len() => Step::Over(Gap::Data),
+                    true => Step::Over(Gap::Prefix(matched as u8 + 1)),
+                    false => Step::Over(Gap::OtherField),
+                }
+            }
+            (_, byte) if byte.is_ascii_whitespace() => Step::Over(Gap::Data),
+            _ => Step::Here(Gap::Data),
         }
     }
 }

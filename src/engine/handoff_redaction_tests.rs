@@ -38,6 +38,50 @@ fn values_become_null_and_no_other_byte_changes() {
     check(pretty, "{\n  \"kv_transfer_params\": null\n}");
 }
 
+/// What a reader makes of the data of a stream's events.
+fn events(stream: &str) -> Vec<String> {
+    let event = |event: &str| {
+        let lines = event.lines().filter_map(|line| line.strip_prefix("data:"));
+        lines.map(|data| data.strip_prefix(' ').unwrap_or(data)).collect::<Vec<_>>().join("\n")
+    };
+    stream.replace("\r\n", "\n").split("\n\n").filter(|e| !e.is_empty()).map(event).collect()
+}
+
+#[test]
+fn data_of_several_lines_leaks_nothing_between_name_and_value() {
+    for between in [
+        ":\ndata: ",
+        "\ndata:: ",
+        "\ndata: :\ndata:",
+        ":\r\ndata: ",
+        ":\nid: 7\n: a comment\ndata: ",
+        ":\ndata:\ndata\nevent: x\nretry: 5\ndata:   ",
+    ] {
+        for value in [r#"{"remote_host":"h"}"#, "{\"remote_host\":\ndata: \"h\"}", "17", r#""h""#] {
+            let stream = format!(
+                "data: {{\"kv_transfer_params\"{between}{value},\"x\":1}}\n\ndata: {{\"y\":[2]}}\n\n"
+            );
+            for cut in 0..stream.len() {
+                let left = pieces(&stream, &[cut]);
+                assert!(
+                    !left.contains("remote_host") && !left.contains("17"),
+                    "{stream:?} {left:?}"
+                );
+                let seen = events(&left);
+                assert_eq!(
+                    json(&seen[0]),
+                    json(r#"{"kv_transfer_params":null,"x":1}"#),
+                    "{left:?}"
+                );
+                assert_eq!(seen[1], "{\"y\":[2]}");
+            }
+        }
+    }
+    // An event that was cut off before its value takes nothing from the next.
+    let cut = "data: {\"kv_transfer_params\":\n\ndata: {\"y\":[2]}\n\n";
+    assert_eq!(pieces(cut, &[30]), cut);
+}
+
 #[test]
 fn every_occurrence_of_every_member_is_redacted_at_any_depth() {
     for name in IN_ANSWERS {
