@@ -116,6 +116,15 @@ impl Endpoint {
         self.streams_by_default()
     }
 
+    /// Returns the last events of a complete stream, where all engines of this API send the same.
+    pub const fn end_mark(self) -> &'static str {
+        match self {
+            Endpoint::ChatCompletions | Endpoint::Completions => "data: [DONE]\n\n",
+            Endpoint::Messages => "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+            _ => "",
+        }
+    }
+
     /// Label value in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -11,7 +11,7 @@ mod vllm_mooncake;
 mod vllm_nixl;
 mod vllm_offloading;
 
-use crate::{Endpoint, Scan, Usage};
+use crate::{Endpoint, Scan, Usage, whole_answer};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -337,7 +337,7 @@ impl Family {
     /// [`ProtocolError::Unreadable`] if the answer is not JSON.
     pub fn as_stream(&self, answer: &[u8], scan: &Scan) -> Result<Bytes, ProtocolError> {
         let unreadable = |error: serde_json::Error| ProtocolError::Unreadable(error.to_string());
-        trtllm::as_stream(answer, scan).map_err(unreadable)
+        whole_answer::as_stream(answer, scan).map_err(unreadable)
     }
 
     /// Returns the decode leg: the client's body with the hand-off parameters verbatim, signed if

@@ -13,6 +13,7 @@
 //! - [`engine_error`]: an engine's error message; [`evidence`]: attribution of a failure
 //! - [`usage_injection`]: requests usage in every chunk, and removes it for other clients
 //! - [`handoff_redaction`]: removes hand-off members from answers
+//! - [`whole_answer`]: converts an answer in one piece into the requested stream
 //! - [`openai`]: errors and model lists in OpenAI's format; [`anthropic`]: in Anthropic's and
 //!   Ollama's
 //!
@@ -40,6 +41,7 @@ pub mod role_switch;
 pub mod sse;
 pub mod usage;
 pub mod usage_injection;
+pub mod whole_answer;
 
 #[cfg(test)]
 mod testing;
@@ -61,3 +63,4 @@ pub use paths::{Kinds, Lookup, PathEntry};
 pub use sse::{Seen, SseReader};
 pub use usage::Usage;
 pub use usage_injection::{UsageFilter, UsageRequest};
+pub use whole_answer::stream_of_answer;

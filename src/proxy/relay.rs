@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tidegate_engine::usage_injection::with_cached;
 use tidegate_engine::{
-    ApiError, ClientState, ErrorForm, Evidence, FailureKind, HandoffRedactor, OtherAttempts, Seen,
-    SseReader, Usage, UsageFilter, UsageRequest, attribute, strip_error, strip_handoff,
+    ApiError, ClientState, Endpoint, ErrorForm, Evidence, FailureKind, HandoffRedactor,
+    OtherAttempts, Seen, SseReader, Usage, UsageFilter, UsageRequest, attribute, strip_error,
+    strip_handoff,
 };
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
@@ -32,6 +33,9 @@ use crate::waiting::{COMMENT, Turn, Waiting};
 /// Engines end a stream with the mark, or within a step of it.
 const END_MAX: Seconds = Seconds(1.0);
 
+/// After the last choice has finished, a usage and the end mark may follow, which engines send with the
+/// same step or the next. A stream that is then held open without the mark is ended here.
+const FINISHED_MAX: Seconds = Seconds(5.0);
 /// A stream of an engine that is down is given so long to speak again.
 const DEAD_AFTER: Seconds = Seconds(30.0);
 /// An engine may give up a connection whose client took nothing for so long.
@@ -87,8 +91,8 @@ pub struct EventRelay {
     /// The end mark came; or all choices have finished, and only a usage may follow.
     done: bool,
     whole: bool,
-    /// The timer is set to the end that the mark announced.
-    end_timed: bool,
+    /// The end that the timer is set to, once the stream is whole.
+    end_timed: Option<Moment>,
     /// The engine said itself that it failed.
     error: bool,
     /// A comment is wanted, to see whether the client is still there.
@@ -169,7 +173,7 @@ impl EventRelay {
             has_tokens: false,
             done: false,
             whole: false,
-            end_timed: false,
+            end_timed: None,
             error: false,
             probed: false,
         };
@@ -302,8 +306,10 @@ impl EventRelay {
         if std::mem::take(&mut self.probed) && self.may_comment() {
             return Poll::Ready(Some(COMMENT));
         }
-        if self.done && !std::mem::replace(&mut self.end_timed, true) {
-            self.look.as_mut().reset(clock.coarse_instant(self.last_chunk + END_MAX));
+        if let Some(end) = self.ends_by()
+            && self.end_timed.replace(end) != Some(end)
+        {
+            self.look.as_mut().reset(clock.coarse_instant(end));
         }
         while self.look.as_mut().poll(context).is_ready() {
             let now = clock.now();
@@ -313,6 +319,9 @@ impl EventRelay {
                 if self.may_comment() {
                     return Poll::Ready(Some(COMMENT));
                 }
+            }
+            if !self.done && self.ends_by().is_some_and(|end| now >= end) {
+                return Poll::Ready(self.held_open());
             }
             if let Some(why) = self.given_up(&proxy, since, now) {
                 return Poll::Ready(self.broken(why, FailureKind::TimedOut));
@@ -324,6 +333,26 @@ impl EventRelay {
             self.look.as_mut().reset(clock.coarse_instant(next));
         }
         Poll::Pending
+    }
+
+    /// When a stream that is whole ends, whatever the engine does.
+    fn ends_by(&self) -> Option<Moment> {
+        match (self.done, self.whole) {
+            (true, _) => Some(self.last_chunk + END_MAX),
+            (false, true) => Some(self.last_chunk + FINISHED_MAX),
+            (false, false) => None,
+        }
+    }
+
+    /// The engine has finished every choice and holds its stream open: the client gets the end mark of
+    /// its API from here.
+    fn held_open(&mut self) -> Option<Bytes> {
+        let endpoint = self.record.as_ref().map(|record| record.accepted.endpoint);
+        let between = self.reader.is_between_events();
+        let mark = endpoint.filter(|_| between).map_or("", Endpoint::end_mark);
+        let rest = self.finish(Ended::Done).unwrap_or_default();
+        let last = [&rest, mark.as_bytes()].concat();
+        (!last.is_empty()).then(|| Bytes::from(last))
     }
 
     /// Why an engine that has said nothing since then is waited for no longer.

@@ -83,8 +83,7 @@ async fn answer(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     record.subject = inbound.subject.clone();
     record.choices = accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body));
     let interval = proxy.keepalive_comment.filter(|_| streams_events(&accepted));
-    let form = ErrorForm::of(accepted.endpoint);
-    let name = Arc::clone(&record.live);
+    let (asked, name) = (Arc::clone(&accepted), Arc::clone(&record.live));
     // Boxed, so that a stream can go on with it after its head was sent. Made where it stays, or all
     // of it would be copied.
     let room = Box::new_uninit();
@@ -97,7 +96,7 @@ async fn answer(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
         biased;
         response = serving.as_mut() => response,
         () = due => {
-            let waiting = Waiting::new(serving, form, interval, proxy.clock);
+            let waiting = Waiting::new(serving, asked, interval, proxy.clock);
             named(waiting.response(), &name.name)
         }
     }

@@ -5,11 +5,15 @@
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
+use serde::de::IgnoredAny;
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use tidegate_engine::{EngineError, ErrorForm};
+use tidegate_engine::{EngineError, ErrorForm, stream_of_answer};
+use tidegate_filters::Accepted;
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
 
@@ -20,9 +24,6 @@ use crate::settle::Ended;
 
 /// A comment of server-sent events: every reader passes over it.
 pub const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
-
-/// What is said of an answer that is no stream of events.
-const NO_STREAM: &[u8] = b"The engine did not answer with a stream.";
 
 /// A request on its way to its answer.
 pub type Serving = Pin<Box<dyn Future<Output = Response<RelayBody>> + Send>>;
@@ -38,7 +39,7 @@ pub enum Turn {
 /// A body that waits for its answer.
 pub struct Waiting {
     serving: Serving,
-    form: ErrorForm,
+    accepted: Arc<Accepted>,
     interval: Seconds,
     clock: Clock,
     next: Moment,
@@ -47,10 +48,15 @@ pub struct Waiting {
 
 impl Waiting {
     /// A body whose first comment is due at once.
-    pub fn new(serving: Serving, form: ErrorForm, interval: Seconds, clock: Clock) -> Waiting {
+    pub fn new(
+        serving: Serving,
+        accepted: Arc<Accepted>,
+        interval: Seconds,
+        clock: Clock,
+    ) -> Waiting {
         let next = clock.now();
         let timer = Box::pin(tokio::time::sleep_until(clock.coarse_instant(next + interval)));
-        Waiting { serving, form, interval, clock, next, timer }
+        Waiting { serving, accepted, interval, clock, next, timer }
     }
 
     /// The head that the client gets in advance.
@@ -65,7 +71,7 @@ impl Waiting {
     /// The next comment, or the answer. Must not be polled after the answer.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
         if let Poll::Ready(response) = self.serving.as_mut().poll(context) {
-            return Poll::Ready(Turn::Answer(as_events(response, self.form)));
+            return Poll::Ready(Turn::Answer(as_events(response, &self.accepted)));
         }
         let now = self.clock.now();
         if now >= self.next {
@@ -88,27 +94,48 @@ impl Waiting {
     }
 }
 
-/// The answer to a client that reads events already.
-fn as_events(response: Response<RelayBody>, form: ErrorForm) -> RelayBody {
+/// The answer to a client that reads events already: a whole completion becomes its stream, and
+/// anything else an error event.
+fn as_events(response: Response<RelayBody>, accepted: &Accepted) -> RelayBody {
     let (head, body) = response.into_parts();
-    if head.status.is_success() && streams_events(&head.headers) {
+    let served = head.status.is_success();
+    if served && streams_events(&head.headers) {
         return body;
     }
-    match body {
-        RelayBody::Full(bytes, mut record) => {
-            if let Some(record) = &mut record {
-                record.ended = Ended::Failed;
-            }
-            let bytes = bytes.unwrap_or_default();
-            let bytes = if head.status.is_success() { NO_STREAM } else { &bytes };
-            let event = EngineError::of_body(bytes).event(form, status(head.status));
-            RelayBody::Full(Some(event), record)
-        }
+    let (bytes, mut record) = match body {
+        RelayBody::Full(bytes, record) => (bytes, record),
+        // Too large to be held.
         other => {
             drop(other);
-            RelayBody::full(EngineError::of_body(NO_STREAM).event(form, status(head.status)))
+            (None, None)
         }
+    };
+    let bytes = bytes.unwrap_or_default();
+    let whole = accepted.scan.as_ref().filter(|_| served);
+    if let Some(stream) = whole.and_then(|scan| stream_of_answer(&bytes, scan)) {
+        return RelayBody::Full(Some(stream), record);
     }
+    if let Some(record) = &mut record {
+        record.ended = Ended::Failed;
+    }
+    let form = ErrorForm::of(accepted.endpoint);
+    let event = match served && !is_error(&bytes) {
+        true => EngineError::of_body(no_stream(&head.headers).as_bytes()),
+        false => EngineError::of_body(&bytes),
+    };
+    RelayBody::Full(Some(event.event(form, status(head.status))), record)
+}
+
+/// Does JSON with a success status say that it is an error?
+fn is_error(body: &[u8]) -> bool {
+    let read = serde_json::from_slice::<HashMap<&str, IgnoredAny>>(body);
+    read.is_ok_and(|members| members.contains_key("error"))
+}
+
+fn no_stream(headers: &HeaderMap) -> String {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.unwrap_or("an answer without a content type");
+    format!("The engine did not answer with a stream of events but with {kind}.")
 }
 
 /// An answer that is no stream is a failure, whatever its status.

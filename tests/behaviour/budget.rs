@@ -171,3 +171,28 @@ async fn clients_that_leave_while_large_bodies_wait_for_the_filters_leave_nothin
     proxy.settles().await;
     holds(&proxy, 0..=0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_larger_than_the_whole_budget_is_too_large() {
+    let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
+    let proxy = Proxy::start("body_budget_bytes = 524288\n", &[plain("a", &fake)]).await;
+    let body = large();
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for (head, body) in
+        [("content-length: 614500\r\n", ""), ("transfer-encoding: chunked\r\n", &*chunks)]
+    {
+        let answer = raw(&proxy, head, body.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{head}: {answer}");
+        assert!(answer.contains("larger than 524288 bytes"), "{head}: {answer}");
+    }
+    let stream = TcpStream::connect(proxy.data).await.unwrap();
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let uri = format!("http://{}{CHAT}", proxy.data);
+    let request = http::Request::post(uri).body(Full::new(Bytes::from(large()))).unwrap();
+    assert_eq!(within(sender.send_request(request)).await.unwrap().status(), 413);
+    proxy.settles().await;
+    holds(&proxy, 0..=0).await;
+}

@@ -125,12 +125,27 @@ async fn a_later_failure_is_an_error_event_in_the_clients_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_stream_is_an_error_event() {
+async fn an_answer_that_is_no_stream_becomes_one_or_an_error_event() {
     let fake = Fake::start([], Act::Slow(200, chat_answer("hello"))).await;
     let proxy = Proxy::start(SOON, &[plain("a", &fake)]).await;
     let answer = proxy.post(CHAT, &chat(true)).await;
-    assert!(without_comments(&answer.body).starts_with("data: {\"error\""), "{}", answer.body);
+    let stream = without_comments(&answer.body);
+    assert!(stream.starts_with("data: {") && stream.contains("\"content\":\"hello\""), "{stream}");
+    assert!(stream.contains("\"object\":\"chat.completion.chunk\""), "{stream}");
+    assert!(!stream.contains("kv_transfer_params") && !stream.contains("error"), "{stream}");
     assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    for (body, words) in [
+        ("{\"error\":{\"message\":\"out of luck\"}}", "out of luck"),
+        ("{\"id\":1}", "not answer with a stream of events but with application/json"),
+        ("no JSON", "not answer with a stream of events but with application/json"),
+    ] {
+        let fake = Fake::start([], Act::Slow(200, body.to_owned())).await;
+        let proxy = Proxy::start(SOON, &[plain("a", &fake)]).await;
+        let answer = proxy.post(CHAT, &chat(true)).await;
+        let event = without_comments(&answer.body);
+        assert!(event.starts_with("data: {\"error\"") && event.contains(words), "{event}");
+        proxy.settles().await;
+    }
     // One that was not asked for a stream waits for it.
     let answer = proxy.post(CHAT, &chat(false)).await;
     assert_eq!(answer.body, chat_answer("hello"));

@@ -321,3 +321,35 @@ async fn an_error_that_quotes_a_hand_off_is_passed_on_without_it() {
     assert_eq!(answer.status, 400);
     assert_eq!(answer.body, quoted.replace("{'remote_host': 'h'}", "null"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_held_open_after_its_last_choice_ends_with_the_mark_of_its_api() {
+    let finished = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
+    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1,\"total_tokens\":2}}\n\n";
+    let message = "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":1}}\n\n";
+    let asks_usage =
+        r#"{"model":"m","messages":[],"stream":true,"stream_options":{"include_usage":true}}"#;
+    for (path, body, events, end) in [
+        ("/v1/chat/completions", STREAM, finished.to_owned(), "data: [DONE]\n\n"),
+        ("/v1/chat/completions", asks_usage, format!("{finished}{usage}"), "data: [DONE]\n\n"),
+        (
+            "/v1/messages",
+            STREAM,
+            message.to_owned(),
+            "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+        ),
+    ] {
+        let held = chunk(&events);
+        let engine =
+            RawEngine::scripted(move |_, _| vec![Play::bytes(EVENTS), held.clone(), Play::Wait])
+                .await;
+        let proxy = Proxy::start("", &[engine.engine("a")]).await;
+        let mut client = RawClient::connect(proxy.data).await;
+        client.send(&request(path, body)).await;
+        let answer = client.answer().await;
+        assert!(answer.whole, "{answer:?}");
+        assert_eq!(answer.text(), format!("{events}{end}"));
+        until("the engine's connection is closed", || engine.left() == 1).await;
+        proxy.settles().await;
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::client::until;
 use crate::field::{Play, RawClient, RawEngine};
 use crate::proxy::Proxy;
 
@@ -46,4 +47,40 @@ async fn surplus_bytes_of_an_answer_reach_no_other_client() {
     no_answer_is_crossed(Duration::ZERO, Duration::ZERO, 50).await;
     no_answer_is_crossed(Duration::from_micros(3), ms(5), 30).await;
     no_answer_is_crossed(ms(10), ms(40), 15).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_time_out_that_the_engine_announces_costs_no_request() {
+    const TIMED_OUT: &str =
+        "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    // Before the next request comes, and as its answer.
+    for (before, after) in [(true, false), (false, true)] {
+        let engine = RawEngine::scripted(move |number, _| match (number, before, after) {
+            (0, true, _) => {
+                vec![Play::bytes(answer(0)), Play::Wait, Play::bytes(TIMED_OUT), Play::Close]
+            }
+            (1, _, true) => vec![Play::bytes(TIMED_OUT), Play::Close],
+            _ => vec![Play::bytes(answer(number))],
+        })
+        .await;
+        let proxy = Proxy::start("", &[engine.engine("a")]).await;
+        let ask = || proxy.post("/v1/chat/completions", "{\"model\":\"m\",\"messages\":[]}");
+        assert_eq!(ask().await.body, "{\"number\":0}");
+        if before {
+            engine.go_on();
+            until("it has closed", || engine.playing() == 0).await;
+        }
+        // A connection is kept afterwards: the engine is not taken for one that sends surplus bytes.
+        for number in 1..4 {
+            let number = if after { number + 1 } else { number };
+            assert_eq!(ask().await.body, format!("{{\"number\":{number}}}"), "{before}");
+        }
+        proxy.shows("a", |backend| backend["health"] == "up").await;
+        proxy.settles().await;
+    }
+    // On a fresh connection it is the engine's answer to the request.
+    let engine = RawEngine::start(TIMED_OUT).await;
+    let proxy = Proxy::start("", &[engine.engine("a")]).await;
+    let answer = proxy.post("/v1/chat/completions", "{\"model\":\"m\",\"messages\":[]}").await;
+    assert_eq!((answer.status.as_u16(), engine.received().len()), (408, 1));
 }

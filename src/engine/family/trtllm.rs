@@ -6,8 +6,8 @@ use crate::{Edits, Endpoint, Scan, Usage};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fmt;
 use tidegate_types::Seconds;
@@ -169,50 +169,4 @@ fn finished(answer: &[u8]) -> Result<Bytes, serde_json::Error> {
         }
     }
     Ok(Bytes::from(answer.to_string()))
-}
-
-/// Converts a whole answer into the stream that the client requested.
-///
-/// # Errors
-/// If the answer is not JSON.
-pub(super) fn as_stream(answer: &[u8], scan: &Scan) -> Result<Bytes, serde_json::Error> {
-    let answer: Value = serde_json::from_slice(answer)?;
-    let chat = scan.endpoint == Endpoint::ChatCompletions;
-    let object = if chat { "chat.completion.chunk" } else { "text_completion" };
-    let chunk = |choices: Value, usage: Value| {
-        let mut chunk = json!({
-            "id": answer["id"], "object": object, "created": answer["created"],
-            "model": answer["model"], "choices": choices,
-        });
-        if !usage.is_null() {
-            chunk["usage"] = usage;
-        }
-        format!("data: {chunk}\n\n")
-    };
-    let choices = answer["choices"].as_array().into_iter().flatten().map(|choice| {
-        let mut sent = json!({
-            "index": choice["index"], "finish_reason": choice["finish_reason"],
-            "logprobs": choice["logprobs"],
-        });
-        match chat {
-            true => sent["delta"] = delta(&choice["message"]),
-            false => sent["text"] = choice["text"].clone(),
-        }
-        sent
-    });
-    let mut out = chunk(choices.collect(), Value::Null);
-    if scan.include_usage {
-        out.push_str(&chunk(json!([]), answer["usage"].clone()));
-    }
-    out.push_str("data: [DONE]\n\n");
-    Ok(Bytes::from(out))
-}
-
-/// Converts a message into a delta, whose tool calls are numbered.
-fn delta(message: &Value) -> Value {
-    let mut delta = message.clone();
-    for (index, call) in delta["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
-        call["index"] = json!(index);
-    }
-    delta
 }

@@ -5,7 +5,7 @@
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use subtle::ConstantTimeEq;
 
 /// What the operator configured.
@@ -33,7 +33,7 @@ impl Guard {
         if matches!(head.uri.path(), "/livez" | "/readyz") {
             return Ok(());
         }
-        let host = host(head);
+        let host = host(head)?;
         let known = host.is_none_or(|host| self.knows(host));
         if !known {
             return Err((
@@ -59,17 +59,42 @@ impl Guard {
     /// names are none.
     fn knows(&self, host: &str) -> bool {
         let name = name_of(host);
-        let literal = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        literal
+        is_literal(name)
             || !name.contains('.')
             || INTERNAL.iter().any(|suffix| name.to_ascii_lowercase().ends_with(suffix))
             || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 }
 
-fn host(head: &Parts) -> Option<&str> {
+/// The host that is asked for, if the request names one. A browser always does, and never an odd one.
+fn host(head: &Parts) -> Result<Option<&str>, Refusal> {
+    let odd = (StatusCode::BAD_REQUEST, "the Host is no host name with an optional port");
+    let mut named = head.headers.get_all(HOST).iter();
+    let (first, second) = (named.next(), named.next());
+    let header = first.map(|value| value.to_str().map_err(|_| odd)).transpose()?;
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
-    authority.or_else(|| head.headers.get(HOST)?.to_str().ok())
+    let host = authority.or(header);
+    let sound = host.is_none_or(is_host) && header.is_none_or(is_host) && second.is_none();
+    if sound { Ok(host) } else { Err(odd) }
+}
+
+/// A name, an IPv4 address or an IPv6 address in brackets, and perhaps a port (RFC 3986, 3.2.2, less
+/// what no browser sends).
+fn is_host(host: &str) -> bool {
+    let name = name_of(host);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let port = host[name.len()..].strip_prefix(':');
+    let port_sound = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    let labels =
+        || name.strip_suffix('.').unwrap_or(name).split('.').all(|label| !label.is_empty());
+    port_sound && (is_literal(name) || name.bytes().all(plain) && labels())
+}
+
+fn is_literal(name: &str) -> bool {
+    match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => name.parse::<Ipv4Addr>().is_ok(),
+    }
 }
 
 /// Without the port.
@@ -170,6 +195,42 @@ mod tests {
         ];
         for (method, headers, expected) in rows {
             assert_eq!(status(&guard, method, headers), expected, "{method} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn an_odd_host_is_refused() {
+        let guard = Guard::default();
+        for odd in [
+            "",
+            ":9090",
+            ".",
+            "a..b",
+            "localhost:99999",
+            "localhost:",
+            "user@localhost",
+            "local host",
+            "localhost/x",
+            "localhost,evil.example",
+            "evil%2eexample",
+            "[::1",
+            "::1",
+            "[::1].evil.example",
+            "[localhost]",
+            "127.0.0.1:80:90",
+        ] {
+            assert_eq!(status(&guard, "GET", &[("host", odd)]), 400, "{odd:?}");
+        }
+        let two = [("host", "localhost"), ("host", "evil.example")];
+        assert_eq!(status(&guard, "GET", &two), 400);
+        let mut bytes = head("GET", "/v1/fleet", &[]);
+        bytes.headers.insert(HOST, http::HeaderValue::from_bytes(b"ev\xefl.example").unwrap());
+        assert_eq!(guard.admit(&bytes).err().unwrap().0, 400);
+        let named = head("GET", "http://localhost/v1/fleet", &[("host", "ev il")]);
+        assert_eq!(guard.admit(&named).err().unwrap().0, 400);
+        for sound in ["localhost.", "a-b_c", "[fe80::1]", "10.0.0.1", "a.svc:1"] {
+            let expected = if sound == "localhost." { 421 } else { 200 };
+            assert_eq!(status(&guard, "GET", &[("host", sound)]), expected, "{sound}");
         }
     }
 

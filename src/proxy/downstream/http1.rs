@@ -191,7 +191,8 @@ async fn read<Io>(
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
-    let max = proxy.body_max;
+    // What can never fit is not asked for again.
+    let max = proxy.body_max.min(proxy.bodies.max());
     if let Err(refused) = intake::admit_head(proxy, head) {
         // A body that came with its head need not end the connection.
         return Ok((Err(refused), skip(reader, framing)));

@@ -128,10 +128,12 @@ impl Drop for Stream {
 /// # Errors
 /// 408, 413, 503 beyond the budget, or 400 if it breaks off.
 async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Read, ApiError> {
-    let too_large = || ApiError::too_large(proxy.body_max);
+    // What can never fit is not asked for again.
+    let max = proxy.body_max.min(proxy.bodies.max());
+    let too_large = || ApiError::too_large(max);
     let announced = body.size_hint().exact();
     let length = usize::try_from(announced.unwrap_or(0)).map_err(|_| too_large())?;
-    if length > proxy.body_max {
+    if length > max {
         return Err(too_large());
     }
     let mut held = proxy.bodies.try_hold(length).ok_or_else(respond::no_room)?;
@@ -147,7 +149,7 @@ async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Re
             Err(_) => return Err(ApiError::body_timeout()),
         };
         let Ok(data) = frame.into_data() else { continue };
-        if all.len() + data.len() > proxy.body_max {
+        if all.len() + data.len() > max {
             return Err(too_large());
         }
         if announced.is_none() && !held.grow(data.len()) {

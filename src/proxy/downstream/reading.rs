@@ -211,24 +211,22 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         let mut reader = BodyReader::new(framing);
         let mut all = BytesMut::new();
         let mut begun = std::mem::take(&mut self.ahead);
-        self.add(&mut reader, &mut begun, &mut all, held)?;
+        self.add(&mut reader, &mut begun, &mut all, (max, &mut *held))?;
         let began = Instant::now();
         while !reader.is_done() {
-            if all.len() > max {
-                return Err(BodyReadError::TooLarge);
-            }
             let patience = self.patience.min(allowance(began.elapsed(), all.len()));
             let reading = std::future::poll_fn(|context| {
                 scratch::with(|scratch| match ready!(poll_read(&mut self.io, context, scratch))? {
                     0 => Poll::Ready(Err(BodyReadError::Closed)),
                     read => {
-                        Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all, held))
+                        let room = (max, &mut *held);
+                        Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all, room))
                     }
                 })
             });
             timeout(patience, reading).await.map_err(|_| BodyReadError::Stalled)??;
         }
-        if all.len() > max { Err(BodyReadError::TooLarge) } else { Ok(all.freeze()) }
+        Ok(all.freeze())
     }
 
     fn add(
@@ -236,9 +234,12 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         reader: &mut BodyReader,
         bytes: &mut [u8],
         all: &mut BytesMut,
-        held: &mut Held,
+        (max, held): (usize, &mut Held),
     ) -> Result<(), BodyReadError> {
         let piece = reader.read(bytes)?;
+        if all.len() + piece.data.len() > max {
+            return Err(BodyReadError::TooLarge);
+        }
         if !held.grow(piece.data.len()) {
             return Err(BodyReadError::NoRoom);
         }

@@ -179,6 +179,11 @@ impl Link {
             begun: Vec::new(),
         };
         let (head, reader, first, whole) = poll_fn(|context| exchange.poll(context)).await?;
+        // An idle time-out that the engine announces (RFC 9110, 15.5.9); it met the next request.
+        if head.status == StatusCode::REQUEST_TIMEOUT && exchange.is_stale() {
+            let end = io::ErrorKind::ConnectionAborted.into();
+            return Err(exchange.stale(end));
+        }
         // An engine may refuse a request that it has not read, but not serve it.
         if exchange.flushed.is_none() && head.status.is_success() {
             return Err(ExchangeError::Closed);

@@ -1,5 +1,6 @@
 //! A connection to an engine as a byte stream: TCP, or TLS on top of it.
 
+use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -20,6 +21,16 @@ use crate::scratch::poll_read;
 const PROBE_AFTER: Duration = Duration::from_secs(15);
 /// And then so often, three times.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How an engine begins that says that a connection was idle for too long (RFC 9110, 15.5.9).
+const TIMED_OUT: &[u8] = b"HTTP/1.1 408";
+
+/// Does the engine say so in what it has sent?
+fn is_timed_out(stream: &TcpStream) -> bool {
+    let mut begin = [0; TIMED_OUT.len()];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    recv(stream, &mut begin, flags).is_ok_and(|_| begin == TIMED_OUT)
+}
 
 /// An address of a name that does not answer gets so long before the next one is tried beside it
 /// (RFC 8305, 8).
@@ -58,7 +69,7 @@ impl Socket {
         };
         match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Rest::Quiet,
-            Ok(bytes) if bytes > 0 && is_clear => Rest::Surplus,
+            Ok(bytes) if bytes > 0 && is_clear && !is_timed_out(stream) => Rest::Surplus,
             Ok(_) | Err(_) => Rest::Ended,
         }
     }

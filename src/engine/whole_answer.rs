@@ -1,0 +1,86 @@
+//! A whole answer as the stream that the client asked for: where one engine was done with its first
+//! token, or does not stream.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{Endpoint, Scan};
+
+/// A whole answer to a request for OpenAI's chat or completions as the events of its stream. `None`:
+/// it is no such answer.
+pub fn stream_of_answer(answer: &[u8], scan: &Scan) -> Option<Bytes> {
+    let is_whole = |answer: &Value| answer["choices"].as_array().is_some_and(|all| !all.is_empty());
+    let read: Value = serde_json::from_slice(answer).ok().filter(is_whole)?;
+    scan.endpoint.is_completion().then(|| events(&read, scan))
+}
+
+/// A whole answer as the stream that the client asked for.
+///
+/// # Errors
+/// It is no JSON.
+pub(crate) fn as_stream(answer: &[u8], scan: &Scan) -> Result<Bytes, serde_json::Error> {
+    Ok(events(&serde_json::from_slice(answer)?, scan))
+}
+
+fn events(answer: &Value, scan: &Scan) -> Bytes {
+    let chat = scan.endpoint == Endpoint::ChatCompletions;
+    let object = if chat { "chat.completion.chunk" } else { "text_completion" };
+    let chunk = |choices: Value, usage: Value| {
+        let mut chunk = json!({
+            "id": answer["id"], "object": object, "created": answer["created"],
+            "model": answer["model"], "choices": choices,
+        });
+        if !usage.is_null() {
+            chunk["usage"] = usage;
+        }
+        format!("data: {chunk}\n\n")
+    };
+    let choices = answer["choices"].as_array().into_iter().flatten().map(|choice| {
+        let mut sent = json!({
+            "index": choice["index"], "finish_reason": choice["finish_reason"],
+            "logprobs": choice["logprobs"],
+        });
+        match chat {
+            true => sent["delta"] = delta(&choice["message"]),
+            false => sent["text"] = choice["text"].clone(),
+        }
+        sent
+    });
+    let mut out = chunk(choices.collect(), Value::Null);
+    if scan.include_usage {
+        out.push_str(&chunk(json!([]), answer["usage"].clone()));
+    }
+    out.push_str("data: [DONE]\n\n");
+    Bytes::from(out)
+}
+
+/// A message as a delta: its tool calls are numbered.
+fn delta(message: &Value) -> Value {
+    let mut delta = message.clone();
+    for (index, call) in delta["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
+        call["index"] = json!(index);
+    }
+    delta
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan;
+
+    #[test]
+    fn only_a_completion_becomes_a_stream() {
+        let body = Bytes::from_static(br#"{"model":"m","messages":[],"stream":true}"#);
+        let chat = scan(Endpoint::ChatCompletions, &body).expect("it is JSON");
+        let answer = br#"{"id":"c","choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}]}"#;
+        let stream = stream_of_answer(answer, &chat).expect("it is a completion");
+        let stream = String::from_utf8_lossy(&stream).into_owned();
+        assert!(stream.contains("\"delta\":{\"content\":\"a\"}"), "{stream}");
+        assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
+        for other in ["", "[]", "{}", r#"{"choices":[]}"#, r#"{"error":{"message":"x"}}"#] {
+            assert_eq!(stream_of_answer(other.as_bytes(), &chat), None, "{other}");
+        }
+        let messages = scan(Endpoint::Messages, &body).expect("it is JSON");
+        assert_eq!(stream_of_answer(answer, &messages), None);
+    }
+}
