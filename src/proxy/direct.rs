@@ -1,6 +1,7 @@
 //! Requests that not every backend of their pool can take: what one engine keeps, and paths that some
-//! kinds have. They wait for no place: the backends that come into question are tried in turn, the one
-//! that keeps it first, until one has it.
+//! kinds have. The backends that come into question are tried in turn, the one that keeps it first,
+//! until one has it. They are not in the EDF queue: a request that generates waits for capacity of the
+//! backend that is its turn.
 
 use http::StatusCode;
 use std::borrow::Cow;
@@ -8,13 +9,16 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use tidegate_engine::ids::{self, id_in_path, id_in_request};
 use tidegate_engine::{ApiError, Endpoint, Kinds};
+use tidegate_scheduler::inflight::PrefillRoom;
 use tidegate_scheduler::placement::Fleet;
-use tidegate_types::{BackendId, Role};
+use tidegate_types::{BackendId, Role, Seconds};
+use tokio::time::sleep_until;
 
 use crate::answer::{Opened, OpenedBody};
 use crate::attempts::{self, Tries};
 use crate::failure::Failure;
 use crate::fleet::{Backend, Known, RoutingTable};
+use crate::heartbeat;
 use crate::inbound::Inbound;
 use crate::learn::Beside;
 use crate::legs::{self, Miss, Serving};
@@ -22,6 +26,8 @@ use crate::place::Predicted;
 use crate::seat::Seat;
 use crate::settle::Record;
 
+/// Between two looks for room: a step of an engine takes as long.
+const LOOK_EVERY: Seconds = Seconds(0.01);
 /// Backends that are asked for something that none of the first ones has.
 const ASKED_MAX: usize = 64;
 
@@ -99,9 +105,16 @@ pub async fn serve(
         if !backend.health.is_usable() {
             continue;
         }
+        let (seat, predicted) = match seat(&serving, &backend).await {
+            Ok(Some(seated)) => seated,
+            Ok(None) => continue,
+            Err(failure) => {
+                tries.settle(proxy, false);
+                return Err(tries.gives_up(proxy, failure));
+            }
+        };
         record.placed_at.get_or_insert(proxy.clock.now());
         record.notes.attempts += 1;
-        let (seat, predicted) = seat(&serving, &backend);
         let mut course = record.course();
         match legs::whole(&serving, seat, predicted, &mut course).await {
             Ok(mut opened) if is_elsewhere(&opened) => {
@@ -150,24 +163,63 @@ fn is_served(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Its charges, room or not: it cannot go elsewhere.
-fn seat(serving: &Serving<'_>, backend: &Arc<Backend>) -> (Seat, Predicted) {
+/// Its place on `backend`. A request that generates waits for one as placed requests do: for prefill
+/// room until its TTFT deadline, for a stream until its queue deadline. `None`: the backend is no longer
+/// usable.
+async fn seat(
+    serving: &Serving<'_>,
+    backend: &Arc<Backend>,
+) -> Result<Option<(Seat, Predicted)>, Failure> {
+    let Serving { proxy, accepted, job, .. } = serving;
+    let generates = accepted.endpoint.generates();
+    loop {
+        let now = proxy.clock.now();
+        if let Some(seated) = try_seat(serving, backend, generates && now < job.ttft_deadline) {
+            return Ok(Some(seated));
+        }
+        if !backend.health.is_usable() {
+            return Ok(None);
+        }
+        if now >= job.queue_deadline {
+            return Err(Failure::QueueDeadline { waited: now - job.arrived });
+        }
+        heartbeat::keep(proxy);
+        sleep_until(proxy.clock.coarse_instant(now + LOOK_EVERY)).await;
+    }
+}
+
+/// Its charges, if they fit. `waits`: the prefill has to fit too.
+fn try_seat(
+    serving: &Serving<'_>,
+    backend: &Arc<Backend>,
+    waits: bool,
+) -> Option<(Seat, Predicted)> {
     let Serving { proxy, accepted, job, matches, .. } = serving;
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(matches));
     let (held, cached) = (view.held(job, backend.id), view.cached(job, backend.id));
-    let work = table.entry(backend.id).prefill.predict(job.prompt - cached, cached);
-    let before = backend.account.balance();
+    let new = job.prompt - cached;
+    let work = table.entry(backend.id).prefill.predict(new, cached);
+    let account = &backend.account;
+    let before = account.balance();
     let beside =
         Beside { streams: before.streams, kv: before.kv, at_once: before.prefill_legs == 0 };
     let generates = accepted.endpoint.generates();
-    let prefill = generates.then(|| backend.account.charge_prefill(work, job.prompt - cached));
+    let room =
+        PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(new) };
+    let prefill = match (generates, waits) {
+        (true, true) => Some(account.try_charge_prefill(work, new, room)?),
+        (true, false) => Some(account.charge_prefill(work, new)),
+        (false, _) => None,
+    };
     // A websocket is one stream, whose tokens are unknown.
-    let streams = generates || accepted.endpoint == Endpoint::Realtime;
-    let stream = streams.then(|| backend.account.open_stream(job.prompt));
+    let stream = match generates || accepted.endpoint == Endpoint::Realtime {
+        true => Some(account.try_open_stream(job.prompt, view.streams_max(backend.id))?),
+        false => None,
+    };
     let signal = Arc::clone(proxy.queue.signal());
     let seat = Seat::new(Arc::clone(backend), prefill, stream, signal);
-    (seat, Predicted { prefill: work, ahead: before.prefill, cached, held, beside })
+    Some((seat, Predicted { prefill: work, ahead: before.prefill, cached, held, beside }))
 }
 
 /// Remember which backend keeps what it has answered.

@@ -313,7 +313,8 @@ impl EventRelay {
         }
         while self.look.as_mut().poll(context).is_ready() {
             let now = clock.now();
-            let comments = proxy.keepalive_comment.filter(|_| !self.has_tokens);
+            let waits = !self.has_tokens && !self.whole;
+            let comments = proxy.keepalive_comment.filter(|_| waits);
             if comments.is_some_and(|interval| now >= self.last_sent + interval) {
                 self.last_sent = now;
                 if self.may_comment() {

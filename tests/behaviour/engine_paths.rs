@@ -5,9 +5,9 @@ use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
 
-use crate::client::{Answer, get, send};
+use crate::client::{Answer, get, post, send, until};
 use crate::fake::{Act, Fake, chat_answer};
-use crate::field::{RawEngine, ask, case};
+use crate::field::{Play, RawEngine, ask, case};
 use crate::proxy::{Engine, Proxy, chat, plain};
 
 const RESPONSES: &str = "/v1/responses";
@@ -221,4 +221,32 @@ async fn a_name_with_several_addresses_may_be_a_backend_for_each() {
     for _ in 0..4 {
         assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_what_one_engine_keeps_waits_for_that_engines_capacity() {
+    let body = "{\"id\":\"r1\"}";
+    let kept = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let answer = kept.clone();
+    let engine =
+        RawEngine::scripted(move |_, _| vec![Play::Wait, Play::bytes(answer.clone())]).await;
+    let more = "engine = \"plain\"\nmodels = [\"m\"]\nstreams_max = 1";
+    let top = "[queue]\ndeadline_seconds = 1\n";
+    let proxy = Proxy::start(top, &[engine.engine_with("a", more)]).await;
+    let request = |n: usize| {
+        let body = format!("{{\"model\":\"m\",\"input\":\"{n}\",\"previous_response_id\":\"r1\"}}");
+        post(RESPONSES, body)
+    };
+    let first = tokio::spawn(send(proxy.data, request(1)));
+    until("the first is at the engine", || engine.received().len() == 1).await;
+    // One that finds no capacity until its queue deadline is refused.
+    assert_eq!(send(proxy.data, request(2)).await.status, 504);
+    assert_eq!(engine.received().len(), 1, "the engine has one stream");
+    let third = tokio::spawn(send(proxy.data, request(3)));
+    engine.go_on();
+    assert_eq!(first.await.unwrap().status, 200);
+    engine.go_on();
+    assert_eq!(third.await.unwrap().status, 200);
+    assert_eq!(engine.received().len(), 2);
+    proxy.settles().await;
 }
