@@ -61,7 +61,12 @@ pub async fn read(stream: &mut TcpStream, reading: Reading) -> Result<Answer> {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(head) = read_response(&Method::POST, &bytes).map_err(Error::other)? {
-            break head;
+            if !head.status.is_informational() {
+                break head;
+            }
+            // A 100 shows the proxy whether a client that has half-closed is still there.
+            bytes.drain(..head.length);
+            continue;
         }
         if stream.read_buf(&mut bytes).await? == 0 {
             return Err(Error::other("the connection ended before an answer"));
