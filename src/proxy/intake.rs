@@ -16,7 +16,7 @@ use crate::service::Proxy;
 
 /// Tokenizing takes about 5 µs a KB: above this a body would hold up the reactor's other streams
 /// for more than a third of a millisecond.
-const INLINE_MAX: usize = 64 << 10;
+pub(crate) const INLINE_MAX: usize = 64 << 10;
 
 /// What came in.
 pub enum Taken {
@@ -173,11 +173,10 @@ async fn filtered(
     } else {
         // In order of arrival. The permit and the body's share of the budget stay with the work: a
         // client that leaves does not end it.
-        let lane = Arc::clone(&proxy.large_bodies).acquire_owned().await;
-        let permit = lane.map_err(|_| ApiError::internal())?;
+        let lane = proxy.lanes.enter(inbound.body.len()).await.ok_or_else(ApiError::internal)?;
         let (proxy, beside, held) = (Arc::clone(proxy), inbound.beside(), inbound.held.take());
         let filtering = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _lane = lane;
             (filter(&proxy, &beside, &fresh), held)
         });
         let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;

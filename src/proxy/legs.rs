@@ -20,11 +20,13 @@ use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 use crate::answer::{self, Opened, OpenedBody};
 use crate::blame;
 use crate::bootstrap;
+use crate::budget::Held;
 use crate::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::fleet::{Backend, Stage};
 use crate::headers::Identity;
 use crate::heartbeat;
 use crate::inbound::Inbound;
+use crate::intake::INLINE_MAX;
 use crate::learn::{Observation, ReadPrompt};
 use crate::paired;
 use crate::place::{self, Placed, Predicted};
@@ -38,6 +40,8 @@ use crate::watch::watched;
 /// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
 /// a block of 16 tokens, so a million tokens need half a megabyte.
 pub(crate) const PREFILL_ANSWER_MAX: usize = 8 << 20;
+/// Edited copies of a body at once, at most: both legs of a request whose engines start together.
+const LEG_COPIES_MAX: usize = 2;
 /// Decode backends tried with one hand-off while nothing of it has been sent.
 const DECODE_TRIES_MAX: u32 = 3;
 
@@ -113,6 +117,9 @@ pub(crate) async fn attempt(
             let scan = course.accepted.scan.as_ref();
             let endpoint = course.accepted.endpoint;
             let body = &serving.inbound.body;
+            let Some(_copies) = room_for_copies(serving, &backend) else {
+                return whole_instead(serving, seat, predicted, course).await;
+            };
             let id = fastrand::u64(..);
             let peer = bootstrap::peer(&backend, id).await;
             let peer = peer.map_err(|problem| miss(&backend, Leg::Prefill, problem))?;
@@ -136,6 +143,30 @@ pub(crate) async fn attempt(
             }
         }
     }
+}
+
+/// The share of the budget of bodies for the edited copies that legs of a large body are. `None`: they
+/// do not fit, and the request can run whole.
+fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<Held>> {
+    let body = serving.inbound.body.len();
+    if body <= INLINE_MAX {
+        return Some(None);
+    }
+    match serving.proxy.bodies.try_hold(body.saturating_mul(LEG_COPIES_MAX)) {
+        Some(held) => Some(Some(held)),
+        None => (!backend.family.runs_whole()).then_some(None),
+    }
+}
+
+/// All of a request at the place of its prefill.
+async fn whole_instead(
+    serving: &Serving<'_>,
+    mut seat: Seat,
+    predicted: Predicted,
+    course: &mut Course<'_>,
+) -> Result<Opened, Miss> {
+    seat.open_stream(serving.job.prompt);
+    whole(serving, seat, predicted, course).await
 }
 
 /// One leg, the client's request byte for byte.

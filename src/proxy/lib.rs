@@ -61,6 +61,7 @@ mod inbound;
 mod intake;
 pub mod journal;
 mod kept;
+mod lanes;
 mod learn;
 mod legs;
 mod listeners;

@@ -8,7 +8,7 @@ use tidegate_filters::{Chain, Directory};
 use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_settings::HalfClose;
 use tidegate_types::{RequestId, Role, Seconds, Tokens};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 
 use crate::budget::Budget;
 use crate::clock::Clock;
@@ -19,6 +19,7 @@ use crate::fleet::{Fleet, Known, RoutingTable, View};
 use crate::heartbeat::Heartbeat;
 use crate::hedge::Hedges;
 use crate::journal::Journal;
+use crate::lanes::Lanes;
 use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::models::ModelList;
@@ -66,7 +67,7 @@ pub struct Proxy {
     /// What all bodies together may hold.
     pub bodies: Arc<Budget>,
     /// Permits to run the filters over a large body, one less than cores: the rest wait in order.
-    pub(crate) large_bodies: Arc<Semaphore>,
+    pub(crate) lanes: Lanes,
     /// How long a request may wait in the queue.
     pub queue_deadline: Seconds,
     /// Backends tried before the first byte.

@@ -12,7 +12,7 @@ use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{BackendId, Moment, Plan, Role, Seconds, Tokens};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 
 use crate::bootstrap::Bootstrap;
 use crate::budget::{self, Budget};
@@ -34,6 +34,7 @@ use crate::fleet::{
 };
 use crate::handover::HandOverError;
 use crate::journal::Journal;
+use crate::lanes::Lanes;
 use crate::learn::OBSERVATIONS_MAX;
 use crate::metrics::Metrics;
 use crate::probe::ProbeParams;
@@ -166,6 +167,8 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
     let (commands, commanded) = mpsc::channel(INBOX_MAX);
+    let body_budget = settings.server.body_budget_bytes.unwrap_or_else(budget::default_max);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let proxy = Arc::new(Proxy {
         clock,
         heartbeat: crate::heartbeat::Heartbeat::default(),
@@ -193,8 +196,8 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
             settings.server.connections_per_address_max,
         ),
         body_max: settings.server.body_max_bytes,
-        bodies: Budget::new(settings.server.body_budget_bytes.unwrap_or_else(budget::default_max)),
-        large_bodies: Arc::new(Semaphore::new(filter_lanes())),
+        bodies: Budget::new(body_budget),
+        lanes: Lanes::new(cores, body_budget),
         queue_deadline: settings.queue.deadline,
         attempts_max: settings.retry.attempts,
         handoff_max: settings.queue.handoff,
@@ -256,12 +259,6 @@ fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>>
         (left > 0.0).then(|| Pin { role, until: Some(Moment::START + Seconds(left)) })
     };
     settings.backends.iter().map(pin).collect()
-}
-
-/// Large bodies that the filters work on at once: one core is left to the other requests.
-fn filter_lanes() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.saturating_sub(1).max(1)
 }
 
 fn offer(backend: &BackendSettings) -> Offer {

@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::client::{Answer, get, leave_later, post, send, until, within};
-use crate::fake::{Act, Fake, chat_answer};
-use crate::proxy::{Proxy, chat_with, plain};
+use crate::fake::{Act, Fake, chat_answer, prefill_answer};
+use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat_with, plain, vllm};
 
 const CHAT: &str = "/v1/chat/completions";
 const ONE_MIB: &str = "body_budget_bytes = 1048576\n";
@@ -195,4 +195,22 @@ async fn a_body_that_is_larger_than_the_whole_budget_is_too_large() {
     assert_eq!(within(sender.send_request(request)).await.unwrap().status(), 413);
     proxy.settles().await;
     holds(&proxy, 0..=0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_request_runs_whole_where_its_legs_copies_do_not_fit() {
+    for (budget, splits) in [(1 << 20, false), (4 << 20, true)] {
+        let answers = || Fake::start([], Act::Json(200, prefill_answer()));
+        let (a, b) = (answers().await, answers().await);
+        let top = format!("body_budget_bytes = {budget}\n{SPLIT}");
+        let engines = [vllm("a", a.url(), PREFILL), vllm("b", b.url(), DECODE)];
+        let proxy = Proxy::start(&top, &engines).await;
+        let answer = proxy.post(CHAT, &large()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let sent: Vec<_> = a.sent().into_iter().chain(b.sent()).collect();
+        let legs = sent.iter().filter(|sent| sent.json().get("kv_transfer_params").is_some());
+        assert_eq!((sent.len(), legs.count()), if splits { (2, 2) } else { (1, 0) }, "{budget}");
+        proxy.settles().await;
+        holds(&proxy, 0..=0).await;
+    }
 }

@@ -137,7 +137,7 @@ async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Re
         return Err(too_large());
     }
     let mut held = proxy.bodies.try_hold(length).ok_or_else(respond::no_room)?;
-    let (began, mut all) = (Instant::now(), BytesMut::new());
+    let (began, mut all) = (Instant::now(), BytesMut::with_capacity(length));
     loop {
         let wait = patience.to_duration().min(allowance(began.elapsed(), all.len()));
         let frame = match timeout(wait, body.frame()).await {

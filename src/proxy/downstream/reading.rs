@@ -20,8 +20,6 @@ use crate::scratch::{self, poll_read};
 
 /// What a client may send ahead while its answer is on the way.
 const AHEAD_MAX: usize = 64 << 10;
-/// A body gets room for so much more than has come of it: an announced length is only a word.
-const GROW_MAX: usize = 256 << 10;
 
 /// The reading half of a client's connection.
 pub struct RequestReader<Io> {
@@ -186,12 +184,13 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         if body.len() == length {
             return Ok(Bytes::from(body));
         }
-        let mut all = BytesMut::from(&body[..]);
+        // All of it at once: pages that nothing is written to cost no memory, and growth would copy.
+        let mut all = BytesMut::with_capacity(length);
+        all.extend_from_slice(&body);
         drop(body);
         let began = Instant::now();
         while all.len() < length {
             let (came, left) = (all.len(), length - all.len());
-            all.reserve(left.min(GROW_MAX.max(all.len())));
             let mut room = (&mut all).limit(left);
             let patience = self.patience.min(allowance(began.elapsed(), came));
             let reading = timeout(patience, self.io.read_buf(&mut room));
