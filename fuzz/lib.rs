@@ -12,7 +12,9 @@ use tidegate_engine::{
     Edits, Endpoint, EngineKind, Family, HandoffRedactor, Legs, RendezvousInfo, Seen, SseReader,
     UsageFilter, UsageRequest, cards_of, is_form, list_of, model_in_form, models_of, scan,
 };
-use tidegate_http1::{BodyError, BodyReader, Framing, read_response, read_request};
+use tidegate_http1::{
+    BodyError, BodyReader, Framing, RetryAfter, read_response, read_request, read_upgrade,
+};
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::facts::Facts;
 use tidegate_signals::kv::event::KvBatch;
@@ -69,7 +71,10 @@ pub fn form(input: &[u8]) {
         let value = at.of(body);
         assert!(!value.is_empty() && std::str::from_utf8(value).is_ok());
         assert!(body[..at.start as usize].ends_with(b"\n"));
-        assert!(body[at.end as usize..].starts_with(b"\n") || body[at.end as usize..].starts_with(b"\r\n"));
+        assert!(
+            body[at.end as usize..].starts_with(b"\n")
+                || body[at.end as usize..].starts_with(b"\r\n")
+        );
     }
 }
 
@@ -94,7 +99,8 @@ pub fn edits(input: &[u8]) {
     assert_eq!(read, object);
 
     let rendezvous = RendezvousInfo { host: "h", port: 1, id: 1, peer: None, key: None };
-    if let Legs::PrefillFirst { prefill } = Family::VllmNixl.legs(endpoint, &body, &scan, &rendezvous)
+    if let Legs::PrefillFirst { prefill } =
+        Family::VllmNixl.legs(endpoint, &body, &scan, &rendezvous)
     {
         let prefill: Map<String, Value> = serde_json::from_slice(&prefill).expect("a leg is not JSON");
         assert_eq!(prefill["max_tokens"], 1);
@@ -171,6 +177,12 @@ pub fn http1(input: &[u8]) {
     let Some((cut, message)) = input.split_first() else { return };
     let step = usize::from(*cut) + 1;
     let request = read_request(message).ok().flatten().map(|head| (head.length, head.framing));
+    // The answer to a websocket handshake is read as any other, but for its 101.
+    if let (Ok(Some(plain)), Ok(Some(upgraded))) =
+        (read_response(&Method::GET, message), read_upgrade(message))
+    {
+        assert_eq!((plain.length, plain.framing), (upgraded.length, upgraded.framing));
+    }
     let answer = read_response(&Method::POST, message).ok().flatten();
     let answer = answer.map(|head| (head.length, head.framing));
     for (length, framing) in request.into_iter().chain(answer) {
@@ -197,6 +209,19 @@ fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), 
         }
     }
     reader.close().map(|()| (data, taken))
+}
+
+/// A `retry-after` yields a finite positive wait, or none. The first byte chooses the time of day.
+pub fn retry_after(input: &[u8]) {
+    let Some((now, value)) = input.split_first() else { return };
+    let now = f64::from(*now) * 1e7;
+    if let Some(after) = RetryAfter::read(value) {
+        let seconds = after.seconds_from(now);
+        assert!(seconds.is_none_or(|seconds| seconds.is_finite() && seconds > 0.0), "{after:?}");
+        if let RetryAfter::At(time) = after {
+            assert!(time >= 0.0 && seconds.is_some() == (time > now));
+        }
+    }
 }
 
 /// Head parser, body decoder, hand-off redaction, usage filter and token counter do not depend on

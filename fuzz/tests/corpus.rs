@@ -51,6 +51,11 @@ fn handoffs() {
 }
 
 #[test]
+fn times() {
+    replay("retry_after", tidegate_fuzz::retry_after);
+}
+
+#[test]
 fn forms() {
     replay("form", tidegate_fuzz::form);
 }

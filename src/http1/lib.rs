@@ -12,6 +12,7 @@ mod request_in;
 mod request_out;
 mod response_in;
 mod response_out;
+mod retry_after;
 mod trailer;
 
 pub use body::{BodyError, BodyReader, Piece};
@@ -21,3 +22,4 @@ pub use request_in::{RequestHead, read_request};
 pub use request_out::RequestHeadWriter;
 pub use response_in::{ResponseHead, read_response, read_upgrade};
 pub use response_out::{CONTINUE, ChunkFrame, Date, LAST_CHUNK, ResponseFraming, write_response};
+pub use retry_after::RetryAfter;

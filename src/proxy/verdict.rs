@@ -1,10 +1,11 @@
 //! An engine's error in place of an answer: its status, its words, and when it may be asked again.
 
 use http::StatusCode;
-use http::header::{HeaderValue, RETRY_AFTER};
+use http::header::RETRY_AFTER;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tidegate_engine::{EngineError, ErrorForm};
+use tidegate_http1::RetryAfter;
 use tidegate_types::Seconds;
 
 use crate::upstream::{Head, UpstreamBody};
@@ -29,15 +30,6 @@ pub struct Verdict {
     in_band: bool,
 }
 
-/// The value of a `retry-after`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RetryAfter {
-    /// In so many seconds.
-    In(Seconds),
-    /// At this time, in seconds since 1970.
-    At(f64),
-}
-
 impl Verdict {
     /// Of an answer with an error's status.
     pub(crate) async fn read(head: Head, mut body: UpstreamBody) -> Verdict {
@@ -53,7 +45,8 @@ impl Verdict {
         };
         // A body that does not end in time, or breaks off, leaves the words that came.
         tokio::time::timeout(BODY_TIME_MAX, reading).await.ok();
-        let retry_after = head.headers.get(RETRY_AFTER).and_then(RetryAfter::of);
+        let retry_after = head.headers.get(RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| RetryAfter::read(value.as_bytes()));
         let status = Some(head.status.as_u16());
         Verdict { status, error: EngineError::of_body(&read), retry_after, in_band: false }
     }
@@ -77,23 +70,7 @@ impl Verdict {
 
     /// How long the engine asks to be left alone, at the wall time `now`.
     pub fn asks_for(&self, now: f64) -> Option<Seconds> {
-        let span = match self.retry_after? {
-            RetryAfter::In(span) => span,
-            RetryAfter::At(time) => Seconds(time - now),
-        };
-        (span > Seconds::ZERO).then_some(span)
-    }
-}
-
-impl RetryAfter {
-    fn of(value: &HeaderValue) -> Option<RetryAfter> {
-        let text = value.to_str().ok()?.trim();
-        if let Ok(seconds) = text.parse::<f64>() {
-            let valid = seconds.is_finite() && seconds >= 0.0;
-            return valid.then_some(RetryAfter::In(Seconds(seconds)));
-        }
-        let time: SystemTime = httpdate::parse_http_date(text).ok()?;
-        Some(RetryAfter::At(time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64()))
+        self.retry_after.and_then(|after| after.seconds_from(now)).map(Seconds)
     }
 }
 
@@ -108,33 +85,5 @@ impl fmt::Display for Verdict {
         }
         let shown: String = self.error.message.chars().take(SHOWN).collect();
         if shown.is_empty() { Ok(()) } else { write!(f, ": {shown:?}") }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_retry_after_is_seconds_or_a_date_and_never_nonsense() {
-        let asks = |value: &str, now: f64| {
-            let retry_after = RetryAfter::of(&HeaderValue::from_str(value).unwrap());
-            let error = EngineError::default();
-            Verdict { status: Some(429), error, retry_after, in_band: false }.asks_for(now)
-        };
-        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
-        for (value, now, expected) in [
-            ("30", 0.0, Some(30.0)),
-            (" 2 ", 0.0, Some(2.0)),
-            ("0.5", 0.0, Some(0.5)),
-            ("0", 0.0, None),
-            ("-1", 0.0, None),
-            ("NaN", 0.0, None),
-            ("soon", 0.0, None),
-            (date, 784_111_770.0, Some(7.0)),
-            (date, 784_111_780.0, None),
-        ] {
-            assert_eq!(asks(value, now), expected.map(Seconds), "{value}");
-        }
     }
 }
