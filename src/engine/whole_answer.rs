@@ -57,8 +57,11 @@ fn events(answer: &Value, scan: &Scan) -> Bytes {
 /// A message as a delta: its tool calls are numbered.
 fn delta(message: &Value) -> Value {
     let mut delta = message.clone();
-    for (index, call) in delta["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
-        call["index"] = json!(index);
+    let calls = delta.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for (index, call) in calls.into_iter().flatten().enumerate() {
+        if let Some(members) = call.as_object_mut() {
+            members.insert("index".to_owned(), json!(index));
+        }
     }
     delta
 }
@@ -77,6 +80,10 @@ mod tests {
         let stream = String::from_utf8_lossy(&stream).into_owned();
         assert!(stream.contains("\"delta\":{\"content\":\"a\"}"), "{stream}");
         assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
+        for odd in ["\"stop\"", "[1]", "7", r#"{"tool_calls":[1,"x",[]]}"#, r#"{"tool_calls":7}"#] {
+            let answer = format!("{{\"choices\":[{{\"message\":{odd}}},5,\"x\"]}}");
+            assert!(stream_of_answer(answer.as_bytes(), &chat).is_some(), "{odd}");
+        }
         for other in ["", "[]", "{}", r#"{"choices":[]}"#, r#"{"error":{"message":"x"}}"#] {
             assert_eq!(stream_of_answer(other.as_bytes(), &chat), None, "{other}");
         }

@@ -163,7 +163,8 @@ fn finished(answer: &[u8]) -> Result<Bytes, serde_json::Error> {
     if let Some(members) = answer.as_object_mut() {
         members.remove("prompt_token_ids");
     }
-    for choice in answer["choices"].as_array_mut().into_iter().flatten() {
+    let choices = answer.get_mut("choices").and_then(Value::as_array_mut);
+    for choice in choices.into_iter().flatten() {
         if let Some(members) = choice.as_object_mut() {
             members.remove(PARAMS);
         }
