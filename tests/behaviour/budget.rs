@@ -205,7 +205,9 @@ async fn a_large_request_runs_whole_where_its_legs_copies_do_not_fit() {
         let top = format!("body_budget_bytes = {budget}\n{SPLIT}");
         let engines = [vllm("a", a.url(), PREFILL), vllm("b", b.url(), DECODE)];
         let proxy = Proxy::start(&top, &engines).await;
-        let answer = proxy.post(CHAT, &large()).await;
+        let padding = format!(",\"padding\":\"{}\"", "x".repeat(600 << 10));
+        let body = chat_with(false, &"word ".repeat(400), &padding);
+        let answer = proxy.post(CHAT, &body).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         let sent: Vec<_> = a.sent().into_iter().chain(b.sent()).collect();
         let legs = sent.iter().filter(|sent| sent.json().get("kv_transfer_params").is_some());
