@@ -154,7 +154,7 @@ fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<He
     }
     match serving.proxy.bodies.try_hold(body.saturating_mul(LEG_COPIES_MAX)) {
         Some(held) => Some(Some(held)),
-        None => (!backend.family.runs_whole()).then_some(None),
+        None => (!backend.family.serves_colocated()).then_some(None),
     }
 }
 
