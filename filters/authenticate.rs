@@ -10,10 +10,10 @@ use subtle::{Choice, ConstantTimeEq};
 use tidegate_engine::ApiError;
 
 /// Headers whose value is the key itself: Anthropic's and Azure's clients.
-const BARE: [&str; 2] = ["x-api-key", "api-key"];
+const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
 
 /// All headers that may carry a client's key.
-pub const CREDENTIALS: [&str; 3] = ["authorization", BARE[0], BARE[1]];
+pub const CREDENTIALS: [&str; 3] = ["authorization", KEY_HEADERS[0], KEY_HEADERS[1]];
 
 /// One API key and its tenant.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl ApiKeys {
 
     /// Returns the key's tenant. All known keys are compared, in a time that depends only on
     /// lengths.
-    fn owner(&self, offered: &[u8]) -> Option<&Tenant> {
+    fn tenant_of(&self, offered: &[u8]) -> Option<&Tenant> {
         let mut tenant = None;
         for (name, known) in &self.known {
             let same: Choice = known.key.as_bytes().ct_eq(offered);
@@ -58,28 +58,28 @@ pub(crate) fn authenticate(keys: &ApiKeys, headers: &HeaderMap) -> Result<Tenant
         return Ok(keys.open.clone());
     }
     let bearers = || headers.get_all(AUTHORIZATION).iter().map(|value| bearer(value.as_bytes()));
-    let bare = || BARE.into_iter().flat_map(|name| headers.get_all(name));
+    let key_values = || KEY_HEADERS.into_iter().flat_map(|name| headers.get_all(name));
     let several = bearers().nth(1).is_some();
-    let owner = match several || bearers().any(|key| key.is_some()) {
-        true => one_owner(keys, bearers()),
-        false => one_owner(keys, bare().map(|key| Some(key.as_bytes()))),
+    let tenant = match several || bearers().any(|key| key.is_some()) {
+        true => common_tenant(keys, bearers()),
+        false => common_tenant(keys, key_values().map(|key| Some(key.as_bytes()))),
     };
-    owner.cloned().ok_or_else(ApiError::unauthorized)
+    tenant.cloned().ok_or_else(ApiError::unauthorized)
 }
 
 /// Returns the tenant that owns all of these keys; `None` if there are none, or if one is unknown
 /// or another tenant's.
-fn one_owner<'k, 'h>(
+fn common_tenant<'k, 'h>(
     keys: &'k ApiKeys,
     offered: impl Iterator<Item = Option<&'h [u8]>>,
 ) -> Option<&'k Tenant> {
     let mut tenant: Option<&Tenant> = None;
     for key in offered {
-        let owner = keys.owner(key?)?;
-        if tenant.is_some_and(|before| before != owner) {
+        let found = keys.tenant_of(key?)?;
+        if tenant.is_some_and(|before| before != found) {
             return None;
         }
-        tenant = Some(owner);
+        tenant = Some(found);
     }
     tenant
 }
@@ -102,7 +102,7 @@ mod tests {
     use http::HeaderName;
 
     /// Authenticates a request with these headers.
-    fn owner(headers: &[(&'static str, &'static str)]) -> Option<String> {
+    fn tenant_of(headers: &[(&'static str, &'static str)]) -> Option<String> {
         let key = |name: &str, key: &str| ApiKey { name: name.into(), key: key.into() };
         let keys =
             ApiKeys::new(vec![key("red", "sk-red"), key("red", "sk-red2"), key("blue", "sk-blue")]);
@@ -138,7 +138,7 @@ mod tests {
             (&[("x-api-key", "")], None),
         ];
         for (headers, expected) in rows {
-            assert_eq!(owner(headers).as_deref(), expected, "{headers:?}");
+            assert_eq!(tenant_of(headers).as_deref(), expected, "{headers:?}");
         }
     }
 }

@@ -26,7 +26,7 @@ pub fn identify(headers: &HeaderMap, fresh: &FreshIds) -> (String, Traceparent) 
 /// vLLM's P2pNccl and MoRI connectors read peer addresses from ids of the form
 /// `___prefill_addr_HOST:PORT___decode_addr_HOST:PORT_…`, which a client must not choose.
 pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
-    match single(headers, "x-request-id").filter(|id| sane(id)) {
+    match single(headers, "x-request-id").filter(|id| is_valid_id(id)) {
         Some(id) => id.to_owned(),
         None => {
             let mut id = String::with_capacity(32);
@@ -38,7 +38,7 @@ pub fn request_id(headers: &HeaderMap, fresh: &FreshIds) -> String {
 
 fn traceparent(headers: &HeaderMap, fresh: &FreshIds) -> Traceparent {
     match single(headers, "traceparent").and_then(parse) {
-        Some(theirs) => Traceparent::new(theirs.trace, fresh.span, theirs.flags),
+        Some(client) => Traceparent::new(client.trace, fresh.span, client.flags),
         // Not sampled: that decision belongs to the client, which sent none.
         None => Traceparent::new(fresh.trace, fresh.span, 0),
     }
@@ -83,13 +83,13 @@ impl fmt::Debug for Traceparent {
 }
 
 /// The client's trace context.
-struct Theirs {
+struct ClientTrace {
     trace: u128,
     flags: u8,
 }
 
 /// Parses by §3.2 and §4.3: a later version is read as 00 if its fields are in the same positions.
-fn parse(value: &str) -> Option<Theirs> {
+fn parse(value: &str) -> Option<ClientTrace> {
     let bytes = value.as_bytes();
     let version = hex(bytes.get(..2)?)?;
     let rest_fits = match version {
@@ -105,7 +105,7 @@ fn parse(value: &str) -> Option<Theirs> {
     let flags = hex(&bytes[53..55])?;
     // Only flags that version 00 defines may be forwarded: sampled, and random (level 2).
     let known = (flags & 0b11) as u8;
-    (trace != 0 && parent != 0).then_some(Theirs { trace, flags: known })
+    (trace != 0 && parent != 0).then_some(ClientTrace { trace, flags: known })
 }
 
 /// Parses lower-case hex digits, as the standard requires.
@@ -142,7 +142,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-fn sane(id: &str) -> bool {
+fn is_valid_id(id: &str) -> bool {
     (1..=REQUEST_ID_MAX).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_graphic())
         && !id.contains("_addr_")

@@ -37,7 +37,7 @@ pub struct ModelTokenizer {
     config: Config,
     template: Option<ChatTemplate>,
     /// `tokenizer_config.json` and `tokenizer.json` agree on the added special tokens.
-    special_sure: bool,
+    special_tokens_agree: bool,
     /// Length in bytes of the vocabulary's longest token; bounds a text's token count from below.
     longest_token: usize,
     notes: Vec<String>,
@@ -63,11 +63,11 @@ pub enum TokenizerError {
 pub(crate) struct Encoded {
     pub(crate) ids: Vec<u32>,
     /// The engine reads exactly these ids.
-    pub(crate) sure: bool,
+    pub(crate) exact: bool,
     /// The template printed the date.
-    pub(crate) dated: bool,
+    pub(crate) prints_date: bool,
     /// Number of splits of a long text; each may have added a token.
-    pub(crate) cuts: u64,
+    pub(crate) splits: u64,
 }
 
 impl ModelTokenizer {
@@ -104,15 +104,22 @@ impl ModelTokenizer {
                 None
             }
         });
-        let special_sure = config.agrees_with(&tokenizer);
-        if !special_sure {
+        let special_tokens_agree = config.agrees_with(&tokenizer);
+        if !special_tokens_agree {
             notes.push(
                 "tokenizer_config.json and tokenizer.json differ in the special tokens they add; \
                  completion prompts may be off by one or two tokens"
                     .to_owned(),
             );
         }
-        Ok(ModelTokenizer { tokenizer, config, template, special_sure, longest_token, notes })
+        Ok(ModelTokenizer {
+            tokenizer,
+            config,
+            template,
+            special_tokens_agree,
+            longest_token,
+            notes,
+        })
     }
 
     /// Adds a cache of `bytes` bytes for the token ids of earlier messages, so that a
@@ -146,14 +153,14 @@ impl ModelTokenizer {
             return Some((self.tokenizer.encode_with_special_tokens(text, special).ok()?, 0));
         }
         let pieces = pieces::pieces(text);
-        let cuts = pieces.len() as u64 - 1;
+        let splits = pieces.len() as u64 - 1;
         let mut ids = Vec::with_capacity(text.len() / 4);
         for (i, piece) in pieces.into_iter().enumerate() {
             // A special token for the end follows the first piece instead; the count is the same.
             let piece = self.tokenizer.encode_with_special_tokens(piece, special && i == 0);
             ids.extend_from_slice(&piece.ok()?);
         }
-        Some((ids, cuts))
+        Some((ids, splits))
     }
 
     /// Lower bound of the tokens of a text of `bytes` bytes.
@@ -168,23 +175,32 @@ impl ModelTokenizer {
     }
 
     pub(crate) fn completion(&self, text: &str, special: bool) -> Option<Encoded> {
-        let (ids, cuts) = self.encode(text, special)?;
-        Some(Encoded { ids, sure: !special || self.special_sure, dated: false, cuts })
+        let (ids, splits) = self.encode(text, special)?;
+        Some(Encoded {
+            ids,
+            exact: !special || self.special_tokens_agree,
+            prints_date: false,
+            splits,
+        })
     }
 
     pub(crate) fn chat(&self, scan: &Scan, body: &[u8], clock: UnixTime) -> Option<Encoded> {
-        let theirs = scan.chat_template.and_then(|span| span.text(body));
-        let theirs = match theirs {
+        let own_template = scan.chat_template.and_then(|span| span.text(body));
+        let own_template = match own_template {
             Some(source) => Some(ChatTemplate::compile(source.into_owned()).ok()?),
             None => None,
         };
-        let template = theirs.as_ref().or(self.template.as_ref())?;
+        let template = own_template.as_ref().or(self.template.as_ref())?;
         let messages = RequestMessages::read(scan, body, template)?;
-        let sure = messages.is_faithful() && theirs.is_none() && !template.imitates;
+        let exact = messages.is_faithful() && own_template.is_none() && !template.imitates;
         let rendered = template.render(messages, &self.config, clock)?;
         let special = scan.add_special_tokens.unwrap_or(false);
         let encoded = self.completion(&rendered.text, special)?;
-        Some(Encoded { sure: sure && encoded.sure, dated: rendered.dated, ..encoded })
+        Some(Encoded {
+            exact: exact && encoded.exact,
+            prints_date: rendered.prints_date,
+            ..encoded
+        })
     }
 
     /// Tokenizes a Responses or Messages body; `None` also if it contains other content than text.

@@ -73,7 +73,7 @@ pub(crate) fn tokenize(
         Prompt::Input(span) if scan.endpoint == Endpoint::Responses => {
             request.messages(span, UnixTime(fresh.unix_seconds))
         }
-        Prompt::Input(span) => request.rough(span),
+        Prompt::Input(span) => request.estimated(span),
     };
     request.truncated(measured)
 }
@@ -95,29 +95,29 @@ impl Request<'_> {
     }
 
     fn text(&self, span: Span) -> Measured {
-        if let Some(measured) = self.cannot_fit(span) {
+        if let Some(measured) = self.too_long_for_context(span) {
             return measured;
         }
         let special = self.scan.add_special_tokens.unwrap_or(true);
         let encoded = self.tokenizer.zip(span.text(self.body));
         match encoded.and_then(|(tokenizer, text)| tokenizer.completion(&text, special)) {
             Some(encoded) => self.encoded(&encoded),
-            None => self.rough(span),
+            None => self.estimated(span),
         }
     }
 
     /// Returns a lower bound for a text too long for the context under any tokenization, which is
     /// then not tokenized. An escape takes at most six bytes for one.
-    fn cannot_fit(&self, span: Span) -> Option<Measured> {
+    fn too_long_for_context(&self, span: Span) -> Option<Measured> {
         let (tokenizer, limit) = self.tokenizer.zip(self.limit)?;
         let fewest = Tokens(tokenizer.fewest_tokens(span.of(self.body).len() / ESCAPED_MAX));
-        (fewest >= limit).then(|| Measured { at_least: Some(fewest), ..self.rough(span) })
+        (fewest >= limit).then(|| Measured { at_least: Some(fewest), ..self.estimated(span) })
     }
 
     fn encoded(&self, encoded: &Encoded) -> Measured {
-        let measured = self.exact(&encoded.ids, encoded.sure);
+        let measured = self.exact(&encoded.ids, encoded.exact);
         // A date can be some tokens longer on other days.
-        let slack = encoded.cuts + if encoded.dated { DATE_SLACK } else { 0 };
+        let slack = encoded.splits + if encoded.prints_date { DATE_SLACK } else { 0 };
         let at_least = measured.at_least.map(|least| Tokens(least.get().saturating_sub(slack)));
         Measured { at_least, ..measured }
     }
@@ -136,12 +136,12 @@ impl Request<'_> {
             (Some(tokenizer), Ok(texts)) => {
                 let each = texts.iter().map(|text| tokenizer.completion(text, special));
                 match each.collect::<Option<Vec<_>>>() {
-                    Some(all) => several(all.iter().map(|one| (one.ids.len() as u64, one.sure))),
-                    None => self.rough(span),
+                    Some(all) => several(all.iter().map(|one| (one.ids.len() as u64, one.exact))),
+                    None => self.estimated(span),
                 }
             }
             _ => Measured {
-                counted: Counted { chain: Vec::new(), ..self.rough(span).counted },
+                counted: Counted { chain: Vec::new(), ..self.estimated(span).counted },
                 at_least: None,
             },
         }
@@ -152,13 +152,15 @@ impl Request<'_> {
         let other = matches!(self.scan.endpoint, Endpoint::Responses | Endpoint::Messages);
         let own = self.scan.chat_template.is_some();
         let renders = (chat || other) && (!own || self.settings.trust_request_chat_template);
-        let Some(tokenizer) = self.tokenizer.filter(|_| renders) else { return self.rough(span) };
-        if let Some(measured) = self.cannot_fit(span) {
+        let Some(tokenizer) = self.tokenizer.filter(|_| renders) else {
+            return self.estimated(span);
+        };
+        if let Some(measured) = self.too_long_for_context(span) {
             return measured;
         }
         let tools = self.scan.tools.map(|tools| tools.of(self.body)).unwrap_or_default();
         if has_more_nodes(tools, NODES_MAX) || has_more_nodes(span.of(self.body), NODES_MAX) {
-            return self.rough(span);
+            return self.estimated(span);
         }
         let encoded = match other {
             true => tokenizer.chat_of_other_api(self.scan, self.body, clock),
@@ -166,27 +168,27 @@ impl Request<'_> {
         };
         match encoded {
             Some(encoded) => self.encoded(&encoded),
-            None => self.rough(span),
+            None => self.estimated(span),
         }
     }
 
-    fn exact(&self, ids: &[u32], sure: bool) -> Measured {
+    fn exact(&self, ids: &[u32], exact: bool) -> Measured {
         let chain = chain_tokens(self.salt, ids, self.settings.block);
         let tokens = Tokens(ids.len() as u64);
         Measured {
             counted: Counted {
                 tokens,
-                exact: sure,
+                exact,
                 features: None,
                 block_tokens: self.block_tokens(&chain),
                 chain,
             },
-            at_least: sure.then_some(tokens),
+            at_least: exact.then_some(tokens),
         }
     }
 
     /// Estimates from the bytes of the prompt and of the tools, which the template puts before it.
-    fn rough(&self, span: Span) -> Measured {
+    fn estimated(&self, span: Span) -> Measured {
         let prompt = span.of(self.body);
         let tools = self.scan.tools.map(|tools| tools.of(self.body)).unwrap_or_default();
         let both;
@@ -255,10 +257,10 @@ fn counted(tokens: u64) -> Counted {
 
 fn several(prompts: impl Iterator<Item = (u64, bool)>) -> Measured {
     let (mut sum, mut longest, mut exact) = (0, 0, true);
-    for (tokens, sure) in prompts {
+    for (tokens, is_exact) in prompts {
         sum += tokens;
         longest = longest.max(tokens);
-        exact &= sure;
+        exact &= is_exact;
     }
     let counted = Counted { exact, ..counted(sum) };
     Measured { counted, at_least: exact.then_some(Tokens(longest)) }

@@ -5,7 +5,7 @@ use http::HeaderValue;
 
 const FRESH: FreshIds =
     FreshIds { request: 0xabc, trace: 0x0af7_6519, span: 0x77, unix_seconds: 0 };
-const THEIRS: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const CLIENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
     let values = values.iter().map(|value| HeaderValue::from_bytes(value.as_bytes()).unwrap());
@@ -41,30 +41,30 @@ fn a_valid_request_id_is_kept_and_others_are_replaced() {
 
 #[test]
 fn a_valid_trace_is_continued_with_a_new_span() {
-    let trace = traceparent(&headers("traceparent", &[THEIRS]), &FRESH);
+    let trace = traceparent(&headers("traceparent", &[CLIENT]), &FRESH);
     assert_eq!(trace.as_str(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000077-01");
 }
 
 #[test]
 fn a_later_traceparent_version_is_read_as_version_00() {
-    let later = format!("cc{}-what-comes", &THEIRS[2..]);
+    let later = format!("cc{}-what-comes", &CLIENT[2..]);
     let trace = traceparent(&headers("traceparent", &[later.as_str()]), &FRESH);
-    assert_eq!(trace.as_str()[..35], THEIRS[..35]);
+    assert_eq!(trace.as_str()[..35], CLIENT[..35]);
 }
 
 #[test]
 fn an_invalid_traceparent_starts_a_new_trace() {
     let fresh = "00-0000000000000000000000000af76519-0000000000000077-00";
     let zeros = format!("00-{}-b7ad6b7169203331-01", "0".repeat(32));
-    let no_parent = format!("{}-{}-01", &THEIRS[..35], "0".repeat(16));
-    let capital = THEIRS.to_uppercase();
-    let version = format!("ff{}", &THEIRS[2..]);
-    let longer = format!("{THEIRS}-more");
-    for given in ["", "00", &THEIRS[..54], &zeros, &no_parent, &capital, &version, &longer, "€"] {
+    let no_parent = format!("{}-{}-01", &CLIENT[..35], "0".repeat(16));
+    let capital = CLIENT.to_uppercase();
+    let version = format!("ff{}", &CLIENT[2..]);
+    let longer = format!("{CLIENT}-more");
+    for given in ["", "00", &CLIENT[..54], &zeros, &no_parent, &capital, &version, &longer, "€"] {
         let trace = traceparent(&headers("traceparent", &[given]), &FRESH);
         assert_eq!(trace.as_str(), fresh, "{given}");
     }
-    let twice = traceparent(&headers("traceparent", &[THEIRS, THEIRS]), &FRESH);
+    let twice = traceparent(&headers("traceparent", &[CLIENT, CLIENT]), &FRESH);
     assert_eq!(twice.as_str(), fresh);
 }
 

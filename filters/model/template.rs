@@ -39,7 +39,7 @@ pub(crate) struct UnixTime(pub(crate) u64);
 pub(super) struct Rendered {
     pub(super) text: String,
     /// The template called `strftime_now`.
-    pub(super) dated: bool,
+    pub(super) prints_date: bool,
 }
 
 /// Content format that a template expects (vLLM's `--chat-template-content-format auto`).
@@ -112,7 +112,7 @@ impl ChatTemplate {
                 self.render_whole(conversation, config, clock).ok().map(|rendered| rendered.text)
             };
             if let Some(text) = skeletons.fill(&plain, generation, whole) {
-                return Some(Rendered { text, dated: false });
+                return Some(Rendered { text, prints_date: false });
             }
         }
         self.render_whole(messages.conversation(self)?, config, clock).ok()
@@ -126,8 +126,8 @@ impl ChatTemplate {
         clock: UnixTime,
     ) -> Result<Rendered, Error> {
         let continued = conversation.mark_end();
-        let dated = Arc::new(AtomicBool::new(false));
-        let strftime_now = self.dates.then(|| strftime_now(clock, Arc::clone(&dated)));
+        let prints_date = Arc::new(AtomicBool::new(false));
+        let strftime_now = self.dates.then(|| strftime_now(clock, Arc::clone(&prints_date)));
         let special = config.special_names().filter_map(|name| Some((name, config.special(name)?)));
         let context = Context { conversation, strftime_now, special: special.collect() };
         let template = self.environment.get_template(NAME)?;
@@ -135,7 +135,7 @@ impl ChatTemplate {
         if let Some(end) = continued {
             end.cut(&mut text)?;
         }
-        Ok(Rendered { text, dated: dated.load(Relaxed) })
+        Ok(Rendered { text, prints_date: prints_date.load(Relaxed) })
     }
 }
 
@@ -174,9 +174,9 @@ impl Object for Context {
     }
 }
 
-fn strftime_now(clock: UnixTime, dated: Arc<AtomicBool>) -> Value {
+fn strftime_now(clock: UnixTime, prints_date: Arc<AtomicBool>) -> Value {
     Value::from_function(move |format: String| {
-        dated.store(true, Relaxed);
+        prints_date.store(true, Relaxed);
         python::strftime(&format, clock.0).ok_or_else(|| {
             Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format}"))
         })

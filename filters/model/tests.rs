@@ -104,13 +104,13 @@ fn requests_that_vllm_versions_read_differently_are_inexact() {
         let body = body.to_string();
         let scan = scanned(Endpoint::ChatCompletions, body.as_bytes());
         let encoded = tokenizer.chat(&scan, body.as_bytes(), UnixTime(0)).unwrap();
-        assert_eq!(encoded.sure, sure, "{body}");
+        assert_eq!(encoded.exact, sure, "{body}");
     }
     let harmony = with_template("<|start|>user<|channel|>{{ messages[0].content }}");
     let body = br#"{"model": "m", "messages": [{"role": "user", "content": "a"}]}"#;
     let scan = scanned(Endpoint::ChatCompletions, body);
     assert!(
-        !harmony.chat(&scan, body, UnixTime(0)).unwrap().sure,
+        !harmony.chat(&scan, body, UnixTime(0)).unwrap().exact,
         "vLLM does not use the template"
     );
 }
@@ -160,11 +160,11 @@ fn tokens_of_the_config_file_are_added() {
 #[test]
 fn a_disagreement_on_special_tokens_makes_completions_inexact() {
     let plain = tiny();
-    assert!(plain.completion("a", true).unwrap().sure);
+    assert!(plain.completion("a", true).unwrap().exact);
     let differs = with_config(br#"{"bos_token": "<|bos|>", "add_bos_token": true}"#);
     assert!(!differs.notes().is_empty());
-    assert!(!differs.completion("a", true).unwrap().sure);
-    assert!(differs.completion("a", false).unwrap().sure);
+    assert!(!differs.completion("a", true).unwrap().exact);
+    assert!(differs.completion("a", false).unwrap().exact);
 }
 
 /// Expected counts are those of vLLM 0.32 for these bodies and this model.

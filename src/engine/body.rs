@@ -150,9 +150,9 @@ pub fn scan(endpoint: Endpoint, body: &[u8]) -> Result<Scan, JsonBodyError> {
 }
 
 /// Members whose values are part of [`Scan::shape`].
-const TELLING: [&[u8]; 3] = [b"tool_choice", b"response_format", b"structured_outputs"];
+const SHAPE_VALUES: [&[u8]; 3] = [b"tool_choice", b"response_format", b"structured_outputs"];
 /// Bytes of such a value that are hashed.
-const TELLING_MAX: usize = 64;
+const SHAPE_VALUE_MAX: usize = 64;
 
 impl Scan {
     /// Hashes the member names and the values that select an engine's code path. Requests that
@@ -167,9 +167,9 @@ impl Scan {
         for member in self.members.iter() {
             let (name, value) = (member.name(body), member.value.of(body));
             add(&name);
-            let is_word = matches!(value, b"true" | b"false" | b"null");
-            if is_word || TELLING.contains(&&*name) {
-                add(&value[..value.len().min(TELLING_MAX)]);
+            let is_literal = matches!(value, b"true" | b"false" | b"null");
+            if is_literal || SHAPE_VALUES.contains(&&*name) {
+                add(&value[..value.len().min(SHAPE_VALUE_MAX)]);
             }
         }
         // FNV's low bits depend mostly on the last byte, and tables use the low bits.

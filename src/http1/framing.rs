@@ -59,57 +59,57 @@ pub enum Framing {
 
 /// Parsed connection and framing headers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Hops {
+pub(crate) struct ConnectionHeaders {
     pub length: Option<u64>,
     pub chunked: bool,
     /// `transfer-encoding: identity` (RFC 2616: no coding), which some servers still send.
     pub identity: bool,
     pub keeps_alive: bool,
     /// `connection` lists further headers.
-    pub names_more: bool,
+    pub lists_headers: bool,
 }
 
-impl Hops {
-    pub fn of(fields: &[Header<'_>], is_1_1: bool) -> Result<Hops, HeadError> {
-        let mut hops = Hops {
+impl ConnectionHeaders {
+    pub fn of(fields: &[Header<'_>], is_1_1: bool) -> Result<ConnectionHeaders, HeadError> {
+        let mut connection = ConnectionHeaders {
             length: None,
             chunked: false,
             identity: false,
             keeps_alive: is_1_1,
-            names_more: false,
+            lists_headers: false,
         };
         let mut closes = false;
         for field in fields {
             if field.name.eq_ignore_ascii_case("content-length") {
                 let length = decimal(field.value).ok_or(HeadError::Length)?;
-                if hops.length.replace(length).is_some_and(|other| other != length) {
+                if connection.length.replace(length).is_some_and(|other| other != length) {
                     return Err(HeadError::Length);
                 }
             } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
                 // Accepted once and alone: tidegate requests no other coding (no `te`), and an
                 // HTTP/1.0 peer cannot use chunked coding (RFC 9112, 6.1).
                 let value = field.value.trim_ascii();
-                if hops.chunked || hops.identity {
+                if connection.chunked || connection.identity {
                     return Err(HeadError::Coding);
                 }
-                hops.identity = value.eq_ignore_ascii_case(b"identity");
-                hops.chunked = value.eq_ignore_ascii_case(b"chunked");
-                if !(hops.identity || hops.chunked && is_1_1) {
+                connection.identity = value.eq_ignore_ascii_case(b"identity");
+                connection.chunked = value.eq_ignore_ascii_case(b"chunked");
+                if !(connection.identity || connection.chunked && is_1_1) {
                     return Err(HeadError::Coding);
                 }
             } else if field.name.eq_ignore_ascii_case("connection") {
                 closes |= is_listed(field.value, b"close");
-                hops.keeps_alive |= is_listed(field.value, b"keep-alive");
-                hops.names_more |= !(field.value.eq_ignore_ascii_case(b"close")
+                connection.keeps_alive |= is_listed(field.value, b"keep-alive");
+                connection.lists_headers |= !(field.value.eq_ignore_ascii_case(b"close")
                     || field.value.eq_ignore_ascii_case(b"keep-alive"));
             }
         }
-        hops.keeps_alive &= !closes;
-        Ok(hops)
+        connection.keeps_alive &= !closes;
+        Ok(connection)
     }
 
     /// Returns whether the head has both framings, as in request smuggling.
-    pub fn contradict(&self) -> bool {
+    pub fn has_two_framings(&self) -> bool {
         self.chunked && self.length.is_some()
     }
 }

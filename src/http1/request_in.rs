@@ -3,7 +3,9 @@
 use http::header::HeaderMap;
 use http::{Method, Uri};
 
-use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
+use crate::framing::{
+    ConnectionHeaders, Framing, HEAD_MAX, HEADERS_MAX, HeadError, check_lines, headers,
+};
 use crate::hop::switches_to_websocket;
 
 /// A parsed request head.
@@ -55,12 +57,12 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
     };
     check_lines(&bytes[..length])?;
     let is_1_1 = head.version == Some(1);
-    let hops = Hops::of(head.headers, is_1_1)?;
+    let connection = ConnectionHeaders::of(head.headers, is_1_1)?;
     // A reader that does not know `identity` would take the body for the next request.
-    if hops.identity {
+    if connection.identity {
         return Err(HeadError::Coding);
     }
-    if hops.contradict() {
+    if connection.has_two_framings() {
         return Err(HeadError::Ambiguous);
     }
     let hosts = head.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host")).count();
@@ -76,11 +78,11 @@ pub fn read_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
                 && field.value.eq_ignore_ascii_case(b"100-continue")
         });
     let headers = headers(&bytes[..length], head.headers, |_| true)?;
-    let framing = match (hops.chunked, hops.length) {
+    let framing = match (connection.chunked, connection.length) {
         (true, _) => Framing::Chunked,
         (false, length) => Framing::Length(length.unwrap_or(0)),
     };
-    let keeps_alive = hops.keeps_alive;
+    let keeps_alive = connection.keeps_alive;
     let upgrades = is_1_1
         && method == Method::GET
         && framing == Framing::Length(0)

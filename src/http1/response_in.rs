@@ -4,7 +4,9 @@
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
 
-use crate::framing::{Framing, HEAD_MAX, HEADERS_MAX, HeadError, Hops, check_lines, headers};
+use crate::framing::{
+    ConnectionHeaders, Framing, HEAD_MAX, HEADERS_MAX, HeadError, check_lines, headers,
+};
 use crate::hop::{is_hop_by_hop, is_listed, switches_to_websocket};
 
 /// A parsed response head.
@@ -54,29 +56,30 @@ fn read(method: &Method, bytes: &[u8], upgrades: bool) -> Result<Option<Response
     if switches && !(upgrades && switches_to_websocket(head.headers)) {
         return Err(HeadError::Switching);
     }
-    let hops = Hops::of(head.headers, head.version == Some(1))?;
-    if hops.identity && hops.length.is_none() {
+    let connection = ConnectionHeaders::of(head.headers, head.version == Some(1))?;
+    if connection.identity && connection.length.is_none() {
         return Err(HeadError::Coding);
     }
     let fields = &*head.headers;
     let named = |name: &[u8]| {
-        hops.names_more
+        connection.lists_headers
             && fields.iter().any(|field| {
                 field.name.eq_ignore_ascii_case("connection") && is_listed(field.value, name)
             })
     };
     let headers = headers(&bytes[..length], fields, |name| !is_hop_by_hop(name) && !named(name))?;
-    let framing = if switches { Framing::UntilClose } else { framing(method, status, &hops) };
+    let framing = if switches { Framing::UntilClose } else { framing(method, status, &connection) };
     // With both framings chunked wins and the connection is closed (RFC 9112, 6.3).
-    let keeps_alive = hops.keeps_alive && framing != Framing::UntilClose && !hops.contradict();
+    let keeps_alive =
+        connection.keeps_alive && framing != Framing::UntilClose && !connection.has_two_framings();
     Ok(Some(ResponseHead { status, headers, framing, keeps_alive, length }))
 }
 
-fn framing(method: &Method, status: StatusCode, hops: &Hops) -> Framing {
+fn framing(method: &Method, status: StatusCode, connection: &ConnectionHeaders) -> Framing {
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    match (bodiless, hops.chunked, hops.length) {
+    match (bodiless, connection.chunked, connection.length) {
         (true, ..) => Framing::Length(0),
         (false, true, _) => Framing::Chunked,
         (false, false, Some(length)) => Framing::Length(length),

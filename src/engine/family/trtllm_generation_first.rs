@@ -25,11 +25,12 @@ pub(super) fn legs(
     let params = format!(
         "{{\"request_type\":\"generation_only\",\"ctx_request_id\":{id},\"disagg_request_id\":{id},\
          \"schedule_style\":{},\"ctx_dp_rank\":{rank},\"ctx_info_endpoint\":{}}}",
-        trtllm::First::Generation as u8,
+        trtllm::ScheduleStyle::Generation as u8,
         super::quoted(&context.name),
     );
     ConcurrentLegs {
-        prefill: trtllm::context_body(body, scan, rendezvous.id, trtllm::First::Generation).into(),
+        prefill: trtllm::context_body(body, scan, rendezvous.id, trtllm::ScheduleStyle::Generation)
+            .into(),
         decode: LegBody {
             body: Edits::new().set(trtllm::PARAMS, params.as_bytes()).apply(body, scan),
             header: trtllm_auth::header(params.as_bytes(), rendezvous.key),
