@@ -177,7 +177,7 @@ pub fn http1(input: &[u8]) {
     let Some((cut, message)) = input.split_first() else { return };
     let step = usize::from(*cut) + 1;
     let request = read_request(message).ok().flatten().map(|head| (head.length, head.framing));
-    // The answer to a websocket handshake is read as any other, but for its 101.
+    // The response to a websocket handshake parses as any other, except for a 101.
     if let (Ok(Some(plain)), Ok(Some(upgraded))) =
         (read_response(&Method::GET, message), read_upgrade(message))
     {
@@ -211,7 +211,8 @@ fn body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, usize), 
     reader.close().map(|()| (data, taken))
 }
 
-/// A `retry-after` yields a finite positive wait, or none. The first byte chooses the time of day.
+/// A `retry-after` value yields a finite positive wait, or none. The first byte selects the time of
+/// day.
 pub fn retry_after(input: &[u8]) {
     let Some((now, value)) = input.split_first() else { return };
     let now = f64::from(*now) * 1e7;

@@ -3,8 +3,8 @@
 //! tokenizers never merge tokens, so that their count stays exact. For others a split may add a
 //! token: SentencePiece puts a blank before each piece.
 
-/// Bytes per piece: 3 MB of memory. Below 64 KiB, above which fastokens uses all cores for one text:
-/// the lanes of large bodies bound the cores.
+/// Bytes per piece: 3 MB of memory. Above 64 KiB fastokens uses all cores for one text, which would
+/// bypass the limit on cores for large bodies.
 pub(super) const PIECE: usize = 60 << 10;
 /// Bytes before a piece's limit that are searched for a safe split.
 const LOOK_BACK: usize = 16 << 10;

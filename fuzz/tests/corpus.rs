@@ -51,7 +51,7 @@ fn handoffs() {
 }
 
 #[test]
-fn times() {
+fn retry_after() {
     replay("retry_after", tidegate_fuzz::retry_after);
 }
 

@@ -116,7 +116,8 @@ impl Endpoint {
         self.streams_by_default()
     }
 
-    /// Returns the last events of a complete stream, where all engines of this API send the same.
+    /// Returns the end mark of a stream, if all engines with this API send the same one; else
+    /// empty.
     pub const fn end_mark(self) -> &'static str {
         match self {
             Endpoint::ChatCompletions | Endpoint::Completions => "data: [DONE]\n\n",

@@ -88,27 +88,27 @@ enum LexerState {
     Dropping(Dropped),
 }
 
-/// Position between a name and its value. The data of one SSE event may be several lines, each with its
-/// own `data:`, with other fields between them; readers join the data.
+/// Position between a name and its value. The data of one SSE event may span several `data:` lines,
+/// with other fields between them; readers join these lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gap {
     /// In data.
     Data,
-    /// At the beginning of a line.
+    /// At the start of a line.
     LineStart,
-    /// After this number of bytes of `data:`.
+    /// After this number of bytes of the field name `data:`.
     Prefix(u8),
     /// In a comment or another field.
     OtherField,
 }
 
-/// Class of a byte in a gap.
+/// Class of a byte between a name and its value.
 enum Step {
-    /// Part of the gap.
+    /// Skipped: white space, the colon or a field name.
     Over(Gap),
     /// The first byte after the gap.
     Here(Gap),
-    /// End of the event: a blank line.
+    /// A blank line, which ends the event.
     Ends,
 }
 

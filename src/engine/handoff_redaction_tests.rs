@@ -38,7 +38,7 @@ fn values_become_null_and_no_other_byte_changes() {
     check(pretty, "{\n  \"kv_transfer_params\": null\n}");
 }
 
-/// What a reader makes of the data of a stream's events.
+/// Joins the data lines of each event, as an SSE reader does.
 fn events(stream: &str) -> Vec<String> {
     let event = |event: &str| {
         let lines = event.lines().filter_map(|line| line.strip_prefix("data:"));
@@ -48,7 +48,7 @@ fn events(stream: &str) -> Vec<String> {
 }
 
 #[test]
-fn data_of_several_lines_leaks_nothing_between_name_and_value() {
+fn names_and_values_on_different_data_lines_are_redacted() {
     for between in [
         ":\ndata: ",
         "\ndata:: ",
@@ -77,7 +77,7 @@ fn data_of_several_lines_leaks_nothing_between_name_and_value() {
             }
         }
     }
-    // An event that was cut off before its value takes nothing from the next.
+    // An event truncated before the value leaves the next event unchanged.
     let cut = "data: {\"kv_transfer_params\":\n\ndata: {\"y\":[2]}\n\n";
     assert_eq!(pieces(cut, &[30]), cut);
 }

@@ -1,23 +1,22 @@
-//! A whole answer as the stream that the client asked for: where one engine was done with its first
-//! token, or does not stream.
+//! Converts an unstreamed answer into the stream that the client requested: for engines that do not
+//! stream, and for a model that finished with its first token.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::{Endpoint, Scan};
 
-/// A whole answer to a request for OpenAI's chat or completions as the events of its stream. `None`:
-/// it is no such answer.
+/// Converts an answer to OpenAI's chat or completions; `None` if it has no choices or is not JSON.
 pub fn stream_of_answer(answer: &[u8], scan: &Scan) -> Option<Bytes> {
     let is_whole = |answer: &Value| answer["choices"].as_array().is_some_and(|all| !all.is_empty());
     let read: Value = serde_json::from_slice(answer).ok().filter(is_whole)?;
     scan.endpoint.is_completion().then(|| events(&read, scan))
 }
 
-/// A whole answer as the stream that the client asked for.
+/// Converts an answer into the events of a stream.
 ///
 /// # Errors
-/// It is no JSON.
+/// If the answer is not JSON.
 pub(crate) fn as_stream(answer: &[u8], scan: &Scan) -> Result<Bytes, serde_json::Error> {
     Ok(events(&serde_json::from_slice(answer)?, scan))
 }
@@ -54,7 +53,7 @@ fn events(answer: &Value, scan: &Scan) -> Bytes {
     Bytes::from(out)
 }
 
-/// A message as a delta: its tool calls are numbered.
+/// Converts a message into a delta, whose tool calls are numbered.
 fn delta(message: &Value) -> Value {
     let mut delta = message.clone();
     let calls = delta.get_mut("tool_calls").and_then(Value::as_array_mut);
@@ -72,11 +71,11 @@ mod tests {
     use crate::scan;
 
     #[test]
-    fn only_a_completion_becomes_a_stream() {
+    fn only_a_completion_is_converted() {
         let body = Bytes::from_static(br#"{"model":"m","messages":[],"stream":true}"#);
         let chat = scan(Endpoint::ChatCompletions, &body).expect("it is JSON");
         let answer = br#"{"id":"c","choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}]}"#;
-        let stream = stream_of_answer(answer, &chat).expect("it is a completion");
+        let stream = stream_of_answer(answer, &chat).expect("a completion");
         let stream = String::from_utf8_lossy(&stream).into_owned();
         assert!(stream.contains("\"delta\":{\"content\":\"a\"}"), "{stream}");
         assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");

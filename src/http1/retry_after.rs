@@ -1,18 +1,19 @@
-//! `retry-after` (RFC 9110, 10.2.3): seconds, with a fraction as some servers send them, or a date.
+//! `retry-after` (RFC 9110, 10.2.3): a number of seconds, which some servers send with a fraction,
+//! or a date.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Its value.
+/// A parsed `retry-after` value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RetryAfter {
-    /// In so many seconds; finite, and not negative.
+    /// Seconds from now; finite and not negative.
     In(f64),
-    /// At this time, in seconds since 1970.
+    /// A time, in seconds since 1970.
     At(f64),
 }
 
 impl RetryAfter {
-    /// The header's value. `None`: it says nothing that can be used.
+    /// Parses the header's value; `None` if it is malformed.
     pub fn read(value: &[u8]) -> Option<RetryAfter> {
         let text = std::str::from_utf8(value).ok()?.trim();
         if let Ok(seconds) = text.parse::<f64>() {
@@ -23,7 +24,7 @@ impl RetryAfter {
         Some(RetryAfter::At(time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64()))
     }
 
-    /// Seconds from the wall time `now` until then. `None`: it is not in the future.
+    /// Returns the seconds from `now` (since 1970) until then; `None` if that time has passed.
     pub fn seconds_from(self, now: f64) -> Option<f64> {
         let span = match self {
             RetryAfter::In(span) => span,
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_retry_after_is_seconds_or_a_date_and_never_nonsense() {
+    fn a_value_is_seconds_or_a_date_and_others_are_ignored() {
         let date = "Sun, 06 Nov 1994 08:49:37 GMT";
         for (value, now, expected) in [
             ("30", 0.0, Some(30.0)),
