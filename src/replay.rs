@@ -114,7 +114,7 @@ pub fn print_table(reports: &[Report]) {
         writeln!(out, "{text}").ok();
     };
     line(format!(
-        "{:<12} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
+        "{:<16} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
         "policy",
         "requests",
         "attainment",
@@ -129,7 +129,7 @@ pub fn print_table(reports: &[Report]) {
     ));
     for r in reports {
         line(format!(
-            "{:<12} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
+            "{:<16} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
             r.policy,
             r.requests,
             share(r.attainment),

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use thiserror::Error;
 use tidegate_sim::{
-    Policy, Profile, Report, Run, SimConfig, TidegateParams, Trace, page, simulate,
+    Disturbance, Policy, Profile, Report, Run, SimConfig, TidegateParams, Trace, page, simulate,
 };
 use tidegate_types::{Seconds, Slo, Tokens};
 
@@ -18,8 +18,17 @@ use crate::replay::{ReplayError, print_table, traces};
 #[derive(clap::Args)]
 pub struct Args {
     /// A trace; several are merged by arrival time from a common start
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "agents",
+        conflicts_with = "agents"
+    )]
     trace: Vec<PathBuf>,
+    /// In place of a trace: half an hour of agent sessions, so many new ones a second; prompts grow
+    /// turn by turn to 20,000 to 120,000 tokens, and each begins with the one before it
+    #[arg(long, value_name = "SESSIONS_PER_SECOND")]
+    agents: Option<f64>,
     /// Engines in the fleet
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     engines: u16,
@@ -31,7 +40,8 @@ pub struct Args {
         value_name = "NAME[,NAME]"
     )]
     profile: Vec<String>,
-    /// tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], bound
+    /// tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], bound; rivals:
+    /// conditional:K, dynamo_kv, sticky, cache_aware, llumnix[:migrate], xllm, tokenscale
     #[arg(long, value_delimiter = ',', required = true, value_name = "P[,P…]")]
     policy: Vec<Policy>,
     /// The trace's rate is multiplied by this
@@ -60,6 +70,17 @@ pub struct Args {
     /// and take no whole requests
     #[arg(long, value_name = "SECONDS")]
     switch: Option<f64>,
+    /// Engines keep the KV of prompts and reuse it for prompts that begin alike (hash_ids of a trace)
+    #[arg(long)]
+    prefix_caching: bool,
+    /// Deviations from the engine model: none, noise:SIGMA, stalls, slow:FACTOR (one engine),
+    /// prior:FACTOR (what policies believe), shared-link; joined by +
+    #[arg(long, default_value = "none", value_name = "WORD[+WORD…]")]
+    disturb: Disturbance,
+    /// In place of the table: the fewest engines, up to --engines, with which each policy reaches
+    /// this attainment
+    #[arg(long, value_name = "ATTAINMENT", conflicts_with_all = ["report", "json"])]
+    size: Option<f64>,
     /// Draw the comparison, and one run over time, on one self-contained page
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -67,6 +88,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// Agent sessions arrive over this long.
+const AGENTS_LENGTH: Seconds = Seconds(1800.0);
+/// The generator's seed.
+const AGENTS_SEED: u64 = 1;
 
 /// Why a simulation did not run.
 #[derive(Debug, Error)]
@@ -88,13 +114,20 @@ pub enum SimulateError {
 /// Simulate, then report: rates in the order given, and for each the policies.
 pub fn run(args: Args) -> Result<(), SimulateError> {
     let config = config(&args)?;
-    let trace = traces(&args.trace)?
-        .cap_prompt(Tokens(args.prompt_max))
-        .scale_output(positive("--output-scale", args.output_scale)?);
+    let trace = match args.agents {
+        Some(sessions) => {
+            Trace::agents(AGENTS_SEED, AGENTS_LENGTH, positive("--agents", sessions)?)
+        }
+        None => traces(&args.trace)?.cap_prompt(Tokens(args.prompt_max)),
+    };
+    let trace = trace.scale_output(positive("--output-scale", args.output_scale)?);
     let mut cells = Vec::new();
     for rate in &args.rate {
         let rate = positive("--rate", *rate)?;
         cells.extend(args.policy.iter().map(|policy| (rate, *policy)));
+    }
+    if let Some(attainment) = args.size {
+        return size::print(&trace, &cells, &config, positive("--size", attainment)?);
     }
     let runs = run_all(&trace, &cells, &config);
     if let Some(path) = &args.report {
@@ -129,12 +162,7 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     let (profile, second) = profiles(args)?;
     let engines = usize::from(args.engines);
     for policy in &args.policy {
-        let splits = match policy {
-            Policy::Static(prefills) => (1..engines).contains(prefills),
-            Policy::BestStatic | Policy::Interval { .. } => engines > 1,
-            Policy::Tidegate | Policy::Aggregated | Policy::Bound => true,
-        };
-        if !splits {
+        if !policy.runs_on(engines) {
             let problem = format!("{policy} leaves one side of {engines} engines empty");
             return Err(SimulateError::Arguments(problem));
         }
@@ -147,7 +175,10 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     }
     let tidegate = TidegateParams { switch, ..TidegateParams::default() };
     let slo = Slo { ttft, tpot };
-    Ok(SimConfig { engines, profile, second, slo, tidegate, ..SimConfig::default() })
+    let prefix_caching = args.prefix_caching || args.agents.is_some();
+    let disturbance = args.disturb;
+    let config = SimConfig { prefix_caching, disturbance, ..SimConfig::default() };
+    Ok(SimConfig { engines, profile, second, slo, tidegate, ..config })
 }
 
 /// The engines' physics, and that of the second half of them if two were named.
@@ -174,6 +205,9 @@ fn positive(name: &str, value: f64) -> Result<f64, SimulateError> {
         .then_some(value)
         .ok_or_else(|| SimulateError::Arguments(format!("{name} must be above 0")))
 }
+
+#[path = "simulate/size.rs"]
+mod size;
 
 /// Every cell, as many at once as the machine has processors; results in the order of the cells.
 fn run_all(trace: &Trace, cells: &[(f64, Policy)], config: &SimConfig) -> Vec<Run> {

@@ -6,10 +6,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use tidegate_types::{Moment, Seconds, Tokens};
 
+use crate::disturbance::{Disturbance, Jitter};
 use crate::engine::{Engine, Event, SeqId, Sequence, Work};
+use crate::prefix_cache::PrefixCache;
 use crate::profile::Profile;
 use crate::report::Outcome;
-use crate::trace::Trace;
+use crate::simulate::SimConfig;
+use crate::trace::{Arrival, Trace};
 
 /// A policy at work: it hears what happens and sends requests to engines.
 pub(crate) trait Router {
@@ -25,6 +28,10 @@ pub(crate) trait Router {
     fn stepped(&mut self, _cluster: &mut Cluster<'_>, _engine: usize) {}
     /// A moment asked for with [`Cluster::wake_at`] has come.
     fn woken(&mut self, _cluster: &mut Cluster<'_>) {}
+    /// Role changes so far.
+    fn flips(&self) -> u64 {
+        0
+    }
 }
 
 /// The order of these is the order of what happens at one instant.
@@ -32,6 +39,7 @@ pub(crate) trait Router {
 enum Happening {
     StepEnds { engine: usize },
     HandedOver { request: usize, to: usize },
+    Migrated { request: usize, from: usize, to: usize },
     Arrives { request: usize },
     Wakes,
 }
@@ -45,12 +53,24 @@ struct Progress {
     refused: bool,
     /// Where its KV is while it is handed over.
     from: usize,
+    /// Prompt tokens found in the prefix cache of the engine that prefilled.
+    cached: Tokens,
+    /// Prompt tokens whose blocks are pinned in the prefix cache of the engine that computes it.
+    pinned: Tokens,
 }
 
 /// The engines and the requests.
 pub(crate) struct Cluster<'a> {
     trace: &'a Trace,
     engines: Vec<Engine>,
+    /// What policies believe the engines to be.
+    believed: Vec<Profile>,
+    disturbance: Disturbance,
+    jitter: Vec<Jitter>,
+    /// One for each engine; none when prefix caching is off.
+    caches: Vec<PrefixCache>,
+    /// When the shared link has moved what was given to it.
+    link_free_at: Moment,
     busy: Vec<bool>,
     /// Engines that may have something to begin once this happening is dealt with.
     touched: Vec<usize>,
@@ -62,12 +82,23 @@ pub(crate) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    pub(crate) fn new(trace: &'a Trace, fleet: &[Profile]) -> Cluster<'a> {
+    pub(crate) fn new(trace: &'a Trace, config: &SimConfig) -> Cluster<'a> {
+        let (fleet, disturbance) = (config.fleet(), config.disturbance);
         let engines = fleet.len();
         let count = trace.arrivals.len();
+        let physics = |(index, profile)| Engine::new(disturbance.physics(profile, index));
         let mut cluster = Cluster {
             trace,
-            engines: fleet.iter().map(|profile| Engine::new(*profile)).collect(),
+            engines: fleet.iter().enumerate().map(physics).collect(),
+            believed: config.believed_fleet(),
+            disturbance,
+            jitter: (0..engines).map(Jitter::new).collect(),
+            caches: if config.prefix_caching {
+                vec![PrefixCache::default(); engines]
+            } else {
+                Vec::new()
+            },
+            link_free_at: Moment::START,
             busy: vec![false; engines],
             touched: Vec::with_capacity(engines),
             requests: vec![Progress::default(); count],
@@ -105,10 +136,12 @@ impl<'a> Cluster<'a> {
                 Happening::HandedOver { request, to } => {
                     let from = self.requests[request].from;
                     self.engines[from].release(SeqId(request as u64));
+                    self.unpin(request, from);
                     // Room for a prompt that waits for memory.
                     self.touched.push(from);
-                    self.admit(request, to, Work::DecodeOnly, Tokens::ZERO);
+                    self.admit(request, to, Work::DecodeOnly);
                 }
+                Happening::Migrated { request, from, to } => self.move_stream(request, from, to),
                 Happening::Wakes => router.woken(self),
             }
             self.begin_steps();
@@ -119,8 +152,31 @@ impl<'a> Cluster<'a> {
         self.now
     }
 
+    /// What policies believe the engine to be.
     pub(crate) fn profile(&self, engine: usize) -> &Profile {
-        self.engines[engine].profile()
+        &self.believed[engine]
+    }
+
+    /// Prompt tokens that the engine need not compute; at least one is always computed.
+    pub(crate) fn cached(&self, request: usize, engine: usize) -> Tokens {
+        let Arrival { prompt, blocks, .. } = &self.trace.arrivals[request];
+        let hit = self.caches.get(engine).map_or(Tokens::ZERO, |cache| cache.hit(blocks, *prompt));
+        hit.min(*prompt - Tokens(1))
+    }
+
+    /// Blocks in the engine's prefix cache.
+    pub(crate) fn cached_blocks(&self, engine: usize) -> usize {
+        self.caches.get(engine).map_or(0, PrefixCache::len)
+    }
+
+    /// Share of all prompt tokens that came from prefix caches; `None` without prefix caching.
+    pub(crate) fn hit_rate(&self) -> Option<f64> {
+        let sum = |of: &dyn Fn(usize) -> Tokens| {
+            (0..self.requests.len()).map(|request| of(request).as_f64()).sum::<f64>()
+        };
+        let prompts = sum(&|request| self.trace.arrivals[request].prompt);
+        let cached = sum(&|request| self.requests[request].cached);
+        (!self.caches.is_empty()).then_some(cached / prompts.max(1.0))
     }
 
     pub(crate) fn engine(&self, engine: usize) -> &Engine {
@@ -131,27 +187,103 @@ impl<'a> Cluster<'a> {
         self.trace
     }
 
-    /// Give an engine a request's prefill leg, or all of it.
-    pub(crate) fn admit(&mut self, request: usize, engine: usize, work: Work, cached: Tokens) {
-        let arrival = &self.trace.arrivals[request];
+    /// Gives an engine a request's prefill leg, its decode leg, or all of it.
+    pub(crate) fn admit(&mut self, request: usize, engine: usize, work: Work) {
+        let Arrival { prompt, output, blocks, .. } = &self.trace.arrivals[request];
+        let mut cached = Tokens::ZERO;
+        if work == Work::DecodeOnly {
+            self.pin(request, engine, *prompt);
+        } else if let Some(cache) = self.caches.get_mut(engine) {
+            let hit = cache.pin_hit(blocks, *prompt);
+            cached = hit.min(*prompt - Tokens(1));
+            (self.requests[request].cached, self.requests[request].pinned) = (cached, hit);
+        }
         self.engines[engine].admit(Sequence {
             id: SeqId(request as u64),
-            prompt: arrival.prompt,
+            prompt: *prompt,
             cached,
-            output: arrival.output,
+            output: *output,
             work,
         });
         self.touched.push(engine);
     }
 
-    /// Move a prefilled request's KV; it decodes once it is there. It stays for no time at all.
+    /// Moves a prefilled request's KV; it decodes once it is there. Blocks that the target holds
+    /// already are not moved.
     pub(crate) fn hand_over(&mut self, request: usize, from: usize, to: usize) {
         self.requests[request].from = from;
-        let took = match from == to {
-            true => Seconds::ZERO,
-            false => self.profile(from).transfer(self.trace.arrivals[request].prompt),
-        };
+        let prompt = self.trace.arrivals[request].prompt;
+        let tokens = prompt - self.cached(request, to);
+        let took = if from == to { Seconds::ZERO } else { self.transfer(from, tokens) };
         self.due.push(Reverse((self.now + took, Happening::HandedOver { request, to })));
+    }
+
+    /// Moves a stream that decodes, with its KV: it goes on decoding until the KV is there.
+    pub(crate) fn migrate(&mut self, request: usize, from: usize, to: usize) {
+        let took = self.transfer(from, self.trace.arrivals[request].prompt);
+        self.due.push(Reverse((self.now + took, Happening::Migrated { request, from, to })));
+    }
+
+    fn transfer(&mut self, from: usize, tokens: Tokens) -> Seconds {
+        let profile = self.engines[from].profile();
+        if !self.disturbance.shared_link {
+            return profile.transfer(tokens);
+        }
+        let moving = profile.t_xfer * tokens.as_f64();
+        self.link_free_at = self.link_free_at.max(self.now) + moving;
+        self.link_free_at - self.now + profile.t_handoff
+    }
+
+    fn move_stream(&mut self, request: usize, from: usize, to: usize) {
+        let id = SeqId(request as u64);
+        // It may have ended meanwhile.
+        let Some((kv, rest)) = self.engines[from].extract(id) else { return };
+        self.unpin(request, from);
+        self.pin(request, to, self.trace.arrivals[request].prompt);
+        self.engines[to].admit(Sequence {
+            id,
+            prompt: kv,
+            cached: Tokens::ZERO,
+            output: rest,
+            work: Work::DecodeOnly,
+        });
+        self.touched.extend([from, to]);
+    }
+
+    /// The engine holds the KV of these leading tokens of the prompt, and uses it.
+    fn pin(&mut self, request: usize, engine: usize, tokens: Tokens) {
+        if let Some(cache) = self.caches.get_mut(engine) {
+            cache.pin(&self.trace.arrivals[request].blocks, tokens);
+            self.requests[request].pinned = tokens;
+            self.evict(engine);
+        }
+    }
+
+    fn unpin(&mut self, request: usize, engine: usize) {
+        if let Some(cache) = self.caches.get_mut(engine) {
+            cache.unpin(&self.trace.arrivals[request].blocks, self.requests[request].pinned);
+            self.evict(engine);
+        }
+    }
+
+    fn evict(&mut self, engine: usize) {
+        let (profile, used) = (self.engines[engine].profile(), self.engines[engine].kv_used());
+        let free = Tokens(profile.kv_capacity.get().saturating_sub(used.get()));
+        if let Some(cache) = self.caches.get_mut(engine) {
+            cache.evict_beyond(free);
+        }
+    }
+
+    /// The engine has computed the whole prompt: all of its blocks are cached from now on.
+    fn computed(&mut self, request: usize, engine: usize) {
+        let prompt = self.trace.arrivals[request].prompt;
+        if !self.caches.is_empty() {
+            let hit = self.requests[request].pinned;
+            self.pin(request, engine, prompt);
+            if let Some(cache) = self.caches.get_mut(engine) {
+                cache.unpin(&self.trace.arrivals[request].blocks, hit);
+            }
+        }
     }
 
     /// A request is not served.
@@ -201,16 +333,23 @@ impl<'a> Cluster<'a> {
 
     fn tell(&mut self, router: &mut impl Router, engine: usize, event: Event) {
         match event {
-            Event::PrefillDone { id } => router.prefilled(self, id.0 as usize, engine),
+            Event::PrefillDone { id } => {
+                self.computed(id.0 as usize, engine);
+                router.prefilled(self, id.0 as usize, engine);
+            }
             Event::Token { id, last } => {
                 let request = id.0 as usize;
                 if self.requests[request].first.is_none() {
                     self.requests[request].first = Some(self.now);
+                    if self.requests[request].pinned < self.trace.arrivals[request].prompt {
+                        self.computed(request, engine);
+                    }
                     router.began(self, request, engine);
                 }
                 if last {
                     self.requests[request].last = Some(self.now);
                     self.open -= 1;
+                    self.unpin(request, engine);
                     router.ended(self, request, engine);
                 }
             }
@@ -224,6 +363,7 @@ impl<'a> Cluster<'a> {
             }
             if let Some(took) = self.engines[engine].begin_step() {
                 self.busy[engine] = true;
+                let took = self.jitter[engine].step(&self.disturbance, took);
                 self.due.push(Reverse((self.now + took, Happening::StepEnds { engine })));
             }
         }

@@ -160,6 +160,17 @@ impl Engine {
         self.release(id)
     }
 
+    /// Removes a stream that decodes, for another engine: its KV and the tokens it has yet to emit.
+    /// A step that is under way emits nothing for it.
+    pub fn extract(&mut self, id: SeqId) -> Option<(Tokens, Tokens)> {
+        let at = self.decoding.iter().position(|stream| stream.id == id)?;
+        let stream = self.decoding.remove(at);
+        let kv = stream.kv_after(self.steps);
+        self.kv_used -= kv;
+        self.kv_decoding -= kv;
+        Some((Tokens(kv), Tokens(stream.last - self.steps)))
+    }
+
     /// A prefill-only sequence's KV was taken, or is given up. False if none is held.
     pub fn release(&mut self, id: SeqId) -> bool {
         let Some(at) = self.held.iter().position(|(held, _)| *held == id) else { return false };

@@ -22,6 +22,7 @@ use crate::ledger::Ledger;
 use crate::profile::Profile;
 use crate::simulate::SimConfig;
 use crate::timeline::Timeline;
+use crate::trace::Arrival;
 
 /// The parameters that the live proxy takes from its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +110,10 @@ impl Follow {
             Some(_) => RoleCapability::DrainThenCall,
             None => RoleCapability::Instant,
         };
-        let mut ledger = Ledger::new(&config.fleet(), config.slo.tpot, capability);
+        let mut ledger = Ledger::new(&config.believed_fleet(), config.slo.tpot, capability);
+        if config.prefix_caching {
+            ledger = ledger.with_prefix_index();
+        }
         let roles = match params.start {
             Some(prefills) => (0..config.engines)
                 .map(|engine| if engine < prefills { Role::Prefill } else { Role::Decode })
@@ -123,7 +127,7 @@ impl Follow {
             params,
             ledger,
             demand: Demand::default(),
-            mean_prefill: mean_prefill(&config.fleet()),
+            mean_prefill: mean_prefill(&config.believed_fleet()),
             output: OutputEstimate::new(OUTPUT_PRIOR),
             decodes: VecDeque::new(),
             state: State::default(),
@@ -133,11 +137,6 @@ impl Follow {
             flips: 0,
             timeline,
         }
-    }
-
-    /// Roles that changed so far.
-    pub(crate) fn flips(&self) -> u64 {
-        self.flips
     }
 
     /// What it did over time.
@@ -221,25 +220,23 @@ impl Follow {
                 Some(on) => on,
             };
             view.open_stream(on, handover.kv);
+            let blocks = &cluster.trace().arrivals[request_of(handover.id)].blocks;
+            self.ledger.sent(handover.id, on, blocks, handover.kv);
             cluster.hand_over(request_of(handover.id), handover.from.index(), on.index());
         }
     }
 
-    /// A choice's room is reserved: send the leg.
+    /// Sends the leg of a choice whose capacity is reserved.
     fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, choice: Choice) {
-        let prompt = cluster.trace().arrivals[request].prompt;
-        match choice {
-            Choice::Prefill { on, predicted, cached } => {
-                self.ledger.charge(request, predicted, prompt - cached);
-                cluster.admit(request, on.index(), Work::PrefillOnly, cached);
-            }
-            Choice::Whole { on, predicted, cached } => {
-                self.ledger.charge(request, predicted, prompt - cached);
-                cluster.admit(request, on.index(), Work::Whole, cached);
-            }
-            // Nobody starts what has no place.
-            Choice::Wait(_) | Choice::Nowhere(_) => {}
-        }
+        let (on, predicted, cached, work) = match choice {
+            Choice::Prefill { on, predicted, cached } => (on, predicted, cached, Work::PrefillOnly),
+            Choice::Whole { on, predicted, cached } => (on, predicted, cached, Work::Whole),
+            Choice::Wait(_) | Choice::Nowhere(_) => return,
+        };
+        let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
+        self.ledger.charge(request, predicted, *prompt - cached);
+        self.ledger.sent(id_of(request), on, blocks, *prompt);
+        cluster.admit(request, on.index(), work);
     }
 
     fn wake(&mut self, cluster: &mut Cluster<'_>, at: Moment) {
@@ -277,12 +274,18 @@ impl Follow {
 }
 
 impl Router for Follow {
+    fn flips(&self) -> u64 {
+        self.flips
+    }
+
     fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
         if self.woken_at == Moment::NEVER {
             self.wake(cluster, cluster.now());
         }
         let job = self.job(cluster, request);
-        let work = self.mean_prefill.predict(job.prompt, Tokens::ZERO);
+        let blocks = &cluster.trace().arrivals[request].blocks;
+        let cached = self.ledger.look_up(job.id, blocks).min(job.prompt - Tokens(1));
+        let work = self.mean_prefill.predict(job.prompt - cached, cached);
         self.demand.arrived(work, job.prompt, job.expected_output);
         if self.queue.is_empty() {
             let now = cluster.now();

@@ -50,7 +50,7 @@ impl Router for Immediate {
             load.streams += 1;
         }
         let work = if self.prefills.is_some() { Work::PrefillOnly } else { Work::Whole };
-        cluster.admit(request, engine, work, Tokens::ZERO);
+        cluster.admit(request, engine, work);
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {

@@ -52,11 +52,6 @@ impl Interval {
         Interval { every, restart, tpot, engines, unseen: 0, planned_at, flips: 0 }
     }
 
-    /// How many engines changed their role.
-    pub(crate) fn flips(&self) -> u64 {
-        self.flips
-    }
-
     /// The engine of `side` with the least load that takes work; one that is away if all are.
     fn least(&self, side: Side, now: Moment, load: impl Fn(&Seat) -> u64) -> usize {
         let of_side = (0..self.engines.len()).filter(|engine| self.engines[*engine].side == side);
@@ -113,7 +108,7 @@ impl Router for Interval {
         }
         let engine = self.least(Side::Prefill, cluster.now(), |seat| seat.prefill);
         self.engines[engine].prefill += predicted(cluster, request, engine);
-        cluster.admit(request, engine, Work::PrefillOnly, Tokens::ZERO);
+        cluster.admit(request, engine, Work::PrefillOnly);
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
@@ -135,5 +130,8 @@ impl Router for Interval {
             self.plan(cluster);
             cluster.wake_at(cluster.now() + self.every);
         }
+    }
+    fn flips(&self) -> u64 {
+        self.flips
     }
 }

@@ -3,16 +3,20 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use tidegate_scheduler::cost::{Matches, PrefixIndex};
 use tidegate_scheduler::placement::{Choice, Job, Load};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_types::{
-    BackendId, GroupId, Moment, PoolId, Role, RoleCapability, RoleSet, Seconds, Tokens,
+    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
 };
 
+use crate::prefix_cache::BLOCK_TOKENS;
 use crate::profile::Profile;
 
 /// Longer than any stream waits; as the proxy.
 const NO_STREAM: Seconds = Seconds(3600.0);
+/// Blocks of the prefix index: 134 million tokens.
+const INDEX_BLOCKS: usize = 1 << 18;
 
 /// One engine's sums. Cells, since the queue reserves while it reads.
 #[derive(Debug, Default)]
@@ -39,7 +43,6 @@ struct Account {
 }
 
 /// All accounts.
-#[derive(Debug)]
 pub(crate) struct Ledger {
     pool: Vec<BackendId>,
     roles: Vec<Role>,
@@ -50,6 +53,10 @@ pub(crate) struct Ledger {
     begun: BTreeMap<usize, (i64, u64)>,
     /// By engine: what it is, without what it does.
     models: Vec<Load>,
+    /// Which engine was sent which prompt block, if engines cache prefixes.
+    index: Option<PrefixIndex>,
+    /// By waiting request: who was sent its leading blocks.
+    matches: BTreeMap<RequestId, Matches>,
     tpot: Seconds,
     /// Who changes roles.
     capability: RoleCapability,
@@ -92,8 +99,39 @@ impl Ledger {
                     decode_model: profile.decode_model(),
                 })
                 .collect(),
+            index: None,
+            matches: BTreeMap::new(),
             tpot,
             capability,
+        }
+    }
+
+    /// Engines cache prefixes: predicted hits come from an index of what they were sent, as in the
+    /// proxy. An engine is taken to keep half of its KV memory for them; streams have the other half.
+    pub(crate) fn with_prefix_index(mut self) -> Ledger {
+        let index = PrefixIndex::new(INDEX_BLOCKS);
+        for (id, model) in self.pool.iter().zip(&self.models) {
+            index.set_capacity(*id, model.kv_capacity.get() / 2 / BLOCK_TOKENS);
+        }
+        self.index = Some(index);
+        self
+    }
+
+    /// Looks a request's prompt up: the most of it that any engine holds, by what it was sent.
+    pub(crate) fn look_up(&mut self, id: RequestId, blocks: &[u64]) -> Tokens {
+        let Some(index) = &self.index else { return Tokens::ZERO };
+        let matches = index.matches(blocks);
+        let most = Tokens(u64::from(matches.longest()) * BLOCK_TOKENS);
+        self.matches.insert(id, matches);
+        most
+    }
+
+    /// An engine is sent a prompt, to compute or with its KV.
+    pub(crate) fn sent(&mut self, id: RequestId, on: BackendId, blocks: &[u64], prompt: Tokens) {
+        self.matches.remove(&id);
+        if let Some(index) = &self.index {
+            let full = (prompt.get() / BLOCK_TOKENS) as usize;
+            index.insert(on, &blocks[..full.min(blocks.len())]);
         }
     }
 
@@ -303,8 +341,9 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
         }
     }
 
-    fn cached(&self, _: &Job, _: BackendId) -> Tokens {
-        Tokens::ZERO
+    fn cached(&self, job: &Job, on: BackendId) -> Tokens {
+        let blocks = self.ledger.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on));
+        Tokens(u64::from(blocks) * BLOCK_TOKENS).min(job.prompt - Tokens(1))
     }
 }
 

@@ -15,10 +15,12 @@
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod agents;
 mod bound;
 mod chart;
 mod cluster;
 mod demand;
+mod disturbance;
 mod engine;
 mod follow;
 mod immediate;
@@ -26,13 +28,18 @@ mod interval;
 mod ledger;
 mod page;
 mod policy;
+mod prefix_cache;
 mod profile;
+mod random;
 mod report;
+mod resample;
+mod rivals;
 mod simulate;
 mod timeline;
 mod trace;
 
 pub use bound::bound;
+pub use disturbance::{Disturbance, DisturbanceError};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;
 pub use page::page;

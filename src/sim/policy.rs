@@ -24,12 +24,52 @@ pub enum Policy {
         /// How long an engine is away, in milliseconds.
         restart: u64,
     },
+    /// Dynamo's conditional disaggregation with so many prefill engines.
+    Conditional(usize),
+    /// Dynamo's KV router, aggregated.
+    DynamoKv,
+    /// llm-d's default: the session's engine until it is saturated, aggregated.
+    Sticky,
+    /// SGLang's router, aggregated.
+    CacheAware,
+    /// Llumnix's adaptive prefill and decode.
+    Llumnix {
+        /// With live migration, which needs an agent in the engine.
+        migrates: bool,
+    },
+    /// xLLM-service, after Arrow.
+    Xllm,
+    /// TokenScale on a fleet of fixed size.
+    TokenScale,
+}
+
+impl Policy {
+    /// Whether a fleet of so many engines has one for each side that the policy needs.
+    pub fn runs_on(&self, engines: usize) -> bool {
+        match self {
+            Policy::Static(prefills) | Policy::Conditional(prefills) => {
+                (1..engines).contains(prefills)
+            }
+            Policy::BestStatic
+            | Policy::Interval { .. }
+            | Policy::Llumnix { .. }
+            | Policy::Xllm
+            | Policy::TokenScale => engines > 1,
+            Policy::Tidegate
+            | Policy::Aggregated
+            | Policy::DynamoKv
+            | Policy::Sticky
+            | Policy::CacheAware
+            | Policy::Bound => engines > 0,
+        }
+    }
 }
 
 /// The word is no policy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "{0:?} is no policy: use tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART] or bound"
+    "{0:?} is no policy: use tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], \
+     conditional:K, dynamo_kv, sticky, cache_aware, llumnix[:migrate], xllm, tokenscale or bound"
 )]
 pub struct PolicyError(pub String);
 
@@ -42,14 +82,23 @@ impl FromStr for Policy {
             "aggregated" => Ok(Policy::Aggregated),
             "static:best" => Ok(Policy::BestStatic),
             "bound" => Ok(Policy::Bound),
+            "dynamo_kv" => Ok(Policy::DynamoKv),
+            "sticky" => Ok(Policy::Sticky),
+            "cache_aware" => Ok(Policy::CacheAware),
+            "llumnix" => Ok(Policy::Llumnix { migrates: false }),
+            "llumnix:migrate" => Ok(Policy::Llumnix { migrates: true }),
+            "xllm" => Ok(Policy::Xllm),
+            "tokenscale" => Ok(Policy::TokenScale),
             _ if word.starts_with("interval:") => {
                 interval(&word["interval:".len()..]).ok_or_else(|| PolicyError(word.to_owned()))
             }
-            _ => word
-                .strip_prefix("static:")
-                .and_then(|prefills| prefills.parse().ok())
-                .map(Policy::Static)
-                .ok_or_else(|| PolicyError(word.to_owned())),
+            _ => {
+                let count = |name| word.strip_prefix(name).and_then(|count| count.parse().ok());
+                count("static:")
+                    .map(Policy::Static)
+                    .or_else(|| count("conditional:").map(Policy::Conditional))
+                    .ok_or_else(|| PolicyError(word.to_owned()))
+            }
         }
     }
 }
@@ -62,6 +111,14 @@ impl fmt::Display for Policy {
             Policy::Static(prefills) => write!(f, "static:{prefills}"),
             Policy::BestStatic => f.write_str("static:best"),
             Policy::Bound => f.write_str("bound"),
+            Policy::Conditional(prefills) => write!(f, "conditional:{prefills}"),
+            Policy::DynamoKv => f.write_str("dynamo_kv"),
+            Policy::Sticky => f.write_str("sticky"),
+            Policy::CacheAware => f.write_str("cache_aware"),
+            Policy::Llumnix { migrates: false } => f.write_str("llumnix"),
+            Policy::Llumnix { migrates: true } => f.write_str("llumnix:migrate"),
+            Policy::Xllm => f.write_str("xllm"),
+            Policy::TokenScale => f.write_str("tokenscale"),
             Policy::Interval { every, restart: 0 } => write!(f, "interval:{}", seconds(*every)),
             Policy::Interval { every, restart } => {
                 write!(f, "interval:{}:{}", seconds(*every), seconds(*restart))
@@ -97,6 +154,14 @@ mod tests {
             "static:3",
             "static:best",
             "bound",
+            "conditional:3",
+            "dynamo_kv",
+            "sticky",
+            "cache_aware",
+            "llumnix",
+            "llumnix:migrate",
+            "xllm",
+            "tokenscale",
             "interval:5",
             "interval:0.5:30",
         ] {

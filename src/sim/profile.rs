@@ -125,6 +125,22 @@ impl Profile {
         Profile { counts_whole_answers: true, ..self }
     }
 
+    /// This engine with every duration multiplied by `factor`.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Profile {
+        Profile {
+            t_base: self.t_base * factor,
+            t_weights: self.t_weights * factor,
+            t_kv: self.t_kv * factor,
+            t_seq: self.t_seq * factor,
+            t_tok: self.t_tok * factor,
+            t_att: self.t_att * factor,
+            t_handoff: self.t_handoff * factor,
+            t_xfer: self.t_xfer * factor,
+            ..self
+        }
+    }
+
     /// What a prefill costs on it alone. The per-step cost of reading the weights hides behind a
     /// full chunk's compute, so a step adds its base; spread over the chunk's tokens.
     pub fn prefill_model(&self) -> PrefillModel {

@@ -44,6 +44,9 @@ pub struct Report {
     pub tpot_p99: f64,
     /// Role changes.
     pub flips: u64,
+    /// Share of prompt tokens that came from prefix caches; runs with prefix caching only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hit_rate: Option<f64>,
     /// Requests that ended with an error; live runs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<usize>,
@@ -86,6 +89,7 @@ impl Report {
             tpot_p50: percentile(&tpot, 0.5),
             tpot_p99: percentile(&tpot, 0.99),
             flips,
+            hit_rate: None,
             errors: None,
         }
     }

@@ -3,13 +3,15 @@
 use tidegate_types::{Moment, Seconds, Slo};
 
 use crate::bound::bound;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Router};
+use crate::disturbance::Disturbance;
 use crate::follow::{Follow, TidegateParams};
 use crate::immediate::Immediate;
 use crate::interval::Interval;
 use crate::policy::Policy;
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
+use crate::rivals;
 use crate::timeline::Timeline;
 use crate::trace::Trace;
 
@@ -27,6 +29,10 @@ pub struct SimConfig {
     pub second: Option<Profile>,
     /// The targets.
     pub slo: Slo,
+    /// Do engines keep the KV of prompts, and reuse it for prompts that begin alike?
+    pub prefix_caching: bool,
+    /// Deviations of the engines from the model.
+    pub disturbance: Disturbance,
     /// How long after the last arrival requests may take to end.
     pub drain: Seconds,
     /// What the policy `tidegate` runs with.
@@ -53,6 +59,8 @@ impl Default for SimConfig {
             profile: Profile::default(),
             second: None,
             slo: Slo::default(),
+            prefix_caching: false,
+            disturbance: Disturbance::default(),
             // An overloaded fleet works off half an hour's backlog; the longest answer takes minutes.
             drain: Seconds(3600.0),
             tidegate: TidegateParams::default(),
@@ -68,6 +76,11 @@ impl SimConfig {
         (0..self.engines).map(of).collect()
     }
 
+    /// What policies believe each engine's physics to be.
+    pub fn believed_fleet(&self) -> Vec<Profile> {
+        self.fleet().iter().map(|profile| self.disturbance.believed(profile)).collect()
+    }
+
     /// An engine that is as good as the best in everything: no fleet of it is worse than this one.
     fn best(&self) -> Profile {
         let (a, b) = (self.profile, self.second.unwrap_or(self.profile));
@@ -81,28 +94,59 @@ impl SimConfig {
     }
 }
 
-/// Run `policy` over `trace`, whose times are already at `rate` times their own.
+/// Runs `policy` over `trace`, whose times are already at `rate` times their own.
 pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) -> Run {
+    let engines = config.engines;
+    let aggregated = |choice| rivals::Aggregated::new(choice, engines);
+    let cell = Cell { trace, rate, policy, config };
     match policy {
-        Policy::Aggregated => immediate(trace, rate, policy, None, config),
-        Policy::Static(prefills) => immediate(trace, rate, policy, Some(prefills), config),
-        Policy::BestStatic => best_static(trace, rate, config),
+        Policy::Bound => no_better(trace, rate, config),
+        Policy::Tidegate => tidegate(&cell),
+        Policy::Aggregated => cell.run(&mut Immediate::new(None, engines)),
+        Policy::Static(prefills) => {
+            let run = cell.run(&mut Immediate::new(Some(prefills), engines));
+            Run { split: Some(prefills), ..run }
+        }
+        Policy::BestStatic => best_static(&cell),
         Policy::Interval { every, restart } => {
             let (every, restart) = (millis(every), millis(restart));
-            let mut router = Interval::new(every, restart, config.slo.tpot, config.engines);
-            let mut cluster = Cluster::new(trace, &config.fleet());
-            cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
-            let (outcomes, word) = (cluster.outcomes(), policy.to_string());
-            let report = Report::of(&word, rate, router.flips(), &outcomes, &config.slo);
-            Run { report, outcomes, split: None, timeline: Timeline::default() }
+            cell.run(&mut Interval::new(every, restart, config.slo.tpot, engines))
         }
-        Policy::Bound => no_better(trace, rate, config),
-        Policy::Tidegate => tidegate(trace, rate, config),
+        Policy::Conditional(prefills) => cell.run(&mut rivals::Conditional::new(prefills, engines)),
+        Policy::DynamoKv => cell.run(&mut aggregated(rivals::Choice::DynamoKv)),
+        Policy::Sticky => cell.run(&mut aggregated(rivals::Choice::Sticky)),
+        Policy::CacheAware => cell.run(&mut aggregated(rivals::Choice::CacheAware)),
+        Policy::Llumnix { migrates } => {
+            cell.run(&mut rivals::Llumnix::new(config.slo.tpot, migrates, engines))
+        }
+        Policy::Xllm => cell.run(&mut rivals::Xllm::new(config.slo, engines)),
+        Policy::TokenScale => cell.run(&mut rivals::TokenScale::new(config.slo, engines)),
     }
 }
 
 fn millis(millis: u64) -> Seconds {
     Seconds::from_millis(millis as f64)
+}
+
+/// One run's inputs.
+#[derive(Clone, Copy)]
+struct Cell<'a> {
+    trace: &'a Trace,
+    rate: f64,
+    policy: Policy,
+    config: &'a SimConfig,
+}
+
+impl Cell<'_> {
+    fn run(&self, router: &mut impl Router) -> Run {
+        let Cell { trace, rate, policy, config } = *self;
+        let mut cluster = Cluster::new(trace, config);
+        cluster.run(router, Moment::from_start(trace.end() + config.drain));
+        let outcomes = cluster.outcomes();
+        let report = Report::of(&policy.to_string(), rate, router.flips(), &outcomes, &config.slo);
+        let report = Report { hit_rate: cluster.hit_rate(), ..report };
+        Run { report, outcomes, split: None, timeline: Timeline::default() }
+    }
 }
 
 /// The bound as a run of which nothing else is known: null in JSON.
@@ -121,41 +165,27 @@ fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
         tpot_p50: unknown,
         tpot_p99: unknown,
         flips: 0,
+        hit_rate: None,
         errors: None,
     };
     Run { report, outcomes: Vec::new(), split: None, timeline: Timeline::default() }
 }
 
-fn tidegate(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
-    let mut cluster = Cluster::new(trace, &config.fleet());
-    let timeline = Timeline::new(Moment::from_start(trace.end()), TIMELINE_BINS);
-    let mut router = Follow::new(config, timeline);
-    cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
-    let outcomes = cluster.outcomes();
-    let policy = Policy::Tidegate.to_string();
-    let report = Report::of(&policy, rate, router.flips(), &outcomes, &config.slo);
-    Run { report, outcomes, split: None, timeline: router.into_timeline() }
+fn tidegate(cell: &Cell<'_>) -> Run {
+    let timeline = Timeline::new(Moment::from_start(cell.trace.end()), TIMELINE_BINS);
+    let mut router = Follow::new(cell.config, timeline);
+    let run = cell.run(&mut router);
+    Run { timeline: router.into_timeline(), ..run }
 }
 
-fn immediate(
-    trace: &Trace,
-    rate: f64,
-    policy: Policy,
-    prefills: Option<usize>,
-    config: &SimConfig,
-) -> Run {
-    let mut cluster = Cluster::new(trace, &config.fleet());
-    let mut router = Immediate::new(prefills, config.engines);
-    cluster.run(&mut router, Moment::from_start(trace.end() + config.drain));
-    let outcomes = cluster.outcomes();
-    let report = Report::of(&policy.to_string(), rate, 0, &outcomes, &config.slo);
-    Run { report, outcomes, split: prefills, timeline: Timeline::default() }
-}
-
-fn best_static(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
-    let run = |prefills| immediate(trace, rate, Policy::BestStatic, Some(prefills), config);
+fn best_static(cell: &Cell<'_>) -> Run {
+    let engines = cell.config.engines;
+    let run = |prefills| Run {
+        split: Some(prefills),
+        ..cell.run(&mut Immediate::new(Some(prefills), engines))
+    };
     let mut best = run(1);
-    for prefills in 2..config.engines {
+    for prefills in 2..engines {
         let other = run(prefills);
         // Ties go to the smaller number.
         if other.report.attainment > best.report.attainment {
@@ -176,7 +206,8 @@ pub fn best_split(
 ) -> Option<(usize, Report)> {
     let drain = deadline - trace.end();
     let config = SimConfig { engines, profile, slo: *slo, drain, ..SimConfig::default() };
-    let best = (engines > 1).then(|| best_static(trace, 1.0, &config))?;
+    let cell = Cell { trace, rate: 1.0, policy: Policy::BestStatic, config: &config };
+    let best = (engines > 1).then(|| best_static(&cell))?;
     best.split.map(|prefills| (prefills, best.report))
 }
 

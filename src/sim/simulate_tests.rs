@@ -5,8 +5,16 @@ use crate::trace::Arrival;
 use proptest::prelude::*;
 use tidegate_types::Tokens;
 
-const POLICIES: [Policy; 5] = [
+const POLICIES: [Policy; 13] = [
     Policy::Tidegate,
+    Policy::Conditional(1),
+    Policy::DynamoKv,
+    Policy::Sticky,
+    Policy::CacheAware,
+    Policy::Llumnix { migrates: false },
+    Policy::Llumnix { migrates: true },
+    Policy::Xllm,
+    Policy::TokenScale,
     Policy::Aggregated,
     Policy::Static(1),
     Policy::BestStatic,
@@ -48,6 +56,43 @@ fn a_lone_request_that_stays_whole_pays_its_prefill() {
         near(outcome.ttft, PREFILL);
         near(outcome.tpot, STEP + 30.6e-9 * 1.5);
     }
+}
+
+#[test]
+fn prefix_caching_shortens_the_turns_of_a_session() {
+    let trace = Trace::agents(2, Seconds(200.0), 0.02);
+    for policy in [Policy::Tidegate, Policy::CacheAware, Policy::DynamoKv, Policy::Sticky] {
+        let of = |prefix_caching| {
+            let config = SimConfig { prefix_caching, ..SimConfig::default() };
+            simulate(&trace, 1.0, policy, &config).report
+        };
+        let (with, without) = (of(true), of(false));
+        assert_eq!(without.hit_rate, None);
+        assert!(with.hit_rate.unwrap() > 0.6, "{policy}: {:?}", with.hit_rate);
+        assert!(with.ttft_p50 < without.ttft_p50, "{policy}");
+    }
+}
+
+#[test]
+fn each_disturbance_costs_attainment_or_leaves_it() {
+    let trace = busy(8);
+    let of = |word: &str| {
+        let config = SimConfig { disturbance: word.parse().unwrap(), ..SimConfig::default() };
+        let run = simulate(&trace, 1.0, Policy::Tidegate, &config);
+        assert!(run.outcomes.iter().all(|outcome| outcome.done || outcome.error), "{word}");
+        run.report.attainment
+    };
+    let undisturbed = of("none");
+    for word in ["noise:0.15", "stalls", "slow:2", "prior:2", "prior:0.5", "shared-link"] {
+        assert!(of(word) <= undisturbed + 0.02, "{word}: {} {undisturbed}", of(word));
+    }
+    assert!(of("slow:2+stalls") < undisturbed);
+}
+
+#[test]
+fn live_migration_moves_streams_and_loses_none() {
+    let outcomes = run(&busy(8), Policy::Llumnix { migrates: true }).outcomes;
+    assert!(outcomes.iter().all(|outcome| outcome.done));
 }
 
 #[test]

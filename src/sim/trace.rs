@@ -5,6 +5,8 @@ use serde::Deserialize;
 use thiserror::Error;
 use tidegate_types::{Seconds, Tokens};
 
+use crate::random::SplitMix;
+
 /// One request of a trace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arrival {
@@ -179,31 +181,6 @@ fn seconds_of(stamp: &str) -> Result<Seconds, String> {
             Ok(Seconds(((day * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds))
         }
         _ => Err(wrong()),
-    }
-}
-
-/// Sebastiano Vigna's SplitMix64: small, and the same on every machine.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform over (0, 1].
-    fn unit(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// exp(N(mu, sigma)), by Box and Muller.
-    fn lognormal(&mut self, (mu, sigma): (f64, f64)) -> f64 {
-        let (u, v) = (self.unit(), self.unit());
-        let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
-        (mu + sigma * normal).exp()
     }
 }
 

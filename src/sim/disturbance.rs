@@ -1,0 +1,158 @@
+//! What real engines do beyond the engine model: noise, stalls, a slow machine, wrong priors, a
+//! shared link. All off by default. Draws come from one seeded stream for each engine, so equal
+//! inputs give equal runs, and a policy that sends an engine nothing changes no other engine's draws.
+
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+use tidegate_types::Seconds;
+
+use crate::profile::Profile;
+use crate::random::SplitMix;
+
+/// Mean time between two stalls of a busy engine, in seconds: about ten a minute in a fleet of eight.
+const STALL_EVERY: f64 = 45.0;
+/// Shortest and longest stall, in seconds.
+const STALL: (f64, f64) = (0.05, 0.5);
+
+/// Deviations from the engine model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Disturbance {
+    /// Standard deviation of the logarithm of a step's duration: 0.05 is about 5 %. The mean stays.
+    pub noise: f64,
+    /// Each engine stalls every 45 s of busy time on average, for 50 to 500 ms.
+    pub stalls: bool,
+    /// The first engine's steps take this factor of their time; policies are not told.
+    pub slow: f64,
+    /// What policies believe of costs is this factor of the truth.
+    pub prior: f64,
+    /// Hand-offs share one link: each waits for the bytes of those before it.
+    pub shared_link: bool,
+}
+
+impl Default for Disturbance {
+    fn default() -> Disturbance {
+        Disturbance { noise: 0.0, stalls: false, slow: 1.0, prior: 1.0, shared_link: false }
+    }
+}
+
+/// A word of the command line that is no disturbance.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{0:?} is no disturbance: use none, noise:SIGMA, stalls, slow:FACTOR, prior:FACTOR or shared-link, joined by +"
+)]
+pub struct DisturbanceError(pub String);
+
+impl FromStr for Disturbance {
+    type Err = DisturbanceError;
+
+    fn from_str(text: &str) -> Result<Disturbance, DisturbanceError> {
+        let wrong = || DisturbanceError(text.to_owned());
+        let mut all = Disturbance::default();
+        for word in text.split('+') {
+            let (name, value) = word.split_once(':').unwrap_or((word, ""));
+            let number = || value.parse().ok().filter(|v: &f64| (0.0..=10.0).contains(v));
+            let factor = || number().filter(|factor| *factor > 0.0).ok_or_else(wrong);
+            match name {
+                "none" => {}
+                "noise" => all.noise = number().ok_or_else(wrong)?,
+                "stalls" => all.stalls = true,
+                "slow" => all.slow = factor()?,
+                "prior" => all.prior = factor()?,
+                "shared-link" => all.shared_link = true,
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl fmt::Display for Disturbance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let none = Disturbance::default();
+        let words = [
+            (self.noise != none.noise).then(|| format!("noise:{}", self.noise)),
+            self.stalls.then(|| "stalls".to_owned()),
+            (self.slow != none.slow).then(|| format!("slow:{}", self.slow)),
+            (self.prior != none.prior).then(|| format!("prior:{}", self.prior)),
+            self.shared_link.then(|| "shared-link".to_owned()),
+        ];
+        let words: Vec<String> = words.into_iter().flatten().collect();
+        f.write_str(if words.is_empty() { "none" } else { "" })?;
+        f.write_str(&words.join("+"))
+    }
+}
+
+impl Disturbance {
+    /// What a policy believes an engine to be.
+    pub(crate) fn believed(&self, profile: &Profile) -> Profile {
+        profile.scaled(self.prior)
+    }
+
+    /// What engine number `index` really is.
+    pub(crate) fn physics(&self, profile: &Profile, index: usize) -> Profile {
+        if index == 0 { profile.scaled(self.slow) } else { *profile }
+    }
+}
+
+/// One engine's random stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Jitter {
+    random: SplitMix,
+    /// Busy seconds until the next stall.
+    until_stall: f64,
+}
+
+impl Jitter {
+    pub(crate) fn new(engine: usize) -> Jitter {
+        let mut random = SplitMix(0x7469_6465 + engine as u64);
+        let until_stall = -random.unit().ln() * STALL_EVERY;
+        Jitter { random, until_stall }
+    }
+
+    /// How long a step takes that the model says takes `step`.
+    pub(crate) fn step(&mut self, disturbance: &Disturbance, step: Seconds) -> Seconds {
+        let mut took = step;
+        if disturbance.noise > 0.0 {
+            let sigma = disturbance.noise;
+            took = took * self.random.lognormal((-sigma * sigma / 2.0, sigma));
+        }
+        if disturbance.stalls {
+            self.until_stall -= took.get();
+            if self.until_stall <= 0.0 {
+                took += Seconds(STALL.0 + (STALL.1 - STALL.0) * self.random.unit());
+                self.until_stall = -self.random.unit().ln() * STALL_EVERY;
+            }
+        }
+        took
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disturbance_survives_its_own_word() {
+        for word in ["none", "noise:0.05", "stalls", "slow:1.5", "prior:0.5+shared-link"] {
+            assert_eq!(word.parse::<Disturbance>().unwrap().to_string(), word);
+        }
+        for word in ["", "slow", "slow:0", "noise:x", "noise:-1", "stall"] {
+            assert!(word.parse::<Disturbance>().is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn noise_keeps_the_mean_and_stalls_add_about_six_parts_in_a_thousand() {
+        let mean = |word: &str| {
+            let disturbance = word.parse().unwrap();
+            let mut jitter = Jitter::new(3);
+            let steps = 200_000;
+            let sum: f64 = (0..steps).map(|_| jitter.step(&disturbance, Seconds(0.02)).get()).sum();
+            sum / f64::from(steps) / 0.02
+        };
+        assert!((mean("none") - 1.0).abs() < 1e-9);
+        assert!((mean("noise:0.15") - 1.0).abs() < 0.002, "{}", mean("noise:0.15"));
+        assert!((mean("stalls") - 1.006).abs() < 0.003, "{}", mean("stalls"));
+    }
+}

@@ -1,0 +1,129 @@
+//! `tokenscale`: TokenScale on a fleet of fixed size. Each second it compares the arriving tokens
+//! with what an engine can prefill and decode (token velocity) and divides the engines accordingly;
+//! two convertible decoders take prefills while the prefill side is behind.
+
+use std::collections::VecDeque;
+use tidegate_types::{Moment, Seconds, Slo, Tokens};
+
+use crate::cluster::{Cluster, Router};
+use crate::engine::Work;
+use crate::rivals::loads::Loads;
+use crate::rivals::{least, predicted_prefill};
+
+/// Between two plans, and the length of the window of arrivals: TokenScale's leading signal.
+const EVERY: Seconds = Seconds(1.0);
+/// Arrivals of this long are the demand.
+const WINDOW: Seconds = Seconds(5.0);
+/// Decode engines that may take prefills in a burst.
+const CONVERTIBLE: usize = 2;
+/// Output tokens expected before any answer ended.
+const OUTPUT_PRIOR: f64 = 256.0;
+/// Weight of one answer in the mean output length.
+const OUTPUT_WEIGHT: f64 = 0.02;
+
+/// Engines divided by token velocity. Engines below `prefills` prefill.
+pub(crate) struct TokenScale {
+    slo: Slo,
+    loads: Loads,
+    prefills: usize,
+    /// Arrivals of the window: when, and prompt tokens.
+    arrived: VecDeque<(Moment, Tokens)>,
+    mean_output: f64,
+    flips: u64,
+}
+
+impl TokenScale {
+    pub(crate) fn new(slo: Slo, engines: usize) -> TokenScale {
+        TokenScale {
+            slo,
+            loads: Loads::new(engines),
+            prefills: (engines / 2).max(1),
+            arrived: VecDeque::new(),
+            mean_output: OUTPUT_PRIOR,
+            flips: 0,
+        }
+    }
+
+    /// Engines that each side needs for the window's tokens; what is over decodes, and a fleet that
+    /// is too small is divided in proportion.
+    fn plan(&mut self, cluster: &Cluster<'_>) {
+        let now = cluster.now();
+        while self.arrived.front().is_some_and(|(at, _)| now - *at > WINDOW) {
+            self.arrived.pop_front();
+        }
+        let requests = self.arrived.len() as f64;
+        if requests == 0.0 {
+            return;
+        }
+        let (profile, count) = (cluster.profile(0), self.loads.engines.len());
+        let prefill = profile.prefill_model();
+        let work: Seconds =
+            self.arrived.iter().map(|(_, prompt)| prefill.predict(*prompt, Tokens::ZERO)).sum();
+        let prompts: f64 = self.arrived.iter().map(|(_, prompt)| prompt.as_f64()).sum();
+        let context = Tokens((prompts / requests + self.mean_output / 2.0) as u64);
+        let streams = profile.decode_model().streams_within(self.slo.tpot, context);
+        let places = streams.min(f64::from(profile.max_num_seqs)).max(1.0);
+        let need_prefill = work / WINDOW;
+        let seconds = self.slo.tpot * self.mean_output;
+        let need_decode = requests / WINDOW.get() * seconds.get() / places;
+        let wanted = if need_prefill.ceil() + need_decode.ceil() <= count as f64 {
+            need_prefill.ceil()
+        } else {
+            (count as f64 * need_prefill / (need_prefill + need_decode)).round()
+        };
+        let wanted = (wanted as usize).clamp(1, count - 1);
+        self.flips += wanted.abs_diff(self.prefills) as u64;
+        self.prefills = wanted;
+    }
+}
+
+impl Router for TokenScale {
+    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
+        if request == 0 {
+            cluster.wake_at(cluster.now() + EVERY);
+        }
+        self.arrived.push_back((cluster.now(), cluster.trace().arrivals[request].prompt));
+        let wait = |engine: usize| predicted_prefill(cluster, &self.loads, request, engine);
+        let engine = least(0..self.prefills, |engine| wait(engine).get()).unwrap_or(0);
+        if wait(engine) > self.slo.ttft {
+            let until = (self.prefills + CONVERTIBLE).min(self.loads.engines.len());
+            let decoder = least(self.prefills..until, |engine| wait(engine).get());
+            if let Some(decoder) = decoder.filter(|decoder| wait(*decoder) < wait(engine)) {
+                self.loads.prefill(cluster, request, decoder);
+                self.loads.stream(cluster, request, decoder);
+                return cluster.admit(request, decoder, Work::Whole);
+            }
+        }
+        self.loads.prefill(cluster, request, engine);
+        cluster.admit(request, engine, Work::PrefillOnly);
+    }
+
+    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.loads.prefilled(request);
+        let streams = |engine: usize| f64::from(self.loads.engines[engine].streams);
+        // The engines last in the order are the farthest from a conversion.
+        let decodes = (self.prefills..self.loads.engines.len()).rev();
+        let to = least(decodes, streams).unwrap_or(engine);
+        self.loads.stream(cluster, request, to);
+        cluster.hand_over(request, engine, to);
+    }
+
+    fn began(&mut self, _cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
+        self.loads.prefilled(request);
+    }
+
+    fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
+        self.loads.ended(cluster, request);
+        let output = cluster.trace().arrivals[request].output.as_f64();
+        self.mean_output += OUTPUT_WEIGHT * (output - self.mean_output);
+    }
+
+    fn woken(&mut self, cluster: &mut Cluster<'_>) {
+        self.plan(cluster);
+        cluster.wake_at(cluster.now() + EVERY);
+    }
+
+    fn flips(&self) -> u64 {
+        self.flips
+    }
+}

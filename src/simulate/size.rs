@@ -1,0 +1,55 @@
+//! `tidegate simulate --size`: the fewest engines with which a policy reaches an attainment.
+
+use std::io::Write;
+use tidegate_sim::{Policy, SimConfig, Trace, simulate};
+
+use super::SimulateError;
+
+/// Prints a line for each rate and policy.
+pub fn print(
+    trace: &Trace,
+    cells: &[(f64, Policy)],
+    config: &SimConfig,
+    attainment: f64,
+) -> Result<(), SimulateError> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{:<8} {:<16} {:>7}  attainment", "rate", "policy", "engines")?;
+    for (rate, policy) in cells {
+        let trace = trace.clone().at_rate(*rate);
+        let (engines, reached) = match fewest(&trace, *policy, config, attainment) {
+            Some((engines, reached)) => (engines.to_string(), format!("{reached:.3}")),
+            None => (format!("> {}", config.engines), format!("below {attainment}")),
+        };
+        writeln!(
+            out,
+            "{rate:<8} {policy:<16} {engines:>7}  {reached}",
+            policy = policy.to_string()
+        )?;
+    }
+    Ok(())
+}
+
+/// The fewest engines and what they reach. Attainment grows with the engines but for noise of a few
+/// requests, so the search halves.
+fn fewest(
+    trace: &Trace,
+    policy: Policy,
+    config: &SimConfig,
+    attainment: f64,
+) -> Option<(usize, f64)> {
+    let reaches = |engines: usize| {
+        let config = SimConfig { engines, ..*config };
+        let run = || simulate(trace, 1.0, policy, &config).report.attainment;
+        policy.runs_on(engines).then(run).filter(|reached| *reached >= attainment)
+    };
+    let mut best = (config.engines, reaches(config.engines)?);
+    let mut too_few = 0;
+    while best.0 - too_few > 1 {
+        let engines = too_few + (best.0 - too_few) / 2;
+        match reaches(engines) {
+            Some(reached) => best = (engines, reached),
+            None => too_few = engines,
+        }
+    }
+    Some(best)
+}
