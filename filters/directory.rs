@@ -65,7 +65,7 @@ impl Directory {
                 .then(|| PathEntry { endpoint: paths::listed(method), kinds: Kinds::NONE })
         };
         match paths::lookup(method, path) {
-            Lookup::Found(served) => match (served.kinds.meets(self.kinds), listed()) {
+            Lookup::Found(served) => match (served.kinds.intersects(self.kinds), listed()) {
                 // A backend that lists the path may be the only one that has it.
                 (true, _) | (false, Some(_)) => Lookup::Found(served),
                 (false, None) => Lookup::Nothing,

@@ -121,7 +121,7 @@ pub struct Scan {
     /// `add_special_tokens`
     pub add_special_tokens: Option<bool>,
     /// The client sent `kv_transfer_params`, so that the answer's must reach it (otherwise
-    /// [`crate::strip_handoff`] removes them).
+    /// [`crate::redact_answer`] removes them).
     pub client_handoff: bool,
     pub(crate) members: Members,
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::handoff_redaction::strip_error;
+use crate::handoff_redaction::redact_error;
 use crate::{ApiError, ErrorForm};
 
 /// Limit of a message in bytes: some engines send a stack trace with the whole prompt.
@@ -31,7 +31,7 @@ enum JsonForm {
 impl EngineError {
     /// Reads an error body: JSON in a known format, or text.
     pub fn of_body(body: &[u8]) -> EngineError {
-        let body = strip_error(body);
+        let body = redact_error(body);
         if let Some(words) = EngineError::of_json(&body) {
             return words;
         }
@@ -41,7 +41,7 @@ impl EngineError {
 
     /// Returns the first error among a stream's events or lines.
     pub fn of_events(bytes: &[u8]) -> Option<EngineError> {
-        let bytes = strip_error(bytes);
+        let bytes = redact_error(bytes);
         let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
         let data = lines.map(|line| {
             let fields = [b"data:".as_slice(), b"\xef\xbb\xbfdata:", b"error:"];

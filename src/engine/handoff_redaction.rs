@@ -5,7 +5,7 @@
 //!
 //! Unless the client may control hand-offs (`Scan::client_handoff`), the chunks of a stream or
 //! large answer go through one [`HandoffRedactor`] in order, a whole answer through
-//! [`strip_handoff`], and an error body through [`strip_error`]. The redactor buffers nothing, so
+//! [`redact_answer`], and an error body through [`redact_error`]. The redactor buffers nothing, so
 //! there is no flush. A chunk without members is returned as the same `Bytes`.
 //!
 //! There are two readers: three substring searches for a chunk of whole lines, the common case, and
@@ -22,7 +22,7 @@ use std::sync::LazyLock;
 
 use crate::handoff_members::{IN_ANSWERS, NAME_MAX};
 
-pub use text::strip_error;
+pub use text::redact_error;
 
 struct MemberFinders {
     params: Finder<'static>,
@@ -37,7 +37,7 @@ static FIND: LazyLock<MemberFinders> = LazyLock::new(|| MemberFinders {
 });
 
 /// Redacts a whole answer; borrowed if it has no hand-off members.
-pub fn strip_handoff(answer: &[u8]) -> Cow<'_, [u8]> {
+pub fn redact_answer(answer: &[u8]) -> Cow<'_, [u8]> {
     match is_suspect(answer).then(|| HandoffRedactor::new().lexed(answer)) {
         Some(Some(stripped)) => Cow::Owned(stripped),
         _ => Cow::Borrowed(answer),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 const NULL: &str = r#"{"id":1,"kv_transfer_params":null,"x":[]}"#;
 
 fn check(answer: &str, expected: &str) {
-    assert_eq!(String::from_utf8_lossy(&strip_handoff(answer.as_bytes())), expected, "{answer}");
+    assert_eq!(String::from_utf8_lossy(&redact_answer(answer.as_bytes())), expected, "{answer}");
 }
 
 /// Passes the stream through one redactor, split at these positions.
@@ -116,7 +116,7 @@ fn escaped_names_are_recognised() {
         r"kv_transfer_params\",
     ] {
         let answer = format!(r#"{{"{other}":{{"a":1}}}}"#);
-        assert!(matches!(strip_handoff(answer.as_bytes()), Cow::Borrowed(_)), "{answer}");
+        assert!(matches!(redact_answer(answer.as_bytes()), Cow::Borrowed(_)), "{answer}");
     }
 }
 
@@ -132,7 +132,7 @@ fn strings_that_are_not_member_names_are_kept() {
         "{}",
         "",
     ] {
-        assert!(matches!(strip_handoff(answer.as_bytes()), Cow::Borrowed(_)), "{answer}");
+        assert!(matches!(redact_answer(answer.as_bytes()), Cow::Borrowed(_)), "{answer}");
         let every: Vec<usize> = (0..answer.len()).collect();
         assert_eq!(pieces(answer, &every), answer);
     }
@@ -148,7 +148,7 @@ fn a_chunk_without_members_is_not_copied() {
 fn a_recorded_prefill_answer_loses_its_parameters_only() {
     let mut answer = json(CHAT)["prefill_response"].clone();
     let text = answer.to_string();
-    let stripped = strip_handoff(text.as_bytes());
+    let stripped = redact_answer(text.as_bytes());
     answer["kv_transfer_params"] = serde_json::Value::Null;
     assert_eq!(json(stripped), answer);
 }

@@ -56,7 +56,7 @@ pub use family::{
     ConcurrentLegs, Family, Handoff, LegBody, Legs, Peer, PeerQuery, ProtocolError, RendezvousInfo,
 };
 pub use form::{is_form, model_in_form};
-pub use handoff_redaction::{HandoffRedactor, strip_error, strip_handoff};
+pub use handoff_redaction::{HandoffRedactor, redact_answer, redact_error};
 pub use kind::EngineKind;
 pub use openai::{ApiError, ModelCard, cards_of, list_of, models_of};
 pub use paths::{Kinds, Lookup, PathEntry};

@@ -264,7 +264,7 @@ impl Kinds {
     }
 
     /// Returns whether the sets intersect.
-    pub const fn meets(self, others: Kinds) -> bool {
+    pub const fn intersects(self, others: Kinds) -> bool {
         self.0 & others.0 != 0
     }
 }

@@ -145,7 +145,7 @@ impl UsageFilter {
 }
 
 /// Corrects the cached-token count of an unstreamed answer.
-pub fn with_cached(answer: Bytes, cached: Option<Tokens>) -> Bytes {
+pub fn correct_cached_tokens(answer: Bytes, cached: Option<Tokens>) -> Bytes {
     if cached.is_none() || CACHED.find(&answer).is_none() {
         return answer;
     }

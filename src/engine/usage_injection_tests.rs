@@ -111,12 +111,12 @@ fn cached_tokens_are_those_of_the_prefill() {
     assert_eq!(passed(UsageRequest::Final, Some(Tokens(123)), &last(9), 7), last(123));
     let answer = Bytes::from_static(br#"{"usage":{"prompt_tokens_details":{"cached_tokens": 9}}}"#);
     assert_eq!(
-        with_cached(answer.clone(), Some(Tokens(0))),
+        correct_cached_tokens(answer.clone(), Some(Tokens(0))),
         &br#"{"usage":{"prompt_tokens_details":{"cached_tokens": 0}}}"#[..]
     );
-    assert_eq!(with_cached(answer.clone(), None), answer);
+    assert_eq!(correct_cached_tokens(answer.clone(), None), answer);
     let none = Bytes::from_static(br#"{"cached_tokens":null}"#);
-    assert_eq!(with_cached(none.clone(), Some(Tokens(3))), none);
+    assert_eq!(correct_cached_tokens(none.clone(), Some(Tokens(3))), none);
 }
 
 #[test]

@@ -9,11 +9,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tidegate_engine::usage_injection::with_cached;
+use tidegate_engine::usage_injection::correct_cached_tokens;
 use tidegate_engine::{
     ApiError, ClientState, Endpoint, ErrorForm, Evidence, FailureKind, HandoffRedactor,
-    OtherAttempts, Seen, SseReader, Usage, UsageFilter, UsageRequest, attribute, strip_error,
-    strip_handoff,
+    OtherAttempts, Seen, SseReader, Usage, UsageFilter, UsageRequest, attribute, redact_answer,
+    redact_error,
 };
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
@@ -112,7 +112,7 @@ impl RelayBody {
         if accepted.endpoint.generates() {
             record.usage = Usage::of(accepted.endpoint, &bytes);
         }
-        let strip = if record.status < 400 { strip_handoff } else { strip_error };
+        let strip = if record.status < 400 { redact_answer } else { redact_error };
         let clean = match trusts_client(&record) {
             true => bytes,
             false => match strip(&bytes) {
@@ -120,7 +120,7 @@ impl RelayBody {
                 Cow::Borrowed(_) => bytes,
             },
         };
-        let clean = with_cached(clean, record.notes.cached);
+        let clean = correct_cached_tokens(clean, record.notes.cached);
         record.ended = if record.status < 500 { Ended::Done } else { Ended::Failed };
         RelayBody::Full(Some(clean), Some(record))
     }
@@ -247,7 +247,7 @@ impl EventRelay {
         self.count(seen, now);
         let chunk = self.clean(chunk);
         match seen.error && self.redactor.is_some() {
-            true => match strip_error(&chunk) {
+            true => match redact_error(&chunk) {
                 Cow::Owned(clean) => Bytes::from(clean),
                 Cow::Borrowed(_) => chunk,
             },

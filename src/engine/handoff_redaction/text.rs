@@ -4,12 +4,12 @@
 use memchr::memmem;
 use std::borrow::Cow;
 
-use super::strip_handoff;
+use super::redact_answer;
 use crate::handoff_members::IN_ANSWERS;
 
 /// Redacts an error body, inside its strings too; borrowed if nothing is redacted.
-pub fn strip_error(answer: &[u8]) -> Cow<'_, [u8]> {
-    let mut stripped = strip_handoff(answer);
+pub fn redact_error(answer: &[u8]) -> Cow<'_, [u8]> {
+    let mut stripped = redact_answer(answer);
     for name in IN_ANSWERS {
         if let Some(quoted) = unquoted(&stripped, name.as_bytes()) {
             stripped = Cow::Owned(quoted);
@@ -122,7 +122,7 @@ mod tests {
                 r#"Request(bootstrap_host=null, n=0), {"bootstrap_room": null}"#,
             ),
         ] {
-            assert_eq!(String::from_utf8_lossy(&strip_error(error.as_bytes())), left);
+            assert_eq!(String::from_utf8_lossy(&redact_error(error.as_bytes())), left);
         }
     }
 
@@ -134,7 +134,7 @@ mod tests {
             "no JSON",
             "",
         ] {
-            assert!(matches!(strip_error(error.as_bytes()), Cow::Borrowed(_)), "{error}");
+            assert!(matches!(redact_error(error.as_bytes()), Cow::Borrowed(_)), "{error}");
         }
     }
 }
