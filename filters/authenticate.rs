@@ -1,5 +1,4 @@
-//! Filter 2: API keys. It must never reveal by its timing how much of a key was right, nor print a
-//! key.
+//! Filter 2: API keys. They are compared in constant time and never printed.
 
 use crate::Tenant;
 use http::HeaderMap;

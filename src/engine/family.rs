@@ -290,7 +290,7 @@ impl Family {
             }
             (Family::SglangPd, _) => Legs::Concurrent(sglang::legs(body, scan, rendezvous)),
             (Family::TrtLlm, _) => {
-                let first = trtllm::ScheduleStyle::Context;
+                let first = trtllm::LegOrder::Context;
                 Legs::PrefillFirst {
                     prefill: trtllm::context_body(body, scan, rendezvous.id, first),
                 }

@@ -1,5 +1,5 @@
-//! Ids of objects that engines store for clients, in paths, bodies and answers. It must never
-//! guess: an id that cannot be read is unknown, which costs one query to the engines.
+//! Ids of objects that engines store for clients, in paths, bodies and answers. An id that cannot
+//! be read is unknown, which costs one query to the engines.
 
 use crate::{Endpoint, Scan};
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-//! tidegate's own answers in OpenAI's format: errors and the model list. It must never name a
-//! backend, except in the message passed to [`ApiError::upstream_failed`].
+//! tidegate's own answers in OpenAI's format: errors and the model list. They name no backend,
+//! except in the message passed to [`ApiError::upstream_failed`].
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! Counts tokens in a stream of server-sent events or JSON lines. It must never change, hold back
-//! or delay a byte of the stream. Only an incomplete event is buffered, up to [`EVENT_MAX`] bytes.
+//! Counts tokens in a stream of server-sent events or JSON lines, which is only read, not delayed
+//! or changed. An incomplete event is buffered, up to [`EVENT_MAX`] bytes.
 
 mod chunk;
 mod native;

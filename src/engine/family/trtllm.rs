@@ -31,7 +31,7 @@ pub(super) const fn request_id(id: u64) -> u64 {
 
 /// `schedule_style`: the leg that is sent first.
 #[derive(Clone, Copy)]
-pub(super) enum ScheduleStyle {
+pub(super) enum LegOrder {
     /// Context first: its answer makes the generation leg.
     Context = 0,
     /// Generation first: the context engine waits for it.
@@ -39,7 +39,7 @@ pub(super) enum ScheduleStyle {
 }
 
 /// Returns the context leg's body.
-pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64, first: ScheduleStyle) -> Bytes {
+pub(super) fn context_body(body: &Bytes, scan: &Scan, id: u64, first: LegOrder) -> Bytes {
     let params = format!(
         "{{\"request_type\":\"context_only\",\"disagg_request_id\":{},\"schedule_style\":{}}}",
         request_id(id),

@@ -1,6 +1,6 @@
 //! TensorRT-LLM's signature of a generation leg (docs/spec/engine-protocols.md#trtllm-auth):
-//! HMAC-SHA256 of the two protected parameters in Python's canonical JSON. It must never put the
-//! key, or anything derived from it except the signature, into a message.
+//! HMAC-SHA256 of the two protected parameters in Python's canonical JSON. The key appears in no
+//! message.
 
 use ring::hmac;
 use serde::Deserialize;

@@ -1,7 +1,7 @@
 //! TensorRT-LLM's trtllm-serve, generation first
 //! (docs/spec/engine-protocols.md#trtllm-generation-first): concurrent legs. The context engine
-//! starts to compute when the generation engine has sent it the destination of the KV. It must
-//! never change `max_tokens`, as in context first.
+//! starts to compute when the generation engine has sent it the destination of the KV. `max_tokens`
+//! stays unchanged, as in context first.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -25,11 +25,11 @@ pub(super) fn legs(
     let params = format!(
         "{{\"request_type\":\"generation_only\",\"ctx_request_id\":{id},\"disagg_request_id\":{id},\
          \"schedule_style\":{},\"ctx_dp_rank\":{rank},\"ctx_info_endpoint\":{}}}",
-        trtllm::ScheduleStyle::Generation as u8,
+        trtllm::LegOrder::Generation as u8,
         super::quoted(&context.name),
     );
     ConcurrentLegs {
-        prefill: trtllm::context_body(body, scan, rendezvous.id, trtllm::ScheduleStyle::Generation)
+        prefill: trtllm::context_body(body, scan, rendezvous.id, trtllm::LegOrder::Generation)
             .into(),
         decode: LegBody {
             body: Edits::new().set(trtllm::PARAMS, params.as_bytes()).apply(body, scan),
