@@ -175,13 +175,13 @@ fn code_of(error: &Value) -> Option<u16> {
         let code = u16::try_from(code).ok()?;
         (400..600).contains(&code).then_some(code)
     });
-    let words = ["type", "code", "error_type"].iter().filter_map(|key| error[*key].as_str());
-    status.or_else(|| words.into_iter().find_map(status_of))
+    let types = ["type", "code", "error_type"].iter().filter_map(|key| error[*key].as_str());
+    status.or_else(|| types.into_iter().find_map(status_of))
 }
 
 /// Error types of OpenAI, Anthropic, vLLM and TGI.
-fn status_of(word: &str) -> Option<u16> {
-    Some(match word {
+fn status_of(error_type: &str) -> Option<u16> {
+    Some(match error_type {
         "invalid_request_error"
         | "BadRequestError"
         | "validation"

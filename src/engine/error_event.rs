@@ -55,10 +55,10 @@ mod tests {
     #[test]
     fn error_messages_quote_no_hand_off() {
         let body = r#"{"error":{"message":"in {'kv_transfer_params': {'remote_host': 'h'}}"}}"#;
-        let words = EngineError::of_body(body.as_bytes());
-        assert_eq!(words.message, "in {'kv_transfer_params': null}");
+        let error = EngineError::of_body(body.as_bytes());
+        assert_eq!(error.message, "in {'kv_transfer_params': null}");
         let events = format!("data: {body}\n\n");
-        let words = EngineError::of_events(events.as_bytes()).expect("an error");
-        assert_eq!(words.message, "in {'kv_transfer_params': null}");
+        let error = EngineError::of_events(events.as_bytes()).expect("an error");
+        assert_eq!(error.message, "in {'kv_transfer_params': null}");
     }
 }

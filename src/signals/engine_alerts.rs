@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn every_alert_has_its_own_label() {
-        let words: std::collections::BTreeSet<_> = EngineAlert::ALL.map(EngineAlert::as_str).into();
-        assert_eq!(words.len(), EngineAlert::ALL.len());
+        let labels: std::collections::BTreeSet<_> =
+            EngineAlert::ALL.map(EngineAlert::as_str).into();
+        assert_eq!(labels.len(), EngineAlert::ALL.len());
     }
 }

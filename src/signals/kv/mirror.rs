@@ -213,9 +213,9 @@ impl KvMirror {
     fn salt(&self, stored: &StoredBlocks) -> u64 {
         let model = stored.lora.as_deref().unwrap_or(&self.model);
         let keys = stored.keys.first().map(|keys| keys.texts.as_slice()).unwrap_or_default();
-        let told =
+        let vllm_salt =
             keys.iter().map(|text| &**text).find(|text| Some(*text) != stored.lora.as_deref());
-        let json = match stored.cache_salt.as_deref().or(told) {
+        let json = match stored.cache_salt.as_deref().or(vllm_salt) {
             // A string always serialises.
             Some(salt) => serde_json::to_vec(salt).unwrap_or_default(),
             None => Vec::new(),
