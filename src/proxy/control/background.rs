@@ -1,5 +1,5 @@
-//! The background tasks as a pingora service: they run in a runtime of their own, so that a slow
-//! planner cannot starve a stream.
+//! Background tasks as a pingora service. They run on a runtime of their own, so that a slow plan
+//! cannot delay streams.
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
@@ -16,31 +16,32 @@ use crate::shutdown::Vital;
 use crate::signals;
 use crate::tls::{self, Refresh};
 
-/// Everything that runs beside the requests; taken out when the service starts.
+/// The background tasks; taken out when pingora starts the service.
 pub struct Background(Mutex<Option<Tasks>>);
 
-/// The tasks.
+/// Everything that runs beside the requests.
 pub struct Tasks {
-    /// Whose signals to listen to.
+    /// Shared state; its fleet is the one whose engine signals are read.
     pub proxy: Arc<Proxy>,
-    /// Owns the deadline queue.
+    /// The owner of the EDF queue.
     pub dispatcher: Dispatcher,
-    /// Writes the table.
+    /// The writer of the routing table.
     pub control: Control,
-    /// Whom to probe.
+    /// Backends to probe.
     pub backends: Vec<Arc<Backend>>,
-    /// How.
+    /// Probe interval and timeout.
     pub probe: ProbeParams,
-    /// Where the findings go.
+    /// Where probes send their results.
     pub found: mpsc::Sender<Found>,
-    /// Certificates to load again when their files change.
+    /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
-    /// The process ends with the control loop, and with the dispatcher.
+    /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
+    /// ends.
     pub vitals: [Vital; 2],
 }
 
 impl Background {
-    /// Tasks that wait for their service to start.
+    /// Holds `tasks` until pingora starts the service.
     pub fn new(tasks: Tasks) -> Background {
         Background(Mutex::new(Some(tasks)))
     }
@@ -66,7 +67,8 @@ impl BackgroundService for Background {
         });
         let _vital = controls;
         tasks.control.run(stop).await;
-        // It panicked or has ended: either way there is nothing left to do here.
+        // The dispatcher ended with the stop signal or panicked; a panic is logged and the process
+        // stops.
         dispatching.await.unwrap_or_else(|error| tracing::error!("dispatcher: {error}"));
     }
 }

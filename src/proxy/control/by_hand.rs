@@ -1,5 +1,5 @@
-//! Roles that operators set through the admin address, kept in a small file over a restart. It must
-//! never give a backend a role that its settings no longer allow: what does not fit is left out.
+//! Roles that operators set through the admin address, kept in a state file over a restart. An
+//! entry whose role the settings no longer allow is ignored with a warning.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -11,19 +11,18 @@ use tidegate_types::Role;
 
 use crate::files::FileProblem;
 
-/// What an operator set last for one backend.
+/// What an operator last set for one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
-    /// The role.
     pub role: Role,
-    /// Is it pinned?
+    /// Whether the role is pinned.
     pub pin: bool,
-    /// When the hold of a flip ends, in seconds since 1970.
+    /// End of a timed hold in seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_until: Option<f64>,
 }
 
-/// All of them, by the backends' names.
+/// Roles set by operators, by backend name.
 #[derive(Debug, Default)]
 pub struct ByHand {
     path: Option<PathBuf>,
@@ -31,10 +30,11 @@ pub struct ByHand {
 }
 
 impl ByHand {
-    /// What the file says; nothing if there is none yet, or none is wanted.
+    /// Reads the state file. A missing file, or no configured path, gives no entries.
     ///
     /// # Errors
-    /// It is there and cannot be read: to start without it would undo what operators did.
+    /// The file exists and cannot be read or parsed. Starting without it would undo what operators
+    /// did.
     #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
     pub fn read(path: Option<&Path>) -> Result<ByHand, FileProblem> {
         let Some(path) = path else { return Ok(ByHand::default()) };
@@ -48,7 +48,7 @@ impl ByHand {
         Ok(ByHand { path: Some(path.to_owned()), entries })
     }
 
-    /// The settings as operators left them.
+    /// Overrides role and pin of the backends in `settings` with what operators set.
     pub fn apply(&self, settings: &mut Settings) {
         for backend in &mut settings.backends {
             let Some(entry) = self.entries.get(&backend.name) else { continue };
@@ -56,37 +56,38 @@ impl ByHand {
                 (backend.role, backend.pin) = (Some(entry.role), entry.pin);
             } else {
                 let role = entry.role.as_str();
-                tracing::warn!(backend = %backend.name, role, "set by hand, and no longer allowed");
+                tracing::warn!(backend = %backend.name, role, "state file: role set by an operator is no longer allowed by the settings, ignored");
             }
         }
     }
 
-    /// When a backend's hold ends, in seconds since 1970; `None` if it has none.
+    /// End of a backend's timed hold in seconds since the Unix epoch; `None` without a hold.
     pub fn hold_until(&self, name: &str) -> Option<f64> {
         self.entries.get(name)?.hold_until
     }
 
-    /// An operator set this; written before the operator is told so. A few hundred bytes, at an
-    /// operator's pace.
+    /// Records `entry` for a backend and writes the file before the operator gets the answer. The
+    /// file has a few hundred bytes and is written only when an operator changes something.
     pub fn set(&mut self, name: &str, entry: Kept) {
         let Some(path) = &self.path else { return };
         if self.entries.insert(name.to_owned(), entry) == Some(entry) {
             return;
         }
         if let Err(error) = write(path, &self.entries) {
-            tracing::error!(path = %path.display(), "roles set by hand are not kept: {error}");
+            tracing::error!(path = %path.display(), "state file cannot be written, roles set by operators are lost on restart: {error}");
         }
     }
 }
 
-/// A mode that an engine was launched in is no operator's to choose.
+/// Whether operators may set `role`. The launch mode of an SGLang PD engine can only be changed by
+/// a role switch.
 fn may_have(backend: &BackendSettings, role: Role) -> bool {
     let launched = backend.family() == Family::SglangPd
         && (!backend.role_switch || !matches!(role, Role::Prefill | Role::Decode));
     !launched && backend.allowed_roles().contains(role)
 }
 
-/// The old file or the new one, never half of it.
+/// Replaces the file atomically: writes a temporary file, syncs it and renames it.
 #[allow(clippy::disallowed_types, reason = "a file that the settings name")]
 fn write(path: &Path, entries: &BTreeMap<String, Kept>) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();

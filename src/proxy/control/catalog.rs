@@ -1,6 +1,6 @@
-//! Which backend serves which models, and what the filters and clients get to know of that. A pool
-//! keeps its number as long as its model is served, and no other model gets that number: requests
-//! in flight hold the numbers.
+//! Which backend serves which models, and what filters and clients are given of it. A pool keeps
+//! its number while its model is served, and a number is never reused: requests in flight refer to
+//! pools by number.
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -13,49 +13,48 @@ use tidegate_types::{BackendId, PoolId, Tokens};
 use crate::fleet::{EVERYONE, PoolEntry, RoutingTable};
 use crate::models::ModelList;
 
-/// A model that the operator said something about.
+/// A model that the settings mention.
 #[derive(Clone)]
 pub struct KnownModel {
-    /// Its name.
     pub name: Arc<str>,
-    /// Further names that clients may use for it.
+    /// Further names by which clients may address it.
     pub aliases: Vec<Arc<str>>,
-    /// Its context length, if the operator knows better than the engine.
+    /// Context length from the settings; replaces the length that engines report.
     pub max_model_len: Option<Tokens>,
-    /// Its tokenizer, if there is one.
+    /// Its tokenizer, if configured.
     pub tokenizer: Option<Arc<ModelTokenizer>>,
 }
 
-/// What the settings say of one backend's models and paths.
+/// The models and paths that the settings name for one backend.
 #[derive(Clone, Default)]
 pub struct Offer {
-    /// The only models that the operator wants from it, if any are named.
+    /// The only models to use on this backend; empty: all that the engine reports.
     pub models: Vec<String>,
-    /// Its kind.
+    /// Its engine kind.
     pub kinds: Kinds,
-    /// Paths that it has beside those of its kind.
+    /// Paths it serves beside those of its kind.
     pub paths: Vec<String>,
 }
 
-/// All models.
+/// The models of all backends.
 pub struct Catalog {
-    /// By backend: what it serves.
+    /// Model cards by backend slot.
     served: Vec<Vec<ModelCard>>,
-    /// By backend: its own list, for clients.
+    /// The engine's `/v1/models` answer by backend slot, as bytes.
     answers: Vec<Bytes>,
-    /// By backend.
+    /// By backend slot.
     offers: Vec<Offer>,
     known: HashMap<Arc<str>, KnownModel>,
-    /// The number of the next pool.
+    /// The number of the next new pool.
     next: PoolId,
 }
 
-/// What tells pools apart.
+/// Identity of a pool: model name, and the context length that its backends exceed.
 type Key = (Arc<str>, Option<Tokens>);
 
 impl Catalog {
-    /// A catalog in which each backend serves what the operator named for it, or nothing until it
-    /// says so itself.
+    /// A catalog in which each backend serves the models named in the settings; a backend without
+    /// named models serves nothing until its engine has reported.
     pub fn new(offers: Vec<Offer>, known: Vec<KnownModel>) -> Catalog {
         let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
         Catalog {
@@ -67,7 +66,7 @@ impl Catalog {
         }
     }
 
-    /// A backend said what it serves. False if that is what it said before.
+    /// Takes the models that a backend reported. Returns whether they changed.
     pub fn update(&mut self, backend: BackendId, mut cards: Vec<ModelCard>, answer: Bytes) -> bool {
         let slot = backend.index();
         let named = &self.offers[slot].models;
@@ -82,8 +81,8 @@ impl Catalog {
         true
     }
 
-    /// Write the pools into a table: those it has keep their numbers and their demand, those whose
-    /// models are gone go.
+    /// Writes the pools into `table`. Existing pools keep their number and demand; pools of models
+    /// that are no longer served are removed.
     pub fn pools(&mut self, table: &mut RoutingTable) {
         let before = std::mem::take(&mut table.pools);
         let mut before: HashMap<Key, PoolEntry> =
@@ -120,8 +119,8 @@ impl Catalog {
         table.pools = pools;
     }
 
-    /// What the filters know: every model that is served, with its limit and tokenizer, every alias
-    /// of one that is, and which paths there are.
+    /// The filters' view: every served model with its context limit and tokenizer, every alias of a
+    /// served model, and the served paths.
     pub fn directory(&self) -> Directory {
         let mut models = HashMap::new();
         for (model, backends) in by_model(&self.served) {
@@ -147,8 +146,8 @@ impl Catalog {
         }
     }
 
-    /// The lists for clients: all that can be asked for, in the engines' own words where they have
-    /// said any. Of a name that several serve the first one's.
+    /// The model lists for clients: all models that can be requested, with the engine's own JSON
+    /// where it was reported. If several backends serve a name, the first one's JSON is used.
     pub fn list(&self) -> ModelList {
         let mut list = ModelList::default();
         for (served, answer) in self.served.iter().zip(&self.answers) {
@@ -159,7 +158,7 @@ impl Catalog {
             }
         }
         for card in self.served.iter().flatten() {
-            // Short names, and models that no engine has confirmed yet.
+            // Short names, and models that no engine has reported yet.
             let named = self.offers.iter().any(|offer| offer.models.contains(&card.id));
             list.add(&card.id, own_card(&card.id, None, card.max_model_len), named);
         }
@@ -172,7 +171,7 @@ impl Catalog {
     }
 }
 
-/// A card of a name that no engine's list has.
+/// JSON for a name that no engine lists.
 fn own_card(id: &str, root: Option<&str>, max_model_len: Option<Tokens>) -> String {
     let mut card = serde_json::json!({ "id": id, "object": "model", "owned_by": "tidegate" });
     if let Some(root) = root {
@@ -184,7 +183,7 @@ fn own_card(id: &str, root: Option<&str>, max_model_len: Option<Tokens>) -> Stri
     card.to_string()
 }
 
-/// Who serves which model, and with which context.
+/// The backends of each model, with the context length they report.
 fn by_model(served: &[Vec<ModelCard>]) -> BTreeMap<&str, Vec<(BackendId, Option<Tokens>)>> {
     let mut models: BTreeMap<&str, Vec<(BackendId, Option<Tokens>)>> = BTreeMap::new();
     for (slot, cards) in served.iter().enumerate() {
@@ -199,12 +198,12 @@ fn by_model(served: &[Vec<ModelCard>]) -> BTreeMap<&str, Vec<(BackendId, Option<
     models
 }
 
-/// The longer of two contexts; one that is not known may be any.
+/// The longer of two context lengths; `None` (unknown) counts as unlimited.
 fn longer(one: Option<Tokens>, other: Option<Tokens>) -> Option<Tokens> {
     one.zip(other).map(|(one, other)| one.max(other))
 }
 
-/// Contexts that some backend has and others exceed, in ascending order.
+/// Context lengths that at least one other backend exceeds, in ascending order.
 fn shorter_contexts(backends: &[(BackendId, Option<Tokens>)]) -> Vec<Tokens> {
     let mut contexts: Vec<Tokens> = backends.iter().filter_map(|(_, len)| *len).collect();
     contexts.sort_unstable();

@@ -1,4 +1,4 @@
-//! Models that come and go, and what is known of them.
+//! Models that appear and disappear, and what the catalog makes of them.
 
 use super::*;
 use tidegate_types::Plan;
@@ -47,7 +47,7 @@ fn pools_keep_their_numbers_and_their_demand_while_their_models_are_there() {
     assert_eq!(table.backends(a), [BackendId(1)]);
     catalog.update(BackendId(1), vec![card("b", 9)], Bytes::new());
     catalog.pools(&mut table);
-    assert_eq!(table.pool_for(Some("a")), None, "nobody serves it any more");
+    assert_eq!(table.pool_for(Some("a")), None, "no backend serves it any more");
     assert!(table.pool(a).is_none() && table.backends(a).is_empty());
     assert_eq!(table.pool_for(Some("b")), Some(b));
     assert_eq!(table.backends(table.pool_for(None).unwrap()).len(), 2);
@@ -91,7 +91,7 @@ fn a_request_goes_where_its_context_fits_and_otherwise_where_it_is_longest() {
         assert_eq!(takers(&table, needed), slots, "{needed}");
     }
     assert_eq!(catalog.directory().find("m").unwrap().1.max_model_len, Some(Tokens(300)));
-    // One that does not tell may have any.
+    // An engine that reports no context length is not limited.
     let unknown = ModelCard { id: "m".to_owned(), max_model_len: None };
     catalog.update(BackendId(3), vec![unknown], Bytes::new());
     catalog.pools(&mut table);

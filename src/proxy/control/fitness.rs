@@ -1,6 +1,6 @@
-//! Do the engines fit the settings and each other? Remembers what each told last, has the pure room
-//! judge, and makes what follows show: in the log, on the backend, in the table's groups. It must
-//! never decide who fits.
+//! Compatibility of engines with their settings and with each other. Keeps the facts that each
+//! engine last reported, has `tidegate_signals` judge them, and applies the verdict to the log, the
+//! backend and the table's groups. It contains no compatibility rules itself.
 
 use std::sync::Arc;
 use tidegate_engine::Family;
@@ -10,19 +10,20 @@ use tidegate_types::{BackendId, Role};
 
 use crate::fleet::{Backend, EngineWords, Fleet, RoutingTable};
 
-/// What was said of all engines, and what they told.
+/// Configured and reported facts of all engines, by backend slot.
 pub struct Fitness {
     said: Vec<ConfiguredBackend>,
     told: Vec<Option<Facts>>,
 }
 
 impl Fitness {
-    /// What the settings say, and what engines told before anything was served.
+    /// `said`: facts from the settings. `told`: facts that engines reported during start-up
+    /// verification.
     pub fn new(said: Vec<ConfiguredBackend>, told: Vec<Option<Facts>>) -> Fitness {
         Fitness { said, told }
     }
 
-    /// An engine said what it is. True if that is new.
+    /// Stores the facts that an engine reported. Returns whether they changed.
     pub fn tell(&mut self, backend: BackendId, facts: Facts) -> bool {
         let told = &mut self.told[backend.index()];
         let new = told.as_ref() != Some(&facts);
@@ -30,7 +31,7 @@ impl Fitness {
         new
     }
 
-    /// The half that an engine does by its own word.
+    /// The PD role in which an engine reports to run; `None` for engines that run whole requests.
     pub fn role_told(&self, backend: BackendId) -> Option<Role> {
         match self.told[backend.index()].as_ref()?.mode? {
             DisaggregationMode::Half(role) => Some(role),
@@ -38,18 +39,18 @@ impl Fitness {
         }
     }
 
-    /// An engine has switched, which was verified.
+    /// Records a verified role switch.
     pub fn switched(&mut self, backend: BackendId, role: Role) {
         if let Some(facts) = &mut self.told[backend.index()] {
             facts.mode = Some(DisaggregationMode::Half(role));
         }
     }
 
-    /// Judge all, and write what follows into `table` and onto the backends.
+    /// Judges all engines and writes the verdicts into `table` and onto the backends.
     pub fn apply(&mut self, backends: &[Arc<Backend>], table: &mut RoutingTable) {
         for (said, backend) in self.said.iter_mut().zip(backends) {
             if backend.family == Family::SglangPd {
-                // While it drains or switches it is in neither.
+                // A draining or switching engine has no configured mode.
                 said.mode = mode_of(table.plan.role(backend.id));
             }
         }
@@ -71,17 +72,17 @@ fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
         tracing::warn!(backend = %backend.name, out, "misfit: {word}");
     }
     if words.is_empty() && !before.misfits.is_empty() {
-        tracing::info!(backend = %backend.name, "it fits again");
+        tracing::info!(backend = %backend.name, "misfit: none any more");
     }
     let kinds = fit.misfits.iter().map(|misfit| misfit.as_str()).collect();
     backend.words.store(Arc::new(EngineWords { version, misfits: words, kinds }));
     if backend.health.set_unfit(fit.out) {
         let health = if fit.out { "unfit" } else { "fit" };
-        tracing::warn!(backend = %backend.name, health, "fitness");
+        tracing::warn!(backend = %backend.name, health, "compatibility verdict changed");
     }
 }
 
-/// Fit a first table, before anything is served.
+/// Sets the groups of the first table, before requests are served.
 pub fn first(fitness: &mut Fitness, fleet: &Fleet) {
     let mut table = (**fleet.table()).clone();
     fitness.apply(&fleet.backends, &mut table);

@@ -1,4 +1,4 @@
-//! What legs cost, learned online, per backend; how long answers are, over all of them.
+//! Online cost regressions: prefill and decode costs per backend, output lengths over all backends.
 
 mod cache;
 mod steps;
@@ -11,45 +11,46 @@ use crate::learn::{Observation, ReadPrompt};
 use cache::CacheTruth;
 use steps::{Hypotheses, Step, Steps};
 
-/// What an operator knows of a backend's costs before any was observed.
+/// A backend's costs before the first observation, from the settings or the defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct Priors {
-    /// Of a prefill.
+    /// Cost of a prefill.
     pub prefill: PrefillModel,
-    /// Of a decode step.
+    /// Cost of a decode step.
     pub decode: DecodeModel,
 }
 
-/// A prefill that may have waited for more than this share of its time, beyond the mean, is timed
-/// too vaguely to tell what a longer one takes: from a phase of short prompts one line through the
-/// waits made long ones twice as dear. It teaches bounds only.
+/// Upper bound of the unknown waiting time, as a share of a prefill's measured time, up to which
+/// the measurement is used as a point. Above it, the measurement only bounds the cost: a regression
+/// through a phase of short prompts with waits predicted twice the true cost of long prompts.
 const VAGUE: f64 = 0.1;
-/// Decode steps that must have been timed before an answer that is not streamed is divided into its
-/// prefill and its steps.
+/// Timed decode steps required before the time of a non-streamed answer is divided into prefill and
+/// decode.
 const STEPS_KNOWN: u64 = 4;
-/// That division is taken for a measurement while the steps are at most this share of the time.
+/// That division counts as a measurement of the prefill while decode steps are at most this share
+/// of the answer's time.
 const STEPS_SHARE_MAX: f64 = 0.5;
 
-/// All fits.
+/// The regressions of all backends.
 pub struct Fits {
     backends: Vec<BackendFit>,
     estimates: Estimates,
-    /// The engines' `max_num_batched_tokens`.
+    /// `max_num_batched_tokens` of the engines.
     chunk: Tokens,
 }
 
 struct BackendFit {
     prefill: PrefillFit,
-    /// No prior was configured, and no prefill was timed well.
+    /// Whether the prior is the default and no prefill has been measured precisely yet.
     guessed: bool,
     decode: DecodeFit,
     steps: Steps,
     cache: CacheTruth,
-    /// The account at the last look.
+    /// The backend's account at the previous sample.
     before: Option<Look>,
 }
 
-/// A backend's decode work at one moment.
+/// A sample of a backend's decode work.
 #[derive(Clone, Copy)]
 struct Look {
     at: Moment,
@@ -58,7 +59,7 @@ struct Look {
 }
 
 impl Fits {
-    /// Fits that start from the operator's knowledge.
+    /// Regressions that start from `priors`, one per backend slot.
     pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
         let fit = |priors: Priors| {
             let guessed = priors.prefill == PrefillModel::default();
@@ -74,7 +75,7 @@ impl Fits {
         Fits { backends: priors.into_iter().map(fit).collect(), estimates, chunk }
     }
 
-    /// One observation, which came at `now`.
+    /// Takes one observation received at `now`.
     pub fn take(&mut self, observation: Observation, now: Moment) {
         match observation {
             Observation::Prefill(read) => {
@@ -108,7 +109,8 @@ impl Fits {
         }
     }
 
-    /// Steps that no further prompt will be found to have ended with teach now.
+    /// Learns from steps that ended long enough before `now` that no further prompt can belong to
+    /// them.
     pub fn settle(&mut self, now: Moment) {
         for fit in &mut self.backends {
             let base = fit.decode.model().base;
@@ -118,14 +120,15 @@ impl Fits {
         }
     }
 
-    /// The share of a predicted prefix-cache hit that is real on a backend, and how that is known.
+    /// Measured share (0 to 1) of predicted prefix-cache hits that are real on a backend, and its
+    /// source.
     pub fn hit_share(&self, backend: BackendId) -> (f64, HitSource) {
         self.backends[backend.index()].cache.share()
     }
 
-    /// Look at every backend's decode work since the last look. The mean gap between two tokens
-    /// of one stream is the time that passed, times the streams, over the tokens. A backend that
-    /// prefilled meanwhile, or whose streams came and went, teaches nothing about decode steps.
+    /// Samples every backend's decode work. The mean inter-token gap of a stream is elapsed time ×
+    /// streams / tokens since the previous sample. Samples during which the backend prefilled, or
+    /// its number of streams changed, are skipped.
     pub fn watch_decodes(&mut self, fleet: &Fleet, now: Moment) {
         for (backend, fit) in fleet.backends.iter().zip(&mut self.backends) {
             let balance = backend.account.balance();
@@ -140,9 +143,9 @@ impl Fits {
         }
     }
 
-    /// A backend's costs as fitted so far. One of which nothing was said or seen yet is taken to be
-    /// like its peers: with a guess that is dearer than what they turned out to cost, it would never
-    /// be given anything to be judged by.
+    /// The learned costs of a backend. A backend without prior and observations takes the model of
+    /// the first of `peers` that has observations: with a default that overestimates the cost it
+    /// would receive no work to learn from.
     pub fn models(
         &self,
         backend: BackendId,
@@ -162,15 +165,16 @@ impl Fits {
         (prefill, decode)
     }
 
-    /// Lengths as fitted so far.
+    /// The learned length estimates.
     pub fn estimates(&self) -> &Estimates {
         &self.estimates
     }
 }
 
 impl BackendFit {
-    /// Prompts that ended with the same step took the engine until then. The decodes beside them
-    /// took their share of it, and the first prompt may have waited for the end of a decode step.
+    /// Learns from prompts that ended with one step. From the step's time it subtracts the share of
+    /// the decode streams beside it and, if the first prompt may have waited for the end of a
+    /// running decode step, half of that step's time.
     fn learn_step(&mut self, step: Step, chunk: Tokens, now: Moment) {
         let decode = self.decode.model();
         let beside = step.beside;
@@ -184,14 +188,14 @@ impl BackendFit {
             return self.learn(&step.prompts, alone - wait / 2.0, now);
         }
         if self.guessed && step.prompts.are_one() {
-            // Better than the guess.
+            // More precise than the default prior.
             self.prefill.observe_batch(&step.prompts.full, alone - wait / 2.0);
             return;
         }
         self.learn_between(&step.prompts, alone - wait, alone);
     }
 
-    /// An answer that was not streamed: the prefill took no longer than all of it.
+    /// Learns from a non-streamed answer, whose total time bounds the prefill from above.
     fn learn_whole(&mut self, read: &ReadPrompt, output: Tokens, now: Moment) {
         let prompt = self.cache.hypotheses(read);
         let took = read.ended - read.sent;
@@ -204,19 +208,21 @@ impl BackendFit {
             self.guessed = false;
             return self.learn(&prompt, took - decode, now);
         }
-        // Each of its steps took as long as any decode step, the prefill's too.
+        // The prefill step takes at least as long as a decode step, so the upper bound is never
+        // below the answer's mean step.
         let most = if known { took - decode } else { took };
         self.learn_between(&prompt, Seconds::ZERO, most.max(took / (gaps + 1.0).max(1.0)));
     }
 
-    /// The engine worked for `took` on these prompts.
+    /// Learns that the engine computed `prompts` in `took`.
     fn learn(&mut self, prompts: &Hypotheses, took: Seconds, now: Moment) {
         if let Some(batch) = self.cache.judge(prompts, &self.prefill.model(), took, now) {
             self.prefill.observe_batch(&batch, took);
         }
     }
 
-    /// The engine worked between `least` and `most` on these prompts, whatever it had cached.
+    /// Learns that computing `prompts` took between `least` and `most`, for any number of cached
+    /// tokens.
     fn learn_between(&mut self, prompts: &Hypotheses, least: Seconds, most: Seconds) {
         if !self.guessed {
             self.prefill.observe_between(&prompts.full, least, Seconds(f64::INFINITY));

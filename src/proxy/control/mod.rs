@@ -1,6 +1,6 @@
-//! The control loop: the one writer of the routing table. It sums up what requests observed, asks
-//! the pure planner, publishes what it decides and journals why. Requests never wait for it: if it
-//! stops, they go on with the last table.
+//! The control loop, the only writer of the routing table. It collects what requests observed,
+//! calls the pure planner, publishes its decision and records the reasons in the journal. Requests
+//! never wait for it: if it stops, they continue with the last table.
 
 pub mod background;
 pub mod by_hand;
@@ -39,29 +39,29 @@ pub use fits::Priors;
 pub use operator::{Command, Hold};
 pub use pace::Pace;
 
-/// Fresh costs are published this often.
+/// Interval at which learned costs are published.
 const PUBLISH_EVERY: Seconds = Seconds(1.0);
-/// Role switches that wait to be heard of; a switch waits for its turn to say it.
+/// Capacity of the channel of finished role switches; a full channel makes the switch's task wait.
 const SWITCHES_MAX: usize = 16;
-/// Histograms are emptied into their buckets this often.
+/// Interval at which metric histograms are drained into their buckets.
 const UPKEEP_EVERY: Seconds = Seconds(5.0);
 
-/// What reaches the control loop.
+/// Channels into the control loop.
 pub struct Inboxes {
-    /// From requests.
+    /// Observations of finished legs and requests.
     pub observations: mpsc::Receiver<Observation>,
-    /// From the prober.
+    /// Results of probes.
     pub found: mpsc::Receiver<Found>,
-    /// From operators.
+    /// Commands of operators.
     pub commands: mpsc::Receiver<Command>,
 }
 
-/// The control loop's own state; nobody else sees it.
+/// The control loop's private state.
 pub struct Control {
     proxy: Arc<Proxy>,
     inboxes: Inboxes,
     pace: Pace,
-    /// Does the planner move roles, or only operators?
+    /// Whether the planner may change roles; otherwise only operators do.
     automatic: bool,
     params: Params,
     state: State,
@@ -72,7 +72,7 @@ pub struct Control {
     fitness: Fitness,
     by_hand: ByHand,
     demand: DemandReader,
-    /// Where role switches that engines make themselves say how they ended.
+    /// Channel on which switches performed by engines report their result.
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
     switching: BTreeMap<BackendId, Role>,
     planned_at: Moment,
@@ -84,7 +84,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// A control loop over a fleet whose first table is published.
+    /// A control loop for a fleet whose first table has been published.
     #[allow(clippy::too_many_arguments, reason = "one value a collaborator, called once")]
     pub fn new(
         proxy: Arc<Proxy>,
@@ -125,7 +125,7 @@ impl Control {
         }
     }
 
-    /// Serve until the proxy stops.
+    /// Runs until the proxy stops.
     pub async fn run(mut self, mut stop: pingora_core::server::ShutdownWatch) {
         self.note_holds();
         let clock: Clock = self.proxy.clock;
@@ -149,8 +149,8 @@ impl Control {
         }
     }
 
-    /// Where no role can be moved, because operators do that or because there is one engine, nobody
-    /// waits for a plan: the loop wakes for the streams alone. A surge still makes it look at once.
+    /// Interval between plans. If no role can change (planner off, or one backend), the loop only
+    /// wakes to check streams. A demand notification still causes an immediate plan.
     fn interval(&self) -> Seconds {
         let movable = self.automatic && self.proxy.fleet.backends.len() > 1;
         if movable { self.pace.interval } else { self.pace.interval.max(REST_MAX) }
@@ -165,8 +165,8 @@ impl Control {
             streams::watch(&self.proxy.fleet, began);
             self.watched_at = now;
             self.watch_takes.took(self.proxy.clock.now() - began);
-            // A step's end wakes the dispatcher before all of its tokens are counted: the slack that
-            // they make is seen only now, and is room.
+            // The end of a step wakes the dispatcher before all of its tokens are counted; the
+            // slack that they add is known only now and frees capacity.
             self.proxy.queue.signal().room_made();
         }
         if now - self.published_at >= PUBLISH_EVERY {
@@ -181,7 +181,7 @@ impl Control {
         }
     }
 
-    /// Take in what requests observed.
+    /// Takes the observations that are queued.
     fn hear(&mut self) {
         let now = self.proxy.clock.now();
         let mut heard = false;
@@ -219,7 +219,7 @@ impl Control {
         }
     }
 
-    /// `arrival`: the first that the plan before did not know.
+    /// Publishes planned roles. `arrival`: the first arrival that the previous plan had not seen.
     fn publish_roles(
         &mut self,
         mut roles: Vec<Role>,
@@ -259,7 +259,8 @@ impl Control {
         }
     }
 
-    /// Engines that change their role themselves begin to; in `roles` they drain.
+    /// Starts the switches of engines that change their role themselves; in `roles` they become
+    /// `Draining`.
     fn begin_switches(&mut self, roles: &mut [Role], reasons: &[Reason], now: Moment) {
         for reason in reasons {
             let id = reason.backend;
@@ -272,7 +273,7 @@ impl Control {
         }
     }
 
-    /// Must the engine itself make this change of its role?
+    /// Whether the engine itself must perform this role change.
     fn calls_for(&self, backend: BackendId, from: Role, to: Role) -> bool {
         let calls = self.proxy.fleet.backend(backend).capability == RoleCapability::DrainThenCall;
         calls && to != from && to != Role::Draining
@@ -284,7 +285,8 @@ impl Control {
         self.proxy.journal.write(entry);
     }
 
-    /// Make `table` the one that requests route from; its entries take their roles from its plan.
+    /// Makes `table` the one that requests are routed by. Its entries take their roles from its
+    /// plan.
     fn publish(&self, mut table: RoutingTable) {
         for (slot, entry) in table.entries.iter_mut().enumerate() {
             entry.role = table.plan.role(BackendId(slot as u16));
@@ -335,15 +337,15 @@ impl Control {
         drop(heard);
     }
 
-    /// Who may hand over to whom, and who is of no use, by what engines told.
+    /// Rejudges compatibility and publishes the resulting groups and usable backends.
     fn fit(&mut self) {
         let mut next = (**self.proxy.fleet.table()).clone();
         self.fitness.apply(&self.proxy.fleet.backends, &mut next);
         self.publish(next);
     }
 
-    /// An engine that can switch its role came back in another one than it was left in: a restart
-    /// gives it the one it was launched with.
+    /// Adopts the role of an engine that reports another one than the plan gives it: a restarted
+    /// SGLang engine is back in the mode it was launched with. Returns whether the role changed.
     fn adopt(&mut self, id: BackendId) -> bool {
         let from = self.proxy.fleet.table().plan.role(id);
         let switches = self.proxy.fleet.backend(id).capability == RoleCapability::DrainThenCall;
@@ -359,7 +361,7 @@ impl Control {
         true
     }
 
-    /// Publish one flip.
+    /// Publishes one flip and records it in the journal.
     fn apply(
         &mut self,
         flip: Flip,
@@ -390,7 +392,7 @@ impl Control {
         plan
     }
 
-    /// The engine itself must switch: nothing new goes to it until it has.
+    /// Starts a role switch by the engine. It receives no new work until the switch has ended.
     fn begin_switch(
         &mut self,
         flip: Flip,
@@ -413,13 +415,14 @@ impl Control {
         let told = self.switches.0.clone();
         tokio::spawn(async move {
             let end = switch::run(backend, peers, to).await;
-            // Nobody listens once the control loop has ended, and the proxy with it.
+            // The receiver is gone only when the process stops.
             told.send(switch::Ended { backend: id, from, to, cause, end }).await.ok();
         });
         plan
     }
 
-    /// A switch has ended: the engine takes its place again, or is kept out.
+    /// Finishes a role switch: the engine gets its new or old role, or stays `Draining` if it is
+    /// unusable.
     fn switched(&mut self, ended: switch::Ended) {
         let switch::Ended { backend, from, to, cause, end } = ended;
         let (role, result) = match end {
@@ -434,7 +437,7 @@ impl Control {
         }
         let flip = Flip { backend, from: Role::Draining, to: role };
         if end == switch::End::Switched {
-            // It has dropped its prefix cache.
+            // A role switch empties the engine's prefix cache.
             self.proxy.fleet.prefixes.forget(backend);
             self.fitness.switched(backend, role);
         }

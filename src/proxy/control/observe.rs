@@ -1,4 +1,5 @@
-//! The fleet as the planner sees it: accounts, health, roles, and the demand since the last look.
+//! Builds the planner's view of the fleet: in-flight work, health, roles, and demand since the
+//! previous plan.
 
 use std::collections::BTreeMap;
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
@@ -8,13 +9,13 @@ use super::pins::Pins;
 use crate::demand::DemandTotals;
 use crate::fleet::{Fleet, RoutingTable};
 
-/// Remembers the totals of the last look.
+/// Demand totals of each pool at the previous plan.
 #[derive(Debug, Default)]
 pub struct DemandReader {
     before: BTreeMap<PoolId, DemandTotals>,
 }
 
-/// What the planner gets to see now.
+/// The planner's input at this moment.
 pub fn fleet(
     fleet: &Fleet,
     table: &RoutingTable,
@@ -47,8 +48,8 @@ pub fn fleet(
     Observation { backends: backends.collect(), groups: groups(fleet, table, demand) }
 }
 
-/// Demand is counted by pool; a pool's share for each of its groups is the group's share of its
-/// usable backends.
+/// Demand per compatibility group. Demand is counted by pool; each group of a pool gets the share
+/// of its usable backends.
 fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec<GroupDemand> {
     let groups = table.entries.iter().map(|entry| entry.group.0 + 1).max().unwrap_or(0);
     let mut demands: Vec<GroupDemand> =
@@ -64,8 +65,8 @@ fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec
     demands
 }
 
-/// Adds a group's share of what a pool received since `before`. Nothing is rounded: at a plan every
-/// few milliseconds most counts are 0 or 1, and a share below one half of them would be lost.
+/// Adds a group's share of what a pool received since `before`. Nothing is rounded: with a plan
+/// every few milliseconds most counts are 0 or 1, and shares below 0.5 would round to 0.
 fn add(demand: &mut GroupDemand, now: &DemandTotals, before: &DemandTotals, share: f64) {
     let arrived = |now: Tokens, before: Tokens| (now - before).as_f64() * share;
     let (prompt, output) = (arrived(now.prompt, before.prompt), arrived(now.output, before.output));

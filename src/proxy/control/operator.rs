@@ -1,4 +1,4 @@
-//! What operators ask of the control loop: a role for a backend, held for a time or pinned.
+//! Commands of operators: the role of a backend, held for a time or pinned.
 
 use std::sync::Arc;
 use tidegate_types::{BackendId, Flip, Moment, Plan, Role, Seconds};
@@ -9,36 +9,35 @@ use super::by_hand::Kept;
 use crate::fleet::Pin;
 use crate::journal::Numbers;
 
-/// How long a role that an operator set holds.
+/// How long a role set by an operator is held.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Hold {
-    /// Until the operator releases it.
+    /// Until an operator releases it.
     Pinned,
-    /// For a time; then the planner decides again.
+    /// For a time; afterwards the planner may change it.
     For(Seconds),
-    /// Not at all: the planner decides from now on.
+    /// Not at all: the planner may change it immediately.
     Released,
 }
 
-/// What an operator asks for.
+/// One command.
 pub struct Command {
-    /// Of which backend.
     pub backend: BackendId,
-    /// The role it shall have; `None` keeps the present one.
+    /// The role to set; `None` keeps the current one.
     pub role: Option<Role>,
-    /// How long it holds; `None` keeps a pin or hold that is there.
+    /// How long to hold it; `None` keeps an existing pin or hold.
     pub hold: Option<Hold>,
-    /// Where the answer goes.
+    /// Receives the new plan or the reason for the refusal.
     pub reply: oneshot::Sender<Result<Plan, String>>,
 }
 
 impl Control {
-    /// Do what an operator asks for, if the backend is able to.
+    /// Executes a command if the backend allows the role.
     pub(super) fn obey(&mut self, command: Command) {
         let Command { backend, role, hold, reply } = command;
         let now = self.proxy.clock.now();
         let answer = self.set_role(backend, role, hold, now);
-        // An operator who has hung up needs no answer.
+        // The receiver is gone if the operator closed the connection.
         reply.send(answer).ok();
     }
 
@@ -58,11 +57,14 @@ impl Control {
             self.proxy.metrics.flipped(&flip, "operator", "refused");
             let allowed: Vec<_> = known.allowed.iter().map(Role::as_str).collect();
             let name = &known.name;
-            return Err(format!("{name} cannot be {to}: it allows {}", allowed.join(", ")));
+            return Err(format!(
+                "backend {name} does not allow role {to}, only {}",
+                allowed.join(", ")
+            ));
         }
         let calls = self.calls_for(backend, from, to);
         if calls && self.switching.contains_key(&backend) {
-            return Err(format!("{} is being switched already", known.name));
+            return Err(format!("backend {} is already switching its role", known.name));
         }
         match hold {
             Some(Hold::Pinned) => self.pins.set(backend, Some(Pin { role: to, until: None })),
@@ -83,7 +85,7 @@ impl Control {
         Ok(self.apply(flip, "operator", "applied", Numbers::new(), now))
     }
 
-    /// Write a role set by hand to the state file, with its pin or hold.
+    /// Writes a role set by an operator to the state file, with its pin or hold.
     pub(super) fn keep(&mut self, backend: BackendId, role: Role) {
         let pin = self.pins.get(backend);
         let until = pin.and_then(|pin| pin.until).map(|until| self.proxy.clock.wall(until));
@@ -93,17 +95,17 @@ impl Control {
         self.note_holds();
     }
 
-    /// Holds that end now give their backends back to the planner.
+    /// Returns backends whose timed hold has ended to the planner.
     pub(super) fn release_expired(&mut self, now: Moment) {
         for backend in self.pins.expire(now) {
             let name = &self.proxy.fleet.backend(backend).name;
-            tracing::info!(backend = %name, "the hold of a flip by hand has ended");
+            tracing::info!(backend = %name, "hold of an operator's flip has ended");
             let role = self.proxy.fleet.table().plan.role(backend);
             self.keep(backend, role);
         }
     }
 
-    /// Show the pins and holds in `/v1/fleet`.
+    /// Copies pins and holds to the backends, for `/v1/fleet`.
     pub(super) fn note_holds(&self) {
         for backend in &self.proxy.fleet.backends {
             backend.set_pin(self.pins.get(backend.id));

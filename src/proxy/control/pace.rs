@@ -1,40 +1,40 @@
-//! How often the control loop looks: by its settings, and by what its steps take. It must never read
-//! a clock.
+//! Interval of the control loop, from its settings and the measured duration of its steps. Pure:
+//! the caller passes durations.
 
 use tidegate_types::Seconds;
 
-/// How often at least, and how often at most, the planner runs.
+/// Bounds of the planning interval.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Without any event.
+    /// Between two plans without an event.
     pub interval: Seconds,
-    /// Between two runs, however many requests arrive.
+    /// Between two plans triggered by arrivals.
     pub gap: Seconds,
 }
 
-/// A plan of a large fleet, and a look over many streams, takes longer: the loop rests so many times
-/// as long, 2 % of a core each, but no longer than [`REST_MAX`].
+/// Duty cycle: pause after a step as a multiple of its duration. 50 limits planning and stream
+/// checks to 2 % of a core each. The pause is at most [`REST_MAX`].
 const REST: f64 = 50.0;
-/// The longest rest.
+/// Longest pause.
 pub(super) const REST_MAX: Seconds = Seconds(0.02);
-/// What a step takes grows by so much at most from one to the next, and falls at once: one that was
-/// preempted, for milliseconds on a busy machine, says little.
+/// Largest growth of the usual duration from one step to the next; decreases apply at once. It
+/// filters steps that were preempted, for milliseconds on a busy machine.
 const GROWTH: f64 = 1.25;
 
-/// What one of the loop's steps usually takes.
+/// Usual duration of one of the loop's steps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usual(Seconds);
 
 impl Usual {
-    /// Of a step that was never taken.
+    /// Before the first step.
     pub(super) const UNKNOWN: Usual = Usual(Seconds::ZERO);
 
-    /// It took so long this time.
+    /// Updates the estimate with the duration of a step.
     pub(super) fn took(&mut self, this: Seconds) {
         self.0 = this.min(self.0 * GROWTH + Seconds(1e-6));
     }
 
-    /// How long to rest after it.
+    /// Pause after the step.
     pub(super) fn rest(self) -> Seconds {
         (self.0 * REST).min(REST_MAX)
     }

@@ -1,5 +1,5 @@
-//! Roles that an operator set: held for ever (a pin), or until a moment (a flip by hand). While a
-//! backend is held the planner does not move it. Pure: the control loop gives the time.
+//! Roles set by operators: without an end (a pin) or until a moment (a flip with a hold). The
+//! planner does not move a backend that is held. Pure: the control loop passes the time.
 
 use tidegate_types::{BackendId, Moment, Role};
 
@@ -10,12 +10,10 @@ use crate::fleet::Pin;
 pub struct Pins(Vec<Option<Pin>>);
 
 impl Pins {
-    /// The pins at start-up.
     pub fn new(pins: Vec<Option<Pin>>) -> Pins {
         Pins(pins)
     }
 
-    /// The pin of a backend.
     pub fn get(&self, backend: BackendId) -> Option<Pin> {
         self.0.get(backend.index()).copied().flatten()
     }
@@ -25,19 +23,18 @@ impl Pins {
         self.get(backend).map(|pin| pin.role)
     }
 
-    /// Replace a backend's pin.
     pub fn set(&mut self, backend: BackendId, pin: Option<Pin>) {
         self.0[backend.index()] = pin;
     }
 
-    /// The backend's role changed for another reason: a pin follows it and keeps its end.
+    /// Changes the held role after a change by another cause; the hold keeps its end.
     pub fn follow(&mut self, backend: BackendId, role: Role) {
         if let Some(pin) = &mut self.0[backend.index()] {
             pin.role = role;
         }
     }
 
-    /// Release the holds that end by `now`; says which.
+    /// Removes holds that end at or before `now` and returns their backends.
     pub fn expire(&mut self, now: Moment) -> Vec<BackendId> {
         let mut expired = Vec::new();
         for (slot, pin) in self.0.iter_mut().enumerate() {

@@ -1,17 +1,17 @@
-//! Look over the live streams: how long each backend may be held up before one of its streams
-//! misses its TPOT, and whether a backend has gone silent.
+//! Scan of live streams: each backend's TPOT slack, and detection of silent backends.
 
 use tidegate_types::{Moment, Seconds};
 
 use crate::fleet::{Fleet, Live};
 
-/// A backend whose streams have all been silent for so long is suspected, unless they are slow ones.
-/// Engines pause for a long prefill chunk or a preemption, which stays below a second or two.
+/// A backend is suspect when all its streams have been silent for this long (longer for slow
+/// streams, see `GAPS`). Engines pause for a long prefill chunk or a preemption, which takes less
+/// than one or two seconds.
 const SILENCE: Seconds = Seconds(2.5);
-/// Slow streams are silent when they have been so for so many of their usual gaps.
+/// A slow stream counts as silent after this many of its mean inter-token gaps.
 const GAPS: f64 = 10.0;
 
-/// Look at every stream.
+/// Updates slack and silence of every backend from its streams.
 pub fn watch(fleet: &Fleet, now: Moment) {
     let tpot = fleet.slo().tpot;
     let mut late_at = vec![Moment::NEVER; fleet.backends.len()];
@@ -31,28 +31,28 @@ pub fn watch(fleet: &Fleet, now: Moment) {
     });
     for (backend, (late, silent)) in fleet.backends.iter().zip(late_at.into_iter().zip(silent_at)) {
         backend.set_late_at(late);
-        // Any word of it counts, that of a stream which has ended too.
+        // Bytes of any stream of the backend count, including streams that have ended.
         let heard = backend.health.heard_at() + SILENCE;
         let silent = silent.filter(|silent| now > *silent && now > heard);
         if silent.is_none() {
             if backend.health.spoke() {
-                tracing::info!(backend = %backend.name, "its streams speak again");
+                tracing::info!(backend = %backend.name, "streams send tokens again");
             }
         } else if backend.health.fell_silent() {
-            backend.health.set_reason("its streams are silent".to_owned());
-            tracing::warn!(backend = %backend.name, "its streams are silent: it is placed last");
+            backend.health.set_reason("all streams are silent".to_owned());
+            tracing::warn!(backend = %backend.name, "all streams are silent: backend is placed last");
         }
     }
 }
 
-/// When a stream misses its TPOT if nothing more comes: one that emitted n tokens since its first is
-/// on time until first + n·TPOT.
+/// When the stream's mean TPOT exceeds the target if no further token arrives. A stream that has
+/// emitted n tokens since its first is on time until first + n·TPOT.
 fn late(live: &Live, tpot: Seconds) -> Option<Moment> {
     Some(live.first_at()? + tpot * live.emitted().as_f64())
 }
 
-/// When a stream counts as silent. `None`: it has not begun, or nothing is expected of the engine,
-/// because the client takes nothing.
+/// When the stream counts as silent. `None` before its first token and while the proxy does not
+/// wait for the engine because the client does not read.
 fn silence(live: &Live) -> Option<Moment> {
     let (first, last) = (live.first_at()?, live.last_at()?);
     let waits = live.waits_since()?;
@@ -60,7 +60,7 @@ fn silence(live: &Live) -> Option<Moment> {
     Some(quiet_from + patience(first, last, live.emitted().as_f64()))
 }
 
-/// A sign within seconds for a fast stream, and no false one for an engine that needs a second a
+/// Allowed silence: a few seconds for a fast stream, more for an engine that needs a second a
 /// token.
 fn patience(first: Moment, last: Moment, emitted: f64) -> Seconds {
     let gap = (last - first) / (emitted - 1.0).max(1.0);

@@ -1,5 +1,5 @@
-//! A role switch that the engine itself must make (SGLang): drain, call, verify. It runs beside the
-//! control loop and only tells it how it ended; it must never touch the table.
+//! A role switch that the engine performs itself (SGLang): drain, call, verify. It runs beside the
+//! control loop and reports its result to it; it never changes the routing table.
 
 use bytes::Bytes;
 use http::Method;
@@ -15,48 +15,48 @@ use crate::answer::read_all;
 use crate::fleet::Backend;
 use crate::upstream::Outgoing;
 
-/// An engine may take so long to work off what it has; then it goes on in its old role.
+/// Longest drain. If work is still in flight then, the engine keeps its old role.
 const DRAIN_MAX: Seconds = Seconds(300.0);
-/// Between two looks whether it has.
+/// Interval between checks whether the engine is drained.
 const LOOK: Seconds = Seconds(0.02);
-/// Between two calls to an engine that says it is not idle.
+/// Interval between calls to an engine that answers that it is not idle.
 const AGAIN: Seconds = Seconds(1.0);
-/// The largest answer that is read.
+/// Largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 4 << 20;
 
-/// How a switch ended.
+/// Result of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It has the new role, by its own word.
+    /// The engine reports the new role.
     Switched,
-    /// It goes on in its old role.
+    /// The engine keeps its old role.
     Restored,
-    /// It can be used in neither: an operator must restart it.
+    /// The engine is usable in neither role: an operator must restart it.
     Broken,
 }
 
-/// The end of one switch.
+/// A finished switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
-    /// Whose.
     pub backend: BackendId,
-    /// The role it had.
+    /// The role before the switch.
     pub from: Role,
-    /// The role it was to have.
+    /// The requested role.
     pub to: Role,
-    /// Who wanted it, as a word.
+    /// The cause as recorded in the journal.
     pub cause: &'static str,
-    /// What came of it.
+    /// The result.
     pub end: End,
 }
 
-/// Drain `backend`, have it switch, and make sure that it did. `peers` are asked for their decode
-/// graphs. Nothing new may be sent to it meanwhile: that is the caller's part.
+/// Drains `backend`, asks it to switch and verifies the new role. `peers` are asked for their
+/// decode CUDA graph sizes, which a new decode engine needs. The caller keeps new work away from
+/// `backend` meanwhile.
 pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> End {
     let deadline = Instant::now() + DRAIN_MAX.to_duration();
     while !backend.account.balance().is_settled() {
         if Instant::now() > deadline {
-            tracing::warn!(backend = %backend.name, "still busy after {DRAIN_MAX}: no switch");
+            tracing::warn!(backend = %backend.name, "role switch: requests still in flight after {DRAIN_MAX}, old role kept");
             return End::Restored;
         }
         sleep(LOOK.to_duration()).await;
@@ -65,7 +65,7 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> E
     let body = switch_body(to, graphs.as_ref());
     loop {
         let Some(answer) = exchange(&backend, Method::POST, SWITCH_PATH, body.clone()).await else {
-            tracing::error!(backend = %backend.name, "no answer to its role switch");
+            tracing::error!(backend = %backend.name, "role switch: no answer from the engine");
             return End::Broken;
         };
         match read_switch(&answer) {
@@ -73,18 +73,18 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> E
             SwitchOutcome::NotIdle if Instant::now() < deadline => sleep(AGAIN.to_duration()).await,
             SwitchOutcome::NotIdle => return End::Restored,
             SwitchOutcome::No { safe_to_restore, message } => {
-                tracing::error!(backend = %backend.name, safe_to_restore, "no role switch: {message}");
+                tracing::error!(backend = %backend.name, safe_to_restore, "role switch refused by the engine: {message}");
                 return if safe_to_restore { End::Restored } else { End::Broken };
             }
         }
     }
-    // A switch that did nothing also answers quickly and well.
+    // A switch without effect answers with success too, so the role is read back.
     let info = exchange(&backend, Method::GET, INFO_PATH, Bytes::new()).await;
     match info.and_then(|info| role_now(&info)) {
         Some(role) if role == to => End::Switched,
         role => {
             let role = role.map_or("none", Role::as_str);
-            tracing::error!(backend = %backend.name, "after its switch to {to} its role is {role}");
+            tracing::error!(backend = %backend.name, "role switch to {to} had no effect: the engine reports role {role}");
             End::Broken
         }
     }
@@ -100,7 +100,7 @@ async fn graphs_of(peers: &[Arc<Backend>]) -> Option<DecodeGraphs> {
     None
 }
 
-/// The body of an answer, whatever its status; `None` if there was none.
+/// The body of the engine's answer, whatever its status; `None` without an answer.
 async fn exchange(
     backend: &Backend,
     method: Method,

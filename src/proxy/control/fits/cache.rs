@@ -1,5 +1,5 @@
-//! How much of what the prefix index predicts of one engine is real. By the engine's own reports if
-//! there are any, else by its counters, else by how long its prefills take.
+//! Which share of the prefix index's predicted hits is real on one engine. Sources in order of
+//! preference: the engine's usage reports, its counters, the durations of its prefills.
 
 use tidegate_scheduler::cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel};
 use tidegate_types::{Moment, Seconds, Tokens};
@@ -8,40 +8,42 @@ use super::steps::Hypotheses;
 use crate::fleet::HitSource;
 use crate::learn::ReadPrompt;
 
-/// A better source that was silent for so long may be gone: an engine that restarted with other
-/// flags, a page that is no longer there.
+/// A source that has been silent for this long may be gone, for example after a restart with other
+/// flags, and the next best source is used.
 const SOURCE_LASTS: Seconds = Seconds(60.0);
-/// Predicted tokens below this say little: an engine's blocks have 16 to 128 tokens.
+/// Smallest predicted hit that is evaluated: engine blocks have 16 to 128 tokens.
 const HELD_MIN: Tokens = Tokens(128);
-/// Between two looks at the counters so many predicted tokens are needed: what else went to the
-/// engine is counted there too.
+/// Predicted tokens required between two evaluations of the counters, which also count traffic that
+/// did not pass through tidegate.
 const COUNTED_MIN: f64 = 1024.0;
-/// One look at the counters counts for at most so many prefills.
+/// Largest weight of one counter evaluation, in prefills.
 const COUNTED_WEIGHT_MAX: f64 = 5.0;
-/// Between this share and the rest of it, what was computed of a single prompt is not known.
+/// Distance of the share from 0 and 1 within which the computed tokens of a single prompt are
+/// considered known.
 const UNSURE: f64 = 0.15;
-/// Prefills that must have been timed, without any doubt about the cache, before the cost model is
-/// trusted to judge: the first fit moves with the fourth.
+/// Prefills with an unambiguous cache state that must be timed before the cost model may judge: the
+/// first regression is made with the fourth.
 const TRUSTED_AFTER: usize = 4;
 
-/// One engine's predicted hits against what came of them.
+/// Predicted hits of one engine compared with evidence.
 #[derive(Debug)]
 pub struct CacheTruth {
     share: HitShare,
     source: HitSource,
     told_at: Option<Moment>,
     counted_at: Option<Moment>,
-    /// The counter at the last look.
+    /// The engine's counter at the previous evaluation.
     hits: Option<f64>,
-    /// Predicted since then: tokens and prefills.
+    /// Predicted since then: tokens, prefills.
     predicted: (f64, f64),
-    /// Prefills without doubt about the cache, and what they took, while the cost model is a guess.
+    /// Prefills with an unambiguous cache state and their durations, collected while the cost model
+    /// is only a default.
     doubtless: Vec<(PrefillBatch, Seconds)>,
     trusted: bool,
 }
 
 impl CacheTruth {
-    /// Nothing was seen yet. `trusted`: the operator said what a prefill costs.
+    /// Before the first evidence. `trusted`: the settings state what a prefill costs.
     pub fn new(trusted: bool) -> CacheTruth {
         CacheTruth {
             share: HitShare::default(),
@@ -55,12 +57,12 @@ impl CacheTruth {
         }
     }
 
-    /// The share to count on, and how it is known.
+    /// The share (0 to 1) and its source.
     pub fn share(&self) -> (f64, HitSource) {
         (self.share.share(), self.source)
     }
 
-    /// A prompt was read of which the index said that `held` tokens are there.
+    /// Records a prefilled prompt of which the index predicted `held` cached tokens.
     pub fn predicted(&mut self, held: Tokens) {
         if held >= HELD_MIN {
             self.predicted.0 += held.as_f64();
@@ -68,7 +70,7 @@ impl CacheTruth {
         }
     }
 
-    /// What a prompt's prefill may have been.
+    /// Computed tokens of a prompt under each assumption about the cache.
     pub fn hypotheses(&self, read: &ReadPrompt) -> Hypotheses {
         let last = read.prompt - Tokens(1);
         if let Some(told) = read.told {
@@ -79,7 +81,7 @@ impl CacheTruth {
         Hypotheses::of(read.prompt, held, believed)
     }
 
-    /// The engine reported that it had `cached` of `held` predicted tokens.
+    /// Takes a usage report: `cached` of `held` predicted tokens were cached.
     pub fn told(&mut self, held: Tokens, cached: Tokens, now: Moment) {
         self.told_at = Some(now);
         if held >= HELD_MIN {
@@ -88,11 +90,11 @@ impl CacheTruth {
         }
     }
 
-    /// The engine's counter of cached tokens stands at `hits`.
+    /// Takes the current value of the engine's counter of cached tokens.
     pub fn counted(&mut self, hits: f64, now: Moment) {
         let before = self.hits.replace(hits);
         let (held, prefills) = self.predicted;
-        // A restart begins again at 0.
+        // The counter restarts at 0 with the engine.
         let Some(before) = before.filter(|before| *before <= hits) else { return };
         if held < COUNTED_MIN {
             return;
@@ -105,8 +107,8 @@ impl CacheTruth {
         }
     }
 
-    /// The engine took `took` for some prompts: does that say how much was cached? Gives what the cost
-    /// fit may learn it for, which is nothing while that is in doubt.
+    /// Decides whether the duration of a step shows how much was cached. Returns the batch that the
+    /// cost regression may learn from; `None` if the cached tokens are in doubt.
     pub fn judge(
         &mut self,
         prompts: &Hypotheses,
@@ -125,7 +127,8 @@ impl CacheTruth {
                 self.is_doubtless(prompts.believed, took);
                 Some(prompts.believed)
             }
-            // The model is wrong. Of what is believed of the cache, only the prior is no evidence.
+            // Neither assumption explains the duration: the model is wrong. While the share is only
+            // the prior, the nearer assumption is learned from.
             HitEvidence::Slower if self.source == HitSource::Prior => Some(prompts.full),
             HitEvidence::Faster if self.source == HitSource::Prior => Some(prompts.hit),
             HitEvidence::Slower | HitEvidence::Faster => self.is_sure().then_some(prompts.believed),
@@ -144,13 +147,14 @@ impl CacheTruth {
         }
     }
 
-    /// Is nearly all, or nearly nothing, of a predicted hit real?
+    /// Whether the share is close enough to 0 or 1 to know the computed tokens of one prompt.
     fn is_sure(&self) -> bool {
         !(UNSURE..=1.0 - UNSURE).contains(&self.share.share())
     }
 
-    /// What predictions are to be multiplied by. While the model is a guess it may be wrong by an
-    /// order of magnitude, which a few prefills without doubt tell before the fit has moved.
+    /// Factor on the model's predictions. While the model is only a default it may be wrong by an
+    /// order of magnitude; the median ratio of the first unambiguous prefills corrects it before
+    /// the regression has moved.
     fn scale(&self, model: &PrefillModel) -> f64 {
         let ratio = |(batch, took): &(PrefillBatch, Seconds)| *took / batch.predicted(model);
         let mut ratios: Vec<f64> = self.doubtless.iter().map(ratio).collect();
@@ -161,7 +165,7 @@ impl CacheTruth {
         }
     }
 
-    /// A prefill that leaves no doubt about the cache.
+    /// Records a prefill whose cache state is unambiguous.
     fn is_doubtless(&mut self, batch: PrefillBatch, took: Seconds) {
         if self.trusted || batch.tokens() == Tokens::ZERO || took <= Seconds::ZERO {
             return;

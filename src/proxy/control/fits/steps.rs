@@ -1,52 +1,53 @@
-//! Which prefills an engine computed together. Prompts that fit into one step end with it: each of
-//! them is seen to take the whole step, and the step's tokens are the sum of theirs.
+//! Assigns prefills to engine steps. Prompts that fit into one step end together: each is observed
+//! to take the whole step, and the step's tokens are the sum of theirs.
 
 use tidegate_scheduler::cost::PrefillBatch;
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::learn::{Beside, ReadPrompt};
 
-/// A prefill that ends so much of a decode step's fixed cost after another one ended with the same
-/// step: first tokens of one step reach the proxy one after the other, and two ends of steps are a
-/// step apart.
+/// Largest gap between the ends of two prefills of one step, as a share of a decode step's fixed
+/// cost. First tokens of one step reach the proxy one after the other; the ends of different steps
+/// are at least a step apart.
 const GAP_SHARE: f64 = 0.25;
-/// Between two first tokens of one step lie some 20 us, on a busy machine a millisecond or two.
+/// Bounds of that gap. First tokens of one step are about 20 µs apart, on a busy machine 1 to 2 ms.
 const GAP_MIN: Seconds = Seconds(0.0005);
 const GAP_MAX: Seconds = Seconds(0.003);
-/// All first tokens of one step come within so many of these gaps.
+/// All first tokens of a step arrive within this many gaps.
 const GAPS_MAX: f64 = 4.0;
-/// Observations are up to a few plan intervals old when they are heard.
+/// Age at which observations have certainly been received: a few plan intervals.
 const HEARD_WITHIN: Seconds = Seconds(0.02);
 
-/// The tokens of some prompts, by what was cached of them.
+/// Tokens of some prompts under each assumption about the prefix cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Hypotheses {
-    /// Nothing of what the index said: all tokens are computed.
+    /// No predicted hit is real: all tokens are computed.
     pub full: PrefillBatch,
-    /// All of what the index said.
+    /// All predicted hits are real.
     pub hit: PrefillBatch,
-    /// The share of it that is believed.
+    /// The learned share of the predicted hits is real.
     pub believed: PrefillBatch,
 }
 
-/// Some prompts, and how long the engine worked on them.
+/// One engine step: its prompts and its duration.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// Their tokens.
     pub prompts: Hypotheses,
-    /// From the end of the prefills before, or from the sending of the first, to the end.
+    /// From the end of the preceding prefills, or from sending the first prompt if that is later,
+    /// to the end.
     pub took: Seconds,
-    /// One of them was there when the prefills before ended: the engine began at once.
+    /// Whether a prompt was waiting when the preceding prefills ended, so that the engine began
+    /// without delay.
     pub follows: bool,
-    /// The streams that ran beside.
+    /// Streams that were decoding at the same time.
     pub beside: Beside,
 }
 
-/// One backend's steps with prefills.
+/// Steps with prefills of one backend.
 #[derive(Debug, Default)]
 pub struct Steps {
     forming: Option<Forming>,
-    /// When the prefills before ended.
+    /// End of the preceding prefills.
     before: Moment,
 }
 
@@ -60,19 +61,19 @@ struct Forming {
 }
 
 impl Hypotheses {
-    /// One prompt of which `believed` tokens are cached if the index said `held`.
+    /// A prompt with `held` predicted tokens, of which `believed` are expected to be cached.
     pub fn of(prompt: Tokens, held: Tokens, believed: Tokens) -> Hypotheses {
         let batch = |cached: Tokens| PrefillBatch::of(prompt - cached, cached);
         Hypotheses { full: batch(Tokens::ZERO), hit: batch(held), believed: batch(believed) }
     }
 
-    /// One prompt of which `cached` tokens were cached.
+    /// A prompt with a known number of cached tokens.
     pub fn known(prompt: Tokens, cached: Tokens) -> Hypotheses {
         let batch = PrefillBatch::of(prompt - cached, cached);
         Hypotheses { full: batch, hit: batch, believed: batch }
     }
 
-    /// Is there but one: did the index say nothing, or is it known what was cached?
+    /// Whether all assumptions agree: no predicted hit, or the cached tokens are known.
     pub fn are_one(&self) -> bool {
         self.full == self.hit
     }
@@ -85,8 +86,8 @@ impl Hypotheses {
 }
 
 impl Steps {
-    /// A prefill ended. Gives the step before it, if it ended with another one. `base` is the
-    /// fixed cost of a decode step.
+    /// Adds a prefill that ended. Returns the preceding step if this prefill belongs to a new one.
+    /// `base` is the fixed cost of a decode step.
     pub fn join(&mut self, read: &ReadPrompt, prompt: Hypotheses, base: Seconds) -> Option<Step> {
         if let Some(forming) = &mut self.forming
             && read.ended - forming.last_end <= gap(base)
@@ -110,7 +111,8 @@ impl Steps {
         done
     }
 
-    /// The step that ended so long before `now` that no other prompt can have ended with it.
+    /// Returns the forming step if it ended long enough before `now` that no further prompt can
+    /// belong to it.
     pub fn ended_before(&mut self, now: Moment, base: Seconds) -> Option<Step> {
         let due = |forming: &Forming| now - forming.last_end > gap(base) + HEARD_WITHIN;
         if self.forming.as_ref().is_some_and(due) { self.end() } else { None }

@@ -1,4 +1,4 @@
-//! What an engine's prefills teach, told by an engine that is known.
+//! Learned costs compared with a simulated engine of known cost.
 
 use super::*;
 use crate::learn::Beside;
@@ -8,11 +8,11 @@ use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate};
 const CHUNK: Tokens = Tokens(2048);
 const ENGINE: BackendId = BackendId(0);
 
-/// Fits of one backend, and an engine that they watch.
+/// The regressions of one backend and the simulated engine that they observe.
 struct Watched {
     fits: Fits,
     truth: PrefillModel,
-    /// Does the engine keep a prefix cache?
+    /// Whether the engine has a prefix cache.
     caches: bool,
     now: Moment,
 }
@@ -32,7 +32,7 @@ impl Watched {
         self.now
     }
 
-    /// A prompt that ran from `sent` to `ended`.
+    /// A prefill that ran from `sent` to `ended`.
     fn read(&self, prompt: u64, held: u64, sent: Moment, beside: Beside) -> ReadPrompt {
         let (prompt, held, ended) = (Tokens(prompt), Tokens(held), self.now);
         ReadPrompt { backend: ENGINE, prompt, held, told: None, sent, ended, beside }
@@ -42,7 +42,7 @@ impl Watched {
         self.fits.take(Observation::Prefill(read), self.now);
     }
 
-    /// One prompt on an idle engine, some time after the one before.
+    /// One prompt on an idle engine, half a second after the previous one.
     fn prefill(&mut self, prompt: u64, held: u64) {
         let sent = self.later(Seconds(0.5));
         let cached = Tokens(if self.caches { held } else { 0 });
@@ -51,13 +51,13 @@ impl Watched {
         self.later(Seconds(0.5));
     }
 
-    /// Prompts that wait for the step before, all of which the next step computes.
+    /// Prompts that arrive during a step and are all computed in the next one.
     fn step(&mut self, prompts: u64, tokens: u64) {
         let sent = self.now;
         let each = self.truth.joining(Tokens(tokens), Tokens::ZERO);
         self.later(self.truth.batch(each * prompts as f64));
         for n in 0..prompts {
-            // First tokens come one after the other.
+            // First tokens arrive one after the other.
             self.now = self.now + Seconds(20e-6 * n as f64);
             self.sees(self.read(tokens, 0, sent, Beside::default()));
         }
@@ -67,7 +67,7 @@ impl Watched {
         self.fits.hit_share(ENGINE).0
     }
 
-    /// What a prompt of `tokens` is thought to take, in what it takes.
+    /// Learned duration of a prompt of `tokens` divided by its true duration.
     fn ratio(&self, tokens: u64) -> f64 {
         let (learned, _) = self.fits.models(ENGINE, std::iter::empty());
         let of = |model: &PrefillModel| model.predict(Tokens(tokens), Tokens::ZERO);
@@ -80,7 +80,7 @@ impl Watched {
     }
 }
 
-/// Prefills of `tokens` beside streams that wait from none to all of a step.
+/// Prefills of `tokens` beside streams, with waits from 0 to a whole step.
 fn run(watched: &mut Watched, tokens: u64) {
     let decode = DecodeModel::default();
     for n in 0..200 {
@@ -158,7 +158,7 @@ fn answers_that_are_not_streamed_teach_too() {
         let read = watched.read(prompt, 0, sent, beside);
         watched.fits.take(Observation::Whole { read, output: Tokens(1) }, watched.now);
     };
-    // Beside streams their whole duration bounds the prefill.
+    // Beside streams, the whole duration bounds the prefill.
     for _ in 0..40 {
         whole(&mut watched, 1500, Beside { streams: 3, kv: Tokens(3000), at_once: true });
     }
@@ -180,9 +180,9 @@ fn an_engine_without_a_cache_is_found_out_by_its_prefills() {
         watched.prefill(2000 + n * 10, 1900);
     }
     assert!(watched.share() < 0.15, "{}", watched.share());
-    // What it then took taught what a full prefill takes, and not that tokens are dear.
+    // The regression attributes the durations to full prefills, not to a higher cost per token.
     watched.knows(2000, 0.1);
-    // It was restarted with a cache.
+    // Restart with a prefix cache.
     watched.caches = true;
     for _ in 0..30 {
         watched.prefill(2000, 1900);
@@ -230,7 +230,7 @@ fn what_the_engine_reports_counts_for_more_than_durations() {
     }
     assert!((watched.share() - 0.5).abs() < 0.1, "{}", watched.share());
     assert_eq!(watched.fits.hit_share(ENGINE).1, HitSource::Usage);
-    // It was restarted without `--enable-prompt-tokens-details`, and has no cache.
+    // Restart without `--enable-prompt-tokens-details` and without a prefix cache.
     watched.later(Seconds(100.0));
     for _ in 0..30 {
         watched.prefill(2000, 1900);
@@ -254,20 +254,21 @@ fn counters_of_hits_are_compared_with_what_was_predicted() {
     }
     let (share, source) = watched.fits.hit_share(ENGINE);
     assert!((share - 0.25).abs() < 0.05 && source == HitSource::Counters, "{share} {source:?}");
-    // A restart begins again at nothing, which is no evidence.
+    // After a restart the counter begins at 0, which is no evidence.
     watched.fits.take(Observation::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
     assert!((watched.share() - 0.25).abs() < 0.05);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        // Of random cases one in some hundreds is not decided by durations alone.
+        // Some random cases in a few hundred cannot be decided by durations alone, so the seed is
+        // fixed.
         rng_seed: proptest::test_runner::RngSeed::Fixed(2026),
         ..ProptestConfig::with_cases(48)
     })]
 
-    /// Whatever else the engine does, predicted hits that never come are found out, and those that
-    /// come are believed, by durations alone.
+    /// Durations alone detect predicted hits that are not real, and confirm those that are,
+    /// whatever else the engine computes.
     #[test]
     fn durations_tell_the_truth(
         caches: bool,
@@ -280,7 +281,7 @@ proptest! {
         let mut watched = Watched::new(PrefillModel::default(), truth);
         watched.caches = caches;
         for (prompt, share, noise) in prompts {
-            // One in four shares nothing with those before.
+            // One prompt in four shares no prefix.
             let held = if share < 0.25 { 0 } else { (prompt as f64 * (0.5 + share * 0.49)) as u64 };
             watched.truth = PrefillModel {
                 base: truth.base * noise, per_token: truth.per_token * noise, ..truth
