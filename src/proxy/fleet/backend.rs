@@ -1,4 +1,4 @@
-//! One engine endpoint: what the operator said of it, how to reach it, what it owes, how it fares.
+//! One engine endpoint: its configuration, connections, in-flight account and health.
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::Arc;
@@ -12,76 +12,75 @@ use super::pin::Pin;
 use crate::bootstrap::Bootstrap;
 use crate::upstream::Pool;
 
-/// One backend. The plain fields never change; the atomics are written as noted.
+/// One backend. Plain fields never change; each atomic states its writer.
 pub struct Backend {
-    /// Its slot.
     pub id: BackendId,
     /// Its name in settings, logs, metrics and the admin API.
     pub name: Arc<str>,
-    /// Whom it may hand KV cache to by the settings; whom it may now is in the table.
+    /// The configured compatibility group; the group in force is in the routing table.
     pub group: GroupId,
-    /// Which server it is.
+    /// The engine product.
     pub kind: EngineKind,
-    /// Which protocol it speaks.
+    /// The hand-off protocol.
     pub family: Family,
-    /// Who may change its role.
+    /// Who can change its role: tidegate, the engine itself, or only a restart.
     pub capability: RoleCapability,
-    /// The roles its launch flags allow.
+    /// The roles that its launch flags allow.
     pub allowed: RoleSet,
-    /// Most streams it decodes at once.
+    /// Most streams it decodes at once (`max_num_seqs`).
     pub streams_max: u32,
-    /// KV tokens that fit into its memory; the scraper's if the settings leave it out.
+    /// KV capacity in tokens: from the settings, else from the engine's metrics.
     kv_capacity: AtomicU64,
-    /// The settings say how many: the engine's own count does not matter.
+    /// Whether the settings give the capacity; the engine's report is then ignored.
     kv_capacity_is_set: bool,
-    /// Where other engines meet it for a hand-off: its bootstrap server or its side channel.
+    /// Port at which other engines contact it for a hand-off: bootstrap server or side channel.
     pub meeting_port: u16,
-    /// What it told before its first pair.
+    /// Rendezvous facts, fetched before its first hand-off.
     pub bootstrap: Bootstrap,
-    /// What signs a hand-off for its group.
+    /// HMAC key that authenticates hand-offs within its group.
     pub key: Option<Box<[u8]>>,
-    /// Paths that it has beside those of its kind; `*` stands for a segment.
+    /// Paths it serves beside those of its kind; `*` matches one segment.
     pub paths: Vec<String>,
     /// Its connections.
     pub pool: Pool,
-    /// Its outstanding work; charged by requests, settled by their guards.
+    /// Its in-flight work: charged when requests are placed, settled when their guards are dropped.
     pub account: Arc<Account>,
-    /// Outcomes and probes.
+    /// Its health, from request outcomes and probes.
     pub health: Health,
-    /// What its engine said of itself, for people; written by the control loop.
+    /// Facts reported by the engine, for the admin API and metrics. Written by the control loop.
     pub words: ArcSwap<EngineWords>,
-    /// When the first of its streams will miss its TPOT if nothing comes; written by the control
-    /// loop.
+    /// When the first of its streams exceeds its TPOT target if no further token arrives. Written
+    /// by the control loop.
     late_at: AtomicU64,
-    /// Tokens of its prefix cache's blocks, once it told: it finds whole blocks only.
+    /// Block size of its prefix cache in tokens, once reported: only whole blocks are hits.
     kv_block: AtomicU32,
-    /// The share of a predicted prefix-cache hit that is real, as the bits of an `f32`, and how that
-    /// is known; written by the control loop.
+    /// Measured share of predicted prefix-cache hits that are real, as the bits of an `f32`, and
+    /// its source. Written by the control loop.
     hit_share: AtomicU32,
     hit_source: AtomicU8,
-    /// How an operator set its role, for the admin address; written by the control loop.
+    /// The hold on its role by an operator, for the admin API. Written by the control loop.
     pin: ArcSwapOption<Pin>,
 }
 
-/// KV tokens that fit into an engine's memory, before it was asked.
+/// KV capacity of an engine before it has reported one.
 #[derive(Clone, Copy, Debug)]
 pub struct KvCapacity {
-    /// How many.
+    /// In tokens.
     pub tokens: Tokens,
-    /// Do the settings say so? If not, the engine's own count replaces it.
+    /// Whether it comes from the settings; if not, the engine's report replaces it.
     pub is_set: bool,
 }
 
-/// How the real share of a backend's predicted prefix-cache hits is known.
+/// Source of the measured share of real prefix-cache hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HitSource {
-    /// Nothing was seen yet: the index is believed.
+    /// Nothing observed yet: predictions are used unchanged.
     Prior,
-    /// From how long prefills take.
+    /// Durations of prefills.
     Durations,
-    /// From the engine's counters.
+    /// The engine's counters.
     Counters,
-    /// From the cached tokens that the engine reports with its answers.
+    /// Cached tokens in the usage of the engine's answers.
     Usage,
 }
 
@@ -89,7 +88,7 @@ impl HitSource {
     const ALL: [HitSource; 4] =
         [HitSource::Prior, HitSource::Durations, HitSource::Counters, HitSource::Usage];
 
-    /// The word in `/v1/fleet`.
+    /// The value in `/v1/fleet`.
     pub const fn as_str(self) -> &'static str {
         match self {
             HitSource::Prior => "prior",
@@ -100,19 +99,19 @@ impl HitSource {
     }
 }
 
-/// What an engine said of itself, and in what that is not what was said of it.
+/// Facts reported by an engine, and differences from its settings or its group.
 #[derive(Clone, Debug, Default)]
 pub struct EngineWords {
-    /// Its version.
+    /// Engine version.
     pub version: Option<String>,
-    /// What does not fit, in a sentence each.
+    /// The misfits, one sentence each.
     pub misfits: Vec<String>,
-    /// The same as words for metrics.
+    /// The kinds of misfits, as values of the metric's `reason` label.
     pub kinds: Vec<&'static str>,
 }
 
 impl Backend {
-    /// A backend with nothing outstanding.
+    /// A backend without in-flight work.
     #[allow(clippy::too_many_arguments, reason = "one value a configured fact, called once")]
     pub fn new(
         id: BackendId,
@@ -158,74 +157,74 @@ impl Backend {
         }
     }
 
-    /// Do its launch flags let it decode what another engine has prefilled? Some engines die of a
-    /// hand-off of the wrong kind.
+    /// Whether its launch flags allow decoding after a hand-off. Some engines crash on a hand-off
+    /// of the wrong kind.
     pub fn may_decode(&self) -> bool {
         self.allowed.contains(Role::Decode) || self.allowed.contains(Role::Mixed)
     }
 
-    /// Does it have this path, which those kinds have?
+    /// Whether it serves `path`, which engines of `kinds` serve.
     pub fn has_path(&self, kinds: Kinds, path: &str) -> bool {
         kinds.contains(self.kind) || self.paths.iter().any(|pattern| paths::matches(pattern, path))
     }
 
-    /// How long this backend may be held up before one of its streams misses its TPOT.
+    /// How long its streams can pause before one of them exceeds its TPOT target.
     pub fn slack(&self, now: Moment) -> Seconds {
         Moment(self.late_at.load(Relaxed)) - now
     }
 
-    /// KV tokens that fit into its memory.
+    /// KV capacity in tokens.
     pub fn kv_capacity(&self) -> Tokens {
         Tokens(self.kv_capacity.load(Relaxed))
     }
 
-    /// The engine told how many KV tokens fit; what the settings say comes first.
+    /// Takes the capacity that the engine reports, unless the settings give one.
     pub fn told_kv_capacity(&self, tokens: Tokens) {
         if !self.kv_capacity_is_set && tokens > Tokens::ZERO {
             self.kv_capacity.store(tokens.get(), Relaxed);
         }
     }
 
-    /// Of so many tokens that it should have, those that it finds: whole blocks of its own.
+    /// Rounds a predicted hit down to whole blocks of the engine's prefix cache.
     pub fn whole_blocks(&self, tokens: Tokens) -> Tokens {
         let block = u64::from(self.kv_block.load(Relaxed)).max(1);
         Tokens(tokens.get() - tokens.get() % block)
     }
 
-    /// It told how large its blocks are.
+    /// Sets the engine's block size in tokens.
     pub fn set_kv_block(&self, tokens: u32) {
         self.kv_block.store(tokens, Relaxed);
     }
 
-    /// How an operator set its role, if at all.
+    /// The hold on its role by an operator.
     pub fn pin(&self) -> Option<Pin> {
         self.pin.load().as_deref().copied()
     }
 
-    /// An operator set its role, or released it. For the control loop.
+    /// Sets or removes the hold. Called by the control loop.
     pub fn set_pin(&self, pin: Option<Pin>) {
         if self.pin() != pin {
             self.pin.store(pin.map(Arc::new));
         }
     }
 
-    /// When the first stream will be late. For the control loop.
+    /// Sets when the first stream exceeds its TPOT target. Called by the control loop.
     pub fn set_late_at(&self, moment: Moment) {
         self.late_at.store(moment.0, Relaxed);
     }
 
-    /// The share of a predicted prefix-cache hit that is real, 0 to 1.
+    /// Share of predicted prefix-cache hits that are real, 0 to 1.
     pub fn hit_share(&self) -> f64 {
         f64::from(f32::from_bits(self.hit_share.load(Relaxed)))
     }
 
-    /// How that is known.
+    /// Source of [`Backend::hit_share`].
     pub fn hit_source(&self) -> HitSource {
         let source = usize::from(self.hit_source.load(Relaxed));
         HitSource::ALL.get(source).copied().unwrap_or(HitSource::Prior)
     }
 
-    /// The share of a predicted hit that is real. For the control loop.
+    /// Sets the share of real hits and its source. Called by the control loop.
     pub fn set_hit_share(&self, (share, source): (f64, HitSource)) {
         self.hit_share.store((share as f32).to_bits(), Relaxed);
         self.hit_source.store(source as u8, Relaxed);

@@ -1,8 +1,8 @@
-//! May new work go to a backend, and how much of it? Written by requests (outcomes), the prober and
-//! the control loop. Two levels: a backend that is *not usable* gets nothing; a *suspect* gets work
-//! only if no other backend can be used, so that suspicion alone never answers 503. It must never
-//! wait for a probe to believe a refused connection, nor give a backend that comes back all of the
-//! traffic at once.
+//! Health of a backend: whether it may receive new work, and how much. Written by requests
+//! (outcomes), the prober and the control loop. There are two levels: a backend that is *not
+//! usable* receives nothing; a *suspect* receives work only if no other backend is usable, so that
+//! suspicion alone never causes a 503. A refused connection takes effect at once, without a probe,
+//! and a returning backend receives a growing share of load (slow start).
 
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
@@ -11,50 +11,50 @@ use tidegate_types::{Moment, Seconds};
 
 use super::outlier::{Ejections, OutlierParams, Window};
 
-/// What a backend that has just come back gets of its peers' load at first: it may be cold, or fail
+/// Slow start: first share of the peers' load for a returning backend, which may be cold or fail
 /// again.
 const SHARE_FIRST: f64 = 0.1;
-/// The first back-off after a refusal for load that names no time: some decode steps.
+/// First back-off after a load refusal without `Retry-After`: a few decode steps.
 const BACK_OFF_FIRST: Seconds = Seconds(0.25);
-/// The longest of those, each twice the one before.
+/// Longest such back-off; each one is twice the previous.
 const BACK_OFF_MAX: Seconds = Seconds(5.0);
-/// The longest back-off that an engine may ask for: it may be free long before.
+/// Longest back-off that an engine may request; it may have capacity long before.
 pub const BACK_OFF_ASKED_MAX: Seconds = Seconds(60.0);
 
-/// When a backend goes, and how it comes back.
+/// Thresholds of ejection and return.
 #[derive(Clone, Copy, Debug)]
 pub struct HealthParams {
-    /// Failed probes in a row that take it out.
+    /// Consecutive failed probes after which the backend is down or suspect.
     pub failures_to_eject: u32,
-    /// How long its share of the load grows after it came back; 0: it has all at once.
+    /// Duration of slow start after a return; 0: full load at once.
     pub slow_return: Seconds,
-    /// When it is ejected for failed requests.
+    /// Outlier ejection by failed requests.
     pub outlier: OutlierParams,
 }
 
-/// One backend's.
+/// The health of one backend.
 #[derive(Debug)]
 pub struct Health {
     state: AtomicU8,
-    /// Why it is suspected: bits.
+    /// Reasons for suspicion, as bits.
     suspicion: AtomicU8,
-    /// Failed probes in a row.
+    /// Consecutive failed probes.
     probes_failed: AtomicU32,
     window: Window,
     ejections: Ejections,
-    /// It refused for load until then, and how often in a row.
+    /// End of the current load back-off, and the number of consecutive ones.
     busy_until: AtomicU64,
     busy_times: AtomicU32,
-    /// When it sent a token or an answer last, as far as was noticed.
+    /// When its last token or answer arrived, as far as recorded.
     heard_at: AtomicU64,
     params: HealthParams,
-    /// When it came back; never: it was never away.
+    /// When it last returned; `NEVER`: it was never away.
     returned: AtomicU64,
-    /// Its GPU cannot be used, whatever its engine answers.
+    /// Whether its GPU is unusable, whatever the engine answers.
     hardware_fault: AtomicBool,
-    /// Its engine is not what the settings say, and of no use as it is.
+    /// Whether a misfit makes it unusable.
     unfit: AtomicBool,
-    /// Why it is out, for people.
+    /// Why it is out, as a sentence.
     reason: ArcSwapOption<String>,
 }
 
@@ -64,13 +64,13 @@ const DOWN: u8 = 2;
 
 /// All its streams are silent.
 const SILENT: u8 = 1;
-/// It failed what others served.
+/// Ejected as an outlier.
 const EJECTED: u8 = 2;
 /// Its probes are not answered in time.
 const OVERDUE: u8 = 4;
 
 impl Health {
-    /// Of a backend that was never heard of.
+    /// Health of a backend that has not been contacted.
     pub fn new(params: HealthParams) -> Health {
         Health {
             state: AtomicU8::new(UNKNOWN),
@@ -89,55 +89,55 @@ impl Health {
         }
     }
 
-    /// May new work go there at all? A backend that was never heard of may: the first request finds
-    /// out.
+    /// Whether it may receive new work. A backend that has not been contacted may: its first
+    /// request is the test.
     pub fn is_usable(&self) -> bool {
         self.state.load(Relaxed) != DOWN
             && !self.hardware_fault.load(Relaxed)
             && !self.unfit.load(Relaxed)
     }
 
-    /// Does it get work only if no other backend can be used?
+    /// Whether it is a suspect: it receives work only if no other backend is usable.
     pub fn is_last(&self, now: Moment) -> bool {
         self.suspicion.load(Relaxed) != 0 || self.is_busy(now)
     }
 
-    /// Is it usable and no suspect? Engines that are slow or busy are well.
+    /// Whether it is usable, not ejected and answers probes. Silent and busy engines are included.
     pub fn is_well(&self) -> bool {
         self.is_usable() && !self.is_ejected() && !self.is_overdue()
     }
 
-    /// Did it answer last, whatever else is wrong with it?
+    /// Whether it answered last, regardless of other problems.
     pub fn is_up(&self) -> bool {
         self.state.load(Relaxed) == UP && !self.is_overdue()
     }
 
-    /// Is it of no use to a leg that waits for it: gone, hung, or on a GPU that is?
+    /// Whether a leg should stop waiting for it: down, probes unanswered, or a GPU fault.
     pub fn is_dead(&self) -> bool {
         self.state.load(Relaxed) == DOWN || self.is_overdue() || self.hardware_fault.load(Relaxed)
     }
 
-    /// Do its streams say nothing?
+    /// Whether all its streams are silent.
     pub fn is_silent(&self) -> bool {
         self.suspicion.load(Relaxed) & SILENT != 0
     }
 
-    /// Is it out for failing what others serve?
+    /// Whether it is ejected as an outlier.
     pub fn is_ejected(&self) -> bool {
         self.suspicion.load(Relaxed) & EJECTED != 0
     }
 
-    /// Are its probes not answered?
+    /// Whether its probes are unanswered.
     pub fn is_overdue(&self) -> bool {
         self.suspicion.load(Relaxed) & OVERDUE != 0
     }
 
-    /// Has it refused for load, and is that not over?
+    /// Whether it is in the back-off after a load refusal.
     pub fn is_busy(&self, now: Moment) -> bool {
         now < Moment(self.busy_until.load(Relaxed))
     }
 
-    /// What it may have of its peers' mean load: 1, or less while it is coming back.
+    /// Share of its peers' mean load that it may have: 1, or less during slow start.
     pub fn share(&self, now: Moment) -> f64 {
         let returned = Moment(self.returned.load(Relaxed));
         if returned == Moment::NEVER {
@@ -147,7 +147,7 @@ impl Health {
         grown.clamp(SHARE_FIRST, 1.0)
     }
 
-    /// The word for logs and the admin API.
+    /// The state in logs and the admin API.
     pub fn as_str(&self, now: Moment) -> &'static str {
         let state = self.state.load(Relaxed);
         match (state, self.suspicion.load(Relaxed)) {
@@ -163,18 +163,18 @@ impl Health {
         }
     }
 
-    /// Why it went out last, as long as it is.
+    /// Why it is out; `None` while it is not.
     pub fn reason(&self, now: Moment) -> Option<String> {
         let out = !self.is_usable() || self.is_last(now);
         self.reason.load().as_ref().filter(|_| out).map(|reason| reason.to_string())
     }
 
-    /// Remember why it is out.
+    /// Stores why it is out.
     pub fn set_reason(&self, reason: String) {
         self.reason.store(Some(Arc::new(reason)));
     }
 
-    /// An answer came. True if that brings the backend back.
+    /// Records an answered request. Returns whether the backend returned by it.
     pub fn succeeded(&self, now: Moment) -> bool {
         self.window.record(&self.params.outlier, now, false);
         self.heard_at.store(now.0, Relaxed);
@@ -184,8 +184,9 @@ impl Health {
         self.answers(now, SILENT | OVERDUE)
     }
 
-    /// A probe was answered. True if that brings the backend back, or is the first word of it. A
-    /// silent one stays a suspect: engines whose step hangs still answer probes.
+    /// Records an answered probe. Returns whether the backend returned by it or was contacted for
+    /// the first time. A silent backend stays suspect: engines with a hung step still answer
+    /// probes.
     pub fn probed(&self, now: Moment) -> bool {
         let ends = self.is_ejected() && self.ejections.is_over(now);
         let known = self.state.load(Relaxed) != UNKNOWN;
@@ -195,7 +196,7 @@ impl Health {
         self.answers(now, if ends { OVERDUE | EJECTED } else { OVERDUE }) || !known
     }
 
-    /// It is there: `cleared` are the suspicions that are over.
+    /// Marks it as up and clears the suspicions in `cleared`.
     fn answers(&self, now: Moment, cleared: u8) -> bool {
         if self.probes_failed.load(Relaxed) > 0 {
             self.probes_failed.store(0, Relaxed);
@@ -212,12 +213,13 @@ impl Health {
         away || before != 0
     }
 
-    /// A probe was not answered in time: the engine may be hung, or busy. True if it is a suspect now.
+    /// Records a probe without an answer in time (hung or busy engine). Returns whether the backend
+    /// became a suspect.
     pub fn missed_probe(&self) -> bool {
         self.counts_probe() && self.suspicion.fetch_or(OVERDUE, Relaxed) & OVERDUE == 0
     }
 
-    /// The engine itself says that it is not well. True if that takes it out.
+    /// Records a probe whose answer reports a failure. Returns whether the backend went down.
     pub fn failed_probe(&self) -> bool {
         self.counts_probe() && self.state.swap(DOWN, Relaxed) != DOWN
     }
@@ -227,35 +229,35 @@ impl Health {
         failed >= self.params.failures_to_eject.max(1)
     }
 
-    /// A request failed, and the engine is to blame. True if it is an outlier by its own figures;
-    /// whether it is ejected is for whoever knows its pools.
+    /// Records a failed request that the engine caused. Returns whether its failure share makes it
+    /// an outlier; the caller, which knows its pools, decides about ejection.
     pub fn failed(&self, now: Moment) -> bool {
         self.window.record(&self.params.outlier, now, true);
         !self.is_ejected() && self.window.is_outlier(&self.params.outlier, now)
     }
 
-    /// Requests and failures of the last seconds.
+    /// Requests and failures in the window.
     pub fn recent(&self, now: Moment) -> (u64, u64) {
         self.window.counts(&self.params.outlier, now)
     }
 
-    /// No new work for a while. `None` if it is ejected already.
+    /// Ejects it. Returns for how long; `None` if it is already ejected.
     pub fn eject(&self, now: Moment) -> Option<Seconds> {
         let new = self.suspicion.fetch_or(EJECTED, Relaxed) & EJECTED == 0;
         new.then(|| self.ejections.eject(&self.params.outlier, now))
     }
 
-    /// No connection: nothing listens there. True if that takes the backend out.
+    /// Records a refused connection. Returns whether the backend went down.
     pub fn refused(&self) -> bool {
         self.state.swap(DOWN, Relaxed) != DOWN
     }
 
-    /// It refuses for load, and asks to be left alone for so long. Returns how long it is.
+    /// Records a load refusal. `asked`: the engine's `Retry-After`. Returns the back-off.
     pub fn back_off(&self, now: Moment, asked: Option<Seconds>) -> Seconds {
         let span = match asked.filter(|asked| *asked > Seconds::ZERO) {
             Some(asked) => asked.min(BACK_OFF_ASKED_MAX),
             None => {
-                // Those that were sent together are refused together.
+                // Requests sent at the same time are refused at the same time: they count once.
                 let again = !self.is_busy(now);
                 let times = match again {
                     true => self.busy_times.fetch_add(1, Relaxed),
@@ -268,33 +270,33 @@ impl Health {
         span
     }
 
-    /// Its GPU can or cannot be used. True if that is new.
+    /// Sets whether its GPU is unusable. Returns whether that changed.
     pub fn set_hardware_fault(&self, fault: bool) -> bool {
         self.hardware_fault.swap(fault, Relaxed) != fault
     }
 
-    /// Its engine is or is not of use. True if that is new.
+    /// Sets whether a misfit makes it unusable. Returns whether that changed.
     pub fn set_unfit(&self, unfit: bool) -> bool {
         self.unfit.swap(unfit, Relaxed) != unfit
     }
 
-    /// One of its streams got bytes at `moment`.
+    /// Records bytes of one of its streams at `moment`.
     pub fn heard(&self, moment: Moment) {
         self.heard_at.fetch_max(moment.0, Relaxed);
     }
 
-    /// When it was heard of last.
+    /// When its last bytes arrived.
     pub fn heard_at(&self) -> Moment {
         Moment(self.heard_at.load(Relaxed))
     }
 
-    /// Its streams have gone silent. True if that makes it a suspect.
+    /// Records that all its streams are silent. Returns whether it became a suspect.
     pub fn fell_silent(&self) -> bool {
         self.suspicion.fetch_or(SILENT, Relaxed) & SILENT == 0
     }
 
-    /// A silent backend's streams speak again. True if that is new. It was not away: its share of the
-    /// load stays.
+    /// Records that a silent backend's streams send again. Returns whether that changed. Slow start
+    /// does not apply, as it was not away.
     pub fn spoke(&self) -> bool {
         self.is_silent() && self.suspicion.fetch_and(!SILENT, Relaxed) & SILENT != 0
     }

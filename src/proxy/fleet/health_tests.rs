@@ -1,4 +1,4 @@
-//! Health by its transitions: what takes a backend out, what makes it a suspect, what brings it back.
+//! State transitions of health: what makes a backend unusable or suspect, and what brings it back.
 
 use super::*;
 

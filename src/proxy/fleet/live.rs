@@ -1,5 +1,5 @@
-//! The requests alive: what each one is, where it is and how far. One entry a request, made on
-//! arrival, taken out when it settles.
+//! In-flight requests: one entry a request with its stage and backends, inserted on arrival and
+//! removed on settlement.
 
 use dashmap::DashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -7,24 +7,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_types::{BackendId, Moment, RequestId, Tokens};
 
-/// How far a request is.
+/// Stage of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
-    /// In the deadline queue, or about to be placed.
+    /// In the EDF queue, or about to be placed.
     Queued,
     /// Its prefill leg runs.
     Prefill,
-    /// Prefilled; waits for a decode backend.
+    /// Prefilled; no decode backend chosen yet.
     Handover,
-    /// Its decode or whole leg runs, no token yet.
+    /// Its decode or colocated leg runs, without a token yet.
     Waiting,
-    /// Tokens flow.
+    /// Tokens arrive.
     Streaming,
 }
 
 impl Stage {
-    /// The word in the admin API.
+    /// The value in the admin API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Stage::Queued => "queued",
@@ -46,17 +46,15 @@ impl Stage {
     }
 }
 
-/// One request. The plain fields are set on arrival; the atomics are written by the request's own
+/// One in-flight request. Plain fields are set on arrival. Atomics are written by the request's own
 /// task and read by the control loop and the admin API.
 #[derive(Debug)]
 pub struct Live {
-    /// Its number here.
     pub id: RequestId,
-    /// Its x-request-id.
+    /// Its `x-request-id`.
     pub name: Box<str>,
-    /// The model it asked for.
+    /// The requested model.
     pub model: Option<Arc<str>>,
-    /// When it arrived.
     pub arrived: Moment,
     /// Prompt tokens, counted or estimated.
     pub prompt: Tokens,
@@ -98,45 +96,44 @@ impl Live {
         }
     }
 
-    /// How far it is.
     pub fn stage(&self) -> Stage {
         Stage::from_u8(self.stage.load(Relaxed))
     }
 
-    /// It goes back to the queue, or forward.
+    /// Sets the stage, which may also go back to `Queued` for a retry.
     pub fn set_stage(&self, stage: Stage) {
         self.stage.store(stage as u8, Relaxed);
     }
 
-    /// Its prefill leg runs on `backend`.
+    /// Records that its prefill leg runs on `backend`.
     pub fn prefills_on(&self, backend: BackendId) {
         self.prefill_on.store(u32::from(backend.0), Relaxed);
         self.set_stage(Stage::Prefill);
     }
 
-    /// Its decode or whole leg runs on `backend`.
+    /// Records that its decode or colocated leg runs on `backend`.
     pub fn decodes_on(&self, backend: BackendId) {
         self.decode_on.store(u32::from(backend.0), Relaxed);
         self.set_stage(Stage::Waiting);
     }
 
-    /// Where its prefill leg ran, if it had one.
+    /// Where its prefill leg ran; `None` without one.
     pub fn prefill_backend(&self) -> Option<BackendId> {
         backend(&self.prefill_on)
     }
 
-    /// Where its decode or whole leg runs.
+    /// Where its decode or colocated leg runs; `None` before.
     pub fn decode_backend(&self) -> Option<BackendId> {
         backend(&self.decode_on)
     }
 
-    /// Its answer flows since `now`, without tokens that could be counted.
+    /// Records that its answer streams since `now`, without countable tokens.
     pub fn flows(&self, now: Moment) {
         self.heard(now);
         self.set_stage(Stage::Streaming);
     }
 
-    /// `tokens` more came at `now`.
+    /// Records `tokens` more output tokens at `now`.
     pub fn emitted_at(&self, tokens: u32, now: Moment) {
         if self.emitted.fetch_add(u64::from(tokens), Relaxed) == 0 {
             self.first_at.store(now.0, Relaxed);
@@ -145,24 +142,24 @@ impl Live {
         self.last_at.store(now.0, Relaxed);
     }
 
-    /// Bytes of its stream came at `now`, whatever they were.
+    /// Records bytes of its stream at `now`, with or without tokens.
     pub fn heard(&self, now: Moment) {
         self.heard_at.store(now.0, Relaxed);
         self.waits_since.store(Moment::NEVER.0, Relaxed);
     }
 
-    /// From `now` on the proxy waits for the engine's next bytes.
+    /// Records that the proxy waits for the engine's bytes from `now` on.
     pub fn waits(&self, now: Moment) {
         self.waits_since.store(now.0, Relaxed);
     }
 
-    /// Since when the proxy has waited for the engine's next bytes. `None`: it does not, because the
-    /// client takes nothing.
+    /// Since when the proxy has waited for the engine's bytes; `None` while it does not wait, because
+    /// the client does not read.
     pub fn waits_since(&self) -> Option<Moment> {
         moment(&self.waits_since)
     }
 
-    /// When bytes of its stream came last.
+    /// When its last bytes arrived.
     pub fn heard_at(&self) -> Option<Moment> {
         moment(&self.heard_at)
     }
@@ -172,12 +169,12 @@ impl Live {
         Tokens(self.emitted.load(Relaxed))
     }
 
-    /// When the first token came.
+    /// When its first token arrived.
     pub fn first_at(&self) -> Option<Moment> {
         moment(&self.first_at)
     }
 
-    /// When the last token came.
+    /// When its last token arrived.
     pub fn last_at(&self) -> Option<Moment> {
         moment(&self.last_at)
     }
@@ -191,14 +188,14 @@ fn moment(cell: &AtomicU64) -> Option<Moment> {
     Some(Moment(cell.load(Relaxed))).filter(|moment| *moment != Moment::NEVER)
 }
 
-/// All live requests.
+/// All in-flight requests.
 #[derive(Debug, Default)]
 pub struct Registry {
     requests: DashMap<RequestId, Arc<Live>, BuildHasherDefault<Spread>>,
 }
 
-/// Hashes ids that are counted up, and that no client chooses: the golden ratio spreads them evenly
-/// over the shards.
+/// Hashes request ids by the golden ratio. Ids are consecutive and not chosen by clients, so this
+/// spreads them evenly over the shards.
 #[derive(Default)]
 struct Spread(u64);
 
@@ -219,32 +216,30 @@ impl Hasher for Spread {
 }
 
 impl Registry {
-    /// A request arrived.
+    /// Inserts a request on arrival.
     pub fn insert(&self, live: Arc<Live>) {
         self.requests.insert(live.id, live);
     }
 
-    /// A request settled.
+    /// Removes a request on settlement.
     pub fn remove(&self, id: RequestId) {
         self.requests.remove(&id);
     }
 
-    /// One request.
     pub fn get(&self, id: RequestId) -> Option<Arc<Live>> {
         self.requests.get(&id).map(|entry| Arc::clone(&entry))
     }
 
-    /// How many are alive.
+    /// Number of in-flight requests.
     pub fn len(&self) -> usize {
         self.requests.len()
     }
 
-    /// Is none alive?
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
 
-    /// Look at each, in no particular order.
+    /// Visits every request, in no particular order.
     pub fn for_each(&self, mut look: impl FnMut(&Live)) {
         for entry in &self.requests {
             look(&entry);

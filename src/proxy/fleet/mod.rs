@@ -25,30 +25,30 @@ use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
 
 use crate::kept::Kept;
 
-/// What the control loop learned about lengths, for requests to read.
+/// Learned length estimates, read by requests.
 #[derive(Clone, Debug)]
 pub struct Estimates {
-    /// Output tokens to expect of a request.
+    /// Expected output tokens of a request.
     pub output: OutputEstimate,
-    /// Tokens of a text where no tokenizer is there.
+    /// Tokens of a text without a tokenizer, from its bytes.
     pub bytes: ByteEstimator,
 }
 
-/// Everything that requests, the dispatcher and the control loop share about the engines.
+/// Everything about the engines that requests, the dispatcher and the control loop share.
 pub struct Fleet {
     /// Every backend, by slot. Fixed while the process runs.
     pub backends: Vec<Arc<Backend>>,
-    /// Who may take what. Read by every request; written by the control loop alone.
+    /// The routing table, read by every request. Written by the control loop only.
     table: ArcSwap<RoutingTable>,
-    /// Written by the control loop alone.
+    /// Written by the control loop only.
     estimates: ArcSwap<Estimates>,
-    /// Which backend holds which prompt prefix.
+    /// The prefix index: which backends hold which prompt prefix.
     pub prefixes: PrefixIndex,
-    /// Which backend keeps which response.
+    /// Which backend stores which response (`previous_response_id`).
     pub kept: Kept,
     /// Requests between arrival and settlement.
     pub registry: Registry,
-    /// What clients were promised.
+    /// The TTFT and TPOT targets.
     slo: Slo,
 }
 
@@ -72,28 +72,28 @@ impl Fleet {
         }
     }
 
-    /// What clients were promised.
+    /// The TTFT and TPOT targets.
     pub fn slo(&self) -> Slo {
         self.slo
     }
 
-    /// The present snapshot. Never blocks.
+    /// The current table. Never blocks.
     pub fn table(&self) -> Guard<Arc<RoutingTable>> {
         self.table.load()
     }
 
-    /// What lengths to expect. Never blocks.
+    /// The current length estimates. Never blocks.
     pub fn estimates(&self) -> Guard<Arc<Estimates>> {
         self.estimates.load()
     }
 
-    /// The backend in a slot. Ids are only made from slots, so the slot exists.
+    /// The backend in a slot. Ids are only created from slots, so the slot exists.
     pub fn backend(&self, id: BackendId) -> &Arc<Backend> {
         &self.backends[id.index()]
     }
 
-    /// How many streams may be on a backend at once. One that has come back gets a share of what
-    /// its peers have, which grows; without peers it has to take all.
+    /// Most streams that may be on a backend at once. During slow start it is a growing share of
+    /// the peers' mean; a backend without peers gets its full number.
     pub fn streams_max(&self, table: &RoutingTable, id: BackendId, now: Moment) -> u32 {
         let backend = self.backend(id);
         let share = backend.health.share(now);
@@ -120,14 +120,13 @@ impl Fleet {
         (((mean + 1.0) * share).ceil() as u32).clamp(1, backend.streams_max)
     }
 
-    /// Of so many tokens of a prompt that the prefix index says a backend holds, those that it will
-    /// not compute again: all if the engine itself says what it holds, else the share that proved
-    /// real.
+    /// Expected real tokens of a predicted prefix-cache hit: all if the engine publishes KV events,
+    /// else the measured share.
     pub fn real_hit(&self, backend: BackendId, held: Tokens) -> Tokens {
         Tokens((held.as_f64() * self.hit_share(backend)) as u64)
     }
 
-    /// The share of a predicted prefix-cache hit that is real on a backend.
+    /// Share of predicted prefix-cache hits that are real on a backend, 0 to 1.
     pub fn hit_share(&self, backend: BackendId) -> f64 {
         match self.prefixes.is_followed(backend) {
             true => 1.0,
@@ -135,7 +134,7 @@ impl Fleet {
         }
     }
 
-    /// How that is known.
+    /// Source of [`Fleet::hit_share`].
     pub fn hit_source(&self, backend: BackendId) -> &'static str {
         match self.prefixes.is_followed(backend) {
             true => "events",
@@ -143,17 +142,17 @@ impl Fleet {
         }
     }
 
-    /// Replace the snapshot. For the control loop alone.
+    /// Replaces the table. Called by the control loop only.
     pub(crate) fn publish(&self, table: RoutingTable) {
         self.table.store(Arc::new(table));
     }
 
-    /// Replace the estimates. For the control loop alone.
+    /// Replaces the estimates. Called by the control loop only.
     pub(crate) fn publish_estimates(&self, estimates: Estimates) {
         self.estimates.store(Arc::new(estimates));
     }
 
-    /// A request's entry, if it is still alive.
+    /// An in-flight request; `None` after its settlement.
     pub fn live(&self, id: RequestId) -> Option<Arc<Live>> {
         self.registry.get(id)
     }

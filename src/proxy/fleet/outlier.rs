@@ -1,51 +1,52 @@
-//! How much of what a backend was asked it failed, over a sliding window, and for how long it is
-//! ejected for that. Written by requests without a lock.
+//! Outlier ejection: the share of failed requests of a backend in a sliding window, and the
+//! duration of its ejections. Written by requests without a lock.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Moment, Seconds};
 
-/// Parts of the window: an outcome is forgotten at the latest an eighth of the window late.
+/// Parts of the window; an outcome expires at most one eighth of the window late.
 const PARTS: usize = 8;
-/// A part's fields: its number, its requests, its failures.
+/// Fields of a part, packed into 64 bits: its number, requests, failures.
 const COUNT_BITS: u32 = 20;
 const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
 const PART_MAX: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
-/// An ejection is forgotten after so many base ejection times without another.
+/// The count of ejections decreases by one for each such multiple of the base ejection time without
+/// another ejection.
 const FORGOTTEN_AFTER: f64 = 10.0;
 
 /// When a backend is ejected, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct OutlierParams {
-    /// Over how long failures are counted.
+    /// Length of the window.
     pub window: Seconds,
-    /// Requests in the window below which nothing is concluded.
+    /// Fewest requests in the window for a decision.
     pub requests_min: u32,
-    /// Share of failures from which it is an outlier.
+    /// Share of failures from which a backend is an outlier, 0 to 1.
     pub failure_share: f64,
-    /// How long it is ejected, times how often it was.
+    /// Base duration, multiplied by the number of recent ejections.
     pub ejection: Seconds,
-    /// The longest ejection.
+    /// Longest ejection.
     pub ejection_max: Seconds,
 }
 
-/// The outcomes of the last seconds.
+/// The outcomes in the window.
 #[derive(Debug, Default)]
 pub struct Window {
     parts: [AtomicU64; PARTS],
 }
 
 impl Window {
-    /// One more outcome.
+    /// Records an outcome.
     pub fn record(&self, params: &OutlierParams, now: Moment, failed: bool) {
         let number = number(params, now);
         let part = &self.parts[number as usize % PARTS];
         let more = 1 << COUNT_BITS | u64::from(failed);
-        // Not updated is full, see below.
+        // The update is refused only if the part is full.
         part.fetch_update(Relaxed, Relaxed, |part| {
             let (of, requests, _) = fields(part);
             match of == number & PART_MAX {
                 true if requests < COUNT_MAX => Some(part + more),
-                // Full: what comes on top changes no share.
+                // Full: further outcomes hardly change the share.
                 true => None,
                 false => Some((number & PART_MAX) << (2 * COUNT_BITS) | more),
             }
@@ -61,7 +62,7 @@ impl Window {
         fresh.fold((0, 0), |(all, bad), (_, requests, failures)| (all + requests, bad + failures))
     }
 
-    /// Is it an outlier?
+    /// Whether the failure share reaches the threshold with enough requests.
     pub fn is_outlier(&self, params: &OutlierParams, now: Moment) -> bool {
         let (requests, failures) = self.counts(params, now);
         failures > 0
@@ -69,7 +70,7 @@ impl Window {
             && failures as f64 >= params.failure_share * requests as f64
     }
 
-    /// Forget everything: a backend that comes back is judged by what it does then.
+    /// Clears the window: a returning backend is judged by new outcomes only.
     pub fn clear(&self) {
         for part in &self.parts {
             part.store(0, Relaxed);
@@ -77,7 +78,7 @@ impl Window {
     }
 }
 
-/// From 1, so that an empty part is none of the present ones.
+/// Number of the current part; starts above 0, so that an unused part is never current.
 fn number(params: &OutlierParams, now: Moment) -> u64 {
     let part = (params.window / PARTS as f64).get().max(1e-6);
     (now.since_start().get() / part) as u64 + PARTS as u64
@@ -87,7 +88,7 @@ fn fields(part: u64) -> (u64, u64, u64) {
     (part >> (2 * COUNT_BITS), part >> COUNT_BITS & COUNT_MAX, part & COUNT_MAX)
 }
 
-/// How often it was ejected lately, and until when it is.
+/// Recent ejections and the end of the current one.
 #[derive(Debug, Default)]
 pub struct Ejections {
     times: AtomicU32,
@@ -95,7 +96,7 @@ pub struct Ejections {
 }
 
 impl Ejections {
-    /// Eject it from now on. Returns for how long.
+    /// Ejects from `now` on. Returns for how long.
     pub fn eject(&self, params: &OutlierParams, now: Moment) -> Seconds {
         let since = (now - Moment(self.until.load(Relaxed))).max(Seconds::ZERO);
         let forgotten = (since / (params.ejection * FORGOTTEN_AFTER)) as u32;
@@ -106,7 +107,7 @@ impl Ejections {
         span
     }
 
-    /// Has it served its time?
+    /// Whether the ejection has ended.
     pub fn is_over(&self, now: Moment) -> bool {
         now >= Moment(self.until.load(Relaxed))
     }

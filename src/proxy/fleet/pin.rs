@@ -1,12 +1,11 @@
-//! A backend's role as an operator set it.
+//! A role held by an operator.
 
 use tidegate_types::{Moment, Role};
 
-/// The planner does not move a backend that has one.
+/// The planner does not move a backend with a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin {
-    /// The role.
     pub role: Role,
-    /// When the planner gets the backend back; `None`: when the operator releases it.
+    /// When the hold ends; `None`: only an operator releases it.
     pub until: Option<Moment>,
 }

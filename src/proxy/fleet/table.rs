@@ -11,57 +11,55 @@ use crate::demand::Demand;
 /// The pool of all backends.
 pub const EVERYONE: PoolId = PoolId(0);
 
-/// One backend as this snapshot has it.
+/// One backend in this snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    /// What new work it gets.
+    /// Kind of new work it receives.
     pub role: Role,
-    /// Could it be used when the snapshot was made?
+    /// Whether it was usable when the snapshot was made.
     pub usable: bool,
-    /// Whom it may hand KV cache to.
+    /// Its compatibility group: it may hand KV cache to backends of the same group.
     pub group: GroupId,
-    /// What a prefill costs there.
+    /// Learned cost of a prefill.
     pub prefill: PrefillModel,
-    /// What a decode step costs there.
+    /// Learned cost of a decode step.
     pub decode: DecodeModel,
 }
 
-/// The backends that serve one model, or those of them with a longer context.
+/// The backends that serve one model, or those of them whose context exceeds a length.
 #[derive(Clone, Debug)]
 pub struct PoolEntry {
-    /// Its number. A number is never given again.
+    /// Its number, never reused.
     pub id: PoolId,
-    /// The model's name.
     pub model: Arc<str>,
-    /// Only backends whose context is longer than this; `None`: all of the model's.
+    /// Lower bound of the backends' context length, exclusive; `None`: all backends of the model.
     pub above: Option<Tokens>,
     /// Every backend that serves it, usable or not.
     pub backends: Vec<BackendId>,
-    /// Contexts that some of them have, in ascending order, each with the pool of the others: where
-    /// a request goes that needs more.
+    /// Context lengths that some backends have and others exceed, in ascending order, each with the
+    /// pool of the others, for requests that need more.
     pub longer: Vec<(Tokens, PoolId)>,
-    /// The mean cost of a prefill over them: what an arrival adds to demand.
+    /// Mean prefill cost of its backends: the work that an arrival adds to demand.
     pub prefill: PrefillModel,
-    /// Work that arrived and work that waits. Shared by all tables that have the pool.
+    /// Arrived and waiting work. Shared by all tables that contain the pool.
     pub demand: Arc<Demand>,
 }
 
-/// Who may take what.
+/// The routing table: roles, costs and pools of one plan.
 #[derive(Clone, Debug)]
 pub struct RoutingTable {
     /// The plan in force.
     pub plan: Plan,
     /// By backend slot.
     pub entries: Vec<Entry>,
-    /// In the order of their numbers; the first one holds every backend, for requests that name no
-    /// model.
+    /// Sorted by number. The first holds every backend, for requests without a model.
     pub pools: Vec<PoolEntry>,
     /// Model name to the pool of all its backends.
     pub models: HashMap<Arc<str>, PoolId>,
 }
 
 impl RoutingTable {
-    /// The pool for a request: its model's, or every backend if it names none. `None` for a model
+    /// The pool for a model, or the pool of all backends for `None`. Returns `None` for a model
     /// that no backend serves.
     pub fn pool_for(&self, model: Option<&str>) -> Option<PoolId> {
         match model {
@@ -70,30 +68,29 @@ impl RoutingTable {
         }
     }
 
-    /// A pool; `None` if its model is gone.
+    /// A pool; `None` if its model is no longer served.
     pub fn pool(&self, id: PoolId) -> Option<&PoolEntry> {
         let slot = self.pools.binary_search_by_key(&id, |pool| pool.id).ok()?;
         self.pools.get(slot)
     }
 
-    /// The backends of a pool; none if its model is gone.
+    /// The backends of a pool; empty if its model is no longer served.
     pub fn backends(&self, pool: PoolId) -> &[BackendId] {
         self.pool(pool).map_or(&[], |entry| &entry.backends)
     }
 
-    /// One backend.
     pub fn entry(&self, backend: BackendId) -> &Entry {
         &self.entries[backend.index()]
     }
 
-    /// Where a request of a pool goes that needs a context of so many tokens.
+    /// The pool for a request that needs a context of `needed` tokens.
     pub fn long_enough(&self, pool: PoolId, needed: Tokens) -> PoolId {
         let longer = self.pool(pool).map_or(&[][..], |entry| &entry.longer);
         let too_short = longer.iter().rev().find(|(context, _)| needed > *context);
         too_short.map_or(pool, |(_, above)| *above)
     }
 
-    /// Bring the pools' mean costs up to date with their backends'.
+    /// Recomputes the pools' mean prefill costs from their backends.
     pub fn set_mean_costs(&mut self) {
         for pool in &mut self.pools {
             let n = pool.backends.len().max(1) as f64;

@@ -1,5 +1,5 @@
-//! The fleet as placement sees it: a snapshot's roles and costs with the accounts' present
-//! counters. Reads only.
+//! Placement's read-only view of the fleet: roles and costs of a table with the current counters of
+//! the accounts.
 
 use std::collections::HashMap;
 use tidegate_scheduler::cost::Matches;
@@ -8,39 +8,37 @@ use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens
 
 use super::{Fleet, RoutingTable};
 
-/// Which backend holds how much of which prompt.
+/// Prefix matches of the requests that are being placed.
 pub enum Known<'a> {
-    /// One request's prefix matches: the fast path.
+    /// Of one request: the fast path.
     One(&'a Matches),
-    /// Those of the requests that wait: the dispatcher.
+    /// Of all queued requests: the dispatcher.
     Many(&'a HashMap<RequestId, Matches>),
 }
 
-/// A snapshot and the accounts, at one moment.
+/// A table and the accounts at one moment.
 pub struct View<'a> {
     /// Accounts and health.
     pub fleet: &'a Fleet,
     /// Roles, pools and costs.
     pub table: &'a RoutingTable,
-    /// Prefix matches.
     pub known: Known<'a>,
-    /// Tokens a prefix block stands for.
+    /// Tokens per block of the prefix index.
     pub block: Tokens,
-    /// Now.
     pub now: Moment,
 }
 
-/// Longer than any stream waits: a backend without streams has all the time in the world.
+/// Slack of a backend without streams: longer than any stream.
 const NO_STREAM: Seconds = Seconds(3600.0);
 
 impl View<'_> {
-    /// How many streams may be on a backend at once.
+    /// Most streams that may be on a backend at once.
     pub fn streams_max(&self, id: BackendId) -> u32 {
         self.fleet.streams_max(self.table, id, self.now)
     }
 
-    /// How much of a job's prompt the prefix index says a backend holds, in whole blocks of the
-    /// engine.
+    /// Tokens of a job's prompt that the prefix index predicts to be cached on a backend, in whole
+    /// blocks of the engine.
     pub fn held(&self, job: &Job, backend: BackendId) -> Tokens {
         let blocks = match self.known {
             Known::One(matches) => matches.blocks_on(backend),
