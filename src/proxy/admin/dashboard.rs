@@ -1,4 +1,4 @@
-//! The page at `/`: both pools, queue and flips, drawn from the admin addresses twice a second.
+//! The page at `/`: pools, queue and flips, updated twice a second from the admin addresses.
 
-/// One self-contained page.
+/// A self-contained HTML page.
 pub const PAGE: &str = include_str!("dashboard.html");

@@ -1,6 +1,7 @@
-//! Who may use the admin address. A browser on an operator's machine can reach loopback, so pages of
-//! foreign origins are refused: by `Host` (DNS rebinding), by `Origin` and `Sec-Fetch-Site`
-//! (cross-site requests), and by the content type (HTML forms cannot send JSON). Pure.
+//! Access control of the admin address. A browser on an operator's machine can reach loopback, so
+//! requests from pages of other origins are refused: by `Host` (DNS rebinding), by `Origin` and
+//! `Sec-Fetch-Site` (cross-site requests), and by the content type (HTML forms cannot send JSON).
+//! Pure.
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::request::Parts;
@@ -8,23 +9,23 @@ use http::{HeaderMap, Method, StatusCode};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use subtle::ConstantTimeEq;
 
-/// What the operator configured.
+/// The `[admin]` settings that control access.
 #[derive(Default)]
 pub struct Guard {
-    /// Bearer tokens, of which one is enough; empty: none is asked for.
+    /// Accepted bearer tokens; empty: no token is required.
     pub tokens: Vec<String>,
     /// Further accepted values of `Host`, without a port.
     pub hosts: Vec<String>,
 }
 
-/// A refusal: status and text.
+/// Status and text of a refusal.
 pub type Refusal = (StatusCode, &'static str);
 
-/// Names of cluster-internal services end so; no public DNS answers for them.
+/// Suffixes of cluster-internal names, which public DNS does not resolve.
 const INTERNAL: [&str; 3] = [".svc", ".cluster.local", ".localhost"];
 
 impl Guard {
-    /// May this request be answered?
+    /// Checks a request.
     ///
     /// # Errors
     /// The status and the text of the refusal.
@@ -55,8 +56,8 @@ impl Guard {
         }
     }
 
-    /// DNS rebinding needs a public DNS name: addresses, single-label names and cluster-internal
-    /// names are none.
+    /// Whether `host` cannot be used for DNS rebinding, which needs a public DNS name: an address,
+    /// a single-label name, a cluster-internal name or one from the settings.
     fn knows(&self, host: &str) -> bool {
         let name = name_of(host);
         is_literal(name)
@@ -97,7 +98,7 @@ fn is_literal(name: &str) -> bool {
     }
 }
 
-/// Without the port.
+/// The host without its port.
 fn name_of(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -1,5 +1,6 @@
-//! The admin address: metrics, probes, the fleet, the plan and its history, roles by hand. Its own
-//! port, never the data port; the addresses are listed in one match.
+//! The admin address: metrics, probes, the fleet, the plan and its history, role changes by
+//! operators. It has its own port, separate from clients' traffic. All paths are listed in one
+//! match.
 
 mod dashboard;
 mod guard;
@@ -29,28 +30,28 @@ use crate::service::Proxy;
 
 pub use guard::Guard;
 
-/// A role change is a few dozen bytes.
+/// Largest body in bytes; a role change has a few dozen.
 const BODY_MAX: usize = 64 << 10;
-/// Operators, scrapers and probes together need a few connections.
+/// Most connections at once; operators, scrapers and probes need a few.
 pub const CONNECTIONS_MAX: usize = 256;
-/// A client has so long for its header, its next request and its body.
+/// Time-out for a header, for the next request on a connection, and for a body.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest hold of a flip by hand, one week: longer is a pin.
+/// Longest hold of an operator's flip: one week. Longer holds are pins.
 const HOLD_MAX: Seconds = Seconds(604_800.0);
 
 /// Serves the admin port.
 pub struct AdminApp {
-    /// What it shows.
+    /// The state shown.
     pub proxy: Arc<Proxy>,
-    /// The way to the control loop.
+    /// Channel to the control loop.
     pub commands: mpsc::Sender<Command>,
-    /// Who may come in.
+    /// Access control.
     pub guard: Guard,
-    /// How long a flip by hand holds unless the request says it.
+    /// Hold of a flip whose request gives none.
     pub flip_hold: Seconds,
 }
 
-/// The body of `POST /v1/backends/{name}/role`.
+/// Body of `POST /v1/backends/{name}/role`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RoleChange {
@@ -80,7 +81,7 @@ impl App for AdminApp {
                 timeout(PATIENCE, serving).await.unwrap_or(Ok(()))
             }
         };
-        // A scraper that hangs up loses nothing.
+        // A closed connection of a scraper needs no handling.
         ended.unwrap_or_else(|error| tracing::debug!("admin: {error}"));
     }
 }
@@ -89,7 +90,7 @@ impl AdminApp {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let mut answer = self.find(request).await;
         if self.proxy.is_draining() {
-            // Asked again, it may be the successor's to answer.
+            // A request on a new connection may reach the successor process.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
@@ -133,20 +134,27 @@ impl AdminApp {
                     let name = name.to_owned();
                     self.change_role(&name, request).await
                 }
-                _ => problem(StatusCode::NOT_FOUND, format!("no such admin address: {path}")),
+                _ => {
+                    problem(StatusCode::NOT_FOUND, format!("unknown admin path or method: {path}"))
+                }
             },
         }
     }
 
     async fn change_role(&self, name: &str, request: Request<Incoming>) -> Answer {
         let Some(backend) = self.proxy.fleet.backends.iter().find(|b| &*b.name == name) else {
-            return problem(StatusCode::NOT_FOUND, format!("no backend is called {name:?}"));
+            return problem(StatusCode::NOT_FOUND, format!("no backend is named {name:?}"));
         };
         let reading = Limited::new(request.into_body(), BODY_MAX).collect();
         let body = match timeout(PATIENCE, reading).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
-            Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not come".into()),
+            Err(_) => {
+                return problem(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the body was not received in time".into(),
+                );
+            }
         };
         let change: RoleChange = match serde_json::from_slice(&body) {
             Ok(change) => change,
@@ -170,8 +178,8 @@ impl AdminApp {
     }
 }
 
-/// How long the change holds. A flip without `pin` and `hold_seconds` holds for the usual time, or
-/// as long as the pin that is there.
+/// The hold of a role change. A flip without `pin` and `hold_seconds` gets `usual`, or keeps an
+/// existing pin.
 fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold>, String> {
     match (change.pin, change.hold_seconds) {
         (Some(true), Some(_)) => Err("pin and hold_seconds exclude each other".to_owned()),
@@ -181,7 +189,7 @@ fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold
             _ => Ok(Some(Hold::For(Seconds(seconds)))),
         },
         (_, Some(seconds)) => {
-            Err(format!("hold_seconds is {seconds}: 0 to {} seconds", HOLD_MAX.get()))
+            Err(format!("hold_seconds is {seconds}, must be 0 to {}", HOLD_MAX.get()))
         }
         (Some(false), None) if change.role.is_none() => Ok(Some(Hold::Released)),
         (None, None) if pinned || change.role.is_none() => Ok(None),

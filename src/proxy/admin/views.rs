@@ -1,5 +1,5 @@
-//! What the admin addresses show: mirrors of the inner types, so that these can change while
-//! scripts that read the addresses go on working.
+//! JSON views of the admin addresses. They are separate from the internal types, so that internal
+//! changes do not break scripts.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -28,12 +28,12 @@ struct BackendView {
     version: Option<String>,
     misfits: Vec<String>,
     role: Role,
-    /// An operator set the role and the planner does not move it.
+    /// Whether an operator pinned the role.
     pinned: bool,
-    /// For how many more seconds a flip by hand holds.
+    /// Remaining seconds of the hold of an operator's flip.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_seconds: Option<f64>,
-    /// When that ends, in seconds since 1970.
+    /// End of that hold in seconds since the Unix epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_until: Option<f64>,
     allowed: Vec<Role>,
@@ -70,14 +70,14 @@ struct CostsView {
 pub struct PlanView {
     number: u64,
     roles: BTreeMap<String, Role>,
-    /// For how many seconds the change holds that was asked for.
+    /// Seconds for which the requested change is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<JournalEntry>,
 }
 
-/// One line of `/v1/requests`
+/// An element of `/v1/requests`
 #[derive(Serialize)]
 pub struct RequestView {
     id: u64,
@@ -144,19 +144,19 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
     }
 }
 
-/// For how many more seconds a flip by hand holds.
+/// Remaining seconds of the hold of an operator's flip.
 fn held(backend: &Backend, now: Moment) -> Option<f64> {
     let until = backend.pin()?.until?;
     Some((until - now).get().max(0.0))
 }
 
-/// A plan after an operator's change of this backend.
+/// A plan after an operator changed `backend`.
 pub fn changed(proxy: &Proxy, plan: &Plan, backend: &Backend) -> PlanView {
     let held_seconds = held(backend, proxy.clock.now());
     PlanView { held_seconds, ..plan_of(proxy, plan) }
 }
 
-/// The plan in force, with the reasons of the roles it changed.
+/// The plan in force, with the journal entries of the roles it changed.
 pub fn plan(proxy: &Proxy) -> PlanView {
     let plan = proxy.fleet.table().plan.clone();
     let mut view = plan_of(proxy, &plan);
@@ -176,7 +176,7 @@ pub fn plan_of(proxy: &Proxy, plan: &Plan) -> PlanView {
     }
 }
 
-/// The live requests, oldest first.
+/// In-flight requests, oldest first.
 pub fn requests(proxy: &Proxy) -> Vec<RequestView> {
     let now = proxy.clock.now();
     let name = |id: tidegate_types::BackendId| proxy.fleet.backend(id).name.to_string();

@@ -1,5 +1,5 @@
-//! Exact token counts, where the operator wants them: every stream is asked for the usage so far in
-//! each chunk. The client gets what it asked for itself (relay.rs).
+//! Usage injection: where the settings ask for exact token counts, each stream is sent with a
+//! request for the usage so far in every chunk. `relay.rs` removes what the client did not request.
 
 use std::sync::Arc;
 use tidegate_engine::{UsageRequest, scan, usage_injection};
@@ -8,8 +8,8 @@ use tidegate_filters::Accepted;
 use crate::inbound::Inbound;
 use crate::service::Proxy;
 
-/// Ask for exact counts. What the client itself wished for, if the engine will count; the filters
-/// have seen its own body.
+/// Requests usage in every chunk by editing the body. Returns what the client itself requested if
+/// the engine will count, else `None`. The filters have already seen the client's own body.
 pub fn ask(
     proxy: &Proxy,
     inbound: &mut Inbound,
@@ -21,7 +21,7 @@ pub fn ask(
         let counts = asked.stream && asked.n == 1 && usage_request == UsageRequest::Every;
         return counts.then_some(usage_request);
     };
-    // An edited body reads as well as the one before.
+    // The edited body must parse like the original.
     let again = scan(accepted.endpoint, &body).ok()?;
     inbound.body = body;
     Arc::make_mut(accepted).scan = Some(again);

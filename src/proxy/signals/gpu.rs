@@ -1,5 +1,5 @@
-//! The GPUs beside the proxy: shown as metrics, and a backend whose GPU is in trouble takes no new
-//! work until it is out of it.
+//! GPUs of the proxy's machine: exported as metrics; a backend whose GPU has a fault receives no
+//! new work until the fault is gone.
 
 use metrics::{Gauge, counter, gauge};
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use tidegate_types::{Moment, Seconds};
 use super::nvml::Driver;
 use crate::service::Proxy;
 
-/// Every GPU that was seen.
+/// Every GPU seen so far, by NVML number.
 #[derive(Default)]
 struct Gpus {
     seen: BTreeMap<u32, Gpu>,
@@ -37,16 +37,17 @@ struct Gauges {
     broken: Gauge,
 }
 
-/// Look at the GPUs of this machine for as long as the runtime lives, if it has any.
+/// Reads the GPUs of this machine every `every` while the runtime lives; returns at once without
+/// NVML.
 pub async fn run(proxy: Arc<Proxy>, every: Seconds) {
-    // Loading the library may take a second, and a look some milliseconds a GPU.
+    // Loading the library may take a second, and reading a GPU some milliseconds.
     let mut driver = match tokio::task::spawn_blocking(Driver::load).await {
         Ok(Ok(driver)) => driver,
         Ok(Err(error)) => {
             let named = proxy.signals.backends.iter().any(|signals| !signals.gpus.is_empty());
             match named {
-                true => tracing::warn!("backends name GPUs, but NVML is not here: {error}"),
-                false => tracing::debug!("no NVML: {error}"),
+                true => tracing::warn!("backends list `gpus`, but NVML cannot be loaded: {error}"),
+                false => tracing::debug!("NVML cannot be loaded: {error}"),
             }
             return;
         }
@@ -67,7 +68,7 @@ pub async fn run(proxy: Arc<Proxy>, every: Seconds) {
 }
 
 impl Gpus {
-    /// What was read of each GPU, at `now`.
+    /// Takes the readings made at `now`.
     fn take(&mut self, proxy: &Proxy, now: Moment, readings: &BTreeMap<u32, GpuReading>) {
         for (number, reading) in readings {
             let gpu = self.seen.entry(*number).or_insert_with(|| Gpu {
@@ -77,7 +78,7 @@ impl Gpus {
             });
             let verdict = gpu.watch.observe(now, reading);
             if verdict != gpu.verdict {
-                tracing::warn!(gpu = number, "{}", verdict.as_str());
+                tracing::warn!(gpu = number, verdict = verdict.as_str(), "GPU state changed");
                 gpu.verdict = verdict;
             }
             gpu.gauges.show(reading, verdict);
@@ -92,7 +93,7 @@ impl Gpus {
         self.judge(proxy);
     }
 
-    /// A backend fares as the worst of its GPUs.
+    /// The verdict of a backend is the worst of its GPUs' verdicts.
     fn judge(&self, proxy: &Proxy) {
         for backend in &proxy.fleet.backends {
             let signals = &proxy.signals.backends[backend.id.index()];
@@ -103,8 +104,8 @@ impl Gpus {
             let word = broken.or(strained).map(|verdict| verdict.as_str());
             signals.gpu_trouble.store(word.map(Arc::new));
             if backend.health.set_hardware_fault(broken.is_some()) {
-                let word = word.unwrap_or("back");
-                tracing::warn!(backend = %backend.name, "its GPUs: {word}");
+                let verdict = word.unwrap_or("fine");
+                tracing::warn!(backend = %backend.name, verdict, "GPU state of the backend changed");
             }
         }
     }
@@ -114,7 +115,7 @@ impl Gauges {
     fn new(gpu: u32) -> Gauges {
         let of = |metric: &'static str| {
             let gauge = gauge!(metric, "gpu" => gpu.to_string());
-            // Not told is not 0.
+            // NaN marks a value that was not reported, unlike 0.
             gauge.set(f64::NAN);
             gauge
         };
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(usable(&proxy), [false, true]);
         let ids: Vec<_> = proxy.fleet.backends.iter().map(|backend| backend.id).collect();
         assert_eq!(proxy.signals.troubles(ids[0]), ["gpu_lost"]);
-        // An engine that answers probes has no better GPU for it.
+        // Answered probes do not end a GPU fault.
         proxy.fleet.backends[0].health.probed(Moment::START);
         proxy.fleet.backends[0].health.succeeded(Moment::START);
         assert_eq!(usable(&proxy), [false, true]);

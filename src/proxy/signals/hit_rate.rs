@@ -1,5 +1,5 @@
-//! How well cached prompt tokens were predicted: what placement counted on, against what the engine
-//! then reported.
+//! Accuracy of predicted prefix-cache hits: the tokens that placement counted on, compared with
+//! those that the engine reported.
 
 use metrics::{Counter, Histogram, counter, histogram};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -8,19 +8,19 @@ use tidegate_types::Tokens;
 
 use crate::metrics::Metrics;
 
-/// One backend's predictions.
+/// Predictions for one backend.
 pub struct HitRate {
-    /// vLLM leaves the number out when it is 0: silence counts once it was heard.
+    /// vLLM omits the number when it is 0: a missing number counts as 0 once the engine has
+    /// reported one.
     tells: AtomicBool,
     prompt: Counter,
     predicted: Counter,
     cached: Counter,
-    /// By where the prediction came from: the record, events.
+    /// By source of the prediction: `record`, `events`.
     error: [Histogram; 2],
 }
 
 impl HitRate {
-    /// Metrics of the backend called `name`.
     pub fn new(name: &str, metrics: &Metrics) -> HitRate {
         let backend = || name.to_owned();
         metrics.within(|| {
@@ -37,8 +37,8 @@ impl HitRate {
         })
     }
 
-    /// The engine computed a prompt of which `predicted` tokens should have been there. Gives how many
-    /// were, if that is known.
+    /// Records a prefilled prompt with `predicted` cached tokens. Returns how many were cached, if
+    /// the engine reports it.
     pub fn settled(&self, predicted: Tokens, usage: &Usage, from_events: bool) -> Option<Tokens> {
         if usage.cached.is_some_and(|cached| cached > Tokens::ZERO) {
             self.tells.store(true, Relaxed);

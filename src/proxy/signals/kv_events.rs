@@ -1,6 +1,6 @@
-//! One engine's KV cache events into the prefix index. While its whole story is known the index
-//! says of it what it says of itself; before that, and after a gap that no replay mends, what the
-//! proxy sent there counts too.
+//! Applies one engine's KV cache events to the prefix index. While the event stream is gap-free,
+//! the index mirrors the engine's cache exactly. Before the first complete snapshot, and after a
+//! gap that a replay cannot close, entries predicted from routed requests are used as well.
 
 use metrics::{Counter, Gauge, counter, gauge};
 use std::sync::Arc;
@@ -18,15 +18,16 @@ use crate::fleet::Backend;
 use crate::metrics::Metrics;
 use crate::service::Proxy;
 
-/// The engine's blocks remembered: about 26 MB. An engine of a million tokens has 65,536 of 16.
+/// Most blocks remembered per engine, about 26 MB. An engine with 1,000,000 tokens of KV has 65,536
+/// blocks of 16.
 const BLOCKS_MAX: u64 = 1 << 18;
-/// After a failure, and while the model is not known.
+/// Pause after a failure, and between checks while the model is unknown.
 const AGAIN: Duration = Duration::from_secs(1);
-/// So long a silence may be an idle engine, or a host that went without a word: a new connection
-/// finds out, and costs nothing.
+/// Longest silence before a new connection is made: the engine may be idle, or its host may be gone
+/// without closing the connection.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Where one backend publishes, and what came of it.
+/// Endpoints and counters of one backend's events.
 pub struct KvSource {
     events: String,
     replay: Option<String>,
@@ -38,7 +39,7 @@ pub struct KvSource {
 }
 
 impl KvSource {
-    /// What the settings say of a backend; none if it publishes nothing.
+    /// The source that the settings give for a backend; `None` if it publishes no events.
     pub fn of(backend: &BackendSettings, metrics: &Metrics) -> Option<KvSource> {
         let events = backend.kv_events.clone()?;
         let name = || backend.name.clone();
@@ -57,7 +58,7 @@ impl KvSource {
         }))
     }
 
-    /// Is the engine's whole cache known?
+    /// Whether the engine's cache is known completely.
     pub fn is_complete(&self) -> bool {
         self.complete.load(Relaxed)
     }
@@ -76,7 +77,7 @@ impl KvSource {
     }
 }
 
-/// One backend's listener.
+/// The subscriber of one backend.
 struct Listener<'a> {
     prefixes: &'a PrefixIndex,
     source: &'a KvSource,
@@ -84,7 +85,7 @@ struct Listener<'a> {
     follower: EventFollower,
 }
 
-/// Listen to `backend` for as long as the runtime lives.
+/// Follows the events of `backend` while the runtime lives.
 pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>) {
     let Some(source) = &proxy.signals.backends[backend.id.index()].kv else { return };
     let mut warned = false;
@@ -97,7 +98,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>) {
                 warned = true;
                 tracing::warn!(
                     backend = %backend.name,
-                    "kv_events: no tokenizer for its model, so no prompt could be found in them"
+                    "KV events unused: no tokenizer for the backend's model, so prompts cannot be matched"
                 );
             }
             None => {}
@@ -106,7 +107,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>) {
     }
 }
 
-/// The base model's name, once it is known, if prompts for it are tokenized here.
+/// The base model, once known, if prompts for it are tokenized by the proxy.
 fn model_of(proxy: &Proxy, backend: BackendId) -> Option<Arc<String>> {
     let model = proxy.signals.backends[backend.index()].model.load_full()?;
     let directory = proxy.directory();
@@ -114,7 +115,7 @@ fn model_of(proxy: &Proxy, backend: BackendId) -> Option<Arc<String>> {
     entry.tokenizer.is_some().then_some(model)
 }
 
-/// Listen while the backend serves `model`.
+/// Follows the events while the backend serves `model`.
 async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model: &str) {
     let block = proxy.prefix_block.get() as usize;
     let blocks_max = backend.kv_capacity().get().min(BLOCKS_MAX) as usize;
@@ -124,7 +125,7 @@ async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model:
     while model_of(proxy, backend.id).is_some_and(|now| *now == model) {
         match listener.session().await {
             Ok(()) => failed = false,
-            // Once is enough: an engine that is down is told elsewhere.
+            // Logged once per outage; other parts report an engine that is down.
             Err(error) if !failed => {
                 failed = true;
                 tracing::warn!(backend = %backend.name, "KV events: {error}");
@@ -137,13 +138,13 @@ async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model:
 }
 
 impl Listener<'_> {
-    /// From one connection to its end, or to a long silence.
+    /// One connection, until it ends or is silent for too long.
     async fn session(&mut self) -> Result<(), HearError> {
         let mut ear = Ear::at(&self.source.events).await?;
-        // What was said before anyone listened.
+        // Events published before the subscription.
         self.replay(self.follower.next()).await?;
         tracing::info!(
-            backend = %self.backend.name, complete = self.follower.is_complete(), "hears KV events"
+            backend = %self.backend.name, complete = self.follower.is_complete(), "KV events: subscribed"
         );
         while let Ok(heard) = tokio::time::timeout(SILENCE_MAX, ear.hear()).await {
             self.take(&heard?).await?;
@@ -160,7 +161,7 @@ impl Listener<'_> {
         Ok(())
     }
 
-    /// Bring what is missing, if the engine keeps it.
+    /// Requests missing events from `from` on, if the engine has a replay endpoint.
     async fn replay(&mut self, from: u64) -> Result<(), HearError> {
         let Some(endpoint) = &self.source.replay else { return Ok(()) };
         let mut replay = Replay::from(endpoint, from).await?;
@@ -184,7 +185,7 @@ impl Listener<'_> {
         }
     }
 
-    /// Apply a message even if those before it are lost.
+    /// Applies a message even if earlier ones are lost.
     fn apply_anyway(&mut self, number: u64, batch: &KvBatch) {
         if let Delivery::Missing(_) = self.apply(number, batch) {
             self.follower.give_up(number);

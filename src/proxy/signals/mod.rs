@@ -1,13 +1,13 @@
-//! What engines tell beside their answers: the sockets, timers and metrics around the pure room
-//! `tidegate_signals`. Nothing here touches a request, and a signal that fails to come changes
-//! nothing: requests go on with what the proxy itself recorded.
+//! Signals from engines and GPUs beside the answers: the sockets, timers and metrics around the
+//! pure crate `tidegate_signals`. No signal is on the request path. Without a signal, the proxy
+//! uses its own records.
 //!
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
-//! - [`exact`]: asks for exact token counts
-//! - [`scrape`]: each engine's own numbers, and the trouble they show
-//! - [`gpu`], [`nvml`]: the GPUs of this machine
-//! - [`hit_rate`]: how well cached tokens were predicted
-//! - [`zmq`]: the two sockets that events come over
+//! - [`exact`]: usage injection for exact token counts
+//! - [`scrape`]: each engine's metrics and the alerts derived from them
+//! - [`gpu`], [`nvml`]: GPUs of this machine
+//! - [`hit_rate`]: accuracy of predicted cached tokens
+//! - [`zmq`]: the two sockets of KV events
 
 pub mod exact;
 mod gpu;
@@ -33,33 +33,33 @@ use hit_rate::HitRate;
 use kv_events::KvSource;
 use scrape::Look;
 
-/// What is known beside the accounts, by backend.
+/// The signals of all backends.
 pub struct Signals {
     backends: Vec<BackendSignals>,
-    /// Between two looks at an engine's numbers; 0 is never.
+    /// Interval of engine scrapes; 0: off.
     scrape: Seconds,
-    /// Between two looks at the GPUs; 0 is never.
+    /// Interval of GPU readings; 0: off.
     gpu: Seconds,
-    /// Are streams asked to count every chunk's tokens?
+    /// Whether usage in every chunk is requested for streams.
     exact_counts: bool,
 }
 
-/// One backend's signals.
+/// The signals of one backend.
 struct BackendSignals {
-    /// Its base model: the first it lists, or the first that the operator named.
+    /// Its base model: the first one in the settings, else the first one that the engine lists.
     model: ArcSwapOption<String>,
-    /// The operator named the models: the engine's own list does not matter.
+    /// Whether the settings name its models; the engine's list is then ignored.
     is_named: bool,
     kv: Option<KvSource>,
     hit_rate: HitRate,
     look: Look,
-    /// The GPUs of this machine that it runs on.
+    /// NVML numbers of the GPUs it runs on.
     gpus: Vec<u32>,
     gpu_trouble: ArcSwapOption<&'static str>,
 }
 
 impl Signals {
-    /// The signals that the settings ask for.
+    /// The signals enabled in the settings.
     pub fn new(settings: &Settings, metrics: &Metrics) -> Signals {
         let of = |backend: &BackendSettings| BackendSignals {
             model: ArcSwapOption::from(backend.models.first().cloned().map(Arc::new)),
@@ -78,12 +78,12 @@ impl Signals {
         }
     }
 
-    /// Are streams asked to count every chunk's tokens?
+    /// Whether usage in every chunk is requested for streams.
     pub fn counts_exactly(&self) -> bool {
         self.exact_counts
     }
 
-    /// A backend said what it serves.
+    /// Takes the models that a backend reports.
     pub fn serves(&self, backend: BackendId, cards: &[ModelCard]) {
         let signals = &self.backends[backend.index()];
         if let Some(card) = cards.first().filter(|_| !signals.is_named) {
@@ -91,7 +91,7 @@ impl Signals {
         }
     }
 
-    /// An answer came; some engines say in its head how they are.
+    /// Takes the load report (ORCA) that some engines put into the headers of answers.
     pub fn answered(&self, backend: BackendId, headers: &HeaderMap) {
         let said = headers.get(orca::HEADER).and_then(|value| value.to_str().ok());
         if let Some(reading) = said.and_then(orca::reading) {
@@ -99,7 +99,7 @@ impl Signals {
         }
     }
 
-    /// What is wrong with a backend's engine or GPUs, in words.
+    /// Active alerts of a backend's engine and GPUs.
     pub fn troubles(&self, backend: BackendId) -> Vec<&'static str> {
         let signals = &self.backends[backend.index()];
         let mut troubles = signals.look.troubles();
@@ -107,7 +107,8 @@ impl Signals {
         troubles
     }
 
-    /// A request ended: was its cached part predicted, and did its hand-off begin?
+    /// Takes the outcome of a finished request: predicted against reported cached tokens, and a
+    /// completed hand-off.
     pub fn settled(&self, record: &Record) {
         if let (Some(_), Some(decode), Some(first)) =
             (&record.notes.prefill_on, &record.notes.decode_on, record.live.first_at())
@@ -128,7 +129,7 @@ impl Signals {
         }
     }
 
-    /// Where the proxy's knowledge of a backend's prefix cache comes from.
+    /// Source of the prefix index's entries for a backend.
     pub fn prefix_source(&self, backend: BackendId) -> &'static str {
         match &self.backends[backend.index()].kv {
             Some(kv) if kv.is_complete() => "events",
@@ -138,17 +139,17 @@ impl Signals {
     }
 }
 
-/// A request is changed before its backend is known, and other engines may refuse what they do not
-/// know.
+/// Usage injection edits a request before its backend is chosen, and other engines may refuse the
+/// unknown member.
 fn all_vllm(settings: &Settings) -> bool {
     let all = settings.backends.iter().all(|backend| backend.engine == EngineName::Vllm);
     if settings.signals.exact_counts && !all {
-        tracing::warn!("signals.exact_counts: not while a backend is no vLLM");
+        tracing::warn!("signals.exact_counts is off: it requires that all backends are vLLM");
     }
     all
 }
 
-/// Listen for as long as the runtime lives.
+/// Starts the tasks that read signals; they run while the runtime lives.
 pub fn spawn(proxy: &Arc<Proxy>) {
     if proxy.signals.gpu > Seconds::ZERO {
         tokio::spawn(gpu::run(Arc::clone(proxy), proxy.signals.gpu));

@@ -1,5 +1,5 @@
-//! NVIDIA's driver library, loaded when the proxy starts; where it is absent there are no GPUs. It
-//! reads what the driver says and judges nothing.
+//! NVIDIA's driver library (NVML), loaded at start-up; without it there are no GPUs. Reads values
+//! without judging them.
 
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::bitmasks::event::EventTypes;
@@ -11,41 +11,41 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use tidegate_signals::gpu::{GpuReading, Slowed};
 
-/// The name without a version is there only where one compiles against the library.
+/// The unversioned name exists only where development files are installed.
 const LIBRARIES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
-/// Xid errors taken in one look: a broken GPU may tell of thousands.
+/// Most Xid errors taken per reading: a broken GPU can report thousands.
 const XIDS_MAX: usize = 64;
 
-/// The driver, and the events that were asked of it.
+/// The library and the registered events.
 pub struct Driver {
     nvml: &'static Nvml,
     events: Vec<(u32, EventSet<'static>)>,
 }
 
 impl Driver {
-    /// Load the library and count the GPUs.
+    /// Loads the library and registers for Xid events.
     ///
     /// # Errors
-    /// There is no driver here, or it does not answer.
+    /// There is no driver, or it does not answer.
     pub fn load() -> Result<Driver, NvmlError> {
         let load = |name: &&str| Nvml::builder().lib_path(OsStr::new(name)).init();
         let mut found = load(&LIBRARIES[0]);
         if found.is_err() {
             found = load(&LIBRARIES[1]).or(found);
         }
-        // One for the life of the process: event sets borrow from it.
+        // Leaked once per process: event sets borrow from it.
         let nvml: &'static Nvml = Box::leak(Box::new(found?));
         let events = (0..nvml.device_count()?).filter_map(|gpu| {
             let set = nvml.create_event_set().ok()?;
             let device = nvml.device_by_index(gpu).ok()?;
-            // Without them a GPU is still watched.
+            // A GPU without events is still read.
             let set = device.register_events(EventTypes::CRITICAL_XID_ERROR, set).ok()?;
             Some((gpu, set))
         });
         Ok(Driver { nvml, events: events.collect() })
     }
 
-    /// A look at every GPU, by NVML's number. May take some milliseconds a GPU.
+    /// Reads every GPU, by NVML number. Takes some milliseconds per GPU.
     pub fn look(&self) -> BTreeMap<u32, GpuReading> {
         let count = self.nvml.device_count().unwrap_or(0);
         (0..count).map(|gpu| (gpu, self.reading(gpu))).collect()
@@ -63,14 +63,14 @@ impl Driver {
         }
     }
 
-    /// Xid errors since the last look.
+    /// Xid errors since the previous reading.
     fn xids(&self, gpu: u32) -> Vec<u64> {
         let Some((_, events)) = self.events.iter().find(|(of, _)| *of == gpu) else {
             return Vec::new();
         };
         let mut xids = Vec::new();
         while xids.len() < XIDS_MAX {
-            // The end of the queue is a time-out.
+            // An empty queue is reported as a time-out.
             let Ok(event) = events.wait(0) else { break };
             if let Some(XidError::Value(xid)) = event.event_data {
                 xids.push(xid);

@@ -1,6 +1,6 @@
-//! Look at each engine's own numbers now and then: to show them, to calibrate what the operator
-//! configured, and to notice trouble that answers do not show. An engine without such numbers is
-//! asked ever more rarely.
+//! Scrapes each engine's metrics: to export them, to correct configured capacities, and to raise
+//! alerts about states that answers do not show. Engines without metrics are asked less and less
+//! often.
 
 use metrics::{Gauge, gauge};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,20 +16,20 @@ use crate::learn::Observation;
 use crate::metrics::Metrics;
 use crate::service::Proxy;
 
-/// A page of vLLM's metrics has 100 KB; it may take its time.
+/// Time-out of a scrape; a metrics page of vLLM has 100 KB.
 const ANSWER_MAX: Seconds = Seconds(2.0);
-/// Most looks left out between two tries at an engine that tells nothing.
+/// Largest factor on the interval for an engine without metrics.
 const MUTE_LOOKS: u32 = 12;
-/// A prefix cache has what streams leave of the KV memory: half of it, say (see start.rs).
+/// The prefix cache uses what streams leave of the KV memory; half of it is assumed (see start.rs).
 const PREFIX_SHARE: u64 = 2;
 
-/// The latest look at one backend.
+/// The latest scrape of one backend.
 pub struct Look {
     troubles: Mutex<Vec<EngineAlert>>,
-    /// First tokens from here on belong to hand-offs that were fetched since the engine was last
-    /// seen to get KV from elsewhere: fetching takes less than the time between two looks.
+    /// First tokens after this moment belong to hand-offs whose KV was fetched after the engine's
+    /// last observed transfer: a fetch takes less than the scrape interval.
     since: AtomicU64,
-    /// A decode leg with such a first token has ended.
+    /// Whether a decode leg with such a first token has ended.
     handed: AtomicBool,
     gauges: Gauges,
 }
@@ -51,7 +51,6 @@ struct Gauges {
 }
 
 impl Look {
-    /// Nothing was seen yet of the backend called `name`.
     pub fn new(name: &str, metrics: &Metrics) -> Look {
         Look {
             troubles: Mutex::default(),
@@ -61,20 +60,20 @@ impl Look {
         }
     }
 
-    /// A decode leg with a hand-off has ended well; its first token came at `first`.
+    /// Records that a decode leg with a hand-off has succeeded; its first token arrived at `first`.
     pub fn handed_over(&self, first: Moment) {
         if first.0 >= self.since.load(Relaxed) {
             self.handed.store(true, Relaxed);
         }
     }
 
-    /// What is wrong, in words.
+    /// Active alerts.
     pub fn troubles(&self) -> Vec<&'static str> {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         troubles.iter().map(|trouble| trouble.as_str()).collect()
     }
 
-    /// What an answer said in passing: it shows, and starts nothing.
+    /// Exports a load report from an answer's headers; it raises no alerts.
     pub fn heard(&self, reading: &EngineReading) {
         self.gauges.load(reading);
     }
@@ -93,7 +92,7 @@ impl Gauges {
     fn new(name: &str) -> Gauges {
         let of = |metric: &'static str| {
             let gauge = gauge!(metric, "backend" => name.to_owned());
-            // Not told is not 0.
+            // NaN marks a value that was not reported, unlike 0.
             gauge.set(f64::NAN);
             gauge
         };
@@ -140,7 +139,7 @@ fn set(gauge: &Gauge, value: Option<f64>) {
     }
 }
 
-/// Look at `backend` every so often, for as long as the runtime lives.
+/// Scrapes `backend` every `every` while the runtime lives.
 pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
     let look = &proxy.signals.backends[backend.id.index()].look;
     let mut watch = AlertWatch::default();
@@ -149,7 +148,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
     loop {
         let reading = read(&backend).await;
         if reading.is_empty() {
-            // It may be starting, or down: then the next look finds more.
+            // The engine may be starting or down; the next scrape may succeed.
             mute = MUTE_LOOKS.min(mute + 1);
         } else {
             mute = 0;
@@ -159,7 +158,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
             }
             let troubles = watch.observe(reading, look.handed.load(Relaxed));
             for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
-                tracing::warn!(backend = %backend.name, trouble = trouble.as_str(), "engine");
+                tracing::warn!(backend = %backend.name, alert = trouble.as_str(), "engine alert");
             }
             before.clone_from(&troubles);
             look.seen(&reading, troubles);
@@ -172,7 +171,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
     }
 }
 
-/// /metrics, and SGLang's own page where the first is missing or SGLang's.
+/// Reads `/metrics`, and SGLang's `/v1/loads` unless the first was vLLM's.
 async fn read(backend: &Backend) -> EngineReading {
     if !backend.health.is_usable() {
         return EngineReading::default();
@@ -189,7 +188,7 @@ async fn read(backend: &Backend) -> EngineReading {
     }
 }
 
-/// The engine knows its memory better than whoever wrote the settings.
+/// The engine's own capacity is more reliable than an estimate.
 fn calibrate(proxy: &Proxy, backend: &Backend, reading: &EngineReading) {
     if let Some(block) = reading.kv_block {
         backend.set_kv_block(block);

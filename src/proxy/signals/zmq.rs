@@ -1,52 +1,52 @@
-//! The two ZeroMQ sockets of an engine that publishes KV events: one that hears, one that asks for
-//! what was missed. Frames in and out; what is in them is not read here.
+//! The two ZeroMQ sockets of an engine that publishes KV events: the subscription and the replay
+//! request. Handles frames only, not their contents.
 
 use bytes::Bytes;
 use std::time::Duration;
 use thiserror::Error;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage};
 
-/// An engine that is there answers a handshake within milliseconds.
+/// Time-out of connecting; a running engine completes the handshake within milliseconds.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// The publisher looks for questions between two steps, or ten times a second.
+/// Time-out of a replay. The publisher reads requests between two steps, or ten times a second.
 const REPLAY_MAX: Duration = Duration::from_secs(10);
 
-/// Why nothing more comes.
+/// Why the event stream ended.
 #[derive(Debug, Error)]
 pub enum HearError {
-    /// ZeroMQ's own word.
+    /// An error of the ZeroMQ library.
     #[error(transparent)]
     Zmq(#[from] ZmqError),
-    /// No connection.
+    /// The connection was not made in time.
     #[error("no connection within {CONNECT_MAX:?}")]
     Connect,
-    /// The answer to a question stopped.
-    #[error("the replay stopped")]
+    /// The replay ended early or was malformed.
+    #[error("the replay of KV events stopped early")]
     Replay,
 }
 
-/// One message.
+/// One message of the publisher.
 pub struct Published {
-    /// Its number.
+    /// Its sequence number.
     pub number: u64,
-    /// Its events.
+    /// Its events, msgpack.
     pub payload: Bytes,
 }
 
-/// A socket that hears what an engine publishes, on every topic. It reconnects by itself.
+/// The subscription to all topics of an engine. It reconnects by itself.
 pub struct Ear(SubSocket);
 
 impl Ear {
-    /// Listen at `endpoint`.
+    /// Connects to `endpoint`.
     pub async fn at(endpoint: &str) -> Result<Ear, HearError> {
         let mut socket = SubSocket::new();
-        // Before it connects: the subscription goes out with the handshake.
+        // Before connecting: the subscription is sent with the handshake.
         socket.subscribe("").await?;
         connect(&mut socket, endpoint).await?;
         Ok(Ear(socket))
     }
 
-    /// The next message. May wait for ever.
+    /// The next message. Waits without a limit.
     pub async fn hear(&mut self) -> Result<Published, HearError> {
         loop {
             let frames = self.0.recv().await?.into_vec();
@@ -56,16 +56,19 @@ impl Ear {
                 let number = u64::from_be_bytes(number);
                 return Ok(Published { number, payload: payload.clone() });
             }
-            tracing::debug!(frames = frames.len(), "not a message of KV events");
+            tracing::debug!(
+                frames = frames.len(),
+                "KV events: message with unexpected frames ignored"
+            );
         }
     }
 }
 
-/// A question for all messages from a number on, and its answer.
+/// A replay request and its answer.
 pub struct Replay(DealerSocket);
 
 impl Replay {
-    /// Ask at `endpoint` for message `from` and all after it.
+    /// Requests message `from` and all later ones at `endpoint`.
     pub async fn from(endpoint: &str, from: u64) -> Result<Replay, HearError> {
         let mut socket = DealerSocket::new();
         connect(&mut socket, endpoint).await?;
@@ -79,11 +82,11 @@ impl Replay {
     pub async fn next(&mut self) -> Result<Option<Published>, HearError> {
         let received = tokio::time::timeout(REPLAY_MAX, self.0.recv()).await;
         let frames = received.map_err(|_| HearError::Replay)??.into_vec();
-        // An empty frame, the topic, the number, the events.
+        // Frames: empty, topic, sequence number, events.
         let [_, _topic, number, payload] = frames.as_slice() else { return Err(HearError::Replay) };
         let number = <[u8; 8]>::try_from(number.as_ref()).map_err(|_| HearError::Replay)?;
         let published = Published { number: u64::from_be_bytes(number), payload: payload.clone() };
-        // -1 is the end.
+        // Sequence number -1 marks the end.
         Ok((published.number != u64::MAX).then_some(published))
     }
 }
