@@ -1,22 +1,24 @@
-//! One line a request, written when it settles. Fields only; the format is the subscriber's.
+//! The access log: one event a request, written on settlement. Fields only; the subscriber formats
+//! them.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tidegate_types::{Moment, Seconds};
 
 use crate::settle::Record;
 
-/// The target that settings turn on, off or elsewhere.
+/// The tracing target of access log events, which the settings route.
 pub const TARGET: &str = "tidegate::access";
 
-/// Does anybody read it? The target alone does not tell: an event is made before its layers are asked.
+/// Whether the access log is enabled. Checked first, because tracing builds an event before filters
+/// see it.
 static ON: AtomicBool = AtomicBool::new(false);
 
-/// Lines are written from now on, or none.
+/// Turns the access log on or off.
 pub fn turn(on: bool) {
     ON.store(on, Relaxed);
 }
 
-/// Write the line of a request that ended at `now`.
+/// Writes the event of a request that ended at `now`.
 pub fn write(record: &Record, now: Moment) {
     if !ON.load(Relaxed) {
         return;
@@ -28,7 +30,8 @@ pub fn write(record: &Record, now: Moment) {
     let accepted = &record.accepted;
     tracing::info!(
         target: TARGET,
-        // Strings and not by `Display`: the text format quotes those, and a client chooses them.
+        // Recorded as strings instead of by `Display`: clients choose these values, and the text
+        // format quotes strings.
         request_id = &*record.live.name,
         trace = accepted.traceparent.as_str(),
         tenant = accepted.tenant.as_str(),

@@ -1,5 +1,5 @@
-//! Ask an engine something small: whether it is well, what it is, a page of its numbers. It must
-//! never ask for work: no path here generates a token, but for the last resort of an old SGLang.
+//! Small GET requests to an engine: its health, its facts, its metrics page. No path used here
+//! generates tokens, except the fallback health path of old SGLang versions.
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -11,54 +11,54 @@ use crate::answer::read_all;
 use crate::failure::LegProblem;
 use crate::upstream::{Outgoing, Pool};
 
-/// The largest answer read.
+/// Largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 4 << 20;
 
-/// What came back.
+/// Result of a request.
 enum Reply {
-    /// 2xx, and this body.
+    /// Status 2xx with this body.
     Body(Bytes),
-    /// It is there, but has no such path.
+    /// The engine answers but does not have the path.
     Lacks,
-    /// It is there, and does not tell without its key.
+    /// The engine requires its API key.
     Locked(StatusCode),
-    /// It says that it is not well.
+    /// The engine reports a failure.
     Sick(StatusCode),
-    /// Nothing listens there.
+    /// The connection was refused.
     Refused(String),
-    /// No connection in time, or one that broke.
+    /// The connection failed or broke.
     Broken(String),
-    /// Nothing in time.
+    /// No answer in time.
     Late,
 }
 
-/// How an engine is.
+/// Health as seen by a probe.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// Well, or at least there.
+    /// Well, or at least answering.
     Well,
-    /// It says that it is not, for this reason.
+    /// The engine reports a failure, with the reason.
     Sick(String),
-    /// Nothing listens there.
+    /// The connection was refused.
     Gone(String),
-    /// It has not said in time, or broke the connection: it may be hung, or busy.
+    /// No answer in time or a broken connection: the engine may be hung or busy.
     Late(String),
 }
 
-/// For a path at which the engine generates a token first: SGLang waits a second for it, and longer
-/// behind a long prompt.
+/// Shortest time-out of a health path at which the engine generates a token: SGLang waits a second
+/// for it, and longer behind a long prompt.
 const GENERATES_TIMEOUT: Seconds = Seconds(5.0);
 
-/// What an engine told of itself.
+/// Facts reported by an engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Told {
-    /// Read.
+    /// Parsed facts.
     pub facts: Facts,
-    /// Its list of models, in its own words; empty if it has none.
+    /// Its `/v1/models` answer; empty if it has none.
     pub models: Bytes,
 }
 
-/// The body of a 2xx answer.
+/// The body of a 2xx answer; `None` for any other result.
 pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Option<Bytes> {
     match ask(pool, path, timeout).await {
         Reply::Body(body) => Some(body),
@@ -66,7 +66,7 @@ pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Op
     }
 }
 
-/// Is it well? The first of its paths that it has decides.
+/// Checks the engine's health: the first health path that it has decides.
 pub(crate) async fn how(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Found {
     for path in kind.health_paths() {
         let generates = kind.generates_at(path);
@@ -80,11 +80,12 @@ pub(crate) async fn how(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Foun
             Reply::Late => return Found::Late(format!("{path}: no answer within {timeout}")),
         }
     }
-    // It does not tell, but answers.
+    // No health path, but it answers.
     Found::Well
 }
 
-/// What it is. `None` if it did not answer: ask again. A path that it does not have tells nothing.
+/// The engine's facts; `None` if it did not answer. A path that it does not have contributes
+/// nothing.
 pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Option<Told> {
     let about = async {
         match kind.about_path() {
@@ -93,7 +94,7 @@ pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Opt
         }
     };
     let (about, models) = tokio::join!(about, ask(pool, "/v1/models", timeout));
-    // The models are behind the key wherever there is one.
+    // If the engine has an API key, it protects the list of models.
     let locked = models.locked();
     let (about, models) = (about.body()?, models.body()?);
     let facts = Facts::read(kind, about.as_deref(), models.as_deref());
@@ -102,7 +103,7 @@ pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Opt
 }
 
 impl Reply {
-    /// `None` if nothing came; `Some(None)` if it does not tell.
+    /// `None` without an answer; `Some(None)` if the path is missing or locked.
     fn body(self) -> Option<Option<Bytes>> {
         match self {
             Reply::Body(body) => Some(Some(body)),

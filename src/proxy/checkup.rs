@@ -1,6 +1,6 @@
-//! Before anything is served: every engine that is up is asked what it is. One that contradicts the
-//! settings is left out with an error in the log that names both, or, with `strict_start`, is a reason
-//! not to start. Engines that are not up are asked when they are.
+//! Start-up verification: before requests are served, every engine that is up is asked for its
+//! facts. An engine that contradicts the settings is logged as an error and left out; with
+//! `strict_start` it prevents the start. Engines that are not up are verified when they come up.
 
 use std::sync::Arc;
 use tidegate_engine::Family;
@@ -16,7 +16,7 @@ use crate::fleet::Backend;
 use crate::start::StartError;
 use crate::upstream::Pool;
 
-/// What the settings say that an engine can be asked for.
+/// The facts that the settings state.
 pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
     let groups = settings.groups();
     let of = |(backend, group): (&BackendSettings, GroupId)| ConfiguredBackend {
@@ -32,18 +32,18 @@ pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
     settings.backends.iter().zip(groups).map(of).collect()
 }
 
-/// One that can switch may have done so: its own word counts.
+/// The configured mode. `None` for an engine with role switching, whose mode may have changed.
 fn mode(backend: &BackendSettings) -> Option<DisaggregationMode> {
     match backend.family() {
         Family::SglangPd if backend.role_switch => None,
         Family::SglangPd => backend.role.and_then(mode_of),
-        // Only an SGLang tells a mode; one that disaggregates refuses whole requests.
+        // Only SGLang reports a mode; an SGLang engine in a PD mode refuses whole requests.
         _ => Some(DisaggregationMode::Whole),
     }
 }
 
-/// Ask all engines once, at the same time. `pools` are for this alone: a connection belongs to the
-/// runtime that opened it.
+/// Asks all engines for their facts, concurrently. `pools` are used only here, because connections
+/// belong to the runtime that opened them.
 pub(crate) fn ask_all(
     settings: &Settings,
     backends: &[Arc<Backend>],
@@ -59,12 +59,12 @@ pub(crate) fn ask_all(
         }
         let mut answers = Vec::new();
         while let Some(answer) = all.join_next().await {
-            // A panic in one of them leaves it unasked.
+            // A panic leaves one engine unverified.
             answers.extend(answer.ok());
         }
         answers
     };
-    // On a thread of its own: the caller may be in a runtime.
+    // On a separate thread, as the caller may already be in a runtime.
     let answers = std::thread::scope(|scope| {
         let run =
             || Builder::new_current_thread().enable_all().build().map(|rt| rt.block_on(asking));
@@ -76,15 +76,17 @@ pub(crate) fn ask_all(
                 told[slot] = answer.map(|answer| answer.facts);
             }
         }
-        _ => tracing::error!("the engines could not be asked what they are"),
+        _ => tracing::error!(
+            "start-up verification failed: engines could not be asked for their facts"
+        ),
     }
     told
 }
 
-/// Whatever contradicts the settings, in the log or in one error.
+/// Reports contradictions between settings and facts: in the log, or as one error.
 ///
 /// # Errors
-/// [`StartError::Misfits`], if the settings ask for it.
+/// [`StartError::Misfits`] with `strict_start`.
 pub(crate) fn check(
     settings: &Settings,
     said: &[ConfiguredBackend],
@@ -100,7 +102,7 @@ pub(crate) fn check(
         return Err(StartError::Misfits(lines.join("\n")));
     }
     for line in lines {
-        tracing::error!("{line}: it is left out until it fits");
+        tracing::error!("{line}: backend is left out until it fits");
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! What arrives and what waits, summed where it happens (at the door and in the queue) and read by
-//! the control loop. Counters only.
+//! Demand per pool: arrived and waiting work, counted on arrival and by the dispatcher, read by the
+//! control loop.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Seconds, Tokens};
 
-/// One pool's demand. Arrivals only grow; waiting goes up and down.
+/// One pool's demand. Arrivals are monotonic counters; waiting work is a level.
 #[derive(Debug, Default)]
 pub struct Demand {
     requests: AtomicU64,
@@ -16,10 +16,11 @@ pub struct Demand {
     waiting_decodes: AtomicU64,
 }
 
-/// A pool's demand at one moment. The first four are totals since the start.
+/// A pool's demand at one moment. `requests`, `prefill`, `prompt` and `output` are totals since the
+/// start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DemandTotals {
-    /// Requests that arrived.
+    /// Arrived requests.
     pub requests: u64,
     /// Their predicted prefill work.
     pub prefill: Seconds,
@@ -27,16 +28,16 @@ pub struct DemandTotals {
     pub prompt: Tokens,
     /// Their expected output tokens.
     pub output: Tokens,
-    /// Requests in the deadline queue now.
+    /// Requests in the EDF queue.
     pub waiting_requests: u32,
     /// Their predicted prefill work.
     pub waiting_prefill: Seconds,
-    /// Prefilled requests that wait for a decode backend now.
+    /// Prefilled requests that wait for a decode backend.
     pub waiting_decodes: u32,
 }
 
 impl Demand {
-    /// A request arrived.
+    /// Counts an arrival.
     pub fn arrived(&self, prefill: Seconds, prompt: Tokens, output: Tokens) {
         self.requests.fetch_add(1, Relaxed);
         self.prefill_nanos.fetch_add(nanos(prefill), Relaxed);
@@ -44,12 +45,12 @@ impl Demand {
         self.output_tokens.fetch_add(output.get(), Relaxed);
     }
 
-    /// How many requests wait for their first leg.
+    /// Number of requests that wait for their first leg.
     pub fn waiting(&self) -> u64 {
         self.waiting_requests.load(Relaxed)
     }
 
-    /// What waits now. Written by the dispatcher alone.
+    /// Sets the waiting work. Called by the dispatcher only.
     pub fn set_waiting(&self, requests: usize, prefill: Seconds, decodes: usize) {
         self.waiting_requests.store(requests as u64, Relaxed);
         self.waiting_prefill_nanos.store(nanos(prefill), Relaxed);

@@ -1,5 +1,5 @@
-//! Every file that the settings name, loaded and verified before anything listens. `tidegate check`
-//! and `tidegate serve` call the same function, so they agree on what is an error. All errors are
+//! Loads and verifies every file that the settings name, before anything listens. `tidegate check`
+//! and `tidegate serve` call the same function and therefore agree on errors. All errors are
 //! collected, each with the key of the setting that names the file.
 
 use std::fmt;
@@ -15,63 +15,58 @@ use crate::control::by_hand::ByHand;
 use crate::tls::{Refresh, ServerTls, TlsError};
 use crate::upstream::Connector;
 
-/// What the data port offers by ALPN.
+/// ALPN protocols of the data port.
 const H2_H1: &[&[u8]] = &[b"h2", b"http/1.1"];
-/// What the admin port offers.
+/// ALPN protocols of the admin port.
 const H1: &[&[u8]] = &[b"http/1.1"];
-/// Shortest secret that a key file may hold, in bytes: 128 bits if it is random.
+/// Shortest secret in a key file, in bytes: 128 bits if it is random.
 const SECRET_BYTES_MIN: usize = 16;
 
-/// What is wrong with one file, and which setting names it.
+/// A file that cannot be used, and the setting that names it.
 #[derive(Debug)]
 pub struct FileError {
     /// The setting's path, for example `auth.keys[0].key_file`.
     pub key: String,
-    /// What is wrong.
     pub problem: FileProblem,
 }
 
-/// What is wrong with a file.
+/// Why a file cannot be used.
 #[derive(Debug, Error)]
 pub enum FileProblem {
     /// It cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// It cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
-        /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A key file holds no usable secret. The text never quotes the secret.
+    /// A key file without a usable secret. The message never quotes the secret.
     #[error("{path} {problem}")]
     Secret {
-        /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause, which follows the path in a sentence.
         problem: &'static str,
     },
-    /// A tokenizer or its configuration is broken.
+    /// A broken tokenizer or tokenizer configuration.
     #[error("{path}: {source}")]
     Tokenizer {
-        /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: TokenizerError,
     },
-    /// A certificate chain, its private key, or certificate authorities.
+    /// A broken certificate chain, private key or set of certificate authorities.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// Every error of every file, one a line.
+/// All errors, displayed one a line.
 #[derive(Debug)]
 pub struct FileErrors(pub Vec<FileError>);
 
@@ -90,34 +85,34 @@ impl fmt::Display for FileErrors {
     }
 }
 
-/// The contents of every file, verified.
+/// The verified contents of every file.
 pub struct Files {
-    /// Roles that operators set before.
+    /// Roles set by operators before the restart.
     pub by_hand: ByHand,
-    /// Keys of clients.
+    /// API keys of clients.
     pub keys: Vec<ApiKey>,
-    /// Engines' own API keys, by backend.
+    /// API keys of engines, by backend slot.
     pub engine_keys: Vec<Option<String>>,
-    /// What signs a hand-off, by backend.
+    /// HMAC keys of hand-offs, by backend slot.
     pub handoff_keys: Vec<Option<Box<[u8]>>>,
-    /// The model tables of the settings.
+    /// The models of the settings with their tokenizers.
     pub models: Vec<KnownModel>,
     /// TLS towards clients.
     pub server_tls: Option<ServerTls>,
     /// TLS of the admin address.
     pub admin_tls: Option<ServerTls>,
-    /// The bearer tokens of the admin address.
+    /// Bearer tokens of the admin address.
     pub admin_tokens: Vec<String>,
-    /// TLS towards engines, if a backend is reached by https.
+    /// TLS towards engines, if a backend's URL is https or `upstream.ca_file` is set.
     pub connector: Option<Connector>,
-    /// Certificates that are loaded again when their files change.
+    /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
 }
 
-/// Load and verify every file that the settings name.
+/// Loads and verifies every file that the settings name.
 ///
 /// # Errors
-/// All problems at once.
+/// All problems of all files.
 pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
     let mut found = Found::default();
     let keys = client_keys(settings, &mut found);
@@ -155,7 +150,7 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
     }
 }
 
-/// Errors so far, and the certificates that were loaded.
+/// Errors and loaded certificates so far.
 #[derive(Default)]
 struct Found {
     errors: Vec<FileError>,
@@ -177,7 +172,7 @@ impl Found {
         }
     }
 
-    /// A secret that is given in the settings, or in a file that they name.
+    /// A secret from the settings or from a file that they name.
     fn given(
         &mut self,
         value: Option<&String>,
@@ -204,8 +199,8 @@ impl Found {
     }
 }
 
-/// Roles set by hand, from a file that must be readable and writable: without it a restart would
-/// undo what operators did.
+/// Roles set by operators. The file must be readable and writable: without it a restart would undo
+/// what operators did.
 fn state(settings: &Settings, found: &mut Found) -> ByHand {
     let path = settings.admin.state_file.as_deref();
     let by_hand = found.take("admin.state_file", ByHand::read(path));
@@ -246,7 +241,7 @@ fn handoff_keys(settings: &Settings, found: &mut Found) -> Vec<Option<Box<[u8]>>
     backends.map(key).collect()
 }
 
-/// TLS towards engines. One configuration serves every https backend.
+/// TLS towards engines, shared by every https backend.
 fn connector(settings: &Settings, found: &mut Found) -> Option<Connector> {
     let https = settings.backends.iter().any(|backend| backend.is_https());
     if !https && settings.upstream.ca_file.is_none() {
@@ -257,8 +252,8 @@ fn connector(settings: &Settings, found: &mut Found) -> Option<Connector> {
     Some(connector)
 }
 
-/// A tokenizer that tidegate has no fast implementation for is no error: prompts are estimated by
-/// their bytes, and the log says so. One that cannot be read is.
+/// The models and their tokenizers. A tokenizer without a fast implementation is logged, and
+/// prompts are estimated by their bytes; a file that cannot be read is an error.
 fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
     let mut known = Vec::with_capacity(settings.models.len());
     for (i, model) in settings.models.iter().enumerate() {
@@ -282,7 +277,8 @@ fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
     known
 }
 
-/// `None`: no tokenizer is named, or an error was found. `Some(Err)`: no fast implementation.
+/// `None`: no tokenizer is configured, or an error was recorded. `Some(Err)`: no fast
+/// implementation.
 fn tokenizer(
     i: usize,
     model: &ModelSettings,
@@ -293,7 +289,7 @@ fn tokenizer(
     let json = found.take(key("tokenizer"), bytes(path));
     let config = match &model.tokenizer_config {
         Some(path) => Some(found.take(key("tokenizer_config"), bytes(path))?),
-        // Optional: read if it lies beside the tokenizer.
+        // Optional: read if it is beside the tokenizer.
         None => bytes(&path.with_file_name("tokenizer_config.json")).ok(),
     };
     let template = match &model.chat_template {
@@ -312,8 +308,9 @@ fn tokenizer(
     }
 }
 
-/// The one secret that a key file holds. Editors and Windows tools add a byte order mark, blanks
-/// and line ends around it: these are removed. A second line would be part of no header value.
+/// The single secret in a key file. A byte order mark, blanks and line ends around it, which
+/// editors and Windows tools add, are removed. More than one line is an error, as no header value
+/// can contain a line end.
 ///
 /// # Errors
 /// [`FileProblem::Read`], [`FileProblem::Secret`].
@@ -321,7 +318,7 @@ pub fn secret(path: &Path) -> Result<String, FileProblem> {
     one_of(path, secret_in)
 }
 
-/// The same for a key that an engine was started with: how long it is, is not ours to judge.
+/// Like [`secret`], for a key that an engine was started with: its length is not checked.
 fn engine_secret(path: &Path) -> Result<String, FileProblem> {
     one_of(path, line_in)
 }
@@ -339,20 +336,22 @@ fn secret_in(text: &str) -> Result<&str, &'static str> {
     let secret = line_in(text)?;
     match secret.len() >= SECRET_BYTES_MIN {
         true => Ok(secret),
-        false => Err("holds a key that can be guessed: at least 16 bytes"),
+        false => Err("holds a key that can be guessed: shorter than 16 bytes"),
     }
 }
 
 fn line_in(text: &str) -> Result<&str, &'static str> {
     let secret = text.trim_start_matches('\u{feff}').trim();
     if secret.is_empty() {
-        return Err("is empty: it holds no key");
+        return Err("is empty, expected one key");
     }
     if secret.contains(['\n', '\r']) {
-        return Err("holds more than one line: one key a file");
+        return Err("holds more than one line, expected one key");
     }
     if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("holds a key that no HTTP header can carry: visible ASCII without blanks");
+        return Err(
+            "holds a key that no HTTP header can carry: only visible ASCII without blanks is allowed",
+        );
     }
     Ok(secret)
 }
@@ -388,8 +387,8 @@ fn has_directory(path: &Path) -> Result<(), FileProblem> {
     }
 }
 
-/// A state file is replaced by a rename, so its directory must accept new files. The test writes
-/// nothing that stays.
+/// Checks that the file's directory accepts new files, because a state file is replaced by a
+/// rename. The check leaves no file behind.
 #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
 fn writable(path: &Path) -> Result<(), FileProblem> {
     let mut probe = path.as_os_str().to_owned();

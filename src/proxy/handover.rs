@@ -1,6 +1,7 @@
-//! The listeners go from a running proxy to its successor over a Unix socket, without a moment in
-//! which nobody accepts: both hold the same sockets, and the old process goes on accepting until the
-//! new one says that it serves. If the new one dies before that, nothing has happened.
+//! Hands the listeners of a running proxy to its successor over a Unix socket, without a moment in
+//! which connections are refused. Both processes hold the same sockets; the old process accepts
+//! until the new one reports that it serves. If the new one ends before that, the old one continues
+//! unchanged.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -18,26 +19,25 @@ use tokio::io::AsyncReadExt;
 
 use crate::listeners::Bound;
 
-/// How long a successor waits for SIGQUIT to reach the running proxy.
+/// Longest time that a successor waits for the running proxy to get SIGQUIT.
 const WAIT: Duration = Duration::from_secs(60);
-/// How often it looks meanwhile.
+/// Interval of its checks.
 const LOOK: Duration = Duration::from_millis(20);
 /// Linux's SCM_MAX_FD.
 const LISTENERS_MAX: usize = 253;
-/// Room for the names of so many.
+/// Bytes for the names of that many listeners.
 const NAMES_BYTES: usize = 16 << 10;
-/// What the successor says once it accepts.
+/// The successor's message once it accepts connections.
 const SERVING: &[u8] = b"serving";
 
-/// Why no listeners came.
+/// Why no listeners were received.
 #[derive(Debug, Error)]
 pub enum HandOverError {
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen on server.upgrade_socket {path}: {source}")]
     Socket {
-        /// Which.
         path: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// No SIGQUIT, or no running proxy with the same socket.
@@ -46,17 +46,17 @@ pub enum HandOverError {
          process has started; both need the same server.upgrade_socket"
     )]
     Nothing(String),
-    /// Something else was sent.
-    #[error("what came over {path} are no listeners: {source}")]
+    /// The received message is not a set of listeners.
+    #[error("the message received over {path} holds no listeners: {source}")]
     Strange {
-        /// Over which socket.
+        /// The socket.
         path: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The successor's end of a hand-over: the running proxy waits at the other.
+/// The successor's end of the hand-over connection.
 #[derive(Debug)]
 pub struct Predecessor(UnixStream);
 
@@ -65,30 +65,33 @@ pub struct Predecessor(UnixStream);
 pub struct Received {
     /// Its listeners, by configured address.
     pub listeners: Vec<(String, OwnedFd)>,
-    /// Who waits to hear that they are served.
+    /// The connection to the process that waits until they are served.
     pub predecessor: Predecessor,
 }
 
 impl Predecessor {
-    /// Tell it to stop accepting: this process does.
+    /// Tells the predecessor that this process accepts connections, so that it stops accepting.
     ///
     /// # Errors
-    /// It has ended.
+    /// The predecessor has ended.
     pub fn release(mut self) -> io::Result<()> {
         self.0.write_all(SERVING)
     }
 }
 
-/// Wait for a running proxy to send its listeners.
+/// Waits for a running proxy to send its listeners.
 ///
 /// # Errors
 /// [`HandOverError`].
 pub fn receive(path: &Path) -> Result<Received, HandOverError> {
     let named = || path.display().to_string();
     let socket = bind(path).map_err(|source| HandOverError::Socket { path: named(), source })?;
-    tracing::info!("waiting on {} for the listeners: send SIGQUIT to the running proxy", named());
+    tracing::info!(
+        "upgrade: waiting for listeners on {}: send SIGQUIT to the running proxy",
+        named()
+    );
     let accepted = accept(&socket);
-    // Nobody else is to find it.
+    // One hand-over per socket.
     std::fs::remove_file(path).ok();
     let stream = accepted.map_err(|_| HandOverError::Nothing(named()))?;
     let strange = |source| HandOverError::Strange { path: named(), source };
@@ -96,14 +99,14 @@ pub fn receive(path: &Path) -> Result<Received, HandOverError> {
     Ok(Received { listeners, predecessor: Predecessor(stream) })
 }
 
-/// Only the owner may connect: whoever does hands over listeners.
+/// Creates the socket with mode 0600: whoever connects provides this process's listeners.
 #[allow(clippy::disallowed_methods, reason = "a socket that the settings name")]
 fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Ok(meta) = std::fs::symlink_metadata(path) {
         if !meta.file_type().is_socket() {
-            return Err(io::Error::other("there is a file that is no socket"));
+            return Err(io::Error::other("the path exists and is not a socket"));
         }
-        // Left behind by a successor that was killed; or another one waits, which loses.
+        // Left behind by a killed successor. If another successor is waiting, it loses its socket.
         std::fs::remove_file(path)?;
     }
     let socket = UnixListener::bind(path)?;
@@ -150,10 +153,10 @@ fn take(stream: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
     }
 }
 
-/// Send the listeners to the successor that waits at `path`.
+/// Sends the listeners to the successor that waits at `path`.
 ///
 /// # Errors
-/// Nobody waits there, or the successor has ended.
+/// No successor waits there, or it has ended.
 pub fn send(path: &Path, listeners: &[Bound]) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(path)?;
     let names: Vec<&str> = listeners.iter().map(|bound| bound.name.as_str()).collect();
@@ -168,10 +171,10 @@ pub fn send(path: &Path, listeners: &[Bound]) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Wait until the successor serves. False: it ended before.
+/// Waits until the successor serves. Returns false if it ended before.
 ///
 /// # Errors
-/// The socket's own.
+/// An error of the socket.
 pub async fn is_served(stream: UnixStream) -> io::Result<bool> {
     stream.set_nonblocking(true)?;
     let mut stream = tokio::net::UnixStream::from_std(stream)?;
@@ -195,7 +198,7 @@ mod tests {
             name: name.to_owned(),
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
         };
-        assert!(send(&path, &[bound("a")]).is_err(), "nobody waits");
+        assert!(send(&path, &[bound("a")]).is_err(), "no successor waits");
         std::fs::write(&path, "a file").unwrap();
         assert!(matches!(receive(&path), Err(HandOverError::Socket { .. })));
         assert!(path.exists(), "a file that is no socket stays");

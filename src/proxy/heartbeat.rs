@@ -1,30 +1,32 @@
-//! A timer that ticks while requests set timers of their own, so that none of theirs is the
-//! earliest.
+//! Timer coalescing: one shared tick on a 10 ms grid.
 //!
-//! A timer earlier than all others makes tokio write to the reactor's eventfd and turn once more
-//! for it. Requests that end within a millisecond take their timers away again, so each one's was
-//! the earliest: a write and half an `epoll_wait` a request. All of them are on the clock's grid;
-//! while this one stands at the grid's next line, none is earlier.
+//! In tokio, arming a timer that is earlier than all others writes to the reactor's eventfd and
+//! causes one more turn of the reactor. Requests that end within a millisecond cancel their timers,
+//! so each one's timer was the earliest: one write and half an `epoll_wait` a request. All request
+//! timers are rounded up to the clock's grid; while the tick is armed for the next grid point, no
+//! request's timer is earlier.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::service::Proxy;
 
-/// It stops after so many ticks that nobody asked for: an idle proxy wakes for nothing.
+/// The tick stops after this many periods without a new timer, so that an idle proxy does not wake
+/// up.
 const IDLE_TICKS: u32 = 4;
 
-/// Does it tick, and has anybody set a timer since the last tick? Hints: a race costs one write.
+/// Whether the tick runs, and whether a timer was set since its last period. A race costs one
+/// eventfd write.
 #[derive(Debug, Default)]
 pub struct Heartbeat {
     ticking: AtomicBool,
     wanted: AtomicBool,
 }
 
-/// A request is about to set a timer on the clock's grid.
+/// Keeps the tick running; called before a request arms a timer on the grid.
 pub fn keep(proxy: &Arc<Proxy>) {
     let heart = &proxy.heartbeat;
-    // Read first: a store would take the line from other cores.
+    // Loads before it stores: a store would invalidate the cache line on other cores.
     if !heart.wanted.load(Relaxed) {
         heart.wanted.store(true, Relaxed);
     }

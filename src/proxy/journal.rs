@@ -1,46 +1,46 @@
-//! The last decisions, with their reasons and numbers. Written by the control loop, read by the
-//! admin API; requests never come here, so a lock is fine.
+//! The journal: recent role changes with their causes and numbers. Written by the control loop and
+//! read by the admin API. It is not on the request path, so it uses a lock.
 
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use tidegate_types::{PlanNumber, Role};
 
-/// How many decisions are kept: hours of a lively fleet in a few hundred kilobytes.
+/// Most entries kept: hours of an active fleet in a few hundred kilobytes.
 const ENTRIES_MAX: usize = 2000;
 
-/// The numbers that a decision was made from, by name.
+/// The numbers behind a decision, by name.
 pub type Numbers = BTreeMap<&'static str, f64>;
 
-/// One role change: what, when, why, and what came of it.
+/// One role change.
 #[derive(Clone, Debug, Serialize)]
 pub struct JournalEntry {
-    /// The plan that it made.
+    /// The plan that the change created.
     pub plan: PlanNumber,
     /// Seconds since the Unix epoch.
     pub at: f64,
-    /// Whose role.
+    /// Name of the backend.
     pub backend: String,
-    /// What it had.
+    /// The role before.
     pub from: Role,
-    /// What it got.
+    /// The role after.
     pub to: Role,
-    /// Why, as a word.
+    /// The cause, for example `prefill_short`, `operator` or `engine`.
     pub cause: &'static str,
-    /// `applied`, or why not.
+    /// The result: `applied`, `draining`, `switched`, `restored`, `quarantined` or `adopted`.
     pub result: &'static str,
-    /// The numbers that the decision was made from.
+    /// The numbers behind the decision, by name.
     pub numbers: Numbers,
 }
 
-/// The journal.
+/// The last `ENTRIES_MAX` role changes.
 #[derive(Debug, Default)]
 pub struct Journal {
     entries: Mutex<VecDeque<JournalEntry>>,
 }
 
 impl Journal {
-    /// Add an entry; the oldest goes when there are too many.
+    /// Appends an entry; the oldest is removed when the journal is full.
     pub fn write(&self, entry: JournalEntry) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() == ENTRIES_MAX {

@@ -1,85 +1,82 @@
-//! What requests tell the control loop: a bounded channel that is never waited for. An observation
-//! that finds it full is dropped; fits do not need every one.
+//! Observations from requests to the control loop, over a bounded channel. An observation that
+//! finds the channel full is dropped: the regressions do not need every one.
 
 use tidegate_scheduler::cost::ByteFeatures;
 use tidegate_types::{BackendId, Moment, Tokens};
 
-/// Room for a second's worth at a thousand requests a second.
+/// Capacity of the channel: one second of observations at 1,000 requests a second.
 pub const OBSERVATIONS_MAX: usize = 4096;
 
-/// The streams that a prefill ran beside.
+/// The streams that decoded beside a prefill.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Beside {
-    /// How many.
+    /// Number of streams.
     pub streams: u32,
     /// Their KV tokens.
     pub kv: Tokens,
-    /// No prefill was before it: it came in the middle of a step of theirs.
+    /// Whether no prefill was ahead of it, so that it arrived in the middle of a decode step.
     pub at_once: bool,
 }
 
-/// A prompt that an engine has read.
+/// A prefilled prompt.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadPrompt {
-    /// Where.
     pub backend: BackendId,
     /// Its tokens.
     pub prompt: Tokens,
-    /// Those that the prefix index said the engine holds.
+    /// Tokens that the prefix index predicted to be cached.
     pub held: Tokens,
-    /// Those that the engine says it had, where that is known.
+    /// Tokens that the engine reported as cached, if it does.
     pub told: Option<Tokens>,
     /// When it was sent.
     pub sent: Moment,
-    /// When its first token, or the prefill's answer, came; of an answer that is not streamed, when
-    /// the answer came.
+    /// When its first token, or the prefill leg's answer, arrived; for a non-streamed answer, when
+    /// the answer arrived.
     pub ended: Moment,
-    /// What ran there when it was placed.
+    /// The work on the backend when it was placed.
     pub beside: Beside,
 }
 
-/// One thing seen.
+/// One observation.
 #[derive(Clone, Copy, Debug)]
 pub enum Observation {
-    /// A prefill ran.
+    /// A prefill.
     Prefill(ReadPrompt),
-    /// A request ran whole and its answer was not streamed: the prefill and so many output tokens
-    /// took that time together.
+    /// A colocated request with a non-streamed answer: prefill and decode took the observed time
+    /// together.
     Whole {
-        /// The request.
+        /// The prompt.
         read: ReadPrompt,
         /// Its output tokens.
         output: Tokens,
     },
-    /// An engine reported how much of a prompt it had cached.
+    /// An engine's report of cached prompt tokens.
     Hit {
-        /// Where.
         backend: BackendId,
-        /// Tokens that the prefix index said it holds.
+        /// Tokens that the prefix index predicted to be cached.
         held: Tokens,
-        /// Tokens that it had.
+        /// Tokens that were cached.
         cached: Tokens,
     },
-    /// An engine's own counter of cached prompt tokens since its start.
+    /// An engine's counter of cached prompt tokens since its start.
     Counted {
-        /// Which engine.
         backend: BackendId,
-        /// The counter.
+        /// The counter's value.
         hits: f64,
     },
-    /// A request ended well.
+    /// A successful request.
     Finished {
-        /// Its limit.
+        /// Its `max_tokens`.
         max_tokens: Option<Tokens>,
         /// Its prompt as tidegate counted or estimated it.
         counted: Tokens,
-        /// What it emitted.
+        /// Its output tokens.
         output: Tokens,
-        /// The engine's count of the prompt.
+        /// The engine's count of its prompt tokens.
         prompt: Option<Tokens>,
-        /// What the prompt was estimated from, if it was.
+        /// What the prompt was estimated from, if it was estimated.
         features: Option<ByteFeatures>,
     },
-    /// A leg's backend came back or went away: the table should follow at once.
+    /// The health of a leg's backend changed: the table is updated at once.
     HealthChanged,
 }

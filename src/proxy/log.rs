@@ -1,4 +1,4 @@
-//! Where log lines and the access log go.
+//! Destinations and formats of the log and the access log.
 
 use std::fmt::{self, Write};
 use std::io;
@@ -15,17 +15,17 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::access_log::{self, TARGET};
 
-/// Lines that may wait for a writer: a second's worth at 16,000 requests a second. Each has its slot
-/// from the start, 32 bytes.
+/// Most lines buffered for a writer: one second at 16,000 requests a second. Each slot has 32
+/// bytes, allocated at start-up.
 const LINES_MAX: usize = 1 << 14;
 
-/// Keeps the writers' threads alive; dropping it writes what is left.
+/// Keeps the writer threads alive; dropping it flushes the buffered lines.
 pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] Vec<WorkerGuard>);
 
-/// Send log lines to stderr and the access log where the settings say. Lines are written by a
-/// thread of their own; when it cannot keep up they are dropped, never waited for.
+/// Starts the log on stderr and the access log as the settings say. Lines are written by separate
+/// threads; if a thread cannot keep up, lines are dropped.
 ///
-/// Only the first call of a process has an effect.
+/// Only the first call in a process has an effect.
 pub fn init(settings: &LogSettings) -> LogGuard {
     let (errors, errors_guard) = writer(io::stderr());
     let mut guards = vec![errors_guard];
@@ -45,7 +45,7 @@ pub fn init(settings: &LogSettings) -> LogGuard {
         format(settings.format, to).with_filter(only_access)
     });
     let wanted = access.is_some();
-    // A second proxy in one process logs where the first one does.
+    // Further proxies in the same process use the first one's log.
     if tracing_subscriber::registry().with(lines).with(access).try_init().is_ok() {
         access_log::turn(wanted);
     }
@@ -69,8 +69,9 @@ where
     }
 }
 
-/// One field of a text line. Strings are quoted by `Debug`. Messages and what is recorded by
-/// `Display` are not, and may quote a client or an engine, so control characters are escaped.
+/// Formats one field of a text line. Strings are quoted by `Debug`. Messages and fields recorded by
+/// `Display` are not quoted and may contain text from a client or engine, so control characters are
+/// escaped.
 fn field(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     if field.name() != "message" {
         write!(to, "{}=", field.name())?;
@@ -78,7 +79,7 @@ fn field(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Res
     write!(Escaping(to), "{value:?}")
 }
 
-/// Escapes what would end a line, or change how a terminal shows it.
+/// Escapes characters that end a line or change a terminal's state.
 struct Escaping<'a, 'b>(&'a mut Writer<'b>);
 
 impl fmt::Write for Escaping<'_, '_> {
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
     use std::sync::{Arc, Mutex, PoisonError};
 
-    /// Keeps what is written to it.
+    /// A writer into memory.
     #[derive(Clone, Default)]
     struct Page(Arc<Mutex<Vec<u8>>>);
 
@@ -133,7 +134,7 @@ mod tests {
             let text = page.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let text = String::from_utf8(text).unwrap();
             assert_eq!(text.lines().count(), 2, "{kind:?}: {text:?}");
-            // JSON needs no escapes beyond ASCII.
+            // JSON requires no escapes beyond ASCII.
             let is_text = kind == LogFormat::Text;
             let is_raw = |c: char| c.is_control() && c != '\n' && (is_text || c.is_ascii());
             assert!(!text.contains(is_raw), "{kind:?}: {text:?}");

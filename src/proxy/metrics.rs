@@ -1,6 +1,6 @@
-//! What Prometheus reads. Every name is in [`describe`], every handle is made once and kept, so
-//! that a request costs a few atomic adds. Label values that come from clients are bounded: models
-//! are those that backends serve.
+//! The Prometheus metrics. [`describe`] lists every name. Handles are created once and kept, so
+//! that a request costs a few atomic additions. Label values from clients are bounded: only models
+//! that backends serve appear.
 
 use dashmap::DashMap;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram, with_local_recorder};
@@ -18,20 +18,20 @@ use crate::failure::LegFailure;
 use crate::fleet::{Backend, Fleet, RoutingTable};
 use crate::settle::{Ended, Record};
 
-/// Seconds to a first token, and whole requests: vLLM's own TTFT buckets, up to ten minutes.
+/// Buckets of TTFT and request durations in seconds: vLLM's TTFT buckets, up to ten minutes.
 const LONG_BUCKETS: [f64; 18] = [
     0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     160.0, 640.0,
 ];
-/// Seconds between tokens.
+/// Buckets of TPOT in seconds.
 const TOKEN_BUCKETS: [f64; 13] =
     [0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
-/// Seconds of planning.
+/// Buckets of planning durations in seconds.
 const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
-/// Seconds from a surge to its answer.
+/// Buckets of reaction times in seconds.
 const REACTION_BUCKETS: [f64; 15] =
     [5e-4, 1e-3, 1.5e-3, 2e-3, 2.5e-3, 3e-3, 4e-3, 5e-3, 6e-3, 8e-3, 1e-2, 1.5e-2, 2e-2, 5e-2, 0.1];
-/// Tokens of a request.
+/// Buckets of tokens per request.
 const TOKENS_BUCKETS: [f64; 14] = [
     1.0,
     4.0,
@@ -48,15 +48,15 @@ const TOKENS_BUCKETS: [f64; 14] = [
     262_144.0,
     1_048_576.0,
 ];
-/// Observed over predicted.
+/// Buckets of observed divided by predicted values.
 const RATIO_BUCKETS: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0, 10.0];
-/// Shares of a prompt, by which a prediction was too low or too high.
+/// Buckets of prediction errors as a share of the prompt; negative: predicted too low.
 const SHARE_BUCKETS: [f64; 12] =
     [-0.9, -0.5, -0.25, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9];
-/// Model labels beyond this many are one: `other`.
+/// Most model labels; further models are counted as `other`.
 const MODELS_MAX: usize = 256;
 
-/// All handles of one proxy.
+/// The metrics of one proxy.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -97,10 +97,10 @@ struct BackendMetrics {
 const ENDS: [Ended; 4] = [Ended::Done, Ended::ClientLeft, Ended::Failed, Ended::Cut];
 
 impl Metrics {
-    /// Handles for a fleet.
+    /// Registers the metrics of a fleet.
     ///
     /// # Errors
-    /// Only if a bucket list were empty.
+    /// [`BuildError`] if a bucket list is empty.
     pub fn new(backends: &[Arc<Backend>]) -> Result<Metrics, BuildError> {
         let suffix = |name: &str| Matcher::Suffix(name.to_owned());
         let full = |name: &str| Matcher::Full(name.to_owned());
@@ -165,17 +165,17 @@ impl Metrics {
         })
     }
 
-    /// Make handles that show on this page.
+    /// Runs `make` with this proxy's recorder, so that handles created in it are exported here.
     pub fn within<T>(&self, make: impl FnOnce() -> T) -> T {
         with_local_recorder(&self.recorder, make)
     }
 
-    /// A request arrived.
+    /// Counts an admitted request.
     pub fn started(&self) {
         self.started.increment(1);
     }
 
-    /// A request settled.
+    /// Records a settled request.
     pub fn settled(&self, record: &Record, now: Moment) {
         let slot = ENDS.iter().position(|end| *end == record.ended).unwrap_or(0);
         self.settled[slot].increment(1);
@@ -202,7 +202,7 @@ impl Metrics {
         }
     }
 
-    /// A leg failed before its first byte.
+    /// Counts a leg that failed before its first byte.
     pub fn leg_failed(&self, failure: &LegFailure) {
         with_local_recorder(&self.recorder, || {
             counter!(
@@ -214,7 +214,7 @@ impl Metrics {
         });
     }
 
-    /// A request was answered by the proxy itself.
+    /// Counts a request that the proxy itself answered with an error.
     pub fn refused(&self, endpoint: Option<Endpoint>, status: u16) {
         with_local_recorder(&self.recorder, || {
             counter!(
@@ -226,7 +226,7 @@ impl Metrics {
         });
     }
 
-    /// A connection above a limit was refused.
+    /// Counts a connection refused by a limit.
     pub fn connection_refused(&self, refused: Refused) {
         with_local_recorder(&self.recorder, || {
             counter!("tidegate_connections_refused_total", "limit" => refused.as_str())
@@ -234,7 +234,7 @@ impl Metrics {
         });
     }
 
-    /// A role changed, or could not be changed.
+    /// Counts a role change, applied or refused.
     pub fn flipped(&self, flip: &Flip, reason: &'static str, result: &'static str) {
         with_local_recorder(&self.recorder, || {
             counter!(
@@ -248,22 +248,22 @@ impl Metrics {
         });
     }
 
-    /// The planner took this long.
+    /// Records the duration of a planner run.
     pub fn planned(&self, took: Seconds) {
         self.plan_duration.record(took.get());
     }
 
-    /// The planner moved engines, so long after the last arrival.
+    /// Records the time from the first unplanned arrival to the table that reassigns engines.
     pub fn surge_answered(&self, took: Seconds) {
         self.surge_table.record(took.get());
     }
 
-    /// The first request went by that table.
+    /// Records the time from that arrival to the first leg placed with that table.
     pub fn surge_placed(&self, took: Seconds) {
         self.surge_placement.record(took.get());
     }
 
-    /// The page. Gauges are read from the accounts now.
+    /// The metrics page. Gauges are read from the accounts now.
     pub fn render(
         &self,
         fleet: &Fleet,
@@ -296,7 +296,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Move what histograms gathered into their buckets; to be called every few seconds.
+    /// Drains histograms into their buckets; called every few seconds.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -357,7 +357,7 @@ impl BackendMetrics {
     }
 }
 
-/// What each metric means: the one list of names.
+/// Describes every metric: the source of `docs/reference/metrics.md`.
 fn describe() {
     use metrics::{
         describe_counter as counter, describe_gauge as gauge, describe_histogram as hist,

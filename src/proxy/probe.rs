@@ -1,6 +1,6 @@
-//! Ask each engine now and then whether it is there and what it is. Cheap and slow on purpose: the
-//! outcomes of real requests say more, and sooner. What must never happen is that an engine which
-//! was away is used before it has said what it is now: it may be another one.
+//! Active health checks and discovery of engine facts. Probes are cheap and infrequent, because
+//! outcomes of real requests tell more and sooner. An engine that was away is asked for its facts
+//! before it is used again, as another engine may have been started in its place.
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -13,52 +13,50 @@ use crate::ask::{self, Found as How, Told};
 use crate::clock::Clock;
 use crate::fleet::Backend;
 
-/// What it is is asked for again after so many probes: LoRA adapters come and go.
+/// Facts are requested again after this many probes, because LoRA adapters are loaded and unloaded.
 const WHAT_EVERY: u32 = 10;
-/// Some engines ask their scheduler first, which is in the middle of a step.
+/// Shortest time-out of a facts request: some engines answer it after the current step.
 const WHAT_TIMEOUT: Seconds = Seconds(5.0);
 
-/// How often, and for how long.
+/// Timing of probes.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeParams {
     /// Between two probes of one backend.
     pub interval: Seconds,
-    /// For one answer.
+    /// Time-out of one probe.
     pub timeout: Seconds,
 }
 
-/// What a probe found.
+/// Result of a probe for the control loop.
 #[derive(Debug)]
 pub enum Found {
-    /// The backend came back or went away.
+    /// The backend's health changed.
     Changed,
-    /// It was asked for its models alone, and said which.
+    /// The backend's models, from a request for the models only.
     Listed {
-        /// Whose.
         backend: BackendId,
-        /// Every name that it serves, with its limits.
+        /// Every name that it serves, with context lengths.
         cards: Vec<ModelCard>,
-        /// The engine's own list.
+        /// The engine's `/v1/models` answer.
         answer: Bytes,
-        /// Dropped when the table goes by it.
+        /// Dropped once the routing table contains the models.
         heard: oneshot::Sender<()>,
     },
-    /// It said what it is.
+    /// The backend's facts and models.
     Told {
-        /// Whose.
         backend: BackendId,
-        /// Its version, mode and base models.
+        /// Version, mode and base models.
         facts: Facts,
-        /// Every name that it serves, with its limits; none if it does not say.
+        /// Every name that it serves, with context lengths; empty if it does not list models.
         cards: Vec<ModelCard>,
-        /// The engine's own list.
+        /// The engine's `/v1/models` answer.
         answer: Bytes,
-        /// Dropped when the table goes by it.
+        /// Dropped once the routing table reflects the facts.
         heard: oneshot::Sender<()>,
     },
 }
 
-/// Probe one backend for as long as someone listens.
+/// Probes one backend until the receiver of `found` is gone.
 pub async fn run(
     backend: Arc<Backend>,
     params: ProbeParams,
@@ -70,7 +68,8 @@ pub async fn run(
         let asked = clock.now();
         let how = ask::how(&backend.pool, backend.kind, params.timeout).await;
         let well = matches!(how, How::Well);
-        // Before it is used again: it may have been restarted as something else.
+        // Facts are taken before the backend is used again: it may have been restarted as something
+        // else.
         if well && (rounds == 0 || !backend.health.is_up()) {
             let told = ask::what(&backend.pool, backend.kind, params.timeout.max(WHAT_TIMEOUT));
             if let Some(told) = told.await {
@@ -83,7 +82,7 @@ pub async fn run(
         }
         let changed = note(&backend, how, asked, params.interval, clock.now());
         if changed {
-            // It may have been started again.
+            // The engine may have been restarted.
             backend.bootstrap.forget();
             if found.send(Found::Changed).await.is_err() {
                 return;
@@ -98,11 +97,12 @@ pub async fn run(
     }
 }
 
-/// What a probe that was `asked` then says of the backend's health. True if that is new.
+/// Applies the result of a probe that began at `asked` to the backend's health. Returns whether
+/// that changed.
 fn note(backend: &Backend, how: How, asked: Moment, interval: Seconds, now: Moment) -> bool {
     let health = &backend.health;
-    // Tokens of its streams are a better proof than a probe: those that came while it was waited for,
-    // or, where it says that it is unwell, since about the probe before.
+    // Tokens of its streams are better evidence than a probe: tokens since the probe began for a
+    // late probe, tokens since about the previous probe for one that reports a failure.
     let heard = health.heard_at();
     let speaks = match how {
         How::Late(_) => heard >= asked,
@@ -118,7 +118,7 @@ fn note(backend: &Backend, how: How, asked: Moment, interval: Seconds, now: Mome
             let up = health.probed(now);
             if up {
                 let word = health.as_str(now);
-                tracing::info!(backend = %backend.name, "a probe finds it {word}");
+                tracing::info!(backend = %backend.name, "probe: backend is {word}");
             }
             return up;
         }
@@ -127,25 +127,25 @@ fn note(backend: &Backend, how: How, asked: Moment, interval: Seconds, now: Mome
         How::Late(why) => (health.missed_probe(), why),
     };
     if out {
-        tracing::warn!(backend = %backend.name, "a probe finds it down: {why}");
+        tracing::warn!(backend = %backend.name, "probe: backend is down: {why}");
         health.set_reason(format!("probe: {why}"));
     }
     out
 }
 
-/// Tell the control loop, and wait until it has heard.
+/// Sends the facts to the control loop and waits until they are applied.
 async fn tell(backend: &Backend, told: Told, found: &mpsc::Sender<Found>) {
     let (heard, hears) = oneshot::channel();
     let cards = cards_of(backend.kind, &told.models);
     let Told { facts, models: answer } = told;
     let told = Found::Told { backend: backend.id, facts, cards, answer, heard };
     if found.send(told).await.is_ok() {
-        // It never sends: the drop is the word.
+        // Completed by dropping the sender.
         hears.await.ok();
     }
 }
 
-/// Ollama's clients may leave the tag away where it is `latest`.
+/// The model cards in an engine's answer. Ollama's clients may omit the tag `:latest`.
 pub(crate) fn cards_of(kind: EngineKind, models: &[u8]) -> Vec<ModelCard> {
     let mut cards = models_of(models);
     if kind == EngineKind::Ollama {

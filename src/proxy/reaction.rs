@@ -1,24 +1,23 @@
-//! How fast a surge is answered: from the arrival that made the planner move an engine to the table
-//! that says so, and to the first leg that is placed by it, whichever leg and wherever.
+//! Reaction time: from the first arrival that the previous plan had not seen, to the routing table
+//! that reassigns engines, and to the first leg placed with that table, whichever leg and backend.
 //!
-//! That arrival is among those that the deciding plan knew and the plan before did not; the first of
-//! them is taken, so that nothing is measured too short. A plan that moves an engine without any
-//! (a dwell has ended, a backend is back) answers no surge and is not measured, nor one by which a
-//! fresh fleet leans: nothing has come that it would have to answer.
+//! Of the arrivals that only the deciding plan had seen, the first one counts, so that no time is
+//! omitted. Two kinds of plan are not measured: plans without a new arrival (a dwell has ended, a
+//! backend is back), and moves by the cold-start bias, which no arrival caused.
 //!
-//! What is left out is time in which no leg could have been placed, and there are two kinds. Nobody
-//! was there: the leg came after the table, and the time between is not counted. Or all of those that
-//! waited were tried by the new table and not one found room, on any engine: then the clock stands
-//! from the end of that look to the leg's coming, or to the beginning of the look that places it. The
-//! way from an event to the look that it causes is not left out where a table is the event.
+//! Time in which no leg could be placed is subtracted. (a) No leg was waiting: the leg arrived
+//! after the table, and the time between is subtracted. (b) Every waiting leg was tried with the
+//! new table and none fitted on any engine: the time from the end of that scan to the leg's
+//! arrival, or to the start of the scan that places it, is subtracted. The delay from an event to
+//! the scan that it triggers counts if the event is a table.
 //!
-//! Four atomics; a request pays two relaxed loads, and a store if it is the first since a plan.
+//! Four atomics; a request costs two relaxed loads, and a store if it is the first since a plan.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Moment, Seconds};
 
-/// The first arrival since the last plan; the one whose table no leg has gone by yet, when that table
-/// was published, and the end of the first look by it that placed nothing.
+/// The first arrival since the last plan; the arrival that the last unanswered table answers; when
+/// that table was published; the end of the first scan with it that placed nothing.
 #[derive(Debug)]
 pub struct Reaction {
     arrived: AtomicU64,
@@ -35,20 +34,20 @@ impl Default for Reaction {
 }
 
 impl Reaction {
-    /// A request arrived.
+    /// Records an arrival.
     pub fn arrived(&self, at: Moment) {
         if self.arrived.load(Relaxed) == Moment::NEVER.0 {
             self.arrived.store(at.0, Relaxed);
         }
     }
 
-    /// A plan is about to be made: the first arrival that the last one did not know.
+    /// Called before each plan: takes the first arrival that the previous plan had not seen.
     pub fn seen(&self) -> Option<Moment> {
         let first = Moment(self.arrived.swap(Moment::NEVER.0, Relaxed));
         (first != Moment::NEVER).then_some(first)
     }
 
-    /// The plan moved engines: how long after that arrival.
+    /// Records a published table that reassigns engines. Returns the time since `arrival`.
     pub fn published(&self, arrival: Moment, now: Moment) -> Seconds {
         self.fruitless.store(Moment::NEVER.0, Relaxed);
         self.published.store(now.0, Relaxed);
@@ -56,7 +55,7 @@ impl Reaction {
         now - arrival
     }
 
-    /// All that waited were looked over, from `began` to `now`, and none was placed.
+    /// Records that all waiting legs were tried between `began` and `now` and none was placed.
     pub fn found_no_room(&self, began: Moment, now: Moment) {
         let waits = self.answered.load(Relaxed) != Moment::NEVER.0
             && self.fruitless.load(Relaxed) == Moment::NEVER.0;
@@ -65,8 +64,8 @@ impl Reaction {
         }
     }
 
-    /// A leg that there was since `came` is placed by a look that began at `began`: how long after
-    /// the surge's arrival, if it is the first since the table.
+    /// Records that a leg which waits since `came` was placed by a scan that began at `began`.
+    /// Returns the reaction time if it is the first leg placed with the table.
     pub fn placed(
         &self,
         came: Moment,
@@ -94,7 +93,7 @@ mod tests {
         Moment(millis * 1_000_000)
     }
 
-    /// A table at 14 for an arrival at 10.
+    /// A table published at 14 ms for an arrival at 10 ms.
     fn answered() -> Reaction {
         let reaction = Reaction::default();
         assert_eq!(reaction.seen(), None, "nothing arrived");
@@ -117,7 +116,7 @@ mod tests {
     #[test]
     fn the_first_placement_after_a_table_tells_how_long_it_took() {
         assert_eq!(takes(&answered(), 12, 15, 16), 6.0);
-        assert_eq!(takes(&answered(), 50, 50, 51), 5.0, "36 ms nobody came");
+        assert_eq!(takes(&answered(), 50, 50, 51), 5.0, "36 ms without a waiting leg");
     }
 
     #[test]

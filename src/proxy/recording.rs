@@ -1,6 +1,6 @@
-//! All that the planner sees and decides, a line each, into a file if the settings name one. Written by
-//! the control loop alone. It must never hold the planner up: a disk that fails ends the recording,
-//! and the log says so.
+//! Recording of the planner's inputs and decisions, one JSON line each, into the file
+//! `planner.record`. Written by the control loop. A write error is logged and ends the recording,
+//! not the planner.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -10,14 +10,14 @@ use tidegate_scheduler::planner::recording::Line;
 use tidegate_scheduler::planner::{Decision, Observation, Params};
 use tidegate_types::{BackendId, Moment};
 
-/// Where the lines go; nowhere unless it was asked for.
+/// The recording; without a file it does nothing.
 #[derive(Debug, Default)]
 pub struct Recording {
     file: Option<BufWriter<File>>,
 }
 
 impl Recording {
-    /// Begin a recording; one that is there already is overwritten.
+    /// Starts a recording and overwrites an existing file.
     ///
     /// # Errors
     /// The file cannot be created.
@@ -27,7 +27,7 @@ impl Recording {
         Ok(recording)
     }
 
-    /// The planner saw this and decided that.
+    /// Records an observation and the planner's decision.
     pub fn planned(&mut self, at: Moment, seen: &Observation, decision: &Decision) {
         if self.file.is_some() {
             let flips = decision.flips();
@@ -35,12 +35,12 @@ impl Recording {
         }
     }
 
-    /// A role changed otherwise.
+    /// Records a role change that the planner did not decide.
     pub fn flipped(&mut self, at: Moment, backend: BackendId) {
         self.write(&Line::Flipped { at, backend });
     }
 
-    /// Bring what was written to the disk.
+    /// Flushes buffered lines to the file.
     pub fn flush(&mut self) {
         let flushed = self.file.as_mut().map_or(Ok(()), BufWriter::flush);
         self.keep(flushed);
@@ -55,7 +55,7 @@ impl Recording {
 
     fn keep(&mut self, written: io::Result<()>) {
         if let Err(error) = written {
-            tracing::error!("the planner's recording ends here: {error}");
+            tracing::error!("planner.record: write failed, recording ended: {error}");
             self.file = None;
         }
     }

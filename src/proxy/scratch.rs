@@ -1,5 +1,5 @@
-//! Where a thread reads sockets into. A stream that waits for its next token keeps no buffer; what
-//! is read is copied out, to its size, before the next one reads.
+//! Thread-local read buffer for sockets. A waiting stream owns no buffer; bytes are copied out at
+//! their exact size before the next read.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,19 +7,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// More than an engine writes at once, but for large answers.
+/// Size in bytes: more than engines write at once, except for large answers.
 const SIZE: usize = 32 << 10;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
 }
 
-/// Runs `read` with the thread's buffer. `read` must not come here again.
+/// Runs `read` with the thread's buffer. `read` must not call `with` again.
 pub(crate) fn with<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|buffer| read(buffer))
 }
 
-/// Read what is there: how many bytes, 0 at the stream's end.
+/// Reads available bytes into `into`. Returns their number, 0 at the end of the stream.
 pub(crate) fn poll_read<Io: AsyncRead + Unpin>(
     io: &mut Io,
     context: &mut Context<'_>,

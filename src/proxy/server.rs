@@ -1,5 +1,5 @@
 //! The process: pingora's server with the data port, the admin port and the background tasks as
-//! its services.
+//! services.
 
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
@@ -19,10 +19,11 @@ use crate::service::Proxy;
 use crate::shutdown::{Death, Drain, DrainParams, Switches, ignore_early_signals};
 use crate::start::{Built, StartError, build};
 
-/// Run a proxy until the process is told to stop. `listening` is told where, once it does.
+/// Runs a proxy until the process is asked to stop. `listening` is called with the addresses once
+/// it listens.
 ///
 /// # Errors
-/// [`StartError`] before anything listens, or when a part of the proxy has died.
+/// [`StartError`] before anything listens, or when a vital part of the proxy has panicked.
 pub fn run(
     settings: &Settings,
     listeners: Listeners,
@@ -39,26 +40,26 @@ pub fn run(
     }
 }
 
-/// Where the listening sockets come from.
+/// Source of the listening sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listeners {
-    /// This process opens them.
+    /// Opened by this process.
     Own,
-    /// A running proxy hands them over, over `server.upgrade_socket`, when it gets SIGQUIT.
+    /// Received from a running proxy over `server.upgrade_socket` after it gets SIGQUIT.
     Inherited,
 }
 
-/// A proxy inside another program: the demo, and tests.
+/// A proxy inside another program, for the demo and tests.
 pub struct Running {
-    /// What its requests share.
+    /// State shared by its requests.
     pub proxy: Arc<Proxy>,
-    /// Where it listens.
+    /// Addresses it listens on.
     pub addresses: Addresses,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Run a proxy on a thread of its own. Its sockets are open when this returns.
+/// Runs a proxy on a new thread. Its sockets are open when this returns.
 ///
 /// # Errors
 /// [`StartError`] before anything listens.
@@ -73,7 +74,7 @@ pub fn spawn(settings: &Settings) -> Result<Running, StartError> {
 }
 
 impl Running {
-    /// Stop: requests in flight may finish within the drain time.
+    /// Stops the proxy. In-flight requests may finish within the drain time.
     pub fn stop(mut self) {
         self.end();
     }
@@ -100,7 +101,7 @@ fn assemble(
     listeners: Listeners,
 ) -> Result<(Server, Drain, Addresses), StartError> {
     let death = Arc::new(Death::default());
-    // Before the engines are asked, which takes seconds.
+    // Opened before the engines are asked for their facts, which takes seconds.
     let own = match listeners {
         Listeners::Own => Some(Sockets::open(settings, Vec::new())?),
         Listeners::Inherited => {
@@ -138,7 +139,7 @@ fn assemble(
     Ok((server, drain, addresses))
 }
 
-/// The services: both ports and what runs beside them.
+/// The pingora services: both ports and the background tasks.
 fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) -> Server {
     let Built { proxy, background, commands, server_tls, admin_tls, admin_tokens } = built;
     let mut conf = ServerConf::new().unwrap_or_default();
@@ -174,12 +175,12 @@ fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) ->
     server
 }
 
-/// `serve --upgrade` needs a socket, and a proxy that runs.
+/// Checks the preconditions of `serve --upgrade`: an upgrade socket and a running proxy.
 fn has_predecessor(settings: &Settings) -> Result<(), StartError> {
     if settings.server.upgrade_socket.is_none() {
         return Err(StartError::NoSocket);
     }
-    // Port 0 is no address that a predecessor could be found at.
+    // A predecessor cannot be found at port 0.
     let mut fixed = settings.server.listen.iter().filter(|address| address.port() != 0).peekable();
     if fixed.peek().is_some() && !fixed.any(|address| is_taken(*address)) {
         let addresses: Vec<_> = settings.server.listen.iter().map(ToString::to_string).collect();

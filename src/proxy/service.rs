@@ -1,5 +1,5 @@
-//! What all requests of one proxy share. Built once at start-up; everything in it is either
-//! immutable, atomic, or swapped whole.
+//! State shared by all requests of one proxy. Built once at start-up; every field is immutable,
+//! atomic or swapped as a whole.
 
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
@@ -32,96 +32,96 @@ use crate::signals::Signals;
 pub struct Proxy {
     /// The only clock.
     pub clock: Clock,
-    /// Keeps requests' timers from being the earliest.
+    /// Timer coalescing.
     pub heartbeat: Heartbeat,
-    /// The engines.
     pub fleet: Fleet,
-    /// The filters, in order.
+    /// The request filters, in order.
     pub chain: Chain,
     /// The models that the filters know; replaced by the control loop.
     pub directory: ArcSwap<Directory>,
     /// `/v1/models` over all backends; replaced by the control loop.
     pub models: ArcSwap<ModelList>,
-    /// Asks engines for models that no table has.
+    /// Asks engines for models that no table contains.
     pub discovery: Discovery,
-    /// What browsers are told, if anything.
+    /// CORS headers, if configured.
     pub cors: Option<Cors>,
-    /// How requests are placed.
+    /// Parameters of placement.
     pub placement: PlacementParams,
-    /// The way to the dispatcher.
+    /// Channel to the dispatcher.
     pub queue: Queue,
-    /// How fast surges are answered.
+    /// Measures the reaction time.
     pub reaction: Reaction,
-    /// Rung when requests have to wait, or a large one comes: the planner looks at once.
+    /// Demand notification: wakes the planner when requests queue, or a large request arrives.
     pub surge: Notify,
-    /// What Prometheus reads.
+    /// The Prometheus metrics.
     pub metrics: Metrics,
-    /// Open connections of clients.
+    /// Open client connections.
     pub connections: Arc<Connections>,
-    /// What engines tell beside their answers.
+    /// Signals from engines beside their answers.
     pub signals: Signals,
-    /// What the planner decided and why.
+    /// Recent role changes and their causes.
     pub journal: Journal,
-    /// Largest request body.
+    /// Largest request body in bytes.
     pub body_max: usize,
-    /// What all bodies together may hold.
+    /// Byte budget of all request bodies.
     pub bodies: Arc<Budget>,
-    /// Permits to run the filters over a large body, one less than cores: the rest wait in order.
+    /// Permits to filter a large body, one fewer than cores; further bodies wait in order.
     pub(crate) lanes: Lanes,
-    /// How long a request may wait in the queue.
+    /// Longest time in the queue.
     pub queue_deadline: Seconds,
-    /// Backends tried before the first byte.
+    /// Most backends tried before the first byte.
     pub attempts_max: u32,
     /// Longest time between a prefill's end and its decode; below the engine's lease.
     pub handoff_max: Seconds,
-    /// A stream whose engine sends nothing for so long is cut; 0: no limit.
+    /// A stream is cut after this long without bytes from its engine; 0: no limit.
     pub silence_max: Seconds,
-    /// Largest share of a pool that may be ejected at once.
+    /// Largest share of a pool that may be ejected at once, 0 to 1.
     pub ejected_share_max: f64,
-    /// A leg without an answer for so long may be tried elsewhere too; 0: never.
+    /// Time without an answer after which a leg may be hedged; 0: never.
     pub hedge_after: Seconds,
-    /// Those that are.
+    /// The hedged legs in flight.
     pub hedges: Hedges,
-    /// Requests that engines do not prefill for others.
+    /// Request shapes that engines refuse to prefill for a hand-off.
     pub shapes: Shapes,
-    /// A stream that has got nothing for so long gets a comment.
+    /// Interval of keep-alive comments on streams without data.
     pub keepalive_comment: Option<Seconds>,
-    /// A client that closed its sending half: is it still there?
+    /// Handling of clients that close their sending half.
     pub half_close: HalfClose,
-    /// A client that takes nothing of its answer for so long loses it.
+    /// A client that accepts no bytes of its answer for this long is disconnected.
     pub client_stall: Seconds,
-    /// Tokens that a prefix block stands for.
+    /// Tokens per block of the prefix index.
     pub prefix_block: Tokens,
-    /// Is the proxy stopping?
+    /// Whether the proxy is stopping.
     pub draining: AtomicBool,
-    /// Has a successor taken the listeners over?
+    /// Whether a successor has taken over the listeners.
     pub hands_over: AtomicBool,
-    /// Clients' keys are this gateway's own and are not forwarded to engines.
+    /// Whether clients' `Authorization` is withheld from engines, because the keys are the
+    /// gateway's own.
     pub keeps_authorization: bool,
-    /// Rung by SIGHUP: files are read again.
+    /// Notified by SIGHUP: certificates are reloaded.
     pub reload: Notify,
     pub(crate) observations: mpsc::Sender<Observation>,
     pub(crate) requests: AtomicU64,
 }
 
 impl Proxy {
-    /// The number of a new request.
+    /// A new request number.
     pub fn next_request(&self) -> RequestId {
         RequestId(self.requests.fetch_add(1, Relaxed) + 1)
     }
 
-    /// Tell the control loop, unless it is too busy to listen.
+    /// Sends an observation to the control loop.
     pub fn learn(&self, observation: Observation) {
-        // A full channel loses the observation: see learn.rs.
+        // A full channel drops the observation (see learn.rs).
         self.observations.try_send(observation).ok();
     }
 
-    /// The fleet as placement sees it now.
+    /// Placement's view of the fleet at this moment.
     pub fn view<'a>(&'a self, table: &'a RoutingTable, known: Known<'a>) -> View<'a> {
         View { fleet: &self.fleet, table, known, block: self.prefix_block, now: self.clock.now() }
     }
 
-    /// Seconds since 1970.
+    /// Seconds since the Unix epoch.
     pub fn wall_now(&self) -> f64 {
         self.clock.wall(self.clock.now())
     }
@@ -131,16 +131,16 @@ impl Proxy {
         self.directory.load()
     }
 
-    /// Would a request be served?
+    /// Whether a request would be served.
     pub fn is_ready(&self) -> bool {
         self.readiness().is_ok()
     }
 
-    /// Would a request be served? A process that hands its listeners to a successor stays ready:
-    /// both answer on the same address until the old one's listeners close.
+    /// Whether a request would be served. A process that hands its listeners to a successor stays
+    /// ready: both answer on the same address until the old one's listeners close.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     pub fn readiness(&self) -> Result<(), &'static str> {
         if self.is_draining() && !self.hands_over.load(Relaxed) {
             return Err("the proxy is stopping");
@@ -163,12 +163,12 @@ impl Proxy {
         match (usable, heard, table.models.is_empty()) {
             (false, ..) => Err("no backend that takes new work is usable"),
             (true, false, _) => Err("no backend that takes new work has answered yet"),
-            (true, true, true) => Err("no backend has said which models it serves yet"),
+            (true, true, true) => Err("no backend has reported its models yet"),
             (true, true, false) => Ok(()),
         }
     }
 
-    /// Is the proxy stopping?
+    /// Whether the proxy is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
     }

@@ -1,7 +1,8 @@
-//! How the proxy stops. pingora would stop accepting at once and cut streams after a fixed sleep;
-//! an operator wants: unready at once, new connections still served while endpoints are removed
-//! (linger), then no new connections, requests in flight finished up to a deadline (drain), the end.
-//! Or a successor takes the listeners over (handover.rs), and the same follows without unreadiness.
+//! Graceful shutdown. pingora would stop accepting at once and cut streams after a fixed sleep.
+//! Here the proxy turns unready at once, still serves new connections while load balancers remove
+//! it (linger), then closes its listeners and lets in-flight requests finish up to a deadline
+//! (drain). If a successor takes over the listeners (handover.rs), the same follows without
+//! unreadiness.
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
@@ -18,46 +19,46 @@ use crate::handover::{self, Predecessor};
 use crate::listeners::Bound;
 use crate::service::Proxy;
 
-/// How often the drain looks whether the last request has settled.
+/// Interval of the check whether the last request has settled.
 const DRAIN_LOOK: Seconds = Seconds(0.02);
-/// How long a successor may take from the listeners to its first accepted connection; it knows its
-/// engines by then.
+/// Longest time from sending the listeners to the successor's report that it serves; it has
+/// contacted its engines by then.
 const HAND_OVER_MAX: Duration = Duration::from_secs(60);
-/// How long a successor waits for an engine to be usable before it takes over all the same.
+/// Longest time that a successor waits for a usable engine before it takes over.
 const READY_MAX: Seconds = Seconds(30.0);
 
-/// How long each step may take.
+/// Limits of the steps.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainParams {
-    /// Keep accepting after the signal, while load balancers take this proxy out.
+    /// How long to keep accepting after the signal, while load balancers remove this proxy.
     pub linger: Seconds,
-    /// Then let requests finish.
+    /// How long in-flight requests may then take.
     pub drain: Seconds,
 }
 
-/// Held by what the process cannot live without: dropped before the proxy stops, it ends the
-/// process with an error.
+/// A token held by a vital part of the process. Dropped before the proxy stops, it ends the process
+/// with an error.
 pub struct Vital {
     name: &'static str,
     death: Arc<Death>,
 }
 
-/// What died, if anything.
+/// Which vital part has ended, if any.
 #[derive(Debug, Default)]
 pub struct Death {
     who: Mutex<Option<&'static str>>,
-    /// From now on parts may end.
+    /// Set when the proxy stops: parts may end from then on.
     stopping: AtomicBool,
     rung: Notify,
 }
 
 impl Death {
-    /// For a part of the process.
+    /// The token of a part of the process.
     pub fn vital(self: &Arc<Death>, name: &'static str) -> Vital {
         Vital { name, death: Arc::clone(self) }
     }
 
-    /// Which part died before the proxy stopped.
+    /// The part that ended before the proxy stopped.
     pub fn who(&self) -> Option<&'static str> {
         *self.who.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,7 +73,7 @@ impl Drop for Vital {
     }
 }
 
-/// The switches behind the phases of both ports.
+/// Watch channels that control the phases of both ports.
 #[derive(Debug)]
 pub struct Switches {
     begin: watch::Sender<bool>,
@@ -83,7 +84,7 @@ pub struct Switches {
 }
 
 impl Switches {
-    /// All off; `begun`: the ports accept from the start.
+    /// Nothing is closed or stopped. `begun`: whether the ports accept from the start.
     pub fn new(begun: bool) -> Switches {
         let off = || watch::channel(false).0;
         let begin = watch::channel(begun).0;
@@ -96,12 +97,12 @@ impl Switches {
         }
     }
 
-    /// The data port's.
+    /// Phases of the data port.
     pub fn data(&self) -> Phases {
         self.phases(&self.close_data, &self.stop_data)
     }
 
-    /// The admin port's: it answers until the end, or until a successor does.
+    /// Phases of the admin port, which answers until the end, or until a successor answers.
     pub fn admin(&self) -> Phases {
         self.phases(&self.close_admin, &self.stop_admin)
     }
@@ -112,25 +113,24 @@ impl Switches {
     }
 }
 
-/// Waits for the end and drains before it lets pingora stop.
+/// Waits for the reason to stop, and drains before pingora stops.
 pub struct Drain {
-    /// Whose requests.
+    /// The proxy whose requests are drained.
     pub proxy: Arc<Proxy>,
-    /// How long.
     pub params: DrainParams,
-    /// Stops the proxy without a signal: for programs that run it inside.
+    /// Stops the proxy without a signal, for programs that contain it.
     pub stop: Arc<Notify>,
-    /// Listen to the process's signals?
+    /// Whether to react to the process's signals.
     pub signals: bool,
     /// Where a successor waits for the listeners.
     pub upgrade_socket: Option<PathBuf>,
-    /// What it would get.
+    /// Handles of the listeners for a successor.
     pub listeners: Mutex<Vec<Bound>>,
-    /// Whose listeners these were: it is told once they are served.
+    /// The process that handed its listeners to this one and waits until they are served.
     pub predecessor: Mutex<Option<Predecessor>>,
-    /// Of both ports.
+    /// Control of both ports' phases.
     pub switches: Switches,
-    /// What the process cannot live without.
+    /// The vital parts of the process.
     pub death: Arc<Death>,
 }
 
@@ -150,22 +150,22 @@ impl ShutdownSignalWatch for Drain {
         match cause {
             Cause::Died => {
                 let who = self.death.who();
-                tracing::error!(who, "stopping: a part of the proxy has died");
+                tracing::error!(who, "stopping: a part of the proxy panicked");
                 return ShutdownSignal::FastShutdown;
             }
             Cause::Terminate => {
-                tracing::info!("stopping: not ready from now on");
+                tracing::info!("stopping: unready from now on");
                 self.proxy.draining.store(true, Relaxed);
                 tokio::time::sleep(linger.to_duration()).await;
                 self.close_data();
             }
             Cause::Upgrade => {
-                // The successor answers on the same address: readiness must not flap.
+                // The successor answers on the same address, so readiness must not change.
                 self.proxy.hands_over.store(true, Relaxed);
                 self.close_data();
                 self.switches.close_admin.send_replace(true);
-                // Clients of idle connections may be about to send on them: the answer tells them
-                // to come again elsewhere.
+                // Clients may be about to send on idle connections; `connection: close` in the
+                // answer makes them reconnect, to the successor.
                 self.proxy.draining.store(true, Relaxed);
                 self.closed(linger).await;
                 self.switches.stop_admin.send_replace(true);
@@ -179,13 +179,13 @@ impl ShutdownSignalWatch for Drain {
         self.closed(drain).await;
         let left = self.proxy.connections.open();
         tracing::info!(left, "stopping: drained");
-        // Nothing is in flight any more, or out of time: pingora need not wait again.
+        // Nothing is in flight, or the time is over: pingora need not wait again.
         ShutdownSignal::FastShutdown
     }
 }
 
 impl Drain {
-    /// No new connections: a socket listens as long as one handle on it is open.
+    /// Stops accepting: a socket listens as long as one handle of it is open.
     fn close_data(&self) {
         self.handles().clear();
         self.switches.close_data.send_replace(true);
@@ -195,7 +195,7 @@ impl Drain {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wait until no client is connected and no request in flight, at most for so long.
+    /// Waits until no client is connected and no request in flight, at most for `most`.
     async fn closed(&self, most: Seconds) {
         let clock = self.proxy.clock;
         let deadline = clock.now() + most;
@@ -211,7 +211,7 @@ impl Drain {
             false => None,
         };
         if self.signals && signals.is_none() {
-            tracing::error!("cannot listen to signals: only a kill will stop this process");
+            tracing::error!("cannot install signal handlers: only SIGKILL stops this process");
         }
         let predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut taking = std::pin::pin!(self.take_over(predecessor));
@@ -231,7 +231,7 @@ impl Drain {
             if !quit {
                 continue;
             }
-            // Requests are served meanwhile; whoever wants the end does not wait for a successor.
+            // Requests are served during a hand-over, and other reasons to stop take precedence.
             let handing = self.hand_over();
             tokio::select! {
                 done = handing => if done { return Cause::Upgrade },
@@ -242,26 +242,28 @@ impl Drain {
         }
     }
 
-    /// Accept once an engine can be used, and release the process whose listeners these are.
+    /// Starts accepting once an engine is usable, and releases the predecessor.
     async fn take_over(&self, predecessor: Option<Predecessor>) {
         let Some(predecessor) = predecessor else { return };
         let clock = self.proxy.clock;
         let deadline = clock.now() + READY_MAX;
         while let Err(why) = self.proxy.readiness() {
             if clock.now() >= deadline {
-                tracing::warn!("taking over although requests cannot be served yet: {why}");
+                tracing::warn!(
+                    "upgrade: taking over although requests cannot be served yet: {why}"
+                );
                 break;
             }
             tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
         }
         self.switches.begin.send_replace(true);
         match predecessor.release() {
-            Ok(()) => tracing::info!("took the listeners over"),
-            Err(error) => tracing::error!("the process before this one has ended: {error}"),
+            Ok(()) => tracing::info!("upgrade: listeners taken over"),
+            Err(error) => tracing::error!("upgrade: the previous process has ended: {error}"),
         }
     }
 
-    /// Give the listeners to the successor that waits for them. False: nothing has changed.
+    /// Hands the listeners to a waiting successor. Returns false if nothing has changed.
     async fn hand_over(&self) -> bool {
         let Some(path) = &self.upgrade_socket else {
             tracing::error!("SIGQUIT is ignored: server.upgrade_socket is not set");
@@ -285,11 +287,15 @@ impl Drain {
                 true
             }
             Ok(Ok(false) | Err(_)) => {
-                tracing::error!("the new process ended before it served: this one goes on");
+                tracing::error!(
+                    "SIGQUIT: the new process ended before it served, this one continues"
+                );
                 false
             }
             Err(_) => {
-                tracing::error!("the new process does not serve after 60 s: this one goes on");
+                tracing::error!(
+                    "SIGQUIT: the new process does not serve after 60 s, this one continues"
+                );
                 false
             }
         }
@@ -321,7 +327,7 @@ impl Signals {
     }
 }
 
-/// The next signal; never, if none are listened to.
+/// The next signal; pending for ever without signal handlers.
 async fn next(signals: &mut Option<Signals>) -> Word {
     let Some(signals) = signals else { return std::future::pending().await };
     tokio::select! {
@@ -346,13 +352,12 @@ async fn ends(signals: &mut Option<Signals>, proxy: &Proxy) -> Cause {
     }
 }
 
-/// SIGHUP and SIGQUIT have no meaning before the proxy runs, and must not end the process: until
-/// somebody listens to them they are ignored.
+/// Ignores SIGHUP and SIGQUIT until the proxy runs, so that they do not end the process.
 pub fn ignore_early_signals() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {
         let _inside = runtime.enter();
-        // The handlers stay in place after these are gone.
+        // The handlers stay installed after these are dropped.
         drop([signal(SignalKind::hangup()), signal(SignalKind::quit())]);
     }
 }

@@ -1,4 +1,4 @@
-//! From settings to a running proxy: every part is built and wired here, once.
+//! Builds a proxy from settings: constructs and connects every part, once.
 
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
@@ -46,92 +46,90 @@ use crate::signals::Signals;
 use crate::tls::ServerTls;
 use crate::upstream::{Address, AddressError, Pool, PoolParams};
 
-/// Why a proxy cannot start.
+/// Why a proxy cannot start or has ended.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// A backend's address.
+    /// A backend's URL is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// A file that the settings name.
+    /// A file in the settings cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The planner's recording.
+    /// The planner's recording cannot be created.
     #[error("cannot write {path}: {source}")]
     Record {
-        /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Files that the settings name.
-    #[error("files that the configuration names cannot be used:\n{0}")]
+    /// Files in the settings cannot be used.
+    #[error("files named in the configuration cannot be used:\n{0}")]
     Files(#[from] FileErrors),
     /// `--upgrade` without a socket to receive the listeners on.
     #[error("serve --upgrade needs [server] upgrade_socket, in both processes' configuration")]
     NoSocket,
-    /// No listeners came.
+    /// The listeners were not received.
     #[error("serve --upgrade: {0}")]
     HandOver(#[from] HandOverError),
     /// `--upgrade` without a running proxy.
     #[error("serve --upgrade: no proxy listens on {addresses}: start without --upgrade")]
     NoPredecessor {
-        /// Where one was looked for.
+        /// The configured addresses.
         addresses: String,
     },
-    /// A key that no header can carry.
-    #[error("the api_key of backend {name} cannot be sent: a header carries visible ASCII alone")]
+    /// An API key that no header can carry.
+    #[error("the api_key of backend {name} cannot be sent: a header carries only visible ASCII")]
     UnusableKey {
-        /// Whose.
+        /// Name of the backend.
         name: String,
     },
-    /// A part of the process ended with a panic.
-    #[error("{0} has died; the log says why")]
+    /// A vital part of the process ended with a panic.
+    #[error("{0} ended with a panic, see the log")]
     Died(&'static str),
-    /// Engines that are not what the settings say.
+    /// Engines contradict the settings (`strict_start`).
     #[error("engines contradict the settings:\n{0}")]
     Misfits(String),
-    /// Metrics.
+    /// The metrics recorder cannot be built.
     #[error("metrics: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
-    /// A port.
+    /// A socket cannot be opened.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address, or what was opened instead.
         address: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
-/// A proxy that is built but does not listen yet.
+/// A proxy that is built and does not listen yet.
 pub struct Built {
-    /// What requests share.
+    /// State shared by requests.
     pub proxy: Arc<Proxy>,
-    /// What runs beside them.
+    /// The background tasks.
     pub background: Background,
-    /// The way to the control loop.
+    /// Channel to the control loop.
     pub commands: mpsc::Sender<Command>,
     /// TLS of the data listeners.
     pub server_tls: Option<ServerTls>,
     /// TLS of the admin listener.
     pub admin_tls: Option<ServerTls>,
-    /// Bearer tokens of the admin address; none: none is asked for.
+    /// Bearer tokens of the admin address; empty: no token is required.
     pub admin_tokens: Vec<String>,
 }
 
-/// Build a proxy from valid settings.
+/// Builds a proxy from valid settings.
 ///
 /// # Errors
-/// [`StartError`] when a file cannot be read or used, or an address is none.
+/// [`StartError`] when a file cannot be read or used, or a URL is invalid.
 pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartError> {
     let clock = Clock::start();
     let mut settings = settings.clone();
-    // Files are read for each backend that there is.
+    // First, as files are read per expanded backend.
     expand::expand(&mut settings);
     let mut files = files::load(&settings)?;
     let by_hand = std::mem::take(&mut files.by_hand);
@@ -247,7 +245,7 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
     Ok(Built { proxy, background, commands, server_tls, admin_tls, admin_tokens })
 }
 
-/// Pins of the settings, and holds of the state file that have not ended.
+/// Pins from the settings, and holds from the state file that have not ended.
 fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>> {
     let began = clock.wall(Moment::START);
     let pin = |backend: &BackendSettings| {
@@ -261,6 +259,7 @@ fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>>
     settings.backends.iter().map(pin).collect()
 }
 
+/// Most large bodies filtered at once: one core is left to other requests.
 fn offer(backend: &BackendSettings) -> Offer {
     Offer {
         models: backend.models.clone(),
@@ -275,15 +274,16 @@ fn recording(settings: &Settings) -> Result<Recording, StartError> {
         .map_err(|source| StartError::Record { path: path.clone(), source })
 }
 
-/// Output tokens to expect before any answer was seen.
+/// Expected output tokens before the first answer.
 const OUTPUT_PRIOR: Tokens = Tokens(256);
-/// A backend's prefix cache has what its streams leave of the KV memory: half of it, say. Its own
-/// evictions are not seen here, and a hit that is none costs more than a miss that is one.
+/// Divisor of the KV capacity that gives the prefix cache's: the cache uses what streams leave, and
+/// half is assumed. An engine's evictions are unknown without KV events, and a wrongly predicted
+/// hit costs more than a missed one.
 const PREFIX_SHARE: u64 = 2;
-/// Commands and findings are rare.
+/// Capacity of the channels of commands and probe results, which are rare.
 const INBOX_MAX: usize = 64;
-/// Between two runs of the planner, however many requests arrive: a plan takes some ten
-/// microseconds, so this leaves the core to the requests.
+/// Shortest time between two plans triggered by arrivals. A plan takes some 10 µs, so the core
+/// stays free for requests.
 const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
 
 fn pool_params(settings: &Settings) -> PoolParams {
@@ -295,7 +295,7 @@ fn pool_params(settings: &Settings) -> PoolParams {
     }
 }
 
-/// A pool for each backend.
+/// A connection pool for each backend.
 fn pools(settings: &Settings, files: &Files, clock: Clock) -> Result<Vec<Pool>, StartError> {
     let params = pool_params(settings);
     let pool = |(backend, key): (&BackendSettings, &Option<String>)| {
@@ -314,7 +314,7 @@ fn pools(settings: &Settings, files: &Files, clock: Clock) -> Result<Vec<Pool>, 
     settings.backends.iter().zip(&files.engine_keys).map(pool).collect()
 }
 
-/// The address with the engine's own key, if it has one.
+/// Adds the engine's own API key to its address.
 fn with_key(
     address: Address,
     backend: &BackendSettings,
@@ -374,8 +374,8 @@ fn backends(
     Ok(backends)
 }
 
-/// The table before anything was heard from an engine: the planner's first roles, or the
-/// operator's; models as far as the settings name them.
+/// The first table, before any engine has reported: roles from the settings or else from the
+/// planner, models as far as the settings name them.
 fn first_table(
     settings: &Settings,
     backends: &[Arc<Backend>],
@@ -426,7 +426,8 @@ fn first_table(
     table
 }
 
-/// Entries that are no host were reported by the validation of the settings.
+/// Trust in hand-off members sent by clients. Validation of the settings has already reported
+/// invalid hosts.
 fn handoff_trust(settings: &Settings) -> HandoffTrust {
     let server = &settings.server;
     match (server.trust_client_handoff, server.handoff_hosts.is_empty()) {
