@@ -78,7 +78,7 @@ pub async fn flips(
     mut rng: Rng,
     mut stop: watch::Receiver<bool>,
 ) -> BTreeMap<String, u64> {
-    let mut done = 0;
+    let (mut done, mut reloads) = (0, 0);
     while !waits(&mut stop, rng.u64(200..2_500)).await {
         let backend = fleet.name(rng.usize(..fleet.taps.len()));
         let role = ["prefill", "decode", "mixed"][rng.usize(..3)];
@@ -86,8 +86,10 @@ pub async fn flips(
         done += u64::from(proxy.set_role(&backend, &change).await == 200);
         waits(&mut stop, rng.u64(100..2_000)).await;
         proxy.set_role(&backend, "{\"pin\":false}").await;
+        proxy.reload();
+        reloads += 1;
     }
-    BTreeMap::from([("flips by hand".to_owned(), done)])
+    BTreeMap::from([("flips by hand".to_owned(), done), ("reloads".to_owned(), reloads)])
 }
 
 /// Wait so long, or until told to stop: `true`.

@@ -114,7 +114,7 @@ pub async fn listen_low() -> TcpListener {
 pub struct Proxy {
     pub data: SocketAddr,
     pub admin: SocketAddr,
-    _running: tidegate_proxy::Running,
+    running: tidegate_proxy::Running,
 }
 
 impl Proxy {
@@ -137,7 +137,7 @@ impl Proxy {
         }
         let settings = Settings::parse(&text).unwrap_or_else(|problems| panic!("{problems:?}"));
         let running = tidegate_proxy::spawn(&settings).unwrap();
-        let proxy = Proxy { data, admin, _running: running };
+        let proxy = Proxy { data, admin, running };
         let end = Instant::now() + Duration::from_secs(20);
         while !proxy.knows(fleets).await {
             assert!(Instant::now() < end, "the proxy never knew its models");
@@ -155,6 +155,11 @@ impl Proxy {
     pub async fn page(&self, path: &str) -> String {
         let asked = wire::ask(self.admin, "GET", path, "").await;
         asked.map(|answer| answer.text().into_owned()).unwrap_or_default()
+    }
+
+    /// Reloads files, as SIGHUP does.
+    pub fn reload(&self) {
+        self.running.proxy.reload.notify_one();
     }
 
     /// Flip a backend by hand, or release it.
