@@ -50,10 +50,11 @@ impl Outgoing {
         self.head.len() + self.body.len()
     }
 
-    /// What is left once `sent` bytes are on the wire.
-    pub(super) fn rest(&self, sent: usize) -> [IoSlice<'_>; 2] {
+    /// Returns what is left once `sent` bytes are on the wire, of the body at most `most` bytes.
+    pub(super) fn rest(&self, sent: usize, most: usize) -> [IoSlice<'_>; 2] {
         let head = &self.head[sent.min(self.head.len())..];
         let body = &self.body[sent.saturating_sub(self.head.len())..];
+        let body = &body[..body.len().min(most)];
         [IoSlice::new(head), IoSlice::new(body)]
     }
 }
@@ -71,8 +72,10 @@ mod tests {
                    content-length: 7\r\n\r\n{\"a\":1}";
         assert_eq!(request.len(), all.len());
         for sent in 0..=all.len() {
-            let [head, body] = request.rest(sent);
+            let [head, body] = request.rest(sent, usize::MAX);
             assert_eq!([&*head, &*body].concat(), all.as_bytes()[sent..]);
+            let [_, body] = request.rest(sent, 3);
+            assert!(body.len() <= 3);
         }
     }
 }
