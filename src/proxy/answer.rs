@@ -41,9 +41,9 @@ pub enum OpenedBody {
     Websocket(Box<Switched>),
 }
 
-/// A connection to an engine that has switched to a websocket.
+/// Engine connection after a 101.
 pub struct Switched {
-    /// Came with the head.
+    /// Bytes received with the head.
     pub first: Bytes,
     /// The connection.
     pub socket: Socket,

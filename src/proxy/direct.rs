@@ -26,7 +26,7 @@ use crate::place::Predicted;
 use crate::seat::Seat;
 use crate::settle::Record;
 
-/// Between two looks for room: a step of an engine takes as long.
+/// Interval between two attempts to reserve capacity: about an engine step.
 const LOOK_EVERY: Seconds = Seconds(0.01);
 /// Backends that are asked for something that none of the first ones has.
 const ASKED_MAX: usize = 64;
@@ -163,9 +163,8 @@ fn is_served(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Its place on `backend`. A request that generates waits for one as placed requests do: for prefill
-/// room until its TTFT deadline, for a stream until its queue deadline. `None`: the backend is no longer
-/// usable.
+/// Reserves capacity on `backend`. A generating request waits for prefill capacity until its TTFT
+/// deadline, and for a stream until its queue deadline. `None`: the backend is no longer usable.
 async fn seat(
     serving: &Serving<'_>,
     backend: &Arc<Backend>,
@@ -188,7 +187,7 @@ async fn seat(
     }
 }
 
-/// Its charges, if they fit. `waits`: the prefill has to fit too.
+/// Reserves capacity if there is any. `waits`: the prefill backlog bound applies.
 fn try_seat(
     serving: &Serving<'_>,
     backend: &Arc<Backend>,
@@ -212,7 +211,7 @@ fn try_seat(
         (true, false) => Some(account.charge_prefill(work, new)),
         (false, _) => None,
     };
-    // A websocket is one stream, whose tokens are unknown.
+    // A websocket is charged as one stream; its tokens are unknown.
     let stream = match generates || accepted.endpoint == Endpoint::Realtime {
         true => Some(account.try_open_stream(job.prompt, view.streams_max(backend.id))?),
         false => None,

@@ -1,18 +1,16 @@
-//! Lanes for large bodies: how many the filters work on at once. Bounded by cores, so that reactors are
-//! not starved, and by memory, so that bodies and what is made of them stay within 1.5 times the budget
-//! of bodies.
+//! Concurrency limit of the filters on large bodies: by cores, so that reactor threads are not starved,
+//! and by memory, so that bodies and working memory stay within 1.5 times the body budget.
 
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Memory that the filters take for a byte of a body while they work, measured with chats of 31 MB and
-/// a tokenizer (benches/memory): the decoded messages, the rendered prompt, 4 bytes a token, and blocks
-/// of the prefix index.
+/// Working memory of the filters per byte of a body, measured with chats of 31 MB and a tokenizer
+/// (benches/memory): decoded messages, rendered prompt, 4 bytes per token.
 const FILTER_FACTOR: usize = 4;
-/// The unit of the memory permits: a semaphore counts to 2^61, but takes 2^32 at once.
+/// Bytes per memory permit: one acquisition takes at most 2^32 permits.
 const UNIT: usize = 1 << 10;
 
-/// Permits for the filters' work on large bodies.
+/// Semaphores of the filters' work on large bodies.
 #[derive(Debug)]
 pub struct Lanes {
     cores: Arc<Semaphore>,
@@ -20,7 +18,7 @@ pub struct Lanes {
     units: usize,
 }
 
-/// One body's lane. Dropping it lets the next one in.
+/// Permit for one body, released on drop.
 #[derive(Debug)]
 pub struct Lane {
     _core: OwnedSemaphorePermit,
@@ -28,7 +26,7 @@ pub struct Lane {
 }
 
 impl Lanes {
-    /// For a machine with so many cores and a budget of bodies of so many bytes.
+    /// Creates the limits: `cores` less one, and half of the body budget in bytes.
     pub fn new(cores: usize, budget: usize) -> Lanes {
         let units = (budget / 2 / UNIT).clamp(1, Semaphore::MAX_PERMITS);
         Lanes {
@@ -38,8 +36,8 @@ impl Lanes {
         }
     }
 
-    /// Waits in order of arrival. A body that takes more than all of the memory has it alone. `None`
-    /// never comes: nothing closes a lane.
+    /// Waits in order of arrival. A body that needs more than the whole memory limit takes all of it.
+    /// `None` only if a semaphore is closed, which never happens.
     pub async fn enter(&self, body: usize) -> Option<Lane> {
         let wanted = (body.saturating_mul(FILTER_FACTOR) / UNIT).clamp(1, self.units);
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);

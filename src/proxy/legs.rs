@@ -40,7 +40,7 @@ use crate::watch::watched;
 /// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
 /// a block of 16 tokens, so a million tokens need half a megabyte.
 pub(crate) const PREFILL_ANSWER_MAX: usize = 8 << 20;
-/// Edited copies of a body at once, at most: both legs of a request whose engines start together.
+/// Most edited copies of a body at once: both legs of a request with concurrent legs.
 const LEG_COPIES_MAX: usize = 2;
 /// Decode backends tried with one hand-off while nothing of it has been sent.
 const DECODE_TRIES_MAX: u32 = 3;
@@ -145,8 +145,8 @@ pub(crate) async fn attempt(
     }
 }
 
-/// The share of the budget of bodies for the edited copies that legs of a large body are. `None`: they
-/// do not fit, and the request can run whole.
+/// Reserves body budget for the edited copies of a large body in its legs. `None`: they do not fit, and
+/// the request can run colocated.
 fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<Held>> {
     let body = serving.inbound.body.len();
     if body <= INLINE_MAX {
@@ -158,7 +158,7 @@ fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<He
     }
 }
 
-/// All of a request at the place of its prefill.
+/// Runs a request colocated on its prefill backend.
 async fn whole_instead(
     serving: &Serving<'_>,
     mut seat: Seat,

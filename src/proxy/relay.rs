@@ -33,8 +33,8 @@ use crate::waiting::{COMMENT, Turn, Waiting};
 /// Engines end a stream with the mark, or within a step of it.
 const END_MAX: Seconds = Seconds(1.0);
 
-/// After the last choice has finished, a usage and the end mark may follow, which engines send with the
-/// same step or the next. A stream that is then held open without the mark is ended here.
+/// Longest time between the last `finish_reason` and the end mark. Engines send both, and the usage,
+/// within one or two steps; a stream held open longer is ended by the proxy.
 const FINISHED_MAX: Seconds = Seconds(5.0);
 /// A stream of an engine that is down is given so long to speak again.
 const DEAD_AFTER: Seconds = Seconds(30.0);
@@ -336,7 +336,7 @@ impl EventRelay {
         Poll::Pending
     }
 
-    /// When a stream that is whole ends, whatever the engine does.
+    /// Returns the deadline for the end of a stream whose choices have all finished.
     fn ends_by(&self) -> Option<Moment> {
         match (self.done, self.whole) {
             (true, _) => Some(self.last_chunk + END_MAX),
@@ -345,8 +345,7 @@ impl EventRelay {
         }
     }
 
-    /// The engine has finished every choice and holds its stream open: the client gets the end mark of
-    /// its API from here.
+    /// Ends a stream that the engine holds open after its last choice, with the end mark of the API.
     fn held_open(&mut self) -> Option<Bytes> {
         let endpoint = self.record.as_ref().map(|record| record.accepted.endpoint);
         let between = self.reader.is_between_events();

@@ -1,6 +1,6 @@
-//! A websocket after its 101: the bytes of each side go to the other as they come. An end of one side
-//! is passed on; the tunnel ends when both have ended, when a connection fails, or after a time without
-//! bytes. It holds its place on the backend until then.
+//! Websocket tunnel after a 101: forwards bytes in both directions, unparsed. A half-close is forwarded.
+//! The tunnel ends when both directions are closed, when a connection fails, or on a time-out. Until
+//! then it is charged as one stream on the backend.
 
 use bytes::{Buf, Bytes};
 use std::future::poll_fn;
@@ -19,13 +19,13 @@ use crate::seat::Seat;
 use crate::settle::{Ended, Record};
 use crate::upstream::Socket;
 
-/// Once one side has ended, the other one may be silent for so long: a websocket's peer answers a
-/// close within a round trip.
+/// Longest silence of the open direction after a half-close: a websocket peer answers a close frame
+/// within a round trip.
 const HALF_CLOSED_MAX: Seconds = Seconds(10.0);
-/// Limits are looked at so often in the shortest of them.
+/// Checks per shortest limit.
 const LOOKS: f64 = 4.0;
 
-/// A websocket, its connection to the engine and its place there.
+/// A websocket with its engine connection and reservation.
 pub struct Tunnel {
     engine: Socket,
     to_client: Way,
@@ -33,48 +33,48 @@ pub struct Tunnel {
     record: Box<Record>,
 }
 
-/// How long a tunnel may go without bytes.
+/// Time-outs of a tunnel.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// In both directions.
+    /// Longest time without bytes in either direction.
     idle: Seconds,
-    /// In one direction whose reader takes nothing.
+    /// Longest time for which one direction's write may block.
     stall: Seconds,
 }
 
 /// One direction.
 struct Way {
-    /// Read and not yet written.
+    /// Bytes read and not yet written.
     pending: Bytes,
     stage: Stage,
-    /// When bytes were last written.
+    /// Time of the last write.
     moved: Moment,
-    /// The writer waits for its reader.
+    /// The last write would have blocked.
     blocked: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The sender has ended; the reader is still to be told.
+    /// End of file was read and is not forwarded yet.
     Ending,
     Ended,
 }
 
-/// Which socket of a direction failed.
+/// The socket of a direction that failed.
 enum Fault {
     Reading(io::Error),
     Writing(io::Error),
 }
 
-/// How a tunnel ends.
+/// Reason for a tunnel's end.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    /// Both sides have ended.
+    /// Both directions were closed.
     Whole,
-    /// The client's connection failed, or it reads nothing.
+    /// The client's connection failed or stalled.
     Client(&'static str),
-    /// The engine's did.
+    /// The engine's connection failed or stalled, or the tunnel was idle.
     Engine(String),
 }
 
@@ -83,7 +83,7 @@ impl Way {
         Way { pending: first, stage: Stage::Open, moved: now, blocked: false }
     }
 
-    /// Moves what is there; ready when the end was passed on.
+    /// Forwards available bytes; ready once end of file was forwarded.
     fn poll<From, To>(
         &mut self,
         from: &mut From,
@@ -119,7 +119,7 @@ impl Way {
                     }
                 },
                 Stage::Ending => {
-                    // A socket that is gone needs no end.
+                    // Fails if the peer has reset the connection.
                     ready!(Pin::new(&mut *to).poll_shutdown(context)).ok();
                     self.stage = Stage::Ended;
                 }
@@ -129,21 +129,21 @@ impl Way {
     }
 }
 
-/// What came in one read; empty at the end.
+/// Returns the bytes of one read; empty at end of file.
 fn poll_read(
     from: &mut (impl AsyncRead + Unpin),
     context: &mut Context<'_>,
 ) -> Poll<io::Result<Bytes>> {
     scratch::with(|scratch| match ready!(scratch::poll_read(from, context, scratch)) {
         Ok(read) => Poll::Ready(Ok(Bytes::copy_from_slice(&scratch[..read]))),
-        // TLS that ends without its own farewell.
+        // TLS closed without close_notify.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(Bytes::new())),
         Err(error) => Poll::Ready(Err(error)),
     })
 }
 
 impl Tunnel {
-    /// A websocket whose 101 is here.
+    /// Creates the tunnel of a connection that answered 101.
     pub fn new(switched: Switched, mut seat: Seat, record: Box<Record>) -> Tunnel {
         seat.presumed_begun();
         let now = record.proxy.clock.now();
@@ -152,7 +152,7 @@ impl Tunnel {
         Tunnel { engine: socket, to_client: Way::new(first, now), seat, record }
     }
 
-    /// Carry bytes until the end. `ahead`: what the client has sent behind its handshake. Dropping the
+    /// Forwards bytes until the end. `ahead`: bytes received after the client's handshake. Dropping the
     /// future closes the engine's connection.
     pub async fn run<Io>(self, client: &mut Io, ahead: Vec<u8>, idle: Seconds)
     where
@@ -204,7 +204,7 @@ impl Tunnel {
     }
 }
 
-/// Ready when one of the limits is over; looks again later otherwise.
+/// Ready when a limit is exceeded.
 fn poll_limits(
     limits: Limits,
     ways: [&Way; 2],
@@ -227,7 +227,7 @@ impl Limits {
         self.idle.min(self.stall).min(HALF_CLOSED_MAX) / LOOKS
     }
 
-    /// What has taken too long at `now`.
+    /// Returns the reason for the end if a limit is exceeded at `now`.
     fn over(self, [to_engine, to_client]: [&Way; 2], now: Moment) -> Option<End> {
         let quiet = now - to_engine.moved.max(to_client.moved);
         let half = |way: &Way| way.stage == Stage::Ended;

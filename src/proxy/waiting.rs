@@ -94,8 +94,8 @@ impl Waiting {
     }
 }
 
-/// The answer to a client that reads events already: a whole completion becomes its stream, and
-/// anything else an error event.
+/// Converts an answer for a client whose event stream has begun: a whole completion into its stream, any
+/// other non-stream answer into an error event.
 fn as_events(response: Response<RelayBody>, accepted: &Accepted) -> RelayBody {
     let (head, body) = response.into_parts();
     let served = head.status.is_success();
@@ -104,7 +104,7 @@ fn as_events(response: Response<RelayBody>, accepted: &Accepted) -> RelayBody {
     }
     let (bytes, mut record) = match body {
         RelayBody::Full(bytes, record) => (bytes, record),
-        // Too large to be held.
+        // Larger than the proxy buffers.
         other => {
             drop(other);
             (None, None)
@@ -126,7 +126,7 @@ fn as_events(response: Response<RelayBody>, accepted: &Accepted) -> RelayBody {
     RelayBody::Full(Some(event.event(form, status(head.status))), record)
 }
 
-/// Does JSON with a success status say that it is an error?
+/// Returns whether a JSON body with a success status has an `error` member.
 fn is_error(body: &[u8]) -> bool {
     let read = serde_json::from_slice::<HashMap<&str, IgnoredAny>>(body);
     read.is_ok_and(|members| members.contains_key("error"))

@@ -67,7 +67,7 @@ impl Guard {
     }
 }
 
-/// The host that is asked for, if the request names one. A browser always does, and never an odd one.
+/// Returns the requested host, if any. Browsers always send exactly one valid host.
 fn host(head: &Parts) -> Result<Option<&str>, Refusal> {
     let odd = (StatusCode::BAD_REQUEST, "the Host is no host name with an optional port");
     let mut named = head.headers.get_all(HOST).iter();
@@ -79,8 +79,8 @@ fn host(head: &Parts) -> Result<Option<&str>, Refusal> {
     if sound { Ok(host) } else { Err(odd) }
 }
 
-/// A name, an IPv4 address or an IPv6 address in brackets, and perhaps a port (RFC 3986, 3.2.2, less
-/// what no browser sends).
+/// Returns whether `host` is a name, an IPv4 address or an IPv6 address in brackets, with an optional
+/// port (the subset of RFC 3986, 3.2.2 that browsers send).
 fn is_host(host: &str) -> bool {
     let name = name_of(host);
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');

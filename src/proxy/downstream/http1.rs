@@ -160,7 +160,7 @@ where
     let arrived = proxy.clock.now();
     let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
     let upgrades = asked.upgrades;
-    // What comes behind a handshake that was refused would be read as a request.
+    // Bytes after a refused handshake must not be parsed as a request.
     let keeps_alive = asked.keeps_alive && !upgrades;
     let mut head = Request::new(()).into_parts().0;
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
@@ -191,7 +191,7 @@ async fn read<Io>(
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
-    // What can never fit is not asked for again.
+    // A body above the whole budget never fits: 413, not 503.
     let max = proxy.body_max.min(proxy.bodies.max());
     if let Err(refused) = intake::admit_head(proxy, head) {
         // A body that came with its head need not end the connection.

@@ -128,7 +128,7 @@ impl Drop for Stream {
 /// # Errors
 /// 408, 413, 503 beyond the budget, or 400 if it breaks off.
 async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Read, ApiError> {
-    // What can never fit is not asked for again.
+    // A body above the whole budget never fits: 413, not 503.
     let max = proxy.body_max.min(proxy.bodies.max());
     let too_large = || ApiError::too_large(max);
     let announced = body.size_hint().exact();

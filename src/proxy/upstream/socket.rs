@@ -22,10 +22,10 @@ const PROBE_AFTER: Duration = Duration::from_secs(15);
 /// And then so often, three times.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
-/// How an engine begins that says that a connection was idle for too long (RFC 9110, 15.5.9).
+/// First bytes of an engine's announcement of an idle time-out (RFC 9110, 15.5.9).
 const TIMED_OUT: &[u8] = b"HTTP/1.1 408";
 
-/// Does the engine say so in what it has sent?
+/// Returns whether the unread bytes are such an announcement.
 fn is_timed_out(stream: &TcpStream) -> bool {
     let mut begin = [0; TIMED_OUT.len()];
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
