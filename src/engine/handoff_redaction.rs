@@ -100,6 +100,8 @@ enum Gap {
     Prefix(u8),
     /// In a comment or another field.
     OtherField,
+    /// After a blank line.
+    BlankLine,
 }
 
 /// Class of a byte between a name and its value.
@@ -108,7 +110,7 @@ enum Step {
     Over(Gap),
     /// The first byte after the gap.
     Here(Gap),
-    /// A blank line, which ends the event.
+    /// First byte of the next event.
     Ends,
 }
 
@@ -334,8 +336,11 @@ impl Gap {
     fn after(self, byte: u8, valued: bool) -> Step {
         const DATA: &[u8] = b"data:";
         match (self, byte) {
-            // A blank line: the event was truncated.
-            (Gap::LineStart, b'\n') => Step::Ends,
+            // White space of JSON, or the end of a truncated event: what follows decides.
+            (Gap::LineStart | Gap::BlankLine, b'\n') => Step::Over(Gap::BlankLine),
+            (Gap::BlankLine, b'd' | b'e' | b'i' | b'r') => Step::Ends,
+            (Gap::BlankLine, b':') if valued => Step::Ends,
+            (Gap::BlankLine, byte) if byte.is_ascii_whitespace() => Step::Over(Gap::BlankLine),
             (_, b'\n') => Step::Over(Gap::LineStart),
             (Gap::OtherField, _) | (Gap::LineStart, b'\r') => Step::Over(self),
             (Gap::LineStart, b'd') => Step::Over(Gap::Prefix(1)),

@@ -78,8 +78,19 @@ fn names_and_values_on_different_data_lines_are_redacted() {
         }
     }
     // An event truncated before the value leaves the next event unchanged.
-    let cut = "data: {\"kv_transfer_params\":\n\ndata: {\"y\":[2]}\n\n";
-    assert_eq!(pieces(cut, &[30]), cut);
+    for next in ["data: {\"y\":[2]}", ": comment\ndata: {\"y\":[2]}", "id: 1\ndata: [2]"] {
+        for colon in ["", ":"] {
+            let cut = format!("data: {{\"kv_transfer_params\"{colon}\n\n{next}\n\n");
+            for at in 0..cut.len() {
+                assert_eq!(pieces(&cut, &[at]), cut);
+            }
+        }
+    }
+    // Blank lines are white space of JSON.
+    for space in ["\n\n", "\n\r\r\n", "\r\n\r\n \n"] {
+        let with = |value: &str| format!("{{\"kv_transfer_params\"{space}:{space}{value}}}");
+        check(&with("{\"remote_host\":1}"), &with("null"));
+    }
 }
 
 #[test]
