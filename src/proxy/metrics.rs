@@ -69,8 +69,8 @@ pub struct Metrics {
     queue_seconds: Histogram,
     plan_duration: Histogram,
     ttft_ratio: Histogram,
-    surge_table: Histogram,
-    surge_placement: Histogram,
+    reaction_table: Histogram,
+    reaction_placement: Histogram,
     started: Counter,
     settled: [Counter; 4],
 }
@@ -112,7 +112,7 @@ impl Metrics {
             )?
             .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
             .set_buckets_for_metric(
-                Matcher::Prefix("tidegate_surge_".to_owned()),
+                Matcher::Prefix("tidegate_reaction_".to_owned()),
                 &REACTION_BUCKETS,
             )?
             .set_buckets_for_metric(full("gen_ai_client_token_usage"), &TOKENS_BUCKETS)?
@@ -130,22 +130,23 @@ impl Metrics {
                 [
                     gauge!("tidegate_queue_requests"),
                     gauge!("tidegate_live_requests"),
-                    gauge!("tidegate_body_bytes_held"),
+                    gauge!("tidegate_body_held_bytes"),
                     gauge!("tidegate_body_budget_bytes"),
                 ],
                 [
                     histogram!("tidegate_queue_seconds"),
                     histogram!("tidegate_plan_duration_seconds"),
                     histogram!("tidegate_ttft_observed_over_predicted"),
-                    histogram!("tidegate_surge_to_table_seconds"),
-                    histogram!("tidegate_surge_to_placement_seconds"),
+                    histogram!("tidegate_reaction_to_table_seconds"),
+                    histogram!("tidegate_reaction_to_placement_seconds"),
                 ],
                 counter!("tidegate_requests_started_total"),
             )
         });
         let (backends, settled, gauges, histograms, started) = built;
         let [queue_requests, live_requests, body_bytes, body_budget] = gauges;
-        let [queue_seconds, plan_duration, ttft_ratio, surge_table, surge_placement] = histograms;
+        let [queue_seconds, plan_duration, ttft_ratio, reaction_table, reaction_placement] =
+            histograms;
         Ok(Metrics {
             recorder,
             handle,
@@ -158,8 +159,8 @@ impl Metrics {
             queue_seconds,
             plan_duration,
             ttft_ratio,
-            surge_table,
-            surge_placement,
+            reaction_table,
+            reaction_placement,
             started,
             settled,
         })
@@ -255,12 +256,12 @@ impl Metrics {
 
     /// Records the time from the first unplanned arrival to the table that reassigns engines.
     pub fn surge_answered(&self, took: Seconds) {
-        self.surge_table.record(took.get());
+        self.reaction_table.record(took.get());
     }
 
     /// Records the time from that arrival to the first leg placed with that table.
     pub fn surge_placed(&self, took: Seconds) {
-        self.surge_placement.record(took.get());
+        self.reaction_placement.record(took.get());
     }
 
     /// The metrics page. Gauges are read from the accounts now.
@@ -346,7 +347,7 @@ impl BackendMetrics {
             }),
             usable: of("tidegate_backend_usable"),
             prefill_seconds: of("tidegate_backend_prefill_seconds"),
-            hit_share: of("tidegate_prefix_real_share"),
+            hit_share: of("tidegate_prefix_hit_share"),
             prefill_tokens: of("tidegate_backend_prefill_tokens"),
             streams: of("tidegate_backend_streams"),
             kv_tokens: of("tidegate_backend_kv_tokens"),
@@ -376,7 +377,7 @@ fn describe() {
     gauge!("tidegate_backend_role", "1 for the role a backend has, 0 for the others");
     gauge!("tidegate_backend_usable", "1 if the backend may receive new work");
     gauge!(
-        "tidegate_prefix_real_share",
+        "tidegate_prefix_hit_share",
         "Share of predicted prefix-cache hits that is real, 0 to 1"
     );
     gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work in flight");
@@ -391,21 +392,21 @@ fn describe() {
         "1 for each kind of difference between an engine and the settings or its group"
     );
     gauge!("tidegate_queue_requests", "Requests in the queue");
-    gauge!("tidegate_body_bytes_held", "Bytes of request bodies held");
+    gauge!("tidegate_body_held_bytes", "Bytes of request bodies held");
     gauge!("tidegate_body_budget_bytes", "Most bytes of request bodies held at once");
     gauge!("tidegate_live_requests", "Requests in flight, from arrival to completion");
     hist!(
         "tidegate_queue_seconds",
-        "Time in the queue, from arrival to the placement of the first leg"
+        "Time in the EDF queue, from arrival to the placement of the first leg"
     );
     hist!("tidegate_plan_duration_seconds", "Duration of one planner run");
     hist!(
-        "tidegate_surge_to_table_seconds",
+        "tidegate_reaction_to_table_seconds",
         "Time from the first unplanned arrival to the routing table that reassigns engines for it"
     );
     hist!(
-        "tidegate_surge_to_placement_seconds",
-        "Time from that arrival to the first leg placed with that table, without time in which none fitted"
+        "tidegate_reaction_to_placement_seconds",
+        "Time from the first unplanned arrival to the first leg placed with that table, excluding time without free capacity"
     );
     hist!(
         "tidegate_ttft_observed_over_predicted",
@@ -439,15 +440,24 @@ fn describe() {
         "tidegate_engine_deferred_requests",
         "Requests inside the engine waiting for KV transfer"
     );
-    gauge!("tidegate_engine_preemptions", "Preemptions since the engine started");
-    gauge!("tidegate_engine_failed_transfers", "KV transfers failed since the engine started");
-    gauge!(
-        "tidegate_engine_expired_handoffs",
+    counter!("tidegate_engine_preemptions_total", "Preemptions, as the engine reports them");
+    counter!(
+        "tidegate_engine_failed_transfers_total",
+        "Failed KV transfers, as the engine reports them"
+    );
+    counter!(
+        "tidegate_engine_expired_handoffs_total",
         "Prefills whose KV was not fetched within the lease"
     );
-    gauge!("tidegate_engine_transferred_tokens", "Prompt tokens whose KV came from another engine");
-    gauge!("tidegate_engine_cached_tokens", "Prompt tokens found in the engine's prefix cache");
-    gauge!("tidegate_engine_computed_tokens", "Prompt tokens that the engine computed");
+    counter!(
+        "tidegate_engine_transferred_tokens_total",
+        "Prompt tokens whose KV came from another engine"
+    );
+    counter!(
+        "tidegate_engine_cached_tokens_total",
+        "Prompt tokens found in the engine's prefix cache"
+    );
+    counter!("tidegate_engine_computed_tokens_total", "Prompt tokens that the engine computed");
     gauge!("tidegate_engine_prefill_tokens_per_second", "Prefill rate as the engine reports it");
     gauge!("tidegate_gpu_utilisation_ratio", "Share of time in which a kernel ran");
     gauge!("tidegate_gpu_memory_used_bytes", "GPU memory in use");
@@ -457,11 +467,11 @@ fn describe() {
     gauge!("tidegate_gpu_clock_mhz", "Clock of the streaming multiprocessors");
     gauge!("tidegate_gpu_memory_clock_mhz", "Clock of the GPU's memory");
     gauge!("tidegate_gpu_temperature_celsius", "Temperature");
-    gauge!("tidegate_gpu_slowed", "1 for each active reason of throttling");
+    gauge!("tidegate_gpu_throttled", "1 for each active reason of throttling");
     gauge!("tidegate_gpu_ecc_errors", "Memory errors since the driver was loaded");
-    gauge!("tidegate_gpu_broken", "1 if a fault of the GPU takes its backends out of service");
+    gauge!("tidegate_gpu_fault", "1 if a fault of the GPU takes its backends out of service");
     counter!("tidegate_gpu_xid_errors_total", "Xid errors reported by the driver");
-    gauge!("tidegate_engine_trouble", "1 for each active engine alert");
+    gauge!("tidegate_engine_alert", "1 for each active engine alert");
     counter!("tidegate_role_flips_total", "Role changes, by cause and result");
     counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");
     counter!("tidegate_refused_requests_total", "Requests refused by the proxy itself");

@@ -30,7 +30,7 @@ async fn gauge(proxy: &Proxy, name: &str) -> f64 {
 
 async fn holds(proxy: &Proxy, bytes: std::ops::RangeInclusive<usize>) {
     until("the bodies held", || bytes.contains(&proxy.body_bytes())).await;
-    let shown = gauge(proxy, "tidegate_body_bytes_held ").await as usize;
+    let shown = gauge(proxy, "tidegate_body_held_bytes ").await as usize;
     assert!(bytes.contains(&shown), "{shown}");
 }
 

@@ -1,4 +1,4 @@
-//! What engines say of themselves shows, and trouble that no answer shows is noticed.
+//! Engine metrics are exported, and conditions that no answer shows raise alerts.
 
 use crate::client::{get, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
@@ -6,19 +6,19 @@ use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 
 const QUICK: &str = "[signals]\nscrape_seconds = 0.02\n";
 
-/// The words of a backend's trouble.
-async fn troubles(proxy: &Proxy, backend: usize) -> String {
-    proxy.admin("/v1/fleet").await["backends"][backend]["trouble"].to_string()
+/// A backend's active alerts as JSON.
+async fn alerts(proxy: &Proxy, backend: usize) -> String {
+    proxy.admin("/v1/fleet").await["backends"][backend]["alerts"].to_string()
 }
 
-async fn until_troubles(proxy: &Proxy, backend: usize, expected: &str) {
+async fn until_alerts(proxy: &Proxy, backend: usize, expected: &str) {
     for _ in 0..1000 {
-        if troubles(proxy, backend).await == expected {
+        if alerts(proxy, backend).await == expected {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("never {expected}: {}", troubles(proxy, backend).await);
+    panic!("never {expected}: {}", alerts(proxy, backend).await);
 }
 
 async fn page(proxy: &Proxy) -> String {
@@ -26,28 +26,28 @@ async fn page(proxy: &Proxy) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engines_own_numbers_show_and_its_trouble_comes_and_goes() {
+async fn an_engines_metrics_are_exported_and_its_alert_comes_and_goes() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     fake.set_metrics(
         "vllm:kv_cache_usage_perc{engine=\"0\"} 0.99\nvllm:num_preemptions_total{engine=\"0\"} 4\n\
          vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"10\"} 1\n",
     );
     let proxy = Proxy::start(QUICK, &[plain("a", &fake)]).await;
-    until_troubles(&proxy, 0, "[\"kv_full\"]").await;
+    until_alerts(&proxy, 0, "[\"kv_full\"]").await;
     let shown = page(&proxy).await;
     for line in [
         "tidegate_engine_kv_usage_ratio{backend=\"a\"} 0.99",
         "tidegate_engine_kv_capacity_tokens{backend=\"a\"} 160",
-        "tidegate_engine_preemptions{backend=\"a\"} 4",
-        "tidegate_engine_trouble{backend=\"a\",reason=\"kv_full\"} 1",
-        "tidegate_engine_trouble{backend=\"a\",reason=\"preempting\"} 0",
+        "tidegate_engine_preemptions_total{backend=\"a\"} 4",
+        "tidegate_engine_alert{backend=\"a\",reason=\"kv_full\"} 1",
+        "tidegate_engine_alert{backend=\"a\",reason=\"preempting\"} 0",
     ] {
         assert!(shown.contains(line), "{line} is not in {shown}");
     }
     // It is a notice: requests go there all the same.
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     fake.set_metrics("vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\nvllm:prompt_tokens_by_source_total{source=\"local_compute\"} 1\n");
-    until_troubles(&proxy, 0, "[]").await;
+    until_alerts(&proxy, 0, "[]").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,16 +69,16 @@ async fn bring_no_kv(connector: &str) {
     let engines = [vllm("p", prefill.url(), with(PREFILL)), vllm("d", decode.url(), with(DECODE))];
     let proxy = Proxy::start(&top, &engines).await;
     let mut asked = 0;
-    while troubles(&proxy, 1).await != "[\"recomputes\"]" {
+    while alerts(&proxy, 1).await != "[\"recomputes\"]" {
         // A prompt of its own each: one that is cached is not worth a hand-off.
         let body = chat_with(true, &format!("{asked} ").repeat(400), "");
         assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
         asked += 1;
         assert!(asked < 1000, "never noticed");
     }
-    assert_eq!(troubles(&proxy, 0).await, "[]");
+    assert_eq!(alerts(&proxy, 0).await, "[]");
     decode.set_metrics("vllm:prompt_tokens_by_source_total{source=\"external_kv_transfer\"} 512\n");
-    until_troubles(&proxy, 1, "[]").await;
+    until_alerts(&proxy, 1, "[]").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

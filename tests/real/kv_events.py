@@ -192,7 +192,7 @@ def main():
         exact_counts(told, port)
         until("the engine's numbers", lambda: told.metric("tidegate_engine_kv_capacity_tokens") > 0, 10)
         print("kv capacity by the engine's word:", int(told.metric("tidegate_engine_kv_capacity_tokens")),
-              "computed tokens:", int(told.metric("tidegate_engine_computed_tokens")))
+              "computed tokens:", int(told.metric("tidegate_engine_computed_tokens_total")))
         post(f"http://127.0.0.1:{port}/reset_prefix_cache", {})
         # vLLM publishes with its next step.
         post(f"{told.url}/v1/completions", {"model": "tiny", "prompt": [5] * 20, "max_tokens": 1})

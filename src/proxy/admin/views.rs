@@ -51,7 +51,7 @@ struct BackendView {
     prefix_source: &'static str,
     prefix_hit_share: f64,
     prefix_hit_source: &'static str,
-    trouble: Vec<&'static str>,
+    alerts: Vec<&'static str>,
     costs: CostsView,
 }
 
@@ -124,7 +124,7 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             prefix_source: proxy.signals.prefix_source(backend.id),
             prefix_hit_share: proxy.fleet.hit_share(backend.id),
             prefix_hit_source: proxy.fleet.hit_source(backend.id),
-            trouble: proxy.signals.troubles(backend.id),
+            alerts: proxy.signals.alerts(backend.id),
             costs: CostsView {
                 prefill_base_seconds: entry.prefill.base.get(),
                 prefill_token_seconds: entry.prefill.per_token.get(),

@@ -102,7 +102,7 @@ impl Gpus {
             let broken = verdicts.iter().find(|verdict| verdict.is_broken());
             let strained = verdicts.iter().find(|verdict| **verdict != GpuHealth::Fine);
             let word = broken.or(strained).map(|verdict| verdict.as_str());
-            signals.gpu_trouble.store(word.map(Arc::new));
+            signals.gpu_alert.store(word.map(Arc::new));
             if backend.health.set_hardware_fault(broken.is_some()) {
                 let verdict = word.unwrap_or("fine");
                 tracing::warn!(backend = %backend.name, verdict, "GPU state of the backend changed");
@@ -124,7 +124,7 @@ impl Gauges {
             gauge.set(f64::NAN);
             gauge
         };
-        let slowed = |reason: &'static str| gauge!("tidegate_gpu_slowed", "gpu" => gpu.to_string(), "reason" => reason);
+        let slowed = |reason: &'static str| gauge!("tidegate_gpu_throttled", "gpu" => gpu.to_string(), "reason" => reason);
         Gauges {
             utilisation: of("tidegate_gpu_utilisation_ratio"),
             memory_used: of("tidegate_gpu_memory_used_bytes"),
@@ -137,7 +137,7 @@ impl Gauges {
             slowed: ["thermal", "power", "hardware"].map(slowed),
             corrected: ecc("corrected"),
             uncorrected: ecc("uncorrected"),
-            broken: of("tidegate_gpu_broken"),
+            broken: of("tidegate_gpu_fault"),
         }
     }
 
@@ -196,19 +196,19 @@ mod tests {
         gpus.take(&proxy, Moment::START, &readings(Some(1)));
         assert_eq!(usable(&proxy), [false, true]);
         let ids: Vec<_> = proxy.fleet.backends.iter().map(|backend| backend.id).collect();
-        assert_eq!(proxy.signals.troubles(ids[0]), ["gpu_lost"]);
+        assert_eq!(proxy.signals.alerts(ids[0]), ["gpu_lost"]);
         // Answered probes do not end a GPU fault.
         proxy.fleet.backends[0].health.probed(Moment::START);
         proxy.fleet.backends[0].health.succeeded(Moment::START);
         assert_eq!(usable(&proxy), [false, true]);
         gpus.take(&proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);
-        assert!(proxy.signals.troubles(ids[0]).is_empty());
+        assert!(proxy.signals.alerts(ids[0]).is_empty());
         let page = proxy.metrics.render(&proxy.fleet, &proxy.fleet.table(), 0, &proxy.bodies);
         for line in [
             "tidegate_gpu_utilisation_ratio{gpu=\"1\"} 0.5",
             "tidegate_gpu_power_watts{gpu=\"0\"} NaN",
-            "tidegate_gpu_broken{gpu=\"1\"} 0",
+            "tidegate_gpu_fault{gpu=\"1\"} 0",
             "tidegate_gpu_xid_errors_total{gpu=\"2\",xid=\"31\"} 3",
         ] {
             assert!(page.contains(line), "{line} is not in {page}");

@@ -55,7 +55,7 @@ struct BackendSignals {
     look: Look,
     /// NVML numbers of the GPUs it runs on.
     gpus: Vec<u32>,
-    gpu_trouble: ArcSwapOption<&'static str>,
+    gpu_alert: ArcSwapOption<&'static str>,
 }
 
 impl Signals {
@@ -68,7 +68,7 @@ impl Signals {
             hit_rate: HitRate::new(&backend.name, metrics),
             look: Look::new(&backend.name, metrics),
             gpus: backend.gpus.clone(),
-            gpu_trouble: ArcSwapOption::empty(),
+            gpu_alert: ArcSwapOption::empty(),
         };
         Signals {
             backends: settings.backends.iter().map(of).collect(),
@@ -100,11 +100,11 @@ impl Signals {
     }
 
     /// Active alerts of a backend's engine and GPUs.
-    pub fn troubles(&self, backend: BackendId) -> Vec<&'static str> {
+    pub fn alerts(&self, backend: BackendId) -> Vec<&'static str> {
         let signals = &self.backends[backend.index()];
-        let mut troubles = signals.look.troubles();
-        troubles.extend(signals.gpu_trouble.load().iter().map(|word| **word));
-        troubles
+        let mut alerts = signals.look.alerts();
+        alerts.extend(signals.gpu_alert.load().iter().map(|alert| **alert));
+        alerts
     }
 
     /// Takes the outcome of a finished request: predicted against reported cached tokens, and a

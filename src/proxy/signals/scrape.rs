@@ -2,7 +2,7 @@
 //! alerts about states that answers do not show. Engines without metrics are asked less and less
 //! often.
 
-use metrics::{Gauge, gauge};
+use metrics::{Counter, Gauge, counter, gauge};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_signals::engine::EngineReading;
@@ -25,7 +25,7 @@ const PREFIX_SHARE: u64 = 2;
 
 /// The latest scrape of one backend.
 pub struct Look {
-    troubles: Mutex<Vec<EngineAlert>>,
+    alerts: Mutex<Vec<EngineAlert>>,
     /// First tokens after this moment belong to hand-offs whose KV was fetched after the engine's
     /// last observed transfer: a fetch takes less than the scrape interval.
     since: AtomicU64,
@@ -40,20 +40,69 @@ struct Gauges {
     running: Gauge,
     waiting: Gauge,
     deferred: Gauge,
-    preemptions: Gauge,
-    failed_transfers: Gauge,
-    expired: Gauge,
-    transferred: Gauge,
-    hits: Gauge,
-    computed: Gauge,
     prefill_rate: Gauge,
-    troubles: [Gauge; EngineAlert::ALL.len()],
+    alerts: [Gauge; EngineAlert::ALL.len()],
+}
+
+/// Counters of an engine since its start.
+#[derive(Default)]
+struct EngineCounters {
+    preemptions: EngineCounter,
+    failed_transfers: EngineCounter,
+    expired: EngineCounter,
+    transferred: EngineCounter,
+    hits: EngineCounter,
+    computed: EngineCounter,
+}
+
+/// An engine's counter, exported as one that goes on when the engine restarts at 0. It is registered
+/// with the first reported value: a counter that the engine does not have is absent, unlike 0.
+#[derive(Default)]
+struct EngineCounter {
+    /// The exported counter and the last value that the engine reported.
+    exported: Option<(Counter, u64)>,
+}
+
+impl EngineCounter {
+    fn set(&mut self, metric: &'static str, backend: &str, value: Option<f64>) {
+        let Some(value) = value else { return };
+        let value = value as u64;
+        let (counter, before) = self
+            .exported
+            .get_or_insert_with(|| (counter!(metric, "backend" => backend.to_owned()), 0));
+        counter.increment(if value >= *before { value - *before } else { value });
+        *before = value;
+    }
+}
+
+impl EngineCounters {
+    fn set(&mut self, backend: &str, reading: &EngineReading) {
+        let counters = [
+            ("tidegate_engine_preemptions_total", &mut self.preemptions, reading.preemptions),
+            (
+                "tidegate_engine_failed_transfers_total",
+                &mut self.failed_transfers,
+                reading.failed_transfers,
+            ),
+            ("tidegate_engine_expired_handoffs_total", &mut self.expired, reading.expired),
+            (
+                "tidegate_engine_transferred_tokens_total",
+                &mut self.transferred,
+                reading.transferred,
+            ),
+            ("tidegate_engine_cached_tokens_total", &mut self.hits, reading.hits),
+            ("tidegate_engine_computed_tokens_total", &mut self.computed, reading.computed),
+        ];
+        for (metric, counter, value) in counters {
+            counter.set(metric, backend, value);
+        }
+    }
 }
 
 impl Look {
     pub fn new(name: &str, metrics: &Metrics) -> Look {
         Look {
-            troubles: Mutex::default(),
+            alerts: Mutex::default(),
             since: AtomicU64::new(Moment::NEVER.0),
             handed: AtomicBool::new(false),
             gauges: metrics.within(|| Gauges::new(name)),
@@ -68,9 +117,9 @@ impl Look {
     }
 
     /// Active alerts.
-    pub fn troubles(&self) -> Vec<&'static str> {
-        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles.iter().map(|trouble| trouble.as_str()).collect()
+    pub fn alerts(&self) -> Vec<&'static str> {
+        let alerts = self.alerts.lock().unwrap_or_else(PoisonError::into_inner);
+        alerts.iter().map(|alert| alert.as_str()).collect()
     }
 
     /// Exports a load report from an answer's headers; it raises no alerts.
@@ -78,13 +127,13 @@ impl Look {
         self.gauges.load(reading);
     }
 
-    fn seen(&self, reading: &EngineReading, troubles: Vec<EngineAlert>) {
+    fn seen(&self, reading: &EngineReading, alerts: Vec<EngineAlert>) {
         self.gauges.load(reading);
-        self.gauges.counts(reading);
-        for (gauge, trouble) in self.gauges.troubles.iter().zip(EngineAlert::ALL) {
-            gauge.set(f64::from(u8::from(troubles.contains(&trouble))));
+        self.gauges.scraped(reading);
+        for (gauge, alert) in self.gauges.alerts.iter().zip(EngineAlert::ALL) {
+            gauge.set(f64::from(u8::from(alerts.contains(&alert))));
         }
-        *self.troubles.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
+        *self.alerts.lock().unwrap_or_else(PoisonError::into_inner) = alerts;
     }
 }
 
@@ -96,21 +145,15 @@ impl Gauges {
             gauge.set(f64::NAN);
             gauge
         };
-        let trouble = |trouble: EngineAlert| gauge!("tidegate_engine_trouble", "backend" => name.to_owned(), "reason" => trouble.as_str());
+        let alert = |alert: EngineAlert| gauge!("tidegate_engine_alert", "backend" => name.to_owned(), "reason" => alert.as_str());
         Gauges {
             kv_usage: of("tidegate_engine_kv_usage_ratio"),
             kv_capacity: of("tidegate_engine_kv_capacity_tokens"),
             running: of("tidegate_engine_running_requests"),
             waiting: of("tidegate_engine_waiting_requests"),
             deferred: of("tidegate_engine_deferred_requests"),
-            preemptions: of("tidegate_engine_preemptions"),
-            failed_transfers: of("tidegate_engine_failed_transfers"),
-            expired: of("tidegate_engine_expired_handoffs"),
-            transferred: of("tidegate_engine_transferred_tokens"),
-            hits: of("tidegate_engine_cached_tokens"),
-            computed: of("tidegate_engine_computed_tokens"),
             prefill_rate: of("tidegate_engine_prefill_tokens_per_second"),
-            troubles: EngineAlert::ALL.map(trouble),
+            alerts: EngineAlert::ALL.map(alert),
         }
     }
 
@@ -121,14 +164,8 @@ impl Gauges {
         set(&self.deferred, reading.deferred);
     }
 
-    fn counts(&self, reading: &EngineReading) {
+    fn scraped(&self, reading: &EngineReading) {
         set(&self.kv_capacity, reading.kv_capacity.map(|tokens| tokens.as_f64()));
-        set(&self.preemptions, reading.preemptions);
-        set(&self.failed_transfers, reading.failed_transfers);
-        set(&self.expired, reading.expired);
-        set(&self.transferred, reading.transferred);
-        set(&self.hits, reading.hits);
-        set(&self.computed, reading.computed);
         set(&self.prefill_rate, reading.prefill_rate);
     }
 }
@@ -143,6 +180,7 @@ fn set(gauge: &Gauge, value: Option<f64>) {
 pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
     let look = &proxy.signals.backends[backend.id.index()].look;
     let mut watch = AlertWatch::default();
+    let mut counters = EngineCounters::default();
     let mut before: Vec<EngineAlert> = Vec::new();
     let mut mute = 0;
     loop {
@@ -156,12 +194,13 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
                 look.since.store((proxy.clock.now() + every).0, Relaxed);
                 look.handed.store(false, Relaxed);
             }
-            let troubles = watch.observe(reading, look.handed.load(Relaxed));
-            for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
-                tracing::warn!(backend = %backend.name, alert = trouble.as_str(), "engine alert");
+            let alerts = watch.observe(reading, look.handed.load(Relaxed));
+            for alert in alerts.iter().filter(|alert| !before.contains(alert)) {
+                tracing::warn!(backend = %backend.name, alert = alert.as_str(), "engine alert");
             }
-            before.clone_from(&troubles);
-            look.seen(&reading, troubles);
+            before.clone_from(&alerts);
+            look.seen(&reading, alerts);
+            proxy.metrics.within(|| counters.set(&backend.name, &reading));
             calibrate(&proxy, &backend, &reading);
             if let Some(hits) = reading.hits {
                 proxy.learn(Observation::Counted { backend: backend.id, hits });
@@ -197,5 +236,34 @@ fn calibrate(proxy: &Proxy, backend: &Backend, reading: &EngineReading) {
         backend.told_kv_capacity(capacity);
         let blocks = capacity.get() / PREFIX_SHARE / proxy.prefix_block.get().max(1);
         proxy.fleet.prefixes.set_capacity(backend.id, blocks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::with_local_recorder;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[test]
+    fn an_engines_counter_is_absent_until_reported_and_goes_on_after_a_restart() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let shown = || {
+            let page = handle.render();
+            let value = page.lines().find_map(|line| line.strip_prefix("x_total{backend=\"a\"} "));
+            value.map(str::to_owned)
+        };
+        let mut counter = EngineCounter::default();
+        for (value, total) in [
+            (None, None),
+            (Some(4.0), Some("4")),
+            (Some(6.0), Some("6")),
+            (None, Some("6")),
+            (Some(1.0), Some("7")),
+        ] {
+            with_local_recorder(&recorder, || counter.set("x_total", "a", value));
+            assert_eq!(shown().as_deref(), total, "{value:?}");
+        }
     }
 }
