@@ -336,7 +336,7 @@ impl Gap {
     fn after(self, byte: u8, valued: bool) -> Step {
         const DATA: &[u8] = b"data:";
         match (self, byte) {
-            // White space of JSON, or the end of a truncated event: what follows decides.
+            // White space of JSON, or the end of a truncated event: the next byte decides.
             (Gap::LineStart | Gap::BlankLine, b'\n') => Step::Over(Gap::BlankLine),
             (Gap::BlankLine, b'd' | b'e' | b'i' | b'r') => Step::Ends,
             (Gap::BlankLine, b':') if valued => Step::Ends,

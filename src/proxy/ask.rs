@@ -98,7 +98,7 @@ pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Opt
     let locked = models.locked();
     let (about, models) = (about.body()?, models.body()?);
     let facts = Facts::read(kind, about.as_deref(), models.as_deref());
-    let facts = Facts { locked, ..facts };
+    let facts = Facts { key_required: locked, ..facts };
     Some(Told { facts, models: models.unwrap_or_default() })
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
         group,
         group_is_named: backend.group.is_some(),
         splits: backend.family().can_split(),
-        runs_whole: backend.family().serves_colocated(),
+        serves_colocated: backend.family().serves_colocated(),
         version: backend.version.clone(),
         models: backend.models.clone(),
         mode: mode(backend),

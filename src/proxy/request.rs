@@ -76,7 +76,7 @@ async fn answer(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
             return named(respond::error(&refused.error, form), &refused.request_id);
         }
     };
-    let usage_request = signals::exact::ask(&proxy, &mut inbound, &mut accepted);
+    let usage_request = signals::usage_injection::inject(&proxy, &mut inbound, &mut accepted);
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
     let mut record = Box::new(Record::new(Arc::clone(&proxy), Arc::clone(&accepted), live));
     record.usage_request = usage_request;

@@ -19,7 +19,7 @@ pub struct ConfiguredBackend {
     /// The backend's family can hand KV over.
     pub splits: bool,
     /// The backend's family serves colocated (whole) requests.
-    pub runs_whole: bool,
+    pub serves_colocated: bool,
     /// Configured version; `None`: any.
     pub version: Option<String>,
     /// Configured model names; empty: any.
@@ -135,8 +135,8 @@ pub struct Compatibility {
     /// Hand-off group: backends may hand over within it.
     pub group: GroupId,
     /// The backend receives no new requests.
-    pub out: bool,
-    /// Reasons for `out`, or for a group smaller than configured.
+    pub excluded: bool,
+    /// Reasons for `excluded`, or for a group smaller than configured.
     pub misfits: Vec<Misfit>,
 }
 
@@ -181,7 +181,7 @@ pub fn assign_groups(
         .zip(configured)
         .map(|((misfits, group), configured)| Compatibility {
             group,
-            out: is_out(configured, &misfits),
+            excluded: is_excluded(configured, &misfits),
             misfits,
         })
         .collect();
@@ -204,7 +204,7 @@ fn own(configured: &ConfiguredBackend, reported: Option<&Facts>) -> Vec<Misfit> 
     {
         misfits.push(Misfit::Mode { configured, reported });
     }
-    misfits.extend(reported.locked.map(|status| Misfit::Key { status }));
+    misfits.extend(reported.key_required.map(|status| Misfit::Key { status }));
     let serves = reported.models.iter().any(|model| configured.models.contains(&model.id));
     if !configured.models.is_empty() && !reported.models.is_empty() && !serves {
         let reported = reported.models.iter().map(|model| model.id.clone()).collect();
@@ -215,9 +215,9 @@ fn own(configured: &ConfiguredBackend, reported: Option<&Facts>) -> Vec<Misfit> 
 
 /// Returns whether the backend must receive no requests: an engine in another mode answers 400, and
 /// a backend that serves no colocated requests is useless without a hand-off partner.
-fn is_out(configured: &ConfiguredBackend, misfits: &[Misfit]) -> bool {
+fn is_excluded(configured: &ConfiguredBackend, misfits: &[Misfit]) -> bool {
     let mode = misfits.iter().any(|misfit| matches!(misfit, Misfit::Mode { .. }));
-    mode || !misfits.is_empty() && !configured.runs_whole
+    mode || !misfits.is_empty() && !configured.serves_colocated
 }
 
 /// Prefix match on whole components: `0.33` matches every 0.33.x, `0.33.0` matches 0.33.0+cpu.

@@ -8,7 +8,7 @@ fn configured(name: &str) -> ConfiguredBackend {
         group: GroupId(0),
         group_is_named: false,
         splits: true,
-        runs_whole: true,
+        serves_colocated: true,
         version: None,
         models: Vec::new(),
         mode: None,
@@ -39,7 +39,7 @@ fn check(engines: &[&str], groups: &[u16], misfits: &[&str]) {
     let found: Vec<String> =
         results.iter().map(|fit| fit.misfits.iter().map(ToString::to_string).collect()).collect();
     assert_eq!(found, misfits, "{engines:?}");
-    assert!(results.iter().all(|fit| !fit.out));
+    assert!(results.iter().all(|fit| !fit.excluded));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_contradiction_of_the_settings_is_reported_and_excludes_hand_offs() {
         ]
     );
     assert_ne!(results[0].group, results[1].group);
-    assert!(results.iter().all(|fit| !fit.out && fit.misfits[0].contradicts()));
+    assert!(results.iter().all(|fit| !fit.excluded && fit.misfits[0].contradicts()));
 
     both[0].version = Some("0.32".to_owned());
     both[1].models = vec!["m".to_owned(), "adapter".to_owned()];
@@ -116,20 +116,20 @@ fn an_engine_in_the_wrong_mode_receives_no_requests() {
     let mode = |role| Facts { mode: Some(DisaggregationMode::Half(role)), ..Facts::default() };
     let mut both = [configured("a"), configured("b")];
     for (configured, role) in both.iter_mut().zip([Role::Prefill, Role::Decode]) {
-        (configured.runs_whole, configured.mode) = (false, mode_of(role));
+        (configured.serves_colocated, configured.mode) = (false, mode_of(role));
     }
     let good = assign_groups(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Decode))], &[]);
-    assert!(good.iter().all(|fit| !fit.out && fit.group == GroupId(0)), "{good:?}");
+    assert!(good.iter().all(|fit| !fit.excluded && fit.group == GroupId(0)), "{good:?}");
     let swapped =
         assign_groups(&both, &[Some(mode(Role::Prefill)), Some(mode(Role::Prefill))], &[]);
-    assert_eq!([swapped[0].out, swapped[1].out], [false, true]);
+    assert_eq!([swapped[0].excluded, swapped[1].excluded], [false, true]);
     let text = swapped[1].misfits[0].to_string();
     assert_eq!(text, "mode: it must be decode, the engine's disaggregation_mode is prefill");
     // A misfit also excludes a backend that serves no colocated requests.
     both[0].version = Some("1".to_owned());
     let odd = Facts { version: Some("2".to_owned()), ..mode(Role::Prefill) };
     let results = assign_groups(&both, &[Some(odd), Some(mode(Role::Decode))], &[]);
-    assert_eq!([results[0].out, results[1].out], [true, false]);
+    assert_eq!([results[0].excluded, results[1].excluded], [true, false]);
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn backends_without_hand_off_are_not_compared() {
 
 #[test]
 fn a_missing_key_is_reported_but_does_not_contradict_the_settings() {
-    let locked = Facts { locked: Some(401), ..Facts::default() };
-    let results = assign_groups(&[configured("a")], &[Some(locked)], &[]);
+    let key_required = Facts { key_required: Some(401), ..Facts::default() };
+    let results = assign_groups(&[configured("a")], &[Some(key_required)], &[]);
     let [misfit] = results[0].misfits.as_slice() else { panic!("{results:?}") };
     assert!(misfit.to_string().contains("401") && misfit.to_string().contains("api_key"));
     assert!(!misfit.contradicts());

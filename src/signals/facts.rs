@@ -16,7 +16,7 @@ pub struct Facts {
     /// Base models, sorted by name, without adapters (which come and go). Empty: not reported.
     pub models: Vec<ServedModel>,
     /// HTTP status of an engine that refuses to report without its API key.
-    pub locked: Option<u16>,
+    pub key_required: Option<u16>,
 }
 
 /// A base model.
@@ -73,7 +73,7 @@ impl Facts {
             version: version.map(str::to_owned),
             mode: if kind == EngineKind::Sglang { mode(&about) } else { None },
             models: models.map(served).unwrap_or_default(),
-            locked: None,
+            key_required: None,
         }
     }
 }

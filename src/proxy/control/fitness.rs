@@ -68,7 +68,7 @@ fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
     let words: Vec<String> = fit.misfits.iter().map(ToString::to_string).collect();
     let before = backend.words.load();
     for word in words.iter().filter(|word| !before.misfits.contains(word)) {
-        let out = fit.out;
+        let out = fit.excluded;
         tracing::warn!(backend = %backend.name, out, "misfit: {word}");
     }
     if words.is_empty() && !before.misfits.is_empty() {
@@ -76,8 +76,8 @@ fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
     }
     let kinds = fit.misfits.iter().map(|misfit| misfit.as_str()).collect();
     backend.words.store(Arc::new(EngineWords { version, misfits: words, kinds }));
-    if backend.health.set_unfit(fit.out) {
-        let health = if fit.out { "unfit" } else { "fit" };
+    if backend.health.set_unfit(fit.excluded) {
+        let health = if fit.excluded { "unfit" } else { "fit" };
         tracing::warn!(backend = %backend.name, health, "compatibility verdict changed");
     }
 }

@@ -3,18 +3,18 @@
 //! uses its own records.
 //!
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
-//! - [`exact`]: usage injection for exact token counts
+//! - [`usage_injection`]: usage injection for exact token counts
 //! - [`scrape`]: each engine's metrics and the alerts derived from them
 //! - [`gpu`], [`nvml`]: GPUs of this machine
 //! - [`hit_rate`]: accuracy of predicted cached tokens
 //! - [`zmq`]: the two sockets of KV events
 
-pub mod exact;
 mod gpu;
 mod hit_rate;
 mod kv_events;
 mod nvml;
 mod scrape;
+pub mod usage_injection;
 mod zmq;
 
 use arc_swap::ArcSwapOption;

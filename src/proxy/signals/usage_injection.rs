@@ -10,7 +10,7 @@ use crate::service::Proxy;
 
 /// Requests usage in every chunk by editing the body. Returns what the client itself requested if
 /// the engine will count, else `None`. The filters have already seen the client's own body.
-pub fn ask(
+pub fn inject(
     proxy: &Proxy,
     inbound: &mut Inbound,
     accepted: &mut Arc<Accepted>,
