@@ -75,6 +75,8 @@ async fn the_planner_moves_engines_to_where_the_work_is() {
     let history = proxy.admin("/v1/plan/history").await;
     let flip = &history[0];
     assert!(flip["cause"].is_string() && flip["numbers"].is_object(), "{flip}");
+    let reason = flip["reason"].as_str().unwrap();
+    assert!(reason.contains("decode engines") && !reason.contains("NaN"), "{flip}");
     proxy.settles().await;
     let by_hand = proxy.set_role("e0", "{\"role\":\"draining\",\"pin\":true}").await;
     assert_eq!(by_hand.status, 200, "{}", by_hand.body);

@@ -245,16 +245,15 @@ impl Control {
             let reason = reasons.iter().find(|reason| reason.backend == flip.backend);
             let cause = reason.map_or("planner", |reason| reason.cause.as_str());
             let numbers = reason.map(|reason| reason.numbers.iter().copied().collect());
-            self.note(JournalEntry {
-                plan: number,
-                at: self.proxy.clock.wall(now),
-                backend: self.proxy.fleet.backend(flip.backend).name.to_string(),
-                from: flip.from,
-                to: flip.to,
+            self.note(JournalEntry::new(
+                number,
+                self.proxy.clock.wall(now),
+                self.proxy.fleet.backend(flip.backend).name.to_string(),
+                flip,
                 cause,
-                result: "applied",
-                numbers: numbers.unwrap_or_default(),
-            });
+                "applied",
+                numbers.unwrap_or_default(),
+            ));
             self.proxy.metrics.flipped(&flip, cause, "applied");
         }
     }
@@ -280,8 +279,8 @@ impl Control {
     }
 
     fn note(&self, entry: JournalEntry) {
-        let JournalEntry { backend, from, to, cause, .. } = &entry;
-        tracing::info!(plan = %entry.plan, %backend, %from, %to, cause, "flip");
+        let JournalEntry { backend, from, to, cause, reason, .. } = &entry;
+        tracing::info!(plan = %entry.plan, %backend, %from, %to, cause, reason, "flip");
         self.proxy.journal.write(entry);
     }
 
@@ -370,7 +369,7 @@ impl Control {
         numbers: Numbers,
         now: Moment,
     ) -> Plan {
-        let Flip { backend, from, to } = flip;
+        let Flip { backend, to, .. } = flip;
         let table = Arc::clone(&self.proxy.fleet.table());
         let mut roles = table.plan.roles().to_vec();
         roles[backend.index()] = to;
@@ -378,16 +377,15 @@ impl Control {
         self.publish(RoutingTable { plan: plan.clone(), ..(*table).clone() });
         self.state.flipped(backend, now);
         self.recording.flipped(now, backend);
-        self.note(JournalEntry {
-            plan: plan.number(),
-            at: self.proxy.clock.wall(now),
-            backend: self.proxy.fleet.backend(backend).name.to_string(),
-            from,
-            to,
+        self.note(JournalEntry::new(
+            plan.number(),
+            self.proxy.clock.wall(now),
+            self.proxy.fleet.backend(backend).name.to_string(),
+            flip,
             cause,
             result,
             numbers,
-        });
+        ));
         self.proxy.metrics.flipped(&flip, cause, result);
         plan
     }
