@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_load::{Progress, Snapshot};
-use tidegate_proxy::service::Proxy;
+use tidegate_proxy::Proxy;
 use tidegate_types::{Role, Seconds};
 
 /// Between two looks.

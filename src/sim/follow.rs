@@ -1,5 +1,5 @@
 //! The policy `tidegate`: placement, deadline queue and planner of the live proxy, driven in
-//! virtual time. This file does what proxy/place.rs, dispatcher.rs and control/ do, and decides
+//! virtual time. This file does what proxy/dispatch/place.rs, dispatcher.rs and control/ do, and decides
 //! nothing itself.
 //!
 //! Where it is simpler than the live proxy: costs are the profile's truth (the fits have

@@ -107,3 +107,49 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     }
     files
 }
+
+/// The rooms of the proxy from the bottom up. A room imports only rooms above it in this list.
+const PROXY_ROOMS: &[&str] = &[
+    "runtime",
+    "tls",
+    "upstream",
+    "backends",
+    "telemetry",
+    "dispatch",
+    "request",
+    "listener",
+    "control",
+    "process",
+];
+
+#[test]
+fn the_rooms_of_the_proxy_import_only_lower_rooms() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proxy");
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let inner = path.strip_prefix(&root).unwrap();
+            let room = inner.iter().next().unwrap().to_str().unwrap();
+            if ["lib.rs", "Cargo.toml"].contains(&room) {
+                continue;
+            }
+            let floor = PROXY_ROOMS.iter().position(|name| *name == room);
+            let floor = floor.unwrap_or_else(|| panic!("{} is in no room", path.display()));
+            let text = fs::read_to_string(&path).unwrap();
+            // Tests may build a whole proxy.
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for import in code.split("crate::").skip(1) {
+                let end = import.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+                let import = &import[..end.unwrap_or(import.len())];
+                let below = PROXY_ROOMS.iter().position(|name| *name == import);
+                let below = below.unwrap_or_else(|| panic!("{}: {import}?", path.display()));
+                assert!(below <= floor, "{} imports {import}", path.display());
+            }
+        }
+    }
+}

@@ -5,11 +5,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
-
-use crate::files::FileProblem;
 
 /// What an operator last set for one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +28,14 @@ pub struct ByHand {
     entries: BTreeMap<String, Kept>,
 }
 
+/// The state file is there and cannot be read.
+#[derive(Debug, Error)]
+#[error("cannot read {path}: {source}")]
+pub struct StateError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
 impl ByHand {
     /// Reads the state file. A missing file, or no configured path, gives no entries.
     ///
@@ -36,9 +43,9 @@ impl ByHand {
     /// The file exists and cannot be read or parsed. Starting without it would undo what operators
     /// did.
     #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
-    pub fn read(path: Option<&Path>) -> Result<ByHand, FileProblem> {
+    pub fn read(path: Option<&Path>) -> Result<ByHand, StateError> {
         let Some(path) = path else { return Ok(ByHand::default()) };
-        let failed = |source| FileProblem::Read { path: path.to_owned(), source };
+        let failed = |source| StateError { path: path.to_owned(), source };
         let entries = match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|error| failed(std::io::Error::other(error)))?,

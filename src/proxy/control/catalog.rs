@@ -10,8 +10,8 @@ use tidegate_filters::{Directory, ModelEntry, ModelTokenizer};
 use tidegate_scheduler::cost::PrefillModel;
 use tidegate_types::{BackendId, PoolId, Tokens};
 
-use crate::fleet::{EVERYONE, PoolEntry, RoutingTable};
-use crate::models::ModelList;
+use crate::backends::fleet::{EVERYONE, PoolEntry, RoutingTable};
+use crate::dispatch::model_list::ModelList;
 
 /// A model that the settings mention.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use tidegate_signals::compatibility::{Compatibility, ConfiguredBackend, assign_g
 use tidegate_signals::facts::{DisaggregationMode, Facts};
 use tidegate_types::{BackendId, Role};
 
-use crate::fleet::{Backend, EngineWords, Fleet, RoutingTable};
+use crate::backends::fleet::{Backend, EngineWords, Fleet, RoutingTable};
 
 /// Configured and reported facts of all engines, by backend slot.
 pub struct Fitness {

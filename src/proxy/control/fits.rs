@@ -6,8 +6,8 @@ mod steps;
 use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
-use crate::fleet::{Estimates, Fleet, HitSource};
-use crate::learn::{Observation, ReadPrompt};
+use crate::backends::fleet::{Estimates, Fleet, HitSource};
+use crate::telemetry::observations::{Observation, ReadPrompt};
 use cache::CacheTruth;
 use steps::{Hypotheses, Step, Steps};
 

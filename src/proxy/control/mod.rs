@@ -2,7 +2,6 @@
 //! calls the pure planner, publishes its decision and records the reasons in the journal. Requests
 //! never wait for it: if it stops, they continue with the last table.
 
-pub mod background;
 pub mod by_hand;
 mod catalog;
 pub mod fitness;
@@ -20,13 +19,13 @@ use tidegate_scheduler::planner::{Cause, Params, Reason, State, plan};
 use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
 
-use crate::clock::Clock;
-use crate::fleet::{Entry, RoutingTable};
-use crate::journal::{JournalEntry, Numbers};
-use crate::learn::Observation;
-use crate::probe::Found;
-use crate::recording::Recording;
-use crate::service::Proxy;
+use crate::backends::fleet::{Entry, RoutingTable};
+use crate::backends::probe::Found;
+use crate::dispatch::context::Proxy;
+use crate::runtime::clock::Clock;
+use crate::telemetry::journal::{JournalEntry, Numbers};
+use crate::telemetry::observations::Observation;
+use crate::telemetry::recording::Recording;
 use by_hand::ByHand;
 use fitness::Fitness;
 use fits::Fits;

@@ -6,8 +6,8 @@ use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Tokens};
 
 use super::pins::Pins;
-use crate::demand::DemandTotals;
-use crate::fleet::{Fleet, RoutingTable};
+use crate::backends::demand::DemandTotals;
+use crate::backends::fleet::{Fleet, RoutingTable};
 
 /// Demand totals of each pool at the previous plan.
 #[derive(Debug, Default)]

@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use super::Control;
 use super::by_hand::Kept;
-use crate::fleet::Pin;
-use crate::journal::Numbers;
+use crate::backends::fleet::Pin;
+use crate::telemetry::journal::Numbers;
 
 /// How long a role set by an operator is held.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 
 use tidegate_types::{BackendId, Moment, Role};
 
-use crate::fleet::Pin;
+use crate::backends::fleet::Pin;
 
 /// By backend slot.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 use tidegate_types::{Moment, Seconds};
 
-use crate::fleet::{Fleet, Live};
+use crate::backends::fleet::{Fleet, InflightRequest};
 
 /// A backend is suspect when all its streams have been silent for this long (longer for slow
 /// streams, see `GAPS`). Engines pause for a long prefill chunk or a preemption, which takes less
@@ -47,13 +47,13 @@ pub fn watch(fleet: &Fleet, now: Moment) {
 
 /// When the stream's mean TPOT exceeds the target if no further token arrives. A stream that has
 /// emitted n tokens since its first is on time until first + n·TPOT.
-fn late(live: &Live, tpot: Seconds) -> Option<Moment> {
+fn late(live: &InflightRequest, tpot: Seconds) -> Option<Moment> {
     Some(live.first_at()? + tpot * live.emitted().as_f64())
 }
 
 /// When the stream counts as silent. `None` before its first token and while the proxy does not
 /// wait for the engine because the client does not read.
-fn silence(live: &Live) -> Option<Moment> {
+fn silence(live: &InflightRequest) -> Option<Moment> {
     let (first, last) = (live.first_at()?, live.last_at()?);
     let waits = live.waits_since()?;
     let quiet_from = waits.max(live.heard_at().unwrap_or(last));
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn only_a_stream_whose_engine_is_waited_for_can_be_silent() {
-        let live = Live::new(RequestId(1), "r", None, at(0.0), Tokens(1));
+        let live = InflightRequest::new(RequestId(1), "r", None, at(0.0), Tokens(1));
         live.waits(at(0.0));
         assert_eq!(silence(&live), None, "it has not begun");
         live.heard(at(1.0));

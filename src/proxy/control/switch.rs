@@ -11,9 +11,9 @@ use tidegate_engine::role_switch::{
 use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::{Instant, sleep};
 
-use crate::answer::read_all;
-use crate::fleet::Backend;
+use crate::backends::fleet::Backend;
 use crate::upstream::Outgoing;
+use crate::upstream::read_all;
 
 /// Longest drain. If work is still in flight then, the engine keeps its old role.
 const DRAIN_MAX: Seconds = Seconds(300.0);

@@ -10,7 +10,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::TlsError;
-use crate::clock::Clock;
+use crate::runtime::clock::Clock;
 
 /// A chain and its key: the key is the first certificate's.
 #[derive(Debug)]

@@ -5,14 +5,8 @@ use arc_swap::ArcSwap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tidegate_types::Seconds;
 
 use super::TlsError;
-use crate::service::Proxy;
-
-/// Between two looks at the files: a few `stat` calls; renewal happens days before the old
-/// certificate ends, so seconds are soon enough.
-const LOOK_EVERY: Seconds = Seconds(2.0);
 
 /// What identifies a version of a file: device, inode, length, modification and status change in
 /// nanoseconds. Kubernetes replaces a mounted secret by a symbolic link: the target's are read.
@@ -86,37 +80,4 @@ fn stamp(path: &Path) -> Stamp {
     let meta = std::fs::metadata(path).ok()?;
     let changed = (meta.ctime(), meta.ctime_nsec());
     Some((meta.dev(), meta.ino(), meta.len(), (meta.mtime(), meta.mtime_nsec()), changed))
-}
-
-/// Refresh what is watched when its files change, and on SIGHUP, as long as the proxy runs.
-pub async fn reload(proxy: Arc<Proxy>, watched: Vec<Arc<dyn Refresh>>) {
-    let watched = Arc::new(watched);
-    loop {
-        let asked = tokio::select! {
-            () = proxy.reload.notified() => true,
-            () = tokio::time::sleep(LOOK_EVERY.to_duration()), if !watched.is_empty() => false,
-        };
-        if asked {
-            tracing::info!(certificates = watched.len(), "SIGHUP: certificates are loaded again");
-        }
-        let all = Arc::clone(&watched);
-        // Files may lie on a slow disk.
-        let looking = tokio::task::spawn_blocking(move || look(&all, asked));
-        if let Err(error) = looking.await {
-            tracing::error!("certificates were not loaded again: {error}");
-        }
-    }
-}
-
-fn look(watched: &[Arc<dyn Refresh>], asked: bool) {
-    for one in watched {
-        let section = one.section();
-        match one.refresh(asked) {
-            Ok(true) => tracing::info!(section, "certificates were loaded again"),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!(section, "the old certificates stay in force: {error}");
-            }
-        }
-    }
 }

@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, Id};
 use super::outgoing::Outgoing;
 use super::pool::Idle;
 use super::socket::Socket;
-use crate::scratch;
+use crate::runtime::thread_buffer;
 
 /// Bytes of a request written per poll: about 0.1 ms.
 const WRITE_MAX: usize = 256 << 10;
@@ -214,7 +214,7 @@ impl Exchange<'_> {
             self.unsent = Some(error);
         }
         self.began = None;
-        scratch::with(|scratch| {
+        thread_buffer::with(|scratch| {
             loop {
                 match ready!(self.link.socket.poll_read(context, scratch)) {
                     Ok(0) => return Poll::Ready(Err(self.closed())),
@@ -332,7 +332,7 @@ impl UpstreamBody {
             return Poll::Ready(Some(Ok(first)));
         }
         let Some(link) = &mut self.link else { return Poll::Ready(None) };
-        let polled = scratch::with(|scratch| {
+        let polled = thread_buffer::with(|scratch| {
             loop {
                 let read = ready!(link.socket.poll_read(context, scratch))?;
                 if read == 0 {

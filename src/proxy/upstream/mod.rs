@@ -3,13 +3,17 @@
 
 mod address;
 mod connection;
+mod decoded;
+pub(crate) mod failure;
 mod outgoing;
 mod pool;
 mod socket;
 mod tls;
+pub(crate) mod verdict;
 
 pub use address::{Address, AddressError};
 pub use connection::{Answer, BrokenOff, ExchangeError, Head, UpstreamBody};
+pub use decoded::{EngineBody, Gathered, Named, coding_of, read_all};
 pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};
 pub use socket::Socket;

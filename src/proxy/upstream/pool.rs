@@ -14,7 +14,7 @@ use super::connection::{Answer, ExchangeError, Link, Rest};
 use super::outgoing::Outgoing;
 use super::socket::Socket;
 use super::{Address, tls};
-use crate::clock::Clock;
+use crate::runtime::clock::Clock;
 
 /// Limits of one backend's connections.
 #[derive(Clone, Copy, Debug)]

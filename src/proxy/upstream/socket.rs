@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::connection::Rest;
 use super::{Address, tls};
-use crate::scratch::poll_read;
+use crate::runtime::thread_buffer::poll_read;
 
 /// A connection on which nothing came for so long is probed.
 const PROBE_AFTER: Duration = Duration::from_secs(15);

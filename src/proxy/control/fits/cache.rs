@@ -5,8 +5,8 @@ use tidegate_scheduler::cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use super::steps::Hypotheses;
-use crate::fleet::HitSource;
-use crate::learn::ReadPrompt;
+use crate::backends::fleet::HitSource;
+use crate::telemetry::observations::ReadPrompt;
 
 /// A source that has been silent for this long may be gone, for example after a restart with other
 /// flags, and the next best source is used.

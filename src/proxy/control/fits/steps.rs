@@ -4,7 +4,7 @@
 use tidegate_scheduler::cost::PrefillBatch;
 use tidegate_types::{Moment, Seconds, Tokens};
 
-use crate::learn::{Beside, ReadPrompt};
+use crate::telemetry::observations::{Beside, ReadPrompt};
 
 /// Largest gap between the ends of two prefills of one step, as a share of a decode step's fixed
 /// cost. First tokens of one step reach the proxy one after the other; the ends of different steps

@@ -1,7 +1,7 @@
 //! Learned costs compared with a simulated engine of known cost.
 
 use super::*;
-use crate::learn::Beside;
+use crate::telemetry::observations::Beside;
 use proptest::prelude::*;
 use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate};
 

@@ -1,0 +1,232 @@
+//! One engine endpoint: its configuration, connections, in-flight account and health.
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use tidegate_engine::{EngineKind, Family, Kinds, paths};
+use tidegate_scheduler::inflight::Account;
+use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
+
+use super::health::{Health, HealthParams};
+use super::pin::Pin;
+use crate::backends::bootstrap::Bootstrap;
+use crate::upstream::Pool;
+
+/// One backend. Plain fields never change; each atomic states its writer.
+pub struct Backend {
+    pub id: BackendId,
+    /// Its name in settings, logs, metrics and the admin API.
+    pub name: Arc<str>,
+    /// The configured compatibility group; the group in force is in the routing table.
+    pub group: GroupId,
+    /// The engine product.
+    pub kind: EngineKind,
+    /// The hand-off protocol.
+    pub family: Family,
+    /// Who can change its role: tidegate, the engine itself, or only a restart.
+    pub capability: RoleCapability,
+    /// The roles that its launch flags allow.
+    pub allowed: RoleSet,
+    /// Most streams it decodes at once (`max_num_seqs`).
+    pub streams_max: u32,
+    /// KV capacity in tokens: from the settings, else from the engine's metrics.
+    kv_capacity: AtomicU64,
+    /// Whether the settings give the capacity; the engine's report is then ignored.
+    kv_capacity_is_set: bool,
+    /// Port at which other engines contact it for a hand-off: bootstrap server or side channel.
+    pub meeting_port: u16,
+    /// Rendezvous facts, fetched before its first hand-off.
+    pub bootstrap: Bootstrap,
+    /// HMAC key that authenticates hand-offs within its group.
+    pub key: Option<Box<[u8]>>,
+    /// Paths it serves beside those of its kind; `*` matches one segment.
+    pub paths: Vec<String>,
+    /// Its connections.
+    pub pool: Pool,
+    /// Its in-flight work: charged when requests are placed, settled when their guards are dropped.
+    pub account: Arc<Account>,
+    /// Its health, from request outcomes and probes.
+    pub health: Health,
+    /// Facts reported by the engine, for the admin API and metrics. Written by the control loop.
+    pub words: ArcSwap<EngineWords>,
+    /// When the first of its streams exceeds its TPOT target if no further token arrives. Written
+    /// by the control loop.
+    late_at: AtomicU64,
+    /// Block size of its prefix cache in tokens, once reported: only whole blocks are hits.
+    kv_block: AtomicU32,
+    /// Measured share of predicted prefix-cache hits that are real, as the bits of an `f32`, and
+    /// its source. Written by the control loop.
+    hit_share: AtomicU32,
+    hit_source: AtomicU8,
+    /// The hold on its role by an operator, for the admin API. Written by the control loop.
+    pin: ArcSwapOption<Pin>,
+}
+
+/// KV capacity of an engine before it has reported one.
+#[derive(Clone, Copy, Debug)]
+pub struct KvCapacity {
+    /// In tokens.
+    pub tokens: Tokens,
+    /// Whether it comes from the settings; if not, the engine's report replaces it.
+    pub is_set: bool,
+}
+
+/// Source of the measured share of real prefix-cache hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HitSource {
+    /// Nothing observed yet: predictions are used unchanged.
+    Prior,
+    /// Durations of prefills.
+    Durations,
+    /// The engine's counters.
+    Counters,
+    /// Cached tokens in the usage of the engine's answers.
+    Usage,
+}
+
+impl HitSource {
+    const ALL: [HitSource; 4] =
+        [HitSource::Prior, HitSource::Durations, HitSource::Counters, HitSource::Usage];
+
+    /// The value in `/v1/fleet`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            HitSource::Prior => "prior",
+            HitSource::Durations => "durations",
+            HitSource::Counters => "counters",
+            HitSource::Usage => "usage",
+        }
+    }
+}
+
+/// Facts reported by an engine, and differences from its settings or its group.
+#[derive(Clone, Debug, Default)]
+pub struct EngineWords {
+    /// Engine version.
+    pub version: Option<String>,
+    /// The misfits, one sentence each.
+    pub misfits: Vec<String>,
+    /// The kinds of misfits, as values of the metric's `reason` label.
+    pub kinds: Vec<&'static str>,
+}
+
+impl Backend {
+    /// A backend without in-flight work.
+    #[allow(clippy::too_many_arguments, reason = "one value a configured fact, called once")]
+    pub fn new(
+        id: BackendId,
+        name: Arc<str>,
+        group: GroupId,
+        kind: EngineKind,
+        family: Family,
+        capability: RoleCapability,
+        allowed: RoleSet,
+        streams_max: u32,
+        kv_capacity: KvCapacity,
+        meeting_port: u16,
+        bootstrap: Bootstrap,
+        key: Option<Box<[u8]>>,
+        paths: Vec<String>,
+        pool: Pool,
+        health: HealthParams,
+    ) -> Backend {
+        Backend {
+            id,
+            name,
+            group,
+            kind,
+            family,
+            capability,
+            allowed,
+            streams_max,
+            kv_capacity: AtomicU64::new(kv_capacity.tokens.get()),
+            kv_capacity_is_set: kv_capacity.is_set,
+            meeting_port,
+            bootstrap,
+            key,
+            paths,
+            pool,
+            account: Arc::default(),
+            health: Health::new(health),
+            words: ArcSwap::default(),
+            late_at: AtomicU64::new(Moment::NEVER.0),
+            kv_block: AtomicU32::new(1),
+            hit_share: AtomicU32::new(1.0f32.to_bits()),
+            hit_source: AtomicU8::new(HitSource::Prior as u8),
+            pin: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Whether its launch flags allow decoding after a hand-off. Some engines crash on a hand-off
+    /// of the wrong kind.
+    pub fn may_decode(&self) -> bool {
+        self.allowed.contains(Role::Decode) || self.allowed.contains(Role::Mixed)
+    }
+
+    /// Whether it serves `path`, which engines of `kinds` serve.
+    pub fn has_path(&self, kinds: Kinds, path: &str) -> bool {
+        kinds.contains(self.kind) || self.paths.iter().any(|pattern| paths::matches(pattern, path))
+    }
+
+    /// How long its streams can pause before one of them exceeds its TPOT target.
+    pub fn slack(&self, now: Moment) -> Seconds {
+        Moment(self.late_at.load(Relaxed)) - now
+    }
+
+    /// KV capacity in tokens.
+    pub fn kv_capacity(&self) -> Tokens {
+        Tokens(self.kv_capacity.load(Relaxed))
+    }
+
+    /// Takes the capacity that the engine reports, unless the settings give one.
+    pub fn told_kv_capacity(&self, tokens: Tokens) {
+        if !self.kv_capacity_is_set && tokens > Tokens::ZERO {
+            self.kv_capacity.store(tokens.get(), Relaxed);
+        }
+    }
+
+    /// Rounds a predicted hit down to whole blocks of the engine's prefix cache.
+    pub fn whole_blocks(&self, tokens: Tokens) -> Tokens {
+        let block = u64::from(self.kv_block.load(Relaxed)).max(1);
+        Tokens(tokens.get() - tokens.get() % block)
+    }
+
+    /// Sets the engine's block size in tokens.
+    pub fn set_kv_block(&self, tokens: u32) {
+        self.kv_block.store(tokens, Relaxed);
+    }
+
+    /// The hold on its role by an operator.
+    pub fn pin(&self) -> Option<Pin> {
+        self.pin.load().as_deref().copied()
+    }
+
+    /// Sets or removes the hold. Called by the control loop.
+    pub fn set_pin(&self, pin: Option<Pin>) {
+        if self.pin() != pin {
+            self.pin.store(pin.map(Arc::new));
+        }
+    }
+
+    /// Sets when the first stream exceeds its TPOT target. Called by the control loop.
+    pub fn set_late_at(&self, moment: Moment) {
+        self.late_at.store(moment.0, Relaxed);
+    }
+
+    /// Share of predicted prefix-cache hits that are real, 0 to 1.
+    pub fn hit_share(&self) -> f64 {
+        f64::from(f32::from_bits(self.hit_share.load(Relaxed)))
+    }
+
+    /// Source of [`Backend::hit_share`].
+    pub fn hit_source(&self) -> HitSource {
+        let source = usize::from(self.hit_source.load(Relaxed));
+        HitSource::ALL.get(source).copied().unwrap_or(HitSource::Prior)
+    }
+
+    /// Sets the share of real hits and its source. Called by the control loop.
+    pub fn set_hit_share(&self, (share, source): (f64, HitSource)) {
+        self.hit_share.store((share as f32).to_bits(), Relaxed);
+        self.hit_source.store(source as u8, Relaxed);
+    }
+}

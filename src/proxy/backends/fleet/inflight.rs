@@ -1,0 +1,248 @@
+//! In-flight requests: one entry a request with its stage and backends, inserted on arrival and
+//! removed on settlement.
+
+use dashmap::DashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use tidegate_types::{BackendId, Moment, RequestId, Tokens};
+
+/// Stage of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// In the EDF queue, or about to be placed.
+    Queued,
+    /// Its prefill leg runs.
+    Prefill,
+    /// Prefilled; no decode backend chosen yet.
+    Handover,
+    /// Its decode or colocated leg runs, without a token yet.
+    Waiting,
+    /// Tokens arrive.
+    Streaming,
+}
+
+impl Stage {
+    /// The value in the admin API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Stage::Queued => "queued",
+            Stage::Prefill => "prefill",
+            Stage::Handover => "handover",
+            Stage::Waiting => "waiting",
+            Stage::Streaming => "streaming",
+        }
+    }
+
+    const fn from_u8(byte: u8) -> Stage {
+        match byte {
+            1 => Stage::Prefill,
+            2 => Stage::Handover,
+            3 => Stage::Waiting,
+            4 => Stage::Streaming,
+            _ => Stage::Queued,
+        }
+    }
+}
+
+/// One in-flight request. Plain fields are set on arrival. Atomics are written by the request's own
+/// task and read by the control loop and the admin API.
+#[derive(Debug)]
+pub struct InflightRequest {
+    pub id: RequestId,
+    /// Its `x-request-id`.
+    pub name: Box<str>,
+    /// The requested model.
+    pub model: Option<Arc<str>>,
+    pub arrived: Moment,
+    /// Prompt tokens, counted or estimated.
+    pub prompt: Tokens,
+    stage: AtomicU8,
+    prefill_on: AtomicU32,
+    decode_on: AtomicU32,
+    first_at: AtomicU64,
+    last_at: AtomicU64,
+    emitted: AtomicU64,
+    heard_at: AtomicU64,
+    waits_since: AtomicU64,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+impl InflightRequest {
+    /// A request that has just arrived.
+    pub fn new(
+        id: RequestId,
+        name: &str,
+        model: Option<Arc<str>>,
+        arrived: Moment,
+        prompt: Tokens,
+    ) -> InflightRequest {
+        InflightRequest {
+            id,
+            name: name.into(),
+            model,
+            arrived,
+            prompt,
+            stage: AtomicU8::new(Stage::Queued as u8),
+            prefill_on: AtomicU32::new(NOWHERE),
+            decode_on: AtomicU32::new(NOWHERE),
+            first_at: AtomicU64::new(Moment::NEVER.0),
+            last_at: AtomicU64::new(Moment::NEVER.0),
+            emitted: AtomicU64::new(0),
+            heard_at: AtomicU64::new(Moment::NEVER.0),
+            waits_since: AtomicU64::new(Moment::NEVER.0),
+        }
+    }
+
+    pub fn stage(&self) -> Stage {
+        Stage::from_u8(self.stage.load(Relaxed))
+    }
+
+    /// Sets the stage, which may also go back to `Queued` for a retry.
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Relaxed);
+    }
+
+    /// Records that its prefill leg runs on `backend`.
+    pub fn prefills_on(&self, backend: BackendId) {
+        self.prefill_on.store(u32::from(backend.0), Relaxed);
+        self.set_stage(Stage::Prefill);
+    }
+
+    /// Records that its decode or colocated leg runs on `backend`.
+    pub fn decodes_on(&self, backend: BackendId) {
+        self.decode_on.store(u32::from(backend.0), Relaxed);
+        self.set_stage(Stage::Waiting);
+    }
+
+    /// Where its prefill leg ran; `None` without one.
+    pub fn prefill_backend(&self) -> Option<BackendId> {
+        backend(&self.prefill_on)
+    }
+
+    /// Where its decode or colocated leg runs; `None` before.
+    pub fn decode_backend(&self) -> Option<BackendId> {
+        backend(&self.decode_on)
+    }
+
+    /// Records that its answer streams since `now`, without countable tokens.
+    pub fn flows(&self, now: Moment) {
+        self.heard(now);
+        self.set_stage(Stage::Streaming);
+    }
+
+    /// Records `tokens` more output tokens at `now`.
+    pub fn emitted_at(&self, tokens: u32, now: Moment) {
+        if self.emitted.fetch_add(u64::from(tokens), Relaxed) == 0 {
+            self.first_at.store(now.0, Relaxed);
+            self.set_stage(Stage::Streaming);
+        }
+        self.last_at.store(now.0, Relaxed);
+    }
+
+    /// Records bytes of its stream at `now`, with or without tokens.
+    pub fn heard(&self, now: Moment) {
+        self.heard_at.store(now.0, Relaxed);
+        self.waits_since.store(Moment::NEVER.0, Relaxed);
+    }
+
+    /// Records that the proxy waits for the engine's bytes from `now` on.
+    pub fn waits(&self, now: Moment) {
+        self.waits_since.store(now.0, Relaxed);
+    }
+
+    /// Since when the proxy has waited for the engine's bytes; `None` while it does not wait, because
+    /// the client does not read.
+    pub fn waits_since(&self) -> Option<Moment> {
+        moment(&self.waits_since)
+    }
+
+    /// When its last bytes arrived.
+    pub fn heard_at(&self) -> Option<Moment> {
+        moment(&self.heard_at)
+    }
+
+    /// Output tokens so far.
+    pub fn emitted(&self) -> Tokens {
+        Tokens(self.emitted.load(Relaxed))
+    }
+
+    /// When its first token arrived.
+    pub fn first_at(&self) -> Option<Moment> {
+        moment(&self.first_at)
+    }
+
+    /// When its last token arrived.
+    pub fn last_at(&self) -> Option<Moment> {
+        moment(&self.last_at)
+    }
+}
+
+fn backend(cell: &AtomicU32) -> Option<BackendId> {
+    u16::try_from(cell.load(Relaxed)).ok().map(BackendId)
+}
+
+fn moment(cell: &AtomicU64) -> Option<Moment> {
+    Some(Moment(cell.load(Relaxed))).filter(|moment| *moment != Moment::NEVER)
+}
+
+/// All in-flight requests.
+#[derive(Debug, Default)]
+pub struct InflightRegistry {
+    requests: DashMap<RequestId, Arc<InflightRequest>, BuildHasherDefault<Spread>>,
+}
+
+/// Hashes request ids by the golden ratio. Ids are consecutive and not chosen by clients, so this
+/// spreads them evenly over the shards.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+impl InflightRegistry {
+    /// Inserts a request on arrival.
+    pub fn insert(&self, live: Arc<InflightRequest>) {
+        self.requests.insert(live.id, live);
+    }
+
+    /// Removes a request on settlement.
+    pub fn remove(&self, id: RequestId) {
+        self.requests.remove(&id);
+    }
+
+    pub fn get(&self, id: RequestId) -> Option<Arc<InflightRequest>> {
+        self.requests.get(&id).map(|entry| Arc::clone(&entry))
+    }
+
+    /// Number of in-flight requests.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Visits every request, in no particular order.
+    pub fn for_each(&self, mut look: impl FnMut(&InflightRequest)) {
+        for entry in &self.requests {
+            look(&entry);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The engines as the proxy knows them: what was configured ([`Backend`]), the snapshot that
+//! requests route from ([`RoutingTable`]) and the requests alive ([`InflightRegistry`]). Requests only
+//! read here; the control loop is the one writer of the table.
+
+mod backend;
+mod health;
+mod inflight;
+mod outlier;
+mod pin;
+mod table;
+mod view;
+
+pub use backend::{Backend, EngineWords, HitSource, KvCapacity};
+pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
+pub use inflight::{InflightRegistry, InflightRequest, Stage};
+pub use outlier::OutlierParams;
+pub use pin::Pin;
+pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
+pub use view::{Known, View};
+
+use arc_swap::{ArcSwap, Guard};
+use std::sync::Arc;
+use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
+
+use crate::backends::kept::Kept;
+
+/// Learned length estimates, read by requests.
+#[derive(Clone, Debug)]
+pub struct Estimates {
+    /// Expected output tokens of a request.
+    pub output: OutputEstimate,
+    /// Tokens of a text without a tokenizer, from its bytes.
+    pub bytes: ByteEstimator,
+}
+
+/// Everything about the engines that requests, the dispatcher and the control loop share.
+pub struct Fleet {
+    /// Every backend, by slot. Fixed while the process runs.
+    pub backends: Vec<Arc<Backend>>,
+    /// The routing table, read by every request. Written by the control loop only.
+    table: ArcSwap<RoutingTable>,
+    /// Written by the control loop only.
+    estimates: ArcSwap<Estimates>,
+    /// The prefix index: which backends hold which prompt prefix.
+    pub prefixes: PrefixIndex,
+    /// Which backend stores which response (`previous_response_id`).
+    pub kept: Kept,
+    /// Requests between arrival and settlement.
+    pub registry: InflightRegistry,
+    /// The TTFT and TPOT targets.
+    slo: Slo,
+}
+
+impl Fleet {
+    /// A fleet with its first table.
+    pub fn new(
+        backends: Vec<Arc<Backend>>,
+        table: RoutingTable,
+        estimates: Estimates,
+        prefixes: PrefixIndex,
+        slo: Slo,
+    ) -> Fleet {
+        Fleet {
+            backends,
+            table: ArcSwap::from_pointee(table),
+            estimates: ArcSwap::from_pointee(estimates),
+            prefixes,
+            kept: Kept::default(),
+            registry: InflightRegistry::default(),
+            slo,
+        }
+    }
+
+    /// The TTFT and TPOT targets.
+    pub fn slo(&self) -> Slo {
+        self.slo
+    }
+
+    /// The current table. Never blocks.
+    pub fn table(&self) -> Guard<Arc<RoutingTable>> {
+        self.table.load()
+    }
+
+    /// The current length estimates. Never blocks.
+    pub fn estimates(&self) -> Guard<Arc<Estimates>> {
+        self.estimates.load()
+    }
+
+    /// The backend in a slot. Ids are only created from slots, so the slot exists.
+    pub fn backend(&self, id: BackendId) -> &Arc<Backend> {
+        &self.backends[id.index()]
+    }
+
+    /// Most streams that may be on a backend at once. During slow start it is a growing share of
+    /// the peers' mean; a backend without peers gets its full number.
+    pub fn streams_max(&self, table: &RoutingTable, id: BackendId, now: Moment) -> u32 {
+        let backend = self.backend(id);
+        let share = backend.health.share(now);
+        if share >= 1.0 {
+            return backend.streams_max;
+        }
+        let group = table.entry(id).group;
+        let peers = self.backends.iter().filter(|peer| {
+            let entry = table.entry(peer.id);
+            peer.id != id
+                && entry.group == group
+                && entry.role.takes_decode()
+                && peer.health.is_usable()
+                && !peer.health.is_last(now)
+                && peer.health.share(now) >= 1.0
+        });
+        let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {
+            (streams + peer.account.balance().streams, peers + 1_u32)
+        });
+        if peers == 0 {
+            return backend.streams_max;
+        }
+        let mean = f64::from(streams) / f64::from(peers);
+        (((mean + 1.0) * share).ceil() as u32).clamp(1, backend.streams_max)
+    }
+
+    /// Expected real tokens of a predicted prefix-cache hit: all if the engine publishes KV events,
+    /// else the measured share.
+    pub fn real_hit(&self, backend: BackendId, held: Tokens) -> Tokens {
+        Tokens((held.as_f64() * self.hit_share(backend)) as u64)
+    }
+
+    /// Share of predicted prefix-cache hits that are real on a backend, 0 to 1.
+    pub fn hit_share(&self, backend: BackendId) -> f64 {
+        match self.prefixes.is_followed(backend) {
+            true => 1.0,
+            false => self.backend(backend).hit_share(),
+        }
+    }
+
+    /// Source of [`Fleet::hit_share`].
+    pub fn hit_source(&self, backend: BackendId) -> &'static str {
+        match self.prefixes.is_followed(backend) {
+            true => "events",
+            false => self.backend(backend).hit_source().as_str(),
+        }
+    }
+
+    /// Replaces the table. Called by the control loop only.
+    pub(crate) fn publish(&self, table: RoutingTable) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// Replaces the estimates. Called by the control loop only.
+    pub(crate) fn publish_estimates(&self, estimates: Estimates) {
+        self.estimates.store(Arc::new(estimates));
+    }
+
+    /// An in-flight request; `None` after its settlement.
+    pub fn live(&self, id: RequestId) -> Option<Arc<InflightRequest>> {
+        self.registry.get(id)
+    }
+}

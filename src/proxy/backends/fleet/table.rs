@@ -1,0 +1,111 @@
+//! The routing table: the immutable snapshot that a request routes from. A new plan, a health
+//! change or fresh costs make a new one; a request keeps the one it read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
+use tidegate_types::{BackendId, GroupId, Plan, PoolId, Role, Seconds, Tokens};
+
+use crate::backends::demand::Demand;
+
+/// The pool of all backends.
+pub const EVERYONE: PoolId = PoolId(0);
+
+/// One backend in this snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Kind of new work it receives.
+    pub role: Role,
+    /// Whether it was usable when the snapshot was made.
+    pub usable: bool,
+    /// Its compatibility group: it may hand KV cache to backends of the same group.
+    pub group: GroupId,
+    /// Learned cost of a prefill.
+    pub prefill: PrefillModel,
+    /// Learned cost of a decode step.
+    pub decode: DecodeModel,
+}
+
+/// The backends that serve one model, or those of them whose context exceeds a length.
+#[derive(Clone, Debug)]
+pub struct PoolEntry {
+    /// Its number, never reused.
+    pub id: PoolId,
+    pub model: Arc<str>,
+    /// Lower bound of the backends' context length, exclusive; `None`: all backends of the model.
+    pub above: Option<Tokens>,
+    /// Every backend that serves it, usable or not.
+    pub backends: Vec<BackendId>,
+    /// Context lengths that some backends have and others exceed, in ascending order, each with the
+    /// pool of the others, for requests that need more.
+    pub longer: Vec<(Tokens, PoolId)>,
+    /// Mean prefill cost of its backends: the work that an arrival adds to demand.
+    pub prefill: PrefillModel,
+    /// Arrived and waiting work. Shared by all tables that contain the pool.
+    pub demand: Arc<Demand>,
+}
+
+/// The routing table: roles, costs and pools of one plan.
+#[derive(Clone, Debug)]
+pub struct RoutingTable {
+    /// The plan in force.
+    pub plan: Plan,
+    /// By backend slot.
+    pub entries: Vec<Entry>,
+    /// Sorted by number. The first holds every backend, for requests without a model.
+    pub pools: Vec<PoolEntry>,
+    /// Model name to the pool of all its backends.
+    pub models: HashMap<Arc<str>, PoolId>,
+}
+
+impl RoutingTable {
+    /// The pool for a model, or the pool of all backends for `None`. Returns `None` for a model
+    /// that no backend serves.
+    pub fn pool_for(&self, model: Option<&str>) -> Option<PoolId> {
+        match model {
+            Some(model) => self.models.get(model).copied(),
+            None => Some(EVERYONE),
+        }
+    }
+
+    /// A pool; `None` if its model is no longer served.
+    pub fn pool(&self, id: PoolId) -> Option<&PoolEntry> {
+        let slot = self.pools.binary_search_by_key(&id, |pool| pool.id).ok()?;
+        self.pools.get(slot)
+    }
+
+    /// The backends of a pool; empty if its model is no longer served.
+    pub fn backends(&self, pool: PoolId) -> &[BackendId] {
+        self.pool(pool).map_or(&[], |entry| &entry.backends)
+    }
+
+    pub fn entry(&self, backend: BackendId) -> &Entry {
+        &self.entries[backend.index()]
+    }
+
+    /// The pool for a request that needs a context of `needed` tokens.
+    pub fn long_enough(&self, pool: PoolId, needed: Tokens) -> PoolId {
+        let longer = self.pool(pool).map_or(&[][..], |entry| &entry.longer);
+        let too_short = longer.iter().rev().find(|(context, _)| needed > *context);
+        too_short.map_or(pool, |(_, above)| *above)
+    }
+
+    /// Recomputes the pools' mean prefill costs from their backends.
+    pub fn set_mean_costs(&mut self) {
+        for pool in &mut self.pools {
+            let n = pool.backends.len().max(1) as f64;
+            let mut mean = PrefillModel {
+                base: Seconds::ZERO,
+                per_token: Seconds::ZERO,
+                per_attention: Seconds::ZERO,
+            };
+            for id in &pool.backends {
+                let cost = self.entries[id.index()].prefill;
+                mean.base += cost.base / n;
+                mean.per_token += cost.per_token / n;
+                mean.per_attention += cost.per_attention / n;
+            }
+            pool.prefill = mean;
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Small GET requests to an engine: its health, its facts, its metrics page. No path used here
+//! generates tokens, except the fallback health path of old SGLang versions.
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use tidegate_engine::EngineKind;
+use tidegate_signals::facts::Facts;
+use tidegate_types::Seconds;
+
+use crate::upstream::failure::LegProblem;
+use crate::upstream::read_all;
+use crate::upstream::{Outgoing, Pool};
+
+/// Largest answer that is read, in bytes.
+const ANSWER_MAX: usize = 4 << 20;
+
+/// Result of a request.
+enum Reply {
+    /// Status 2xx with this body.
+    Body(Bytes),
+    /// The engine answers but does not have the path.
+    Lacks,
+    /// The engine requires its API key.
+    Locked(StatusCode),
+    /// The engine reports a failure.
+    Sick(StatusCode),
+    /// The connection was refused.
+    Refused(String),
+    /// The connection failed or broke.
+    Broken(String),
+    /// No answer in time.
+    Late,
+}
+
+/// Health as seen by a probe.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Well, or at least answering.
+    Well,
+    /// The engine reports a failure, with the reason.
+    Sick(String),
+    /// The connection was refused.
+    Gone(String),
+    /// No answer in time or a broken connection: the engine may be hung or busy.
+    Late(String),
+}
+
+/// Shortest time-out of a health path at which the engine generates a token: SGLang waits a second
+/// for it, and longer behind a long prompt.
+const GENERATES_TIMEOUT: Seconds = Seconds(5.0);
+
+/// Facts reported by an engine.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    /// Parsed facts.
+    pub facts: Facts,
+    /// Its `/v1/models` answer; empty if it has none.
+    pub models: Bytes,
+}
+
+/// The body of a 2xx answer; `None` for any other result.
+pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Option<Bytes> {
+    match ask(pool, path, timeout).await {
+        Reply::Body(body) => Some(body),
+        _ => None,
+    }
+}
+
+/// Checks the engine's health: the first health path that it has decides.
+pub(crate) async fn how(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Found {
+    for path in kind.health_paths() {
+        let generates = kind.generates_at(path);
+        let timeout = if generates { timeout.max(GENERATES_TIMEOUT) } else { timeout };
+        match ask(pool, path, timeout).await {
+            Reply::Body(_) => return Found::Well,
+            Reply::Lacks | Reply::Locked(_) => {}
+            Reply::Sick(status) => return Found::Sick(format!("{path} answers {status}")),
+            Reply::Refused(error) => return Found::Gone(error),
+            Reply::Broken(error) => return Found::Late(format!("{path}: {error}")),
+            Reply::Late => return Found::Late(format!("{path}: no answer within {timeout}")),
+        }
+    }
+    // No health path, but it answers.
+    Found::Well
+}
+
+/// The engine's facts; `None` if it did not answer. A path that it does not have contributes
+/// nothing.
+pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Option<Told> {
+    let about = async {
+        match kind.about_path() {
+            Some(path) => ask(pool, path, timeout).await,
+            None => Reply::Lacks,
+        }
+    };
+    let (about, models) = tokio::join!(about, ask(pool, "/v1/models", timeout));
+    // If the engine has an API key, it protects the list of models.
+    let locked = models.locked();
+    let (about, models) = (about.body()?, models.body()?);
+    let facts = Facts::read(kind, about.as_deref(), models.as_deref());
+    let facts = Facts { key_required: locked, ..facts };
+    Some(Told { facts, models: models.unwrap_or_default() })
+}
+
+impl Reply {
+    /// `None` without an answer; `Some(None)` if the path is missing or locked.
+    fn body(self) -> Option<Option<Bytes>> {
+        match self {
+            Reply::Body(body) => Some(Some(body)),
+            Reply::Lacks | Reply::Locked(_) => Some(None),
+            Reply::Sick(_) | Reply::Refused(_) | Reply::Broken(_) | Reply::Late => None,
+        }
+    }
+
+    fn locked(&self) -> Option<u16> {
+        match self {
+            Reply::Locked(status) => Some(status.as_u16()),
+            _ => None,
+        }
+    }
+}
+
+async fn ask(pool: &Pool, path: &'static str, timeout: Seconds) -> Reply {
+    let request = || Outgoing::own(&Method::GET, pool.address(), path, Bytes::new());
+    let exchange = async {
+        let answer = pool.send(request).await.map_err(LegProblem::from)?;
+        let body = read_all(answer.body, ANSWER_MAX).await?;
+        Ok::<_, LegProblem>((answer.head.status, body))
+    };
+    match tokio::time::timeout(timeout.to_duration(), exchange).await {
+        Ok(Ok((status, body))) if status.is_success() => Reply::Body(body),
+        Ok(Ok((StatusCode::NOT_IMPLEMENTED, _))) => Reply::Lacks,
+        Ok(Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _))) => {
+            Reply::Locked(status)
+        }
+        Ok(Ok((status, _))) if !status.is_server_error() => Reply::Lacks,
+        Ok(Ok((status, _))) => Reply::Sick(status),
+        Ok(Err(problem)) if problem.is_refused() => Reply::Refused(problem.to_string()),
+        Ok(Err(problem)) => Reply::Broken(problem.to_string()),
+        Err(_) => Reply::Late,
+    }
+}

@@ -1,0 +1,10 @@
+//! The engines: who they are, whether they are healthy, what they hold.
+
+pub(crate) mod bootstrap;
+pub(crate) mod demand;
+pub(crate) mod expand;
+pub mod fleet;
+pub(crate) mod introspect;
+pub(crate) mod kept;
+pub(crate) mod probe;
+pub(crate) mod startup_verification;

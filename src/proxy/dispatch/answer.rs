@@ -1,0 +1,307 @@
+//! An engine's answer up to its first byte: the last moment at which another engine can still
+//! save the request.
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use tidegate_engine::{Endpoint, Seen, SseReader};
+
+use crate::dispatch::reservation::Reservation;
+use crate::upstream::failure::LegProblem;
+use crate::upstream::verdict::Verdict;
+use crate::upstream::{Answer, ExchangeError, Head, Socket, UpstreamBody};
+use crate::upstream::{EngineBody, Gathered, Named, coding_of};
+
+/// JSON that is not streamed is read whole up to this size, so that a backend that dies in
+/// the middle costs a retry and not the request. Larger ones (embeddings of many inputs) go on as
+/// they come.
+const WHOLE_ANSWER_MAX: usize = 1 << 20;
+/// What may come before the first token (role chunks) before it goes on.
+const PRELUDE_MAX: usize = 64 << 10;
+
+/// An answer whose first byte is here, and its place on the backend.
+pub struct Opened {
+    /// Status and headers.
+    pub head: Head,
+    /// The body.
+    pub body: OpenedBody,
+    /// Held while the body flows.
+    pub reservation: Reservation,
+}
+
+/// How the body comes. Boxed but for the most frequent: an answer is handed on a few times.
+pub enum OpenedBody {
+    /// All of it is here.
+    Complete(Bytes),
+    /// Server-sent events; the first ones are here and have been read.
+    Events(Box<Begun>),
+    /// It goes on as it comes.
+    Passing(Box<Passing>),
+    /// A websocket, after its 101.
+    Websocket(Box<Switched>),
+}
+
+/// Engine connection after a 101.
+pub struct Switched {
+    /// Bytes received with the head.
+    pub first: Bytes,
+    /// The connection.
+    pub socket: Socket,
+}
+
+/// A body that is no stream of events and is not waited for: too large, or not JSON.
+pub struct Passing {
+    /// What was read of it so far.
+    pub first: Bytes,
+    /// The rest.
+    pub rest: EngineBody,
+    /// Passed on unread: sound, an image, or a coding that is not read here. Text may have a hand-off
+    /// in it.
+    pub opaque: bool,
+}
+
+/// A stream that has begun.
+pub struct Begun {
+    /// The bytes up to and with the first token, or the first event that a client asked for.
+    pub first: Bytes,
+    /// What `reader` saw in them.
+    pub seen: Seen,
+    /// Goes on from there.
+    pub reader: SseReader,
+    /// The rest.
+    pub rest: EngineBody,
+}
+
+impl OpenedBody {
+    /// Has a token come, so that the prefill is over?
+    pub fn has_tokens(&self) -> bool {
+        match self {
+            OpenedBody::Events(begun) => begun.seen.tokens > 0 || begun.seen.finished,
+            OpenedBody::Complete(_) | OpenedBody::Passing(_) | OpenedBody::Websocket(_) => true,
+        }
+    }
+}
+
+/// What an answer's content type says of how it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Server-sent events, or Ollama's lines.
+    Events,
+    /// JSON, or an error: held until it is whole.
+    Held,
+    /// No type is given: JSON by its first byte, or not.
+    Unknown,
+    /// Other text: as it comes.
+    Text,
+    /// Sound, images and the like: as it comes, unread.
+    Opaque,
+}
+
+impl Form {
+    fn of(head: &Head, endpoint: Endpoint) -> Form {
+        if !head.status.is_success() {
+            return if is_events(media_type(head)) { Form::Events } else { Form::Held };
+        }
+        let kind = media_type(head);
+        let begins = |with: &str| {
+            kind.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with))
+        };
+        let json = |kind: &str| {
+            let suffix = kind.len().checked_sub("+json".len()).and_then(|at| kind.get(at..));
+            kind.eq_ignore_ascii_case("application/json")
+                || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
+        };
+        let lines = endpoint.streams_lines() && kind.eq_ignore_ascii_case("application/x-ndjson");
+        match kind {
+            "" => Form::Unknown,
+            kind if is_events(kind) || lines => Form::Events,
+            kind if json(kind) => Form::Held,
+            _ if ["audio/", "image/", "video/", "font/"].into_iter().any(begins) => Form::Opaque,
+            kind if kind.eq_ignore_ascii_case("application/octet-stream") => Form::Opaque,
+            _ => Form::Text,
+        }
+    }
+}
+
+/// The media type without its parameters; it has no case. Empty if there is none.
+fn media_type(head: &Head) -> &str {
+    let value = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
+}
+
+fn is_events(kind: &str) -> bool {
+    kind.eq_ignore_ascii_case("text/event-stream")
+}
+
+/// Is this answer a stream of server-sent events?
+pub fn streams_events(head: &http::HeaderMap) -> bool {
+    let value = head.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    is_events(value.and_then(|value| value.split(';').next()).unwrap_or_default().trim())
+}
+
+/// Read `answer` up to its first byte, or its first token where it streams tokens.
+///
+/// # Errors
+/// [`LegProblem`] when another backend should be tried: it broke off, began with an error event,
+/// or has a status that says "not now" ([`is_retryable`]).
+pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBody), LegProblem> {
+    let Answer { mut head, body } = answer;
+    if is_retryable(head.status) {
+        return Err(Verdict::read(head, body).await.into());
+    }
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let (first, socket) = body.into_socket().ok_or(ExchangeError::Closed)?;
+        return Ok((head, OpenedBody::Websocket(Box::new(Switched { first, socket }))));
+    }
+    let form = Form::of(&head, endpoint);
+    let (body, coded) = match coding_of(&head.headers) {
+        Named::Plain => (EngineBody::plain(body), false),
+        // What generates no text has no hand-off in it.
+        Named::Other(_) if !endpoint.generates() => {
+            return Ok((head, open_passing(EngineBody::plain(body), true).await?));
+        }
+        _ => (decoded(&mut head, body)?, true),
+    };
+    let body = match form {
+        Form::Events => open_events(body, endpoint).await,
+        Form::Held | Form::Unknown => open_bytes(body, form == Form::Unknown).await,
+        Form::Text | Form::Opaque => open_passing(body, form == Form::Opaque).await,
+    };
+    let body = body.map_err(|problem| match problem {
+        // It would be as broken on a second engine of the kind, and cost an answer more.
+        LegProblem::BrokeOff(error) if coded => LegProblem::Encoded(error.to_string()),
+        problem => problem,
+    })?;
+    Ok((head, body))
+}
+
+/// The body without its content coding, which is taken out of the head.
+///
+/// # Errors
+/// It has one that is not read here.
+pub fn decoded(head: &mut Head, body: UpstreamBody) -> Result<EngineBody, LegProblem> {
+    match coding_of(&head.headers) {
+        Named::Plain => Ok(EngineBody::plain(body)),
+        Named::Known(coding) => {
+            head.headers.remove(CONTENT_ENCODING);
+            Ok(EngineBody::decoding(body, coding))
+        }
+        Named::Other(coding) => Err(LegProblem::Encoded(coding)),
+    }
+}
+
+/// May another backend do better? A 4xx is the client's fault on every engine, but for "too many".
+pub fn is_retryable(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+        || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// `sniffed`: no type says that it is JSON, so its first byte has to.
+async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, LegProblem> {
+    let mut read = Gathered::default();
+    while let Some(data) = body.data().await {
+        read.push(data.map_err(LegProblem::BrokeOff)?);
+        let first = || read.begin().iter().find(|byte| !byte.is_ascii_whitespace());
+        let other = sniffed && first().is_some_and(|first| !matches!(first, b'{' | b'['));
+        if read.len() > WHOLE_ANSWER_MAX || other && body.remaining() != Some(0) {
+            let passing = Passing { first: read.into_bytes(), rest: body, opaque: false };
+            return Ok(OpenedBody::Passing(Box::new(passing)));
+        }
+    }
+    Ok(OpenedBody::Complete(read.into_bytes()))
+}
+
+/// From the first byte: until then another engine can answer.
+async fn open_passing(mut body: EngineBody, opaque: bool) -> Result<OpenedBody, LegProblem> {
+    let Some(first) = body.data().await else { return Ok(OpenedBody::Complete(Bytes::new())) };
+    let first = first.map_err(LegProblem::BrokeOff)?;
+    Ok(match body.remaining() {
+        Some(0) => OpenedBody::Complete(first),
+        _ => OpenedBody::Passing(Box::new(Passing { first, rest: body, opaque })),
+    })
+}
+
+async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedBody, LegProblem> {
+    let mut reader = SseReader::new(endpoint);
+    let mut read = Gathered::default();
+    let mut seen = Seen::default();
+    loop {
+        let data = body.data().await.ok_or(ExchangeError::Closed)?;
+        let data = data.map_err(LegProblem::BrokeOff)?;
+        let more = reader.feed(&data);
+        let blank = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+        if !reader.has_events() && blank {
+            // Comments only: the engine lives. The client gets tidegate's own, if any.
+            read = Gathered::default();
+            continue;
+        }
+        read.push(data);
+        if more.error && seen.tokens + more.tokens == 0 {
+            return Err(Verdict::in_band(&read.into_bytes()).into());
+        }
+        seen = seen.and(more);
+        // Only of what generates is it known what a token looks like.
+        let wait = endpoint.generates()
+            && !(seen.done || seen.finished || seen.informative)
+            && seen.tokens == 0;
+        if !wait || read.len() > PRELUDE_MAX {
+            let begun = Begun { first: read.into_bytes(), seen, reader, rest: body };
+            return Ok(OpenedBody::Events(Box::new(begun)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_error_is_final_and_a_busy_engine_is_not() {
+        for (status, retry) in [
+            (200, false),
+            (400, false),
+            (404, false),
+            (429, true),
+            (500, true),
+            (501, false),
+            (503, true),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(is_retryable(status), retry, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_content_type_has_no_case_and_may_have_parameters() {
+        use Endpoint::{ChatCompletions, OllamaChat};
+        for (kind, endpoint, form) in [
+            ("text/event-stream", ChatCompletions, Form::Events),
+            ("Text/Event-Stream ; charset=utf-8", ChatCompletions, Form::Events),
+            ("application/x-ndjson", OllamaChat, Form::Events),
+            ("application/x-ndjson", ChatCompletions, Form::Text),
+            ("APPLICATION/JSON;charset=utf-8", ChatCompletions, Form::Held),
+            ("application/problem+json", ChatCompletions, Form::Held),
+            ("application/jsonl", ChatCompletions, Form::Text),
+            ("Audio/pcm", ChatCompletions, Form::Opaque),
+            ("application/octet-stream", ChatCompletions, Form::Opaque),
+            ("text/plain", ChatCompletions, Form::Text),
+            ("", ChatCompletions, Form::Unknown),
+        ] {
+            let mut head = Head { status: StatusCode::OK, headers: http::HeaderMap::new() };
+            head.headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+            assert_eq!(Form::of(&head, endpoint), form, "{kind}");
+            head.status = StatusCode::BAD_REQUEST;
+            let events = if is_events(media_type(&head)) { Form::Events } else { Form::Held };
+            assert_eq!(Form::of(&head, endpoint), events, "{kind}");
+        }
+    }
+
+    #[test]
+    fn gathered_pieces_keep_their_order() {
+        let mut gathered = Gathered::default();
+        for part in ["", "a", "", "bc", "d"] {
+            gathered.push(Bytes::from_static(part.as_bytes()));
+        }
+        assert_eq!(gathered.into_bytes(), "abcd");
+    }
+}

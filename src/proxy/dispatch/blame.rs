@@ -1,0 +1,75 @@
+//! What a failure means for a backend's health: it is ejected, backed off from, or neither. What the
+//! failure is evidence of, `tidegate_engine::judge` has decided before.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use tidegate_types::Seconds;
+
+use crate::backends::fleet::{Backend, EVERYONE};
+use crate::dispatch::context::Proxy;
+use crate::telemetry::observations::Observation;
+use crate::upstream::failure::LegProblem;
+
+/// The engine is to blame.
+pub(crate) fn engine(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
+    let now = proxy.clock.now();
+    if !backend.health.failed(now) || !may_eject(proxy, backend) {
+        return;
+    }
+    let (requests, failures) = backend.health.recent(now);
+    if let Some(span) = backend.health.eject(now) {
+        let reason = format!("{failures} of {requests} requests failed, the last: {why}");
+        tracing::warn!(backend = %backend.name, seconds = span.get(), "ejected: {reason}");
+        backend.health.set_reason(reason);
+        proxy.learn(Observation::HealthChanged);
+    }
+}
+
+/// No connection could be opened: no second opinion is needed where it was refused.
+pub(crate) fn unreachable(proxy: &Proxy, backend: &Backend, problem: &LegProblem) {
+    if problem.is_refused() {
+        down(proxy, backend, problem);
+    } else {
+        engine(proxy, backend, problem);
+    }
+}
+
+fn down(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
+    if backend.health.refused() {
+        let reason = why.to_string();
+        tracing::warn!(backend = %backend.name, "down: {reason}");
+        backend.health.set_reason(reason);
+        proxy.learn(Observation::HealthChanged);
+    }
+}
+
+/// It has too much to do.
+pub(crate) fn load(proxy: &Proxy, backend: &Backend, asked: Option<Seconds>, why: &dyn Display) {
+    let now = proxy.clock.now();
+    let was = backend.health.is_busy(now);
+    let span = backend.health.back_off(now, asked);
+    if !was {
+        tracing::info!(backend = %backend.name, seconds = span.get(), "backing off: {why}");
+        backend.health.set_reason(why.to_string());
+    }
+}
+
+/// At most a share of each of its pools is ejected, and never the last one that is well.
+fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
+    let table = proxy.fleet.table();
+    // The pool of all backends stands for requests without a model: it counts where there is no other.
+    let named = table.models.is_empty();
+    let mut pools = table.pools.iter().filter(|pool| named || pool.id != EVERYONE);
+    pools.all(|pool| {
+        let members = &pool.backends;
+        if !members.contains(&backend.id) {
+            return true;
+        }
+        let others = members.iter().filter(|id| **id != backend.id);
+        let others: Vec<&Arc<Backend>> = others.map(|id| proxy.fleet.backend(*id)).collect();
+        let ejected = others.iter().filter(|other| other.health.is_ejected()).count() + 1;
+        let well = others.iter().any(|other| other.health.is_well());
+        let most = (members.len() as f64 * proxy.ejected_share_max).floor().max(1.0);
+        well && ejected as f64 <= most
+    })
+}

@@ -1,0 +1,194 @@
+//! Both legs at once, on engines that meet each other (SGLang, Mooncake, Offloading, TensorRT-LLM's
+//! generation first): the decode engine is chosen before anything is sent, its answer is the
+//! client's, the prefill's is read and dropped.
+//!
+//! The legs are linked: one that fails before the first byte takes the other with it, and so does
+//! a client that leaves. What must never happen is that a prefill is cut because the decode has
+//! begun: it may still be sending.
+
+use bytes::Bytes;
+use std::sync::Arc;
+use tidegate_engine::{ConcurrentLegs, LegBody};
+use tidegate_types::{Seconds, Tokens};
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinHandle};
+
+use crate::backends::fleet::Backend;
+use crate::dispatch::answer::{self, Opened, OpenedBody};
+use crate::dispatch::legs::{self, Miss, PREFILL_ANSWER_MAX, Serving};
+use crate::dispatch::place::{self, Predicted};
+use crate::dispatch::reservation::Reservation;
+use crate::dispatch::settle::Course;
+use crate::upstream::failure::{Failure, Leg, LegProblem};
+use crate::upstream::read_all;
+use crate::upstream::verdict::Verdict;
+use crate::upstream::{Answer, ExchangeError, Head};
+
+/// A prefill's answer may take so long from its head to its end; then it is cut after all. Until its
+/// head it may take as long as any answer: a long prompt is no failure.
+const DRAIN_MAX: Seconds = Seconds(30.0);
+
+/// Cuts the prefill leg when it is dropped, unless it was let go.
+struct Linked(Option<AbortHandle>);
+
+impl Linked {
+    fn let_go(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        if let Some(leg) = &self.0 {
+            leg.abort();
+        }
+    }
+}
+
+type Prefilled = Result<(Head, Bytes), LegProblem>;
+
+/// Run both legs; the prefill's reservation is taken, the decode's is found here.
+pub(crate) async fn run(
+    serving: &Serving<'_>,
+    mut reservation: Reservation,
+    predicted: Predicted,
+    pair: ConcurrentLegs,
+    course: &mut Course<'_>,
+) -> Result<Opened, Miss> {
+    let from = Arc::clone(&reservation.backend);
+    let handover = legs::handover(serving, &from);
+    let deadline = serving.proxy.clock.now() + serving.proxy.handoff_max;
+    let decode_seat = place::find_decode(serving.proxy, &handover, deadline).await?;
+    let to = Arc::clone(&decode_seat.backend);
+    // Nobody else is left to decode: an engine does not meet itself.
+    if to.id == from.id || !to.may_decode() {
+        drop(decode_seat);
+        if !from.family.serves_colocated() {
+            return Err(Failure::NoBackend.into());
+        }
+        reservation.open_stream(serving.job.prompt);
+        return legs::whole(serving, reservation, predicted, course).await;
+    }
+    course.notes.predicted = Some(predicted);
+    course.notes.prefill_on = Some(Arc::clone(&from));
+    course.live.prefills_on(from.id);
+    legs::note_decode(course, &to, None);
+
+    let sent = serving.proxy.clock.now();
+    let ConcurrentLegs { prefill, decode, decode_first } = pair;
+    let go = Arc::new(Notify::new());
+    if !decode_first {
+        go.notify_one();
+    }
+    course.notes.cached = None;
+    let mut prefill =
+        start_prefill(serving, &reservation, prefill, course.notes.attempts, Arc::clone(&go));
+    let linked = Linked(Some(prefill.abort_handle()));
+    let attempt = course.notes.attempts;
+    let leaves = || go.notify_one();
+    let ahead = predicted.ahead + predicted.prefill;
+    // Boxed, so that it can be dropped where the request runs whole after all.
+    let mut decode =
+        Box::pin(legs::answered(serving, &to, Some(&from), ahead, decode, attempt, &leaves));
+    // What one says of the other's failure is not known: its ranks are asked for again.
+    let missed = |on: &Backend, leg, problem| {
+        from.bootstrap.forget();
+        legs::miss(on, leg, problem)
+    };
+    let (head, body) = tokio::select! {
+        // The prefill's answer tells more, and comes first where both are here.
+        biased;
+        answered = &mut prefill => {
+            let answered = answered.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
+            if is_disliked(&from, &answered) {
+                drop((decode, decode_seat));
+                // It may have failed for the decode engine's sake.
+                let learns = to.health.is_well();
+                return legs::unedited(serving, reservation, predicted, learns, course).await;
+            }
+            let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
+            if !head.status.is_success() {
+                // The engine's verdict on the request itself: the same everywhere.
+                return Ok(legs::opened(serving, head, OpenedBody::Complete(body), reservation));
+            }
+            let now = serving.proxy.clock.now();
+            legs::note_prefill(serving, &from, predicted, sent, now, None);
+            from.health.succeeded(now);
+            drop(reservation);
+            note_cached(course, &from, &body);
+            decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
+        }
+        opened = &mut decode => {
+            let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
+            if opened.1.has_tokens() {
+                let now = serving.proxy.clock.now();
+                legs::note_prefill(serving, &from, predicted, sent, now, None);
+                drop(reservation);
+            } else {
+                // The stream has begun before a token: the prefill still runs, and keeps its place.
+                tokio::spawn(async move {
+                    drop(prefill.await);
+                    drop(reservation);
+                });
+            }
+            if opened.0.status.is_success() {
+                linked.let_go();
+            }
+            opened
+        }
+    };
+    serving.proxy.fleet.prefixes.insert(to.id, &serving.accepted.prompt.chain);
+    Ok(legs::opened(serving, head, body, decode_seat))
+}
+
+/// Has the engine refused the leg, perhaps for its edits?
+fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
+    let status = match answered {
+        Ok((head, _)) => Some(head.status.as_u16()),
+        Err(problem) => problem.verdict().and_then(|verdict| verdict.status),
+    };
+    status.is_some_and(|status| legs::may_be_the_edits(from, status))
+}
+
+/// What the prefill engine had cached, where the decode engine would call all of it cached.
+fn note_cached(course: &mut Course<'_>, from: &Backend, answer: &[u8]) {
+    if !from.family.reports_transfer_as_cached() {
+        return;
+    }
+    if let Ok(handoff) = from.family.read_prefill(answer) {
+        course.notes.prefill_usage = handoff.usage;
+        course.notes.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+    }
+}
+
+/// A task of its own, so that it can outlive the wait for the decode's first token.
+fn start_prefill(
+    serving: &Serving<'_>,
+    reservation: &Reservation,
+    body: LegBody,
+    attempt: u32,
+    go: Arc<Notify>,
+) -> JoinHandle<Prefilled> {
+    let backend = Arc::clone(&reservation.backend);
+    let inbound = serving.inbound.beside();
+    let accepted = Arc::clone(serving.accepted);
+    let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
+    let leg = async move {
+        let request_id = legs::request_id(&accepted.request_id, attempt);
+        let address = backend.pool.address();
+        let identity = legs::identity(&request_id, &accepted);
+        let answer = backend.pool.send(|| inbound.leg(address, identity, &body)).await?;
+        let Answer { mut head, body } = answer;
+        if answer::is_retryable(head.status) {
+            return Err(Verdict::read(head, body).await.into());
+        }
+        let body = answer::decoded(&mut head, body)?;
+        let read = read_all(body, PREFILL_ANSWER_MAX);
+        let in_time = tokio::time::timeout(drain, read).await;
+        Ok((head, in_time.unwrap_or_else(|_| Err(ExchangeError::Closed.into()))?))
+    };
+    tokio::spawn(async move {
+        go.notified().await;
+        leg.await
+    })
+}

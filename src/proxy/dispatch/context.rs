@@ -1,0 +1,175 @@
+//! State shared by all requests of one proxy. Built once at start-up; every field is immutable,
+//! atomic or swapped as a whole.
+
+use arc_swap::{ArcSwap, Guard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use tidegate_filters::{Chain, Directory};
+use tidegate_scheduler::placement::Params as PlacementParams;
+use tidegate_settings::HalfClose;
+use tidegate_types::{RequestId, Role, Seconds, Tokens};
+use tokio::sync::{Notify, mpsc};
+
+use crate::backends::fleet::{Fleet, Known, RoutingTable, View};
+use crate::dispatch::cors::Cors;
+use crate::dispatch::discovery::Discovery;
+use crate::dispatch::hedge::Hedges;
+use crate::dispatch::model_list::ModelList;
+use crate::dispatch::queue::Queue;
+use crate::dispatch::shapes::Shapes;
+use crate::dispatch::signals::Signals;
+use crate::runtime::budget::Budget;
+use crate::runtime::clock::Clock;
+use crate::runtime::connections::Connections;
+use crate::runtime::lanes::Lanes;
+use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::telemetry::journal::Journal;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::observations::Observation;
+use crate::telemetry::reaction_time::Reaction;
+
+/// One proxy.
+pub struct Proxy {
+    /// The only clock.
+    pub clock: Clock,
+    /// Timer coalescing.
+    pub timer_coalescing: TimerCoalescing,
+    pub fleet: Fleet,
+    /// The request filters, in order.
+    pub chain: Chain,
+    /// The models that the filters know; replaced by the control loop.
+    pub directory: ArcSwap<Directory>,
+    /// `/v1/models` over all backends; replaced by the control loop.
+    pub models: ArcSwap<ModelList>,
+    /// Asks engines for models that no table contains.
+    pub discovery: Discovery,
+    /// CORS headers, if configured.
+    pub cors: Option<Cors>,
+    /// Parameters of placement.
+    pub placement: PlacementParams,
+    /// Channel to the dispatcher.
+    pub queue: Queue,
+    /// Measures the reaction time.
+    pub reaction: Reaction,
+    /// Demand notification: wakes the planner when requests queue, or a large request arrives.
+    pub surge: Notify,
+    /// The Prometheus metrics.
+    pub metrics: Metrics,
+    /// Open client connections.
+    pub connections: Arc<Connections>,
+    /// Signals from engines beside their answers.
+    pub signals: Signals,
+    /// Recent role changes and their causes.
+    pub journal: Journal,
+    /// Largest request body in bytes.
+    pub body_max: usize,
+    /// Byte budget of all request bodies.
+    pub bodies: Arc<Budget>,
+    /// Permits to filter a large body, one fewer than cores; further bodies wait in order.
+    pub(crate) lanes: Lanes,
+    /// Longest time in the queue.
+    pub queue_deadline: Seconds,
+    /// Most backends tried before the first byte.
+    pub attempts_max: u32,
+    /// Longest time between a prefill's end and its decode; below the engine's lease.
+    pub handoff_max: Seconds,
+    /// A stream is cut after this long without bytes from its engine; 0: no limit.
+    pub silence_max: Seconds,
+    /// Largest share of a pool that may be ejected at once, 0 to 1.
+    pub ejected_share_max: f64,
+    /// Time without an answer after which a leg may be hedged; 0: never.
+    pub hedge_after: Seconds,
+    /// The hedged legs in flight.
+    pub hedges: Hedges,
+    /// Request shapes that engines refuse to prefill for a hand-off.
+    pub shapes: Shapes,
+    /// Interval of keep-alive comments on streams without data.
+    pub keepalive_comment: Option<Seconds>,
+    /// Handling of clients that close their sending half.
+    pub half_close: HalfClose,
+    /// A client that accepts no bytes of its answer for this long is disconnected.
+    pub client_stall: Seconds,
+    /// Tokens per block of the prefix index.
+    pub prefix_block: Tokens,
+    /// Whether the proxy is stopping.
+    pub draining: AtomicBool,
+    /// Whether a successor has taken over the listeners.
+    pub hands_over: AtomicBool,
+    /// Whether clients' `Authorization` is withheld from engines, because the keys are the
+    /// gateway's own.
+    pub keeps_authorization: bool,
+    /// Notified by SIGHUP: certificates are reloaded.
+    pub reload: Notify,
+    pub(crate) observations: mpsc::Sender<Observation>,
+    pub(crate) requests: AtomicU64,
+}
+
+impl Proxy {
+    /// A new request number.
+    pub fn next_request(&self) -> RequestId {
+        RequestId(self.requests.fetch_add(1, Relaxed) + 1)
+    }
+
+    /// Sends an observation to the control loop.
+    pub fn learn(&self, observation: Observation) {
+        // A full channel drops the observation (see learn.rs).
+        self.observations.try_send(observation).ok();
+    }
+
+    /// Placement's view of the fleet at this moment.
+    pub fn view<'a>(&'a self, table: &'a RoutingTable, known: Known<'a>) -> View<'a> {
+        View { fleet: &self.fleet, table, known, block: self.prefix_block, now: self.clock.now() }
+    }
+
+    /// Seconds since the Unix epoch.
+    pub fn wall_now(&self) -> f64 {
+        self.clock.wall(self.clock.now())
+    }
+
+    /// The models that the filters know.
+    pub fn directory(&self) -> Guard<Arc<Directory>> {
+        self.directory.load()
+    }
+
+    /// Whether a request would be served.
+    pub fn is_ready(&self) -> bool {
+        self.readiness().is_ok()
+    }
+
+    /// Whether a request would be served. A process that hands its listeners to a successor stays
+    /// ready: both answer on the same address until the old one's listeners close.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.is_draining() && !self.hands_over.load(Relaxed) {
+            return Err("the proxy is stopping");
+        }
+        let table = self.fleet.table();
+        let mut placeable = self
+            .fleet
+            .backends
+            .iter()
+            .filter(|backend| table.entry(backend.id).role != Role::Draining)
+            .peekable();
+        if placeable.peek().is_none() {
+            return Err("every backend is draining");
+        }
+        let (mut usable, mut heard) = (false, false);
+        for backend in placeable {
+            usable |= backend.health.is_usable();
+            heard |= backend.health.is_usable() && backend.health.is_up();
+        }
+        match (usable, heard, table.models.is_empty()) {
+            (false, ..) => Err("no backend that takes new work is usable"),
+            (true, false, _) => Err("no backend that takes new work has answered yet"),
+            (true, true, true) => Err("no backend has reported its models yet"),
+            (true, true, false) => Ok(()),
+        }
+    }
+
+    /// Whether the proxy is stopping.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}

@@ -1,0 +1,186 @@
+//! The one task that owns the deadline queue. It sleeps until a request must wait, room is made, a
+//! deadline comes or the table changes; then it places what fits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{DeadlineQueue, Outcome, Took};
+use tidegate_types::{Moment, RequestId, Seconds};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::backends::fleet::Known;
+use crate::dispatch::context::Proxy;
+use crate::dispatch::place::{Placed, force_decode, reserve, try_place_decode};
+use crate::dispatch::queue::{DecodeOffer, Message, Offer};
+use crate::upstream::failure::Failure;
+
+type Replies = HashMap<RequestId, oneshot::Sender<Result<Placed, Failure>>>;
+
+/// The dispatcher's own state; nobody else sees it.
+pub struct Dispatcher {
+    proxy: Arc<Proxy>,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    queue: DeadlineQueue,
+    /// Prefix matches of those who wait.
+    matches: HashMap<RequestId, Matches>,
+    replies: Replies,
+    /// Prefilled requests, oldest first: they hold KV memory on their prefill backend.
+    decodes: VecDeque<DecodeOffer>,
+}
+
+impl Dispatcher {
+    /// A dispatcher with an empty queue.
+    pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<Message>) -> Dispatcher {
+        Dispatcher {
+            inbox,
+            queue: DeadlineQueue::with_limit(proxy.placement.queue_max),
+            matches: HashMap::new(),
+            replies: HashMap::new(),
+            decodes: VecDeque::new(),
+            proxy,
+        }
+    }
+
+    /// Serve until every request is gone and the proxy with them.
+    pub async fn run(mut self, mut stop: pingora_core::server::ShutdownWatch) {
+        loop {
+            let deadline = self.proxy.clock.instant(self.next_deadline());
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.take(message),
+                    None => return,
+                },
+                () = self.proxy.queue.signal().changed() => {}
+                () = tokio::time::sleep_until(deadline) => {}
+                _ = stop.changed() => if self.replies.is_empty() { return },
+            }
+            while let Ok(message) = self.inbox.try_recv() {
+                self.take(message);
+            }
+            self.look();
+            self.tell_demand();
+        }
+    }
+
+    /// At the latest in a while, so that one lost wake-up costs no request more than that.
+    fn next_deadline(&self) -> Moment {
+        let now = self.proxy.clock.now();
+        let idle = now + IDLE_PASS;
+        let queue = self.queue.next_deadline().unwrap_or(Moment::NEVER);
+        let decode = self.decodes.iter().map(|offer| offer.deadline).min();
+        idle.min(queue).min(decode.unwrap_or(Moment::NEVER)).max(now + SHORTEST_PASS)
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Offer(offer) => self.enqueue(*offer),
+            Message::Decode(offer) => self.decodes.push_back(*offer),
+            Message::Gone(id) => {
+                self.queue.cancel(id);
+                self.matches.remove(&id);
+                self.replies.remove(&id);
+                self.decodes.retain(|offer| offer.handover.id != id);
+            }
+        }
+    }
+
+    fn enqueue(&mut self, offer: Offer) {
+        let id = offer.job.id;
+        match self.queue.offer(offer.job) {
+            Ok(()) => {
+                self.matches.insert(id, offer.matches);
+                self.replies.insert(id, offer.reply);
+            }
+            // The client may have left in the meantime.
+            Err(_) => drop(offer.reply.send(Err(Failure::Saturated))),
+        }
+    }
+
+    /// Place what fits now.
+    fn look(&mut self) {
+        if self.decodes.is_empty() && self.replies.is_empty() {
+            return;
+        }
+        let began = self.proxy.clock.now();
+        // Prefilled requests first: they hold memory.
+        let decodes = self.place_decodes(began);
+        let offers = self.place_offers();
+        if !decodes && !offers {
+            self.proxy.reaction.found_no_room(began, self.proxy.clock.now());
+        }
+    }
+
+    /// Says whether one was placed.
+    fn place_decodes(&mut self, now: Moment) -> bool {
+        let mut placed = false;
+        for _ in 0..self.decodes.len() {
+            let Some(offer) = self.decodes.pop_front() else { return placed };
+            if offer.reply.is_closed() {
+                continue;
+            }
+            let reservation = match try_place_decode(&self.proxy, &offer.handover, offer.came) {
+                Some(reservation) => Ok(reservation),
+                None if now < offer.deadline => {
+                    self.decodes.push_back(offer);
+                    continue;
+                }
+                None => force_decode(&self.proxy, &offer.handover).ok_or(Failure::NoBackend),
+            };
+            placed |= reservation.is_ok();
+            // A client that has left drops the reservation, which settles it.
+            drop(offer.reply.send(reservation));
+        }
+        placed
+    }
+
+    /// Says whether one was placed.
+    fn place_offers(&mut self) -> bool {
+        let Dispatcher { proxy, queue, matches, replies, .. } = self;
+        let table = proxy.fleet.table();
+        let view = proxy.view(&table, Known::Many(matches));
+        let (mut settled, mut any) = (Vec::new(), false);
+        queue.poll(&proxy.placement, view.now, &view, |outcome| {
+            let (id, answer) = match outcome {
+                Outcome::Place(job, choice) => match reserve(proxy, &view, job, choice) {
+                    Some(placed) => {
+                        any = true;
+                        (job.id, Ok(placed))
+                    }
+                    None => return Took::No,
+                },
+                Outcome::Expired(job) => {
+                    (job.id, Err(Failure::QueueDeadline { waited: view.now - job.arrived }))
+                }
+                Outcome::Nowhere(job, _) => (job.id, Err(Failure::NoBackend)),
+            };
+            if let Some(reply) = replies.remove(&id) {
+                // A client that has left drops the place, which settles it.
+                drop(reply.send(answer));
+            }
+            settled.push(id);
+            Took::Yes
+        });
+        for id in settled {
+            self.matches.remove(&id);
+        }
+        any
+    }
+
+    /// What still waits is demand: the planner may have to act on it at once.
+    fn tell_demand(&self) {
+        let table = self.proxy.fleet.table();
+        for pool in &table.pools {
+            let decodes = self.decodes.iter().filter(|o| o.handover.pool == pool.id).count();
+            let (requests, prefill) = self.queue.waiting(pool.id);
+            pool.demand.set_waiting(requests, prefill, decodes);
+        }
+        if !self.replies.is_empty() || !self.decodes.is_empty() {
+            self.proxy.surge.notify_one();
+        }
+    }
+}
+
+/// Without any event.
+const IDLE_PASS: Seconds = Seconds(0.25);
+/// A deadline that has passed without an outcome must not spin.
+const SHORTEST_PASS: Seconds = Seconds(0.001);

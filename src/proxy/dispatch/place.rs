@@ -1,0 +1,199 @@
+//! Find a request its place: at once if a backend has room, else through the deadline queue.
+//!
+//! The fast path reads one snapshot and reserves by compare-and-swap; it never waits and takes no
+//! lock.
+
+use std::sync::Arc;
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::inflight::PrefillRoom;
+use tidegate_scheduler::placement::{Choice, Handover, Job, place, place_decode};
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
+
+use crate::backends::fleet::{Known, View};
+use crate::dispatch::context::Proxy;
+use crate::dispatch::reservation::Reservation;
+use crate::telemetry::observations::Beside;
+use crate::upstream::failure::Failure;
+
+/// How often the fast path tries again when another request took the room it saw.
+const RACES_MAX: u32 = 4;
+
+/// Where a request's next leg runs, with the room reserved.
+pub enum Placed {
+    /// A prefill leg; the decode backend is chosen when it is done.
+    Prefill(Reservation, Predicted),
+    /// The whole request on one backend.
+    Whole(Reservation, Predicted),
+}
+
+impl Placed {
+    /// Where.
+    pub fn on(&self) -> BackendId {
+        match self {
+            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
+                reservation.backend.id
+            }
+        }
+    }
+}
+
+/// What placement expected of a leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Predicted {
+    /// Prefill work of this request, on an idle engine.
+    pub prefill: Seconds,
+    /// What the prompts add to it that were on the backend before.
+    pub ahead: Seconds,
+    /// Prompt tokens that the prefix index says the backend holds.
+    pub held: Tokens,
+    /// Those of them that are believed: `prefill` counts without them.
+    pub cached: Tokens,
+    /// The streams that it has to run beside.
+    pub beside: Beside,
+}
+
+/// What the fast path found.
+pub enum Try {
+    /// A place.
+    Placed(Placed),
+    /// No room now.
+    Wait,
+    /// Nobody to go to.
+    Nowhere,
+}
+
+/// A place for a request's first leg. Waits in the deadline queue if it must.
+///
+/// Dropping the future takes the request out of the queue.
+///
+/// # Errors
+/// [`Failure::NoBackend`], [`Failure::Saturated`], [`Failure::QueueDeadline`].
+pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
+    // Those who wait go first.
+    let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
+    if waiting == 0 {
+        match try_place(proxy, job, Known::One(matches)) {
+            Try::Placed(placed) => return Ok(placed),
+            Try::Nowhere => return Err(Failure::NoBackend),
+            Try::Wait => {}
+        }
+    }
+    proxy.queue.wait_for_place(job, matches).await
+}
+
+/// Place `job` now and reserve the room, or say why not.
+pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
+    let table = proxy.fleet.table();
+    let view = proxy.view(&table, known);
+    for _ in 0..RACES_MAX {
+        let choice = place(&proxy.placement, view.now, job, &view);
+        match choice {
+            Choice::Wait(_) => return Try::Wait,
+            Choice::Nowhere(_) => return Try::Nowhere,
+            Choice::Prefill { .. } | Choice::Whole { .. } => {
+                if let Some(placed) = reserve(proxy, &view, job, choice) {
+                    return Try::Placed(placed);
+                }
+            }
+        }
+    }
+    Try::Wait
+}
+
+/// Put the choice on the backend's account. `None` if someone else has taken the room meanwhile,
+/// or if the choice names no place.
+pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Option<Placed> {
+    let (on, work, cached, whole) = match choice {
+        Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
+        Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
+        Choice::Wait(_) | Choice::Nowhere(_) => return None,
+    };
+    let backend = Arc::clone(proxy.fleet.backend(on));
+    let before = backend.account.balance();
+    let at_once = before.prefill_legs == 0;
+    let beside = Beside { streams: before.streams, kv: before.kv, at_once };
+    let uncached = job.prompt - cached;
+    let room =
+        PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(uncached) };
+    let prefill = backend.account.try_charge_prefill(work, uncached, room)?;
+    let stream = match whole {
+        true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
+        false => None,
+    };
+    tell_reaction(proxy, job.arrived, view.now);
+    let reservation =
+        Reservation::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
+    let predicted = Predicted {
+        prefill: view.table.entry(on).prefill.batch(work),
+        ahead: before.prefill,
+        held: view.held(job, on),
+        cached,
+        beside,
+    };
+    Some(if whole {
+        Placed::Whole(reservation, predicted)
+    } else {
+        Placed::Prefill(reservation, predicted)
+    })
+}
+
+/// A decode backend for a prefilled request. Waits for room until the hand-off deadline, then
+/// takes the best one full or not: a prefill that was paid for is not thrown away.
+///
+/// # Errors
+/// [`Failure::NoBackend`] if no backend of the group can be used.
+pub async fn find_decode(
+    proxy: &Arc<Proxy>,
+    handover: &Handover,
+    deadline: Moment,
+) -> Result<Reservation, Failure> {
+    let now = proxy.clock.now();
+    if let Some(reservation) = try_place_decode(proxy, handover, now) {
+        return Ok(reservation);
+    }
+    proxy.queue.wait_for_decode(handover, now, deadline).await
+}
+
+/// Place a decode leg that there is since `came`, if a backend has room now.
+pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Option<Reservation> {
+    let table = proxy.fleet.table();
+    let view = proxy.view(&table, Known::One(Matches::NONE));
+    for _ in 0..RACES_MAX {
+        let on = place_decode(&proxy.placement, view.now, handover, &view)?;
+        let backend = proxy.fleet.backend(on);
+        if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
+            tell_reaction(proxy, came, view.now);
+            let signal = Arc::clone(proxy.queue.signal());
+            return Some(Reservation::new(Arc::clone(backend), None, Some(stream), signal));
+        }
+    }
+    None
+}
+
+/// The decode backend with the fewest streams, room or not. `None` if none is usable.
+pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Reservation> {
+    let table = proxy.fleet.table();
+    let group = table.entry(handover.from).group;
+    let now = proxy.clock.now();
+    let usable = |id: &&BackendId| {
+        table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
+    };
+    let key = |id: &&BackendId| {
+        let backend = proxy.fleet.backend(**id);
+        let failed = handover.excluded.contains(**id);
+        let stranger = !table.entry(**id).role.takes_decode();
+        let last = backend.health.is_last(now);
+        (!backend.may_decode(), failed, last, stranger, backend.account.balance().streams)
+    };
+    let on = table.backends(handover.pool).iter().filter(usable).min_by_key(key)?;
+    let backend = Arc::clone(proxy.fleet.backend(*on));
+    let stream = backend.account.open_stream(handover.kv);
+    Some(Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
+}
+
+/// A leg that there is since `came` was placed by a look that began at `began`.
+fn tell_reaction(proxy: &Proxy, came: Moment, began: Moment) {
+    if let Some(took) = proxy.reaction.placed(came, began, || proxy.clock.now()) {
+        proxy.metrics.surge_placed(took);
+    }
+}

@@ -1,0 +1,71 @@
+//! A request's reservation on a backend: its charges, and the word to the dispatcher when they settle.
+
+use std::sync::Arc;
+use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
+use tidegate_types::Tokens;
+
+use crate::backends::fleet::Backend;
+use crate::dispatch::queue::Signal;
+
+/// What one leg holds on one backend. Dropping it settles the account and, if anyone waits, wakes
+/// the dispatcher.
+pub struct Reservation {
+    /// Where.
+    pub backend: Arc<Backend>,
+    prefill: Option<PrefillCharge>,
+    stream: Option<StreamCharge>,
+    signal: Arc<Signal>,
+}
+
+impl Reservation {
+    /// A reservation with the given charges.
+    pub fn new(
+        backend: Arc<Backend>,
+        prefill: Option<PrefillCharge>,
+        stream: Option<StreamCharge>,
+        signal: Arc<Signal>,
+    ) -> Reservation {
+        Reservation { backend, prefill, stream, signal }
+    }
+
+    /// The prefill is done; the stream, if there is one, goes on.
+    pub fn prefilled(&mut self) {
+        if self.prefill.take().is_some() {
+            self.signal.room_made();
+        }
+    }
+
+    /// The prefill should be done by now, and the stream decode: nothing tells of an answer that is
+    /// not streamed.
+    pub fn presumed_begun(&mut self) {
+        self.prefilled();
+        if let Some(stream) = &mut self.stream {
+            stream.begin();
+        }
+    }
+
+    /// The leg here turns out to make a stream too, room or not.
+    pub fn open_stream(&mut self, kv: Tokens) {
+        self.stream = Some(self.backend.account.open_stream(kv));
+    }
+
+    /// Is the prefill still on the account?
+    pub fn is_prefilling(&self) -> bool {
+        self.prefill.is_some()
+    }
+
+    /// The stream emitted `tokens` more.
+    pub fn emit(&mut self, tokens: u32) {
+        if let Some(stream) = &mut self.stream {
+            stream.emit(tokens);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.prefill = None;
+        self.stream = None;
+        self.signal.room_made();
+    }
+}

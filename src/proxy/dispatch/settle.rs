@@ -1,0 +1,184 @@
+//! The end of a request, on every path. The record is made on arrival and travels with the
+//! request; its `Drop` is the one place that settles: registry, metrics, access log, and what the
+//! control loop learns. An end that nobody declared is a client that left.
+
+use std::sync::Arc;
+use tidegate_engine::{Usage, UsageRequest};
+use tidegate_filters::Accepted;
+use tidegate_types::{Moment, Seconds, Tokens};
+
+use crate::backends::fleet::{Backend, InflightRequest};
+use crate::dispatch::context::Proxy;
+use crate::dispatch::legs::Prefilling;
+use crate::dispatch::place::Predicted;
+use crate::telemetry::access_log;
+use crate::telemetry::observations::{Observation, ReadPrompt};
+use crate::telemetry::request_log::{Ended, RequestLog};
+
+/// A request from arrival to its end.
+pub struct RequestRecord {
+    /// What all requests share.
+    pub proxy: Arc<Proxy>,
+    /// What it is.
+    pub accepted: Arc<Accepted>,
+    /// Its entry in the registry.
+    pub live: Arc<InflightRequest>,
+    /// How it ended, so far.
+    pub ended: Ended,
+    /// The status that the client got; 0 before one was sent.
+    pub status: u16,
+    /// What its legs noted.
+    pub notes: Notes,
+    /// Why it failed.
+    pub problem: Option<String>,
+    /// When its first leg was placed.
+    pub placed_at: Option<Moment>,
+    /// The engine's own count.
+    pub usage: Option<Usage>,
+    /// How many choices its answer has.
+    pub choices: u32,
+    /// The usages that the client wished for, if the engine counts every chunk.
+    pub usage_request: Option<UsageRequest>,
+    /// The subject of the client's certificate.
+    pub subject: Option<Arc<str>>,
+}
+
+/// What a request's legs note of their course.
+#[derive(Default)]
+pub struct Notes {
+    /// Backends tried.
+    pub attempts: u32,
+    /// What placement expected of its first leg.
+    pub predicted: Option<Predicted>,
+    /// Where its prefill leg ran.
+    pub prefill_on: Option<Arc<Backend>>,
+    /// Where its decode or whole leg ran.
+    pub decode_on: Option<Arc<Backend>>,
+    /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
+    pub cached: Option<Tokens>,
+    /// What the prefill engine of a split request counted.
+    pub prefill_usage: Option<Usage>,
+    /// The prompt of an answer that was not streamed, and how long all of it took.
+    pub whole: Option<ReadPrompt>,
+    /// Its whole leg's prefill, if its stream began before a token.
+    pub prefilling: Option<Prefilling>,
+}
+
+/// Where a leg writes its notes: on the request's record, or beside it where a second leg runs.
+pub struct Course<'a> {
+    pub(crate) accepted: &'a Accepted,
+    pub(crate) live: &'a InflightRequest,
+    pub(crate) notes: &'a mut Notes,
+}
+
+impl RequestRecord {
+    /// To be written by the request's legs.
+    pub fn course(&mut self) -> Course<'_> {
+        Course { accepted: &self.accepted, live: &self.live, notes: &mut self.notes }
+    }
+
+    /// A request that a filter has let in.
+    pub fn new(
+        proxy: Arc<Proxy>,
+        accepted: Arc<Accepted>,
+        live: Arc<InflightRequest>,
+    ) -> RequestRecord {
+        proxy.fleet.registry.insert(Arc::clone(&live));
+        proxy.metrics.started();
+        RequestRecord {
+            proxy,
+            accepted,
+            live,
+            ended: Ended::ClientLeft,
+            status: 0,
+            notes: Notes::default(),
+            problem: None,
+            placed_at: None,
+            usage: None,
+            choices: 1,
+            usage_request: None,
+            subject: None,
+        }
+    }
+
+    /// How long it waited for its first leg.
+    pub fn queued(&self) -> Option<Seconds> {
+        self.placed_at.map(|placed| placed - self.live.arrived)
+    }
+
+    /// Time to first token.
+    pub fn ttft(&self) -> Option<Seconds> {
+        self.live.first_at().map(|first| first - self.live.arrived)
+    }
+
+    /// Mean time per output token after the first.
+    pub fn tpot(&self) -> Option<Seconds> {
+        let (first, last) = (self.live.first_at()?, self.live.last_at()?);
+        let gaps = self.live.emitted().get().checked_sub(1)?;
+        (gaps > 0).then(|| (last - first) / gaps as f64)
+    }
+
+    /// Output tokens: the engine's count if it gave one, else the chunks seen.
+    pub fn output(&self) -> Tokens {
+        self.usage.map_or(self.live.emitted(), |usage| usage.completion)
+    }
+
+    /// What metrics and the access log read of a request that ends at `now`.
+    fn log(&self, now: Moment) -> RequestLog<'_> {
+        let Notes { attempts, predicted, prefill_on, decode_on, .. } = &self.notes;
+        let queued = self.queued();
+        let expected = |p: &Predicted| queued.map(|queued| queued + p.ahead + p.prefill);
+        RequestLog {
+            accepted: &self.accepted,
+            live: &self.live,
+            subject: self.subject.as_deref(),
+            status: self.status,
+            ended: self.ended,
+            problem: self.problem.as_deref(),
+            attempts: *attempts,
+            prefill_on: prefill_on.as_deref(),
+            decode_on: decode_on.as_deref(),
+            prompt: self.usage.map_or(self.live.prompt, |usage| usage.prompt),
+            cached: predicted.map(|predicted| predicted.cached),
+            output: self.output(),
+            queued,
+            expected_ttft: predicted.as_ref().and_then(expected),
+            ttft: self.ttft(),
+            tpot: self.tpot(),
+            duration: now - self.live.arrived,
+        }
+    }
+
+    fn learn(&self) {
+        let generated = self.accepted.endpoint.generates() && self.ended == Ended::Done;
+        if !generated {
+            return;
+        }
+        if let (Some(read), Some(usage)) = (self.notes.whole, self.usage) {
+            let read = ReadPrompt { told: usage.cached, ..read };
+            self.proxy.learn(Observation::Whole { read, output: usage.completion });
+        }
+        let scan = self.accepted.scan.as_ref();
+        self.proxy.learn(Observation::Finished {
+            max_tokens: scan.and_then(|scan| scan.max_tokens),
+            counted: self.live.prompt,
+            output: self.output(),
+            prompt: self.usage.map(|usage| usage.prompt),
+            features: self.accepted.prompt.features,
+        });
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let now = self.proxy.clock.now();
+        self.proxy.fleet.registry.remove(self.live.id);
+        let log = self.log(now);
+        self.proxy.metrics.settled(&log);
+        access_log::write(&log);
+        if self.accepted.endpoint.generates() {
+            self.proxy.signals.settled(self);
+        }
+        self.learn();
+    }
+}

@@ -1,0 +1,269 @@
+//! Scrapes each engine's metrics: to export them, to correct configured capacities, and to raise
+//! alerts about states that answers do not show. Engines without metrics are asked less and less
+//! often.
+
+use metrics::{Counter, Gauge, counter, gauge};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_signals::engine::EngineReading;
+use tidegate_signals::engine_alerts::{AlertWatch, EngineAlert};
+use tidegate_signals::loads;
+use tidegate_types::{Moment, Seconds};
+
+use crate::backends::fleet::Backend;
+use crate::backends::introspect;
+use crate::dispatch::context::Proxy;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::observations::Observation;
+
+/// Time-out of a scrape; a metrics page of vLLM has 100 KB.
+const ANSWER_MAX: Seconds = Seconds(2.0);
+/// Largest factor on the interval for an engine without metrics.
+const MUTE_LOOKS: u32 = 12;
+/// The prefix cache uses what streams leave of the KV memory; half of it is assumed (see start.rs).
+const PREFIX_SHARE: u64 = 2;
+
+/// The latest scrape of one backend.
+pub struct Look {
+    alerts: Mutex<Vec<EngineAlert>>,
+    /// First tokens after this moment belong to hand-offs whose KV was fetched after the engine's
+    /// last observed transfer: a fetch takes less than the scrape interval.
+    since: AtomicU64,
+    /// Whether a decode leg with such a first token has ended.
+    handed: AtomicBool,
+    gauges: Gauges,
+}
+
+struct Gauges {
+    kv_usage: Gauge,
+    kv_capacity: Gauge,
+    running: Gauge,
+    waiting: Gauge,
+    deferred: Gauge,
+    prefill_rate: Gauge,
+    alerts: [Gauge; EngineAlert::ALL.len()],
+}
+
+/// Counters of an engine since its start.
+#[derive(Default)]
+struct EngineCounters {
+    preemptions: EngineCounter,
+    failed_transfers: EngineCounter,
+    expired: EngineCounter,
+    transferred: EngineCounter,
+    hits: EngineCounter,
+    computed: EngineCounter,
+}
+
+/// An engine's counter, exported as one that goes on when the engine restarts at 0. It is registered
+/// with the first reported value: a counter that the engine does not have is absent, unlike 0.
+#[derive(Default)]
+struct EngineCounter {
+    /// The exported counter and the last value that the engine reported.
+    exported: Option<(Counter, u64)>,
+}
+
+impl EngineCounter {
+    fn set(&mut self, metric: &'static str, backend: &str, value: Option<f64>) {
+        let Some(value) = value else { return };
+        let value = value as u64;
+        let (counter, before) = self
+            .exported
+            .get_or_insert_with(|| (counter!(metric, "backend" => backend.to_owned()), 0));
+        counter.increment(if value >= *before { value - *before } else { value });
+        *before = value;
+    }
+}
+
+impl EngineCounters {
+    fn set(&mut self, backend: &str, reading: &EngineReading) {
+        let counters = [
+            ("tidegate_engine_preemptions_total", &mut self.preemptions, reading.preemptions),
+            (
+                "tidegate_engine_failed_transfers_total",
+                &mut self.failed_transfers,
+                reading.failed_transfers,
+            ),
+            ("tidegate_engine_expired_handoffs_total", &mut self.expired, reading.expired),
+            (
+                "tidegate_engine_transferred_tokens_total",
+                &mut self.transferred,
+                reading.transferred,
+            ),
+            ("tidegate_engine_cached_tokens_total", &mut self.hits, reading.hits),
+            ("tidegate_engine_computed_tokens_total", &mut self.computed, reading.computed),
+        ];
+        for (metric, counter, value) in counters {
+            counter.set(metric, backend, value);
+        }
+    }
+}
+
+impl Look {
+    pub fn new(name: &str, metrics: &Metrics) -> Look {
+        Look {
+            alerts: Mutex::default(),
+            since: AtomicU64::new(Moment::NEVER.0),
+            handed: AtomicBool::new(false),
+            gauges: metrics.within(|| Gauges::new(name)),
+        }
+    }
+
+    /// Records that a decode leg with a hand-off has succeeded; its first token arrived at `first`.
+    pub fn handed_over(&self, first: Moment) {
+        if first.0 >= self.since.load(Relaxed) {
+            self.handed.store(true, Relaxed);
+        }
+    }
+
+    /// Active alerts.
+    pub fn alerts(&self) -> Vec<&'static str> {
+        let alerts = self.alerts.lock().unwrap_or_else(PoisonError::into_inner);
+        alerts.iter().map(|alert| alert.as_str()).collect()
+    }
+
+    /// Exports a load report from an answer's headers; it raises no alerts.
+    pub fn heard(&self, reading: &EngineReading) {
+        self.gauges.load(reading);
+    }
+
+    fn seen(&self, reading: &EngineReading, alerts: Vec<EngineAlert>) {
+        self.gauges.load(reading);
+        self.gauges.scraped(reading);
+        for (gauge, alert) in self.gauges.alerts.iter().zip(EngineAlert::ALL) {
+            gauge.set(f64::from(u8::from(alerts.contains(&alert))));
+        }
+        *self.alerts.lock().unwrap_or_else(PoisonError::into_inner) = alerts;
+    }
+}
+
+impl Gauges {
+    fn new(name: &str) -> Gauges {
+        let of = |metric: &'static str| {
+            let gauge = gauge!(metric, "backend" => name.to_owned());
+            // NaN marks a value that was not reported, unlike 0.
+            gauge.set(f64::NAN);
+            gauge
+        };
+        let alert = |alert: EngineAlert| gauge!("tidegate_engine_alert", "backend" => name.to_owned(), "reason" => alert.as_str());
+        Gauges {
+            kv_usage: of("tidegate_engine_kv_usage_ratio"),
+            kv_capacity: of("tidegate_engine_kv_capacity_tokens"),
+            running: of("tidegate_engine_running_requests"),
+            waiting: of("tidegate_engine_waiting_requests"),
+            deferred: of("tidegate_engine_deferred_requests"),
+            prefill_rate: of("tidegate_engine_prefill_tokens_per_second"),
+            alerts: EngineAlert::ALL.map(alert),
+        }
+    }
+
+    fn load(&self, reading: &EngineReading) {
+        set(&self.kv_usage, reading.kv_usage);
+        set(&self.running, reading.running);
+        set(&self.waiting, reading.waiting);
+        set(&self.deferred, reading.deferred);
+    }
+
+    fn scraped(&self, reading: &EngineReading) {
+        set(&self.kv_capacity, reading.kv_capacity.map(|tokens| tokens.as_f64()));
+        set(&self.prefill_rate, reading.prefill_rate);
+    }
+}
+
+fn set(gauge: &Gauge, value: Option<f64>) {
+    if let Some(value) = value {
+        gauge.set(value);
+    }
+}
+
+/// Scrapes `backend` every `every` while the runtime lives.
+pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
+    let look = &proxy.signals.backends[backend.id.index()].look;
+    let mut watch = AlertWatch::default();
+    let mut counters = EngineCounters::default();
+    let mut before: Vec<EngineAlert> = Vec::new();
+    let mut mute = 0;
+    loop {
+        let reading = read(&backend).await;
+        if reading.is_empty() {
+            // The engine may be starting or down; the next scrape may succeed.
+            mute = MUTE_LOOKS.min(mute + 1);
+        } else {
+            mute = 0;
+            if watch.has_moved(&reading) {
+                look.since.store((proxy.clock.now() + every).0, Relaxed);
+                look.handed.store(false, Relaxed);
+            }
+            let alerts = watch.observe(reading, look.handed.load(Relaxed));
+            for alert in alerts.iter().filter(|alert| !before.contains(alert)) {
+                tracing::warn!(backend = %backend.name, alert = alert.as_str(), "engine alert");
+            }
+            before.clone_from(&alerts);
+            look.seen(&reading, alerts);
+            proxy.metrics.within(|| counters.set(&backend.name, &reading));
+            calibrate(&proxy, &backend, &reading);
+            if let Some(hits) = reading.hits {
+                proxy.learn(Observation::Counted { backend: backend.id, hits });
+            }
+        }
+        tokio::time::sleep((every * f64::from(mute.max(1))).to_duration()).await;
+    }
+}
+
+/// Reads `/metrics`, and SGLang's `/v1/loads` unless the first was vLLM's.
+async fn read(backend: &Backend) -> EngineReading {
+    if !backend.health.is_usable() {
+        return EngineReading::default();
+    }
+    let page = introspect::get(&backend.pool, "/metrics", ANSWER_MAX).await;
+    let reading = page.as_deref().map(EngineReading::of_metrics).unwrap_or_default();
+    let is_vllm = reading.kv_block.is_some() || reading.computed.is_some();
+    if is_vllm {
+        return reading;
+    }
+    match introspect::get(&backend.pool, "/v1/loads", ANSWER_MAX).await {
+        Some(answer) => reading.or(loads::reading(&answer).unwrap_or_default()),
+        None => reading,
+    }
+}
+
+/// The engine's own capacity is more reliable than an estimate.
+fn calibrate(proxy: &Proxy, backend: &Backend, reading: &EngineReading) {
+    if let Some(block) = reading.kv_block {
+        backend.set_kv_block(block);
+    }
+    if let Some(capacity) = reading.kv_capacity {
+        backend.told_kv_capacity(capacity);
+        let blocks = capacity.get() / PREFIX_SHARE / proxy.prefix_block.get().max(1);
+        proxy.fleet.prefixes.set_capacity(backend.id, blocks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::with_local_recorder;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[test]
+    fn an_engines_counter_is_absent_until_reported_and_goes_on_after_a_restart() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let shown = || {
+            let page = handle.render();
+            let value = page.lines().find_map(|line| line.strip_prefix("x_total{backend=\"a\"} "));
+            value.map(str::to_owned)
+        };
+        let mut counter = EngineCounter::default();
+        for (value, total) in [
+            (None, None),
+            (Some(4.0), Some("4")),
+            (Some(6.0), Some("6")),
+            (None, Some("6")),
+            (Some(1.0), Some("7")),
+        ] {
+            with_local_recorder(&recorder, || counter.set("x_total", "a", value));
+            assert_eq!(shown().as_deref(), total, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Waits for a leg that has brought nothing yet, and looks meanwhile whether the wait makes sense: an
+//! engine that is found dead or silent is left at once, if another one can take the request.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
+use tidegate_types::{BackendId, Moment, Role, Seconds};
+
+use crate::backends::fleet::Backend;
+use crate::dispatch::hedge;
+use crate::dispatch::legs::Serving;
+use crate::upstream::ExchangeError;
+use crate::upstream::failure::LegProblem;
+
+/// Between two looks: a fraction of what it takes to find an engine dead, and few enough for
+/// thousands of legs that wait.
+const LOOK_EVERY: Seconds = Seconds(0.25);
+/// A leg leaves an engine whose streams are silent only if it has waited so long itself: as long as a
+/// stream has to be silent.
+const SILENT_AFTER: Seconds = Seconds(2.5);
+
+/// The exchange's outcome, as long as an engine may take to it. `on`: the engine that answers, and the
+/// one that it depends on. `predicted`: how long it should take; a leg that takes several times that is
+/// told to be late.
+///
+/// By reference: an exchange is large, and would be copied with every call.
+pub(crate) async fn watched<T>(
+    serving: &Serving<'_>,
+    on: [Option<&Backend>; 2],
+    predicted: Seconds,
+    mut exchange: Pin<&mut impl Future<Output = Result<T, LegProblem>>>,
+) -> Result<T, LegProblem> {
+    let clock = serving.proxy.clock;
+    let begun = clock.now();
+    let limit = on.iter().flatten().map(|backend| backend.pool.first_byte_timeout()).min();
+    let limit = limit.unwrap_or_default();
+    let late = hedge::late_after(serving.proxy, predicted);
+    serving.proxy.timer_coalescing.keep();
+    let mut look = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + LOOK_EVERY)));
+    loop {
+        tokio::select! {
+            biased;
+            done = exchange.as_mut() => return done,
+            () = look.as_mut() => {}
+        }
+        let now = clock.now();
+        if (now - begun).to_duration() >= limit {
+            return Err(ExchangeError::AnswerTimeout(limit).into());
+        }
+        for backend in on.into_iter().flatten() {
+            if let Some(why) = gone(backend, now - begun)
+                && has_other(serving, backend, now)
+            {
+                let (on, backend) = (backend.id, backend.name.clone());
+                return Err(LegProblem::Abandoned { on, backend, why });
+            }
+        }
+        if late.is_some_and(|late| now - begun >= late) {
+            serving.late.store(true, Relaxed);
+        }
+        serving.proxy.timer_coalescing.keep();
+        look.as_mut().reset(clock.coarse_instant(now + LOOK_EVERY));
+    }
+}
+
+fn gone(backend: &Backend, waited: Seconds) -> Option<&'static str> {
+    let health = &backend.health;
+    if health.is_dead() {
+        Some("it was found dead")
+    } else if health.is_silent() && waited >= SILENT_AFTER {
+        Some("its streams are silent")
+    } else {
+        None
+    }
+}
+
+/// Can another backend take what this one does? Not if the request has come back to it.
+fn has_other(serving: &Serving<'_>, on: &Backend, now: Moment) -> bool {
+    let fleet = &serving.proxy.fleet;
+    let table = fleet.table();
+    let own = table.entry(on.id);
+    let can = |id: &BackendId| {
+        let (other, entry) = (fleet.backend(*id), table.entry(*id));
+        let same = entry.group == own.group && entry.role == own.role;
+        let free = other.health.is_usable() && !other.health.is_last(now);
+        free && entry.role != Role::Draining && (same || other.family.serves_colocated())
+    };
+    let excluded = &serving.job.excluded;
+    let mut others = table.backends(serving.job.pool).iter();
+    !excluded.contains(on.id) && others.any(|id| *id != on.id && !excluded.contains(*id) && can(id))
+}

@@ -1,0 +1,406 @@
+//! HTTP/1.1 (and 1.0) with a client: one request after another until either side ends it. The
+//! format is `tidegate_http1`'s business, what a request means `request.rs`'s.
+//!
+//! Why not hyper's codec, which speaks h2 here: see docs/decisions/0002-http1-codec.md.
+
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body::Body;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use thiserror::Error;
+use tidegate_engine::{ApiError, ErrorForm};
+use tidegate_http1::{
+    CONTINUE, Date, Framing, HeadError, RequestHead, ResponseFraming, write_response,
+};
+use tidegate_types::Seconds;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep, sleep_until, timeout};
+
+use super::presence::{Presence, Step};
+use super::reading::{BodyReadError, HeadReadError, RequestReader};
+use super::socket::Socket;
+use super::writing::ResponseWriter;
+use crate::dispatch::context::Proxy;
+use crate::listener::front::Client as Peer;
+use crate::request::handle as request;
+use crate::request::intake::{self, Read};
+use crate::request::relay::RelayBody;
+use crate::request::respond;
+use crate::request::tunnel::Tunnel;
+
+/// How long a client is listened to after an answer that it may not have waited for: closed at
+/// once, the answer would be lost with what is still unread (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// The date that was last written.
+    static DATE: Cell<Option<Date>> = const { Cell::new(None) };
+}
+
+/// Why a connection ended before its client wanted it to.
+#[derive(Debug, Error)]
+enum Ended {
+    #[error("the client left before its answer")]
+    Left,
+    #[error("the client does not read its answer")]
+    Stalled,
+    #[error(transparent)]
+    Body(BodyReadError),
+    #[error("writing to the client failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the client may do after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Ask again.
+    Next,
+    /// Nothing; all that it sent was read.
+    Close,
+    /// Nothing; it may still be sending.
+    CloseUnread,
+}
+
+/// What of a request was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    None,
+    /// Of a body that was refused nobody knows where it ends.
+    Unread,
+}
+
+/// What an answer depends on beside its request.
+struct Client {
+    method: Method,
+    is_1_1: bool,
+    after: After,
+    presence: Presence,
+}
+
+/// Serve a connection until its client or the proxy ends it.
+pub async fn serve<Io>(
+    proxy: Arc<Proxy>,
+    patience: Seconds,
+    peer: Peer,
+    io: Io,
+    mut stop: watch::Receiver<bool>,
+) where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    let clock = proxy.clock;
+    let mut reader = RequestReader::new(io, patience.to_duration());
+    let mut stopping = false;
+    let mut since = clock.now();
+    // One timer for all of the connection's life: one a request would be set and taken away again.
+    let mut idle = pin!(sleep_until(clock.instant(since + patience)));
+    loop {
+        let head = tokio::select! {
+            biased;
+            head = reader.head() => head,
+            () = idle.as_mut() => {
+                let until = since + patience;
+                if clock.now() >= until {
+                    break;
+                }
+                idle.as_mut().reset(clock.instant(until));
+                continue;
+            }
+            _ = stop.changed(), if !stopping => {
+                stopping = true;
+                if !reader.has_begun() {
+                    break;
+                }
+                continue;
+            }
+        };
+        let served = match head {
+            Ok(asked) => exchange(&proxy, &peer, &mut reader, asked, stopping).await,
+            Err(HeadReadError::Head(error)) => refuse(&proxy, &mut reader, error).await,
+            Err(HeadReadError::Closed | HeadReadError::Io(_)) => break,
+        };
+        since = clock.now();
+        match served {
+            Ok(After::Next) => {}
+            Ok(after) => {
+                let closing = async {
+                    reader.io.shutdown().await.ok();
+                    if after == After::CloseUnread || reader.has_begun() {
+                        reader.drain().await;
+                    }
+                };
+                timeout(LINGER, closing).await.ok();
+                break;
+            }
+            Err(ended) => {
+                // The access log has the request.
+                tracing::debug!("client connection: {ended}");
+                break;
+            }
+        }
+    }
+}
+
+/// One request and its answer.
+async fn exchange<Io>(
+    proxy: &Arc<Proxy>,
+    peer: &Peer,
+    reader: &mut RequestReader<Io>,
+    asked: RequestHead,
+    stopping: bool,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    let arrived = proxy.clock.now();
+    let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
+    let upgrades = asked.upgrades;
+    // Bytes after a refused handshake must not be parsed as a request.
+    let keeps_alive = asked.keeps_alive && !upgrades;
+    let mut head = Request::new(()).into_parts().0;
+    (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
+    let (body, rest) = read(proxy, reader, &head, framing, expects_continue).await?;
+    let after = match (rest, keeps_alive && !stopping) {
+        (Rest::None, true) => After::Next,
+        (Rest::None, false) => After::Close,
+        (Rest::Unread, _) => After::CloseUnread,
+    };
+    let asked = intake::Asked { head, body, upgrades, arrived, subject: peer.subject.clone() };
+    // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
+    // it stays, or all of that would be copied.
+    let room = Box::new_uninit();
+    let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
+    let mut presence = Presence::new(proxy.half_close);
+    let response = answered(reader, handling, is_1_1, &mut presence).await?;
+    send(proxy, reader, Client { method, is_1_1, after, presence }, response).await
+}
+
+/// A request's body, or why it is refused, and what is left of it.
+async fn read<Io>(
+    proxy: &Proxy,
+    reader: &mut RequestReader<Io>,
+    head: &Parts,
+    framing: Framing,
+    expects_continue: bool,
+) -> Result<(Result<Read, ApiError>, Rest), Ended>
+where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    // A body above the whole budget never fits: 413, not 503.
+    let max = proxy.body_max.min(proxy.bodies.max());
+    if let Err(refused) = intake::admit_head(proxy, head) {
+        // A body that came with its head need not end the connection.
+        return Ok((Err(refused), skip(reader, framing)));
+    }
+    // A length above the maximum is refused below.
+    let announced = match framing {
+        Framing::Length(length) => usize::try_from(length).ok().filter(|length| *length <= max),
+        Framing::Chunked | Framing::UntilClose => None,
+    };
+    let Some(mut held) = proxy.bodies.try_hold(announced.unwrap_or(0)) else {
+        return Ok((Err(respond::no_room()), skip(reader, framing)));
+    };
+    if expects_continue && !reader.has_body(framing) {
+        reader.io.write_all(CONTINUE).await?;
+        reader.io.flush().await?;
+    }
+    match reader.body(framing, max, &mut held).await {
+        Ok(bytes) => Ok((Ok(Read { bytes, held }), Rest::None)),
+        Err(BodyReadError::NoRoom) => Ok((Err(respond::no_room()), Rest::Unread)),
+        Err(BodyReadError::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
+        Err(BodyReadError::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
+        Err(error @ BodyReadError::Malformed(_)) => {
+            Ok((Err(ApiError::bad_request(error.to_string(), None)), Rest::Unread))
+        }
+        Err(error) => Err(Ended::Body(error)),
+    }
+}
+
+/// What is left of a body that is refused: nothing if all of it came with its head.
+fn skip<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>, framing: Framing) -> Rest {
+    if reader.skip_body(framing) { Rest::None } else { Rest::Unread }
+}
+
+/// A head that is none: said in the form that most clients read.
+async fn refuse<Io>(
+    proxy: &Proxy,
+    reader: &mut RequestReader<Io>,
+    error: HeadError,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    let mut told = ApiError::bad_request(format!("The request was not understood: {error}."), None);
+    told.status = match error {
+        HeadError::TooLarge => 431,
+        HeadError::Coding => 501,
+        HeadError::Version => 505,
+        HeadError::Malformed(_)
+        | HeadError::BareLf
+        | HeadError::Length
+        | HeadError::Ambiguous
+        | HeadError::Host
+        | HeadError::Switching => 400,
+    };
+    tracing::debug!("a request was not understood: {error}");
+    proxy.metrics.refused(None, told.status);
+    let presence = Presence::new(proxy.half_close);
+    let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread, presence };
+    send(proxy, reader, client, respond::error(&told, ErrorForm::OpenAi)).await
+}
+
+/// The answer, unless the client leaves: then the request is dropped, and its legs with it.
+async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
+    reader: &mut RequestReader<Io>,
+    mut handling: Pin<Box<impl Future<Output = Response<RelayBody>>>>,
+    is_1_1: bool,
+    presence: &mut Presence,
+) -> Result<Response<RelayBody>, Ended> {
+    // An interim answer is written whole, or the next would begin in its middle.
+    let mut interim: &[u8] = &[];
+    let response = poll_fn(|context| {
+        if let Poll::Ready(response) = handling.as_mut().poll(context) {
+            return Poll::Ready(Ok(response));
+        }
+        loop {
+            while !interim.is_empty() {
+                match Pin::new(&mut reader.io).poll_write(context, interim) {
+                    Poll::Ready(Ok(written)) if written > 0 => interim = &interim[written..],
+                    Poll::Ready(_) => return Poll::Ready(Err(Ended::Left)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            match ready!(poll_presence(reader, presence, context)) {
+                None => return Poll::Ready(Err(Ended::Left)),
+                // Before HTTP/1.1 there were none.
+                Some(Step::Probe) if is_1_1 => interim = CONTINUE,
+                Some(Step::Probe | Step::Look) => {}
+            }
+        }
+    })
+    .await?;
+    reader.io.write_all(interim).await?;
+    Ok(response)
+}
+
+/// `None`: the client has left.
+fn poll_presence<Io: AsyncRead + Socket + Unpin>(
+    reader: &mut RequestReader<Io>,
+    presence: &mut Presence,
+    context: &mut Context<'_>,
+) -> Poll<Option<Step>> {
+    if !presence.is_half() {
+        let how = ready!(reader.poll_closed(context));
+        if presence.closed(how) {
+            return Poll::Ready(None);
+        }
+    }
+    let step = ready!(presence.poll_step(context));
+    Poll::Ready(Some(step).filter(|_| !reader.io.is_reset()))
+}
+
+async fn send<Io>(
+    proxy: &Proxy,
+    reader: &mut RequestReader<Io>,
+    client: Client,
+    response: Response<RelayBody>,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    let Client { method, is_1_1, mut after, mut presence } = client;
+    let (head, body) = response.into_parts();
+    if let RelayBody::Websocket(tunnel) = body {
+        return carry(proxy, reader, &head, *tunnel).await;
+    }
+    let framing = ResponseFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
+    let ends = framing == ResponseFraming::UntilClose || proxy.is_draining();
+    if ends && after == After::Next {
+        after = After::Close;
+    }
+    let keeps_alive = after == After::Next;
+    let date = || date(proxy);
+    let written = write_response(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
+    let mut writer = ResponseWriter::new(written, framing, body);
+    let mut stall = Stall::default();
+    let patience = proxy.client_stall.to_duration();
+    poll_fn(|context| match writer.poll_send(&mut reader.io, context) {
+        Poll::Ready(sent) => Poll::Ready(sent.map_err(Ended::Io)),
+        Poll::Pending if stall.is_over(writer.blocked_at(), patience, context) => {
+            Poll::Ready(Err(Ended::Stalled))
+        }
+        Poll::Pending => match ready!(poll_presence(reader, &mut presence, context)) {
+            None => Poll::Ready(Err(Ended::Left)),
+            Some(step) => {
+                if step == Step::Probe {
+                    writer.body().probe();
+                }
+                // Again, for the probe and for the timer of the next step.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+        },
+    })
+    .await?;
+    Ok(after)
+}
+
+/// The date of now, as it was last written in this thread if that is still right.
+fn date(proxy: &Proxy) -> Date {
+    let now = proxy.clock.wall(proxy.clock.now());
+    let date = DATE.get().map_or_else(|| Date::at(now), |date| date.or_at(now));
+    DATE.set(Some(date));
+    date
+}
+
+/// The 101 of a websocket, and the websocket until its end.
+async fn carry<Io>(
+    proxy: &Proxy,
+    reader: &mut RequestReader<Io>,
+    head: &http::response::Parts,
+    tunnel: Tunnel,
+) -> Result<After, Ended>
+where
+    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+{
+    let framing = ResponseFraming::Websocket;
+    let head = write_response(head.status, &head.headers, framing, true, false, || date(proxy));
+    let sending = async {
+        reader.io.write_all(&head).await?;
+        reader.io.flush().await
+    };
+    let sent = timeout(proxy.client_stall.to_duration(), sending).await;
+    sent.map_err(|_| Ended::Stalled)??;
+    let (ahead, idle) = (reader.take_ahead(), Seconds::from(reader.patience));
+    // Boxed, or every connection would keep room for it.
+    Box::pin(tunnel.run(&mut reader.io, ahead, idle)).await;
+    Ok(After::Close)
+}
+
+/// A client that does not read: until it does, its answer holds a place on an engine.
+#[derive(Default)]
+struct Stall {
+    /// Since when it has read nothing, and how much it had got by then. Set at the first blocked
+    /// write: most answers never have one.
+    waits: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+impl Stall {
+    /// Has a client that is blocked `at` so many bytes taken none for as long as it may?
+    fn is_over(&mut self, at: Option<u64>, patience: Duration, context: &mut Context<'_>) -> bool {
+        let Some(at) = at else {
+            self.waits = None;
+            return false;
+        };
+        if self.waits.as_ref().is_none_or(|(before, _)| *before != at) {
+            self.waits = Some((at, Box::pin(sleep(patience))));
+        }
+        self.waits.as_mut().is_some_and(|(_, sleep)| sleep.as_mut().poll(context).is_ready())
+    }
+}

@@ -1,0 +1,402 @@
+//! A client's side of a connection, read: heads, bodies, and whether the client is still there.
+//! Bytes go through the thread's buffer; between requests a connection holds none. It must never
+//! take more of the stream than a message has, but to keep it for the next.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use thiserror::Error;
+use tidegate_http1::{
+    BodyError, BodyReader, Framing, HEAD_MAX, HeadError, RequestHead, read_request,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout};
+
+use super::pace::allowance;
+use crate::runtime::budget::Held;
+use crate::runtime::thread_buffer::{self, poll_read};
+
+/// What a client may send ahead while its answer is on the way.
+const AHEAD_MAX: usize = 64 << 10;
+/// Bytes of a body per read: about 0.1 ms. Without a limit a sender that keeps up holds the thread for
+/// tokio's budget of 128 reads of up to the socket's buffer, 6 MB.
+const READ_MAX: usize = 256 << 10;
+
+/// The reading half of a client's connection.
+pub struct RequestReader<Io> {
+    pub(super) io: Io,
+    /// How long a client may keep a body waiting for its next bytes.
+    pub(super) patience: Duration,
+    /// Read, but of the next message: usually empty.
+    ahead: Vec<u8>,
+}
+
+/// How a client's connection ended while its answer is on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Nothing more comes from it. It may have left, and it may be waiting for its answer.
+    Half,
+    /// The connection is gone.
+    Reset,
+}
+
+/// A head did not come.
+#[derive(Debug, Error)]
+pub enum HeadReadError {
+    /// The client closed the connection, between requests or within a head.
+    #[error("the client closed the connection")]
+    Closed,
+    /// The socket failed.
+    #[error("reading from the client failed: {0}")]
+    Io(#[from] io::Error),
+    /// What came is no request: it can be told so.
+    #[error("the request is not usable: {0}")]
+    Head(#[from] HeadError),
+}
+
+/// A body did not come.
+#[derive(Debug, Error)]
+pub enum BodyReadError {
+    /// The client left in the middle of it.
+    #[error("the client closed the connection in the middle of a body")]
+    Closed,
+    /// The socket failed.
+    #[error("reading from the client failed: {0}")]
+    Io(#[from] io::Error),
+    /// Its chunks are malformed.
+    #[error(transparent)]
+    Malformed(#[from] BodyError),
+    /// Nothing came of it for as long as a client may take.
+    #[error("the client did not go on with a body")]
+    Stalled,
+    /// It is larger than allowed; the rest was not read.
+    #[error("the body is too large")]
+    TooLarge,
+    /// It does not fit into the budget of all bodies; the rest was not read.
+    #[error("the memory for bodies is in use")]
+    NoRoom,
+}
+
+impl<Io: AsyncRead + Unpin> RequestReader<Io> {
+    pub fn new(io: Io, patience: Duration) -> RequestReader<Io> {
+        RequestReader { io, patience, ahead: Vec::new() }
+    }
+
+    /// What was read beyond the last message.
+    pub fn take_ahead(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.ahead)
+    }
+
+    /// Has part of the next request come?
+    pub fn has_begun(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// The next request's head. What was read of it is kept if the future is dropped.
+    pub async fn head(&mut self) -> Result<RequestHead, HeadReadError> {
+        if self.has_begun() {
+            let begun = std::mem::take(&mut self.ahead);
+            if let Some(asked) = self.take_head(&begun)? {
+                return Ok(asked);
+            }
+        }
+        std::future::poll_fn(|context| self.poll_head(context)).await
+    }
+
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<RequestHead, HeadReadError>> {
+        thread_buffer::with(|scratch| {
+            loop {
+                let read = ready!(poll_read(&mut self.io, context, scratch))?;
+                if read == 0 {
+                    return Poll::Ready(Err(HeadReadError::Closed));
+                }
+                let asked = if self.has_begun() {
+                    self.ahead.extend_from_slice(&scratch[..read]);
+                    // Only a line's end can end a head: others need not be parsed again.
+                    if self.ahead.len() <= HEAD_MAX && !scratch[..read].contains(&b'\n') {
+                        continue;
+                    }
+                    let begun = std::mem::take(&mut self.ahead);
+                    self.take_head(&begun)?
+                } else {
+                    self.take_head(&scratch[..read])?
+                };
+                if let Some(asked) = asked {
+                    return Poll::Ready(Ok(asked));
+                }
+            }
+        })
+    }
+
+    /// A head out of `bytes`; what is left of them is what comes next.
+    fn take_head(&mut self, bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
+        // Empty lines before a request mean nothing (RFC 9112, 2.2); kept, each would be parsed anew.
+        let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+        let bytes = &bytes[begin.unwrap_or(bytes.len())..];
+        let asked = read_request(bytes)?;
+        let taken = asked.as_ref().map_or(0, |asked| asked.length);
+        self.ahead = bytes[taken..].to_vec();
+        Ok(asked)
+    }
+
+    /// Is all of a body here that was sent with its head?
+    pub fn has_body(&self, framing: Framing) -> bool {
+        match framing {
+            Framing::Length(length) => self.ahead.len() as u64 >= length,
+            Framing::Chunked | Framing::UntilClose => false,
+        }
+    }
+
+    /// Drop a body that came with its head. False: not all of it did, and nothing is dropped.
+    pub fn skip_body(&mut self, framing: Framing) -> bool {
+        match framing {
+            Framing::Length(length) if self.has_body(framing) => {
+                self.ahead.drain(..length as usize);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// All of a body of at most `max` bytes. Those of an announced length are `held` before; of other
+    /// bodies, each part is held as it comes.
+    pub async fn body(
+        &mut self,
+        framing: Framing,
+        max: usize,
+        held: &mut Held,
+    ) -> Result<Bytes, BodyReadError> {
+        match framing {
+            Framing::Length(0) => Ok(Bytes::new()),
+            Framing::Length(length) => match usize::try_from(length) {
+                Ok(length) if length <= max => self.read_exactly(length).await,
+                _ => Err(BodyReadError::TooLarge),
+            },
+            Framing::Chunked | Framing::UntilClose => self.chunks(framing, max, held).await,
+        }
+    }
+
+    async fn read_exactly(&mut self, length: usize) -> Result<Bytes, BodyReadError> {
+        let mut body = std::mem::take(&mut self.ahead);
+        if body.len() > length {
+            self.ahead = body.split_off(length);
+            body.shrink_to_fit();
+        }
+        if body.len() == length {
+            return Ok(Bytes::from(body));
+        }
+        // Reserved at once: untouched pages use no memory, and growth would copy.
+        let mut all = BytesMut::with_capacity(length);
+        all.extend_from_slice(&body);
+        drop(body);
+        let began = Instant::now();
+        while all.len() < length {
+            let (came, left) = (all.len(), length - all.len());
+            let mut room = (&mut all).limit(left.min(READ_MAX));
+            let patience = self.patience.min(allowance(began.elapsed(), came));
+            let reading = timeout(patience, self.io.read_buf(&mut room));
+            match reading.await.map_err(|_| BodyReadError::Stalled)?? {
+                0 => return Err(BodyReadError::Closed),
+                // Other tasks of this thread run between two large reads.
+                READ_MAX => yield_now().await,
+                _ => {}
+            }
+        }
+        Ok(all.freeze())
+    }
+
+    async fn chunks(
+        &mut self,
+        framing: Framing,
+        max: usize,
+        held: &mut Held,
+    ) -> Result<Bytes, BodyReadError> {
+        let mut reader = BodyReader::new(framing);
+        let mut all = BytesMut::new();
+        let mut begun = std::mem::take(&mut self.ahead);
+        self.add(&mut reader, &mut begun, &mut all, (max, &mut *held))?;
+        let began = Instant::now();
+        while !reader.is_done() {
+            let patience = self.patience.min(allowance(began.elapsed(), all.len()));
+            let reading = std::future::poll_fn(|context| {
+                thread_buffer::with(|scratch| {
+                    match ready!(poll_read(&mut self.io, context, scratch))? {
+                        0 => Poll::Ready(Err(BodyReadError::Closed)),
+                        read => {
+                            let room = (max, &mut *held);
+                            Poll::Ready(self.add(&mut reader, &mut scratch[..read], &mut all, room))
+                        }
+                    }
+                })
+            });
+            timeout(patience, reading).await.map_err(|_| BodyReadError::Stalled)??;
+        }
+        Ok(all.freeze())
+    }
+
+    fn add(
+        &mut self,
+        reader: &mut BodyReader,
+        bytes: &mut [u8],
+        all: &mut BytesMut,
+        (max, held): (usize, &mut Held),
+    ) -> Result<(), BodyReadError> {
+        let piece = reader.read(bytes)?;
+        if all.len() + piece.data.len() > max {
+            return Err(BodyReadError::TooLarge);
+        }
+        if !held.grow(piece.data.len()) {
+            return Err(BodyReadError::NoRoom);
+        }
+        all.extend_from_slice(&bytes[piece.data]);
+        self.ahead = bytes[piece.consumed..].to_vec();
+        Ok(())
+    }
+
+    /// Ready when the client has closed its sending half, or the socket has failed. What it sends
+    /// meanwhile is kept for later; beyond [`AHEAD_MAX`] it waits in the socket.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<Closed> {
+        thread_buffer::with(|scratch| {
+            while self.ahead.len() < AHEAD_MAX {
+                match ready!(poll_read(&mut self.io, context, scratch)) {
+                    Ok(0) => return Poll::Ready(Closed::Half),
+                    Err(_) => return Poll::Ready(Closed::Reset),
+                    Ok(read) => self.ahead.extend_from_slice(&scratch[..read]),
+                }
+            }
+            Poll::Pending
+        })
+    }
+
+    /// Read what still comes and forget it, until the client closes.
+    pub async fn drain(&mut self) {
+        poll_fn(|context| {
+            thread_buffer::with(|forgotten| {
+                while ready!(thread_buffer::poll_read(&mut self.io, context, forgotten))
+                    .is_ok_and(|read| read > 0)
+                {}
+                Poll::Ready(())
+            })
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::budget::Budget;
+    use tokio::io::AsyncWriteExt;
+
+    const MAX: usize = 100;
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Reads requests off a connection on which `wire` comes in pieces of `step` bytes.
+    async fn reads(wire: &[u8], step: usize) -> Vec<Result<Bytes, String>> {
+        let (mut client, server) = tokio::io::duplex(step);
+        let sending = async {
+            // The reader may stop before the end.
+            client.write_all(wire).await.ok();
+            drop(client);
+        };
+        let reading = async {
+            let mut reader = RequestReader::new(server, PATIENCE);
+            let mut bodies = Vec::new();
+            loop {
+                let asked = match reader.head().await {
+                    Ok(asked) => asked,
+                    Err(HeadReadError::Closed) => return bodies,
+                    Err(error) => {
+                        bodies.push(Err(error.to_string()));
+                        return bodies;
+                    }
+                };
+                let mut held = Budget::new(usize::MAX).try_hold(0).unwrap();
+                let body = reader.body(asked.framing, MAX, &mut held).await;
+                let failed = body.is_err();
+                bodies.push(body.map_err(|error| error.to_string()));
+                if failed {
+                    return bodies;
+                }
+            }
+        };
+        tokio::join!(sending, reading).1
+    }
+
+    #[tokio::test]
+    async fn requests_are_read_one_after_another_however_they_come() {
+        let wire = b"POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello\
+                     \r\n\r\nGET /b HTTP/1.1\r\nhost: h\r\n\r\n\
+                     POST /c HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n\
+                     POST /d HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n{}";
+        let bodies =
+            ["hello", "", "abcde", "{}"].map(|body| Ok(Bytes::from_static(body.as_bytes())));
+        for step in [1, 2, 7, 64, wire.len()] {
+            assert_eq!(reads(wire, step).await, bodies, "{step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_above_the_limit_is_not_read_to_its_end() {
+        let long = "x".repeat(MAX + 1);
+        let announced =
+            format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n{long}", MAX + 1);
+        let chunked = format!(
+            "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+            MAX + 1
+        );
+        for wire in [announced, chunked] {
+            let read = reads(wire.as_bytes(), 16).await;
+            assert_eq!(read, [Err(BodyReadError::TooLarge.to_string())]);
+        }
+        let fits =
+            format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {MAX}\r\n\r\n{}", &long[..MAX]);
+        assert!(reads(fits.as_bytes(), 16).await[0].is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_breaks_off_or_is_no_http_is_told() {
+        for (wire, error) in [
+            (
+                "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhel",
+                BodyReadError::Closed.to_string(),
+            ),
+            (
+                "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
+                BodyError::Chunk.to_string(),
+            ),
+        ] {
+            assert_eq!(reads(wire.as_bytes(), 9).await, [Err(error)]);
+        }
+        assert!(reads(b"\x16\x03\x01\x02", 9).await[0].is_err());
+        assert!(reads(b"GET / HT", 9).await.is_empty(), "a client that left asked for nothing");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_closes_is_seen_and_one_that_goes_on_is_kept() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut reader = RequestReader::new(server, PATIENCE);
+        client.write_all(b"GET /next HTTP/1.1\r\nhost: h\r\n").await.unwrap();
+        assert_eq!(closed(&mut reader), Poll::Pending);
+        client.write_all(b"\r\n").await.unwrap();
+        drop(client);
+        assert_eq!(closed(&mut reader), Poll::Ready(Closed::Half));
+        assert_eq!(reader.head().await.unwrap().uri.path(), "/next");
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_beyond_the_buffer_waits() {
+        let (mut client, server) = tokio::io::duplex(4 * AHEAD_MAX);
+        let mut reader = RequestReader::new(server, PATIENCE);
+        client.write_all(&vec![b'x'; 3 * AHEAD_MAX]).await.unwrap();
+        assert_eq!(closed(&mut reader), Poll::Pending);
+        assert!(reader.ahead.len() < 2 * AHEAD_MAX);
+    }
+
+    fn closed<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>) -> Poll<Closed> {
+        reader.poll_closed(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+}

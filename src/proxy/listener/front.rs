@@ -1,0 +1,235 @@
+//! The accepting side of a port: a pingora service with our own accept loop. It closes its listener
+//! when it is told to and leaves the connections alone; it reports accept errors and goes on.
+
+use async_trait::async_trait;
+use pingora_core::server::{ListenFds, ShutdownWatch};
+use pingora_core::services::Service;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::listener::downstream::ClientSocket;
+use crate::listener::sockets::Bound;
+use crate::runtime::connections::{Connections, Refused};
+use crate::runtime::vital::Vital;
+use crate::tls::{ServerTls, subject_of};
+
+/// A client that is slower with its handshake wants nothing from us.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After an accept error that will come again at once (no descriptor is left): long enough not to
+/// spin, short enough that nobody notices once one is free.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// To a client above a limit of connections.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\
+    connection: close\r\n\r\n";
+
+/// Who connected.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The subject of its verified certificate.
+    pub subject: Option<Arc<str>>,
+}
+
+/// What a port serves.
+pub trait App: Send + Sync + 'static {
+    /// Serve one connection to its end. Once `stop` is true it ends with the request it is at.
+    fn serve(
+        self: Arc<Self>,
+        io: ClientSocket,
+        client: Client,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// A connection above a limit was refused.
+    fn refused(&self, _: Refused) {}
+}
+
+/// Wait until a switch is on, or gone with the process.
+pub async fn is_on(switch: &mut watch::Receiver<bool>) {
+    switch.wait_for(|on| *on).await.ok();
+}
+
+/// When a port begins and ends.
+#[derive(Clone, Debug)]
+pub struct Phases {
+    /// True: accept. A successor waits until it is ready.
+    pub begin: watch::Receiver<bool>,
+    /// True: the listeners close.
+    pub close: watch::Receiver<bool>,
+    /// True: connections end, idle ones at once.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// One port as a service of pingora's.
+pub struct Front<A> {
+    /// For the names of its threads.
+    pub name: &'static str,
+    /// What it serves.
+    pub app: Arc<A>,
+    /// Where.
+    pub listeners: Vec<Bound>,
+    /// With TLS, or without.
+    pub tls: Option<ServerTls>,
+    /// When.
+    pub phases: Phases,
+    /// How many threads; pingora's setting if `None`.
+    pub threads: Option<usize>,
+    /// The process ends with it.
+    pub vital: Option<Vital>,
+    /// How many connections it may have.
+    pub limits: Arc<Connections>,
+}
+
+#[async_trait]
+impl<A: App> Service for Front<A> {
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        let _vital = self.vital.take();
+        let mut accepting = JoinSet::new();
+        for Bound { name, listener } in self.listeners.drain(..) {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let port = Port {
+                        app: Arc::clone(&self.app),
+                        tls: self.tls.clone(),
+                        phases: self.phases.clone(),
+                        address: name,
+                        limits: Arc::clone(&self.limits),
+                        refusing: Arc::default(),
+                    };
+                    accepting.spawn(port.accept_all(listener));
+                }
+                Err(error) => {
+                    tracing::error!(address = %name, "cannot accept: {error}");
+                    return;
+                }
+            }
+        }
+        while let Some(ended) = accepting.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(service = self.name, "accepting has ended: {error}");
+                return;
+            }
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.threads
+    }
+}
+
+/// One listener's.
+struct Port<A> {
+    app: Arc<A>,
+    tls: Option<ServerTls>,
+    phases: Phases,
+    address: String,
+    limits: Arc<Connections>,
+    /// The limit was met and said so since the last admitted connection.
+    refusing: Arc<AtomicBool>,
+}
+
+impl<A: App> Port<A> {
+    async fn accept_all(mut self, listener: TcpListener) {
+        // The sender is gone only when the process ends.
+        is_on(&mut self.phases.begin).await;
+        let mut close = self.phases.close.clone();
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = is_on(&mut close) => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, address)) => {
+                    failing = false;
+                    self.take(socket, address);
+                }
+                Err(error) => {
+                    // One line for a series of errors.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(address = %self.address, "accepting fails: {error}");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        // What the kernel has accepted already would be reset with the listener; a successor that
+        // holds it too may take some of them, which is as good.
+        while let Ok(Ok((socket, address))) =
+            tokio::time::timeout(Duration::ZERO, listener.accept()).await
+        {
+            self.take(socket, address);
+        }
+    }
+
+    fn take(&self, socket: TcpStream, address: SocketAddr) {
+        let (app, tls) = (Arc::clone(&self.app), self.tls.clone());
+        let connection = match self.limits.admit(address) {
+            Ok(connection) => connection,
+            Err(refused) => return self.refuse(socket, address, refused),
+        };
+        self.refusing.store(false, Relaxed);
+        let stop = self.phases.stop.clone();
+        tokio::spawn(async move {
+            // Waiting for an ACK with the last bytes of a chunk costs 40 ms.
+            socket.set_nodelay(true).ok();
+            let served = match tls {
+                None => Some((ClientSocket::Tcp(socket), None)),
+                // Boxed, or every connection would keep room for it.
+                Some(tls) => Box::pin(handshake(tls, socket, address, stop.clone())).await,
+            };
+            if let Some((io, subject)) = served {
+                app.serve(io, Client { subject }, stop).await;
+            }
+            drop(connection);
+        });
+    }
+
+    /// Above the limit: an answer if it goes out at once, and the end.
+    fn refuse(&self, socket: TcpStream, client: SocketAddr, refused: Refused) {
+        let limit = refused.as_str();
+        // One line for a series of refusals.
+        if !self.refusing.swap(true, Relaxed) {
+            tracing::warn!(address = %self.address, %client, limit, "connections are refused");
+        }
+        self.app.refused(refused);
+        if self.tls.is_none() {
+            // A full send buffer is impossible on a new connection; a client that has gone is not.
+            socket.try_write(FULL).ok();
+        }
+    }
+}
+
+async fn handshake(
+    tls: ServerTls,
+    socket: TcpStream,
+    address: SocketAddr,
+    mut stop: watch::Receiver<bool>,
+) -> Option<(ClientSocket, Option<Arc<str>>)> {
+    let shaking = tokio::time::timeout(HANDSHAKE, tls.accept(socket));
+    let shaken: io::Result<_> = tokio::select! {
+        shaken = shaking => shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        () = is_on(&mut stop) => return None,
+    };
+    match shaken {
+        Ok(stream) => {
+            let subject = subject_of(stream.get_ref().1.peer_certificates());
+            Some((ClientSocket::Tls(Box::new(stream)), subject))
+        }
+        Err(error) => {
+            tracing::info!(client = %address, "a TLS handshake failed: {error}");
+            None
+        }
+    }
+}

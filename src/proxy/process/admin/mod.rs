@@ -1,0 +1,216 @@
+//! The admin address: metrics, probes, the fleet, the plan and its history, role changes by
+//! operators. It has its own port, separate from clients' traffic. All paths are listed in one
+//! match.
+
+mod dashboard;
+mod guard;
+mod views;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_types::{Role, Seconds};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::control::{Command, Hold};
+use crate::dispatch::context::Proxy;
+use crate::listener::downstream::ClientSocket;
+use crate::listener::front::{App, Client, is_on};
+
+pub use guard::Guard;
+
+/// Largest body in bytes; a role change has a few dozen.
+const BODY_MAX: usize = 64 << 10;
+/// Most connections at once; operators, scrapers and probes need a few.
+pub const CONNECTIONS_MAX: usize = 256;
+/// Time-out for a header, for the next request on a connection, and for a body.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest hold of an operator's flip: one week. Longer holds are pins.
+const HOLD_MAX: Seconds = Seconds(604_800.0);
+
+/// Serves the admin port.
+pub struct AdminApp {
+    /// The state shown.
+    pub proxy: Arc<Proxy>,
+    /// Channel to the control loop.
+    pub commands: mpsc::Sender<Command>,
+    /// Access control.
+    pub guard: Guard,
+    /// Hold of a flip whose request gives none.
+    pub flip_hold: Seconds,
+}
+
+/// Body of `POST /v1/backends/{name}/role`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoleChange {
+    role: Option<Role>,
+    pin: Option<bool>,
+    hold_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Problem {
+    error: String,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl App for AdminApp {
+    async fn serve(self: Arc<Self>, io: ClientSocket, _: Client, mut stop: watch::Receiver<bool>) {
+        let service =
+            service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = is_on(&mut stop) => {
+                serving.as_mut().graceful_shutdown();
+                timeout(PATIENCE, serving).await.unwrap_or(Ok(()))
+            }
+        };
+        // A closed connection of a scraper needs no handling.
+        ended.unwrap_or_else(|error| tracing::debug!("admin: {error}"));
+    }
+}
+
+impl AdminApp {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let mut answer = self.find(request).await;
+        if self.proxy.is_draining() {
+            // A request on a new connection may reach the successor process.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+
+    async fn find(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        if let Err((status, why)) = self.guard.admit(&head) {
+            let mut answer = problem(status, why.to_owned());
+            if status == StatusCode::UNAUTHORIZED {
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            return answer;
+        }
+        let request = Request::from_parts(head, body);
+        let proxy = &self.proxy;
+        let path = request.uri().path().to_owned();
+        let get = matches!(*request.method(), Method::GET | Method::HEAD);
+        match path.as_str() {
+            "/livez" if get => text(StatusCode::OK, "text/plain", "ok\n".into()),
+            "/readyz" if get => match proxy.readiness() {
+                Ok(()) => text(StatusCode::OK, "text/plain", "ready\n".into()),
+                Err(why) => {
+                    let status = StatusCode::SERVICE_UNAVAILABLE;
+                    text(status, "text/plain", format!("not ready: {why}\n"))
+                }
+            },
+            "/metrics" if get => {
+                let table = proxy.fleet.table();
+                let waiting = proxy.queue.signal().waiting();
+                let page = proxy.metrics.render(&proxy.fleet, &table, waiting, &proxy.bodies);
+                text(StatusCode::OK, "text/plain; version=0.0.4", page)
+            }
+            "/v1/fleet" if get => json(StatusCode::OK, &views::fleet(proxy)),
+            "/v1/plan" if get => json(StatusCode::OK, &views::plan(proxy)),
+            "/v1/plan/history" if get => json(StatusCode::OK, &proxy.journal.entries()),
+            "/v1/requests" if get => json(StatusCode::OK, &views::requests(proxy)),
+            "/" if get => text(StatusCode::OK, "text/html; charset=utf-8", dashboard::PAGE.into()),
+            _ => match path.strip_prefix("/v1/backends/").and_then(|p| p.strip_suffix("/role")) {
+                Some(name) if request.method() == Method::POST => {
+                    let name = name.to_owned();
+                    self.change_role(&name, request).await
+                }
+                _ => {
+                    problem(StatusCode::NOT_FOUND, format!("unknown admin path or method: {path}"))
+                }
+            },
+        }
+    }
+
+    async fn change_role(&self, name: &str, request: Request<Incoming>) -> Answer {
+        let Some(backend) = self.proxy.fleet.backends.iter().find(|b| &*b.name == name) else {
+            return problem(StatusCode::NOT_FOUND, format!("no backend is named {name:?}"));
+        };
+        let reading = Limited::new(request.into_body(), BODY_MAX).collect();
+        let body = match timeout(PATIENCE, reading).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+            Err(_) => {
+                return problem(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the body was not received in time".into(),
+                );
+            }
+        };
+        let change: RoleChange = match serde_json::from_slice(&body) {
+            Ok(change) => change,
+            Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+        };
+        let pinned = backend.pin().is_some_and(|pin| pin.until.is_none());
+        let hold = match hold(&change, pinned, self.flip_hold) {
+            Ok(hold) => hold,
+            Err(why) => return problem(StatusCode::BAD_REQUEST, why),
+        };
+        let (reply, answer) = oneshot::channel();
+        let command = Command { backend: backend.id, role: change.role, hold, reply };
+        let sent = self.commands.send(command).await.is_ok();
+        match answer.await {
+            Ok(Ok(plan)) if sent => {
+                json(StatusCode::OK, &views::changed(&self.proxy, &plan, backend))
+            }
+            Ok(Err(refused)) => problem(StatusCode::CONFLICT, refused),
+            _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the control loop has stopped".into()),
+        }
+    }
+}
+
+/// The hold of a role change. A flip without `pin` and `hold_seconds` gets `usual`, or keeps an
+/// existing pin.
+fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold>, String> {
+    match (change.pin, change.hold_seconds) {
+        (Some(true), Some(_)) => Err("pin and hold_seconds exclude each other".to_owned()),
+        (Some(true), None) => Ok(Some(Hold::Pinned)),
+        (_, Some(seconds)) if (0.0..=HOLD_MAX.get()).contains(&seconds) => match seconds {
+            0.0 => Ok(Some(Hold::Released)),
+            _ => Ok(Some(Hold::For(Seconds(seconds)))),
+        },
+        (_, Some(seconds)) => {
+            Err(format!("hold_seconds is {seconds}, must be 0 to {}", HOLD_MAX.get()))
+        }
+        (Some(false), None) if change.role.is_none() => Ok(Some(Hold::Released)),
+        (None, None) if pinned || change.role.is_none() => Ok(None),
+        (_, None) => Ok(Some(Hold::For(usual))),
+    }
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_string(value) {
+        Ok(body) => text(status, "application/json", body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+    }
+}
+
+fn problem(status: StatusCode, error: String) -> Answer {
+    json(status, &Problem { error })
+}

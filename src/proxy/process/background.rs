@@ -1,0 +1,75 @@
+//! Background tasks as a pingora service. They run on a runtime of their own, so that a slow plan
+//! cannot delay streams.
+
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::BackgroundService;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+
+use crate::backends::fleet::Backend;
+use crate::backends::probe::{self, Found, ProbeParams};
+use crate::control::Control;
+use crate::dispatch::context::Proxy;
+use crate::dispatch::dispatcher::Dispatcher;
+use crate::dispatch::signals;
+use crate::process::reload;
+use crate::runtime::vital::Vital;
+use crate::tls::Refresh;
+
+/// The background tasks; taken out when pingora starts the service.
+pub struct Background(Mutex<Option<Tasks>>);
+
+/// Everything that runs beside the requests.
+pub struct Tasks {
+    /// Shared state; its fleet is the one whose engine signals are read.
+    pub proxy: Arc<Proxy>,
+    /// The owner of the EDF queue.
+    pub dispatcher: Dispatcher,
+    /// The writer of the routing table.
+    pub control: Control,
+    /// Backends to probe.
+    pub backends: Vec<Arc<Backend>>,
+    /// Probe interval and timeout.
+    pub probe: ProbeParams,
+    /// Where probes send their results.
+    pub found: mpsc::Sender<Found>,
+    /// Certificates that are reloaded when their files change.
+    pub watched: Vec<Arc<dyn Refresh>>,
+    /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
+    /// ends.
+    pub vitals: [Vital; 2],
+}
+
+impl Background {
+    /// Holds `tasks` until pingora starts the service.
+    pub fn new(tasks: Tasks) -> Background {
+        Background(Mutex::new(Some(tasks)))
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Background {
+    async fn start(&self, stop: ShutdownWatch) {
+        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(tasks) = tasks else { return };
+        for backend in tasks.backends {
+            let clock = tasks.proxy.clock;
+            tokio::spawn(probe::run(backend, tasks.probe, clock, tasks.found.clone()));
+        }
+        drop(tasks.found);
+        signals::spawn(&tasks.proxy);
+        tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched));
+        let [controls, dispatches] = tasks.vitals;
+        let dispatching = tasks.dispatcher.run(stop.clone());
+        let dispatching = tokio::spawn(async move {
+            let _vital = dispatches;
+            dispatching.await;
+        });
+        let _vital = controls;
+        tasks.control.run(stop).await;
+        // The dispatcher ended with the stop signal or panicked; a panic is logged and the process
+        // stops.
+        dispatching.await.unwrap_or_else(|error| tracing::error!("dispatcher: {error}"));
+    }
+}

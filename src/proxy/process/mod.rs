@@ -1,0 +1,10 @@
+//! The process: start, files, the admin address, reload, hand-over and shutdown.
+
+pub(crate) mod admin;
+pub(crate) mod background;
+pub mod files;
+pub(crate) mod handover;
+pub(crate) mod reload;
+pub(crate) mod server;
+pub(crate) mod shutdown;
+pub(crate) mod start;

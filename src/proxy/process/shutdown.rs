@@ -1,0 +1,351 @@
+//! Graceful shutdown. pingora would stop accepting at once and cut streams after a fixed sleep.
+//! Here the proxy turns unready at once, still serves new connections while load balancers remove
+//! it (linger), then closes its listeners and lets in-flight requests finish up to a deadline
+//! (drain). If a successor takes over the listeners (handover.rs), the same follows without
+//! unreadiness.
+
+use async_trait::async_trait;
+use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tidegate_types::Seconds;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+use crate::dispatch::context::Proxy;
+use crate::listener::front::Phases;
+use crate::listener::sockets::Bound;
+use crate::process::handover::{self, Predecessor};
+use crate::runtime::vital::Death;
+
+/// Interval of the check whether the last request has settled.
+const DRAIN_LOOK: Seconds = Seconds(0.02);
+/// Longest time from sending the listeners to the successor's report that it serves; it has
+/// contacted its engines by then.
+const HAND_OVER_MAX: Duration = Duration::from_secs(60);
+/// Longest time that a successor waits for a usable engine before it takes over.
+const READY_MAX: Seconds = Seconds(30.0);
+
+/// Limits of the steps.
+#[derive(Clone, Copy, Debug)]
+pub struct DrainParams {
+    /// How long to keep accepting after the signal, while load balancers remove this proxy.
+    pub linger: Seconds,
+    /// How long in-flight requests may then take.
+    pub drain: Seconds,
+}
+
+/// Watch channels that control the phases of both ports.
+#[derive(Debug)]
+pub struct Switches {
+    begin: watch::Sender<bool>,
+    close_data: watch::Sender<bool>,
+    close_admin: watch::Sender<bool>,
+    stop_data: watch::Sender<bool>,
+    stop_admin: watch::Sender<bool>,
+}
+
+impl Switches {
+    /// Nothing is closed or stopped. `begun`: whether the ports accept from the start.
+    pub fn new(begun: bool) -> Switches {
+        let off = || watch::channel(false).0;
+        let begin = watch::channel(begun).0;
+        Switches {
+            begin,
+            close_data: off(),
+            close_admin: off(),
+            stop_data: off(),
+            stop_admin: off(),
+        }
+    }
+
+    /// Phases of the data port.
+    pub fn data(&self) -> Phases {
+        self.phases(&self.close_data, &self.stop_data)
+    }
+
+    /// Phases of the admin port, which answers until the end, or until a successor answers.
+    pub fn admin(&self) -> Phases {
+        self.phases(&self.close_admin, &self.stop_admin)
+    }
+
+    fn phases(&self, close: &watch::Sender<bool>, stop: &watch::Sender<bool>) -> Phases {
+        let begin = self.begin.subscribe();
+        Phases { begin, close: close.subscribe(), stop: stop.subscribe() }
+    }
+}
+
+/// Waits for the reason to stop, and drains before pingora stops.
+pub struct Drain {
+    /// The proxy whose requests are drained.
+    pub proxy: Arc<Proxy>,
+    pub params: DrainParams,
+    /// Stops the proxy without a signal, for programs that contain it.
+    pub stop: Arc<Notify>,
+    /// Whether to react to the process's signals.
+    pub signals: bool,
+    /// Where a successor waits for the listeners.
+    pub upgrade_socket: Option<PathBuf>,
+    /// Handles of the listeners for a successor.
+    pub listeners: Mutex<Vec<Bound>>,
+    /// The process that handed its listeners to this one and waits until they are served.
+    pub predecessor: Mutex<Option<Predecessor>>,
+    /// Control of both ports' phases.
+    pub switches: Switches,
+    /// The vital parts of the process.
+    pub death: Arc<Death>,
+}
+
+enum Cause {
+    Terminate,
+    Upgrade,
+    Asked,
+    Died,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Drain {
+    async fn recv(&self) -> ShutdownSignal {
+        let cause = self.cause().await;
+        self.death.stop();
+        let DrainParams { linger, drain } = self.params;
+        match cause {
+            Cause::Died => {
+                let who = self.death.who();
+                tracing::error!(who, "stopping: a part of the proxy panicked");
+                return ShutdownSignal::FastShutdown;
+            }
+            Cause::Terminate => {
+                tracing::info!("stopping: unready from now on");
+                self.proxy.draining.store(true, Relaxed);
+                tokio::time::sleep(linger.to_duration()).await;
+                self.close_data();
+            }
+            Cause::Upgrade => {
+                // The successor answers on the same address, so readiness must not change.
+                self.proxy.hands_over.store(true, Relaxed);
+                self.close_data();
+                self.switches.close_admin.send_replace(true);
+                // Clients may be about to send on idle connections; `connection: close` in the
+                // answer makes them reconnect, to the successor.
+                self.proxy.draining.store(true, Relaxed);
+                self.closed(linger).await;
+                self.switches.stop_admin.send_replace(true);
+            }
+            Cause::Asked => {
+                self.proxy.draining.store(true, Relaxed);
+                self.close_data();
+            }
+        }
+        self.switches.stop_data.send_replace(true);
+        self.closed(drain).await;
+        let left = self.proxy.connections.open();
+        tracing::info!(left, "stopping: drained");
+        // Nothing is in flight, or the time is over: pingora need not wait again.
+        ShutdownSignal::FastShutdown
+    }
+}
+
+impl Drain {
+    /// Stops accepting: a socket listens as long as one handle of it is open.
+    fn close_data(&self) {
+        self.handles().clear();
+        self.switches.close_data.send_replace(true);
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Vec<Bound>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no client is connected and no request in flight, at most for `most`.
+    async fn closed(&self, most: Seconds) {
+        let clock = self.proxy.clock;
+        let deadline = clock.now() + most;
+        let busy = || self.proxy.connections.open() > 0 || !self.proxy.fleet.registry.is_empty();
+        while busy() && clock.now() < deadline {
+            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+        }
+    }
+
+    async fn cause(&self) -> Cause {
+        let mut signals = match self.signals {
+            true => Signals::listen(),
+            false => None,
+        };
+        if self.signals && signals.is_none() {
+            tracing::error!("cannot install signal handlers: only SIGKILL stops this process");
+        }
+        let predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut taking = std::pin::pin!(self.take_over(predecessor));
+        let mut has_taken = false;
+        loop {
+            let quit = tokio::select! {
+                () = self.stop.notified() => return Cause::Asked,
+                () = self.death.died() => return Cause::Died,
+                () = taking.as_mut(), if !has_taken => { has_taken = true; false }
+                word = next(&mut signals) => match word {
+                    Word::Terminate => return Cause::Terminate,
+                    Word::Interrupt => return Cause::Asked,
+                    Word::Hangup => { self.proxy.reload.notify_one(); false }
+                    Word::Quit => true,
+                },
+            };
+            if !quit {
+                continue;
+            }
+            // Requests are served during a hand-over, and other reasons to stop take precedence.
+            let handing = self.hand_over();
+            tokio::select! {
+                done = handing => if done { return Cause::Upgrade },
+                () = self.stop.notified() => return Cause::Asked,
+                () = self.death.died() => return Cause::Died,
+                cause = ends(&mut signals, &self.proxy) => return cause,
+            }
+        }
+    }
+
+    /// Starts accepting once an engine is usable, and releases the predecessor.
+    async fn take_over(&self, predecessor: Option<Predecessor>) {
+        let Some(predecessor) = predecessor else { return };
+        let clock = self.proxy.clock;
+        let deadline = clock.now() + READY_MAX;
+        while let Err(why) = self.proxy.readiness() {
+            if clock.now() >= deadline {
+                tracing::warn!(
+                    "upgrade: taking over although requests cannot be served yet: {why}"
+                );
+                break;
+            }
+            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+        }
+        self.switches.begin.send_replace(true);
+        match predecessor.release() {
+            Ok(()) => tracing::info!("upgrade: listeners taken over"),
+            Err(error) => tracing::error!("upgrade: the previous process has ended: {error}"),
+        }
+    }
+
+    /// Hands the listeners to a waiting successor. Returns false if nothing has changed.
+    async fn hand_over(&self) -> bool {
+        let Some(path) = &self.upgrade_socket else {
+            tracing::error!("SIGQUIT is ignored: server.upgrade_socket is not set");
+            return false;
+        };
+        let sent = handover::send(path, &self.handles());
+        let stream = match sent {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::error!(
+                    "SIGQUIT is ignored: no `tidegate serve --upgrade` waits at {}: {error}",
+                    path.display()
+                );
+                return false;
+            }
+        };
+        let served = tokio::time::timeout(HAND_OVER_MAX, handover::is_served(stream)).await;
+        match served {
+            Ok(Ok(true)) => {
+                tracing::info!("stopping: a new process serves from now on");
+                true
+            }
+            Ok(Ok(false) | Err(_)) => {
+                tracing::error!(
+                    "SIGQUIT: the new process ended before it served, this one continues"
+                );
+                false
+            }
+            Err(_) => {
+                tracing::error!(
+                    "SIGQUIT: the new process does not serve after 60 s, this one continues"
+                );
+                false
+            }
+        }
+    }
+}
+
+enum Word {
+    Terminate,
+    Interrupt,
+    Quit,
+    Hangup,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Option<Signals> {
+        Some(Signals {
+            terminate: signal(SignalKind::terminate()).ok()?,
+            interrupt: signal(SignalKind::interrupt()).ok()?,
+            quit: signal(SignalKind::quit()).ok()?,
+            hangup: signal(SignalKind::hangup()).ok()?,
+        })
+    }
+}
+
+/// The next signal; pending for ever without signal handlers.
+async fn next(signals: &mut Option<Signals>) -> Word {
+    let Some(signals) = signals else { return std::future::pending().await };
+    tokio::select! {
+        _ = signals.terminate.recv() => Word::Terminate,
+        _ = signals.interrupt.recv() => Word::Interrupt,
+        _ = signals.quit.recv() => Word::Quit,
+        _ = signals.hangup.recv() => Word::Hangup,
+    }
+}
+
+/// The next signal that ends the process.
+async fn ends(signals: &mut Option<Signals>, proxy: &Proxy) -> Cause {
+    loop {
+        match next(signals).await {
+            Word::Terminate => return Cause::Terminate,
+            Word::Interrupt => return Cause::Asked,
+            Word::Hangup => proxy.reload.notify_one(),
+            Word::Quit => {
+                tracing::error!("SIGQUIT is ignored: the listeners are being handed over")
+            }
+        }
+    }
+}
+
+/// Ignores SIGHUP and SIGQUIT until the proxy runs, so that they do not end the process.
+pub fn ignore_early_signals() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    if let Ok(runtime) = runtime {
+        let _inside = runtime.enter();
+        // The handlers stay installed after these are dropped.
+        drop([signal(SignalKind::hangup()), signal(SignalKind::quit())]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_before_the_stop_ends_the_process() {
+        let death = Arc::new(Death::default());
+        let (port, control) = (death.vital("the data port"), death.vital("the control loop"));
+        assert_eq!(death.who(), None);
+        let ended = tokio::spawn(async move {
+            let _vital = port;
+            panic!("as a bug does");
+        });
+        assert!(ended.await.is_err());
+        death.died().await;
+        assert_eq!(death.who(), Some("the data port"));
+        drop(control);
+        let stopping = Arc::new(Death::default());
+        stopping.stop();
+        drop(stopping.vital("the admin port"));
+        assert_eq!(stopping.who(), None, "what ends once the proxy stops has not died");
+    }
+}

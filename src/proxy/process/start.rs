@@ -1,0 +1,439 @@
+//! Builds a proxy from settings: constructs and connects every part, once.
+
+use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use thiserror::Error;
+use tidegate_engine::Kinds;
+use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
+use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
+use tidegate_settings::{BackendSettings, Settings};
+use tidegate_types::{BackendId, Moment, Plan, Role, Seconds, Tokens};
+use tokio::sync::{Notify, mpsc};
+
+use crate::backends::bootstrap::Bootstrap;
+use crate::backends::expand;
+use crate::backends::fleet::{
+    Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, Pin, RoutingTable,
+};
+use crate::backends::probe::ProbeParams;
+use crate::backends::startup_verification;
+use crate::backends::startup_verification::Misfits;
+use crate::control::by_hand::ByHand;
+use crate::control::fitness::{self, Fitness};
+use crate::control::pins::Pins;
+use crate::control::{Catalog, Command, Control, Inboxes, Offer, Pace, Priors};
+use crate::dispatch::context::Proxy;
+use crate::dispatch::cors::Cors;
+use crate::dispatch::discovery::Discovery;
+use crate::dispatch::dispatcher::Dispatcher;
+use crate::dispatch::queue::Queue;
+use crate::dispatch::signals::Signals;
+use crate::listener::sockets::ListenError;
+use crate::process::background::{Background, Tasks};
+use crate::process::files::{self, FileErrors, Files};
+use crate::process::handover::HandOverError;
+use crate::runtime::budget::{self, Budget};
+use crate::runtime::clock::Clock;
+use crate::runtime::connections::Connections;
+use crate::runtime::lanes::Lanes;
+use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::runtime::vital::Death;
+use crate::telemetry::journal::Journal;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::observations::OBSERVATIONS_MAX;
+use crate::telemetry::recording::Recording;
+use crate::tls::ServerTls;
+use crate::upstream::{Address, AddressError, Pool, PoolParams};
+
+/// Why a proxy cannot start or has ended.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A backend's URL is invalid.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// A file in the settings cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The planner's recording cannot be created.
+    #[error("cannot write {path}: {source}")]
+    Record {
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Files in the settings cannot be used.
+    #[error("files named in the configuration cannot be used:\n{0}")]
+    Files(#[from] FileErrors),
+    /// `--upgrade` without a socket to receive the listeners on.
+    #[error("serve --upgrade needs [server] upgrade_socket, in both processes' configuration")]
+    NoSocket,
+    /// The listeners were not received.
+    #[error("serve --upgrade: {0}")]
+    HandOver(#[from] HandOverError),
+    /// `--upgrade` without a running proxy.
+    #[error("serve --upgrade: no proxy listens on {addresses}: start without --upgrade")]
+    NoPredecessor {
+        /// The configured addresses.
+        addresses: String,
+    },
+    /// An API key that no header can carry.
+    #[error("the api_key of backend {name} cannot be sent: a header carries only visible ASCII")]
+    UnusableKey {
+        /// Name of the backend.
+        name: String,
+    },
+    /// A vital part of the process ended with a panic.
+    #[error("{0} ended with a panic, see the log")]
+    Died(&'static str),
+    /// Engines contradict the settings (`strict_start`).
+    #[error(transparent)]
+    Misfits(#[from] Misfits),
+    /// The metrics recorder cannot be built.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// A socket cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// A proxy that is built and does not listen yet.
+pub struct Built {
+    /// State shared by requests.
+    pub proxy: Arc<Proxy>,
+    /// The background tasks.
+    pub background: Background,
+    /// Channel to the control loop.
+    pub commands: mpsc::Sender<Command>,
+    /// TLS of the data listeners.
+    pub server_tls: Option<ServerTls>,
+    /// TLS of the admin listener.
+    pub admin_tls: Option<ServerTls>,
+    /// Bearer tokens of the admin address; empty: no token is required.
+    pub admin_tokens: Vec<String>,
+}
+
+/// Builds a proxy from valid settings.
+///
+/// # Errors
+/// [`StartError`] when a file cannot be read or used, or a URL is invalid.
+pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartError> {
+    let clock = Clock::start();
+    let mut settings = settings.clone();
+    // First, as files are read per expanded backend.
+    expand::expand(&mut settings);
+    let mut files = files::load(&settings)?;
+    let by_hand = std::mem::take(&mut files.by_hand);
+    by_hand.apply(&mut settings);
+    let settings = &settings;
+    let Files { keys, models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
+    let backends = backends(settings, &files, clock)?;
+    let said = startup_verification::said(settings);
+    let told = startup_verification::ask_all(settings, &backends, pools(settings, &files, clock)?);
+    startup_verification::check(settings, &said, &told)?;
+    let priors: Vec<Priors> = settings
+        .backends
+        .iter()
+        .map(|backend| Priors { prefill: backend.prefill_prior, decode: backend.decode_prior })
+        .collect();
+    let pins = pins(settings, &by_hand, clock);
+    let pinned: Vec<Option<Role>> = pins.iter().map(|pin| pin.map(|pin| pin.role)).collect();
+    let offers = settings.backends.iter().map(offer).collect();
+    let mut catalog = Catalog::new(offers, models.clone());
+    let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
+    let metrics = Metrics::new(&backends)?;
+    let estimates =
+        Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
+    let prefixes = PrefixIndex::new(settings.prefix.lines);
+    for backend in &backends {
+        let tokens = backend.kv_capacity().get() / PREFIX_SHARE;
+        prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
+    }
+    let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
+    let mut fitness = Fitness::new(said, told);
+    fitness::first(&mut fitness, &fleet);
+    let (queue, inbox) = Queue::new(settings.queue.requests_max);
+    let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
+    let (found, findings) = mpsc::channel(INBOX_MAX);
+    let (commands, commanded) = mpsc::channel(INBOX_MAX);
+    let body_budget = settings.server.body_budget_bytes.unwrap_or_else(budget::default_max);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let proxy = Arc::new(Proxy {
+        clock,
+        timer_coalescing: TimerCoalescing::new(clock),
+        fleet,
+        chain: Chain::new(ChainParams {
+            keys: keys.clone(),
+            body_max: settings.server.body_max_bytes,
+            prefix_block: settings.prefix.block_tokens,
+            handoff: handoff_trust(settings),
+            ..ChainParams::default()
+        }),
+        directory: ArcSwap::from_pointee(catalog.directory()),
+        models: ArcSwap::from_pointee(catalog.list()),
+        discovery: Discovery::new(found.clone()),
+        cors: settings.server.cors.as_ref().map(Cors::new),
+        placement: settings.placement_params(),
+        queue,
+        reaction: crate::telemetry::reaction_time::Reaction::default(),
+        surge: Notify::new(),
+        signals: Signals::new(settings, &metrics),
+        metrics,
+        journal: Journal::default(),
+        connections: Connections::new(
+            settings.server.connections_max,
+            settings.server.connections_per_address_max,
+        ),
+        body_max: settings.server.body_max_bytes,
+        bodies: Budget::new(body_budget),
+        lanes: Lanes::new(cores, body_budget),
+        queue_deadline: settings.queue.deadline,
+        attempts_max: settings.retry.attempts,
+        handoff_max: settings.queue.handoff,
+        silence_max: settings.upstream.silence,
+        ejected_share_max: settings.outlier_ejection.pool_share_max,
+        hedge_after: settings.retry.hedge,
+        hedges: crate::dispatch::hedge::Hedges::default(),
+        shapes: crate::dispatch::shapes::Shapes::default(),
+        keepalive_comment: settings.server.keepalive_comment_interval(),
+        half_close: settings.server.half_close,
+        client_stall: settings.server.client_stall,
+        prefix_block: Tokens(settings.prefix.block_tokens as u64),
+        draining: AtomicBool::new(false),
+        hands_over: AtomicBool::new(false),
+        reload: Notify::new(),
+        keeps_authorization: !keys.is_empty() && !settings.auth.forward_authorization,
+        observations,
+        requests: AtomicU64::new(0),
+    });
+    let inboxes = Inboxes { observations: observed, found: findings, commands: commanded };
+    let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
+    let control = Control::new(
+        Arc::clone(&proxy),
+        inboxes,
+        pace,
+        settings.planner.enabled,
+        settings.planner_params(),
+        Pins::new(pins),
+        priors,
+        catalog,
+        recording(settings)?,
+        fitness,
+        by_hand,
+    );
+    let background = Background::new(Tasks {
+        proxy: Arc::clone(&proxy),
+        dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
+        control,
+        backends,
+        probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
+        found,
+        watched: watched.clone(),
+        vitals: [death.vital("the control loop"), death.vital("the dispatcher")],
+    });
+    let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
+    let admin_tokens = admin_tokens.clone();
+    Ok(Built { proxy, background, commands, server_tls, admin_tls, admin_tokens })
+}
+
+/// Pins from the settings, and holds from the state file that have not ended.
+fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>> {
+    let began = clock.wall(Moment::START);
+    let pin = |backend: &BackendSettings| {
+        let role = backend.role?;
+        if backend.pin {
+            return Some(Pin { role, until: None });
+        }
+        let left = by_hand.hold_until(&backend.name)? - began;
+        (left > 0.0).then(|| Pin { role, until: Some(Moment::START + Seconds(left)) })
+    };
+    settings.backends.iter().map(pin).collect()
+}
+
+/// Most large bodies filtered at once: one core is left to other requests.
+fn offer(backend: &BackendSettings) -> Offer {
+    Offer {
+        models: backend.models.clone(),
+        kinds: Kinds::of(backend.kind()),
+        paths: backend.paths.clone(),
+    }
+}
+
+fn recording(settings: &Settings) -> Result<Recording, StartError> {
+    let Some(path) = &settings.planner.record else { return Ok(Recording::default()) };
+    Recording::begin(path, &settings.planner_params())
+        .map_err(|source| StartError::Record { path: path.clone(), source })
+}
+
+/// Expected output tokens before the first answer.
+const OUTPUT_PRIOR: Tokens = Tokens(256);
+/// Divisor of the KV capacity that gives the prefix cache's: the cache uses what streams leave, and
+/// half is assumed. An engine's evictions are unknown without KV events, and a wrongly predicted
+/// hit costs more than a missed one.
+const PREFIX_SHARE: u64 = 2;
+/// Capacity of the channels of commands and probe results, which are rare.
+const INBOX_MAX: usize = 64;
+/// Shortest time between two plans triggered by arrivals. A plan takes some 10 µs, so the core
+/// stays free for requests.
+const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
+
+fn pool_params(settings: &Settings) -> PoolParams {
+    PoolParams {
+        idle_max: settings.upstream.idle_per_backend_max,
+        idle_time: settings.upstream.idle,
+        connect_timeout: settings.upstream.connect_timeout,
+        first_byte_timeout: settings.upstream.first_byte_timeout,
+    }
+}
+
+/// A connection pool for each backend.
+fn pools(settings: &Settings, files: &Files, clock: Clock) -> Result<Vec<Pool>, StartError> {
+    let params = pool_params(settings);
+    let pool = |(backend, key): (&BackendSettings, &Option<String>)| {
+        let mut address = Address::parse(&backend.url)?;
+        address.ip = backend.ip.or(address.ip);
+        let address = with_key(address, backend, key.as_ref())?;
+        let tls = match address.tls {
+            true => {
+                let connector = files.connector.as_ref();
+                connector.map(|tls| tls.named(backend.server_name.as_deref()))
+            }
+            false => None,
+        };
+        Ok(Pool::new(address, params, tls, clock))
+    };
+    settings.backends.iter().zip(&files.engine_keys).map(pool).collect()
+}
+
+/// Adds the engine's own API key to its address.
+fn with_key(
+    address: Address,
+    backend: &BackendSettings,
+    key: Option<&String>,
+) -> Result<Address, StartError> {
+    let Some(key) = key else { return Ok(address) };
+    address.with_key(key).ok_or_else(|| StartError::UnusableKey { name: backend.name.clone() })
+}
+
+fn backends(
+    settings: &Settings,
+    files: &Files,
+    clock: Clock,
+) -> Result<Vec<Arc<Backend>>, StartError> {
+    let health = HealthParams {
+        failures_to_eject: settings.probe.failures_to_eject,
+        slow_return: settings.probe.slow_return,
+        outlier: OutlierParams {
+            window: settings.outlier_ejection.window,
+            requests_min: settings.outlier_ejection.requests_min,
+            failure_share: settings.outlier_ejection.failure_share,
+            ejection: settings.outlier_ejection.ejection,
+            ejection_max: settings.outlier_ejection.ejection_max,
+        },
+    };
+    let groups = settings.groups();
+    let mut backends = Vec::with_capacity(settings.backends.len());
+    let pools = pools(settings, files, clock)?;
+    for (slot, (backend, pool)) in settings.backends.iter().zip(pools).enumerate() {
+        let (family, port) = (backend.family(), backend.meeting_port());
+        let bootstrap = Bootstrap::new(family, || {
+            let host = pool.address().authority.host();
+            let beside = Address::parse(&format!("http://{host}:{port}"))?;
+            Ok::<_, StartError>(Pool::new(beside, pool_params(settings), None, clock))
+        })?;
+        backends.push(Arc::new(Backend::new(
+            BackendId(slot as u16),
+            backend.name.as_str().into(),
+            groups[slot],
+            backend.kind(),
+            family,
+            backend.capability(),
+            backend.allowed_roles(),
+            backend.streams_max,
+            KvCapacity {
+                tokens: backend.kv_capacity_at_first(),
+                is_set: backend.kv_capacity.is_some(),
+            },
+            port,
+            bootstrap,
+            files.handoff_keys[slot].clone(),
+            backend.paths.clone(),
+            pool,
+            health,
+        )));
+    }
+    Ok(backends)
+}
+
+/// The first table, before any engine has reported: roles from the settings or else from the
+/// planner, models as far as the settings name them.
+fn first_table(
+    settings: &Settings,
+    backends: &[Arc<Backend>],
+    priors: &[Priors],
+    pins: &[Option<Role>],
+    catalog: &mut Catalog,
+) -> RoutingTable {
+    let observed = backends.iter().zip(priors).zip(pins).map(|((backend, priors), pinned)| {
+        BackendObservation {
+            id: backend.id,
+            group: backend.group,
+            allowed: backend.allowed,
+            capability: backend.capability,
+            pinned: *pinned,
+            usable: true,
+            role: Role::Draining,
+            becoming: None,
+            prefill: Seconds::ZERO,
+            streams: 0,
+            streams_max: backend.streams_max,
+            kv: Tokens::ZERO,
+            kv_capacity: backend.kv_capacity(),
+            prefill_model: priors.prefill,
+            decode_model: priors.decode,
+            runs_whole: backend.family.serves_colocated(),
+        }
+    });
+    let observation = Observation { backends: observed.collect(), groups: Vec::new() };
+    let mut roles = initial(&settings.planner_params(), &observation);
+    for (role, said) in roles.iter_mut().zip(&settings.backends) {
+        *role = said.role.unwrap_or(*role);
+    }
+    let entries = backends.iter().zip(priors).map(|(backend, priors)| Entry {
+        role: roles[backend.id.index()],
+        usable: true,
+        group: backend.group,
+        prefill: priors.prefill,
+        decode: priors.decode,
+    });
+    let mut table = RoutingTable {
+        entries: entries.collect(),
+        plan: Plan::first(roles),
+        pools: Vec::new(),
+        models: HashMap::new(),
+    };
+    catalog.pools(&mut table);
+    table.set_mean_costs();
+    table
+}
+
+/// Trust in hand-off members sent by clients. Validation of the settings has already reported
+/// invalid hosts.
+fn handoff_trust(settings: &Settings) -> HandoffTrust {
+    let server = &settings.server;
+    match (server.trust_client_handoff, server.handoff_hosts.is_empty()) {
+        (false, _) => HandoffTrust::Refuse,
+        (true, true) => HandoffTrust::Any,
+        (true, false) => {
+            let hosts = server.handoff_hosts.iter();
+            HandoffTrust::Hosts(hosts.filter_map(|host| HandoffHost::parse(host)).collect())
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a request will cost: uncached prompt tokens, expected output, deadlines. The last stage
+//! before it is placed, and the door at which demand is measured.
+
+use std::sync::Arc;
+use tidegate_engine::Scan;
+use tidegate_filters::Accepted;
+use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::placement::{Excluded, Job, Split};
+use tidegate_types::{BackendId, Moment, PoolId, Tokens};
+
+use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
+use crate::dispatch::context::Proxy;
+
+/// The request as placement sees it, its registry entry, and who holds its prefix.
+pub fn job(
+    proxy: &Proxy,
+    accepted: &Accepted,
+    arrived: Moment,
+) -> (Arc<InflightRequest>, Job, Matches) {
+    let id = proxy.next_request();
+    let table = proxy.fleet.table();
+    let prompt = accepted.prompt.tokens;
+    let pool = table.pool_for(accepted.model.as_deref()).unwrap_or(EVERYONE);
+    let wanted = accepted.scan.as_ref().and_then(|scan| scan.max_tokens).unwrap_or(Tokens(1));
+    let pool = table.long_enough(pool, prompt + wanted);
+    let matches = proxy.fleet.prefixes.matches(&accepted.prompt.chain);
+    let expected_output = expected_output(proxy, accepted);
+    let cached = most_cached(proxy, &matches).min(prompt - Tokens(1));
+    let entry = table.pool(pool).unwrap_or(&table.pools[EVERYONE.index()]);
+    let work = entry.prefill.predict(prompt - cached, cached);
+    proxy.reaction.arrived(arrived);
+    entry.demand.arrived(work, prompt, expected_output);
+    if work >= proxy.placement.room {
+        // Alone it fills an engine's room: the planner looks at once.
+        proxy.surge.notify_one();
+    }
+    let job = Job {
+        id,
+        pool,
+        prompt,
+        expected_output,
+        arrived,
+        ttft_deadline: arrived + proxy.placement.slo.ttft,
+        queue_deadline: arrived + proxy.queue_deadline,
+        split: split(proxy, &table, pool, accepted),
+        // Any spread will do; the golden ratio's is even.
+        seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        excluded: Excluded::default(),
+    };
+    let model = accepted.model.clone();
+    let live = InflightRequest::new(id, &accepted.request_id, model, arrived, prompt);
+    (Arc::new(live), job, matches)
+}
+
+/// The most of the prompt that any backend has cached.
+fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
+    let real = |(holder, blocks): &(BackendId, u32)| {
+        proxy.fleet.real_hit(*holder, Tokens(u64::from(*blocks) * proxy.prefix_block.get()))
+    };
+    matches.entries().iter().map(real).max().unwrap_or(Tokens::ZERO)
+}
+
+/// May its prefill and decode run on two engines?
+fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted) -> Split {
+    let whole = |scan: &Scan| scan.colocated.is_some();
+    let endpoint = accepted.endpoint;
+    // Chat and completions every family splits; the others only where all of the pool's do.
+    let splits = || {
+        let mut families = table.backends(pool).iter().map(|id| proxy.fleet.backend(*id).family);
+        families.all(|family| !family.can_split() || family.splits(endpoint))
+    };
+    // Without a name each engine serves its own model: what one prefills no other may decode.
+    let several = accepted.model.is_none() && table.models.len() > 1;
+    match &accepted.scan {
+        Some(scan) if endpoint.can_split() && !several && !whole(scan) => {
+            match endpoint.is_completion() || splits() {
+                true => Split::May,
+                false => Split::Never,
+            }
+        }
+        _ => Split::Never,
+    }
+}
+
+fn expected_output(proxy: &Proxy, accepted: &Accepted) -> Tokens {
+    if !accepted.endpoint.generates() {
+        return Tokens::ZERO;
+    }
+    let max_tokens = accepted.scan.as_ref().and_then(|scan| scan.max_tokens);
+    proxy.fleet.estimates().output.expect(max_tokens, accepted.prompt.tokens)
+}

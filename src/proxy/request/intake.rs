@@ -1,0 +1,226 @@
+//! From a connection's request to one that the filters have let in: the head is looked at before the
+//! body is read, then the filter chain runs, off the reactor if the body is large.
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use std::sync::Arc;
+use tidegate_engine::openai::MODEL_NOT_FOUND;
+use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
+use tidegate_filters::{Accepted, FreshIds, HeadParts, RequestParts, model_in_query, with_model};
+use tidegate_types::Moment;
+
+use crate::dispatch::context::Proxy;
+use crate::dispatch::inbound::Inbound;
+use crate::runtime::budget::Held;
+use crate::runtime::lanes::INLINE_MAX;
+
+/// What came in.
+pub enum Taken {
+    /// `GET /v1/models`, or one model's card: no engine is asked.
+    Models {
+        /// The request's id.
+        request_id: String,
+        /// Which of both.
+        path: PathAndQuery,
+    },
+    /// A request for the engines.
+    Request(Inbound, Arc<Accepted>),
+}
+
+/// A request that went no further.
+pub struct Refused {
+    /// Its id.
+    pub request_id: String,
+    /// What it asked for.
+    pub path: PathAndQuery,
+    /// What it is told.
+    pub error: ApiError,
+}
+
+/// A body that was read.
+pub struct Read {
+    /// All of it.
+    pub bytes: Bytes,
+    /// Its share of the budget.
+    pub held: Held,
+}
+
+/// A request as it came in, before anything is known of it.
+pub struct Asked {
+    /// Its head.
+    pub head: Parts,
+    /// All of its body, or why it is refused.
+    pub body: Result<Read, ApiError>,
+    /// It is a websocket handshake.
+    pub upgrades: bool,
+    /// When its head was here.
+    pub arrived: Moment,
+    /// The subject of the client's certificate, if it presented one.
+    pub subject: Option<Arc<str>>,
+}
+
+/// A stranger, or a body that is announced too large, is refused before it is read.
+///
+/// # Errors
+/// What the client is told.
+pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
+    let path = head.uri.path();
+    proxy.chain.admit_head(
+        &proxy.directory(),
+        &HeadParts { method: &head.method, path, headers: &head.headers },
+    )
+}
+
+/// Run the filters over a request.
+pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
+    let Asked { head, body, upgrades, arrived, subject } = asked;
+    let wall = proxy.clock.wall(arrived) as u64;
+    let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
+    let fresh = fresh.at(wall);
+    let Parts { method, uri, headers, .. } = head;
+    let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let target = without_slash(target);
+    let refused = |inbound: Inbound, error| Refused {
+        request_id: tidegate_filters::request_id(&inbound.headers, &fresh),
+        path: inbound.target,
+        error,
+    };
+    let body_none = Bytes::new();
+    let mut inbound =
+        Inbound { method, target, headers, body: body_none, upgrades, subject, held: None };
+    match body {
+        Ok(Read { bytes, held }) => (inbound.body, inbound.held) = (bytes, Some(held)),
+        Err(error) => return Err(refused(inbound, error)),
+    }
+    match admit(proxy, &mut inbound, fresh).await {
+        Ok(accepted) if matches!(accepted.endpoint, Endpoint::Models | Endpoint::Model) => {
+            let request_id = accepted.request_id.clone();
+            Ok(Taken::Models { request_id, path: inbound.target })
+        }
+        Ok(accepted) if accepted.endpoint == Endpoint::Realtime && !upgrades => {
+            Err(refused(inbound, ApiError::websocket_only()))
+        }
+        Ok(accepted) => {
+            if let (Endpoint::Realtime, Some(name)) = (accepted.endpoint, &accepted.model) {
+                inbound.target = with_own_name(inbound.target, name);
+            }
+            proxy.chain.strip_handoff(&mut inbound.headers);
+            if proxy.keeps_authorization {
+                // The filters have read them; to an engine they would be somebody's key.
+                for name in tidegate_filters::CREDENTIALS {
+                    inbound.headers.remove(name);
+                }
+            }
+            Ok(Taken::Request(inbound, accepted))
+        }
+        Err(error) => Err(refused(inbound, error)),
+    }
+}
+
+/// The target without a slash at the end of its path: engines have each path only so.
+fn without_slash(target: PathAndQuery) -> PathAndQuery {
+    let short = paths::without_slash(target.path());
+    if short.len() == target.path().len() {
+        return target;
+    }
+    let text = match target.query() {
+        Some(query) => format!("{short}?{query}"),
+        None => short.to_owned(),
+    };
+    PathAndQuery::try_from(text).unwrap_or(target)
+}
+
+/// Engines know a model by its own name, not by an alias.
+fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
+    let query = target.query().unwrap_or_default();
+    match model_in_query(query) {
+        Some(asked) if asked != name => {
+            let text = format!("{}?{}", target.path(), with_model(query, name));
+            PathAndQuery::try_from(text).unwrap_or(target)
+        }
+        _ => target,
+    }
+}
+
+async fn admit(
+    proxy: &Arc<Proxy>,
+    inbound: &mut Inbound,
+    fresh: FreshIds,
+) -> Result<Arc<Accepted>, ApiError> {
+    match filtered(proxy, inbound, fresh).await {
+        Err(error) if error.code == Some(MODEL_NOT_FOUND) => {
+            // Boxed: most requests name a model that is known.
+            match Box::pin(proxy.discovery.look(proxy, &error.message)).await {
+                true => filtered(proxy, inbound, fresh).await,
+                false => Err(error),
+            }
+        }
+        accepted => accepted,
+    }
+}
+
+async fn filtered(
+    proxy: &Arc<Proxy>,
+    inbound: &mut Inbound,
+    fresh: FreshIds,
+) -> Result<Arc<Accepted>, ApiError> {
+    let (accepted, edited) = if inbound.body.len() <= INLINE_MAX {
+        filter(proxy, inbound, &fresh)?
+    } else {
+        // In order of arrival. The permit and the body's share of the budget stay with the work: a
+        // client that leaves does not end it.
+        let lane = proxy.lanes.enter(inbound.body.len()).await.ok_or_else(ApiError::internal)?;
+        let (proxy, beside, held) = (Arc::clone(proxy), inbound.beside(), inbound.held.take());
+        let filtering = tokio::task::spawn_blocking(move || {
+            let _lane = lane;
+            (filter(&proxy, &beside, &fresh), held)
+        });
+        let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;
+        inbound.held = held;
+        filtered?
+    };
+    if let Some(body) = edited {
+        inbound.body = body;
+    }
+    Ok(accepted)
+}
+
+/// What a request is, and its body with the model's own name where it has an alias.
+type Filtered = (Arc<Accepted>, Option<Bytes>);
+
+fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered, ApiError> {
+    let arrival = RequestParts {
+        method: &inbound.method,
+        path: inbound.target.path(),
+        query: inbound.target.query().unwrap_or_default(),
+        headers: &inbound.headers,
+        body: &inbound.body,
+    };
+    let estimates = proxy.fleet.estimates();
+    let accepted = proxy.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh)?;
+    match accepted.alias_at {
+        Some(at) => renamed(accepted, &inbound.body, at),
+        None => Ok((Arc::new(accepted), None)),
+    }
+}
+
+/// Engines know a model by its own name.
+fn renamed(mut accepted: Accepted, body: &Bytes, at: Span) -> Result<Filtered, ApiError> {
+    let name = accepted.model.as_deref().unwrap_or_default();
+    let body = match &accepted.scan {
+        Some(before) => {
+            let quoted = serde_json::to_string(name).map_err(|_| ApiError::internal())?;
+            let edited = Edits::new().set("model", quoted.as_bytes()).apply(body, before);
+            // An edited body reads as well as the one before.
+            let again = scan(accepted.endpoint, &edited)?;
+            accepted.scan = Some(again);
+            edited
+        }
+        None => {
+            let (before, after) = (&body[..at.start as usize], &body[at.end as usize..]);
+            Bytes::from([before, name.as_bytes(), after].concat())
+        }
+    };
+    Ok((Arc::new(accepted), Some(body)))
+}

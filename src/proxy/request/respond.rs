@@ -1,0 +1,132 @@
+//! Failures and plain values as HTTP answers: the one place where a status code is chosen.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE};
+use http::{Response, StatusCode};
+use tidegate_engine::{ApiError, ErrorForm};
+use tidegate_types::Seconds;
+
+use crate::request::relay::RelayBody;
+use crate::upstream::failure::Failure;
+
+/// When a client should try again after a 429 or 503: about as long as a burst of prefills takes
+/// to drain, and the shortest that `Retry-After` can say.
+const RETRY_AFTER_SECONDS: Seconds = Seconds(1.0);
+
+/// A failure, in the form that the client reads.
+pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
+    match failure {
+        Failure::Judged { verdict, .. } => json(verdict.http_status(), verdict.body(form)),
+        Failure::Busy { verdict, status, .. } => {
+            let mut response = error(&api_error(failure), form);
+            *response.body_mut() = RelayBody::full(verdict.error.body(form, *status));
+            response
+        }
+        _ => error(&api_error(failure), form),
+    }
+}
+
+/// A body that does not fit into the budget of all bodies.
+pub fn no_room() -> ApiError {
+    ApiError::body_budget(RETRY_AFTER_SECONDS)
+}
+
+/// The error that stands for a failure.
+pub fn api_error(failure: &Failure) -> ApiError {
+    match failure {
+        Failure::Refused(error) => error.clone(),
+        Failure::Saturated => ApiError::saturated(RETRY_AFTER_SECONDS),
+        Failure::NoBackend | Failure::ShuttingDown => ApiError::no_backend(RETRY_AFTER_SECONDS),
+        Failure::QueueDeadline { waited } => ApiError::queue_deadline(*waited),
+        Failure::Judged { verdict, .. } => verdict.error.api_error(verdict.http_status().as_u16()),
+        Failure::Busy { verdict, status, retry_after, .. } => {
+            verdict.error.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
+        }
+        Failure::Exhausted { .. } => ApiError::upstream_failed(failure.to_string()),
+    }
+}
+
+/// An error, in the form that the client reads.
+pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json(status, form.body(error));
+    if let Some(seconds) = error.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if status == StatusCode::UPGRADE_REQUIRED {
+        // RFC 9110, 15.5.22.
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    if let Some(method) = error.allow {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+    }
+    response
+}
+
+/// Can requests be served? As engines say it: by the status alone.
+pub fn health(ready: bool) -> Response<RelayBody> {
+    let mut response = Response::new(RelayBody::full(Bytes::new()));
+    if !ready {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    response
+}
+
+/// A JSON document.
+pub fn json(status: StatusCode, body: Bytes) -> Response<RelayBody> {
+    let mut response = Response::new(RelayBody::full(body));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::ExchangeError;
+    use crate::upstream::failure::{Leg, LegFailure, LegProblem};
+    use crate::upstream::verdict::Verdict;
+    use tidegate_types::BackendId;
+
+    #[test]
+    fn every_failure_has_its_status() {
+        let broken = Failure::Exhausted {
+            attempts: 2,
+            last: LegFailure {
+                on: BackendId(0),
+                backend: "a".into(),
+                leg: Leg::Whole,
+                problem: LegProblem::Exchange(ExchangeError::Closed),
+            },
+        };
+        let said = |code: u16| {
+            let event = format!("data: {{\"error\":{{\"message\":\"m\",\"code\":{code}}}}}\n\n");
+            Box::new(Verdict::in_band(event.as_bytes()))
+        };
+        let judged = |code| Failure::Judged { backend: "a".into(), verdict: said(code) };
+        let busy = |status| Failure::Busy {
+            backend: "a".into(),
+            verdict: said(status),
+            status,
+            retry_after: Seconds(7.0),
+        };
+        let rows = [
+            (Failure::Refused(ApiError::too_large(1)), 413, false),
+            (Failure::Saturated, 429, true),
+            (Failure::NoBackend, 503, true),
+            (Failure::ShuttingDown, 503, true),
+            (Failure::QueueDeadline { waited: Seconds(3.0) }, 504, false),
+            (broken, 502, false),
+            (judged(400), 400, false),
+            (judged(500), 500, false),
+            (busy(429), 429, true),
+            (busy(503), 503, true),
+        ];
+        for (row, status, retry) in rows {
+            let response = failure(&row, ErrorForm::OpenAi);
+            assert_eq!(response.status().as_u16(), status, "{row}");
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), retry, "{row}");
+        }
+    }
+}

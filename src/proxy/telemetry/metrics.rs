@@ -1,0 +1,478 @@
+//! The Prometheus metrics. [`describe`] lists every name. Handles are created once and kept, so
+//! that a request costs a few atomic additions. Label values from clients are bounded: only models
+//! that backends serve appear.
+
+use dashmap::DashMap;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram, with_local_recorder};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use std::sync::Arc;
+use tidegate_engine::Endpoint;
+use tidegate_signals::compatibility::Misfit;
+use tidegate_types::{Flip, Role, Seconds};
+
+use crate::backends::fleet::{Backend, Fleet, RoutingTable};
+use crate::runtime::budget::Budget;
+use crate::runtime::connections::Refused;
+use crate::telemetry::request_log::{Ended, RequestLog};
+use crate::upstream::failure::LegFailure;
+
+/// Buckets of TTFT and request durations in seconds: vLLM's TTFT buckets, up to ten minutes.
+const LONG_BUCKETS: [f64; 18] = [
+    0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    160.0, 640.0,
+];
+/// Buckets of TPOT in seconds.
+const TOKEN_BUCKETS: [f64; 13] =
+    [0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
+/// Buckets of planning durations in seconds.
+const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
+/// Buckets of reaction times in seconds.
+const REACTION_BUCKETS: [f64; 15] =
+    [5e-4, 1e-3, 1.5e-3, 2e-3, 2.5e-3, 3e-3, 4e-3, 5e-3, 6e-3, 8e-3, 1e-2, 1.5e-2, 2e-2, 5e-2, 0.1];
+/// Buckets of tokens per request.
+const TOKENS_BUCKETS: [f64; 14] = [
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    2048.0,
+    4096.0,
+    8192.0,
+    16384.0,
+    32768.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+];
+/// Buckets of observed divided by predicted values.
+const RATIO_BUCKETS: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0, 10.0];
+/// Buckets of prediction errors as a share of the prompt; negative: predicted too low.
+const SHARE_BUCKETS: [f64; 12] =
+    [-0.9, -0.5, -0.25, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9];
+/// Most model labels; further models are counted as `other`.
+const MODELS_MAX: usize = 256;
+
+/// The metrics of one proxy.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    models: DashMap<Arc<str>, Arc<ModelMetrics>>,
+    backends: Vec<BackendMetrics>,
+    queue_requests: Gauge,
+    live_requests: Gauge,
+    body_bytes: Gauge,
+    body_budget: Gauge,
+    queue_seconds: Histogram,
+    plan_duration: Histogram,
+    ttft_ratio: Histogram,
+    reaction_table: Histogram,
+    reaction_placement: Histogram,
+    started: Counter,
+    settled: [Counter; 4],
+}
+
+struct ModelMetrics {
+    ttft: Histogram,
+    tpot: Histogram,
+    duration: Histogram,
+    input: Histogram,
+    output: Histogram,
+}
+
+struct BackendMetrics {
+    roles: [Gauge; 4],
+    usable: Gauge,
+    prefill_seconds: Gauge,
+    hit_share: Gauge,
+    prefill_tokens: Gauge,
+    streams: Gauge,
+    kv_tokens: Gauge,
+    misfits: [Gauge; Misfit::LABELS.len()],
+}
+
+const ENDS: [Ended; 4] = [Ended::Done, Ended::ClientLeft, Ended::Failed, Ended::Cut];
+
+impl Metrics {
+    /// Registers the metrics of a fleet.
+    ///
+    /// # Errors
+    /// [`BuildError`] if a bucket list is empty.
+    pub fn new(backends: &[Arc<Backend>]) -> Result<Metrics, BuildError> {
+        let suffix = |name: &str| Matcher::Suffix(name.to_owned());
+        let full = |name: &str| Matcher::Full(name.to_owned());
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(suffix("_seconds"), &LONG_BUCKETS)?
+            .set_buckets_for_metric(
+                full("gen_ai_server_time_per_output_token_seconds"),
+                &TOKEN_BUCKETS,
+            )?
+            .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
+            .set_buckets_for_metric(
+                Matcher::Prefix("tidegate_reaction_".to_owned()),
+                &REACTION_BUCKETS,
+            )?
+            .set_buckets_for_metric(full("gen_ai_client_token_usage"), &TOKENS_BUCKETS)?
+            .set_buckets_for_metric(full("tidegate_ttft_observed_over_predicted"), &RATIO_BUCKETS)?
+            .set_buckets_for_metric(full("tidegate_prefix_hit_rate_error"), &SHARE_BUCKETS)?
+            .build_recorder();
+        let handle = recorder.handle();
+        let built = with_local_recorder(&recorder, || {
+            describe();
+            (
+                backends.iter().map(|backend| BackendMetrics::new(&backend.name)).collect(),
+                ENDS.map(
+                    |end| counter!("tidegate_requests_settled_total", "ended" => end.as_str()),
+                ),
+                [
+                    gauge!("tidegate_queue_requests"),
+                    gauge!("tidegate_live_requests"),
+                    gauge!("tidegate_body_held_bytes"),
+                    gauge!("tidegate_body_budget_bytes"),
+                ],
+                [
+                    histogram!("tidegate_queue_seconds"),
+                    histogram!("tidegate_plan_duration_seconds"),
+                    histogram!("tidegate_ttft_observed_over_predicted"),
+                    histogram!("tidegate_reaction_to_table_seconds"),
+                    histogram!("tidegate_reaction_to_placement_seconds"),
+                ],
+                counter!("tidegate_requests_started_total"),
+            )
+        });
+        let (backends, settled, gauges, histograms, started) = built;
+        let [queue_requests, live_requests, body_bytes, body_budget] = gauges;
+        let [queue_seconds, plan_duration, ttft_ratio, reaction_table, reaction_placement] =
+            histograms;
+        Ok(Metrics {
+            recorder,
+            handle,
+            models: DashMap::new(),
+            backends,
+            queue_requests,
+            live_requests,
+            body_bytes,
+            body_budget,
+            queue_seconds,
+            plan_duration,
+            ttft_ratio,
+            reaction_table,
+            reaction_placement,
+            started,
+            settled,
+        })
+    }
+
+    /// Runs `make` with this proxy's recorder, so that handles created in it are exported here.
+    pub fn within<T>(&self, make: impl FnOnce() -> T) -> T {
+        with_local_recorder(&self.recorder, make)
+    }
+
+    /// Counts an admitted request.
+    pub fn started(&self) {
+        self.started.increment(1);
+    }
+
+    /// Records a settled request.
+    pub fn settled(&self, log: &RequestLog<'_>) {
+        let slot = ENDS.iter().position(|end| *end == log.ended).unwrap_or(0);
+        self.settled[slot].increment(1);
+        if let Some(queued) = log.queued {
+            self.queue_seconds.record(queued.get());
+        }
+        if !log.accepted.endpoint.generates() {
+            return;
+        }
+        let model = self.model(log.live.model.as_ref());
+        model.duration.record(log.duration.get());
+        model.input.record(log.prompt.as_f64());
+        model.output.record(log.output.as_f64());
+        if let Some(ttft) = log.ttft {
+            model.ttft.record(ttft.get());
+            if let Some(expected) = log.expected_ttft {
+                self.ttft_ratio.record(ttft / expected.max(Seconds(1e-4)));
+            }
+        }
+        if let Some(tpot) = log.tpot {
+            model.tpot.record(tpot.get());
+        }
+    }
+
+    /// Counts a leg that failed before its first byte.
+    pub fn leg_failed(&self, failure: &LegFailure) {
+        with_local_recorder(&self.recorder, || {
+            counter!(
+                "tidegate_leg_failures_total",
+                "backend" => failure.backend.to_string(),
+                "leg" => failure.leg.as_str(),
+            )
+            .increment(1);
+        });
+    }
+
+    /// Counts a request that the proxy itself answered with an error.
+    pub fn refused(&self, endpoint: Option<Endpoint>, status: u16) {
+        with_local_recorder(&self.recorder, || {
+            counter!(
+                "tidegate_refused_requests_total",
+                "endpoint" => endpoint.map_or("unknown", Endpoint::as_str),
+                "status" => status.to_string(),
+            )
+            .increment(1);
+        });
+    }
+
+    /// Counts a connection refused by a limit.
+    pub fn connection_refused(&self, refused: Refused) {
+        with_local_recorder(&self.recorder, || {
+            counter!("tidegate_connections_refused_total", "limit" => refused.as_str())
+                .increment(1);
+        });
+    }
+
+    /// Counts a role change, applied or refused.
+    pub fn flipped(&self, flip: &Flip, reason: &'static str, result: &'static str) {
+        with_local_recorder(&self.recorder, || {
+            counter!(
+                "tidegate_role_flips_total",
+                "from" => flip.from.as_str(),
+                "to" => flip.to.as_str(),
+                "reason" => reason,
+                "result" => result,
+            )
+            .increment(1);
+        });
+    }
+
+    /// Records the duration of a planner run.
+    pub fn planned(&self, took: Seconds) {
+        self.plan_duration.record(took.get());
+    }
+
+    /// Records the time from the first unplanned arrival to the table that reassigns engines.
+    pub fn surge_answered(&self, took: Seconds) {
+        self.reaction_table.record(took.get());
+    }
+
+    /// Records the time from that arrival to the first leg placed with that table.
+    pub fn surge_placed(&self, took: Seconds) {
+        self.reaction_placement.record(took.get());
+    }
+
+    /// The metrics page. Gauges are read from the accounts now.
+    pub fn render(
+        &self,
+        fleet: &Fleet,
+        table: &RoutingTable,
+        waiting: usize,
+        bodies: &Budget,
+    ) -> String {
+        self.body_bytes.set(bodies.held() as f64);
+        self.body_budget.set(bodies.max() as f64);
+        self.queue_requests.set(waiting as f64);
+        self.live_requests.set(fleet.registry.len() as f64);
+        for (backend, gauges) in fleet.backends.iter().zip(&self.backends) {
+            let balance = backend.account.balance();
+            let entry = table.entry(backend.id);
+            let role = entry.role;
+            for (gauge, of) in gauges.roles.iter().zip(Role::ALL) {
+                gauge.set(f64::from(u8::from(of == role)));
+            }
+            gauges.usable.set(f64::from(u8::from(backend.health.is_usable())));
+            gauges.prefill_seconds.set(entry.prefill.batch(balance.prefill).get());
+            gauges.hit_share.set(fleet.hit_share(backend.id));
+            gauges.prefill_tokens.set(balance.prefill_tokens.as_f64());
+            gauges.streams.set(f64::from(balance.streams));
+            gauges.kv_tokens.set(balance.kv.as_f64());
+            let words = backend.words.load();
+            for (gauge, word) in gauges.misfits.iter().zip(Misfit::LABELS) {
+                gauge.set(f64::from(u8::from(words.kinds.contains(&word))));
+            }
+        }
+        self.handle.render()
+    }
+
+    /// Drains histograms into their buckets; called every few seconds.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    fn model(&self, name: Option<&Arc<str>>) -> Arc<ModelMetrics> {
+        let name: Arc<str> = match name {
+            Some(name) if self.models.len() < MODELS_MAX || self.models.contains_key(name) => {
+                Arc::clone(name)
+            }
+            Some(_) => "other".into(),
+            None => "none".into(),
+        };
+        if let Some(known) = self.models.get(&name) {
+            return Arc::clone(&known);
+        }
+        let made = Arc::new(with_local_recorder(&self.recorder, || ModelMetrics::new(&name)));
+        Arc::clone(&self.models.entry(name).or_insert(made))
+    }
+}
+
+impl ModelMetrics {
+    fn new(model: &str) -> ModelMetrics {
+        let labels = |kind: Option<&'static str>| {
+            let mut labels = vec![
+                metrics::Label::new("gen_ai_request_model", model.to_owned()),
+                metrics::Label::new("gen_ai_operation_name", "generate"),
+            ];
+            labels.extend(kind.map(|kind| metrics::Label::new("gen_ai_token_type", kind)));
+            labels
+        };
+        ModelMetrics {
+            ttft: histogram!("gen_ai_server_time_to_first_token_seconds", labels(None)),
+            tpot: histogram!("gen_ai_server_time_per_output_token_seconds", labels(None)),
+            duration: histogram!("gen_ai_server_request_duration_seconds", labels(None)),
+            input: histogram!("gen_ai_client_token_usage", labels(Some("input"))),
+            output: histogram!("gen_ai_client_token_usage", labels(Some("output"))),
+        }
+    }
+}
+
+impl BackendMetrics {
+    fn new(name: &str) -> BackendMetrics {
+        let of = |metric: &'static str| gauge!(metric, "backend" => name.to_owned());
+        BackendMetrics {
+            roles: Role::ALL.map(|role| {
+                gauge!("tidegate_backend_role", "backend" => name.to_owned(), "role" => role.as_str())
+            }),
+            usable: of("tidegate_backend_usable"),
+            prefill_seconds: of("tidegate_backend_prefill_seconds"),
+            hit_share: of("tidegate_prefix_hit_share"),
+            prefill_tokens: of("tidegate_backend_prefill_tokens"),
+            streams: of("tidegate_backend_streams"),
+            kv_tokens: of("tidegate_backend_kv_tokens"),
+            misfits: Misfit::LABELS.map(|word| {
+                gauge!("tidegate_backend_misfit", "backend" => name.to_owned(), "reason" => word)
+            }),
+        }
+    }
+}
+
+/// Describes every metric: the source of `docs/reference/metrics.md`.
+fn describe() {
+    use metrics::{
+        describe_counter as counter, describe_gauge as gauge, describe_histogram as hist,
+    };
+    counter!(
+        "tidegate_connections_refused_total",
+        "Client connections above a limit, by limit (total, address)"
+    );
+    hist!("gen_ai_server_time_to_first_token_seconds", "Time from arrival to the first token");
+    hist!(
+        "gen_ai_server_time_per_output_token_seconds",
+        "Mean time per output token after the first, per request"
+    );
+    hist!("gen_ai_server_request_duration_seconds", "Time from arrival to the end of the answer");
+    hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
+    gauge!("tidegate_backend_role", "1 for the role a backend has, 0 for the others");
+    gauge!("tidegate_backend_usable", "1 if the backend may receive new work");
+    gauge!(
+        "tidegate_prefix_hit_share",
+        "Share of predicted prefix-cache hits that is real, 0 to 1"
+    );
+    gauge!("tidegate_backend_prefill_seconds", "Predicted prefill work in flight");
+    gauge!(
+        "tidegate_backend_prefill_tokens",
+        "Uncached prompt tokens of the prefill work in flight"
+    );
+    gauge!("tidegate_backend_streams", "Decode streams in flight");
+    gauge!("tidegate_backend_kv_tokens", "KV tokens of the decode streams in flight");
+    gauge!(
+        "tidegate_backend_misfit",
+        "1 for each kind of difference between an engine and the settings or its group"
+    );
+    gauge!("tidegate_queue_requests", "Requests in the queue");
+    gauge!("tidegate_body_held_bytes", "Bytes of request bodies held");
+    gauge!("tidegate_body_budget_bytes", "Most bytes of request bodies held at once");
+    gauge!("tidegate_live_requests", "Requests in flight, from arrival to completion");
+    hist!(
+        "tidegate_queue_seconds",
+        "Time in the EDF queue, from arrival to the placement of the first leg"
+    );
+    hist!("tidegate_plan_duration_seconds", "Duration of one planner run");
+    hist!(
+        "tidegate_reaction_to_table_seconds",
+        "Time from the first unplanned arrival to the routing table that reassigns engines for it"
+    );
+    hist!(
+        "tidegate_reaction_to_placement_seconds",
+        "Time from the first unplanned arrival to the first leg placed with that table, excluding time without free capacity"
+    );
+    hist!(
+        "tidegate_ttft_observed_over_predicted",
+        "Observed TTFT divided by predicted TTFT; 1 is exact"
+    );
+    hist!("tidegate_prefix_hit_rate_error", "(Predicted - reported cached tokens) / prompt tokens");
+    counter!(
+        "tidegate_prefix_prompt_tokens_total",
+        "Prompt tokens of requests whose engine reported cached tokens"
+    );
+    counter!(
+        "tidegate_prefix_predicted_tokens_total",
+        "Prompt tokens of such requests that were predicted to be cached"
+    );
+    counter!(
+        "tidegate_prefix_cached_tokens_total",
+        "Prompt tokens of such requests that were reported as cached"
+    );
+    counter!("tidegate_kv_event_blocks_total", "Blocks in an engine's KV events, by outcome");
+    counter!("tidegate_kv_event_messages_lost_total", "KV event messages lost and not replayed");
+    gauge!("tidegate_kv_event_blocks", "Blocks that an engine holds according to its KV events");
+    gauge!(
+        "tidegate_kv_events_complete",
+        "1 if an engine's prefix cache is known completely from its KV events"
+    );
+    gauge!("tidegate_engine_kv_usage_ratio", "Used share of KV memory, as the engine reports it");
+    gauge!("tidegate_engine_kv_capacity_tokens", "KV capacity in tokens, as the engine reports it");
+    gauge!("tidegate_engine_running_requests", "Running requests, as the engine reports them");
+    gauge!("tidegate_engine_waiting_requests", "Requests waiting inside the engine");
+    gauge!(
+        "tidegate_engine_deferred_requests",
+        "Requests inside the engine waiting for KV transfer"
+    );
+    counter!("tidegate_engine_preemptions_total", "Preemptions, as the engine reports them");
+    counter!(
+        "tidegate_engine_failed_transfers_total",
+        "Failed KV transfers, as the engine reports them"
+    );
+    counter!(
+        "tidegate_engine_expired_handoffs_total",
+        "Prefills whose KV was not fetched within the lease"
+    );
+    counter!(
+        "tidegate_engine_transferred_tokens_total",
+        "Prompt tokens whose KV came from another engine"
+    );
+    counter!(
+        "tidegate_engine_cached_tokens_total",
+        "Prompt tokens found in the engine's prefix cache"
+    );
+    counter!("tidegate_engine_computed_tokens_total", "Prompt tokens that the engine computed");
+    gauge!("tidegate_engine_prefill_tokens_per_second", "Prefill rate as the engine reports it");
+    gauge!("tidegate_gpu_utilisation_ratio", "Share of time in which a kernel ran");
+    gauge!("tidegate_gpu_memory_used_bytes", "GPU memory in use");
+    gauge!("tidegate_gpu_memory_bytes", "Total GPU memory");
+    gauge!("tidegate_gpu_power_watts", "Power drawn");
+    gauge!("tidegate_gpu_power_limit_watts", "Power limit");
+    gauge!("tidegate_gpu_clock_mhz", "Clock of the streaming multiprocessors");
+    gauge!("tidegate_gpu_memory_clock_mhz", "Clock of the GPU's memory");
+    gauge!("tidegate_gpu_temperature_celsius", "Temperature");
+    gauge!("tidegate_gpu_throttled", "1 for each active reason of throttling");
+    gauge!("tidegate_gpu_ecc_errors", "Memory errors since the driver was loaded");
+    gauge!("tidegate_gpu_fault", "1 if a fault of the GPU takes its backends out of service");
+    counter!("tidegate_gpu_xid_errors_total", "Xid errors reported by the driver");
+    gauge!("tidegate_engine_alert", "1 for each active engine alert");
+    counter!("tidegate_role_flips_total", "Role changes, by cause and result");
+    counter!("tidegate_leg_failures_total", "Legs that failed before their first byte");
+    counter!("tidegate_refused_requests_total", "Requests refused by the proxy itself");
+    counter!("tidegate_requests_started_total", "Requests admitted by the filters");
+    counter!("tidegate_requests_settled_total", "Completed requests, by outcome");
+}
