@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_set_is_there_again_and_only_where_it_is_allowed() {
+    fn roles_survive_a_restart_where_the_settings_allow_them() {
         let directory = std::env::temp_dir().join(format!("tidegate-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("roles.json");

@@ -17,7 +17,7 @@ fn offers(n: usize) -> Vec<Offer> {
 }
 
 #[test]
-fn an_operator_may_name_the_only_models_wanted_of_a_backend() {
+fn named_models_hide_the_other_models_of_a_backend() {
     let offer = Offer { models: vec!["b".to_owned()], ..Offer::default() };
     let mut catalog = Catalog::new(vec![offer], vec![]);
     assert!(catalog.directory().find("b").is_some(), "served before the engine says so");
@@ -31,7 +31,7 @@ fn an_operator_may_name_the_only_models_wanted_of_a_backend() {
 }
 
 #[test]
-fn pools_keep_their_numbers_and_their_demand_while_their_models_are_there() {
+fn pools_keep_number_and_demand_while_their_model_is_served() {
     let mut table = table();
     let mut catalog = Catalog::new(offers(2), vec![]);
     catalog.update(BackendId(0), vec![card("b", 9)], Bytes::new());
@@ -57,7 +57,7 @@ fn pools_keep_their_numbers_and_their_demand_while_their_models_are_there() {
 }
 
 #[test]
-fn any_number_of_models_is_served_and_those_that_are_gone_take_no_room() {
+fn pools_of_removed_models_are_removed() {
     let mut table = table();
     let mut catalog = Catalog::new(offers(2), vec![]);
     for round in 0..40 {
@@ -73,7 +73,7 @@ fn any_number_of_models_is_served_and_those_that_are_gone_take_no_room() {
 }
 
 #[test]
-fn a_request_goes_where_its_context_fits_and_otherwise_where_it_is_longest() {
+fn requests_go_to_a_pool_with_enough_context_or_the_longest() {
     let mut table = table();
     let mut catalog = Catalog::new(offers(4), vec![]);
     for (slot, len) in [(0, 100), (1, 300), (2, 200), (3, 100)] {
@@ -100,7 +100,7 @@ fn a_request_goes_where_its_context_fits_and_otherwise_where_it_is_longest() {
 }
 
 #[test]
-fn an_alias_is_there_while_its_model_is() {
+fn an_alias_exists_while_its_model_is_served() {
     let known = KnownModel {
         name: "m".into(),
         aliases: vec!["gpt-4".into(), "n".into()],

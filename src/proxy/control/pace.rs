@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_that_was_preempted_says_little_and_a_long_one_is_believed_in_time() {
+    fn one_preempted_step_hardly_moves_the_usual_duration_and_many_long_ones_do() {
         let mut usual = Usual::UNKNOWN;
         (0..100).for_each(|_| usual.took(Seconds(20e-6)));
         usual.took(Seconds(0.005));

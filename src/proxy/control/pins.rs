@@ -53,7 +53,7 @@ mod tests {
     use tidegate_types::Seconds;
 
     #[test]
-    fn a_hold_ends_by_itself_and_a_pin_does_not() {
+    fn a_hold_expires_and_a_pin_does_not() {
         let at = |seconds| Moment::START + Seconds(seconds);
         let (held, pinned) = (BackendId(0), BackendId(1));
         let mut pins = Pins::new(vec![None, None]);

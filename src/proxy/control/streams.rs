@@ -87,17 +87,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stream_whose_engine_is_waited_for_can_be_silent() {
+    fn a_stream_is_silent_only_while_the_proxy_waits_for_its_engine() {
         let live = InflightRequest::new(RequestId(1), "r", None, at(0.0), Tokens(1));
         live.waits(at(0.0));
-        assert_eq!(silence(&live), None, "it has not begun");
+        assert_eq!(silence(&live), None, "no token yet");
         live.heard(at(1.0));
         live.emitted_at(1, at(1.0));
         assert_eq!(silence(&live), None, "its client does not read");
         live.waits(at(60.0));
-        assert_eq!(silence(&live), Some(at(62.5)), "counted from when it is waited for");
+        assert_eq!(silence(&live), Some(at(62.5)), "counted from the start of the wait");
         live.heard(at(62.0));
         live.waits(at(62.0));
-        assert_eq!(silence(&live), Some(at(64.5)), "any byte is life");
+        assert_eq!(silence(&live), Some(at(64.5)), "any byte counts");
     }
 }

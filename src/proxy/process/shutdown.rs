@@ -346,6 +346,6 @@ mod tests {
         let stopping = Arc::new(Death::default());
         stopping.stop();
         drop(stopping.vital("the admin port"));
-        assert_eq!(stopping.who(), None, "what ends once the proxy stops has not died");
+        assert_eq!(stopping.who(), None, "parts may end once the proxy stops");
     }
 }

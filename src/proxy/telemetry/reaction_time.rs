@@ -114,13 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_placement_after_a_table_tells_how_long_it_took() {
+    fn the_first_placement_with_a_table_gives_the_reaction_time() {
         assert_eq!(takes(&answered(), 12, 15, 16), 6.0);
         assert_eq!(takes(&answered(), 50, 50, 51), 5.0, "36 ms without a waiting leg");
     }
 
     #[test]
-    fn a_wait_for_room_is_no_reaction() {
+    fn time_without_capacity_is_excluded() {
         let reaction = answered();
         reaction.found_no_room(at(13), at(14));
         assert_eq!(takes(&reaction, 12, 40, 41), 31.0, "that look was by the table before");

@@ -24,13 +24,13 @@ fn health() -> Health {
 }
 
 #[test]
-fn an_engine_that_says_it_is_unwell_is_out_and_one_that_is_late_is_a_suspect() {
+fn a_reported_failure_takes_an_engine_down_and_a_late_probe_makes_it_suspect() {
     let late = health();
     assert!(!late.missed_probe());
     assert!(late.missed_probe());
     assert!(late.is_usable() && late.is_last(NOW) && !late.is_well() && !late.is_up());
     assert_eq!(late.as_str(NOW), "down");
-    assert!(late.succeeded(NOW), "an answer to a request is better than a probe's");
+    assert!(late.succeeded(NOW), "an answered request outweighs a failed probe");
     assert_eq!(late.as_str(NOW), "up");
     let unwell = health();
     assert!(!unwell.failed_probe());
@@ -38,31 +38,31 @@ fn an_engine_that_says_it_is_unwell_is_out_and_one_that_is_late_is_a_suspect() {
     assert!(!unwell.is_usable());
     assert!(unwell.probed(NOW));
     assert!(unwell.is_usable());
-    assert!(unwell.refused(), "a refused connection needs no second opinion");
-    assert!(!unwell.refused(), "it is out already");
+    assert!(unwell.refused(), "a refused connection takes effect at once");
+    assert!(!unwell.refused(), "it is down already");
 }
 
 #[test]
 fn an_outlier_is_ejected_for_its_time_and_until_a_probe() {
     let health = health();
     health.succeeded(NOW);
-    assert!(!(0..3).any(|_| health.failed(NOW)), "four requests say nothing");
+    assert!(!(0..3).any(|_| health.failed(NOW)), "four requests are below the minimum");
     assert!(health.failed(NOW));
     assert_eq!(health.eject(NOW), Some(Seconds(5.0)));
     assert_eq!(health.eject(NOW), None);
     assert!(health.is_usable() && health.is_last(NOW) && !health.is_well());
     health.succeeded(at(1.0));
-    assert!(health.is_last(at(1.0)), "one answer does not end it");
+    assert!(health.is_last(at(1.0)), "one answer does not end the ejection");
     assert!(!health.probed(at(4.0)));
-    assert!(health.is_last(at(6.0)), "its time is over, and nobody has asked it");
+    assert!(health.is_last(at(6.0)), "the ejection is over, but no probe was answered");
     assert!(health.probed(at(6.0)));
     assert!(!health.is_last(at(6.0)));
     assert_eq!(health.recent(at(6.0)), (0, 0));
-    assert!(health.share(at(6.0)) < 1.0, "it comes back slowly");
+    assert!(health.share(at(6.0)) < 1.0, "slow start");
 }
 
 #[test]
-fn a_refusal_for_load_backs_off_as_asked_or_briefly_and_growing() {
+fn load_refusals_back_off_as_asked_or_by_growing_steps() {
     let health = health();
     assert_eq!(health.back_off(NOW, None), Seconds(0.25));
     assert_eq!(health.back_off(NOW, None), Seconds(0.25), "those sent together count once");
@@ -75,7 +75,7 @@ fn a_refusal_for_load_backs_off_as_asked_or_briefly_and_growing() {
     assert!(health.is_last(at(93.0)) && !health.is_last(at(95.0)));
     assert_eq!(health.back_off(at(100.0), Some(Seconds(1e6))), BACK_OFF_ASKED_MAX);
     health.succeeded(at(100.0));
-    assert!(health.is_last(at(101.0)), "another request's answer does not end it");
+    assert!(health.is_last(at(101.0)), "another request's answer does not end the ejection");
     assert_eq!(health.back_off(at(200.0), None), Seconds(0.25));
 }
 
@@ -96,7 +96,7 @@ fn silence_is_no_death() {
 }
 
 #[test]
-fn a_backend_that_comes_back_gets_a_growing_share() {
+fn slow_start_grows_the_share_of_a_returning_backend() {
     let health = health();
     assert!(health.probed(NOW));
     assert_eq!(health.share(NOW), 1.0, "it was never away");
@@ -114,7 +114,7 @@ fn a_backend_that_comes_back_gets_a_growing_share() {
 }
 
 #[test]
-fn an_unfit_engine_is_out_however_well_it_answers() {
+fn an_unfit_engine_is_unusable_even_if_it_answers() {
     let health = health();
     assert!(health.set_unfit(true));
     health.probed(NOW);
@@ -126,7 +126,7 @@ fn an_unfit_engine_is_out_however_well_it_answers() {
 }
 
 #[test]
-fn why_it_is_out_is_told_while_it_is() {
+fn the_reason_is_shown_only_while_a_backend_is_out() {
     let health = health();
     health.refused();
     health.set_reason("connection refused".to_owned());

@@ -135,7 +135,7 @@ mod tests {
         for _ in 0..4 {
             window.record(&PARAMS, at(0.0), true);
         }
-        assert!(!window.is_outlier(&PARAMS, at(0.0)), "four requests say nothing");
+        assert!(!window.is_outlier(&PARAMS, at(0.0)), "four requests are below the minimum");
         window.record(&PARAMS, at(1.0), true);
         assert!(window.is_outlier(&PARAMS, at(1.0)));
         assert_eq!(window.counts(&PARAMS, at(9.0)), (5, 5));

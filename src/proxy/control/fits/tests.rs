@@ -98,7 +98,7 @@ fn run(watched: &mut Watched, tokens: u64) {
 }
 
 #[test]
-fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
+fn cost_alone_is_learned_from_prefills_beside_streams() {
     let truth = PrefillModel::default();
     let mut watched = Watched::new(PrefillModel { base: truth.base * 3.0, ..truth }, truth);
     run(&mut watched, 2000);
@@ -107,7 +107,7 @@ fn a_prefill_beside_streams_teaches_what_it_takes_alone() {
 }
 
 #[test]
-fn short_prompts_that_waited_for_a_step_say_nothing_of_long_ones() {
+fn waits_of_short_prompts_do_not_bias_the_cost_of_long_ones() {
     let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
     let mut told = Watched::new(truth, truth);
     run(&mut told, 50);
@@ -148,7 +148,7 @@ fn a_fit_that_went_wrong_recovers_with_short_prompts() {
 }
 
 #[test]
-fn answers_that_are_not_streamed_teach_too() {
+fn costs_are_learned_from_unstreamed_answers() {
     let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
     let dear = PrefillModel { per_token: truth.per_token * 8.0, ..truth };
     let mut watched = Watched::new(dear, truth);
@@ -172,7 +172,7 @@ fn answers_that_are_not_streamed_teach_too() {
 }
 
 #[test]
-fn an_engine_without_a_cache_is_found_out_by_its_prefills() {
+fn durations_reveal_an_engine_without_a_prefix_cache() {
     let truth = PrefillModel { per_token: Seconds(90e-6), ..PrefillModel::default() };
     let mut watched = Watched::new(PrefillModel::default(), truth);
     watched.prefill(2000, 0);
@@ -191,7 +191,7 @@ fn an_engine_without_a_cache_is_found_out_by_its_prefills() {
 }
 
 #[test]
-fn a_cache_that_works_stays_believed_and_does_not_spoil_the_fit() {
+fn real_hits_stay_trusted_and_do_not_bias_the_cost() {
     let truth = PrefillModel { per_token: Seconds(90e-6), ..PrefillModel::default() };
     let mut watched = Watched::new(PrefillModel::default(), truth);
     watched.caches = true;
@@ -206,7 +206,7 @@ fn a_cache_that_works_stays_believed_and_does_not_spoil_the_fit() {
 }
 
 #[test]
-fn an_engine_that_only_became_slow_is_not_taken_for_one_without_a_cache() {
+fn a_slower_engine_is_not_mistaken_for_one_without_a_cache() {
     let truth = PrefillModel::default();
     let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
     watched.caches = true;
@@ -220,7 +220,7 @@ fn an_engine_that_only_became_slow_is_not_taken_for_one_without_a_cache() {
 }
 
 #[test]
-fn what_the_engine_reports_counts_for_more_than_durations() {
+fn reported_hits_take_precedence_over_durations() {
     let truth = PrefillModel::default();
     let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
     for _ in 0..30 {

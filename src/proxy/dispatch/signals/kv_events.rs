@@ -177,7 +177,7 @@ impl Listener<'_> {
         match KvBatch::decode(&published.payload) {
             Ok(batch) => Some(batch),
             Err(error) => {
-                tracing::debug!(backend = %self.backend.name, "{error}");
+                tracing::debug!(backend = %self.backend.name, "KV events: unreadable message: {error}");
                 self.follower.unreadable(published.number);
                 self.told();
                 None

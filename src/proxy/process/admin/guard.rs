@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_asked_for_everywhere_but_in_probes() {
+    fn a_token_is_required_except_for_probes() {
         let guard = Guard {
             tokens: vec!["0123456789abcdef".to_owned(), "fedcba9876543210".to_owned()],
             hosts: Vec::new(),
