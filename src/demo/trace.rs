@@ -19,7 +19,7 @@ pub enum Scenario {
 }
 
 /// Where the traces are, from the project's root.
-const TRACES: &str = "../shared/traces";
+const TRACES: &str = "benches/traces";
 /// In the trace long answers give way to long prompts here, while the streams are still there.
 const SHIFT_AT: Seconds = Seconds(120.0);
 /// The trace is played so much faster: eight engines are just not enough for both phases at once.

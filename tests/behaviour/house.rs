@@ -153,3 +153,22 @@ fn the_rooms_of_the_proxy_import_only_lower_rooms() {
         }
     }
 }
+
+#[test]
+fn the_repository_reads_nothing_outside_itself() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<_> =
+        ["src", "filters", "benches", "tests", "deploy", "docs"].map(|name| root.join(name)).into();
+    // Put together, so that this file does not find itself.
+    let outside = ["..", "shared"].join("/");
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                assert!(!text.contains(&outside), "{} names {outside}", path.display());
+            }
+        }
+    }
+}

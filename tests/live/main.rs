@@ -76,7 +76,7 @@ fn attainment(command: &mut Command, file: Option<&Path>) -> f64 {
 
 /// So much of the trace as takes [`LENGTH`] at `rate`, as a file.
 fn slice(file: &str, from: f64, rate: f64, output: f64, directory: &Path) -> PathBuf {
-    let path = Path::new("../shared/traces").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/traces").join(file);
     let text = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let trace = Trace::parse(&text)

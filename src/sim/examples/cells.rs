@@ -9,7 +9,7 @@
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
 use tidegate_types::{Seconds, Tokens};
 
-const TRACES: &str = "../shared/traces/";
+const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();

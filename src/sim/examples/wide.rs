@@ -19,7 +19,7 @@ use std::io::Write;
 use tidegate_sim::{Outcome, Policy, Profile, SimConfig, Trace, simulate};
 use tidegate_types::{Seconds, Slo, Tokens};
 
-const TRACES: &str = "../shared/traces/";
+const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
 const TTFTS: [f64; 3] = [0.5, 1.0, 5.0];
 const TPOTS: [f64; 3] = [0.02, 0.03, 0.05];
 const CHUNKS: [u64; 2] = [512, 2048];
@@ -98,7 +98,7 @@ fn traces() -> Vec<(String, Trace)> {
     [
         ("r60", read("regime_shift_60s.jsonl")),
         ("r300", read("regime_shift_300s.jsonl")),
-        ("mooncake", read("mooncake_conversation.first30min.jsonl")),
+        ("mooncake", read("mooncake_conversation.first10min.jsonl")),
         ("both", Trace::merge([conv.clone(), code.clone()])),
         ("code", code),
         ("conv", conv),
