@@ -1,4 +1,4 @@
-//! The engines: who they are, whether they are healthy, what they hold.
+//! The engines: facts, health, in-flight work and stored responses.
 
 pub(crate) mod bootstrap;
 pub(crate) mod demand;

@@ -112,7 +112,7 @@ impl Proxy {
 
     /// Sends an observation to the control loop.
     pub fn learn(&self, observation: Observation) {
-        // A full channel drops the observation (see learn.rs).
+        // A full channel drops the observation (see observations.rs).
         self.observations.try_send(observation).ok();
     }
 

@@ -33,7 +33,7 @@ impl Clock {
     }
 
     /// `moment` rounded up to the next multiple of [`COARSE`], for timers without a need for
-    /// precision (timer coalescing, see heartbeat.rs).
+    /// precision (timer coalescing, see timer_coalescing.rs).
     pub fn coarse_instant(&self, moment: Moment) -> tokio::time::Instant {
         self.instant(Moment(moment.0.div_ceil(COARSE.0).saturating_mul(COARSE.0)))
     }

@@ -1,4 +1,5 @@
-//! What every room uses: the clock, timer coalescing, budgets and permits. Imports no other room.
+//! Shared by every room: the clock, timer coalescing, memory budgets and permits. Imports no other
+//! room.
 
 pub(crate) mod budget;
 pub(crate) mod clock;

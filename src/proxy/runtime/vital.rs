@@ -1,4 +1,4 @@
-//! Parts that the process cannot live without: one that is dropped early ends the process.
+//! Vital parts of the process: one that ends before the proxy stops ends the process.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,12 +33,12 @@ impl Death {
 }
 
 impl Death {
-    /// From now on parts may end.
+    /// Marks the proxy as stopping: parts may end from now on.
     pub fn stop(&self) {
         self.stopping.store(true, Relaxed);
     }
 
-    /// Resolves when a part has died.
+    /// Resolves when a vital part has ended early.
     pub async fn died(&self) {
         self.rung.notified().await;
     }

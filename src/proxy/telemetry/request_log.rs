@@ -1,4 +1,4 @@
-//! What metrics and the access log read of a request that has ended.
+//! The values of a finished request that metrics and the access log read.
 
 use tidegate_filters::Accepted;
 use tidegate_types::{Seconds, Tokens};
@@ -8,18 +8,18 @@ use crate::backends::fleet::{Backend, InflightRequest};
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// The client has all of the answer.
+    /// The client received the whole answer.
     Done,
-    /// The client left first.
+    /// The client disconnected first.
     ClientLeft,
-    /// The client got an error in place of an answer.
+    /// The client received an error instead of an answer.
     Failed,
-    /// The answer broke off after its first byte.
+    /// The answer was cut after its first byte.
     Cut,
 }
 
 impl Ended {
-    /// The word in logs and metrics.
+    /// The value in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Ended::Done => "done",
@@ -30,7 +30,7 @@ impl Ended {
     }
 }
 
-/// One request that has ended.
+/// A finished request.
 pub struct RequestLog<'a> {
     /// The request as the filters accepted it.
     pub accepted: &'a Accepted,
@@ -38,27 +38,27 @@ pub struct RequestLog<'a> {
     pub live: &'a InflightRequest,
     /// The subject of the client's certificate.
     pub subject: Option<&'a str>,
-    /// The status that the client got; 0 before one was sent.
+    /// The status sent to the client; 0 if none was sent.
     pub status: u16,
     /// How it ended.
     pub ended: Ended,
-    /// Why it failed.
+    /// Why it failed, as a sentence.
     pub problem: Option<&'a str>,
-    /// Backends tried.
+    /// Number of backends tried.
     pub attempts: u32,
     /// Backend of the prefill leg of a disaggregated request.
     pub prefill_on: Option<&'a Backend>,
     /// Backend of the decode leg, or of the only leg.
     pub decode_on: Option<&'a Backend>,
-    /// Prompt tokens: the engine's count if it gave one, else the proxy's.
+    /// Prompt tokens: the engine's count if reported, else the proxy's.
     pub prompt: Tokens,
     /// Prompt tokens that placement expected in the prefix cache.
     pub cached: Option<Tokens>,
-    /// Output tokens: the engine's count if it gave one, else the chunks seen.
+    /// Output tokens: the engine's count if reported, else the relayed chunks.
     pub output: Tokens,
     /// Time from arrival to the placement of the first leg.
     pub queued: Option<Seconds>,
-    /// Time to first token as placement predicted it, the queue included.
+    /// Predicted time to first token, including the queue.
     pub expected_ttft: Option<Seconds>,
     /// Time to first token.
     pub ttft: Option<Seconds>,
