@@ -1,6 +1,6 @@
-//! What a prefill engine must be asked before its first pair: Mooncake's engine ids, TensorRT-LLM's
-//! endpoint. Asked once, kept until something fails: an engine that was started again has others.
-//! It must never be asked for on the way of a request that knows the answer.
+//! Rendezvous data of prefill engines, needed before their first concurrent legs: Mooncake's engine
+//! ids, TensorRT-LLM's endpoint. Queried once and cached until a leg fails, because a restarted
+//! engine has other ids. A request whose backend's data is cached sends no query.
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use crate::upstream::{ExchangeError, Outgoing, Pool};
 
 /// A mere look-up: who has not answered by then will not.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// The largest answer that is read.
+/// Largest answer read, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 
 /// What one backend told, and where it is asked.
@@ -52,7 +52,7 @@ impl Bootstrap {
 /// nothing.
 ///
 /// # Errors
-/// It could not be asked, or its answer is none.
+/// The query failed, or its answer is unusable.
 pub(crate) async fn peer(backend: &Backend, id: u64) -> Result<Option<Peer>, LegProblem> {
     let bootstrap = &backend.bootstrap;
     let Some(ask) = bootstrap.ask else { return Ok(None) };

@@ -1,6 +1,6 @@
-//! Which backend keeps what: responses, stored chats, files, batches. Engines keep them in their own
-//! memory, so that a request that names one must go where it is. Fixed memory, no locks: of what was
-//! answered long ago nothing is known, and the engines are asked in turn, as after a restart.
+//! Maps ids of stored objects (responses, stored chats, files, batches) to the backend that has them:
+//! engines store them in their own memory, so a request that names one is sent to that engine. Fixed
+//! memory, no locks; for an id that was overwritten, as after a restart, engines are tried in turn.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -16,7 +16,7 @@ const BACKEND_BITS: u32 = 16;
 pub struct Kept {
     /// 48 bits of the id's hash and the backend's slot plus 1; 0: free.
     slots: Box<[AtomicU64]>,
-    /// Whose turn it is to be forgotten.
+    /// Next way to overwrite.
     hand: AtomicUsize,
 }
 
@@ -28,7 +28,7 @@ impl Default for Kept {
 }
 
 impl Kept {
-    /// A backend answered with this id.
+    /// Records that a backend answered with this id.
     pub fn note(&self, id: &str, backend: BackendId) {
         let (set, tag) = self.set_of(id);
         let entry = tag | (u64::from(backend.0) + 1);
@@ -42,7 +42,7 @@ impl Kept {
         }
     }
 
-    /// Which backend keeps it, as far as is known.
+    /// Returns the backend that stores it, if recorded.
     pub fn find(&self, id: &str) -> Option<BackendId> {
         let (set, tag) = self.set_of(id);
         let entry =

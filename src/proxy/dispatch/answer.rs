@@ -1,5 +1,5 @@
-//! An engine's answer up to its first byte: the last moment at which another engine can still
-//! save the request.
+//! Reads an engine's answer up to its first byte or first token. Until then the request can be
+//! retried on another engine.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -16,10 +16,10 @@ use crate::upstream::{EngineBody, Gathered, Named, coding_of};
 /// the middle costs a retry and not the request. Larger ones (embeddings of many inputs) go on as
 /// they come.
 const WHOLE_ANSWER_MAX: usize = 1 << 20;
-/// What may come before the first token (role chunks) before it goes on.
+/// Most bytes buffered before the first token (role chunks); beyond it the answer is forwarded.
 const PRELUDE_MAX: usize = 64 << 10;
 
-/// An answer whose first byte is here, and its place on the backend.
+/// An answer whose first byte has arrived, with its reservation on the backend.
 pub struct Opened {
     /// Status and headers.
     pub head: Head,
@@ -29,13 +29,13 @@ pub struct Opened {
     pub reservation: Reservation,
 }
 
-/// How the body comes. Boxed but for the most frequent: an answer is handed on a few times.
+/// How the body arrives. The less frequent variants are boxed: an answer is moved several times.
 pub enum OpenedBody {
-    /// All of it is here.
+    /// The body is complete.
     Complete(Bytes),
-    /// Server-sent events; the first ones are here and have been read.
+    /// Server-sent events; the first ones have been read.
     Events(Box<Begun>),
-    /// It goes on as it comes.
+    /// The body is forwarded as it arrives.
     Passing(Box<Passing>),
     /// A websocket, after its 101.
     Websocket(Box<Switched>),
@@ -49,7 +49,7 @@ pub struct Switched {
     pub socket: Socket,
 }
 
-/// A body that is no stream of events and is not waited for: too large, or not JSON.
+/// A forwarded body without events: too large to buffer, or not JSON.
 pub struct Passing {
     /// What was read of it so far.
     pub first: Bytes,
@@ -73,7 +73,7 @@ pub struct Begun {
 }
 
 impl OpenedBody {
-    /// Has a token come, so that the prefill is over?
+    /// Returns whether a token has arrived, which ends the prefill.
     pub fn has_tokens(&self) -> bool {
         match self {
             OpenedBody::Events(begun) => begun.seen.tokens > 0 || begun.seen.finished,
@@ -82,7 +82,7 @@ impl OpenedBody {
     }
 }
 
-/// What an answer's content type says of how it is read.
+/// How an answer is read, by its content type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// Server-sent events, or Ollama's lines.
@@ -133,13 +133,13 @@ fn is_events(kind: &str) -> bool {
     kind.eq_ignore_ascii_case("text/event-stream")
 }
 
-/// Is this answer a stream of server-sent events?
+/// Returns whether this answer is a stream of server-sent events.
 pub fn streams_events(head: &http::HeaderMap) -> bool {
     let value = head.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     is_events(value.and_then(|value| value.split(';').next()).unwrap_or_default().trim())
 }
 
-/// Read `answer` up to its first byte, or its first token where it streams tokens.
+/// Reads `answer` up to its first byte, or its first token where it streams tokens.
 ///
 /// # Errors
 /// [`LegProblem`] when another backend should be tried: it broke off, began with an error event,
@@ -168,17 +168,17 @@ pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBod
         Form::Text | Form::Opaque => open_passing(body, form == Form::Opaque).await,
     };
     let body = body.map_err(|problem| match problem {
-        // It would be as broken on a second engine of the kind, and cost an answer more.
+        // A second engine of this kind would send the same, at the cost of one more answer.
         LegProblem::BrokeOff(error) if coded => LegProblem::Encoded(error.to_string()),
         problem => problem,
     })?;
     Ok((head, body))
 }
 
-/// The body without its content coding, which is taken out of the head.
+/// Returns the body without its content coding, and removes the coding from the head.
 ///
 /// # Errors
-/// It has one that is not read here.
+/// The content coding is not supported.
 pub fn decoded(head: &mut Head, body: UpstreamBody) -> Result<EngineBody, LegProblem> {
     match coding_of(&head.headers) {
         Named::Plain => Ok(EngineBody::plain(body)),
@@ -190,7 +190,7 @@ pub fn decoded(head: &mut Head, body: UpstreamBody) -> Result<EngineBody, LegPro
     }
 }
 
-/// May another backend do better? A 4xx is the client's fault on every engine, but for "too many".
+/// Returns whether another backend may succeed. Other engines would repeat a 4xx, except 429.
 pub fn is_retryable(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
         || status == StatusCode::TOO_MANY_REQUESTS
@@ -231,7 +231,7 @@ async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedB
         let more = reader.feed(&data);
         let blank = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if !reader.has_events() && blank {
-            // Comments only: the engine lives. The client gets tidegate's own, if any.
+            // Only comments: the engine is alive. The client gets tidegate's own comments, if any.
             read = Gathered::default();
             continue;
         }

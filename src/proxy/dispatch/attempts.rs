@@ -1,6 +1,6 @@
-//! A request's tries, one engine after the other, until one serves it. What a failure says of an
-//! engine is often known only when another engine has had the same request: failures are kept with
-//! the request and judged at its end.
+//! Attempts of a request, one engine after the other, until one serves it. Whether a failure is
+//! evidence against an engine is often known only after another engine had the same request:
+//! failures are kept with the request and judged at its end.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::upstream::verdict::Verdict;
 #[derive(Default)]
 pub(crate) struct Tries {
     failures: Vec<Tried>,
-    /// Those that count as attempts.
+    /// Failures that count as attempts.
     charged: u32,
 }
 
@@ -33,10 +33,10 @@ struct Tried {
     from: Option<Arc<Backend>>,
 }
 
-/// Bring the request to an answer whose first byte is here.
+/// Runs attempts until an answer's first byte has arrived.
 ///
 /// # Errors
-/// [`Failure`] when no place was found, or when every attempt failed.
+/// [`Failure`] when no backend could be reserved, or when every attempt failed.
 pub async fn serve(
     mut serving: Serving<'_>,
     record: &mut RequestRecord,
@@ -100,7 +100,7 @@ async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut RequestRecord) 
     };
     record.placed_at.get_or_insert(serving.proxy.clock.now());
     record.notes.attempts += 1;
-    // A second leg has a number of its own, and so has a leg that runs whole after all.
+    // Each leg has its own number, and so has a retry as a colocated request.
     let (on, second_attempt) = (placed.on(), record.notes.attempts + 2);
     let mut course = record.course();
     let live = course.live;
@@ -112,14 +112,14 @@ async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut RequestRecord) 
             () = serving.is_late() => {}
         }
         if let Some(second) = hedge::place(serving, on) {
-            // Boxed: it is rare, and every request would keep room for it.
+            // Boxed: it is rare, and unboxed it would enlarge every request's future.
             return Box::pin(hedge::race(first, on, second, live, second_attempt)).await;
         }
     }
 }
 
 impl Tries {
-    /// One more failure. `Some`: it was the last.
+    /// Records a failure. `Some`: it was the last.
     pub(crate) fn take(
         &mut self,
         serving: &mut Serving<'_>,
@@ -168,7 +168,7 @@ impl Tries {
         self.failures.iter().any(|tried| tried.failure.on == on && is_final(&tried.failure))
     }
 
-    /// The request is at its end: who is to blame for what failed before?
+    /// At the request's end: attributes the earlier failures to backends.
     pub(crate) fn settle(&self, proxy: &Proxy, served: bool) {
         let pending = || self.failures.iter().filter(|tried| tried.failure.problem.is_pending());
         let first = pending().next().map(|tried| tried.failure.on);

@@ -1,5 +1,5 @@
-//! What a failure means for a backend's health: it is ejected, backed off from, or neither. What the
-//! failure is evidence of, `tidegate_engine::judge` has decided before.
+//! Applies a failure to a backend's health: outlier ejection, back-off or neither. Input: what the
+//! failure is evidence of, as classified by `tidegate_engine::judge`.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::dispatch::context::Proxy;
 use crate::telemetry::observations::Observation;
 use crate::upstream::failure::LegProblem;
 
-/// The engine is to blame.
+/// Records a failure that the engine caused.
 pub(crate) fn engine(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     let now = proxy.clock.now();
     if !backend.health.failed(now) || !may_eject(proxy, backend) {
@@ -43,7 +43,7 @@ fn down(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     }
 }
 
-/// It has too much to do.
+/// Records a refusal for overload.
 pub(crate) fn load(proxy: &Proxy, backend: &Backend, asked: Option<Seconds>, why: &dyn Display) {
     let now = proxy.clock.now();
     let was = backend.health.is_busy(now);

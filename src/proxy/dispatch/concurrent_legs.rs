@@ -1,10 +1,9 @@
-//! Both legs at once, on engines that meet each other (SGLang, Mooncake, Offloading, TensorRT-LLM's
-//! generation first): the decode engine is chosen before anything is sent, its answer is the
-//! client's, the prefill's is read and dropped.
+//! Concurrent legs, for engines that contact each other (SGLang, Mooncake, Offloading, TensorRT-LLM's
+//! generation first). The decode engine is chosen before either leg is sent. The client gets the
+//! decode leg's answer; the prefill leg's answer is read and dropped.
 //!
-//! The legs are linked: one that fails before the first byte takes the other with it, and so does
-//! a client that leaves. What must never happen is that a prefill is cut because the decode has
-//! begun: it may still be sending.
+//! A leg that fails before the first byte cancels the other, and so does a client that leaves. The
+//! start of the decode does not cancel the prefill leg, which may still be sending KV blocks.
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -24,11 +23,11 @@ use crate::upstream::read_all;
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head};
 
-/// A prefill's answer may take so long from its head to its end; then it is cut after all. Until its
-/// head it may take as long as any answer: a long prompt is no failure.
+/// Longest time from the head of a prefill leg's answer to its end; the leg is then closed. The time
+/// to the head has the limit of any answer, because a long prompt is no failure.
 const DRAIN_MAX: Seconds = Seconds(30.0);
 
-/// Cuts the prefill leg when it is dropped, unless it was let go.
+/// Closes the prefill leg when dropped, unless it was detached.
 struct Linked(Option<AbortHandle>);
 
 impl Linked {
@@ -47,7 +46,7 @@ impl Drop for Linked {
 
 type Prefilled = Result<(Head, Bytes), LegProblem>;
 
-/// Run both legs; the prefill's reservation is taken, the decode's is found here.
+/// Runs both legs. The prefill backend is already reserved; the decode backend is reserved here.
 pub(crate) async fn run(
     serving: &Serving<'_>,
     mut reservation: Reservation,
@@ -60,7 +59,7 @@ pub(crate) async fn run(
     let deadline = serving.proxy.clock.now() + serving.proxy.handoff_max;
     let decode_seat = place::find_decode(serving.proxy, &handover, deadline).await?;
     let to = Arc::clone(&decode_seat.backend);
-    // Nobody else is left to decode: an engine does not meet itself.
+    // No other decode backend is left, and an engine cannot hand over to itself.
     if to.id == from.id || !to.may_decode() {
         drop(decode_seat);
         if !from.family.serves_colocated() {
@@ -90,25 +89,25 @@ pub(crate) async fn run(
     // Boxed, so that it can be dropped where the request runs whole after all.
     let mut decode =
         Box::pin(legs::answered(serving, &to, Some(&from), ahead, decode, attempt, &leaves));
-    // What one says of the other's failure is not known: its ranks are asked for again.
+    // Either engine may have restarted: the cached ranks are queried again.
     let missed = |on: &Backend, leg, problem| {
         from.bootstrap.forget();
         legs::miss(on, leg, problem)
     };
     let (head, body) = tokio::select! {
-        // The prefill's answer tells more, and comes first where both are here.
+        // The prefill's answer is more specific: it is polled first.
         biased;
         answered = &mut prefill => {
             let answered = answered.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
             if is_disliked(&from, &answered) {
                 drop((decode, decode_seat));
-                // It may have failed for the decode engine's sake.
+                // The decode engine may have caused the failure.
                 let learns = to.health.is_well();
                 return legs::unedited(serving, reservation, predicted, learns, course).await;
             }
             let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
             if !head.status.is_success() {
-                // The engine's verdict on the request itself: the same everywhere.
+                // The engine rejects the request itself; other engines would reject it too.
                 return Ok(legs::opened(serving, head, OpenedBody::Complete(body), reservation));
             }
             let now = serving.proxy.clock.now();

@@ -1,6 +1,6 @@
-//! A model that no table has: before a client is told so, the engines are asked what they serve now.
-//! An adapter that was loaded a moment ago is found by the first request for it. However many such
-//! requests come, the engines are asked once a second.
+//! Model discovery: a request for a model that is in no routing table triggers a query of the engines'
+//! model lists before it is refused, so that the first request for a newly loaded adapter succeeds.
+//! Engines are queried at most once a second, whatever the number of such requests.
 
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -15,13 +15,13 @@ use crate::backends::introspect;
 use crate::backends::probe::{Found, cards_of};
 use crate::dispatch::context::Proxy;
 
-/// Between two rounds of asking: a list costs an engine a millisecond of its API server.
+/// Interval between two rounds of queries: a list costs an engine a millisecond of its API server.
 const EVERY: Seconds = Seconds(1.0);
 /// How long an engine may take. One that is in the middle of a long step is asked again by its probe.
 const TIMEOUT: Seconds = Seconds(2.0);
-/// Requests that wait for a round; more are refused at once.
+/// Most requests waiting for a round; further ones are refused at once.
 const WAITING_MAX: usize = 256;
-/// Names remembered that no engine has.
+/// Most names remembered as unknown to every engine.
 const MISSING_MAX: usize = 256;
 
 /// Asks engines for their models.
@@ -108,7 +108,7 @@ impl Discovery {
         let (heard, hears) = oneshot::channel();
         let listed = Found::Listed { backend: backend.id, cards, answer, heard };
         if self.found.send(listed).await.is_ok() {
-            // It never sends: the drop is the word.
+            // The sender is dropped without a message: the drop signals the end of the round.
             hears.await.ok();
         }
     }

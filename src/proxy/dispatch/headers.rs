@@ -1,5 +1,5 @@
-//! Which headers travel: every one of the client's reaches both legs but those that belong to one
-//! connection, and every one of the engine's reaches the client likewise.
+//! Forwards headers: both legs get the client's headers and the client gets the engine's, except
+//! hop-by-hop headers.
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use tidegate_http1::{RequestHeadWriter, is_hop_by_hop, is_listed};
@@ -11,7 +11,7 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Where clients put their keys: an engine with a key of its own sees none of them.
+/// Headers with clients' keys; removed for an engine with its own key.
 const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
 
 /// What identifies one attempt of a request to the engines.
@@ -59,7 +59,7 @@ pub fn for_leg(
     }
 }
 
-/// Every answer carries its request's id.
+/// Sets the request id on an answer.
 pub fn name(answer: &mut HeaderMap, request_id: &str) {
     if let Ok(id) = HeaderValue::from_str(request_id) {
         answer.insert(X_REQUEST_ID, id);

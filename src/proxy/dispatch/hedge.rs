@@ -1,6 +1,6 @@
-//! A leg that brings nothing for several times what was predicted: the request is tried on a second
-//! engine too, and the first answer wins. Bounded, so that an overload is not doubled: one hedge a
-//! request, a small share of the live requests in all, and only where a backend has room at once.
+//! Hedging: a leg without a first byte after several times its predicted time is also sent to a
+//! second engine, and the first answer wins. To avoid amplifying an overload, hedges are limited to
+//! one a request, a small share of the requests in flight, and backends with free capacity.
 
 use std::future::Future;
 use std::pin::Pin;

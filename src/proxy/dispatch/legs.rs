@@ -1,8 +1,8 @@
-//! Run a request's legs on the engines. What fails before its first byte is tried elsewhere:
-//! attempts.rs.
+//! Runs a request's legs on the engines. `attempts.rs` retries a leg that fails before its first
+//! byte.
 //!
-//! The engine family says what the legs are; nothing here knows a protocol. A leg's future owns its
-//! connection and its reservation: dropping it closes the one and settles the other.
+//! The engine family defines the legs; this file is independent of protocols. A leg's future owns its
+//! connection and its reservation: dropping it closes the connection and settles the reservation.
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -45,13 +45,13 @@ const LEG_COPIES_MAX: usize = 2;
 /// Decode backends tried with one hand-off while nothing of it has been sent.
 const DECODE_TRIES_MAX: u32 = 3;
 
-/// A request with what its legs are made from.
+/// A request with the inputs of its legs.
 pub struct Serving<'a> {
     /// What all requests share.
     pub proxy: &'a Arc<Proxy>,
     /// The client's request.
     pub inbound: &'a Inbound,
-    /// What the filters found in it.
+    /// Results of the filters.
     pub accepted: &'a Arc<Accepted>,
     /// What to place.
     pub job: Job,
@@ -90,11 +90,11 @@ impl Serving<'_> {
     }
 }
 
-/// How an attempt ended without an answer for the client.
+/// Why an attempt ended without an answer for the client.
 pub(crate) enum Miss {
-    /// Another backend may still save it.
+    /// Another backend may succeed.
     Elsewhere(LegFailure),
-    /// Nothing will.
+    /// A retry cannot succeed.
     Final(Failure),
 }
 
@@ -104,7 +104,7 @@ impl From<Failure> for Miss {
     }
 }
 
-/// Run a request's legs from the place that it has.
+/// Runs a request's legs, beginning on its reserved backend.
 pub(crate) async fn attempt(
     serving: &Serving<'_>,
     placed: Placed,
@@ -141,7 +141,7 @@ pub(crate) async fn attempt(
                     Box::pin(concurrent_legs::run(serving, reservation, predicted, pair, course))
                         .await
                 }
-                // Its family cannot split this one after all: it runs whole where it is.
+                // The family cannot split this request: it runs colocated on this backend.
                 Some(Legs::Colocated) | None => {
                     whole(serving, reservation, predicted, course).await
                 }
@@ -174,7 +174,7 @@ async fn whole_instead(
     whole(serving, reservation, predicted, course).await
 }
 
-/// One leg, the client's request byte for byte.
+/// Runs one leg with the client's request unchanged.
 pub(crate) async fn whole(
     serving: &Serving<'_>,
     mut reservation: Reservation,
@@ -230,7 +230,7 @@ pub(crate) async fn whole(
     Ok(opened(serving, head, body, reservation))
 }
 
-/// A prefill leg, then a decode leg on the backend that has room when the prefill is done.
+/// Runs a prefill leg, then a decode leg on a backend with capacity when the prefill has ended.
 async fn split(
     serving: &Serving<'_>,
     reservation: Reservation,
@@ -253,7 +253,7 @@ async fn split(
     };
     serving.proxy.signals.answered(backend.id, &head.headers);
     if !head.status.is_success() {
-        // The engine's verdict on the request itself: the same everywhere.
+        // The engine rejects the request itself; other engines would reject it too.
         return Ok(opened(serving, head, OpenedBody::Complete(body), reservation));
     }
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
@@ -308,7 +308,7 @@ async fn decode(
         let mut hangs_on = None;
         let leg = match &course.accepted.scan {
             Some(scan) if in_time && takes => {
-                // The decode engine would call all of it cached.
+                // The decode engine would report all prompt tokens as cached.
                 course.notes.cached =
                     handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
                 let body = &serving.inbound.body;
@@ -327,7 +327,7 @@ async fn decode(
                 serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
                 return Ok(opened(serving, head, body, reservation));
             }
-            // The engine never saw the hand-off: it is still good for another one.
+            // The engine did not see the hand-off, so another engine can use it.
             Err(LegProblem::Exchange(error))
                 if error.before_sending() && tries < DECODE_TRIES_MAX =>
             {
@@ -416,7 +416,7 @@ async fn send_unbounded(
     Ok(backend.pool.send_unbounded(request).await?)
 }
 
-/// Engines key their work by this id: a second attempt must not meet the first.
+/// Engines key their work by this id, so each attempt has its own.
 pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
     match attempt {
         0 | 1 => Cow::Borrowed(given),
@@ -482,7 +482,7 @@ impl Prefilling {
     }
 }
 
-/// The prompt was read, just now.
+/// The prefill has just ended.
 pub(crate) fn note_prefill(
     serving: &Serving<'_>,
     backend: &Arc<Backend>,
@@ -497,7 +497,7 @@ pub(crate) fn note_prefill(
 
 /// A leg failed: another backend may still save the request.
 pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
-    // It may have been started again.
+    // The engine may have restarted.
     backend.bootstrap.forget();
     let (on, backend) = match &problem {
         LegProblem::Abandoned { on, backend, .. } => (*on, Arc::clone(backend)),
@@ -526,7 +526,7 @@ pub(crate) async fn unedited(
     Ok(opened)
 }
 
-/// May it be the edits of a prefill leg that the engine has refused with this status?
+/// Returns whether this status may be a refusal of the edits in a prefill leg.
 pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
     let of_the_body = matches!(status, 400 | 422 | 500..=599);
     of_the_body && !is_load(status) && backend.family.serves_colocated()

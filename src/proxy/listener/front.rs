@@ -1,5 +1,5 @@
-//! The accepting side of a port: a pingora service with our own accept loop. It closes its listener
-//! when it is told to and leaves the connections alone; it reports accept errors and goes on.
+//! Accepts connections on a port: a pingora service with its own accept loop. Closing the listener
+//! leaves open connections running; accept errors are reported and the loop continues.
 
 use async_trait::async_trait;
 use pingora_core::server::{ListenFds, ShutdownWatch};
@@ -19,10 +19,10 @@ use crate::runtime::connections::{Connections, Refused};
 use crate::runtime::vital::Vital;
 use crate::tls::{ServerTls, subject_of};
 
-/// A client that is slower with its handshake wants nothing from us.
+/// Longest TLS handshake of a client; a slower connection is closed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// After an accept error that will come again at once (no descriptor is left): long enough not to
-/// spin, short enough that nobody notices once one is free.
+/// Pause after an accept error that would recur at once (no file descriptor is left), so that the
+/// loop does not spin.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// To a client above a limit of connections.

@@ -1,6 +1,5 @@
-//! The answer on its way to the client: each chunk goes on as it came, is counted, and settles the
-//! accounts when it was the last. Dropping the body (the client left) closes the engine's
-//! connection and settles the same way.
+//! Relays an answer to the client: forwards each chunk, counts its tokens, and settles the charges at
+//! the end. Dropping the body (the client left) closes the engine's connection and settles likewise.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -30,19 +29,19 @@ use crate::telemetry::request_log::Ended;
 use crate::upstream::BrokenOff;
 use crate::upstream::EngineBody;
 
-/// After the end mark an engine may hold its connection open for so long; then it is closed here.
-/// Engines end a stream with the mark, or within a step of it.
+/// Longest time for which an engine may hold its connection open after the end mark; the connection is
+/// then closed. Engines end a stream with the mark, or within a step of it.
 const END_MAX: Seconds = Seconds(1.0);
 
 /// Longest time between the last `finish_reason` and the end mark. Engines send both, and the usage,
 /// within one or two steps; a stream held open longer is ended by the proxy.
 const FINISHED_MAX: Seconds = Seconds(5.0);
-/// A stream of an engine that is down is given so long to speak again.
+/// Longest silence of a stream whose engine is down.
 const DEAD_AFTER: Seconds = Seconds(30.0);
-/// An engine may give up a connection whose client took nothing for so long.
+/// Time without reads by the client after which an engine may close its connection.
 const CLIENT_BLOCKS: Seconds = Seconds(5.0);
 
-/// What the client reads.
+/// The body that the client reads.
 pub enum RelayBody {
     /// All of it is here.
     Full(Option<Bytes>, Option<Box<RequestRecord>>),
@@ -202,7 +201,7 @@ impl EventRelay {
         }
     }
 
-    /// The engine closed the stream: whole, or too early?
+    /// The engine closed the stream: classifies it as complete or truncated.
     fn ended(&mut self) -> Option<Bytes> {
         if self.has_end_mark {
             return self.broken("the stream ended without an end mark", FailureKind::Broken);
@@ -367,7 +366,7 @@ impl EventRelay {
         }
         let limit = match self.has_tokens {
             true => proxy.silence_max,
-            // A prompt that is being read is no silence.
+            // A running prefill does not count as silence.
             false => proxy.silence_max.max(self.backend.pool.first_byte_timeout().into()),
         };
         let limited = proxy.silence_max > Seconds::ZERO && now >= since + limit;
@@ -414,7 +413,7 @@ impl EventRelay {
         let form = self.record.as_ref().map(|record| ErrorForm::of(record.accepted.endpoint));
         let form = form.unwrap_or(ErrorForm::OpenAi);
         let event = match form {
-            // A line a piece: an empty one is none.
+            // One data line a piece; empty pieces are skipped.
             ErrorForm::Ollama if !within_event => form.sse(&error).to_vec(),
             ErrorForm::Ollama => [b"\n", form.sse(&error).as_ref()].concat(),
             _ => [b"\n\n", form.sse(&error).as_ref()].concat(),

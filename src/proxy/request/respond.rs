@@ -26,7 +26,7 @@ pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
     }
 }
 
-/// A body that does not fit into the budget of all bodies.
+/// Answers a request whose body exceeds the free budget of request bodies.
 pub fn no_room() -> ApiError {
     ApiError::body_budget(RETRY_AFTER_SECONDS)
 }
@@ -63,7 +63,7 @@ pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     response
 }
 
-/// Can requests be served? As engines say it: by the status alone.
+/// Answers a health check as engines do: by the status alone.
 pub fn health(ready: bool) -> Response<RelayBody> {
     let mut response = Response::new(RelayBody::full(Bytes::new()));
     if !ready {

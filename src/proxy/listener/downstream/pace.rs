@@ -1,11 +1,11 @@
-//! How slowly a request's body may come. A client that sends a byte now and then would hold a
-//! connection, and what has come of its body, for as long as it likes (slowloris).
+//! Minimum rate of a request's body, against slowloris clients, which hold a connection and the
+//! received part of a body by sending single bytes.
 
 use std::time::Duration;
 
-/// Every body may take so long, however slow: mobile clients pause.
+/// Time that every body may take at any rate: mobile clients pause.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// And then must have come at this mean rate, in bytes a second. A modem of 1998 sent 4 KB/s.
+/// Minimum mean rate after that, in bytes a second. A modem of 1998 sent 4 KB/s.
 pub const RATE_MIN: f64 = 1024.0;
 
 /// For how much longer a body, `elapsed` after its first wait, may wait for its next bytes when
