@@ -16,7 +16,7 @@ const BACKEND_BITS: u32 = 16;
 pub struct Kept {
     /// 48 bits of the id's hash and the backend's slot plus 1; 0: free.
     slots: Box<[AtomicU64]>,
-    /// Next way to overwrite.
+    /// Rotating index of the next entry to overwrite.
     hand: AtomicUsize,
 }
 

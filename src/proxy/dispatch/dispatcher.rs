@@ -1,5 +1,5 @@
-//! The one task that owns the deadline queue. It sleeps until a request must wait, room is made, a
-//! deadline comes or the table changes; then it places what fits.
+//! The dispatcher: the only task that owns the EDF queue. It wakes when a request is queued, capacity
+//! is released, a deadline passes or the routing table changes, and places the requests that fit.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::upstream::failure::Failure;
 
 type Replies = HashMap<RequestId, oneshot::Sender<Result<Placed, Failure>>>;
 
-/// The dispatcher's own state; nobody else sees it.
+/// The dispatcher's private state.
 pub struct Dispatcher {
     proxy: Arc<Proxy>,
     inbox: mpsc::UnboundedReceiver<Message>,
     queue: DeadlineQueue,
-    /// Prefix matches of those who wait.
+    /// Prefix matches of the waiting requests.
     matches: HashMap<RequestId, Matches>,
     replies: Replies,
     /// Prefilled requests, oldest first: they hold KV memory on their prefill backend.
@@ -41,7 +41,7 @@ impl Dispatcher {
         }
     }
 
-    /// Serve until every request is gone and the proxy with them.
+    /// Runs until all senders are dropped or, at shutdown, `replies` is empty.
     pub async fn run(mut self, mut stop: pingora_core::server::ShutdownWatch) {
         loop {
             let deadline = self.proxy.clock.instant(self.next_deadline());
@@ -62,7 +62,7 @@ impl Dispatcher {
         }
     }
 
-    /// At the latest in a while, so that one lost wake-up costs no request more than that.
+    /// Returns the next wake-up, within [`IDLE_PASS`], which bounds the cost of a lost wake-up.
     fn next_deadline(&self) -> Moment {
         let now = self.proxy.clock.now();
         let idle = now + IDLE_PASS;
@@ -96,13 +96,13 @@ impl Dispatcher {
         }
     }
 
-    /// Place what fits now.
+    /// Places the requests that fit now.
     fn look(&mut self) {
         if self.decodes.is_empty() && self.replies.is_empty() {
             return;
         }
         let began = self.proxy.clock.now();
-        // Prefilled requests first: they hold memory.
+        // Prefilled requests first: they hold KV memory.
         let decodes = self.place_decodes(began);
         let offers = self.place_offers();
         if !decodes && !offers {
@@ -110,7 +110,7 @@ impl Dispatcher {
         }
     }
 
-    /// Says whether one was placed.
+    /// Returns whether a request was placed.
     fn place_decodes(&mut self, now: Moment) -> bool {
         let mut placed = false;
         for _ in 0..self.decodes.len() {
@@ -127,13 +127,13 @@ impl Dispatcher {
                 None => force_decode(&self.proxy, &offer.handover).ok_or(Failure::NoBackend),
             };
             placed |= reservation.is_ok();
-            // A client that has left drops the reservation, which settles it.
+            // If the client has left, dropping the reservation settles it.
             drop(offer.reply.send(reservation));
         }
         placed
     }
 
-    /// Says whether one was placed.
+    /// Returns whether a request was placed.
     fn place_offers(&mut self) -> bool {
         let Dispatcher { proxy, queue, matches, replies, .. } = self;
         let table = proxy.fleet.table();
@@ -154,7 +154,7 @@ impl Dispatcher {
                 Outcome::Nowhere(job, _) => (job.id, Err(Failure::NoBackend)),
             };
             if let Some(reply) = replies.remove(&id) {
-                // A client that has left drops the place, which settles it.
+                // If the client has left, dropping the reservation settles it.
                 drop(reply.send(answer));
             }
             settled.push(id);
@@ -166,7 +166,7 @@ impl Dispatcher {
         any
     }
 
-    /// What still waits is demand: the planner may have to act on it at once.
+    /// Reports the remaining queue as demand, which may need an immediate plan.
     fn tell_demand(&self) {
         let table = self.proxy.fleet.table();
         for pool in &table.pools {
@@ -180,7 +180,7 @@ impl Dispatcher {
     }
 }
 
-/// Without any event.
+/// Longest sleep without an event.
 const IDLE_PASS: Seconds = Seconds(0.25);
-/// A deadline that has passed without an outcome must not spin.
+/// Shortest sleep, so that a passed deadline without an outcome does not spin.
 const SHORTEST_PASS: Seconds = Seconds(0.001);

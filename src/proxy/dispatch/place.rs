@@ -1,7 +1,6 @@
-//! Find a request its place: at once if a backend has room, else through the deadline queue.
+//! Reserves a backend for a request: at once if one has capacity, otherwise through the EDF queue.
 //!
-//! The fast path reads one snapshot and reserves by compare-and-swap; it never waits and takes no
-//! lock.
+//! The fast path reads one snapshot and reserves by compare-and-swap, without waiting or locks.
 
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
@@ -15,14 +14,14 @@ use crate::dispatch::reservation::Reservation;
 use crate::telemetry::observations::Beside;
 use crate::upstream::failure::Failure;
 
-/// How often the fast path tries again when another request took the room it saw.
+/// Retries of the fast path after another request reserved the same capacity.
 const RACES_MAX: u32 = 4;
 
-/// Where a request's next leg runs, with the room reserved.
+/// The backend of a request's next leg, with its reservation.
 pub enum Placed {
     /// A prefill leg; the decode backend is chosen when it is done.
     Prefill(Reservation, Predicted),
-    /// The whole request on one backend.
+    /// The colocated request.
     Whole(Reservation, Predicted),
 }
 
@@ -40,36 +39,36 @@ impl Placed {
 /// What placement expected of a leg.
 #[derive(Clone, Copy, Debug)]
 pub struct Predicted {
-    /// Prefill work of this request, on an idle engine.
+    /// Prefill time of this request on an idle engine.
     pub prefill: Seconds,
-    /// What the prompts add to it that were on the backend before.
+    /// Time added by the prefill backlog of the backend.
     pub ahead: Seconds,
     /// Prompt tokens that the prefix index says the backend holds.
     pub held: Tokens,
-    /// Those of them that are believed: `prefill` counts without them.
+    /// The part of them that `prefill` assumes to be cached.
     pub cached: Tokens,
-    /// The streams that it has to run beside.
+    /// Streams on the backend.
     pub beside: Beside,
 }
 
-/// What the fast path found.
+/// Outcome of the fast path.
 pub enum Try {
-    /// A place.
+    /// A reservation.
     Placed(Placed),
-    /// No room now.
+    /// No backend has capacity now.
     Wait,
-    /// Nobody to go to.
+    /// No backend is usable.
     Nowhere,
 }
 
-/// A place for a request's first leg. Waits in the deadline queue if it must.
+/// Reserves a backend for a request's first leg; queues the request if none has capacity.
 ///
-/// Dropping the future takes the request out of the queue.
+/// Dropping the future removes the request from the queue.
 ///
 /// # Errors
 /// [`Failure::NoBackend`], [`Failure::Saturated`], [`Failure::QueueDeadline`].
 pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
-    // Those who wait go first.
+    // Waiting requests have precedence.
     let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
     if waiting == 0 {
         match try_place(proxy, job, Known::One(matches)) {
@@ -81,7 +80,7 @@ pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Pl
     proxy.queue.wait_for_place(job, matches).await
 }
 
-/// Place `job` now and reserve the room, or say why not.
+/// Reserves a backend for `job` now, or returns why that is impossible.
 pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
@@ -100,8 +99,8 @@ pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
     Try::Wait
 }
 
-/// Put the choice on the backend's account. `None` if someone else has taken the room meanwhile,
-/// or if the choice names no place.
+/// Charges the choice to its backend. `None` if another request has reserved the capacity meanwhile,
+/// or if the choice names no backend.
 pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Option<Placed> {
     let (on, work, cached, whole) = match choice {
         Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
@@ -137,8 +136,8 @@ pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Opt
     })
 }
 
-/// A decode backend for a prefilled request. Waits for room until the hand-off deadline, then
-/// takes the best one full or not: a prefill that was paid for is not thrown away.
+/// Reserves a decode backend for a prefilled request. Waits for capacity until the hand-off deadline,
+/// then takes the best backend even if it is full, because the prefill is already done.
 ///
 /// # Errors
 /// [`Failure::NoBackend`] if no backend of the group can be used.
@@ -154,7 +153,7 @@ pub async fn find_decode(
     proxy.queue.wait_for_decode(handover, now, deadline).await
 }
 
-/// Place a decode leg that there is since `came`, if a backend has room now.
+/// Places a decode leg that arrived at `came`, if a backend has capacity now.
 pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
@@ -170,7 +169,7 @@ pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Opt
     None
 }
 
-/// The decode backend with the fewest streams, room or not. `None` if none is usable.
+/// Returns the decode backend with the fewest streams, even if full. `None` if none is usable.
 pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let group = table.entry(handover.from).group;

@@ -1,4 +1,4 @@
-//! The way to the dispatcher: what a request that must wait sends, and how it is told.
+//! Messages between waiting requests and the dispatcher.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -17,7 +17,7 @@ pub struct Offer {
     pub job: Job,
     /// Who holds its prefix.
     pub matches: Matches,
-    /// Where the answer goes; closed when the client has left.
+    /// Channel for the outcome; closed when the client has left.
     pub reply: oneshot::Sender<Result<Placed, Failure>>,
 }
 
@@ -25,11 +25,11 @@ pub struct Offer {
 pub struct DecodeOffer {
     /// What it is.
     pub handover: Handover,
-    /// Since when it is prefilled.
+    /// Time at which the prefill ended.
     pub came: Moment,
-    /// When it takes any backend, room or not.
+    /// Deadline after which it takes any backend, whatever its free capacity.
     pub deadline: Moment,
-    /// Where the answer goes; closed when the client has left.
+    /// Channel for the outcome; closed when the client has left.
     pub reply: oneshot::Sender<Result<Reservation, Failure>>,
 }
 
@@ -43,7 +43,7 @@ pub enum Message {
     Gone(RequestId),
 }
 
-/// Tells the dispatcher that room was made, if anyone waits for it.
+/// Wakes the dispatcher on released capacity while requests are waiting.
 #[derive(Debug, Default)]
 pub struct Signal {
     waiting: AtomicUsize,
@@ -65,12 +65,12 @@ impl Signal {
         }
     }
 
-    /// Wait until room was made since the last call.
+    /// Waits until capacity was released since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// How many requests wait.
+    /// Number of waiting requests.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Relaxed)
     }
@@ -87,7 +87,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.queue.signal.waiting.fetch_sub(1, Relaxed);
         if !self.answered {
-            // A dispatcher that is gone has nothing to forget.
+            // The dispatcher has ended: no entry is left to remove.
             self.queue.messages.send(Message::Gone(self.id)).ok();
         }
     }
@@ -106,10 +106,10 @@ impl Queue {
         &self.signal
     }
 
-    /// Wait for a place.
+    /// Waits for a reservation.
     ///
     /// # Errors
-    /// [`Failure::Saturated`] if too many wait already; what the dispatcher says otherwise.
+    /// [`Failure::Saturated`] if `requests_max` requests are waiting; otherwise the dispatcher's error.
     pub async fn wait_for_place(&self, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
         if self.signal.waiting.fetch_add(1, Relaxed) >= self.requests_max {
             self.signal.waiting.fetch_sub(1, Relaxed);
@@ -124,10 +124,10 @@ impl Queue {
         placed
     }
 
-    /// Wait for a decode backend. Not bounded by `requests_max`: this prefill is paid for.
+    /// Waits for a decode backend. Exempt from `requests_max`: the prefill is already done.
     ///
     /// # Errors
-    /// What the dispatcher says.
+    /// The dispatcher's error.
     pub async fn wait_for_decode(
         &self,
         handover: &Handover,

@@ -1,4 +1,4 @@
-//! A request's reservation on a backend: its charges, and the word to the dispatcher when they settle.
+//! A request's reservation on a backend: its charges, and the dispatcher's wake-up when they settle.
 
 use std::sync::Arc;
 use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
@@ -7,8 +7,8 @@ use tidegate_types::Tokens;
 use crate::backends::fleet::Backend;
 use crate::dispatch::queue::Signal;
 
-/// What one leg holds on one backend. Dropping it settles the account and, if anyone waits, wakes
-/// the dispatcher.
+/// One leg's charges on one backend. Dropping it settles the charges and wakes the dispatcher if
+/// requests are waiting.
 pub struct Reservation {
     /// Where.
     pub backend: Arc<Backend>,
@@ -28,7 +28,7 @@ impl Reservation {
         Reservation { backend, prefill, stream, signal }
     }
 
-    /// The prefill is done; the stream, if there is one, goes on.
+    /// Settles the prefill charge; a stream's charge remains.
     pub fn prefilled(&mut self) {
         if self.prefill.take().is_some() {
             self.signal.room_made();
@@ -49,7 +49,7 @@ impl Reservation {
         self.stream = Some(self.backend.account.open_stream(kv));
     }
 
-    /// Is the prefill still on the account?
+    /// Returns whether the prefill is still charged.
     pub fn is_prefilling(&self) -> bool {
         self.prefill.is_some()
     }

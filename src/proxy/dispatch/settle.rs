@@ -1,6 +1,6 @@
 //! The end of a request, on every path. The record is made on arrival and travels with the
-//! request; its `Drop` is the one place that settles: registry, metrics, access log, and what the
-//! control loop learns. An end that nobody declared is a client that left.
+//! request; its `Drop` alone settles the registry entry, the metrics, the access log and the
+//! observations for the control loop. A drop without a declared end means that the client left.
 
 use std::sync::Arc;
 use tidegate_engine::{Usage, UsageRequest};
@@ -23,19 +23,19 @@ pub struct RequestRecord {
     pub accepted: Arc<Accepted>,
     /// Its entry in the registry.
     pub live: Arc<InflightRequest>,
-    /// How it ended, so far.
+    /// Outcome so far.
     pub ended: Ended,
-    /// The status that the client got; 0 before one was sent.
+    /// Status sent to the client; 0 before one was sent.
     pub status: u16,
     /// What its legs noted.
     pub notes: Notes,
-    /// Why it failed.
+    /// Reason of the failure.
     pub problem: Option<String>,
-    /// When its first leg was placed.
+    /// Time at which its first leg was placed.
     pub placed_at: Option<Moment>,
-    /// The engine's own count.
+    /// Usage reported by the engine.
     pub usage: Option<Usage>,
-    /// How many choices its answer has.
+    /// Number of choices in its answer.
     pub choices: u32,
     /// The usages that the client wished for, if the engine counts every chunk.
     pub usage_request: Option<UsageRequest>,
@@ -48,11 +48,11 @@ pub struct RequestRecord {
 pub struct Notes {
     /// Backends tried.
     pub attempts: u32,
-    /// What placement expected of its first leg.
+    /// Placement's prediction for its first leg.
     pub predicted: Option<Predicted>,
-    /// Where its prefill leg ran.
+    /// Backend of its prefill leg.
     pub prefill_on: Option<Arc<Backend>>,
-    /// Where its decode or whole leg ran.
+    /// Backend of its decode or colocated leg.
     pub decode_on: Option<Arc<Backend>>,
     /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
     pub cached: Option<Tokens>,
@@ -101,7 +101,7 @@ impl RequestRecord {
         }
     }
 
-    /// How long it waited for its first leg.
+    /// Returns the time queued before its first leg.
     pub fn queued(&self) -> Option<Seconds> {
         self.placed_at.map(|placed| placed - self.live.arrived)
     }

@@ -1,15 +1,15 @@
-//! Requests whose prefill leg an engine has refused and whose whole it has served: the next one of
-//! the same shape runs whole at once. A few shapes in fixed memory, without a lock; a race or a
-//! collision costs one split that fails, or one that is not made.
+//! Remembers shapes of requests whose prefill leg an engine refused but which it served colocated:
+//! later requests of the shape run colocated at once. Fixed memory, no locks; a race or a collision
+//! costs one failed split, or one request that is not split.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Moment, Seconds};
 
 /// Shapes that are kept: a fleet's clients have some dozens, few of which an engine refuses.
 const SLOTS: usize = 64;
-/// How long one is remembered at first: a single failure may be a hiccup.
+/// Retention after the first refusal, which may be transient.
 const FIRST: Seconds = Seconds(60.0);
-/// And once it was seen again.
+/// Retention after a repeated refusal.
 const AGAIN: Seconds = Seconds(600.0);
 
 /// The shapes.
@@ -34,7 +34,7 @@ impl Default for Shapes {
 }
 
 impl Shapes {
-    /// Must a request of this shape run whole? `shape` is asked for only if any was learned.
+    /// Returns whether a request of this shape must run colocated. `shape` is asked for only if any was learned.
     pub fn runs_whole(&self, shape: impl FnOnce() -> Option<u64>, now: Moment) -> bool {
         if self.learned.load(Relaxed) == 0 {
             return false;

@@ -1,5 +1,5 @@
-//! Waits for a leg that has brought nothing yet, and looks meanwhile whether the wait makes sense: an
-//! engine that is found dead or silent is left at once, if another one can take the request.
+//! Awaits a leg's first byte and checks the engine's health meanwhile: the leg is abandoned when its
+//! engine is dead or silent and another backend can take the request.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -74,7 +74,7 @@ fn gone(backend: &Backend, waited: Seconds) -> Option<&'static str> {
     }
 }
 
-/// Can another backend take what this one does? Not if the request has come back to it.
+/// Returns whether another backend can take the leg; false if the request has returned to this one.
 fn has_other(serving: &Serving<'_>, on: &Backend, now: Moment) -> bool {
     let fleet = &serving.proxy.fleet;
     let table = fleet.table();

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection to an engine, driven by whoever uses it.
+//! One HTTP/1.1 connection to an engine, driven by the task that uses it.
 //!
 //! One request and one answer at a time, so there is nothing that a task of its own would have to
 //! drive: the task that waits for the answer reads the socket. What came in one read is handed on
@@ -73,13 +73,13 @@ pub enum BrokenOff {
 }
 
 impl ExchangeError {
-    /// Did the engine certainly see nothing of the request?
+    /// Returns whether the engine certainly received no byte of the request.
     pub fn before_sending(&self) -> bool {
         matches!(self, Self::Connect(_) | Self::ConnectTimeout(_) | Self::Stale { sent: false, .. })
     }
 }
 
-/// What a connection between two exchanges is good for.
+/// State of a connection between two exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// Another exchange.
@@ -93,7 +93,7 @@ pub(super) enum Rest {
 /// A connection between two exchanges.
 pub(super) struct Link {
     socket: Socket,
-    /// Has it carried an exchange before?
+    /// Whether it has carried an exchange before.
     reused: bool,
     /// Whose reactor reads it: used by another runtime, every read wakes two threads.
     opened_in: Id,
@@ -323,7 +323,7 @@ impl Exchange<'_> {
 }
 
 impl UpstreamBody {
-    /// Its next data: all that came in one read. `None` at its end.
+    /// Returns the data of one read. `None` at the body's end.
     pub fn poll_data(
         &mut self,
         context: &mut Context<'_>,
@@ -376,7 +376,7 @@ impl UpstreamBody {
         Some((self.first.unwrap_or_default(), self.link?.socket))
     }
 
-    /// How many bytes are still on the wire, if the engine told.
+    /// Returns the number of bytes still to read, if the engine sent a length.
     pub fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
         self.reader.remaining().map(|rest| rest + first)

@@ -1,6 +1,6 @@
-//! An engine's body without its content coding. Engines are asked for none (`accept-encoding:
-//! identity`); one that codes its answer nevertheless is read all the same, since a hand-off member
-//! in an answer that was not read would reach the client.
+//! Removes the content coding of an engine's body. Legs request none (`accept-encoding: identity`);
+//! an answer that is encoded nevertheless is decoded, because hand-off members in an unread answer
+//! would reach the client.
 
 use bytes::{Bytes, BytesMut};
 use flate2::write::{MultiGzDecoder, ZlibDecoder};

@@ -1,5 +1,5 @@
-//! Why a request failed, as a value: what happened, where, and whether another backend may still
-//! save it. `respond.rs` alone turns it into HTTP.
+//! Failures of legs and requests as values: cause, backend, and whether a retry may succeed. Only
+//! `respond.rs` converts them to HTTP.
 
 use std::sync::Arc;
 use thiserror::Error;
@@ -9,19 +9,19 @@ use tidegate_types::{BackendId, Seconds};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{BrokenOff, ExchangeError};
 
-/// Which of a request's exchanges.
+/// The kind of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leg {
     /// The prefill of a split request.
     Prefill,
     /// The decode of a split request.
     Decode,
-    /// The one exchange of a request that is not split.
+    /// The single leg of a colocated request.
     Whole,
 }
 
 impl Leg {
-    /// The word for logs and metrics.
+    /// Label value in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Leg::Prefill => "prefill",
@@ -31,7 +31,7 @@ impl Leg {
     }
 }
 
-/// What a leg met.
+/// Cause of a leg's failure.
 #[derive(Debug, Error)]
 pub enum LegProblem {
     /// No answer, or half of one.
@@ -73,17 +73,17 @@ impl LegProblem {
         matches!(self, LegProblem::Encoded(_))
     }
 
-    /// Was there no connection?
+    /// Returns whether no connection could be opened.
     pub fn is_unreachable(&self) -> bool {
         self.sign() == FailureKind::Unreachable
     }
 
-    /// Does nothing listen there?
+    /// Returns whether the connection was refused.
     pub fn is_refused(&self) -> bool {
         matches!(self, LegProblem::Exchange(ExchangeError::Connect(_)))
     }
 
-    /// What the engine said, if it answered.
+    /// The engine's error, if it answered.
     pub fn verdict(&self) -> Option<&Verdict> {
         match self {
             LegProblem::Answered(verdict) => Some(verdict),
@@ -101,7 +101,7 @@ impl LegProblem {
         !clear && !self.verdict().is_some_and(load)
     }
 
-    /// What the failure is a sign of.
+    /// Returns what the failure is evidence of.
     pub fn sign(&self) -> FailureKind {
         match self {
             LegProblem::Exchange(ExchangeError::Connect(_) | ExchangeError::ConnectTimeout(_)) => {

@@ -1,4 +1,4 @@
-//! A backend's kept-alive connections: taken and put back without a lock.
+//! Connection pool of one backend; connections are taken and returned without a lock.
 //!
 //! uvicorn closes a connection that was idle for 5 s; one that waited longer here is not tried.
 
@@ -98,7 +98,7 @@ impl Pool {
         self.params.first_byte_timeout.to_duration()
     }
 
-    /// Where this pool leads.
+    /// The backend's address.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -118,7 +118,7 @@ impl Pool {
         }
     }
 
-    /// Close what has been idle for too long. Called now and then by the prober.
+    /// Closes connections idle beyond the limit. Called periodically by the prober.
     pub fn sweep(&self) {
         let now = self.idle.now();
         for _ in 0..self.idle.links.len() {
