@@ -136,7 +136,7 @@ pub(crate) async fn run(
             opened
         }
     };
-    serving.proxy.fleet.prefixes.insert(to.id, &serving.accepted.prompt.chain);
+    serving.proxy.note_prefix(to.id, serving.accepted);
     Ok(legs::opened(serving, head, body, decode_seat))
 }
 

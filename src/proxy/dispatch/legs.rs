@@ -225,7 +225,7 @@ pub(crate) async fn whole(
             let all = Prefilling { backend: Arc::clone(&backend), predicted, sent };
             course.notes.whole = Some(all.read(serving.job.prompt, now, None));
         }
-        serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+        serving.proxy.note_prefix(backend.id, serving.accepted);
     }
     Ok(opened(serving, head, body, reservation))
 }
@@ -324,7 +324,7 @@ async fn decode(
             .await
         {
             Ok((head, body)) => {
-                serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+                serving.proxy.note_prefix(backend.id, serving.accepted);
                 return Ok(opened(serving, head, body, reservation));
             }
             // The engine did not see the hand-off, so another engine can use it.
@@ -465,14 +465,14 @@ impl Prefilling {
     /// that the engine says it had cached.
     pub fn ended(
         &self,
-        proxy: &Proxy,
-        accepted: &Accepted,
+        proxy: &Arc<Proxy>,
+        accepted: &Arc<Accepted>,
         prompt: Tokens,
         now: Moment,
         told: Option<Tokens>,
     ) {
         proxy.learn(Observation::Prefill(self.read(prompt, now, told)));
-        proxy.fleet.prefixes.insert(self.backend.id, &accepted.prompt.chain);
+        proxy.note_prefix(self.backend.id, accepted);
     }
 
     fn read(&self, prompt: Tokens, ended: Moment, told: Option<Tokens>) -> ReadPrompt {

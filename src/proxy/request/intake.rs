@@ -90,7 +90,10 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
     let mut inbound =
         Inbound { method, target, headers, body: body_none, upgrades, subject, held: None };
     match body {
-        Ok(Read { bytes, held }) => (inbound.body, inbound.held) = (bytes, Some(held)),
+        Ok(Read { bytes, mut held }) => {
+            held.keep(&bytes);
+            (inbound.body, inbound.held) = (bytes, Some(held));
+        }
         Err(error) => return Err(refused(inbound, error)),
     }
     match admit(proxy, &mut inbound, fresh).await {

@@ -2,13 +2,17 @@
 //! leg needs it any more. One counter for all: a reservation is one atomic operation, a release
 //! another.
 
+use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use tokio::runtime::Handle;
 
 /// Largest default budget, in bytes: 32 bodies of the largest default size.
 const DEFAULT_MAX: u64 = 1 << 30;
+/// Bodies of this size take the kernel more than 0.1 ms to free.
+const FREED_BESIDE: usize = 1 << 20;
 
 /// What all bodies together may hold.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Budget {
 pub struct Held {
     budget: Arc<Budget>,
     bytes: usize,
+    /// The last reference to a large body, freed on a blocking thread.
+    body: Bytes,
 }
 
 impl Budget {
@@ -42,7 +48,7 @@ impl Budget {
 
     /// Reserve `bytes` if they fit.
     pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        self.add(bytes).then(|| Held { budget: Arc::clone(self), bytes })
+        self.add(bytes).then(|| Held { budget: Arc::clone(self), bytes, body: Bytes::new() })
     }
 
     fn add(&self, bytes: usize) -> bool {
@@ -54,6 +60,13 @@ impl Budget {
 }
 
 impl Held {
+    /// Keeps a reference to the body, so that a large one is not freed on a reactor thread.
+    pub fn keep(&mut self, body: &Bytes) {
+        if body.len() >= FREED_BESIDE {
+            self.body = body.clone();
+        }
+    }
+
     /// Reserve `more` bytes if they fit; if not, nothing changes.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
@@ -67,8 +80,19 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.budget.held.fetch_sub(self.bytes, Relaxed);
+        let (budget, bytes, body) = (&self.budget, self.bytes, std::mem::take(&mut self.body));
+        match Handle::try_current() {
+            Ok(runtime) if !body.is_empty() => {
+                let budget = Arc::clone(budget);
+                runtime.spawn_blocking(move || {
+                    drop(body);
+                    budget.held.fetch_sub(bytes, Relaxed);
+                });
+            }
+            _ if bytes > 0 => {
+                budget.held.fetch_sub(bytes, Relaxed);
+            }
+            _ => {}
         }
     }
 }
