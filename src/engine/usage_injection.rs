@@ -129,6 +129,10 @@ impl UsageFilter {
     }
 
     fn event(&self, event: &[u8], out: &mut Vec<u8>) {
+        // Line ends before an event belong to it or to the one before, depending on the split.
+        let lead = event.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let (lead, event) = event.split_at(lead);
+        out.extend_from_slice(lead);
         let last = NO_CHOICES.find(event).is_some();
         let usage = usage_member(event);
         match (self.request, last, usage) {
