@@ -1,6 +1,7 @@
 //! Online cost regressions: prefill and decode costs per backend, output lengths over all backends.
 
 mod cache;
+mod rivals;
 mod steps;
 
 use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
@@ -9,6 +10,7 @@ use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 use crate::backends::fleet::{Estimates, Fleet, HitSource};
 use crate::telemetry::observations::{Observation, ReadPrompt};
 use cache::CacheTruth;
+use rivals::Rivals;
 use steps::{Hypotheses, Step, Steps};
 
 /// A backend's costs before the first observation, from the settings or the defaults.
@@ -46,6 +48,7 @@ struct BackendFit {
     decode: DecodeFit,
     steps: Steps,
     cache: CacheTruth,
+    rivals: Rivals,
     /// The backend's account at the previous sample.
     before: Option<Look>,
 }
@@ -69,6 +72,7 @@ impl Fits {
                 decode: DecodeFit::new(priors.decode),
                 steps: Steps::default(),
                 cache: CacheTruth::new(!guessed),
+                rivals: Rivals::new(priors.prefill),
                 before: None,
             }
         };
@@ -218,6 +222,11 @@ impl BackendFit {
     fn learn(&mut self, prompts: &Hypotheses, took: Seconds, now: Moment) {
         if let Some(batch) = self.cache.judge(prompts, &self.prefill.model(), took, now) {
             self.prefill.observe_batch(&batch, took);
+        }
+        if let Some((share, fit)) = self.rivals.observe(prompts, took)
+            && self.cache.is_corrected(share, now)
+        {
+            self.prefill = fit.clone();
         }
     }
 

@@ -45,6 +45,12 @@ impl Default for HitShare {
 }
 
 impl HitShare {
+    /// A share that many observations agree on.
+    pub fn known(share: f64) -> HitShare {
+        let seen = 1.0 / (1.0 - KEEPS);
+        HitShare { real: share.clamp(0.0, 1.0) * seen, seen }
+    }
+
     /// Of a predicted hit, `share` was real. `weight` is 1 for one prefill; senseless values are
     /// ignored.
     pub fn observe(&mut self, share: f64, weight: f64) {

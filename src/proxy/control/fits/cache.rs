@@ -147,6 +147,19 @@ impl CacheTruth {
         }
     }
 
+    /// Takes over a share of 0 or 1 that the comparison of both hypotheses shows, if the share learned
+    /// so far is not near it and no better source is recent. Returns whether it did.
+    pub fn is_corrected(&mut self, share: f64, now: Moment) -> bool {
+        let better = is_recent(self.told_at, now) || is_recent(self.counted_at, now);
+        let is_near = (self.share.share() - share).abs() < UNSURE;
+        if better || is_near {
+            return false;
+        }
+        self.source = HitSource::Durations;
+        self.share = HitShare::known(share);
+        true
+    }
+
     /// Whether the share is close enough to 0 or 1 to know the computed tokens of one prompt.
     fn is_sure(&self) -> bool {
         !(UNSURE..=1.0 - UNSURE).contains(&self.share.share())
