@@ -26,8 +26,8 @@ pub struct Budget {
 pub struct Held {
     budget: Arc<Budget>,
     bytes: usize,
-    /// The last reference to a large body, freed on a blocking thread.
-    body: Bytes,
+    /// Last reference to a large body, freed on a blocking thread. Boxed: most bodies are small.
+    body: Option<Box<Bytes>>,
 }
 
 impl Budget {
@@ -48,7 +48,7 @@ impl Budget {
 
     /// Reserve `bytes` if they fit.
     pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        self.add(bytes).then(|| Held { budget: Arc::clone(self), bytes, body: Bytes::new() })
+        self.add(bytes).then(|| Held { budget: Arc::clone(self), bytes, body: None })
     }
 
     fn add(&self, bytes: usize) -> bool {
@@ -63,7 +63,7 @@ impl Held {
     /// Keeps a reference to the body, so that a large one is not freed on a reactor thread.
     pub fn keep(&mut self, body: &Bytes) {
         if body.len() >= FREED_BESIDE {
-            self.body = body.clone();
+            self.body = Some(Box::new(body.clone()));
         }
     }
 
@@ -80,9 +80,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let (budget, bytes, body) = (&self.budget, self.bytes, std::mem::take(&mut self.body));
+        let (budget, bytes, body) = (&self.budget, self.bytes, self.body.take());
         match Handle::try_current() {
-            Ok(runtime) if !body.is_empty() => {
+            Ok(runtime) if body.is_some() => {
                 let budget = Arc::clone(budget);
                 runtime.spawn_blocking(move || {
                     drop(body);
