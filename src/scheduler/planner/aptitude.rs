@@ -60,13 +60,41 @@ fn prefill(engine: &BackendObservation) -> Seconds {
     engine.prefill_model.predict(PROMPT, Tokens::ZERO)
 }
 
+impl Splits {
+    /// Replaces the split in force by what its engines serve: a fit that is off may leave a decode
+    /// engine room for a quarter of the streams of its peers, and placement goes by that engine.
+    pub(super) fn put_in_force(
+        &mut self,
+        engines: &[&BackendObservation],
+        carries: &[f64],
+        in_prefill: &[bool],
+    ) {
+        let mean = mean_prefill(engines);
+        let (mut prefills, mut served, mut placed) = (0, 0.0, 0.0);
+        for ((engine, carries), in_prefill) in engines.iter().zip(carries).zip(in_prefill) {
+            if *in_prefill {
+                prefills += 1;
+                served += mean / prefill(engine).get().max(1e-9);
+            } else {
+                placed += carries;
+            }
+        }
+        self.serves[prefills] = served;
+        self.places[prefills] = placed;
+    }
+}
+
+fn mean_prefill(engines: &[&BackendObservation]) -> f64 {
+    let sum: f64 = engines.iter().map(|engine| prefill(engine).get()).sum();
+    sum / engines.len().max(1) as f64
+}
+
 /// What the splits of `engines` serve, where `carries` streams fit into each.
 pub(super) fn splits(engines: &[&BackendObservation], carries: &[f64]) -> Splits {
     let aptitudes = aptitudes(engines);
     let mut order: Vec<usize> = (0..engines.len()).collect();
     order.sort_by_key(|engine| aptitudes[*engine]);
-    let count = engines.len().max(1) as f64;
-    let mean = engines.iter().map(|engine| prefill(engine).get()).sum::<f64>() / count;
+    let mean = mean_prefill(engines);
     let (mut served, mut placed) = (0.0, carries.iter().sum());
     let mut splits = Splits { serves: vec![served], places: vec![placed] };
     for engine in order {
@@ -126,5 +154,18 @@ mod tests {
         assert!((serves[1] - 2.0).abs() < 1e-9 && serves[0] == 0.0, "{serves:?}");
         assert!((serves[2] - 2.0 - 2.0 / 3.0).abs() < 1e-9, "{serves:?}");
         assert_eq!(places, [180.0, 80.0, 0.0]);
+    }
+
+    #[test]
+    fn the_split_in_force_is_what_its_engines_serve() {
+        let engines = [engine(0, 3.0, 1.5), engine(1, 1.0, 1.0)];
+        let engines: Vec<&BackendObservation> = engines.iter().collect();
+        let carries = [80.0, 100.0];
+        let mut splits = splits(&engines, &carries);
+        splits.put_in_force(&engines, &carries, &[true, false]);
+        let Splits { serves, places } = splits;
+        assert_eq!(places, [180.0, 100.0, 0.0]);
+        // By aptitude the second engine would prefill: 2 and 80.
+        assert!((serves[1] - 2.0 / 3.0).abs() < 1e-9, "{serves:?}");
     }
 }

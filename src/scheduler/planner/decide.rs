@@ -222,8 +222,9 @@ impl Draft<'_> {
         if prefills == 0 || decodes == 0 || prefills + decodes != usable.len() {
             return;
         }
+        let in_prefill: Vec<bool> = usable.iter().map(|b| role(b) == Role::Prefill).collect();
         let memory = &mut self.state.groups[group];
-        let tick = tick(self.params, &memory.demand, usable, demand, elapsed);
+        let tick = tick(self.params, &memory.demand, usable, &in_prefill, demand, elapsed);
         let switches = tick.switch.is_some();
         let advice = memory.shadows.follow(tick, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {
@@ -280,6 +281,7 @@ fn tick(
     params: &Params,
     average: &DemandAverage,
     usable: &[&BackendObservation],
+    in_prefill: &[bool],
     demand: &GroupDemand,
     elapsed: Seconds,
 ) -> Tick {
@@ -288,6 +290,9 @@ fn tick(
         Seconds(usable.iter().map(|b| of(b).get()).sum::<f64>() / count)
     };
     let streams: u32 = usable.iter().map(|backend| backend.streams).sum();
+    let carries = streams_each(params, average, usable);
+    let mut splits = splits(usable, &carries);
+    splits.put_in_force(usable, &carries, in_prefill);
     Tick {
         elapsed,
         engines: usable.len(),
@@ -305,7 +310,7 @@ fn tick(
             .any(|b| b.capability == RoleCapability::DrainThenCall)
             .then_some(params.switch),
         streams: f64::from(streams),
-        splits: splits(usable, &streams_each(params, average, usable)),
+        splits,
         mean_kv: mean_kv(average, usable),
         decode: DecodeModel {
             base: mean(|b| b.decode_model.base),

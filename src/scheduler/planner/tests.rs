@@ -571,3 +571,19 @@ fn prefills_beside_streams_are_counted_on_only_where_engines_run_whole_requests(
     };
     assert_eq!((prefills(true), prefills(false)), (4, 5));
 }
+
+#[test]
+fn a_decode_engine_that_carries_less_than_its_peers_gets_company() {
+    let mut bench = Bench::of(8);
+    for (slot, backend) in bench.seen.backends.iter_mut().enumerate() {
+        backend.role = if slot == 6 { Role::Decode } else { Role::Prefill };
+    }
+    // It has room for 70 streams, each of its peers for 210.
+    let alone = &mut bench.seen.backends[6];
+    alone.decode_model.per_stream = Seconds(200e-6);
+    (alone.streams, alone.kv) = (70, Tokens(70_000));
+    for _ in 0..200 {
+        bench.tick(decode_work(140.0));
+    }
+    assert!(bench.count(Role::Decode) > 1, "{:?}", bench.journal);
+}
