@@ -147,9 +147,6 @@ fn planning(c: &mut Criterion) {
             arrived_prefill: Seconds(0.4 * f64::from(count) / 8.0),
             arrived_output: 4000.0,
             arrived_kv: 5000.0,
-            waiting_requests: 3.0,
-            waiting_prefill: Seconds(1.0),
-            waiting_decodes: 0.0,
         };
         let seen = Observation { backends: backends.collect(), groups: vec![demand] };
         let params = tidegate_scheduler::planner::Params::default();

@@ -1,4 +1,4 @@
-//! What arrives and what waits, as the proxy's demand.rs and control/observe.rs count it.
+//! Arriving work, counted as in the proxy's `demand.rs` and `control/observe.rs`.
 
 use tidegate_scheduler::planner::GroupDemand;
 use tidegate_types::{GroupId, Seconds, Tokens};
@@ -10,9 +10,6 @@ pub(crate) struct Demand {
     prefill: Seconds,
     output: f64,
     kv: f64,
-    waiting_requests: f64,
-    waiting_prefill: Seconds,
-    waiting_decodes: f64,
 }
 
 impl Demand {
@@ -23,13 +20,7 @@ impl Demand {
         self.kv += prompt.as_f64() + output.as_f64() / 2.0;
     }
 
-    pub(crate) fn waits(&mut self, requests: usize, prefill: Seconds, decodes: usize) {
-        self.waiting_requests = requests as f64;
-        self.waiting_prefill = prefill;
-        self.waiting_decodes = decodes as f64;
-    }
-
-    /// What arrived since the last call, and what waits now.
+    /// Returns what arrived since the last call.
     pub(crate) fn since_last(&mut self) -> GroupDemand {
         let demand = GroupDemand {
             group: GroupId(0),
@@ -37,9 +28,6 @@ impl Demand {
             arrived_prefill: self.prefill,
             arrived_output: self.output,
             arrived_kv: self.kv,
-            waiting_requests: self.waiting_requests,
-            waiting_prefill: self.waiting_prefill,
-            waiting_decodes: self.waiting_decodes,
         };
         (self.requests, self.prefill, self.output, self.kv) = (0.0, Seconds::ZERO, 0.0, 0.0);
         demand

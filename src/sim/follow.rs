@@ -118,7 +118,7 @@ impl Follow {
             Some(prefills) => (0..config.engines)
                 .map(|engine| if engine < prefills { Role::Prefill } else { Role::Decode })
                 .collect(),
-            None => initial(&params.planner, &ledger.observation(Vec::new())),
+            None => initial(&ledger.observation(Vec::new())),
         };
         timeline.pools(Moment::START, prefills_of(&roles));
         ledger.begin_with(roles);
@@ -197,8 +197,7 @@ impl Follow {
         for id in refused {
             cluster.refuse(request_of(id));
         }
-        let (requests, prefill) = self.queue.waiting(POOL);
-        self.demand.waits(requests, prefill, self.decodes.len());
+        let requests = self.queue.waiting(POOL);
         self.timeline.waiting(now, requests + self.decodes.len());
         if self.waits() {
             let surge = self.planned_at + self.params.plan_gap;

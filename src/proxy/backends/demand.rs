@@ -1,10 +1,10 @@
-//! Demand per pool: arrived and waiting work, counted on arrival and by the dispatcher, read by the
-//! control loop.
+//! Demand per pool: arrived work, counted on arrival and read by the control loop, and the number of
+//! waiting requests, set by the dispatcher and read by the fast path.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Seconds, Tokens};
 
-/// One pool's demand. Arrivals are monotonic counters; waiting work is a level.
+/// One pool's demand. Arrivals are monotonic counters; `waiting_requests` is a level.
 #[derive(Debug, Default)]
 pub struct Demand {
     requests: AtomicU64,
@@ -12,12 +12,9 @@ pub struct Demand {
     prompt_tokens: AtomicU64,
     output_tokens: AtomicU64,
     waiting_requests: AtomicU64,
-    waiting_prefill_nanos: AtomicU64,
-    waiting_decodes: AtomicU64,
 }
 
-/// A pool's demand at one moment. `requests`, `prefill`, `prompt` and `output` are totals since the
-/// start.
+/// A pool's arrivals since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DemandTotals {
     /// Arrived requests.
@@ -28,12 +25,6 @@ pub struct DemandTotals {
     pub prompt: Tokens,
     /// Their expected output tokens.
     pub output: Tokens,
-    /// Requests in the EDF queue.
-    pub waiting_requests: u32,
-    /// Their predicted prefill work.
-    pub waiting_prefill: Seconds,
-    /// Prefilled requests that wait for a decode backend.
-    pub waiting_decodes: u32,
 }
 
 impl Demand {
@@ -50,24 +41,18 @@ impl Demand {
         self.waiting_requests.load(Relaxed)
     }
 
-    /// Sets the waiting work. Called by the dispatcher only.
-    pub fn set_waiting(&self, requests: usize, prefill: Seconds, decodes: usize) {
+    /// Sets the number of waiting requests. Called by the dispatcher only.
+    pub fn set_waiting(&self, requests: usize) {
         self.waiting_requests.store(requests as u64, Relaxed);
-        self.waiting_prefill_nanos.store(nanos(prefill), Relaxed);
-        self.waiting_decodes.store(decodes as u64, Relaxed);
     }
 
     /// All counters.
     pub fn totals(&self) -> DemandTotals {
-        let seconds = |counter: &AtomicU64| Seconds(counter.load(Relaxed) as f64 / 1e9);
         DemandTotals {
             requests: self.requests.load(Relaxed),
-            prefill: seconds(&self.prefill_nanos),
+            prefill: Seconds(self.prefill_nanos.load(Relaxed) as f64 / 1e9),
             prompt: Tokens(self.prompt_tokens.load(Relaxed)),
             output: Tokens(self.output_tokens.load(Relaxed)),
-            waiting_requests: self.waiting_requests.load(Relaxed) as u32,
-            waiting_prefill: seconds(&self.waiting_prefill_nanos),
-            waiting_decodes: self.waiting_decodes.load(Relaxed) as u32,
         }
     }
 }

@@ -74,9 +74,6 @@ fn add(demand: &mut GroupDemand, now: &DemandTotals, before: &DemandTotals, shar
     demand.arrived_prefill += (now.prefill - before.prefill) * share;
     demand.arrived_output += output;
     demand.arrived_kv += prompt + output / 2.0;
-    demand.waiting_requests += f64::from(now.waiting_requests) * share;
-    demand.waiting_prefill += now.waiting_prefill * share;
-    demand.waiting_decodes += f64::from(now.waiting_decodes) * share;
 }
 
 fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f64)> {
@@ -109,8 +106,6 @@ mod tests {
                     prefill: before.prefill + Seconds(0.1),
                     prompt: before.prompt + Tokens(1000),
                     output: before.output + Tokens(1),
-                    waiting_decodes: 1,
-                    ..before
                 };
                 add(&mut demand, &now, &before, share);
                 before = now;
@@ -120,7 +115,6 @@ mod tests {
             assert!(near(demand.arrived_prefill.get(), 120.0), "{share} {demand:?}");
             assert!(near(demand.arrived_output, 1200.0), "{share} {demand:?}");
             assert!(near(demand.arrived_kv, 1200.0 * 1000.5), "{share} {demand:?}");
-            assert!(near(demand.waiting_decodes, 1200.0), "{share} {demand:?}");
         }
     }
 }

@@ -170,9 +170,7 @@ impl Dispatcher {
     fn tell_demand(&self) {
         let table = self.proxy.fleet.table();
         for pool in &table.pools {
-            let decodes = self.decodes.iter().filter(|o| o.handover.pool == pool.id).count();
-            let (requests, prefill) = self.queue.waiting(pool.id);
-            pool.demand.set_waiting(requests, prefill, decodes);
+            pool.demand.set_waiting(self.queue.waiting(pool.id));
         }
         if !self.replies.is_empty() || !self.decodes.is_empty() {
             self.proxy.surge.notify_one();

@@ -49,11 +49,6 @@ impl Reservation {
         self.stream = Some(self.backend.account.open_stream(kv));
     }
 
-    /// Returns whether the prefill is still charged.
-    pub fn is_prefilling(&self) -> bool {
-        self.prefill.is_some()
-    }
-
     /// The stream emitted `tokens` more.
     pub fn emit(&mut self, tokens: u32) {
         if let Some(stream) = &mut self.stream {

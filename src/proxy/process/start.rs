@@ -402,7 +402,7 @@ fn first_table(
         }
     });
     let observation = Observation { backends: observed.collect(), groups: Vec::new() };
-    let mut roles = initial(&settings.planner_params(), &observation);
+    let mut roles = initial(&observation);
     for (role, said) in roles.iter_mut().zip(&settings.backends) {
         *role = said.role.unwrap_or(*role);
     }

@@ -155,15 +155,9 @@ impl DeadlineQueue {
         self.waiting.is_empty()
     }
 
-    /// How many wait for a pool, and the prefill work they stand for; that of jobs offered since
-    /// the last poll is not in it yet.
-    pub fn waiting(&self, pool: PoolId) -> (usize, Seconds) {
-        self.lines.get(&pool).map_or((0, Seconds::ZERO), Line::totals)
-    }
-
-    /// The prefill work that waits for a pool: see [`waiting`](Self::waiting).
-    pub fn waiting_prefill(&self, pool: PoolId) -> Seconds {
-        self.waiting(pool).1
+    /// Returns the number of requests that wait for a pool.
+    pub fn waiting(&self, pool: PoolId) -> usize {
+        self.lines.get(&pool).map_or(0, Line::len)
     }
 
     fn remove(&mut self, id: RequestId) -> Option<Waiting> {

@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
 
 use crate::planner::aptitude::{Aptitude, aptitudes, splits};
-use crate::planner::capacity::{Wanted, mean_kv, streams_each, wanted};
+use crate::planner::capacity::{Loads, mean_kv, streams_each};
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
@@ -24,10 +24,8 @@ use crate::planner::state::State;
 pub struct Decision {
     /// Every backend's role by slot, if any changes.
     pub roles: Option<Vec<Role>>,
-    /// Why, one a change.
+    /// One reason for each change.
     pub reasons: Vec<Reason>,
-    /// What each group's demand asks for.
-    pub wanted: Vec<Wanted>,
 }
 
 impl Decision {
@@ -39,7 +37,7 @@ impl Decision {
 
 /// Roles to start with, before any traffic: half of each group prefills, a lone engine does both,
 /// and what cannot move has the one role it can have.
-pub fn initial(_params: &Params, observation: &Observation) -> Vec<Role> {
+pub fn initial(observation: &Observation) -> Vec<Role> {
     let role = |backend: &BackendObservation| backend.pinned.unwrap_or(only_role(backend));
     let mut roles: Vec<Role> = observation.backends.iter().map(role).collect();
     for group in 0..group_count(observation) {
@@ -86,7 +84,6 @@ pub fn plan(
         draft.keep_within_flags(backend);
         members[backend.group.index()].push(backend);
     }
-    let mut all_wanted = Vec::new();
     for (slot, members) in members.iter().enumerate() {
         let demand = demand_of(observation, GroupId(slot as u16));
         let average = &mut draft.state.groups[slot].demand;
@@ -98,14 +95,13 @@ pub fn plan(
         if members.iter().any(|b| moved.contains(&b.id)) {
             draft.state.groups[slot].shadows.moved();
         }
-        if let Some(wanted) = wanted(params, &average, &demand, &usable) {
-            draft.follow_demand(slot, &usable, &wanted, &demand, elapsed);
-            all_wanted.push(wanted);
+        if let Some(loads) = Loads::of(params, &average, &usable) {
+            draft.follow_demand(slot, &usable, loads, &demand, elapsed);
         }
     }
     let Draft { roles, reasons, state, .. } = draft;
     let roles = (!reasons.is_empty()).then_some(roles);
-    (Decision { roles, reasons, wanted: all_wanted }, state)
+    (Decision { roles, reasons }, state)
 }
 
 /// A plan in the making.
@@ -212,7 +208,7 @@ impl Draft<'_> {
         &mut self,
         group: usize,
         usable: &[&BackendObservation],
-        wanted: &Wanted,
+        loads: Loads,
         demand: &GroupDemand,
         elapsed: Seconds,
     ) {
@@ -262,8 +258,8 @@ impl Draft<'_> {
                 ("patience", advice.patience),
                 ("requests_lost_following", advice.lost),
                 ("requests_lost_moving", advice.move_costs),
-                ("prefill_load", wanted.prefill_load),
-                ("decode_load", wanted.decode_load),
+                ("prefill_load", loads.prefill),
+                ("decode_load", loads.decode),
                 ("streams_left_behind", f64::from(backend.streams)),
             ];
             self.set(backend.id, to, cause, numbers);

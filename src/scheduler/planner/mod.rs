@@ -4,7 +4,7 @@
 //! - [`params`]: what the operator may set
 //! - [`state`]: what it remembers between two runs
 //! - [`demand`]: rates from counts
-//! - [`capacity`]: how many engines the demand needs on each side
+//! - `capacity`: load of a group on each side, and the streams that an engine carries
 //! - `aptitude`: which side each engine of a mixed fleet is better at
 //! - `shadow`: what every other split would have cost
 //! - [`decide`]: the roles, and why
@@ -15,7 +15,7 @@
 //! simulator and a replayed journal get the same decisions from the same inputs.
 
 mod aptitude;
-pub mod capacity;
+mod capacity;
 pub mod decide;
 pub mod demand;
 pub mod observation;
@@ -28,7 +28,6 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub use capacity::Wanted;
 pub use decide::{Decision, initial, plan};
 pub use observation::{BackendObservation, GroupDemand, Observation};
 pub use params::Params;

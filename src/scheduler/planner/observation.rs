@@ -65,12 +65,6 @@ pub struct GroupDemand {
     /// Sum of the mean KV tokens of each one's stream: its prompt and half of its output.
     #[serde(default)]
     pub arrived_kv: f64,
-    /// Requests that wait for a place now.
-    pub waiting_requests: f64,
-    /// Their predicted prefill work.
-    pub waiting_prefill: Seconds,
-    /// Prefilled requests that wait for a decode backend now.
-    pub waiting_decodes: f64,
 }
 
 impl GroupDemand {
@@ -82,9 +76,6 @@ impl GroupDemand {
             arrived_prefill: Seconds::ZERO,
             arrived_output: 0.0,
             arrived_kv: 0.0,
-            waiting_requests: 0.0,
-            waiting_prefill: Seconds::ZERO,
-            waiting_decodes: 0.0,
         }
     }
 }

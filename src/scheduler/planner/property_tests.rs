@@ -7,7 +7,6 @@ use proptest::prelude::*;
 enum Happens {
     Prefill(f64),
     Decode(f64),
-    Backlog(f64),
     Dies(usize),
     Returns(usize),
     Pin(usize, u8),
@@ -20,7 +19,6 @@ fn happens() -> impl Strategy<Value = Happens> {
     prop_oneof![
         (0.0..20.0).prop_map(Happens::Prefill),
         (0.0..3000.0).prop_map(Happens::Decode),
-        (0.0..60.0).prop_map(Happens::Backlog),
         (0..12_usize).prop_map(Happens::Dies),
         (0..12_usize).prop_map(Happens::Returns),
         (0..12_usize, 0..4_u8).prop_map(|(slot, role)| Happens::Pin(slot, role)),
@@ -56,10 +54,6 @@ proptest! {
             match event {
                 Happens::Prefill(load) => bench.tick(prefill_work(load)),
                 Happens::Decode(streams) => bench.tick(decode_work(streams)),
-                Happens::Backlog(work) => bench.tick(|demand| {
-                    demand.waiting_requests = 9.0;
-                    demand.waiting_prefill = Seconds(work);
-                }),
                 _ => bench.tick(|_| {}),
             }
             bench.check_invariants();

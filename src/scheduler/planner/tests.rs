@@ -51,7 +51,7 @@ impl Bench {
         let params = Params::default();
         let groups = backends.iter().map(|b| b.group.0).max().map_or(0, |last| last + 1);
         let mut seen = Observation { backends, groups: (0..groups).map(demand).collect() };
-        let roles = initial(&params, &seen);
+        let roles = initial(&seen);
         for (backend, role) in seen.backends.iter_mut().zip(roles) {
             backend.role = role;
         }
@@ -210,8 +210,6 @@ fn a_burst_is_answered_at_once_though_the_average_is_low() {
         demand.arrived_requests = 40.0;
         demand.arrived_kv = 40_000.0;
         demand.arrived_prefill = Seconds(12.0);
-        demand.waiting_requests = 40.0;
-        demand.waiting_prefill = Seconds(12.0);
     });
     assert!(bench.count(Role::Prefill) > before + 1, "{:?}", bench.journal);
 }

@@ -31,8 +31,6 @@ pub(super) struct Line {
     starts: BTreeSet<Key>,
     /// By arrival.
     hopeless: BTreeSet<Key>,
-    /// Whole nanoseconds, so that sums of what comes and goes return to zero.
-    work_nanos: u64,
     /// Work the hopeless may have before the others go on; below 0 they have had more than theirs.
     owed: Seconds,
 }
@@ -49,7 +47,6 @@ impl Line {
                 self.hopeless.insert((waiting.job.arrived, id));
             }
         }
-        self.work_nanos += nanos(waiting.work);
     }
 
     pub(super) fn leave(&mut self, waiting: &Waiting) {
@@ -57,7 +54,6 @@ impl Line {
         self.hopeful.remove(&(waiting.turn, id));
         self.starts.remove(&(waiting.latest_start, id));
         self.hopeless.remove(&(waiting.job.arrived, id));
-        self.work_nanos = self.work_nanos.saturating_sub(nanos(waiting.work));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -74,8 +70,8 @@ impl Line {
         self.hopeful.iter().map(|(_, id)| *id)
     }
 
-    pub(super) fn totals(&self) -> (usize, Seconds) {
-        (self.hopeful.len() + self.hopeless.len(), Seconds(self.work_nanos as f64 / 1e9))
+    pub(super) fn len(&self) -> usize {
+        self.hopeful.len() + self.hopeless.len()
     }
 
     /// One that should have started before `now` to make its deadline.
@@ -112,9 +108,4 @@ impl Line {
             Rank::Hopeless => self.owed -= work,
         }
     }
-}
-
-fn nanos(work: Seconds) -> u64 {
-    // `as` saturates, and turns NaN into 0. Ten thousand waiting jobs of an hour fit.
-    ((work.get() * 1e9) as u64).min(3_600_000_000_000)
 }
