@@ -15,7 +15,7 @@ mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tidegate_scheduler::planner::{Cause, Params, Reason, State, plan};
+use tidegate_scheduler::planner::{Params, Reason, State, plan};
 use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
 
@@ -234,8 +234,7 @@ impl Control {
             return;
         }
         self.publish(RoutingTable { plan, ..(**table).clone() });
-        let answers = |reason: &Reason| reason.cause != Cause::DecodeSpare;
-        if let Some(arrival) = arrival.filter(|_| reasons.iter().any(answers)) {
+        if let Some(arrival) = arrival.filter(|_| !reasons.is_empty()) {
             let took = self.proxy.reaction.published(arrival, self.proxy.clock.now());
             self.proxy.metrics.surge_answered(took);
         }

@@ -72,10 +72,6 @@ fn explain(cause: &str, flip: Flip, numbers: &Numbers) -> String {
     match cause {
         "prefill_short" => format!("prefill is short with {}: {}", split(), moves()),
         "decode_short" => format!("decode is short with {}: {}", split(), moves()),
-        "decode_spare" => format!(
-            "cold start: decode engines are spare with {}, so {advised} prefill until requests are lost",
-            split()
-        ),
         "minimum_per_role" => format!(
             "{to} is needed so that each role has a backend; usable in the group: {}",
             number("usable")
@@ -150,13 +146,6 @@ mod tests {
                 "prefill is short with 3 prefill and 5 decode engines: 4 prefill engines would lose \
                  fewer requests on the demand seen; the move costs 0.42 requests and leaves 12 streams \
                  to finish",
-            ),
-            (
-                "decode_spare",
-                "applied",
-                &split[..],
-                "cold start: decode engines are spare with 3 prefill and 5 decode engines, so 4 prefill \
-                 until requests are lost",
             ),
             (
                 "minimum_per_role",

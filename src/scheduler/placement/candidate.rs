@@ -120,14 +120,6 @@ impl<'a> Offer<'a> {
         base + spare * self.params.admission
     }
 
-    /// May the whole request run on a prefill backend? Only where that holds no stream up, and only
-    /// if decodes and prefills may share an engine at all.
-    pub(super) fn may_stay(&self) -> bool {
-        let shares = self.params.hold_max >= Seconds::ZERO;
-        let harmless = self.load.streams == 0 || self.has_slack();
-        shares && harmless && self.load.runs_whole && self.has_decode_room()
-    }
-
     /// Does the slack of its streams, less the step that runs now, cover this prefill? A stream that
     /// has not begun has none, and may have begun by the time the prefill does.
     pub(super) fn has_slack(&self) -> bool {
@@ -135,23 +127,6 @@ impl<'a> Offer<'a> {
             return false;
         }
         self.hold_up() <= self.slack().min(self.params.hold_max).max(Seconds::ZERO)
-    }
-
-    /// Does the slack of its streams cover this prefill, however long it is? On a prefill backend no
-    /// stream joins them meanwhile.
-    pub(super) fn is_covered(&self) -> bool {
-        self.load.streams == 0 || self.hold_up() <= self.slack().max(Seconds::ZERO)
-    }
-
-    /// How long until its streams, left alone, have the slack that is missing. Every step earns them
-    /// what it is shorter than the target.
-    pub(super) fn until_slack(&self) -> Seconds {
-        let step = self.load.decode_model.step(self.load.streams, self.load.kv);
-        let missing = (self.hold_up() - self.slack()).max(Seconds::ZERO);
-        match (self.params.slo.tpot - step) / step {
-            earned if earned > 0.0 => missing / earned,
-            _ => Seconds(f64::INFINITY),
-        }
     }
 
     fn slack(&self) -> Seconds {

@@ -52,10 +52,6 @@ pub struct Params {
     /// that can, until it has waited for this share of its queue deadline. Long prompts are most of
     /// them, and one would hold an engine for as long as several others are given.
     pub hopeless_patience: f64,
-    /// How far its prefill work brings a waiting request forward, as a share of it: 0 is the order of
-    /// deadlines, 1 that of latest starts. Long prompts have the least time to spare, but all the way
-    /// each costs several short ones theirs.
-    pub long_first: f64,
     /// Requests that may wait in a [`DeadlineQueue`](crate::placement::DeadlineQueue).
     pub queue_max: usize,
     /// How far behind the first waiting request one is looked for that fits where it does not: a
@@ -95,7 +91,6 @@ impl Default for Params {
             kv_share: 0.9,
             hopeless_share: 0.02,
             hopeless_patience: 0.5,
-            long_first: 0.3,
             queue_max: 10_000,
             look_ahead: 32,
             sample: 64,

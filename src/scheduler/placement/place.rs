@@ -11,11 +11,6 @@ use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 /// start in a group without decode room.
 const GROUPS: usize = 64;
 
-/// Fewer streams than this give way to a prompt: of those that are held up some make up for it. Any
-/// number from 2 to 16 does as well in the simulator; without, a backend that has one stream, its own
-/// because a hand-off would have been late, is lost to others for half of the time.
-const FEW: u32 = 4;
-
 /// Where a request goes, or why it does not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
@@ -117,8 +112,6 @@ struct Survey<'a, F> {
     /// The best decode backend for the whole request whose streams have slack for it. Those that are
     /// handed over there meanwhile have none, so it is asked only if nothing else is in time.
     spill: Option<Candidate>,
-    /// The best prefill backend for the whole request: no hand-off delays its first token there.
-    stay: Option<Candidate>,
     /// By group, the best backend for the prefill leg.
     prefill: [Option<Candidate>; GROUPS],
     /// By group, the shortest decode step with this request in it.
@@ -153,7 +146,6 @@ impl<'a, F: Fleet> Survey<'a, F> {
             left: job.ttft_deadline - now,
             whole: None,
             spill: None,
-            stay: None,
             prefill: [None; GROUPS],
             decode_step: [Seconds(f64::INFINITY); GROUPS],
             prefill_takers: 0,
@@ -234,8 +226,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
-        let waits = load.role == Role::Prefill && self.had_better_wait(&offer);
-        if waits || !offer.has_prefill_room() {
+        if !offer.has_prefill_room() {
             return;
         }
         self.startable |= load.role.takes_prefill();
@@ -249,9 +240,6 @@ impl<'a, F: Fleet> Survey<'a, F> {
         } else if load.role == Role::Prefill {
             self.prefill_room |= bit;
             offer.prefill().compete(&mut self.prefill[slot], self.left);
-            if offer.may_stay() {
-                offer.whole().compete(&mut self.stay, self.left);
-            }
         }
     }
 
@@ -273,22 +261,6 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    /// Has the backend streams without slack for it, from before a flip? One request is late if it
-    /// waits until they have earned it, and several streams are if it does not. Not if that takes for
-    /// ever, as it does where the TPOT target is out of reach; and a few streams give way to one that
-    /// cannot wait.
-    fn had_better_wait(&self, offer: &Offer<'_>) -> bool {
-        if offer.is_covered() {
-            return false;
-        }
-        if offer.load.streams >= FEW {
-            return offer.until_slack() < self.patience();
-        }
-        let Params { room, transfer, slo, .. } = self.params;
-        let after = transfer.predict(self.job.prompt) + slo.tpot + *room;
-        offer.prefill().ttft + after + offer.until_slack() < self.left
-    }
-
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
         self.job.split == Split::Never || offer.uncached() < self.params.whole_below
     }
@@ -306,10 +278,6 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
         let in_time = |candidate: &Candidate| self.is_in_time(candidate);
         if ![split, self.whole].iter().flatten().any(in_time) {
-            let stay = self.stay.filter(|stay| split.is_some() && in_time(stay));
-            if let Some(stay) = stay {
-                return Some(whole_on(stay));
-            }
             if let Some(spill) = self.spill.filter(in_time) {
                 return Some(self.spilt(spill));
             }

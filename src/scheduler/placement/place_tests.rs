@@ -108,31 +108,6 @@ fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
 }
 
 #[test]
-fn streams_that_a_flip_left_behind_are_not_held_up() {
-    let (decode, flipped) = (streaming(Decode, 30, 0.0), streaming(Prefill, 10, 0.1));
-    check(4000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
-    check(4000, &[streaming(Prefill, 10, 0.6), decode], Splits(0));
-    // One request is late rather than ten streams.
-    check(11_000, &[flipped, decode], Waits(WaitReason::PrefillBusy));
-    // No stream joins them: what they have earned may be more than a decode backend may spend.
-    check(30_000, &[streaming(Prefill, 10, 4.0), decode], Splits(0));
-    // A few give way.
-    check(11_000, &[streaming(Prefill, 3, 0.1), decode], Splits(0));
-    check(4000, &[streaming(Prefill, 3, 0.1), decode], Waits(WaitReason::PrefillBusy));
-    // It would be for ever: one of them is lost, or the target is out of reach.
-    check(4000, &[streaming(Prefill, 10, -20.0), decode], Splits(0));
-    let slo = Slo { tpot: Seconds(0.015), ..Slo::default() };
-    let unreachable = Params { slo, ..Params::default() };
-    let choice = place(&unreachable, NOW, &job(1, 4000), &Engines::new(vec![flipped, decode]));
-    assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");
-    // It has waited.
-    let at_last = Moment::START + Seconds(16.0);
-    let engines = Engines::new(vec![flipped, decode]);
-    let choice = place(&Params::default(), at_last, &job(1, 11_000), &engines);
-    assert!(matches!(choice, Choice::Prefill { on: BackendId(0), .. }), "{choice:?}");
-}
-
-#[test]
 fn what_spills_goes_on_elsewhere_if_it_can() {
     let (busy, decode) = (prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08));
     let tight = streaming(Decode, 30, 0.0);
@@ -218,21 +193,6 @@ fn what_cannot_be_split_runs_on_a_prefill_backend_if_no_streams_can_wait_for_it(
     assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(0));
     let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
     assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(1));
-}
-
-#[test]
-fn what_a_hand_off_would_make_late_stays_on_the_prefill_backend() {
-    // 11,500 tokens take .92 s; moving their KV and the decode engine's step another .12 s.
-    let decode = streaming(Decode, 60, 0.0);
-    check(11_500, &[idle(Prefill), decode], Whole(0));
-    check(10_000, &[idle(Prefill), decode], Splits(0));
-    // Nothing makes it in time: streams do not belong on a prefill backend then.
-    check(13_000, &[idle(Prefill), decode], Splits(0));
-    // Nor where a stream would be held up.
-    check(11_500, &[streaming(Prefill, 1, 0.5), decode], Splits(0));
-    let never = Params { hold_max: Seconds(-1.0), ..Params::default() };
-    let choice = place(&never, NOW, &job(1, 11_500), &Engines::new(vec![idle(Prefill), decode]));
-    assert!(matches!(choice, Choice::Prefill { .. }), "{choice:?}");
 }
 
 #[test]

@@ -1,27 +1,21 @@
-//! Those that wait, earliest TTFT deadline first, long prompts brought forward a little. Those that
-//! can no longer make theirs come last, with a share of the work that is placed, so that none
-//! starves. What all engines together could not begin in time is not tried, the longest first
-//! (shed.rs). The queue reserves nothing and never sleeps: its owner polls it when room is made and at
+//! EDF queue per model pool, ordered by TTFT deadline. A request past its latest feasible start moves
+//! to a late class, which receives a fixed share of the placed work. The queue reserves nothing and
+//! has no timer: its owner polls it on every change of capacity and at
 //! [`DeadlineQueue::next_deadline`].
 //!
 //! A poll of a full pool is quick however many wait: a job is not even tried if one of its kind
 //! that needs no more work was just refused.
 
 mod line;
-mod shed;
 
 use crate::placement::order::order;
 use crate::placement::{Choice, Fleet, Job, NowhereReason, Params, Split, place};
 use line::{Key, Line, Rank};
-use shed::shed;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 
 /// How often a place that someone else took first is asked for again, each time afresh.
 const RACES_MAX: u32 = 3;
-
-/// So many of the hopeful, the first, are looked through for those that are too much.
-const SHED_AMONG: usize = 512;
 
 /// What became of a job that waited. It has left the queue, except where [`Outcome::Place`] was
 /// answered with [`Took::No`].
@@ -70,8 +64,6 @@ struct Waiting {
     work: Seconds,
     /// Since when it is hopeless.
     latest_start: Moment,
-    /// Its place among the hopeful: the deadline, less a share of the work.
-    turn: Moment,
     rank: Rank,
 }
 
@@ -110,7 +102,7 @@ impl DeadlineQueue {
         let (work, due) = (Seconds::ZERO, job.ttft_deadline);
         self.expiries.insert((job.queue_deadline, job.id));
         self.fresh.push(job.id);
-        let waiting = Waiting { job, work, latest_start: due, turn: due, rank: Rank::Hopeful };
+        let waiting = Waiting { job, work, latest_start: due, rank: Rank::Hopeful };
         self.lines.entry(waiting.job.pool).or_default().join(&waiting);
         self.waiting.insert(waiting.job.id, waiting);
         Ok(())
@@ -195,7 +187,6 @@ impl DeadlineQueue {
             let due = waiting.job.ttft_deadline;
             waiting.work = work;
             waiting.latest_start = due - work - after;
-            waiting.turn = due - work * params.long_first;
             line.join(waiting);
         }
     }
@@ -218,8 +209,6 @@ impl DeadlineQueue {
         fleet: &impl Fleet,
         on: &mut impl FnMut(Outcome<'_>) -> Took,
     ) {
-        let shed = self.shed(pool, now, fleet);
-        let is_shed = |id| shed.binary_search(&id).is_ok();
         let mut walks = [Walk::new(Rank::Hopeful, params), Walk::new(Rank::Hopeless, params)];
         // What refuses the hopeless may take the others.
         let mut refused = [Refused::default(), Refused::default()];
@@ -228,7 +217,7 @@ impl DeadlineQueue {
             let first = usize::from(line.is_turn_of_hopeless());
             let Some((walk, id)) = [first, 1 - first]
                 .into_iter()
-                .find_map(|which| walks[which].next(line, is_shed).map(|id| (which, id)))
+                .find_map(|which| walks[which].next(line).map(|id| (which, id)))
             else {
                 return;
             };
@@ -250,20 +239,6 @@ impl DeadlineQueue {
                 }
             }
         }
-    }
-
-    /// Those that are not tried now: see shed.rs.
-    fn shed(&self, pool: PoolId, now: Moment, fleet: &impl Fleet) -> Vec<RequestId> {
-        let Some(line) = self.lines.get(&pool) else { return Vec::new() };
-        let engines = fleet.pool(pool).len();
-        if line.hopeful() <= engines {
-            return Vec::new();
-        }
-        let jobs = line.turns().take(SHED_AMONG).filter_map(|id| {
-            let Waiting { work, latest_start, .. } = self.waiting.get(&id)?;
-            Some((id, *work, *latest_start - now))
-        });
-        shed(engines, jobs)
     }
 
     fn try_one(
@@ -316,18 +291,13 @@ impl Walk {
         Walk { rank, behind: None, at: None, left: params.look_ahead.max(1) }
     }
 
-    /// The first one neither passed over nor to be left out.
-    fn next(&mut self, line: &Line, is_out: impl Fn(RequestId) -> bool) -> Option<RequestId> {
+    /// Returns the first request that was not passed over.
+    fn next(&mut self, line: &Line) -> Option<RequestId> {
         if self.left == 0 {
             return None;
         }
-        loop {
-            self.at = line.after(self.rank, self.behind);
-            match self.at {
-                Some((_, id)) if is_out(id) => self.behind = self.at,
-                at => return at.map(|(_, id)| id),
-            }
-        }
+        self.at = line.after(self.rank, self.behind);
+        self.at.map(|(_, id)| id)
     }
 
     fn pass(&mut self) {

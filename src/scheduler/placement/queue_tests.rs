@@ -68,33 +68,6 @@ fn the_earliest_deadline_goes_first() {
 }
 
 #[test]
-fn a_long_prompt_is_brought_forward_by_a_share_of_its_work() {
-    let engines = full();
-    // 9000 tokens take .7 s, 2500 take .19: a share of .3 of the difference is .15 s.
-    let mut queue = queue([due(1, 2500, 2.0, 9.0), due(2, 9000, 2.1, 9.0), due(3, 9000, 2.2, 9.0)]);
-    assert_eq!(poll(&mut queue, at(0.0), &engines), []);
-    for next in [2, 1, 3] {
-        make_room(&engines);
-        assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(next)]);
-    }
-}
-
-#[test]
-fn the_longest_is_left_out_while_more_wait_than_can_begin_in_time() {
-    // 9000 tokens take .7 s, 2500 take .19. The short ones may begin until .81: one fits behind the
-    // long one, three do not.
-    let long = due(1, 9000, 1.0, 9.0);
-    let short = |id| due(id, 2500, 1.0, 9.0);
-    for (shorts, first) in [(1, 1), (3, 2)] {
-        let engines = full();
-        let mut queue = queue([long.clone()].into_iter().chain((2..2 + shorts).map(short)));
-        assert_eq!(poll(&mut queue, at(0.0), &engines), []);
-        make_room(&engines);
-        assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(first)], "{shorts}");
-    }
-}
-
-#[test]
 fn where_engines_only_prefill_hope_ends_a_hand_off_and_a_step_earlier() {
     // 2500 tokens: 186 ms, and 53 ms until their first token.
     let order = |role: Role, now: f64| {

@@ -224,7 +224,6 @@ impl Draft<'_> {
         let switches = tick.switch.is_some();
         let advice = memory.shadows.follow(tick, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {
-            Ordering::Greater if advice.leans => (Role::Decode, Role::Prefill, Cause::DecodeSpare),
             Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
             Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
             Ordering::Equal => return,
@@ -255,8 +254,6 @@ impl Draft<'_> {
                 ("advised_prefill_engines", advice.prefills as f64),
                 ("prefill_engines", prefills as f64),
                 ("decode_engines", decodes as f64),
-                ("patience", advice.patience),
-                ("requests_lost_following", advice.lost),
                 ("requests_lost_moving", advice.move_costs),
                 ("prefill_load", loads.prefill),
                 ("decode_load", loads.decode),
@@ -294,7 +291,6 @@ fn tick(
         engines: usable.len(),
         work: demand.arrived_prefill.get(),
         recent_work: 0.0,
-        work_rate: average.prefill_load(),
         mean_work: average.mean_work(),
         due: average.output_rate() * params.slo.tpot.get(),
         requests: demand.arrived_requests,

@@ -11,8 +11,6 @@ pub enum Cause {
     PrefillShort,
     /// The decode pool is too small for the demand.
     DecodeShort,
-    /// The fleet has just started, and has more decode engines than its streams need.
-    DecodeSpare,
     /// A role would have been without a usable backend.
     MinimumPerRole,
     /// An operator fixed it.
@@ -27,7 +25,6 @@ impl Cause {
         match self {
             Cause::PrefillShort => "prefill_short",
             Cause::DecodeShort => "decode_short",
-            Cause::DecodeSpare => "decode_spare",
             Cause::MinimumPerRole => "minimum_per_role",
             Cause::Pinned => "pinned",
             Cause::NotAllowed => "not_allowed",

@@ -1,26 +1,16 @@
-//! Shadow fleets: what each split of a group, and each way of following the demand, would have cost.
+//! Counterfactual model: the requests that each split of a group would have lost, and when to switch.
 //!
-//! A split is a number of prefill engines. Every split is followed all the time as a fluid: the
-//! prefill work that arrives waits in its backlog until its engines have served it, and what would
-//! wait longer than the TTFT target is counted as requests lost; streams beyond what its decode
-//! engines carry within the TPOT target are counted likewise. Changing the split costs the streams
-//! that stay on the engines that change.
+//! A split is a number of prefill engines. A fluid model of every split runs on the measured demand.
+//! Prefill work that would wait longer than the TTFT target counts as lost requests, and so do streams
+//! beyond what the decode engines carry within the TPOT target. A switch costs the streams that stay
+//! on the engines that change.
 //!
-//! When to change is the question of the ski rental: a [`Follower`] moves to another split once
-//! staying has lost as many requests more than that split as the move costs, times its patience.
-//! Followers of several patiences run side by side, and the one that has lost the fewest so far, its
-//! moves included, is followed. So a shift that lasts is answered at once by the impatient, and
-//! shifts that end sooner than they pay are sat out by the patient, without anybody having set how
-//! long a shift lasts. Whether to move is told by what was lost; how far, also by what would have been
-//! lost under half as much demand again: the nearest split that lost nothing just so stood the last
-//! burst.
+//! Ski rental: the group switches to another split once the losses here exceed the losses there by
+//! the switching cost. Persistent shifts in demand are followed and shifts that end before they pay
+//! are ignored; no constant says how long a shift lasts.
 //!
-//! The split of a fleet that has just started was chosen by nobody. Until something is lost it leans:
-//! decode engines that are to spare prefill. An engine that goes back costs a chunk, one that is
-//! fetched in a burst costs streams.
-//!
-//! It must never take the real backlog for a split's: one that was never tried is
-//! judged by the same fluid as the one in force.
+//! The measured queue is not an input: comparing a real backlog with a modelled one would bias the
+//! comparison between the split in force and the others.
 
 use crate::cost::DecodeModel;
 use serde::{Deserialize, Serialize};
@@ -39,8 +29,6 @@ pub(super) struct Tick {
     pub(super) work: f64,
     /// Prefill work that arrived over about one TTFT, this tick's included: see [`Tick::lingers`].
     pub(super) recent_work: f64,
-    /// Prefill work that arrives a second: a mean over the demand window.
-    pub(super) work_rate: f64,
     /// Prefill work of a mean request.
     pub(super) mean_work: f64,
     /// Streams that there will be if requests go on arriving as they do: by Little's law, at the TPOT
@@ -77,26 +65,21 @@ pub(super) struct Tick {
     pub(super) memory: Seconds,
 }
 
-/// The shadows of one group. Costs are in requests lost.
+/// The counterfactual model of one group. Losses and costs are in requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Shadows {
-    /// Prefill work that arrived over about one TTFT.
+    /// Prefill work that arrived over about one TTFT, in engine-seconds.
     recent_work: f64,
     /// By split, from one prefill engine on.
     splits: Vec<Fluid>,
-    /// The same under more demand: see [`STRESS`].
-    stressed: Vec<Stressed>,
-    followers: Vec<Follower>,
-    /// Which follower is followed.
-    leader: usize,
-    /// The split was changed by somebody else: every follower starts from there.
+    /// By split: losses here minus losses there since that split last became better.
+    #[serde(default)]
+    regret: Vec<f64>,
+    /// The advised split: prefill engines.
+    #[serde(default)]
+    at: usize,
+    /// The split was changed otherwise than by a plan; the next tick starts from there.
     moved: bool,
-    /// The split in force was chosen, by what was lost or by an operator. Until then it leans.
-    chosen: bool,
-    /// For how long demand has been seen.
-    watched: Seconds,
-    /// The largest share of the group that streams filled, or were due to fill.
-    filled: f64,
 }
 
 /// The work of one split.
@@ -108,43 +91,13 @@ struct Fluid {
     late: f64,
 }
 
-/// One split under more demand.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Stressed {
-    fluid: Fluid,
-    /// Requests it has lost; what is long past counts less.
-    lost: f64,
-}
-
-/// One patience.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Follower {
-    /// Its factor on the cost of moving.
-    patience: f64,
-    /// By split: how many requests more it has lost than that split, since that one began to be
-    /// better.
-    regret: Vec<f64>,
-    /// Where it is: prefill engines.
-    at: usize,
-    /// What it has lost, moves included, but for the last one: that is paid when it is left.
-    lost: f64,
-    /// What the last move cost.
-    owed: f64,
-}
-
-/// What the shadows say.
+/// The split to have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Advice {
-    /// Prefill engines to have.
+    /// Prefill engines.
     pub(super) prefills: usize,
-    /// The patience that was followed.
-    pub(super) patience: f64,
-    /// What that follower has lost: see [`Follower::lost`].
-    pub(super) lost: f64,
-    /// What the move costs, in requests lost.
+    /// Switching cost from the split in force, in lost requests.
     pub(super) move_costs: f64,
-    /// Nothing was lost: decode engines are to spare.
-    pub(super) leans: bool,
 }
 
 /// What it costs to change the role of one engine, in requests lost.
@@ -161,125 +114,57 @@ struct Costs {
 const HELD_UP: f64 = 0.5;
 /// Splits whose losses differ by less than this share of the requests are as good as each other.
 const NOISE: f64 = 0.002;
-/// Where to move is chosen with so much more demand in mind than there was. Twice as much changes
-/// no figure of docs/evaluation.md by more than half a point.
-const STRESS: f64 = 1.5;
 /// No move is free, or the fleet would follow every flutter.
 const MOVE_MIN: f64 = 0.5;
-/// From moving as soon as it pays to never moving again once a split has proved best.
-const PATIENCES: [f64; 4] = [1.0, 3.0, 10.0, 30.0];
 
 impl Shadows {
-    /// Follow every split for one more tick; `at` prefill engines are in force.
+    /// Advances every split by one tick; `at` prefill engines are in force.
     pub(super) fn follow(&mut self, mut tick: Tick, at: usize) -> Advice {
         let splits = tick.engines - 1;
         if self.splits.len() != splits {
-            self.restart(splits, at);
+            self.splits = vec![Fluid::default(); splits];
+            self.start_from(at.clamp(1, splits.max(1)));
+        }
+        if std::mem::take(&mut self.moved) {
+            self.start_from(at);
         }
         let costs = tick.costs(at);
         let keep = (-tick.elapsed.get() / tick.memory.get().max(1e-3)).exp();
         self.recent_work = self.recent_work * tick.lingers() + tick.work;
         tick.recent_work = self.recent_work;
-        if std::mem::take(&mut self.moved) {
-            self.followers.iter_mut().for_each(|follower| follower.start_from(at));
-            self.chosen = true;
+        let losses: Vec<f64> = self
+            .splits
+            .iter_mut()
+            .enumerate()
+            .map(|(slot, fluid)| tick.losses(slot + 1, fluid))
+            .collect();
+        let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
+        for (regret, there) in self.regret.iter_mut().zip(&losses) {
+            *regret = (*regret * keep + here - there - NOISE * tick.requests).max(0.0);
         }
-        self.watched += tick.elapsed;
-        self.filled = self.filled.max(tick.streams.max(tick.due) / tick.splits.places[0].max(1.0));
-        let stress = tick.stressed();
-        for (slot, split) in self.stressed.iter_mut().enumerate() {
-            split.lost = split.lost * keep + stress.losses(slot + 1, &mut split.fluid);
+        if let Some(to) = self.better(costs) {
+            self.start_from(to);
         }
-        let Shadows { splits, stressed, followers, leader, chosen, watched, filled, .. } = self;
-        let losses: Vec<f64> =
-            splits.iter_mut().enumerate().map(|(i, fluid)| tick.losses(i + 1, fluid)).collect();
-        for follower in followers.iter_mut() {
-            if let Some(to) = follower.follow(&losses, costs, keep, NOISE * tick.requests) {
-                follower.move_to(follower.farther(to, stressed, costs), costs);
-                *chosen = true;
-            }
-        }
-        if !*chosen && *watched < tick.window {
-            let leans = tick.leans(*filled * (tick.window / *watched));
-            if leans > followers[*leader].at {
-                followers.iter_mut().for_each(|follower| follower.start_from(leans));
-            }
-        }
-        // Another one takes the lead when it has lost less, the way to where it is included.
-        let cost = |slot: &usize| followers[*slot].lost + costs.of(at, followers[*slot].at);
-        let lead = followers[*leader].lost;
-        let better = (0..followers.len()).filter(|slot| cost(slot) < lead);
-        if let Some(better) = better.min_by(|a, b| cost(a).total_cmp(&cost(b))) {
-            *leader = better;
-        }
-        let leader = &followers[*leader];
-        Advice {
-            prefills: leader.at,
-            patience: leader.patience,
-            lost: leader.lost,
-            move_costs: costs.of(at, leader.at),
-            leans: !*chosen,
-        }
+        Advice { prefills: self.at, move_costs: costs.of(at, self.at) }
     }
 
-    /// Somebody else changed the split: the next [`follow`](Self::follow) says to what. What splits
-    /// cost is still known.
+    /// Notes a change of the split otherwise than by a plan: the next [`follow`](Self::follow)
+    /// starts from there.
     pub(super) fn moved(&mut self) {
         self.moved = true;
     }
 
-    /// The group's size changed: what was learned of other splits no longer holds.
-    fn restart(&mut self, splits: usize, at: usize) {
-        self.splits = vec![Fluid::default(); splits];
-        self.stressed = vec![Stressed::default(); splits];
-        let at = at.clamp(1, splits.max(1));
-        let follower =
-            |patience| Follower { patience, regret: vec![0.0; splits], at, lost: 0.0, owed: 0.0 };
-        self.leader = 0;
-        self.followers = PATIENCES.into_iter().map(follower).collect();
+    /// Returns the split whose regret exceeds its switching cost by most, if one does.
+    fn better(&self, costs: Costs) -> Option<usize> {
+        let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.at, *split);
+        (1..=self.regret.len())
+            .filter(|split| *split != self.at && gain(split) >= 0.0)
+            .max_by(|a, b| gain(a).total_cmp(&gain(b)))
     }
-}
 
-impl Follower {
     fn start_from(&mut self, split: usize) {
         self.at = split;
-        self.owed = 0.0;
-        self.regret.fill(0.0);
-    }
-
-    /// One more tick: the split to move to, if one is worth it.
-    fn follow(&mut self, losses: &[f64], costs: Costs, keep: f64, noise: f64) -> Option<usize> {
-        let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
-        for (regret, there) in self.regret.iter_mut().zip(losses) {
-            *regret = (*regret * keep + here - there - noise).max(0.0);
-        }
-        self.lost = self.lost * keep + here;
-        let worth_it = |split: &usize| {
-            let price = costs.of(self.at, *split);
-            price > 0.0 && self.regret[*split - 1] >= self.patience * price
-        };
-        let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.at, *split);
-        (1..=losses.len()).filter(worth_it).max_by(|a, b| gain(a).total_cmp(&gain(b)))
-    }
-
-    /// The split beyond `to` that has lost no more and would have stood more demand, if that is worth
-    /// the way; else `to`.
-    fn farther(&self, to: usize, stressed: &[Stressed], costs: Costs) -> usize {
-        let as_good = |split: &usize| self.regret[*split - 1] >= self.regret[to - 1];
-        let cost = |split: usize| stressed[split - 1].lost + costs.of(to, split);
-        let nearer = |a: &usize, b: &usize| cost(*a).total_cmp(&cost(*b));
-        let beyond = match to > self.at {
-            true => (to..=stressed.len()).take_while(as_good).min_by(nearer),
-            false => (1..=to).rev().take_while(as_good).min_by(nearer),
-        };
-        beyond.unwrap_or(to)
-    }
-
-    fn move_to(&mut self, to: usize, costs: Costs) {
-        self.lost += self.owed;
-        let owed = costs.of(self.at, to);
-        self.start_from(to);
-        self.owed = owed;
+        self.regret = vec![0.0; self.splits.len()];
     }
 }
 
@@ -292,19 +177,6 @@ impl Costs {
 }
 
 impl Tick {
-    /// The same with more demand.
-    fn stressed(&self) -> Tick {
-        Tick {
-            work: self.work * STRESS,
-            recent_work: self.recent_work * STRESS,
-            work_rate: self.work_rate * STRESS,
-            due: self.due * STRESS,
-            streams: self.streams * STRESS,
-            splits: self.splits.clone(),
-            ..*self
-        }
-    }
-
     /// Requests that a split with so many prefill engines loses in this tick. Those it loses are
     /// served when nothing else waits: they leave the fluid.
     fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
@@ -320,10 +192,8 @@ impl Tick {
         let late = (fluid.prefill - in_time).max(0.0);
         fluid.prefill -= late;
         fluid.late = fluid.late * self.lingers() + late;
-        // What is late already, and what will be if work goes on arriving as it does.
         let late = fluid.late / self.recent_work.max(1e-9);
-        let to_be_late = 1.0 - serves / self.work_rate.max(1e-9);
-        let untimely = self.requests * shed(late.max(to_be_late).clamp(0.0, 1.0));
+        let untimely = self.requests * longest_share(late.clamp(0.0, 1.0));
 
         // The streams that the present requests will become must find places; and those there are
         // would have to decode in any split.
@@ -338,15 +208,6 @@ impl Tick {
         let life = (self.mean_output * self.tpot.get()).max(1e-3);
         let near = 1.0 - (-self.window.get() / life).exp();
         self.streams.min(self.due) + (self.due - self.streams).max(0.0) * near
-    }
-
-    /// The most prefill engines that leave places for half as many streams again as fill a share
-    /// `filled` of the group. Engines that switch by themselves would be away for it.
-    fn leans(&self, filled: f64) -> usize {
-        let places = &self.splits.places;
-        let enough = |prefills: &usize| places[*prefills] >= STRESS * filled * places[0];
-        let stay = self.switch.is_some();
-        (1..self.engines).rev().filter(|_| !stay).find(enough).unwrap_or(1)
     }
 
     /// How long the last of a decode engine's streams goes on, in seconds. Of n remaining lengths that
@@ -396,10 +257,10 @@ impl Tick {
     }
 }
 
-/// The share of requests that must go if a share `work` of their work is to go and the longest go
-/// first, which is what becomes of them in a queue by deadline with the hopeless last. For
-/// exponential sizes the longest share q holds q·(1 - ln q) of the work.
-fn shed(work: f64) -> f64 {
+/// Returns the share of requests that carry a share `work` of all work, the longest first: an EDF queue
+/// with a late class delays the longest. For exponential sizes the longest share q holds q·(1 - ln q)
+/// of the work.
+fn longest_share(work: f64) -> f64 {
     if work <= 0.0 || work >= 1.0 {
         return work;
     }

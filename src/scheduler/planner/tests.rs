@@ -1,5 +1,7 @@
-//! The planner by behaviour; what holds whatever happens is in property_tests.rs.
+//! Behaviour of the planner on synthetic demand. Invariants are in `property_tests.rs`.
 
+#[path = "minimum_tests.rs"]
+mod minimum;
 #[path = "property_tests.rs"]
 mod properties;
 
@@ -259,37 +261,6 @@ fn engines_that_switch_by_themselves_go_a_few_at_a_time_and_only_for_a_shift_tha
 }
 
 #[test]
-fn a_lost_role_is_filled_by_one_switch_and_one_that_failed_is_left_alone() {
-    let mut bench = switching(4);
-    for slot in [1, 3] {
-        bench.seen.backends[slot].usable = false;
-    }
-    for _ in 0..10 {
-        bench.tick(|_| {});
-    }
-    assert_eq!((bench.away(), bench.flips), (1, 1), "{:?}", bench.journal);
-    // It answered that it cannot go back either.
-    let broken = bench.seen.backends.iter_mut().find(|b| b.becoming.is_some()).unwrap();
-    broken.becoming = None;
-    let id = broken.id;
-    for _ in 0..10 {
-        bench.tick(|_| {});
-    }
-    assert_eq!(bench.seen.backends[id.index()].role, Role::Draining, "{:?}", bench.journal);
-}
-
-#[test]
-fn a_move_goes_as_far_as_half_as_much_demand_again_would_have_asked_for() {
-    let mut bench = Bench::of(8);
-    // Bursts that five prefill engines just stand, while hardly anybody decodes.
-    for _ in 0..20 {
-        (0..200).for_each(|_| bench.tick(prefill_work(5.5)));
-        (0..200).for_each(|_| bench.tick(prefill_work(0.1)));
-    }
-    assert_eq!(bench.count(Role::Prefill), 7);
-}
-
-#[test]
 fn decode_engines_whose_memory_is_full_get_company() {
     let mut bench = Bench::of(8);
     // One more stream of 12,000 tokens would not fit within nine tenths of the memory.
@@ -362,24 +333,6 @@ fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
 }
 
 #[test]
-fn decode_engines_of_a_fresh_fleet_that_are_to_spare_prefill() {
-    let after = |streams: f64, engines: Bench| {
-        let mut bench = engines;
-        // Nothing is known yet; then half as many streams again have their places.
-        bench.tick(decode_work(streams));
-        assert_eq!(bench.flips, 0);
-        (0..400).for_each(|_| bench.tick(decode_work(streams)));
-        bench
-    };
-    let leans = after(60.0, Bench::of(8));
-    assert_eq!(leans.count(Role::Prefill), 7);
-    assert!(leans.journal[0].ends_with(Cause::DecodeSpare.as_str()), "{:?}", leans.journal);
-    assert_eq!(after(300.0, Bench::of(8)).count(Role::Prefill), 5);
-    assert_eq!(after(600.0, Bench::of(8)).count(Role::Prefill), 4);
-    assert_eq!(after(60.0, switching(8)).flips, 0, "they would be away for it");
-}
-
-#[test]
 fn of_two_kinds_of_engines_those_go_that_are_better_at_the_new_role() {
     let slow_prefill = |b: BackendObservation| {
         let per_token = b.prefill_model.per_token * 3.0;
@@ -425,69 +378,6 @@ fn the_engine_with_the_fewest_streams_goes_first() {
     }
     assert_eq!(bench.seen.backends[3].role, Role::Prefill, "{:?}", bench.journal);
     assert_eq!(bench.seen.backends[2].role, Role::Decode);
-}
-
-#[test]
-fn a_lost_role_is_filled_at_once_and_a_lone_survivor_does_both() {
-    let mut bench = Bench::of(3);
-    let prefills: Vec<usize> =
-        (0..3).filter(|slot| bench.seen.backends[*slot].role == Role::Prefill).collect();
-    for slot in prefills {
-        bench.seen.backends[slot].usable = false;
-    }
-    bench.tick(|_| {});
-    bench.check_invariants();
-    assert!(bench.journal[0].contains(Cause::MinimumPerRole.as_str()));
-    for slot in 0..2 {
-        bench.seen.backends[slot].usable = false;
-    }
-    bench.tick(|_| {});
-    assert_eq!(bench.seen.backends[2].role, Role::Mixed);
-    for backend in &mut bench.seen.backends {
-        backend.usable = true;
-    }
-    // It serves whole requests until it has rested.
-    bench.now = bench.now + bench.params.dwell;
-    bench.tick(|_| {});
-    bench.check_invariants();
-    assert_eq!(bench.count(Role::Mixed), 0, "{:?}", bench.journal);
-}
-
-#[test]
-fn filling_an_empty_role_does_not_empty_the_other() {
-    // Found by the property test below: of two engines left, one was kept out by a pin.
-    let mut bench = Bench::of(6);
-    bench.seen.backends[3].pinned = Some(Role::Draining);
-    bench.tick(|_| {});
-    bench.seen.backends[3].pinned = None;
-    for slot in [0, 1, 2, 5] {
-        bench.seen.backends[slot].usable = false;
-        bench.tick(|_| {});
-        bench.check_invariants();
-    }
-}
-
-#[test]
-fn an_unpinned_engine_does_not_leave_its_role_empty() {
-    // Found by the property test below.
-    let mut bench = Bench::new(
-        (0..5)
-            .map(|slot| BackendObservation { group: GroupId(slot % 2), ..backend(slot) })
-            .collect(),
-    );
-    bench.seen.backends[4].pinned = Some(Role::Mixed);
-    bench.tick(|_| {});
-    bench.now = bench.now + Seconds(9.848_893_295);
-    bench.tick(|_| {});
-    bench.seen.backends[2].usable = false;
-    bench.tick(|_| {});
-    bench.seen.backends[0].pinned = Some(Role::Draining);
-    bench.tick(|_| {});
-    for slot in [0, 4] {
-        bench.seen.backends[slot].pinned = None;
-        bench.tick(|_| {});
-        bench.check_invariants();
-    }
 }
 
 #[test]

@@ -105,7 +105,6 @@ fn params() -> TidegateParams {
             "switch" => params.switch = Some(Seconds(number)),
             "flips" => params.flips = number > 0.0,
             "start" => params.start = Some(number as usize),
-            "long" => params.placement.long_first = number,
             "queue" => params.queue_deadline = Seconds(number),
             _ => panic!("{key}?"),
         }

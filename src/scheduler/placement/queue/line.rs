@@ -25,7 +25,7 @@ pub(super) enum Rank {
 /// The jobs of one pool.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    /// By turn.
+    /// By TTFT deadline.
     hopeful: BTreeSet<Key>,
     /// The same jobs by when they become hopeless.
     starts: BTreeSet<Key>,
@@ -40,7 +40,7 @@ impl Line {
         let id = waiting.job.id;
         match waiting.rank {
             Rank::Hopeful => {
-                self.hopeful.insert((waiting.turn, id));
+                self.hopeful.insert((waiting.job.ttft_deadline, id));
                 self.starts.insert((waiting.latest_start, id));
             }
             Rank::Hopeless => {
@@ -51,23 +51,13 @@ impl Line {
 
     pub(super) fn leave(&mut self, waiting: &Waiting) {
         let id = waiting.job.id;
-        self.hopeful.remove(&(waiting.turn, id));
+        self.hopeful.remove(&(waiting.job.ttft_deadline, id));
         self.starts.remove(&(waiting.latest_start, id));
         self.hopeless.remove(&(waiting.job.arrived, id));
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.hopeful.is_empty() && self.hopeless.is_empty()
-    }
-
-    /// How many of them can still make their deadline.
-    pub(super) fn hopeful(&self) -> usize {
-        self.hopeful.len()
-    }
-
-    /// Those, by turn.
-    pub(super) fn turns(&self) -> impl Iterator<Item = RequestId> {
-        self.hopeful.iter().map(|(_, id)| *id)
     }
 
     pub(super) fn len(&self) -> usize {
