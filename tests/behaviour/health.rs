@@ -428,6 +428,28 @@ async fn a_request_that_is_late_is_tried_elsewhere_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hedge_on_an_engine_that_is_found_dead_is_given_up() {
+    let fakes = Fake::start_sharing([], Act::Silent, 2).await;
+    let prior = "engine = \"plain\"\n[backends.decode_prior]\nbase_seconds = 0.0001\n\
+                 per_stream_seconds = 1e-6\n";
+    let engines = [vllm("a", fakes[0].url(), prior), vllm("b", fakes[1].url(), prior)];
+    let proxy = Proxy::start(&format!("[retry]\nhedge_seconds = 0.3\n{SOON}"), &engines).await;
+    let body = chat_with(false, "hi", "");
+    let dies = async {
+        until("one is asked", || fakes.iter().any(|fake| fake.hanging() == 1)).await;
+        let second = if fakes[0].hanging() == 1 { &fakes[1] } else { &fakes[0] };
+        until("the other is asked too", || second.hanging() == 1).await;
+        second.hang_probes();
+        until("the second leg is given up", || second.hanging() == 0).await;
+    };
+    tokio::select! {
+        answer = proxy.post("/v1/chat/completions", &body) => panic!("{} {}", answer.status, answer.body),
+        () = dies => {}
+    }
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn four_h2_streams_with_window_0_say_nothing_of_their_engines() {
     let engines = [chatty().await, chatty().await];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;

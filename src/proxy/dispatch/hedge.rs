@@ -86,6 +86,9 @@ pub(crate) fn place<'a>(
     if last || job.excluded.contains(placed.on()) {
         return None;
     }
+    // The first leg's engine stays open to the request: if this leg's engine dies, the request can go
+    // back there, and is not held on a dead engine because no third one exists.
+    let job = serving.job.clone();
     let (inbound, accepted, matches) = (serving.inbound, serving.accepted, serving.matches);
     let late = AtomicBool::default();
     Some((hedge, Serving { proxy, inbound, accepted, job, matches, late }, placed))
