@@ -14,7 +14,7 @@ help:
 	@echo 'make test-live  the demo beside the simulator on slices of two traces; three minutes'
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
-	@echo 'make docs       regenerates docs/reference and builds the book; needs python3, and mdbook for the book'
+	@echo 'make docs       regenerates docs/reference and builds the book; needs python3 with venv (mdbook comes from PyPI)'
 	@echo 'make manifests  the Kubernetes manifests against the schemas of Kubernetes'
 	@echo 'make setup      install what building needs'
 
@@ -54,7 +54,7 @@ bench: setup
 # The references from the source, then the book into target/book.
 docs:
 	docs/generate
-	@if command -v mdbook >/dev/null; then mdbook build docs; else echo 'docs: for the book: cargo install mdbook'; fi
+	docs/build
 
 # The Kubernetes manifests against Kubernetes' schemas, from PyPI.
 manifests:
