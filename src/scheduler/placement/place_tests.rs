@@ -280,6 +280,18 @@ fn a_cached_prefix_draws_its_requests_but_not_all_load() {
 }
 
 #[test]
+fn a_request_waits_for_the_busy_backend_that_holds_its_prefix() {
+    let decode = streaming(Decode, 30, 0.0);
+    let of = |backlog: f64, cached: u32| {
+        let loads = vec![idle(Prefill), prefilling(Prefill, backlog), decode];
+        goes(&job(1, 8000), &Engines::new(loads).caching(&[(1, cached)]))
+    };
+    assert_eq!(of(0.3, 7500), Waits(WaitReason::DecodeBusy), "it saves 15 of 16 tokens, in time");
+    assert_eq!(of(0.3, 2000), Splits(0), "a quarter of the prompt is not worth a wait");
+    assert_eq!(of(1.2, 7500), Splits(0), "the wait would miss the TTFT deadline");
+}
+
+#[test]
 fn draining_and_dead_backends_are_never_chosen() {
     check(4000, &[dead(Prefill), dead(Decode)], Goes::Nowhere(NowhereReason::NoneUsable));
     check(4000, &[idle(Draining)], Goes::Nowhere(NowhereReason::AllDraining));
