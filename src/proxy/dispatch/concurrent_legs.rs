@@ -14,9 +14,11 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::answer::{self, Opened, OpenedBody};
-use crate::dispatch::legs::{self, Miss, PREFILL_ANSWER_MAX, Serving};
+use crate::dispatch::colocated;
+use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
 use crate::dispatch::place::{self, Predicted};
 use crate::dispatch::reservation::Reservation;
+use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::Course;
 use crate::upstream::failure::{Failure, Leg, LegProblem};
 use crate::upstream::read_all;
@@ -55,23 +57,15 @@ pub(crate) async fn run(
     course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let from = Arc::clone(&reservation.backend);
-    let handover = legs::handover(serving, &from);
-    let deadline = serving.proxy.clock.now() + serving.proxy.handoff_max;
-    let decode_seat = place::find_decode(serving.proxy, &handover, deadline).await?;
-    let to = Arc::clone(&decode_seat.backend);
-    // No other decode backend is left, and an engine cannot hand over to itself.
-    if to.id == from.id || !to.may_decode() {
-        drop(decode_seat);
-        if !from.family.serves_colocated() {
-            return Err(Failure::NoBackend.into());
-        }
+    let Some(decode_seat) = reserve_decode(serving, &from).await? else {
         reservation.open_stream(serving.job.prompt);
-        return legs::whole(serving, reservation, predicted, course).await;
-    }
+        return colocated::whole(serving, reservation, predicted, course).await;
+    };
+    let to = Arc::clone(&decode_seat.backend);
     course.notes.predicted = Some(predicted);
     course.notes.prefill_on = Some(Arc::clone(&from));
     course.live.prefills_on(from.id);
-    legs::note_decode(course, &to, None);
+    leg::note_decode(course, &to, None);
 
     let sent = serving.proxy.clock.now();
     let ConcurrentLegs { prefill, decode, decode_first } = pair;
@@ -88,11 +82,11 @@ pub(crate) async fn run(
     let ahead = predicted.ahead + predicted.prefill;
     // Boxed, so that it can be dropped where the request runs whole after all.
     let mut decode =
-        Box::pin(legs::answered(serving, &to, Some(&from), ahead, decode, attempt, &leaves));
-    // Either engine may have restarted: the cached ranks are queried again.
+        Box::pin(leg::answered(serving, &to, Some(&from), ahead, decode, attempt, &leaves));
+    // What one says of the other's failure is not known: its ranks are asked for again.
     let missed = |on: &Backend, leg, problem| {
         from.bootstrap.forget();
-        legs::miss(on, leg, problem)
+        leg::miss(on, leg, problem)
     };
     let (head, body) = tokio::select! {
         // The prefill's answer is more specific: it is polled first.
@@ -103,15 +97,15 @@ pub(crate) async fn run(
                 drop((decode, decode_seat));
                 // The decode engine may have caused the failure.
                 let learns = to.health.is_well();
-                return legs::unedited(serving, reservation, predicted, learns, course).await;
+                return colocated::unedited(serving, reservation, predicted, learns, course).await;
             }
             let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
             if !head.status.is_success() {
-                // The engine rejects the request itself; other engines would reject it too.
-                return Ok(legs::opened(serving, head, OpenedBody::Complete(body), reservation));
+                // The engine's verdict on the request itself: the same everywhere.
+                return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
             }
             let now = serving.proxy.clock.now();
-            legs::note_prefill(serving, &from, predicted, sent, now, None);
+            leg::note_prefill(serving, &from, predicted, sent, now, None);
             from.health.succeeded(now);
             drop(reservation);
             note_cached(course, &from, &body);
@@ -121,14 +115,10 @@ pub(crate) async fn run(
             let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
             if opened.1.has_tokens() {
                 let now = serving.proxy.clock.now();
-                legs::note_prefill(serving, &from, predicted, sent, now, None);
+                leg::note_prefill(serving, &from, predicted, sent, now, None);
                 drop(reservation);
             } else {
-                // The stream has begun before a token: the prefill still runs, and keeps its place.
-                tokio::spawn(async move {
-                    drop(prefill.await);
-                    drop(reservation);
-                });
+                hold_until_prefilled(prefill, reservation);
             }
             if opened.0.status.is_success() {
                 linked.let_go();
@@ -136,8 +126,34 @@ pub(crate) async fn run(
             opened
         }
     };
-    serving.proxy.note_prefix(to.id, serving.accepted);
-    Ok(legs::opened(serving, head, body, decode_seat))
+    serving.proxy.fleet.prefixes.insert(to.id, &serving.accepted.prompt.chain);
+    Ok(leg::opened(serving, head, body, decode_seat))
+}
+
+/// Reserves the decode backend. `None`: only the prefill's own engine is left, and the request runs
+/// colocated, because an engine cannot rendezvous with itself.
+async fn reserve_decode(
+    serving: &Serving<'_>,
+    from: &Backend,
+) -> Result<Option<Reservation>, Failure> {
+    let handover = leg::handover(serving, from);
+    let deadline = serving.proxy.clock.now() + serving.proxy.handoff_max;
+    let decode = place::find_decode(serving.proxy, &handover, deadline).await?;
+    if decode.backend.id != from.id && decode.backend.may_decode() {
+        Ok(Some(decode))
+    } else if from.family.serves_colocated() {
+        Ok(None)
+    } else {
+        Err(Failure::NoBackend)
+    }
+}
+
+/// The stream has begun before a token: the prefill still runs, and keeps its reservation.
+fn hold_until_prefilled(prefill: JoinHandle<Prefilled>, reservation: Reservation) {
+    tokio::spawn(async move {
+        drop(prefill.await);
+        drop(reservation);
+    });
 }
 
 /// Has the engine refused the leg, perhaps for its edits?
@@ -146,7 +162,7 @@ fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
         Ok((head, _)) => Some(head.status.as_u16()),
         Err(problem) => problem.verdict().and_then(|verdict| verdict.status),
     };
-    status.is_some_and(|status| legs::may_be_the_edits(from, status))
+    status.is_some_and(|status| leg::may_be_the_edits(from, status))
 }
 
 /// What the prefill engine had cached, where the decode engine would call all of it cached.
@@ -173,9 +189,9 @@ fn start_prefill(
     let accepted = Arc::clone(serving.accepted);
     let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
     let leg = async move {
-        let request_id = legs::request_id(&accepted.request_id, attempt);
+        let request_id = leg::request_id(&accepted.request_id, attempt);
         let address = backend.pool.address();
-        let identity = legs::identity(&request_id, &accepted);
+        let identity = leg::identity(&request_id, &accepted);
         let answer = backend.pool.send(|| inbound.leg(address, identity, &body)).await?;
         let Answer { mut head, body } = answer;
         if answer::is_retryable(head.status) {

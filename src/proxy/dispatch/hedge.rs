@@ -5,19 +5,16 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use tidegate_types::{BackendId, Seconds};
+use tidegate_types::BackendId;
 
 use crate::backends::fleet::{InflightRequest, Known};
 use crate::dispatch::answer::Opened;
-use crate::dispatch::context::Proxy;
-use crate::dispatch::legs::{self, Miss, Serving};
+use crate::dispatch::legs;
 use crate::dispatch::place::{self, Placed, Try};
+use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::{Course, Notes, RequestRecord};
 use crate::upstream::failure::LegFailure;
 
-/// A leg is late after so many times what was predicted for it. Predictions are within a factor of
-/// two once the costs are fitted; from 3 to 8 all do.
-const LATE_FACTOR: f64 = 4.0;
 /// Hedges in flight beside the share: a small fleet may have some too.
 const HEDGES_MIN: usize = 2;
 /// One in so many live requests may be hedged.
@@ -43,12 +40,6 @@ impl Hedges {
         // Counted first, so that the drop of one too many takes it back.
         (self.0.fetch_add(1, Relaxed) < most).then_some(hedge)
     }
-}
-
-/// When a leg is late for which so much was predicted; `None`: never.
-pub(crate) fn late_after(proxy: &Proxy, predicted: Seconds) -> Option<Seconds> {
-    let least = proxy.hedge_after;
-    (least > Seconds::ZERO).then(|| (predicted * LATE_FACTOR).max(least))
 }
 
 /// How the legs of a request raced.

@@ -9,8 +9,8 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
 use crate::dispatch::context::Proxy;
-use crate::dispatch::legs::Prefilling;
 use crate::dispatch::place::Predicted;
+use crate::dispatch::prefilling::Prefilling;
 use crate::telemetry::access_log;
 use crate::telemetry::observations::{Observation, ReadPrompt};
 use crate::telemetry::request_log::{Ended, RequestLog};

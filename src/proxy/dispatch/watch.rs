@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use tidegate_types::{BackendId, Moment, Role, Seconds};
 
 use crate::backends::fleet::Backend;
-use crate::dispatch::hedge;
-use crate::dispatch::legs::Serving;
+use crate::dispatch::serving::Serving;
 use crate::upstream::ExchangeError;
 use crate::upstream::failure::LegProblem;
 
@@ -18,6 +17,15 @@ const LOOK_EVERY: Seconds = Seconds(0.25);
 /// A leg leaves an engine whose streams are silent only if it has waited so long itself: as long as a
 /// stream has to be silent.
 const SILENT_AFTER: Seconds = Seconds(2.5);
+
+/// A leg is late after so many times what was predicted for it. Predictions are within a factor of
+/// two once the costs are fitted; from 3 to 8 all do.
+const LATE_FACTOR: f64 = 4.0;
+
+/// The time after which a leg with this prediction is late, at least `least`; `None`: never.
+fn late_after(least: Seconds, predicted: Seconds) -> Option<Seconds> {
+    (least > Seconds::ZERO).then(|| (predicted * LATE_FACTOR).max(least))
+}
 
 /// The exchange's outcome, as long as an engine may take to it. `on`: the engine that answers, and the
 /// one that it depends on. `predicted`: how long it should take; a leg that takes several times that is
@@ -34,7 +42,7 @@ pub(crate) async fn watched<T>(
     let begun = clock.now();
     let limit = on.iter().flatten().map(|backend| backend.pool.first_byte_timeout()).min();
     let limit = limit.unwrap_or_default();
-    let late = hedge::late_after(serving.proxy, predicted);
+    let late = late_after(serving.proxy.hedge_after, predicted);
     serving.proxy.timer_coalescing.keep();
     let mut look = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + LOOK_EVERY)));
     loop {

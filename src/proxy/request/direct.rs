@@ -17,10 +17,11 @@ use tokio::time::sleep_until;
 use crate::backends::fleet::{Backend, Known, RoutingTable};
 use crate::dispatch::answer::{Opened, OpenedBody};
 use crate::dispatch::attempts::{self, Tries};
+use crate::dispatch::colocated;
 use crate::dispatch::inbound::Inbound;
-use crate::dispatch::legs::{self, Miss, Serving};
 use crate::dispatch::place::Predicted;
 use crate::dispatch::reservation::Reservation;
+use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::RequestRecord;
 use crate::telemetry::observations::Beside;
 use crate::upstream::failure::Failure;
@@ -115,7 +116,7 @@ pub async fn serve(
         record.placed_at.get_or_insert(proxy.clock.now());
         record.notes.attempts += 1;
         let mut course = record.course();
-        match legs::whole(&serving, reservation, predicted, &mut course).await {
+        match colocated::whole(&serving, reservation, predicted, &mut course).await {
             Ok(mut opened) if is_elsewhere(&opened) => {
                 opened.reservation.prefilled();
                 missing = Some(opened);

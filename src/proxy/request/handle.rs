@@ -25,7 +25,7 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::cors::Cors;
 use crate::dispatch::headers;
 use crate::dispatch::inbound::Inbound;
-use crate::dispatch::legs::Serving;
+use crate::dispatch::serving::Serving;
 use crate::dispatch::settle::RequestRecord;
 use crate::dispatch::signals;
 use crate::request::direct::{self, Way};
