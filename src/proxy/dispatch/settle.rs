@@ -101,7 +101,12 @@ impl RequestRecord {
         }
     }
 
-    /// Returns the time queued before its first leg.
+    /// Whether the client drives hand-offs itself, so that it receives their parameters.
+    pub fn trusts_client(&self) -> bool {
+        self.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff)
+    }
+
+    /// How long it waited for its first leg.
     pub fn queued(&self) -> Option<Seconds> {
         self.placed_at.map(|placed| placed - self.live.arrived)
     }

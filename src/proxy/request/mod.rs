@@ -1,5 +1,6 @@
 //! The stages of a request, and its answer. Begin with [`handle`].
 
+pub(crate) mod byte_relay;
 pub(crate) mod direct;
 pub(crate) mod estimate;
 pub(crate) mod handle;

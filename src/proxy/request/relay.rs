@@ -18,11 +18,12 @@ use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
 
 use crate::backends::fleet::Backend;
-use crate::dispatch::answer::{Begun, Passing};
+use crate::dispatch::answer::Begun;
 use crate::dispatch::blame;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::settle::RequestRecord;
+use crate::request::byte_relay::ByteRelay;
 use crate::request::tunnel::Tunnel;
 use crate::request::waiting::{COMMENT, Turn, Waiting};
 use crate::telemetry::request_log::Ended;
@@ -53,16 +54,6 @@ pub enum RelayBody {
     Websocket(Box<Tunnel>),
     /// A stream whose answer is still to come; its head is on its way.
     Waiting(Box<Waiting>),
-}
-
-/// An answer that is no stream of events and goes on as it comes.
-pub struct ByteRelay {
-    first: Option<Bytes>,
-    rest: EngineBody,
-    /// `None`: nothing in it can be a hand-off.
-    redactor: Option<HandoffRedactor>,
-    reservation: Option<Reservation>,
-    record: Option<Box<RequestRecord>>,
 }
 
 /// A stream of server-sent events.
@@ -117,7 +108,7 @@ impl RelayBody {
             record.usage = Usage::of(accepted.endpoint, &bytes);
         }
         let strip = if record.status < 400 { redact_answer } else { redact_error };
-        let clean = match trusts_client(&record) {
+        let clean = match record.trusts_client() {
             true => bytes,
             false => match strip(&bytes) {
                 Cow::Owned(clean) => Bytes::from(clean),
@@ -138,17 +129,12 @@ impl RelayBody {
     }
 }
 
-/// Drives the client hand-offs itself, so that it has to see them?
-fn trusts_client(record: &RequestRecord) -> bool {
-    record.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff)
-}
-
 impl EventRelay {
     /// A stream whose first chunk is here.
     pub fn new(begun: Begun, reservation: Reservation, record: Box<RequestRecord>) -> EventRelay {
         let Begun { first, seen, mut reader, rest: upstream } = begun;
         let now = record.proxy.clock.now();
-        let asked = trusts_client(&record);
+        let asked = record.trusts_client();
         let usage_request = record.usage_request.unwrap_or(UsageRequest::Every);
         let edits = usage_request != UsageRequest::Every || record.notes.cached.is_some();
         let usage = edits.then(|| UsageFilter::new(usage_request, record.notes.cached));
@@ -445,57 +431,6 @@ impl Drop for EventRelay {
         if self.whole {
             self.end(Ended::Done);
         }
-    }
-}
-
-impl ByteRelay {
-    /// A body that has begun.
-    pub fn new(
-        passing: Passing,
-        reservation: Reservation,
-        record: Box<RequestRecord>,
-    ) -> ByteRelay {
-        let Passing { first, rest, opaque } = passing;
-        let redactor = (!opaque && !trusts_client(&record)).then(HandoffRedactor::new);
-        ByteRelay {
-            first: Some(first),
-            rest,
-            redactor,
-            reservation: Some(reservation),
-            record: Some(record),
-        }
-    }
-
-    fn poll_chunk(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let polled = match self.first.take().filter(|first| !first.is_empty()) {
-            Some(first) => Poll::Ready(Some(Ok(first))),
-            None => self.rest.poll_data(context),
-        };
-        let ended = match &polled {
-            Poll::Ready(None) => Some(Ended::Done),
-            Poll::Ready(Some(Err(_))) => Some(Ended::Cut),
-            _ => None,
-        };
-        if let Some(ended) = ended {
-            self.reservation = None;
-            if let Some(mut record) = self.record.take() {
-                record.ended = ended;
-            }
-        }
-        let clean = |data| match &mut self.redactor {
-            Some(filter) => filter.pass(data),
-            None => data,
-        };
-        polled.map(|data| data.map(|data| data.map(clean).map(Frame::data)))
-    }
-
-    /// The length of the body, if it is known: not where something may be taken out.
-    fn remaining(&self) -> Option<u64> {
-        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
-        self.redactor.is_none().then(|| self.rest.remaining().map(|rest| rest + first))?
     }
 }
 
