@@ -1,6 +1,7 @@
 //! What operators see: metrics, logs, the journal of decisions, recordings.
 
 pub(crate) mod access_log;
+pub(crate) mod descriptions;
 pub(crate) mod journal;
 pub mod log;
 pub(crate) mod metrics;
