@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use std::sync::Arc;
 use tidegate_engine::{ConcurrentLegs, LegBody};
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{Moment, Seconds, Tokens};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -62,22 +62,14 @@ pub(crate) async fn run(
         return colocated::whole(serving, reservation, predicted, course).await;
     };
     let to = Arc::clone(&decode_seat.backend);
-    course.notes.predicted = Some(predicted);
-    course.notes.prefill_on = Some(Arc::clone(&from));
-    course.live.prefills_on(from.id);
-    leg::note_decode(course, &to, None);
+    note_backends(course, &from, &to, predicted);
 
     let sent = serving.proxy.clock.now();
     let ConcurrentLegs { prefill, decode, decode_first } = pair;
-    let go = Arc::new(Notify::new());
-    if !decode_first {
-        go.notify_one();
-    }
-    course.notes.cached = None;
-    let mut prefill =
-        start_prefill(serving, &reservation, prefill, course.notes.attempts, Arc::clone(&go));
-    let linked = Linked(Some(prefill.abort_handle()));
+    let go = start_signal(decode_first);
     let attempt = course.notes.attempts;
+    let mut prefill = start_prefill(serving, &reservation, prefill, attempt, Arc::clone(&go));
+    let linked = Linked(Some(prefill.abort_handle()));
     let leaves = || go.notify_one();
     let ahead = predicted.ahead + predicted.prefill;
     // Boxed, so that it can be dropped where the request runs whole after all.
@@ -104,11 +96,8 @@ pub(crate) async fn run(
                 // The engine's verdict on the request itself: the same everywhere.
                 return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
             }
-            let now = serving.proxy.clock.now();
-            leg::note_prefill(serving, &from, predicted, sent, now, None);
-            from.health.succeeded(now);
             drop(reservation);
-            note_cached(course, &from, &body);
+            note_answered(serving, course, &from, predicted, sent, &body);
             decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
         }
         opened = &mut decode => {
@@ -128,6 +117,28 @@ pub(crate) async fn run(
     };
     serving.proxy.fleet.prefixes.insert(to.id, &serving.accepted.prompt.chain);
     Ok(leg::opened(serving, head, body, decode_seat))
+}
+
+/// Notes where both legs run and what placement predicted.
+fn note_backends(
+    course: &mut Course<'_>,
+    from: &Arc<Backend>,
+    to: &Arc<Backend>,
+    predicted: Predicted,
+) {
+    course.notes.prefill_on = Some(Arc::clone(from));
+    course.live.prefills_on(from.id);
+    course.notes.cached = None;
+    leg::note_decode(course, to, Some(predicted));
+}
+
+/// Starts the prefill leg: at once, or with `decode_first` when the decode leg has a connection.
+fn start_signal(decode_first: bool) -> Arc<Notify> {
+    let go = Arc::new(Notify::new());
+    if !decode_first {
+        go.notify_one();
+    }
+    go
 }
 
 /// Reserves the decode backend. `None`: only the prefill's own engine is left, and the request runs
@@ -163,6 +174,21 @@ fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
         Err(problem) => problem.verdict().and_then(|verdict| verdict.status),
     };
     status.is_some_and(|status| leg::may_be_the_edits(from, status))
+}
+
+/// Notes a prefill whose answer was read to its end.
+fn note_answered(
+    serving: &Serving<'_>,
+    course: &mut Course<'_>,
+    from: &Arc<Backend>,
+    predicted: Predicted,
+    sent: Moment,
+    answer: &[u8],
+) {
+    let now = serving.proxy.clock.now();
+    leg::note_prefill(serving, from, predicted, sent, now, None);
+    from.health.succeeded(now);
+    note_cached(course, from, answer);
 }
 
 /// What the prefill engine had cached, where the decode engine would call all of it cached.

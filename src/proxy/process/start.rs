@@ -19,7 +19,7 @@ use crate::backends::expand;
 use crate::backends::fleet::{
     Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, Pin, RoutingTable,
 };
-use crate::backends::probe::ProbeParams;
+use crate::backends::probe::{Found, ProbeParams};
 use crate::backends::startup_verification;
 use crate::backends::startup_verification::Misfits;
 use crate::control::by_hand::ByHand;
@@ -44,7 +44,7 @@ use crate::runtime::timer_coalescing::TimerCoalescing;
 use crate::runtime::vital::Death;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::observations::OBSERVATIONS_MAX;
+use crate::telemetry::observations::{self, OBSERVATIONS_MAX};
 use crate::telemetry::recording::Recording;
 use crate::tls::ServerTls;
 use crate::upstream::{Address, AddressError, Pool, PoolParams};
@@ -133,7 +133,7 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
     let by_hand = std::mem::take(&mut files.by_hand);
     by_hand.apply(&mut settings);
     let settings = &settings;
-    let Files { keys, models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
+    let Files { models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
     let backends = backends(settings, &files, clock)?;
     let said = startup_verification::said(settings);
     let told = startup_verification::ask_all(settings, &backends, pools(settings, &files, clock)?);
@@ -149,6 +149,47 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
     let mut catalog = Catalog::new(offers, models.clone());
     let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
     let metrics = Metrics::new(&backends)?;
+    let fleet = fleet(settings, backends.clone(), table);
+    let mut fitness = Fitness::new(said, told);
+    fitness::first(&mut fitness, &fleet);
+    let (queue, inbox) = Queue::new(settings.queue.requests_max);
+    let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
+    let (found, findings) = mpsc::channel(INBOX_MAX);
+    let (commands, commanded) = mpsc::channel(INBOX_MAX);
+    let parts = Parts { fleet, metrics, queue, observations, found: found.clone() };
+    let proxy = Arc::new(context(settings, &files, clock, &catalog, parts));
+    let inboxes = Inboxes { observations: observed, found: findings, commands: commanded };
+    let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
+    let control = Control::new(
+        Arc::clone(&proxy),
+        inboxes,
+        pace,
+        settings.planner.enabled,
+        settings.planner_params(),
+        Pins::new(pins),
+        priors,
+        catalog,
+        recording(settings)?,
+        fitness,
+        by_hand,
+    );
+    let background = Background::new(Tasks {
+        proxy: Arc::clone(&proxy),
+        dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
+        control,
+        backends,
+        probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
+        found,
+        watched: watched.clone(),
+        vitals: [death.vital("the control loop"), death.vital("the dispatcher")],
+    });
+    let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
+    let admin_tokens = admin_tokens.clone();
+    Ok(Built { proxy, background, commands, server_tls, admin_tls, admin_tokens })
+}
+
+/// Builds the fleet with its first table and sizes the prefix index by the backends' KV memory.
+fn fleet(settings: &Settings, backends: Vec<Arc<Backend>>, table: RoutingTable) -> Fleet {
     let estimates =
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
     let prefixes = PrefixIndex::new(settings.prefix.lines);
@@ -156,21 +197,35 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
         let tokens = backend.kv_capacity().get() / PREFIX_SHARE;
         prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
     }
-    let fleet = Fleet::new(backends.clone(), table, estimates, prefixes, settings.slo());
-    let mut fitness = Fitness::new(said, told);
-    fitness::first(&mut fitness, &fleet);
-    let (queue, inbox) = Queue::new(settings.queue.requests_max);
-    let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
-    let (found, findings) = mpsc::channel(INBOX_MAX);
-    let (commands, commanded) = mpsc::channel(INBOX_MAX);
+    Fleet::new(backends, table, estimates, prefixes, settings.slo())
+}
+
+/// The parts of the shared state that other parts are built from.
+struct Parts {
+    fleet: Fleet,
+    metrics: Metrics,
+    queue: Queue,
+    observations: mpsc::Sender<observations::Observation>,
+    found: mpsc::Sender<Found>,
+}
+
+/// Builds what all requests share.
+fn context(
+    settings: &Settings,
+    files: &Files,
+    clock: Clock,
+    catalog: &Catalog,
+    parts: Parts,
+) -> Proxy {
+    let Parts { fleet, metrics, queue, observations, found } = parts;
     let body_budget = settings.server.body_budget_bytes.unwrap_or_else(budget::default_max);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let proxy = Arc::new(Proxy {
+    Proxy {
         clock,
         timer_coalescing: TimerCoalescing::new(clock),
         fleet,
         chain: Chain::new(ChainParams {
-            keys: keys.clone(),
+            keys: files.keys.clone(),
             body_max: settings.server.body_max_bytes,
             prefix_block: settings.prefix.block_tokens,
             handoff: handoff_trust(settings),
@@ -178,7 +233,7 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
         }),
         directory: ArcSwap::from_pointee(catalog.directory()),
         models: ArcSwap::from_pointee(catalog.list()),
-        discovery: Discovery::new(found.clone()),
+        discovery: Discovery::new(found),
         cors: settings.server.cors.as_ref().map(Cors::new),
         placement: settings.placement_params(),
         queue,
@@ -209,38 +264,10 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
         draining: AtomicBool::new(false),
         hands_over: AtomicBool::new(false),
         reload: Notify::new(),
-        keeps_authorization: !keys.is_empty() && !settings.auth.forward_authorization,
+        keeps_authorization: !files.keys.is_empty() && !settings.auth.forward_authorization,
         observations,
         requests: AtomicU64::new(0),
-    });
-    let inboxes = Inboxes { observations: observed, found: findings, commands: commanded };
-    let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
-    let control = Control::new(
-        Arc::clone(&proxy),
-        inboxes,
-        pace,
-        settings.planner.enabled,
-        settings.planner_params(),
-        Pins::new(pins),
-        priors,
-        catalog,
-        recording(settings)?,
-        fitness,
-        by_hand,
-    );
-    let background = Background::new(Tasks {
-        proxy: Arc::clone(&proxy),
-        dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
-        control,
-        backends,
-        probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
-        found,
-        watched: watched.clone(),
-        vitals: [death.vital("the control loop"), death.vital("the dispatcher")],
-    });
-    let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
-    let admin_tokens = admin_tokens.clone();
-    Ok(Built { proxy, background, commands, server_tls, admin_tls, admin_tokens })
+    }
 }
 
 /// Pins from the settings, and holds from the state file that have not ended.
