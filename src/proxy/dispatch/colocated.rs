@@ -63,7 +63,7 @@ pub(crate) async fn whole(
             let all = Prefilling { backend: Arc::clone(&backend), predicted, sent };
             course.notes.whole = Some(all.read(serving.job.prompt, now, None));
         }
-        serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+        serving.proxy.note_prefix(backend.id, serving.accepted);
     }
     Ok(leg::opened(serving, head, body, reservation))
 }

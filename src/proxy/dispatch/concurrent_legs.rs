@@ -115,7 +115,7 @@ pub(crate) async fn run(
             opened
         }
     };
-    serving.proxy.fleet.prefixes.insert(to.id, &serving.accepted.prompt.chain);
+    serving.proxy.note_prefix(to.id, serving.accepted);
     Ok(leg::opened(serving, head, body, decode_seat))
 }
 

@@ -127,7 +127,7 @@ async fn decode(
         .await
         {
             Ok((head, body)) => {
-                serving.proxy.fleet.prefixes.insert(backend.id, &serving.accepted.prompt.chain);
+                serving.proxy.note_prefix(backend.id, serving.accepted);
                 return Ok(leg::opened(serving, head, body, reservation));
             }
             // The engine never saw the hand-off: it is still good for another one.

@@ -24,14 +24,14 @@ impl Prefilling {
     /// that the engine says it had cached.
     pub fn ended(
         &self,
-        proxy: &Proxy,
-        accepted: &Accepted,
+        proxy: &Arc<Proxy>,
+        accepted: &Arc<Accepted>,
         prompt: Tokens,
         now: Moment,
         told: Option<Tokens>,
     ) {
         proxy.learn(Observation::Prefill(self.read(prompt, now, told)));
-        proxy.fleet.prefixes.insert(self.backend.id, &accepted.prompt.chain);
+        proxy.note_prefix(self.backend.id, accepted);
     }
 
     pub(crate) fn read(&self, prompt: Tokens, ended: Moment, told: Option<Tokens>) -> ReadPrompt {
