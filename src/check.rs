@@ -1,13 +1,13 @@
-//! `tidegate check`: every mistake of a configuration on a line of its own. It starts nothing and
-//! asks no engine; what it finds is what `tidegate serve` would not start with.
+//! `tidegate check`: prints each configuration error on its own line. It opens no listener and
+//! contacts no engine; it reports the errors at which `tidegate serve` would refuse to start.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::serve;
 
-/// Check a configuration, and every file that it names: keys, certificates, tokenizers. Run it
-/// where the proxy runs, as the user that it runs as.
+/// Check a configuration and every file it refers to: keys, certificates, tokenizers. Run it
+/// on the proxy's host, as the user that runs the proxy.
 #[derive(clap::Args)]
 pub struct Args {
     /// The configuration file
@@ -15,7 +15,7 @@ pub struct Args {
     config: PathBuf,
 }
 
-/// 0 if the file can be used here, 1 if not.
+/// Returns exit code 0 if the configuration is valid on this host, else 1.
 pub fn run(args: &Args) -> ExitCode {
     let settings = match serve::read(&args.config) {
         Ok(settings) => settings,

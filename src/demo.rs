@@ -1,5 +1,5 @@
-//! `tidegate demo`: eight emulated engines, the proxy and a load in one process, watched live; then
-//! the same load on the best fixed split. Everything ends with the command: no process is left.
+//! `tidegate demo`: runs eight emulated engines, the proxy and a load in one process, shown live;
+//! then the same load on the best fixed split. All of it runs inside this process.
 
 mod fleet;
 mod trace;
@@ -17,24 +17,24 @@ use tidegate_types::{Seconds, Slo};
 use crate::replay::{ReplayError, print_table, write_json};
 use trace::Scenario;
 
-/// Show what tidegate does, on this machine, without a GPU.
+/// Demonstrate tidegate on this machine without a GPU.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Length of the load
+    /// Length of the load in seconds
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(4..=30))]
     seconds: u64,
-    /// Which load
+    /// The load to replay
     #[arg(long, value_enum, default_value = "shift")]
     scenario: Scenario,
-    /// A trace in place of a scenario; its first seconds are used
+    /// Trace to use instead of a scenario; its first seconds are replayed
     #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
     trace: Option<PathBuf>,
-    /// Where the reports go, one JSON object a line
+    /// File for the reports, one JSON object per line
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// Why a demo did not run.
+/// Failure of a demo.
 #[derive(Debug, Error)]
 pub enum DemoError {
     /// The trace, or the report's file.
@@ -57,21 +57,21 @@ pub enum DemoError {
     NotReady(Seconds),
 }
 
-/// As many engines as the reference table has.
+/// Number of engines, as in the reference table.
 const ENGINES: u16 = 8;
 /// The model that the emulated engines serve.
 const MODEL: &str = "demo";
-/// How long answers may take after the last arrival: with two runs the demo stays below 90 s.
+/// Drain time after the last arrival; keeps the two runs of the demo below 90 s.
 const DRAIN: Seconds = Seconds(12.0);
-/// How long the proxy may take to find its engines.
+/// Timeout for the proxy to discover its engines.
 const READY_MAX: Seconds = Seconds(5.0);
 
-/// How the proxy is run.
+/// Policy of the proxy in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Policy {
     /// Roles follow the demand.
     Tidegate,
-    /// So many prefill engines, whatever comes; no late binding, no slack.
+    /// Fixed number of prefill engines; no late binding, no use of TPOT slack.
     Static(usize),
 }
 
@@ -115,7 +115,7 @@ pub fn run(args: Args) -> Result<(), DemoError> {
     }
 }
 
-/// One policy on engines of its own.
+/// Runs one policy on a fresh set of engines.
 async fn one(
     policy: Policy,
     trace: Trace,

@@ -1,4 +1,4 @@
-//! `tidegate emulate`: emulated engines over HTTP until interrupted.
+//! `tidegate emulate`: serves emulated engines over HTTP until interrupted.
 
 use std::net::SocketAddr;
 use tidegate_emulator::{
@@ -10,67 +10,67 @@ use tidegate_types::{Seconds, Tokens};
 /// Serve emulated engines.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which engine's manners
+    /// Engine whose protocol is emulated
     #[arg(long, value_enum, default_value = "vllm")]
     engine: Kind,
-    /// How vLLM engines hand KV over; bootstrap server and side channel are at the port they listen on
+    /// vLLM's kv_connector; bootstrap server and side channel use the engine's listening port
     #[arg(long, value_enum, default_value = "nixl")]
     connector: Connector,
-    /// What vLLM engines were started for
+    /// vLLM's kv_role
     #[arg(long, value_enum, default_value = "kv_both", value_name = "ROLE")]
     kv_role: Role,
-    /// Data-parallel ranks of a Mooncake engine
+    /// Number of data-parallel ranks of a Mooncake engine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     data_parallel_size: u16,
-    /// TensorRT-LLM's internal authentication key: hand-offs must be signed with it
+    /// TensorRT-LLM's internal authentication key; hand-offs must be signed with it
     #[arg(long, value_name = "KEY")]
     disagg_key: Option<String>,
-    /// What SGLang engines do; their bootstrap port is the one they listen on
+    /// SGLang's --disaggregation-mode; the bootstrap port is the listening port
     #[arg(long, value_enum, default_value = "null", value_name = "MODE")]
     disaggregation_mode: Mode,
-    /// The first engine's address; the others take the ports after it
+    /// Address of the first engine; the others use the following ports
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
-    /// How many engines
+    /// Number of engines
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     count: u16,
-    /// Their physics: llama70b-h100x4, llama8b-h100 or fast
+    /// Engine profile (speed and memory): llama70b-h100x4, llama8b-h100 or fast
     #[arg(long, default_value = "llama70b-h100x4", value_parser = profile)]
     profile: Profile,
-    /// The model they serve
+    /// Name of the served model
     #[arg(long, default_value = "emulated")]
     model: String,
-    /// Its context length, in tokens
+    /// The model's context length in tokens
     #[arg(long, default_value_t = 131_072)]
     max_model_len: u64,
-    /// What a decode engine does when the KV does not come
+    /// Behaviour of a decode engine when the KV transfer fails
     #[arg(long, value_enum, default_value = "fail")]
     kv_load_failure_policy: Policy,
-    /// How long a prefill's KV waits to be fetched
+    /// Lease of prefilled KV: time within which it must be fetched
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
     kv_lease_seconds: f64,
-    /// How long a decode engine waits for a prefill engine that does not answer
+    /// Timeout of a decode engine for an unresponsive prefill engine
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
     handshake_timeout: f64,
-    /// The host other engines reach these by; default: the address they listen on
+    /// Host name advertised to other engines; default: the listening address
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
-    /// Tokens of an answer whose request sets no max_tokens
+    /// Output tokens of a request without max_tokens
     #[arg(long, default_value_t = 128, value_name = "TOKENS")]
     default_output: u64,
-    /// Tokens of one step in place of the profile's
+    /// Token budget of one step (max_num_batched_tokens); default: the profile's
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     max_num_batched_tokens: Option<u64>,
-    /// Requests that may wait before others get a 503
+    /// Queue limit in requests; above it the engine answers 503
     #[arg(long, value_name = "REQUESTS")]
     max_num_queued_reqs: Option<u32>,
-    /// Do not compute a prompt's known beginning again
+    /// Enable the prefix cache
     #[arg(long)]
     enable_prefix_caching: bool,
-    /// Tell cached tokens in usage
+    /// Report cached tokens in usage
     #[arg(long)]
     enable_prompt_tokens_details: bool,
-    /// End by itself after this long
+    /// Exit after this time
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<f64>,
 }
@@ -119,20 +119,20 @@ enum Policy {
     Recompute,
 }
 
-/// A profile by its name.
+/// Parses a profile name.
 pub fn profile(name: &str) -> Result<Profile, String> {
     let names: Vec<_> = Profile::ALL.iter().map(|profile| profile.name).collect();
     Profile::named(name).ok_or_else(|| format!("known profiles: {}", names.join(", ")))
 }
 
-/// A length of time above zero.
+/// Parses a duration in seconds above 0.
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if seconds.is_finite() && seconds > 0.0 { Ok(seconds) } else { Err("not above 0".to_owned()) }
 }
 
-/// Runs until SIGINT, SIGTERM or the end of `--seconds`. One thread: the engines' work is mostly the
-/// kernel's, and threads that wake each other cost more than they carry.
+/// Runs until SIGINT, SIGTERM or the end of `--seconds`. Single-threaded: most work is in the
+/// kernel, and cross-thread wake-ups cost more than parallelism gains.
 pub fn run(args: Args) -> std::io::Result<()> {
     let end = args.seconds;
     let config = config(args);

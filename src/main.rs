@@ -1,5 +1,5 @@
-//! The command line: one line a subcommand, one file beside this one each. Exit codes are decided
-//! here: 0 done, 1 it did not work, 2 the command line was wrong (clap's).
+//! The command line. Each subcommand has its own file beside this one. Exit codes: 0 success,
+//! 1 failure, 2 usage error (set by clap).
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
@@ -32,23 +32,23 @@ struct CommandLine {
 enum Command {
     /// Run the proxy
     Serve(serve::Args),
-    /// Check a configuration: every error on a line of its own
+    /// Check a configuration and print each error on its own line
     Check(check::Args),
-    /// An emulated fleet, the proxy and a load, in one command
+    /// Run an emulated fleet, the proxy and a load in one process
     Demo(demo::Args),
-    /// Emulated engines over HTTP
+    /// Serve emulated engines over HTTP
     Emulate(emulate::Args),
-    /// Policies against each other on a trace, in virtual time
+    /// Compare scheduling policies on a trace in a discrete-event simulation
     Simulate(simulate::Args),
-    /// Open-loop load on a running server
+    /// Send an open-loop load to a running server
     Replay(replay::Args),
-    /// Backends, roles and loads of a running proxy
+    /// Show backends, roles and loads of a running proxy
     Status(operate::StatusArgs),
-    /// Change a backend's role for a time; then the planner decides again
+    /// Set a backend's role temporarily; the planner resumes control afterwards
     Flip(operate::FlipArgs),
-    /// Change a backend's role and keep the planner away from it until unpin
+    /// Set a backend's role and exclude it from planning until unpin
     Pin(operate::RoleArgs),
-    /// End a flip or a pin: the planner decides from now on
+    /// End a flip or a pin and return the backend to the planner
     Unpin(operate::BackendArgs),
 }
 

@@ -1,4 +1,4 @@
-//! `tidegate status | flip | pin | unpin`: talk to a running proxy's admin address.
+//! `tidegate status | flip | pin | unpin`: clients of a running proxy's admin API.
 
 use serde::Deserialize;
 use std::io::{Read, Write};
@@ -11,21 +11,21 @@ use tidegate_types::Role;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, StreamOwned};
 
-/// An admin address answers within milliseconds.
+/// Request timeout; the admin API answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Where the token is looked for without --token-file.
+/// Environment variable read for the token if --token-file is absent.
 const TOKEN: &str = "TIDEGATE_ADMIN_TOKEN";
 
-/// Where the admin address is, and what it asks for.
+/// Address and credentials of the admin API.
 #[derive(clap::Args)]
 pub struct Admin {
     /// The proxy's admin address: host:port, or https://host:port with --ca-file
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin: String,
-    /// A file that holds the admin address's token; the environment's TIDEGATE_ADMIN_TOKEN if absent
+    /// File with the admin token; default: the environment variable TIDEGATE_ADMIN_TOKEN
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Authorities that an https admin address is verified against, PEM
+    /// CA certificates (PEM) that verify an https admin address
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
@@ -35,33 +35,33 @@ pub struct Admin {
 pub struct StatusArgs {
     #[command(flatten)]
     admin: Admin,
-    /// Print the admin address's own JSON
+    /// Print the admin API's JSON response
     #[arg(long)]
     json: bool,
 }
 
-/// Give a backend a role for a time.
+/// Set a backend's role temporarily.
 ///
-/// The planner leaves it alone until the time is over (admin.flip_hold_seconds, 10 minutes, unless
-/// --for says otherwise) and decides again then. Streams finish where they are. `tidegate pin`
-/// keeps a role for good; `tidegate unpin` ends both at once.
+/// The planner does not change it until the hold ends (--for; default admin.flip_hold_seconds,
+/// 10 minutes), then resumes control. Streams finish on their current backend. `tidegate pin`
+/// sets a role without a time limit; `tidegate unpin` ends either.
 #[derive(clap::Args)]
 pub struct FlipArgs {
     /// The backend's name
     backend: String,
     /// prefill, decode, mixed or draining
     role: Role,
-    /// How long the role holds: 90s, 10m, 2h; at most a week
+    /// Duration of the role: 90s, 10m, 2h; at most one week
     #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
     hold: Option<f64>,
     #[command(flatten)]
     admin: Admin,
 }
 
-/// Give a backend a role for good.
+/// Set a backend's role without a time limit.
 ///
-/// The planner leaves it alone until `tidegate unpin`, over a restart too where
-/// admin.state_file is set. For a role that only holds for a time there is `tidegate flip`.
+/// The planner does not change it until `tidegate unpin`; the pin survives a restart if
+/// admin.state_file is set. For a temporary role use `tidegate flip`.
 #[derive(clap::Args)]
 pub struct RoleArgs {
     /// The backend's name
@@ -72,7 +72,7 @@ pub struct RoleArgs {
     admin: Admin,
 }
 
-/// End a flip by hand or a pin: the planner decides from now on.
+/// End a manual flip or a pin and return the backend to the planner.
 #[derive(clap::Args)]
 pub struct BackendArgs {
     /// The backend's name
@@ -81,13 +81,13 @@ pub struct BackendArgs {
     admin: Admin,
 }
 
-/// Why a running proxy could not be asked, or said no.
+/// Failure of a request to the admin API.
 #[derive(Debug, Error)]
 pub enum OperateError {
-    /// Nothing answers there.
+    /// The connection failed.
     #[error("cannot reach the admin address {address}: {source}")]
     Unreachable {
-        /// Where.
+        /// The admin address.
         address: String,
         /// Why.
         source: std::io::Error,
@@ -95,15 +95,15 @@ pub enum OperateError {
     /// A file that an option names.
     #[error("cannot use {path}: {problem}")]
     File {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
         /// Why.
         problem: String,
     },
-    /// The proxy refused.
+    /// The proxy rejected the request.
     #[error("{0}")]
     Refused(String),
-    /// What answers there is no tidegate.
+    /// The response does not come from tidegate.
     #[error("the answer is not tidegate's: {0}")]
     Strange(String),
 }
@@ -138,7 +138,7 @@ pub fn status(args: &StatusArgs) -> Result<(), OperateError> {
     let body = args.admin.ask("GET", "/v1/fleet", "")?;
     let mut out = std::io::stdout().lock();
     let text = if args.json { body } else { table(&body)? };
-    // A reader that has gone needs no more lines.
+    // A closed stdout (EPIPE) is ignored.
     writeln!(out, "{text}").ok();
     Ok(())
 }
@@ -180,7 +180,7 @@ pub fn unpin(args: &BackendArgs) -> Result<(), OperateError> {
 }
 
 fn say(line: &str) {
-    // A reader that has gone needs no more lines.
+    // A closed stdout (EPIPE) is ignored.
     writeln!(std::io::stdout(), "{line}").ok();
 }
 
@@ -265,7 +265,7 @@ impl Admin {
         serde_json::from_str(&answer).map_err(|error| OperateError::Strange(error.to_string()))
     }
 
-    /// One HTTP/1.0 exchange: the server closes after it, so the answer ends where the bytes do.
+    /// One HTTP/1.0 exchange: the server closes the connection, so EOF ends the response.
     fn ask(&self, method: &str, path: &str, body: &str) -> Result<String, OperateError> {
         let (address, tls) = match self.admin.split_once("://") {
             Some(("https", address)) => (address.trim_end_matches('/'), true),
@@ -299,7 +299,7 @@ impl Admin {
         }
     }
 
-    /// The token of the file, else of the environment.
+    /// Returns the token from the file, else from the environment.
     fn token(&self) -> Result<Option<String>, OperateError> {
         let Some(path) = &self.token_file else {
             return Ok(std::env::var(TOKEN).ok().filter(|token| !token.is_empty()));
@@ -341,7 +341,7 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<Str
     stream.flush()?;
     let mut answer = String::new();
     match stream.read_to_string(&mut answer) {
-        // The server closes without a word of TLS; the length says whether the answer is whole.
+        // The server closes without a TLS close_notify; Content-Length tells if the body is whole.
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(answer),
         Err(error) => Err(error),
         Ok(_) => Ok(answer),

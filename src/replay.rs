@@ -1,4 +1,4 @@
-//! `tidegate replay`: an open-loop load on a running server, with a report.
+//! `tidegate replay`: sends an open-loop load to a running server and reports the result.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
@@ -19,28 +19,28 @@ pub struct Args {
     /// The server's base URL
     #[arg(long, value_name = "URL")]
     target: String,
-    /// The model to ask for
+    /// Model name in the requests
     #[arg(long)]
     model: String,
-    /// The trace's rate is multiplied by this
+    /// Factor on the trace's arrival rate
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
-    /// Ask for text (/v1/completions) and not for chat
+    /// Use /v1/completions instead of /v1/chat/completions
     #[arg(long)]
     completions: bool,
-    /// A file with the API key
+    /// File with the API key
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Answers are this many times as long as in the trace
+    /// Factor on the trace's output lengths
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     output_scale: f64,
-    /// Longer prompts are cut to this
+    /// Maximum prompt length in tokens; longer prompts are truncated
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS")]
     prompt_max: u64,
-    /// Only the first so many seconds of the trace
+    /// Replay only the first SECONDS of the trace
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// How long requests may take to end after the last arrival
+    /// Time allowed for requests to end after the last arrival
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
     drain: f64,
     /// TTFT target
@@ -49,15 +49,15 @@ pub struct Args {
     /// TPOT target
     #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
     slo_tpot: f64,
-    /// Where the report goes as JSON
+    /// File to which the report is written as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// A load that sends later than this does not measure the server alone.
+/// Send delay above which a warning is printed: the client machine then affects the figures.
 const LATE: Seconds = Seconds(0.05);
 
-/// Why a replay did not run.
+/// Failure of a replay.
 #[derive(Debug, Error)]
 pub enum ReplayError {
     /// A file.
@@ -106,11 +106,11 @@ pub fn write_json(path: &Path, reports: &[Report]) -> Result<(), ReplayError> {
         .map_err(|source| ReplayError::File { path: path.to_owned(), source })
 }
 
-/// Reports as a table for people.
+/// Prints reports as a table.
 pub fn print_table(reports: &[Report]) {
     let mut out = std::io::stdout().lock();
     let mut line = |text: String| {
-        // A reader that has gone needs no more lines.
+        // A closed stdout (EPIPE) is ignored.
         writeln!(out, "{text}").ok();
     };
     line(format!(
@@ -145,7 +145,7 @@ pub fn print_table(reports: &[Report]) {
     }
 }
 
-/// What no request had, or no policy knows, is a dash.
+/// Missing values are shown as a dash.
 const UNKNOWN: &str = "-";
 
 fn share(share: f64) -> String {

@@ -1,4 +1,4 @@
-//! `tidegate serve`: run the proxy until it is told to stop.
+//! `tidegate serve`: runs the proxy until a shutdown signal.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -7,20 +7,20 @@ use tidegate_settings::Settings;
 
 /// Run the proxy.
 ///
-/// SIGTERM: not ready from now on, new requests are served for server.linger_seconds, then the
-/// listeners close and requests may finish. SIGHUP: certificates are loaded again. SIGQUIT: the
-/// listeners go to a process that was started with --upgrade; without one it is ignored.
+/// SIGTERM: readiness fails at once, new requests are served for server.linger_seconds, then the
+/// listeners close and requests in flight drain. SIGHUP: certificates are reloaded. SIGQUIT: the
+/// listeners pass to a process started with --upgrade; without one the signal is ignored.
 #[derive(clap::Args)]
 pub struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Take the listeners over from the proxy that runs (then send it SIGQUIT)
+    /// Take over the listeners of the running proxy (then send it SIGQUIT)
     #[arg(long)]
     upgrade: bool,
 }
 
-/// Returns when the proxy has drained.
+/// Runs the proxy and returns once it has drained.
 pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let settings = read(&args.config)?;
     let _log = tidegate_proxy::log::init(&settings.log);
@@ -29,10 +29,10 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The settings in a file.
+/// Reads and validates the settings in a file.
 ///
 /// # Errors
-/// Every mistake, one a line.
+/// All errors, one per line.
 pub fn read(path: &Path) -> Result<Settings, String> {
     let shown = path.display();
     let text =

@@ -1,5 +1,5 @@
-//! `tidegate simulate`: policies against each other on a trace, in virtual time. The same input
-//! gives the same bytes.
+//! `tidegate simulate`: compares policies on a trace in a discrete-event simulation. It is
+//! deterministic: the same input gives the same output bytes.
 
 use std::io::Write;
 use std::num::NonZero;
@@ -25,14 +25,14 @@ pub struct Args {
         conflicts_with = "agents"
     )]
     trace: Vec<PathBuf>,
-    /// In place of a trace: half an hour of agent sessions, so many new ones a second; prompts grow
-    /// turn by turn to 20,000 to 120,000 tokens, and each begins with the one before it
+    /// Instead of a trace: 30 minutes of agent sessions, this many arriving per second; prompts grow
+    /// each turn up to 20,000 to 120,000 tokens, and each has the previous one as its prefix
     #[arg(long, value_name = "SESSIONS_PER_SECOND")]
     agents: Option<f64>,
     /// Engines in the fleet
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     engines: u16,
-    /// What the engines are like; of two, the second half of the fleet is like the second
+    /// Engine profile; with two, the second half of the fleet uses the second
     #[arg(
         long,
         value_delimiter = ',',
@@ -44,7 +44,7 @@ pub struct Args {
     /// conditional:K, dynamo_kv, sticky, cache_aware, llumnix[:migrate], xllm, tokenscale
     #[arg(long, value_delimiter = ',', required = true, value_name = "P[,P…]")]
     policy: Vec<Policy>,
-    /// The trace's rate is multiplied by this
+    /// Factor on the trace's arrival rate
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "X[,X…]")]
     rate: Vec<f64>,
     /// TTFT target
@@ -53,48 +53,48 @@ pub struct Args {
     /// TPOT target
     #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
     slo_tpot: f64,
-    /// Answers are so many times as long as in the trace
+    /// Factor on the trace's output lengths
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     output_scale: f64,
-    /// The engines' max_num_batched_tokens, in place of the profile's
+    /// The engines' max_num_batched_tokens; default: the profile's
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     chunk: Option<u64>,
-    /// Longer prompts are cut to this
+    /// Maximum prompt length in tokens; longer prompts are truncated
     #[arg(long, default_value_t = 32_000, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
     prompt_max: u64,
-    /// KV counts as if every answer were whole from its start, in memory and in steps: how the
-    /// table of docs/spec/engine-model.md#whole-answers seems to be made, for comparing with it
+    /// Count the KV of the full output from the start, in memory and in step times, as the
+    /// table of docs/spec/engine-model.md#whole-answers appears to; for comparison with it
     #[arg(long)]
     whole_answers: bool,
-    /// tidegate's engines switch roles themselves, as SGLang's do: they drain, are away for so long,
-    /// and take no whole requests
+    /// Engines switch roles themselves, as SGLang's do: they drain, are unavailable for this long
+    /// and serve no aggregated requests (tidegate only)
     #[arg(long, value_name = "SECONDS")]
     switch: Option<f64>,
-    /// Engines keep the KV of prompts and reuse it for prompts that begin alike (hash_ids of a trace)
+    /// Enable the engines' prefix cache (matched by the hash_ids of a trace)
     #[arg(long)]
     prefix_caching: bool,
     /// Deviations from the engine model: none, noise:SIGMA, stalls, slow:FACTOR (one engine),
-    /// prior:FACTOR (what policies believe), shared-link; joined by +
+    /// prior:FACTOR (error of the policies' cost prior), shared-link; combined with +
     #[arg(long, default_value = "none", value_name = "WORD[+WORD…]")]
     disturb: Disturbance,
-    /// In place of the table: the fewest engines, up to --engines, with which each policy reaches
+    /// Instead of the table: the smallest fleet, up to --engines, with which each policy reaches
     /// this attainment
     #[arg(long, value_name = "ATTAINMENT", conflicts_with_all = ["report", "json"])]
     size: Option<f64>,
-    /// Draw the comparison, and one run over time, on one self-contained page
+    /// File for a self-contained HTML page with the comparison and one run over time
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// One JSON object a line in place of the table
+    /// Print one JSON object per line instead of the table
     #[arg(long)]
     json: bool,
 }
 
-/// Agent sessions arrive over this long.
+/// Length of the agent-session load.
 const AGENTS_LENGTH: Seconds = Seconds(1800.0);
 /// The generator's seed.
 const AGENTS_SEED: u64 = 1;
 
-/// Why a simulation did not run.
+/// Failure of a simulation.
 #[derive(Debug, Error)]
 pub enum SimulateError {
     /// A trace.
@@ -103,10 +103,10 @@ pub enum SimulateError {
     /// The arguments.
     #[error("{0}")]
     Arguments(String),
-    /// The report has no place to go.
+    /// The report cannot be written.
     #[error("cannot write the report: {0}")]
     Output(#[from] std::io::Error),
-    /// The report cannot be told in JSON.
+    /// The report cannot be serialised as JSON.
     #[error("cannot write the report: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -143,7 +143,7 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
     }
 }
 
-/// tidegate's run at the last rate is drawn over time; without one the last run.
+/// The timeline shows tidegate's run at the last rate, else the last run.
 fn drawn(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String {
     let names: Vec<String> = args
         .trace
@@ -181,7 +181,7 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     Ok(SimConfig { engines, profile, second, slo, tidegate, ..config })
 }
 
-/// The engines' physics, and that of the second half of them if two were named.
+/// Returns the engine profile, and that of the second half of the fleet if two are named.
 fn profiles(args: &Args) -> Result<(Profile, Option<Profile>), SimulateError> {
     let named = |name: &String| -> Result<Profile, SimulateError> {
         let known = || Profile::ALL.map(|profile| profile.name).join(", ");
@@ -209,7 +209,7 @@ fn positive(name: &str, value: f64) -> Result<f64, SimulateError> {
 #[path = "simulate/size.rs"]
 mod size;
 
-/// Every cell, as many at once as the machine has processors; results in the order of the cells.
+/// Runs all cells, one per processor at a time; results are in cell order.
 fn run_all(trace: &Trace, cells: &[(f64, Policy)], config: &SimConfig) -> Vec<Run> {
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Run)>> = Mutex::default();
@@ -241,7 +241,7 @@ fn print_json(runs: &[Run]) -> Result<(), SimulateError> {
     Ok(())
 }
 
-/// A table a rate.
+/// Prints one table per rate.
 fn print_tables(runs: &[Run], policies: usize, config: &SimConfig) {
     for runs in runs.chunks(policies.max(1)) {
         let mut out = std::io::stdout().lock();
@@ -250,7 +250,7 @@ fn print_tables(runs: &[Run], policies: usize, config: &SimConfig) {
         let best = runs.iter().find_map(split).map_or(String::new(), |prefills| {
             format!("; static:best is {prefills}P{}D", config.engines - prefills)
         });
-        // A reader that has gone needs no more lines.
+        // A closed stdout (EPIPE) is ignored.
         writeln!(out, "rate × {rate}{best}").ok();
         drop(out);
         let reports: Vec<Report> =

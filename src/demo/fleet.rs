@@ -1,4 +1,4 @@
-//! The proxy's settings in a demo: written as an operator would write them, and read the same way.
+//! The proxy's settings in a demo, written as TOML and parsed like an operator's file.
 
 use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +25,7 @@ pub fn settings(
         profile.chunk.get(),
     );
     if policy != Policy::Tidegate {
-        // As fixed splits are run today: every prompt at once to an engine, roles never change.
+        // A conventional fixed split: each prompt is dispatched at once, roles never change.
         text += "spill = false\n[queue]\nroom_seconds = 1000\nhopeless_patience = 0\n\
                  [planner]\nenabled = false\n";
     }
@@ -55,7 +55,7 @@ pub fn settings(
     Ok((settings, data))
 }
 
-/// A port of this machine that nobody uses.
+/// Returns a free local port.
 fn free_port() -> std::io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }

@@ -1,4 +1,4 @@
-//! Which load the demo replays: a slice of a real or made trace where the traces are at hand, else
+//! The load that the demo replays: a slice of a recorded or synthetic trace if present, else
 //! the built-in generator.
 
 use std::path::{Path, PathBuf};
@@ -12,29 +12,29 @@ use crate::replay::{ReplayError, traces};
 pub enum Scenario {
     /// Short prompts with long answers, then long prompts with short answers
     Shift,
-    /// Violent bursts of long prompts: code completion
+    /// Large bursts of long prompts (code completion)
     Code,
-    /// The built-in generator, whatever traces are at hand
+    /// The built-in generator, even if trace files exist
     Bursts,
 }
 
-/// Where the traces are, from the project's root.
+/// Directory of the traces, relative to the project's root.
 const TRACES: &str = "benches/traces";
-/// In the trace long answers give way to long prompts here, while the streams are still there.
+/// Start of the slice: the shift from long outputs to long prompts, with streams still running.
 const SHIFT_AT: Seconds = Seconds(120.0);
-/// The trace is played so much faster: eight engines are just not enough for both phases at once.
+/// Speed-up of the trace: eight engines are just too few for both phases at once.
 const SHIFT_RATE: f64 = 1.5;
-/// Answers are shortened to this share, so that those of the last arrivals end in the demo's time.
+/// Factor on output lengths, so that the last arrivals finish within the demo.
 const SHIFT_OUTPUT: f64 = 0.5;
-/// The code trace is played so much faster, to load eight engines.
+/// Speed-up of the code trace, to load eight engines.
 const CODE_RATE: f64 = 2.0;
-/// The longest prompt, as in the reference table.
+/// Maximum prompt length in tokens, as in the reference table.
 const PROMPT_MAX: Tokens = Tokens(32_000);
-/// The generator's rate, that of regime_shift.
+/// The generator's arrival rate, that of regime_shift.
 const RATE: f64 = 14.0;
 const SEED: u64 = 2026;
 
-/// The load of a demo of `length`.
+/// Returns the load of a demo of `length`.
 pub fn choose(
     scenario: Scenario,
     file: Option<&Path>,

@@ -1,5 +1,5 @@
-//! The live view: both pools, the queue, TTFT and TPOT, flips as they happen, a progress bar. Where
-//! there is no terminal, a line every few seconds.
+//! The live view: both pools, the queue, TTFT and TPOT, role flips and a progress bar. Without
+//! a terminal it prints one line every few seconds.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::convert::Infallible;
@@ -10,11 +10,11 @@ use tidegate_load::{Progress, Snapshot};
 use tidegate_proxy::Proxy;
 use tidegate_types::{Role, Seconds};
 
-/// Between two looks.
+/// Refresh interval.
 const LOOK: Duration = Duration::from_millis(200);
-/// Looks between two lines where there is no terminal.
+/// Refreshes per printed line without a terminal.
 const LOOKS_A_LINE: u32 = 20;
-/// TTFT and TPOT are means over so many looks.
+/// Number of refreshes over which TTFT and TPOT are averaged.
 const LOOKS_A_MEAN: usize = 10;
 
 /// One policy's run on the screen.
@@ -46,7 +46,7 @@ impl View {
         View { proxy, screen, bar, pools, numbers, terminal, policy: policy.to_owned() }
     }
 
-    /// Keep the screen up to date; never ends by itself.
+    /// Refreshes the screen until cancelled.
     pub async fn follow(&self, progress: &Progress) -> Infallible {
         let mut looks: Vec<Snapshot> = Vec::new();
         let (mut told, mut round) = (0, 0_u32);
@@ -74,7 +74,7 @@ impl View {
         }
     }
 
-    /// Take the view off the screen.
+    /// Clears the view.
     pub fn end(&self) {
         for line in self.pools.iter().chain([&self.numbers, &self.bar]) {
             line.finish_and_clear();
@@ -95,7 +95,7 @@ impl View {
                 number("streams_left_behind"),
             );
             if self.terminal {
-                // A screen that cannot be written to shows nothing else either.
+                // Write errors on the terminal are ignored.
                 self.screen.println(text).ok();
             } else {
                 eprintln!("{text}");
