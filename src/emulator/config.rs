@@ -1,10 +1,10 @@
-//! What is emulated. Plain values: it must never open anything.
+//! Configuration of the emulator: plain values, no I/O.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_sim::Profile;
 use tidegate_types::{Seconds, Tokens};
 
-/// Which engine's manners.
+/// Engine whose protocol is emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
     /// vLLM with a [`VllmConnector`].
@@ -48,27 +48,27 @@ impl VllmConnector {
 /// vLLM's `kv_role`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvRole {
-    /// Either side.
+    /// Prefill and decode (`kv_both`).
     Both,
-    /// Prefill alone.
+    /// Prefill only (`kv_producer`).
     Producer,
-    /// Decode alone.
+    /// Decode only (`kv_consumer`).
     Consumer,
 }
 
 /// SGLang's `--disaggregation-mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DisaggregationMode {
-    /// Whole requests.
+    /// Aggregated: prefill and decode on this engine.
     Null,
-    /// Prefills for a decode engine that it meets in a room; nothing else.
+    /// Prefill only, for a decode engine that uses the same bootstrap room.
     Prefill,
-    /// Decodes what another engine prefills; nothing else.
+    /// Decode only, of prompts that another engine prefills.
     Decode,
 }
 
 impl DisaggregationMode {
-    /// SGLang's word for it.
+    /// Value of `--disaggregation-mode`.
     pub const fn as_str(self) -> &'static str {
         match self {
             DisaggregationMode::Null => "null",
@@ -78,7 +78,7 @@ impl DisaggregationMode {
     }
 }
 
-/// What a decode engine does when the KV does not come: vLLM's `kv_load_failure_policy`.
+/// Behaviour of a decode engine when the KV transfer fails: vLLM's `kv_load_failure_policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadFailurePolicy {
     /// End the request with an error: vLLM's default.
@@ -93,31 +93,31 @@ pub struct EmulatorConfig {
     /// The first engine's address; the others take the ports after it. Port 0 is any free port for
     /// each.
     pub listen: SocketAddr,
-    /// How many engines, at least 1.
+    /// Number of engines, at least 1.
     pub count: u16,
-    /// Their physics.
+    /// Engine profile: step times and KV memory.
     pub profile: Profile,
-    /// The model they serve.
+    /// Name of the served model.
     pub model: String,
     /// Its context length: prompt and output together.
     pub max_model_len: u64,
-    /// Their manners.
+    /// Engine protocol.
     pub kind: EngineKind,
-    /// How a vLLM hands over.
+    /// vLLM's connector.
     pub connector: VllmConnector,
-    /// As a vLLM was started; a Mooncake one dies of a request of the other kind.
+    /// vLLM's `kv_role`; a Mooncake engine fails an assertion on a request of the other role.
     pub kv_role: KvRole,
     /// Data-parallel ranks of a Mooncake vLLM, at least 1: each has an engine id of its own.
     pub ranks: u16,
     /// TensorRT-LLM's internal authentication key: what says where KV is must be signed with it.
     pub disagg_key: Option<String>,
-    /// When the KV does not come.
+    /// Behaviour when the KV transfer fails.
     pub policy: LoadFailurePolicy,
-    /// How long a prefill's KV waits to be read. A decode engine whose request is queued extends
+    /// Lease of prefilled KV. A decode engine whose request is queued extends
     /// it every sixth of this to two thirds of it from then
     /// (docs/spec/engine-protocols.md#vllm-nixl-lease).
     pub lease: Seconds,
-    /// How long a decode engine waits for a prefill engine that does not answer.
+    /// Handshake timeout of a decode engine for an unresponsive prefill engine.
     pub handshake_timeout: Seconds,
     /// Tokens of an answer whose request sets no `max_tokens`; it ends with `stop`.
     pub default_output: Tokens,
@@ -126,7 +126,7 @@ pub struct EmulatorConfig {
     /// Remember prompts' blocks, so that a prompt's known beginning is not computed again. vLLM
     /// does by default; here it is off, because the reference results have no prefix reuse.
     pub prefix_cache: bool,
-    /// Tell cached tokens in `usage` (vLLM: `--enable-prompt-tokens-details`).
+    /// Report cached tokens in `usage` (vLLM: `--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
     /// Requests that may wait before others are refused with 503 (vLLM: `--max-num-queued-reqs`).
     pub max_queued: Option<u32>,

@@ -1,6 +1,6 @@
-//! From the scheduler to one answer: how many tokens there are, and whether more will come. One
-//! atomic and one waker: the text is made by the reader, who knows it from the numbers. It must
-//! never lose the last word: whoever registers looks again.
+//! Token feed from the scheduler to one response: the token count and end-of-stream flags in one
+//! atomic, plus one waker. The reader generates the text from the count. No wake-up is lost: the
+//! reader checks the state again after it registers its waker.
 
 use atomic_waker::AtomicWaker;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,25 +11,25 @@ use std::task::{Context, Poll};
 pub struct Feed {
     /// Tokens, and the two flags below.
     state: AtomicU64,
-    /// The prompt's KV as it is here: a hand-off brings its own.
+    /// Identity of the prompt's KV on this engine; a hand-off replaces it.
     kv: AtomicU64,
     /// Prompt tokens that were not computed for this request.
     cached: AtomicU64,
     waker: AtomicWaker,
-    /// The reader has left.
+    /// The reader has disconnected.
     left: AtomicBool,
-    /// Wake the reader for its end only: it does not stream.
+    /// Wake the reader only at the end (non-streaming).
     quiet: bool,
 }
 
-/// What a reader sees.
+/// Snapshot of the feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Tokens so far.
     pub tokens: u64,
-    /// No more will come.
+    /// The answer has ended.
     pub over: bool,
-    /// Because it failed.
+    /// The answer ended with an error.
     pub failed: bool,
 }
 
@@ -37,12 +37,12 @@ const OVER: u64 = 1 << 63;
 const FAILED: u64 = 1 << 62;
 
 impl Feed {
-    /// For a reader that streams, or one that waits for the end.
+    /// Creates a feed; with `stream` false the reader is woken only at the end.
     pub fn new(stream: bool) -> Feed {
         Feed { quiet: !stream, ..Feed::default() }
     }
 
-    /// A token; `last` ends the answer.
+    /// Adds a token; `last` ends the answer.
     pub fn push(&self, last: bool) {
         self.state.fetch_add(1 | if last { OVER } else { 0 }, Ordering::Release);
         if last || !self.quiet {
@@ -50,19 +50,19 @@ impl Feed {
         }
     }
 
-    /// No token will come any more.
+    /// Ends the answer with an error.
     pub fn fail(&self) {
         self.state.fetch_or(OVER | FAILED, Ordering::Release);
         self.waker.wake();
     }
 
-    /// The reader has left. Said before the scheduler is told, so that a sequence that reaches it
-    /// later is not taken in.
+    /// Marks the reader as disconnected, before the scheduler is notified, so that a sequence that
+    /// reaches the scheduler afterwards is not admitted.
     pub fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }
 
-    /// Has the reader left?
+    /// Tells if the reader has disconnected.
     pub fn is_left(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
@@ -83,7 +83,7 @@ impl Feed {
         self.cached.load(Ordering::Relaxed)
     }
 
-    /// Where it is now.
+    /// Returns the current state.
     pub fn progress(&self) -> Progress {
         let state = self.state.load(Ordering::Acquire);
         Progress {

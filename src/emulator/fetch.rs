@@ -1,7 +1,7 @@
-//! A decode engine's side of a hand-off: memory first, then the read, then the word that the KV may
-//! go (docs/spec/engine-protocols.md#vllm-nixl). While it waits for memory it keeps the lease
-//! alive. It must never
-//! hold up another request, and never leave memory or a lease behind when the client goes.
+//! The decode engine's side of a hand-off: reserve memory, read the KV, then notify its owner
+//! to free it (docs/spec/engine-protocols.md#vllm-nixl). While it waits for memory it extends the
+//! lease. A waiting hand-off does not block other requests; a client disconnect releases both
+//! memory and lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::scheduler::Command;
 use crate::side::{Answer, Failed, What};
 use crate::stats::Counters;
 
-/// Between two looks whether it is there.
+/// Polling interval for the KV.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// One sequence whose KV is elsewhere.
+/// One sequence whose KV is on another engine.
 pub struct Fetch {
     /// The engine that wants it.
     pub engine: Arc<Shared>,
@@ -37,7 +37,7 @@ pub struct Fetch {
     pub feed: Arc<Feed>,
 }
 
-/// Memory that was granted; given back unless it was used.
+/// Granted memory; returned on drop unless it was used.
 struct Reserved<'a> {
     engine: &'a Shared,
     tokens: Tokens,
@@ -121,7 +121,7 @@ impl Fetch {
         }
     }
 
-    /// Wait for memory, telling the prefill engine that its KV is still wanted.
+    /// Waits for memory and extends the lease on the prefill engine meanwhile.
     async fn reserve(&self) -> Reserved<'_> {
         let tokens = self.sequence.prompt;
         let (granted, mut grant) = oneshot::channel();

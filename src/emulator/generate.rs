@@ -1,5 +1,5 @@
-//! The way of one generation request: read, admitted to the scheduler or to the hand-off, answered.
-//! Whoever drops an [`Answers`] before its end cancels what is left of it at once.
+//! Lifecycle of a generation request: parse, admit to the scheduler or to the hand-off, respond.
+//! Dropping an [`Answers`] before its end cancels the remaining sequences at once.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -27,16 +27,16 @@ use crate::side::What;
 use crate::stats::Counters;
 use crate::stream::{Reply, TokenStream};
 
-/// The answers of one request while they are made.
+/// The answers of one request in progress.
 pub struct Answers {
-    /// Who makes them.
+    /// The engine.
     pub engine: Arc<Shared>,
     /// Each of them, those to one prompt together.
     pub all: Vec<Making>,
     /// Its drop stops a hand-off that has not ended.
     _stop: oneshot::Sender<()>,
     ids: Ids,
-    /// The name that both sides of a hand-off know beforehand.
+    /// Transfer name that both sides of a hand-off are given in advance.
     offered: Option<String>,
 }
 
@@ -123,7 +123,7 @@ fn has_room(engine: &Shared, ask: Ask) -> Result<Ask, Refused> {
     }
 }
 
-/// Tell the prefill engine that nobody will fetch.
+/// Notifies the prefill engine that the KV will not be read.
 async fn give_up(engine: Arc<Shared>, remote: Remote) {
     // It is gone, or its lease will end: either way there is nothing more to do.
     engine.peers.ask(&remote, What::Release, Tokens::ZERO, Tokens::ZERO).await.ok();

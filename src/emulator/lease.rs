@@ -1,6 +1,6 @@
-//! Prefilled KV that waits to be fetched (docs/spec/engine-protocols.md#vllm-nixl-lease): held
-//! under a lease that a queued decode engine extends, read once, free when it was read, given up or
-//! forgotten. It must never give the same KV twice.
+//! Leases on prefilled KV (docs/spec/engine-protocols.md#vllm-nixl-lease). KV is held
+//! under a lease that a queued decode engine extends, and freed when it is read, abandoned or
+//! expired. Each KV is read at most once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,27 +13,27 @@ use crate::engine::Shared;
 use crate::scheduler::Command;
 use crate::stats::Counters;
 
-/// KV that is held for somebody.
+/// KV held for a decode engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// Whose it is here.
+    /// The sequence that computed it.
     pub sequence: SeqId,
-    /// How much.
+    /// Size in tokens.
     pub tokens: u64,
-    /// What it is.
+    /// Identity of the KV.
     pub kv: u64,
-    /// How much of it prefill found in its cache.
+    /// Tokens that prefill found in its prefix cache.
     pub cached: u64,
 }
 
-/// Why KV is not to be had.
+/// Reason why KV cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// No such request, or it was fetched before.
     Unknown,
     /// Its lease ended.
     Expired,
-    /// Somebody reads it already.
+    /// Another read is in progress.
     Taken,
     /// The reader's prompt has another length.
     AnotherLength,
@@ -65,17 +65,17 @@ struct Table {
 const EXPIRED_MAX: usize = 1024;
 
 impl Leases {
-    /// Hold KV for `lease`.
+    /// Holds KV for `lease`.
     pub fn hold(&self, request_id: String, held: Held, lease: Duration) {
         let until = Instant::now() + lease;
         self.table().leases.insert(request_id, Lease { held, until, read: false });
         self.added.notify_one();
     }
 
-    /// A reader begins: nobody else may, and the lease lasts for at least `extension`.
+    /// Begins the only read and extends the lease to at least `extension` from now.
     ///
     /// # Errors
-    /// Why there is nothing to read.
+    /// The KV is unknown, expired, being read, or of another length.
     pub fn read(
         &self,
         request_id: &str,
@@ -109,7 +109,7 @@ impl Leases {
         Ok(())
     }
 
-    /// It was read, or given up.
+    /// Ends a lease after the read or an abandonment.
     ///
     /// # Errors
     /// Its lease has ended, or there was none.
@@ -120,12 +120,12 @@ impl Leases {
         table.leases.remove(request_id).map(|lease| lease.held).ok_or(missing)
     }
 
-    /// Is it held?
+    /// Tells if the KV is held.
     pub fn holds(&self, request_id: &str) -> bool {
         self.table().leases.contains_key(request_id)
     }
 
-    /// How many are held.
+    /// Returns the number of leases.
     pub fn count(&self) -> usize {
         self.table().leases.len()
     }
@@ -155,7 +155,7 @@ impl Leases {
     }
 }
 
-/// Free what nobody came for, for as long as the engine runs.
+/// Frees KV whose lease has expired, until the engine stops.
 pub async fn expire(engine: Arc<Shared>) {
     loop {
         match engine.leases.next_end() {

@@ -6,7 +6,7 @@
 //! - [`routes`]: paths to answers
 //! - [`body`]: a request's body, read and validated as vLLM does; [`refusal`]: its errors
 //! - [`tokens`]: what counts as a token; [`text`]: what the engine answers
-//! - [`generate`]: the way of one request: hand-off, sequences, answer
+//! - [`generate`]: lifecycle of one request: hand-off, sequences, response
 //! - [`sglang`], [`trtllm`], [`mooncake`]: what is theirs alone; [`auth`]: what TensorRT-LLM wants
 //!   signed
 //! - [`room`]: a prefill that waits for its decode; [`store`]: KV that all engines share
@@ -19,7 +19,7 @@
 //! - [`prefix`]: the optional prefix cache
 //! - [`stats`]: counters for tests; [`metrics`]: the same under vLLM's names
 //!
-//! It must never be easier to please than a real engine: a hand-off that is not real fails or is
+//! The emulator is at least as strict as a real engine: an invalid hand-off fails or is
 //! recomputed, and counted, so that a test can tell a transfer from a silent recompute.
 #![allow(clippy::disallowed_methods, reason = "answers tell when they were made")]
 

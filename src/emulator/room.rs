@@ -1,6 +1,6 @@
-//! A prefill engine that meets its decode engine under a name both were given: SGLang's rooms,
-//! TensorRT-LLM's generation first. It waits until the decode engine has taken the KV, and answers
-//! then. It must never answer before: a proxy that cuts it short loses the transfer.
+//! A prefill leg paired with its decode leg by a shared transfer name: SGLang's bootstrap rooms,
+//! TensorRT-LLM's generation-first mode. The response is sent only after the decode engine has read
+//! the KV; a proxy that closes the leg earlier aborts the transfer.
 
 use http::{Response, StatusCode};
 use std::future::poll_fn;
@@ -15,7 +15,7 @@ use crate::shape::Shape;
 use crate::stats::Counters;
 use crate::stream::Reply;
 
-/// Between two looks whether the KV was taken.
+/// Polling interval for the end of the transfer.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Gives the KV up when the proxy leaves before it was taken: an aborted transfer.

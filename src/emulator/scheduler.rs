@@ -14,30 +14,30 @@ use tokio::time::{Instant, sleep_until};
 use crate::feed::Feed;
 use crate::stats::Counters;
 
-/// What the engine is told.
+/// Command to the scheduler.
 pub enum Command {
     /// Take a sequence; `reserved` tokens of memory were granted for it.
     Admit {
-        /// What it is.
+        /// The sequence.
         sequence: Sequence,
-        /// Where its tokens go.
+        /// Destination of its tokens.
         feed: Arc<Feed>,
-        /// Memory that it was granted before.
+        /// Memory reserved for it earlier, in tokens.
         reserved: Option<Tokens>,
     },
-    /// The client has left.
+    /// The client disconnected.
     Cancel(SeqId),
-    /// The held KV was taken, or nobody came for it.
+    /// The held KV was read or its lease expired.
     Release(SeqId),
     /// Memory for KV that is to be fetched. Those who ask are served in their order; one that no
     /// longer listens is passed over.
     Reserve {
-        /// How much.
+        /// Size in tokens.
         tokens: Tokens,
-        /// Said once it is there.
+        /// Signalled when the memory is granted.
         granted: oneshot::Sender<()>,
     },
-    /// The KV did not come.
+    /// The KV transfer failed; the reservation is returned.
     Unreserve(Tokens),
 }
 
@@ -46,7 +46,7 @@ pub struct Scheduler {
     engine: Engine,
     inbox: UnboundedReceiver<Command>,
     feeds: HashMap<SeqId, Arc<Feed>>,
-    /// Who waits for memory to fetch KV into.
+    /// FIFO of hand-offs that wait for memory.
     reserving: VecDeque<(Tokens, oneshot::Sender<()>)>,
     /// Memory granted that no running sequence fills yet.
     reserved: Tokens,
@@ -63,7 +63,7 @@ const BEHIND_MAX: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_millis(5);
 
 impl Scheduler {
-    /// For an engine that does nothing yet.
+    /// Creates the scheduler of an idle engine.
     pub fn new(
         engine: Engine,
         inbox: UnboundedReceiver<Command>,
@@ -81,7 +81,7 @@ impl Scheduler {
         }
     }
 
-    /// Step until nobody can command it any more.
+    /// Steps until the command channel closes.
     pub async fn run(mut self) {
         let mut events = Vec::new();
         let mut at = Instant::now();

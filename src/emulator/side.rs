@@ -1,6 +1,6 @@
-//! How engines ask each other for KV: NIXL's handshake, read and notifications, as one private path
-//! of the HTTP listener. Engines in different processes can pair, and a dead one is a connection
-//! that fails.
+//! Engine-to-engine KV protocol: NIXL's handshake, read and notifications, as one private path
+//! of the HTTP listener. Engines in different processes can pair, and a dead engine shows as a
+//! connection failure.
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -25,17 +25,17 @@ use crate::stats::Counters;
 /// The private path.
 pub const PATH: &str = "/emulator/nixl";
 
-/// What one engine asks another.
+/// Request from one engine to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
-    /// I begin to read.
+    /// The read begins.
     Read,
-    /// I have read it all.
+    /// The read is complete.
     Done,
-    /// My request is queued: keep it.
+    /// The request is queued: extend the lease.
     Heartbeat,
-    /// I shall not read it.
+    /// The read is abandoned.
     Release,
 }
 
@@ -51,7 +51,7 @@ struct Question {
     wanted: u64,
 }
 
-/// What a reader learns.
+/// Response to a read.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
     /// The KV.
@@ -60,14 +60,14 @@ pub struct Answer {
     pub cached: u64,
 }
 
-/// The KV does not come.
+/// Failure of a KV transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failed {
-    /// Nobody answers there; known only once the handshake timeout is over.
+    /// The engine does not respond within the handshake timeout.
     Unreachable,
-    /// It is not there, or not any more.
+    /// The KV is unknown, expired or already read.
     Refused,
-    /// Another engine is there, or one of another kind.
+    /// The engine id or the connector does not match.
     Stranger,
 }
 

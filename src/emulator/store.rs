@@ -31,7 +31,7 @@ impl Store {
     }
 }
 
-/// Does this engine use it?
+/// Tells if this engine uses the store.
 pub fn used_by(engine: &Shared) -> bool {
     engine.config.kind == EngineKind::Vllm && engine.config.connector == VllmConnector::SharedStore
 }

@@ -1,4 +1,4 @@
-//! Why a request did not end as asked. A closed list, so that counts stay few.
+//! Failure reasons of a request: a closed set, which bounds the number of counters.
 
 use std::fmt;
 

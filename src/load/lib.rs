@@ -1,12 +1,12 @@
-//! Open-loop load over HTTP: requests go out when the trace says, whatever became of those before.
+//! Open-loop load over HTTP: requests are sent at the arrival times of the trace.
 //!
-//! - [`target`]: whom to load
+//! - [`target`]: the server under load
 //! - [`prompts`]: texts of a given number of tokens, with the prefixes that a trace shares
-//! - [`run`]: the load itself
+//! - [`run`]: the load generator
 //! - [`link`]: a connection that its request drives
 //! - [`progress`]: what a live view reads meanwhile; [`failure`]: why requests fail
 //!
-//! It must never wait for an answer before the next arrival, nor count what it did not see.
+//! Arrivals do not wait for responses, and only observed responses are counted.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the shell uses sockets")]
 
 pub mod failure;

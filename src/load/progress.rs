@@ -1,4 +1,4 @@
-//! What a live view reads while the load runs: counters that only grow, written by the requests.
+//! Monotonic counters of a running load, written by the requests and read by a live view.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,4 +1,4 @@
-//! The load itself: one task a request, started when the trace says.
+//! The load generator: one task per request, started at the trace's arrival time.
 
 use bytes::Bytes;
 use http::Request;
@@ -21,13 +21,13 @@ use crate::target::Target;
 /// A connection that has been idle for longer is not used again: servers close theirs after 5 s.
 const IDLE_MAX: Duration = Duration::from_secs(3);
 
-/// What to send where.
+/// Configuration of a load.
 pub struct LoadConfig {
-    /// Whom to load.
+    /// The server under load.
     pub target: Target,
-    /// The model to ask for.
+    /// Model name in the requests.
     pub model: String,
-    /// When, and how much.
+    /// Arrival times and lengths.
     pub trace: Trace,
     /// How long after the last arrival requests may take to end; what is left then is unfinished.
     pub drain: Seconds,
@@ -41,7 +41,7 @@ struct Client {
     idle: Mutex<Vec<(Link, Instant)>>,
 }
 
-/// What one request has come to, so far.
+/// Progress of one request.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     first: Option<Instant>,

@@ -1,4 +1,4 @@
-//! Whom to load, and through which door.
+//! The server under load and the API path used.
 
 use http::{HeaderValue, Uri};
 use std::fmt;
@@ -13,10 +13,10 @@ pub struct Target {
     authorization: Option<HeaderValue>,
 }
 
-/// The URL or the key is not to be used.
+/// Invalid URL or API key.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TargetError {
-    /// The URL is no target.
+    /// The URL is not of the form `http://host:port`.
     #[error("{0:?} is no target: give http://host:port")]
     Url(String),
     /// The key cannot stand in a header.
