@@ -22,7 +22,7 @@ impl Settings {
         Slo { ttft: self.slo.ttft, tpot: self.slo.tpot }
     }
 
-    /// How requests are placed.
+    /// Parameters of placement.
     pub fn placement_params(&self) -> PlacementParams {
         PlacementParams {
             slo: self.slo(),
@@ -41,7 +41,7 @@ impl Settings {
         }
     }
 
-    /// How roles are planned.
+    /// Parameters of the planner.
     pub fn planner_params(&self) -> PlannerParams {
         let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
         params.dwell = self.planner.dwell.unwrap_or(params.dwell);
@@ -66,7 +66,7 @@ impl Settings {
 }
 
 impl BackendSettings {
-    /// Is it reached by TLS?
+    /// Tells if the backend is reached over TLS.
     pub fn is_https(&self) -> bool {
         self.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
     }

@@ -1,11 +1,11 @@
-//! The configuration: what an operator may say, its defaults, and every mistake at once.
+//! The configuration: its schema, its defaults, and validation that reports all errors at once.
 //!
 //! - [`schema`]: the sections and their keys, one struct a section
 //! - [`defaults`]: every default with its reason
-//! - `profiles`: what is known of engines by name
+//! - `profiles`: built-in engine profiles by name
 //! - [`parse`]: text in, settings or all problems out; on a `tree` with line numbers
-//! - `problem`: one mistake, on one line
-//! - `validate`: what types cannot say
+//! - `problem`: one error, formatted on one line
+//! - `validate`: constraints that types do not express
 //! - [`convert`]: settings into the plain parameters that other rooms own
 //!
 //! It reads no file, no environment and no clock: the shell does, and hands in text.

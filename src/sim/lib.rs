@@ -1,10 +1,10 @@
-//! The engine model, in virtual time: what policies are compared on, and what the emulator serves.
+//! Discrete-event simulation of the engine model: compares policies; the emulator serves the model.
 //!
 //! - [`Profile`]: engines' constants
 //! - [`Engine`]: one engine's scheduler and step times
 //! - [`Trace`]: arrivals, read or made
-//! - [`Report`]: what came of a run
-//! - [`bound`]: what no scheduler can beat
+//! - [`Report`]: results of a run
+//! - [`bound`]: upper bound on the attainment of any scheduler
 //! - [`page`]: a comparison as one page, drawn by chart.rs
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!

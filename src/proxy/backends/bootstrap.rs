@@ -14,7 +14,7 @@ use crate::upstream::failure::LegProblem;
 use crate::upstream::read_all;
 use crate::upstream::{ExchangeError, Outgoing, Pool};
 
-/// A mere look-up: who has not answered by then will not.
+/// Timeout of a query, which is a look-up without engine work.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Largest answer read, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
@@ -22,7 +22,7 @@ const ANSWER_MAX: usize = 1 << 20;
 /// What one backend told, and where it is asked.
 pub struct Bootstrap {
     ask: Option<PeerQuery>,
-    /// Its bootstrap server, where that has a port of its own.
+    /// Address of the bootstrap server, if it has its own port.
     server: Option<Pool>,
     /// At least one rank, once it told; written by requests.
     peers: ArcSwapOption<Vec<Peer>>,
@@ -40,7 +40,7 @@ impl Bootstrap {
         Ok(Bootstrap { ask, server, peers: ArcSwapOption::empty() })
     }
 
-    /// Something failed: ask again.
+    /// Discards the cached data after a failed leg, so that it is queried again.
     pub fn forget(&self) {
         if self.ask.is_some() {
             self.peers.store(None);

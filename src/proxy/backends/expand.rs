@@ -47,7 +47,7 @@ fn expand_with(
     settings.backends = expanded;
 }
 
-/// Over TLS the certificate is still checked against the name.
+/// With TLS the certificate is still verified against the name.
 fn one(
     backend: &BackendSettings,
     address: &Address,
