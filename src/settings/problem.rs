@@ -1,22 +1,22 @@
-//! One mistake in a configuration, on one line whatever the file contains.
+//! One configuration error, formatted on one line for any file content.
 
 use std::fmt;
 
 use crate::tree::Part;
 
-/// Longest text of the operator's own that is repeated to him.
+/// Maximum length of configuration text quoted in a message.
 const TEXT_MAX: usize = 200;
-/// An unknown word so near to a known one is a slip.
+/// Minimum string similarity (0..1) at which a known key is suggested for an unknown one.
 const SIMILAR: f64 = 0.75;
 
-/// One mistake in a configuration.
+/// One configuration error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Where: `backends[2].url`; empty for the whole file.
     pub path: String,
     /// What is wrong.
     pub problem: String,
-    /// What would be right, if that is known.
+    /// The suggested correction, if known.
     pub hint: Option<String>,
     /// The line, counted from 1, of the part or of what it is missing from; `None` for the whole
     /// file.

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use crate::parse::tables_of;
 
-/// A profile as a piece of configuration.
+/// A profile as a configuration fragment.
 struct Profile {
     name: &'static str,
     toml: &'static str,
@@ -74,7 +74,7 @@ const PROFILES: [Profile; 4] = [
     },
 ];
 
-/// Every profile's name.
+/// Returns the names of all profiles.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|profile| profile.name)
 }

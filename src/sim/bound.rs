@@ -1,5 +1,5 @@
-//! What no scheduler can beat: an upper bound on attainment, from a relaxation. It must never be
-//! below what a real schedule reaches, so every step of the argument only gives more.
+//! An upper bound on the attainment of any scheduler, from a relaxation. It must never be
+//! below what a real schedule reaches, so each relaxation step can only raise it.
 //!
 //! A request counts only if its prompt is prefilled within the TTFT target, so only prefill work is
 //! asked of the fleet: decoding, hand-offs, KV memory and TPOT are free. Then

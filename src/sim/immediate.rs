@@ -1,5 +1,5 @@
-//! What operators run today: every request goes to an engine at once, by least predicted load, and
-//! engines keep their roles.
+//! Immediate dispatch, the conventional baseline: each request goes at once to the engine with the
+//! least predicted load, and engines keep their roles.
 //!
 //! `aggregated`: every engine takes whole requests. `static:K`: K engines prefill, the others
 //! decode; the decode engine, the one with the fewest streams, is chosen after the prefill.
@@ -13,7 +13,7 @@ use tidegate_types::{Seconds, Tokens};
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 
-/// Requests that go at once.
+/// The immediate-dispatch policy.
 pub(crate) struct Immediate {
     /// Engines below this one prefill; `None`: every engine does both.
     prefills: Option<usize>,

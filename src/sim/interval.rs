@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 use crate::immediate::predicted;
 
-/// A controller and its engines.
+/// The interval controller and its engines.
 pub(crate) struct Interval {
     every: Seconds,
     restart: Seconds,
@@ -32,7 +32,7 @@ enum Side {
 #[derive(Clone, Copy, Debug)]
 struct Seat {
     side: Side,
-    /// It takes no work before.
+    /// Time from which it accepts work.
     back_at: Moment,
     /// Predicted prefill work in nanoseconds.
     prefill: u64,
