@@ -1,69 +1,70 @@
-//! What one backend would make of one job. Arithmetic only; which backends are candidates is decided
-//! in place.rs.
+//! Predicted completion of one job on one backend. Arithmetic only; `place.rs` decides which
+//! backends are candidates.
 //!
 //! # Prompts share steps
 //! An engine computes waiting prompts together, up to `chunk` tokens a step. A prompt is therefore
 //! charged what it adds to the steps (`PrefillModel::joining`); the fixed cost of a step is added
-//! once to all that is outstanding on a backend, not once a prompt. Short prompts that fit into one
-//! step with those outstanding are admitted whatever the room in time is: the step takes little
-//! longer with them, and without them the engine would need a step more.
+//! once per backend to the sum of the outstanding prompts. Short prompts that fit into one step
+//! with the outstanding ones are admitted beyond the prefill backlog bound: the step takes little
+//! longer with them, and without them the engine would need an additional step.
 //!
-//! # How long a prefill holds up a decode engine
+//! # How long a prefill stalls a decode engine
 //! By docs/spec/engine-model.md#step-time a step that computes a chunk of the prompt beside `n`
-//! decodes with `K` tokens
-//! of KV takes `t_base + max(compute, t_weights) + K·t_kv`. Every stream still gets a token from
-//! every such step, so the hold-up is per step: the prompt, together with the prefill tokens that
-//! are outstanding there, makes `s = ⌈tokens / chunk⌉` steps that take
+//! decodes with `K` tokens of KV takes `t_base + max(compute, t_weights) + K·t_kv`. Every stream
+//! still emits one token per step, so the stall is counted per step. The prompt and the prefill
+//! tokens that are outstanding on the backend make `s = ⌈tokens / chunk⌉` steps that take
 //!
 //! ```text
 //! mixed   = max(prefill, s·decode.base) + s·(n·t_seq + K·t_kv)
 //! hold-up = mixed − s'·TPOT target
 //! ```
 //!
-//! (`prefill` is what the cost model predicts of these prompts as one batch and has the chunks'
-//! compute and fixed costs in it; `decode.base` is `t_base + t_weights`, which chunk and decodes
-//! share; `s'` are the steps of the prompt alone: of those outstanding some may be over, and earn
-//! nothing more.) After the last of these steps each stream is later than its target allows by at most the hold-up, and
-//! never later before: a step that is longer than the target only adds. So a backend whose slack
-//! covers the hold-up misses no TPOT by it, and with small chunks, or a prompt so short that its
-//! step stays within the target, it costs nobody anything.
+//! `prefill` is the cost model's prediction for these prompts as one batch and includes the compute
+//! and fixed costs of the chunks. `decode.base` is `t_base + t_weights`, which chunk and decodes
+//! share. `s'` are the steps of the prompt alone: some of the outstanding steps may be over and
+//! earn no more slack. After the last of these steps each stream is behind its TPOT target by at
+//! most the stall, and by no more at any earlier step, because a step longer than the target only
+//! adds. A backend whose slack covers the stall therefore misses no TPOT because of this prompt.
+//! The stall is 0 for small chunks, and for a prompt so short that its step stays within the
+//! target.
 //!
-//! One token's allowance of the slack is not for the hold-up: the step that runs now has to end
-//! before the first chunk begins, and takes up to that. (Left out, it cost azure code at a chunk of
-//! 512 eight points of TPOT attainment in the simulator, most by less than 2 ms a token.)
+//! One TPOT of the slack is reserved for the step in progress, which must end before the first
+//! chunk begins. Without this reserve azure code at a chunk of 512 lost eight points of TPOT
+//! attainment in the simulator, most streams by less than 2 ms a token.
 
 use crate::placement::{Job, Load, Params};
 use tidegate_types::{BackendId, Seconds, Tokens};
 
-/// A backend that could take a job, and how good that would be.
+/// A possible backend for a job, with its predicted cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     pub(super) on: BackendId,
-    /// Prefill work to reserve: what the prompt adds to the engine's steps.
+    /// Prefill work to reserve: the time that the prompt adds to the engine's steps.
     pub(super) predicted: Seconds,
     pub(super) cached: Tokens,
     /// Predicted time to the first token, from now.
     pub(super) ttft: Seconds,
-    /// Predicted completion from now, with what it costs others; less is better.
+    /// Predicted completion from now plus the weighted cost to other streams, in seconds; less is
+    /// better.
     pub(super) rank: f64,
 }
 
-/// A job on one backend, before it is known in which form.
+/// A job on one backend, before the choice between prefill leg and whole request.
 pub(super) struct Offer<'a> {
     pub(super) params: &'a Params,
     pub(super) job: &'a Job,
     pub(super) on: BackendId,
     pub(super) load: &'a Load,
     pub(super) cached: Tokens,
-    /// What the prompt adds to the engine's steps.
+    /// Time that the prompt adds to the engine's steps.
     joining: Seconds,
-    /// What the cache saves beyond what locality may count for.
+    /// Cache saving beyond `locality_max`, which does not count.
     discounted: Seconds,
 }
 
 impl Candidate {
-    /// Is `self` the better one, given how long the first token may take? Any that keeps the
-    /// deadline beats any that does not.
+    /// Returns whether `self` is better than `other`, with `left` until the TTFT deadline: a
+    /// candidate that keeps the deadline comes before any that does not, then the lower rank.
     pub(super) fn beats(&self, other: &Candidate, left: Seconds) -> bool {
         let key = |candidate: &Candidate| (candidate.ttft > left, candidate.rank);
         let ((late, rank), (other_late, other_rank)) = (key(self), key(other));
@@ -97,14 +98,15 @@ impl<'a> Offer<'a> {
         self.job.prompt - self.cached
     }
 
-    /// May a prefill start there now?
+    /// Returns whether a prefill may start on the backend now.
     pub(super) fn has_prefill_room(&self) -> bool {
         let joined = self.load.prefill_tokens + self.uncached();
         let joins = joined <= self.params.joins_step_of(self.uncached());
         self.load.has_prefill_room(self.params.room) || joins
     }
 
-    /// May one more stream start there within `share` of the TPOT target?
+    /// Returns whether one more stream may start on the backend within the admission share of the
+    /// TPOT target.
     pub(super) fn has_decode_room(&self) -> bool {
         let (job, params) = (self.job, self.params);
         self.load.streams < self.load.streams_max
@@ -112,16 +114,17 @@ impl<'a> Offer<'a> {
             && self.load.has_step_room(job.prompt, self.admits())
     }
 
-    /// The longest step with a new request in it. The reserve is a share of what streams may use:
-    /// of the whole target it would be most of a tight one.
+    /// Longest step with a new request in it. The headroom is a share of the target less the fixed
+    /// cost of a step: a share of the whole target would use up most of a tight one.
     fn admits(&self) -> Seconds {
         let base = self.load.decode_model.base;
         let spare = (self.params.slo.tpot - base).max(Seconds::ZERO);
         base + spare * self.params.admission
     }
 
-    /// Does the slack of its streams, less the step that runs now, cover this prefill? A stream that
-    /// has not begun has none, and may have begun by the time the prefill does.
+    /// Returns whether the slack of the streams, less the step in progress, covers this prefill. A
+    /// stream without a first token has no slack, and may emit its first token before the prefill
+    /// starts.
     pub(super) fn has_slack(&self) -> bool {
         if self.params.hold_max < Seconds::ZERO {
             return false;
@@ -136,9 +139,9 @@ impl<'a> Offer<'a> {
         }
     }
 
-    /// Would this prompt alone give streams their tokens later than the target allows, those that run
-    /// there or those that are handed over meanwhile? The latter not by the first step: it ends with
-    /// their first token.
+    /// Returns whether this prompt alone delays tokens beyond the TPOT target, of running streams
+    /// or of streams that are handed over meanwhile. The first step does not delay the latter: it
+    /// ends with their first token.
     pub(super) fn holds_up(&self) -> bool {
         let steps = self.steps_of(self.uncached());
         let alone = self.load.prefill_model.batch(self.joining);
@@ -146,7 +149,7 @@ impl<'a> Offer<'a> {
         any && self.beside_streams(alone, steps) > self.params.slo.tpot * steps
     }
 
-    /// The prefill leg alone; what follows elsewhere is added by [`handed_over`].
+    /// The prefill leg alone; [`handed_over`] adds the hand-off and the decode.
     pub(super) fn prefill(&self) -> Candidate {
         self.candidate(self.mixed(), Seconds::ZERO)
     }
@@ -159,7 +162,7 @@ impl<'a> Offer<'a> {
     }
 
     fn candidate(&self, ttft: Seconds, decode: Seconds) -> Candidate {
-        // A prefill backend has streams too, for a while after it was a decode backend.
+        // A prefill backend has streams for a while after a flip from decode.
         let harm = match self.load.streams {
             0 => Seconds::ZERO,
             _ => self.hold_up().max(Seconds::ZERO) * self.params.hold_weight,
@@ -169,17 +172,17 @@ impl<'a> Offer<'a> {
         Candidate { on, predicted, cached, ttft, rank }
     }
 
-    /// Steps that so many prefill tokens make.
+    /// Number of steps for this many prefill tokens.
     fn steps_of(&self, tokens: Tokens) -> f64 {
         tokens.get().div_ceil(self.params.chunk.get().max(1)).max(1) as f64
     }
 
-    /// Steps of the prompt together with the prefills that are outstanding there.
+    /// Steps of the prompt together with the outstanding prefills of the backend.
     fn steps(&self) -> f64 {
         self.steps_of(self.load.prefill_tokens + self.uncached())
     }
 
-    /// All of that beside the streams that run there. See above.
+    /// Duration of those steps beside the running streams: `mixed` of the module documentation.
     fn mixed(&self) -> Seconds {
         let load = self.load;
         let batch = match load.prefill > Seconds::ZERO {
@@ -189,7 +192,7 @@ impl<'a> Offer<'a> {
         self.beside_streams(batch, self.steps())
     }
 
-    /// Prefill work of so many steps beside the streams that run there.
+    /// Duration of prefill work of `steps` steps beside the running streams.
     fn beside_streams(&self, prefill: Seconds, steps: f64) -> Seconds {
         let load = self.load;
         if load.streams == 0 {
@@ -200,14 +203,14 @@ impl<'a> Offer<'a> {
         prefill.max(shared * steps) + beside * steps
     }
 
-    /// See above.
+    /// The stall: `hold-up` of the module documentation.
     fn hold_up(&self) -> Seconds {
         self.mixed() - self.params.slo.tpot * self.steps_of(self.uncached())
     }
 }
 
-/// A prefill candidate with its decode on a backend whose step then takes `step`. The KV comes in
-/// the middle of another step.
+/// Adds the hand-off, and the decode on a backend whose step then takes `step`. The KV arrives in
+/// the middle of another step, hence 1.5 steps to the first token.
 pub(super) fn handed_over(
     params: &Params,
     job: &Job,

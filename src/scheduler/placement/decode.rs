@@ -1,21 +1,22 @@
-//! A decode backend for a request that is prefilled, chosen only now: a prefill may take seconds,
-//! and what was free before it need not be after. Allocates nothing.
+//! Choice of a decode backend for a prefilled request. It is made after the prefill, which may take
+//! seconds in which the free capacity changes. Allocates nothing.
 
 use crate::placement::order::order;
 use crate::placement::{Fleet, Handover, Load, Params};
 use tidegate_types::{BackendId, Moment, Seconds};
 
-/// Nine answers of ten are longer than this share of what is expected, if they end at any token alike.
+/// Share of the expected output that nine in ten answers exceed if output lengths are exponential.
 const SURE: f64 = 0.1;
-/// Streams are packed while steps take so much of what the TPOT target leaves them. Between a half
-/// and .85 nothing changes in the simulator; to the end, the slightest chunk costs all of them.
+/// New streams are packed while the step stays within this share of the TPOT target less the fixed
+/// cost of a step. Values between 0.5 and 0.85 give the same results in the simulator. At 1 no
+/// slack remains, and any prefill chunk makes all streams of the backend miss their TPOT.
 const PACKS: f64 = 0.7;
 
-/// Might it miss its TPOT there, and the rest; less is better.
+/// Whether the TPOT is at risk, then the predicted cost; less is better.
 type Rank = (bool, f64);
 
-/// How far from its role a backend is asked to go: by role, over the role, though it is a suspect,
-/// even where the request failed.
+/// Preference class of a backend: role fits, role does not fit, suspect, or the request has failed
+/// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
     Role,
@@ -24,12 +25,14 @@ enum Reach {
     Failed,
 }
 
-/// The backend in `from`'s group with the least predicted completion, among those with room for
-/// one more stream. `from` itself if its role takes decodes and it is the best: the KV is there.
+/// Returns the backend of `from`'s group with the least predicted completion among those with
+/// capacity for one more stream. `from` itself is a candidate if its role takes decodes: it already
+/// has the KV.
 ///
-/// If no usable backend of the group takes decodes, whichever else is usable does; a suspect only if
-/// there is no other, and one it has failed on only if that is all there is. `None`: no room now, or nobody usable in the group, or it
-/// had better wait for the end of a prefill.
+/// If no usable backend of the group has a role that takes decodes, other usable backends are
+/// considered, then suspects, then backends on which the request has failed. Returns `None` if the
+/// group has no capacity or no usable backend now, or if the request should wait for the end of a
+/// prefill.
 pub fn place_decode(
     params: &Params,
     now: Moment,
@@ -56,7 +59,8 @@ pub fn place_decode(
             continue;
         }
         if reach < nearest {
-            // What was seen further away no longer counts, room or not.
+            // Candidates of a less preferred class are dropped, whether or not this backend has
+            // capacity.
             (nearest, best) = (reach, None);
         }
         let held_up = held_up(params, handover, &load);
@@ -86,8 +90,8 @@ fn has_room(params: &Params, handover: &Handover, load: &Load) -> bool {
         && load.has_step_room(handover.kv, params.slo.tpot)
 }
 
-/// For how long prefill work is in the way there, if that might cost the stream its TPOT: a short
-/// answer has no tokens to make up in for those that come late.
+/// Returns the duration of the prefill work ahead of the stream on the backend, if it puts the
+/// stream's TPOT at risk: a short answer has too few tokens to make up for a late start.
 fn held_up(params: &Params, handover: &Handover, load: &Load) -> Option<Seconds> {
     if load.prefill <= Seconds::ZERO {
         return None;
@@ -103,7 +107,7 @@ fn held_up(params: &Params, handover: &Handover, load: &Load) -> Option<Seconds>
     (prefill - tpot * steps > (tpot - step) * after).then_some(prefill)
 }
 
-/// Is there time to wait for the end of that work?
+/// Returns whether the TTFT deadline allows waiting for the end of that work.
 fn is_in_time(
     params: &Params,
     now: Moment,
@@ -115,8 +119,8 @@ fn is_in_time(
     now + prefill + ttft <= handover.ttft_deadline
 }
 
-/// Predicted completion, and what cannot be made up for: the prefill work that is in the way, and the
-/// slack that it takes from the backend.
+/// Predicted completion plus the weighted prefill work ahead of the stream and the slack that it
+/// removes from the backend.
 fn rank(params: &Params, handover: &Handover, on: BackendId, load: &Load) -> f64 {
     let stays = on == handover.from;
     let hand_off = if stays { Seconds::ZERO } else { params.transfer.predict(handover.kv) };
@@ -125,8 +129,8 @@ fn rank(params: &Params, handover: &Handover, on: BackendId, load: &Load) -> f64
     (hand_off + steps + taken * params.slack_weight).get()
 }
 
-/// What the backend's streams could be held up for, were there no new one. One whose steps take a
-/// good part of the target is left to those it has, however young they are.
+/// Slack of the backend's streams without the new one, at most `hold_max`. Above the packing limit
+/// the backend counts as having the full slack, so that new streams go elsewhere.
 fn slack(params: &Params, handover: &Handover, load: &Load) -> Seconds {
     let base = load.decode_model.base;
     let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKS;

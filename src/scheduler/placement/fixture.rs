@@ -1,4 +1,4 @@
-//! A fleet of plain values for this room's tests, with the costs of
+//! A fleet of plain values for the tests of placement, with the costs of
 //! docs/spec/engine-model.md#constants.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
@@ -6,7 +6,7 @@ use crate::placement::{Choice, Excluded, Fleet, Handover, Job, Load, Split};
 use std::cell::{Cell, RefCell};
 use tidegate_types::{BackendId, GroupId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
-/// `llama70b-h100x4`, a chunk's share of a step's fixed cost counted in `per_token`.
+/// `llama70b-h100x4`, with the chunk's share of the fixed step cost included in `per_token`.
 pub(super) const PREFILL: PrefillModel = PrefillModel {
     base: Seconds(0.002),
     per_token: Seconds(72e-6),
@@ -41,19 +41,19 @@ pub(super) fn idle(role: Role) -> Load {
     }
 }
 
-/// An engine with so many streams of 1000 tokens, and that much slack.
+/// An engine with this many streams of 1000 tokens and this slack.
 pub(super) fn streaming(role: Role, streams: u32, slack: f64) -> Load {
     let kv = Tokens(u64::from(streams) * 1000);
     Load { streams, kv, slack: Seconds(slack), ..idle(role) }
 }
 
-/// An engine with that much prefill work.
+/// An engine with this prefill work in flight.
 pub(super) fn prefilling(role: Role, prefill: f64) -> Load {
     let tokens = (prefill / PREFILL.per_token.get()).round() as u64;
     Load { prefill: Seconds(prefill), prefill_tokens: Tokens(tokens), ..idle(role) }
 }
 
-/// A request of `prompt` tokens that came at the start, with a second to its first token.
+/// A request of `prompt` tokens that arrived at the start, with a TTFT of one second.
 pub(super) fn job(id: u64, prompt: u64) -> Job {
     Job {
         id: RequestId(id),
@@ -84,7 +84,7 @@ pub(super) fn handover(from: u16) -> Handover {
 }
 
 impl Load {
-    /// One prompt more is outstanding.
+    /// Adds an outstanding prompt.
     fn joined(&mut self, work: Seconds, tokens: Tokens) {
         let idle = self.prefill <= Seconds::ZERO;
         self.prefill += if idle { self.prefill_model.batch(work) } else { work };
@@ -111,13 +111,13 @@ impl Engines {
         }
     }
 
-    /// Every prompt's first tokens are cached there.
+    /// The first tokens of every prompt are cached on this backend.
     pub(super) fn caching(mut self, tokens: &[(u16, u32)]) -> Engines {
         self.matches = Matches::of(tokens.iter().map(|(slot, count)| (BackendId(*slot), *count)));
         self
     }
 
-    /// What a taken choice reserves.
+    /// Reserves the capacity of a choice.
     pub(super) fn reserve(&self, choice: Choice, kv: Tokens) {
         let mut loads = self.loads.borrow_mut();
         match choice {
@@ -134,7 +134,7 @@ impl Engines {
         }
     }
 
-    /// How often a load was asked for so far.
+    /// Number of loads read so far.
     pub(super) fn asked(&self) -> u64 {
         self.asked.get()
     }

@@ -1,80 +1,84 @@
-//! The engines as placement asks about them. The live proxy answers from atomics, the simulator
-//! from plain structs; neither is known here.
+//! The view of the engines that placement uses. The live proxy implements it on atomics, the
+//! simulator on plain structs.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
 use crate::placement::Job;
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 
-/// One backend at one moment.
+/// State of one backend at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// What new work it is given.
+    /// The role: the kind of new work that the backend receives.
     pub role: Role,
-    /// May anything be sent to it?
+    /// Whether requests may be sent to the backend.
     pub usable: bool,
-    /// Is it a suspect (silent, ejected, backing off)? It gets new work only if no other backend can
-    /// be used.
+    /// Whether the backend is a suspect (silent, ejected, backing off). A suspect receives new work
+    /// only if no other backend is usable.
     pub last: bool,
-    /// Does it take whole requests? If not, even those that should not be split are.
+    /// Whether the backend takes whole requests. If not, every request is split, short ones too.
     pub runs_whole: bool,
-    /// May it prefill for another backend, its role aside? Some engines die of it.
+    /// Whether the backend may prefill for another backend whatever its role. Some engines crash if
+    /// they do so.
     pub hands_over: bool,
-    /// Whom it may hand KV cache to.
+    /// The compatibility group: backends that may hand KV cache to each other.
     pub group: GroupId,
-    /// How long the prefill work takes that was sent and is unfinished, that of whole requests
-    /// included: all of it as one batch ([`PrefillModel::batch`]).
+    /// Predicted duration of the prefill work in flight, whole requests included, computed as one
+    /// batch ([`PrefillModel::batch`]).
     pub prefill: Seconds,
     /// The uncached prompt tokens of that work.
     pub prefill_tokens: Tokens,
     /// Decode streams running or reserved.
     pub streams: u32,
-    /// Those of them that have emitted nothing yet: on their way here, or behind a prefill.
+    /// Streams among them without a first token: in hand-off, or behind a prefill.
     pub unbegun: u32,
-    /// The most it runs at once.
+    /// Most concurrent streams.
     pub streams_max: u32,
     /// KV tokens of its streams.
     pub kv: Tokens,
-    /// KV tokens it has memory for; 0 if unknown.
+    /// KV tokens that fit into memory; 0 if unknown.
     pub kv_capacity: Tokens,
-    /// How long it may be held up from now on before one of the streams that have begun misses its
-    /// TPOT. Negative if one has; large if there is none.
+    /// Smallest TPOT slack among the streams with a first token: the longest stall, from now, after
+    /// which none of them misses its TPOT. Negative if one is already late; large without such
+    /// streams.
     pub slack: Seconds,
-    /// What a prefill costs there.
+    /// Cost model of a prefill on this backend.
     pub prefill_model: PrefillModel,
-    /// What a decode step costs there.
+    /// Cost model of a decode step on this backend.
     pub decode_model: DecodeModel,
 }
 
-/// What is known of all engines now.
+/// The state of all engines at one moment.
 pub trait Fleet {
     /// Every backend of a pool, usable or not.
     fn pool(&self, pool: PoolId) -> &[BackendId];
     /// One backend's load, reservations included.
     fn load(&self, backend: BackendId) -> Load;
-    /// How much of a job's prompt a backend has cached; less than the prompt.
+    /// Tokens of a job's prompt that a backend has cached; less than the prompt.
     fn cached(&self, job: &Job, backend: BackendId) -> Tokens;
-    /// Who holds the most of a job's prompt. Asked only of pools so large that a sample of them
-    /// would miss the holders; a fleet that keeps the default loses locality there.
+    /// The backends that hold the longest prefixes of a job's prompt. Called only for pools larger
+    /// than the sample, which would miss those backends; with the default implementation, locality
+    /// is lost in such pools.
     fn holders(&self, _job: &Job) -> Matches {
         Matches::default()
     }
 }
 
 impl Load {
-    /// Can new work be given to it at all?
+    /// Returns whether the backend may receive new work.
     pub(super) fn is_open(&self) -> bool {
         self.usable && self.role != Role::Draining
     }
 
-    /// May it be sent a prefill of whatever size? An idle engine always may. The fixed cost of the
-    /// steps takes no room: it is paid however few prompts there are.
+    /// Returns whether the prefill backlog admits another prefill of any size. An idle engine
+    /// always does. The fixed cost of the steps does not count: it is the same for any number of
+    /// prompts.
     pub(super) fn has_prefill_room(&self, room: Seconds) -> bool {
         self.prefill.get() <= 0.0 || self.prefill - self.prefill_model.base < room
     }
 
-    /// Does a stream of `kv` tokens that will grow by `growth` fit, leaving `headroom` of the
-    /// memory to the growth of those that run? An idle engine takes anything: if it is too much,
-    /// the engine will say so.
+    /// Returns whether a stream of `kv` tokens that will grow by `growth` fits into the share
+    /// `headroom` of the KV memory. An idle engine is never refused: if the request is too large,
+    /// the engine answers with an error.
     pub(super) fn has_memory_for(&self, kv: Tokens, growth: Tokens, headroom: f64) -> bool {
         if self.streams == 0 && self.prefill.get() <= 0.0 || self.kv_capacity == Tokens::ZERO {
             return true;
@@ -82,13 +86,13 @@ impl Load {
         (self.kv + kv + growth).as_f64() <= self.kv_capacity.as_f64() * headroom
     }
 
-    /// A decode step with one more stream of `kv` tokens.
+    /// Duration of a decode step with one more stream of `kv` tokens.
     pub(super) fn step_with(&self, kv: Tokens) -> Seconds {
         self.decode_model.step(self.streams.saturating_add(1), self.kv + kv)
     }
 
-    /// May it run one more stream of `kv` tokens with every step within `tpot`? Where not even a
-    /// lone stream's step is, the target is lost anyway and does not limit.
+    /// Returns whether one more stream of `kv` tokens keeps every step within `tpot`. If a single
+    /// stream's step exceeds `tpot`, the target cannot be met and does not limit.
     pub(super) fn has_step_room(&self, kv: Tokens, tpot: Seconds) -> bool {
         self.streams == 0 || self.step_with(kv) <= tpot || self.decode_model.step(1, kv) > tpot
     }

@@ -1,62 +1,63 @@
-//! What has to be placed. Plain values, cheap to clone.
+//! Requests to place. Plain values, cheap to clone.
 
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Tokens};
 
-/// Failed backends a job remembers: as many as refuse for load at no cost of an attempt.
+/// Most failed backends that a job remembers. It equals the number of refusals for load that a
+/// request may collect without using up an attempt.
 pub const EXCLUDED_MAX: usize = 16;
 
-/// May a request's prefill and decode run on different engines?
+/// Whether prefill and decode of a request may run on different engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// Yes, if it pays.
+    /// They may, if predicted completion is shorter.
     May,
-    /// No: n > 1, echo, prompt_logprobs and the like.
+    /// They may not: n > 1, echo, prompt_logprobs and similar options.
     Never,
 }
 
-/// One request that needs a place.
+/// One request to place.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Whose it is.
+    /// The request.
     pub id: RequestId,
-    /// Where it may go.
+    /// The pool of its model.
     pub pool: PoolId,
     /// Prompt tokens, cached or not.
     pub prompt: Tokens,
-    /// Tokens it will probably emit.
+    /// Expected output tokens.
     pub expected_output: Tokens,
-    /// When it came.
+    /// Time of arrival at the proxy.
     pub arrived: Moment,
-    /// When its first token is due.
+    /// TTFT deadline.
     pub ttft_deadline: Moment,
-    /// When it is refused if it still waits.
+    /// Queue deadline: a request that still waits then is refused.
     pub queue_deadline: Moment,
-    /// May it be split?
+    /// Whether the request may be split.
     pub split: Split,
-    /// Any well-spread number: breaks ties and draws the sample.
+    /// Any evenly distributed number: breaks ties and draws the sample.
     pub seed: u64,
-    /// Where it has failed before.
+    /// The backends on which the request has failed.
     pub excluded: Excluded,
 }
 
 /// One prefilled request that needs a decode backend.
 #[derive(Clone, Debug)]
 pub struct Handover {
-    /// Whose it is.
+    /// The request.
     pub id: RequestId,
-    /// Where it may go.
+    /// The pool of its model.
     pub pool: PoolId,
-    /// Where its KV is.
+    /// The backend that holds its KV cache.
     pub from: BackendId,
-    /// Tokens of KV it has.
+    /// Its KV tokens.
     pub kv: Tokens,
-    /// Tokens it will probably emit.
+    /// Expected output tokens.
     pub expected_output: Tokens,
-    /// When its first token is due.
+    /// TTFT deadline.
     pub ttft_deadline: Moment,
     /// See [`Job::seed`].
     pub seed: u64,
-    /// Where it has failed before.
+    /// The backends on which the request has failed.
     pub excluded: Excluded,
 }
 
@@ -68,7 +69,7 @@ pub struct Excluded {
 }
 
 impl Excluded {
-    /// Remember one more; the oldest is forgotten for it when the list is full.
+    /// Adds a backend; if the list is full, the oldest entry is dropped.
     pub fn insert(&mut self, backend: BackendId) {
         if self.contains(backend) {
             return;
@@ -81,12 +82,12 @@ impl Excluded {
         self.len += 1;
     }
 
-    /// Is it one of them?
+    /// Returns whether the backend is in the list.
     pub fn contains(&self, backend: BackendId) -> bool {
         self.backends[..usize::from(self.len)].contains(&backend)
     }
 
-    /// Is there none?
+    /// Returns whether the list is empty.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -1,14 +1,16 @@
-//! Where a request goes, and in which order those go that must wait.
+//! Placement: the backend of each request, and the EDF queue of requests that must wait.
 //!
-//! - [`Job`], [`Handover`]: what has to be placed; [`Excluded`]: where it has failed before
-//! - [`Fleet`], [`Load`]: the engines as the caller knows them, live or simulated
-//! - [`Params`]: what the operator may set
-//! - [`place`]: a backend for a request, or why it must wait
-//! - [`place_decode`]: a decode backend for a request that is prefilled
-//! - [`DeadlineQueue`]: those that wait
+//! - [`Job`], [`Handover`]: a request to place, a prefilled request to place; [`Excluded`]: the
+//!   backends it failed on
+//! - [`Fleet`], [`Load`]: the caller's view of the engines, live or simulated
+//! - [`Params`]: the parameters
+//! - [`place`]: returns a backend for a request, or the reason why it must wait
+//! - [`place_decode`]: returns a decode backend for a prefilled request
+//! - [`DeadlineQueue`]: the EDF queue
 //!
-//! Pure: the time is an argument and the only randomness is a job's seed. It reserves nothing and
-//! remembers nothing of the fleet: the caller's [`Fleet`] shows a reservation before the next ask.
+//! Pure functions: the time is an argument, and a job's seed is the only randomness. Placement
+//! reserves nothing and stores nothing about the fleet: the caller's [`Fleet`] must show a
+//! reservation before the next call.
 
 mod candidate;
 mod decode;

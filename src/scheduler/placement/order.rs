@@ -1,7 +1,8 @@
-//! The order in which backends are looked at: a permutation drawn by a seed, so that ties fall
-//! evenly and a prefix of it is a fair sample. Allocates nothing.
+//! The order in which backends are considered: a permutation drawn by a seed, so that ties are
+//! broken evenly and any prefix of the order is a fair sample. Allocates nothing.
 
-/// Every index below `len` once: from a start in strides, both drawn by `seed`.
+/// Yields every index below `len` once, from a start and with a stride that are both drawn by
+/// `seed`.
 pub(super) fn order(len: usize, seed: u64) -> impl Iterator<Item = usize> {
     let start = if len == 0 { 0 } else { (seed % len as u64) as usize };
     let stride = stride(len, seed.rotate_left(32));
@@ -15,7 +16,7 @@ pub(super) fn order(len: usize, seed: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// A stride below `len` that shares no divisor with it, and so visits every index.
+/// Returns a stride below `len` that is coprime to it, so that every index is visited.
 fn stride(len: usize, seed: u64) -> usize {
     if len < 3 {
         return 1 % len.max(1);

@@ -1,6 +1,4 @@
-//! What an operator may set of placement. Plain values; the defaults are for
-//! docs/spec/engine-model.md's
-//! physics.
+//! Parameters of placement. The defaults suit the constants of docs/spec/engine-model.md.
 
 use crate::cost::TransferModel;
 use tidegate_types::{Seconds, Slo, Tokens};
@@ -9,67 +7,78 @@ use tidegate_types::{Seconds, Slo, Tokens};
 /// [`DeadlineQueue`](crate::placement::DeadlineQueue).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Params {
-    /// What clients were promised.
+    /// The TTFT and TPOT targets.
     pub slo: Slo,
-    /// Prefill work that may wait on a backend: the time it takes to hear that it ended and to send
-    /// the next, so that the engine never runs dry and the queue stays ours. Work is counted until
-    /// it is done, so less than a chunk is enough, and more costs bursts their order: azure code at
-    /// twice its rate loses a point at 0.15 s. Greater than 0. Short prompts also start while all
-    /// that is outstanding fits into one step: see [`joins_step_of`](Params::joins_step_of).
+    /// Prefill backlog bound of a backend. Greater than 0, default 50 ms. It covers the time
+    /// between the end of a prefill and the arrival of the next one, so that the engine stays busy
+    /// and the requests wait in the EDF queue. Work counts until it is done, so less than one chunk
+    /// suffices. Larger values weaken the EDF order in bursts: the azure code trace at twice its
+    /// rate loses a point of attainment at 0.15 s. Short prompts are also admitted while all
+    /// outstanding tokens fit into one step: see [`joins_step_of`](Params::joins_step_of).
     pub room: Seconds,
-    /// Prompts with fewer uncached tokens are never split: a hand-off costs more.
+    /// Prompts with fewer uncached tokens are never split: the hand-off costs more than it saves.
+    /// Default 64.
     pub whole_below: Tokens,
-    /// The engines' `max_num_batched_tokens`: how many prompt tokens hold up a decode step. If in
-    /// doubt rather more.
+    /// The engines' `max_num_batched_tokens`: the prompt tokens that one mixed step computes.
+    /// Default 2,048. If unknown, choose a larger value.
     pub chunk: Tokens,
-    /// What a hand-off costs.
+    /// Predicted duration of a hand-off.
     pub transfer: TransferModel,
-    /// The longest a decode backend is ever held up for a prefill, however much slack it has:
-    /// streams that are handed over meanwhile have none yet. Below 0: decode backends take no
-    /// prompt at all while there are prefill backends.
+    /// Longest stall that one prefill may cause on a decode backend, whatever its slack: streams
+    /// that are handed over meanwhile have no slack yet. Default 1 s. A negative value stops spill:
+    /// decode backends take no prompts while the pool has prefill backends.
     pub hold_max: Seconds,
-    /// What holding up streams by a second within their slack counts for, in seconds of the
-    /// request's own completion. 0 uses slack freely; large values save it for bursts.
+    /// Weight of a stall within the slack of the streams, in seconds of the request's own
+    /// completion time per second of stall. At 0 slack is free; large values save it for bursts.
+    /// Default 1.
     pub hold_weight: f64,
-    /// What a second of prefill work in the way of a stream that is handed to a decode backend, or of
-    /// slack that it takes from those there, counts for in seconds of its own completion. A stream
-    /// that begins has no slack and so leaves none to the others: it goes where another has just
-    /// begun, and other backends can take prompts. 1 or more.
+    /// Weight, in seconds of the stream's own completion time per second, of the prefill work ahead
+    /// of a handed-over stream on its decode backend, and of the TPOT slack that the stream removes
+    /// from that backend. A new stream has no slack and a backend absorbs prefills only up to the
+    /// smallest slack of its streams, so new streams are packed onto one backend and the others
+    /// keep their slack (bin packing). At least 1, default 3.
     pub slack_weight: f64,
-    /// The most that a cached prefix counts for in choosing a backend, so that one long shared
-    /// prefix does not pull all load to one backend.
+    /// Upper bound of the time saving that a prefix cache hit counts for in the choice of a
+    /// backend, so that one long shared prefix does not attract all load to one backend. Default
+    /// 0.5 s.
     pub locality_max: Seconds,
-    /// Share of the TPOT target up to which new requests are admitted to decode; the rest is for
-    /// prefills that are under way.
+    /// Share of the TPOT target, above the fixed cost of a step, up to which new requests are
+    /// admitted to decode. The rest is headroom for prefills in flight. Default 0.95.
     pub admission: f64,
-    /// Share of the KV memory that is given away; the rest is for streams that grow.
+    /// Share of the KV memory that placement assigns; the rest is headroom for streams that grow.
+    /// Default 0.9.
     pub kv_share: f64,
-    /// Share of the prefill work placed that belongs to waiting requests which can no longer meet
-    /// their TTFT, while others wait too. 0..1. Every hundredth costs those others about half as
-    /// much attainment while the queue is long; the rest of the hopeless are served when it is short.
+    /// Share of the placed prefill work that goes to the late class (waiting requests that can no
+    /// longer meet their TTFT) while feasible requests wait too. 0 to 1, default 0.02. Each 0.01
+    /// costs the feasible requests about 0.005 of attainment while the queue is long; the rest of
+    /// the late class is served when the queue is short.
     pub hopeless_share: f64,
-    /// A request that can no longer meet its TTFT leaves one engine that takes prefills idle for those
-    /// that can, until it has waited for this share of its queue deadline. Long prompts are most of
-    /// them, and one would hold an engine for as long as several others are given.
+    /// Duration of the trunk reservation, as a share of a request's queue deadline: until then, a
+    /// request that can no longer meet its TTFT leaves one prefill backend idle for requests that
+    /// can. Most late requests have long prompts, and one of them occupies an engine as long as
+    /// several short ones. Default 0.5.
     pub hopeless_patience: f64,
-    /// Requests that may wait in a [`DeadlineQueue`](crate::placement::DeadlineQueue).
+    /// Most requests that wait in a [`DeadlineQueue`](crate::placement::DeadlineQueue). Default
+    /// 10,000.
     pub queue_max: usize,
-    /// How far behind the first waiting request one is looked for that fits where it does not: a
-    /// short one may.
+    /// Number of requests behind the first waiting one that are tried when it does not fit: a
+    /// shorter one may. Default 32.
     pub look_ahead: usize,
-    /// Up to this many backends are all looked at; of more, this many by the job's seed, and
-    /// further ones only while none has room.
+    /// Pools of up to this many backends are examined completely. In larger pools this many are
+    /// sampled by the job's seed, and further ones are examined only while none has capacity.
+    /// Default 64.
     pub sample: usize,
 }
 
-/// Prompts with fewer uncached tokens than this are short: 32 of them fill a step of vLLM's default
-/// chunk of 2,048 tokens, and one is less than the work that hides behind reading the weights once
-/// (185 tokens for Llama-70B in docs/spec/engine-model.md).
+/// Prompts with fewer uncached tokens are short. 32 of them fill a step of vLLM's default chunk of
+/// 2,048 tokens, and one is less than the work that overlaps reading the weights once (185 tokens
+/// for Llama-70B in docs/spec/engine-model.md).
 const SHORT: Tokens = Tokens(64);
 
 impl Params {
-    /// Up to how many outstanding tokens, its own included, a prompt of `uncached` tokens may start
-    /// although the room in time is used up: those of one step if it is short, else none.
+    /// Returns the bound of outstanding prefill tokens, the prompt's own included, up to which a
+    /// prompt of `uncached` tokens may start beyond the backlog bound: one step for a short prompt,
+    /// 0 otherwise.
     pub fn joins_step_of(&self, uncached: Tokens) -> Tokens {
         if uncached < SHORT { self.chunk } else { Tokens::ZERO }
     }

@@ -1,77 +1,77 @@
-//! A backend for a request. Two looks at the pool at most: by roles first, and if that finds
-//! nothing, over the roles where a group has lost one side or the request cannot be split.
-//! Allocates nothing.
+//! Choice of a backend for a request. At most two passes over the pool: the first respects roles;
+//! the second, which runs if the first finds nothing, ignores them where a group has lost one side
+//! or the request cannot be split. Allocates nothing.
 
 use crate::placement::candidate::{Candidate, Offer, handed_over};
 use crate::placement::order::order;
 use crate::placement::{Fleet, Job, Load, Params, Split};
 use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 
-/// Groups that are told apart in one pool; in a pool with more, some share facts, and a prefill may
-/// start in a group without decode room.
+/// Groups that are tracked separately in one pool. In a pool with more, some groups share their
+/// state, and a prefill may start in a group without decode capacity.
 const GROUPS: usize = 64;
 
-/// A request waits for a busy backend that holds its prefix if the prefill elsewhere is more than this
-/// many times the work. Agent sessions on 8 engines (`Trace::agents`, 6 seeds, 0.06 and 0.1 sessions a
-/// second): attainment .879 and .542 without the rule, .883 and .779 at 1.3, .904 and .773 at 2, .913
-/// and .793 at 4, .897 and .766 at 10. No effect without prefix hits.
+/// A request waits for a busy backend that holds its prefix if the prefill elsewhere is more than
+/// this many times the work. Agent sessions on 8 engines (`Trace::agents`, 6 seeds, 0.06 and 0.1
+/// sessions a second): attainment .879 and .542 without the rule, .883 and .779 at 1.3, .904 and
+/// .773 at 2, .913 and .793 at 4, .897 and .766 at 10. No effect without prefix hits.
 const HOLDER_SAVES: f64 = 4.0;
 
-/// Where a request goes, or why it does not.
+/// The route of a request, or the reason why it has none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
-    /// Its prefill leg goes there; the decode backend is chosen when it is done.
+    /// Send the prefill leg to this backend; the decode backend is chosen when the prefill is done.
     Prefill {
-        /// Where.
+        /// The backend.
         on: BackendId,
-        /// What its prefill adds to the engine's steps, to reserve.
+        /// Predicted prefill work to reserve: the time that the prompt adds to the engine's steps.
         predicted: Seconds,
-        /// Prompt tokens that are there already.
+        /// Prompt tokens in the prefix cache of the backend.
         cached: Tokens,
     },
-    /// All of it goes there.
+    /// Send the whole request to this backend.
     Whole {
-        /// Where.
+        /// The backend.
         on: BackendId,
-        /// What its prefill adds to the engine's steps, to reserve.
+        /// Predicted prefill work to reserve: the time that the prompt adds to the engine's steps.
         predicted: Seconds,
-        /// Prompt tokens that are there already.
+        /// Prompt tokens in the prefix cache of the backend.
         cached: Tokens,
     },
-    /// No room now.
+    /// No backend has capacity now.
     Wait(WaitReason),
-    /// No backend could ever take it as things are.
+    /// No backend can take the request in the present state of the pool.
     Nowhere(NowhereReason),
 }
 
-/// What is full.
+/// The capacity that is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WaitReason {
-    /// Every backend that takes prefills has its fill.
+    /// Every backend that takes prefills is at its prefill backlog bound.
     PrefillBusy,
-    /// A prefill could start, but nobody has room for the streams after it.
+    /// A prefill could start, but no backend has decode capacity for the stream.
     DecodeBusy,
 }
 
-/// Why nobody can take it.
+/// Why no backend can take the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NowhereReason {
     /// The pool has no backend.
     EmptyPool,
     /// No backend of the pool is usable.
     NoneUsable,
-    /// Those that are usable are being drained.
+    /// All usable backends are draining.
     AllDraining,
-    /// Those that are usable take no whole requests, and have nobody to pair with.
+    /// The usable backends take no whole requests, and the group has lost the other side.
     Unpaired,
 }
 
-/// Where `job` should go now: the least predicted completion among those with room, those that keep
-/// its TTFT deadline first.
+/// Returns the backend for `job` with the least predicted completion time among those with
+/// capacity; backends that keep the TTFT deadline come before those that do not.
 ///
-/// A role is a preference: where a group has lost every prefill or every decode backend, the rest
-/// take whole requests. A dead or draining backend is never chosen, a suspect only if no other can
-/// be used.
+/// A role is a preference: where a group has lost every prefill or every decode backend, the
+/// remaining backends take whole requests. A dead or draining backend is never chosen, a suspect
+/// only if no other backend is usable.
 pub fn place(params: &Params, now: Moment, job: &Job, fleet: &impl Fleet) -> Choice {
     let mut choice = Survey::new(params, now, job, fleet, Among::Untried).choose();
     for among in [Among::Suspects, Among::All] {
@@ -83,14 +83,15 @@ pub fn place(params: &Params, now: Moment, job: &Job, fleet: &impl Fleet) -> Cho
     choice
 }
 
-/// Which backends are asked; the next kind only if there is nobody of those before.
+/// The backends that are considered, in order of preference; a later kind only if the earlier ones
+/// yield nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Among {
-    /// Those on which the job has not failed, without suspects.
+    /// Backends on which the job has not failed, without suspects.
     Untried,
-    /// The same with suspects.
+    /// Backends on which the job has not failed, suspects included.
     Suspects,
-    /// Those on which it has failed too.
+    /// All backends.
     All,
 }
 
@@ -104,42 +105,44 @@ impl Among {
     }
 }
 
-/// What has been seen of the pool so far.
+/// State of one pass over the pool.
 struct Survey<'a, F> {
     params: &'a Params,
     job: &'a Job,
     fleet: &'a F,
     among: Among,
     now: Moment,
-    /// Time left to the first token.
+    /// Time until the TTFT deadline.
     left: Seconds,
-    /// The best backend for the whole request, at nobody's cost.
+    /// The best backend for the whole request that causes no stall beyond the slack of running
+    /// streams.
     whole: Option<Candidate>,
-    /// The best decode backend for the whole request whose streams have slack for it. Those that are
-    /// handed over there meanwhile have none, so it is asked only if nothing else is in time.
+    /// The best decode backend for the whole request whose streams have slack for it (spill).
+    /// Streams that are handed over to it meanwhile have none, so it is used only if no other
+    /// choice is in time.
     spill: Option<Candidate>,
-    /// The prefill backend without capacity now whose prefix cache leaves the least work.
+    /// The busy prefill backend whose prefix cache leaves the least prefill work.
     holder: Option<Candidate>,
-    /// By group, the best backend for the prefill leg.
+    /// By group: the best backend for the prefill leg.
     prefill: [Option<Candidate>; GROUPS],
-    /// By group, the shortest decode step with this request in it.
+    /// By group: the shortest decode step with this request included.
     decode_step: [Seconds; GROUPS],
-    /// One bit a group: there is an open backend that takes prefills; one that takes decodes; a
-    /// prefill could start; a decode could; a decode could on more than one.
+    /// One bit per group: the group has an open backend that takes prefills; one that takes
+    /// decodes; a prefill could start; a decode could start; a decode could start on more than one
+    /// backend.
     prefill_takers: u64,
     decode_takers: u64,
     prefill_room: u64,
     decode_room: u64,
     decode_elsewhere: u64,
-    /// Open backends that take prefills, and those of them that have none.
+    /// Open backends that take prefills, and the idle ones among them.
     prefills: u32,
     idle: u32,
-    /// A prefill backend could start, but the request must stay whole.
+    /// A prefill backend has capacity, but the request cannot be split.
     unsplit: bool,
-    /// A prefill could start somewhere.
     startable: bool,
     usable: bool,
-    /// Somebody takes whole requests.
+    /// Some backend takes whole requests.
     runs_whole: bool,
 }
 
@@ -174,7 +177,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
     fn choose(mut self) -> Choice {
         let backends = self.fleet.pool(self.job.pool);
         if backends.len() > self.params.sample {
-            // A sample would probably miss the few that hold the prefix.
+            // A sample would probably miss the few backends that hold the prefix.
             for (holder, _) in self.fleet.holders(self.job).entries() {
                 if backends.contains(holder) {
                     self.look_by_role(*holder);
@@ -216,12 +219,12 @@ impl<'a, F: Fleet> Survey<'a, F> {
             || self.prefill_room & self.decode_room != 0
     }
 
-    /// Is there a backend that the first look passed over for its role?
+    /// Returns whether the first pass skipped a backend because of its role.
     fn may_break_roles(&self) -> bool {
         self.unsplit || self.prefill_takers != self.decode_takers
     }
 
-    /// A backend and its load, if new work may go there.
+    /// Returns the load of a backend that may receive new work.
     fn open(&mut self, on: BackendId) -> Option<Load> {
         let load = self.fleet.load(on);
         let skipped = self.among.skips(&load, self.job.excluded.contains(on));
@@ -273,8 +276,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    /// Whole requests where the role says otherwise: in a group that has lost its other side, and
-    /// on a prefill backend those that cannot be split.
+    /// Considers backends for the whole request against their role: those of a group that has lost
+    /// its other side, and prefill backends for requests that cannot be split.
     fn look_over_roles(&mut self, on: BackendId) {
         let Some(load) = self.open(on) else { return };
         let cached = self.fleet.cached(self.job, on);
@@ -326,19 +329,20 @@ impl<'a, F: Fleet> Survey<'a, F> {
         candidate.ttft <= self.left
     }
 
-    /// A request that is late wherever it goes leaves one backend idle for those that are not.
+    /// Trunk reservation: a request that misses its TTFT on every backend leaves one prefill
+    /// backend idle for requests that do not.
     fn makes_way(&self) -> bool {
         self.idle < self.prefills.min(2) && self.patience() > Seconds::ZERO
     }
 
-    /// How much longer it waits for others' sake.
+    /// Remaining duration of the trunk reservation for this request.
     fn patience(&self) -> Seconds {
         let Job { arrived, queue_deadline, .. } = *self.job;
         arrived + (queue_deadline - arrived) * self.params.hopeless_patience - self.now
     }
 
-    /// A prompt that a decode backend takes goes on elsewhere if it can: as a new stream it would
-    /// leave the backend without slack for the next one.
+    /// Spill to a decode backend. The decode continues on another backend of the group if possible:
+    /// as a new stream without slack it would leave this one unable to absorb the next prefill.
     fn spilt(&self, spill: Candidate) -> Choice {
         let load = self.fleet.load(spill.on);
         let (slot, bit) = slot(load.group);

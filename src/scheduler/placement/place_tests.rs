@@ -1,4 +1,4 @@
-//! Where one request goes.
+//! Tests of the route of one request.
 
 use super::*;
 use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
@@ -26,7 +26,7 @@ fn goes(job: &Job, engines: &Engines) -> Goes {
     }
 }
 
-/// Where a request of `prompt` tokens goes, whatever its seed.
+/// Asserts the route of a request of `prompt` tokens, for every seed.
 fn check(prompt: u64, loads: &[Load], expected: Goes) {
     for id in 1..20 {
         assert_eq!(goes(&job(id, prompt), &Engines::new(loads.to_vec())), expected, "id {id}");
@@ -37,7 +37,7 @@ fn unsplit(prompt: u64) -> Job {
     Job { split: Split::Never, ..job(1, prompt) }
 }
 
-/// Steps longer than the TPOT target: full.
+/// A backend without decode capacity: its steps are longer than the TPOT target.
 fn full(role: Role) -> Load {
     streaming(role, 230, 0.0)
 }
@@ -47,47 +47,47 @@ fn dead(role: Role) -> Load {
 }
 
 #[test]
-fn a_long_prompt_is_split_while_its_decode_backend_has_no_slack() {
+fn a_long_prompt_is_split_if_the_decode_backend_has_no_slack() {
     check(4000, &[idle(Prefill), streaming(Decode, 30, 0.05)], Splits(0));
 }
 
 #[test]
-fn engines_that_take_no_whole_requests_get_every_one_in_two_legs() {
+fn engines_that_take_no_whole_requests_receive_split_requests_only() {
     let pair = |load: Load| Load { runs_whole: false, ..load };
     let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
     check(10, &fleet, Splits(0));
     assert_eq!(goes(&unsplit(4000), &Engines::new(fleet.to_vec())), Splits(0));
-    // Nobody is left to pair with.
+    // No backend is left for the other leg.
     let alone = [pair(idle(Decode)), pair(dead(Prefill))];
     check(4000, &alone, Goes::Nowhere(NowhereReason::Unpaired));
 }
 
 #[test]
-fn slack_that_covers_the_hold_up_saves_the_hand_off() {
-    // The prefill backend is busy, and 1000 tokens hold the streams up for about 50 ms.
+fn a_prompt_runs_whole_on_a_decode_backend_whose_slack_covers_the_stall() {
+    // The prefill backend is busy, and 1000 tokens stall the streams for about 50 ms.
     let busy = prefilling(Prefill, 0.5);
     check(1000, &[busy, streaming(Decode, 30, 0.08)], Whole(1));
-    // The step that runs now has to end first.
+    // The step in progress must end first.
     check(1000, &[busy, streaming(Decode, 30, 0.06)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, 0.04)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, -0.01)], Waits(WaitReason::PrefillBusy));
 }
 
 #[test]
-fn slack_is_kept_for_bursts_while_a_prefill_backend_is_idle() {
+fn slack_is_not_used_if_a_prefill_backend_is_idle() {
     check(1000, &[idle(Prefill), streaming(Decode, 30, 0.5)], Splits(0));
 }
 
 #[test]
-fn an_idle_decode_backend_is_kept_for_streams_while_a_prefill_backend_is_in_time() {
+fn an_idle_decode_backend_takes_no_prompt_if_a_prefill_backend_is_in_time() {
     check(4000, &[idle(Prefill), idle(Decode)], Splits(0));
     check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Whole(1));
-    // The hand-off would make it late.
+    // With the hand-off the first token would be late.
     check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Whole(1));
 }
 
 #[test]
-fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
+fn a_request_that_misses_its_ttft_leaves_a_prefill_backend_idle() {
     let (decode, busy) = (streaming(Decode, 30, 0.0), prefilling(Prefill, 0.5));
     let late = Moment::START + Seconds(2.0);
     let at = |now, loads: &[Load]| match place(
@@ -108,7 +108,7 @@ fn one_that_is_late_anywhere_leaves_a_prefill_backend_idle_for_the_others() {
 }
 
 #[test]
-fn what_spills_goes_on_elsewhere_if_it_can() {
+fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
     let (busy, decode) = (prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08));
     let tight = streaming(Decode, 30, 0.0);
     check(1000, &[busy, decode], Whole(1));
@@ -116,17 +116,17 @@ fn what_spills_goes_on_elsewhere_if_it_can() {
     check(1000, &[busy, decode, full(Decode)], Whole(1));
     check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Whole(1));
     check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Whole(1));
-    // What fits into a step holds nobody up.
+    // A prompt that fits into a step causes no stall.
     check(200, &[busy, streaming(Decode, 30, 0.0)], Whole(1));
     let engines = Engines::new(vec![busy, decode, tight]);
     assert_eq!(goes(&unsplit(1000), &engines), Whole(1));
-    // A hand-off and another step would make it late.
+    // With a hand-off and another step the first token would be late.
     let soon = Job { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
     assert_eq!(goes(&soon, &engines), Whole(1));
 }
 
 #[test]
-fn a_stream_that_has_not_begun_has_no_slack() {
+fn a_stream_without_a_first_token_has_no_slack() {
     let busy = prefilling(Prefill, 0.5);
     let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };
     check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
@@ -134,7 +134,7 @@ fn a_stream_that_has_not_begun_has_no_slack() {
 }
 
 #[test]
-fn no_slack_lets_a_decode_backend_take_a_prefill_of_seconds() {
+fn a_decode_backend_takes_no_prefill_longer_than_hold_max() {
     let busy = prefilling(Prefill, 0.5);
     check(30_000, &[busy, streaming(Decode, 30, 100.0)], Waits(WaitReason::PrefillBusy));
 }
@@ -145,7 +145,7 @@ fn a_prompt_whose_step_stays_within_the_target_needs_no_slack() {
 }
 
 #[test]
-fn smaller_chunks_hold_up_less() {
+fn smaller_chunks_cause_shorter_stalls() {
     // Four steps of 45 ms instead of one of 150: three more tokens for every stream.
     let engines = Engines::new(vec![prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08)]);
     let small = Params { chunk: Tokens(512), ..Params::default() };
@@ -155,8 +155,8 @@ fn smaller_chunks_hold_up_less() {
 }
 
 #[test]
-fn short_prompts_fill_a_step_whatever_the_room_in_time_is() {
-    // These tokens are outstanding on an engine that takes half a second for them.
+fn short_prompts_fill_a_step_beyond_the_backlog_bound() {
+    // Outstanding tokens on an engine that takes half a second for them.
     let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 0.5) };
     check(30, &[slow(1000)], Whole(0));
     check(30, &[slow(2018)], Whole(0));
@@ -173,7 +173,7 @@ fn short_prompts_are_admitted_until_they_fill_a_step() {
         let placed = matches!(choice, Choice::Whole { .. });
         if placed {
             engines.reserve(choice, job.prompt);
-            // Their answers are short: nothing else than the prefill limits them.
+            // The answers are short, so that only the prefill limits admission.
             engines.change(0, |load| (load.streams, load.kv) = (0, Tokens(0)));
         }
         placed
@@ -188,7 +188,7 @@ fn a_short_prompt_is_never_split() {
 }
 
 #[test]
-fn what_cannot_be_split_runs_on_a_prefill_backend_if_no_streams_can_wait_for_it() {
+fn an_unsplittable_request_runs_on_a_prefill_backend_if_no_decode_backend_has_slack() {
     let loads = [idle(Prefill), streaming(Decode, 100, 0.0)];
     assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(0));
     let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
@@ -196,8 +196,9 @@ fn what_cannot_be_split_runs_on_a_prefill_backend_if_no_streams_can_wait_for_it(
 }
 
 #[test]
-fn the_reserve_for_prefills_under_way_is_a_share_of_what_streams_may_use() {
-    // Of a target of 16 ms the weights take 15.1: nine tenths of the rest, at 71 µs a stream.
+fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
+    // The weights take 15.1 ms of a target of 16 ms; nine tenths of the rest remain, at 71 µs a
+    // stream.
     let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };
     let params = Params { slo: tight, admission: 0.9, ..Params::default() };
     let goes = |streams| {
@@ -209,7 +210,7 @@ fn the_reserve_for_prefills_under_way_is_a_share_of_what_streams_may_use() {
 }
 
 #[test]
-fn no_prefill_starts_without_decode_room() {
+fn no_prefill_starts_without_decode_capacity() {
     check(4000, &[idle(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));
     let most = Load { streams_max: 30, ..streaming(Decode, 30, 0.0) };
     check(4000, &[idle(Prefill), most], Waits(WaitReason::DecodeBusy));
@@ -218,14 +219,14 @@ fn no_prefill_starts_without_decode_room() {
 }
 
 #[test]
-fn decode_room_in_another_group_is_no_room() {
+fn decode_capacity_in_another_group_does_not_count() {
     let elsewhere = Load { group: GroupId(1), ..streaming(Decode, 1, 0.0) };
     let busy = Load { group: GroupId(1), ..prefilling(Prefill, 0.5) };
     check(4000, &[idle(Prefill), full(Decode), busy, elsewhere], Waits(WaitReason::DecodeBusy));
 }
 
 #[test]
-fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_none() {
+fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_takes_none() {
     check(100_000, &[idle(Prefill), streaming(Decode, 5, 0.0)], Splits(0));
     let busy = prefilling(Prefill, 0.16);
     check(1000, &[busy, streaming(Decode, 5, -1.0)], Waits(WaitReason::PrefillBusy));
@@ -239,8 +240,8 @@ fn the_least_loaded_of_equals_is_chosen() {
 }
 
 #[test]
-fn one_that_keeps_the_deadline_beats_one_that_completes_sooner() {
-    // The faster decoder would start it too late.
+fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
+    // The faster decode engine would start the prefill too late.
     let slow = Load {
         decode_model: crate::cost::DecodeModel {
             base: Seconds(0.020),
@@ -262,7 +263,7 @@ fn one_that_keeps_the_deadline_beats_one_that_completes_sooner() {
 }
 
 #[test]
-fn a_cached_prefix_draws_its_requests_but_not_all_load() {
+fn a_cached_prefix_attracts_requests_up_to_the_locality_bound() {
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     let engines = Engines::new(loads).caching(&[(1, 7500)]);
@@ -273,7 +274,7 @@ fn a_cached_prefix_draws_its_requests_but_not_all_load() {
     };
     assert_eq!((on, cached), (BackendId(1), Tokens(7500)));
     assert!(predicted < Seconds(0.06));
-    // The prefix would save half a second and more; the streams there cost more than that.
+    // The hit saves more than half a second; the streams there cost more than that.
     let loads = vec![streaming(Mixed, 150, 100.0), streaming(Mixed, 10, 100.0)];
     let engines = Engines::new(loads).caching(&[(0, 7500)]);
     assert_eq!(goes(&job(1, 8000), &engines), Whole(1));
@@ -309,7 +310,7 @@ fn a_group_that_lost_one_side_serves_whole_requests_with_the_other() {
 }
 
 #[test]
-fn a_backend_it_failed_on_is_asked_again_only_if_nothing_else_is_left() {
+fn a_backend_the_request_failed_on_is_used_only_if_no_other_is_left() {
     let failed_on = |slot: u16| {
         let mut job = job(1, 4000);
         job.excluded.insert(BackendId(slot));
@@ -323,7 +324,7 @@ fn a_backend_it_failed_on_is_asked_again_only_if_nothing_else_is_left() {
 }
 
 #[test]
-fn a_tpot_that_no_engine_can_keep_does_not_limit_the_streams() {
+fn a_tpot_target_that_no_engine_can_meet_does_not_limit_streams() {
     let strict = Params {
         slo: tidegate_types::Slo { tpot: Seconds(0.001), ..Params::default().slo },
         ..Params::default()
@@ -334,7 +335,7 @@ fn a_tpot_that_no_engine_can_keep_does_not_limit_the_streams() {
 }
 
 #[test]
-fn in_a_large_pool_the_only_one_with_room_and_the_one_with_the_prefix_are_found() {
+fn in_a_large_pool_the_only_free_backend_and_the_prefix_holder_are_found() {
     let mut loads = vec![full(Mixed); 1000];
     loads[731] = streaming(Mixed, 3, 1.0);
     check(4000, &loads, Whole(731));
@@ -345,7 +346,7 @@ fn in_a_large_pool_the_only_one_with_room_and_the_one_with_the_prefix_are_found(
 }
 
 #[test]
-fn in_a_large_pool_equals_share_the_load() {
+fn in_a_large_pool_equal_backends_share_the_load() {
     let engines = Engines::new(vec![idle(Mixed); 500]);
     let mut taken = vec![0u32; 500];
     for id in 0..5000 {
@@ -374,7 +375,7 @@ fn any_load() -> impl Strategy<Value = Load> {
 
 proptest! {
     #[test]
-    fn whatever_the_fleet_the_choice_is_open_and_has_room(
+    fn the_chosen_backend_is_open_and_has_capacity(
         loads in prop::collection::vec(any_load(), 0..90),
         prompt in 1u64..40_000,
         never: bool,
@@ -394,7 +395,7 @@ proptest! {
         match place(&params, NOW, &job, &engines) {
             Choice::Prefill { on, .. } => {
                 let chosen = loads[on.index()];
-                // Beside its role prefills what can.
+                // A backend may prefill against its role if it can hand over.
                 prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
                 prop_assert!(open(&chosen) && has_room(&chosen) && !never);
                 let taker = |(slot, load): (usize, &Load)| open(load)
@@ -410,7 +411,7 @@ proptest! {
                 let idle = |load: &Load| load.role == Mixed && load.streams == 0
                     && load.prefill == Seconds::ZERO && load.usable;
                 let others = loads.iter().enumerate().filter(|(slot, _)| *slot as u16 != failed);
-                // One that is late anywhere may leave it to others.
+                // A request that misses its TTFT everywhere may wait (trunk reservation).
                 let free = others.map(|(_, load)| load).any(idle);
                 prop_assert!(patient || !free, "an idle backend was free");
             }

@@ -1,10 +1,10 @@
-//! EDF queue per model pool, ordered by TTFT deadline. A request past its latest feasible start moves
-//! to a late class, which receives a fixed share of the placed work. The queue reserves nothing and
-//! has no timer: its owner polls it on every change of capacity and at
+//! EDF queue per model pool, ordered by TTFT deadline. A request past its latest feasible start
+//! moves to the late class, which receives a fixed share of the placed work. The queue reserves
+//! nothing and has no timer: its owner polls it on every change of capacity and at
 //! [`DeadlineQueue::next_deadline`].
 //!
-//! A poll of a full pool is quick however many wait: a job is not even tried if one of its kind
-//! that needs no more work was just refused.
+//! The cost of a poll of a full pool does not grow with the number of waiting requests: after a
+//! refusal, requests of the same kind that need at least as much work are skipped.
 
 mod line;
 
@@ -14,45 +14,46 @@ use line::{Key, Line, Rank};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 
-/// How often a place that someone else took first is asked for again, each time afresh.
+/// Most attempts to place one request in a poll while other threads take the capacity first.
 const RACES_MAX: u32 = 3;
 
-/// What became of a job that waited. It has left the queue, except where [`Outcome::Place`] was
+/// The result for a waiting job. The job has left the queue, except where [`Outcome::Place`] was
 /// answered with [`Took::No`].
 #[derive(Debug)]
 pub enum Outcome<'a> {
-    /// There is room: [`Choice::Prefill`] or [`Choice::Whole`]. Reserve it before answering.
+    /// A backend has capacity: [`Choice::Prefill`] or [`Choice::Whole`]. Reserve it before
+    /// answering.
     Place(&'a Job, Choice),
-    /// Its queue deadline has come.
+    /// The queue deadline has passed.
     Expired(Job),
-    /// No backend can take it.
+    /// No backend can take the job.
     Nowhere(Job, NowhereReason),
 }
 
-/// The answer to an [`Outcome`]. It counts for [`Outcome::Place`] only.
+/// The answer to an [`Outcome`]; only the answer to [`Outcome::Place`] has an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Took {
-    /// The room is reserved, or the job needs none any more.
+    /// The capacity is reserved, or the job needs none any more.
     Yes,
-    /// Someone else has taken the room: the job stays.
+    /// Another request has taken the capacity; the job stays in the queue.
     No,
 }
 
-/// As many wait as may.
+/// The queue has reached its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue is full: {limit} requests wait")]
 pub struct QueueFull {
-    /// How many may wait.
+    /// Most jobs that may wait.
     pub limit: usize,
 }
 
-/// The requests that wait for their first leg, of all pools.
+/// The requests of all pools that wait for their first leg.
 #[derive(Debug)]
 pub struct DeadlineQueue {
     waiting: BTreeMap<RequestId, Waiting>,
     lines: BTreeMap<PoolId, Line>,
     expiries: BTreeSet<Key>,
-    /// Offered since the last poll: what their prefill costs is not known yet.
+    /// Jobs offered since the last poll, whose prefill work is not estimated yet.
     fresh: Vec<RequestId>,
     limit: usize,
 }
@@ -60,26 +61,26 @@ pub struct DeadlineQueue {
 #[derive(Debug)]
 struct Waiting {
     job: Job,
-    /// Prefill work on the best backend of its pool, when it was first polled.
+    /// Prefill work on the backend of the pool that needs least, estimated at the first poll.
     work: Seconds,
-    /// Since when it is hopeless.
+    /// Latest feasible start; afterwards the job belongs to the late class.
     latest_start: Moment,
     rank: Rank,
 }
 
-/// What a try came to.
+/// Result of an attempt to place a job.
 enum Tried {
     Left,
     Refused,
 }
 
 impl DeadlineQueue {
-    /// An empty queue for as many as [`Params::default`] says.
+    /// Returns an empty queue with the default limit of [`Params`].
     pub fn new() -> DeadlineQueue {
         DeadlineQueue::with_limit(Params::default().queue_max)
     }
 
-    /// An empty queue for at most `limit` jobs.
+    /// Returns an empty queue for at most `limit` jobs.
     pub fn with_limit(limit: usize) -> DeadlineQueue {
         DeadlineQueue {
             waiting: BTreeMap::new(),
@@ -90,10 +91,10 @@ impl DeadlineQueue {
         }
     }
 
-    /// Let a job wait. Ids are unique: a second one of the same id replaces the first.
+    /// Adds a job. Ids are unique: a second job with the same id replaces the first.
     ///
     /// # Errors
-    /// [`QueueFull`] if as many wait as may.
+    /// [`QueueFull`] if the queue has reached its limit.
     pub fn offer(&mut self, job: Job) -> Result<(), QueueFull> {
         self.remove(job.id);
         if self.waiting.len() >= self.limit {
@@ -108,13 +109,14 @@ impl DeadlineQueue {
         Ok(())
     }
 
-    /// Its client has left. Says whether it was waiting.
+    /// Removes the job of a client that has left. Returns whether it was waiting.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         self.remove(id).is_some()
     }
 
-    /// Place what fits now, and let go those that have waited too long or can go nowhere. `fleet`
-    /// must show what `on` has reserved by the time `on` returns.
+    /// Places the jobs that fit now, and removes those that have passed their queue deadline or
+    /// that no backend can take. `fleet` must show the capacity that `on` has reserved by the time
+    /// `on` returns.
     pub fn poll(
         &mut self,
         params: &Params,
@@ -132,17 +134,17 @@ impl DeadlineQueue {
         self.lines.retain(|_, line| !line.is_empty());
     }
 
-    /// When a poll is needed even if nothing happens.
+    /// Returns when a poll is due without any event: the earliest queue deadline.
     pub fn next_deadline(&self) -> Option<Moment> {
         self.expiries.first().map(|(deadline, _)| *deadline)
     }
 
-    /// How many wait.
+    /// Returns the number of waiting jobs.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Does nobody wait?
+    /// Returns whether no job waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -177,7 +179,7 @@ impl DeadlineQueue {
         }
     }
 
-    /// What the new ones cost, and until when they can make their deadline.
+    /// Estimates the prefill work and the latest feasible start of new jobs.
     fn estimate(&mut self, params: &Params, fleet: &impl Fleet) {
         for id in std::mem::take(&mut self.fresh) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
@@ -210,7 +212,8 @@ impl DeadlineQueue {
         on: &mut impl FnMut(Outcome<'_>) -> Took,
     ) {
         let mut walks = [Walk::new(Rank::Hopeful, params), Walk::new(Rank::Hopeless, params)];
-        // What refuses the hopeless may take the others.
+        // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
+        // only late ones.
         let mut refused = [Refused::default(), Refused::default()];
         loop {
             let Some(line) = self.lines.get(&pool) else { return };
@@ -277,10 +280,10 @@ impl Default for DeadlineQueue {
     }
 }
 
-/// One pass over a line's jobs of one rank, in order.
+/// One pass over the jobs of one rank, in order.
 struct Walk {
     rank: Rank,
-    /// The last one that was passed over.
+    /// The last job that was skipped or refused.
     behind: Option<Key>,
     at: Option<Key>,
     left: usize,
@@ -291,7 +294,7 @@ impl Walk {
         Walk { rank, behind: None, at: None, left: params.look_ahead.max(1) }
     }
 
-    /// Returns the first request that was not passed over.
+    /// Returns the first request that was not skipped or refused.
     fn next(&mut self, line: &Line) -> Option<RequestId> {
         if self.left == 0 {
             return None;
@@ -306,8 +309,8 @@ impl Walk {
     }
 }
 
-/// The least work that found no room in this poll, by whether it may be split: what needs no less
-/// will find none either.
+/// The least work that was refused in this poll, by whether the job may be split. Jobs that need at
+/// least as much are refused too.
 #[derive(Default)]
 struct Refused {
     may: Option<Seconds>,
@@ -331,9 +334,10 @@ impl Refused {
     }
 }
 
-/// A job's prefill work on the backend that would need least, were it idle, and what comes between
-/// its end and the first token: where engines only prefill, a hand-off and the decode engine's next
-/// step, which takes up to the TPOT target. 0 if there is none.
+/// Returns a job's prefill work on the backend that needs least, if idle, and the time from the end
+/// of that work to the first token: where engines only prefill, a hand-off and the next step of the
+/// decode engine, which takes up to the TPOT target; otherwise 0. Both are 0 without an open
+/// backend.
 fn least_work(params: &Params, job: &Job, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(params.sample).map(|index| backends[index]);

@@ -1,4 +1,4 @@
-//! Who leaves the queue, when, and in which order.
+//! Tests of the EDF queue: order, deadlines and outcomes.
 
 use super::*;
 use crate::placement::fixture::{Engines, idle, job, prefilling, streaming};
@@ -9,7 +9,7 @@ fn at(seconds: f64) -> Moment {
     Moment::START + Seconds(seconds)
 }
 
-/// A job whose first token is due, and which is refused, so many seconds after the start.
+/// A job with its TTFT deadline and its queue deadline, in seconds after the start.
 fn due(id: u64, prompt: u64, ttft: f64, refused: f64) -> Job {
     Job { ttft_deadline: at(ttft), queue_deadline: at(refused), ..job(id, prompt) }
 }
@@ -29,7 +29,7 @@ enum Left {
     Nowhere(u64),
 }
 
-/// Polls, reserving what is placed.
+/// Polls and reserves the placed jobs.
 fn poll(queue: &mut DeadlineQueue, now: Moment, engines: &Engines) -> Vec<Left> {
     let mut left = Vec::new();
     queue.poll(&Params::default(), now, engines, |outcome| {
@@ -50,13 +50,13 @@ fn full() -> Engines {
     Engines::new(vec![prefilling(Role::Mixed, 1.0)])
 }
 
-/// Room for one prefill after the other: all that ran is done.
+/// Settles all prefill work, so that one prefill fits.
 fn make_room(engines: &Engines) {
     engines.change(0, |load| *load = idle(load.role));
 }
 
 #[test]
-fn the_earliest_deadline_goes_first() {
+fn the_earliest_deadline_is_placed_first() {
     let engines = full();
     let mut queue = queue([due(1, 2500, 3.0, 9.0), due(2, 2500, 1.0, 9.0), due(3, 2500, 2.0, 9.0)]);
     assert_eq!(poll(&mut queue, at(0.0), &engines), []);
@@ -68,8 +68,8 @@ fn the_earliest_deadline_goes_first() {
 }
 
 #[test]
-fn where_engines_only_prefill_hope_ends_a_hand_off_and_a_step_earlier() {
-    // 2500 tokens: 186 ms, and 53 ms until their first token.
+fn the_latest_feasible_start_includes_the_hand_off_and_one_decode_step() {
+    // 2500 tokens take 186 ms, and 53 ms more until their first token.
     let order = |role: Role, now: f64| {
         let engines = Engines::new(vec![prefilling(role, 1.0), idle(Role::Decode)]);
         engines.change(1, |load| load.prefill = Seconds(1.0));
@@ -84,9 +84,9 @@ fn where_engines_only_prefill_hope_ends_a_hand_off_and_a_step_earlier() {
 }
 
 #[test]
-fn those_that_can_no_longer_make_it_go_last() {
+fn the_late_class_is_placed_last() {
     let engines = full();
-    // 30,000 tokens take three seconds: hopeless from the start, though due first.
+    // 30,000 tokens take three seconds: late from the start, although the deadline is the earliest.
     let mut queue = queue([due(1, 30_000, 1.0, 9.0), due(2, 2500, 2.0, 9.0)]);
     for next in [2, 1] {
         make_room(&engines);
@@ -95,9 +95,9 @@ fn those_that_can_no_longer_make_it_go_last() {
 }
 
 #[test]
-fn hope_is_lost_when_the_work_no_longer_fits_before_the_deadline() {
+fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
     let engines = full();
-    // Its 2500 tokens take 186 ms.
+    // 2500 tokens take 186 ms.
     let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
     poll(&mut queue, at(0.0), &engines);
     make_room(&engines);
@@ -105,7 +105,7 @@ fn hope_is_lost_when_the_work_no_longer_fits_before_the_deadline() {
 }
 
 #[test]
-fn the_hopeless_get_their_share_of_the_work_and_no_more() {
+fn the_late_class_receives_exactly_its_share_of_the_work() {
     let engines = full();
     let mut queue = DeadlineQueue::new();
     let hopeless = 0..1000;
@@ -114,7 +114,7 @@ fn the_hopeless_get_their_share_of_the_work_and_no_more() {
     }
     let mut work = [0.0, 0.0];
     for round in 0..2000u64 {
-        // Hopeful ones never run out.
+        // Feasible jobs are always waiting.
         queue.offer(due(10_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
         queue.offer(due(20_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
         make_room(&engines);
@@ -128,7 +128,7 @@ fn the_hopeless_get_their_share_of_the_work_and_no_more() {
 }
 
 #[test]
-fn a_short_one_passes_a_long_one_that_does_not_fit() {
+fn a_short_job_overtakes_a_long_one_that_does_not_fit() {
     let busy = prefilling(Role::Prefill, 1.0);
     let engines = Engines::new(vec![busy, streaming(Role::Decode, 30, 0.08)]);
     let mut queue = queue([due(1, 5000, 1.0, 9.0), due(2, 800, 2.0, 9.0)]);
@@ -137,7 +137,7 @@ fn a_short_one_passes_a_long_one_that_does_not_fit() {
 }
 
 #[test]
-fn who_waits_too_long_is_refused_even_if_there_is_room() {
+fn a_job_past_its_queue_deadline_is_refused_even_with_free_capacity() {
     let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 1.0, 7.0)]);
     assert_eq!(queue.next_deadline(), Some(at(5.0)));
     assert_eq!(poll(&mut queue, at(5.0), &full()), [Left::Expired(1)]);
@@ -145,7 +145,7 @@ fn who_waits_too_long_is_refused_even_if_there_is_room() {
 }
 
 #[test]
-fn without_a_usable_backend_everybody_is_told_at_once() {
+fn without_a_usable_backend_all_jobs_are_refused_at_once() {
     let engines = Engines::new(vec![crate::placement::Load { usable: false, ..idle(Role::Mixed) }]);
     let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 0.0, 7.0)]);
     let left = poll(&mut queue, at(0.5), &engines);
@@ -154,7 +154,7 @@ fn without_a_usable_backend_everybody_is_told_at_once() {
 }
 
 #[test]
-fn a_job_whose_place_was_taken_by_another_waits_on() {
+fn a_job_that_lost_a_race_for_capacity_stays_in_the_queue() {
     let engines = Engines::new(vec![idle(Role::Mixed)]);
     let mut queue = queue([due(1, 2000, 1.0, 5.0)]);
     let mut asked = 0;
@@ -167,7 +167,7 @@ fn a_job_whose_place_was_taken_by_another_waits_on() {
 }
 
 #[test]
-fn a_full_queue_says_so() {
+fn a_full_queue_returns_an_error() {
     let mut queue = DeadlineQueue::with_limit(1);
     assert_eq!(queue.offer(job(1, 10)), Ok(()));
     assert_eq!(queue.offer(job(2, 10)), Err(QueueFull { limit: 1 }));
@@ -176,7 +176,7 @@ fn a_full_queue_says_so() {
 }
 
 #[test]
-fn what_waits_is_known_by_pool_and_returns_to_nothing() {
+fn waiting_jobs_are_counted_by_pool_down_to_zero() {
     let elsewhere = Job { pool: PoolId(1), ..job(3, 2000) };
     let mut queue = queue([job(1, 2000), job(2, 2000), elsewhere]);
     assert_eq!((queue.waiting(PoolId(0)), queue.waiting(PoolId(1))), (2, 1));
@@ -189,7 +189,7 @@ fn what_waits_is_known_by_pool_and_returns_to_nothing() {
 }
 
 #[test]
-fn a_full_pool_is_quick_to_poll_however_many_wait() {
+fn polling_a_full_pool_reads_few_loads_whatever_the_queue_length() {
     let engines = Engines::new(vec![prefilling(Role::Mixed, 1.0); 8]);
     let jobs = (0..5000).map(|id| due(id, 100 + id * 7919 % 9000, 1.0 + id as f64, 1e6));
     let mut queue = queue(jobs);
@@ -212,7 +212,7 @@ enum Operation {
     Cancel(u64),
     MakeRoom(usize),
     Toggle(usize),
-    /// Time passes; every third place is lost to a race.
+    /// Advances the time and polls; every third placement loses a race.
     Poll(f64),
 }
 
@@ -229,7 +229,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// A queue and all that ever happened to it.
+/// A queue and the history of its operations.
 struct World {
     queue: DeadlineQueue,
     engines: Engines,

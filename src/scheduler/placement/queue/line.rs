@@ -1,37 +1,38 @@
-//! Those that wait for one pool: two orders, their sums, and whose turn it is.
+//! The waiting jobs of one pool: the feasible and the late class in their orders, and the share of
+//! work of each.
 
 use super::Waiting;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use tidegate_types::{Moment, RequestId, Seconds};
 
-/// When, and whose.
+/// A time and the request that it belongs to.
 pub(super) type Key = (Moment, RequestId);
 
-/// Of the work owed to the hopeless no more is remembered than this.
+/// Upper bound of the work owed to the late class.
 const OWED_MAX: Seconds = Seconds(10.0);
-/// A share of all would leave nothing to the others.
+/// Upper bound of the share of the late class: a share of 1 would leave no work to feasible jobs.
 const SHARE_MAX: f64 = 0.95;
 
-/// Can it still make its TTFT deadline?
+/// Whether a job can still meet its TTFT deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rank {
-    /// Yes, if it starts soon.
+    /// Feasible: it meets the deadline if it starts by its latest feasible start.
     Hopeful,
-    /// No.
+    /// Late class: it misses the deadline.
     Hopeless,
 }
 
-/// The jobs of one pool.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    /// By TTFT deadline.
+    /// Feasible jobs by TTFT deadline.
     hopeful: BTreeSet<Key>,
-    /// The same jobs by when they become hopeless.
+    /// Feasible jobs by latest feasible start.
     starts: BTreeSet<Key>,
-    /// By arrival.
+    /// Late jobs by arrival.
     hopeless: BTreeSet<Key>,
-    /// Work the hopeless may have before the others go on; below 0 they have had more than theirs.
+    /// Work that the late class may receive before feasible jobs continue. Negative after it has
+    /// received more than its share.
     owed: Seconds,
 }
 
@@ -64,12 +65,12 @@ impl Line {
         self.hopeful.len() + self.hopeless.len()
     }
 
-    /// One that should have started before `now` to make its deadline.
+    /// Returns a job whose latest feasible start is before `now`.
     pub(super) fn first_start_before(&self, now: Moment) -> Option<RequestId> {
         self.starts.first().filter(|(start, _)| *start < now).map(|(_, id)| *id)
     }
 
-    /// The next job of a rank behind `key`, or its first.
+    /// Returns the next job of a rank after `key`, or the first.
     pub(super) fn after(&self, rank: Rank, key: Option<Key>) -> Option<Key> {
         let order = match rank {
             Rank::Hopeful => &self.hopeful,
@@ -85,7 +86,7 @@ impl Line {
         self.owed > Seconds::ZERO
     }
 
-    /// `work` of a rank was placed while the other rank may be waiting too.
+    /// Accounts for `work` placed for a rank while the other rank may be waiting too.
     pub(super) fn account(&mut self, rank: Rank, work: Seconds, share: f64) {
         let share = share.clamp(0.0, SHARE_MAX);
         match rank {
@@ -93,7 +94,7 @@ impl Line {
             Rank::Hopeful => {
                 self.owed = (self.owed + work * (share / (1.0 - share))).min(OWED_MAX);
             }
-            // While nobody else waits it costs nobody anything.
+            // Without feasible jobs in the queue, late work is not charged to the share.
             Rank::Hopeless if self.hopeful.is_empty() => {}
             Rank::Hopeless => self.owed -= work,
         }
