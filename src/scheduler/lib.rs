@@ -1,4 +1,4 @@
-//! The scheduler: where a request goes, when, and which role each engine has.
+//! The scheduler: the route and the start of each request, and the role of each engine.
 //!
 //! - [`cost`]: cost models of prefill, decode and hand-off, fitted online; the prefix index
 //! - [`inflight`]: the in-flight charges of each backend, settled when dropped

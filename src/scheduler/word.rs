@@ -1,17 +1,17 @@
-//! An atomic word behind a trait, so that the same code runs on the platform's atomics and, in
-//! tests, on shuttle's, which explore the orders in which threads may interleave.
+//! An atomic 64-bit word behind a trait, so that the same code runs on the platform's atomics and,
+//! in tests, on shuttle's, which explore the possible interleavings of threads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A shared word. The prefix index reads "word, holders, word" and needs ordered loads and stores;
-/// counters stand alone and are relaxed.
+/// A shared 64-bit word. The prefix index reads "word, holders, word" and needs ordered loads and
+/// stores; counters are independent of each other and relaxed.
 pub trait Word: Default {
-    /// A word with this value.
+    /// Returns a word with this value.
     fn new(value: u64) -> Self;
-    /// Acquires: a reader that saw a holder written by a replacement sees at least the word that
-    /// the replacement had stored before.
+    /// Loads with acquire ordering: a reader that sees a holder written by a replacement sees at
+    /// least the word that the replacement stored before.
     fn load(&self) -> u64;
-    /// Releases.
+    /// Stores with release ordering.
     fn store(&self, value: u64);
     /// Stores `to` if the value is `from`; returns whether it did.
     fn swap_if(&self, from: u64, to: u64) -> bool;
@@ -19,10 +19,10 @@ pub trait Word: Default {
     fn fetch_add(&self, value: u64) -> u64;
     /// Subtracts, relaxed.
     fn sub(&self, value: u64);
-    /// The value, relaxed.
+    /// Returns the value, relaxed.
     fn count(&self) -> u64;
-    /// Stores what `change` returns, relaxed, until no other thread comes between; returns whether
-    /// it returned a value.
+    /// Stores the result of `change`, relaxed, and repeats if another thread writes in between.
+    /// Returns whether `change` returned a value.
     fn update(&self, change: impl FnMut(u64) -> Option<u64>) -> bool;
 }
 

@@ -1,21 +1,24 @@
-//! Which side each engine of a mixed fleet is better at, and what every split of the fleet serves if
-//! engines are put where they are better. It must never decide a split.
+//! Comparative advantage of each engine in a mixed fleet, and the capacity of every split if
+//! engines take the side they are better at. `decide` chooses the split.
 //!
-//! Prefill is bound by compute and decode by memory, so an older accelerator loses more of the one
-//! than of the other: of H100 and A100 the first prefills 3.2 and decodes 1.6 times as fast. What
-//! counts is the ratio of the two times, against the group's: comparative advantage (Ricardo).
+//! Prefill is bound by compute and decode by memory, so an older accelerator is slower at both in
+//! different proportion: an H100 prefills 3.2 times and decodes 1.6 times as fast as an A100. The
+//! criterion is the ratio of the two times, relative to the group's: comparative advantage
+//! (Ricardo).
 
 use tidegate_types::{Seconds, Tokens};
 
 use crate::planner::observation::BackendObservation;
 
-/// What an engine is compared by: a prompt of so many tokens, and a step of so many streams of them.
+/// Reference work for the comparison: a prompt of this many tokens, and a step of this many streams
+/// of that size.
 const PROMPT: Tokens = Tokens(1000);
 const STREAMS: u32 = 16;
-/// Engines whose ratios differ by less than this are alike: fitted costs are never equal.
+/// Engines whose ratios differ by less than this factor are equal: fitted costs always differ a
+/// little.
 const ALIKE: f64 = 1.25;
 
-/// The side an engine is better at than the others of its group.
+/// The side on which an engine has a comparative advantage within its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Aptitude {
     Prefill,
@@ -23,23 +26,23 @@ pub(super) enum Aptitude {
     Decode,
 }
 
-/// What each split serves, by its number of prefill engines, from none to all.
+/// Capacity of each split, by its number of prefill engines, from none to all.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Splits {
-    /// Prefill work a second, in seconds of a mean engine.
+    /// Prefill work per second, in seconds of a mean engine.
     pub(super) serves: Vec<f64>,
-    /// Streams that fit.
+    /// Decode capacity in streams.
     pub(super) places: Vec<f64>,
 }
 
-/// Of each engine, in order.
+/// Returns the aptitude of each engine, in the given order.
 pub(super) fn aptitudes(engines: &[&BackendObservation]) -> Vec<Aptitude> {
     let ratios: Vec<f64> = engines.iter().map(|engine| ratio(engine)).collect();
     let mut sorted = ratios.clone();
     sorted.sort_by(f64::total_cmp);
     let middle = match sorted.len() {
         0 => return Vec::new(),
-        // Of a fleet in two halves the median lies between them.
+        // In a fleet of two equal halves the median lies between them.
         len => (sorted[(len - 1) / 2] * sorted[len / 2]).sqrt(),
     };
     let aptitude = |ratio: &f64| match ratio / middle {
@@ -50,7 +53,8 @@ pub(super) fn aptitudes(engines: &[&BackendObservation]) -> Vec<Aptitude> {
     ratios.iter().map(aptitude).collect()
 }
 
-/// How much dearer a decode step is than a prefill: high where prefills are cheap.
+/// Ratio of the time of a decode step to that of a prefill: high on engines that are relatively
+/// fast at prefill.
 fn ratio(engine: &BackendObservation) -> f64 {
     let step = engine.decode_model.step(STREAMS, Tokens(PROMPT.get() * u64::from(STREAMS)));
     step / prefill(engine).max(Seconds(1e-9))
@@ -61,8 +65,9 @@ fn prefill(engine: &BackendObservation) -> Seconds {
 }
 
 impl Splits {
-    /// Replaces the split in force by what its engines serve: a fit that is off may leave a decode
-    /// engine room for a quarter of the streams of its peers, and placement goes by that engine.
+    /// Replaces the capacity of the split in force by that of its actual engines. An inaccurate fit
+    /// may leave a decode engine capacity for a quarter of its peers' streams, and placement
+    /// follows that fit.
     pub(super) fn put_in_force(
         &mut self,
         engines: &[&BackendObservation],
@@ -89,7 +94,8 @@ fn mean_prefill(engines: &[&BackendObservation]) -> f64 {
     sum / engines.len().max(1) as f64
 }
 
-/// What the splits of `engines` serve, where `carries` streams fit into each.
+/// Returns the capacity of all splits of `engines`; `carries` is the decode capacity of each engine
+/// in streams.
 pub(super) fn splits(engines: &[&BackendObservation], carries: &[f64]) -> Splits {
     let aptitudes = aptitudes(engines);
     let mut order: Vec<usize> = (0..engines.len()).collect();
@@ -112,7 +118,7 @@ mod tests {
     use crate::cost::{DecodeModel, PrefillModel};
     use crate::planner::tests::backend;
 
-    /// An engine that prefills and decodes at so many times the usual cost.
+    /// An engine with these multiples of the default prefill and decode costs.
     fn engine(slot: u16, prefill: f64, decode: f64) -> BackendObservation {
         let (p, d) = (PrefillModel::default(), DecodeModel::default());
         let prefill_model = PrefillModel {
@@ -135,9 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_is_the_ratio_and_not_the_speed() {
+    fn aptitude_depends_on_the_ratio_of_costs_and_not_on_speed() {
         use Aptitude::{Decode, Either, Prefill};
-        // A100 beside H100; then an engine that is slower at both alike, and noise of a fit.
+        // A100 beside H100; then an engine that is equally slower at both, and noise of a fit.
         let (new, old) = (|slot| engine(slot, 1.0, 1.0), |slot| engine(slot, 3.2, 1.6));
         check(&[old(0), new(1), old(2), new(3)], &[Decode, Prefill, Decode, Prefill]);
         check(&[new(0), new(1), new(2), old(3)], &[Either, Either, Either, Decode]);
@@ -146,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_put_engines_where_they_are_better() {
+    fn splits_assign_engines_by_comparative_advantage() {
         let engines = [engine(0, 3.0, 1.5), engine(1, 1.0, 1.0)];
         let engines: Vec<&BackendObservation> = engines.iter().collect();
         let Splits { serves, places } = splits(&engines, &[80.0, 100.0]);
@@ -157,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_split_in_force_is_what_its_engines_serve() {
+    fn the_split_in_force_has_the_capacity_of_its_actual_engines() {
         let engines = [engine(0, 3.0, 1.5), engine(1, 1.0, 1.0)];
         let engines: Vec<&BackendObservation> = engines.iter().collect();
         let carries = [80.0, 100.0];

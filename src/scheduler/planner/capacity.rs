@@ -20,7 +20,8 @@ pub(super) struct Loads {
 
 /// KV tokens of a stream before any was observed: a prompt of a thousand tokens.
 const KV_PRIOR: Tokens = Tokens(1000);
-/// Weight of the arrived requests' mean KV, in live streams: a single long prompt is no mean.
+/// Weight of the arrived requests' mean KV, in live streams, so that one long prompt does not set
+/// the mean.
 const ARRIVED_WEIGHT: u64 = 8;
 /// Loads with a smaller sum, in engines, count as no demand.
 const IDLE: f64 = 1e-3;

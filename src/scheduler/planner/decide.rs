@@ -1,9 +1,9 @@
-//! The roles, and why.
+//! The roles, and the reasons.
 //!
-//! Each group is decided for itself: pins and launch flags first, then one usable backend for each
-//! role, then the demand. Engines whose role the proxy alone decides (`Instant`) move in the plan;
-//! those that switch by themselves (`DrainThenCall`) are on their way for seconds, and count as what
-//! they are becoming.
+//! Each group is decided separately, in this order: pins and launch flags, one usable backend for
+//! each role, demand. Engines whose role the proxy alone changes (`Instant`) flip with the plan.
+//! Engines that switch by themselves (`DrainThenCall`) need seconds, and count in the pool of their
+//! new role meanwhile.
 
 use crate::cost::DecodeModel;
 use serde::Serialize;
@@ -19,24 +19,24 @@ use crate::planner::reason::{Cause, Reason};
 use crate::planner::shadow::Tick;
 use crate::planner::state::State;
 
-/// What the planner says.
+/// Result of a planner run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Decision {
-    /// Every backend's role by slot, if any changes.
+    /// Every backend's role by slot; `None` if no role changes.
     pub roles: Option<Vec<Role>>,
     /// One reason for each change.
     pub reasons: Vec<Reason>,
 }
 
 impl Decision {
-    /// Whose role changes, and to what.
+    /// Returns the backends whose role changes, with the new role.
     pub fn flips(&self) -> Vec<(BackendId, Role)> {
         self.reasons.iter().map(|reason| (reason.backend, reason.to)).collect()
     }
 }
 
-/// Roles to start with, before any traffic: half of each group prefills, a lone engine does both,
-/// and what cannot move has the one role it can have.
+/// Returns the roles at cold start, before any traffic: half of each group prefills, a lone engine
+/// is mixed, and a backend that cannot flip gets the one role that it can have.
 pub fn initial(observation: &Observation) -> Vec<Role> {
     let role = |backend: &BackendObservation| backend.pinned.unwrap_or(only_role(backend));
     let mut roles: Vec<Role> = observation.backends.iter().map(role).collect();
@@ -56,10 +56,11 @@ pub fn initial(observation: &Observation) -> Vec<Role> {
     roles
 }
 
-/// Of a group's engines so many may be away to switch their role at once, but always one.
+/// One engine in this many of a group may be away for a role switch at once, and always at least
+/// one.
 const AWAY_SHARE: usize = 4;
 
-/// Which role each backend should have now.
+/// Returns the roles at `now`, with reasons, and the state for the next run.
 pub fn plan(
     params: &Params,
     now: Moment,
@@ -104,7 +105,7 @@ pub fn plan(
     (Decision { roles, reasons }, state)
 }
 
-/// A plan in the making.
+/// The plan under construction.
 struct Draft<'a> {
     params: &'a Params,
     now: Moment,
@@ -135,8 +136,8 @@ impl Draft<'_> {
         }
     }
 
-    /// One usable backend for each role where the flags allow it, without waiting for any dwell:
-    /// requests have nowhere to go.
+    /// Keeps one usable backend for each role where the flags allow it. The dwell does not apply:
+    /// without such a backend requests cannot be placed.
     fn keep_minimum(&mut self, members: &[&BackendObservation]) {
         let there = |b: &&BackendObservation| b.usable && b.becoming.is_none();
         let usable: Vec<_> = members.iter().copied().filter(there).collect();
@@ -161,8 +162,8 @@ impl Draft<'_> {
             if usable.iter().any(|backend| takes(self.role(backend))) || coming(takes) {
                 continue;
             }
-            // Not the only one on the other side, or that would be empty next; and if that is all
-            // there is, only an engine that can do both.
+            // The last engine of the other side is taken only if it may be mixed, so that no side
+            // becomes empty.
             let others = usable.iter().filter(|b| other(self.role(b))).count();
             let last = |b: &BackendObservation| others == 1 && other(self.role(b));
             let key = |b: &&&BackendObservation| (last(b), burden(b));
@@ -174,8 +175,9 @@ impl Draft<'_> {
         self.give_sides(&free, &usable, &count);
     }
 
-    /// An engine that did both while it was alone, or nothing while it was kept out, takes the side
-    /// with fewer engines; one that an operator has just put there rests first.
+    /// Assigns a side to an engine that was mixed while it was alone, or draining while it was out
+    /// of service: the side with fewer engines. An engine that an operator has just moved rests for
+    /// the dwell first.
     fn give_sides(
         &mut self,
         free: &[&BackendObservation],
@@ -203,7 +205,7 @@ impl Draft<'_> {
         }
     }
 
-    /// Move engines to the split that has lost the fewest requests.
+    /// Flips engines towards the split that the counterfactual model advises.
     fn follow_demand(
         &mut self,
         group: usize,
@@ -242,7 +244,7 @@ impl Draft<'_> {
             .filter(|(b, _)| b.allowed.contains(to))
             .filter(|(b, _)| !self.rests(self.state.flipped_at[b.id.index()]))
             .collect();
-        // Those that are better at the new role, then those that leave the least behind.
+        // Engines with an advantage in the new role first, then those with the fewest streams.
         let suits = |aptitude: Aptitude| match to {
             Role::Prefill => aptitude as u8,
             _ => u8::MAX - aptitude as u8,
@@ -263,13 +265,13 @@ impl Draft<'_> {
         }
     }
 
-    /// Is `at` less than a dwell ago?
+    /// Returns whether `at` is less than a dwell ago.
     fn rests(&self, at: Option<Moment>) -> bool {
         at.is_some_and(|at| self.now - at < self.params.dwell)
     }
 }
 
-/// What happened to a group since the last look.
+/// Returns the demand of a group since the last run, with its capacity.
 fn tick(
     params: &Params,
     average: &DemandAverage,
@@ -319,8 +321,9 @@ fn tick(
     }
 }
 
-/// Can its role be changed, and has no operator fixed it? An engine that was to switch and is left
-/// draining is broken: an operator must see to it.
+/// Returns whether the planner may change the role: the engine is able, and no operator has pinned
+/// it. A `DrainThenCall` engine that is draining without a new role has failed to switch and needs
+/// an operator.
 fn moves(backend: &BackendObservation) -> bool {
     let able = match backend.capability {
         RoleCapability::Instant => true,
@@ -333,13 +336,13 @@ fn moves(backend: &BackendObservation) -> bool {
         && backend.allowed.contains(Role::Decode)
 }
 
-/// Is it given nothing, and on its way to no role?
+/// Returns whether the backend is draining without a new role.
 fn is_out(backend: &BackendObservation) -> bool {
     backend.role == Role::Draining && backend.becoming.is_none()
 }
 
-/// Does it count in the sizes of the pools? One that an operator keeps out, or that is broken, does
-/// not.
+/// Returns whether the backend counts in the pool sizes. A backend that an operator keeps out, or
+/// whose switch has failed, does not.
 fn counts(backend: &BackendObservation) -> bool {
     if is_out(backend) {
         return false;
@@ -347,14 +350,14 @@ fn counts(backend: &BackendObservation) -> bool {
     moves(backend) || backend.pinned.is_some() || !backend.allowed.contains(Role::Mixed)
 }
 
-/// The role of a backend that cannot choose.
+/// Returns the role of a backend that has no choice of roles.
 fn only_role(backend: &BackendObservation) -> Role {
     let preferred = [Role::Mixed, Role::Decode, Role::Prefill];
     preferred.into_iter().find(|role| backend.allowed.contains(*role)).unwrap_or(Role::Draining)
 }
 
-/// How much a backend's present work would suffer from a flip: streams that would share steps with
-/// prefill chunks, then prefill work in milliseconds.
+/// Cost of a flip to the backend's present work: streams that would share steps with prefill
+/// chunks, then prefill work in milliseconds.
 fn burden(backend: &BackendObservation) -> (u32, u64) {
     (backend.streams, backend.prefill.as_millis() as u64)
 }

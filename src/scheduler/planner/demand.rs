@@ -1,15 +1,15 @@
-//! Rates from counts: an exponentially weighted mean over irregular intervals that is right from
-//! the first sample on. Both the counts and the time they took fade; the rate is their quotient.
+//! Rates from counts: an exponentially weighted mean over irregular intervals that is unbiased from
+//! the first sample on. The counts and the elapsed time decay alike; the rate is their quotient.
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::planner::observation::GroupDemand;
 
-/// What arrived in less than this is taken to be a second's, in seconds.
+/// Shortest time that a rate is averaged over, in seconds.
 const LEAST: f64 = 1.0;
 
-/// Faded sums of one group.
+/// Exponentially decayed sums of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DemandAverage {
     seconds: f64,
@@ -21,11 +21,11 @@ pub struct DemandAverage {
 }
 
 impl DemandAverage {
-    /// This average after `elapsed` more, in which `demand` arrived.
+    /// Returns the average after a further `elapsed` in which `demand` arrived.
     #[must_use]
     pub fn after(self, elapsed: Seconds, demand: &GroupDemand, window: Seconds) -> DemandAverage {
         if elapsed <= Seconds::ZERO {
-            // The first look: what arrived before it took an unknown time.
+            // First run: the duration in which this demand arrived is unknown.
             return self;
         }
         let keep = (-elapsed.get() / window.get().max(1e-3)).exp();
@@ -38,39 +38,40 @@ impl DemandAverage {
         }
     }
 
-    /// Engines that the arriving prefill work keeps busy: engine-seconds a second.
+    /// Prefill load: arriving prefill work in engine-seconds per second, which is the number of
+    /// engines it keeps busy.
     pub fn prefill_load(&self) -> f64 {
         self.per_second(self.prefill)
     }
 
-    /// Output tokens a second that the arriving requests will emit.
+    /// Expected output tokens per second of the arriving requests.
     pub fn output_rate(&self) -> f64 {
         self.per_second(self.output)
     }
 
-    /// Requests a second.
+    /// Arrival rate in requests per second.
     pub fn request_rate(&self) -> f64 {
         self.per_second(self.requests)
     }
 
-    /// Prefill work of a mean request, in engine-seconds; 0 before any came.
+    /// Mean prefill work of a request, in engine-seconds; 0 before the first request.
     pub fn mean_work(&self) -> f64 {
         if self.requests > 0.0 { self.prefill / self.requests } else { 0.0 }
     }
 
-    /// Output tokens of a mean request; 0 before any came.
+    /// Mean output tokens of a request; 0 before the first request.
     pub fn mean_output(&self) -> f64 {
         if self.requests > 0.0 { self.output / self.requests } else { 0.0 }
     }
 
-    /// KV tokens of a mean stream; `None` before any request came. It is forgotten like the rates: a
-    /// planner that went on with the prompts of an hour ago would size decode memory for them.
+    /// Mean KV tokens of a stream; `None` before the first request. It decays like the rates: with
+    /// a mean over all time, decode memory would be sized for prompts of an hour ago.
     pub fn mean_kv(&self) -> Option<f64> {
         (self.requests > 0.0 && self.kv > 0.0).then(|| self.kv / self.requests)
     }
 
     fn per_second(&self, sum: f64) -> f64 {
-        // A burst in the first moments is no rate.
+        // A burst in the first moments does not make a rate.
         sum / self.seconds.max(LEAST)
     }
 }

@@ -1,9 +1,9 @@
-//! Every role keeps a usable backend.
+//! Tests that every role keeps a usable backend.
 
 use super::*;
 
 #[test]
-fn a_lost_role_is_filled_at_once_and_a_lone_survivor_does_both() {
+fn a_lost_role_is_filled_at_once_and_a_lone_engine_becomes_mixed() {
     let mut bench = Bench::of(3);
     let prefills: Vec<usize> =
         (0..3).filter(|slot| bench.seen.backends[*slot].role == Role::Prefill).collect();
@@ -21,7 +21,7 @@ fn a_lost_role_is_filled_at_once_and_a_lone_survivor_does_both() {
     for backend in &mut bench.seen.backends {
         backend.usable = true;
     }
-    // It serves whole requests until it has rested.
+    // It stays mixed until the dwell is over.
     bench.now = bench.now + bench.params.dwell;
     bench.tick(|_| {});
     bench.check_invariants();
@@ -30,7 +30,7 @@ fn a_lost_role_is_filled_at_once_and_a_lone_survivor_does_both() {
 
 #[test]
 fn filling_an_empty_role_does_not_empty_the_other() {
-    // Found by a property test: of two engines left, one was kept out by a pin.
+    // Found by a property test: one of the two remaining engines was pinned to draining.
     let mut bench = Bench::of(6);
     bench.seen.backends[3].pinned = Some(Role::Draining);
     bench.tick(|_| {});
@@ -43,7 +43,7 @@ fn filling_an_empty_role_does_not_empty_the_other() {
 }
 
 #[test]
-fn an_unpinned_engine_does_not_leave_its_role_empty() {
+fn unpinning_an_engine_leaves_no_role_empty() {
     // Found by a property test.
     let mut bench = Bench::new(
         (0..5)
@@ -66,7 +66,7 @@ fn an_unpinned_engine_does_not_leave_its_role_empty() {
 }
 
 #[test]
-fn a_lost_role_is_filled_by_one_switch_and_one_that_failed_is_left_alone() {
+fn a_lost_role_is_filled_by_one_switch_and_a_failed_engine_is_not_moved() {
     let mut bench = switching(4);
     for slot in [1, 3] {
         bench.seen.backends[slot].usable = false;
@@ -75,7 +75,7 @@ fn a_lost_role_is_filled_by_one_switch_and_one_that_failed_is_left_alone() {
         bench.tick(|_| {});
     }
     assert_eq!((bench.away(), bench.flips), (1, 1), "{:?}", bench.journal);
-    // It answered that it cannot go back either.
+    // The engine has failed to switch back too.
     let broken = bench.seen.backends.iter_mut().find(|b| b.becoming.is_some()).unwrap();
     broken.becoming = None;
     let id = broken.id;

@@ -1,18 +1,19 @@
-//! Which role each backend should have: demand and capacity in, roles with reasons out.
+//! The planner: roles with reasons from demand and capacity.
 //!
-//! - [`observation`]: what it gets to see
-//! - [`params`]: what the operator may set
-//! - [`state`]: what it remembers between two runs
+//! - [`observation`]: the input
+//! - [`params`]: the parameters
+//! - [`state`]: the state between two runs
 //! - [`demand`]: rates from counts
 //! - `capacity`: load of a group on each side, and the streams that an engine carries
-//! - `aptitude`: which side each engine of a mixed fleet is better at
-//! - `shadow`: what every other split would have cost
-//! - [`decide`]: the roles, and why
-//! - [`reason`]: a flip's cause and numbers, for the journal
-//! - [`recording`]: all it saw and decided, to be decided again
+//! - `aptitude`: comparative advantage of each engine in a mixed fleet
+//! - `shadow`: the counterfactual losses of every split
+//! - [`decide`]: the roles, and the reasons
+//! - [`reason`]: cause and numbers of a flip, for the journal
+//! - [`recording`]: recorded inputs and decisions, and their replay
 //!
-//! It must never read a clock, keep state of its own or draw a random number: the live proxy, the
-//! simulator and a replayed journal get the same decisions from the same inputs.
+//! The planner reads no clock, draws no random number and keeps its state in a value that the
+//! caller passes. The live proxy, the simulator and a replayed journal therefore get the same
+//! decisions from the same inputs.
 
 mod aptitude;
 mod capacity;

@@ -1,60 +1,61 @@
-//! What the planner gets to see: every backend now, and each group's demand since the last look.
+//! Input of the planner: the state of every backend, and the demand of each group since the last
+//! run.
 
 use crate::cost::{DecodeModel, PrefillModel};
 use serde::{Deserialize, Serialize};
 use tidegate_types::{BackendId, GroupId, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
-/// One backend.
+/// State of one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendObservation {
-    /// Its slot; observations come in the order of slots, without gaps.
+    /// Its slot. Observations are ordered by slot, without gaps.
     pub id: BackendId,
-    /// Whom it may hand KV cache to.
+    /// The compatibility group: backends that may hand KV cache to each other.
     pub group: GroupId,
     /// The roles its launch flags allow.
     pub allowed: RoleSet,
-    /// Who may change its role.
+    /// How its role can be changed.
     pub capability: RoleCapability,
-    /// The role an operator fixed.
+    /// The role to which an operator has pinned it.
     pub pinned: Option<Role>,
-    /// May new work go there?
+    /// Whether new work may be sent to the backend.
     pub usable: bool,
     /// Its role in the plan in force.
     pub role: Role,
-    /// The role that it is about to have, while it drains and switches (`DrainThenCall`): until then
-    /// it takes nothing.
+    /// The role that the backend will have once it has drained and switched (`DrainThenCall`);
+    /// until then it receives no work.
     #[serde(default)]
     pub becoming: Option<Role>,
-    /// Predicted prefill work sent and unfinished.
+    /// Prefill backlog: predicted prefill work in flight.
     pub prefill: Seconds,
-    /// Streams that decode there.
+    /// Decode streams in flight.
     pub streams: u32,
-    /// Most streams at once.
+    /// Most concurrent streams.
     pub streams_max: u32,
     /// KV tokens of those streams.
     pub kv: Tokens,
-    /// KV tokens that fit.
+    /// KV tokens that fit into memory; 0 if unknown.
     pub kv_capacity: Tokens,
-    /// What a prefill costs there.
+    /// Cost model of a prefill on this backend.
     pub prefill_model: PrefillModel,
-    /// What a decode step costs there.
+    /// Cost model of a decode step on this backend.
     pub decode_model: DecodeModel,
-    /// Does it run whole requests (prefill and decode) in its present role? SGLang's disaggregated
-    /// engines do not, so no prefill uses the idle time of a decode engine there.
+    /// Whether the backend runs whole requests (prefill and decode) in its present role. SGLang's
+    /// disaggregated engines do not, so no prefill uses the idle time of a decode engine there.
     #[serde(default = "yes")]
     pub runs_whole: bool,
 }
 
-/// Recordings of earlier versions do not have the field.
+/// Default for recordings of earlier versions, which lack the field.
 fn yes() -> bool {
     true
 }
 
-/// One group's demand. Counts are fractional: a group's demand is its share of its pool's, and at a
-/// plan every 2 to 5 ms most counts are below 1.
+/// Demand of one group. Counts are fractional: a group's demand is its share of its pool's, and
+/// with a plan every 2 to 5 ms most counts are below 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupDemand {
-    /// Whose.
+    /// The group.
     pub group: GroupId,
     /// Requests that arrived since the last observation.
     pub arrived_requests: f64,
@@ -68,7 +69,7 @@ pub struct GroupDemand {
 }
 
 impl GroupDemand {
-    /// No demand.
+    /// Returns zero demand for a group.
     pub fn none(group: GroupId) -> GroupDemand {
         GroupDemand {
             group,
@@ -80,11 +81,11 @@ impl GroupDemand {
     }
 }
 
-/// The fleet at one moment.
+/// State of the fleet at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
-    /// By slot.
+    /// Backends by slot.
     pub backends: Vec<BackendObservation>,
-    /// By group; a group that is not named has no demand.
+    /// Demand by group; a group that is missing has no demand.
     pub groups: Vec<GroupDemand>,
 }

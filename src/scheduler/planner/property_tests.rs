@@ -1,4 +1,4 @@
-//! What no plan ever does, whatever happens.
+//! Invariants of every plan under arbitrary events.
 
 use super::*;
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ fn happens() -> impl Strategy<Value = Happens> {
 }
 
 proptest! {
-    // A failure becomes a test of its own in tests.rs.
+    // Failures are added as tests in tests.rs.
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
@@ -85,11 +85,11 @@ proptest! {
     fn a_steady_load_settles(count in 2..16_u16, prefill in 0.05..0.9_f64, decode in 0.05..0.9_f64) {
         let mut bench = Bench::of(count);
         let n = f64::from(count);
-        // A split that is too small by little is seen to be so only after a while.
+        // A split that is slightly too small shows regret only after a while.
         let marginal = |load: f64| (0.8..1.5).contains(&load);
         prop_assume!(!marginal(prefill * n / 2.0 / (n / 2.0).floor()));
         prop_assume!(!marginal(decode * n / 2.0 / (n / 2.0).ceil()));
-        // Both sides together within capacity.
+        // The sum of both loads is within capacity.
         let (prefill, streams) = (prefill * n / 2.0, decode * n / 2.0 * 200.0);
         let mut work = 0.0;
         let mut steady = |bench: &mut Bench| {

@@ -1,9 +1,9 @@
-//! A flip's cause and the numbers it was decided from.
+//! Cause of a flip, and the numbers behind the decision.
 
 use serde::Serialize;
 use tidegate_types::{BackendId, Role};
 
-/// Why a role changed.
+/// Cause of a role change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -11,16 +11,16 @@ pub enum Cause {
     PrefillShort,
     /// The decode pool is too small for the demand.
     DecodeShort,
-    /// A role would have been without a usable backend.
+    /// A role would have had no usable backend.
     MinimumPerRole,
-    /// An operator fixed it.
+    /// An operator has pinned the role.
     Pinned,
-    /// Its role is not one that its launch flags allow.
+    /// The launch flags of the engine do not allow its role.
     NotAllowed,
 }
 
 impl Cause {
-    /// The word in journals and metrics.
+    /// Returns the identifier used in journals and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Cause::PrefillShort => "prefill_short",
@@ -32,17 +32,17 @@ impl Cause {
     }
 }
 
-/// Why one backend's role changes.
+/// Reason for the flip of one backend.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
-    /// Whose.
+    /// The backend.
     pub backend: BackendId,
-    /// What it had.
+    /// The role before.
     pub from: Role,
-    /// What it gets.
+    /// The role after.
     pub to: Role,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// The numbers behind it, by name; engines unless the name says otherwise.
+    /// The numbers behind the decision, by name; in engines unless the name says otherwise.
     pub numbers: Vec<(&'static str, f64)>,
 }

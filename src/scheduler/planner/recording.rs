@@ -1,6 +1,6 @@
-//! What the planner saw and decided, as lines of a recording, and the same again from the lines. It must
-//! never decide anything itself: a replay that differs from its recording is a bug, or another
-//! version's planner.
+//! Recording of the planner's inputs and decisions as lines, and the replay of a recording. A
+//! replay that differs from its recording is a bug or comes from a different version of the
+//! planner.
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -11,54 +11,54 @@ use crate::planner::observation::Observation;
 use crate::planner::params::Params;
 use crate::planner::state::State;
 
-/// One line.
+/// One line of a recording.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line<'a> {
-    /// It begins with nothing learned.
+    /// Start with an empty state and these parameters.
     Begins(Cow<'a, Params>),
-    /// It planned.
+    /// A run of the planner.
     Planned {
-        /// When.
+        /// The time.
         at: Moment,
-        /// What it saw.
+        /// The input.
         seen: Cow<'a, Observation>,
-        /// Whose roles it changed, and to what.
+        /// The decided flips: backends and their new roles.
         flips: Vec<(BackendId, Role)>,
     },
-    /// A role changed otherwise: by hand, or at the end of a switch.
+    /// A role change other than by a plan: by an operator, or at the end of a switch.
     Flipped {
-        /// When.
+        /// The time.
         at: Moment,
-        /// Whose.
+        /// The backend.
         backend: BackendId,
     },
 }
 
-/// A replay that came to another decision.
+/// A plan whose replay gives another decision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Differs {
-    /// When.
+    /// The time.
     pub at: Moment,
-    /// What was recorded.
+    /// The recorded flips.
     pub recorded: Vec<(BackendId, Role)>,
-    /// What the planner decides now.
+    /// The flips in the replay.
     pub replayed: Vec<(BackendId, Role)>,
 }
 
-/// What a replay came to.
+/// Summary of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// Plans made.
+    /// Number of plans.
     pub plans: u64,
-    /// Roles they changed.
+    /// Number of flips.
     pub flips: u64,
 }
 
-/// Make every plan of a recording again.
+/// Repeats every plan of a recording.
 ///
 /// # Errors
-/// The first plan that differs.
+/// [`Differs`] for the first plan whose flips differ.
 pub fn replay<'a>(lines: impl IntoIterator<Item = Line<'a>>) -> Result<Replayed, Differs> {
     let (mut params, mut state) = (Params::default(), State::default());
     let mut replayed = Replayed::default();

@@ -18,42 +18,42 @@ use tidegate_types::{Seconds, Tokens};
 
 use crate::planner::aptitude::Splits;
 
-/// What happened since the last look, and what engines are like.
+/// Demand since the last tick, and the capacity of the engines.
 #[derive(Clone, Debug)]
 pub(super) struct Tick {
-    /// Since the last look.
+    /// Time since the last tick.
     pub(super) elapsed: Seconds,
-    /// Usable engines that may have either role.
+    /// Usable engines that may take either role.
     pub(super) engines: usize,
     /// Prefill work that arrived, in engine-seconds.
     pub(super) work: f64,
-    /// Prefill work that arrived over about one TTFT, this tick's included: see [`Tick::lingers`].
+    /// Prefill work that arrived over about one TTFT, in engine-seconds, this tick included: see
+    /// [`Tick::lingers`].
     pub(super) recent_work: f64,
-    /// Prefill work of a mean request.
+    /// Prefill work of a mean request, in engine-seconds.
     pub(super) mean_work: f64,
-    /// Streams that there will be if requests go on arriving as they do: by Little's law, at the TPOT
-    /// target.
+    /// Streams in equilibrium at the present arrival rate: Little's law at the TPOT target.
     pub(super) due: f64,
-    /// Requests that arrived.
+    /// Requests that arrived since the last tick.
     pub(super) requests: f64,
-    /// Requests that arrive a second: a mean over the demand window.
+    /// Arrival rate in requests per second: mean over the demand window.
     pub(super) request_rate: f64,
-    /// Tokens of a mean answer.
+    /// Mean output tokens of a request.
     pub(super) mean_output: f64,
-    /// How long demand is watched before it is known.
+    /// The demand window.
     pub(super) window: Seconds,
-    /// What a role switch takes that engines make themselves once they are idle; `None`: the proxy
-    /// alone decides, and nothing is drained.
+    /// Duration of a role switch that the engine makes itself once it is idle (`DrainThenCall`).
+    /// `None`: the proxy alone changes roles, and no engine is drained.
     pub(super) switch: Option<Seconds>,
     /// Streams in the group.
     pub(super) streams: f64,
-    /// What each split serves within the targets.
+    /// Capacity of each split within the targets.
     pub(super) splits: Splits,
     /// KV tokens of a mean stream.
     pub(super) mean_kv: Tokens,
     /// The mean engine's decode step.
     pub(super) decode: DecodeModel,
-    /// How long one prefill chunk takes.
+    /// Duration of one prefill chunk.
     pub(super) chunk: Seconds,
     /// The TTFT target.
     pub(super) ttft: Seconds,
@@ -61,7 +61,7 @@ pub(super) struct Tick {
     pub(super) tpot: Seconds,
     /// Share of a decode engine's idle time that short prefills use.
     pub(super) spill: f64,
-    /// How long the past counts.
+    /// Time constant of the regret.
     pub(super) memory: Seconds,
 }
 
@@ -70,28 +70,29 @@ pub(super) struct Tick {
 pub(super) struct Shadows {
     /// Prefill work that arrived over about one TTFT, in engine-seconds.
     recent_work: f64,
-    /// By split, from one prefill engine on.
+    /// By split, starting at one prefill engine.
     splits: Vec<Fluid>,
-    /// By split: losses here minus losses there since that split last became better.
+    /// By split: regret, the losses in force minus the losses of that split since it last became
+    /// better.
     #[serde(default)]
     regret: Vec<f64>,
-    /// The advised split: prefill engines.
+    /// The advised split, in prefill engines.
     #[serde(default)]
     at: usize,
-    /// The split was changed otherwise than by a plan; the next tick starts from there.
+    /// Whether the split was changed other than by a plan; the next tick starts from the new one.
     moved: bool,
 }
 
-/// The work of one split.
+/// Fluid model of one split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Fluid {
-    /// Prefill work that waits, in engine-seconds.
+    /// Queued prefill work, in engine-seconds.
     prefill: f64,
-    /// Prefill work that came too late, over about one TTFT.
+    /// Prefill work that missed the TTFT target over about one TTFT, in engine-seconds.
     late: f64,
 }
 
-/// The split to have.
+/// The advised split.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Advice {
     /// Prefill engines.
@@ -100,21 +101,21 @@ pub(super) struct Advice {
     pub(super) move_costs: f64,
 }
 
-/// What it costs to change the role of one engine, in requests lost.
+/// Switching cost of one engine, in lost requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Costs {
     to_prefill: f64,
     to_decode: f64,
 }
 
-/// Of the streams that chunks without a pause would lose, a flip costs as many requests as this share:
-/// placement keeps prompts from them while they have no slack, so it is prompts that are late. Seen in
-/// the simulator; a third or twice as much changes no figure of docs/evaluation.md by more than half a
-/// point.
+/// A flip from decode costs this share of the streams that uninterrupted prefill chunks would make
+/// late. Placement sends no prompts to those streams while they have no slack, so it is prompts
+/// that are late. Value observed in the simulator; a third of it or twice as much changes no figure
+/// of docs/evaluation.md by more than half a point.
 const HELD_UP: f64 = 0.5;
-/// Splits whose losses differ by less than this share of the requests are as good as each other.
+/// Deadband: a difference in losses below this share of the requests is a tie.
 const NOISE: f64 = 0.002;
-/// No move is free, or the fleet would follow every flutter.
+/// Least switching cost, in requests. At 0 the fleet would follow every fluctuation of the demand.
 const MOVE_MIN: f64 = 0.5;
 
 impl Shadows {
@@ -169,7 +170,7 @@ impl Shadows {
 }
 
 impl Costs {
-    /// Of going from one number of prefill engines to another.
+    /// Switching cost between two numbers of prefill engines.
     fn of(self, from: usize, to: usize) -> f64 {
         let each = if to > from { self.to_prefill } else { self.to_decode };
         each * to.abs_diff(from) as f64
@@ -177,8 +178,8 @@ impl Costs {
 }
 
 impl Tick {
-    /// Requests that a split with so many prefill engines loses in this tick. Those it loses are
-    /// served when nothing else waits: they leave the fluid.
+    /// Returns the requests that a split with this many prefill engines loses in this tick. Lost
+    /// requests are served when nothing else waits, so their work leaves the fluid model.
     fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
         let decodes = (self.engines - prefills) as f64;
         let elapsed = self.elapsed.get();
@@ -195,48 +196,50 @@ impl Tick {
         let late = fluid.late / self.recent_work.max(1e-9);
         let untimely = self.requests * longest_share(late.clamp(0.0, 1.0));
 
-        // The streams that the present requests will become must find places; and those there are
-        // would have to decode in any split.
+        // The streams that result from the present requests need decode capacity. The streams that
+        // run now count in every split.
         let crowd = self.soon().max(self.streams).max(places).max(1e-9);
         let crowded_out = self.requests * (1.0 - places / crowd);
         untimely + crowded_out
     }
 
-    /// Streams that there will be a demand window from now: as far ahead as is looked back. Answers of
-    /// a thousand tokens fill a fleet in the better part of a minute, and may have ended coming then.
+    /// Expected streams one demand window ahead: the forecast reaches as far as the measurement.
+    /// Answers of a thousand tokens fill a fleet in the better part of a minute, and their arrivals
+    /// may have ended by then.
     fn soon(&self) -> f64 {
         let life = (self.mean_output * self.tpot.get()).max(1e-3);
         let near = 1.0 - (-self.window.get() / life).exp();
         self.streams.min(self.due) + (self.due - self.streams).max(0.0) * near
     }
 
-    /// How long the last of a decode engine's streams goes on, in seconds. Of n remaining lengths that
-    /// are exponential with mean m the longest is m·(ln n + 0.58).
+    /// Expected remaining duration of the last stream of a decode engine, in seconds. The longest
+    /// of n exponential remaining lengths with mean m is m·(ln n + 0.58).
     fn last_stream(&self, prefills: usize) -> f64 {
         let decodes = self.engines.saturating_sub(prefills).max(1) as f64;
         let streams = (self.streams / decodes).max(1.0);
         self.mean_output * self.tpot.get() * (streams.ln() + 0.58)
     }
 
-    /// What remains of a sum over one TTFT.
+    /// Decay factor of a sum over one TTFT in this tick.
     pub(super) fn lingers(&self) -> f64 {
         (-self.elapsed.get() / self.ttft.get().max(1e-3)).exp()
     }
 
-    /// A decode step with so many streams, in seconds.
+    /// Duration of a decode step with this many streams, in seconds.
     fn step(&self, streams: f64) -> f64 {
         let kv = Tokens((streams * self.mean_kv.as_f64()) as u64);
         self.decode.step(streams as u32, kv).get()
     }
 
-    /// What a change of role costs.
+    /// Returns the switching costs.
     ///
-    /// An engine that leaves decode keeps its streams. One of them, anywhere in its answer, is lost if
-    /// the chunks that hold up its remaining tokens take more than the slack its past tokens have
-    /// earned. An engine that leaves prefill finishes a chunk. Neither is free: one request.
+    /// Instant flip: an engine that leaves decode keeps its streams. A stream at a random point of
+    /// its answer is lost if the prefill chunks delay its remaining tokens by more than the slack
+    /// that its past tokens have earned. An engine that leaves prefill finishes a chunk. The least
+    /// cost is [`MOVE_MIN`].
     ///
-    /// One that switches by itself loses no stream, but is away until its last one has ended, and
-    /// then for the switch; meanwhile the requests of its share may be lost.
+    /// Switch by the engine itself: no stream is lost, but the engine is away until its last stream
+    /// has ended, and then for the switch; meanwhile its share of the requests may be lost.
     fn costs(&self, prefills: usize) -> Costs {
         if let Some(switch) = self.switch {
             let away = |drain: f64| {

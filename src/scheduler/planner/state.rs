@@ -1,4 +1,4 @@
-//! What the planner remembers between two runs. A value: the caller keeps it and hands it back.
+//! State of the planner between two runs: a value that the caller keeps and passes back.
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::{BackendId, Moment};
@@ -6,20 +6,20 @@ use tidegate_types::{BackendId, Moment};
 use crate::planner::demand::DemandAverage;
 use crate::planner::shadow::Shadows;
 
-/// Everything the planner remembers.
+/// The planner's state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// When it last ran.
+    /// Time of the last run.
     pub(super) at: Option<Moment>,
     /// By group.
     pub(super) groups: Vec<GroupState>,
     /// By backend: when its role last changed.
     pub(super) flipped_at: Vec<Option<Moment>>,
-    /// Whose role changed otherwise than by a plan since the last one.
+    /// Backends whose role changed other than by a plan since the last run.
     pub(super) moved: Vec<BackendId>,
 }
 
-/// What it remembers of a group.
+/// State of one group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct GroupState {
     pub(super) demand: DemandAverage,
@@ -27,8 +27,8 @@ pub(super) struct GroupState {
 }
 
 impl State {
-    /// A backend's role changed otherwise than by a plan: an operator's word, or the end of a switch
-    /// that the engine made. The planner lets it rest for the dwell, and starts from the new split.
+    /// Notes a role change other than by a plan: by an operator, or at the end of a switch that the
+    /// engine made. The backend rests for the dwell, and the planner continues from the new split.
     pub fn flipped(&mut self, backend: BackendId, now: Moment) {
         self.make_room(backend.index() + 1, 0);
         self.flipped_at[backend.index()] = Some(now);

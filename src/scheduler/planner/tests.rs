@@ -38,7 +38,7 @@ fn demand(group: u16) -> GroupDemand {
     GroupDemand::none(GroupId(group))
 }
 
-/// A fleet that is planned for tick by tick.
+/// A fleet that is planned tick by tick.
 struct Bench {
     params: Params,
     now: Moment,
@@ -65,7 +65,7 @@ impl Bench {
         Bench::new((0..count).map(backend).collect())
     }
 
-    /// Plan after one more tick in which `demand` happened.
+    /// Runs the planner after one more tick with `demand`.
     fn tick(&mut self, demand: impl FnOnce(&mut GroupDemand)) {
         self.now = self.now + TICK;
         self.seen.groups[0] = self::demand(0);
@@ -95,7 +95,7 @@ impl Bench {
         }
     }
 
-    /// Engines that switch by themselves have done so.
+    /// Completes the role switches in progress.
     fn switched(&mut self) {
         for backend in &mut self.seen.backends {
             backend.role = backend.becoming.take().unwrap_or(backend.role);
@@ -134,7 +134,7 @@ impl Bench {
     }
 }
 
-/// Engines that drain and then switch by themselves, half of them in either role.
+/// Engines that drain and switch by themselves (`DrainThenCall`), half of them in each role.
 fn switching(count: u16) -> Bench {
     let allowed = RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode);
     let backends = (0..count).map(|slot| BackendObservation {
@@ -149,7 +149,7 @@ fn switching(count: u16) -> Bench {
     bench
 }
 
-/// `load` engines' worth of prefill work a tick.
+/// Prefill work per tick that keeps `load` engines busy.
 fn prefill_work(load: f64) -> impl FnOnce(&mut GroupDemand) {
     move |demand| {
         demand.arrived_requests = 2.0;
@@ -159,7 +159,7 @@ fn prefill_work(load: f64) -> impl FnOnce(&mut GroupDemand) {
     }
 }
 
-/// Answers, short ones, that keep so many streams busy at the TPOT target.
+/// Short answers that keep this many streams busy at the TPOT target.
 fn decode_work(streams: f64) -> impl FnOnce(&mut GroupDemand) {
     move |demand| {
         demand.arrived_requests = 10.0;
@@ -170,7 +170,7 @@ fn decode_work(streams: f64) -> impl FnOnce(&mut GroupDemand) {
 }
 
 #[test]
-fn a_fleet_starts_half_and_half_and_a_lone_engine_does_both() {
+fn a_cold_start_splits_in_half_and_a_lone_engine_is_mixed() {
     assert_eq!(Bench::of(8).count(Role::Prefill), 4);
     assert_eq!(Bench::of(1).count(Role::Mixed), 1);
     let fixed = RoleSet::EMPTY.with(Role::Mixed);
@@ -183,7 +183,7 @@ fn a_fleet_starts_half_and_half_and_a_lone_engine_does_both() {
 }
 
 #[test]
-fn engines_go_where_the_work_is_and_come_back() {
+fn engines_follow_a_shift_in_demand_and_return() {
     let mut bench = Bench::of(8);
     for _ in 0..400 {
         bench.tick(prefill_work(6.0));
@@ -200,7 +200,7 @@ fn engines_go_where_the_work_is_and_come_back() {
 }
 
 #[test]
-fn a_burst_is_answered_at_once_though_the_average_is_low() {
+fn a_burst_flips_engines_at_once_even_if_the_average_is_low() {
     let mut bench = Bench::of(8);
     for _ in 0..100 {
         bench.tick(decode_work(600.0));
@@ -217,7 +217,7 @@ fn a_burst_is_answered_at_once_though_the_average_is_low() {
 }
 
 #[test]
-fn shifts_that_end_too_soon_are_sat_out_and_one_that_lasts_is_followed() {
+fn short_shifts_are_ignored_and_a_persistent_one_is_followed() {
     let mut bench = Bench::of(8);
     let phase = |bench: &mut Bench, seconds: f64, prefill: bool| {
         for backend in &mut bench.seen.backends {
@@ -232,7 +232,7 @@ fn shifts_that_end_too_soon_are_sat_out_and_one_that_lasts_is_followed() {
         }
         bench.flips - flips
     };
-    // Twenty alternations in: what it learned is to stay.
+    // After twenty alternations the roles stay as they are.
     for turn in 0..40 {
         phase(&mut bench, 8.0, turn % 2 == 0);
     }
@@ -244,7 +244,7 @@ fn shifts_that_end_too_soon_are_sat_out_and_one_that_lasts_is_followed() {
 }
 
 #[test]
-fn engines_that_switch_by_themselves_go_a_few_at_a_time_and_only_for_a_shift_that_lasts() {
+fn drain_then_call_engines_switch_a_few_at_a_time_and_only_for_a_persistent_shift() {
     let mut bench = switching(8);
     for _ in 0..40 {
         bench.tick(prefill_work(5.5));
@@ -261,7 +261,7 @@ fn engines_that_switch_by_themselves_go_a_few_at_a_time_and_only_for_a_shift_tha
 }
 
 #[test]
-fn decode_engines_whose_memory_is_full_get_company() {
+fn full_decode_memory_flips_an_engine_to_decode() {
     let mut bench = Bench::of(8);
     // One more stream of 12,000 tokens would not fit within nine tenths of the memory.
     for backend in bench.seen.backends.iter_mut().filter(|b| b.role == Role::Decode) {
@@ -277,8 +277,8 @@ fn decode_engines_whose_memory_is_full_get_company() {
 }
 
 #[test]
-fn streams_that_are_long_in_coming_move_engines_only_when_they_are_near() {
-    // Answers of a minute that would fill more than four decode engines, were they to go on coming.
+fn streams_forecast_beyond_the_demand_window_flip_no_engine() {
+    // Answers of a minute that would fill more than four decode engines if they kept arriving.
     let arrive = |bench: &mut Bench| {
         bench.tick(|demand| {
             decode_work(1100.0)(demand);
@@ -301,7 +301,7 @@ fn streams_that_are_long_in_coming_move_engines_only_when_they_are_near() {
 }
 
 #[test]
-fn a_few_streams_more_than_are_planned_for_are_no_reason_to_give_a_busy_prefill_engine_away() {
+fn a_slight_decode_overload_does_not_flip_a_busy_prefill_engine() {
     let mut bench = Bench::of(4);
     for tick in 0..1200 {
         let each = if tick < 400 { 150 } else { 225 };
@@ -317,7 +317,7 @@ fn a_few_streams_more_than_are_planned_for_are_no_reason_to_give_a_busy_prefill_
 }
 
 #[test]
-fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
+fn a_role_set_by_an_operator_is_kept_without_demand_against_it() {
     let mut bench = Bench::of(6);
     for _ in 0..20 {
         bench.tick(prefill_work(0.2));
@@ -333,7 +333,7 @@ fn what_an_operator_moved_is_not_moved_back_without_a_reason() {
 }
 
 #[test]
-fn of_two_kinds_of_engines_those_go_that_are_better_at_the_new_role() {
+fn in_a_mixed_fleet_engines_flip_by_comparative_advantage() {
     let slow_prefill = |b: BackendObservation| {
         let per_token = b.prefill_model.per_token * 3.0;
         let prefill_model = crate::cost::PrefillModel { per_token, ..b.prefill_model };
@@ -354,7 +354,7 @@ fn of_two_kinds_of_engines_those_go_that_are_better_at_the_new_role() {
 }
 
 #[test]
-fn one_engine_kept_out_does_not_stop_the_others() {
+fn an_engine_pinned_to_draining_does_not_block_other_flips() {
     let mut bench = Bench::of(8);
     bench.seen.backends[0].pinned = Some(Role::Draining);
     for _ in 0..400 {
@@ -364,7 +364,7 @@ fn one_engine_kept_out_does_not_stop_the_others() {
 }
 
 #[test]
-fn the_engine_with_the_fewest_streams_goes_first() {
+fn the_engine_with_the_fewest_streams_flips_first() {
     let mut bench = Bench::of(4);
     for (slot, streams) in [(2, 9), (3, 2)] {
         bench.seen.backends[slot].streams = streams;
@@ -390,8 +390,8 @@ fn the_journal_of_a_short_day() {
             _ => bench.tick(|_| {}),
         }
     }
-    // Reviewed: decode at first, then prefill as the average follows the shift, then rest: an idle
-    // fleet keeps its roles.
+    // Reviewed: decode at first, then prefill as the average follows the shift, then no change: an
+    // idle fleet keeps its roles.
     let expected = [
         "2.05 0 prefill>decode decode_short",
         "11.85 0 decode>prefill prefill_short",
@@ -414,7 +414,7 @@ fn a_recorded_run_replays_to_the_same_decisions() {
         for line in &recorded {
             let (now, seen): (Moment, Observation) = serde_json::from_str(line).unwrap();
             let (decision, next) = plan(&bench.params, now, &seen, &state);
-            // The state survives a journal too.
+            // The state survives serialization too.
             state = serde_json::from_str(&serde_json::to_string(&next).unwrap()).unwrap();
             decisions.push(decision);
         }
@@ -424,7 +424,7 @@ fn a_recorded_run_replays_to_the_same_decisions() {
 }
 
 #[test]
-fn prompts_that_no_longer_come_are_forgotten() {
+fn the_mean_kv_forgets_old_prompts() {
     let mut bench = Bench::of(8);
     let with_kv = |kv: f64| {
         move |demand: &mut GroupDemand| {
@@ -443,7 +443,7 @@ fn prompts_that_no_longer_come_are_forgotten() {
 }
 
 #[test]
-fn prefills_beside_streams_are_counted_on_only_where_engines_run_whole_requests() {
+fn spill_capacity_counts_only_on_engines_that_run_whole_requests() {
     let prefills = |runs_whole: bool| {
         let mut bench = Bench::of(8);
         for backend in &mut bench.seen.backends {
@@ -461,12 +461,12 @@ fn prefills_beside_streams_are_counted_on_only_where_engines_run_whole_requests(
 }
 
 #[test]
-fn a_decode_engine_that_carries_less_than_its_peers_gets_company() {
+fn a_decode_engine_with_less_capacity_than_its_peers_flips_another_to_decode() {
     let mut bench = Bench::of(8);
     for (slot, backend) in bench.seen.backends.iter_mut().enumerate() {
         backend.role = if slot == 6 { Role::Decode } else { Role::Prefill };
     }
-    // It has room for 70 streams, each of its peers for 210.
+    // It carries 70 streams, each of its peers 210.
     let alone = &mut bench.seen.backends[6];
     alone.decode_model.per_stream = Seconds(200e-6);
     (alone.streams, alone.kv) = (70, Tokens(70_000));
