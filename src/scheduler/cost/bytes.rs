@@ -1,19 +1,19 @@
-//! Prompt tokens where no `tokenizer.json` is there: a regression on what kinds of bytes a text is
-//! made of, fitted online to the engine's own count. It never reads text as text: invalid UTF-8 is
-//! as good as any.
+//! Estimated prompt tokens without a `tokenizer.json`: a regression on the kinds of bytes in a
+//! text, fitted online to the engine's own count. The text is not decoded: invalid UTF-8 is
+//! accepted.
 
 use crate::cost::robust::Robust;
 use tidegate_types::Tokens;
 
 const FEATURES: usize = 9;
 
-/// Tokens for each feature before anything was learned: a robust least squares fit to 2,200 pieces
-/// of English, code, markup and data of 400 B to 40 KB in o200k, a 200,000-token byte-level BPE
+/// Tokens per feature before any observation: a robust least squares fit to 2,200 pieces of
+/// English, code, markup and data of 400 B to 40 KB in o200k, a 200,000-token byte-level BPE
 /// (relative error on as many others: median 5 %, 95th percentile 20 %). The constant is a chat
-/// template's, the last two are set between the scripts that share them.
+/// template's; the last two are compromises between the scripts that share them.
 const PRIOR: [f64; FEATURES] = [8.0, 0.58, 0.12, 0.98, 0.10, 0.70, 0.51, 0.60, 0.70];
 
-/// What a text is made of: words, letters, digits, spaces within runs, line ends, punctuation, and
+/// Counts of a text: words, letters, digits, spaces within runs, line ends, punctuation, and
 /// characters of two and of more bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByteFeatures {
@@ -27,13 +27,13 @@ pub struct ByteFeatures {
     wide: u32,
 }
 
-/// Estimates a text's tokens from its [`ByteFeatures`]; learns from exact counts.
+/// Estimates a text's tokens from its [`ByteFeatures`]; fitted to exact counts.
 #[derive(Clone, Debug)]
 pub struct ByteEstimator {
     fit: Robust<FEATURES>,
 }
 
-/// What one byte is.
+/// Class of a byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Kind {
@@ -50,7 +50,7 @@ enum Kind {
     Widest,
     /// Continues a character.
     Rest,
-    /// A letter that begins a word: never in the table, told by the byte before.
+    /// The first letter of a word: not in the table, derived from the previous byte.
     Word,
 }
 
@@ -79,7 +79,7 @@ const fn table() -> [Kind; 256] {
 }
 
 impl ByteFeatures {
-    /// One pass over the text, about a nanosecond a byte.
+    /// Counts the features of a text in one pass, about a nanosecond a byte.
     pub fn from_text(text: &[u8]) -> ByteFeatures {
         let mut counts = [0u32; KINDS];
         let mut previous = Kind::Line;
@@ -104,7 +104,7 @@ impl ByteFeatures {
         }
     }
 
-    /// The features of two texts one after the other, but for a word split between them.
+    /// Returns the features of two consecutive texts; a word split between them counts as two.
     #[must_use]
     pub const fn and(self, other: ByteFeatures) -> ByteFeatures {
         ByteFeatures {
@@ -119,7 +119,7 @@ impl ByteFeatures {
         }
     }
 
-    /// A constant (chat templates add their own tokens), then every count.
+    /// The regression row: a constant (for the chat template's tokens), then every count.
     fn row(&self) -> [f64; FEATURES] {
         let ByteFeatures { words, letters, digits, spaces, lines, marks, narrow, wide } = *self;
         let counts = [words, letters, digits, spaces, lines, marks, narrow, wide];
@@ -136,12 +136,12 @@ impl ByteFeatures {
 }
 
 impl ByteEstimator {
-    /// Knows English and code roughly; learns the rest.
+    /// Returns an estimator with a prior for English and code.
     pub fn new() -> ByteEstimator {
         ByteEstimator { fit: Robust::new(PRIOR) }
     }
 
-    /// About how many tokens: at least 1, 0 for no text.
+    /// Returns the estimated tokens: at least 1, and 0 for an empty text.
     pub fn estimate(&self, features: &ByteFeatures) -> Tokens {
         if features.is_empty() {
             return Tokens::ZERO;
@@ -151,7 +151,7 @@ impl ByteEstimator {
         Tokens(sum.round().max(1.0) as u64)
     }
 
-    /// The engine counted `tokens` in a text of these features.
+    /// Adds an observation: the engine counted `tokens` in a text of these features.
     pub fn observe(&mut self, features: &ByteFeatures, tokens: Tokens) {
         if features.is_empty() {
             return;
@@ -194,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_no_tokens_and_any_text_at_least_one() {
+    fn an_empty_text_has_no_tokens_and_any_other_at_least_one() {
         let estimator = ByteEstimator::new();
         assert_eq!(estimator.estimate(&ByteFeatures::from_text(b"")), Tokens(0));
         assert!(estimator.estimate(&ByteFeatures::from_text(b"\xFF")) >= Tokens(1));
     }
 
     #[test]
-    fn a_language_it_never_saw_is_learned() {
+    fn a_language_outside_the_prior_is_learned() {
         let mut estimator = ByteEstimator::new();
         let text = |n: usize| "漢字かな ".repeat(n);
         // Five quarters of a token a character.

@@ -1,16 +1,17 @@
-//! Hashes of a prompt's blocks, chained: a block's hash covers all before it, so equal hashes mean
-//! equal prefixes. No random seed: two proxies, and a proxy and its journal, agree.
+//! Chained hashes of a prompt's blocks: a block's hash covers all earlier blocks, so equal hashes
+//! mean equal prefixes. There is no random seed, so that replicas of the proxy, and a proxy and its
+//! journal, agree.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The salt of prompts that may share blocks: those of one model and one `cache_salt` (as JSON, with
-/// its quotes; empty without one).
+/// Returns the salt of prompts that may share blocks: those of one model and one `cache_salt` (as
+/// JSON, with its quotes; empty without one).
 pub fn chain_salt(model: &str, cache_salt: &[u8]) -> u64 {
     xxh3_64_with_seed(cache_salt, xxh3_64_with_seed(model.as_bytes(), 0))
 }
 
-/// The hashes of the full blocks of `block` tokens each. `salt` keeps apart prompts that must not
-/// share (another model, another tenant's cache salt). No block of no tokens.
+/// Returns the hashes of the full blocks of `block` tokens each; empty if `block` is 0. `salt`
+/// separates prompts that must not share blocks (another model, another tenant's cache salt).
 pub fn chain_tokens(salt: u64, tokens: &[u32], block: usize) -> Vec<u64> {
     if block == 0 {
         return Vec::new();
@@ -23,7 +24,8 @@ pub fn chain_tokens(salt: u64, tokens: &[u32], block: usize) -> Vec<u64> {
     })
 }
 
-/// The same of bytes, where no tokenizer is there.
+/// Returns the hashes of the full blocks of `block` bytes each, for prompts without a tokenizer;
+/// empty if `block` is 0.
 pub fn chain_bytes(salt: u64, bytes: &[u8], block: usize) -> Vec<u64> {
     if block == 0 {
         return Vec::new();
@@ -32,7 +34,7 @@ pub fn chain_bytes(salt: u64, bytes: &[u8], block: usize) -> Vec<u64> {
 }
 
 /// Most blocks of a prompt that are hashed: a million tokens in blocks of 64. Each is looked up and
-/// inserted on the request path, which takes some 100 ns.
+/// inserted on the request path, which takes about 100 ns.
 const BLOCKS_MAX: usize = 16_384;
 
 fn chain<T>(

@@ -1,9 +1,9 @@
-//! Fits against a synthetic truth.
+//! Tests of the fits against synthetic data.
 
 use super::*;
 use proptest::prelude::*;
 
-/// One size in `[lo, hi)`, evenly in its logarithm, from a number in 0..1.
+/// A size in `[lo, hi)`, log-uniform, from a number in 0..1.
 fn log_between(lo: f64, hi: f64, at: f64) -> u64 {
     (lo * (hi / lo).powf(at)) as u64
 }
@@ -30,7 +30,7 @@ proptest! {
         draws in draws(),
         (base, token, attention) in (0.001..0.03, 5e-6..300e-6, 1e-11..5e-9),
     ) {
-        // No engine's tokens are cheaper: see TOKEN_SHARE_MIN.
+        // No engine has cheaper tokens: see TOKEN_SHARE_MIN.
         let token = f64::max(token, base * TOKEN_SHARE_MIN * 1.2);
         let truth = PrefillModel {
             base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(attention),
@@ -49,8 +49,8 @@ proptest! {
         }
     }
 
-    /// With a knee above a hundred streams so few of these draws lie beyond it that one fit in a
-    /// thousand takes them for outliers, until it has seen more.
+    /// With a knee above a hundred streams, few of these draws lie beyond it, and one fit in a
+    /// thousand treats them as outliers until it has more observations.
     #[test]
     fn a_decode_fit_predicts_within_a_tenth_despite_outliers(
         draws in draws(),
@@ -90,7 +90,7 @@ proptest! {
 }
 
 #[test]
-fn an_engine_that_becomes_twice_as_slow_is_followed() {
+fn a_fit_follows_an_engine_that_becomes_twice_as_slow() {
     let old = PrefillModel::default();
     let new = PrefillModel { per_token: old.per_token * 2.0, base: old.base * 2.0, ..old };
     let mut fit = PrefillFit::default();
@@ -107,7 +107,7 @@ fn an_engine_that_becomes_twice_as_slow_is_followed() {
 }
 
 #[test]
-fn an_hour_of_short_prompts_keeps_what_a_long_one_taught() {
+fn short_prompts_do_not_displace_observations_of_long_ones() {
     let truth = PrefillModel {
         base: Seconds(0.004),
         per_token: Seconds(20e-6),
@@ -128,7 +128,7 @@ fn an_hour_of_short_prompts_keeps_what_a_long_one_taught() {
 }
 
 #[test]
-fn short_prompts_say_nothing_of_attention() {
+fn short_prompts_do_not_change_the_attention_coefficient() {
     let truth = PrefillModel {
         base: Seconds(0.002),
         per_token: Seconds(71e-6),
@@ -136,7 +136,7 @@ fn short_prompts_say_nothing_of_attention() {
     };
     let mut fit = PrefillFit::new(truth);
     for i in 0..500 {
-        // An engine reads its weights however short the prompt, and timers are late.
+        // An engine reads its weights for a short prompt too, and timers are late.
         let (new, late) = (Tokens(20 + i * 37 % 900), Seconds((i * 7 % 11) as f64 * 0.0003));
         fit.observe(new, Tokens(0), truth.predict(new, Tokens(0)).max(Seconds(0.0151)) + late);
     }
@@ -146,7 +146,7 @@ fn short_prompts_say_nothing_of_attention() {
 }
 
 #[test]
-fn a_hand_off_is_learned_from_both_its_parts() {
+fn a_transfer_fit_learns_base_and_cost_per_token() {
     let truth = TransferModel { base: Seconds(0.010), per_token: Seconds(2e-6) };
     let mut fit = TransferFit::default();
     for i in 0..100 {
@@ -161,9 +161,10 @@ fn a_hand_off_is_learned_from_both_its_parts() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Short prompts come in steps of 1 to 60 of them. Each is seen to take as long as its step.
+    /// Short prompts in steps of 1 to 60 of them. The observed duration of each is that of its
+    /// step.
     #[test]
-    fn prompts_that_shared_a_step_teach_what_a_token_costs(
+    fn prompts_in_shared_steps_determine_the_cost_of_a_token(
         sizes in prop::collection::vec((8u64..60, 0.0..1.0f64), 120..300),
         (base, token) in (0.002..0.02, 30e-6..150e-6),
         history in prop::collection::vec(0.0..1.0f64, 0..60),
@@ -173,7 +174,7 @@ proptest! {
         };
         let mut fit = PrefillFit::default();
         for noise in history {
-            // One size and nothing else, on an engine that was slower then.
+            // Prompts of one size only, on an engine that was slower then.
             let took = truth.predict(Tokens(1500), Tokens::ZERO) * 2.0;
             fit.observe(Tokens(1500), Tokens::ZERO, disturb(took, noise, 1.0));
         }
@@ -191,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn a_token_always_costs_something(
+    fn the_cost_of_a_token_stays_above_its_lower_bound(
         observations in prop::collection::vec((1u64..4000, 0.0..0.2f64), 1..200),
     ) {
         let mut fit = PrefillFit::default();
@@ -205,7 +206,7 @@ proptest! {
 }
 
 #[test]
-fn a_bound_teaches_only_a_model_that_is_beyond_it() {
+fn an_interval_observation_changes_only_a_model_outside_it() {
     let batch = PrefillBatch::of(Tokens(1000), Tokens::ZERO);
     let fit_after = |least: f64, most: f64| {
         let mut fit = PrefillFit::default();

@@ -1,78 +1,78 @@
-//! How much of a predicted prefix-cache hit is real. The prefix index says what an engine should
-//! hold; whether the engine then computes it again depends on its flags, its model and its memory.
-//! The share is learned from what the engine reports, or from how long its prefills take.
+//! The real share of a predicted prefix cache hit. The prefix index predicts what an engine holds;
+//! whether the engine computes it again depends on its flags, its model and its memory. The share
+//! is learned from the cached tokens that the engine reports, or from the duration of its prefills.
 
 use tidegate_types::Seconds;
 
-/// An older observation counts this much for each newer one: about the last ten decide, and after
-/// four that contradict the share is nearer to them than to what was before. Not tuned.
+/// Decay per observation: about the last ten determine the share, and after four contradicting
+/// observations it is nearer to them than to the earlier value. Not tuned.
 const KEEPS: f64 = 0.9;
-/// The two hypotheses must differ by this factor before a duration can tell them apart: prefills of
-/// equal size vary by a tenth or two.
+/// Least ratio of the full to the cached prefill time at which a duration can distinguish them:
+/// prefills of equal size vary by 10 to 20 %.
 const CLEAR: f64 = 1.5;
-/// A prefill that is slower than a full one, or faster than a cached one, by this factor says that
-/// the cost model is wrong, and nothing about the cache.
+/// A prefill slower than a full one, or faster than a cached one, by this factor shows that the
+/// cost model is wrong; it is no evidence about the cache.
 const BEYOND: f64 = 1.5;
-/// A share so near to all or nothing is noise of the duration.
+/// Shares this close to 0 or 1 are rounded: the difference is noise of the duration.
 const NEAR: f64 = 0.2;
 
-/// Exponentially forgetting estimate of the real share of predicted hits: a Beta estimate whose
-/// prior, one hit that was real, is forgotten like any observation.
+/// Exponentially decaying estimate of the real share of predicted hits: a Beta estimate whose
+/// prior, one real hit, decays like any observation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HitShare {
     real: f64,
     seen: f64,
 }
 
-/// What a prefill's duration says of a predicted hit.
+/// Evidence about a predicted hit from the duration of a prefill.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HitEvidence {
-    /// The hypotheses are too near to each other.
+    /// The predicted times with and without the hit are too close.
     Unclear,
-    /// The real share of the hit, 0 to 1.
+    /// Real share of the hit, 0 to 1.
     Share(f64),
-    /// Slower than computing everything: the cost model is too cheap.
+    /// Slower than a full prefill: the cost model predicts too little.
     Slower,
-    /// Faster than computing only the rest: the cost model is too dear.
+    /// Faster than a prefill of the uncached rest: the cost model predicts too much.
     Faster,
 }
 
 impl Default for HitShare {
-    /// Believes.
+    /// A share of 1: predictions count in full.
     fn default() -> HitShare {
         HitShare { real: 1.0, seen: 1.0 }
     }
 }
 
 impl HitShare {
-    /// A share that many observations agree on.
+    /// Returns an estimate with the weight of many observations of `share`.
     pub fn known(share: f64) -> HitShare {
         let seen = 1.0 / (1.0 - KEEPS);
         HitShare { real: share.clamp(0.0, 1.0) * seen, seen }
     }
 
-    /// Of a predicted hit, `share` was real. `weight` is 1 for one prefill; senseless values are
-    /// ignored.
+    /// Adds an observation: `share` of a predicted hit was real. `weight` is 1 for one prefill.
+    /// Non-finite values and non-positive weights are ignored.
     pub fn observe(&mut self, share: f64, weight: f64) {
         if !(share.is_finite() && weight.is_finite() && weight > 0.0) {
             return;
         }
         let keeps = KEEPS.powf(weight);
-        // As many observations of weight 1 as `weight` says.
+        // Equivalent to `weight` observations of weight 1.
         let adds = (1.0 - keeps) / (1.0 - KEEPS);
         self.real = self.real * keeps + share.clamp(0.0, 1.0) * adds;
         self.seen = self.seen * keeps + adds;
     }
 
-    /// The share to count on, 0 to 1.
+    /// Returns the estimated share, 0 to 1.
     pub fn share(&self) -> f64 {
         (self.real / self.seen).clamp(0.0, 1.0)
     }
 }
 
 impl HitEvidence {
-    /// A prefill took `took`; with nothing cached it should take `full`, with the predicted hit
-    /// `hit`.
+    /// Returns the evidence of a prefill that took `took`, given the predictions `full` with
+    /// nothing cached and `hit` with the predicted hit.
     pub fn of_duration(full: Seconds, hit: Seconds, took: Seconds) -> HitEvidence {
         let apart = (full - hit).get();
         let sane = took > Seconds::ZERO && hit > Seconds::ZERO;
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn it_starts_believing_and_stops_within_a_few_prefills() {
+    fn the_share_starts_at_one_and_falls_within_a_few_prefills() {
         assert_eq!(after(&[]), 1.0);
         assert!(after(&[0.0]) < 0.5);
         assert!(after(&[0.0; 6]) < 0.12);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_works_again_is_believed_again() {
+    fn the_share_rises_when_the_cache_works_again() {
         let mut shares = vec![0.0; 200];
         shares.extend([1.0; 8]);
         assert!(after(&shares) > 0.5);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_tells_only_where_the_hypotheses_differ_and_one_of_them_fits() {
+    fn a_duration_is_evidence_only_if_the_predictions_differ_and_one_fits() {
         let of =
             |full, hit, took| HitEvidence::of_duration(Seconds(full), Seconds(hit), Seconds(took));
         assert_eq!(of(0.10, 0.08, 0.10), HitEvidence::Unclear);
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_share_stays_a_share_and_follows_what_lasts(
+        fn the_share_stays_within_0_and_1_and_converges(
             before in prop::collection::vec((any::<f64>(), -1.0..20.0f64), 0..60),
             truth in 0.0..1.0f64,
         ) {

@@ -1,11 +1,11 @@
-//! Who holds how much of one prompt: a small value that travels with the request.
+//! The backends that hold a prompt's leading blocks: a small value that travels with the request.
 
 use tidegate_types::BackendId;
 
-/// Holders an index line has room for.
+/// Holders per index line.
 pub(super) const HOLDERS: usize = 7;
 
-/// How many of a prompt's leading blocks each of some backends holds, longest first.
+/// Number of a prompt's leading blocks on each of up to seven backends, longest match first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Matches {
     entries: [(BackendId, u32); HOLDERS],
@@ -13,10 +13,11 @@ pub struct Matches {
 }
 
 impl Matches {
-    /// Nobody holds anything.
+    /// No match.
     pub const NONE: &'static Matches = &Matches { entries: [(BackendId(0), 0); HOLDERS], len: 0 };
 
-    /// From backends and their blocks, each backend once; the longest seven are kept.
+    /// Builds matches from backends and their blocks, each backend once; the longest seven are
+    /// kept.
     pub fn of(pairs: impl IntoIterator<Item = (BackendId, u32)>) -> Matches {
         let mut matches = Matches::default();
         for (backend, blocks) in pairs {
@@ -26,28 +27,28 @@ impl Matches {
         matches
     }
 
-    /// How many leading blocks a backend holds; 0 if unknown.
+    /// Returns the number of leading blocks on a backend; 0 if unknown.
     pub fn blocks_on(&self, backend: BackendId) -> u32 {
         let entry = self.entries().iter().find(|(holder, _)| *holder == backend);
         entry.map_or(0, |(_, blocks)| *blocks)
     }
 
-    /// All entries, longest first.
+    /// Returns all entries, longest first.
     pub fn entries(&self) -> &[(BackendId, u32)] {
         &self.entries[..usize::from(self.len)]
     }
 
-    /// The most blocks anyone holds.
+    /// Returns the length of the longest match, in blocks.
     pub fn longest(&self) -> u32 {
         self.entries().first().map_or(0, |(_, blocks)| *blocks)
     }
 
-    /// Does nobody hold anything?
+    /// Returns whether there is no match.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// `backend` holds the first `blocks`. Takes the place of the shortest if all are taken.
+    /// Sets the match of `backend`; if all entries are used, the shortest is replaced.
     pub(super) fn set(&mut self, backend: BackendId, blocks: u32) {
         let len = usize::from(self.len);
         if let Some(entry) = self.entries[..len].iter_mut().find(|(holder, _)| *holder == backend) {
@@ -62,7 +63,8 @@ impl Matches {
         }
     }
 
-    /// Longest first; equals by id, so that the order of insertion cannot matter.
+    /// Sorts by length, longest first, then by id, so that the result does not depend on the order
+    /// of insertion.
     pub(super) fn sort(&mut self) {
         let len = usize::from(self.len);
         self.entries[..len]

@@ -1,16 +1,16 @@
-//! What work costs, learned while it runs, and who already has which prompt.
+//! Cost models fitted online, and the prefix index.
 //!
 //! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by
 //!   docs/spec/engine-model.md#step-time
-//! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: the same models fitted online, robustly
+//! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: robust online fits of these models
 //! - [`PrefillBatch`]: prompts that an engine computes in one step
-//! - [`HitShare`], [`HitEvidence`]: how much of a predicted prefix-cache hit is real
-//! - [`OutputEstimate`]: how many tokens a request will emit
-//! - [`ByteFeatures`], [`ByteEstimator`]: prompt tokens where no tokenizer is there
-//! - [`chain_tokens`], [`chain_bytes`], [`chain_salt`]: a prompt's block hashes
-//! - [`PrefixIndex`], [`Matches`]: which backend holds which blocks
+//! - [`HitShare`], [`HitEvidence`]: the real share of a predicted prefix cache hit
+//! - [`OutputEstimate`]: expected output tokens of a request
+//! - [`ByteFeatures`], [`ByteEstimator`]: estimated prompt tokens without a tokenizer
+//! - [`chain_tokens`], [`chain_bytes`], [`chain_salt`]: chained hashes of a prompt's blocks
+//! - [`PrefixIndex`], [`Matches`]: the backends that hold a prompt's blocks
 //!
-//! Pure: it reads no clock, does no I/O and draws no random number. It knows no role and no queue.
+//! Pure: no clock, no I/O, no random numbers. Independent of roles and queues.
 
 mod bytes;
 mod chain;

@@ -1,5 +1,5 @@
-//! Predicted time of a prefill, a decode step and a hand-off. Plain values: coefficients come from
-//! a profile or from a fit; nothing here learns.
+//! Predicted duration of a prefill, a decode step and a hand-off. Plain values: the coefficients
+//! come from a profile or from a fit.
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::{Seconds, Tokens};
@@ -22,15 +22,15 @@ pub struct PrefillModel {
 
 /// `step(n streams, K tokens of KV) = base + per_stream·max(0, n − free_streams) + per_kv_token·K`,
 /// by docs/spec/engine-model.md#step-time: `base` is `t_base + t_weights`, and up to `free_streams
-/// = t_weights / t_seq`
-/// streams compute while the weights are read.
+/// = t_weights / t_seq` streams compute while the weights are read.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecodeModel {
     /// Fixed cost of a step: launches, and reading the weights once.
     pub base: Seconds,
     /// Cost of computing one stream's token.
     pub per_stream: Seconds,
-    /// Streams whose computing hides behind reading the weights. 0: every stream costs.
+    /// Streams whose compute overlaps reading the weights, at no extra time. 0: every stream adds
+    /// `per_stream`.
     #[serde(default)]
     pub free_streams: u32,
     /// Cost of reading one token's KV.
@@ -48,8 +48,8 @@ pub struct TransferModel {
 
 impl Default for PrefillModel {
     /// A mid-size model on one modern accelerator: between the 70B profile of
-    /// docs/spec/engine-model.md#constants on four H100 and
-    /// an 8B on one. Only the first few requests are judged by it.
+    /// docs/spec/engine-model.md#constants on four H100 and an 8B on one. Used only until the first
+    /// few requests are observed.
     fn default() -> PrefillModel {
         PrefillModel {
             base: Seconds(0.010),
@@ -60,8 +60,8 @@ impl Default for PrefillModel {
 }
 
 impl PrefillModel {
-    /// How long computing `new` prompt tokens takes after `context` tokens that are there already.
-    /// Nothing to compute takes no time.
+    /// Returns the duration of a prefill of `new` prompt tokens after `context` cached ones; 0 if
+    /// `new` is 0.
     pub fn predict(&self, new: Tokens, context: Tokens) -> Seconds {
         if new == Tokens::ZERO {
             return Seconds::ZERO;
@@ -69,15 +69,15 @@ impl PrefillModel {
         self.base + self.joining(new, context)
     }
 
-    /// What such a prompt adds to prefills that the engine computes anyway: everything but the base,
-    /// which is paid once a step and not once a prompt.
+    /// Returns the time that such a prompt adds to steps that the engine computes anyway:
+    /// everything but the base, which is paid once per step.
     pub fn joining(&self, new: Tokens, context: Tokens) -> Seconds {
         let pairs = attention_pairs(new, context);
         self.per_token * new.as_f64() + self.per_attention * pairs
     }
 
-    /// How long prompts take together whose [`joining`](PrefillModel::joining) costs add up to
-    /// `joined`. No prompts take no time.
+    /// Returns the duration of prompts computed together whose [`joining`](PrefillModel::joining)
+    /// times sum to `joined`; 0 if `joined` is 0.
     pub fn batch(&self, joined: Seconds) -> Seconds {
         if joined > Seconds::ZERO { self.base + joined } else { Seconds::ZERO }
     }
@@ -96,21 +96,21 @@ impl Default for DecodeModel {
 }
 
 impl DecodeModel {
-    /// How long one step takes that gives each of `streams` one token, with `kv` tokens of KV
-    /// between them.
+    /// Returns the duration of a step that gives each of `streams` one token, with `kv` KV tokens
+    /// in total.
     pub fn step(&self, streams: u32, kv: Tokens) -> Seconds {
         let paid = f64::from(streams.saturating_sub(self.free_streams));
         self.base + self.per_stream * paid + self.per_kv_token * kv.as_f64()
     }
 
-    /// What `streams` add to a step that computes a prefill chunk too: nothing hides behind the
-    /// weights then.
+    /// Returns the time that `streams` add to a step with a prefill chunk: the chunk's compute
+    /// already overlaps reading the weights, so no stream is free.
     pub fn beside_prefill(&self, streams: u32, kv: Tokens) -> Seconds {
         self.per_stream * f64::from(streams) + self.per_kv_token * kv.as_f64()
     }
 
-    /// The most streams of `mean_kv` tokens each whose step stays within `tpot`. May be
-    /// fractional; 0 if not even an empty step does; at most `u32::MAX`.
+    /// Returns the largest number of streams of `mean_kv` tokens each whose step stays within
+    /// `tpot`. It may be fractional; 0 if an empty step exceeds `tpot`; at most `u32::MAX`.
     pub fn streams_within(&self, tpot: Seconds, mean_kv: Tokens) -> f64 {
         let left = (tpot - self.base).get();
         let reading = (self.per_kv_token * mean_kv.as_f64()).get();
@@ -120,26 +120,26 @@ impl DecodeModel {
             all_free if all_free <= free => all_free,
             _ => (left + self.per_stream.get() * free) / each.max(1e-12),
         };
-        // Also the way out for NaN.
+        // NaN gives 0 too.
         if left > 0.0 { most.min(f64::from(u32::MAX)) } else { 0.0 }
     }
 }
 
 impl Default for TransferModel {
-    /// docs/spec/engine-model.md#first-token: 3 ms a hand-off, and 320 KiB a token at 40 GB/s.
+    /// 3 ms a hand-off, and 320 KiB a token at 40 GB/s (docs/spec/engine-model.md#first-token).
     fn default() -> TransferModel {
         TransferModel { base: Seconds(0.003), per_token: Seconds(8e-6) }
     }
 }
 
 impl TransferModel {
-    /// How long moving the KV of `tokens` to another engine takes.
+    /// Returns the duration of moving the KV of `tokens` to another engine.
     pub fn predict(&self, tokens: Tokens) -> Seconds {
         self.base + self.per_token * tokens.as_f64()
     }
 }
 
-/// Pairs of a new token and a token it attends to: `n·x + n²/2`.
+/// Number of pairs of a new token and a token it attends to: `n·x + n²/2`.
 pub(super) fn attention_pairs(new: Tokens, context: Tokens) -> f64 {
     let n = new.as_f64();
     n * context.as_f64() + n * n / 2.0
@@ -180,7 +180,8 @@ mod tests {
         let step = |n: f64| model.step(n as u32, Tokens((n * 1500.0) as u64));
         assert!(step(most.floor()) <= tpot && step(most.ceil()) > tpot);
         assert_eq!(model.streams_within(Seconds(0.012), kv), 0.0);
-        // Of 200 streams that fit, 182 cost nothing but their KV; of a shorter target all do.
+        // 182 of the 200 streams that fit are free apart from their KV; at the shorter target all
+        // are.
         let roofline = DecodeModel { free_streams: 182, ..model };
         for tpot in [Seconds(0.018), Seconds(0.0205)] {
             let most = roofline.streams_within(tpot, kv);

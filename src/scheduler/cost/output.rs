@@ -1,23 +1,24 @@
-//! How many tokens a request will emit. Learned from requests that ended; never asks why.
+//! Expected output tokens of a request, learned from finished requests.
 
 use tidegate_types::Tokens;
 
-/// One class a power of two of `max_tokens`, the last one for requests without a limit.
+/// One class per power of two of `max_tokens`; the last one is for requests without a limit.
 const LIMITS: usize = 34;
 const UNLIMITED: usize = LIMITS - 1;
-/// One class a power of two of the prompt's tokens, up to eight million.
+/// One class per power of two of the prompt tokens, up to eight million.
 const PROMPTS: usize = 24;
-/// A mean follows its last this many requests.
+/// Number of recent requests that a mean covers.
 const MEMORY: f64 = 200.0;
-/// A class's mean counts as much as the mean above it once it has this many requests.
+/// Number of requests at which a class's mean has the same weight as the mean of its parent.
 const TRUST_AT: f64 = 8.0;
-/// Longer than any answer; larger counts are a broken engine's.
+/// Larger than any answer; larger counts come from a faulty engine and are ignored.
 const EMITTED_MAX: u64 = 10_000_000;
 
-/// Expected output tokens given a request's `max_tokens` and its prompt's length: the mean of its
-/// class, leaning while it has seen few on the mean of its limit, that on the mean of all, and that
-/// on the prior. Applications differ in both: a document is summed up in a sentence, a short
-/// question starts an essay. When the mix shifts, the classes know at once.
+/// Expected output tokens given a request's `max_tokens` and its prompt's length. The estimate is
+/// the mean of its class, shrunk while the class has few requests towards the mean of its limit,
+/// that towards the mean of all, and that towards the prior. Applications differ in both: a
+/// document summary is short, an essay follows a short question. A shift in the mix of applications
+/// needs no new learning, because each has its own classes.
 #[derive(Clone, Debug)]
 pub struct OutputEstimate {
     prior: f64,
@@ -38,7 +39,7 @@ struct Mean {
 }
 
 impl OutputEstimate {
-    /// Expects `prior` until it has seen some.
+    /// Returns an estimate that starts from `prior`.
     pub fn new(prior: Tokens) -> OutputEstimate {
         OutputEstimate {
             prior: prior.as_f64(),
@@ -47,8 +48,8 @@ impl OutputEstimate {
         }
     }
 
-    /// A request with this limit and prompt ended by itself after `emitted` tokens. One that emitted
-    /// nothing tells nothing.
+    /// Adds a request with this limit and prompt that ended by itself after `emitted` tokens.
+    /// Requests without output are ignored.
     pub fn observe(&mut self, max_tokens: Option<Tokens>, prompt: Tokens, emitted: Tokens) {
         if emitted == Tokens::ZERO || emitted.get() > EMITTED_MAX {
             return;
@@ -60,7 +61,8 @@ impl OutputEstimate {
         limit.prompts[prompt_class(prompt)].take(emitted);
     }
 
-    /// What a request with this limit and prompt will probably emit: at least 1, at most its limit.
+    /// Returns the expected output of a request with this limit and prompt: at least 1, at most the
+    /// limit.
     pub fn expect(&self, max_tokens: Option<Tokens>, prompt: Tokens) -> Tokens {
         let limit = &self.limits[limit_class(max_tokens)];
         let all = limit.all.over(self.all.over(self.prior));
@@ -76,7 +78,7 @@ impl Mean {
         self.value += (value - self.value) / self.count;
     }
 
-    /// This mean, shrunk towards `fallback` while it rests on little.
+    /// This mean, shrunk towards `fallback` while it has few requests.
     fn over(&self, fallback: f64) -> f64 {
         let lean = TRUST_AT * (1.0 - self.count / MEMORY);
         (self.value * self.count + fallback * lean) / (self.count + lean)
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_expected_by_the_limit_it_was_given() {
+    fn the_estimate_depends_on_the_limit() {
         check(&[], None, 200);
         check(&[], Some(16), 16);
         check(&[], Some(0), 1);
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_between_two_applications_is_known_at_once() {
+    fn the_estimate_depends_on_the_prompt_length() {
         let mut estimate = OutputEstimate::new(Tokens(200));
         for (prompt, emitted) in [(8000, 40), (150, 900)] {
             (0..500).for_each(|_| estimate.observe(None, Tokens(prompt), Tokens(emitted)));
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn new_behaviour_replaces_the_old() {
+    fn a_mean_follows_a_change_of_output_lengths() {
         check(&[(None, 1000), (None, 50)], None, 50);
     }
 }

@@ -1,36 +1,35 @@
-//! A small linear regression for online use that outliers cannot poison. It must never hold more
-//! than its window, and never give a negative or non-finite coefficient.
+//! Robust online linear regression with bounded memory and non-negative, finite coefficients.
 //!
-//! Minimises relative error by iteratively reweighted least squares with Tukey's bisquare
-//! (Maronna, Martin, Yohai: Robust Statistics, ch. 4), its scale from the median absolute
-//! deviation. It starts each refit from the last coefficients times the median ratio of observed
-//! to predicted, which is what lets it leave a prior that is wrong by an order of magnitude while
-//! fewer than half of the observations are outliers. Coefficients that the window says nothing
-//! about keep their share of the last fit.
+//! Minimises relative error by iteratively reweighted least squares with Tukey's bisquare (Maronna,
+//! Martin, Yohai: Robust Statistics, ch. 4), with the scale from the median absolute deviation.
+//! Each refit starts from the last coefficients times the median ratio of observed to predicted. It
+//! therefore leaves a prior that is wrong by an order of magnitude as long as fewer than half of
+//! the observations are outliers. Coefficients that the window does not determine keep their ratio
+//! to the others from the last fit.
 
-/// Classes of observations that are remembered apart, by size: an hour of short prompts must not
-/// wash out what the last long one taught.
+/// Number of size classes with separate windows: many short prompts must not displace the
+/// observations of long ones.
 pub(super) const CLASSES: usize = 4;
-/// Observations kept of each class.
+/// Observations kept per class.
 const CLASS_ROWS_MAX: usize = 32;
-/// An observation's weight halves when this many more have been seen.
+/// Half-life of an observation's weight, in later observations.
 const HALF_LIFE: f64 = 256.0;
-/// The present coefficients count for as much as this many observations, so that a cold first
-/// request moves nothing: only the fourth that agrees does.
+/// Weight of the present coefficients, in observations, so that a slow first request on a cold
+/// engine changes nothing: the fourth observation in agreement does.
 const HELD_WEIGHT: f64 = 3.0;
-/// Below this many observations each one refits; above, every one of a share of them, down to every
-/// `REFIT_EVERY_MAX`th: a refit is 150,000 instructions, which at a thousand streams a second was a
-/// tenth of all that the proxy computed.
+/// Below this many observations each one triggers a refit. Above, the interval grows in proportion
+/// to the count, up to every `REFIT_EVERY_MAX`th: a refit is 150,000 instructions, which at a
+/// thousand streams a second was a tenth of the proxy's compute.
 const REFIT_EACH_BELOW: u64 = 32;
 const REFIT_EVERY_MAX: u64 = 32;
-/// Relative noise that is always taken for granted: timers and step boundaries.
+/// Minimum relative noise: timers and step boundaries.
 const SCALE_MIN: f64 = 0.02;
 /// Tukey's constant: 95 % efficiency under normal noise.
 const BISQUARE: f64 = 4.685;
 const REWEIGHTINGS: usize = 8;
 const SWEEPS_MAX: usize = 300;
-/// Pull towards the last coefficients, as a share of each feature's own weight: enough to settle
-/// directions in which the window has no spread.
+/// Regularisation towards the last coefficients, as a share of each feature's own weight: enough to
+/// determine directions in which the window has no spread.
 const DAMPING: f64 = 0.002;
 
 /// Online fit of `target ≈ Σ coefficients[i]·features[i]`, every coefficient at least 0.
@@ -45,7 +44,7 @@ pub(super) struct Robust<const D: usize> {
 struct Row<const D: usize> {
     features: [f64; D],
     target: f64,
-    /// How many had been seen when it came.
+    /// Number of observations before this one.
     number: u64,
 }
 
@@ -65,7 +64,7 @@ impl<const D: usize> Robust<D> {
         self.coefficients
     }
 
-    /// Raise a coefficient to what it is known to be at least.
+    /// Raises a coefficient to a known lower bound.
     pub(super) fn keep_above(&mut self, index: usize, least: f64) {
         if least.is_finite() {
             self.coefficients[index] = self.coefficients[index].max(least);
@@ -76,7 +75,7 @@ impl<const D: usize> Robust<D> {
         self.seen
     }
 
-    /// Learn from one observation. Ignored unless the target is positive and all is finite.
+    /// Adds an observation. It is ignored unless the target is positive and all values are finite.
     pub(super) fn observe(&mut self, class: usize, features: [f64; D], target: f64) {
         let sane = target.is_finite() && target > 0.0;
         if !sane || features.iter().any(|f| !f.is_finite() || *f < 0.0) {
@@ -131,7 +130,7 @@ fn predict<const D: usize>(coefficients: &[f64; D], features: &[f64; D]) -> f64 
     sum.max(1e-12)
 }
 
-/// The weighted median; 1 of nothing.
+/// Returns the weighted median; 1 for an empty list.
 fn median(mut values: Vec<(f64, f64)>) -> f64 {
     values.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
     let half = values.iter().map(|(_, weight)| weight).sum::<f64>() / 2.0;
@@ -145,7 +144,8 @@ fn median(mut values: Vec<(f64, f64)>) -> f64 {
     1.0
 }
 
-/// One reweighting: rows far from `fit` count little or nothing, the rest by relative error.
+/// One reweighting: rows far from `fit` receive little or no weight, the others count by relative
+/// error.
 fn normal<const D: usize>(rows: &[(Row<D>, f64)], fit: &[f64; D], start: &[f64; D]) -> Normal<D> {
     let residual = |row: &Row<D>| row.target / predict(fit, &row.features) - 1.0;
     let held = std::iter::once((0.0, HELD_WEIGHT));
@@ -199,14 +199,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cold_first_observation_moves_nothing() {
+    fn one_outlier_at_the_start_changes_no_coefficient() {
         let mut fit = Robust::new([0.01, 0.001]);
         fit.observe(0, [1.0, 100.0], 30.0);
         assert_eq!(fit.coefficients(), [0.01, 0.001]);
     }
 
     #[test]
-    fn a_prior_wrong_by_a_hundred_is_left_behind() {
+    fn a_prior_wrong_by_a_factor_of_a_hundred_is_corrected() {
         let mut fit = Robust::new([1.0, 0.1]);
         for n in 0..40 {
             let size = f64::from(n % 7) * 100.0;
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_observations_are_not_even_counted() {
+    fn invalid_observations_are_not_counted() {
         let mut fit = Robust::new([1.0, f64::NAN]);
         for target in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
             fit.observe(0, [1.0, 1.0], target);
