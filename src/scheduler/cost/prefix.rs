@@ -1,22 +1,23 @@
-//! Which backend holds which prompt block. Fixed memory, no lock, every method on `&self`: requests
-//! on all threads ask and tell at once. Hints only: a race may lose an entry, and must never let
-//! one hash answer for another.
+//! Prefix index: the backends that hold each prompt block. Fixed memory, lock-free, every method on
+//! `&self`: requests on all threads read and write concurrently. Entries are hints: a race may lose
+//! an entry, but one hash never answers for another (`prefix/tests.rs`).
 //!
-//! A block is one cache line: a word that names it and seven holders. Lines are grouped in sets of
-//! four; a hash belongs to one set. A holder is a backend and how many blocks it had taken in when
-//! the block was last seen there; once it has taken in its capacity since, it has evicted the
-//! block, and the holder counts no more. Seeing a block again does not count as taking it in.
+//! A block is one cache line: a word that identifies it and seven holders. Lines are grouped in
+//! sets of four; a hash belongs to one set. A holder is a backend and the number of blocks that the
+//! backend had inserted when the block was last used there. Once the backend has inserted its
+//! capacity since, it has evicted the block, and the holder is ignored. Reusing a block does not
+//! count as an insertion.
 //!
-//! The word: bits 9.. are the hash's tag, 2..9 a version that every change of the tag raises, bit 1
-//! says that a holder is being written, bit 0 that the tag is. A writer sets its bit by
-//! compare-and-swap and, if that fails, gives up: nobody waits. A reader reads the word, the
-//! holders and the word again, and believes the holders only if tag and version stayed and bit 0
-//! was never set. The hash is mixed by a bijection first; its low bits choose the set and the rest
-//! are the tag, so from 2048 lines on two hashes are never confused, and below that by odds of
-//! 2^-55.
+//! The word: bits 9.. are the hash's tag, bits 2..9 a version that every change of the tag raises,
+//! bit 1 is set while a holder is written, bit 0 while the tag is written. A writer sets its bit by
+//! compare-and-swap and gives up if that fails; no thread waits. A reader reads the word, the
+//! holders and the word again, and uses the holders only if tag and version are unchanged and bit 0
+//! was clear both times. The hash is first mixed by a bijection; its low bits select the set and
+//! the rest are the tag. From 2048 lines on two hashes are therefore never confused; below that the
+//! probability is 2^-55.
 //!
-//! Known beforehand: SGLang's and Dynamo's radix trees (a lock or one owner, memory that grows),
-//! and a concurrent hash map of lists (an allocation a block).
+//! Prior art: the radix trees of SGLang and Dynamo (a lock or a single owner, growing memory), and
+//! a concurrent hash map of lists (one allocation per block).
 
 use crate::cost::Matches;
 use crate::cost::matches::HOLDERS;
@@ -25,21 +26,21 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use tidegate_types::BackendId;
 
-/// Backends an index knows: 24 bytes each. Those beyond are simply never found.
+/// Most backends in an index: 32 bytes each. Backends beyond are never found.
 const BACKENDS_MAX: usize = 4096;
-/// Lines a hash may be in: a set is four cache lines.
+/// Lines per set: four cache lines.
 const WAYS: usize = 4;
-/// Lines made at once: 4 KiB of them.
+/// Lines allocated at once: 4 KiB.
 const PAGE: usize = 64;
-/// A holder seen this share of its capacity ago is fresh enough: not writing keeps a system prompt
-/// that every request touches from bouncing between cores.
+/// A holder last used less than 1/64 of its capacity ago is not rewritten. This keeps the line of a
+/// system prompt that every request touches from bouncing between cores.
 const FRESH: u64 = 64;
 
-/// Blocks looked up at once.
+/// Blocks looked up per batch.
 const BATCH: usize = 8;
-/// Blocks in a row that the index may have lost without ending a match. A chained hash stands for
-/// all blocks before it, so who holds a later one holds these; a set that overflows at a usual
-/// load loses one block in thirty.
+/// Consecutive blocks missing from the index that do not end a match. A chained hash covers all
+/// earlier blocks, so a holder of a later block holds these. A full set loses one block in thirty
+/// at a usual load.
 const UNKNOWN_MAX: u32 = 2;
 
 const WRITING_TAG: u64 = 1;
@@ -49,14 +50,14 @@ const VERSION_MASK: u64 = 0x1FC;
 const TAG_SHIFT: u32 = 9;
 const COUNT_MASK: u64 = (1 << 48) - 1;
 
-/// Which backend holds which prompt block.
+/// Prefix index: a map from prompt blocks to the backends that hold them.
 pub struct PrefixIndex {
     table: Table<AtomicU64>,
 }
 
-/// The index over any kind of atomic word, so that the same code runs under the model checker.
+/// The index over any atomic word, so that the same code runs under the model checker.
 struct Table<W> {
-    /// Made when the first block comes to it: what nobody has used costs no memory.
+    /// Allocated when the first block is inserted: unused pages cost no memory.
     pages: Box<[Page<W>]>,
     /// A power of two.
     lines: usize,
@@ -64,77 +65,80 @@ struct Table<W> {
     set_mask: u64,
 }
 
-/// Some lines, once a block has come to one of them.
+/// A page of lines, allocated at the first insertion.
 type Page<W> = OnceLock<Box<[Line<W>]>>;
 
-/// One block and who holds it.
+/// One block and its holders.
 #[repr(align(64))]
 struct Line<W> {
     word: W,
-    /// Backend in the upper 16 bits, its count in the lower 48; 0 is nobody.
+    /// Backend in the upper 16 bits, its insertion count in the lower 48; 0 is an empty slot.
     holders: [W; HOLDERS],
 }
 
-/// One backend's cache as far as its age goes.
+/// Insertion clock and capacity of one backend.
 struct Shelf<W> {
-    /// Blocks taken in so far. Starts at 1, so that no holder is 0.
+    /// Blocks inserted so far. Starts at 1, so that no holder is 0.
     count: W,
     /// Blocks it can hold.
     capacity: W,
-    /// Counts up to this one are forgotten.
+    /// Entries with a count up to this one are invalid (engine restart).
     forgotten: W,
-    /// 1: the engine itself tells what it stores and removes; nothing ages and nothing is guessed.
+    /// 1: the engine reports stored and removed blocks (KV events); entries do not age, and routed
+    /// requests add none.
     followed: W,
 }
 
-/// One prompt's way through the index.
+/// State of one lookup.
 struct Walk {
     matches: Matches,
-    /// Blocks walked.
+    /// Blocks examined.
     depth: u32,
-    /// The last so many of them were unknown.
+    /// Number of last blocks that were missing from the index.
     unknown: u32,
-    /// Every known line so far was full: a holder of this block may have been crowded out of those
-    /// before it; a chain is inserted whole, so it holds them.
+    /// Whether every line found so far was full. A holder of this block may then have been evicted
+    /// from the lines of the earlier blocks; a chain is inserted whole, so it holds them.
     crowded: bool,
 }
 
 impl PrefixIndex {
-    /// An index of `lines` blocks, rounded up to a power of two: 64 bytes each. Until
-    /// [`set_capacity`](Self::set_capacity) a backend is taken to hold as many.
+    /// Returns an index of `lines` blocks, rounded up to a power of two, at 64 bytes each. The
+    /// capacity of a backend is this number until [`set_capacity`](Self::set_capacity).
     pub fn new(lines: usize) -> PrefixIndex {
         PrefixIndex { table: Table::new(lines, BACKENDS_MAX) }
     }
 
-    /// `backend` was sent the blocks of `chain`, so it should hold them now. Insert again whenever
-    /// it used them. Of a backend that is followed this only says which of its blocks are in use.
+    /// Inserts the blocks of `chain` as held by `backend`, which was sent them. Call it again at
+    /// every use. For a backend with KV events (see [`follow`](Self::follow)) it only refreshes
+    /// blocks that the backend has reported.
     pub fn insert(&self, backend: BackendId, chain: &[u64]) {
         self.table.insert(backend, chain);
     }
 
-    /// Who holds the leading blocks of `chain`. One walk, as long as the longest match; its cost
-    /// does not depend on the size of the fleet.
+    /// Returns the backends that hold the leading blocks of `chain`. One walk as long as the
+    /// longest match; the cost does not depend on the size of the fleet.
     pub fn matches(&self, chain: &[u64]) -> Matches {
         self.table.matches(chain)
     }
 
-    /// `backend` keeps at most `blocks`. Engines also cache what they generate, so rather less
-    /// than their KV memory. 0 makes it a holder of nothing.
+    /// Sets the capacity of `backend` in blocks. Engines also cache generated tokens, so use less
+    /// than their KV memory. At 0 the backend holds nothing.
     pub fn set_capacity(&self, backend: BackendId, blocks: u64) {
         if let Some(shelf) = self.table.backends.get(backend.index()) {
             Word::store(&shelf.capacity, blocks);
         }
     }
 
-    /// From now on only [`store`](Self::store) and [`remove`](Self::remove) say what `backend`
-    /// holds, or, with `false`, what it was sent, and its capacity.
+    /// Sets the source of the entries of `backend`: with `true` only [`store`](Self::store) and
+    /// [`remove`](Self::remove) (the engine's KV events), with `false` the requests it was sent,
+    /// and its capacity.
     pub fn follow(&self, backend: BackendId, followed: bool) {
         if let Some(shelf) = self.table.backends.get(backend.index()) {
             Word::store(&shelf.followed, u64::from(followed));
         }
     }
 
-    /// Does `backend` itself say what it holds?
+    /// Returns whether the entries of `backend` come from its KV events.
     pub fn is_followed(&self, backend: BackendId) -> bool {
         self.table
             .backends
@@ -142,17 +146,17 @@ impl PrefixIndex {
             .is_some_and(|shelf| Word::load(&shelf.followed) != 0)
     }
 
-    /// `backend` says that it holds the block `hash`.
+    /// Records an event: `backend` holds the block `hash`.
     pub fn store(&self, backend: BackendId, hash: u64) {
         self.table.store(backend, hash);
     }
 
-    /// `backend` says that it holds the block `hash` no more.
+    /// Records an event: `backend` has removed the block `hash`.
     pub fn remove(&self, backend: BackendId, hash: u64) {
         self.table.remove(backend, hash);
     }
 
-    /// `backend` has restarted and holds nothing.
+    /// Drops all entries of `backend`, for example after a restart.
     pub fn forget(&self, backend: BackendId) {
         self.table.forget(backend);
     }
@@ -185,7 +189,7 @@ impl<W: Word> Table<W> {
 
     fn forget(&self, backend: BackendId) {
         if let Some(shelf) = self.backends.get(backend.index()) {
-            // Later insertions must count above what is forgotten.
+            // Later insertions must have a higher count than the invalid entries.
             shelf.forgotten.store(shelf.count.fetch_add(1));
         }
     }
@@ -220,7 +224,7 @@ impl<W: Word> Table<W> {
         let is_own = |slot: &&W| slot.load() != 0 && backend_of(slot.load()) == backend;
         let word = line.word.load();
         let busy = word & (WRITING_TAG | WRITING_HOLDER) != 0;
-        // A writer at work wins: the hint it leaves may be stale, as any hint may.
+        // A concurrent writer has priority; the entry it leaves may be stale, which a hint may be.
         if busy || word >> TAG_SHIFT != tag || !line.word.swap_if(word, word | WRITING_HOLDER) {
             return;
         }
@@ -235,7 +239,7 @@ impl<W: Word> Table<W> {
         holders.any(|holder| backend_of(holder) == backend && self.age(holder).is_some())
     }
 
-    /// The block is known: make or keep `backend` one of its holders.
+    /// The block is in the index: adds `backend` to its holders or refreshes it.
     fn touch(&self, line: &Line<W>, tag: u64, backend: BackendId, shelf: &Shelf<W>) {
         let is_own = |slot: &&W| slot.load() != 0 && backend_of(slot.load()) == backend;
         let own_age = || self.age(line.holders.iter().find(is_own)?.load());
@@ -248,19 +252,19 @@ impl<W: Word> Table<W> {
         if busy || word >> TAG_SHIFT != tag || !line.word.swap_if(word, word | WRITING_HOLDER) {
             return;
         }
-        // From here on nobody else writes this line.
+        // From here on no other thread writes this line.
         let count = if own_age().is_some() { shelf.count.load() } else { shelf.take_in() };
         let slot = line.holders.iter().find(is_own).unwrap_or_else(|| self.stalest(line));
         slot.store(pack(backend, count));
         line.word.store(word);
     }
 
-    /// The block is new: it takes the place of the line nobody has used for longest.
+    /// The block is not in the index: it replaces the line of its set that was unused for longest.
     fn replace(&self, set: &[Line<W>], tag: u64, backend: BackendId, shelf: &Shelf<W>) {
-        // The word before the age: a line renamed in between then fails the swap.
+        // The word is read before the age: if the line is renamed in between, the swap fails.
         let seen = set.iter().map(|line| (line, line.word.load(), self.idle(line)));
         let free = seen.filter(|(_, word, _)| word & (WRITING_TAG | WRITING_HOLDER) == 0);
-        // The first of equals: while a set is not full, a search ends early.
+        // Of equal lines the first is taken: while a set is not full, a search ends early.
         let Some((line, word, _)) = free.min_by(|a, b| b.2.total_cmp(&a.2)) else { return };
         let version = word.wrapping_add(VERSION_ONE) & VERSION_MASK;
         let renamed = tag << TAG_SHIFT | version;
@@ -276,7 +280,7 @@ impl<W: Word> Table<W> {
 
     fn matches(&self, chain: &[u64]) -> Matches {
         let mut walk = Walk::default();
-        // Found in batches: their cache misses overlap.
+        // Lookups run in batches so that their cache misses overlap.
         for hashes in chain.chunks(BATCH) {
             let mut found = [None; BATCH];
             for (slot, hash) in found.iter_mut().zip(hashes) {
@@ -292,21 +296,21 @@ impl<W: Word> Table<W> {
         walk.end()
     }
 
-    /// A block's line and the word it had.
+    /// Returns a block's line and the word it had.
     fn find(&self, hash: u64) -> Option<(&Line<W>, u64)> {
         let (set, tag) = self.place(hash);
         let words = set.iter().map(|line| (line, line.word.load()));
         words.into_iter().find(|(_, word)| word >> TAG_SHIFT == tag)
     }
 
-    /// The set a hash belongs to, empty if nothing was ever put near it, and its tag.
+    /// Returns the set and the tag of a hash; the set is empty if its page is not allocated.
     fn place(&self, hash: u64) -> (&[Line<W>], u64) {
         let (page, first, tag) = self.address(hash);
         let set = page.get().map_or(&[][..], |lines| &lines[first..first + WAYS]);
         (set, tag)
     }
 
-    /// The same for somebody who may put something there.
+    /// Returns the set and the tag of a hash, and allocates the page if needed.
     fn room(&self, hash: u64) -> (&[Line<W>], u64) {
         let line = || Line { word: W::new(0), holders: std::array::from_fn(|_| W::new(0)) };
         let make = || std::iter::repeat_with(line).take(PAGE.min(self.lines)).collect();
@@ -314,14 +318,15 @@ impl<W: Word> Table<W> {
         (&page.get_or_init(make)[first..first + WAYS], tag)
     }
 
-    /// A hash's page, the first line of its set there, and its tag.
+    /// Returns a hash's page, the first line of its set there, and its tag.
     fn address(&self, hash: u64) -> (&Page<W>, usize, u64) {
         let mixed = mix(hash);
         let first = (mixed & self.set_mask) as usize * WAYS;
         (&self.pages[first / PAGE], first % PAGE, mixed >> TAG_SHIFT)
     }
 
-    /// How long ago the block was seen there. `None`: nobody, or evicted or forgotten since.
+    /// Returns the age of a holder entry; `None` if the slot is empty, or the entry evicted or
+    /// invalid.
     fn age(&self, holder: u64) -> Option<Age> {
         if holder == 0 {
             return None;
@@ -335,14 +340,15 @@ impl<W: Word> Table<W> {
         held.then_some(Age { taken_in, capacity })
     }
 
-    /// The slot of a line to give away: nobody's, else the one nearest to eviction.
+    /// Returns the slot to replace: an empty one, else the one nearest to eviction.
     fn stalest<'a>(&self, line: &'a Line<W>) -> &'a W {
         let share = |slot: &&W| self.age(slot.load()).map_or(f64::INFINITY, Age::share);
         let stalest = line.holders.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
         stalest.unwrap_or(&line.holders[0])
     }
 
-    /// How near a line is to being of no use: the age of its freshest holder.
+    /// Returns the age of the freshest holder of a line, as a share of capacity; infinite without a
+    /// valid holder.
     fn idle(&self, line: &Line<W>) -> f64 {
         let ages = line.holders.iter().filter_map(|holder| self.age(holder.load()));
         ages.map(Age::share).fold(f64::INFINITY, f64::min)
@@ -353,8 +359,8 @@ fn line_of<W: Word>(set: &[Line<W>], tag: u64) -> Option<&Line<W>> {
     set.iter().find(|line| line.word.load() >> TAG_SHIFT == tag)
 }
 
-/// A consistent view of a line's holders. `None` if it is being renamed, or was since `word` was
-/// read.
+/// Returns a consistent view of a line's holders; `None` if the line is being renamed, or was since
+/// `word` was read.
 fn holders<W: Word>(line: &Line<W>, word: u64) -> Option<[u64; HOLDERS]> {
     let holders = std::array::from_fn(|i| line.holders[i].load());
     let same = |word: u64| word & !WRITING_HOLDER;
@@ -371,7 +377,7 @@ impl Default for Walk {
 }
 
 impl Walk {
-    /// One block further. Says whether to go on.
+    /// Advances the walk by one block. Returns whether to continue.
     fn step(&mut self, holders: Option<[u64; HOLDERS]>, is_held: impl Fn(u64) -> bool) -> bool {
         self.depth += 1;
         let Some(holders) = holders else {
@@ -401,7 +407,7 @@ impl Walk {
 }
 
 impl<W: Word> Shelf<W> {
-    /// Counts one more block in and says the count it got: 1 and up.
+    /// Counts an inserted block and returns its count, at least 1.
     fn take_in(&self) -> u64 {
         self.count.fetch_add(1) + 1
     }
@@ -414,7 +420,7 @@ struct Age {
 }
 
 impl Age {
-    /// 0: just seen; 1: evicted.
+    /// Age as a share of capacity: 0 is just used, 1 is evicted.
     fn share(self) -> f64 {
         self.taken_in as f64 / self.capacity as f64
     }
@@ -428,8 +434,8 @@ fn pack(backend: BackendId, count: u64) -> u64 {
     u64::from(backend.0) << 48 | count & COUNT_MASK
 }
 
-/// A bijection that spreads every bit over all (splitmix64's finalizer), so that callers' hashes
-/// need not be good ones.
+/// A bijection in which every input bit affects all output bits (splitmix64's finalizer), so that
+/// the callers' hashes need not be well distributed.
 fn mix(hash: u64) -> u64 {
     let hash = (hash ^ hash >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let hash = (hash ^ hash >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);

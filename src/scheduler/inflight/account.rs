@@ -1,69 +1,69 @@
-//! One backend's account and the charges against it.
+//! The account of one backend and the charges against it.
 //!
-//! Each counter stands alone, so `Relaxed` is enough: a reader may see one counter before and
-//! another after a charge, never a wrong sum once all charges are settled.
+//! The counters are independent, so `Relaxed` suffices: a reader may see one counter before and
+//! another after a charge. Once all charges are settled, all counters are exact.
 
 use crate::word::Word;
 use std::sync::{Arc, atomic::AtomicU64};
 use tidegate_types::{Seconds, Tokens};
 
-/// What one backend holds. Written by every request that is placed there, read by all.
+/// In-flight account of one backend. Written by every request that is placed there, read by all.
 #[derive(Debug, Default)]
 pub struct Account<W = AtomicU64> {
-    /// Prefill work sent and unfinished, in nanoseconds: what each prompt adds to a step.
+    /// Prefill work in flight, in nanoseconds: the time that each prompt adds to a step.
     prefill_nanos: W,
     /// The uncached prompt tokens of that work.
     prefill_tokens: W,
     /// Legs with unfinished prefill work.
     prefill_legs: W,
-    /// Streams that decode here or are about to.
+    /// Streams that decode here or are reserved.
     streams: W,
-    /// Those of them that have emitted nothing.
+    /// Streams among them without a first token.
     unbegun: W,
     /// KV tokens of those streams and of unfinished prefills.
     kv_tokens: W,
-    /// Output tokens ever seen from here; only grows.
+    /// Output tokens since start; monotonic.
     emitted: W,
 }
 
-/// An account's counters, read one after the other.
+/// A reading of an account's counters, read one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Balance {
-    /// Prefill work sent and unfinished: what each prompt adds to a step. The fixed cost of the
-    /// steps is not in it, because prompts share steps.
+    /// Prefill work in flight: the time that each prompt adds to a step. Excludes the fixed cost of
+    /// the steps, because prompts share steps.
     pub prefill: Seconds,
     /// Uncached prompt tokens of that work.
     pub prefill_tokens: Tokens,
     /// Legs with unfinished prefill work.
     pub prefill_legs: u32,
-    /// Streams that decode here or are about to.
+    /// Streams that decode here or are reserved.
     pub streams: u32,
-    /// Those of them that have emitted nothing yet.
+    /// Streams among them without a first token.
     pub unbegun: u32,
     /// KV tokens held by streams and unfinished prefills.
     pub kv: Tokens,
-    /// Output tokens ever seen from here.
+    /// Output tokens since start.
     pub emitted: Tokens,
 }
 
 impl Balance {
-    /// Is nothing outstanding?
+    /// Returns whether nothing is in flight.
     pub fn is_settled(&self) -> bool {
         Balance { emitted: Tokens::ZERO, ..*self } == Balance::default()
     }
 }
 
-/// How much prefill work may be outstanding on a backend.
+/// The prefill backlog bound of a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct PrefillRoom {
-    /// A prompt fits while less work than this is outstanding.
+    /// A prompt fits while less work than this is in flight.
     pub work: Seconds,
-    /// It also fits if not more tokens than this are outstanding with its own: those of one step.
-    /// 0 for a prompt to which this does not apply.
+    /// A prompt also fits if at most this many tokens are in flight with its own: those of one
+    /// step. 0 if the rule does not apply to the prompt.
     pub tokens: Tokens,
 }
 
-/// Prefill work that one leg put on a backend. Dropping it settles it.
+/// The prefill work of one leg on a backend. Dropping it settles the charge.
 #[derive(Debug)]
 pub struct PrefillCharge<W: Word = AtomicU64> {
     account: Arc<Account<W>>,
@@ -71,7 +71,7 @@ pub struct PrefillCharge<W: Word = AtomicU64> {
     tokens: u64,
 }
 
-/// A stream's place on a backend and the KV tokens it holds there. Dropping it settles both.
+/// A stream on a backend and the KV tokens it holds there. Dropping it settles both.
 #[derive(Debug)]
 pub struct StreamCharge<W: Word = AtomicU64> {
     account: Arc<Account<W>>,
@@ -80,7 +80,8 @@ pub struct StreamCharge<W: Word = AtomicU64> {
 }
 
 impl<W: Word> Account<W> {
-    /// Charge prefill work if it fits into `room`; an idle backend always has room.
+    /// Charges prefill work if it fits into `room`; an idle backend always accepts. Returns `None`
+    /// otherwise.
     pub fn try_charge_prefill(
         self: &Arc<Self>,
         work: Seconds,
@@ -102,7 +103,7 @@ impl<W: Word> Account<W> {
         Some(self.prefill_charged(nanos, tokens))
     }
 
-    /// Charge prefill work whatever is outstanding.
+    /// Charges prefill work without a bound.
     pub fn charge_prefill(self: &Arc<Self>, work: Seconds, tokens: Tokens) -> PrefillCharge<W> {
         let nanos = charged_nanos(work);
         self.prefill_nanos.fetch_add(nanos);
@@ -110,7 +111,8 @@ impl<W: Word> Account<W> {
         self.prefill_charged(nanos, tokens)
     }
 
-    /// Open a stream that holds `kv` tokens if fewer than `streams_max` are open.
+    /// Opens a stream that holds `kv` tokens if fewer than `streams_max` are open. Returns `None`
+    /// otherwise.
     pub fn try_open_stream(
         self: &Arc<Self>,
         kv: Tokens,
@@ -120,13 +122,13 @@ impl<W: Word> Account<W> {
         self.streams.update(fits).then(|| self.stream_opened(kv))
     }
 
-    /// Open a stream whatever is open.
+    /// Opens a stream that holds `kv` tokens, without a bound.
     pub fn open_stream(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
         self.streams.fetch_add(1);
         self.stream_opened(kv)
     }
 
-    /// The counters now.
+    /// Returns the current counters.
     pub fn balance(&self) -> Balance {
         Balance {
             prefill: Seconds(self.prefill_nanos.count() as f64 / 1e9),
@@ -139,13 +141,13 @@ impl<W: Word> Account<W> {
         }
     }
 
-    /// `nanos` and `tokens` are on the account: the rest of the charge, and what will settle it.
+    /// Completes a charge whose `nanos` and `tokens` are already counted.
     fn prefill_charged(self: &Arc<Self>, nanos: u64, tokens: Tokens) -> PrefillCharge<W> {
         self.prefill_legs.fetch_add(1);
         PrefillCharge { account: Arc::clone(self), nanos, tokens: tokens.get() }
     }
 
-    /// A stream is on the account: the rest of the charge, and what will settle it.
+    /// Completes the charge of a stream that is already counted.
     fn stream_opened(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
         self.unbegun.fetch_add(1);
         self.kv_tokens.fetch_add(kv.get());
@@ -162,15 +164,15 @@ impl<W: Word> Drop for PrefillCharge<W> {
 }
 
 impl<W: Word> StreamCharge<W> {
-    /// The stream decodes, whether or not its tokens are seen: those of an answer that is not
-    /// streamed are not.
+    /// Marks the stream as decoding. Tokens are not needed for that: an answer that is not streamed
+    /// shows none.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
             self.account.unbegun.sub(1);
         }
     }
 
-    /// The stream emitted `tokens` more, and holds as many more KV tokens.
+    /// Counts `tokens` more output tokens and as many more KV tokens.
     pub fn emit(&mut self, tokens: u32) {
         if tokens > 0 {
             self.begin();

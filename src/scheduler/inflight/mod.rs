@@ -1,9 +1,9 @@
-//! What each backend has been given and not yet given back: prefill work, decode streams, KV
-//! tokens. A charge is made before the await it accounts for and settles in its `Drop`, so no
-//! path (done, error, cancel, panic) can forget it.
+//! In-flight accounts: prefill work, decode streams and KV tokens charged to each backend. A charge
+//! is made before the await it covers and settles in its `Drop`, on every path (done, error,
+//! cancel, panic).
 //!
-//! Counters only: nothing here decides, waits or allocates after the charge is made. Several
-//! threads charge one account at once; that is model-checked with shuttle (`tests.rs`).
+//! Counters only: after the charge is made nothing here decides, waits or allocates. Several
+//! threads charge one account concurrently; that is model-checked with shuttle (`tests.rs`).
 
 mod account;
 #[cfg(test)]

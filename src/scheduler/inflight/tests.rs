@@ -1,4 +1,4 @@
-//! The account under every interleaving that shuttle finds.
+//! Tests of the account under the interleavings that shuttle explores.
 
 use crate::inflight::{Account as AnyAccount, PrefillRoom};
 use shuttle::sync::atomic::AtomicU64;
@@ -9,7 +9,7 @@ use tidegate_types::{Seconds, Tokens};
 /// The account on atomics whose interleavings shuttle explores.
 type Account = AnyAccount<AtomicU64>;
 
-/// A prompt fits by time alone.
+/// A bound by time alone.
 const ROOM: PrefillRoom = PrefillRoom { work: Seconds(0.15), tokens: Tokens(0) };
 const ROUNDS: usize = 300;
 
@@ -18,7 +18,7 @@ fn check(test: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn every_charge_settles_whatever_the_order() {
+fn every_charge_settles_in_any_order() {
     check(|| {
         let account = Arc::new(Account::default());
         let threads: Vec<_> = (0..3)
@@ -31,7 +31,7 @@ fn every_charge_settles_whatever_the_order() {
                     assert!(account.balance().unbegun > 0);
                     stream.emit(3);
                     stream.emit(1);
-                    // One that ends before it began.
+                    // A stream that ends before its first token.
                     drop(account.open_stream(Tokens(7)));
                 })
             })
@@ -45,7 +45,7 @@ fn every_charge_settles_whatever_the_order() {
 }
 
 #[test]
-fn two_requests_never_both_take_the_last_room() {
+fn two_requests_never_both_take_the_last_capacity() {
     check(|| {
         let account = Arc::new(Account::default());
         let charge =
@@ -79,7 +79,7 @@ fn streams_never_exceed_their_limit() {
 }
 
 #[test]
-fn an_idle_backend_has_room_for_any_prompt() {
+fn an_idle_backend_accepts_any_prompt() {
     check(|| {
         let account = Arc::new(Account::default());
         let long = account.try_charge_prefill(Seconds(60.0), Tokens(1), ROOM);
@@ -89,7 +89,7 @@ fn an_idle_backend_has_room_for_any_prompt() {
 }
 
 #[test]
-fn prompts_beyond_the_room_in_time_fit_while_they_fit_into_one_step() {
+fn prompts_beyond_the_backlog_bound_fit_within_one_step() {
     check(|| {
         let account = Arc::new(Account::default());
         let step = PrefillRoom { tokens: Tokens(100), ..ROOM };

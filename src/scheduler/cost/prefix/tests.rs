@@ -1,4 +1,4 @@
-//! The index against a naive model, and under every interleaving that shuttle finds.
+//! Tests of the index against a naive model, and under the interleavings that shuttle explores.
 
 use super::*;
 use proptest::prelude::*;
@@ -16,7 +16,7 @@ fn a_line_is_one_cache_line() {
 }
 
 #[test]
-fn a_match_is_as_long_as_the_blocks_held_without_a_gap() {
+fn a_match_ends_at_the_first_block_that_is_not_held() {
     let index = PrefixIndex::new(1 << 12);
     index.insert(BackendId(1), &[10, 11, 12]);
     index.insert(BackendId(2), &[10]);
@@ -28,26 +28,26 @@ fn a_match_is_as_long_as_the_blocks_held_without_a_gap() {
 }
 
 #[test]
-fn a_block_or_two_that_the_index_lost_do_not_end_a_match() {
+fn up_to_two_missing_blocks_do_not_end_a_match() {
     let index = PrefixIndex::new(1 << 12);
     index.insert(BackendId(1), &[20, 21, 22, 23]);
     assert_eq!(blocks(&index, &[20, 998, 999, 23], 1), 4);
     assert_eq!(blocks(&index, &[999, 21], 1), 2);
     assert_eq!(blocks(&index, &[20, 997, 998, 999, 23], 1), 1);
-    // Known and held by another only: this one has evicted it.
+    // In the index and held by another backend only: this one has evicted it.
     index.insert(BackendId(2), &[20, 30]);
     assert_eq!(blocks(&index, &[20, 30, 22], 1), 1);
 }
 
 #[test]
-fn a_backend_forgets_what_it_took_in_a_capacity_ago() {
+fn a_backend_evicts_blocks_after_inserting_its_capacity() {
     let index = PrefixIndex::new(1 << 12);
     index.set_capacity(BackendId(3), 100);
     index.insert(BackendId(3), &[1, 2]);
     let fill: Vec<u64> = (1000..1090).collect();
     index.insert(BackendId(3), &fill);
     assert_eq!(blocks(&index, &[1, 2], 3), 2);
-    // Used again: as good as new, and used blocks take up no further room.
+    // A used block is refreshed and does not count as an insertion.
     index.insert(BackendId(3), &[1]);
     let more: Vec<u64> = (2000..2050).collect();
     index.insert(BackendId(3), &more);
@@ -56,30 +56,30 @@ fn a_backend_forgets_what_it_took_in_a_capacity_ago() {
 }
 
 #[test]
-fn a_followed_backend_holds_what_it_tells_and_nothing_else() {
+fn a_backend_with_kv_events_holds_exactly_the_reported_blocks() {
     let index = PrefixIndex::new(1 << 12);
     let (told, other) = (BackendId(3), BackendId(4));
     index.set_capacity(told, 10);
     index.follow(told, true);
     index.store(told, 1);
     index.store(told, 2);
-    // What it is sent is no proof, whether another holds it or nobody.
+    // Routed requests add no entries, whether or not another backend holds the block.
     index.insert(other, &[1, 2, 3]);
     index.insert(told, &[1, 2, 3, 4]);
     assert_eq!(index.matches(&[1, 2, 3, 4]).entries(), [(other, 3), (told, 2)]);
-    // It has taken in its capacity many times over, and not said that anything went.
+    // It has inserted its capacity many times and reported no removal.
     (1000..1100).for_each(|hash| index.store(told, hash));
     assert_eq!(blocks(&index, &[1, 2], 3), 2);
     index.remove(told, 2);
     index.remove(told, 77);
     assert_eq!((blocks(&index, &[1, 2], 3), blocks(&index, &[1, 2], 4)), (1, 2));
-    // Followed no more, it is judged by its capacity again.
+    // Without KV events its entries age by capacity again.
     index.follow(told, false);
     assert_eq!(blocks(&index, &[1, 2], 3), 0);
 }
 
 #[test]
-fn a_restarted_engine_holds_nothing_until_it_is_told_again() {
+fn a_restarted_engine_holds_nothing_until_it_is_sent_blocks_again() {
     let index = PrefixIndex::new(64);
     index.insert(BackendId(0), &[5, 6]);
     index.forget(BackendId(0));
@@ -91,7 +91,7 @@ fn a_restarted_engine_holds_nothing_until_it_is_told_again() {
 }
 
 #[test]
-fn one_conversation_is_found_behind_a_system_prompt_that_everybody_holds() {
+fn a_conversation_is_found_behind_a_system_prompt_that_all_backends_hold() {
     let index = PrefixIndex::new(1 << 12);
     index.insert(BackendId(50), &[1, 2, 70, 71]);
     for backend in 0..40 {
@@ -103,7 +103,7 @@ fn one_conversation_is_found_behind_a_system_prompt_that_everybody_holds() {
 }
 
 #[test]
-fn the_lines_used_longest_ago_are_replaced_first() {
+fn the_least_recently_used_lines_are_replaced_first() {
     let index = PrefixIndex::new(256);
     let hot: Vec<u64> = (0..16).collect();
     for round in 0..50 {
@@ -117,7 +117,7 @@ fn the_lines_used_longest_ago_are_replaced_first() {
 }
 
 #[test]
-fn backends_beyond_the_table_are_never_found_and_harm_nobody() {
+fn backends_beyond_the_limit_are_never_found_and_change_nothing() {
     let index = PrefixIndex::new(64);
     let far = BackendId(u16::MAX);
     index.insert(far, &[1]);
@@ -126,7 +126,7 @@ fn backends_beyond_the_table_are_never_found_and_harm_nobody() {
     assert!(index.matches(&[1]).is_empty());
 }
 
-/// What the index would say with all the memory in the world.
+/// A reference index with unlimited memory.
 #[derive(Default)]
 struct Naive {
     held: BTreeMap<u64, BTreeSet<u16>>,
@@ -145,7 +145,7 @@ enum Operation {
     Forget(u16),
 }
 
-/// A prompt's hashes: like real ones, each stands for all before it.
+/// The hashes of a prompt; like real ones, each covers all earlier blocks.
 fn chains(alphabet: u32) -> impl Strategy<Value = Vec<u64>> {
     let prompt = prop::collection::vec(0..alphabet, 0..6);
     prompt.prop_map(|prompt| crate::cost::chain_tokens(0, &prompt, 1))
@@ -178,7 +178,7 @@ fn apply(operations: &[Operation], index: &PrefixIndex, naive: &mut Naive) {
 
 proptest! {
     #[test]
-    fn with_memory_to_spare_the_index_says_what_a_map_would(
+    fn with_sufficient_memory_the_index_equals_a_map(
         operations in operations(6, 2),
         ask in chains(2),
     ) {
@@ -190,7 +190,7 @@ proptest! {
     }
 
     #[test]
-    fn with_too_little_memory_it_forgets_but_never_invents(
+    fn with_too_little_memory_the_index_has_no_false_entries(
         operations in operations(6, 4),
         ask in chains(4),
     ) {
@@ -206,7 +206,7 @@ type Shuttled = Table<shuttle::sync::atomic::AtomicU64>;
 
 #[test]
 fn no_interleaving_lets_one_hash_answer_for_another() {
-    // One set, so that every thread fights for the same four lines.
+    // One set, so that all threads contend for the same four lines.
     shuttle::check_random(
         || {
             let index = Arc::new(Shuttled::new(WAYS, 4));
@@ -240,7 +240,7 @@ fn no_interleaving_lets_one_hash_answer_for_another() {
 
 #[test]
 fn no_interleaving_shows_a_reader_the_holders_of_a_line_renamed_meanwhile() {
-    // Few changes at few points, which is what this takes: random order hardly ever makes them.
+    // Few changes at few points: random order rarely reaches this interleaving.
     shuttle::check_pct(
         || {
             let index = Arc::new(Shuttled::new(WAYS, 4));
@@ -248,7 +248,7 @@ fn no_interleaving_shows_a_reader_the_holders_of_a_line_renamed_meanwhile() {
             index.insert(BackendId(0), &old);
             let other = Arc::clone(&index);
             let writer = shuttle::thread::spawn(move || other.insert(BackendId(1), &new));
-            // All four are found before the first one's holders are read.
+            // All four lines are found before the first one's holders are read.
             for first in 0..WAYS {
                 let mut ask = old;
                 ask.rotate_left(first);
