@@ -1,5 +1,5 @@
-//! Who and which: small integer names. A slot is never reused for another backend while the
-//! process lives, so an id in a log line or a stale snapshot always means the same engine.
+//! Identifiers: small integers. A slot is not reused for another backend during the life of the
+//! process, so an id in a log line or an old snapshot is unambiguous.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -14,7 +14,7 @@ macro_rules! id {
         pub struct $name(pub $inner);
 
         impl $name {
-            /// The id as a slot in a dense table.
+            /// Returns the id as an index into a dense table.
             pub const fn index(self) -> usize {
                 self.0 as usize
             }

@@ -1,7 +1,7 @@
-//! The words every room shares: who ([`BackendId`], [`GroupId`], [`PoolId`], [`RequestId`]), what
-//! work ([`Role`], [`Tokens`], [`Slo`]), when ([`Moment`], [`Seconds`]) and which assignment
-//! ([`Plan`]). A leaf: it imports no other room and must never do I/O, read a clock or draw a
-//! random number.
+//! Types shared by all crates: identifiers ([`BackendId`], [`GroupId`], [`PoolId`], [`RequestId`]),
+//! work ([`Role`], [`Tokens`], [`Slo`]), time ([`Moment`], [`Seconds`]) and the assignment of roles
+//! ([`Plan`]). This crate imports no other crate of the workspace, does no I/O, reads no clock and
+//! draws no random number.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod id;

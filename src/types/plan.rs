@@ -3,7 +3,7 @@
 use crate::{BackendId, PlanNumber, Role};
 use serde::Serialize;
 
-/// Which role each backend has. Dense: slot `i` is backend `i`.
+/// The role of each backend. Dense: slot `i` is backend `i`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     number: PlanNumber,
@@ -13,43 +13,43 @@ pub struct Plan {
 /// The change of one backend's role between two plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Flip {
-    /// Whose role changes.
+    /// The backend.
     pub backend: BackendId,
-    /// What it had.
+    /// The role before.
     pub from: Role,
-    /// What it gets.
+    /// The role after.
     pub to: Role,
 }
 
 impl Plan {
-    /// The first plan, number 1.
+    /// Returns the first plan, number 1.
     pub fn first(roles: Vec<Role>) -> Plan {
         Plan { number: PlanNumber(1), roles }
     }
 
-    /// The plan that follows this one, with the given roles.
+    /// Returns the next plan, with the given roles.
     #[must_use]
     pub fn next(&self, roles: Vec<Role>) -> Plan {
         Plan { number: PlanNumber(self.number.0 + 1), roles }
     }
 
-    /// This plan's number.
+    /// Returns the number of the plan.
     pub const fn number(&self) -> PlanNumber {
         self.number
     }
 
-    /// A backend's role; one the plan does not know gets nothing new.
+    /// Returns the role of a backend; `Draining` if the plan does not contain it.
     pub fn role(&self, backend: BackendId) -> Role {
         self.roles.get(backend.index()).copied().unwrap_or(Role::Draining)
     }
 
-    /// All roles, by slot.
+    /// Returns all roles, by slot.
     pub fn roles(&self) -> &[Role] {
         &self.roles
     }
 
-    /// What changes from `older` to this plan. A backend that `older` did not know joins and is
-    /// no flip.
+    /// Returns the flips from `older` to this plan. A backend that `older` does not contain is new
+    /// and no flip.
     pub fn flips_since(&self, older: &Plan) -> Vec<Flip> {
         let changed = older.roles.iter().zip(&self.roles).enumerate();
         changed
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_tells_what_it_changes() {
+    fn a_plan_lists_its_flips() {
         let old = Plan::first(vec![Role::Prefill, Role::Decode]);
         let new = old.next(vec![Role::Prefill, Role::Prefill, Role::Mixed]);
         let flip = Flip { backend: BackendId(1), from: Role::Decode, to: Role::Prefill };

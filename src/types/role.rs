@@ -1,19 +1,20 @@
-//! What new work a backend is given, and who may change that.
+//! The kind of new work that a backend receives, and how it can be changed.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// What new work a backend is given. Work begun under an older role runs to its end.
+/// The kind of new work that a backend receives. Work started under an earlier role runs to its
+/// end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Prefill legs.
     Prefill,
-    /// Decode legs, and whole requests where its streams have slack.
+    /// Decode legs, and whole requests where its streams have slack (spill).
     Decode,
     /// Whole requests, and either leg.
     Mixed,
-    /// Nothing new.
+    /// No new work.
     Draining,
 }
 
@@ -21,7 +22,7 @@ impl Role {
     /// Every role, in a fixed order.
     pub const ALL: [Role; 4] = [Role::Prefill, Role::Decode, Role::Mixed, Role::Draining];
 
-    /// The lower-case word used in settings, the admin API and metrics.
+    /// Returns the lower-case identifier used in settings, the admin API and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Role::Prefill => "prefill",
@@ -31,12 +32,12 @@ impl Role {
         }
     }
 
-    /// May a prefill leg be placed on a backend in this role?
+    /// Returns whether a backend in this role takes prefill legs.
     pub const fn takes_prefill(self) -> bool {
         matches!(self, Role::Prefill | Role::Mixed)
     }
 
-    /// May a decode leg be placed on a backend in this role?
+    /// Returns whether a backend in this role takes decode legs.
     pub const fn takes_decode(self) -> bool {
         matches!(self, Role::Decode | Role::Mixed)
     }
@@ -48,7 +49,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// The word is not a role.
+/// The error of parsing a text that is not a role; contains the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseRoleError(pub String);
 
@@ -71,41 +72,41 @@ impl FromStr for Role {
     }
 }
 
-/// Who may change a backend's role (docs/spec/engine-protocols.md#roles).
+/// How a backend's role can be changed (docs/spec/engine-protocols.md#roles).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoleCapability {
-    /// The proxy alone, per request: nothing to drain, no call to make.
+    /// By the proxy, per request: no drain, no call to the engine.
     Instant,
-    /// The engine, by an API call once it is idle.
+    /// By the engine, with an API call once it is idle.
     DrainThenCall,
-    /// Nobody, short of a restart.
+    /// Only by a restart.
     Fixed,
 }
 
-/// The roles an engine is able to take, as its launch flags allow.
+/// The roles that an engine's launch flags allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RoleSet(u8);
 
 impl RoleSet {
-    /// No role at all.
+    /// No role.
     pub const EMPTY: RoleSet = RoleSet(0);
     /// Prefill, decode and mixed: vLLM with `kv_role=kv_both`.
     pub const ANY: RoleSet = RoleSet(0b111);
 
-    /// This set and `role`. `Draining` needs no ability and is never stored.
+    /// Returns this set with `role` added. `Draining` is always allowed and not stored.
     #[must_use]
     pub const fn with(self, role: Role) -> RoleSet {
         RoleSet(self.0 | Self::bit(role))
     }
 
-    /// Is `role` allowed? Every backend can be drained.
+    /// Returns whether `role` is allowed; `Draining` always is.
     pub const fn contains(self, role: Role) -> bool {
         matches!(role, Role::Draining) || self.0 & Self::bit(role) != 0
     }
 
-    /// The roles in this set, `Draining` not among them.
+    /// Returns the roles in this set, without `Draining`.
     pub fn iter(self) -> impl Iterator<Item = Role> {
         Role::ALL.into_iter().filter(move |role| self.0 & Self::bit(*role) != 0)
     }
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_role_survives_its_own_word() {
+    fn every_role_parses_from_its_identifier() {
         for role in Role::ALL {
             assert_eq!(role.as_str().parse(), Ok(role));
         }

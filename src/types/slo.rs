@@ -1,9 +1,9 @@
-//! What a client was promised.
+//! Service-level objectives.
 
 use crate::Seconds;
 use serde::{Deserialize, Serialize};
 
-/// The targets that a request must both meet to count as attained.
+/// The targets of a request; it counts as attained if it meets both.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slo {
     /// Time from arrival at the proxy to the first token.
@@ -13,8 +13,8 @@ pub struct Slo {
 }
 
 impl Default for Slo {
-    /// 1 s and 30 ms: what the reference table of docs/spec/engine-model.md#reference-results is
-    /// judged by.
+    /// 1 s and 30 ms, the targets of the reference table in
+    /// docs/spec/engine-model.md#reference-results.
     fn default() -> Slo {
         Slo { ttft: Seconds(1.0), tpot: Seconds(0.030) }
     }

@@ -1,4 +1,4 @@
-//! When and how long. Pure rooms get every `Moment` as an argument.
+//! Time spans and points in time. Pure crates get every `Moment` as an argument.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,37 +10,37 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub, SubAssign};
 pub struct Seconds(pub f64);
 
 impl Seconds {
-    /// No time at all.
+    /// A span of 0 s.
     pub const ZERO: Seconds = Seconds(0.0);
 
-    /// From milliseconds.
+    /// Returns a span of `millis` milliseconds.
     pub fn from_millis(millis: f64) -> Seconds {
         Seconds(millis / 1e3)
     }
 
-    /// The number of seconds.
+    /// Returns the span in seconds.
     pub const fn get(self) -> f64 {
         self.0
     }
 
-    /// The number of milliseconds.
+    /// Returns the span in milliseconds.
     pub fn as_millis(self) -> f64 {
         self.0 * 1e3
     }
 
-    /// The larger of two spans.
+    /// Returns the larger of two spans.
     #[must_use]
     pub fn max(self, other: Seconds) -> Seconds {
         Seconds(self.0.max(other.0))
     }
 
-    /// The smaller of two spans.
+    /// Returns the smaller of two spans.
     #[must_use]
     pub fn min(self, other: Seconds) -> Seconds {
         Seconds(self.0.min(other.0))
     }
 
-    /// As a std duration; a negative or non-finite span becomes zero.
+    /// Converts to a std duration; a negative or non-finite span becomes zero.
     pub fn to_duration(self) -> std::time::Duration {
         std::time::Duration::try_from_secs_f64(self.0).unwrap_or_default()
     }
@@ -132,12 +132,12 @@ impl Moment {
     /// Later than any other moment.
     pub const NEVER: Moment = Moment(u64::MAX);
 
-    /// `span` after the clock's start.
+    /// Returns the moment `span` after the clock's start.
     pub fn from_start(span: Seconds) -> Moment {
         Moment::START + span
     }
 
-    /// How long after the clock's start.
+    /// Returns the time since the clock's start.
     pub fn since_start(self) -> Seconds {
         self - Moment::START
     }
@@ -168,7 +168,7 @@ impl Sub<Seconds> for Moment {
 
 impl Sub for Moment {
     type Output = Seconds;
-    /// How long `self` is after `earlier`; negative if it is before.
+    /// Returns the time from `earlier` to `self`; negative if `self` is earlier.
     fn sub(self, earlier: Moment) -> Seconds {
         if self >= earlier {
             Seconds((self.0 - earlier.0) as f64 / 1e9)

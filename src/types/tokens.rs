@@ -1,4 +1,4 @@
-//! How much text, in the model's own unit.
+//! Token counts.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,15 +12,15 @@ use std::ops::{Add, AddAssign, Sub};
 pub struct Tokens(pub u64);
 
 impl Tokens {
-    /// No token.
+    /// 0 tokens.
     pub const ZERO: Tokens = Tokens(0);
 
-    /// The count.
+    /// Returns the count.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The count as a factor for the cost model; exact below 2^53.
+    /// Returns the count as a float; exact below 2^53.
     pub const fn as_f64(self) -> f64 {
         self.0 as f64
     }
@@ -47,7 +47,7 @@ impl AddAssign for Tokens {
 
 impl Sub for Tokens {
     type Output = Tokens;
-    /// Stops at zero.
+    /// Saturates at zero.
     fn sub(self, other: Tokens) -> Tokens {
         Tokens(self.0.saturating_sub(other.0))
     }
