@@ -3,7 +3,7 @@
 use tidegate_scheduler::planner::GroupDemand;
 use tidegate_types::{GroupId, Seconds, Tokens};
 
-/// The demand of the one group.
+/// Demand of the single group.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Demand {
     requests: f64,

@@ -1,10 +1,9 @@
-//! The policy `tidegate`: placement, deadline queue and planner of the live proxy, driven in
-//! virtual time. This file does what proxy/dispatch/place.rs, dispatcher.rs and control/ do, and decides
-//! nothing itself.
+//! The policy `tidegate`: placement, EDF queue and planner of the live proxy, driven in virtual
+//! time. This module mirrors proxy/dispatch/place.rs, dispatcher.rs and control/ and makes no
+//! decisions of its own.
 //!
-//! Where it is simpler than the live proxy: costs are the profile's truth (the fits have
-//! converged), slack is exact rather than a plan interval old, nobody dies, and legs cost no time
-//! but the hand-off's.
+//! Simplifications: costs are the profile's true values (converged fits), slack is exact rather
+//! than up to a plan interval old, engines do not fail, and legs cost no time except the hand-off.
 
 use std::collections::VecDeque;
 use tidegate_scheduler::cost::{OutputEstimate, PrefillModel, TransferModel};
@@ -27,26 +26,27 @@ use crate::trace::Arrival;
 /// The parameters that the live proxy takes from its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TidegateParams {
-    /// How requests are placed. Its SLO, chunk and transfer cost are overwritten by the fleet's.
+    /// Parameters of placement. SLO, chunk and transfer cost are replaced by those of the fleet.
     pub placement: PlacementParams,
-    /// How roles are planned. Its SLO is overwritten.
+    /// Parameters of the planner. SLO, chunk and, with `switch`, the switch time are replaced.
     pub planner: PlannerParams,
-    /// The planner runs this often without any event.
+    /// Plan interval without events. Default 5 ms.
     pub plan_interval: Seconds,
-    /// While requests wait it runs again after so long.
+    /// Shortest plan interval while requests wait. Default 2 ms.
     pub plan_gap: Seconds,
-    /// A request that has waited so long for its first leg is refused.
+    /// Time without a first leg after which a request is refused. Default 30 s.
     pub queue_deadline: Seconds,
-    /// A prefilled request that has waited so long takes any decode engine.
+    /// Time after which a prefilled request takes any decode engine. Default 20 s.
     pub handoff_deadline: Seconds,
-    /// Do requests tell their output length as `max_tokens`, as those of `tidegate replay` do?
+    /// Whether requests state their output length as `max_tokens`, as those of `tidegate replay`
+    /// do.
     pub tells_output: bool,
-    /// Does the planner move roles?
+    /// Whether the planner may flip engines.
     pub flips: bool,
-    /// Engines switch their roles themselves, once they are idle, and take so long for it; they take
-    /// no whole requests. `None`: the proxy alone decides.
+    /// Duration of a role switch of engines that switch by themselves once idle; such engines take
+    /// no whole requests. `None`: the proxy alone changes roles.
     pub switch: Option<Seconds>,
-    /// Prefill engines to start with; `None`: the planner's own choice.
+    /// Prefill engines at the start; `None`: the planner's initial split.
     pub start: Option<usize>,
 }
 
@@ -68,27 +68,29 @@ impl Default for TidegateParams {
     }
 }
 
-/// Output tokens to expect before any answer was seen; as the proxy.
+/// Expected output tokens before any answer was observed; same value as in the proxy.
 const OUTPUT_PRIOR: Tokens = Tokens(256);
-/// Those that wait are looked at this often without any event; as the proxy's dispatcher.
+/// Longest time between two passes over the queue without an event; same value as in the proxy's
+/// dispatcher.
 const IDLE_PASS: Seconds = Seconds(0.25);
 /// All engines serve one model.
 const POOL: PoolId = PoolId(0);
 
-/// The live proxy's decisions on a cluster.
+/// State of the policy.
 pub(crate) struct Follow {
     params: TidegateParams,
     ledger: Ledger,
     demand: Demand,
-    /// A mean engine's prefill: what demand is measured by.
+    /// Prefill model of a mean engine, in which demand is measured.
     mean_prefill: PrefillModel,
     output: OutputEstimate,
     queue: DeadlineQueue,
-    /// Prefilled requests without a decode engine, oldest first, and when they take any.
+    /// Prefilled requests without a decode engine, oldest first, with the time from which they take
+    /// any.
     decodes: VecDeque<(Handover, Moment)>,
     state: State,
     planned_at: Moment,
-    /// The earliest wake-up that is on its way.
+    /// Time of the earliest scheduled wake-up.
     woken_at: Moment,
     passed_at: Moment,
     flips: u64,
@@ -139,7 +141,7 @@ impl Follow {
         }
     }
 
-    /// What it did over time.
+    /// Returns the recorded timeline.
     pub(crate) fn into_timeline(self) -> Timeline {
         self.timeline
     }
@@ -156,7 +158,7 @@ impl Follow {
             ttft_deadline: now + self.params.placement.slo.ttft,
             queue_deadline: now + self.params.queue_deadline,
             split: Split::May,
-            // As the proxy: the golden ratio spreads evenly.
+            // Same as in the proxy: multiples of the golden ratio are evenly distributed.
             seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
             excluded: Excluded::default(),
         }
@@ -170,7 +172,7 @@ impl Follow {
         !(self.queue.is_empty() && self.decodes.is_empty())
     }
 
-    /// Place what fits now, prefilled requests first: they hold memory.
+    /// Places the requests that fit now, prefilled ones first because they hold memory.
     fn pass(&mut self, cluster: &mut Cluster<'_>) {
         self.passed_at = cluster.now();
         if !self.waits() {
@@ -262,7 +264,7 @@ impl Follow {
         self.switch(cluster);
     }
 
-    /// Engines that have drained begin to switch, and those that have switched take their new role.
+    /// Starts the switch of drained engines and completes the switches that are due.
     fn switch(&mut self, cluster: &mut Cluster<'_>) {
         let (Some(takes), now) = (self.params.switch, cluster.now()) else { return };
         let idle = |engine: usize| cluster.engine(engine).is_idle();
@@ -310,7 +312,7 @@ impl Router for Follow {
         let arrival = &cluster.trace().arrivals[request];
         let (from, id) = (BackendId(engine as u16), id_of(request));
         let mut excluded = Excluded::default();
-        // As the proxy: an engine does not read its own blocks.
+        // Same as in the proxy: an engine does not read its own blocks.
         excluded.insert(from);
         let handover = Handover {
             id,
@@ -371,7 +373,7 @@ fn request_of(id: RequestId) -> usize {
     id.0 as usize
 }
 
-/// As the proxy's table has it for a pool.
+/// Returns the mean prefill model of a pool, computed as in the proxy's routing table.
 fn mean_prefill(fleet: &[Profile]) -> PrefillModel {
     let mean = |of: fn(PrefillModel) -> Seconds| {
         let sum: f64 = fleet.iter().map(|profile| of(profile.prefill_model()).get()).sum();

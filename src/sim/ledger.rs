@@ -1,5 +1,5 @@
-//! Every engine's account as the proxy keeps it: prefill work sent and unfinished, streams, their
-//! KV tokens and their slack. The simulator's [`tidegate_scheduler::placement::Fleet`].
+//! The accounts of all engines, as in the proxy: prefill work in flight, streams, their KV tokens
+//! and their slack. The simulator's implementation of [`tidegate_scheduler::placement::Fleet`].
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,52 +13,53 @@ use tidegate_types::{
 use crate::prefix_cache::BLOCK_TOKENS;
 use crate::profile::Profile;
 
-/// Longer than any stream waits; as the proxy.
+/// Slack of an engine without streams, longer than any stream waits; same value as in the proxy.
 const NO_STREAM: Seconds = Seconds(3600.0);
 /// Blocks of the prefix index: 134 million tokens.
 const INDEX_BLOCKS: usize = 1 << 18;
 
-/// One engine's sums. Cells, since the queue reserves while it reads.
+/// Account of one engine. `Cell`s, because the queue reserves while it reads.
 #[derive(Debug, Default)]
 struct Account {
-    /// What each unfinished prompt adds to a step, in nanoseconds, so that it returns to zero.
+    /// Prefill work in flight, in integer nanoseconds, so that it returns exactly to zero.
     prefill: Cell<u64>,
-    /// The uncached tokens of those prompts.
+    /// Uncached tokens of the prompts in flight.
     prefill_tokens: Cell<u64>,
     /// Streams running or reserved.
     streams: Cell<u32>,
-    /// Their prompts.
+    /// Sum of the prompt tokens of those streams.
     prompts: Cell<u64>,
-    /// Streams that have emitted.
+    /// Streams with a first token.
     begun: u64,
-    /// The sum of the steps that emitted their first tokens.
+    /// Sum of the step numbers of their first tokens.
     first_steps: u64,
-    /// Steps the engine has ended.
+    /// Number of completed steps.
     steps: u64,
-    /// The role it is about to have, and since when it switches, once it is idle.
+    /// The role after the switch in progress, and the start of the switch once the engine is idle.
     becoming: Option<(Role, Option<Moment>)>,
-    /// By stream: when it would be late had it emitted nothing since step 0, and whose. A stream
-    /// whose first token came at `t` with step `s` is on time until `t + (steps + 1 − s)·TPOT`.
+    /// By stream: the time at which it would be late had it emitted nothing since step 0, and the
+    /// request. A stream whose first token came at `t` with step `s` is on time until `t + (steps +
+    /// 1 − s)·TPOT`.
     late: BTreeSet<(i64, usize)>,
 }
 
-/// All accounts.
+/// The accounts of all engines.
 pub(crate) struct Ledger {
     pool: Vec<BackendId>,
     roles: Vec<Role>,
     accounts: Vec<Account>,
-    /// By request: the prefill work and tokens it was charged.
+    /// By request: the charged prefill work and tokens.
     charged: BTreeMap<usize, (u64, u64)>,
     /// By request: its key in `late` and its first step.
     begun: BTreeMap<usize, (i64, u64)>,
-    /// By engine: what it is, without what it does.
+    /// By engine: its constant properties, without its load.
     models: Vec<Load>,
-    /// Which engine was sent which prompt block, if engines cache prefixes.
+    /// Prefix index of the sent prompt blocks, if engines cache prefixes.
     index: Option<PrefixIndex>,
-    /// By waiting request: who was sent its leading blocks.
+    /// By waiting request: the engines that were sent its leading blocks.
     matches: BTreeMap<RequestId, Matches>,
     tpot: Seconds,
-    /// Who changes roles.
+    /// How roles can be changed.
     capability: RoleCapability,
 }
 
@@ -83,7 +84,8 @@ impl Ledger {
                     role: Role::Mixed,
                     usable: true,
                     last: false,
-                    // SGLang, the one engine that switches by itself, answers 400.
+                    // SGLang, the only engine that switches by itself, answers whole requests with
+                    // 400.
                     runs_whole: capability == RoleCapability::Instant,
                     hands_over: true,
                     group: GroupId(0),
@@ -106,8 +108,9 @@ impl Ledger {
         }
     }
 
-    /// Engines cache prefixes: predicted hits come from an index of what they were sent, as in the
-    /// proxy. An engine is taken to keep half of its KV memory for them; streams have the other half.
+    /// Adds a prefix index: predicted hits come from the prompts that engines were sent, as in the
+    /// proxy. Half of the KV memory of an engine is assumed for cached prefixes, the other half for
+    /// streams.
     pub(crate) fn with_prefix_index(mut self) -> Ledger {
         let index = PrefixIndex::new(INDEX_BLOCKS);
         for (id, model) in self.pool.iter().zip(&self.models) {
@@ -117,7 +120,7 @@ impl Ledger {
         self
     }
 
-    /// Looks a request's prompt up: the most of it that any engine holds, by what it was sent.
+    /// Looks up a request's prompt. Returns the longest predicted hit on any engine, in tokens.
     pub(crate) fn look_up(&mut self, id: RequestId, blocks: &[u64]) -> Tokens {
         let Some(index) = &self.index else { return Tokens::ZERO };
         let matches = index.matches(blocks);
@@ -126,7 +129,7 @@ impl Ledger {
         most
     }
 
-    /// An engine is sent a prompt, to compute or with its KV.
+    /// Records that an engine receives a prompt, to compute or with its KV.
     pub(crate) fn sent(&mut self, id: RequestId, on: BackendId, blocks: &[u64], prompt: Tokens) {
         self.matches.remove(&id);
         if let Some(index) = &self.index {
@@ -139,7 +142,7 @@ impl Ledger {
         View { ledger: self, now }
     }
 
-    /// The fleet as the planner sees it.
+    /// Returns the fleet as the planner's input.
     pub(crate) fn observation(&self, groups: Vec<GroupDemand>) -> Observation {
         let backends = self.pool.iter().map(|id| {
             let (account, model) = (&self.accounts[id.index()], &self.models[id.index()]);
@@ -172,12 +175,13 @@ impl Ledger {
         }
     }
 
-    /// Roles to start with.
+    /// Sets the initial roles.
     pub(crate) fn begin_with(&mut self, roles: Vec<Role>) {
         self.roles = roles;
     }
 
-    /// How many roles that changes. Engines that switch by themselves take nothing from now on.
+    /// Sets the roles and returns the number of flips. Engines that switch by themselves take no
+    /// new work from now on.
     pub(crate) fn set_roles(&mut self, roles: Vec<Role>) -> u64 {
         let changes = self.roles.iter_mut().zip(roles).zip(&mut self.accounts);
         let mut changed = 0;
@@ -192,8 +196,8 @@ impl Ledger {
         changed
     }
 
-    /// Engines that are idle begin their switch, those that began it `takes` ago have their new role:
-    /// is there one?
+    /// Starts the switch of idle engines and completes switches started `takes` ago. Returns
+    /// whether one was completed.
     pub(crate) fn switch(
         &mut self,
         now: Moment,
@@ -218,12 +222,12 @@ impl Ledger {
         switched
     }
 
-    /// Remember what a request's prefill was reserved as.
+    /// Records the prefill charge of a request.
     pub(crate) fn charge(&mut self, request: usize, predicted: Seconds, uncached: Tokens) {
         self.charged.insert(request, (charged_nanos(predicted), uncached.get()));
     }
 
-    /// A request's prefill is done, if it had one there.
+    /// Settles the prefill charge of a request, if it has one.
     pub(crate) fn settle(&mut self, request: usize, engine: usize) {
         if let Some((charged, tokens)) = self.charged.remove(&request) {
             let Account { prefill, prefill_tokens, .. } = &self.accounts[engine];
@@ -232,7 +236,7 @@ impl Ledger {
         }
     }
 
-    /// A stream's first token came with the engine's step `steps`.
+    /// Records a stream's first token, emitted with the engine's step `steps`.
     pub(crate) fn began(&mut self, request: usize, engine: usize, now: Moment, steps: u64) {
         let account = &mut self.accounts[engine];
         account.steps = steps;
@@ -243,7 +247,7 @@ impl Ledger {
         self.begun.insert(request, (late, steps));
     }
 
-    /// A stream's last token came.
+    /// Records the end of a stream.
     pub(crate) fn ended(&mut self, request: usize, engine: usize, prompt: Tokens, steps: u64) {
         let account = &mut self.accounts[engine];
         account.steps = steps;
@@ -256,7 +260,7 @@ impl Ledger {
         }
     }
 
-    /// An engine ended its step `steps`: every stream that runs got a token.
+    /// Records the end of the engine's step `steps`, in which every running stream emitted a token.
     pub(crate) fn stepped(&mut self, engine: usize, steps: u64) {
         self.accounts[engine].steps = steps;
     }
@@ -282,14 +286,14 @@ impl Account {
                 let late = late + (self.steps as i64 + 1) * nanos(tpot) as i64;
                 Seconds((late - now.0 as i64) as f64 / 1e9).min(NO_STREAM)
             }
-            // Streams that have emitted nothing are not late yet.
+            // Streams without a first token are not late yet.
             None => NO_STREAM,
         }
     }
 }
 
 impl View<'_> {
-    /// Put a choice on its engine's account.
+    /// Charges a choice to its engine.
     pub(crate) fn reserve(&self, choice: Choice, prompt: Tokens) {
         let (on, predicted, cached, whole) = match choice {
             Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
@@ -304,14 +308,15 @@ impl View<'_> {
         }
     }
 
-    /// A stream of `kv` tokens goes there.
+    /// Opens a stream of `kv` tokens on an engine.
     pub(crate) fn open_stream(&self, on: BackendId, kv: Tokens) {
         let account = &self.ledger.accounts[on.index()];
         account.streams.set(account.streams.get() + 1);
         account.prompts.set(account.prompts.get() + kv.get());
     }
 
-    /// The decode engine with the fewest streams, room or not; not `from` if there is another.
+    /// Returns the decode engine with the fewest streams, whatever its capacity; `from` only if
+    /// there is no other.
     pub(crate) fn fewest_streams(&self, from: BackendId) -> BackendId {
         let key = |on: &&BackendId| {
             let stranger = !self.ledger.roles[on.index()].takes_decode();
@@ -347,7 +352,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
     }
 }
 
-/// As the proxy's account: an engine with a prompt never looks idle.
+/// At least 1 ns, as in the proxy's account: an engine with a prompt never looks idle.
 fn charged_nanos(work: Seconds) -> u64 {
     nanos(work).max(1)
 }
