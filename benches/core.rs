@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
 use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, UsageRequest, scan};
 use tidegate_filters::ModelTokenizer;
-use tidegate_scheduler::placement::{Excluded, Fleet, Job, Load, Params, Split, place};
+use tidegate_scheduler::placement::{Excluded, Fleet, Load, Params, PrefillRequest, Split, place};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
 use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
@@ -83,7 +83,7 @@ impl Fleet for Plain {
             prefill: Seconds(busy),
             prefill_tokens: Tokens(u64::from(id.0 % 7) * 400),
             streams: u32::from(id.0 % 90),
-            unbegun: 0,
+            awaiting_first_token: 0,
             streams_max: 256,
             kv: Tokens(u64::from(id.0 % 90) * 900),
             kv_capacity: Tokens(430_000),
@@ -93,7 +93,7 @@ impl Fleet for Plain {
         }
     }
 
-    fn cached(&self, _job: &Job, _backend: BackendId) -> Tokens {
+    fn cached(&self, _job: &PrefillRequest, _backend: BackendId) -> Tokens {
         Tokens::ZERO
     }
 }
@@ -102,7 +102,7 @@ fn placing(c: &mut Criterion) {
     for count in FLEETS {
         let fleet = Plain((0..count).map(BackendId).collect());
         let now = Moment(1_000_000_000);
-        let job = Job {
+        let job = PrefillRequest {
             id: RequestId(7),
             pool: PoolId(0),
             prompt: Tokens(2000),

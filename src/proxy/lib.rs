@@ -1,7 +1,7 @@
 //! The live proxy: sockets, clocks and tasks around the pure rooms.
 //!
 //! Rooms, in the order of imports: each imports only rooms below it
-//! (`tests/behaviour/house.rs`). A request walks from the listener through request and dispatch to
+//! (`tests/behaviour/architecture.rs`). A request walks from the listener through request and dispatch to
 //! a backend; its answer comes back the same way.
 //!
 //! - [`process`]: start, files, the admin address, reload, hand-over and shutdown

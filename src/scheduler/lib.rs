@@ -6,7 +6,7 @@
 //! - [`planner`]: the role of each backend, with a reason for every change
 //!
 //! Pure: time, events and seeds are arguments. [`placement`] and [`planner`] import [`cost`] and
-//! not each other (`tests/behaviour/house.rs`).
+//! not each other (`tests/behaviour/architecture.rs`).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod cost;

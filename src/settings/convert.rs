@@ -27,13 +27,13 @@ impl Settings {
         PlacementParams {
             slo: self.slo(),
             room: self.queue.room,
-            hopeless_share: self.queue.hopeless_share,
-            hopeless_patience: self.queue.hopeless_patience,
+            late_class_share: self.queue.late_class_share,
+            trunk_reservation_share: self.queue.trunk_reservation_share,
             queue_max: self.queue.requests_max,
             chunk: self.placement.chunk,
             whole_below: self.placement.whole_below,
-            hold_max: match self.placement.spill {
-                true => PlacementParams::default().hold_max,
+            stall_max: match self.placement.spill {
+                true => PlacementParams::default().stall_max,
                 // Below zero: never.
                 false => Seconds(-1.0),
             },

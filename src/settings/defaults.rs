@@ -37,9 +37,9 @@ pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
 /// The time between the end of a prefill and the arrival of the next one at the engine.
 pub const ROOM: Seconds = Seconds(0.05);
 /// 2 % prevents starvation; each further 1 % costs the others about 0.5 points of attainment.
-pub const HOPELESS_SHARE: f64 = 0.02;
+pub const LATE_CLASS_SHARE: f64 = 0.02;
 /// Late requests are mostly long, and each would make several others late.
-pub const HOPELESS_PATIENCE: f64 = 0.5;
+pub const TRUNK_RESERVATION_SHARE: f64 = 0.5;
 /// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
 pub const LEASE: Seconds = Seconds(30.0);
 /// Two thirds of the lease; the rest covers clock drift and a slow accept.

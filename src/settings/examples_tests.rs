@@ -58,11 +58,14 @@ fn tree(path: &[&str], leaf: Value) -> Table {
     }
 }
 
+/// Keys that still parse under an earlier name; serde lists them beside the present ones.
+const OLD_NAMES: &[&str] = &["hopeless_share", "hopeless_patience"];
+
 /// Calls `key` with the path of every key of the schema, and `word` with every word it may have.
 fn walk(path: &[&str], key: &mut dyn FnMut(&[&str]), word: &mut dyn FnMut(&str)) {
     let inside = [path, &[NOTHING]].concat();
     if let Some(keys) = words(&complaint(&tree(&inside, Value::Integer(1))), "field") {
-        for name in &keys {
+        for name in keys.iter().filter(|name| !OLD_NAMES.contains(&name.as_str())) {
             let path = [path, &[name.as_str()]].concat();
             key(&path);
             walk(&path, key, word);
@@ -212,4 +215,12 @@ fn the_manifests_hold_good_settings() {
         assert!(needed.get() < grace, "{name}: {needed} do not fit into {grace} s");
         assert!(settings.admin.listen.ip().is_unspecified(), "{name}: no probe reaches it");
     }
+}
+
+#[test]
+fn earlier_names_still_parse() {
+    let backends = "[[backends]]\nname = \"a\"\nurl = \"http://127.0.0.1:1\"\n";
+    let text = format!("[queue]\nhopeless_share = 0.07\nhopeless_patience = 0.25\n{backends}");
+    let queue = crate::Settings::parse(&text).unwrap().queue;
+    assert_eq!((queue.late_class_share, queue.trunk_reservation_share), (0.07, 0.25));
 }

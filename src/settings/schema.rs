@@ -228,10 +228,12 @@ pub struct QueueSettings {
     pub room: Seconds,
     /// Late class: share of the placed prefill work for requests that can no longer meet their TTFT,
     /// 0 to 1.
-    pub hopeless_share: f64,
+    #[serde(alias = "hopeless_share")]
+    pub late_class_share: f64,
     /// Trunk reservation: a request of the late class leaves one prefill backend idle for the others
     /// until it has waited for this share of `deadline_seconds`, 0 to 1.
-    pub hopeless_patience: f64,
+    #[serde(alias = "hopeless_patience")]
+    pub trunk_reservation_share: f64,
     /// Hand-off deadline: longest time between the end of a prefill and the start of its decode leg;
     /// below the engines' lease.
     #[serde(rename = "handoff_seconds")]
@@ -456,8 +458,8 @@ impl Default for QueueSettings {
             requests_max: defaults::QUEUE_REQUESTS_MAX,
             deadline: defaults::QUEUE_DEADLINE,
             room: defaults::ROOM,
-            hopeless_share: defaults::HOPELESS_SHARE,
-            hopeless_patience: defaults::HOPELESS_PATIENCE,
+            late_class_share: defaults::LATE_CLASS_SHARE,
+            trunk_reservation_share: defaults::TRUNK_RESERVATION_SHARE,
             handoff: defaults::HANDOFF,
         }
     }

@@ -212,8 +212,8 @@ fn numbers_have_bounds() {
         ("[server]\nthreads = 5000", "server.threads: is 5000 (0 to 1024)"),
         ("[server]\nbody_budget_bytes = 0", "server.body_budget_bytes: is 0 (1 to 17592186044416)"),
         ("[server]\nbody_max_bytes = 0", "server.body_max_bytes: is 0 (1 to 1073741824)"),
-        ("[queue]\nhopeless_share = 1.5", "queue.hopeless_share: is 1.5 (0 to 1)"),
-        ("[queue]\nhopeless_patience = -1", "queue.hopeless_patience: is -1 (0 to 1)"),
+        ("[queue]\nlate_class_share = 1.5", "queue.late_class_share: is 1.5 (0 to 1)"),
+        ("[queue]\ntrunk_reservation_share = -1", "queue.trunk_reservation_share: is -1 (0 to 1)"),
         ("[queue]\nrequests_max = 0", "queue.requests_max: is 0 (1 to 1048576)"),
         (
             "[planner]\ninterval_seconds = 0",

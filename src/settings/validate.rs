@@ -323,8 +323,8 @@ fn counts(settings: &Settings, found: &mut Found) {
         found.count(budget as u64, (1, BODY_BUDGET_BYTES), "server.body_budget_bytes");
     }
     found.count(queue.requests_max as u64, (1, QUEUE_MAX), "queue.requests_max");
-    found.number(queue.hopeless_share, (0.0, 1.0), "queue.hopeless_share", "");
-    found.number(queue.hopeless_patience, (0.0, 1.0), "queue.hopeless_patience", "");
+    found.number(queue.late_class_share, (0.0, 1.0), "queue.late_class_share", "");
+    found.number(queue.trunk_reservation_share, (0.0, 1.0), "queue.trunk_reservation_share", "");
     found.count(placement.chunk.get(), (1, CHUNK_MAX), "placement.chunk_tokens");
     found.count(placement.whole_below.get(), (0, CHUNK_MAX), "placement.whole_below_tokens");
     found.count(retry.attempts.into(), (1, ATTEMPTS_MAX), "retry.attempts");

@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use tidegate_scheduler::cost::{OutputEstimate, PrefillModel, TransferModel};
 use tidegate_scheduler::placement::{
-    Choice, DeadlineQueue, Excluded, Handover, Job, Outcome, Params as PlacementParams, Split,
-    Took, place, place_decode,
+    Choice, DecodeRequest, EdfQueue, Excluded, Outcome, Params as PlacementParams, PrefillRequest,
+    Split, Took, place, place_decode,
 };
 use tidegate_scheduler::planner::{Params as PlannerParams, State, initial, plan};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens};
@@ -84,10 +84,10 @@ pub(crate) struct Follow {
     /// Prefill model of a mean engine, in which demand is measured.
     mean_prefill: PrefillModel,
     output: OutputEstimate,
-    queue: DeadlineQueue,
+    queue: EdfQueue,
     /// Prefilled requests without a decode engine, oldest first, with the time from which they take
     /// any.
-    decodes: VecDeque<(Handover, Moment)>,
+    decodes: VecDeque<(DecodeRequest, Moment)>,
     state: State,
     planned_at: Moment,
     /// Time of the earliest scheduled wake-up.
@@ -125,7 +125,7 @@ impl Follow {
         timeline.pools(Moment::START, prefills_of(&roles));
         ledger.begin_with(roles);
         Follow {
-            queue: DeadlineQueue::with_limit(params.placement.queue_max),
+            queue: EdfQueue::with_limit(params.placement.queue_max),
             params,
             ledger,
             demand: Demand::default(),
@@ -146,10 +146,10 @@ impl Follow {
         self.timeline
     }
 
-    fn job(&self, cluster: &Cluster<'_>, request: usize) -> Job {
+    fn job(&self, cluster: &Cluster<'_>, request: usize) -> PrefillRequest {
         let arrival = &cluster.trace().arrivals[request];
         let (id, now) = (id_of(request), cluster.now());
-        Job {
+        PrefillRequest {
             id,
             pool: POOL,
             prompt: arrival.prompt,
@@ -314,7 +314,7 @@ impl Router for Follow {
         let mut excluded = Excluded::default();
         // Same as in the proxy: an engine does not read its own blocks.
         excluded.insert(from);
-        let handover = Handover {
+        let handover = DecodeRequest {
             id,
             pool: POOL,
             from,

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_scheduler::cost::{Matches, PrefixIndex};
-use tidegate_scheduler::placement::{Choice, Job, Load};
+use tidegate_scheduler::placement::{Choice, Load, PrefillRequest};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
@@ -92,7 +92,7 @@ impl Ledger {
                     prefill: Seconds::ZERO,
                     prefill_tokens: Tokens::ZERO,
                     streams: 0,
-                    unbegun: 0,
+                    awaiting_first_token: 0,
                     streams_max: profile.max_num_seqs,
                     kv: Tokens::ZERO,
                     kv_capacity: profile.kv_capacity,
@@ -339,14 +339,14 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
             prefill: model.prefill_model.batch(account.prefill()),
             prefill_tokens: Tokens(account.prefill_tokens.get()),
             streams: account.streams.get(),
-            unbegun: account.streams.get() - account.begun as u32,
+            awaiting_first_token: account.streams.get() - account.begun as u32,
             kv: account.kv(),
             slack: account.slack(self.now, self.ledger.tpot),
             ..*model
         }
     }
 
-    fn cached(&self, job: &Job, on: BackendId) -> Tokens {
+    fn cached(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
         let blocks = self.ledger.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on));
         Tokens(u64::from(blocks) * BLOCK_TOKENS).min(job.prompt - Tokens(1))
     }

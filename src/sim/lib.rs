@@ -8,7 +8,7 @@
 //! - [`page`]: a comparison as one page, drawn by chart.rs
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
-//! Behind `simulate`: cluster.rs moves time; immediate.rs and follow.rs decide where requests go,
+//! Behind `simulate`: cluster.rs moves time; static_policy.rs and follow.rs decide where requests go,
 //! the one as operators do it today, the other with the live proxy's own placement and planner,
 //! for which ledger.rs and demand.rs keep the proxy's accounts.
 //!
@@ -23,10 +23,9 @@ mod demand;
 mod disturbance;
 mod engine;
 mod follow;
-mod immediate;
-mod interval;
+mod html_report;
 mod ledger;
-mod page;
+mod periodic_policy;
 mod policy;
 mod prefix_cache;
 mod profile;
@@ -35,6 +34,7 @@ mod report;
 mod resample;
 mod rivals;
 mod simulate;
+mod static_policy;
 mod timeline;
 mod trace;
 
@@ -42,7 +42,7 @@ pub use bound::bound;
 pub use disturbance::{Disturbance, DisturbanceError};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;
-pub use page::page;
+pub use html_report::page;
 pub use policy::{Policy, PolicyError};
 pub use profile::Profile;
 pub use report::{Outcome, Report};

@@ -6,12 +6,12 @@ use crate::bound::bound;
 use crate::cluster::{Cluster, Router};
 use crate::disturbance::Disturbance;
 use crate::follow::{Follow, TidegateParams};
-use crate::immediate::Immediate;
-use crate::interval::Interval;
+use crate::periodic_policy::Interval;
 use crate::policy::Policy;
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
 use crate::rivals;
+use crate::static_policy::Immediate;
 use crate::timeline::Timeline;
 use crate::trace::Trace;
 

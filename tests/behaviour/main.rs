@@ -3,9 +3,11 @@
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests use sockets")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod accounting;
 mod admin;
 mod admin_trust;
 mod apis;
+mod architecture;
 mod browsers;
 mod budget;
 mod cancel;
@@ -26,23 +28,21 @@ mod fleet;
 mod flips;
 mod handoff_trust;
 mod health;
-mod house;
 mod kv_events;
 mod limits;
 mod models;
 mod overload;
+mod pd_protocol_rules;
 mod plain_engines;
 mod pool;
 mod process;
 mod proxy;
 mod relay;
 mod retry;
-mod rules;
 mod scheduling;
 mod sglang;
 mod signals;
 mod split;
-mod storm;
 mod tls;
 mod trtllm;
 mod trtllm_generation_first;

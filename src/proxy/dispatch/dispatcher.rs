@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{DeadlineQueue, Outcome, Took};
+use tidegate_scheduler::placement::{EdfQueue, Outcome, Took};
 use tidegate_types::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,7 +20,7 @@ type Replies = HashMap<RequestId, oneshot::Sender<Result<Placed, Failure>>>;
 pub struct Dispatcher {
     proxy: Arc<Proxy>,
     inbox: mpsc::UnboundedReceiver<Message>,
-    queue: DeadlineQueue,
+    queue: EdfQueue,
     /// Prefix matches of the waiting requests.
     matches: HashMap<RequestId, Matches>,
     replies: Replies,
@@ -33,7 +33,7 @@ impl Dispatcher {
     pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<Message>) -> Dispatcher {
         Dispatcher {
             inbox,
-            queue: DeadlineQueue::with_limit(proxy.placement.queue_max),
+            queue: EdfQueue::with_limit(proxy.placement.queue_max),
             matches: HashMap::new(),
             replies: HashMap::new(),
             decodes: VecDeque::new(),

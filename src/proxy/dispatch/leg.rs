@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{LegBody, is_load};
 use tidegate_filters::Accepted;
-use tidegate_scheduler::placement::Handover;
+use tidegate_scheduler::placement::DecodeRequest;
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::Backend;
@@ -131,10 +131,10 @@ pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
 
 /// What has to be decoded. An engine refuses to read its own blocks, and keeps them until the lease
 /// ends: it decodes what it has prefilled only if nobody else can.
-pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> Handover {
+pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
     let mut excluded = serving.job.excluded;
     excluded.insert(from.id);
-    Handover {
+    DecodeRequest {
         id: serving.job.id,
         pool: serving.job.pool,
         from: from.id,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::inflight::PrefillRoom;
-use tidegate_scheduler::placement::{Choice, Handover, Job, place, place_decode};
+use tidegate_scheduler::placement::{Choice, DecodeRequest, PrefillRequest, place, place_decode};
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Known, View};
@@ -67,7 +67,11 @@ pub enum Try {
 ///
 /// # Errors
 /// [`Failure::NoBackend`], [`Failure::Saturated`], [`Failure::QueueDeadline`].
-pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
+pub async fn find(
+    proxy: &Arc<Proxy>,
+    job: &PrefillRequest,
+    matches: &Matches,
+) -> Result<Placed, Failure> {
     // Waiting requests have precedence.
     let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
     if waiting == 0 {
@@ -81,7 +85,7 @@ pub async fn find(proxy: &Arc<Proxy>, job: &Job, matches: &Matches) -> Result<Pl
 }
 
 /// Reserves a backend for `job` now, or returns why that is impossible.
-pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
+pub fn try_place(proxy: &Proxy, job: &PrefillRequest, known: Known<'_>) -> Try {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
     for _ in 0..RACES_MAX {
@@ -101,7 +105,12 @@ pub fn try_place(proxy: &Proxy, job: &Job, known: Known<'_>) -> Try {
 
 /// Charges the choice to its backend. `None` if another request has reserved the capacity meanwhile,
 /// or if the choice names no backend.
-pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Option<Placed> {
+pub fn reserve(
+    proxy: &Proxy,
+    view: &View<'_>,
+    job: &PrefillRequest,
+    choice: Choice,
+) -> Option<Placed> {
     let (on, work, cached, whole) = match choice {
         Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
         Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
@@ -143,7 +152,7 @@ pub fn reserve(proxy: &Proxy, view: &View<'_>, job: &Job, choice: Choice) -> Opt
 /// [`Failure::NoBackend`] if no backend of the group can be used.
 pub async fn find_decode(
     proxy: &Arc<Proxy>,
-    handover: &Handover,
+    handover: &DecodeRequest,
     deadline: Moment,
 ) -> Result<Reservation, Failure> {
     let now = proxy.clock.now();
@@ -154,7 +163,11 @@ pub async fn find_decode(
 }
 
 /// Places a decode leg that arrived at `came`, if a backend has capacity now.
-pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Option<Reservation> {
+pub fn try_place_decode(
+    proxy: &Proxy,
+    handover: &DecodeRequest,
+    came: Moment,
+) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
     for _ in 0..RACES_MAX {
@@ -170,7 +183,7 @@ pub fn try_place_decode(proxy: &Proxy, handover: &Handover, came: Moment) -> Opt
 }
 
 /// Returns the decode backend with the fewest streams, even if full. `None` if none is usable.
-pub fn force_decode(proxy: &Proxy, handover: &Handover) -> Option<Reservation> {
+pub fn force_decode(proxy: &Proxy, handover: &DecodeRequest) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let group = table.entry(handover.from).group;
     let now = proxy.clock.now();

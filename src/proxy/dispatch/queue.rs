@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{Handover, Job};
+use tidegate_scheduler::placement::{DecodeRequest, PrefillRequest};
 use tidegate_types::{Moment, RequestId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -14,7 +14,7 @@ use crate::upstream::failure::Failure;
 /// A request that waits for its first leg.
 pub struct Offer {
     /// What it is.
-    pub job: Job,
+    pub job: PrefillRequest,
     /// Who holds its prefix.
     pub matches: Matches,
     /// Channel for the outcome; closed when the client has left.
@@ -24,7 +24,7 @@ pub struct Offer {
 /// A prefilled request that waits for a decode backend.
 pub struct DecodeOffer {
     /// What it is.
-    pub handover: Handover,
+    pub handover: DecodeRequest,
     /// Time at which the prefill ended.
     pub came: Moment,
     /// Deadline after which it takes any backend, whatever its free capacity.
@@ -110,7 +110,11 @@ impl Queue {
     ///
     /// # Errors
     /// [`Failure::Saturated`] if `requests_max` requests are waiting; otherwise the dispatcher's error.
-    pub async fn wait_for_place(&self, job: &Job, matches: &Matches) -> Result<Placed, Failure> {
+    pub async fn wait_for_place(
+        &self,
+        job: &PrefillRequest,
+        matches: &Matches,
+    ) -> Result<Placed, Failure> {
         if self.signal.waiting.fetch_add(1, Relaxed) >= self.requests_max {
             self.signal.waiting.fetch_sub(1, Relaxed);
             return Err(Failure::Saturated);
@@ -130,7 +134,7 @@ impl Queue {
     /// The dispatcher's error.
     pub async fn wait_for_decode(
         &self,
-        handover: &Handover,
+        handover: &DecodeRequest,
         came: Moment,
         deadline: Moment,
     ) -> Result<Reservation, Failure> {

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::Job;
+use tidegate_scheduler::placement::PrefillRequest;
 use tidegate_types::{BackendId, Seconds};
 
 use crate::dispatch::context::Proxy;
@@ -21,7 +21,7 @@ pub struct Serving<'a> {
     /// What the filters found in it.
     pub accepted: &'a Arc<Accepted>,
     /// What to place.
-    pub job: Job,
+    pub job: PrefillRequest,
     /// Who holds its prefix.
     pub matches: Matches,
     /// Set while it waits for a leg that is late.

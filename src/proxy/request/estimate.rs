@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{Excluded, Job, Split};
+use tidegate_scheduler::placement::{Excluded, PrefillRequest, Split};
 use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
@@ -16,7 +16,7 @@ pub fn job(
     proxy: &Proxy,
     accepted: &Accepted,
     arrived: Moment,
-) -> (Arc<InflightRequest>, Job, Matches) {
+) -> (Arc<InflightRequest>, PrefillRequest, Matches) {
     let id = proxy.next_request();
     let table = proxy.fleet.table();
     let prompt = accepted.prompt.tokens;
@@ -34,7 +34,7 @@ pub fn job(
         // Alone it fills an engine's room: the planner looks at once.
         proxy.surge.notify_one();
     }
-    let job = Job {
+    let job = PrefillRequest {
         id,
         pool,
         prompt,

@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use tidegate_engine::{Endpoint, ErrorForm};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::Job;
+use tidegate_scheduler::placement::PrefillRequest;
 use tokio::time::sleep_until;
 
 use crate::dispatch::answer::{Opened, OpenedBody};
@@ -121,7 +121,7 @@ async fn serve(
     proxy: Arc<Proxy>,
     inbound: Inbound,
     accepted: Arc<Accepted>,
-    (job, matches): (Job, Matches),
+    (job, matches): (PrefillRequest, Matches),
     mut record: Box<RequestRecord>,
 ) -> Response<RelayBody> {
     let late = AtomicBool::default();

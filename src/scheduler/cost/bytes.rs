@@ -2,7 +2,7 @@
 //! text, fitted online to the engine's own count. The text is not decoded: invalid UTF-8 is
 //! accepted.
 
-use crate::cost::robust::Robust;
+use crate::cost::robust_regression::RobustRegression;
 use tidegate_types::Tokens;
 
 const FEATURES: usize = 9;
@@ -30,7 +30,7 @@ pub struct ByteFeatures {
 /// Estimates a text's tokens from its [`ByteFeatures`]; fitted to exact counts.
 #[derive(Clone, Debug)]
 pub struct ByteEstimator {
-    fit: Robust<FEATURES>,
+    fit: RobustRegression<FEATURES>,
 }
 
 /// Class of a byte.
@@ -138,7 +138,7 @@ impl ByteFeatures {
 impl ByteEstimator {
     /// Returns an estimator with a prior for English and code.
     pub fn new() -> ByteEstimator {
-        ByteEstimator { fit: Robust::new(PRIOR) }
+        ByteEstimator { fit: RobustRegression::new(PRIOR) }
     }
 
     /// Returns the estimated tokens: at least 1, and 0 for an empty text.

@@ -1,8 +1,8 @@
-//! Online fits of the cost models, one per backend. Each wraps [`Robust`] with the features of its
+//! Online fits of the cost models, one per backend. Each wraps [`RobustRegression`] with the features of its
 //! model.
 
 use crate::cost::model::attention_pairs;
-use crate::cost::robust::Robust;
+use crate::cost::robust_regression::RobustRegression;
 use crate::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_types::{Seconds, Tokens};
 
@@ -38,13 +38,13 @@ pub struct PrefillBatch {
 /// Fits a [`PrefillModel`].
 #[derive(Clone, Debug)]
 pub struct PrefillFit {
-    fit: Robust<3>,
+    fit: RobustRegression<3>,
 }
 
 /// Fits a [`DecodeModel`].
 #[derive(Clone, Debug)]
 pub struct DecodeFit {
-    fit: Robust<3>,
+    fit: RobustRegression<3>,
     /// Taken from the prior and not fitted: a linear regression cannot fit a piecewise linear
     /// function.
     free_streams: u32,
@@ -53,7 +53,7 @@ pub struct DecodeFit {
 /// Fits a [`TransferModel`].
 #[derive(Clone, Debug)]
 pub struct TransferFit {
-    fit: Robust<2>,
+    fit: RobustRegression<2>,
 }
 
 impl PrefillBatch {
@@ -87,7 +87,7 @@ impl PrefillFit {
     /// Returns a fit that starts from `prior`.
     pub fn new(prior: PrefillModel) -> PrefillFit {
         let prior = [prior.base, prior.per_token, prior.per_attention];
-        PrefillFit { fit: Robust::new(prior.map(Seconds::get)) }
+        PrefillFit { fit: RobustRegression::new(prior.map(Seconds::get)) }
     }
 
     /// Adds an observation: a prefill of `new` tokens after `context` cached ones took the engine
@@ -148,7 +148,7 @@ impl DecodeFit {
     pub fn new(prior: DecodeModel) -> DecodeFit {
         let free_streams = prior.free_streams;
         let prior = [prior.base, prior.per_stream, prior.per_kv_token];
-        DecodeFit { fit: Robust::new(prior.map(Seconds::get)), free_streams }
+        DecodeFit { fit: RobustRegression::new(prior.map(Seconds::get)), free_streams }
     }
 
     /// Adds an observation: with `streams` streams and `kv` KV tokens in total, the inter-token
@@ -185,7 +185,7 @@ impl TransferFit {
     /// Returns a fit that starts from `prior`.
     pub fn new(prior: TransferModel) -> TransferFit {
         let prior = [prior.base, prior.per_token];
-        TransferFit { fit: Robust::new(prior.map(Seconds::get)) }
+        TransferFit { fit: RobustRegression::new(prior.map(Seconds::get)) }
     }
 
     /// Adds an observation: the hand-off of the KV of `tokens` tokens took `took`. Non-finite and
@@ -216,7 +216,7 @@ impl Default for TransferFit {
     }
 }
 
-/// Returns the class, of [`CLASSES`](crate::cost::robust::CLASSES), of a size.
+/// Returns the class, of [`CLASSES`](crate::cost::robust_regression::CLASSES), of a size.
 fn class(size: u64, bounds: [u64; 3]) -> usize {
     bounds.iter().filter(|bound| size >= **bound).count()
 }

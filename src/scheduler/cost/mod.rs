@@ -20,7 +20,7 @@ mod matches;
 mod model;
 mod output;
 mod prefix;
-mod robust;
+mod robust_regression;
 
 pub use bytes::{ByteEstimator, ByteFeatures};
 pub use chain::{chain_bytes, chain_salt, chain_tokens};

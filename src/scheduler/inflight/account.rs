@@ -19,7 +19,7 @@ pub struct Account<W = AtomicU64> {
     /// Streams that decode here or are reserved.
     streams: W,
     /// Streams among them without a first token.
-    unbegun: W,
+    awaiting_first_token: W,
     /// KV tokens of those streams and of unfinished prefills.
     kv_tokens: W,
     /// Output tokens since start; monotonic.
@@ -39,7 +39,7 @@ pub struct Balance {
     /// Streams that decode here or are reserved.
     pub streams: u32,
     /// Streams among them without a first token.
-    pub unbegun: u32,
+    pub awaiting_first_token: u32,
     /// KV tokens held by streams and unfinished prefills.
     pub kv: Tokens,
     /// Output tokens since start.
@@ -135,7 +135,7 @@ impl<W: Word> Account<W> {
             prefill_tokens: Tokens(self.prefill_tokens.count()),
             prefill_legs: self.prefill_legs.count() as u32,
             streams: self.streams.count() as u32,
-            unbegun: self.unbegun.count() as u32,
+            awaiting_first_token: self.awaiting_first_token.count() as u32,
             kv: Tokens(self.kv_tokens.count()),
             emitted: Tokens(self.emitted.count()),
         }
@@ -149,7 +149,7 @@ impl<W: Word> Account<W> {
 
     /// Completes the charge of a stream that is already counted.
     fn stream_opened(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
-        self.unbegun.fetch_add(1);
+        self.awaiting_first_token.fetch_add(1);
         self.kv_tokens.fetch_add(kv.get());
         StreamCharge { account: Arc::clone(self), kv: kv.get(), begun: false }
     }
@@ -168,7 +168,7 @@ impl<W: Word> StreamCharge<W> {
     /// shows none.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
-            self.account.unbegun.sub(1);
+            self.account.awaiting_first_token.sub(1);
         }
     }
 
@@ -187,7 +187,7 @@ impl<W: Word> Drop for StreamCharge<W> {
     fn drop(&mut self) {
         self.account.streams.sub(1);
         if !self.begun {
-            self.account.unbegun.sub(1);
+            self.account.awaiting_first_token.sub(1);
         }
         self.account.kv_tokens.sub(self.kv);
     }

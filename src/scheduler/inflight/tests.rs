@@ -28,7 +28,7 @@ fn every_charge_settles_in_any_order() {
                     let prefill = account.charge_prefill(Seconds(0.1), Tokens(10 + n));
                     let mut stream = account.open_stream(Tokens(10 + n));
                     drop(prefill);
-                    assert!(account.balance().unbegun > 0);
+                    assert!(account.balance().awaiting_first_token > 0);
                     stream.emit(3);
                     stream.emit(1);
                     // A stream that ends before its first token.

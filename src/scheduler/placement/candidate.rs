@@ -32,7 +32,7 @@
 //! chunk begins. Without this reserve azure code at a chunk of 512 lost eight points of TPOT
 //! attainment in the simulator, most streams by less than 2 ms a token.
 
-use crate::placement::{Job, Load, Params};
+use crate::placement::{Load, Params, PrefillRequest};
 use tidegate_types::{BackendId, Seconds, Tokens};
 
 /// A possible backend for a job, with its predicted cost.
@@ -52,7 +52,7 @@ pub(super) struct Candidate {
 /// A job on one backend, before the choice between prefill leg and whole request.
 pub(super) struct Offer<'a> {
     pub(super) params: &'a Params,
-    pub(super) job: &'a Job,
+    pub(super) job: &'a PrefillRequest,
     pub(super) on: BackendId,
     pub(super) load: &'a Load,
     pub(super) cached: Tokens,
@@ -82,7 +82,7 @@ impl Candidate {
 impl<'a> Offer<'a> {
     pub(super) fn new(
         params: &'a Params,
-        job: &'a Job,
+        job: &'a PrefillRequest,
         on: BackendId,
         load: &'a Load,
         cached: Tokens,
@@ -126,14 +126,14 @@ impl<'a> Offer<'a> {
     /// stream without a first token has no slack, and may emit its first token before the prefill
     /// starts.
     pub(super) fn has_slack(&self) -> bool {
-        if self.params.hold_max < Seconds::ZERO {
+        if self.params.stall_max < Seconds::ZERO {
             return false;
         }
-        self.hold_up() <= self.slack().min(self.params.hold_max).max(Seconds::ZERO)
+        self.stall() <= self.slack().min(self.params.stall_max).max(Seconds::ZERO)
     }
 
     fn slack(&self) -> Seconds {
-        match self.load.unbegun {
+        match self.load.awaiting_first_token {
             0 => self.load.slack - self.params.slo.tpot,
             _ => Seconds::ZERO,
         }
@@ -142,7 +142,7 @@ impl<'a> Offer<'a> {
     /// Returns whether this prompt alone delays tokens beyond the TPOT target, of running streams
     /// or of streams that are handed over meanwhile. The first step does not delay the latter: it
     /// ends with their first token.
-    pub(super) fn holds_up(&self) -> bool {
+    pub(super) fn stalls_streams(&self) -> bool {
         let steps = self.steps_of(self.uncached());
         let alone = self.load.prefill_model.batch(self.joining);
         let any = self.load.streams > 0 || steps > 1.0;
@@ -165,7 +165,7 @@ impl<'a> Offer<'a> {
         // A prefill backend has streams for a while after a flip from decode.
         let harm = match self.load.streams {
             0 => Seconds::ZERO,
-            _ => self.hold_up().max(Seconds::ZERO) * self.params.hold_weight,
+            _ => self.stall().max(Seconds::ZERO) * self.params.stall_weight,
         };
         let rank = (ttft + decode + harm + self.discounted).get();
         let (on, predicted, cached) = (self.on, self.joining, self.cached);
@@ -204,7 +204,7 @@ impl<'a> Offer<'a> {
     }
 
     /// The stall: `hold-up` of the module documentation.
-    fn hold_up(&self) -> Seconds {
+    fn stall(&self) -> Seconds {
         self.mixed() - self.params.slo.tpot * self.steps_of(self.uncached())
     }
 }
@@ -213,7 +213,7 @@ impl<'a> Offer<'a> {
 /// the middle of another step, hence 1.5 steps to the first token.
 pub(super) fn handed_over(
     params: &Params,
-    job: &Job,
+    job: &PrefillRequest,
     prefill: Candidate,
     step: Seconds,
 ) -> Candidate {

@@ -2,7 +2,7 @@
 //! seconds in which the free capacity changes. Allocates nothing.
 
 use crate::placement::order::order;
-use crate::placement::{Fleet, Handover, Load, Params};
+use crate::placement::{DecodeRequest, Fleet, Load, Params};
 use tidegate_types::{BackendId, Moment, Seconds};
 
 /// Share of the expected output that nine in ten answers exceed if output lengths are exponential.
@@ -36,7 +36,7 @@ enum Reach {
 pub fn place_decode(
     params: &Params,
     now: Moment,
-    handover: &Handover,
+    handover: &DecodeRequest,
     fleet: &impl Fleet,
 ) -> Option<BackendId> {
     let group = fleet.load(handover.from).group;
@@ -75,7 +75,7 @@ pub fn place_decode(
     best.map(|(on, _)| on)
 }
 
-fn reach(handover: &Handover, on: BackendId, load: &Load) -> Reach {
+fn reach(handover: &DecodeRequest, on: BackendId, load: &Load) -> Reach {
     match load.role.takes_decode() {
         _ if handover.excluded.contains(on) => Reach::Failed,
         _ if load.last => Reach::Last,
@@ -84,7 +84,7 @@ fn reach(handover: &Handover, on: BackendId, load: &Load) -> Reach {
     }
 }
 
-fn has_room(params: &Params, handover: &Handover, load: &Load) -> bool {
+fn has_room(params: &Params, handover: &DecodeRequest, load: &Load) -> bool {
     load.streams < load.streams_max
         && load.has_memory_for(handover.kv, handover.expected_output, params.kv_share)
         && load.has_step_room(handover.kv, params.slo.tpot)
@@ -92,7 +92,7 @@ fn has_room(params: &Params, handover: &Handover, load: &Load) -> bool {
 
 /// Returns the duration of the prefill work ahead of the stream on the backend, if it puts the
 /// stream's TPOT at risk: a short answer has too few tokens to make up for a late start.
-fn held_up(params: &Params, handover: &Handover, load: &Load) -> Option<Seconds> {
+fn held_up(params: &Params, handover: &DecodeRequest, load: &Load) -> Option<Seconds> {
     if load.prefill <= Seconds::ZERO {
         return None;
     }
@@ -111,7 +111,7 @@ fn held_up(params: &Params, handover: &Handover, load: &Load) -> Option<Seconds>
 fn is_in_time(
     params: &Params,
     now: Moment,
-    handover: &Handover,
+    handover: &DecodeRequest,
     load: &Load,
     prefill: Seconds,
 ) -> bool {
@@ -121,7 +121,7 @@ fn is_in_time(
 
 /// Predicted completion plus the weighted prefill work ahead of the stream and the slack that it
 /// removes from the backend.
-fn rank(params: &Params, handover: &Handover, on: BackendId, load: &Load) -> f64 {
+fn rank(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
     let stays = on == handover.from;
     let hand_off = if stays { Seconds::ZERO } else { params.transfer.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
@@ -129,13 +129,13 @@ fn rank(params: &Params, handover: &Handover, on: BackendId, load: &Load) -> f64
     (hand_off + steps + taken * params.slack_weight).get()
 }
 
-/// Slack of the backend's streams without the new one, at most `hold_max`. Above the packing limit
+/// Slack of the backend's streams without the new one, at most `stall_max`. Above the packing limit
 /// the backend counts as having the full slack, so that new streams go elsewhere.
-fn slack(params: &Params, handover: &Handover, load: &Load) -> Seconds {
+fn slack(params: &Params, handover: &DecodeRequest, load: &Load) -> Seconds {
     let base = load.decode_model.base;
     let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKS;
-    let most = params.hold_max.max(Seconds::ZERO);
-    match load.unbegun {
+    let most = params.stall_max.max(Seconds::ZERO);
+    match load.awaiting_first_token {
         _ if load.step_with(handover.kv) > packs => most,
         0 => load.slack.max(Seconds::ZERO).min(most),
         _ => Seconds::ZERO,

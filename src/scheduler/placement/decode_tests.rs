@@ -6,7 +6,7 @@ use tidegate_types::GroupId;
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
 use tidegate_types::Tokens;
 
-fn placed(handover: &Handover, loads: &[Load]) -> Option<u16> {
+fn placed(handover: &DecodeRequest, loads: &[Load]) -> Option<u16> {
     let engines = Engines::new(loads.to_vec());
     place_decode(&Params::default(), Moment::START, handover, &engines).map(|on| on.0)
 }
@@ -14,7 +14,7 @@ fn placed(handover: &Handover, loads: &[Load]) -> Option<u16> {
 /// Asserts the decode backend of a request prefilled on backend 0, for every seed.
 fn check(loads: &[Load], expected: Option<u16>) {
     for seed in 0..20 {
-        assert_eq!(placed(&Handover { seed, ..handover(0) }, loads), expected, "seed {seed}");
+        assert_eq!(placed(&DecodeRequest { seed, ..handover(0) }, loads), expected, "seed {seed}");
     }
 }
 
@@ -35,9 +35,12 @@ fn the_decode_backend_with_the_shortest_steps_is_chosen() {
 fn new_streams_are_packed_so_that_other_backends_keep_slack() {
     let rested = streaming(Decode, 40, 1.0);
     check(&[idle(Prefill), streaming(Decode, 50, 0.0), rested], Some(1));
-    check(&[idle(Prefill), Load { unbegun: 1, ..streaming(Decode, 50, 1.0) }, rested], Some(1));
+    check(
+        &[idle(Prefill), Load { awaiting_first_token: 1, ..streaming(Decode, 50, 1.0) }, rested],
+        Some(1),
+    );
     // Not onto a backend that is much slower.
-    let long = Handover { expected_output: Tokens(2000), ..handover(0) };
+    let long = DecodeRequest { expected_output: Tokens(2000), ..handover(0) };
     let crowded = [idle(Prefill), streaming(Decode, 90, 0.0), rested];
     assert_eq!(placed(&long, &crowded), Some(2));
     // Nor onto one close to the TPOT target, or one whose prefill work may make the stream miss its
@@ -46,12 +49,13 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
         |streams| [idle(Prefill), streaming(Decode, streams, 0.0), streaming(Decode, 100, 1.0)];
     check(&fuller(130), Some(1));
     check(&fuller(160), Some(2));
-    let busy = Load { prefill: Seconds(0.5), unbegun: 1, ..streaming(Decode, 30, 0.0) };
-    let patient = Handover { ttft_deadline: Moment::START, ..handover(0) };
+    let busy =
+        Load { prefill: Seconds(0.5), awaiting_first_token: 1, ..streaming(Decode, 30, 0.0) };
+    let patient = DecodeRequest { ttft_deadline: Moment::START, ..handover(0) };
     assert_eq!(placed(&patient, &[idle(Prefill), busy, rested]), Some(2));
     // Slack has no value if spill is off.
     let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 0.0), rested]);
-    let unshared = Params { hold_max: Seconds(-1.0), ..Params::default() };
+    let unshared = Params { stall_max: Seconds(-1.0), ..Params::default() };
     let on = place_decode(&unshared, Moment::START, &handover(0), &engines);
     assert_eq!(on, Some(BackendId(2)));
 }
@@ -66,7 +70,7 @@ fn a_backend_stalled_by_a_prefill_is_avoided() {
 fn a_short_answer_waits_for_the_end_of_a_prefill_if_the_ttft_allows() {
     let held_up = |prefill| Load { prefill: Seconds(prefill), ..streaming(Decode, 10, 1.0) };
     let goes = |prefill, output| {
-        let handover = Handover { expected_output: Tokens(output), ..handover(0) };
+        let handover = DecodeRequest { expected_output: Tokens(output), ..handover(0) };
         placed(&handover, &[idle(Prefill), held_up(prefill)])
     };
     assert_eq!(goes(0.5, 10), None);

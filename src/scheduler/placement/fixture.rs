@@ -2,7 +2,7 @@
 //! docs/spec/engine-model.md#constants.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
-use crate::placement::{Choice, Excluded, Fleet, Handover, Job, Load, Split};
+use crate::placement::{Choice, DecodeRequest, Excluded, Fleet, Load, PrefillRequest, Split};
 use std::cell::{Cell, RefCell};
 use tidegate_types::{BackendId, GroupId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
@@ -31,7 +31,7 @@ pub(super) fn idle(role: Role) -> Load {
         prefill: Seconds::ZERO,
         prefill_tokens: Tokens(0),
         streams: 0,
-        unbegun: 0,
+        awaiting_first_token: 0,
         streams_max: 256,
         kv: Tokens(0),
         kv_capacity: Tokens(430_000),
@@ -54,8 +54,8 @@ pub(super) fn prefilling(role: Role, prefill: f64) -> Load {
 }
 
 /// A request of `prompt` tokens that arrived at the start, with a TTFT of one second.
-pub(super) fn job(id: u64, prompt: u64) -> Job {
-    Job {
+pub(super) fn job(id: u64, prompt: u64) -> PrefillRequest {
+    PrefillRequest {
         id: RequestId(id),
         pool: PoolId(0),
         prompt: Tokens(prompt),
@@ -70,8 +70,8 @@ pub(super) fn job(id: u64, prompt: u64) -> Job {
 }
 
 /// A prefilled request of 1000 tokens.
-pub(super) fn handover(from: u16) -> Handover {
-    Handover {
+pub(super) fn handover(from: u16) -> DecodeRequest {
+    DecodeRequest {
         id: RequestId(1),
         pool: PoolId(0),
         from: BackendId(from),
@@ -154,11 +154,11 @@ impl Fleet for Engines {
         self.loads.borrow()[backend.index()]
     }
 
-    fn cached(&self, job: &Job, backend: BackendId) -> Tokens {
+    fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens {
         Tokens(u64::from(self.matches.blocks_on(backend))).min(job.prompt - Tokens(1))
     }
 
-    fn holders(&self, _: &Job) -> Matches {
+    fn holders(&self, _: &PrefillRequest) -> Matches {
         self.matches
     }
 }

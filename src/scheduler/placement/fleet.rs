@@ -2,7 +2,7 @@
 //! simulator on plain structs.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
-use crate::placement::Job;
+use crate::placement::PrefillRequest;
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 
 /// State of one backend at one moment.
@@ -30,7 +30,7 @@ pub struct Load {
     /// Decode streams running or reserved.
     pub streams: u32,
     /// Streams among them without a first token: in hand-off, or behind a prefill.
-    pub unbegun: u32,
+    pub awaiting_first_token: u32,
     /// Most concurrent streams.
     pub streams_max: u32,
     /// KV tokens of its streams.
@@ -54,11 +54,11 @@ pub trait Fleet {
     /// One backend's load, reservations included.
     fn load(&self, backend: BackendId) -> Load;
     /// Tokens of a job's prompt that a backend has cached; less than the prompt.
-    fn cached(&self, job: &Job, backend: BackendId) -> Tokens;
+    fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens;
     /// The backends that hold the longest prefixes of a job's prompt. Called only for pools larger
     /// than the sample, which would miss those backends; with the default implementation, locality
     /// is lost in such pools.
-    fn holders(&self, _job: &Job) -> Matches {
+    fn holders(&self, _job: &PrefillRequest) -> Matches {
         Matches::default()
     }
 }

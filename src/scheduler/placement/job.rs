@@ -17,7 +17,7 @@ pub enum Split {
 
 /// One request to place.
 #[derive(Clone, Debug)]
-pub struct Job {
+pub struct PrefillRequest {
     /// The request.
     pub id: RequestId,
     /// The pool of its model.
@@ -42,7 +42,7 @@ pub struct Job {
 
 /// One prefilled request that needs a decode backend.
 #[derive(Clone, Debug)]
-pub struct Handover {
+pub struct DecodeRequest {
     /// The request.
     pub id: RequestId,
     /// The pool of its model.
@@ -55,7 +55,7 @@ pub struct Handover {
     pub expected_output: Tokens,
     /// TTFT deadline.
     pub ttft_deadline: Moment,
-    /// See [`Job::seed`].
+    /// See [`PrefillRequest::seed`].
     pub seed: u64,
     /// The backends on which the request has failed.
     pub excluded: Excluded,

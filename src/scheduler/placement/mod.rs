@@ -1,12 +1,12 @@
 //! Placement: the backend of each request, and the EDF queue of requests that must wait.
 //!
-//! - [`Job`], [`Handover`]: a request to place, a prefilled request to place; [`Excluded`]: the
+//! - [`PrefillRequest`], [`DecodeRequest`]: a request to place, a prefilled request to place; [`Excluded`]: the
 //!   backends it failed on
 //! - [`Fleet`], [`Load`]: the caller's view of the engines, live or simulated
 //! - [`Params`]: the parameters
 //! - [`place`]: returns a backend for a request, or the reason why it must wait
 //! - [`place_decode`]: returns a decode backend for a prefilled request
-//! - [`DeadlineQueue`]: the EDF queue
+//! - [`EdfQueue`]: the EDF queue
 //!
 //! Pure functions: the time is an argument, and a job's seed is the only randomness. Placement
 //! reserves nothing and stores nothing about the fleet: the caller's [`Fleet`] must show a
@@ -25,7 +25,7 @@ mod queue;
 
 pub use decode::place_decode;
 pub use fleet::{Fleet, Load};
-pub use job::{EXCLUDED_MAX, Excluded, Handover, Job, Split};
+pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};
 pub use params::Params;
 pub use place::{Choice, NowhereReason, WaitReason, place};
-pub use queue::{DeadlineQueue, Outcome, QueueFull, Took};
+pub use queue::{EdfQueue, Outcome, QueueFull, Took};

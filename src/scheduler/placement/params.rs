@@ -4,7 +4,7 @@ use crate::cost::TransferModel;
 use tidegate_types::{Seconds, Slo, Tokens};
 
 /// Parameters of [`place`](crate::placement::place), [`place_decode`](crate::placement::place_decode) and
-/// [`DeadlineQueue`](crate::placement::DeadlineQueue).
+/// [`EdfQueue`](crate::placement::EdfQueue).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Params {
     /// The TTFT and TPOT targets.
@@ -27,11 +27,11 @@ pub struct Params {
     /// Longest stall that one prefill may cause on a decode backend, whatever its slack: streams
     /// that are handed over meanwhile have no slack yet. Default 1 s. A negative value stops spill:
     /// decode backends take no prompts while the pool has prefill backends.
-    pub hold_max: Seconds,
+    pub stall_max: Seconds,
     /// Weight of a stall within the slack of the streams, in seconds of the request's own
     /// completion time per second of stall. At 0 slack is free; large values save it for bursts.
     /// Default 1.
-    pub hold_weight: f64,
+    pub stall_weight: f64,
     /// Weight, in seconds of the stream's own completion time per second, of the prefill work ahead
     /// of a handed-over stream on its decode backend, and of the TPOT slack that the stream removes
     /// from that backend. A new stream has no slack and a backend absorbs prefills only up to the
@@ -52,13 +52,13 @@ pub struct Params {
     /// longer meet their TTFT) while feasible requests wait too. 0 to 1, default 0.02. Each 0.01
     /// costs the feasible requests about 0.005 of attainment while the queue is long; the rest of
     /// the late class is served when the queue is short.
-    pub hopeless_share: f64,
+    pub late_class_share: f64,
     /// Duration of the trunk reservation, as a share of a request's queue deadline: until then, a
     /// request that can no longer meet its TTFT leaves one prefill backend idle for requests that
     /// can. Most late requests have long prompts, and one of them occupies an engine as long as
     /// several short ones. Default 0.5.
-    pub hopeless_patience: f64,
-    /// Most requests that wait in a [`DeadlineQueue`](crate::placement::DeadlineQueue). Default
+    pub trunk_reservation_share: f64,
+    /// Most requests that wait in a [`EdfQueue`](crate::placement::EdfQueue). Default
     /// 10,000.
     pub queue_max: usize,
     /// Number of requests behind the first waiting one that are tried when it does not fit: a
@@ -92,14 +92,14 @@ impl Default for Params {
             whole_below: Tokens(64),
             chunk: Tokens(2048),
             transfer: TransferModel::default(),
-            hold_max: Seconds(1.0),
-            hold_weight: 1.0,
+            stall_max: Seconds(1.0),
+            stall_weight: 1.0,
             slack_weight: 3.0,
             locality_max: Seconds(0.5),
             admission: 0.95,
             kv_share: 0.9,
-            hopeless_share: 0.02,
-            hopeless_patience: 0.5,
+            late_class_share: 0.02,
+            trunk_reservation_share: 0.5,
             queue_max: 10_000,
             look_ahead: 32,
             sample: 64,

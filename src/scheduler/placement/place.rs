@@ -4,7 +4,7 @@
 
 use crate::placement::candidate::{Candidate, Offer, handed_over};
 use crate::placement::order::order;
-use crate::placement::{Fleet, Job, Load, Params, Split};
+use crate::placement::{Fleet, Load, Params, PrefillRequest, Split};
 use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 
 /// Groups that are tracked separately in one pool. In a pool with more, some groups share their
@@ -72,7 +72,7 @@ pub enum NowhereReason {
 /// A role is a preference: where a group has lost every prefill or every decode backend, the
 /// remaining backends take whole requests. A dead or draining backend is never chosen, a suspect
 /// only if no other backend is usable.
-pub fn place(params: &Params, now: Moment, job: &Job, fleet: &impl Fleet) -> Choice {
+pub fn place(params: &Params, now: Moment, job: &PrefillRequest, fleet: &impl Fleet) -> Choice {
     let mut choice = Survey::new(params, now, job, fleet, Among::Untried).choose();
     for among in [Among::Suspects, Among::All] {
         if !matches!(choice, Choice::Nowhere(_)) {
@@ -108,7 +108,7 @@ impl Among {
 /// State of one pass over the pool.
 struct Survey<'a, F> {
     params: &'a Params,
-    job: &'a Job,
+    job: &'a PrefillRequest,
     fleet: &'a F,
     among: Among,
     now: Moment,
@@ -147,7 +147,13 @@ struct Survey<'a, F> {
 }
 
 impl<'a, F: Fleet> Survey<'a, F> {
-    fn new(params: &'a Params, now: Moment, job: &'a Job, fleet: &'a F, among: Among) -> Self {
+    fn new(
+        params: &'a Params,
+        now: Moment,
+        job: &'a PrefillRequest,
+        fleet: &'a F,
+        among: Among,
+    ) -> Self {
         Survey {
             params,
             job,
@@ -265,7 +271,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
         self.startable |= load.role.takes_prefill();
         let whole = decode_room && load.runs_whole;
         if whole && (load.role == Role::Mixed || offer.has_slack()) {
-            let spills = load.role != Role::Mixed && offer.holds_up();
+            let spills = load.role != Role::Mixed && offer.stalls_streams();
             let best = if spills { &mut self.spill } else { &mut self.whole };
             offer.whole().compete(best, self.left);
         } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
@@ -337,8 +343,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
 
     /// Remaining duration of the trunk reservation for this request.
     fn patience(&self) -> Seconds {
-        let Job { arrived, queue_deadline, .. } = *self.job;
-        arrived + (queue_deadline - arrived) * self.params.hopeless_patience - self.now
+        let PrefillRequest { arrived, queue_deadline, .. } = *self.job;
+        arrived + (queue_deadline - arrived) * self.params.trunk_reservation_share - self.now
     }
 
     /// Spill to a decode backend. The decode continues on another backend of the group if possible:

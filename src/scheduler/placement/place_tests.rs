@@ -17,7 +17,7 @@ enum Goes {
 }
 use Goes::{Split as Splits, Waits, Whole};
 
-fn goes(job: &Job, engines: &Engines) -> Goes {
+fn goes(job: &PrefillRequest, engines: &Engines) -> Goes {
     match place(&Params::default(), NOW, job, engines) {
         Choice::Prefill { on, .. } => Goes::Split(on.0),
         Choice::Whole { on, .. } => Goes::Whole(on.0),
@@ -33,8 +33,8 @@ fn check(prompt: u64, loads: &[Load], expected: Goes) {
     }
 }
 
-fn unsplit(prompt: u64) -> Job {
-    Job { split: Split::Never, ..job(1, prompt) }
+fn unsplit(prompt: u64) -> PrefillRequest {
+    PrefillRequest { split: Split::Never, ..job(1, prompt) }
 }
 
 /// A backend without decode capacity: its steps are longer than the TPOT target.
@@ -121,14 +121,14 @@ fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
     let engines = Engines::new(vec![busy, decode, tight]);
     assert_eq!(goes(&unsplit(1000), &engines), Whole(1));
     // With a hand-off and another step the first token would be late.
-    let soon = Job { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
+    let soon = PrefillRequest { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
     assert_eq!(goes(&soon, &engines), Whole(1));
 }
 
 #[test]
 fn a_stream_without_a_first_token_has_no_slack() {
     let busy = prefilling(Prefill, 0.5);
-    let coming = Load { unbegun: 1, ..streaming(Decode, 30, 1.0) };
+    let coming = Load { awaiting_first_token: 1, ..streaming(Decode, 30, 1.0) };
     check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
     check(60, &[busy, coming], Whole(1));
 }
@@ -256,9 +256,9 @@ fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
         },
         ..idle(Mixed)
     };
-    let long_answer = Job { expected_output: Tokens(1000), ..job(1, 4000) };
+    let long_answer = PrefillRequest { expected_output: Tokens(1000), ..job(1, 4000) };
     assert_eq!(goes(&long_answer, &Engines::new(vec![slow, quick])), Whole(0));
-    let patient = Job { ttft_deadline: NOW + Seconds(5.0), ..long_answer };
+    let patient = PrefillRequest { ttft_deadline: NOW + Seconds(5.0), ..long_answer };
     assert_eq!(goes(&patient, &Engines::new(vec![slow, quick])), Whole(1));
 }
 
@@ -383,10 +383,10 @@ proptest! {
         failed in 0u16..90,
         seed: u64,
     ) {
-        let hopeless_patience = if patient { 0.5 } else { 0.0 };
-        let params = Params { hopeless_patience, ..Params::default() };
+        let trunk_reservation_share = if patient { 0.5 } else { 0.0 };
+        let params = Params { trunk_reservation_share, ..Params::default() };
         let split = if never { Split::Never } else { Split::May };
-        let mut job = Job { split, seed, ..job(1, prompt) };
+        let mut job = PrefillRequest { split, seed, ..job(1, prompt) };
         job.excluded.insert(BackendId(failed));
         let engines = Engines::new(loads.clone());
         let open = |load: &Load| load.usable && load.role != Draining;

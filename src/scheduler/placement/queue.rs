@@ -1,7 +1,7 @@
 //! EDF queue per model pool, ordered by TTFT deadline. A request past its latest feasible start
 //! moves to the late class, which receives a fixed share of the placed work. The queue reserves
 //! nothing and has no timer: its owner polls it on every change of capacity and at
-//! [`DeadlineQueue::next_deadline`].
+//! [`EdfQueue::next_deadline`].
 //!
 //! The cost of a poll of a full pool does not grow with the number of waiting requests: after a
 //! refusal, requests of the same kind that need at least as much work are skipped.
@@ -9,7 +9,7 @@
 mod line;
 
 use crate::placement::order::order;
-use crate::placement::{Choice, Fleet, Job, NowhereReason, Params, Split, place};
+use crate::placement::{Choice, Fleet, NowhereReason, Params, PrefillRequest, Split, place};
 use line::{Key, Line, Rank};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
@@ -23,11 +23,11 @@ const RACES_MAX: u32 = 3;
 pub enum Outcome<'a> {
     /// A backend has capacity: [`Choice::Prefill`] or [`Choice::Whole`]. Reserve it before
     /// answering.
-    Place(&'a Job, Choice),
+    Place(&'a PrefillRequest, Choice),
     /// The queue deadline has passed.
-    Expired(Job),
+    Expired(PrefillRequest),
     /// No backend can take the job.
-    Nowhere(Job, NowhereReason),
+    Nowhere(PrefillRequest, NowhereReason),
 }
 
 /// The answer to an [`Outcome`]; only the answer to [`Outcome::Place`] has an effect.
@@ -49,7 +49,7 @@ pub struct QueueFull {
 
 /// The requests of all pools that wait for their first leg.
 #[derive(Debug)]
-pub struct DeadlineQueue {
+pub struct EdfQueue {
     waiting: BTreeMap<RequestId, Waiting>,
     lines: BTreeMap<PoolId, Line>,
     expiries: BTreeSet<Key>,
@@ -60,7 +60,7 @@ pub struct DeadlineQueue {
 
 #[derive(Debug)]
 struct Waiting {
-    job: Job,
+    job: PrefillRequest,
     /// Prefill work on the backend of the pool that needs least, estimated at the first poll.
     work: Seconds,
     /// Latest feasible start; afterwards the job belongs to the late class.
@@ -74,15 +74,15 @@ enum Tried {
     Refused,
 }
 
-impl DeadlineQueue {
+impl EdfQueue {
     /// Returns an empty queue with the default limit of [`Params`].
-    pub fn new() -> DeadlineQueue {
-        DeadlineQueue::with_limit(Params::default().queue_max)
+    pub fn new() -> EdfQueue {
+        EdfQueue::with_limit(Params::default().queue_max)
     }
 
     /// Returns an empty queue for at most `limit` jobs.
-    pub fn with_limit(limit: usize) -> DeadlineQueue {
-        DeadlineQueue {
+    pub fn with_limit(limit: usize) -> EdfQueue {
+        EdfQueue {
             waiting: BTreeMap::new(),
             lines: BTreeMap::new(),
             expiries: BTreeSet::new(),
@@ -95,7 +95,7 @@ impl DeadlineQueue {
     ///
     /// # Errors
     /// [`QueueFull`] if the queue has reached its limit.
-    pub fn offer(&mut self, job: Job) -> Result<(), QueueFull> {
+    pub fn offer(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
         self.remove(job.id);
         if self.waiting.len() >= self.limit {
             return Err(QueueFull { limit: self.limit });
@@ -103,7 +103,7 @@ impl DeadlineQueue {
         let (work, due) = (Seconds::ZERO, job.ttft_deadline);
         self.expiries.insert((job.queue_deadline, job.id));
         self.fresh.push(job.id);
-        let waiting = Waiting { job, work, latest_start: due, rank: Rank::Hopeful };
+        let waiting = Waiting { job, work, latest_start: due, rank: Rank::Feasible };
         self.lines.entry(waiting.job.pool).or_default().join(&waiting);
         self.waiting.insert(waiting.job.id, waiting);
         Ok(())
@@ -198,7 +198,7 @@ impl DeadlineQueue {
         while let Some(id) = line.first_start_before(now) {
             let Some(waiting) = self.waiting.get_mut(&id) else { return };
             line.leave(waiting);
-            waiting.rank = Rank::Hopeless;
+            waiting.rank = Rank::Late;
             line.join(waiting);
         }
     }
@@ -211,7 +211,7 @@ impl DeadlineQueue {
         fleet: &impl Fleet,
         on: &mut impl FnMut(Outcome<'_>) -> Took,
     ) {
-        let mut walks = [Walk::new(Rank::Hopeful, params), Walk::new(Rank::Hopeless, params)];
+        let mut walks = [Walk::new(Rank::Feasible, params), Walk::new(Rank::Late, params)];
         // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
         // only late ones.
         let mut refused = [Refused::default(), Refused::default()];
@@ -237,7 +237,7 @@ impl DeadlineQueue {
                 }
                 Tried::Left => {
                     if let Some(line) = self.lines.get_mut(&pool) {
-                        line.account(rank, work, params.hopeless_share);
+                        line.account(rank, work, params.late_class_share);
                     }
                 }
             }
@@ -274,9 +274,9 @@ impl DeadlineQueue {
     }
 }
 
-impl Default for DeadlineQueue {
-    fn default() -> DeadlineQueue {
-        DeadlineQueue::new()
+impl Default for EdfQueue {
+    fn default() -> EdfQueue {
+        EdfQueue::new()
     }
 }
 
@@ -338,7 +338,7 @@ impl Refused {
 /// of that work to the first token: where engines only prefill, a hand-off and the next step of the
 /// decode engine, which takes up to the TPOT target; otherwise 0. Both are 0 without an open
 /// backend.
-fn least_work(params: &Params, job: &Job, fleet: &impl Fleet) -> (Seconds, Seconds) {
+fn least_work(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(params.sample).map(|index| backends[index]);
     let holders = fleet.holders(job);

@@ -10,12 +10,12 @@ fn at(seconds: f64) -> Moment {
 }
 
 /// A job with its TTFT deadline and its queue deadline, in seconds after the start.
-fn due(id: u64, prompt: u64, ttft: f64, refused: f64) -> Job {
-    Job { ttft_deadline: at(ttft), queue_deadline: at(refused), ..job(id, prompt) }
+fn due(id: u64, prompt: u64, ttft: f64, refused: f64) -> PrefillRequest {
+    PrefillRequest { ttft_deadline: at(ttft), queue_deadline: at(refused), ..job(id, prompt) }
 }
 
-fn queue(jobs: impl IntoIterator<Item = Job>) -> DeadlineQueue {
-    let mut queue = DeadlineQueue::new();
+fn queue(jobs: impl IntoIterator<Item = PrefillRequest>) -> EdfQueue {
+    let mut queue = EdfQueue::new();
     for job in jobs {
         queue.offer(job).unwrap();
     }
@@ -30,7 +30,7 @@ enum Left {
 }
 
 /// Polls and reserves the placed jobs.
-fn poll(queue: &mut DeadlineQueue, now: Moment, engines: &Engines) -> Vec<Left> {
+fn poll(queue: &mut EdfQueue, now: Moment, engines: &Engines) -> Vec<Left> {
     let mut left = Vec::new();
     queue.poll(&Params::default(), now, engines, |outcome| {
         left.push(match outcome {
@@ -107,7 +107,7 @@ fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
 #[test]
 fn the_late_class_receives_exactly_its_share_of_the_work() {
     let engines = full();
-    let mut queue = DeadlineQueue::new();
+    let mut queue = EdfQueue::new();
     let hopeless = 0..1000;
     for id in hopeless.clone() {
         queue.offer(due(id, 6000, 0.0, 1e6)).unwrap();
@@ -124,7 +124,7 @@ fn the_late_class_receives_exactly_its_share_of_the_work() {
         }
     }
     let share = work[1] / (work[0] + work[1]);
-    assert!((share - Params::default().hopeless_share).abs() < 0.005, "{share}");
+    assert!((share - Params::default().late_class_share).abs() < 0.005, "{share}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_job_that_lost_a_race_for_capacity_stays_in_the_queue() {
 
 #[test]
 fn a_full_queue_returns_an_error() {
-    let mut queue = DeadlineQueue::with_limit(1);
+    let mut queue = EdfQueue::with_limit(1);
     assert_eq!(queue.offer(job(1, 10)), Ok(()));
     assert_eq!(queue.offer(job(2, 10)), Err(QueueFull { limit: 1 }));
     assert!(queue.cancel(RequestId(1)) && !queue.cancel(RequestId(1)));
@@ -177,7 +177,7 @@ fn a_full_queue_returns_an_error() {
 
 #[test]
 fn waiting_jobs_are_counted_by_pool_down_to_zero() {
-    let elsewhere = Job { pool: PoolId(1), ..job(3, 2000) };
+    let elsewhere = PrefillRequest { pool: PoolId(1), ..job(3, 2000) };
     let mut queue = queue([job(1, 2000), job(2, 2000), elsewhere]);
     assert_eq!((queue.waiting(PoolId(0)), queue.waiting(PoolId(1))), (2, 1));
     poll(&mut queue, at(0.0), &full());
@@ -231,7 +231,7 @@ fn operation() -> impl Strategy<Value = Operation> {
 
 /// A queue and the history of its operations.
 struct World {
-    queue: DeadlineQueue,
+    queue: EdfQueue,
     engines: Engines,
     now: Moment,
     offered: u64,
@@ -247,9 +247,13 @@ impl World {
                 self.offered += 1;
                 let split = if never { Split::Never } else { Split::May };
                 let (ttft, refused) = (self.now + Seconds(ttft), self.now + Seconds(wait));
-                let job =
-                    Job { pool: PoolId(pool.into()), split, arrived: self.now, ..job(id, prompt) };
-                let job = Job { ttft_deadline: ttft, queue_deadline: refused, ..job };
+                let job = PrefillRequest {
+                    pool: PoolId(pool.into()),
+                    split,
+                    arrived: self.now,
+                    ..job(id, prompt)
+                };
+                let job = PrefillRequest { ttft_deadline: ttft, queue_deadline: refused, ..job };
                 self.queue.offer(job).unwrap();
             }
             Operation::Cancel(id) => {
@@ -297,7 +301,7 @@ proptest! {
     fn every_job_leaves_exactly_once(operations in prop::collection::vec(operation(), 0..150)) {
         let roles = [Role::Prefill, Role::Decode, Role::Mixed];
         let mut world = World {
-            queue: DeadlineQueue::new(),
+            queue: EdfQueue::new(),
             engines: Engines::new(roles.map(idle).to_vec()),
             now: Moment::START,
             offered: 0,

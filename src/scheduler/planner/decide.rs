@@ -10,13 +10,13 @@ use serde::Serialize;
 use std::cmp::Ordering;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
 
-use crate::planner::aptitude::{Aptitude, aptitudes, splits};
 use crate::planner::capacity::{Loads, mean_kv, streams_each};
+use crate::planner::comparative_advantage::{Aptitude, aptitudes, splits};
+use crate::planner::counterfactual::Tick;
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
 use crate::planner::reason::{Cause, Reason};
-use crate::planner::shadow::Tick;
 use crate::planner::state::State;
 
 /// Result of a planner run.

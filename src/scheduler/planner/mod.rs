@@ -15,15 +15,15 @@
 //! caller passes. The live proxy, the simulator and a replayed journal therefore get the same
 //! decisions from the same inputs.
 
-mod aptitude;
 mod capacity;
+mod comparative_advantage;
+mod counterfactual;
 pub mod decide;
 pub mod demand;
 pub mod observation;
 pub mod params;
 pub mod reason;
 pub mod recording;
-mod shadow;
 pub mod state;
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tidegate_types::{BackendId, Moment};
 
+use crate::planner::counterfactual::CounterfactualModel;
 use crate::planner::demand::DemandAverage;
-use crate::planner::shadow::Shadows;
 
 /// The planner's state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct State {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct GroupState {
     pub(super) demand: DemandAverage,
-    pub(super) shadows: Shadows,
+    pub(super) shadows: CounterfactualModel,
 }
 
 impl State {

@@ -87,11 +87,11 @@ fn params() -> TidegateParams {
         let number: f64 = value.parse().expect("number");
         match key {
             "room" => params.placement.room = Seconds(number),
-            "hold_max" => params.placement.hold_max = Seconds(number),
-            "hold_weight" => params.placement.hold_weight = number,
+            "stall_max" => params.placement.stall_max = Seconds(number),
+            "stall_weight" => params.placement.stall_weight = number,
             "slack_weight" => params.placement.slack_weight = number,
             "admission" => params.placement.admission = number,
-            "hopeless" => params.placement.hopeless_share = number,
+            "hopeless" => params.placement.late_class_share = number,
             "look" => params.placement.look_ahead = number as usize,
             "whole_below" => params.placement.whole_below = Tokens(number as u64),
             "kv_share" => params.placement.kv_share = number,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{Job, Load};
+use tidegate_scheduler::placement::{Load, PrefillRequest};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
 use super::{Fleet, RoutingTable};
@@ -39,7 +39,7 @@ impl View<'_> {
 
     /// Tokens of a job's prompt that the prefix index predicts to be cached on a backend, in whole
     /// blocks of the engine.
-    pub fn held(&self, job: &Job, backend: BackendId) -> Tokens {
+    pub fn held(&self, job: &PrefillRequest, backend: BackendId) -> Tokens {
         let blocks = match self.known {
             Known::One(matches) => matches.blocks_on(backend),
             Known::Many(all) => all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend)),
@@ -70,7 +70,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
             prefill: entry.prefill.batch(balance.prefill),
             prefill_tokens: balance.prefill_tokens,
             streams: balance.streams,
-            unbegun: balance.unbegun,
+            awaiting_first_token: balance.awaiting_first_token,
             streams_max: self.streams_max(id),
             kv: balance.kv,
             kv_capacity: backend.kv_capacity(),
@@ -80,14 +80,14 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
         }
     }
 
-    fn holders(&self, job: &Job) -> Matches {
+    fn holders(&self, job: &PrefillRequest) -> Matches {
         match self.known {
             Known::One(matches) => *matches,
             Known::Many(all) => all.get(&job.id).copied().unwrap_or_default(),
         }
     }
 
-    fn cached(&self, job: &Job, backend: BackendId) -> Tokens {
+    fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens {
         let real = self.fleet.real_hit(backend, self.held(job, backend));
         self.fleet.backend(backend).whole_blocks(real)
     }

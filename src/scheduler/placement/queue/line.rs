@@ -18,9 +18,9 @@ const SHARE_MAX: f64 = 0.95;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rank {
     /// Feasible: it meets the deadline if it starts by its latest feasible start.
-    Hopeful,
+    Feasible,
     /// Late class: it misses the deadline.
-    Hopeless,
+    Late,
 }
 
 #[derive(Debug, Default)]
@@ -40,11 +40,11 @@ impl Line {
     pub(super) fn join(&mut self, waiting: &Waiting) {
         let id = waiting.job.id;
         match waiting.rank {
-            Rank::Hopeful => {
+            Rank::Feasible => {
                 self.hopeful.insert((waiting.job.ttft_deadline, id));
                 self.starts.insert((waiting.latest_start, id));
             }
-            Rank::Hopeless => {
+            Rank::Late => {
                 self.hopeless.insert((waiting.job.arrived, id));
             }
         }
@@ -73,8 +73,8 @@ impl Line {
     /// Returns the next job of a rank after `key`, or the first.
     pub(super) fn after(&self, rank: Rank, key: Option<Key>) -> Option<Key> {
         let order = match rank {
-            Rank::Hopeful => &self.hopeful,
-            Rank::Hopeless => &self.hopeless,
+            Rank::Feasible => &self.hopeful,
+            Rank::Late => &self.hopeless,
         };
         match key {
             Some(key) => order.range((Bound::Excluded(key), Bound::Unbounded)).next().copied(),
@@ -91,12 +91,12 @@ impl Line {
         let share = share.clamp(0.0, SHARE_MAX);
         match rank {
             _ if self.hopeless.is_empty() => self.owed = self.owed.min(Seconds::ZERO),
-            Rank::Hopeful => {
+            Rank::Feasible => {
                 self.owed = (self.owed + work * (share / (1.0 - share))).min(OWED_MAX);
             }
             // Without feasible jobs in the queue, late work is not charged to the share.
-            Rank::Hopeless if self.hopeful.is_empty() => {}
-            Rank::Hopeless => self.owed -= work,
+            Rank::Late if self.hopeful.is_empty() => {}
+            Rank::Late => self.owed -= work,
         }
     }
 }

@@ -8,7 +8,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
-use crate::immediate::predicted;
+use crate::static_policy::predicted;
 
 /// The interval controller and its engines.
 pub(crate) struct Interval {

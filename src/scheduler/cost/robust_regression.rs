@@ -1,7 +1,7 @@
-//! Robust online linear regression with bounded memory and non-negative, finite coefficients.
+//! RobustRegression online linear regression with bounded memory and non-negative, finite coefficients.
 //!
 //! Minimises relative error by iteratively reweighted least squares with Tukey's bisquare (Maronna,
-//! Martin, Yohai: Robust Statistics, ch. 4), with the scale from the median absolute deviation.
+//! Martin, Yohai: RobustRegression Statistics, ch. 4), with the scale from the median absolute deviation.
 //! Each refit starts from the last coefficients times the median ratio of observed to predicted. It
 //! therefore leaves a prior that is wrong by an order of magnitude as long as fewer than half of
 //! the observations are outliers. Coefficients that the window does not determine keep their ratio
@@ -34,7 +34,7 @@ const DAMPING: f64 = 0.002;
 
 /// Online fit of `target ≈ Σ coefficients[i]·features[i]`, every coefficient at least 0.
 #[derive(Clone, Debug)]
-pub(super) struct Robust<const D: usize> {
+pub(super) struct RobustRegression<const D: usize> {
     coefficients: [f64; D],
     rows: [Vec<Row<D>>; CLASSES],
     seen: u64,
@@ -54,10 +54,10 @@ struct Normal<const D: usize> {
     vector: [f64; D],
 }
 
-impl<const D: usize> Robust<D> {
-    pub(super) fn new(prior: [f64; D]) -> Robust<D> {
+impl<const D: usize> RobustRegression<D> {
+    pub(super) fn new(prior: [f64; D]) -> RobustRegression<D> {
         let sane = |c: f64| if c.is_finite() && c > 0.0 { c } else { 0.0 };
-        Robust { coefficients: prior.map(sane), rows: Default::default(), seen: 0 }
+        RobustRegression { coefficients: prior.map(sane), rows: Default::default(), seen: 0 }
     }
 
     pub(super) const fn coefficients(&self) -> [f64; D] {
@@ -200,14 +200,14 @@ mod tests {
 
     #[test]
     fn one_outlier_at_the_start_changes_no_coefficient() {
-        let mut fit = Robust::new([0.01, 0.001]);
+        let mut fit = RobustRegression::new([0.01, 0.001]);
         fit.observe(0, [1.0, 100.0], 30.0);
         assert_eq!(fit.coefficients(), [0.01, 0.001]);
     }
 
     #[test]
     fn a_prior_wrong_by_a_factor_of_a_hundred_is_corrected() {
-        let mut fit = Robust::new([1.0, 0.1]);
+        let mut fit = RobustRegression::new([1.0, 0.1]);
         for n in 0..40 {
             let size = f64::from(n % 7) * 100.0;
             fit.observe(0, [1.0, size], 0.01 + 0.001 * size);
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn invalid_observations_are_not_counted() {
-        let mut fit = Robust::new([1.0, f64::NAN]);
+        let mut fit = RobustRegression::new([1.0, f64::NAN]);
         for target in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
             fit.observe(0, [1.0, 1.0], target);
         }

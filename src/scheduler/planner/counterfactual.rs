@@ -16,7 +16,7 @@ use crate::cost::DecodeModel;
 use serde::{Deserialize, Serialize};
 use tidegate_types::{Seconds, Tokens};
 
-use crate::planner::aptitude::Splits;
+use crate::planner::comparative_advantage::Splits;
 
 /// Demand since the last tick, and the capacity of the engines.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub(super) struct Tick {
 
 /// The counterfactual model of one group. Losses and costs are in requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Shadows {
+pub(super) struct CounterfactualModel {
     /// Prefill work that arrived over about one TTFT, in engine-seconds.
     recent_work: f64,
     /// By split, starting at one prefill engine.
@@ -118,7 +118,7 @@ const NOISE: f64 = 0.002;
 /// Least switching cost, in requests. At 0 the fleet would follow every fluctuation of the demand.
 const MOVE_MIN: f64 = 0.5;
 
-impl Shadows {
+impl CounterfactualModel {
     /// Advances every split by one tick; `at` prefill engines are in force.
     pub(super) fn follow(&mut self, mut tick: Tick, at: usize) -> Advice {
         let splits = tick.engines - 1;
@@ -254,8 +254,8 @@ impl Tick {
         let decodes = self.engines.saturating_sub(prefills).max(1) as f64;
         let streams = self.streams / decodes;
         let slack = (self.tpot.get() - self.step(streams)).max(0.0);
-        let hold_up = (self.chunk.get() - slack).max(0.0);
-        let lost = if hold_up > 0.0 { hold_up / (hold_up + slack) } else { 0.0 };
+        let stall = (self.chunk.get() - slack).max(0.0);
+        let lost = if stall > 0.0 { stall / (stall + slack) } else { 0.0 };
         Costs { to_prefill: (streams * lost * HELD_UP).max(MOVE_MIN), to_decode: MOVE_MIN }
     }
 }
