@@ -15,8 +15,8 @@
 //! tokens that are outstanding on the backend make `s = ⌈tokens / chunk⌉` steps that take
 //!
 //! ```text
-//! mixed   = max(prefill, s·decode.base) + s·(n·t_seq + K·t_kv)
-//! hold-up = mixed − s'·TPOT target
+//! mixed = max(prefill, s·decode.base) + s·(n·t_seq + K·t_kv)
+//! stall = mixed − s'·TPOT target
 //! ```
 //!
 //! `prefill` is the cost model's prediction for these prompts as one batch and includes the compute
@@ -203,7 +203,7 @@ impl<'a> Offer<'a> {
         prefill.max(shared * steps) + beside * steps
     }
 
-    /// The stall: `hold-up` of the module documentation.
+    /// The stall: see the module documentation.
     fn stall(&self) -> Seconds {
         self.mixed() - self.params.slo.tpot * self.steps_of(self.uncached())
     }

@@ -102,9 +102,9 @@ fn a_request_that_misses_its_ttft_leaves_a_prefill_backend_idle() {
     };
     assert_eq!(at(late, &[busy, idle(Prefill), decode]), Waits(WaitReason::PrefillBusy));
     assert!(matches!(at(late, &[idle(Prefill), idle(Prefill), decode]), Splits(_)));
-    assert_eq!(at(late, &[idle(Prefill), decode]), Splits(0), "there is only one");
+    assert_eq!(at(late, &[idle(Prefill), decode]), Splits(0), "the only prefill backend");
     let patient = Moment::START + Seconds(16.0);
-    assert_eq!(at(patient, &[busy, idle(Prefill), decode]), Splits(1), "it has waited");
+    assert_eq!(at(patient, &[busy, idle(Prefill), decode]), Splits(1), "its patience is over");
 }
 
 #[test]

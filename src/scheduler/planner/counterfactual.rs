@@ -1,13 +1,14 @@
-//! Counterfactual model: the requests that each split of a group would have lost, and when to switch.
+//! Counterfactual model: the requests that each split of a group would have lost, and when to
+//! switch.
 //!
-//! A split is a number of prefill engines. A fluid model of every split runs on the measured demand.
-//! Prefill work that would wait longer than the TTFT target counts as lost requests, and so do streams
-//! beyond what the decode engines carry within the TPOT target. A switch costs the streams that stay
-//! on the engines that change.
+//! A split is a number of prefill engines. A fluid model of every split runs on the measured
+//! demand. Prefill work that would wait longer than the TTFT target counts as lost requests, and so
+//! do streams beyond what the decode engines carry within the TPOT target. The switching cost
+//! counts the streams left on the engines that flip.
 //!
-//! Ski rental: the group switches to another split once the losses here exceed the losses there by
-//! the switching cost. Persistent shifts in demand are followed and shifts that end before they pay
-//! are ignored; no constant says how long a shift lasts.
+//! Ski rental: the group switches to another split once its regret, the losses in force minus the
+//! losses of that split, reaches the switching cost. Persistent shifts in demand are followed, and
+//! shifts that end before they pay are ignored; no parameter sets the length of a shift.
 //!
 //! The measured queue is not an input: comparing a real backlog with a modelled one would bias the
 //! comparison between the split in force and the others.
@@ -149,8 +150,8 @@ impl CounterfactualModel {
         Advice { prefills: self.at, move_costs: costs.of(at, self.at) }
     }
 
-    /// Notes a change of the split otherwise than by a plan: the next [`follow`](Self::follow)
-    /// starts from there.
+    /// Notes a change of the split other than by a plan: the next [`follow`](Self::follow) starts
+    /// from the new split.
     pub(super) fn moved(&mut self) {
         self.moved = true;
     }

@@ -127,8 +127,8 @@ impl Bench {
                     && b.allowed == RoleSet::ANY
             });
             if free.count() >= 2 {
-                assert!(usable.iter().any(|b| b.role.takes_prefill()), "nobody prefills");
-                assert!(usable.iter().any(|b| b.role.takes_decode()), "nobody decodes");
+                assert!(usable.iter().any(|b| b.role.takes_prefill()), "no prefill engine");
+                assert!(usable.iter().any(|b| b.role.takes_decode()), "no decode engine");
             }
         }
     }
@@ -232,7 +232,7 @@ fn short_shifts_are_ignored_and_a_persistent_one_is_followed() {
         }
         bench.flips - flips
     };
-    // After twenty alternations the roles stay as they are.
+    // After twenty alternations of the demand, ten more phases cause at most four flips.
     for turn in 0..40 {
         phase(&mut bench, 8.0, turn % 2 == 0);
     }
@@ -249,7 +249,7 @@ fn drain_then_call_engines_switch_a_few_at_a_time_and_only_for_a_persistent_shif
     for _ in 0..40 {
         bench.tick(prefill_work(5.5));
     }
-    assert_eq!(bench.away(), 0, "two seconds of it are sat out: {:?}", bench.journal);
+    assert_eq!(bench.away(), 0, "a shift of two seconds causes no switch: {:?}", bench.journal);
     for _ in 0..2400 {
         bench.tick(prefill_work(6.5));
         assert!(bench.away() <= 2, "{:?}", bench.journal);
@@ -277,7 +277,7 @@ fn full_decode_memory_flips_an_engine_to_decode() {
 }
 
 #[test]
-fn streams_forecast_beyond_the_demand_window_flip_no_engine() {
+fn expected_streams_flip_engines_only_within_the_demand_window() {
     // Answers of a minute that would fill more than four decode engines if they kept arriving.
     let arrive = |bench: &mut Bench| {
         bench.tick(|demand| {
