@@ -1,5 +1,5 @@
-//! Online fits of the cost models, one per backend. Each wraps [`RobustRegression`] with the features of its
-//! model.
+//! Online fits of the cost models, one per backend. Each wraps [`RobustRegression`] with the
+//! features of its model.
 
 use crate::cost::model::attention_pairs;
 use crate::cost::robust_regression::RobustRegression;

@@ -5,8 +5,8 @@
 //! - [`state`]: the state between two runs
 //! - [`demand`]: rates from counts
 //! - `capacity`: load of a group on each side, and the streams that an engine carries
-//! - `aptitude`: comparative advantage of each engine in a mixed fleet
-//! - `shadow`: the counterfactual losses of every split
+//! - `comparative_advantage`: the side that suits each engine in a mixed fleet
+//! - `counterfactual`: the counterfactual losses of every split
 //! - [`decide`]: the roles, and the reasons
 //! - [`reason`]: cause and numbers of a flip, for the journal
 //! - [`recording`]: recorded inputs and decisions, and their replay
