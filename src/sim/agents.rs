@@ -1,5 +1,5 @@
-//! A generator of agent sessions: every turn sends the whole conversation so far, so that prompts
-//! grow and share their beginning with the turn before.
+//! Generator of agent sessions. Every turn sends the whole conversation so far, so prompts grow and
+//! share a prefix with the previous turn.
 
 use tidegate_types::{Seconds, Tokens};
 

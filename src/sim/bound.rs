@@ -1,32 +1,32 @@
-//! An upper bound on the attainment of any scheduler, from a relaxation. It must never be
-//! below what a real schedule reaches, so each relaxation step can only raise it.
+//! Upper bound on the attainment of any scheduler, from a relaxation. Every step of the argument
+//! only raises the bound.
 //!
-//! A request counts only if its prompt is prefilled within the TTFT target, so only prefill work is
-//! asked of the fleet: decoding, hand-offs, KV memory and TPOT are free. Then
+//! A request counts only if its prompt is prefilled within the TTFT target. The fleet therefore
+//! does prefill work alone: decoding, hand-offs, KV memory and TPOT cost nothing. Then
 //!
-//! 1. prompt tokens cost what they cost together with others: their compute, and of the fixed cost
-//!    of the steps the least share (a step takes at most `chunk` tokens);
-//! 2. a prompt whose prefill alone, on an idle engine, takes longer than the target is lost;
-//! 3. the others are fluids: any share of any of them may run anywhere at any time between its
-//!    arrival and its deadline, on all engines at once, and a share of a request that is done counts
-//!    as that share of a request.
+//! 1. a prompt token costs its batched share: its compute, plus the least share of the fixed cost
+//!    of a step (a step takes at most `chunk` tokens);
+//! 2. a prompt whose prefill on an idle engine takes longer than the target is lost;
+//! 3. the other requests are fluids: any share may run on any engines at any time between arrival
+//!    and deadline, and a finished share of a request counts as that share.
 //!
-//! What is left is a linear programme: work with release times and deadlines on one machine of speed
-//! N. Sets of work that fit are a polymatroid (Edmonds 1970), so the greedy algorithm solves it: the
-//! cheapest requests first, each as much as still fits. All windows are of one length, so work fits
-//! if for all s ≤ u: work arriving in [s, u] ≤ N × (u − s + window), which two segment trees over
-//! time answer. Time is cut into bins, and windows are widened to whole bins: again only more.
+//! The relaxed problem is a linear programme: work with release times and deadlines on one machine
+//! of speed N. Feasible sets of work form a polymatroid (Edmonds 1970), so the greedy algorithm is
+//! optimal: cheapest requests first, each as far as it fits. All windows have the same length, so
+//! work is feasible if for all s ≤ u: work arriving in [s, u] ≤ N × (u − s + window). Two segment
+//! trees over time answer this query. Time is cut into bins, and windows are widened to whole bins,
+//! which again only raises the bound.
 
 use tidegate_types::{Seconds, Slo};
 
 use crate::profile::Profile;
 use crate::trace::Trace;
 
-/// Time is cut this finely.
+/// Width of a time bin, in seconds.
 const BIN: f64 = 0.02;
 
-/// The share of the trace's requests that any scheduler on `engines` of `profile` can serve within
-/// `slo`, at most. 1 of an empty trace.
+/// Returns the largest share of the trace's requests, 0..1, that any scheduler on `engines` of
+/// `profile` can serve within `slo`. Returns 1 for an empty trace.
 pub fn bound(trace: &Trace, profile: &Profile, engines: usize, slo: &Slo) -> f64 {
     let mut jobs: Vec<(f64, usize)> = Vec::with_capacity(trace.arrivals.len());
     for arrival in &trace.arrivals {
@@ -45,7 +45,8 @@ pub fn bound(trace: &Trace, profile: &Profile, engines: usize, slo: &Slo) -> f64
     }
 }
 
-/// How long a prompt takes alone on an engine, and its least share of an engine's time among others.
+/// Returns the prefill time of a prompt alone on an engine, and its least share of engine time when
+/// batched with others.
 fn costs(profile: &Profile, tokens: f64) -> (Seconds, Seconds) {
     let compute = profile.t_tok * tokens + profile.t_att * (tokens * tokens / 2.0);
     let chunk = profile.chunk.as_f64().max(1.0);
@@ -53,9 +54,9 @@ fn costs(profile: &Profile, tokens: f64) -> (Seconds, Seconds) {
     (alone, compute + profile.t_base * (tokens / chunk))
 }
 
-/// How much work fits.
+/// Feasibility of prefill work.
 struct Fits {
-    /// Of an interval's length in bins: what fits into a bin.
+    /// Work that fits into one bin, in bins of engine time.
     capacity: f64,
     /// Bins from an arrival to its deadline, both included.
     window: usize,
@@ -72,7 +73,7 @@ impl Fits {
         Fits { capacity, window, after, before }
     }
 
-    /// As much of `work` as fits for an arrival in `bin`.
+    /// Adds as much of `work` as fits for an arrival in `bin`, and returns that amount.
     fn add(&mut self, bin: usize, work: f64) -> f64 {
         let last = self.after.len() - 1;
         let room = self.capacity * self.window as f64
@@ -87,10 +88,10 @@ impl Fits {
     }
 }
 
-/// A segment tree: add to a range, minimum of a range.
+/// Segment tree with range add and range minimum.
 struct MinTree {
     len: usize,
-    /// By node: the minimum below it, without what was added to nodes above.
+    /// By node: minimum of the subtree, without the additions at its ancestors.
     min: Vec<f64>,
     added: Vec<f64>,
 }
@@ -172,7 +173,8 @@ mod tests {
         let (profile, slo) = (Profile::default(), Slo::default());
         let of = |count, prompt| bound(&burst(count, prompt), &profile, 2, &slo);
         assert_eq!(of(2, 2_000), 1.0);
-        // 12,000 tokens are .95 s of work: two engines do two of them in a second, and a bit.
+        // 12,000 tokens are 0.95 s of work: two engines compute slightly more than two such prompts
+        // in a second.
         let share = of(100, 12_000);
         assert!((0.02..0.024).contains(&share), "{share}");
         assert_eq!(of(5, 20_000), 0.0, "alone longer than the target");

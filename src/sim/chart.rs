@@ -1,16 +1,16 @@
-//! Line charts as SVG text: titled axes with units, round ticks, a legend that reads without colour.
-//! Values in, text out; it must never know what it draws.
+//! Line charts as SVG text: titled axes with units, round ticks, a legend that is readable without
+//! colour. The module is independent of what the values mean.
 
 use std::fmt::Write;
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 300.0;
-/// Room around the plot for titles and tick labels.
+/// Margins around the plot for titles and tick labels, in SVG units.
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 46.0;
-/// Colours told apart by most eyes (Okabe and Ito), and the dashes that tell lines apart on paper.
+/// Colour-blind-safe colours (Okabe and Ito), with dash patterns for greyscale print.
 const STYLES: [(&str, &str); 8] = [
     ("#0072b2", ""),
     ("#d55e00", "7 3"),
@@ -21,34 +21,32 @@ const STYLES: [(&str, &str); 8] = [
     ("#8c6d1f", "1 3"),
     ("#7f7f7f", "6 2 1 2"),
 ];
-/// Ticks an axis has at most.
+/// Maximum number of ticks of an axis.
 const TICKS_MAX: f64 = 6.0;
 
-/// One line.
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
-    /// Does a value hold until the next one?
+    /// Draw as a step function: a value holds until the next one.
     pub(crate) steps: bool,
-    /// Show each value: lines of few points.
+    /// Mark each value with a dot, for lines of few points.
     pub(crate) dots: bool,
 }
 
-/// A chart.
 pub(crate) struct Chart<'a> {
     pub(crate) title: &'a str,
     pub(crate) x: &'a str,
     pub(crate) y: &'a str,
     pub(crate) lines: Vec<Line>,
-    /// Vertical marks.
+    /// Positions of vertical marks on the x axis.
     pub(crate) marks: Vec<f64>,
-    /// A horizontal line, such as a target.
+    /// Horizontal line with a label, such as a target.
     pub(crate) level: Option<(f64, &'a str)>,
-    /// The vertical axis ends here at the latest.
+    /// Upper limit of the vertical axis.
     pub(crate) y_max: Option<f64>,
 }
 
-/// From values to places on the picture.
+/// Maps values to picture coordinates.
 struct Scale {
     x: (f64, f64),
     y: (f64, f64),
@@ -184,15 +182,15 @@ impl Scale {
         LEFT + (value - self.x.0) / (self.x.1 - self.x.0) * (WIDTH - LEFT - RIGHT)
     }
 
-    /// What is above the axis is drawn at its end.
+    /// Values above the axis are clamped to its end.
     fn y(&self, value: f64) -> f64 {
         let share = ((value - self.y.0) / (self.y.1 - self.y.0)).min(1.0);
         HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
     }
 }
 
-/// A round step that gives an axis of this length at most [`TICKS_MAX`] ticks: 1, 2 or 5 times a
-/// power of ten.
+/// Returns a round step (1, 2 or 5 times a power of ten) that gives an axis of this length at most
+/// [`TICKS_MAX`] ticks.
 fn step(length: f64) -> f64 {
     let rough = length / TICKS_MAX;
     let power = 10_f64.powf(rough.log10().floor());
@@ -208,14 +206,14 @@ fn ticks((low, high): (f64, f64)) -> impl Iterator<Item = f64> {
         .take_while(move |t| *t <= high + step / 1e6)
 }
 
-/// As short as it is exact enough for a tick.
+/// Formats a tick label with the fewest digits that are exact enough.
 fn number(value: f64) -> String {
     let text = format!("{value:.3}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     text.to_owned()
 }
 
-/// Text between tags or in an attribute.
+/// Escapes text for use between tags or in an attribute.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,6 +1,5 @@
-//! Engines in virtual time, and the requests of a trace on them. It moves time and nothing else:
-//! where a request goes is a [`Router`]'s business. Events of one instant come in a fixed order, so
-//! equal inputs give equal runs.
+//! Engines and the requests of a trace in virtual time. The cluster advances time; a [`Router`]
+//! places the requests. Events of one instant have a fixed order, so equal inputs give equal runs.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,19 +13,19 @@ use crate::report::Outcome;
 use crate::simulate::SimConfig;
 use crate::trace::{Arrival, Trace};
 
-/// A policy at work: it hears what happens and sends requests to engines.
+/// Routing policy: receives events and sends requests to engines.
 pub(crate) trait Router {
-    /// A request came.
+    /// A request arrived.
     fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize);
     /// A request's prefill leg ended on `engine`, which keeps the KV.
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize);
-    /// A request's first token came.
+    /// A request's first token was emitted.
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize);
-    /// A request's last token came.
+    /// A request's last token was emitted.
     fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize);
-    /// An engine's step ended; its events were told.
+    /// An engine's step ended, after the router received its events.
     fn stepped(&mut self, _cluster: &mut Cluster<'_>, _engine: usize) {}
-    /// A moment asked for with [`Cluster::wake_at`] has come.
+    /// A time requested with [`Cluster::wake_at`] was reached.
     fn woken(&mut self, _cluster: &mut Cluster<'_>) {}
     /// Role changes so far.
     fn flips(&self) -> u64 {
@@ -34,7 +33,7 @@ pub(crate) trait Router {
     }
 }
 
-/// The order of these is the order of what happens at one instant.
+/// The variant order is the processing order of simultaneous events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
     StepEnds { engine: usize },
@@ -44,14 +43,14 @@ enum Happening {
     Wakes,
 }
 
-/// What is known of a request's tokens.
+/// Progress of one request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     first: Option<Moment>,
     last: Option<Moment>,
     /// The request was refused.
     refused: bool,
-    /// Where its KV is while it is handed over.
+    /// Source engine while the KV is in transfer.
     from: usize,
     /// Prompt tokens found in the prefix cache of the engine that prefilled.
     cached: Tokens,
@@ -59,23 +58,22 @@ struct Progress {
     pinned: Tokens,
 }
 
-/// The engines and the requests.
 pub(crate) struct Cluster<'a> {
     trace: &'a Trace,
     engines: Vec<Engine>,
-    /// What policies believe the engines to be.
+    /// Engine profiles as the policies assume them.
     believed: Vec<Profile>,
     disturbance: Disturbance,
     jitter: Vec<Jitter>,
     /// One for each engine; none when prefix caching is off.
     caches: Vec<PrefixCache>,
-    /// When the shared link has moved what was given to it.
+    /// Time at which the shared link has finished the transfers queued on it.
     link_free_at: Moment,
     busy: Vec<bool>,
-    /// Engines that may have something to begin once this happening is dealt with.
+    /// Engines that may be able to begin a step after the current event.
     touched: Vec<usize>,
     requests: Vec<Progress>,
-    /// Requests that neither ended nor were refused.
+    /// Number of requests that neither ended nor were refused.
     open: usize,
     due: BinaryHeap<Reverse<(Moment, Happening)>>,
     now: Moment,
@@ -110,7 +108,7 @@ impl<'a> Cluster<'a> {
         cluster
     }
 
-    /// Run until every request has ended or been refused, or until `deadline`.
+    /// Runs until every request has ended or been refused, or until `deadline`.
     pub(crate) fn run(&mut self, router: &mut impl Router, deadline: Moment) {
         let mut events = Vec::new();
         while self.open > 0 {
@@ -137,7 +135,7 @@ impl<'a> Cluster<'a> {
                     let from = self.requests[request].from;
                     self.engines[from].release(SeqId(request as u64));
                     self.unpin(request, from);
-                    // Room for a prompt that waits for memory.
+                    // The freed memory may admit a waiting prompt.
                     self.touched.push(from);
                     self.admit(request, to, Work::DecodeOnly);
                 }
@@ -152,24 +150,25 @@ impl<'a> Cluster<'a> {
         self.now
     }
 
-    /// What policies believe the engine to be.
+    /// Returns the engine's profile as policies assume it.
     pub(crate) fn profile(&self, engine: usize) -> &Profile {
         &self.believed[engine]
     }
 
-    /// Prompt tokens that the engine need not compute; at least one is always computed.
+    /// Returns the prompt tokens that the engine has cached; at least one token is always computed.
     pub(crate) fn cached(&self, request: usize, engine: usize) -> Tokens {
         let Arrival { prompt, blocks, .. } = &self.trace.arrivals[request];
         let hit = self.caches.get(engine).map_or(Tokens::ZERO, |cache| cache.hit(blocks, *prompt));
         hit.min(*prompt - Tokens(1))
     }
 
-    /// Blocks in the engine's prefix cache.
+    /// Returns the number of blocks in the engine's prefix cache.
     pub(crate) fn cached_blocks(&self, engine: usize) -> usize {
         self.caches.get(engine).map_or(0, PrefixCache::len)
     }
 
-    /// Share of all prompt tokens that came from prefix caches; `None` without prefix caching.
+    /// Returns the share of all prompt tokens served from prefix caches; `None` without prefix
+    /// caching.
     pub(crate) fn hit_rate(&self) -> Option<f64> {
         let sum = |of: &dyn Fn(usize) -> Tokens| {
             (0..self.requests.len()).map(|request| of(request).as_f64()).sum::<f64>()
@@ -187,7 +186,7 @@ impl<'a> Cluster<'a> {
         self.trace
     }
 
-    /// Gives an engine a request's prefill leg, its decode leg, or all of it.
+    /// Admits a request's prefill leg, decode leg or both legs to an engine.
     pub(crate) fn admit(&mut self, request: usize, engine: usize, work: Work) {
         let Arrival { prompt, output, blocks, .. } = &self.trace.arrivals[request];
         let mut cached = Tokens::ZERO;
@@ -208,8 +207,8 @@ impl<'a> Cluster<'a> {
         self.touched.push(engine);
     }
 
-    /// Moves a prefilled request's KV; it decodes once it is there. Blocks that the target holds
-    /// already are not moved.
+    /// Transfers a prefilled request's KV; decode begins after the transfer. Blocks that the target
+    /// has cached are not transferred.
     pub(crate) fn hand_over(&mut self, request: usize, from: usize, to: usize) {
         self.requests[request].from = from;
         let prompt = self.trace.arrivals[request].prompt;
@@ -218,7 +217,8 @@ impl<'a> Cluster<'a> {
         self.due.push(Reverse((self.now + took, Happening::HandedOver { request, to })));
     }
 
-    /// Moves a stream that decodes, with its KV: it goes on decoding until the KV is there.
+    /// Migrates a decoding stream with its KV. It continues to decode until the KV has been
+    /// transferred.
     pub(crate) fn migrate(&mut self, request: usize, from: usize, to: usize) {
         let took = self.transfer(from, self.trace.arrivals[request].prompt);
         self.due.push(Reverse((self.now + took, Happening::Migrated { request, from, to })));
@@ -236,7 +236,7 @@ impl<'a> Cluster<'a> {
 
     fn move_stream(&mut self, request: usize, from: usize, to: usize) {
         let id = SeqId(request as u64);
-        // It may have ended meanwhile.
+        // The stream may have ended during the transfer.
         let Some((kv, rest)) = self.engines[from].extract(id) else { return };
         self.unpin(request, from);
         self.pin(request, to, self.trace.arrivals[request].prompt);
@@ -250,7 +250,7 @@ impl<'a> Cluster<'a> {
         self.touched.extend([from, to]);
     }
 
-    /// The engine holds the KV of these leading tokens of the prompt, and uses it.
+    /// Pins the KV of these leading prompt tokens in the engine's prefix cache.
     fn pin(&mut self, request: usize, engine: usize, tokens: Tokens) {
         if let Some(cache) = self.caches.get_mut(engine) {
             cache.pin(&self.trace.arrivals[request].blocks, tokens);
@@ -274,7 +274,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// The engine has computed the whole prompt: all of its blocks are cached from now on.
+    /// Caches all blocks of the prompt that the engine has computed.
     fn computed(&mut self, request: usize, engine: usize) {
         let prompt = self.trace.arrivals[request].prompt;
         if !self.caches.is_empty() {
@@ -286,18 +286,17 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// A request is not served.
     pub(crate) fn refuse(&mut self, request: usize) {
         self.requests[request].refused = true;
         self.open -= 1;
     }
 
-    /// Call [`Router::woken`] then.
+    /// Schedules a call of [`Router::woken`].
     pub(crate) fn wake_at(&mut self, at: Moment) {
         self.due.push(Reverse((at.max(self.now), Happening::Wakes)));
     }
 
-    /// What has come of every request.
+    /// Returns the outcome of every request.
     pub(crate) fn outcomes(&self) -> Vec<Outcome> {
         self.trace
             .arrivals
@@ -309,7 +308,7 @@ impl<'a> Cluster<'a> {
                 let done = progress.last.is_some();
                 let tokens = match (done, progress.first) {
                     (true, _) => arrival.output,
-                    // What came of an unfinished answer is not counted one by one.
+                    // Tokens of an unfinished answer are not counted individually.
                     (false, Some(_)) => Tokens(1),
                     (false, None) => Tokens::ZERO,
                 };

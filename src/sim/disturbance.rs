@@ -1,6 +1,6 @@
-//! What real engines do beyond the engine model: noise, stalls, a slow machine, wrong priors, a
-//! shared link. All off by default. Draws come from one seeded stream for each engine, so equal
-//! inputs give equal runs, and a policy that sends an engine nothing changes no other engine's draws.
+//! Deviations of real engines from the engine model: noise, stalls, a slow machine, wrong priors, a
+//! shared link. All are off by default. Each engine draws from its own seeded stream, so equal
+//! inputs give equal runs, and an idle engine does not change another engine's draws.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +22,11 @@ pub struct Disturbance {
     pub noise: f64,
     /// Each engine stalls every 45 s of busy time on average, for 50 to 500 ms.
     pub stalls: bool,
-    /// The first engine's steps take this factor of their time; policies are not told.
+    /// Factor on the duration of the first engine's steps. The policies are not informed of it.
     pub slow: f64,
-    /// What policies believe of costs is this factor of the truth.
+    /// Factor on the costs that policies assume, relative to the true ones.
     pub prior: f64,
-    /// Hand-offs share one link: each waits for the bytes of those before it.
+    /// Hand-offs share one link and are transferred one after the other.
     pub shared_link: bool,
 }
 
@@ -36,7 +36,7 @@ impl Default for Disturbance {
     }
 }
 
-/// A word of the command line that is no disturbance.
+/// A command-line word that names no disturbance.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{0:?} is no disturbance: use none, noise:SIGMA, stalls, slow:FACTOR, prior:FACTOR or shared-link, joined by +"
@@ -84,22 +84,21 @@ impl fmt::Display for Disturbance {
 }
 
 impl Disturbance {
-    /// What a policy believes an engine to be.
+    /// Returns an engine's profile as policies assume it.
     pub(crate) fn believed(&self, profile: &Profile) -> Profile {
         profile.scaled(self.prior)
     }
 
-    /// What engine number `index` really is.
+    /// Returns the true profile of engine number `index`.
     pub(crate) fn physics(&self, profile: &Profile, index: usize) -> Profile {
         if index == 0 { profile.scaled(self.slow) } else { *profile }
     }
 }
 
-/// One engine's random stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Jitter {
     random: SplitMix,
-    /// Busy seconds until the next stall.
+    /// Busy time until the next stall, in seconds.
     until_stall: f64,
 }
 
@@ -110,7 +109,7 @@ impl Jitter {
         Jitter { random, until_stall }
     }
 
-    /// How long a step takes that the model says takes `step`.
+    /// Returns the actual duration of a step whose modelled duration is `step`.
     pub(crate) fn step(&mut self, disturbance: &Disturbance, step: Seconds) -> Seconds {
         let mut took = step;
         if disturbance.noise > 0.0 {

@@ -1,118 +1,118 @@
-//! One engine's scheduler and the time its steps take: docs/spec/engine-model.md#step-time, vLLM's
-//! order of service.
-//! No clock: the caller says when a step ends.
+//! One engine's scheduler and step times: docs/spec/engine-model.md#step-time, with vLLM's order of
+//! service. It has no clock: the caller ends each step.
 //!
-//! A step gives each running decode one token, then spends what is left of `chunk` on prefill
-//! pieces, first come first served. A prompt that does not fit the KV memory waits, and those behind
-//! it with it.
+//! A step gives each running decode one token, then spends the rest of `chunk` on prefill chunks in
+//! FIFO order. A prompt that does not fit the KV memory blocks those behind it.
 //!
-//! Every decode gets a token from every step it is part of, so a stream's progress is the number of
-//! steps since its first token: a step without a first or a last token costs the same however many
-//! streams run ([`Engine::end_step_quietly`]).
+//! Every decode receives a token from each step it takes part in, so a stream's progress is the
+//! number of steps since its first token. A step without a first or last token therefore costs the
+//! same for any number of streams ([`Engine::end_step_quietly`]).
 
 use std::collections::VecDeque;
 use tidegate_types::{Seconds, Tokens};
 
 use crate::profile::Profile;
 
-/// One sequence's number, given by the caller.
+/// Sequence number, assigned by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub u64);
 
-/// What an engine does with a sequence.
+/// Legs of a sequence that an engine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Prefill, then decode.
     Whole,
-    /// Prefill; ends with the step of the last prompt token. Its KV stays until [`Engine::release`].
+    /// Prefill only; ends with the step of the last prompt token. The KV is held until
+    /// [`Engine::release`].
     PrefillOnly,
-    /// Its KV is here: it joins the next step, which emits its first token.
+    /// Decode only, with the KV present. The sequence joins the next step, which emits its first
+    /// token.
     DecodeOnly,
 }
 
-/// What a caller hands in.
+/// Sequence as admitted by the caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequence {
-    /// Its number.
+    /// Sequence number, unique on the engine.
     pub id: SeqId,
     /// Prompt tokens.
     pub prompt: Tokens,
-    /// Prompt tokens whose KV is here already.
+    /// Prompt tokens whose KV is already present.
     pub cached: Tokens,
-    /// Tokens to emit, at least 1 unless it is prefill only.
+    /// Tokens to emit, at least 1 unless the work is prefill only.
     pub output: Tokens,
-    /// What to do.
+    /// Legs to run.
     pub work: Work,
 }
 
-/// What the end of a step brings.
+/// Event at the end of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A sequence emitted a token; `last` ends it.
+    /// A sequence emitted a token.
     Token {
-        /// Whose.
+        /// The sequence.
         id: SeqId,
-        /// Is it the last one?
+        /// Whether this token ends the sequence.
         last: bool,
     },
-    /// A prefill-only sequence is done.
+    /// A prefill-only sequence ended.
     PrefillDone {
-        /// Whose.
+        /// The sequence.
         id: SeqId,
     },
 }
 
-/// A prompt that is being computed.
+/// Prompt in prefill.
 #[derive(Clone, Copy, Debug)]
 struct Prefilling {
     sequence: Sequence,
     /// Prompt tokens computed or cached.
     computed: u64,
-    /// Prompt tokens in the present step.
+    /// Prompt tokens in the current step.
     piece: u64,
 }
 
-/// A stream. Step `n` is the one that made [`Engine::steps`] `n`.
+/// Decoding stream. Step `n` is the one that set [`Engine::steps`] to `n`.
 #[derive(Clone, Copy, Debug)]
 struct Decoding {
     id: SeqId,
     prompt: u64,
-    /// The step that emits its first token.
+    /// Step that emits the first token.
     first: u64,
-    /// The step that emits its last.
+    /// Step that emits the last token.
     last: u64,
 }
 
-/// Which tokens are told of.
+/// Token events to report.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tell {
     All,
     FirstAndLast,
 }
 
-/// One engine.
+/// Model of one engine: its queues, KV memory and step count.
 #[derive(Clone, Debug)]
 pub struct Engine {
     profile: Profile,
     waiting: VecDeque<Sequence>,
-    /// First come first served; those with a piece in the present step come first.
+    /// FIFO queue; prompts with a chunk in the current step are at the front.
     prefilling: VecDeque<Prefilling>,
     decoding: Vec<Decoding>,
-    /// KV of prefill-only sequences that are done and not yet taken.
+    /// KV of finished prefill-only sequences that has not been released.
     held: Vec<(SeqId, u64)>,
-    /// KV in use by anyone.
+    /// KV tokens of all sequences.
     kv_used: u64,
-    /// KV of the decoding alone.
+    /// KV tokens of decoding streams.
     kv_decoding: u64,
-    /// Steps that ended.
+    /// Number of steps ended.
     steps: u64,
-    /// The earliest `last` of the decoding, or earlier.
+    /// Lower bound of `last` over the decoding streams.
     next_last: u64,
     in_step: bool,
 }
 
 impl Engine {
-    /// An idle engine.
+    /// Creates an idle engine.
     pub fn new(profile: Profile) -> Engine {
         Engine {
             profile,
@@ -128,18 +128,19 @@ impl Engine {
         }
     }
 
-    /// Its physics.
+    /// Returns the engine's constants.
     pub fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// Take a sequence; it begins with a later step. No prompt is shorter than one token.
+    /// Admits a sequence, which begins with a later step. Prompts are counted as at least one
+    /// token.
     pub fn admit(&mut self, sequence: Sequence) {
         let prompt = sequence.prompt.max(Tokens(1));
         self.waiting.push_back(Sequence { prompt, ..sequence });
     }
 
-    /// Forget a sequence wherever it is. False if it is not here.
+    /// Removes a sequence in any state. Returns false if it is unknown.
     pub fn cancel(&mut self, id: SeqId) -> bool {
         if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == id) {
             self.waiting.remove(at);
@@ -160,8 +161,8 @@ impl Engine {
         self.release(id)
     }
 
-    /// Removes a stream that decodes, for another engine: its KV and the tokens it has yet to emit.
-    /// A step that is under way emits nothing for it.
+    /// Removes a decoding stream for migration, and returns its KV tokens and the tokens left to
+    /// emit. A step in progress emits no token for it.
     pub fn extract(&mut self, id: SeqId) -> Option<(Tokens, Tokens)> {
         let at = self.decoding.iter().position(|stream| stream.id == id)?;
         let stream = self.decoding.remove(at);
@@ -171,7 +172,8 @@ impl Engine {
         Some((Tokens(kv), Tokens(stream.last - self.steps)))
     }
 
-    /// A prefill-only sequence's KV was taken, or is given up. False if none is held.
+    /// Frees a prefill-only sequence's KV, after its transfer or its expiry. Returns false if none
+    /// is held.
     pub fn release(&mut self, id: SeqId) -> bool {
         let Some(at) = self.held.iter().position(|(held, _)| *held == id) else { return false };
         let (_, kv) = self.held.swap_remove(at);
@@ -179,7 +181,7 @@ impl Engine {
         true
     }
 
-    /// Begin a step: how long it takes. `None` if there is nothing to do.
+    /// Begins a step and returns its duration; `None` if there is no work.
     pub fn begin_step(&mut self) -> Option<Seconds> {
         self.start_waiting();
         let decodes = self.decoding.len();
@@ -203,47 +205,49 @@ impl Engine {
         Some(self.profile.t_base + compute.max(self.profile.t_weights) + kv)
     }
 
-    /// The step that was begun is over: every token it brought, those of running streams first.
+    /// Ends the current step and appends an event for every token, those of running streams first.
     pub fn end_step(&mut self, events: &mut Vec<Event>) {
         self.end(events, Tell::All);
     }
 
-    /// As [`end_step`](Self::end_step), but only first and last tokens and prefills are told of.
+    /// Same as [`end_step`](Self::end_step), but reports only first and last tokens and ended
+    /// prefills.
     pub fn end_step_quietly(&mut self, events: &mut Vec<Event>) {
         self.end(events, Tell::FirstAndLast);
     }
 
-    /// Sequences that run.
+    /// Returns the number of running sequences.
     pub fn running(&self) -> u32 {
         (self.prefilling.len() + self.decoding.len()) as u32
     }
 
-    /// Sequences that wait.
+    /// Returns the number of waiting sequences.
     pub fn waiting(&self) -> u32 {
         self.waiting.len() as u32
     }
 
-    /// Has it nothing to do, and nothing that is still to be fetched?
+    /// Returns whether the engine has neither work nor held KV.
     pub fn is_idle(&self) -> bool {
         self.running() == 0 && self.waiting() == 0 && self.held.is_empty()
     }
 
-    /// Streams that decode.
+    /// Returns the number of decoding streams.
     pub fn decoding(&self) -> u32 {
         self.decoding.len() as u32
     }
 
-    /// KV tokens in use, those of done prefills included.
+    /// Returns the KV tokens in use, including those of finished prefills.
     pub fn kv_used(&self) -> Tokens {
         Tokens(self.kv_used)
     }
 
-    /// KV tokens of the streams that decode.
+    /// Returns the KV tokens of decoding streams.
     pub fn kv_decoding(&self) -> Tokens {
         Tokens(self.kv_decoding)
     }
 
-    /// Steps that ended so far. Every stream that runs got a token from each since its first one.
+    /// Returns the number of steps ended. Each running stream received one token per step since its
+    /// first.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -270,13 +274,14 @@ impl Engine {
         }
     }
 
-    /// KV tokens that a sequence's answer counts for before any of it is there.
+    /// Returns the answer tokens counted in advance as KV (`counts_whole_answers`).
     fn answer_counted(&self, sequence: &Sequence) -> u64 {
         let counts = self.profile.counts_whole_answers && sequence.work != Work::PrefillOnly;
         if counts { sequence.output.get() } else { 0 }
     }
 
-    /// KV tokens of answers that are not there and count all the same: of streams, and of all.
+    /// Returns the answer tokens counted in advance that are not yet emitted: of streams, and of
+    /// all sequences.
     fn unwritten(&self) -> (u64, u64) {
         if !self.profile.counts_whole_answers {
             return (0, 0);
@@ -287,7 +292,7 @@ impl Engine {
         (streams, streams + self.prefilling.iter().map(answer).sum::<u64>())
     }
 
-    /// Tell of the streams' tokens, and let those go that have theirs.
+    /// Reports the streams' tokens and removes the streams that have ended.
     fn end_streams(&mut self, events: &mut Vec<Event>, tell: Tell) {
         let Engine { decoding, kv_used, kv_decoding, steps, next_last, .. } = self;
         *next_last = u64::MAX;
@@ -325,7 +330,7 @@ impl Engine {
         }
     }
 
-    /// A stream whose first token comes with step `first`.
+    /// Adds a stream whose first token is emitted by step `first`.
     fn stream(&mut self, sequence: Sequence, first: u64) {
         let last = first + sequence.output.get().saturating_sub(1);
         let prompt = sequence.prompt.get();
@@ -339,7 +344,7 @@ impl Engine {
             let prompt = sequence.prompt.get();
             let needed = prompt + self.answer_counted(sequence);
             let fits = self.kv_used + self.unwritten().1 + needed <= self.profile.kv_capacity.get();
-            // A prompt larger than the whole memory would block the engine for ever.
+            // A prompt larger than the whole memory would otherwise block the engine permanently.
             let alone = self.running() == 0 && self.held.is_empty();
             if self.running() >= self.profile.max_num_seqs || !(fits || alone) {
                 return;
@@ -360,12 +365,12 @@ impl Engine {
 }
 
 impl Decoding {
-    /// Its KV once `steps` steps have ended.
+    /// Returns its KV tokens after `steps` steps.
     fn kv_after(&self, steps: u64) -> u64 {
         self.prompt + (steps + 1).saturating_sub(self.first)
     }
 
-    /// The next step after `steps` whose token is told of even when most are not.
+    /// Returns the next step after `steps` with a first or last token.
     fn next_told(&self, steps: u64) -> u64 {
         if self.first > steps { self.first } else { self.last }
     }

@@ -1,4 +1,4 @@
-//! The engine by behaviour: times, order, memory.
+//! Engine model: times, order of service, memory.
 
 use super::*;
 use proptest::prelude::*;
@@ -13,7 +13,7 @@ fn sequence(id: u64, prompt: u64, output: u64, work: Work) -> Sequence {
     }
 }
 
-/// Run until idle: when each event came.
+/// Runs until idle; returns each event with its time.
 fn run(engine: &mut Engine) -> Vec<(f64, Event)> {
     let (mut now, mut all) = (0.0, Vec::new());
     while let Some(took) = engine.begin_step() {
@@ -102,9 +102,9 @@ fn streams_slow_each_other_by_the_kv_that_each_step_reads() {
         }
         engine.begin_step().unwrap().get()
     };
-    // So few compute less than reading the weights takes.
+    // With up to 100 decodes, compute takes less time than reading the weights.
     assert!((step(100) - step(1) - 99.0 * 1000.0 * 30.6e-9).abs() < 1e-9);
-    // So many more.
+    // With 256 decodes, it takes more.
     assert!((step(256) - 2e-3 - 256.0 * (72e-6 + 1000.0 * 30.6e-9)).abs() < 1e-9);
 }
 

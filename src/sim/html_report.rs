@@ -1,5 +1,5 @@
-//! A comparison as one self-contained page: attainment against rate for every policy, one run over
-//! time, and every figure. It must never refer to anything outside itself: it is mailed around.
+//! Comparison as one self-contained page: attainment against rate for every policy, one run over
+//! time, and all figures. The page refers to no external resource, because it is sent by mail.
 
 use std::fmt::Write;
 use tidegate_types::{Seconds, Slo};
@@ -8,9 +8,10 @@ use crate::chart::{Chart, Line, escape};
 use crate::simulate::{Run, SimConfig};
 use crate::trace::Trace;
 
-/// Bins that the time of a run is cut into.
+/// Number of time bins of a run.
 const BINS: usize = 180;
-/// Latencies beyond so many times their target are drawn at the top: the rest stays readable.
+/// Latencies beyond this multiple of their target are clamped to the top, so that the rest stays
+/// readable.
 const OFF_SCALE: f64 = 4.0;
 
 const STYLE: &str = "
@@ -35,8 +36,8 @@ th, td { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(-
 th:nth-child(2), td:nth-child(2) { text-align: left; }
 ";
 
-/// The page. `names` are the traces, `shown` is the trace at its rate and the run that is drawn over
-/// time. The same values give the same bytes.
+/// Renders the page. `names` are the traces; `shown` is the trace at its rate and the run that is
+/// drawn over time. Equal values give equal bytes.
 pub fn page(
     names: &[String],
     config: &SimConfig,
@@ -161,7 +162,7 @@ fn chart(title: &str, y: &str, lines: Vec<Line>, marks: &[f64], target: Option<f
     .svg()
 }
 
-/// The median and the 90th percentile of a value, over the requests that came in a bin.
+/// Returns the median and the 90th percentile of a value by arrival bin.
 fn percentiles(trace: &Trace, end: f64, value: &dyn Fn(usize) -> Option<Seconds>) -> Vec<Line> {
     let mut bins = vec![Vec::new(); BINS];
     for (i, arrival) in trace.arrivals.iter().enumerate() {

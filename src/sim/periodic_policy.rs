@@ -1,8 +1,8 @@
-//! `interval:SECONDS[:RESTART]`: what controllers do that plan now and then. Every SECONDS it looks
-//! at its last window, which it sees perfectly, answers' lengths included, and splits the engines in
-//! proportion to the window's prefill and decode work. Requests go at once to the least predicted
-//! load, as with a fixed split. An engine that changes its role takes no work for RESTART seconds;
-//! what it has goes on meanwhile, which is kinder than a restart.
+//! `interval:SECONDS[:RESTART]`: a controller that plans periodically. Every SECONDS it reads its
+//! last window, with perfect knowledge including answer lengths, and splits the engines in
+//! proportion to the window's prefill and decode work. Requests are dispatched at once by least
+//! predicted load, as with a fixed split. An engine that changes role accepts no work for RESTART
+//! seconds; its running work continues, which is more favourable than a restart.
 
 use tidegate_types::{Moment, Seconds, Tokens};
 
@@ -10,13 +10,12 @@ use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 use crate::static_policy::predicted;
 
-/// The interval controller and its engines.
 pub(crate) struct Interval {
     every: Seconds,
     restart: Seconds,
     tpot: Seconds,
     engines: Vec<Seat>,
-    /// The first arrival that the last window has not seen.
+    /// Index of the first arrival after the last window.
     unseen: usize,
     planned_at: Moment,
     flips: u64,
@@ -28,11 +27,11 @@ enum Side {
     Decode,
 }
 
-/// An engine as the controller sees it.
+/// Controller's view of an engine.
 #[derive(Clone, Copy, Debug)]
 struct Seat {
     side: Side,
-    /// Time from which it accepts work.
+    /// Time before which it accepts no work.
     back_at: Moment,
     /// Predicted prefill work in nanoseconds.
     prefill: u64,
@@ -52,7 +51,8 @@ impl Interval {
         Interval { every, restart, tpot, engines, unseen: 0, planned_at, flips: 0 }
     }
 
-    /// The engine of `side` with the least load that takes work; one that is away if all are.
+    /// Returns the least loaded engine of `side` that accepts work, or a restarting one if there is
+    /// no other.
     fn least(&self, side: Side, now: Moment, load: impl Fn(&Seat) -> u64) -> usize {
         let of_side = (0..self.engines.len()).filter(|engine| self.engines[*engine].side == side);
         let key = |engine: &usize| {
@@ -65,7 +65,7 @@ impl Interval {
     fn plan(&mut self, cluster: &Cluster<'_>) {
         let now = cluster.now();
         let (mut prefill, mut decode) = (0.0, 0.0);
-        // A mean engine is near enough: the split is a guess anyway.
+        // One engine's profile is exact enough: the split is an estimate.
         let profile = cluster.profile(0);
         while let Some(arrival) = cluster.trace().arrivals.get(self.unseen) {
             if Moment::from_start(arrival.at) >= now {
@@ -73,7 +73,7 @@ impl Interval {
             }
             self.unseen += 1;
             prefill += profile.prefill_model().predict(arrival.prompt, Tokens::ZERO).get();
-            // A stream takes its share of an engine that is as full as the TPOT target allows.
+            // A stream's share of an engine that is loaded up to the TPOT target.
             let carries = profile.decode_model().streams_within(self.tpot, arrival.prompt);
             let places = carries.min(f64::from(profile.max_num_seqs)).max(1.0);
             decode += arrival.output.as_f64() * self.tpot.get() / places;

@@ -1,40 +1,40 @@
-//! The policies that are compared, by the words of the command line.
+//! Compared policies, by their names on the command line.
 
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// Who decides where requests go, and which engine does what.
+/// Policy that places requests and assigns engine roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// The live proxy's placement, queue and planner.
     Tidegate,
-    /// Whole requests, to the engine with the least predicted work.
+    /// Whole requests to the engine with the least predicted work.
     Aggregated,
-    /// So many prefill engines; the others decode.
+    /// Fixed split with this number of prefill engines; the others decode.
     Static(usize),
-    /// The best of all splits, in hindsight.
+    /// Best fixed split in hindsight.
     BestStatic,
-    /// No policy: what none can beat. Only its attainment is known.
+    /// Upper bound of any policy. Only its attainment is known.
     Bound,
-    /// A controller that plans so often; an engine that changes its role is away for so long.
+    /// Periodic controller; an engine that changes role is unavailable for `restart`.
     Interval {
-        /// Between two plans, in milliseconds.
+        /// Planning interval, in milliseconds.
         every: u64,
-        /// How long an engine is away, in milliseconds.
+        /// Unavailability of an engine after a role change, in milliseconds.
         restart: u64,
     },
-    /// Dynamo's conditional disaggregation with so many prefill engines.
+    /// Dynamo's conditional disaggregation with this number of prefill engines.
     Conditional(usize),
     /// Dynamo's KV router, aggregated.
     DynamoKv,
-    /// llm-d's default: the session's engine until it is saturated, aggregated.
+    /// llm-d's default, aggregated: the session's engine until it is saturated.
     Sticky,
     /// SGLang's router, aggregated.
     CacheAware,
     /// Llumnix's adaptive prefill and decode.
     Llumnix {
-        /// With live migration, which needs an agent in the engine.
+        /// With live migration, which requires an agent in the engine.
         migrates: bool,
     },
     /// xLLM-service, after Arrow.
@@ -44,7 +44,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Whether a fleet of so many engines has one for each side that the policy needs.
+    /// Returns whether a fleet of this size has an engine for each pool that the policy requires.
     pub fn runs_on(&self, engines: usize) -> bool {
         match self {
             Policy::Static(prefills) | Policy::Conditional(prefills) => {
@@ -65,7 +65,7 @@ impl Policy {
     }
 }
 
-/// The word is no policy.
+/// A command-line word that names no policy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "{0:?} is no policy: use tidegate, aggregated, static:K, static:best, interval:SECONDS[:RESTART], \
@@ -127,7 +127,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// `SECONDS[:RESTART]`, each at most a day.
+/// Parses `SECONDS[:RESTART]`, each at most one day.
 fn interval(word: &str) -> Option<Policy> {
     let millis = |word: &str| {
         let seconds = word.parse::<f64>().ok().filter(|s| (0.0..=86_400.0).contains(s))?;

@@ -1,5 +1,5 @@
-//! One engine's prefix cache: the prompt blocks whose KV its memory still holds, evicted least
-//! recently used first, as in vLLM and SGLang. Blocks that a running sequence uses are pinned.
+//! Prefix cache of one engine: prompt blocks whose KV is in memory, with LRU eviction as in vLLM
+//! and SGLang. Blocks used by a running sequence are pinned.
 
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::Tokens;
@@ -7,13 +7,12 @@ use tidegate_types::Tokens;
 /// Tokens of one block of a trace's `hash_ids`: docs/spec/trace-formats.md.
 pub(crate) const BLOCK_TOKENS: u64 = 512;
 
-/// The blocks of one engine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PrefixCache {
     blocks: BTreeMap<u64, Block>,
-    /// Unpinned blocks by last use: the eviction order.
+    /// Unpinned blocks ordered by last use: the eviction order.
     idle: BTreeSet<(u64, u64)>,
-    /// Advances by one with each release, so that `last_use` orders blocks.
+    /// Logical clock of `last_use`; incremented by each release.
     uses: u64,
 }
 
@@ -24,7 +23,7 @@ struct Block {
 }
 
 impl PrefixCache {
-    /// Prompt tokens in leading cached blocks. Only full blocks are reused.
+    /// Returns the prompt tokens in leading cached blocks. Only full blocks are reused.
     pub(crate) fn hit(&self, blocks: &[u64], prompt: Tokens) -> Tokens {
         let cached = full(blocks, prompt).iter().take_while(|id| self.blocks.contains_key(*id));
         Tokens(cached.count() as u64 * BLOCK_TOKENS)
@@ -41,14 +40,14 @@ impl PrefixCache {
         }
     }
 
-    /// Pins the leading cached blocks alone, while the rest of the prompt is computed.
+    /// Pins only the leading cached blocks, while the rest of the prompt is computed.
     pub(crate) fn pin_hit(&mut self, blocks: &[u64], prompt: Tokens) -> Tokens {
         let hit = self.hit(blocks, prompt);
         self.pin(blocks, hit);
         hit
     }
 
-    /// Unpins what a sequence used, the deepest block first: chains are evicted from their end.
+    /// Unpins a sequence's blocks, the deepest first, so that chains are evicted from their end.
     pub(crate) fn unpin(&mut self, blocks: &[u64], prompt: Tokens) {
         for id in full(blocks, prompt).iter().rev() {
             let Some(block) = self.blocks.get_mut(id) else { continue };
@@ -69,13 +68,13 @@ impl PrefixCache {
         }
     }
 
-    /// Blocks held.
+    /// Returns the number of cached blocks.
     pub(crate) fn len(&self) -> usize {
         self.blocks.len()
     }
 }
 
-/// The blocks that the prompt fills to their end.
+/// Returns the blocks that the prompt fills completely.
 fn full(blocks: &[u64], prompt: Tokens) -> &[u64] {
     let count = (prompt.get() / BLOCK_TOKENS) as usize;
     &blocks[..count.min(blocks.len())]

@@ -1,43 +1,41 @@
-//! Engine profiles: the constants of docs/spec/engine-model.md#constants. Profiles are added beside
-//! the reference one,
-//! which is never tuned.
+//! Engine profiles: the constants of docs/spec/engine-model.md#constants. Other profiles are added
+//! beside the reference profile, which is never tuned.
 
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
 use tidegate_types::{Seconds, Tokens};
 
-/// One engine's physics.
+/// Constants of one engine. Durations are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Profile {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     /// Fixed cost of a step.
     pub t_base: Seconds,
-    /// Reading the weights once.
+    /// Time to read the weights once per step.
     pub t_weights: Seconds,
-    /// Reading one token's KV.
+    /// Time to read one token's KV.
     pub t_kv: Seconds,
-    /// Computing one decode token.
+    /// Compute time of one decode token.
     pub t_seq: Seconds,
-    /// Computing one prefill token.
+    /// Compute time of one prefill token.
     pub t_tok: Seconds,
-    /// Attention, per prefill token and context token.
+    /// Attention time per pair of prefill token and context token.
     pub t_att: Seconds,
-    /// A hand-off, whatever its size.
+    /// Fixed cost of a hand-off.
     pub t_handoff: Seconds,
-    /// Moving one token's KV to another engine.
+    /// Transfer time of one token's KV to another engine.
     pub t_xfer: Seconds,
-    /// Bytes of one token's KV.
+    /// KV size of one token, in bytes.
     pub kv_bytes: u64,
-    /// Tokens of KV that fit.
+    /// KV memory, in tokens.
     pub kv_capacity: Tokens,
-    /// Most sequences that run at once.
+    /// Maximum number of running sequences.
     pub max_num_seqs: u32,
-    /// Tokens of one step: `max_num_batched_tokens`.
+    /// Token budget of a step: `max_num_batched_tokens`.
     pub chunk: Tokens,
-    /// A stream's KV counts as if its whole answer were there from the start, in memory and in the
-    /// time of a step. It is not, but the table of docs/spec/engine-model.md#whole-answers seems to
-    /// be made so
-    /// (benches/README.md): for comparing with it.
+    /// Counts a stream's KV as if its whole answer were present from the start, in memory and in
+    /// step time. The table of docs/spec/engine-model.md#whole-answers appears to be computed this
+    /// way (benches/README.md); this flag is for comparison with it.
     pub counts_whole_answers: bool,
 }
 
@@ -90,7 +88,7 @@ const LLAMA_8B: Profile = Profile {
     counts_whole_answers: false,
 };
 
-/// The reference, ten times as fast, for tests that should not wait.
+/// The reference with durations divided by ten, for quick tests.
 const FAST: Profile = Profile {
     name: "fast",
     t_base: Seconds(0.2e-3),
@@ -105,27 +103,28 @@ const FAST: Profile = Profile {
 };
 
 impl Profile {
-    /// Every profile.
+    /// All profiles.
     pub const ALL: [Profile; 4] = [LLAMA_70B, LLAMA_70B_A100, LLAMA_8B, FAST];
 
-    /// The profile of that name.
+    /// Returns the profile with this name.
     pub fn named(name: &str) -> Option<Profile> {
         Profile::ALL.into_iter().find(|profile| profile.name == name)
     }
 
-    /// This engine with another step budget, at least one token.
+    /// Returns this profile with another token budget per step, at least one.
     #[must_use]
     pub fn with_chunk(self, chunk: Tokens) -> Profile {
         Profile { chunk: chunk.max(Tokens(1)), ..self }
     }
 
-    /// This engine, counting KV as the table of docs/spec/engine-model.md#whole-answers does.
+    /// Returns this profile with KV counted as in the table of
+    /// docs/spec/engine-model.md#whole-answers.
     #[must_use]
     pub fn counting_whole_answers(self) -> Profile {
         Profile { counts_whole_answers: true, ..self }
     }
 
-    /// This engine with every duration multiplied by `factor`.
+    /// Returns this profile with every duration multiplied by `factor`.
     #[must_use]
     pub fn scaled(self, factor: f64) -> Profile {
         Profile {
@@ -141,8 +140,9 @@ impl Profile {
         }
     }
 
-    /// What a prefill costs on it alone. The per-step cost of reading the weights hides behind a
-    /// full chunk's compute, so a step adds its base; spread over the chunk's tokens.
+    /// Returns the prefill cost model of a prompt alone on the engine. A full chunk's compute hides
+    /// the reading of the weights, so a step adds only its base cost, spread over the chunk's
+    /// tokens.
     pub fn prefill_model(&self) -> PrefillModel {
         PrefillModel {
             base: self.t_base,
@@ -151,7 +151,7 @@ impl Profile {
         }
     }
 
-    /// What a decode step costs on it.
+    /// Returns the cost model of a decode step.
     pub fn decode_model(&self) -> DecodeModel {
         DecodeModel {
             base: self.t_base + self.t_weights,
@@ -161,7 +161,7 @@ impl Profile {
         }
     }
 
-    /// How long a hand-off of `tokens` takes.
+    /// Returns the duration of a hand-off of `tokens`.
     pub fn transfer(&self, tokens: Tokens) -> Seconds {
         self.t_handoff + self.t_xfer * tokens.as_f64()
     }

@@ -1,6 +1,6 @@
-//! The simulator's random numbers: seeded, and the same on every machine.
+//! Seeded random numbers of the simulator, identical on every machine.
 
-/// Sebastiano Vigna's SplitMix64.
+/// SplitMix64 by Sebastiano Vigna.
 #[derive(Clone, Debug)]
 pub(crate) struct SplitMix(pub(crate) u64);
 
@@ -24,7 +24,7 @@ impl SplitMix {
         low + (high - low) * self.unit()
     }
 
-    /// exp(N(mu, sigma)), by Box and Muller.
+    /// Log-normal, exp(N(mu, sigma)), by the Box–Muller transform.
     pub(crate) fn lognormal(&mut self, (mu, sigma): (f64, f64)) -> f64 {
         let (u, v) = (self.unit(), self.unit());
         let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();

@@ -1,32 +1,32 @@
-//! What came of a run: one object a policy, with the field names that scripts outside read.
+//! Results of a run: one object per policy, with the field names that external scripts read.
 
 use serde::Serialize;
 use tidegate_types::{Seconds, Slo, Tokens};
 
-/// What came of one request.
+/// Outcome of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Arrival to first token; `None` if none came.
+    /// Time from arrival to first token; `None` without a token.
     pub ttft: Option<Seconds>,
-    /// (last − first) / (tokens − 1); `None` if it did not end or had one token.
+    /// (last − first) / (tokens − 1); `None` if the request did not end or had one token.
     pub tpot: Option<Seconds>,
-    /// Did it end as asked?
+    /// Whether it ended with all requested tokens.
     pub done: bool,
-    /// Did it end with an error? One that is unfinished when the run ends is none.
+    /// Whether it ended with an error. A request unfinished at the end of the run has none.
     pub error: bool,
-    /// Tokens that came.
+    /// Tokens received.
     pub tokens: Tokens,
 }
 
-/// One policy's result. Times in seconds, attainment in 0..1, percentiles by nearest rank over the
-/// requests that have the value; an unfinished request counts as missed.
+/// Result of one policy. Times are in seconds, attainment is in 0..1, percentiles use the nearest
+/// rank over the requests that have the value. An unfinished request counts as missed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Which policy.
+    /// Name of the policy.
     pub policy: String,
-    /// The trace's rate was multiplied by this.
+    /// Factor on the trace's rate.
     pub rate: f64,
-    /// Requests of the trace.
+    /// Number of requests in the trace.
     pub requests: usize,
     /// Share that met both targets.
     pub attainment: f64,
@@ -42,30 +42,30 @@ pub struct Report {
     pub tpot_p50: f64,
     /// 99th percentile TPOT.
     pub tpot_p99: f64,
-    /// Role changes.
+    /// Number of role changes.
     pub flips: u64,
-    /// Share of prompt tokens that came from prefix caches; runs with prefix caching only.
+    /// Share of prompt tokens served from prefix caches; only in runs with prefix caching.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hit_rate: Option<f64>,
-    /// Requests that ended with an error; live runs only.
+    /// Number of requests that ended with an error; only in live runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<usize>,
 }
 
 impl Outcome {
-    /// Was its first token in time?
+    /// Returns whether the first token met the TTFT target.
     pub fn meets_ttft(&self, slo: &Slo) -> bool {
         self.ttft.is_some_and(|ttft| ttft <= slo.ttft)
     }
 
-    /// Did its tokens flow fast enough, to the end? One token has no gaps to be late.
+    /// Returns whether the request ended and met the TPOT target. A single token always meets it.
     pub fn meets_tpot(&self, slo: &Slo) -> bool {
         self.done && self.tpot.is_none_or(|tpot| tpot <= slo.tpot)
     }
 }
 
 impl Report {
-    /// The result of a run.
+    /// Computes the result of a run.
     pub fn of(policy: &str, rate: f64, flips: u64, outcomes: &[Outcome], slo: &Slo) -> Report {
         let share = |meets: &dyn Fn(&Outcome) -> bool| {
             outcomes.iter().filter(|o| meets(o)).count() as f64 / outcomes.len().max(1) as f64
@@ -94,14 +94,14 @@ impl Report {
         }
     }
 
-    /// The same, for a live run that counts errors.
+    /// Sets the number of errors, for a live run.
     #[must_use]
     pub fn with_errors(self, outcomes: &[Outcome]) -> Report {
         Report { errors: Some(outcomes.iter().filter(|o| o.error).count()), ..self }
     }
 }
 
-/// Nearest rank; 0 of nothing.
+/// Nearest-rank percentile; 0 for an empty slice.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)

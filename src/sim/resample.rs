@@ -1,5 +1,5 @@
-//! Other draws of a trace, for intervals: the same load at the scale of a minute, with other arrival
-//! times and another order of lengths.
+//! Resampled traces for confidence intervals: equal load at the scale of a minute, with other
+//! arrival times and another order of lengths.
 
 use tidegate_types::Seconds;
 
@@ -21,7 +21,7 @@ impl Trace {
         }
         let mut random = SplitMix(seed);
         for group in self.arrivals.chunks_mut(SHUFFLE_AMONG) {
-            // Fisher and Yates, of everything but the times.
+            // Fisher–Yates shuffle of everything but the times.
             for last in (1..group.len()).rev() {
                 let other = (random.next() % (last as u64 + 1)) as usize;
                 let times = (group[last].at, group[other].at);

@@ -1,4 +1,4 @@
-//! A policy on a fleet, over a trace: the comparison that `tidegate simulate` makes.
+//! Simulation of a policy on a fleet over a trace, as run by `tidegate simulate`.
 
 use tidegate_types::{Moment, Seconds, Slo};
 
@@ -18,35 +18,36 @@ use crate::trace::Trace;
 /// Bins of a run's timeline.
 const TIMELINE_BINS: usize = 360;
 
-/// The fleet, and what it is judged by.
+/// Fleet and targets of a simulation.
 #[derive(Clone, Copy, Debug)]
 pub struct SimConfig {
     /// Engines in the fleet.
     pub engines: usize,
-    /// Their physics.
+    /// Profile of the engines.
     pub profile: Profile,
-    /// That of the second half of them, if it is another: the same model on other hardware.
+    /// Profile of the second half of the engines if the fleet is mixed: the same model on other
+    /// hardware.
     pub second: Option<Profile>,
-    /// The targets.
+    /// TTFT and TPOT targets.
     pub slo: Slo,
-    /// Do engines keep the KV of prompts, and reuse it for prompts that begin alike?
+    /// Whether engines cache and reuse the KV of shared prompt prefixes.
     pub prefix_caching: bool,
     /// Deviations of the engines from the model.
     pub disturbance: Disturbance,
-    /// How long after the last arrival requests may take to end.
+    /// Time allowed after the last arrival for requests to end.
     pub drain: Seconds,
-    /// What the policy `tidegate` runs with.
+    /// Parameters of the policy `tidegate`.
     pub tidegate: TidegateParams,
 }
 
-/// What a run came to.
+/// Result of one simulation.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// The figures.
+    /// Aggregate figures.
     pub report: Report,
-    /// Request by request, in the order of the trace.
+    /// Outcome of each request, in trace order.
     pub outcomes: Vec<Outcome>,
-    /// Prefill engines of the split, for policies that keep one.
+    /// Number of prefill engines of the split, for policies with a fixed one.
     pub split: Option<usize>,
     /// Pools and queue over time; empty for policies without a queue of their own.
     pub timeline: Timeline,
@@ -61,7 +62,8 @@ impl Default for SimConfig {
             slo: Slo::default(),
             prefix_caching: false,
             disturbance: Disturbance::default(),
-            // An overloaded fleet works off half an hour's backlog; the longest answer takes minutes.
+            // An overloaded fleet needs up to half an hour for its backlog; the longest answer
+            // takes minutes.
             drain: Seconds(3600.0),
             tidegate: TidegateParams::default(),
         }
@@ -69,19 +71,20 @@ impl Default for SimConfig {
 }
 
 impl SimConfig {
-    /// Each engine's physics.
+    /// Returns each engine's true profile.
     pub fn fleet(&self) -> Vec<Profile> {
         let half = self.engines.div_ceil(2);
         let of = |engine| self.second.filter(|_| engine >= half).unwrap_or(self.profile);
         (0..self.engines).map(of).collect()
     }
 
-    /// What policies believe each engine's physics to be.
+    /// Returns each engine's profile as policies assume it.
     pub fn believed_fleet(&self) -> Vec<Profile> {
         self.fleet().iter().map(|profile| self.disturbance.believed(profile)).collect()
     }
 
-    /// An engine that is as good as the best in everything: no fleet of it is worse than this one.
+    /// Returns a profile with the best constant of each kind in the fleet: an upper bound for its
+    /// engines.
     fn best(&self) -> Profile {
         let (a, b) = (self.profile, self.second.unwrap_or(self.profile));
         Profile {
@@ -94,7 +97,7 @@ impl SimConfig {
     }
 }
 
-/// Runs `policy` over `trace`, whose times are already at `rate` times their own.
+/// Runs `policy` over `trace`, whose times are already scaled to `rate`.
 pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) -> Run {
     let engines = config.engines;
     let aggregated = |choice| rivals::Aggregated::new(choice, engines);
@@ -128,7 +131,6 @@ fn millis(millis: u64) -> Seconds {
     Seconds::from_millis(millis as f64)
 }
 
-/// One run's inputs.
 #[derive(Clone, Copy)]
 struct Cell<'a> {
     trace: &'a Trace,
@@ -149,7 +151,7 @@ impl Cell<'_> {
     }
 }
 
-/// The bound as a run of which nothing else is known: null in JSON.
+/// Returns the bound as a run with attainment alone; other figures are null in JSON.
 fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
     let most = bound(trace, &config.best(), config.engines, &config.slo);
     let unknown = f64::NAN;
@@ -187,7 +189,7 @@ fn best_static(cell: &Cell<'_>) -> Run {
     let mut best = run(1);
     for prefills in 2..engines {
         let other = run(prefills);
-        // Ties go to the smaller number.
+        // Ties select the smaller number.
         if other.report.attainment > best.report.attainment {
             best = other;
         }
@@ -195,8 +197,9 @@ fn best_static(cell: &Cell<'_>) -> Run {
     best
 }
 
-/// The best of all splits in hindsight: its prefill engines and its report. What is unfinished at
-/// `deadline` after the start stays so. `None` if there is nothing to split.
+/// Returns the best fixed split in hindsight: its prefill engines and its report. Requests
+/// unfinished at `deadline` after the start stay unfinished. Returns `None` if there is nothing to
+/// split.
 pub fn best_split(
     trace: &Trace,
     profile: Profile,

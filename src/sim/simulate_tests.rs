@@ -1,4 +1,5 @@
-//! Fleets by behaviour: what a lone request pays, what is equal to what, that nothing is lost.
+//! Simulated fleets: the cost of a lone request, equalities between policies, conservation of
+//! requests.
 
 use super::*;
 use crate::trace::Arrival;
@@ -38,7 +39,7 @@ fn near(got: Option<Seconds>, expected: f64) {
     assert!((got.unwrap().get() - expected).abs() < 1e-6, "{got:?}, not {expected}");
 }
 
-/// A prompt of 1,000 tokens, alone in its step.
+/// Prefill time of a prompt of 1,000 tokens alone in its step, in seconds.
 const PREFILL: f64 = 2e-3 + 71e-6 * 1000.0 + 1.33e-9 * 1000.0 * 1000.0 / 2.0;
 const STEP: f64 = 15.1e-3 + 30.6e-9 * 1000.0;
 
@@ -148,7 +149,7 @@ fn a_fixed_split_does_not_flip_and_a_fleet_that_may_not_does_not_either() {
 
 #[test]
 fn engines_that_switch_by_themselves_lose_nothing_and_pay_for_it() {
-    // Phases of a minute, longer than a switch.
+    // Phases of 60 s, longer than a role change.
     let trace = Trace::bursts(3, Seconds(360.0), 14.0, Seconds(60.0)).scale_output(0.3);
     let with = |switch| {
         let tidegate = TidegateParams { switch, ..TidegateParams::default() };

@@ -1,31 +1,31 @@
-//! Immediate dispatch, the conventional baseline: each request goes at once to the engine with the
-//! least predicted load, and engines keep their roles.
+//! Immediate dispatch, the common practice: every request is sent on arrival to the engine with the
+//! least predicted load, and engine roles are fixed.
 //!
-//! `aggregated`: every engine takes whole requests. `static:K`: K engines prefill, the others
-//! decode; the decode engine, the one with the fewest streams, is chosen after the prefill.
+//! `aggregated`: every engine runs whole requests. `static:K`: K engines prefill, the others
+//! decode. The decode engine is the one with the fewest streams after the prefill.
 //!
-//! Predicted work is the prefill seconds that were sent and are unfinished, and for each stream the
-//! compute of its next token. (Any small weight of the streams gives the same figures within a
-//! point; without one, idle engines look alike and the streams pile up on the first.)
+//! Predicted work is the unfinished prefill time in seconds plus, for each stream, the compute of
+//! its next token. (Any small weight of the streams gives the same figures within a point. Without
+//! a weight, idle engines tie and the streams pile up on the first.)
 
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 
-/// The immediate-dispatch policy.
+/// Policy with immediate dispatch.
 pub(crate) struct Immediate {
-    /// Engines below this one prefill; `None`: every engine does both.
+    /// Engines with a lower index prefill; `None`: every engine runs both legs.
     prefills: Option<usize>,
     loads: Vec<Load>,
 }
 
-/// What an engine was sent and has not finished.
+/// Unfinished work of one engine.
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {
-    /// Predicted prefill work in nanoseconds, so that it returns to zero.
+    /// Predicted prefill work in nanoseconds; integers return to exactly zero.
     prefill: u64,
-    /// Streams, those on their way included.
+    /// Streams, including those in transfer.
     streams: u64,
 }
 
@@ -72,7 +72,7 @@ impl Router for Immediate {
     }
 }
 
-/// A prompt's prefill work on an engine, in nanoseconds.
+/// Returns a prompt's prefill work on an engine, in nanoseconds.
 pub(crate) fn predicted(cluster: &Cluster<'_>, request: usize, engine: usize) -> u64 {
     let prompt = cluster.trace().arrivals[request].prompt;
     nanos(cluster.profile(engine).prefill_model().predict(prompt, Tokens::ZERO))

@@ -1,34 +1,35 @@
-//! What the policy `tidegate` did over time: its pools and its queue, for the report's page. It must
-//! never influence a run.
+//! Pools and queue of the policy `tidegate` over time, for the report's page. Recording does not
+//! influence the run.
 
 use tidegate_types::{Moment, Seconds};
 
-/// Pools and queue over a run.
+/// Pools and queue of a run over time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
-    /// From when on so many engines were in the prefill pool. The first is the start.
+    /// Size of the prefill pool after each change, with the time of the change. The first entry is
+    /// the start.
     pub prefill_engines: Vec<(Moment, usize)>,
-    /// The most requests that waited, a bin each; prefilled ones without a decode engine included.
+    /// Maximum number of waiting requests in each bin, including prefilled requests without a
+    /// decode engine.
     pub queue: Vec<usize>,
-    /// A bin's width.
     width: Seconds,
 }
 
 impl Timeline {
-    /// Over a run that ends about then, in so many bins.
+    /// Creates a timeline of `bins` bins that ends at about `end`.
     pub(crate) fn new(end: Moment, bins: usize) -> Timeline {
         let width = (end.since_start() / bins.max(1) as f64).max(Seconds(1e-3));
         Timeline { width, ..Timeline::default() }
     }
 
-    /// So many engines are in the prefill pool now.
+    /// Records the size of the prefill pool.
     pub(crate) fn pools(&mut self, now: Moment, prefill_engines: usize) {
         if self.prefill_engines.last().is_none_or(|(_, before)| *before != prefill_engines) {
             self.prefill_engines.push((now, prefill_engines));
         }
     }
 
-    /// So many requests wait now.
+    /// Records the number of waiting requests.
     pub(crate) fn waiting(&mut self, now: Moment, requests: usize) {
         let bin = (now.since_start() / self.width) as usize;
         if requests == 0 && bin >= self.queue.len() {
@@ -40,7 +41,7 @@ impl Timeline {
         self.queue[bin] = self.queue[bin].max(requests);
     }
 
-    /// The middle of a bin of [`Timeline::queue`], in seconds after the start.
+    /// Returns the middle of a bin of [`Timeline::queue`], in seconds after the start.
     pub fn middle(&self, bin: usize) -> f64 {
         (bin as f64 + 0.5) * self.width.get()
     }

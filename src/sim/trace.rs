@@ -1,5 +1,5 @@
 //! Request arrivals: the formats of docs/spec/trace-formats.md, and a generator for machines
-//! without them.
+//! without trace files.
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -10,30 +10,30 @@ use crate::random::SplitMix;
 /// One request of a trace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arrival {
-    /// Since the trace's start.
+    /// Time since the start of the trace.
     pub at: Seconds,
     /// Prompt tokens.
     pub prompt: Tokens,
     /// Output tokens.
     pub output: Tokens,
-    /// Ids of the prompt's 512-token blocks, if the trace tells; equal ids are equal text.
+    /// Ids of the prompt's 512-token blocks, if the trace has them; equal ids are equal text.
     pub blocks: Vec<u64>,
 }
 
-/// Arrivals in the order of time, the first at zero or later.
+/// Arrivals ordered by time, the first at zero or later.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
-    /// All of them.
+    /// Arrivals in order of time.
     pub arrivals: Vec<Arrival>,
 }
 
-/// A line that is no arrival.
+/// Parse error of a trace line.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("line {line}: {problem}")]
 pub struct TraceError {
-    /// Counted from 1.
+    /// Line number, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// Description of the error.
     pub problem: String,
 }
 
@@ -47,10 +47,10 @@ struct JsonLine {
 }
 
 impl Trace {
-    /// Read a trace: JSON lines with `timestamp` in milliseconds, or Azure's CSV with a header.
+    /// Parses a trace: JSON lines with `timestamp` in milliseconds, or Azure's CSV with a header.
     ///
     /// # Errors
-    /// The first line that is neither.
+    /// The first line in neither format.
     pub fn parse(text: &str) -> Result<Trace, TraceError> {
         let csv = !text.trim_start().starts_with('{');
         let mut arrivals = Vec::new();
@@ -64,14 +64,14 @@ impl Trace {
         Ok(Trace { arrivals }.start_at_zero())
     }
 
-    /// Several traces from a common start.
+    /// Merges several traces from a common start.
     pub fn merge(traces: impl IntoIterator<Item = Trace>) -> Trace {
         let mut arrivals: Vec<Arrival> = traces.into_iter().flat_map(|t| t.arrivals).collect();
         arrivals.sort_by(|a, b| a.at.get().total_cmp(&b.at.get()));
         Trace { arrivals }
     }
 
-    /// The same requests, `rate` times as fast.
+    /// Returns the trace with its rate multiplied by `rate`.
     #[must_use]
     pub fn at_rate(mut self, rate: f64) -> Trace {
         for arrival in &mut self.arrivals {
@@ -80,7 +80,7 @@ impl Trace {
         self
     }
 
-    /// Prompts no longer than `cap`.
+    /// Returns the trace with prompts cut to at most `cap` tokens.
     #[must_use]
     pub fn cap_prompt(mut self, cap: Tokens) -> Trace {
         for arrival in &mut self.arrivals {
@@ -90,7 +90,7 @@ impl Trace {
         self
     }
 
-    /// Outputs `scale` times as long, at least one token.
+    /// Returns the trace with outputs scaled by `scale`, at least one token each.
     #[must_use]
     pub fn scale_output(mut self, scale: f64) -> Trace {
         for arrival in &mut self.arrivals {
@@ -99,7 +99,7 @@ impl Trace {
         self
     }
 
-    /// What arrives from `from` on for `length`, from zero.
+    /// Returns the arrivals from `from` on for `length`, with times shifted to zero.
     #[must_use]
     pub fn window(mut self, from: Seconds, length: Seconds) -> Trace {
         self.arrivals.retain(|arrival| arrival.at >= from && arrival.at < from + length);
@@ -109,14 +109,14 @@ impl Trace {
         self
     }
 
-    /// When the last request arrives.
+    /// Returns the time of the last arrival.
     pub fn end(&self) -> Seconds {
         self.arrivals.last().map_or(Seconds::ZERO, |arrival| arrival.at)
     }
 
-    /// Poisson arrivals in phases of `phase`: long prompts with short answers, then short prompts
-    /// with long answers, as in docs/spec/trace-formats.md#regime-shift. The same seed gives the
-    /// same trace.
+    /// Generates Poisson arrivals in alternating phases of `phase`: long prompts with short
+    /// answers, then short prompts with long answers (docs/spec/trace-formats.md#regime-shift). The
+    /// same seed gives the same trace.
     pub fn bursts(seed: u64, length: Seconds, rate: f64, phase: Seconds) -> Trace {
         let mut random = SplitMix(seed);
         let (mut at, mut arrivals) = (0.0, Vec::new());

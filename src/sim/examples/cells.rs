@@ -1,5 +1,5 @@
-//! The cells of the table in docs/spec/engine-model.md#reference-results, by every policy named on
-//! the command line.
+//! Runs every policy named on the command line on the cells of the table in
+//! docs/spec/engine-model.md#reference-results.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,

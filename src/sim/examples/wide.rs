@@ -1,12 +1,12 @@
-//! How far below the best alternative is tidegate, over many cells?
+//! Compares tidegate with the best alternative over many cells.
 //!
-//! - `wide FILE alternatives [WORD]` keeps in FILE, line by line, what the best alternative reaches
-//!   in each cell. What is in the file is not simulated again.
-//! - `wide FILE tidegate [WORD [PART/PARTS]]` compares with those, printing each cell in which
-//!   tidegate is below at all, and a count.
+//! - `wide FILE alternatives [WORD]` stores in FILE, one line per cell, the result of the best
+//!   alternative. Cells already in the file are not simulated again.
+//! - `wide FILE tidegate [WORD [PART/PARTS]]` compares tidegate with those results; prints each
+//!   cell in which tidegate is lower, and a count.
 //!
-//! Only traces named WORD, or those of every name if it is `all`. `OWN=FILE,FILE…` names other traces
-//! than those of the project, each known by its file's name.
+//! WORD selects traces by name; `all` selects every trace. `OWN=FILE,FILE…` replaces the project's
+//! traces; each is named after its file.
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -24,10 +24,10 @@ const TTFTS: [f64; 3] = [0.5, 1.0, 5.0];
 const TPOTS: [f64; 3] = [0.02, 0.03, 0.05];
 const CHUNKS: [u64; 2] = [512, 2048];
 
-/// The best attainment, and whose it is.
+/// Best attainment and the policy that reached it.
 type Best = (f64, String);
 
-/// A trace at a rate on a fleet, to be judged by nine targets.
+/// Trace at a rate on a fleet, judged by nine pairs of targets.
 struct Load {
     name: String,
     trace: Trace,
@@ -50,7 +50,7 @@ fn main() {
                 if ![name.as_str(), "all"].contains(&word) || (n + m) % parts != part - 1 {
                     continue;
                 }
-                // The same load an engine for every size of fleet.
+                // Equal load per engine for every fleet size.
                 let rate = rate * engines as f64 / 8.0;
                 let load =
                     Load { name: name.clone(), trace: trace.clone().at_rate(rate), rate, engines };
@@ -129,7 +129,8 @@ impl Load {
         CHUNKS.map(of).into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("two chunks")
     }
 
-    /// The best alternative for each target. Only the controller looks at one, the TPOT.
+    /// Returns the best alternative for each pair of targets. Only the controller reads a target,
+    /// the TPOT.
     fn alternatives(&self) -> Vec<(Slo, Best)> {
         let mut best: Vec<(Slo, Best)> =
             slos().into_iter().map(|slo| (slo, Best::default())).collect();
@@ -145,7 +146,7 @@ impl Load {
                 }
             }
         };
-        // Every eighth split of a large fleet.
+        // In large fleets every eighth split.
         for prefills in (1..self.engines).step_by((self.engines / 8).max(1)) {
             judge(Policy::Static(prefills), None);
         }
@@ -162,7 +163,7 @@ fn attainment(outcomes: &[Outcome], slo: &Slo) -> f64 {
     met as f64 / outcomes.len().max(1) as f64
 }
 
-/// What the file holds, by cell; nothing if there is none.
+/// Reads the stored results by cell; empty if the file does not exist.
 fn read_known(path: &str) -> BTreeMap<String, Best> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let line = |line: &str| {

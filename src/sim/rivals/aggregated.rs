@@ -1,16 +1,17 @@
-//! Aggregated serving with the prefix cache in view: `dynamo_kv`, `sticky` and `cache_aware`. Every
-//! engine takes whole requests.
+//! Aggregated serving with prefix-cache-aware routing: `dynamo_kv`, `sticky` and `cache_aware`.
+//! Every engine runs whole requests.
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 use crate::rivals::least;
 use crate::rivals::loads::Loads;
 
-/// Tokens of a block in Dynamo's cost.
+/// Tokens per block in Dynamo's cost.
 const DYNAMO_BLOCK: f64 = 64.0;
-/// Waiting prompts beyond which llm-d's saturation detector takes an engine for saturated.
+/// Number of waiting prompts above which llm-d's saturation detector reports an engine as
+/// saturated.
 const SATURATED_PROMPTS: u32 = 5;
-/// KV use beyond which it does.
+/// KV usage, 0..1, above which the detector reports an engine as saturated.
 const SATURATED_KV: f64 = 0.8;
 /// SGLang's router: `--cache-threshold`, share of the prompt that must match.
 const CACHE_THRESHOLD: f64 = 0.3;
@@ -19,7 +20,7 @@ const BALANCE_ABS: u32 = 64;
 /// `--balance-rel-threshold`.
 const BALANCE_REL: f64 = 1.5;
 
-/// How the engine is chosen.
+/// Rule that selects the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
     /// Dynamo's KV router: least (prefill blocks less cached ones + decode blocks).
@@ -30,7 +31,6 @@ pub(crate) enum Choice {
     CacheAware,
 }
 
-/// Whole requests to one engine each.
 pub(crate) struct Aggregated {
     choice: Choice,
     loads: Loads,
@@ -74,7 +74,7 @@ impl Aggregated {
             .or_else(|| self.all(|engine| self.work(cluster, engine)))
     }
 
-    /// Prefill seconds, and each stream's share of a step.
+    /// Returns prefill seconds plus each stream's share of a step.
     fn work(&self, cluster: &Cluster<'_>, engine: usize) -> f64 {
         let load = &self.loads.engines[engine];
         (load.backlog() + cluster.profile(engine).t_seq * f64::from(load.streams)).get()
@@ -95,7 +95,7 @@ impl Aggregated {
         if cluster.cached(request, best).as_f64() > CACHE_THRESHOLD * prompt {
             return Some(best);
         }
-        // The smallest tree; of equal trees the least loaded engine.
+        // Selects the smallest tree; ties select the least loaded engine.
         self.all(|engine| cluster.cached_blocks(engine) as f64 + f64::from(requests(engine)) / 1e6)
     }
 }

@@ -1,5 +1,5 @@
-//! `conditional:K`: Dynamo's conditional disaggregation. K engines prefill, the others decode; the
-//! decode engine that a request would go to prefills it itself when little is uncached, or when the
+//! `conditional:K`: Dynamo's conditional disaggregation. K engines prefill, the others decode. The
+//! candidate decode engine prefills a request itself if few of its tokens are uncached or if the
 //! prefill engines are busy.
 
 use tidegate_types::Tokens;
@@ -11,9 +11,9 @@ use crate::rivals::{least, predicted_prefill};
 
 /// Uncached tokens below which a prompt may be prefilled on the decode engine.
 const LOCAL_BELOW: Tokens = Tokens(2_048);
-/// Share of the prompt that must be uncached for a hand-off of a short one.
+/// Uncached share of a short prompt, 0..1, above which it is handed off.
 const UNCACHED_SHARE: f64 = 0.7;
-/// Prompts of each prefill engine above which the prefill side is busy.
+/// Prompts per prefill engine above which the prefill pool is busy.
 const BUSY_PROMPTS: u32 = 2;
 
 /// A fixed split with local prefill.
@@ -35,7 +35,7 @@ impl Conditional {
         little || (0..self.prefills).all(busy)
     }
 
-    /// The decode engine that holds most of the prompt, then the one with the fewest streams.
+    /// Returns the decode engine with the longest cached prefix; ties select the fewest streams.
     fn decode_engine(&self, cluster: &Cluster<'_>, request: usize) -> usize {
         let decodes = self.prefills..self.loads.engines.len();
         let streams = |engine: usize| f64::from(self.loads.engines[engine].streams);

@@ -1,7 +1,8 @@
-//! `llumnix` and `llumnix:migrate`: Llumnix's adaptive prefill and decode. Engines have no role but
-//! the first, kept for prefill, and the last, kept for decode. Decodes are packed onto the engine
-//! with the highest TPOT that still meets the target; prefills go to engines without decodes. With
-//! live migration, engines over the target are relieved and the emptiest one is emptied.
+//! `llumnix` and `llumnix:migrate`: Llumnix's adaptive prefill and decode. Only the first engine
+//! (prefill) and the last (decode) have a fixed role. Decodes are packed onto the engine with the
+//! highest TPOT that still meets the target; prefills go to engines without decodes. With live
+//! migration, engines over the target are relieved and the engine with the fewest streams is
+//! emptied.
 
 use tidegate_types::Seconds;
 
@@ -10,17 +11,17 @@ use crate::engine::Work;
 use crate::rivals::loads::Loads;
 use crate::rivals::{least, predicted_prefill, predicted_tpot};
 
-/// Between two rounds of migration.
+/// Interval between migration rounds.
 const MIGRATE_EVERY: Seconds = Seconds(0.5);
-/// Streams moved by one round at most.
+/// Maximum number of streams moved per round.
 const MIGRATE_MAX: usize = 8;
 
-/// Engines without roles.
+/// Policy without engine roles.
 pub(crate) struct Llumnix {
     tpot: Seconds,
     migrates: bool,
     loads: Loads,
-    /// Engines that began or ceased to decode.
+    /// Count of engines that started or stopped decoding.
     flips: u64,
 }
 
@@ -33,7 +34,8 @@ impl Llumnix {
         self.loads.engines.len()
     }
 
-    /// The last engine is kept for decode, the first for prefill.
+    /// Returns whether the engine decodes. The last engine is reserved for decode, the first for
+    /// prefill.
     fn decodes(&self, engine: usize) -> bool {
         engine + 1 == self.count() || (engine > 0 && self.loads.engines[engine].streams > 0)
     }

@@ -1,37 +1,35 @@
-//! What a policy has sent to each engine and is unfinished.
+//! Unfinished work that a policy has sent to each engine.
 
 use std::collections::BTreeMap;
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::Cluster;
 
-/// One engine's load.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
-    /// Predicted prefill work in nanoseconds: integers return to zero exactly.
+    /// Predicted prefill work in nanoseconds; integers return to exactly zero.
     prefill_nanos: u64,
-    /// Uncached tokens of the prompts that are unfinished.
+    /// Uncached tokens of unfinished prompts.
     pub(crate) prefill_tokens: Tokens,
-    /// Prompts that are unfinished.
+    /// Number of unfinished prompts.
     pub(crate) prompts: u32,
-    /// Streams, those on their way included.
+    /// Streams, including those in transfer.
     pub(crate) streams: u32,
-    /// The streams' prompts.
+    /// Prompt tokens of the streams.
     pub(crate) kv: Tokens,
 }
 
-/// The load of every engine.
 #[derive(Debug)]
 pub(crate) struct Loads {
     pub(crate) engines: Vec<Load>,
-    /// By request: where it prefills, its work and its uncached tokens.
+    /// By request: prefill engine, work in nanoseconds and uncached tokens.
     prefilling: BTreeMap<usize, (usize, u64, Tokens)>,
-    /// By request: where it decodes.
+    /// By request: decode engine.
     decoding: BTreeMap<usize, usize>,
 }
 
 impl Load {
-    /// Predicted prefill work.
+    /// Returns the predicted prefill work.
     pub(crate) fn backlog(&self) -> Seconds {
         Seconds(self.prefill_nanos as f64 / 1e9)
     }
@@ -46,7 +44,7 @@ impl Loads {
         }
     }
 
-    /// `request`'s prompt goes to `engine`; what the engine has cached is no work.
+    /// Adds `request`'s prompt to `engine`; cached tokens are not counted as work.
     pub(crate) fn prefill(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
         let prompt = cluster.trace().arrivals[request].prompt;
         let cached = cluster.cached(request, engine);
@@ -59,7 +57,7 @@ impl Loads {
         self.prefilling.insert(request, (engine, nanos, uncached));
     }
 
-    /// `request`'s prompt is computed.
+    /// Removes `request`'s prompt after its prefill.
     pub(crate) fn prefilled(&mut self, request: usize) {
         if let Some((engine, nanos, uncached)) = self.prefilling.remove(&request) {
             let load = &mut self.engines[engine];
@@ -69,7 +67,7 @@ impl Loads {
         }
     }
 
-    /// `request`'s stream goes to `engine`, from another one if it was elsewhere.
+    /// Adds `request`'s stream to `engine`, and removes it from its previous engine.
     pub(crate) fn stream(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
         self.ended(cluster, request);
         let load = &mut self.engines[engine];
@@ -78,7 +76,7 @@ impl Loads {
         self.decoding.insert(request, engine);
     }
 
-    /// `request`'s stream ended.
+    /// Removes `request`'s stream.
     pub(crate) fn ended(&mut self, cluster: &Cluster<'_>, request: usize) {
         if let Some(engine) = self.decoding.remove(&request) {
             let load = &mut self.engines[engine];
@@ -87,7 +85,7 @@ impl Loads {
         }
     }
 
-    /// The streams of an engine, oldest request first.
+    /// Returns the streams of an engine, oldest request first.
     pub(crate) fn streams_of(&self, engine: usize) -> Vec<usize> {
         let here = self.decoding.iter().filter(|(_, on)| **on == engine);
         here.map(|(request, _)| *request).collect()

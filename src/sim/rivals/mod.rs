@@ -1,11 +1,12 @@
-//! Policies of other systems, each as its sources and papers describe it and as its users run it:
-//! the words and their sources are in docs/comparison.md. Every rival sees the engines' exact loads
-//! and prefix caches at the moment of its decision, which is more than it sees in production.
+//! Policies of other systems, as described by their sources and papers and as deployed by their
+//! users; docs/comparison.md has the quotations and sources. Every rival reads the engines' exact
+//! loads and prefix caches at the time of its decision, which is more information than it has in
+//! production.
 //!
-//! - [`aggregated`]: `dynamo_kv`, `sticky`, `cache_aware`: every engine prefills and decodes
-//! - [`conditional`]: fixed split, the decode engine prefills short or cached prompts itself
-//! - [`llumnix`], [`xllm`], [`tokenscale`]: engines move between the two sides
-//! - [`loads`]: what a policy has sent to each engine and is unfinished
+//! - [`aggregated`]: `dynamo_kv`, `sticky`, `cache_aware`: every engine runs both legs
+//! - [`conditional`]: fixed split; the decode engine prefills short or cached prompts itself
+//! - [`llumnix`], [`xllm`], [`tokenscale`]: engines move between the pools
+//! - [`loads`]: unfinished work that a policy has sent to each engine
 
 mod aggregated;
 mod conditional;
@@ -25,16 +26,15 @@ use tidegate_types::Seconds;
 use crate::cluster::Cluster;
 use loads::Loads;
 
-/// The mean TPOT of an engine's streams once `request` decodes there too. Streams that were sent and
-/// have not begun count.
+/// Returns the mean TPOT of an engine's streams with `request` added. Streams in transfer count.
 fn predicted_tpot(cluster: &Cluster<'_>, loads: &Loads, request: usize, engine: usize) -> Seconds {
     let load = &loads.engines[engine];
     let kv = load.kv + cluster.trace().arrivals[request].prompt;
     cluster.profile(engine).decode_model().step(load.streams + 1, kv)
 }
 
-/// The time until an engine would have computed `request`'s prompt: the prefill work before it, and
-/// its own.
+/// Returns the time until an engine would have computed `request`'s prompt: queued prefill work
+/// plus its own.
 fn predicted_prefill(
     cluster: &Cluster<'_>,
     loads: &Loads,
@@ -47,7 +47,7 @@ fn predicted_prefill(
     loads.engines[engine].backlog() + own
 }
 
-/// The engine of `engines` with the least `cost`, the first of equals.
+/// Returns the engine with the least `cost`; ties select the first.
 fn least(engines: impl Iterator<Item = usize>, cost: impl Fn(usize) -> f64) -> Option<usize> {
     engines.min_by(|a, b| cost(*a).total_cmp(&cost(*b)))
 }

@@ -1,6 +1,6 @@
 //! `tokenscale`: TokenScale on a fleet of fixed size. Each second it compares the arriving tokens
-//! with what an engine can prefill and decode (token velocity) and divides the engines accordingly;
-//! two convertible decoders take prefills while the prefill side is behind.
+//! with the prefill and decode capacity of an engine (token velocity) and divides the engines
+//! accordingly. Two convertible decode engines accept prefills while the prefill pool is behind.
 
 use std::collections::VecDeque;
 use tidegate_types::{Moment, Seconds, Slo, Tokens};
@@ -10,23 +10,23 @@ use crate::engine::Work;
 use crate::rivals::loads::Loads;
 use crate::rivals::{least, predicted_prefill};
 
-/// Between two plans, and the length of the window of arrivals: TokenScale's leading signal.
+/// Planning interval.
 const EVERY: Seconds = Seconds(1.0);
-/// Arrivals of this long are the demand.
+/// Length of the arrival window from which demand is estimated: TokenScale's leading signal.
 const WINDOW: Seconds = Seconds(5.0);
-/// Decode engines that may take prefills in a burst.
+/// Number of decode engines that may accept prefills in a burst.
 const CONVERTIBLE: usize = 2;
-/// Output tokens expected before any answer ended.
+/// Expected output tokens before the first answer has ended.
 const OUTPUT_PRIOR: f64 = 256.0;
 /// Weight of one answer in the mean output length.
 const OUTPUT_WEIGHT: f64 = 0.02;
 
-/// Engines divided by token velocity. Engines below `prefills` prefill.
+/// Policy that divides engines by token velocity. Engines with an index below `prefills` prefill.
 pub(crate) struct TokenScale {
     slo: Slo,
     loads: Loads,
     prefills: usize,
-    /// Arrivals of the window: when, and prompt tokens.
+    /// Arrivals in the window: time and prompt tokens.
     arrived: VecDeque<(Moment, Tokens)>,
     mean_output: f64,
     flips: u64,
@@ -44,8 +44,8 @@ impl TokenScale {
         }
     }
 
-    /// Engines that each side needs for the window's tokens; what is over decodes, and a fleet that
-    /// is too small is divided in proportion.
+    /// Computes the engines required by each pool for the window's tokens. Surplus engines decode;
+    /// a fleet that is too small is divided in proportion.
     fn plan(&mut self, cluster: &Cluster<'_>) {
         let now = cluster.now();
         while self.arrived.front().is_some_and(|(at, _)| now - *at > WINDOW) {
@@ -101,7 +101,7 @@ impl Router for TokenScale {
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         self.loads.prefilled(request);
         let streams = |engine: usize| f64::from(self.loads.engines[engine].streams);
-        // The engines last in the order are the farthest from a conversion.
+        // The last engines in this order are converted last.
         let decodes = (self.prefills..self.loads.engines.len()).rev();
         let to = least(decodes, streams).unwrap_or(engine);
         self.loads.stream(cluster, request, to);

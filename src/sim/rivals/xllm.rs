@@ -1,6 +1,6 @@
 //! `xllm`: xLLM-service, after Arrow. A decode engine becomes a prefill engine as soon as it has no
-//! request; a prefill engine becomes a decode engine when no decode engine meets the TPOT target and
-//! prefill has time to spare; prompts spill to decode engines that have.
+//! request. A prefill engine becomes a decode engine when no decode engine meets the TPOT target
+//! and the prefill pool has spare time. Prompts spill to decode engines with spare time.
 
 use tidegate_types::{Seconds, Slo};
 
@@ -9,11 +9,11 @@ use crate::engine::Work;
 use crate::rivals::loads::Loads;
 use crate::rivals::{least, predicted_prefill, predicted_tpot};
 
-/// Roles that flip by instantaneous load.
+/// Policy whose roles follow instantaneous load.
 pub(crate) struct Xllm {
     slo: Slo,
     loads: Loads,
-    /// By engine: does it prefill?
+    /// By engine: whether it prefills.
     prefills: Vec<bool>,
     flips: u64,
 }
@@ -42,7 +42,8 @@ impl Xllm {
         self.flips += 1;
     }
 
-    /// The decode engine for a stream; a prefill engine becomes one if none meets the target.
+    /// Returns the decode engine for a stream. A prefill engine is converted if no decode engine
+    /// meets the target.
     fn decode_engine(&mut self, cluster: &Cluster<'_>, request: usize) -> usize {
         let tpot = |engine: usize| predicted_tpot(cluster, &self.loads, request, engine);
         let within = self.of_side(false).any(|engine| tpot(engine) <= self.slo.tpot);
