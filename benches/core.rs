@@ -1,4 +1,4 @@
-//! Micro-benchmarks of what a request meets: parsing, counting, tokenizing, placing, planning.
+//! Micro-benchmarks of the request path: parsing, token counting, tokenizing, placement, planning.
 #![allow(clippy::unwrap_used, reason = "a measuring tool: it fails loudly")]
 
 use bytes::Bytes;

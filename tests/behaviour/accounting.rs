@@ -1,4 +1,5 @@
-//! After any mix of successes, errors, cancels and dead backends every counter is back at zero.
+//! After any mix of successes, errors, cancellations and dead backends every counter returns to
+//! zero.
 
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -19,7 +20,8 @@ async fn every_counter_returns_to_zero() {
     for n in 0..120_usize {
         let good = fleet.chat(n % 2 == 0, 100 + (n * 37) % 2500, 1 + n % 40);
         match n % 6 {
-            // Leaves at some point: in the queue, in either leg, between tokens, after the end.
+            // Disconnects at a random time: in the queue, in either leg, between tokens, after the
+            // end.
             0 | 1 => {
                 load.spawn(async move {
                     let client = leave_later(data, post("/v1/chat/completions", good));
@@ -35,7 +37,7 @@ async fn every_counter_returns_to_zero() {
             }
             _ => {
                 load.spawn(async move {
-                    // Cut, saturated or late: an answer in any case, never a hang.
+                    // Cut, saturated or late: always an answer, never a hang.
                     let status = send(data, post("/v1/chat/completions", good)).await.status;
                     assert!(matches!(status.as_u16(), 200 | 429 | 502 | 503 | 504), "{status}");
                 });

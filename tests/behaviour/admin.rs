@@ -1,4 +1,4 @@
-//! The admin addresses, as scripts outside call them.
+//! Admin endpoints, as external scripts call them.
 
 use crate::client::{get, leave_later, post, send, until};
 use crate::fake::{Act, Fake, chat_answer};

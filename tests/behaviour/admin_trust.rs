@@ -1,4 +1,4 @@
-//! Who may use the admin address, and what a change by hand holds.
+//! Access control of the admin port, and the pins of manual role changes.
 
 use http::Request;
 use http_body_util::Full;
@@ -110,7 +110,7 @@ async fn connections_of_the_admin_address_are_bounded() {
         let mut closed = 0;
         for stream in open.iter_mut().rev().take(40) {
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            // An answer of 503, and the end.
+            // A 503 and the end of the connection.
             let mut status = [0; 12];
             let told = stream.read_exact(&mut status).is_ok() && status.ends_with(b"503");
             closed += usize::from(told);
@@ -148,7 +148,7 @@ async fn a_flip_by_hand_holds_until_its_time_is_over_or_it_is_released() {
     let top =
         format!("[admin]\nstate_file = \"{}\"\n[planner]\ndwell_seconds = 0\n", file.display());
     let proxy = Proxy::start(&top, &engines).await;
-    // As the planner would never leave it, with prompts to compute.
+    // A role that the planner would not choose: it leaves prompts without a prefill engine.
     let flip = async |proxy: &Proxy, body: &str| -> Answer { proxy.set_role("e0", body).await };
     let answer = flip(&proxy, "{\"role\":\"draining\",\"hold_seconds\":500}").await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -191,7 +191,7 @@ async fn a_flip_by_hand_holds_until_its_time_is_over_or_it_is_released() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_tells_whether_a_request_would_be_served() {
-    // Nothing listens there.
+    // An address without a listener.
     let nothing = crate::proxy::Nobody::new();
     let proxy = Proxy::start_cold("", &[vllm("a", nothing.url(), FREE)]);
     let why = send(proxy.admin, get("/readyz")).await;

@@ -1,4 +1,4 @@
-//! Every API that engines speak: passed on byte for byte, and accounted by the engine's own counts.
+//! Engine APIs: relayed byte for byte, and accounted by the usage that the engine reports.
 
 use crate::client::{post, send};
 use crate::fake::{Act, Fake, chat_answer};
@@ -218,7 +218,7 @@ async fn a_responses_stream_goes_elsewhere_until_its_first_event() {
     let body = r#"{"model":"m","input":"a","stream":true}"#;
     let answer = proxy.post("/v1/responses", body).await;
     assert_eq!(answer.body, responses().concat());
-    // The client has seen the event: nothing is done again behind it.
+    // The client has received the event: the request is not retried.
     let answer = proxy.post("/v1/responses", body).await.body;
     let rest = answer.strip_prefix(&created.concat()).unwrap_or_else(|| panic!("{answer}"));
     assert!(rest.trim_start().starts_with("event: error\ndata: {"), "{rest}");

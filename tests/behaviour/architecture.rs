@@ -1,10 +1,10 @@
-//! The house stays as ARCHITECTURE.md says: read from the manifests and the sources.
+//! The dependency rules of ARCHITECTURE.md, checked against the manifests and the sources.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A room and the rooms it may import.
+/// A crate and the crates that it may import.
 const FLOORS: &[&[&str]] = &[
     &["types"],
     &["scheduler", "engine", "http1"],
@@ -91,7 +91,7 @@ fn every_source_file_says_what_it_is_for() {
     }
 }
 
-/// The Rust files below a folder.
+/// Returns the Rust files below a folder.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -108,7 +108,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The rooms of the proxy from the bottom up. A room imports only rooms above it in this list.
+/// Modules of the proxy, lowest layer first. A module imports only modules above it in this list.
 const PROXY_ROOMS: &[&str] = &[
     "runtime",
     "tls",
@@ -159,7 +159,7 @@ fn the_repository_reads_nothing_outside_itself() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders: Vec<_> =
         ["src", "filters", "benches", "tests", "deploy", "docs"].map(|name| root.join(name)).into();
-    // Put together, so that this file does not find itself.
+    // Concatenated, so that this file does not match itself.
     let outside = ["..", "shared"].join("/");
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {

@@ -1,4 +1,4 @@
-//! Browsers: preflights, and who may read an answer.
+//! CORS: preflight requests, and the origins that may read an answer.
 
 use bytes::Bytes;
 use http::{Method, Request};

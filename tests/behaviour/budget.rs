@@ -1,5 +1,5 @@
-//! The memory budget of request bodies: beyond it 503 before a body is read, and nothing of it is
-//! left when requests end.
+//! Memory budget of request bodies: requests beyond it get 503 before the body is read, and ended
+//! requests release their share.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -17,7 +17,7 @@ use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat_with, plain, vllm};
 const CHAT: &str = "/v1/chat/completions";
 const ONE_MIB: &str = "body_budget_bytes = 1048576\n";
 
-/// A request whose body is 600 KiB, and whose prompt is short.
+/// A request with a body of 600 KiB and a short prompt.
 fn large() -> String {
     chat_with(false, "word", &format!(",\"padding\":\"{}\"", "x".repeat(600 << 10)))
 }
@@ -63,12 +63,12 @@ async fn a_body_beyond_the_budget_gets_503_until_another_is_done() {
     holds(&proxy, 0..=0).await;
 }
 
-/// Sends a head and part of a body, and reads the answer to the connection's end.
+/// Sends a head and part of a body, and reads to the end of the connection.
 async fn raw(proxy: &Proxy, head: &str, body: &[u8]) -> String {
     let mut stream = TcpStream::connect(proxy.data).await.unwrap();
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: h\r\n{head}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The proxy may close before it has read all.
+    // The proxy may close before it has read everything.
     stream.write_all(body).await.ok();
     let mut answer = Vec::new();
     within(stream.read_to_end(&mut answer)).await.ok();
@@ -100,7 +100,7 @@ async fn an_announced_body_is_refused_before_it_is_read_and_a_chunked_one_as_it_
     let head = "transfer-encoding: chunked\r\nconnection: close\r\n";
     let answer = raw(&proxy, head, chunks.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    // Clients that leave in the middle of a body release what was held for it.
+    // Clients that disconnect within a body release its budget.
     for head in [announced, "transfer-encoding: chunked\r\n"] {
         let mut stream = TcpStream::connect(proxy.data).await.unwrap();
         let text = format!("POST {CHAT} HTTP/1.1\r\nhost: h\r\n{head}\r\n1000\r\n");
@@ -127,7 +127,7 @@ async fn http2_bodies_are_held_too_with_a_length_and_without() {
     let uri: http::Uri = format!("http://{}{CHAT}", proxy.data).parse().unwrap();
     let mut status = async |has_length: bool| {
         let bytes = Bytes::from(large());
-        // A stream of frames has no length.
+        // Frames without an announced length.
         let body = match has_length {
             true => Full::new(bytes).boxed_unsync(),
             false => {
@@ -165,7 +165,7 @@ async fn clients_that_leave_while_large_bodies_wait_for_the_filters_leave_nothin
         client.abort();
     }
     for client in clients {
-        // Half of them were aborted.
+        // Half of the requests were aborted.
         within(client).await.ok();
     }
     proxy.settles().await;

@@ -1,4 +1,4 @@
-//! A client that leaves cancels its legs, wherever its request is.
+//! A client disconnect cancels all legs of its request, in every state.
 
 use crate::client::{leave_later, open, post, until};
 use crate::fake::{Act, Fake, chat_chunks, prefill_answer};

@@ -1,4 +1,4 @@
-//! Certificates for tests, made while they run.
+//! Certificates generated during the tests.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// An authority, with its certificate in a file.
+/// Certificate authority, with its certificate in a file.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     pub file: PathBuf,
 }
 
-/// A certificate and its key, in files.
+/// Certificate and private key, in files.
 pub struct Leaf {
     pub cert: PathBuf,
     pub key: PathBuf,
@@ -34,12 +34,12 @@ impl Authority {
         Authority { issuer: Issuer::new(params, key), pem, file }
     }
 
-    /// A certificate for loopback, as `file.crt` and `file.key`, with this common name.
+    /// Issues a loopback certificate as `file.crt` and `file.key`, with this common name.
     pub fn leaf(&self, directory: &Path, file: &str, name: &str) -> Leaf {
         self.leaf_until(directory, file, name, 4096)
     }
 
-    /// One that is valid to the end of this year.
+    /// Issues a certificate that is valid to the end of this year.
     pub fn leaf_until(&self, directory: &Path, file: &str, name: &str, year: i32) -> Leaf {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
@@ -63,7 +63,7 @@ impl Authority {
         roots
     }
 
-    /// A client that trusts this authority and presents `leaf`.
+    /// Returns a client that trusts this authority and presents `leaf`.
     pub fn client(&self, leaf: Option<&Leaf>, alpn: &[&str]) -> Arc<ClientConfig> {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -77,7 +77,8 @@ impl Authority {
         Arc::new(config)
     }
 
-    /// An engine's side that presents `leaf` and asks for a certificate of this authority.
+    /// Returns an engine's configuration that presents `leaf` and requires a certificate of this
+    /// authority.
     pub fn server(&self, leaf: &Leaf, asks: bool) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -104,13 +105,13 @@ impl Leaf {
         PrivateKeyDer::from_pem_file(&self.key).unwrap()
     }
 
-    /// This one's halves for those of another one: as a renewal does it.
+    /// Replaces this certificate and key by another pair, as a renewal does.
     pub fn replace(&self, other: &Leaf) {
         std::fs::rename(&other.cert, &self.cert).unwrap();
         std::fs::rename(&other.key, &self.key).unwrap();
     }
 
-    /// As lines of a `[*.tls]` section.
+    /// Formats the paths as lines of a `[*.tls]` section.
     pub fn toml(&self) -> String {
         format!("cert = \"{}\"\nkey = \"{}\"\n", self.cert.display(), self.key.display())
     }

@@ -1,5 +1,5 @@
-//! Documents resolve: every `docs/spec/FILE.md#anchor` cited in the tree names an anchor that exists,
-//! and every relative link of a document leads to a file and an anchor.
+//! Links resolve: every `docs/spec/FILE.md#anchor` cited in the tree names an existing anchor, and
+//! every relative link of a document names an existing file and anchor.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "docs/spec/";
 
-/// All text files of the tree that may cite the specification.
+/// Returns all text files of the tree that may cite the specification.
 fn sources(root: &Path) -> Vec<PathBuf> {
     let mut found = vec![root.join("ARCHITECTURE.md"), root.join("README.md")];
     let parts = ["src", "filters", "tests", "docs", "benches", "config", "fuzz", "deploy"];
@@ -27,7 +27,7 @@ fn sources(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The citations of a text: document and anchor.
+/// Returns the citations of a text: document and anchor.
 fn citations(text: &str) -> Vec<(String, Option<String>)> {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let mut found = Vec::new();
@@ -76,7 +76,7 @@ fn citations_are_read() {
     assert_eq!(citations(text), [(model, Some("step-time".to_owned())), (plane, None)]);
 }
 
-/// The relative links of a Markdown text, without images of other sites.
+/// Returns the relative links of a Markdown text, without images of other sites.
 fn links(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices("](") {
@@ -89,7 +89,7 @@ fn links(text: &str) -> Vec<&str> {
     found
 }
 
-/// A heading's anchor, as GitHub and mdBook make it.
+/// Returns a heading's anchor as GitHub and mdBook form it.
 fn slug(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     let kept = kept.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));

@@ -1,4 +1,4 @@
-//! A client that shows everything: status, headers, each chunk as it came.
+//! HTTP client that exposes status, headers and each chunk as received.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-/// Nothing in these tests takes longer unless it is broken.
+/// Time limit of any operation in these tests.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// An answer that was read to its end.
+/// Complete answer.
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -27,7 +27,7 @@ impl Answer {
     }
 }
 
-/// A connection with one answer on it; dropping it closes the connection.
+/// Connection with one answer; dropping it closes the connection.
 pub struct Open {
     pub response: Response<Incoming>,
     driver: JoinHandle<()>,
@@ -40,7 +40,7 @@ impl Drop for Open {
 }
 
 impl Open {
-    /// The next chunk; `None` at the end of the body.
+    /// Returns the next chunk; `None` at the end of the body.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         loop {
             let frame = within(self.response.body_mut().frame()).await?;
@@ -53,12 +53,12 @@ impl Open {
     }
 }
 
-/// Fails the test rather than hang it.
+/// Bounds a future by the time limit; a timeout fails the test.
 pub async fn within<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, what).await.expect("took longer than any of this may take")
 }
 
-/// Wait until something holds.
+/// Waits until a condition holds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
@@ -80,7 +80,7 @@ pub fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).header("host", "test").body(Full::default()).unwrap()
 }
 
-/// Send a request on a connection of its own and wait for the head of the answer.
+/// Sends a request on its own connection and waits for the response head.
 pub async fn open(to: SocketAddr, request: Request<Full<Bytes>>) -> Result<Open, hyper::Error> {
     let stream = within(TcpStream::connect(to)).await.expect("it listens");
     stream.set_nodelay(true).unwrap();
@@ -90,7 +90,7 @@ pub async fn open(to: SocketAddr, request: Request<Full<Bytes>>) -> Result<Open,
     Ok(Open { response, driver })
 }
 
-/// Send a request and read all of the answer.
+/// Sends a request and reads the whole answer.
 pub async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
     let mut open = open(to, request).await.expect("an answer");
     let mut body = Vec::new();
@@ -101,8 +101,8 @@ pub async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
     Answer { status, headers, body: String::from_utf8(body).unwrap() }
 }
 
-/// An HTTP/2 client that gives its streams no window, so that no answer's body can be sent to it, and
-/// the task that drives its connection.
+/// Returns an HTTP/2 client with a zero stream window, so that no response body can be sent to it,
+/// and the task that drives its connection.
 pub async fn h2_without_window(
     to: SocketAddr,
 ) -> (http2::SendRequest<Full<Bytes>>, JoinHandle<()>) {
@@ -115,7 +115,8 @@ pub async fn h2_without_window(
     (sender, tokio::spawn(async move { drop(connection.await) }))
 }
 
-/// A request whose client can leave at any time: dropping or aborting the task closes its socket.
+/// Sends a request whose client can disconnect at any time: dropping or aborting the task closes
+/// its socket.
 pub fn leave_later(to: SocketAddr, request: Request<Full<Bytes>>) -> JoinHandle<()> {
     tokio::spawn(async move {
         if let Ok(mut open) = open(to, request).await {

@@ -1,5 +1,5 @@
-//! vLLM's connectors beside NIXL's pull: both legs at once (Mooncake, Offloading), pushed KV, a
-//! shared store. Against emulators that hand over nothing that is not real.
+//! vLLM connectors other than NIXL's pull: concurrent legs (Mooncake, Offloading), pushed KV, a
+//! shared store. The emulated engines verify every hand-off.
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::fleet::{Emulated, tokens_of};
 use crate::proxy::{Engine, Proxy, SPLIT, chat, chat_with};
 
-/// A backend of this connector; where others meet it is where it listens.
+/// Returns a backend with this connector; its side channel is the address it listens on.
 fn engine(name: &'static str, connector: &str, fleet: &Emulated, at: usize, more: &str) -> Engine {
     let port = fleet.address(at).port();
     vllm(name, connector, fleet.url(at), port, more)
@@ -31,7 +31,7 @@ async fn fleet(connector: VllmConnector) -> Emulated {
     Emulated::with(EmulatorConfig { count: 2, connector, ..EmulatorConfig::default() }).await
 }
 
-/// Requests through the proxy are answered as by one engine alone.
+/// Answers through the proxy equal those of a single engine.
 async fn answers_as_one_engine(proxy: &Proxy, fleet: &Emulated, prompts: [usize; 2]) {
     let alone = Emulated::of(1, EngineKind::Plain).await;
     for (stream, prompt) in [(true, prompts[0]), (false, prompts[1])] {
@@ -43,7 +43,7 @@ async fn answers_as_one_engine(proxy: &Proxy, fleet: &Emulated, prompts: [usize;
     }
 }
 
-/// Roles change hands; the KV moves from whoever prefills to whoever decodes.
+/// Roles are swapped; KV moves from the current prefill engine to the current decode engine.
 async fn moves_both_ways(word: &str, connector: VllmConnector) -> [tidegate_emulator::Stats; 2] {
     let fleet = fleet(connector).await;
     let engines = [engine("a", word, &fleet, 0, ""), engine("b", word, &fleet, 1, "")];
@@ -86,7 +86,7 @@ async fn pushed_kv_really_moves_in_both_directions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_finds_in_the_shared_store_what_its_prefill_put_there() {
     let stats = moves_both_ways_through_store().await;
-    // All but the last block, and the last token: what no store can spare.
+    // All but the last block and the last token, which a store cannot save.
     assert!(stats[1].prompt_computed <= 2 * 17, "{stats:?}");
 }
 
@@ -102,7 +102,7 @@ async fn moves_both_ways_through_store() -> [tidegate_emulator::Stats; 2] {
     let stats = [fleet.stats(0), fleet.stats(1)];
     assert_eq!((stats[0].finished, stats[1].transfers_in), (2, 2), "{stats:?}");
     assert!(stats[0].bytes_out >= stats[1].bytes_in && stats[1].bytes_in > 0, "{stats:?}");
-    // The same prompts from the decode engine's side: a store has no direction.
+    // The same prompts in the other direction: a store has no direction.
     assert_eq!(proxy.set_role("d", "{\"role\":\"prefill\",\"pin\":true}").await.status, 200);
     assert_eq!(proxy.set_role("p", "{\"role\":\"decode\",\"pin\":true}").await.status, 200);
     answers_as_one_engine(&proxy, &fleet, [602, 603]).await;
@@ -156,10 +156,10 @@ async fn an_engine_that_was_started_again_is_asked_again() {
     let mut fleet = fleet(VllmConnector::Mooncake).await;
     let engines =
         [engine("p", "mooncake", &fleet, 0, PREFILL), engine("d", "mooncake", &fleet, 1, DECODE)];
-    // No probe sees it gone.
+    // No probe detects the restart.
     let proxy = Proxy::start(&format!("[probe]\ninterval_seconds = 60\n{SPLIT}"), &engines).await;
     answers_as_one_engine(&proxy, &fleet, [600, 601]).await;
-    // With another engine id, and before anybody could notice.
+    // Restarted with another engine id, before any probe could detect it.
     fleet.revive(0).await;
     answers_as_one_engine(&proxy, &fleet, [602, 603]).await;
     answers_as_one_engine(&proxy, &fleet, [604, 605]).await;
@@ -191,7 +191,7 @@ async fn a_strict_producer_and_a_strict_consumer_never_get_the_wrong_kind() {
     }
     assert!(d.stats(0).transfers_in > 0);
     assert_eq!((p.stats(0).assertions, d.stats(0).assertions), (0, 0));
-    // Nobody is left to decode: the producer runs whole requests rather than die of a hand-off.
+    // No decode engine is left: the producer runs whole requests, because a hand-off would kill it.
     d.kill(0).await;
     for prompt in [603, 604] {
         let answer = proxy.post("/v1/chat/completions", &p.chat(true, prompt, 4)).await;
@@ -245,7 +245,7 @@ async fn a_leg_that_fails_takes_the_other_with_it_and_the_retry_has_fresh_ids() 
     assert_eq!(answer.body, chat_chunks(3).concat());
     until("the decode of the failed prefill is cut", || d.hanging() == 0).await;
     proxy.settles().await;
-    // A leg may be cut before it was sent, and what is tried again may run whole.
+    // A leg may be cut before it is sent, and a retry may run whole.
     let split = |fake: &Fake, party: &str| {
         let sent = fake.sent().into_iter().map(|sent| sent.json());
         let split = sent.filter(|sent| sent["kv_transfer_params"].is_object());

@@ -1,5 +1,5 @@
-//! Paths: those that an engine's family has pass to an engine that has them, what one engine keeps is
-//! asked for there, and engines may lie behind a path prefix.
+//! Routing by path: family-specific paths go to an engine that has them, requests for stored state
+//! go to the engine that stores it, and engines may have a path prefix.
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -177,7 +177,7 @@ async fn what_no_memory_has_is_asked_for_in_turn() {
             let answer = ask(&proxy, &case.request).await;
             assert_eq!((answer.status, answer.text().as_str()), (200, "{\"id\":\"r1\"}"));
         }
-        // The answer's id is known now.
+        // The id of the answer is now known.
         let before: usize = engines.iter().map(|engine| engine.received().len()).sum();
         let cancel = with(&proxy, Method::POST, "/v1/responses/r1/cancel").await;
         assert_eq!(cancel.status, 200);
@@ -239,7 +239,7 @@ async fn a_request_for_what_one_engine_keeps_waits_for_that_engines_capacity() {
     };
     let first = tokio::spawn(send(proxy.data, request(1)));
     until("the first is at the engine", || engine.received().len() == 1).await;
-    // One that finds no capacity until its queue deadline is refused.
+    // A request without capacity until its queue deadline is refused.
     assert_eq!(send(proxy.data, request(2)).await.status, 504);
     assert_eq!(engine.received().len(), 1, "the engine has one stream");
     let third = tokio::spawn(send(proxy.data, request(3)));

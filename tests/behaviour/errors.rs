@@ -1,4 +1,4 @@
-//! What the proxy answers itself, in the OpenAI error form, without troubling an engine.
+//! Errors that the proxy answers itself, in OpenAI's form, without contacting an engine.
 
 use http::Method;
 
@@ -75,7 +75,7 @@ async fn without_a_usable_backend_the_answer_is_503() {
     let more = "engine = \"plain\"\nmodels = [\"m\"]";
     let top = "[retry]\nattempts = 1\n";
     let proxy = Proxy::start(top, &[vllm("a", gone.url(), more)]).await;
-    // Whichever finds out first, the prober or this request.
+    // Detected by the prober or by this request, whichever is first.
     let first = proxy.post("/v1/chat/completions", &chat(false)).await;
     assert!(matches!(first.status.as_u16(), 502 | 503), "{}", first.body);
     let answer = proxy.post("/v1/chat/completions", &chat(false)).await;
@@ -84,7 +84,7 @@ async fn without_a_usable_backend_the_answer_is_503() {
     proxy.settles().await;
 }
 
-/// An engine that never answers, with room for one stream.
+/// An engine that never answers, with capacity for one stream.
 async fn full(top: &str) -> (Fake, Proxy) {
     let fake = Fake::start([], Act::Silent).await;
     let mut engine = plain("a", &fake);

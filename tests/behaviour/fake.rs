@@ -1,4 +1,4 @@
-//! An engine that does what a test says, and remembers what it was sent.
+//! Scripted engine that records the requests it receives.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-/// What it was sent.
+/// Request as received.
 #[derive(Clone, Debug)]
 pub struct Sent {
     pub path: String,
@@ -31,30 +31,30 @@ impl Sent {
     }
 }
 
-/// What it does with the next request.
+/// Action for the next request.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// Answer with a status and a JSON body.
+    /// Answers with a status and a JSON body.
     Json(u16, String),
-    /// The same after a while.
+    /// The same after a delay.
     Slow(u16, String),
-    /// Stream these chunks, one write each, then end.
+    /// Streams these chunks, one write each, then ends.
     Chunks(Vec<String>),
-    /// Stream these chunks as lines of JSON, as Ollama does.
+    /// Streams these chunks as lines of JSON, as Ollama does.
     Lines(Vec<String>),
-    /// The same, then break the connection.
+    /// The same, then breaks the connection.
     BreakLines(Vec<String>),
-    /// Stream these chunks, then break the connection.
+    /// Streams these chunks, then breaks the connection.
     Break(Vec<String>),
-    /// Stream these chunks, then say nothing more.
+    /// Streams these chunks, then stalls.
     Hang(Vec<String>),
-    /// Break the connection instead of an answer.
+    /// Breaks the connection without an answer.
     Drop,
-    /// Never answer.
+    /// Never answers.
     Silent,
 }
 
-/// A scripted engine that serves model `m`.
+/// Scripted engine that serves model `m`.
 #[derive(Clone)]
 pub struct Fake {
     pub address: SocketAddr,
@@ -65,19 +65,19 @@ struct State {
     script: Arc<Mutex<VecDeque<Act>>>,
     default: Act,
     sent: Mutex<Vec<Sent>>,
-    /// What it tells of itself when it is asked, by path; not among what it was sent.
+    /// Answers to probes by path; probes are not recorded as requests.
     pages: Mutex<HashMap<String, (u16, String)>>,
-    /// How often each of those was asked for.
+    /// Number of probes by path.
     asked: Mutex<HashMap<String, usize>>,
-    /// Exchanges that hang now: a client that leaves ends its own.
+    /// Number of exchanges that currently hang; a client disconnect ends its own.
     hanging: AtomicUsize,
-    /// It answers no probe, nor anything else that it is asked of itself.
+    /// Whether probes of all kinds are left unanswered.
     probes_hang: AtomicBool,
-    /// Tasks that serve a connection each.
+    /// Tasks that each serve a connection.
     connections: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// Held while an exchange hangs.
+/// Guard held while an exchange hangs.
 struct Hanging(Arc<State>);
 
 impl Drop for Hanging {
@@ -87,7 +87,7 @@ impl Drop for Hanging {
 }
 
 impl Fake {
-    /// An engine that plays `script` and then `default` for ever.
+    /// Starts an engine that runs `script`, then repeats `default`.
     pub async fn start(script: impl IntoIterator<Item = Act>, default: Act) -> Fake {
         let script = Arc::new(Mutex::new(script.into_iter().collect()));
         Fake::listen(script, default).await
@@ -124,7 +124,7 @@ impl Fake {
         format!("http://{}", self.address)
     }
 
-    /// What the engines of one test do next, whichever of them is asked: they share the script.
+    /// Starts engines that share one script, in the order in which they receive requests.
     pub async fn start_sharing(
         script: impl IntoIterator<Item = Act>,
         default: Act,
@@ -140,39 +140,39 @@ impl Fake {
         fakes
     }
 
-    /// All it was sent but probes.
+    /// Returns the recorded requests, without probes.
     pub fn sent(&self) -> Vec<Sent> {
         self.state.sent.lock().unwrap().clone()
     }
 
-    /// What its /metrics page says from now on.
+    /// Sets the content of its /metrics page.
     pub fn set_metrics(&self, page: &str) {
         self.tells("/metrics", 200, page);
     }
 
-    /// What it says at one of its own paths from now on.
+    /// Sets the answer of one of its own paths.
     pub fn tells(&self, path: &str, status: u16, body: &str) {
         self.state.pages.lock().unwrap().insert(path.to_owned(), (status, body.to_owned()));
     }
 
-    /// How often it was asked for one of those paths.
+    /// Returns the number of requests for one of these paths.
     pub fn asked(&self, path: &str) -> usize {
         self.state.asked.lock().unwrap().get(path).copied().unwrap_or(0)
     }
 
-    /// What version it is from now on.
+    /// Sets the reported version.
     pub fn set_version(&self, version: &str) {
         self.tells("/version", 200, &format!("{{\"version\":\"{version}\"}}"));
     }
 
-    /// Which model it serves from now on, and how long its context is.
+    /// Sets the served model and its context length.
     pub fn set_model(&self, id: &str, max_model_len: u32) {
         let card =
             format!("{{\"id\":\"{id}\",\"object\":\"model\",\"max_model_len\":{max_model_len}}}");
         self.tells("/v1/models", 200, &format!("{{\"object\":\"list\",\"data\":[{card}]}}"));
     }
 
-    /// Close every connection, as uvicorn does with idle ones.
+    /// Closes every connection, as uvicorn does with idle ones.
     pub async fn hang_up(&self) {
         let tasks = std::mem::take(&mut *self.state.connections.lock().unwrap());
         for task in tasks {
@@ -181,12 +181,12 @@ impl Fake {
         }
     }
 
-    /// From now on it answers no probe, as an engine that is stopped.
+    /// Stops answering probes, as a stopped process does.
     pub fn hang_probes(&self) {
         self.state.probes_hang.store(true, SeqCst);
     }
 
-    /// Exchanges that hang now.
+    /// Returns the number of exchanges that hang.
     pub fn hanging(&self) -> usize {
         self.state.hanging.load(SeqCst)
     }
@@ -238,7 +238,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Broken>;
 
-/// The connection is cut.
+/// Error that cuts the connection.
 #[derive(Debug)]
 pub struct Broken;
 
@@ -261,7 +261,7 @@ fn json(status: u16, body: String) -> Response<Body> {
         .unwrap()
 }
 
-/// One chunk a write: each is sent only when the one before has been taken.
+/// One chunk per write: each is sent after the previous one has been taken.
 fn stream(chunks: Vec<String>, end: Option<Broken>) -> Response<Body> {
     let (sender, receiver) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -303,7 +303,7 @@ fn events(receiver: mpsc::UnboundedReceiver<Result<Frame<Bytes>, Broken>>) -> Re
         .unwrap()
 }
 
-/// A chat stream of `n` one-word chunks, as vLLM frames it.
+/// Returns a chat stream of `n` one-word chunks, framed as by vLLM.
 pub fn chat_chunks(n: usize) -> Vec<String> {
     let chunk = |delta: &str, finish: &str| {
         format!(
@@ -318,7 +318,7 @@ pub fn chat_chunks(n: usize) -> Vec<String> {
     chunks
 }
 
-/// A whole chat answer.
+/// Returns a complete chat answer.
 pub fn chat_answer(text: &str) -> String {
     format!(
         "{{\"id\":\"c\",\"object\":\"chat.completion\",\"created\":1,\"model\":\"m\",\"choices\":[{{\"index\":0,\
@@ -327,7 +327,7 @@ pub fn chat_answer(text: &str) -> String {
     )
 }
 
-/// A prefill's answer with a hand-off in it.
+/// Returns a prefill answer that contains a hand-off.
 pub fn prefill_answer() -> String {
     let params = r#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":[[1,2]],"remote_engine_id":"e","remote_request_id":"r","remote_host":"h","remote_port":1,"tp_size":1}"#;
     chat_answer("x")

@@ -1,6 +1,7 @@
-//! Inputs from the field, byte for byte: the files of `field_cases/`, an engine that answers with
-//! given bytes, and a client that sends and reads bytes. `NAME.req` is what the client sends,
-//! `NAME.ans` what the engine answers; `field_cases/README.md` has the right value of each.
+//! Recorded inputs from the field, byte for byte: the files of `field_cases/`, an engine that
+//! answers with given bytes, and a client that sends and reads bytes. `NAME.req` is the client's
+//! request, `NAME.ans` the engine's answer; `field_cases/README.md` has the expected result of
+//! each.
 //!
 //! A test module imports what it needs: `use crate::field::{case, Play, RawClient, RawEngine}`.
 
@@ -19,13 +20,13 @@ use tokio::sync::Semaphore;
 use crate::client::within;
 use crate::proxy::{Engine, Proxy};
 
-/// One case: what the client sends, and what the engine answers.
+/// One case: request of the client and answer of the engine.
 pub struct Case {
     pub request: Bytes,
     pub answer: Bytes,
 }
 
-/// A case by the name of its files.
+/// Reads a case by the name of its files.
 pub fn case(name: &str) -> Case {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/behaviour/field_cases");
     let read = |end: &str| {
@@ -36,18 +37,18 @@ pub fn case(name: &str) -> Case {
     Case { request: read("req"), answer: read("ans") }
 }
 
-/// One step of an engine's answer.
+/// Step of an engine's answer.
 #[derive(Clone, Debug)]
 pub enum Play {
-    /// Write these bytes.
+    /// Writes these bytes.
     Bytes(Bytes),
-    /// Write nothing for so long.
+    /// Pauses for this time.
     Pause(Duration),
-    /// Write nothing until the test calls [`RawEngine::go_on`], once for each wait.
+    /// Waits for a call of [`RawEngine::go_on`], one call per wait.
     Wait,
-    /// Close the connection.
+    /// Closes the connection.
     Close,
-    /// Reset the connection.
+    /// Resets the connection.
     Reset,
 }
 
@@ -57,7 +58,7 @@ impl Play {
     }
 }
 
-/// A request as the engine got it.
+/// Request as received by the engine.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub head: String,
@@ -65,7 +66,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// The values of a header, by its name in lower case.
+    /// Returns the values of a header, by its lower-case name.
     pub fn header(&self, name: &str) -> Vec<&str> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         let named = fields.filter(|(field, _)| field.eq_ignore_ascii_case(name));
@@ -75,7 +76,7 @@ impl Received {
 
 type Script = dyn Fn(usize, &Received) -> Vec<Play> + Send + Sync;
 
-/// An engine that answers with given bytes. A GET is answered 404 and not counted.
+/// Engine that answers with given bytes. GET requests get 404 and are not counted.
 pub struct RawEngine {
     pub address: SocketAddr,
     state: Arc<State>,
@@ -90,20 +91,20 @@ struct State {
 }
 
 impl RawEngine {
-    /// Every request is answered with these bytes; the connection stays open.
+    /// Answers every request with these bytes; the connection stays open.
     pub async fn start(answer: impl Into<Bytes>) -> RawEngine {
         let answer = answer.into();
         RawEngine::scripted(move |_, _| vec![Play::Bytes(answer.clone())]).await
     }
 
-    /// Every request is answered with these bytes, and the connection is closed.
+    /// Answers every request with these bytes and closes the connection.
     pub async fn start_closing(answer: impl Into<Bytes>) -> RawEngine {
         let answer = answer.into();
         let plays = move |_, _: &Received| vec![Play::Bytes(answer.clone()), Play::Close];
         RawEngine::scripted(plays).await
     }
 
-    /// The script gets the request and its number, from 0.
+    /// Runs a script, which receives the request and its number from 0.
     pub async fn scripted(
         script: impl Fn(usize, &Received) -> Vec<Play> + Send + Sync + 'static,
     ) -> RawEngine {
@@ -126,7 +127,7 @@ impl RawEngine {
         RawEngine { address, state }
     }
 
-    /// A plain engine with model `m`.
+    /// Returns a plain backend with model `m`.
     pub fn engine(&self, name: &'static str) -> Engine {
         self.engine_with(name, "engine = \"plain\"\nmodels = [\"m\"]")
     }
@@ -136,22 +137,22 @@ impl RawEngine {
         Engine { name, url: format!("http://{}", self.address), more }
     }
 
-    /// What it was sent, but GETs.
+    /// Returns the recorded requests, without GETs.
     pub fn received(&self) -> Vec<Received> {
         self.state.received.lock().unwrap().clone()
     }
 
-    /// Lets one [`Play::Wait`] go on.
+    /// Ends one [`Play::Wait`].
     pub fn go_on(&self) {
         self.state.gate.add_permits(1);
     }
 
-    /// Answers that are being written, waits and pauses included.
+    /// Returns the number of answers in progress, including waits and pauses.
     pub fn playing(&self) -> usize {
         self.state.playing.load(SeqCst)
     }
 
-    /// Answers whose reader left during a wait or a pause.
+    /// Returns the number of answers whose reader disconnected during a wait or a pause.
     pub fn left(&self) -> usize {
         self.state.left.load(SeqCst)
     }
@@ -182,7 +183,7 @@ async fn converse(mut socket: TcpStream, state: Arc<State>) {
     }
 }
 
-/// False: the connection is at its end.
+/// Returns false at the end of the connection.
 async fn play(socket: &mut TcpStream, state: &State, plays: Vec<Play>, read: &mut Vec<u8>) -> bool {
     for step in plays {
         let waited = match step {
@@ -213,7 +214,7 @@ async fn play(socket: &mut TcpStream, state: &State, plays: Vec<Play>, read: &mu
     true
 }
 
-/// Waits for `what`; false if the other side leaves before.
+/// Waits for `what`; returns false if the peer disconnects first.
 async fn still_there(
     socket: &mut TcpStream,
     read: &mut Vec<u8>,
@@ -228,7 +229,7 @@ async fn still_there(
     }
 }
 
-/// A whole request; the proxy sends every body with its length.
+/// Reads a complete request; the proxy sends every body with its length.
 async fn next_request(socket: &mut TcpStream, read: &mut Vec<u8>) -> Option<Received> {
     loop {
         if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -253,20 +254,20 @@ fn length_of(head: &str) -> Option<usize> {
     value.trim().parse().ok()
 }
 
-/// A client that sends and reads bytes. Dropping it closes its connection.
+/// Client that sends and reads bytes. Dropping it closes its connection.
 pub struct RawClient {
     socket: TcpStream,
     read: Vec<u8>,
 }
 
-/// An answer that was read to its end.
+/// Complete answer.
 #[derive(Debug)]
 pub struct RawAnswer {
     pub status: u16,
     pub head: String,
-    /// Without the framing of chunks.
+    /// Body without chunk framing.
     pub body: Bytes,
-    /// It came to the end that its framing says.
+    /// Whether it ended as its framing announces.
     pub whole: bool,
 }
 
@@ -275,7 +276,7 @@ impl RawAnswer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The first value of a header, by its name in lower case.
+    /// Returns the first value of a header, by its lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         let mut named = fields.filter(|(field, _)| field.eq_ignore_ascii_case(name));
@@ -290,7 +291,7 @@ impl RawClient {
         RawClient { socket, read: Vec::new() }
     }
 
-    /// A client that has room for so few bytes that it has not read.
+    /// Connects a client with a receive buffer of this size.
     pub async fn with_little_room(to: SocketAddr) -> RawClient {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -302,12 +303,12 @@ impl RawClient {
         within(self.socket.write_all(bytes)).await.unwrap();
     }
 
-    /// Close the sending half.
+    /// Closes the sending half.
     pub async fn half_close(&mut self) {
         self.socket.shutdown().await.unwrap();
     }
 
-    /// Wait until these bytes have come; all that has come is kept.
+    /// Waits until these bytes have been received; keeps everything received.
     pub async fn read_to(&mut self, wanted: &str) {
         let wanted = wanted.as_bytes();
         while !self.read.windows(wanted.len()).any(|window| window == wanted) {
@@ -316,22 +317,22 @@ impl RawClient {
         }
     }
 
-    /// What has come and is not part of an answer that was taken.
+    /// Returns received bytes that belong to no returned answer.
     pub fn so_far(&self) -> String {
         String::from_utf8_lossy(&self.read).into_owned()
     }
 
-    /// Nothing has come so far.
+    /// Asserts that nothing has been received.
     pub fn forget(&mut self) {
         self.read.clear();
     }
 
-    /// The connection itself.
+    /// Returns the connection.
     pub fn into_socket(self) -> TcpStream {
         self.socket
     }
 
-    /// The next answer; interim answers are passed over.
+    /// Returns the next answer; skips interim answers.
     pub async fn answer(&mut self) -> RawAnswer {
         loop {
             let head = self.head().await;
@@ -397,25 +398,25 @@ impl RawClient {
         taken == length
     }
 
-    /// False: the connection is at its end.
+    /// Returns false at the end of the connection.
     async fn more(&mut self) -> bool {
         within(self.socket.read_buf(&mut self.read)).await.is_ok_and(|read| read > 0)
     }
 
-    /// Has the other side closed? Waits for it, and fails if anything else comes.
+    /// Waits for the peer to close, and fails on any further byte.
     pub async fn is_closed(&mut self) -> bool {
         !self.more().await
     }
 }
 
-/// One request of a case, on a connection of its own.
+/// Sends the request of a case on its own connection.
 pub async fn ask(proxy: &Proxy, request: &[u8]) -> RawAnswer {
     let mut client = RawClient::connect(proxy.data).await;
     client.send(request).await;
     client.answer().await
 }
 
-/// The answer that `Case::answer` has, without framing; for what is to be passed on as it is.
+/// Returns the answer in `Case::answer`, without framing, for comparison with relayed bodies.
 pub fn body_of(answer: &[u8]) -> Bytes {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
     let (head, mut rest) = answer.split_at(end);

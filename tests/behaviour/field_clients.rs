@@ -1,4 +1,4 @@
-//! What a client does with its half of the connection: it closes it, sends ahead, or does not read.
+//! Client connection behaviour: half-close, pipelining, and unread answers.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn a_transfer_encoding_of_identity_is_none() {
         assert_eq!((answer.status, &*answer.body), (200, &b"{}"[..]));
         assert_eq!(engine.received().len(), n);
     }
-    // A request may not say so.
+    // A request may not end this way.
     let text =
         "POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: identity\r\ncontent-length: 2\r\n\r\n{}";
     assert_eq!(ask(&proxy, text.as_bytes()).await.status, 501);
@@ -31,7 +31,7 @@ async fn a_transfer_encoding_of_identity_is_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_half_closes_gets_its_answer() {
     let case = case("14-half-close");
-    // At once, and after a probe.
+    // Immediately, and after a probe.
     for wait in [0, 1500] {
         let plays = [Play::Pause(Duration::from_millis(wait)), Play::Bytes(case.answer.clone())];
         let engine = RawEngine::scripted(move |_, _| plays.to_vec()).await;
@@ -42,7 +42,7 @@ async fn a_client_that_half_closes_gets_its_answer() {
         let answer = client.answer().await;
         assert_eq!((answer.status, &*answer.body), (200, &b"{}"[..]));
         assert!(client.is_closed().await);
-        // Two requests at once, and then the end.
+        // Two requests at once, then the end.
         let mut client = RawClient::connect(proxy.data).await;
         client.send(&[&case.request[..], &case.request[..]].concat()).await;
         client.half_close().await;

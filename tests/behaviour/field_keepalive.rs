@@ -1,5 +1,5 @@
-//! Before the first token: comments of tidegate's own, what goes on behind them, and what becomes of
-//! a failure.
+//! Before the first token: tidegate's keep-alive comments, the events that follow them, and
+//! failures after them.
 
 use std::time::Duration;
 
@@ -146,7 +146,7 @@ async fn an_answer_that_is_no_stream_becomes_one_or_an_error_event() {
         assert!(event.starts_with("data: {\"error\"") && event.contains(words), "{event}");
         proxy.settles().await;
     }
-    // One that was not asked for a stream waits for it.
+    // A request that is not streamed waits for the answer.
     let answer = proxy.post(CHAT, &chat(false)).await;
     assert_eq!(answer.body, chat_answer("hello"));
     proxy.settles().await;

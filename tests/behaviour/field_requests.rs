@@ -1,5 +1,5 @@
-//! Field cases of requests: values that only the engine can judge, bodies that name their model in
-//! another way, and state that one engine keeps.
+//! Field cases of requests: values that only the engine can validate, bodies that name their model
+//! in another form, and state stored on one engine.
 
 use crate::client::{get, send};
 use crate::fake::{Act, Fake, chat_chunks};

@@ -1,5 +1,5 @@
-//! Field cases of answers on their way to the client: what comes before the first token, ends,
-//! encodings, and hand-offs in answers of any kind.
+//! Field cases of responses: events before the first token, ends of streams, encodings, and
+//! hand-offs in answers of any kind.
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -11,7 +11,7 @@ use crate::client::until;
 use crate::field::{Play, RawAnswer, RawClient, RawEngine, ask, body_of, case};
 use crate::proxy::{Proxy, chat};
 
-/// A request for a path.
+/// Returns a request for a path.
 pub fn request(path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!("POST {path} HTTP/1.1\r\nhost: t\r\ncontent-length: {length}\r\n\r\n{body}")
@@ -23,12 +23,13 @@ pub const STREAM: &str = r#"{"model":"m","messages":[],"stream":true}"#;
 pub const EVENTS: &str =
     "HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// One chunk of a chunked body.
+/// Frames one chunk of a chunked body.
 pub fn chunk(data: &str) -> Play {
     Play::bytes(format!("{:x}\r\n{data}\r\n", data.len()))
 }
 
-/// A proxy in front of one engine, which saw each request once and is blamed for nothing.
+/// Sends a request through a proxy to one engine. Asserts that the engine received it once and
+/// stays healthy; returns the answer.
 async fn once(answer: impl Into<Bytes>, request: &[u8], closes: bool) -> RawAnswer {
     let answer = answer.into();
     let engine = match closes {
@@ -58,7 +59,7 @@ async fn comments_before_the_first_token_do_not_hurt() {
 async fn what_a_client_asked_for_goes_on_when_it_comes() {
     for name in ["10-created", "10-prompt-progress", "10-upper-case-type"] {
         let case = case(name);
-        // The first chunk, and the rest only when the client has it.
+        // The first chunk is sent; the rest follows after the client has received it.
         let head = case.answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
         let line = case.answer[head..].windows(2).position(|two| two == b"\r\n").unwrap();
         let size = std::str::from_utf8(&case.answer[head..head + line]).unwrap();
@@ -259,18 +260,18 @@ async fn a_coding_that_is_not_read_is_refused_once_without_a_mark() {
         assert_eq!(answer.status, 502, "{answer:?}");
         assert!(answer.text().contains("content-encoding"), "{}", answer.text());
     }
-    // Broken gzip, too.
+    // Broken gzip as well.
     let broken = "HTTP/1.1 200 X\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nxxxx";
     let answer = once(broken, &request("/v1/chat/completions", STREAM), false).await;
     assert_eq!(answer.status, 502, "{answer:?}");
-    // What generates no text passes.
+    // Answers without generated text are relayed.
     let audio = "HTTP/1.1 200 X\r\ncontent-type: audio/pcm\r\ncontent-encoding: br\r\ncontent-length: 4\r\n\r\nxxxx";
     let answer = once(audio, &case("10-speech").request, false).await;
     assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("br")));
     assert_eq!(answer.body, "xxxx");
 }
 
-/// JSON of more than a megabyte that ends in a hand-off.
+/// Returns JSON of more than a megabyte that ends in a hand-off.
 fn big(member: &str) -> String {
     format!("{{\"choices\":[],\"x\":\"{}\",{member}}}", "y".repeat(1_500_000))
 }

@@ -1,5 +1,5 @@
-//! Engines that are not what the settings say, or not alike: an error before anything is served, and
-//! never a pair while it is.
+//! Engines that differ from the settings or from each other: an error is reported before they
+//! serve, and they are not paired while they differ.
 
 use crate::client::{get, send};
 use crate::fake::{Act, Fake, chat_answer, prefill_answer};
@@ -15,7 +15,7 @@ async fn fake(version: &str) -> Fake {
     fake
 }
 
-/// A prefill and two decode engines of one version.
+/// A prefill engine and two decode engines of one version.
 async fn three() -> ([Fake; 3], Proxy) {
     let fakes = [fake("0.32.0").await, fake("0.32.0").await, fake("0.32.0").await];
     let engines = [
@@ -27,7 +27,7 @@ async fn three() -> ([Fake; 3], Proxy) {
     (fakes, proxy)
 }
 
-/// It goes away and comes back as something else.
+/// Stops an engine and restarts it with other facts.
 async fn restart(proxy: &Proxy, name: &str, fake: &Fake, change: impl FnOnce(&Fake)) {
     fake.tells("/health", 503, "");
     proxy.shows(name, |backend| backend["health"] == "down").await;
@@ -195,11 +195,11 @@ async fn an_sglang_that_can_switch_is_taken_in_the_mode_it_came_back_in() {
     for (name, mode) in [("p", "prefill"), ("d", "decode"), ("e", "decode")] {
         let fake = Fake::start([], Act::Json(200, prefill_answer())).await;
         fake.tells("/server_info", 200, &info(mode));
-        // All are said to decode: what each does is its own word.
+        // All three are configured for decode; each reports its own role.
         engines.push(vllm(name, fake.url(), switchable));
         fakes.push(fake);
     }
-    // Or it would have one of the three that seem to decode switch.
+    // Otherwise the planner would switch one of the three engines that appear to decode.
     let top = format!("[planner]\nenabled = false\n{OFTEN}");
     let proxy = Proxy::start(&top, &engines).await;
     proxy.shows("p", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;

@@ -1,4 +1,4 @@
-//! Emulated engines for one test, quick ones.
+//! Fast emulated engines for one test.
 
 use std::net::SocketAddr;
 use tidegate_emulator::{EmulatorConfig, EngineKind, Running, Stats, start};
@@ -11,17 +11,17 @@ pub struct Emulated {
 }
 
 impl Emulated {
-    /// Engines that serve model `m`.
+    /// Starts engines that serve model `m`.
     pub async fn start(count: u16) -> Emulated {
         Emulated::of(count, EngineKind::Vllm).await
     }
 
-    /// The same with the manners of another engine.
+    /// Starts engines of another kind.
     pub async fn of(count: u16, kind: EngineKind) -> Emulated {
         Emulated::with(EmulatorConfig { kind, count, ..EmulatorConfig::default() }).await
     }
 
-    /// The same from more of a configuration; quick ones all the same.
+    /// Starts engines from other settings, with the fast profile.
     pub async fn with(config: EmulatorConfig) -> Emulated {
         let profile = Profile::named("fast").unwrap();
         let config = EmulatorConfig { profile, model: "m".to_owned(), ..config };
@@ -52,7 +52,7 @@ impl Emulated {
         self.running.kill(engine).await;
     }
 
-    /// A chat request of about so many prompt tokens, unlike any other of its size.
+    /// Returns a chat request of about this number of prompt tokens, with a unique prompt.
     pub fn chat(&self, stream: bool, prompt: usize, output: usize) -> String {
         let text: String =
             (0..prompt).map(|i| format!("{:03} ", (i * 7 + prompt) % 1000)).collect();
@@ -63,7 +63,7 @@ impl Emulated {
     }
 }
 
-/// The text of an answer, streamed or not.
+/// Returns the text of an answer, streamed or not.
 pub fn tokens_of(answer: &Answer) -> String {
     let chunks = answer.body.lines().filter_map(|line| line.strip_prefix("data: {"));
     let streamed: String = chunks

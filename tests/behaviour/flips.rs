@@ -1,5 +1,5 @@
-//! Roles change under load: by hand, by the planner, by an engine's death. No request is lost that
-//! could be saved.
+//! Role changes under load: by the admin API, by the planner, after an engine's death. No
+//! recoverable request is lost.
 
 use serde_json::Value;
 use std::path::Path;
@@ -57,7 +57,7 @@ async fn the_planner_moves_engines_to_where_the_work_is() {
         plan["roles"].as_object().unwrap().values().filter(|r| *r == role).count()
     };
     let before = count(&proxy.admin("/v1/plan").await, "prefill");
-    // Long prompts, one token more than none: prefill work alone.
+    // Long prompts with a single output token: prefill work only.
     let mut load = JoinSet::new();
     for client in 0..48 {
         let (data, body) = (proxy.data, fleet.chat(true, 3500 + client, 2));
@@ -85,10 +85,10 @@ async fn the_planner_moves_engines_to_where_the_work_is() {
     replays_to_the_same(&record, flips).await;
 }
 
-/// What the live planner saw, decided again: the journal's flips, but for those by hand.
+/// Replays the live planner's observations; compares with the journal's flips, except manual ones.
 async fn replays_to_the_same(record: &Path, flips: u64) {
     let read = || std::fs::read_to_string(record).unwrap_or_default();
-    // It is closed once the control loop has stopped.
+    // The file is closed when the control loop has stopped.
     let whole = |text: &str| text.contains("\"flipped\"") && text.ends_with('\n');
     until("the recording is closed", || whole(&read())).await;
     let text = read();

@@ -1,5 +1,5 @@
-//! Hand-off members and headers of clients: refused by default, trusted by setting, held to an
-//! allow-list.
+//! Hand-off members and headers from clients: refused by default, accepted by setting, and
+//! restricted to an allow-list.
 
 use crate::client::post;
 use crate::client::send;

@@ -1,5 +1,5 @@
-//! What an engine is blamed for: its own failures, and not those of a request, of a client, or of a
-//! stream that has nothing to say. Field cases 01, 03, 05 and 08.
+//! Attribution of failures: an engine's health depends on its own failures, not on those of a
+//! request or a client, nor on silent streams. Field cases 01, 03, 05 and 08.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
 use crate::field::{Play, RawClient, RawEngine, Received, ask, case};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 
-/// Requests that a client may send in a row without harm to others.
+/// Number of bad requests that a client may send in a row without affecting others.
 const MANY: usize = 12;
 
 fn ok(body: &str) -> Vec<Play> {
@@ -20,7 +20,7 @@ fn is_bad(request: &Received) -> bool {
     request.body.ends_with(b"[1]}")
 }
 
-/// An engine that answers bad requests so, and serves the others.
+/// An engine that answers bad requests in this way, and serves the others.
 async fn judges(answer: bytes::Bytes) -> RawEngine {
     RawEngine::scripted(move |_, request| match is_bad(request) {
         true => vec![Play::Bytes(answer.clone())],
@@ -159,7 +159,7 @@ async fn an_ejected_engine_is_better_than_none() {
     for _ in 0..60 {
         assert_eq!(proxy.post("/v1/chat/completions", GOOD).await.status, 200);
     }
-    // The good one is busy now: whoever is left is asked, and as soon as it serves it is enough.
+    // The healthy engine is busy: another one gets the request, and one success restores it.
     let mut served = false;
     for _ in 0..60 {
         served |= proxy.post("/v1/chat/completions", GOOD).await.body.contains("again");
@@ -168,7 +168,7 @@ async fn an_ejected_engine_is_better_than_none() {
     proxy.settles().await;
 }
 
-/// Streams one token, and then waits for the test; everything else is served.
+/// Streams one token, then waits for the test; serves all other requests.
 async fn pauses() -> RawEngine {
     let case = case("01-silent");
     RawEngine::scripted(move |number, _| match number {
@@ -218,7 +218,7 @@ async fn an_engine_whose_stream_pauses_comes_last() {
     proxy.settles().await;
 }
 
-/// A stream of far more than sockets hold.
+/// Returns a stream that exceeds the socket buffers.
 fn flood() -> Vec<Play> {
     let event = format!(
         "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}},\"finish_reason\":null}}]}}\n\n",
@@ -243,7 +243,7 @@ async fn a_client_that_does_not_read_says_nothing_of_its_engine() {
     let mut client = RawClient::with_little_room(proxy.data).await;
     client.send(&case("01-silent").request).await;
     until("the engine is blocked", || engine.playing() == 1).await;
-    // Longer than a stream may be silent.
+    // Longer than the silence limit of a stream.
     for _ in 0..35 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(health(&proxy, "a").await, "up");
@@ -333,7 +333,7 @@ async fn a_stream_that_breaks_off_ejects_its_engine_only_among_others() {
     proxy.settles().await;
 }
 
-/// Probes that soon find an engine hung.
+/// Probe settings that detect a hung engine quickly.
 const SOON: &str = "[probe]\ninterval_seconds = 0.05\ntimeout_seconds = 0.3\nfailures_to_eject = 2\n\
                     slow_return_seconds = 0\n";
 
@@ -405,7 +405,7 @@ async fn a_request_that_is_late_is_tried_elsewhere_too() {
     for stream in [true, false] {
         let act =
             if stream { Act::Chunks(chat_chunks(3)) } else { Act::Json(200, chat_answer("x")) };
-        // Whichever is asked first never answers, and is well otherwise.
+        // The engine that is asked first never answers, and is otherwise healthy.
         let fakes = Fake::start_sharing([Act::Silent], act, 2).await;
         let prior = "engine = \"plain\"\n[backends.decode_prior]\nbase_seconds = 0.0001\n\
                      per_stream_seconds = 1e-6\n";
@@ -472,7 +472,7 @@ async fn four_h2_streams_with_window_0_say_nothing_of_their_engines() {
     proxy.settles().await;
 }
 
-/// Streams for ever to those that want a stream, a token now and then.
+/// Streams tokens without end, at intervals, to streamed requests.
 async fn chatty() -> RawEngine {
     RawEngine::scripted(|_, request| {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
@@ -496,7 +496,7 @@ async fn tokens_of_running_streams_are_a_better_proof_than_a_probe() {
     let mut answer = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
     answer.chunk().await.unwrap().unwrap();
     fake.tells("/health", 503, "");
-    // Many probes, and tokens all the time.
+    // Many probes, and tokens throughout.
     for _ in 0..200 {
         answer.chunk().await.unwrap().unwrap();
         assert_eq!(health(&proxy, "a").await, "up");

@@ -1,5 +1,5 @@
-//! An engine that publishes its KV cache events gets the prompts that it holds, and what is counted
-//! on is what it then reports.
+//! KV cache events: an engine that publishes them receives the prompts that it has cached, and the
+//! predicted hits equal those it reports.
 
 use bytes::Bytes;
 use serde_json::json;
@@ -10,10 +10,10 @@ use crate::client::{get, send};
 use crate::fake::{Act, Fake};
 use crate::proxy::{Engine, Proxy, plain};
 
-/// Tokens of one of tidegate's blocks, and of the engine's.
+/// Tokens per block of tidegate and of the engine.
 const BLOCK: usize = 64;
 
-/// What an engine publishes, and repeats when asked.
+/// Messages that an engine publishes and replays on request.
 struct Publisher {
     socket: PubSocket,
     said: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -48,14 +48,14 @@ impl Publisher {
         Publisher { socket, said, folder }
     }
 
-    /// Remember a message, to be heard by those who ask.
+    /// Stores a message for replay.
     fn remember(&self, events: serde_json::Value) {
         let mut said = self.said.lock().unwrap();
         let at = said.len() as f64;
         said.push(rmp_serde::to_vec(&json!([at, events, 0])).unwrap());
     }
 
-    /// Publish the last message remembered.
+    /// Publishes the last stored message.
     async fn publish_last(&mut self) {
         let (number, payload) = {
             let said = self.said.lock().unwrap();
@@ -75,7 +75,7 @@ impl Publisher {
     }
 }
 
-/// Without a tokenizer no prompt is found in events, and nobody listens.
+/// Without a tokenizer prompts cannot be matched with events, and the proxy does not subscribe.
 fn model() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/filters/testdata/tiny_llama.json");
     format!("[[models]]\nname = \"m\"\ntokenizer = \"{path}\"\n")
@@ -85,7 +85,7 @@ fn prompt(of: u32) -> Vec<u32> {
     (0..3 * BLOCK as u32).map(|i| of * 1000 + i).collect()
 }
 
-/// The event that stores a whole prompt, under hashes of the engine's own.
+/// Returns the event that stores a whole prompt, under the engine's own hashes.
 fn stored(of: u32) -> serde_json::Value {
     json!({
         "type": "BlockStored", "block_hashes": [of * 10, of * 10 + 1, of * 10 + 2],
@@ -110,7 +110,7 @@ async fn ask(proxy: &Proxy, of: u32) {
     proxy.settles().await;
 }
 
-/// A metric of the backend `told`.
+/// Returns a metric of the backend `told`.
 async fn metric(proxy: &Proxy, name: &str) -> u64 {
     let page = send(proxy.admin, get("/metrics")).await.body;
     let start = format!("{name}{{backend=\"told\"}} ");
@@ -133,7 +133,7 @@ async fn an_engine_gets_the_prompts_that_its_events_say_it_holds() {
     let act = || Act::Json(200, answer());
     let (told, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
     let mut publisher = Publisher::start().await;
-    // Stored before the proxy was there: a replay brings it.
+    // Stored before the proxy started: a replay delivers it.
     publisher.remember(json!([stored(1)]));
     let engines =
         [plain("other", &other), Engine { name: "told", url: told.url(), more: publisher.toml() }];
@@ -146,16 +146,17 @@ async fn an_engine_gets_the_prompts_that_its_events_say_it_holds() {
         ask(&proxy, 1).await;
     }
     assert_eq!((told.sent().len(), other.sent().len()), (4, 0));
-    // Whole blocks of the engine's, and never the last token: as it then reported.
+    // Whole blocks of the engine, without the last token, as the engine then reports.
     let counted_on = metric(&proxy, "tidegate_prefix_predicted_tokens_total").await;
     assert_eq!(counted_on, 4 * 2 * BLOCK as u64);
     assert_eq!(metric(&proxy, "tidegate_prefix_cached_tokens_total").await, counted_on);
 
-    // A message is missed; the next one shows the gap, and the replay mends it.
+    // One message is lost; the next one reveals the gap, and the replay fills it.
     publisher.remember(json!([stored(2)]));
     publisher.remember(json!([{"type": "BlockRemoved", "block_hashes": [12, 11, 10]}]));
     publisher.publish_last().await;
-    // There are three blocks before and after: only the removal tells that the replay is done.
+    // The block count is three before and after: only the removal shows that the replay is
+    // complete.
     let removed = "tidegate_kv_event_blocks_total{backend=\"told\",kind=\"removed\"} 3";
     crate::client::within(async {
         while !send(proxy.admin, get("/metrics")).await.body.contains(removed) {
@@ -181,14 +182,14 @@ async fn what_an_engine_was_sent_is_no_proof_against_its_own_word() {
         [plain("other", &other), Engine { name: "told", url: told.url(), more: publisher.toml() }];
     let proxy = Proxy::start(&model(), &engines).await;
     until_metric(&proxy, "tidegate_kv_events_complete", 1).await;
-    // Whoever is asked first answers: until it is this one.
+    // The first engine asked answers: repeated until it is this one.
     let mut of = 1;
     while told.sent().is_empty() {
         of += 1;
         ask(&proxy, of).await;
     }
-    // It answered and did not say that it kept the prompt. Were it asked again for another's sake,
-    // nothing would be counted on.
+    // The engine answered, but reported no stored prompt. If it received the prompt again for
+    // another reason, no hit would be predicted.
     let counted_on = metric(&proxy, "tidegate_prefix_predicted_tokens_total").await;
     assert_eq!(counted_on, 0);
     publisher.remember(json!([stored(of)]));

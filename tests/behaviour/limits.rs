@@ -1,4 +1,4 @@
-//! Limits of connections, and of how slowly a client may send.
+//! Limits on connections and on slow clients.
 
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +28,7 @@ async fn one_address_has_so_many_connections_and_no_more() {
     let refused = third.answer().await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     open.pop();
-    // The proxy hears of the closed connection soon.
+    // The proxy soon detects the closed connection.
     within(async {
         loop {
             let mut client = TcpStream::connect(proxy.data).await.unwrap();
@@ -63,7 +63,7 @@ async fn an_h2_connection_without_streams_is_closed() {
     let fake = Fake::start([], Act::Json(200, chat_answer("ok"))).await;
     let proxy = Proxy::start("keepalive_seconds = 0.2\n", &[plain("a", &fake)]).await;
     let mut client = TcpStream::connect(proxy.data).await.unwrap();
-    // The preface and an empty SETTINGS frame; nothing more.
+    // Only the preface and an empty SETTINGS frame.
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let mut all = Vec::new();
     within(client.read_to_end(&mut all)).await.unwrap();

@@ -1,5 +1,5 @@
-//! Whole-program tests, by behaviour: a real proxy on real sockets in front of scripted or
-//! emulated engines. One binary, one module a subject.
+//! Whole-program tests by behaviour: a real proxy on real sockets in front of scripted or emulated
+//! engines. One binary, one module per subject.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests use sockets")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

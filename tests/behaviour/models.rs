@@ -1,5 +1,5 @@
-//! Models: named in forms, by aliases, by the hundred, found a moment after they were loaded, and
-//! served with different contexts.
+//! Models: named in forms and by aliases, in large numbers, loaded at run time, and served with
+//! different context lengths.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
@@ -28,7 +28,7 @@ fn body(model: &str) -> String {
     format!("{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}}]}}")
 }
 
-/// A proxy that has heard of all these models.
+/// Starts a proxy that knows all these models.
 async fn knowing(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
     let proxy = Proxy::start_cold(top, engines);
     until("it listens", || std::net::TcpStream::connect(proxy.data).is_ok()).await;
@@ -80,7 +80,7 @@ async fn hundreds_of_adapters_are_served_and_a_new_one_is_found_at_its_first_req
     let engines = [plain("a", &a), plain("b", &b)];
     let proxy = Proxy::start(top, &engines).await;
     b.tells("/v1/models", 200, &list(names(0, 300).chain(["m".to_owned()])));
-    // The case's own request comes first: nothing but the request makes the proxy ask.
+    // The request itself is sent first: only the request triggers a query of the models.
     let case = case("07-256-names");
     assert_eq!(ask(&proxy, &case.request).await.status, 200);
     for name in names(0, 300) {
@@ -89,7 +89,7 @@ async fn hundreds_of_adapters_are_served_and_a_new_one_is_found_at_its_first_req
     assert_eq!((a.sent().len(), b.sent().len()), (0, 301));
     let all = send(proxy.data, get("/v1/models")).await.json();
     assert_eq!(all["data"].as_array().unwrap().len(), 301);
-    // The next ones take their place; those that are gone are unknown.
+    // New models replace them; the removed ones are unknown.
     b.tells("/v1/models", 200, &list(names(300, 600)));
     assert_eq!(proxy.post(CHAT, &body("a599")).await.status, 200);
     assert_eq!(proxy.post(CHAT, &body("a0")).await.status, 404);
@@ -170,7 +170,7 @@ async fn a_prompt_goes_to_a_backend_whose_context_it_fits() {
     long.set_model("m", 4000);
     let proxy = Proxy::start("", &[plain("a", &short), plain("b", &long)]).await;
     for _ in 0..4 {
-        // Some 400 words, and 16 tokens to come.
+        // About 400 words of prompt and 16 output tokens.
         let answer = proxy.post(CHAT, &chat_with(false, &"word ".repeat(400), "")).await;
         assert_eq!(answer.status, 200);
     }
@@ -181,7 +181,7 @@ async fn a_prompt_goes_to_a_backend_whose_context_it_fits() {
         assert_eq!(proxy.post(CHAT, &chat_with(false, "word", "")).await.status, 200);
     }
     assert!(!short.sent().is_empty(), "what fits goes to either");
-    // Where none is long enough the engine with the longest one judges.
+    // If no context is long enough, the engine with the longest one validates the request.
     let before = long.sent().len();
     let answer = proxy.post(CHAT, &chat_with(false, &"word ".repeat(40_000), "")).await;
     assert_eq!((answer.status.as_u16(), long.sent().len()), (200, before + 1));

@@ -1,5 +1,5 @@
-//! Engines that have too much to do: they are left alone for as long as they ask, others are tried
-//! meanwhile, and what they say reaches the client when nobody is left. Field cases 04.
+//! Overloaded engines: each is avoided for its `Retry-After`, other engines are tried, and the
+//! client receives the engine's refusal when no engine is left. Field cases 04.
 
 use crate::fake::{Act, Fake, chat_answer};
 use crate::field::{RawEngine, ask, case};

@@ -1,9 +1,8 @@
-//! The rules that follow from the engines' protocols (docs/spec/engine-protocols.md#proxy-rules),
-//! those that
-//! no other module tests. The others: 1 and 9 in `settings/tests.rs` (launch flags, groups), 5 in
-//! `retry.rs` and with each engine, 6 in `sglang.rs`, `connectors.rs`, `trtllm_generation_first.rs`,
-//! 8 in `flips.rs` (instant) and `sglang.rs` (drain, call, verify), 10 in `signals.rs`. 11 is the
-//! operator's.
+//! Rules that follow from the engines' protocols (docs/spec/engine-protocols.md#proxy-rules) and
+//! have no test in another module. The others: 1 and 9 in `settings/tests.rs` (launch flags,
+//! groups), 5 in `retry.rs` and with each engine, 6 in `sglang.rs`, `connectors.rs`,
+//! `trtllm_generation_first.rs`, 8 in `flips.rs` (instant) and `sglang.rs` (drain, call, verify),
+//! 10 in `signals.rs`. 11 is the operator's responsibility.
 
 use serde_json::Value;
 use tidegate_emulator::{EmulatorConfig, VllmConnector};
@@ -89,7 +88,7 @@ async fn rule_4_a_hand_off_past_its_deadline_decodes_without_it() {
     let full: &'static str = format!("{DECODE}\nstreams_max = 1").leak();
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), full)];
     let proxy = Proxy::start(&format!("[queue]\nhandoff_seconds = 0.2\n{SPLIT}"), &engines).await;
-    // Both find the decode engine's one seat free when they begin.
+    // Both requests find the decode engine's single slot free when they begin.
     let bodies = [chat(true), chat_with(true, &"other words ".repeat(200), "")];
     let ask = |body: &String| leave_later(proxy.data, post("/v1/chat/completions", body.clone()));
     let clients = bodies.each_ref().map(ask);

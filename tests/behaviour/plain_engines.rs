@@ -1,5 +1,5 @@
-//! Engines that hand nothing over, by name: asked how they are in the cheapest honest way, given whole
-//! requests by cost, and never flipped.
+//! Engine families without hand-offs: probed at the lowest cost, given whole requests by cost, and
+//! never flipped.
 
 use tokio::task::JoinSet;
 
@@ -120,7 +120,7 @@ async fn who_comes_back_gets_a_share_that_grows_and_not_all_at_once() {
     proxy.shows("a", |backend| backend["streams"] == 20).await;
     b.tells("/health", 200, "");
     proxy.shows("b", |backend| backend["health"] == "up").await;
-    // More than the other one has room for: what b may not take yet waits.
+    // More than the other engine's capacity: requests that b may not take yet wait.
     begin(20);
     proxy.shows("a", |backend| backend["streams"] == 24).await;
     let first = proxy.backend("b").await["streams"].as_u64().unwrap();

@@ -1,4 +1,5 @@
-//! Kept upstream connections: bytes that an engine sends beyond its answer reach no other client.
+//! Pooled upstream connections: surplus bytes that an engine sends after its answer reach no other
+//! client.
 
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ fn answer(number: usize) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// An engine that sends a second answer `late` after each, and a client that asks again `pause`
-/// later: each answer must be its own.
+/// An engine that sends a second answer after a delay of `late`, and a client that repeats its
+/// request after `pause`: each answer must be the client's own.
 async fn no_answer_is_crossed(late: Duration, pause: Duration, requests: usize) {
     let engine = RawEngine::scripted(move |number, _| {
         let answered = Play::bytes(answer(number));
@@ -53,7 +54,7 @@ async fn surplus_bytes_of_an_answer_reach_no_other_client() {
 async fn an_idle_time_out_that_the_engine_announces_costs_no_request() {
     const TIMED_OUT: &str =
         "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    // Before the next request comes, and as its answer.
+    // Before the next request arrives, and as its answer.
     for (before, after) in [(true, false), (false, true)] {
         let engine = RawEngine::scripted(move |number, _| match (number, before, after) {
             (0, true, _) => {
@@ -70,7 +71,7 @@ async fn an_idle_time_out_that_the_engine_announces_costs_no_request() {
             engine.go_on();
             until("it has closed", || engine.playing() == 0).await;
         }
-        // A connection is kept afterwards: the engine is not taken for one that sends surplus bytes.
+        // The connection is kept afterwards: the engine is not classified as sending surplus bytes.
         for number in 1..4 {
             let number = if after { number + 1 } else { number };
             assert_eq!(ask().await.body, format!("{{\"number\":{number}}}"), "{before}");
@@ -82,6 +83,7 @@ async fn an_idle_time_out_that_the_engine_announces_costs_no_request() {
     let engine = RawEngine::start(TIMED_OUT).await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
     let answer = proxy.post("/v1/chat/completions", "{\"model\":\"m\",\"messages\":[]}").await;
-    // Not how often it was asked: a probe may have left a connection, and then it is asked twice.
+    // The number of requests is not asserted: a probe may have left a connection, and then two are
+    // sent.
     assert_eq!(answer.status.as_u16(), 408);
 }

@@ -1,4 +1,4 @@
-//! The program itself: `serve` with signals, `check`, the operator's commands.
+//! The program itself: `serve` with signals, `check`, and the operator's commands.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub struct Serve {
 
 impl Drop for Serve {
     fn drop(&mut self) {
-        // It has ended already if the test went well.
+        // It has already ended if the test succeeded.
         self.child.kill().ok();
         self.child.wait().ok();
     }
@@ -61,7 +61,7 @@ impl Serve {
     }
 }
 
-/// It listens on both ports and has asked its engine.
+/// Waits until it listens on both ports and has probed its engine.
 pub async fn models_are_known(data: SocketAddr, admin: SocketAddr) {
     until("it listens", || std::net::TcpStream::connect(data).is_ok()).await;
     until("it is up", || std::net::TcpStream::connect(admin).is_ok()).await;
@@ -95,7 +95,7 @@ async fn sigterm_lets_streams_finish_turns_unready_and_exits_0() {
     assert_eq!(serve.exit_code().await, Some(0));
 }
 
-/// What a command says of this configuration, and whether it is content.
+/// Returns the output of a command for this configuration, and whether it succeeds.
 fn says(command: &str, path: &std::path::Path) -> (bool, String) {
     let output = tidegate().args([command, "--config"]).arg(path).output().unwrap();
     let text = [output.stdout, output.stderr].concat();

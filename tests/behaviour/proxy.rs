@@ -1,4 +1,4 @@
-//! A proxy for one test: on ports of its own, stopped when dropped.
+//! Proxy for one test, on its own ports, stopped on drop.
 
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
@@ -16,11 +16,11 @@ pub struct Proxy {
     running: Running,
 }
 
-/// What a test says of a backend.
+/// Settings of a backend in a test.
 pub struct Engine {
     pub name: &'static str,
     pub url: String,
-    /// More TOML for its table.
+    /// Further TOML lines for its table.
     pub more: &'static str,
 }
 
@@ -31,7 +31,7 @@ pub fn plain(name: &'static str, fake: &Fake) -> Engine {
 pub const PREFILL: &str = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"prefill\"\npin = true";
 pub const DECODE: &str =
     "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"\nrole = \"decode\"\npin = true";
-/// Whatever can be split is split.
+/// Settings under which every eligible request is split.
 pub const SPLIT: &str = "[placement]\nspill = false\n";
 
 pub const FREE: &str = "engine = \"vllm\"\nconnector = \"nixl\"\nkv_role = \"kv_both\"";
@@ -40,7 +40,7 @@ pub fn vllm(name: &'static str, url: String, more: &'static str) -> Engine {
     Engine { name, url, more }
 }
 
-/// An address at which nobody listens while this is held: its port is taken, and refuses.
+/// An address without a listener while this is held: its port is bound and refuses connections.
 pub struct Nobody {
     pub address: SocketAddr,
     _bound: TcpSocket,
@@ -58,14 +58,14 @@ impl Nobody {
     }
 }
 
-/// Below the ports that systems give to whoever does not ask for one: an engine, or a client of some
-/// other test, would have a port between its choice and its use.
+/// Ports below the ephemeral range: otherwise an engine or client of another test could take a port
+/// between its choice and its use.
 const PORTS: std::ops::Range<u32> = 20_000..32_000;
 
-/// Two ports for a proxy: given once in this process, and free.
+/// Returns two free ports, each returned once per process.
 pub fn two_ports() -> (SocketAddr, SocketAddr) {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
-    // Two runs at once begin far apart.
+    // Concurrent runs start far apart.
     let begin = std::process::id().wrapping_mul(127);
     let next = || loop {
         let number = begin.wrapping_add(GIVEN.fetch_add(1, Relaxed));
@@ -78,17 +78,17 @@ pub fn two_ports() -> (SocketAddr, SocketAddr) {
     (next(), next())
 }
 
-/// What a test is not about must not fail it: on a machine that is busy with other things a probe
-/// takes longer than a second, and two of those take an engine out.
+/// Relaxed limits for conditions not under test: on a busy machine a probe takes longer than a
+/// second, and two such probes take an engine out of service.
 const PATIENT: &str = "\n[probe]\ntimeout_seconds = 15\n";
 
-/// The settings of a test: `top` is TOML for the sections, engines are added.
+/// Returns the settings of a test: `top` is TOML for the sections; the engines are appended.
 pub fn config(data: SocketAddr, admin: SocketAddr, top: &str, engines: &[Engine]) -> String {
     let mut text = format!(
         "[server]\nlisten = [\"{data}\"]\nlinger_seconds = 0\ndrain_seconds = 5\nthreads = 2\n{}\n\
          [admin]\nlisten = \"{admin}\"\n{}\n",
         section(top, "server"),
-        // The one more key of its section comes first.
+        // The additional key of its section comes first.
         rest(top).trim_start_matches("[admin]\n"),
     );
     if !top.contains("[probe]") {
@@ -114,14 +114,14 @@ fn rest(top: &str) -> String {
 }
 
 impl Proxy {
-    /// A proxy in front of these engines, ready when it knows their models.
+    /// Starts a proxy in front of these engines and waits until it knows their models.
     pub async fn start(top: &str, engines: &[Engine]) -> Proxy {
         let proxy = Proxy::start_cold(top, engines);
         proxy.ready().await;
         proxy
     }
 
-    /// A proxy that may not have heard of its engines yet.
+    /// Starts a proxy that may not know its engines' models yet.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let text = config(any, any, top, engines);
@@ -134,12 +134,12 @@ impl Proxy {
         Proxy { data, admin, running }
     }
 
-    /// As SIGHUP does.
+    /// Reloads the configuration, as SIGHUP does.
     pub fn reload(&self) {
         self.running.proxy.reload.notify_one();
     }
 
-    /// Why a proxy in front of these engines does not start.
+    /// Returns the start-up error of a proxy in front of these engines.
     pub fn refusal(top: &str, engines: &[Engine]) -> String {
         let (data, admin) = two_ports();
         let text = config(data, admin, top, engines);
@@ -147,14 +147,14 @@ impl Proxy {
         tidegate_proxy::spawn(&settings).err().map(|error| error.to_string()).unwrap_or_default()
     }
 
-    /// One backend as `/v1/fleet` shows it.
+    /// Returns one backend as shown by `/v1/fleet`.
     pub async fn backend(&self, name: &str) -> Value {
         let fleet = self.admin("/v1/fleet").await;
         let backends = fleet["backends"].as_array().unwrap();
         backends.iter().find(|backend| backend["name"] == name).unwrap().clone()
     }
 
-    /// Wait until `/v1/fleet` shows a backend so.
+    /// Waits until `/v1/fleet` shows a backend with this state.
     pub async fn shows(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let waiting = async {
             loop {
@@ -192,7 +192,7 @@ impl Proxy {
         send(self.admin, post(&path, body.to_owned())).await
     }
 
-    /// Is every counter back at zero?
+    /// Returns whether every counter is zero.
     pub fn is_settled(&self) -> bool {
         let proxy = &self.running.proxy;
         let settled =
@@ -202,7 +202,7 @@ impl Proxy {
             && proxy.fleet.backends.iter().all(settled)
     }
 
-    /// Tokens in and out of all requests so far, as `/metrics` has them.
+    /// Returns the input and output tokens of all requests, from `/metrics`.
     pub async fn tokens(&self) -> (f64, f64) {
         let page = send(self.admin, get("/metrics")).await.body;
         let sum = |kind: &str| {
@@ -215,28 +215,28 @@ impl Proxy {
         (sum("\"input\""), sum("\"output\""))
     }
 
-    /// Wait until every counter is back at zero.
+    /// Waits until every counter is zero.
     pub async fn settles(&self) {
         until("every counter back at zero", || self.is_settled()).await;
     }
 
-    /// Bytes of request bodies held.
+    /// Returns the bytes held of request bodies.
     pub fn body_bytes(&self) -> usize {
         self.running.proxy.bodies.held()
     }
 
-    /// Requests that wait in the queue.
+    /// Returns the number of queued requests.
     pub fn waiting(&self) -> usize {
         self.running.proxy.queue.signal().waiting()
     }
 }
 
-/// A chat request.
+/// Returns a chat request.
 pub fn chat(stream: bool) -> String {
     chat_with(stream, &"word ".repeat(400), "")
 }
 
-/// A chat request with this prompt and more members.
+/// Returns a chat request with this prompt and further members.
 pub fn chat_with(stream: bool, prompt: &str, more: &str) -> String {
     format!(
         "{{\"model\":\"m\",\"stream\":{stream},\"max_tokens\":16{more},\

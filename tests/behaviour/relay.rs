@@ -1,4 +1,4 @@
-//! What passes through: bytes, headers, unknown fields, chunks.
+//! Relayed content: bytes, headers, unknown fields, chunks.
 
 use crate::client::{open, post, send};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -49,7 +49,7 @@ async fn each_chunk_goes_on_before_the_next_one_comes() {
     let mut open = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
     let mut text = String::new();
     while !text.contains("w1") {
-        // The engine hangs after w1: a proxy that waited for more would never pass it on.
+        // The engine hangs after w1: a proxy that buffered would never relay it.
         let chunk = open.chunk().await.unwrap().unwrap();
         text.push_str(std::str::from_utf8(&chunk).unwrap());
     }

@@ -1,11 +1,11 @@
-//! What fails before the first byte is saved elsewhere; what fails after it ends with an error.
+//! Failures before the first byte are retried on another engine; later ones end with an error.
 
 use crate::client::Answer;
 use crate::fake::{Act, Fake, Sent, chat_answer, chat_chunks};
 use crate::proxy::{Nobody, Proxy, chat, plain, vllm};
 
-/// Two engines: whichever is asked first does `act`, the next one answers well. Returns what the
-/// client got and what the engines were sent.
+/// Starts two engines: the first one asked runs `act`, the other serves. Returns the client's
+/// answer and the requests that the engines received.
 async fn first_fails(act: Act, stream: bool) -> (Answer, Vec<Sent>) {
     let good = match stream {
         true => Act::Chunks(chat_chunks(4)),
@@ -47,8 +47,8 @@ async fn a_failure_before_the_first_byte_costs_the_client_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_cut_in_place_of_an_answer_costs_the_client_nothing() {
-    // The engine may have closed it before the request was on it: first a fresh connection, then
-    // another backend.
+    // The engine may have closed the connection before the request arrived: the proxy retries on a
+    // fresh connection, then on another backend.
     for stream in [true, false] {
         let good = match stream {
             true => Act::Chunks(chat_chunks(4)),

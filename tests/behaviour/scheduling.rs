@@ -1,4 +1,4 @@
-//! How many prompts an engine is given at once, and what is believed of its prefix cache.
+//! Concurrent prompts per engine, and the estimate of its prefix cache.
 
 use crate::client::{leave_later, post, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -6,10 +6,11 @@ use crate::proxy::{Engine, Proxy, chat_with, plain};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// An engine of which it is said that every step takes 44 ms.
+/// An engine with a configured step time of 44 ms.
 const SLOW_STEPS: &str = "engine = \"plain\"\n[backends.prefill_prior]\nbase_seconds = 0.044";
 
-/// Of requests whose prompts repeat `words` words, so many reach the engine before one is answered.
+/// Asserts that of `requests` requests with prompts of `words` words, `expected` reach the engine
+/// before the first answer.
 async fn reach(requests: usize, words: usize, expected: usize) {
     let fake = Fake::start([], Act::Silent).await;
     let engine = Engine { name: "a", url: fake.url(), more: SLOW_STEPS };
@@ -38,7 +39,7 @@ async fn an_engine_is_given_one_long_prompt_at_a_time() {
     reach(4, 2000, 1).await;
 }
 
-/// An answer to a prompt of 500 tokens of which so many were cached.
+/// Returns an answer to a prompt of 500 tokens of which this number was cached.
 fn cached(tokens: u32) -> String {
     let usage = "\"usage\":{\"prompt_tokens\":9,";
     let told = format!(

@@ -1,4 +1,4 @@
-//! SGLang in its disaggregation modes: two legs at once, linked until the first byte.
+//! SGLang in its disaggregation modes: two concurrent legs, linked until the first byte.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -40,7 +40,7 @@ async fn the_kv_cache_really_moves_and_the_answer_is_one_engines() {
     let alone = emulated(DisaggregationMode::Null).await;
     let engines = [prefill("p", p.url(0), p.address(0).port()), decode("d", d.url(0))];
     let proxy = Proxy::start("", &engines).await;
-    // Short ones too: there is no engine that takes a whole request.
+    // Short prompts as well: no engine accepts a whole request.
     for (stream, prompt) in [(true, 600), (false, 601), (true, 3), (false, 4)] {
         let body = p.chat(stream, prompt, 12);
         let answer = proxy.post("/v1/chat/completions", &body).await;
@@ -69,7 +69,7 @@ async fn a_leg_that_fails_takes_the_other_with_it_and_the_next_pair_has_another_
     assert_eq!(answer.body, chat_chunks(3).concat());
     until("the decode of the failed prefill is cut", || d.hanging() == 0).await;
     proxy.settles().await;
-    // A leg may be cut before it was sent.
+    // A leg may be cut before it is sent.
     let rooms = |fake: &Fake| fake.sent().iter().map(|sent| room(&sent.json())).collect::<Vec<_>>();
     let (prefills, decodes) = (rooms(&p), rooms(&d));
     assert_eq!(prefills.last(), decodes.last(), "both legs of an attempt meet in one room");
@@ -172,7 +172,7 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
     };
-    // A long answer is on its way while the roles of its engine and of another change.
+    // A long answer is in progress while the roles of its engine and of another one change.
     let switching = async {
         until("it decodes", || d.stats(0).running == 1).await;
         assert!(proxy.set_role("p0", "{\"role\":\"decode\"}").await.status.is_success());
@@ -189,7 +189,7 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
     tokio::join!(ask(600, 400), switching);
     takes(&proxy, "d", "prefill").await;
     assert!(p.stats(0).transfers_in >= 6, "the engine that was switched decodes");
-    // More at once than go to the one whose prefills are known to be quick.
+    // More concurrent requests than go to the engine whose prefills are known to be fast.
     let four = async |at| tokio::join!(ask(at, 4), ask(at + 1, 4), ask(at + 2, 4), ask(at + 3, 4));
     let sixteen = async |at| tokio::join!(four(at), four(at + 4), four(at + 8), four(at + 12));
     tokio::join!(sixteen(620), sixteen(636), sixteen(652));
@@ -214,7 +214,8 @@ async fn the_planner_has_an_engine_switch_when_a_shift_lasts() {
     ];
     let top = "[planner]\ndwell_seconds = 0.2\nswitch_seconds = 0.1\ndemand_window_seconds = 1\n";
     let proxy = Proxy::start(top, &engines).await;
-    // Long prompts, two tokens each: prefill work alone, and more than one engine does in time.
+    // Long prompts with two output tokens each: prefill work only, and more than one engine can do
+    // in time.
     let mut load = JoinSet::new();
     for client in 0..96 {
         let (data, body) = (proxy.data, p.chat(true, 3500 + client, 2));
@@ -250,7 +251,7 @@ async fn an_engine_that_will_not_switch_goes_on_or_is_kept_out() {
     ];
     let proxy = Proxy::start("", &engines).await;
     for (result, role) in [("restored", "prefill"), ("quarantined", "draining")] {
-        // A decode peer is asked for its graphs first; it has none to tell.
+        // A decode peer is queried for its graphs first; it reports none.
         let answer = proxy.set_role("p", "{\"role\":\"decode\"}").await;
         assert!(answer.status.is_success(), "{}", answer.body);
         notes(&proxy, result).await;

@@ -1,4 +1,4 @@
-//! Engine metrics are exported, and conditions that no answer shows raise alerts.
+//! Engine metrics are exported, and conditions that answers do not show raise alerts.
 
 use crate::client::{get, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
@@ -6,7 +6,7 @@ use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 
 const QUICK: &str = "[signals]\nscrape_seconds = 0.02\n";
 
-/// A backend's active alerts as JSON.
+/// Returns a backend's active alerts as JSON.
 async fn alerts(proxy: &Proxy, backend: usize) -> String {
     proxy.admin("/v1/fleet").await["backends"][backend]["alerts"].to_string()
 }
@@ -44,7 +44,7 @@ async fn an_engines_metrics_are_exported_and_its_alert_comes_and_goes() {
     ] {
         assert!(shown.contains(line), "{line} is not in {shown}");
     }
-    // It is a notice: requests go there all the same.
+    // The alert is a notice: requests are still sent to the backend.
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     fake.set_metrics("vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\nvllm:prompt_tokens_by_source_total{source=\"local_compute\"} 1\n");
     until_alerts(&proxy, 0, "[]").await;
@@ -52,7 +52,7 @@ async fn an_engines_metrics_are_exported_and_its_alert_comes_and_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hand_offs_that_bring_no_kv_are_noticed_though_every_answer_is_right() {
-    // One leg after the other, and both at once.
+    // Sequential legs, and concurrent legs.
     for connector in ["nixl", "offloading"] {
         bring_no_kv(connector).await;
     }
@@ -70,7 +70,7 @@ async fn bring_no_kv(connector: &str) {
     let proxy = Proxy::start(&top, &engines).await;
     let mut asked = 0;
     while alerts(&proxy, 1).await != "[\"recomputes\"]" {
-        // A prompt of its own each: one that is cached is not worth a hand-off.
+        // A unique prompt each: a cached prompt does not justify a hand-off.
         let body = chat_with(true, &format!("{asked} ").repeat(400), "");
         assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
         asked += 1;
@@ -91,7 +91,8 @@ async fn a_load_report_in_an_answers_head_is_read() {
     assert!(shown.contains("tidegate_engine_waiting_requests{backend=\"a\"} 3"), "{shown}");
 }
 
-/// A stream as vLLM answers `continuous_usage_stats`: bundled tokens, and a usage in every chunk.
+/// Returns a stream as vLLM sends it with `continuous_usage_stats`: bundled tokens, and usage in
+/// every chunk.
 fn counted_chunks() -> Vec<String> {
     let mut chunks = chat_chunks(2);
     let counts = [0, 3, 7, 8];

@@ -1,4 +1,5 @@
-//! A request split over two engines: what each leg is sent, and that the KV cache really moves.
+//! A request split over two engines: the requests of both legs, and the actual transfer of the KV
+//! cache.
 
 use crate::client::{post, send};
 use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
@@ -81,7 +82,7 @@ async fn what_cannot_be_split_runs_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_is_never_handed_its_own_blocks() {
-    // Nobody but the engine that prefilled is left to decode.
+    // Only the prefill engine is left to decode.
     let p = Fake::start([Act::Json(200, prefill_answer())], Act::Chunks(chat_chunks(3))).await;
     let gone = crate::proxy::Nobody::new();
     let more = "engine = \"vllm\"\nconnector = \"nixl\"\nmodels = [\"m\"]\nrole = \"decode\"\npin = true\ngroup = \"g\"";

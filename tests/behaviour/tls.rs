@@ -1,5 +1,5 @@
-//! TLS in both directions: HTTP/1.1 and h2, client certificates, replacement of certificates, and
-//! what is wrong with them found before anything listens.
+//! TLS in both directions: HTTP/1.1 and h2, client certificates, certificate renewal, and
+//! validation before any port is opened.
 
 use bytes::Bytes;
 use http::Version;
@@ -28,7 +28,7 @@ async fn connect(
     within(TlsConnector::from(Arc::clone(config)).connect(name, stream)).await
 }
 
-/// One chat request: its status and the protocol it was answered in, or why there is no answer.
+/// Returns the status and protocol of one chat request, or its error.
 async fn ask(to: SocketAddr, config: &Arc<ClientConfig>) -> Result<(u16, Version), String> {
     let stream = connect(to, config).await.map_err(|error| error.to_string())?;
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -57,7 +57,7 @@ async fn ask(to: SocketAddr, config: &Arc<ClientConfig>) -> Result<(u16, Version
     Ok((status, version))
 }
 
-/// The certificate that is presented, as DER.
+/// Returns the presented certificate as DER.
 async fn presented(to: SocketAddr, config: &Arc<ClientConfig>) -> Vec<u8> {
     let stream = connect(to, config).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
@@ -116,7 +116,7 @@ async fn client_certificates_are_required_or_optional() {
     }
 }
 
-/// An engine behind TLS: its address.
+/// Starts an engine behind TLS; returns its address.
 async fn behind_tls(fake: &Fake, tls: Arc<ServerConfig>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, engine) = (listener.local_addr().unwrap(), fake.address);
@@ -182,14 +182,14 @@ async fn a_new_certificate_is_in_force_without_a_restart() {
     let client = authority.client(None, &["http/1.1"]);
     let first = presented(proxy.data, &client).await;
 
-    // Half of a renewal: certificate and key do not match, and the old pair stays in force.
+    // Half of a renewal: certificate and key do not match, and the old pair stays in use.
     let second = authority.leaf(at, "next", "two");
     std::fs::copy(&second.cert, &leaf.cert).unwrap();
     proxy.reload();
     assert_eq!(presented(proxy.data, &client).await, first);
     assert_eq!(ask(proxy.data, &client).await, Ok((200, Version::HTTP_11)));
 
-    // The other half, without a signal: the files are looked at.
+    // The other half, without a signal: the proxy checks the files.
     leaf.replace(&second);
     let changed = async {
         while presented(proxy.data, &client).await == first {
@@ -232,7 +232,7 @@ async fn a_certificate_behind_a_symbolic_link_is_replaced_with_the_link() {
     within(changed).await;
 }
 
-/// What `check` and `serve` say of this configuration.
+/// Returns the output of `check` and `serve` for this configuration.
 fn refusals(text: &str) -> [String; 2] {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tidegate.toml");

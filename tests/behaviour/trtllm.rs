@@ -1,4 +1,4 @@
-//! TensorRT-LLM, context first: opaque state from one leg to the other, roles that flip.
+//! TensorRT-LLM, context first: opaque state relayed between the legs, and role changes.
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ fn engine(name: &'static str, url: String, more: &'static str) -> Engine {
     Engine { name, url, more }
 }
 
-/// A context's answer that goes on, or ends.
+/// Returns a context's answer with this `finish_reason`.
 fn context(finish: &str) -> String {
     let mut answer: Value = serde_json::from_str(&chat_answer("all")).unwrap();
     answer["prompt_token_ids"] = json!([1, 2, 3]);
@@ -36,7 +36,7 @@ async fn the_kv_cache_really_moves_in_both_directions() {
     let free = "engine = \"trtllm\"\nconnector = \"transceiver\"";
     let engines = [engine("a", fleet.url(0), free), engine("b", fleet.url(1), free)];
     let proxy = Proxy::start(SPLIT, &engines).await;
-    // Other prompts each time: what an engine has cached it need not be handed.
+    // A new prompt each time: cached prompts need no hand-off.
     for (turn, (a, b)) in [("prefill", "decode"), ("decode", "prefill")].into_iter().enumerate() {
         for (name, role) in [("a", a), ("b", b)] {
             let body = json!({ "role": role, "pin": true }).to_string();

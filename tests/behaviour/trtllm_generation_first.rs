@@ -1,5 +1,5 @@
-//! TensorRT-LLM, generation first: both legs at once, the generation's leaves first; and hand-offs
-//! that are signed, in either style.
+//! TensorRT-LLM, generation first: concurrent legs, of which the generation's is sent first; and
+//! signed hand-offs in either style.
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -23,20 +23,20 @@ const DECODE: &str = "role = \"decode\"\npin = true";
 
 const INFO: &str = "/server_info";
 
-/// What a context engine tells of itself.
+/// `/server_info` of a context engine.
 fn tells(fake: &Fake) {
     let params = json!({ "ctx_dp_rank": 0, "ctx_info_endpoint": ["tcp://10.0.0.1:5000"] });
     fake.tells(INFO, 200, &json!({ "disaggregated_params": params }).to_string());
 }
 
-/// A context engine that does this with whatever it is sent.
+/// A context engine that runs this action for every request.
 async fn context(act: Act) -> Fake {
     let fake = Fake::start([], act).await;
     tells(&fake);
     fake
 }
 
-/// The legs that an engine was sent.
+/// Returns the legs that an engine received.
 fn legs(fake: &Fake) -> Vec<Value> {
     fake.sent().iter().map(|sent| sent.json()["disaggregated_params"].clone()).collect()
 }

@@ -1,4 +1,4 @@
-//! How the process ends, and how a new one takes its place: no request that was accepted is cut.
+//! Shutdown and upgrade: a new process takes over, and no accepted request is cut.
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -20,14 +20,14 @@ use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::process::{models_are_known, serve, serve_with, tidegate, write};
 use crate::proxy::{chat, config, plain, two_ports};
 
-/// Clients that ask one request after another, until they are told to stop.
+/// Clients that send one request after another until they are stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
     clients: JoinSet<Vec<String>>,
 }
 
-/// A client whose connection is refused finds no listener: then it stops, without a failure.
+/// A client whose connection is refused finds no listener and stops without a failure.
 #[derive(Clone, Copy, PartialEq)]
 enum Refused {
     Fails,
@@ -51,7 +51,7 @@ impl Load {
         until("more answers", || self.answered.load(SeqCst) >= before + more).await;
     }
 
-    /// What failed.
+    /// Returns the failures.
     async fn end(mut self) -> Vec<String> {
         self.stop.store(true, SeqCst);
         let mut failures = Vec::new();
@@ -114,7 +114,7 @@ fn with_socket(socket: &Path) -> String {
     format!("upgrade_socket = \"{}\"\nlinger_seconds = 2\n", socket.display())
 }
 
-/// The settings of a test without its own linger.
+/// Returns the settings of a test; a linger time in `top` replaces the default of 0.
 fn settings(data: SocketAddr, admin: SocketAddr, top: &str, fake: &Fake) -> String {
     let text = config(data, admin, top, &[plain("a", fake)]);
     match top.contains("linger_seconds") {
@@ -203,7 +203,7 @@ async fn without_a_successor_that_serves_the_process_goes_on() {
         proxy.signal(signal);
         load.answers(20).await;
     }
-    // One that takes the listeners and dies.
+    // A process that takes the listeners and dies.
     let dying = UnixListener::bind(&socket).unwrap();
     proxy.signal("-QUIT");
     let (stream, _) = tokio::task::spawn_blocking(move || dying.accept()).await.unwrap().unwrap();
@@ -226,7 +226,7 @@ async fn after_the_linger_nothing_that_was_accepted_is_cut() {
     let load = Load::start(data, 25, Refused::Stops);
     load.answers(25).await;
     proxy.signal("-TERM");
-    // It serves on while it lingers.
+    // The old process serves while it lingers.
     load.answers(10).await;
     assert_eq!(proxy.exit_code().await, Some(0));
     assert_eq!(load.end().await, Vec::<String>::new());
@@ -263,7 +263,7 @@ async fn serve_says_where_it_listens_and_a_port_may_be_any() {
     let mut stderr = child.stderr.take().unwrap();
     let reading = move || {
         let mut bytes = [0; 256];
-        // A line is written in pieces: only one that has ended counts.
+        // A line is written in pieces: only a complete one counts.
         let addresses = |text: &str| {
             let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
             whole.filter(|line| line.contains("http://127.0.0.1:")).count()

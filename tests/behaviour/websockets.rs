@@ -1,5 +1,5 @@
-//! `/v1/realtime`: a websocket goes to a backend that has it, byte for byte in both directions, and
-//! holds one stream there until either side ends it.
+//! `/v1/realtime`: a websocket is relayed byte for byte to a backend that supports it, and occupies
+//! one stream there until either side closes.
 
 use bytes::Bytes;
 use http::Request;
@@ -18,16 +18,16 @@ use crate::proxy::{Engine, Proxy, vllm};
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                         Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// An engine whose websockets the test plays itself.
+/// Engine whose websockets are driven by the test.
 struct Server {
     address: SocketAddr,
     opened: Mutex<mpsc::UnboundedReceiver<Opened>>,
 }
 
-/// A websocket's connection at the engine, its handshake read.
+/// Engine side of a websocket after its handshake.
 struct Opened {
     head: String,
-    /// What came of it behind the head and before now.
+    /// Bytes received after the head so far.
     read: Vec<u8>,
     socket: TcpStream,
 }
@@ -49,13 +49,13 @@ impl Server {
         Engine { name, url: format!("http://{}", self.address), more }
     }
 
-    /// The next websocket that is asked for.
+    /// Accepts the next websocket request.
     async fn opened(&self) -> Opened {
         within(async { self.opened.lock().await.recv().await }).await.unwrap()
     }
 }
 
-/// Other requests are answered 404.
+/// Other requests get 404.
 async fn serve(mut socket: TcpStream, sender: mpsc::UnboundedSender<Opened>) {
     let mut read = Vec::new();
     loop {
@@ -80,7 +80,7 @@ impl Opened {
         within(self.socket.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Exactly these bytes come next.
+    /// Asserts that exactly these bytes follow.
     async fn gets(&mut self, wanted: &[u8]) {
         while self.read.len() < wanted.len() {
             let read = within(self.socket.read_buf(&mut self.read)).await.unwrap();
@@ -90,7 +90,7 @@ impl Opened {
         self.read.clear();
     }
 
-    /// The other side has ended, with no further byte.
+    /// Asserts that the peer has closed without a further byte.
     async fn ends(&mut self) {
         let read = within(self.socket.read_buf(&mut self.read)).await;
         assert!(read.unwrap_or(0) == 0 && self.read.is_empty());
@@ -117,7 +117,7 @@ async fn refusal(proxy: &Proxy, request: &str) -> RawAnswer {
     client.answer().await
 }
 
-/// A websocket through the proxy, both ends in hand.
+/// Websocket through the proxy, with both ends.
 async fn tunnel(proxy: &Proxy, server: &Server) -> (RawClient, Opened) {
     let mut client = asks(proxy, "/v1/realtime?model=m", "").await;
     let mut opened = server.opened().await;
@@ -144,7 +144,7 @@ async fn settled(proxy: &Proxy, how: &str) {
 async fn bytes_flow_in_both_directions_and_a_client_that_leaves_ends_the_engines_side() {
     let server = Server::start().await;
     let proxy = Proxy::start("", &[server.engine("a", MODEL)]).await;
-    // Frames may come right behind both heads.
+    // Frames may follow directly after both heads.
     let request = handshake("/v1/realtime?model=m&x=1", "X-Custom: 7\r\n") + "early bytes";
     let mut client = RawClient::connect(proxy.data).await;
     client.send(request.as_bytes()).await;
@@ -177,7 +177,7 @@ async fn bytes_flow_in_both_directions_and_a_client_that_leaves_ends_the_engines
     opened.gets(b"early bytes").await;
     proxy.shows("a", |backend| backend["streams"] == 1).await;
 
-    // More than sockets hold, at once in both directions.
+    // More than the socket buffers hold, in both directions at once.
     let bytes: Vec<u8> =
         (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let there = bytes.clone();
@@ -305,7 +305,7 @@ async fn the_model_in_the_query_chooses_the_backend() {
 async fn an_answer_without_101_is_an_ordinary_one_and_ends_the_connection() {
     let server = Server::start().await;
     let proxy = Proxy::start("", &[server.engine("a", MODEL)]).await;
-    // Behind a handshake that was refused nothing is a request.
+    // After a refused handshake no byte is parsed as a request.
     let smuggled = "GET /v1/models HTTP/1.1\r\nhost: h\r\n\r\n";
     let mut client = RawClient::connect(proxy.data).await;
     let request = handshake("/v1/realtime?model=m", "") + smuggled;
@@ -345,7 +345,8 @@ async fn a_websocket_goes_to_a_backend_that_has_it() {
     let [whole, other] = [answers().await, answers().await];
     let dead = crate::proxy::Nobody::new();
     let dead = Engine { name: "dead", url: dead.url(), more: MODEL };
-    // Of an engine of another kind the path is not asked for; one that answers 404 does not have it.
+    // The path is requested only from engines whose family has it; one that answers 404 does not
+    // have it.
     let engines = [
         Engine { name: "l", url: whole.url(), more: "engine = \"llamacpp\"" },
         Engine { name: "p", url: other.url(), more: MODEL },

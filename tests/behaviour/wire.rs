@@ -1,5 +1,5 @@
-//! HTTP/1.1 byte by byte: what clients may send and how it is answered, and what engines may answer
-//! and how it is read. RFC 9112 where tidegate has no choice.
+//! HTTP/1.1 byte by byte: requests that clients may send and their answers, and answers that
+//! engines may send and their parsing. RFC 9112 where it leaves tidegate no choice.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,12 +24,12 @@ fn request(more: &str, body: &str) -> String {
     format!("POST {CHAT} HTTP/1.1\r\nhost: t\r\n{more}content-length: {length}\r\n\r\n{body}")
 }
 
-/// All that comes back until the proxy closes.
+/// Reads until the proxy closes.
 async fn talk(to: SocketAddr, pieces: &[&str]) -> String {
     let mut socket = TcpStream::connect(to).await.unwrap();
     socket.set_nodelay(true).unwrap();
     for piece in pieces {
-        // The proxy may have heard enough.
+        // The proxy may close before it has read everything.
         if socket.write_all(piece.as_bytes()).await.is_err() {
             break;
         }
@@ -196,21 +196,21 @@ async fn a_client_that_does_not_read_its_answer_holds_its_place_only_so_long() {
     let proxy = Proxy::start("client_stall_seconds = 0.3\n", &[plain("a", &fake)]).await;
     let mut socket = TcpStream::connect(proxy.data).await.unwrap();
     socket.write_all(request("", &chat(true)).as_bytes()).await.unwrap();
-    // It is answered, and never reads.
+    // The client is answered, and never reads.
     until("the answer is on its way", || !proxy.is_settled()).await;
     proxy.settles().await;
     drop(socket);
 }
 
-/// An engine that answers every request on a connection with the next of these bytes, and closes
-/// after the last of a connection. Its prober's questions get a 404.
+/// Engine that answers every request on a connection with the next of these bytes, and closes after
+/// the last. Probes get 404.
 struct Raw {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
 
 impl Raw {
-    /// `scripts`: for each connection that carries work, its answers.
+    /// `scripts`: answers by connection, for connections that carry requests.
     async fn start(scripts: Vec<Vec<&'static str>>) -> Raw {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -237,7 +237,7 @@ async fn converse(mut socket: TcpStream, scripts: &[Vec<&str>], connections: &At
     let mut script: Option<std::slice::Iter<'_, &str>> = None;
     let mut read = Vec::new();
     loop {
-        // A whole request; the proxy sends every body with its length.
+        // A complete request; the proxy sends every body with its length.
         let end = loop {
             if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {
                 let head = String::from_utf8_lossy(&read[..end]).to_ascii_lowercase();
@@ -269,7 +269,7 @@ async fn converse(mut socket: TcpStream, scripts: &[Vec<&str>], connections: &At
     }
 }
 
-/// A 200 with a body that is valid for a chat.
+/// Returns a 200 with a valid chat body.
 macro_rules! ok {
     ($head:literal) => {
         concat!(
@@ -302,10 +302,11 @@ async fn every_way_to_end_an_answer_is_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_is_used_again_only_if_its_answer_ended_where_it_said() {
     let good = ok!("content-length: 14\r\n");
-    // More than was announced: what follows is nobody's answer.
+    // Surplus bytes beyond the announced length belong to no answer.
     let more = concat!(ok!("content-length: 14\r\n"), "HTTP/1.1 500 Smuggled\r\n\r\n");
     let closes = ok!("content-length: 14\r\nconnection: close\r\n");
-    // An engine that would go on: nobody may ask it to.
+    // An engine that would answer again after `connection: close`: the proxy must not reuse the
+    // connection.
     let wrong = "HTTP/1.1 500 Asked Again\r\n\r\n";
     let first = [vec![closes, wrong]];
     let rest = [(); 11].map(|()| vec![good, good, more, wrong]);
@@ -316,7 +317,8 @@ async fn a_connection_is_used_again_only_if_its_answer_ended_where_it_said() {
         assert_eq!((answer.status.as_u16(), &*answer.body), (200, "{\"choices\":[]}"), "{n}");
     }
     let connections = engine.connections.load(SeqCst);
-    // One connection carries three requests; after its surplus bytes each has one of its own.
+    // One connection carries three requests; after its surplus bytes each request has its own
+    // connection.
     assert!((8..10).contains(&connections), "{connections} connections for ten requests");
     proxy.settles().await;
 }
@@ -324,7 +326,7 @@ async fn a_connection_is_used_again_only_if_its_answer_ended_where_it_said() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_was_closed_meanwhile_costs_no_request() {
     let good = ok!("content-length: 14\r\n");
-    // Each closes after its second answer, which is when the proxy thinks of a third.
+    // Each connection closes after its second answer, when the proxy prepares a third request.
     let engine = Raw::start(vec![vec![good, good]; 12]).await;
     let proxy = Proxy::start("", &[engine.engine()]).await;
     for n in 1..=12 {
@@ -373,7 +375,7 @@ async fn an_engine_may_answer_before_it_has_read_all() {
                 let text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
                 socket.write_all(text.as_bytes()).await.unwrap();
                 count.fetch_add(usize::from(work), SeqCst);
-                // The rest is never read; the connection stays.
+                // The rest is never read; the connection stays open.
                 std::future::pending::<()>().await;
             });
         }

@@ -1,4 +1,4 @@
-//! Clients of every manner, and what each of them makes of its answer.
+//! Client behaviours, and the verdict of each on its answer.
 
 use fastrand::Rng;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use crate::tally::Outcome;
 use crate::tap::{ERROR_EVENT, REFUSED, WORDS};
 use crate::wire::{self, Answer, Reading};
 
-/// How a client behaves.
+/// Behaviour of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     /// Not streamed.
@@ -21,7 +21,7 @@ pub enum Manner {
     Slow,
     /// Closes its sending half after the request.
     HalfCloses,
-    /// Leaves at some point.
+    /// Disconnects at a random time.
     Leaves,
     /// Streamed; its answer is never read.
     NeverReads,
@@ -56,12 +56,12 @@ impl Manner {
         }
     }
 
-    /// Its request is good, and it waits for the answer.
+    /// Whether the request is valid and the client reads the whole answer.
     pub fn must_be_served(self) -> bool {
         matches!(self, Manner::Plain | Manner::Streamed | Manner::Slow | Manner::HalfCloses)
     }
 
-    /// One of the good ones, of the odd ones, or, with this chance, a refused one.
+    /// Draws a behaviour; a request that every engine refuses is drawn with probability `refused`.
     pub fn draw(rng: &mut Rng, refused: f64) -> Manner {
         if rng.f64() < refused {
             return if rng.u8(..4) == 0 { Manner::ErrorEvent } else { Manner::Refused };
@@ -77,19 +77,20 @@ impl Manner {
     }
 }
 
-/// A request that takes longer has failed: hangs last seconds.
+/// Time limit of a request; a longer one counts as failed. Hangs injected by the fault layer last
+/// seconds.
 const LIMIT: Duration = Duration::from_secs(90);
-/// Of clients that are to push back.
+/// Receive buffer, in bytes, of clients that exert back-pressure.
 const SMALL_BUFFER: u32 = 4096;
 
-/// One client with one request.
+/// Client with one request.
 pub struct Client {
     pub manner: Manner,
     model: &'static str,
     prompt: usize,
     output: usize,
     is_streamed: bool,
-    /// When one that leaves does.
+    /// Time until disconnect, for `Leaves`.
     stay: Duration,
 }
 
@@ -98,7 +99,7 @@ impl Client {
         let manner = Manner::draw(rng, refused);
         let long = rng.u8(..20) == 0;
         let output = match manner {
-            // More than a socket's buffers take.
+            // Exceeds the socket buffers.
             Manner::NeverReads => 1500,
             Manner::Slow => rng.usize(100..300),
             _ if long => rng.usize(60..200),
@@ -134,7 +135,7 @@ impl Client {
         )
     }
 
-    /// Ask, and judge the answer.
+    /// Sends the request and judges the answer.
     pub async fn ask(&self, to: SocketAddr, number: u64) -> Outcome {
         let request = wire::request("POST", "/v1/chat/completions", &self.body(number));
         let asking = self.exchange(to, &request);
@@ -175,7 +176,7 @@ impl Client {
     fn judge(&self, answer: &Answer) -> Outcome {
         let text = answer.text();
         if matches!(self.manner, Manner::Refused | Manner::ErrorEvent) {
-            // A refusal may come as an event behind a head that a keep-alive comment sent.
+            // A refusal may be an event after a response head that a keep-alive comment has sent.
             let refused = answer.status >= 400 || self.is_streamed;
             return match refused && text.contains(WORDS) {
                 true => Outcome::Refused,
@@ -197,7 +198,7 @@ impl Client {
     }
 }
 
-/// The status and the beginning of what came, without numbers that differ from request to request.
+/// Returns the status and the start of the body, without numbers that vary by request.
 fn wording(answer: &Answer) -> String {
     let text: String = answer.text().chars().take(160).collect();
     format!("{} {}", answer.status, text.replace(|c: char| c.is_ascii_digit(), ""))
@@ -205,9 +206,9 @@ fn wording(answer: &Answer) -> String {
 
 #[derive(Default)]
 struct Seen {
-    /// An event came that is not an error.
+    /// Whether an event that is no error was received.
     has_begun: bool,
-    /// The end that the API has for it, and no error.
+    /// Whether the answer ended as its API requires, without an error.
     is_ended: bool,
     words: usize,
 }
@@ -237,7 +238,7 @@ fn plain(text: &str) -> Seen {
     Seen { has_begun: false, is_ended: content.is_string(), words: words(content) }
 }
 
-/// Each token of the emulator's is a word.
+/// Counts tokens: each token of the emulator is one word.
 fn words(content: &Value) -> usize {
     content.as_str().map_or(0, |text| text.split_ascii_whitespace().count())
 }

@@ -1,4 +1,5 @@
-//! What happens to engines and roles, in real time and by a seed: one fault at a time in each fleet.
+//! Random faults of engines and role changes, in real time, from a seed: one fault at a time in
+//! each fleet.
 
 use fastrand::Rng;
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 use crate::fleet::{Fleet, Proxy};
 use crate::tap::Mode;
 
-/// What befalls an engine.
+/// Fault of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Kill,
@@ -25,7 +26,7 @@ impl Fault {
         [Fault::Kill, Fault::Hang, Fault::Reset, Fault::Slow, Fault::Fails, Fault::Busy];
 }
 
-/// After a fault the requests that it met are over, or on another engine, before the next begins.
+/// Pause after a fault, in which the requests it hit end or are retried before the next fault.
 const GAP: std::ops::Range<u64> = 1_000..2_500;
 const LASTS: std::ops::Range<u64> = 200..4_000;
 
@@ -41,7 +42,7 @@ async fn begin(fleet: &Fleet, engine: usize, fault: Fault, rng: &mut Rng) {
     }
 }
 
-/// Faults in one fleet until told to stop; returns how many of each there were.
+/// Injects faults into one fleet until stopped; returns the count of each kind.
 pub async fn plague(
     fleet: Arc<Fleet>,
     mut rng: Rng,
@@ -49,7 +50,7 @@ pub async fn plague(
 ) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     let mut last = fleet.taps.len();
-    // Every fault comes once a round.
+    // Each round contains every fault once.
     let mut round = Vec::new();
     while !waits(&mut stop, rng.u64(GAP)).await {
         if round.is_empty() {
@@ -57,7 +58,7 @@ pub async fn plague(
             rng.shuffle(&mut round);
         }
         let Some(fault) = round.pop() else { continue };
-        // One that has just come back is left alone.
+        // An engine that has just recovered is skipped.
         let engine = (last + rng.usize(1..fleet.taps.len())) % fleet.taps.len();
         last = engine;
         begin(&fleet, engine, fault, &mut rng).await;
@@ -71,7 +72,7 @@ pub async fn plague(
     counts
 }
 
-/// One engine at a time is flipped by hand and released.
+/// Flips and releases one engine at a time by the admin API.
 pub async fn flips(
     proxy: Arc<Proxy>,
     fleet: Arc<Fleet>,
@@ -92,7 +93,7 @@ pub async fn flips(
     BTreeMap::from([("flips by hand".to_owned(), done), ("reloads".to_owned(), reloads)])
 }
 
-/// Wait so long, or until told to stop: `true`.
+/// Waits for `millis`, or until stopped. Returns true if stopped.
 async fn waits(stop: &mut watch::Receiver<bool>, millis: u64) -> bool {
     let stopped = stop.wait_for(|stop| *stop);
     tokio::time::timeout(Duration::from_millis(millis), stopped).await.is_ok()

@@ -1,4 +1,4 @@
-//! The engines, each behind a tap, and the proxy in front of all.
+//! The engines, each behind a tap, and the proxy in front of them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -13,14 +13,14 @@ use tokio::sync::Mutex;
 use crate::tap::{Mode, Tap};
 use crate::wire;
 
-/// Engines of one model, of which at most one has a fault at a time.
+/// Engines of one model, of which at most one has a fault at any time.
 pub struct Fleet {
     pub model: &'static str,
     pub taps: Vec<Tap>,
     engines: Mutex<tidegate_emulator::Running>,
 }
 
-/// The KV leases of the emulated engines: leases that a fault left behind end within the test.
+/// KV lease of the emulated engines: short, so that leases orphaned by a fault end within the test.
 const LEASE: Seconds = Seconds(4.0);
 
 impl Fleet {
@@ -68,7 +68,7 @@ impl Fleet {
         self.taps.iter().map(Tap::cuts).sum()
     }
 
-    /// Sequences that the engines still run, or keep waiting.
+    /// Returns the number of sequences that the engines run or queue.
     pub async fn running(&self) -> u64 {
         let engines = self.engines.lock().await;
         (0..self.taps.len())
@@ -96,7 +96,7 @@ impl Fleet {
     }
 }
 
-/// Below the ports that a system gives to clients: an address can be bound again after a while.
+/// Ports below the ephemeral range, so that an address can be bound again after a fault.
 pub async fn listen_low() -> TcpListener {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let begin = std::process::id().wrapping_mul(127);
@@ -123,7 +123,7 @@ impl Proxy {
         let addresses = [data.local_addr().unwrap(), admin.local_addr().unwrap()];
         drop((data, admin));
         let [data, admin] = addresses;
-        // Deadlines are not what is tested, on a machine that may be busy.
+        // Long deadlines: the machine may be busy, and timing is not under test.
         let mut text = format!(
             "[server]\nlisten = [\"{data}\"]\nthreads = 2\nlinger_seconds = 0\ndrain_seconds = 5\n\
              [admin]\nlisten = \"{admin}\"\n\
@@ -151,18 +151,18 @@ impl Proxy {
         asked.is_ok_and(|answer| fleets.iter().all(|fleet| answer.text().contains(fleet.model)))
     }
 
-    /// A page of the admin port.
+    /// Gets a page of the admin port.
     pub async fn page(&self, path: &str) -> String {
         let asked = wire::ask(self.admin, "GET", path, "").await;
         asked.map(|answer| answer.text().into_owned()).unwrap_or_default()
     }
 
-    /// Reloads files, as SIGHUP does.
+    /// Reloads the configuration, as SIGHUP does.
     pub fn reload(&self) {
         self.running.proxy.reload.notify_one();
     }
 
-    /// Flip a backend by hand, or release it.
+    /// Sets a backend's role or pin by the admin API; returns the status.
     pub async fn set_role(&self, backend: &str, change: &str) -> u16 {
         let path = format!("/v1/backends/{backend}/role");
         wire::ask(self.admin, "POST", &path, change).await.map_or(0, |answer| answer.status)

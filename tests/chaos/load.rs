@@ -1,4 +1,4 @@
-//! The run: phases of load, faults beside it, and what must hold at the end.
+//! The run: phases of load with concurrent faults, and the assertions at the end.
 
 use fastrand::Rng;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ pub struct Scale {
     pub requests: u64,
 }
 
-/// Requests in flight of a busy fleet.
+/// Requests in flight in a busy fleet.
 const BUSY: usize = 48;
-/// Requests of one phase, the last of which come one by one.
+/// Requests of one phase; the last of them are sent one by one.
 const PHASE: u64 = 500;
 const IDLE: u64 = 20;
-/// Shares of requests that all engines refuse, a phase each.
+/// Share of requests that all engines refuse, by phase.
 const REFUSED: [f64; 5] = [0.0, 0.1, 0.9, 0.3, 0.6];
-/// For idle connections to end, and leases.
+/// Time for idle connections and leases to end.
 const QUIET: Duration = Duration::from_secs(8);
-/// For what is in flight to settle.
+/// Time for requests in flight to end.
 const SETTLES: Duration = Duration::from_secs(30);
 
 struct Stage {
@@ -38,7 +38,7 @@ struct Stage {
 }
 
 pub async fn run(seed: u64, scale: Scale) {
-    // vLLM's own policy and the one that its documentation advises.
+    // vLLM's default policy, and the one that its documentation recommends.
     let policy = match seed % 2 {
         0 => LoadFailurePolicy::Recompute,
         _ => LoadFailurePolicy::Fail,
@@ -59,7 +59,7 @@ pub async fn run(seed: u64, scale: Scale) {
 }
 
 impl Stage {
-    /// Requests of these numbers, with faults beside them.
+    /// Sends the requests with these numbers while faults are injected.
     async fn act(&self, numbers: std::ops::Range<u64>) {
         let (stop, stopped) = watch::channel(false);
         let mut beside = JoinSet::new();
@@ -97,7 +97,7 @@ impl Stage {
         }
     }
 
-    /// Every counter comes back to zero, and idle connections end.
+    /// Asserts that every counter returns to zero and that idle connections end.
     async fn comes_to_rest(&self) -> Held {
         let end = Instant::now() + SETTLES;
         loop {
@@ -114,7 +114,7 @@ impl Stage {
         Held::now()
     }
 
-    /// Counters that are not zero, by `/v1/fleet`, `/metrics` and the engines' own word.
+    /// Returns non-zero counters of `/v1/fleet`, `/metrics` and the engines.
     async fn unsettled(&self) -> Vec<String> {
         let mut left = Vec::new();
         let fleet: serde_json::Value =
@@ -161,7 +161,7 @@ impl Stage {
         left
     }
 
-    /// What clients saw beside what was done to them.
+    /// Prints client results beside the injected faults.
     fn judge(&self) {
         self.tally.print();
         let good = self.tally.good();
@@ -170,7 +170,7 @@ impl Stage {
         assert!(good.served > 0);
         assert_eq!(good.lost, 0, "good requests that another engine could have served");
         assert!(good.cut <= cuts, "{} streams broke, {cuts} were cut on purpose", good.cut);
-        // Of those that no fault had cut.
+        // Requests that no fault has cut.
         let share = good.served as f64 / (good.served + good.lost) as f64;
         assert!(share >= 0.999, "good requests served: {share}");
         for manner in [Manner::Refused, Manner::ErrorEvent] {

@@ -1,4 +1,5 @@
-//! What this process holds: the proxy, the engines and the clients are all in it.
+//! Memory and file descriptors of this process, which contains the proxy, the engines and the
+//! clients.
 
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
@@ -15,7 +16,7 @@ impl Held {
         Held { resident_mb: kb >> 10, descriptors }
     }
 
-    /// Slack: caches that still fill, and what the allocator has not given back.
+    /// Tolerance for caches that still fill and memory that the allocator has not returned.
     pub fn is_flat_since(self, middle: Held) -> bool {
         self.resident_mb <= middle.resident_mb + middle.resident_mb / 10 + 32
             && self.descriptors <= middle.descriptors + 16

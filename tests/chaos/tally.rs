@@ -1,33 +1,33 @@
-//! What clients saw.
+//! Results as seen by the clients.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use crate::clients::Manner;
 
-/// How a request ended, by its client's word.
+/// Result of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A whole answer.
+    /// Complete answer.
     Served,
-    /// The client left, or did not read, as it was to.
+    /// The client disconnected or did not read, as its behaviour requires.
     Left,
-    /// A request that every engine refuses was refused with the engines' words.
+    /// A request that every engine refuses was refused with the engines' message.
     Refused,
-    /// A stream that had begun broke off.
+    /// A stream was cut after its first event.
     Cut,
-    /// Nothing of the answer came, or nothing right.
+    /// No valid part of the answer was received.
     Lost(String),
 }
 
 #[derive(Debug, Default)]
 pub struct Tally {
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
-    /// The first few of each kind of loss, with the request's number.
+    /// First few losses of each kind, with the number of the request.
     losses: Mutex<BTreeMap<String, (u64, u64)>>,
 }
 
-/// Counts of the requests that had to be served.
+/// Counts of the requests that must be served.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Good {
     pub served: u64,

@@ -1,6 +1,6 @@
-//! The fault layer: a TCP relay in front of one engine, with modes. It knows of HTTP where a request
-//! ends, so that it can answer in place of the engine, and whether a stream has begun, so that it
-//! can count the streams that it cuts.
+//! Fault layer: a TCP relay with modes in front of one engine. It parses HTTP as far as the end of
+//! a request, to answer in place of the engine, and the start of a stream, to count the streams
+//! that it cuts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,39 +12,40 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// A member that all engines refuse with 500, and the words that they refuse it with.
+/// Request member that all engines refuse with 500, and the message of the refusal.
 pub const REFUSED: &str = "\"user\":\"chaos-refused\"";
-/// A member that all engines answer with an error event; with 500 where nothing streams.
+/// Request member that all engines answer with an error event; with 500 if the request is not
+/// streamed.
 pub const ERROR_EVENT: &str = "\"user\":\"chaos-error-event\"";
-/// The words of both.
+/// Message of both errors.
 pub const WORDS: &str = "chaos: this request cannot be served";
 
-/// What the relay does.
+/// Mode of the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Bytes pass.
+    /// Bytes are relayed.
     Pass,
     /// Connections are reset, and new ones refused.
     Refuse,
-    /// Connections are accepted; no byte passes.
+    /// Connections are accepted; no byte is relayed.
     Hang,
-    /// An answer is reset after so many bytes of it.
+    /// Answers are reset after this number of bytes.
     Reset(usize),
-    /// Each piece of an answer waits.
+    /// Each piece of an answer is delayed.
     Slow(Duration),
-    /// Requests are answered with this status, and good health is claimed.
+    /// Requests are answered with this status; health checks succeed.
     Fail(u16),
 }
 
 pub struct Tap {
-    /// Where the proxy finds the engine.
+    /// Address at which the proxy reaches the engine.
     pub address: SocketAddr,
     mode: watch::Sender<Mode>,
     cuts: Arc<AtomicU64>,
 }
 
 impl Tap {
-    /// A relay to `engine` on a port of its own.
+    /// Creates a relay to `engine` on its own port.
     pub async fn start(engine: SocketAddr) -> Tap {
         let listener = crate::fleet::listen_low().await;
         let address = listener.local_addr().unwrap();
@@ -58,7 +59,7 @@ impl Tap {
         self.mode.send_replace(mode);
     }
 
-    /// Streams that it cut after their head.
+    /// Returns the number of streams cut after their response head.
     pub fn cuts(&self) -> u64 {
         self.cuts.load(Relaxed)
     }
@@ -77,7 +78,7 @@ async fn relay(
         let refuses = *modes.borrow_and_update() == Mode::Refuse;
         match (&listener, refuses) {
             (Some(_), true) => listener = None,
-            // Its port may linger for a moment.
+            // The port may linger briefly.
             (None, false) => match TcpListener::bind(address).await {
                 Ok(again) => listener = Some(again),
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -96,16 +97,16 @@ async fn relay(
     }
 }
 
-/// One connection of the proxy's.
+/// One connection from the proxy.
 struct Link {
     near: TcpStream,
     modes: watch::Receiver<Mode>,
     cuts: Arc<AtomicU64>,
-    /// Of the request that is coming.
+    /// Buffer of the incoming request.
     asked: Vec<u8>,
-    /// The answer on its way is a stream whose head has passed.
+    /// Whether the current answer is a stream whose head has been relayed.
     is_streaming: bool,
-    /// Bytes of the answer on its way.
+    /// Bytes relayed of the current answer.
     answered: usize,
 }
 
@@ -147,7 +148,7 @@ impl Link {
         }
     }
 
-    /// Pass requests on as they are whole. `false`: the connection is over.
+    /// Relays complete requests. Returns false when the connection has ended.
     async fn forward(&mut self, far: &mut TcpStream, mode: Mode) -> bool {
         while let Ok(Some(head)) = read_request(&self.asked) {
             let Framing::Length(length) = head.framing else { return false };
@@ -169,7 +170,7 @@ impl Link {
         true
     }
 
-    /// Pass a piece of an answer on. `false`: the connection is over.
+    /// Relays a piece of an answer. Returns false when the connection has ended.
     async fn answer(&mut self, piece: &[u8], mode: Mode) -> bool {
         if let Mode::Slow(pause) = mode {
             tokio::time::sleep(pause).await;
@@ -193,7 +194,7 @@ impl Link {
         passed
     }
 
-    /// Reset the connection, as a machine that lost power does.
+    /// Resets the connection, as a machine that loses power does.
     fn cut(&mut self) {
         if self.is_streaming {
             self.cuts.fetch_add(1, Relaxed);
@@ -202,7 +203,7 @@ impl Link {
     }
 }
 
-/// What is answered in the engine's place.
+/// Returns the answer sent in place of the engine's.
 fn in_place(method: &http::Method, request: &[u8], mode: Mode) -> Option<String> {
     if method != http::Method::POST {
         return None;

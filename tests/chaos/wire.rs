@@ -1,4 +1,4 @@
-//! HTTP/1.1 on a raw socket, for clients whose manners a library does not have.
+//! HTTP/1.1 on a raw socket, for client behaviours that libraries do not support.
 
 use http::Method;
 use std::io::{Error, Result};
@@ -8,11 +8,11 @@ use tidegate_http1::{BodyReader, read_response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// An answer as far as it came.
+/// Answer as far as received.
 pub struct Answer {
     pub status: u16,
     pub body: Vec<u8>,
-    /// Its framing ended it, not the connection's end.
+    /// Whether its framing ended it, rather than the end of the connection.
     pub is_whole: bool,
 }
 
@@ -22,12 +22,12 @@ impl Answer {
     }
 }
 
-/// How a client reads.
+/// Reading speed of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
-    /// Bytes a read.
+    /// Bytes per read.
     pub piece: usize,
-    /// Between two reads.
+    /// Pause between two reads.
     pub pause: Duration,
 }
 
@@ -35,7 +35,7 @@ impl Reading {
     pub const QUICK: Reading = Reading { piece: 16 << 10, pause: Duration::ZERO };
 }
 
-/// A connection whose receive buffer is small if the client is to push back.
+/// Opens a connection, with a small receive buffer if the client exerts back-pressure.
 pub async fn connect(to: SocketAddr, receive_buffer: Option<u32>) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     if let Some(size) = receive_buffer {
@@ -55,8 +55,8 @@ pub fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Read one answer. An end before its head is an error; one within its body is an answer that is
-/// not whole.
+/// Reads one answer. An end of the connection before the head is an error; one within the body
+/// yields an incomplete answer.
 pub async fn read(stream: &mut TcpStream, reading: Reading) -> Result<Answer> {
     let mut bytes = Vec::new();
     let head = loop {
@@ -64,7 +64,7 @@ pub async fn read(stream: &mut TcpStream, reading: Reading) -> Result<Answer> {
             if !head.status.is_informational() {
                 break head;
             }
-            // A 100 shows the proxy whether a client that has half-closed is still there.
+            // A 100 (Continue) tests whether a client that has half-closed is still connected.
             bytes.drain(..head.length);
             continue;
         }
@@ -86,7 +86,7 @@ pub async fn read(stream: &mut TcpStream, reading: Reading) -> Result<Answer> {
             tokio::time::sleep(reading.pause).await;
         }
         rest.resize(reading.piece, 0);
-        // A reset here is the end of a body that is not whole.
+        // A reset within the body ends an incomplete body.
         let n = stream.read(&mut rest).await.unwrap_or(0);
         rest.truncate(n);
         if n == 0 {
@@ -96,7 +96,7 @@ pub async fn read(stream: &mut TcpStream, reading: Reading) -> Result<Answer> {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on its own connection.
 pub async fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Result<Answer> {
     let mut stream = connect(to, None).await?;
     stream.write_all(&request(method, path, body)).await?;
