@@ -1,5 +1,5 @@
-//! The page of `/metrics` under vLLM's names (docs/spec/engine-protocols.md#vllm-metrics, and the
-//! recorded page).
+//! `/metrics` page under vLLM's names (docs/spec/engine-protocols.md#vllm-metrics, and the recorded
+//! page).
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,7 +8,7 @@ use crate::config::VllmConnector;
 use crate::engine::Shared;
 use crate::tokens::BLOCK_TOKENS;
 
-/// The page as it is now.
+/// Renders the page.
 pub fn page(engine: &Shared) -> String {
     let counters = &engine.counters;
     let of = |counter: &AtomicU64| counter.load(Relaxed) as f64;
@@ -47,7 +47,7 @@ pub fn page(engine: &Shared) -> String {
     let success = "request_success_total";
     row("counter", success, ",finished_reason=\"length\"", of(&counters.finished));
     row("counter", success, ",finished_reason=\"error\"", of(&counters.errors));
-    // It stays 0 in a real vLLM too, whoever leaves (real_engines/README.md).
+    // A real vLLM reports 0 as well, after any disconnect (real_engines/README.md).
     row("counter", success, ",finished_reason=\"abort\"", 0.0);
     let (moved, transfers) = (of(&counters.bytes_in), of(&counters.transfers_in));
     let (failed, expired) = (of(&counters.transfers_failed), of(&counters.leases_expired));
@@ -68,7 +68,7 @@ pub fn page(engine: &Shared) -> String {
             row("counter", "mooncake_num_failed_recvs_total", "", failed);
             row("counter", "mooncake_num_kv_expired_reqs_total", "", expired);
         }
-        // These tell by prompt_tokens_by_source alone.
+        // These connectors report only prompt_tokens_by_source.
         VllmConnector::Offloading | VllmConnector::SharedStore => {}
     }
     let blocks = engine.config.profile.kv_capacity.get() / BLOCK_TOKENS as u64;

@@ -1,7 +1,6 @@
 //! vLLM's MooncakeConnector (docs/spec/engine-protocols.md#vllm-mooncake): its bootstrap server's
-//! answer, and what an
-//! engine that was started for one side makes of the other. It must never survive that: the real
-//! one dies of an assertion.
+//! answer, and the role assertion: an engine started as producer or consumer dies of a request for
+//! the other role, as the real engine does.
 
 use http::Uri;
 use http::header::HeaderMap;
@@ -11,12 +10,12 @@ use crate::body::{Handoff, Remote};
 use crate::config::{EngineKind, KvRole, VllmConnector};
 use crate::engine::Shared;
 
-/// What a transfer's KV is held under: only the rank that computed it has it.
+/// Returns the lease name of a transfer's KV: only the rank that computed it has it.
 fn name(engine_id: &str, transfer: &str) -> String {
     format!("{engine_id}/{transfer}")
 }
 
-/// The decode side of a transfer.
+/// Returns the remote of a transfer's decode leg.
 pub fn remote(engine_id: String, transfer: &str, bootstrap: &str) -> Option<Remote> {
     let uri: Uri = bootstrap.parse().ok()?;
     let host = uri.host()?.trim_matches(['[', ']']).to_owned();
@@ -24,7 +23,7 @@ pub fn remote(engine_id: String, transfer: &str, bootstrap: &str) -> Option<Remo
     Some(Remote { request_id: name(&engine_id, transfer), engine_id, host, port, meets: true })
 }
 
-/// The prefill side: the rank that the request is pinned to, or any.
+/// Returns the lease name of a prefill leg, on the rank that the request is pinned to, or any rank.
 pub fn pinned(engine: &Shared, headers: &HeaderMap, transfer: &str) -> String {
     let ranks = engine.config.ranks.max(1);
     let said = headers.get("x-data-parallel-rank").and_then(|rank| rank.to_str().ok());
@@ -32,7 +31,7 @@ pub fn pinned(engine: &Shared, headers: &HeaderMap, transfer: &str) -> String {
     name(&engine.rank_id(rank.unwrap_or_else(|| fastrand::u16(..ranks))), transfer)
 }
 
-/// `GET /query`; `None` where there is no bootstrap server.
+/// `GET /query`; `None` without a bootstrap server.
 pub fn query(engine: &Shared) -> Option<Value> {
     let config = &engine.config;
     let serves = config.kind == EngineKind::Vllm
@@ -47,7 +46,7 @@ pub fn query(engine: &Shared) -> Option<Value> {
     serves.then(|| Value::Object((0..config.ranks.max(1)).map(rank).collect::<Map<_, _>>()))
 }
 
-/// Does it die of this?
+/// Returns whether the engine aborts on this hand-off.
 pub fn asserts(engine: &Shared, handoff: &Handoff) -> bool {
     let mooncake = engine.config.connector == VllmConnector::Mooncake;
     mooncake

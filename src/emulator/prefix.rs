@@ -1,6 +1,5 @@
-//! The optional prefix cache: which blocks' KV an engine still has. It holds as many tokens as the
-//! KV memory does and forgets the block not used for longest; memory that running sequences hold is
-//! not taken off (vLLM's cache lives in what they leave free).
+//! Optional LRU prefix cache of block hashes. Its capacity equals the KV memory; memory of running
+//! sequences is not deducted (vLLM's cache uses only what they leave free).
 
 use std::collections::{BTreeMap, HashMap};
 use tidegate_types::Tokens;
@@ -17,7 +16,7 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// For a memory of so many tokens.
+    /// Creates a cache for a memory of `capacity` tokens.
     pub fn new(capacity: Tokens) -> PrefixCache {
         PrefixCache {
             used: HashMap::new(),
@@ -27,20 +26,20 @@ impl PrefixCache {
         }
     }
 
-    /// So many blocks in tokens.
+    /// Converts a number of blocks to tokens.
     pub fn tokens(blocks: usize) -> u64 {
         (blocks * BLOCK_TOKENS) as u64
     }
 
-    /// How many tokens of this chain are here.
+    /// Returns how many leading tokens of this chain are cached.
     pub fn known(&self, chain: &[u64]) -> u64 {
         Self::tokens(chain.iter().take_while(|block| self.used.contains_key(block)).count())
     }
 
-    /// How many tokens of this chain are here; from now on all are.
+    /// Returns how many leading tokens of this chain are cached, and caches the whole chain.
     pub fn touch(&mut self, chain: &[u64]) -> u64 {
         let hit = self.known(chain);
-        // The last block is the oldest: a prefix outlives what builds on it.
+        // The last block becomes the oldest: a prefix is evicted after its extensions.
         for block in chain.iter().rev() {
             self.turn += 1;
             if let Some(before) = self.used.insert(*block, self.turn) {

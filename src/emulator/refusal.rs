@@ -1,21 +1,20 @@
-//! Errors in vLLM's form (docs/spec/engine-protocols.md#vllm-errors, and the recorded transcripts).
-//! It must never
-//! answer in a form of its own: a proxy is tested against these bytes.
+//! Errors in vLLM's format (docs/spec/engine-protocols.md#vllm-errors, and the recorded
+//! transcripts). The proxy is tested against these bytes.
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 
-/// Why a request is not served.
+/// Reason for a refused request, in vLLM's format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// 400, 403, 404, 500 or 503.
+    /// One of 400, 403, 404, 500 and 503.
     pub status: StatusCode,
     /// vLLM's `type`.
     pub kind: &'static str,
-    /// What is wrong.
+    /// Error message.
     pub message: String,
-    /// The member at fault.
+    /// Name of the offending member.
     pub param: Option<String>,
 }
 
@@ -34,7 +33,7 @@ struct Error<'a> {
 }
 
 impl Refusal {
-    /// A value of the right type that cannot be served.
+    /// Value of the right type that is not valid.
     pub fn bad(message: String, param: Option<&str>) -> Refusal {
         Refusal {
             status: StatusCode::BAD_REQUEST,
@@ -44,7 +43,7 @@ impl Refusal {
         }
     }
 
-    /// A value of the wrong type: pydantic's words.
+    /// Value of the wrong type, with pydantic's message.
     pub fn wrong_type(member: &str, kind: &str, message: &str, input: &str) -> Refusal {
         let loc = if member.is_empty() { "body".to_owned() } else { format!("body.{member}") };
         Refusal {
@@ -57,7 +56,7 @@ impl Refusal {
         }
     }
 
-    /// Not the model that is served.
+    /// Unknown model.
     pub fn unknown_model(model: &str, served: &str) -> Refusal {
         Refusal {
             status: StatusCode::NOT_FOUND,
@@ -67,7 +66,7 @@ impl Refusal {
         }
     }
 
-    /// The KV did not come and the policy is to fail.
+    /// The KV was not received and the policy is to fail.
     pub fn internal() -> Refusal {
         Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -87,7 +86,7 @@ impl Refusal {
         }
     }
 
-    /// A route that only exists behind a flag.
+    /// A route that requires a command-line flag.
     pub fn scale_out_disabled() -> Refusal {
         Refusal {
             status: StatusCode::FORBIDDEN,
@@ -97,7 +96,7 @@ impl Refusal {
         }
     }
 
-    /// As JSON.
+    /// Returns the error as JSON.
     pub fn body(&self) -> Bytes {
         let error = Error {
             message: &self.message,

@@ -18,7 +18,7 @@ use crate::stream::Reply;
 /// Polling interval for the end of the transfer.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Gives the KV up when the proxy leaves before it was taken: an aborted transfer.
+/// Releases the KV if the proxy disconnects before it was read: an aborted transfer.
 struct InRoom<'a> {
     engine: &'a Arc<Shared>,
     name: &'a str,
@@ -33,7 +33,7 @@ impl Drop for InRoom<'_> {
     }
 }
 
-/// Prefill, meet the decode engine, answer with the one token.
+/// Prefills, waits for the decode engine's read, and answers with the one token.
 pub async fn prefill(mut answers: Answers, shape: &Shape, name: &str) -> Response<Reply> {
     let feed = Arc::clone(&answers.all[0].feed);
     let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;

@@ -1,4 +1,4 @@
-//! Paths to answers: those of a vLLM server, and the two private ones.
+//! Routes: those of a vLLM server, and two private ones.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -18,10 +18,10 @@ use crate::side;
 use crate::stream::Reply;
 use crate::{mooncake, sglang, trtllm};
 
-/// Counters as JSON, for tests in other processes.
+/// Path of the counters as JSON, for tests in other processes.
 pub const STATS_PATH: &str = "/emulator/stats";
 
-/// A path, its method, and what it answers with.
+/// Paths with their method and route.
 const ROUTES: &[(&str, Method, Route)] = &[
     ("/v1/chat/completions", Method::POST, Route::Chat),
     ("/v1/completions", Method::POST, Route::Completion),
@@ -61,10 +61,10 @@ enum Route {
     Stats,
 }
 
-/// Answer one request.
+/// Answers one request.
 ///
 /// # Errors
-/// The client went while it sent its body.
+/// The client disconnected within its body.
 pub async fn answer(
     engine: Arc<Shared>,
     request: Request<Incoming>,
@@ -98,7 +98,7 @@ fn not_found() -> Response<Reply> {
     json(StatusCode::NOT_FOUND, Bytes::from_static(b"{\"detail\":\"Not Found\"}"))
 }
 
-/// What does not generate.
+/// Answers routes that do not generate.
 fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
     let config = &engine.config;
     let value = match route {
@@ -139,7 +139,7 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
     json(StatusCode::OK, Bytes::from(value.to_string()))
 }
 
-/// What SGLang and TensorRT-LLM tell of themselves; the others have no such path.
+/// Returns the server information of SGLang and TensorRT-LLM; the other engines have no such path.
 fn server_info(engine: &Shared) -> Option<serde_json::Value> {
     match engine.kind() {
         EngineKind::Sglang(mode) => Some(sglang::info(engine, mode)),

@@ -1,5 +1,5 @@
-//! The task that steps one engine. Deadlines are absolute: a wake-up that comes late shortens the
-//! wait for the next one, so the model's time does not stretch with the machine's load.
+//! Task that steps one engine. Deadlines are absolute: a late wake-up shortens the next wait, so
+//! model time does not drift with the load of the machine.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::stats::Counters;
 
 /// Command to the scheduler.
 pub enum Command {
-    /// Take a sequence; `reserved` tokens of memory were granted for it.
+    /// Admits a sequence, with `reserved` tokens of memory if they were granted.
     Admit {
         /// The sequence.
         sequence: Sequence,
@@ -29,8 +29,8 @@ pub enum Command {
     Cancel(SeqId),
     /// The held KV was read or its lease expired.
     Release(SeqId),
-    /// Memory for KV that is to be fetched. Those who ask are served in their order; one that no
-    /// longer listens is passed over.
+    /// Reserves memory for KV to be fetched. Grants are in FIFO order; a request whose receiver is
+    /// gone is skipped.
     Reserve {
         /// Size in tokens.
         tokens: Tokens,
@@ -48,18 +48,18 @@ pub struct Scheduler {
     feeds: HashMap<SeqId, Arc<Feed>>,
     /// FIFO of hand-offs that wait for memory.
     reserving: VecDeque<(Tokens, oneshot::Sender<()>)>,
-    /// Memory granted that no running sequence fills yet.
+    /// Granted memory that no running sequence occupies yet.
     reserved: Tokens,
-    /// Of that, what sequences take that begin with the next step.
+    /// Part of `reserved` for sequences that begin with the next step.
     filled: Vec<Tokens>,
     /// Grants not yet used.
     fetching: u32,
     counters: Arc<Counters>,
 }
 
-/// Behind by more than this, time is let go: the machine cannot keep up.
+/// Maximum lag; beyond it lost time is dropped, because the machine cannot catch up.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
-/// A step this late shows in the figures.
+/// Lag from which a step counts as late.
 const LATE: Duration = Duration::from_millis(5);
 
 impl Scheduler {
@@ -110,11 +110,10 @@ impl Scheduler {
         }
     }
 
-    /// The end of a step: its deadline, unless the machine is far behind. What is said meanwhile is
-    /// heard at once: memory that is free is granted while the step runs, so that a hand-off takes its
-    /// time from the moment it is asked for, as in docs/spec/engine-model.md#first-token. What is
-    /// admitted begins with
-    /// the next step.
+    /// Waits for the end of a step: its deadline, unless the machine is far behind. Commands are
+    /// handled meanwhile: free memory is granted during the step, so that a hand-off's duration
+    /// counts from its request, as in docs/spec/engine-model.md#first-token. Admitted sequences
+    /// begin with the next step.
     async fn wait_until(&mut self, deadline: Instant) -> Option<Instant> {
         let end = sleep_until(deadline);
         tokio::pin!(end);
@@ -132,7 +131,7 @@ impl Scheduler {
             return Some(deadline);
         }
         Counters::add(&self.counters.late_steps, 1);
-        // Streams must get their turn while steps are made up for.
+        // Lets streams run while the scheduler catches up.
         tokio::task::yield_now().await;
         if late < BEHIND_MAX {
             return Some(deadline);
@@ -166,7 +165,7 @@ impl Scheduler {
                 }
             }
             Command::Release(id) => {
-                // Released twice is released once.
+                // A repeated release has no effect.
                 self.engine.release(id);
             }
             Command::Reserve { tokens, granted } => self.reserving.push_back((tokens, granted)),
@@ -179,8 +178,8 @@ impl Scheduler {
         self.fetching = self.fetching.saturating_sub(1);
     }
 
-    /// Memory for those who wait to fetch, first come first served. One that is larger than all of
-    /// the memory gets it when nobody else is there.
+    /// Grants memory to waiting fetches in FIFO order. A request larger than the whole memory is
+    /// granted when no other sequence is present.
     fn grant(&mut self) {
         while let Some((tokens, granted)) = self.reserving.pop_front() {
             if granted.is_closed() {
@@ -205,7 +204,7 @@ impl Scheduler {
     fn report(&mut self, event: Event) {
         let (id, last) = match event {
             Event::Token { id, last } => (id, last),
-            // The token that a prefill makes is the one its answer shows.
+            // The token computed by a prefill is the one in its answer.
             Event::PrefillDone { id } => (id, true),
         };
         Counters::add(&self.counters.generated, 1);

@@ -1,4 +1,4 @@
-//! Listeners and connections, and engines that can be killed as a crash would and started again.
+//! Listeners and connections of engines, which can be killed as by a crash and restarted.
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,29 +20,29 @@ use crate::scheduler::Scheduler;
 use crate::stats::Stats;
 use crate::store::Store;
 
-/// Engines that run. Dropped, it ends them too, but does not wait for it.
+/// Running fleet. Dropping it stops the engines without waiting for their end.
 pub struct Running {
     engines: Vec<One>,
     addresses: Vec<SocketAddr>,
 }
 
-/// One engine, alive or killed; its counters outlive it.
+/// One engine, running or killed; its counters remain.
 struct One {
     engine: Arc<Shared>,
     alive: Option<Alive>,
 }
 
-/// What runs for an engine.
+/// Tasks of a running engine.
 struct Alive {
-    /// Its drop ends the listener and every connection.
+    /// Dropping it ends the listener and every connection.
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
 }
 
-/// Start a fleet on the current tokio runtime.
+/// Starts a fleet on the current tokio runtime.
 ///
 /// # Errors
-/// A port that is taken, or beyond 65535.
+/// A port is in use, or beyond 65535.
 pub async fn start(config: EmulatorConfig) -> io::Result<Running> {
     let mut running = Running { engines: Vec::new(), addresses: Vec::new() };
     let store = Arc::default();
@@ -60,35 +60,35 @@ pub async fn start(config: EmulatorConfig) -> io::Result<Running> {
 }
 
 impl Running {
-    /// Where the engines listen.
+    /// Returns the addresses on which the engines listen.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// An engine's id: what `remote_engine_id` names.
+    /// Returns an engine's id, as in `remote_engine_id`.
     ///
     /// # Panics
-    /// If there is no such engine; so do all that take an index.
+    /// If there is no engine with this index, as for all methods that take one.
     pub fn engine_id(&self, engine: usize) -> &str {
         &self.engines[engine].engine.id
     }
 
-    /// An engine's counters since its start; those of a killed one stand still.
+    /// Returns an engine's counters since its start; those of a killed engine no longer change.
     pub fn stats(&self, engine: usize) -> Stats {
         let engine = &self.engines[engine].engine;
         engine.counters.snapshot(engine.leases.count())
     }
 
-    /// End an engine as a crash would: its connections are cut and its port is closed.
+    /// Kills an engine as a crash would: its connections are cut and its port is closed.
     pub async fn kill(&mut self, engine: usize) {
         self.engines[engine].kill().await;
     }
 
-    /// Start a killed engine again at its address: with another engine id, and nothing of what it
-    /// held or counted.
+    /// Restarts a killed engine at its address, with a new engine id and without its KV and
+    /// counters.
     ///
     /// # Errors
-    /// Its port is taken meanwhile.
+    /// Its port is in use.
     pub async fn revive(&mut self, engine: usize) -> io::Result<()> {
         let one = &mut self.engines[engine];
         one.kill().await;
@@ -97,7 +97,7 @@ impl Running {
         Ok(())
     }
 
-    /// End all engines.
+    /// Stops all engines.
     pub async fn stop(mut self) {
         for engine in &mut self.engines {
             engine.kill().await;
@@ -124,13 +124,13 @@ impl One {
     async fn kill(&mut self) {
         if let Some(Alive { stop, server }) = self.alive.take() {
             drop(stop);
-            // It ends by itself now.
+            // The task ends by itself.
             server.await.ok();
         }
     }
 }
 
-/// Accept and serve until `stopped`; then cut everything.
+/// Accepts and serves until `stopped`, then cuts all connections.
 async fn serve(
     listener: TcpListener,
     engine: Arc<Shared>,
@@ -148,10 +148,10 @@ async fn serve(
                 Ok((stream, _)) => {
                     tasks.spawn(connection(stream, Arc::clone(&engine)));
                 }
-                // Out of file descriptors, say: a pause lets some come back.
+                // File descriptors may be exhausted; after a pause some may be free.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
-            // A connection has ended; what it has to say went to its client.
+            // A connection has ended; its errors were answered to its client.
             Some(_) = tasks.join_next() => {}
         }
     }
@@ -168,9 +168,9 @@ async fn connection(stream: TcpStream, engine: Arc<Shared>) {
     let service = service_fn(move |request| routes::answer(Arc::clone(&engine), request));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        // It runs from the end of one request, so it also ends idle connections.
+        // The timeout runs from the end of one request, so it also closes idle connections.
         .header_read_timeout(keep_alive)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that leaves in the middle is no news.
+    // Errors of disconnected clients are ignored.
     serving.await.ok();
 }

@@ -1,6 +1,5 @@
-//! SGLang's own (docs/spec/engine-protocols.md#sglang): the names of its rooms, and its role
-//! switch. It must never
-//! switch before it is idle.
+//! SGLang specifics (docs/spec/engine-protocols.md#sglang): room names and the role switch, which
+//! is refused unless the engine is idle.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -11,12 +10,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::config::{DisaggregationMode, EngineKind};
 use crate::engine::Shared;
 
-/// What a room's KV is held under.
+/// Returns the lease name of a room's KV.
 pub fn name(room: i64) -> String {
     format!("room-{room}")
 }
 
-/// `/server_info`: the launch argument stays, the internal state follows.
+/// `/server_info`: `disaggregation_mode` remains the launch argument; the internal state has the
+/// current one.
 pub fn info(engine: &Shared, mode: DisaggregationMode) -> Value {
     let launched = match engine.config.kind {
         EngineKind::Sglang(mode) => mode,
@@ -40,8 +40,8 @@ struct Switch {
     decode_cuda_graph_memory_gb: Option<f64>,
 }
 
-/// `POST /pd_role_switch` (docs/spec/engine-protocols.md#sglang-role-switch); `None` where there is
-/// no such path.
+/// `POST /pd_role_switch` (docs/spec/engine-protocols.md#sglang-role-switch); `None` if the engine
+/// has no such path.
 pub fn switch(engine: &Shared, body: &[u8]) -> Option<(StatusCode, Bytes)> {
     let EngineKind::Sglang(old) = engine.kind() else { return None };
     let answer = |success: bool, message: &str, new: &str, safe: bool| {

@@ -1,5 +1,5 @@
-//! The wire shapes of vLLM 0.32, member for member as recorded (src/engine/testdata).
-//! Chunks are cut from text that is made once a request: a token costs a few copies.
+//! Wire format of vLLM 0.32, member for member as recorded (src/engine/testdata). Chunks are
+//! assembled from text built once per request: a token costs a few copies.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::HeaderMap;
@@ -16,13 +16,13 @@ use crate::tokens::{BLOCK_TOKENS, Prompt};
 
 /// A request's ids (docs/spec/engine-protocols.md#vllm-headers).
 pub struct Ids {
-    /// What the client sees.
+    /// Id in the response.
     pub external: String,
     chat: bool,
 }
 
 impl Ids {
-    /// From `X-Request-Id`, or random.
+    /// Takes the id from `X-Request-Id`, or a random one.
     pub fn new(chat: bool, headers: &HeaderMap) -> Ids {
         let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
         let id = given.map_or_else(|| format!("{:016x}", fastrand::u64(..)), str::to_owned);
@@ -30,25 +30,25 @@ impl Ids {
         Ids { external: format!("{kind}-{id}"), chat }
     }
 
-    /// What other engines know answer `i` by: never to be guessed.
+    /// Returns the unguessable id by which other engines know answer `i`.
     pub fn internal(&self, i: usize) -> String {
         let index = if self.chat { String::new() } else { format!("-{i}") };
         format!("{}{index}-{:08x}", self.external, fastrand::u32(..))
     }
 }
 
-/// What one request's chunks and answer are cut from.
+/// Prebuilt parts of one request's response.
 pub struct Shape {
     chat: bool,
-    /// Up to `"choices":[`.
+    /// Start of a chunk, up to `"choices":[`.
     head: String,
-    /// The same of a whole answer.
+    /// Start of a complete response.
     whole_head: String,
     finish: &'static str,
     prompt_tokens: u64,
     output: u64,
     answers_a_prompt: u32,
-    /// A usage chunk ends the stream.
+    /// Whether a usage chunk ends the stream.
     pub include_usage: bool,
     continuous_usage: bool,
     details: bool,
@@ -57,10 +57,10 @@ pub struct Shape {
 const FINGERPRINT: &str = "\"system_fingerprint\":\"vllm-0.32.0-emulated\"";
 
 impl Shape {
-    /// For one request.
+    /// Builds the parts for one request.
     pub fn new(config: &EmulatorConfig, ids: &Ids, ask: &Ask) -> Shape {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        // A string always serialises.
+        // Serialising a string cannot fail.
         let quoted = |text: &str| serde_json::to_string(text).unwrap_or_default();
         let head = |object: &str| {
             format!(
@@ -87,7 +87,7 @@ impl Shape {
         }
     }
 
-    /// The role chunk of chat answer `i`; it leaves with the first token.
+    /// Writes the role chunk of chat answer `i`, which leaves with the first token.
     pub fn role(&self, out: &mut BytesMut, i: u32) {
         if !self.chat {
             return;
@@ -101,7 +101,7 @@ impl Shape {
         out.put_slice(b",\"prompt_token_ids\":null,\"prompt_text\":null}\n\n");
     }
 
-    /// Token `number` of answer `i`; the last one says why it ends and what it hands over.
+    /// Writes token `number` of answer `i`; the last one has the finish reason and the hand-off.
     pub fn token(
         &self,
         out: &mut BytesMut,
@@ -137,7 +137,7 @@ impl Shape {
         self.put(out, "}\n\n");
     }
 
-    /// The usage chunk and the end.
+    /// Writes the usage chunk and the end of the stream.
     pub fn end(&self, out: &mut BytesMut, completion: u64) {
         if self.include_usage {
             self.put(out, &self.head);
@@ -150,7 +150,7 @@ impl Shape {
         self.put(out, "data: [DONE]\n\n");
     }
 
-    /// An answer that is not streamed.
+    /// Returns a response that is not streamed.
     pub fn whole(&self, feeds: &[&Feed], handoff: Option<String>) -> Bytes {
         let mut out = String::with_capacity(512 + self.output as usize * 8 * feeds.len());
         out.push_str(&self.whole_head);
@@ -235,7 +235,7 @@ impl Shape {
     }
 }
 
-/// What a prefill hands over: the exact members of 0.32, opaque to a proxy.
+/// Returns the hand-off parameters of a prefill: the exact members of 0.32, opaque to a proxy.
 pub fn handoff_params(engine: &Shared, request_id: &str, held: &Held) -> String {
     let count = held.tokens.div_ceil(BLOCK_TOKENS as u64);
     let first = engine.next_blocks(count);

@@ -22,7 +22,7 @@ use crate::lease::Missing;
 use crate::scheduler::Command;
 use crate::stats::Counters;
 
-/// The private path.
+/// Private path of the protocol.
 pub const PATH: &str = "/emulator/nixl";
 
 /// Request from one engine to another.
@@ -45,18 +45,18 @@ struct Question {
     engine_id: String,
     request_id: String,
     connector: String,
-    /// The reader's prompt.
+    /// Prompt tokens of the reader.
     tokens: u64,
-    /// Of those, the ones whose KV it lacks.
+    /// Prompt tokens whose KV the reader lacks.
     wanted: u64,
 }
 
 /// Response to a read.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
-    /// The KV.
+    /// Hash that represents the KV.
     pub kv: u64,
-    /// Tokens that prefill found in its cache.
+    /// Tokens that the prefill found in its cache.
     pub cached: u64,
 }
 
@@ -71,23 +71,23 @@ pub enum Failed {
     Stranger,
 }
 
-/// Kept connections, by host and port.
+/// Idle connections by host and port.
 type Idle = HashMap<(String, u16), Vec<SendRequest<Full<Bytes>>>>;
 
-/// Connections to other engines. They are kept: a hand-off should cost two exchanges and no more.
+/// Connection pool to other engines. Reuse keeps a hand-off at two exchanges.
 pub struct Peers {
     connector: VllmConnector,
     timeout: Duration,
     idle: Mutex<Idle>,
 }
 
-/// Answer another engine.
+/// Answers a request of another engine.
 pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
     let Ok(question) = serde_json::from_slice::<Question>(body) else {
         return (StatusCode::BAD_REQUEST, Bytes::new());
     };
     let connector = engine.config.connector;
-    // Where two meet by a name, it is by address alone, but for Mooncake.
+    // Engines that meet by name are identified by address alone, except with Mooncake.
     let by_address = match engine.config.kind {
         EngineKind::Sglang(_) | EngineKind::Trtllm => true,
         EngineKind::Vllm => connector == VllmConnector::Offloading,
@@ -128,16 +128,16 @@ pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
 }
 
 impl Peers {
-    /// That wait so long for one that does not answer.
+    /// Creates the pool with this handshake timeout.
     pub fn new(connector: VllmConnector, timeout: Duration) -> Peers {
         Peers { connector, timeout, idle: Mutex::default() }
     }
 
-    /// Ask the engine that holds `remote`. One that cannot be reached is waited for, as ZMQ does,
-    /// until the handshake timeout.
+    /// Sends a request to the engine that holds `remote`. An unreachable engine is awaited until
+    /// the handshake timeout, as by ZMQ.
     ///
     /// # Errors
-    /// Nobody answers, or the KV is not there.
+    /// The engine is unreachable, does not match, or does not hold the KV.
     pub async fn ask(
         &self,
         remote: &Remote,
@@ -170,7 +170,7 @@ impl Peers {
 
     async fn exchange(&self, remote: &Remote, body: Bytes) -> Option<(StatusCode, Bytes)> {
         let peer = (remote.host.clone(), remote.port);
-        // A kept connection may have been closed meanwhile: then once more on a fresh one.
+        // A kept connection may have been closed: retried on a fresh one.
         while let Some(kept) = self.take(&peer) {
             if let Some(answer) = self.send(&peer, kept, body.clone()).await {
                 return Some(answer);
@@ -179,7 +179,7 @@ impl Peers {
         let stream = TcpStream::connect((remote.host.as_str(), remote.port)).await.ok()?;
         stream.set_nodelay(true).ok()?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.ok()?;
-        // Its end is seen by whoever uses it.
+        // The end of the connection is observed by its next user.
         tokio::spawn(async move { drop(connection.await) });
         self.send(&peer, sender, body).await
     }

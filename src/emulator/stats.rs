@@ -1,9 +1,8 @@
-//! Counters of one engine. They only count: nothing is decided from them but `max_queued`.
+//! Counters of one engine, for reporting and for the `max_queued` and idle checks.
 
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Live counters.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub transfers_in: AtomicU64,
@@ -30,51 +29,51 @@ pub(crate) struct Counters {
     pub lost_micros: AtomicU64,
 }
 
-/// Counters at one moment.
+/// Snapshot of the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Hand-offs whose KV came.
+    /// Hand-offs whose KV was received.
     pub transfers_in: u64,
-    /// Bytes of KV that came.
+    /// Bytes of KV received.
     pub bytes_in: u64,
-    /// Bytes of KV that were fetched from here.
+    /// Bytes of KV read by other engines.
     pub bytes_out: u64,
-    /// Hand-offs whose KV did not come.
+    /// Hand-offs whose KV was not received.
     pub transfers_failed: u64,
-    /// Of those, the ones that were prefilled here instead.
+    /// Failed hand-offs whose prompt was computed here instead.
     pub recomputes: u64,
-    /// Prefills whose KV nobody fetched in time.
+    /// Prefills whose KV was not read before the lease expired.
     pub leases_expired: u64,
-    /// Readers that came after a lease had ended.
+    /// Reads after the lease had expired.
     pub late_reads: u64,
-    /// Requests of a kind that the engine was not started for, and died of.
+    /// Requests of a kind for which the engine was not started, and on which it aborted.
     pub assertions: u64,
-    /// Sequences that a client left.
+    /// Sequences cancelled by a client disconnect.
     pub aborts: u64,
-    /// Requests that ended well.
+    /// Requests that ended without an error.
     pub finished: u64,
-    /// Requests that ended with an error after they were accepted.
+    /// Requests that failed after they were accepted.
     pub errors: u64,
-    /// Prompt tokens computed here.
+    /// Prompt tokens computed by this engine.
     pub prompt_computed: u64,
     /// Prompt tokens found in the prefix cache.
     pub prompt_cached: u64,
     /// Tokens generated.
     pub generated: u64,
-    /// Requests being answered now.
+    /// Requests in progress.
     pub open: u64,
-    /// Sequences that run now.
+    /// Running sequences.
     pub running: u64,
-    /// Sequences that wait now, for a step, for memory or for KV.
+    /// Sequences that wait for a step, for memory or for KV.
     pub waiting: u64,
-    /// Prefills that wait to be fetched now.
+    /// Prefills whose KV is held for a reader.
     pub held: u64,
-    /// KV tokens in use now, memory granted to hand-offs included.
+    /// KV tokens in use, including memory granted to hand-offs.
     pub kv_used: u64,
-    /// Steps that ended 5 ms or more after their deadline: what clients saw of them is the machine,
-    /// not the model.
+    /// Steps that ended 5 ms or more after their deadline: clients saw a delay of the machine, not
+    /// of the model.
     pub late_steps: u64,
-    /// Time by which the model fell behind for good, in microseconds.
+    /// Time that the model permanently fell behind, in microseconds.
     pub lost_micros: u64,
 }
 

@@ -1,7 +1,6 @@
-//! A store of KV that the engines of one process share, found by the hash of a prompt's blocks
-//! (docs/spec/engine-protocols.md#shared-store: LMCache, MooncakeStore). It must never find what no
-//! engine has put
-//! there: a decode whose prefill did not come computes the prompt, and that is counted.
+//! KV store shared by the engines of one process, keyed by the hash of a prompt's blocks
+//! (docs/spec/engine-protocols.md#shared-store: LMCache, MooncakeStore). It contains only what an
+//! engine has put: a decode without a preceding prefill computes the prompt, which is counted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tidegate_types::Tokens;
@@ -15,7 +14,7 @@ use crate::tokens::Prompt;
 /// Far larger than any engine's memory.
 const CAPACITY: Tokens = Tokens(1 << 26);
 
-/// All blocks, by their chained hash.
+/// Blocks by chained hash.
 #[derive(Debug)]
 pub struct Store(Mutex<PrefixCache>);
 
@@ -31,17 +30,17 @@ impl Store {
     }
 }
 
-/// Tells if this engine uses the store.
+/// Returns whether this engine uses the store.
 pub fn used_by(engine: &Shared) -> bool {
     engine.config.kind == EngineKind::Vllm && engine.config.connector == VllmConnector::SharedStore
 }
 
-/// Of a prompt whose first `local` tokens are in the engine, how many more it gets from the store.
+/// Returns how many prompt tokens beyond the first `local` the engine fetches from the store.
 pub fn fetch(engine: &Shared, prompt: &Prompt, local: Tokens) -> Tokens {
     if !used_by(engine) {
         return Tokens::ZERO;
     }
-    // The last token is always computed: it makes the first one of the answer.
+    // The last token is always computed: it yields the first token of the answer.
     let known = engine.store.blocks().known(&prompt.chain()).min(prompt.tokens() - 1);
     let fetched = Tokens(known) - local;
     if fetched > Tokens::ZERO {
@@ -52,7 +51,7 @@ pub fn fetch(engine: &Shared, prompt: &Prompt, local: Tokens) -> Tokens {
     fetched
 }
 
-/// The engine has computed these blocks.
+/// Stores blocks that the engine has computed.
 pub fn put(engine: &Shared, chain: &[u64]) {
     let new = {
         let mut blocks = engine.store.blocks();

@@ -1,5 +1,5 @@
-//! An answer's body: all here, or tokens as they come. All tokens that are there leave in one write;
-//! the head has gone before, as with vLLM, so that what fails later is an event in the stream.
+//! Response body: complete, or streamed by token. All available tokens leave in one write. The head
+//! is sent first, as by vLLM, so that a later failure is an event in the stream.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
@@ -14,28 +14,28 @@ use crate::refusal::Refusal;
 use crate::shape::Shape;
 use crate::stats::Counters;
 
-/// A body.
+/// Response body.
 pub enum Reply {
-    /// All here.
+    /// Complete body.
     Full(Full<Bytes>),
-    /// Tokens as they come.
+    /// Streamed tokens.
     Stream(Box<TokenStream>),
 }
 
-/// Tokens as they come. Its drop cancels what has not ended.
+/// Streamed tokens. Dropping it cancels unfinished sequences.
 pub struct TokenStream {
     answers: Answers,
     shape: Shape,
-    /// Tokens sent, by answer.
+    /// Number of tokens sent, by answer.
     sent: Vec<u64>,
     ended: bool,
 }
 
-/// A usual chunk with its id fits.
+/// Typical size of a chunk with its id, in bytes.
 const CHUNK_BYTES: usize = 384;
 
 impl TokenStream {
-    /// Of answers that have just begun.
+    /// Creates the stream of answers that have just begun.
     pub fn new(answers: Answers, shape: Shape) -> TokenStream {
         let sent = vec![0; answers.all.len()];
         TokenStream { answers, shape, sent, ended: false }

@@ -1,6 +1,6 @@
-//! What an emulated engine answers: plain words chosen by the prompt's KV, the answer's index and
-//! the token's number. It must never depend on the engine, so that answers can be compared across
-//! engines and a hand-off of the wrong KV shows in the text.
+//! Answers of an emulated engine: plain words chosen by the prompt's KV, the answer's index and the
+//! token's number. They are independent of the engine, so that answers can be compared across
+//! engines and a hand-off of the wrong KV changes the text.
 
 const WORDS: [&str; 64] = [
     " the", " tide", " gate", " moves", " with", " water", " under", " moon", " and", " stone",
@@ -12,7 +12,7 @@ const WORDS: [&str; 64] = [
     " red", " behind", " far", " hills", " then", " all", " still",
 ];
 
-/// The text of token `number` of answer `index`, to a prompt with this KV.
+/// Returns the text of token `number` of answer `index` to a prompt with this KV.
 pub fn token(kv: u64, index: u32, number: u64) -> &'static str {
     // SplitMix64's finalizer, by Sebastiano Vigna.
     let mut z = kv ^ u64::from(index).rotate_left(32) ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);

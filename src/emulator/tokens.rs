@@ -1,30 +1,30 @@
-//! What counts as a token: four bytes of the rendered prompt, the last token padded. A token's id is
-//! those bytes as a little-endian number, so that a text and its ids are the same prompt. It must
-//! never depend on anything but the request, or two engines would answer differently.
+//! Token definition: four bytes of the rendered prompt, the last token padded. A token's id is
+//! those bytes as a little-endian number, so a text and its ids are the same prompt. Tokens depend
+//! only on the request, so that all engines answer alike.
 //!
 //! A chat is rendered as `<|role|>content<|/>` for each message, then `<|assistant|>`: one user
-//! message costs 25 bytes ([`CHAT_OVERHEAD_BYTES`]) beside its content.
+//! message costs 25 bytes ([`CHAT_OVERHEAD_BYTES`]) in addition to its content.
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Bytes of one token.
+/// Bytes per token.
 pub const BYTES_PER_TOKEN: usize = 4;
 
-/// What the rendering adds to a chat of one `user` message.
+/// Bytes that the rendering adds to a chat of one `user` message.
 pub const CHAT_OVERHEAD_BYTES: usize = 25;
 
-/// Tokens of a block of the prefix cache.
+/// Tokens per block of the prefix cache.
 pub const BLOCK_TOKENS: usize = 16;
 
-/// A prompt as the engine sees it.
+/// Tokenized prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// A whole number of tokens.
+    /// Length is a multiple of [`BYTES_PER_TOKEN`].
     bytes: Vec<u8>,
 }
 
 impl Prompt {
-    /// Of a rendered text. Even an empty one has a token: the one that begins a sequence.
+    /// Tokenizes a rendered text. An empty text has one token, the start of the sequence.
     pub fn of_text(text: &str) -> Prompt {
         let length = text.len().next_multiple_of(BYTES_PER_TOKEN).max(BYTES_PER_TOKEN);
         let mut bytes = Vec::with_capacity(length);
@@ -33,33 +33,33 @@ impl Prompt {
         Prompt { bytes }
     }
 
-    /// Of token ids.
+    /// Creates a prompt from token ids.
     pub fn of_ids(ids: &[u32]) -> Prompt {
         Prompt { bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect() }
     }
 
-    /// Its length.
+    /// Returns the length in tokens.
     pub fn tokens(&self) -> u64 {
         (self.bytes.len() / BYTES_PER_TOKEN) as u64
     }
 
-    /// Its token ids.
+    /// Returns the token ids.
     pub fn ids(&self) -> Vec<u32> {
         let (tokens, _) = self.bytes.as_chunks::<BYTES_PER_TOKEN>();
         tokens.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
     }
 
-    /// The text these tokens stand for, padding aside.
+    /// Returns the text of the tokens, without padding.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).trim_end_matches('\0').to_owned()
     }
 
-    /// A number that stands for the prompt: what its KV is here. Answers are made from it.
+    /// Returns a hash of the prompt that represents its KV. Answers are derived from it.
     pub fn kv(&self) -> u64 {
         xxh3_64(&self.bytes)
     }
 
-    /// The chained hashes of its full blocks.
+    /// Returns the chained hashes of the full blocks.
     pub fn chain(&self) -> Vec<u64> {
         tidegate_scheduler::cost::chain_bytes(0, &self.bytes, BLOCK_TOKENS * BYTES_PER_TOKEN)
     }
@@ -74,7 +74,7 @@ pub fn render_message(rendered: &mut String, role: &str, content: &str) {
     rendered.push_str("<|/>");
 }
 
-/// Adds what asks the assistant to speak.
+/// Adds the header of the assistant's turn.
 pub fn render_turn(rendered: &mut String) {
     rendered.push_str("<|assistant|>");
 }

@@ -1,6 +1,5 @@
-//! trtllm-serve's context answer (docs/spec/engine-protocols.md#trtllm-context-first): the
-//! parameters of the generation leg,
-//! opaque to a proxy, and the prompt's ids.
+//! trtllm-serve's context response (docs/spec/engine-protocols.md#trtllm-context-first): the
+//! parameters of the generation leg, opaque to a proxy, and the prompt's token ids.
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -16,21 +15,21 @@ use crate::shape::Shape;
 use crate::stats::Counters;
 use crate::stream::Reply;
 
-/// Ids below are the server's own.
+/// Smaller ids are reserved for the server.
 pub const ID_MIN: u64 = 1 << 40;
 
-/// What a context's KV is held under.
+/// Returns the lease name of a context's KV.
 pub fn name(disagg_request_id: u64) -> String {
     format!("context-{disagg_request_id}")
 }
 
-/// Who reads a state must not be able to take it for JSON: hexadecimal.
+/// Encodes the state as hexadecimal, so that a reader cannot parse it as JSON.
 fn encode(engine: &Shared, name: &str) -> String {
     let state = [engine.id.as_str(), name, &engine.host, &engine.address.port().to_string()];
     state.join("|").bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The state that [`encode`] wrote; `None` if a byte of it was changed.
+/// Decodes the state written by [`encode`]; `None` if it was modified.
 pub fn decode(state: &str) -> Option<Remote> {
     let pairs = state.as_bytes().chunks(2);
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
@@ -41,20 +40,20 @@ pub fn decode(state: &str) -> Option<Remote> {
     Some(Remote { engine_id, request_id, host, port, meets: false })
 }
 
-/// The endpoint at which it is told where KV is to go.
+/// Returns the endpoint to which a generation engine sends its KV destination.
 pub fn endpoint(engine: &Shared) -> String {
     format!("tcp://{}:{}", engine.host, engine.address.port())
 }
 
-/// The context behind an [`endpoint`], which may still have to begin.
+/// Returns the context at an [`endpoint`]; it may not have begun yet.
 pub fn at(endpoint: &str, request_id: String) -> Option<Remote> {
     let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
     let (host, port) = (host.to_owned(), port.parse().ok()?);
-    // Whoever is there: contexts are met by address alone.
+    // Any engine id: contexts are identified by address alone.
     Some(Remote { engine_id: String::new(), request_id, host, port, meets: true })
 }
 
-/// Prefill, hold the KV, and say where it is.
+/// Prefills, holds the KV, and answers with its location.
 pub async fn context(
     mut answers: Answers,
     shape: &Shape,

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-/// One reason.
+/// Reason why a request did not end as asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Failure {
-    /// No connection.
+    /// The connection could not be opened.
     Connect,
-    /// Another status than 200.
+    /// A status other than 200.
     Status(u16),
-    /// The connection broke before the end.
+    /// The connection broke before the end of the answer.
     Broken,
     /// An error event in the stream.
     ErrorEvent,

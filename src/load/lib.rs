@@ -4,7 +4,7 @@
 //! - [`prompts`]: texts of a given number of tokens, with the prefixes that a trace shares
 //! - [`run`]: the load generator
 //! - [`link`]: a connection that its request drives
-//! - [`progress`]: what a live view reads meanwhile; [`failure`]: why requests fail
+//! - [`progress`]: counters for a live view; [`failure`]: failure reasons
 //!
 //! Arrivals do not wait for responses, and only observed responses are counted.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the shell uses sockets")]

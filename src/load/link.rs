@@ -1,5 +1,5 @@
 //! One HTTP/1.1 connection, driven by the request that uses it: no second task is woken for each
-//! chunk, and dropping the body closes the socket. It must never be used by two requests at once.
+//! chunk, and dropping the body closes the socket. One request at a time uses a connection.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,17 +13,17 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use tokio::net::TcpStream;
 
-/// A connection between two requests, or at work for one.
+/// Idle connection, or one in use by a request.
 pub struct Link {
     sender: SendRequest<Full<Bytes>>,
     driver: Connection<TokioIo<TcpStream>, Full<Bytes>>,
 }
 
 impl Link {
-    /// Connect to `host:port`.
+    /// Connects to `host:port`.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// The connection fails.
     pub async fn connect(authority: &str) -> std::io::Result<Link> {
         let stream = TcpStream::connect(authority).await?;
         stream.set_nodelay(true)?;
@@ -32,16 +32,16 @@ impl Link {
         Ok(Link { sender, driver })
     }
 
-    /// Is a kept connection still good?
+    /// Returns whether a kept connection is still open.
     pub fn is_open(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         Pin::new(&mut self.driver).poll(&mut context).is_pending() && self.sender.is_ready()
     }
 
-    /// Send a request; the answer's head.
+    /// Sends a request; returns the response head.
     ///
     /// # Errors
-    /// The connection failed, or was closed before an answer.
+    /// The connection failed, or was closed before a response.
     pub async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
@@ -59,14 +59,14 @@ impl Link {
         .await
     }
 
-    /// The answer's next bytes; `None` at its end.
+    /// Returns the next bytes of the body; `None` at its end.
     ///
     /// # Errors
     /// The connection failed.
     pub async fn next(&mut self, body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
         loop {
             let frame: Option<Frame<Bytes>> = poll_fn(|context| {
-                // Twice: asking for a frame is what makes the driver read one.
+                // Polled twice: polling for a frame makes the driver read one.
                 for _ in 0..2 {
                     if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) {
                         return Poll::Ready(frame.transpose());
@@ -81,7 +81,7 @@ impl Link {
             match frame.map(Frame::into_data) {
                 None => return Ok(None),
                 Some(Ok(data)) => return Ok(Some(data)),
-                // Trailers say nothing here.
+                // Trailers are ignored.
                 Some(Err(_)) => {}
             }
         }

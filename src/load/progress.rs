@@ -23,16 +23,16 @@ pub struct Progress {
     failures: Mutex<BTreeMap<Failure, u64>>,
 }
 
-/// The counters at one moment.
+/// Snapshot of the counters.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Snapshot {
     /// Requests sent.
     pub sent: u64,
-    /// Requests that ended well.
+    /// Requests that ended without an error.
     pub done: u64,
     /// Requests that ended with an error.
     pub failed: u64,
-    /// Tokens that came.
+    /// Tokens received.
     pub tokens: u64,
     firsts: u64,
     ttft_micros: u64,
@@ -67,19 +67,19 @@ impl Progress {
         self.gap_micros.fetch_add((gap_time.get() * 1e6) as u64, Relaxed);
     }
 
-    /// How many requests failed, by reason.
+    /// Returns the number of failed requests by reason.
     pub fn failures(&self) -> Vec<(Failure, u64)> {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.iter().map(|(failure, count)| (*failure, *count)).collect()
     }
 
-    /// How late the latest request was sent: above some milliseconds the machine cannot keep up, and
-    /// the figures show it.
+    /// Returns the largest delay between a scheduled and an actual send. Above some milliseconds
+    /// the load machine is overloaded, which distorts the figures.
     pub fn late_max(&self) -> Seconds {
         Seconds(self.late_micros_max.load(Relaxed) as f64 / 1e6)
     }
 
-    /// The counters now.
+    /// Returns a snapshot of the counters.
     pub fn snapshot(&self) -> Snapshot {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         Snapshot {
@@ -96,12 +96,12 @@ impl Progress {
 }
 
 impl Snapshot {
-    /// Mean TTFT of the first tokens that came since `before`.
+    /// Returns the mean TTFT of first tokens received since `before`.
     pub fn ttft_since(&self, before: &Snapshot) -> Option<Seconds> {
         mean(self.ttft_micros - before.ttft_micros, self.firsts - before.firsts)
     }
 
-    /// Mean TPOT of the requests that ended since `before`.
+    /// Returns the mean TPOT of requests ended since `before`.
     pub fn tpot_since(&self, before: &Snapshot) -> Option<Seconds> {
         mean(self.gap_micros - before.gap_micros, self.gaps - before.gaps)
     }

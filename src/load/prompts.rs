@@ -1,18 +1,18 @@
-//! Prompts of a given number of tokens. A token is four bytes here, as the emulator counts; a real
-//! tokenizer finds about as many in words of this kind.
+//! Prompts of a given number of tokens. A token is four bytes, as in the emulator; a real tokenizer
+//! yields about the same number for words of this kind.
 
 use tidegate_sim::Arrival;
 
-/// Bytes that make up a token.
+/// Bytes per token.
 const TOKEN_BYTES: usize = 4;
-/// What the emulator's rendering adds to a chat of one message, in bytes.
+/// Bytes that the emulator's rendering adds to a chat of one message.
 const CHAT_BYTES: usize = 25;
-/// Tokens of one block of a trace's `hash_ids`.
+/// Tokens per block of a trace's `hash_ids`.
 const BLOCK_TOKENS: u64 = 512;
-/// Enough that two prompts rarely begin alike by chance.
+/// Size of the pool in bytes; large enough that two prompts rarely share a prefix by chance.
 const POOL_BYTES: usize = 1 << 20;
 
-/// A pool of text from which prompts are cut.
+/// Text pool from which prompts are cut.
 pub struct Prompts {
     pool: String,
 }
@@ -24,7 +24,7 @@ impl Default for Prompts {
 }
 
 impl Prompts {
-    /// The pool; the same in every run.
+    /// Creates the pool; its content is the same in every run.
     pub fn new() -> Prompts {
         let mut pool = String::with_capacity(POOL_BYTES + 16);
         let mut state = 1_u64;
@@ -40,8 +40,8 @@ impl Prompts {
         Prompts { pool }
     }
 
-    /// The prompt of the `index`th arrival: its own, or with the prefix that its blocks share. In a
-    /// `chat` it is as much shorter as the rendering adds.
+    /// Returns the prompt of the `index`th arrival: unique, or with the prefix shared by its
+    /// blocks. In a `chat` it is shortened by the bytes that the rendering adds.
     pub fn text(&self, index: usize, arrival: &Arrival, chat: bool) -> String {
         let added = if chat { CHAT_BYTES } else { 0 };
         let length = (arrival.prompt.get() as usize * TOKEN_BYTES).saturating_sub(added).max(1);

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::prompts::Prompts;
 use crate::target::Target;
 
-/// A connection that has been idle for longer is not used again: servers close theirs after 5 s.
+/// Idle time after which a connection is not reused: servers close idle connections after 5 s.
 const IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// Configuration of a load.
@@ -29,7 +29,7 @@ pub struct LoadConfig {
     pub model: String,
     /// Arrival times and lengths.
     pub trace: Trace,
-    /// How long after the last arrival requests may take to end; what is left then is unfinished.
+    /// Time allowed after the last arrival for requests to end; the rest counts as unfinished.
     pub drain: Seconds,
 }
 
@@ -50,9 +50,9 @@ struct Seen {
     done: bool,
 }
 
-/// Run the load to its end. Outcomes are in the order of the trace; TTFT counts from the moment at
-/// which the trace wanted the request sent. What has not ended when the drain is over is cancelled:
-/// neither done nor an error.
+/// Runs the load to its end. Outcomes are in trace order; TTFT counts from the arrival time in the
+/// trace. Requests that have not ended after the drain are cancelled, and counted neither as done
+/// nor as errors.
 pub async fn run(config: LoadConfig, progress: Arc<Progress>) -> Vec<Outcome> {
     let LoadConfig { target, model, trace, drain } = config;
     let idle = Mutex::default();
@@ -63,7 +63,7 @@ pub async fn run(config: LoadConfig, progress: Arc<Progress>) -> Vec<Outcome> {
     let mut tasks = JoinSet::new();
     for (index, arrival) in trace.arrivals.into_iter().enumerate() {
         let due = start + arrival.at.to_duration();
-        // Made ready before it is due.
+        // The body is built before the arrival time.
         let body = client.body(index, &arrival);
         sleep_until(due).await;
         let client = Arc::clone(&client);
@@ -83,7 +83,7 @@ impl Client {
     fn body(&self, index: usize, arrival: &Arrival) -> Bytes {
         let chat = self.target.is_chat();
         let prompt = self.prompts.text(index, arrival, chat);
-        // A string always serialises.
+        // Serialising a string cannot fail.
         let model = serde_json::to_string(&self.model).unwrap_or_default();
         let (before, after) = match chat {
             true => ("\"messages\":[{\"role\":\"user\",\"content\":\"", "\"}]"),
@@ -107,7 +107,7 @@ impl Client {
         let mut seen = Seen::default();
         let ended = timeout_at(deadline, self.exchange(body, due, &mut seen)).await;
         let failure = match ended {
-            // Unfinished: the run is over before it is.
+            // Unfinished: the run ended first.
             Err(_) => None,
             Ok(Err(failure)) => Some(failure),
             Ok(Ok(())) => (!seen.done || seen.tokens < output.get()).then_some(Failure::Short),
@@ -157,7 +157,7 @@ impl Client {
         self.progress.tokens(tokens);
     }
 
-    /// Send the request. A kept connection that was closed meanwhile is replaced once.
+    /// Sends the request. A kept connection that the server has closed is replaced once.
     async fn open(&self, body: Bytes) -> Result<(Link, Incoming), Failure> {
         if let Some(mut link) = self.take() {
             match link.send(self.ask(body.clone())?).await {
@@ -191,7 +191,7 @@ impl Client {
         if let Some(authorization) = self.target.authorization() {
             request = request.header("authorization", authorization);
         }
-        // What the target does not refuse when it is made is a request.
+        // The target was validated when it was created.
         request.body(Full::new(body)).map_err(|_| Failure::Connect)
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use thiserror::Error;
 use tidegate_engine::Endpoint;
 
-/// A server's base URL; plain HTTP.
+/// Base URL of a server; plain HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     authority: String,
@@ -19,16 +19,16 @@ pub enum TargetError {
     /// The URL is not of the form `http://host:port`.
     #[error("{0:?} is no target: give http://host:port")]
     Url(String),
-    /// The key cannot stand in a header.
+    /// The key has characters that a header cannot contain.
     #[error("the API key has characters that a header cannot have")]
     Key,
 }
 
 impl Target {
-    /// Read `http://host:port`. Requests go to `/v1/chat/completions`.
+    /// Parses `http://host:port`. Requests go to `/v1/chat/completions`.
     ///
     /// # Errors
-    /// Anything else.
+    /// Any other form.
     pub fn parse(url: &str) -> Result<Target, TargetError> {
         let error = || TargetError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| error())?;
@@ -39,16 +39,16 @@ impl Target {
         Ok(Target { authority, chat: true, authorization: None })
     }
 
-    /// The same server, asked at `/v1/completions`.
+    /// Returns the same server with requests to `/v1/completions`.
     #[must_use]
     pub fn completions(self) -> Target {
         Target { chat: false, ..self }
     }
 
-    /// The same server, with `Authorization: Bearer key`.
+    /// Returns the same server with `Authorization: Bearer key`.
     ///
     /// # Errors
-    /// The key has characters that a header cannot have.
+    /// The key has characters that a header cannot contain.
     pub fn with_key(self, key: &str) -> Result<Target, TargetError> {
         let mut value =
             HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| TargetError::Key)?;
@@ -56,7 +56,7 @@ impl Target {
         Ok(Target { authorization: Some(value), ..self })
     }
 
-    /// `host:port`
+    /// Returns `host:port`.
     pub fn authority(&self) -> &str {
         &self.authority
     }

@@ -1,6 +1,6 @@
-//! What a body says of a hand-off, by engine (docs/spec/engine-protocols.md#vllm-nixl). What is
-//! incomplete is
-//! refused, or ignored where the engine ignores it: then nothing is handed over, and it shows.
+//! Hand-off parameters of a request body, by engine (docs/spec/engine-protocols.md#vllm-nixl).
+//! Incomplete parameters are refused, or ignored where the engine ignores them: then nothing is
+//! handed over, and the counters show it.
 
 use serde::Deserialize;
 
@@ -23,8 +23,8 @@ pub(super) fn of(
     }
 }
 
-/// What a prefill for somebody else makes: with SGLang and TensorRT-LLM one token whatever the
-/// request says, with vLLM what it says.
+/// Output length of a prefill leg: one token with SGLang and TensorRT-LLM whatever the request asks
+/// for; the requested length with vLLM.
 pub(super) fn one_token(
     kind: EngineKind,
     handoff: &Handoff,
@@ -60,7 +60,7 @@ fn room(mode: DisaggregationMode, members: &Members<'_>) -> Result<Handoff, Refu
         return Err(Refusal::bad("bootstrap_host and bootstrap_port are needed".to_owned(), None));
     };
     let host = host.trim_matches(['[', ']']).to_owned();
-    // Whoever is there: rooms are met by address alone.
+    // Any engine id: rooms are identified by address alone.
     let engine_id = String::new();
     Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id: name, host, port, meets: true })))
 }
@@ -122,7 +122,7 @@ struct Params {
     remote_prefiller: Option<Party>,
 }
 
-/// The other party of an offloaded hand-off.
+/// Returns the peer of an offloaded hand-off.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Party {
@@ -137,7 +137,7 @@ fn vllm(connector: VllmConnector, members: &Members<'_>) -> Result<Handoff, Refu
         let message = "Input should be a valid dictionary";
         Refusal::wrong_type("kv_transfer_params", "dict_type", message, "...")
     })?;
-    // Incomplete ones are logged by vLLM and the prompt is computed here.
+    // vLLM logs incomplete parameters and computes the prompt itself.
     let handoff = match connector {
         VllmConnector::Nixl | VllmConnector::NixlPush => nixl(connector, params),
         VllmConnector::Mooncake => transfer(params).filter(|handoff| {
@@ -151,7 +151,7 @@ fn vllm(connector: VllmConnector, members: &Members<'_>) -> Result<Handoff, Refu
 
 fn nixl(connector: VllmConnector, params: Params) -> Option<Handoff> {
     if params.do_remote_prefill == Some(true) {
-        // The two know each other's blocks by different means.
+        // The two engines identify each other's blocks by different means.
         if params.transfer_mode.is_some_and(|mode| mode != connector.as_str()) {
             return None;
         }
@@ -175,7 +175,8 @@ fn transfer(params: Params) -> Option<Handoff> {
     (params.do_remote_decode == Some(true)).then_some(Handoff::Offer(id))
 }
 
-/// Mooncake hands over only what its length ended: no end of text, no stop string may.
+/// Mooncake hands over only answers that end by length: no end-of-text token or stop string may be
+/// possible.
 fn ends_by_length(members: &Members<'_>) -> Result<bool, Refusal> {
     let goes_on = boolean(members, "ignore_eos")?.unwrap_or(false);
     let none = |member| given(members, member).is_none_or(|raw| raw.get() == "[]");
@@ -186,7 +187,7 @@ fn offloaded(params: Params) -> Option<Handoff> {
     match (params.remote_decoder, params.remote_prefiller) {
         (Some(decoder), None) => decoder.kv_request_id.map(Handoff::Offer),
         (None, Some(prefiller)) => Some(Handoff::Consume(Box::new(Remote {
-            // Whoever is there: requests are met by address alone.
+            // Any engine id: requests are identified by address alone.
             engine_id: String::new(),
             request_id: prefiller.kv_request_id?,
             host: prefiller.remote_host?,

@@ -1,5 +1,5 @@
-//! A body's top-level members and their simple types, refused in pydantic's words. `null` is
-//! absent. It must never copy a prompt: values stay raw until they are read.
+//! Top-level members of a body and their simple types, with pydantic's error messages. `null`
+//! counts as absent. Values stay raw until they are read, so prompts are not copied.
 
 use serde_json::value::RawValue;
 
@@ -17,7 +17,7 @@ pub fn raw_members(body: &[u8]) -> Result<Members<'_>, Refusal> {
     })
 }
 
-/// A member that is there and not null.
+/// Returns a member that is present and not null.
 pub fn given<'a>(members: &Members<'a>, member: &str) -> Option<&'a RawValue> {
     members.get(member).copied().filter(|raw| raw.get() != "null")
 }
@@ -34,7 +34,7 @@ pub fn string(members: &Members<'_>, member: &str) -> Result<Option<String>, Ref
     typed(members, member, "string_type", "Input should be a valid string")
 }
 
-/// As pydantic would show it: strings in single quotes, containers described.
+/// Formats a value as pydantic does: strings in single quotes, containers described.
 pub fn shown(raw: &RawValue) -> String {
     match raw.get().as_bytes().first() {
         Some(b'"') => {

@@ -1,4 +1,4 @@
-//! A request's prompts: messages rendered, a text, token ids, or a list of either.
+//! Prompts of a request: rendered messages, a text, token ids, or a list of either.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -48,7 +48,7 @@ fn conversation(members: &Members<'_>) -> Result<Prompt, Refusal> {
         let content = content(message.content).ok_or_else(wrong)?;
         render_message(&mut rendered, message.role.as_deref().unwrap_or("user"), &content);
     }
-    // A template shows tools in its own way; that they are read is what counts.
+    // Templates render tools in their own ways; only that the tools are read matters here.
     if let Some(tools) = given(members, "tools") {
         rendered.push_str(tools.get());
     }
@@ -58,7 +58,7 @@ fn conversation(members: &Members<'_>) -> Result<Prompt, Refusal> {
     Ok(Prompt::of_text(&rendered))
 }
 
-/// A text, or the texts of a list of parts. `None`: neither.
+/// Returns a text, or the texts of a list of parts; `None` for other values.
 fn content<'a>(raw: Option<&'a RawValue>) -> Option<Cow<'a, str>> {
     let Some(raw) = raw else { return Some(Cow::Borrowed("")) };
     match raw.get().as_bytes().first() {
@@ -87,7 +87,7 @@ fn completion(members: &Members<'_>) -> Result<Vec<Prompt>, Refusal> {
     list.into_iter().map(|raw| one(raw)?.ok_or_else(wrong)).collect()
 }
 
-/// A text or a list of token ids. `None`: something else.
+/// Returns a text or a list of token ids; `None` for other values.
 fn one(raw: &RawValue) -> Result<Option<Prompt>, Refusal> {
     if raw.get().starts_with('"') {
         let text = serde_json::from_str::<Text<'_>>(raw.get()).ok();

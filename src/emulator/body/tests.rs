@@ -1,4 +1,4 @@
-//! Bodies as values: what is accepted, and the words of refusals.
+//! Request bodies as values: accepted forms, and messages of refusals.
 
 use super::*;
 use crate::config::EngineKind;

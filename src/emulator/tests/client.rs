@@ -1,4 +1,4 @@
-//! A client as small as the tests need.
+//! Minimal HTTP client for the tests.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -26,7 +26,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{}", self.text))
     }
 
-    /// The events of a stream, `[DONE]` left out.
+    /// Returns the events of a stream, without `[DONE]`.
     pub fn events(&self) -> Vec<Value> {
         let data = self.text.lines().filter_map(|line| line.strip_prefix("data: "));
         data.filter(|data| *data != "[DONE]")
@@ -34,7 +34,7 @@ impl Answer {
             .collect()
     }
 
-    /// The text of answer `index`, streamed or not.
+    /// Returns the text of answer `index`, streamed or not.
     pub fn words(&self, index: u64) -> String {
         let events = if self.text.starts_with("data:") { self.events() } else { vec![self.json()] };
         let choices = events.iter().filter_map(|event| event["choices"].as_array()).flatten();
@@ -48,7 +48,7 @@ impl Answer {
     }
 }
 
-/// An answer whose body is still on the wire; dropped, the connection is closed.
+/// Response whose body is still in transit; dropping it closes the connection.
 pub struct Open {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -56,7 +56,7 @@ pub struct Open {
     _driver: Driver,
 }
 
-/// Moves the bytes; without it the connection is closed.
+/// Drives the connection; dropping it closes the connection.
 pub struct Driver(tokio::task::JoinHandle<()>);
 
 impl Drop for Driver {
@@ -122,19 +122,19 @@ pub async fn get(address: SocketAddr, path: &str) -> Answer {
     send(address, Method::GET, path, &[], String::new()).await
 }
 
-/// A completion of `tokens` prompt tokens; `name` makes it unlike others.
+/// Returns a completion request of `tokens` prompt tokens; `name` makes the prompt unique.
 pub fn completion(name: &str, tokens: usize, output: u64, stream: bool) -> Value {
     let prompt = format!("{name:x<width$}", width = 4 * tokens);
     json!({ "model": "tiny", "prompt": prompt, "max_tokens": output, "stream": stream })
 }
 
-/// The same, with hand-off parameters.
+/// Same, with hand-off parameters.
 pub fn with_kv(mut body: Value, params: &Value) -> Value {
     body["kv_transfer_params"] = params.clone();
     body
 }
 
-/// The prefill leg of such a completion: what it hands over.
+/// Runs the prefill leg of such a completion; returns its hand-off.
 pub async fn prefill(address: SocketAddr, name: &str, tokens: usize) -> Value {
     let ask =
         json!({ "do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null });
@@ -143,7 +143,7 @@ pub async fn prefill(address: SocketAddr, name: &str, tokens: usize) -> Value {
     answer["kv_transfer_params"].take()
 }
 
-/// Waits until something has happened that nobody tells.
+/// Waits until a condition that is not signalled holds.
 pub async fn until(what: &str, happened: impl Fn() -> bool) {
     let poll = async {
         while !happened() {
@@ -153,7 +153,7 @@ pub async fn until(what: &str, happened: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(10), poll).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
-/// Waits until an engine has nothing left of any request.
+/// Waits until an engine has no request left.
 pub async fn idle(running: &Running, engine: usize) {
     until("all is given back", || {
         let now = running.stats(engine);

@@ -1,4 +1,4 @@
-//! vLLM's other connectors, and generation first: what does not pair is not handed over.
+//! vLLM's other connectors, and generation first: a mismatched pair hands nothing over.
 
 use serde_json::{Value, json};
 use tidegate_types::Seconds;
@@ -12,7 +12,7 @@ async fn engines(connector: VllmConnector) -> Running {
     start(EmulatorConfig { connector, ..config() }).await.unwrap()
 }
 
-/// A prefill leg that may end by its length alone.
+/// A prefill leg that can end only by its length.
 fn one_token(name: &str, params: &Value) -> Value {
     let mut body = with_kv(completion(name, 50, 1, false), params);
     body["ignore_eos"] = json!(true);
@@ -82,7 +82,7 @@ async fn a_mooncake_decode_without_its_prefill_fails_or_recomputes_and_it_shows(
         let mut failed = 0;
         for (engine, transfer) in [
             (id, "never"),
-            // Prefilled, but not to one token, or it might have stopped.
+            // Prefilled, but with more than one token: it might have stopped.
             (id, "stops"),
             (id, "ends"),
             (id, "long"),

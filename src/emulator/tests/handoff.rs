@@ -1,4 +1,4 @@
-//! A hand-off is real, or it is seen not to be.
+//! A hand-off transfers real KV; a missing transfer is detected.
 
 use http_body_util::BodyExt;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Clients that leave, engines that die, and the routes beside generation.
+//! Client disconnects, engine failures, and routes that do not generate.
 
 use http::Method;
 use http_body_util::BodyExt;

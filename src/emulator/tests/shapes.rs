@@ -1,4 +1,4 @@
-//! The wire shapes, against those recorded from vLLM 0.32 (ids, times and texts aside).
+//! Wire format against recordings of vLLM 0.32 (except ids, times and texts).
 
 use http::Method;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use tidegate_engine::{Endpoint, SseReader};
 
 use super::client::*;
 
-/// The members of an object in their order, as JSON text has them.
+/// Returns the members of an object in the order of the JSON text.
 fn members(text: &str) -> Vec<String> {
     let members: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();
     let mut at: Vec<(usize, String)> = members
@@ -17,7 +17,7 @@ fn members(text: &str) -> Vec<String> {
     at.into_iter().map(|(_, key)| key).collect()
 }
 
-/// With the time it was made at replaced by 1.
+/// Replaces the creation time by 1.
 fn timeless(text: &str) -> String {
     let mut parts = text.split("\"created\":");
     let mut all = parts.next().unwrap_or_default().to_owned();

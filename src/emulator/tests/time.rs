@@ -1,4 +1,4 @@
-//! The scheduler keeps the model's time, in tokio's paused clock.
+//! The scheduler keeps model time, in tokio's paused clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::feed::Feed;
 use crate::scheduler::{Command, Scheduler};
 
 fn running() -> (UnboundedSender<Command>, Arc<Feed>, Seconds) {
-    // Only the weights take time: each step is as long as the other.
+    // Only the weights take time: all steps have equal length.
     let zero = Seconds::ZERO;
     let step = Seconds(0.010);
     let profile = Profile {
@@ -58,7 +58,7 @@ async fn tokens_come_at_the_models_pace() {
 async fn a_late_wake_up_does_not_stretch_time() {
     let (_commands, feed, _) = running();
     settle().await;
-    // The machine stands still for 30 steps, again and again.
+    // The machine pauses repeatedly, for 30 steps each time.
     for round in 1..=4 {
         advance(Duration::from_millis(300)).await;
         settle().await;

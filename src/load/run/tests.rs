@@ -1,4 +1,4 @@
-//! The load against emulated engines: what it sends, what it measures, when it stops.
+//! The load against emulated engines: requests sent, values measured, end of the run.
 
 use super::*;
 use tidegate_emulator::{EmulatorConfig, Running, start};
