@@ -1,7 +1,6 @@
-//! TensorRT-LLM's internal authentication (docs/spec/engine-protocols.md#trtllm-auth): a generation
-//! leg that says
-//! where KV is must be signed. It shares no code with the proxy's signer, and must never let a
-//! request pass that is signed for other parameters.
+//! TensorRT-LLM's internal authentication (docs/spec/engine-protocols.md#trtllm-auth): the KV
+//! location in a generation leg must be signed. The verifier shares no code with the proxy's
+//! signer, and refuses a signature over other parameters.
 
 use http::header::HeaderMap;
 use ring::hmac;
@@ -10,10 +9,10 @@ use serde_json::Value;
 use crate::config::EmulatorConfig;
 use crate::refusal::Refusal;
 
-/// Is what the body says of KV signed as it must be?
+/// Verifies the signature of the KV location in a body.
 ///
 /// # Errors
-/// It is not.
+/// The signature is missing or wrong.
 pub fn check(config: &EmulatorConfig, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
     let Some(key) = &config.disagg_key else { return Ok(()) };
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -22,7 +21,7 @@ pub fn check(config: &EmulatorConfig, headers: &HeaderMap, body: &[u8]) -> Resul
     if endpoint.is_null() && state.is_null() {
         return Ok(());
     }
-    // What these engines say is plain ASCII: no escapes to agree upon.
+    // The signed values are plain ASCII and need no escaping.
     let said = format!("{{\"ctx_info_endpoint\":{endpoint},\"encoded_opaque_state\":{state}}}");
     let tag = headers
         .get("x-trtllm-disagg-auth")

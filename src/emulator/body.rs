@@ -1,7 +1,6 @@
-//! A request's body, read and validated as vLLM does
-//! (docs/spec/engine-protocols.md#vllm-prefill-leg; the refusals
-//! in the recorded transcripts). It shares no code with the proxy's reader, so that one cannot hide
-//! the other's mistakes.
+//! Request body, parsed and validated as by vLLM (docs/spec/engine-protocols.md#vllm-prefill-leg;
+//! refusals as in the recorded transcripts). The parser shares no code with the proxy's, so that an
+//! error in one is not hidden by the other.
 
 mod handoff;
 mod members;
@@ -15,69 +14,69 @@ use crate::refusal::Refusal;
 use crate::tokens::Prompt;
 use members::{boolean, given, integer, raw_members, string};
 
-/// What a client asks for.
+/// Parsed generation request.
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// `/v1/chat/completions` rather than `/v1/completions`.
     pub chat: bool,
-    /// As server-sent events.
+    /// Whether the response is streamed as server-sent events.
     pub stream: bool,
-    /// With a usage chunk at the end.
+    /// Whether a usage chunk ends the stream.
     pub include_usage: bool,
-    /// With usage in every chunk.
+    /// Whether every chunk has usage.
     pub continuous_usage: bool,
-    /// One, or several where `prompt` is a list.
+    /// One prompt, or several where `prompt` is a list.
     pub prompts: Vec<Prompt>,
-    /// Tokens of each answer, at least 1.
+    /// Tokens per answer, at least 1.
     pub output: u64,
-    /// Why an answer ends: `length`, or `stop` where the engine chose its length.
+    /// Finish reason: `length`, or `stop` where the engine chose the length.
     pub finish: &'static str,
-    /// Answers to each prompt, at least 1.
+    /// Answers per prompt, at least 1.
     pub n: u32,
-    /// The hand-off, if there is one.
+    /// Hand-off of the request.
     pub handoff: Handoff,
 }
 
-/// What `kv_transfer_params` ask for.
+/// Hand-off requested by `kv_transfer_params`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handoff {
-    /// Nothing: one engine does all.
+    /// No hand-off: this engine runs both legs.
     None,
-    /// Prefill, and hold the KV for somebody.
+    /// Prefill, and hold the KV for a reader.
     Produce,
-    /// The same under a name that both sides know beforehand.
+    /// Same, under a transfer name given to both engines in advance.
     Offer(String),
-    /// The same, and answer only when it was fetched.
+    /// Same, and answer only after the KV was read.
     Meet(String),
-    /// Somebody has prefilled: fetch the KV.
+    /// Fetch KV that another engine has prefilled.
     Consume(Box<Remote>),
 }
 
-/// Whose KV, and where.
+/// Owner and location of remote KV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
-    /// That engine's id: another one after every start.
+    /// Id of that engine; it changes with every start.
     pub engine_id: String,
-    /// Its request, with the random suffix.
+    /// Id of its request, with the random suffix.
     pub request_id: String,
-    /// Its side channel.
+    /// Host of its side channel.
     pub host: String,
-    /// Its side channel.
+    /// Port of its side channel.
     pub port: u16,
-    /// It may still prefill, or not have begun: wait.
+    /// Whether its prefill may be unfinished or not begun, so that the reader waits.
     pub meets: bool,
 }
 
-/// A body that is refused, and the hand-off in it: its prefill engine is told to give up.
+/// Refused body and the hand-off in it, whose prefill engine is notified.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// What the client is told.
+    /// Error sent to the client.
     pub refusal: Refusal,
-    /// What will not be fetched.
+    /// Remote KV that will not be fetched.
     pub handoff: Handoff,
 }
 
-/// Top-level members by name; the last of several counts, as in Python.
+/// Top-level members by name; the last duplicate counts, as in Python.
 type Members<'a> = BTreeMap<String, &'a RawValue>;
 
 impl From<Refusal> for Refused {
@@ -86,10 +85,10 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// Read and validate the body of a generation request.
+/// Parses and validates the body of a generation request.
 ///
 /// # Errors
-/// What vLLM would refuse, in its words.
+/// Whatever vLLM refuses, with its messages.
 pub fn read(
     config: &EmulatorConfig,
     kind: EngineKind,
@@ -101,10 +100,10 @@ pub fn read(
     check(config, kind, chat, &members, &handoff).map_err(|refusal| Refused { refusal, handoff })
 }
 
-/// The prompt of a `/tokenize` request.
+/// Parses the prompt of a `/tokenize` request.
 ///
 /// # Errors
-/// Wrong types, an unknown model.
+/// Wrong types, or an unknown model.
 pub fn tokenize(config: &EmulatorConfig, body: &[u8]) -> Result<Prompt, Refusal> {
     let members = raw_members(body)?;
     known_model(config, &members)?;
@@ -113,7 +112,7 @@ pub fn tokenize(config: &EmulatorConfig, body: &[u8]) -> Result<Prompt, Refusal>
     prompts.pop().ok_or_else(|| Refusal::bad("The prompt is empty.".to_owned(), Some("prompt")))
 }
 
-/// The tokens of a `/detokenize` request.
+/// Parses the tokens of a `/detokenize` request.
 ///
 /// # Errors
 /// Wrong types.
@@ -160,7 +159,7 @@ fn check(
     })
 }
 
-/// vLLM's own limit (`VLLM_MAX_N_SEQUENCES`) is higher; nobody tests with more.
+/// vLLM's own limit (`VLLM_MAX_N_SEQUENCES`) is higher; tests need no more.
 const ANSWERS_MAX: u32 = 128;
 
 #[derive(Default, serde::Deserialize)]
@@ -204,7 +203,7 @@ fn fits(config: &EmulatorConfig, prompt: u64) -> Result<(), Refusal> {
     Err(Refusal::bad(message, Some("input_tokens")))
 }
 
-/// How many tokens are made, and why they end.
+/// Returns the number of output tokens and the finish reason.
 fn output(
     config: &EmulatorConfig,
     members: &Members<'_>,
@@ -222,7 +221,7 @@ fn output(
         let message = format!("min_tokens must be greater than or equal to 0, got {min}.");
         return Err(Refusal::bad(message, None));
     }
-    // vLLM cuts what does not fit the context, silently.
+    // vLLM silently cuts output that exceeds the context.
     let most = said.map_or(room, |max| max.unsigned_abs().min(room));
     if min.unsigned_abs() > most {
         let message =
@@ -232,7 +231,7 @@ fn output(
     let ignore_eos = boolean(members, "ignore_eos")?.unwrap_or(false);
     Ok(match said {
         Some(_) => (most, "length"),
-        // Without an end of its own an answer goes on; nobody wants to wait for the context to fill.
+        // With `ignore_eos` alone an answer would fill the context; this bounds it.
         None if ignore_eos => (config.default_output.get().clamp(1, room), "length"),
         None => (config.default_output.get().max(min.unsigned_abs()).clamp(1, room), "stop"),
     })

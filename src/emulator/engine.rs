@@ -1,4 +1,4 @@
-//! What one engine's connections and tasks share. Nothing here waits.
+//! State shared by one engine's connections and tasks. No function here blocks.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -15,39 +15,39 @@ use crate::stats::Counters;
 use crate::store::Store;
 use crate::tokens::Prompt;
 
-/// One emulated engine. Held by its connections; lost with them when it is killed.
+/// One emulated engine. Its connections hold it; it is dropped with them when it is killed.
 pub struct Shared {
-    /// What is emulated.
+    /// Configuration of the engine.
     pub config: EmulatorConfig,
-    /// Where it listens.
+    /// Address on which it listens.
     pub address: SocketAddr,
-    /// The host that other engines reach it by.
+    /// Host by which other engines reach it.
     pub host: String,
-    /// Its engine id; another one after every start.
+    /// Engine id; it changes with every start.
     pub id: String,
-    /// Prefilled KV that waits to be fetched.
+    /// Prefilled KV held for readers.
     pub leases: Leases,
     /// Connections to other engines.
     pub peers: Peers,
     /// KV that all engines of this process share, if the connector uses it.
     pub store: Arc<Store>,
-    /// What happened.
+    /// Counters of the engine.
     pub counters: Arc<Counters>,
     prefix: Option<Mutex<PrefixCache>>,
     commands: UnboundedSender<Command>,
     sequences: AtomicU64,
     blocks: AtomicU64,
     killed: AtomicBool,
-    /// It died of an assertion; its server still answers.
+    /// Whether an assertion has failed; the server still answers.
     dead: AtomicBool,
-    /// What SGLang's mode is now: it can be switched.
+    /// Current mode of an SGLang engine, which can be switched.
     mode: AtomicU8,
-    /// SGLang has captured decode graphs: the first switch to decode costs memory.
+    /// Whether SGLang has captured decode graphs: the first switch to decode costs memory.
     pub graphs: AtomicBool,
 }
 
 impl Shared {
-    /// An engine that listens at `address` and whose scheduler hears `commands`.
+    /// Creates an engine that listens at `address` and sends `commands` to its scheduler.
     pub fn new(
         config: EmulatorConfig,
         address: SocketAddr,
@@ -83,22 +83,22 @@ impl Shared {
         }
     }
 
-    /// The number of a new sequence.
+    /// Returns the number of a new sequence.
     pub fn next_sequence(&self) -> SeqId {
         SeqId(self.sequences.fetch_add(1, Relaxed) + 1)
     }
 
-    /// The first of `count` block ids for a hand-off.
+    /// Returns the first of `count` block ids for a hand-off.
     pub fn next_blocks(&self, count: u64) -> u64 {
         self.blocks.fetch_add(count, Relaxed) % BLOCK_IDS + 1
     }
 
-    /// Tell the scheduler; a killed one hears nothing, and nobody waits for it.
+    /// Sends a command to the scheduler; commands to a killed engine are dropped.
     pub fn tell(&self, command: Command) {
         self.commands.send(command).ok();
     }
 
-    /// Its manners now.
+    /// Returns the current engine kind, after any role switch.
     pub fn kind(&self) -> EngineKind {
         match self.config.kind {
             EngineKind::Sglang(_) => EngineKind::Sglang(match self.mode.load(Relaxed) {
@@ -110,61 +110,61 @@ impl Shared {
         }
     }
 
-    /// SGLang takes another mode.
+    /// Sets SGLang's mode.
     pub fn switch(&self, mode: DisaggregationMode) {
         self.mode.store(mode as u8, Relaxed);
     }
 
-    /// The engine id of one of its data-parallel ranks.
+    /// Returns the engine id of one of its data-parallel ranks.
     pub fn rank_id(&self, rank: u16) -> String {
         if self.config.ranks > 1 { format!("{}_dp{rank}", self.id) } else { self.id.clone() }
     }
 
-    /// Is that the id of one of its ranks?
+    /// Returns whether this is the id of one of its ranks.
     pub fn is_me(&self, id: &str) -> bool {
         (0..self.config.ranks.max(1)).any(|rank| self.rank_id(rank) == id)
     }
 
-    /// An assertion failed.
+    /// Records a failed assertion.
     pub fn die(&self) {
         Counters::add(&self.counters.assertions, 1);
         self.dead.store(true, Relaxed);
     }
 
-    /// Did one fail?
+    /// Returns whether an assertion has failed.
     pub fn is_dead(&self) -> bool {
         self.dead.load(Relaxed)
     }
 
-    /// It is about to be cut off.
+    /// Marks the engine as being killed.
     pub fn kill(&self) {
         self.killed.store(true, Relaxed);
     }
 
-    /// A crashed engine has no last words for others.
+    /// A crashed engine sends no notifications to others.
     pub fn is_killed(&self) -> bool {
         self.killed.load(Relaxed)
     }
 
-    /// Share of the KV memory that is in use.
+    /// Returns the share of the KV memory in use, 0..1.
     pub fn kv_usage(&self) -> f64 {
         let used = self.counters.kv_used.load(Relaxed) as f64;
         used / self.config.profile.kv_capacity.as_f64().max(1.0)
     }
 
-    /// Prompt tokens whose KV is here; from now on all of the prompt's is.
+    /// Returns the cached prompt tokens, and caches the whole prompt.
     pub fn cached(&self, prompt: &Prompt) -> u64 {
         let Some(prefix) = &self.prefix else { return 0 };
         let mut prefix = prefix.lock().unwrap_or_else(PoisonError::into_inner);
-        // The last token is always computed: it makes the first one of the answer.
+        // The last token is always computed: it yields the first token of the answer.
         prefix.touch(&prompt.chain()).min(prompt.tokens() - 1)
     }
 }
 
-/// Block ids go round within a memory of some size.
+/// Block ids wrap around within a memory of this size.
 const BLOCK_IDS: u64 = 1 << 15;
 
-/// A random UUID, version 4.
+/// Returns a random UUID, version 4.
 fn uuid() -> String {
     let bits = fastrand::u128(..) & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let hex = format!("{bits:032x}");

@@ -6,10 +6,10 @@ use atomic_waker::AtomicWaker;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-/// One answer's tokens. Written by the hand-off and then by the scheduler, read by one body.
+/// Tokens of one answer. Written by the hand-off, then by the scheduler; read by one body.
 #[derive(Debug, Default)]
 pub struct Feed {
-    /// Tokens, and the two flags below.
+    /// Token count, and the two flags below.
     state: AtomicU64,
     /// Identity of the prompt's KV on this engine; a hand-off replaces it.
     kv: AtomicU64,
@@ -62,23 +62,23 @@ impl Feed {
         self.left.store(true, Ordering::Release);
     }
 
-    /// Tells if the reader has disconnected.
+    /// Returns whether the reader has disconnected.
     pub fn is_left(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
 
-    /// What the answer is made from. Set before the first token.
+    /// Sets the KV identity and the cached tokens, before the first token.
     pub fn set_kv(&self, kv: u64, cached: u64) {
         self.kv.store(kv, Ordering::Relaxed);
         self.cached.store(cached, Ordering::Relaxed);
     }
 
-    /// What the answer is made from. Known with the first token.
+    /// Returns the KV identity, valid from the first token on.
     pub fn kv(&self) -> u64 {
         self.kv.load(Ordering::Relaxed)
     }
 
-    /// Prompt tokens that were cached. Known with the first token.
+    /// Returns the number of cached prompt tokens, valid from the first token on.
     pub fn cached(&self) -> u64 {
         self.cached.load(Ordering::Relaxed)
     }
@@ -93,7 +93,7 @@ impl Feed {
         }
     }
 
-    /// Ready once there is more than `seen` tokens or an end.
+    /// Ready when there are more than `seen` tokens or the answer has ended.
     pub fn poll_beyond(&self, seen: u64, context: &mut Context<'_>) -> Poll<Progress> {
         let news = |progress: &Progress| progress.over || (!self.quiet && progress.tokens > seen);
         let progress = self.progress();

@@ -21,19 +21,19 @@ use crate::stats::Counters;
 /// Polling interval for the KV.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// One sequence whose KV is on another engine.
+/// Sequence whose KV is on another engine.
 pub struct Fetch {
-    /// The engine that wants it.
+    /// The reading engine.
     pub engine: Arc<Shared>,
-    /// Who has it.
+    /// Owner of the KV.
     pub remote: Remote,
-    /// What is to run once it is here.
+    /// Sequence to run after the transfer.
     pub sequence: Sequence,
-    /// Prompt tokens whose KV is here already.
+    /// Prompt tokens whose KV is present already.
     pub local: Tokens,
-    /// What the prompt's KV is if it is made here.
+    /// KV identity of the prompt if it is computed here.
     pub kv: u64,
-    /// Where the tokens go.
+    /// Destination of the tokens.
     pub feed: Arc<Feed>,
 }
 
@@ -52,8 +52,8 @@ impl Drop for Reserved<'_> {
     }
 }
 
-/// Fetch for each in turn and hand it to the scheduler, until the client has `left`. Several answers
-/// to one prompt share one hand-off, which the first of them uses up, as in vLLM.
+/// Fetches each sequence's KV in turn and admits it to the scheduler, until the client has `left`.
+/// Answers to one prompt share one hand-off, which the first of them consumes, as in vLLM.
 pub async fn run(fetches: Vec<Fetch>, left: oneshot::Receiver<()>) {
     let all = async {
         for fetch in &fetches {
@@ -63,7 +63,7 @@ pub async fn run(fetches: Vec<Fetch>, left: oneshot::Receiver<()>) {
     tokio::select! {
         biased;
         _ = left => {
-            // vLLM's rejection notice: the prefill engine need not wait for its lease to end.
+            // vLLM's rejection notice: the prefill engine frees the KV before its lease ends.
             if let Some(fetch) = fetches.first().filter(|fetch| !fetch.engine.is_killed()) {
                 fetch.engine.peers.ask(&fetch.remote, What::Release, Tokens::ZERO, Tokens::ZERO)
                     .await
@@ -103,7 +103,7 @@ impl Fetch {
         }
     }
 
-    /// The KV did not come.
+    /// Handles a failed transfer.
     fn without(&self) {
         let engine = &self.engine;
         match engine.config.policy {
@@ -121,7 +121,7 @@ impl Fetch {
         }
     }
 
-    /// Waits for memory and extends the lease on the prefill engine meanwhile.
+    /// Waits for memory, and extends the lease on the prefill engine during the wait.
     async fn reserve(&self) -> Reserved<'_> {
         let tokens = self.sequence.prompt;
         let (granted, mut grant) = oneshot::channel();
@@ -134,20 +134,20 @@ impl Fetch {
                 biased;
                 granted = &mut grant => match granted {
                     Ok(()) => return Reserved { engine: &self.engine, tokens, used: false },
-                    // The engine was killed; its clients go too, and this with them.
+                    // The engine was killed; its clients and this task end as well.
                     Err(_) => std::future::pending::<()>().await,
                 },
                 _ = beat.tick() => {
                     let wanted = tokens - self.local;
                     let asked = self.engine.peers.ask(&self.remote, What::Heartbeat, tokens, wanted);
-                    // A lease that is gone shows when it is read.
+                    // An expired lease is detected by the read.
                     asked.await.ok();
                 }
             }
         }
     }
 
-    /// Where both legs run at once the prefill may still run, or not have begun.
+    /// With concurrent legs the prefill may be unfinished or not begun.
     async fn ask_until_there(&self, tokens: Tokens, wanted: Tokens) -> Result<Answer, Failed> {
         let peers = &self.engine.peers;
         let deadline = Instant::now() + self.engine.config.handshake_timeout.to_duration();

@@ -31,9 +31,9 @@ use crate::stream::{Reply, TokenStream};
 pub struct Answers {
     /// The engine.
     pub engine: Arc<Shared>,
-    /// Each of them, those to one prompt together.
+    /// All answers; those to one prompt are adjacent.
     pub all: Vec<Making>,
-    /// Its drop stops a hand-off that has not ended.
+    /// Dropping it stops an unfinished hand-off.
     _stop: oneshot::Sender<()>,
     ids: Ids,
     /// Transfer name that both sides of a hand-off are given in advance.
@@ -42,22 +42,22 @@ pub struct Answers {
 
 /// One answer.
 pub struct Making {
-    /// Its tokens.
+    /// Token feed.
     pub feed: Arc<Feed>,
     sequence: SeqId,
     prompt: Tokens,
-    /// Its KV is held for somebody when it ends.
+    /// Whether its KV is held for a reader when it ends.
     held: bool,
-    /// The scheduler knows that it has ended, or holds it for a lease.
+    /// Whether the scheduler has ended the sequence, or holds it for a lease.
     settled: bool,
-    /// The blocks that go to the store when it ends.
+    /// Blocks that go to the store when it ends.
     stores: Option<Vec<u64>>,
 }
 
-/// A client that can be told of the engine's load (docs/spec/engine-protocols.md#orca).
+/// Whether the client requests the engine's load (docs/spec/engine-protocols.md#orca).
 const ORCA: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
-/// Answer a request for chat or text.
+/// Answers a chat or completion request.
 pub async fn generate(
     engine: Arc<Shared>,
     chat: bool,
@@ -125,11 +125,11 @@ fn has_room(engine: &Shared, ask: Ask) -> Result<Ask, Refused> {
 
 /// Notifies the prefill engine that the KV will not be read.
 async fn give_up(engine: Arc<Shared>, remote: Remote) {
-    // It is gone, or its lease will end: either way there is nothing more to do.
+    // If the request fails, the engine is gone or its lease will expire.
     engine.peers.ask(&remote, What::Release, Tokens::ZERO, Tokens::ZERO).await.ok();
 }
 
-/// Hand every sequence of a request to the scheduler, or to the hand-off that comes first.
+/// Admits every sequence of a request to the scheduler, or to the hand-off that precedes it.
 fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
     let (stop, stopped) = oneshot::channel();
     let offered = match &ask.handoff {
@@ -142,10 +142,10 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
         let local = Tokens(engine.cached(prompt));
         for index in 0..ask.n {
             let feed = Arc::new(Feed::new(ask.stream));
-            // Answers to one prompt share its KV; all but the first find it in the cache.
+            // Answers to one prompt share its KV: all but the first are prefix-cache hits.
             let cached = if index == 0 { local } else { tokens - Tokens(1) };
-            // vLLM holds what is longer than one token too; a proxy that leaves max_tokens as it
-            // was gets no hand-off here, and finds out.
+            // vLLM also holds the KV of answers longer than one token. Here they get no hand-off, so that
+            // a proxy that leaves max_tokens unchanged is detected.
             let one = ask.output == 1 || engine.kind() != EngineKind::Vllm;
             let held = (ask.handoff == Handoff::Produce || offered.is_some()) && one && index == 0;
             let work = if held { Work::PrefillOnly } else { Work::Whole };
@@ -178,7 +178,7 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
                 continue;
             }
             let (engine, takes) = (Arc::clone(&engine), engine.config.profile.transfer(fetched));
-            // One whose client has left meanwhile is not admitted.
+            // A sequence whose client has disconnected is not admitted.
             tokio::spawn(async move {
                 tokio::time::sleep(takes.to_duration()).await;
                 engine.tell(admit);
@@ -193,7 +193,7 @@ fn begin(engine: Arc<Shared>, ask: &Ask, ids: Ids) -> Answers {
 }
 
 impl Answers {
-    /// Answer `i` has its last token: what it hands over, as JSON. Its KV is held from now on.
+    /// Ends answer `i` after its last token: holds its KV, and returns its hand-off as JSON.
     pub fn settle(&mut self, i: usize) -> Option<String> {
         let engine = &self.engine;
         let making = &mut self.all[i];
@@ -209,11 +209,11 @@ impl Answers {
         let held = Held { sequence: making.sequence, tokens, kv: feed.kv(), cached: feed.cached() };
         let params = handoff_params(engine, &request_id, &held);
         engine.leases.hold(request_id, held, engine.config.lease.to_duration());
-        // A name that both sides know need not be told.
+        // A transfer name known to both engines is not returned.
         self.offered.is_none().then_some(params)
     }
 
-    /// All have ended well.
+    /// Marks all answers as ended without an error.
     pub fn finish(&self) {
         Counters::add(&self.engine.counters.finished, 1);
     }
@@ -241,7 +241,7 @@ async fn whole(mut answers: Answers, shape: &Shape) -> Response<Reply> {
     let params: Vec<_> = (0..answers.all.len()).map(|i| answers.settle(i)).collect();
     answers.finish();
     let feeds: Vec<&Feed> = answers.all.iter().map(|making| &*making.feed).collect();
-    // Of several prompts only the first one's hand-off is told, as in vLLM.
+    // Of several prompts only the first one's hand-off is returned, as in vLLM.
     json(StatusCode::OK, shape.whole(&feeds, params.into_iter().next().flatten()))
 }
 
@@ -252,12 +252,12 @@ fn stream(tokens: TokenStream) -> Response<Reply> {
     response
 }
 
-/// A refusal as an answer.
+/// Returns the response of a refusal.
 pub fn refuse(refusal: &Refusal) -> Response<Reply> {
     json(refusal.status, refusal.body())
 }
 
-/// A JSON answer.
+/// Returns a JSON response.
 pub fn json(status: StatusCode, body: Bytes) -> Response<Reply> {
     let mut response = Response::new(Reply::Full(Full::new(body)));
     *response.status_mut() = status;
@@ -266,7 +266,7 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<Reply> {
     response
 }
 
-/// The load, in the format asked for.
+/// Returns the load in the requested format.
 fn load_header(engine: &Shared, format: &HeaderValue) -> Option<HeaderValue> {
     let waiting = engine.counters.waiting.load(Relaxed) as f64;
     let usage = engine.kv_usage();

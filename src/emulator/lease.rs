@@ -29,9 +29,9 @@ pub struct Held {
 /// Reason why KV cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// No such request, or it was fetched before.
+    /// The request is unknown, or its KV was already read.
     Unknown,
-    /// Its lease ended.
+    /// The lease has expired.
     Expired,
     /// Another read is in progress.
     Taken,
@@ -46,22 +46,22 @@ struct Lease {
     read: bool,
 }
 
-/// All that one engine holds, by request id.
+/// Leases of one engine, by request id.
 #[derive(Debug, Default)]
 pub struct Leases {
     table: Mutex<Table>,
-    /// A lease was added: the one who ends them may have to wake earlier.
+    /// Signals a new lease to the expiry task, which may have to wake earlier.
     added: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     leases: HashMap<String, Lease>,
-    /// The latest that ended, to tell a late reader from a wrong one.
+    /// Most recently expired leases, to distinguish a late reader from an unknown request.
     expired: VecDeque<String>,
 }
 
-/// Ended leases that are remembered.
+/// Number of expired leases remembered.
 const EXPIRED_MAX: usize = 1024;
 
 impl Leases {
@@ -101,7 +101,7 @@ impl Leases {
         Ok(lease.held)
     }
 
-    /// A decode engine still wants it: the lease lasts for at least `extension` from now.
+    /// Extends the lease to at least `extension` from now.
     pub fn extend(&self, request_id: &str, extension: Duration) -> Result<(), Missing> {
         let mut table = self.table();
         let lease = table.leases.get_mut(request_id).ok_or(Missing::Expired)?;
@@ -112,7 +112,7 @@ impl Leases {
     /// Ends a lease after the read or an abandonment.
     ///
     /// # Errors
-    /// Its lease has ended, or there was none.
+    /// The lease has expired, or did not exist.
     pub fn end(&self, request_id: &str) -> Result<Held, Missing> {
         let mut table = self.table();
         let expired = table.expired.iter().any(|id| id == request_id);
@@ -120,7 +120,7 @@ impl Leases {
         table.leases.remove(request_id).map(|lease| lease.held).ok_or(missing)
     }
 
-    /// Tells if the KV is held.
+    /// Returns whether the KV is held.
     pub fn holds(&self, request_id: &str) -> bool {
         self.table().leases.contains_key(request_id)
     }

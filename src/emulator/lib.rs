@@ -1,21 +1,20 @@
 //! An engine emulator: the engine model of `tidegate-sim` served over HTTP in real time, with
 //! vLLM's API and the hand-off of one of its connectors, SGLang's rooms or TensorRT-LLM's two legs.
 //!
-//! - [`config`]: what is emulated
+//! - [`config`]: settings of the emulator
 //! - [`server`]: listeners and connections; engines that can be killed and revived
-//! - [`routes`]: paths to answers
-//! - [`body`]: a request's body, read and validated as vLLM does; [`refusal`]: its errors
-//! - [`tokens`]: what counts as a token; [`text`]: what the engine answers
+//! - [`routes`]: request paths and their responses
+//! - [`body`]: request parsing and validation as in vLLM; [`refusal`]: its errors
+//! - [`tokens`]: token definition; [`text`]: the text of answers
 //! - [`generate`]: lifecycle of one request: hand-off, sequences, response
-//! - [`sglang`], [`trtllm`], [`mooncake`]: what is theirs alone; [`auth`]: what TensorRT-LLM wants
-//!   signed
-//! - [`room`]: a prefill that waits for its decode; [`store`]: KV that all engines share
-//! - [`engine`]: what one engine's connections and tasks share
+//! - [`sglang`], [`trtllm`], [`mooncake`]: protocol specifics; [`auth`]: TensorRT-LLM's signatures
+//! - [`room`]: a prefill paired with its decode; [`store`]: KV shared by all engines
+//! - [`engine`]: state shared by one engine's connections and tasks
 //! - [`scheduler`]: the task that steps one engine against absolute deadlines
-//! - [`feed`]: from the scheduler to a stream, without a channel
-//! - [`lease`]: KV that waits to be read; [`side`]: how engines ask each other for it;
-//!   [`fetch`]: a decode engine's side of a hand-off
-//! - [`stream`] and [`shape`]: the wire shapes, streamed and whole
+//! - [`feed`]: tokens from the scheduler to a stream, without a channel
+//! - [`lease`]: KV held for readers; [`side`]: the KV protocol between engines; [`fetch`]: the
+//!   decode engine's side of a hand-off
+//! - [`stream`] and [`shape`]: wire format, streamed and whole
 //! - [`prefix`]: the optional prefix cache
 //! - [`stats`]: counters for tests; [`metrics`]: the same under vLLM's names
 //!
