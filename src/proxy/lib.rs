@@ -12,7 +12,7 @@
 //! - [`telemetry`]: metrics, logs, the journal, recordings
 //! - [`backends`]: engines, the routing table, in-flight requests, probes
 //! - [`upstream`]: connections to engines and how an exchange fails
-//! - [`tls`]: certificates
+//! - `tls`: certificates
 //! - [`runtime`]: clock, timers, budgets, permits
 //!
 //! A request takes no lock and never waits for the control loop. What is decided here is only what

@@ -1,5 +1,5 @@
 //! HTTP/1.1 (and 1.0) with a client: one request after another until either side ends it. The
-//! format is `tidegate_http1`'s business, what a request means `request.rs`'s.
+//! format is `tidegate_http1`'s business, what a request means `request/handle.rs`'s.
 //!
 //! Why not hyper's codec, which speaks h2 here: see docs/decisions/0002-http1-codec.md.
 
