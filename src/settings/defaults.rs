@@ -22,7 +22,7 @@ pub const KEEPALIVE: Seconds = Seconds(75.0);
 pub const KEEPALIVE_COMMENT: Seconds = Seconds(5.0);
 /// As nginx's `send_timeout`: a reader that pauses for a minute has mostly left.
 pub const CLIENT_STALL: Seconds = Seconds(60.0);
-/// Long enough for most streams; Kubernetes kills after 30 s unless told otherwise.
+/// Long enough for most streams; Kubernetes kills after 30 s by default.
 pub const DRAIN: Seconds = Seconds(30.0);
 /// Endpoint removal reaches every kube-proxy and load balancer within a few seconds.
 pub const LINGER: Seconds = Seconds(5.0);
@@ -98,7 +98,7 @@ pub const SCRAPE: Seconds = Seconds(5.0);
 /// A reading costs the driver well below a millisecond; a GPU that fell off the bus fails every
 /// request.
 pub const GPU: Seconds = Seconds(1.0);
-/// Long enough to look at what a flip by hand does; an operator who means it for longer pins.
+/// Long enough to observe the effect of a manual flip; a pin holds for longer.
 pub const FLIP_HOLD: Seconds = Seconds(600.0);
 /// Ten minutes: Firefox keeps an answer for up to a day, Chrome for two hours.
 pub const CORS_MAX_AGE: Seconds = Seconds(600.0);

@@ -283,8 +283,8 @@ pub struct RetrySettings {
     /// Backends tried before the first byte, including the first. One that cannot be reached, or
     /// that refuses for load, does not count.
     pub attempts: u32,
-    /// A request without an answer for so long, and for four times what was predicted, is tried on a
-    /// second backend too; 0: never.
+    /// Hedging: a request without an answer for this time, and for four times the prediction, is sent to
+    /// a second backend too; 0: never.
     #[serde(rename = "hedge_seconds")]
     pub hedge: Seconds,
 }

@@ -42,7 +42,7 @@ const CHUNK_MAX: u64 = 1 << 20;
 const PREFIX_LINES: std::ops::RangeInclusive<usize> = 1 << 6..=1 << 26;
 /// Short enough to be guessed.
 const KEY_BYTES_MIN: usize = 8;
-/// 128 bits if it is random: who has it changes roles.
+/// 128 bits if it is random. The token allows role changes.
 const TOKEN_BYTES_MIN: usize = 16;
 /// Timers have milliseconds; less is a busy loop, or a slip of the unit.
 const SPAN_MIN: f64 = 0.001;

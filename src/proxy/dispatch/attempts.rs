@@ -192,7 +192,7 @@ impl Tries {
         }
     }
 
-    /// No further place: what the engines said is told, if they said anything.
+    /// No backend is left: the client gets the last engine error, if there is one.
     pub(crate) fn gives_up(&self, proxy: &Proxy, failure: Failure) -> Failure {
         match failure {
             Failure::NoBackend | Failure::Saturated | Failure::QueueDeadline { .. } => {

@@ -16,7 +16,7 @@ const ANY: &str = "*";
 /// What scripts may read of an answer's headers beside the few that they always may.
 const EXPOSED: &str = "x-request-id, retry-after";
 
-/// What browsers are told.
+/// The CORS headers of `[server.cors]`.
 pub struct Cors {
     any_origin: bool,
     origins: Vec<HeaderValue>,

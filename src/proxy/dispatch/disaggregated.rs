@@ -111,7 +111,7 @@ async fn decode(
                 from.family.decode_leg(body, scan, handoff, from.key.as_deref())
             }
             // Without the hand-off: once the lease may have run out a late read of freed blocks
-            // would be worse than a second prefill, and who has prefilled has the prefix cached.
+            // would be worse than a second prefill, and the prefill engine has the prefix cached.
             _ => serving.inbound.body.clone().into(),
         };
         let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);

@@ -15,9 +15,9 @@ use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::{Course, Notes, RequestRecord};
 use crate::upstream::failure::LegFailure;
 
-/// Hedges in flight beside the share: a small fleet may have some too.
+/// Hedges in flight that are allowed whatever the load is, so that small fleets can hedge.
 const HEDGES_MIN: usize = 2;
-/// One in so many live requests may be hedged.
+/// In-flight requests per hedge: 5 % may be hedged.
 const LIVE_PER_HEDGE: usize = 20;
 
 /// Hedges in flight.

@@ -129,8 +129,8 @@ pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
     of_the_body && !is_load(status) && backend.family.serves_colocated()
 }
 
-/// What has to be decoded. An engine refuses to read its own blocks, and keeps them until the lease
-/// ends: it decodes what it has prefilled only if nobody else can.
+/// The decode request that follows a prefill. An engine refuses to read its own blocks and keeps them
+/// until the lease ends, so the prefill engine decodes only if no other can.
 pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
     let mut excluded = serving.job.excluded;
     excluded.insert(from.id);

@@ -20,7 +20,7 @@ pub struct Prefilling {
 }
 
 impl Prefilling {
-    /// The prompt was read: what it took is a lesson, and its prefix is there now. `told`: the tokens
+    /// The prefill ended: reports its duration to the control loop and adds its prefix to the index. `told`: the tokens
     /// that the engine says it had cached.
     pub fn ended(
         &self,

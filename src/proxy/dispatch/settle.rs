@@ -54,7 +54,7 @@ pub struct Notes {
     pub prefill_on: Option<Arc<Backend>>,
     /// Backend of its decode or colocated leg.
     pub decode_on: Option<Arc<Backend>>,
-    /// Cached tokens as the prefill engine told them, if the answer comes from a hand-off.
+    /// Cached tokens that the prefill engine reported, for a disaggregated request.
     pub cached: Option<Tokens>,
     /// What the prefill engine of a split request counted.
     pub prefill_usage: Option<Usage>,

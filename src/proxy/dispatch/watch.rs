@@ -14,12 +14,12 @@ use crate::upstream::failure::LegProblem;
 /// Between two looks: a fraction of what it takes to find an engine dead, and few enough for
 /// thousands of legs that wait.
 const LOOK_EVERY: Seconds = Seconds(0.25);
-/// A leg leaves an engine whose streams are silent only if it has waited so long itself: as long as a
-/// stream has to be silent.
+/// A leg leaves an engine whose streams are silent only after it has waited this long itself: the time
+/// after which a stream counts as silent.
 const SILENT_AFTER: Seconds = Seconds(2.5);
 
-/// A leg is late after so many times what was predicted for it. Predictions are within a factor of
-/// two once the costs are fitted; from 3 to 8 all do.
+/// A leg is late after this factor of its prediction. Predictions are within a factor of two once the
+/// costs are fitted. Range tried: 3 to 8, without a difference.
 const LATE_FACTOR: f64 = 4.0;
 
 /// The time after which a leg with this prediction is late, at least `least`; `None`: never.
@@ -28,8 +28,8 @@ fn late_after(least: Seconds, predicted: Seconds) -> Option<Seconds> {
 }
 
 /// The exchange's outcome, as long as an engine may take to it. `on`: the engine that answers, and the
-/// one that it depends on. `predicted`: how long it should take; a leg that takes several times that is
-/// told to be late.
+/// one that it depends on. `predicted`: how long it should take; a leg that takes
+/// [`LATE_FACTOR`] times that is marked late.
 ///
 /// By reference: an exchange is large, and would be copied with every call.
 pub(crate) async fn watched<T>(

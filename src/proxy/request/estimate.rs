@@ -11,7 +11,7 @@ use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
 use crate::dispatch::context::Proxy;
 
-/// The request as placement sees it, its registry entry, and who holds its prefix.
+/// The request as placement sees it, its registry entry, and the backends that hold its prefix.
 pub fn job(
     proxy: &Proxy,
     accepted: &Accepted,

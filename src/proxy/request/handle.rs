@@ -1,6 +1,6 @@
-//! The way of a request: the file to open first. Every stage is named here once, in order.
+//! The stages of a request, in order. Start reading here.
 //!
-//!     intake    read the body, run the filters: who, what, how many tokens    (intake.rs, filters/)
+//!     intake    read the body, run the filters: tenant, endpoint, tokens      (intake.rs, filters/)
 //!     estimate  uncached tokens, expected output, deadlines                   (estimate.rs)
 //!     place     a backend with room, or a wait in the deadline queue          (place.rs, dispatcher.rs)
 //!     attempts  elsewhere if one fails before its first byte                  (attempts.rs, blame.rs)
@@ -53,7 +53,7 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     Box::pin(answer_browser(proxy, asked)).await
 }
 
-/// The same where browsers are told who may read the answer.
+/// The same with CORS headers for browsers.
 async fn answer_browser(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
     let origin = Cors::origin(&asked.head.headers);
     if let Some(answer) = proxy.cors.as_ref().and_then(|cors| cors.preflight(&asked.head)) {

@@ -32,9 +32,9 @@ pub enum Taken {
 pub struct Refused {
     /// Its id.
     pub request_id: String,
-    /// What it asked for.
+    /// The path of the request.
     pub path: PathAndQuery,
-    /// What it is told.
+    /// The error that the client gets.
     pub error: ApiError,
 }
 
@@ -63,7 +63,7 @@ pub struct Asked {
 /// A stranger, or a body that is announced too large, is refused before it is read.
 ///
 /// # Errors
-/// What the client is told.
+/// The error that the client gets.
 pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
     let path = head.uri.path();
     proxy.chain.admit_head(
@@ -110,7 +110,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
             }
             proxy.chain.strip_handoff(&mut inbound.headers);
             if proxy.keeps_authorization {
-                // The filters have read them; to an engine they would be somebody's key.
+                // The filters have read them; an engine would take them for a key of its own.
                 for name in tidegate_filters::CREDENTIALS {
                     inbound.headers.remove(name);
                 }

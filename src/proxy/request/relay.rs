@@ -383,7 +383,7 @@ impl EventRelay {
         }
     }
 
-    /// The engine failed in mid-stream: the client is told in its own form.
+    /// The engine failed in mid-stream: the client gets an error event in the form of its API.
     fn cut(&mut self, why: &str, sign: FailureKind, within_event: bool) -> Option<Bytes> {
         if let Some(record) = &self.record {
             let client = self.client(record.proxy.clock.now());

@@ -41,7 +41,7 @@ pub enum ExchangeError {
         /// How that was seen.
         source: io::Error,
         /// All of the request was on the connection by then: most likely the engine has closed it
-        /// before it came, but nobody can know.
+        /// before it came, which the proxy cannot tell.
         sent: bool,
     },
     /// The connection failed while the answer was due.

@@ -29,9 +29,9 @@ pub struct PoolParams {
     pub first_byte_timeout: Seconds,
 }
 
-/// An engine that sent bytes beyond an answer carries one request a connection for so long. Such
-/// bytes may come while the next request is on its way, when they cannot be told from its answer; one
-/// minute without reuse costs a connection a request, of an engine that is broken.
+/// After bytes beyond an answer, the connections of that engine are not reused for this time. Such bytes
+/// may arrive while the next request is sent, where they look like its answer. Without reuse each
+/// request of that broken engine costs a connection.
 const SUSPECT: Seconds = Seconds(60.0);
 
 /// Idle connections and since when each waits.

@@ -17,9 +17,9 @@ use super::connection::Rest;
 use super::{Address, tls};
 use crate::runtime::thread_buffer::poll_read;
 
-/// A connection on which nothing came for so long is probed.
+/// TCP keepalive: idle time before the first probe.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
-/// And then so often, three times.
+/// TCP keepalive: time between probes, of which three are sent.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// First bytes of an engine's announcement of an idle time-out (RFC 9110, 15.5.9).
@@ -32,8 +32,8 @@ fn is_timed_out(stream: &TcpStream) -> bool {
     recv(stream, &mut begin, flags).is_ok_and(|_| begin == TIMED_OUT)
 }
 
-/// An address of a name that does not answer gets so long before the next one is tried beside it
-/// (RFC 8305, 8).
+/// Connection attempt delay (RFC 8305, section 8): the next address of a name is tried beside the first
+/// after this time.
 const NEXT_AFTER: Duration = Duration::from_millis(250);
 
 /// Either kind.
@@ -51,7 +51,7 @@ impl Socket {
     ) -> io::Result<Socket> {
         let stream = open(address).await?;
         stream.set_nodelay(true)?;
-        // A host that is gone says nothing: without probes whoever waits for it waits for ever.
+        // A host that vanished sends no reset: without probes the leg would wait for ever.
         SockRef::from(&stream).set_tcp_keepalive(
             &TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(3),
         )?;

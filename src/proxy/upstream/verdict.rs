@@ -12,7 +12,7 @@ use crate::upstream::{Head, UpstreamBody};
 
 /// An error's body is read up to this size: a message with some of the prompt in it.
 const BODY_MAX: usize = 64 << 10;
-/// And for so long: the request waits to go elsewhere.
+/// Time limit of that read: a retry waits for it.
 const BODY_TIME_MAX: Duration = Duration::from_secs(1);
 /// The status of an error event that names none.
 const STATUS_UNKNOWN: u16 = 502;

@@ -101,7 +101,7 @@ pub enum ScheduleStyle {
     GenerationFirst,
 }
 
-/// What nobody is to see: settings end up in logs.
+/// A secret: hidden in logs, where settings are written.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);

@@ -19,10 +19,10 @@ use crate::dispatch::context::Proxy;
 use crate::request::relay::RelayBody;
 use crate::upstream::BrokenOff;
 
-/// A stalled stream is found within so much more of the limit.
+/// Checks per stall limit: a stalled stream is found at most a quarter of the limit late.
 const LOOKS: f64 = 4.0;
 
-/// The body, and since when nobody has asked for its next frame.
+/// The body, and the time since hyper last polled it for a frame.
 struct Held {
     /// Taken out while it is polled; gone for good once the client has stalled. Lock-free: a pointer.
     body: AtomicCell<Option<Box<RelayBody>>>,

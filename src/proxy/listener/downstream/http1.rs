@@ -72,7 +72,7 @@ enum After {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rest {
     None,
-    /// Of a body that was refused nobody knows where it ends.
+    /// The end of a refused body is unknown.
     Unread,
 }
 
@@ -392,7 +392,7 @@ struct Stall {
 }
 
 impl Stall {
-    /// Has a client that is blocked `at` so many bytes taken none for as long as it may?
+    /// Returns whether a client that is blocked at `at` bytes has read none for the stall limit.
     fn is_over(&mut self, at: Option<u64>, patience: Duration, context: &mut Context<'_>) -> bool {
         let Some(at) = at else {
             self.waits = None;

@@ -32,7 +32,7 @@ use crate::request::respond;
 const STREAMS_MAX: u32 = 256;
 /// A ping is sent so often while streams wait, so that a client that is gone is noticed.
 const PING_EVERY: Duration = Duration::from_secs(30);
-/// The connection ends if a ping is not answered for so long.
+/// The connection ends if a ping is not answered within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serve a connection until its client or the proxy ends it, or no stream was open for `patience`.

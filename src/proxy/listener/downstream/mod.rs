@@ -1,5 +1,5 @@
-//! Clients' connections: accepted, told apart by what they speak, and served until they end. Knows
-//! nothing of engines: a request goes in at `request::handle`, an answer comes out.
+//! Clients' connections: accepts, detects the HTTP version, serves until the connection ends.
+//! Independent of engines: calls `request::handle` and writes its response.
 
 mod accept;
 mod h2_body;

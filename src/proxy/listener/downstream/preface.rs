@@ -1,5 +1,5 @@
-//! Which HTTP a client speaks, by its first bytes: h2 has a preface of its own. It must never keep
-//! bytes from the codec: what was read is read again, together with what has come since.
+//! Detects the HTTP version of a connection by its first bytes: h2 has a preface. The codec reads the
+//! detected bytes again, with those that arrived since.
 //!
 //! hyper-util's `auto` connection does the same, but for hyper's own HTTP/1.1.
 

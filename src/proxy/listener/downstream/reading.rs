@@ -1,6 +1,6 @@
 //! A client's side of a connection, read: heads, bodies, and whether the client is still there.
-//! Bytes go through the thread's buffer; between requests a connection holds none. It must never
-//! take more of the stream than a message has, but to keep it for the next.
+//! Bytes go through the thread's buffer; between requests a connection holds none. Bytes
+//! beyond a message are kept for the next one.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::poll_fn;
@@ -52,7 +52,7 @@ pub enum HeadReadError {
     /// The socket failed.
     #[error("reading from the client failed: {0}")]
     Io(#[from] io::Error),
-    /// What came is no request: it can be told so.
+    /// The bytes are not a valid request; the client gets an error.
     #[error("the request is not usable: {0}")]
     Head(#[from] HeadError),
 }

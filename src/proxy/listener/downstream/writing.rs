@@ -1,6 +1,5 @@
-//! An answer on its way to a client: the head with what is there of the body, then each piece as it
-//! comes, each in one write and without a copy. It must never hold a piece back to wait for the
-//! next.
+//! Writes a response to a client: the head with the available part of the body, then each piece as it
+//! arrives, in one write each and without a copy. Pieces are not delayed to be joined.
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
