@@ -82,15 +82,18 @@ async fn run(
         let (mut sender, driver) =
             http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(driver);
-        loop {
+        for asked in 0.. {
             let answer = match within(
                 sender.send_request(post("/v1/chat/completions", chat(false))),
             )
             .await
             {
                 Ok(answer) => answer,
+                // A connection that the kernel completed while the listener closed: for a client the
+                // same as a refusal. Requests on connections in use are never cut.
+                Err(_) if refused == Refused::Stops && asked == 0 => break,
                 Err(error) => {
-                    failures.push(format!("kept {kept}: {error:?}"));
+                    failures.push(format!("kept {kept}, request {asked}: {error:?}"));
                     break;
                 }
             };
