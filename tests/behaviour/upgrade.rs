@@ -89,9 +89,6 @@ async fn run(
             .await
             {
                 Ok(answer) => answer,
-                // A connection that the kernel completed while the listener closed: for a client the
-                // same as a refusal. Requests on connections in use are never cut.
-                Err(_) if refused == Refused::Stops && asked == 0 => break,
                 Err(error) => {
                     failures.push(format!("kept {kept}, request {asked}: {error:?}"));
                     break;

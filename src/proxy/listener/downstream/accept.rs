@@ -10,6 +10,9 @@ use crate::dispatch::context::Proxy;
 use crate::listener::front::{App, Client};
 use crate::runtime::connections::Refused;
 
+/// Time that a connection without a byte has after the stop: its first request may be on its way.
+const FIRST_BYTES: Seconds = Seconds(0.5);
+
 /// Serves the data port.
 pub struct DataApp {
     /// What all requests share.
@@ -24,18 +27,13 @@ impl App for DataApp {
         self.proxy.metrics.connection_refused(refused);
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        io: ClientSocket,
-        client: Client,
-        mut stop: watch::Receiver<bool>,
-    ) {
+    async fn serve(self: Arc<Self>, io: ClientSocket, client: Client, stop: watch::Receiver<bool>) {
         let (proxy, patience) = (Arc::clone(&self.proxy), self.patience);
         drop(self);
         let first = tokio::time::timeout(patience.to_duration(), preface::version(io));
         let first = tokio::select! {
             first = first => first,
-            _ = stop.changed() => return,
+            () = long_stopped(stop.clone()) => return,
         };
         match first {
             Ok(Ok((Version::Http1, io))) => http1::serve(proxy, patience, client, io, stop).await,
@@ -47,4 +45,10 @@ impl App for DataApp {
             Ok(Err(_)) | Err(_) => {}
         }
     }
+}
+
+/// Resolves [`FIRST_BYTES`] after the stop. The receiver is a clone: the codec sees the stop too.
+async fn long_stopped(mut stop: watch::Receiver<bool>) {
+    stop.changed().await.ok();
+    tokio::time::sleep(FIRST_BYTES.to_duration()).await;
 }
