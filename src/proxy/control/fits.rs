@@ -8,7 +8,7 @@ use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel}
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Estimates, Fleet, HitSource};
-use crate::telemetry::observations::{Observation, ReadPrompt};
+use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 use cache::CacheTruth;
 use rivals::Rivals;
 use steps::{Hypotheses, Step, Steps};
@@ -80,36 +80,36 @@ impl Fits {
     }
 
     /// Takes one observation received at `now`.
-    pub fn take(&mut self, observation: Observation, now: Moment) {
-        match observation {
-            Observation::Prefill(read) => {
+    pub fn take(&mut self, event: ControlEvent, now: Moment) {
+        match event {
+            ControlEvent::Prefill(read) => {
                 let chunk = self.chunk;
                 let fit = &mut self.backends[read.backend.index()];
-                fit.cache.predicted(read.held);
+                fit.cache.predicted(read.predicted_hit);
                 let prompt = fit.cache.hypotheses(&read);
                 let base = fit.decode.model().base;
                 if let Some(step) = fit.steps.join(&read, prompt, base) {
                     fit.learn_step(step, chunk, now);
                 }
             }
-            Observation::Whole { read, output } => {
+            ControlEvent::Whole { read, output } => {
                 let fit = &mut self.backends[read.backend.index()];
-                fit.cache.predicted(read.held);
+                fit.cache.predicted(read.predicted_hit);
                 fit.learn_whole(&read, output, now);
             }
-            Observation::Hit { backend, held, cached } => {
-                self.backends[backend.index()].cache.told(held, cached, now);
+            ControlEvent::Hit { backend, predicted_hit, cached } => {
+                self.backends[backend.index()].cache.reported_hit(predicted_hit, cached, now);
             }
-            Observation::Counted { backend, hits } => {
+            ControlEvent::Counted { backend, hits } => {
                 self.backends[backend.index()].cache.counted(hits, now);
             }
-            Observation::Finished { max_tokens, counted, output, prompt, features } => {
+            ControlEvent::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
                 if let (Some(features), Some(prompt)) = (features, prompt) {
                     self.estimates.bytes.observe(&features, prompt);
                 }
             }
-            Observation::HealthChanged => {}
+            ControlEvent::HealthChanged => {}
         }
     }
 
@@ -184,7 +184,7 @@ impl BackendFit {
         let beside = step.beside;
         let steps = step.prompts.full.tokens().get().div_ceil(chunk.get().max(1)) as f64;
         let shared = decode.beside_prefill(beside.streams, beside.kv) * steps;
-        let waits = beside.streams > 0 && beside.at_once && !step.follows;
+        let waits = beside.streams > 0 && beside.mid_step && !step.follows;
         let wait = if waits { decode.step(beside.streams, beside.kv) } else { Seconds::ZERO };
         let alone = step.took - shared;
         if wait / 2.0 <= step.took * VAGUE {
@@ -200,14 +200,14 @@ impl BackendFit {
     }
 
     /// Learns from a non-streamed answer, whose total time bounds the prefill from above.
-    fn learn_whole(&mut self, read: &ReadPrompt, output: Tokens, now: Moment) {
+    fn learn_whole(&mut self, read: &PrefillSample, output: Tokens, now: Moment) {
         let prompt = self.cache.hypotheses(read);
         let took = read.ended - read.sent;
         let gaps = output.as_f64() - 1.0;
         let step = self.decode.model().step(1, read.prompt);
         let decode = step * gaps.max(0.0);
         let known = gaps <= 0.0 || self.decode.observations() >= STEPS_KNOWN;
-        let alone = read.beside.streams == 0 && read.beside.at_once;
+        let alone = read.beside.streams == 0 && read.beside.mid_step;
         if alone && known && decode <= took * STEPS_SHARE_MAX {
             self.guessed = false;
             return self.learn(&prompt, took - decode, now);

@@ -23,8 +23,8 @@ use crate::backends::fleet::{Entry, RoutingTable};
 use crate::backends::probe::Found;
 use crate::dispatch::context::Proxy;
 use crate::runtime::clock::Clock;
+use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::journal::{JournalEntry, Numbers};
-use crate::telemetry::observations::Observation;
 use crate::telemetry::recording::Recording;
 use by_hand::ByHand;
 use fitness::Fitness;
@@ -48,7 +48,7 @@ const UPKEEP_EVERY: Seconds = Seconds(5.0);
 /// Channels into the control loop.
 pub struct Inboxes {
     /// Observations of finished legs and requests.
-    pub observations: mpsc::Receiver<Observation>,
+    pub control_events: mpsc::Receiver<ControlEvent>,
     /// Results of probes.
     pub found: mpsc::Receiver<Found>,
     /// Commands of operators.
@@ -184,7 +184,7 @@ impl Control {
     fn hear(&mut self) {
         let now = self.proxy.clock.now();
         let mut heard = false;
-        while let Ok(observation) = self.inboxes.observations.try_recv() {
+        while let Ok(observation) = self.inboxes.control_events.try_recv() {
             self.fits.take(observation, now);
             heard = true;
         }

@@ -7,7 +7,7 @@ use tidegate_types::Seconds;
 
 use crate::backends::fleet::{Backend, EVERYONE};
 use crate::dispatch::context::Proxy;
-use crate::telemetry::observations::Observation;
+use crate::telemetry::control_events::ControlEvent;
 use crate::upstream::failure::LegProblem;
 
 /// Records a failure that the engine caused.
@@ -21,7 +21,7 @@ pub(crate) fn engine(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
         let reason = format!("{failures} of {requests} requests failed, the last: {why}");
         tracing::warn!(backend = %backend.name, seconds = span.get(), "ejected: {reason}");
         backend.health.set_reason(reason);
-        proxy.learn(Observation::HealthChanged);
+        proxy.report(ControlEvent::HealthChanged);
     }
 }
 
@@ -39,7 +39,7 @@ fn down(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
         let reason = why.to_string();
         tracing::warn!(backend = %backend.name, "down: {reason}");
         backend.health.set_reason(reason);
-        proxy.learn(Observation::HealthChanged);
+        proxy.report(ControlEvent::HealthChanged);
     }
 }
 

@@ -18,14 +18,14 @@ use crate::dispatch::model_list::ModelList;
 use crate::dispatch::queue::Queue;
 use crate::dispatch::shapes::Shapes;
 use crate::dispatch::signals::Signals;
-use crate::runtime::budget::Budget;
+use crate::runtime::budget::BodyBudget;
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
-use crate::runtime::lanes::Lanes;
+use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::observations::Observation;
 use crate::telemetry::reaction_time::Reaction;
 
 /// Blocks of a prompt that are inserted into the prefix index on a reactor thread: about 0.1 ms.
@@ -67,9 +67,9 @@ pub struct Proxy {
     /// Largest request body in bytes.
     pub body_max: usize,
     /// Byte budget of all request bodies.
-    pub bodies: Arc<Budget>,
+    pub bodies: Arc<BodyBudget>,
     /// Permits to filter a large body, one fewer than cores; further bodies wait in order.
-    pub(crate) lanes: Lanes,
+    pub(crate) filter_permits: FilterPermits,
     /// Longest time in the queue.
     pub queue_deadline: Seconds,
     /// Most backends tried before the first byte.
@@ -103,7 +103,7 @@ pub struct Proxy {
     pub keeps_authorization: bool,
     /// Notified by SIGHUP: certificates are reloaded.
     pub reload: Notify,
-    pub(crate) observations: mpsc::Sender<Observation>,
+    pub(crate) control_events: mpsc::Sender<ControlEvent>,
     pub(crate) requests: AtomicU64,
 }
 
@@ -124,10 +124,10 @@ impl Proxy {
         RequestId(self.requests.fetch_add(1, Relaxed) + 1)
     }
 
-    /// Sends an observation to the control loop.
-    pub fn learn(&self, observation: Observation) {
-        // A full channel drops the observation (see observations.rs).
-        self.observations.try_send(observation).ok();
+    /// Sends an event to the control loop.
+    pub fn report(&self, event: ControlEvent) {
+        // A full channel drops the event (see control_events.rs).
+        self.control_events.try_send(event).ok();
     }
 
     /// Placement's view of the fleet at this moment.

@@ -9,7 +9,7 @@ use tidegate_engine::LegBody;
 use tidegate_http1::RequestHeadWriter;
 
 use crate::dispatch::headers::{Identity, for_leg};
-use crate::runtime::budget::Held;
+use crate::runtime::budget::BudgetShare;
 use crate::upstream::{Address, Outgoing};
 
 /// The client's request.
@@ -28,7 +28,7 @@ pub struct Inbound {
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
     /// The body's share of the budget, released with the request.
-    pub held: Option<Held>,
+    pub held: Option<BudgetShare>,
 }
 
 impl Inbound {

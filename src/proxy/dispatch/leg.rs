@@ -18,7 +18,7 @@ use crate::dispatch::reservation::Reservation;
 use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::Course;
 use crate::dispatch::watch::watched;
-use crate::telemetry::observations::Observation;
+use crate::telemetry::control_events::ControlEvent;
 use crate::upstream::failure::{Leg, LegFailure, LegProblem};
 use crate::upstream::{Answer, Head};
 
@@ -84,7 +84,7 @@ pub(crate) fn opened(
     reservation: Reservation,
 ) -> Opened {
     if reservation.backend.health.succeeded(serving.proxy.clock.now()) {
-        serving.proxy.learn(Observation::HealthChanged);
+        serving.proxy.report(ControlEvent::HealthChanged);
     }
     Opened { head, body, reservation }
 }

@@ -18,8 +18,8 @@ use crate::dispatch::place::{Placed, Predicted};
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::Course;
-use crate::runtime::budget::Held;
-use crate::runtime::lanes::INLINE_MAX;
+use crate::runtime::budget::BudgetShare;
+use crate::runtime::filter_permits::INLINE_MAX;
 use crate::upstream::failure::Leg;
 
 /// Most edited copies of a body at once: both legs of a request with concurrent legs.
@@ -74,7 +74,7 @@ pub(crate) async fn attempt(
 
 /// Reserves body budget for the edited copies of a large body in its legs. `None`: they do not fit, and
 /// the request can run colocated.
-fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<Held>> {
+fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<BudgetShare>> {
     let body = serving.inbound.body.len();
     if body <= INLINE_MAX {
         return Some(None);

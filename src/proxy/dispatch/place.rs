@@ -11,7 +11,7 @@ use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 use crate::backends::fleet::{Known, View};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::Reservation;
-use crate::telemetry::observations::Beside;
+use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::Failure;
 
 /// Retries of the fast path after another request reserved the same capacity.
@@ -44,11 +44,11 @@ pub struct Predicted {
     /// Time added by the prefill backlog of the backend.
     pub ahead: Seconds,
     /// Prompt tokens that the prefix index says the backend holds.
-    pub held: Tokens,
+    pub predicted_hit: Tokens,
     /// The part of them that `prefill` assumes to be cached.
     pub cached: Tokens,
     /// Streams on the backend.
-    pub beside: Beside,
+    pub beside: ConcurrentStreams,
 }
 
 /// Outcome of the fast path.
@@ -118,8 +118,8 @@ pub fn reserve(
     };
     let backend = Arc::clone(proxy.fleet.backend(on));
     let before = backend.account.balance();
-    let at_once = before.prefill_legs == 0;
-    let beside = Beside { streams: before.streams, kv: before.kv, at_once };
+    let mid_step = before.prefill_legs == 0;
+    let beside = ConcurrentStreams { streams: before.streams, kv: before.kv, mid_step };
     let uncached = job.prompt - cached;
     let room =
         PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(uncached) };
@@ -134,7 +134,7 @@ pub fn reserve(
     let predicted = Predicted {
         prefill: view.table.entry(on).prefill.batch(work),
         ahead: before.prefill,
-        held: view.held(job, on),
+        predicted_hit: view.held(job, on),
         cached,
         beside,
     };

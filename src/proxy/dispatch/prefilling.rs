@@ -7,7 +7,7 @@ use tidegate_types::{Moment, Tokens};
 use crate::backends::fleet::Backend;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::place::Predicted;
-use crate::telemetry::observations::{Observation, ReadPrompt};
+use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 
 /// A prefill whose end is still to be seen: its stream has begun with something else than a token.
 pub struct Prefilling {
@@ -20,7 +20,7 @@ pub struct Prefilling {
 }
 
 impl Prefilling {
-    /// The prefill ended: reports its duration to the control loop and adds its prefix to the index. `told`: the tokens
+    /// The prefill ended: reports its duration to the control loop and adds its prefix to the index. `reported_hit`: the tokens
     /// that the engine says it had cached.
     pub fn ended(
         &self,
@@ -28,15 +28,20 @@ impl Prefilling {
         accepted: &Arc<Accepted>,
         prompt: Tokens,
         now: Moment,
-        told: Option<Tokens>,
+        reported_hit: Option<Tokens>,
     ) {
-        proxy.learn(Observation::Prefill(self.read(prompt, now, told)));
+        proxy.report(ControlEvent::Prefill(self.read(prompt, now, reported_hit)));
         proxy.note_prefix(self.backend.id, accepted);
     }
 
-    pub(crate) fn read(&self, prompt: Tokens, ended: Moment, told: Option<Tokens>) -> ReadPrompt {
-        let Predicted { held, beside, .. } = self.predicted;
+    pub(crate) fn read(
+        &self,
+        prompt: Tokens,
+        ended: Moment,
+        reported_hit: Option<Tokens>,
+    ) -> PrefillSample {
+        let Predicted { predicted_hit, beside, .. } = self.predicted;
         let (backend, sent) = (self.backend.id, self.sent);
-        ReadPrompt { backend, prompt, held, told, sent, ended, beside }
+        PrefillSample { backend, prompt, predicted_hit, reported_hit, sent, ended, beside }
     }
 }

@@ -12,8 +12,8 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::place::Predicted;
 use crate::dispatch::prefilling::Prefilling;
 use crate::telemetry::access_log;
-use crate::telemetry::observations::{Observation, ReadPrompt};
-use crate::telemetry::request_log::{Ended, RequestLog};
+use crate::telemetry::control_events::{ControlEvent, PrefillSample};
+use crate::telemetry::request_log::{RequestLog, RequestOutcome};
 
 /// A request from arrival to its end.
 pub struct RequestRecord {
@@ -24,7 +24,7 @@ pub struct RequestRecord {
     /// Its entry in the registry.
     pub live: Arc<InflightRequest>,
     /// Outcome so far.
-    pub ended: Ended,
+    pub outcome: RequestOutcome,
     /// Status sent to the client; 0 before one was sent.
     pub status: u16,
     /// What its legs noted.
@@ -59,7 +59,7 @@ pub struct Notes {
     /// What the prefill engine of a split request counted.
     pub prefill_usage: Option<Usage>,
     /// The prompt of an answer that was not streamed, and how long all of it took.
-    pub whole: Option<ReadPrompt>,
+    pub whole: Option<PrefillSample>,
     /// Its whole leg's prefill, if its stream began before a token.
     pub prefilling: Option<Prefilling>,
 }
@@ -89,7 +89,7 @@ impl RequestRecord {
             proxy,
             accepted,
             live,
-            ended: Ended::ClientLeft,
+            outcome: RequestOutcome::ClientLeft,
             status: 0,
             notes: Notes::default(),
             problem: None,
@@ -138,7 +138,7 @@ impl RequestRecord {
             live: &self.live,
             subject: self.subject.as_deref(),
             status: self.status,
-            ended: self.ended,
+            outcome: self.outcome,
             problem: self.problem.as_deref(),
             attempts: *attempts,
             prefill_on: prefill_on.as_deref(),
@@ -155,16 +155,16 @@ impl RequestRecord {
     }
 
     fn learn(&self) {
-        let generated = self.accepted.endpoint.generates() && self.ended == Ended::Done;
+        let generated = self.accepted.endpoint.generates() && self.outcome == RequestOutcome::Done;
         if !generated {
             return;
         }
         if let (Some(read), Some(usage)) = (self.notes.whole, self.usage) {
-            let read = ReadPrompt { told: usage.cached, ..read };
-            self.proxy.learn(Observation::Whole { read, output: usage.completion });
+            let read = PrefillSample { reported_hit: usage.cached, ..read };
+            self.proxy.report(ControlEvent::Whole { read, output: usage.completion });
         }
         let scan = self.accepted.scan.as_ref();
-        self.proxy.learn(Observation::Finished {
+        self.proxy.report(ControlEvent::Finished {
             max_tokens: scan.and_then(|scan| scan.max_tokens),
             counted: self.live.prompt,
             output: self.output(),

@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 
 use crate::listener::downstream::ClientSocket;
 use crate::listener::sockets::Bound;
-use crate::runtime::connections::{Connections, Refused};
-use crate::runtime::vital::Vital;
+use crate::runtime::connections::{ConnectionLimit, Connections};
+use crate::runtime::liveness::LivenessGuard;
 use crate::tls::{ServerTls, subject_of};
 
 /// Longest TLS handshake of a client; a slower connection is closed.
@@ -47,7 +47,7 @@ pub trait App: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 
     /// A connection above a limit was refused.
-    fn refused(&self, _: Refused) {}
+    fn refused(&self, _: ConnectionLimit) {}
 }
 
 /// Wait until a switch is on, or gone with the process.
@@ -81,7 +81,7 @@ pub struct Front<A> {
     /// How many threads; pingora's setting if `None`.
     pub threads: Option<usize>,
     /// The process ends with it.
-    pub vital: Option<Vital>,
+    pub guard: Option<LivenessGuard>,
     /// How many connections it may have.
     pub limits: Arc<Connections>,
 }
@@ -89,7 +89,7 @@ pub struct Front<A> {
 #[async_trait]
 impl<A: App> Service for Front<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
-        let _vital = self.vital.take();
+        let _guard = self.guard.take();
         let mut accepting = JoinSet::new();
         for Bound { name, listener } in self.listeners.drain(..) {
             match TcpListener::from_std(listener) {
@@ -197,7 +197,7 @@ impl<A: App> Port<A> {
     }
 
     /// Above the limit: an answer if it goes out at once, and the end.
-    fn refuse(&self, socket: TcpStream, client: SocketAddr, refused: Refused) {
+    fn refuse(&self, socket: TcpStream, client: SocketAddr, refused: ConnectionLimit) {
         let limit = refused.as_str();
         // One line for a series of refusals.
         if !self.refusing.swap(true, Relaxed) {

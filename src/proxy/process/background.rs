@@ -14,7 +14,7 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::signals;
 use crate::process::reload;
-use crate::runtime::vital::Vital;
+use crate::runtime::liveness::LivenessGuard;
 use crate::tls::Refresh;
 
 /// The background tasks; taken out when pingora starts the service.
@@ -38,7 +38,7 @@ pub struct Tasks {
     pub watched: Vec<Arc<dyn Refresh>>,
     /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
     /// ends.
-    pub vitals: [Vital; 2],
+    pub vitals: [LivenessGuard; 2],
 }
 
 impl Background {
@@ -63,10 +63,10 @@ impl BackgroundService for Background {
         let [controls, dispatches] = tasks.vitals;
         let dispatching = tasks.dispatcher.run(stop.clone());
         let dispatching = tokio::spawn(async move {
-            let _vital = dispatches;
+            let _guard = dispatches;
             dispatching.await;
         });
-        let _vital = controls;
+        let _guard = controls;
         tasks.control.run(stop).await;
         // The dispatcher ended with the stop signal or panicked; a panic is logged and the process
         // stops.

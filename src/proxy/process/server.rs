@@ -18,13 +18,13 @@ use crate::process::handover::{self, Received};
 use crate::process::shutdown::{Drain, DrainParams, Switches, ignore_early_signals};
 use crate::process::start::{Built, StartError, build};
 use crate::runtime::connections::Connections;
-use crate::runtime::vital::Death;
+use crate::runtime::liveness::Liveness;
 
 /// Runs a proxy until the process is asked to stop. `listening` is called with the addresses once
 /// it listens.
 ///
 /// # Errors
-/// [`StartError`] before anything listens, or when a vital part of the proxy has panicked.
+/// [`StartError`] before anything listens, or when an essential task of the proxy has panicked.
 pub fn run(
     settings: &Settings,
     listeners: Listeners,
@@ -32,10 +32,10 @@ pub fn run(
 ) -> Result<(), StartError> {
     ignore_early_signals();
     let (server, drain, addresses) = assemble(settings, true, listeners)?;
-    let death = Arc::clone(&drain.death);
+    let liveness = Arc::clone(&drain.liveness);
     listening(&addresses);
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
-    match death.who() {
+    match liveness.failed_task() {
         None => Ok(()),
         Some(part) => Err(StartError::Died(part)),
     }
@@ -101,7 +101,7 @@ fn assemble(
     signals: bool,
     listeners: Listeners,
 ) -> Result<(Server, Drain, Addresses), StartError> {
-    let death = Arc::new(Death::default());
+    let liveness = Arc::new(Liveness::default());
     // Opened before the engines are asked for their facts, which takes seconds.
     let own = match listeners {
         Listeners::Own => Some(Sockets::open(settings, Vec::new())?),
@@ -110,7 +110,7 @@ fn assemble(
             None
         }
     };
-    let built = build(settings, &death)?;
+    let built = build(settings, &liveness)?;
     let (sockets, predecessor) = match own {
         Some(own) => (own, None),
         None => {
@@ -134,7 +134,7 @@ fn assemble(
         listeners: Mutex::new(shared),
         predecessor: Mutex::new(predecessor),
         switches,
-        death,
+        liveness,
     };
     let server = server(settings, built, sockets, &drain);
     Ok((server, drain, addresses))
@@ -154,7 +154,7 @@ fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) ->
         tls: server_tls,
         phases: drain.switches.data(),
         threads: None,
-        vital: Some(drain.death.vital("the data port")),
+        guard: Some(drain.liveness.guard("the data port")),
         limits: Arc::clone(&proxy.connections),
     };
     let guard = Guard { tokens: admin_tokens, hosts: settings.admin.hosts.clone() };
@@ -165,7 +165,7 @@ fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) ->
         tls: admin_tls,
         phases: drain.switches.admin(),
         threads: Some(1),
-        vital: Some(drain.death.vital("the admin port")),
+        guard: Some(drain.liveness.guard("the admin port")),
         limits: Connections::new(admin::CONNECTIONS_MAX, 0),
     };
     let mut background = background_service("control", background);

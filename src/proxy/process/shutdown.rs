@@ -18,7 +18,7 @@ use crate::dispatch::context::Proxy;
 use crate::listener::front::Phases;
 use crate::listener::sockets::Bound;
 use crate::process::handover::{self, Predecessor};
-use crate::runtime::vital::Death;
+use crate::runtime::liveness::Liveness;
 
 /// Interval of the check whether the last request has settled.
 const DRAIN_LOOK: Seconds = Seconds(0.02);
@@ -95,7 +95,7 @@ pub struct Drain {
     /// Control of both ports' phases.
     pub switches: Switches,
     /// The vital parts of the process.
-    pub death: Arc<Death>,
+    pub liveness: Arc<Liveness>,
 }
 
 enum Cause {
@@ -109,12 +109,12 @@ enum Cause {
 impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
         let cause = self.cause().await;
-        self.death.stop();
+        self.liveness.stop();
         let DrainParams { linger, drain } = self.params;
         match cause {
             Cause::Died => {
-                let who = self.death.who();
-                tracing::error!(who, "stopping: a part of the proxy panicked");
+                let failed_task = self.liveness.failed_task();
+                tracing::error!(failed_task, "stopping: a part of the proxy panicked");
                 return ShutdownSignal::FastShutdown;
             }
             Cause::Terminate => {
@@ -183,7 +183,7 @@ impl Drain {
         loop {
             let quit = tokio::select! {
                 () = self.stop.notified() => return Cause::Asked,
-                () = self.death.died() => return Cause::Died,
+                () = self.liveness.failed() => return Cause::Died,
                 () = taking.as_mut(), if !has_taken => { has_taken = true; false }
                 word = next(&mut signals) => match word {
                     Word::Terminate => return Cause::Terminate,
@@ -200,7 +200,7 @@ impl Drain {
             tokio::select! {
                 done = handing => if done { return Cause::Upgrade },
                 () = self.stop.notified() => return Cause::Asked,
-                () = self.death.died() => return Cause::Died,
+                () = self.liveness.failed() => return Cause::Died,
                 cause = ends(&mut signals, &self.proxy) => return cause,
             }
         }
@@ -332,20 +332,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_that_ends_before_the_stop_ends_the_process() {
-        let death = Arc::new(Death::default());
-        let (port, control) = (death.vital("the data port"), death.vital("the control loop"));
-        assert_eq!(death.who(), None);
+        let liveness = Arc::new(Liveness::default());
+        let (port, control) = (liveness.guard("the data port"), liveness.guard("the control loop"));
+        assert_eq!(liveness.failed_task(), None);
         let ended = tokio::spawn(async move {
-            let _vital = port;
+            let _guard = port;
             panic!("as a bug does");
         });
         assert!(ended.await.is_err());
-        death.died().await;
-        assert_eq!(death.who(), Some("the data port"));
+        liveness.failed().await;
+        assert_eq!(liveness.failed_task(), Some("the data port"));
         drop(control);
-        let stopping = Arc::new(Death::default());
+        let stopping = Arc::new(Liveness::default());
         stopping.stop();
-        drop(stopping.vital("the admin port"));
-        assert_eq!(stopping.who(), None, "parts may end once the proxy stops");
+        drop(stopping.guard("the admin port"));
+        assert_eq!(stopping.failed_task(), None, "parts may end once the proxy stops");
     }
 }

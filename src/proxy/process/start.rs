@@ -36,15 +36,15 @@ use crate::listener::sockets::ListenError;
 use crate::process::background::{Background, Tasks};
 use crate::process::files::{self, FileErrors, Files};
 use crate::process::handover::HandOverError;
-use crate::runtime::budget::{self, Budget};
+use crate::runtime::budget::{self, BodyBudget};
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
-use crate::runtime::lanes::Lanes;
+use crate::runtime::filter_permits::FilterPermits;
+use crate::runtime::liveness::Liveness;
 use crate::runtime::timer_coalescing::TimerCoalescing;
-use crate::runtime::vital::Death;
+use crate::telemetry::control_events::{CONTROL_EVENTS_MAX, ControlEvent};
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::observations::{self, OBSERVATIONS_MAX};
 use crate::telemetry::recording::Recording;
 use crate::tls::ServerTls;
 use crate::upstream::{Address, AddressError, Pool, PoolParams};
@@ -124,7 +124,7 @@ pub struct Built {
 ///
 /// # Errors
 /// [`StartError`] when a file cannot be read or used, or a URL is invalid.
-pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartError> {
+pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, StartError> {
     let clock = Clock::start();
     let mut settings = settings.clone();
     // First, as files are read per expanded backend.
@@ -153,12 +153,12 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
     let mut fitness = Fitness::new(said, told);
     fitness::first(&mut fitness, &fleet);
     let (queue, inbox) = Queue::new(settings.queue.requests_max);
-    let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
+    let (control_events, events) = mpsc::channel(CONTROL_EVENTS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
     let (commands, commanded) = mpsc::channel(INBOX_MAX);
-    let parts = Parts { fleet, metrics, queue, observations, found: found.clone() };
+    let parts = Parts { fleet, metrics, queue, control_events, found: found.clone() };
     let proxy = Arc::new(context(settings, &files, clock, &catalog, parts));
-    let inboxes = Inboxes { observations: observed, found: findings, commands: commanded };
+    let inboxes = Inboxes { control_events: events, found: findings, commands: commanded };
     let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
     let control = Control::new(
         Arc::clone(&proxy),
@@ -181,7 +181,7 @@ pub fn build(settings: &Settings, death: &Arc<Death>) -> Result<Built, StartErro
         probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
         found,
         watched: watched.clone(),
-        vitals: [death.vital("the control loop"), death.vital("the dispatcher")],
+        vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
     let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
     let admin_tokens = admin_tokens.clone();
@@ -205,7 +205,7 @@ struct Parts {
     fleet: Fleet,
     metrics: Metrics,
     queue: Queue,
-    observations: mpsc::Sender<observations::Observation>,
+    control_events: mpsc::Sender<ControlEvent>,
     found: mpsc::Sender<Found>,
 }
 
@@ -217,7 +217,7 @@ fn context(
     catalog: &Catalog,
     parts: Parts,
 ) -> Proxy {
-    let Parts { fleet, metrics, queue, observations, found } = parts;
+    let Parts { fleet, metrics, queue, control_events, found } = parts;
     let body_budget = settings.server.body_budget_bytes.unwrap_or_else(budget::default_max);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Proxy {
@@ -247,8 +247,8 @@ fn context(
             settings.server.connections_per_address_max,
         ),
         body_max: settings.server.body_max_bytes,
-        bodies: Budget::new(body_budget),
-        lanes: Lanes::new(cores, body_budget),
+        bodies: BodyBudget::new(body_budget),
+        filter_permits: FilterPermits::new(cores, body_budget),
         queue_deadline: settings.queue.deadline,
         attempts_max: settings.retry.attempts,
         handoff_max: settings.queue.handoff,
@@ -265,7 +265,7 @@ fn context(
         hands_over: AtomicBool::new(false),
         reload: Notify::new(),
         keeps_authorization: !files.keys.is_empty() && !settings.auth.forward_authorization,
-        observations,
+        control_events,
         requests: AtomicU64::new(0),
     }
 }

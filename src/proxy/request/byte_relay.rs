@@ -8,7 +8,7 @@ use tidegate_engine::HandoffRedactor;
 use crate::dispatch::answer::Passing;
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::settle::RequestRecord;
-use crate::telemetry::request_log::Ended;
+use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::{BrokenOff, EngineBody};
 
 /// An answer that is no stream of events and goes on as it comes.
@@ -48,14 +48,14 @@ impl ByteRelay {
             None => self.rest.poll_data(context),
         };
         let ended = match &polled {
-            Poll::Ready(None) => Some(Ended::Done),
-            Poll::Ready(Some(Err(_))) => Some(Ended::Cut),
+            Poll::Ready(None) => Some(RequestOutcome::Done),
+            Poll::Ready(Some(Err(_))) => Some(RequestOutcome::Cut),
             _ => None,
         };
         if let Some(ended) = ended {
             self.reservation = None;
             if let Some(mut record) = self.record.take() {
-                record.ended = ended;
+                record.outcome = ended;
             }
         }
         let clean = |data| match &mut self.redactor {

@@ -23,7 +23,7 @@ use crate::dispatch::place::Predicted;
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::serving::{Miss, Serving};
 use crate::dispatch::settle::RequestRecord;
-use crate::telemetry::observations::Beside;
+use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::Failure;
 
 /// Interval between two attempts to reserve capacity: about an engine step.
@@ -196,13 +196,16 @@ fn try_seat(
     let Serving { proxy, accepted, job, matches, .. } = serving;
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(matches));
-    let (held, cached) = (view.held(job, backend.id), view.cached(job, backend.id));
+    let (predicted_hit, cached) = (view.held(job, backend.id), view.cached(job, backend.id));
     let new = job.prompt - cached;
     let work = table.entry(backend.id).prefill.predict(new, cached);
     let account = &backend.account;
     let before = account.balance();
-    let beside =
-        Beside { streams: before.streams, kv: before.kv, at_once: before.prefill_legs == 0 };
+    let beside = ConcurrentStreams {
+        streams: before.streams,
+        kv: before.kv,
+        mid_step: before.prefill_legs == 0,
+    };
     let generates = accepted.endpoint.generates();
     let room =
         PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(new) };
@@ -218,7 +221,10 @@ fn try_seat(
     };
     let signal = Arc::clone(proxy.queue.signal());
     let reservation = Reservation::new(Arc::clone(backend), prefill, stream, signal);
-    Some((reservation, Predicted { prefill: work, ahead: before.prefill, cached, held, beside }))
+    Some((
+        reservation,
+        Predicted { prefill: work, ahead: before.prefill, cached, predicted_hit, beside },
+    ))
 }
 
 /// Remember which backend keeps what it has answered.

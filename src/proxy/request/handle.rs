@@ -31,13 +31,13 @@ use crate::dispatch::signals;
 use crate::request::byte_relay::ByteRelay;
 use crate::request::direct::{self, Way};
 use crate::request::estimate;
-use crate::request::intake::{self, Asked, Taken};
+use crate::request::intake::{self, Admitted, ReceivedRequest};
 use crate::request::models;
 use crate::request::relay::{EventRelay, RelayBody};
 use crate::request::respond;
 use crate::request::tunnel::Tunnel;
 use crate::request::waiting::Waiting;
-use crate::telemetry::request_log::Ended;
+use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::failure::Failure;
 
 /// Where an engine says that it is there: load generators and balancers ask before they send
@@ -45,7 +45,7 @@ use crate::upstream::failure::Failure;
 const HEALTH: &str = "/health";
 
 /// Answer one request. Dropping the future (the client left) cancels its legs.
-pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
+pub async fn handle(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody> {
     if proxy.cors.is_none() {
         return answer(proxy, asked).await;
     }
@@ -54,7 +54,7 @@ pub async fn handle(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
 }
 
 /// The same with CORS headers for browsers.
-async fn answer_browser(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
+async fn answer_browser(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody> {
     let origin = Cors::origin(&asked.head.headers);
     if let Some(answer) = proxy.cors.as_ref().and_then(|cors| cors.preflight(&asked.head)) {
         return answer.map(|()| RelayBody::full(Bytes::new()));
@@ -66,17 +66,17 @@ async fn answer_browser(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> 
     response
 }
 
-async fn answer(proxy: Arc<Proxy>, asked: Asked) -> Response<RelayBody> {
+async fn answer(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody> {
     let is_read = matches!(asked.head.method, Method::GET | Method::HEAD);
     if is_read && asked.head.uri.path() == HEALTH {
         return respond::health(proxy.is_ready());
     }
     let arrived = asked.arrived;
     let (mut inbound, mut accepted) = match intake::take(&proxy, asked).await {
-        Ok(Taken::Models { request_id, path }) => {
+        Ok(Admitted::Models { request_id, path }) => {
             return named(models::answer(&proxy, path.path()), &request_id);
         }
-        Ok(Taken::Request(inbound, accepted)) => (inbound, accepted),
+        Ok(Admitted::Request(inbound, accepted)) => (inbound, accepted),
         Err(refused) => {
             proxy.metrics.refused(Endpoint::of(refused.path.path()), refused.error.status);
             let form = ErrorForm::of_path(refused.path.path());
@@ -168,7 +168,7 @@ fn fail(failure: &Failure, record: &mut RequestRecord) -> Response<RelayBody> {
     let form = ErrorForm::of(record.accepted.endpoint);
     let response = named(respond::failure(failure, form), &record.live.name);
     record.status = response.status().as_u16();
-    record.ended = Ended::Failed;
+    record.outcome = RequestOutcome::Failed;
     record.problem = Some(failure.to_string());
     response
 }

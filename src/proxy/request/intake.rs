@@ -12,11 +12,11 @@ use tidegate_types::Moment;
 
 use crate::dispatch::context::Proxy;
 use crate::dispatch::inbound::Inbound;
-use crate::runtime::budget::Held;
-use crate::runtime::lanes::INLINE_MAX;
+use crate::runtime::budget::BudgetShare;
+use crate::runtime::filter_permits::INLINE_MAX;
 
 /// What came in.
-pub enum Taken {
+pub enum Admitted {
     /// `GET /v1/models`, or one model's card: no engine is asked.
     Models {
         /// The request's id.
@@ -29,7 +29,7 @@ pub enum Taken {
 }
 
 /// A request that went no further.
-pub struct Refused {
+pub struct RefusedRequest {
     /// Its id.
     pub request_id: String,
     /// The path of the request.
@@ -39,19 +39,19 @@ pub struct Refused {
 }
 
 /// A body that was read.
-pub struct Read {
+pub struct ReceivedBody {
     /// All of it.
     pub bytes: Bytes,
     /// Its share of the budget.
-    pub held: Held,
+    pub held: BudgetShare,
 }
 
 /// A request as it came in, before anything is known of it.
-pub struct Asked {
+pub struct ReceivedRequest {
     /// Its head.
     pub head: Parts,
     /// All of its body, or why it is refused.
-    pub body: Result<Read, ApiError>,
+    pub body: Result<ReceivedBody, ApiError>,
     /// It is a websocket handshake.
     pub upgrades: bool,
     /// When its head was here.
@@ -73,15 +73,15 @@ pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
 }
 
 /// Run the filters over a request.
-pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
-    let Asked { head, body, upgrades, arrived, subject } = asked;
+pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted, RefusedRequest> {
+    let ReceivedRequest { head, body, upgrades, arrived, subject } = asked;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
     let Parts { method, uri, headers, .. } = head;
     let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let target = without_slash(target);
-    let refused = |inbound: Inbound, error| Refused {
+    let refused = |inbound: Inbound, error| RefusedRequest {
         request_id: tidegate_filters::request_id(&inbound.headers, &fresh),
         path: inbound.target,
         error,
@@ -90,7 +90,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
     let mut inbound =
         Inbound { method, target, headers, body: body_none, upgrades, subject, held: None };
     match body {
-        Ok(Read { bytes, mut held }) => {
+        Ok(ReceivedBody { bytes, mut held }) => {
             held.keep(&bytes);
             (inbound.body, inbound.held) = (bytes, Some(held));
         }
@@ -99,7 +99,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
     match admit(proxy, &mut inbound, fresh).await {
         Ok(accepted) if matches!(accepted.endpoint, Endpoint::Models | Endpoint::Model) => {
             let request_id = accepted.request_id.clone();
-            Ok(Taken::Models { request_id, path: inbound.target })
+            Ok(Admitted::Models { request_id, path: inbound.target })
         }
         Ok(accepted) if accepted.endpoint == Endpoint::Realtime && !upgrades => {
             Err(refused(inbound, ApiError::websocket_only()))
@@ -115,7 +115,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: Asked) -> Result<Taken, Refused> {
                     inbound.headers.remove(name);
                 }
             }
-            Ok(Taken::Request(inbound, accepted))
+            Ok(Admitted::Request(inbound, accepted))
         }
         Err(error) => Err(refused(inbound, error)),
     }
@@ -173,10 +173,14 @@ async fn filtered(
     } else {
         // In order of arrival. The permit and the body's share of the budget stay with the work: a
         // client that leaves does not end it.
-        let lane = proxy.lanes.enter(inbound.body.len()).await.ok_or_else(ApiError::internal)?;
+        let permit = proxy
+            .filter_permits
+            .acquire(inbound.body.len())
+            .await
+            .ok_or_else(ApiError::internal)?;
         let (proxy, beside, held) = (Arc::clone(proxy), inbound.beside(), inbound.held.take());
         let filtering = tokio::task::spawn_blocking(move || {
-            let _lane = lane;
+            let _permit = permit;
             (filter(&proxy, &beside, &fresh), held)
         });
         let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;

@@ -26,7 +26,7 @@ use crate::dispatch::settle::RequestRecord;
 use crate::request::byte_relay::ByteRelay;
 use crate::request::tunnel::Tunnel;
 use crate::request::waiting::{COMMENT, Turn, Waiting};
-use crate::telemetry::request_log::Ended;
+use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::BrokenOff;
 use crate::upstream::EngineBody;
 
@@ -116,7 +116,8 @@ impl RelayBody {
             },
         };
         let clean = correct_cached_tokens(clean, record.notes.cached);
-        record.ended = if record.status < 500 { Ended::Done } else { Ended::Failed };
+        record.outcome =
+            if record.status < 500 { RequestOutcome::Done } else { RequestOutcome::Failed };
         RelayBody::Full(Some(clean), Some(record))
     }
 
@@ -194,7 +195,7 @@ impl EventRelay {
         }
         let last = self.reader.finish();
         self.count(last, self.last_chunk);
-        self.finish(Ended::Done)
+        self.finish(RequestOutcome::Done)
     }
 
     /// The stream came to an end, of whatever kind: after the end mark, or after the engine's own
@@ -207,15 +208,15 @@ impl EventRelay {
             if let Some(record) = &mut self.record {
                 record.problem = Some("the engine ended its stream with an error".to_owned());
             }
-            return self.finish(Ended::Cut);
+            return self.finish(RequestOutcome::Cut);
         }
         if self.whole {
-            return self.finish(Ended::Done);
+            return self.finish(RequestOutcome::Done);
         }
         self.cut(why, sign, within_event)
     }
 
-    fn finish(&mut self, how: Ended) -> Option<Bytes> {
+    fn finish(&mut self, how: RequestOutcome) -> Option<Bytes> {
         self.end(how);
         self.usage.as_mut().and_then(UsageFilter::rest)
     }
@@ -340,7 +341,7 @@ impl EventRelay {
         let endpoint = self.record.as_ref().map(|record| record.accepted.endpoint);
         let between = self.reader.is_between_events();
         let mark = endpoint.filter(|_| between).map_or("", Endpoint::end_mark);
-        let rest = self.finish(Ended::Done).unwrap_or_default();
+        let rest = self.finish(RequestOutcome::Done).unwrap_or_default();
         let last = [&rest, mark.as_bytes()].concat();
         (!last.is_empty()).then(|| Bytes::from(last))
     }
@@ -404,16 +405,16 @@ impl EventRelay {
             ErrorForm::Ollama => [b"\n", form.sse(&error).as_ref()].concat(),
             _ => [b"\n\n", form.sse(&error).as_ref()].concat(),
         };
-        self.end(Ended::Cut);
+        self.end(RequestOutcome::Cut);
         Some(Bytes::from(event))
     }
 
     /// Settle now rather than when the client's connection gets round to dropping the body.
-    fn end(&mut self, how: Ended) -> Option<Bytes> {
+    fn end(&mut self, how: RequestOutcome) -> Option<Bytes> {
         self.upstream = None;
         self.reservation = None;
         if let Some(mut record) = self.record.take() {
-            record.ended = how;
+            record.outcome = how;
         }
         None
     }
@@ -429,7 +430,7 @@ impl Drop for EventRelay {
     fn drop(&mut self) {
         // A client may close as soon as it has read the end, before the last, empty chunk.
         if self.whole {
-            self.end(Ended::Done);
+            self.end(RequestOutcome::Done);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::dispatch::reservation::Reservation;
 use crate::dispatch::settle::RequestRecord;
 use crate::runtime::clock::Clock;
 use crate::runtime::thread_buffer;
-use crate::telemetry::request_log::Ended;
+use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::Socket;
 
 /// Longest silence of the open direction after a half-close: a websocket peer answers a close frame
@@ -199,10 +199,10 @@ impl Tunnel {
         .await;
         drop((engine, reservation));
         match end {
-            End::Whole => record.ended = Ended::Done,
+            End::Whole => record.outcome = RequestOutcome::Done,
             End::Client(why) => record.problem = Some(why.to_owned()),
             End::Engine(why) => {
-                record.ended = Ended::Cut;
+                record.outcome = RequestOutcome::Cut;
                 record.problem = Some(why);
             }
         }

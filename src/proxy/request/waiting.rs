@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 use crate::dispatch::answer::streams_events;
 use crate::request::relay::RelayBody;
 use crate::runtime::clock::Clock;
-use crate::telemetry::request_log::Ended;
+use crate::telemetry::request_log::RequestOutcome;
 
 /// A comment of server-sent events: every reader passes over it.
 pub const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
@@ -116,7 +116,7 @@ fn as_events(response: Response<RelayBody>, accepted: &Accepted) -> RelayBody {
         return RelayBody::Full(Some(stream), record);
     }
     if let Some(record) = &mut record {
-        record.ended = Ended::Failed;
+        record.outcome = RequestOutcome::Failed;
     }
     let form = ErrorForm::of(accepted.endpoint);
     let event = match served && !is_error(&bytes) {

@@ -1,6 +1,5 @@
-//! The memory budget of request bodies. A body is reserved before it is read, and released when no
-//! leg needs it any more. One counter for all: a reservation is one atomic operation, a release
-//! another.
+//! The memory budget of all request bodies. Bytes are reserved before a body is read, and released
+//! when no leg needs it any more. A reservation or release is one atomic operation on one counter.
 
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -12,31 +11,31 @@ use tokio::runtime::Handle;
 /// Largest default budget, in bytes: 32 bodies of the largest default size.
 const DEFAULT_MAX: u64 = 1 << 30;
 /// Bodies of this size take the kernel more than 0.1 ms to free.
-const FREED_BESIDE: usize = 1 << 20;
+const FREED_ASIDE_MIN: usize = 1 << 20;
 
-/// What all bodies together may hold.
+/// Byte budget shared by all request bodies.
 #[derive(Debug)]
-pub struct Budget {
+pub struct BodyBudget {
     max: usize,
     held: AtomicUsize,
 }
 
 /// Bytes reserved for one body. Dropping it releases them.
 #[derive(Debug)]
-pub struct Held {
-    budget: Arc<Budget>,
+pub struct BudgetShare {
+    budget: Arc<BodyBudget>,
     bytes: usize,
     /// Last reference to a large body, freed on a blocking thread. Boxed: most bodies are small.
     body: Option<Box<Bytes>>,
 }
 
-impl Budget {
+impl BodyBudget {
     /// A budget of `max` bytes.
-    pub fn new(max: usize) -> Arc<Budget> {
-        Arc::new(Budget { max, held: AtomicUsize::new(0) })
+    pub fn new(max: usize) -> Arc<BodyBudget> {
+        Arc::new(BodyBudget { max, held: AtomicUsize::new(0) })
     }
 
-    /// The maximum.
+    /// Size of the budget in bytes.
     pub fn max(&self) -> usize {
         self.max
     }
@@ -46,28 +45,28 @@ impl Budget {
         self.held.load(Relaxed)
     }
 
-    /// Reserve `bytes` if they fit.
-    pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        self.add(bytes).then(|| Held { budget: Arc::clone(self), bytes, body: None })
+    /// Reserves `bytes` if they fit.
+    pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<BudgetShare> {
+        self.add(bytes).then(|| BudgetShare { budget: Arc::clone(self), bytes, body: None })
     }
 
     fn add(&self, bytes: usize) -> bool {
-        // The counter guards no other memory, so `Relaxed` is enough. Not an addition that is taken
-        // back if it does not fit: until then, it would refuse what fits.
+        // The counter guards no other memory, so `Relaxed` suffices. A compare-and-swap and not an
+        // addition that is undone: the excess would refuse smaller bodies until it is undone.
         let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.max);
         bytes == 0 || self.held.fetch_update(Relaxed, Relaxed, fits).is_ok()
     }
 }
 
-impl Held {
+impl BudgetShare {
     /// Keeps a reference to the body, so that a large one is not freed on a reactor thread.
     pub fn keep(&mut self, body: &Bytes) {
-        if body.len() >= FREED_BESIDE {
+        if body.len() >= FREED_ASIDE_MIN {
             self.body = Some(Box::new(body.clone()));
         }
     }
 
-    /// Reserve `more` bytes if they fit; if not, nothing changes.
+    /// Reserves `more` bytes if they fit; otherwise the share is unchanged.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
         let fits = self.budget.add(more);
@@ -78,7 +77,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for BudgetShare {
     fn drop(&mut self) {
         let (budget, bytes, body) = (&self.budget, self.bytes, self.body.take());
         match Handle::try_current() {
@@ -97,8 +96,8 @@ impl Drop for Held {
     }
 }
 
-/// The budget where the settings name none: half of the memory that this process may use, at most
-/// 1 GiB. The other half is for tokens, answers and connections.
+/// Returns the default budget: half of the memory available to this process, at most 1 GiB. The other
+/// half is for tokens, answers and connections.
 #[allow(clippy::disallowed_methods, reason = "files of the kernel, read once at start")]
 pub fn default_max() -> usize {
     default_of(|path| std::fs::read_to_string(path).ok())
@@ -117,8 +116,8 @@ fn total(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The smallest limit of this process's cgroup and of those above it. In a container the path may be
-/// the host's; then only the root is there, and it is the container's own.
+/// Returns the smallest limit of this process's cgroup and its ancestors. In a container the path may
+/// be the host's; then only the root exists, which is the container's own cgroup.
 fn cgroup_limit(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let text = read(Path::new("/proc/self/cgroup"))?;
     let mut limits = BTreeSet::new();
@@ -139,7 +138,7 @@ fn cgroup_limit(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
         };
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
             let text = read(&Path::new(root).join(group).join(file));
-            // "max" is no number, and no limit.
+            // "max", which is not a number, means no limit.
             limits.extend(text.and_then(|text| text.trim().parse::<u64>().ok()));
         }
     }
@@ -152,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_fits_is_held_and_released_on_drop() {
-        let budget = Budget::new(100);
+        let budget = BodyBudget::new(100);
         let mut first = budget.try_hold(60).unwrap();
         assert!(budget.try_hold(41).is_none());
         assert!(budget.try_hold(usize::MAX).is_none());
@@ -167,7 +166,7 @@ mod tests {
 
     #[test]
     fn threads_never_hold_more_than_the_maximum() {
-        let budget = Budget::new(1000);
+        let budget = BodyBudget::new(1000);
         std::thread::scope(|scope| {
             for thread in 1..=4 {
                 let budget = &budget;

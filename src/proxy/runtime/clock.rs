@@ -1,4 +1,4 @@
-//! The only code that reads a clock; everything else receives a [`Moment`].
+//! The only code that reads a clock; all other code receives a [`Moment`].
 #![allow(clippy::disallowed_methods, reason = "this is the one place")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,11 +17,12 @@ pub struct Clock {
 impl Clock {
     /// A clock whose [`Moment::START`] is now.
     pub fn start() -> Clock {
-        // With a wall clock before 1970 only the times in logs are wrong.
+        // A wall clock before 1970 affects only the times in logs.
         let wall_start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Clock { start: Instant::now(), wall_start }
     }
 
+    /// Time since the proxy started.
     pub fn now(&self) -> Moment {
         // 2^64 ns are 584 years.
         Moment(self.start.elapsed().as_nanos() as u64)
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_coarse_timer_is_never_early_and_shares_its_moment_with_its_neighbours() {
+    fn a_coarse_instant_is_rounded_up_to_the_10_ms_grid() {
         let clock = Clock::start();
         for (at, rounded) in
             [(0, 0), (1, 10_000_000), (10_000_000, 10_000_000), (10_000_001, 20_000_000)]

@@ -1,26 +1,26 @@
-//! How many connections of clients may be open: in all, and from one address. One atomic and, with a
-//! limit per address, one map entry a connection; nothing a request.
+//! Limits on open client connections: total, and per address. Cost: one atomic per connection and,
+//! with a limit per address, one map operation; none per request.
 
 use dashmap::DashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Which limit a connection met.
+/// The limit that refused a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum ConnectionLimit {
     /// `[server] connections_max`.
     Total,
     /// `[server] connections_per_address_max`.
     Address,
 }
 
-impl Refused {
-    /// The word for logs and metrics.
+impl ConnectionLimit {
+    /// Value of the `limit` label in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Refused::Total => "total",
-            Refused::Address => "address",
+            ConnectionLimit::Total => "total",
+            ConnectionLimit::Address => "address",
         }
     }
 }
@@ -29,7 +29,7 @@ impl Refused {
 #[derive(Debug)]
 pub struct Connections {
     max: usize,
-    /// 0: no limit.
+    /// Largest number of connections per address; 0: no limit.
     per_address_max: usize,
     open: AtomicUsize,
     by_address: DashMap<IpAddr, usize>,
@@ -43,33 +43,33 @@ pub struct Connection {
 }
 
 impl Connections {
-    /// Limits; `per_address_max` 0 is none.
+    /// Creates the limits; `per_address_max` 0 means no limit per address.
     pub fn new(max: usize, per_address_max: usize) -> Arc<Connections> {
         let (open, by_address) = (AtomicUsize::new(0), DashMap::new());
         Arc::new(Connections { max, per_address_max, open, by_address })
     }
 
-    /// Connections that are open.
+    /// Number of open connections.
     pub fn open(&self) -> usize {
         self.open.load(Relaxed)
     }
 
-    /// Count a connection.
+    /// Counts a connection until the result is dropped.
     ///
     /// # Errors
-    /// The limit that it would exceed; it is not counted then.
-    pub fn admit(self: &Arc<Self>, from: SocketAddr) -> Result<Connection, Refused> {
-        // Counted first, so that the drop takes it back on every path.
+    /// The limit that the connection would exceed.
+    pub fn admit(self: &Arc<Self>, from: SocketAddr) -> Result<Connection, ConnectionLimit> {
+        // Incremented first: the drop decrements on every path.
         let mut connection = Connection { all: Arc::clone(self), address: None };
         if self.open.fetch_add(1, Relaxed) >= self.max {
-            return Err(Refused::Total);
+            return Err(ConnectionLimit::Total);
         }
         if self.per_address_max > 0 {
             // An IPv4 client of a dual-stack socket is the same client.
             let address = from.ip().to_canonical();
             let mut count = self.by_address.entry(address).or_insert(0);
             if *count >= self.per_address_max {
-                return Err(Refused::Address);
+                return Err(ConnectionLimit::Address);
             }
             *count += 1;
             connection.address = Some(address);
@@ -101,9 +101,9 @@ mod tests {
         let all = Connections::new(3, 2);
         let first = all.admit(from("10.0.0.1:1")).unwrap();
         let second = all.admit(from("[::ffff:10.0.0.1]:2")).unwrap();
-        assert_eq!(all.admit(from("10.0.0.1:3")).unwrap_err(), Refused::Address);
+        assert_eq!(all.admit(from("10.0.0.1:3")).unwrap_err(), ConnectionLimit::Address);
         let other = all.admit(from("10.0.0.2:1")).unwrap();
-        assert_eq!(all.admit(from("10.0.0.3:1")).unwrap_err(), Refused::Total);
+        assert_eq!(all.admit(from("10.0.0.3:1")).unwrap_err(), ConnectionLimit::Total);
         drop(first);
         let again = all.admit(from("10.0.0.1:4")).unwrap();
         drop((second, other, again));

@@ -1,10 +1,10 @@
-//! Shared by every room: the clock, timer coalescing, memory budgets and permits. Imports no other
-//! room.
+//! Process-wide primitives: the clock, timer coalescing, the body budget, filter permits, connection
+//! limits, task liveness. Imports no other room.
 
 pub(crate) mod budget;
 pub(crate) mod clock;
 pub(crate) mod connections;
-pub(crate) mod lanes;
+pub(crate) mod filter_permits;
+pub(crate) mod liveness;
 pub(crate) mod thread_buffer;
 pub(crate) mod timer_coalescing;
-pub(crate) mod vital;

@@ -11,12 +11,12 @@ use tokio::io::{AsyncRead, ReadBuf};
 const SIZE: usize = 32 << 10;
 
 thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
 }
 
 /// Runs `read` with the thread's buffer. `read` must not call `with` again.
 pub(crate) fn with<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|buffer| read(buffer))
+    BUFFER.with_borrow_mut(|buffer| read(buffer))
 }
 
 /// Reads available bytes into `into`. Returns their number, 0 at the end of the stream.

@@ -2,46 +2,46 @@
 //! the earliest.
 //!
 //! In tokio, arming a timer that is earlier than all others wakes the driver through an eventfd
-//! write and one more turn of the reactor. Requests that end within a millisecond disarm their timers
-//! again, so that each one's timer was the earliest: one write and half an `epoll_wait` a request.
-//! All request timers are on the grid; while the shared tick stands at the grid's next line, none is
-//! earlier.
+//! write and one more turn of the reactor. A request that ends within a millisecond disarms its timer
+//! again, so that the next request's timer is the earliest: one write and half an `epoll_wait` per
+//! request. All request timers are on the grid; while the shared tick is armed for the next grid
+//! point, no request timer is earlier.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::runtime::clock::Clock;
 
-/// Ticks without a request timer after which the tick stops: an idle proxy does not wake.
+/// Ticks without a request timer after which the tick stops, so that an idle proxy does not wake.
 const IDLE_TICKS: u32 = 4;
 
 /// The shared tick.
 #[derive(Clone, Debug)]
 pub struct TimerCoalescing {
     clock: Clock,
-    state: Arc<State>,
+    state: Arc<TickState>,
 }
 
-/// Whether it ticks, and whether a request armed a timer since the last tick. Hints: a race costs
-/// one eventfd write.
+/// Whether the tick runs, and whether a request armed a timer since the last tick. Approximate: a race
+/// costs one eventfd write.
 #[derive(Debug, Default)]
-struct State {
+struct TickState {
     ticking: AtomicBool,
-    wanted: AtomicBool,
+    armed: AtomicBool,
 }
 
 impl TimerCoalescing {
-    /// A tick on this clock's grid, which starts with the first request timer.
+    /// Creates a tick on this clock's grid; it starts with the first request timer.
     pub fn new(clock: Clock) -> TimerCoalescing {
         TimerCoalescing { clock, state: Arc::default() }
     }
 
     /// Keeps the tick alive: a request is about to arm a timer on the grid.
     pub fn keep(&self) {
-        let State { ticking, wanted } = &*self.state;
+        let TickState { ticking, armed } = &*self.state;
         // Read first: a store would take the cache line from other cores.
-        if !wanted.load(Relaxed) {
-            wanted.store(true, Relaxed);
+        if !armed.load(Relaxed) {
+            armed.store(true, Relaxed);
         }
         if !ticking.load(Relaxed) && !ticking.swap(true, Relaxed) {
             tokio::spawn(self.clone().tick());
@@ -52,8 +52,8 @@ impl TimerCoalescing {
         let mut idle = 0;
         while idle < IDLE_TICKS {
             tokio::time::sleep_until(self.clock.next_coarse()).await;
-            let wanted = self.state.wanted.swap(false, Relaxed);
-            idle = if wanted { 0 } else { idle + 1 };
+            let armed = self.state.armed.swap(false, Relaxed);
+            idle = if armed { 0 } else { idle + 1 };
         }
         self.state.ticking.store(false, Relaxed);
     }

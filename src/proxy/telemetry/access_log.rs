@@ -37,7 +37,7 @@ pub fn write(log: &RequestLog<'_>) {
         endpoint = accepted.endpoint.as_str(),
         model = log.live.model.as_deref(),
         status = log.status,
-        ended = log.ended.as_str(),
+        ended = log.outcome.as_str(),
         problem = log.problem,
         attempts = log.attempts,
         prefill_backend = name(log.prefill_on),

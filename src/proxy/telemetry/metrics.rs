@@ -13,10 +13,10 @@ use tidegate_signals::compatibility::Misfit;
 use tidegate_types::{Flip, Role, Seconds};
 
 use crate::backends::fleet::{Backend, Fleet, RoutingTable};
-use crate::runtime::budget::Budget;
-use crate::runtime::connections::Refused;
+use crate::runtime::budget::BodyBudget;
+use crate::runtime::connections::ConnectionLimit;
 use crate::telemetry::descriptions;
-use crate::telemetry::request_log::{Ended, RequestLog};
+use crate::telemetry::request_log::{RequestLog, RequestOutcome};
 use crate::upstream::failure::LegFailure;
 
 /// Buckets of TTFT and request durations in seconds: vLLM's TTFT buckets, up to ten minutes.
@@ -95,7 +95,8 @@ struct BackendMetrics {
     misfits: [Gauge; Misfit::LABELS.len()],
 }
 
-const ENDS: [Ended; 4] = [Ended::Done, Ended::ClientLeft, Ended::Failed, Ended::Cut];
+const OUTCOMES: [RequestOutcome; 4] =
+    [RequestOutcome::Done, RequestOutcome::ClientLeft, RequestOutcome::Failed, RequestOutcome::Cut];
 
 impl Metrics {
     /// Registers the metrics of a fleet.
@@ -125,8 +126,8 @@ impl Metrics {
             descriptions::describe();
             (
                 backends.iter().map(|backend| BackendMetrics::new(&backend.name)).collect(),
-                ENDS.map(
-                    |end| counter!("tidegate_requests_settled_total", "ended" => end.as_str()),
+                OUTCOMES.map(
+                    |outcome| counter!("tidegate_requests_settled_total", "ended" => outcome.as_str()),
                 ),
                 [
                     gauge!("tidegate_queue_requests"),
@@ -179,7 +180,7 @@ impl Metrics {
 
     /// Records a settled request.
     pub fn settled(&self, log: &RequestLog<'_>) {
-        let slot = ENDS.iter().position(|end| *end == log.ended).unwrap_or(0);
+        let slot = OUTCOMES.iter().position(|outcome| *outcome == log.outcome).unwrap_or(0);
         self.settled[slot].increment(1);
         if let Some(queued) = log.queued {
             self.queue_seconds.record(queued.get());
@@ -227,7 +228,7 @@ impl Metrics {
     }
 
     /// Counts a connection refused by a limit.
-    pub fn connection_refused(&self, refused: Refused) {
+    pub fn connection_refused(&self, refused: ConnectionLimit) {
         with_local_recorder(&self.recorder, || {
             counter!("tidegate_connections_refused_total", "limit" => refused.as_str())
                 .increment(1);
@@ -269,7 +270,7 @@ impl Metrics {
         fleet: &Fleet,
         table: &RoutingTable,
         waiting: usize,
-        bodies: &Budget,
+        bodies: &BodyBudget,
     ) -> String {
         self.body_bytes.set(bodies.held() as f64);
         self.body_budget.set(bodies.max() as f64);

@@ -1,11 +1,11 @@
 //! What operators see: metrics, logs, the journal of decisions, recordings.
 
 pub(crate) mod access_log;
+pub(crate) mod control_events;
 pub(crate) mod descriptions;
 pub(crate) mod journal;
 pub mod log;
 pub(crate) mod metrics;
-pub(crate) mod observations;
 pub(crate) mod reaction_time;
 pub(crate) mod recording;
 pub(crate) mod request_log;

@@ -7,7 +7,7 @@ use crate::backends::fleet::{Backend, InflightRequest};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum RequestOutcome {
     /// The client received the whole answer.
     Done,
     /// The client disconnected first.
@@ -18,14 +18,14 @@ pub enum Ended {
     Cut,
 }
 
-impl Ended {
+impl RequestOutcome {
     /// The value in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Ended::Done => "done",
-            Ended::ClientLeft => "client_left",
-            Ended::Failed => "failed",
-            Ended::Cut => "cut",
+            RequestOutcome::Done => "done",
+            RequestOutcome::ClientLeft => "client_left",
+            RequestOutcome::Failed => "failed",
+            RequestOutcome::Cut => "cut",
         }
     }
 }
@@ -41,7 +41,7 @@ pub struct RequestLog<'a> {
     /// The status sent to the client; 0 if none was sent.
     pub status: u16,
     /// How it ended.
-    pub ended: Ended,
+    pub outcome: RequestOutcome,
     /// Why it failed, as a sentence.
     pub problem: Option<&'a str>,
     /// Number of backends tried.

@@ -6,7 +6,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use super::steps::Hypotheses;
 use crate::backends::fleet::HitSource;
-use crate::telemetry::observations::ReadPrompt;
+use crate::telemetry::control_events::PrefillSample;
 
 /// A source that has been silent for this long may be gone, for example after a restart with other
 /// flags, and the next best source is used.
@@ -62,48 +62,48 @@ impl CacheTruth {
         (self.share.share(), self.source)
     }
 
-    /// Records a prefilled prompt of which the index predicted `held` cached tokens.
-    pub fn predicted(&mut self, held: Tokens) {
-        if held >= HELD_MIN {
-            self.predicted.0 += held.as_f64();
+    /// Records a prefilled prompt of which the index predicted `predicted_hit` cached tokens.
+    pub fn predicted(&mut self, predicted_hit: Tokens) {
+        if predicted_hit >= HELD_MIN {
+            self.predicted.0 += predicted_hit.as_f64();
             self.predicted.1 += 1.0;
         }
     }
 
     /// Computed tokens of a prompt under each assumption about the cache.
-    pub fn hypotheses(&self, read: &ReadPrompt) -> Hypotheses {
+    pub fn hypotheses(&self, read: &PrefillSample) -> Hypotheses {
         let last = read.prompt - Tokens(1);
-        if let Some(told) = read.told {
-            return Hypotheses::known(read.prompt, told.min(last));
+        if let Some(reported_hit) = read.reported_hit {
+            return Hypotheses::known(read.prompt, reported_hit.min(last));
         }
-        let held = read.held.min(last);
-        let believed = Tokens((held.as_f64() * self.share.share()) as u64);
-        Hypotheses::of(read.prompt, held, believed)
+        let predicted_hit = read.predicted_hit.min(last);
+        let believed = Tokens((predicted_hit.as_f64() * self.share.share()) as u64);
+        Hypotheses::of(read.prompt, predicted_hit, believed)
     }
 
-    /// Takes a usage report: `cached` of `held` predicted tokens were cached.
-    pub fn told(&mut self, held: Tokens, cached: Tokens, now: Moment) {
+    /// Takes a usage report: `cached` of `predicted_hit` predicted tokens were cached.
+    pub fn reported_hit(&mut self, predicted_hit: Tokens, cached: Tokens, now: Moment) {
         self.told_at = Some(now);
-        if held >= HELD_MIN {
+        if predicted_hit >= HELD_MIN {
             self.source = HitSource::Usage;
-            self.share.observe(cached.as_f64() / held.as_f64(), 1.0);
+            self.share.observe(cached.as_f64() / predicted_hit.as_f64(), 1.0);
         }
     }
 
     /// Takes the current value of the engine's counter of cached tokens.
     pub fn counted(&mut self, hits: f64, now: Moment) {
         let before = self.hits.replace(hits);
-        let (held, prefills) = self.predicted;
+        let (predicted_hit, prefills) = self.predicted;
         // The counter restarts at 0 with the engine.
         let Some(before) = before.filter(|before| *before <= hits) else { return };
-        if held < COUNTED_MIN {
+        if predicted_hit < COUNTED_MIN {
             return;
         }
         self.predicted = (0.0, 0.0);
         self.counted_at = Some(now);
         if !is_recent(self.told_at, now) {
             self.source = HitSource::Counters;
-            self.share.observe((hits - before) / held, prefills.min(COUNTED_WEIGHT_MAX));
+            self.share.observe((hits - before) / predicted_hit, prefills.min(COUNTED_WEIGHT_MAX));
         }
     }
 

@@ -4,7 +4,7 @@
 use tidegate_scheduler::cost::PrefillBatch;
 use tidegate_types::{Moment, Seconds, Tokens};
 
-use crate::telemetry::observations::{Beside, ReadPrompt};
+use crate::telemetry::control_events::{ConcurrentStreams, PrefillSample};
 
 /// Largest gap between the ends of two prefills of one step, as a share of a decode step's fixed
 /// cost. First tokens of one step reach the proxy one after the other; the ends of different steps
@@ -40,7 +40,7 @@ pub struct Step {
     /// without delay.
     pub follows: bool,
     /// Streams that were decoding at the same time.
-    pub beside: Beside,
+    pub beside: ConcurrentStreams,
 }
 
 /// Steps with prefills of one backend.
@@ -57,14 +57,18 @@ struct Forming {
     sent: Moment,
     first_end: Moment,
     last_end: Moment,
-    beside: Beside,
+    beside: ConcurrentStreams,
 }
 
 impl Hypotheses {
-    /// A prompt with `held` predicted tokens, of which `believed` are expected to be cached.
-    pub fn of(prompt: Tokens, held: Tokens, believed: Tokens) -> Hypotheses {
+    /// A prompt with `predicted_hit` predicted tokens, of which `believed` are expected to be cached.
+    pub fn of(prompt: Tokens, predicted_hit: Tokens, believed: Tokens) -> Hypotheses {
         let batch = |cached: Tokens| PrefillBatch::of(prompt - cached, cached);
-        Hypotheses { full: batch(Tokens::ZERO), hit: batch(held), believed: batch(believed) }
+        Hypotheses {
+            full: batch(Tokens::ZERO),
+            hit: batch(predicted_hit),
+            believed: batch(believed),
+        }
     }
 
     /// A prompt with a known number of cached tokens.
@@ -88,7 +92,12 @@ impl Hypotheses {
 impl Steps {
     /// Adds a prefill that ended. Returns the preceding step if this prefill belongs to a new one.
     /// `base` is the fixed cost of a decode step.
-    pub fn join(&mut self, read: &ReadPrompt, prompt: Hypotheses, base: Seconds) -> Option<Step> {
+    pub fn join(
+        &mut self,
+        read: &PrefillSample,
+        prompt: Hypotheses,
+        base: Seconds,
+    ) -> Option<Step> {
         if let Some(forming) = &mut self.forming
             && read.ended - forming.last_end <= gap(base)
             && read.ended - forming.first_end <= gap(base) * GAPS_MAX

@@ -1,7 +1,7 @@
 //! Learned costs compared with a simulated engine of known cost.
 
 use super::*;
-use crate::telemetry::observations::Beside;
+use crate::telemetry::control_events::ConcurrentStreams;
 use proptest::prelude::*;
 use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate};
 
@@ -33,21 +33,35 @@ impl Watched {
     }
 
     /// A prefill that ran from `sent` to `ended`.
-    fn read(&self, prompt: u64, held: u64, sent: Moment, beside: Beside) -> ReadPrompt {
-        let (prompt, held, ended) = (Tokens(prompt), Tokens(held), self.now);
-        ReadPrompt { backend: ENGINE, prompt, held, told: None, sent, ended, beside }
+    fn read(
+        &self,
+        prompt: u64,
+        predicted_hit: u64,
+        sent: Moment,
+        beside: ConcurrentStreams,
+    ) -> PrefillSample {
+        let (prompt, predicted_hit, ended) = (Tokens(prompt), Tokens(predicted_hit), self.now);
+        PrefillSample {
+            backend: ENGINE,
+            prompt,
+            predicted_hit,
+            reported_hit: None,
+            sent,
+            ended,
+            beside,
+        }
     }
 
-    fn sees(&mut self, read: ReadPrompt) {
-        self.fits.take(Observation::Prefill(read), self.now);
+    fn sees(&mut self, read: PrefillSample) {
+        self.fits.take(ControlEvent::Prefill(read), self.now);
     }
 
     /// One prompt on an idle engine, half a second after the previous one.
-    fn prefill(&mut self, prompt: u64, held: u64) {
+    fn prefill(&mut self, prompt: u64, predicted_hit: u64) {
         let sent = self.later(Seconds(0.5));
-        let cached = Tokens(if self.caches { held } else { 0 });
+        let cached = Tokens(if self.caches { predicted_hit } else { 0 });
         self.later(self.truth.predict(Tokens(prompt) - cached, cached));
-        self.sees(self.read(prompt, held, sent, Beside::default()));
+        self.sees(self.read(prompt, predicted_hit, sent, ConcurrentStreams::default()));
         self.later(Seconds(0.5));
     }
 
@@ -59,7 +73,7 @@ impl Watched {
         for n in 0..prompts {
             // First tokens arrive one after the other.
             self.now = self.now + Seconds(20e-6 * n as f64);
-            self.sees(self.read(tokens, 0, sent, Beside::default()));
+            self.sees(self.read(tokens, 0, sent, ConcurrentStreams::default()));
         }
     }
 
@@ -85,9 +99,9 @@ fn run(watched: &mut Watched, tokens: u64) {
     let decode = DecodeModel::default();
     for n in 0..200 {
         let new = Tokens(tokens * (1 + n % 7));
-        let beside = Beside { streams: 60, kv: Tokens(40_000), at_once: n % 3 > 0 };
+        let beside = ConcurrentStreams { streams: 60, kv: Tokens(40_000), mid_step: n % 3 > 0 };
         let steps = new.get().div_ceil(CHUNK.get()) as f64;
-        let step = if beside.at_once { decode.step(60, beside.kv) } else { Seconds::ZERO };
+        let step = if beside.mid_step { decode.step(60, beside.kv) } else { Seconds::ZERO };
         let waited = step * ((n * 7 % 11) as f64 / 10.0);
         let shared = decode.beside_prefill(beside.streams, beside.kv) * steps;
         let sent = watched.later(Seconds(0.5));
@@ -109,9 +123,9 @@ fn cost_alone_is_learned_from_prefills_beside_streams() {
 #[test]
 fn waits_of_short_prompts_do_not_bias_the_cost_of_long_ones() {
     let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
-    let mut told = Watched::new(truth, truth);
-    run(&mut told, 50);
-    told.knows(4000, 0.05);
+    let mut reported = Watched::new(truth, truth);
+    run(&mut reported, 50);
+    reported.knows(4000, 0.05);
     let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
     let mut guessed = Watched::new(PrefillModel::default(), dear);
     run(&mut guessed, 50);
@@ -152,21 +166,29 @@ fn costs_are_learned_from_unstreamed_answers() {
     let truth = PrefillModel { base: Seconds(0.002), ..PrefillModel::default() };
     let dear = PrefillModel { per_token: truth.per_token * 8.0, ..truth };
     let mut watched = Watched::new(dear, truth);
-    let whole = |watched: &mut Watched, prompt: u64, beside: Beside| {
+    let whole = |watched: &mut Watched, prompt: u64, beside: ConcurrentStreams| {
         let sent = watched.later(Seconds(0.5));
         watched.later(truth.predict(Tokens(prompt), Tokens::ZERO));
         let read = watched.read(prompt, 0, sent, beside);
-        watched.fits.take(Observation::Whole { read, output: Tokens(1) }, watched.now);
+        watched.fits.take(ControlEvent::Whole { read, output: Tokens(1) }, watched.now);
     };
     // Beside streams, the whole duration bounds the prefill.
     for _ in 0..40 {
-        whole(&mut watched, 1500, Beside { streams: 3, kv: Tokens(3000), at_once: true });
+        whole(
+            &mut watched,
+            1500,
+            ConcurrentStreams { streams: 3, kv: Tokens(3000), mid_step: true },
+        );
     }
     watched.knows(1500, 0.1);
     let cheap = PrefillModel { per_token: truth.per_token / 8.0, ..truth };
     let mut watched = Watched::new(cheap, truth);
     for n in 0..40 {
-        whole(&mut watched, 500 + n * 97, Beside { at_once: true, ..Beside::default() });
+        whole(
+            &mut watched,
+            500 + n * 97,
+            ConcurrentStreams { mid_step: true, ..ConcurrentStreams::default() },
+        );
     }
     watched.knows(1500, 0.1);
 }
@@ -224,7 +246,8 @@ fn reported_hits_take_precedence_over_durations() {
     let truth = PrefillModel::default();
     let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
     for _ in 0..30 {
-        let hit = Observation::Hit { backend: ENGINE, held: Tokens(1900), cached: Tokens(950) };
+        let hit =
+            ControlEvent::Hit { backend: ENGINE, predicted_hit: Tokens(1900), cached: Tokens(950) };
         watched.fits.take(hit, watched.now);
         watched.prefill(2000, 1900);
     }
@@ -246,7 +269,7 @@ fn counters_of_hits_are_compared_with_what_was_predicted() {
     watched.caches = true;
     let mut hits = 500.0;
     for _ in 0..12 {
-        watched.fits.take(Observation::Counted { backend: ENGINE, hits }, watched.now);
+        watched.fits.take(ControlEvent::Counted { backend: ENGINE, hits }, watched.now);
         for _ in 0..5 {
             watched.prefill(2000, 1900);
         }
@@ -255,7 +278,7 @@ fn counters_of_hits_are_compared_with_what_was_predicted() {
     let (share, source) = watched.fits.hit_share(ENGINE);
     assert!((share - 0.25).abs() < 0.05 && source == HitSource::Counters, "{share} {source:?}");
     // After a restart the counter begins at 0, which is no evidence.
-    watched.fits.take(Observation::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
+    watched.fits.take(ControlEvent::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
     assert!((watched.share() - 0.25).abs() < 0.05);
 }
 
@@ -277,11 +300,11 @@ proptest! {
         watched.caches = caches;
         for (prompt, share, noise) in prompts {
             // One prompt in four shares no prefix.
-            let held = if share < 0.25 { 0 } else { (prompt as f64 * (0.5 + share * 0.49)) as u64 };
+            let predicted_hit = if share < 0.25 { 0 } else { (prompt as f64 * (0.5 + share * 0.49)) as u64 };
             watched.truth = PrefillModel {
                 base: truth.base * noise, per_token: truth.per_token * noise, ..truth
             };
-            watched.prefill(prompt, held);
+            watched.prefill(prompt, predicted_hit);
         }
         let share = watched.share();
         prop_assert!(if caches { share > 0.8 } else { share < 0.2 }, "{caches}: {share}");

@@ -27,8 +27,8 @@ use tidegate_types::{BackendId, Seconds};
 
 use crate::dispatch::context::Proxy;
 use crate::dispatch::settle::RequestRecord;
+use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::observations::Observation;
 use hit_rate::HitRate;
 use kv_events::KvSource;
 use scrape::Look;
@@ -123,9 +123,9 @@ impl Signals {
         let (Some(backend), Some(usage)) = (backend, usage) else { return };
         let signals = &self.backends[backend.id.index()];
         let told = signals.kv.as_ref().is_some_and(KvSource::is_complete);
-        if let Some(cached) = signals.hit_rate.settled(predicted.held, &usage, told) {
-            let held = predicted.held;
-            record.proxy.learn(Observation::Hit { backend: backend.id, held, cached });
+        if let Some(cached) = signals.hit_rate.settled(predicted.predicted_hit, &usage, told) {
+            let predicted_hit = predicted.predicted_hit;
+            record.proxy.report(ControlEvent::Hit { backend: backend.id, predicted_hit, cached });
         }
     }
 

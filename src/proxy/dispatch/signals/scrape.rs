@@ -13,8 +13,8 @@ use tidegate_types::{Moment, Seconds};
 use crate::backends::fleet::Backend;
 use crate::backends::introspect;
 use crate::dispatch::context::Proxy;
+use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::observations::Observation;
 
 /// Time-out of a scrape; a metrics page of vLLM has 100 KB.
 const ANSWER_MAX: Seconds = Seconds(2.0);
@@ -203,7 +203,7 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
             proxy.metrics.within(|| counters.set(&backend.name, &reading));
             calibrate(&proxy, &backend, &reading);
             if let Some(hits) = reading.hits {
-                proxy.learn(Observation::Counted { backend: backend.id, hits });
+                proxy.report(ControlEvent::Counted { backend: backend.id, hits });
             }
         }
         tokio::time::sleep((every * f64::from(mute.max(1))).to_duration()).await;

@@ -8,7 +8,7 @@ use super::preface::{self, Version};
 use super::{ClientSocket, http1, http2};
 use crate::dispatch::context::Proxy;
 use crate::listener::front::{App, Client};
-use crate::runtime::connections::Refused;
+use crate::runtime::connections::ConnectionLimit;
 
 /// Time that a connection without a byte has after the stop: its first request may be on its way.
 const FIRST_BYTES: Seconds = Seconds(0.5);
@@ -23,7 +23,7 @@ pub struct DataApp {
 }
 
 impl App for DataApp {
-    fn refused(&self, refused: Refused) {
+    fn refused(&self, refused: ConnectionLimit) {
         self.proxy.metrics.connection_refused(refused);
     }
 

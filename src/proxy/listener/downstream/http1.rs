@@ -30,7 +30,7 @@ use super::writing::ResponseWriter;
 use crate::dispatch::context::Proxy;
 use crate::listener::front::Client as Peer;
 use crate::request::handle as request;
-use crate::request::intake::{self, Read};
+use crate::request::intake::{self, ReceivedBody};
 use crate::request::relay::RelayBody;
 use crate::request::respond;
 use crate::request::tunnel::Tunnel;
@@ -171,7 +171,8 @@ where
         (Rest::None, false) => After::Close,
         (Rest::Unread, _) => After::CloseUnread,
     };
-    let asked = intake::Asked { head, body, upgrades, arrived, subject: peer.subject.clone() };
+    let asked =
+        intake::ReceivedRequest { head, body, upgrades, arrived, subject: peer.subject.clone() };
     // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
     // it stays, or all of that would be copied.
     let room = Box::new_uninit();
@@ -188,7 +189,7 @@ async fn read<Io>(
     head: &Parts,
     framing: Framing,
     expects_continue: bool,
-) -> Result<(Result<Read, ApiError>, Rest), Ended>
+) -> Result<(Result<ReceivedBody, ApiError>, Rest), Ended>
 where
     Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
 {
@@ -211,7 +212,7 @@ where
         reader.io.flush().await?;
     }
     match reader.body(framing, max, &mut held).await {
-        Ok(bytes) => Ok((Ok(Read { bytes, held }), Rest::None)),
+        Ok(bytes) => Ok((Ok(ReceivedBody { bytes, held }), Rest::None)),
         Err(BodyReadError::NoRoom) => Ok((Err(respond::no_room()), Rest::Unread)),
         Err(BodyReadError::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
         Err(BodyReadError::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),

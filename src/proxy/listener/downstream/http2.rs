@@ -25,7 +25,7 @@ use super::pace::allowance;
 use crate::dispatch::context::Proxy;
 use crate::listener::front::Client;
 use crate::request::handle as request;
-use crate::request::intake::{self, Asked, Read};
+use crate::request::intake::{self, ReceivedBody, ReceivedRequest};
 use crate::request::respond;
 
 /// Streams that a connection may have open at once: what nginx allows twice, and browsers ask for.
@@ -128,7 +128,11 @@ impl Drop for Stream {
 ///
 /// # Errors
 /// 408, 413, 503 beyond the budget, or 400 if it breaks off.
-async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Read, ApiError> {
+async fn body(
+    proxy: &Proxy,
+    patience: Seconds,
+    mut body: Incoming,
+) -> Result<ReceivedBody, ApiError> {
     // A body above the whole budget never fits: 413, not 503.
     let max = proxy.body_max.min(proxy.bodies.max());
     let too_large = || ApiError::too_large(max);
@@ -143,7 +147,7 @@ async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Re
         let wait = patience.to_duration().min(allowance(began.elapsed(), all.len()));
         let frame = match timeout(wait, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
-            Ok(None) => return Ok(Read { bytes: all.freeze(), held }),
+            Ok(None) => return Ok(ReceivedBody { bytes: all.freeze(), held }),
             Ok(Some(Err(_))) => {
                 return Err(ApiError::bad_request("The request body could not be read.", None));
             }
@@ -160,7 +164,7 @@ async fn body(proxy: &Proxy, patience: Seconds, mut body: Incoming) -> Result<Re
     }
 }
 
-async fn read(proxy: &Proxy, patience: Seconds, incoming: Request<Incoming>) -> Asked {
+async fn read(proxy: &Proxy, patience: Seconds, incoming: Request<Incoming>) -> ReceivedRequest {
     let arrived = proxy.clock.now();
     let (head, incoming) = incoming.into_parts();
     let body = match intake::admit_head(proxy, &head) {
@@ -168,5 +172,5 @@ async fn read(proxy: &Proxy, patience: Seconds, incoming: Request<Incoming>) -> 
         Ok(()) => body(proxy, patience, incoming).await,
     };
     // A websocket over h2 (RFC 8441) is not offered: clients see no SETTINGS_ENABLE_CONNECT_PROTOCOL.
-    Asked { head, body, upgrades: false, arrived, subject: None }
+    ReceivedRequest { head, body, upgrades: false, arrived, subject: None }
 }

@@ -16,7 +16,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use super::pace::allowance;
-use crate::runtime::budget::Held;
+use crate::runtime::budget::BudgetShare;
 use crate::runtime::thread_buffer::{self, poll_read};
 
 /// What a client may send ahead while its answer is on the way.
@@ -167,7 +167,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         &mut self,
         framing: Framing,
         max: usize,
-        held: &mut Held,
+        held: &mut BudgetShare,
     ) -> Result<Bytes, BodyReadError> {
         match framing {
             Framing::Length(0) => Ok(Bytes::new()),
@@ -212,7 +212,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         &mut self,
         framing: Framing,
         max: usize,
-        held: &mut Held,
+        held: &mut BudgetShare,
     ) -> Result<Bytes, BodyReadError> {
         let mut reader = BodyReader::new(framing);
         let mut all = BytesMut::new();
@@ -242,7 +242,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         reader: &mut BodyReader,
         bytes: &mut [u8],
         all: &mut BytesMut,
-        (max, held): (usize, &mut Held),
+        (max, held): (usize, &mut BudgetShare),
     ) -> Result<(), BodyReadError> {
         let piece = reader.read(bytes)?;
         if all.len() + piece.data.len() > max {
@@ -288,7 +288,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::budget::Budget;
+    use crate::runtime::budget::BodyBudget;
     use tokio::io::AsyncWriteExt;
 
     const MAX: usize = 100;
@@ -314,7 +314,7 @@ mod tests {
                         return bodies;
                     }
                 };
-                let mut held = Budget::new(usize::MAX).try_hold(0).unwrap();
+                let mut held = BodyBudget::new(usize::MAX).try_hold(0).unwrap();
                 let body = reader.body(asked.framing, MAX, &mut held).await;
                 let failed = body.is_err();
                 bodies.push(body.map_err(|error| error.to_string()));

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Tokenizing takes about 5 µs a KB: a body above this would hold up the reactor's other streams for
-/// more than a third of a millisecond.
+/// Largest body filtered on a reactor thread, in bytes. Tokenizing takes about 5 µs per KB: a larger
+/// body would delay the reactor's other streams by more than 0.3 ms.
 pub(crate) const INLINE_MAX: usize = 64 << 10;
 
 /// Working memory of the filters per byte of a body, measured with chats of 31 MB and a tokenizer
@@ -16,7 +16,7 @@ const UNIT: usize = 1 << 10;
 
 /// Semaphores of the filters' work on large bodies.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct FilterPermits {
     cores: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     units: usize,
@@ -24,16 +24,16 @@ pub struct Lanes {
 
 /// Permit for one body, released on drop.
 #[derive(Debug)]
-pub struct Lane {
+pub struct FilterPermit {
     _core: OwnedSemaphorePermit,
     _memory: OwnedSemaphorePermit,
 }
 
-impl Lanes {
+impl FilterPermits {
     /// Creates the limits: `cores` less one, and half of the body budget in bytes.
-    pub fn new(cores: usize, budget: usize) -> Lanes {
+    pub fn new(cores: usize, budget: usize) -> FilterPermits {
         let units = (budget / 2 / UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        Lanes {
+        FilterPermits {
             cores: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))),
             memory: Arc::new(Semaphore::new(units)),
             units,
@@ -42,12 +42,12 @@ impl Lanes {
 
     /// Waits in order of arrival. A body that needs more than the whole memory limit takes all of it.
     /// `None` only if a semaphore is closed, which never happens.
-    pub async fn enter(&self, body: usize) -> Option<Lane> {
+    pub async fn acquire(&self, body: usize) -> Option<FilterPermit> {
         let wanted = (body.saturating_mul(FILTER_FACTOR) / UNIT).clamp(1, self.units);
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         let core = Arc::clone(&self.cores).acquire_owned().await.ok()?;
         let memory = Arc::clone(&self.memory).acquire_many_owned(wanted).await.ok()?;
-        Some(Lane { _core: core, _memory: memory })
+        Some(FilterPermit { _core: core, _memory: memory })
     }
 }
 
@@ -57,31 +57,31 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
-    fn enters(lanes: &Lanes, body: usize) -> Option<Lane> {
+    fn acquires(permits: &FilterPermits, body: usize) -> Option<FilterPermit> {
         let mut context = Context::from_waker(Waker::noop());
-        match pin!(lanes.enter(body)).poll(&mut context) {
-            std::task::Poll::Ready(lane) => Some(lane.unwrap()),
+        match pin!(permits.acquire(body)).poll(&mut context) {
+            std::task::Poll::Ready(permit) => Some(permit.unwrap()),
             std::task::Poll::Pending => None,
         }
     }
 
     #[test]
-    fn lanes_are_bounded_by_cores_and_by_memory() {
+    fn permits_are_limited_by_cores_and_by_memory() {
         const MIB: usize = 1 << 20;
-        let few = Lanes::new(3, 1 << 30);
-        let two = (enters(&few, MIB), enters(&few, MIB));
-        assert!(two.0.is_some() && two.1.is_some() && enters(&few, MIB).is_none());
+        let few = FilterPermits::new(3, 1 << 30);
+        let two = (acquires(&few, MIB), acquires(&few, MIB));
+        assert!(two.0.is_some() && two.1.is_some() && acquires(&few, MIB).is_none());
         drop(two);
-        assert!(enters(&few, MIB).is_some());
+        assert!(acquires(&few, MIB).is_some());
 
-        let many = Lanes::new(16, 512 * MIB);
-        let large = (enters(&many, 31 * MIB), enters(&many, 31 * MIB));
+        let many = FilterPermits::new(16, 512 * MIB);
+        let large = (acquires(&many, 31 * MIB), acquires(&many, 31 * MIB));
         assert!(large.0.is_some() && large.1.is_some());
-        assert!(enters(&many, 31 * MIB).is_none(), "248 of 256 MiB are taken");
-        assert!(enters(&many, MIB).is_some());
+        assert!(acquires(&many, 31 * MIB).is_none(), "248 of 256 MiB are taken");
+        assert!(acquires(&many, MIB).is_some());
         drop(large);
-        let alone = enters(&many, 400 * MIB);
-        assert!(alone.is_some() && enters(&many, MIB).is_none());
-        assert!(enters(&Lanes::new(1, 0), usize::MAX).is_some());
+        let alone = acquires(&many, 400 * MIB);
+        assert!(alone.is_some() && acquires(&many, MIB).is_none());
+        assert!(acquires(&FilterPermits::new(1, 0), usize::MAX).is_some());
     }
 }
