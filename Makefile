@@ -15,7 +15,7 @@ help:
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
 	@echo 'make docs       regenerates docs/reference and builds the book; needs python3 with venv (mdbook comes from PyPI)'
-	@echo 'make manifests  the Kubernetes manifests against the schemas of Kubernetes'
+	@echo 'make manifests  the Helm chart and Kustomize overlays rendered and checked, the alerts tested; needs python3, npm'
 	@echo 'make setup      install what building needs'
 
 # An emulated fleet, the proxy and a load, watched live; ends by itself in under 90 s. ARGS="--scenario …"
@@ -56,7 +56,7 @@ docs:
 	docs/generate
 	docs/build
 
-# The Kubernetes manifests against Kubernetes' schemas, from PyPI.
+# Renders the Helm chart and the Kustomize overlays, checks them against Kubernetes' schemas, tests the alerts.
 manifests:
 	deploy/validate
 

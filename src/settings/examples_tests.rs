@@ -12,9 +12,18 @@ const EXAMPLES: [(&str, &str); 3] = [
     ("sidecar", include_str!("../../config/sidecar.toml")),
     ("demo", include_str!("../../config/demo.toml")),
 ];
-const MANIFESTS: [(&str, &str); 2] = [
-    ("gateway.yaml", include_str!("../../deploy/kubernetes/gateway.yaml")),
-    ("sidecar.yaml", include_str!("../../deploy/kubernetes/sidecar.yaml")),
+/// Settings of the Kustomize manifests, and the workload that mounts them.
+const MANIFESTS: [(&str, &str, &str); 2] = [
+    (
+        "base",
+        include_str!("../../deploy/kustomize/base/tidegate.toml"),
+        include_str!("../../deploy/kustomize/base/deployment.yaml"),
+    ),
+    (
+        "sidecar",
+        include_str!("../../deploy/kustomize/overlays/sidecar/tidegate.toml"),
+        include_str!("../../deploy/kustomize/overlays/sidecar/pod.yaml"),
+    ),
 ];
 /// A key and a word that no schema has.
 const NOTHING: &str = "zz";
@@ -203,12 +212,9 @@ fn what_the_gateway_example_shows_as_default_is_the_default() {
 
 #[test]
 fn the_manifests_hold_good_settings() {
-    for (name, yaml) in MANIFESTS {
-        let block = yaml.split("tidegate.toml: |\n").nth(1).unwrap();
-        let inside = |line: &&str| line.starts_with("    ") || line.is_empty();
-        let text: Vec<&str> = block.lines().take_while(inside).map(str::trim_start).collect();
-        let settings = good(name, &text.join("\n"));
-        // Kubernetes kills whoever takes longer.
+    for (name, toml, yaml) in MANIFESTS {
+        let settings = good(name, toml);
+        // The kubelet kills a pod at the end of its grace period.
         let grace = yaml.split("terminationGracePeriodSeconds: ").nth(1).unwrap();
         let grace: f64 = grace.lines().next().unwrap().parse().unwrap();
         let needed = settings.server.linger + settings.server.drain;

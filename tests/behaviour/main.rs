@@ -30,6 +30,7 @@ mod handoff_trust;
 mod health;
 mod kv_events;
 mod limits;
+mod manifests;
 mod models;
 mod overload;
 mod pd_protocol_rules;
