@@ -13,6 +13,7 @@ mod operate;
 mod replay;
 mod serve;
 mod simulate;
+mod what_if;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ use crate::control::Control;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::signals;
+use crate::process::admin::sampler;
 use crate::process::reload;
 use crate::runtime::liveness::LivenessGuard;
 use crate::tls::Refresh;
@@ -59,6 +60,7 @@ impl BackgroundService for Background {
         }
         drop(tasks.found);
         signals::spawn(&tasks.proxy);
+        tokio::spawn(sampler::run(Arc::clone(&tasks.proxy)));
         tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched));
         let [controls, dispatches] = tasks.vitals;
         let dispatching = tasks.dispatcher.run(stop.clone());
