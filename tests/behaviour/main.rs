@@ -15,6 +15,7 @@ mod certificates;
 mod citations;
 mod client;
 mod connectors;
+mod dashboard;
 mod engine_paths;
 mod errors;
 mod fake;
