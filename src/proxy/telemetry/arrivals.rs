@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidegate_types::{Moment, Seconds, Slo, Tokens};
 
 use crate::backends::fleet::GAP_BUCKETS;
-use crate::telemetry::request_log::{Ended, RequestLog};
+use crate::telemetry::request_log::{RequestLog, RequestOutcome};
 
 /// Capacity of the queue: 0.1 s at 20,000 requests a second. Elements beyond it are dropped.
 const QUEUE_MAX: usize = 2048;
@@ -123,8 +123,8 @@ impl Arrivals {
             ended_at: log.live.arrived + log.duration,
             prompt: log.prompt,
             output: log.output,
-            done: log.ended == Ended::Done,
-            counts: log.ended != Ended::ClientLeft,
+            done: log.outcome == RequestOutcome::Done,
+            counts: log.outcome != RequestOutcome::ClientLeft,
             ttft: log.ttft,
             tpot: log.tpot,
             blocks: blocks(&log.accepted.prompt.chain, log.accepted.prompt.block_tokens),
