@@ -2,19 +2,40 @@
 //! the client chooses, so that they are accepted only from another gateway that controls hand-offs
 //! (a sidecar).
 
-use http::HeaderName;
 use http::header::HeaderMap;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use tidegate_engine::{ApiError, Scan};
 
-/// Headers by which llm-d's gateway names engines to its sidecar.
-const HEADERS: [HeaderName; 5] = [
-    HeaderName::from_static("x-prefiller-host-port"),
-    HeaderName::from_static("x-prefiller-url"),
-    HeaderName::from_static("x-encoder-hosts-ports"),
-    HeaderName::from_static("x-decoder-host-port"),
-    HeaderName::from_static("x-data-parallel-host-port"),
+/// Headers by which gateways name engines, priorities and targets to each other: llm-d's, under their
+/// present and earlier names, the inference gateway's and AIBrix's.
+const HEADERS: [&str; 26] = [
+    "x-prefiller-host-port",
+    "x-prefiller-url",
+    "x-encoder-hosts-ports",
+    "x-decoder-host-port",
+    "x-data-parallel-host-port",
+    "x-data-parallel-rank",
+    "x-kv-cache-source-host-port",
+    "x-speculative-prefill",
+    "x-gateway-destination-endpoint",
+    "x-gateway-destination-endpoint-subset",
+    "x-gateway-destination-endpoint-served",
+    "x-gateway-destination-endpoint-scores",
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+    "x-llm-d-inference-objective",
+    "x-gateway-inference-objective",
+    "x-llm-d-model-name-rewrite",
+    "x-gateway-model-name-rewrite",
+    "x-llm-d-slo-ttft-ms",
+    "x-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+    "x-slo-tpot-ms",
+    "target-pod",
+    "target-pod-ip",
+    "prefill-target-pod",
+    "prefill-target-pod-ip",
 ];
 
 /// Clients' hand-offs that are accepted.
@@ -52,7 +73,8 @@ impl HandoffHost {
         is_name.then(|| HandoffHost::Name(text.to_ascii_lowercase()))
     }
 
-    fn has(&self, host: &str) -> bool {
+    /// Returns whether the host, an address or a name without a port, is this entry's.
+    pub fn has(&self, host: &str) -> bool {
         match self {
             HandoffHost::Net(net) => host.parse::<IpAddr>().is_ok_and(|host| net.contains(&host)),
             HandoffHost::Name(name) => name.eq_ignore_ascii_case(host),
@@ -89,9 +111,17 @@ pub(crate) fn check_handoff(
 /// client.
 pub fn strip_handoff_headers(trust: &HandoffTrust, headers: &mut HeaderMap) {
     if *trust == HandoffTrust::Refuse {
-        for name in &HEADERS {
-            headers.remove(name);
-        }
+        remove_handoff_headers(headers);
+    }
+}
+
+/// Removes them from a request whose headers have been read, or whose peer is not trusted.
+pub fn remove_handoff_headers(headers: &mut HeaderMap) {
+    let names = headers.keys().filter(|name| HEADERS.contains(&name.as_str()));
+    // Mostly none: nothing is allocated then.
+    let found: Vec<_> = names.cloned().collect();
+    for name in found {
+        headers.remove(name);
     }
 }
 

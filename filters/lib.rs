@@ -35,7 +35,7 @@ pub use accepted::{Accepted, Counted, FreshIds, HeadParts, RequestParts, Tenant}
 pub use authenticate::{ApiKey, CREDENTIALS};
 pub use chain::{Chain, ChainParams};
 pub use directory::{Directory, ModelEntry};
-pub use handoff::{HandoffHost, HandoffTrust};
+pub use handoff::{HandoffHost, HandoffTrust, remove_handoff_headers};
 pub use identify::{Traceparent, identify, request_id};
 pub use model::{ModelTokenizer, TokenizerError};
 pub use query::{model_in_query, with_model};

@@ -12,8 +12,8 @@ mod emulate;
 mod operate;
 mod replay;
 mod serve;
+mod sidecar;
 mod simulate;
-mod what_if;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -33,6 +33,8 @@ struct CommandLine {
 enum Command {
     /// Run the proxy
     Serve(serve::Args),
+    /// Run the proxy beside one engine, in place of llm-d's pd-sidecar
+    Sidecar(Box<sidecar::Args>),
     /// Check a configuration and print each error on its own line
     Check(check::Args),
     /// Run an emulated fleet, the proxy and a load in one process
@@ -56,6 +58,7 @@ enum Command {
 fn main() -> ExitCode {
     let done: Result<(), Box<dyn std::error::Error>> = match CommandLine::parse().command {
         Command::Serve(args) => serve::run(&args),
+        Command::Sidecar(args) => sidecar::run(&args),
         Command::Check(args) => return check::run(&args),
         Command::Demo(args) => demo::run(args).map_err(Into::into),
         Command::Emulate(args) => emulate::run(args).map_err(Into::into),

@@ -25,9 +25,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let settings = read(&args.config)?;
     let _log = tidegate_proxy::log::init(&settings.log);
     let listeners = if args.upgrade { Listeners::Inherited } else { Listeners::Own };
-    let simulator = Some(crate::what_if::simulator());
-    let announce = |addresses: &Addresses| announce(&settings, addresses);
-    tidegate_proxy::run(&settings, listeners, simulator, announce)?;
+    tidegate_proxy::run(&settings, listeners, |addresses| announce(&settings, addresses))?;
     Ok(())
 }
 
@@ -45,7 +43,8 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     })
 }
 
-fn announce(settings: &Settings, addresses: &Addresses) {
+/// Tells where the proxy listens.
+pub fn announce(settings: &Settings, addresses: &Addresses) {
     let scheme = |tls: bool| if tls { "https" } else { "http" };
     for address in &addresses.data {
         eprintln!("tidegate listens on {}://{address}", scheme(settings.server.tls.is_some()));

@@ -54,6 +54,12 @@ impl ApiError {
         ApiError::new(401, "authentication_error", message, Some("invalid_api_key"))
     }
 
+    /// 403: the gateway names a prefill target that is not allowed.
+    pub fn prefill_not_allowed() -> ApiError {
+        let message = "The prefill target is not allowed here.";
+        ApiError::new(403, "permission_error", message, Some("prefill_target_not_allowed"))
+    }
+
     /// 404: no backend serves the model.
     pub fn model_not_found(model: &str) -> ApiError {
         let message = format!("The model `{model}` does not exist.");

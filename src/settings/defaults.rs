@@ -8,6 +8,10 @@ pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 /// The system prompts and tool lists in use; histories of many long chats want more. Larger costs
 /// more where every prompt is new: benches/README.md.
 pub const TOKENIZER_CACHE_MIB: u16 = 4;
+/// As llm-d's pd-sidecar.
+pub const PREFILL_RETRY_BACKOFF: Seconds = Seconds(0.2);
+/// vLLM's own default, and llm-d's target port.
+pub const ENGINE_PORT: u16 = 8000;
 /// SGLang's own default, and Mooncake's.
 pub const BOOTSTRAP_PORT: u16 = 8998;
 /// vLLM's own default.

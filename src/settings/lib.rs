@@ -30,8 +30,8 @@ mod tests;
 pub use problem::Problem;
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, CorsSettings,
-    EngineName, HalfClose, KeySettings, KvRole, LogFormat, LogSettings, ModelSettings,
-    PlacementSettings, PlannerSettings, PrefixSettings, ProbeSettings, QueueSettings,
-    RetrySettings, ScheduleStyle, Secret, ServerSettings, Settings, SignalSettings, SloSettings,
-    TlsSettings, UpstreamSettings,
+    EngineName, HalfClose, KeySettings, KubernetesSettings, KvRole, LogFormat, LogSettings,
+    ModelSettings, PlacementSettings, PlannerSettings, PodSettings, PrefixSettings, Preset,
+    ProbeSettings, QueueSettings, RetrySettings, ScheduleStyle, Secret, ServerSettings, Settings,
+    SidecarSettings, SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
 };

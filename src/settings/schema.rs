@@ -4,6 +4,8 @@
 
 mod fleet;
 mod health;
+mod kubernetes;
+mod sidecar;
 mod signals;
 
 use serde::Deserialize;
@@ -18,6 +20,8 @@ pub use fleet::{
     BackendSettings, Connector, EngineName, KvRole, ModelSettings, ScheduleStyle, Secret,
 };
 pub use health::{EjectionSettings, ProbeSettings};
+pub use kubernetes::{KubernetesSettings, PodSettings, Preset};
+pub use sidecar::SidecarSettings;
 pub use signals::SignalSettings;
 
 /// A whole configuration.
@@ -52,6 +56,11 @@ pub struct Settings {
     pub prefix: PrefixSettings,
     /// Readings of engines and GPUs beside the answers.
     pub signals: SignalSettings,
+    /// tidegate in an engine's pod, in place of llm-d's pd-sidecar; absent: the headers of such gateways are
+    /// not followed.
+    pub sidecar: Option<SidecarSettings>,
+    /// API server of Kubernetes.
+    pub kubernetes: KubernetesSettings,
     /// Models: tokenizer, chat template, context length.
     pub models: Vec<ModelSettings>,
     /// The engines.

@@ -3,6 +3,8 @@
 //! once.
 
 mod fleet;
+mod kubernetes;
+mod sidecar;
 mod signals;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +107,8 @@ pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, P
     keys(settings, &mut found);
     cors(settings, &mut found);
     signals::signals(settings, &mut found);
+    kubernetes::kubernetes(settings, &mut found);
+    sidecar::sidecar(settings, &mut found);
     fleet::models(settings, &mut found);
     fleet::backends(settings, &mut found);
     fleet::groups(settings, &mut found);

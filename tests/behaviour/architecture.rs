@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// A crate and the crates that it may import.
 const FLOORS: &[&[&str]] = &[
-    &["types", "page"],
+    &["types"],
     &["scheduler", "engine", "http1"],
     &["filters", "sim", "settings", "signals"],
+    &["kubernetes"],
     &["proxy", "emulator", "load"],
 ];
 

@@ -116,17 +116,17 @@ async fn client_certificates_are_required_or_optional() {
     }
 }
 
-/// Starts an engine behind TLS; returns its address.
-async fn behind_tls(fake: &Fake, tls: Arc<ServerConfig>) -> SocketAddr {
+/// Starts a server behind TLS; returns its address.
+pub async fn behind_tls(server: SocketAddr, tls: Arc<ServerConfig>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, engine) = (listener.local_addr().unwrap(), fake.address);
+    let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             let tls = TlsAcceptor::from(Arc::clone(&tls));
             tokio::spawn(async move {
                 let mut inside = tls.accept(socket).await?;
-                let mut engine = TcpStream::connect(engine).await?;
-                tokio::io::copy_bidirectional(&mut inside, &mut engine).await
+                let mut server = TcpStream::connect(server).await?;
+                tokio::io::copy_bidirectional(&mut inside, &mut server).await
             });
         }
     });
@@ -142,8 +142,8 @@ async fn engines_are_verified_and_get_our_certificate() {
     let ours = authority.leaf(at, "ours", "gateway");
     let theirs = other.leaf(at, "theirs", "gateway");
     let fake = engine().await;
-    let open = behind_tls(&fake, authority.server(&leaf, false)).await;
-    let asking = behind_tls(&fake, authority.server(&leaf, true)).await;
+    let open = behind_tls(fake.address, authority.server(&leaf, false)).await;
+    let asking = behind_tls(fake.address, authority.server(&leaf, true)).await;
     let client = |leaf: &crate::certificates::Leaf| {
         let (cert, key) = (leaf.cert.display(), leaf.key.display());
         format!("client_cert = \"{cert}\"\nclient_key = \"{key}\"\n")

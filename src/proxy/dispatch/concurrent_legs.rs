@@ -30,10 +30,14 @@ use crate::upstream::{Answer, ExchangeError, Head};
 const DRAIN_MAX: Seconds = Seconds(30.0);
 
 /// Closes the prefill leg when dropped, unless it was detached.
-struct Linked(Option<AbortHandle>);
+pub(crate) struct Linked(Option<AbortHandle>);
 
 impl Linked {
-    fn let_go(mut self) {
+    pub(crate) fn new<T>(leg: &JoinHandle<T>) -> Linked {
+        Linked(Some(leg.abort_handle()))
+    }
+
+    pub(crate) fn let_go(mut self) {
         self.0 = None;
     }
 }
@@ -69,7 +73,7 @@ pub(crate) async fn run(
     let go = start_signal(decode_first);
     let attempt = course.notes.attempts;
     let mut prefill = start_prefill(serving, &reservation, prefill, attempt, Arc::clone(&go));
-    let linked = Linked(Some(prefill.abort_handle()));
+    let linked = Linked::new(&prefill);
     let leaves = || go.notify_one();
     let ahead = predicted.ahead + predicted.prefill;
     // Boxed, so that it can be dropped where the request runs whole after all.

@@ -68,7 +68,7 @@ pub(crate) async fn run(
 }
 
 /// The prefill's answer is the client's: as it is, or as the stream that was asked for.
-fn finished(
+pub(crate) fn finished(
     backend: &Backend,
     mut head: Head,
     answer: &Bytes,

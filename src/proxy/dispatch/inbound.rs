@@ -10,7 +10,7 @@ use tidegate_http1::RequestHeadWriter;
 
 use crate::dispatch::headers::{Identity, for_leg};
 use crate::runtime::budget::BudgetShare;
-use crate::upstream::{Address, Outgoing};
+use crate::upstream::{Address, Outgoing, Pool};
 
 /// The client's request.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Inbound {
     pub upgrades: bool,
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
+    /// The prefill target that the gateway of a sidecar has named.
+    pub prefill_at: Option<Arc<Pool>>,
     /// The body's share of the budget, released with the request.
     pub held: Option<BudgetShare>,
 }
@@ -42,6 +44,7 @@ impl Inbound {
             body: self.body.clone(),
             upgrades: self.upgrades,
             subject: self.subject.clone(),
+            prefill_at: self.prefill_at.clone(),
             held: None,
         }
     }

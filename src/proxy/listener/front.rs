@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -32,6 +32,8 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncont
 /// Who connected.
 #[derive(Clone, Debug)]
 pub struct Client {
+    /// Its address.
+    pub address: IpAddr,
     /// The subject of its verified certificate.
     pub subject: Option<Arc<str>>,
 }
@@ -190,7 +192,7 @@ impl<A: App> Port<A> {
                 Some(tls) => Box::pin(handshake(tls, socket, address, stop.clone())).await,
             };
             if let Some((io, subject)) = served {
-                app.serve(io, Client { subject }, stop).await;
+                app.serve(io, Client { address: address.ip(), subject }, stop).await;
             }
             drop(connection);
         });

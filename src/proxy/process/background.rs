@@ -13,7 +13,8 @@ use crate::control::Control;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::signals;
-use crate::process::admin::sampler;
+#[cfg(feature = "kubernetes")]
+use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
 use crate::runtime::liveness::LivenessGuard;
 use crate::tls::Refresh;
@@ -35,6 +36,9 @@ pub struct Tasks {
     pub probe: ProbeParams,
     /// Where probes send their results.
     pub found: mpsc::Sender<Found>,
+    /// Pods of the InferencePool that a sidecar sends prefills to.
+    #[cfg(feature = "kubernetes")]
+    pub pool_pods: Option<PoolPods>,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
     /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
@@ -60,8 +64,11 @@ impl BackgroundService for Background {
         }
         drop(tasks.found);
         signals::spawn(&tasks.proxy);
-        tokio::spawn(sampler::run(Arc::clone(&tasks.proxy)));
         tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched));
+        #[cfg(feature = "kubernetes")]
+        if let Some(pods) = tasks.pool_pods {
+            tokio::spawn(pods.run(Arc::clone(&tasks.proxy)));
+        }
         let [controls, dispatches] = tasks.vitals;
         let dispatching = tasks.dispatcher.run(stop.clone());
         let dispatching = tokio::spawn(async move {

@@ -4,6 +4,8 @@ pub(crate) mod admin;
 pub(crate) mod background;
 pub mod files;
 pub(crate) mod handover;
+#[cfg(feature = "kubernetes")]
+pub(crate) mod pool_pods;
 pub(crate) mod reload;
 pub(crate) mod server;
 pub(crate) mod shutdown;

@@ -31,20 +31,21 @@ use crate::dispatch::cors::Cors;
 use crate::dispatch::discovery::Discovery;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::queue::Queue;
+use crate::dispatch::sidecar::Sidecar;
 use crate::dispatch::signals::Signals;
 use crate::listener::sockets::ListenError;
 use crate::process::background::{Background, Tasks};
 use crate::process::files::{self, FileErrors, Files};
 use crate::process::handover::HandOverError;
+#[cfg(feature = "kubernetes")]
+use crate::process::pool_pods::PoolPods;
 use crate::runtime::budget::{self, BodyBudget};
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
 use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::liveness::Liveness;
 use crate::runtime::timer_coalescing::TimerCoalescing;
-use crate::telemetry::arrivals::Arrivals;
 use crate::telemetry::control_events::{CONTROL_EVENTS_MAX, ControlEvent};
-use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recording::Recording;
@@ -101,6 +102,13 @@ pub enum StartError {
     /// The metrics recorder cannot be built.
     #[error("metrics: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// The API server of Kubernetes has no address.
+    #[cfg(feature = "kubernetes")]
+    #[error("kubernetes: {0}")]
+    Kubernetes(#[from] tidegate_kubernetes::access::AccessError),
+    /// Settings that need the API server, in a build without it.
+    #[error("sidecar.inference_pool: this tidegate is built without the feature `kubernetes`")]
+    NoKubernetes,
     /// A socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -127,6 +135,10 @@ pub struct Built {
 /// # Errors
 /// [`StartError`] when a file cannot be read or used, or a URL is invalid.
 pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, StartError> {
+    let pool = settings.sidecar.as_ref().and_then(|sidecar| sidecar.inference_pool.as_ref());
+    if pool.is_some() && !cfg!(feature = "kubernetes") {
+        return Err(StartError::NoKubernetes);
+    }
     let clock = Clock::start();
     let mut settings = settings.clone();
     // First, as files are read per expanded backend.
@@ -182,6 +194,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         backends,
         probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
         found,
+        #[cfg(feature = "kubernetes")]
+        pool_pods: PoolPods::new(settings)?,
         watched: watched.clone(),
         vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
@@ -236,6 +250,7 @@ fn context(
         directory: ArcSwap::from_pointee(catalog.directory()),
         models: ArcSwap::from_pointee(catalog.list()),
         discovery: Discovery::new(found),
+        sidecar: Sidecar::new(settings, pool_params(settings), clock),
         cors: settings.server.cors.as_ref().map(Cors::new),
         placement: settings.placement_params(),
         queue,
@@ -244,9 +259,6 @@ fn context(
         signals: Signals::new(settings, &metrics),
         metrics,
         journal: Journal::default(),
-        outlook: ArcSwap::default(),
-        arrivals: Arrivals::default(),
-        history: History::default(),
         connections: Connections::new(
             settings.server.connections_max,
             settings.server.connections_per_address_max,

@@ -25,6 +25,7 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::cors::Cors;
 use crate::dispatch::headers;
 use crate::dispatch::inbound::Inbound;
+use crate::dispatch::named_prefill;
 use crate::dispatch::serving::Serving;
 use crate::dispatch::settle::RequestRecord;
 use crate::dispatch::signals;
@@ -127,9 +128,15 @@ async fn serve(
     let late = AtomicBool::default();
     let serving =
         Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, late };
-    let served = match direct::way(&serving) {
-        Way::Placed => attempts::serve(serving, &mut record).await,
-        Way::Direct(backends) => Box::pin(direct::serve(serving, backends, &mut record)).await,
+    let served = match (&proxy.sidecar, &inbound.prefill_at) {
+        (Some(sidecar), Some(target)) if accepted.endpoint.generates() => {
+            // Boxed: few requests have a named target, and each would keep room for it.
+            Box::pin(named_prefill::serve(&serving, sidecar, target, &mut record)).await
+        }
+        _ => match direct::way(&serving) {
+            Way::Placed => attempts::serve(serving, &mut record).await,
+            Way::Direct(backends) => Box::pin(direct::serve(serving, backends, &mut record)).await,
+        },
     };
     match served {
         Ok(opened) => {

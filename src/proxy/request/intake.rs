@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tidegate_engine::openai::MODEL_NOT_FOUND;
 use tidegate_engine::{ApiError, Edits, Endpoint, Span, paths, scan};
@@ -58,6 +59,8 @@ pub struct ReceivedRequest {
     pub arrived: Moment,
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
+    /// Address of the client.
+    pub peer: IpAddr,
 }
 
 /// A stranger, or a body that is announced too large, is refused before it is read.
@@ -74,7 +77,7 @@ pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
 
 /// Run the filters over a request.
 pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted, RefusedRequest> {
-    let ReceivedRequest { head, body, upgrades, arrived, subject } = asked;
+    let ReceivedRequest { head, body, upgrades, arrived, subject, peer } = asked;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
@@ -87,8 +90,16 @@ pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted
         error,
     };
     let body_none = Bytes::new();
-    let mut inbound =
-        Inbound { method, target, headers, body: body_none, upgrades, subject, held: None };
+    let mut inbound = Inbound {
+        method,
+        target,
+        headers,
+        body: body_none,
+        upgrades,
+        subject,
+        prefill_at: None,
+        held: None,
+    };
     match body {
         Ok(ReceivedBody { bytes, mut held }) => {
             held.keep(&bytes);
@@ -108,7 +119,13 @@ pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted
             if let (Endpoint::Realtime, Some(name)) = (accepted.endpoint, &accepted.model) {
                 inbound.target = with_own_name(inbound.target, name);
             }
-            proxy.chain.strip_handoff(&mut inbound.headers);
+            match &proxy.sidecar {
+                Some(sidecar) => match sidecar.take_target(peer, &mut inbound.headers) {
+                    Ok(target) => inbound.prefill_at = target,
+                    Err(error) => return Err(refused(inbound, error)),
+                },
+                None => proxy.chain.strip_handoff(&mut inbound.headers),
+            }
             if proxy.keeps_authorization {
                 // The filters have read them; an engine would take them for a key of its own.
                 for name in tidegate_filters::CREDENTIALS {

@@ -1,7 +1,7 @@
 //! Failures and plain values as HTTP answers: the one place where a status code is chosen.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Response, StatusCode};
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_types::Seconds;
@@ -13,8 +13,22 @@ use crate::upstream::failure::Failure;
 /// to drain, and the shortest that `Retry-After` can say.
 const RETRY_AFTER_SECONDS: Seconds = Seconds(1.0);
 
+/// llm-d's header with the reason of a rejection by the gateway itself.
+const DROPPED_REASON: HeaderName = HeaderName::from_static("x-llm-d-request-dropped-reason");
+
 /// A failure, in the form that the client reads.
 pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
+    let mut response = answer(failure, form);
+    let reason = match failure {
+        Failure::ShuttingDown => "rejected-shutting-down",
+        Failure::Busy { .. } => "rejected-saturated",
+        _ => return response,
+    };
+    response.headers_mut().insert(DROPPED_REASON, HeaderValue::from_static(reason));
+    response
+}
+
+fn answer(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
     match failure {
         Failure::Judged { verdict, .. } => json(verdict.http_status(), verdict.body(form)),
         Failure::Busy { verdict, status, .. } => {
@@ -53,6 +67,9 @@ pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if let Some(reason) = error.code.and_then(dropped_reason) {
+        response.headers_mut().insert(DROPPED_REASON, HeaderValue::from_static(reason));
+    }
     if status == StatusCode::UPGRADE_REQUIRED {
         // RFC 9110, 15.5.22.
         response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -61,6 +78,16 @@ pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
     }
     response
+}
+
+/// llm-d's reason for the rejections that have one there.
+fn dropped_reason(code: &str) -> Option<&'static str> {
+    match code {
+        "rate_limit_exceeded" | "body_budget" => Some("rejected-saturated"),
+        "no_backend" => Some("rejected-no-endpoints"),
+        "queue_deadline" => Some("rejected-ttl-expired"),
+        _ => None,
+    }
 }
 
 /// Answers a health check as engines do: by the status alone.
@@ -111,22 +138,32 @@ mod tests {
             status,
             retry_after: Seconds(7.0),
         };
+        let (full, none) = (Some("rejected-saturated"), None);
         let rows = [
-            (Failure::Refused(ApiError::too_large(1)), 413, false),
-            (Failure::Saturated, 429, true),
-            (Failure::NoBackend, 503, true),
-            (Failure::ShuttingDown, 503, true),
-            (Failure::QueueDeadline { waited: Seconds(3.0) }, 504, false),
-            (broken, 502, false),
-            (judged(400), 400, false),
-            (judged(500), 500, false),
-            (busy(429), 429, true),
-            (busy(503), 503, true),
+            (Failure::Refused(ApiError::too_large(1)), 413, false, none),
+            (Failure::Refused(no_room()), 503, true, full),
+            (Failure::Saturated, 429, true, full),
+            (Failure::NoBackend, 503, true, Some("rejected-no-endpoints")),
+            (Failure::ShuttingDown, 503, true, Some("rejected-shutting-down")),
+            (
+                Failure::QueueDeadline { waited: Seconds(3.0) },
+                504,
+                false,
+                Some("rejected-ttl-expired"),
+            ),
+            (broken, 502, false, none),
+            (judged(400), 400, false, none),
+            (judged(500), 500, false, none),
+            (busy(429), 429, true, full),
+            (busy(503), 503, true, full),
         ];
-        for (row, status, retry) in rows {
+        for (row, status, retry, dropped) in rows {
             let response = failure(&row, ErrorForm::OpenAi);
             assert_eq!(response.status().as_u16(), status, "{row}");
             assert_eq!(response.headers().contains_key(RETRY_AFTER), retry, "{row}");
+            let reason =
+                response.headers().get(DROPPED_REASON).map(|value| value.to_str().unwrap());
+            assert_eq!(reason, dropped, "{row}");
         }
     }
 }

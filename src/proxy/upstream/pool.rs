@@ -3,6 +3,7 @@
 //! uvicorn closes a connection that was idle for 5 s; one that waited longer here is not tried.
 
 use crossbeam_queue::ArrayQueue;
+use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -75,6 +76,12 @@ pub struct Pool {
     params: PoolParams,
     tls: Option<tls::Connector>,
     idle: Arc<Idle>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pool").field(&self.address.authority).finish()
+    }
 }
 
 impl Pool {

@@ -353,7 +353,10 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
     };
     let Some(&first) = members.iter().find(splits) else { return };
     let paired = !settings.backends[first].family().serves_colocated();
-    let may_prefill = |i: &usize| settings.backends[*i].allowed_roles().contains(Role::Prefill);
+    // The gateway of a sidecar names engines that prefill.
+    let named = settings.sidecar.is_some();
+    let may_prefill =
+        |i: &usize| named || settings.backends[*i].allowed_roles().contains(Role::Prefill);
     let problem = match members.iter().any(|i| may_decode(&i)) {
         false => "leaves nobody in its group to decode",
         true if paired && !members.iter().any(may_prefill) => {

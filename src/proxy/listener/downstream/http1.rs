@@ -171,8 +171,8 @@ where
         (Rest::None, false) => After::Close,
         (Rest::Unread, _) => After::CloseUnread,
     };
-    let asked =
-        intake::ReceivedRequest { head, body, upgrades, arrived, subject: peer.subject.clone() };
+    let (subject, peer) = (peer.subject.clone(), peer.address);
+    let asked = intake::ReceivedRequest { head, body, upgrades, arrived, subject, peer };
     // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
     // it stays, or all of that would be copied.
     let room = Box::new_uninit();

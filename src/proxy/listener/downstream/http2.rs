@@ -9,6 +9,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -48,11 +49,11 @@ pub async fn serve<Io>(
     let streams = Arc::new(Streams::default());
     let counted = Arc::clone(&streams);
     let service = service_fn(move |incoming: Request<Incoming>| {
-        let (proxy, subject) = (Arc::clone(&proxy), client.subject.clone());
+        let (proxy, client) = (Arc::clone(&proxy), client.clone());
         let stream = counted.open();
         async move {
-            let mut asked = read(&proxy, patience, incoming).await;
-            asked.subject = subject;
+            let mut asked = read(&proxy, patience, incoming, client.address).await;
+            asked.subject = client.subject;
             let answer = request::handle(Arc::clone(&proxy), asked).await;
             Ok::<_, Infallible>(answer.map(|body| H2Body::new(proxy, body, stream)))
         }
@@ -164,7 +165,12 @@ async fn body(
     }
 }
 
-async fn read(proxy: &Proxy, patience: Seconds, incoming: Request<Incoming>) -> ReceivedRequest {
+async fn read(
+    proxy: &Proxy,
+    patience: Seconds,
+    incoming: Request<Incoming>,
+    peer: IpAddr,
+) -> ReceivedRequest {
     let arrived = proxy.clock.now();
     let (head, incoming) = incoming.into_parts();
     let body = match intake::admit_head(proxy, &head) {
@@ -172,5 +178,5 @@ async fn read(proxy: &Proxy, patience: Seconds, incoming: Request<Incoming>) -> 
         Ok(()) => body(proxy, patience, incoming).await,
     };
     // A websocket over h2 (RFC 8441) is not offered: clients see no SETTINGS_ENABLE_CONNECT_PROTOCOL.
-    ReceivedRequest { head, body, upgrades: false, arrived, subject: None }
+    ReceivedRequest { head, body, upgrades: false, arrived, subject: None, peer }
 }

@@ -1,0 +1,32 @@
+//! Kubernetes as a source of backends: pods by label selector or by InferencePool, watched.
+//!
+//! Pure, with time and randomness as arguments:
+//! - [`pod`]: the parts of a Pod that are read
+//! - [`convention`]: labels and annotations of the projects that launch engines
+//! - [`backends`]: a pod in, its backends out
+//! - [`event`]: one line of a watch
+//! - [`objects`]: the objects of a list and its watch
+//! - [`backoff`]: delays between attempts
+//!
+//! With sockets:
+//! - [`access`]: address and credentials of the API server
+//! - [`api`]: list and watch requests
+//! - [`watcher`]: list, watch, list again
+//! - [`source`]: pods and their InferencePool as desired backends
+//!
+//! A broken watch or an absent API server leaves the last known backends in place.
+#![warn(missing_docs)]
+
+pub mod access;
+pub mod api;
+pub mod backends;
+pub mod backoff;
+pub mod convention;
+pub mod event;
+pub mod objects;
+pub mod pod;
+pub mod source;
+pub mod watcher;
+
+#[cfg(test)]
+mod backends_tests;

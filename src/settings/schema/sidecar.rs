@@ -1,0 +1,39 @@
+//! `[sidecar]`: tidegate in an engine's pod, in place of llm-d's pd-sidecar.
+
+use serde::Deserialize;
+use tidegate_types::Seconds;
+
+use crate::defaults;
+
+/// `[sidecar]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SidecarSettings {
+    /// Networks and addresses of the gateways whose `x-prefiller-host-port` is followed, for example
+    /// `10.0.0.0/8`. From other peers the headers of gateways are removed.
+    pub trusted_peers: Vec<String>,
+    /// Hosts and networks that a prefill may go to; any if empty and without `inference_pool`.
+    pub prefill_hosts: Vec<String>,
+    /// InferencePool, as `NAME` or `NAMESPACE/NAME`, whose ready pods a prefill may go to.
+    pub inference_pool: Option<String>,
+    /// Choose at random among several prefill targets; otherwise the first one.
+    pub prefill_sampling: bool,
+    /// Further attempts of a prefill after 502, 503, 504 and failed connections.
+    pub prefill_retries: u32,
+    /// Delay before each further attempt.
+    #[serde(rename = "prefill_retry_backoff_seconds")]
+    pub prefill_retry_backoff: Seconds,
+}
+
+impl Default for SidecarSettings {
+    fn default() -> Self {
+        SidecarSettings {
+            trusted_peers: Vec::new(),
+            prefill_hosts: Vec::new(),
+            inference_pool: None,
+            prefill_sampling: false,
+            prefill_retries: 0,
+            prefill_retry_backoff: defaults::PREFILL_RETRY_BACKOFF,
+        }
+    }
+}
