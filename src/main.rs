@@ -14,6 +14,7 @@ mod replay;
 mod serve;
 mod sidecar;
 mod simulate;
+mod what_if;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

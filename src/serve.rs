@@ -25,7 +25,9 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let settings = read(&args.config)?;
     let _log = tidegate_proxy::log::init(&settings.log);
     let listeners = if args.upgrade { Listeners::Inherited } else { Listeners::Own };
-    tidegate_proxy::run(&settings, listeners, |addresses| announce(&settings, addresses))?;
+    let simulator = Some(crate::what_if::simulator());
+    let announce = |addresses: &Addresses| announce(&settings, addresses);
+    tidegate_proxy::run(&settings, listeners, simulator, announce)?;
     Ok(())
 }
 

@@ -116,7 +116,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         format!("the flags give a configuration that cannot be used:\n{}", lines.join("\n"))
     })?;
     let _log = tidegate_proxy::log::init(&settings.log);
-    tidegate_proxy::run(&settings, Listeners::Own, |addresses| {
+    tidegate_proxy::run(&settings, Listeners::Own, None, |addresses| {
         crate::serve::announce(&settings, addresses);
     })?;
     Ok(())

@@ -16,7 +16,12 @@ async fn every_address_answers() {
         "/v1/plan",
         "/v1/plan/history",
         "/v1/requests",
+        "/v1/history",
+        "/v1/outlook",
+        "/v1/targets",
         "/",
+        "/dashboard.css",
+        "/dashboard.js",
     ] {
         let answer = send(proxy.admin, get(path)).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// A crate and the crates that it may import.
 const FLOORS: &[&[&str]] = &[
-    &["types"],
+    &["types", "page"],
     &["scheduler", "engine", "http1"],
     &["filters", "sim", "settings", "signals"],
     &["kubernetes"],

@@ -17,6 +17,7 @@ mod citations;
 mod client;
 mod cluster;
 mod connectors;
+mod dashboard;
 mod engine_paths;
 mod errors;
 mod fake;

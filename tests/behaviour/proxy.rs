@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use tidegate_proxy::Running;
+use tidegate_proxy::what_if::Simulator;
 use tidegate_settings::Settings;
 use tokio::net::TcpSocket;
 
@@ -123,13 +124,19 @@ impl Proxy {
 
     /// Starts a proxy that may not know its engines' models yet.
     pub fn start_cold(top: &str, engines: &[Engine]) -> Proxy {
+        Proxy::start_simulating(top, engines, None)
+    }
+
+    /// Starts a proxy with a simulator for `/v1/what-if`; it may not know its engines' models yet.
+    pub fn start_simulating(top: &str, engines: &[Engine], simulator: Option<Simulator>) -> Proxy {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let text = config(any, any, top, engines);
         let settings = Settings::parse(&text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             panic!("{}\n{text}", lines.join("\n"))
         });
-        let running = tidegate_proxy::spawn(&settings).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let running = tidegate_proxy::spawn_with(&settings, simulator)
+            .unwrap_or_else(|e| panic!("{e}\n{text}"));
         let (data, admin) = (running.addresses.data[0], running.addresses.admin);
         Proxy { data, admin, running }
     }
@@ -168,7 +175,7 @@ impl Proxy {
         within(waiting).await
     }
 
-    async fn ready(&self) {
+    pub async fn ready(&self) {
         let listens = |address| std::net::TcpStream::connect(address).is_ok();
         until("the proxy listens", || listens(self.data) && listens(self.admin)).await;
         let fleet = &self.running.proxy.fleet;

@@ -172,6 +172,7 @@ impl Control {
             self.published_at = now;
             self.fits.watch_decodes(&self.proxy.fleet, now);
             self.publish_costs();
+            self.proxy.outlook.store(Arc::new(self.state.outlook(&self.params.slo)));
             self.recording.flush();
         }
         if now - self.upkeep_at >= UPKEEP_EVERY {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use tidegate_filters::{Accepted, Chain, Directory};
 use tidegate_scheduler::placement::Params as PlacementParams;
+use tidegate_scheduler::planner::GroupOutlook;
 use tidegate_settings::HalfClose;
 use tidegate_types::{BackendId, RequestId, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
@@ -24,7 +25,9 @@ use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
 use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::telemetry::arrivals::Arrivals;
 use crate::telemetry::control_events::ControlEvent;
+use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::reaction_time::Reaction;
@@ -67,6 +70,12 @@ pub struct Proxy {
     pub signals: Signals,
     /// Recent role changes and their causes.
     pub journal: Journal,
+    /// The planner's view of each group; replaced by the control loop every second.
+    pub outlook: ArcSwap<Vec<GroupOutlook>>,
+    /// Arrivals of the last hour and latencies by model.
+    pub arrivals: Arrivals,
+    /// Engine time, queue and attainment by second.
+    pub history: History,
     /// Largest request body in bytes.
     pub body_max: usize,
     /// Byte budget of all request bodies.

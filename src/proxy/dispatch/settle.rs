@@ -181,6 +181,7 @@ impl Drop for RequestRecord {
         let log = self.log(now);
         self.proxy.metrics.settled(&log);
         access_log::write(&log);
+        self.proxy.arrivals.note(&log);
         if self.accepted.endpoint.generates() {
             self.proxy.signals.settled(self);
         }

@@ -13,6 +13,7 @@ use crate::control::Control;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::signals;
+use crate::process::admin::sampler;
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
@@ -64,6 +65,7 @@ impl BackgroundService for Background {
         }
         drop(tasks.found);
         signals::spawn(&tasks.proxy);
+        tokio::spawn(sampler::run(Arc::clone(&tasks.proxy)));
         tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched));
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = tasks.pool_pods {

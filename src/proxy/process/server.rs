@@ -13,6 +13,7 @@ use crate::dispatch::context::Proxy;
 use crate::listener::downstream::DataApp;
 use crate::listener::front::Front;
 use crate::listener::sockets::{Addresses, ListenError, Sockets, is_taken};
+use crate::process::admin::what_if::{Simulator, WhatIf};
 use crate::process::admin::{self, AdminApp, Guard};
 use crate::process::handover::{self, Received};
 use crate::process::shutdown::{Drain, DrainParams, Switches, ignore_early_signals};
@@ -21,17 +22,18 @@ use crate::runtime::connections::Connections;
 use crate::runtime::liveness::Liveness;
 
 /// Runs a proxy until the process is asked to stop. `listening` is called with the addresses once
-/// it listens.
+/// it listens. `simulator` answers `/v1/what-if`.
 ///
 /// # Errors
 /// [`StartError`] before anything listens, or when an essential task of the proxy has panicked.
 pub fn run(
     settings: &Settings,
     listeners: Listeners,
+    simulator: Option<Simulator>,
     listening: impl FnOnce(&Addresses),
 ) -> Result<(), StartError> {
     ignore_early_signals();
-    let (server, drain, addresses) = assemble(settings, true, listeners)?;
+    let (server, drain, addresses) = assemble(settings, true, listeners, simulator)?;
     let liveness = Arc::clone(&drain.liveness);
     listening(&addresses);
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
@@ -65,7 +67,18 @@ pub struct Running {
 /// # Errors
 /// [`StartError`] before anything listens.
 pub fn spawn(settings: &Settings) -> Result<Running, StartError> {
-    let (server, drain, addresses) = assemble(settings, false, Listeners::Own)?;
+    spawn_with(settings, None)
+}
+
+/// Runs a proxy as [`spawn`] does, with a simulator for `/v1/what-if`.
+///
+/// # Errors
+/// [`StartError`] before anything listens.
+pub fn spawn_with(
+    settings: &Settings,
+    simulator: Option<Simulator>,
+) -> Result<Running, StartError> {
+    let (server, drain, addresses) = assemble(settings, false, Listeners::Own, simulator)?;
     let (proxy, stop) = (Arc::clone(&drain.proxy), Arc::clone(&drain.stop));
     let run = move || server.run(RunArgs { shutdown_signal: Box::new(drain) });
     let thread = std::thread::Builder::new().name("tidegate".into()).spawn(run);
@@ -100,6 +113,7 @@ fn assemble(
     settings: &Settings,
     signals: bool,
     listeners: Listeners,
+    simulator: Option<Simulator>,
 ) -> Result<(Server, Drain, Addresses), StartError> {
     let liveness = Arc::new(Liveness::default());
     // Opened before the engines are asked for their facts, which takes seconds.
@@ -136,12 +150,18 @@ fn assemble(
         switches,
         liveness,
     };
-    let server = server(settings, built, sockets, &drain);
+    let server = server(settings, built, sockets, &drain, WhatIf::new(simulator));
     Ok((server, drain, addresses))
 }
 
 /// The pingora services: both ports and the background tasks.
-fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) -> Server {
+fn server(
+    settings: &Settings,
+    built: Built,
+    sockets: Sockets,
+    drain: &Drain,
+    what_if: WhatIf,
+) -> Server {
     let Built { proxy, background, commands, server_tls, admin_tls, admin_tokens } = built;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
@@ -160,7 +180,13 @@ fn server(settings: &Settings, built: Built, sockets: Sockets, drain: &Drain) ->
     let guard = Guard { tokens: admin_tokens, hosts: settings.admin.hosts.clone() };
     let admin = Front {
         name: "admin",
-        app: Arc::new(AdminApp { proxy, commands, guard, flip_hold: settings.admin.flip_hold }),
+        app: Arc::new(AdminApp {
+            proxy,
+            commands,
+            guard,
+            flip_hold: settings.admin.flip_hold,
+            what_if: Arc::new(what_if),
+        }),
         listeners: vec![sockets.admin],
         tls: admin_tls,
         phases: drain.switches.admin(),

@@ -45,7 +45,9 @@ use crate::runtime::connections::Connections;
 use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::liveness::Liveness;
 use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::telemetry::arrivals::Arrivals;
 use crate::telemetry::control_events::{CONTROL_EVENTS_MAX, ControlEvent};
+use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recording::Recording;
@@ -259,6 +261,9 @@ fn context(
         signals: Signals::new(settings, &metrics),
         metrics,
         journal: Journal::default(),
+        outlook: ArcSwap::default(),
+        arrivals: Arrivals::default(),
+        history: History::default(),
         connections: Connections::new(
             settings.server.connections_max,
             settings.server.connections_per_address_max,

@@ -63,9 +63,10 @@ fn explain(cause: &str, flip: Flip, numbers: &Numbers) -> String {
     let (advised, costs) = (number("advised_prefill_engines"), number("requests_lost_moving"));
     let moves = || {
         let streams = number("streams_left_behind");
+        let unit = if streams == 1.0 { "stream" } else { "streams" };
         let lost = "would lose fewer requests on the demand seen";
         format!(
-            "{advised} prefill engines {lost}; the move costs {costs:.2} requests and leaves {streams} streams to finish"
+            "{advised} prefill engines {lost}; the move costs {costs:.2} requests and leaves {streams} {unit} to finish"
         )
     };
     let Flip { from, to, .. } = flip;

@@ -1,8 +1,10 @@
 //! What operators see: metrics, logs, the journal of decisions, recordings.
 
 pub(crate) mod access_log;
+pub(crate) mod arrivals;
 pub(crate) mod control_events;
 pub(crate) mod descriptions;
+pub(crate) mod history;
 pub(crate) mod journal;
 pub mod log;
 pub(crate) mod metrics;

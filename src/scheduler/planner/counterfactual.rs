@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_types::{Seconds, Tokens};
 
 use crate::planner::comparative_advantage::Splits;
+use crate::planner::outlook::SplitOutlook;
 
 /// Demand since the last tick, and the capacity of the engines.
 #[derive(Clone, Debug)]
@@ -82,6 +83,12 @@ pub(super) struct CounterfactualModel {
     at: usize,
     /// Whether the split was changed other than by a plan; the next tick starts from the new one.
     moved: bool,
+    /// By split: losses over the time constant of the regret. Shown, not used by decisions.
+    #[serde(default)]
+    lost: Vec<f64>,
+    /// Switching costs at the last tick. Shown, not used by decisions.
+    #[serde(default)]
+    costs: Costs,
 }
 
 /// Fluid model of one split.
@@ -103,7 +110,7 @@ pub(super) struct Advice {
 }
 
 /// Switching cost of one engine, in lost requests.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Costs {
     to_prefill: f64,
     to_decode: f64,
@@ -125,6 +132,7 @@ impl CounterfactualModel {
         let splits = tick.engines - 1;
         if self.splits.len() != splits {
             self.splits = vec![Fluid::default(); splits];
+            self.lost = vec![0.0; splits];
             self.start_from(at.clamp(1, splits.max(1)));
         }
         if std::mem::take(&mut self.moved) {
@@ -144,10 +152,31 @@ impl CounterfactualModel {
         for (regret, there) in self.regret.iter_mut().zip(&losses) {
             *regret = (*regret * keep + here - there - NOISE * tick.requests).max(0.0);
         }
+        for (lost, there) in self.lost.iter_mut().zip(&losses) {
+            *lost = *lost * keep + there;
+        }
+        self.costs = costs;
         if let Some(to) = self.better(costs) {
             self.start_from(to);
         }
         Advice { prefills: self.at, move_costs: costs.of(at, self.at) }
+    }
+
+    /// Returns every split with its losses, its regret and the cost of a switch to it, from one
+    /// prefill engine up. Empty before the first tick.
+    pub(super) fn outlook(&self) -> Vec<SplitOutlook> {
+        let split = |(slot, (lost, regret)): (usize, (&f64, &f64))| SplitOutlook {
+            prefill_engines: slot + 1,
+            lost_requests: *lost,
+            regret_requests: *regret,
+            switch_cost_requests: self.costs.of(self.at, slot + 1),
+        };
+        self.lost.iter().zip(&self.regret).enumerate().map(split).collect()
+    }
+
+    /// Returns the prefill engines of the advised split; 0 before the first tick.
+    pub(super) fn advised(&self) -> usize {
+        self.at
     }
 
     /// Notes a change of the split other than by a plan: the next [`follow`](Self::follow) starts

@@ -2,6 +2,7 @@
 //!
 //! - [`observation`]: the input
 //! - [`params`]: the parameters
+//! - [`outlook`]: losses of every split and the demand, for operators
 //! - [`state`]: the state between two runs
 //! - [`demand`]: rates from counts
 //! - `capacity`: load of a group on each side, and the streams that an engine carries
@@ -21,6 +22,7 @@ mod counterfactual;
 pub mod decide;
 pub mod demand;
 pub mod observation;
+pub mod outlook;
 pub mod params;
 pub mod reason;
 pub mod recording;
@@ -31,6 +33,7 @@ mod tests;
 
 pub use decide::{Decision, initial, plan};
 pub use observation::{BackendObservation, GroupDemand, Observation};
+pub use outlook::{GroupOutlook, SplitOutlook};
 pub use params::Params;
 pub use reason::{Cause, Reason};
 pub use state::State;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_types::{BackendId, Moment, RequestId, Tokens};
 
+use crate::backends::fleet::gaps::Gaps;
+
 /// Stage of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -66,6 +68,7 @@ pub struct InflightRequest {
     emitted: AtomicU64,
     heard_at: AtomicU64,
     waits_since: AtomicU64,
+    gaps: Gaps,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -93,6 +96,7 @@ impl InflightRequest {
             emitted: AtomicU64::new(0),
             heard_at: AtomicU64::new(Moment::NEVER.0),
             waits_since: AtomicU64::new(Moment::NEVER.0),
+            gaps: Gaps::default(),
         }
     }
 
@@ -138,6 +142,8 @@ impl InflightRequest {
         if self.emitted.fetch_add(u64::from(tokens), Relaxed) == 0 {
             self.first_at.store(now.0, Relaxed);
             self.set_stage(Stage::Streaming);
+        } else {
+            self.gaps.note(now.0.saturating_sub(self.last_at.load(Relaxed)));
         }
         self.last_at.store(now.0, Relaxed);
     }
@@ -167,6 +173,11 @@ impl InflightRequest {
     /// Output tokens so far.
     pub fn emitted(&self) -> Tokens {
         Tokens(self.emitted.load(Relaxed))
+    }
+
+    /// Gaps between its chunks.
+    pub fn gaps(&self) -> &Gaps {
+        &self.gaps
     }
 
     /// When its first token arrived.

@@ -3,6 +3,7 @@
 //! read here; the control loop is the one writer of the table.
 
 mod backend;
+mod gaps;
 mod health;
 mod inflight;
 mod outlier;
@@ -11,6 +12,7 @@ mod table;
 mod view;
 
 pub use backend::{Backend, EngineWords, HitSource, KvCapacity};
+pub use gaps::{GAP_BUCKETS, Gaps, gap_bound};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};
 pub use outlier::OutlierParams;

@@ -9,6 +9,8 @@ use http::{HeaderMap, Method, StatusCode};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use subtle::ConstantTimeEq;
 
+use super::dashboard;
+
 /// The `[admin]` settings that control access.
 #[derive(Default)]
 pub struct Guard {
@@ -43,7 +45,8 @@ impl Guard {
             ));
         }
         same_origin(head, host)?;
-        if !self.tokens.is_empty() {
+        // The page contains no data: it asks for the token and sends it with each request for data.
+        if !self.tokens.is_empty() && !is_page(head) {
             bears(&head.headers, &self.tokens)?;
         }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
@@ -104,6 +107,11 @@ fn name_of(host: &str) -> &str {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     }
+}
+
+/// Whether a file of the dashboard is read.
+fn is_page(head: &Parts) -> bool {
+    matches!(head.method, Method::GET | Method::HEAD) && dashboard::file(head.uri.path()).is_some()
 }
 
 fn same_origin(head: &Parts, host: Option<&str>) -> Result<(), Refusal> {
@@ -249,6 +257,11 @@ mod tests {
         assert_eq!(status(&guard, "GET", &[bearer("Basic 0123456789abcdef")]), 401);
         let two = [bearer("Bearer 0123456789abcdef"), bearer("Bearer x")];
         assert_eq!(status(&guard, "GET", &two), 401, "two are ambiguous");
+        for path in ["/", "/dashboard.js", "/dashboard.css"] {
+            assert!(guard.admit(&head("GET", path, &[("host", "localhost")])).is_ok(), "{path}");
+            let post = head("POST", path, &[("host", "localhost")]);
+            assert_eq!(guard.admit(&post).err().unwrap().0, 401, "{path}");
+        }
         for probe in ["/livez", "/readyz"] {
             assert!(guard.admit(&head("GET", probe, &[("host", "a.b.c")])).is_ok());
         }

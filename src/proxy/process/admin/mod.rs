@@ -3,17 +3,25 @@
 //! match.
 
 mod dashboard;
+mod events;
 mod guard;
+pub mod sampler;
+mod targets;
 mod views;
+pub mod what_if;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::pin::pin;
@@ -29,6 +37,9 @@ use crate::listener::downstream::ClientSocket;
 use crate::listener::front::{App, Client, is_on};
 
 pub use guard::Guard;
+
+use events::AdminBody;
+use what_if::{Question, Refused, WhatIf};
 
 /// Largest body in bytes; a role change has a few dozen.
 const BODY_MAX: usize = 64 << 10;
@@ -49,6 +60,8 @@ pub struct AdminApp {
     pub guard: Guard,
     /// Hold of a flip whose request gives none.
     pub flip_hold: Seconds,
+    /// Simulations on recent arrivals.
+    pub what_if: Arc<WhatIf>,
 }
 
 /// Body of `POST /v1/backends/{name}/role`.
@@ -65,7 +78,7 @@ struct Problem {
     error: String,
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<AdminBody>;
 
 impl App for AdminApp {
     async fn serve(self: Arc<Self>, io: ClientSocket, _: Client, mut stop: watch::Receiver<bool>) {
@@ -128,7 +141,12 @@ impl AdminApp {
             "/v1/plan" if get => json(StatusCode::OK, &views::plan(proxy)),
             "/v1/plan/history" if get => json(StatusCode::OK, &proxy.journal.entries()),
             "/v1/requests" if get => json(StatusCode::OK, &views::requests(proxy)),
-            "/" if get => text(StatusCode::OK, "text/html; charset=utf-8", dashboard::PAGE.into()),
+            "/v1/history" if get => json(StatusCode::OK, &proxy.history.points()),
+            "/v1/outlook" if get => json(StatusCode::OK, &**proxy.outlook.load()),
+            "/v1/targets" if get => json(StatusCode::OK, &targets::targets(proxy)),
+            "/v1/events" if get => self.events(),
+            "/v1/what-if" if request.method() == Method::POST => self.simulate(request).await,
+            _ if get && dashboard::file(&path).is_some() => page(&path),
             _ => match path.strip_prefix("/v1/backends/").and_then(|p| p.strip_suffix("/role")) {
                 Some(name) if request.method() == Method::POST => {
                     let name = name.to_owned();
@@ -141,24 +159,48 @@ impl AdminApp {
         }
     }
 
+    /// Starts an event stream, within the limit on their number.
+    fn events(&self) -> Answer {
+        let Some(watcher) = self.proxy.history.watch() else {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let mut answer = problem(status, "too many clients of /v1/events".to_owned());
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
+            return answer;
+        };
+        let mut answer = Response::new(events::stream(&self.proxy, watcher));
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        answer
+    }
+
+    async fn simulate(&self, request: Request<Incoming>) -> Answer {
+        let question: Question = match parsed(request).await {
+            Ok(question) => question,
+            Err(answer) => return *answer,
+        };
+        let (proxy, what_if) = (Arc::clone(&self.proxy), Arc::clone(&self.what_if));
+        let answer = tokio::task::spawn_blocking(move || what_if.answer(&proxy, question)).await;
+        match answer {
+            Ok(Ok(view)) => json(StatusCode::OK, &view),
+            Ok(Err(Refused::Invalid(why))) => problem(StatusCode::BAD_REQUEST, why),
+            Ok(Err(Refused::Busy)) => {
+                problem(StatusCode::CONFLICT, "another simulation is running".to_owned())
+            }
+            Ok(Err(Refused::Absent)) => {
+                problem(StatusCode::NOT_IMPLEMENTED, "this program has no simulator".to_owned())
+            }
+            Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
+    }
+
     async fn change_role(&self, name: &str, request: Request<Incoming>) -> Answer {
         let Some(backend) = self.proxy.fleet.backends.iter().find(|b| &*b.name == name) else {
             return problem(StatusCode::NOT_FOUND, format!("no backend is named {name:?}"));
         };
-        let reading = Limited::new(request.into_body(), BODY_MAX).collect();
-        let body = match timeout(PATIENCE, reading).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
-            Err(_) => {
-                return problem(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "the body was not received in time".into(),
-                );
-            }
-        };
-        let change: RoleChange = match serde_json::from_slice(&body) {
+        let change: RoleChange = match parsed(request).await {
             Ok(change) => change,
-            Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+            Err(answer) => return *answer,
         };
         let pinned = backend.pin().is_some_and(|pin| pin.until.is_none());
         let hold = match hold(&change, pinned, self.flip_hold) {
@@ -197,8 +239,42 @@ fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold
     }
 }
 
+/// Reads a JSON body, within limits of size and time.
+async fn parsed<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Answer>> {
+    let refused = |status, why| Box::new(problem(status, why));
+    let reading = Limited::new(request.into_body(), BODY_MAX).collect();
+    let body = match timeout(PATIENCE, reading).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => return Err(refused(StatusCode::BAD_REQUEST, error.to_string())),
+        Err(_) => {
+            let why = "the body was not received in time".to_owned();
+            return Err(refused(StatusCode::REQUEST_TIMEOUT, why));
+        }
+    };
+    serde_json::from_slice(&body)
+        .map_err(|error| refused(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+/// A file of the dashboard. The policy admits scripts, styles and connections of this origin only.
+fn page(path: &str) -> Answer {
+    const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+        connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+        frame-ancestors 'none'";
+    let (kind, body) = dashboard::file(path).unwrap_or_default();
+    let mut answer = whole(StatusCode::OK, kind, Bytes::from_static(body.as_bytes()));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    answer
+}
+
 fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    whole(status, kind, Bytes::from(body))
+}
+
+fn whole(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(AdminBody::Whole(Full::new(body)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer

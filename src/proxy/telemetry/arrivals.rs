@@ -1,0 +1,336 @@
+//! Requests of the last hour as an arrival trace, and latencies by model over the last minutes. A
+//! request adds one element to a lock-free queue when it ends; the sampler (history.rs) empties the
+//! queue into the records behind the lock. Prompts are kept as lengths and block hashes only.
+
+use crossbeam_queue::ArrayQueue;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tidegate_types::{Moment, Seconds, Slo, Tokens};
+
+use crate::backends::fleet::GAP_BUCKETS;
+use crate::telemetry::request_log::{RequestLog, RequestOutcome};
+
+/// Capacity of the queue: 0.1 s at 20,000 requests a second. Elements beyond it are dropped.
+const QUEUE_MAX: usize = 2048;
+/// Most requests kept: an hour at 18 requests a second, about 4 MB.
+pub const KEPT_MAX: usize = 65_536;
+/// How long they are kept.
+pub const KEPT_FOR: Seconds = Seconds(3600.0);
+/// Most block hashes kept: 4 MB. Requests beyond it are kept without hashes.
+const HASHES_MAX: usize = 524_288;
+/// Tokens per kept hash, as in the traces of the simulator.
+const HASHED: u64 = 512;
+/// Most models with latencies of their own; further models count as the last.
+const MODELS_MAX: usize = 32;
+/// Slots of the ITL window, and the length of one.
+const SLOTS: usize = 30;
+const SLOT: Seconds = Seconds(10.0);
+/// Window of the latencies by model: [`SLOTS`] slots.
+pub const WINDOW: Seconds = Seconds(300.0);
+
+/// A request that has ended.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// When it arrived.
+    pub at: Moment,
+    /// When it ended.
+    pub ended_at: Moment,
+    pub prompt: Tokens,
+    pub output: Tokens,
+    /// Whether the client received the whole answer.
+    pub done: bool,
+    /// Whether it counts for attainment: a request whose client left does not.
+    pub counts: bool,
+    pub ttft: Option<Seconds>,
+    pub tpot: Option<Seconds>,
+    /// Hash of each 512-token block of its prompt.
+    pub blocks: Box<[u64]>,
+    model: usize,
+}
+
+/// A request on its way from its end to the records.
+struct Queued {
+    arrival: Arrival,
+    model: Option<Arc<str>>,
+    gaps: Option<Box<[u32; GAP_BUCKETS]>>,
+}
+
+/// The records. Written by the sampler, read by the admin API.
+pub struct Arrivals {
+    queue: ArrayQueue<Queued>,
+    records: Mutex<Records>,
+}
+
+/// What the sampler has collected.
+#[derive(Default)]
+pub struct Records {
+    /// Ended requests, ordered by their end.
+    pub requests: VecDeque<Arrival>,
+    models: Vec<Model>,
+    hashes: usize,
+}
+
+/// ITL counts of a model.
+struct Model {
+    name: Arc<str>,
+    slots: Box<[[u32; GAP_BUCKETS]; SLOTS]>,
+    /// Number of the slot written last, counted from the start.
+    slot: u64,
+}
+
+/// Latencies of one model over [`WINDOW`].
+pub struct ModelLatencies {
+    pub name: Arc<str>,
+    /// Requests that count for attainment.
+    pub requests: usize,
+    pub met_ttft: usize,
+    pub met_tpot: usize,
+    pub met_both: usize,
+    /// Sorted.
+    pub ttft: Vec<f64>,
+    /// Sorted.
+    pub tpot: Vec<f64>,
+    /// ITL counts by bucket.
+    pub gaps: [u32; GAP_BUCKETS],
+}
+
+impl Default for Arrivals {
+    fn default() -> Arrivals {
+        Arrivals { queue: ArrayQueue::new(QUEUE_MAX), records: Mutex::default() }
+    }
+}
+
+impl Arrival {
+    /// Whether the first token met the TTFT target.
+    pub fn meets_ttft(&self, slo: &Slo) -> bool {
+        self.ttft.is_some_and(|ttft| ttft <= slo.ttft)
+    }
+
+    /// Whether it ended and met the TPOT target. A single token always meets it.
+    pub fn meets_tpot(&self, slo: &Slo) -> bool {
+        self.done && self.tpot.is_none_or(|tpot| tpot <= slo.tpot)
+    }
+}
+
+impl Arrivals {
+    /// Queues a request that has ended. Takes no lock; a full queue drops it.
+    pub fn note(&self, log: &RequestLog<'_>) {
+        if !log.accepted.endpoint.generates() || log.prompt == Tokens::ZERO {
+            return;
+        }
+        let arrival = Arrival {
+            at: log.live.arrived,
+            ended_at: log.live.arrived + log.duration,
+            prompt: log.prompt,
+            output: log.output,
+            done: log.outcome == RequestOutcome::Done,
+            counts: log.outcome != RequestOutcome::ClientLeft,
+            ttft: log.ttft,
+            tpot: log.tpot,
+            blocks: blocks(&log.accepted.prompt.chain, log.accepted.prompt.block_tokens),
+            model: 0,
+        };
+        let gaps = log.tpot.map(|_| {
+            let mut gaps = Box::new([0; GAP_BUCKETS]);
+            log.live.gaps().add_to(&mut gaps);
+            gaps
+        });
+        self.queue.push(Queued { arrival, model: log.live.model.clone(), gaps }).ok();
+    }
+
+    /// Moves queued requests into the records and removes those older than an hour.
+    pub fn collect(&self, now: Moment) -> MutexGuard<'_, Records> {
+        let mut records = self.records();
+        // Bounded: requests that end meanwhile are left to the next call.
+        for _ in 0..QUEUE_MAX {
+            let Some(queued) = self.queue.pop() else { break };
+            records.add(queued, now);
+        }
+        let old = |first: &Arrival| now - first.ended_at > KEPT_FOR;
+        while records.requests.front().is_some_and(old) {
+            records.drop_first();
+        }
+        records
+    }
+
+    /// The records.
+    pub fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hashes of the whole 512-token blocks of a chain whose blocks have `each` tokens.
+fn blocks(chain: &[u64], each: Tokens) -> Box<[u64]> {
+    let Some(step) = HASHED.checked_div(each.get()).filter(|step| *step > 0) else {
+        return Box::default();
+    };
+    chain.iter().skip(step as usize - 1).step_by(step as usize).copied().collect()
+}
+
+impl Records {
+    fn add(&mut self, queued: Queued, now: Moment) {
+        let Queued { mut arrival, model, gaps } = queued;
+        arrival.model = self.model(model);
+        if let (Some(gaps), Some(model)) = (gaps, self.models.get_mut(arrival.model)) {
+            let slot = model.turn_to(now);
+            for (sum, count) in slot.iter_mut().zip(gaps.iter()) {
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        if self.hashes + arrival.blocks.len() > HASHES_MAX {
+            arrival.blocks = Box::default();
+        }
+        self.hashes += arrival.blocks.len();
+        self.requests.push_back(arrival);
+        if self.requests.len() > KEPT_MAX {
+            self.drop_first();
+        }
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(first) = self.requests.pop_front() {
+            self.hashes -= first.blocks.len();
+        }
+    }
+
+    fn model(&mut self, name: Option<Arc<str>>) -> usize {
+        let name = name.unwrap_or_else(|| "none".into());
+        let known = self.models.iter().position(|model| model.name == name);
+        known.unwrap_or_else(|| {
+            if self.models.len() < MODELS_MAX {
+                self.models.push(Model {
+                    name,
+                    slots: Box::new([[0; GAP_BUCKETS]; SLOTS]),
+                    slot: 0,
+                });
+            }
+            self.models.len() - 1
+        })
+    }
+
+    /// Requests that ended within `window` before `now`, latest first.
+    pub fn within(&self, now: Moment, window: Seconds) -> impl Iterator<Item = &Arrival> {
+        self.requests.iter().rev().take_while(move |request| now - request.ended_at <= window)
+    }
+
+    /// Latencies of each model over [`WINDOW`], in the order in which the models were first seen.
+    pub fn latencies(&mut self, now: Moment, slo: &Slo) -> Vec<ModelLatencies> {
+        let mut all: Vec<ModelLatencies> =
+            self.models.iter_mut().map(|model| model.latencies(now)).collect();
+        for request in self.within(now, WINDOW).filter(|request| request.counts) {
+            let Some(model) = all.get_mut(request.model) else { continue };
+            let (ttft, tpot) = (request.meets_ttft(slo), request.meets_tpot(slo));
+            model.requests += 1;
+            model.met_ttft += usize::from(ttft);
+            model.met_tpot += usize::from(tpot);
+            model.met_both += usize::from(ttft && tpot);
+            model.ttft.extend(request.ttft.map(Seconds::get));
+            model.tpot.extend(request.tpot.map(Seconds::get));
+        }
+        for model in &mut all {
+            model.ttft.sort_by(f64::total_cmp);
+            model.tpot.sort_by(f64::total_cmp);
+        }
+        all.retain(|model| model.requests > 0);
+        all
+    }
+}
+
+impl Model {
+    /// Returns the slot of `now`; slots that have passed since are emptied.
+    fn turn_to(&mut self, now: Moment) -> &mut [u32; GAP_BUCKETS] {
+        let slot = (now.since_start() / SLOT) as u64;
+        let passed = slot.saturating_sub(self.slot).min(SLOTS as u64);
+        for back in 0..passed {
+            self.slots[((slot - back) % SLOTS as u64) as usize] = [0; GAP_BUCKETS];
+        }
+        self.slot = self.slot.max(slot);
+        &mut self.slots[(self.slot % SLOTS as u64) as usize]
+    }
+
+    fn latencies(&mut self, now: Moment) -> ModelLatencies {
+        self.turn_to(now);
+        let mut gaps = [0_u32; GAP_BUCKETS];
+        for slot in self.slots.iter() {
+            for (sum, count) in gaps.iter_mut().zip(slot) {
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        ModelLatencies {
+            name: Arc::clone(&self.name),
+            requests: 0,
+            met_ttft: 0,
+            met_tpot: 0,
+            met_both: 0,
+            ttft: Vec::new(),
+            tpot: Vec::new(),
+            gaps,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> Moment {
+        Moment::from_start(Seconds(seconds))
+    }
+
+    fn queued(ended_at: Moment, ttft: f64, blocks: usize) -> Queued {
+        let arrival = Arrival {
+            at: ended_at,
+            ended_at,
+            prompt: Tokens(1000),
+            output: Tokens(10),
+            done: true,
+            counts: true,
+            ttft: Some(Seconds(ttft)),
+            tpot: Some(Seconds(0.02)),
+            blocks: vec![7; blocks].into(),
+            model: 0,
+        };
+        let mut gaps = Box::new([0; GAP_BUCKETS]);
+        gaps[17] = 9;
+        Queued { arrival, model: Some("m".into()), gaps: Some(gaps) }
+    }
+
+    #[test]
+    fn a_hash_is_kept_for_each_512_tokens() {
+        let chain: Vec<u64> = (0..20).collect();
+        assert_eq!(*blocks(&chain, Tokens(64)), [7, 15]);
+        assert_eq!(*blocks(&chain, Tokens(512)), chain[..]);
+        assert!(blocks(&chain, Tokens(1024)).is_empty());
+        assert!(blocks(&chain, Tokens::ZERO).is_empty());
+    }
+
+    #[test]
+    fn records_are_bounded_by_time_number_and_hashes() {
+        let arrivals = Arrivals::default();
+        let mut records = arrivals.records();
+        for _ in 0..KEPT_MAX + 5 {
+            records.add(queued(at(1.0), 0.5, 16), at(1.0));
+        }
+        assert_eq!(records.requests.len(), KEPT_MAX);
+        assert!(records.hashes <= HASHES_MAX);
+        let kept: usize = records.requests.iter().map(|request| request.blocks.len()).sum();
+        assert_eq!(records.hashes, kept);
+        drop(records);
+        assert!(arrivals.collect(at(3602.0)).requests.is_empty());
+        assert_eq!(arrivals.records().hashes, 0);
+    }
+
+    #[test]
+    fn latencies_cover_the_window_only() {
+        let mut records = Records::default();
+        for (ended, ttft) in [(10.0, 9.0), (400.0, 0.5), (410.0, 2.0)] {
+            records.add(queued(at(ended), ttft, 0), at(ended));
+        }
+        let slo = Slo { ttft: Seconds(1.0), tpot: Seconds(0.03) };
+        let all = records.latencies(at(420.0), &slo);
+        assert_eq!((all[0].requests, all[0].met_ttft, all[0].met_both), (2, 1, 1));
+        assert_eq!(all[0].ttft, [0.5, 2.0]);
+        assert_eq!(all[0].gaps[17], 18);
+        assert!(records.latencies(at(2000.0), &slo).is_empty());
+    }
+}

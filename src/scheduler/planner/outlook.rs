@@ -1,0 +1,70 @@
+//! What the planner would show an operator: the counterfactual losses of every split and the demand
+//! that they come from. Reading it changes no state.
+
+use serde::Serialize;
+use tidegate_types::{GroupId, Seconds, Slo};
+
+use crate::planner::demand::DemandAverage;
+use crate::planner::state::State;
+
+/// One split in the counterfactual model of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SplitOutlook {
+    /// Prefill engines of the split.
+    pub prefill_engines: usize,
+    /// Requests that it would have lost, decayed with the time constant of the regret.
+    pub lost_requests: f64,
+    /// Regret: losses in force minus the losses of this split since it last became better.
+    pub regret_requests: f64,
+    /// Requests that a switch from the split in force costs. The group switches when the regret
+    /// reaches it.
+    pub switch_cost_requests: f64,
+}
+
+/// The planner's view of one group.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GroupOutlook {
+    /// The group.
+    pub group: GroupId,
+    /// Engines that may take either role and are usable.
+    pub engines: usize,
+    /// Prefill engines of the advised split.
+    pub prefill_engines: usize,
+    /// Arrivals per second, mean over the demand window.
+    pub request_rate: f64,
+    /// Engines that the arriving prefill work keeps busy.
+    pub prefill_load_engines: f64,
+    /// Expected output tokens per second of the arriving requests.
+    pub output_rate: f64,
+    /// Streams in equilibrium at this rate: Little's law at the TPOT target.
+    pub expected_streams: f64,
+    /// Mean output tokens of a request.
+    pub mean_output_tokens: f64,
+    /// Mean prefill work of a request.
+    pub mean_prefill_seconds: Seconds,
+    /// Every split, from one prefill engine up; empty while there is nothing to decide.
+    pub splits: Vec<SplitOutlook>,
+}
+
+impl State {
+    /// Returns the outlook of every group.
+    pub fn outlook(&self, slo: &Slo) -> Vec<GroupOutlook> {
+        let group = |(slot, group): (usize, &crate::planner::state::GroupState)| {
+            let demand: &DemandAverage = &group.demand;
+            let splits = group.shadows.outlook();
+            GroupOutlook {
+                group: GroupId(slot as u16),
+                engines: if splits.is_empty() { 0 } else { splits.len() + 1 },
+                prefill_engines: group.shadows.advised(),
+                request_rate: demand.request_rate(),
+                prefill_load_engines: demand.prefill_load(),
+                output_rate: demand.output_rate(),
+                expected_streams: demand.output_rate() * slo.tpot.get(),
+                mean_output_tokens: demand.mean_output(),
+                mean_prefill_seconds: Seconds(demand.mean_work()),
+                splits,
+            }
+        };
+        self.groups.iter().enumerate().map(group).collect()
+    }
+}

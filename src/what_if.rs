@@ -1,0 +1,171 @@
+//! The simulator behind `POST /v1/what-if`: the engine model with the costs that the proxy has
+//! learned, over the arrivals that it has seen.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tidegate_proxy::what_if::{Outcome, Outcomes, Scenario, Simulator};
+use tidegate_sim::{Arrival, Policy, Profile, SimConfig, Trace, simulate};
+use tidegate_types::{Seconds, Tokens};
+
+/// After this time no further combination of fleet and policy is begun.
+const TIME_MAX: Duration = Duration::from_secs(20);
+/// Virtual time after the last arrival. A request that has not ended by then has missed its targets.
+const DRAIN: Seconds = Seconds(60.0);
+/// KV memory of engines that report none.
+const KV_DEFAULT: Tokens = Tokens(400_000);
+
+/// Returns the simulator.
+pub fn simulator() -> Simulator {
+    Arc::new(run)
+}
+
+fn run(scenario: &Scenario) -> Result<Outcomes, String> {
+    let cells = cells(scenario)?;
+    let trace = trace(scenario).at_rate(scenario.rate);
+    let config = SimConfig {
+        profile: profile(scenario),
+        slo: scenario.slo,
+        prefix_caching: scenario.arrivals.iter().any(|arrival| !arrival.blocks.is_empty()),
+        drain: DRAIN,
+        ..SimConfig::default()
+    };
+    let (began, mut done) = (Instant::now(), Outcomes::default());
+    for (engines, policy) in cells {
+        if began.elapsed() > TIME_MAX {
+            done.left_out += 1;
+            continue;
+        }
+        let run = simulate(&trace, scenario.rate, policy, &SimConfig { engines, ..config });
+        let report = run.report;
+        done.outcomes.push(Outcome {
+            engines,
+            policy: report.policy,
+            split: run.split,
+            attainment: report.attainment,
+            ttft_attainment: report.ttft_attainment,
+            tpot_attainment: report.tpot_attainment,
+            ttft_p50_seconds: report.ttft_p50,
+            ttft_p99_seconds: report.ttft_p99,
+            tpot_p50_seconds: report.tpot_p50,
+            tpot_p99_seconds: report.tpot_p99,
+            flips: report.flips,
+        });
+    }
+    Ok(done)
+}
+
+/// Every combination of fleet size and policy, by fleet size.
+fn cells(scenario: &Scenario) -> Result<Vec<(usize, Policy)>, String> {
+    let mut cells = Vec::new();
+    for engines in &scenario.engines {
+        for name in &scenario.policies {
+            let policy: Policy = name.parse().map_err(|error| format!("{error}"))?;
+            if policy == Policy::Bound {
+                return Err("bound is no policy that runs".to_owned());
+            }
+            if !policy.runs_on(*engines) {
+                return Err(format!("{name} leaves one side of {engines} engines empty"));
+            }
+            cells.push((*engines, policy));
+        }
+    }
+    Ok(cells)
+}
+
+fn trace(scenario: &Scenario) -> Trace {
+    let arrival = |arrival: &tidegate_proxy::what_if::TraceArrival| Arrival {
+        at: arrival.at,
+        prompt: arrival.prompt.max(Tokens(1)),
+        output: arrival.output.max(Tokens(1)),
+        blocks: arrival.blocks.to_vec(),
+    };
+    Trace { arrivals: scenario.arrivals.iter().map(arrival).collect() }
+}
+
+/// The profile whose cost models are those that the proxy has learned.
+fn profile(scenario: &Scenario) -> Profile {
+    let Scenario { prefill, decode, transfer, chunk, .. } = scenario;
+    let t_base = prefill.base.min(decode.base);
+    let per_chunk = t_base / chunk.as_f64().max(1.0);
+    Profile {
+        name: "this fleet",
+        t_base,
+        t_weights: decode.base - t_base,
+        t_kv: decode.per_kv_token,
+        t_seq: decode.per_stream,
+        t_tok: (prefill.per_token - per_chunk).max(Seconds(1e-9)),
+        t_att: prefill.per_attention,
+        t_handoff: transfer.base,
+        t_xfer: transfer.per_token,
+        kv_capacity: Some(scenario.kv_capacity)
+            .filter(|tokens| *tokens > Tokens::ZERO)
+            .unwrap_or(KV_DEFAULT),
+        max_num_seqs: scenario.streams_max.max(1),
+        ..Profile::default()
+    }
+    .with_chunk(*chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_proxy::what_if::TraceArrival;
+    use tidegate_types::Slo;
+
+    fn scenario(policies: &[&str], engines: &[usize]) -> Scenario {
+        let reference = Profile::default();
+        let arrival = |i: u32| TraceArrival {
+            at: Seconds(f64::from(i) * 0.1),
+            prompt: Tokens(2000),
+            output: Tokens(100),
+            blocks: Box::default(),
+        };
+        Scenario {
+            arrivals: (0..200).map(arrival).collect(),
+            engines: engines.to_vec(),
+            policies: policies.iter().map(ToString::to_string).collect(),
+            slo: Slo::default(),
+            rate: 1.0,
+            prefill: reference.prefill_model(),
+            decode: reference.decode_model(),
+            transfer: tidegate_scheduler::cost::TransferModel {
+                base: reference.t_handoff,
+                per_token: reference.t_xfer,
+            },
+            chunk: reference.chunk,
+            kv_capacity: reference.kv_capacity,
+            streams_max: reference.max_num_seqs,
+        }
+    }
+
+    #[test]
+    fn learned_costs_give_the_profile_that_they_came_from() {
+        let (reference, made) = (Profile::default(), profile(&scenario(&[], &[])));
+        for (a, b) in [
+            (reference.t_base, made.t_base),
+            (reference.t_weights, made.t_weights),
+            (reference.t_tok, made.t_tok),
+            (reference.t_kv, made.t_kv),
+        ] {
+            assert!((a - b).get().abs() < 1e-12, "{a} {b}");
+        }
+        assert_eq!((made.kv_capacity, made.chunk), (reference.kv_capacity, reference.chunk));
+    }
+
+    #[test]
+    fn more_engines_serve_more_and_every_combination_is_answered() {
+        let done = run(&scenario(&["tidegate", "aggregated"], &[2, 8])).unwrap();
+        assert_eq!((done.outcomes.len(), done.left_out), (4, 0));
+        let of = |slot: usize| &done.outcomes[slot];
+        assert_eq!((of(0).engines, of(2).engines), (2, 8));
+        assert!(of(2).attainment > of(0).attainment, "{done:?}");
+    }
+
+    #[test]
+    fn unknown_and_impossible_policies_are_named() {
+        for (policy, engines) in [("sideways", 4), ("static:4", 4), ("bound", 4)] {
+            let error = run(&scenario(&[policy], &[engines])).unwrap_err();
+            assert!(error.contains(policy), "{error}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+// Drives the dashboard in headless Chromium: empty state, load, every view in light, dark and at
+// phone width, keyboard, role change, simulation, lost connection. Called by tests/dashboard/run.
+const { spawn } = require("node:child_process");
+const fs = require("node:fs");
+const puppeteer = require("puppeteer-core");
+const axe = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const [, , out] = process.argv;
+const { ADMIN, DATA, TRACE, TIDEGATE, SERVE_PID } = process.env;
+const base = `http://127.0.0.1:${ADMIN}/`;
+const chromium = process.env.CHROMIUM || "/usr/bin/chromium";
+const views = ["fleet", "requests", "plan", "targets", "what-if"];
+const pause = seconds => new Promise(done => setTimeout(done, seconds * 1000));
+const problems = [];
+let rules = 0;
+
+async function check(page, where) {
+  await page.evaluate(axe);
+  const found = await page.evaluate(() => window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] }));
+  rules = Math.max(rules, found.passes.length + found.violations.length);
+  for (const each of found.violations) problems.push(`axe ${where}: ${each.id}: ${each.help}: ${each.nodes.slice(0, 3).map(node => node.html.slice(0, 160)).join(" | ")}`);
+  console.log(`axe ${where}: ${found.violations.length} violations, ${found.passes.length} rules passed`);
+}
+async function must(page, selector, where) {
+  await page.waitForSelector(selector, { visible: true, timeout: 10000 }).catch(() => problems.push(`${where}: no ${selector}`));
+}
+async function open(page, view) {
+  await page.evaluate(view => { location.hash = view; }, view);
+  await pause(1.3);
+}
+
+async function views_(page, name) {
+  for (const view of views) {
+    await open(page, view);
+    if (view === "requests") {
+      const first = await page.$("tbody tr button[aria-expanded=false]");
+      const ended = await page.$$("tbody tr");
+      if (first && name === "light") { await (await ended.at(-1).$("button"))?.click(); await pause(0.5); }
+    }
+    await page.evaluate(() => scrollTo(0, 0));
+    await page.screenshot({ path: `${out}/${view}-${name}.png` });
+    if (name === "phone") await page.screenshot({ path: `${out}/${view}-${name}-full.png`, fullPage: true });
+    await check(page, `${view} ${name}`);
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth + 1);
+    if (wide) problems.push(`${view} ${name}: the page is wider than the window`);
+  }
+}
+
+async function main() {
+  const browser = await puppeteer.launch({ executablePath: chromium, headless: true, args: ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb"] });
+  console.log(await browser.version());
+  const page = await browser.newPage();
+  page.on("pageerror", error => problems.push(`script: ${error.stack || error}`));
+  page.on("console", message => { if (message.type() === "error" && !/ERR_|Failed to load resource/.test(message.text())) problems.push(`console: ${message.text()}`); });
+  const outside = [];
+  page.on("request", request => { if (!request.url().startsWith(base) && !request.url().startsWith("data:")) outside.push(request.url()); });
+  await page.setViewport({ width: 1360, height: 900 });
+  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "light" }]);
+  await page.goto(base, { waitUntil: "domcontentloaded" });
+  await must(page, ".engine", "fleet");
+  for (const view of views) { await open(page, view); await check(page, `${view} empty`); if (view !== "fleet") await must(page, ".state, .panel", `${view} empty`); }
+  await page.screenshot({ path: `${out}/empty.png` });
+
+  const seconds = +(process.env.SECONDS_OF_LOAD || 100);
+  const load = spawn(TIDEGATE, ["replay", "--trace", TRACE, "--target", `http://127.0.0.1:${DATA}`, "--model", "demo", "--seconds", String(seconds), "--drain", "5", "--rate", "1.1"], { stdio: "ignore" });
+  await pause(Math.max(20, seconds - 25));
+  await views_(page, "light");
+  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
+  await views_(page, "dark");
+  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "light" }]);
+  await page.setViewport({ width: 390, height: 844, isMobile: true, hasTouch: true });
+  await views_(page, "phone");
+  await page.setViewport({ width: 1360, height: 900 });
+
+  // Keyboard: the navigation is reached by Tab, a chart's cursor moves with the arrow keys.
+  await open(page, "fleet");
+  await page.focus("figure.chart");
+  await page.keyboard.press("End");
+  await page.keyboard.press("ArrowLeft");
+  const readout = await page.$eval("figure.chart .readout", node => node.textContent);
+  if (!/\d\d:\d\d:\d\d/.test(readout)) problems.push(`the cursor of the chart does not move: ${readout}`);
+
+  // A role change: dialog, confirmation, the new role is shown as pinned.
+  await page.focus(".engine button");
+  await page.keyboard.press("Enter");
+  await must(page, "dialog[open]", "role dialog");
+  await page.evaluate(() => { document.querySelector("dialog input[value=mixed], dialog input[value=decode]").click(); document.querySelector("dialog input[value=pin]").click(); });
+  await page.screenshot({ path: `${out}/role-dialog.png` });
+  await check(page, "role dialog");
+  await page.click("dialog button.primary");
+  await pause(2.5);
+  const hold = await page.$eval(".engine .row", node => node.textContent);
+  if (!hold.includes("pinned")) problems.push(`the role is not pinned: ${hold}`);
+
+  // A simulation on the requests seen so far.
+  await open(page, "what-if");
+  await page.click("form button.primary");
+  await page.waitForSelector(".panel table, .panel .state strong", { timeout: 60000 });
+  await page.waitForFunction(() => !document.body.textContent.includes("Simulating"), { timeout: 90000 }).catch(() => problems.push("the simulation does not end"));
+  await page.screenshot({ path: `${out}/what-if-result.png`, fullPage: true });
+  if (!await page.$("#view tbody tr")) problems.push("the simulation has no result: " + await page.$eval("#view", node => node.textContent));
+  await check(page, "what-if result");
+  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
+  await check(page, "what-if result dark");
+  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "light" }]);
+
+  // The proxy ends: a banner says so, and the last figures stay.
+  load.kill();
+  await open(page, "fleet");
+  process.kill(+SERVE_PID);
+  await page.waitForSelector("#banner:not([hidden])", { timeout: 15000 }).catch(() => problems.push("no banner after the proxy has ended"));
+  await check(page, "connection lost");
+  await page.screenshot({ path: `${out}/lost.png` });
+  await page.evaluate(() => { live.snapshot = null; draw(); });
+  await check(page, "no connection, no data");
+  if (outside.length) problems.push(`outside requests: ${outside}`);
+  await browser.close();
+  for (const each of problems) console.log(`PROBLEM ${each}`);
+  console.log(`${problems.length} problems, ${rules} axe rules`);
+  process.exit(problems.length ? 1 : 0);
+}
+main().catch(error => { console.error(error); process.exit(1); });
