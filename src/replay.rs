@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tidegate_load::{LoadConfig, Progress, Target, TargetError, run as load};
-use tidegate_sim::{Report, Trace, TraceError};
+use tidegate_sim::{Report, Trace, TraceError, live_page};
 use tidegate_types::{Seconds, Slo, Tokens};
 
 /// Replay a trace against a server.
@@ -49,6 +49,9 @@ pub struct Args {
     /// TPOT target
     #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
     slo_tpot: f64,
+    /// File for a self-contained HTML page with distributions and latencies over time
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// File to which the report is written as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -96,6 +99,12 @@ pub fn traces(paths: &[PathBuf]) -> Result<Trace, ReplayError> {
     };
     let read: Result<Vec<Trace>, ReplayError> = paths.iter().map(read).collect();
     Ok(Trace::merge(read?))
+}
+
+/// Returns the names of files without their folders.
+pub fn file_names(paths: &[PathBuf]) -> Vec<String> {
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    paths.iter().map(name).collect()
 }
 
 /// Write reports, one object a line.
@@ -171,9 +180,14 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     }
     let trace = trace.at_rate(args.rate);
     let slo = Slo { ttft: Seconds(args.slo_ttft), tpot: Seconds(args.slo_tpot) };
-    let config =
-        LoadConfig { target: target(&args)?, model: args.model, trace, drain: Seconds(args.drain) };
+    let config = LoadConfig {
+        target: target(&args)?,
+        model: args.model.clone(),
+        trace,
+        drain: Seconds(args.drain),
+    };
     let total = config.trace.arrivals.len() as u64;
+    let sent = args.report.is_some().then(|| config.trace.clone());
     let progress = Arc::new(Progress::default());
     let seen = Arc::clone(&progress);
     let outcomes = tokio::runtime::Runtime::new()?.block_on(async {
@@ -192,6 +206,11 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
             "a request was sent {} late: this machine is too slow for the load",
             seen.late_max()
         );
+    }
+    if let (Some(path), Some(trace)) = (&args.report, &sent) {
+        let page = live_page(&file_names(&args.trace), &slo, trace, &report, &outcomes);
+        std::fs::write(path, page)
+            .map_err(|source| ReplayError::File { path: path.clone(), source })?;
     }
     match &args.json {
         Some(path) => write_json(path, &[report]),

@@ -12,7 +12,7 @@ use tidegate_sim::{
 };
 use tidegate_types::{Seconds, Slo, Tokens};
 
-use crate::replay::{ReplayError, print_table, traces};
+use crate::replay::{ReplayError, file_names, print_table, traces};
 
 /// Simulate policies on a trace.
 #[derive(clap::Args)]
@@ -145,11 +145,7 @@ pub fn run(args: Args) -> Result<(), SimulateError> {
 
 /// The timeline shows tidegate's run at the last rate, else the last run.
 fn drawn(args: &Args, trace: &Trace, config: &SimConfig, runs: &[Run]) -> String {
-    let names: Vec<String> = args
-        .trace
-        .iter()
-        .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
-        .collect();
+    let names = file_names(&args.trace);
     let tidegate = Policy::Tidegate.to_string();
     let ours = runs.iter().rev().find(|run| run.report.policy == tidegate);
     let ran = |run: &&Run| !run.outcomes.is_empty();

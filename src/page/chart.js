@@ -59,7 +59,8 @@ function chart(title) {
 function drawChart(self, title, picture, legend, readout) {
   const spec = self.spec, width = Math.max(picture.clientWidth || 600, 200), height = spec.height || 160;
   const xs = spec.series.flatMap(series => series.points.map(point => point[0]));
-  const [low, high] = spec.x || (xs.length ? [Math.min(...xs), Math.max(...xs)] : [0, 1]);
+  let [low, high] = spec.x || (xs.length ? [Math.min(...xs), Math.max(...xs)] : [0, 1]);
+  if (spec.fromZero && low > 0 && low < high / 10) low = 0;
   const tops = spec.series.flatMap(series => series.points.map(point => point.at(-1))).filter(isFinite);
   const biggest = Math.max(0, ...tops);
   const limit = spec.yMax || Math.min(biggest, spec.yLimit || Infinity) || 1;

@@ -15,7 +15,7 @@ fleetView.build = root => {
   root.append(view.tiles,
     el("section", { class: "panel", "aria-labelledby": "tides" },
       el("div", { class: "row head" }, el("h2", { id: "tides", text: "Prefill and decode" }),
-        el("span", { class: "soft small", text: "prefill fills from the top, decode from the bottom, the gap is idle; the black line divides the two pools; ▼ a flip" }),
+        el("span", { class: "soft small", text: "prefill fills from the top, decode from the bottom, the gap is idle; the line divides the two pools; ▼ a flip" }),
         el("label", { class: "push soft small", for: "range", text: "Last " }, range)),
       view.tides.figure),
     el("section", { class: "panel", "aria-labelledby": "flips" },

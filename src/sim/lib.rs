@@ -5,7 +5,7 @@
 //! - [`Trace`]: arrivals, read or made
 //! - [`Report`]: results of a run
 //! - [`bound`]: upper bound on the attainment of any scheduler
-//! - [`page`]: a comparison as one page, drawn by chart.rs
+//! - [`page`], [`live_page`]: a comparison or a live run as one page, drawn by `src/page`
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
 //! Behind `simulate`: cluster.rs moves time; static_policy.rs and follow.rs decide where requests go,
@@ -17,7 +17,6 @@
 
 mod agents;
 mod bound;
-mod chart;
 mod cluster;
 mod demand;
 mod disturbance;
@@ -31,6 +30,7 @@ mod prefix_cache;
 mod profile;
 mod random;
 mod report;
+mod report_data;
 mod resample;
 mod rivals;
 mod simulate;
@@ -42,7 +42,7 @@ pub use bound::bound;
 pub use disturbance::{Disturbance, DisturbanceError};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;
-pub use html_report::page;
+pub use html_report::{live_page, page};
 pub use policy::{Policy, PolicyError};
 pub use profile::Profile;
 pub use report::{Outcome, Report};

@@ -134,13 +134,13 @@ async fn targets_and_history_count_what_has_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_simulation_runs_at_a_time_on_what_has_arrived() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
-    let (seen, hold) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(())));
-    let held = hold.lock().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (release, released) = std::sync::mpsc::channel::<()>();
     let simulator = {
-        let (seen, hold) = (Arc::clone(&seen), Arc::clone(&hold));
+        let (seen, released) = (Arc::clone(&seen), Mutex::new(released));
         move |scenario: &Scenario| {
             seen.lock().unwrap().push(scenario.clone());
-            drop(hold.lock().unwrap());
+            released.lock().unwrap().recv().unwrap();
             Ok(Outcomes::default())
         }
     };
@@ -161,7 +161,7 @@ async fn one_simulation_runs_at_a_time_on_what_has_arrived() {
     let first = tokio::spawn(send(admin, post("/v1/what-if", "{\"engines\":[2],\"rate\":2}")));
     until("the first simulation runs", || seen.lock().unwrap().len() == 1).await;
     assert_eq!(ask("{}").await.status, 409);
-    drop(held);
+    release.send(()).unwrap();
     let answer = first.await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!((&answer.json()["arrivals"], &answer.json()["rate"]), (&12.into(), &2.0.into()));

@@ -61,7 +61,7 @@ async function main() {
   await page.screenshot({ path: `${out}/empty.png` });
 
   const seconds = +(process.env.SECONDS_OF_LOAD || 100);
-  const load = spawn(TIDEGATE, ["replay", "--trace", TRACE, "--target", `http://127.0.0.1:${DATA}`, "--model", "demo", "--seconds", String(seconds), "--drain", "5", "--rate", "1.1"], { stdio: "ignore" });
+  const load = spawn(TIDEGATE, ["replay", "--trace", TRACE, "--target", `http://127.0.0.1:${DATA}`, "--model", "demo", "--seconds", String(seconds), "--drain", "5", "--rate", "1.1", "--report", process.env.LIVE_REPORT], { stdio: "ignore" });
   await pause(Math.max(20, seconds - 25));
   await views_(page, "light");
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
@@ -103,8 +103,22 @@ async function main() {
   await check(page, "what-if result dark");
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "light" }]);
 
+  await new Promise(done => load.exitCode === null ? load.on("exit", done) : done());
+  // The reports of `simulate` and `replay` use the same charts.
+  for (const [name, file] of [["simulate", process.env.REPORT], ["replay", process.env.LIVE_REPORT]]) {
+    const report = await browser.newPage();
+    report.on("pageerror", error => problems.push(`report: ${error}`));
+    report.on("request", request => { if (!/^(file|data):/.test(request.url())) problems.push(`report ${name}: outside request ${request.url()}`); });
+    await report.setViewport({ width: 1100, height: 900 });
+    await report.goto(`file://${file}`, { waitUntil: "load" });
+    await pause(0.5);
+    if (!await report.$("figure.chart > svg path.line")) problems.push(`report ${name}: no line`);
+    await check(report, `report ${name}`);
+    await report.screenshot({ path: `${out}/report-${name}.png`, fullPage: true });
+    await report.close();
+  }
+
   // The proxy ends: a banner says so, and the last figures stay.
-  load.kill();
   await open(page, "fleet");
   process.kill(+SERVE_PID);
   await page.waitForSelector("#banner:not([hidden])", { timeout: 15000 }).catch(() => problems.push("no banner after the proxy has ended"));
