@@ -245,6 +245,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manifest_for_llm_d_has_flags_that_are_taken() {
+        let manifest = include_str!("../deploy/kustomize/overlays/llm-d/decode.yaml");
+        let args = manifest.split("- sidecar\n").nth(1).unwrap();
+        let flags: Vec<&str> =
+            args.lines().map_while(|line| line.trim().strip_prefix("- ")).collect();
+        let settings = settings(&flags).unwrap();
+        assert_eq!(settings.sidecar.unwrap().inference_pool.as_deref(), Some("vllm-llama"));
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused() {
         for (flags, problem) in [
             (&["--secure-serving"][..], "--cert-path"),

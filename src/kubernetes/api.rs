@@ -84,6 +84,11 @@ impl ApiError {
         }
     }
 
+    /// Returns whether the object does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ApiError::Status { code: 404, .. })
+    }
+
     /// Returns whether the resourceVersion of a watch or of a list's next page has expired.
     pub fn is_gone(&self) -> bool {
         matches!(self, ApiError::Status { code: crate::objects::GONE, .. })

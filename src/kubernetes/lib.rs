@@ -7,11 +7,14 @@
 //! - [`event`]: one line of a watch
 //! - [`objects`]: the objects of a list and its watch
 //! - [`backoff`]: delays between attempts
+//! - [`lease`]: leader election with a fencing epoch, by a Lease
+//! - [`plan`]: the plan in the Lease's annotation
 //!
 //! With sockets:
 //! - [`access`]: address and credentials of the API server
 //! - [`api`]: list and watch requests
 //! - [`watcher`]: list, watch, list again
+//! - [`election`]: the Lease read and written
 //! - [`source`]: pods and their InferencePool as desired backends
 //!
 //! A broken watch or an absent API server leaves the last known backends in place.
@@ -26,11 +29,16 @@ pub mod api;
 pub mod backends;
 pub mod backoff;
 pub mod convention;
+pub mod election;
 pub mod event;
+pub mod lease;
 pub mod objects;
+pub mod plan;
 pub mod pod;
 pub mod source;
 pub mod watcher;
 
 #[cfg(test)]
 mod backends_tests;
+#[cfg(test)]
+mod lease_tests;

@@ -207,6 +207,7 @@ async fn answer(
     let query = query(head.uri.query().unwrap_or_default());
     Ok(match head.method {
         Method::GET if query.contains_key("watch") => watch(state, signals, path, &query),
+        Method::GET if path.contains("/leases/") => object(state, &path),
         Method::GET => list(state, &path, &query),
         method => write(state, signals, &method, &path, &body),
     })
@@ -229,6 +230,16 @@ fn selects(query: &BTreeMap<String, String>, object: &Value) -> bool {
     let named = query.get("fieldSelector").and_then(|field| field.strip_prefix("metadata.name="));
     labels.split(',').filter(|term| !term.is_empty()).all(has)
         && named.is_none_or(|name| object["metadata"]["name"] == name)
+}
+
+/// One object.
+fn object(state: &Mutex<State>, path: &str) -> Response<Body> {
+    let (collection, name) = path.rsplit_once('/').unwrap();
+    let state = state.lock().unwrap();
+    match state.objects.get(&(collection.to_owned(), name.to_owned())) {
+        Some(object) => full(StatusCode::OK, object),
+        None => refusal(404, 0),
+    }
 }
 
 fn list(state: &Mutex<State>, path: &str, query: &BTreeMap<String, String>) -> Response<Body> {

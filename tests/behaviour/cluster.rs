@@ -80,6 +80,11 @@ impl Cluster {
         cluster
     }
 
+    /// How its API server is reached.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -32,6 +32,7 @@ mod flips;
 mod handoff_trust;
 mod health;
 mod kubernetes;
+mod kubernetes_lease;
 mod kv_events;
 mod limits;
 mod manifests;

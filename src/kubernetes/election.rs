@@ -1,0 +1,242 @@
+//! The Lease in the API server: read every `retry`, written by its holder alone, with the plan as an
+//! annotation. Every write has the resourceVersion that was read as precondition: a leader that was
+//! replaced meanwhile gets 409.
+//!
+//! Without the API server the last plan stays in force, and nobody leads.
+
+use bytes::Bytes;
+use http::Method;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tidegate_types::{Moment, Seconds};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::access::Access;
+use crate::api::{self, ApiError};
+use crate::lease::{ElectionParams, Elector, Lease, LeaseMetadata, LeaseSpec, Step};
+use crate::plan::{ANNOTATION, SharedPlan};
+
+/// Longest time of one request: later than this, it says nothing of the present.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Shortest time between two writes of plans: at most five a second.
+const WRITE_GAP: Duration = Duration::from_millis(200);
+
+/// What an election shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elected {
+    /// The fencing epoch while this process leads.
+    pub epoch: Option<u64>,
+    /// The plan in force, of whichever leader wrote it.
+    pub plan: Option<SharedPlan>,
+}
+
+/// One contender in an API server.
+pub struct Election {
+    access: Access,
+    name: String,
+    params: ElectionParams,
+    elector: Elector,
+    started: Instant,
+    /// The Lease as it was last read.
+    lease: Option<Lease>,
+}
+
+impl Election {
+    /// A contender for the Lease `name` in the namespace of `access`. `identity` is of this process alone.
+    pub fn new(access: Access, name: &str, identity: String, params: ElectionParams) -> Election {
+        let elector = Elector::new(identity, params);
+        Election {
+            access,
+            name: name.to_owned(),
+            params,
+            elector,
+            started: Instant::now(),
+            lease: None,
+        }
+    }
+
+    /// Contends until it is dropped, or until the other end of a channel is: then it releases the Lease. Plans sent to `plans` are written while this process leads, with its
+    /// epoch; `elected` shows who leads and the plan in force.
+    pub async fn run(
+        mut self,
+        mut plans: watch::Receiver<Option<SharedPlan>>,
+        elected: watch::Sender<Elected>,
+    ) {
+        let mut is_failing = false;
+        loop {
+            let plan = plans.borrow_and_update().clone();
+            match self.turn(&plan).await {
+                Ok(()) => is_failing = false,
+                Err(error) if !is_failing => {
+                    is_failing = true;
+                    tracing::warn!("the last plan stays in force: {error}");
+                }
+                Err(error) => tracing::debug!("the Lease: {error}"),
+            }
+            self.show(&elected);
+            // Leadership ends by itself when renewals fail: it is looked at in time.
+            let rest = self.params.retry.to_duration();
+            tokio::select! {
+                () = sleep(rest) => {}
+                changed = plans.changed() => match changed {
+                    Ok(()) => sleep(WRITE_GAP).await,
+                    Err(_) => return self.release().await,
+                },
+                () = elected.closed() => return self.release().await,
+            }
+        }
+    }
+
+    /// Gives the Lease up, so that the next leader need not wait for its end.
+    async fn release(&mut self) {
+        let Some(record) = self.elector.released(self.now()) else { return };
+        if let Err(error) = self.write(Method::PUT, record, None).await {
+            tracing::info!("the Lease is not released: {error}");
+        }
+    }
+
+    /// Reads the Lease and does what follows from it.
+    async fn turn(&mut self, plan: &Option<SharedPlan>) -> Result<(), ApiError> {
+        self.lease = self.read().await?;
+        let now = self.now();
+        self.elector.observe(self.lease.as_ref().map(|lease| &lease.spec), now);
+        let wall = rfc3339(SystemTime::now());
+        match self.elector.step(now, &wall) {
+            Step::Create(record) => self.write(Method::POST, record, None).await,
+            Step::Write(record) => {
+                let plan = self.due(plan, &record);
+                self.write(Method::PUT, record, plan).await
+            }
+            Step::Wait => match (self.elector.epoch(now), self.lease.as_ref()) {
+                (Some(_), Some(lease)) => {
+                    let record = LeaseSpec { renew_time: Some(wall), ..lease.spec.clone() };
+                    match self.due(plan, &record) {
+                        Some(plan) => self.write(Method::PUT, record, Some(plan)).await,
+                        None => Ok(()),
+                    }
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// The plan to write, if it is not the one in the Lease. A new leader keeps its predecessor's until it
+    /// has one of its own.
+    fn due(&self, plan: &Option<SharedPlan>, record: &LeaseSpec) -> Option<SharedPlan> {
+        let plan = SharedPlan { epoch: record.lease_transitions, ..plan.clone()? };
+        let written = self.lease.as_ref().and_then(SharedPlan::of).unwrap_or_default();
+        plan.replaces(&written).then_some(plan)
+    }
+
+    async fn write(
+        &mut self,
+        method: Method,
+        spec: LeaseSpec,
+        plan: Option<SharedPlan>,
+    ) -> Result<(), ApiError> {
+        let mut metadata = self.lease.as_ref().map(|lease| lease.metadata.clone());
+        let mut metadata = metadata.take().unwrap_or_else(|| LeaseMetadata {
+            name: self.name.clone(),
+            ..LeaseMetadata::default()
+        });
+        if let Some(plan) = plan {
+            metadata.annotations.insert(ANNOTATION.to_owned(), plan.to_text());
+        }
+        let lease = Lease {
+            api_version: "coordination.k8s.io/v1".to_owned(),
+            kind: "Lease".to_owned(),
+            metadata,
+            spec: spec.clone(),
+        };
+        let path = match method {
+            Method::POST => self.collection(),
+            _ => format!("{}/{}", self.collection(), self.name),
+        };
+        let body = Bytes::from(serde_json::to_vec(&lease)?);
+        let began = self.now();
+        let sending = api::send(&self.access, method, &path, Some(("application/json", body)));
+        let answer = async { Ok(serde_json::from_slice(&sending.await?.read_list().await?)?) };
+        let written: Lease = within(answer).await?;
+        self.elector.written(spec, began);
+        self.lease = Some(written);
+        Ok(())
+    }
+
+    async fn read(&self) -> Result<Option<Lease>, ApiError> {
+        let path = format!("{}/{}", self.collection(), self.name);
+        let reading = async {
+            let body = api::get(&self.access, &path).await?.read_list().await?;
+            Ok(Some(serde_json::from_slice(&body)?))
+        };
+        match within(reading).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            read => read,
+        }
+    }
+
+    /// The plan of the Lease replaces an earlier one, never a later one.
+    fn show(&self, elected: &watch::Sender<Elected>) {
+        let epoch = self.elector.epoch(self.now());
+        let read = self.lease.as_ref().and_then(SharedPlan::of);
+        elected.send_if_modified(|shown| {
+            let plan = match (&shown.plan, read) {
+                (Some(known), Some(read)) if !read.replaces(known) => Some(known.clone()),
+                (known, None) => known.clone(),
+                (_, read) => read,
+            };
+            let new = Elected { epoch, plan };
+            let differs = *shown != new;
+            *shown = new;
+            differs
+        });
+    }
+
+    fn collection(&self) -> String {
+        format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.access.namespace)
+    }
+
+    fn now(&self) -> Moment {
+        Moment::START + Seconds::from(self.started.elapsed())
+    }
+}
+
+async fn within<T>(what: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    timeout(TIMEOUT, what).await.unwrap_or(Err(ApiError::Late(TIMEOUT)))
+}
+
+/// A time as Kubernetes' MicroTime: `2026-11-26T15:00:00.000000Z`.
+fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Days since 0000-03-01, in eras of 400 years (Howard Hinnant's civil_from_days).
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_shifted + 2) / 5 + 1;
+    let month = if month_shifted < 10 { month_shifted + 3 } else { month_shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let micros = since.subsec_micros();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_kubernetes_reads_them() {
+        let at = |seconds, micros: u64| {
+            let since = Duration::from_secs(seconds) + Duration::from_micros(micros);
+            rfc3339(UNIX_EPOCH + since)
+        };
+        assert_eq!(at(0, 0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(at(951_782_399, 7), "2000-02-28T23:59:59.000007Z");
+        assert_eq!(at(951_782_400, 0), "2000-02-29T00:00:00.000000Z");
+        assert_eq!(at(1_795_705_200, 123_456), "2026-11-26T15:00:00.123456Z");
+        assert_eq!(at(4_107_542_400, 0), "2100-03-01T00:00:00.000000Z");
+    }
+}

@@ -1,0 +1,177 @@
+//! Leader election by a Lease, as pure decisions. Expiry is judged by when this process saw the record
+//! change, never by the times that others wrote: clocks need not agree, and a clock that jumps changes
+//! nothing.
+//!
+//! A leader leads for `renew_deadline` after it began its last successful write. Others take the Lease
+//! `duration` after they saw that write, which is later than it began: with `renew_deadline` below
+//! `duration` no two lead at once. `leaseTransitions` grows with every change of the holder: it is the
+//! fencing epoch.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use tidegate_types::{Moment, Seconds};
+
+/// Times of an election.
+#[derive(Clone, Copy, Debug)]
+pub struct ElectionParams {
+    /// A record that did not change for this long is given up by its holder.
+    pub duration: Seconds,
+    /// How long a leader leads after its last successful write began; below `duration`.
+    pub renew_deadline: Seconds,
+    /// Interval of renewals and of looks at the record.
+    pub retry: Seconds,
+}
+
+impl Default for ElectionParams {
+    /// A new leader within 5 s: `duration`, two looks and a write.
+    fn default() -> Self {
+        ElectionParams { duration: Seconds(3.0), renew_deadline: Seconds(2.0), retry: Seconds(0.5) }
+    }
+}
+
+/// A Lease (`coordination.k8s.io/v1`). Fields that are not read are not kept: this Lease is tidegate's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Lease {
+    /// `coordination.k8s.io/v1`.
+    pub api_version: String,
+    /// `Lease`.
+    pub kind: String,
+    /// Name, version, annotations.
+    pub metadata: LeaseMetadata,
+    /// The record.
+    pub spec: LeaseSpec,
+}
+
+/// `metadata` of a Lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeaseMetadata {
+    /// Its name.
+    pub name: String,
+    /// Precondition of a write; empty in a new one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resource_version: String,
+    /// The plan is one of them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `spec` of a Lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeaseSpec {
+    /// Who holds it; absent or empty: nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder_identity: Option<String>,
+    /// For people; expiry is judged by each contender's own parameters.
+    pub lease_duration_seconds: u32,
+    /// When the holder took it, RFC 3339 with microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acquire_time: Option<String>,
+    /// When the holder wrote last; it changes with each renewal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renew_time: Option<String>,
+    /// The fencing epoch.
+    pub lease_transitions: u64,
+}
+
+/// What a contender does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the Lease.
+    Create(LeaseSpec),
+    /// Write this record, with the resourceVersion that was read as precondition.
+    Write(LeaseSpec),
+    /// Nothing: look again after `retry`.
+    Wait,
+}
+
+/// One contender.
+#[derive(Clone, Debug)]
+pub struct Elector {
+    identity: String,
+    params: ElectionParams,
+    /// The record as it was last seen, and when it was seen to change.
+    seen: Option<(LeaseSpec, Moment)>,
+    /// When the last successful write began, and its epoch.
+    led: Option<(Moment, u64)>,
+}
+
+impl Elector {
+    /// A contender; `identity` is of this process alone, never of its successor.
+    pub fn new(identity: String, params: ElectionParams) -> Elector {
+        Elector { identity, params, seen: None, led: None }
+    }
+
+    /// Takes in the record; `None`: there is no Lease.
+    pub fn observe(&mut self, record: Option<&LeaseSpec>, now: Moment) {
+        match (record, &self.seen) {
+            (None, _) => self.seen = None,
+            (Some(record), Some((known, _))) if record == known => {}
+            (Some(record), _) => self.seen = Some((record.clone(), now)),
+        }
+        let mine = record.is_some_and(|record| self.holds(record));
+        if !mine {
+            // Another has taken it, or it was deleted: what is written from now on is refused.
+            self.led = None;
+        }
+    }
+
+    /// Returns what to do now. `wall` is the time of day that the record shows, for people.
+    pub fn step(&self, now: Moment, wall: &str) -> Step {
+        let Some((seen, since)) = &self.seen else { return Step::Create(self.record(1, wall)) };
+        if self.holds(seen) {
+            let renewal = LeaseSpec {
+                acquire_time: seen.acquire_time.clone(),
+                ..self.record(seen.lease_transitions, wall)
+            };
+            let began = self.led.map_or(Moment::START, |(began, _)| began);
+            return match now - began >= self.params.retry {
+                true => Step::Write(renewal),
+                false => Step::Wait,
+            };
+        }
+        let is_free = seen.holder_identity.as_deref().is_none_or(str::is_empty);
+        match is_free || now - *since >= self.params.duration {
+            true => Step::Write(self.record(seen.lease_transitions + 1, wall)),
+            false => Step::Wait,
+        }
+    }
+
+    /// A write that began at `began` succeeded.
+    pub fn written(&mut self, record: LeaseSpec, began: Moment) {
+        if self.holds(&record) {
+            self.led = Some((began, record.lease_transitions));
+        }
+        self.seen = Some((record, began));
+    }
+
+    /// Returns the fencing epoch while this contender leads.
+    pub fn epoch(&self, now: Moment) -> Option<u64> {
+        let (began, epoch) = self.led?;
+        (now - began < self.params.renew_deadline).then_some(epoch)
+    }
+
+    /// Returns the record that gives the Lease up, so that the next leader need not wait; `None` if this
+    /// contender does not lead.
+    pub fn released(&self, now: Moment) -> Option<LeaseSpec> {
+        let (seen, _) = self.seen.as_ref()?;
+        self.epoch(now)?;
+        Some(LeaseSpec { holder_identity: None, ..seen.clone() })
+    }
+
+    fn holds(&self, record: &LeaseSpec) -> bool {
+        record.holder_identity.as_deref() == Some(self.identity.as_str())
+    }
+
+    fn record(&self, epoch: u64, wall: &str) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: self.params.duration.get().ceil() as u32,
+            acquire_time: Some(wall.to_owned()),
+            renew_time: Some(wall.to_owned()),
+            lease_transitions: epoch,
+        }
+    }
+}
