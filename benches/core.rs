@@ -6,7 +6,9 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
 use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, UsageRequest, scan};
 use tidegate_filters::ModelTokenizer;
-use tidegate_scheduler::placement::{Excluded, Fleet, Load, Params, PrefillRequest, Split, place};
+use tidegate_scheduler::placement::{
+    Excluded, Fleet, Load, Params, PrefillRequest, Split, considered, place,
+};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
 use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
@@ -117,6 +119,9 @@ fn placing(c: &mut Criterion) {
         let params = Params::default();
         c.bench_with_input(BenchmarkId::new("place", count), &count, |b, _| {
             b.iter(|| place(&params, now, black_box(&job), &fleet));
+        });
+        c.bench_with_input(BenchmarkId::new("record the candidates", count), &count, |b, _| {
+            b.iter(|| considered(&params, black_box(&job), &fleet, BackendId(0)));
         });
     }
 }

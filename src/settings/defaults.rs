@@ -104,6 +104,8 @@ pub const SCRAPE: Seconds = Seconds(5.0);
 pub const GPU: Seconds = Seconds(1.0);
 /// Long enough to observe the effect of a manual flip; a pin holds for longer.
 pub const FLIP_HOLD: Seconds = Seconds(600.0);
+/// A few minutes of a busy fleet in 3 MB.
+pub const REQUESTS_KEPT: usize = 4096;
 /// Ten minutes: Firefox keeps an answer for up to a day, Chrome for two hours.
 pub const CORS_MAX_AGE: Seconds = Seconds(600.0);
 /// systemd's unit allows 65,536 open files; each connection may have a request with one of its own.

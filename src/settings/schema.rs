@@ -208,6 +208,8 @@ pub struct AdminSettings {
     /// How long a role set by `tidegate flip` holds before the planner may change it again.
     #[serde(rename = "flip_hold_seconds")]
     pub flip_hold: Seconds,
+    /// Ended requests that are kept for `tidegate explain` and `GET /v1/requests`; 0: none.
+    pub requests_kept: usize,
 }
 
 /// `[slo]`
@@ -451,6 +453,7 @@ impl Default for AdminSettings {
             token_file: None,
             tls: None,
             flip_hold: defaults::FLIP_HOLD,
+            requests_kept: defaults::REQUESTS_KEPT,
         }
     }
 }

@@ -230,6 +230,7 @@ fn admin(settings: &Settings, found: &mut Found) {
     }
     let hold = admin.flip_hold.get();
     found.number(hold, (1.0, HOLD_MAX), "admin.flip_hold_seconds", " seconds");
+    found.count(admin.requests_kept as u64, (0, QUEUE_MAX), "admin.requests_kept");
 }
 
 /// What tidegate presents to engines.

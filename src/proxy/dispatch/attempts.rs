@@ -93,7 +93,7 @@ pub(crate) fn log(record: &RequestRecord, proxy: &Proxy, missed: &LegFailure) {
 
 /// One place and what comes of it, and a second one if it is late.
 async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut RequestRecord) -> Raced {
-    let placed = match place::find(serving.proxy, &serving.job, &serving.matches).await {
+    let mut placed = match place::find(serving.proxy, &serving.job, &serving.matches).await {
         Ok(placed) if !tries.has_judged(placed.on()) => placed,
         // No backend is left that has not said no.
         Ok(_) => return Err(Failure::NoBackend.into()).into(),
@@ -101,6 +101,7 @@ async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut RequestRecord) 
     };
     record.placed_at.get_or_insert(serving.proxy.clock.now());
     record.notes.attempts += 1;
+    record.notes.considered = placed.take_considered();
     // Each leg has its own number, and so has a retry as a colocated request.
     let (on, second_attempt) = (placed.on(), record.notes.attempts + 2);
     let mut course = record.course();

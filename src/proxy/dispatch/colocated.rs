@@ -20,7 +20,8 @@ pub(crate) async fn whole(
     course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let backend = Arc::clone(&reservation.backend);
-    leg::note_decode(course, &backend, Some(predicted));
+    leg::note_decode(serving, course, &backend, Some(predicted));
+    (course.notes.split, course.notes.prefilled_at) = (false, None);
     (course.notes.cached, course.notes.prefill_usage, course.notes.whole) = (None, None, None);
     let missed = |problem| leg::miss(&backend, Leg::Whole, problem);
     let sent = serving.proxy.clock.now();

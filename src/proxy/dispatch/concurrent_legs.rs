@@ -66,7 +66,7 @@ pub(crate) async fn run(
         return colocated::whole(serving, reservation, predicted, course).await;
     };
     let to = Arc::clone(&decode_seat.backend);
-    note_backends(course, &from, &to, predicted);
+    note_backends(serving, course, &from, &to, predicted);
 
     let sent = serving.proxy.clock.now();
     let ConcurrentLegs { prefill, decode, decode_first } = pair;
@@ -108,6 +108,7 @@ pub(crate) async fn run(
             let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
             if opened.1.has_tokens() {
                 let now = serving.proxy.clock.now();
+                course.notes.prefilled_at = Some(now);
                 leg::note_prefill(serving, &from, predicted, sent, now, None);
                 drop(reservation);
             } else {
@@ -125,6 +126,7 @@ pub(crate) async fn run(
 
 /// Notes where both legs run and what placement predicted.
 fn note_backends(
+    serving: &Serving<'_>,
     course: &mut Course<'_>,
     from: &Arc<Backend>,
     to: &Arc<Backend>,
@@ -132,8 +134,8 @@ fn note_backends(
 ) {
     course.notes.prefill_on = Some(Arc::clone(from));
     course.live.prefills_on(from.id);
-    course.notes.cached = None;
-    leg::note_decode(course, to, Some(predicted));
+    (course.notes.cached, course.notes.split) = (None, true);
+    leg::note_decode(serving, course, to, Some(predicted));
 }
 
 /// Starts the prefill leg: at once, or with `decode_first` when the decode leg has a connection.
@@ -190,6 +192,7 @@ fn note_answered(
     answer: &[u8],
 ) {
     let now = serving.proxy.clock.now();
+    course.notes.prefilled_at = Some(now);
     leg::note_prefill(serving, from, predicted, sent, now, None);
     from.health.succeeded(now);
     note_cached(course, from, answer);

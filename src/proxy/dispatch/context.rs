@@ -31,6 +31,7 @@ use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::reaction_time::Reaction;
+use crate::telemetry::recent::Recent;
 
 /// Blocks of a prompt that are inserted into the prefix index on a reactor thread: about 0.1 ms.
 const INSERTED_INLINE_MAX: usize = 1024;
@@ -76,6 +77,8 @@ pub struct Proxy {
     pub arrivals: Arrivals,
     /// Engine time, queue and attainment by second.
     pub history: History,
+    /// Requests that ended recently.
+    pub recent: Recent,
     /// Largest request body in bytes.
     pub body_max: usize,
     /// Byte budget of all request bodies.

@@ -36,6 +36,7 @@ pub(crate) async fn run(
     let backend = Arc::clone(&reservation.backend);
     course.notes.predicted = Some(predicted);
     course.notes.prefill_on = Some(Arc::clone(&backend));
+    course.notes.split = true;
     course.live.prefills_on(backend.id);
     let missed = |problem| leg::miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
@@ -55,6 +56,7 @@ pub(crate) async fn run(
     course.notes.prefill_usage = handoff.usage;
     let now = serving.proxy.clock.now();
     let told = handoff.usage.and_then(|usage| usage.cached);
+    course.notes.prefilled_at = Some(now);
     leg::note_prefill(serving, &backend, predicted, sent, now, told);
     backend.health.succeeded(now);
     if let (Some(answer), Some(scan)) = (&handoff.finished, &course.accepted.scan) {
@@ -96,7 +98,7 @@ async fn decode(
         let reservation = place::find_decode(serving.proxy, &handover, deadline).await?;
         let backend = Arc::clone(&reservation.backend);
         let missed = |problem| leg::miss(&backend, Leg::Decode, problem);
-        leg::note_decode(course, &backend, None);
+        leg::note_decode(serving, course, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
         course.notes.cached = None;
         let takes = backend.id != from.id && backend.may_decode();

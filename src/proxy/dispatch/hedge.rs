@@ -93,8 +93,9 @@ pub(crate) async fn race(
     live: &InflightRequest,
     attempt: u32,
 ) -> Raced {
-    let (_hedge, serving, placed) = second;
-    let mut notes = Notes { attempts: attempt, ..Notes::default() };
+    let (_hedge, serving, mut placed) = second;
+    let considered = placed.take_considered();
+    let mut notes = Notes { attempts: attempt, considered, ..Notes::default() };
     let mut course = Course { accepted: serving.accepted, live, notes: &mut notes };
     let mut other = Box::pin(legs::attempt(&serving, placed, &mut course));
     let (result, also, by_second) = tokio::select! {

@@ -90,10 +90,15 @@ pub(crate) fn opened(
 }
 
 pub(crate) fn note_decode(
+    serving: &Serving<'_>,
     course: &mut Course<'_>,
     backend: &Arc<Backend>,
     predicted: Option<Predicted>,
 ) {
+    let balance = backend.account.balance();
+    let table = serving.proxy.fleet.table();
+    let decode = &table.entry(backend.id).decode;
+    course.notes.step = Some(decode.step(balance.streams.max(1), balance.kv));
     course.notes.predicted = predicted.or(course.notes.predicted);
     course.notes.decode_on = Some(Arc::clone(backend));
     course.live.decodes_on(backend.id);

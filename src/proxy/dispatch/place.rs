@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::inflight::PrefillRoom;
-use tidegate_scheduler::placement::{Choice, DecodeRequest, PrefillRequest, place, place_decode};
+use tidegate_scheduler::placement::{
+    Choice, Considered, DecodeRequest, PrefillRequest, considered, place, place_decode,
+};
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Known, View};
@@ -31,6 +33,15 @@ impl Placed {
         match self {
             Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
                 reservation.backend.id
+            }
+        }
+    }
+
+    /// Takes the candidates of the placement.
+    pub fn take_considered(&mut self) -> Option<Box<[Considered]>> {
+        match self {
+            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
+                reservation.considered.take()
             }
         }
     }
@@ -123,14 +134,17 @@ pub fn reserve(
     let uncached = job.prompt - cached;
     let room =
         PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(uncached) };
+    // Before the charge, which is part of the load afterwards.
+    let candidates = proxy.recent.is_on().then(|| considered(&proxy.placement, job, view, on));
     let prefill = backend.account.try_charge_prefill(work, uncached, room)?;
     let stream = match whole {
         true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
         false => None,
     };
     tell_reaction(proxy, job.arrived, view.now);
-    let reservation =
+    let mut reservation =
         Reservation::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
+    reservation.considered = candidates;
     let predicted = Predicted {
         prefill: view.table.entry(on).prefill.batch(work),
         ahead: before.prefill,

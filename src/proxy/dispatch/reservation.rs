@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
+use tidegate_scheduler::placement::Considered;
 use tidegate_types::Tokens;
 
 use crate::backends::fleet::Backend;
@@ -12,6 +13,8 @@ use crate::dispatch::queue::Signal;
 pub struct Reservation {
     /// Where.
     pub backend: Arc<Backend>,
+    /// The candidates of its placement, for the record of the request.
+    pub considered: Option<Box<[Considered]>>,
     prefill: Option<PrefillCharge>,
     stream: Option<StreamCharge>,
     signal: Arc<Signal>,
@@ -25,7 +28,7 @@ impl Reservation {
         stream: Option<StreamCharge>,
         signal: Arc<Signal>,
     ) -> Reservation {
-        Reservation { backend, prefill, stream, signal }
+        Reservation { backend, considered: None, prefill, stream, signal }
     }
 
     /// Settles the prefill charge; a stream's charge remains.

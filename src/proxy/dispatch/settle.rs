@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use tidegate_engine::{Usage, UsageRequest};
 use tidegate_filters::Accepted;
+use tidegate_scheduler::placement::Considered;
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
@@ -13,7 +14,7 @@ use crate::dispatch::place::Predicted;
 use crate::dispatch::prefilling::Prefilling;
 use crate::telemetry::access_log;
 use crate::telemetry::control_events::{ControlEvent, PrefillSample};
-use crate::telemetry::request_log::{RequestLog, RequestOutcome};
+use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
 /// A request from arrival to its end.
 pub struct RequestRecord {
@@ -62,6 +63,14 @@ pub struct Notes {
     pub whole: Option<PrefillSample>,
     /// Its whole leg's prefill, if its stream began before a token.
     pub prefilling: Option<Prefilling>,
+    /// The candidates of the last placement.
+    pub considered: Option<Box<[Considered]>>,
+    /// Whether prefill and decode ran on two engines.
+    pub split: bool,
+    /// End of the prefill leg of a split request.
+    pub prefilled_at: Option<Moment>,
+    /// Predicted decode step of the engine that decodes, with this request in it.
+    pub step: Option<Seconds>,
 }
 
 /// Where a leg writes its notes: on the request's record, or beside it where a second leg runs.
@@ -130,7 +139,7 @@ impl RequestRecord {
 
     /// What metrics and the access log read of a request that ends at `now`.
     fn log(&self, now: Moment) -> RequestLog<'_> {
-        let Notes { attempts, predicted, prefill_on, decode_on, .. } = &self.notes;
+        let Notes { attempts, predicted, prefill_on, decode_on, split, .. } = &self.notes;
         let queued = self.queued();
         let expected = |p: &Predicted| queued.map(|queued| queued + p.ahead + p.prefill);
         RequestLog {
@@ -147,6 +156,14 @@ impl RequestRecord {
             cached: predicted.map(|predicted| predicted.cached),
             output: self.output(),
             queued,
+            prefilled: self.notes.prefilled_at.map(|at| at - self.live.arrived),
+            split: *split,
+            predicted: predicted.as_ref().map(|p| Expected {
+                backlog: p.ahead,
+                prefill: p.prefill,
+                cached: p.cached,
+                tpot: self.notes.step,
+            }),
             expected_ttft: predicted.as_ref().and_then(expected),
             ttft: self.ttft(),
             tpot: self.tpot(),
@@ -178,10 +195,13 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let now = self.proxy.clock.now();
         self.proxy.fleet.registry.remove(self.live.id);
+        let considered = self.notes.considered.take();
         let log = self.log(now);
         self.proxy.metrics.settled(&log);
         access_log::write(&log);
         self.proxy.arrivals.note(&log);
+        let told = self.usage.and_then(|usage| usage.cached);
+        self.proxy.recent.push(&log, considered, told);
         if self.accepted.endpoint.generates() {
             self.proxy.signals.settled(self);
         }

@@ -50,6 +50,7 @@ use crate::telemetry::control_events::{CONTROL_EVENTS_MAX, ControlEvent};
 use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::recent::Recent;
 use crate::telemetry::recording::Recording;
 use crate::tls::ServerTls;
 use crate::upstream::{Address, AddressError, Pool, PoolParams};
@@ -264,6 +265,7 @@ fn context(
         outlook: ArcSwap::default(),
         arrivals: Arrivals::default(),
         history: History::default(),
+        recent: Recent::new(settings.admin.requests_kept),
         connections: Connections::new(
             settings.server.connections_max,
             settings.server.connections_per_address_max,

@@ -9,5 +9,6 @@ pub(crate) mod journal;
 pub mod log;
 pub(crate) mod metrics;
 pub(crate) mod reaction_time;
+pub(crate) mod recent;
 pub(crate) mod recording;
 pub(crate) mod request_log;

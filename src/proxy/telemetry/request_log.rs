@@ -1,5 +1,6 @@
 //! The values of a finished request that metrics and the access log read.
 
+use std::sync::Arc;
 use tidegate_filters::Accepted;
 use tidegate_types::{Seconds, Tokens};
 
@@ -30,12 +31,25 @@ impl RequestOutcome {
     }
 }
 
+/// What placement predicted for a request's first leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Time added by the prefill backlog of the backend.
+    pub backlog: Seconds,
+    /// Prefill time on an idle engine.
+    pub prefill: Seconds,
+    /// Cached prompt tokens.
+    pub cached: Tokens,
+    /// Decode step of the engine that decodes.
+    pub tpot: Option<Seconds>,
+}
+
 /// A finished request.
 pub struct RequestLog<'a> {
     /// The request as the filters accepted it.
     pub accepted: &'a Accepted,
     /// Its entry in the registry.
-    pub live: &'a InflightRequest,
+    pub live: &'a Arc<InflightRequest>,
     /// The subject of the client's certificate.
     pub subject: Option<&'a str>,
     /// The status sent to the client; 0 if none was sent.
@@ -58,6 +72,12 @@ pub struct RequestLog<'a> {
     pub output: Tokens,
     /// Time from arrival to the placement of the first leg.
     pub queued: Option<Seconds>,
+    /// Time from arrival to the end of the prefill leg of a split request.
+    pub prefilled: Option<Seconds>,
+    /// Whether prefill and decode ran on two engines.
+    pub split: bool,
+    /// Placement's prediction.
+    pub predicted: Option<Expected>,
     /// Predicted time to first token, including the queue.
     pub expected_ttft: Option<Seconds>,
     /// Time to first token.

@@ -7,12 +7,14 @@
 //! - [`place`]: returns a backend for a request, or the reason why it must wait
 //! - [`place_decode`]: returns a decode backend for a prefilled request
 //! - [`EdfQueue`]: the EDF queue
+//! - [`considered`]: the candidates of a placement, for records of decisions
 //!
 //! Pure functions: the time is an argument, and a job's seed is the only randomness. Placement
 //! reserves nothing and stores nothing about the fleet: the caller's [`Fleet`] must show a
 //! reservation before the next call.
 
 mod candidate;
+mod considered;
 mod decode;
 #[cfg(test)]
 mod fixture;
@@ -23,6 +25,7 @@ mod params;
 mod place;
 mod queue;
 
+pub use considered::{CONSIDERED_MAX, Considered, considered};
 pub use decode::place_decode;
 pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};

@@ -5,6 +5,7 @@
 mod dashboard;
 mod events;
 mod guard;
+mod requests;
 pub mod sampler;
 mod targets;
 mod views;
@@ -21,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -41,6 +43,8 @@ pub use guard::Guard;
 use events::AdminBody;
 use what_if::{Question, Refused, WhatIf};
 
+/// Path of one request, before its id.
+const ONE_REQUEST: &str = "/v1/requests/";
 /// Largest body in bytes; a role change has a few dozen.
 const BODY_MAX: usize = 64 << 10;
 /// Most connections at once; operators, scrapers and probes need a few.
@@ -140,13 +144,14 @@ impl AdminApp {
             "/v1/fleet" if get => json(StatusCode::OK, &views::fleet(proxy)),
             "/v1/plan" if get => json(StatusCode::OK, &views::plan(proxy)),
             "/v1/plan/history" if get => json(StatusCode::OK, &proxy.journal.entries()),
-            "/v1/requests" if get => json(StatusCode::OK, &views::requests(proxy)),
+            "/v1/requests" if get => self.requests(request.uri().query()),
             "/v1/history" if get => json(StatusCode::OK, &proxy.history.points()),
             "/v1/outlook" if get => json(StatusCode::OK, &**proxy.outlook.load()),
             "/v1/targets" if get => json(StatusCode::OK, &targets::targets(proxy)),
             "/v1/events" if get => self.events(),
             "/v1/what-if" if request.method() == Method::POST => self.simulate(request).await,
             _ if get && dashboard::file(&path).is_some() => page(&path),
+            _ if get && path.starts_with(ONE_REQUEST) => self.request(&path[ONE_REQUEST.len()..]),
             _ => match path.strip_prefix("/v1/backends/").and_then(|p| p.strip_suffix("/role")) {
                 Some(name) if request.method() == Method::POST => {
                     let name = name.to_owned();
@@ -156,6 +161,31 @@ impl AdminApp {
                     problem(StatusCode::NOT_FOUND, format!("unknown admin path or method: {path}"))
                 }
             },
+        }
+    }
+
+    /// Requests in flight; with `ended=N` the last N that have ended.
+    fn requests(&self, query: Option<&str>) -> Answer {
+        let mut pairs = query.unwrap_or_default().split('&');
+        match pairs.find_map(|pair| pair.strip_prefix("ended=")).map(str::parse) {
+            None => json(StatusCode::OK, &views::requests(&self.proxy)),
+            Some(Ok(count)) => json(StatusCode::OK, &requests::ended(&self.proxy, count)),
+            Some(Err(_)) => problem(StatusCode::BAD_REQUEST, "ended is no number".to_owned()),
+        }
+    }
+
+    /// One request, by its `x-request-id` or its number.
+    fn request(&self, id: &str) -> Answer {
+        let id = percent_decode_str(id).decode_utf8_lossy();
+        if let Some(ended) = requests::find(&self.proxy, &id) {
+            return json(StatusCode::OK, &ended);
+        }
+        match views::request(&self.proxy, &id) {
+            Some(live) => json(StatusCode::OK, &live),
+            None => {
+                let why = format!("no request {id:?} is in flight or among the last that ended");
+                problem(StatusCode::NOT_FOUND, why)
+            }
         }
     }
 

@@ -176,6 +176,15 @@ pub fn plan_of(proxy: &Proxy, plan: &Plan) -> PlanView {
     }
 }
 
+/// The request in flight with this `x-request-id`, or this number.
+pub fn request(proxy: &Proxy, id: &str) -> Option<RequestView> {
+    let mut views = requests(proxy);
+    let number: Option<u64> = id.parse().ok();
+    let by_name = views.iter().position(|view| view.request_id == id);
+    let at = by_name.or_else(|| views.iter().position(|view| Some(view.id) == number))?;
+    Some(views.swap_remove(at))
+}
+
 /// In-flight requests, oldest first.
 pub fn requests(proxy: &Proxy) -> Vec<RequestView> {
     let now = proxy.clock.now();

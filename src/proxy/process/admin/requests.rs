@@ -1,0 +1,254 @@
+//! `/v1/requests?ended=N` and `/v1/requests/{id}`: one request as phases, candidates and predictions
+//! beside observations. Member names are stable; see docs/openapi.yaml.
+
+use serde::Serialize;
+use std::sync::Arc;
+use tidegate_scheduler::placement::Considered;
+use tidegate_types::{BackendId, Role, Seconds};
+
+use crate::dispatch::context::Proxy;
+use crate::telemetry::recent::RecentRequest;
+use crate::telemetry::request_log::RequestOutcome;
+
+/// A request that has ended.
+#[derive(Serialize)]
+pub struct EndedView {
+    id: u64,
+    request_id: String,
+    model: Option<String>,
+    endpoint: &'static str,
+    tenant: String,
+    /// Always `ended`.
+    stage: &'static str,
+    ended: &'static str,
+    status: u16,
+    problem: Option<String>,
+    attempts: u32,
+    /// Seconds since the Unix epoch.
+    arrived_at: f64,
+    duration_seconds: f64,
+    prompt_tokens: u64,
+    prompt_exact: bool,
+    output_tokens: u64,
+    prefill_backend: Option<String>,
+    backend: Option<String>,
+    phases: Vec<Phase>,
+    targets: Targets,
+    predicted: Numbers,
+    observed: Numbers,
+    /// The choice in one sentence.
+    choice: String,
+    candidates: Vec<CandidateView>,
+}
+
+/// A bar of the waterfall.
+#[derive(Serialize)]
+struct Phase {
+    /// `queue`, `prefill`, `handoff` or `decode`.
+    name: &'static str,
+    /// Seconds after arrival.
+    start_seconds: f64,
+    seconds: f64,
+    backend: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Targets {
+    ttft_seconds: f64,
+    tpot_seconds: f64,
+}
+
+#[derive(Default, Serialize)]
+struct Numbers {
+    queued_seconds: Option<f64>,
+    /// Prefill work ahead of the request on its engine.
+    backlog_seconds: Option<f64>,
+    prefill_seconds: Option<f64>,
+    cached_tokens: Option<u64>,
+    ttft_seconds: Option<f64>,
+    tpot_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct CandidateView {
+    backend: String,
+    role: Role,
+    chosen: bool,
+    /// Whether it could receive the request.
+    open: bool,
+    prefill_room: bool,
+    decode_room: bool,
+    slack: bool,
+    streams: u32,
+    cached_tokens: u64,
+    backlog_seconds: f64,
+    /// Predicted time from the placement to the end of the prefill.
+    prefill_end_seconds: f64,
+}
+
+/// At most `count` requests that have ended, the latest first.
+pub fn ended(proxy: &Proxy, count: usize) -> Vec<EndedView> {
+    proxy.recent.last(count).iter().map(|ended| view(proxy, ended)).collect()
+}
+
+/// The request that ended last with this id.
+pub fn find(proxy: &Proxy, id: &str) -> Option<EndedView> {
+    proxy.recent.find(id).map(|ended| view(proxy, &ended))
+}
+
+fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
+    let slo = proxy.fleet.slo();
+    let name = |name: &Option<Arc<str>>| name.as_deref().map(str::to_owned);
+    let phases = phases(of);
+    let prefill = phases.iter().find(|phase| phase.name == "prefill").map(|phase| phase.seconds);
+    let seconds = |span: Option<Seconds>| span.map(Seconds::get);
+    EndedView {
+        id: of.live.id.0,
+        request_id: of.live.name.to_string(),
+        model: of.live.model.as_deref().map(str::to_owned),
+        endpoint: of.endpoint,
+        tenant: of.tenant.to_string(),
+        stage: "ended",
+        ended: of.ended.as_str(),
+        status: of.status,
+        problem: of.problem.as_deref().map(str::to_owned),
+        attempts: of.attempts,
+        arrived_at: proxy.clock.wall(of.live.arrived),
+        duration_seconds: of.duration.get(),
+        prompt_tokens: of.prompt.get(),
+        prompt_exact: of.prompt_exact,
+        output_tokens: of.output.get(),
+        prefill_backend: name(&of.prefill_on).filter(|_| of.split),
+        backend: name(&of.decode_on),
+        phases,
+        targets: Targets { ttft_seconds: slo.ttft.get(), tpot_seconds: slo.tpot.get() },
+        predicted: Numbers {
+            queued_seconds: None,
+            backlog_seconds: of.predicted.map(|p| p.backlog.get()),
+            prefill_seconds: of.predicted.map(|p| p.prefill.get()),
+            cached_tokens: of.predicted.map(|p| p.cached.get()),
+            ttft_seconds: seconds(of.expected_ttft),
+            tpot_seconds: seconds(of.predicted.and_then(|p| p.tpot)),
+        },
+        observed: Numbers {
+            queued_seconds: seconds(of.queued),
+            backlog_seconds: None,
+            prefill_seconds: prefill,
+            cached_tokens: of.cached.map(tidegate_types::Tokens::get),
+            ttft_seconds: seconds(of.ttft),
+            tpot_seconds: seconds(of.tpot),
+        },
+        choice: choice(proxy, of),
+        candidates: candidates(proxy, of),
+    }
+}
+
+/// The phases that the request reached, in order and without gaps.
+fn phases(of: &RecentRequest) -> Vec<Phase> {
+    let mut phases = Vec::with_capacity(4);
+    let mut from = Seconds::ZERO;
+    let mut add = |name, until: Seconds, backend: &Option<Arc<str>>| {
+        let seconds = (until - from).get().max(0.0);
+        let backend = backend.as_deref().map(str::to_owned);
+        phases.push(Phase { name, start_seconds: from.get(), seconds, backend });
+        from = from.max(until);
+    };
+    let Some(queued) = of.queued else {
+        add("queue", of.duration, &None);
+        return phases;
+    };
+    add("queue", queued, &None);
+    let first = of.ttft.unwrap_or(of.duration);
+    if of.split {
+        add("prefill", of.prefilled.unwrap_or(first), &of.prefill_on);
+        if of.prefilled.is_some() {
+            add("handoff", first, &of.decode_on);
+        }
+    } else {
+        add("prefill", first, &of.decode_on);
+    }
+    if of.ttft.is_some() {
+        add("decode", of.duration, &of.decode_on);
+    }
+    phases
+}
+
+fn candidates(proxy: &Proxy, of: &RecentRequest) -> Vec<CandidateView> {
+    let view = |(index, seen): (usize, &Considered)| CandidateView {
+        backend: name(proxy, seen.on),
+        role: seen.role,
+        chosen: index == 0,
+        open: seen.open,
+        prefill_room: seen.prefill_room,
+        decode_room: seen.decode_room,
+        slack: seen.slack,
+        streams: seen.streams,
+        cached_tokens: seen.cached.get(),
+        backlog_seconds: seen.backlog.get(),
+        prefill_end_seconds: seen.prefill_end.get(),
+    };
+    of.considered.iter().enumerate().map(view).collect()
+}
+
+fn name(proxy: &Proxy, id: BackendId) -> String {
+    proxy.fleet.backend(id).name.to_string()
+}
+
+/// The placement in one sentence.
+fn choice(proxy: &Proxy, of: &RecentRequest) -> String {
+    let waited = match of.queued {
+        Some(queued) if queued.get() >= WAITED_MIN => {
+            format!("After {} in the queue, because no engine had capacity, ", millis(queued))
+        }
+        _ => String::new(),
+    };
+    let Some((chosen, others)) = of.considered.split_first() else {
+        return match (of.queued, of.ended) {
+            (None, RequestOutcome::ClientLeft) => "The client left before the request was placed.".into(),
+            (None, _) => "The request was not placed on an engine.".into(),
+            (Some(_), _) => "The request went to an engine without a placement decision.".into(),
+        };
+    };
+    let on = name(proxy, chosen.on);
+    let legs = match (of.split, &of.decode_on) {
+        (true, Some(to)) => format!("{on} prefilled and {to} decoded"),
+        (true, None) => format!("{on} was to prefill"),
+        (false, _) => format!("{on} ran the whole request"),
+    };
+    let sentence = format!("{waited}{legs}: {}.", why(proxy, of, chosen, others));
+    let mut letters = sentence.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// Shorter waits are a placement at once.
+const WAITED_MIN: f64 = 0.001;
+
+fn why(proxy: &Proxy, of: &RecentRequest, chosen: &Considered, others: &[Considered]) -> String {
+    let end = format!("its prefill was predicted to end after {}", millis(chosen.prefill_end));
+    let cached = match chosen.cached.get() {
+        0 => String::new(),
+        tokens => format!(" with {tokens} of {} prompt tokens cached", of.prompt.get()),
+    };
+    let spilt = if !of.split && chosen.role == Role::Decode {
+        ", and the TPOT slack of its streams covers that (spill)"
+    } else {
+        ""
+    };
+    let may = |other: &&Considered| {
+        other.open && other.prefill_room && (other.role != Role::Decode || other.slack)
+    };
+    let next = others.iter().filter(may).min_by(|a, b| a.prefill_end.0.total_cmp(&b.prefill_end.0));
+    let beside = match next {
+        Some(next) => {
+            let (name, at) = (name(proxy, next.on), millis(next.prefill_end));
+            format!("; the next candidate was {name} with {at}")
+        }
+        None if others.is_empty() => "; it was the only backend of the model".to_owned(),
+        None => format!("; none of the other {} backends had capacity", others.len()),
+    };
+    format!("{end}{cached}{spilt}{beside}")
+}
+
+fn millis(span: Seconds) -> String {
+    format!("{:.0} ms", span.as_millis())
+}

@@ -1,0 +1,179 @@
+//! A ring of the requests that ended last, written on settlement and read by the admin API. Writing
+//! takes no lock: one slot is drawn by an atomic counter and swapped.
+
+use arc_swap::ArcSwapOption;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use tidegate_scheduler::placement::Considered;
+use tidegate_types::{Seconds, Tokens};
+
+use crate::backends::fleet::InflightRequest;
+use crate::telemetry::request_log::{RequestOutcome, Expected, RequestLog};
+
+/// The ring; with 0 slots it keeps nothing.
+pub struct Recent {
+    slots: Box<[ArcSwapOption<RecentRequest>]>,
+    written: AtomicUsize,
+}
+
+/// A request that has ended: what [`RequestLog`] says of it, without its body.
+pub struct RecentRequest {
+    pub live: Arc<InflightRequest>,
+    pub endpoint: &'static str,
+    /// Holder of the API key; empty without keys.
+    pub tenant: Box<str>,
+    pub status: u16,
+    pub ended: RequestOutcome,
+    pub problem: Option<Box<str>>,
+    pub attempts: u32,
+    pub prefill_on: Option<Arc<str>>,
+    pub decode_on: Option<Arc<str>>,
+    pub prompt: Tokens,
+    pub prompt_exact: bool,
+    /// Cached prompt tokens that the engine reported.
+    pub cached: Option<Tokens>,
+    pub output: Tokens,
+    pub queued: Option<Seconds>,
+    pub prefilled: Option<Seconds>,
+    pub ttft: Option<Seconds>,
+    pub tpot: Option<Seconds>,
+    pub duration: Seconds,
+    pub split: bool,
+    pub predicted: Option<Expected>,
+    pub expected_ttft: Option<Seconds>,
+    /// The candidates of its last placement; the first one was chosen.
+    pub considered: Box<[Considered]>,
+}
+
+impl Recent {
+    /// A ring of `size` requests.
+    pub fn new(size: usize) -> Recent {
+        let slots = (0..size).map(|_| ArcSwapOption::empty()).collect();
+        Recent { slots, written: AtomicUsize::new(0) }
+    }
+
+    /// Whether requests are kept.
+    pub fn is_on(&self) -> bool {
+        !self.slots.is_empty()
+    }
+
+    /// Adds a request that ends, in place of the oldest.
+    pub fn push(
+        &self,
+        log: &RequestLog<'_>,
+        considered: Option<Box<[Considered]>>,
+        told: Option<Tokens>,
+    ) {
+        if !self.is_on() {
+            return;
+        }
+        let ended = RecentRequest::of(log, considered.unwrap_or_default(), told);
+        let slot = self.written.fetch_add(1, Relaxed) % self.slots.len();
+        self.slots[slot].store(Some(Arc::new(ended)));
+    }
+
+    /// At most `count` requests, the latest first.
+    pub fn last(&self, count: usize) -> Vec<Arc<RecentRequest>> {
+        self.iter().take(count).collect()
+    }
+
+    /// The latest request with this `x-request-id`, or this number.
+    pub fn find(&self, id: &str) -> Option<Arc<RecentRequest>> {
+        let number: Option<u64> = id.parse().ok();
+        let by_name = self.iter().find(|ended| &*ended.live.name == id);
+        by_name.or_else(|| self.iter().find(|ended| Some(ended.live.id.0) == number))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Arc<RecentRequest>> {
+        let size = self.slots.len();
+        let written = self.written.load(Relaxed);
+        let back = (0..size.min(written)).map(move |back| (written - 1 - back) % size);
+        back.filter_map(|slot| self.slots[slot].load_full())
+    }
+}
+
+impl RecentRequest {
+    fn of(log: &RequestLog<'_>, considered: Box<[Considered]>, told: Option<Tokens>) -> Self {
+        let accepted = log.accepted;
+        RecentRequest {
+            live: Arc::clone(log.live),
+            endpoint: accepted.endpoint.as_str(),
+            tenant: accepted.tenant.as_str().into(),
+            status: log.status,
+            ended: log.ended,
+            problem: log.problem.map(Into::into),
+            attempts: log.attempts,
+            prefill_on: log.prefill_on.map(|backend| Arc::clone(&backend.name)),
+            decode_on: log.decode_on.map(|backend| Arc::clone(&backend.name)),
+            prompt: log.prompt,
+            prompt_exact: accepted.prompt.exact,
+            cached: told,
+            output: log.output,
+            queued: log.queued,
+            prefilled: log.prefilled,
+            ttft: log.ttft,
+            tpot: log.tpot,
+            duration: log.duration,
+            split: log.split,
+            predicted: log.predicted,
+            expected_ttft: log.expected_ttft,
+            considered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_types::{Moment, RequestId};
+
+    fn ended(id: u64) -> RecentRequest {
+        let name = format!("r{}", id % 3);
+        let live = InflightRequest::new(RequestId(id), &name, None, Moment::START, Tokens(1));
+        RecentRequest {
+            live: Arc::new(live),
+            endpoint: "chat",
+            tenant: "".into(),
+            status: 200,
+            ended: RequestOutcome::Done,
+            problem: None,
+            attempts: 1,
+            prefill_on: None,
+            decode_on: None,
+            prompt: Tokens(1),
+            prompt_exact: true,
+            cached: None,
+            output: Tokens(1),
+            queued: None,
+            prefilled: None,
+            ttft: None,
+            tpot: None,
+            duration: Seconds::ZERO,
+            split: false,
+            predicted: None,
+            expected_ttft: None,
+            considered: Box::default(),
+        }
+    }
+
+    fn put(ring: &Recent, ended: RecentRequest) {
+        let slot = ring.written.fetch_add(1, Relaxed) % ring.slots.len();
+        ring.slots[slot].store(Some(Arc::new(ended)));
+    }
+
+    #[test]
+    fn the_latest_come_first_and_the_oldest_is_overwritten() {
+        let ring = Recent::new(4);
+        assert!(ring.last(9).is_empty() && ring.find("r1").is_none());
+        for id in 1..=6 {
+            put(&ring, ended(id));
+        }
+        let ids: Vec<u64> = ring.last(9).iter().map(|ended| ended.live.id.0).collect();
+        assert_eq!(ids, [6, 5, 4, 3]);
+        assert_eq!(ring.last(1).len(), 1);
+        assert_eq!(ring.find("r0").unwrap().live.id.0, 6, "the latest of that name");
+        assert_eq!(ring.find("4").unwrap().live.id.0, 4, "by number");
+        assert!(ring.find("2").is_none(), "it was overwritten");
+        assert!(!Recent::new(0).is_on());
+    }
+}

@@ -1,0 +1,86 @@
+//! The candidates of one placement with their predicted costs, for records of decisions. It decides
+//! nothing: `place.rs` does, on the same [`Load`]s.
+
+use crate::placement::candidate::Offer;
+use crate::placement::order::order;
+use crate::placement::{Fleet, Load, Params, PrefillRequest};
+use tidegate_types::{BackendId, Role, Seconds, Tokens};
+
+/// Most candidates in one record.
+pub const CONSIDERED_MAX: usize = 16;
+
+/// One backend as placement saw it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Considered {
+    /// The backend.
+    pub on: BackendId,
+    /// Its role.
+    pub role: Role,
+    /// Whether it may receive this request: usable, not draining, and the request has not failed on
+    /// it.
+    pub open: bool,
+    /// Whether its prefill backlog admits the prompt.
+    pub prefill_room: bool,
+    /// Whether one more stream fits into its memory and its TPOT target.
+    pub decode_room: bool,
+    /// Whether the TPOT slack of its streams covers the prefill.
+    pub slack: bool,
+    /// Decode streams on it.
+    pub streams: u32,
+    /// Prompt tokens that its prefix cache is predicted to hold.
+    pub cached: Tokens,
+    /// Predicted prefill work in flight on it.
+    pub backlog: Seconds,
+    /// Predicted time from the placement to the end of the prefill.
+    pub prefill_end: Seconds,
+}
+
+/// Returns the backend `on` and the others of the pool in the order in which placement looks at
+/// them, at most [`CONSIDERED_MAX`].
+pub fn considered(
+    params: &Params,
+    job: &PrefillRequest,
+    fleet: &impl Fleet,
+    on: BackendId,
+) -> Box<[Considered]> {
+    let backends = fleet.pool(job.pool);
+    let others = order(backends.len(), job.seed).map(|index| backends[index]);
+    let all = std::iter::once(on).chain(others.filter(move |other| *other != on));
+    all.take(CONSIDERED_MAX).map(|backend| seen(params, job, fleet, backend)).collect()
+}
+
+fn seen(params: &Params, job: &PrefillRequest, fleet: &impl Fleet, on: BackendId) -> Considered {
+    let load: Load = fleet.load(on);
+    let offer = Offer::new(params, job, on, &load, fleet.cached(job, on));
+    Considered {
+        on,
+        role: load.role,
+        open: load.is_open() && !job.excluded.contains(on),
+        prefill_room: offer.has_prefill_room(),
+        decode_room: offer.has_decode_room(),
+        slack: offer.has_slack(),
+        streams: load.streams,
+        cached: offer.cached,
+        backlog: load.prefill,
+        prefill_end: offer.prefill().ttft,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::fixture::{Engines, idle, job};
+
+    #[test]
+    fn the_chosen_backend_comes_first_and_the_record_is_bounded() {
+        let fleet = Engines::new(vec![idle(Role::Prefill); CONSIDERED_MAX + 4]);
+        let seen = considered(&Params::default(), &job(1, 1000), &fleet, BackendId(18));
+        assert_eq!(seen.len(), CONSIDERED_MAX);
+        assert_eq!(seen[0].on, BackendId(18));
+        let mut ids: Vec<u16> = seen.iter().map(|candidate| candidate.on.0).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), CONSIDERED_MAX, "each backend once");
+        assert!(seen.iter().all(|candidate| candidate.open && candidate.prefill_room));
+    }
+}
