@@ -9,11 +9,13 @@
 mod check;
 mod demo;
 mod emulate;
+mod explain;
 mod operate;
 mod replay;
 mod serve;
 mod sidecar;
 mod simulate;
+mod terminal;
 mod what_if;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +50,8 @@ enum Command {
     Replay(replay::Args),
     /// Show backends, roles and loads of a running proxy
     Status(operate::StatusArgs),
+    /// Show where a request spent its time, and why it went there
+    Explain(explain::Args),
     /// Set a backend's role temporarily; the planner resumes control afterwards
     Flip(operate::FlipArgs),
     /// Set a backend's role and exclude it from planning until unpin
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => simulate::run(args).map_err(Into::into),
         Command::Replay(args) => replay::run(args).map_err(Into::into),
         Command::Status(args) => operate::status(&args).map_err(Into::into),
+        Command::Explain(args) => explain::run(&args).map_err(Into::into),
         Command::Flip(args) => operate::flip(&args).map_err(Into::into),
         Command::Pin(args) => operate::pin(&args).map_err(Into::into),
         Command::Unpin(args) => operate::unpin(&args).map_err(Into::into),

@@ -265,8 +265,8 @@ impl Admin {
         serde_json::from_str(&answer).map_err(|error| OperateError::Strange(error.to_string()))
     }
 
-    /// One HTTP/1.0 exchange: the server closes the connection, so EOF ends the response.
-    fn ask(&self, method: &str, path: &str, body: &str) -> Result<String, OperateError> {
+    /// One HTTP/1.0 exchange of the admin API: the server closes the connection, so EOF ends the response.
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Result<String, OperateError> {
         let (address, tls) = match self.admin.split_once("://") {
             Some(("https", address)) => (address.trim_end_matches('/'), true),
             Some((_, address)) => (address.trim_end_matches('/'), false),

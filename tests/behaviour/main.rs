@@ -20,6 +20,7 @@ mod connectors;
 mod dashboard;
 mod engine_paths;
 mod errors;
+mod explain;
 mod fake;
 mod field;
 mod field_clients;

@@ -242,7 +242,7 @@ async fn decode(
     course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let own = Arc::clone(&reservation.backend);
-    leg::note_decode(course, &own, None);
+    leg::note_decode(serving, course, &own, None);
     // The decode engine would call all of the prompt cached.
     course.notes.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
     let body = &serving.inbound.body;
@@ -268,7 +268,7 @@ async fn concurrent(
     course: &mut Course<'_>,
 ) -> Result<Opened, Miss> {
     let own = Arc::clone(&reservation.backend);
-    leg::note_decode(course, &own, Some(predicted));
+    leg::note_decode(serving, course, &own, Some(predicted));
     let ConcurrentLegs { prefill, decode, .. } = pair;
     let attempt = course.notes.attempts;
     let ahead = predicted.ahead + predicted.prefill;

@@ -8,7 +8,7 @@ use tidegate_scheduler::placement::Considered;
 use tidegate_types::{Seconds, Tokens};
 
 use crate::backends::fleet::InflightRequest;
-use crate::telemetry::request_log::{RequestOutcome, Expected, RequestLog};
+use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
 /// The ring; with 0 slots it keeps nothing.
 pub struct Recent {
@@ -100,7 +100,7 @@ impl RecentRequest {
             endpoint: accepted.endpoint.as_str(),
             tenant: accepted.tenant.as_str().into(),
             status: log.status,
-            ended: log.ended,
+            ended: log.outcome,
             problem: log.problem.map(Into::into),
             attempts: log.attempts,
             prefill_on: log.prefill_on.map(|backend| Arc::clone(&backend.name)),

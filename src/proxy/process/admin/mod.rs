@@ -164,12 +164,12 @@ impl AdminApp {
         }
     }
 
-    /// Requests in flight; with `ended=N` the last N that have ended.
+    /// Requests in flight; with `ended=N` also the last N that have ended.
     fn requests(&self, query: Option<&str>) -> Answer {
         let mut pairs = query.unwrap_or_default().split('&');
         match pairs.find_map(|pair| pair.strip_prefix("ended=")).map(str::parse) {
             None => json(StatusCode::OK, &views::requests(&self.proxy)),
-            Some(Ok(count)) => json(StatusCode::OK, &requests::ended(&self.proxy, count)),
+            Some(Ok(count)) => json(StatusCode::OK, &requests::all(&self.proxy, count)),
             Some(Err(_)) => problem(StatusCode::BAD_REQUEST, "ended is no number".to_owned()),
         }
     }

@@ -10,6 +10,8 @@ use crate::dispatch::context::Proxy;
 use crate::telemetry::recent::RecentRequest;
 use crate::telemetry::request_log::RequestOutcome;
 
+use super::views::RequestView;
+
 /// A request that has ended.
 #[derive(Serialize)]
 pub struct EndedView {
@@ -86,9 +88,22 @@ struct CandidateView {
     prefill_end_seconds: f64,
 }
 
-/// At most `count` requests that have ended, the latest first.
-pub fn ended(proxy: &Proxy, count: usize) -> Vec<EndedView> {
-    proxy.recent.last(count).iter().map(|ended| view(proxy, ended)).collect()
+/// An element of `/v1/requests?ended=N`.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Row {
+    /// A request in flight.
+    Live(RequestView),
+    /// A request that has ended.
+    Ended(Box<EndedView>),
+}
+
+/// The requests in flight, oldest first, then at most `count` that have ended, the latest first.
+pub fn all(proxy: &Proxy, count: usize) -> Vec<Row> {
+    let live = super::views::requests(proxy).into_iter().map(Row::Live);
+    let ended = proxy.recent.last(count);
+    let ended = ended.iter().map(|ended| Row::Ended(Box::new(view(proxy, ended))));
+    live.chain(ended).collect()
 }
 
 /// The request that ended last with this id.
@@ -204,7 +219,9 @@ fn choice(proxy: &Proxy, of: &RecentRequest) -> String {
     };
     let Some((chosen, others)) = of.considered.split_first() else {
         return match (of.queued, of.ended) {
-            (None, RequestOutcome::ClientLeft) => "The client left before the request was placed.".into(),
+            (None, RequestOutcome::ClientLeft) => {
+                "The client left before the request was placed.".into()
+            }
             (None, _) => "The request was not placed on an engine.".into(),
             (Some(_), _) => "The request went to an engine without a placement decision.".into(),
         };
@@ -215,9 +232,7 @@ fn choice(proxy: &Proxy, of: &RecentRequest) -> String {
         (true, None) => format!("{on} was to prefill"),
         (false, _) => format!("{on} ran the whole request"),
     };
-    let sentence = format!("{waited}{legs}: {}.", why(proxy, of, chosen, others));
-    let mut letters = sentence.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+    format!("{waited}{legs}: {}.", why(proxy, of, chosen, others))
 }
 
 /// Shorter waits are a placement at once.
@@ -244,7 +259,7 @@ fn why(proxy: &Proxy, of: &RecentRequest, chosen: &Considered, others: &[Conside
             format!("; the next candidate was {name} with {at}")
         }
         None if others.is_empty() => "; it was the only backend of the model".to_owned(),
-        None => format!("; none of the other {} backends had capacity", others.len()),
+        None => "; no other backend of the model could take the prefill".to_owned(),
     };
     format!("{end}{cached}{spilt}{beside}")
 }
