@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test test-chaos test-real test-live test-fuzz bench docs manifests setup
+.PHONY: help demo test test-chaos test-real test-live test-fuzz test-dashboard bench docs manifests setup
 
 # What there is to make.
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make test-real  the proxy in front of real vLLM engines (CPU build, 6 GB from PyPI), and guidellm'
 	@echo 'make test-live  the demo beside the simulator on slices of two traces; three minutes'
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
+	@echo 'make test-dashboard  every view in headless Chromium with axe-core; needs chromium, node, npm'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
 	@echo 'make docs       regenerates docs/reference and builds the book; needs python3 with venv (mdbook comes from PyPI)'
 	@echo 'make manifests  the Helm chart and Kustomize overlays rendered and checked, the alerts tested; needs python3, npm'
@@ -41,6 +42,10 @@ test-real: setup
 # The demo in real time beside the simulator; wants a quiet machine.
 test-live: setup
 	$(CARGO) test --release --test live -- --ignored --nocapture --test-threads=1
+
+# The dashboard in headless Chromium with axe-core; needs chromium, node and npm.
+test-dashboard: setup
+	tests/dashboard/run
 
 # The fuzz targets' seeds, on stable Rust; needs a C++ compiler.
 test-fuzz: setup

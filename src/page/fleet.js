@@ -46,14 +46,14 @@ fleetView.update = () => {
   });
   const latest = flips.slice(-30).reverse();
   view.noFlips.hidden = latest.length > 0; view.flips.hidden = !latest.length;
-  keyed(view.flips, latest, flip => `${flip.at} ${flip.backend} ${flip.to}`, flip => el("li", {},
-    el("span", { class: "soft", text: format.clock(flip.at) }), el("strong", { text: flip.backend }),
-    el("span", {}, chip(flip.from), " → ", chip(flip.to)), el("span", { class: "soft", text: sentence(flip.reason) })), () => {});
+  keyed(view.flips, latest, flip => `${flip.at} ${flip.backend} ${flip.to}`, flipItem, () => {});
   const roles = ["prefill", "decode", "mixed", "draining"].map(role => [role, fleet.backends.filter(backend => backend.role === role).length]);
   setText(view.count, roles.filter(([, count]) => count).map(([role, count]) => `${count} ${role}`).join(", "));
   keyed(view.engines, fleet.backends, backend => backend.name, engineCard, updateEngine);
 };
 
+const flipItem = flip => el("li", {}, el("span", { class: "soft", text: format.clock(flip.at) }), el("strong", { text: flip.backend }),
+  el("span", {}, chip(flip.from), " → ", chip(flip.to)), el("span", { class: "soft", text: sentence(flip.reason) }));
 const sentence = text => text ? text[0].toUpperCase() + text.slice(1) + "." : "";
 
 /** Mean over three seconds: one second of ten samples is noisy. */

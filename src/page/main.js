@@ -32,7 +32,7 @@ function draw() {
     if (main.textContent !== text.join("")) main.replaceChildren(stateOf(...text));
     return;
   }
-  if (!main.built) { main.replaceChildren(); shown.keyedChildren = null; shown.empty = null; shown.filled = false; shown.drawn = null; shown.build(main); main.built = true; }
+  if (!main.built) { main.replaceChildren(); shown.empty = null; shown.build(main); main.built = true; }
   if (state === "live") shown.update();
 }
 

@@ -3,11 +3,10 @@ const planView = { id: "plan", title: "Plan" };
 
 planView.build = root => {
   planView.groups = el("div");
-  planView.journal = el("tbody");
   planView.none = el("p", { class: "soft", text: "No role has changed since the start." });
-  planView.table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Role changes of the plans" }, el("table", {}, headings("When", ">Plan", "Engine", "Change", "Why"), planView.journal));
+  planView.journal = el("ul", { class: "flips long", tabindex: "0", "aria-label": "Role changes, latest first" });
   root.append(planView.groups, el("section", { class: "panel", "aria-labelledby": "journal" },
-    el("div", { class: "row head" }, el("h2", { id: "journal", text: "Journal" }), el("span", { class: "soft small", text: "the last 100 role changes, latest first" })), planView.none, planView.table));
+    el("div", { class: "row head" }, el("h2", { id: "journal", text: "Journal" }), el("span", { class: "soft small", text: "the last 100 role changes, latest first" })), planView.none, planView.journal));
 };
 
 planView.update = () => {
@@ -19,9 +18,8 @@ planView.update = () => {
     keyed(planView.groups, groups, group => group.group, groupPanel, updateGroup);
   }
   const latest = flips.slice(-100).reverse();
-  planView.none.hidden = latest.length > 0; planView.table.hidden = !latest.length;
-  keyed(planView.journal, latest, flip => `${flip.at} ${flip.backend} ${flip.to}`, flip => el("tr", {},
-    cell(format.clock(flip.at), "soft"), cell(format.count(flip.plan), "n"), cell(flip.backend, "name"), el("td", { class: "name" }, chip(flip.from), " → ", chip(flip.to)), cell(sentence(flip.reason))), () => {});
+  planView.none.hidden = latest.length > 0; planView.journal.hidden = !latest.length;
+  keyed(planView.journal, latest, flip => `${flip.at} ${flip.backend} ${flip.to}`, flipItem, () => {});
 };
 
 function groupPanel(group) {
@@ -31,7 +29,7 @@ function groupPanel(group) {
     parts.facts,
     el("div", { class: "panel" }, el("div", { class: "row head" }, el("h3", { text: "What each split would have lost" }),
       el("span", { class: "soft small", text: "requests that miss a target in the counterfactual model, over about the last ten minutes; the group switches when the regret reaches the switching cost" })),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Losses of every split" }, el("table", {}, headings("Split", ">Would have lost", "", ">Regret", ">Switching cost", "Regret against cost", ""), parts.body))));
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Losses of every split" }, el("table", { class: "splits" }, headings("Split", ">Would have lost", "", ">Regret", ">Switching cost", "Regret against cost", ""), parts.body))));
   panel.parts = parts;
   return panel;
 }
@@ -60,7 +58,7 @@ function updateGroup(panel, group) {
   keyed(facts, items, item => item[0], item => el("div", { class: "tile" }, el("dt", { text: item[0] }), el("dd"), el("dd", { class: "note" })),
     (node, item) => { setText(node.children[1], item[1]); setText(node.children[2], item[2]); });
   const most = Math.max(1, ...group.splits.map(split => split.lost_requests));
-  keyed(body, group.splits, split => split.prefill_engines, split => el("tr", {}, cell(name(split.prefill_engines)), cell("", "n"), el("td", {}, meter("bad")), cell("", "n"), cell("", "n"), el("td", {}, meter("good")), cell("", "small")), (node, split) => {
+  keyed(body, group.splits, split => split.prefill_engines, split => el("tr", {}, cell(name(split.prefill_engines), "name"), cell("", "n"), el("td", {}, meter("bad")), cell("", "n"), cell("", "n"), el("td", {}, meter("good")), cell("", "small")), (node, split) => {
     const cells = node.children, isHere = split === here;
     node.className = isHere ? "here" : "";
     setText(cells[0], name(split.prefill_engines));

@@ -9,22 +9,22 @@ requestsView.build = root => {
     view[name] = field;
     return el("label", { for: `f-${name}` }, title, field);
   };
-  const text = el("input", { id: "f-text", type: "search", placeholder: "part of an id", on: { input() { view.filters.text = text.value; view.draw(); } } });
+  const text = el("input", { id: "f-text", type: "search", placeholder: "part of an id", value: view.filters.text, on: { input() { view.filters.text = text.value; view.draw(); } } });
+  view.live = el("input", { id: "f-live", type: "checkbox", checked: true });
   view.summary = el("span", { class: "soft push", role: "status" });
   view.body = el("tbody");
-  view.table = el("table", {}, el("caption", { class: "soft small", text: "" }), headings("Arrived", "Request", "Model", "Key", "Outcome", ">Prompt", ">Output", "Waterfall", ">TTFT", ">Total"), view.body);
-  view.table.querySelector("caption").remove();
+  view.table = el("table", { class: "requests" }, headings("Arrived", "Request", "Model", "Key", "Outcome", ">Prompt", ">Output", "Waterfall", ">TTFT", ">Total"), view.body);
   view.state = el("div");
   view.scroll = el("div", { class: "panel scroll", tabindex: "0", role: "region", "aria-label": "Requests" }, view.table);
   root.append(el("div", { class: "row head" }, el("h2", { text: "Requests" }),
     el("span", { class: "keys" }, Object.entries(phaseNames).map(([phase, name]) => el("span", {}, el("i", { class: `p-${phase}` }), name)))),
   el("div", { class: "filters" }, select("model", "Model"), select("tenant", "Key"), select("outcome", "Outcome"),
-    el("label", { for: "f-text" }, "Request id", text), view.summary), view.state, view.scroll);
+    el("label", { for: "f-text" }, "Request id", text), el("span", {}, view.live, el("label", { class: "inline", for: "f-live", text: " live" })), view.summary), view.state, view.scroll);
 };
 
 requestsView.update = async () => {
   const view = requestsView;
-  if (view.loading) return;
+  if (view.loading || (view.list && !view.live.checked)) return;
   view.loading = true;
   try { view.list = await read(`v1/requests?ended=${shownMax}`); view.error = null; } catch (error) { view.error = error.message; } finally { view.loading = false; }
   view.draw();
@@ -40,7 +40,7 @@ requestsView.draw = () => {
   const matches = list.filter(request => (!filters.model || request.model === filters.model) && (!filters.tenant || request.tenant === filters.tenant)
     && (!filters.outcome || outcomeOf(request) === filters.outcome) && (!filters.text || request.request_id.includes(filters.text)));
   const flying = matches.filter(request => !request.ended).reverse(), ended = matches.filter(request => request.ended);
-  const shown = flying.slice(0, 50).concat(ended).slice(0, shownMax);
+  const shown = flying.slice(0, 30).concat(ended).slice(0, shownMax);
   setText(view.summary, view.list ? `${format.count(flying.length)} in flight, ${format.count(ended.length)} ended; ${shown.length} shown` : "");
   const empty = view.error ? ["The requests cannot be read", view.error] : !view.list ? ["Reading the requests", "…"] : !list.length ? ["No request yet", "Requests appear here as soon as one arrives at the data address."] : !shown.length ? ["No request matches", "Change or clear the filters."] : null;
   view.scroll.hidden = Boolean(empty);
@@ -59,7 +59,9 @@ function fillSelect(field, all, values, chosen) {
 
 function requestRow(request) {
   const toggle = el("button", { type: "button", class: "link mono", "aria-expanded": "false", text: request.request_id.length > 13 ? `${request.request_id.slice(0, 12)}…` : request.request_id,
-    title: request.request_id, on: { click() { requestsView.open = requestsView.open === request.id ? null : request.id; requestsView.draw(); } } });
+    title: request.request_id, on: { click() { requestsView.open = requestsView.open === request.id ? null : request.id;
+    // Rows stay where they are while one is read.
+    requestsView.live.checked = requestsView.open === null; requestsView.draw(); } } });
   return el("tr", {}, cell("", "soft"), el("td", {}, toggle), cell(request.model || absent), cell(request.tenant || absent), el("td"), cell("", "n"), cell("", "n"), el("td", {}, el("div", { class: "fall", role: "img" })), cell("", "n"), cell("", "n"));
 }
 

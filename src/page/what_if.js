@@ -6,6 +6,8 @@ const policyName = name => policyNames.find(policy => policy[0] === name)?.[1].s
 
 whatIfView.build = root => {
   const view = whatIfView;
+  // The form and its result stay as they were while another view is shown.
+  if (view.form) return root.append(view.form, view.result);
   const number = (name, title, unit, attributes) => { const field = el("input", { id: `w-${name}`, type: "number", ...attributes }); view[name] = field; return el("label", { class: "field", for: `w-${name}` }, `${title}, ${unit}`, field); };
   view.fleets = el("input", { id: "w-fleets", type: "text", size: "12", inputmode: "numeric" });
   view.run = el("button", { class: "primary", text: "Simulate" });
@@ -16,7 +18,6 @@ whatIfView.build = root => {
     el("fieldset", { class: "row small" }, el("legend", { class: "soft", text: "Policies" }), policyNames.map(([value, text, checked]) => el("label", {}, el("input", { type: "checkbox", name: "policy", value, checked }), ` ${text}`))));
   view.result = el("div", { "aria-live": "polite" });
   root.append(view.form, view.result);
-  view.drawn = null;
 };
 
 whatIfView.update = () => {

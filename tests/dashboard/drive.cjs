@@ -32,9 +32,12 @@ async function views_(page, name) {
   for (const view of views) {
     await open(page, view);
     if (view === "requests") {
-      const first = await page.$("tbody tr button[aria-expanded=false]");
-      const ended = await page.$$("tbody tr");
-      if (first && name === "light") { await (await ended.at(-1).$("button"))?.click(); await pause(0.5); }
+      // One split request is opened; in one step, because rows leave the table every second.
+      if (name === "light") await page.evaluate(() => {
+        const rows = [...document.querySelectorAll(".requests tbody tr")];
+        (rows.find(row => row.querySelector(".p-handoff")) || rows.at(-1))?.querySelector("button").click();
+      });
+      if (name === "light") { await pause(0.5); await must(page, "tr.detail", "request detail"); }
     }
     await page.evaluate(() => scrollTo(0, 0));
     await page.screenshot({ path: `${out}/${view}-${name}.png` });
