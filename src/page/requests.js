@@ -1,6 +1,7 @@
 // Requests: those in flight and the last that ended, each as a waterfall.
 const requestsView = { id: "requests", title: "Requests", filters: { model: "", tenant: "", outcome: "", text: "" }, open: null, list: null, error: null };
-const shownMax = 200, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode" };
+// In flight: the latest, unless the filter asks for those alone.
+const shownMax = 200, flyingMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode" };
 
 requestsView.build = root => {
   const view = requestsView;
@@ -40,7 +41,7 @@ requestsView.draw = () => {
   const matches = list.filter(request => (!filters.model || request.model === filters.model) && (!filters.tenant || request.tenant === filters.tenant)
     && (!filters.outcome || outcomeOf(request) === filters.outcome) && (!filters.text || request.request_id.includes(filters.text)));
   const flying = matches.filter(request => !request.ended).reverse(), ended = matches.filter(request => request.ended);
-  const shown = flying.slice(0, 30).concat(ended).slice(0, shownMax);
+  const shown = flying.slice(0, filters.outcome === "in flight" ? shownMax : flyingMax).concat(ended).slice(0, shownMax);
   setText(view.summary, view.list ? `${format.count(flying.length)} in flight, ${format.count(ended.length)} ended; ${shown.length} shown` : "");
   const empty = view.error ? ["The requests cannot be read", view.error] : !view.list ? ["Reading the requests", "…"] : !list.length ? ["No request yet", "Requests appear here as soon as one arrives at the data address."] : !shown.length ? ["No request matches", "Change or clear the filters."] : null;
   view.scroll.hidden = Boolean(empty);
@@ -102,7 +103,7 @@ function drawDetail(place, request) {
   const figures = el("table", {}, headings("", ">predicted", ">observed", ">target"), el("tbody", {},
     row("queue", undefined, observed.queued_seconds), row("prefill", predicted.prefill_seconds, observed.prefill_seconds), row("cached tokens", predicted.cached_tokens, observed.cached_tokens, undefined, format.count),
     row("TTFT", predicted.ttft_seconds, observed.ttft_seconds, targets.ttft_seconds), row("TPOT", predicted.tpot_seconds, observed.tpot_seconds, targets.tpot_seconds)));
-  const candidates = el("table", {}, headings("Candidate", "Role", ">backlog", ">streams", ">cached", ">end of prefill", "chosen"), el("tbody", {}, request.candidates.map(each => el("tr", { class: each.chosen ? "here" : null },
+  const candidates = el("table", {}, headings("Candidate", "Role", ">backlog", ">streams", ">cached", ">end of prefill", ""), el("tbody", {}, request.candidates.map(each => el("tr", { class: each.chosen ? "here" : null },
     cell(each.backend), el("td", {}, chip(each.role)), cell(format.seconds(each.backlog_seconds), "n"), cell(format.count(each.streams), "n"), cell(format.count(each.cached_tokens), "n"), cell(`after ${format.seconds(each.prefill_end_seconds)}`, "n"), cell(each.chosen ? "chosen" : each.open ? "" : "no room")))));
   place.replaceChildren(...[el("p", {}, el("span", { class: "mono", text: request.request_id }), el("span", { class: "soft", text: ` · ${request.endpoint} · ${format.plural(request.attempts, "attempt")}` })),
     request.problem ? el("p", { class: "bad", text: request.problem }) : null, el("p", { text: request.choice }), bars,

@@ -172,7 +172,7 @@ impl Control {
             self.published_at = now;
             self.fits.watch_decodes(&self.proxy.fleet, now);
             self.publish_costs();
-            self.proxy.outlook.store(Arc::new(self.state.outlook(&self.params.slo)));
+            self.publish_outlook();
             self.recording.flush();
         }
         if now - self.upkeep_at >= UPKEEP_EVERY {
@@ -235,6 +235,7 @@ impl Control {
             return;
         }
         self.publish(RoutingTable { plan, ..(**table).clone() });
+        self.publish_outlook();
         if let Some(arrival) = arrival.filter(|_| !reasons.is_empty()) {
             let took = self.proxy.reaction.published(arrival, self.proxy.clock.now());
             self.proxy.metrics.surge_answered(took);
@@ -291,6 +292,10 @@ impl Control {
         }
         self.proxy.fleet.publish(table);
         self.proxy.queue.signal().room_made();
+    }
+
+    fn publish_outlook(&self) {
+        self.proxy.outlook.store(Arc::new(self.state.outlook(&self.params.slo)));
     }
 
     fn publish_costs(&mut self) {
