@@ -1,7 +1,7 @@
 """Splits rendered manifests for kubernetes-validate and checks what schemas do not.
 
 manifests.py RENDERED RULES: writes RENDERED/builtin/*.yaml without custom resources (their schemas come
-with their operators) and RULES/rules.yaml and rules_test.yaml for promtool.
+with their operators), RENDERED/settings/*.toml out of ConfigMaps, and RULES/rules.yaml and rules_test.yaml for promtool.
 """
 
 import json
@@ -39,7 +39,7 @@ def check_workload(doc, where, configs):
         assert needed < grace, f"{where}: {needed} s do not fit into {grace} s"
 
 
-def check(docs, where):
+def check(docs, where, settings):
     configs = {d["metadata"]["name"]: d["data"] for d in docs if d["kind"] == "ConfigMap"}
     pods = []
     for doc in docs:
@@ -51,6 +51,8 @@ def check(docs, where):
             assert wanted <= pods[-1].items(), f"{where}: selector"
     for name, data in configs.items():
         for file, text in data.items():
+            if file.endswith(".toml"):
+                (settings / f"{where}-{name}.toml").write_text(text)
             if file.endswith(".json"):
                 json.loads(text)
     return pods
@@ -79,12 +81,13 @@ def targets_reach_the_rules(rendered):
 
 def main():
     rendered, rules = map(pathlib.Path, sys.argv[1:3])
-    builtin = rendered / "builtin"
+    builtin, settings = rendered / "builtin", rendered / "settings"
     builtin.mkdir()
+    settings.mkdir()
     for path in sorted(rendered.glob("*.yaml")):
         docs = [doc for doc in yaml.safe_load_all(path.read_text()) if doc]
         assert docs, f"{path}: empty"
-        check(docs, path.name)
+        check(docs, path.name, settings)
         kept = [doc for doc in docs if not is_custom(doc, path.name)]
         (builtin / path.name).write_text(yaml.safe_dump_all(kept))
     targets_reach_the_rules(rendered)

@@ -8,6 +8,7 @@
 //! - [`objects`]: the objects of a list and its watch
 //! - [`backoff`]: delays between attempts
 //! - [`lease`]: leader election with a fencing epoch, by a Lease
+//! - [`labels`]: which label which pod has to get, and which owners forbid it
 //! - [`plan`]: the plan in the Lease's annotation
 //!
 //! With sockets:
@@ -15,6 +16,7 @@
 //! - [`api`]: list and watch requests
 //! - [`watcher`]: list, watch, list again
 //! - [`election`]: the Lease read and written
+//! - [`mirror`]: roles written as labels
 //! - [`source`]: pods and their InferencePool as desired backends
 //!
 //! A broken watch or an absent API server leaves the last known backends in place.
@@ -31,7 +33,9 @@ pub mod backoff;
 pub mod convention;
 pub mod election;
 pub mod event;
+pub mod labels;
 pub mod lease;
+pub mod mirror;
 pub mod objects;
 pub mod plan;
 pub mod pod;

@@ -23,6 +23,22 @@ pub struct Metadata {
     pub annotations: Labels,
     /// Present once the object is being deleted.
     pub deletion_timestamp: Option<String>,
+    /// The objects that made it.
+    pub owner_references: Vec<OwnerReference>,
+}
+
+/// An entry of `metadata.ownerReferences`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnerReference {
+    /// For example `apps/v1`.
+    pub api_version: String,
+    /// For example `ReplicaSet`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is the controller: at most one is.
+    pub controller: bool,
 }
 
 /// An object with metadata.

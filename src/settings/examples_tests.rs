@@ -13,10 +13,15 @@ const EXAMPLES: [(&str, &str); 3] = [
     ("demo", include_str!("../../config/demo.toml")),
 ];
 /// Settings of the Kustomize manifests, and the workload that mounts them.
-const MANIFESTS: [(&str, &str, &str); 2] = [
+const MANIFESTS: [(&str, &str, &str); 3] = [
     (
         "base",
         include_str!("../../deploy/kustomize/base/tidegate.toml"),
+        include_str!("../../deploy/kustomize/base/deployment.yaml"),
+    ),
+    (
+        "role-labels",
+        include_str!("../../deploy/kustomize/overlays/role-labels/tidegate.toml"),
         include_str!("../../deploy/kustomize/base/deployment.yaml"),
     ),
     (

@@ -32,6 +32,7 @@ pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, CorsSettings,
     EngineName, HalfClose, KeySettings, KubernetesSettings, KvRole, LogFormat, LogSettings,
     ModelSettings, PlacementSettings, PlannerSettings, PodSettings, PrefixSettings, Preset,
-    ProbeSettings, QueueSettings, RetrySettings, ScheduleStyle, Secret, ServerSettings, Settings,
-    SidecarSettings, SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
+    ProbeSettings, QueueSettings, RetrySettings, RoleLabelSettings, ScheduleStyle, Secret,
+    ServerSettings, Settings, SidecarSettings, SignalSettings, SloSettings, TlsSettings,
+    UpstreamSettings,
 };

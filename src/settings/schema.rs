@@ -20,7 +20,7 @@ pub use fleet::{
     BackendSettings, Connector, EngineName, KvRole, ModelSettings, ScheduleStyle, Secret,
 };
 pub use health::{EjectionSettings, ProbeSettings};
-pub use kubernetes::{KubernetesSettings, PodSettings, Preset};
+pub use kubernetes::{KubernetesSettings, PodSettings, Preset, RoleLabelSettings};
 pub use sidecar::SidecarSettings;
 pub use signals::SignalSettings;
 

@@ -154,6 +154,13 @@ impl ApiServer {
         self.state.lock().unwrap().page = Some(objects);
     }
 
+    /// The objects of a collection.
+    pub fn objects(&self, collection: &str) -> Vec<Value> {
+        let state = self.state.lock().unwrap();
+        let of = state.objects.iter().filter(|((path, _), _)| path == collection);
+        of.map(|(_, object)| object.clone()).collect()
+    }
+
     /// The requests since the last call.
     pub fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().unwrap().requests)
@@ -207,7 +214,7 @@ async fn answer(
     let query = query(head.uri.query().unwrap_or_default());
     Ok(match head.method {
         Method::GET if query.contains_key("watch") => watch(state, signals, path, &query),
-        Method::GET if path.contains("/leases/") => object(state, &path),
+        Method::GET if is_object(&path) => object(state, &path),
         Method::GET => list(state, &path, &query),
         method => write(state, signals, &method, &path, &body),
     })
@@ -230,6 +237,11 @@ fn selects(query: &BTreeMap<String, String>, object: &Value) -> bool {
     let named = query.get("fieldSelector").and_then(|field| field.strip_prefix("metadata.name="));
     labels.split(',').filter(|term| !term.is_empty()).all(has)
         && named.is_none_or(|name| object["metadata"]["name"] == name)
+}
+
+/// Is it the path of one object? Pods and pools are listed only.
+fn is_object(path: &str) -> bool {
+    ["/leases/", "/replicasets/", "/statefulsets/"].iter().any(|kind| path.contains(kind))
 }
 
 /// One object.

@@ -68,6 +68,7 @@ impl Cluster {
                 path
             }),
             namespace: Some(namespace.clone()),
+            role_labels: None,
         };
         let access = Access::new(&settings, |_| None).unwrap();
         let cluster = Cluster { fake: None, settings, access, namespace, _files: files };
@@ -123,6 +124,39 @@ impl Cluster {
         let status =
             json!({"phase": "Running", "podIP": ip, "podIPs": ips, "conditions": conditions});
         self.send(Method::PATCH, &path, MERGE, &json!({"status": status})).await.unwrap();
+    }
+
+    /// Makes an object of a fake collection below `/apis/apps/v1`.
+    pub async fn workload(&self, plural: &str, name: &str, labels: Value) {
+        let path = format!("/apis/apps/v1/namespaces/{}/{plural}", self.namespace);
+        let body = json!({
+            "metadata": {"name": name},
+            "spec": {"selector": {"matchLabels": labels}}
+        });
+        self.send(Method::POST, &path, JSON, &body).await.unwrap();
+    }
+
+    /// Sets the controller of a fake's pod.
+    pub async fn owned(&self, pod: &str, api_version: &str, kind: &str, owner: &str) {
+        let path = format!("{}/{pod}", self.pods());
+        let owner =
+            json!({"apiVersion": api_version, "kind": kind, "name": owner, "controller": true});
+        let patch = json!({"metadata": {"ownerReferences": [owner]}});
+        self.send(Method::PATCH, &path, MERGE, &patch).await.unwrap();
+    }
+
+    /// A label of a fake's pod.
+    pub fn label_of(&self, pod: &str, key: &str) -> Option<String> {
+        let pods = self.fake.as_ref().unwrap().objects(&self.pods());
+        let pod = pods.into_iter().find(|object| object["metadata"]["name"] == pod)?;
+        pod["metadata"]["labels"][key].as_str().map(str::to_owned)
+    }
+
+    /// The messages of the fake's events.
+    pub fn events(&self) -> Vec<String> {
+        let path = format!("/api/v1/namespaces/{}/events", self.namespace);
+        let events = self.fake.as_ref().unwrap().objects(&path);
+        events.iter().map(|event| event["message"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Sets labels; `null` removes one.

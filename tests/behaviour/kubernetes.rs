@@ -291,6 +291,7 @@ async fn the_api_server_is_verified_and_gets_our_certificate_and_token() {
             client_cert: Some(ours.cert.clone()),
             client_key: Some(ours.key.clone()),
             namespace: Some("llm".into()),
+            role_labels: None,
         };
         Access::new(&settings, |_| None).unwrap()
     };

@@ -46,6 +46,7 @@ mod process;
 mod proxy;
 mod relay;
 mod retry;
+mod role_labels;
 mod scheduling;
 mod sglang;
 mod sidecar;

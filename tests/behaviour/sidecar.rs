@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::client::{Answer, get, post, send, within};
 use crate::cluster::Cluster;
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
+use crate::fleet::{Emulated, tokens_of};
 use crate::proxy::{Engine, Nobody, Proxy, chat, chat_with, vllm};
 
 const NIXL: &str = "engine = \"vllm\"\nconnector = \"nixl\"";
@@ -256,6 +257,8 @@ async fn the_ready_pods_of_the_inference_pool_are_the_allow_list() {
     let proxy = with(&top, NIXL, &own).await;
     let headers = host(&target);
     let status = async || ask(&proxy, &[(TARGET, &headers)]).await.status.as_u16();
+    // The filters may not know the model yet: 503.
+    within(async { while status().await == 503 {} }).await;
     assert_eq!(status().await, 403, "no pod has that address");
     cluster.pod("p-0", "127.0.0.1", json!({"app": "vllm"})).await;
     let allowed = async { while status().await == 403 {} };
@@ -265,5 +268,23 @@ async fn the_ready_pods_of_the_inference_pool_are_the_allow_list() {
     let gone = async { while status().await == 200 {} };
     within(gone).await;
     assert_eq!(status().await, 403);
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kv_cache_moves_from_the_target_to_the_own_engine() {
+    let fleet = Emulated::start(2).await;
+    let proxy = Proxy::start(TRUSTED, &[vllm("local", fleet.url(1), NIXL)]).await;
+    for stream in [true, false] {
+        let body = fleet.chat(stream, 600, 12);
+        let target = fleet.address(0).to_string();
+        let answer = send(proxy.data, request(body.clone(), &[(TARGET, &target)])).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let alone = send(fleet.address(0), post("/v1/chat/completions", body)).await;
+        assert_eq!(tokens_of(&answer), tokens_of(&alone), "equal to one engine alone");
+    }
+    let (target, own) = (fleet.stats(0), fleet.stats(1));
+    assert_eq!((own.transfers_in, own.recomputes, own.transfers_failed), (2, 0, 0));
+    assert_eq!(target.leases_expired, 0);
     proxy.settles().await;
 }

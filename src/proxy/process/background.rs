@@ -17,6 +17,8 @@ use crate::process::admin::sampler;
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
+#[cfg(feature = "kubernetes")]
+use crate::process::role_labels::RoleLabels;
 use crate::runtime::liveness::LivenessGuard;
 use crate::tls::Refresh;
 
@@ -40,6 +42,9 @@ pub struct Tasks {
     /// Pods of the InferencePool that a sidecar sends prefills to.
     #[cfg(feature = "kubernetes")]
     pub pool_pods: Option<PoolPods>,
+    /// Roles as labels of pods.
+    #[cfg(feature = "kubernetes")]
+    pub role_labels: Option<RoleLabels>,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
     /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
@@ -70,6 +75,10 @@ impl BackgroundService for Background {
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = tasks.pool_pods {
             tokio::spawn(pods.run(Arc::clone(&tasks.proxy)));
+        }
+        #[cfg(feature = "kubernetes")]
+        if let Some(labels) = tasks.role_labels {
+            tokio::spawn(labels.run(Arc::clone(&tasks.proxy)));
         }
         let [controls, dispatches] = tasks.vitals;
         let dispatching = tasks.dispatcher.run(stop.clone());

@@ -7,6 +7,8 @@ pub(crate) mod handover;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod pool_pods;
 pub(crate) mod reload;
+#[cfg(feature = "kubernetes")]
+pub(crate) mod role_labels;
 pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod start;

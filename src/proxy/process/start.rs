@@ -39,6 +39,8 @@ use crate::process::files::{self, FileErrors, Files};
 use crate::process::handover::HandOverError;
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
+#[cfg(feature = "kubernetes")]
+use crate::process::role_labels::RoleLabels;
 use crate::runtime::budget::{self, BodyBudget};
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
@@ -110,7 +112,9 @@ pub enum StartError {
     #[error("kubernetes: {0}")]
     Kubernetes(#[from] tidegate_kubernetes::access::AccessError),
     /// Settings that need the API server, in a build without it.
-    #[error("sidecar.inference_pool: this tidegate is built without the feature `kubernetes`")]
+    #[error(
+        "sidecar.inference_pool and kubernetes.role_labels need a tidegate with the feature `kubernetes`"
+    )]
     NoKubernetes,
     /// A socket cannot be opened.
     #[error(transparent)]
@@ -139,7 +143,8 @@ pub struct Built {
 /// [`StartError`] when a file cannot be read or used, or a URL is invalid.
 pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, StartError> {
     let pool = settings.sidecar.as_ref().and_then(|sidecar| sidecar.inference_pool.as_ref());
-    if pool.is_some() && !cfg!(feature = "kubernetes") {
+    let needs_api = pool.is_some() || settings.kubernetes.role_labels.is_some();
+    if needs_api && !cfg!(feature = "kubernetes") {
         return Err(StartError::NoKubernetes);
     }
     let clock = Clock::start();
@@ -199,6 +204,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         found,
         #[cfg(feature = "kubernetes")]
         pool_pods: PoolPods::new(settings)?,
+        #[cfg(feature = "kubernetes")]
+        role_labels: RoleLabels::new(settings)?,
         watched: watched.clone(),
         vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });

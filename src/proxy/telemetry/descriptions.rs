@@ -83,6 +83,10 @@ fn backends() {
         "Prompt tokens of such requests that were reported as cached"
     );
     counter!("tidegate_role_flips_total", "Role changes, by cause and result");
+    counter!(
+        "tidegate_role_labels_total",
+        "Roles written as labels of pods, by result (written, refused, failed)"
+    );
 }
 
 /// Describes the engine readings and KV events.

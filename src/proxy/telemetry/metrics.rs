@@ -249,6 +249,14 @@ impl Metrics {
         });
     }
 
+    /// Counts a role that was to be written as a label of a pod.
+    #[cfg(feature = "kubernetes")]
+    pub fn role_label(&self, result: &'static str) {
+        with_local_recorder(&self.recorder, || {
+            counter!("tidegate_role_labels_total", "result" => result).increment(1);
+        });
+    }
+
     /// Records the duration of a planner run.
     pub fn planned(&self, took: Seconds) {
         self.plan_duration.record(took.get());

@@ -23,6 +23,21 @@ pub struct KubernetesSettings {
     pub client_key: Option<PathBuf>,
     /// Namespace of names without one; absent: that of this pod.
     pub namespace: Option<String>,
+    /// Write roles as labels of the engines' pods; absent: no pod is changed.
+    pub role_labels: Option<RoleLabelSettings>,
+}
+
+/// `[kubernetes.role_labels]`: the role in force of each backend as a label of its pod. A label that the
+/// selector of the pod's owner contains is never written: the owner would replace the pod.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoleLabelSettings {
+    /// Key of the label: `tidegate.dev/role`, or `llm-d.ai/role` for llm-d's endpoint picker.
+    pub label: String,
+    /// Label selector of the engines' pods, as `kubectl -l` takes it.
+    pub selector: String,
+    /// Namespace of the pods; absent: `kubernetes.namespace`.
+    pub namespace: Option<String>,
 }
 
 /// Labels by which a project says what a pod is.

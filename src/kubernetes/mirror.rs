@@ -1,0 +1,210 @@
+//! Writes roles as labels of pods, after the selector of each pod's owner was read. What is refused is told
+//! by an Event on the pod, once for each pod.
+//!
+//! Labels follow the plan, they are not the plan: a pod whose label cannot be written keeps its role.
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_types::{Moment, Seconds};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::access::Access;
+use crate::api::{self, ApiError};
+use crate::backoff::Backoff;
+use crate::labels::{HostRole, Refusal, Workload, Writes, controller, owner_path, wanted};
+use crate::pod::Pod;
+use crate::watcher::{Collection, Watcher};
+
+/// Longest time of one request.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval at which pods are looked at again that could not be written yet.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What the mirror did, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirrored {
+    /// A label was written.
+    Written,
+    /// It may not be written.
+    Refused(Refusal),
+    /// The API server refused, or did not answer.
+    Failed,
+}
+
+/// Roles of backends as labels of their pods.
+pub struct Mirror {
+    access: Access,
+    namespace: String,
+    selector: String,
+    key: String,
+}
+
+/// What is known of pods that were looked at.
+#[derive(Default)]
+struct Known {
+    writes: Writes,
+    /// Whether an owner's selector contains the key, by the owner's path.
+    owners: BTreeMap<String, bool>,
+    /// Pods whose refusal was told.
+    told: BTreeSet<String>,
+}
+
+impl Mirror {
+    /// Writes the label `key` of the pods that `selector` selects in `namespace`; absent: that of `access`.
+    pub fn new(access: Access, namespace: Option<&str>, selector: &str, key: &str) -> Mirror {
+        let namespace = namespace.unwrap_or(&access.namespace).to_owned();
+        Mirror { access, namespace, selector: selector.to_owned(), key: key.to_owned() }
+    }
+
+    /// Follows `roles` until their sender is gone; `done` is told of each pod that was looked at.
+    pub async fn run(self, mut roles: watch::Receiver<Vec<HostRole>>, done: impl Fn(Mirrored)) {
+        let (sender, mut pods) = watch::channel(Arc::new(Vec::<Pod>::new()));
+        let collection = Collection {
+            path: format!("/api/v1/namespaces/{}/pods", self.namespace),
+            labels: self.selector.clone(),
+            fields: String::new(),
+        };
+        let watching = Watcher::<Pod>::new(self.access.clone(), collection).run(|objects| {
+            let all = objects.all().into_iter().flatten().cloned().collect();
+            sender.send_replace(Arc::new(all));
+        });
+        let writing = async {
+            let (started, mut known) = (Instant::now(), Known::default());
+            let mut backoff = Backoff::default();
+            loop {
+                let (all, wished) =
+                    (pods.borrow_and_update().clone(), roles.borrow_and_update().clone());
+                let now = Moment::START + Seconds::from(started.elapsed());
+                let rest = match self.write(&all, &wished, now, &mut known, &done).await {
+                    Ok(()) => {
+                        backoff.succeeded();
+                        AGAIN
+                    }
+                    Err(error) => {
+                        done(Mirrored::Failed);
+                        tracing::warn!(label = self.key, "roles are not written: {error}");
+                        let delay = backoff.failed(fastrand::f64(), error.retry_after());
+                        sleep(delay.to_duration()).await;
+                        continue;
+                    }
+                };
+                tokio::select! {
+                    changed = roles.changed() => if changed.is_err() { return },
+                    changed = pods.changed() => if changed.is_err() { return },
+                    () = sleep(rest) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = watching => {}
+            () = writing => {}
+        }
+    }
+
+    /// Writes what differs. The first failure ends it: the rest is tried later.
+    async fn write(
+        &self,
+        pods: &[Pod],
+        roles: &[HostRole],
+        now: Moment,
+        known: &mut Known,
+        done: &impl Fn(Mirrored),
+    ) -> Result<(), ApiError> {
+        for (pod, value) in wanted(&self.key, pods, roles) {
+            if let Some(refusal) = self.refusal(pod, known).await? {
+                if known.told.insert(pod.metadata.uid.clone()) {
+                    done(Mirrored::Refused(refusal));
+                    self.tell(pod, refusal).await;
+                }
+                continue;
+            }
+            if !known.writes.admit(&pod.metadata.uid, now) {
+                continue;
+            }
+            match self.patch(pod, value).await {
+                Ok(()) => done(Mirrored::Written),
+                // It is gone: the watch will tell.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let uids: BTreeSet<&String> = pods.iter().map(|pod| &pod.metadata.uid).collect();
+        known.told.retain(|uid| uids.contains(uid));
+        Ok(())
+    }
+
+    /// Why the pod's label may not be written.
+    async fn refusal(&self, pod: &Pod, known: &mut Known) -> Result<Option<Refusal>, ApiError> {
+        let Some(owner) = controller(pod) else { return Ok(None) };
+        let Some(path) = owner_path(&self.namespace, owner) else {
+            return Ok(Some(Refusal::Owner));
+        };
+        let selects = match known.owners.get(&path) {
+            Some(selects) => *selects,
+            None => {
+                let reading = async { api::get(&self.access, &path).await?.read_list().await };
+                let workload: Workload = serde_json::from_slice(&within(reading).await?)?;
+                // A selector cannot be changed; a new workload has another name or path.
+                *known.owners.entry(path).or_insert(workload.selects_by(&self.key))
+            }
+        };
+        Ok(selects.then_some(Refusal::Selector))
+    }
+
+    async fn patch(&self, pod: &Pod, value: &str) -> Result<(), ApiError> {
+        let name = &pod.metadata.name;
+        let path =
+            format!("/api/v1/namespaces/{}/pods/{name}?fieldManager=tidegate", self.namespace);
+        // The uid makes a pod of the same name that was made since another one.
+        let patch = json!({"metadata": {"uid": pod.metadata.uid, "labels": {&self.key: value}}});
+        let body = Some(("application/merge-patch+json", Bytes::from(patch.to_string())));
+        within(async {
+            let answer = api::send(&self.access, Method::PATCH, &path, body).await?;
+            answer.read_list().await.map(drop)
+        })
+        .await
+    }
+
+    /// Tells the operator by an Event on the pod. It is lost if the API server refuses it.
+    async fn tell(&self, pod: &Pod, refusal: Refusal) {
+        let (name, key) = (&pod.metadata.name, &self.key);
+        let why = match refusal {
+            Refusal::Selector => "its owner selects pods by this label and would replace the pod",
+            Refusal::Owner => "the selector of its owner is unknown to tidegate",
+        };
+        let message = format!("the label {key} is not written: {why}");
+        tracing::warn!(pod = name, reason = refusal.as_str(), "{message}");
+        let event = json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": format!("{name}.{:016x}", fastrand::u64(..)), "namespace": self.namespace},
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "namespace": self.namespace,
+                "name": name, "uid": pod.metadata.uid
+            },
+            "reason": "RoleLabelRefused",
+            "message": message,
+            "type": "Warning",
+            "source": {"component": "tidegate"},
+            "count": 1
+        });
+        let path = format!("/api/v1/namespaces/{}/events", self.namespace);
+        let body = Some(("application/json", Bytes::from(event.to_string())));
+        let sending = async {
+            let answer = api::send(&self.access, Method::POST, &path, body).await?;
+            answer.read_list().await
+        };
+        if let Err(error) = within(sending).await {
+            tracing::debug!("no event: {error}");
+        }
+    }
+}
+
+async fn within<T>(what: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    timeout(TIMEOUT, what).await.unwrap_or(Err(ApiError::Late(TIMEOUT)))
+}
