@@ -6,10 +6,15 @@
     reason = "the command line reads files and asks a running proxy"
 )]
 
+mod ask;
 mod check;
 mod demo;
+mod discover;
+mod doctor;
 mod emulate;
 mod explain;
+mod init;
+mod manual;
 mod operate;
 mod replay;
 mod serve;
@@ -18,7 +23,7 @@ mod simulate;
 mod terminal;
 mod what_if;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -36,10 +41,14 @@ struct CommandLine {
 enum Command {
     /// Run the proxy
     Serve(serve::Args),
+    /// Write a configuration for running engines
+    Init(init::Args),
     /// Run the proxy beside one engine, in place of llm-d's pd-sidecar
     Sidecar(Box<sidecar::Args>),
     /// Check a configuration and print each error on its own line
     Check(check::Args),
+    /// Check engines, hand-offs and this machine; each line says what to do
+    Doctor(doctor::Args),
     /// Run an emulated fleet, the proxy and a load in one process
     Demo(demo::Args),
     /// Serve emulated engines over HTTP
@@ -58,13 +67,19 @@ enum Command {
     Pin(operate::RoleArgs),
     /// End a flip or a pin and return the backend to the planner
     Unpin(operate::BackendArgs),
+    /// Print shell completions
+    Completions(manual::CompletionsArgs),
+    /// Write manual pages
+    Man(manual::ManArgs),
 }
 
 fn main() -> ExitCode {
     let done: Result<(), Box<dyn std::error::Error>> = match CommandLine::parse().command {
         Command::Serve(args) => serve::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Sidecar(args) => sidecar::run(&args),
         Command::Check(args) => return check::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Demo(args) => demo::run(args).map_err(Into::into),
         Command::Emulate(args) => emulate::run(args).map_err(Into::into),
         Command::Simulate(args) => simulate::run(args).map_err(Into::into),
@@ -74,6 +89,10 @@ fn main() -> ExitCode {
         Command::Flip(args) => operate::flip(&args).map_err(Into::into),
         Command::Pin(args) => operate::pin(&args).map_err(Into::into),
         Command::Unpin(args) => operate::unpin(&args).map_err(Into::into),
+        Command::Completions(args) => {
+            manual::completions(&args, CommandLine::command()).map_err(Into::into)
+        }
+        Command::Man(args) => manual::man(&args, CommandLine::command()).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

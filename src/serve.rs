@@ -5,16 +5,26 @@ use std::path::{Path, PathBuf};
 use tidegate_proxy::{Addresses, Listeners};
 use tidegate_settings::Settings;
 
+use crate::discover::{self, Discovery};
+use crate::init;
+
 /// Run the proxy.
+///
+/// With URLs instead of a file the engines are asked what they are; the inferred configuration is
+/// printed, and `tidegate init` writes it.
 ///
 /// SIGTERM: readiness fails at once, new requests are served for server.linger_seconds, then the
 /// listeners close and requests in flight drain. SIGHUP: certificates are reloaded. SIGQUIT: the
 /// listeners pass to a process started with --upgrade; without one the signal is ignored.
 #[derive(clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    engines: Discovery,
+    #[command(flatten)]
+    at: discover::Addresses,
     /// The configuration file
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "urls", conflicts_with = "urls")]
+    config: Option<PathBuf>,
     /// Take over the listeners of the running proxy (then send it SIGQUIT)
     #[arg(long)]
     upgrade: bool,
@@ -22,13 +32,36 @@ pub struct Args {
 
 /// Runs the proxy and returns once it has drained.
 pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let settings = read(&args.config)?;
+    let settings = match &args.config {
+        Some(path) => read(path)?,
+        None => inferred(args)?,
+    };
+    let settings = placed(settings, &args.at);
     let _log = tidegate_proxy::log::init(&settings.log);
     let listeners = if args.upgrade { Listeners::Inherited } else { Listeners::Own };
     let simulator = Some(crate::what_if::simulator());
     let announce = |addresses: &Addresses| announce(&settings, addresses);
     tidegate_proxy::run(&settings, listeners, simulator, announce)?;
     Ok(())
+}
+
+/// Asks the engines and prints the configuration that follows.
+fn inferred(args: &Args) -> Result<Settings, String> {
+    let text = args.engines.draft(&args.at)?.to_toml();
+    let settings = init::parsed(&text)?;
+    for line in text.lines() {
+        eprintln!("| {line}");
+    }
+    Ok(settings)
+}
+
+/// The settings with the addresses of the command line.
+fn placed(mut settings: Settings, at: &discover::Addresses) -> Settings {
+    if !at.listen.is_empty() {
+        settings.server.listen.clone_from(&at.listen);
+    }
+    settings.admin.listen = at.admin.unwrap_or(settings.admin.listen);
+    settings
 }
 
 /// Reads and validates the settings in a file.

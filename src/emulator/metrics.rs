@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::config::VllmConnector;
+use crate::config::{EngineKind, VllmConnector};
 use crate::engine::Shared;
 use crate::tokens::BLOCK_TOKENS;
 
@@ -51,8 +51,12 @@ pub fn page(engine: &Shared) -> String {
     row("counter", success, ",finished_reason=\"abort\"", 0.0);
     let (moved, transfers) = (of(&counters.bytes_in), of(&counters.transfers_in));
     let (failed, expired) = (of(&counters.transfers_failed), of(&counters.leases_expired));
-    match engine.config.connector {
-        VllmConnector::Nixl | VllmConnector::NixlPush => {
+    let connector = match engine.config.kind {
+        EngineKind::Vllm => Some(engine.config.connector),
+        _ => None,
+    };
+    match connector {
+        Some(VllmConnector::Nixl | VllmConnector::NixlPush) => {
             row("histogram", "nixl_bytes_transferred_sum", "", moved);
             row("histogram", "nixl_bytes_transferred_count", "", transfers);
             row("counter", "nixl_num_failed_transfers_total", "", failed);
@@ -61,7 +65,7 @@ pub fn page(engine: &Shared) -> String {
             let late = of(&counters.late_reads);
             row("counter", "nixl_num_notifications_after_expiry_total", "", late);
         }
-        VllmConnector::Mooncake => {
+        Some(VllmConnector::Mooncake) => {
             row("histogram", "mooncake_bytes_transferred_sum", "", moved);
             row("histogram", "mooncake_bytes_transferred_count", "", transfers);
             row("counter", "mooncake_num_failed_transfers_total", "", 0.0);
@@ -69,7 +73,7 @@ pub fn page(engine: &Shared) -> String {
             row("counter", "mooncake_num_kv_expired_reqs_total", "", expired);
         }
         // These connectors report only prompt_tokens_by_source.
-        VllmConnector::Offloading | VllmConnector::SharedStore => {}
+        Some(VllmConnector::Offloading | VllmConnector::SharedStore) | None => {}
     }
     let blocks = engine.config.profile.kv_capacity.get() / BLOCK_TOKENS as u64;
     let info = format!(",block_size=\"{BLOCK_TOKENS}\",num_gpu_blocks=\"{blocks}\"");

@@ -25,6 +25,7 @@ pub fn info(engine: &Shared, mode: DisaggregationMode) -> Value {
     let graphs = engine.graphs.load(Relaxed);
     json!({
         "version": "0.5.23", "disaggregation_mode": launched.as_str(),
+        "disaggregation_bootstrap_port": engine.address.port(),
         "internal_states": [{
             "disaggregation_mode": mode.as_str(),
             "effective_running_requests": engine.counters.running.load(Relaxed),

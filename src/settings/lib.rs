@@ -13,6 +13,7 @@
 
 pub mod convert;
 pub mod defaults;
+pub mod draft;
 pub mod parse;
 mod problem;
 mod profiles;

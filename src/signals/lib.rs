@@ -18,6 +18,7 @@ pub mod engine;
 pub mod engine_alerts;
 pub mod facts;
 pub mod gpu;
+pub mod identity;
 pub mod kv;
 pub mod loads;
 pub mod orca;

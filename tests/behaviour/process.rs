@@ -10,7 +10,7 @@ use crate::proxy::{FREE, chat, config, plain, two_ports, vllm};
 
 pub struct Serve {
     pub child: Child,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Drop for Serve {
@@ -41,10 +41,15 @@ pub fn serve_with(text: &str, args: &[&str]) -> Serve {
     let mut command = tidegate();
     command.args(["serve", "--config"]).arg(path).args(args);
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    Serve { child: command.spawn().unwrap(), _directory: directory }
+    Serve { child: command.spawn().unwrap(), _directory: Some(directory) }
 }
 
 impl Serve {
+    /// A process without a configuration file.
+    pub fn of(child: Child) -> Serve {
+        Serve { child, _directory: None }
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());

@@ -1,0 +1,188 @@
+//! HTTP client of the command line for engines: one connection a request, bounded in time and size.
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HOST};
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, crypto::ring};
+
+/// Largest answer that is read, in bytes.
+const ANSWER_MAX: usize = 8 << 20;
+
+/// Why an engine gave no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// The URL is not usable.
+    #[error("{0} is not usable as an engine's URL: http://host:port or https://host:port")]
+    Url(String),
+    /// An https engine without authorities to verify it.
+    #[error("an https engine needs --ca-file, or [upstream] ca_file")]
+    NoAuthorities,
+    /// The connection.
+    #[error("{0}")]
+    Connect(#[from] std::io::Error),
+    /// The exchange.
+    #[error("the answer broke off: {0}")]
+    Broken(String),
+    /// No answer in time.
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Late(Duration),
+}
+
+/// An answer, whole.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Bytes,
+    /// The engine's clock.
+    pub date: Option<String>,
+    pub took: Duration,
+}
+
+/// Credentials and limits of the requests to engines.
+#[derive(Clone)]
+pub struct Client {
+    timeout: Duration,
+    key: Option<String>,
+    tls: Option<TlsConnector>,
+    name: Option<String>,
+}
+
+impl Client {
+    /// A client that gives up after `timeout`.
+    pub fn new(timeout: Duration) -> Client {
+        Client { timeout, key: None, tls: None, name: None }
+    }
+
+    /// Sends an engine's own API key.
+    #[must_use]
+    pub fn with_key(self, key: Option<String>) -> Client {
+        Client { key, ..self }
+    }
+
+    /// Verifies https engines: with the authorities of a PEM file, and by `name` if given.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    pub fn with_authorities(self, path: &Path, name: Option<String>) -> Result<Client, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let roots = tidegate_proxy::files::authorities(path).map_err(|error| failed(&error))?;
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| failed(&error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Client { tls: Some(TlsConnector::from(Arc::new(config))), name, ..self })
+    }
+
+    /// `GET path` at the engine with this base URL.
+    ///
+    /// # Errors
+    /// [`AskError`] without an answer.
+    pub async fn get(&self, url: &str, path: &str) -> Result<Answer, AskError> {
+        self.ask(Method::GET, url, path, Bytes::new(), None).await
+    }
+
+    /// `POST path` with a JSON body, and one header more.
+    ///
+    /// # Errors
+    /// [`AskError`] without an answer.
+    pub async fn post(
+        &self,
+        url: &str,
+        path: &str,
+        body: Bytes,
+        header: Option<(&str, &str)>,
+    ) -> Result<Answer, AskError> {
+        self.ask(Method::POST, url, path, body, header).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        url: &str,
+        path: &str,
+        body: Bytes,
+        header: Option<(&str, &str)>,
+    ) -> Result<Answer, AskError> {
+        let began = Instant::now();
+        let exchange = async {
+            let (authority, tls, prefix) = parts(url)?;
+            let host = authority.host().trim_matches(['[', ']']).to_owned();
+            let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+            let mut request = Request::builder()
+                .method(method)
+                .uri(format!("{prefix}{path}"))
+                .header(HOST, authority.as_str())
+                .header(CONTENT_TYPE, "application/json");
+            if let Some(key) = &self.key {
+                request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+            }
+            if let Some((name, value)) = header {
+                request = request.header(name, value);
+            }
+            let request = request.body(Full::new(body));
+            let request = request.map_err(|_| AskError::Url(url.to_owned()))?;
+            let stream = TcpStream::connect((host.as_str(), port)).await?;
+            if !tls {
+                return sent(stream, request).await;
+            }
+            let connector = self.tls.as_ref().ok_or(AskError::NoAuthorities)?;
+            let name = ServerName::try_from(self.name.clone().unwrap_or(host));
+            let name = name.map_err(|_| AskError::Url(url.to_owned()))?;
+            sent(connector.connect(name, stream).await?, request).await
+        };
+        let answer = tokio::time::timeout(self.timeout, exchange).await;
+        let answer = answer.map_err(|_| AskError::Late(self.timeout))??;
+        Ok(Answer { took: began.elapsed(), ..answer })
+    }
+}
+
+/// Authority, whether TLS is used, and the path before all others.
+fn parts(url: &str) -> Result<(http::uri::Authority, bool, String), AskError> {
+    let wrong = || AskError::Url(url.to_owned());
+    let uri: Uri = url.parse().map_err(|_| wrong())?;
+    let tls = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        _ => return Err(wrong()),
+    };
+    let authority = uri.authority().ok_or_else(wrong)?.clone();
+    Ok((authority, tls, uri.path().trim_end_matches('/').to_owned()))
+}
+
+/// The host of an engine's URL, IPv6 in brackets.
+///
+/// # Errors
+/// The URL is not usable.
+pub fn host_of(url: &str) -> Result<String, AskError> {
+    parts(url).map(|(authority, ..)| authority.host().to_owned())
+}
+
+async fn sent(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, AskError> {
+    let broken = |error: &dyn std::fmt::Display| AskError::Broken(error.to_string());
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    // It ends with the sender, or with an error that the sender reports.
+    let driver = tokio::spawn(async move { drop(connection.await) });
+    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, ANSWER_MAX).collect().await.map_err(|error| broken(&error));
+    driver.abort();
+    let date = head.headers.get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+    let body = body?.to_bytes();
+    Ok(Answer { status: head.status, body, date, took: Duration::ZERO })
+}

@@ -1,0 +1,256 @@
+//! Checks of one engine: reach, identity, ports, clock, tokenizer.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime};
+use tidegate_engine::EngineKind;
+use tidegate_filters::ModelTokenizer;
+use tidegate_settings::{BackendSettings, Connector, KvRole, ModelSettings, Settings};
+use tidegate_signals::facts::DisaggregationMode;
+use tidegate_signals::identity::Identity;
+use tokio::net::TcpStream;
+
+use super::Report;
+use crate::ask::{Client, host_of};
+use crate::discover;
+
+/// Difference of clocks that is reported. The header has a resolution of one second.
+const CLOCKS: Duration = Duration::from_secs(2);
+/// Time limit for opening a connection to a side port.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Texts on which both tokenizers must agree: languages, code, digits, blanks, control tokens.
+const SAMPLES: [&str; 10] = [
+    "The tide turns twice a day.",
+    "Größe, Übermaß, naïve, façade, Ærø",
+    "東京は夜の七時。上海自来水来自海上。",
+    "Приливы и отливы зависят от Луны.",
+    "def f(x):\n\treturn [i**2 for i in range(x) if i % 3]\n",
+    "  leading and   inner    blanks\n\n\n and lines  ",
+    "1234567890 3.14159 0xDEADBEEF 1e-9",
+    "🌊🚢⚓ 👩‍👩‍👧‍👦",
+    "{\"name\":\"tide\",\"args\":{\"at\":[1,2,3],\"ok\":true}}",
+    "https://example.org/a/b?c=d&e=%20#f don't can't I'll",
+];
+
+/// Checks one engine. Returns a model that it serves, or `None` if it cannot be reached.
+pub async fn check(
+    settings: &Settings,
+    backend: &BackendSettings,
+    client: &Client,
+    report: &mut Report,
+) -> Option<String> {
+    let name = &backend.name;
+    let identity = match discover::ask(client, &backend.url).await {
+        Ok(identity) => identity,
+        Err(why) => {
+            let detail = format!("{}: {why}", backend.url);
+            report.error(name, "reach", detail, "start the engine, or correct its url");
+            return None;
+        }
+    };
+    let model = identity.facts.models.first().map(|model| model.id.clone());
+    report.ok(name, "reach", format!("{} answers", backend.url));
+    kind(backend, &identity, report);
+    connector(backend, &identity, report);
+    models(backend, &identity, report);
+    role(backend, &identity, report);
+    ports(backend, report).await;
+    clock(backend, client, report).await;
+    for settings in &settings.models {
+        if identity.facts.models.iter().any(|model| model.id == settings.name) {
+            tokenizer(settings, backend, client, report).await;
+        }
+    }
+    model.or_else(|| backend.models.first().cloned())
+}
+
+fn kind(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+    let (said, told) = (backend.kind(), identity.kind);
+    let version = identity.facts.version.as_deref().unwrap_or("of unknown version");
+    let detail = format!("{} {version}", told.as_str());
+    let name = &backend.name;
+    if said != told && said != EngineKind::Plain && told != EngineKind::Plain {
+        let detail = format!("{detail}, but the settings say {}", said.as_str());
+        let advice = format!("engine = \"{}\"", told.as_str());
+        return report.error(name, "engine", detail, &advice);
+    }
+    if backend.version.as_ref().is_some_and(|said| identity.facts.version.as_ref() != Some(said)) {
+        let detail = format!("{detail}, but the settings say {:?}", backend.version);
+        return report.error(name, "engine", detail, "correct version, or upgrade the engine");
+    }
+    report.ok(name, "engine", detail);
+}
+
+fn connector(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+    let name = &backend.name;
+    let said = match backend.connector {
+        Connector::None => None,
+        // The metrics of pull and push have the same names.
+        Connector::Nixl | Connector::NixlPush => Some("nixl"),
+        Connector::Mooncake => Some("mooncake"),
+        Connector::Offloading => Some("offloading"),
+        Connector::SharedStore => Some("shared_store"),
+        Connector::Bootstrap => Some("bootstrap"),
+        Connector::Transceiver => Some("transceiver"),
+    };
+    let told = identity.connector.map(|told| if told == "nixl_push" { "nixl" } else { told });
+    match (said, told) {
+        (None, None) => report.ok(name, "connector", "none: it gets whole requests"),
+        (said, told) if said == told => report.ok(name, "connector", said.unwrap_or_default()),
+        (None, Some(told)) => report.warn(
+            name,
+            "connector",
+            format!("the engine has {told}, the settings have none: it gets whole requests"),
+            &format!("connector = \"{told}\""),
+        ),
+        // These show in no metric.
+        (Some(said @ ("offloading" | "shared_store")), None) => {
+            report.ok(name, "connector", format!("{said}, which the engine does not report"));
+        }
+        (Some(said), told) => report.error(
+            name,
+            "connector",
+            format!("the settings say {said}, the engine shows {}", told.unwrap_or("none")),
+            "correct connector, or start the engine with it (--kv-transfer-config)",
+        ),
+    }
+    if let Some(role) = &identity.kv_role {
+        let said = match backend.kv_role {
+            KvRole::KvBoth => "kv_both",
+            KvRole::KvProducer => "kv_producer",
+            KvRole::KvConsumer => "kv_consumer",
+        };
+        if role != said {
+            let detail = format!("the engine runs as {role}, the settings say {said}");
+            report.error(name, "kv_role", detail, &format!("kv_role = \"{role}\""));
+        }
+    }
+}
+
+fn models(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+    let name = &backend.name;
+    let facts = &identity.facts;
+    if let Some(status) = facts.key_required {
+        let detail = format!("the engine answers {status}");
+        return report.error(name, "models", detail, "set api_key_file of the backend");
+    }
+    let shown = facts.models.iter().map(|model| match model.max_model_len {
+        Some(most) => format!("{} ({most} tokens)", model.id),
+        None => model.id.clone(),
+    });
+    let shown: Vec<String> = shown.collect();
+    let lacks = |said: &&String| !facts.models.iter().any(|model| model.id == **said);
+    let lacking: Vec<&str> = backend.models.iter().filter(lacks).map(String::as_str).collect();
+    if shown.is_empty() {
+        report.warn(name, "models", "the engine lists no model", "set models of the backend");
+    } else if lacking.is_empty() {
+        report.ok(name, "models", shown.join(", "));
+    } else {
+        let detail = format!("it serves {}, not {}", shown.join(", "), lacking.join(", "));
+        report.error(name, "models", detail, "correct models, or leave it out");
+    }
+}
+
+fn role(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+    let allowed: Vec<&str> = backend.allowed_roles().iter().map(|role| role.as_str()).collect();
+    let name = &backend.name;
+    if let (Some(DisaggregationMode::Half(mode)), Some(role)) = (identity.facts.mode, backend.role)
+        && mode != role
+        && !backend.role_switch
+    {
+        let detail =
+            format!("the engine runs in mode {}, role is {}", mode.as_str(), role.as_str());
+        return report.error(name, "roles", detail, &format!("role = \"{}\"", mode.as_str()));
+    }
+    report.ok(name, "roles", format!("may take {}", allowed.join(", ")));
+}
+
+/// Ports beside the URL at which other engines meet this one.
+async fn ports(backend: &BackendSettings, report: &mut Report) {
+    let (check, port) = match backend.connector {
+        Connector::Mooncake | Connector::Bootstrap => ("bootstrap port", backend.bootstrap_port),
+        Connector::Offloading => ("side channel", backend.side_channel_port),
+        _ => return,
+    };
+    let Ok(host) = host_of(&backend.url) else { return };
+    let host = host.trim_matches(['[', ']']);
+    let reached = tokio::time::timeout(CONNECT, TcpStream::connect((host, port))).await;
+    match reached {
+        Ok(Ok(_)) => report.ok(&backend.name, check, format!("{host}:{port} accepts")),
+        Ok(Err(_)) | Err(_) => report.warn(
+            &backend.name,
+            check,
+            format!("{host}:{port} is not reached from here"),
+            "decode engines must reach it: check the port's setting and the network",
+        ),
+    }
+}
+
+async fn clock(backend: &BackendSettings, client: &Client, report: &mut Report) {
+    let Some(path) = backend.kind().health_paths().first() else { return };
+    let Ok(answer) = client.get(&backend.url, path).await else { return };
+    let latency = format!("{path} answers in {:.1} ms", answer.took.as_secs_f64() * 1e3);
+    let there = answer.date.and_then(|date| httpdate::parse_http_date(&date).ok());
+    let Some(there) = there else { return report.ok(&backend.name, "clock", latency) };
+    let here = SystemTime::now();
+    let apart = here.duration_since(there).unwrap_or_else(|before| before.duration());
+    if apart > CLOCKS + answer.took {
+        let detail = format!("{} s apart from this machine's", apart.as_secs());
+        let advice = "synchronise the clocks (NTP): logs and leases are compared";
+        return report.warn(&backend.name, "clock", detail, advice);
+    }
+    report.ok(&backend.name, "clock", format!("agrees; {latency}"));
+}
+
+/// Token ids of ten samples, here and in the engine.
+async fn tokenizer(
+    model: &ModelSettings,
+    backend: &BackendSettings,
+    client: &Client,
+    report: &mut Report,
+) {
+    let Some(path) = &model.tokenizer else { return };
+    let (name, check) = (&backend.name, "tokenizer");
+    let loaded = std::fs::read(path).ok();
+    let Some(Ok(tokenizer)) = loaded.map(|json| ModelTokenizer::load(&json, None, None)) else {
+        return report.error(
+            name,
+            check,
+            format!("{} cannot be loaded", path.display()),
+            "replace it",
+        );
+    };
+    let (mut same, mut first) = (0, None);
+    for sample in SAMPLES {
+        let body = json!({ "model": model.name, "prompt": sample, "add_special_tokens": false });
+        let asked = client.post(&backend.url, "/tokenize", Bytes::from(body.to_string()), None);
+        let told = match asked.await {
+            Ok(answer) if answer.status.is_success() => ids(&answer.body),
+            _ => None,
+        };
+        let Some(told) = told else {
+            return report.ok(name, check, "the engine has no /tokenize to compare with");
+        };
+        let here = tokenizer.encode_text(sample, false).unwrap_or_default();
+        same += usize::from(here == told);
+        if here != told && first.is_none() {
+            first = Some(format!("{sample:?}: {} here, {} there", here.len(), told.len()));
+        }
+    }
+    match first {
+        None => report.ok(name, check, format!("equal to the engine's on {same} samples")),
+        Some(first) => report.error(
+            name,
+            check,
+            format!("equal on {same} of {} samples; tokens of {first}", SAMPLES.len()),
+            "use the tokenizer.json of the model that the engine serves",
+        ),
+    }
+}
+
+fn ids(answer: &[u8]) -> Option<Vec<u32>> {
+    let answer: Value = serde_json::from_slice(answer).ok()?;
+    let ids = answer["tokens"].as_array()?.iter().map(|id| id.as_u64()?.try_into().ok());
+    ids.collect()
+}

@@ -1,0 +1,188 @@
+//! A trial hand-off between two engines: one short prompt, prefilled on the first and decoded on the
+//! second, with the legs that the proxy sends.
+
+use bytes::Bytes;
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tidegate_engine::{Endpoint, Family, LegBody, Legs, Peer, RendezvousInfo, Scan, scan};
+use tidegate_settings::{BackendSettings, Settings};
+use tidegate_types::Role;
+
+use super::Report;
+use crate::ask::{Answer, Client, host_of};
+
+/// Words of the prompt: several KV blocks of any engine.
+const WORDS: usize = 96;
+const PATH: &str = "/v1/completions";
+/// vLLM's count of prompt tokens that came from another engine.
+const MOVED: &str = "source=\"external_kv_transfer\"";
+
+/// Tries one direction of one pair.
+pub async fn check(
+    settings: &Settings,
+    (from, to): (&BackendSettings, &BackendSettings),
+    model: &str,
+    limit: Duration,
+    report: &mut Report,
+) {
+    let groups = settings.groups();
+    let group = |of: &BackendSettings| {
+        settings.backends.iter().position(|each| each.name == of.name).map(|at| groups[at])
+    };
+    let family = from.family();
+    let may =
+        from.allowed_roles().contains(Role::Prefill) && to.allowed_roles().contains(Role::Decode);
+    if !family.can_split() || !may || group(from) != group(to) {
+        return;
+    }
+    let subject = format!("{} → {}", from.name, to.name);
+    let clients = super::client(settings, from, limit)
+        .and_then(|first| Ok((first, super::client(settings, to, limit)?)));
+    let Ok((first, second)) = clients else { return };
+    let began = Instant::now();
+    let before = moved(&second, to).await;
+    let trial = Trial { family, from, to, first: &first, second: &second };
+    match trial.run(model).await {
+        Err((engine, problem)) => report.error(
+            &subject,
+            "hand-off",
+            format!("{engine}: {problem}"),
+            "check the connector's hosts and ports from the second engine's machine, and both engines' logs",
+        ),
+        Ok(()) => {
+            let took = format!("{:.0} ms", began.elapsed().as_secs_f64() * 1e3);
+            let after = moved(&second, to).await;
+            match (before, after) {
+                (Some(before), Some(after)) if after <= before => report.warn(
+                    &subject,
+                    "hand-off",
+                    format!("answered in {took}, but the second engine computed the prompt itself"),
+                    "a transfer fails silently with kv_load_failure_policy=recompute: see its log",
+                ),
+                (Some(before), Some(after)) => {
+                    let tokens = after - before;
+                    report.ok(&subject, "hand-off", format!("{tokens:.0} tokens moved, {took}"));
+                }
+                _ => report.ok(&subject, "hand-off", format!("answered in {took}")),
+            }
+        }
+    }
+}
+
+struct Trial<'a> {
+    family: Family,
+    from: &'a BackendSettings,
+    to: &'a BackendSettings,
+    first: &'a Client,
+    second: &'a Client,
+}
+
+/// Name of the engine that failed, and why.
+type Failed = (String, String);
+
+impl Trial<'_> {
+    async fn run(&self, model: &str) -> Result<(), Failed> {
+        // A number of its own, so that no prefix cache holds the prompt.
+        let id = fastrand::u64(..);
+        let prompt = format!("{id} {}", "tide ".repeat(WORDS));
+        let body = json!({ "model": model, "prompt": prompt, "max_tokens": 2, "temperature": 0 });
+        let body = Bytes::from(body.to_string());
+        let failed = |error: String| (self.from.name.clone(), error);
+        let scanned = scan(Endpoint::Completions, &body).map_err(|e| failed(e.to_string()))?;
+        let host = host_of(&self.from.url).map_err(|error| failed(error.to_string()))?;
+        let key = self.key().map_err(failed)?;
+        let peer = self.peer(&host).await.map_err(failed)?;
+        let rendezvous = RendezvousInfo {
+            host: &host,
+            port: self.from.meeting_port(),
+            id,
+            peer: peer.as_ref(),
+            key: key.as_deref(),
+        };
+        match self.family.legs(Endpoint::Completions, &body, &scanned, &rendezvous) {
+            Legs::Colocated => Err(failed("its family cannot split a completion".to_owned())),
+            Legs::PrefillFirst { prefill } => {
+                let answer = self.leg(self.first, self.from, prefill.into()).await?;
+                self.decode(&answer, &body, &scanned, key.as_deref()).await
+            }
+            Legs::Concurrent(pair) => {
+                let prefill = self.leg(self.first, self.from, pair.prefill);
+                let decode = self.leg(self.second, self.to, pair.decode);
+                let (prefill, decode) = tokio::join!(prefill, decode);
+                prefill.and(decode).map(drop)
+            }
+        }
+    }
+
+    async fn decode(
+        &self,
+        answer: &Answer,
+        body: &Bytes,
+        scanned: &Scan,
+        key: Option<&[u8]>,
+    ) -> Result<(), Failed> {
+        let failed = |error: String| (self.from.name.clone(), error);
+        let handoff = self.family.read_prefill(&answer.body).map_err(|e| failed(e.to_string()))?;
+        if self.family == Family::VllmNixl && handoff.params.is_none() {
+            return Err(failed("its answer has no kv_transfer_params: it has no connector".into()));
+        }
+        let leg = self.family.decode_leg(body, scanned, &handoff, key);
+        self.leg(self.second, self.to, leg).await.map(drop)
+    }
+
+    async fn leg(
+        &self,
+        client: &Client,
+        on: &BackendSettings,
+        leg: LegBody,
+    ) -> Result<Answer, Failed> {
+        let header = leg.header.as_ref().map(|(name, value)| (*name, &**value));
+        let answer = client.post(&on.url, PATH, leg.body, header).await;
+        let answer = answer.map_err(|error| (on.name.clone(), error.to_string()))?;
+        match answer.status.is_success() {
+            true => Ok(answer),
+            false => {
+                let text: String =
+                    String::from_utf8_lossy(&answer.body).chars().take(200).collect();
+                Err((on.name.clone(), format!("{}: {text}", answer.status)))
+            }
+        }
+    }
+
+    /// The rank to meet, where the family asks for it first.
+    async fn peer(&self, host: &str) -> Result<Option<Peer>, String> {
+        let Some(ask) = self.family.peer_query() else { return Ok(None) };
+        let url = match ask.at_bootstrap {
+            true => format!("http://{host}:{}", self.from.meeting_port()),
+            false => self.from.url.clone(),
+        };
+        let answer = self.first.get(&url, ask.path).await;
+        let answer = answer.map_err(|error| format!("{url}{}: {error}", ask.path))?;
+        let peers = self.family.read_peers(&answer.body).map_err(|error| error.to_string())?;
+        Ok(peers.into_iter().next())
+    }
+
+    /// TensorRT-LLM's key for hand-offs.
+    fn key(&self) -> Result<Option<Vec<u8>>, String> {
+        match (&self.from.disagg_key, &self.from.disagg_key_file) {
+            (Some(key), _) => Ok(Some(key.0.clone().into_bytes())),
+            (None, Some(path)) => {
+                let key = tidegate_proxy::files::secret(path).map_err(|error| error.to_string())?;
+                Ok(Some(key.into_bytes()))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// Prompt tokens that an engine has received from others, by its metrics.
+async fn moved(client: &Client, on: &BackendSettings) -> Option<f64> {
+    let page = client.get(&on.url, "/metrics").await.ok()?;
+    let text = String::from_utf8_lossy(&page.body);
+    let rows = text.lines().filter(|line| {
+        line.starts_with("vllm:prompt_tokens_by_source_total") && line.contains(MOVED)
+    });
+    let values: Option<Vec<f64>> =
+        rows.map(|row| row.rsplit_once(' ')?.1.parse::<f64>().ok()).collect();
+    values.filter(|values| !values.is_empty()).map(|values| values.iter().sum())
+}

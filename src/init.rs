@@ -1,0 +1,55 @@
+//! `tidegate init URL…`: writes the configuration that `serve URL…` would run with.
+
+use std::io::Write;
+use std::path::PathBuf;
+use tidegate_settings::Settings;
+
+use crate::discover::{Addresses, Discovery};
+
+/// Write a configuration for running engines: asks each one what it is.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    engines: Discovery,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// File to write; without it the configuration goes to standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite the file if it exists
+    #[arg(long, requires = "output")]
+    force: bool,
+}
+
+/// Asks the engines, then writes the file.
+pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    if args.engines.urls.is_empty() {
+        return Err("init needs the URL of an engine: tidegate init http://host:8000".into());
+    }
+    if let Some(path) = args.output.as_ref().filter(|path| path.exists() && !args.force) {
+        return Err(format!("{} exists: --force overwrites it", path.display()).into());
+    }
+    let text = args.engines.draft(&args.addresses)?.to_toml();
+    parsed(&text)?;
+    match &args.output {
+        Some(path) => {
+            std::fs::write(path, text)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            eprintln!("wrote {0}; next: tidegate serve --config {0}", path.display());
+        }
+        // A closed stdout (EPIPE) is ignored.
+        None => drop(std::io::stdout().write_all(text.as_bytes())),
+    }
+    Ok(())
+}
+
+/// Parses an inferred configuration.
+///
+/// # Errors
+/// All errors, one per line, for example two engines with one URL.
+pub fn parsed(text: &str) -> Result<Settings, String> {
+    Settings::parse(text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        format!("the engines cannot be used together:\n{}", lines.join("\n"))
+    })
+}

@@ -1,0 +1,166 @@
+//! A configuration that was inferred, written as a commented file. What it writes, the parser of
+//! this crate accepts.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tidegate_types::Role;
+
+/// An inferred configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// Data addresses; empty: the default.
+    pub listen: Vec<SocketAddr>,
+    /// The admin address; absent: the default.
+    pub admin: Option<SocketAddr>,
+    /// Authorities for https engines.
+    pub ca_file: Option<PathBuf>,
+    /// The models with a tokenizer.
+    pub models: Vec<DraftModel>,
+    /// Lines about models without one.
+    pub notes: Vec<String>,
+    pub backends: Vec<DraftBackend>,
+}
+
+/// A model with its tokenizer.
+#[derive(Clone, Debug)]
+pub struct DraftModel {
+    pub name: String,
+    pub tokenizer: PathBuf,
+}
+
+/// One engine.
+#[derive(Clone, Debug, Default)]
+pub struct DraftBackend {
+    pub name: String,
+    pub url: String,
+    /// As in the settings.
+    pub engine: &'static str,
+    pub connector: Option<&'static str>,
+    pub kv_role: Option<String>,
+    pub bootstrap_port: Option<u16>,
+    pub role: Option<Role>,
+    pub role_switch: bool,
+    pub streams_max: Option<u32>,
+    pub api_key_file: Option<PathBuf>,
+    /// What the engine reported, one line each.
+    pub comments: Vec<String>,
+}
+
+impl Draft {
+    /// The file.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::from(
+            "# Written by tidegate from what the engines report. Every key has a default; `tidegate check`\n\
+             # verifies a change, docs/reference/configuration.md describes every key.\n",
+        );
+        // Writing to a String cannot fail.
+        if !self.listen.is_empty() {
+            let all: Vec<String> = self.listen.iter().map(|at| quoted(&at.to_string())).collect();
+            write!(text, "\n[server]\nlisten = [{}]\n", all.join(", ")).ok();
+        }
+        if let Some(admin) = self.admin {
+            text += "\n# Metrics, dashboard and role changes: keep it from clients.\n";
+            write!(text, "[admin]\nlisten = \"{admin}\"\n").ok();
+        }
+        text += "\n# Latency targets; placement and roles follow from them.\n[slo]\n\
+                 #ttft_seconds = 1.0   # time to first token\n\
+                 #tpot_seconds = 0.03  # mean time per further token\n";
+        if let Some(path) = &self.ca_file {
+            let path = quoted(&path.display().to_string());
+            write!(text, "\n[upstream]\nca_file = {path}\n").ok();
+        }
+        for note in &self.notes {
+            write!(text, "\n# {note}").ok();
+        }
+        if !self.notes.is_empty() {
+            text += "\n#[[models]]\n#name = \"…\"\n#tokenizer = \"/models/…/tokenizer.json\"\n";
+        }
+        for model in &self.models {
+            let tokenizer = quoted(&model.tokenizer.display().to_string());
+            let name = quoted(&model.name);
+            write!(text, "\n[[models]]\nname = {name}\ntokenizer = {tokenizer}\n").ok();
+        }
+        for backend in &self.backends {
+            text += &backend.to_toml();
+        }
+        text
+    }
+}
+
+impl DraftBackend {
+    fn to_toml(&self) -> String {
+        let mut text = String::from("\n");
+        for comment in &self.comments {
+            write!(text, "# {comment}\n").ok();
+        }
+        let (name, url) = (quoted(&self.name), quoted(&self.url));
+        write!(text, "[[backends]]\nname = {name}\nurl = {url}\nengine = \"{}\"\n", self.engine)
+            .ok();
+        let mut line = |key: &str, value: Option<String>| {
+            if let Some(value) = value {
+                write!(text, "{key} = {value}\n").ok();
+            }
+        };
+        line("connector", self.connector.map(quoted));
+        line("kv_role", self.kv_role.as_deref().map(quoted));
+        line("bootstrap_port", self.bootstrap_port.map(|port| port.to_string()));
+        line("role", self.role.map(|role| quoted(role.as_str())));
+        line("role_switch", self.role_switch.then(|| "true".to_owned()));
+        line("streams_max", self.streams_max.map(|most| most.to_string()));
+        let key = self.api_key_file.as_ref();
+        line("api_key_file", key.map(|path| quoted(&path.display().to_string())));
+        text
+    }
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let backend = DraftBackend {
+            name: "engine-0".to_owned(),
+            url: "http://127.0.0.1:8000".to_owned(),
+            engine: "vllm",
+            connector: Some("nixl"),
+            kv_role: Some("kv_both".to_owned()),
+            streams_max: Some(64),
+            comments: vec!["vLLM 0.32.0; models: \"a\"".to_owned()],
+            ..DraftBackend::default()
+        };
+        let sglang = DraftBackend {
+            name: "engine-1".to_owned(),
+            url: "http://127.0.0.1:8001".to_owned(),
+            engine: "sglang",
+            connector: Some("bootstrap"),
+            bootstrap_port: Some(9001),
+            role: Some(Role::Prefill),
+            ..DraftBackend::default()
+        };
+        let draft = Draft {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            admin: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
+            models: vec![DraftModel {
+                name: "a \"quoted\" name".to_owned(),
+                tokenizer: "/models/a/tokenizer.json".into(),
+            }],
+            notes: vec!["No tokenizer for b.".to_owned()],
+            backends: vec![backend, sglang],
+            ..Draft::default()
+        };
+        let text = draft.to_toml();
+        let settings = Settings::parse(&text).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        assert_eq!(settings.models[0].name, "a \"quoted\" name");
+        assert_eq!(settings.backends[0].streams_max, 64);
+        assert_eq!(settings.backends[1].role, Some(Role::Prefill));
+        assert_eq!(settings.backends[1].bootstrap_port, 9001);
+    }
+}
