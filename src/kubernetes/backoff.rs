@@ -23,7 +23,7 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let own = doubled.min(LONGEST.get()) * (0.5 + random / 2.0);
         let asked = asked.map_or(0.0, |asked| asked.get().clamp(0.0, ASKED_MAX.get()));
-        // Clients that are told the same time do not come back at the same time.
+        // Jitter on top of Retry-After: clients that got the same value retry at different times.
         Seconds(own.max(asked + own * f64::from(u8::from(asked > 0.0)) / 2.0))
     }
 

@@ -2,7 +2,7 @@
 //! annotation. Every write has the resourceVersion that was read as precondition: a leader that was
 //! replaced meanwhile gets 409.
 //!
-//! Without the API server the last plan stays in force, and nobody leads.
+//! Without the API server the last plan stays in force, and there is no leader.
 
 use bytes::Bytes;
 use http::Method;

@@ -61,7 +61,7 @@ pub struct LeaseMetadata {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LeaseSpec {
-    /// Who holds it; absent or empty: nobody.
+    /// Identity of the holder; absent or empty: the Lease is free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder_identity: Option<String>,
     /// For people; expiry is judged by each contender's own parameters.

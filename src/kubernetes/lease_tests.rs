@@ -204,7 +204,7 @@ fn a_released_lease_is_taken_at_once() {
     assert_eq!(second.step(at(1.2), "t2"), Step::Wait);
     let released = first.released(at(1.2)).unwrap();
     second.observe(Some(&released), at(1.3));
-    let Step::Write(taken) = second.step(at(1.3), "t3") else { panic!("nobody holds it") };
+    let Step::Write(taken) = second.step(at(1.3), "t3") else { panic!("it is free") };
     assert_eq!((taken.lease_transitions, taken.holder_identity.as_deref()), (2, Some("b")));
     first.observe(Some(&taken), at(1.4));
     assert_eq!((first.epoch(at(1.4)), first.released(at(1.4))), (None, None));

@@ -1,5 +1,5 @@
-//! Writes roles as labels of pods, after the selector of each pod's owner was read. What is refused is told
-//! by an Event on the pod, once for each pod.
+//! Writes roles as labels of pods, after the selector of each pod's owner was read. A refusal is reported by
+//! an Event on the pod, once for each pod.
 //!
 //! Labels follow the plan, they are not the plan: a pod whose label cannot be written keeps its role.
 
@@ -50,8 +50,8 @@ struct Known {
     writes: Writes,
     /// Whether an owner's selector contains the key, by the owner's path.
     owners: BTreeMap<String, bool>,
-    /// Pods whose refusal was told.
-    told: BTreeSet<String>,
+    /// Uids of pods whose refusal was reported.
+    reported: BTreeSet<String>,
 }
 
 impl Mirror {
@@ -61,7 +61,7 @@ impl Mirror {
         Mirror { access, namespace, selector: selector.to_owned(), key: key.to_owned() }
     }
 
-    /// Follows `roles` until their sender is gone; `done` is told of each pod that was looked at.
+    /// Follows `roles` until their sender is gone; `done` gets the outcome for each pod that was looked at.
     pub async fn run(self, mut roles: watch::Receiver<Vec<HostRole>>, done: impl Fn(Mirrored)) {
         let (sender, mut pods) = watch::channel(Arc::new(Vec::<Pod>::new()));
         let collection = Collection {
@@ -117,9 +117,9 @@ impl Mirror {
     ) -> Result<(), ApiError> {
         for (pod, value) in wanted(&self.key, pods, roles) {
             if let Some(refusal) = self.refusal(pod, known).await? {
-                if known.told.insert(pod.metadata.uid.clone()) {
+                if known.reported.insert(pod.metadata.uid.clone()) {
                     done(Mirrored::Refused(refusal));
-                    self.tell(pod, refusal).await;
+                    self.report(pod, refusal).await;
                 }
                 continue;
             }
@@ -128,13 +128,13 @@ impl Mirror {
             }
             match self.patch(pod, value).await {
                 Ok(()) => done(Mirrored::Written),
-                // It is gone: the watch will tell.
+                // The pod is gone: the watch removes it.
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
         }
         let uids: BTreeSet<&String> = pods.iter().map(|pod| &pod.metadata.uid).collect();
-        known.told.retain(|uid| uids.contains(uid));
+        known.reported.retain(|uid| uids.contains(uid));
         Ok(())
     }
 
@@ -170,8 +170,8 @@ impl Mirror {
         .await
     }
 
-    /// Tells the operator by an Event on the pod. It is lost if the API server refuses it.
-    async fn tell(&self, pod: &Pod, refusal: Refusal) {
+    /// Reports the refusal by an Event on the pod. The Event is lost if the API server refuses it.
+    async fn report(&self, pod: &Pod, refusal: Refusal) {
         let (name, key) = (&pod.metadata.name, &self.key);
         let why = match refusal {
             Refusal::Selector => "its owner selects pods by this label and would replace the pod",

@@ -31,7 +31,7 @@ impl Source {
         Source { access, template, rules }
     }
 
-    /// Publishes the backends after the first list and on every change, as long as somebody listens.
+    /// Publishes the backends after the first list and on every change, until the receiver is dropped.
     pub async fn run(self, backends: watch::Sender<Option<Vec<PodBackend>>>) {
         let Some(pool) = &self.rules.inference_pool else {
             let selector = self.rules.selector.clone();

@@ -119,7 +119,7 @@ impl ApiServer {
         self.break_watches();
     }
 
-    /// Ends every watch without a word.
+    /// Ends every watch without an event.
     pub fn break_watches(&self) {
         let _ = self.signals.send(Signal::Break);
     }

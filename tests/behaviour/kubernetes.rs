@@ -136,7 +136,7 @@ async fn an_expired_version_lists_again() {
     requested(&cluster, "watch").await;
     cluster.pod("b", "10.0.0.2", json!({"app": "vllm"})).await;
     seen.until(&["a http://10.0.0.1:8000 -", "b http://10.0.0.2:8000 -"]).await;
-    // Changes that no watch has told, and no history of them.
+    // Changes that no watch has delivered, and no history of them.
     fake.fail_watches(vec![Fault::Status(500, 0)]);
     fake.break_watches();
     cluster.delete("a").await;
@@ -182,7 +182,7 @@ async fn bookmarks_move_the_version_so_that_no_list_is_needed() {
     ])
     .await;
     let requests = fake.take_requests();
-    assert_eq!(requests, Vec::<String>::new(), "one watch has told all of it");
+    assert_eq!(requests, Vec::<String>::new(), "one watch delivered all of it");
     fake.break_watches();
     requested(&cluster, "watch 21").await;
 }

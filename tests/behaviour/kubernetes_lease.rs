@@ -105,7 +105,7 @@ async fn a_leader_that_ends_releases_the_lease() {
 }
 
 #[tokio::test]
-async fn without_the_api_server_nobody_leads_and_the_plan_stays() {
+async fn without_the_api_server_there_is_no_leader_and_the_plan_stays() {
     let mut cluster = Cluster::fake().await;
     let mut all = vec![Contender::start(&cluster, "a")];
     let mut only = leader(&mut all).await;

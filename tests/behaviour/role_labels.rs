@@ -60,7 +60,7 @@ async fn a_label_that_the_owner_selects_by_is_refused_with_an_event() {
     one_pod(&cluster).await;
     cluster.owned("vllm-0", "apps/v1", "ReplicaSet", "decode").await;
     let (proxy, _engines) = proxy(&cluster, key).await;
-    until("the refusal is told", || !cluster.events().is_empty()).await;
+    until("the refusal is reported", || !cluster.events().is_empty()).await;
     let events = cluster.events();
     assert!(events[0].contains("would replace the pod"), "{events:?}");
     assert_eq!(cluster.label_of("vllm-0", key), None);
@@ -74,7 +74,7 @@ async fn an_owner_of_an_unknown_kind_is_refused() {
     one_pod(&cluster).await;
     cluster.owned("vllm-0", "example.com/v1", "Gang", "g").await;
     let (_proxy, _engines) = proxy(&cluster, KEY).await;
-    until("the refusal is told", || cluster.events().iter().any(|one| one.contains("unknown")))
+    until("the refusal is reported", || cluster.events().iter().any(|one| one.contains("unknown")))
         .await;
     assert_eq!(cluster.label_of("vllm-0", KEY), None);
 }

@@ -226,7 +226,7 @@ async fn ask(
     Ok((head, read_all(body, PREFILL_ANSWER_MAX).await?))
 }
 
-/// A failed prefill is told in the log and the metrics; it says nothing of the own engine.
+/// Reports a failed prefill in the log and the metrics; it is no evidence about the own engine.
 fn note_failure(serving: &Serving<'_>, own: &Backend, problem: LegProblem) {
     let backend = TARGET.into();
     let failure = LegFailure { on: own.id, backend, leg: Leg::Prefill, problem };
