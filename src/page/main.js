@@ -32,8 +32,8 @@ function draw() {
     if (main.textContent !== text.join("")) main.replaceChildren(stateOf(...text));
     return;
   }
-  if (!main.built) { main.replaceChildren(); shown.empty = null; shown.build(main); main.built = true; }
-  if (state === "live") shown.update();
+  if (!main.built) { main.replaceChildren(); shown.empty = null; shown.build(main); main.built = true; shown.update(); }
+  else if (state === "live") shown.update();
 }
 
 function theme() {

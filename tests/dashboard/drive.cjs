@@ -59,6 +59,15 @@ async function main() {
   await page.setViewport({ width: 1360, height: 900 });
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "light" }]);
   await page.goto(base, { waitUntil: "domcontentloaded" });
+  // The page asks for the token, again after a wrong one.
+  for (const token of ["wrong", "dashboard-test-token"]) {
+    await must(page, "#token-dialog[open] #token", `token dialog before ${token}`);
+    if (token === "wrong") await check(page, "token dialog");
+    await page.focus("#token");
+    await page.keyboard.type(token);
+    await page.keyboard.press("Enter");
+    await pause(0.5);
+  }
   await must(page, ".engine", "fleet");
   for (const view of views) { await open(page, view); await check(page, `${view} empty`); if (view !== "fleet") await must(page, ".state, .panel", `${view} empty`); }
   await page.screenshot({ path: `${out}/empty.png` });
@@ -74,7 +83,15 @@ async function main() {
   await views_(page, "phone");
   await page.setViewport({ width: 1360, height: 900 });
 
-  // Keyboard: the navigation is reached by Tab, a chart's cursor moves with the arrow keys.
+  // Keyboard: Tab reaches the navigation, Enter opens a view, a chart's cursor moves with the arrows.
+  await page.evaluate(() => { document.activeElement.blur(); scrollTo(0, 0); });
+  await open(page, "fleet");
+  await page.evaluate(() => document.querySelector(".skip").focus());
+  for (let i = 0; i < 3; i++) await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter");
+  await pause(0.3);
+  const reached = await page.evaluate(() => location.hash);
+  if (reached !== "#plan") problems.push(`Tab and Enter lead to ${reached}, not to the third view`);
   await open(page, "fleet");
   await page.focus("figure.chart");
   await page.keyboard.press("End");
@@ -127,6 +144,14 @@ async function main() {
   await page.waitForSelector("#banner:not([hidden])", { timeout: 15000 }).catch(() => problems.push("no banner after the proxy has ended"));
   await check(page, "connection lost");
   await page.screenshot({ path: `${out}/lost.png` });
+  // Every view can still be opened: with the last figures, or with what went wrong.
+  for (const view of views.slice(1)) {
+    await open(page, view);
+    await check(page, `${view} without a connection`);
+  }
+  await open(page, "requests");
+  const shown = await page.$eval("#view", node => node.textContent);
+  if (!shown.includes("cannot be read")) problems.push(`requests without a connection: ${shown.slice(0, 200)}`);
   await page.evaluate(() => { live.snapshot = null; draw(); });
   await check(page, "no connection, no data");
   if (outside.length) problems.push(`outside requests: ${outside}`);

@@ -12,7 +12,7 @@ use crate::telemetry::request_log::{RequestLog, RequestOutcome};
 
 /// Capacity of the queue: 0.1 s at 20,000 requests a second. Elements beyond it are dropped.
 const QUEUE_MAX: usize = 2048;
-/// Most requests kept: an hour at 18 requests a second, about 4 MB.
+/// Most requests kept: an hour at 18 requests a second, about 7 MB.
 pub const KEPT_MAX: usize = 65_536;
 /// How long they are kept.
 pub const KEPT_FOR: Seconds = Seconds(3600.0);
