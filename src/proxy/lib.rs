@@ -8,15 +8,16 @@
 //! - [`control`]: the control loop, the only writer of the routing table
 //! - [`listener`]: sockets and clients' connections
 //! - [`request`]: the stages of a request; open `request/handle.rs` first
-//! - [`dispatch`]: placement, the EDF queue, legs, retries, hedging, the end of a request
+//! - [`dispatch`]: placement, the EDF queue, legs, retries, hedging, settlement
+//! - [`signals`]: what engines and GPUs report beside answers
 //! - [`telemetry`]: metrics, logs, the journal, recordings
 //! - [`backends`]: engines, the routing table, in-flight requests, probes
 //! - [`upstream`]: connections to engines and how an exchange fails
 //! - `tls`: certificates
 //! - [`runtime`]: clock, timers, budgets, permits
 //!
-//! A request takes no lock and never waits for the control loop. What is decided here is only what
-//! I/O demands: where a request goes is placement's, which role a backend has is the planner's.
+//! A request takes no lock and does not wait for the control loop. This crate contains I/O only: placement
+//! (`tidegate-scheduler`) chooses backends, and the planner chooses their roles.
 #![allow(
     clippy::disallowed_types,
     reason = "the shell opens sockets and files; files.rs reads them, recording.rs writes one"
@@ -29,6 +30,7 @@ pub(crate) mod listener;
 mod process;
 pub(crate) mod request;
 pub(crate) mod runtime;
+pub(crate) mod signals;
 pub(crate) mod telemetry;
 mod tls;
 pub(crate) mod upstream;

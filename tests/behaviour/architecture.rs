@@ -1,6 +1,6 @@
 //! The dependency rules of ARCHITECTURE.md, checked against the manifests and the sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -116,6 +116,7 @@ const PROXY_ROOMS: &[&str] = &[
     "upstream",
     "backends",
     "telemetry",
+    "signals",
     "dispatch",
     "request",
     "listener",
@@ -153,6 +154,50 @@ fn the_rooms_of_the_proxy_import_only_lower_rooms() {
             }
         }
     }
+}
+
+/// Rooms of the proxy whose modules must not import each other in a cycle.
+const ACYCLIC_ROOMS: &[&str] =
+    &["runtime", "telemetry", "signals", "dispatch", "request", "control", "process", "upstream"];
+
+#[test]
+fn the_modules_of_a_proxy_room_form_no_cycle() {
+    for room in ACYCLIC_ROOMS {
+        let mut imports = imports_within(room);
+        // Removes modules without imports until none is left; the rest forms a cycle.
+        loop {
+            let before = imports.len();
+            let left: BTreeSet<String> = imports.keys().cloned().collect();
+            imports.retain(|_, of| of.iter().any(|other| left.contains(other)));
+            if imports.len() == before {
+                break;
+            }
+        }
+        assert!(imports.is_empty(), "cycle in {room}: {imports:?}");
+    }
+}
+
+/// Returns the modules of a room with the modules of the same room that each imports.
+fn imports_within(room: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proxy").join(room);
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let prefix = format!("crate::{room}::");
+    for path in sources(&root) {
+        let first = path.strip_prefix(&root).unwrap().iter().next().unwrap().to_str().unwrap();
+        let module = first.trim_end_matches(".rs");
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        if module == "mod" || path.ends_with("tests.rs") {
+            continue;
+        }
+        let of = imports.entry(module.to_owned()).or_default();
+        for import in code.split(prefix.as_str()).skip(1) {
+            let end = import.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+            of.insert(import[..end.unwrap_or(import.len())].to_owned());
+        }
+        of.remove(module);
+    }
+    imports
 }
 
 #[test]

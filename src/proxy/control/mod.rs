@@ -166,7 +166,7 @@ impl Control {
             self.watch_takes.took(self.proxy.clock.now() - began);
             // The end of a step wakes the dispatcher before all of its tokens are counted; the
             // slack that they add is known only now and frees capacity.
-            self.proxy.queue.signal().room_made();
+            self.proxy.queue.signal().capacity_released();
         }
         if now - self.published_at >= PUBLISH_EVERY {
             self.published_at = now;
@@ -291,7 +291,7 @@ impl Control {
             entry.role = table.plan.role(BackendId(slot as u16));
         }
         self.proxy.fleet.publish(table);
-        self.proxy.queue.signal().room_made();
+        self.proxy.queue.signal().capacity_released();
     }
 
     fn publish_outlook(&self) {

@@ -12,9 +12,8 @@ use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head, Socket, UpstreamBody};
 use crate::upstream::{EngineBody, Gathered, Named, coding_of};
 
-/// JSON that is not streamed is read whole up to this size, so that a backend that dies in
-/// the middle costs a retry and not the request. Larger ones (embeddings of many inputs) go on as
-/// they come.
+/// Largest JSON answer that is buffered, in bytes: a backend that fails within it costs a retry and not
+/// the request. Larger answers, such as embeddings of many inputs, are forwarded as they arrive.
 const WHOLE_ANSWER_MAX: usize = 1 << 20;
 /// Most bytes buffered before the first token (role chunks); beyond it the answer is forwarded.
 const PRELUDE_MAX: usize = 64 << 10;
@@ -25,7 +24,7 @@ pub struct Opened {
     pub head: Head,
     /// The body.
     pub body: OpenedBody,
-    /// Held while the body flows.
+    /// Held until the body ends.
     pub reservation: Reservation,
 }
 
@@ -34,15 +33,15 @@ pub enum OpenedBody {
     /// The body is complete.
     Complete(Bytes),
     /// Server-sent events; the first ones have been read.
-    Events(Box<Begun>),
+    Events(Box<StartedStream>),
     /// The body is forwarded as it arrives.
-    Passing(Box<Passing>),
+    Forwarded(Box<ForwardedBody>),
     /// A websocket, after its 101.
-    Websocket(Box<Switched>),
+    Websocket(Box<UpgradedConnection>),
 }
 
 /// Engine connection after a 101.
-pub struct Switched {
+pub struct UpgradedConnection {
     /// Bytes received with the head.
     pub first: Bytes,
     /// The connection.
@@ -50,25 +49,25 @@ pub struct Switched {
 }
 
 /// A forwarded body without events: too large to buffer, or not JSON.
-pub struct Passing {
-    /// What was read of it so far.
+pub struct ForwardedBody {
+    /// Bytes read so far.
     pub first: Bytes,
-    /// The rest.
+    /// The remaining body.
     pub rest: EngineBody,
-    /// Passed on unread: sound, an image, or a coding that is not read here. Text may have a hand-off
-    /// in it.
+    /// Forwarded without inspection: audio, images, or an unsupported content coding. Text is inspected,
+    /// because it may contain a hand-off.
     pub opaque: bool,
 }
 
-/// A stream that has begun.
-pub struct Begun {
-    /// The bytes up to and with the first token, or the first event that a client asked for.
+/// A stream whose first events have been read.
+pub struct StartedStream {
+    /// Bytes up to and including the first token, or the first event that the client requested.
     pub first: Bytes,
-    /// What `reader` saw in them.
+    /// Contents of `first`, as read by `reader`.
     pub seen: Seen,
-    /// Goes on from there.
+    /// Continues after `first`.
     pub reader: SseReader,
-    /// The rest.
+    /// The remaining body.
     pub rest: EngineBody,
 }
 
@@ -77,30 +76,34 @@ impl OpenedBody {
     pub fn has_tokens(&self) -> bool {
         match self {
             OpenedBody::Events(begun) => begun.seen.tokens > 0 || begun.seen.finished,
-            OpenedBody::Complete(_) | OpenedBody::Passing(_) | OpenedBody::Websocket(_) => true,
+            OpenedBody::Complete(_) | OpenedBody::Forwarded(_) | OpenedBody::Websocket(_) => true,
         }
     }
 }
 
 /// How an answer is read, by its content type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum AnswerKind {
     /// Server-sent events, or Ollama's lines.
     Events,
-    /// JSON, or an error: held until it is whole.
-    Held,
-    /// No type is given: JSON by its first byte, or not.
+    /// JSON, or an error: buffered until complete.
+    Buffered,
+    /// No content type: JSON or not, by the first byte.
     Unknown,
-    /// Other text: as it comes.
+    /// Other text: forwarded as it arrives.
     Text,
-    /// Sound, images and the like: as it comes, unread.
+    /// Audio, images and other binary data: forwarded without inspection.
     Opaque,
 }
 
-impl Form {
-    fn of(head: &Head, endpoint: Endpoint) -> Form {
+impl AnswerKind {
+    fn of(head: &Head, endpoint: Endpoint) -> AnswerKind {
         if !head.status.is_success() {
-            return if is_events(media_type(head)) { Form::Events } else { Form::Held };
+            return if is_events(media_type(head)) {
+                AnswerKind::Events
+            } else {
+                AnswerKind::Buffered
+            };
         }
         let kind = media_type(head);
         let begins = |with: &str| {
@@ -113,17 +116,19 @@ impl Form {
         };
         let lines = endpoint.streams_lines() && kind.eq_ignore_ascii_case("application/x-ndjson");
         match kind {
-            "" => Form::Unknown,
-            kind if is_events(kind) || lines => Form::Events,
-            kind if json(kind) => Form::Held,
-            _ if ["audio/", "image/", "video/", "font/"].into_iter().any(begins) => Form::Opaque,
-            kind if kind.eq_ignore_ascii_case("application/octet-stream") => Form::Opaque,
-            _ => Form::Text,
+            "" => AnswerKind::Unknown,
+            kind if is_events(kind) || lines => AnswerKind::Events,
+            kind if json(kind) => AnswerKind::Buffered,
+            _ if ["audio/", "image/", "video/", "font/"].into_iter().any(begins) => {
+                AnswerKind::Opaque
+            }
+            kind if kind.eq_ignore_ascii_case("application/octet-stream") => AnswerKind::Opaque,
+            _ => AnswerKind::Text,
         }
     }
 }
 
-/// The media type without its parameters; it has no case. Empty if there is none.
+/// Returns the media type without its parameters; empty if there is none. Compare without case.
 fn media_type(head: &Head) -> &str {
     let value = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
@@ -151,24 +156,28 @@ pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBod
     }
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let (first, socket) = body.into_socket().ok_or(ExchangeError::Closed)?;
-        return Ok((head, OpenedBody::Websocket(Box::new(Switched { first, socket }))));
+        return Ok((head, OpenedBody::Websocket(Box::new(UpgradedConnection { first, socket }))));
     }
-    let form = Form::of(&head, endpoint);
+    let form = AnswerKind::of(&head, endpoint);
     let (body, coded) = match coding_of(&head.headers) {
         Named::Plain => (EngineBody::plain(body), false),
-        // What generates no text has no hand-off in it.
+        // Only generating endpoints have hand-offs in their answers.
         Named::Other(_) if !endpoint.generates() => {
-            return Ok((head, open_passing(EngineBody::plain(body), true).await?));
+            return Ok((head, open_forwarded(EngineBody::plain(body), true).await?));
         }
         _ => (decoded(&mut head, body)?, true),
     };
     let body = match form {
-        Form::Events => open_events(body, endpoint).await,
-        Form::Held | Form::Unknown => open_bytes(body, form == Form::Unknown).await,
-        Form::Text | Form::Opaque => open_passing(body, form == Form::Opaque).await,
+        AnswerKind::Events => open_events(body, endpoint).await,
+        AnswerKind::Buffered | AnswerKind::Unknown => {
+            open_bytes(body, form == AnswerKind::Unknown).await
+        }
+        AnswerKind::Text | AnswerKind::Opaque => {
+            open_forwarded(body, form == AnswerKind::Opaque).await
+        }
     };
     let body = body.map_err(|problem| match problem {
-        // A second engine of this kind would send the same, at the cost of one more answer.
+        // Another engine of this kind would send the same coding.
         LegProblem::BrokeOff(error) if coded => LegProblem::Encoded(error.to_string()),
         problem => problem,
     })?;
@@ -196,7 +205,8 @@ pub fn is_retryable(status: StatusCode) -> bool {
         || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-/// `sniffed`: no type says that it is JSON, so its first byte has to.
+/// Buffers a JSON answer, or forwards a large one. `sniffed`: the content type is absent, and an answer
+/// whose first byte is not JSON's is forwarded.
 async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, LegProblem> {
     let mut read = Gathered::default();
     while let Some(data) = body.data().await {
@@ -204,20 +214,20 @@ async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, L
         let first = || read.begin().iter().find(|byte| !byte.is_ascii_whitespace());
         let other = sniffed && first().is_some_and(|first| !matches!(first, b'{' | b'['));
         if read.len() > WHOLE_ANSWER_MAX || other && body.remaining() != Some(0) {
-            let passing = Passing { first: read.into_bytes(), rest: body, opaque: false };
-            return Ok(OpenedBody::Passing(Box::new(passing)));
+            let forwarded = ForwardedBody { first: read.into_bytes(), rest: body, opaque: false };
+            return Ok(OpenedBody::Forwarded(Box::new(forwarded)));
         }
     }
     Ok(OpenedBody::Complete(read.into_bytes()))
 }
 
-/// From the first byte: until then another engine can answer.
-async fn open_passing(mut body: EngineBody, opaque: bool) -> Result<OpenedBody, LegProblem> {
+/// Awaits the first byte, until which another engine can answer.
+async fn open_forwarded(mut body: EngineBody, opaque: bool) -> Result<OpenedBody, LegProblem> {
     let Some(first) = body.data().await else { return Ok(OpenedBody::Complete(Bytes::new())) };
     let first = first.map_err(LegProblem::BrokeOff)?;
     Ok(match body.remaining() {
         Some(0) => OpenedBody::Complete(first),
-        _ => OpenedBody::Passing(Box::new(Passing { first, rest: body, opaque })),
+        _ => OpenedBody::Forwarded(Box::new(ForwardedBody { first, rest: body, opaque })),
     })
 }
 
@@ -231,7 +241,7 @@ async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedB
         let more = reader.feed(&data);
         let blank = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if !reader.has_events() && blank {
-            // Only comments: the engine is alive. The client gets tidegate's own comments, if any.
+            // Comments only: the engine is alive. The client gets tidegate's own comments, if configured.
             read = Gathered::default();
             continue;
         }
@@ -240,12 +250,12 @@ async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedB
             return Err(Verdict::in_band(&read.into_bytes()).into());
         }
         seen = seen.and(more);
-        // Only of what generates is it known what a token looks like.
+        // Tokens are recognised in the answers of generating endpoints only.
         let wait = endpoint.generates()
             && !(seen.done || seen.finished || seen.informative)
             && seen.tokens == 0;
         if !wait || read.len() > PRELUDE_MAX {
-            let begun = Begun { first: read.into_bytes(), seen, reader, rest: body };
+            let begun = StartedStream { first: read.into_bytes(), seen, reader, rest: body };
             return Ok(OpenedBody::Events(Box::new(begun)));
         }
     }
@@ -256,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_error_is_final_and_a_busy_engine_is_not() {
+    fn client_errors_are_final_and_overload_is_retried() {
         for (status, retry) in [
             (200, false),
             (400, false),
@@ -272,27 +282,31 @@ mod tests {
     }
 
     #[test]
-    fn a_content_type_has_no_case_and_may_have_parameters() {
+    fn content_types_are_compared_without_case_and_parameters() {
         use Endpoint::{ChatCompletions, OllamaChat};
         for (kind, endpoint, form) in [
-            ("text/event-stream", ChatCompletions, Form::Events),
-            ("Text/Event-Stream ; charset=utf-8", ChatCompletions, Form::Events),
-            ("application/x-ndjson", OllamaChat, Form::Events),
-            ("application/x-ndjson", ChatCompletions, Form::Text),
-            ("APPLICATION/JSON;charset=utf-8", ChatCompletions, Form::Held),
-            ("application/problem+json", ChatCompletions, Form::Held),
-            ("application/jsonl", ChatCompletions, Form::Text),
-            ("Audio/pcm", ChatCompletions, Form::Opaque),
-            ("application/octet-stream", ChatCompletions, Form::Opaque),
-            ("text/plain", ChatCompletions, Form::Text),
-            ("", ChatCompletions, Form::Unknown),
+            ("text/event-stream", ChatCompletions, AnswerKind::Events),
+            ("Text/Event-Stream ; charset=utf-8", ChatCompletions, AnswerKind::Events),
+            ("application/x-ndjson", OllamaChat, AnswerKind::Events),
+            ("application/x-ndjson", ChatCompletions, AnswerKind::Text),
+            ("APPLICATION/JSON;charset=utf-8", ChatCompletions, AnswerKind::Buffered),
+            ("application/problem+json", ChatCompletions, AnswerKind::Buffered),
+            ("application/jsonl", ChatCompletions, AnswerKind::Text),
+            ("Audio/pcm", ChatCompletions, AnswerKind::Opaque),
+            ("application/octet-stream", ChatCompletions, AnswerKind::Opaque),
+            ("text/plain", ChatCompletions, AnswerKind::Text),
+            ("", ChatCompletions, AnswerKind::Unknown),
         ] {
             let mut head = Head { status: StatusCode::OK, headers: http::HeaderMap::new() };
             head.headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
-            assert_eq!(Form::of(&head, endpoint), form, "{kind}");
+            assert_eq!(AnswerKind::of(&head, endpoint), form, "{kind}");
             head.status = StatusCode::BAD_REQUEST;
-            let events = if is_events(media_type(&head)) { Form::Events } else { Form::Held };
-            assert_eq!(Form::of(&head, endpoint), events, "{kind}");
+            let events = if is_events(media_type(&head)) {
+                AnswerKind::Events
+            } else {
+                AnswerKind::Buffered
+            };
+            assert_eq!(AnswerKind::of(&head, endpoint), events, "{kind}");
         }
     }
 

@@ -1,6 +1,6 @@
-//! Attempts of a request, one engine after the other, until one serves it. Whether a failure is
-//! evidence against an engine is often known only after another engine had the same request:
-//! failures are kept with the request and judged at its end.
+//! Attempts of a request on successive engines until one serves it. Whether a failure is evidence
+//! against an engine often depends on the result of another engine with the same request: failures are
+//! kept with the request and attributed at its end.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use crate::dispatch::context::Proxy;
 use crate::dispatch::hedge::{self, Raced};
 use crate::dispatch::legs;
 use crate::dispatch::place;
-use crate::dispatch::serving::{Miss, Serving};
+use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestRecord;
 use crate::upstream::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::upstream::verdict::Verdict;
 
-/// What has failed so far.
+/// Failed attempts of one request.
 #[derive(Default)]
-pub(crate) struct Tries {
-    failures: Vec<Tried>,
+pub(crate) struct FailedAttempts {
+    failures: Vec<FailedAttempt>,
     /// Failures that count as attempts.
     charged: u32,
 }
 
-struct Tried {
+struct FailedAttempt {
     failure: LegFailure,
-    /// Where the hand-off came from that the leg began with.
+    /// Prefill engine of the hand-off with which a failed decode leg began.
     from: Option<Arc<Backend>>,
 }
 
@@ -48,65 +48,70 @@ pub async fn serve(
     {
         serving.job.split = Split::Never;
     }
-    let mut tries = Tries::default();
+    let mut failed_attempts = FailedAttempts::default();
     loop {
-        let Raced { result, also, second, overtaken } = once(&serving, &tries, record).await;
-        if let Some(notes) = second {
-            hedge::adopt(record, notes);
+        let Raced { result, other_failure, hedge_notes, overtaken } =
+            once(&serving, &failed_attempts, record).await;
+        if let Some(notes) = hedge_notes {
+            record.adopt(notes);
         }
-        if let Some(failure) = also {
+        if let Some(failure) = other_failure {
             log(record, proxy, &failure);
-            tries.take(&mut serving, failure, None, record.notes.attempts);
+            failed_attempts.take(&mut serving, failure, None, record.attempts());
         }
         if let Some(first) = overtaken {
             let backend = proxy.fleet.backend(first);
-            blame::engine(proxy, backend, &"another engine answered while it was late");
+            blame::engine(proxy, backend, &"a hedge on another engine answered first");
         }
         match result {
             Ok(opened) => {
-                tries.settle(proxy, opened.head.status.is_success());
+                failed_attempts.settle(proxy, opened.head.status.is_success());
                 return Ok(opened);
             }
-            Err(Miss::Elsewhere(missed)) => {
+            Err(AttemptError::Retryable(missed)) => {
                 log(record, proxy, &missed);
                 let handed = missed.leg == Leg::Decode;
-                let from = record.notes.prefill_on.clone().filter(|_| handed);
-                if let Some(failure) = tries.take(&mut serving, missed, from, record.notes.attempts)
+                let from = record.prefill_on().cloned().filter(|_| handed);
+                if let Some(failure) =
+                    failed_attempts.take(&mut serving, missed, from, record.attempts())
                 {
-                    tries.settle(proxy, false);
+                    failed_attempts.settle(proxy, false);
                     return Err(failure);
                 }
                 record.live.set_stage(Stage::Queued);
             }
-            Err(Miss::Final(failure)) => {
-                tries.settle(proxy, false);
-                return Err(tries.gives_up(proxy, failure));
+            Err(AttemptError::Final(failure)) => {
+                failed_attempts.settle(proxy, false);
+                return Err(failed_attempts.final_failure(proxy, failure));
             }
         }
     }
 }
 
+/// Logs and counts a failed leg.
 pub(crate) fn log(record: &RequestRecord, proxy: &Proxy, missed: &LegFailure) {
-    tracing::warn!(request = &*record.live.name, attempt = record.notes.attempts, "{missed}");
+    tracing::warn!(request = &*record.live.name, attempt = record.attempts(), "{missed}");
     proxy.metrics.leg_failed(missed);
 }
 
-/// One place and what comes of it, and a second one if it is late.
-async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut RequestRecord) -> Raced {
+/// One attempt: reserves a backend, runs the legs, and hedges them once when they are late.
+async fn once(
+    serving: &Serving<'_>,
+    failed_attempts: &FailedAttempts,
+    record: &mut RequestRecord,
+) -> Raced {
     let mut placed = match place::find(serving.proxy, &serving.job, &serving.matches).await {
-        Ok(placed) if !tries.has_judged(placed.on()) => placed,
-        // No backend is left that has not said no.
+        Ok(placed) if !failed_attempts.has_refused(placed.on()) => placed,
+        // Every usable backend has refused the request.
         Ok(_) => return Err(Failure::NoBackend.into()).into(),
         Err(failure) => return Err(failure.into()).into(),
     };
-    record.placed_at.get_or_insert(serving.proxy.clock.now());
-    record.notes.attempts += 1;
-    record.notes.considered = placed.take_considered();
-    // Each leg has its own number, and so has a retry as a colocated request.
-    let (on, second_attempt) = (placed.on(), record.notes.attempts + 2);
-    let mut course = record.course();
-    let live = course.live;
-    let mut first = pin!(legs::attempt(serving, placed, &mut course));
+    record.placed(serving.proxy.clock.now(), placed.take_considered());
+    // The first attempt may use two request ids: its own, and one of a colocated retry.
+    let (on, second_attempt) = (placed.on(), record.attempts() + 2);
+    let mut progress = record.progress();
+    let live = progress.live;
+    let mut first = pin!(legs::attempt(serving, placed, &mut progress));
     loop {
         tokio::select! {
             biased;
@@ -120,8 +125,8 @@ async fn once(serving: &Serving<'_>, tries: &Tries, record: &mut RequestRecord) 
     }
 }
 
-impl Tries {
-    /// Records a failure. `Some`: it was the last.
+impl FailedAttempts {
+    /// Records a failure. Returns the error for the client if no attempt is left.
     pub(crate) fn take(
         &mut self,
         serving: &mut Serving<'_>,
@@ -151,50 +156,56 @@ impl Tries {
         }
         let job = &mut serving.job;
         job.excluded.insert(failure.on);
-        // What an engine has lost is no reason to come last, or too late, at the next.
+        // The deadlines are renewed: time lost on a failed engine does not count against the request.
         let now = proxy.clock.now();
         job.ttft_deadline = job.ttft_deadline.max(now + proxy.fleet.slo().ttft);
         job.queue_deadline = job.queue_deadline.max(now + proxy.queue_deadline);
-        self.failures.push(Tried { failure, from });
+        self.failures.push(FailedAttempt { failure, from });
         let last = self.charged >= proxy.attempts_max || self.failures.len() >= EXCLUDED_MAX;
         last.then(|| self.exhausted(proxy, attempts)).flatten()
     }
 
-    /// Has it answered that it does not serve this request? It need not be asked again. Of a split
-    /// request the other leg may be the reason.
-    fn has_judged(&self, on: BackendId) -> bool {
-        let is_final = |failure: &LegFailure| {
+    /// Returns whether the backend has answered that it does not serve this request. A refused leg of a
+    /// disaggregated request counts only if the failure is final, because the other leg may be the cause.
+    fn has_refused(&self, on: BackendId) -> bool {
+        let refuses = |failure: &LegFailure| {
             let whole = failure.leg == Leg::Whole || !failure.problem.is_pending();
             whole && failure.problem.verdict().is_some()
         };
-        self.failures.iter().any(|tried| tried.failure.on == on && is_final(&tried.failure))
+        self.failures.iter().any(|failed_attempt| {
+            failed_attempt.failure.on == on && refuses(&failed_attempt.failure)
+        })
     }
 
     /// At the request's end: attributes the earlier failures to backends.
     pub(crate) fn settle(&self, proxy: &Proxy, served: bool) {
-        let pending = || self.failures.iter().filter(|tried| tried.failure.problem.is_pending());
-        let first = pending().next().map(|tried| tried.failure.on);
+        let pending = || {
+            self.failures
+                .iter()
+                .filter(|failed_attempt| failed_attempt.failure.problem.is_pending())
+        };
+        let first = pending().next().map(|failed_attempt| failed_attempt.failure.on);
         let others = match served {
             true => OtherAttempts::Served,
-            false if pending().any(|tried| Some(tried.failure.on) != first) => {
+            false if pending().any(|failed_attempt| Some(failed_attempt.failure.on) != first) => {
                 OtherAttempts::Failed
             }
             false => OtherAttempts::Untried,
         };
-        for tried in pending() {
-            let problem = &tried.failure.problem;
+        for failed_attempt in pending() {
+            let problem = &failed_attempt.failure.problem;
             let evidence = attribute(problem.sign(), others, ClientState::Reading);
-            // An engine that cannot load what a dead one has handed over is not to blame.
-            let orphaned = tried.from.as_ref().is_some_and(|from| !from.health.is_well())
+            // A decode engine is not charged for a hand-off whose prefill engine has failed.
+            let orphaned = failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_well())
                 && problem.verdict().is_some();
             if evidence == Evidence::Engine && !orphaned {
-                blame::engine(proxy, proxy.fleet.backend(tried.failure.on), problem);
+                blame::engine(proxy, proxy.fleet.backend(failed_attempt.failure.on), problem);
             }
         }
     }
 
-    /// No backend is left: the client gets the last engine error, if there is one.
-    pub(crate) fn gives_up(&self, proxy: &Proxy, failure: Failure) -> Failure {
+    /// Returns the error for the client when no backend is left: an engine's error, if there is one.
+    pub(crate) fn final_failure(&self, proxy: &Proxy, failure: Failure) -> Failure {
         match failure {
             Failure::NoBackend | Failure::Saturated | Failure::QueueDeadline { .. } => {
                 self.verdict(proxy).unwrap_or(failure)
@@ -203,6 +214,7 @@ impl Tries {
         }
     }
 
+    /// Returns the error for the client after the last attempt.
     pub(crate) fn exhausted(&mut self, proxy: &Proxy, attempts: u32) -> Option<Failure> {
         self.verdict(proxy).or_else(|| {
             let last = self.failures.pop()?.failure;
@@ -210,12 +222,13 @@ impl Tries {
         })
     }
 
-    /// A refusal for load says that it may still be served; then an error of an engine.
+    /// Returns the engine's error for the client. A refusal for load has precedence over other errors,
+    /// because a retry may succeed.
     fn verdict(&self, proxy: &Proxy) -> Option<Failure> {
         let verdicts = || {
-            self.failures.iter().filter_map(|tried| {
-                let verdict = tried.failure.problem.verdict()?;
-                Some((&tried.failure.backend, verdict))
+            self.failures.iter().filter_map(|failed_attempt| {
+                let verdict = failed_attempt.failure.problem.verdict()?;
+                Some((&failed_attempt.failure.backend, verdict))
             })
         };
         let is_busy = |verdict: &Verdict| verdict.status.is_some_and(is_load);

@@ -25,7 +25,8 @@ pub(crate) fn engine(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     }
 }
 
-/// No connection could be opened: no second opinion is needed where it was refused.
+/// Records a failure to connect. A refused connection marks the backend as down at once; other failures
+/// count towards its ejection.
 pub(crate) fn unreachable(proxy: &Proxy, backend: &Backend, problem: &LegProblem) {
     if problem.is_refused() {
         down(proxy, backend, problem);
@@ -34,6 +35,7 @@ pub(crate) fn unreachable(proxy: &Proxy, backend: &Backend, problem: &LegProblem
     }
 }
 
+/// Marks a backend that refuses connections as down.
 fn down(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     if backend.health.refused() {
         let reason = why.to_string();
@@ -43,21 +45,27 @@ fn down(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     }
 }
 
-/// Records a refusal for overload.
-pub(crate) fn load(proxy: &Proxy, backend: &Backend, asked: Option<Seconds>, why: &dyn Display) {
+/// Records a refusal for overload; `retry_after` is the delay that the engine requested.
+pub(crate) fn load(
+    proxy: &Proxy,
+    backend: &Backend,
+    retry_after: Option<Seconds>,
+    why: &dyn Display,
+) {
     let now = proxy.clock.now();
     let was = backend.health.is_busy(now);
-    let span = backend.health.back_off(now, asked);
+    let span = backend.health.back_off(now, retry_after);
     if !was {
         tracing::info!(backend = %backend.name, seconds = span.get(), "backing off: {why}");
         backend.health.set_reason(why.to_string());
     }
 }
 
-/// At most a share of each of its pools is ejected, and never the last one that is well.
+/// Returns whether the backend may be ejected: the ejected share of each of its pools stays within the
+/// panic threshold, and another member is well.
 fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
     let table = proxy.fleet.table();
-    // The pool of all backends stands for requests without a model: it counts where there is no other.
+    // The pool of all backends is for requests without a model: it counts if there is no other pool.
     let named = table.models.is_empty();
     let mut pools = table.pools.iter().filter(|pool| named || pool.id != EVERYONE);
     pools.all(|pool| {

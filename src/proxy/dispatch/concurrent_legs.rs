@@ -16,10 +16,10 @@ use crate::backends::fleet::Backend;
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::colocated;
 use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
-use crate::dispatch::place::{self, Predicted};
-use crate::dispatch::reservation::Reservation;
-use crate::dispatch::serving::{Miss, Serving};
-use crate::dispatch::settle::Course;
+use crate::dispatch::place;
+use crate::dispatch::reservation::{Predicted, Reservation};
+use crate::dispatch::serving::{AttemptError, Serving};
+use crate::dispatch::settle::RequestProgress;
 use crate::upstream::failure::{Failure, Leg, LegProblem};
 use crate::upstream::read_all;
 use crate::upstream::verdict::Verdict;
@@ -30,19 +30,19 @@ use crate::upstream::{Answer, ExchangeError, Head};
 const DRAIN_MAX: Seconds = Seconds(30.0);
 
 /// Closes the prefill leg when dropped, unless it was detached.
-pub(crate) struct Linked(Option<AbortHandle>);
+pub(crate) struct LinkedLeg(Option<AbortHandle>);
 
-impl Linked {
-    pub(crate) fn new<T>(leg: &JoinHandle<T>) -> Linked {
-        Linked(Some(leg.abort_handle()))
+impl LinkedLeg {
+    pub(crate) fn new<T>(leg: &JoinHandle<T>) -> LinkedLeg {
+        LinkedLeg(Some(leg.abort_handle()))
     }
 
-    pub(crate) fn let_go(mut self) {
+    pub(crate) fn detach(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Linked {
+impl Drop for LinkedLeg {
     fn drop(&mut self) {
         if let Some(leg) = &self.0 {
             leg.abort();
@@ -58,28 +58,28 @@ pub(crate) async fn run(
     mut reservation: Reservation,
     predicted: Predicted,
     pair: ConcurrentLegs,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let from = Arc::clone(&reservation.backend);
-    let Some(decode_seat) = reserve_decode(serving, &from).await? else {
+    let Some(decode_reservation) = reserve_decode(serving, &from).await? else {
         reservation.open_stream(serving.job.prompt);
-        return colocated::whole(serving, reservation, predicted, course).await;
+        return colocated::whole(serving, reservation, predicted, progress).await;
     };
-    let to = Arc::clone(&decode_seat.backend);
-    note_backends(serving, course, &from, &to, predicted);
+    let to = Arc::clone(&decode_reservation.backend);
+    note_backends(serving, progress, &from, &to, predicted);
 
     let sent = serving.proxy.clock.now();
     let ConcurrentLegs { prefill, decode, decode_first } = pair;
     let go = start_signal(decode_first);
-    let attempt = course.notes.attempts;
+    let attempt = progress.attempts();
     let mut prefill = start_prefill(serving, &reservation, prefill, attempt, Arc::clone(&go));
-    let linked = Linked::new(&prefill);
+    let linked = LinkedLeg::new(&prefill);
     let leaves = || go.notify_one();
     let ahead = predicted.ahead + predicted.prefill;
-    // Boxed, so that it can be dropped where the request runs whole after all.
+    // Boxed, so that it can be dropped before the colocated retry.
     let mut decode =
         Box::pin(leg::answered(serving, &to, Some(&from), ahead, decode, attempt, &leaves));
-    // What one says of the other's failure is not known: its ranks are asked for again.
+    // Either engine may have caused the failure. The prefill engine's ranks are queried again.
     let missed = |on: &Backend, leg, problem| {
         from.bootstrap.forget();
         leg::miss(on, leg, problem)
@@ -89,56 +89,56 @@ pub(crate) async fn run(
         biased;
         answered = &mut prefill => {
             let answered = answered.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
-            if is_disliked(&from, &answered) {
-                drop((decode, decode_seat));
+            if is_refused_for_edits(&from, &answered) {
+                drop((decode, decode_reservation));
                 // The decode engine may have caused the failure.
                 let learns = to.health.is_well();
-                return colocated::unedited(serving, reservation, predicted, learns, course).await;
+                return colocated::unedited(serving, reservation, predicted, learns, progress).await;
             }
             let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
             if !head.status.is_success() {
-                // The engine's verdict on the request itself: the same everywhere.
+                // A client error: another engine would answer the same.
                 return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
             }
             drop(reservation);
-            note_answered(serving, course, &from, predicted, sent, &body);
+            note_answered(serving, progress, &from, predicted, sent, &body);
             decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
         }
         opened = &mut decode => {
             let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
             if opened.1.has_tokens() {
                 let now = serving.proxy.clock.now();
-                course.notes.prefilled_at = Some(now);
+                progress.prefilled(now);
                 leg::note_prefill(serving, &from, predicted, sent, now, None);
                 drop(reservation);
             } else {
                 hold_until_prefilled(prefill, reservation);
             }
             if opened.0.status.is_success() {
-                linked.let_go();
+                linked.detach();
             }
             opened
         }
     };
     serving.proxy.note_prefix(to.id, serving.accepted);
-    Ok(leg::opened(serving, head, body, decode_seat))
+    Ok(leg::opened(serving, head, body, decode_reservation))
 }
 
-/// Notes where both legs run and what placement predicted.
+/// Notes the backends of both legs and placement's prediction.
 fn note_backends(
     serving: &Serving<'_>,
-    course: &mut Course<'_>,
+    progress: &mut RequestProgress<'_>,
     from: &Arc<Backend>,
     to: &Arc<Backend>,
     predicted: Predicted,
 ) {
-    course.notes.prefill_on = Some(Arc::clone(from));
-    course.live.prefills_on(from.id);
-    (course.notes.cached, course.notes.split) = (None, true);
-    leg::note_decode(serving, course, to, Some(predicted));
+    progress.prefills_on(from, predicted);
+    progress.cached(None);
+    leg::note_decode(serving, progress, to, Some(predicted));
 }
 
-/// Starts the prefill leg: at once, or with `decode_first` when the decode leg has a connection.
+/// Returns the signal that starts the prefill leg. It is set at once, or with `decode_first` when the
+/// decode leg has a connection.
 fn start_signal(decode_first: bool) -> Arc<Notify> {
     let go = Arc::new(Notify::new());
     if !decode_first {
@@ -165,7 +165,7 @@ async fn reserve_decode(
     }
 }
 
-/// The stream has begun before a token: the prefill still runs, and keeps its reservation.
+/// Keeps the prefill's reservation until its leg ends: the stream has begun before its first token.
 fn hold_until_prefilled(prefill: JoinHandle<Prefilled>, reservation: Reservation) {
     tokio::spawn(async move {
         drop(prefill.await);
@@ -173,8 +173,8 @@ fn hold_until_prefilled(prefill: JoinHandle<Prefilled>, reservation: Reservation
     });
 }
 
-/// Has the engine refused the leg, perhaps for its edits?
-fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
+/// Returns whether the engine has refused the leg, possibly because of its edits.
+fn is_refused_for_edits(from: &Backend, answered: &Prefilled) -> bool {
     let status = match answered {
         Ok((head, _)) => Some(head.status.as_u16()),
         Err(problem) => problem.verdict().and_then(|verdict| verdict.status),
@@ -185,31 +185,32 @@ fn is_disliked(from: &Backend, answered: &Prefilled) -> bool {
 /// Notes a prefill whose answer was read to its end.
 fn note_answered(
     serving: &Serving<'_>,
-    course: &mut Course<'_>,
+    progress: &mut RequestProgress<'_>,
     from: &Arc<Backend>,
     predicted: Predicted,
     sent: Moment,
     answer: &[u8],
 ) {
     let now = serving.proxy.clock.now();
-    course.notes.prefilled_at = Some(now);
+    progress.prefilled(now);
     leg::note_prefill(serving, from, predicted, sent, now, None);
     from.health.succeeded(now);
-    note_cached(course, from, answer);
+    note_cached(progress, from, answer);
 }
 
-/// What the prefill engine had cached, where the decode engine would call all of it cached.
-fn note_cached(course: &mut Course<'_>, from: &Backend, answer: &[u8]) {
+/// Notes the cached tokens that the prefill engine reports, if the decode engine reports transferred
+/// tokens as cached.
+fn note_cached(progress: &mut RequestProgress<'_>, from: &Backend, answer: &[u8]) {
     if !from.family.reports_transfer_as_cached() {
         return;
     }
     if let Ok(handoff) = from.family.read_prefill(answer) {
-        course.notes.prefill_usage = handoff.usage;
-        course.notes.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+        progress.prefill_reported(handoff.usage);
+        progress.cached(handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO)));
     }
 }
 
-/// A task of its own, so that it can outlive the wait for the decode's first token.
+/// Starts the prefill leg in a task of its own, which may outlive the decode's first token.
 fn start_prefill(
     serving: &Serving<'_>,
     reservation: &Reservation,

@@ -14,44 +14,45 @@ use tokio::sync::{Notify, mpsc};
 use crate::backends::fleet::{Fleet, Known, RoutingTable, View};
 use crate::dispatch::cors::Cors;
 use crate::dispatch::discovery::Discovery;
-use crate::dispatch::hedge::Hedges;
+use crate::dispatch::hedge_limit::HedgeLimit;
 use crate::dispatch::model_list::ModelList;
 use crate::dispatch::queue::Queue;
 use crate::dispatch::shapes::Shapes;
 use crate::dispatch::sidecar::Sidecar;
-use crate::dispatch::signals::Signals;
 use crate::runtime::budget::BodyBudget;
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
 use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::signals::{EngineSignals, SignalHost};
 use crate::telemetry::arrivals::Arrivals;
 use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::reaction_time::Reaction;
+use crate::telemetry::reaction_time::ReactionTimer;
 use crate::telemetry::recent::Recent;
 
 /// Blocks of a prompt that are inserted into the prefix index on a reactor thread: about 0.1 ms.
 const INSERTED_INLINE_MAX: usize = 1024;
 
-/// One proxy.
+/// State of one proxy, shared by all requests.
 pub struct Proxy {
     /// The only clock.
     pub clock: Clock,
     /// Timer coalescing.
     pub timer_coalescing: TimerCoalescing,
+    /// Backends, routing table, prefix index, registry.
     pub fleet: Fleet,
     /// The request filters, in order.
     pub chain: Chain,
-    /// The models that the filters know; replaced by the control loop.
+    /// Models known to the filters; replaced by the control loop.
     pub directory: ArcSwap<Directory>,
     /// `/v1/models` over all backends; replaced by the control loop.
     pub models: ArcSwap<ModelList>,
-    /// Asks engines for models that no table contains.
+    /// Queries engines for models that no table contains.
     pub discovery: Discovery,
-    /// The part of a sidecar in llm-d's hand-offs, if configured.
+    /// Sidecar mode for llm-d's hand-offs, if configured.
     pub sidecar: Option<Sidecar>,
     /// CORS headers, if configured.
     pub cors: Option<Cors>,
@@ -60,7 +61,7 @@ pub struct Proxy {
     /// Channel to the dispatcher.
     pub queue: Queue,
     /// Measures the reaction time.
-    pub reaction: Reaction,
+    pub reaction: ReactionTimer,
     /// Demand notification: wakes the planner when requests queue, or a large request arrives.
     pub surge: Notify,
     /// The Prometheus metrics.
@@ -68,7 +69,7 @@ pub struct Proxy {
     /// Open client connections.
     pub connections: Arc<Connections>,
     /// Signals from engines beside their answers.
-    pub signals: Signals,
+    pub signals: EngineSignals,
     /// Recent role changes and their causes.
     pub journal: Journal,
     /// The planner's view of each group; replaced by the control loop every second.
@@ -97,8 +98,8 @@ pub struct Proxy {
     pub ejected_share_max: f64,
     /// Time without an answer after which a leg may be hedged; 0: never.
     pub hedge_after: Seconds,
-    /// The hedged legs in flight.
-    pub hedges: Hedges,
+    /// Limit on hedges in flight.
+    pub hedge_limit: HedgeLimit,
     /// Request shapes that engines refuse to prefill for a hand-off.
     pub shapes: Shapes,
     /// Interval of keep-alive comments on streams without data.
@@ -118,12 +119,14 @@ pub struct Proxy {
     pub keeps_authorization: bool,
     /// Notified by SIGHUP: certificates are reloaded.
     pub reload: Notify,
+    /// Channel to the control loop.
     pub(crate) control_events: mpsc::Sender<ControlEvent>,
+    /// Number of the last request.
     pub(crate) requests: AtomicU64,
 }
 
 impl Proxy {
-    /// Adds a prompt's blocks to the prefix index; those of a long prompt on a blocking thread.
+    /// Adds a prompt's blocks to the prefix index of a backend; a long prompt on a blocking thread.
     pub fn note_prefix(self: &Arc<Self>, on: BackendId, accepted: &Arc<Accepted>) {
         if accepted.prompt.chain.len() <= INSERTED_INLINE_MAX {
             return self.fleet.prefixes.insert(on, &accepted.prompt.chain);
@@ -184,12 +187,12 @@ impl Proxy {
         if placeable.peek().is_none() {
             return Err("every backend is draining");
         }
-        let (mut usable, mut heard) = (false, false);
+        let (mut usable, mut up) = (false, false);
         for backend in placeable {
             usable |= backend.health.is_usable();
-            heard |= backend.health.is_usable() && backend.health.is_up();
+            up |= backend.health.is_usable() && backend.health.is_up();
         }
-        match (usable, heard, table.models.is_empty()) {
+        match (usable, up, table.models.is_empty()) {
             (false, ..) => Err("no backend that takes new work is usable"),
             (true, false, _) => Err("no backend that takes new work has answered yet"),
             (true, true, true) => Err("no backend has reported its models yet"),
@@ -200,5 +203,36 @@ impl Proxy {
     /// Whether the proxy is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
+    }
+}
+
+impl SignalHost for Proxy {
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn signals(&self) -> &EngineSignals {
+        &self.signals
+    }
+
+    fn tokenizes(&self, model: &str) -> bool {
+        let directory = self.directory();
+        directory.models.get(model).is_some_and(|entry| entry.tokenizer.is_some())
+    }
+
+    fn prefix_block(&self) -> Tokens {
+        self.prefix_block
+    }
+
+    fn send_event(&self, event: ControlEvent) {
+        self.report(event);
     }
 }

@@ -1,6 +1,6 @@
-//! Browsers ask before they send: which origins may read answers, and with which methods and headers
-//! (the Fetch standard's CORS protocol). Off unless `[server.cors]` is there: then engines' own words
-//! on it are replaced, and a preflight needs no key, since browsers send none with it.
+//! CORS for browsers (Fetch standard): preflight answers and the headers that allow scripts to read
+//! answers. Enabled by `[server.cors]`: engines' own CORS headers are replaced, and preflights are
+//! answered without a key, because browsers send none with them.
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -13,7 +13,7 @@ use tidegate_settings::CorsSettings;
 
 /// Any origin, or any header.
 const ANY: &str = "*";
-/// What scripts may read of an answer's headers beside the few that they always may.
+/// Response headers exposed to scripts in addition to the CORS-safelisted ones.
 const EXPOSED: &str = "x-request-id, retry-after";
 
 /// The CORS headers of `[server.cors]`.
@@ -21,17 +21,18 @@ pub struct Cors {
     any_origin: bool,
     origins: Vec<HeaderValue>,
     methods: HeaderValue,
-    /// `None`: those that were asked for. A `*` would not stand for `authorization`.
+    /// Allowed request headers. `None`: those in the preflight, because `*` does not include
+    /// `authorization`.
     headers: Option<HeaderValue>,
     max_age: HeaderValue,
     credentials: bool,
 }
 
 impl Cors {
-    /// By the settings, which are valid.
+    /// Creates the headers from validated settings.
     pub fn new(settings: &CorsSettings) -> Cors {
-        let list = |words: &[String]| HeaderValue::from_str(&words.join(", ")).ok();
-        let any = |words: &[String]| words.iter().any(|word| word == ANY);
+        let list = |names: &[String]| HeaderValue::from_str(&names.join(", ")).ok();
+        let any = |names: &[String]| names.iter().any(|name| name == ANY);
         let origins =
             settings.allow_origins.iter().filter_map(|one| HeaderValue::from_str(one).ok());
         Cors {
@@ -44,16 +45,16 @@ impl Cors {
         }
     }
 
-    /// The origin whose script asks; `None` if no browser does.
+    /// The `Origin` of a request; `None` if it has none.
     pub fn origin(headers: &HeaderMap) -> Option<HeaderValue> {
         headers.get(ORIGIN).cloned()
     }
 
-    /// The answer to a preflight, if this is one.
+    /// Returns the answer to a preflight; `None` for other requests.
     pub fn preflight(&self, head: &Parts) -> Option<Response<()>> {
-        let asked = head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        let has_method = head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
         let origin = head.headers.get(ORIGIN)?;
-        if head.method != Method::OPTIONS || !asked {
+        if head.method != Method::OPTIONS || !has_method {
             return None;
         }
         let mut answer = Response::new(());
@@ -62,8 +63,8 @@ impl Cors {
         self.mark(Some(origin), headers);
         if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
             headers.insert(ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone());
-            let wanted = head.headers.get(ACCESS_CONTROL_REQUEST_HEADERS);
-            if let Some(allowed) = self.headers.as_ref().or(wanted) {
+            let requested = head.headers.get(ACCESS_CONTROL_REQUEST_HEADERS);
+            if let Some(allowed) = self.headers.as_ref().or(requested) {
                 headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed.clone());
             }
             headers.insert(ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
@@ -72,25 +73,25 @@ impl Cors {
         Some(answer)
     }
 
-    /// Say in an answer whether a script of this origin may read it.
+    /// Sets the CORS headers of an answer for this origin and removes the engine's.
     pub fn mark(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        let theirs = [
+        let replaced = [
             ACCESS_CONTROL_ALLOW_ORIGIN,
             ACCESS_CONTROL_ALLOW_CREDENTIALS,
             ACCESS_CONTROL_EXPOSE_HEADERS,
         ];
-        for name in theirs {
+        for name in replaced {
             headers.remove(name);
         }
         if !self.any_origin || self.credentials {
             headers.append(VARY, HeaderValue::from_static("origin"));
         }
         let Some(origin) = origin.filter(|origin| self.allows(origin)) else { return };
-        let told = match self.any_origin && !self.credentials {
+        let allowed = match self.any_origin && !self.credentials {
             true => HeaderValue::from_static(ANY),
             false => origin.clone(),
         };
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, told);
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
         if self.credentials {
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));

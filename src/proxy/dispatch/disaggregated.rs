@@ -1,4 +1,4 @@
-//! A prefill leg on one backend, then a decode leg on another.
+//! Disaggregated request: a prefill leg on one backend, then a decode leg on another.
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -13,63 +13,60 @@ use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::blame;
 use crate::dispatch::colocated;
 use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
-use crate::dispatch::place::{self, Predicted};
-use crate::dispatch::reservation::Reservation;
-use crate::dispatch::serving::{Miss, Serving};
-use crate::dispatch::settle::Course;
+use crate::dispatch::place;
+use crate::dispatch::reservation::{Predicted, Reservation};
+use crate::dispatch::serving::{AttemptError, Serving};
+use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
 use crate::upstream::failure::{Leg, LegProblem};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, Head, read_all};
 
-/// Decode backends tried with one hand-off while nothing of it has been sent.
+/// Decode backends tried with one hand-off, as long as none of them has received it.
 const DECODE_TRIES_MAX: u32 = 3;
 
-/// A prefill leg, then a decode leg on the backend that has room when the prefill is done.
+/// Runs the prefill leg, then the decode leg on a backend chosen at the end of the prefill.
 pub(crate) async fn run(
     serving: &Serving<'_>,
     reservation: Reservation,
     predicted: Predicted,
     prefill: Bytes,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let backend = Arc::clone(&reservation.backend);
-    course.notes.predicted = Some(predicted);
-    course.notes.prefill_on = Some(Arc::clone(&backend));
-    course.notes.split = true;
-    course.live.prefills_on(backend.id);
+    progress.prefills_on(&backend, predicted);
     let missed = |problem| leg::miss(&backend, Leg::Prefill, problem);
     let sent = serving.proxy.clock.now();
-    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), course.notes.attempts));
+    let prefilled = pin!(prefilled(serving, &backend, prefill.into(), progress.attempts()));
     let prefilled =
         watched(serving, [Some(&backend), None], predicted.ahead + predicted.prefill, prefilled)
             .await;
     let Some((head, body)) = prefilled.map_err(missed)? else {
-        return colocated::unedited(serving, reservation, predicted, true, course).await;
+        return colocated::unedited(serving, reservation, predicted, true, progress).await;
     };
     serving.proxy.signals.answered(backend.id, &head.headers);
     if !head.status.is_success() {
-        // The engine's verdict on the request itself: the same everywhere.
+        // A client error: another engine would answer the same.
         return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
     }
     let handoff = backend.family.read_prefill(&body).map_err(|e| missed(e.into()))?;
-    course.notes.prefill_usage = handoff.usage;
+    progress.prefill_reported(handoff.usage);
     let now = serving.proxy.clock.now();
-    let told = handoff.usage.and_then(|usage| usage.cached);
-    course.notes.prefilled_at = Some(now);
-    leg::note_prefill(serving, &backend, predicted, sent, now, told);
+    let reported_hit = handoff.usage.and_then(|usage| usage.cached);
+    progress.prefilled(now);
+    leg::note_prefill(serving, &backend, predicted, sent, now, reported_hit);
     backend.health.succeeded(now);
-    if let (Some(answer), Some(scan)) = (&handoff.finished, &course.accepted.scan) {
+    if let (Some(answer), Some(scan)) = (&handoff.finished, &progress.accepted.scan) {
         let (head, body) = finished(&backend, head, answer, scan).map_err(missed)?;
         return Ok(leg::opened(serving, head, body, reservation));
     }
     drop(reservation);
-    course.live.set_stage(Stage::Handover);
+    progress.live.set_stage(Stage::Handover);
     let lease = backend.family.handoff_deadline().min(serving.proxy.handoff_max);
-    decode(serving, &backend, &handoff, now + lease, course).await
+    decode(serving, &backend, &handoff, now + lease, progress).await
 }
 
-/// The prefill's answer is the client's: as it is, or as the stream that was asked for.
+/// Returns a prefill answer that is complete, as the client requested it: whole or as a stream.
 pub(crate) fn finished(
     backend: &Backend,
     mut head: Head,
@@ -89,8 +86,8 @@ async fn decode(
     from: &Backend,
     handoff: &Handoff,
     deadline: Moment,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let mut handover = leg::handover(serving, from);
     let mut tries = 0;
     loop {
@@ -98,32 +95,31 @@ async fn decode(
         let reservation = place::find_decode(serving.proxy, &handover, deadline).await?;
         let backend = Arc::clone(&reservation.backend);
         let missed = |problem| leg::miss(&backend, Leg::Decode, problem);
-        leg::note_decode(serving, course, &backend, None);
+        leg::note_decode(serving, progress, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
-        course.notes.cached = None;
+        progress.cached(None);
         let takes = backend.id != from.id && backend.may_decode();
-        let mut hangs_on = None;
-        let leg = match &course.accepted.scan {
+        let mut depends_on = None;
+        let leg = match &progress.accepted.scan {
             Some(scan) if in_time && takes => {
-                // The decode engine would call all of it cached.
-                course.notes.cached =
-                    handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+                // The decode engine would report all of the prompt as cached.
+                progress.cached(handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO)));
                 let body = &serving.inbound.body;
-                hangs_on = Some(from);
+                depends_on = Some(from);
                 from.family.decode_leg(body, scan, handoff, from.key.as_deref())
             }
-            // Without the hand-off: once the lease may have run out a late read of freed blocks
-            // would be worse than a second prefill, and the prefill engine has the prefix cached.
+            // Without the hand-off, for which the lease may have expired: a read of freed blocks would give
+            // a wrong answer. The prompt is prefilled again.
             _ => serving.inbound.body.clone().into(),
         };
         let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);
         match leg::answered(
             serving,
             &backend,
-            hangs_on,
+            depends_on,
             hand_off,
             leg,
-            course.notes.attempts,
+            progress.attempts(),
             &|| (),
         )
         .await
@@ -132,7 +128,7 @@ async fn decode(
                 serving.proxy.note_prefix(backend.id, serving.accepted);
                 return Ok(leg::opened(serving, head, body, reservation));
             }
-            // The engine never saw the hand-off: it is still good for another one.
+            // The hand-off was not sent and can be used by another engine.
             Err(LegProblem::Exchange(error))
                 if error.before_sending() && tries < DECODE_TRIES_MAX =>
             {
@@ -147,7 +143,8 @@ async fn decode(
     }
 }
 
-/// Send a prefill leg and read its answer. `None`: the engine has refused it, perhaps for its edits.
+/// Sends a prefill leg and reads its answer. `None`: the engine has refused it, possibly because of
+/// its edits.
 async fn prefilled(
     serving: &Serving<'_>,
     backend: &Backend,

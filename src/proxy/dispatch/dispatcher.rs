@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
-use crate::dispatch::place::{Placed, force_decode, reserve, try_place_decode};
+use crate::dispatch::place::{force_decode, reserve, try_place_decode};
 use crate::dispatch::queue::{DecodeOffer, Message, Offer};
+use crate::dispatch::reservation::Placed;
 use crate::upstream::failure::Failure;
 
 type Replies = HashMap<RequestId, oneshot::Sender<Result<Placed, Failure>>>;
@@ -106,7 +107,7 @@ impl Dispatcher {
         let decodes = self.place_decodes(began);
         let offers = self.place_offers();
         if !decodes && !offers {
-            self.proxy.reaction.found_no_room(began, self.proxy.clock.now());
+            self.proxy.reaction.scan_placed_none(began, self.proxy.clock.now());
         }
     }
 

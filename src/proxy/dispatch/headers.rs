@@ -1,5 +1,5 @@
-//! Forwards headers: both legs get the client's headers and the client gets the engine's, except
-//! hop-by-hop headers.
+//! Header forwarding: both legs receive the client's headers, except hop-by-hop headers and those that
+//! tidegate sets.
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use tidegate_http1::{RequestHeadWriter, is_hop_by_hop, is_listed};
@@ -14,16 +14,17 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Headers with clients' keys; removed for an engine with its own key.
 const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
 
-/// What identifies one attempt of a request to the engines.
+/// Ids of one attempt of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {
-    /// Its x-request-id; a retry has a fresh one.
+    /// `x-request-id`; a retry has a fresh one.
     pub request_id: &'a str,
-    /// Its traceparent at this hop.
+    /// `traceparent` of this hop.
     pub traceparent: &'a str,
 }
 
-/// The headers of a leg: the client's that travel, those that tidegate sets, and the leg's `own`.
+/// Writes the headers of a leg: the client's end-to-end headers, those that tidegate sets, and the leg's
+/// `own`.
 pub fn for_leg(
     head: &mut RequestHeadWriter,
     client: &HeaderMap,
@@ -43,15 +44,15 @@ pub fn for_leg(
             || *name == TRACEPARENT
             || address.key.is_some() && CREDENTIALS.contains(&text)
             || own.is_some_and(|(own, _)| own == text);
-        let stays = is_hop_by_hop(text.as_bytes())
+        let is_hop = is_hop_by_hop(text.as_bytes())
             || named.iter().any(|list| is_listed(list, text.as_bytes()));
-        if !replaced && !stays {
+        if !replaced && !is_hop {
             head.header(text, value.as_bytes());
         }
     }
-    // It names what this hop reads: tokens are counted, and hand-offs hidden, in plain text.
+    // The proxy counts tokens and removes hand-offs in plain text.
     head.header(ACCEPT_ENCODING.as_str(), b"identity");
-    // Both are checked to be visible ASCII when they are taken or made.
+    // Both ids were checked to be visible ASCII when accepted or generated.
     head.header(X_REQUEST_ID.as_str(), identity.request_id.as_bytes());
     head.header(TRACEPARENT.as_str(), identity.traceparent.as_bytes());
     if let Some((name, value)) = own {

@@ -4,70 +4,45 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use tidegate_types::BackendId;
 
 use crate::backends::fleet::{InflightRequest, Known};
 use crate::dispatch::answer::Opened;
+use crate::dispatch::hedge_limit::HedgePermit;
 use crate::dispatch::legs;
-use crate::dispatch::place::{self, Placed, Try};
-use crate::dispatch::serving::{Miss, Serving};
-use crate::dispatch::settle::{Course, Notes, RequestRecord};
+use crate::dispatch::place::{self, Try};
+use crate::dispatch::reservation::Placed;
+use crate::dispatch::serving::{AttemptError, Serving};
+use crate::dispatch::settle::{LegNotes, RequestProgress};
 use crate::upstream::failure::LegFailure;
 
-/// Hedges in flight that are allowed whatever the load is, so that small fleets can hedge.
-const HEDGES_MIN: usize = 2;
-/// In-flight requests per hedge: 5 % may be hedged.
-const LIVE_PER_HEDGE: usize = 20;
-
-/// Hedges in flight.
-#[derive(Debug, Default)]
-pub struct Hedges(AtomicUsize);
-
-/// One of them.
-pub(crate) struct Hedge<'a>(&'a Hedges);
-
-impl Drop for Hedge<'_> {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Hedges {
-    fn begin(&self, live: usize) -> Option<Hedge<'_>> {
-        let most = HEDGES_MIN + live / LIVE_PER_HEDGE;
-        let hedge = Hedge(self);
-        // Counted first, so that the drop of one too many takes it back.
-        (self.0.fetch_add(1, Relaxed) < most).then_some(hedge)
-    }
-}
-
-/// How the legs of a request raced.
+/// Result of an attempt with at most one hedge.
 pub(crate) struct Raced {
     /// The request's outcome.
-    pub(crate) result: Result<Opened, Miss>,
-    /// The other leg's failure.
-    pub(crate) also: Option<LegFailure>,
-    /// The second leg has it, and these are its notes.
-    pub(crate) second: Option<Notes>,
-    /// The engine that had it first, alone, and was overtaken.
+    pub(crate) result: Result<Opened, AttemptError>,
+    /// Failure of the losing leg.
+    pub(crate) other_failure: Option<LegFailure>,
+    /// Notes of the hedge, if its result counts.
+    pub(crate) hedge_notes: Option<LegNotes>,
+    /// The first engine, if the hedge answered while the first leg was still running.
     pub(crate) overtaken: Option<BackendId>,
 }
 
-impl From<Result<Opened, Miss>> for Raced {
-    fn from(result: Result<Opened, Miss>) -> Raced {
-        Raced { result, also: None, second: None, overtaken: None }
+impl From<Result<Opened, AttemptError>> for Raced {
+    fn from(result: Result<Opened, AttemptError>) -> Raced {
+        Raced { result, other_failure: None, hedge_notes: None, overtaken: None }
     }
 }
 
-/// A place for a second leg, at once and on an engine that is well; `None` if there is none, or if
-/// there are enough hedges.
+/// Reserves a backend for a hedge, without queueing and not on a suspect. `None` if there is none, or if
+/// the limit of hedges is reached.
 pub(crate) fn place<'a>(
     serving: &Serving<'a>,
     first: BackendId,
-) -> Option<(Hedge<'a>, Serving<'a>, Placed)> {
+) -> Option<(HedgePermit<'a>, Serving<'a>, Placed)> {
     let proxy = serving.proxy;
-    let hedge = proxy.hedges.begin(proxy.fleet.registry.len())?;
+    let hedge = proxy.hedge_limit.try_acquire(proxy.fleet.registry.len())?;
     let mut job = serving.job.clone();
     job.excluded.insert(first);
     let Try::Placed(placed) = place::try_place(proxy, &job, Known::One(&serving.matches)) else {
@@ -77,64 +52,40 @@ pub(crate) fn place<'a>(
     if last || job.excluded.contains(placed.on()) {
         return None;
     }
-    // The first leg's engine stays open to the request: if this leg's engine dies, the request can go
-    // back there, and is not held on a dead engine because no third one exists.
+    // The first engine is excluded from this placement only: if the hedge's engine dies, the request
+    // can return to the first, which may be the only other one.
     let job = serving.job.clone();
     let (inbound, accepted, matches) = (serving.inbound, serving.accepted, serving.matches);
     let late = AtomicBool::default();
     Some((hedge, Serving { proxy, inbound, accepted, job, matches, late }, placed))
 }
 
-/// Run the second leg beside the first.
+/// Runs a hedge concurrently with the first leg. The first answer wins.
 pub(crate) async fn race(
-    mut first: Pin<&mut impl Future<Output = Result<Opened, Miss>>>,
+    mut first: Pin<&mut impl Future<Output = Result<Opened, AttemptError>>>,
     on: BackendId,
-    second: (Hedge<'_>, Serving<'_>, Placed),
+    second: (HedgePermit<'_>, Serving<'_>, Placed),
     live: &InflightRequest,
     attempt: u32,
 ) -> Raced {
     let (_hedge, serving, mut placed) = second;
     let considered = placed.take_considered();
-    let mut notes = Notes { attempts: attempt, considered, ..Notes::default() };
-    let mut course = Course { accepted: serving.accepted, live, notes: &mut notes };
-    let mut other = Box::pin(legs::attempt(&serving, placed, &mut course));
-    let (result, also, by_second) = tokio::select! {
+    let mut notes = LegNotes::of_hedge(attempt, considered);
+    let mut progress = RequestProgress::new(serving.accepted, live, &mut notes);
+    let mut other = Box::pin(legs::attempt(&serving, placed, &mut progress));
+    let (result, other_failure, by_hedge) = tokio::select! {
         biased;
         done = first.as_mut() => match done {
-            Err(Miss::Elsewhere(failure)) => ((&mut other).await, Some(failure), true),
+            Err(AttemptError::Retryable(failure)) => ((&mut other).await, Some(failure), true),
             done => (done, None, false),
         },
         done = &mut other => match done {
             Ok(opened) => (Ok(opened), None, true),
-            Err(Miss::Elsewhere(failure)) => (first.as_mut().await, Some(failure), false),
-            Err(Miss::Final(_)) => (first.as_mut().await, None, false),
+            Err(AttemptError::Retryable(failure)) => (first.as_mut().await, Some(failure), false),
+            Err(AttemptError::Final(_)) => (first.as_mut().await, None, false),
         },
     };
     drop(other);
-    let overtaken = (by_second && also.is_none() && result.is_ok()).then_some(on);
-    Raced { result, also, second: by_second.then_some(notes), overtaken }
-}
-
-/// The second leg has won: the request's record says so.
-pub(crate) fn adopt(record: &mut RequestRecord, notes: Notes) {
-    if let Some(on) = &notes.decode_on {
-        record.live.decodes_on(on.id);
-    }
-    // A hedge is no further attempt.
-    record.notes = Notes { attempts: record.notes.attempts, ..notes };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hedges_are_a_few_and_a_share_of_the_live_requests() {
-        let hedges = Hedges::default();
-        let some: Vec<_> = (0..5).map(|_| hedges.begin(0)).collect();
-        assert_eq!(some.iter().flatten().count(), HEDGES_MIN);
-        assert!(hedges.begin(LIVE_PER_HEDGE).is_some(), "more live requests, more hedges");
-        drop(some);
-        assert_eq!(hedges.0.load(Relaxed), 0);
-    }
+    let overtaken = (by_hedge && other_failure.is_none() && result.is_ok()).then_some(on);
+    Raced { result, other_failure, hedge_notes: by_hedge.then_some(notes), overtaken }
 }

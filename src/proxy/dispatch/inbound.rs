@@ -1,4 +1,4 @@
-//! A client's request with its body read: what the legs are made from. Plain data.
+//! A client's request with its whole body, from which the legs are made. Plain data.
 
 use bytes::Bytes;
 use http::Method;
@@ -15,15 +15,15 @@ use crate::upstream::{Address, Outgoing, Pool};
 /// The client's request.
 #[derive(Debug)]
 pub struct Inbound {
-    /// Its method.
+    /// HTTP method.
     pub method: Method,
-    /// Its path and query.
+    /// Path and query.
     pub target: PathAndQuery,
-    /// All of its headers.
+    /// Header fields.
     pub headers: HeaderMap,
-    /// All of its body.
+    /// Body, complete.
     pub body: Bytes,
-    /// It is a websocket handshake; other requests for a protocol are not passed on.
+    /// Whether it is a websocket handshake; other upgrades are not forwarded.
     pub upgrades: bool,
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
@@ -34,8 +34,8 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    /// The same request for a task beside this one. The share of the budget stays here: the body is
-    /// not copied.
+    /// Returns the same request for a concurrent task. The budget share remains here, because the body is
+    /// shared and not copied.
     pub fn beside(&self) -> Inbound {
         Inbound {
             method: self.method.clone(),
@@ -49,7 +49,7 @@ impl Inbound {
         }
     }
 
-    /// The request of one leg: the client's, with the leg's body in place of its own, and its header.
+    /// Returns the request of one leg: the client's, with the body and the extra header of the leg.
     pub fn leg(&self, address: &Address, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
         let mut head = RequestHeadWriter::new(&self.method, &address.target(&self.target));
         let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));

@@ -1,5 +1,5 @@
-//! One leg: sent to an engine, its answer read, its course noted. All ways to run a request are made
-//! from it: colocated.rs, disaggregated.rs, concurrent_legs.rs.
+//! One leg: sends it to an engine, reads its answer, notes its progress. Used by colocated.rs,
+//! disaggregated.rs, concurrent_legs.rs and named_prefill.rs.
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -12,23 +12,22 @@ use tidegate_types::{Moment, Seconds, Tokens};
 use crate::backends::fleet::Backend;
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::headers::Identity;
-use crate::dispatch::place::Predicted;
 use crate::dispatch::prefilling::Prefilling;
-use crate::dispatch::reservation::Reservation;
-use crate::dispatch::serving::{Miss, Serving};
-use crate::dispatch::settle::Course;
+use crate::dispatch::reservation::{Predicted, Reservation};
+use crate::dispatch::serving::{AttemptError, Serving};
+use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
 use crate::telemetry::control_events::ControlEvent;
 use crate::upstream::failure::{Leg, LegFailure, LegProblem};
 use crate::upstream::{Answer, Head};
 
-/// The largest answer to a prefill: its hand-off names every KV block of the prompt, about 8 bytes
-/// a block of 16 tokens, so a million tokens need half a megabyte.
+/// Largest answer to a prefill leg, in bytes. Its hand-off names every KV block of the prompt: about
+/// 8 bytes per block of 16 tokens, 0.5 MB for a million tokens.
 pub(crate) const PREFILL_ANSWER_MAX: usize = 8 << 20;
 
-/// Send a leg and read its answer up to its first byte, as long as an engine may take to that: it
-/// sends the head long before. `with`: the other engine that it hangs on. `leaves` is called when
-/// there is a connection and the leg is about to be on it.
+/// Sends a leg and reads its answer up to its first byte, within the first-byte time-out. `with`: the
+/// other engine that the leg depends on. `on_connected` is called before the leg is written to its
+/// connection.
 pub(crate) async fn answered(
     serving: &Serving<'_>,
     backend: &Backend,
@@ -36,13 +35,13 @@ pub(crate) async fn answered(
     predicted: Seconds,
     leg: LegBody,
     attempt: u32,
-    leaves: &(dyn Fn() + Sync),
+    on_connected: &(dyn Fn() + Sync),
 ) -> Result<(Head, OpenedBody), LegProblem> {
     let answered = pin!(async {
-        let answer = send_unbounded(serving, backend, leg, attempt, leaves).await?;
+        let answer = send_unbounded(serving, backend, leg, attempt, on_connected).await?;
         answer::open(answer, serving.accepted.endpoint).await
     });
-    let predicted = predicted + serving.in_one_piece(backend.id);
+    let predicted = predicted + serving.decode_time(backend.id);
     watched(serving, [Some(backend), with], predicted, answered).await
 }
 
@@ -52,20 +51,20 @@ pub(crate) async fn send_unbounded(
     backend: &Backend,
     leg: LegBody,
     attempt: u32,
-    leaves: &(dyn Fn() + Sync),
+    on_connected: &(dyn Fn() + Sync),
 ) -> Result<Answer, LegProblem> {
     let accepted = serving.accepted;
     let request_id = request_id(&accepted.request_id, attempt);
     let identity = identity(&request_id, accepted);
     let address = backend.pool.address();
     let request = || {
-        leaves();
+        on_connected();
         serving.inbound.leg(address, identity, &leg)
     };
     Ok(backend.pool.send_unbounded(request).await?)
 }
 
-/// Engines key their work by this id: a second attempt must not meet the first.
+/// Returns the request id of an attempt. Engines key their work by it, so that each attempt has its own.
 pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
     match attempt {
         0 | 1 => Cow::Borrowed(given),
@@ -73,10 +72,12 @@ pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
     }
 }
 
+/// Returns the ids of one attempt.
 pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Identity<'a> {
     Identity { request_id, traceparent: accepted.traceparent.as_ref() }
 }
 
+/// Returns an answer whose first byte has arrived, and records the backend's success.
 pub(crate) fn opened(
     serving: &Serving<'_>,
     head: Head,
@@ -89,53 +90,52 @@ pub(crate) fn opened(
     Opened { head, body, reservation }
 }
 
+/// Notes the backend of a decode or colocated leg, with its predicted decode step.
 pub(crate) fn note_decode(
     serving: &Serving<'_>,
-    course: &mut Course<'_>,
+    progress: &mut RequestProgress<'_>,
     backend: &Arc<Backend>,
     predicted: Option<Predicted>,
 ) {
     let balance = backend.account.balance();
     let table = serving.proxy.fleet.table();
     let decode = &table.entry(backend.id).decode;
-    course.notes.step = Some(decode.step(balance.streams.max(1), balance.kv));
-    course.notes.predicted = predicted.or(course.notes.predicted);
-    course.notes.decode_on = Some(Arc::clone(backend));
-    course.live.decodes_on(backend.id);
+    let step = decode.step(balance.streams.max(1), balance.kv);
+    progress.decodes_on(backend, predicted, step);
 }
 
-/// The prompt was read, just now.
+/// Reports a prefill that ended at `now`.
 pub(crate) fn note_prefill(
     serving: &Serving<'_>,
     backend: &Arc<Backend>,
     predicted: Predicted,
     sent: Moment,
     now: Moment,
-    told: Option<Tokens>,
+    reported_hit: Option<Tokens>,
 ) {
     let prefilling = Prefilling { backend: Arc::clone(backend), predicted, sent };
-    prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now, told);
+    prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now, reported_hit);
 }
 
-/// A leg failed: another backend may still save the request.
-pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> Miss {
-    // It may have been started again.
+/// Returns a leg's failure, after which another backend may be tried.
+pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> AttemptError {
+    // The engine may have been restarted, with other ranks.
     backend.bootstrap.forget();
     let (on, backend) = match &problem {
         LegProblem::Abandoned { on, backend, .. } => (*on, Arc::clone(backend)),
         _ => (backend.id, Arc::clone(&backend.name)),
     };
-    Miss::Elsewhere(LegFailure { on, backend, leg, problem })
+    AttemptError::Retryable(LegFailure { on, backend, leg, problem })
 }
 
-/// May it be the edits of a prefill leg that the engine has refused with this status?
+/// Returns whether the engine may have refused a prefill leg with this status because of its edits.
 pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
     let of_the_body = matches!(status, 400 | 422 | 500..=599);
     of_the_body && !is_load(status) && backend.family.serves_colocated()
 }
 
-/// The decode request that follows a prefill. An engine refuses to read its own blocks and keeps them
-/// until the lease ends, so the prefill engine decodes only if no other can.
+/// Returns the decode request that follows a prefill. The prefill engine is excluded: an engine refuses
+/// to read its own blocks and keeps them until the lease ends, so it decodes only if no other can.
 pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
     let mut excluded = serving.job.excluded;
     excluded.insert(from.id);

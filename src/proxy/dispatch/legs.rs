@@ -1,5 +1,4 @@
-//! Runs a request's legs on the engines. What fails before its first byte is tried elsewhere:
-//! attempts.rs.
+//! Runs a request's legs on the engines. Failures before the first byte are retried by attempts.rs.
 //!
 //! The engine family defines the legs; this file is independent of protocols. A leg's future owns its
 //! connection and its reservation: dropping it closes the connection and settles the reservation.
@@ -14,34 +13,33 @@ use crate::dispatch::colocated;
 use crate::dispatch::concurrent_legs;
 use crate::dispatch::disaggregated;
 use crate::dispatch::leg;
-use crate::dispatch::place::{Placed, Predicted};
-use crate::dispatch::reservation::Reservation;
-use crate::dispatch::serving::{Miss, Serving};
-use crate::dispatch::settle::Course;
+use crate::dispatch::reservation::{Placed, Predicted, Reservation};
+use crate::dispatch::serving::{AttemptError, Serving};
+use crate::dispatch::settle::RequestProgress;
 use crate::runtime::budget::BudgetShare;
 use crate::runtime::filter_permits::INLINE_MAX;
 use crate::upstream::failure::Leg;
 
-/// Most edited copies of a body at once: both legs of a request with concurrent legs.
+/// Most edited copies of a body at once: the two legs of a request with concurrent legs.
 const LEG_COPIES_MAX: usize = 2;
 
 /// Runs a request's legs, beginning on its reserved backend.
 pub(crate) async fn attempt(
     serving: &Serving<'_>,
     placed: Placed,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     match placed {
         Placed::Whole(reservation, predicted) => {
-            colocated::whole(serving, reservation, predicted, course).await
+            colocated::whole(serving, reservation, predicted, progress).await
         }
         Placed::Prefill(reservation, predicted) => {
             let backend = Arc::clone(&reservation.backend);
-            let scan = course.accepted.scan.as_ref();
-            let endpoint = course.accepted.endpoint;
+            let scan = progress.accepted.scan.as_ref();
+            let endpoint = progress.accepted.endpoint;
             let body = &serving.inbound.body;
-            let Some(_copies) = room_for_copies(serving, &backend) else {
-                return whole_instead(serving, reservation, predicted, course).await;
+            let Some(_copies) = reserve_copies(serving, &backend) else {
+                return run_colocated(serving, reservation, predicted, progress).await;
             };
             let id = fastrand::u64(..);
             let peer = bootstrap::peer(&backend, id).await;
@@ -55,26 +53,26 @@ pub(crate) async fn attempt(
             };
             match scan.map(|scan| backend.family.legs(endpoint, body, scan, &rendezvous)) {
                 Some(Legs::PrefillFirst { prefill }) => {
-                    // Boxed, as below: every request would keep room for it, and be moved with it.
-                    Box::pin(disaggregated::run(serving, reservation, predicted, prefill, course))
+                    // Boxed, as below: unboxed, it would enlarge every request's future.
+                    Box::pin(disaggregated::run(serving, reservation, predicted, prefill, progress))
                         .await
                 }
                 Some(Legs::Concurrent(pair)) => {
-                    Box::pin(concurrent_legs::run(serving, reservation, predicted, pair, course))
+                    Box::pin(concurrent_legs::run(serving, reservation, predicted, pair, progress))
                         .await
                 }
                 // The family cannot split this request: it runs colocated on this backend.
                 Some(Legs::Colocated) | None => {
-                    colocated::whole(serving, reservation, predicted, course).await
+                    colocated::whole(serving, reservation, predicted, progress).await
                 }
             }
         }
     }
 }
 
-/// Reserves body budget for the edited copies of a large body in its legs. `None`: they do not fit, and
-/// the request can run colocated.
-fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<BudgetShare>> {
+/// Reserves body budget for the edited copies of a large body. `None`: they do not fit, and the request
+/// can run colocated, without copies. Engines that cannot run it colocated exceed the budget.
+fn reserve_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<BudgetShare>> {
     let body = serving.inbound.body.len();
     if body <= INLINE_MAX {
         return Some(None);
@@ -86,12 +84,12 @@ fn room_for_copies(serving: &Serving<'_>, backend: &Backend) -> Option<Option<Bu
 }
 
 /// Runs a request colocated on its prefill backend.
-async fn whole_instead(
+async fn run_colocated(
     serving: &Serving<'_>,
     mut reservation: Reservation,
     predicted: Predicted,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     reservation.open_stream(serving.job.prompt);
-    colocated::whole(serving, reservation, predicted, course).await
+    colocated::whole(serving, reservation, predicted, progress).await
 }

@@ -1,9 +1,10 @@
 //! From an accepted request to a leg on a backend: placement, the EDF queue, legs, retries, hedging,
-//! and the end of a request. [`context::Proxy`] is what all requests share.
+//! and settlement. [`context::Proxy`] is the state shared by all requests.
 
 pub(crate) mod answer;
 pub(crate) mod attempts;
 pub(crate) mod blame;
+pub(crate) mod capacity_signal;
 pub(crate) mod colocated;
 pub(crate) mod concurrent_legs;
 pub(crate) mod context;
@@ -13,6 +14,7 @@ pub(crate) mod discovery;
 pub(crate) mod dispatcher;
 pub(crate) mod headers;
 pub(crate) mod hedge;
+pub(crate) mod hedge_limit;
 pub(crate) mod inbound;
 pub(crate) mod leg;
 pub(crate) mod legs;
@@ -26,5 +28,4 @@ pub(crate) mod serving;
 pub(crate) mod settle;
 pub(crate) mod shapes;
 pub(crate) mod sidecar;
-pub(crate) mod signals;
 pub(crate) mod watch;

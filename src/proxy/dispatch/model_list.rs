@@ -1,11 +1,10 @@
-//! `/v1/models` and `/v1/models/ID` over all backends: the engines' own cards, put together when
-//! they change.
+//! `/v1/models` and `/v1/models/ID` over all backends: the engines' model cards, merged when they change.
 
 use bytes::Bytes;
 use std::collections::HashMap;
 use tidegate_engine::list_of;
 
-/// What can be asked for.
+/// Answers to the model endpoints.
 #[derive(Clone, Debug, Default)]
 pub struct ModelList {
     /// The answer to `/v1/models`.
@@ -15,13 +14,13 @@ pub struct ModelList {
 }
 
 impl ModelList {
-    /// A name with its card, unless it is there already; in the list if it `shows`.
-    pub(crate) fn add(&mut self, id: &str, card: String, shows: bool) {
+    /// Adds a name with its card, unless the name is present; `listed`: it appears in `/v1/models`.
+    pub(crate) fn add(&mut self, id: &str, card: String, listed: bool) {
         if self.cards.contains_key(id) {
             return;
         }
         self.cards.insert(id.to_owned(), Bytes::from(card));
-        if shows {
+        if listed {
             self.order.push(id.to_owned());
         }
     }

@@ -1,12 +1,12 @@
-//! A request whose gateway has named the prefill target (llm-d): the prefill leg goes there, the decode
-//! leg to this sidecar's own engine. The gateway has placed it: no EDF queue, and no other engine.
+//! A request whose gateway has named the prefill target (llm-d): the prefill leg runs there, the decode
+//! leg on this sidecar's own engine. The gateway has placed the request: it bypasses the EDF queue and is
+//! not retried on other engines.
 
 use bytes::Bytes;
 use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{ConcurrentLegs, Handoff, LegBody, Legs, RendezvousInfo};
 use tidegate_filters::Accepted;
-use tidegate_scheduler::placement::Fleet;
 use tidegate_types::{BackendId, Role, Seconds, Tokens};
 use tokio::time::sleep_until;
 
@@ -14,22 +14,20 @@ use crate::backends::fleet::{Backend, Known, Stage};
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::attempts;
 use crate::dispatch::colocated;
-use crate::dispatch::concurrent_legs::Linked;
+use crate::dispatch::concurrent_legs::LinkedLeg;
 use crate::dispatch::disaggregated;
 use crate::dispatch::inbound::Inbound;
 use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
-use crate::dispatch::place::Predicted;
-use crate::dispatch::reservation::Reservation;
-use crate::dispatch::serving::{Miss, Serving};
-use crate::dispatch::settle::{Course, RequestRecord};
+use crate::dispatch::reservation::{Predicted, Reservation};
+use crate::dispatch::serving::{AttemptError, Serving};
+use crate::dispatch::settle::{RequestProgress, RequestRecord};
 use crate::dispatch::sidecar::Sidecar;
-use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head, Pool, read_all};
 
 /// Interval between two attempts to reserve a stream: about an engine step.
-const LOOK_EVERY: Seconds = Seconds(0.01);
+const RETRY_INTERVAL: Seconds = Seconds(0.01);
 /// Label of prefill targets in metrics and logs: their addresses are unbounded.
 const TARGET: &str = "named-prefill-target";
 
@@ -43,48 +41,48 @@ pub(crate) async fn serve(
     target: &Arc<Pool>,
     record: &mut RequestRecord,
 ) -> Result<Opened, Failure> {
-    let (reservation, predicted) = seat(serving).await?;
-    record.placed_at.get_or_insert(serving.proxy.clock.now());
-    record.notes.attempts += 1;
-    let seated = (reservation, predicted);
-    let ran = run(serving, sidecar, target, seated, &mut record.course()).await;
+    let (reservation, predicted) = reserve(serving).await?;
+    record.placed(serving.proxy.clock.now(), None);
+    let reserved = (reservation, predicted);
+    let ran = run(serving, sidecar, target, reserved, &mut record.progress()).await;
     match ran {
         Ok(opened) => Ok(opened),
-        Err(Miss::Final(failure)) => Err(failure),
-        Err(Miss::Elsewhere(missed)) => Err(failed(serving, record, missed)),
+        Err(AttemptError::Final(failure)) => Err(failure),
+        Err(AttemptError::Retryable(missed)) => Err(failed(serving, record, missed)),
     }
 }
 
-/// The client gets an engine's own error, where there is one.
+/// Returns the error for the client: the engine's own, if it answered one.
 fn failed(serving: &Serving<'_>, record: &RequestRecord, missed: LegFailure) -> Failure {
     attempts::log(record, serving.proxy, &missed);
     match missed.problem {
         LegProblem::Answered(verdict) => Failure::Judged { backend: missed.backend, verdict },
         problem => Failure::Exhausted {
-            attempts: record.notes.attempts,
+            attempts: record.attempts(),
             last: LegFailure { problem, ..missed },
         },
     }
 }
 
-/// Waits for a stream of the own engine: the first usable one that takes this model.
-async fn seat(serving: &Serving<'_>) -> Result<(Reservation, Predicted), Failure> {
+/// Reserves a stream on the own engine, the first usable backend of the pool. Waits until the queue
+/// deadline.
+async fn reserve(serving: &Serving<'_>) -> Result<(Reservation, Predicted), Failure> {
     let Serving { proxy, job, .. } = serving;
     loop {
-        let own = own(serving).ok_or(Failure::NoBackend)?;
-        if let Some(seated) = try_seat(serving, &own) {
-            return Ok(seated);
+        let own = own_engine(serving).ok_or(Failure::NoBackend)?;
+        if let Some(reserved) = try_reserve(serving, &own) {
+            return Ok(reserved);
         }
         let now = proxy.clock.now();
         if now >= job.queue_deadline {
             return Err(Failure::QueueDeadline { waited: now - job.arrived });
         }
         proxy.timer_coalescing.keep();
-        sleep_until(proxy.clock.coarse_instant(now + LOOK_EVERY)).await;
+        sleep_until(proxy.clock.coarse_instant(now + RETRY_INTERVAL)).await;
     }
 }
 
-fn own(serving: &Serving<'_>) -> Option<Arc<Backend>> {
+fn own_engine(serving: &Serving<'_>) -> Option<Arc<Backend>> {
     let fleet = &serving.proxy.fleet;
     let table = fleet.table();
     let usable = |id: &&BackendId| {
@@ -94,22 +92,15 @@ fn own(serving: &Serving<'_>) -> Option<Arc<Backend>> {
     table.backends(serving.job.pool).iter().find(usable).map(|id| Arc::clone(fleet.backend(*id)))
 }
 
-fn try_seat(serving: &Serving<'_>, own: &Arc<Backend>) -> Option<(Reservation, Predicted)> {
+fn try_reserve(serving: &Serving<'_>, own: &Arc<Backend>) -> Option<(Reservation, Predicted)> {
     let Serving { proxy, job, matches, .. } = serving;
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(matches));
-    let (predicted_hit, cached) = (view.held(job, own.id), view.cached(job, own.id));
-    let prefill = table.entry(own.id).prefill.predict(job.prompt - cached, cached);
-    let before = own.account.balance();
-    let beside = ConcurrentStreams {
-        streams: before.streams,
-        kv: before.kv,
-        mid_step: before.prefill_legs == 0,
-    };
+    let predicted = serving.predict(&view, own);
     let stream = own.account.try_open_stream(job.prompt, view.streams_max(own.id))?;
     let signal = Arc::clone(proxy.queue.signal());
     let reservation = Reservation::new(Arc::clone(own), None, Some(stream), signal);
-    Some((reservation, Predicted { prefill, ahead: before.prefill, predicted_hit, cached, beside }))
+    Some((reservation, predicted))
 }
 
 async fn run(
@@ -117,8 +108,8 @@ async fn run(
     sidecar: &Sidecar,
     target: &Arc<Pool>,
     (reservation, predicted): (Reservation, Predicted),
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let own = Arc::clone(&reservation.backend);
     let rendezvous = RendezvousInfo {
         host: target.address().authority.host(),
@@ -127,23 +118,23 @@ async fn run(
         peer: None,
         key: own.key.as_deref(),
     };
-    let scan = course.accepted.scan.as_ref();
+    let scan = progress.accepted.scan.as_ref();
     let body = &serving.inbound.body;
-    let endpoint = course.accepted.endpoint;
+    let endpoint = progress.accepted.endpoint;
     let legs = match scan.filter(|_| own.family.peer_query().is_none()) {
         Some(scan) => own.family.legs(endpoint, body, scan, &rendezvous),
         None => Legs::Colocated,
     };
     match legs {
         Legs::PrefillFirst { prefill } => {
-            let seated = (reservation, predicted);
-            prefill_first(serving, sidecar, target, prefill, seated, course).await
+            let reserved = (reservation, predicted);
+            prefill_first(serving, sidecar, target, prefill, reserved, progress).await
         }
         Legs::Concurrent(pair) => {
-            concurrent(serving, target, pair, reservation, predicted, course).await
+            concurrent(serving, target, pair, reservation, predicted, progress).await
         }
-        // What the family cannot split runs on the own engine.
-        Legs::Colocated => colocated::whole(serving, reservation, predicted, course).await,
+        // The family cannot split this request: it runs colocated on the own engine.
+        Legs::Colocated => colocated::whole(serving, reservation, predicted, progress).await,
     }
 }
 
@@ -153,17 +144,17 @@ async fn prefill_first(
     target: &Pool,
     prefill: Bytes,
     (reservation, predicted): (Reservation, Predicted),
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let own = Arc::clone(&reservation.backend);
     let leg = LegBody::from(prefill);
     let (head, body) = match prefilled(serving, sidecar, target, &leg).await {
         Ok(answer) => answer,
         Err(problem) => {
-            // The own engine can compute the prefill too.
+            // The prompt is computed by the own engine instead.
             note_failure(serving, &own, problem);
-            course.notes.attempts += 1;
-            return colocated::whole(serving, reservation, predicted, course).await;
+            progress.next_attempt();
+            return colocated::whole(serving, reservation, predicted, progress).await;
         }
     };
     if !head.status.is_success() {
@@ -172,17 +163,17 @@ async fn prefill_first(
     }
     let missed = |problem| leg::miss(&own, Leg::Prefill, problem);
     let handoff = own.family.read_prefill(&body).map_err(|error| missed(error.into()))?;
-    course.notes.prefill_usage = handoff.usage;
-    if let (Some(answer), Some(scan)) = (&handoff.finished, &course.accepted.scan) {
+    progress.prefill_reported(handoff.usage);
+    if let (Some(answer), Some(scan)) = (&handoff.finished, &progress.accepted.scan) {
         let finished = disaggregated::finished(&own, head, answer, scan);
         let (head, body) = finished.map_err(missed)?;
         return Ok(leg::opened(serving, head, body, reservation));
     }
-    course.live.set_stage(Stage::Handover);
-    decode(serving, &handoff, reservation, course).await
+    progress.live.set_stage(Stage::Handover);
+    decode(serving, &handoff, reservation, progress).await
 }
 
-/// Sends the prefill leg, again after a failure that another attempt may not meet.
+/// Sends the prefill leg and retries transient failures.
 async fn prefilled(
     serving: &Serving<'_>,
     sidecar: &Sidecar,
@@ -226,7 +217,7 @@ async fn ask(
     Ok((head, read_all(body, PREFILL_ANSWER_MAX).await?))
 }
 
-/// Reports a failed prefill in the log and the metrics; it is no evidence about the own engine.
+/// Logs and counts a failed prefill. It is not evidence against the own engine.
 fn note_failure(serving: &Serving<'_>, own: &Backend, problem: LegProblem) {
     let backend = TARGET.into();
     let failure = LegFailure { on: own.id, backend, leg: Leg::Prefill, problem };
@@ -239,38 +230,38 @@ async fn decode(
     serving: &Serving<'_>,
     handoff: &Handoff,
     reservation: Reservation,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let own = Arc::clone(&reservation.backend);
-    leg::note_decode(serving, course, &own, None);
-    // The decode engine would call all of the prompt cached.
-    course.notes.cached = handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO));
+    leg::note_decode(serving, progress, &own, None);
+    // The decode engine would report all of the prompt as cached.
+    progress.cached(handoff.usage.map(|usage| usage.cached.unwrap_or(Tokens::ZERO)));
     let body = &serving.inbound.body;
-    let leg = match &course.accepted.scan {
+    let leg = match &progress.accepted.scan {
         Some(scan) => own.family.decode_leg(body, scan, handoff, own.key.as_deref()),
         None => body.clone().into(),
     };
     let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);
-    let attempt = course.notes.attempts;
+    let attempt = progress.attempts();
     let answered = leg::answered(serving, &own, None, hand_off, leg, attempt, &|| ()).await;
     let (head, body) = answered.map_err(|problem| leg::miss(&own, Leg::Decode, problem))?;
     serving.proxy.note_prefix(own.id, serving.accepted);
     Ok(leg::opened(serving, head, body, reservation))
 }
 
-/// Both legs at once: the engines find each other. The answer is the decode leg's.
+/// Runs both legs concurrently; the engines contact each other. The client gets the decode leg's answer.
 async fn concurrent(
     serving: &Serving<'_>,
     target: &Arc<Pool>,
     pair: ConcurrentLegs,
     reservation: Reservation,
     predicted: Predicted,
-    course: &mut Course<'_>,
-) -> Result<Opened, Miss> {
+    progress: &mut RequestProgress<'_>,
+) -> Result<Opened, AttemptError> {
     let own = Arc::clone(&reservation.backend);
-    leg::note_decode(serving, course, &own, Some(predicted));
+    leg::note_decode(serving, progress, &own, Some(predicted));
     let ConcurrentLegs { prefill, decode, .. } = pair;
-    let attempt = course.notes.attempts;
+    let attempt = progress.attempts();
     let ahead = predicted.ahead + predicted.prefill;
     let mut decoding = pin!(leg::answered(serving, &own, None, ahead, decode, attempt, &|| ()));
     // A task of its own: the prefill engine may still be sending blocks after the first token.
@@ -278,7 +269,7 @@ async fn concurrent(
     let target = Arc::clone(target);
     let mut prefilling =
         tokio::spawn(async move { ask(&inbound, &accepted, &target, &prefill, attempt).await });
-    let linked = Linked::new(&prefilling);
+    let linked = LinkedLeg::new(&prefilling);
     let missed = |problem| leg::miss(&own, Leg::Decode, problem);
     let (head, body) = tokio::select! {
         biased;
@@ -293,7 +284,7 @@ async fn concurrent(
         }
         decoded = decoding.as_mut() => {
             let decoded = decoded.map_err(missed)?;
-            linked.let_go();
+            linked.detach();
             decoded
         }
     };

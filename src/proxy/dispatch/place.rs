@@ -6,61 +6,18 @@ use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::inflight::PrefillRoom;
 use tidegate_scheduler::placement::{
-    Choice, Considered, DecodeRequest, PrefillRequest, considered, place, place_decode,
+    Choice, DecodeRequest, PrefillRequest, considered, place, place_decode,
 };
-use tidegate_types::{BackendId, Moment, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment};
 
 use crate::backends::fleet::{Known, View};
 use crate::dispatch::context::Proxy;
-use crate::dispatch::reservation::Reservation;
+use crate::dispatch::reservation::{Placed, Predicted, Reservation};
 use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::Failure;
 
 /// Retries of the fast path after another request reserved the same capacity.
 const RACES_MAX: u32 = 4;
-
-/// The backend of a request's next leg, with its reservation.
-pub enum Placed {
-    /// A prefill leg; the decode backend is chosen when it is done.
-    Prefill(Reservation, Predicted),
-    /// The colocated request.
-    Whole(Reservation, Predicted),
-}
-
-impl Placed {
-    /// Where.
-    pub fn on(&self) -> BackendId {
-        match self {
-            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
-                reservation.backend.id
-            }
-        }
-    }
-
-    /// Takes the candidates of the placement.
-    pub fn take_considered(&mut self) -> Option<Box<[Considered]>> {
-        match self {
-            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
-                reservation.considered.take()
-            }
-        }
-    }
-}
-
-/// What placement expected of a leg.
-#[derive(Clone, Copy, Debug)]
-pub struct Predicted {
-    /// Prefill time of this request on an idle engine.
-    pub prefill: Seconds,
-    /// Time added by the prefill backlog of the backend.
-    pub ahead: Seconds,
-    /// Prompt tokens that the prefix index says the backend holds.
-    pub predicted_hit: Tokens,
-    /// The part of them that `prefill` assumes to be cached.
-    pub cached: Tokens,
-    /// Streams on the backend.
-    pub beside: ConcurrentStreams,
-}
 
 /// Outcome of the fast path.
 pub enum Try {
@@ -141,7 +98,7 @@ pub fn reserve(
         true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
         false => None,
     };
-    tell_reaction(proxy, job.arrived, view.now);
+    record_reaction(proxy, job.arrived, view.now);
     let mut reservation =
         Reservation::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
     reservation.considered = candidates;
@@ -188,7 +145,7 @@ pub fn try_place_decode(
         let on = place_decode(&proxy.placement, view.now, handover, &view)?;
         let backend = proxy.fleet.backend(on);
         if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
-            tell_reaction(proxy, came, view.now);
+            record_reaction(proxy, came, view.now);
             let signal = Arc::clone(proxy.queue.signal());
             return Some(Reservation::new(Arc::clone(backend), None, Some(stream), signal));
         }
@@ -217,9 +174,9 @@ pub fn force_decode(proxy: &Proxy, handover: &DecodeRequest) -> Option<Reservati
     Some(Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
 }
 
-/// A leg that there is since `came` was placed by a look that began at `began`.
-fn tell_reaction(proxy: &Proxy, came: Moment, began: Moment) {
-    if let Some(took) = proxy.reaction.placed(came, began, || proxy.clock.now()) {
-        proxy.metrics.surge_placed(took);
+/// Measures the reaction time: a leg that arrived at `came` was placed by a scan that began at `began`.
+fn record_reaction(proxy: &Proxy, came: Moment, began: Moment) {
+    if let Some(elapsed) = proxy.reaction.placed(came, began, || proxy.clock.now()) {
+        proxy.metrics.surge_placed(elapsed);
     }
 }

@@ -1,4 +1,4 @@
-//! A prefill under way, and what its end teaches.
+//! A prefill in progress, and the sample that it yields.
 
 use std::sync::Arc;
 use tidegate_filters::Accepted;
@@ -6,22 +6,22 @@ use tidegate_types::{Moment, Tokens};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::context::Proxy;
-use crate::dispatch::place::Predicted;
+use crate::dispatch::reservation::Predicted;
 use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 
-/// A prefill whose end is still to be seen: its stream has begun with something else than a token.
+/// A prefill whose first token has not arrived yet.
 pub struct Prefilling {
-    /// Where it runs.
+    /// Backend of the leg.
     pub backend: Arc<Backend>,
-    /// What placement expected.
+    /// Placement's prediction.
     pub predicted: Predicted,
-    /// When its leg was sent.
+    /// Time at which the leg was sent.
     pub sent: Moment,
 }
 
 impl Prefilling {
-    /// The prefill ended: reports its duration to the control loop and adds its prefix to the index. `reported_hit`: the tokens
-    /// that the engine says it had cached.
+    /// Reports the sample to the control loop and adds the prompt to the prefix index. `reported_hit`:
+    /// cached tokens that the engine reported.
     pub fn ended(
         &self,
         proxy: &Arc<Proxy>,
@@ -30,11 +30,12 @@ impl Prefilling {
         now: Moment,
         reported_hit: Option<Tokens>,
     ) {
-        proxy.report(ControlEvent::Prefill(self.read(prompt, now, reported_hit)));
+        proxy.report(ControlEvent::Prefill(self.sample(prompt, now, reported_hit)));
         proxy.note_prefix(self.backend.id, accepted);
     }
 
-    pub(crate) fn read(
+    /// The sample of a prefill that ended at `ended`.
+    pub(crate) fn sample(
         &self,
         prompt: Tokens,
         ended: Moment,

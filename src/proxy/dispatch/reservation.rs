@@ -3,21 +3,65 @@
 use std::sync::Arc;
 use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::Considered;
-use tidegate_types::Tokens;
+use tidegate_types::{BackendId, Seconds, Tokens};
 
 use crate::backends::fleet::Backend;
-use crate::dispatch::queue::Signal;
+use crate::dispatch::capacity_signal::CapacitySignal;
+use crate::telemetry::control_events::ConcurrentStreams;
+
+/// The backend of a request's next leg, with its reservation.
+pub enum Placed {
+    /// A prefill leg; the decode backend is chosen at its end.
+    Prefill(Reservation, Predicted),
+    /// The only leg of a colocated request.
+    Whole(Reservation, Predicted),
+}
+
+impl Placed {
+    /// The reserved backend.
+    pub fn on(&self) -> BackendId {
+        match self {
+            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
+                reservation.backend.id
+            }
+        }
+    }
+
+    /// Takes the candidates of the placement.
+    pub fn take_considered(&mut self) -> Option<Box<[Considered]>> {
+        match self {
+            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
+                reservation.considered.take()
+            }
+        }
+    }
+}
+
+/// Placement's prediction for a leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Predicted {
+    /// Prefill time of this request on an idle engine.
+    pub prefill: Seconds,
+    /// Time added by the prefill backlog of the backend.
+    pub ahead: Seconds,
+    /// Prompt tokens that the prefix index predicts to be cached on the backend.
+    pub predicted_hit: Tokens,
+    /// The part of them that `prefill` assumes to be cached.
+    pub cached: Tokens,
+    /// Decode streams on the backend.
+    pub beside: ConcurrentStreams,
+}
 
 /// One leg's charges on one backend. Dropping it settles the charges and wakes the dispatcher if
 /// requests are waiting.
 pub struct Reservation {
-    /// Where.
+    /// The reserved backend.
     pub backend: Arc<Backend>,
-    /// The candidates of its placement, for the record of the request.
+    /// Candidates of the placement, for the record of the request.
     pub considered: Option<Box<[Considered]>>,
     prefill: Option<PrefillCharge>,
     stream: Option<StreamCharge>,
-    signal: Arc<Signal>,
+    signal: Arc<CapacitySignal>,
 }
 
 impl Reservation {
@@ -26,7 +70,7 @@ impl Reservation {
         backend: Arc<Backend>,
         prefill: Option<PrefillCharge>,
         stream: Option<StreamCharge>,
-        signal: Arc<Signal>,
+        signal: Arc<CapacitySignal>,
     ) -> Reservation {
         Reservation { backend, considered: None, prefill, stream, signal }
     }
@@ -34,25 +78,25 @@ impl Reservation {
     /// Settles the prefill charge; a stream's charge remains.
     pub fn prefilled(&mut self) {
         if self.prefill.take().is_some() {
-            self.signal.room_made();
+            self.signal.capacity_released();
         }
     }
 
-    /// The prefill should be done by now, and the stream decode: nothing tells of an answer that is
-    /// not streamed.
-    pub fn presumed_begun(&mut self) {
+    /// Settles the prefill at its predicted end and starts the stream. The end is predicted because an
+    /// answer that is not streamed does not show it.
+    pub fn presume_prefilled(&mut self) {
         self.prefilled();
         if let Some(stream) = &mut self.stream {
             stream.begin();
         }
     }
 
-    /// The leg here turns out to make a stream too, room or not.
+    /// Charges a stream to the backend whatever its free capacity.
     pub fn open_stream(&mut self, kv: Tokens) {
         self.stream = Some(self.backend.account.open_stream(kv));
     }
 
-    /// The stream emitted `tokens` more.
+    /// Adds `tokens` emitted by the stream.
     pub fn emit(&mut self, tokens: u32) {
         if let Some(stream) = &mut self.stream {
             stream.emit(tokens);
@@ -64,6 +108,6 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.prefill = None;
         self.stream = None;
-        self.signal.room_made();
+        self.signal.capacity_released();
     }
 }

@@ -1,35 +1,38 @@
-//! A request as its legs see it, and how an attempt may end.
+//! A request as its legs see it, and the errors of an attempt.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::PrefillRequest;
+use tidegate_scheduler::placement::{Fleet, PrefillRequest};
 use tidegate_types::{BackendId, Seconds};
 
+use crate::backends::fleet::{Backend, View};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::inbound::Inbound;
+use crate::dispatch::reservation::Predicted;
+use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::{Failure, LegFailure};
 
-/// A request with what its legs are made from.
+/// A request with the inputs of its legs.
 pub struct Serving<'a> {
-    /// What all requests share.
+    /// State shared by all requests.
     pub proxy: &'a Arc<Proxy>,
     /// The client's request.
     pub inbound: &'a Inbound,
-    /// What the filters found in it.
+    /// The request as the filters accepted it.
     pub accepted: &'a Arc<Accepted>,
-    /// What to place.
+    /// The request as placement sees it.
     pub job: PrefillRequest,
-    /// Who holds its prefix.
+    /// Backends that hold a prefix of the prompt.
     pub matches: Matches,
-    /// Set while it waits for a leg that is late.
+    /// Set when its leg is late (watch.rs); cleared when read.
     pub late: AtomicBool,
 }
 
 impl Serving<'_> {
-    /// Wait for a leg's lateness, which is looked for in this task.
+    /// Resolves when a leg is late. The flag is set within the same task, which polls again.
     pub(crate) async fn is_late(&self) {
         std::future::poll_fn(|_| match self.late.swap(false, Relaxed) {
             true => std::task::Poll::Ready(()),
@@ -38,8 +41,22 @@ impl Serving<'_> {
         .await;
     }
 
-    /// How long a backend may take to decode it, if its answer comes in one piece.
-    pub(crate) fn in_one_piece(&self, on: BackendId) -> Seconds {
+    /// Predicts a colocated leg on `backend`, before its charges.
+    pub(crate) fn predict(&self, view: &View<'_>, backend: &Backend) -> Predicted {
+        let (prompt, on) = (self.job.prompt, backend.id);
+        let (predicted_hit, cached) = (view.held(&self.job, on), view.cached(&self.job, on));
+        let prefill = view.table.entry(on).prefill.predict(prompt - cached, cached);
+        let before = backend.account.balance();
+        let beside = ConcurrentStreams {
+            streams: before.streams,
+            kv: before.kv,
+            mid_step: before.prefill_legs == 0,
+        };
+        Predicted { prefill, ahead: before.prefill, predicted_hit, cached, beside }
+    }
+
+    /// Predicted decode time on a backend, if the answer is not streamed; otherwise 0.
+    pub(crate) fn decode_time(&self, on: BackendId) -> Seconds {
         let scan = self.accepted.scan.as_ref();
         if scan.is_some_and(|scan| scan.stream) || !self.accepted.endpoint.generates() {
             return Seconds::ZERO;
@@ -51,22 +68,22 @@ impl Serving<'_> {
         step * most.unwrap_or(self.job.expected_output).as_f64()
     }
 
-    /// What kind of request it is, for what engines think of its prefill leg.
+    /// Returns the request's shape, by which refusals of prefill legs are remembered (shapes.rs).
     pub(crate) fn shape(&self) -> Option<u64> {
         self.accepted.scan.as_ref().map(|scan| scan.shape(&self.inbound.body))
     }
 }
 
-/// How an attempt ended without an answer for the client.
-pub(crate) enum Miss {
-    /// Another backend may still save it.
-    Elsewhere(LegFailure),
-    /// Nothing will.
+/// Error of an attempt without an answer for the client.
+pub(crate) enum AttemptError {
+    /// Another backend may serve the request.
+    Retryable(LegFailure),
+    /// No further attempt is useful.
     Final(Failure),
 }
 
-impl From<Failure> for Miss {
-    fn from(failure: Failure) -> Miss {
-        Miss::Final(failure)
+impl From<Failure> for AttemptError {
+    fn from(failure: Failure) -> AttemptError {
+        AttemptError::Final(failure)
     }
 }

@@ -1,6 +1,10 @@
-//! The end of a request, on every path. The record is made on arrival and travels with the
-//! request; its `Drop` alone settles the registry entry, the metrics, the access log and the
-//! observations for the control loop. A drop without a declared end means that the client left.
+//! Settlement of a request, on every path. The record is made on arrival and travels with the request;
+//! its `Drop` settles the registry entry, the metrics, the access log and the events for the control
+//! loop. The outcome is `ClientLeft` until a stage sets another one.
+
+mod leg_notes;
+
+pub use leg_notes::{LegNotes, RequestProgress};
 
 use std::sync::Arc;
 use tidegate_engine::{Usage, UsageRequest};
@@ -10,87 +14,52 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
 use crate::dispatch::context::Proxy;
-use crate::dispatch::place::Predicted;
 use crate::dispatch::prefilling::Prefilling;
+use crate::dispatch::reservation::Predicted;
+use crate::signals::FinishedLegs;
 use crate::telemetry::access_log;
 use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
-/// A request from arrival to its end.
+/// A request from arrival to its end. Stages change it through its methods only.
 pub struct RequestRecord {
-    /// What all requests share.
+    /// State shared by all requests.
     pub proxy: Arc<Proxy>,
-    /// What it is.
+    /// The request as the filters accepted it.
     pub accepted: Arc<Accepted>,
-    /// Its entry in the registry.
+    /// The request's registry entry.
     pub live: Arc<InflightRequest>,
-    /// Outcome so far.
-    pub outcome: RequestOutcome,
+    outcome: RequestOutcome,
     /// Status sent to the client; 0 before one was sent.
-    pub status: u16,
-    /// What its legs noted.
-    pub notes: Notes,
+    status: u16,
+    notes: LegNotes,
     /// Reason of the failure.
-    pub problem: Option<String>,
-    /// Time at which its first leg was placed.
-    pub placed_at: Option<Moment>,
+    problem: Option<String>,
+    /// Time at which the first leg was placed.
+    placed_at: Option<Moment>,
     /// Usage reported by the engine.
-    pub usage: Option<Usage>,
-    /// Number of choices in its answer.
+    usage: Option<Usage>,
+    /// The client's side of the request.
+    client: ClientRequest,
+}
+
+/// What the client's request says about its answer.
+pub struct ClientRequest {
+    /// Number of choices in the answer.
     pub choices: u32,
-    /// The usages that the client wished for, if the engine counts every chunk.
+    /// The usage that the client requested, where usage injection is in force.
     pub usage_request: Option<UsageRequest>,
     /// The subject of the client's certificate.
     pub subject: Option<Arc<str>>,
 }
 
-/// What a request's legs note of their course.
-#[derive(Default)]
-pub struct Notes {
-    /// Backends tried.
-    pub attempts: u32,
-    /// Placement's prediction for its first leg.
-    pub predicted: Option<Predicted>,
-    /// Backend of its prefill leg.
-    pub prefill_on: Option<Arc<Backend>>,
-    /// Backend of its decode or colocated leg.
-    pub decode_on: Option<Arc<Backend>>,
-    /// Cached tokens that the prefill engine reported, for a disaggregated request.
-    pub cached: Option<Tokens>,
-    /// What the prefill engine of a split request counted.
-    pub prefill_usage: Option<Usage>,
-    /// The prompt of an answer that was not streamed, and how long all of it took.
-    pub whole: Option<PrefillSample>,
-    /// Its whole leg's prefill, if its stream began before a token.
-    pub prefilling: Option<Prefilling>,
-    /// The candidates of the last placement.
-    pub considered: Option<Box<[Considered]>>,
-    /// Whether prefill and decode ran on two engines.
-    pub split: bool,
-    /// End of the prefill leg of a split request.
-    pub prefilled_at: Option<Moment>,
-    /// Predicted decode step of the engine that decodes, with this request in it.
-    pub step: Option<Seconds>,
-}
-
-/// Where a leg writes its notes: on the request's record, or beside it where a second leg runs.
-pub struct Course<'a> {
-    pub(crate) accepted: &'a Accepted,
-    pub(crate) live: &'a InflightRequest,
-    pub(crate) notes: &'a mut Notes,
-}
-
 impl RequestRecord {
-    /// To be written by the request's legs.
-    pub fn course(&mut self) -> Course<'_> {
-        Course { accepted: &self.accepted, live: &self.live, notes: &mut self.notes }
-    }
-
-    /// A request that a filter has let in.
+    /// The record of a request that the filters have accepted.
     pub fn new(
         proxy: Arc<Proxy>,
         accepted: Arc<Accepted>,
         live: Arc<InflightRequest>,
+        client: ClientRequest,
     ) -> RequestRecord {
         proxy.fleet.registry.insert(Arc::clone(&live));
         proxy.metrics.started();
@@ -100,14 +69,82 @@ impl RequestRecord {
             live,
             outcome: RequestOutcome::ClientLeft,
             status: 0,
-            notes: Notes::default(),
+            notes: LegNotes::default(),
             problem: None,
             placed_at: None,
             usage: None,
-            choices: 1,
-            usage_request: None,
-            subject: None,
+            client,
         }
+    }
+
+    /// The writer for the request's legs.
+    pub fn progress(&mut self) -> RequestProgress<'_> {
+        RequestProgress::new(&self.accepted, &self.live, &mut self.notes)
+    }
+
+    /// Records an attempt: a leg was placed at `now`, chosen among `considered`.
+    pub(crate) fn placed(&mut self, now: Moment, considered: Option<Box<[Considered]>>) {
+        self.placed_at.get_or_insert(now);
+        self.notes.attempts += 1;
+        self.notes.considered = considered;
+    }
+
+    /// Replaces the notes by those of a hedge that won. The hedge is not a further attempt.
+    pub(crate) fn adopt(&mut self, notes: LegNotes) {
+        if let Some(on) = notes.decode_on() {
+            self.live.decodes_on(on.id);
+        }
+        self.notes = LegNotes { attempts: self.notes.attempts, ..notes };
+    }
+
+    /// Records the status that the client receives.
+    pub fn answered(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// Records the engine's usage; the last report counts.
+    pub fn used(&mut self, usage: Option<Usage>) {
+        self.usage = usage.or(self.usage);
+    }
+
+    /// Sets the outcome. The record settles when it is dropped.
+    pub fn end(&mut self, outcome: RequestOutcome) {
+        self.outcome = outcome;
+    }
+
+    /// Records the reason of a failure.
+    pub fn explain(&mut self, problem: impl Into<String>) {
+        self.problem = Some(problem.into());
+    }
+
+    /// Takes the prefill of a colocated leg whose stream began before its first token.
+    pub fn take_prefilling(&mut self) -> Option<Prefilling> {
+        self.notes.prefilling.take()
+    }
+
+    /// Status sent to the client; 0 before one was sent.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Number of attempts so far.
+    pub fn attempts(&self) -> u32 {
+        self.notes.attempts
+    }
+
+    /// Backend of the prefill leg.
+    pub(crate) fn prefill_on(&self) -> Option<&Arc<Backend>> {
+        self.notes.prefill_on.as_ref()
+    }
+
+    /// Cached tokens that the prefill engine of a disaggregated request reported.
+    pub fn cached(&self) -> Option<Tokens> {
+        self.notes.cached
+    }
+
+    /// What the client's request says about its answer.
+    pub fn client(&self) -> &ClientRequest {
+        &self.client
     }
 
     /// Whether the client drives hand-offs itself, so that it receives their parameters.
@@ -115,7 +152,7 @@ impl RequestRecord {
         self.accepted.scan.as_ref().is_some_and(|scan| scan.client_handoff)
     }
 
-    /// How long it waited for its first leg.
+    /// Time from arrival to the placement of the first leg.
     pub fn queued(&self) -> Option<Seconds> {
         self.placed_at.map(|placed| placed - self.live.arrived)
     }
@@ -137,15 +174,15 @@ impl RequestRecord {
         self.usage.map_or(self.live.emitted(), |usage| usage.completion)
     }
 
-    /// What metrics and the access log read of a request that ends at `now`.
+    /// The values for metrics and the access log of a request that ends at `now`.
     fn log(&self, now: Moment) -> RequestLog<'_> {
-        let Notes { attempts, predicted, prefill_on, decode_on, split, .. } = &self.notes;
+        let LegNotes { attempts, predicted, prefill_on, decode_on, split, .. } = &self.notes;
         let queued = self.queued();
         let expected = |p: &Predicted| queued.map(|queued| queued + p.ahead + p.prefill);
         RequestLog {
             accepted: &self.accepted,
             live: &self.live,
-            subject: self.subject.as_deref(),
+            subject: self.client.subject.as_deref(),
             status: self.status,
             outcome: self.outcome,
             problem: self.problem.as_deref(),
@@ -171,7 +208,19 @@ impl RequestRecord {
         }
     }
 
-    fn learn(&self) {
+    fn finished_legs(&self) -> FinishedLegs<'_> {
+        FinishedLegs {
+            prefill_on: self.notes.prefill_on.as_deref(),
+            decode_on: self.notes.decode_on.as_deref(),
+            first_token: self.live.first_at(),
+            predicted_hit: self.notes.predicted.map(|predicted| predicted.predicted_hit),
+            prefill_usage: self.notes.prefill_usage,
+            usage: self.usage,
+        }
+    }
+
+    /// Sends the samples of a complete answer to the control loop.
+    fn report_samples(&self) {
         let generated = self.accepted.endpoint.generates() && self.outcome == RequestOutcome::Done;
         if !generated {
             return;
@@ -200,11 +249,13 @@ impl Drop for RequestRecord {
         self.proxy.metrics.settled(&log);
         access_log::write(&log);
         self.proxy.arrivals.note(&log);
-        let told = self.usage.and_then(|usage| usage.cached);
-        self.proxy.recent.push(&log, considered, told);
-        if self.accepted.endpoint.generates() {
-            self.proxy.signals.settled(self);
+        let reported_hit = self.usage.and_then(|usage| usage.cached);
+        self.proxy.recent.push(&log, considered, reported_hit);
+        if self.accepted.endpoint.generates()
+            && let Some(event) = self.proxy.signals.settled(&self.finished_legs())
+        {
+            self.proxy.report(event);
         }
-        self.learn();
+        self.report_samples();
     }
 }

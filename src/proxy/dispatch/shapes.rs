@@ -5,17 +5,17 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Moment, Seconds};
 
-/// Shapes that are kept: a fleet's clients have some dozens, few of which an engine refuses.
+/// Number of slots. A fleet's clients have some dozens of shapes, few of which an engine refuses.
 const SLOTS: usize = 64;
 /// Retention after the first refusal, which may be transient.
 const FIRST: Seconds = Seconds(60.0);
 /// Retention after a repeated refusal.
 const AGAIN: Seconds = Seconds(600.0);
 
-/// The shapes.
+/// Shapes of refused prefill legs.
 #[derive(Debug)]
 pub struct Shapes {
-    /// Learned so far; 0: nothing needs to be looked up.
+    /// 1 once a shape was learned; 0: lookups are skipped.
     learned: AtomicU32,
     slots: Box<[Slot]>,
 }
@@ -34,7 +34,8 @@ impl Default for Shapes {
 }
 
 impl Shapes {
-    /// Returns whether a request of this shape must run colocated. `shape` is asked for only if any was learned.
+    /// Returns whether a request of this shape must run colocated. `shape` is computed only if a shape was
+    /// learned.
     pub fn runs_whole(&self, shape: impl FnOnce() -> Option<u64>, now: Moment) -> bool {
         if self.learned.load(Relaxed) == 0 {
             return false;
@@ -44,7 +45,7 @@ impl Shapes {
         slot.shape.load(Relaxed) == shape && now < Moment(slot.until.load(Relaxed))
     }
 
-    /// An engine has refused its prefill leg and served it whole.
+    /// Records that an engine refused the prefill leg of this shape and served it colocated.
     pub fn learn(&self, shape: u64, now: Moment) {
         let slot = self.slot(shape);
         let again = slot.shape.swap(shape, Relaxed) == shape;

@@ -1,4 +1,4 @@
-//! Awaits a leg's first byte and checks the engine's health meanwhile: the leg is abandoned when its
+//! Awaits a leg's first byte and checks the engine's health meanwhile. The leg is abandoned when its
 //! engine is dead or silent and another backend can take the request.
 
 use std::future::Future;
@@ -11,9 +11,9 @@ use crate::dispatch::serving::Serving;
 use crate::upstream::ExchangeError;
 use crate::upstream::failure::LegProblem;
 
-/// Between two looks: a fraction of what it takes to find an engine dead, and few enough for
-/// thousands of legs that wait.
-const LOOK_EVERY: Seconds = Seconds(0.25);
+/// Interval of the health checks: a fraction of the time that a probe takes to detect a dead engine, and
+/// long enough for thousands of waiting legs.
+const CHECK_INTERVAL: Seconds = Seconds(0.25);
 /// A leg leaves an engine whose streams are silent only after it has waited this long itself: the time
 /// after which a stream counts as silent.
 const SILENT_AFTER: Seconds = Seconds(2.5);
@@ -27,11 +27,11 @@ fn late_after(least: Seconds, predicted: Seconds) -> Option<Seconds> {
     (least > Seconds::ZERO).then(|| (predicted * LATE_FACTOR).max(least))
 }
 
-/// The exchange's outcome, as long as an engine may take to it. `on`: the engine that answers, and the
-/// one that it depends on. `predicted`: how long it should take; a leg that takes
-/// [`LATE_FACTOR`] times that is marked late.
+/// Returns the exchange's result, within the first-byte time-out. `on`: the engine that answers, and the
+/// one that it depends on. `predicted`: predicted time to the first byte; after [`LATE_FACTOR`] times
+/// that, the leg is marked late.
 ///
-/// By reference: an exchange is large, and would be copied with every call.
+/// The exchange is passed by reference because it is large.
 pub(crate) async fn watched<T>(
     serving: &Serving<'_>,
     on: [Option<&Backend>; 2],
@@ -44,19 +44,19 @@ pub(crate) async fn watched<T>(
     let limit = limit.unwrap_or_default();
     let late = late_after(serving.proxy.hedge_after, predicted);
     serving.proxy.timer_coalescing.keep();
-    let mut look = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + LOOK_EVERY)));
+    let mut check = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + CHECK_INTERVAL)));
     loop {
         tokio::select! {
             biased;
             done = exchange.as_mut() => return done,
-            () = look.as_mut() => {}
+            () = check.as_mut() => {}
         }
         let now = clock.now();
         if (now - begun).to_duration() >= limit {
             return Err(ExchangeError::AnswerTimeout(limit).into());
         }
         for backend in on.into_iter().flatten() {
-            if let Some(why) = gone(backend, now - begun)
+            if let Some(why) = failure_of(backend, now - begun)
                 && has_other(serving, backend, now)
             {
                 let (on, backend) = (backend.id, backend.name.clone());
@@ -67,11 +67,12 @@ pub(crate) async fn watched<T>(
             serving.late.store(true, Relaxed);
         }
         serving.proxy.timer_coalescing.keep();
-        look.as_mut().reset(clock.coarse_instant(now + LOOK_EVERY));
+        check.as_mut().reset(clock.coarse_instant(now + CHECK_INTERVAL));
     }
 }
 
-fn gone(backend: &Backend, waited: Seconds) -> Option<&'static str> {
+/// Returns why a leg that has waited for `waited` should leave the engine.
+fn failure_of(backend: &Backend, waited: Seconds) -> Option<&'static str> {
     let health = &backend.health;
     if health.is_dead() {
         Some("it was found dead")

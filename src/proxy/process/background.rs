@@ -12,7 +12,6 @@ use crate::backends::probe::{self, Found, ProbeParams};
 use crate::control::Control;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
-use crate::dispatch::signals;
 use crate::process::admin::sampler;
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
@@ -20,6 +19,7 @@ use crate::process::reload;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
 use crate::runtime::liveness::LivenessGuard;
+use crate::signals::{self, SignalHost};
 use crate::tls::Refresh;
 
 /// The background tasks; taken out when pingora starts the service.
@@ -69,7 +69,8 @@ impl BackgroundService for Background {
             tokio::spawn(probe::run(backend, tasks.probe, clock, tasks.found.clone()));
         }
         drop(tasks.found);
-        signals::spawn(&tasks.proxy);
+        let host = Arc::clone(&tasks.proxy) as Arc<dyn SignalHost>;
+        signals::spawn(&host);
         tokio::spawn(sampler::run(Arc::clone(&tasks.proxy)));
         tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched));
         #[cfg(feature = "kubernetes")]

@@ -32,7 +32,6 @@ use crate::dispatch::discovery::Discovery;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::queue::Queue;
 use crate::dispatch::sidecar::Sidecar;
-use crate::dispatch::signals::Signals;
 use crate::listener::sockets::ListenError;
 use crate::process::background::{Background, Tasks};
 use crate::process::files::{self, FileErrors, Files};
@@ -47,6 +46,7 @@ use crate::runtime::connections::Connections;
 use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::liveness::Liveness;
 use crate::runtime::timer_coalescing::TimerCoalescing;
+use crate::signals::EngineSignals;
 use crate::telemetry::arrivals::Arrivals;
 use crate::telemetry::control_events::{CONTROL_EVENTS_MAX, ControlEvent};
 use crate::telemetry::history::History;
@@ -264,9 +264,9 @@ fn context(
         cors: settings.server.cors.as_ref().map(Cors::new),
         placement: settings.placement_params(),
         queue,
-        reaction: crate::telemetry::reaction_time::Reaction::default(),
+        reaction: crate::telemetry::reaction_time::ReactionTimer::default(),
         surge: Notify::new(),
-        signals: Signals::new(settings, &metrics),
+        signals: EngineSignals::new(settings, &metrics),
         metrics,
         journal: Journal::default(),
         outlook: ArcSwap::default(),
@@ -286,7 +286,7 @@ fn context(
         silence_max: settings.upstream.silence,
         ejected_share_max: settings.outlier_ejection.pool_share_max,
         hedge_after: settings.retry.hedge,
-        hedges: crate::dispatch::hedge::Hedges::default(),
+        hedge_limit: crate::dispatch::hedge_limit::HedgeLimit::default(),
         shapes: crate::dispatch::shapes::Shapes::default(),
         keepalive_comment: settings.server.keepalive_comment_interval(),
         half_close: settings.server.half_close,

@@ -1,34 +1,34 @@
-//! An answer that is no stream of events, forwarded as it comes.
+//! Relays an answer that is not an event stream: forwards its bytes as they arrive.
 
 use bytes::Bytes;
 use http_body::Frame;
 use std::task::{Context, Poll};
 use tidegate_engine::HandoffRedactor;
 
-use crate::dispatch::answer::Passing;
+use crate::dispatch::answer::ForwardedBody;
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::settle::RequestRecord;
 use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::{BrokenOff, EngineBody};
 
-/// An answer that is no stream of events and goes on as it comes.
+/// A forwarded answer that is not an event stream.
 pub struct ByteRelay {
     first: Option<Bytes>,
     rest: EngineBody,
-    /// `None`: nothing in it can be a hand-off.
+    /// `None`: the body cannot contain a hand-off, or the client may receive it.
     redactor: Option<HandoffRedactor>,
     reservation: Option<Reservation>,
     record: Option<Box<RequestRecord>>,
 }
 
 impl ByteRelay {
-    /// A body that has begun.
+    /// The relay of a body whose first bytes have been read.
     pub fn new(
-        passing: Passing,
+        forwarded: ForwardedBody,
         reservation: Reservation,
         record: Box<RequestRecord>,
     ) -> ByteRelay {
-        let Passing { first, rest, opaque } = passing;
+        let ForwardedBody { first, rest, opaque } = forwarded;
         let redactor = (!opaque && !record.trusts_client()).then(HandoffRedactor::new);
         ByteRelay {
             first: Some(first),
@@ -39,6 +39,7 @@ impl ByteRelay {
         }
     }
 
+    /// The next frame; settles the request at the end.
     pub(crate) fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,
@@ -55,7 +56,7 @@ impl ByteRelay {
         if let Some(ended) = ended {
             self.reservation = None;
             if let Some(mut record) = self.record.take() {
-                record.outcome = ended;
+                record.end(ended);
             }
         }
         let clean = |data| match &mut self.redactor {
@@ -65,7 +66,7 @@ impl ByteRelay {
         polled.map(|data| data.map(|data| data.map(clean).map(Frame::data)))
     }
 
-    /// The length of the body, if it is known: not where something may be taken out.
+    /// Remaining length in bytes; `None` if it is unknown or redaction may change it.
     pub(crate) fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
         self.redactor.is_none().then(|| self.rest.remaining().map(|rest| rest + first))?

@@ -1,7 +1,7 @@
-//! Requests that not every backend of their pool can take: what one engine keeps, and paths that some
-//! kinds have. The backends that come into question are tried in turn, the one that keeps it first,
-//! until one has it. They are not in the EDF queue: a request that generates waits for capacity of the
-//! backend that is its turn.
+//! Requests that only some backends of a pool can serve: those about an object stored by one engine, and
+//! paths that some engine kinds lack. The candidate backends are tried in order, the holder of the object
+//! first. These requests bypass the EDF queue: a generating request waits for capacity of the backend
+//! that is tried.
 
 use http::StatusCode;
 use std::borrow::Cow;
@@ -10,37 +10,34 @@ use std::sync::Arc;
 use tidegate_engine::ids::{self, id_in_path, id_in_request};
 use tidegate_engine::{ApiError, Endpoint, Kinds};
 use tidegate_scheduler::inflight::PrefillRoom;
-use tidegate_scheduler::placement::Fleet;
 use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::sleep_until;
 
 use crate::backends::fleet::{Backend, Known, RoutingTable};
 use crate::dispatch::answer::{Opened, OpenedBody};
-use crate::dispatch::attempts::{self, Tries};
+use crate::dispatch::attempts::{self, FailedAttempts};
 use crate::dispatch::colocated;
 use crate::dispatch::inbound::Inbound;
-use crate::dispatch::place::Predicted;
-use crate::dispatch::reservation::Reservation;
-use crate::dispatch::serving::{Miss, Serving};
+use crate::dispatch::reservation::{Predicted, Reservation};
+use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestRecord;
-use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::Failure;
 
 /// Interval between two attempts to reserve capacity: about an engine step.
-const LOOK_EVERY: Seconds = Seconds(0.01);
-/// Backends that are asked for something that none of the first ones has.
-const ASKED_MAX: usize = 64;
+const RETRY_INTERVAL: Seconds = Seconds(0.01);
+/// Most backends tried for an object or path.
+const BACKENDS_TRIED_MAX: usize = 64;
 
-/// Where a request may go that is not placed as others are.
-pub enum Way {
-    /// To these, in this order, until one has it.
+/// How a request reaches a backend.
+pub enum Route {
+    /// These backends are tried in this order.
     Direct(Vec<Arc<Backend>>),
-    /// To any of its pool, when there is room.
+    /// Placement chooses any backend of the pool.
     Placed,
 }
 
-/// Which way it takes.
-pub fn way(serving: &Serving<'_>) -> Way {
+/// Chooses the route of a request.
+pub fn route(serving: &Serving<'_>) -> Route {
     let Serving { proxy, accepted, inbound, job, .. } = serving;
     let table = proxy.fleet.table();
     let pool = table.backends(job.pool);
@@ -53,7 +50,7 @@ pub fn way(serving: &Serving<'_>) -> Way {
     );
     let all_have = || accepted.kinds == Kinds::ALL || pool.iter().all(has);
     if id.is_none() && !is_other && all_have() {
-        return Way::Placed;
+        return Route::Placed;
     }
     let holder = id.as_deref().and_then(|id| proxy.fleet.kept.find(id));
     let mut open: Vec<&Arc<Backend>> =
@@ -61,11 +58,12 @@ pub fn way(serving: &Serving<'_>) -> Way {
     let spread = job.seed as usize % open.len().max(1);
     open.rotate_left(spread);
     open.sort_by_cached_key(|backend| order(backend, &table, holder));
-    open.truncate(ASKED_MAX);
-    Way::Direct(open.into_iter().cloned().collect())
+    open.truncate(BACKENDS_TRIED_MAX);
+    Route::Direct(open.into_iter().cloned().collect())
 }
 
-/// The one that keeps it first, then those that take new work, the least busy first.
+/// Sort key: the holder first, then backends that take new work, then colocated before disaggregated
+/// engines, then the least loaded.
 fn order(
     backend: &Backend,
     table: &RoutingTable,
@@ -77,7 +75,7 @@ fn order(
     (holder != Some(backend.id), draining, Reverse(backend.family.serves_colocated()), busy)
 }
 
-/// The id of something kept that the request is about.
+/// Returns the id of the stored object that the request refers to.
 fn kept_id<'a>(serving: &Serving<'a>) -> Option<Cow<'a, str>> {
     let path = serving.inbound.target.path();
     if serving.accepted.endpoint == Endpoint::Kept {
@@ -86,10 +84,10 @@ fn kept_id<'a>(serving: &Serving<'a>) -> Option<Cow<'a, str>> {
     id_in_request(serving.accepted.scan.as_ref()?, &serving.inbound.body)
 }
 
-/// Try `backends` in turn. An answer that says "not here" is the client's only if all say so.
+/// Tries `backends` in order. A "not found" answer reaches the client only if no backend has the object.
 ///
 /// # Errors
-/// [`Failure`] if none comes into question, or as many failed as may be tried.
+/// [`Failure`] if there is no candidate, or after the last failed attempt.
 pub async fn serve(
     mut serving: Serving<'_>,
     backends: Vec<Arc<Backend>>,
@@ -100,63 +98,63 @@ pub async fn serve(
         let (method, path) = (serving.inbound.method.as_str(), serving.inbound.target.path());
         return Err(ApiError::unknown_path(method, path).into());
     }
-    let (mut missing, mut failed, mut tries) = (None, false, Tries::default());
+    let (mut missing, mut failed, mut failed_attempts) = (None, false, FailedAttempts::default());
     for backend in backends {
         if !backend.health.is_usable() {
             continue;
         }
         let (reservation, predicted) = match reservation(&serving, &backend).await {
-            Ok(Some(seated)) => seated,
+            Ok(Some(reserved)) => reserved,
             Ok(None) => continue,
             Err(failure) => {
-                tries.settle(proxy, false);
-                return Err(tries.gives_up(proxy, failure));
+                failed_attempts.settle(proxy, false);
+                return Err(failed_attempts.final_failure(proxy, failure));
             }
         };
-        record.placed_at.get_or_insert(proxy.clock.now());
-        record.notes.attempts += 1;
-        let mut course = record.course();
-        match colocated::whole(&serving, reservation, predicted, &mut course).await {
-            Ok(mut opened) if is_elsewhere(&opened) => {
+        record.placed(proxy.clock.now(), None);
+        let mut progress = record.progress();
+        match colocated::whole(&serving, reservation, predicted, &mut progress).await {
+            Ok(mut opened) if is_not_found(&opened) => {
                 opened.reservation.prefilled();
                 missing = Some(opened);
             }
             Ok(opened) => {
-                tries.settle(proxy, is_served(opened.head.status));
+                failed_attempts.settle(proxy, is_served(opened.head.status));
                 return Ok(opened);
             }
-            Err(Miss::Final(failure)) => {
-                tries.settle(proxy, false);
-                return Err(tries.gives_up(proxy, failure));
+            Err(AttemptError::Final(failure)) => {
+                failed_attempts.settle(proxy, false);
+                return Err(failed_attempts.final_failure(proxy, failure));
             }
-            Err(Miss::Elsewhere(missed)) => {
+            Err(AttemptError::Retryable(missed)) => {
                 attempts::log(record, proxy, &missed);
                 failed = true;
-                if let Some(failure) = tries.take(&mut serving, missed, None, record.notes.attempts)
+                if let Some(failure) =
+                    failed_attempts.take(&mut serving, missed, None, record.attempts())
                 {
-                    tries.settle(proxy, false);
+                    failed_attempts.settle(proxy, false);
                     return Err(failure);
                 }
             }
         }
     }
-    tries.settle(proxy, false);
-    // A backend that failed may be the one that has it.
-    let told = tries.exhausted(proxy, record.notes.attempts).filter(|_| failed);
-    match (told, missing) {
+    failed_attempts.settle(proxy, false);
+    // If a backend failed, it may be the holder: its failure has precedence over "not found".
+    let failure = failed_attempts.exhausted(proxy, record.attempts()).filter(|_| failed);
+    match (failure, missing) {
         (Some(failure), _) => Err(failure),
         (None, Some(opened)) => Ok(opened),
         (None, None) => Err(Failure::NoBackend),
     }
 }
 
-/// Not there, or no such path: another backend may have it.
-fn is_elsewhere(opened: &Opened) -> bool {
-    let says = matches!(
+/// Returns whether the object or path is missing on this backend; another one may have it.
+fn is_not_found(opened: &Opened) -> bool {
+    let missing = matches!(
         opened.head.status,
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
     );
-    says && matches!(opened.body, OpenedBody::Complete(_))
+    missing && matches!(opened.body, OpenedBody::Complete(_))
 }
 
 fn is_served(status: StatusCode) -> bool {
@@ -173,8 +171,9 @@ async fn reservation(
     let generates = accepted.endpoint.generates();
     loop {
         let now = proxy.clock.now();
-        if let Some(seated) = try_seat(serving, backend, generates && now < job.ttft_deadline) {
-            return Ok(Some(seated));
+        if let Some(reserved) = try_reserve(serving, backend, generates && now < job.ttft_deadline)
+        {
+            return Ok(Some(reserved));
         }
         if !backend.health.is_usable() {
             return Ok(None);
@@ -183,12 +182,12 @@ async fn reservation(
             return Err(Failure::QueueDeadline { waited: now - job.arrived });
         }
         proxy.timer_coalescing.keep();
-        sleep_until(proxy.clock.coarse_instant(now + LOOK_EVERY)).await;
+        sleep_until(proxy.clock.coarse_instant(now + RETRY_INTERVAL)).await;
     }
 }
 
-/// Reserves capacity if there is any. `waits`: the prefill backlog bound applies.
-fn try_seat(
+/// Reserves capacity if it is free. `waits`: the prefill backlog bound applies.
+fn try_reserve(
     serving: &Serving<'_>,
     backend: &Arc<Backend>,
     waits: bool,
@@ -196,16 +195,9 @@ fn try_seat(
     let Serving { proxy, accepted, job, matches, .. } = serving;
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(matches));
-    let (predicted_hit, cached) = (view.held(job, backend.id), view.cached(job, backend.id));
-    let new = job.prompt - cached;
-    let work = table.entry(backend.id).prefill.predict(new, cached);
+    let predicted = serving.predict(&view, backend);
+    let (new, work) = (job.prompt - predicted.cached, predicted.prefill);
     let account = &backend.account;
-    let before = account.balance();
-    let beside = ConcurrentStreams {
-        streams: before.streams,
-        kv: before.kv,
-        mid_step: before.prefill_legs == 0,
-    };
     let generates = accepted.endpoint.generates();
     let room =
         PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(new) };
@@ -221,14 +213,11 @@ fn try_seat(
     };
     let signal = Arc::clone(proxy.queue.signal());
     let reservation = Reservation::new(Arc::clone(backend), prefill, stream, signal);
-    Some((
-        reservation,
-        Predicted { prefill: work, ahead: before.prefill, cached, predicted_hit, beside },
-    ))
+    Some((reservation, predicted))
 }
 
-/// Remember which backend keeps what it has answered.
-pub fn note(inbound: &Inbound, opened: &Opened, record: &RequestRecord) {
+/// Remembers which backend stores the object in its answer.
+pub fn remember_holder(inbound: &Inbound, opened: &Opened, record: &RequestRecord) {
     let (proxy, accepted) = (&record.proxy, &record.accepted);
     let path = inbound.target.path();
     let keeps = || ids::is_kept(accepted.endpoint, accepted.scan.as_ref(), path, &inbound.body);
@@ -238,7 +227,7 @@ pub fn note(inbound: &Inbound, opened: &Opened, record: &RequestRecord) {
     let id = match &opened.body {
         OpenedBody::Complete(answer) => ids::id_in_answer(answer),
         OpenedBody::Events(begun) => ids::id_in_events(&begun.first),
-        OpenedBody::Passing(_) | OpenedBody::Websocket(_) => None,
+        OpenedBody::Forwarded(_) | OpenedBody::Websocket(_) => None,
     };
     if let Some(id) = id {
         proxy.fleet.kept.note(&id, opened.reservation.backend.id);

@@ -1,5 +1,5 @@
-//! What a request will cost: uncached prompt tokens, expected output, deadlines. The last stage
-//! before it is placed, and the door at which demand is measured.
+//! Estimates a request's cost: uncached prompt tokens, expected output, deadlines. Demand is measured
+//! here, before placement.
 
 use std::sync::Arc;
 use tidegate_engine::Scan;
@@ -11,7 +11,8 @@ use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
 use crate::dispatch::context::Proxy;
 
-/// The request as placement sees it, its registry entry, and the backends that hold its prefix.
+/// Returns the request's registry entry, the request as placement sees it, and the backends that hold a
+/// prefix of its prompt.
 pub fn job(
     proxy: &Proxy,
     accepted: &Accepted,
@@ -21,8 +22,8 @@ pub fn job(
     let table = proxy.fleet.table();
     let prompt = accepted.prompt.tokens;
     let pool = table.pool_for(accepted.model.as_deref()).unwrap_or(EVERYONE);
-    let wanted = accepted.scan.as_ref().and_then(|scan| scan.max_tokens).unwrap_or(Tokens(1));
-    let pool = table.long_enough(pool, prompt + wanted);
+    let output = accepted.scan.as_ref().and_then(|scan| scan.max_tokens).unwrap_or(Tokens(1));
+    let pool = table.long_enough(pool, prompt + output);
     let matches = proxy.fleet.prefixes.matches(&accepted.prompt.chain);
     let expected_output = expected_output(proxy, accepted);
     let cached = most_cached(proxy, &matches).min(prompt - Tokens(1));
@@ -31,7 +32,7 @@ pub fn job(
     proxy.reaction.arrived(arrived);
     entry.demand.arrived(work, prompt, expected_output);
     if work >= proxy.placement.room {
-        // Alone it fills an engine's room: the planner looks at once.
+        // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
         proxy.surge.notify_one();
     }
     let job = PrefillRequest {
@@ -43,7 +44,7 @@ pub fn job(
         ttft_deadline: arrived + proxy.placement.slo.ttft,
         queue_deadline: arrived + proxy.queue_deadline,
         split: split(proxy, &table, pool, accepted),
-        // Any spread will do; the golden ratio's is even.
+        // Multiples of the golden ratio are spread evenly.
         seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
         excluded: Excluded::default(),
     };
@@ -52,7 +53,7 @@ pub fn job(
     (Arc::new(live), job, matches)
 }
 
-/// The most of the prompt that any backend has cached.
+/// Returns the largest number of prompt tokens that a backend has cached.
 fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
     let real = |(holder, blocks): &(BackendId, u32)| {
         proxy.fleet.real_hit(*holder, Tokens(u64::from(*blocks) * proxy.prefix_block.get()))
@@ -60,19 +61,19 @@ fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
     matches.entries().iter().map(real).max().unwrap_or(Tokens::ZERO)
 }
 
-/// May its prefill and decode run on two engines?
+/// Returns whether prefill and decode of the request may run on two engines.
 fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted) -> Split {
-    let whole = |scan: &Scan| scan.colocated.is_some();
+    let is_colocated = |scan: &Scan| scan.colocated.is_some();
     let endpoint = accepted.endpoint;
-    // Chat and completions every family splits; the others only where all of the pool's do.
+    // Every family splits chat and completions; other endpoints need support in the whole pool.
     let splits = || {
         let mut families = table.backends(pool).iter().map(|id| proxy.fleet.backend(*id).family);
         families.all(|family| !family.can_split() || family.splits(endpoint))
     };
-    // Without a name each engine serves its own model: what one prefills no other may decode.
+    // Without a model name each engine serves its own model, so that the KV of one does not fit another.
     let several = accepted.model.is_none() && table.models.len() > 1;
     match &accepted.scan {
-        Some(scan) if endpoint.can_split() && !several && !whole(scan) => {
+        Some(scan) if endpoint.can_split() && !several && !is_colocated(scan) => {
             match endpoint.is_completion() || splits() {
                 true => Split::May,
                 false => Split::Never,
@@ -82,6 +83,7 @@ fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted)
     }
 }
 
+/// Returns the expected output tokens; 0 for endpoints that do not generate.
 fn expected_output(proxy: &Proxy, accepted: &Accepted) -> Tokens {
     if !accepted.endpoint.generates() {
         return Tokens::ZERO;

@@ -1,12 +1,12 @@
 //! The stages of a request, in order. Start reading here.
 //!
-//!     intake    read the body, run the filters: tenant, endpoint, tokens      (intake.rs, filters/)
-//!     estimate  uncached tokens, expected output, deadlines                   (estimate.rs)
-//!     place     a backend with room, or a wait in the deadline queue          (place.rs, dispatcher.rs)
-//!     attempts  elsewhere if one fails before its first byte                  (attempts.rs, blame.rs)
-//!     legs      one or two exchanges with engines                             (legs.rs, answer.rs)
-//!     relay     chunks go on as they come, tokens are counted                 (relay.rs)
-//!     settle    every counter back to zero, on every path                     (settle.rs, reservation.rs)
+//!     intake    run the filters: tenant, endpoint, tokens                  (intake.rs, filters/)
+//!     estimate  uncached tokens, expected output, deadlines                (estimate.rs)
+//!     place     reserve a backend, or wait in the EDF queue                (place.rs, dispatcher.rs)
+//!     attempts  retry failures before the first byte                       (attempts.rs, blame.rs)
+//!     legs      one or two exchanges with engines                          (legs.rs, answer.rs)
+//!     relay     forward chunks, count tokens                               (event_relay.rs, byte_relay.rs)
+//!     settle    release charges, write metrics and logs, on every path     (settle.rs, reservation.rs)
 
 use bytes::Bytes;
 use http::{Method, Response};
@@ -27,53 +27,53 @@ use crate::dispatch::headers;
 use crate::dispatch::inbound::Inbound;
 use crate::dispatch::named_prefill;
 use crate::dispatch::serving::Serving;
-use crate::dispatch::settle::RequestRecord;
-use crate::dispatch::signals;
+use crate::dispatch::settle::{ClientRequest, RequestRecord};
+use crate::request::body::{PendingAnswer, RelayBody};
 use crate::request::byte_relay::ByteRelay;
-use crate::request::direct::{self, Way};
+use crate::request::direct::{self, Route};
 use crate::request::estimate;
+use crate::request::event_relay::EventRelay;
 use crate::request::intake::{self, Admitted, ReceivedRequest};
 use crate::request::models;
-use crate::request::relay::{EventRelay, RelayBody};
 use crate::request::respond;
 use crate::request::tunnel::Tunnel;
-use crate::request::waiting::Waiting;
+use crate::request::usage_injection;
 use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::failure::Failure;
 
-/// Where an engine says that it is there: load generators and balancers ask before they send
-/// anything, and without a key.
+/// Health endpoint of engines. Load generators and balancers query it first, without a key.
 const HEALTH: &str = "/health";
 
-/// Answer one request. Dropping the future (the client left) cancels its legs.
-pub async fn handle(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody> {
+/// Answers one request. Dropping the future (the client left) cancels its legs.
+pub async fn handle(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayBody> {
     if proxy.cors.is_none() {
-        return answer(proxy, asked).await;
+        return answer(proxy, received).await;
     }
-    // Boxed: where it is off, requests keep no room for it.
-    Box::pin(answer_browser(proxy, asked)).await
+    // Boxed, so that requests without CORS have smaller futures.
+    Box::pin(answer_browser(proxy, received)).await
 }
 
-/// The same with CORS headers for browsers.
-async fn answer_browser(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody> {
-    let origin = Cors::origin(&asked.head.headers);
-    if let Some(answer) = proxy.cors.as_ref().and_then(|cors| cors.preflight(&asked.head)) {
+/// Answers a request with CORS headers.
+async fn answer_browser(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayBody> {
+    let origin = Cors::origin(&received.head.headers);
+    if let Some(answer) = proxy.cors.as_ref().and_then(|cors| cors.preflight(&received.head)) {
         return answer.map(|()| RelayBody::full(Bytes::new()));
     }
-    let mut response = answer(Arc::clone(&proxy), asked).await;
+    let mut response = answer(Arc::clone(&proxy), received).await;
     if let Some(cors) = &proxy.cors {
         cors.mark(origin.as_ref(), response.headers_mut());
     }
     response
 }
 
-async fn answer(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody> {
-    let is_read = matches!(asked.head.method, Method::GET | Method::HEAD);
-    if is_read && asked.head.uri.path() == HEALTH {
+/// Runs the stages of a request.
+async fn answer(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayBody> {
+    let is_get = matches!(received.head.method, Method::GET | Method::HEAD);
+    if is_get && received.head.uri.path() == HEALTH {
         return respond::health(proxy.is_ready());
     }
-    let arrived = asked.arrived;
-    let (mut inbound, mut accepted) = match intake::take(&proxy, asked).await {
+    let arrived = received.arrived;
+    let (mut inbound, mut accepted) = match intake::admit_request(&proxy, received).await {
         Ok(Admitted::Models { request_id, path }) => {
             return named(models::answer(&proxy, path.path()), &request_id);
         }
@@ -84,19 +84,22 @@ async fn answer(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody
             return named(respond::error(&refused.error, form), &refused.request_id);
         }
     };
-    let usage_request = signals::usage_injection::inject(&proxy, &mut inbound, &mut accepted);
+    let usage_request = usage_injection::inject(&proxy, &mut inbound, &mut accepted);
     let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
-    let mut record = Box::new(RequestRecord::new(Arc::clone(&proxy), Arc::clone(&accepted), live));
-    record.usage_request = usage_request;
-    record.subject = inbound.subject.clone();
-    record.choices = accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body));
+    let client = ClientRequest {
+        choices: accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body)),
+        usage_request,
+        subject: inbound.subject.clone(),
+    };
+    let record = RequestRecord::new(Arc::clone(&proxy), Arc::clone(&accepted), live, client);
+    let record = Box::new(record);
     let interval = proxy.keepalive_comment.filter(|_| streams_events(&accepted));
-    let (asked, name) = (Arc::clone(&accepted), Arc::clone(&record.live));
-    // Boxed, so that a stream can go on with it after its head was sent. Made where it stays, or all
-    // of it would be copied.
-    let room = Box::new_uninit();
+    let (requested, live) = (Arc::clone(&accepted), Arc::clone(&record.live));
+    // Boxed, so that a stream can continue with it after its head was sent. Constructed in place,
+    // because the future is large.
+    let place = Box::new_uninit();
     let serving = serve(Arc::clone(&proxy), inbound, accepted, (job, matches), record);
-    let mut serving = Box::into_pin(Box::write(room, serving));
+    let mut serving = Box::into_pin(Box::write(place, serving));
     let Some(interval) = interval else { return serving.await };
     proxy.timer_coalescing.keep();
     let due = pin!(sleep_until(proxy.clock.coarse_instant(arrived + interval)));
@@ -104,20 +107,20 @@ async fn answer(proxy: Arc<Proxy>, asked: ReceivedRequest) -> Response<RelayBody
         biased;
         response = serving.as_mut() => response,
         () = due => {
-            let waiting = Waiting::new(serving, asked, interval, proxy.clock);
-            named(waiting.response(), &name.name)
+            let pending = PendingAnswer::new(serving, requested, interval, proxy.clock);
+            named(pending.response(), &live.name)
         }
     }
 }
 
-/// Is its answer a stream of server-sent events?
+/// Returns whether the answer is a stream of server-sent events.
 fn streams_events(accepted: &Accepted) -> bool {
     let endpoint = accepted.endpoint;
     let streams = accepted.scan.as_ref().is_some_and(|scan| scan.stream);
     streams && endpoint.generates() && !endpoint.streams_lines()
 }
 
-/// From a place for the request to the beginning of its answer.
+/// Runs the stages from placement to the first byte of the answer.
 async fn serve(
     proxy: Arc<Proxy>,
     inbound: Inbound,
@@ -133,24 +136,26 @@ async fn serve(
             // Boxed: few requests have a named target, and each would keep room for it.
             Box::pin(named_prefill::serve(&serving, sidecar, target, &mut record)).await
         }
-        _ => match direct::way(&serving) {
-            Way::Placed => attempts::serve(serving, &mut record).await,
-            Way::Direct(backends) => Box::pin(direct::serve(serving, backends, &mut record)).await,
+        _ => match direct::route(&serving) {
+            Route::Placed => attempts::serve(serving, &mut record).await,
+            Route::Direct(backends) => {
+                Box::pin(direct::serve(serving, backends, &mut record)).await
+            }
         },
     };
     match served {
         Ok(opened) => {
-            direct::note(&inbound, &opened, &record);
+            direct::remember_holder(&inbound, &opened, &record);
             relay(opened, record)
         }
         Err(failure) => fail(&failure, &mut record),
     }
 }
 
-/// The engine's answer, its body wrapped so that it is counted and settles.
+/// Returns the engine's answer with a body that counts tokens and settles the request.
 fn relay(opened: Opened, mut record: Box<RequestRecord>) -> Response<RelayBody> {
     let Opened { mut head, body, reservation } = opened;
-    record.status = head.status.as_u16();
+    record.answered(head.status.as_u16());
     record.proxy.signals.answered(reservation.backend.id, &head.headers);
     headers::name(&mut head.headers, &record.live.name);
     let body = match body {
@@ -158,11 +163,11 @@ fn relay(opened: Opened, mut record: Box<RequestRecord>) -> Response<RelayBody> 
         OpenedBody::Events(begun) => {
             RelayBody::Events(Box::new(EventRelay::new(*begun, reservation, record)))
         }
-        OpenedBody::Passing(passing) => {
-            RelayBody::Bytes(Box::new(ByteRelay::new(*passing, reservation, record)))
+        OpenedBody::Forwarded(forwarded) => {
+            RelayBody::Bytes(Box::new(ByteRelay::new(*forwarded, reservation, record)))
         }
-        OpenedBody::Websocket(switched) => {
-            RelayBody::Websocket(Box::new(Tunnel::new(*switched, reservation, record)))
+        OpenedBody::Websocket(upgraded) => {
+            RelayBody::Websocket(Box::new(Tunnel::new(*upgraded, reservation, record)))
         }
     };
     let mut response = Response::new(body);
@@ -171,15 +176,17 @@ fn relay(opened: Opened, mut record: Box<RequestRecord>) -> Response<RelayBody> 
     response
 }
 
+/// Returns the error answer of a failure.
 fn fail(failure: &Failure, record: &mut RequestRecord) -> Response<RelayBody> {
     let form = ErrorForm::of(record.accepted.endpoint);
     let response = named(respond::failure(failure, form), &record.live.name);
-    record.status = response.status().as_u16();
-    record.outcome = RequestOutcome::Failed;
-    record.problem = Some(failure.to_string());
+    record.answered(response.status().as_u16());
+    record.end(RequestOutcome::Failed);
+    record.explain(failure.to_string());
     response
 }
 
+/// Sets the request id on an answer.
 fn named(mut response: Response<RelayBody>, request_id: &str) -> Response<RelayBody> {
     headers::name(response.headers_mut(), request_id);
     response

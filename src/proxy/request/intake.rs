@@ -1,5 +1,5 @@
-//! From a connection's request to one that the filters have let in: the head is looked at before the
-//! body is read, then the filter chain runs, off the reactor if the body is large.
+//! Admission: the head is checked before the body is read, then the filter chain runs, off the reactor if
+//! the body is large.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -16,20 +16,20 @@ use crate::dispatch::inbound::Inbound;
 use crate::runtime::budget::BudgetShare;
 use crate::runtime::filter_permits::INLINE_MAX;
 
-/// What came in.
+/// An admitted request.
 pub enum Admitted {
-    /// `GET /v1/models`, or one model's card: no engine is asked.
+    /// `GET /v1/models`, or one model's card: answered without an engine.
     Models {
         /// The request's id.
         request_id: String,
-        /// Which of both.
+        /// Path: the list or one card.
         path: PathAndQuery,
     },
     /// A request for the engines.
     Request(Inbound, Arc<Accepted>),
 }
 
-/// A request that went no further.
+/// A refused request.
 pub struct RefusedRequest {
     /// Its id.
     pub request_id: String,
@@ -39,23 +39,23 @@ pub struct RefusedRequest {
     pub error: ApiError,
 }
 
-/// A body that was read.
+/// A request body that was read.
 pub struct ReceivedBody {
-    /// All of it.
+    /// The complete body.
     pub bytes: Bytes,
     /// Its share of the budget.
     pub held: BudgetShare,
 }
 
-/// A request as it came in, before anything is known of it.
+/// A request as received, before the filters.
 pub struct ReceivedRequest {
-    /// Its head.
+    /// Request line and headers.
     pub head: Parts,
-    /// All of its body, or why it is refused.
+    /// The complete body, or the error with which it is refused.
     pub body: Result<ReceivedBody, ApiError>,
-    /// It is a websocket handshake.
+    /// Whether it is a websocket handshake.
     pub upgrades: bool,
-    /// When its head was here.
+    /// Arrival of its head.
     pub arrived: Moment,
     /// The subject of the client's certificate, if it presented one.
     pub subject: Option<Arc<str>>,
@@ -63,7 +63,7 @@ pub struct ReceivedRequest {
     pub peer: IpAddr,
 }
 
-/// A stranger, or a body that is announced too large, is refused before it is read.
+/// Checks the head before the body is read: authentication, limits, announced body size.
 ///
 /// # Errors
 /// The error that the client gets.
@@ -75,9 +75,12 @@ pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
     )
 }
 
-/// Run the filters over a request.
-pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted, RefusedRequest> {
-    let ReceivedRequest { head, body, upgrades, arrived, subject, peer } = asked;
+/// Runs the filters over a request.
+pub async fn admit_request(
+    proxy: &Arc<Proxy>,
+    received: ReceivedRequest,
+) -> Result<Admitted, RefusedRequest> {
+    let ReceivedRequest { head, body, upgrades, arrived, subject, peer } = received;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
@@ -127,7 +130,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted
                 None => proxy.chain.strip_handoff(&mut inbound.headers),
             }
             if proxy.keeps_authorization {
-                // The filters have read them; an engine would take them for a key of its own.
+                // The keys are the gateway's own; an engine would try to verify them.
                 for name in tidegate_filters::CREDENTIALS {
                     inbound.headers.remove(name);
                 }
@@ -138,7 +141,7 @@ pub async fn take(proxy: &Arc<Proxy>, asked: ReceivedRequest) -> Result<Admitted
     }
 }
 
-/// The target without a slash at the end of its path: engines have each path only so.
+/// Removes a slash at the end of the path: engines know the paths without it.
 fn without_slash(target: PathAndQuery) -> PathAndQuery {
     let short = paths::without_slash(target.path());
     if short.len() == target.path().len() {
@@ -151,7 +154,7 @@ fn without_slash(target: PathAndQuery) -> PathAndQuery {
     PathAndQuery::try_from(text).unwrap_or(target)
 }
 
-/// Engines know a model by its own name, not by an alias.
+/// Replaces an alias in the query by the model's own name, which the engine knows.
 fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
     let query = target.query().unwrap_or_default();
     match model_in_query(query) {
@@ -163,6 +166,7 @@ fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
     }
 }
 
+/// Runs the filters; an unknown model triggers model discovery, then they run once more.
 async fn admit(
     proxy: &Arc<Proxy>,
     inbound: &mut Inbound,
@@ -170,8 +174,9 @@ async fn admit(
 ) -> Result<Arc<Accepted>, ApiError> {
     match filtered(proxy, inbound, fresh).await {
         Err(error) if error.code == Some(MODEL_NOT_FOUND) => {
-            // Boxed: most requests name a model that is known.
-            match Box::pin(proxy.discovery.look(proxy, &error.message)).await {
+            // Boxed: few requests name an unknown model.
+            match Box::pin(proxy.discovery.refresh(proxy.clock, &proxy.fleet, &error.message)).await
+            {
                 true => filtered(proxy, inbound, fresh).await,
                 false => Err(error),
             }
@@ -180,6 +185,7 @@ async fn admit(
     }
 }
 
+/// Runs the filters, on a blocking thread for a large body.
 async fn filtered(
     proxy: &Arc<Proxy>,
     inbound: &mut Inbound,
@@ -188,8 +194,8 @@ async fn filtered(
     let (accepted, edited) = if inbound.body.len() <= INLINE_MAX {
         filter(proxy, inbound, &fresh)?
     } else {
-        // In order of arrival. The permit and the body's share of the budget stay with the work: a
-        // client that leaves does not end it.
+        // In order of arrival. The permit and the budget share are held by the blocking task, which a
+        // client's disconnect does not end.
         let permit = proxy
             .filter_permits
             .acquire(inbound.body.len())
@@ -210,7 +216,7 @@ async fn filtered(
     Ok(accepted)
 }
 
-/// What a request is, and its body with the model's own name where it has an alias.
+/// The accepted request, and its edited body if it named an alias.
 type Filtered = (Arc<Accepted>, Option<Bytes>);
 
 fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered, ApiError> {
@@ -229,14 +235,14 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered
     }
 }
 
-/// Engines know a model by its own name.
+/// Replaces an alias in the body by the model's own name.
 fn renamed(mut accepted: Accepted, body: &Bytes, at: Span) -> Result<Filtered, ApiError> {
     let name = accepted.model.as_deref().unwrap_or_default();
     let body = match &accepted.scan {
         Some(before) => {
             let quoted = serde_json::to_string(name).map_err(|_| ApiError::internal())?;
             let edited = Edits::new().set("model", quoted.as_bytes()).apply(body, before);
-            // An edited body reads as well as the one before.
+            // The edited body is scanned again: offsets have changed.
             let again = scan(accepted.endpoint, &edited)?;
             accepted.scan = Some(again);
             edited

@@ -5,13 +5,13 @@ use percent_encoding::percent_decode_str;
 use tidegate_engine::{ApiError, ErrorForm};
 
 use crate::dispatch::context::Proxy;
-use crate::request::relay::RelayBody;
+use crate::request::body::RelayBody;
 use crate::request::respond;
 
 /// The prefix of the path of one model's card.
 const ONE: &str = "/v1/models/";
 
-/// The list, or one model's card, as they were last put together.
+/// Returns the model list, or one model's card.
 pub fn answer(proxy: &Proxy, path: &str) -> Response<RelayBody> {
     let models = proxy.models.load();
     let Some(id) = path.strip_prefix(ONE).filter(|id| !id.is_empty()) else {

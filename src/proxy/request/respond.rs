@@ -1,4 +1,4 @@
-//! Failures and plain values as HTTP answers: the one place where a status code is chosen.
+//! Converts failures and values to HTTP answers. Status codes of failures are chosen here only.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
@@ -6,17 +6,17 @@ use http::{Response, StatusCode};
 use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_types::Seconds;
 
-use crate::request::relay::RelayBody;
+use crate::request::body::RelayBody;
 use crate::upstream::failure::Failure;
 
-/// When a client should try again after a 429 or 503: about as long as a burst of prefills takes
-/// to drain, and the shortest that `Retry-After` can say.
+/// `Retry-After` of a 429 or 503: about the time in which a burst of prefills drains, and the smallest
+/// non-zero value of the header.
 const RETRY_AFTER_SECONDS: Seconds = Seconds(1.0);
 
 /// llm-d's header with the reason of a rejection by the gateway itself.
 const DROPPED_REASON: HeaderName = HeaderName::from_static("x-llm-d-request-dropped-reason");
 
-/// A failure, in the form that the client reads.
+/// Returns the answer for a failure in the format of the client's API.
 pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
     let mut response = answer(failure, form);
     let reason = match failure {
@@ -41,11 +41,11 @@ fn answer(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
 }
 
 /// Answers a request whose body exceeds the free budget of request bodies.
-pub fn no_room() -> ApiError {
+pub fn body_budget_exhausted() -> ApiError {
     ApiError::body_budget(RETRY_AFTER_SECONDS)
 }
 
-/// The error that stands for a failure.
+/// Returns the API error of a failure.
 pub fn api_error(failure: &Failure) -> ApiError {
     match failure {
         Failure::Refused(error) => error.clone(),
@@ -60,7 +60,7 @@ pub fn api_error(failure: &Failure) -> ApiError {
     }
 }
 
-/// An error, in the form that the client reads.
+/// Returns the answer for an error in the format of the client's API.
 pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, form.body(error));
@@ -141,7 +141,7 @@ mod tests {
         let (full, none) = (Some("rejected-saturated"), None);
         let rows = [
             (Failure::Refused(ApiError::too_large(1)), 413, false, none),
-            (Failure::Refused(no_room()), 503, true, full),
+            (Failure::Refused(body_budget_exhausted()), 503, true, full),
             (Failure::Saturated, 429, true, full),
             (Failure::NoBackend, 503, true, Some("rejected-no-endpoints")),
             (Failure::ShuttingDown, 503, true, Some("rejected-shutting-down")),

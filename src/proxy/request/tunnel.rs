@@ -12,7 +12,7 @@ use tidegate_types::{Moment, Seconds};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-use crate::dispatch::answer::Switched;
+use crate::dispatch::answer::UpgradedConnection;
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::settle::RequestRecord;
 use crate::runtime::clock::Clock;
@@ -24,12 +24,12 @@ use crate::upstream::Socket;
 /// within a round trip.
 const HALF_CLOSED_MAX: Seconds = Seconds(10.0);
 /// Checks per shortest limit.
-const LOOKS: f64 = 4.0;
+const CHECKS_PER_LIMIT: f64 = 4.0;
 
 /// A websocket with its engine connection and reservation.
 pub struct Tunnel {
     engine: Socket,
-    to_client: Way,
+    to_client: Direction,
     reservation: Reservation,
     record: Box<RequestRecord>,
 }
@@ -44,10 +44,10 @@ struct Limits {
 }
 
 /// One direction.
-struct Way {
+struct Direction {
     /// Bytes read and not yet written.
     pending: Bytes,
-    stage: Stage,
+    stage: DirectionState,
     /// Time of the last write.
     moved: Moment,
     /// The last write would have blocked.
@@ -55,7 +55,7 @@ struct Way {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum DirectionState {
     Open,
     /// End of file was read and is not forwarded yet.
     Ending,
@@ -63,14 +63,14 @@ enum Stage {
 }
 
 /// The socket of a direction that failed.
-enum Fault {
+enum SocketFault {
     Reading(io::Error),
     Writing(io::Error),
 }
 
 /// Reason for a tunnel's end.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+enum TunnelEnd {
     /// Both directions were closed.
     Whole,
     /// The client's connection failed or stalled.
@@ -79,9 +79,9 @@ enum End {
     Engine(String),
 }
 
-impl Way {
-    fn new(first: Bytes, now: Moment) -> Way {
-        Way { pending: first, stage: Stage::Open, moved: now, blocked: false }
+impl Direction {
+    fn new(first: Bytes, now: Moment) -> Direction {
+        Direction { pending: first, stage: DirectionState::Open, moved: now, blocked: false }
     }
 
     /// Forwards available bytes; ready once end of file was forwarded.
@@ -91,7 +91,7 @@ impl Way {
         to: &mut To,
         clock: Clock,
         context: &mut Context<'_>,
-    ) -> Poll<Result<(), Fault>>
+    ) -> Poll<Result<(), SocketFault>>
     where
         From: AsyncRead + Unpin,
         To: AsyncWrite + Unpin,
@@ -100,31 +100,38 @@ impl Way {
             while !self.pending.is_empty() {
                 let written = Pin::new(&mut *to).poll_write(context, &self.pending);
                 self.blocked = written.is_pending();
-                match ready!(written).map_err(Fault::Writing)? {
-                    0 => return Poll::Ready(Err(Fault::Writing(io::ErrorKind::WriteZero.into()))),
+                match ready!(written).map_err(SocketFault::Writing)? {
+                    0 => {
+                        return Poll::Ready(Err(SocketFault::Writing(
+                            io::ErrorKind::WriteZero.into(),
+                        )));
+                    }
                     written => self.pending.advance(written),
                 }
                 self.moved = clock.now();
             }
             match self.stage {
-                Stage::Open => match poll_read(from, context).map_err(Fault::Reading) {
-                    Poll::Ready(read) => {
-                        self.pending = read?;
-                        if self.pending.is_empty() {
-                            self.stage = Stage::Ending;
+                DirectionState::Open => {
+                    match poll_read(from, context).map_err(SocketFault::Reading) {
+                        Poll::Ready(read) => {
+                            self.pending = read?;
+                            if self.pending.is_empty() {
+                                self.stage = DirectionState::Ending;
+                            }
+                        }
+                        Poll::Pending => {
+                            ready!(Pin::new(&mut *to).poll_flush(context))
+                                .map_err(SocketFault::Writing)?;
+                            return Poll::Pending;
                         }
                     }
-                    Poll::Pending => {
-                        ready!(Pin::new(&mut *to).poll_flush(context)).map_err(Fault::Writing)?;
-                        return Poll::Pending;
-                    }
-                },
-                Stage::Ending => {
+                }
+                DirectionState::Ending => {
                     // Fails if the peer has reset the connection.
                     ready!(Pin::new(&mut *to).poll_shutdown(context)).ok();
-                    self.stage = Stage::Ended;
+                    self.stage = DirectionState::Ended;
                 }
-                Stage::Ended => return Poll::Ready(Ok(())),
+                DirectionState::Ended => return Poll::Ready(Ok(())),
             }
         }
     }
@@ -146,15 +153,15 @@ fn poll_read(
 impl Tunnel {
     /// Creates the tunnel of a connection that answered 101.
     pub fn new(
-        switched: Switched,
+        switched: UpgradedConnection,
         mut reservation: Reservation,
         record: Box<RequestRecord>,
     ) -> Tunnel {
-        reservation.presumed_begun();
+        reservation.presume_prefilled();
         let now = record.proxy.clock.now();
         record.live.flows(now);
-        let Switched { first, socket } = switched;
-        Tunnel { engine: socket, to_client: Way::new(first, now), reservation, record }
+        let UpgradedConnection { first, socket } = switched;
+        Tunnel { engine: socket, to_client: Direction::new(first, now), reservation, record }
     }
 
     /// Forwards bytes until the end. `ahead`: bytes received after the client's handshake. Dropping the
@@ -166,17 +173,17 @@ impl Tunnel {
         let Tunnel { mut engine, mut to_client, reservation, mut record } = self;
         let (clock, stall) = (record.proxy.clock, record.proxy.client_stall);
         let cancels = record.proxy.half_close == HalfClose::Cancel;
-        let mut to_engine = Way::new(Bytes::from(ahead), clock.now());
+        let mut to_engine = Direction::new(Bytes::from(ahead), clock.now());
         let limits = Limits { idle, stall };
-        let every = limits.look_every();
-        let mut look =
+        let every = limits.check_interval();
+        let mut check =
             Box::pin(tokio::time::sleep_until(clock.coarse_instant(clock.now() + every)));
         let end = poll_fn(|context| {
             let up = to_engine.poll(client, &mut engine, clock, context);
             if let Poll::Ready(Err(fault)) = up {
                 return Poll::Ready(match fault {
-                    Fault::Reading(_) => End::Client("the client left"),
-                    Fault::Writing(error) => End::engine(&error),
+                    SocketFault::Reading(_) => TunnelEnd::Client("the client left"),
+                    SocketFault::Writing(error) => TunnelEnd::engine(&error),
                 });
             }
             let heard = to_client.moved;
@@ -185,25 +192,27 @@ impl Tunnel {
                 record.live.heard(to_client.moved);
             }
             match (up, down) {
-                (_, Poll::Ready(Err(Fault::Reading(error)))) => Poll::Ready(End::engine(&error)),
-                (_, Poll::Ready(Err(Fault::Writing(_)))) => {
-                    Poll::Ready(End::Client("the client left"))
+                (_, Poll::Ready(Err(SocketFault::Reading(error)))) => {
+                    Poll::Ready(TunnelEnd::engine(&error))
                 }
-                (Poll::Ready(_), Poll::Ready(_)) => Poll::Ready(End::Whole),
+                (_, Poll::Ready(Err(SocketFault::Writing(_)))) => {
+                    Poll::Ready(TunnelEnd::Client("the client left"))
+                }
+                (Poll::Ready(_), Poll::Ready(_)) => Poll::Ready(TunnelEnd::Whole),
                 (Poll::Ready(_), Poll::Pending) if cancels => {
-                    Poll::Ready(End::Client("the client left"))
+                    Poll::Ready(TunnelEnd::Client("the client left"))
                 }
-                _ => poll_limits(limits, [&to_engine, &to_client], &mut look, clock, context),
+                _ => poll_limits(limits, [&to_engine, &to_client], &mut check, clock, context),
             }
         })
         .await;
         drop((engine, reservation));
         match end {
-            End::Whole => record.outcome = RequestOutcome::Done,
-            End::Client(why) => record.problem = Some(why.to_owned()),
-            End::Engine(why) => {
-                record.outcome = RequestOutcome::Cut;
-                record.problem = Some(why);
+            TunnelEnd::Whole => record.end(RequestOutcome::Done),
+            TunnelEnd::Client(why) => record.explain(why),
+            TunnelEnd::Engine(why) => {
+                record.end(RequestOutcome::Cut);
+                record.explain(why);
             }
         }
     }
@@ -212,48 +221,48 @@ impl Tunnel {
 /// Ready when a limit is exceeded.
 fn poll_limits(
     limits: Limits,
-    ways: [&Way; 2],
-    look: &mut Pin<Box<Sleep>>,
+    ways: [&Direction; 2],
+    check: &mut Pin<Box<Sleep>>,
     clock: Clock,
     context: &mut Context<'_>,
-) -> Poll<End> {
-    while look.as_mut().poll(context).is_ready() {
+) -> Poll<TunnelEnd> {
+    while check.as_mut().poll(context).is_ready() {
         let now = clock.now();
-        if let Some(end) = limits.over(ways, now) {
+        if let Some(end) = limits.exceeded(ways, now) {
             return Poll::Ready(end);
         }
-        look.as_mut().reset(clock.coarse_instant(now + limits.look_every()));
+        check.as_mut().reset(clock.coarse_instant(now + limits.check_interval()));
     }
     Poll::Pending
 }
 
 impl Limits {
-    fn look_every(self) -> Seconds {
-        self.idle.min(self.stall).min(HALF_CLOSED_MAX) / LOOKS
+    fn check_interval(self) -> Seconds {
+        self.idle.min(self.stall).min(HALF_CLOSED_MAX) / CHECKS_PER_LIMIT
     }
 
     /// Returns the reason for the end if a limit is exceeded at `now`.
-    fn over(self, [to_engine, to_client]: [&Way; 2], now: Moment) -> Option<End> {
+    fn exceeded(self, [to_engine, to_client]: [&Direction; 2], now: Moment) -> Option<TunnelEnd> {
         let quiet = now - to_engine.moved.max(to_client.moved);
-        let half = |way: &Way| way.stage == Stage::Ended;
+        let half = |way: &Direction| way.stage == DirectionState::Ended;
         if (half(to_engine) || half(to_client)) && quiet >= HALF_CLOSED_MAX {
-            return Some(End::Whole);
+            return Some(TunnelEnd::Whole);
         }
-        let stalls = |way: &Way| way.blocked && now - way.moved >= self.stall;
+        let stalls = |way: &Direction| way.blocked && now - way.moved >= self.stall;
         if stalls(to_client) {
-            return Some(End::Client("the client does not read"));
+            return Some(TunnelEnd::Client("the client does not read"));
         }
         if stalls(to_engine) {
-            return Some(End::Engine("the engine does not read".to_owned()));
+            return Some(TunnelEnd::Engine("the engine does not read".to_owned()));
         }
         (quiet >= self.idle)
-            .then(|| End::Engine(format!("no bytes in either direction for {}", self.idle)))
+            .then(|| TunnelEnd::Engine(format!("no bytes in either direction for {}", self.idle)))
     }
 }
 
-impl End {
-    fn engine(error: &io::Error) -> End {
-        End::Engine(format!("the connection to the engine failed: {error}"))
+impl TunnelEnd {
+    fn engine(error: &io::Error) -> TunnelEnd {
+        TunnelEnd::Engine(format!("the connection to the engine failed: {error}"))
     }
 }
 
@@ -261,27 +270,30 @@ impl End {
 mod tests {
     use super::*;
 
-    fn way(stage: Stage, moved: f64, blocked: bool) -> Way {
+    fn way(stage: DirectionState, moved: f64, blocked: bool) -> Direction {
         let moved = Moment::START + Seconds(moved);
-        Way { pending: Bytes::new(), stage, moved, blocked }
+        Direction { pending: Bytes::new(), stage, moved, blocked }
     }
 
     #[test]
     fn each_limit_ends_a_tunnel_with_its_own_reason() {
         let limits = Limits { idle: Seconds(75.0), stall: Seconds(60.0) };
-        let over = |to_engine: Way, to_client: Way, now: f64| {
-            limits.over([&to_engine, &to_client], Moment::START + Seconds(now))
+        let exceeded = |to_engine: Direction, to_client: Direction, now: f64| {
+            limits.exceeded([&to_engine, &to_client], Moment::START + Seconds(now))
         };
-        let open = |moved| way(Stage::Open, moved, false);
-        assert_eq!(over(open(0.0), open(50.0), 124.0), None);
-        assert!(matches!(over(open(0.0), open(50.0), 125.0), Some(End::Engine(_))));
-        let blocked = |moved| way(Stage::Open, moved, true);
-        assert_eq!(over(open(99.0), blocked(40.0), 99.0), None);
-        assert!(matches!(over(open(99.0), blocked(40.0), 100.0), Some(End::Client(_))));
-        assert!(matches!(over(blocked(40.0), open(99.0), 100.0), Some(End::Engine(_))));
-        let ended = way(Stage::Ended, 0.0, false);
-        assert_eq!(over(ended, open(20.0), 29.0), None);
-        assert_eq!(over(way(Stage::Ended, 0.0, false), open(20.0), 30.0), Some(End::Whole));
-        assert_eq!(limits.look_every(), Seconds(2.5));
+        let open = |moved| way(DirectionState::Open, moved, false);
+        assert_eq!(exceeded(open(0.0), open(50.0), 124.0), None);
+        assert!(matches!(exceeded(open(0.0), open(50.0), 125.0), Some(TunnelEnd::Engine(_))));
+        let blocked = |moved| way(DirectionState::Open, moved, true);
+        assert_eq!(exceeded(open(99.0), blocked(40.0), 99.0), None);
+        assert!(matches!(exceeded(open(99.0), blocked(40.0), 100.0), Some(TunnelEnd::Client(_))));
+        assert!(matches!(exceeded(blocked(40.0), open(99.0), 100.0), Some(TunnelEnd::Engine(_))));
+        let ended = way(DirectionState::Ended, 0.0, false);
+        assert_eq!(exceeded(ended, open(20.0), 29.0), None);
+        assert_eq!(
+            exceeded(way(DirectionState::Ended, 0.0, false), open(20.0), 30.0),
+            Some(TunnelEnd::Whole)
+        );
+        assert_eq!(limits.check_interval(), Seconds(2.5));
     }
 }

@@ -1,5 +1,4 @@
-//! The access log: one event a request, written on settlement. Fields only; the subscriber formats
-//! them.
+//! The access log: one event per request, written on settlement. The subscriber formats the fields.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tidegate_types::{Seconds, Tokens};
@@ -10,8 +9,8 @@ use crate::telemetry::request_log::RequestLog;
 /// The tracing target of access log events, which the settings route.
 pub const TARGET: &str = "tidegate::access";
 
-/// Whether the access log is enabled. Checked first, because tracing builds an event before filters
-/// see it.
+/// Whether the access log is enabled. Checked first, because tracing builds an event before its filters
+/// run.
 static ON: AtomicBool = AtomicBool::new(false);
 
 /// Turns the access log on or off.
@@ -29,7 +28,7 @@ pub fn write(log: &RequestLog<'_>) {
     let accepted = log.accepted;
     tracing::info!(
         target: TARGET,
-        // Strings and not by `Display`: the text format quotes those, and a client chooses them.
+        // As strings and not by `Display`: clients choose the values, and the text format quotes strings.
         request_id = &*log.live.name,
         trace = accepted.traceparent.as_str(),
         tenant = accepted.tenant.as_str(),

@@ -44,10 +44,10 @@ pub fn init(settings: &LogSettings) -> LogGuard {
         let only_access = FilterFn::new(|metadata| metadata.target() == TARGET);
         format(settings.format, to).with_filter(only_access)
     });
-    let wanted = access.is_some();
+    let has_access_log = access.is_some();
     // Further proxies in the same process use the first one's log.
     if tracing_subscriber::registry().with(lines).with(access).try_init().is_ok() {
-        access_log::turn(wanted);
+        access_log::turn(has_access_log);
     }
     LogGuard(guards)
 }

@@ -258,21 +258,21 @@ impl Metrics {
     }
 
     /// Records the duration of a planner run.
-    pub fn planned(&self, took: Seconds) {
-        self.plan_duration.record(took.get());
+    pub fn planned(&self, duration: Seconds) {
+        self.plan_duration.record(duration.get());
     }
 
     /// Records the time from the first unplanned arrival to the table that reassigns engines.
-    pub fn surge_answered(&self, took: Seconds) {
-        self.reaction_table.record(took.get());
+    pub fn surge_answered(&self, elapsed: Seconds) {
+        self.reaction_table.record(elapsed.get());
     }
 
     /// Records the time from that arrival to the first leg placed with that table.
-    pub fn surge_placed(&self, took: Seconds) {
-        self.reaction_placement.record(took.get());
+    pub fn surge_placed(&self, elapsed: Seconds) {
+        self.reaction_placement.record(elapsed.get());
     }
 
-    /// The metrics page. Gauges are read from the accounts now.
+    /// Renders the metrics page; gauges are set from the current state first.
     pub fn render(
         &self,
         fleet: &Fleet,

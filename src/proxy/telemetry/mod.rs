@@ -1,4 +1,5 @@
-//! What operators see: metrics, logs, the journal of decisions, recordings.
+//! Observability: metrics, logs, the journal of role changes, recordings; and the events for the control
+//! loop.
 
 pub(crate) mod access_log;
 pub(crate) mod arrivals;

@@ -19,21 +19,26 @@ use tidegate_types::{Moment, Seconds};
 /// The first arrival since the last plan; the arrival that the last unanswered table answers; when
 /// that table was published; the end of the first scan with it that placed nothing.
 #[derive(Debug)]
-pub struct Reaction {
+pub struct ReactionTimer {
     arrived: AtomicU64,
     answered: AtomicU64,
     published: AtomicU64,
     fruitless: AtomicU64,
 }
 
-impl Default for Reaction {
-    fn default() -> Reaction {
+impl Default for ReactionTimer {
+    fn default() -> ReactionTimer {
         let never = || AtomicU64::new(Moment::NEVER.0);
-        Reaction { arrived: never(), answered: never(), published: never(), fruitless: never() }
+        ReactionTimer {
+            arrived: never(),
+            answered: never(),
+            published: never(),
+            fruitless: never(),
+        }
     }
 }
 
-impl Reaction {
+impl ReactionTimer {
     /// Records an arrival.
     pub fn arrived(&self, at: Moment) {
         if self.arrived.load(Relaxed) == Moment::NEVER.0 {
@@ -56,15 +61,15 @@ impl Reaction {
     }
 
     /// Records that all waiting legs were tried between `began` and `now` and none was placed.
-    pub fn found_no_room(&self, began: Moment, now: Moment) {
-        let waits = self.answered.load(Relaxed) != Moment::NEVER.0
+    pub fn scan_placed_none(&self, began: Moment, now: Moment) {
+        let is_measuring = self.answered.load(Relaxed) != Moment::NEVER.0
             && self.fruitless.load(Relaxed) == Moment::NEVER.0;
-        if waits && began >= Moment(self.published.load(Relaxed)) {
+        if is_measuring && began >= Moment(self.published.load(Relaxed)) {
             self.fruitless.store(now.0, Relaxed);
         }
     }
 
-    /// Records that a leg which waits since `came` was placed by a scan that began at `began`.
+    /// Records that a leg that arrived at `came` was placed by a scan that began at `began`.
     /// Returns the reaction time if it is the first leg placed with the table.
     pub fn placed(
         &self,
@@ -77,10 +82,10 @@ impl Reaction {
         }
         let arrived = Moment(self.answered.swap(Moment::NEVER.0, Relaxed));
         let fruitless = Moment(self.fruitless.load(Relaxed));
-        let looked = fruitless != Moment::NEVER;
-        let stands = if looked { fruitless } else { Moment(self.published.load(Relaxed)) };
-        let goes_on = if looked && came <= stands { began } else { came };
-        let idle = if goes_on > stands { goes_on - stands } else { Seconds::ZERO };
+        let scanned = fruitless != Moment::NEVER;
+        let idle_from = if scanned { fruitless } else { Moment(self.published.load(Relaxed)) };
+        let idle_until = if scanned && came <= idle_from { began } else { came };
+        let idle = if idle_until > idle_from { idle_until - idle_from } else { Seconds::ZERO };
         (arrived != Moment::NEVER).then(|| now() - arrived - idle)
     }
 }
@@ -94,8 +99,8 @@ mod tests {
     }
 
     /// A table published at 14 ms for an arrival at 10 ms.
-    fn answered() -> Reaction {
-        let reaction = Reaction::default();
+    fn answered() -> ReactionTimer {
+        let reaction = ReactionTimer::default();
         assert_eq!(reaction.seen(), None, "nothing arrived");
         reaction.arrived(at(10));
         reaction.arrived(at(12));
@@ -107,7 +112,7 @@ mod tests {
         reaction
     }
 
-    fn takes(reaction: &Reaction, came: u64, began: u64, now: u64) -> f64 {
+    fn takes(reaction: &ReactionTimer, came: u64, began: u64, now: u64) -> f64 {
         let took = reaction.placed(at(came), at(began), || at(now)).unwrap();
         assert!(reaction.placed(at(came), at(now), || at(now)).is_none(), "once a table");
         took.as_millis().round()
@@ -122,12 +127,12 @@ mod tests {
     #[test]
     fn time_without_capacity_is_excluded() {
         let reaction = answered();
-        reaction.found_no_room(at(13), at(14));
+        reaction.scan_placed_none(at(13), at(14));
         assert_eq!(takes(&reaction, 12, 40, 41), 31.0, "that look was by the table before");
         for (came, took) in [(12, 7.0), (39, 8.0)] {
             let reaction = answered();
-            reaction.found_no_room(at(15), at(16));
-            reaction.found_no_room(at(20), at(21));
+            reaction.scan_placed_none(at(15), at(16));
+            reaction.scan_placed_none(at(20), at(21));
             assert_eq!(takes(&reaction, came, 40, 41), took, "the first look ended at 16");
         }
     }

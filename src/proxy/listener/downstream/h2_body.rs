@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::http2::Stream;
 use crate::dispatch::context::Proxy;
-use crate::request::relay::RelayBody;
+use crate::request::body::RelayBody;
 use crate::upstream::BrokenOff;
 
 /// Checks per stall limit: a stalled stream is found at most a quarter of the limit late.

@@ -29,9 +29,9 @@ use super::socket::Socket;
 use super::writing::ResponseWriter;
 use crate::dispatch::context::Proxy;
 use crate::listener::front::Client as Peer;
+use crate::request::body::RelayBody;
 use crate::request::handle as request;
 use crate::request::intake::{self, ReceivedBody};
-use crate::request::relay::RelayBody;
 use crate::request::respond;
 use crate::request::tunnel::Tunnel;
 
@@ -205,7 +205,7 @@ where
         Framing::Chunked | Framing::UntilClose => None,
     };
     let Some(mut held) = proxy.bodies.try_hold(announced.unwrap_or(0)) else {
-        return Ok((Err(respond::no_room()), skip(reader, framing)));
+        return Ok((Err(respond::body_budget_exhausted()), skip(reader, framing)));
     };
     if expects_continue && !reader.has_body(framing) {
         reader.io.write_all(CONTINUE).await?;
@@ -213,7 +213,7 @@ where
     }
     match reader.body(framing, max, &mut held).await {
         Ok(bytes) => Ok((Ok(ReceivedBody { bytes, held }), Rest::None)),
-        Err(BodyReadError::NoRoom) => Ok((Err(respond::no_room()), Rest::Unread)),
+        Err(BodyReadError::NoRoom) => Ok((Err(respond::body_budget_exhausted()), Rest::Unread)),
         Err(BodyReadError::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
         Err(BodyReadError::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
         Err(error @ BodyReadError::Malformed(_)) => {

@@ -142,7 +142,7 @@ async fn body(
     if length > max {
         return Err(too_large());
     }
-    let mut held = proxy.bodies.try_hold(length).ok_or_else(respond::no_room)?;
+    let mut held = proxy.bodies.try_hold(length).ok_or_else(respond::body_budget_exhausted)?;
     let (began, mut all) = (Instant::now(), BytesMut::with_capacity(length));
     loop {
         let wait = patience.to_duration().min(allowance(began.elapsed(), all.len()));
@@ -159,7 +159,7 @@ async fn body(
             return Err(too_large());
         }
         if announced.is_none() && !held.grow(data.len()) {
-            return Err(respond::no_room());
+            return Err(respond::body_budget_exhausted());
         }
         all.extend_from_slice(&data);
     }

@@ -13,9 +13,9 @@ use tidegate_signals::kv::follow::{Delivery, EventFollower};
 use tidegate_signals::kv::mirror::{Change, KvMirror};
 use tidegate_types::BackendId;
 
-use super::zmq::{Ear, HearError, Published, Replay};
+use super::zmq::{KvEventError, KvEventMessage, KvEventReplay, KvEventSubscriber};
 use crate::backends::fleet::Backend;
-use crate::dispatch::context::Proxy;
+use crate::signals::SignalHost;
 use crate::telemetry::metrics::Metrics;
 
 /// Most blocks remembered per engine, about 26 MB. An engine with 1,000,000 tokens of KV has 65,536
@@ -77,8 +77,8 @@ impl KvSource {
     }
 }
 
-/// The subscriber of one backend.
-struct Listener<'a> {
+/// Reads one backend's event stream.
+struct KvEventReader<'a> {
     prefixes: &'a PrefixIndex,
     source: &'a KvSource,
     backend: &'a Backend,
@@ -86,14 +86,14 @@ struct Listener<'a> {
 }
 
 /// Follows the events of `backend` while the runtime lives.
-pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>) {
-    let Some(source) = &proxy.signals.backends[backend.id.index()].kv else { return };
+pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>) {
+    let Some(source) = &host.signals().backends[backend.id.index()].kv else { return };
     let mut warned = false;
     loop {
-        match model_of(&proxy, backend.id) {
-            Some(model) => listen(&proxy, &backend, source, &model).await,
+        match model_of(&*host, backend.id) {
+            Some(model) => listen(&*host, &backend, source, &model).await,
             None if !warned
-                && proxy.signals.backends[backend.id.index()].model.load().is_some() =>
+                && host.signals().backends[backend.id.index()].model.load().is_some() =>
             {
                 warned = true;
                 tracing::warn!(
@@ -107,23 +107,21 @@ pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>) {
     }
 }
 
-/// The base model, once known, if prompts for it are tokenized by the proxy.
-fn model_of(proxy: &Proxy, backend: BackendId) -> Option<Arc<String>> {
-    let model = proxy.signals.backends[backend.index()].model.load_full()?;
-    let directory = proxy.directory();
-    let entry = directory.models.get(model.as_str())?;
-    entry.tokenizer.is_some().then_some(model)
+/// The base model, once known, if prompts for it are tokenized by the host.
+fn model_of(host: &dyn SignalHost, backend: BackendId) -> Option<Arc<String>> {
+    let model = host.signals().backends[backend.index()].model.load_full()?;
+    host.tokenizes(&model).then_some(model)
 }
 
 /// Follows the events while the backend serves `model`.
-async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model: &str) {
-    let block = proxy.prefix_block.get() as usize;
+async fn listen(host: &dyn SignalHost, backend: &Backend, source: &KvSource, model: &str) {
+    let block = host.prefix_block().get() as usize;
     let blocks_max = backend.kv_capacity().get().min(BLOCKS_MAX) as usize;
     let follower = EventFollower::new(KvMirror::new(model, block, blocks_max));
-    let mut listener = Listener { prefixes: &proxy.fleet.prefixes, source, backend, follower };
+    let mut reader = KvEventReader { prefixes: &host.fleet().prefixes, source, backend, follower };
     let mut failed = false;
-    while model_of(proxy, backend.id).is_some_and(|now| *now == model) {
-        match listener.session().await {
+    while model_of(host, backend.id).is_some_and(|now| *now == model) {
+        match reader.session().await {
             Ok(()) => failed = false,
             // Logged once per outage; other parts report an engine that is down.
             Err(error) if !failed => {
@@ -134,25 +132,25 @@ async fn listen(proxy: &Arc<Proxy>, backend: &Backend, source: &KvSource, model:
         }
         tokio::time::sleep(AGAIN).await;
     }
-    listener.prefixes.follow(backend.id, false);
+    reader.prefixes.follow(backend.id, false);
 }
 
-impl Listener<'_> {
+impl KvEventReader<'_> {
     /// One connection, until it ends or is silent for too long.
-    async fn session(&mut self) -> Result<(), HearError> {
-        let mut ear = Ear::at(&self.source.events).await?;
+    async fn session(&mut self) -> Result<(), KvEventError> {
+        let mut subscriber = KvEventSubscriber::at(&self.source.events).await?;
         // Events published before the subscription.
         self.replay(self.follower.next()).await?;
         tracing::info!(
             backend = %self.backend.name, complete = self.follower.is_complete(), "KV events: subscribed"
         );
-        while let Ok(heard) = tokio::time::timeout(SILENCE_MAX, ear.hear()).await {
-            self.take(&heard?).await?;
+        while let Ok(load_reported) = tokio::time::timeout(SILENCE_MAX, subscriber.next()).await {
+            self.take(&load_reported?).await?;
         }
         Ok(())
     }
 
-    async fn take(&mut self, published: &Published) -> Result<(), HearError> {
+    async fn take(&mut self, published: &KvEventMessage) -> Result<(), KvEventError> {
         let Some(batch) = self.read(published) else { return Ok(()) };
         if let Delivery::Missing(from) = self.apply(published.number, &batch) {
             self.replay(from).await?;
@@ -162,9 +160,9 @@ impl Listener<'_> {
     }
 
     /// Requests missing events from `from` on, if the engine has a replay endpoint.
-    async fn replay(&mut self, from: u64) -> Result<(), HearError> {
+    async fn replay(&mut self, from: u64) -> Result<(), KvEventError> {
         let Some(endpoint) = &self.source.replay else { return Ok(()) };
-        let mut replay = Replay::from(endpoint, from).await?;
+        let mut replay = KvEventReplay::from(endpoint, from).await?;
         while let Some(published) = replay.next().await? {
             if let Some(batch) = self.read(&published) {
                 self.apply_anyway(published.number, &batch);
@@ -173,13 +171,13 @@ impl Listener<'_> {
         Ok(())
     }
 
-    fn read(&mut self, published: &Published) -> Option<KvBatch> {
+    fn read(&mut self, published: &KvEventMessage) -> Option<KvBatch> {
         match KvBatch::decode(&published.payload) {
             Ok(batch) => Some(batch),
             Err(error) => {
                 tracing::debug!(backend = %self.backend.name, "KV events: unreadable message: {error}");
                 self.follower.unreadable(published.number);
-                self.told();
+                self.publish_state();
                 None
             }
         }
@@ -203,11 +201,11 @@ impl Listener<'_> {
         if let Some(KvEvent::Stored(stored)) = batch.events.first() {
             self.backend.set_kv_block(stored.block_size);
         }
-        self.told();
+        self.publish_state();
         taken
     }
 
-    fn told(&self) {
+    fn publish_state(&self) {
         self.prefixes.follow(self.backend.id, self.follower.is_complete());
         self.source.show(&self.follower);
     }

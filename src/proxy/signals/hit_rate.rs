@@ -12,7 +12,7 @@ use crate::telemetry::metrics::Metrics;
 pub struct HitRate {
     /// vLLM omits the number when it is 0: a missing number counts as 0 once the engine has
     /// reported one.
-    tells: AtomicBool,
+    reports_zero: AtomicBool,
     prompt: Counter,
     predicted: Counter,
     cached: Counter,
@@ -21,6 +21,7 @@ pub struct HitRate {
 }
 
 impl HitRate {
+    /// Counters of a backend called `name`.
     pub fn new(name: &str, metrics: &Metrics) -> HitRate {
         let backend = || name.to_owned();
         metrics.within(|| {
@@ -28,7 +29,7 @@ impl HitRate {
                 histogram!("tidegate_prefix_hit_rate_error", "backend" => backend(), "source" => source)
             };
             HitRate {
-                tells: AtomicBool::new(false),
+                reports_zero: AtomicBool::new(false),
                 prompt: counter!("tidegate_prefix_prompt_tokens_total", "backend" => backend()),
                 predicted: counter!("tidegate_prefix_predicted_tokens_total", "backend" => backend()),
                 cached: counter!("tidegate_prefix_cached_tokens_total", "backend" => backend()),
@@ -41,11 +42,11 @@ impl HitRate {
     /// the engine reports it.
     pub fn settled(&self, predicted: Tokens, usage: &Usage, from_events: bool) -> Option<Tokens> {
         if usage.cached.is_some_and(|cached| cached > Tokens::ZERO) {
-            self.tells.store(true, Relaxed);
+            self.reports_zero.store(true, Relaxed);
         }
         let cached = match usage.cached {
             Some(cached) => cached,
-            None if self.tells.load(Relaxed) => Tokens::ZERO,
+            None if self.reports_zero.load(Relaxed) => Tokens::ZERO,
             None => return None,
         };
         if usage.prompt == Tokens::ZERO {

@@ -12,29 +12,29 @@ use tidegate_types::{Moment, Seconds};
 
 use crate::backends::fleet::Backend;
 use crate::backends::introspect;
-use crate::dispatch::context::Proxy;
+use crate::signals::SignalHost;
 use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::metrics::Metrics;
 
 /// Time-out of a scrape; a metrics page of vLLM has 100 KB.
 const ANSWER_MAX: Seconds = Seconds(2.0);
 /// Largest factor on the interval for an engine without metrics.
-const MUTE_LOOKS: u32 = 12;
+const SILENT_FACTOR_MAX: u32 = 12;
 /// The prefix cache uses what streams leave of the KV memory; half of it is assumed (see start.rs).
 const PREFIX_SHARE: u64 = 2;
 
 /// The latest scrape of one backend.
-pub struct Look {
+pub struct ScrapeState {
     alerts: Mutex<Vec<EngineAlert>>,
     /// First tokens after this moment belong to hand-offs whose KV was fetched after the engine's
     /// last observed transfer: a fetch takes less than the scrape interval.
     since: AtomicU64,
     /// Whether a decode leg with such a first token has ended.
     handed: AtomicBool,
-    gauges: Gauges,
+    gauges: EngineGauges,
 }
 
-struct Gauges {
+struct EngineGauges {
     kv_usage: Gauge,
     kv_capacity: Gauge,
     running: Gauge,
@@ -99,13 +99,14 @@ impl EngineCounters {
     }
 }
 
-impl Look {
-    pub fn new(name: &str, metrics: &Metrics) -> Look {
-        Look {
+impl ScrapeState {
+    /// State of a backend called `name` before its first scrape.
+    pub fn new(name: &str, metrics: &Metrics) -> ScrapeState {
+        ScrapeState {
             alerts: Mutex::default(),
             since: AtomicU64::new(Moment::NEVER.0),
             handed: AtomicBool::new(false),
-            gauges: metrics.within(|| Gauges::new(name)),
+            gauges: metrics.within(|| EngineGauges::new(name)),
         }
     }
 
@@ -122,12 +123,12 @@ impl Look {
         alerts.iter().map(|alert| alert.as_str()).collect()
     }
 
-    /// Exports a load report from an answer's headers; it raises no alerts.
-    pub fn heard(&self, reading: &EngineReading) {
+    /// Exports a load report from an answer's headers. Alerts are raised by scrapes only.
+    pub fn load_reported(&self, reading: &EngineReading) {
         self.gauges.load(reading);
     }
 
-    fn seen(&self, reading: &EngineReading, alerts: Vec<EngineAlert>) {
+    fn scraped(&self, reading: &EngineReading, alerts: Vec<EngineAlert>) {
         self.gauges.load(reading);
         self.gauges.scraped(reading);
         for (gauge, alert) in self.gauges.alerts.iter().zip(EngineAlert::ALL) {
@@ -137,8 +138,8 @@ impl Look {
     }
 }
 
-impl Gauges {
-    fn new(name: &str) -> Gauges {
+impl EngineGauges {
+    fn new(name: &str) -> EngineGauges {
         let of = |metric: &'static str| {
             let gauge = gauge!(metric, "backend" => name.to_owned());
             // NaN marks a value that was not reported, unlike 0.
@@ -146,7 +147,7 @@ impl Gauges {
             gauge
         };
         let alert = |alert: EngineAlert| gauge!("tidegate_engine_alert", "backend" => name.to_owned(), "reason" => alert.as_str());
-        Gauges {
+        EngineGauges {
             kv_usage: of("tidegate_engine_kv_usage_ratio"),
             kv_capacity: of("tidegate_engine_kv_capacity_tokens"),
             running: of("tidegate_engine_running_requests"),
@@ -177,36 +178,36 @@ fn set(gauge: &Gauge, value: Option<f64>) {
 }
 
 /// Scrapes `backend` every `every` while the runtime lives.
-pub async fn run(proxy: Arc<Proxy>, backend: Arc<Backend>, every: Seconds) {
-    let look = &proxy.signals.backends[backend.id.index()].look;
+pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>, every: Seconds) {
+    let scrape = &host.signals().backends[backend.id.index()].scrape;
     let mut watch = AlertWatch::default();
     let mut counters = EngineCounters::default();
     let mut before: Vec<EngineAlert> = Vec::new();
-    let mut mute = 0;
+    let mut silent_scrapes: u32 = 0;
     loop {
         let reading = read(&backend).await;
         if reading.is_empty() {
             // The engine may be starting or down; the next scrape may succeed.
-            mute = MUTE_LOOKS.min(mute + 1);
+            silent_scrapes = SILENT_FACTOR_MAX.min(silent_scrapes + 1);
         } else {
-            mute = 0;
+            silent_scrapes = 0;
             if watch.has_moved(&reading) {
-                look.since.store((proxy.clock.now() + every).0, Relaxed);
-                look.handed.store(false, Relaxed);
+                scrape.since.store((host.clock().now() + every).0, Relaxed);
+                scrape.handed.store(false, Relaxed);
             }
-            let alerts = watch.observe(reading, look.handed.load(Relaxed));
+            let alerts = watch.observe(reading, scrape.handed.load(Relaxed));
             for alert in alerts.iter().filter(|alert| !before.contains(alert)) {
                 tracing::warn!(backend = %backend.name, alert = alert.as_str(), "engine alert");
             }
             before.clone_from(&alerts);
-            look.seen(&reading, alerts);
-            proxy.metrics.within(|| counters.set(&backend.name, &reading));
-            calibrate(&proxy, &backend, &reading);
+            scrape.scraped(&reading, alerts);
+            host.metrics().within(|| counters.set(&backend.name, &reading));
+            calibrate(&*host, &backend, &reading);
             if let Some(hits) = reading.hits {
-                proxy.report(ControlEvent::Counted { backend: backend.id, hits });
+                host.send_event(ControlEvent::Counted { backend: backend.id, hits });
             }
         }
-        tokio::time::sleep((every * f64::from(mute.max(1))).to_duration()).await;
+        tokio::time::sleep((every * f64::from(silent_scrapes.max(1))).to_duration()).await;
     }
 }
 
@@ -227,15 +228,15 @@ async fn read(backend: &Backend) -> EngineReading {
     }
 }
 
-/// The engine's own capacity is more reliable than an estimate.
-fn calibrate(proxy: &Proxy, backend: &Backend, reading: &EngineReading) {
+/// Applies the KV block size and capacity that the engine reports, which replace estimates.
+fn calibrate(host: &dyn SignalHost, backend: &Backend, reading: &EngineReading) {
     if let Some(block) = reading.kv_block {
         backend.set_kv_block(block);
     }
     if let Some(capacity) = reading.kv_capacity {
         backend.told_kv_capacity(capacity);
-        let blocks = capacity.get() / PREFIX_SHARE / proxy.prefix_block.get().max(1);
-        proxy.fleet.prefixes.set_capacity(backend.id, blocks);
+        let blocks = capacity.get() / PREFIX_SHARE / host.prefix_block().get().max(1);
+        host.fleet().prefixes.set_capacity(backend.id, blocks);
     }
 }
 

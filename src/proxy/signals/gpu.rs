@@ -1,5 +1,5 @@
-//! GPUs of the proxy's machine: exported as metrics; a backend whose GPU has a fault receives no
-//! new work until the fault is gone.
+//! Readings of the GPUs of the proxy's machine, exported as metrics. A backend whose GPU has a fault
+//! receives no new work until the fault is cleared.
 
 use metrics::{Gauge, counter, gauge};
 use std::collections::BTreeMap;
@@ -8,21 +8,21 @@ use tidegate_signals::gpu::{GpuHealth, GpuReading, GpuWatch};
 use tidegate_types::{Moment, Seconds};
 
 use super::nvml::Driver;
-use crate::dispatch::context::Proxy;
+use crate::signals::SignalHost;
 
 /// Every GPU seen so far, by NVML number.
 #[derive(Default)]
 struct Gpus {
-    seen: BTreeMap<u32, Gpu>,
+    known: BTreeMap<u32, Gpu>,
 }
 
 struct Gpu {
     watch: GpuWatch,
     verdict: GpuHealth,
-    gauges: Gauges,
+    gauges: GpuGauges,
 }
 
-struct Gauges {
+struct GpuGauges {
     utilisation: Gauge,
     memory_used: Gauge,
     memory_total: Gauge,
@@ -39,12 +39,12 @@ struct Gauges {
 
 /// Reads the GPUs of this machine every `every` while the runtime lives; returns at once without
 /// NVML.
-pub async fn run(proxy: Arc<Proxy>, every: Seconds) {
+pub async fn run(host: Arc<dyn SignalHost>, every: Seconds) {
     // Loading the library may take a second, and reading a GPU some milliseconds.
     let mut driver = match tokio::task::spawn_blocking(Driver::load).await {
         Ok(Ok(driver)) => driver,
         Ok(Err(error)) => {
-            let named = proxy.signals.backends.iter().any(|signals| !signals.gpus.is_empty());
+            let named = host.signals().backends.iter().any(|signals| !signals.gpus.is_empty());
             match named {
                 true => tracing::warn!("backends list `gpus`, but NVML cannot be loaded: {error}"),
                 false => tracing::debug!("NVML cannot be loaded: {error}"),
@@ -56,25 +56,25 @@ pub async fn run(proxy: Arc<Proxy>, every: Seconds) {
     let mut gpus = Gpus::default();
     loop {
         // The driver's handles move between threads and are never shared.
-        let looking = tokio::task::spawn_blocking(move || {
-            let readings = driver.look();
+        let reading = tokio::task::spawn_blocking(move || {
+            let readings = driver.read_all();
             (driver, readings)
         });
-        let Ok((back, readings)) = looking.await else { return };
+        let Ok((back, readings)) = reading.await else { return };
         driver = back;
-        gpus.take(&proxy, proxy.clock.now(), &readings);
+        gpus.take(&*host, host.clock().now(), &readings);
         tokio::time::sleep(every.to_duration()).await;
     }
 }
 
 impl Gpus {
     /// Takes the readings made at `now`.
-    fn take(&mut self, proxy: &Proxy, now: Moment, readings: &BTreeMap<u32, GpuReading>) {
+    fn take(&mut self, host: &dyn SignalHost, now: Moment, readings: &BTreeMap<u32, GpuReading>) {
         for (number, reading) in readings {
-            let gpu = self.seen.entry(*number).or_insert_with(|| Gpu {
+            let gpu = self.known.entry(*number).or_insert_with(|| Gpu {
                 watch: GpuWatch::default(),
                 verdict: GpuHealth::Fine,
-                gauges: proxy.metrics.within(|| Gauges::new(*number)),
+                gauges: host.metrics().within(|| GpuGauges::new(*number)),
             });
             let verdict = gpu.watch.observe(now, reading);
             if verdict != gpu.verdict {
@@ -82,7 +82,7 @@ impl Gpus {
                 gpu.verdict = verdict;
             }
             gpu.gauges.show(reading, verdict);
-            proxy.metrics.within(|| {
+            host.metrics().within(|| {
                 for xid in &reading.xids {
                     let (gpu, xid) = (number.to_string(), xid.to_string());
                     counter!("tidegate_gpu_xid_errors_total", "gpu" => gpu, "xid" => xid)
@@ -90,29 +90,29 @@ impl Gpus {
                 }
             });
         }
-        self.judge(proxy);
+        self.apply_verdicts(host);
     }
 
     /// The verdict of a backend is the worst of its GPUs' verdicts.
-    fn judge(&self, proxy: &Proxy) {
-        for backend in &proxy.fleet.backends {
-            let signals = &proxy.signals.backends[backend.id.index()];
-            let own = signals.gpus.iter().filter_map(|gpu| self.seen.get(gpu));
+    fn apply_verdicts(&self, host: &dyn SignalHost) {
+        for backend in &host.fleet().backends {
+            let signals = &host.signals().backends[backend.id.index()];
+            let own = signals.gpus.iter().filter_map(|gpu| self.known.get(gpu));
             let verdicts: Vec<GpuHealth> = own.map(|gpu| gpu.verdict).collect();
             let broken = verdicts.iter().find(|verdict| verdict.is_broken());
             let strained = verdicts.iter().find(|verdict| **verdict != GpuHealth::Fine);
-            let word = broken.or(strained).map(|verdict| verdict.as_str());
-            signals.gpu_alert.store(word.map(Arc::new));
+            let alert = broken.or(strained).map(|verdict| verdict.as_str());
+            signals.gpu_alert.store(alert.map(Arc::new));
             if backend.health.set_hardware_fault(broken.is_some()) {
-                let verdict = word.unwrap_or("fine");
+                let verdict = alert.unwrap_or("fine");
                 tracing::warn!(backend = %backend.name, verdict, "GPU state of the backend changed");
             }
         }
     }
 }
 
-impl Gauges {
-    fn new(gpu: u32) -> Gauges {
+impl GpuGauges {
+    fn new(gpu: u32) -> GpuGauges {
         let of = |metric: &'static str| {
             let gauge = gauge!(metric, "gpu" => gpu.to_string());
             // NaN marks a value that was not reported, unlike 0.
@@ -125,7 +125,7 @@ impl Gauges {
             gauge
         };
         let slowed = |reason: &'static str| gauge!("tidegate_gpu_throttled", "gpu" => gpu.to_string(), "reason" => reason);
-        Gauges {
+        GpuGauges {
             utilisation: of("tidegate_gpu_utilisation_ratio"),
             memory_used: of("tidegate_gpu_memory_used_bytes"),
             memory_total: of("tidegate_gpu_memory_bytes"),
@@ -165,6 +165,7 @@ impl Gauges {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::context::Proxy;
     use crate::process::start;
     use tidegate_settings::Settings;
 
@@ -191,9 +192,9 @@ mod tests {
     #[test]
     fn a_lost_gpu_takes_its_backend_out_and_brings_it_back() {
         let (proxy, mut gpus) = (proxy(), Gpus::default());
-        gpus.take(&proxy, Moment::START, &readings(None));
+        gpus.take(&*proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);
-        gpus.take(&proxy, Moment::START, &readings(Some(1)));
+        gpus.take(&*proxy, Moment::START, &readings(Some(1)));
         assert_eq!(usable(&proxy), [false, true]);
         let ids: Vec<_> = proxy.fleet.backends.iter().map(|backend| backend.id).collect();
         assert_eq!(proxy.signals.alerts(ids[0]), ["gpu_lost"]);
@@ -201,7 +202,7 @@ mod tests {
         proxy.fleet.backends[0].health.probed(Moment::START);
         proxy.fleet.backends[0].health.succeeded(Moment::START);
         assert_eq!(usable(&proxy), [false, true]);
-        gpus.take(&proxy, Moment::START, &readings(None));
+        gpus.take(&*proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);
         assert!(proxy.signals.alerts(ids[0]).is_empty());
         let page = proxy.metrics.render(&proxy.fleet, &proxy.fleet.table(), 0, &proxy.bodies);

@@ -1,5 +1,5 @@
-//! Usage injection: where the settings ask for exact token counts, each stream is sent with a
-//! request for the usage so far in every chunk. `relay.rs` removes what the client did not request.
+//! Usage injection: with `signals.exact_counts`, each streaming request asks the engine for the usage so
+//! far in every chunk. `event_relay.rs` removes what the client did not request.
 
 use std::sync::Arc;
 use tidegate_engine::{UsageRequest, scan, usage_injection};
@@ -15,10 +15,11 @@ pub fn inject(
     inbound: &mut Inbound,
     accepted: &mut Arc<Accepted>,
 ) -> Option<UsageRequest> {
-    let asked = accepted.scan.as_ref().filter(|_| proxy.signals.counts_exactly())?;
-    let usage_request = UsageRequest::of(asked, &inbound.body);
-    let Some(body) = usage_injection::inject_usage_request(&inbound.body, asked) else {
-        let counts = asked.stream && asked.n == 1 && usage_request == UsageRequest::Every;
+    let scan_before = accepted.scan.as_ref().filter(|_| proxy.signals.counts_exactly())?;
+    let usage_request = UsageRequest::of(scan_before, &inbound.body);
+    let Some(body) = usage_injection::inject_usage_request(&inbound.body, scan_before) else {
+        let counts =
+            scan_before.stream && scan_before.n == 1 && usage_request == UsageRequest::Every;
         return counts.then_some(usage_request);
     };
     // The edited body must parse like the original.

@@ -1,34 +1,30 @@
-//! Relays an answer to the client: forwards each chunk, counts its tokens, and settles the charges at
-//! the end. Dropping the body (the client left) closes the engine's connection and settles likewise.
+//! Relays a stream of server-sent events: forwards each chunk, counts its tokens, and settles the charges
+//! at the end. Dropping the relay (the client left) closes the engine's connection and settles likewise.
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tidegate_engine::usage_injection::correct_cached_tokens;
 use tidegate_engine::{
     ApiError, ClientState, Endpoint, ErrorForm, Evidence, FailureKind, HandoffRedactor,
-    OtherAttempts, Seen, SseReader, Usage, UsageFilter, UsageRequest, attribute, redact_answer,
-    redact_error,
+    OtherAttempts, Seen, SseReader, UsageFilter, UsageRequest, attribute, redact_error,
 };
 use tidegate_types::{Moment, Seconds};
 use tokio::time::Sleep;
 
 use crate::backends::fleet::Backend;
-use crate::dispatch::answer::Begun;
+use crate::dispatch::answer::StartedStream;
 use crate::dispatch::blame;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::Reservation;
 use crate::dispatch::settle::RequestRecord;
-use crate::request::byte_relay::ByteRelay;
-use crate::request::tunnel::Tunnel;
-use crate::request::waiting::{COMMENT, Turn, Waiting};
 use crate::telemetry::request_log::RequestOutcome;
-use crate::upstream::BrokenOff;
 use crate::upstream::EngineBody;
+
+/// A comment of server-sent events, which clients ignore.
+pub const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
 
 /// Longest time for which an engine may hold its connection open after the end mark; the connection is
 /// then closed. Engines end a stream with the mark, or within a step of it.
@@ -42,20 +38,6 @@ const DEAD_AFTER: Seconds = Seconds(30.0);
 /// Time without reads by the client after which an engine may close its connection.
 const CLIENT_BLOCKS: Seconds = Seconds(5.0);
 
-/// The body that the client reads.
-pub enum RelayBody {
-    /// All of it is here.
-    Full(Option<Bytes>, Option<Box<RequestRecord>>),
-    /// A stream of server-sent events.
-    Events(Box<EventRelay>),
-    /// Anything else that goes on as it comes.
-    Bytes(Box<ByteRelay>),
-    /// A websocket: the connection carries it after the head, and this body has no data.
-    Websocket(Box<Tunnel>),
-    /// A stream whose answer is still to come; its head is on its way.
-    Waiting(Box<Waiting>),
-}
-
 /// A stream of server-sent events.
 pub struct EventRelay {
     first: Option<Bytes>,
@@ -64,116 +46,88 @@ pub struct EventRelay {
     redactor: Option<HandoffRedactor>,
     usage: Option<UsageFilter>,
     backend: Arc<Backend>,
-    /// Given back at the end mark.
+    /// Released at the end of the last choice.
     reservation: Option<Reservation>,
     record: Option<Box<RequestRecord>>,
-    /// When to look whether the engine is still there, or to send a comment.
-    look: Pin<Box<Sleep>>,
+    /// Timer of the next health check or comment.
+    check: Pin<Box<Sleep>>,
     last_chunk: Moment,
-    /// Since when the engine's next bytes are waited for; `None` while the client takes nothing.
-    waits_since: Option<Moment>,
-    /// When the client got something, before the first token.
+    /// Start of the wait for the engine's next bytes; `None` while the client does not read.
+    waiting_since: Option<Moment>,
+    /// Time of the last data for the client before the first token.
     last_sent: Moment,
-    /// Does a whole stream of this kind end with `[DONE]`, or with what stands for it?
+    /// Whether a complete stream of this API ends with a mark such as `[DONE]`.
     has_end_mark: bool,
-    /// Choices of the answer: each has to finish, where no mark ends them all.
+    /// Number of choices; without an end mark the stream is complete when all have finished.
     choices: u32,
+    /// A token has been forwarded.
     has_tokens: bool,
-    /// The end mark came; or all choices have finished, and only a usage may follow.
+    /// The end mark has arrived.
     done: bool,
+    /// The end mark has arrived or all choices have finished; a usage chunk may follow.
     whole: bool,
-    /// The end that the timer is set to, once the stream is whole.
+    /// Deadline for which the timer is set once the stream is complete.
     end_timed: Option<Moment>,
-    /// The engine said itself that it failed.
+    /// The stream contains an error event of the engine.
     error: bool,
-    /// A comment is wanted, to see whether the client is still there.
-    probed: bool,
-}
-
-impl RelayBody {
-    /// A body that is all here and belongs to no request that is accounted for.
-    pub fn full(bytes: Bytes) -> RelayBody {
-        RelayBody::Full(Some(bytes), None)
-    }
-
-    /// An engine's answer that is all here: the backend has done its part.
-    pub fn complete(
-        bytes: Bytes,
-        reservation: Reservation,
-        mut record: Box<RequestRecord>,
-    ) -> RelayBody {
-        drop(reservation);
-        let accepted = &record.accepted;
-        if accepted.endpoint.generates() {
-            record.usage = Usage::of(accepted.endpoint, &bytes);
-        }
-        let strip = if record.status < 400 { redact_answer } else { redact_error };
-        let clean = match record.trusts_client() {
-            true => bytes,
-            false => match strip(&bytes) {
-                Cow::Owned(clean) => Bytes::from(clean),
-                Cow::Borrowed(_) => bytes,
-            },
-        };
-        let clean = correct_cached_tokens(clean, record.notes.cached);
-        record.outcome =
-            if record.status < 500 { RequestOutcome::Done } else { RequestOutcome::Failed };
-        RelayBody::Full(Some(clean), Some(record))
-    }
-
-    /// The client has closed its sending half: it may have left. Where it can be done unseen, the
-    /// next data is a comment, and its fate tells.
-    pub fn probe(&mut self) {
-        if let RelayBody::Events(relay) = self {
-            relay.probed = true;
-        }
-    }
+    /// A comment shall be sent, to detect whether the client has left.
+    probe_requested: bool,
 }
 
 impl EventRelay {
-    /// A stream whose first chunk is here.
-    pub fn new(begun: Begun, reservation: Reservation, record: Box<RequestRecord>) -> EventRelay {
-        let Begun { first, seen, mut reader, rest: upstream } = begun;
+    /// The relay of a stream whose first events have been read.
+    pub fn new(
+        begun: StartedStream,
+        reservation: Reservation,
+        record: Box<RequestRecord>,
+    ) -> EventRelay {
+        let StartedStream { first, seen, mut reader, rest: upstream } = begun;
         let now = record.proxy.clock.now();
-        let asked = record.trusts_client();
-        let usage_request = record.usage_request.unwrap_or(UsageRequest::Every);
-        let edits = usage_request != UsageRequest::Every || record.notes.cached.is_some();
-        let usage = edits.then(|| UsageFilter::new(usage_request, record.notes.cached));
-        if record.usage_request.is_some() {
+        let trusted = record.trusts_client();
+        let requested = record.client().usage_request;
+        let usage_request = requested.unwrap_or(UsageRequest::Every);
+        let edits = usage_request != UsageRequest::Every || record.cached().is_some();
+        let usage = edits.then(|| UsageFilter::new(usage_request, record.cached()));
+        if requested.is_some() {
             reader.count_exactly(&seen);
         }
         let has_end_mark = record.accepted.endpoint.generates();
         let proxy = &record.proxy;
         let comments = proxy.keepalive_comment.filter(|_| seen.tokens == 0);
-        let first_look = proxy.clock.coarse_instant(now + comments.unwrap_or(patience(proxy)));
+        let first_look = proxy.clock.coarse_instant(now + comments.unwrap_or(check_delay(proxy)));
         let mut relay = EventRelay {
             first: None,
             upstream: Some(upstream),
             reader,
-            redactor: (!asked).then(HandoffRedactor::new),
+            redactor: (!trusted).then(HandoffRedactor::new),
             usage,
             backend: Arc::clone(&reservation.backend),
             reservation: Some(reservation),
-            look: Box::pin(tokio::time::sleep_until(first_look)),
-            choices: record.choices,
+            check: Box::pin(tokio::time::sleep_until(first_look)),
+            choices: record.client().choices,
             record: Some(record),
             last_chunk: now,
             last_sent: now,
-            waits_since: None,
+            waiting_since: None,
             has_end_mark,
             has_tokens: false,
             done: false,
             whole: false,
             end_timed: None,
             error: false,
-            probed: false,
+            probe_requested: false,
         };
         relay.count(seen, now);
         relay.first = Some(relay.clean(first));
         relay
     }
 
-    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// Requests a comment as the next data, if the client is between two events.
+    pub(crate) fn probe(&mut self) {
+        self.probe_requested = true;
+    }
+
+    pub(crate) fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
@@ -198,15 +152,15 @@ impl EventRelay {
         self.finish(RequestOutcome::Done)
     }
 
-    /// The stream came to an end, of whatever kind: after the end mark, or after the engine's own
-    /// error, an end is an end.
+    /// Handles a stream that ended early or failed. After the end mark or an error event of the engine,
+    /// the end of the connection is not a further failure.
     fn broken(&mut self, why: &str, sign: FailureKind) -> Option<Bytes> {
         let within_event = !self.reader.is_between_events();
         let last = self.reader.finish();
         self.count(last, self.last_chunk);
         if self.error {
             if let Some(record) = &mut self.record {
-                record.problem = Some("the engine ended its stream with an error".to_owned());
+                record.explain("the engine ended its stream with an error");
             }
             return self.finish(RequestOutcome::Cut);
         }
@@ -216,11 +170,13 @@ impl EventRelay {
         self.cut(why, sign, within_event)
     }
 
+    /// Settles, and returns the bytes that the usage filter still holds.
     fn finish(&mut self, how: RequestOutcome) -> Option<Bytes> {
         self.end(how);
         self.usage.as_mut().and_then(UsageFilter::rest)
     }
 
+    /// Counts and redacts a chunk.
     fn take(&mut self, chunk: Bytes) -> Bytes {
         let seen = self.reader.feed(&chunk);
         let now = match &self.record {
@@ -228,7 +184,7 @@ impl EventRelay {
             None => self.last_chunk,
         };
         self.last_chunk = now;
-        self.waits_since = None;
+        self.waiting_since = None;
         if !self.has_tokens {
             self.last_sent = now;
         }
@@ -260,13 +216,13 @@ impl EventRelay {
     fn count(&mut self, seen: Seen, now: Moment) {
         self.error |= seen.error;
         let Some(record) = &mut self.record else { return };
-        record.usage = seen.usage.or(record.usage);
+        record.used(seen.usage);
         if seen.tokens > 0 {
             if let Some(reservation) = &mut self.reservation {
                 reservation.prefilled();
                 reservation.emit(seen.tokens);
             }
-            if let Some(prefilling) = record.notes.prefilling.take() {
+            if let Some(prefilling) = record.take_prefilling() {
                 let RequestRecord { proxy, accepted, live, .. } = &**record;
                 prefilling.ended(proxy, accepted, live.prompt, now, None);
             }
@@ -277,52 +233,53 @@ impl EventRelay {
             self.done |= seen.done;
             self.whole = self.done || self.reader.finished_choices() >= self.choices;
             if self.whole {
-                // The engine's work is over, whenever its connection ends.
+                // The engine has generated its last token, even if its connection stays open.
                 self.reservation = None;
             }
         }
     }
 
-    /// The engine is waited for. A stream is cut for silence only where an operator has set a limit,
-    /// or where the engine is known to be dead: a tool call written in one piece takes a minute.
+    /// Handles a wait for the engine. A silent stream is cut only after the operator's limit
+    /// (`silence_seconds`) or if the engine is down: a tool call that is sent in one piece can take
+    /// a minute.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let Some(record) = &self.record else { return Poll::Pending };
         let proxy = Arc::clone(&record.proxy);
         let clock = proxy.clock;
-        let since = *self.waits_since.get_or_insert_with(|| {
+        let since = *self.waiting_since.get_or_insert_with(|| {
             let now = clock.now();
             record.live.waits(now);
             now
         });
-        if std::mem::take(&mut self.probed) && self.may_comment() {
+        if std::mem::take(&mut self.probe_requested) && self.can_send_comment() {
             return Poll::Ready(Some(COMMENT));
         }
         if let Some(end) = self.ends_by()
             && self.end_timed.replace(end) != Some(end)
         {
-            self.look.as_mut().reset(clock.coarse_instant(end));
+            self.check.as_mut().reset(clock.coarse_instant(end));
         }
-        while self.look.as_mut().poll(context).is_ready() {
+        while self.check.as_mut().poll(context).is_ready() {
             let now = clock.now();
             let waits = !self.has_tokens && !self.whole;
             let comments = proxy.keepalive_comment.filter(|_| waits);
             if comments.is_some_and(|interval| now >= self.last_sent + interval) {
                 self.last_sent = now;
-                if self.may_comment() {
+                if self.can_send_comment() {
                     return Poll::Ready(Some(COMMENT));
                 }
             }
             if !self.done && self.ends_by().is_some_and(|end| now >= end) {
-                return Poll::Ready(self.held_open());
+                return Poll::Ready(self.end_held_open());
             }
-            if let Some(why) = self.given_up(&proxy, since, now) {
+            if let Some(why) = self.exceeded_limit(&proxy, since, now) {
                 return Poll::Ready(self.broken(why, FailureKind::TimedOut));
             }
-            let patience = patience(&proxy);
-            let look = if now >= since + patience { now } else { since } + patience;
+            let check_delay = check_delay(&proxy);
+            let check = if now >= since + check_delay { now } else { since } + check_delay;
             let comment = comments.map(|interval| self.last_sent + interval);
-            let next = comment.map_or(look, |comment| comment.min(look));
-            self.look.as_mut().reset(clock.coarse_instant(next));
+            let next = comment.map_or(check, |comment| comment.min(check));
+            self.check.as_mut().reset(clock.coarse_instant(next));
         }
         Poll::Pending
     }
@@ -337,7 +294,7 @@ impl EventRelay {
     }
 
     /// Ends a stream that the engine holds open after its last choice, with the end mark of the API.
-    fn held_open(&mut self) -> Option<Bytes> {
+    fn end_held_open(&mut self) -> Option<Bytes> {
         let endpoint = self.record.as_ref().map(|record| record.accepted.endpoint);
         let between = self.reader.is_between_events();
         let mark = endpoint.filter(|_| between).map_or("", Endpoint::end_mark);
@@ -346,8 +303,8 @@ impl EventRelay {
         (!last.is_empty()).then(|| Bytes::from(last))
     }
 
-    /// Why an engine that has said nothing since then is waited for no longer.
-    fn given_up(&self, proxy: &Proxy, since: Moment, now: Moment) -> Option<&'static str> {
+    /// Returns why the wait for an engine that is silent since `since` ends, if it does.
+    fn exceeded_limit(&self, proxy: &Proxy, since: Moment, now: Moment) -> Option<&'static str> {
         if self.done && now >= self.last_chunk + END_MAX {
             return Some("the engine did not end its stream");
         }
@@ -365,8 +322,8 @@ impl EventRelay {
         }
     }
 
-    /// Is the client between two events?
-    fn may_comment(&self) -> bool {
+    /// Returns whether a comment can be inserted: the client is between two events of an event stream.
+    fn can_send_comment(&self) -> bool {
         !self.has_lines()
             && self.reader.is_between_events()
             && self.usage.as_ref().is_none_or(UsageFilter::is_empty)
@@ -376,15 +333,15 @@ impl EventRelay {
         self.record.as_ref().is_none_or(|record| record.accepted.endpoint.streams_lines())
     }
 
-    /// For how long the client had taken nothing when the engine was read from last.
+    /// Returns whether the client was reading when the engine was read from last.
     fn client(&self, now: Moment) -> ClientState {
-        match self.waits_since {
+        match self.waiting_since {
             None if now - self.last_chunk > CLIENT_BLOCKS => ClientState::NotReading,
             _ => ClientState::Reading,
         }
     }
 
-    /// The engine failed in mid-stream: the client gets an error event in the form of its API.
+    /// Cuts the stream after an engine failure. Returns the error event in the format of the client's API.
     fn cut(&mut self, why: &str, sign: FailureKind, within_event: bool) -> Option<Bytes> {
         if let Some(record) = &self.record {
             let client = self.client(record.proxy.clock.now());
@@ -393,14 +350,14 @@ impl EventRelay {
             }
         }
         if let Some(record) = &mut self.record {
-            record.problem = Some(why.to_owned());
+            record.explain(why);
         }
-        // Nothing may be appended to a chunk that broke off inside an event: a blank line first.
+        // A blank line first: the last chunk may have ended within an event.
         let error = ApiError::upstream_failed(format!("backend {}: {why}", self.backend.name));
         let form = self.record.as_ref().map(|record| ErrorForm::of(record.accepted.endpoint));
         let form = form.unwrap_or(ErrorForm::OpenAi);
         let event = match form {
-            // One data line a piece; empty pieces are skipped.
+            // NDJSON: a newline ends a partial line, and empty lines are skipped.
             ErrorForm::Ollama if !within_event => form.sse(&error).to_vec(),
             ErrorForm::Ollama => [b"\n", form.sse(&error).as_ref()].concat(),
             _ => [b"\n\n", form.sse(&error).as_ref()].concat(),
@@ -409,78 +366,28 @@ impl EventRelay {
         Some(Bytes::from(event))
     }
 
-    /// Settle now rather than when the client's connection gets round to dropping the body.
+    /// Settles now instead of when the client's connection drops the body.
     fn end(&mut self, how: RequestOutcome) -> Option<Bytes> {
         self.upstream = None;
         self.reservation = None;
         if let Some(mut record) = self.record.take() {
-            record.outcome = how;
+            record.end(how);
         }
         None
     }
 }
 
-/// How long a wait for the engine goes on before its health is looked at.
-fn patience(proxy: &Proxy) -> Seconds {
+/// Delay before the engine's health is checked during a wait.
+fn check_delay(proxy: &Proxy) -> Seconds {
     let limit = proxy.silence_max;
     if limit > Seconds::ZERO { limit.min(DEAD_AFTER) } else { DEAD_AFTER }
 }
 
 impl Drop for EventRelay {
     fn drop(&mut self) {
-        // A client may close as soon as it has read the end, before the last, empty chunk.
+        // A client may close after the end mark, before the last, empty chunk.
         if self.whole {
             self.end(RequestOutcome::Done);
-        }
-    }
-}
-
-impl Body for RelayBody {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        match &mut *self {
-            RelayBody::Full(bytes, record) => {
-                record.take();
-                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
-            }
-            RelayBody::Events(relay) => {
-                relay.poll_chunk(context).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
-            }
-            RelayBody::Bytes(relay) => relay.poll_chunk(context),
-            RelayBody::Websocket(_) => Poll::Ready(None),
-            RelayBody::Waiting(waiting) => match std::task::ready!(waiting.poll(context)) {
-                Turn::Comment => Poll::Ready(Some(Ok(Frame::data(COMMENT)))),
-                Turn::Answer(answer) => {
-                    *self = answer;
-                    self.poll_frame(context)
-                }
-            },
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            RelayBody::Full(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            RelayBody::Websocket(_) => true,
-            RelayBody::Events(_) | RelayBody::Bytes(_) | RelayBody::Waiting(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            RelayBody::Full(bytes, _) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            RelayBody::Bytes(relay) => {
-                relay.remaining().map_or_else(SizeHint::default, SizeHint::with_exact)
-            }
-            RelayBody::Websocket(_) => SizeHint::with_exact(0),
-            RelayBody::Events(_) | RelayBody::Waiting(_) => SizeHint::default(),
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Signals from engines and GPUs beside the answers: the sockets, timers and metrics around the
-//! pure crate `tidegate_signals`. No signal is on the request path. Without a signal, the proxy
+//! pure crate `tidegate_signals`. The tasks run beside the request path. Without a signal, the proxy
 //! uses its own records.
 //!
 //! - [`kv_events`]: an engine's KV cache events into the prefix index
-//! - [`usage_injection`]: usage injection for exact token counts
 //! - [`scrape`]: each engine's metrics and the alerts derived from them
 //! - [`gpu`], [`nvml`]: GPUs of this machine
 //! - [`hit_rate`]: accuracy of predicted cached tokens
@@ -14,27 +13,60 @@ mod hit_rate;
 mod kv_events;
 mod nvml;
 mod scrape;
-pub mod usage_injection;
 mod zmq;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use std::sync::Arc;
-use tidegate_engine::ModelCard;
+use tidegate_engine::{ModelCard, Usage};
 use tidegate_settings::{BackendSettings, EngineName, Settings};
 use tidegate_signals::orca;
-use tidegate_types::{BackendId, Seconds};
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
-use crate::dispatch::context::Proxy;
-use crate::dispatch::settle::RequestRecord;
+use crate::backends::fleet::{Backend, Fleet};
+use crate::runtime::clock::Clock;
 use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::metrics::Metrics;
 use hit_rate::HitRate;
 use kv_events::KvSource;
-use scrape::Look;
+use scrape::ScrapeState;
+
+/// Access of the signal tasks to the proxy that runs them.
+pub trait SignalHost: Send + Sync + 'static {
+    /// The proxy's clock.
+    fn clock(&self) -> Clock;
+    /// The backends, the routing table and the prefix index.
+    fn fleet(&self) -> &Fleet;
+    /// The recorder for exported readings.
+    fn metrics(&self) -> &Metrics;
+    /// State of the signals.
+    fn signals(&self) -> &EngineSignals;
+    /// Returns whether the proxy tokenizes prompts for `model`.
+    fn tokenizes(&self, model: &str) -> bool;
+    /// Tokens per block of the prefix index.
+    fn prefix_block(&self) -> Tokens;
+    /// Sends an event to the control loop.
+    fn send_event(&self, event: ControlEvent);
+}
+
+/// Backends and token counts of a finished request.
+pub struct FinishedLegs<'a> {
+    /// Backend of the prefill leg of a disaggregated request.
+    pub prefill_on: Option<&'a Backend>,
+    /// Backend of the decode leg, or of the only leg.
+    pub decode_on: Option<&'a Backend>,
+    /// Arrival of the first token.
+    pub first_token: Option<Moment>,
+    /// Tokens that the prefix index predicted to be cached; `None` if the request was not placed.
+    pub predicted_hit: Option<Tokens>,
+    /// Usage that the prefill engine reported.
+    pub prefill_usage: Option<Usage>,
+    /// Usage in the client's answer.
+    pub usage: Option<Usage>,
+}
 
 /// The signals of all backends.
-pub struct Signals {
+pub struct EngineSignals {
     backends: Vec<BackendSignals>,
     /// Interval of engine scrapes; 0: off.
     scrape: Seconds,
@@ -52,25 +84,25 @@ struct BackendSignals {
     is_named: bool,
     kv: Option<KvSource>,
     hit_rate: HitRate,
-    look: Look,
+    scrape: ScrapeState,
     /// NVML numbers of the GPUs it runs on.
     gpus: Vec<u32>,
     gpu_alert: ArcSwapOption<&'static str>,
 }
 
-impl Signals {
+impl EngineSignals {
     /// The signals enabled in the settings.
-    pub fn new(settings: &Settings, metrics: &Metrics) -> Signals {
+    pub fn new(settings: &Settings, metrics: &Metrics) -> EngineSignals {
         let of = |backend: &BackendSettings| BackendSignals {
             model: ArcSwapOption::from(backend.models.first().cloned().map(Arc::new)),
             is_named: !backend.models.is_empty(),
             kv: KvSource::of(backend, metrics),
             hit_rate: HitRate::new(&backend.name, metrics),
-            look: Look::new(&backend.name, metrics),
+            scrape: ScrapeState::new(&backend.name, metrics),
             gpus: backend.gpus.clone(),
             gpu_alert: ArcSwapOption::empty(),
         };
-        Signals {
+        EngineSignals {
             backends: settings.backends.iter().map(of).collect(),
             scrape: settings.signals.scrape,
             gpu: settings.signals.gpu,
@@ -93,40 +125,37 @@ impl Signals {
 
     /// Takes the load report (ORCA) that some engines put into the headers of answers.
     pub fn answered(&self, backend: BackendId, headers: &HeaderMap) {
-        let said = headers.get(orca::HEADER).and_then(|value| value.to_str().ok());
-        if let Some(reading) = said.and_then(orca::reading) {
-            self.backends[backend.index()].look.heard(&reading);
+        let report = headers.get(orca::HEADER).and_then(|value| value.to_str().ok());
+        if let Some(reading) = report.and_then(orca::reading) {
+            self.backends[backend.index()].scrape.load_reported(&reading);
         }
     }
 
     /// Active alerts of a backend's engine and GPUs.
     pub fn alerts(&self, backend: BackendId) -> Vec<&'static str> {
         let signals = &self.backends[backend.index()];
-        let mut alerts = signals.look.alerts();
+        let mut alerts = signals.scrape.alerts();
         alerts.extend(signals.gpu_alert.load().iter().map(|alert| **alert));
         alerts
     }
 
-    /// Takes the outcome of a finished request: predicted against reported cached tokens, and a
-    /// completed hand-off.
-    pub fn settled(&self, record: &RequestRecord) {
+    /// Records a finished request: a completed hand-off, and predicted against reported cached tokens.
+    /// Returns the report of cached tokens for the control loop, if there is one.
+    pub fn settled(&self, legs: &FinishedLegs<'_>) -> Option<ControlEvent> {
         if let (Some(_), Some(decode), Some(first)) =
-            (&record.notes.prefill_on, &record.notes.decode_on, record.live.first_at())
+            (legs.prefill_on, legs.decode_on, legs.first_token)
         {
-            self.backends[decode.id.index()].look.handed_over(first);
+            self.backends[decode.id.index()].scrape.handed_over(first);
         }
-        let Some(predicted) = record.notes.predicted else { return };
-        let (backend, usage) = match &record.notes.prefill_on {
-            Some(backend) => (Some(backend), record.notes.prefill_usage),
-            None => (record.notes.decode_on.as_ref(), record.usage),
+        let predicted_hit = legs.predicted_hit?;
+        let (backend, usage) = match legs.prefill_on {
+            Some(backend) => (backend.id, legs.prefill_usage?),
+            None => (legs.decode_on?.id, legs.usage?),
         };
-        let (Some(backend), Some(usage)) = (backend, usage) else { return };
-        let signals = &self.backends[backend.id.index()];
-        let told = signals.kv.as_ref().is_some_and(KvSource::is_complete);
-        if let Some(cached) = signals.hit_rate.settled(predicted.predicted_hit, &usage, told) {
-            let predicted_hit = predicted.predicted_hit;
-            record.proxy.report(ControlEvent::Hit { backend: backend.id, predicted_hit, cached });
-        }
+        let signals = &self.backends[backend.index()];
+        let from_events = signals.kv.as_ref().is_some_and(KvSource::is_complete);
+        let cached = signals.hit_rate.settled(predicted_hit, &usage, from_events)?;
+        Some(ControlEvent::Hit { backend, predicted_hit, cached })
     }
 
     /// Source of the prefix index's entries for a backend.
@@ -150,17 +179,17 @@ fn all_vllm(settings: &Settings) -> bool {
 }
 
 /// Starts the tasks that read signals; they run while the runtime lives.
-pub fn spawn(proxy: &Arc<Proxy>) {
-    if proxy.signals.gpu > Seconds::ZERO {
-        tokio::spawn(gpu::run(Arc::clone(proxy), proxy.signals.gpu));
+pub fn spawn(host: &Arc<dyn SignalHost>) {
+    if host.signals().gpu > Seconds::ZERO {
+        tokio::spawn(gpu::run(Arc::clone(host), host.signals().gpu));
     }
-    for backend in &proxy.fleet.backends {
-        if proxy.signals.backends[backend.id.index()].kv.is_some() {
-            tokio::spawn(kv_events::run(Arc::clone(proxy), Arc::clone(backend)));
+    for backend in &host.fleet().backends {
+        if host.signals().backends[backend.id.index()].kv.is_some() {
+            tokio::spawn(kv_events::run(Arc::clone(host), Arc::clone(backend)));
         }
-        let every = proxy.signals.scrape;
+        let every = host.signals().scrape;
         if every > Seconds::ZERO {
-            tokio::spawn(scrape::run(Arc::clone(proxy), Arc::clone(backend), every));
+            tokio::spawn(scrape::run(Arc::clone(host), Arc::clone(backend), every));
         }
     }
 }

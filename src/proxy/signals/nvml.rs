@@ -46,7 +46,7 @@ impl Driver {
     }
 
     /// Reads every GPU, by NVML number. Takes some milliseconds per GPU.
-    pub fn look(&self) -> BTreeMap<u32, GpuReading> {
+    pub fn read_all(&self) -> BTreeMap<u32, GpuReading> {
         let count = self.nvml.device_count().unwrap_or(0);
         (0..count).map(|gpu| (gpu, self.reading(gpu))).collect()
     }

@@ -1,5 +1,5 @@
 //! The two ZeroMQ sockets of an engine that publishes KV events: the subscription and the replay
-//! request. Handles frames only, not their contents.
+//! request. This module parses frames; `kv_events` decodes their payload.
 
 use bytes::Bytes;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const REPLAY_MAX: Duration = Duration::from_secs(10);
 
 /// Why the event stream ended.
 #[derive(Debug, Error)]
-pub enum HearError {
+pub enum KvEventError {
     /// An error of the ZeroMQ library.
     #[error(transparent)]
     Zmq(#[from] ZmqError),
@@ -22,11 +22,11 @@ pub enum HearError {
     Connect,
     /// The replay ended early or was malformed.
     #[error("the replay of KV events stopped early")]
-    Replay,
+    KvEventReplay,
 }
 
 /// One message of the publisher.
-pub struct Published {
+pub struct KvEventMessage {
     /// Its sequence number.
     pub number: u64,
     /// Its events, msgpack.
@@ -34,27 +34,27 @@ pub struct Published {
 }
 
 /// The subscription to all topics of an engine. It reconnects by itself.
-pub struct Ear(SubSocket);
+pub struct KvEventSubscriber(SubSocket);
 
-impl Ear {
+impl KvEventSubscriber {
     /// Connects to `endpoint`.
-    pub async fn at(endpoint: &str) -> Result<Ear, HearError> {
+    pub async fn at(endpoint: &str) -> Result<KvEventSubscriber, KvEventError> {
         let mut socket = SubSocket::new();
         // Before connecting: the subscription is sent with the handshake.
         socket.subscribe("").await?;
         connect(&mut socket, endpoint).await?;
-        Ok(Ear(socket))
+        Ok(KvEventSubscriber(socket))
     }
 
     /// The next message. Waits without a limit.
-    pub async fn hear(&mut self) -> Result<Published, HearError> {
+    pub async fn next(&mut self) -> Result<KvEventMessage, KvEventError> {
         loop {
             let frames = self.0.recv().await?.into_vec();
             if let [_topic, number, payload] = frames.as_slice()
                 && let Ok(number) = <[u8; 8]>::try_from(number.as_ref())
             {
                 let number = u64::from_be_bytes(number);
-                return Ok(Published { number, payload: payload.clone() });
+                return Ok(KvEventMessage { number, payload: payload.clone() });
             }
             tracing::debug!(
                 frames = frames.len(),
@@ -65,33 +65,37 @@ impl Ear {
 }
 
 /// A replay request and its answer.
-pub struct Replay(DealerSocket);
+pub struct KvEventReplay(DealerSocket);
 
-impl Replay {
+impl KvEventReplay {
     /// Requests message `from` and all later ones at `endpoint`.
-    pub async fn from(endpoint: &str, from: u64) -> Result<Replay, HearError> {
+    pub async fn from(endpoint: &str, from: u64) -> Result<KvEventReplay, KvEventError> {
         let mut socket = DealerSocket::new();
         connect(&mut socket, endpoint).await?;
         let mut question = ZmqMessage::from(Bytes::new());
         question.push_back(Bytes::copy_from_slice(&from.to_be_bytes()));
         socket.send(question).await?;
-        Ok(Replay(socket))
+        Ok(KvEventReplay(socket))
     }
 
     /// The next message; `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<Published>, HearError> {
+    pub async fn next(&mut self) -> Result<Option<KvEventMessage>, KvEventError> {
         let received = tokio::time::timeout(REPLAY_MAX, self.0.recv()).await;
-        let frames = received.map_err(|_| HearError::Replay)??.into_vec();
+        let frames = received.map_err(|_| KvEventError::KvEventReplay)??.into_vec();
         // Frames: empty, topic, sequence number, events.
-        let [_, _topic, number, payload] = frames.as_slice() else { return Err(HearError::Replay) };
-        let number = <[u8; 8]>::try_from(number.as_ref()).map_err(|_| HearError::Replay)?;
-        let published = Published { number: u64::from_be_bytes(number), payload: payload.clone() };
+        let [_, _topic, number, payload] = frames.as_slice() else {
+            return Err(KvEventError::KvEventReplay);
+        };
+        let number =
+            <[u8; 8]>::try_from(number.as_ref()).map_err(|_| KvEventError::KvEventReplay)?;
+        let published =
+            KvEventMessage { number: u64::from_be_bytes(number), payload: payload.clone() };
         // Sequence number -1 marks the end.
         Ok((published.number != u64::MAX).then_some(published))
     }
 }
 
-async fn connect(socket: &mut impl Socket, endpoint: &str) -> Result<(), HearError> {
+async fn connect(socket: &mut impl Socket, endpoint: &str) -> Result<(), KvEventError> {
     let connected = tokio::time::timeout(CONNECT_MAX, socket.connect(endpoint)).await;
-    Ok(connected.map_err(|_| HearError::Connect)??)
+    Ok(connected.map_err(|_| KvEventError::Connect)??)
 }
