@@ -130,7 +130,8 @@ async fn one(
     })
     .await?;
     let (settings, data) = fleet::settings(policy, engines.addresses(), &profile, &slo)?;
-    let running = tidegate_proxy::spawn(&settings)?;
+    let simulator = Some(crate::what_if::simulator());
+    let running = tidegate_proxy::spawn_with(&settings, simulator)?;
     ready(&running).await?;
     let progress = Arc::new(Progress::default());
     let total = trace.arrivals.len() as u64;

@@ -25,7 +25,7 @@ fn run(scenario: &Scenario) -> Result<Outcomes, String> {
     let config = SimConfig {
         profile: profile(scenario),
         slo: scenario.slo,
-        prefix_caching: scenario.arrivals.iter().any(|arrival| !arrival.blocks.is_empty()),
+        prefix_caching: scenario.prefix_caching,
         drain: DRAIN,
         ..SimConfig::default()
     };
@@ -155,6 +155,7 @@ mod tests {
             chunk: reference.chunk,
             kv_capacity: reference.kv_capacity,
             streams_max: reference.max_num_seqs,
+            prefix_caching: false,
         }
     }
 
@@ -179,6 +180,18 @@ mod tests {
         let of = |slot: usize| &done.outcomes[slot];
         assert_eq!((of(0).engines, of(2).engines), (2, 8));
         assert!(of(2).attainment > of(0).attainment, "{done:?}");
+    }
+
+    #[test]
+    fn shared_prefixes_help_where_the_engines_cache_them() {
+        let mut shared = scenario(&["tidegate"], &[2]);
+        for arrival in &mut shared.arrivals {
+            arrival.blocks = [1, 2, 3].into();
+        }
+        let without = run(&shared).unwrap().outcomes[0].attainment;
+        shared.prefix_caching = true;
+        let with = run(&shared).unwrap().outcomes[0].attainment;
+        assert!(with > without, "{with} {without}");
     }
 
     #[test]

@@ -15,6 +15,8 @@ const ARRIVALS_MAX: usize = 20_000;
 const ENGINES_MAX: usize = 64;
 /// Most combinations of fleet size and policy.
 const CELLS_MAX: usize = 12;
+/// Mean share of real prefix hits from which the engines count as caching prefixes.
+const CACHES: f64 = 0.5;
 /// Arrivals below which a simulation has no meaning.
 const ARRIVALS_MIN: usize = 10;
 
@@ -62,6 +64,8 @@ pub struct Scenario {
     pub chunk: Tokens,
     pub kv_capacity: Tokens,
     pub streams_max: u32,
+    /// Whether the engines reuse the KV of shared prefixes, by their share of real prefix hits.
+    pub prefix_caching: bool,
 }
 
 /// Result of one combination. Shares are 0 to 1.
@@ -183,7 +187,7 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
             arrivals.len()
         ));
     }
-    let FleetCosts { prefill, decode, kv_capacity, streams_max, .. } = now;
+    let FleetCosts { prefill, decode, kv_capacity, streams_max, hit_share, .. } = now;
     let (transfer, chunk) = (proxy.placement.transfer, proxy.placement.chunk);
     Ok(Scenario {
         arrivals,
@@ -197,6 +201,7 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
         chunk,
         kv_capacity,
         streams_max,
+        prefix_caching: hit_share >= CACHES,
     })
 }
 
@@ -227,6 +232,7 @@ struct FleetCosts {
     decode: DecodeModel,
     kv_capacity: Tokens,
     streams_max: u32,
+    hit_share: f64,
 }
 
 /// Mean costs and memory of the engines that take new work; `None` without one.
@@ -257,5 +263,6 @@ fn fleet_costs(proxy: &Proxy) -> Option<FleetCosts> {
         },
         kv_capacity: Tokens(mean(&|slot| working[slot].0.kv_capacity().as_f64()) as u64),
         streams_max: mean(&|slot| f64::from(working[slot].0.streams_max)) as u32,
+        hit_share: mean(&|slot| proxy.fleet.hit_share(working[slot].0.id)),
     })
 }
