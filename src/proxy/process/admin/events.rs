@@ -8,10 +8,11 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::sampler;
 use crate::dispatch::context::Proxy;
+use crate::listener::front::is_on;
 use crate::telemetry::history::Watcher;
 
 /// Body of an answer.
@@ -52,19 +53,21 @@ impl Body for AdminBody {
 }
 
 /// Starts an event stream: one snapshot at once, then one a second until the client leaves or the
-/// proxy stops.
-pub fn stream(proxy: &Arc<Proxy>, mut watcher: Watcher) -> AdminBody {
+/// listener stops.
+pub fn stream(
+    proxy: &Arc<Proxy>,
+    mut watcher: Watcher,
+    mut stop: watch::Receiver<bool>,
+) -> AdminBody {
     let (sender, events) = mpsc::channel(1);
-    let proxy = Arc::clone(proxy);
+    let mut next = sampler::event(proxy);
     tokio::spawn(async move {
-        let mut next = sampler::event(&proxy);
         loop {
             let sent = tokio::select! {
                 sent = sender.send(next) => sent.is_ok(),
-                () = sender.closed() => false,
+                () = is_on(&mut stop) => false,
             };
-            // A stopping proxy ends the stream, so that the page connects to its successor.
-            if !sent || proxy.is_draining() {
+            if !sent {
                 return;
             }
             next = tokio::select! {
@@ -73,6 +76,7 @@ pub fn stream(proxy: &Arc<Proxy>, mut watcher: Watcher) -> AdminBody {
                     None => return,
                 },
                 () = sender.closed() => return,
+                () = is_on(&mut stop) => return,
             };
         }
     });

@@ -86,8 +86,10 @@ type Answer = Response<AdminBody>;
 
 impl App for AdminApp {
     async fn serve(self: Arc<Self>, io: ClientSocket, _: Client, mut stop: watch::Receiver<bool>) {
-        let service =
-            service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
+        let stopping = stop.clone();
+        let service = service_fn(|request| async {
+            Ok::<_, Infallible>(self.answer(request, &stopping).await)
+        });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
         let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
@@ -104,8 +106,8 @@ impl App for AdminApp {
 }
 
 impl AdminApp {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let mut answer = self.find(request).await;
+    async fn answer(&self, request: Request<Incoming>, stop: &watch::Receiver<bool>) -> Answer {
+        let mut answer = self.find(request, stop).await;
         if self.proxy.is_draining() {
             // A request on a new connection may reach the successor process.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -113,7 +115,7 @@ impl AdminApp {
         answer
     }
 
-    async fn find(&self, request: Request<Incoming>) -> Answer {
+    async fn find(&self, request: Request<Incoming>, stop: &watch::Receiver<bool>) -> Answer {
         let (head, body) = request.into_parts();
         if let Err((status, why)) = self.guard.admit(&head) {
             let mut answer = problem(status, why.to_owned());
@@ -148,7 +150,7 @@ impl AdminApp {
             "/v1/history" if get => json(StatusCode::OK, &proxy.history.points()),
             "/v1/outlook" if get => json(StatusCode::OK, &**proxy.outlook.load()),
             "/v1/targets" if get => json(StatusCode::OK, &targets::targets(proxy)),
-            "/v1/events" if get => self.events(),
+            "/v1/events" if get => self.events(stop),
             "/v1/what-if" if request.method() == Method::POST => self.simulate(request).await,
             _ if get && dashboard::file(&path).is_some() => page(&path),
             _ if get && path.starts_with(ONE_REQUEST) => self.request(&path[ONE_REQUEST.len()..]),
@@ -190,14 +192,14 @@ impl AdminApp {
     }
 
     /// Starts an event stream, within the limit on their number.
-    fn events(&self) -> Answer {
+    fn events(&self, stop: &watch::Receiver<bool>) -> Answer {
         let Some(watcher) = self.proxy.history.watch() else {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             let mut answer = problem(status, "too many clients of /v1/events".to_owned());
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
             return answer;
         };
-        let mut answer = Response::new(events::stream(&self.proxy, watcher));
+        let mut answer = Response::new(events::stream(&self.proxy, watcher, stop.clone()));
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
