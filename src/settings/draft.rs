@@ -145,6 +145,12 @@ mod tests {
             role: Some(Role::Prefill),
             ..DraftBackend::default()
         };
+        let decode = DraftBackend {
+            name: "engine-2".to_owned(),
+            url: "http://127.0.0.1:8002".to_owned(),
+            role: Some(Role::Decode),
+            ..sglang.clone()
+        };
         let draft = Draft {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             admin: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
@@ -153,7 +159,7 @@ mod tests {
                 tokenizer: "/models/a/tokenizer.json".into(),
             }],
             notes: vec!["No tokenizer for b.".to_owned()],
-            backends: vec![backend, sglang],
+            backends: vec![backend, sglang, decode],
             ..Draft::default()
         };
         let text = draft.to_toml();
