@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test test-chaos test-real test-live test-fuzz test-dashboard bench docs manifests setup
+.PHONY: help demo test test-chaos test-real test-live test-fuzz test-dashboard bench docs manifests package setup
 
 # What there is to make.
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
 	@echo 'make docs       regenerates docs/reference and builds the book; needs python3 with venv (mdbook comes from PyPI)'
 	@echo 'make manifests  the Helm chart and Kustomize overlays rendered and checked, the alerts tested; needs python3, npm'
+	@echo 'make package   a wheel, a .deb, cargo install and the compose file, each built and run; PROFILE=release is faster'
 	@echo 'make setup      install what building needs'
 
 # An emulated fleet, the proxy and a load, watched live; ends by itself in under 90 s. ARGS="--scenario …"
@@ -64,6 +65,10 @@ docs:
 # Renders the Helm chart and the Kustomize overlays, checks them against Kubernetes' schemas, tests the alerts.
 manifests:
 	deploy/validate
+
+# Each package is built and run; what this machine cannot do is named: deploy/package
+package: setup
+	deploy/package
 
 setup:
 	@.ci/setup

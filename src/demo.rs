@@ -1,14 +1,16 @@
-//! `tidegate demo`: runs eight emulated engines, the proxy and a load in one process, shown live;
-//! then the same load on the best fixed split. All of it runs inside this process.
+//! `tidegate demo`: a load on eight emulated engines with the best fixed split, then the same load
+//! with tidegate, shown live beside it. All of it runs inside this process.
 
 mod fleet;
+mod result;
 mod trace;
 mod view;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
-use tidegate_emulator::{EmulatorConfig, start};
+use tidegate_emulator::{EmulatorConfig, Running as Engines, start};
 use tidegate_load::{LoadConfig, Progress, Target, TargetError, run as load};
 use tidegate_proxy::{Running, StartError};
 use tidegate_sim::{Profile, Report, Trace, best_split};
@@ -16,6 +18,7 @@ use tidegate_types::{Seconds, Slo};
 
 use crate::replay::{ReplayError, print_table, write_json};
 use trace::Scenario;
+use view::{Look, View};
 
 /// Demonstrate tidegate on this machine without a GPU.
 #[derive(clap::Args)]
@@ -88,6 +91,10 @@ impl Policy {
 pub fn run(args: Args) -> Result<(), DemoError> {
     let length = Seconds(args.seconds as f64);
     let trace = trace::choose(args.scenario, args.trace.as_deref(), length)?;
+    if args.trace.is_none() {
+        eprintln!("{}", args.scenario.story());
+    }
+    let fails = (args.scenario == Scenario::Failure).then(|| length / 3.0);
     let (profile, slo) = (Profile::default(), Slo::default());
     let end = trace.end() + DRAIN;
     let best = best_split(&trace, profile, usize::from(ENGINES), end, &slo);
@@ -104,50 +111,73 @@ pub fn run(args: Args) -> Result<(), DemoError> {
         usize::from(ENGINES) - prefills
     );
     let runtime = tokio::runtime::Runtime::new()?;
-    let mut reports = Vec::new();
-    for policy in [Policy::Tidegate, Policy::Static(prefills)] {
-        reports.push(runtime.block_on(one(policy, trace.clone(), profile, slo))?);
-    }
+    let prefix_cache = args.scenario == Scenario::Agents;
+    let load = Load { trace, profile, slo, fails, prefix_cache };
+    let (fixed, looks) = runtime.block_on(one(Policy::Static(prefills), &load, None))?;
+    let beside = Some(("fixed split", looks));
+    let (tidegate, _) = runtime.block_on(one(Policy::Tidegate, &load, beside))?;
+    let reports = [tidegate, fixed];
     print_table(&reports);
+    result::print(&reports[0], &reports[1], &load);
     match &args.json {
         Some(path) => Ok(write_json(path, &reports)?),
         None => Ok(()),
     }
 }
 
-/// Runs one policy on a fresh set of engines.
-async fn one(
-    policy: Policy,
+/// What both policies serve.
+struct Load {
     trace: Trace,
     profile: Profile,
     slo: Slo,
-) -> Result<Report, DemoError> {
-    let engines = start(EmulatorConfig {
+    /// Time after which two engines die, and after as long again come back.
+    fails: Option<Seconds>,
+    /// Whether the engines keep prefixes, as vLLM does; the reference results have none.
+    prefix_cache: bool,
+}
+
+/// Runs one policy on a fresh set of engines.
+async fn one(
+    policy: Policy,
+    of: &Load,
+    beside: Option<(&str, Vec<Look>)>,
+) -> Result<(Report, Vec<Look>), DemoError> {
+    let Load { trace, profile, slo, fails, prefix_cache } = of;
+    let mut engines = start(EmulatorConfig {
         count: ENGINES,
-        profile,
+        profile: *profile,
         model: MODEL.to_owned(),
+        prefix_cache: *prefix_cache,
         ..EmulatorConfig::default()
     })
     .await?;
-    let (settings, data) = fleet::settings(policy, engines.addresses(), &profile, &slo)?;
+    let (settings, data) = fleet::settings(policy, engines.addresses(), profile, slo)?;
     let simulator = Some(crate::what_if::simulator());
     let running = tidegate_proxy::spawn_with(&settings, simulator)?;
     ready(&running).await?;
     let progress = Arc::new(Progress::default());
     let total = trace.arrivals.len() as u64;
-    let shown = view::View::new(&policy.name(), Arc::clone(&running.proxy), total);
+    let proxy = Arc::clone(&running.proxy);
+    let mut shown = View::new(&policy.name(), proxy, total, *slo, beside);
     let config = LoadConfig {
         target: Target::parse(&format!("http://{data}"))?,
         model: MODEL.to_owned(),
-        trace,
+        trace: trace.clone(),
         drain: DRAIN,
     };
     let loading = load(config, Arc::clone(&progress));
-    let outcomes = tokio::select! {
-        outcomes = loading => outcomes,
-        never = shown.follow(&progress) => match never {},
+    let outcomes = {
+        let showing = async {
+            shown.follow(&progress).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            outcomes = loading => outcomes,
+            () = showing => Vec::new(),
+            failed = fail(&mut engines, *fails) => match failed? {},
+        }
     };
-    shown.end();
+    let looks = shown.into_looks();
     let flips = running.proxy.journal.entries().len() as u64;
     let late: u64 = (0..usize::from(ENGINES)).map(|i| engines.stats(i).late_steps).sum();
     if late > 0 {
@@ -158,7 +188,23 @@ async fn one(
     }
     tokio::task::block_in_place(|| running.stop());
     engines.stop().await;
-    Ok(Report::of(&policy.name(), 1.0, flips, &outcomes, &slo).with_errors(&outcomes))
+    let report = Report::of(&policy.name(), 1.0, flips, &outcomes, slo).with_errors(&outcomes);
+    Ok((report, looks))
+}
+
+/// Kills two engines after `fails` and starts them again after as long.
+async fn fail(engines: &mut Engines, fails: Option<Seconds>) -> std::io::Result<Infallible> {
+    let Some(fails) = fails else { return std::future::pending().await };
+    let victims = [0, usize::from(ENGINES) - 1];
+    tokio::time::sleep(fails.to_duration()).await;
+    for victim in victims {
+        engines.kill(victim).await;
+    }
+    tokio::time::sleep(fails.to_duration()).await;
+    for victim in victims {
+        engines.revive(victim).await?;
+    }
+    std::future::pending().await
 }
 
 async fn ready(running: &Running) -> Result<(), DemoError> {

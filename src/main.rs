@@ -17,10 +17,12 @@ mod init;
 mod manual;
 mod operate;
 mod replay;
+mod screen;
 mod serve;
 mod sidecar;
 mod simulate;
 mod terminal;
+mod top;
 mod what_if;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -59,6 +61,8 @@ enum Command {
     Replay(replay::Args),
     /// Show backends, roles and loads of a running proxy
     Status(operate::StatusArgs),
+    /// Show the fleet of a running proxy, live
+    Top(top::Args),
     /// Show where a request spent its time, and why it went there
     Explain(explain::Args),
     /// Set a backend's role temporarily; the planner resumes control afterwards
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => simulate::run(args).map_err(Into::into),
         Command::Replay(args) => replay::run(args).map_err(Into::into),
         Command::Status(args) => operate::status(&args).map_err(Into::into),
+        Command::Top(args) => top::run(&args).map_err(Into::into),
         Command::Explain(args) => explain::run(&args).map_err(Into::into),
         Command::Flip(args) => operate::flip(&args).map_err(Into::into),
         Command::Pin(args) => operate::pin(&args).map_err(Into::into),

@@ -259,6 +259,11 @@ fn table(body: &str) -> Result<String, OperateError> {
 }
 
 impl Admin {
+    /// The address as given.
+    pub(crate) fn address(&self) -> &str {
+        &self.admin
+    }
+
     fn change(&self, backend: &str, body: &serde_json::Value) -> Result<Changed, OperateError> {
         let path = format!("/v1/backends/{backend}/role");
         let answer = self.ask("POST", &path, &body.to_string())?;

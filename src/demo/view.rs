@@ -1,134 +1,180 @@
-//! The live view: both pools, the queue, TTFT and TPOT, role flips and a progress bar. Without
-//! a terminal it prints one line every few seconds.
+//! The live view of one run: both pools, queue, TTFT and TPOT against their targets, role changes,
+//! beside the run that it is compared with. Without a terminal it prints a line every few seconds.
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::convert::Infallible;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_load::{Progress, Snapshot};
 use tidegate_proxy::Proxy;
-use tidegate_types::{Role, Seconds};
+use tidegate_types::{Role, Slo};
+
+use crate::screen::canvas::Canvas;
+use crate::screen::{Engine, Screen, Series};
+use crate::terminal::has_colours;
 
 /// Refresh interval.
 const LOOK: Duration = Duration::from_millis(200);
 /// Refreshes per printed line without a terminal.
-const LOOKS_A_LINE: u32 = 20;
+const LOOKS_A_LINE: usize = 20;
 /// Number of refreshes over which TTFT and TPOT are averaged.
 const LOOKS_A_MEAN: usize = 10;
+/// Role changes on the screen.
+const FLIPS: usize = 4;
+
+/// The values of one refresh, for the run beside which they are shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    queue: f64,
+    ttft: Option<f64>,
+    tpot: Option<f64>,
+    attainment: Option<f64>,
+}
 
 /// One policy's run on the screen.
 pub struct View {
     proxy: Arc<Proxy>,
-    screen: MultiProgress,
-    bar: ProgressBar,
-    pools: [ProgressBar; 2],
-    numbers: ProgressBar,
-    terminal: bool,
+    screen: Screen,
+    canvas: Option<Canvas>,
     policy: String,
+    total: u64,
+    slo: Slo,
+    /// The run that this one is compared with.
+    beside: Vec<Look>,
+    /// This run so far.
+    looks: Vec<Look>,
+    told: usize,
 }
 
 impl View {
-    /// An empty view.
-    pub fn new(policy: &str, proxy: Arc<Proxy>, total: u64) -> View {
-        let screen = MultiProgress::new();
-        let line = |template: &str| {
-            let line = screen.add(ProgressBar::new(total));
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                line.set_style(style);
-            }
-            line
+    /// An empty view; `beside` is the earlier run with its name.
+    pub fn new(
+        policy: &str,
+        proxy: Arc<Proxy>,
+        total: u64,
+        slo: Slo,
+        beside: Option<(&str, Vec<Look>)>,
+    ) -> View {
+        let canvas = match std::io::stderr().is_terminal() {
+            true => Canvas::open(has_colours(), false).ok(),
+            false => None,
         };
-        let pools = [line("{msg}"), line("{msg}")];
-        let numbers = line("{msg}");
-        let bar = line(&format!("{policy:<10} {{bar:40}} {{pos}}/{{len}} requests ended"));
-        let terminal = std::io::stderr().is_terminal();
-        View { proxy, screen, bar, pools, numbers, terminal, policy: policy.to_owned() }
+        let (name, beside) = beside.unzip();
+        let screen = Screen {
+            ttft: Series::with_target(slo.ttft.get()),
+            tpot: Series::with_target(slo.tpot.get()),
+            beside: name.map(str::to_owned),
+            ..Screen::default()
+        };
+        let (policy, beside) = (policy.to_owned(), beside.unwrap_or_default());
+        View { proxy, screen, canvas, policy, total, slo, beside, looks: Vec::new(), told: 0 }
     }
 
-    /// Refreshes the screen until cancelled.
-    pub async fn follow(&self, progress: &Progress) -> Infallible {
-        let mut looks: Vec<Snapshot> = Vec::new();
-        let (mut told, mut round) = (0, 0_u32);
+    /// Refreshes the screen until cancelled, or until Ctrl-C, which ends the program.
+    pub async fn follow(&mut self, progress: &Progress) {
+        let mut snapshots: Vec<Snapshot> = Vec::new();
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = tokio::signal::ctrl_c() => {
+                    self.canvas = None;
+                    std::process::exit(INTERRUPTED);
+                }
+            }
             let now = progress.snapshot();
-            let before = looks.get(looks.len().saturating_sub(LOOKS_A_MEAN));
+            let before = snapshots.get(snapshots.len().saturating_sub(LOOKS_A_MEAN));
             let before = before.copied().unwrap_or_default();
-            looks.push(now);
-            told = self.tell_flips(told);
-            self.bar.set_position(now.done + now.failed);
-            self.pools[0].set_message(self.pool("prefill", Role::Prefill));
-            self.pools[1].set_message(self.pool("decode", Role::Decode));
-            let numbers = self.numbers(&now, &before);
-            round += 1;
-            if !self.terminal && round.is_multiple_of(LOOKS_A_LINE) {
-                eprintln!(
-                    "{:<10} {}/{} ended  {numbers}",
-                    self.policy,
-                    now.done + now.failed,
-                    now.sent
-                );
+            snapshots.push(now);
+            self.look(&now, &before);
+            self.flips();
+            let round = self.looks.len();
+            match &mut self.canvas {
+                // A terminal that is gone loses the view, not the run.
+                Some(canvas) => canvas.show(&self.screen).unwrap_or_default(),
+                None if round.is_multiple_of(LOOKS_A_LINE) => eprintln!("{}", self.screen.line()),
+                None => {}
             }
-            self.numbers.set_message(numbers);
         }
     }
 
-    /// Clears the view.
-    pub fn end(&self) {
-        for line in self.pools.iter().chain([&self.numbers, &self.bar]) {
-            line.finish_and_clear();
-        }
+    /// Ends the view and returns its values.
+    pub fn into_looks(self) -> Vec<Look> {
+        self.looks
     }
 
-    fn tell_flips(&self, told: usize) -> usize {
-        let entries = self.proxy.journal.entries();
-        for entry in entries.iter().skip(told) {
-            let number = |name| entry.numbers.get(name).copied().unwrap_or_default();
-            let text = format!(
-                "  flip  {}: {} → {}, {} ({:.0} prefill engines lose fewer requests; {:.0} streams stay behind)",
-                entry.backend,
-                entry.from,
-                entry.to,
-                entry.cause,
-                number("advised_prefill_engines"),
-                number("streams_left_behind"),
-            );
-            if self.terminal {
-                // Write errors on the terminal are ignored.
-                self.screen.println(text).ok();
-            } else {
-                eprintln!("{text}");
-            }
-        }
-        entries.len()
-    }
-
-    fn pool(&self, name: &str, role: Role) -> String {
-        let table = self.proxy.fleet.table();
-        let members = self.proxy.fleet.backends.iter().filter(|b| table.plan.role(b.id) == role);
-        let each = members.map(|backend| {
-            let balance = backend.account.balance();
-            match role {
-                Role::Prefill => format!("{:>4.0}ms", balance.prefill.as_millis()),
-                _ => format!("{:>3} streams", balance.streams),
-            }
+    fn look(&mut self, now: &Snapshot, before: &Snapshot) {
+        let seconds = |span: Option<tidegate_types::Seconds>| span.map(|span| span.get());
+        let points = self.proxy.history.points();
+        let (ended, attained) = points.iter().fold((0, 0), |(ended, attained), point| {
+            (ended + point.ended, attained + point.attained)
         });
-        let each: Vec<String> = each.collect();
-        format!("{name:<8} {} engines  {}", each.len(), each.join("  "))
+        let look = Look {
+            queue: self.proxy.queue.signal().waiting() as f64,
+            ttft: seconds(now.ttft_since(before)),
+            tpot: seconds(now.tpot_since(before)),
+            attainment: (ended > 0).then(|| attained as f64 / ended as f64),
+        };
+        let other = self.beside.get(self.looks.len()).copied();
+        self.looks.push(look);
+        let screen = &mut self.screen;
+        screen.title = format!(
+            "{:<16} {}/{} requests ended, {} failed",
+            self.policy,
+            now.done + now.failed,
+            self.total,
+            now.failed
+        );
+        for (series, value, beside) in [
+            (&mut screen.queue, Some(look.queue), other.map(|other| other.queue)),
+            (&mut screen.ttft, look.ttft, other.and_then(|other| other.ttft)),
+            (&mut screen.tpot, look.tpot, other.and_then(|other| other.tpot)),
+            (&mut screen.attainment, look.attainment, other.and_then(|other| other.attainment)),
+        ] {
+            series.push(value);
+            series.beside = beside;
+        }
+        screen.engines = engines(&self.proxy, &self.slo);
     }
 
-    fn numbers(&self, now: &Snapshot, before: &Snapshot) -> String {
-        let millis = |span: Option<Seconds>| {
-            span.map_or("    –".to_owned(), |span| format!("{:>5.0}", span.as_millis()))
-        };
-        format!(
-            "queue {:>4}   live {:>4}   TTFT {} ms   TPOT {} ms   failed {}",
-            self.proxy.queue.signal().waiting(),
-            self.proxy.fleet.registry.len(),
-            millis(now.ttft_since(before)),
-            millis(now.tpot_since(before)),
-            now.failed,
-        )
+    /// Role changes since the last refresh; printed where there is no screen.
+    fn flips(&mut self) {
+        let entries = self.proxy.journal.entries();
+        if self.canvas.is_none() {
+            for entry in entries.iter().skip(self.told) {
+                eprintln!("  flip  {}", entry.reason);
+            }
+        }
+        self.told = entries.len();
+        let last = entries.iter().rev().take(FLIPS);
+        self.screen.flips = last.map(|entry| entry.reason.clone()).collect();
     }
+}
+
+/// Exit code after Ctrl-C, as shells report it.
+const INTERRUPTED: i32 = 130;
+
+fn engines(proxy: &Proxy, slo: &Slo) -> Vec<Engine> {
+    let table = proxy.fleet.table();
+    let now = proxy.clock.now();
+    let engine = |backend: &Arc<tidegate_proxy::fleet::Backend>| {
+        let balance = backend.account.balance();
+        let role = table.plan.role(backend.id);
+        let backlog = balance.prefill;
+        let health = backend.health.as_str(now);
+        let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        Engine {
+            name: backend.name.to_string(),
+            role,
+            load: match role {
+                Role::Prefill => share(backlog.get(), slo.ttft.get()),
+                _ => share(f64::from(balance.streams), f64::from(backend.streams_max)),
+            },
+            detail: match role {
+                Role::Prefill => format!("{:.0} ms", backlog.as_millis()),
+                _ => format!("{} streams", balance.streams),
+            },
+            kv: share(balance.kv.as_f64(), backend.kv_capacity().as_f64()),
+            trouble: if health == "up" { String::new() } else { health.to_owned() },
+        }
+    };
+    proxy.fleet.backends.iter().map(engine).collect()
 }

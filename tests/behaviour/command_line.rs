@@ -37,3 +37,20 @@ fn every_command_has_completions_a_manual_page_and_a_description() {
     }
     assert!(stdout(&["man"]).contains(".TH tidegate 1"), "tidegate(1) on stdout");
 }
+
+#[test]
+fn the_compose_file_uses_options_that_exist() {
+    let compose = include_str!("../../deploy/compose/compose.yaml");
+    let mut words = compose.split([' ', ',', '[', ']', '\n', '"', '=']).filter(|w| !w.is_empty());
+    let (mut command, mut seen) = (String::new(), 0);
+    let commands = commands();
+    while let Some(word) = words.next() {
+        if word == "command:" {
+            command = words.find(|word| commands.iter().any(|known| known == word)).unwrap().into();
+        } else if word.starts_with("--") && !command.is_empty() {
+            assert!(stdout(&[&command, "--help"]).contains(word), "{command} {word}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 8, "{seen} options were found");
+}

@@ -58,5 +58,6 @@ mod tls;
 mod trtllm;
 mod trtllm_generation_first;
 mod upgrade;
+mod watching;
 mod websockets;
 mod wire;
