@@ -185,7 +185,8 @@ pub fn lookup(method: &str, path: &str) -> Lookup {
         debug_assert!(!id.is_empty());
         return among(method, "GET, HEAD", Endpoint::Model, ALL);
     }
-    match ROWS.iter().find(|(pattern, ..)| matches(pattern, path)) {
+    let row = ROWS.iter().find(|(pattern, ..)| *pattern == path && !pattern.contains('*'));
+    match row.or_else(|| ROWS.iter().find(|(pattern, ..)| matches(pattern, path))) {
         Some((_, methods, endpoint, kinds)) => among(method, methods, *endpoint, *kinds),
         None => Lookup::Nothing,
     }
@@ -211,6 +212,9 @@ pub fn without_slash(path: &str) -> &str {
 
 /// Returns whether `path` matches a pattern; `*` matches one segment.
 pub fn matches(pattern: &str, path: &str) -> bool {
+    if !pattern.contains('*') {
+        return pattern == path;
+    }
     let mut segments = path.split('/');
     for wanted in pattern.split('/') {
         match segments.next() {
@@ -235,7 +239,7 @@ fn is_id(segment: &str) -> bool {
 }
 
 fn among(method: &str, methods: &'static str, endpoint: Endpoint, kinds: Kinds) -> Lookup {
-    match methods.split(", ").any(|known| known == method) {
+    match methods == method || methods.split(", ").any(|known| known == method) {
         true => Lookup::Found(PathEntry { endpoint, kinds }),
         false => Lookup::Methods(methods),
     }

@@ -8,6 +8,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -18,6 +19,7 @@ use crate::certificates::Authority;
 use crate::client::{post, within};
 use crate::fake::{Act, Fake, chat_answer};
 use crate::proxy::{Engine, Proxy, chat, config, plain, two_ports};
+use crate::websockets::{SWITCHED, Server, handshake};
 
 async fn connect(
     to: SocketAddr,
@@ -169,6 +171,45 @@ async fn engines_are_verified_and_get_our_certificate() {
             assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_is_tunnelled_with_tls_on_both_sides() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    let authority = Authority::new(at, "ca");
+    let (ours, theirs) = (authority.leaf(at, "ours", "gateway"), authority.leaf(at, "theirs", "e"));
+    let server = Server::start().await;
+    let engine = behind_tls(server.address, authority.server(&theirs, false)).await;
+    let url = format!("https://{engine}");
+    let more = "engine = \"plain\"\nmodels = [\"m\"]";
+    let ca = authority.file.display();
+    let top = format!("[upstream]\nca_file = \"{ca}\"\n[server.tls]\n{}", ours.toml());
+    let proxy = Proxy::start(&top, &[Engine { name: "a", url, more }]).await;
+
+    let mut client = connect(proxy.data, &authority.client(None, &["http/1.1"])).await.unwrap();
+    let request = handshake("/v1/realtime?model=m", "") + "first";
+    within(client.write_all(request.as_bytes())).await.unwrap();
+    let mut opened = server.opened().await;
+    opened.send(format!("{SWITCHED}answer")).await;
+    let mut read = Vec::new();
+    while !read.ends_with(b"answer") {
+        assert!(within(client.read_buf(&mut read)).await.unwrap() > 0);
+    }
+    assert!(read.starts_with(b"HTTP/1.1 101 "));
+    opened.gets(b"first").await;
+    // More than one TLS record in each direction.
+    let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+    within(client.write_all(&bytes)).await.unwrap();
+    opened.gets(&bytes).await;
+    opened.send(&bytes).await;
+    let mut back = vec![0; bytes.len()];
+    within(client.read_exact(&mut back)).await.unwrap();
+    assert!(back == bytes, "bytes were changed");
+    within(client.shutdown()).await.unwrap();
+    opened.ends().await;
+    drop(client);
+    proxy.settles().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

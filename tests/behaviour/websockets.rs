@@ -15,17 +15,17 @@ use crate::fake::{Act, Fake, chat_answer};
 use crate::field::{RawAnswer, RawClient};
 use crate::proxy::{Engine, Proxy, vllm};
 
-const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+pub const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                         Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// Engine whose websockets are driven by the test.
-struct Server {
-    address: SocketAddr,
+pub struct Server {
+    pub address: SocketAddr,
     opened: Mutex<mpsc::UnboundedReceiver<Opened>>,
 }
 
 /// Engine side of a websocket after its handshake.
-struct Opened {
+pub struct Opened {
     head: String,
     /// Bytes received after the head so far.
     read: Vec<u8>,
@@ -33,7 +33,7 @@ struct Opened {
 }
 
 impl Server {
-    async fn start() -> Server {
+    pub async fn start() -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, opened) = mpsc::unbounded_channel();
@@ -50,7 +50,7 @@ impl Server {
     }
 
     /// Accepts the next websocket request.
-    async fn opened(&self) -> Opened {
+    pub async fn opened(&self) -> Opened {
         within(async { self.opened.lock().await.recv().await }).await.unwrap()
     }
 }
@@ -76,12 +76,12 @@ async fn serve(mut socket: TcpStream, sender: mpsc::UnboundedSender<Opened>) {
 }
 
 impl Opened {
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         within(self.socket.write_all(bytes.as_ref())).await.unwrap();
     }
 
     /// Asserts that exactly these bytes follow.
-    async fn gets(&mut self, wanted: &[u8]) {
+    pub async fn gets(&mut self, wanted: &[u8]) {
         while self.read.len() < wanted.len() {
             let read = within(self.socket.read_buf(&mut self.read)).await.unwrap();
             assert!(read > 0, "ended after {} bytes", self.read.len());
@@ -91,13 +91,13 @@ impl Opened {
     }
 
     /// Asserts that the peer has closed without a further byte.
-    async fn ends(&mut self) {
+    pub async fn ends(&mut self) {
         let read = within(self.socket.read_buf(&mut self.read)).await;
         assert!(read.unwrap_or(0) == 0 && self.read.is_empty());
     }
 }
 
-fn handshake(target: &str, more: &str) -> String {
+pub fn handshake(target: &str, more: &str) -> String {
     format!(
         "GET {target} HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\

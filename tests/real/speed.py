@@ -3,13 +3,15 @@
 64 in flight, an 11-word prompt, max_tokens 8, the README's configuration; fresh, and after 40 sequential prompts of 1,500 tokens.
 Nothing is asserted of the rates: on two cores the clients, the proxy and two engines share what one engine alone has. Asked of
 tidegate is 0.9 times the number of engines times one engine's rate; "both at once" is what this machine lets two engines have.
+Where nginx is installed, it passes the same load to both engines (least connections): what any proxy costs on these cores.
 Run by run.sh on two engines that run already. Exits 1 if a request fails.
 """
-import argparse, http.client, json, pathlib, random, tempfile, threading, time
+import argparse, contextlib, http.client, json, pathlib, random, shutil, subprocess, tempfile, threading, time
 
 from check import DATA, FIRST, HOST, ADMIN, ask, check, exchange, settled, serving
 
 IN_FLIGHT, SECONDS = 64, 10
+NGINX = FIRST + 90
 WORDS = "alpha module import tide gate under over water stone bridge north".split()
 
 
@@ -62,6 +64,26 @@ def config(model, directory):
     return path
 
 
+@contextlib.contextmanager
+def nginx(directory):
+    """An nginx that passes requests to both engines."""
+    path = pathlib.Path(directory, "nginx.conf")
+    temp = " ".join(f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    path.write_text(f"""worker_processes 1; daemon off; pid {directory}/nginx.pid; error_log {directory}/nginx.log;
+events {{ worker_connections 1024; }}
+http {{ access_log off; {temp}
+  upstream engines {{ least_conn; server {HOST}:{FIRST}; server {HOST}:{FIRST + 1}; keepalive 128; }}
+  server {{ listen {HOST}:{NGINX};
+    location / {{ proxy_pass http://engines; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }} }}
+""")
+    process = subprocess.Popen(["nginx", "-c", path, "-p", directory], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
 def main():
     args = argparse.ArgumentParser()
     for name in ("tidegate", "model"):
@@ -74,6 +96,10 @@ def main():
         one = measure("one engine directly", [FIRST])
         both = measure("both engines directly, half of the load each", [FIRST, FIRST + 1])
         against = {"2 × one engine's": 2 * one, "both at once": both}
+        if shutil.which("nginx"):
+            with nginx(directory):
+                time.sleep(1)
+                against["nginx"] = measure("nginx over both engines", [NGINX], against)
         measure("tidegate, fresh", [DATA], against)
         for n in range(40):
             rng = random.Random(f"long {n} {time.time()}")

@@ -199,6 +199,7 @@ impl Chunks {
         seen.informative |= !opens || given(chunk.prompt_progress).is_some();
         let timings = || timings_usage(&serde_json::from_str(given(chunk.timings)?.get()).ok()?);
         let usage = usage_of(chunk.usage).or_else(timings);
+        let usage = usage.map(|usage| self.with_prompt_of_start(&chunk, usage));
         seen.usage = usage.or(seen.usage);
         let counted = usage.filter(|_| self.exact.is_some());
         if let Some(usage) = counted {
@@ -233,6 +234,20 @@ impl Chunks {
         }
     }
 
+    /// Adds the prompt tokens of Anthropic's first event to the usage of its last one.
+    fn with_prompt_of_start(&self, chunk: &Chunk, usage: Usage) -> Usage {
+        let ends =
+            self.kind == Endpoint::Messages && chunk.kind.as_deref() == Some("message_delta");
+        match self.prompt.filter(|_| ends) {
+            Some(start) => Usage {
+                prompt: usage.prompt.max(start.prompt),
+                cached: usage.cached.or(start.cached),
+                ..usage
+            },
+            None => usage,
+        }
+    }
+
     fn messages_event(&mut self, chunk: &Chunk, seen: &mut Seen) {
         match chunk.kind.as_deref() {
             Some("message_start") => self.prompt = usage_within(chunk.message),
@@ -240,10 +255,6 @@ impl Chunks {
             Some("message_delta") => {
                 seen.finished = true;
                 self.finished.add(0);
-                if let (Some(usage), Some(start)) = (&mut seen.usage, self.prompt) {
-                    usage.prompt = usage.prompt.max(start.prompt);
-                    usage.cached = usage.cached.or(start.cached);
-                }
             }
             Some("message_stop") => seen.done = true,
             _ => {}

@@ -30,7 +30,8 @@ pub(super) fn generate_event(event: &Value, counted: &mut u64, seen: &mut Seen) 
         let of = |completion| Usage { completion: Tokens(completion), ..Usage::default() };
         // The prompt length is reported only on request.
         let prompt = event["details"]["input_length"].as_u64().map(Tokens);
-        seen.usage = completion.zip(prompt).map(|(c, prompt)| Usage { prompt, ..of(c) });
+        let usage = completion.zip(prompt).map(|(c, prompt)| Usage { prompt, ..of(c) });
+        seen.usage = usage.or(seen.usage);
     }
     None
 }

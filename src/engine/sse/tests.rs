@@ -285,6 +285,41 @@ proptest! {
     }
 }
 
+/// Events that carry counts, in any order and number.
+const COUNTING: [&str; 12] = [
+    r#"{"type":"message_start","message":{"usage":{"input_tokens":4,"output_tokens":0}}}"#,
+    r#"{"type":"message_start"}"#,
+    r#"{"type":"content_block_delta","delta":{"text":"a"},"usage":{"output_tokens":2}}"#,
+    r#"{"type":"message_delta","usage":{"output_tokens":1}}"#,
+    r#"{"type":"message_delta"}"#,
+    r#"{"type":"response.completed","response":{"usage":{"input_tokens":4,"output_tokens":1}}}"#,
+    r#"{"type":"response.completed"}"#,
+    r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+    r#"{"meta_info":{"prompt_tokens":4,"completion_tokens":3}}"#,
+    r#"{"token":{},"generated_text":"a","details":{"generated_tokens":1}}"#,
+    r#"{"token":{},"generated_text":"a","details":{"generated_tokens":1,"input_length":2}}"#,
+    r#"{"response":"a","done":true,"eval_count":1}"#,
+];
+
+proptest! {
+    #[test]
+    fn counting_events_in_any_order_are_independent_of_the_split(
+        events in prop::collection::vec(0..COUNTING.len(), 0..8),
+        pieces in prop::collection::vec(1..200_usize, 0..20),
+        kind in prop::sample::select(vec![
+            Endpoint::ChatCompletions, Endpoint::Responses, Endpoint::Messages, Endpoint::Generate,
+            Endpoint::OllamaChat,
+        ]),
+    ) {
+        let event = |event: usize| match kind {
+            Endpoint::OllamaChat => format!("{}\n", COUNTING[event]),
+            _ => format!("data: {}\n\n", COUNTING[event]),
+        };
+        let stream: String = events.into_iter().map(event).collect();
+        prop_assert_eq!(read(kind, &stream, &[]), read(kind, &stream, &pieces));
+    }
+}
+
 /// Whether an informative event was seen, and how many choices finished.
 fn informative(kind: Endpoint, stream: &str) -> (bool, u32) {
     let mut reader = SseReader::new(kind);
