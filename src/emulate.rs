@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use tidegate_emulator::{
-    DisaggregationMode, EmulatorConfig, EngineKind, KvRole, LoadFailurePolicy, VllmConnector, start,
+    EmulatedEngine, EmulatorConfig, LoadFailurePolicy, SglangMode, VllmConnector, VllmKvRole, start,
 };
 use tidegate_sim::Profile;
 use tidegate_types::{Seconds, Tokens};
@@ -167,14 +167,14 @@ fn config(args: Args) -> EmulatorConfig {
         model: args.model,
         max_model_len: args.max_model_len,
         kind: match args.engine {
-            Kind::Vllm => EngineKind::Vllm,
-            Kind::Sglang => EngineKind::Sglang(match args.disaggregation_mode {
-                Mode::Null => DisaggregationMode::Null,
-                Mode::Prefill => DisaggregationMode::Prefill,
-                Mode::Decode => DisaggregationMode::Decode,
+            Kind::Vllm => EmulatedEngine::Vllm,
+            Kind::Sglang => EmulatedEngine::Sglang(match args.disaggregation_mode {
+                Mode::Null => SglangMode::Null,
+                Mode::Prefill => SglangMode::Prefill,
+                Mode::Decode => SglangMode::Decode,
             }),
-            Kind::Trtllm => EngineKind::Trtllm,
-            Kind::Plain => EngineKind::Plain,
+            Kind::Trtllm => EmulatedEngine::Trtllm,
+            Kind::Plain => EmulatedEngine::Plain,
         },
         connector: match args.connector {
             Connector::Nixl => VllmConnector::Nixl,
@@ -184,9 +184,9 @@ fn config(args: Args) -> EmulatorConfig {
             Connector::SharedStore => VllmConnector::SharedStore,
         },
         kv_role: match args.kv_role {
-            Role::Both => KvRole::Both,
-            Role::Producer => KvRole::Producer,
-            Role::Consumer => KvRole::Consumer,
+            Role::Both => VllmKvRole::Both,
+            Role::Producer => VllmKvRole::Producer,
+            Role::Consumer => VllmKvRole::Consumer,
         },
         ranks: args.data_parallel_size,
         disagg_key: args.disagg_key,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tidegate_load::{LoadConfig, Progress, Target, TargetError, run as load};
+use tidegate_load::{LoadConfig, LoadProgress, Target, TargetError, run as load};
 use tidegate_sim::{Report, Trace, TraceError, live_page};
 use tidegate_types::{Seconds, Slo, Tokens};
 
@@ -188,7 +188,7 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
     };
     let total = config.trace.arrivals.len() as u64;
     let sent = args.report.is_some().then(|| config.trace.clone());
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(LoadProgress::default());
     let seen = Arc::clone(&progress);
     let outcomes = tokio::runtime::Runtime::new()?.block_on(async {
         let watching = tokio::spawn(watch(Arc::clone(&progress), total));
@@ -229,7 +229,7 @@ fn target(args: &Args) -> Result<Target, ReplayError> {
     Ok(target.with_key(key.trim())?)
 }
 
-async fn watch(progress: Arc<Progress>, total: u64) {
+async fn watch(progress: Arc<LoadProgress>, total: u64) {
     let bar = ProgressBar::new(total);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {msg}") {
         bar.set_style(style);

@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_load::{Progress, Snapshot};
+use tidegate_load::{LoadProgress, Snapshot};
 use tidegate_proxy::Proxy;
 use tidegate_types::{Role, Slo};
 
@@ -70,7 +70,7 @@ impl View {
     }
 
     /// Refreshes the screen until cancelled, or until Ctrl-C, which ends the program.
-    pub async fn follow(&mut self, progress: &Progress) {
+    pub async fn follow(&mut self, progress: &LoadProgress) {
         let mut snapshots: Vec<Snapshot> = Vec::new();
         loop {
             tokio::select! {

@@ -7,13 +7,17 @@ use ring::hmac;
 use serde_json::Value;
 
 use crate::config::EmulatorConfig;
-use crate::refusal::Refusal;
+use crate::error_response::ErrorResponse;
 
 /// Verifies the signature of the KV location in a body.
 ///
 /// # Errors
 /// The signature is missing or wrong.
-pub fn check(config: &EmulatorConfig, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
+pub fn check(
+    config: &EmulatorConfig,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<(), ErrorResponse> {
     let Some(key) = &config.disagg_key else { return Ok(()) };
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let of = |name: &str| body["disaggregated_params"][name].clone();
@@ -22,17 +26,17 @@ pub fn check(config: &EmulatorConfig, headers: &HeaderMap, body: &[u8]) -> Resul
         return Ok(());
     }
     // The signed values are plain ASCII and need no escaping.
-    let said = format!("{{\"ctx_info_endpoint\":{endpoint},\"encoded_opaque_state\":{state}}}");
+    let signed = format!("{{\"ctx_info_endpoint\":{endpoint},\"encoded_opaque_state\":{state}}}");
     let tag = headers
         .get("x-trtllm-disagg-auth")
         .and_then(|value| value.to_str().ok()?.strip_prefix("sha256="))
         .and_then(bytes_of);
     let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
     match tag {
-        Some(tag) if hmac::verify(&key, said.as_bytes(), &tag).is_ok() => Ok(()),
+        Some(tag) if hmac::verify(&key, signed.as_bytes(), &tag).is_ok() => Ok(()),
         _ => {
             let message = "Invalid internal disaggregated request authentication".to_owned();
-            Err(Refusal::bad(message, Some("disaggregated_params")))
+            Err(ErrorResponse::bad(message, Some("disaggregated_params")))
         }
     }
 }

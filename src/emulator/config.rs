@@ -6,11 +6,11 @@ use tidegate_types::{Seconds, Tokens};
 
 /// Engine whose protocol is emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineKind {
+pub enum EmulatedEngine {
     /// vLLM with a [`VllmConnector`].
     Vllm,
     /// SGLang, in one of its modes.
-    Sglang(DisaggregationMode),
+    Sglang(SglangMode),
     /// TensorRT-LLM's trtllm-serve with a cache transceiver.
     Trtllm,
     /// vLLM's API without a connector: hand-off parameters are ignored.
@@ -22,7 +22,7 @@ pub enum EngineKind {
 pub enum VllmConnector {
     /// NixlConnector: the decode engine pulls.
     Nixl,
-    /// NixlPushConnector: the prefill engine pushes. To a proxy the same.
+    /// NixlPushConnector: the prefill engine pushes; identical for a proxy.
     NixlPush,
     /// MooncakeConnector; its bootstrap server is at the port that it listens on.
     Mooncake,
@@ -33,7 +33,7 @@ pub enum VllmConnector {
 }
 
 impl VllmConnector {
-    /// What it calls itself to other engines: those of another kind do not understand it.
+    /// Name in the KV protocol between engines; engines with another name refuse the transfer.
     pub const fn as_str(self) -> &'static str {
         match self {
             VllmConnector::Nixl => "pull",
@@ -47,7 +47,7 @@ impl VllmConnector {
 
 /// vLLM's `kv_role`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvRole {
+pub enum VllmKvRole {
     /// Prefill and decode (`kv_both`).
     Both,
     /// Prefill only (`kv_producer`).
@@ -58,7 +58,7 @@ pub enum KvRole {
 
 /// SGLang's `--disaggregation-mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DisaggregationMode {
+pub enum SglangMode {
     /// Aggregated: prefill and decode on this engine.
     Null,
     /// Prefill only, for a decode engine that uses the same bootstrap room.
@@ -67,13 +67,13 @@ pub enum DisaggregationMode {
     Decode,
 }
 
-impl DisaggregationMode {
+impl SglangMode {
     /// Value of `--disaggregation-mode`.
     pub const fn as_str(self) -> &'static str {
         match self {
-            DisaggregationMode::Null => "null",
-            DisaggregationMode::Prefill => "prefill",
-            DisaggregationMode::Decode => "decode",
+            SglangMode::Null => "null",
+            SglangMode::Prefill => "prefill",
+            SglangMode::Decode => "decode",
         }
     }
 }
@@ -99,17 +99,17 @@ pub struct EmulatorConfig {
     pub profile: Profile,
     /// Name of the served model.
     pub model: String,
-    /// Its context length: prompt and output together.
+    /// Context length in tokens: prompt and output together.
     pub max_model_len: u64,
     /// Engine protocol.
-    pub kind: EngineKind,
+    pub kind: EmulatedEngine,
     /// vLLM's connector.
     pub connector: VllmConnector,
     /// vLLM's `kv_role`; a Mooncake engine fails an assertion on a request of the other role.
-    pub kv_role: KvRole,
+    pub kv_role: VllmKvRole,
     /// Data-parallel ranks of a Mooncake vLLM, at least 1: each has an engine id of its own.
     pub ranks: u16,
-    /// TensorRT-LLM's internal authentication key: what says where KV is must be signed with it.
+    /// TensorRT-LLM's internal authentication key, with which the KV location in a request must be signed.
     pub disagg_key: Option<String>,
     /// Behaviour when the KV transfer fails.
     pub policy: LoadFailurePolicy,
@@ -121,14 +121,14 @@ pub struct EmulatorConfig {
     pub handshake_timeout: Seconds,
     /// Tokens of an answer whose request sets no `max_tokens`; it ends with `stop`.
     pub default_output: Tokens,
-    /// Idle connections are closed after this, as uvicorn does.
+    /// Idle time after which a connection is closed, as by uvicorn.
     pub keep_alive: Seconds,
-    /// Remember prompts' blocks, so that a prompt's known beginning is not computed again. vLLM
-    /// does by default; here it is off, because the reference results have no prefix reuse.
+    /// Whether the prefix cache is enabled. vLLM enables it by default; here it is off, because the
+    /// reference results have no prefix reuse.
     pub prefix_cache: bool,
-    /// Report cached tokens in `usage` (vLLM: `--enable-prompt-tokens-details`).
+    /// Whether cached tokens are reported in `usage` (vLLM: `--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
-    /// Requests that may wait before others are refused with 503 (vLLM: `--max-num-queued-reqs`).
+    /// Queue length from which requests are refused with 503 (vLLM: `--max-num-queued-reqs`).
     pub max_queued: Option<u32>,
     /// The host other engines reach this one by; `None` is the address it listens on.
     pub advertise: Option<String>,
@@ -143,9 +143,9 @@ impl Default for EmulatorConfig {
             profile: Profile::default(),
             model: "emulated".to_owned(),
             max_model_len: 131_072,
-            kind: EngineKind::Vllm,
+            kind: EmulatedEngine::Vllm,
             connector: VllmConnector::Nixl,
-            kv_role: KvRole::Both,
+            kv_role: VllmKvRole::Both,
             ranks: 1,
             disagg_key: None,
             policy: LoadFailurePolicy::Fail,

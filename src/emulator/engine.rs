@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_sim::SeqId;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::config::{DisaggregationMode, EmulatorConfig, EngineKind};
+use crate::block_cache::BlockCache;
+use crate::config::{EmulatedEngine, EmulatorConfig, SglangMode};
+use crate::kv_transfer::Peers;
 use crate::lease::Leases;
-use crate::prefix::PrefixCache;
-use crate::scheduler::Command;
-use crate::side::Peers;
+use crate::scheduler::SchedulerCommand;
+use crate::shared_kv_store::SharedKvStore;
 use crate::stats::Counters;
-use crate::store::Store;
-use crate::tokens::Prompt;
+use crate::tokens::TokenizedPrompt;
 
 /// One emulated engine. Its connections hold it; it is dropped with them when it is killed.
-pub struct Shared {
+pub struct EngineState {
     /// Configuration of the engine.
     pub config: EmulatorConfig,
     /// Address on which it listens.
@@ -30,11 +30,11 @@ pub struct Shared {
     /// Connections to other engines.
     pub peers: Peers,
     /// KV that all engines of this process share, if the connector uses it.
-    pub store: Arc<Store>,
+    pub store: Arc<SharedKvStore>,
     /// Counters of the engine.
     pub counters: Arc<Counters>,
-    prefix: Option<Mutex<PrefixCache>>,
-    commands: UnboundedSender<Command>,
+    prefix: Option<Mutex<BlockCache>>,
+    commands: UnboundedSender<SchedulerCommand>,
     sequences: AtomicU64,
     blocks: AtomicU64,
     killed: AtomicBool,
@@ -46,19 +46,19 @@ pub struct Shared {
     pub graphs: AtomicBool,
 }
 
-impl Shared {
+impl EngineState {
     /// Creates an engine that listens at `address` and sends `commands` to its scheduler.
     pub fn new(
         config: EmulatorConfig,
         address: SocketAddr,
-        commands: UnboundedSender<Command>,
-        store: Arc<Store>,
-    ) -> Shared {
+        commands: UnboundedSender<SchedulerCommand>,
+        store: Arc<SharedKvStore>,
+    ) -> EngineState {
         let reachable = match address.ip() {
             ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
             ip => ip.to_string(),
         };
-        Shared {
+        EngineState {
             address,
             host: config.advertise.clone().unwrap_or(reachable),
             id: uuid(),
@@ -68,17 +68,17 @@ impl Shared {
             store,
             prefix: config
                 .prefix_cache
-                .then(|| Mutex::new(PrefixCache::new(config.profile.kv_capacity))),
+                .then(|| Mutex::new(BlockCache::new(config.profile.kv_capacity))),
             commands,
             sequences: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             killed: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             mode: AtomicU8::new(match config.kind {
-                EngineKind::Sglang(mode) => mode as u8,
+                EmulatedEngine::Sglang(mode) => mode as u8,
                 _ => 0,
             }),
-            graphs: AtomicBool::new(config.kind == EngineKind::Sglang(DisaggregationMode::Decode)),
+            graphs: AtomicBool::new(config.kind == EmulatedEngine::Sglang(SglangMode::Decode)),
             config,
         }
     }
@@ -94,24 +94,24 @@ impl Shared {
     }
 
     /// Sends a command to the scheduler; commands to a killed engine are dropped.
-    pub fn tell(&self, command: Command) {
+    pub fn send_command(&self, command: SchedulerCommand) {
         self.commands.send(command).ok();
     }
 
     /// Returns the current engine kind, after any role switch.
-    pub fn kind(&self) -> EngineKind {
+    pub fn kind(&self) -> EmulatedEngine {
         match self.config.kind {
-            EngineKind::Sglang(_) => EngineKind::Sglang(match self.mode.load(Relaxed) {
-                1 => DisaggregationMode::Prefill,
-                2 => DisaggregationMode::Decode,
-                _ => DisaggregationMode::Null,
+            EmulatedEngine::Sglang(_) => EmulatedEngine::Sglang(match self.mode.load(Relaxed) {
+                1 => SglangMode::Prefill,
+                2 => SglangMode::Decode,
+                _ => SglangMode::Null,
             }),
             kind => kind,
         }
     }
 
     /// Sets SGLang's mode.
-    pub fn switch(&self, mode: DisaggregationMode) {
+    pub fn switch(&self, mode: SglangMode) {
         self.mode.store(mode as u8, Relaxed);
     }
 
@@ -121,18 +121,18 @@ impl Shared {
     }
 
     /// Returns whether this is the id of one of its ranks.
-    pub fn is_me(&self, id: &str) -> bool {
+    pub fn has_rank(&self, id: &str) -> bool {
         (0..self.config.ranks.max(1)).any(|rank| self.rank_id(rank) == id)
     }
 
     /// Records a failed assertion.
-    pub fn die(&self) {
+    pub fn fail_assertion(&self) {
         Counters::add(&self.counters.assertions, 1);
         self.dead.store(true, Relaxed);
     }
 
     /// Returns whether an assertion has failed.
-    pub fn is_dead(&self) -> bool {
+    pub fn has_failed_assertion(&self) -> bool {
         self.dead.load(Relaxed)
     }
 
@@ -153,7 +153,7 @@ impl Shared {
     }
 
     /// Returns the cached prompt tokens, and caches the whole prompt.
-    pub fn cached(&self, prompt: &Prompt) -> u64 {
+    pub fn cached(&self, prompt: &TokenizedPrompt) -> u64 {
         let Some(prefix) = &self.prefix else { return 0 };
         let mut prefix = prefix.lock().unwrap_or_else(PoisonError::into_inner);
         // The last token is always computed: it yields the first token of the answer.

@@ -1,4 +1,4 @@
-//! The decode engine's side of a hand-off: reserve memory, read the KV, then notify its owner
+//! The decode engine's part of a hand-off: reserve memory, read the KV, then notify its owner
 //! to free it (docs/spec/engine-protocols.md#vllm-nixl). While it waits for memory it extends the
 //! lease. A waiting hand-off does not block other requests; a client disconnect releases both
 //! memory and lease.
@@ -10,21 +10,21 @@ use tidegate_types::Tokens;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
-use crate::body::Remote;
 use crate::config::LoadFailurePolicy;
-use crate::engine::Shared;
-use crate::feed::Feed;
-use crate::scheduler::Command;
-use crate::side::{Answer, Failed, What};
+use crate::engine::EngineState;
+use crate::kv_transfer::{TransferError, TransferMessage, TransferredKv};
+use crate::request_body::Remote;
+use crate::scheduler::SchedulerCommand;
 use crate::stats::Counters;
+use crate::token_feed::TokenFeed;
 
 /// Polling interval for the KV.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Sequence whose KV is on another engine.
 pub struct Fetch {
     /// The reading engine.
-    pub engine: Arc<Shared>,
+    pub engine: Arc<EngineState>,
     /// Owner of the KV.
     pub remote: Remote,
     /// Sequence to run after the transfer.
@@ -34,12 +34,12 @@ pub struct Fetch {
     /// KV identity of the prompt if it is computed here.
     pub kv: u64,
     /// Destination of the tokens.
-    pub feed: Arc<Feed>,
+    pub feed: Arc<TokenFeed>,
 }
 
 /// Granted memory; returned on drop unless it was used.
 struct Reserved<'a> {
-    engine: &'a Shared,
+    engine: &'a EngineState,
     tokens: Tokens,
     used: bool,
 }
@@ -47,7 +47,7 @@ struct Reserved<'a> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if !self.used {
-            self.engine.tell(Command::Unreserve(self.tokens));
+            self.engine.send_command(SchedulerCommand::Unreserve(self.tokens));
         }
     }
 }
@@ -57,7 +57,7 @@ impl Drop for Reserved<'_> {
 pub async fn run(fetches: Vec<Fetch>, left: oneshot::Receiver<()>) {
     let all = async {
         for fetch in &fetches {
-            fetch.bring().await;
+            fetch.transfer_kv().await;
         }
     };
     tokio::select! {
@@ -65,7 +65,7 @@ pub async fn run(fetches: Vec<Fetch>, left: oneshot::Receiver<()>) {
         _ = left => {
             // vLLM's rejection notice: the prefill engine frees the KV before its lease ends.
             if let Some(fetch) = fetches.first().filter(|fetch| !fetch.engine.is_killed()) {
-                fetch.engine.peers.ask(&fetch.remote, What::Release, Tokens::ZERO, Tokens::ZERO)
+                fetch.engine.peers.ask(&fetch.remote, TransferMessage::Release, Tokens::ZERO, Tokens::ZERO)
                     .await
                     .ok();
             }
@@ -75,7 +75,7 @@ pub async fn run(fetches: Vec<Fetch>, left: oneshot::Receiver<()>) {
 }
 
 impl Fetch {
-    async fn bring(&self) {
+    async fn transfer_kv(&self) {
         let (engine, prompt) = (&self.engine, self.sequence.prompt);
         let mut reserved = self.reserve().await;
         match self.read().await {
@@ -89,7 +89,7 @@ impl Fetch {
                 reserved.used = true;
                 self.feed.set_kv(answer.kv, answer.cached);
                 let sequence = Sequence { work: Work::DecodeOnly, ..self.sequence };
-                engine.tell(Command::Admit {
+                engine.send_command(SchedulerCommand::Admit {
                     sequence,
                     feed: Arc::clone(&self.feed),
                     reserved: Some(prompt),
@@ -98,13 +98,13 @@ impl Fetch {
             Err(_) => {
                 Counters::add(&engine.counters.transfers_failed, 1);
                 drop(reserved);
-                self.without();
+                self.handle_failed_transfer();
             }
         }
     }
 
     /// Handles a failed transfer.
-    fn without(&self) {
+    fn handle_failed_transfer(&self) {
         let engine = &self.engine;
         match engine.config.policy {
             LoadFailurePolicy::Fail => self.feed.fail(),
@@ -116,7 +116,7 @@ impl Fetch {
                 self.feed.set_kv(self.kv, self.local.get());
                 let sequence = Sequence { work: Work::Whole, cached: self.local, ..self.sequence };
                 let feed = Arc::clone(&self.feed);
-                engine.tell(Command::Admit { sequence, feed, reserved: None });
+                engine.send_command(SchedulerCommand::Admit { sequence, feed, reserved: None });
             }
         }
     }
@@ -125,7 +125,7 @@ impl Fetch {
     async fn reserve(&self) -> Reserved<'_> {
         let tokens = self.sequence.prompt;
         let (granted, mut grant) = oneshot::channel();
-        self.engine.tell(Command::Reserve { tokens, granted });
+        self.engine.send_command(SchedulerCommand::Reserve { tokens, granted });
         let period = (self.engine.config.lease / 6.0).to_duration();
         let mut beat = interval_at(Instant::now() + period, period);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -139,7 +139,7 @@ impl Fetch {
                 },
                 _ = beat.tick() => {
                     let wanted = tokens - self.local;
-                    let asked = self.engine.peers.ask(&self.remote, What::Heartbeat, tokens, wanted);
+                    let asked = self.engine.peers.ask(&self.remote, TransferMessage::Heartbeat, tokens, wanted);
                     // An expired lease is detected by the read.
                     asked.await.ok();
                 }
@@ -147,37 +147,41 @@ impl Fetch {
         }
     }
 
-    /// With concurrent legs the prefill may be unfinished or not begun.
-    async fn ask_until_there(&self, tokens: Tokens, wanted: Tokens) -> Result<Answer, Failed> {
+    /// Reads the KV, and retries while a concurrent prefill is unfinished or not begun.
+    async fn read_when_ready(
+        &self,
+        tokens: Tokens,
+        wanted: Tokens,
+    ) -> Result<TransferredKv, TransferError> {
         let peers = &self.engine.peers;
         let deadline = Instant::now() + self.engine.config.handshake_timeout.to_duration();
         loop {
-            let asked = peers.ask(&self.remote, What::Read, tokens, wanted).await;
+            let asked = peers.ask(&self.remote, TransferMessage::Read, tokens, wanted).await;
             match asked {
-                Err(Failed::Refused) if self.remote.meets && Instant::now() < deadline => {
-                    sleep_until(Instant::now() + LOOK).await;
+                Err(TransferError::Refused) if self.remote.meets && Instant::now() < deadline => {
+                    sleep_until(Instant::now() + POLL_INTERVAL).await;
                 }
                 asked => return asked,
             }
         }
     }
 
-    async fn read(&self) -> Result<Answer, Failed> {
+    async fn read(&self) -> Result<TransferredKv, TransferError> {
         let (engine, tokens) = (&self.engine, self.sequence.prompt);
         let wanted = tokens - self.local;
         // An engine cannot register itself as a remote one: vLLM fails such a hand-off.
         if self.remote.engine_id == engine.id {
-            return Err(Failed::Refused);
+            return Err(TransferError::Refused);
         }
         let begin = Instant::now();
         let answer = if wanted > Tokens::ZERO {
-            let answer = self.ask_until_there(tokens, wanted).await?;
+            let answer = self.read_when_ready(tokens, wanted).await?;
             sleep_until(begin + engine.config.profile.transfer(wanted).to_duration()).await;
             answer
         } else {
-            Answer { kv: self.kv, cached: self.local.get() }
+            TransferredKv { kv: self.kv, cached: self.local.get() }
         };
-        engine.peers.ask(&self.remote, What::Done, tokens, wanted).await?;
+        engine.peers.ask(&self.remote, TransferMessage::Done, tokens, wanted).await?;
         Ok(answer)
     }
 }

@@ -9,13 +9,13 @@ use tidegate_sim::SeqId;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::engine::Shared;
-use crate::scheduler::Command;
+use crate::engine::EngineState;
+use crate::scheduler::SchedulerCommand;
 use crate::stats::Counters;
 
 /// KV held for a decode engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldKv {
     /// The sequence that computed it.
     pub sequence: SeqId,
     /// Size in tokens.
@@ -41,7 +41,7 @@ pub enum Missing {
 
 #[derive(Debug)]
 struct Lease {
-    held: Held,
+    held: HeldKv,
     until: Instant,
     read: bool,
 }
@@ -49,13 +49,13 @@ struct Lease {
 /// Leases of one engine, by request id.
 #[derive(Debug, Default)]
 pub struct Leases {
-    table: Mutex<Table>,
+    table: Mutex<LeaseTable>,
     /// Signals a new lease to the expiry task, which may have to wake earlier.
     added: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct LeaseTable {
     leases: HashMap<String, Lease>,
     /// Most recently expired leases, to distinguish a late reader from an unknown request.
     expired: VecDeque<String>,
@@ -66,7 +66,7 @@ const EXPIRED_MAX: usize = 1024;
 
 impl Leases {
     /// Holds KV for `lease`.
-    pub fn hold(&self, request_id: String, held: Held, lease: Duration) {
+    pub fn hold(&self, request_id: String, held: HeldKv, lease: Duration) {
         let until = Instant::now() + lease;
         self.table().leases.insert(request_id, Lease { held, until, read: false });
         self.added.notify_one();
@@ -81,7 +81,7 @@ impl Leases {
         request_id: &str,
         tokens: u64,
         extension: Duration,
-    ) -> Result<Held, Missing> {
+    ) -> Result<HeldKv, Missing> {
         let mut table = self.table();
         let expired = table.expired.iter().any(|id| id == request_id);
         let missing = if expired { Missing::Expired } else { Missing::Unknown };
@@ -113,7 +113,7 @@ impl Leases {
     ///
     /// # Errors
     /// The lease has expired, or did not exist.
-    pub fn end(&self, request_id: &str) -> Result<Held, Missing> {
+    pub fn end(&self, request_id: &str) -> Result<HeldKv, Missing> {
         let mut table = self.table();
         let expired = table.expired.iter().any(|id| id == request_id);
         let missing = if expired { Missing::Expired } else { Missing::Unknown };
@@ -130,10 +130,10 @@ impl Leases {
         self.table().leases.len()
     }
 
-    fn take_expired(&self) -> Vec<Held> {
+    fn take_expired(&self) -> Vec<HeldKv> {
         let now = Instant::now();
         let mut table = self.table();
-        let Table { leases, expired } = &mut *table;
+        let LeaseTable { leases, expired } = &mut *table;
         let ended = leases.extract_if(|_, lease| lease.until <= now);
         let held = ended.map(|(id, lease)| {
             expired.push_back(id);
@@ -150,13 +150,13 @@ impl Leases {
         self.table().leases.values().map(|lease| lease.until).min()
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, LeaseTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Frees KV whose lease has expired, until the engine stops.
-pub async fn expire(engine: Arc<Shared>) {
+pub async fn expire(engine: Arc<EngineState>) {
     loop {
         match engine.leases.next_end() {
             None => engine.leases.added.notified().await,
@@ -167,7 +167,7 @@ pub async fn expire(engine: Arc<Shared>) {
         }
         for held in engine.leases.take_expired() {
             Counters::add(&engine.counters.leases_expired, 1);
-            engine.tell(Command::Release(held.sequence));
+            engine.send_command(SchedulerCommand::Release(held.sequence));
         }
     }
 }
@@ -180,7 +180,7 @@ mod tests {
 
     fn held() -> Leases {
         let leases = Leases::default();
-        let held = Held { sequence: SeqId(1), tokens: 100, kv: 7, cached: 0 };
+        let held = HeldKv { sequence: SeqId(1), tokens: 100, kv: 7, cached: 0 };
         leases.hold("r".to_owned(), held, LEASE);
         leases
     }

@@ -4,12 +4,12 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::config::{EngineKind, VllmConnector};
-use crate::engine::Shared;
+use crate::config::{EmulatedEngine, VllmConnector};
+use crate::engine::EngineState;
 use crate::tokens::BLOCK_TOKENS;
 
 /// Renders the page.
-pub fn page(engine: &Shared) -> String {
+pub fn page(engine: &EngineState) -> String {
     let counters = &engine.counters;
     let of = |counter: &AtomicU64| counter.load(Relaxed) as f64;
     let labels = format!("engine=\"0\",model_name={:?}", engine.config.model);
@@ -52,7 +52,7 @@ pub fn page(engine: &Shared) -> String {
     let (moved, transfers) = (of(&counters.bytes_in), of(&counters.transfers_in));
     let (failed, expired) = (of(&counters.transfers_failed), of(&counters.leases_expired));
     let connector = match engine.config.kind {
-        EngineKind::Vllm => Some(engine.config.connector),
+        EmulatedEngine::Vllm => Some(engine.config.connector),
         _ => None,
     };
     match connector {

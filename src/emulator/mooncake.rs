@@ -6,9 +6,9 @@ use http::Uri;
 use http::header::HeaderMap;
 use serde_json::{Map, Value, json};
 
-use crate::body::{Handoff, Remote};
-use crate::config::{EngineKind, KvRole, VllmConnector};
-use crate::engine::Shared;
+use crate::config::{EmulatedEngine, VllmConnector, VllmKvRole};
+use crate::engine::EngineState;
+use crate::request_body::{Remote, RequestedHandoff};
 
 /// Returns the lease name of a transfer's KV: only the rank that computed it has it.
 fn name(engine_id: &str, transfer: &str) -> String {
@@ -24,19 +24,19 @@ pub fn remote(engine_id: String, transfer: &str, bootstrap: &str) -> Option<Remo
 }
 
 /// Returns the lease name of a prefill leg, on the rank that the request is pinned to, or any rank.
-pub fn pinned(engine: &Shared, headers: &HeaderMap, transfer: &str) -> String {
+pub fn pinned(engine: &EngineState, headers: &HeaderMap, transfer: &str) -> String {
     let ranks = engine.config.ranks.max(1);
-    let said = headers.get("x-data-parallel-rank").and_then(|rank| rank.to_str().ok());
-    let rank = said.and_then(|rank| rank.parse().ok()).filter(|rank| *rank < ranks);
+    let rank_header = headers.get("x-data-parallel-rank").and_then(|rank| rank.to_str().ok());
+    let rank = rank_header.and_then(|rank| rank.parse().ok()).filter(|rank| *rank < ranks);
     name(&engine.rank_id(rank.unwrap_or_else(|| fastrand::u16(..ranks))), transfer)
 }
 
 /// `GET /query`; `None` without a bootstrap server.
-pub fn query(engine: &Shared) -> Option<Value> {
+pub fn query(engine: &EngineState) -> Option<Value> {
     let config = &engine.config;
-    let serves = config.kind == EngineKind::Vllm
+    let serves = config.kind == EmulatedEngine::Vllm
         && config.connector == VllmConnector::Mooncake
-        && config.kv_role != KvRole::Consumer;
+        && config.kv_role != VllmKvRole::Consumer;
     let rank = |rank: u16| {
         let worker = format!("tcp://{}:{}", engine.host, engine.address.port());
         let told =
@@ -47,13 +47,13 @@ pub fn query(engine: &Shared) -> Option<Value> {
 }
 
 /// Returns whether the engine aborts on this hand-off.
-pub fn asserts(engine: &Shared, handoff: &Handoff) -> bool {
+pub fn asserts(engine: &EngineState, handoff: &RequestedHandoff) -> bool {
     let mooncake = engine.config.connector == VllmConnector::Mooncake;
     mooncake
-        && engine.config.kind == EngineKind::Vllm
+        && engine.config.kind == EmulatedEngine::Vllm
         && match engine.config.kv_role {
-            KvRole::Both => false,
-            KvRole::Producer => matches!(handoff, Handoff::Consume(_)),
-            KvRole::Consumer => matches!(handoff, Handoff::Offer(_)),
+            VllmKvRole::Both => false,
+            VllmKvRole::Producer => matches!(handoff, RequestedHandoff::Consume(_)),
+            VllmKvRole::Consumer => matches!(handoff, RequestedHandoff::Offer(_)),
         }
 }

@@ -8,14 +8,14 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::body;
-use crate::config::EngineKind;
-use crate::engine::Shared;
+use crate::config::EmulatedEngine;
+use crate::engine::EngineState;
+use crate::error_response::ErrorResponse;
 use crate::generate::{generate, json, refuse};
+use crate::kv_transfer;
 use crate::metrics;
-use crate::refusal::Refusal;
-use crate::side;
-use crate::stream::Reply;
+use crate::request_body;
+use crate::response_body::ResponseBody;
 use crate::{mooncake, sglang, trtllm};
 
 /// Path of the counters as JSON, for tests in other processes.
@@ -25,14 +25,14 @@ pub const STATS_PATH: &str = "/emulator/stats";
 const ROUTES: &[(&str, Method, Route)] = &[
     ("/v1/chat/completions", Method::POST, Route::Chat),
     ("/v1/completions", Method::POST, Route::Completion),
-    (side::PATH, Method::POST, Route::Side),
+    (kv_transfer::PATH, Method::POST, Route::KvTransfer),
     ("/v1/models", Method::GET, Route::Models),
     ("/health", Method::GET, Route::Health),
     ("/ping", Method::GET, Route::Health),
     ("/version", Method::GET, Route::Version),
     ("/load", Method::GET, Route::Load),
     ("/server_info", Method::GET, Route::ServerInfo),
-    ("/pd_role_switch", Method::POST, Route::Switch),
+    ("/pd_role_switch", Method::POST, Route::RoleSwitch),
     ("/metrics", Method::GET, Route::Metrics),
     ("/tokenize", Method::POST, Route::Tokenize),
     ("/detokenize", Method::POST, Route::Detokenize),
@@ -46,13 +46,13 @@ const ROUTES: &[(&str, Method, Route)] = &[
 enum Route {
     Chat,
     Completion,
-    Side,
+    KvTransfer,
     Models,
     Health,
     Version,
     Load,
     ServerInfo,
-    Switch,
+    RoleSwitch,
     Metrics,
     Tokenize,
     Detokenize,
@@ -66,9 +66,9 @@ enum Route {
 /// # Errors
 /// The client disconnected within its body.
 pub async fn answer(
-    engine: Arc<Shared>,
+    engine: Arc<EngineState>,
     request: Request<Incoming>,
-) -> Result<Response<Reply>, hyper::Error> {
+) -> Result<Response<ResponseBody>, hyper::Error> {
     let (parts, body) = request.into_parts();
     let Some((_, method, route)) = ROUTES.iter().find(|(path, ..)| *path == parts.uri.path())
     else {
@@ -82,11 +82,11 @@ pub async fn answer(
     Ok(match route {
         Route::Chat => generate(engine, true, &parts.headers, &body).await,
         Route::Completion => generate(engine, false, &parts.headers, &body).await,
-        Route::Side => {
-            let (status, body) = side::serve(&engine, &body);
+        Route::KvTransfer => {
+            let (status, body) = kv_transfer::serve(&engine, &body);
             json(status, body)
         }
-        Route::Switch => match sglang::switch(&engine, &body) {
+        Route::RoleSwitch => match sglang::switch(&engine, &body) {
             Some((status, body)) => json(status, body),
             None => not_found(),
         },
@@ -94,15 +94,15 @@ pub async fn answer(
     })
 }
 
-fn not_found() -> Response<Reply> {
+fn not_found() -> Response<ResponseBody> {
     json(StatusCode::NOT_FOUND, Bytes::from_static(b"{\"detail\":\"Not Found\"}"))
 }
 
 /// Answers routes that do not generate.
-fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
+fn aside(engine: &EngineState, route: Route, body: &[u8]) -> Response<ResponseBody> {
     let config = &engine.config;
     let value = match route {
-        Route::Health if engine.is_dead() => {
+        Route::Health if engine.has_failed_assertion() => {
             return json(StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
         }
         Route::Health => return json(StatusCode::OK, Bytes::new()),
@@ -111,7 +111,7 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
             None => return not_found(),
         },
         Route::Metrics => return page(metrics::page(engine)),
-        Route::Render => return refuse(&Refusal::scale_out_disabled()),
+        Route::Render => return refuse(&ErrorResponse::scale_out_disabled()),
         Route::Version => json!({ "version": "0.32.0" }),
         Route::ServerInfo => match server_info(engine) {
             Some(info) => info,
@@ -119,14 +119,14 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
         },
         Route::Load => json!({ "server_load": engine.counters.open.load(Relaxed) }),
         Route::Stats => json!(engine.counters.snapshot(engine.leases.count())),
-        Route::Tokenize => match body::tokenize(config, body) {
+        Route::Tokenize => match request_body::tokenize(config, body) {
             Ok(prompt) => json!({
                 "count": prompt.tokens(), "max_model_len": config.max_model_len,
                 "tokens": prompt.ids(), "token_strs": null,
             }),
             Err(refusal) => return refuse(&refusal),
         },
-        Route::Detokenize => match body::detokenize(body) {
+        Route::Detokenize => match request_body::detokenize(body) {
             Ok(prompt) => json!({ "prompt": prompt.text() }),
             Err(refusal) => return refuse(&refusal),
         },
@@ -140,17 +140,17 @@ fn aside(engine: &Shared, route: Route, body: &[u8]) -> Response<Reply> {
 }
 
 /// Returns the server information of SGLang and TensorRT-LLM; the other engines have no such path.
-fn server_info(engine: &Shared) -> Option<serde_json::Value> {
+fn server_info(engine: &EngineState) -> Option<serde_json::Value> {
     match engine.kind() {
-        EngineKind::Sglang(mode) => Some(sglang::info(engine, mode)),
-        EngineKind::Trtllm => Some(json!({ "disaggregated_params": {
+        EmulatedEngine::Sglang(mode) => Some(sglang::info(engine, mode)),
+        EmulatedEngine::Trtllm => Some(json!({ "disaggregated_params": {
             "ctx_dp_rank": 0, "ctx_info_endpoint": [trtllm::endpoint(engine)],
         }})),
-        EngineKind::Vllm | EngineKind::Plain => None,
+        EmulatedEngine::Vllm | EmulatedEngine::Plain => None,
     }
 }
 
-fn page(text: String) -> Response<Reply> {
+fn page(text: String) -> Response<ResponseBody> {
     let mut response = json(StatusCode::OK, Bytes::from(text));
     let kind = HeaderValue::from_static("text/plain; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -11,17 +11,17 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use crate::feed::Feed;
 use crate::stats::Counters;
+use crate::token_feed::TokenFeed;
 
 /// Command to the scheduler.
-pub enum Command {
+pub enum SchedulerCommand {
     /// Admits a sequence, with `reserved` tokens of memory if they were granted.
     Admit {
         /// The sequence.
         sequence: Sequence,
         /// Destination of its tokens.
-        feed: Arc<Feed>,
+        feed: Arc<TokenFeed>,
         /// Memory reserved for it earlier, in tokens.
         reserved: Option<Tokens>,
     },
@@ -44,8 +44,8 @@ pub enum Command {
 /// One engine's scheduler.
 pub struct Scheduler {
     engine: Engine,
-    inbox: UnboundedReceiver<Command>,
-    feeds: HashMap<SeqId, Arc<Feed>>,
+    inbox: UnboundedReceiver<SchedulerCommand>,
+    feeds: HashMap<SeqId, Arc<TokenFeed>>,
     /// FIFO of hand-offs that wait for memory.
     reserving: VecDeque<(Tokens, oneshot::Sender<()>)>,
     /// Granted memory that no running sequence occupies yet.
@@ -66,7 +66,7 @@ impl Scheduler {
     /// Creates the scheduler of an idle engine.
     pub fn new(
         engine: Engine,
-        inbox: UnboundedReceiver<Command>,
+        inbox: UnboundedReceiver<SchedulerCommand>,
         counters: Arc<Counters>,
     ) -> Scheduler {
         Scheduler {
@@ -86,7 +86,7 @@ impl Scheduler {
         let mut events = Vec::new();
         let mut at = Instant::now();
         loop {
-            self.obey_all();
+            self.apply_all();
             for tokens in std::mem::take(&mut self.filled) {
                 self.unreserve(tokens);
             }
@@ -95,7 +95,7 @@ impl Scheduler {
             self.publish();
             let Some(took) = step else {
                 match self.inbox.recv().await {
-                    Some(command) => self.obey(command),
+                    Some(command) => self.apply(command),
                     None => return,
                 }
                 at = Instant::now();
@@ -121,9 +121,9 @@ impl Scheduler {
             tokio::select! {
                 biased;
                 () = &mut end => break,
-                command = self.inbox.recv() => self.obey(command?),
+                command = self.inbox.recv() => self.apply(command?),
             }
-            self.obey_all();
+            self.apply_all();
             self.grant();
         }
         let late = deadline.elapsed();
@@ -140,15 +140,15 @@ impl Scheduler {
         Some(Instant::now())
     }
 
-    fn obey_all(&mut self) {
+    fn apply_all(&mut self) {
         while let Ok(command) = self.inbox.try_recv() {
-            self.obey(command);
+            self.apply(command);
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn apply(&mut self, command: SchedulerCommand) {
         match command {
-            Command::Admit { sequence, feed, reserved } => {
+            SchedulerCommand::Admit { sequence, feed, reserved } => {
                 match reserved {
                     Some(tokens) if feed.is_left() => self.unreserve(tokens),
                     reserved => self.filled.extend(reserved),
@@ -158,18 +158,20 @@ impl Scheduler {
                     self.engine.admit(sequence);
                 }
             }
-            Command::Cancel(id) => {
+            SchedulerCommand::Cancel(id) => {
                 self.feeds.remove(&id);
                 if self.engine.cancel(id) {
                     Counters::add(&self.counters.aborts, 1);
                 }
             }
-            Command::Release(id) => {
+            SchedulerCommand::Release(id) => {
                 // A repeated release has no effect.
                 self.engine.release(id);
             }
-            Command::Reserve { tokens, granted } => self.reserving.push_back((tokens, granted)),
-            Command::Unreserve(tokens) => self.unreserve(tokens),
+            SchedulerCommand::Reserve { tokens, granted } => {
+                self.reserving.push_back((tokens, granted))
+            }
+            SchedulerCommand::Unreserve(tokens) => self.unreserve(tokens),
         }
     }
 

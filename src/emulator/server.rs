@@ -13,27 +13,27 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::EmulatorConfig;
-use crate::engine::Shared;
+use crate::engine::EngineState;
 use crate::lease;
 use crate::routes;
 use crate::scheduler::Scheduler;
+use crate::shared_kv_store::SharedKvStore;
 use crate::stats::Stats;
-use crate::store::Store;
 
-/// Running fleet. Dropping it stops the engines without waiting for their end.
-pub struct Running {
-    engines: Vec<One>,
+/// A running fleet. Dropping it stops the engines without waiting for their end.
+pub struct RunningEmulator {
+    engines: Vec<EmulatorSlot>,
     addresses: Vec<SocketAddr>,
 }
 
 /// One engine, running or killed; its counters remain.
-struct One {
-    engine: Arc<Shared>,
-    alive: Option<Alive>,
+struct EmulatorSlot {
+    engine: Arc<EngineState>,
+    alive: Option<EngineTasks>,
 }
 
 /// Tasks of a running engine.
-struct Alive {
+struct EngineTasks {
     /// Dropping it ends the listener and every connection.
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
@@ -43,8 +43,8 @@ struct Alive {
 ///
 /// # Errors
 /// A port is in use, or beyond 65535.
-pub async fn start(config: EmulatorConfig) -> io::Result<Running> {
-    let mut running = Running { engines: Vec::new(), addresses: Vec::new() };
+pub async fn start(config: EmulatorConfig) -> io::Result<RunningEmulator> {
+    let mut running = RunningEmulator { engines: Vec::new(), addresses: Vec::new() };
     let store = Arc::default();
     for i in 0..config.count {
         let mut address = config.listen;
@@ -52,14 +52,14 @@ pub async fn start(config: EmulatorConfig) -> io::Result<Running> {
             let port = address.port().checked_add(i);
             address.set_port(port.ok_or_else(|| io::Error::other("no port is left"))?);
         }
-        let one = One::start(config.clone(), address, Arc::clone(&store)).await?;
+        let one = EmulatorSlot::start(config.clone(), address, Arc::clone(&store)).await?;
         running.addresses.push(one.engine.address);
         running.engines.push(one);
     }
     Ok(running)
 }
 
-impl Running {
+impl RunningEmulator {
     /// Returns the addresses on which the engines listen.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -93,7 +93,7 @@ impl Running {
         let one = &mut self.engines[engine];
         one.kill().await;
         let store = Arc::clone(&one.engine.store);
-        *one = One::start(one.engine.config.clone(), one.engine.address, store).await?;
+        *one = EmulatorSlot::start(one.engine.config.clone(), one.engine.address, store).await?;
         Ok(())
     }
 
@@ -105,24 +105,24 @@ impl Running {
     }
 }
 
-impl One {
+impl EmulatorSlot {
     async fn start(
         config: EmulatorConfig,
         address: SocketAddr,
-        store: Arc<Store>,
-    ) -> io::Result<One> {
+        store: Arc<SharedKvStore>,
+    ) -> io::Result<EmulatorSlot> {
         let listener = TcpListener::bind(address).await?;
         let (commands, inbox) = mpsc::unbounded_channel();
-        let engine = Arc::new(Shared::new(config, listener.local_addr()?, commands, store));
+        let engine = Arc::new(EngineState::new(config, listener.local_addr()?, commands, store));
         let model = Engine::new(engine.config.profile);
         let scheduler = Scheduler::new(model, inbox, Arc::clone(&engine.counters));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(serve(listener, Arc::clone(&engine), scheduler, stopped));
-        Ok(One { engine, alive: Some(Alive { stop, server }) })
+        Ok(EmulatorSlot { engine, alive: Some(EngineTasks { stop, server }) })
     }
 
     async fn kill(&mut self) {
-        if let Some(Alive { stop, server }) = self.alive.take() {
+        if let Some(EngineTasks { stop, server }) = self.alive.take() {
             drop(stop);
             // The task ends by itself.
             server.await.ok();
@@ -133,7 +133,7 @@ impl One {
 /// Accepts and serves until `stopped`, then cuts all connections.
 async fn serve(
     listener: TcpListener,
-    engine: Arc<Shared>,
+    engine: Arc<EngineState>,
     scheduler: Scheduler,
     mut stopped: oneshot::Receiver<()>,
 ) {
@@ -160,7 +160,7 @@ async fn serve(
     tasks.shutdown().await;
 }
 
-async fn connection(stream: TcpStream, engine: Arc<Shared>) {
+async fn connection(stream: TcpStream, engine: Arc<EngineState>) {
     if stream.set_nodelay(true).is_err() {
         return;
     }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::config::{DisaggregationMode, EngineKind};
-use crate::engine::Shared;
+use crate::config::{EmulatedEngine, SglangMode};
+use crate::engine::EngineState;
 
 /// Returns the lease name of a room's KV.
 pub fn name(room: i64) -> String {
@@ -17,9 +17,9 @@ pub fn name(room: i64) -> String {
 
 /// `/server_info`: `disaggregation_mode` remains the launch argument; the internal state has the
 /// current one.
-pub fn info(engine: &Shared, mode: DisaggregationMode) -> Value {
+pub fn info(engine: &EngineState, mode: SglangMode) -> Value {
     let launched = match engine.config.kind {
-        EngineKind::Sglang(mode) => mode,
+        EmulatedEngine::Sglang(mode) => mode,
         _ => mode,
     };
     let graphs = engine.graphs.load(Relaxed);
@@ -36,15 +36,15 @@ pub fn info(engine: &Shared, mode: DisaggregationMode) -> Value {
 }
 
 #[derive(Deserialize)]
-struct Switch {
+struct RoleSwitchRequest {
     new_role: String,
     decode_cuda_graph_memory_gb: Option<f64>,
 }
 
 /// `POST /pd_role_switch` (docs/spec/engine-protocols.md#sglang-role-switch); `None` if the engine
 /// has no such path.
-pub fn switch(engine: &Shared, body: &[u8]) -> Option<(StatusCode, Bytes)> {
-    let EngineKind::Sglang(old) = engine.kind() else { return None };
+pub fn switch(engine: &EngineState, body: &[u8]) -> Option<(StatusCode, Bytes)> {
+    let EmulatedEngine::Sglang(old) = engine.kind() else { return None };
     let answer = |success: bool, message: &str, new: &str, safe: bool| {
         let status = if success { StatusCode::OK } else { StatusCode::BAD_REQUEST };
         let body = json!({
@@ -53,16 +53,16 @@ pub fn switch(engine: &Shared, body: &[u8]) -> Option<(StatusCode, Bytes)> {
         });
         Some((status, Bytes::from(body.to_string())))
     };
-    let Ok(wanted) = serde_json::from_slice::<Switch>(body) else {
+    let Ok(wanted) = serde_json::from_slice::<RoleSwitchRequest>(body) else {
         return answer(false, "new_role must be prefill or decode", "", true);
     };
     let new = wanted.new_role.as_str();
     let mode = match new {
-        "prefill" => DisaggregationMode::Prefill,
-        "decode" => DisaggregationMode::Decode,
+        "prefill" => SglangMode::Prefill,
+        "decode" => SglangMode::Decode,
         _ => return answer(false, "new_role must be prefill or decode", new, true),
     };
-    if old == DisaggregationMode::Null {
+    if old == SglangMode::Null {
         return answer(false, "role switch is not enabled", new, true);
     }
     if old == mode {
@@ -74,7 +74,7 @@ pub fn switch(engine: &Shared, body: &[u8]) -> Option<(StatusCode, Bytes)> {
         let message = "instance is not idle; drain all requests before switching";
         return answer(false, message, new, true);
     }
-    let first = mode == DisaggregationMode::Decode && !engine.graphs.load(Relaxed);
+    let first = mode == SglangMode::Decode && !engine.graphs.load(Relaxed);
     if first && wanted.decode_cuda_graph_memory_gb.is_none() {
         let message = "decode_cuda_graph_memory_gb is required without resident decode graphs";
         return answer(false, message, new, true);

@@ -18,24 +18,24 @@ pub const BLOCK_TOKENS: usize = 16;
 
 /// Tokenized prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
+pub struct TokenizedPrompt {
     /// Length is a multiple of [`BYTES_PER_TOKEN`].
     bytes: Vec<u8>,
 }
 
-impl Prompt {
+impl TokenizedPrompt {
     /// Tokenizes a rendered text. An empty text has one token, the start of the sequence.
-    pub fn of_text(text: &str) -> Prompt {
+    pub fn of_text(text: &str) -> TokenizedPrompt {
         let length = text.len().next_multiple_of(BYTES_PER_TOKEN).max(BYTES_PER_TOKEN);
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(text.as_bytes());
         bytes.resize(length, 0);
-        Prompt { bytes }
+        TokenizedPrompt { bytes }
     }
 
     /// Creates a prompt from token ids.
-    pub fn of_ids(ids: &[u32]) -> Prompt {
-        Prompt { bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect() }
+    pub fn of_ids(ids: &[u32]) -> TokenizedPrompt {
+        TokenizedPrompt { bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect() }
     }
 
     /// Returns the length in tokens.
@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn a_text_and_its_ids_are_the_same_prompt() {
         for text in ["", "a", "four", "fünf?", &"x".repeat(1000)] {
-            let prompt = Prompt::of_text(text);
-            assert_eq!(Prompt::of_ids(&prompt.ids()), prompt);
+            let prompt = TokenizedPrompt::of_text(text);
+            assert_eq!(TokenizedPrompt::of_ids(&prompt.ids()), prompt);
             assert_eq!(prompt.text(), text);
             assert_eq!(prompt.tokens(), (text.len() as u64).div_ceil(4).max(1));
         }

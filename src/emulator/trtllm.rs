@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use crate::body::{Ask, Remote};
-use crate::engine::Shared;
+use crate::engine::EngineState;
+use crate::error_response::ErrorResponse;
 use crate::generate::{Answers, json as answer, refuse};
-use crate::refusal::Refusal;
-use crate::shape::Shape;
+use crate::request_body::{GenerationRequest, Remote};
+use crate::response_body::ResponseBody;
+use crate::response_format::ResponseFormat;
 use crate::stats::Counters;
-use crate::stream::Reply;
 
 /// Smaller ids are reserved for the server.
 pub const ID_MIN: u64 = 1 << 40;
@@ -24,7 +24,7 @@ pub fn name(disagg_request_id: u64) -> String {
 }
 
 /// Encodes the state as hexadecimal, so that a reader cannot parse it as JSON.
-fn encode(engine: &Shared, name: &str) -> String {
+fn encode(engine: &EngineState, name: &str) -> String {
     let state = [engine.id.as_str(), name, &engine.host, &engine.address.port().to_string()];
     state.join("|").bytes().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -41,7 +41,7 @@ pub fn decode(state: &str) -> Option<Remote> {
 }
 
 /// Returns the endpoint to which a generation engine sends its KV destination.
-pub fn endpoint(engine: &Shared) -> String {
+pub fn endpoint(engine: &EngineState) -> String {
     format!("tcp://{}:{}", engine.host, engine.address.port())
 }
 
@@ -56,15 +56,15 @@ pub fn at(endpoint: &str, request_id: String) -> Option<Remote> {
 /// Prefills, holds the KV, and answers with its location.
 pub async fn context(
     mut answers: Answers,
-    shape: &Shape,
-    ask: &Ask,
+    shape: &ResponseFormat,
+    ask: &GenerationRequest,
     name: &str,
-) -> Response<Reply> {
+) -> Response<ResponseBody> {
     let feed = Arc::clone(&answers.all[0].feed);
     let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
     if ended.failed {
         Counters::add(&answers.engine.counters.errors, 1);
-        return refuse(&Refusal::internal());
+        return refuse(&ErrorResponse::internal());
     }
     answers.settle(0);
     answers.finish();
@@ -72,7 +72,7 @@ pub async fn context(
     let id: u64 = name.trim_start_matches("context-").parse().unwrap_or(0);
     let made = shape.whole(&[&feed], None);
     let Ok(mut body) = serde_json::from_slice::<Value>(&made) else {
-        return refuse(&Refusal::internal());
+        return refuse(&ErrorResponse::internal());
     };
     body["prompt_token_ids"] = json!(ask.prompts.first().map(|prompt| prompt.ids()));
     body["choices"][0]["disaggregated_params"] = json!({

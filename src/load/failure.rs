@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-/// Reason why a request did not end as asked.
+/// Reason why a request did not succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Failure {
+pub enum RequestFailure {
     /// The connection could not be opened.
     Connect,
     /// A status other than 200.
@@ -13,18 +13,18 @@ pub enum Failure {
     Broken,
     /// An error event in the stream.
     ErrorEvent,
-    /// The stream ended without `[DONE]`, or with fewer tokens than asked for.
+    /// The stream ended without `[DONE]`, or with fewer tokens than requested.
     Short,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Connect => f.write_str("no connection"),
-            Failure::Status(status) => write!(f, "status {status}"),
-            Failure::Broken => f.write_str("connection broken"),
-            Failure::ErrorEvent => f.write_str("error event"),
-            Failure::Short => f.write_str("answer too short"),
+            RequestFailure::Connect => f.write_str("no connection"),
+            RequestFailure::Status(status) => write!(f, "status {status}"),
+            RequestFailure::Broken => f.write_str("connection broken"),
+            RequestFailure::ErrorEvent => f.write_str("error event"),
+            RequestFailure::Short => f.write_str("answer too short"),
         }
     }
 }

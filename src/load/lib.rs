@@ -3,10 +3,19 @@
 //! - [`target`]: the server under load
 //! - [`prompts`]: texts of a given number of tokens, with the prefixes that a trace shares
 //! - [`run`]: the load generator
-//! - [`link`]: a connection that its request drives
+//! - [`connection`]: a connection that its request drives
 //! - [`progress`]: counters for a live view; [`failure`]: failure reasons
 //!
 //! Arrivals do not wait for responses, and only observed responses are counted.
+//!
+//! ```
+//! use tidegate_load::Target;
+//!
+//! let target = Target::parse("http://localhost:8080").unwrap().completions();
+//! assert_eq!(target.authority(), "localhost:8080");
+//! assert!(Target::parse("https://localhost").is_err(), "plain HTTP only");
+//! ```
+#![warn(missing_docs)]
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the shell uses sockets")]
 
 pub mod failure;
@@ -15,10 +24,10 @@ pub mod prompts;
 pub mod run;
 pub mod target;
 
-mod link;
+mod connection;
 
-pub use failure::Failure;
-pub use progress::{Progress, Snapshot};
+pub use failure::RequestFailure;
+pub use progress::{LoadProgress, Snapshot};
 pub use prompts::Prompts;
 pub use run::{LoadConfig, run};
 pub use target::{Target, TargetError};

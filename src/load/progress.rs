@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tidegate_types::Seconds;
 
-use crate::failure::Failure;
+use crate::failure::RequestFailure;
 
 /// Counters of a running load.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct LoadProgress {
     sent: AtomicU64,
     done: AtomicU64,
     failed: AtomicU64,
@@ -20,7 +20,7 @@ pub struct Progress {
     gaps: AtomicU64,
     gap_micros: AtomicU64,
     late_micros_max: AtomicU64,
-    failures: Mutex<BTreeMap<Failure, u64>>,
+    failures: Mutex<BTreeMap<RequestFailure, u64>>,
 }
 
 /// Snapshot of the counters.
@@ -40,7 +40,7 @@ pub struct Snapshot {
     gap_micros: u64,
 }
 
-impl Progress {
+impl LoadProgress {
     pub(crate) fn sent(&self, late: Duration) {
         self.sent.fetch_add(1, Relaxed);
         self.late_micros_max.fetch_max(late.as_micros() as u64, Relaxed);
@@ -55,7 +55,7 @@ impl Progress {
         self.tokens.fetch_add(u64::from(count), Relaxed);
     }
 
-    pub(crate) fn failed(&self, failure: Failure) {
+    pub(crate) fn failed(&self, failure: RequestFailure) {
         self.failed.fetch_add(1, Relaxed);
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         *failures.entry(failure).or_default() += 1;
@@ -68,7 +68,7 @@ impl Progress {
     }
 
     /// Returns the number of failed requests by reason.
-    pub fn failures(&self) -> Vec<(Failure, u64)> {
+    pub fn failures(&self) -> Vec<(RequestFailure, u64)> {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.iter().map(|(failure, count)| (*failure, *count)).collect()
     }

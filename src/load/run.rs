@@ -12,9 +12,9 @@ use tidegate_types::{Seconds, Tokens};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::failure::Failure;
-use crate::link::Link;
-use crate::progress::Progress;
+use crate::connection::LoadConnection;
+use crate::failure::RequestFailure;
+use crate::progress::LoadProgress;
 use crate::prompts::Prompts;
 use crate::target::Target;
 
@@ -33,17 +33,17 @@ pub struct LoadConfig {
     pub drain: Seconds,
 }
 
-struct Client {
+struct LoadClient {
     target: Target,
     model: String,
     prompts: Prompts,
-    progress: Arc<Progress>,
-    idle: Mutex<Vec<(Link, Instant)>>,
+    progress: Arc<LoadProgress>,
+    idle: Mutex<Vec<(LoadConnection, Instant)>>,
 }
 
 /// Progress of one request.
 #[derive(Clone, Copy, Default)]
-struct Seen {
+struct ReceivedTokens {
     first: Option<Instant>,
     last: Option<Instant>,
     tokens: u64,
@@ -53,10 +53,10 @@ struct Seen {
 /// Runs the load to its end. Outcomes are in trace order; TTFT counts from the arrival time in the
 /// trace. Requests that have not ended after the drain are cancelled, and counted neither as done
 /// nor as errors.
-pub async fn run(config: LoadConfig, progress: Arc<Progress>) -> Vec<Outcome> {
+pub async fn run(config: LoadConfig, progress: Arc<LoadProgress>) -> Vec<Outcome> {
     let LoadConfig { target, model, trace, drain } = config;
     let idle = Mutex::default();
-    let client = Arc::new(Client { target, model, prompts: Prompts::new(), progress, idle });
+    let client = Arc::new(LoadClient { target, model, prompts: Prompts::new(), progress, idle });
     let mut outcomes = vec![Outcome::default(); trace.arrivals.len()];
     let start = Instant::now();
     let deadline = start + (trace.end() + drain).to_duration();
@@ -67,9 +67,9 @@ pub async fn run(config: LoadConfig, progress: Arc<Progress>) -> Vec<Outcome> {
         let body = client.body(index, &arrival);
         sleep_until(due).await;
         let client = Arc::clone(&client);
-        let asked =
+        let request =
             async move { (index, client.request(body, due, deadline, arrival.output).await) };
-        tasks.spawn(asked);
+        tasks.spawn(request);
     }
     while let Some(joined) = tasks.join_next().await {
         if let Ok((index, outcome)) = joined {
@@ -79,7 +79,7 @@ pub async fn run(config: LoadConfig, progress: Arc<Progress>) -> Vec<Outcome> {
     outcomes
 }
 
-impl Client {
+impl LoadClient {
     fn body(&self, index: usize, arrival: &Arrival) -> Bytes {
         let chat = self.target.is_chat();
         let prompt = self.prompts.text(index, arrival, chat);
@@ -104,87 +104,98 @@ impl Client {
         output: Tokens,
     ) -> Outcome {
         self.progress.sent(due.elapsed());
-        let mut seen = Seen::default();
-        let ended = timeout_at(deadline, self.exchange(body, due, &mut seen)).await;
+        let mut received = ReceivedTokens::default();
+        let ended = timeout_at(deadline, self.exchange(body, due, &mut received)).await;
         let failure = match ended {
             // Unfinished: the run ended first.
             Err(_) => None,
             Ok(Err(failure)) => Some(failure),
-            Ok(Ok(())) => (!seen.done || seen.tokens < output.get()).then_some(Failure::Short),
+            Ok(Ok(())) => {
+                (!received.done || received.tokens < output.get()).then_some(RequestFailure::Short)
+            }
         };
         let done = ended.is_ok() && failure.is_none();
-        let span = seen.first.zip(seen.last).map(|(first, last)| Seconds::from(last - first));
-        let gaps = seen.tokens.saturating_sub(1);
+        let span =
+            received.first.zip(received.last).map(|(first, last)| Seconds::from(last - first));
+        let gaps = received.tokens.saturating_sub(1);
         match failure {
             Some(failure) => self.progress.failed(failure),
             None if done => self.progress.done(gaps, span.unwrap_or_default()),
             None => {}
         }
         Outcome {
-            ttft: seen.first.map(|first| Seconds::from(first - due)),
+            ttft: received.first.map(|first| Seconds::from(first - due)),
             tpot: span.filter(|_| gaps > 0 && done).map(|span| span / gaps as f64),
             done,
             error: failure.is_some(),
-            tokens: Tokens(seen.tokens),
+            tokens: Tokens(received.tokens),
         }
     }
 
-    async fn exchange(&self, body: Bytes, due: Instant, seen: &mut Seen) -> Result<(), Failure> {
-        let (mut link, mut answer) = self.open(body).await?;
+    async fn exchange(
+        &self,
+        body: Bytes,
+        due: Instant,
+        received: &mut ReceivedTokens,
+    ) -> Result<(), RequestFailure> {
+        let (mut connection, mut answer) = self.open(body).await?;
         let mut reader = SseReader::new(self.target.endpoint());
-        while let Some(data) = link.next(&mut answer).await.map_err(|_| Failure::Broken)? {
+        while let Some(data) =
+            connection.next(&mut answer).await.map_err(|_| RequestFailure::Broken)?
+        {
             let more = reader.feed(&data);
-            seen.done |= more.done;
+            received.done |= more.done;
             if more.tokens > 0 {
-                self.tokens(more.tokens, due, seen);
+                self.tokens(more.tokens, due, received);
             }
             if more.error {
-                return Err(Failure::ErrorEvent);
+                return Err(RequestFailure::ErrorEvent);
             }
         }
-        self.keep(link);
+        self.reuse(connection);
         Ok(())
     }
 
-    fn tokens(&self, tokens: u32, due: Instant, seen: &mut Seen) {
+    fn tokens(&self, tokens: u32, due: Instant, received: &mut ReceivedTokens) {
         let now = Instant::now();
-        if seen.first.is_none() {
-            seen.first = Some(now);
+        if received.first.is_none() {
+            received.first = Some(now);
             self.progress.first(Seconds::from(now - due));
         }
-        seen.last = Some(now);
-        seen.tokens += u64::from(tokens);
+        received.last = Some(now);
+        received.tokens += u64::from(tokens);
         self.progress.tokens(tokens);
     }
 
     /// Sends the request. A kept connection that the server has closed is replaced once.
-    async fn open(&self, body: Bytes) -> Result<(Link, Incoming), Failure> {
-        if let Some(mut link) = self.take() {
-            match link.send(self.ask(body.clone())?).await {
-                Ok(answer) => return self.answered(link, answer),
+    async fn open(&self, body: Bytes) -> Result<(LoadConnection, Incoming), RequestFailure> {
+        if let Some(mut connection) = self.take() {
+            match connection.send(self.http_request(body.clone())?).await {
+                Ok(answer) => return self.answered(connection, answer),
                 Err(error) if error.is_closed() || error.is_canceled() => {}
                 Err(error) if error.is_incomplete_message() => {}
-                Err(_) => return Err(Failure::Broken),
+                Err(_) => return Err(RequestFailure::Broken),
             }
         }
-        let connected = Link::connect(self.target.authority()).await;
-        let mut link = connected.map_err(|_| Failure::Connect)?;
-        let answer = link.send(self.ask(body)?).await.map_err(|_| Failure::Broken)?;
-        self.answered(link, answer)
+        let connected = LoadConnection::connect(self.target.authority()).await;
+        let mut connection = connected.map_err(|_| RequestFailure::Connect)?;
+        let answer =
+            connection.send(self.http_request(body)?).await.map_err(|_| RequestFailure::Broken)?;
+        self.answered(connection, answer)
     }
 
     fn answered(
         &self,
-        link: Link,
+        connection: LoadConnection,
         answer: http::Response<Incoming>,
-    ) -> Result<(Link, Incoming), Failure> {
+    ) -> Result<(LoadConnection, Incoming), RequestFailure> {
         match answer.status().as_u16() {
-            200 => Ok((link, answer.into_body())),
-            status => Err(Failure::Status(status)),
+            200 => Ok((connection, answer.into_body())),
+            status => Err(RequestFailure::Status(status)),
         }
     }
 
-    fn ask(&self, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+    fn http_request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, RequestFailure> {
         let mut request = Request::post(self.target.path())
             .header("host", self.target.authority())
             .header("content-type", "application/json");
@@ -192,23 +203,23 @@ impl Client {
             request = request.header("authorization", authorization);
         }
         // The target was validated when it was created.
-        request.body(Full::new(body)).map_err(|_| Failure::Connect)
+        request.body(Full::new(body)).map_err(|_| RequestFailure::Connect)
     }
 
-    fn take(&self) -> Option<Link> {
+    fn take(&self) -> Option<LoadConnection> {
         loop {
-            let (mut link, since) = self.idle().pop()?;
-            if since.elapsed() < IDLE_MAX && link.is_open() {
-                return Some(link);
+            let (mut connection, since) = self.idle().pop()?;
+            if since.elapsed() < IDLE_MAX && connection.is_open() {
+                return Some(connection);
             }
         }
     }
 
-    fn keep(&self, link: Link) {
-        self.idle().push((link, Instant::now()));
+    fn reuse(&self, connection: LoadConnection) {
+        self.idle().push((connection, Instant::now()));
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Link, Instant)>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(LoadConnection, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

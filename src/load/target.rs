@@ -17,10 +17,10 @@ pub struct Target {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TargetError {
     /// The URL is not of the form `http://host:port`.
-    #[error("{0:?} is no target: give http://host:port")]
+    #[error("{0:?} is not a valid target: expected http://host:port")]
     Url(String),
     /// The key has characters that a header cannot contain.
-    #[error("the API key has characters that a header cannot have")]
+    #[error("the API key has characters that a header cannot contain")]
     Key,
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use tidegate_emulator::{EmulatorConfig, EngineKind, KvRole, VllmConnector};
+use tidegate_emulator::{EmulatedEngine, EmulatorConfig, VllmConnector, VllmKvRole};
 
 use crate::client::{leave_later, post, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -33,7 +33,7 @@ async fn fleet(connector: VllmConnector) -> Emulated {
 
 /// Answers through the proxy equal those of a single engine.
 async fn answers_as_one_engine(proxy: &Proxy, fleet: &Emulated, prompts: [usize; 2]) {
-    let alone = Emulated::of(1, EngineKind::Plain).await;
+    let alone = Emulated::of(1, EmulatedEngine::Plain).await;
     for (stream, prompt) in [(true, prompts[0]), (false, prompts[1])] {
         let body = fleet.chat(stream, prompt, 12);
         let answer = proxy.post("/v1/chat/completions", &body).await;
@@ -174,7 +174,7 @@ async fn a_strict_producer_and_a_strict_consumer_never_get_the_wrong_kind() {
         let connector = VllmConnector::Mooncake;
         Emulated::with(EmulatorConfig { connector, kv_role, ..EmulatorConfig::default() }).await
     };
-    let (p, mut d) = (strict(KvRole::Producer).await, strict(KvRole::Consumer).await);
+    let (p, mut d) = (strict(VllmKvRole::Producer).await, strict(VllmKvRole::Consumer).await);
     let more = "models = [\"m\"]\nkv_role = ";
     let engines = [
         engine("p", "mooncake", &p, 0, &format!("{more}\"kv_producer\"")),

@@ -1,23 +1,23 @@
 //! Fast emulated engines for one test.
 
 use std::net::SocketAddr;
-use tidegate_emulator::{EmulatorConfig, EngineKind, Running, Stats, start};
+use tidegate_emulator::{EmulatedEngine, EmulatorConfig, RunningEmulator, Stats, start};
 use tidegate_sim::Profile;
 
 use crate::client::Answer;
 
 pub struct Emulated {
-    running: Running,
+    running: RunningEmulator,
 }
 
 impl Emulated {
     /// Starts engines that serve model `m`.
     pub async fn start(count: u16) -> Emulated {
-        Emulated::of(count, EngineKind::Vllm).await
+        Emulated::of(count, EmulatedEngine::Vllm).await
     }
 
     /// Starts engines of another kind.
-    pub async fn of(count: u16, kind: EngineKind) -> Emulated {
+    pub async fn of(count: u16, kind: EmulatedEngine) -> Emulated {
         Emulated::with(EmulatorConfig { kind, count, ..EmulatorConfig::default() }).await
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::collections::BTreeSet;
-use tidegate_emulator::{DisaggregationMode, EngineKind};
+use tidegate_emulator::{EmulatedEngine, SglangMode};
 use tokio::task::JoinSet;
 
 use crate::client::{leave_later, post, send, until};
@@ -24,8 +24,8 @@ fn decode(name: &'static str, url: String) -> Engine {
     Engine { name, url, more: DECODE }
 }
 
-async fn emulated(mode: DisaggregationMode) -> Emulated {
-    Emulated::of(1, EngineKind::Sglang(mode)).await
+async fn emulated(mode: SglangMode) -> Emulated {
+    Emulated::of(1, EmulatedEngine::Sglang(mode)).await
 }
 
 fn room(sent: &Value) -> u64 {
@@ -35,9 +35,8 @@ fn room(sent: &Value) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kv_cache_really_moves_and_the_answer_is_one_engines() {
-    let (p, d) =
-        (emulated(DisaggregationMode::Prefill).await, emulated(DisaggregationMode::Decode).await);
-    let alone = emulated(DisaggregationMode::Null).await;
+    let (p, d) = (emulated(SglangMode::Prefill).await, emulated(SglangMode::Decode).await);
+    let alone = emulated(SglangMode::Null).await;
     let engines = [prefill("p", p.url(0), p.address(0).port()), decode("d", d.url(0))];
     let proxy = Proxy::start("", &engines).await;
     // Short prompts as well: no engine accepts a whole request.
@@ -158,8 +157,8 @@ async fn notes(proxy: &Proxy, result: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
-    let p = Emulated::of(2, EngineKind::Sglang(DisaggregationMode::Prefill)).await;
-    let d = emulated(DisaggregationMode::Decode).await;
+    let p = Emulated::of(2, EmulatedEngine::Sglang(SglangMode::Prefill)).await;
+    let d = emulated(SglangMode::Decode).await;
     let port = |fleet: &Emulated, engine| fleet.address(engine).port();
     let engines = [
         switchable("p0", p.url(0), "prefill", port(&p, 0)),
@@ -203,8 +202,8 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_planner_has_an_engine_switch_when_a_shift_lasts() {
-    let p = emulated(DisaggregationMode::Prefill).await;
-    let d = Emulated::of(3, EngineKind::Sglang(DisaggregationMode::Decode)).await;
+    let p = emulated(SglangMode::Prefill).await;
+    let d = Emulated::of(3, EmulatedEngine::Sglang(SglangMode::Decode)).await;
     let port = |fleet: &Emulated, engine| fleet.address(engine).port();
     let engines = [
         switchable("p", p.url(0), "prefill", port(&p, 0)),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::process::{Command, Stdio};
-use tidegate_emulator::{DisaggregationMode, EmulatorConfig, EngineKind, VllmConnector};
+use tidegate_emulator::{EmulatedEngine, EmulatorConfig, SglangMode, VllmConnector};
 
 use crate::client::{post, send};
 use crate::fleet::Emulated;
@@ -44,14 +44,14 @@ async fn two_urls_are_enough_to_split_a_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn init_writes_what_check_accepts_for_every_kind_of_engine() {
-    let sglang = |mode| EmulatorConfig { kind: EngineKind::Sglang(mode), ..Default::default() };
+    let sglang = |mode| EmulatorConfig { kind: EmulatedEngine::Sglang(mode), ..Default::default() };
     let mooncake = EmulatorConfig { connector: VllmConnector::Mooncake, ..Default::default() };
     let kinds = [
         (EmulatorConfig::default(), "connector = \"nixl\""),
         (mooncake, "connector = \"mooncake\""),
-        (EmulatorConfig { kind: EngineKind::Trtllm, ..Default::default() }, "\"transceiver\""),
-        (sglang(DisaggregationMode::Null), "No KV connector found"),
-        (EmulatorConfig { kind: EngineKind::Plain, ..Default::default() }, "engine = \"vllm\""),
+        (EmulatorConfig { kind: EmulatedEngine::Trtllm, ..Default::default() }, "\"transceiver\""),
+        (sglang(SglangMode::Null), "No KV connector found"),
+        (EmulatorConfig { kind: EmulatedEngine::Plain, ..Default::default() }, "engine = \"vllm\""),
     ];
     for (config, word) in kinds {
         let engines = Emulated::with(config).await;
@@ -71,9 +71,9 @@ async fn init_writes_what_check_accepts_for_every_kind_of_engine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roles_of_sglang_engines_are_those_of_their_modes() {
-    let of = async |mode| Emulated::of(1, EngineKind::Sglang(mode)).await;
-    let prefill = of(DisaggregationMode::Prefill).await;
-    let decode = of(DisaggregationMode::Decode).await;
+    let of = async |mode| Emulated::of(1, EmulatedEngine::Sglang(mode)).await;
+    let prefill = of(SglangMode::Prefill).await;
+    let decode = of(SglangMode::Decode).await;
     let (code, text, told) = says(&["init", &prefill.url(0), &decode.url(0)]);
     assert_eq!(code, Some(0), "{told}");
     let port = format!("bootstrap_port = {}", prefill.address(0).port());
@@ -134,7 +134,7 @@ async fn doctor_tries_a_hand_off_between_each_pair() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_what_is_wrong_and_what_to_do() {
-    let engines = Emulated::of(1, EngineKind::Plain).await;
+    let engines = Emulated::of(1, EmulatedEngine::Plain).await;
     let nobody = Nobody::new();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tidegate.toml");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use tidegate_emulator::EngineKind;
+use tidegate_emulator::EmulatedEngine;
 
 use crate::client::{post, send};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -32,7 +32,7 @@ fn context(finish: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kv_cache_really_moves_in_both_directions() {
-    let fleet = Emulated::of(2, EngineKind::Trtllm).await;
+    let fleet = Emulated::of(2, EmulatedEngine::Trtllm).await;
     let free = "engine = \"trtllm\"\nconnector = \"transceiver\"";
     let engines = [engine("a", fleet.url(0), free), engine("b", fleet.url(1), free)];
     let proxy = Proxy::start(SPLIT, &engines).await;

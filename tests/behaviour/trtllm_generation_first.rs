@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use tidegate_emulator::{EmulatorConfig, EngineKind};
+use tidegate_emulator::{EmulatedEngine, EmulatorConfig};
 
 use crate::client::{leave_later, post, send, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -44,7 +44,7 @@ fn legs(fake: &Fake) -> Vec<Value> {
 async fn signed(key: &str) -> Emulated {
     let config = EmulatorConfig {
         count: 2,
-        kind: EngineKind::Trtllm,
+        kind: EmulatedEngine::Trtllm,
         disagg_key: Some(key.to_owned()),
         ..EmulatorConfig::default()
     };

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tidegate_emulator::{EmulatorConfig, EngineKind, LoadFailurePolicy};
+use tidegate_emulator::{EmulatedEngine, EmulatorConfig, LoadFailurePolicy};
 use tidegate_settings::Settings;
 use tidegate_sim::Profile;
 use tidegate_types::Seconds;
@@ -17,7 +17,7 @@ use crate::wire;
 pub struct Fleet {
     pub model: &'static str,
     pub taps: Vec<Tap>,
-    engines: Mutex<tidegate_emulator::Running>,
+    engines: Mutex<tidegate_emulator::RunningEmulator>,
 }
 
 /// KV lease of the emulated engines: short, so that leases orphaned by a fault end within the test.
@@ -33,7 +33,7 @@ impl Fleet {
     /// Engines without a connector.
     pub async fn whole() -> Fleet {
         let config =
-            EmulatorConfig { kind: EngineKind::Plain, count: 3, ..EmulatorConfig::default() };
+            EmulatorConfig { kind: EmulatedEngine::Plain, count: 3, ..EmulatorConfig::default() };
         Fleet::start("whole", config).await
     }
 

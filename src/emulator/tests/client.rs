@@ -13,7 +13,7 @@ use tidegate_sim::Profile;
 use tidegate_types::Seconds;
 use tokio::net::TcpStream;
 
-use crate::{EmulatorConfig, Running, start};
+use crate::{EmulatorConfig, RunningEmulator, start};
 
 pub struct Answer {
     pub status: StatusCode,
@@ -75,7 +75,7 @@ pub fn config() -> EmulatorConfig {
     }
 }
 
-pub async fn two() -> Running {
+pub async fn two() -> RunningEmulator {
     start(config()).await.unwrap()
 }
 
@@ -154,7 +154,7 @@ pub async fn until(what: &str, happened: impl Fn() -> bool) {
 }
 
 /// Waits until an engine has no request left.
-pub async fn idle(running: &Running, engine: usize) {
+pub async fn idle(running: &RunningEmulator, engine: usize) {
     until("all is given back", || {
         let now = running.stats(engine);
         (now.open, now.running, now.waiting, now.held, now.kv_used) == (0, 0, 0, 0, 0)

@@ -4,11 +4,14 @@ use serde_json::{Value, json};
 use tidegate_types::Seconds;
 
 use super::client::*;
-use crate::{EmulatorConfig, EngineKind, KvRole, LoadFailurePolicy, Running, VllmConnector, start};
+use crate::{
+    EmulatedEngine, EmulatorConfig, LoadFailurePolicy, RunningEmulator, VllmConnector, VllmKvRole,
+    start,
+};
 
 const PATH: &str = "/v1/completions";
 
-async fn engines(connector: VllmConnector) -> Running {
+async fn engines(connector: VllmConnector) -> RunningEmulator {
     start(EmulatorConfig { connector, ..config() }).await.unwrap()
 }
 
@@ -23,7 +26,7 @@ fn sends(transfer: &str) -> Value {
     json!({ "do_remote_prefill": false, "do_remote_decode": true, "transfer_id": transfer })
 }
 
-fn wants(fleet: &Running, engine_id: &str, transfer: &str) -> Value {
+fn wants(fleet: &RunningEmulator, engine_id: &str, transfer: &str) -> Value {
     json!({
         "do_remote_prefill": true, "do_remote_decode": false, "transfer_id": transfer,
         "remote_bootstrap_addr": format!("http://{}", fleet.addresses()[0]),
@@ -123,14 +126,14 @@ async fn a_rank_has_only_the_kv_that_it_computed() {
 #[tokio::test]
 async fn a_strict_engine_dies_of_the_other_kind() {
     let connector = VllmConnector::Mooncake;
-    for (kv_role, serves) in [(KvRole::Producer, 200), (KvRole::Consumer, 404)] {
+    for (kv_role, serves) in [(VllmKvRole::Producer, 200), (VllmKvRole::Consumer, 404)] {
         let fleet = start(EmulatorConfig { connector, kv_role, ..config() }).await.unwrap();
         let at = fleet.addresses()[0];
         assert_eq!(get(at, "/query").await.status, serves, "a consumer has no bootstrap server");
         let whole = completion("whole", 50, 4, false);
         assert_eq!(post(at, PATH, &whole).await.status, 200);
         let wrong = match kv_role {
-            KvRole::Producer => wants(&fleet, fleet.engine_id(1), "x"),
+            VllmKvRole::Producer => wants(&fleet, fleet.engine_id(1), "x"),
             _ => sends("x"),
         };
         assert_eq!(post(at, PATH, &one_token("wrong", &wrong)).await.status, 500);
@@ -198,7 +201,7 @@ async fn a_store_has_what_was_put_there_and_nothing_else() {
 
 #[tokio::test]
 async fn a_generation_that_goes_first_waits_for_its_context_and_no_longer() {
-    let kind = EngineKind::Trtllm;
+    let kind = EmulatedEngine::Trtllm;
     let timeout = Seconds(0.2);
     let config = EmulatorConfig { kind, handshake_timeout: timeout, ..config() };
     let fleet = start(config).await.unwrap();

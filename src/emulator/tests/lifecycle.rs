@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::client::*;
-use crate::{EmulatorConfig, EngineKind, start};
+use crate::{EmulatedEngine, EmulatorConfig, start};
 
 const PATH: &str = "/v1/completions";
 
@@ -52,7 +52,7 @@ async fn a_killed_engine_cuts_its_streams_and_refuses_connections() {
 
 #[tokio::test]
 async fn plain_engines_ignore_hand_offs() {
-    let fleet = start(EmulatorConfig { kind: EngineKind::Plain, ..config() }).await.unwrap();
+    let fleet = start(EmulatorConfig { kind: EmulatedEngine::Plain, ..config() }).await.unwrap();
     let address = fleet.addresses()[0];
     assert!(prefill(address, "plain", 50).await.is_null());
     let params = json!({

@@ -8,10 +8,10 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, advance};
 
-use crate::feed::Feed;
-use crate::scheduler::{Command, Scheduler};
+use crate::scheduler::{Scheduler, SchedulerCommand};
+use crate::token_feed::TokenFeed;
 
-fn running() -> (UnboundedSender<Command>, Arc<Feed>, Seconds) {
+fn running() -> (UnboundedSender<SchedulerCommand>, Arc<TokenFeed>, Seconds) {
     // Only the weights take time: all steps have equal length.
     let zero = Seconds::ZERO;
     let step = Seconds(0.010);
@@ -26,7 +26,7 @@ fn running() -> (UnboundedSender<Command>, Arc<Feed>, Seconds) {
     };
     let (commands, inbox) = unbounded_channel();
     tokio::spawn(Scheduler::new(Engine::new(profile), inbox, Arc::default()).run());
-    let feed = Arc::new(Feed::new(true));
+    let feed = Arc::new(TokenFeed::new(true));
     let sequence = Sequence {
         id: SeqId(1),
         prompt: Tokens(10),
@@ -34,7 +34,9 @@ fn running() -> (UnboundedSender<Command>, Arc<Feed>, Seconds) {
         output: Tokens(1000),
         work: Work::Whole,
     };
-    commands.send(Command::Admit { sequence, feed: Arc::clone(&feed), reserved: None }).unwrap();
+    commands
+        .send(SchedulerCommand::Admit { sequence, feed: Arc::clone(&feed), reserved: None })
+        .unwrap();
     (commands, feed, step)
 }
 
@@ -70,7 +72,7 @@ async fn a_late_wake_up_does_not_stretch_time() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_left_before_its_sequence_came_is_not_served() {
     let (commands, _feed, _) = running();
-    let feed = Arc::new(Feed::new(true));
+    let feed = Arc::new(TokenFeed::new(true));
     feed.leave();
     let sequence = Sequence {
         id: SeqId(2),
@@ -79,8 +81,10 @@ async fn a_reader_that_left_before_its_sequence_came_is_not_served() {
         output: Tokens(1000),
         work: Work::Whole,
     };
-    commands.send(Command::Cancel(SeqId(2))).unwrap();
-    commands.send(Command::Admit { sequence, feed: Arc::clone(&feed), reserved: None }).unwrap();
+    commands.send(SchedulerCommand::Cancel(SeqId(2))).unwrap();
+    commands
+        .send(SchedulerCommand::Admit { sequence, feed: Arc::clone(&feed), reserved: None })
+        .unwrap();
     advance(Duration::from_millis(300)).await;
     settle().await;
     assert_eq!(feed.progress().tokens, 0);
@@ -91,7 +95,7 @@ async fn memory_that_is_free_is_granted_while_a_step_runs() {
     let (commands, feed, _) = running();
     settle().await;
     let (granted, mut grant) = oneshot::channel();
-    commands.send(Command::Reserve { tokens: Tokens(100), granted }).unwrap();
+    commands.send(SchedulerCommand::Reserve { tokens: Tokens(100), granted }).unwrap();
     let begin = Instant::now();
     (&mut grant).await.unwrap();
     assert_eq!((begin.elapsed(), feed.progress().tokens), (Duration::ZERO, 0), "in the first step");

@@ -1,14 +1,14 @@
 //! The load against emulated engines: requests sent, values measured, end of the run.
 
 use super::*;
-use tidegate_emulator::{EmulatorConfig, Running, start};
+use tidegate_emulator::{EmulatorConfig, RunningEmulator, start};
 use tidegate_sim::Profile;
 
 fn fast() -> EmulatorConfig {
     EmulatorConfig { profile: Profile::named("fast").unwrap(), ..EmulatorConfig::default() }
 }
 
-async fn one() -> (Running, Target) {
+async fn one() -> (RunningEmulator, Target) {
     let engine = start(fast()).await.unwrap();
     let target = Target::parse(&format!("http://{}", engine.addresses()[0])).unwrap();
     (engine, target)
@@ -31,7 +31,7 @@ async fn every_arrival_gets_its_tokens_from_an_emulated_engine() {
     let count = trace.arrivals.len() as u64;
     for target in [target.clone(), target.completions()] {
         let before = engine.stats(0);
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(LoadProgress::default());
         let outcomes = run(config(target, trace.clone(), 15.0), Arc::clone(&progress)).await;
         assert!(outcomes.iter().all(|outcome| outcome.done && !outcome.error), "{outcomes:?}");
         let snapshot = progress.snapshot();
@@ -48,20 +48,20 @@ async fn every_arrival_gets_its_tokens_from_an_emulated_engine() {
 async fn a_dead_target_is_an_error_and_not_a_wait() {
     let trace = Trace { arrivals: vec![arrival(0.0, 10, 5), arrival(0.01, 10, 5)] };
     let target = Target::parse("http://127.0.0.1:9").unwrap();
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(LoadProgress::default());
     let outcomes = run(config(target, trace, 5.0), Arc::clone(&progress)).await;
     assert!(outcomes.iter().all(|outcome| outcome.error));
-    assert_eq!(progress.failures(), [(Failure::Connect, 2)]);
+    assert_eq!(progress.failures(), [(RequestFailure::Connect, 2)]);
 }
 
 #[tokio::test]
 async fn a_refusal_is_counted_by_its_status() {
     let (engine, target) = one().await;
     let trace = Trace { arrivals: vec![arrival(0.0, 200_000, 5)] };
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(LoadProgress::default());
     let outcomes = run(config(target, trace, 5.0), Arc::clone(&progress)).await;
     assert!(outcomes[0].error && !outcomes[0].done);
-    assert_eq!(progress.failures(), [(Failure::Status(400), 1)]);
+    assert_eq!(progress.failures(), [(RequestFailure::Status(400), 1)]);
     engine.stop().await;
 }
 
@@ -84,7 +84,7 @@ async fn what_is_unfinished_when_the_drain_ends_is_cancelled_and_no_error() {
 async fn an_engine_that_dies_breaks_the_streams_it_had() {
     let (mut engine, target) = one().await;
     let trace = Trace { arrivals: vec![arrival(0.0, 10, 100_000)] };
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(LoadProgress::default());
     let loading = tokio::spawn(run(config(target, trace, 30.0), Arc::clone(&progress)));
     while progress.snapshot().tokens == 0 {
         tokio::task::yield_now().await;
@@ -92,7 +92,7 @@ async fn an_engine_that_dies_breaks_the_streams_it_had() {
     engine.kill(0).await;
     let outcomes = loading.await.unwrap();
     assert!(outcomes[0].error);
-    assert_eq!(progress.failures(), [(Failure::Broken, 1)]);
+    assert_eq!(progress.failures(), [(RequestFailure::Broken, 1)]);
     engine.stop().await;
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 /// Tokens of one answer. Written by the hand-off, then by the scheduler; read by one body.
 #[derive(Debug, Default)]
-pub struct Feed {
+pub struct TokenFeed {
     /// Token count, and the two flags below.
     state: AtomicU64,
     /// Identity of the prompt's KV on this engine; a hand-off replaces it.
@@ -24,7 +24,7 @@ pub struct Feed {
 
 /// Snapshot of the feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct FeedProgress {
     /// Tokens so far.
     pub tokens: u64,
     /// The answer has ended.
@@ -36,10 +36,10 @@ pub struct Progress {
 const OVER: u64 = 1 << 63;
 const FAILED: u64 = 1 << 62;
 
-impl Feed {
+impl TokenFeed {
     /// Creates a feed; with `stream` false the reader is woken only at the end.
-    pub fn new(stream: bool) -> Feed {
-        Feed { quiet: !stream, ..Feed::default() }
+    pub fn new(stream: bool) -> TokenFeed {
+        TokenFeed { quiet: !stream, ..TokenFeed::default() }
     }
 
     /// Adds a token; `last` ends the answer.
@@ -84,9 +84,9 @@ impl Feed {
     }
 
     /// Returns the current state.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> FeedProgress {
         let state = self.state.load(Ordering::Acquire);
-        Progress {
+        FeedProgress {
             tokens: state & !(OVER | FAILED),
             over: state & OVER != 0,
             failed: state & FAILED != 0,
@@ -94,8 +94,9 @@ impl Feed {
     }
 
     /// Ready when there are more than `seen` tokens or the answer has ended.
-    pub fn poll_beyond(&self, seen: u64, context: &mut Context<'_>) -> Poll<Progress> {
-        let news = |progress: &Progress| progress.over || (!self.quiet && progress.tokens > seen);
+    pub fn poll_beyond(&self, seen: u64, context: &mut Context<'_>) -> Poll<FeedProgress> {
+        let news =
+            |progress: &FeedProgress| progress.over || (!self.quiet && progress.tokens > seen);
         let progress = self.progress();
         if news(&progress) {
             return Poll::Ready(progress);
@@ -113,23 +114,23 @@ mod tests {
 
     #[test]
     fn a_stream_sees_every_token_and_the_end() {
-        let feed = Feed::new(true);
+        let feed = TokenFeed::new(true);
         let mut context = Context::from_waker(Waker::noop());
         assert!(feed.poll_beyond(0, &mut context).is_pending());
         feed.push(false);
         feed.push(true);
-        let expected = Progress { tokens: 2, over: true, failed: false };
+        let expected = FeedProgress { tokens: 2, over: true, failed: false };
         assert_eq!(feed.poll_beyond(0, &mut context), Poll::Ready(expected));
     }
 
     #[test]
     fn a_whole_answer_waits_for_the_end() {
-        let feed = Feed::new(false);
+        let feed = TokenFeed::new(false);
         let mut context = Context::from_waker(Waker::noop());
         feed.push(false);
         assert!(feed.poll_beyond(0, &mut context).is_pending());
         feed.fail();
-        let expected = Progress { tokens: 1, over: true, failed: true };
+        let expected = FeedProgress { tokens: 1, over: true, failed: true };
         assert_eq!(feed.poll_beyond(0, &mut context), Poll::Ready(expected));
     }
 }

@@ -8,17 +8,17 @@ use crate::tokens::BLOCK_TOKENS;
 
 /// Blocks by their chained hash.
 #[derive(Debug)]
-pub struct PrefixCache {
+pub struct BlockCache {
     used: HashMap<u64, u64>,
     by_age: BTreeMap<u64, u64>,
     turn: u64,
     blocks_max: usize,
 }
 
-impl PrefixCache {
+impl BlockCache {
     /// Creates a cache for a memory of `capacity` tokens.
-    pub fn new(capacity: Tokens) -> PrefixCache {
-        PrefixCache {
+    pub fn new(capacity: Tokens) -> BlockCache {
+        BlockCache {
             used: HashMap::new(),
             by_age: BTreeMap::new(),
             turn: 0,
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_known_beginning_counts_and_the_oldest_block_goes_first() {
-        let mut cache = PrefixCache::new(Tokens(4 * BLOCK_TOKENS as u64));
+        let mut cache = BlockCache::new(Tokens(4 * BLOCK_TOKENS as u64));
         assert_eq!(cache.touch(&[1, 2, 3]), 0);
         assert_eq!(cache.touch(&[1, 2, 4]), 2 * BLOCK_TOKENS as u64);
         assert_eq!(cache.touch(&[5]), 0);

@@ -5,38 +5,39 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tidegate_types::Tokens;
 
-use crate::config::{EngineKind, VllmConnector};
-use crate::engine::Shared;
-use crate::prefix::PrefixCache;
+use crate::block_cache::BlockCache;
+use crate::config::{EmulatedEngine, VllmConnector};
+use crate::engine::EngineState;
 use crate::stats::Counters;
-use crate::tokens::Prompt;
+use crate::tokens::TokenizedPrompt;
 
 /// Far larger than any engine's memory.
 const CAPACITY: Tokens = Tokens(1 << 26);
 
 /// Blocks by chained hash.
 #[derive(Debug)]
-pub struct Store(Mutex<PrefixCache>);
+pub struct SharedKvStore(Mutex<BlockCache>);
 
-impl Default for Store {
-    fn default() -> Store {
-        Store(Mutex::new(PrefixCache::new(CAPACITY)))
+impl Default for SharedKvStore {
+    fn default() -> SharedKvStore {
+        SharedKvStore(Mutex::new(BlockCache::new(CAPACITY)))
     }
 }
 
-impl Store {
-    fn blocks(&self) -> MutexGuard<'_, PrefixCache> {
+impl SharedKvStore {
+    fn blocks(&self) -> MutexGuard<'_, BlockCache> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns whether this engine uses the store.
-pub fn used_by(engine: &Shared) -> bool {
-    engine.config.kind == EngineKind::Vllm && engine.config.connector == VllmConnector::SharedStore
+pub fn used_by(engine: &EngineState) -> bool {
+    engine.config.kind == EmulatedEngine::Vllm
+        && engine.config.connector == VllmConnector::SharedStore
 }
 
 /// Returns how many prompt tokens beyond the first `local` the engine fetches from the store.
-pub fn fetch(engine: &Shared, prompt: &Prompt, local: Tokens) -> Tokens {
+pub fn fetch(engine: &EngineState, prompt: &TokenizedPrompt, local: Tokens) -> Tokens {
     if !used_by(engine) {
         return Tokens::ZERO;
     }
@@ -52,11 +53,11 @@ pub fn fetch(engine: &Shared, prompt: &Prompt, local: Tokens) -> Tokens {
 }
 
 /// Stores blocks that the engine has computed.
-pub fn put(engine: &Shared, chain: &[u64]) {
+pub fn put(engine: &EngineState, chain: &[u64]) {
     let new = {
         let mut blocks = engine.store.blocks();
         let known = blocks.touch(chain);
-        PrefixCache::tokens(chain.len()) - known
+        BlockCache::tokens(chain.len()) - known
     };
     Counters::add(&engine.counters.bytes_out, new * engine.config.profile.kv_bytes);
 }

@@ -6,28 +6,28 @@ use http::header::HeaderMap;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::body::Ask;
+use crate::answer_text;
 use crate::config::EmulatorConfig;
-use crate::engine::Shared;
-use crate::feed::Feed;
-use crate::lease::Held;
-use crate::text;
-use crate::tokens::{BLOCK_TOKENS, Prompt};
+use crate::engine::EngineState;
+use crate::lease::HeldKv;
+use crate::request_body::GenerationRequest;
+use crate::token_feed::TokenFeed;
+use crate::tokens::{BLOCK_TOKENS, TokenizedPrompt};
 
 /// A request's ids (docs/spec/engine-protocols.md#vllm-headers).
-pub struct Ids {
+pub struct ResponseIds {
     /// Id in the response.
     pub external: String,
     chat: bool,
 }
 
-impl Ids {
+impl ResponseIds {
     /// Takes the id from `X-Request-Id`, or a random one.
-    pub fn new(chat: bool, headers: &HeaderMap) -> Ids {
+    pub fn new(chat: bool, headers: &HeaderMap) -> ResponseIds {
         let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
         let id = given.map_or_else(|| format!("{:016x}", fastrand::u64(..)), str::to_owned);
         let kind = if chat { "chatcmpl" } else { "cmpl" };
-        Ids { external: format!("{kind}-{id}"), chat }
+        ResponseIds { external: format!("{kind}-{id}"), chat }
     }
 
     /// Returns the unguessable id by which other engines know answer `i`.
@@ -38,7 +38,7 @@ impl Ids {
 }
 
 /// Prebuilt parts of one request's response.
-pub struct Shape {
+pub struct ResponseFormat {
     chat: bool,
     /// Start of a chunk, up to `"choices":[`.
     head: String,
@@ -56,9 +56,13 @@ pub struct Shape {
 
 const FINGERPRINT: &str = "\"system_fingerprint\":\"vllm-0.32.0-emulated\"";
 
-impl Shape {
+impl ResponseFormat {
     /// Builds the parts for one request.
-    pub fn new(config: &EmulatorConfig, ids: &Ids, ask: &Ask) -> Shape {
+    pub fn new(
+        config: &EmulatorConfig,
+        ids: &ResponseIds,
+        ask: &GenerationRequest,
+    ) -> ResponseFormat {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         // Serialising a string cannot fail.
         let quoted = |text: &str| serde_json::to_string(text).unwrap_or_default();
@@ -73,12 +77,12 @@ impl Shape {
             true => ("chat.completion", "chat.completion.chunk"),
             false => ("text_completion", "text_completion"),
         };
-        Shape {
+        ResponseFormat {
             chat: ask.chat,
             head: format!("data: {}", head(chunk)),
             whole_head: head(object),
             finish: ask.finish,
-            prompt_tokens: ask.prompts.iter().map(Prompt::tokens).sum(),
+            prompt_tokens: ask.prompts.iter().map(TokenizedPrompt::tokens).sum(),
             output: ask.output,
             answers_a_prompt: ask.n,
             include_usage: ask.include_usage,
@@ -106,11 +110,11 @@ impl Shape {
         &self,
         out: &mut BytesMut,
         (i, number): (u32, u64),
-        feed: &Feed,
+        feed: &TokenFeed,
         last: bool,
         handoff: Option<&str>,
     ) {
-        let word = text::token(feed.kv(), i % self.answers_a_prompt, number);
+        let word = answer_text::token(feed.kv(), i % self.answers_a_prompt, number);
         self.put(out, &self.head);
         self.number(out, "{\"index\":", u64::from(i));
         self.put(out, if self.chat { ",\"delta\":{\"content\":\"" } else { ",\"text\":\"" });
@@ -151,7 +155,7 @@ impl Shape {
     }
 
     /// Returns a response that is not streamed.
-    pub fn whole(&self, feeds: &[&Feed], handoff: Option<String>) -> Bytes {
+    pub fn whole(&self, feeds: &[&TokenFeed], handoff: Option<String>) -> Bytes {
         let mut out = String::with_capacity(512 + self.output as usize * 8 * feeds.len());
         out.push_str(&self.whole_head);
         for (i, feed) in feeds.iter().enumerate() {
@@ -181,8 +185,9 @@ impl Shape {
         Bytes::from(out)
     }
 
-    fn choice(&self, out: &mut String, i: u32, feed: &Feed) {
-        let words = (0..self.output).map(|n| text::token(feed.kv(), i % self.answers_a_prompt, n));
+    fn choice(&self, out: &mut String, i: u32, feed: &TokenFeed) {
+        let words =
+            (0..self.output).map(|n| answer_text::token(feed.kv(), i % self.answers_a_prompt, n));
         // Writing to a String cannot fail.
         write!(out, "{{\"index\":{i},").ok();
         out.push_str(if self.chat {
@@ -236,7 +241,7 @@ impl Shape {
 }
 
 /// Returns the hand-off parameters of a prefill: the exact members of 0.32, opaque to a proxy.
-pub fn handoff_params(engine: &Shared, request_id: &str, held: &Held) -> String {
+pub fn handoff_params(engine: &EngineState, request_id: &str, held: &HeldKv) -> String {
     let count = held.tokens.div_ceil(BLOCK_TOKENS as u64);
     let first = engine.next_blocks(count);
     let blocks: Vec<String> = (first..first + count).map(|block| block.to_string()).collect();

@@ -4,12 +4,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-use super::Members;
+use super::RawMembers;
 use super::members::{boolean, given, shown};
-use crate::refusal::Refusal;
-use crate::tokens::{Prompt, render_message, render_turn};
+use crate::error_response::ErrorResponse;
+use crate::tokens::{TokenizedPrompt, render_message, render_turn};
 
-pub fn of(chat: bool, members: &Members<'_>) -> Result<Vec<Prompt>, Refusal> {
+pub fn of(chat: bool, members: &RawMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
     if chat { conversation(members).map(|prompt| vec![prompt]) } else { completion(members) }
 }
 
@@ -18,7 +18,7 @@ pub fn of(chat: bool, members: &Members<'_>) -> Result<Vec<Prompt>, Refusal> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
-struct Message<'a> {
+struct ChatMessage<'a> {
     #[serde(borrow, default)]
     role: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -26,22 +26,22 @@ struct Message<'a> {
 }
 
 #[derive(Deserialize)]
-struct Part<'a> {
+struct ContentPart<'a> {
     #[serde(borrow, default)]
     text: Option<Cow<'a, str>>,
 }
 
-fn conversation(members: &Members<'_>) -> Result<Prompt, Refusal> {
+fn conversation(members: &RawMembers<'_>) -> Result<TokenizedPrompt, ErrorResponse> {
     let Some(raw) = given(members, "messages") else {
-        return Err(Refusal::wrong_type("messages", "missing", "Field required", "..."));
+        return Err(ErrorResponse::wrong_type("messages", "missing", "Field required", "..."));
     };
     let wrong = || {
         let message = "Input should be a valid list";
-        Refusal::wrong_type("messages", "list_type", message, &shown(raw))
+        ErrorResponse::wrong_type("messages", "list_type", message, &shown(raw))
     };
-    let messages: Vec<Message<'_>> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
+    let messages: Vec<ChatMessage<'_>> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
     if messages.is_empty() {
-        return Err(Refusal::bad("messages must not be empty".to_owned(), Some("messages")));
+        return Err(ErrorResponse::bad("messages must not be empty".to_owned(), Some("messages")));
     }
     let mut rendered = String::with_capacity(raw.get().len() + 64);
     for message in &messages {
@@ -55,7 +55,7 @@ fn conversation(members: &Members<'_>) -> Result<Prompt, Refusal> {
     if boolean(members, "add_generation_prompt")? != Some(false) {
         render_turn(&mut rendered);
     }
-    Ok(Prompt::of_text(&rendered))
+    Ok(TokenizedPrompt::of_text(&rendered))
 }
 
 /// Returns a text, or the texts of a list of parts; `None` for other values.
@@ -64,39 +64,39 @@ fn content<'a>(raw: Option<&'a RawValue>) -> Option<Cow<'a, str>> {
     match raw.get().as_bytes().first() {
         Some(b'"') => serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0),
         Some(b'[') => {
-            let parts: Vec<Part<'_>> = serde_json::from_str(raw.get()).ok()?;
+            let parts: Vec<ContentPart<'_>> = serde_json::from_str(raw.get()).ok()?;
             Some(Cow::Owned(parts.iter().filter_map(|part| part.text.as_deref()).collect()))
         }
         _ => None,
     }
 }
 
-fn completion(members: &Members<'_>) -> Result<Vec<Prompt>, Refusal> {
+fn completion(members: &RawMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
     let Some(raw) = given(members, "prompt") else {
         let message = "Either prompt or prompt_embeds must be provided and non-empty.";
-        return Err(Refusal::bad(message.to_owned(), Some("prompt")));
+        return Err(ErrorResponse::bad(message.to_owned(), Some("prompt")));
     };
     if let Some(prompt) = one(raw)? {
         return Ok(vec![prompt]);
     }
     let wrong = || {
         let message = "Input should be a valid string";
-        Refusal::wrong_type("prompt", "string_type", message, &shown(raw))
+        ErrorResponse::wrong_type("prompt", "string_type", message, &shown(raw))
     };
     let list: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
     list.into_iter().map(|raw| one(raw)?.ok_or_else(wrong)).collect()
 }
 
 /// Returns a text or a list of token ids; `None` for other values.
-fn one(raw: &RawValue) -> Result<Option<Prompt>, Refusal> {
+fn one(raw: &RawValue) -> Result<Option<TokenizedPrompt>, ErrorResponse> {
     if raw.get().starts_with('"') {
         let text = serde_json::from_str::<Text<'_>>(raw.get()).ok();
-        return Ok(text.map(|text| Prompt::of_text(&text.0)));
+        return Ok(text.map(|text| TokenizedPrompt::of_text(&text.0)));
     }
     let Ok(ids) = serde_json::from_str::<Vec<u32>>(raw.get()) else { return Ok(None) };
     if ids.is_empty() {
         let message = "The decoder prompt cannot be empty";
-        return Err(Refusal::bad(message.to_owned(), Some("prompt")));
+        return Err(ErrorResponse::bad(message.to_owned(), Some("prompt")));
     }
-    Ok(Some(Prompt::of_ids(&ids)))
+    Ok(Some(TokenizedPrompt::of_ids(&ids)))
 }

@@ -4,68 +4,79 @@
 
 use serde::Deserialize;
 
-use super::{Handoff, Members, Remote, boolean, given};
-use crate::config::{DisaggregationMode, EmulatorConfig, EngineKind, VllmConnector};
-use crate::refusal::Refusal;
+use super::{RawMembers, Remote, RequestedHandoff, boolean, given};
+use crate::config::{EmulatedEngine, EmulatorConfig, SglangMode, VllmConnector};
+use crate::error_response::ErrorResponse;
 use crate::{mooncake, sglang, trtllm};
 
 /// The hand-off of a request.
 pub(super) fn of(
     config: &EmulatorConfig,
-    kind: EngineKind,
-    members: &Members<'_>,
-) -> Result<Handoff, Refusal> {
+    kind: EmulatedEngine,
+    members: &RawMembers<'_>,
+) -> Result<RequestedHandoff, ErrorResponse> {
     match kind {
-        EngineKind::Vllm => vllm(config.connector, members),
-        EngineKind::Sglang(mode) => room(mode, members),
-        EngineKind::Trtllm => disaggregated(members),
-        EngineKind::Plain => Ok(Handoff::None),
+        EmulatedEngine::Vllm => vllm(config.connector, members),
+        EmulatedEngine::Sglang(mode) => room(mode, members),
+        EmulatedEngine::Trtllm => disaggregated(members),
+        EmulatedEngine::Plain => Ok(RequestedHandoff::None),
     }
 }
 
 /// Output length of a prefill leg: one token with SGLang and TensorRT-LLM whatever the request asks
 /// for; the requested length with vLLM.
 pub(super) fn one_token(
-    kind: EngineKind,
-    handoff: &Handoff,
+    kind: EmulatedEngine,
+    handoff: &RequestedHandoff,
     (output, finish): (u64, &'static str),
 ) -> (u64, &'static str) {
     match (kind, handoff) {
-        (EngineKind::Trtllm, Handoff::Offer(_) | Handoff::Meet(_)) if output > 1 => {
+        (EmulatedEngine::Trtllm, RequestedHandoff::Offer(_) | RequestedHandoff::Meet(_))
+            if output > 1 =>
+        {
             (1, "not_finished")
         }
-        (EngineKind::Sglang(_), Handoff::Meet(_)) => (1, "length"),
+        (EmulatedEngine::Sglang(_), RequestedHandoff::Meet(_)) => (1, "length"),
         _ => (output, finish),
     }
 }
 
-fn room(mode: DisaggregationMode, members: &Members<'_>) -> Result<Handoff, Refusal> {
-    if mode == DisaggregationMode::Null {
-        return Ok(Handoff::None);
+fn room(mode: SglangMode, members: &RawMembers<'_>) -> Result<RequestedHandoff, ErrorResponse> {
+    if mode == SglangMode::Null {
+        return Ok(RequestedHandoff::None);
     }
     let number = |name| given(members, name).and_then(|raw| raw.get().parse::<i64>().ok());
     let Some(room) = number("bootstrap_room").filter(|room| *room >= 0) else {
         let message =
             "Invalid request: Disaggregated request received without bootstrap room id".to_owned();
-        return Err(Refusal::bad(message, None));
+        return Err(ErrorResponse::bad(message, None));
     };
     let name = sglang::name(room);
-    if mode == DisaggregationMode::Prefill {
-        return Ok(Handoff::Meet(name));
+    if mode == SglangMode::Prefill {
+        return Ok(RequestedHandoff::Meet(name));
     }
     let host = given(members, "bootstrap_host");
     let host = host.and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
     let port = number("bootstrap_port").and_then(|port| u16::try_from(port).ok());
     let (Some(host), Some(port)) = (host, port) else {
-        return Err(Refusal::bad("bootstrap_host and bootstrap_port are needed".to_owned(), None));
+        return Err(ErrorResponse::bad(
+            "bootstrap_host and bootstrap_port are needed".to_owned(),
+            None,
+        ));
     };
     let host = host.trim_matches(['[', ']']).to_owned();
     // Any engine id: rooms are identified by address alone.
     let engine_id = String::new();
-    Ok(Handoff::Consume(Box::new(Remote { engine_id, request_id: name, host, port, meets: true })))
+    Ok(RequestedHandoff::Consume(Box::new(Remote {
+        engine_id,
+        request_id: name,
+        host,
+        port,
+        meets: true,
+    })))
 }
 
-fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
+fn disaggregated(members: &RawMembers<'_>) -> Result<RequestedHandoff, ErrorResponse> {
     #[derive(Deserialize)]
     struct Params {
         request_type: String,
@@ -76,9 +87,11 @@ fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
         #[serde(default)]
         schedule_style: u8,
     }
-    let Some(raw) = given(members, "disaggregated_params") else { return Ok(Handoff::None) };
+    let Some(raw) = given(members, "disaggregated_params") else {
+        return Ok(RequestedHandoff::None);
+    };
     let bad = |problem: &str| {
-        Refusal::bad(format!("disaggregated_params: {problem}"), Some("disaggregated_params"))
+        ErrorResponse::bad(format!("disaggregated_params: {problem}"), Some("disaggregated_params"))
     };
     let params: Params =
         serde_json::from_str(raw.get()).map_err(|error| bad(&error.to_string()))?;
@@ -86,21 +99,21 @@ fn disaggregated(members: &Members<'_>) -> Result<Handoff, Refusal> {
     let id = id.ok_or_else(|| bad("disagg_request_id must be at least 2^40"))?;
     let generation_first = params.schedule_style == 1;
     match params.request_type.as_str() {
-        "context_only" if generation_first => Ok(Handoff::Meet(trtllm::name(id))),
-        "context_only" => Ok(Handoff::Offer(trtllm::name(id))),
+        "context_only" if generation_first => Ok(RequestedHandoff::Meet(trtllm::name(id))),
+        "context_only" => Ok(RequestedHandoff::Offer(trtllm::name(id))),
         "generation_only" if generation_first => {
             let known = params.ctx_request_id == Some(id);
             let endpoint = params.ctx_info_endpoint.as_deref().filter(|_| known);
             let remote = endpoint.and_then(|endpoint| trtllm::at(endpoint, trtllm::name(id)));
             let remote = remote.ok_or_else(|| bad("the context's endpoint is not usable"))?;
-            Ok(Handoff::Consume(Box::new(remote)))
+            Ok(RequestedHandoff::Consume(Box::new(remote)))
         }
         "generation_only" => {
             let state = params.encoded_opaque_state.as_deref().and_then(trtllm::decode);
             let remote = state.filter(|remote| remote.request_id == trtllm::name(id));
             let remote = remote.filter(|_| params.ctx_request_id.is_some());
             let remote = remote.ok_or_else(|| bad("the context's state is not usable"))?;
-            Ok(Handoff::Consume(Box::new(remote)))
+            Ok(RequestedHandoff::Consume(Box::new(remote)))
         }
         _ => Err(bad("request_type is neither context_only nor generation_only")),
     }
@@ -118,44 +131,48 @@ struct Params {
     transfer_mode: Option<String>,
     transfer_id: Option<String>,
     remote_bootstrap_addr: Option<String>,
-    remote_decoder: Option<Party>,
-    remote_prefiller: Option<Party>,
+    remote_decoder: Option<OffloadingPeer>,
+    remote_prefiller: Option<OffloadingPeer>,
 }
 
 /// Returns the peer of an offloaded hand-off.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Party {
+struct OffloadingPeer {
     kv_request_id: Option<String>,
     remote_host: Option<String>,
     remote_port: Option<u16>,
 }
 
-fn vllm(connector: VllmConnector, members: &Members<'_>) -> Result<Handoff, Refusal> {
-    let Some(raw) = given(members, "kv_transfer_params") else { return Ok(Handoff::None) };
+fn vllm(
+    connector: VllmConnector,
+    members: &RawMembers<'_>,
+) -> Result<RequestedHandoff, ErrorResponse> {
+    let Some(raw) = given(members, "kv_transfer_params") else { return Ok(RequestedHandoff::None) };
     let params: Params = serde_json::from_str(raw.get()).map_err(|_| {
         let message = "Input should be a valid dictionary";
-        Refusal::wrong_type("kv_transfer_params", "dict_type", message, "...")
+        ErrorResponse::wrong_type("kv_transfer_params", "dict_type", message, "...")
     })?;
     // vLLM logs incomplete parameters and computes the prompt itself.
     let handoff = match connector {
         VllmConnector::Nixl | VllmConnector::NixlPush => nixl(connector, params),
         VllmConnector::Mooncake => transfer(params).filter(|handoff| {
-            matches!(handoff, Handoff::Consume(_)) || ends_by_length(members).unwrap_or(false)
+            matches!(handoff, RequestedHandoff::Consume(_))
+                || ends_by_length(members).unwrap_or(false)
         }),
         VllmConnector::Offloading => offloaded(params),
         VllmConnector::SharedStore => None,
     };
-    Ok(handoff.unwrap_or(Handoff::None))
+    Ok(handoff.unwrap_or(RequestedHandoff::None))
 }
 
-fn nixl(connector: VllmConnector, params: Params) -> Option<Handoff> {
+fn nixl(connector: VllmConnector, params: Params) -> Option<RequestedHandoff> {
     if params.do_remote_prefill == Some(true) {
         // The two engines identify each other's blocks by different means.
         if params.transfer_mode.is_some_and(|mode| mode != connector.as_str()) {
             return None;
         }
-        return Some(Handoff::Consume(Box::new(Remote {
+        return Some(RequestedHandoff::Consume(Box::new(Remote {
             engine_id: params.remote_engine_id?,
             request_id: params.remote_request_id?,
             host: params.remote_host?,
@@ -163,30 +180,32 @@ fn nixl(connector: VllmConnector, params: Params) -> Option<Handoff> {
             meets: false,
         })));
     }
-    (params.do_remote_decode == Some(true)).then_some(Handoff::Produce)
+    (params.do_remote_decode == Some(true)).then_some(RequestedHandoff::Produce)
 }
 
-fn transfer(params: Params) -> Option<Handoff> {
+fn transfer(params: Params) -> Option<RequestedHandoff> {
     let id = params.transfer_id.filter(|id| !id.is_empty())?;
     if params.do_remote_prefill == Some(true) {
         let (engine, bootstrap) = (params.remote_engine_id?, params.remote_bootstrap_addr?);
-        return Some(Handoff::Consume(Box::new(mooncake::remote(engine, &id, &bootstrap)?)));
+        return Some(RequestedHandoff::Consume(Box::new(mooncake::remote(
+            engine, &id, &bootstrap,
+        )?)));
     }
-    (params.do_remote_decode == Some(true)).then_some(Handoff::Offer(id))
+    (params.do_remote_decode == Some(true)).then_some(RequestedHandoff::Offer(id))
 }
 
 /// Mooncake hands over only answers that end by length: no end-of-text token or stop string may be
 /// possible.
-fn ends_by_length(members: &Members<'_>) -> Result<bool, Refusal> {
+fn ends_by_length(members: &RawMembers<'_>) -> Result<bool, ErrorResponse> {
     let goes_on = boolean(members, "ignore_eos")?.unwrap_or(false);
     let none = |member| given(members, member).is_none_or(|raw| raw.get() == "[]");
     Ok(goes_on && none("stop") && none("stop_token_ids"))
 }
 
-fn offloaded(params: Params) -> Option<Handoff> {
+fn offloaded(params: Params) -> Option<RequestedHandoff> {
     match (params.remote_decoder, params.remote_prefiller) {
-        (Some(decoder), None) => decoder.kv_request_id.map(Handoff::Offer),
-        (None, Some(prefiller)) => Some(Handoff::Consume(Box::new(Remote {
+        (Some(decoder), None) => decoder.kv_request_id.map(RequestedHandoff::Offer),
+        (None, Some(prefiller)) => Some(RequestedHandoff::Consume(Box::new(Remote {
             // Any engine id: requests are identified by address alone.
             engine_id: String::new(),
             request_id: prefiller.kv_request_id?,

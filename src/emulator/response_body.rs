@@ -8,14 +8,14 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::feed::Progress;
+use crate::error_response::ErrorResponse;
 use crate::generate::Answers;
-use crate::refusal::Refusal;
-use crate::shape::Shape;
+use crate::response_format::ResponseFormat;
 use crate::stats::Counters;
+use crate::token_feed::FeedProgress;
 
 /// Response body.
-pub enum Reply {
+pub enum ResponseBody {
     /// Complete body.
     Full(Full<Bytes>),
     /// Streamed tokens.
@@ -25,7 +25,7 @@ pub enum Reply {
 /// Streamed tokens. Dropping it cancels unfinished sequences.
 pub struct TokenStream {
     answers: Answers,
-    shape: Shape,
+    shape: ResponseFormat,
     /// Number of tokens sent, by answer.
     sent: Vec<u64>,
     ended: bool,
@@ -36,7 +36,7 @@ const CHUNK_BYTES: usize = 384;
 
 impl TokenStream {
     /// Creates the stream of answers that have just begun.
-    pub fn new(answers: Answers, shape: Shape) -> TokenStream {
+    pub fn new(answers: Answers, shape: ResponseFormat) -> TokenStream {
         let sent = vec![0; answers.all.len()];
         TokenStream { answers, shape, sent, ended: false }
     }
@@ -67,7 +67,7 @@ impl TokenStream {
         if out.is_empty() { Poll::Pending } else { Poll::Ready(Some(out.freeze())) }
     }
 
-    fn put_tokens(&mut self, out: &mut BytesMut, i: usize, progress: Progress) {
+    fn put_tokens(&mut self, out: &mut BytesMut, i: usize, progress: FeedProgress) {
         if progress.tokens == self.sent[i] {
             return;
         }
@@ -90,13 +90,13 @@ impl TokenStream {
         self.ended = true;
         Counters::add(&self.answers.engine.counters.errors, 1);
         out.put_slice(b"data: ");
-        out.put_slice(&Refusal::internal().body());
+        out.put_slice(&ErrorResponse::internal().body());
         out.put_slice(b"\n\ndata: [DONE]\n\n");
         out.freeze()
     }
 }
 
-impl Body for Reply {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -105,8 +105,8 @@ impl Body for Reply {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
-            Reply::Full(full) => Pin::new(full).poll_frame(context),
-            Reply::Stream(tokens) => {
+            ResponseBody::Full(full) => Pin::new(full).poll_frame(context),
+            ResponseBody::Stream(tokens) => {
                 tokens.poll_bytes(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
         }
@@ -114,15 +114,15 @@ impl Body for Reply {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Reply::Full(full) => full.is_end_stream(),
-            Reply::Stream(tokens) => tokens.ended,
+            ResponseBody::Full(full) => full.is_end_stream(),
+            ResponseBody::Stream(tokens) => tokens.ended,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Reply::Full(full) => full.size_hint(),
-            Reply::Stream(_) => SizeHint::default(),
+            ResponseBody::Full(full) => full.size_hint(),
+            ResponseBody::Stream(_) => SizeHint::default(),
         }
     }
 }

@@ -7,52 +7,56 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::Shared;
+use crate::engine::EngineState;
+use crate::error_response::ErrorResponse;
 use crate::generate::{Answers, json, refuse};
-use crate::refusal::Refusal;
-use crate::scheduler::Command;
-use crate::shape::Shape;
+use crate::response_body::ResponseBody;
+use crate::response_format::ResponseFormat;
+use crate::scheduler::SchedulerCommand;
 use crate::stats::Counters;
-use crate::stream::Reply;
 
 /// Polling interval for the end of the transfer.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Releases the KV if the proxy disconnects before it was read: an aborted transfer.
-struct InRoom<'a> {
-    engine: &'a Arc<Shared>,
+struct PendingTransfer<'a> {
+    engine: &'a Arc<EngineState>,
     name: &'a str,
 }
 
-impl Drop for InRoom<'_> {
+impl Drop for PendingTransfer<'_> {
     fn drop(&mut self) {
         if let Ok(held) = self.engine.leases.end(self.name) {
             Counters::add(&self.engine.counters.aborts, 1);
-            self.engine.tell(Command::Release(held.sequence));
+            self.engine.send_command(SchedulerCommand::Release(held.sequence));
         }
     }
 }
 
 /// Prefills, waits for the decode engine's read, and answers with the one token.
-pub async fn prefill(mut answers: Answers, shape: &Shape, name: &str) -> Response<Reply> {
+pub async fn prefill(
+    mut answers: Answers,
+    shape: &ResponseFormat,
+    name: &str,
+) -> Response<ResponseBody> {
     let feed = Arc::clone(&answers.all[0].feed);
     let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
     if ended.failed {
         Counters::add(&answers.engine.counters.errors, 1);
-        return refuse(&Refusal::internal());
+        return refuse(&ErrorResponse::internal());
     }
     answers.settle(0);
     let engine = Arc::clone(&answers.engine);
-    let room = InRoom { engine: &engine, name };
+    let room = PendingTransfer { engine: &engine, name };
     let taken = async {
         while engine.leases.holds(name) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     let timeout = engine.config.handshake_timeout.to_duration();
     if tokio::time::timeout(timeout, taken).await.is_err() {
         Counters::add(&engine.counters.errors, 1);
-        return refuse(&Refusal::internal());
+        return refuse(&ErrorResponse::internal());
     }
     drop(room);
     answers.finish();

@@ -1,19 +1,20 @@
 //! Request bodies as values: accepted forms, and messages of refusals.
 
 use super::*;
-use crate::config::EngineKind;
+use crate::config::EmulatedEngine;
 
 fn config() -> EmulatorConfig {
     EmulatorConfig { model: "tiny".to_owned(), max_model_len: 4096, ..EmulatorConfig::default() }
 }
 
 fn refused(chat: bool, body: &str) -> (u16, String, Option<String>) {
-    let refusal = read(&config(), EngineKind::Vllm, chat, body.as_bytes()).expect_err(body).refusal;
+    let refusal =
+        read(&config(), EmulatedEngine::Vllm, chat, body.as_bytes()).expect_err(body).refusal;
     (refusal.status.as_u16(), refusal.message, refusal.param)
 }
 
-fn accepted(chat: bool, body: &str) -> Ask {
-    read(&config(), EngineKind::Vllm, chat, body.as_bytes())
+fn accepted(chat: bool, body: &str) -> GenerationRequest {
+    read(&config(), EmulatedEngine::Vllm, chat, body.as_bytes())
         .map_err(|refused| refused.refusal)
         .expect(body)
 }
@@ -97,7 +98,7 @@ fn wrong_types_and_broken_json_are_refused() {
 #[test]
 fn prompts_come_as_text_as_ids_and_as_lists() {
     let tokens = |body: &str| -> Vec<u64> {
-        accepted(false, body).prompts.iter().map(Prompt::tokens).collect()
+        accepted(false, body).prompts.iter().map(TokenizedPrompt::tokens).collect()
     };
     assert_eq!(tokens(r#"{"prompt":"12345"}"#), [2]);
     assert_eq!(tokens(r#"{"prompt":[5,6,7,8]}"#), [4]);
@@ -140,15 +141,15 @@ fn the_last_of_two_members_counts_and_a_refusal_keeps_the_hand_off() {
         port: 1,
         meets: false,
     });
-    assert_eq!(ask.handoff, Handoff::Consume(remote.clone()));
+    assert_eq!(ask.handoff, RequestedHandoff::Consume(remote.clone()));
     let body = format!(r#"{{"prompt":"a","max_tokens":0,{handoff}}}"#);
     let refused =
-        read(&config(), EngineKind::Vllm, false, body.as_bytes()).expect_err("max_tokens");
-    assert_eq!(refused.handoff, Handoff::Consume(remote));
-    let plain = EmulatorConfig { kind: EngineKind::Plain, ..config() };
+        read(&config(), EmulatedEngine::Vllm, false, body.as_bytes()).expect_err("max_tokens");
+    assert_eq!(refused.handoff, RequestedHandoff::Consume(remote));
+    let plain = EmulatorConfig { kind: EmulatedEngine::Plain, ..config() };
     let body = format!(r#"{{"prompt":"a",{handoff}}}"#);
     assert_eq!(
-        read(&plain, EngineKind::Plain, false, body.as_bytes()).expect("plain").handoff,
-        Handoff::None
+        read(&plain, EmulatedEngine::Plain, false, body.as_bytes()).expect("plain").handoff,
+        RequestedHandoff::None
     );
 }

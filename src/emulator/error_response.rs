@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// Reason for a refused request, in vLLM's format.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorResponse {
     /// One of 400, 403, 404, 500 and 503.
     pub status: StatusCode,
     /// vLLM's `type`.
@@ -20,11 +20,11 @@ pub struct Refusal {
 
 #[derive(Serialize)]
 struct Wire<'a> {
-    error: Error<'a>,
+    error: ErrorBody<'a>,
 }
 
 #[derive(Serialize)]
-struct Error<'a> {
+struct ErrorBody<'a> {
     message: &'a str,
     #[serde(rename = "type")]
     kind: &'a str,
@@ -32,10 +32,10 @@ struct Error<'a> {
     code: u16,
 }
 
-impl Refusal {
+impl ErrorResponse {
     /// Value of the right type that is not valid.
-    pub fn bad(message: String, param: Option<&str>) -> Refusal {
-        Refusal {
+    pub fn bad(message: String, param: Option<&str>) -> ErrorResponse {
+        ErrorResponse {
             status: StatusCode::BAD_REQUEST,
             kind: "BadRequestError",
             message,
@@ -44,9 +44,9 @@ impl Refusal {
     }
 
     /// Value of the wrong type, with pydantic's message.
-    pub fn wrong_type(member: &str, kind: &str, message: &str, input: &str) -> Refusal {
+    pub fn wrong_type(member: &str, kind: &str, message: &str, input: &str) -> ErrorResponse {
         let loc = if member.is_empty() { "body".to_owned() } else { format!("body.{member}") };
-        Refusal {
+        ErrorResponse {
             status: StatusCode::BAD_REQUEST,
             kind: "Bad Request",
             message: format!(
@@ -57,8 +57,8 @@ impl Refusal {
     }
 
     /// Unknown model.
-    pub fn unknown_model(model: &str, served: &str) -> Refusal {
-        Refusal {
+    pub fn unknown_model(model: &str, served: &str) -> ErrorResponse {
+        ErrorResponse {
             status: StatusCode::NOT_FOUND,
             kind: "NotFoundError",
             message: format!("The model `{model}` does not exist. Valid aliases: {served}."),
@@ -67,8 +67,8 @@ impl Refusal {
     }
 
     /// The KV was not received and the policy is to fail.
-    pub fn internal() -> Refusal {
-        Refusal {
+    pub fn internal() -> ErrorResponse {
+        ErrorResponse {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "InternalServerError",
             message: "Internal server error".to_owned(),
@@ -77,8 +77,8 @@ impl Refusal {
     }
 
     /// `--max-num-queued-reqs` is reached.
-    pub fn busy() -> Refusal {
-        Refusal {
+    pub fn busy() -> ErrorResponse {
+        ErrorResponse {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: "Service Unavailable",
             message: "The engine is currently busy. Please try again later.".to_owned(),
@@ -87,8 +87,8 @@ impl Refusal {
     }
 
     /// A route that requires a command-line flag.
-    pub fn scale_out_disabled() -> Refusal {
-        Refusal {
+    pub fn scale_out_disabled() -> ErrorResponse {
+        ErrorResponse {
             status: StatusCode::FORBIDDEN,
             kind: "PermissionDeniedError",
             message: "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.".to_owned(),
@@ -98,7 +98,7 @@ impl Refusal {
 
     /// Returns the error as JSON.
     pub fn body(&self) -> Bytes {
-        let error = Error {
+        let error = ErrorBody {
             message: &self.message,
             kind: self.kind,
             param: self.param.as_deref(),
@@ -114,8 +114,12 @@ mod tests {
 
     #[test]
     fn a_wrong_type_reads_as_in_the_transcript() {
-        let refusal =
-            Refusal::wrong_type("messages", "list_type", "Input should be a valid list", "'x'");
+        let refusal = ErrorResponse::wrong_type(
+            "messages",
+            "list_type",
+            "Input should be a valid list",
+            "'x'",
+        );
         let expected = r#"{"error":{"message":"1 validation error:\n  {'type': 'list_type', 'loc': 'body.messages', 'msg': 'Input should be a valid list', 'input': 'x'}","type":"Bad Request","param":"body.messages","code":400}}"#;
         assert_eq!(refusal.body(), expected);
     }

@@ -15,11 +15,11 @@ use tidegate_types::Tokens;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::body::Remote;
-use crate::config::{EngineKind, VllmConnector};
-use crate::engine::Shared;
+use crate::config::{EmulatedEngine, VllmConnector};
+use crate::engine::EngineState;
 use crate::lease::Missing;
-use crate::scheduler::Command;
+use crate::request_body::Remote;
+use crate::scheduler::SchedulerCommand;
 use crate::stats::Counters;
 
 /// Private path of the protocol.
@@ -28,7 +28,7 @@ pub const PATH: &str = "/emulator/nixl";
 /// Request from one engine to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum What {
+pub enum TransferMessage {
     /// The read begins.
     Read,
     /// The read is complete.
@@ -40,8 +40,8 @@ pub enum What {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Question {
-    what: What,
+struct TransferRequest {
+    what: TransferMessage,
     engine_id: String,
     request_id: String,
     connector: String,
@@ -53,7 +53,7 @@ struct Question {
 
 /// Response to a read.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Answer {
+pub struct TransferredKv {
     /// Hash that represents the KV.
     pub kv: u64,
     /// Tokens that the prefill found in its cache.
@@ -62,56 +62,58 @@ pub struct Answer {
 
 /// Failure of a KV transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failed {
+pub enum TransferError {
     /// The engine does not respond within the handshake timeout.
     Unreachable,
     /// The KV is unknown, expired or already read.
     Refused,
     /// The engine id or the connector does not match.
-    Stranger,
+    WrongEngine,
 }
 
 /// Idle connections by host and port.
-type Idle = HashMap<(String, u16), Vec<SendRequest<Full<Bytes>>>>;
+type IdleConnections = HashMap<(String, u16), Vec<SendRequest<Full<Bytes>>>>;
 
 /// Connection pool to other engines. Reuse keeps a hand-off at two exchanges.
 pub struct Peers {
     connector: VllmConnector,
     timeout: Duration,
-    idle: Mutex<Idle>,
+    idle: Mutex<IdleConnections>,
 }
 
-/// Answers a request of another engine.
-pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
-    let Ok(question) = serde_json::from_slice::<Question>(body) else {
+/// Answers a KV request of another engine.
+pub fn serve(engine: &EngineState, body: &[u8]) -> (StatusCode, Bytes) {
+    let Ok(question) = serde_json::from_slice::<TransferRequest>(body) else {
         return (StatusCode::BAD_REQUEST, Bytes::new());
     };
     let connector = engine.config.connector;
-    // Engines that meet by name are identified by address alone, except with Mooncake.
+    // Engines that rendezvous by name are identified by address alone, except with Mooncake.
     let by_address = match engine.config.kind {
-        EngineKind::Sglang(_) | EngineKind::Trtllm => true,
-        EngineKind::Vllm => connector == VllmConnector::Offloading,
-        EngineKind::Plain => false,
+        EmulatedEngine::Sglang(_) | EmulatedEngine::Trtllm => true,
+        EmulatedEngine::Vllm => connector == VllmConnector::Offloading,
+        EmulatedEngine::Plain => false,
     };
-    let known = engine.is_me(&question.engine_id) || by_address && question.engine_id.is_empty();
+    let known = engine.has_rank(&question.engine_id) || by_address && question.engine_id.is_empty();
     if !known || question.connector != connector.as_str() {
         return (StatusCode::NOT_FOUND, Bytes::from_static(b"\"another engine\""));
     }
     let (id, extension) = (question.request_id.as_str(), (engine.config.lease * (2.0 / 3.0)));
     let extension = extension.to_duration();
     let answer = match question.what {
-        What::Read => engine
+        TransferMessage::Read => engine
             .leases
             .read(id, question.tokens, extension)
-            .map(|held| Answer { kv: held.kv, cached: held.cached }),
-        What::Heartbeat => engine.leases.extend(id, extension).map(|()| Answer::default()),
-        What::Done | What::Release => engine.leases.end(id).map(|held| {
-            engine.tell(Command::Release(held.sequence));
-            if question.what == What::Done {
+            .map(|held| TransferredKv { kv: held.kv, cached: held.cached }),
+        TransferMessage::Heartbeat => {
+            engine.leases.extend(id, extension).map(|()| TransferredKv::default())
+        }
+        TransferMessage::Done | TransferMessage::Release => engine.leases.end(id).map(|held| {
+            engine.send_command(SchedulerCommand::Release(held.sequence));
+            if question.what == TransferMessage::Done {
                 let bytes = question.wanted * engine.config.profile.kv_bytes;
                 Counters::add(&engine.counters.bytes_out, bytes);
             }
-            Answer { kv: held.kv, cached: held.cached }
+            TransferredKv { kv: held.kv, cached: held.cached }
         }),
     };
     match answer {
@@ -119,7 +121,7 @@ pub fn serve(engine: &Shared, body: &[u8]) -> (StatusCode, Bytes) {
             (StatusCode::OK, Bytes::from(serde_json::to_vec(&answer).unwrap_or_default()))
         }
         Err(missing) => {
-            if missing == Missing::Expired && question.what != What::Heartbeat {
+            if missing == Missing::Expired && question.what != TransferMessage::Heartbeat {
                 Counters::add(&engine.counters.late_reads, 1);
             }
             (StatusCode::GONE, Bytes::from(format!("\"{missing:?}\"")))
@@ -141,11 +143,11 @@ impl Peers {
     pub async fn ask(
         &self,
         remote: &Remote,
-        what: What,
+        what: TransferMessage,
         tokens: Tokens,
         wanted: Tokens,
-    ) -> Result<Answer, Failed> {
-        let question = Question {
+    ) -> Result<TransferredKv, TransferError> {
+        let question = TransferRequest {
             what,
             engine_id: remote.engine_id.clone(),
             request_id: remote.request_id.clone(),
@@ -153,17 +155,17 @@ impl Peers {
             tokens: tokens.get(),
             wanted: wanted.get(),
         };
-        let body = Bytes::from(serde_json::to_vec(&question).map_err(|_| Failed::Refused)?);
+        let body = Bytes::from(serde_json::to_vec(&question).map_err(|_| TransferError::Refused)?);
         let deadline = Instant::now() + self.timeout;
         match timeout_at(deadline, self.exchange(remote, body)).await {
             Ok(Some((StatusCode::OK, answer))) => {
-                serde_json::from_slice(&answer).map_err(|_| Failed::Refused)
+                serde_json::from_slice(&answer).map_err(|_| TransferError::Refused)
             }
-            Ok(Some((StatusCode::NOT_FOUND, _))) => Err(Failed::Stranger),
-            Ok(Some(_)) => Err(Failed::Refused),
+            Ok(Some((StatusCode::NOT_FOUND, _))) => Err(TransferError::WrongEngine),
+            Ok(Some(_)) => Err(TransferError::Refused),
             Ok(None) | Err(_) => {
                 sleep_until(deadline).await;
-                Err(Failed::Unreachable)
+                Err(TransferError::Unreachable)
             }
         }
     }
@@ -205,7 +207,7 @@ impl Peers {
         kept.pop()
     }
 
-    fn idle(&self) -> MutexGuard<'_, Idle> {
+    fn idle(&self) -> MutexGuard<'_, IdleConnections> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

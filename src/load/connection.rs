@@ -14,22 +14,22 @@ use std::task::{Context, Poll, Waker};
 use tokio::net::TcpStream;
 
 /// Idle connection, or one in use by a request.
-pub struct Link {
+pub struct LoadConnection {
     sender: SendRequest<Full<Bytes>>,
     driver: Connection<TokioIo<TcpStream>, Full<Bytes>>,
 }
 
-impl Link {
+impl LoadConnection {
     /// Connects to `host:port`.
     ///
     /// # Errors
     /// The connection fails.
-    pub async fn connect(authority: &str) -> std::io::Result<Link> {
+    pub async fn connect(authority: &str) -> std::io::Result<LoadConnection> {
         let stream = TcpStream::connect(authority).await?;
         stream.set_nodelay(true)?;
         let (sender, driver) =
             handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
-        Ok(Link { sender, driver })
+        Ok(LoadConnection { sender, driver })
     }
 
     /// Returns whether a kept connection is still open.
@@ -46,7 +46,7 @@ impl Link {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, hyper::Error> {
-        let Link { sender, driver } = self;
+        let LoadConnection { sender, driver } = self;
         let mut answer = pin!(sender.send_request(request));
         let mut over = false;
         poll_fn(|context| {

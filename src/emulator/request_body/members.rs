@@ -3,34 +3,34 @@
 
 use serde_json::value::RawValue;
 
-use super::Members;
-use crate::refusal::Refusal;
+use super::RawMembers;
+use crate::error_response::ErrorResponse;
 
-pub fn raw_members(body: &[u8]) -> Result<Members<'_>, Refusal> {
+pub fn raw_members(body: &[u8]) -> Result<RawMembers<'_>, ErrorResponse> {
     serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             let message = "Input should be a valid dictionary";
-            return Refusal::wrong_type("", "model_attributes_type", message, "...");
+            return ErrorResponse::wrong_type("", "model_attributes_type", message, "...");
         }
         let message = format!("JSON decode error: {error}").replace('\'', "`");
-        Refusal::wrong_type(&error.column().to_string(), "json_invalid", &message, "{}")
+        ErrorResponse::wrong_type(&error.column().to_string(), "json_invalid", &message, "{}")
     })
 }
 
 /// Returns a member that is present and not null.
-pub fn given<'a>(members: &Members<'a>, member: &str) -> Option<&'a RawValue> {
+pub fn given<'a>(members: &RawMembers<'a>, member: &str) -> Option<&'a RawValue> {
     members.get(member).copied().filter(|raw| raw.get() != "null")
 }
 
-pub fn boolean(members: &Members<'_>, member: &str) -> Result<Option<bool>, Refusal> {
+pub fn boolean(members: &RawMembers<'_>, member: &str) -> Result<Option<bool>, ErrorResponse> {
     typed(members, member, "bool_parsing", "Input should be a valid boolean")
 }
 
-pub fn integer(members: &Members<'_>, member: &str) -> Result<Option<i64>, Refusal> {
+pub fn integer(members: &RawMembers<'_>, member: &str) -> Result<Option<i64>, ErrorResponse> {
     typed(members, member, "int_type", "Input should be a valid integer")
 }
 
-pub fn string(members: &Members<'_>, member: &str) -> Result<Option<String>, Refusal> {
+pub fn string(members: &RawMembers<'_>, member: &str) -> Result<Option<String>, ErrorResponse> {
     typed(members, member, "string_type", "Input should be a valid string")
 }
 
@@ -48,13 +48,13 @@ pub fn shown(raw: &RawValue) -> String {
 }
 
 fn typed<'a, T: serde::Deserialize<'a>>(
-    members: &Members<'a>,
+    members: &RawMembers<'a>,
     member: &str,
     kind: &str,
     message: &str,
-) -> Result<Option<T>, Refusal> {
+) -> Result<Option<T>, ErrorResponse> {
     let Some(raw) = given(members, member) else { return Ok(None) };
     serde_json::from_str(raw.get())
         .map(Some)
-        .map_err(|_| Refusal::wrong_type(member, kind, message, &shown(raw)))
+        .map_err(|_| ErrorResponse::wrong_type(member, kind, message, &shown(raw)))
 }
