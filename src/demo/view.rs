@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_load::{LoadProgress, Snapshot};
+use tidegate_load::{LoadProgress, LoadSnapshot};
 use tidegate_proxy::Proxy;
 use tidegate_types::{Role, Slo};
 
@@ -71,7 +71,7 @@ impl View {
 
     /// Refreshes the screen until cancelled, or until Ctrl-C, which ends the program.
     pub async fn follow(&mut self, progress: &LoadProgress) {
-        let mut snapshots: Vec<Snapshot> = Vec::new();
+        let mut snapshots: Vec<LoadSnapshot> = Vec::new();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
@@ -101,7 +101,7 @@ impl View {
         self.looks
     }
 
-    fn look(&mut self, now: &Snapshot, before: &Snapshot) {
+    fn look(&mut self, now: &LoadSnapshot, before: &LoadSnapshot) {
         let seconds = |span: Option<tidegate_types::Seconds>| span.map(|span| span.get());
         let points = self.proxy.history.points();
         let (ended, attained) = points.iter().fold((0, 0), |(ended, attained), point| {

@@ -20,11 +20,11 @@ pub struct ErrorResponse {
 
 #[derive(Serialize)]
 struct Wire<'a> {
-    error: ErrorBody<'a>,
+    error: VllmErrorBody<'a>,
 }
 
 #[derive(Serialize)]
-struct ErrorBody<'a> {
+struct VllmErrorBody<'a> {
     message: &'a str,
     #[serde(rename = "type")]
     kind: &'a str,
@@ -98,7 +98,7 @@ impl ErrorResponse {
 
     /// Returns the error as JSON.
     pub fn body(&self) -> Bytes {
-        let error = ErrorBody {
+        let error = VllmErrorBody {
             message: &self.message,
             kind: self.kind,
             param: self.param.as_deref(),

@@ -1,5 +1,5 @@
 //! Lifecycle of a generation request: parse, admit to the scheduler or to the hand-off, respond.
-//! Dropping an [`Answers`] before its end cancels the remaining sequences at once.
+//! Dropping an [`ActiveAnswers`] before its end cancels the remaining sequences at once.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -28,7 +28,7 @@ use crate::stats::Counters;
 use crate::token_feed::TokenFeed;
 
 /// The answers of one request in progress.
-pub struct Answers {
+pub struct ActiveAnswers {
     /// The engine.
     pub engine: Arc<EngineState>,
     /// All answers; those to one prompt are adjacent.
@@ -133,7 +133,7 @@ async fn give_up(engine: Arc<EngineState>, remote: Remote) {
 }
 
 /// Admits every sequence of a request to the scheduler, or to the hand-off that precedes it.
-fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) -> Answers {
+fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) -> ActiveAnswers {
     let (stop, stopped) = oneshot::channel();
     let offered = match &ask.handoff {
         RequestedHandoff::Offer(name) | RequestedHandoff::Meet(name) => Some(name.clone()),
@@ -197,10 +197,10 @@ fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) ->
         tokio::spawn(fetch::run(fetches, stopped));
     }
     Counters::add(&engine.counters.open, 1);
-    Answers { engine, all, _stop: stop, ids, offered }
+    ActiveAnswers { engine, all, _stop: stop, ids, offered }
 }
 
-impl Answers {
+impl ActiveAnswers {
     /// Ends answer `i` after its last token: holds its KV, and returns its hand-off as JSON.
     pub fn settle(&mut self, i: usize) -> Option<String> {
         let engine = &self.engine;
@@ -228,7 +228,7 @@ impl Answers {
     }
 }
 
-impl Drop for Answers {
+impl Drop for ActiveAnswers {
     fn drop(&mut self) {
         for answer in self.all.iter().filter(|answer| !answer.settled) {
             answer.feed.leave();
@@ -238,7 +238,7 @@ impl Drop for Answers {
     }
 }
 
-async fn whole(mut answers: Answers, shape: &ResponseFormat) -> Response<ResponseBody> {
+async fn whole(mut answers: ActiveAnswers, shape: &ResponseFormat) -> Response<ResponseBody> {
     for i in 0..answers.all.len() {
         let feed = Arc::clone(&answers.all[i].feed);
         let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;

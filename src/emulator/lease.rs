@@ -40,7 +40,7 @@ pub enum Missing {
 }
 
 #[derive(Debug)]
-struct Lease {
+struct KvLease {
     held: HeldKv,
     until: Instant,
     read: bool,
@@ -56,7 +56,7 @@ pub struct Leases {
 
 #[derive(Debug, Default)]
 struct LeaseTable {
-    leases: HashMap<String, Lease>,
+    leases: HashMap<String, KvLease>,
     /// Most recently expired leases, to distinguish a late reader from an unknown request.
     expired: VecDeque<String>,
 }
@@ -68,7 +68,7 @@ impl Leases {
     /// Holds KV for `lease`.
     pub fn hold(&self, request_id: String, held: HeldKv, lease: Duration) {
         let until = Instant::now() + lease;
-        self.table().leases.insert(request_id, Lease { held, until, read: false });
+        self.table().leases.insert(request_id, KvLease { held, until, read: false });
         self.added.notify_one();
     }
 

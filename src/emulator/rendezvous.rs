@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::engine::EngineState;
 use crate::error_response::ErrorResponse;
-use crate::generate::{Answers, json, refuse};
+use crate::generate::{ActiveAnswers, json, refuse};
 use crate::response_body::ResponseBody;
 use crate::response_format::ResponseFormat;
 use crate::scheduler::SchedulerCommand;
@@ -35,7 +35,7 @@ impl Drop for PendingTransfer<'_> {
 
 /// Prefills, waits for the decode engine's read, and answers with the one token.
 pub async fn prefill(
-    mut answers: Answers,
+    mut answers: ActiveAnswers,
     shape: &ResponseFormat,
     name: &str,
 ) -> Response<ResponseBody> {

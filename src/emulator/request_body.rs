@@ -77,7 +77,7 @@ pub struct RefusedBody {
 }
 
 /// Top-level members by name; the last duplicate counts, as in Python.
-type RawMembers<'a> = BTreeMap<String, &'a RawValue>;
+type BodyMembers<'a> = BTreeMap<String, &'a RawValue>;
 
 impl From<ErrorResponse> for RefusedBody {
     fn from(refusal: ErrorResponse) -> RefusedBody {
@@ -132,7 +132,7 @@ fn check(
     config: &EmulatorConfig,
     kind: EmulatedEngine,
     chat: bool,
-    members: &RawMembers<'_>,
+    members: &BodyMembers<'_>,
     handoff: &RequestedHandoff,
 ) -> Result<GenerationRequest, ErrorResponse> {
     let stream = boolean(members, "stream")?.unwrap_or(false);
@@ -173,7 +173,7 @@ struct UsageOptions {
     continuous_usage_stats: bool,
 }
 
-fn options(members: &RawMembers<'_>, stream: bool) -> Result<UsageOptions, ErrorResponse> {
+fn options(members: &BodyMembers<'_>, stream: bool) -> Result<UsageOptions, ErrorResponse> {
     let Some(raw) = given(members, "stream_options") else { return Ok(UsageOptions::default()) };
     if !stream {
         let message =
@@ -186,7 +186,7 @@ fn options(members: &RawMembers<'_>, stream: bool) -> Result<UsageOptions, Error
     })
 }
 
-fn known_model(config: &EmulatorConfig, members: &RawMembers<'_>) -> Result<(), ErrorResponse> {
+fn known_model(config: &EmulatorConfig, members: &BodyMembers<'_>) -> Result<(), ErrorResponse> {
     match string(members, "model")? {
         Some(model) if model != config.model => {
             Err(ErrorResponse::unknown_model(&model, &config.model))
@@ -211,7 +211,7 @@ fn fits(config: &EmulatorConfig, prompt: u64) -> Result<(), ErrorResponse> {
 /// Returns the number of output tokens and the finish reason.
 fn output(
     config: &EmulatorConfig,
-    members: &RawMembers<'_>,
+    members: &BodyMembers<'_>,
     max_tokens: Option<i64>,
     room: u64,
 ) -> Result<(u64, &'static str), ErrorResponse> {
@@ -242,7 +242,7 @@ fn output(
     })
 }
 
-fn positive(members: &RawMembers<'_>, member: &'static str) -> Result<Option<u64>, ErrorResponse> {
+fn positive(members: &BodyMembers<'_>, member: &'static str) -> Result<Option<u64>, ErrorResponse> {
     match integer(members, member)? {
         Some(value) if value < 1 => {
             let message = format!("{member} must be at least 1, got {value}.");

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use crate::error_response::ErrorResponse;
-use crate::generate::Answers;
+use crate::generate::ActiveAnswers;
 use crate::response_format::ResponseFormat;
 use crate::stats::Counters;
 use crate::token_feed::FeedProgress;
@@ -24,7 +24,7 @@ pub enum ResponseBody {
 
 /// Streamed tokens. Dropping it cancels unfinished sequences.
 pub struct TokenStream {
-    answers: Answers,
+    answers: ActiveAnswers,
     shape: ResponseFormat,
     /// Number of tokens sent, by answer.
     sent: Vec<u64>,
@@ -36,7 +36,7 @@ const CHUNK_BYTES: usize = 384;
 
 impl TokenStream {
     /// Creates the stream of answers that have just begun.
-    pub fn new(answers: Answers, shape: ResponseFormat) -> TokenStream {
+    pub fn new(answers: ActiveAnswers, shape: ResponseFormat) -> TokenStream {
         let sent = vec![0; answers.all.len()];
         TokenStream { answers, shape, sent, ended: false }
     }

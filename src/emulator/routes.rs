@@ -22,28 +22,28 @@ use crate::{mooncake, sglang, trtllm};
 pub const STATS_PATH: &str = "/emulator/stats";
 
 /// Paths with their method and route.
-const ROUTES: &[(&str, Method, Route)] = &[
-    ("/v1/chat/completions", Method::POST, Route::Chat),
-    ("/v1/completions", Method::POST, Route::Completion),
-    (kv_transfer::PATH, Method::POST, Route::KvTransfer),
-    ("/v1/models", Method::GET, Route::Models),
-    ("/health", Method::GET, Route::Health),
-    ("/ping", Method::GET, Route::Health),
-    ("/version", Method::GET, Route::Version),
-    ("/load", Method::GET, Route::Load),
-    ("/server_info", Method::GET, Route::ServerInfo),
-    ("/pd_role_switch", Method::POST, Route::RoleSwitch),
-    ("/metrics", Method::GET, Route::Metrics),
-    ("/tokenize", Method::POST, Route::Tokenize),
-    ("/detokenize", Method::POST, Route::Detokenize),
-    ("/v1/chat/completions/render", Method::POST, Route::Render),
-    ("/v1/completions/render", Method::POST, Route::Render),
-    ("/query", Method::GET, Route::Query),
-    (STATS_PATH, Method::GET, Route::Stats),
+const ROUTES: &[(&str, Method, EmulatorRoute)] = &[
+    ("/v1/chat/completions", Method::POST, EmulatorRoute::Chat),
+    ("/v1/completions", Method::POST, EmulatorRoute::Completion),
+    (kv_transfer::PATH, Method::POST, EmulatorRoute::KvTransfer),
+    ("/v1/models", Method::GET, EmulatorRoute::Models),
+    ("/health", Method::GET, EmulatorRoute::Health),
+    ("/ping", Method::GET, EmulatorRoute::Health),
+    ("/version", Method::GET, EmulatorRoute::Version),
+    ("/load", Method::GET, EmulatorRoute::Load),
+    ("/server_info", Method::GET, EmulatorRoute::ServerInfo),
+    ("/pd_role_switch", Method::POST, EmulatorRoute::RoleSwitch),
+    ("/metrics", Method::GET, EmulatorRoute::Metrics),
+    ("/tokenize", Method::POST, EmulatorRoute::Tokenize),
+    ("/detokenize", Method::POST, EmulatorRoute::Detokenize),
+    ("/v1/chat/completions/render", Method::POST, EmulatorRoute::Render),
+    ("/v1/completions/render", Method::POST, EmulatorRoute::Render),
+    ("/query", Method::GET, EmulatorRoute::Query),
+    (STATS_PATH, Method::GET, EmulatorRoute::Stats),
 ];
 
 #[derive(Clone, Copy)]
-enum Route {
+enum EmulatorRoute {
     Chat,
     Completion,
     KvTransfer,
@@ -80,13 +80,13 @@ pub async fn answer(
     }
     let body = body.collect().await?.to_bytes();
     Ok(match route {
-        Route::Chat => generate(engine, true, &parts.headers, &body).await,
-        Route::Completion => generate(engine, false, &parts.headers, &body).await,
-        Route::KvTransfer => {
+        EmulatorRoute::Chat => generate(engine, true, &parts.headers, &body).await,
+        EmulatorRoute::Completion => generate(engine, false, &parts.headers, &body).await,
+        EmulatorRoute::KvTransfer => {
             let (status, body) = kv_transfer::serve(&engine, &body);
             json(status, body)
         }
-        Route::RoleSwitch => match sglang::switch(&engine, &body) {
+        EmulatorRoute::RoleSwitch => match sglang::switch(&engine, &body) {
             Some((status, body)) => json(status, body),
             None => not_found(),
         },
@@ -99,34 +99,34 @@ fn not_found() -> Response<ResponseBody> {
 }
 
 /// Answers routes that do not generate.
-fn aside(engine: &EngineState, route: Route, body: &[u8]) -> Response<ResponseBody> {
+fn aside(engine: &EngineState, route: EmulatorRoute, body: &[u8]) -> Response<ResponseBody> {
     let config = &engine.config;
     let value = match route {
-        Route::Health if engine.has_failed_assertion() => {
+        EmulatorRoute::Health if engine.has_failed_assertion() => {
             return json(StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
         }
-        Route::Health => return json(StatusCode::OK, Bytes::new()),
-        Route::Query => match mooncake::query(engine) {
+        EmulatorRoute::Health => return json(StatusCode::OK, Bytes::new()),
+        EmulatorRoute::Query => match mooncake::query(engine) {
             Some(ranks) => ranks,
             None => return not_found(),
         },
-        Route::Metrics => return page(metrics::page(engine)),
-        Route::Render => return refuse(&ErrorResponse::scale_out_disabled()),
-        Route::Version => json!({ "version": "0.32.0" }),
-        Route::ServerInfo => match server_info(engine) {
+        EmulatorRoute::Metrics => return page(metrics::page(engine)),
+        EmulatorRoute::Render => return refuse(&ErrorResponse::scale_out_disabled()),
+        EmulatorRoute::Version => json!({ "version": "0.32.0" }),
+        EmulatorRoute::ServerInfo => match server_info(engine) {
             Some(info) => info,
             None => return not_found(),
         },
-        Route::Load => json!({ "server_load": engine.counters.open.load(Relaxed) }),
-        Route::Stats => json!(engine.counters.snapshot(engine.leases.count())),
-        Route::Tokenize => match request_body::tokenize(config, body) {
+        EmulatorRoute::Load => json!({ "server_load": engine.counters.open.load(Relaxed) }),
+        EmulatorRoute::Stats => json!(engine.counters.snapshot(engine.leases.count())),
+        EmulatorRoute::Tokenize => match request_body::tokenize(config, body) {
             Ok(prompt) => json!({
                 "count": prompt.tokens(), "max_model_len": config.max_model_len,
                 "tokens": prompt.ids(), "token_strs": null,
             }),
             Err(refusal) => return refuse(&refusal),
         },
-        Route::Detokenize => match request_body::detokenize(body) {
+        EmulatorRoute::Detokenize => match request_body::detokenize(body) {
             Ok(prompt) => json!({ "prompt": prompt.text() }),
             Err(refusal) => return refuse(&refusal),
         },

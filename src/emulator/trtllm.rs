@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::engine::EngineState;
 use crate::error_response::ErrorResponse;
-use crate::generate::{Answers, json as answer, refuse};
+use crate::generate::{ActiveAnswers, json as answer, refuse};
 use crate::request_body::{GenerationRequest, Remote};
 use crate::response_body::ResponseBody;
 use crate::response_format::ResponseFormat;
@@ -55,7 +55,7 @@ pub fn at(endpoint: &str, request_id: String) -> Option<Remote> {
 
 /// Prefills, holds the KV, and answers with its location.
 pub async fn context(
-    mut answers: Answers,
+    mut answers: ActiveAnswers,
     shape: &ResponseFormat,
     ask: &GenerationRequest,
     name: &str,

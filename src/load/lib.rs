@@ -27,7 +27,7 @@ pub mod target;
 mod connection;
 
 pub use failure::RequestFailure;
-pub use progress::{LoadProgress, Snapshot};
+pub use progress::{LoadProgress, LoadSnapshot};
 pub use prompts::Prompts;
 pub use run::{LoadConfig, run};
 pub use target::{Target, TargetError};

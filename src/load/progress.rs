@@ -25,7 +25,7 @@ pub struct LoadProgress {
 
 /// Snapshot of the counters.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Snapshot {
+pub struct LoadSnapshot {
     /// Requests sent.
     pub sent: u64,
     /// Requests that ended without an error.
@@ -80,9 +80,9 @@ impl LoadProgress {
     }
 
     /// Returns a snapshot of the counters.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> LoadSnapshot {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
-        Snapshot {
+        LoadSnapshot {
             sent: of(&self.sent),
             done: of(&self.done),
             failed: of(&self.failed),
@@ -95,14 +95,14 @@ impl LoadProgress {
     }
 }
 
-impl Snapshot {
+impl LoadSnapshot {
     /// Returns the mean TTFT of first tokens received since `before`.
-    pub fn ttft_since(&self, before: &Snapshot) -> Option<Seconds> {
+    pub fn ttft_since(&self, before: &LoadSnapshot) -> Option<Seconds> {
         mean(self.ttft_micros - before.ttft_micros, self.firsts - before.firsts)
     }
 
     /// Returns the mean TPOT of requests ended since `before`.
-    pub fn tpot_since(&self, before: &Snapshot) -> Option<Seconds> {
+    pub fn tpot_since(&self, before: &LoadSnapshot) -> Option<Seconds> {
         mean(self.gap_micros - before.gap_micros, self.gaps - before.gaps)
     }
 }

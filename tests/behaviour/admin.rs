@@ -48,7 +48,7 @@ async fn live_requests_are_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_by_hand_is_verified_journalled_and_refused_where_it_cannot_be() {
+async fn a_manual_role_is_verified_journalled_or_refused() {
     let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
     let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE), plain("c", &a)];
     let proxy = Proxy::start("[planner]\nenabled = false\n", &engines).await;
@@ -74,7 +74,7 @@ async fn a_role_by_hand_is_verified_journalled_and_refused_where_it_cannot_be() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_operator_set_survives_a_restart() {
+async fn manual_settings_survive_a_restart() {
     let fakes = [Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await];
     let engines = || [vllm("a", fakes[0].url(), FREE), vllm("b", fakes[1].url(), FREE)];
     let directory = tempfile::tempdir().unwrap();

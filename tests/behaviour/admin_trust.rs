@@ -24,7 +24,7 @@ fn with(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_of_other_origins_are_refused() {
+async fn changes_from_other_origins_are_refused() {
     let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
     let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE)];
     let proxy = Proxy::start("[planner]\nenabled = false\n", &engines).await;
@@ -139,7 +139,7 @@ fn role_of(fleet: &Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flip_by_hand_holds_until_its_time_is_over_or_it_is_released() {
+async fn a_manual_flip_holds_until_it_expires_or_is_released() {
     let fleet = Emulated::start(3).await;
     const NAMES: [&str; 3] = ["e0", "e1", "e2"];
     let engines: Vec<_> = (0..3).map(|i| vllm(NAMES[i], fleet.url(i), FREE)).collect();
@@ -190,7 +190,7 @@ async fn a_flip_by_hand_holds_until_its_time_is_over_or_it_is_released() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_tells_whether_a_request_would_be_served() {
+async fn readiness_is_whether_a_request_would_be_served() {
     // An address without a listener.
     let nothing = crate::proxy::Nobody::new();
     let proxy = Proxy::start_cold("", &[vllm("a", nothing.url(), FREE)]);
@@ -219,7 +219,7 @@ async fn readiness_tells_whether_a_request_would_be_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_the_gateway_stay_here_unless_the_settings_say_otherwise() {
+async fn gateway_keys_are_not_forwarded_by_default() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let keys = "[[auth.keys]]\nname = \"n\"\nkey = \"sk-gateway-key\"\n";
     let forward = format!("[auth]\nforward_authorization = true\n{keys}");

@@ -49,7 +49,7 @@ fn ollama(member: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_stream_passes_and_counts_as_its_engine_counts() {
+async fn every_stream_is_forwarded_and_its_tokens_match_the_engines_count() {
     for (path, body, act) in [
         ("/v1/responses", r#"{"model":"m","input":"a","stream":true}"#, Act::Chunks(responses())),
         (
@@ -87,7 +87,7 @@ async fn every_stream_passes_and_counts_as_its_engine_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_whole_answer_passes_and_counts_as_its_engine_counts() {
+async fn every_whole_answer_is_forwarded_and_its_tokens_match_the_engines_count() {
     let openai = r#"{"x":[1.50],"usage":{"prompt_tokens":9,"completion_tokens":5}}"#;
     let other = r#"{"x":[1.50],"usage":{"input_tokens":9,"output_tokens":5}}"#;
     for (path, body, answer, counts) in [
@@ -159,7 +159,7 @@ async fn multipart_audio_passes_unread() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn responses_messages_and_token_ids_are_split_where_vllm_takes_the_hand_off() {
+async fn responses_messages_and_token_ids_are_disaggregated_on_vllm() {
     let params = r#"{"do_remote_prefill":true,"remote_engine_id":"e","remote_block_ids":[[1]]}"#;
     let prefilled = format!(
         r#"{{"id":"r","usage":{{"input_tokens":200,"output_tokens":1}},"kv_transfer_params":{params}}}"#
@@ -210,7 +210,7 @@ async fn responses_messages_and_token_ids_are_split_where_vllm_takes_the_hand_of
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_responses_stream_goes_elsewhere_until_its_first_event() {
+async fn a_responses_stream_is_retried_until_its_first_event() {
     let created = parts(&[RESPONSES]);
     let script = [Act::Break(vec![]), Act::Chunks(responses()), Act::Break(created.clone())];
     let fakes = Fake::start_sharing(script, Act::Chunks(responses()), 2).await;
@@ -226,7 +226,7 @@ async fn a_responses_stream_goes_elsewhere_until_its_first_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sglangs_own_api_is_paired_where_sglang_takes_no_whole_requests() {
+async fn sglangs_native_api_is_disaggregated_on_prefill_and_decode_modes() {
     let one = r#"{"text":"x","meta_info":{"prompt_tokens":9,"completion_tokens":1}}"#;
     let p = Fake::start([], Act::Json(200, one.to_owned())).await;
     let d = Fake::start([], Act::Chunks(sglang())).await;
@@ -244,7 +244,7 @@ async fn sglangs_own_api_is_paired_where_sglang_takes_no_whole_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ollama_stream_that_breaks_off_ends_with_an_error_of_its_own_kind() {
+async fn a_broken_ollama_stream_ends_with_an_ollama_error() {
     let line = "{\"model\":\"m\",\"response\":\"a\",\"done\":false}\n";
     for (sent, expected) in [(line.to_owned(), 2), (format!("{line}{{\"model"), 3)] {
         let fake = Fake::start([Act::BreakLines(vec![sent])], Act::Drop).await;

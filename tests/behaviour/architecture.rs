@@ -82,7 +82,7 @@ fn placement_and_planner_import_costs_and_not_each_other() {
 }
 
 #[test]
-fn every_source_file_says_what_it_is_for() {
+fn every_source_file_has_a_module_doc() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for path in [sources(&root.join("src")), sources(&root.join("filters"))].concat() {
         let text = fs::read_to_string(&path).unwrap();

@@ -42,20 +42,20 @@ fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
 const ALLOWED: &str = "access-control-allow-origin";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scripts_of_named_origins_may_read_answers_errors_and_streams() {
+async fn allowed_origins_may_read_answers_errors_and_streams() {
     let script = [Act::Json(200, chat_answer("hello")), Act::Chunks(chat_chunks(2))];
     let fake = Fake::start(script, Act::Json(422, "{}".to_owned())).await;
     let cors =
         "[server.cors]\nallow_origins = [\"https://chat.example\"]\nallow_credentials = true\n";
     let proxy = Proxy::start(&format!("{cors}{KEYS}"), &[plain("a", &fake)]).await;
-    let told = preflight(&proxy, "https://chat.example").await;
-    assert_eq!((told.status.as_u16(), &*told.body), (204, ""));
-    assert_eq!(header(&told, ALLOWED), Some("https://chat.example"));
-    assert_eq!(header(&told, "access-control-allow-methods"), Some("GET, POST, DELETE"));
-    let headers = header(&told, "access-control-allow-headers");
+    let answered = preflight(&proxy, "https://chat.example").await;
+    assert_eq!((answered.status.as_u16(), &*answered.body), (204, ""));
+    assert_eq!(header(&answered, ALLOWED), Some("https://chat.example"));
+    assert_eq!(header(&answered, "access-control-allow-methods"), Some("GET, POST, DELETE"));
+    let headers = header(&answered, "access-control-allow-headers");
     assert_eq!(headers, Some("authorization,content-type"));
-    assert_eq!(header(&told, "access-control-max-age"), Some("600"));
-    assert_eq!(header(&told, "access-control-allow-credentials"), Some("true"));
+    assert_eq!(header(&answered, "access-control-max-age"), Some("600"));
+    assert_eq!(header(&answered, "access-control-allow-credentials"), Some("true"));
     for (key, stream, status) in
         [(true, false, 200), (true, true, 200), (true, false, 422), (false, false, 401)]
     {

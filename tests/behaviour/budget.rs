@@ -41,7 +41,7 @@ fn is_refused(answer: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_beyond_the_budget_gets_503_until_another_is_done() {
+async fn a_body_beyond_the_budget_gets_503_until_another_is_released() {
     let fake = Fake::start([Act::Silent], Act::Json(200, chat_answer("hello"))).await;
     let proxy = Proxy::start(ONE_MIB, &[plain("a", &fake)]).await;
     assert_eq!(gauge(&proxy, "tidegate_body_budget_bytes ").await, 1_048_576.0);
@@ -114,7 +114,7 @@ async fn an_announced_body_is_refused_before_it_is_read_and_a_chunked_one_as_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http2_bodies_are_held_too_with_a_length_and_without() {
+async fn http2_bodies_are_charged_to_the_budget_with_and_without_a_length() {
     let fake = Fake::start([Act::Silent], Act::Json(200, chat_answer("hello"))).await;
     let proxy = Proxy::start(ONE_MIB, &[plain("a", &fake)]).await;
     let first = leave_later(proxy.data, post(CHAT, large()));
@@ -156,7 +156,7 @@ async fn http2_bodies_are_held_too_with_a_length_and_without() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_leave_while_large_bodies_wait_for_the_filters_leave_nothing_behind() {
+async fn disconnects_while_large_bodies_wait_for_filters_release_everything() {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let clients: Vec<_> = (0..24).map(|_| leave_later(proxy.data, post(CHAT, large()))).collect();
@@ -198,7 +198,7 @@ async fn a_body_that_is_larger_than_the_whole_budget_is_too_large() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_request_runs_whole_where_its_legs_copies_do_not_fit() {
+async fn a_large_request_runs_colocated_if_its_edited_copies_exceed_the_budget() {
     for (budget, splits) in [(1 << 20, false), (4 << 20, true)] {
         let answers = || Fake::start([], Act::Json(200, prefill_answer()));
         let (a, b) = (answers().await, answers().await);

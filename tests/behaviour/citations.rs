@@ -97,7 +97,7 @@ fn slug(heading: &str) -> String {
 }
 
 #[test]
-fn links_of_the_documents_resolve() {
+fn links_in_documents_resolve() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let of_root = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(|name| root.join(name));
     let all = sources(root).into_iter().chain(of_root);

@@ -67,24 +67,24 @@ async fn moves_both_ways(word: &str, connector: VllmConnector) -> [tidegate_emul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mooncakes_kv_really_moves_in_both_directions() {
+async fn mooncake_transfers_kv_in_both_directions() {
     let stats = moves_both_ways("mooncake", VllmConnector::Mooncake).await;
     assert!(stats.iter().all(|of| of.held == 0 && of.finished == 4), "{stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn offloaded_kv_really_moves_in_both_directions() {
+async fn offloading_transfers_kv_in_both_directions() {
     let stats = moves_both_ways("offloading", VllmConnector::Offloading).await;
     assert!(stats.iter().all(|of| of.held == 0 && of.finished == 4), "{stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pushed_kv_really_moves_in_both_directions() {
+async fn nixl_push_transfers_kv_in_both_directions() {
     moves_both_ways("nixl_push", VllmConnector::NixlPush).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decode_finds_in_the_shared_store_what_its_prefill_put_there() {
+async fn the_decode_reads_the_kv_that_its_prefill_put_into_the_shared_store() {
     let stats = moves_both_ways_through_store().await;
     // All but the last block and the last token, which a store cannot save.
     assert!(stats[1].prompt_computed <= 2 * 17, "{stats:?}");
@@ -112,7 +112,7 @@ async fn moves_both_ways_through_store() -> [tidegate_emulator::Stats; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn these_connectors_run_short_requests_whole() {
+async fn these_connectors_run_short_requests_colocated() {
     for (word, connector) in [
         ("mooncake", VllmConnector::Mooncake),
         ("offloading", VllmConnector::Offloading),
@@ -131,7 +131,7 @@ async fn these_connectors_run_short_requests_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_several_ranks_the_decode_meets_the_one_that_prefills() {
+async fn the_decode_reads_from_the_rank_that_prefilled() {
     let config = EmulatorConfig {
         count: 2,
         connector: VllmConnector::Mooncake,
@@ -152,7 +152,7 @@ async fn of_several_ranks_the_decode_meets_the_one_that_prefills() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_was_started_again_is_asked_again() {
+async fn a_restarted_engine_is_queried_again() {
     let mut fleet = fleet(VllmConnector::Mooncake).await;
     let engines =
         [engine("p", "mooncake", &fleet, 0, PREFILL), engine("d", "mooncake", &fleet, 1, DECODE)];
@@ -169,7 +169,7 @@ async fn an_engine_that_was_started_again_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strict_producer_and_a_strict_consumer_never_get_the_wrong_kind() {
+async fn producers_get_prefill_legs_and_consumers_decode_legs_only() {
     let strict = async |kv_role| {
         let connector = VllmConnector::Mooncake;
         Emulated::with(EmulatorConfig { connector, kv_role, ..EmulatorConfig::default() }).await
@@ -235,7 +235,7 @@ async fn each_leg_gets_its_own_body_and_both_keep_the_clients_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leg_that_fails_takes_the_other_with_it_and_the_retry_has_fresh_ids() {
+async fn a_failed_leg_cancels_the_other_and_the_retry_has_fresh_ids() {
     let p = Fake::start([Act::Break(vec![])], Act::Json(200, chat_answer("x"))).await;
     let d =
         Fake::start([Act::Silent, Act::Json(500, "{}".into())], Act::Chunks(chat_chunks(3))).await;
@@ -292,7 +292,7 @@ async fn a_prefill_is_not_cut_because_the_decode_has_begun_or_its_client_has_lef
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_is_told_what_the_prefill_engine_had_cached() {
+async fn the_usage_reports_the_prefill_engines_cached_tokens() {
     let cached = |tokens: u32| format!(",\"prompt_tokens_details\":{{\"cached_tokens\":{tokens}}}");
     let with = |text: &str, tokens| {
         chat_answer(text).replace(
@@ -309,7 +309,7 @@ async fn the_client_is_told_what_the_prefill_engine_had_cached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_answer_from_the_bootstrap_server_the_request_goes_elsewhere() {
+async fn a_request_is_retried_elsewhere_if_the_bootstrap_server_does_not_answer() {
     let fleet = fleet(VllmConnector::Mooncake).await;
     let nobody = crate::proxy::Nobody::new();
     let engines = [

@@ -26,7 +26,7 @@ async fn with(proxy: &Proxy, method: Method, path: &str) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_goes_to_an_engine_whose_kind_has_it() {
+async fn a_path_is_routed_to_an_engine_kind_that_supports_it() {
     let [v, l, o] = [answering("{}").await, answering("{}").await, answering("{}").await];
     o.tells("/api/version", 200, "{\"version\":\"1\"}");
     let engines = [
@@ -84,7 +84,7 @@ async fn a_path_goes_to_an_engine_whose_kind_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_plain_engine_has_passes_wherever_it_is() {
+async fn paths_of_one_plain_engine_are_routed_to_it() {
     let [a, b] = [answering("{\"here\":1}").await, answering("{\"here\":1}").await];
     for path in ["/v1/images/generations", "/v1/moderations", "/v1/files", "/v1/batches"] {
         a.tells(path, 404, "{\"error\":{\"message\":\"none\"}}");
@@ -104,7 +104,7 @@ async fn what_one_plain_engine_has_passes_wherever_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_is_gone_on_with_where_it_is_kept() {
+async fn a_stored_response_is_continued_on_its_holder() {
     let created = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_s\"}}\n\n";
     let delta = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n";
     let done = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"id\":\"resp_s\",\"usage\":null}}\n\n";
@@ -160,7 +160,7 @@ async fn a_response_is_gone_on_with_where_it_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_memory_has_is_asked_for_in_turn() {
+async fn unknown_stored_objects_are_looked_up_on_each_backend() {
     let kept = "HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n{\"id\":\"r1\"}";
     let case = case("09-previous-response");
     for at in 0..3 {
@@ -192,7 +192,7 @@ async fn what_no_memory_has_is_asked_for_in_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backend_may_lie_behind_a_path() {
+async fn a_backend_url_may_have_a_path_prefix() {
     let fake = answering(&chat_answer("hello")).await;
     fake.tells("/health", 500, "");
     fake.tells("/v1/models", 500, "");
@@ -209,7 +209,7 @@ async fn a_backend_may_lie_behind_a_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_with_several_addresses_may_be_a_backend_for_each() {
+async fn a_host_name_with_several_addresses_is_expanded_to_backends() {
     let fake = answering(&chat_answer("hello")).await;
     let url = fake.url().replace("127.0.0.1", "localhost");
     let more = "engine = \"plain\"\nexpand = true\nmodels = [\"m\"]";
@@ -224,7 +224,7 @@ async fn a_name_with_several_addresses_may_be_a_backend_for_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_for_what_one_engine_keeps_waits_for_that_engines_capacity() {
+async fn a_request_for_a_stored_object_waits_for_its_holders_capacity() {
     let body = "{\"id\":\"r1\"}";
     let kept = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let answer = kept.clone();

@@ -14,7 +14,7 @@ async fn serving() -> (Fake, Proxy) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_requests_are_refused_at_the_door() {
+async fn invalid_requests_are_refused_before_placement() {
     let (fake, proxy) = serving().await;
     let chat_path = "/v1/chat/completions";
     let rows = [
@@ -50,7 +50,7 @@ async fn a_body_over_the_limit_is_refused_announced_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_wrong_method_is_405_with_the_right_one() {
+async fn a_wrong_method_is_answered_405_with_allow() {
     let (_fake, proxy) = serving().await;
     let answer = send(proxy.data, get("/v1/chat/completions")).await;
     assert_eq!(answer.status, 405);
@@ -58,7 +58,7 @@ async fn the_wrong_method_is_405_with_the_right_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_asked_for_when_there_are_some() {
+async fn keys_are_required_if_configured() {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let top = "[[auth.keys]]\nname = \"team\"\nkey = \"secret-key-1\"\n";
     let proxy = Proxy::start(top, &[plain("a", &fake)]).await;
@@ -94,7 +94,7 @@ async fn full(top: &str) -> (Fake, Proxy) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_outwaits_its_queue_deadline_gets_504() {
+async fn a_request_past_its_queue_deadline_gets_504() {
     let (fake, proxy) = full("[queue]\ndeadline_seconds = 0.3\n").await;
     let first = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
     until("the engine is taken", || fake.hanging() == 1).await;
@@ -122,7 +122,7 @@ async fn a_full_queue_is_429_with_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_of_the_messages_api_reads_errors_in_its_own_form() {
+async fn errors_have_the_form_of_the_messages_api() {
     let events = |name: &str| {
         let data = "{\"type\":\"NAME\",\"delta\":{\"text\":\"a\"}}".replace("NAME", name);
         format!("event: {name}\ndata: {data}\n\n")
@@ -159,7 +159,7 @@ async fn a_client_of_the_messages_api_reads_errors_in_its_own_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_of_other_engines_go_to_one_of_them_with_or_without_a_model() {
+async fn engine_specific_paths_are_routed_to_an_engine_of_that_kind() {
     let (fake, proxy) = serving().await;
     for (path, body) in [
         ("/generate", "{\"text\":\"x\",\"sampling_params\":{\"max_new_tokens\":4}}"),
@@ -174,7 +174,7 @@ async fn paths_of_other_engines_go_to_one_of_them_with_or_without_a_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_data_port_says_whether_it_can_serve_as_an_engine_does() {
+async fn the_data_port_answers_health_as_engines_do() {
     let mut fleet = Emulated::start(1).await;
     let engine = vllm("e", fleet.url(0), "engine = \"plain\"");
     let top = "[probe]\ninterval_seconds = 0.1\nfailures_to_eject = 1\n";

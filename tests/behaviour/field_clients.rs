@@ -12,7 +12,7 @@ const WHOLE: &str = r#"{"model":"m","messages":[]}"#;
 const ANSWER: &str = "HTTP/1.1 200 X\r\ncontent-length: 2\r\n\r\n{}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_encoding_of_identity_is_none() {
+async fn transfer_encoding_identity_is_ignored() {
     let case = case("14-te-identity");
     let engine = RawEngine::start(case.answer.clone()).await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
@@ -53,7 +53,7 @@ async fn a_client_that_half_closes_gets_its_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_goes_on_to_a_client_that_half_closes() {
+async fn a_stream_continues_after_a_half_close() {
     let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     let plays = vec![
         Play::bytes(EVENTS),
@@ -75,7 +75,7 @@ async fn a_stream_goes_on_to_a_client_that_half_closes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_left_is_found_wherever_its_request_is() {
+async fn a_disconnect_is_detected_in_every_stage_of_a_request() {
     let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     for (body, plays) in [
         (WHOLE, vec![Play::Wait]),
@@ -94,7 +94,7 @@ async fn a_client_that_left_is_found_wherever_its_request_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_closed_half_means_what_the_setting_says() {
+async fn a_half_close_is_handled_by_the_setting() {
     let plays = [Play::Wait, Play::bytes(ANSWER)];
     let engine = RawEngine::scripted(move |_, _| plays.to_vec()).await;
     let proxy = Proxy::start("half_close = \"cancel\"\n", &[engine.engine("a")]).await;

@@ -18,7 +18,7 @@ fn without_comments(text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_waits_gets_its_head_and_comments_and_then_its_tokens() {
+async fn a_pending_stream_gets_its_head_then_comments_then_tokens() {
     let events = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n";
     let plays = vec![Play::Wait, Play::bytes(EVENTS), chunk(events), Play::bytes("0\r\n\r\n")];
     let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
@@ -68,7 +68,7 @@ async fn comments_wait_for_the_token_after_the_answer_has_begun_and_then_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retries_go_on_behind_comments() {
+async fn retries_continue_during_keepalive_comments() {
     for first in
         [Play::Close, Play::Reset, Play::bytes("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n")]
     {
@@ -125,7 +125,7 @@ async fn a_later_failure_is_an_error_event_in_the_clients_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_stream_becomes_one_or_an_error_event() {
+async fn a_non_stream_answer_becomes_a_stream_or_an_error_event() {
     let fake = Fake::start([], Act::Slow(200, chat_answer("hello"))).await;
     let proxy = Proxy::start(SOON, &[plain("a", &fake)]).await;
     let answer = proxy.post(CHAT, &chat(true)).await;
@@ -170,7 +170,7 @@ async fn comments_come_while_a_request_waits_in_the_queue_and_its_deadline_is_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_behind_comments_cancels_its_request() {
+async fn a_disconnect_during_keepalive_comments_cancels_the_request() {
     let fake = Fake::start([], Act::Silent).await;
     let proxy = Proxy::start(SOON, &[plain("a", &fake)]).await;
     let mut client = open(proxy.data, post(CHAT, chat(true))).await.unwrap();
@@ -182,7 +182,7 @@ async fn a_client_that_leaves_behind_comments_cancels_its_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_interval_there_are_no_comments_and_lines_never_get_one() {
+async fn keepalive_comments_need_an_interval_and_an_event_stream() {
     let mut chunks = chat_chunks(2);
     let fake = Fake::start([], Act::Chunks(chunks.clone())).await;
     let proxy = Proxy::start("keepalive_comment_seconds = 0\n", &[plain("a", &fake)]).await;

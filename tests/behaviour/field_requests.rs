@@ -7,7 +7,7 @@ use crate::field::{RawEngine, ask, body_of, case};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, plain, vllm};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_proxy_cannot_read_reaches_the_engine_byte_for_byte() {
+async fn unparsed_bodies_are_forwarded_byte_for_byte() {
     for name in
         ["15-minus-one", "15-string", "15-stream-1", "15-no-model", "15-mixed-prompt", "15-bom"]
     {
@@ -25,7 +25,7 @@ async fn what_the_proxy_cannot_read_reaches_the_engine_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_values_are_the_engines_to_judge() {
+async fn invalid_values_are_forwarded_to_the_engine() {
     let fake = Fake::start([], Act::Json(422, "{\"detail\":\"its own words\"}".to_owned())).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let chat = "/v1/chat/completions";
@@ -58,7 +58,7 @@ async fn odd_values_are_the_engines_to_judge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_with_an_odd_value_is_not_split() {
+async fn a_request_with_an_invalid_value_is_not_split() {
     let engines = [
         Fake::start([], Act::Chunks(chat_chunks(2))).await,
         Fake::start([], Act::Chunks(chat_chunks(2))).await,

@@ -48,7 +48,7 @@ async fn once(answer: impl Into<Bytes>, request: &[u8], closes: bool) -> RawAnsw
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn comments_before_the_first_token_do_not_hurt() {
+async fn engine_comments_before_the_first_token_are_ignored() {
     let case = case("10-comments");
     let answer = once(case.answer.clone(), &case.request, false).await;
     assert_eq!((answer.status, answer.whole), (200, true), "{answer:?}");
@@ -56,7 +56,7 @@ async fn comments_before_the_first_token_do_not_hurt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_asked_for_goes_on_when_it_comes() {
+async fn requested_events_are_forwarded_before_the_first_token() {
     for name in ["10-created", "10-prompt-progress", "10-upper-case-type"] {
         let case = case(name);
         // The first chunk is sent; the rest follows after the client has received it.
@@ -80,7 +80,7 @@ async fn what_a_client_asked_for_goes_on_when_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_json_flows_from_its_first_byte() {
+async fn non_json_answers_are_forwarded_from_their_first_byte() {
     let case = case("10-speech");
     let text = String::from_utf8(case.answer.to_vec()).unwrap();
     for kind in
@@ -101,7 +101,7 @@ async fn what_is_not_json_flows_from_its_first_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_end_mark_an_end_is_an_end() {
+async fn a_connection_closed_after_the_end_mark_is_no_failure() {
     for name in ["11-no-done", "11-no-last-chunk"] {
         let case = case(name);
         let answer = once(case.answer.clone(), &case.request, true).await;
@@ -159,7 +159,7 @@ async fn after_the_end_mark_an_end_is_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_finished_choice_of_two_is_no_end() {
+async fn a_stream_with_two_choices_ends_after_both() {
     let events = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
     let plays = vec![Play::bytes(EVENTS), chunk(events), Play::Close];
     let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
@@ -171,7 +171,7 @@ async fn one_finished_choice_of_two_is_no_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_mark_gives_the_engines_place_back() {
+async fn the_end_mark_releases_the_reservation() {
     let end =
         "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
     let plays = vec![Play::bytes(EVENTS), chunk(end), Play::Wait, Play::Close];
@@ -192,7 +192,7 @@ async fn the_end_mark_gives_the_engines_place_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_holds_a_stream_open_after_its_end_does_not_hold_the_client() {
+async fn a_stream_held_open_by_the_engine_ends_for_the_client() {
     let plays = vec![
         Play::bytes(EVENTS),
         chunk("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n"),
@@ -208,7 +208,7 @@ async fn an_engine_that_holds_a_stream_open_after_its_end_does_not_hold_the_clie
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_closes_the_event_that_broke_off_and_is_the_only_one() {
+async fn an_error_event_terminates_a_partial_event_and_is_sent_once() {
     let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     let plays = vec![Play::bytes(EVENTS), chunk(&format!("{token}data: {{\"cho")), Play::Close];
     let engine = RawEngine::scripted(move |_, _| plays.clone()).await;
@@ -227,7 +227,7 @@ async fn an_error_closes_the_event_that_broke_off_and_is_the_only_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_are_asked_for_no_encoding_and_a_coded_answer_is_read_once() {
+async fn engines_are_sent_accept_encoding_identity_and_coded_answers_are_decoded() {
     let leak = case("02-gzip-leak");
     let answer = once(leak.answer.clone(), &leak.request, false).await;
     assert_eq!(answer.status, 200);
@@ -247,7 +247,7 @@ async fn engines_are_asked_for_no_encoding_and_a_coded_answer_is_read_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coding_that_is_not_read_is_refused_once_without_a_mark() {
+async fn an_unsupported_content_coding_is_refused_once_and_is_no_failure_of_the_engine() {
     for (kind, coding) in [
         ("application/json", "br"),
         ("text/event-stream", "zstd"),
@@ -283,7 +283,7 @@ fn gzipped(text: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hand_off_never_leaves_whatever_the_answers_size_or_encoding() {
+async fn a_hand_off_is_redacted_in_answers_of_any_size_and_encoding() {
     let member = r#""kv_transfer_params":{"remote_host":"h"}"#;
     let escaped = r#""kv\u005ftransfer_params" : {"remote_host":"h"}"#;
     let ask = request("/v1/chat/completions", r#"{"model":"m","messages":[]}"#);
@@ -312,7 +312,7 @@ async fn a_hand_off_never_leaves_whatever_the_answers_size_or_encoding() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_that_quotes_a_hand_off_is_passed_on_without_it() {
+async fn a_hand_off_quoted_in_an_error_is_redacted() {
     let quoted =
         r#"{"error":{"message":"bad input {'kv_transfer_params': {'remote_host': 'h'}}"}}"#;
     let answer = format!("HTTP/1.1 400 X\r\ncontent-length: {}\r\n\r\n{quoted}", quoted.len());
@@ -324,7 +324,7 @@ async fn an_error_that_quotes_a_hand_off_is_passed_on_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_held_open_after_its_last_choice_ends_with_the_mark_of_its_api() {
+async fn a_stream_held_open_after_its_last_choice_ends_with_the_apis_end_mark() {
     let finished = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
     let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1,\"total_tokens\":2}}\n\n";
     let message = "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":1}}\n\n";

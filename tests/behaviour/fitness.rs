@@ -37,8 +37,7 @@ async fn restart(proxy: &Proxy, name: &str, fake: &Fake, change: impl FnOnce(&Fa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_contradicts_the_settings_is_an_error_before_anything_is_served_if_that_is_asked_for()
-{
+async fn strict_verification_refuses_to_start_on_a_mismatch() {
     let (a, b) = (fake("0.32.0+cpu").await, fake("0.33.0").await);
     let of = |fake: &Fake, name, more| Engine { name, url: fake.url(), more };
     let vllm = "engine = \"vllm\"\nversion = \"0.33.0\"";
@@ -73,7 +72,7 @@ async fn what_contradicts_the_settings_is_an_error_before_anything_is_served_if_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_starts_all_the_same_and_leaves_the_engine_out() {
+async fn the_proxy_starts_without_a_mismatched_engine() {
     let (wrong, right) = (fake("0.32.0").await, fake("0.33.0").await);
     let prefill = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true\nversion = \"0.33.0\"";
     let decode = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"decode\"\npin = true\nversion = \"0.33.0\"";
@@ -92,7 +91,7 @@ async fn it_starts_all_the_same_and_leaves_the_engine_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_of_two_versions_never_pair_and_do_so_again_when_they_are_alike() {
+async fn engines_pair_only_with_the_same_version() {
     let (fakes, proxy) = three().await;
     for (changed, want) in [
         ((|fake: &Fake| fake.set_version("0.33.0")) as fn(&Fake), "version"),
@@ -127,7 +126,7 @@ async fn engines_of_two_versions_never_pair_and_do_so_again_when_they_are_alike(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_comes_back_with_another_model_serves_that_one_only() {
+async fn a_restarted_engine_with_another_model_serves_that_model_only() {
     let (fakes, proxy) = three().await;
     restart(&proxy, "b", &fakes[2], |fake| fake.set_model("other", 4096)).await;
     let before = fakes[2].sent().len();
@@ -142,7 +141,7 @@ async fn an_engine_that_comes_back_with_another_model_serves_that_one_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_sglang_that_comes_back_in_another_mode_is_out_of_service() {
+async fn a_restarted_fixed_sglang_in_another_mode_is_out_of_service() {
     let info = |mode: &str| {
         format!(
             "{{\"version\":\"0.5.23\",\"internal_states\":[{{\"disaggregation_mode\":\"{mode}\"}}]}}"
@@ -174,7 +173,7 @@ async fn an_sglang_that_comes_back_in_another_mode_is_out_of_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_tells_nothing_is_not_checked() {
+async fn an_engine_without_reported_facts_is_not_checked() {
     let (a, b) = (Fake::start([], Act::Json(200, prefill_answer())).await, fake("0.33.0").await);
     let said = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true\nversion = \"0.33.0\"";
     let also = "engine = \"vllm\"\nconnector = \"nixl\"\nrole = \"decode\"\npin = true\nversion = \"0.33.0\"";
@@ -185,7 +184,7 @@ async fn an_engine_that_tells_nothing_is_not_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_sglang_that_can_switch_is_taken_in_the_mode_it_came_back_in() {
+async fn a_restarted_switchable_sglang_keeps_its_new_mode() {
     let info =
         |mode: &str| format!("{{\"internal_states\":[{{\"disaggregation_mode\":\"{mode}\"}}]}}");
     let switchable =

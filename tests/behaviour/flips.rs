@@ -117,7 +117,7 @@ async fn a_pinned_role_stays_whatever_the_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_all_of_one_role_die_the_rest_take_over() {
+async fn the_remaining_engines_take_over_a_role_without_engines() {
     let mut fleet = Emulated::start(2).await;
     let proxy = Proxy::start("", &engines(&fleet)).await;
     let body = fleet.chat(true, 500, 6);

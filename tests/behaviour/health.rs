@@ -9,7 +9,7 @@ use crate::field::{Play, RawClient, RawEngine, Received, ask, case};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 
 /// Number of bad requests that a client may send in a row without affecting others.
-const MANY: usize = 12;
+pub const MANY: usize = 12;
 
 fn ok(body: &str) -> Vec<Play> {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
@@ -21,7 +21,7 @@ fn is_bad(request: &Received) -> bool {
 }
 
 /// An engine that answers bad requests in this way, and serves the others.
-async fn judges(answer: bytes::Bytes) -> RawEngine {
+async fn judging_engine(answer: bytes::Bytes) -> RawEngine {
     RawEngine::scripted(move |_, request| match is_bad(request) {
         true => vec![Play::Bytes(answer.clone())],
         false => ok(&chat_answer("hello")),
@@ -29,16 +29,18 @@ async fn judges(answer: bytes::Bytes) -> RawEngine {
     .await
 }
 
-async fn health(proxy: &Proxy, name: &str) -> String {
+/// Returns the health of a backend as the admin API shows it.
+pub async fn health(proxy: &Proxy, name: &str) -> String {
     proxy.backend(name).await["health"].as_str().unwrap().to_owned()
 }
 
 const GOOD: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_every_engine_answers_with_500_takes_none_out_and_gets_their_words() {
+async fn a_500_of_every_engine_ejects_none_and_is_forwarded() {
     let case = case("03-status-500");
-    let engines = [judges(case.answer.clone()).await, judges(case.answer.clone()).await];
+    let engines =
+        [judging_engine(case.answer.clone()).await, judging_engine(case.answer.clone()).await];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
     for _ in 0..MANY {
         let answer = ask(&proxy, &case.request).await;
@@ -54,9 +56,9 @@ async fn a_request_that_every_engine_answers_with_500_takes_none_out_and_gets_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lone_engine_is_asked_once_and_keeps_its_place() {
+async fn a_single_engine_is_tried_once_and_not_ejected() {
     let case = case("03-status-500");
-    let engine = judges(case.answer.clone()).await;
+    let engine = judging_engine(case.answer.clone()).await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
     for n in 1..=MANY {
         assert_eq!(ask(&proxy, &case.request).await.status, 500);
@@ -68,21 +70,22 @@ async fn a_lone_engine_is_asked_once_and_keeps_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn good_requests_are_served_beside_as_many_bad_ones() {
+async fn valid_requests_are_served_among_as_many_failing_ones() {
     let case = case("03-status-500");
-    let engines = [judges(case.answer.clone()).await, judges(case.answer.clone()).await];
+    let engines =
+        [judging_engine(case.answer.clone()).await, judging_engine(case.answer.clone()).await];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
     for _ in 0..5 {
         let good = (0..8).map(|_| proxy.post("/v1/chat/completions", GOOD));
         let bad = (0..8).map(|_| ask(&proxy, &case.request));
-        let (good, bad) = tokio::join!(all(good), all(bad));
+        let (good, bad) = tokio::join!(join_all(good), join_all(bad));
         assert!(good.iter().all(|answer| answer.status == 200));
         assert!(bad.iter().all(|answer| answer.status == 500));
     }
     proxy.settles().await;
 }
 
-async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut pinned: Vec<_> = futures.map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = pinned.iter().map(|_| None).collect();
     std::future::poll_fn(|context| {
@@ -103,7 +106,7 @@ async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_event_below_500_is_the_requests_own_and_final() {
+async fn an_error_event_below_500_is_a_client_error_and_final() {
     let case = case("03-error-event");
     let engines =
         [RawEngine::start(case.answer.clone()).await, RawEngine::start(case.answer.clone()).await];
@@ -122,7 +125,7 @@ async fn an_error_event_below_500_is_the_requests_own_and_final() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_fails_what_the_other_serves_is_ejected() {
+async fn an_engine_that_fails_requests_another_serves_is_ejected() {
     let error = r#"{"error":{"message":"CUDA error","code":500}}"#;
     let broken = Fake::start([], Act::Json(500, error.into())).await;
     let good = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
@@ -147,7 +150,7 @@ async fn an_engine_that_fails_what_the_other_serves_is_ejected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ejected_engine_is_better_than_none() {
+async fn an_ejected_engine_is_used_if_no_other_is_left() {
     let broken = Fake::start(vec![Act::Drop; 60], Act::Json(200, chat_answer("again"))).await;
     let good = RawEngine::scripted(|number, _| match number {
         0..60 => ok(&chat_answer("hello")),
@@ -169,7 +172,7 @@ async fn an_ejected_engine_is_better_than_none() {
 }
 
 /// Streams one token, then waits for the test; serves all other requests.
-async fn pauses() -> RawEngine {
+async fn pausing_engine() -> RawEngine {
     let case = case("01-silent");
     RawEngine::scripted(move |number, _| match number {
         0 => vec![Play::Bytes(case.answer.clone()), Play::Wait, Play::bytes(END)],
@@ -181,8 +184,8 @@ async fn pauses() -> RawEngine {
 const END: &str = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn others_are_served_by_an_engine_whose_stream_pauses() {
-    let engine = pauses().await;
+async fn an_engine_with_a_paused_stream_serves_other_requests() {
+    let engine = pausing_engine().await;
     let proxy = Proxy::start("", &[engine.engine("a")]).await;
     let mut client = RawClient::connect(proxy.data).await;
     client.send(&case("01-silent").request).await;
@@ -196,8 +199,8 @@ async fn others_are_served_by_an_engine_whose_stream_pauses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_whose_stream_pauses_comes_last() {
-    let engine = pauses().await;
+async fn a_suspect_with_paused_streams_is_placed_last() {
+    let engine = pausing_engine().await;
     let other = Fake::start([], Act::Json(200, chat_answer("other"))).await;
     let slow = "engine = \"plain\"\nmodels = [\"m\"]\n\
                 prefill_prior = { base_seconds = 0.001, per_token_seconds = 1e-9 }";
@@ -233,7 +236,7 @@ fn flood() -> Vec<Play> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_says_nothing_of_its_engine() {
+async fn a_client_that_stops_reading_is_no_evidence_against_its_engine() {
     let engine = RawEngine::scripted(|number, _| match number {
         0 => flood(),
         _ => ok(&chat_answer("hello")),
@@ -257,7 +260,7 @@ async fn a_client_that_does_not_read_says_nothing_of_its_engine() {
 const TOOL_CHOICE: &str = ",\"tool_choice\":\"required\",\"tools\":[]";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefill_leg_whose_edits_an_engine_dislikes_runs_whole_and_marks_nothing() {
+async fn a_prefill_leg_refused_for_its_edits_runs_colocated_and_is_no_failure() {
     let refusal = case("05-tool-choice").answer;
     let prefill = RawEngine::scripted(move |_, request| {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
@@ -293,7 +296,7 @@ async fn a_prefill_leg_whose_edits_an_engine_dislikes_runs_whole_and_marks_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_with_a_key_of_its_own_is_sent_it_and_one_without_shows_what_it_lacks() {
+async fn an_engine_key_is_sent_and_a_missing_one_is_reported() {
     let refused = case("08-engine-key");
     let engine = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let locked = Fake::start([], Act::Json(200, chat_answer("locked"))).await;
@@ -320,7 +323,7 @@ async fn an_engine_with_a_key_of_its_own_is_sent_it_and_one_without_shows_what_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_breaks_off_ejects_its_engine_only_among_others() {
+async fn a_broken_stream_ejects_its_engine_only_if_another_is_left() {
     let begun = chat_chunks(5)[..4].to_vec();
     let fake = Fake::start([], Act::Break(begun)).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
@@ -333,125 +336,9 @@ async fn a_stream_that_breaks_off_ejects_its_engine_only_among_others() {
     proxy.settles().await;
 }
 
-/// Probe settings that detect a hung engine quickly.
-const SOON: &str = "[probe]\ninterval_seconds = 0.05\ntimeout_seconds = 0.3\nfailures_to_eject = 2\n\
-                    slow_return_seconds = 0\n";
-
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_leave_an_engine_that_is_found_dead_and_get_no_false_504() {
-    let hung = Fake::start([], Act::Silent).await;
-    let good = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
-    let top = format!("[queue]\ndeadline_seconds = 0.5\n{SOON}");
-    let proxy = Proxy::start(&top, &[plain("hung", &hung), plain("good", &good)]).await;
-    let asked = (0..MANY).map(|n| {
-        let body = chat_with(false, &format!("{n} words ").repeat(9), "");
-        let proxy = &proxy;
-        async move { proxy.post("/v1/chat/completions", &body).await }
-    });
-    let hangs = async {
-        until("some of them hang", || hung.hanging() > 0).await;
-        hung.hang_probes();
-    };
-    let (answers, ()) = tokio::join!(all(asked), hangs);
-    for answer in answers {
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        assert!(answer.body.contains("elsewhere"));
-    }
-    assert_eq!(health(&proxy, "hung").await, "down");
-    until("the legs there are given up", || hung.hanging() == 0).await;
-    proxy.settles().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_prefill_engine_is_found_dead_gets_a_fresh_prefill() {
-    for decode_hangs in [false, true] {
-        let prefill = Fake::start([], Act::Json(200, prefill_answer())).await;
-        let hung = Fake::start([], Act::Silent).await;
-        let decodes = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
-        let hung_more = if decode_hangs { DECODE } else { PREFILL };
-        let engines = [
-            vllm("hung", hung.url(), hung_more),
-            vllm("p", prefill.url(), PREFILL),
-            vllm("d", decodes.url(), DECODE),
-        ];
-        let proxy = Proxy::start(&format!("{SPLIT}{SOON}"), &engines).await;
-        let asked = (0..MANY).map(|n| {
-            let body = chat_with(false, &format!("{n} words ").repeat(200), "");
-            let proxy = &proxy;
-            async move { proxy.post("/v1/chat/completions", &body).await }
-        });
-        let hangs = async {
-            until("some of them hang", || hung.hanging() > 0).await;
-            hung.hang_probes();
-        };
-        let (answers, ()) = tokio::join!(all(asked), hangs);
-        assert!(answers.iter().all(|answer| answer.status == 200), "{decode_hangs}");
-        proxy.settles().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lone_engine_whose_probes_are_late_is_still_asked() {
-    let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
-    let proxy = Proxy::start(SOON, &[plain("a", &fake)]).await;
-    fake.hang_probes();
-    proxy.shows("a", |backend| backend["health"] == "down").await;
-    assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
-    proxy.settles().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_late_is_tried_elsewhere_too() {
-    for stream in [true, false] {
-        let act =
-            if stream { Act::Chunks(chat_chunks(3)) } else { Act::Json(200, chat_answer("x")) };
-        // The engine that is asked first never answers, and is otherwise healthy.
-        let fakes = Fake::start_sharing([Act::Silent], act, 2).await;
-        let prior = "engine = \"plain\"\n[backends.decode_prior]\nbase_seconds = 0.0001\n\
-                     per_stream_seconds = 1e-6\n";
-        let engines = [vllm("a", fakes[0].url(), prior), vllm("b", fakes[1].url(), prior)];
-        let proxy = Proxy::start("[retry]\nhedge_seconds = 0.3\n", &engines).await;
-        let answer = proxy.post("/v1/chat/completions", &chat_with(stream, "hi", "")).await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        until("the one that was overtaken is given up", || {
-            fakes.iter().all(|fake| fake.hanging() == 0)
-        })
-        .await;
-        let sent = [fakes[0].sent(), fakes[1].sent()];
-        assert_eq!([sent[0].len(), sent[1].len()], [1, 1], "each was asked once");
-        assert_ne!(
-            sent[0][0].headers["x-request-id"], sent[1][0].headers["x-request-id"],
-            "a second leg has an id of its own"
-        );
-        proxy.settles().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hedge_on_an_engine_that_is_found_dead_is_given_up() {
-    let fakes = Fake::start_sharing([], Act::Silent, 2).await;
-    let prior = "engine = \"plain\"\n[backends.decode_prior]\nbase_seconds = 0.0001\n\
-                 per_stream_seconds = 1e-6\n";
-    let engines = [vllm("a", fakes[0].url(), prior), vllm("b", fakes[1].url(), prior)];
-    let proxy = Proxy::start(&format!("[retry]\nhedge_seconds = 0.3\n{SOON}"), &engines).await;
-    let body = chat_with(false, "hi", "");
-    let dies = async {
-        until("one is asked", || fakes.iter().any(|fake| fake.hanging() == 1)).await;
-        let second = if fakes[0].hanging() == 1 { &fakes[1] } else { &fakes[0] };
-        until("the other is asked too", || second.hanging() == 1).await;
-        second.hang_probes();
-        until("the second leg is given up", || second.hanging() == 0).await;
-    };
-    tokio::select! {
-        answer = proxy.post("/v1/chat/completions", &body) => panic!("{} {}", answer.status, answer.body),
-        () = dies => {}
-    }
-    proxy.settles().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn four_h2_streams_with_window_0_say_nothing_of_their_engines() {
-    let engines = [chatty().await, chatty().await];
+async fn four_h2_streams_with_window_0_are_no_evidence_against_their_engines() {
+    let engines = [streaming_engine().await, streaming_engine().await];
     let proxy = Proxy::start("", &[engines[0].engine("a"), engines[1].engine("b")]).await;
     let (mut sender, driver) = h2_without_window(proxy.data).await;
     let mut held = Vec::new();
@@ -473,7 +360,7 @@ async fn four_h2_streams_with_window_0_say_nothing_of_their_engines() {
 }
 
 /// Streams tokens without end, at intervals, to streamed requests.
-async fn chatty() -> RawEngine {
+async fn streaming_engine() -> RawEngine {
     RawEngine::scripted(|_, request| {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
         if body["stream"] != true {
@@ -487,24 +374,4 @@ async fn chatty() -> RawEngine {
         plays
     })
     .await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tokens_of_running_streams_are_a_better_proof_than_a_probe() {
-    let fake = Fake::start([], Act::Chunks(chat_chunks(400))).await;
-    let proxy = Proxy::start("[probe]\ninterval_seconds = 0.1\n", &[plain("a", &fake)]).await;
-    let mut answer = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
-    answer.chunk().await.unwrap().unwrap();
-    fake.tells("/health", 503, "");
-    // Many probes, and tokens throughout.
-    for _ in 0..200 {
-        answer.chunk().await.unwrap().unwrap();
-        assert_eq!(health(&proxy, "a").await, "up");
-    }
-    assert!(fake.asked("/health") > 2, "it was probed meanwhile");
-    while answer.chunk().await.is_some() {}
-    proxy.shows("a", |backend| backend["health"] == "down").await;
-    let reason = proxy.backend("a").await["health_reason"].to_string();
-    assert!(reason.contains("503"), "{reason}");
-    proxy.settles().await;
 }

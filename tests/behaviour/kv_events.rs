@@ -129,7 +129,7 @@ async fn until_metric(proxy: &Proxy, name: &str, value: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_gets_the_prompts_that_its_events_say_it_holds() {
+async fn prompts_are_routed_to_the_engine_whose_kv_events_report_their_prefix() {
     let act = || Act::Json(200, answer());
     let (told, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
     let mut publisher = Publisher::start().await;
@@ -173,7 +173,7 @@ async fn an_engine_gets_the_prompts_that_its_events_say_it_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_engine_was_sent_is_no_proof_against_its_own_word() {
+async fn kv_events_override_predictions_from_routed_requests() {
     let act = || Act::Json(200, answer());
     let (told, other) = (Fake::start([], act()).await, Fake::start([], act()).await);
     let mut publisher = Publisher::start().await;

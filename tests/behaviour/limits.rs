@@ -12,7 +12,7 @@ use crate::proxy::{Proxy, chat, plain};
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: t\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_has_so_many_connections_and_no_more() {
+async fn connections_per_address_are_limited() {
     let fake = Fake::start([], Act::Json(200, chat_answer("ok"))).await;
     let top = "connections_per_address_max = 2\n";
     let proxy = Proxy::start_cold(top, &[plain("a", &fake)]);
@@ -46,7 +46,7 @@ async fn one_address_has_so_many_connections_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_stops_coming_is_answered_408() {
+async fn a_stalled_body_is_answered_408() {
     let fake = Fake::start([], Act::Json(200, chat_answer("ok"))).await;
     let proxy = Proxy::start("keepalive_seconds = 0.3\n", &[plain("a", &fake)]).await;
     for framing in ["content-length: 50\r\n\r\n{", "transfer-encoding: chunked\r\n\r\n5\r\n{"] {
@@ -71,7 +71,7 @@ async fn an_h2_connection_without_streams_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_h2_client_that_does_not_read_loses_its_stream() {
+async fn an_h2_client_that_stops_reading_loses_its_stream() {
     let fake = Fake::start([], Act::Hang(chat_chunks(4))).await;
     let proxy = Proxy::start("client_stall_seconds = 0.4\n", &[plain("a", &fake)]).await;
     let (mut sender, driver) = h2_without_window(proxy.data).await;

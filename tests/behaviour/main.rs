@@ -19,6 +19,7 @@ mod cluster;
 mod command_line;
 mod connectors;
 mod dashboard;
+mod dead_engines;
 mod engine_paths;
 mod errors;
 mod explain;

@@ -83,7 +83,7 @@ fn every_metric_in_alerts_dashboards_and_scalers_exists() {
 }
 
 #[test]
-fn a_name_that_does_not_exist_is_found() {
+fn an_unknown_metric_name_is_reported() {
     let known = [("tidegate_queue_seconds", "histogram"), ("tidegate_live_requests", "gauge")];
     let known = known.map(|(name, kind)| (name.to_owned(), kind.to_owned())).into();
     assert_eq!(problem("tidegate_live_requests", &known), None);

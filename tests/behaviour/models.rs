@@ -44,7 +44,7 @@ async fn knowing(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_form_goes_where_its_model_is_and_an_unknown_one_nowhere() {
+async fn a_multipart_form_is_routed_by_its_model_and_refused_if_the_model_is_unknown() {
     let [a, b] = [serving(&["m"]).await, serving(&["w"]).await];
     let proxy = knowing("", &[plain("a", &a), plain("b", &b)], &["m", "w"]).await;
     let case = case("06-multipart");
@@ -73,7 +73,7 @@ async fn a_form_goes_where_its_model_is_and_an_unknown_one_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hundreds_of_adapters_are_served_and_a_new_one_is_found_at_its_first_request() {
+async fn hundreds_of_adapters_are_served_and_new_ones_discovered_on_first_request() {
     let [a, b] = [serving(&["m"]).await, serving(&["m"]).await];
     let names = |from: usize, to: usize| (from..to).map(|n| format!("a{n}"));
     let top = "[probe]\ninterval_seconds = 3600\ntimeout_seconds = 15\n";
@@ -97,7 +97,7 @@ async fn hundreds_of_adapters_are_served_and_a_new_one_is_found_at_its_first_req
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_names_make_the_proxy_ask_at_a_bounded_rate() {
+async fn unknown_models_trigger_queries_at_a_bounded_rate() {
     let fake = serving(&["m"]).await;
     let top = "[probe]\ninterval_seconds = 3600\ntimeout_seconds = 15\n";
     let proxy = Proxy::start(top, &[plain("a", &fake)]).await;

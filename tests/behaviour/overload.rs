@@ -17,7 +17,7 @@ fn message(body: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_all_refuse_the_client_gets_their_status_words_and_retry_after() {
+async fn if_all_engines_refuse_the_client_gets_their_status_message_and_retry_after() {
     let (busy, overloaded) = ("04-status-429", "04-status-503");
     for (cases, status) in [
         (vec![busy], 429),
@@ -47,7 +47,7 @@ async fn when_all_refuse_the_client_gets_their_status_words_and_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_engines_that_refuse_and_one_that_serves_the_one_serves_all() {
+async fn requests_move_from_refusing_engines_to_the_serving_one() {
     let (a, b) = (refusing("04-status-503").await, refusing("04-status-429").await);
     let good = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let top = "[retry]\nattempts = 1\n";
@@ -68,7 +68,7 @@ async fn of_engines_that_refuse_and_one_that_serves_the_one_serves_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_without_a_time_or_in_the_stream_is_one_too() {
+async fn overload_without_retry_after_or_within_a_stream_backs_off() {
     let event = "data: {\"error\":{\"message\":\"queue is full\",\"code\":503}}\n\n";
     let refusals = [
         "HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_owned(),

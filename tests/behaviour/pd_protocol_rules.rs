@@ -21,7 +21,7 @@ fn is_prefill(sent: &Value) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_2_what_does_not_pay_or_cannot_be_split_runs_whole_on_a_decode_engine() {
+async fn rule_2_short_and_unsplittable_requests_run_colocated_on_a_decode_engine() {
     let p = Fake::start([], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([], Act::Json(200, chat_answer("whole"))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
@@ -54,7 +54,7 @@ async fn rule_2_what_does_not_pay_or_cannot_be_split_runs_whole_on_a_decode_engi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_3_the_decode_engine_is_chosen_when_the_prefill_is_done() {
+async fn rule_3_the_decode_engine_is_chosen_at_the_end_of_the_prefill() {
     let p = Fake::start([Act::Slow(200, prefill_answer())], Act::Silent).await;
     let a = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let b = Fake::start([], Act::Chunks(chat_chunks(3))).await;
@@ -105,7 +105,7 @@ async fn rule_4_a_hand_off_past_its_deadline_decodes_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_7_what_a_decode_engine_has_seen_is_not_handed_to_another() {
+async fn rule_7_a_hand_off_seen_by_a_decode_engine_is_not_sent_to_another() {
     let handed_over = |engine: &str| {
         prefill_answer()
             .replace("\"remote_request_id\":\"r\"", &format!("\"remote_request_id\":\"{engine}\""))
@@ -141,7 +141,7 @@ async fn rule_7_what_a_decode_engine_has_seen_is_not_handed_to_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_9_nobody_hands_over_to_another_group() {
+async fn rule_9_hand_offs_stay_within_a_compatibility_group() {
     let of = async |connector| {
         Emulated::with(EmulatorConfig { count: 2, connector, ..EmulatorConfig::default() }).await
     };

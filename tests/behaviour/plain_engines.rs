@@ -18,7 +18,7 @@ async fn answering() -> Fake {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_engine_is_asked_how_it_is_where_it_says_so() {
+async fn each_engine_kind_is_probed_at_its_own_path() {
     for (more, has, lacks) in [
         ("engine = \"vllm\"", "/health", "/ready"),
         ("engine = \"sglang\"", "/ready", "/version"),
@@ -46,14 +46,14 @@ async fn each_engine_is_asked_how_it_is_where_it_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_sglang_without_ready_is_asked_at_health() {
+async fn an_old_sglang_without_ready_is_probed_at_health() {
     let fake = answering().await;
     let proxy = Proxy::start(OFTEN, &[named("a", &fake, "engine = \"sglang\"")]).await;
     proxy.shows("a", |backend| backend["health"] == "up").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_are_told_by_each_in_its_own_way() {
+async fn versions_are_read_from_each_engine_kind() {
     for (more, path, body, version) in [
         ("engine = \"tgi\"", "/info", r#"{"version":"3.3.6"}"#, "3.3.6"),
         ("engine = \"llamacpp\"", "/props", r#"{"build_info":"b6800-1a2b"}"#, "b6800-1a2b"),
@@ -69,7 +69,7 @@ async fn versions_are_told_by_each_in_its_own_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ollamas_models_may_be_asked_for_without_their_tag() {
+async fn ollama_models_are_found_without_their_tag() {
     let fake = answering().await;
     fake.tells("/api/version", 200, "{}");
     fake.set_model("llama3:latest", 8192);
@@ -95,7 +95,7 @@ async fn llama_cpps_timings_are_its_usage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_back_gets_a_share_that_grows_and_not_all_at_once() {
+async fn a_recovered_engine_is_ramped_up_by_slow_start() {
     let [a, b] = [
         Fake::start([], Act::Chunks(chat_chunks(600))).await,
         Fake::start([], Act::Chunks(chat_chunks(600))).await,

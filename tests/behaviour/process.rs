@@ -152,7 +152,7 @@ fn check_and_serve_agree_on_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operators_commands_reach_a_running_proxy() {
+async fn operator_commands_reach_a_running_proxy() {
     let (a, b) = (Fake::start([], Act::Silent).await, Fake::start([], Act::Silent).await);
     let engines = [vllm("a", a.url(), FREE), vllm("b", b.url(), FREE)];
     let (data, admin) = two_ports();

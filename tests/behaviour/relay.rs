@@ -5,7 +5,7 @@ use crate::fake::{Act, Fake, chat_answer, chat_chunks};
 use crate::proxy::{Proxy, chat, chat_with, plain};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_an_edit_goes_on_byte_for_byte() {
+async fn a_request_without_an_edit_is_forwarded_byte_for_byte() {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let body = "{ \"messages\" : [ {\"role\":\"user\",\"content\":\"h\\u00e9\"} ] ,\n \"model\":\"m\", \
@@ -18,7 +18,7 @@ async fn a_request_without_an_edit_goes_on_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_travel_both_ways_and_the_request_id_is_told() {
+async fn headers_are_forwarded_in_both_directions_with_the_request_id() {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let mut request = post("/v1/chat/completions?x=1", chat(false));
@@ -43,7 +43,7 @@ async fn headers_travel_both_ways_and_the_request_id_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_chunk_goes_on_before_the_next_one_comes() {
+async fn each_chunk_is_forwarded_before_the_next_arrives() {
     let fake = Fake::start([], Act::Hang(chat_chunks(3)[..3].to_vec())).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let mut open = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
@@ -84,7 +84,7 @@ async fn a_stream_arrives_as_the_engine_wrote_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hand_off_in_an_answer_is_hidden_from_a_client_that_did_not_ask() {
+async fn a_hand_off_in_an_answer_is_redacted_unless_the_client_asked() {
     let leaky = crate::fake::prefill_answer();
     let fake = Fake::start([], Act::Json(200, leaky.clone())).await;
     let proxy = Proxy::start("trust_client_handoff = true\n", &[plain("a", &fake)]).await;

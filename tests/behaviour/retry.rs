@@ -21,7 +21,7 @@ async fn first_fails(act: Act, stream: bool) -> (Answer, Vec<Sent>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_before_the_first_byte_costs_the_client_nothing() {
+async fn a_failure_before_the_first_byte_is_retried() {
     let role_chunk = chat_chunks(0)[..1].to_vec();
     let error =
         "data: {\"error\":{\"message\":\"KV load failed\",\"code\":500}}\n\ndata: [DONE]\n\n";
@@ -46,7 +46,7 @@ async fn a_failure_before_the_first_byte_costs_the_client_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_cut_in_place_of_an_answer_costs_the_client_nothing() {
+async fn a_connection_closed_before_the_answer_is_retried() {
     // The engine may have closed the connection before the request arrived: the proxy retries on a
     // fresh connection, then on another backend.
     for stream in [true, false] {
@@ -87,7 +87,7 @@ async fn after_the_first_byte_the_stream_ends_with_an_error_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_ends_without_its_end_mark_is_no_success() {
+async fn a_stream_without_an_end_mark_is_a_failure() {
     let begun = chat_chunks(5)[..4].to_vec();
     let (answer, _) = first_fails(Act::Chunks(begun), true).await;
     assert!(answer.body.contains("\"error\""), "{}", answer.body);
@@ -109,7 +109,7 @@ async fn a_backend_that_refuses_connections_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kept_alive_connection_that_died_is_no_failure() {
+async fn a_closed_keep_alive_connection_is_no_failure_of_the_engine() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let top = "[retry]\nattempts = 1\n";
     let proxy = Proxy::start(top, &[plain("a", &fake)]).await;

@@ -30,12 +30,12 @@ async fn reach(requests: usize, words: usize, expected: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_is_given_as_many_short_prompts_as_it_can_compute_in_one_step() {
+async fn short_prompts_are_batched_up_to_one_engine_step() {
     reach(48, 5, 48).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_is_given_one_long_prompt_at_a_time() {
+async fn long_prompts_are_placed_one_at_a_time_per_engine() {
     reach(4, 2000, 1).await;
 }
 
@@ -55,7 +55,7 @@ fn share(backend: &serde_json::Value) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_an_engine_reports_to_miss_is_not_counted_on_until_it_hits_again() {
+async fn the_prefix_hit_share_follows_the_reported_cache_misses_and_hits() {
     let misses = (0..30).map(|_| Act::Json(200, cached(0)));
     let fake = Fake::start(misses, Act::Json(200, cached(500))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
@@ -73,7 +73,7 @@ async fn a_cache_that_an_engine_reports_to_miss_is_not_counted_on_until_it_hits_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_reports_nothing_is_not_taken_to_have_missed() {
+async fn an_engine_without_usage_reports_is_not_counted_as_cache_misses() {
     let fake = Fake::start([], Act::Chunks(chat_chunks(2))).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;
     let body = chat_with(true, &"word ".repeat(400), "");
@@ -84,7 +84,7 @@ async fn an_engine_that_reports_nothing_is_not_taken_to_have_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_says_how_much_kv_it_holds_unless_the_settings_do() {
+async fn the_kv_capacity_is_the_settings_or_the_reported_one() {
     let page = "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"1000\"} 1\n";
     let (told, said) = (
         Fake::start([], Act::Json(200, chat_answer("x"))).await,

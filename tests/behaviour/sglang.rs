@@ -34,7 +34,7 @@ fn room(sent: &Value) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kv_cache_really_moves_and_the_answer_is_one_engines() {
+async fn the_hand_off_transfers_kv_and_the_answer_equals_one_engines() {
     let (p, d) = (emulated(SglangMode::Prefill).await, emulated(SglangMode::Decode).await);
     let alone = emulated(SglangMode::Null).await;
     let engines = [prefill("p", p.url(0), p.address(0).port()), decode("d", d.url(0))];
@@ -58,7 +58,7 @@ async fn the_kv_cache_really_moves_and_the_answer_is_one_engines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leg_that_fails_takes_the_other_with_it_and_the_next_pair_has_another_room() {
+async fn a_failed_leg_cancels_the_other_and_the_retry_has_another_bootstrap_room() {
     let p = Fake::start([Act::Json(500, "{}".into())], Act::Json(200, chat_answer("x"))).await;
     let d =
         Fake::start([Act::Silent, Act::Json(500, "{}".into())], Act::Chunks(chat_chunks(3))).await;
@@ -104,7 +104,7 @@ async fn a_prefill_is_not_cut_because_the_decode_has_begun() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engines_verdict_on_the_request_is_the_clients_answer() {
+async fn an_engines_client_error_is_forwarded() {
     let refused = "{\"error\":{\"message\":\"too long\",\"code\":400}}";
     for (of_prefill, of_decode) in [
         (Act::Silent, Act::Json(400, refused.into())),
@@ -201,7 +201,7 @@ async fn a_role_switch_drains_the_engine_calls_it_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_planner_has_an_engine_switch_when_a_shift_lasts() {
+async fn the_planner_switches_an_engine_after_a_lasting_shift() {
     let p = emulated(SglangMode::Prefill).await;
     let d = Emulated::of(3, EmulatedEngine::Sglang(SglangMode::Decode)).await;
     let port = |fleet: &Emulated, engine| fleet.address(engine).port();
@@ -234,7 +234,7 @@ async fn the_planner_has_an_engine_switch_when_a_shift_lasts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_will_not_switch_goes_on_or_is_kept_out() {
+async fn an_engine_that_fails_to_switch_is_restored_or_quarantined() {
     let answer = |safe: bool| {
         let body =
             format!("{{\"success\":false,\"message\":\"no headroom\",\"safe_to_restore\":{safe}}}");

@@ -80,7 +80,7 @@ async fn the_target_prefills_and_the_own_engine_decodes_with_its_hand_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_completion_and_an_answer_in_one_piece_are_split_too() {
+async fn completions_and_non_streamed_answers_are_disaggregated() {
     let target = Fake::start([], Act::Json(200, prefill_answer())).await;
     let own = Fake::start([], Act::Json(200, chat_answer("ok"))).await;
     let proxy = with(TRUSTED, NIXL, &own).await;

@@ -26,7 +26,7 @@ async fn page(proxy: &Proxy) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engines_metrics_are_exported_and_its_alert_comes_and_goes() {
+async fn an_engines_metrics_are_exported_and_its_alert_is_raised_and_cleared() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     fake.set_metrics(
         "vllm:kv_cache_usage_perc{engine=\"0\"} 0.99\nvllm:num_preemptions_total{engine=\"0\"} 4\n\
@@ -51,7 +51,7 @@ async fn an_engines_metrics_are_exported_and_its_alert_comes_and_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hand_offs_that_bring_no_kv_are_noticed_though_every_answer_is_right() {
+async fn hand_offs_without_kv_raise_an_alert_although_answers_are_correct() {
     // Sequential legs, and concurrent legs.
     for connector in ["nixl", "offloading"] {
         bring_no_kv(connector).await;
@@ -82,7 +82,7 @@ async fn bring_no_kv(connector: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_report_in_an_answers_head_is_read() {
+async fn an_orca_load_report_in_the_headers_is_read() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let proxy = Proxy::start("[signals]\nscrape_seconds = 0\n", &[plain("a", &fake)]).await;
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
@@ -140,7 +140,7 @@ async fn tokens_are_counted_exactly_and_the_client_sees_only_what_it_asked_for()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_split_answer_tells_what_the_prefill_engine_had_cached() {
+async fn a_disaggregated_answer_reports_the_prefill_engines_cached_tokens() {
     let prefill_answer = prefill_answer().replace(
         "\"completion_tokens\":3",
         "\"completion_tokens\":1,\"prompt_tokens_details\":{\"cached_tokens\":4}",

@@ -50,7 +50,7 @@ async fn a_failed_prefill_is_retried_and_a_dead_decode_gets_a_fresh_prefill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_prefills_verdict_on_a_request_is_the_clients_answer() {
+async fn a_client_error_of_the_prefill_leg_is_forwarded() {
     let refused =
         "{\"error\":{\"message\":\"too long\",\"type\":\"BadRequestError\",\"code\":400}}";
     let p = Fake::start([], Act::Json(400, refused.into())).await;
@@ -64,7 +64,7 @@ async fn the_prefills_verdict_on_a_request_is_the_clients_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_split_runs_whole() {
+async fn requests_that_cannot_be_split_run_colocated() {
     let p = Fake::start([], Act::Json(200, prefill_answer())).await;
     let d = Fake::start([], Act::Json(200, crate::fake::chat_answer("whole"))).await;
     let engines = [vllm("p", p.url(), PREFILL), vllm("d", d.url(), DECODE)];
@@ -81,7 +81,7 @@ async fn what_cannot_be_split_runs_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_is_never_handed_its_own_blocks() {
+async fn an_engine_never_receives_a_hand_off_of_its_own_blocks() {
     // Only the prefill engine is left to decode.
     let p = Fake::start([Act::Json(200, prefill_answer())], Act::Chunks(chat_chunks(3))).await;
     let gone = crate::proxy::Nobody::new();
@@ -98,7 +98,7 @@ async fn an_engine_is_never_handed_its_own_blocks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kv_cache_really_moves() {
+async fn the_hand_off_transfers_kv() {
     let fleet = Emulated::start(2).await;
     let engines = [vllm("p", fleet.url(0), PREFILL), vllm("d", fleet.url(1), DECODE)];
     let proxy = Proxy::start(SPLIT, &engines).await;

@@ -17,7 +17,7 @@ fn says(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_urls_are_enough_to_split_a_request() {
+async fn two_urls_suffice_for_disaggregation() {
     let engines = Emulated::start(2).await;
     let (data, admin) = two_ports();
     let mut command: Command = tidegate();
@@ -85,7 +85,7 @@ async fn the_roles_of_sglang_engines_are_those_of_their_modes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_that_are_not_up_are_named() {
+async fn unreachable_engines_are_named() {
     let engines = Emulated::start(1).await;
     let nobody = Nobody::new();
     let (code, text, _) = says(&["init", &engines.url(0), &nobody.url(), "--wait", "0"]);

@@ -242,7 +242,7 @@ async fn a_new_certificate_is_in_force_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_behind_a_symbolic_link_is_replaced_with_the_link() {
+async fn a_certificate_behind_a_symbolic_link_is_reloaded_with_the_link() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     let authority = Authority::new(at, "ca");
@@ -287,7 +287,7 @@ fn refusals(text: &str) -> [String; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_certificates_is_found_by_check_and_before_listening() {
+async fn certificate_errors_are_reported_by_check_and_before_listening() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     let authority = Authority::new(at, "ca");

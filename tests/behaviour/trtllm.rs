@@ -31,7 +31,7 @@ fn context(finish: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kv_cache_really_moves_in_both_directions() {
+async fn the_hand_off_transfers_kv_in_both_directions() {
     let fleet = Emulated::of(2, EmulatedEngine::Trtllm).await;
     let free = "engine = \"trtllm\"\nconnector = \"transceiver\"";
     let engines = [engine("a", fleet.url(0), free), engine("b", fleet.url(1), free)];

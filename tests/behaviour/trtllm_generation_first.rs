@@ -52,7 +52,7 @@ async fn signed(key: &str) -> Emulated {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signed_hand_offs_really_move_the_kv_in_both_directions_and_styles() {
+async fn signed_hand_offs_transfer_kv_in_both_directions_and_styles() {
     for style in ["", "schedule_style = \"context_first\""] {
         let fleet = signed("secret").await;
         let more = format!("{style}\ndisagg_key = \"secret\"");
@@ -88,7 +88,7 @@ async fn signed_hand_offs_really_move_the_kv_in_both_directions_and_styles() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_signed_or_signed_with_another_key_is_refused() {
+async fn unsigned_and_wrongly_signed_hand_offs_are_refused() {
     let fleet = signed("secret").await;
     for more in ["", "disagg_key = \"another\""] {
         let engines = [
@@ -138,7 +138,7 @@ async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_generation_leaves_first_so_without_one_no_context_begins() {
+async fn the_generation_leg_is_sent_first_and_without_it_no_context_leg() {
     let p = context(Act::Json(200, chat_answer("whole"))).await;
     let gone = Nobody::new();
     let named = |role: &str| format!("models = [\"m\"]\n{role}");
@@ -155,7 +155,7 @@ async fn the_generation_leaves_first_so_without_one_no_context_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_context_engine_is_asked_once() {
+async fn a_context_engine_is_queried_once() {
     let p = context(Act::Json(200, chat_answer("x"))).await;
     let d = Fake::start([], Act::Chunks(chat_chunks(3))).await;
     let engines = [engine("p", p.url(), PREFILL), engine("d", d.url(), DECODE)];

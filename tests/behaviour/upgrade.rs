@@ -124,7 +124,7 @@ fn settings(data: SocketAddr, admin: SocketAddr, top: &str, fake: &Fake) -> Stri
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_successor_takes_over_under_load_and_nothing_fails() {
+async fn a_successor_takes_over_under_load_without_failures() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let (data, admin) = two_ports();
     let directory = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ async fn a_stream_of_the_old_process_is_not_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_successor_that_serves_the_process_goes_on() {
+async fn the_process_continues_if_no_successor_serves() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let (data, admin) = two_ports();
     let directory = tempfile::tempdir().unwrap();
@@ -218,7 +218,7 @@ async fn without_a_successor_that_serves_the_process_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_linger_nothing_that_was_accepted_is_cut() {
+async fn after_the_linger_accepted_requests_complete() {
     let fake = Fake::start([], Act::Slow(200, chat_answer("x"))).await;
     let (data, admin) = two_ports();
     let mut proxy = serve(&settings(data, admin, "linger_seconds = 0.5\n", &fake));
@@ -233,7 +233,7 @@ async fn after_the_linger_nothing_that_was_accepted_is_cut() {
 }
 
 #[test]
-fn upgrading_without_a_socket_or_a_running_proxy_says_so() {
+fn upgrading_without_a_socket_or_a_running_proxy_is_reported() {
     let (data, admin) = two_ports();
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("upgrade.sock");
@@ -252,7 +252,7 @@ fn upgrading_without_a_socket_or_a_running_proxy_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn serve_says_where_it_listens_and_a_port_may_be_any() {
+async fn serve_prints_its_addresses_and_port_0_is_any_port() {
     let fake = Fake::start([], Act::Json(200, chat_answer("x"))).await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let (_directory, path) = write(&config(any, any, "", &[plain("a", &fake)]));

@@ -141,7 +141,7 @@ async fn settled(proxy: &Proxy, how: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_flow_in_both_directions_and_a_client_that_leaves_ends_the_engines_side() {
+async fn a_tunnel_forwards_both_directions_and_a_disconnect_closes_the_engines_connection() {
     let server = Server::start().await;
     let proxy = Proxy::start("", &[server.engine("a", MODEL)]).await;
     // Frames may follow directly after both heads.
@@ -206,7 +206,7 @@ async fn bytes_flow_in_both_directions_and_a_client_that_leaves_ends_the_engines
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_of_one_side_is_passed_on_and_the_other_may_still_speak() {
+async fn a_half_close_of_a_websocket_is_forwarded_and_the_other_direction_stays_open() {
     let server = Server::start().await;
     let proxy = Proxy::start("", &[server.engine("a", MODEL)]).await;
     let (mut client, mut opened) = tunnel(&proxy, &server).await;
@@ -234,7 +234,7 @@ async fn an_end_of_one_side_is_passed_on_and_the_other_may_still_speak() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_fails_ends_the_other() {
+async fn a_failed_connection_closes_the_other() {
     let server = Server::start().await;
     let proxy = Proxy::start("", &[server.engine("a", MODEL)]).await;
     let (mut client, opened) = tunnel(&proxy, &server).await;
@@ -302,7 +302,7 @@ async fn the_model_in_the_query_chooses_the_backend() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_without_101_is_an_ordinary_one_and_ends_the_connection() {
+async fn a_handshake_answered_without_101_is_forwarded_and_closes_the_connection() {
     let server = Server::start().await;
     let proxy = Proxy::start("", &[server.engine("a", MODEL)]).await;
     // After a refused handshake no byte is parsed as a request.
@@ -339,7 +339,7 @@ async fn an_answer_without_101_is_an_ordinary_one_and_ends_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_goes_to_a_backend_that_has_it() {
+async fn a_websocket_is_routed_to_a_backend_that_supports_it() {
     let server = Server::start().await;
     let answers = || Fake::start([], Act::Json(200, chat_answer("x")));
     let [whole, other] = [answers().await, answers().await];
@@ -371,7 +371,7 @@ async fn a_websocket_goes_to_a_backend_that_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_handshake_of_an_admitted_client_is_refused() {
+async fn invalid_or_unauthorized_handshakes_are_refused() {
     let server = Server::start().await;
     let keys = "[[auth.keys]]\nname = \"n\"\nkey = \"sk-gateway-key-of-n\"\n";
     let proxy = Proxy::start(keys, &[server.engine("a", MODEL)]).await;

@@ -87,7 +87,7 @@ async fn a_body_in_chunks_reaches_the_engine_with_its_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_a_100_gets_one_unless_it_is_refused() {
+async fn expect_100_continue_is_answered_unless_the_request_is_refused() {
     let (fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
     let body = chat(false);
     let head = |length: usize| {
@@ -112,7 +112,7 @@ async fn a_client_that_waits_for_a_100_gets_one_unless_it_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_is_told_though_the_client_goes_on_sending() {
+async fn a_refusal_reaches_a_client_that_still_sends() {
     let (_fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
     let long = "x".repeat(4 << 20);
     let answer = talk(proxy.data, &[&request("", &long)]).await;
@@ -137,7 +137,7 @@ async fn a_client_of_http_1_0_gets_a_stream_without_chunks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_alone_is_asked_for_and_comes_alone() {
+async fn a_head_request_is_answered_without_a_body() {
     let (_fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
     let answer =
         talk(proxy.data, &["HEAD /health HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"]).await;
@@ -145,7 +145,7 @@ async fn a_head_alone_is_asked_for_and_comes_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_request_is_refused_in_the_form_that_clients_read() {
+async fn malformed_requests_are_refused_in_the_apis_error_format() {
     let (fake, proxy) = serving(Act::Json(200, chat_answer("hello"))).await;
     let long = format!("GET / HTTP/1.1\r\nhost: t\r\nx: {}\r\n\r\n", "y".repeat(70_000));
     let smuggled = format!(
@@ -174,7 +174,7 @@ async fn what_is_no_request_is_refused_in_the_form_that_clients_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_says_nothing_for_too_long_is_let_go() {
+async fn a_client_that_sends_nothing_is_disconnected_after_the_time_out() {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let proxy = Proxy::start("keepalive_seconds = 0.2\n", &[plain("a", &fake)]).await;
     let answered = request("", &chat(false));
@@ -187,7 +187,7 @@ async fn a_client_that_says_nothing_for_too_long_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_its_answer_holds_its_place_only_so_long() {
+async fn a_client_that_stops_reading_is_disconnected_after_the_stall_limit() {
     let token = format!(
         "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n",
         "x".repeat(100_000)
@@ -300,7 +300,7 @@ async fn every_way_to_end_an_answer_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_used_again_only_if_its_answer_ended_where_it_said() {
+async fn a_connection_is_reused_only_after_a_complete_answer() {
     let good = ok!("content-length: 14\r\n");
     // Surplus bytes beyond the announced length belong to no answer.
     let more = concat!(ok!("content-length: 14\r\n"), "HTTP/1.1 500 Smuggled\r\n\r\n");
@@ -324,7 +324,7 @@ async fn a_connection_is_used_again_only_if_its_answer_ended_where_it_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_was_closed_meanwhile_costs_no_request() {
+async fn a_request_on_a_closed_idle_connection_is_retried() {
     let good = ok!("content-length: 14\r\n");
     // Each connection closes after its second answer, when the proxy prepares a third request.
     let engine = Raw::start(vec![vec![good, good]; 12]).await;
@@ -337,7 +337,7 @@ async fn a_connection_that_was_closed_meanwhile_costs_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_none_is_not_passed_on() {
+async fn an_invalid_http_answer_is_not_forwarded() {
     for wire in [
         "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"choices\":[]}",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",

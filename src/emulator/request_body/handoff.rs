@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::{RawMembers, Remote, RequestedHandoff, boolean, given};
+use super::{BodyMembers, Remote, RequestedHandoff, boolean, given};
 use crate::config::{EmulatedEngine, EmulatorConfig, SglangMode, VllmConnector};
 use crate::error_response::ErrorResponse;
 use crate::{mooncake, sglang, trtllm};
@@ -13,7 +13,7 @@ use crate::{mooncake, sglang, trtllm};
 pub(super) fn of(
     config: &EmulatorConfig,
     kind: EmulatedEngine,
-    members: &RawMembers<'_>,
+    members: &BodyMembers<'_>,
 ) -> Result<RequestedHandoff, ErrorResponse> {
     match kind {
         EmulatedEngine::Vllm => vllm(config.connector, members),
@@ -41,7 +41,7 @@ pub(super) fn one_token(
     }
 }
 
-fn room(mode: SglangMode, members: &RawMembers<'_>) -> Result<RequestedHandoff, ErrorResponse> {
+fn room(mode: SglangMode, members: &BodyMembers<'_>) -> Result<RequestedHandoff, ErrorResponse> {
     if mode == SglangMode::Null {
         return Ok(RequestedHandoff::None);
     }
@@ -76,9 +76,9 @@ fn room(mode: SglangMode, members: &RawMembers<'_>) -> Result<RequestedHandoff, 
     })))
 }
 
-fn disaggregated(members: &RawMembers<'_>) -> Result<RequestedHandoff, ErrorResponse> {
+fn disaggregated(members: &BodyMembers<'_>) -> Result<RequestedHandoff, ErrorResponse> {
     #[derive(Deserialize)]
-    struct Params {
+    struct DisaggregatedParams {
         request_type: String,
         disagg_request_id: Option<u64>,
         ctx_request_id: Option<u64>,
@@ -93,7 +93,7 @@ fn disaggregated(members: &RawMembers<'_>) -> Result<RequestedHandoff, ErrorResp
     let bad = |problem: &str| {
         ErrorResponse::bad(format!("disaggregated_params: {problem}"), Some("disaggregated_params"))
     };
-    let params: Params =
+    let params: DisaggregatedParams =
         serde_json::from_str(raw.get()).map_err(|error| bad(&error.to_string()))?;
     let id = params.disagg_request_id.filter(|id| *id >= trtllm::ID_MIN);
     let id = id.ok_or_else(|| bad("disagg_request_id must be at least 2^40"))?;
@@ -121,7 +121,7 @@ fn disaggregated(members: &RawMembers<'_>) -> Result<RequestedHandoff, ErrorResp
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Params {
+struct KvTransferParams {
     do_remote_decode: Option<bool>,
     do_remote_prefill: Option<bool>,
     remote_engine_id: Option<String>,
@@ -146,10 +146,10 @@ struct OffloadingPeer {
 
 fn vllm(
     connector: VllmConnector,
-    members: &RawMembers<'_>,
+    members: &BodyMembers<'_>,
 ) -> Result<RequestedHandoff, ErrorResponse> {
     let Some(raw) = given(members, "kv_transfer_params") else { return Ok(RequestedHandoff::None) };
-    let params: Params = serde_json::from_str(raw.get()).map_err(|_| {
+    let params: KvTransferParams = serde_json::from_str(raw.get()).map_err(|_| {
         let message = "Input should be a valid dictionary";
         ErrorResponse::wrong_type("kv_transfer_params", "dict_type", message, "...")
     })?;
@@ -166,7 +166,7 @@ fn vllm(
     Ok(handoff.unwrap_or(RequestedHandoff::None))
 }
 
-fn nixl(connector: VllmConnector, params: Params) -> Option<RequestedHandoff> {
+fn nixl(connector: VllmConnector, params: KvTransferParams) -> Option<RequestedHandoff> {
     if params.do_remote_prefill == Some(true) {
         // The two engines identify each other's blocks by different means.
         if params.transfer_mode.is_some_and(|mode| mode != connector.as_str()) {
@@ -183,7 +183,7 @@ fn nixl(connector: VllmConnector, params: Params) -> Option<RequestedHandoff> {
     (params.do_remote_decode == Some(true)).then_some(RequestedHandoff::Produce)
 }
 
-fn transfer(params: Params) -> Option<RequestedHandoff> {
+fn transfer(params: KvTransferParams) -> Option<RequestedHandoff> {
     let id = params.transfer_id.filter(|id| !id.is_empty())?;
     if params.do_remote_prefill == Some(true) {
         let (engine, bootstrap) = (params.remote_engine_id?, params.remote_bootstrap_addr?);
@@ -196,13 +196,13 @@ fn transfer(params: Params) -> Option<RequestedHandoff> {
 
 /// Mooncake hands over only answers that end by length: no end-of-text token or stop string may be
 /// possible.
-fn ends_by_length(members: &RawMembers<'_>) -> Result<bool, ErrorResponse> {
+fn ends_by_length(members: &BodyMembers<'_>) -> Result<bool, ErrorResponse> {
     let goes_on = boolean(members, "ignore_eos")?.unwrap_or(false);
     let none = |member| given(members, member).is_none_or(|raw| raw.get() == "[]");
     Ok(goes_on && none("stop") && none("stop_token_ids"))
 }
 
-fn offloaded(params: Params) -> Option<RequestedHandoff> {
+fn offloaded(params: KvTransferParams) -> Option<RequestedHandoff> {
     match (params.remote_decoder, params.remote_prefiller) {
         (Some(decoder), None) => decoder.kv_request_id.map(RequestedHandoff::Offer),
         (None, Some(prefiller)) => Some(RequestedHandoff::Consume(Box::new(Remote {

@@ -3,10 +3,10 @@
 
 use serde_json::value::RawValue;
 
-use super::RawMembers;
+use super::BodyMembers;
 use crate::error_response::ErrorResponse;
 
-pub fn raw_members(body: &[u8]) -> Result<RawMembers<'_>, ErrorResponse> {
+pub fn raw_members(body: &[u8]) -> Result<BodyMembers<'_>, ErrorResponse> {
     serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             let message = "Input should be a valid dictionary";
@@ -18,19 +18,19 @@ pub fn raw_members(body: &[u8]) -> Result<RawMembers<'_>, ErrorResponse> {
 }
 
 /// Returns a member that is present and not null.
-pub fn given<'a>(members: &RawMembers<'a>, member: &str) -> Option<&'a RawValue> {
+pub fn given<'a>(members: &BodyMembers<'a>, member: &str) -> Option<&'a RawValue> {
     members.get(member).copied().filter(|raw| raw.get() != "null")
 }
 
-pub fn boolean(members: &RawMembers<'_>, member: &str) -> Result<Option<bool>, ErrorResponse> {
+pub fn boolean(members: &BodyMembers<'_>, member: &str) -> Result<Option<bool>, ErrorResponse> {
     typed(members, member, "bool_parsing", "Input should be a valid boolean")
 }
 
-pub fn integer(members: &RawMembers<'_>, member: &str) -> Result<Option<i64>, ErrorResponse> {
+pub fn integer(members: &BodyMembers<'_>, member: &str) -> Result<Option<i64>, ErrorResponse> {
     typed(members, member, "int_type", "Input should be a valid integer")
 }
 
-pub fn string(members: &RawMembers<'_>, member: &str) -> Result<Option<String>, ErrorResponse> {
+pub fn string(members: &BodyMembers<'_>, member: &str) -> Result<Option<String>, ErrorResponse> {
     typed(members, member, "string_type", "Input should be a valid string")
 }
 
@@ -48,7 +48,7 @@ pub fn shown(raw: &RawValue) -> String {
 }
 
 fn typed<'a, T: serde::Deserialize<'a>>(
-    members: &RawMembers<'a>,
+    members: &BodyMembers<'a>,
     member: &str,
     kind: &str,
     message: &str,

@@ -4,12 +4,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-use super::RawMembers;
+use super::BodyMembers;
 use super::members::{boolean, given, shown};
 use crate::error_response::ErrorResponse;
 use crate::tokens::{TokenizedPrompt, render_message, render_turn};
 
-pub fn of(chat: bool, members: &RawMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
+pub fn of(chat: bool, members: &BodyMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
     if chat { conversation(members).map(|prompt| vec![prompt]) } else { completion(members) }
 }
 
@@ -18,7 +18,7 @@ pub fn of(chat: bool, members: &RawMembers<'_>) -> Result<Vec<TokenizedPrompt>, 
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
-struct ChatMessage<'a> {
+struct RawChatMessage<'a> {
     #[serde(borrow, default)]
     role: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -26,12 +26,12 @@ struct ChatMessage<'a> {
 }
 
 #[derive(Deserialize)]
-struct ContentPart<'a> {
+struct RawContentPart<'a> {
     #[serde(borrow, default)]
     text: Option<Cow<'a, str>>,
 }
 
-fn conversation(members: &RawMembers<'_>) -> Result<TokenizedPrompt, ErrorResponse> {
+fn conversation(members: &BodyMembers<'_>) -> Result<TokenizedPrompt, ErrorResponse> {
     let Some(raw) = given(members, "messages") else {
         return Err(ErrorResponse::wrong_type("messages", "missing", "Field required", "..."));
     };
@@ -39,7 +39,7 @@ fn conversation(members: &RawMembers<'_>) -> Result<TokenizedPrompt, ErrorRespon
         let message = "Input should be a valid list";
         ErrorResponse::wrong_type("messages", "list_type", message, &shown(raw))
     };
-    let messages: Vec<ChatMessage<'_>> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
+    let messages: Vec<RawChatMessage<'_>> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
     if messages.is_empty() {
         return Err(ErrorResponse::bad("messages must not be empty".to_owned(), Some("messages")));
     }
@@ -64,14 +64,14 @@ fn content<'a>(raw: Option<&'a RawValue>) -> Option<Cow<'a, str>> {
     match raw.get().as_bytes().first() {
         Some(b'"') => serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0),
         Some(b'[') => {
-            let parts: Vec<ContentPart<'_>> = serde_json::from_str(raw.get()).ok()?;
+            let parts: Vec<RawContentPart<'_>> = serde_json::from_str(raw.get()).ok()?;
             Some(Cow::Owned(parts.iter().filter_map(|part| part.text.as_deref()).collect()))
         }
         _ => None,
     }
 }
 
-fn completion(members: &RawMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
+fn completion(members: &BodyMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
     let Some(raw) = given(members, "prompt") else {
         let message = "Either prompt or prompt_embeds must be provided and non-empty.";
         return Err(ErrorResponse::bad(message.to_owned(), Some("prompt")));

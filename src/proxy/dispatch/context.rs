@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::backends::fleet::{Fleet, Known, RoutingTable, View};
 use crate::dispatch::cors::Cors;
-use crate::dispatch::discovery::Discovery;
+use crate::dispatch::discovery::ModelDiscovery;
 use crate::dispatch::hedge_limit::HedgeLimit;
 use crate::dispatch::model_list::ModelList;
 use crate::dispatch::queue::Queue;
@@ -51,7 +51,7 @@ pub struct Proxy {
     /// `/v1/models` over all backends; replaced by the control loop.
     pub models: ArcSwap<ModelList>,
     /// Queries engines for models that no table contains.
-    pub discovery: Discovery,
+    pub discovery: ModelDiscovery,
     /// Sidecar mode for llm-d's hand-offs, if configured.
     pub sidecar: Option<Sidecar>,
     /// CORS headers, if configured.

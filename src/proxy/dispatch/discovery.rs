@@ -26,7 +26,7 @@ const WAITING_MAX: usize = 256;
 const MISSING_MAX: usize = 256;
 
 /// Queries engines for their models.
-pub struct Discovery {
+pub struct ModelDiscovery {
     found: mpsc::Sender<Found>,
     rounds: Mutex<Rounds>,
     waiting: AtomicUsize,
@@ -49,10 +49,10 @@ impl Drop for WaiterCount<'_> {
     }
 }
 
-impl Discovery {
+impl ModelDiscovery {
     /// `found` is the control loop's channel.
-    pub fn new(found: mpsc::Sender<Found>) -> Discovery {
-        Discovery { found, rounds: Mutex::default(), waiting: AtomicUsize::new(0) }
+    pub fn new(found: mpsc::Sender<Found>) -> ModelDiscovery {
+        ModelDiscovery { found, rounds: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
     /// Queries the engines because `name` is in no table. Returns whether a round was completed since

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::place::{force_decode, reserve, try_place_decode};
-use crate::dispatch::queue::{DecodeOffer, Message, Offer};
+use crate::dispatch::queue::{DispatcherMessage, QueuedDecode, QueuedPrefill};
 use crate::dispatch::reservation::Placed;
 use crate::upstream::failure::Failure;
 
@@ -20,18 +20,18 @@ type Replies = HashMap<RequestId, oneshot::Sender<Result<Placed, Failure>>>;
 /// The dispatcher's private state.
 pub struct Dispatcher {
     proxy: Arc<Proxy>,
-    inbox: mpsc::UnboundedReceiver<Message>,
+    inbox: mpsc::UnboundedReceiver<DispatcherMessage>,
     queue: EdfQueue,
     /// Prefix matches of the waiting requests.
     matches: HashMap<RequestId, Matches>,
     replies: Replies,
     /// Prefilled requests, oldest first: they hold KV memory on their prefill backend.
-    decodes: VecDeque<DecodeOffer>,
+    decodes: VecDeque<QueuedDecode>,
 }
 
 impl Dispatcher {
     /// A dispatcher with an empty queue.
-    pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<Message>) -> Dispatcher {
+    pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<DispatcherMessage>) -> Dispatcher {
         Dispatcher {
             inbox,
             queue: EdfQueue::with_limit(proxy.placement.queue_max),
@@ -72,11 +72,11 @@ impl Dispatcher {
         idle.min(queue).min(decode.unwrap_or(Moment::NEVER)).max(now + SHORTEST_PASS)
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: DispatcherMessage) {
         match message {
-            Message::Offer(offer) => self.enqueue(*offer),
-            Message::Decode(offer) => self.decodes.push_back(*offer),
-            Message::Gone(id) => {
+            DispatcherMessage::Prefill(offer) => self.enqueue(*offer),
+            DispatcherMessage::Decode(offer) => self.decodes.push_back(*offer),
+            DispatcherMessage::Gone(id) => {
                 self.queue.cancel(id);
                 self.matches.remove(&id);
                 self.replies.remove(&id);
@@ -85,7 +85,7 @@ impl Dispatcher {
         }
     }
 
-    fn enqueue(&mut self, offer: Offer) {
+    fn enqueue(&mut self, offer: QueuedPrefill) {
         let id = offer.job.id;
         match self.queue.offer(offer.job) {
             Ok(()) => {

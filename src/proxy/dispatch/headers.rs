@@ -16,7 +16,7 @@ const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
 
 /// Ids of one attempt of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Identity<'a> {
+pub struct AttemptIds<'a> {
     /// `x-request-id`; a retry has a fresh one.
     pub request_id: &'a str,
     /// `traceparent` of this hop.
@@ -29,7 +29,7 @@ pub fn for_leg(
     head: &mut RequestHeadWriter,
     client: &HeaderMap,
     address: &Address,
-    identity: Identity<'_>,
+    identity: AttemptIds<'_>,
     own: Option<(&'static str, &str)>,
 ) {
     head.header("host", address.authority.as_str().as_bytes());
@@ -90,7 +90,7 @@ mod tests {
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
+        let identity = AttemptIds { request_id: "r-1", traceparent: "00-a-b-01" };
         let mut head = RequestHeadWriter::new(&Method::GET, &PathAndQuery::from_static("/"));
         let address = Address::parse("http://engine:1").unwrap();
         for_leg(&mut head, &client, &address, identity, Some(("x-own", "ours")));
@@ -119,7 +119,7 @@ mod tests {
         for name in ["authorization", "x-api-key", "api-key"] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
         }
-        let identity = Identity { request_id: "r-1", traceparent: "00-a-b-01" };
+        let identity = AttemptIds { request_id: "r-1", traceparent: "00-a-b-01" };
         let mut head = RequestHeadWriter::new(&Method::GET, &PathAndQuery::from_static("/"));
         let address = Address::parse("http://engine:1").unwrap().with_key("ours").unwrap();
         for_leg(&mut head, &client, &address, identity, None);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tidegate_engine::LegBody;
 use tidegate_http1::RequestHeadWriter;
 
-use crate::dispatch::headers::{Identity, for_leg};
+use crate::dispatch::headers::{AttemptIds, for_leg};
 use crate::runtime::budget::BudgetShare;
 use crate::upstream::{Address, Outgoing, Pool};
 
@@ -50,7 +50,7 @@ impl Inbound {
     }
 
     /// Returns the request of one leg: the client's, with the body and the extra header of the leg.
-    pub fn leg(&self, address: &Address, identity: Identity<'_>, leg: &LegBody) -> Outgoing {
+    pub fn leg(&self, address: &Address, identity: AttemptIds<'_>, leg: &LegBody) -> Outgoing {
         let mut head = RequestHeadWriter::new(&self.method, &address.target(&self.target));
         let own = leg.header.as_ref().map(|(name, value)| (*name, &**value));
         for_leg(&mut head, &self.headers, address, identity, own);

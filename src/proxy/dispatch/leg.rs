@@ -11,8 +11,8 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::answer::{self, Opened, OpenedBody};
-use crate::dispatch::headers::Identity;
-use crate::dispatch::prefilling::Prefilling;
+use crate::dispatch::headers::AttemptIds;
+use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
@@ -73,8 +73,8 @@ pub(crate) fn request_id(given: &str, attempt: u32) -> Cow<'_, str> {
 }
 
 /// Returns the ids of one attempt.
-pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> Identity<'a> {
-    Identity { request_id, traceparent: accepted.traceparent.as_ref() }
+pub(crate) fn identity<'a>(request_id: &'a str, accepted: &'a Accepted) -> AttemptIds<'a> {
+    AttemptIds { request_id, traceparent: accepted.traceparent.as_ref() }
 }
 
 /// Returns an answer whose first byte has arrived, and records the backend's success.
@@ -113,7 +113,7 @@ pub(crate) fn note_prefill(
     now: Moment,
     reported_hit: Option<Tokens>,
 ) {
-    let prefilling = Prefilling { backend: Arc::clone(backend), predicted, sent };
+    let prefilling = PendingPrefill { backend: Arc::clone(backend), predicted, sent };
     prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now, reported_hit);
 }
 

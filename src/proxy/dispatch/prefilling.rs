@@ -10,7 +10,7 @@ use crate::dispatch::reservation::Predicted;
 use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 
 /// A prefill whose first token has not arrived yet.
-pub struct Prefilling {
+pub struct PendingPrefill {
     /// Backend of the leg.
     pub backend: Arc<Backend>,
     /// Placement's prediction.
@@ -19,7 +19,7 @@ pub struct Prefilling {
     pub sent: Moment,
 }
 
-impl Prefilling {
+impl PendingPrefill {
     /// Reports the sample to the control loop and adds the prompt to the prefix index. `reported_hit`:
     /// cached tokens that the engine reported.
     pub fn ended(

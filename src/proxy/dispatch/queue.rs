@@ -11,7 +11,7 @@ use crate::dispatch::reservation::{Placed, Reservation};
 use crate::upstream::failure::Failure;
 
 /// A request queued for its first leg.
-pub struct Offer {
+pub struct QueuedPrefill {
     /// The request as placement sees it.
     pub job: PrefillRequest,
     /// Backends that hold a prefix of the prompt.
@@ -21,7 +21,7 @@ pub struct Offer {
 }
 
 /// A prefilled request queued for a decode backend.
-pub struct DecodeOffer {
+pub struct QueuedDecode {
     /// The decode leg as placement sees it.
     pub handover: DecodeRequest,
     /// Time at which the prefill ended.
@@ -33,18 +33,18 @@ pub struct DecodeOffer {
 }
 
 /// Message to the dispatcher.
-pub enum Message {
+pub enum DispatcherMessage {
     /// Queue a request for its first leg.
-    Offer(Box<Offer>),
+    Prefill(Box<QueuedPrefill>),
     /// Queue a prefilled request for a decode backend.
-    Decode(Box<DecodeOffer>),
+    Decode(Box<QueuedDecode>),
     /// Remove a request whose client has left.
     Gone(RequestId),
 }
 
 /// The requests' end of the queue.
 pub struct Queue {
-    messages: mpsc::UnboundedSender<Message>,
+    messages: mpsc::UnboundedSender<DispatcherMessage>,
     signal: Arc<CapacitySignal>,
     requests_max: usize,
 }
@@ -61,14 +61,14 @@ impl Drop for QueueEntry<'_> {
         self.queue.signal.leave();
         if !self.answered {
             // Fails if the dispatcher has ended, and with it the queue.
-            self.queue.messages.send(Message::Gone(self.id)).ok();
+            self.queue.messages.send(DispatcherMessage::Gone(self.id)).ok();
         }
     }
 }
 
 impl Queue {
     /// A queue for at most `requests_max` waiting requests, and the dispatcher's end of it.
-    pub fn new(requests_max: usize) -> (Queue, mpsc::UnboundedReceiver<Message>) {
+    pub fn new(requests_max: usize) -> (Queue, mpsc::UnboundedReceiver<DispatcherMessage>) {
         // `requests_max` bounds the messages in the unbounded channel.
         let (messages, inbox) = mpsc::unbounded_channel();
         (Queue { messages, signal: Arc::default(), requests_max }, inbox)
@@ -94,8 +94,10 @@ impl Queue {
         }
         let mut waiting = QueueEntry { queue: self, id: job.id, answered: false };
         let (reply, answer) = oneshot::channel();
-        let offer = Offer { job: job.clone(), matches: *matches, reply };
-        self.messages.send(Message::Offer(Box::new(offer))).map_err(|_| Failure::ShuttingDown)?;
+        let offer = QueuedPrefill { job: job.clone(), matches: *matches, reply };
+        self.messages
+            .send(DispatcherMessage::Prefill(Box::new(offer)))
+            .map_err(|_| Failure::ShuttingDown)?;
         let placed = answer.await.unwrap_or(Err(Failure::ShuttingDown));
         waiting.answered = true;
         placed
@@ -114,8 +116,10 @@ impl Queue {
         self.signal.enter();
         let mut waiting = QueueEntry { queue: self, id: handover.id, answered: false };
         let (reply, answer) = oneshot::channel();
-        let offer = DecodeOffer { handover: handover.clone(), came, deadline, reply };
-        self.messages.send(Message::Decode(Box::new(offer))).map_err(|_| Failure::ShuttingDown)?;
+        let offer = QueuedDecode { handover: handover.clone(), came, deadline, reply };
+        self.messages
+            .send(DispatcherMessage::Decode(Box::new(offer)))
+            .map_err(|_| Failure::ShuttingDown)?;
         let reservation = answer.await.unwrap_or(Err(Failure::ShuttingDown));
         waiting.answered = true;
         reservation

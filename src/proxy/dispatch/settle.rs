@@ -14,7 +14,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
 use crate::dispatch::context::Proxy;
-use crate::dispatch::prefilling::Prefilling;
+use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::Predicted;
 use crate::signals::FinishedLegs;
 use crate::telemetry::access_log;
@@ -118,7 +118,7 @@ impl RequestRecord {
     }
 
     /// Takes the prefill of a colocated leg whose stream began before its first token.
-    pub fn take_prefilling(&mut self) -> Option<Prefilling> {
+    pub fn take_prefilling(&mut self) -> Option<PendingPrefill> {
         self.notes.prefilling.take()
     }
 

@@ -28,7 +28,7 @@ use crate::control::pins::Pins;
 use crate::control::{Catalog, Command, Control, Inboxes, Offer, Pace, Priors};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::cors::Cors;
-use crate::dispatch::discovery::Discovery;
+use crate::dispatch::discovery::ModelDiscovery;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::queue::Queue;
 use crate::dispatch::sidecar::Sidecar;
@@ -259,7 +259,7 @@ fn context(
         }),
         directory: ArcSwap::from_pointee(catalog.directory()),
         models: ArcSwap::from_pointee(catalog.list()),
-        discovery: Discovery::new(found),
+        discovery: ModelDiscovery::new(found),
         sidecar: Sidecar::new(settings, pool_params(settings), clock),
         cors: settings.server.cors.as_ref().map(Cors::new),
         placement: settings.placement_params(),

@@ -13,7 +13,7 @@ use tidegate_signals::kv::follow::{Delivery, EventFollower};
 use tidegate_signals::kv::mirror::{Change, KvMirror};
 use tidegate_types::BackendId;
 
-use super::zmq::{KvEventError, KvEventMessage, KvEventReplay, KvEventSubscriber};
+use super::zmq::{KvEventMessage, KvEventReplay, KvEventSubscriber, KvStreamError};
 use crate::backends::fleet::Backend;
 use crate::signals::SignalHost;
 use crate::telemetry::metrics::Metrics;
@@ -137,7 +137,7 @@ async fn listen(host: &dyn SignalHost, backend: &Backend, source: &KvSource, mod
 
 impl KvEventReader<'_> {
     /// One connection, until it ends or is silent for too long.
-    async fn session(&mut self) -> Result<(), KvEventError> {
+    async fn session(&mut self) -> Result<(), KvStreamError> {
         let mut subscriber = KvEventSubscriber::at(&self.source.events).await?;
         // Events published before the subscription.
         self.replay(self.follower.next()).await?;
@@ -150,7 +150,7 @@ impl KvEventReader<'_> {
         Ok(())
     }
 
-    async fn take(&mut self, published: &KvEventMessage) -> Result<(), KvEventError> {
+    async fn take(&mut self, published: &KvEventMessage) -> Result<(), KvStreamError> {
         let Some(batch) = self.read(published) else { return Ok(()) };
         if let Delivery::Missing(from) = self.apply(published.number, &batch) {
             self.replay(from).await?;
@@ -160,7 +160,7 @@ impl KvEventReader<'_> {
     }
 
     /// Requests missing events from `from` on, if the engine has a replay endpoint.
-    async fn replay(&mut self, from: u64) -> Result<(), KvEventError> {
+    async fn replay(&mut self, from: u64) -> Result<(), KvStreamError> {
         let Some(endpoint) = &self.source.replay else { return Ok(()) };
         let mut replay = KvEventReplay::from(endpoint, from).await?;
         while let Some(published) = replay.next().await? {

@@ -13,7 +13,7 @@ const REPLAY_MAX: Duration = Duration::from_secs(10);
 
 /// Why the event stream ended.
 #[derive(Debug, Error)]
-pub enum KvEventError {
+pub enum KvStreamError {
     /// An error of the ZeroMQ library.
     #[error(transparent)]
     Zmq(#[from] ZmqError),
@@ -38,7 +38,7 @@ pub struct KvEventSubscriber(SubSocket);
 
 impl KvEventSubscriber {
     /// Connects to `endpoint`.
-    pub async fn at(endpoint: &str) -> Result<KvEventSubscriber, KvEventError> {
+    pub async fn at(endpoint: &str) -> Result<KvEventSubscriber, KvStreamError> {
         let mut socket = SubSocket::new();
         // Before connecting: the subscription is sent with the handshake.
         socket.subscribe("").await?;
@@ -47,7 +47,7 @@ impl KvEventSubscriber {
     }
 
     /// The next message. Waits without a limit.
-    pub async fn next(&mut self) -> Result<KvEventMessage, KvEventError> {
+    pub async fn next(&mut self) -> Result<KvEventMessage, KvStreamError> {
         loop {
             let frames = self.0.recv().await?.into_vec();
             if let [_topic, number, payload] = frames.as_slice()
@@ -69,7 +69,7 @@ pub struct KvEventReplay(DealerSocket);
 
 impl KvEventReplay {
     /// Requests message `from` and all later ones at `endpoint`.
-    pub async fn from(endpoint: &str, from: u64) -> Result<KvEventReplay, KvEventError> {
+    pub async fn from(endpoint: &str, from: u64) -> Result<KvEventReplay, KvStreamError> {
         let mut socket = DealerSocket::new();
         connect(&mut socket, endpoint).await?;
         let mut question = ZmqMessage::from(Bytes::new());
@@ -79,15 +79,15 @@ impl KvEventReplay {
     }
 
     /// The next message; `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<KvEventMessage>, KvEventError> {
+    pub async fn next(&mut self) -> Result<Option<KvEventMessage>, KvStreamError> {
         let received = tokio::time::timeout(REPLAY_MAX, self.0.recv()).await;
-        let frames = received.map_err(|_| KvEventError::KvEventReplay)??.into_vec();
+        let frames = received.map_err(|_| KvStreamError::KvEventReplay)??.into_vec();
         // Frames: empty, topic, sequence number, events.
         let [_, _topic, number, payload] = frames.as_slice() else {
-            return Err(KvEventError::KvEventReplay);
+            return Err(KvStreamError::KvEventReplay);
         };
         let number =
-            <[u8; 8]>::try_from(number.as_ref()).map_err(|_| KvEventError::KvEventReplay)?;
+            <[u8; 8]>::try_from(number.as_ref()).map_err(|_| KvStreamError::KvEventReplay)?;
         let published =
             KvEventMessage { number: u64::from_be_bytes(number), payload: payload.clone() };
         // Sequence number -1 marks the end.
@@ -95,7 +95,7 @@ impl KvEventReplay {
     }
 }
 
-async fn connect(socket: &mut impl Socket, endpoint: &str) -> Result<(), KvEventError> {
+async fn connect(socket: &mut impl Socket, endpoint: &str) -> Result<(), KvStreamError> {
     let connected = tokio::time::timeout(CONNECT_MAX, socket.connect(endpoint)).await;
-    Ok(connected.map_err(|_| KvEventError::Connect)??)
+    Ok(connected.map_err(|_| KvStreamError::Connect)??)
 }

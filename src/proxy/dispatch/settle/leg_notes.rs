@@ -8,7 +8,7 @@ use tidegate_scheduler::placement::Considered;
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
-use crate::dispatch::prefilling::Prefilling;
+use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::Predicted;
 use crate::telemetry::control_events::PrefillSample;
 
@@ -30,7 +30,7 @@ pub struct LegNotes {
     /// Sample of a colocated answer that was not streamed: prefill and decode together.
     pub(super) whole: Option<PrefillSample>,
     /// The prefill of a colocated leg whose stream began before its first token.
-    pub(super) prefilling: Option<Prefilling>,
+    pub(super) prefilling: Option<PendingPrefill>,
     /// Candidates of the last placement.
     pub(super) considered: Option<Box<[Considered]>>,
     /// Whether prefill and decode ran on two engines.
@@ -123,7 +123,7 @@ impl<'a> RequestProgress<'a> {
     }
 
     /// The stream of a colocated leg has begun before its first token.
-    pub(crate) fn awaits_first_token(&mut self, prefilling: Prefilling) {
+    pub(crate) fn awaits_first_token(&mut self, prefilling: PendingPrefill) {
         self.notes.prefilling = Some(prefilling);
     }
 
