@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use tidegate_scheduler::cost::{OutputEstimate, PrefillModel, TransferModel};
 use tidegate_scheduler::placement::{
     Choice, DecodeRequest, EdfQueue, Excluded, Outcome, Params as PlacementParams, PrefillRequest,
-    Split, Took, place, place_decode,
+    Reserved, Split, place, place_decode,
 };
 use tidegate_scheduler::planner::{Params as PlannerParams, State, initial, plan};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens};
@@ -191,7 +191,7 @@ impl Follow {
                 }
                 Outcome::Expired(job) | Outcome::Nowhere(job, _) => refused.push(job.id),
             }
-            Took::Yes
+            Reserved::Yes
         });
         for (id, choice) in placed {
             self.start(cluster, request_of(id), choice);

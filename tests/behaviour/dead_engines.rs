@@ -2,7 +2,7 @@
 
 use crate::client::{open, post, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
-use crate::health::{MANY, health};
+use crate::health::{MANY, health, join_all};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 
 /// Probe settings that detect a hung engine quickly.
@@ -24,7 +24,7 @@ async fn requests_leave_a_dead_engine_and_are_not_answered_504() {
         until("some of them hang", || hung.hanging() > 0).await;
         hung.hang_probes();
     };
-    let (answers, ()) = tokio::join!(all(asked), hangs);
+    let (answers, ()) = tokio::join!(join_all(asked), hangs);
     for answer in answers {
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert!(answer.body.contains("elsewhere"));
@@ -56,7 +56,7 @@ async fn a_request_is_prefilled_again_if_its_prefill_engine_dies() {
             until("some of them hang", || hung.hanging() > 0).await;
             hung.hang_probes();
         };
-        let (answers, ()) = tokio::join!(all(asked), hangs);
+        let (answers, ()) = tokio::join!(join_all(asked), hangs);
         assert!(answers.iter().all(|answer| answer.status == 200), "{decode_hangs}");
         proxy.settles().await;
     }

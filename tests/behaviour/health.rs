@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::client::{h2_without_window, open, post, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
 use crate::field::{Play, RawClient, RawEngine, Received, ask, case};
-use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
+use crate::proxy::{Proxy, SPLIT, chat, chat_with, plain, vllm};
 
 /// Number of bad requests that a client may send in a row without affecting others.
 pub const MANY: usize = 12;
@@ -85,7 +85,8 @@ async fn valid_requests_are_served_among_as_many_failing_ones() {
     proxy.settles().await;
 }
 
-async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+/// Awaits all futures concurrently.
+pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut pinned: Vec<_> = futures.map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = pinned.iter().map(|_| None).collect();
     std::future::poll_fn(|context| {

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{EdfQueue, Outcome, Took};
+use tidegate_scheduler::placement::{EdfQueue, Outcome, Reserved};
 use tidegate_types::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,8 +58,8 @@ impl Dispatcher {
             while let Ok(message) = self.inbox.try_recv() {
                 self.take(message);
             }
-            self.look();
-            self.tell_demand();
+            self.place_waiting();
+            self.publish_demand();
         }
     }
 
@@ -76,7 +76,7 @@ impl Dispatcher {
         match message {
             DispatcherMessage::Prefill(offer) => self.enqueue(*offer),
             DispatcherMessage::Decode(offer) => self.decodes.push_back(*offer),
-            DispatcherMessage::Gone(id) => {
+            DispatcherMessage::Cancel(id) => {
                 self.queue.cancel(id);
                 self.matches.remove(&id);
                 self.replies.remove(&id);
@@ -92,13 +92,13 @@ impl Dispatcher {
                 self.matches.insert(id, offer.matches);
                 self.replies.insert(id, offer.reply);
             }
-            // The client may have left in the meantime.
+            // The send fails if the client has left.
             Err(_) => drop(offer.reply.send(Err(Failure::Saturated))),
         }
     }
 
     /// Places the requests that fit now.
-    fn look(&mut self) {
+    fn place_waiting(&mut self) {
         if self.decodes.is_empty() && self.replies.is_empty() {
             return;
         }
@@ -119,7 +119,7 @@ impl Dispatcher {
             if offer.reply.is_closed() {
                 continue;
             }
-            let reservation = match try_place_decode(&self.proxy, &offer.handover, offer.came) {
+            let reservation = match try_place_decode(&self.proxy, &offer.handover, offer.arrived) {
                 Some(reservation) => Ok(reservation),
                 None if now < offer.deadline => {
                     self.decodes.push_back(offer);
@@ -147,7 +147,7 @@ impl Dispatcher {
                         any = true;
                         (job.id, Ok(placed))
                     }
-                    None => return Took::No,
+                    None => return Reserved::No,
                 },
                 Outcome::Expired(job) => {
                     (job.id, Err(Failure::QueueDeadline { waited: view.now - job.arrived }))
@@ -159,7 +159,7 @@ impl Dispatcher {
                 drop(reply.send(answer));
             }
             settled.push(id);
-            Took::Yes
+            Reserved::Yes
         });
         for id in settled {
             self.matches.remove(&id);
@@ -167,8 +167,8 @@ impl Dispatcher {
         any
     }
 
-    /// Reports the remaining queue as demand, which may need an immediate plan.
-    fn tell_demand(&self) {
+    /// Publishes the queue lengths as demand and notifies the planner while requests are waiting.
+    fn publish_demand(&self) {
         let table = self.proxy.fleet.table();
         for pool in &table.pools {
             pool.demand.set_waiting(self.queue.waiting(pool.id));

@@ -133,11 +133,11 @@ pub async fn find_decode(
     proxy.queue.wait_for_decode(handover, now, deadline).await
 }
 
-/// Places a decode leg that arrived at `came`, if a backend has capacity now.
+/// Places a decode leg that arrived at `arrived`, if a backend has capacity now.
 pub fn try_place_decode(
     proxy: &Proxy,
     handover: &DecodeRequest,
-    came: Moment,
+    arrived: Moment,
 ) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
@@ -145,7 +145,7 @@ pub fn try_place_decode(
         let on = place_decode(&proxy.placement, view.now, handover, &view)?;
         let backend = proxy.fleet.backend(on);
         if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
-            record_reaction(proxy, came, view.now);
+            record_reaction(proxy, arrived, view.now);
             let signal = Arc::clone(proxy.queue.signal());
             return Some(Reservation::new(Arc::clone(backend), None, Some(stream), signal));
         }
@@ -174,9 +174,9 @@ pub fn force_decode(proxy: &Proxy, handover: &DecodeRequest) -> Option<Reservati
     Some(Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
 }
 
-/// Measures the reaction time: a leg that arrived at `came` was placed by a scan that began at `began`.
-fn record_reaction(proxy: &Proxy, came: Moment, began: Moment) {
-    if let Some(elapsed) = proxy.reaction.placed(came, began, || proxy.clock.now()) {
+/// Measures the reaction time: a leg that arrived at `arrived` was placed by a scan that began at `began`.
+fn record_reaction(proxy: &Proxy, arrived: Moment, began: Moment) {
+    if let Some(elapsed) = proxy.reaction.placed(arrived, began, || proxy.clock.now()) {
         proxy.metrics.surge_placed(elapsed);
     }
 }

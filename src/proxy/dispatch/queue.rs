@@ -25,8 +25,8 @@ pub struct QueuedDecode {
     /// The decode leg as placement sees it.
     pub handover: DecodeRequest,
     /// Time at which the prefill ended.
-    pub came: Moment,
-    /// Deadline after which it takes any backend, whatever its free capacity.
+    pub arrived: Moment,
+    /// Deadline after which any backend is taken, whatever its free capacity.
     pub deadline: Moment,
     /// Channel for the outcome; closed when the client has left.
     pub reply: oneshot::Sender<Result<Reservation, Failure>>,
@@ -39,7 +39,7 @@ pub enum DispatcherMessage {
     /// Queue a prefilled request for a decode backend.
     Decode(Box<QueuedDecode>),
     /// Remove a request whose client has left.
-    Gone(RequestId),
+    Cancel(RequestId),
 }
 
 /// The requests' end of the queue.
@@ -61,7 +61,7 @@ impl Drop for QueueEntry<'_> {
         self.queue.signal.leave();
         if !self.answered {
             // Fails if the dispatcher has ended, and with it the queue.
-            self.queue.messages.send(DispatcherMessage::Gone(self.id)).ok();
+            self.queue.messages.send(DispatcherMessage::Cancel(self.id)).ok();
         }
     }
 }
@@ -110,13 +110,13 @@ impl Queue {
     pub async fn wait_for_decode(
         &self,
         handover: &DecodeRequest,
-        came: Moment,
+        arrived: Moment,
         deadline: Moment,
     ) -> Result<Reservation, Failure> {
         self.signal.enter();
         let mut waiting = QueueEntry { queue: self, id: handover.id, answered: false };
         let (reply, answer) = oneshot::channel();
-        let offer = QueuedDecode { handover: handover.clone(), came, deadline, reply };
+        let offer = QueuedDecode { handover: handover.clone(), arrived, deadline, reply };
         self.messages
             .send(DispatcherMessage::Decode(Box::new(offer)))
             .map_err(|_| Failure::ShuttingDown)?;

@@ -31,4 +31,4 @@ pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};
 pub use params::Params;
 pub use place::{Choice, NowhereReason, WaitReason, place};
-pub use queue::{EdfQueue, Outcome, QueueFull, Took};
+pub use queue::{EdfQueue, Outcome, QueueFull, Reserved};

@@ -18,7 +18,7 @@ use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 const RACES_MAX: u32 = 3;
 
 /// The result for a waiting job. The job has left the queue, except where [`Outcome::Place`] was
-/// answered with [`Took::No`].
+/// answered with [`Reserved::No`].
 #[derive(Debug)]
 pub enum Outcome<'a> {
     /// A backend has capacity: [`Choice::Prefill`] or [`Choice::Whole`]. Reserve it before
@@ -32,7 +32,7 @@ pub enum Outcome<'a> {
 
 /// The answer to an [`Outcome`]; only the answer to [`Outcome::Place`] has an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Took {
+pub enum Reserved {
     /// The capacity is reserved, or the job needs none any more.
     Yes,
     /// Another request has taken the capacity; the job stays in the queue.
@@ -122,7 +122,7 @@ impl EdfQueue {
         params: &Params,
         now: Moment,
         fleet: &impl Fleet,
-        mut on: impl FnMut(Outcome<'_>) -> Took,
+        mut on: impl FnMut(Outcome<'_>) -> Reserved,
     ) {
         self.expire(now, &mut on);
         self.estimate(params, fleet);
@@ -163,7 +163,7 @@ impl EdfQueue {
         Some(waiting)
     }
 
-    fn expire(&mut self, now: Moment, on: &mut impl FnMut(Outcome<'_>) -> Took) {
+    fn expire(&mut self, now: Moment, on: &mut impl FnMut(Outcome<'_>) -> Reserved) {
         while let Some((deadline, id)) = self.expiries.first().copied() {
             if deadline > now {
                 break;
@@ -209,7 +209,7 @@ impl EdfQueue {
         params: &Params,
         now: Moment,
         fleet: &impl Fleet,
-        on: &mut impl FnMut(Outcome<'_>) -> Took,
+        on: &mut impl FnMut(Outcome<'_>) -> Reserved,
     ) {
         let mut walks = [Walk::new(Rank::Feasible, params), Walk::new(Rank::Late, params)];
         // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
@@ -250,7 +250,7 @@ impl EdfQueue {
         params: &Params,
         now: Moment,
         fleet: &impl Fleet,
-        on: &mut impl FnMut(Outcome<'_>) -> Took,
+        on: &mut impl FnMut(Outcome<'_>) -> Reserved,
     ) -> Tried {
         let Some(waiting) = self.waiting.get(&id) else { return Tried::Refused };
         for _ in 0..RACES_MAX {
@@ -263,7 +263,7 @@ impl EdfQueue {
                     return Tried::Left;
                 }
                 choice @ (Choice::Prefill { .. } | Choice::Whole { .. }) => {
-                    if on(Outcome::Place(&waiting.job, choice)) == Took::Yes {
+                    if on(Outcome::Place(&waiting.job, choice)) == Reserved::Yes {
                         self.remove(id);
                         return Tried::Left;
                     }

@@ -41,7 +41,7 @@ fn poll(queue: &mut EdfQueue, now: Moment, engines: &Engines) -> Vec<Left> {
             Outcome::Expired(job) => Left::Expired(job.id.0),
             Outcome::Nowhere(job, _) => Left::Nowhere(job.id.0),
         });
-        Took::Yes
+        Reserved::Yes
     });
     left
 }
@@ -160,7 +160,7 @@ fn a_job_that_lost_a_race_for_capacity_stays_in_the_queue() {
     let mut asked = 0;
     queue.poll(&Params::default(), at(0.0), &engines, |_| {
         asked += 1;
-        Took::No
+        Reserved::No
     });
     assert_eq!((asked, queue.len()), (RACES_MAX, 1));
     assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(1)]);
@@ -278,7 +278,7 @@ impl World {
                 Outcome::Place(job, choice) => {
                     *races += 1;
                     if races.is_multiple_of(3) {
-                        return Took::No;
+                        return Reserved::No;
                     }
                     assert!(job.queue_deadline > *now);
                     engines.reserve(choice, job.prompt);
@@ -291,7 +291,7 @@ impl World {
                 Outcome::Nowhere(job, _) => job.id,
             };
             *left.entry(id.0).or_default() += 1;
-            Took::Yes
+            Reserved::Yes
         });
     }
 }
