@@ -158,7 +158,8 @@ async fn one(
     let progress = Arc::new(LoadProgress::default());
     let total = trace.arrivals.len() as u64;
     let proxy = Arc::clone(&running.proxy);
-    let mut shown = View::new(&policy.name(), proxy, total, *slo, beside);
+    let dashboard = format!("dashboard: http://{}/", running.addresses.admin);
+    let mut shown = View::new(&policy.name(), proxy, total, *slo, beside, dashboard);
     let config = LoadConfig {
         target: Target::parse(&format!("http://{data}"))?,
         model: MODEL.to_owned(),

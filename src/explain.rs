@@ -191,7 +191,11 @@ fn bar(phase: &Phase, whole: f64, paint: Paint) -> String {
     };
     let drawn = paint.style(style, &"█".repeat(long));
     let rest = " ".repeat(BAR - before - long);
-    let name = if phase.name == "handoff" { "hand-off" } else { &phase.name };
+    let name = match phase.name.as_str() {
+        "handoff" => "hand-off",
+        "whole" => "answer",
+        name => name,
+    };
     let on = phase.backend.as_deref().unwrap_or("");
     let time = time_of(Some(phase.seconds));
     format!("  {name:<9} {time:>9} │{}{drawn}{rest}│ {on}\n", " ".repeat(before))

@@ -53,16 +53,21 @@ impl View {
         total: u64,
         slo: Slo,
         beside: Option<(&str, Vec<Look>)>,
+        dashboard: String,
     ) -> View {
         let canvas = match std::io::stderr().is_terminal() {
             true => Canvas::open(has_colours(), false).ok(),
             false => None,
         };
+        if canvas.is_none() {
+            eprintln!("{policy}: {dashboard}");
+        }
         let (name, beside) = beside.unzip();
         let screen = Screen {
             ttft: Series::with_target(slo.ttft.get()),
             tpot: Series::with_target(slo.tpot.get()),
             beside: name.map(str::to_owned),
+            footer: dashboard,
             ..Screen::default()
         };
         let (policy, beside) = (policy.to_owned(), beside.unwrap_or_default());

@@ -1,7 +1,7 @@
 // Requests: those in flight and the last that ended, each as a waterfall.
 const requestsView = { id: "requests", title: "Requests", filters: { model: "", tenant: "", outcome: "", text: "" }, open: null, list: null, error: null };
 // In flight: the latest, unless the filter asks for those alone.
-const shownMax = 200, flyingMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode" };
+const shownMax = 200, flyingMax = 8, phaseNames = { queue: "queue", prefill: "prefill", handoff: "hand-off", decode: "decode", whole: "not streamed" };
 
 requestsView.build = root => {
   const view = requestsView;

@@ -6,7 +6,7 @@ use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
-    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+    Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use std::io::{self, Stderr, stderr};
 use std::time::Duration;
@@ -32,12 +32,11 @@ impl Canvas {
             restore();
             before(panic);
         }));
-        if keys {
-            enable_raw_mode()?;
+        let opened = take(keys);
+        if opened.is_err() {
+            restore();
         }
-        execute!(stderr(), EnterAlternateScreen, Hide)?;
-        let terminal = Terminal::new(CrosstermBackend::new(stderr()))?;
-        Ok(Canvas { terminal, colours, keys })
+        Ok(Canvas { terminal: opened?, colours, keys })
     }
 
     /// Draws a screen.
@@ -82,6 +81,15 @@ impl Drop for Canvas {
     fn drop(&mut self) {
         restore();
     }
+}
+
+fn take(keys: bool) -> io::Result<Terminal<CrosstermBackend<Stderr>>> {
+    if keys {
+        enable_raw_mode()?;
+    }
+    // Some terminals show what was there before.
+    execute!(stderr(), EnterAlternateScreen, Clear(ClearType::All), Hide)?;
+    Terminal::new(CrosstermBackend::new(stderr()))
 }
 
 /// A terminal that is gone needs nothing.

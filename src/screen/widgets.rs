@@ -71,7 +71,8 @@ fn pools(frame: &mut Frame<'_>, screen: &Screen, area: Rect, palette: Palette) {
     let columns = Layout::horizontal(roles.iter().map(|_| Constraint::Fill(1))).split(area);
     for (role, column) in roles.iter().zip(columns.iter()) {
         let engines: Vec<&Engine> = screen.pool(*role).collect();
-        let title = format!("{} · {} engines", role.as_str(), engines.len());
+        let engines_word = if engines.len() == 1 { "engine" } else { "engines" };
+        let title = format!("{} · {} {engines_word}", role.as_str(), engines.len());
         let lines = engines.iter().map(|engine| row(engine, palette));
         let block = Block::bordered().title(title).border_style(palette.role(*role));
         frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), *column);
@@ -167,7 +168,7 @@ mod tests {
             let buffer = terminal.backend().buffer().clone();
             let text: String = buffer.content().iter().map(|cell| cell.symbol()).collect();
             for word in [
-                "prefill · 1 engines",
+                "prefill · 1 engine",
                 "██████░░░░░░",
                 "31 streams",
                 "KV 25 %",

@@ -46,7 +46,8 @@ pub struct EndedView {
 /// A bar of the waterfall.
 #[derive(Serialize)]
 struct Phase {
-    /// `queue`, `prefill`, `handoff` or `decode`.
+    /// `queue`, `prefill`, `handoff`, `decode`, or `whole`: prefill and decode of an answer that was
+    /// not streamed.
     name: &'static str,
     /// Seconds after arrival.
     start_seconds: f64,
@@ -174,6 +175,18 @@ fn phases(of: &RecentRequest) -> Vec<Phase> {
     };
     add("queue", queued, &None);
     let first = of.ttft.unwrap_or(of.duration);
+    let in_one_piece = of.ttft.is_none() && of.ended == RequestOutcome::Done;
+    if in_one_piece {
+        // Nothing tells when the first token was made.
+        match of.prefilled.filter(|_| of.split) {
+            Some(prefilled) => {
+                add("prefill", prefilled, &of.prefill_on);
+                add("decode", of.duration, &of.decode_on);
+            }
+            None => add("whole", of.duration, &of.decode_on),
+        }
+        return phases;
+    }
     if of.split {
         add("prefill", of.prefilled.unwrap_or(first), &of.prefill_on);
         if of.prefilled.is_some() {
