@@ -18,6 +18,7 @@
 //!
 //! A request takes no lock and does not wait for the control loop. This crate contains I/O only: placement
 //! (`tidegate-scheduler`) chooses backends, and the planner chooses their roles.
+#![warn(missing_docs)]
 #![allow(
     clippy::disallowed_types,
     reason = "the shell opens sockets and files; files.rs reads them, recording.rs writes one"

@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use super::BodyMembers;
 use crate::error_response::ErrorResponse;
 
+/// Parses the members of a body.
 pub fn raw_members(body: &[u8]) -> Result<BodyMembers<'_>, ErrorResponse> {
     serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
@@ -22,14 +23,17 @@ pub fn given<'a>(members: &BodyMembers<'a>, member: &str) -> Option<&'a RawValue
     members.get(member).copied().filter(|raw| raw.get() != "null")
 }
 
+/// Reads a boolean member.
 pub fn boolean(members: &BodyMembers<'_>, member: &str) -> Result<Option<bool>, ErrorResponse> {
     typed(members, member, "bool_parsing", "Input should be a valid boolean")
 }
 
+/// Reads an integer member.
 pub fn integer(members: &BodyMembers<'_>, member: &str) -> Result<Option<i64>, ErrorResponse> {
     typed(members, member, "int_type", "Input should be a valid integer")
 }
 
+/// Reads a string member.
 pub fn string(members: &BodyMembers<'_>, member: &str) -> Result<Option<String>, ErrorResponse> {
     typed(members, member, "string_type", "Input should be a valid string")
 }

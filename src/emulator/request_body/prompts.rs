@@ -9,6 +9,7 @@ use super::members::{boolean, given, shown};
 use crate::error_response::ErrorResponse;
 use crate::tokens::{TokenizedPrompt, render_message, render_turn};
 
+/// Returns the prompts of a chat or completion request.
 pub fn of(chat: bool, members: &BodyMembers<'_>) -> Result<Vec<TokenizedPrompt>, ErrorResponse> {
     if chat { conversation(members).map(|prompt| vec![prompt]) } else { completion(members) }
 }

@@ -13,6 +13,7 @@ use tidegate_types::Role;
 /// What an operator last set for one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
+    /// Role that the operator set.
     pub role: Role,
     /// Whether the role is pinned.
     pub pin: bool,

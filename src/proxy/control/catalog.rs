@@ -16,6 +16,7 @@ use crate::dispatch::model_list::ModelList;
 /// A model that the settings mention.
 #[derive(Clone)]
 pub struct KnownModel {
+    /// Name of the model.
     pub name: Arc<str>,
     /// Further names by which clients may address it.
     pub aliases: Vec<Arc<str>>,

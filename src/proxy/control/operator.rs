@@ -22,6 +22,7 @@ pub enum Hold {
 
 /// One command.
 pub struct Command {
+    /// Backend that the command names.
     pub backend: BackendId,
     /// The role to set; `None` keeps the current one.
     pub role: Option<Role>,

@@ -14,6 +14,7 @@ impl Pins {
         Pins(pins)
     }
 
+    /// The pin of a backend.
     pub fn get(&self, backend: BackendId) -> Option<Pin> {
         self.0.get(backend.index()).copied().flatten()
     }
@@ -23,6 +24,7 @@ impl Pins {
         self.get(backend).map(|pin| pin.role)
     }
 
+    /// Sets or removes the pin of a backend.
     pub fn set(&mut self, backend: BackendId, pin: Option<Pin>) {
         self.0[backend.index()] = pin;
     }

@@ -38,6 +38,7 @@ pub enum End {
 /// A finished switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
+    /// Backend whose role was switched.
     pub backend: BackendId,
     /// The role before the switch.
     pub from: Role,

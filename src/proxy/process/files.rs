@@ -28,6 +28,7 @@ const SECRET_BYTES_MIN: usize = 16;
 pub struct FileError {
     /// The setting's path, for example `auth.keys[0].key_file`.
     pub key: String,
+    /// Why the file cannot be used.
     pub problem: FileProblem,
 }
 
@@ -37,6 +38,7 @@ pub enum FileProblem {
     /// It cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
@@ -47,6 +49,7 @@ pub enum FileProblem {
     /// It cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
@@ -54,6 +57,7 @@ pub enum FileProblem {
     /// A key file without a usable secret. The message never quotes the secret.
     #[error("{path} {problem}")]
     Secret {
+        /// The file.
         path: PathBuf,
         /// The cause, which follows the path in a sentence.
         problem: &'static str,
@@ -61,6 +65,7 @@ pub enum FileProblem {
     /// A broken tokenizer or tokenizer configuration.
     #[error("{path}: {source}")]
     Tokenizer {
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: TokenizerError,

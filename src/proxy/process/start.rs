@@ -66,6 +66,7 @@ pub enum StartError {
     /// A file in the settings cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
@@ -73,6 +74,7 @@ pub enum StartError {
     /// The planner's recording cannot be created.
     #[error("cannot write {path}: {source}")]
     Record {
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,

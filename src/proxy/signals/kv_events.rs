@@ -144,8 +144,8 @@ impl KvEventReader<'_> {
         tracing::info!(
             backend = %self.backend.name, complete = self.follower.is_complete(), "KV events: subscribed"
         );
-        while let Ok(load_reported) = tokio::time::timeout(SILENCE_MAX, subscriber.next()).await {
-            self.take(&load_reported?).await?;
+        while let Ok(message) = tokio::time::timeout(SILENCE_MAX, subscriber.next()).await {
+            self.take(&message?).await?;
         }
         Ok(())
     }

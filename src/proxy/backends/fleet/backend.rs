@@ -14,6 +14,7 @@ use crate::upstream::Pool;
 
 /// One backend. Plain fields never change; each atomic states its writer.
 pub struct Backend {
+    /// Slot in the fleet, fixed while the process runs.
     pub id: BackendId,
     /// Its name in settings, logs, metrics and the admin API.
     pub name: Arc<str>,

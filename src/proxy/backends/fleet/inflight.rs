@@ -52,11 +52,13 @@ impl Stage {
 /// task and read by the control loop and the admin API.
 #[derive(Debug)]
 pub struct InflightRequest {
+    /// Number of the request, unique in the process.
     pub id: RequestId,
     /// Its `x-request-id`.
     pub name: Box<str>,
     /// The requested model.
     pub model: Option<Arc<str>>,
+    /// Arrival of the request head.
     pub arrived: Moment,
     /// Prompt tokens, counted or estimated.
     pub prompt: Tokens,
@@ -100,6 +102,7 @@ impl InflightRequest {
         }
     }
 
+    /// Current stage.
     pub fn stage(&self) -> Stage {
         Stage::from_u8(self.stage.load(Relaxed))
     }
@@ -237,6 +240,7 @@ impl InflightRegistry {
         self.requests.remove(&id);
     }
 
+    /// The request with this number, if it is in flight.
     pub fn get(&self, id: RequestId) -> Option<Arc<InflightRequest>> {
         self.requests.get(&id).map(|entry| Arc::clone(&entry))
     }
@@ -246,6 +250,7 @@ impl InflightRegistry {
         self.requests.len()
     }
 
+    /// Whether no request is in flight.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }

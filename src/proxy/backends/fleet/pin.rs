@@ -5,6 +5,7 @@ use tidegate_types::{Moment, Role};
 /// The planner does not move a backend with a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin {
+    /// Role that the planner must not change.
     pub role: Role,
     /// When the hold ends; `None`: only an operator releases it.
     pub until: Option<Moment>,

@@ -31,6 +31,7 @@ pub struct Entry {
 pub struct PoolEntry {
     /// Its number, never reused.
     pub id: PoolId,
+    /// Name of the model.
     pub model: Arc<str>,
     /// Lower bound of the backends' context length, exclusive; `None`: all backends of the model.
     pub above: Option<Tokens>,
@@ -79,6 +80,7 @@ impl RoutingTable {
         self.pool(pool).map_or(&[], |entry| &entry.backends)
     }
 
+    /// The entry of a backend.
     pub fn entry(&self, backend: BackendId) -> &Entry {
         &self.entries[backend.index()]
     }

@@ -22,9 +22,11 @@ pub struct View<'a> {
     pub fleet: &'a Fleet,
     /// Roles, pools and costs.
     pub table: &'a RoutingTable,
+    /// Prefix matches of the requests to place.
     pub known: Known<'a>,
     /// Tokens per block of the prefix index.
     pub block: Tokens,
+    /// Time of the view.
     pub now: Moment,
 }
 

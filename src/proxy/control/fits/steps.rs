@@ -32,6 +32,7 @@ pub struct Hypotheses {
 /// One engine step: its prompts and its duration.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
+    /// Prompt tokens computed in the step, by assumption about the cache.
     pub prompts: Hypotheses,
     /// From the end of the preceding prefills, or from sending the first prompt if that is later,
     /// to the end.

@@ -43,7 +43,9 @@ pub struct Question {
 pub struct TraceArrival {
     /// Time since the first arrival.
     pub at: Seconds,
+    /// Prompt length.
     pub prompt: Tokens,
+    /// Output length.
     pub output: Tokens,
     /// Hash of each 512-token block of the prompt.
     pub blocks: Box<[u64]>,
@@ -52,17 +54,27 @@ pub struct TraceArrival {
 /// Input of a simulation.
 #[derive(Clone, Debug)]
 pub struct Scenario {
+    /// Trace, ordered by arrival.
     pub arrivals: Vec<TraceArrival>,
+    /// Fleet sizes, in engines.
     pub engines: Vec<usize>,
+    /// Names of the policies.
     pub policies: Vec<String>,
+    /// TTFT and TPOT targets.
     pub slo: Slo,
+    /// Factor on the arrival rate.
     pub rate: f64,
     /// Costs of a mean engine, as learned.
     pub prefill: PrefillModel,
+    /// Decode cost of a mean engine.
     pub decode: DecodeModel,
+    /// Cost of a hand-off.
     pub transfer: TransferModel,
+    /// Prompt tokens per engine step.
     pub chunk: Tokens,
+    /// KV capacity of an engine.
     pub kv_capacity: Tokens,
+    /// Most streams of an engine.
     pub streams_max: u32,
     /// Whether the engines reuse the KV of shared prefixes, by their share of real prefix hits.
     pub prefix_caching: bool,
@@ -71,24 +83,36 @@ pub struct Scenario {
 /// Result of one combination. Shares are 0 to 1.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
+    /// Fleet size, in engines.
     pub engines: usize,
+    /// Name of the policy.
     pub policy: String,
     /// Prefill engines of a fixed split.
     pub split: Option<usize>,
+    /// Share of requests that meet both targets.
     pub attainment: f64,
+    /// Share of requests that meet the TTFT target.
     pub ttft_attainment: f64,
+    /// Share of requests that meet the TPOT target.
     pub tpot_attainment: f64,
+    /// Median TTFT.
     pub ttft_p50_seconds: f64,
+    /// 99th percentile of the TTFT.
     pub ttft_p99_seconds: f64,
+    /// Median TPOT.
     pub tpot_p50_seconds: f64,
+    /// 99th percentile of the TPOT.
     pub tpot_p99_seconds: f64,
+    /// Role changes.
     pub flips: u64,
 }
 
 /// Results, and the combinations that the time limit left out.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Outcomes {
+    /// One result per simulated combination.
     pub outcomes: Vec<Outcome>,
+    /// Combinations left out because of the time limit.
     pub left_out: usize,
 }
 
