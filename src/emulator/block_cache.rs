@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_known_beginning_counts_and_the_oldest_block_goes_first() {
+    fn a_cached_prefix_counts_and_the_oldest_block_is_evicted_first() {
         let mut cache = BlockCache::new(Tokens(4 * BLOCK_TOKENS as u64));
         assert_eq!(cache.touch(&[1, 2, 3]), 0);
         assert_eq!(cache.touch(&[1, 2, 4]), 2 * BLOCK_TOKENS as u64);

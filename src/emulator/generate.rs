@@ -128,7 +128,7 @@ fn has_room(
 
 /// Notifies the prefill engine that the KV will not be read.
 async fn give_up(engine: Arc<EngineState>, remote: Remote) {
-    // If the request fails, the engine is gone or its lease will expire.
+    // A failure is ignored: the engine has stopped, or its lease will expire.
     engine.peers.ask(&remote, TransferMessage::Release, Tokens::ZERO, Tokens::ZERO).await.ok();
 }
 

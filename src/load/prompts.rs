@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_have_their_length_and_share_what_the_trace_shares() {
+    fn prompts_have_their_length_and_share_the_traces_prefixes() {
         let prompts = Prompts::new();
         let (a, b) = (arrival(1200, &[7, 8, 9]), arrival(1100, &[7, 8, 10]));
         let (a, b) = (prompts.text(0, &a, false), prompts.text(1, &b, true));

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_a_plain_base_url() {
+    fn a_target_is_an_http_base_url_without_a_path() {
         assert_eq!(Target::parse("http://localhost:8080/").unwrap().authority(), "localhost:8080");
         assert_eq!(Target::parse("http://a").unwrap().authority(), "a:80");
         assert_eq!(Target::parse("http://[::1]:7").unwrap().authority(), "[::1]:7");

@@ -96,7 +96,7 @@ fn wrong_types_and_broken_json_are_refused() {
 }
 
 #[test]
-fn prompts_come_as_text_as_ids_and_as_lists() {
+fn prompts_are_texts_ids_or_lists() {
     let tokens = |body: &str| -> Vec<u64> {
         accepted(false, body).prompts.iter().map(TokenizedPrompt::tokens).collect()
     };

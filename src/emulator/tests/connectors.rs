@@ -47,7 +47,7 @@ async fn both_mooncake_legs_may_come_in_either_order() {
         let decode = with_kv(completion("both", 50, 4, false), &wants(&fleet, id, &transfer));
         let answer = if prefill_first {
             let answer = post(p, PATH, &prefill).await;
-            assert_eq!(answer.json()["kv_transfer_params"], Value::Null, "it says nothing");
+            assert_eq!(answer.json()["kv_transfer_params"], Value::Null, "no hand-off is returned");
             post(d, PATH, &decode).await
         } else {
             let (answer, prefilled) = tokio::join!(post(d, PATH, &decode), async {
@@ -67,7 +67,7 @@ async fn both_mooncake_legs_may_come_in_either_order() {
 }
 
 #[tokio::test]
-async fn a_mooncake_decode_without_its_prefill_fails_or_recomputes_and_it_shows() {
+async fn a_mooncake_decode_without_its_prefill_fails_or_recomputes_and_is_counted() {
     for policy in [LoadFailurePolicy::Fail, LoadFailurePolicy::Recompute] {
         let connector = VllmConnector::Mooncake;
         let fleet = start(EmulatorConfig { connector, policy, ..config() }).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_rank_has_only_the_kv_that_it_computed() {
 }
 
 #[tokio::test]
-async fn a_strict_engine_dies_of_the_other_kind() {
+async fn an_engine_with_a_fixed_kv_role_aborts_on_the_other_role() {
     let connector = VllmConnector::Mooncake;
     for (kv_role, serves) in [(VllmKvRole::Producer, 200), (VllmKvRole::Consumer, 404)] {
         let fleet = start(EmulatorConfig { connector, kv_role, ..config() }).await.unwrap();
@@ -145,7 +145,7 @@ async fn a_strict_engine_dies_of_the_other_kind() {
 }
 
 #[tokio::test]
-async fn an_offloaded_hand_off_is_met_at_the_side_channel_or_not_at_all() {
+async fn an_offloaded_hand_off_is_read_at_its_side_channel_only() {
     let fleet = engines(VllmConnector::Offloading).await;
     let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
     let wants = |id: &str, port: u16| {
@@ -154,10 +154,10 @@ async fn an_offloaded_hand_off_is_met_at_the_side_channel_or_not_at_all() {
     };
     let gives = json!({ "remote_decoder": { "kv_request_id": "a" } });
     assert_eq!(post(p, PATH, &one_token("tier", &gives)).await.status, 200);
-    assert_eq!(post(d, PATH, &wants("b", p.port())).await.status, 500, "nobody offered it");
-    assert_eq!(post(d, PATH, &wants("a", 1)).await.status, 500, "nobody is there");
+    assert_eq!(post(d, PATH, &wants("b", p.port())).await.status, 500, "the KV was not offered");
+    assert_eq!(post(d, PATH, &wants("a", 1)).await.status, 500, "no engine listens there");
     assert_eq!(post(d, PATH, &wants("a", p.port())).await.status, 200);
-    assert_eq!(post(d, PATH, &wants("a", p.port())).await.status, 500, "it was taken");
+    assert_eq!(post(d, PATH, &wants("a", p.port())).await.status, 500, "the KV was read already");
     let stats = fleet.stats(1);
     assert_eq!((stats.transfers_in, stats.transfers_failed), (1, 3));
     idle(&fleet, 0).await;
@@ -165,7 +165,7 @@ async fn an_offloaded_hand_off_is_met_at_the_side_channel_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn push_and_pull_do_not_understand_each_other() {
+async fn push_and_pull_engines_refuse_each_other() {
     let (pull, push) = (two().await, engines(VllmConnector::NixlPush).await);
     let params = prefill(push.addresses()[0], "mode", 50).await;
     assert_eq!(params["transfer_mode"], "push");
@@ -183,7 +183,7 @@ async fn push_and_pull_do_not_understand_each_other() {
 }
 
 #[tokio::test]
-async fn a_store_has_what_was_put_there_and_nothing_else() {
+async fn the_shared_store_contains_only_stored_blocks() {
     let fleet = engines(VllmConnector::SharedStore).await;
     let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
     let alone = post(d, PATH, &completion("none", 100, 4, false)).await;
@@ -200,7 +200,7 @@ async fn a_store_has_what_was_put_there_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_generation_that_goes_first_waits_for_its_context_and_no_longer() {
+async fn a_generation_first_leg_waits_for_its_context_until_the_timeout() {
     let kind = EmulatedEngine::Trtllm;
     let timeout = Seconds(0.2);
     let config = EmulatorConfig { kind, handshake_timeout: timeout, ..config() };
@@ -224,9 +224,9 @@ async fn a_generation_that_goes_first_waits_for_its_context_and_no_longer() {
     assert_eq!(fleet.stats(1).bytes_in, fleet.stats(0).bytes_out);
     assert_eq!(fleet.stats(1).transfers_in, 1);
     let lone = post(g, PATH, &leg("generation_only", id + 1, id + 1)).await;
-    assert_eq!(lone.status, 500, "its context never came");
+    assert_eq!(lone.status, 500, "its context leg was not sent");
     let lone = post(c, PATH, &leg("context_only", id + 2, id + 2)).await;
-    assert_eq!(lone.status, 500, "its generation never came");
+    assert_eq!(lone.status, 500, "its generation leg was not sent");
     let unequal = post(g, PATH, &leg("generation_only", id + 3, id + 4)).await;
     assert_eq!(unequal.status, 400);
     idle(&fleet, 0).await;

@@ -36,7 +36,7 @@ async fn a_hand_off_moves_the_kv_once_and_frees_it() {
 }
 
 #[tokio::test]
-async fn hand_offs_that_are_not_real_fail_or_are_recomputed_and_counted() {
+async fn invalid_hand_offs_fail_or_are_recomputed_and_counted() {
     for config in [config(), recomputing()] {
         let policy = config.policy;
         let fleet = start(config).await.unwrap();
@@ -68,14 +68,18 @@ async fn hand_offs_that_are_not_real_fail_or_are_recomputed_and_counted() {
                         assert_eq!(answer.status, 200);
                         assert_eq!(stats.recomputes, failed);
                         let alone = post(p, PATH, &completion("fake", tokens, 4, false)).await;
-                        assert_eq!(answer.words(0), alone.words(0), "text proves nothing");
+                        assert_eq!(
+                            answer.words(0),
+                            alone.words(0),
+                            "the answer is the same without a transfer"
+                        );
                     }
                     (LoadFailurePolicy::Fail, false) => {
                         assert_eq!(answer.status, 500);
                         assert_eq!(answer.json()["error"]["type"], "InternalServerError");
                     }
                     (LoadFailurePolicy::Fail, true) => {
-                        assert_eq!(answer.status, 200, "the head has gone before");
+                        assert_eq!(answer.status, 200, "the head was sent before");
                         assert_eq!(answer.events()[0]["error"]["code"], 500);
                         assert!(answer.text.ends_with("data: [DONE]\n\n"));
                     }
@@ -87,7 +91,7 @@ async fn hand_offs_that_are_not_real_fail_or_are_recomputed_and_counted() {
 }
 
 #[tokio::test]
-async fn the_kv_decides_the_text_so_another_prompts_kv_shows() {
+async fn the_text_is_derived_from_the_kv() {
     let fleet = two().await;
     let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
     let params = prefill(p, "one", 50).await;
@@ -149,7 +153,7 @@ async fn a_dead_prefill_engine_fails_the_hand_off_after_the_handshake_timeout() 
 }
 
 #[tokio::test]
-async fn an_engine_that_came_back_knows_nothing_of_its_former_life() {
+async fn a_restarted_engine_has_a_new_id_and_no_kv() {
     let mut fleet = two().await;
     let params = prefill(fleet.addresses()[0], "before", 50).await;
     let id = fleet.engine_id(0).to_owned();
@@ -203,7 +207,7 @@ async fn several_answers_share_one_hand_off_which_the_first_uses_up() {
 }
 
 #[tokio::test]
-async fn a_waiting_hand_off_holds_up_nobody() {
+async fn a_waiting_hand_off_does_not_block_other_requests() {
     let fleet =
         start(EmulatorConfig { handshake_timeout: Seconds(60.0), ..config() }).await.unwrap();
     let d = fleet.addresses()[1];
@@ -214,14 +218,14 @@ async fn a_waiting_hand_off_holds_up_nobody() {
     until("it waits", || fleet.stats(1).waiting == 1).await;
     assert_eq!(post(d, PATH, &completion("quick", 50, 4, false)).await.status, 200);
     let first = tokio::time::timeout(std::time::Duration::ZERO, waiting.body.frame()).await;
-    assert!(first.is_err(), "it still waits");
+    assert!(first.is_err(), "the leg waits for the read");
     drop(waiting);
     idle(&fleet, 1).await;
     fleet.stop().await;
 }
 
 #[tokio::test]
-async fn only_what_the_decode_engine_lacks_is_moved() {
+async fn only_uncached_blocks_are_transferred() {
     let fleet = start(EmulatorConfig { prefix_cache: true, ..config() }).await.unwrap();
     let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
     let whole = post(d, PATH, &completion("shared", 64, 4, false)).await;

@@ -11,7 +11,7 @@ use crate::{EmulatedEngine, EmulatorConfig, start};
 const PATH: &str = "/v1/completions";
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_its_sequence() {
+async fn a_disconnect_frees_the_sequence() {
     let fleet = two().await;
     let address = fleet.addresses()[0];
     let endless = |stream| completion("left", 1000, 100_000, stream).to_string();
@@ -96,7 +96,7 @@ async fn the_other_routes_answer_as_vllm_does() {
 }
 
 #[tokio::test]
-async fn metrics_have_vllms_names_and_tell_transfers_from_computing() {
+async fn metrics_have_vllms_names_and_separate_transferred_from_computed_tokens() {
     let fleet = two().await;
     let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
     let params = prefill(p, "m", 100).await;

@@ -196,7 +196,7 @@ async fn a_hand_off_has_the_recorded_members() {
 }
 
 #[tokio::test]
-async fn a_streamed_prefill_leg_tells_its_hand_off_in_the_last_chunk() {
+async fn a_streamed_prefill_leg_has_its_hand_off_in_the_last_chunk() {
     let fleet = two().await;
     let ask = json!({ "do_remote_decode": true });
     let (p, d) = (fleet.addresses()[0], fleet.addresses()[1]);
@@ -211,7 +211,7 @@ async fn a_streamed_prefill_leg_tells_its_hand_off_in_the_last_chunk() {
 }
 
 #[tokio::test]
-async fn several_answers_and_several_prompts_are_told_apart() {
+async fn several_answers_and_several_prompts_have_their_own_indices() {
     let fleet = two().await;
     let mut body = completion("n", 10, 5, true);
     body["prompt"] = json!(["one prompt", "another prompt"]);

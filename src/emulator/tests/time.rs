@@ -57,7 +57,7 @@ async fn tokens_come_at_the_models_pace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_wake_up_does_not_stretch_time() {
+async fn model_time_does_not_drift_after_a_late_wake_up() {
     let (_commands, feed, _) = running();
     settle().await;
     // The machine pauses repeatedly, for 30 steps each time.
@@ -70,7 +70,7 @@ async fn a_late_wake_up_does_not_stretch_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_left_before_its_sequence_came_is_not_served() {
+async fn a_sequence_whose_reader_disconnected_is_not_admitted() {
     let (commands, _feed, _) = running();
     let feed = Arc::new(TokenFeed::new(true));
     feed.leave();
@@ -91,7 +91,7 @@ async fn a_reader_that_left_before_its_sequence_came_is_not_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_that_is_free_is_granted_while_a_step_runs() {
+async fn free_memory_is_granted_during_a_step() {
     let (commands, feed, _) = running();
     settle().await;
     let (granted, mut grant) = oneshot::channel();

@@ -23,7 +23,7 @@ fn config(target: Target, trace: Trace, drain: f64) -> LoadConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_arrival_gets_its_tokens_from_an_emulated_engine() {
+async fn every_arrival_receives_its_tokens_from_an_emulated_engine() {
     let (engine, target) = one().await;
     let trace = Trace::bursts(3, Seconds(1.0), 20.0, Seconds(0.5)).scale_output(0.05);
     let output: u64 = trace.arrivals.iter().map(|arrival| arrival.output.get()).sum();
@@ -45,7 +45,7 @@ async fn every_arrival_gets_its_tokens_from_an_emulated_engine() {
 }
 
 #[tokio::test]
-async fn a_dead_target_is_an_error_and_not_a_wait() {
+async fn an_unreachable_target_is_an_error_at_once() {
     let trace = Trace { arrivals: vec![arrival(0.0, 10, 5), arrival(0.01, 10, 5)] };
     let target = Target::parse("http://127.0.0.1:9").unwrap();
     let progress = Arc::new(LoadProgress::default());
@@ -66,7 +66,7 @@ async fn a_refusal_is_counted_by_its_status() {
 }
 
 #[tokio::test]
-async fn what_is_unfinished_when_the_drain_ends_is_cancelled_and_no_error() {
+async fn requests_unfinished_after_the_drain_are_cancelled_without_an_error() {
     let (engine, target) = one().await;
     let trace = Trace { arrivals: vec![arrival(0.0, 10, 100_000), arrival(0.01, 10, 2)] };
     let outcomes = run(config(target, trace, 0.3), Arc::default()).await;
@@ -81,7 +81,7 @@ async fn what_is_unfinished_when_the_drain_ends_is_cancelled_and_no_error() {
 }
 
 #[tokio::test]
-async fn an_engine_that_dies_breaks_the_streams_it_had() {
+async fn a_killed_engine_breaks_its_streams() {
     let (mut engine, target) = one().await;
     let trace = Trace { arrivals: vec![arrival(0.0, 10, 100_000)] };
     let progress = Arc::new(LoadProgress::default());
@@ -97,7 +97,7 @@ async fn an_engine_that_dies_breaks_the_streams_it_had() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_server_closed_meanwhile_costs_no_request() {
+async fn a_request_on_a_connection_closed_by_the_server_is_retried() {
     let short = EmulatorConfig { keep_alive: Seconds(0.05), ..fast() };
     let engine = start(short).await.unwrap();
     let target = Target::parse(&format!("http://{}", engine.addresses()[0])).unwrap();

@@ -148,7 +148,7 @@ pub fn streams_events(head: &http::HeaderMap) -> bool {
 ///
 /// # Errors
 /// [`LegProblem`] when another backend should be tried: it broke off, began with an error event,
-/// or has a status that says "not now" ([`is_retryable`]).
+/// or has a retryable status ([`is_retryable`]).
 pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBody), LegProblem> {
     let Answer { mut head, body } = answer;
     if is_retryable(head.status) {

@@ -68,7 +68,7 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// Open client connections.
     pub connections: Arc<Connections>,
-    /// Signals from engines beside their answers.
+    /// Signals from engines and GPUs.
     pub signals: EngineSignals,
     /// Recent role changes and their causes.
     pub journal: Journal,

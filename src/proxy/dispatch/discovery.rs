@@ -82,7 +82,7 @@ impl ModelDiscovery {
         if rounds.missing.len() == MISSING_MAX {
             rounds.missing.pop_front();
         }
-        // A name that was found does not come here again.
+        // A name that was found is in the directory and is not queried again.
         rounds.missing.push_back((began, name.to_owned()));
         true
     }

@@ -74,7 +74,7 @@ mod tests {
     use http::uri::PathAndQuery;
 
     #[test]
-    fn custom_headers_travel_and_those_of_the_connection_do_not() {
+    fn end_to_end_headers_are_forwarded_and_hop_by_hop_headers_removed() {
         let mut client = HeaderMap::new();
         for (name, value) in [
             ("authorization", "Bearer k"),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_with_a_key_of_its_own_sees_no_clients_key() {
+    fn client_keys_are_removed_for_an_engine_with_its_own_key() {
         let mut client = HeaderMap::new();
         for name in ["authorization", "x-api-key", "api-key"] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));

@@ -43,7 +43,7 @@ pub struct RequestRecord {
     client: ClientRequest,
 }
 
-/// What the client's request says about its answer.
+/// Attributes of the client's request that shape its answer and its log.
 pub struct ClientRequest {
     /// Number of choices in the answer.
     pub choices: u32,
@@ -142,7 +142,7 @@ impl RequestRecord {
         self.notes.cached
     }
 
-    /// What the client's request says about its answer.
+    /// Attributes of the client's request that shape its answer and its log.
     pub fn client(&self) -> &ClientRequest {
         &self.client
     }

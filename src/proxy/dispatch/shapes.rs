@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shape_is_known_for_a_while_and_longer_when_it_is_seen_again() {
+    fn a_shape_is_retained_longer_after_a_second_refusal() {
         let shapes = Shapes::default();
         let at = |seconds: f64| Moment::START + Seconds(seconds);
         assert!(!shapes.runs_whole(|| unreachable!("nothing was learned"), at(0.0)));

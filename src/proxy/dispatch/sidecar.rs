@@ -1,4 +1,5 @@
-//! A sidecar's part in llm-d's hand-offs: which prefill target a gateway names, and whether it may.
+//! Sidecar mode for llm-d's hand-offs: reads the prefill target that a gateway names and checks it
+//! against the allow list.
 
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
@@ -73,7 +74,7 @@ impl Sidecar {
         })
     }
 
-    /// Takes the prefill target out of the headers, and removes what gateways tell each other.
+    /// Takes the prefill target out of the headers, and removes the headers of gateways.
     ///
     /// # Errors
     /// 403 for a target that is not allowed, 400 for one that is no address.
@@ -116,7 +117,7 @@ impl Sidecar {
             return Ok(Arc::clone(&pool));
         }
         if self.pools.len() >= POOLS_MAX {
-            // Targets of pods that have gone; those in use are made again.
+            // Removes the pools of deleted pods; those in use are created again.
             self.pools.clear();
         }
         let pool = Arc::new(Pool::new(address, self.params, None, self.clock));
@@ -157,7 +158,7 @@ mod tests {
         Sidecar::new(&settings, params, Clock::start()).unwrap()
     }
 
-    /// What becomes of a header from this peer: the target, or the status of the refusal.
+    /// Returns the target of a header from this peer, or the status of the refusal.
     fn target(
         sidecar: &Sidecar,
         peer: &str,

@@ -133,7 +133,7 @@ async fn serve(
         Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, late };
     let served = match (&proxy.sidecar, &inbound.prefill_at) {
         (Some(sidecar), Some(target)) if accepted.endpoint.generates() => {
-            // Boxed: few requests have a named target, and each would keep room for it.
+            // Boxed: few requests have a named target, and unboxed it would enlarge every future.
             Box::pin(named_prefill::serve(&serving, sidecar, target, &mut record)).await
         }
         _ => match direct::route(&serving) {

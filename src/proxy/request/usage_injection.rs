@@ -1,5 +1,5 @@
-//! Usage injection: with `signals.exact_counts`, each streaming request asks the engine for the usage so
-//! far in every chunk. `event_relay.rs` removes what the client did not request.
+//! Usage injection: with `signals.exact_counts`, each streaming request is edited so that the engine
+//! reports its usage in every chunk. `event_relay.rs` removes what the client did not request.
 
 use std::sync::Arc;
 use tidegate_engine::{UsageRequest, scan, usage_injection};

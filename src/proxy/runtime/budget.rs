@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fits_is_held_and_released_on_drop() {
+    fn a_share_within_the_budget_is_held_until_dropped() {
         let budget = BodyBudget::new(100);
         let mut first = budget.try_hold(60).unwrap();
         assert!(budget.try_hold(41).is_none());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_half_of_the_memory_that_there_is() {
+    fn the_default_budget_is_half_of_the_available_memory() {
         const GIB: u64 = 1 << 30;
         let (v2, v1) = ("0::/a/b\n", "9:cpu:/\n4:memory,hugetlb:/docker/x\n0::/\n");
         let unlimited = "9223372036854771712\n";

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_gpu_takes_its_backend_out_and_brings_it_back() {
+    fn a_lost_gpu_takes_its_backend_out_of_service_until_it_returns() {
         let (proxy, mut gpus) = (proxy(), Gpus::default());
         gpus.take(&*proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);

@@ -23,7 +23,7 @@ use crate::telemetry::metrics::Metrics;
 const BLOCKS_MAX: u64 = 1 << 18;
 /// Pause after a failure, and between checks while the model is unknown.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Longest silence before a new connection is made: the engine may be idle, or its host may be gone
+/// Longest silence before a new connection is made: the engine may be idle, or its host may have failed
 /// without closing the connection.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_drivers_reasons_are_told_apart() {
+    fn throttle_reasons_are_classified() {
         let of = |reasons: ThrottleReasons| {
             let Slowed { thermal, power, hardware } = slowed(reasons);
             (thermal, power, hardware)

@@ -1,5 +1,5 @@
 //! Scrapes each engine's metrics: to export them, to correct configured capacities, and to raise
-//! alerts about states that answers do not show. Engines without metrics are asked less and less
+//! alerts about states that answers do not show. Engines without metrics are scraped less and less
 //! often.
 
 use metrics::{Counter, Gauge, counter, gauge};
@@ -55,7 +55,7 @@ struct EngineCounters {
     computed: EngineCounter,
 }
 
-/// An engine's counter, exported as one that goes on when the engine restarts at 0. It is registered
+/// An engine's counter, exported as a counter that continues when the engine restarts at 0. It is registered
 /// with the first reported value: a counter that the engine does not have is absent, unlike 0.
 #[derive(Default)]
 struct EngineCounter {
@@ -247,7 +247,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     #[test]
-    fn an_engines_counter_is_absent_until_reported_and_goes_on_after_a_restart() {
+    fn an_engine_counter_is_absent_until_reported_and_continues_after_a_restart() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let shown = || {

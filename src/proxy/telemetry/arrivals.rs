@@ -48,7 +48,7 @@ pub struct Arrival {
     model: usize,
 }
 
-/// A request on its way from its end to the records.
+/// An ended request that is queued for the records.
 struct Queued {
     arrival: Arrival,
     model: Option<Arc<str>>,

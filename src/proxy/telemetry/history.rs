@@ -1,4 +1,4 @@
-//! State of the fleet by second over the last minutes, for charts. A sampler looks at every engine
+//! State of the fleet by second over the last minutes, for charts. A sampler reads every engine
 //! ten times a second and attributes its time to prefill, to decode, to both in proportion to their
 //! predicted cost within a step, or to neither.
 
@@ -78,7 +78,7 @@ impl Default for History {
 }
 
 impl Watcher {
-    /// Returns the next event, omitting those that were missed; `None` when the sender is gone.
+    /// Returns the next event, omitting those that were missed; `None` when the sender was dropped.
     pub async fn next(&mut self) -> Option<Bytes> {
         self.0.changed().await.ok()?;
         Some(self.0.borrow_and_update().clone())
@@ -150,12 +150,12 @@ impl History {
         few.then(|| Watcher(self.events.subscribe()))
     }
 
-    /// Whether a client watches.
+    /// Whether a client is connected.
     pub fn watched(&self) -> bool {
         self.events.receiver_count() > 0
     }
 
-    /// Sends an event to the clients that watch.
+    /// Sends an event to the connected clients.
     pub fn tell(&self, event: Bytes) {
         self.events.send_replace(event);
     }

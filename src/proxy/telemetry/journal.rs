@@ -53,7 +53,7 @@ impl JournalEntry {
     }
 }
 
-/// The cause of a role change in words.
+/// Explains the cause of a role change in a sentence.
 fn explain(cause: &str, flip: Flip, numbers: &Numbers) -> String {
     let number = |name: &str| numbers.get(name).copied().unwrap_or(f64::NAN);
     let split = || {

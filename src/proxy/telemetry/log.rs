@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn client_text_forges_no_line_and_no_field() {
+    fn text_from_clients_cannot_forge_log_lines_or_fields() {
         let hostile = "a\nINFO forged\r\" status=200 \u{1b}[31m\u{85}\u{2028}";
         for kind in [LogFormat::Text, LogFormat::Json] {
             let page = Page::default();

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_placement_with_a_table_gives_the_reaction_time() {
+    fn the_first_placement_with_a_table_ends_the_reaction_time() {
         assert_eq!(takes(&answered(), 12, 15, 16), 6.0);
         assert_eq!(takes(&answered(), 50, 50, 51), 5.0, "36 ms without a waiting leg");
     }
@@ -128,12 +128,12 @@ mod tests {
     fn time_without_capacity_is_excluded() {
         let reaction = answered();
         reaction.scan_placed_none(at(13), at(14));
-        assert_eq!(takes(&reaction, 12, 40, 41), 31.0, "that look was by the table before");
+        assert_eq!(takes(&reaction, 12, 40, 41), 31.0, "that scan used the previous table");
         for (came, took) in [(12, 7.0), (39, 8.0)] {
             let reaction = answered();
             reaction.scan_placed_none(at(15), at(16));
             reaction.scan_placed_none(at(20), at(21));
-            assert_eq!(takes(&reaction, came, 40, 41), took, "the first look ended at 16");
+            assert_eq!(takes(&reaction, came, 40, 41), took, "the first scan ended at 16");
         }
     }
 }

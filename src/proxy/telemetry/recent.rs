@@ -16,7 +16,7 @@ pub struct Recent {
     written: AtomicUsize,
 }
 
-/// A request that has ended: what [`RequestLog`] says of it, without its body.
+/// A request that has ended: the values of its [`RequestLog`].
 pub struct RecentRequest {
     pub live: Arc<InflightRequest>,
     pub endpoint: &'static str,
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_come_first_and_the_oldest_is_overwritten() {
+    fn the_latest_request_is_first_and_the_oldest_is_overwritten() {
         let ring = Recent::new(4);
         assert!(ring.last(9).is_empty() && ring.find("r1").is_none());
         for id in 1..=6 {

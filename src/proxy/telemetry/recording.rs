@@ -10,7 +10,7 @@ use tidegate_scheduler::planner::recording::Line;
 use tidegate_scheduler::planner::{Decision, Observation, Params};
 use tidegate_types::{BackendId, Moment};
 
-/// The recording; without a file it does nothing.
+/// The recording. Disabled without a file.
 #[derive(Debug, Default)]
 pub struct Recording {
     file: Option<BufWriter<File>>,

@@ -1,5 +1,5 @@
 //! What the legs of a request note while they run. Notes are written as they happen and not returned
-//! by the legs, because a client that leaves drops the legs and the request is still logged.
+//! by the legs, because a disconnect drops the legs and the request is logged nevertheless.
 
 use std::sync::Arc;
 use tidegate_engine::Usage;
@@ -117,7 +117,7 @@ impl<'a> RequestProgress<'a> {
         self.notes.prefill_usage = usage;
     }
 
-    /// Sets the cached tokens that the client is told instead of the decode engine's count.
+    /// Sets the cached tokens in the client's usage, which replace the decode engine's count.
     pub(crate) fn cached(&mut self, cached: Option<Tokens>) {
         self.notes.cached = cached;
     }
