@@ -92,14 +92,14 @@ impl DraftBackend {
     fn to_toml(&self) -> String {
         let mut text = String::from("\n");
         for comment in &self.comments {
-            write!(text, "# {comment}\n").ok();
+            writeln!(text, "# {comment}").ok();
         }
         let (name, url) = (quoted(&self.name), quoted(&self.url));
         write!(text, "[[backends]]\nname = {name}\nurl = {url}\nengine = \"{}\"\n", self.engine)
             .ok();
         let mut line = |key: &str, value: Option<String>| {
             if let Some(value) = value {
-                write!(text, "{key} = {value}\n").ok();
+                writeln!(text, "{key} = {value}").ok();
             }
         };
         line("connector", self.connector.map(quoted));
