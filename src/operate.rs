@@ -56,6 +56,9 @@ pub struct FlipArgs {
     hold: Option<f64>,
     #[command(flatten)]
     admin: Admin,
+    /// Print the admin API's JSON response
+    #[arg(long)]
+    json: bool,
 }
 
 /// Set a backend's role without a time limit.
@@ -70,6 +73,9 @@ pub struct RoleArgs {
     role: Role,
     #[command(flatten)]
     admin: Admin,
+    /// Print the admin API's JSON response
+    #[arg(long)]
+    json: bool,
 }
 
 /// End a manual flip or a pin and return the backend to the planner.
@@ -79,6 +85,9 @@ pub struct BackendArgs {
     backend: String,
     #[command(flatten)]
     admin: Admin,
+    /// Print the admin API's JSON response
+    #[arg(long)]
+    json: bool,
 }
 
 /// Failure of a request to the admin API.
@@ -149,7 +158,11 @@ pub fn flip(args: &FlipArgs) -> Result<(), OperateError> {
     if let Some(hold) = args.hold {
         body["hold_seconds"] = hold.into();
     }
-    let changed = args.admin.change(&args.backend, &body)?;
+    let (changed, answer) = args.admin.change(&args.backend, &body)?;
+    if args.json {
+        say(&answer);
+        return Ok(());
+    }
     let (name, role) = (&args.backend, args.role);
     say(&match changed.held_seconds {
         Some(left) => format!(
@@ -166,16 +179,18 @@ pub fn flip(args: &FlipArgs) -> Result<(), OperateError> {
 /// `tidegate pin`
 pub fn pin(args: &RoleArgs) -> Result<(), OperateError> {
     let body = serde_json::json!({ "role": args.role, "pin": true });
-    args.admin.change(&args.backend, &body)?;
+    let (_, answer) = args.admin.change(&args.backend, &body)?;
     let (name, role) = (&args.backend, args.role);
-    say(&format!("{name} is {role} and stays so until `tidegate unpin {name}`"));
+    let words = format!("{name} is {role} and stays so until `tidegate unpin {name}`");
+    say(if args.json { &answer } else { &words });
     Ok(())
 }
 
 /// `tidegate unpin`
 pub fn unpin(args: &BackendArgs) -> Result<(), OperateError> {
-    args.admin.change(&args.backend, &serde_json::json!({ "pin": false }))?;
-    say(&format!("{} is the planner's again", args.backend));
+    let (_, answer) = args.admin.change(&args.backend, &serde_json::json!({ "pin": false }))?;
+    let words = format!("{} is the planner's again", args.backend);
+    say(if args.json { &answer } else { &words });
     Ok(())
 }
 
@@ -264,10 +279,17 @@ impl Admin {
         &self.admin
     }
 
-    fn change(&self, backend: &str, body: &serde_json::Value) -> Result<Changed, OperateError> {
+    /// Changes a role; returns the answer as read and as sent.
+    fn change(
+        &self,
+        backend: &str,
+        body: &serde_json::Value,
+    ) -> Result<(Changed, String), OperateError> {
         let path = format!("/v1/backends/{backend}/role");
         let answer = self.ask("POST", &path, &body.to_string())?;
-        serde_json::from_str(&answer).map_err(|error| OperateError::Strange(error.to_string()))
+        let changed = serde_json::from_str(&answer);
+        let changed = changed.map_err(|error| OperateError::Strange(error.to_string()))?;
+        Ok((changed, answer))
     }
 
     /// One HTTP/1.0 exchange of the admin API: the server closes the connection, so EOF ends the response.

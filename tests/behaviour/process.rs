@@ -178,6 +178,11 @@ async fn operator_commands_reach_a_running_proxy() {
     let (ok, text) = run(&["status", "--json"]);
     let fleet: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert!(ok && fleet["backends"][0]["role"] == "decode", "{text}");
+    for args in [&["flip", "a", "prefill"][..], &["pin", "a", "decode"], &["unpin", "a"]] {
+        let (ok, text) = run(&[args, &["--json"]].concat());
+        let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(ok && plan["roles"]["a"].is_string(), "{args:?}: {text}");
+    }
     let (ok, text) = run(&["flip", "nobody", "decode"]);
     assert!(!ok && text.contains("nobody"), "{text}");
 }
@@ -187,9 +192,15 @@ fn check_tells_every_error_on_a_line_of_its_own() {
     let (_directory, path) = write(
         "[server]\nlisten = [\"nowhere\"]\nbody_max_bites = 1\n[[backends]]\nname = \"a\"\nurl = \"ftp://x\"\n",
     );
-    let output = tidegate().args(["check", "--config"]).arg(path).output().unwrap();
+    let output = tidegate().args(["check", "--config"]).arg(&path).output().unwrap();
     let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert_eq!(output.status.code(), Some(1));
+    let json = tidegate().args(["check", "--json", "--config"]).arg(&path).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json.status.code(), &told["ok"]), (Some(1), &false.into()));
+    let misspelt =
+        told["errors"].as_array().unwrap().iter().find(|e| e["path"] == "server.body_max_bites");
+    assert_eq!(misspelt.unwrap()["line"], 3, "{told}");
     for path in ["server.listen", "server.body_max_bites", "backends[0].url"] {
         assert_eq!(text.lines().filter(|line| line.contains(path)).count(), 1, "{path} in\n{text}");
     }
