@@ -9,72 +9,75 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_engine::{Family, Peer, PeerQuery};
 
-use crate::backends::fleet::Backend;
 use crate::upstream::failure::LegProblem;
 use crate::upstream::read_all;
 use crate::upstream::{ExchangeError, Outgoing, Pool};
 
-/// Timeout of a query, which is a look-up without engine work.
+/// Time-out of a query, which is a look-up without engine work.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Largest answer read, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 
-/// What one backend told, and where it is asked.
+/// Cached rendezvous data of one backend, and the server that reports it.
 pub struct Bootstrap {
-    ask: Option<PeerQuery>,
+    query: Option<PeerQuery>,
     /// Address of the bootstrap server, if it has its own port.
     server: Option<Pool>,
-    /// At least one rank, once it told; written by requests.
+    /// The ranks that the server reported; written by requests.
     peers: ArcSwapOption<Vec<Peer>>,
 }
 
 impl Bootstrap {
-    /// Nothing is known yet; `at_port` is called if there is a bootstrap server to ask.
+    /// An empty cache; `at_port` is called if the family has a separate bootstrap server.
     pub fn new<E>(
         family: Family,
         at_port: impl FnOnce() -> Result<Pool, E>,
     ) -> Result<Bootstrap, E> {
-        let ask = family.peer_query();
-        let elsewhere = ask.is_some_and(|ask| ask.at_bootstrap);
-        let server = if elsewhere { Some(at_port()?) } else { None };
-        Ok(Bootstrap { ask, server, peers: ArcSwapOption::empty() })
+        let query = family.peer_query();
+        let is_separate = query.is_some_and(|query| query.at_bootstrap);
+        let server = if is_separate { Some(at_port()?) } else { None };
+        Ok(Bootstrap { query, server, peers: ArcSwapOption::empty() })
     }
 
     /// Discards the cached data after a failed leg, so that it is queried again.
     pub fn forget(&self) {
-        if self.ask.is_some() {
+        if self.query.is_some() {
             self.peers.store(None);
         }
     }
+
+    /// Returns the rank for a request with this random id, of an engine of this family behind `pool`.
+    /// `None` if the family has no rendezvous query.
+    ///
+    /// # Errors
+    /// The query failed, or its answer is unusable.
+    pub(crate) async fn peer(
+        &self,
+        family: Family,
+        pool: &Pool,
+        id: u64,
+    ) -> Result<Option<Peer>, LegProblem> {
+        let Some(query) = self.query else { return Ok(None) };
+        let peers = match self.peers.load_full() {
+            Some(peers) => peers,
+            None => {
+                let pool = self.server.as_ref().unwrap_or(pool);
+                let answer = tokio::time::timeout(ANSWER_WITHIN, exchange(pool, query)).await;
+                let answer = answer
+                    .unwrap_or(Err(ExchangeError::AnswerTimeout(ANSWER_WITHIN).into()))
+                    .map_err(|problem| LegProblem::Unasked(Box::new(problem)))?;
+                let peers = Arc::new(family.read_peers(&answer)?);
+                self.peers.store(Some(Arc::clone(&peers)));
+                peers
+            }
+        };
+        let chosen = usize::try_from(id % peers.len().max(1) as u64).unwrap_or(0);
+        Ok(peers.get(chosen).cloned())
+    }
 }
 
-/// The rank of `backend` that a request with this random id shall use; `None` where its family asks
-/// nothing.
-///
-/// # Errors
-/// The query failed, or its answer is unusable.
-pub(crate) async fn peer(backend: &Backend, id: u64) -> Result<Option<Peer>, LegProblem> {
-    let bootstrap = &backend.bootstrap;
-    let Some(ask) = bootstrap.ask else { return Ok(None) };
-    let peers = match bootstrap.peers.load_full() {
-        Some(peers) => peers,
-        None => {
-            let answer = tokio::time::timeout(ANSWER_WITHIN, exchange(backend, ask)).await;
-            let answer = answer
-                .unwrap_or(Err(ExchangeError::AnswerTimeout(ANSWER_WITHIN).into()))
-                .map_err(|problem| LegProblem::Unasked(Box::new(problem)))?;
-            let peers = Arc::new(backend.family.read_peers(&answer)?);
-            bootstrap.peers.store(Some(Arc::clone(&peers)));
-            peers
-        }
-    };
-    let chosen = usize::try_from(id % peers.len().max(1) as u64).unwrap_or(0);
-    Ok(peers.get(chosen).cloned())
-}
-
-async fn exchange(backend: &Backend, ask: PeerQuery) -> Result<Bytes, LegProblem> {
-    let pool = backend.bootstrap.server.as_ref().unwrap_or(&backend.pool);
-    let request = || Outgoing::own(&Method::GET, pool.address(), ask.path, Bytes::new());
+async fn exchange(pool: &Pool, query: PeerQuery) -> Result<Bytes, LegProblem> {
+    let request = || Outgoing::own(&Method::GET, pool.address(), query.path, Bytes::new());
     let answer = pool.send(request).await?;
     if !answer.head.status.is_success() {
         return Err(LegProblem::Status(answer.head.status));

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use tidegate_engine::{Legs, RendezvousInfo};
 
-use crate::backends::bootstrap;
 use crate::backends::fleet::Backend;
 use crate::dispatch::answer::Opened;
 use crate::dispatch::colocated;
@@ -42,7 +41,7 @@ pub(crate) async fn attempt(
                 return run_colocated(serving, reservation, predicted, progress).await;
             };
             let id = fastrand::u64(..);
-            let peer = bootstrap::peer(&backend, id).await;
+            let peer = backend.bootstrap.peer(backend.family, &backend.pool, id).await;
             let peer = peer.map_err(|problem| leg::miss(&backend, Leg::Prefill, problem))?;
             let rendezvous = RendezvousInfo {
                 host: backend.pool.address().authority.host(),

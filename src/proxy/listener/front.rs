@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::listener::downstream::ClientSocket;
+use crate::listener::client_socket::ClientSocket;
 use crate::listener::sockets::Bound;
 use crate::runtime::connections::{ConnectionLimit, Connections};
 use crate::runtime::liveness::LivenessGuard;
@@ -25,26 +25,26 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// loop does not spin.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// To a client above a limit of connections.
+/// Answer to a connection above a limit.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\
     connection: close\r\n\r\n";
 
-/// Who connected.
+/// The client of a connection.
 #[derive(Clone, Debug)]
-pub struct Client {
-    /// Its address.
+pub struct ConnectedClient {
+    /// IP address.
     pub address: IpAddr,
-    /// The subject of its verified certificate.
+    /// Subject of the verified client certificate.
     pub subject: Option<Arc<str>>,
 }
 
 /// What a port serves.
 pub trait App: Send + Sync + 'static {
-    /// Serve one connection to its end. Once `stop` is true it ends with the request it is at.
+    /// Serves one connection to its end. Once `stop` is true, it ends after the current request.
     fn serve(
         self: Arc<Self>,
         io: ClientSocket,
-        client: Client,
+        client: ConnectedClient,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send;
 
@@ -52,12 +52,12 @@ pub trait App: Send + Sync + 'static {
     fn refused(&self, _: ConnectionLimit) {}
 }
 
-/// Wait until a switch is on, or gone with the process.
+/// Waits until a switch is true or its sender was dropped.
 pub async fn is_on(switch: &mut watch::Receiver<bool>) {
     switch.wait_for(|on| *on).await.ok();
 }
 
-/// When a port begins and ends.
+/// Switches for the phases of a port.
 #[derive(Clone, Debug)]
 pub struct Phases {
     /// True: accept. A successor waits until it is ready.
@@ -70,19 +70,19 @@ pub struct Phases {
 
 /// One port as a service of pingora's.
 pub struct Front<A> {
-    /// For the names of its threads.
+    /// Name of the service's threads.
     pub name: &'static str,
     /// What it serves.
     pub app: Arc<A>,
-    /// Where.
+    /// Bound listeners.
     pub listeners: Vec<Bound>,
-    /// With TLS, or without.
+    /// TLS configuration, if any.
     pub tls: Option<ServerTls>,
-    /// When.
+    /// Phases of the port.
     pub phases: Phases,
-    /// How many threads; pingora's setting if `None`.
+    /// Number of threads; pingora's setting if `None`.
     pub threads: Option<usize>,
-    /// The process ends with it.
+    /// Ends the process if the service ends early.
     pub guard: Option<LivenessGuard>,
     /// How many connections it may have.
     pub limits: Arc<Connections>,
@@ -192,7 +192,7 @@ impl<A: App> Port<A> {
                 Some(tls) => Box::pin(handshake(tls, socket, address, stop.clone())).await,
             };
             if let Some((io, subject)) = served {
-                app.serve(io, Client { address: address.ip(), subject }, stop).await;
+                app.serve(io, ConnectedClient { address: address.ip(), subject }, stop).await;
             }
             drop(connection);
         });

@@ -5,9 +5,10 @@ use tidegate_types::Seconds;
 use tokio::sync::watch;
 
 use super::preface::{self, Version};
-use super::{ClientSocket, http1, http2};
+use super::{http1, http2};
 use crate::dispatch::context::Proxy;
-use crate::listener::front::{App, Client};
+use crate::listener::client_socket::ClientSocket;
+use crate::listener::front::{App, ConnectedClient};
 use crate::runtime::connections::ConnectionLimit;
 
 /// Time that a connection without a byte has after the stop: its first request may be on its way.
@@ -27,7 +28,12 @@ impl App for DataApp {
         self.proxy.metrics.connection_refused(refused);
     }
 
-    async fn serve(self: Arc<Self>, io: ClientSocket, client: Client, stop: watch::Receiver<bool>) {
+    async fn serve(
+        self: Arc<Self>,
+        io: ClientSocket,
+        client: ConnectedClient,
+        stop: watch::Receiver<bool>,
+    ) {
         let (proxy, patience) = (Arc::clone(&self.proxy), self.patience);
         drop(self);
         let first = tokio::time::timeout(patience.to_duration(), preface::version(io));

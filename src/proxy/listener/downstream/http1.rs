@@ -25,10 +25,10 @@ use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
 use super::presence::{Presence, Step};
 use super::reading::{BodyReadError, HeadReadError, RequestReader};
-use super::socket::Socket;
 use super::writing::ResponseWriter;
 use crate::dispatch::context::Proxy;
-use crate::listener::front::Client as Peer;
+use crate::listener::client_socket::DetectReset;
+use crate::listener::front::ConnectedClient as Peer;
 use crate::request::body::RelayBody;
 use crate::request::handle as request;
 use crate::request::intake::{self, ReceivedBody};
@@ -92,7 +92,7 @@ pub async fn serve<Io>(
     io: Io,
     mut stop: watch::Receiver<bool>,
 ) where
-    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     let clock = proxy.clock;
     let mut reader = RequestReader::new(io, patience.to_duration());
@@ -156,7 +156,7 @@ async fn exchange<Io>(
     stopping: bool,
 ) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     let arrived = proxy.clock.now();
     let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
@@ -191,7 +191,7 @@ async fn read<Io>(
     expects_continue: bool,
 ) -> Result<(Result<ReceivedBody, ApiError>, Rest), Ended>
 where
-    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     // A body above the whole budget never fits: 413, not 503.
     let max = proxy.body_max.min(proxy.bodies.max());
@@ -235,7 +235,7 @@ async fn refuse<Io>(
     error: HeadError,
 ) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     let mut told = ApiError::bad_request(format!("The request was not understood: {error}."), None);
     told.status = match error {
@@ -257,7 +257,7 @@ where
 }
 
 /// The answer, unless the client leaves: then the request is dropped, and its legs with it.
-async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
+async fn answered<Io: AsyncRead + AsyncWrite + DetectReset + Unpin>(
     reader: &mut RequestReader<Io>,
     mut handling: Pin<Box<impl Future<Output = Response<RelayBody>>>>,
     is_1_1: bool,
@@ -291,7 +291,7 @@ async fn answered<Io: AsyncRead + AsyncWrite + Socket + Unpin>(
 }
 
 /// `None`: the client has left.
-fn poll_presence<Io: AsyncRead + Socket + Unpin>(
+fn poll_presence<Io: AsyncRead + DetectReset + Unpin>(
     reader: &mut RequestReader<Io>,
     presence: &mut Presence,
     context: &mut Context<'_>,
@@ -313,7 +313,7 @@ async fn send<Io>(
     response: Response<RelayBody>,
 ) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     let Client { method, is_1_1, mut after, mut presence } = client;
     let (head, body) = response.into_parts();
@@ -368,7 +368,7 @@ async fn carry<Io>(
     tunnel: Tunnel,
 ) -> Result<After, Ended>
 where
-    Io: AsyncRead + AsyncWrite + Socket + Send + Unpin,
+    Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     let framing = ResponseFraming::Websocket;
     let head = write_response(head.status, &head.headers, framing, true, false, || date(proxy));

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::h2_body::H2Body;
 use super::pace::allowance;
 use crate::dispatch::context::Proxy;
-use crate::listener::front::Client;
+use crate::listener::front::ConnectedClient;
 use crate::request::handle as request;
 use crate::request::intake::{self, ReceivedBody, ReceivedRequest};
 use crate::request::respond;
@@ -40,7 +40,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub async fn serve<Io>(
     proxy: Arc<Proxy>,
     patience: Seconds,
-    client: Client,
+    client: ConnectedClient,
     io: Io,
     mut stop: watch::Receiver<bool>,
 ) where

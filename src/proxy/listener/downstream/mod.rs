@@ -9,8 +9,6 @@ mod pace;
 mod preface;
 mod presence;
 mod reading;
-mod socket;
 mod writing;
 
 pub use accept::DataApp;
-pub use socket::ClientSocket;

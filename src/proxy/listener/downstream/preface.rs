@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::socket::Socket;
+use crate::listener::client_socket::DetectReset;
 
 /// RFC 9113, 3.4.
 const H2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -51,7 +51,7 @@ pub async fn version<Io: AsyncRead + Unpin>(mut io: Io) -> io::Result<(Version, 
     Ok((version, Replay { first, at: 0, filled, io }))
 }
 
-impl<Io: Socket> Socket for Replay<Io> {
+impl<Io: DetectReset> DetectReset for Replay<Io> {
     fn is_reset(&self) -> bool {
         self.io.is_reset()
     }

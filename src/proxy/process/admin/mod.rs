@@ -35,8 +35,8 @@ use tokio::time::timeout;
 
 use crate::control::{Command, Hold};
 use crate::dispatch::context::Proxy;
-use crate::listener::downstream::ClientSocket;
-use crate::listener::front::{App, Client, is_on};
+use crate::listener::client_socket::ClientSocket;
+use crate::listener::front::{App, ConnectedClient, is_on};
 
 pub use guard::Guard;
 
@@ -85,7 +85,12 @@ struct Problem {
 type Answer = Response<AdminBody>;
 
 impl App for AdminApp {
-    async fn serve(self: Arc<Self>, io: ClientSocket, _: Client, mut stop: watch::Receiver<bool>) {
+    async fn serve(
+        self: Arc<Self>,
+        io: ClientSocket,
+        _: ConnectedClient,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let stopping = stop.clone();
         let service = service_fn(|request| async {
             Ok::<_, Infallible>(self.answer(request, &stopping).await)

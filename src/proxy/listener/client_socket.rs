@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-/// Either kind.
+/// A client's socket.
 pub enum ClientSocket {
     /// Plain TCP.
     Tcp(TcpStream),
@@ -15,13 +15,13 @@ pub enum ClientSocket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A connection whose state can be asked for.
-pub trait Socket {
-    /// Has the other side reset the connection? Once it has closed its sending half, no read shows.
+/// Detects resets of a connection.
+pub trait DetectReset {
+    /// Returns whether the peer has reset the connection, which reads do not show after its half-close.
     fn is_reset(&self) -> bool;
 }
 
-impl Socket for ClientSocket {
+impl DetectReset for ClientSocket {
     fn is_reset(&self) -> bool {
         let stream = match self {
             ClientSocket::Tcp(stream) => stream,
