@@ -1,5 +1,5 @@
-//! The sockets that clients and operators connect to. They are opened before anything is served, so
-//! that a port that is taken is an error of `serve`; or a predecessor hands them over.
+//! The listening sockets of the data and admin ports. They are opened before serving, so that a port in
+//! use is an error of `serve`, or received from a predecessor.
 
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -8,48 +8,48 @@ use std::os::fd::OwnedFd;
 use thiserror::Error;
 use tidegate_settings::Settings;
 
-/// Connections that may wait to be accepted; the kernel's `somaxconn` bounds it too.
+/// Listen backlog; also limited by the kernel's `somaxconn`.
 const BACKLOG: i32 = 65_535;
 
-/// An address cannot be listened on.
+/// A socket could not be opened.
 #[derive(Debug, Error)]
 #[error("cannot listen on {address}: {source}")]
 pub struct ListenError {
     /// The address as configured.
     pub address: String,
-    /// Why.
+    /// The cause.
     pub source: io::Error,
 }
 
 /// One listening socket.
 #[derive(Debug)]
 pub struct Bound {
-    /// The address as it was configured: a successor finds the socket by it.
+    /// The configured address, by which a successor identifies the socket.
     pub name: String,
-    /// The socket.
+    /// The listening socket.
     pub listener: TcpListener,
 }
 
-/// All of a proxy's.
+/// The listening sockets of a proxy.
 #[derive(Debug)]
 pub struct Sockets {
-    /// The data port's.
+    /// Data port.
     pub data: Vec<Bound>,
-    /// The admin port's.
+    /// Admin port.
     pub admin: Bound,
 }
 
-/// Where a proxy listens: with the port that the system chose, if 0 was configured.
+/// The addresses of a proxy, with the actual port if 0 was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// The data port's.
+    /// Data port.
     pub data: Vec<SocketAddr>,
-    /// The admin port's.
+    /// Admin port.
     pub admin: SocketAddr,
 }
 
 impl Sockets {
-    /// Open every socket that the settings name, but for those that were received.
+    /// Opens the configured sockets, except those that were received.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -69,12 +69,12 @@ impl Sockets {
         let data = settings.server.listen.iter().map(&mut one).collect::<Result<_, _>>()?;
         let admin = one(&settings.admin.listen)?;
         for (name, _) in received {
-            tracing::warn!(address = %name, "is not configured any more: its listener closes");
+            tracing::warn!(address = %name, "address is no longer configured: listener closed");
         }
         Ok(Sockets { data, admin })
     }
 
-    /// Where they listen.
+    /// Returns the actual addresses.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -87,7 +87,7 @@ impl Sockets {
         Ok(Addresses { data, admin: address(&self.admin)? })
     }
 
-    /// Second handles on the same sockets, to hand over.
+    /// Returns duplicate handles of the sockets, for the hand-over.
     ///
     /// # Errors
     /// No file descriptor is left.
@@ -101,14 +101,14 @@ impl Sockets {
     }
 }
 
-/// Does some process listen there? Found out by binding, which a listener forbids.
+/// Returns whether another process listens on the address, tested by binding it.
 pub fn is_taken(address: SocketAddr) -> bool {
     listen(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for connections of the process before it to time out.
+    // A restart does not wait until connections of the previous process have timed out.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -1,4 +1,4 @@
-//! A client's connection after its handshake: what speaks HTTP on it is chosen by its first bytes.
+//! A client's connection after its handshake: the HTTP version is chosen by the first bytes.
 
 use std::sync::Arc;
 use tidegate_types::Seconds;
@@ -11,15 +11,14 @@ use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient};
 use crate::runtime::connections::ConnectionLimit;
 
-/// Time that a connection without a byte has after the stop: its first request may be on its way.
+/// Time after the stop in which a connection without a byte may still send its first request.
 const FIRST_BYTES: Seconds = Seconds(0.5);
 
 /// Serves the data port.
 pub struct DataApp {
-    /// What all requests share.
+    /// State shared by all requests.
     pub proxy: Arc<Proxy>,
-    /// How long a client may take to send its header, to go on with a body, and to send the next
-    /// request.
+    /// Longest time for a request head, between two parts of a body, and between two requests.
     pub patience: Seconds,
 }
 
@@ -43,11 +42,11 @@ impl App for DataApp {
         };
         match first {
             Ok(Ok((Version::Http1, io))) => http1::serve(proxy, patience, client, io, stop).await,
-            // Boxed, or every connection would keep room for it.
+            // Boxed: unboxed, it would enlarge every connection's future.
             Ok(Ok((Version::Http2, io))) => {
                 Box::pin(http2::serve(proxy, patience, client, io, stop)).await;
             }
-            // A client that sent nothing, or left, asked for nothing.
+            // Errors of clients that sent nothing or disconnected are ignored.
             Ok(Err(_)) | Err(_) => {}
         }
     }

@@ -1,7 +1,7 @@
-//! An answer's body on an HTTP/2 stream. hyper asks for its next frame only while the client's window
-//! has room, so a client that does not read would hold its engine's place for ever: after
-//! `client_stall_seconds` without room the body is dropped, which closes the engine's connection and
-//! settles the request.
+//! An answer's body on an HTTP/2 stream. hyper polls the next frame only while the client's flow-control
+//! window is open, so that a client that does not read would occupy its engine indefinitely. After
+//! `client_stall_seconds` with a closed window the body is dropped, which closes the engine's connection
+//! and settles the request.
 
 use bytes::Bytes;
 use crossbeam_utils::atomic::AtomicCell;
@@ -19,31 +19,31 @@ use crate::dispatch::context::Proxy;
 use crate::request::body::RelayBody;
 use crate::upstream::BrokenOff;
 
-/// Checks per stall limit: a stalled stream is found at most a quarter of the limit late.
-const LOOKS: f64 = 4.0;
+/// Checks per stall limit: a stall is detected at most a quarter of the limit late.
+const CHECKS_PER_LIMIT: f64 = 4.0;
 
-/// The body, and the time since hyper last polled it for a frame.
-struct Held {
-    /// Taken out while it is polled; gone for good once the client has stalled. Lock-free: a pointer.
+/// The body, shared by hyper's poll and the stall check.
+struct WatchedBody {
+    /// Empty while it is polled, and after a stall. A lock-free pointer.
     body: AtomicCell<Option<Box<RelayBody>>>,
-    /// When the last frame was handed to hyper; never: the engine's bytes are awaited.
+    /// Time of the last frame given to hyper; `NEVER` while the engine's bytes are awaited.
     blocked_since: AtomicU64,
 }
 
-/// What hyper polls.
+/// The body that hyper polls.
 pub(super) struct H2Body {
     proxy: Arc<Proxy>,
-    held: Arc<Held>,
+    held: Arc<WatchedBody>,
     ended: bool,
     hint: SizeHint,
     _stream: Stream,
 }
 
 impl H2Body {
-    /// The answer's body, watched if it is not all there.
+    /// The answer's body, with a stall check if it is incomplete.
     pub(super) fn new(proxy: Arc<Proxy>, body: RelayBody, stream: Stream) -> H2Body {
         let (ended, hint) = (body.is_end_stream(), body.size_hint());
-        let held = Arc::new(Held {
+        let held = Arc::new(WatchedBody {
             body: AtomicCell::new(Some(Box::new(body))),
             blocked_since: AtomicU64::new(proxy.clock.now().0),
         });
@@ -54,17 +54,17 @@ impl H2Body {
     }
 }
 
-/// Drop the body of a client that does not read; ends with the stream.
-async fn watch(proxy: Arc<Proxy>, held: Weak<Held>) {
+/// Drops the body of a client that does not read; ends with the stream.
+async fn watch(proxy: Arc<Proxy>, held: Weak<WatchedBody>) {
     let limit = proxy.client_stall;
     loop {
-        sleep((limit / LOOKS).to_duration()).await;
+        sleep((limit / CHECKS_PER_LIMIT).to_duration()).await;
         let Some(held) = held.upgrade() else { return };
         let since = Moment(held.blocked_since.load(Relaxed));
         if since != Moment::NEVER && proxy.clock.now() - since >= limit {
-            // Taken while hyper polls it: then it is not stalled.
+            // Empty while hyper polls it, which shows that the client reads.
             if held.body.take().is_some() {
-                tracing::debug!("an h2 client has read nothing for {limit}: its stream ends");
+                tracing::debug!("h2 client stalled for {limit}: stream closed");
                 return;
             }
         }

@@ -1,7 +1,7 @@
-//! HTTP/1.1 (and 1.0) with a client: one request after another until either side ends it. The
-//! format is `tidegate_http1`'s business, what a request means `request/handle.rs`'s.
+//! HTTP/1.1 and 1.0 with a client: requests in sequence until either side closes the connection.
+//! `tidegate_http1` parses the format, `request/handle.rs` handles the requests.
 //!
-//! Why not hyper's codec, which speaks h2 here: see docs/decisions/0002-http1-codec.md.
+//! hyper's codec is used for h2 only: docs/decisions/0002-http1-codec.md.
 
 use http::request::Parts;
 use http::{Method, Request, Response};
@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
-use super::presence::{Presence, Step};
+use super::presence::{Presence, PresenceStep};
 use super::reading::{BodyReadError, HeadReadError, RequestReader};
 use super::writing::ResponseWriter;
 use crate::dispatch::context::Proxy;
@@ -35,18 +35,18 @@ use crate::request::intake::{self, ReceivedBody};
 use crate::request::respond;
 use crate::request::tunnel::Tunnel;
 
-/// How long a client is listened to after an answer that it may not have waited for: closed at
-/// once, the answer would be lost with what is still unread (RFC 9112, 9.6).
+/// Time for which unread bytes are drained after an early answer. A close with unread bytes sends a
+/// reset, which can discard the answer (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
-    /// The date that was last written.
+    /// The `Date` value written last by this thread.
     static DATE: Cell<Option<Date>> = const { Cell::new(None) };
 }
 
-/// Why a connection ended before its client wanted it to.
+/// Why a connection was closed early.
 #[derive(Debug, Error)]
-enum Ended {
+enum ClosedEarly {
     #[error("the client left before its answer")]
     Left,
     #[error("the client does not read its answer")]
@@ -57,26 +57,26 @@ enum Ended {
     Io(#[from] io::Error),
 }
 
-/// What the client may do after an answer.
+/// State of the connection after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
-    /// Ask again.
+    /// Open for the next request.
     Next,
-    /// Nothing; all that it sent was read.
+    /// Closed; all received bytes were read.
     Close,
-    /// Nothing; it may still be sending.
+    /// Closed; the client may still be sending.
     CloseUnread,
 }
 
-/// What of a request was not read.
+/// Unread part of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rest {
     None,
-    /// The end of a refused body is unknown.
+    /// A refused body, whose end is unknown.
     Unread,
 }
 
-/// What an answer depends on beside its request.
+/// Client state that an answer depends on.
 struct Client {
     method: Method,
     is_1_1: bool,
@@ -84,7 +84,7 @@ struct Client {
     presence: Presence,
 }
 
-/// Serve a connection until its client or the proxy ends it.
+/// Serves a connection until the client or the proxy closes it.
 pub async fn serve<Io>(
     proxy: Arc<Proxy>,
     patience: Seconds,
@@ -98,7 +98,7 @@ pub async fn serve<Io>(
     let mut reader = RequestReader::new(io, patience.to_duration());
     let mut stopping = false;
     let mut since = clock.now();
-    // One timer for all of the connection's life: one a request would be set and taken away again.
+    // One timer for the whole connection: a timer per request would be armed and disarmed each time.
     let mut idle = pin!(sleep_until(clock.instant(since + patience)));
     loop {
         let head = tokio::select! {
@@ -139,7 +139,7 @@ pub async fn serve<Io>(
                 break;
             }
             Err(ended) => {
-                // The access log has the request.
+                // Reported by the access log.
                 tracing::debug!("client connection: {ended}");
                 break;
             }
@@ -147,14 +147,14 @@ pub async fn serve<Io>(
     }
 }
 
-/// One request and its answer.
+/// Handles one request and its answer.
 async fn exchange<Io>(
     proxy: &Arc<Proxy>,
     peer: &Peer,
     reader: &mut RequestReader<Io>,
     asked: RequestHead,
     stopping: bool,
-) -> Result<After, Ended>
+) -> Result<After, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -173,8 +173,8 @@ where
     };
     let (subject, peer) = (peer.subject.clone(), peer.address);
     let asked = intake::ReceivedRequest { head, body, upgrades, arrived, subject, peer };
-    // Boxed: the connection keeps room for it otherwise, 5 KB that a stream does not need. Made where
-    // it stays, or all of that would be copied.
+    // Boxed: unboxed, the connection would keep 5 KB during a stream. Constructed in place, because the
+    // future is large.
     let room = Box::new_uninit();
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
     let mut presence = Presence::new(proxy.half_close);
@@ -182,21 +182,21 @@ where
     send(proxy, reader, Client { method, is_1_1, after, presence }, response).await
 }
 
-/// A request's body, or why it is refused, and what is left of it.
+/// Reads a request's body. Returns it or its refusal, and the unread part.
 async fn read<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
     head: &Parts,
     framing: Framing,
     expects_continue: bool,
-) -> Result<(Result<ReceivedBody, ApiError>, Rest), Ended>
+) -> Result<(Result<ReceivedBody, ApiError>, Rest), ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     // A body above the whole budget never fits: 413, not 503.
     let max = proxy.body_max.min(proxy.bodies.max());
     if let Err(refused) = intake::admit_head(proxy, head) {
-        // A body that came with its head need not end the connection.
+        // A body that arrived with its head is skipped, and the connection stays open.
         return Ok((Err(refused), skip(reader, framing)));
     }
     // A length above the maximum is refused below.
@@ -219,26 +219,27 @@ where
         Err(error @ BodyReadError::Malformed(_)) => {
             Ok((Err(ApiError::bad_request(error.to_string(), None)), Rest::Unread))
         }
-        Err(error) => Err(Ended::Body(error)),
+        Err(error) => Err(ClosedEarly::Body(error)),
     }
 }
 
-/// What is left of a body that is refused: nothing if all of it came with its head.
+/// Skips a refused body that arrived with its head; otherwise it remains unread.
 fn skip<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>, framing: Framing) -> Rest {
     if reader.skip_body(framing) { Rest::None } else { Rest::Unread }
 }
 
-/// A head that is none: said in the form that most clients read.
+/// Answers an invalid head with an error in OpenAI's format.
 async fn refuse<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
     error: HeadError,
-) -> Result<After, Ended>
+) -> Result<After, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
-    let mut told = ApiError::bad_request(format!("The request was not understood: {error}."), None);
-    told.status = match error {
+    let mut answer =
+        ApiError::bad_request(format!("The request was not understood: {error}."), None);
+    answer.status = match error {
         HeadError::TooLarge => 431,
         HeadError::Coding => 501,
         HeadError::Version => 505,
@@ -250,20 +251,20 @@ where
         | HeadError::Switching => 400,
     };
     tracing::debug!("a request was not understood: {error}");
-    proxy.metrics.refused(None, told.status);
+    proxy.metrics.refused(None, answer.status);
     let presence = Presence::new(proxy.half_close);
     let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread, presence };
-    send(proxy, reader, client, respond::error(&told, ErrorForm::OpenAi)).await
+    send(proxy, reader, client, respond::error(&answer, ErrorForm::OpenAi)).await
 }
 
-/// The answer, unless the client leaves: then the request is dropped, and its legs with it.
+/// Awaits the answer. If the client leaves, the request and its legs are dropped.
 async fn answered<Io: AsyncRead + AsyncWrite + DetectReset + Unpin>(
     reader: &mut RequestReader<Io>,
     mut handling: Pin<Box<impl Future<Output = Response<RelayBody>>>>,
     is_1_1: bool,
     presence: &mut Presence,
-) -> Result<Response<RelayBody>, Ended> {
-    // An interim answer is written whole, or the next would begin in its middle.
+) -> Result<Response<RelayBody>, ClosedEarly> {
+    // An interim response is written completely before the next response.
     let mut interim: &[u8] = &[];
     let response = poll_fn(|context| {
         if let Poll::Ready(response) = handling.as_mut().poll(context) {
@@ -273,15 +274,15 @@ async fn answered<Io: AsyncRead + AsyncWrite + DetectReset + Unpin>(
             while !interim.is_empty() {
                 match Pin::new(&mut reader.io).poll_write(context, interim) {
                     Poll::Ready(Ok(written)) if written > 0 => interim = &interim[written..],
-                    Poll::Ready(_) => return Poll::Ready(Err(Ended::Left)),
+                    Poll::Ready(_) => return Poll::Ready(Err(ClosedEarly::Left)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
             match ready!(poll_presence(reader, presence, context)) {
-                None => return Poll::Ready(Err(Ended::Left)),
-                // Before HTTP/1.1 there were none.
-                Some(Step::Probe) if is_1_1 => interim = CONTINUE,
-                Some(Step::Probe | Step::Look) => {}
+                None => return Poll::Ready(Err(ClosedEarly::Left)),
+                // HTTP/1.0 has no interim responses.
+                Some(PresenceStep::Probe) if is_1_1 => interim = CONTINUE,
+                Some(PresenceStep::Probe | PresenceStep::Check) => {}
             }
         }
     })
@@ -290,12 +291,12 @@ async fn answered<Io: AsyncRead + AsyncWrite + DetectReset + Unpin>(
     Ok(response)
 }
 
-/// `None`: the client has left.
+/// Returns the next presence step; `None` if the client has left.
 fn poll_presence<Io: AsyncRead + DetectReset + Unpin>(
     reader: &mut RequestReader<Io>,
     presence: &mut Presence,
     context: &mut Context<'_>,
-) -> Poll<Option<Step>> {
+) -> Poll<Option<PresenceStep>> {
     if !presence.is_half() {
         let how = ready!(reader.poll_closed(context));
         if presence.closed(how) {
@@ -311,7 +312,7 @@ async fn send<Io>(
     reader: &mut RequestReader<Io>,
     client: Client,
     response: Response<RelayBody>,
-) -> Result<After, Ended>
+) -> Result<After, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -332,17 +333,17 @@ where
     let mut stall = Stall::default();
     let patience = proxy.client_stall.to_duration();
     poll_fn(|context| match writer.poll_send(&mut reader.io, context) {
-        Poll::Ready(sent) => Poll::Ready(sent.map_err(Ended::Io)),
+        Poll::Ready(sent) => Poll::Ready(sent.map_err(ClosedEarly::Io)),
         Poll::Pending if stall.is_over(writer.blocked_at(), patience, context) => {
-            Poll::Ready(Err(Ended::Stalled))
+            Poll::Ready(Err(ClosedEarly::Stalled))
         }
         Poll::Pending => match ready!(poll_presence(reader, &mut presence, context)) {
-            None => Poll::Ready(Err(Ended::Left)),
+            None => Poll::Ready(Err(ClosedEarly::Left)),
             Some(step) => {
-                if step == Step::Probe {
+                if step == PresenceStep::Probe {
                     writer.body().probe();
                 }
-                // Again, for the probe and for the timer of the next step.
+                // Polled again for the probe and for the timer of the next step.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -352,7 +353,7 @@ where
     Ok(after)
 }
 
-/// The date of now, as it was last written in this thread if that is still right.
+/// Returns the current `Date` value; the thread's last one if it is still valid.
 fn date(proxy: &Proxy) -> Date {
     let now = proxy.clock.wall(proxy.clock.now());
     let date = DATE.get().map_or_else(|| Date::at(now), |date| date.or_at(now));
@@ -360,13 +361,13 @@ fn date(proxy: &Proxy) -> Date {
     date
 }
 
-/// The 101 of a websocket, and the websocket until its end.
+/// Sends the 101 of a websocket and runs the tunnel until its end.
 async fn carry<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
     head: &http::response::Parts,
     tunnel: Tunnel,
-) -> Result<After, Ended>
+) -> Result<After, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -377,31 +378,31 @@ where
         reader.io.flush().await
     };
     let sent = timeout(proxy.client_stall.to_duration(), sending).await;
-    sent.map_err(|_| Ended::Stalled)??;
+    sent.map_err(|_| ClosedEarly::Stalled)??;
     let (ahead, idle) = (reader.take_ahead(), Seconds::from(reader.patience));
-    // Boxed, or every connection would keep room for it.
+    // Boxed: unboxed, it would enlarge every connection's future.
     Box::pin(tunnel.run(&mut reader.io, ahead, idle)).await;
     Ok(After::Close)
 }
 
-/// A client that does not read: until it does, its answer holds a place on an engine.
+/// Detects a client that does not read, whose answer occupies an engine.
 #[derive(Default)]
 struct Stall {
-    /// Since when it has read nothing, and how much it had got by then. Set at the first blocked
-    /// write: most answers never have one.
-    waits: Option<(u64, Pin<Box<Sleep>>)>,
+    /// Bytes written when the write blocked, and the timer of the stall limit. Set at the first blocked
+    /// write, which most answers never have.
+    blocked: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl Stall {
-    /// Returns whether a client that is blocked at `at` bytes has read none for the stall limit.
+    /// Returns whether the client has read nothing for the stall limit; `at`: bytes written when blocked.
     fn is_over(&mut self, at: Option<u64>, patience: Duration, context: &mut Context<'_>) -> bool {
         let Some(at) = at else {
-            self.waits = None;
+            self.blocked = None;
             return false;
         };
-        if self.waits.as_ref().is_none_or(|(before, _)| *before != at) {
-            self.waits = Some((at, Box::pin(sleep(patience))));
+        if self.blocked.as_ref().is_none_or(|(before, _)| *before != at) {
+            self.blocked = Some((at, Box::pin(sleep(patience))));
         }
-        self.waits.as_mut().is_some_and(|(_, sleep)| sleep.as_mut().poll(context).is_ready())
+        self.blocked.as_mut().is_some_and(|(_, sleep)| sleep.as_mut().poll(context).is_ready())
     }
 }

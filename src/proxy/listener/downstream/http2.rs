@@ -29,14 +29,14 @@ use crate::request::handle as request;
 use crate::request::intake::{self, ReceivedBody, ReceivedRequest};
 use crate::request::respond;
 
-/// Streams that a connection may have open at once: what nginx allows twice, and browsers ask for.
+/// Most concurrent streams of a connection: twice nginx's default.
 const STREAMS_MAX: u32 = 256;
-/// A ping is sent so often while streams wait, so that a client that is gone is noticed.
+/// Ping interval while streams are open, to detect a client that has left.
 const PING_EVERY: Duration = Duration::from_secs(30);
-/// The connection ends if a ping is not answered within this time.
+/// Time-out of a ping, after which the connection is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serve a connection until its client or the proxy ends it, or no stream was open for `patience`.
+/// Serves a connection until the client or the proxy closes it, or no stream was open for `patience`.
 pub async fn serve<Io>(
     proxy: Arc<Proxy>,
     patience: Seconds,
@@ -52,9 +52,9 @@ pub async fn serve<Io>(
         let (proxy, client) = (Arc::clone(&proxy), client.clone());
         let stream = counted.open();
         async move {
-            let mut asked = read(&proxy, patience, incoming, client.address).await;
-            asked.subject = client.subject;
-            let answer = request::handle(Arc::clone(&proxy), asked).await;
+            let mut received = read(&proxy, patience, incoming, client.address).await;
+            received.subject = client.subject;
+            let answer = request::handle(Arc::clone(&proxy), received).await;
             Ok::<_, Infallible>(answer.map(|body| H2Body::new(proxy, body, stream)))
         }
     });
@@ -70,7 +70,7 @@ pub async fn serve<Io>(
         ended = serving.as_mut() => ended,
         () = streams.idle_for(patience.to_duration()) => {
             serving.as_mut().graceful_shutdown();
-            // A client that does not answer the farewell has no stream to lose.
+            // A client that does not answer the GOAWAY has no open stream.
             match timeout(patience.to_duration(), serving).await {
                 Ok(ended) => ended,
                 Err(_) => return,
@@ -82,13 +82,13 @@ pub async fn serve<Io>(
         }
     };
     if let Err(error) = ended {
-        // A client that leaves in the middle ends here: the access log has its request.
+        // Errors of disconnected clients end here; the access log reports their requests.
         tracing::debug!("client connection: {error}");
     }
 }
 
-/// Open streams of one connection, and a count that changes with each: idle is a connection on which
-/// neither has changed.
+/// Open streams of one connection, and a counter of all streams. The connection is idle if neither
+/// changes.
 #[derive(Default)]
 pub(super) struct Streams {
     open: AtomicUsize,
@@ -125,10 +125,11 @@ impl Drop for Stream {
     }
 }
 
-/// All of a body that keeps its pace: of an announced length it is held before, else as it comes.
+/// Reads a whole body at the minimum rate or faster. An announced length is charged to the body budget
+/// first; otherwise each part is charged as it arrives.
 ///
 /// # Errors
-/// 408, 413, 503 beyond the budget, or 400 if it breaks off.
+/// 408 if it is too slow, 413 if it is too large, 503 beyond the budget, 400 if it is incomplete.
 async fn body(
     proxy: &Proxy,
     patience: Seconds,
@@ -177,6 +178,6 @@ async fn read(
         Err(error) => Err(error),
         Ok(()) => body(proxy, patience, incoming).await,
     };
-    // A websocket over h2 (RFC 8441) is not offered: clients see no SETTINGS_ENABLE_CONNECT_PROTOCOL.
+    // Websockets over h2 (RFC 8441) are not supported: SETTINGS_ENABLE_CONNECT_PROTOCOL is not sent.
     ReceivedRequest { head, body, upgrades: false, arrived, subject: None, peer }
 }

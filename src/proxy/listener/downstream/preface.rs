@@ -1,7 +1,7 @@
 //! Detects the HTTP version of a connection by its first bytes: h2 has a preface. The codec reads the
 //! detected bytes again, with those that arrived since.
 //!
-//! hyper-util's `auto` connection does the same, but for hyper's own HTTP/1.1.
+//! hyper-util's `auto` connection does the same for hyper's own HTTP/1.1.
 
 use std::io;
 use std::pin::Pin;
@@ -13,29 +13,29 @@ use crate::listener::client_socket::DetectReset;
 /// RFC 9113, 3.4.
 const H2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a client speaks.
+/// HTTP version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// HTTP/1.1, or nonsense that its codec refuses.
+    /// HTTP/1.1, or invalid bytes that its codec refuses.
     Http1,
     /// HTTP/2 with prior knowledge, or after TLS.
     Http2,
 }
 
-/// A connection whose first bytes were read once already.
+/// A connection that repeats the bytes read by the detection.
 #[derive(Debug)]
 pub struct Replay<Io> {
     first: [u8; H2.len()],
-    /// Those from here to `filled` are still to be read again.
+    /// Start of the bytes to repeat, which end at `filled`.
     at: usize,
     filled: usize,
     io: Io,
 }
 
-/// Read as many bytes as it takes to tell.
+/// Reads bytes until the version is known.
 ///
 /// # Errors
-/// The connection's own.
+/// The connection fails.
 pub async fn version<Io: AsyncRead + Unpin>(mut io: Io) -> io::Result<(Version, Replay<Io>)> {
     let (mut first, mut filled) = ([0; H2.len()], 0);
     let version = loop {
@@ -70,7 +70,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Replay<Io> {
         }
         buffer.put_slice(&this.first[this.at..this.at + again]);
         this.at += again;
-        // The rest of the request, if it is there: an error shows with the next read.
+        // Available bytes of the same request are read too; an error is reported by the next read.
         match Pin::new(&mut this.io).poll_read(context, buffer) {
             Poll::Ready(_) | Poll::Pending => Poll::Ready(Ok(())),
         }

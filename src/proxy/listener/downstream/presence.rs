@@ -1,9 +1,9 @@
-//! Is a client that has closed its sending half still there? `close` and `shutdown` of that half look
-//! the same from here, until something is sent: a socket that was closed answers it with a reset.
+//! Detects whether a client that has closed its sending half has left. `close` and `shutdown` of the
+//! sending half are indistinguishable until data is sent: a closed socket answers it with a reset.
 //!
-//! So such a client is served, and after a second without an answer something harmless is sent: a
-//! `100 Continue`, which every client of HTTP/1.1 has to pass over (RFC 9110, 15.2), or a comment in
-//! a stream of events. The state of the socket then tells.
+//! Such a client is served. After one second without an answer a probe is sent: a `100 Continue`, which
+//! HTTP/1.1 clients ignore (RFC 9110, 15.2), or a comment in an event stream. The socket's state then shows
+//! whether the client has left.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,26 +13,26 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::reading::Closed;
 
-/// An answer that comes so soon needs no probe.
+/// Time without an answer after which the first probe is sent.
 const GRACE: Duration = Duration::from_secs(1);
-/// A reset is on its way back for a round trip.
-const LOOK: Duration = Duration::from_millis(100);
-/// Between two probes, so that a client that closes the other half later is found, too.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Delay from a probe to the check of the socket: a round trip of the reset.
+const CHECK_DELAY: Duration = Duration::from_millis(100);
+/// Delay to the next probe, which detects a client that closes later.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What is to be done now.
+/// Next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Send something.
+pub enum PresenceStep {
+    /// Send a probe.
     Probe,
-    /// See whether the socket is still open.
-    Look,
+    /// Check whether the socket was reset.
+    Check,
 }
 
-/// A client's presence while its answer is due.
+/// Presence of a client while its answer is pending.
 pub struct Presence {
     mode: HalfClose,
-    /// Since it has closed its half; boxed, as almost none does.
+    /// Set when the client has closed its sending half; boxed, because few clients do.
     half: Option<Box<Half>>,
 }
 
@@ -42,17 +42,17 @@ struct Half {
 }
 
 impl Presence {
-    /// Of a client that has not closed.
+    /// A client with both halves open.
     pub fn new(mode: HalfClose) -> Presence {
         Presence { mode, half: None }
     }
 
-    /// Has it closed its sending half? Reads are over then.
+    /// Returns whether the client has closed its sending half, after which nothing is read.
     pub fn is_half(&self) -> bool {
         self.half.is_some()
     }
 
-    /// It has closed. True: it has left.
+    /// Records a close. Returns whether it means that the client has left.
     pub fn closed(&mut self, how: Closed) -> bool {
         let half = || Box::new(Half { timer: Box::pin(sleep(GRACE)), probed: false });
         self.half.get_or_insert_with(half);
@@ -60,14 +60,14 @@ impl Presence {
     }
 
     /// The next step, when it is due.
-    pub fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+    pub fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<PresenceStep> {
         let Some(half) = &mut self.half else { return Poll::Pending };
         ready!(half.timer.as_mut().poll(context));
         let probes = self.mode == HalfClose::Probe && !half.probed;
         half.probed = probes;
-        let next = if probes { LOOK } else { AGAIN };
+        let next = if probes { CHECK_DELAY } else { PROBE_INTERVAL };
         half.timer.as_mut().reset(Instant::now() + next);
-        Poll::Ready(if probes { Step::Probe } else { Step::Look })
+        Poll::Ready(if probes { PresenceStep::Probe } else { PresenceStep::Check })
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_half_that_closed_is_probed_and_looked_at_in_turn() {
+    async fn probes_and_checks_alternate_after_a_half_close() {
         let mut presence = Presence::new(HalfClose::Probe);
         assert!(!presence.closed(Closed::Half) && presence.is_half());
         let begun = Instant::now();
@@ -85,16 +85,21 @@ mod tests {
             let step = std::future::poll_fn(|context| presence.poll_step(context)).await;
             steps.push((step, begun.elapsed().as_millis() / 100));
         }
-        let expected = [(Step::Probe, 10), (Step::Look, 11), (Step::Probe, 61), (Step::Look, 62)];
+        let expected = [
+            (PresenceStep::Probe, 10),
+            (PresenceStep::Check, 11),
+            (PresenceStep::Probe, 61),
+            (PresenceStep::Check, 62),
+        ];
         assert_eq!(steps, expected);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_setting_says_what_a_closed_half_means() {
+    async fn a_half_close_is_handled_by_the_setting() {
         let mut presence = Presence::new(HalfClose::Serve);
         assert!(!presence.closed(Closed::Half));
         let step = std::future::poll_fn(|context| presence.poll_step(context)).await;
-        assert_eq!(step, Step::Look);
+        assert_eq!(step, PresenceStep::Check);
         assert!(Presence::new(HalfClose::Serve).closed(Closed::Reset));
         assert!(Presence::new(HalfClose::Cancel).closed(Closed::Half));
     }

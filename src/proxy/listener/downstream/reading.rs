@@ -1,6 +1,5 @@
-//! A client's side of a connection, read: heads, bodies, and whether the client is still there.
-//! Bytes go through the thread's buffer; between requests a connection holds none. Bytes
-//! beyond a message are kept for the next one.
+//! Reads from a client: heads, bodies, and the end of the connection. Bytes are read into the thread's
+//! buffer, so that an idle connection holds none. Bytes beyond a message are kept for the next one.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::poll_fn;
@@ -19,31 +18,31 @@ use super::pace::allowance;
 use crate::runtime::budget::BudgetShare;
 use crate::runtime::thread_buffer::{self, poll_read};
 
-/// What a client may send ahead while its answer is on the way.
+/// Most bytes kept that a client sends before its answer has ended.
 const AHEAD_MAX: usize = 64 << 10;
-/// Bytes of a body per read: about 0.1 ms. Without a limit a sender that keeps up holds the thread for
-/// tokio's budget of 128 reads of up to the socket's buffer, 6 MB.
+/// Bytes of a body per read: about 0.1 ms. Without it, a fast sender occupies the thread for tokio's
+/// budget of 128 reads of up to the socket's buffer, 6 MB.
 const READ_MAX: usize = 256 << 10;
 
 /// The reading half of a client's connection.
 pub struct RequestReader<Io> {
     pub(super) io: Io,
-    /// How long a client may keep a body waiting for its next bytes.
+    /// Longest wait for the next bytes of a body.
     pub(super) patience: Duration,
-    /// Read, but of the next message: usually empty.
+    /// Bytes read beyond the current message; usually empty.
     ahead: Vec<u8>,
 }
 
-/// How a client's connection ended while its answer is on the way.
+/// How a client closed its connection before its answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// Nothing more comes from it. It may have left, and it may be waiting for its answer.
+    /// The sending half is closed: the client has left, or waits for its answer.
     Half,
-    /// The connection is gone.
+    /// The connection was reset.
     Reset,
 }
 
-/// A head did not come.
+/// Why no head was read.
 #[derive(Debug, Error)]
 pub enum HeadReadError {
     /// The client closed the connection, between requests or within a head.
@@ -57,10 +56,10 @@ pub enum HeadReadError {
     Head(#[from] HeadError),
 }
 
-/// A body did not come.
+/// Why a body was not read.
 #[derive(Debug, Error)]
 pub enum BodyReadError {
-    /// The client left in the middle of it.
+    /// The client closed the connection within the body.
     #[error("the client closed the connection in the middle of a body")]
     Closed,
     /// The socket failed.
@@ -69,33 +68,34 @@ pub enum BodyReadError {
     /// Its chunks are malformed.
     #[error(transparent)]
     Malformed(#[from] BodyError),
-    /// Nothing came of it for as long as a client may take.
-    #[error("the client did not go on with a body")]
+    /// The client sent no further bytes in time.
+    #[error("the client stopped sending its body")]
     Stalled,
     /// It is larger than allowed; the rest was not read.
     #[error("the body is too large")]
     TooLarge,
     /// It does not fit into the budget of all bodies; the rest was not read.
-    #[error("the memory for bodies is in use")]
+    #[error("the body budget is in use")]
     NoRoom,
 }
 
 impl<Io: AsyncRead + Unpin> RequestReader<Io> {
+    /// A reader of a new connection; `patience`: longest wait for the next bytes of a body.
     pub fn new(io: Io, patience: Duration) -> RequestReader<Io> {
         RequestReader { io, patience, ahead: Vec::new() }
     }
 
-    /// What was read beyond the last message.
+    /// Takes the bytes read beyond the last message.
     pub fn take_ahead(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.ahead)
     }
 
-    /// Has part of the next request come?
+    /// Returns whether part of the next request was read.
     pub fn has_begun(&self) -> bool {
         !self.ahead.is_empty()
     }
 
-    /// The next request's head. What was read of it is kept if the future is dropped.
+    /// Reads the next head. A partial head is kept if the future is dropped.
     pub async fn head(&mut self) -> Result<RequestHead, HeadReadError> {
         if self.has_begun() {
             let begun = std::mem::take(&mut self.ahead);
@@ -115,7 +115,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
                 }
                 let asked = if self.has_begun() {
                     self.ahead.extend_from_slice(&scratch[..read]);
-                    // Only a line's end can end a head: others need not be parsed again.
+                    // A head ends with a line end, so that bytes without one need no parse.
                     if self.ahead.len() <= HEAD_MAX && !scratch[..read].contains(&b'\n') {
                         continue;
                     }
@@ -131,9 +131,9 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         })
     }
 
-    /// A head out of `bytes`; what is left of them is what comes next.
+    /// Parses a head from `bytes` and keeps the rest.
     fn take_head(&mut self, bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
-        // Empty lines before a request mean nothing (RFC 9112, 2.2); kept, each would be parsed anew.
+        // Empty lines before a request are ignored (RFC 9112, 2.2). Kept, they would be parsed repeatedly.
         let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
         let bytes = &bytes[begin.unwrap_or(bytes.len())..];
         let asked = read_request(bytes)?;
@@ -142,7 +142,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         Ok(asked)
     }
 
-    /// Is all of a body here that was sent with its head?
+    /// Returns whether the whole body was read with its head.
     pub fn has_body(&self, framing: Framing) -> bool {
         match framing {
             Framing::Length(length) => self.ahead.len() as u64 >= length,
@@ -150,7 +150,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         }
     }
 
-    /// Drop a body that came with its head. False: not all of it did, and nothing is dropped.
+    /// Drops a body that was read with its head. Returns false, and drops nothing, if it is incomplete.
     pub fn skip_body(&mut self, framing: Framing) -> bool {
         match framing {
             Framing::Length(length) if self.has_body(framing) => {
@@ -200,7 +200,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
             let reading = timeout(patience, self.io.read_buf(&mut room));
             match reading.await.map_err(|_| BodyReadError::Stalled)?? {
                 0 => return Err(BodyReadError::Closed),
-                // Other tasks of this thread run between two large reads.
+                // Lets other tasks of this thread run between two large reads.
                 READ_MAX => yield_now().await,
                 _ => {}
             }
@@ -271,7 +271,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         })
     }
 
-    /// Read what still comes and forget it, until the client closes.
+    /// Reads and discards bytes until the client closes.
     pub async fn drain(&mut self) {
         poll_fn(|context| {
             thread_buffer::with(|forgotten| {

@@ -13,22 +13,22 @@ use tokio::io::AsyncWrite;
 const CHUNK_END: &[u8] = b"\r\n";
 const BODY_END: &[u8] = b"\r\n0\r\n\r\n";
 
-/// An answer of which not all is written.
+/// Writer of one response.
 pub struct ResponseWriter<B> {
     body: B,
     framing: ResponseFraming,
     staged: Staged,
-    /// Came while the piece before it was not yet written.
+    /// The next piece, read while the previous one was not written yet.
     next: Option<io::Result<Bytes>>,
-    /// The body has ended: nothing comes after what is staged.
+    /// The body has ended and its end is staged.
     ended: bool,
-    /// It has ended, and its end is not staged yet.
+    /// The body has ended and its end is not staged yet.
     over: bool,
-    /// Bytes on the wire.
+    /// Bytes written.
     written: u64,
 }
 
-/// What goes out in one write: a head, a chunk's length, its data, what comes after it.
+/// Parts of one write: head, chunk length, data, chunk end.
 #[derive(Default)]
 struct Staged {
     head: Vec<u8>,
@@ -48,7 +48,7 @@ impl Staged {
         self.written == self.parts().iter().map(|part| part.len()).sum::<usize>()
     }
 
-    /// What is left to write.
+    /// The unwritten parts.
     fn rest(&self) -> [IoSlice<'_>; 4] {
         let mut skip = self.written;
         self.parts().map(|part| {
@@ -70,24 +70,24 @@ where
         ResponseWriter { body, framing, staged, next: None, ended, over: false, written: 0 }
     }
 
-    /// The body, to be asked for a comment that shows whether the client is still there.
+    /// The body, for the probe that detects whether the client has left.
     pub fn body(&mut self) -> &mut B {
         &mut self.body
     }
 
-    /// How much was written when the client took no more, if that is what is waited for.
+    /// Bytes written when the socket blocked; `None` if it has not.
     pub fn blocked_at(&self) -> Option<u64> {
         (!self.staged.is_empty()).then_some(self.written)
     }
 
-    /// Write until all of the answer is out. Pending while the body or the socket is; the body is
-    /// waited for only when nothing is left to write.
+    /// Writes the response. Pending while the socket blocks, or when everything is written and the body is
+    /// pending.
     pub fn poll_send<Io: AsyncWrite + Unpin>(
         &mut self,
         io: &mut Io,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        // The head alone waits for what is already there of the body.
+        // The head is sent together with available bytes of the body.
         let mut waits = self.staged.data.is_empty() && self.stage(context)?;
         loop {
             if !self.staged.is_empty() && self.poll_write(io, context)?.is_pending() {
@@ -102,8 +102,8 @@ where
         }
     }
 
-    /// A client that takes nothing: one more piece of the body is read meanwhile, so that the body
-    /// knows whether its engine is silent or not waited for.
+    /// Reads one more piece while the client does not read, so that the body can distinguish a silent
+    /// engine from an unread one.
     fn read_ahead(&mut self, context: &mut Context<'_>) {
         if self.next.is_none() && !self.ended && !self.over {
             match self.poll_piece(context) {
@@ -134,8 +134,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Put the body's next piece, or its end, behind what is staged. True: the body has to be
-    /// waited for, and will wake whoever polled.
+    /// Stages the body's next piece or its end. Returns true if the body is pending; it wakes the task.
     fn stage(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
         if self.ended {
             return Ok(false);
@@ -157,7 +156,7 @@ where
         self.staged.frame = chunked.then(|| ChunkFrame::new(piece.len()));
         self.staged.data = piece;
         self.staged.tail = if chunked { CHUNK_END } else { &[] };
-        // The end of a body goes out with its last piece.
+        // The end of the body is sent with its last piece.
         match self.poll_piece(context) {
             Poll::Pending => return Ok(true),
             Poll::Ready(Ok(Some(next))) => self.next = Some(Ok(next)),
@@ -165,20 +164,20 @@ where
                 self.ended = true;
                 self.staged.tail = if chunked { BODY_END } else { &[] };
             }
-            // What came before it goes out before it.
+            // The pieces before the error are sent first.
             Poll::Ready(Err(error)) => self.next = Some(Err(error)),
         }
         Ok(false)
     }
 
-    /// The next data that is not empty; `None` at the body's end.
+    /// Returns the next non-empty data; `None` at the end of the body.
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         loop {
             let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 None => return Poll::Ready(Ok(None)),
                 Some(Ok(Ok(data))) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
-                // Nothing, or trailers.
+                // Empty data or trailers.
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
             }
