@@ -65,7 +65,7 @@ impl Bootstrap {
                 let answer = tokio::time::timeout(ANSWER_WITHIN, exchange(pool, query)).await;
                 let answer = answer
                     .unwrap_or(Err(ExchangeError::AnswerTimeout(ANSWER_WITHIN).into()))
-                    .map_err(|problem| LegProblem::Unasked(Box::new(problem)))?;
+                    .map_err(|problem| LegProblem::RendezvousFailed(Box::new(problem)))?;
                 let peers = Arc::new(family.read_peers(&answer)?);
                 self.peers.store(Some(Arc::clone(&peers)));
                 peers

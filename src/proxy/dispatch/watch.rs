@@ -75,9 +75,9 @@ pub(crate) async fn watched<T>(
 fn failure_of(backend: &Backend, waited: Seconds) -> Option<&'static str> {
     let health = &backend.health;
     if health.is_dead() {
-        Some("it was found dead")
+        Some("the engine is dead")
     } else if health.is_silent() && waited >= SILENT_AFTER {
-        Some("its streams are silent")
+        Some("all streams of the engine are silent")
     } else {
         None
     }

@@ -1,4 +1,4 @@
-//! Where a backend listens: scheme, host, port and path prefix out of its base URL.
+//! Address of a backend: scheme, host, port and path prefix of its base URL.
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Uri};
@@ -7,37 +7,37 @@ use std::fmt;
 use std::net::IpAddr;
 use thiserror::Error;
 
-/// A backend's base URL, taken apart once at start-up.
+/// A backend's base URL, parsed once at start-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// `https`?
+    /// Whether the scheme is `https`.
     pub tls: bool,
     /// Host name or IP literal, IPv6 without brackets.
     pub host: String,
-    /// The only address to connect to; `None`: whatever the name resolves to at the time.
+    /// Fixed address; `None`: the host name is resolved for each connection.
     pub ip: Option<IpAddr>,
     /// TCP port.
     pub port: u16,
-    /// What goes into the `host` header.
+    /// Value of the `host` header.
     pub authority: Authority,
-    /// `authorization` of every request to it, in place of a client's.
+    /// `authorization` of every request, which replaces the client's.
     pub key: Option<HeaderValue>,
-    /// What comes before every path: empty, or a path without a slash at its end.
+    /// Path prefix: empty, or without a slash at its end.
     pub prefix: String,
 }
 
-/// The URL cannot be a backend's.
+/// Invalid base URL.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{url:?} is not a backend address: {problem}")]
 pub struct AddressError {
-    /// The URL as given.
+    /// The configured URL.
     pub url: String,
-    /// What is wrong with it.
+    /// The cause.
     pub problem: &'static str,
 }
 
 impl Address {
-    /// Take `http://host:port` or `https://host:port`, with or without a path prefix, apart.
+    /// Parses `http://host:port` or `https://host:port`, with an optional path prefix.
     ///
     /// # Errors
     /// Anything but an absolute http(s) URL without a query.
@@ -60,7 +60,7 @@ impl Address {
         Ok(Address { tls, host, ip, port, authority, key: None, prefix })
     }
 
-    /// The same, where the engine wants its own API key. `None`: no header can carry it.
+    /// Sets the engine's API key. `None` if the key has characters that a header cannot contain.
     pub fn with_key(mut self, key: &str) -> Option<Address> {
         let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
         value.set_sensitive(true);
@@ -68,13 +68,13 @@ impl Address {
         Some(self)
     }
 
-    /// What a request for `target` asks for there.
+    /// Returns the request target on this backend, with the path prefix.
     pub fn target<'t>(&self, target: &'t PathAndQuery) -> Cow<'t, PathAndQuery> {
         if self.prefix.is_empty() {
             return Cow::Borrowed(target);
         }
         let whole = format!("{}{target}", self.prefix);
-        // Two valid paths, one after the other, are one.
+        // The concatenation of two valid paths is valid.
         PathAndQuery::try_from(whole).map_or(Cow::Borrowed(target), Cow::Owned)
     }
 }

@@ -1,9 +1,8 @@
 //! One HTTP/1.1 connection to an engine, driven by the task that uses it.
 //!
-//! One request and one answer at a time, so there is nothing that a task of its own would have to
-//! drive: the task that waits for the answer reads the socket. What came in one read is handed on
-//! as one piece, a stream that waits holds no buffer, and dropping the body closes the socket,
-//! which is how an engine learns that a client left. The format is `tidegate_http1`'s business.
+//! A connection carries one exchange at a time, so that the task that awaits the answer reads the socket.
+//! The bytes of one read are forwarded as one piece, and a waiting stream holds no buffer. Dropping the
+//! body closes the socket, on which the engine aborts the request. `tidegate_http1` parses the format.
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -17,16 +16,17 @@ use tidegate_types::{Moment, Seconds};
 use tokio::runtime::{Handle, Id};
 
 use super::outgoing::Outgoing;
-use super::pool::Idle;
+use super::pool::IdlePool;
 use super::socket::Socket;
 use crate::runtime::thread_buffer;
 
 /// Bytes of a request written per poll: about 0.1 ms.
 const WRITE_MAX: usize = 256 << 10;
-/// A connection that ends so soon after a request was on it was most likely closed before it came.
+/// A reused connection that closes within this time of the request was most likely closed before the
+/// request arrived.
 const STALE_WITHIN: Seconds = Seconds(1.0);
 
-/// Why an exchange brought no answer, or not all of it.
+/// Why an exchange failed.
 #[derive(Debug, Error)]
 pub enum ExchangeError {
     /// No connection: nothing was sent.
@@ -38,13 +38,13 @@ pub enum ExchangeError {
     /// A pooled connection turned out to be closed already.
     #[error("a kept-alive connection was already closed: {source}")]
     Stale {
-        /// How that was seen.
+        /// The error that showed it.
         source: io::Error,
-        /// All of the request was on the connection by then: most likely the engine has closed it
-        /// before it came, which the proxy cannot tell.
+        /// Whether the whole request was written. The engine has most likely closed the connection before
+        /// it arrived, which the proxy cannot verify.
         sent: bool,
     },
-    /// The connection failed while the answer was due.
+    /// The connection failed before or within the answer.
     #[error("the connection failed: {0}")]
     Broken(#[from] BrokenOff),
     /// The engine closed the connection without an answer.
@@ -58,7 +58,7 @@ pub enum ExchangeError {
     TooLarge(usize),
 }
 
-/// Why an answer that had begun did not end.
+/// Why an answer is incomplete.
 #[derive(Debug, Error)]
 pub enum BrokenOff {
     /// The socket failed.
@@ -67,7 +67,7 @@ pub enum BrokenOff {
     /// The engine's head is not HTTP/1.1.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// Its body is not what its head said.
+    /// The body contradicts the head.
     #[error(transparent)]
     Body(#[from] BodyError),
 }
@@ -81,93 +81,94 @@ impl ExchangeError {
 
 /// State of a connection between two exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rest {
-    /// Another exchange.
+pub(super) enum IdleState {
+    /// Reusable.
     Quiet,
-    /// Nothing: it has ended.
+    /// Closed by the engine.
     Ended,
-    /// Nothing: the engine has sent bytes that belong to no answer.
+    /// Not reusable: the engine has sent bytes beyond its answer.
     Surplus,
 }
 
-/// A connection between two exchanges.
-pub(super) struct Link {
+/// An idle connection.
+pub(super) struct EngineConnection {
     socket: Socket,
     /// Whether it has carried an exchange before.
     reused: bool,
-    /// Whose reactor reads it: used by another runtime, every read wakes two threads.
+    /// Runtime whose reactor reads the socket. In another runtime, every read would wake two threads.
     opened_in: Id,
 }
 
-/// An engine's answer, of which the head is here.
+/// An engine's answer whose head has arrived.
 pub struct Answer {
-    /// Its head.
+    /// Status and headers.
     pub head: Head,
-    /// Its body, still on the wire.
+    /// The body.
     pub body: UpstreamBody,
 }
 
-/// An answer's status and headers, but for those of its connection.
+/// Status and end-to-end headers of an answer.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// Its status.
+    /// Status code.
     pub status: StatusCode,
-    /// Its headers.
+    /// Header fields.
     pub headers: HeaderMap,
 }
 
-/// An answer's body. Once read to its end the connection goes back to its pool; dropped earlier,
-/// the connection is closed, and the engine aborts the request.
+/// An answer's body. At its end the connection is returned to the pool. Dropped earlier, it closes the
+/// connection, on which the engine aborts the request.
 pub struct UpstreamBody {
-    /// Came with the head.
+    /// Bytes that arrived with the head.
     first: Option<Bytes>,
     reader: BodyReader,
     /// `None` once the exchange is over.
-    link: Option<Link>,
+    link: Option<EngineConnection>,
     keeps_alive: bool,
-    home: Arc<Idle>,
+    home: Arc<IdlePool>,
 }
 
 /// An exchange up to the answer's head.
 struct Exchange<'a> {
-    link: Link,
-    home: &'a Idle,
+    link: EngineConnection,
+    home: &'a IdlePool,
     request: Outgoing,
-    /// When it began, until something had to be waited for: a request that goes out at once is on the
-    /// wire by then.
+    /// Start of the exchange; `None` after the first wait. A request written before it counts as sent then.
     began: Option<Moment>,
-    /// Bytes of the request on the wire.
+    /// Bytes of the request written.
     sent: usize,
-    /// When all of it was.
+    /// Time at which the whole request was written.
     flushed: Option<Moment>,
-    /// Writing failed; the engine may have answered before it closed.
+    /// Write error; the engine may have answered before it closed.
     unsent: Option<io::Error>,
-    /// A head of which the rest is still to come.
+    /// Bytes of an incomplete head.
     begun: Vec<u8>,
 }
 
-impl Link {
-    pub(super) fn new(socket: Socket) -> Link {
-        Link { socket, reused: false, opened_in: Handle::current().id() }
+impl EngineConnection {
+    pub(super) fn new(socket: Socket) -> EngineConnection {
+        EngineConnection { socket, reused: false, opened_in: Handle::current().id() }
     }
 
-    /// Is a pooled connection good for another exchange? Bytes that came since the last answer are
-    /// no part of any answer: the next client would read them as its own. The kernel is asked, since
-    /// the reactor may not have heard of them yet: one `recv` an exchange.
-    pub(super) fn rest(&mut self) -> Rest {
+    /// Returns whether a pooled connection is reusable. Bytes received since the last answer belong to no
+    /// answer; the next client would read them as its own. The kernel is queried, because the reactor may
+    /// not have polled the socket yet: one `recv` per exchange.
+    pub(super) fn rest(&mut self) -> IdleState {
         let mut context = Context::from_waker(Waker::noop());
         match self.socket.at_rest() {
-            // TLS may hold decrypted bytes, or an end that the reactor has seen.
-            Rest::Quiet if self.socket.poll_read(&mut context, &mut [0]).is_ready() => Rest::Ended,
+            // TLS may hold decrypted bytes or a received close.
+            IdleState::Quiet if self.socket.poll_read(&mut context, &mut [0]).is_ready() => {
+                IdleState::Ended
+            }
             rest => rest,
         }
     }
 
-    /// Send a request, which begins at `now`, and wait for the answer's head.
+    /// Sends a request at `now` and awaits the head of the answer.
     pub(super) async fn exchange(
         self,
         request: Outgoing,
-        home: Arc<Idle>,
+        home: Arc<IdlePool>,
         now: Moment,
     ) -> Result<Answer, ExchangeError> {
         let mut exchange = Exchange {
@@ -181,16 +182,16 @@ impl Link {
             begun: Vec::new(),
         };
         let (head, reader, first, whole) = poll_fn(|context| exchange.poll(context)).await?;
-        // An idle time-out that the engine announces (RFC 9110, 15.5.9); it met the next request.
+        // An announced idle time-out (RFC 9110, 15.5.9) that crossed this request.
         if head.status == StatusCode::REQUEST_TIMEOUT && exchange.is_stale() {
             let end = io::ErrorKind::ConnectionAborted.into();
             return Err(exchange.stale(end));
         }
-        // An engine may refuse a request that it has not read, but not serve it.
+        // A success before the whole request was written is invalid; an early refusal is valid.
         if exchange.flushed.is_none() && head.status.is_success() {
             return Err(ExchangeError::Closed);
         }
-        // What is left of a request would be read as the beginning of the next.
+        // The unsent rest of a request would be read as the next request.
         let keeps_alive = head.keeps_alive && whole && exchange.flushed.is_some();
         if !whole {
             home.suspect();
@@ -203,12 +204,13 @@ impl Link {
     }
 }
 
-/// A head, what reads its body, and what came of that with it; false if more came than the answer.
-type Begun = (ResponseHead, BodyReader, Option<Bytes>, bool);
+/// A head, the reader of its body, the bytes of the body that arrived with it, and whether no surplus
+/// bytes followed.
+type StartedAnswer = (ResponseHead, BodyReader, Option<Bytes>, bool);
 
 impl Exchange<'_> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Begun, ExchangeError>> {
-        // An engine may answer before it has read all: to both sides of the connection at once.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<StartedAnswer, ExchangeError>> {
+        // An engine may answer before it has read the whole request: writes and reads are polled together.
         if let Poll::Ready(Err(error)) = self.poll_send(context) {
             self.sent = self.request.len();
             self.unsent = Some(error);
@@ -233,7 +235,7 @@ impl Exchange<'_> {
         let until = self.sent + WRITE_MAX;
         while self.sent < self.request.len() {
             if self.sent >= until {
-                // Other tasks of this thread run between two large writes.
+                // Lets other tasks of this thread run between two large writes.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -250,8 +252,8 @@ impl Exchange<'_> {
         Poll::Ready(Ok(()))
     }
 
-    /// Bytes of the answer: its head, once all of it is here.
-    fn take(&mut self, bytes: &mut [u8]) -> Result<Option<Begun>, BrokenOff> {
+    /// Takes bytes of the answer. Returns the head once it is complete.
+    fn take(&mut self, bytes: &mut [u8]) -> Result<Option<StartedAnswer>, BrokenOff> {
         if !self.begun.is_empty() {
             self.begun.extend_from_slice(bytes);
             let mut all = std::mem::take(&mut self.begun);
@@ -260,7 +262,7 @@ impl Exchange<'_> {
         self.read(bytes)
     }
 
-    fn read(&mut self, bytes: &mut [u8]) -> Result<Option<Begun>, BrokenOff> {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<Option<StartedAnswer>, BrokenOff> {
         let mut at = 0;
         loop {
             let head = match self.request.upgrades {
@@ -286,7 +288,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// The connection ended without an answer.
+    /// Error of a connection that closed without an answer.
     fn closed(&mut self) -> ExchangeError {
         match (self.is_stale(), self.unsent.take()) {
             (true, unsent) => {
@@ -310,8 +312,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// A keep-alive connection that the engine closed in the meantime: the request may go again. One
-    /// that it closed long after the request was on it is none: the engine was at work.
+    /// Returns whether the engine has closed a reused connection before the request arrived, so that it can
+    /// be sent again. A close long after the request was written is a failure of the engine.
     fn is_stale(&self) -> bool {
         let soon = |sent: Moment| self.home.now() - sent < STALE_WITHIN;
         self.link.reused && self.begun.is_empty() && self.flushed.is_none_or(soon)
@@ -365,13 +367,12 @@ impl UpstreamBody {
         }
     }
 
-    /// The same, to wait for.
+    /// Async form of [`UpstreamBody::poll_data`].
     pub async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
         poll_fn(|context| self.poll_data(context)).await
     }
 
-    /// The connection itself, and what came of it behind the head: after a 101. `None`: the body has
-    /// ended.
+    /// Returns the socket and the bytes after the head, for a 101. `None` if the body has ended.
     pub fn into_socket(self) -> Option<(Bytes, Socket)> {
         Some((self.first.unwrap_or_default(), self.link?.socket))
     }
@@ -382,8 +383,8 @@ impl UpstreamBody {
         self.reader.remaining().map(|rest| rest + first)
     }
 
-    /// The exchange is over: keep the connection if it can carry another, and if it is this
-    /// runtime's own. The prober's carries one request, and that is all.
+    /// At the end of the body, returns a reusable connection to the pool if this runtime has opened it.
+    /// Connections of other runtimes, such as the prober's, are closed.
     fn settle(&mut self) {
         if !self.reader.is_done() {
             return;

@@ -12,19 +12,19 @@ use std::task::{Context, Poll, ready};
 use crate::upstream::failure::LegProblem;
 use crate::upstream::{BrokenOff, ExchangeError, UpstreamBody};
 
-/// Decoded at once: deflate expands a thousandfold at most, so a step yields a megabyte at most.
+/// Bytes decoded per step. Deflate expands at most about 1000:1, so that a step yields at most about 1 MB.
 const STEP: usize = 1 << 10;
 
-/// A body as it is read here.
+/// A body without its content coding.
 pub struct EngineBody {
     wire: UpstreamBody,
-    /// Boxed: almost no answer has one.
+    /// Boxed: few answers are coded.
     coding: Option<Box<Coding>>,
 }
 
 struct Coding {
     decoder: Decoder,
-    /// Came, and is not decoded.
+    /// Received and not decoded yet.
     rest: Bytes,
 }
 
@@ -33,17 +33,17 @@ enum Decoder {
     Zlib(ZlibDecoder<Vec<u8>>),
 }
 
-/// The coding of an answer, as its head names it.
+/// Content coding in the head of an answer.
 pub enum Named {
     /// None.
     Plain,
-    /// One that is read here.
+    /// A supported coding.
     Known(KnownCoding),
-    /// Any other, or several.
+    /// An unsupported coding, or several.
     Other(String),
 }
 
-/// A coding that is read here.
+/// Supported content codings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnownCoding {
     /// RFC 1952
@@ -52,7 +52,7 @@ pub enum KnownCoding {
     Zlib,
 }
 
-/// Which coding `headers` name.
+/// Returns the content coding of an answer.
 pub fn coding_of(headers: &HeaderMap) -> Named {
     let fields = headers.get_all(CONTENT_ENCODING).iter();
     let texts = fields.map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase());
@@ -74,12 +74,12 @@ impl From<UpstreamBody> for EngineBody {
 }
 
 impl EngineBody {
-    /// A body as it is on the wire.
+    /// A body without a content coding.
     pub fn plain(wire: UpstreamBody) -> EngineBody {
         EngineBody { wire, coding: None }
     }
 
-    /// A body that is decoded as it is read.
+    /// A body that is decoded while it is read.
     pub fn decoding(wire: UpstreamBody, coding: KnownCoding) -> EngineBody {
         let decoder = match coding {
             KnownCoding::Gzip => Decoder::Gzip(MultiGzDecoder::new(Vec::new())),
@@ -88,7 +88,7 @@ impl EngineBody {
         EngineBody { wire, coding: Some(Box::new(Coding { decoder, rest: Bytes::new() })) }
     }
 
-    /// Its next data; `None` at its end.
+    /// The next data; `None` at the end.
     pub fn poll_data(
         &mut self,
         context: &mut Context<'_>,
@@ -114,12 +114,12 @@ impl EngineBody {
         }
     }
 
-    /// The same, to wait for.
+    /// Async form of [`EngineBody::poll_data`].
     pub async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
         poll_fn(|context| self.poll_data(context)).await
     }
 
-    /// How many bytes are still to come, if that is known.
+    /// Number of bytes still to read, if known.
     pub fn remaining(&self) -> Option<u64> {
         self.coding.is_none().then(|| self.wire.remaining())?
     }
@@ -141,7 +141,7 @@ impl Decoder {
         }
     }
 
-    /// Is it whole?
+    /// Returns whether the coded stream is complete.
     fn end(&mut self) -> io::Result<()> {
         match self {
             Decoder::Gzip(decoder) => decoder.try_finish(),
@@ -150,7 +150,7 @@ impl Decoder {
     }
 }
 
-/// Pieces put together; a single one is not copied.
+/// Collects pieces; a single piece is not copied.
 #[derive(Default)]
 pub struct Gathered {
     first: Bytes,
@@ -173,7 +173,7 @@ impl Gathered {
         self.first.len() + self.all.len()
     }
 
-    /// The first piece of it, or more.
+    /// The first piece, or all collected bytes.
     pub fn begin(&self) -> &[u8] {
         if self.all.is_empty() { &self.first } else { &self.all }
     }

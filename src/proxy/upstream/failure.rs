@@ -34,41 +34,41 @@ impl Leg {
 /// Cause of a leg's failure.
 #[derive(Debug, Error)]
 pub enum LegProblem {
-    /// No answer, or half of one.
+    /// No answer, or an incomplete one.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
-    /// The answer broke off before its first byte could go on.
+    /// The answer broke off before its first byte was forwarded.
     #[error("the answer broke off: {0}")]
     BrokeOff(#[source] BrokenOff),
     /// The engine answered with an error: by a status, or by an event in place of a token.
     #[error("{0}")]
     Answered(Box<Verdict>),
-    /// Before a leg was sent, something else was asked, and this was the answer.
-    #[error("it answered {0}")]
+    /// Status of a failed rendezvous query before the leg.
+    #[error("answered {0}")]
     Status(http::StatusCode),
-    /// Its engine, or the one that it depends on, was found dead or silent while it waited.
-    #[error("given up: backend {backend}: {why}")]
+    /// The leg was abandoned: its engine, or the one that it depends on, is dead or silent.
+    #[error("abandoned: backend {backend}: {why}")]
     Abandoned {
-        /// Which one.
+        /// Slot of that backend.
         on: BackendId,
-        /// By name.
+        /// Name of that backend.
         backend: Arc<str>,
-        /// What was found.
+        /// The cause.
         why: &'static str,
     },
-    /// It must be asked something first, and that failed. Its own port may be well.
-    #[error("it could not be asked for its ranks: {0}")]
-    Unasked(#[source] Box<LegProblem>),
-    /// It coded its answer although it was asked not to, in a way that is not read here.
-    #[error("its answer has a content-encoding that it was not asked for: {0}")]
+    /// The rendezvous query before the leg failed. The engine's own port may be healthy.
+    #[error("the rendezvous query failed: {0}")]
+    RendezvousFailed(#[source] Box<LegProblem>),
+    /// The answer has an unsupported content coding, although `identity` was requested.
+    #[error("unrequested content-encoding in the answer: {0}")]
     Encoded(String),
-    /// The prefill's answer is not what its protocol says.
-    #[error("its answer is not usable: {0}")]
+    /// The prefill's answer violates its protocol.
+    #[error("unusable answer: {0}")]
     Protocol(#[from] ProtocolError),
 }
 
 impl LegProblem {
-    /// Will no other engine do better, so that a retry would only generate the answer once more?
+    /// Returns whether a retry is useless, because another engine would fail the same way.
     pub const fn is_final(&self) -> bool {
         matches!(self, LegProblem::Encoded(_))
     }
@@ -91,12 +91,11 @@ impl LegProblem {
         }
     }
 
-    /// Is it judged only at the request's end? A refusal for load and a connection that could not be
-    /// opened are clear at once, and so is an engine that was left for its health; what was asked beside
-    /// the engine says nothing of it.
+    /// Returns whether the failure is attributed only at the request's end. Overload, failed connections,
+    /// abandoned legs and failed rendezvous queries are attributed at once.
     pub fn is_pending(&self) -> bool {
         let clear = self.is_unreachable()
-            || matches!(self, LegProblem::Unasked(_) | LegProblem::Abandoned { .. });
+            || matches!(self, LegProblem::RendezvousFailed(_) | LegProblem::Abandoned { .. });
         let load = |verdict: &Verdict| verdict.status.is_some_and(is_load);
         !clear && !self.verdict().is_some_and(load)
     }
@@ -121,65 +120,65 @@ impl From<Verdict> for LegProblem {
     }
 }
 
-/// One leg failed before the client had received a byte.
+/// Failure of a leg before the client has received a byte.
 #[derive(Debug, Error)]
 #[error("{} leg on {backend}: {problem}", leg.as_str())]
 pub struct LegFailure {
-    /// Where, as a slot.
+    /// Slot of the backend.
     pub on: BackendId,
-    /// Where, by name.
+    /// Name of the backend.
     pub backend: Arc<str>,
-    /// Which leg.
+    /// Kind of the leg.
     pub leg: Leg,
-    /// What.
+    /// The cause.
     #[source]
     pub problem: LegProblem,
 }
 
-/// Why a request got no answer from an engine.
+/// Why a request has no answer from an engine.
 #[derive(Debug, Error)]
 pub enum Failure {
-    /// A filter refused it.
+    /// Refused by a filter.
     #[error("refused: {}", .0.message)]
     Refused(ApiError),
-    /// The engine's own verdict on the request.
+    /// The engine's client error.
     #[error("backend {backend}: {verdict}")]
     Judged {
-        /// Whose.
+        /// Name of the backend.
         backend: Arc<str>,
-        /// What it said.
+        /// The engine's answer.
         verdict: Box<Verdict>,
     },
-    /// Every engine that was asked refuses for load.
+    /// Every tried engine is overloaded.
     #[error("backend {backend}: {verdict}")]
     Busy {
-        /// Whose words.
+        /// Backend whose answer is forwarded.
         backend: Arc<str>,
-        /// What it said.
+        /// The engine's answer.
         verdict: Box<Verdict>,
-        /// 429, unless all of them gave another status.
+        /// 429, or the common status of all engines.
         status: u16,
-        /// The longest time that one of them asks for; 0: none does.
+        /// Longest requested delay; 0: none was requested.
         retry_after: Seconds,
     },
     /// The queue is full.
     #[error("the queue is full")]
     Saturated,
-    /// No backend of its model can be used.
+    /// No backend of the model is usable.
     #[error("no usable backend for the model")]
     NoBackend,
-    /// It waited in the queue until its deadline.
+    /// The queue deadline has passed.
     #[error("no backend had room within {waited}")]
     QueueDeadline {
-        /// How long it waited.
+        /// Time in the queue.
         waited: Seconds,
     },
     /// Every attempt failed; this is the last one.
     #[error("after {attempts} attempts: {last}")]
     Exhausted {
-        /// How many backends were tried.
+        /// Number of attempts.
         attempts: u32,
-        /// What the last one met.
+        /// The last failure.
         last: LegFailure,
     },
     /// The proxy is stopping.

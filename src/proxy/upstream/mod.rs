@@ -1,5 +1,5 @@
-//! HTTP/1.1 exchanges with engines, over connections that tidegate pools itself, one pool a
-//! backend. Knows nothing of roles, plans or tokens.
+//! HTTP/1.1 exchanges with engines over one connection pool per backend. Independent of roles, plans and
+//! tokens.
 
 mod address;
 mod connection;

@@ -1,6 +1,6 @@
 //! Connection pool of one backend; connections are taken and returned without a lock.
 //!
-//! uvicorn closes a connection that was idle for 5 s; one that waited longer here is not tried.
+//! uvicorn closes a connection after 5 s idle; connections idle for longer are not reused.
 
 use crossbeam_queue::ArrayQueue;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate_types::{Moment, Seconds};
 use tokio::time::timeout;
 
-use super::connection::{Answer, ExchangeError, Link, Rest};
+use super::connection::{Answer, EngineConnection, ExchangeError, IdleState};
 use super::outgoing::Outgoing;
 use super::socket::Socket;
 use super::{Address, tls};
@@ -22,11 +22,11 @@ use crate::runtime::clock::Clock;
 pub struct PoolParams {
     /// Most idle connections kept; more in flight are opened as needed and closed after use.
     pub idle_max: usize,
-    /// How long an idle connection may wait for its next use; below the engine's own limit.
+    /// Longest idle time of a reusable connection; below the engine's own limit.
     pub idle_time: Seconds,
-    /// How long opening a connection may take.
+    /// Time-out of opening a connection.
     pub connect_timeout: Seconds,
-    /// How long an engine may take to the first byte of its answer.
+    /// Time-out for the first byte of an answer.
     pub first_byte_timeout: Seconds,
 }
 
@@ -35,28 +35,28 @@ pub struct PoolParams {
 /// request of that broken engine costs a connection.
 const SUSPECT: Seconds = Seconds(60.0);
 
-/// Idle connections and since when each waits.
-pub(super) struct Idle {
-    links: ArrayQueue<(Link, Moment)>,
+/// Idle connections, each with the start of its idle time.
+pub(super) struct IdlePool {
+    links: ArrayQueue<(EngineConnection, Moment)>,
     clock: Clock,
-    /// Until when no connection is used again.
+    /// End of the time without reuse.
     suspect_until: AtomicU64,
 }
 
-impl Idle {
+impl IdlePool {
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
     }
 
-    /// Keep a connection; when the pool is full, or its engine suspect, it is closed instead.
-    pub(super) fn put(&self, link: Link) {
+    /// Keeps a connection. Closes it if the pool is full or the engine has sent surplus bytes.
+    pub(super) fn put(&self, link: EngineConnection) {
         let now = self.clock.now();
         if !self.is_suspect(now) {
             drop(self.links.push((link, now)));
         }
     }
 
-    /// The engine sent bytes that belong to no answer.
+    /// Records that the engine has sent surplus bytes.
     pub(super) fn suspect(&self) {
         let now = self.clock.now();
         if !self.is_suspect(now) {
@@ -75,7 +75,7 @@ pub struct Pool {
     address: Address,
     params: PoolParams,
     tls: Option<tls::Connector>,
-    idle: Arc<Idle>,
+    idle: Arc<IdlePool>,
 }
 
 impl fmt::Debug for Pool {
@@ -85,14 +85,14 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A pool without connections; none is opened before the first request.
+    /// An empty pool; connections are opened on request.
     pub fn new(
         address: Address,
         params: PoolParams,
         tls: Option<tls::Connector>,
         clock: Clock,
     ) -> Pool {
-        let idle = Arc::new(Idle {
+        let idle = Arc::new(IdlePool {
             links: ArrayQueue::new(params.idle_max.max(1)),
             clock,
             suspect_until: AtomicU64::new(0),
@@ -100,7 +100,7 @@ impl Pool {
         Pool { address, params, tls, idle }
     }
 
-    /// How long an engine may take to the first byte of its answer.
+    /// Time-out for the first byte of an answer.
     pub fn first_byte_timeout(&self) -> Duration {
         self.params.first_byte_timeout.to_duration()
     }
@@ -110,13 +110,13 @@ impl Pool {
         &self.address
     }
 
-    /// Send a request and wait for the head of the answer. A kept-alive connection that turns out
-    /// to be closed is replaced by a fresh one, once: `request` makes it again then.
+    /// Sends a request and awaits the head of the answer. If a reused connection is closed, the request is
+    /// sent once more on a fresh connection: `request` is then called again.
     ///
     /// Dropping the future closes the connection.
     ///
     /// # Errors
-    /// [`ExchangeError`]; see [`ExchangeError::before_sending`] for whether the engine saw it.
+    /// [`ExchangeError`]; [`ExchangeError::before_sending`] shows whether the engine may have received it.
     pub async fn send(&self, request: impl Fn() -> Outgoing) -> Result<Answer, ExchangeError> {
         let limit = self.first_byte_timeout();
         match timeout(limit, pin!(self.send_unbounded(request))).await {
@@ -137,10 +137,10 @@ impl Pool {
         }
     }
 
-    /// The same, as long as it takes: the caller has a limit for this and more.
+    /// Like [`Pool::send`], without the first-byte time-out, which the caller applies.
     ///
     /// # Errors
-    /// As above, but for the timeout.
+    /// As [`Pool::send`], except the time-out.
     pub async fn send_unbounded(
         &self,
         request: impl Fn() -> Outgoing,
@@ -158,21 +158,21 @@ impl Pool {
                 let now = self.idle.now();
                 link.exchange(request(), Arc::clone(&self.idle), now).await
             }
-            // Not even that is there: whether the engine saw the request, only the first knows.
+            // No fresh connection either: the first error shows whether the engine may have received the request.
             (Err(_), Some(stale @ ExchangeError::Stale { sent: true, .. })) => Err(stale),
             (Err(error), _) => Err(error),
         }
     }
 
-    fn take(&self, now: Moment) -> Option<Link> {
+    fn take(&self, now: Moment) -> Option<EngineConnection> {
         while let Some((mut link, since)) = self.idle.links.pop() {
             if !self.is_fresh(since, now) || self.idle.is_suspect(now) {
                 continue;
             }
             match link.rest() {
-                Rest::Quiet => return Some(link),
-                Rest::Ended => {}
-                Rest::Surplus => self.idle.suspect(),
+                IdleState::Quiet => return Some(link),
+                IdleState::Ended => {}
+                IdleState::Surplus => self.idle.suspect(),
             }
         }
         None
@@ -182,13 +182,13 @@ impl Pool {
         now - since < self.params.idle_time
     }
 
-    async fn open(&self) -> Result<Link, ExchangeError> {
+    async fn open(&self) -> Result<EngineConnection, ExchangeError> {
         let limit = self.params.connect_timeout.to_duration();
         let connecting = Socket::connect(&self.address, self.tls.as_ref());
         let socket = timeout(limit, connecting)
             .await
             .map_err(|_| ExchangeError::ConnectTimeout(limit))?
             .map_err(ExchangeError::Connect)?;
-        Ok(Link::new(socket))
+        Ok(EngineConnection::new(socket))
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
-use super::connection::Rest;
+use super::connection::IdleState;
 use super::{Address, tls};
 use crate::runtime::thread_buffer::poll_read;
 
@@ -32,11 +32,10 @@ fn is_timed_out(stream: &TcpStream) -> bool {
     recv(stream, &mut begin, flags).is_ok_and(|_| begin == TIMED_OUT)
 }
 
-/// Connection attempt delay (RFC 8305, section 8): the next address of a name is tried beside the first
-/// after this time.
+/// Connection attempt delay (RFC 8305, section 8), after which the next address is tried concurrently.
 const NEXT_AFTER: Duration = Duration::from_millis(250);
 
-/// Either kind.
+/// An engine's socket.
 pub enum Socket {
     /// Plain TCP.
     Tcp(TcpStream),
@@ -51,7 +50,7 @@ impl Socket {
     ) -> io::Result<Socket> {
         let stream = open(address).await?;
         stream.set_nodelay(true)?;
-        // A host that vanished sends no reset: without probes the leg would wait for ever.
+        // A failed host sends no reset: without keepalive probes the leg would wait indefinitely.
         SockRef::from(&stream).set_tcp_keepalive(
             &TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(3),
         )?;
@@ -61,20 +60,20 @@ impl Socket {
         }
     }
 
-    /// What the kernel holds of a connection between two exchanges. What TLS sends then is its end.
-    pub(super) fn at_rest(&self) -> Rest {
+    /// Returns the state of an idle connection from the kernel's buffer. TLS bytes count as its end.
+    pub(super) fn at_rest(&self) -> IdleState {
         let (stream, is_clear) = match self {
             Socket::Tcp(stream) => (stream, true),
             Socket::Tls(stream) => (stream.get_ref().0, false),
         };
         match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Rest::Quiet,
-            Ok(bytes) if bytes > 0 && is_clear && !is_timed_out(stream) => Rest::Surplus,
-            Ok(_) | Err(_) => Rest::Ended,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => IdleState::Quiet,
+            Ok(bytes) if bytes > 0 && is_clear && !is_timed_out(stream) => IdleState::Surplus,
+            Ok(_) | Err(_) => IdleState::Ended,
         }
     }
 
-    /// Read what is there: how many bytes, 0 at the stream's end.
+    /// Reads available bytes. Returns their number, 0 at the end of the stream.
     pub(super) fn poll_read(
         &mut self,
         context: &mut Context<'_>,
@@ -86,7 +85,7 @@ impl Socket {
         }
     }
 
-    /// Write as much of the slices as goes.
+    /// Writes as many bytes of the slices as the socket accepts.
     pub(super) fn poll_write(
         &mut self,
         context: &mut Context<'_>,
@@ -98,7 +97,7 @@ impl Socket {
         }
     }
 
-    /// See that what was written is on its way: TLS keeps records back until then.
+    /// Flushes TLS records.
     pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Socket::Tcp(_) => Poll::Ready(Ok(())),
@@ -141,7 +140,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A connection to the first of a name's addresses that answers.
+/// Connects to the first address of a name that answers.
 async fn open(address: &Address) -> io::Result<TcpStream> {
     if let Some(ip) = address.ip {
         return TcpStream::connect((ip, address.port)).await;
@@ -153,7 +152,7 @@ async fn open(address: &Address) -> io::Result<TcpStream> {
     }
 }
 
-/// The families of addresses in turn, beginning with that of the first (RFC 8305, 4).
+/// Interleaves the address families, starting with the family of the first address (RFC 8305, 4).
 fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let (one, other): (Vec<_>, Vec<_>) =
@@ -170,7 +169,7 @@ fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
-/// One after the other, each with a head start; the first that answers ends the others.
+/// Tries the addresses in order, each after the attempt delay. The first connection cancels the others.
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut rest = addresses.into_iter();
     let mut opening = JoinSet::new();

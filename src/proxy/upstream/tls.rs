@@ -1,4 +1,4 @@
-//! TLS to engines that are reached by https.
+//! TLS to engines with an https URL.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::tls::{Pair, TlsError, Watched, read_authorities, read_pair};
 #[derive(Clone)]
 pub struct Connector {
     config: Arc<Watched<ClientConfig>>,
-    /// The name that the certificate must have, if it is not the URL's.
+    /// Expected name in the certificate, if it differs from the URL's host.
     name: Option<String>,
 }
 
 impl Connector {
-    /// Load the authorities, and the certificate that tidegate presents to engines that ask for one.
+    /// Loads the certificate authorities and tidegate's client certificate.
     ///
     /// # Errors
     /// [`TlsError`], which names the file.
@@ -34,13 +34,13 @@ impl Connector {
         Ok(Connector { config, name: None })
     }
 
-    /// The same for a backend whose certificate has this name.
+    /// Returns a connector that expects this name in the certificate.
     #[must_use]
     pub fn named(&self, name: Option<&str>) -> Connector {
         Connector { config: Arc::clone(&self.config), name: name.map(str::to_owned) }
     }
 
-    /// What is loaded again when its files change.
+    /// The configuration that is reloaded when its files change.
     pub fn watched(&self) -> Arc<Watched<ClientConfig>> {
         Arc::clone(&self.config)
     }

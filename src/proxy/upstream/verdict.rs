@@ -1,4 +1,4 @@
-//! An engine's error in place of an answer: its status, its words, and when it may be asked again.
+//! An engine's error answer: status, message, and `Retry-After`.
 
 use http::StatusCode;
 use http::header::RETRY_AFTER;
@@ -10,28 +10,28 @@ use tidegate_types::Seconds;
 
 use crate::upstream::{Head, UpstreamBody};
 
-/// An error's body is read up to this size: a message with some of the prompt in it.
+/// Largest part of an error's body that is read; messages may quote the prompt.
 const BODY_MAX: usize = 64 << 10;
-/// Time limit of that read: a retry waits for it.
+/// Time-out of that read, which delays a retry.
 const BODY_TIME_MAX: Duration = Duration::from_secs(1);
-/// The status of an error event that names none.
+/// Status of an error event without a code.
 const STATUS_UNKNOWN: u16 = 502;
 
-/// What an engine said.
+/// An engine's error answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// Its status, or the code of its error event.
+    /// Status of the answer, or code of the error event.
     pub status: Option<u16>,
-    /// What it said.
+    /// The error.
     pub error: EngineError,
-    /// When it may be asked again.
+    /// `Retry-After` of the answer.
     pub retry_after: Option<RetryAfter>,
-    /// It came as an event, behind a head that promised an answer.
+    /// Whether it is an error event in a stream with a success status.
     in_band: bool,
 }
 
 impl Verdict {
-    /// Of an answer with an error's status.
+    /// Reads the verdict of an answer with an error status.
     pub(crate) async fn read(head: Head, mut body: UpstreamBody) -> Verdict {
         let mut read = Vec::new();
         let reading = async {
@@ -43,7 +43,7 @@ impl Verdict {
                 }
             }
         };
-        // A body that does not end in time, or breaks off, leaves the words that came.
+        // After a time-out or an incomplete body, the received part is used.
         tokio::time::timeout(BODY_TIME_MAX, reading).await.ok();
         let retry_after = head.headers.get(RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| RetryAfter::read(value.as_bytes()));
@@ -51,24 +51,24 @@ impl Verdict {
         Verdict { status, error: EngineError::of_body(&read), retry_after, in_band: false }
     }
 
-    /// Of a stream that began with an error.
+    /// The verdict of a stream that began with an error event.
     pub(crate) fn in_band(begun: &[u8]) -> Verdict {
         let error = EngineError::of_events(begun).unwrap_or_default();
         Verdict { status: error.code, error, retry_after: None, in_band: true }
     }
 
-    /// The status that the client gets.
+    /// Status for the client.
     pub fn http_status(&self) -> StatusCode {
         let status = self.status.unwrap_or(STATUS_UNKNOWN);
         StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)
     }
 
-    /// The error as the client's API has it.
+    /// The error in the format of the client's API.
     pub fn body(&self, form: ErrorForm) -> bytes::Bytes {
         self.error.body(form, self.http_status().as_u16())
     }
 
-    /// How long the engine asks to be left alone, at the wall time `now`.
+    /// Requested delay before a retry, at the wall time `now`.
     pub fn asks_for(&self, now: f64) -> Option<Seconds> {
         self.retry_after.and_then(|after| after.seconds_from(now)).map(Seconds)
     }
@@ -76,12 +76,12 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Longer words do not belong into a line of the log.
+        /// Longest message in a log line, in characters.
         const SHOWN: usize = 200;
         match (self.in_band, self.status) {
-            (false, status) => write!(f, "it answered {}", status.unwrap_or(STATUS_UNKNOWN))?,
-            (true, Some(code)) => write!(f, "its stream began with an error {code}")?,
-            (true, None) => write!(f, "its stream began with an error")?,
+            (false, status) => write!(f, "answered {}", status.unwrap_or(STATUS_UNKNOWN))?,
+            (true, Some(code)) => write!(f, "stream began with an error {code}")?,
+            (true, None) => write!(f, "stream began with an error")?,
         }
         let shown: String = self.error.message.chars().take(SHOWN).collect();
         if shown.is_empty() { Ok(()) } else { write!(f, ": {shown:?}") }
