@@ -6,6 +6,7 @@
 //! - [`parse`]: text in, settings or all problems out; on a `tree` with line numbers
 //! - `problem`: one error, formatted on one line
 //! - `validate`: constraints that types do not express
+//! - [`reconcile`]: desired backends of several sources in, changes out
 //! - [`convert`]: settings into the plain parameters that other rooms own
 //!
 //! It reads no file, no environment and no clock: the shell does, and hands in text.
@@ -17,6 +18,7 @@ pub mod draft;
 pub mod parse;
 mod problem;
 mod profiles;
+pub mod reconcile;
 pub mod schema;
 mod tree;
 mod validate;

@@ -1,0 +1,106 @@
+//! Tests of the reconciler: by example, and over random updates of all sources.
+
+use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn backend(name: &str, url: u8) -> BackendSettings {
+    BackendSettings {
+        name: name.to_owned(),
+        url: format!("http://10.0.0.{url}:8000"),
+        ..BackendSettings::default()
+    }
+}
+
+/// Applies changes as the control loop does, and checks that each is possible.
+fn apply(fleet: &mut BTreeMap<String, BackendSettings>, changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Join(b) => assert!(fleet.insert(b.name.clone(), *b).is_none()),
+            Change::Leave(name) => assert!(fleet.remove(&name).is_some()),
+            Change::Replace(b) => assert!(fleet.insert(b.name.clone(), *b).is_some()),
+        }
+    }
+}
+
+#[test]
+fn a_name_belongs_to_the_source_with_precedence() {
+    let mut all = Reconciler::default();
+    all.set(SourceId::Dns, vec![Ok(backend("a", 1))]);
+    let (changes, bad) = all.set(SourceId::File, vec![Ok(backend("a", 2)), Ok(backend("b", 3))]);
+    let expected =
+        [Change::Replace(Box::new(backend("a", 2))), Change::Join(Box::new(backend("b", 3)))];
+    assert_eq!(changes, expected);
+    assert!(bad.is_empty());
+    assert_eq!(all.source("a"), Some(SourceId::File));
+    let (changes, _) = all.set(SourceId::File, Vec::new());
+    let expected = [Change::Leave("b".to_owned()), Change::Replace(Box::new(backend("a", 1)))];
+    assert_eq!(changes, expected);
+    assert_eq!((all.source("a"), all.source("b")), (Some(SourceId::Dns), None));
+}
+
+#[test]
+fn a_bad_entry_keeps_its_old_version_and_the_rest_applies() {
+    let mut all = Reconciler::default();
+    all.set(SourceId::Watched, vec![Ok(backend("a", 1)), Ok(backend("b", 2))]);
+    let wrong = |name: &str| BadEntry { name: name.to_owned(), problem: "no url".to_owned() };
+    let desired = vec![Err(wrong("a")), Err(wrong("new")), Ok(backend("c", 3))];
+    let (changes, bad) = all.set(SourceId::Watched, desired);
+    assert_eq!(changes, [Change::Leave("b".to_owned()), Change::Join(Box::new(backend("c", 3)))]);
+    assert_eq!(bad, [wrong("a"), wrong("new")]);
+    assert_eq!(all.source("a"), Some(SourceId::Watched));
+}
+
+#[test]
+fn a_removed_name_stays_away_until_it_is_put_again() {
+    let mut all = Reconciler::default();
+    all.set(SourceId::File, vec![Ok(backend("a", 1))]);
+    assert_eq!(all.remove("a"), [Change::Leave("a".to_owned())]);
+    assert!(all.set(SourceId::File, vec![Ok(backend("a", 2))]).0.is_empty());
+    let own = backend("a", 3);
+    assert_eq!(all.put(SourceId::Admin, own.clone()), [Change::Join(Box::new(own))]);
+    assert_eq!(all.remove("unknown"), []);
+}
+
+proptest! {
+    /// Whatever the sources say, the changes lead from any fleet to the desired one: names are
+    /// unique, no change is impossible, and the same input again gives no change.
+    #[test]
+    fn changes_lead_to_the_desired_fleet(
+        steps in vec((0usize..5, vec((0u8..6, 0u8..4, any::<bool>()), 0..8)), 1..20),
+    ) {
+        const SOURCES: [SourceId; 5] = [
+            SourceId::Admin,
+            SourceId::File,
+            SourceId::Watched,
+            SourceId::Dns,
+            SourceId::Kubernetes,
+        ];
+        let (mut all, mut fleet) = (Reconciler::default(), BTreeMap::new());
+        for (source, entries) in steps {
+            let entry = |(name, url, good): &(u8, u8, bool)| {
+                let name = format!("b{name}");
+                match good {
+                    true => Ok(backend(&name, *url)),
+                    false => Err(BadEntry { name, problem: "bad".to_owned() }),
+                }
+            };
+            let desired: Vec<_> = entries.iter().map(entry).collect();
+            let before = fleet.clone();
+            let (changes, bad) = all.set(SOURCES[source], desired.clone());
+            apply(&mut fleet, changes);
+            prop_assert_eq!(&fleet, &all.in_force);
+            for (name, backend) in &fleet {
+                let source = all.source(name).expect("each has a source");
+                prop_assert_eq!(&all.sources[&source][name], backend);
+            }
+            for wrong in bad.iter().filter(|bad| bad.problem == "bad") {
+                let first = desired.iter().flatten().any(|b| b.name == wrong.name);
+                if !first && before.contains_key(&wrong.name) {
+                    prop_assert!(fleet.contains_key(&wrong.name));
+                }
+            }
+            prop_assert_eq!(all.changes(), []);
+        }
+    }
+}
