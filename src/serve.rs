@@ -14,7 +14,8 @@ use crate::init;
 /// printed, and `tidegate init` writes it.
 ///
 /// SIGTERM: readiness fails at once, new requests are served for server.linger_seconds, then the
-/// listeners close and requests in flight drain. SIGHUP: certificates are reloaded. SIGQUIT: the
+/// listeners close and requests in flight drain. SIGHUP: certificates and the
+/// backends of the file are reloaded. SIGQUIT: the
 /// listeners pass to a process started with --upgrade; without one the signal is ignored.
 #[derive(clap::Args)]
 pub struct Args {
@@ -72,10 +73,11 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     let shown = path.display();
     let text =
         std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    Settings::parse(&text).map_err(|problems| {
+    let settings = Settings::parse(&text).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         format!("{shown} cannot be used:\n{}", lines.join("\n"))
-    })
+    })?;
+    Ok(Settings { file: Some(path.to_owned()), ..settings })
 }
 
 /// Tells where the proxy listens.

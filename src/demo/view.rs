@@ -181,5 +181,5 @@ fn engines(proxy: &Proxy, slo: &Slo) -> Vec<Engine> {
             trouble: if health == "up" { String::new() } else { health.to_owned() },
         }
     };
-    proxy.fleet.backends.iter().map(engine).collect()
+    proxy.fleet.backends().iter().map(engine).collect()
 }

@@ -141,7 +141,7 @@ impl BackendSettings {
     }
 
     /// Backends with the same word may hand KV cache to each other.
-    fn group_name(&self) -> String {
+    pub fn group_name(&self) -> String {
         match &self.group {
             Some(group) => format!("said {group}"),
             None => {

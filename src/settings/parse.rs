@@ -5,12 +5,13 @@
 //! again. What types cannot say is checked last, on what is left; what hangs on a part that was
 //! taken out is not judged.
 
+use serde::Serialize;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 use crate::problem::{Problem, nearest, text_of};
 use crate::profiles;
-use crate::schema::Settings;
+use crate::schema::{BackendSettings, Settings};
 use crate::tree::{Part, Tree, parts};
 use crate::validate::{Doubts, validate};
 
@@ -41,6 +42,30 @@ impl Settings {
         }
         problems.sort_by_key(|problem| problem.line);
         Err(problems)
+    }
+}
+
+impl BackendSettings {
+    /// Reads one backend with the keys of `[[backends]]`, for example from JSON.
+    ///
+    /// # Errors
+    /// Every [`Problem`] in it, except those of its compatibility group, whose other members are
+    /// unknown here.
+    pub fn parse(from: &impl Serialize) -> Result<BackendSettings, Vec<Problem>> {
+        let plain = |error: toml::ser::Error| vec![Problem::new("backends[0]", error.to_string())];
+        let table = Value::Table(Table::try_from(from).map_err(plain)?);
+        let file = Table::from_iter([("backends".to_owned(), Value::Array(vec![table]))]);
+        let text = toml::to_string(&file).map_err(plain)?;
+        let (tree, errors) = Tree::parse(&text);
+        let mut problems = not_toml(errors);
+        let mut doubts = Doubts::default();
+        doubts.add("backends[0].group");
+        let settings = judge(tree, doubts, &mut problems);
+        let backend = settings.and_then(|settings| settings.backends.into_iter().next());
+        match backend {
+            Some(backend) if problems.is_empty() => Ok(backend),
+            _ => Err(problems.into_iter().map(|p| Problem { line: None, ..p }).collect()),
+        }
     }
 }
 

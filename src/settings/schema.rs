@@ -65,6 +65,9 @@ pub struct Settings {
     pub models: Vec<ModelSettings>,
     /// The engines.
     pub backends: Vec<BackendSettings>,
+    /// The file that they were read from; it is read again on SIGHUP and when it changes.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// `[server]`

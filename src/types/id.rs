@@ -1,5 +1,5 @@
-//! Identifiers: small integers. A slot is not reused for another backend during the life of the
-//! process, so an id in a log line or an old snapshot is unambiguous.
+//! Identifiers: small integers. The slot of a backend that has left is reused once nothing refers to
+//! that backend any more, so an id of a request in flight is unambiguous.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -20,6 +20,7 @@ mod command_line;
 mod connectors;
 mod dashboard;
 mod dead_engines;
+mod discovery;
 mod engine_paths;
 mod errors;
 mod explain;

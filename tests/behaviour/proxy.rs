@@ -131,10 +131,25 @@ impl Proxy {
     pub fn start_simulating(top: &str, engines: &[Engine], simulator: Option<Simulator>) -> Proxy {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let text = config(any, any, top, engines);
-        let settings = Settings::parse(&text).unwrap_or_else(|problems| {
+        Proxy::of(&text, None, simulator)
+    }
+
+    /// Starts a proxy with the settings in a file, which it reads again on [`Proxy::reload`].
+    pub async fn from_file(file: &std::path::Path, top: &str, engines: &[Engine]) -> Proxy {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let text = config(any, any, top, engines);
+        std::fs::write(file, &text).unwrap();
+        let proxy = Proxy::of(&text, Some(file), None);
+        proxy.ready().await;
+        proxy
+    }
+
+    fn of(text: &str, file: Option<&std::path::Path>, simulator: Option<Simulator>) -> Proxy {
+        let mut settings = Settings::parse(text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             panic!("{}\n{text}", lines.join("\n"))
         });
+        settings.file = file.map(std::path::Path::to_owned);
         let running = tidegate_proxy::spawn_with(&settings, simulator)
             .unwrap_or_else(|e| panic!("{e}\n{text}"));
         let (data, admin) = (running.addresses.data[0], running.addresses.admin);
@@ -181,7 +196,7 @@ impl Proxy {
         let fleet = &self.running.proxy.fleet;
         let knows = || {
             let table = fleet.table();
-            table.models.values().any(|pool| table.backends(*pool).len() == fleet.backends.len())
+            table.models.values().any(|pool| table.backends(*pool).len() == fleet.backends().len())
         };
         until("the proxy knows its models", knows).await;
     }
@@ -206,7 +221,7 @@ impl Proxy {
             |b: &std::sync::Arc<tidegate_proxy::fleet::Backend>| b.account.balance().is_settled();
         proxy.fleet.registry.is_empty()
             && proxy.queue.signal().waiting() == 0
-            && proxy.fleet.backends.iter().all(settled)
+            && proxy.fleet.backends().iter().all(settled)
     }
 
     /// Returns the input and output tokens of all requests, from `/metrics`.
@@ -230,6 +245,46 @@ impl Proxy {
     /// Returns the bytes held of request bodies.
     pub fn body_bytes(&self) -> usize {
         self.running.proxy.bodies.held()
+    }
+
+    /// Adds a backend through the admin address.
+    pub async fn add(&self, body: &str) -> Answer {
+        send(self.admin, post("/v1/backends", body.to_owned())).await
+    }
+
+    /// Removes a backend through the admin address.
+    pub async fn remove(&self, name: &str) -> Answer {
+        let request = http::Request::delete(format!("/v1/backends/{name}"))
+            .header("content-type", "application/json");
+        send(self.admin, request.header("host", "test").body(Default::default()).unwrap()).await
+    }
+
+    /// Names in `/v1/backends`, in order.
+    pub async fn names(&self) -> Vec<String> {
+        let fleet = self.admin("/v1/backends").await;
+        let mut names: Vec<String> = fleet["backends"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|backend| backend["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until `/v1/backends` has these names.
+    pub async fn has(&self, names: &[&str]) {
+        let waiting = async {
+            while self.names().await != names {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        within(waiting).await;
+    }
+
+    /// Number of slots for backends, free ones included.
+    pub fn slots(&self) -> usize {
+        self.running.proxy.fleet.backends().len()
     }
 
     /// Returns the number of queued requests.

@@ -51,6 +51,18 @@ impl Kept {
         u16::try_from(backend.checked_sub(1)?).ok().map(BackendId)
     }
 
+    /// Forgets every id of a backend that has left.
+    pub fn forget(&self, backend: BackendId) {
+        let own = u64::from(backend.0) + 1;
+        for slot in &self.slots {
+            let entry = slot.load(Relaxed);
+            if entry & ((1 << BACKEND_BITS) - 1) == own {
+                // Lost to a writer whose entry is newer.
+                slot.compare_exchange(entry, 0, Relaxed, Relaxed).ok();
+            }
+        }
+    }
+
     fn set_of(&self, id: &str) -> (&[AtomicU64], u64) {
         let mut hasher = DefaultHasher::new();
         id.hash(&mut hasher);
@@ -79,6 +91,9 @@ mod tests {
         kept.note("resp_1", BackendId(7));
         assert_eq!(kept.find("resp_1"), Some(BackendId(7)));
         assert_eq!(kept.find("resp_3"), None);
+        kept.forget(BackendId(7));
+        assert_eq!(kept.find("resp_1"), None);
+        assert_eq!(kept.find("resp_2"), Some(BackendId(u16::MAX - 1)));
     }
 
     #[test]

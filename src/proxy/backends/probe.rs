@@ -64,7 +64,7 @@ pub async fn run(
     found: mpsc::Sender<Found>,
 ) {
     let mut rounds = 0u32;
-    loop {
+    while !backend.has_left() {
         let asked = clock.now();
         let how = introspect::how(&backend.pool, backend.kind, params.timeout).await;
         let well = matches!(how, How::Well);

@@ -24,7 +24,12 @@ pub struct Misfits(String);
 /// The facts that the settings state.
 pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
     let groups = settings.groups();
-    let of = |(backend, group): (&BackendSettings, GroupId)| ConfiguredBackend {
+    settings.backends.iter().zip(groups).map(|(b, group)| configured(b, group)).collect()
+}
+
+/// The facts that the settings state of one backend.
+pub(crate) fn configured(backend: &BackendSettings, group: GroupId) -> ConfiguredBackend {
+    ConfiguredBackend {
         name: backend.name.clone(),
         group,
         group_is_named: backend.group.is_some(),
@@ -33,8 +38,7 @@ pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
         version: backend.version.clone(),
         models: backend.models.clone(),
         mode: mode(backend),
-    };
-    settings.backends.iter().zip(groups).map(of).collect()
+    }
 }
 
 /// The configured mode. `None` for an engine with role switching, whose mode may have changed.

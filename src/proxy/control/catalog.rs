@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tidegate_engine::{Kinds, ModelCard, cards_of};
 use tidegate_filters::{Directory, ModelEntry, ModelTokenizer};
 use tidegate_scheduler::cost::PrefillModel;
+use tidegate_settings::BackendSettings;
 use tidegate_types::{BackendId, PoolId, Tokens};
 
 use crate::backends::fleet::{EVERYONE, PoolEntry, RoutingTable};
@@ -37,6 +38,17 @@ pub struct Offer {
     pub paths: Vec<String>,
 }
 
+impl Offer {
+    /// The offer in a backend's settings.
+    pub fn of(backend: &BackendSettings) -> Offer {
+        Offer {
+            models: backend.models.clone(),
+            kinds: Kinds::of(backend.kind()),
+            paths: backend.paths.clone(),
+        }
+    }
+}
+
 /// The models of all backends.
 pub struct Catalog {
     /// Model cards by backend slot.
@@ -45,6 +57,8 @@ pub struct Catalog {
     answers: Vec<Bytes>,
     /// By backend slot.
     offers: Vec<Offer>,
+    /// By backend slot: whether it takes new work; not while it leaves.
+    here: Vec<bool>,
     known: HashMap<Arc<str>, KnownModel>,
     /// The number of the next new pool.
     next: PoolId,
@@ -61,10 +75,36 @@ impl Catalog {
         Catalog {
             served: offers.iter().map(|offer| offer.models.iter().map(card).collect()).collect(),
             answers: vec![Bytes::new(); offers.len()],
+            here: vec![true; offers.len()],
             offers,
             known: known.into_iter().map(|model| (Arc::clone(&model.name), model)).collect(),
             next: PoolId(EVERYONE.0 + 1),
         }
+    }
+
+    /// Adds a backend that joins, in place of the one that had its slot.
+    pub fn join(&mut self, backend: BackendId, offer: Offer) {
+        let slot = backend.index();
+        if slot == self.served.len() {
+            self.served.push(Vec::new());
+            self.answers.push(Bytes::new());
+            self.offers.push(Offer::default());
+            self.here.push(true);
+        }
+        let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
+        self.served[slot] = offer.models.iter().map(card).collect();
+        self.answers[slot] = Bytes::new();
+        self.offers[slot] = offer;
+        self.here[slot] = true;
+    }
+
+    /// Removes a backend from every pool.
+    pub fn leave(&mut self, backend: BackendId) {
+        let slot = backend.index();
+        self.served[slot] = Vec::new();
+        self.answers[slot] = Bytes::new();
+        self.offers[slot] = Offer::default();
+        self.here[slot] = false;
     }
 
     /// Takes the models that a backend reported. Returns whether they changed.
@@ -88,7 +128,8 @@ impl Catalog {
         let before = std::mem::take(&mut table.pools);
         let mut before: HashMap<Key, PoolEntry> =
             before.into_iter().map(|pool| ((Arc::clone(&pool.model), pool.above), pool)).collect();
-        let everyone = (0..self.served.len()).map(|slot| BackendId(slot as u16)).collect();
+        let slots = (0..self.served.len()).filter(|slot| self.here[*slot]);
+        let everyone = slots.map(|slot| BackendId(slot as u16)).collect();
         let first =
             before.remove(&(Arc::from(""), None)).unwrap_or_else(|| pool(EVERYONE, "", None));
         let mut pools = vec![PoolEntry { backends: everyone, ..first }];

@@ -23,6 +23,22 @@ impl Fitness {
         Fitness { said, told }
     }
 
+    /// A backend that joins: nothing reported yet.
+    pub fn join(&mut self, backend: BackendId, said: ConfiguredBackend) {
+        match self.said.get_mut(backend.index()) {
+            Some(slot) => *slot = said,
+            None => {
+                self.said.push(said);
+                self.told.push(None);
+            }
+        }
+    }
+
+    /// Forgets the facts of a backend that has left.
+    pub fn leave(&mut self, backend: BackendId) {
+        self.told[backend.index()] = None;
+    }
+
     /// Stores the facts that an engine reported. Returns whether they changed.
     pub fn tell(&mut self, backend: BackendId, facts: Facts) -> bool {
         let told = &mut self.told[backend.index()];
@@ -85,6 +101,6 @@ fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
 /// Sets the groups of the first table, before requests are served.
 pub fn first(fitness: &mut Fitness, fleet: &Fleet) {
     let mut table = (**fleet.table()).clone();
-    fitness.apply(&fleet.backends, &mut table);
+    fitness.apply(&fleet.backends(), &mut table);
     fleet.publish(table);
 }

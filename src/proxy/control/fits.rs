@@ -64,19 +64,16 @@ struct Look {
 impl Fits {
     /// Regressions that start from `priors`, one per backend slot.
     pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
-        let fit = |priors: Priors| {
-            let guessed = priors.prefill == PrefillModel::default();
-            BackendFit {
-                prefill: PrefillFit::new(priors.prefill),
-                guessed,
-                decode: DecodeFit::new(priors.decode),
-                steps: Steps::default(),
-                cache: CacheTruth::new(!guessed),
-                rivals: Rivals::new(priors.prefill),
-                before: None,
-            }
-        };
-        Fits { backends: priors.into_iter().map(fit).collect(), estimates, chunk }
+        Fits { backends: priors.into_iter().map(BackendFit::new).collect(), estimates, chunk }
+    }
+
+    /// Starts the regressions of a backend that joins, in place of those of the one that had its
+    /// slot.
+    pub fn join(&mut self, backend: BackendId, priors: Priors) {
+        match self.backends.get_mut(backend.index()) {
+            Some(fit) => *fit = BackendFit::new(priors),
+            None => self.backends.push(BackendFit::new(priors)),
+        }
     }
 
     /// Takes one observation received at `now`.
@@ -134,7 +131,7 @@ impl Fits {
     /// streams / tokens since the previous sample. Samples during which the backend prefilled, or
     /// its number of streams changed, are skipped.
     pub fn watch_decodes(&mut self, fleet: &Fleet, now: Moment) {
-        for (backend, fit) in fleet.backends.iter().zip(&mut self.backends) {
+        for (backend, fit) in fleet.backends().iter().zip(&mut self.backends) {
             let balance = backend.account.balance();
             let look = Look { at: now, emitted: balance.emitted, streams: balance.streams };
             let before = fit.before.replace(look);
@@ -176,6 +173,19 @@ impl Fits {
 }
 
 impl BackendFit {
+    fn new(priors: Priors) -> BackendFit {
+        let guessed = priors.prefill == PrefillModel::default();
+        BackendFit {
+            prefill: PrefillFit::new(priors.prefill),
+            guessed,
+            decode: DecodeFit::new(priors.decode),
+            steps: Steps::default(),
+            cache: CacheTruth::new(!guessed),
+            rivals: Rivals::new(priors.prefill),
+            before: None,
+        }
+    }
+
     /// Learns from prompts that ended with one step. From the step's time it subtracts the share of
     /// the decode streams beside it and, if the first prompt may have waited for the end of a
     /// running decode step, half of that step's time.

@@ -6,6 +6,8 @@ pub mod by_hand;
 mod catalog;
 pub mod fitness;
 mod fits;
+pub mod kept_backends;
+mod membership;
 mod observe;
 pub mod operator;
 mod pace;
@@ -35,6 +37,7 @@ use pins::Pins;
 
 pub use catalog::{Catalog, KnownModel, Offer};
 pub use fits::Priors;
+pub use membership::{Desired, FleetUpdate, Membership};
 pub use operator::{Command, Hold};
 pub use pace::Pace;
 
@@ -53,6 +56,8 @@ pub struct Inboxes {
     pub found: mpsc::Receiver<Found>,
     /// Commands of operators.
     pub commands: mpsc::Receiver<Command>,
+    /// Desired backends of the sources.
+    pub fleet: mpsc::Receiver<FleetUpdate>,
 }
 
 /// The control loop's private state.
@@ -70,6 +75,7 @@ pub struct Control {
     recording: Recording,
     fitness: Fitness,
     by_hand: ByHand,
+    membership: Membership,
     demand: DemandReader,
     /// Channel on which switches performed by engines report their result.
     switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
@@ -97,6 +103,7 @@ impl Control {
         recording: Recording,
         fitness: Fitness,
         by_hand: ByHand,
+        membership: Membership,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         Control {
@@ -105,6 +112,7 @@ impl Control {
             recording,
             fitness,
             by_hand,
+            membership,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -136,6 +144,7 @@ impl Control {
                 biased;
                 _ = stop.changed() => return self.recording.flush(),
                 Some(command) = self.inboxes.commands.recv() => self.obey(command),
+                Some(update) = self.inboxes.fleet.recv() => self.change_fleet(update),
                 Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
                 () = proxy.surge.notified() => {
@@ -151,13 +160,14 @@ impl Control {
     /// Interval between plans. If no role can change (planner off, or one backend), the loop only
     /// wakes to check streams. A demand notification still causes an immediate plan.
     fn interval(&self) -> Seconds {
-        let movable = self.automatic && self.proxy.fleet.backends.len() > 1;
+        let movable = self.automatic && self.proxy.fleet.backends().len() > 1;
         if movable { self.pace.interval } else { self.pace.interval.max(REST_MAX) }
     }
 
     fn step(&mut self, now: Moment) {
         self.hear();
         self.release_expired(now);
+        self.release_drained(now);
         self.plan(now);
         if now - self.watched_at >= self.watch_takes.rest() {
             let began = self.proxy.clock.now();
@@ -191,7 +201,7 @@ impl Control {
         }
         self.fits.settle(now);
         if heard {
-            for backend in &self.proxy.fleet.backends {
+            for backend in self.proxy.fleet.backends().iter() {
                 backend.set_hit_share(self.fits.hit_share(backend.id));
             }
         }
@@ -317,6 +327,11 @@ impl Control {
     fn find(&mut self, found: Found) {
         let (backend, cards, answer, heard) = match found {
             Found::Changed => return,
+            Found::Told { backend, .. } | Found::Listed { backend, .. }
+                if self.proxy.fleet.backend(backend).is_leaving() =>
+            {
+                return;
+            }
             Found::Listed { backend, cards, answer, heard } => (backend, cards, answer, heard),
             Found::Told { backend, facts, cards, answer, heard } => {
                 let new = self.fitness.tell(backend, facts);
@@ -329,12 +344,7 @@ impl Control {
         if !cards.is_empty() {
             self.proxy.signals.serves(backend, &cards);
             if self.catalog.update(backend, cards, answer) {
-                let mut next = (**self.proxy.fleet.table()).clone();
-                self.catalog.pools(&mut next);
-                next.set_mean_costs();
-                self.publish(next);
-                self.proxy.directory.store(Arc::new(self.catalog.directory()));
-                self.proxy.models.store(Arc::new(self.catalog.list()));
+                self.publish_pools();
             }
         }
         drop(heard);
@@ -343,7 +353,7 @@ impl Control {
     /// Rejudges compatibility and publishes the resulting groups and usable backends.
     fn fit(&mut self) {
         let mut next = (**self.proxy.fleet.table()).clone();
-        self.fitness.apply(&self.proxy.fleet.backends, &mut next);
+        self.fitness.apply(&self.proxy.fleet.backends(), &mut next);
         self.publish(next);
     }
 
@@ -403,13 +413,14 @@ impl Control {
         now: Moment,
     ) -> Plan {
         let Flip { backend: id, from, to } = flip;
-        let backend = Arc::clone(self.proxy.fleet.backend(id));
+        let backend = Arc::clone(&self.proxy.fleet.backend(id));
         self.switching.insert(id, to);
         self.pins.follow(id, Role::Draining);
         let drains = Flip { to: Role::Draining, ..flip };
         let plan = self.apply(drains, cause, "draining", numbers, now);
         let table = self.proxy.fleet.table();
-        let peers = self.proxy.fleet.backends.iter().filter(|peer| {
+        let backends = self.proxy.fleet.backends();
+        let peers = backends.iter().filter(|peer| {
             let group = table.entry(peer.id).group;
             group == table.entry(id).group && table.plan.role(peer.id) == Role::Decode
         });
@@ -433,6 +444,9 @@ impl Control {
             switch::End::Broken => (Role::Draining, "quarantined"),
         };
         self.switching.remove(&backend);
+        if self.proxy.fleet.backend(backend).is_leaving() {
+            return;
+        }
         self.pins.follow(backend, role);
         if role != Role::Draining {
             self.keep(backend, role);

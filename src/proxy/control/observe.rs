@@ -23,7 +23,8 @@ pub fn fleet(
     switching: &BTreeMap<BackendId, Role>,
     demand: &mut DemandReader,
 ) -> Observation {
-    let backends = fleet.backends.iter().map(|backend| {
+    let all = fleet.backends();
+    let backends = all.iter().map(|backend| {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
         BackendObservation {
@@ -32,7 +33,7 @@ pub fn fleet(
             allowed: backend.allowed,
             capability: backend.capability,
             pinned: pins.role(backend.id),
-            usable: backend.health.is_well(),
+            usable: backend.health.is_well() && !backend.is_leaving(),
             role: table.plan.role(backend.id),
             becoming: switching.get(&backend.id).copied(),
             prefill: entry.prefill.batch(balance.prefill),

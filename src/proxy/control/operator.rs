@@ -50,7 +50,10 @@ impl Control {
         now: Moment,
     ) -> Result<Plan, String> {
         let table = Arc::clone(&self.proxy.fleet.table());
-        let known = Arc::clone(self.proxy.fleet.backend(backend));
+        let known = Arc::clone(&self.proxy.fleet.backend(backend));
+        if known.is_leaving() {
+            return Err(format!("backend {} is being removed", known.name));
+        }
         let from = table.plan.role(backend);
         let to = role.unwrap_or(from);
         let flip = Flip { backend, from, to };
@@ -91,8 +94,8 @@ impl Control {
         let pin = self.pins.get(backend);
         let until = pin.and_then(|pin| pin.until).map(|until| self.proxy.clock.wall(until));
         let pinned = pin.is_some_and(|pin| pin.until.is_none());
-        let name = &self.proxy.fleet.backend(backend).name;
-        self.by_hand.set(name, Kept { role, pin: pinned, hold_until: until });
+        let name = Arc::clone(&self.proxy.fleet.backend(backend).name);
+        self.by_hand.set(&name, Kept { role, pin: pinned, hold_until: until });
         self.note_holds();
     }
 
@@ -108,7 +111,7 @@ impl Control {
 
     /// Copies pins and holds to the backends, for `/v1/fleet`.
     pub(super) fn note_holds(&self) {
-        for backend in &self.proxy.fleet.backends {
+        for backend in self.proxy.fleet.backends().iter() {
             backend.set_pin(self.pins.get(backend.id));
         }
     }

@@ -29,6 +29,15 @@ impl Pins {
         self.0[backend.index()] = pin;
     }
 
+    /// The pin of a backend that joins.
+    pub fn join(&mut self, backend: BackendId, role: Option<Role>) {
+        let pin = role.map(|role| Pin { role, until: None });
+        match self.0.get_mut(backend.index()) {
+            Some(slot) => *slot = pin,
+            None => self.0.push(pin),
+        }
+    }
+
     /// Changes the held role after a change by another cause; the hold keeps its end.
     pub fn follow(&mut self, backend: BackendId, role: Role) {
         if let Some(pin) = &mut self.0[backend.index()] {

@@ -14,13 +14,13 @@ const GAPS: f64 = 10.0;
 /// Updates slack and silence of every backend from its streams.
 pub fn watch(fleet: &Fleet, now: Moment) {
     let tpot = fleet.slo().tpot;
-    let mut late_at = vec![Moment::NEVER; fleet.backends.len()];
-    let mut silent_at = vec![None::<Moment>; fleet.backends.len()];
+    let mut late_at = vec![Moment::NEVER; fleet.backends().len()];
+    let mut silent_at = vec![None::<Moment>; fleet.backends().len()];
     fleet.registry.for_each(|live| {
         let Some(backend) = live.decode_backend() else { return };
         let slot = backend.index();
         if let Some(heard) = live.heard_at() {
-            fleet.backends[slot].health.heard(heard);
+            fleet.backends()[slot].health.heard(heard);
         }
         if let Some(late) = late(live, tpot) {
             late_at[slot] = late_at[slot].min(late);
@@ -29,7 +29,8 @@ pub fn watch(fleet: &Fleet, now: Moment) {
             silent_at[slot] = Some(silent_at[slot].map_or(silent, |other| other.max(silent)));
         }
     });
-    for (backend, (late, silent)) in fleet.backends.iter().zip(late_at.into_iter().zip(silent_at)) {
+    for (backend, (late, silent)) in fleet.backends().iter().zip(late_at.into_iter().zip(silent_at))
+    {
         backend.set_late_at(late);
         // Bytes of any stream of the backend count, including streams that have ended.
         let heard = backend.health.heard_at() + SILENCE;

@@ -61,7 +61,7 @@ pub async fn serve(
         }
         if let Some(first) = overtaken {
             let backend = proxy.fleet.backend(first);
-            blame::engine(proxy, backend, &"a hedge on another engine answered first");
+            blame::engine(proxy, &backend, &"a hedge on another engine answered first");
         }
         match result {
             Ok(opened) => {
@@ -144,13 +144,15 @@ impl FailedAttempts {
         match (evidence, &failure.problem) {
             (Evidence::Load, problem) => {
                 let asked = problem.verdict().and_then(|v| v.asks_for(proxy.wall_now()));
-                blame::load(proxy, backend, asked, problem);
+                blame::load(proxy, &backend, asked, problem);
             }
             (Evidence::Request, LegProblem::Answered(verdict)) => {
                 let (backend, verdict) = (Arc::clone(&failure.backend), verdict.clone());
                 return Some(Failure::Judged { backend, verdict });
             }
-            (_, problem) if problem.is_unreachable() => blame::unreachable(proxy, backend, problem),
+            (_, problem) if problem.is_unreachable() => {
+                blame::unreachable(proxy, &backend, problem)
+            }
             (_, LegProblem::Abandoned { .. }) => {}
             _ => self.charged += 1,
         }
@@ -199,7 +201,7 @@ impl FailedAttempts {
             let orphaned = failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_well())
                 && problem.verdict().is_some();
             if evidence == Evidence::Engine && !orphaned {
-                blame::engine(proxy, proxy.fleet.backend(failed_attempt.failure.on), problem);
+                blame::engine(proxy, &proxy.fleet.backend(failed_attempt.failure.on), problem);
             }
         }
     }

@@ -74,7 +74,8 @@ fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
             return true;
         }
         let others = members.iter().filter(|id| **id != backend.id);
-        let others: Vec<&Arc<Backend>> = others.map(|id| proxy.fleet.backend(*id)).collect();
+        let backends = proxy.fleet.backends();
+        let others: Vec<&Arc<Backend>> = others.map(|id| &backends[id.index()]).collect();
         let ejected = others.iter().filter(|other| other.health.is_ejected()).count() + 1;
         let well = others.iter().any(|other| other.health.is_well());
         let most = (members.len() as f64 * proxy.ejected_share_max).floor().max(1.0);

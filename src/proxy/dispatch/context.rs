@@ -178,9 +178,8 @@ impl Proxy {
             return Err("the proxy is stopping");
         }
         let table = self.fleet.table();
-        let mut placeable = self
-            .fleet
-            .backends
+        let backends = self.fleet.backends();
+        let mut placeable = backends
             .iter()
             .filter(|backend| table.entry(backend.id).role != Role::Draining)
             .peekable();

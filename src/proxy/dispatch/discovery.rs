@@ -89,7 +89,7 @@ impl ModelDiscovery {
 
     async fn query_all(&self, fleet: &Fleet) {
         let mut queries = JoinSet::new();
-        for backend in fleet.backends.iter().filter(|backend| backend.health.is_usable()) {
+        for backend in fleet.backends().iter().filter(|backend| backend.health.is_usable()) {
             let backend = Arc::clone(backend);
             queries.spawn(async move {
                 let list = introspect::get(&backend.pool, "/v1/models", TIMEOUT).await;

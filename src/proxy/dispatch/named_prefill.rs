@@ -89,7 +89,7 @@ fn own_engine(serving: &Serving<'_>) -> Option<Arc<Backend>> {
         let drains = table.entry(**id).role == Role::Draining;
         fleet.backend(**id).health.is_usable() && !drains
     };
-    table.backends(serving.job.pool).iter().find(usable).map(|id| Arc::clone(fleet.backend(*id)))
+    table.backends(serving.job.pool).iter().find(usable).map(|id| Arc::clone(&fleet.backend(*id)))
 }
 
 fn try_reserve(serving: &Serving<'_>, own: &Arc<Backend>) -> Option<(Reservation, Predicted)> {

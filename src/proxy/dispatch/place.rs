@@ -84,7 +84,7 @@ pub fn reserve(
         Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
         Choice::Wait(_) | Choice::Nowhere(_) => return None,
     };
-    let backend = Arc::clone(proxy.fleet.backend(on));
+    let backend = Arc::clone(&proxy.fleet.backend(on));
     let before = backend.account.balance();
     let mid_step = before.prefill_legs == 0;
     let beside = ConcurrentStreams { streams: before.streams, kv: before.kv, mid_step };
@@ -147,7 +147,7 @@ pub fn try_place_decode(
         if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
             record_reaction(proxy, arrived, view.now);
             let signal = Arc::clone(proxy.queue.signal());
-            return Some(Reservation::new(Arc::clone(backend), None, Some(stream), signal));
+            return Some(Reservation::new(Arc::clone(&backend), None, Some(stream), signal));
         }
     }
     None
@@ -169,7 +169,7 @@ pub fn force_decode(proxy: &Proxy, handover: &DecodeRequest) -> Option<Reservati
         (!backend.may_decode(), failed, last, stranger, backend.account.balance().streams)
     };
     let on = table.backends(handover.pool).iter().filter(usable).min_by_key(key)?;
-    let backend = Arc::clone(proxy.fleet.backend(*on));
+    let backend = Arc::clone(&proxy.fleet.backend(*on));
     let stream = backend.account.open_stream(handover.kv);
     Some(Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
 }

@@ -13,6 +13,7 @@ use crate::control::Control;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::process::admin::sampler;
+use crate::process::config_file::ConfigFile;
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
@@ -45,6 +46,8 @@ pub struct Tasks {
     /// Roles as labels of pods.
     #[cfg(feature = "kubernetes")]
     pub role_labels: Option<RoleLabels>,
+    /// The settings file, if the settings were read from one.
+    pub config_file: Option<ConfigFile>,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
     /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
@@ -72,7 +75,7 @@ impl BackgroundService for Background {
         let host = Arc::clone(&tasks.proxy) as Arc<dyn SignalHost>;
         signals::spawn(&host);
         tokio::spawn(sampler::run(Arc::clone(&tasks.proxy)));
-        tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched));
+        tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched, tasks.config_file));
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = tasks.pool_pods {
             tokio::spawn(pods.run(Arc::clone(&tasks.proxy)));

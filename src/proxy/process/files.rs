@@ -250,6 +250,23 @@ fn handoff_keys(settings: &Settings, found: &mut Found) -> Vec<Option<Box<[u8]>>
     backends.map(key).collect()
 }
 
+/// The API key of one engine and its HMAC key of hand-offs.
+pub(crate) type BackendKeys = (Option<String>, Option<Box<[u8]>>);
+
+/// The keys of a backend that joins.
+///
+/// # Errors
+/// The files that cannot be used.
+pub(crate) fn backend_keys(backend: &BackendSettings) -> Result<BackendKeys, FileErrors> {
+    let settings = Settings { backends: vec![backend.clone()], ..Settings::default() };
+    let mut found = Found::default();
+    let (key, handoff) = (engine_keys(&settings, &mut found), handoff_keys(&settings, &mut found));
+    match found.errors.is_empty() {
+        true => Ok((key.into_iter().next().flatten(), handoff.into_iter().next().flatten())),
+        false => Err(FileErrors(found.errors)),
+    }
+}
+
 /// TLS towards engines, shared by every https backend.
 fn connector(settings: &Settings, found: &mut Found) -> Option<Connector> {
     let https = settings.backends.iter().any(|backend| backend.is_https());

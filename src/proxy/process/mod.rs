@@ -2,6 +2,8 @@
 
 pub(crate) mod admin;
 pub(crate) mod background;
+mod config_file;
+mod factory;
 pub mod files;
 pub(crate) mod handover;
 #[cfg(feature = "kubernetes")]

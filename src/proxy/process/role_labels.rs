@@ -64,5 +64,6 @@ fn roles_of(proxy: &Proxy) -> Vec<HostRole> {
         let host = address.ip.map_or_else(|| address.host.clone(), |ip| ip.to_string());
         HostRole { host, role: table.entry(backend.id).role }
     };
-    proxy.fleet.backends.iter().map(role).collect()
+    let here = |backend: &&Arc<_>| !crate::backends::fleet::Backend::is_leaving(backend);
+    proxy.fleet.backends().iter().filter(here).map(role).collect()
 }

@@ -162,7 +162,8 @@ fn server(
     drain: &Drain,
     what_if: WhatIf,
 ) -> Server {
-    let Built { proxy, background, commands, server_tls, admin_tls, admin_tokens } = built;
+    let Built { proxy, background, commands, fleet_updates, server_tls, admin_tls, admin_tokens } =
+        built;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
@@ -183,6 +184,7 @@ fn server(
         app: Arc::new(AdminApp {
             proxy,
             commands,
+            fleet_updates,
             guard,
             flip_hold: settings.admin.flip_hold,
             what_if: Arc::new(what_if),

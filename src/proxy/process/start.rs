@@ -6,26 +6,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
-use tidegate_engine::Kinds;
 use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
-use tidegate_types::{BackendId, Moment, Plan, Role, Seconds, Tokens};
+use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
-use crate::backends::bootstrap::Bootstrap;
 use crate::backends::expand;
-use crate::backends::fleet::{
-    Backend, Entry, Estimates, Fleet, HealthParams, KvCapacity, OutlierParams, Pin, RoutingTable,
-};
+use crate::backends::fleet::{Backend, Entry, Estimates, Fleet, Pin, RoutingTable};
 use crate::backends::probe::{Found, ProbeParams};
 use crate::backends::startup_verification;
 use crate::backends::startup_verification::Misfits;
 use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
+use crate::control::kept_backends::KeptBackends;
 use crate::control::pins::Pins;
-use crate::control::{Catalog, Command, Control, Inboxes, Offer, Pace, Priors};
+use crate::control::{
+    Catalog, Command, Control, FleetUpdate, Inboxes, Membership, Offer, Pace, Priors,
+};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::cors::Cors;
 use crate::dispatch::discovery::ModelDiscovery;
@@ -34,6 +33,8 @@ use crate::dispatch::queue::Queue;
 use crate::dispatch::sidecar::Sidecar;
 use crate::listener::sockets::ListenError;
 use crate::process::background::{Background, Tasks};
+use crate::process::config_file::ConfigFile;
+use crate::process::factory::{self, BackendError, BackendFactory};
 use crate::process::files::{self, FileErrors, Files};
 use crate::process::handover::HandOverError;
 #[cfg(feature = "kubernetes")]
@@ -55,14 +56,13 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recent::Recent;
 use crate::telemetry::recording::Recording;
 use crate::tls::ServerTls;
-use crate::upstream::{Address, AddressError, Pool, PoolParams};
 
 /// Why a proxy cannot start or has ended.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// A backend's URL is invalid.
+    /// A backend cannot be built.
     #[error(transparent)]
-    Address(#[from] AddressError),
+    Backend(#[from] BackendError),
     /// A file in the settings cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
@@ -93,12 +93,6 @@ pub enum StartError {
     NoPredecessor {
         /// The configured addresses.
         addresses: String,
-    },
-    /// An API key that no header can carry.
-    #[error("the api_key of backend {name} cannot be sent: a header carries only visible ASCII")]
-    UnusableKey {
-        /// Name of the backend.
-        name: String,
     },
     /// A vital part of the process ended with a panic.
     #[error("{0} ended with a panic, see the log")]
@@ -131,6 +125,8 @@ pub struct Built {
     pub background: Background,
     /// Channel to the control loop.
     pub commands: mpsc::Sender<Command>,
+    /// Channel for sources of backends.
+    pub fleet_updates: mpsc::Sender<FleetUpdate>,
     /// TLS of the data listeners.
     pub server_tls: Option<ServerTls>,
     /// TLS of the admin listener.
@@ -153,14 +149,24 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     let mut settings = settings.clone();
     // First, as files are read per expanded backend.
     expand::expand(&mut settings);
+    let kept = KeptBackends::read(settings.admin.state_file.as_deref()).map_err(|source| {
+        let path = settings.admin.state_file.clone().unwrap_or_default();
+        StartError::Read { path, source }
+    })?;
+    let reconciler = factory::desired(&mut settings, &kept);
     let mut files = files::load(&settings)?;
     let by_hand = std::mem::take(&mut files.by_hand);
     by_hand.apply(&mut settings);
     let settings = &settings;
     let Files { models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
-    let backends = backends(settings, &files, clock)?;
+    let factory = BackendFactory::new(settings, &files, clock);
+    let backends = factory::backends(settings, &files, &factory)?;
     let said = startup_verification::said(settings);
-    let told = startup_verification::ask_all(settings, &backends, pools(settings, &files, clock)?);
+    let told = startup_verification::ask_all(
+        settings,
+        &backends,
+        factory::pools(settings, &files, &factory)?,
+    );
     startup_verification::check(settings, &said, &told)?;
     let priors: Vec<Priors> = settings
         .backends
@@ -169,7 +175,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         .collect();
     let pins = pins(settings, &by_hand, clock);
     let pinned: Vec<Option<Role>> = pins.iter().map(|pin| pin.map(|pin| pin.role)).collect();
-    let offers = settings.backends.iter().map(offer).collect();
+    let offers = settings.backends.iter().map(Offer::of).collect();
     let mut catalog = Catalog::new(offers, models.clone());
     let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
     let metrics = Metrics::new(&backends)?;
@@ -180,9 +186,26 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     let (control_events, events) = mpsc::channel(CONTROL_EVENTS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
     let (commands, commanded) = mpsc::channel(INBOX_MAX);
+    let (fleet_updates, fleet_updated) = mpsc::channel(INBOX_MAX);
     let parts = Parts { fleet, metrics, queue, control_events, found: found.clone() };
     let proxy = Arc::new(context(settings, &files, clock, &catalog, parts));
-    let inboxes = Inboxes { control_events: events, found: findings, commands: commanded };
+    let inboxes = Inboxes {
+        control_events: events,
+        found: findings,
+        commands: commanded,
+        fleet: fleet_updated,
+    };
+    let probe = ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout };
+    let names = settings.backends.iter().map(BackendSettings::group_name);
+    let membership = Membership::new(
+        reconciler,
+        Box::new(move |backend, id, group| factory.joining(backend, id, group)),
+        probe,
+        found.clone(),
+        kept,
+        names.zip(settings.groups()).collect(),
+        prefix_blocks,
+    );
     let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
     let control = Control::new(
         Arc::clone(&proxy),
@@ -196,24 +219,26 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         recording(settings)?,
         fitness,
         by_hand,
+        membership,
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),
         dispatcher: Dispatcher::new(Arc::clone(&proxy), inbox),
         control,
         backends,
-        probe: ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout },
+        probe,
         found,
         #[cfg(feature = "kubernetes")]
         pool_pods: PoolPods::new(settings)?,
         #[cfg(feature = "kubernetes")]
         role_labels: RoleLabels::new(settings)?,
+        config_file: ConfigFile::new(settings, fleet_updates.clone()),
         watched: watched.clone(),
         vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
     let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
     let admin_tokens = admin_tokens.clone();
-    Ok(Built { proxy, background, commands, server_tls, admin_tls, admin_tokens })
+    Ok(Built { proxy, background, commands, fleet_updates, server_tls, admin_tls, admin_tokens })
 }
 
 /// Builds the fleet with its first table and sizes the prefix index by the backends' KV memory.
@@ -222,8 +247,9 @@ fn fleet(settings: &Settings, backends: Vec<Arc<Backend>>, table: RoutingTable) 
         Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
     let prefixes = PrefixIndex::new(settings.prefix.lines);
     for backend in &backends {
-        let tokens = backend.kv_capacity().get() / PREFIX_SHARE;
-        prefixes.set_capacity(backend.id, tokens / settings.prefix.block_tokens as u64);
+        let tokens = backend.kv_capacity().get();
+        let blocks = prefix_blocks(tokens, settings.prefix.block_tokens as u64);
+        prefixes.set_capacity(backend.id, blocks);
     }
     Fleet::new(backends, table, estimates, prefixes, settings.slo())
 }
@@ -262,7 +288,7 @@ fn context(
         directory: ArcSwap::from_pointee(catalog.directory()),
         models: ArcSwap::from_pointee(catalog.list()),
         discovery: ModelDiscovery::new(found),
-        sidecar: Sidecar::new(settings, pool_params(settings), clock),
+        sidecar: Sidecar::new(settings, factory::pool_params(settings), clock),
         cors: settings.server.cors.as_ref().map(Cors::new),
         placement: settings.placement_params(),
         queue,
@@ -317,15 +343,6 @@ fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>>
     settings.backends.iter().map(pin).collect()
 }
 
-/// Most large bodies filtered at once: one core is left to other requests.
-fn offer(backend: &BackendSettings) -> Offer {
-    Offer {
-        models: backend.models.clone(),
-        kinds: Kinds::of(backend.kind()),
-        paths: backend.paths.clone(),
-    }
-}
-
 fn recording(settings: &Settings) -> Result<Recording, StartError> {
     let Some(path) = &settings.planner.record else { return Ok(Recording::default()) };
     Recording::begin(path, &settings.planner_params())
@@ -344,92 +361,9 @@ const INBOX_MAX: usize = 64;
 /// stays free for requests.
 const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
 
-fn pool_params(settings: &Settings) -> PoolParams {
-    PoolParams {
-        idle_max: settings.upstream.idle_per_backend_max,
-        idle_time: settings.upstream.idle,
-        connect_timeout: settings.upstream.connect_timeout,
-        first_byte_timeout: settings.upstream.first_byte_timeout,
-    }
-}
-
-/// A connection pool for each backend.
-fn pools(settings: &Settings, files: &Files, clock: Clock) -> Result<Vec<Pool>, StartError> {
-    let params = pool_params(settings);
-    let pool = |(backend, key): (&BackendSettings, &Option<String>)| {
-        let mut address = Address::parse(&backend.url)?;
-        address.ip = backend.ip.or(address.ip);
-        let address = with_key(address, backend, key.as_ref())?;
-        let tls = match address.tls {
-            true => {
-                let connector = files.connector.as_ref();
-                connector.map(|tls| tls.named(backend.server_name.as_deref()))
-            }
-            false => None,
-        };
-        Ok(Pool::new(address, params, tls, clock))
-    };
-    settings.backends.iter().zip(&files.engine_keys).map(pool).collect()
-}
-
-/// Adds the engine's own API key to its address.
-fn with_key(
-    address: Address,
-    backend: &BackendSettings,
-    key: Option<&String>,
-) -> Result<Address, StartError> {
-    let Some(key) = key else { return Ok(address) };
-    address.with_key(key).ok_or_else(|| StartError::UnusableKey { name: backend.name.clone() })
-}
-
-fn backends(
-    settings: &Settings,
-    files: &Files,
-    clock: Clock,
-) -> Result<Vec<Arc<Backend>>, StartError> {
-    let health = HealthParams {
-        failures_to_eject: settings.probe.failures_to_eject,
-        slow_return: settings.probe.slow_return,
-        outlier: OutlierParams {
-            window: settings.outlier_ejection.window,
-            requests_min: settings.outlier_ejection.requests_min,
-            failure_share: settings.outlier_ejection.failure_share,
-            ejection: settings.outlier_ejection.ejection,
-            ejection_max: settings.outlier_ejection.ejection_max,
-        },
-    };
-    let groups = settings.groups();
-    let mut backends = Vec::with_capacity(settings.backends.len());
-    let pools = pools(settings, files, clock)?;
-    for (slot, (backend, pool)) in settings.backends.iter().zip(pools).enumerate() {
-        let (family, port) = (backend.family(), backend.meeting_port());
-        let bootstrap = Bootstrap::new(family, || {
-            let host = pool.address().authority.host();
-            let beside = Address::parse(&format!("http://{host}:{port}"))?;
-            Ok::<_, StartError>(Pool::new(beside, pool_params(settings), None, clock))
-        })?;
-        backends.push(Arc::new(Backend::new(
-            BackendId(slot as u16),
-            backend.name.as_str().into(),
-            groups[slot],
-            backend.kind(),
-            family,
-            backend.capability(),
-            backend.allowed_roles(),
-            backend.streams_max,
-            KvCapacity {
-                tokens: backend.kv_capacity_at_first(),
-                is_set: backend.kv_capacity.is_some(),
-            },
-            port,
-            bootstrap,
-            files.handoff_keys[slot].clone(),
-            backend.paths.clone(),
-            pool,
-            health,
-        )));
-    }
-    Ok(backends)
+/// Blocks of the prefix index for a KV capacity.
+fn prefix_blocks(tokens: u64, block: u64) -> u64 {
+    tokens / PREFIX_SHARE / block.max(1)
 }
 
 /// The first table, before any engine has reported: roles from the settings or else from the

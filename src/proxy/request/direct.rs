@@ -53,8 +53,9 @@ pub fn route(serving: &Serving<'_>) -> Route {
         return Route::Placed;
     }
     let holder = id.as_deref().and_then(|id| proxy.fleet.kept.find(id));
+    let backends = proxy.fleet.backends();
     let mut open: Vec<&Arc<Backend>> =
-        pool.iter().filter(|id| has(id)).map(|id| proxy.fleet.backend(*id)).collect();
+        pool.iter().filter(|id| has(id)).map(|id| &backends[id.index()]).collect();
     let spread = job.seed as usize % open.len().max(1);
     open.rotate_left(spread);
     open.sort_by_cached_key(|backend| order(backend, &table, holder));

@@ -44,7 +44,8 @@ pub async fn run(host: Arc<dyn SignalHost>, every: Seconds) {
     let mut driver = match tokio::task::spawn_blocking(Driver::load).await {
         Ok(Ok(driver)) => driver,
         Ok(Err(error)) => {
-            let named = host.signals().backends.iter().any(|signals| !signals.gpus.is_empty());
+            let named =
+                host.signals().backends.load().iter().any(|signals| !signals.gpus.is_empty());
             match named {
                 true => tracing::warn!("backends list `gpus`, but NVML cannot be loaded: {error}"),
                 false => tracing::debug!("NVML cannot be loaded: {error}"),
@@ -95,8 +96,8 @@ impl Gpus {
 
     /// The verdict of a backend is the worst of its GPUs' verdicts.
     fn apply_verdicts(&self, host: &dyn SignalHost) {
-        for backend in &host.fleet().backends {
-            let signals = &host.signals().backends[backend.id.index()];
+        for backend in host.fleet().backends().iter() {
+            let signals = host.signals().of(backend.id);
             let own = signals.gpus.iter().filter_map(|gpu| self.known.get(gpu));
             let verdicts: Vec<GpuHealth> = own.map(|gpu| gpu.verdict).collect();
             let broken = verdicts.iter().find(|verdict| verdict.is_broken());
@@ -176,7 +177,7 @@ mod tests {
     }
 
     fn usable(proxy: &Proxy) -> Vec<bool> {
-        proxy.fleet.backends.iter().map(|backend| backend.health.is_usable()).collect()
+        proxy.fleet.backends().iter().map(|backend| backend.health.is_usable()).collect()
     }
 
     fn readings(lost: Option<u32>) -> BTreeMap<u32, GpuReading> {
@@ -196,11 +197,11 @@ mod tests {
         assert_eq!(usable(&proxy), [true, true]);
         gpus.take(&*proxy, Moment::START, &readings(Some(1)));
         assert_eq!(usable(&proxy), [false, true]);
-        let ids: Vec<_> = proxy.fleet.backends.iter().map(|backend| backend.id).collect();
+        let ids: Vec<_> = proxy.fleet.backends().iter().map(|backend| backend.id).collect();
         assert_eq!(proxy.signals.alerts(ids[0]), ["gpu_lost"]);
         // Answered probes do not end a GPU fault.
-        proxy.fleet.backends[0].health.probed(Moment::START);
-        proxy.fleet.backends[0].health.succeeded(Moment::START);
+        proxy.fleet.backends()[0].health.probed(Moment::START);
+        proxy.fleet.backends()[0].health.succeeded(Moment::START);
         assert_eq!(usable(&proxy), [false, true]);
         gpus.take(&*proxy, Moment::START, &readings(None));
         assert_eq!(usable(&proxy), [true, true]);

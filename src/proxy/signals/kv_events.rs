@@ -87,14 +87,13 @@ struct KvEventReader<'a> {
 
 /// Follows the events of `backend` while the runtime lives.
 pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>) {
-    let Some(source) = &host.signals().backends[backend.id.index()].kv else { return };
+    let signals = host.signals().of(backend.id);
+    let Some(source) = &signals.kv else { return };
     let mut warned = false;
-    loop {
+    while !backend.has_left() {
         match model_of(&*host, backend.id) {
             Some(model) => listen(&*host, &backend, source, &model).await,
-            None if !warned
-                && host.signals().backends[backend.id.index()].model.load().is_some() =>
-            {
+            None if !warned && signals.model.load().is_some() => {
                 warned = true;
                 tracing::warn!(
                     backend = %backend.name,
@@ -109,7 +108,7 @@ pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>) {
 
 /// The base model, once known, if prompts for it are tokenized by the host.
 fn model_of(host: &dyn SignalHost, backend: BackendId) -> Option<Arc<String>> {
-    let model = host.signals().backends[backend.index()].model.load_full()?;
+    let model = host.signals().of(backend).model.load_full()?;
     host.tokenizes(&model).then_some(model)
 }
 
@@ -120,7 +119,8 @@ async fn listen(host: &dyn SignalHost, backend: &Backend, source: &KvSource, mod
     let follower = EventFollower::new(KvMirror::new(model, block, blocks_max));
     let mut reader = KvEventReader { prefixes: &host.fleet().prefixes, source, backend, follower };
     let mut failed = false;
-    while model_of(host, backend.id).is_some_and(|now| *now == model) {
+    let serves = || model_of(host, backend.id).is_some_and(|now| *now == model);
+    while serves() && !backend.has_left() {
         match reader.session().await {
             Ok(()) => failed = false,
             // Logged once per outage; other parts report an engine that is down.

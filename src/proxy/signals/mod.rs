@@ -15,7 +15,7 @@ mod nvml;
 mod scrape;
 mod zmq;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderMap;
 use std::sync::Arc;
 use tidegate_engine::{ModelCard, Usage};
@@ -67,7 +67,8 @@ pub struct FinishedLegs<'a> {
 
 /// The signals of all backends.
 pub struct EngineSignals {
-    backends: Vec<BackendSignals>,
+    /// By backend slot. Written by the control loop only.
+    backends: ArcSwap<Vec<Arc<BackendSignals>>>,
     /// Interval of engine scrapes; 0: off.
     scrape: Seconds,
     /// Interval of GPU readings; 0: off.
@@ -90,10 +91,9 @@ struct BackendSignals {
     gpu_alert: ArcSwapOption<&'static str>,
 }
 
-impl EngineSignals {
-    /// The signals enabled in the settings.
-    pub fn new(settings: &Settings, metrics: &Metrics) -> EngineSignals {
-        let of = |backend: &BackendSettings| BackendSignals {
+impl BackendSignals {
+    fn new(backend: &BackendSettings, metrics: &Metrics) -> BackendSignals {
+        BackendSignals {
             model: ArcSwapOption::from(backend.models.first().cloned().map(Arc::new)),
             is_named: !backend.models.is_empty(),
             kv: KvSource::of(backend, metrics),
@@ -101,13 +101,36 @@ impl EngineSignals {
             scrape: ScrapeState::new(&backend.name, metrics),
             gpus: backend.gpus.clone(),
             gpu_alert: ArcSwapOption::empty(),
-        };
+        }
+    }
+}
+
+impl EngineSignals {
+    /// The signals enabled in the settings.
+    pub fn new(settings: &Settings, metrics: &Metrics) -> EngineSignals {
+        let of = |backend: &BackendSettings| Arc::new(BackendSignals::new(backend, metrics));
         EngineSignals {
-            backends: settings.backends.iter().map(of).collect(),
+            backends: ArcSwap::from_pointee(settings.backends.iter().map(of).collect()),
             scrape: settings.signals.scrape,
             gpu: settings.signals.gpu,
             exact_counts: settings.signals.exact_counts && all_vllm(settings),
         }
+    }
+
+    /// Adds the signals of a backend that joins, in place of those of the one that had its slot.
+    pub(crate) fn join(&self, id: BackendId, backend: &BackendSettings, metrics: &Metrics) {
+        let signals = Arc::new(BackendSignals::new(backend, metrics));
+        let mut next = (**self.backends.load()).clone();
+        match next.get_mut(id.index()) {
+            Some(slot) => *slot = signals,
+            None => next.push(signals),
+        }
+        self.backends.store(Arc::new(next));
+    }
+
+    /// The signals of one backend.
+    fn of(&self, backend: BackendId) -> Arc<BackendSignals> {
+        Arc::clone(&self.backends.load()[backend.index()])
     }
 
     /// Whether usage in every chunk is requested for streams.
@@ -117,7 +140,7 @@ impl EngineSignals {
 
     /// Takes the models that a backend reports.
     pub fn serves(&self, backend: BackendId, cards: &[ModelCard]) {
-        let signals = &self.backends[backend.index()];
+        let signals = self.of(backend);
         if let Some(card) = cards.first().filter(|_| !signals.is_named) {
             signals.model.store(Some(Arc::new(card.id.clone())));
         }
@@ -127,13 +150,13 @@ impl EngineSignals {
     pub fn answered(&self, backend: BackendId, headers: &HeaderMap) {
         let report = headers.get(orca::HEADER).and_then(|value| value.to_str().ok());
         if let Some(reading) = report.and_then(orca::reading) {
-            self.backends[backend.index()].scrape.load_reported(&reading);
+            self.of(backend).scrape.load_reported(&reading);
         }
     }
 
     /// Active alerts of a backend's engine and GPUs.
     pub fn alerts(&self, backend: BackendId) -> Vec<&'static str> {
-        let signals = &self.backends[backend.index()];
+        let signals = self.of(backend);
         let mut alerts = signals.scrape.alerts();
         alerts.extend(signals.gpu_alert.load().iter().map(|alert| **alert));
         alerts
@@ -145,14 +168,14 @@ impl EngineSignals {
         if let (Some(_), Some(decode), Some(first)) =
             (legs.prefill_on, legs.decode_on, legs.first_token)
         {
-            self.backends[decode.id.index()].scrape.handed_over(first);
+            self.of(decode.id).scrape.handed_over(first);
         }
         let predicted_hit = legs.predicted_hit?;
         let (backend, usage) = match legs.prefill_on {
             Some(backend) => (backend.id, legs.prefill_usage?),
             None => (legs.decode_on?.id, legs.usage?),
         };
-        let signals = &self.backends[backend.index()];
+        let signals = self.of(backend);
         let from_events = signals.kv.as_ref().is_some_and(KvSource::is_complete);
         let cached = signals.hit_rate.settled(predicted_hit, &usage, from_events)?;
         Some(ControlEvent::Hit { backend, predicted_hit, cached })
@@ -160,7 +183,7 @@ impl EngineSignals {
 
     /// Source of the prefix index's entries for a backend.
     pub fn prefix_source(&self, backend: BackendId) -> &'static str {
-        match &self.backends[backend.index()].kv {
+        match &self.of(backend).kv {
             Some(kv) if kv.is_complete() => "events",
             Some(_) => "record_and_events",
             None => "record",
@@ -183,13 +206,18 @@ pub fn spawn(host: &Arc<dyn SignalHost>) {
     if host.signals().gpu > Seconds::ZERO {
         tokio::spawn(gpu::run(Arc::clone(host), host.signals().gpu));
     }
-    for backend in &host.fleet().backends {
-        if host.signals().backends[backend.id.index()].kv.is_some() {
-            tokio::spawn(kv_events::run(Arc::clone(host), Arc::clone(backend)));
-        }
-        let every = host.signals().scrape;
-        if every > Seconds::ZERO {
-            tokio::spawn(scrape::run(Arc::clone(host), Arc::clone(backend), every));
-        }
+    for backend in host.fleet().backends().iter() {
+        follow(host, backend);
+    }
+}
+
+/// Starts the tasks that read one backend's signals; they end when it has left.
+pub fn follow(host: &Arc<dyn SignalHost>, backend: &Arc<Backend>) {
+    if host.signals().of(backend.id).kv.is_some() {
+        tokio::spawn(kv_events::run(Arc::clone(host), Arc::clone(backend)));
+    }
+    let every = host.signals().scrape;
+    if every > Seconds::ZERO {
+        tokio::spawn(scrape::run(Arc::clone(host), Arc::clone(backend), every));
     }
 }

@@ -179,12 +179,13 @@ fn set(gauge: &Gauge, value: Option<f64>) {
 
 /// Scrapes `backend` every `every` while the runtime lives.
 pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>, every: Seconds) {
-    let scrape = &host.signals().backends[backend.id.index()].scrape;
+    let signals = host.signals().of(backend.id);
+    let scrape = &signals.scrape;
     let mut watch = AlertWatch::default();
     let mut counters = EngineCounters::default();
     let mut before: Vec<EngineAlert> = Vec::new();
     let mut silent_scrapes: u32 = 0;
-    loop {
+    while !backend.has_left() {
         let reading = read(&backend).await;
         if reading.is_empty() {
             // The engine may be starting or down; the next scrape may succeed.

@@ -10,7 +10,7 @@ use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
 use tidegate_types::{Moment, Role, Seconds, Slo, Tokens};
 use tokio::sync::watch;
 
-use crate::backends::fleet::{Fleet, RoutingTable};
+use crate::backends::fleet::{EVERYONE, Fleet, RoutingTable};
 use crate::telemetry::arrivals::Records;
 
 /// Seconds kept: 15 minutes.
@@ -88,7 +88,7 @@ impl Watcher {
 impl EngineTime {
     /// Adds a sample of every engine.
     pub fn sample(&mut self, fleet: &Fleet, table: &RoutingTable, chunk: Tokens) {
-        for backend in &fleet.backends {
+        for backend in fleet.backends().iter() {
             let balance = backend.account.balance();
             let entry = table.entry(backend.id);
             let prefills = balance.prefill_legs > 0;
@@ -196,7 +196,7 @@ impl Point {
     /// Sets the number of engines by role.
     #[must_use]
     pub fn with_roles(mut self, table: &RoutingTable) -> Point {
-        for entry in &table.entries {
+        for entry in table.backends(EVERYONE).iter().map(|id| table.entry(*id)) {
             let slot = Role::ALL.iter().position(|role| *role == entry.role).unwrap_or(0);
             self.roles[slot] += 1;
         }

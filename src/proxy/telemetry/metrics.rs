@@ -2,6 +2,7 @@
 //! that a request costs a few atomic additions. Label values from clients are bounded: only models
 //! that backends serve appear.
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{
@@ -62,7 +63,8 @@ pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     models: DashMap<Arc<str>, Arc<ModelMetrics>>,
-    backends: Vec<BackendMetrics>,
+    /// By backend slot. Written by the control loop only.
+    backends: ArcSwap<Vec<Arc<BackendMetrics>>>,
     queue_requests: Gauge,
     live_requests: Gauge,
     body_bytes: Gauge,
@@ -125,7 +127,7 @@ impl Metrics {
         let built = with_local_recorder(&recorder, || {
             descriptions::describe();
             (
-                backends.iter().map(|backend| BackendMetrics::new(&backend.name)).collect(),
+                backends.iter().map(|b| Arc::new(BackendMetrics::new(&b.name))).collect(),
                 OUTCOMES.map(
                     |outcome| counter!("tidegate_requests_settled_total", "ended" => outcome.as_str()),
                 ),
@@ -153,7 +155,7 @@ impl Metrics {
             recorder,
             handle,
             models: DashMap::new(),
-            backends,
+            backends: ArcSwap::new(Arc::new(backends)),
             queue_requests,
             live_requests,
             body_bytes,
@@ -166,6 +168,24 @@ impl Metrics {
             started,
             settled,
         })
+    }
+
+    /// Registers the gauges of a backend that joins.
+    pub(crate) fn join(&self, backend: &Backend) {
+        let gauges = Arc::new(self.within(|| BackendMetrics::new(&backend.name)));
+        let mut next = (**self.backends.load()).clone();
+        match next.get_mut(backend.id.index()) {
+            Some(slot) => *slot = gauges,
+            None => next.push(gauges),
+        }
+        self.backends.store(Arc::new(next));
+    }
+
+    /// Sets the gauges of a backend that has left to 0: an exported series cannot be withdrawn.
+    pub(crate) fn leave(&self, backend: &Backend) {
+        if let Some(gauges) = self.backends.load().get(backend.id.index()) {
+            gauges.clear();
+        }
     }
 
     /// Runs `make` with this proxy's recorder, so that handles created in it are exported here.
@@ -284,7 +304,11 @@ impl Metrics {
         self.body_budget.set(bodies.max() as f64);
         self.queue_requests.set(waiting as f64);
         self.live_requests.set(fleet.registry.len() as f64);
-        for (backend, gauges) in fleet.backends.iter().zip(&self.backends) {
+        let gauges = self.backends.load();
+        let all = fleet.backends();
+        // One that joined under the name of one that leaves has the gauges.
+        let here = all.iter().filter(|backend| !backend.is_leaving());
+        for (backend, gauges) in here.filter_map(|b| Some((b, gauges.get(b.id.index())?))) {
             let balance = backend.account.balance();
             let entry = table.entry(backend.id);
             let role = entry.role;
@@ -347,6 +371,18 @@ impl ModelMetrics {
 }
 
 impl BackendMetrics {
+    fn clear(&self) {
+        let others = [
+            &self.usable,
+            &self.prefill_seconds,
+            &self.hit_share,
+            &self.prefill_tokens,
+            &self.streams,
+            &self.kv_tokens,
+        ];
+        self.roles.iter().chain(&self.misfits).chain(others).for_each(|gauge| gauge.set(0.0));
+    }
+
     fn new(name: &str) -> BackendMetrics {
         let of = |metric: &'static str| gauge!(metric, "backend" => name.to_owned());
         BackendMetrics {

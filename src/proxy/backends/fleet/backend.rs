@@ -2,7 +2,7 @@
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::{EngineKind, Family, Kinds, paths};
 use tidegate_scheduler::inflight::Account;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
@@ -59,6 +59,11 @@ pub struct Backend {
     /// its source. Written by the control loop.
     hit_share: AtomicU32,
     hit_source: AtomicU8,
+    /// Whether it was removed: it gets no new work and leaves once drained. Written by the control
+    /// loop.
+    leaving: AtomicBool,
+    /// Whether it is drained, too: its tasks end, and another backend may take its slot.
+    left: AtomicBool,
     /// The hold on its role by an operator, for the admin API. Written by the control loop.
     pin: ArcSwapOption<Pin>,
 }
@@ -154,6 +159,8 @@ impl Backend {
             kv_block: AtomicU32::new(1),
             hit_share: AtomicU32::new(1.0f32.to_bits()),
             hit_source: AtomicU8::new(HitSource::Prior as u8),
+            leaving: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             pin: ArcSwapOption::empty(),
         }
     }
@@ -195,6 +202,26 @@ impl Backend {
     /// Sets the engine's block size in tokens.
     pub fn set_kv_block(&self, tokens: u32) {
         self.kv_block.store(tokens, Relaxed);
+    }
+
+    /// Whether it was removed and gets no new work.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// Whether it was removed and is drained.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Relaxed)
+    }
+
+    /// Begins the removal. Called by the control loop.
+    pub(crate) fn set_leaving(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// Ends the removal. Called by the control loop.
+    pub(crate) fn set_left(&self) {
+        self.left.store(true, Relaxed);
     }
 
     /// The hold on its role by an operator.

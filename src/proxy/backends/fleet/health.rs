@@ -247,6 +247,12 @@ impl Health {
         new.then(|| self.ejections.eject(&self.params.outlier, now))
     }
 
+    /// Marks a backend that joins a running fleet: down until it answers, then slow start.
+    pub fn joins(&self) {
+        self.state.store(DOWN, Relaxed);
+        self.set_reason("has joined and not answered yet".to_owned());
+    }
+
     /// Records a refused connection. Returns whether the backend went down.
     pub fn refused(&self) -> bool {
         self.state.swap(DOWN, Relaxed) != DOWN

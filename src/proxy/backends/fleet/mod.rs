@@ -8,6 +8,7 @@ mod health;
 mod inflight;
 mod outlier;
 mod pin;
+mod roster;
 mod table;
 mod view;
 
@@ -17,6 +18,7 @@ pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};
 pub use outlier::OutlierParams;
 pub use pin::Pin;
+pub use roster::{BackendRef, Backends};
 pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
 pub use view::{Known, View};
 
@@ -26,6 +28,7 @@ use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
 use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
 
 use crate::backends::kept::Kept;
+use roster::Roster;
 
 /// Learned length estimates, read by requests.
 #[derive(Clone, Debug)]
@@ -38,8 +41,7 @@ pub struct Estimates {
 
 /// Everything about the engines that requests, the dispatcher and the control loop share.
 pub struct Fleet {
-    /// Every backend, by slot. Fixed while the process runs.
-    pub backends: Vec<Arc<Backend>>,
+    roster: Roster,
     /// The routing table, read by every request. Written by the control loop only.
     table: ArcSwap<RoutingTable>,
     /// Written by the control loop only.
@@ -64,7 +66,7 @@ impl Fleet {
         slo: Slo,
     ) -> Fleet {
         Fleet {
-            backends,
+            roster: Roster::new(backends),
             table: ArcSwap::from_pointee(table),
             estimates: ArcSwap::from_pointee(estimates),
             prefixes,
@@ -89,21 +91,42 @@ impl Fleet {
         self.estimates.load()
     }
 
+    /// Every backend, by slot, including those that have left.
+    pub fn backends(&self) -> Backends {
+        self.roster.load()
+    }
+
     /// The backend in a slot. Ids are only created from slots, so the slot exists.
-    pub fn backend(&self, id: BackendId) -> &Arc<Backend> {
-        &self.backends[id.index()]
+    pub fn backend(&self, id: BackendId) -> BackendRef {
+        self.roster.get(id)
+    }
+
+    /// The backend with this name that has not been asked to leave.
+    pub fn named(&self, name: &str) -> Option<Arc<Backend>> {
+        self.backends().iter().find(|b| &*b.name == name && !b.is_leaving()).map(Arc::clone)
+    }
+
+    /// The slot for the next backend that joins.
+    pub(crate) fn free_slot(&self) -> usize {
+        self.roster.free()
+    }
+
+    /// Puts a backend into its slot. Called by the control loop only.
+    pub(crate) fn join(&self, backend: Arc<Backend>) {
+        self.roster.put(backend);
     }
 
     /// Most streams that may be on a backend at once. During slow start it is a growing share of
     /// the peers' mean; a backend without peers gets its full number.
     pub fn streams_max(&self, table: &RoutingTable, id: BackendId, now: Moment) -> u32 {
-        let backend = self.backend(id);
+        let backends = self.backends();
+        let backend = &backends[id.index()];
         let share = backend.health.share(now);
         if share >= 1.0 {
             return backend.streams_max;
         }
         let group = table.entry(id).group;
-        let peers = self.backends.iter().filter(|peer| {
+        let peers = backends.iter().filter(|peer| {
             let entry = table.entry(peer.id);
             peer.id != id
                 && entry.group == group

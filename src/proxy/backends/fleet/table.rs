@@ -26,6 +26,24 @@ pub struct Entry {
     pub decode: DecodeModel,
 }
 
+/// The entry of a backend that a snapshot does not contain.
+static NO_ENTRY: Entry = Entry {
+    role: Role::Draining,
+    usable: false,
+    group: GroupId(0),
+    prefill: PrefillModel {
+        base: Seconds::ZERO,
+        per_token: Seconds::ZERO,
+        per_attention: Seconds::ZERO,
+    },
+    decode: DecodeModel {
+        base: Seconds::ZERO,
+        per_stream: Seconds::ZERO,
+        free_streams: 0,
+        per_kv_token: Seconds::ZERO,
+    },
+};
+
 /// The backends that serve one model, or those of them whose context exceeds a length.
 #[derive(Clone, Debug)]
 pub struct PoolEntry {
@@ -80,9 +98,9 @@ impl RoutingTable {
         self.pool(pool).map_or(&[], |entry| &entry.backends)
     }
 
-    /// The entry of a backend.
+    /// A backend's entry; one without a role for a backend that joined after this snapshot.
     pub fn entry(&self, backend: BackendId) -> &Entry {
-        &self.entries[backend.index()]
+        self.entries.get(backend.index()).unwrap_or(&NO_ENTRY)
     }
 
     /// The pool for a request that needs a context of `needed` tokens.

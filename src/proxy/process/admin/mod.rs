@@ -2,6 +2,7 @@
 //! operators. It has its own port, separate from clients' traffic. All paths are listed in one
 //! match.
 
+mod backends;
 mod dashboard;
 mod events;
 mod guard;
@@ -33,7 +34,7 @@ use tidegate_types::{Role, Seconds};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::control::{Command, Hold};
+use crate::control::{Command, FleetUpdate, Hold};
 use crate::dispatch::context::Proxy;
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
@@ -45,6 +46,8 @@ use what_if::{Question, Refused, WhatIf};
 
 /// Path of one request, before its id.
 const ONE_REQUEST: &str = "/v1/requests/";
+/// Path prefix of one backend.
+const ONE_BACKEND: &str = "/v1/backends/";
 /// Largest body in bytes; a role change has a few dozen.
 const BODY_MAX: usize = 64 << 10;
 /// Most connections at once; operators, scrapers and probes need a few.
@@ -60,6 +63,8 @@ pub struct AdminApp {
     pub proxy: Arc<Proxy>,
     /// Channel to the control loop.
     pub commands: mpsc::Sender<Command>,
+    /// Channel for added and removed backends.
+    pub fleet_updates: mpsc::Sender<FleetUpdate>,
     /// Access control.
     pub guard: Guard,
     /// Hold of a flip whose request gives none.
@@ -149,6 +154,8 @@ impl AdminApp {
                 text(StatusCode::OK, "text/plain; version=0.0.4", page)
             }
             "/v1/fleet" if get => json(StatusCode::OK, &views::fleet(proxy)),
+            "/v1/backends" if get => json(StatusCode::OK, &views::backends(proxy)),
+            "/v1/backends" if request.method() == Method::POST => self.add_backend(request).await,
             "/v1/plan" if get => json(StatusCode::OK, &views::plan(proxy)),
             "/v1/plan/history" if get => json(StatusCode::OK, &proxy.journal.entries()),
             "/v1/requests" if get => self.requests(request.uri().query()),
@@ -159,6 +166,10 @@ impl AdminApp {
             "/v1/what-if" if request.method() == Method::POST => self.simulate(request).await,
             _ if get && dashboard::file(&path).is_some() => page(&path),
             _ if get && path.starts_with(ONE_REQUEST) => self.request(&path[ONE_REQUEST.len()..]),
+            _ if request.method() == Method::DELETE && path.starts_with(ONE_BACKEND) => {
+                let now = request.uri().query() == Some("now=true");
+                self.remove_backend(&path[ONE_BACKEND.len()..], now).await
+            }
             _ => match path.strip_prefix("/v1/backends/").and_then(|p| p.strip_suffix("/role")) {
                 Some(name) if request.method() == Method::POST => {
                     let name = name.to_owned();
@@ -232,7 +243,7 @@ impl AdminApp {
     }
 
     async fn change_role(&self, name: &str, request: Request<Incoming>) -> Answer {
-        let Some(backend) = self.proxy.fleet.backends.iter().find(|b| &*b.name == name) else {
+        let Some(backend) = self.proxy.fleet.named(name) else {
             return problem(StatusCode::NOT_FOUND, format!("no backend is named {name:?}"));
         };
         let change: RoleChange = match parsed(request).await {
@@ -249,7 +260,7 @@ impl AdminApp {
         let sent = self.commands.send(command).await.is_ok();
         match answer.await {
             Ok(Ok(plan)) if sent => {
-                json(StatusCode::OK, &views::changed(&self.proxy, &plan, backend))
+                json(StatusCode::OK, &views::changed(&self.proxy, &plan, &backend))
             }
             Ok(Err(refused)) => problem(StatusCode::CONFLICT, refused),
             _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the control loop has stopped".into()),

@@ -28,6 +28,9 @@ struct BackendView {
     version: Option<String>,
     misfits: Vec<String>,
     role: Role,
+    /// Whether it was removed and finishes its requests.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    leaving: bool,
     /// Whether an operator pinned the role.
     pinned: bool,
     /// Remaining seconds of the hold of an operator's flip.
@@ -95,7 +98,8 @@ pub struct RequestView {
 pub fn fleet(proxy: &Proxy) -> FleetView {
     let table = proxy.fleet.table();
     let now = proxy.clock.now();
-    let backends = proxy.fleet.backends.iter().map(|backend| {
+    let all = proxy.fleet.backends();
+    let backends = all.iter().filter(|backend| !backend.has_left()).map(|backend| {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
         let words = backend.words.load();
@@ -107,6 +111,7 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             version: words.version.clone(),
             misfits: words.misfits.clone(),
             role: entry.role,
+            leaving: backend.is_leaving(),
             pinned: backend.pin().is_some_and(|pin| pin.until.is_none()),
             held_seconds: held(backend, now),
             held_until: held(backend, now).map(|left| proxy.clock.wall(now) + left),
@@ -150,6 +155,17 @@ fn held(backend: &Backend, now: Moment) -> Option<f64> {
     Some((until - now).get().max(0.0))
 }
 
+/// `/v1/backends`
+#[derive(Serialize)]
+pub struct BackendsView {
+    backends: Vec<BackendView>,
+}
+
+/// All backends, including those that leave.
+pub fn backends(proxy: &Proxy) -> BackendsView {
+    BackendsView { backends: fleet(proxy).backends }
+}
+
 /// A plan after an operator changed `backend`.
 pub fn changed(proxy: &Proxy, plan: &Plan, backend: &Backend) -> PlanView {
     let held_seconds = held(backend, proxy.clock.now());
@@ -167,7 +183,8 @@ pub fn plan(proxy: &Proxy) -> PlanView {
 
 /// A plan's number and roles.
 pub fn plan_of(proxy: &Proxy, plan: &Plan) -> PlanView {
-    let named = proxy.fleet.backends.iter();
+    let all = proxy.fleet.backends();
+    let named = all.iter().filter(|backend| !backend.is_leaving());
     PlanView {
         number: plan.number().0,
         roles: named.map(|b| (b.name.to_string(), plan.role(b.id))).collect(),

@@ -262,9 +262,8 @@ struct FleetCosts {
 /// Mean costs and memory of the engines that take new work; `None` without one.
 fn fleet_costs(proxy: &Proxy) -> Option<FleetCosts> {
     let table = proxy.fleet.table();
-    let working: Vec<_> = proxy
-        .fleet
-        .backends
+    let backends = proxy.fleet.backends();
+    let working: Vec<_> = backends
         .iter()
         .filter(|backend| table.entry(backend.id).role != Role::Draining)
         .map(|backend| (backend, table.entry(backend.id)))

@@ -1,0 +1,73 @@
+//! The backends by slot, as one immutable snapshot that is replaced when a backend joins. Reading is
+//! lock-free. A slot whose backend has left keeps it until another backend takes the slot, so that
+//! every id that was ever given out can be resolved.
+
+use arc_swap::{ArcSwap, Guard};
+use std::ops::Deref;
+use std::sync::Arc;
+use tidegate_types::BackendId;
+
+use super::Backend;
+
+/// Every backend, by slot. Written by the control loop only.
+pub struct Roster(ArcSwap<Vec<Arc<Backend>>>);
+
+/// A snapshot of all slots, including those whose backend has left.
+pub struct Backends(Guard<Arc<Vec<Arc<Backend>>>>);
+
+/// The backend in one slot of a snapshot.
+pub struct BackendRef {
+    all: Backends,
+    slot: usize,
+}
+
+impl Roster {
+    /// The backends that the settings name.
+    pub fn new(backends: Vec<Arc<Backend>>) -> Roster {
+        Roster(ArcSwap::from_pointee(backends))
+    }
+
+    /// The current snapshot.
+    pub fn load(&self) -> Backends {
+        Backends(self.0.load())
+    }
+
+    /// The backend in a slot. Ids are only created from slots, and slots are not removed.
+    pub fn get(&self, id: BackendId) -> BackendRef {
+        BackendRef { all: self.load(), slot: id.index() }
+    }
+
+    /// Puts a backend into its slot, which is the next new one or a free one.
+    pub fn put(&self, backend: Arc<Backend>) {
+        let mut next = (**self.0.load()).clone();
+        match next.get_mut(backend.id.index()) {
+            Some(slot) => *slot = backend,
+            None => next.push(backend),
+        }
+        self.0.store(Arc::new(next));
+    }
+
+    /// A slot whose backend has left and is referred to by nothing but this roster, else the next
+    /// new slot.
+    pub fn free(&self) -> usize {
+        let now = self.0.load();
+        let free = |backend: &Arc<Backend>| backend.has_left() && Arc::strong_count(backend) == 1;
+        now.iter().position(free).unwrap_or(now.len())
+    }
+}
+
+impl Deref for Backends {
+    type Target = [Arc<Backend>];
+
+    fn deref(&self) -> &[Arc<Backend>] {
+        &self.0
+    }
+}
+
+impl Deref for BackendRef {
+    type Target = Arc<Backend>;
+
+    fn deref(&self) -> &Arc<Backend> {
+        &self.all[self.slot]
+    }
+}

@@ -1,0 +1,94 @@
+//! Backends that operators added or removed through the admin address, kept over a restart in a file
+//! beside the state file.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use tidegate_settings::BackendSettings;
+
+/// What operators added and removed.
+#[derive(Debug, Default)]
+pub struct KeptBackends {
+    path: Option<PathBuf>,
+    entries: Entries,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Entries {
+    /// By name, with the keys of `[[backends]]`.
+    added: BTreeMap<String, Value>,
+    removed: BTreeSet<String>,
+}
+
+impl KeptBackends {
+    /// Reads the file beside `state_file`. A missing file, or no configured path, gives no entries.
+    ///
+    /// # Errors
+    /// The file exists and cannot be read or parsed.
+    #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
+    pub fn read(state_file: Option<&Path>) -> std::io::Result<KeptBackends> {
+        let Some(state_file) = state_file else { return Ok(KeptBackends::default()) };
+        let mut path = state_file.as_os_str().to_owned();
+        path.push(".backends");
+        let path = PathBuf::from(path);
+        let entries = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(std::io::Error::other)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Entries::default(),
+            Err(error) => return Err(error),
+        };
+        Ok(KeptBackends { path: Some(path), entries })
+    }
+
+    /// The backends that were added. One that is no longer valid is logged and left out.
+    pub fn added(&self) -> Vec<BackendSettings> {
+        let mut added = Vec::new();
+        for (name, text) in &self.entries.added {
+            match BackendSettings::parse(text) {
+                Ok(backend) => added.push(backend),
+                Err(problems) => {
+                    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    tracing::error!(backend = name, "state file: not used: {}", lines.join("; "));
+                }
+            }
+        }
+        added
+    }
+
+    /// Names that were removed although a source has them.
+    pub fn removed(&self) -> impl Iterator<Item = &String> {
+        self.entries.removed.iter()
+    }
+
+    /// Records an added backend before the operator gets the answer.
+    pub fn add(&mut self, name: &str, text: Value) {
+        self.entries.removed.remove(name);
+        self.entries.added.insert(name.to_owned(), text);
+        self.write();
+    }
+
+    /// Records a removed backend.
+    pub fn remove(&mut self, name: &str) {
+        self.entries.added.remove(name);
+        self.entries.removed.insert(name.to_owned());
+        self.write();
+    }
+
+    #[allow(clippy::disallowed_types, reason = "a file that the settings name")]
+    fn write(&self) {
+        let Some(path) = &self.path else { return };
+        let write = || {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(".new");
+            let mut file = std::fs::File::create(&beside)?;
+            file.write_all(serde_json::to_string_pretty(&self.entries)?.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&beside, path)
+        };
+        if let Err(error) = write() {
+            tracing::error!(path = %path.display(), "state file cannot be written, added backends are lost on restart: {error}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Backends that join and leave while the proxy runs. Sources send [`FleetUpdate`]s; the reconciler
+//! turns them into changes, and the control loop, the only writer, applies them.
+//!
+//! A joining backend is down until its first probe: it is asked for its facts and models, and then
+//! starts slowly, with the costs that its group has learned. A leaving one is taken out of every
+//! pool at once (a replaced one when its successor is up), finishes its requests, and is then
+//! forgotten by every index.
+
+use std::sync::Arc;
+use tidegate_settings::BackendSettings;
+use tidegate_settings::reconcile::{BadEntry, Change, Reconciler, SourceId};
+use tidegate_types::{BackendId, Flip, GroupId, Moment, Role, Seconds};
+use tokio::sync::{mpsc, oneshot};
+
+use super::kept_backends::KeptBackends;
+use super::{Control, Offer, Priors};
+use crate::backends::fleet::{Backend, Entry, Pin, RoutingTable};
+use crate::backends::probe::{self, Found, ProbeParams};
+use crate::backends::startup_verification::configured;
+use crate::signals::{self, SignalHost};
+use crate::telemetry::journal::{JournalEntry, Numbers};
+
+/// After this time the requests that still wait for the first byte of a leaving backend go
+/// elsewhere; its streams end by themselves.
+const DRAIN_MAX: Seconds = Seconds(300.0);
+/// How long a replaced backend takes new work while its successor has not answered.
+const SUCCESSOR_MAX: Seconds = Seconds(30.0);
+/// Most slots: the size of the prefix index.
+const SLOTS_MAX: usize = 4096;
+
+/// Desired backends from a source. A source is a task with a clone of the `mpsc::Sender` of this
+/// type; it sends a whole list at the start and after each change of it.
+pub struct FleetUpdate {
+    /// The source.
+    pub source: SourceId,
+    /// What it wants.
+    pub desired: Desired,
+    /// Receives what was done, or the reasons why not.
+    pub reply: Option<oneshot::Sender<Result<Done, String>>>,
+}
+
+/// The backends that a source wants.
+pub enum Desired {
+    /// All backends of the source; entries that cannot be used keep their previous version.
+    All(Vec<Result<BackendSettings, BadEntry>>),
+    /// One more, or another version of one, with its text for the state file.
+    One(Box<BackendSettings>, serde_json::Value),
+    /// One less.
+    Without {
+        /// Name of the backend.
+        name: String,
+        /// Whether requests that wait for its first byte go elsewhere at once.
+        now: bool,
+    },
+}
+
+/// Number of backends that an update changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Done {
+    /// Backends that joined.
+    pub joined: usize,
+    /// Backends that were asked to leave.
+    pub left: usize,
+    /// Backends that another version replaces.
+    pub replaced: usize,
+}
+
+/// Builds a backend from its settings for a slot and a configured group.
+pub type Make = Box<dyn Fn(&BackendSettings, BackendId, GroupId) -> Result<Backend, String> + Send>;
+
+/// What the control loop needs to change the fleet.
+pub struct Membership {
+    reconciler: Reconciler,
+    make: Make,
+    probe: ProbeParams,
+    found: mpsc::Sender<Found>,
+    kept: KeptBackends,
+    /// Group name and configured group, by slot.
+    groups: Vec<(String, GroupId)>,
+    leaving: Vec<Leaving>,
+    /// Blocks of the prefix index for a KV capacity in tokens.
+    prefix_blocks: fn(u64, u64) -> u64,
+}
+
+/// A backend that was removed and has not left.
+#[derive(Clone, Copy)]
+struct Leaving {
+    backend: BackendId,
+    /// It takes new work until this one is up, or until the moment.
+    successor: Option<(BackendId, Moment)>,
+    /// After this moment the requests that wait for its first byte go elsewhere.
+    until: Moment,
+}
+
+impl Membership {
+    /// A fleet whose backends are those in force in `reconciler`, with group names and groups by
+    /// slot.
+    pub fn new(
+        reconciler: Reconciler,
+        make: Make,
+        probe: ProbeParams,
+        found: mpsc::Sender<Found>,
+        kept: KeptBackends,
+        groups: Vec<(String, GroupId)>,
+        prefix_blocks: fn(u64, u64) -> u64,
+    ) -> Membership {
+        Membership {
+            reconciler,
+            make,
+            probe,
+            found,
+            kept,
+            groups,
+            leaving: Vec::new(),
+            prefix_blocks,
+        }
+    }
+}
+
+impl Control {
+    /// Applies an update and answers it.
+    pub(super) fn change_fleet(&mut self, update: FleetUpdate) {
+        let FleetUpdate { source, desired, reply } = update;
+        let now = self.proxy.clock.now();
+        let done = match desired {
+            Desired::All(all) => {
+                let (changes, bad) = self.membership.reconciler.set(source, all);
+                let done = self.apply_changes(changes, now + DRAIN_MAX);
+                let lines = bad.iter().map(|bad| format!("{}: {}", bad.name, bad.problem));
+                let mut lines: Vec<String> = lines.collect();
+                lines.extend(done.1);
+                if lines.is_empty() { Ok(done.0) } else { Err(lines.join("\n")) }
+            }
+            Desired::One(backend, text) => {
+                let name = backend.name.clone();
+                let before = self.membership.reconciler.clone();
+                let changes = self.membership.reconciler.put(source, *backend);
+                let (done, problems) = self.apply_changes(changes, now + DRAIN_MAX);
+                if problems.is_empty() {
+                    self.membership.kept.add(&name, text);
+                    Ok(done)
+                } else {
+                    self.membership.reconciler = before;
+                    Err(problems.join("\n"))
+                }
+            }
+            Desired::Without { name, now: at_once } => match self.proxy.fleet.named(&name) {
+                None => Err(format!("no backend is named {name:?}")),
+                Some(_) => {
+                    let changes = self.membership.reconciler.remove(&name);
+                    self.membership.kept.remove(&name);
+                    let until = if at_once { now } else { now + DRAIN_MAX };
+                    Ok(self.apply_changes(changes, until).0)
+                }
+            },
+        };
+        if let Err(problems) = &done {
+            tracing::error!(?source, "backends: {problems}");
+        }
+        if let Some(reply) = reply {
+            // The receiver is gone if the operator closed the connection.
+            reply.send(done).ok();
+        }
+    }
+
+    /// Applies changes. Returns what was done, and the problems. A backend that cannot be built does
+    /// not replace the one with its name.
+    fn apply_changes(&mut self, changes: Vec<Change>, until: Moment) -> (Done, Vec<String>) {
+        let (mut done, mut problems) = (Done::default(), Vec::new());
+        for change in changes {
+            match change {
+                Change::Leave(name) => {
+                    if let Some(backend) = self.proxy.fleet.named(&name) {
+                        self.leave(&backend, None, until);
+                        done.left += 1;
+                    }
+                }
+                Change::Join(settings) | Change::Replace(settings) => {
+                    let old = self.proxy.fleet.named(&settings.name);
+                    match self.built(&settings) {
+                        Ok(backend) => {
+                            let id = backend.id;
+                            if let Some(old) = &old {
+                                self.leave(old, Some(id), until);
+                            }
+                            self.join(backend, &settings);
+                            let count =
+                                if old.is_some() { &mut done.replaced } else { &mut done.joined };
+                            *count += 1;
+                        }
+                        Err(problem) => problems.push(format!("{}: {problem}", settings.name)),
+                    }
+                }
+            }
+        }
+        if done != Done::default() {
+            self.publish_pools();
+            tracing::info!(
+                joined = done.joined,
+                left = done.left,
+                replaced = done.replaced,
+                "backends changed"
+            );
+        }
+        (done, problems)
+    }
+
+    /// The backend for a free slot.
+    fn built(&self, settings: &BackendSettings) -> Result<Arc<Backend>, String> {
+        let slot = self.proxy.fleet.free_slot();
+        if slot >= SLOTS_MAX {
+            return Err(format!("all {SLOTS_MAX} slots for backends are in use"));
+        }
+        let group = self.group_of(&settings.group_name());
+        (self.membership.make)(settings, BackendId(slot as u16), group).map(Arc::new)
+    }
+
+    /// The configured group with this name, else the lowest unused one.
+    fn group_of(&self, name: &str) -> GroupId {
+        let here = |backend: &&Arc<Backend>| !backend.has_left();
+        let backends = self.proxy.fleet.backends();
+        let known = &self.membership.groups;
+        let mut present = backends.iter().filter(here).map(|backend| &known[backend.id.index()]);
+        if let Some((_, group)) = present.find(|(known, _)| known == name) {
+            return *group;
+        }
+        let table = self.proxy.fleet.table();
+        let used = |group: GroupId| {
+            backends
+                .iter()
+                .filter(here)
+                .any(|backend| table.entry(backend.id).group == group || backend.group == group)
+        };
+        (0..u16::MAX).map(GroupId).find(|group| !used(*group)).unwrap_or_default()
+    }
+
+    /// Puts a backend into the fleet. Its entry is published first, so that every reader that sees
+    /// the backend finds it, and the pools last.
+    fn join(&mut self, backend: Arc<Backend>, settings: &BackendSettings) {
+        let (id, now) = (backend.id, self.proxy.clock.now());
+        let priors = Priors { prefill: settings.prefill_prior, decode: settings.decode_prior };
+        backend.health.joins();
+        let role = settings.role.unwrap_or_else(|| self.first_role(&backend));
+        self.set_group_name(id, settings.group_name(), backend.group);
+        self.fits.join(id, priors);
+        self.pins.join(id, settings.role.filter(|_| settings.pin));
+        self.fitness.join(id, configured(settings, backend.group));
+        self.catalog.join(id, Offer::of(settings));
+        self.proxy.metrics.join(&backend);
+        self.proxy.signals.join(id, settings, &self.proxy.metrics);
+        let tokens = backend.kv_capacity().get();
+        let blocks = (self.membership.prefix_blocks)(tokens, self.proxy.prefix_block.get());
+        self.proxy.fleet.prefixes.forget(id);
+        self.proxy.fleet.prefixes.set_capacity(id, blocks);
+        let table = Arc::clone(&self.proxy.fleet.table());
+        let peers = table.entries.iter().enumerate();
+        let peers =
+            peers.filter(|(slot, entry)| entry.group == backend.group && *slot != id.index());
+        let peers: Vec<BackendId> = peers.map(|(slot, _)| BackendId(slot as u16)).collect();
+        let (prefill, decode) = self.fits.models(id, peers.into_iter());
+        let entry = Entry { role, usable: false, group: backend.group, prefill, decode };
+        let (mut entries, mut roles) = (table.entries.clone(), table.plan.roles().to_vec());
+        match entries.get_mut(id.index()) {
+            Some(slot) => *slot = entry,
+            None => entries.push(entry),
+        }
+        match roles.get_mut(id.index()) {
+            Some(slot) => *slot = role,
+            None => roles.push(role),
+        }
+        let plan = table.plan.next(roles);
+        self.proxy.fleet.publish(RoutingTable { entries, plan: plan.clone(), ..(*table).clone() });
+        self.proxy.fleet.join(Arc::clone(&backend));
+        self.state.flipped(id, now);
+        self.recording.flipped(now, id);
+        let flip = Flip { backend: id, from: Role::Draining, to: role };
+        let (number, wall) = (plan.number(), self.proxy.clock.wall(now));
+        let name = backend.name.to_string();
+        let numbers = Numbers::new();
+        self.note(JournalEntry::new(number, wall, name, flip, "joined", "applied", numbers));
+        self.fit();
+        self.note_holds();
+        let host = Arc::clone(&self.proxy) as Arc<dyn SignalHost>;
+        signals::follow(&host, &backend);
+        let found = self.membership.found.clone();
+        tokio::spawn(probe::run(backend, self.membership.probe, self.proxy.clock, found));
+    }
+
+    fn set_group_name(&mut self, id: BackendId, name: String, group: GroupId) {
+        let groups = &mut self.membership.groups;
+        match groups.get_mut(id.index()) {
+            Some(slot) => *slot = (name, group),
+            None => groups.push((name, group)),
+        }
+    }
+
+    /// The first role of a backend: mixed if its peers are, or it has none, else the rarer of
+    /// prefill and decode among its peers; always one that its launch flags allow.
+    fn first_role(&self, backend: &Backend) -> Role {
+        let table = self.proxy.fleet.table();
+        let backends = self.proxy.fleet.backends();
+        let peers = backends.iter().filter(|peer| {
+            !peer.is_leaving() && peer.group == backend.group && peer.id != backend.id
+        });
+        let (mut prefills, mut decodes, mut mixed) = (0, 0, 0);
+        for peer in peers {
+            match table.plan.role(peer.id) {
+                Role::Prefill => prefills += 1,
+                Role::Decode => decodes += 1,
+                Role::Mixed => mixed += 1,
+                Role::Draining => {}
+            }
+        }
+        let rarer = if prefills < decodes { Role::Prefill } else { Role::Decode };
+        let wanted = if mixed > 0 || prefills + decodes == 0 { Role::Mixed } else { rarer };
+        let order = [wanted, rarer, Role::Mixed, Role::Decode, Role::Prefill];
+        let allowed = |role: &Role| backend.allowed.contains(*role);
+        order.into_iter().find(allowed).unwrap_or(Role::Mixed)
+    }
+
+    /// Begins the removal of a backend: no new work from now on, or once its successor is up.
+    fn leave(&mut self, backend: &Arc<Backend>, successor: Option<BackendId>, until: Moment) {
+        let limit = self.proxy.clock.now() + SUCCESSOR_MAX;
+        let successor = successor.map(|successor| (successor, limit));
+        backend.set_leaving();
+        if successor.is_none() {
+            self.withdraw(backend.id);
+        }
+        self.membership.leaving.push(Leaving { backend: backend.id, successor, until });
+    }
+
+    /// Takes a backend out of every pool. The caller publishes the pools.
+    fn withdraw(&mut self, id: BackendId) {
+        let now = self.proxy.clock.now();
+        self.catalog.leave(id);
+        self.pins.set(id, Some(Pin { role: Role::Draining, until: None }));
+        let from = self.proxy.fleet.table().plan.role(id);
+        if from != Role::Draining {
+            let flip = Flip { backend: id, from, to: Role::Draining };
+            self.apply(flip, "left", "applied", Numbers::new(), now);
+        }
+    }
+
+    /// Withdraws replaced backends whose successors are up.
+    fn withdraw_replaced(&mut self, now: Moment) {
+        let mut ready = Vec::new();
+        for leaving in &mut self.membership.leaving {
+            let up = |(successor, limit): &(BackendId, Moment)| {
+                let health = &self.proxy.fleet.backend(*successor).health;
+                (health.is_up() && health.is_usable()) || now >= *limit
+            };
+            if leaving.successor.as_ref().is_some_and(up) {
+                leaving.successor = None;
+                ready.push(leaving.backend);
+            }
+        }
+        if !ready.is_empty() {
+            ready.into_iter().for_each(|id| self.withdraw(id));
+            self.publish_pools();
+        }
+    }
+
+    /// Publishes pools, directory and model list after a change of the catalog.
+    pub(super) fn publish_pools(&mut self) {
+        let mut next = (**self.proxy.fleet.table()).clone();
+        self.catalog.pools(&mut next);
+        next.set_mean_costs();
+        self.publish(next);
+        self.proxy.directory.store(Arc::new(self.catalog.directory()));
+        self.proxy.models.store(Arc::new(self.catalog.list()));
+    }
+
+    /// Ends the removal of backends that are drained.
+    pub(super) fn release_drained(&mut self, now: Moment) {
+        if self.membership.leaving.is_empty() {
+            return;
+        }
+        self.withdraw_replaced(now);
+        let fleet = &self.proxy.fleet;
+        let (metrics, fitness) = (&self.proxy.metrics, &mut self.fitness);
+        self.membership.leaving.retain(|leaving| {
+            let Leaving { backend: id, successor, until } = leaving;
+            let backend = fleet.backend(*id);
+            if successor.is_some() {
+                return true;
+            }
+            if !backend.account.balance().is_settled() {
+                if now >= *until && backend.health.refused() {
+                    backend.health.set_reason("was removed".to_owned());
+                }
+                return true;
+            }
+            backend.set_left();
+            fleet.prefixes.follow(*id, false);
+            fleet.prefixes.forget(*id);
+            fleet.kept.forget(*id);
+            fitness.leave(*id);
+            metrics.leave(&backend);
+            tracing::info!(backend = %backend.name, "backend has left");
+            false
+        });
+    }
+}
