@@ -116,6 +116,9 @@ async fn an_invalid_backend_is_answered_with_every_problem() {
     for word in ["name", "url", "streams"] {
         assert!(answer.body.contains(word), "{word}: {}", answer.body);
     }
+    let answer = proxy.add(&entry("twin", &fleet.url(0))).await;
+    assert_eq!(answer.status, 409);
+    assert!(answer.body.contains("one entry an engine"), "{}", answer.body);
     assert_eq!(proxy.remove("unknown").await.status, 404);
     assert_eq!(proxy.names().await, ["e0"]);
 }

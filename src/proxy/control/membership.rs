@@ -212,7 +212,17 @@ impl Control {
             return Err(format!("all {SLOTS_MAX} slots for backends are in use"));
         }
         let group = self.group_of(&settings.group_name());
-        (self.membership.make)(settings, BackendId(slot as u16), group).map(Arc::new)
+        let backend = (self.membership.make)(settings, BackendId(slot as u16), group)?;
+        let address = |backend: &Backend| {
+            let address = backend.pool.address();
+            (address.to_string(), address.ip)
+        };
+        let (own, backends) = (address(&backend), self.proxy.fleet.backends());
+        let mut others = backends.iter().filter(|b| !b.is_leaving() && b.name != backend.name);
+        match others.find(|other| address(other) == own) {
+            Some(other) => Err(format!("its url is that of {}: one entry an engine", other.name)),
+            None => Ok(Arc::new(backend)),
+        }
     }
 
     /// The configured group with this name, else the lowest unused one.
