@@ -16,7 +16,8 @@ pub fn print(tidegate: &Report, fixed: &Report, load: &Load) {
     let mut out = std::io::stdout().lock();
     // A closed stdout (EPIPE) is ignored.
     writeln!(out, "\n{}", words(tidegate, fixed)).ok();
-    if load.fails.is_none() {
+    // The engine model of the fixed split has neither failures nor prefix caches.
+    if load.fails.is_none() && !load.prefix_cache {
         writeln!(out, "{}", engines(tidegate.attainment, load)).ok();
     }
 }

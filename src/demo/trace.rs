@@ -50,7 +50,7 @@ const SURGE: f64 = 1.5;
 /// Longest answer of a chat: 8 s of decode, so that the last ones end within the demo.
 const ANSWER_MAX: Tokens = Tokens(500);
 /// Agent sessions a second, and the time after which many run at once.
-const SESSIONS: f64 = 0.35;
+const SESSIONS: f64 = 0.2;
 const SESSIONS_AT: Seconds = Seconds(120.0);
 const SEED: u64 = 2026;
 
