@@ -1,4 +1,4 @@
-//! `expand = true`: each address of a backend's name, as it is at the start, is a backend of its own.
+//! `expand = true`: at start-up, a backend is replaced by one backend for each address of its host name.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -6,8 +6,8 @@ use tidegate_settings::{BackendSettings, Settings};
 
 use crate::upstream::Address;
 
-/// Put a backend for each address in the place of those that are to be expanded. One whose name has
-/// no address now stays as it is: a start must not fail for it.
+/// Replaces each backend with `expand` by one backend per address. A backend whose name does not resolve
+/// is kept unchanged, so that the start does not fail.
 pub fn expand(settings: &mut Settings) {
     expand_with(settings, |address| {
         let found = (address.host.as_str(), address.port).to_socket_addrs();

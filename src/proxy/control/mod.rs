@@ -78,7 +78,7 @@ pub struct Control {
     membership: Membership,
     demand: DemandReader,
     /// Channel on which switches performed by engines report their result.
-    switches: (mpsc::Sender<switch::Ended>, mpsc::Receiver<switch::Ended>),
+    switches: (mpsc::Sender<switch::FinishedSwitch>, mpsc::Receiver<switch::FinishedSwitch>),
     switching: BTreeMap<BackendId, Role>,
     planned_at: Moment,
     plan_takes: Usual,
@@ -334,7 +334,7 @@ impl Control {
             }
             Found::Listed { backend, cards, answer, heard } => (backend, cards, answer, heard),
             Found::Told { backend, facts, cards, answer, heard } => {
-                let new = self.fitness.tell(backend, facts);
+                let new = self.fitness.store_facts(backend, facts);
                 if self.adopt(backend) || new {
                     self.fit();
                 }
@@ -429,19 +429,19 @@ impl Control {
         tokio::spawn(async move {
             let end = switch::run(backend, peers, to).await;
             // The receiver is gone only when the process stops.
-            told.send(switch::Ended { backend: id, from, to, cause, end }).await.ok();
+            told.send(switch::FinishedSwitch { backend: id, from, to, cause, end }).await.ok();
         });
         plan
     }
 
     /// Finishes a role switch: the engine gets its new or old role, or stays `Draining` if it is
     /// unusable.
-    fn switched(&mut self, ended: switch::Ended) {
-        let switch::Ended { backend, from, to, cause, end } = ended;
+    fn switched(&mut self, ended: switch::FinishedSwitch) {
+        let switch::FinishedSwitch { backend, from, to, cause, end } = ended;
         let (role, result) = match end {
-            switch::End::Switched => (to, "switched"),
-            switch::End::Restored => (from, "restored"),
-            switch::End::Broken => (Role::Draining, "quarantined"),
+            switch::SwitchResult::Switched => (to, "switched"),
+            switch::SwitchResult::Restored => (from, "restored"),
+            switch::SwitchResult::Broken => (Role::Draining, "quarantined"),
         };
         self.switching.remove(&backend);
         if self.proxy.fleet.backend(backend).is_leaving() {
@@ -452,7 +452,7 @@ impl Control {
             self.keep(backend, role);
         }
         let flip = Flip { backend, from: Role::Draining, to: role };
-        if end == switch::End::Switched {
+        if end == switch::SwitchResult::Switched {
             // A role switch empties the engine's prefix cache.
             self.proxy.fleet.prefixes.forget(backend);
             self.fitness.switched(backend, role);

@@ -26,7 +26,7 @@ const ANSWER_MAX: usize = 4 << 20;
 
 /// Result of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum SwitchResult {
     /// The engine reports the new role.
     Switched,
     /// The engine keeps its old role.
@@ -37,7 +37,7 @@ pub enum End {
 
 /// A finished switch.
 #[derive(Clone, Copy, Debug)]
-pub struct Ended {
+pub struct FinishedSwitch {
     /// Backend whose role was switched.
     pub backend: BackendId,
     /// The role before the switch.
@@ -47,18 +47,18 @@ pub struct Ended {
     /// The cause as recorded in the journal.
     pub cause: &'static str,
     /// The result.
-    pub end: End,
+    pub end: SwitchResult,
 }
 
 /// Drains `backend`, asks it to switch and verifies the new role. `peers` are asked for their
 /// decode CUDA graph sizes, which a new decode engine needs. The caller keeps new work away from
 /// `backend` meanwhile.
-pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> End {
+pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> SwitchResult {
     let deadline = Instant::now() + DRAIN_MAX.to_duration();
     while !backend.account.balance().is_settled() {
         if Instant::now() > deadline {
             tracing::warn!(backend = %backend.name, "role switch: requests still in flight after {DRAIN_MAX}, old role kept");
-            return End::Restored;
+            return SwitchResult::Restored;
         }
         sleep(LOOK.to_duration()).await;
     }
@@ -67,26 +67,26 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> E
     loop {
         let Some(answer) = exchange(&backend, Method::POST, SWITCH_PATH, body.clone()).await else {
             tracing::error!(backend = %backend.name, "role switch: no answer from the engine");
-            return End::Broken;
+            return SwitchResult::Broken;
         };
         match read_switch(&answer) {
             SwitchOutcome::Yes => break,
             SwitchOutcome::NotIdle if Instant::now() < deadline => sleep(AGAIN.to_duration()).await,
-            SwitchOutcome::NotIdle => return End::Restored,
+            SwitchOutcome::NotIdle => return SwitchResult::Restored,
             SwitchOutcome::No { safe_to_restore, message } => {
                 tracing::error!(backend = %backend.name, safe_to_restore, "role switch refused by the engine: {message}");
-                return if safe_to_restore { End::Restored } else { End::Broken };
+                return if safe_to_restore { SwitchResult::Restored } else { SwitchResult::Broken };
             }
         }
     }
     // A switch without effect answers with success too, so the role is read back.
     let info = exchange(&backend, Method::GET, INFO_PATH, Bytes::new()).await;
     match info.and_then(|info| role_now(&info)) {
-        Some(role) if role == to => End::Switched,
+        Some(role) if role == to => SwitchResult::Switched,
         role => {
             let role = role.map_or("none", Role::as_str);
             tracing::error!(backend = %backend.name, "role switch to {to} had no effect: the engine reports role {role}");
-            End::Broken
+            SwitchResult::Broken
         }
     }
 }

@@ -94,15 +94,15 @@ pub struct Drain {
     pub predecessor: Mutex<Option<Predecessor>>,
     /// Control of both ports' phases.
     pub switches: Switches,
-    /// The vital parts of the process.
+    /// Liveness of the essential tasks.
     pub liveness: Arc<Liveness>,
 }
 
-enum Cause {
+enum StopCause {
     Terminate,
     Upgrade,
-    Asked,
-    Died,
+    Requested,
+    TaskFailed,
 }
 
 #[async_trait]
@@ -112,18 +112,18 @@ impl ShutdownSignalWatch for Drain {
         self.liveness.stop();
         let DrainParams { linger, drain } = self.params;
         match cause {
-            Cause::Died => {
+            StopCause::TaskFailed => {
                 let failed_task = self.liveness.failed_task();
                 tracing::error!(failed_task, "stopping: a part of the proxy panicked");
                 return ShutdownSignal::FastShutdown;
             }
-            Cause::Terminate => {
+            StopCause::Terminate => {
                 tracing::info!("stopping: unready from now on");
                 self.proxy.draining.store(true, Relaxed);
                 tokio::time::sleep(linger.to_duration()).await;
                 self.close_data();
             }
-            Cause::Upgrade => {
+            StopCause::Upgrade => {
                 // The successor answers on the same address, so readiness must not change.
                 self.proxy.hands_over.store(true, Relaxed);
                 self.close_data();
@@ -134,7 +134,7 @@ impl ShutdownSignalWatch for Drain {
                 self.closed(linger).await;
                 self.switches.stop_admin.send_replace(true);
             }
-            Cause::Asked => {
+            StopCause::Requested => {
                 self.proxy.draining.store(true, Relaxed);
                 self.close_data();
             }
@@ -169,9 +169,9 @@ impl Drain {
         }
     }
 
-    async fn cause(&self) -> Cause {
+    async fn cause(&self) -> StopCause {
         let mut signals = match self.signals {
-            true => Signals::listen(),
+            true => SignalStreams::listen(),
             false => None,
         };
         if self.signals && signals.is_none() {
@@ -182,14 +182,14 @@ impl Drain {
         let mut has_taken = false;
         loop {
             let quit = tokio::select! {
-                () = self.stop.notified() => return Cause::Asked,
-                () = self.liveness.failed() => return Cause::Died,
+                () = self.stop.notified() => return StopCause::Requested,
+                () = self.liveness.failed() => return StopCause::TaskFailed,
                 () = taking.as_mut(), if !has_taken => { has_taken = true; false }
                 word = next(&mut signals) => match word {
-                    Word::Terminate => return Cause::Terminate,
-                    Word::Interrupt => return Cause::Asked,
-                    Word::Hangup => { self.proxy.reload.notify_one(); false }
-                    Word::Quit => true,
+                    ProcessSignal::Terminate => return StopCause::Terminate,
+                    ProcessSignal::Interrupt => return StopCause::Requested,
+                    ProcessSignal::Hangup => { self.proxy.reload.notify_one(); false }
+                    ProcessSignal::Quit => true,
                 },
             };
             if !quit {
@@ -198,10 +198,10 @@ impl Drain {
             // Requests are served during a hand-over, and other reasons to stop take precedence.
             let handing = self.hand_over();
             tokio::select! {
-                done = handing => if done { return Cause::Upgrade },
-                () = self.stop.notified() => return Cause::Asked,
-                () = self.liveness.failed() => return Cause::Died,
-                cause = ends(&mut signals, &self.proxy) => return cause,
+                done = handing => if done { return StopCause::Upgrade },
+                () = self.stop.notified() => return StopCause::Requested,
+                () = self.liveness.failed() => return StopCause::TaskFailed,
+                cause = next_stop(&mut signals, &self.proxy) => return cause,
             }
         }
     }
@@ -266,23 +266,23 @@ impl Drain {
     }
 }
 
-enum Word {
+enum ProcessSignal {
     Terminate,
     Interrupt,
     Quit,
     Hangup,
 }
 
-struct Signals {
+struct SignalStreams {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
     hangup: Signal,
 }
 
-impl Signals {
-    fn listen() -> Option<Signals> {
-        Some(Signals {
+impl SignalStreams {
+    fn listen() -> Option<SignalStreams> {
+        Some(SignalStreams {
             terminate: signal(SignalKind::terminate()).ok()?,
             interrupt: signal(SignalKind::interrupt()).ok()?,
             quit: signal(SignalKind::quit()).ok()?,
@@ -292,24 +292,24 @@ impl Signals {
 }
 
 /// The next signal; pending for ever without signal handlers.
-async fn next(signals: &mut Option<Signals>) -> Word {
+async fn next(signals: &mut Option<SignalStreams>) -> ProcessSignal {
     let Some(signals) = signals else { return std::future::pending().await };
     tokio::select! {
-        _ = signals.terminate.recv() => Word::Terminate,
-        _ = signals.interrupt.recv() => Word::Interrupt,
-        _ = signals.quit.recv() => Word::Quit,
-        _ = signals.hangup.recv() => Word::Hangup,
+        _ = signals.terminate.recv() => ProcessSignal::Terminate,
+        _ = signals.interrupt.recv() => ProcessSignal::Interrupt,
+        _ = signals.quit.recv() => ProcessSignal::Quit,
+        _ = signals.hangup.recv() => ProcessSignal::Hangup,
     }
 }
 
 /// The next signal that ends the process.
-async fn ends(signals: &mut Option<Signals>, proxy: &Proxy) -> Cause {
+async fn next_stop(signals: &mut Option<SignalStreams>, proxy: &Proxy) -> StopCause {
     loop {
         match next(signals).await {
-            Word::Terminate => return Cause::Terminate,
-            Word::Interrupt => return Cause::Asked,
-            Word::Hangup => proxy.reload.notify_one(),
-            Word::Quit => {
+            ProcessSignal::Terminate => return StopCause::Terminate,
+            ProcessSignal::Interrupt => return StopCause::Requested,
+            ProcessSignal::Hangup => proxy.reload.notify_one(),
+            ProcessSignal::Quit => {
                 tracing::error!("SIGQUIT is ignored: the listeners are being handed over")
             }
         }

@@ -321,9 +321,9 @@ impl Metrics {
             gauges.prefill_tokens.set(balance.prefill_tokens.as_f64());
             gauges.streams.set(f64::from(balance.streams));
             gauges.kv_tokens.set(balance.kv.as_f64());
-            let words = backend.words.load();
-            for (gauge, word) in gauges.misfits.iter().zip(Misfit::LABELS) {
-                gauge.set(f64::from(u8::from(words.kinds.contains(&word))));
+            let report = backend.report.load();
+            for (gauge, misfit) in gauges.misfits.iter().zip(Misfit::LABELS) {
+                gauge.set(f64::from(u8::from(report.kinds.contains(&misfit))));
             }
         }
         self.handle.render()
@@ -395,8 +395,8 @@ impl BackendMetrics {
             prefill_tokens: of("tidegate_backend_prefill_tokens"),
             streams: of("tidegate_backend_streams"),
             kv_tokens: of("tidegate_backend_kv_tokens"),
-            misfits: Misfit::LABELS.map(|word| {
-                gauge!("tidegate_backend_misfit", "backend" => name.to_owned(), "reason" => word)
+            misfits: Misfit::LABELS.map(|misfit| {
+                gauge!("tidegate_backend_misfit", "backend" => name.to_owned(), "reason" => misfit)
             }),
         }
     }

@@ -49,7 +49,7 @@ pub struct Backend {
     /// Its health, from request outcomes and probes.
     pub health: Health,
     /// Facts reported by the engine, for the admin API and metrics. Written by the control loop.
-    pub words: ArcSwap<EngineWords>,
+    pub report: ArcSwap<EngineReport>,
     /// When the first of its streams exceeds its TPOT target if no further token arrives. Written
     /// by the control loop.
     late_at: AtomicU64,
@@ -107,7 +107,7 @@ impl HitSource {
 
 /// Facts reported by an engine, and differences from its settings or its group.
 #[derive(Clone, Debug, Default)]
-pub struct EngineWords {
+pub struct EngineReport {
     /// Engine version.
     pub version: Option<String>,
     /// The misfits, one sentence each.
@@ -154,7 +154,7 @@ impl Backend {
             pool,
             account: Arc::default(),
             health: Health::new(health),
-            words: ArcSwap::default(),
+            report: ArcSwap::default(),
             late_at: AtomicU64::new(Moment::NEVER.0),
             kv_block: AtomicU32::new(1),
             hit_share: AtomicU32::new(1.0f32.to_bits()),

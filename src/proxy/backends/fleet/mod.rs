@@ -12,7 +12,7 @@ mod roster;
 mod table;
 mod view;
 
-pub use backend::{Backend, EngineWords, HitSource, KvCapacity};
+pub use backend::{Backend, EngineReport, HitSource, KvCapacity};
 pub use gaps::{GAP_BUCKETS, Gaps, gap_bound};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};

@@ -102,14 +102,14 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
     let backends = all.iter().filter(|backend| !backend.has_left()).map(|backend| {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
-        let words = backend.words.load();
+        let report = backend.report.load();
         BackendView {
             name: backend.name.to_string(),
             url: backend.pool.address().to_string(),
             group: entry.group.0,
             engine: backend.kind.as_str(),
-            version: words.version.clone(),
-            misfits: words.misfits.clone(),
+            version: report.version.clone(),
+            misfits: report.misfits.clone(),
             role: entry.role,
             leaving: backend.is_leaving(),
             pinned: backend.pin().is_some_and(|pin| pin.until.is_none()),
