@@ -244,7 +244,9 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let now = self.proxy.clock.now();
         self.proxy.fleet.registry.remove(self.live.id);
-        let considered = self.notes.considered.take();
+        let considered = self.notes.considered.take().unwrap_or_default();
+        let named = |seen: &Considered| (self.proxy.fleet.backend(seen.on).name.clone(), *seen);
+        let considered = considered.iter().map(named).collect();
         let log = self.log(now);
         self.proxy.metrics.settled(&log);
         access_log::write(&log);

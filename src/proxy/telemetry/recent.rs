@@ -41,8 +41,9 @@ pub struct RecentRequest {
     pub split: bool,
     pub predicted: Option<Expected>,
     pub expected_ttft: Option<Seconds>,
-    /// The candidates of its last placement; the first one was chosen.
-    pub considered: Box<[Considered]>,
+    /// The candidates of its last placement by name, since a later backend may take the slot of one
+    /// that has left; the first one was chosen.
+    pub considered: Box<[(Arc<str>, Considered)]>,
 }
 
 impl Recent {
@@ -61,13 +62,13 @@ impl Recent {
     pub fn push(
         &self,
         log: &RequestLog<'_>,
-        considered: Option<Box<[Considered]>>,
+        considered: Box<[(Arc<str>, Considered)]>,
         told: Option<Tokens>,
     ) {
         if !self.is_on() {
             return;
         }
-        let ended = RecentRequest::of(log, considered.unwrap_or_default(), told);
+        let ended = RecentRequest::of(log, considered, told);
         let slot = self.written.fetch_add(1, Relaxed) % self.slots.len();
         self.slots[slot].store(Some(Arc::new(ended)));
     }
@@ -93,7 +94,11 @@ impl Recent {
 }
 
 impl RecentRequest {
-    fn of(log: &RequestLog<'_>, considered: Box<[Considered]>, told: Option<Tokens>) -> Self {
+    fn of(
+        log: &RequestLog<'_>,
+        considered: Box<[(Arc<str>, Considered)]>,
+        told: Option<Tokens>,
+    ) -> Self {
         let accepted = log.accepted;
         RecentRequest {
             live: Arc::clone(log.live),

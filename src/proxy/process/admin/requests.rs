@@ -4,7 +4,7 @@
 use serde::Serialize;
 use std::sync::Arc;
 use tidegate_scheduler::placement::Considered;
-use tidegate_types::{BackendId, Role, Seconds};
+use tidegate_types::{Role, Seconds};
 
 use crate::dispatch::context::Proxy;
 use crate::telemetry::recent::RecentRequest;
@@ -154,8 +154,8 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
             ttft_seconds: seconds(of.ttft),
             tpot_seconds: seconds(of.tpot),
         },
-        choice: choice(proxy, of),
-        candidates: candidates(proxy, of),
+        choice: choice(of),
+        candidates: candidates(of),
     }
 }
 
@@ -201,9 +201,9 @@ fn phases(of: &RecentRequest) -> Vec<Phase> {
     phases
 }
 
-fn candidates(proxy: &Proxy, of: &RecentRequest) -> Vec<CandidateView> {
-    let view = |(index, seen): (usize, &Considered)| CandidateView {
-        backend: name(proxy, seen.on),
+fn candidates(of: &RecentRequest) -> Vec<CandidateView> {
+    let view = |(index, (name, seen)): (usize, &(Arc<str>, Considered))| CandidateView {
+        backend: name.to_string(),
         role: seen.role,
         chosen: index == 0,
         open: seen.open,
@@ -218,12 +218,8 @@ fn candidates(proxy: &Proxy, of: &RecentRequest) -> Vec<CandidateView> {
     of.considered.iter().enumerate().map(view).collect()
 }
 
-fn name(proxy: &Proxy, id: BackendId) -> String {
-    proxy.fleet.backend(id).name.to_string()
-}
-
 /// The placement in one sentence.
-fn choice(proxy: &Proxy, of: &RecentRequest) -> String {
+fn choice(of: &RecentRequest) -> String {
     let waited = match of.queued {
         Some(queued) if queued.get() >= WAITED_MIN => {
             format!("After {} in the queue, because no engine had capacity, ", millis(queued))
@@ -239,19 +235,19 @@ fn choice(proxy: &Proxy, of: &RecentRequest) -> String {
             (Some(_), _) => "The request went to an engine without a placement decision.".into(),
         };
     };
-    let on = name(proxy, chosen.on);
+    let (on, chosen) = chosen;
     let legs = match (of.split, &of.decode_on) {
         (true, Some(to)) => format!("{on} prefilled and {to} decoded"),
         (true, None) => format!("{on} was to prefill"),
         (false, _) => format!("{on} ran the whole request"),
     };
-    format!("{waited}{legs}: {}.", why(proxy, of, chosen, others))
+    format!("{waited}{legs}: {}.", why(of, chosen, others))
 }
 
 /// Shorter waits are a placement at once.
 const WAITED_MIN: f64 = 0.001;
 
-fn why(proxy: &Proxy, of: &RecentRequest, chosen: &Considered, others: &[Considered]) -> String {
+fn why(of: &RecentRequest, chosen: &Considered, others: &[(Arc<str>, Considered)]) -> String {
     let end = format!("its prefill was predicted to end after {}", millis(chosen.prefill_end));
     let cached = match chosen.cached.get() {
         0 => String::new(),
@@ -262,14 +258,16 @@ fn why(proxy: &Proxy, of: &RecentRequest, chosen: &Considered, others: &[Conside
     } else {
         ""
     };
-    let may = |other: &&Considered| {
+    let may = |(_, other): &&(Arc<str>, Considered)| {
         other.open && other.prefill_room && (other.role != Role::Decode || other.slack)
     };
-    let next = others.iter().filter(may).min_by(|a, b| a.prefill_end.0.total_cmp(&b.prefill_end.0));
+    let next = others
+        .iter()
+        .filter(may)
+        .min_by(|(_, a), (_, b)| a.prefill_end.0.total_cmp(&b.prefill_end.0));
     let beside = match next {
-        Some(next) => {
-            let (name, at) = (name(proxy, next.on), millis(next.prefill_end));
-            format!("; the next candidate was {name} with {at}")
+        Some((name, next)) => {
+            format!("; the next candidate was {name} with {}", millis(next.prefill_end))
         }
         None if others.is_empty() => "; it was the only backend of the model".to_owned(),
         None => "; no other backend of the model could take the prefill".to_owned(),
