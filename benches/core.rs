@@ -92,6 +92,7 @@ impl Fleet for Plain {
             slack: Seconds(0.01),
             prefill_model: Default::default(),
             decode_model: Default::default(),
+            transfer_model: Default::default(),
         }
     }
 

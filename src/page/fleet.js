@@ -116,6 +116,7 @@ function updateEngine(card, backend) {
     ["prefill", `${format.seconds(costs.prefill_token_seconds)} a token, ${format.seconds(costs.prefill_base_seconds)} a step`],
     ["attention", `${format.seconds(costs.prefill_attention_seconds * 1e6)} per million token pairs`],
     ["decode step", `${format.seconds(costs.decode_base_seconds)}, ${format.seconds(costs.decode_stream_seconds)} a stream, ${format.seconds(costs.decode_kv_token_seconds * 1000)} per 1,000 KV tokens`],
+    ["hand-off", `${format.seconds(costs.hand_off_base_seconds)}, ${format.seconds(costs.hand_off_token_seconds * 1000)} per 1,000 tokens`],
     ["prefix hits", `${format.percent(backend.prefix_hit_share, 0)} of the predicted ones are real`],
     ["engine", `${backend.engine} ${backend.version || "of unknown version"}, group ${backend.group}`],
     ["address", backend.url],

@@ -6,7 +6,7 @@
 //! than up to a plan interval old, engines do not fail, and legs cost no time except the hand-off.
 
 use std::collections::VecDeque;
-use tidegate_scheduler::cost::{OutputEstimate, PrefillModel, TransferModel};
+use tidegate_scheduler::cost::{OutputEstimate, PrefillModel};
 use tidegate_scheduler::placement::{
     Choice, DecodeRequest, EdfQueue, Excluded, Outcome, Params as PlacementParams, PrefillRequest,
     Reserved, Split, place, place_decode,
@@ -26,7 +26,7 @@ use crate::trace::Arrival;
 /// The parameters that the live proxy takes from its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TidegateParams {
-    /// Parameters of placement. SLO, chunk and transfer cost are replaced by those of the fleet.
+    /// Parameters of placement. SLO and chunk are replaced by those of the fleet.
     pub placement: PlacementParams,
     /// Parameters of the planner. SLO, chunk and, with `switch`, the switch time are replaced.
     pub planner: PlannerParams,
@@ -103,8 +103,6 @@ impl Follow {
         let profile = &config.profile;
         params.placement.slo = config.slo;
         params.placement.chunk = profile.chunk;
-        params.placement.transfer =
-            TransferModel { base: profile.t_handoff, per_token: profile.t_xfer };
         params.planner.slo = config.slo;
         params.planner.chunk = config.profile.chunk;
         params.planner.switch = params.switch.unwrap_or(params.planner.switch);

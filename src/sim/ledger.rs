@@ -99,6 +99,7 @@ impl Ledger {
                     slack: NO_STREAM,
                     prefill_model: profile.prefill_model(),
                     decode_model: profile.decode_model(),
+                    transfer_model: profile.transfer_model(),
                 })
                 .collect(),
             index: None,

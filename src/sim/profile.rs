@@ -1,7 +1,7 @@
 //! Engine profiles: the constants of docs/spec/engine-model.md#constants. Other profiles are added
 //! beside the reference profile, which is never tuned.
 
-use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_types::{Seconds, Tokens};
 
 /// Constants of one engine. Durations are in seconds.
@@ -149,6 +149,11 @@ impl Profile {
             per_token: self.t_tok + self.t_base / self.chunk.as_f64().max(1.0),
             per_attention: self.t_att,
         }
+    }
+
+    /// Returns the cost model of a hand-off.
+    pub fn transfer_model(&self) -> TransferModel {
+        TransferModel { base: self.t_handoff, per_token: self.t_xfer }
     }
 
     /// Returns the cost model of a decode step.

@@ -23,7 +23,11 @@ impl Emulated {
 
     /// Starts engines from other settings, with the fast profile.
     pub async fn with(config: EmulatorConfig) -> Emulated {
-        let profile = Profile::named("fast").unwrap();
+        Emulated::with_profile(config, Profile::named("fast").unwrap()).await
+    }
+
+    /// Starts engines from other settings, with this profile.
+    pub async fn with_profile(config: EmulatorConfig, profile: Profile) -> Emulated {
         let config = EmulatorConfig { profile, model: "m".to_owned(), ..config };
         Emulated { running: start(config).await.unwrap() }
     }

@@ -1,6 +1,10 @@
 //! A request split over two engines: the requests of both legs, and the actual transfer of the KV
 //! cache.
 
+use tidegate_emulator::EmulatorConfig;
+use tidegate_sim::Profile;
+use tidegate_types::Seconds;
+
 use crate::client::{post, send};
 use crate::fake::{Act, Fake, chat_chunks, prefill_answer};
 use crate::fleet::{Emulated, tokens_of};
@@ -114,5 +118,29 @@ async fn the_hand_off_transfers_kv() {
     assert!(d.bytes_in > 0);
     assert_eq!((d.recomputes, d.transfers_failed), (0, 0), "none was a silent recompute");
     assert_eq!(p.leases_expired, 0);
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hand_off_cost_of_a_group_is_learned_from_streamed_answers() {
+    let slow = Profile { t_handoff: Seconds(0.1), ..Profile::named("fast").unwrap() };
+    let config = EmulatorConfig { count: 2, ..EmulatorConfig::default() };
+    let fleet = Emulated::with_profile(config, slow).await;
+    let engines = [vllm("p", fleet.url(0), PREFILL), vllm("d", fleet.url(1), DECODE)];
+    let proxy = Proxy::start(SPLIT, &engines).await;
+    let cost = |backend: &serde_json::Value| {
+        let costs = &backend["costs"];
+        let of = |name: &str| costs[name].as_f64().unwrap();
+        of("hand_off_base_seconds") + of("hand_off_token_seconds") * 1000.0
+    };
+    // The default, 3 ms and 8 µs a token, before the first hand-off.
+    proxy.shows("p", |backend| (cost(backend) - 0.011).abs() < 1e-6).await;
+    for request in 0..12 {
+        let body = fleet.chat(true, 400 + request * 50, 4);
+        assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
+    }
+    for name in ["p", "d"] {
+        proxy.shows(name, |backend| cost(backend) > 0.05).await;
+    }
     proxy.settles().await;
 }

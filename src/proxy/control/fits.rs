@@ -1,15 +1,18 @@
-//! Online cost regressions: prefill and decode costs per backend, output lengths over all backends.
+//! Online cost regressions: prefill and decode costs per backend, hand-off costs per compatibility
+//! group, output lengths over all backends.
 
 mod cache;
+mod hand_offs;
 mod rivals;
 mod steps;
 
-use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel};
-use tidegate_types::{BackendId, Moment, Seconds, Tokens};
+use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel, TransferModel};
+use tidegate_types::{BackendId, GroupId, Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Estimates, Fleet, HitSource};
 use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 use cache::CacheTruth;
+use hand_offs::HandOffFits;
 use rivals::Rivals;
 use steps::{Hypotheses, Step, Steps};
 
@@ -36,6 +39,7 @@ const STEPS_SHARE_MAX: f64 = 0.5;
 /// The regressions of all backends.
 pub struct Fits {
     backends: Vec<BackendFit>,
+    hand_offs: HandOffFits,
     estimates: Estimates,
     /// `max_num_batched_tokens` of the engines.
     chunk: Tokens,
@@ -64,7 +68,8 @@ struct Look {
 impl Fits {
     /// Regressions that start from `priors`, one per backend slot.
     pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
-        Fits { backends: priors.into_iter().map(BackendFit::new).collect(), estimates, chunk }
+        let backends = priors.into_iter().map(BackendFit::new).collect();
+        Fits { backends, hand_offs: HandOffFits::default(), estimates, chunk }
     }
 
     /// Starts the regressions of a backend that joins, in place of those of the one that had its
@@ -99,6 +104,10 @@ impl Fits {
             }
             ControlEvent::Counted { backend, hits } => {
                 self.backends[backend.index()].cache.counted(hits, now);
+            }
+            ControlEvent::HandOff(sample) => {
+                let decode = self.backends[sample.backend.index()].decode.model();
+                self.hand_offs.observe(&sample, &decode);
             }
             ControlEvent::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
@@ -164,6 +173,16 @@ impl Fits {
             decode = seen.map_or(decode, |peer| peer.decode.model());
         }
         (prefill, decode)
+    }
+
+    /// Takes the groups of the routing table, by backend slot.
+    pub fn regroup(&mut self, groups: impl Iterator<Item = GroupId>) {
+        self.hand_offs.regroup(groups);
+    }
+
+    /// The learned cost of a hand-off within a group.
+    pub fn transfer(&self, group: GroupId) -> TransferModel {
+        self.hand_offs.model(group)
     }
 
     /// The learned length estimates.

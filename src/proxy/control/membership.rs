@@ -268,7 +268,9 @@ impl Control {
             peers.filter(|(slot, entry)| entry.group == backend.group && *slot != id.index());
         let peers: Vec<BackendId> = peers.map(|(slot, _)| BackendId(slot as u16)).collect();
         let (prefill, decode) = self.fits.models(id, peers.into_iter());
-        let entry = Entry { role, usable: false, group: backend.group, prefill, decode };
+        let group = backend.group;
+        let transfer = self.fits.transfer(group);
+        let entry = Entry { role, usable: false, group, prefill, decode, transfer };
         let (mut entries, mut roles) = (table.entries.clone(), table.plan.roles().to_vec());
         match entries.get_mut(id.index()) {
             Some(slot) => *slot = entry,

@@ -195,8 +195,12 @@ impl Control {
     fn hear(&mut self) {
         let now = self.proxy.clock.now();
         let mut heard = false;
-        while let Ok(observation) = self.inboxes.control_events.try_recv() {
-            self.fits.take(observation, now);
+        while let Ok(event) = self.inboxes.control_events.try_recv() {
+            if !heard {
+                let table = self.proxy.fleet.table();
+                self.fits.regroup(table.entries.iter().map(|entry| entry.group));
+            }
+            self.fits.take(event, now);
             heard = true;
         }
         self.fits.settle(now);
@@ -318,6 +322,7 @@ impl Control {
             let peers = (0..table.entries.len()).map(|slot| BackendId(slot as u16));
             let peers = peers.filter(|peer| table.entry(*peer).group == group);
             (entry.prefill, entry.decode) = self.fits.models(id, peers);
+            entry.transfer = self.fits.transfer(group);
         }
         next.set_mean_costs();
         self.publish(next);

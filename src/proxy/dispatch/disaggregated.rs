@@ -12,7 +12,7 @@ use crate::backends::fleet::{Backend, Stage};
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::blame;
 use crate::dispatch::colocated;
-use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
+use crate::dispatch::leg::{self, HandOffLeg, PREFILL_ANSWER_MAX};
 use crate::dispatch::place;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
@@ -112,7 +112,8 @@ async fn decode(
             // a wrong answer. The prompt is prefilled again.
             _ => serving.inbound.body.clone().into(),
         };
-        let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);
+        let hand_off = HandOffLeg::predicted(serving, &backend);
+        let measured = depends_on.map(|_| HandOffLeg::new(serving, &backend));
         match leg::answered(
             serving,
             &backend,
@@ -125,6 +126,9 @@ async fn decode(
         .await
         {
             Ok((head, body)) => {
+                if let Some(leg) = measured {
+                    leg.answered(serving, &backend, &body);
+                }
                 serving.proxy.note_prefix(backend.id, serving.accepted);
                 return Ok(leg::opened(serving, head, body, reservation));
             }

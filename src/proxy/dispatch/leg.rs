@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{LegBody, is_load};
 use tidegate_filters::Accepted;
+use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::placement::DecodeRequest;
 use tidegate_types::{Moment, Seconds, Tokens};
 
@@ -17,7 +18,7 @@ use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
-use crate::telemetry::control_events::ControlEvent;
+use crate::telemetry::control_events::{ControlEvent, HandOffSample};
 use crate::upstream::failure::{Leg, LegFailure, LegProblem};
 use crate::upstream::{Answer, Head};
 
@@ -115,6 +116,41 @@ pub(crate) fn note_prefill(
 ) {
     let prefilling = PendingPrefill { backend: Arc::clone(backend), predicted, sent };
     prefilling.ended(serving.proxy, serving.accepted, serving.job.prompt, now, reported_hit);
+}
+
+/// A decode leg that depends on a hand-off.
+pub(crate) struct HandOffLeg {
+    sent: Moment,
+    balance: Balance,
+}
+
+impl HandOffLeg {
+    /// A leg that is about to be sent to `backend`.
+    pub(crate) fn new(serving: &Serving<'_>, backend: &Backend) -> HandOffLeg {
+        HandOffLeg { sent: serving.proxy.clock.now(), balance: backend.account.balance() }
+    }
+
+    /// Returns the predicted duration of the hand-off to `backend`.
+    pub(crate) fn predicted(serving: &Serving<'_>, backend: &Backend) -> Seconds {
+        serving.proxy.fleet.table().entry(backend.id).transfer.predict(serving.job.prompt)
+    }
+
+    /// Reports the duration to the control loop, if the answer is a stream that has a token: the
+    /// answer to another request comes at the end of its decode.
+    pub(crate) fn answered(&self, serving: &Serving<'_>, backend: &Backend, body: &OpenedBody) {
+        let OpenedBody::Events(begun) = body else { return };
+        if begun.seen.tokens == 0 {
+            return;
+        }
+        serving.proxy.report(ControlEvent::HandOff(HandOffSample {
+            backend: backend.id,
+            tokens: serving.job.prompt,
+            took: serving.proxy.clock.now() - self.sent,
+            streams: self.balance.streams,
+            kv: self.balance.kv,
+            prefilling: self.balance.prefill_legs > 0,
+        }));
+    }
 }
 
 /// Returns a leg's failure, after which another backend may be tried.

@@ -17,7 +17,7 @@ use crate::dispatch::colocated;
 use crate::dispatch::concurrent_legs::LinkedLeg;
 use crate::dispatch::disaggregated;
 use crate::dispatch::inbound::Inbound;
-use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
+use crate::dispatch::leg::{self, HandOffLeg, PREFILL_ANSWER_MAX};
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::{RequestProgress, RequestRecord};
@@ -241,10 +241,12 @@ async fn decode(
         Some(scan) => own.family.decode_leg(body, scan, handoff, own.key.as_deref()),
         None => body.clone().into(),
     };
-    let hand_off = serving.proxy.placement.transfer.predict(serving.job.prompt);
+    let hand_off = HandOffLeg::predicted(serving, &own);
+    let measured = HandOffLeg::new(serving, &own);
     let attempt = progress.attempts();
     let answered = leg::answered(serving, &own, None, hand_off, leg, attempt, &|| ()).await;
     let (head, body) = answered.map_err(|problem| leg::miss(&own, Leg::Decode, problem))?;
+    measured.answered(serving, &own, &body);
     serving.proxy.note_prefix(own.id, serving.accepted);
     Ok(leg::opened(serving, head, body, reservation))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
 use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
-use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex, TransferModel};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
@@ -406,6 +406,7 @@ fn first_table(
         group: backend.group,
         prefill: priors.prefill,
         decode: priors.decode,
+        transfer: TransferModel::default(),
     });
     let mut table = RoutingTable {
         entries: entries.collect(),

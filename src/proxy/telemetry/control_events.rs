@@ -2,7 +2,7 @@
 //! full is dropped: the regressions do not need every sample.
 
 use tidegate_scheduler::cost::ByteFeatures;
-use tidegate_types::{BackendId, Moment, Tokens};
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 /// Capacity of the channel: one second of events at 1,000 requests a second.
 pub const CONTROL_EVENTS_MAX: usize = 4096;
@@ -38,6 +38,23 @@ pub struct PrefillSample {
     pub beside: ConcurrentStreams,
 }
 
+/// One hand-off: a sample for the cost regression of its group.
+#[derive(Clone, Copy, Debug)]
+pub struct HandOffSample {
+    /// Backend that fetched the KV.
+    pub backend: BackendId,
+    /// Tokens whose KV was handed over.
+    pub tokens: Tokens,
+    /// From sending the decode leg to its first token.
+    pub took: Seconds,
+    /// Streams on the backend when the leg was sent, the request's own included.
+    pub streams: u32,
+    /// Their KV tokens.
+    pub kv: Tokens,
+    /// Whether the backend had prefill work when the leg was sent.
+    pub prefilling: bool,
+}
+
 /// One event.
 #[derive(Clone, Copy, Debug)]
 pub enum ControlEvent {
@@ -51,6 +68,8 @@ pub enum ControlEvent {
         /// Its output tokens.
         output: Tokens,
     },
+    /// The decode leg of a disaggregated request has sent its first token.
+    HandOff(HandOffSample),
     /// An engine's report of cached prompt tokens.
     Hit {
         /// Backend that reported.

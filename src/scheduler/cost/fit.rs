@@ -26,6 +26,9 @@ const TOKEN_SHARE_MIN: f64 = 1.0 / 2048.0;
 /// second.
 const TOKEN_MIN: f64 = 1e-7;
 
+/// Shortest hand-off, in seconds: two HTTP messages over loopback take longer.
+const HAND_OFF_MIN: Seconds = Seconds(50e-6);
+
 /// Prompts that one engine computed in one step: their tokens add up, and the fixed cost counts
 /// once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -196,6 +199,20 @@ impl TransferFit {
         }
         let features = [1.0, tokens.as_f64()];
         self.fit.observe(class(tokens.get(), [512, 2048, 8192]), features, took.get());
+    }
+
+    /// Adds an interval observation: the hand-off took between `least` and `most`. It changes the
+    /// fit only if the prediction lies outside the interval. An upper bound below
+    /// [`HAND_OFF_MIN`] counts as that: the bounds are differences of measured and predicted times
+    /// and may be negative.
+    pub fn observe_between(&mut self, tokens: Tokens, least: Seconds, most: Seconds) {
+        let predicted = self.model().predict(tokens);
+        let most = most.max(HAND_OFF_MIN);
+        if predicted < least {
+            self.observe(tokens, least);
+        } else if predicted > most {
+            self.observe(tokens, most);
+        }
     }
 
     /// Returns the current model.

@@ -1,7 +1,7 @@
-//! RobustRegression online linear regression with bounded memory and non-negative, finite coefficients.
+//! Robust online linear regression with bounded memory and non-negative, finite coefficients.
 //!
 //! Minimises relative error by iteratively reweighted least squares with Tukey's bisquare (Maronna,
-//! Martin, Yohai: RobustRegression Statistics, ch. 4), with the scale from the median absolute deviation.
+//! Martin, Yohai: Robust Statistics, ch. 4), with the scale from the median absolute deviation.
 //! Each refit starts from the last coefficients times the median ratio of observed to predicted. It
 //! therefore leaves a prior that is wrong by an order of magnitude as long as fewer than half of
 //! the observations are outliers. Coefficients that the window does not determine keep their ratio

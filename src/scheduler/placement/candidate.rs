@@ -35,6 +35,10 @@
 use crate::placement::{Load, Params, PrefillRequest};
 use tidegate_types::{BackendId, Seconds, Tokens};
 
+/// Decode steps from the arrival of the KV to the first token: the KV arrives in the middle of
+/// another step.
+const STEPS_TO_FIRST_TOKEN: f64 = 1.5;
+
 /// A possible backend for a job, with its predicted cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
@@ -44,6 +48,8 @@ pub(super) struct Candidate {
     pub(super) cached: Tokens,
     /// Predicted time to the first token, from now.
     pub(super) ttft: Seconds,
+    /// Predicted duration of a hand-off of the prompt from this backend.
+    pub(super) hand_off: Seconds,
     /// Predicted completion from now plus the weighted cost to other streams, in seconds; less is
     /// better.
     pub(super) rank: f64,
@@ -169,7 +175,8 @@ impl<'a> Offer<'a> {
         };
         let rank = (ttft + decode + harm + self.discounted).get();
         let (on, predicted, cached) = (self.on, self.joining, self.cached);
-        Candidate { on, predicted, cached, ttft, rank }
+        let hand_off = self.load.transfer_model.predict(self.job.prompt);
+        Candidate { on, predicted, cached, ttft, hand_off, rank }
     }
 
     /// Number of steps for this many prefill tokens.
@@ -209,15 +216,9 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// Adds the hand-off, and the decode on a backend whose step then takes `step`. The KV arrives in
-/// the middle of another step, hence 1.5 steps to the first token.
-pub(super) fn handed_over(
-    params: &Params,
-    job: &PrefillRequest,
-    prefill: Candidate,
-    step: Seconds,
-) -> Candidate {
-    let ttft = prefill.ttft + params.transfer.predict(job.prompt) + step * 1.5;
+/// Adds the hand-off, and the decode on a backend whose step then takes `step`.
+pub(super) fn handed_over(job: &PrefillRequest, prefill: Candidate, step: Seconds) -> Candidate {
+    let ttft = prefill.ttft + prefill.hand_off + step * STEPS_TO_FIRST_TOKEN;
     let after = ttft - prefill.ttft + step * job.expected_output.as_f64();
     Candidate { ttft, rank: prefill.rank + after.get(), ..prefill }
 }

@@ -66,7 +66,7 @@ pub fn place_decode(
         let held_up = held_up(params, handover, &load);
         let rank = (held_up.is_some(), rank(params, handover, on, &load));
         if has_room(params, handover, &load)
-            && !held_up.is_some_and(|prefill| is_in_time(params, now, handover, &load, prefill))
+            && !held_up.is_some_and(|prefill| is_in_time(now, handover, &load, prefill))
             && best.is_none_or(|(_, least)| rank < least)
         {
             best = Some((on, rank));
@@ -108,14 +108,8 @@ fn held_up(params: &Params, handover: &DecodeRequest, load: &Load) -> Option<Sec
 }
 
 /// Returns whether the TTFT deadline allows waiting for the end of that work.
-fn is_in_time(
-    params: &Params,
-    now: Moment,
-    handover: &DecodeRequest,
-    load: &Load,
-    prefill: Seconds,
-) -> bool {
-    let ttft = params.transfer.predict(handover.kv) + load.step_with(handover.kv);
+fn is_in_time(now: Moment, handover: &DecodeRequest, load: &Load, prefill: Seconds) -> bool {
+    let ttft = load.transfer_model.predict(handover.kv) + load.step_with(handover.kv);
     now + prefill + ttft <= handover.ttft_deadline
 }
 
@@ -123,7 +117,7 @@ fn is_in_time(
 /// removes from the backend.
 fn rank(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
     let stays = on == handover.from;
-    let hand_off = if stays { Seconds::ZERO } else { params.transfer.predict(handover.kv) };
+    let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
     let taken = load.prefill + slack(params, handover, load);
     (hand_off + steps + taken * params.slack_weight).get()

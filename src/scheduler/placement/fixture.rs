@@ -1,7 +1,7 @@
 //! A fleet of plain values for the tests of placement, with the costs of
 //! docs/spec/engine-model.md#constants.
 
-use crate::cost::{DecodeModel, Matches, PrefillModel};
+use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
 use crate::placement::{Choice, DecodeRequest, Excluded, Fleet, Load, PrefillRequest, Split};
 use std::cell::{Cell, RefCell};
 use tidegate_types::{BackendId, GroupId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
@@ -38,6 +38,7 @@ pub(super) fn idle(role: Role) -> Load {
         slack: Seconds(3600.0),
         prefill_model: PREFILL,
         decode_model: DECODE,
+        transfer_model: TransferModel::default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The view of the engines that placement uses. The live proxy implements it on atomics, the
 //! simulator on plain structs.
 
-use crate::cost::{DecodeModel, Matches, PrefillModel};
+use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
 use crate::placement::PrefillRequest;
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 
@@ -45,6 +45,8 @@ pub struct Load {
     pub prefill_model: PrefillModel,
     /// Cost model of a decode step on this backend.
     pub decode_model: DecodeModel,
+    /// Cost model of a hand-off within the backend's group.
+    pub transfer_model: TransferModel,
 }
 
 /// The state of all engines at one moment.

@@ -1,6 +1,5 @@
 //! Parameters of placement. The defaults suit the constants of docs/spec/engine-model.md.
 
-use crate::cost::TransferModel;
 use tidegate_types::{Seconds, Slo, Tokens};
 
 /// Parameters of [`place`](crate::placement::place), [`place_decode`](crate::placement::place_decode) and
@@ -22,8 +21,6 @@ pub struct Params {
     /// The engines' `max_num_batched_tokens`: the prompt tokens that one mixed step computes.
     /// Default 2,048. If unknown, choose a larger value.
     pub chunk: Tokens,
-    /// Predicted duration of a hand-off.
-    pub transfer: TransferModel,
     /// Longest stall that one prefill may cause on a decode backend, whatever its slack: streams
     /// that are handed over meanwhile have no slack yet. Default 1 s. A negative value stops spill:
     /// decode backends take no prompts while the pool has prefill backends.
@@ -91,7 +88,6 @@ impl Default for Params {
             room: Seconds(0.050),
             whole_below: Tokens(64),
             chunk: Tokens(2048),
-            transfer: TransferModel::default(),
             stall_max: Seconds(1.0),
             stall_weight: 1.0,
             slack_weight: 3.0,

@@ -214,7 +214,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             Choice::Prefill { predicted, .. } | Choice::Whole { predicted, .. } => *predicted,
             Choice::Wait(_) | Choice::Nowhere(_) => return false,
         };
-        let after = self.params.transfer.predict(self.job.prompt) + self.params.slo.tpot;
+        let after = holder.hand_off + self.params.slo.tpot;
         holder.predicted * HOLDER_SAVES < predicted
             && holder.ttft + after <= self.left.max(predicted)
     }
@@ -312,7 +312,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             groups &= groups - 1;
             if let Some(prefill) = self.prefill[slot] {
                 let step = self.decode_step[slot];
-                handed_over(self.params, self.job, prefill, step).compete(&mut split, self.left);
+                handed_over(self.job, prefill, step).compete(&mut split, self.left);
             }
         }
         let in_time = |candidate: &Candidate| self.is_in_time(candidate);
@@ -355,7 +355,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
         let uncached = self.job.prompt - spill.cached;
         let may_split = self.job.split == Split::May && uncached >= self.params.whole_below;
         let may = load.hands_over && may_split;
-        let leg = handed_over(self.params, self.job, spill, self.decode_step[slot]);
+        let leg = handed_over(self.job, spill, self.decode_step[slot]);
         match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {
             true => prefill_on(spill),
             false => whole_on(spill),

@@ -335,8 +335,8 @@ impl Refused {
 }
 
 /// Returns a job's prefill work on the backend that needs least, if idle, and the time from the end
-/// of that work to the first token: where engines only prefill, a hand-off and the next step of the
-/// decode engine, which takes up to the TPOT target; otherwise 0. Both are 0 without an open
+/// of that work to the first token: where engines only prefill, the shortest hand-off and the next
+/// step of the decode engine, which takes up to the TPOT target; otherwise 0. Both are 0 without an open
 /// backend.
 fn least_work(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
@@ -345,18 +345,21 @@ fn least_work(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Sec
     let holders = holders.entries().iter().map(|(holder, _)| *holder);
     let known = holders.filter(|holder| backends.contains(holder));
     let mut least = None;
-    let mut hands_over = false;
+    let mut hand_off: Option<Seconds> = None;
     for backend in sample.chain(known) {
         let load = fleet.load(backend);
         if load.is_open() {
             let cached = fleet.cached(job, backend);
             let work = load.prefill_model.predict(job.prompt - cached, cached);
             least = Some(least.map_or(work, |least: Seconds| least.min(work)));
-            hands_over |= load.role == Role::Prefill && job.split == Split::May;
+            if load.role == Role::Prefill && job.split == Split::May {
+                let takes = load.transfer_model.predict(job.prompt);
+                hand_off = Some(hand_off.map_or(takes, |least| least.min(takes)));
+            }
         }
     }
-    let after = params.transfer.predict(job.prompt) + params.slo.tpot;
-    (least.unwrap_or(Seconds::ZERO), if hands_over { after } else { Seconds::ZERO })
+    let after = hand_off.map_or(Seconds::ZERO, |hand_off| hand_off + params.slo.tpot);
+    (least.unwrap_or(Seconds::ZERO), after)
 }
 
 #[cfg(test)]

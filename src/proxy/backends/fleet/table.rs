@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_types::{BackendId, GroupId, Plan, PoolId, Role, Seconds, Tokens};
 
 use crate::backends::demand::Demand;
@@ -24,6 +24,8 @@ pub struct Entry {
     pub prefill: PrefillModel,
     /// Learned cost of a decode step.
     pub decode: DecodeModel,
+    /// Learned cost of a hand-off within its group.
+    pub transfer: TransferModel,
 }
 
 /// The entry of a backend that a snapshot does not contain.
@@ -42,6 +44,7 @@ static NO_ENTRY: Entry = Entry {
         free_streams: 0,
         per_kv_token: Seconds::ZERO,
     },
+    transfer: TransferModel { base: Seconds::ZERO, per_token: Seconds::ZERO },
 };
 
 /// The backends that serve one model, or those of them whose context exceeds a length.

@@ -79,6 +79,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
             slack: slack.min(NO_STREAM),
             prefill_model: entry.prefill,
             decode_model: entry.decode,
+            transfer_model: entry.transfer,
         }
     }
 

@@ -66,6 +66,8 @@ struct CostsView {
     decode_base_seconds: f64,
     decode_stream_seconds: f64,
     decode_kv_token_seconds: f64,
+    hand_off_base_seconds: f64,
+    hand_off_token_seconds: f64,
 }
 
 /// `/v1/plan`
@@ -137,6 +139,8 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
                 decode_base_seconds: entry.decode.base.get(),
                 decode_stream_seconds: entry.decode.per_stream.get(),
                 decode_kv_token_seconds: entry.decode.per_kv_token.get(),
+                hand_off_base_seconds: entry.transfer.base.get(),
+                hand_off_token_seconds: entry.transfer.per_token.get(),
             },
         }
     });

@@ -212,7 +212,8 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
         ));
     }
     let FleetCosts { prefill, decode, kv_capacity, streams_max, hit_share, .. } = now;
-    let (transfer, chunk) = (proxy.placement.transfer, proxy.placement.chunk);
+    let first = proxy.fleet.table().entries.first().map(|entry| entry.transfer);
+    let (transfer, chunk) = (first.unwrap_or_default(), proxy.placement.chunk);
     Ok(Scenario {
         arrivals,
         engines,
