@@ -1,10 +1,10 @@
-//! The sections and their keys. Keys end in their unit. Every key has a default, so that a file
-//! says only what differs; what must be said (a backend's name and address) is checked afterwards,
-//! with the rest.
+//! The sections and their keys. Keys end in their unit. Every key has a default; required keys (a
+//! backend's name and address) are checked by `validate`.
 
 mod fleet;
 mod health;
 mod kubernetes;
+mod server;
 mod sidecar;
 mod signals;
 
@@ -21,6 +21,7 @@ pub use fleet::{
 };
 pub use health::{EjectionSettings, ProbeSettings};
 pub use kubernetes::{KubernetesSettings, PodSettings, Preset, RoleLabelSettings};
+pub use server::{ClientAuth, CorsSettings, HalfClose, ServerSettings, TlsSettings};
 pub use sidecar::SidecarSettings;
 pub use signals::SignalSettings;
 
@@ -34,7 +35,7 @@ pub struct Settings {
     pub admin: AdminSettings,
     /// Latency targets. Placement and roles follow from these two numbers.
     pub slo: SloSettings,
-    /// Requests wait in tidegate, not in the engines, until an engine has capacity.
+    /// EDF queue: requests wait in tidegate until an engine has capacity.
     pub queue: QueueSettings,
     /// Choice of a backend for each request.
     pub placement: PlacementSettings,
@@ -52,12 +53,12 @@ pub struct Settings {
     pub probe: ProbeSettings,
     /// Outlier ejection: backends that fail what other backends serve get no new work for a while.
     pub outlier_ejection: EjectionSettings,
-    /// Prefix index: which backend holds which prompt's beginning.
+    /// Prefix index: which backend holds which prompt prefix.
     pub prefix: PrefixSettings,
     /// Readings of engines and GPUs beside the answers.
     pub signals: SignalSettings,
-    /// tidegate in an engine's pod, in place of llm-d's pd-sidecar; absent: the headers of such gateways are
-    /// not followed.
+    /// Sidecar mode: tidegate in an engine's pod in place of llm-d's pd-sidecar; absent: headers that
+    /// name engines are ignored.
     pub sidecar: Option<SidecarSettings>,
     /// API server of Kubernetes.
     pub kubernetes: KubernetesSettings,
@@ -65,129 +66,9 @@ pub struct Settings {
     pub models: Vec<ModelSettings>,
     /// The engines.
     pub backends: Vec<BackendSettings>,
-    /// The file that they were read from; it is read again on SIGHUP and when it changes.
+    /// The file that the settings were read from. It is read again on SIGHUP and when it changes.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-}
-
-/// `[server]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerSettings {
-    /// Addresses to listen on.
-    pub listen: Vec<SocketAddr>,
-    /// Threads that serve requests; 0: one per core.
-    pub threads: usize,
-    /// Largest request body, in bytes; larger ones get 413.
-    pub body_max_bytes: usize,
-    /// Memory for all request bodies that are held at once, in bytes; beyond it 503 with `Retry-After`
-    /// before a body is read. Absent: half of the cgroup's memory limit, or else of the machine's
-    /// memory, at most 1 GiB.
-    pub body_budget_bytes: Option<usize>,
-    /// Time-out of a client connection: for its header, its next request, and the next part of a body;
-    /// of a websocket, for bytes in either direction.
-    #[serde(rename = "keepalive_seconds")]
-    pub keepalive: Seconds,
-    /// Interval of SSE comments to a streaming request that waits for its first token; the first one
-    /// comes with the head. 0: never.
-    #[serde(rename = "keepalive_comment_seconds")]
-    pub keepalive_comment: Seconds,
-    /// A client that reads nothing of its answer for this long loses the answer.
-    #[serde(rename = "client_stall_seconds")]
-    pub client_stall: Seconds,
-    /// Most client connections open at once; further ones get 503 and are closed. Keep it below the
-    /// process's limit of open files, of which each request in flight takes one more.
-    pub connections_max: usize,
-    /// The same from one client address; 0: no limit. Not behind a load balancer that hides its
-    /// clients' addresses.
-    pub connections_per_address_max: usize,
-    /// Meaning of a client that closes its sending half after its request.
-    pub half_close: HalfClose,
-    /// Time that requests in flight have to finish after the linger.
-    #[serde(rename = "drain_seconds")]
-    pub drain: Seconds,
-    /// Time after SIGTERM for which new requests are still served while `/readyz` answers 503.
-    #[serde(rename = "linger_seconds")]
-    pub linger: Seconds,
-    /// Unix socket over which SIGQUIT hands the listeners to a new process.
-    pub upgrade_socket: Option<PathBuf>,
-    /// Let clients send hand-off members of their own (`kv_transfer_params`, `bootstrap_*`,
-    /// `disaggregated_params`, `ec_transfer_params`) and llm-d's hand-off headers. By default such
-    /// members are refused with 400, and the headers removed: an engine would connect to whatever
-    /// address they name. For a sidecar behind a gateway that disaggregates.
-    pub trust_client_handoff: bool,
-    /// Hosts and networks that trusted hand-off members may name, for example `10.0.0.0/8`; any if
-    /// empty.
-    pub handoff_hosts: Vec<String>,
-    /// TLS termination on the data port.
-    pub tls: Option<TlsSettings>,
-    /// Let scripts of other origins read answers; none may if absent.
-    pub cors: Option<CorsSettings>,
-}
-
-/// `[server.cors]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CorsSettings {
-    /// Origins as browsers write them (`https://host`), or `*` for all.
-    pub allow_origins: Vec<String>,
-    /// Methods that scripts may use.
-    pub allow_methods: Vec<String>,
-    /// Request headers that scripts may send, or `*` for all.
-    pub allow_headers: Vec<String>,
-    /// Do browsers send cookies and client certificates? Not with all origins.
-    pub allow_credentials: bool,
-    /// How long a browser may keep the answer to its question.
-    #[serde(rename = "max_age_seconds")]
-    pub max_age: Seconds,
-}
-
-/// What it means that a client closes its sending half: it may have left, and it may be waiting for
-/// its answer. Only what is sent to it tells which.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HalfClose {
-    /// It is answered. After 1 s without an answer a `100 Continue`, or a comment in a stream, shows
-    /// whether it is still connected.
-    #[default]
-    Probe,
-    /// It is answered, and no probe is sent.
-    Serve,
-    /// It has left: its request is cancelled.
-    Cancel,
-}
-
-impl ServerSettings {
-    /// The interval of comments, if there are any.
-    pub fn keepalive_comment_interval(&self) -> Option<Seconds> {
-        Some(self.keepalive_comment).filter(|interval| *interval > Seconds::ZERO)
-    }
-}
-
-/// `[server.tls]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TlsSettings {
-    /// Certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Private key, PEM.
-    pub key: PathBuf,
-    /// Authorities that client certificates are verified against, PEM. Absent: clients are asked for
-    /// no certificate.
-    pub client_ca_file: Option<PathBuf>,
-    /// Whether a client must present a certificate; only with `client_ca_file`.
-    pub client_auth: ClientAuth,
-}
-
-/// `client_auth`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ClientAuth {
-    /// A connection without a valid certificate is refused.
-    #[default]
-    Required,
-    /// A certificate is verified if the client presents one.
-    Optional,
 }
 
 /// `[admin]`
@@ -204,11 +85,11 @@ pub struct AdminSettings {
     pub hosts: Vec<String>,
     /// Bearer token for every admin path but `/livez` and `/readyz`; at least 16 bytes.
     pub token: Option<Secret>,
-    /// A file that holds one; beside `token` either is accepted, so that it can be replaced.
+    /// File that holds a token. With `token` set too, either is accepted, for rotation.
     pub token_file: Option<PathBuf>,
     /// Terminate TLS on the admin address.
     pub tls: Option<TlsSettings>,
-    /// How long a role set by `tidegate flip` holds before the planner may change it again.
+    /// Time for which a role set by `tidegate flip` holds before the planner may change it.
     #[serde(rename = "flip_hold_seconds")]
     pub flip_hold: Seconds,
     /// Ended requests that are kept for `tidegate explain` and `GET /v1/requests`; 0: none.
@@ -274,7 +155,7 @@ pub struct PlacementSettings {
 pub struct PlannerSettings {
     /// Automatic role changes; false: only operators change roles.
     pub enabled: bool,
-    /// Interval of the planner at rest; a burst is planned for at once.
+    /// Plan interval without events; a burst triggers a plan at once.
     #[serde(rename = "interval_seconds")]
     pub interval: Seconds,
     /// Shortest time between two flips of one backend; absent: 5 s.
@@ -294,7 +175,7 @@ pub struct PlannerSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
-    /// Backends tried before the first byte, including the first. One that cannot be reached, or
+    /// Backends tried before the first byte, the first one included. An unreachable backend, and one
     /// that refuses for load, does not count.
     pub attempts: u32,
     /// Hedging: a request without an answer for this time, and for four times the prediction, is sent to
@@ -333,10 +214,10 @@ pub struct UpstreamSettings {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuthSettings {
-    /// API keys of clients; without any, every client is admitted.
+    /// API keys of clients; empty: every client is admitted.
     pub keys: Vec<KeySettings>,
-    /// Forward the client's key to the engines. Without it a key of this gateway stays here. A
-    /// gateway without keys forwards `Authorization` in any case.
+    /// Whether the client's key is forwarded to the engines. A gateway without keys always forwards
+    /// `Authorization`.
     pub forward_authorization: bool,
 }
 
@@ -376,7 +257,7 @@ pub struct LogSettings {
     pub access: AccessLog,
 }
 
-/// How log lines look.
+/// `format`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -387,7 +268,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// Where the access log goes.
+/// `access`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLog {
@@ -404,46 +285,10 @@ pub enum AccessLog {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixSettings {
-    /// Blocks remembered, 64 bytes each; a power of two.
+    /// Blocks in the index, 64 bytes each; a power of two.
     pub lines: usize,
-    /// Tokens of a block.
+    /// Tokens per block.
     pub block_tokens: usize,
-}
-
-impl Default for ServerSettings {
-    fn default() -> Self {
-        ServerSettings {
-            listen: vec![defaults::LISTEN],
-            threads: 0,
-            body_max_bytes: defaults::BODY_MAX_BYTES,
-            body_budget_bytes: None,
-            keepalive: defaults::KEEPALIVE,
-            keepalive_comment: defaults::KEEPALIVE_COMMENT,
-            client_stall: defaults::CLIENT_STALL,
-            connections_max: defaults::CONNECTIONS_MAX,
-            connections_per_address_max: 0,
-            half_close: HalfClose::default(),
-            drain: defaults::DRAIN,
-            linger: defaults::LINGER,
-            upgrade_socket: None,
-            trust_client_handoff: false,
-            handoff_hosts: Vec::new(),
-            tls: None,
-            cors: None,
-        }
-    }
-}
-
-impl Default for CorsSettings {
-    fn default() -> Self {
-        CorsSettings {
-            allow_origins: Vec::new(),
-            allow_methods: vec!["GET".to_owned(), "POST".to_owned(), "DELETE".to_owned()],
-            allow_headers: vec!["*".to_owned()],
-            allow_credentials: false,
-            max_age: defaults::CORS_MAX_AGE,
-        }
-    }
 }
 
 impl Default for AdminSettings {

@@ -1,4 +1,4 @@
-//! `[[models]]` and `[[backends]]`: what there is to route to.
+//! `[[models]]` and `[[backends]]`: models and the engines that serve them.
 
 use serde::{Deserialize, Deserializer};
 use std::fmt;
@@ -15,9 +15,9 @@ use crate::defaults;
 pub struct ModelSettings {
     /// Model name as in requests.
     pub name: String,
-    /// Further names that requests may say; engines get the first one.
+    /// Further names in requests; engines get `name`.
     pub aliases: Vec<String>,
-    /// Its tokenizer.json.
+    /// Path of `tokenizer.json`.
     pub tokenizer: Option<PathBuf>,
     /// Path of its `tokenizer_config.json`; absent: the one beside the tokenizer.
     pub tokenizer_config: Option<PathBuf>,
@@ -60,28 +60,28 @@ pub enum EngineName {
     Llamacpp,
     /// Ollama.
     Ollama,
-    /// Anything that speaks OpenAI's API; runs whole requests.
+    /// Any server with OpenAI's API; runs whole requests.
     #[default]
     Plain,
 }
 
-/// How an engine hands KV cache over.
+/// KV transfer mechanism of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Connector {
-    /// Not at all.
+    /// None: whole requests only.
     #[default]
     None,
     /// vLLM's NixlConnector, which pulls.
     Nixl,
-    /// vLLM's NixlPushConnector: the two do not understand each other.
+    /// vLLM's NixlPushConnector; incompatible with NixlConnector.
     NixlPush,
     /// vLLM's MooncakeConnector: both sides meet at the prefill engine's bootstrap server.
     Mooncake,
     /// vLLM's OffloadingConnector with the P2P tier: both sides meet at the prefill engine's side
     /// channel.
     Offloading,
-    /// A store that all engines share (LMCache, MooncakeStore): the KV is found by hash.
+    /// A shared KV store (LMCache, MooncakeStore); KV is found by hash.
     SharedStore,
     /// SGLang's `--disaggregation-mode`, whatever its transfer backend: both sides meet at the
     /// prefill engine's bootstrap server.
@@ -94,14 +94,14 @@ pub enum Connector {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleStyle {
-    /// The context; its answer makes the generation leg.
+    /// The context leg; its answer determines the generation leg.
     #[default]
     ContextFirst,
-    /// The generation; both run at once.
+    /// The generation leg; both run concurrently.
     GenerationFirst,
 }
 
-/// A secret: hidden in logs, where settings are written.
+/// A secret; its `Debug` output is redacted because settings are logged.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -129,20 +129,20 @@ pub enum KvRole {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackendSettings {
-    /// Its name in logs, metrics and commands.
+    /// Name in logs, metrics and commands.
     pub name: String,
-    /// `http://host:port` or `https://host:port`, with a path before all others if need be.
+    /// `http://host:port` or `https://host:port`, optionally with a path prefix.
     pub url: String,
-    /// The name that its certificate must have; the URL's host if absent.
+    /// Name in the engine's certificate; absent: the URL's host.
     pub server_name: Option<String>,
     /// Make a backend of each address that the host has at the start, named `NAME-1`, `NAME-2`, ….
     pub expand: bool,
-    /// The address of a backend that was made so.
+    /// Address of a backend that `expand` made.
     #[serde(skip)]
     pub ip: Option<IpAddr>,
-    /// Paths that it serves beside those of its engine; `*` stands for one segment.
+    /// Paths that the backend serves beyond those of its engine kind; `*` matches one segment.
     pub paths: Vec<String>,
-    /// Which engine it is.
+    /// Engine kind.
     pub engine: EngineName,
     /// KV transfer mechanism.
     pub connector: Connector,
@@ -157,11 +157,11 @@ pub struct BackendSettings {
     pub schedule_style: ScheduleStyle,
     /// The engine's own API key (`--api-key`), sent to it in place of the client's.
     pub api_key: Option<Secret>,
-    /// File that holds it.
+    /// File that holds `api_key`.
     pub api_key_file: Option<PathBuf>,
-    /// TensorRT-LLM's internal authentication key, the same in all of a group.
+    /// TensorRT-LLM's internal authentication key, equal in a whole group.
     pub disagg_key: Option<Secret>,
-    /// File that holds it.
+    /// File that holds `disagg_key`.
     pub disagg_key_file: Option<PathBuf>,
     /// SGLang was started with `--enable-pd-role-switch`: operators can change its role.
     pub role_switch: bool,
@@ -170,32 +170,32 @@ pub struct BackendSettings {
     pub group: Option<String>,
     /// Expected engine version, checked against the reported one.
     pub version: Option<String>,
-    /// Models that it serves; absent: as the engine reports them.
+    /// Served models; absent: as the engine reports them.
     pub models: Vec<String>,
     /// Initial role; absent: the planner's choice.
     pub role: Option<Role>,
-    /// Keep that role: the planner does not change it.
+    /// Pins `role`: the planner does not change it.
     pub pin: bool,
-    /// Endpoint of its KV cache events: `tcp://host:port` or `ipc:///path`; needs the tokenizer.
+    /// Endpoint of the engine's KV cache events: `tcp://host:port` or `ipc:///path`; needs the tokenizer.
     pub kv_events: Option<String>,
-    /// Replay endpoint of its KV cache events, for missed ones.
+    /// Replay endpoint for missed KV cache events.
     pub kv_replay: Option<String>,
-    /// NVML numbers of the GPUs of this machine that it uses; a broken one takes the backend out.
+    /// NVML indexes of the backend's GPUs on this machine; a GPU fault makes the backend unusable.
     pub gpus: Vec<u32>,
     /// Preset for the four settings below where they are absent: `llama70b-h100x4`,
     /// `llama70b-a100x4`, `llama8b-h100`, `fast`.
     pub profile: Option<String>,
     /// Most concurrent streams: the engine's `--max-num-seqs`.
     pub streams_max: u32,
-    /// KV tokens that fit into its memory: "GPU KV cache size" in vLLM's log; absent: the engine's own
-    /// count once it was read, 430,000 until then.
+    /// KV capacity in tokens ("GPU KV cache size" in vLLM's log); absent: the engine's report, 430,000
+    /// before it.
     #[serde(rename = "kv_capacity_tokens")]
     pub kv_capacity: Option<Tokens>,
-    /// Prior of the prefill cost, in force until prefills were observed: base + n × per_token +
+    /// Prior of the prefill cost, used until prefills were observed: base + n × per_token +
     /// (n·x + n²/2) × per_attention for n new tokens after x cached ones.
     #[serde(deserialize_with = "prefill_prior")]
     pub prefill_prior: PrefillModel,
-    /// Prior of the decode step cost, in force until steps were observed: base + n × per_stream +
+    /// Prior of the decode step cost, used until steps were observed: base + n × per_stream +
     /// k × per_kv_token for n streams with k KV tokens.
     #[serde(deserialize_with = "decode_prior")]
     pub decode_prior: DecodeModel,
@@ -238,7 +238,7 @@ impl Default for BackendSettings {
     }
 }
 
-/// `backends.prefill_prior`: the keys with their unit. What is not said is as for an unknown model.
+/// `backends.prefill_prior`: the keys with their unit. Absent keys are those of an unknown model.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct PrefillPrior {

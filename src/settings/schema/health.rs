@@ -1,4 +1,4 @@
-//! `[probe]` and `[outlier_ejection]`: when a backend gets no new work, and how it comes back.
+//! `[probe]` and `[outlier_ejection]`: health probes, ejection and slow start.
 
 use serde::Deserialize;
 use tidegate_types::Seconds;
@@ -33,7 +33,7 @@ pub struct EjectionSettings {
     pub window: Seconds,
     /// Requests in the window below which no backend is ejected.
     pub requests_min: u32,
-    /// Share of requests failed by the engine from which it is ejected, 0 to 1.
+    /// Share of requests failed by the engine at which it is ejected, 0 to 1.
     pub failure_share: f64,
     /// First ejection time; multiplied by the number of recent ejections. A probe ends it.
     #[serde(rename = "ejection_seconds")]

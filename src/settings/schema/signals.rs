@@ -1,4 +1,4 @@
-//! `[signals]`: what engines and GPUs tell beside their answers.
+//! `[signals]`: metrics of engines and readings of GPUs.
 
 use serde::Deserialize;
 use tidegate_types::Seconds;
@@ -15,8 +15,8 @@ pub struct SignalSettings {
     /// Interval of reading the GPUs of this machine (NVML); 0: never.
     #[serde(rename = "gpu_seconds")]
     pub gpu: Seconds,
-    /// Ask vLLM for token counts in every chunk (`continuous_usage_stats`); removed again for clients
-    /// that did not ask.
+    /// Request token counts in every chunk from vLLM (`continuous_usage_stats`); they are removed for
+    /// clients that did not request them.
     pub exact_counts: bool,
 }
 
