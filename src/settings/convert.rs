@@ -140,10 +140,11 @@ impl BackendSettings {
         }
     }
 
-    /// Backends with the same word may hand KV cache to each other.
+    /// Returns the key of the compatibility group: backends with equal keys may hand KV cache to each
+    /// other.
     pub fn group_name(&self) -> String {
         match &self.group {
-            Some(group) => format!("said {group}"),
+            Some(group) => format!("group {group}"),
             None => {
                 let mut models = self.models.clone();
                 models.sort();

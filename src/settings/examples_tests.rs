@@ -154,8 +154,8 @@ fn every_number_of_the_schema_has_bounds() {
             }
             let name = path.join(".").replace("..", "[0].");
             let problems = Settings::parse(&file.to_string()).unwrap_err();
-            let told = problems.iter().any(|problem| problem.to_string().starts_with(&name));
-            assert!(told, "{name} may be {value}: {problems:#?}");
+            let reported = problems.iter().any(|problem| problem.to_string().starts_with(&name));
+            assert!(reported, "{name} may be {value}: {problems:#?}");
             numbers.insert(name);
         }
     };

@@ -111,13 +111,13 @@ fn a_group_has_one_engine_kind_and_a_decode_backend() {
             "backends[1].group: differs in version from backends[0] (only alike engines can hand over: another group), line 13",
         ],
     );
-    let nobody = "leaves nobody in its group to decode (a group is one engine, connector, version, list of models)";
+    let no_decode = "leaves no backend in its group to decode (a group is one engine, connector, version, list of models)";
     let prefills = with("role = \"prefill\"\npin = true");
-    two(&prefills, &prefills, &[&format!("backends[0].pin: {nobody}, line 7")]);
+    two(&prefills, &prefills, &[&format!("backends[0].pin: {no_decode}, line 7")]);
     two(&prefills, &with("role = \"prefill\""), &[]);
     backend(
         &with("kv_role = \"kv_producer\""),
-        &[&format!("backends[0].kv_role: {nobody}, line 6")],
+        &[&format!("backends[0].kv_role: {no_decode}, line 6")],
     );
 }
 

@@ -23,7 +23,7 @@ impl Settings {
     ///
     /// # Errors
     /// Every [`Problem`] in it, in the order of the file; those of the whole file come first. A
-    /// file whose sections cannot be told apart is not judged beyond that.
+    /// file whose sections cannot be distinguished is not checked further.
     pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         let (tree, errors) = Tree::parse(text);
         let mut problems = not_toml(errors);
@@ -156,7 +156,7 @@ fn read(
             None => return None,
         }
     }
-    let problem = format!("has more than {PROBLEMS_MAX} mistakes: no further ones are told");
+    let problem = format!("has more than {PROBLEMS_MAX} errors; further ones are not reported");
     problems.push((Vec::new(), Problem::new("", problem)));
     None
 }

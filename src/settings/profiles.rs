@@ -90,13 +90,13 @@ pub(crate) fn complete(tree: &mut Table) {
     }
 }
 
-fn add(said: &mut Table, known: Table) {
+fn add(given: &mut Table, known: Table) {
     for (key, known) in known {
-        match (said.get_mut(&key), known) {
+        match (given.get_mut(&key), known) {
             (None, known) => {
-                said.insert(key, known);
+                given.insert(key, known);
             }
-            (Some(Value::Table(said)), Value::Table(known)) => add(said, known),
+            (Some(Value::Table(given)), Value::Table(known)) => add(given, known),
             (Some(_), _) => {}
         }
     }

@@ -80,7 +80,7 @@ fn a_line_that_is_not_toml_does_not_hide_other_errors() {
             "not TOML: invalid float, expected `inf`, line 5",
         ],
     );
-    // Its name and its key are there, if nobody can read them.
+    // Name and key are present, although unreadable.
     section(
         "[[auth.keys]]\nname = a\nkey = 'x",
         &[
@@ -98,7 +98,7 @@ fn a_file_without_readable_sections_reports_only_its_syntax_error() {
 
 #[test]
 fn an_error_is_reported_once() {
-    // The engine is unknown, so nobody can say whether it has this connector.
+    // The engine kind is unknown, so its connectors are unknown too.
     backend(
         "engine = \"vlm\"\nconnector = \"nixl\"\nrole = \"prefill\"\npin = true",
         &[
@@ -134,7 +134,7 @@ fn listening_addresses_must_differ() {
     section(
         "[server]\nlisten = [\"0.0.0.0:90\"]\n[admin]\nlisten = \"127.0.0.1:90\"",
         &[
-            "admin.listen: is taken by server.listen[0] too (a port of its own: who reaches it changes roles), line 4",
+            "admin.listen: is taken by server.listen[0] too (use another port: its clients can change roles), line 4",
         ],
     );
     section("[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"", &[]);
@@ -308,5 +308,5 @@ fn the_number_of_reported_errors_is_bounded() {
     let text: String = (0..100).map(|i| format!("zz{i} = 1\n")).collect();
     let problems = Settings::parse(&text).unwrap_err();
     assert_eq!(problems.len(), 65);
-    assert_eq!(problems[0].to_string(), "has more than 64 mistakes: no further ones are told");
+    assert_eq!(problems[0].to_string(), "has more than 64 errors; further ones are not reported");
 }

@@ -1,5 +1,5 @@
-//! What types cannot say: ranges, names that must differ, keys that must agree. Each check names
-//! the keys it looks at, and is left out where one of them was taken out before: a mistake is told
+//! Checks beyond types: ranges, names that must differ, keys that must agree. Each check names the
+//! keys that it reads, and is skipped if one of them was removed before, so that an error is reported
 //! once.
 
 mod fleet;
@@ -60,7 +60,7 @@ pub(crate) struct Doubts {
     taken_out: Vec<String>,
     /// Keys that are missing because they are misspelt.
     misspelt: BTreeSet<String>,
-    /// Keys that were written, nobody knows in which section.
+    /// Keys whose section is unknown.
     keys: BTreeSet<String>,
 }
 
@@ -131,8 +131,8 @@ impl Found {
 
     /// A key that has no default. Whether it is there.
     fn required(&mut self, there: bool, path: &str, hint: &str) -> bool {
-        let told = there || self.doubts.misspelt.contains(path);
-        self.check(told, path, "is missing", hint);
+        let is_reported = there || self.doubts.misspelt.contains(path);
+        self.check(is_reported, path, "is missing", hint);
         there
     }
 
@@ -188,7 +188,7 @@ fn server(settings: &Settings, found: &mut Found) {
         found.check_with(!before, &path, &["server.listen"], "is taken by one before it", "");
         let admin = collide(address, &settings.admin.listen);
         let problem = format!("is taken by {path} too");
-        let hint = "a port of its own: who reaches it changes roles";
+        let hint = "use another port: its clients can change roles";
         found.check_with(!admin, "admin.listen", &["server.listen"], &problem, hint);
     }
     for (i, host) in server.handoff_hosts.iter().enumerate() {

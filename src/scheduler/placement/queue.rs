@@ -217,7 +217,7 @@ impl EdfQueue {
         let mut refused = [Refused::default(), Refused::default()];
         loop {
             let Some(line) = self.lines.get(&pool) else { return };
-            let first = usize::from(line.is_turn_of_hopeless());
+            let first = usize::from(line.is_turn_of_late());
             let Some((walk, id)) = [first, 1 - first]
                 .into_iter()
                 .find_map(|which| walks[which].next(line).map(|id| (which, id)))

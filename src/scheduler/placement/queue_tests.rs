@@ -108,8 +108,8 @@ fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
 fn the_late_class_receives_exactly_its_share_of_the_work() {
     let engines = full();
     let mut queue = EdfQueue::new();
-    let hopeless = 0..1000;
-    for id in hopeless.clone() {
+    let late = 0..1000;
+    for id in late.clone() {
         queue.offer(due(id, 6000, 0.0, 1e6)).unwrap();
     }
     let mut work = [0.0, 0.0];
@@ -120,7 +120,7 @@ fn the_late_class_receives_exactly_its_share_of_the_work() {
         make_room(&engines);
         for left in poll(&mut queue, at(1.0), &engines) {
             let Left::Placed(id) = left else { panic!("{left:?}") };
-            work[usize::from(hopeless.contains(&id))] += engines.load(BackendId(0)).prefill.get();
+            work[usize::from(late.contains(&id))] += engines.load(BackendId(0)).prefill.get();
         }
     }
     let share = work[1] / (work[0] + work[1]);

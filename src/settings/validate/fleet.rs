@@ -216,8 +216,8 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
     if backend.connector == Connector::Bootstrap {
         let role = path("role");
         let hint = "\"prefill\" or \"decode\", its --disaggregation-mode";
-        let said = matches!(backend.role, Some(Role::Prefill | Role::Decode));
-        found.check_with(said, &role, &[&connector], "is not said", hint);
+        let is_fixed = matches!(backend.role, Some(Role::Prefill | Role::Decode));
+        found.check_with(is_fixed, &role, &[&connector], "is missing", hint);
     }
     found.check_with(
         !backend.role_switch || backend.connector == Connector::Bootstrap,
@@ -239,13 +239,13 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
 fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
     let connector = path("connector");
     let (key, file) = (&backend.disagg_key, &backend.disagg_key_file);
-    for (name, said) in [
+    for (name, is_set) in [
         ("schedule_style", backend.schedule_style != ScheduleStyle::default()),
         ("disagg_key", key.is_some()),
         ("disagg_key_file", file.is_some()),
     ] {
         found.check_with(
-            !said || backend.connector == Connector::Transceiver,
+            !is_set || backend.connector == Connector::Transceiver,
             &path(name),
             &[&connector],
             "is TensorRT-LLM's",
@@ -261,14 +261,14 @@ fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found:
 }
 
 fn roles(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
-    let said = [path("engine"), path("connector"), path("kv_role")];
-    let said = said.each_ref().map(String::as_str);
+    let keys = [path("engine"), path("connector"), path("kv_role")];
+    let keys = keys.each_ref().map(String::as_str);
     let allowed = backend.allowed_roles();
     if let Some(role) = backend.role {
         let words: Vec<_> = allowed.iter().map(Role::as_str).collect();
         let hint = format!("engine, connector and kv_role allow {}", words.join(", "));
         let problem = format!("cannot be {role}");
-        found.check_with(allowed.contains(role), &path("role"), &said, &problem, &hint);
+        found.check_with(allowed.contains(role), &path("role"), &keys, &problem, &hint);
     }
     let kept = !backend.pin || backend.role.is_some();
     found.check_with(kept, &path("pin"), &[&path("role")], "has no role to keep", "add role");
@@ -358,9 +358,9 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
     let may_prefill =
         |i: &usize| named || settings.backends[*i].allowed_roles().contains(Role::Prefill);
     let problem = match members.iter().any(|i| may_decode(&i)) {
-        false => "leaves nobody in its group to decode",
+        false => "leaves no backend in its group to decode",
         true if paired && !members.iter().any(may_prefill) => {
-            "leaves nobody in its group to prefill"
+            "leaves no backend in its group to prefill"
         }
         true => return,
     };

@@ -30,7 +30,13 @@ pub(super) fn of_backend(
         found.check(good, key, "is no address", ENDPOINT);
     }
     let heard = backend.kv_replay.is_none() || backend.kv_events.is_some();
-    found.check_with(heard, &replay, &[&events], "repeats what nobody hears", "add kv_events");
+    found.check_with(
+        heard,
+        &replay,
+        &[&events],
+        "replays events that are not read",
+        "add kv_events",
+    );
     for (i, gpu) in backend.gpus.iter().enumerate() {
         found.count(u64::from(*gpu), (0, GPUS_MAX), &path(&format!("gpus[{i}]")));
     }
@@ -72,7 +78,7 @@ mod tests {
         }
         check(
             "kv_replay = \"tcp://a:1\"",
-            &["backends[0].kv_replay: repeats what nobody hears (add kv_events), line 4"],
+            &["backends[0].kv_replay: replays events that are not read (add kv_events), line 4"],
         );
     }
 }

@@ -9,8 +9,8 @@ use tidegate_types::{Moment, RequestId, Seconds};
 /// A time and the request that it belongs to.
 pub(super) type Key = (Moment, RequestId);
 
-/// Upper bound of the work owed to the late class.
-const OWED_MAX: Seconds = Seconds(10.0);
+/// Upper bound of the late class's credit.
+const LATE_CREDIT_MAX: Seconds = Seconds(10.0);
 /// Upper bound of the share of the late class: a share of 1 would leave no work to feasible jobs.
 const SHARE_MAX: f64 = 0.95;
 
@@ -26,14 +26,14 @@ pub(super) enum Rank {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     /// Feasible jobs by TTFT deadline.
-    hopeful: BTreeSet<Key>,
+    feasible: BTreeSet<Key>,
     /// Feasible jobs by latest feasible start.
     starts: BTreeSet<Key>,
     /// Late jobs by arrival.
-    hopeless: BTreeSet<Key>,
-    /// Work that the late class may receive before feasible jobs continue. Negative after it has
-    /// received more than its share.
-    owed: Seconds,
+    late: BTreeSet<Key>,
+    /// Credit of the late class: work that it may receive before feasible jobs continue. Negative
+    /// after it has received more than its share.
+    late_credit: Seconds,
 }
 
 impl Line {
@@ -41,28 +41,28 @@ impl Line {
         let id = waiting.job.id;
         match waiting.rank {
             Rank::Feasible => {
-                self.hopeful.insert((waiting.job.ttft_deadline, id));
+                self.feasible.insert((waiting.job.ttft_deadline, id));
                 self.starts.insert((waiting.latest_start, id));
             }
             Rank::Late => {
-                self.hopeless.insert((waiting.job.arrived, id));
+                self.late.insert((waiting.job.arrived, id));
             }
         }
     }
 
     pub(super) fn leave(&mut self, waiting: &Waiting) {
         let id = waiting.job.id;
-        self.hopeful.remove(&(waiting.job.ttft_deadline, id));
+        self.feasible.remove(&(waiting.job.ttft_deadline, id));
         self.starts.remove(&(waiting.latest_start, id));
-        self.hopeless.remove(&(waiting.job.arrived, id));
+        self.late.remove(&(waiting.job.arrived, id));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.hopeful.is_empty() && self.hopeless.is_empty()
+        self.feasible.is_empty() && self.late.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.hopeful.len() + self.hopeless.len()
+        self.feasible.len() + self.late.len()
     }
 
     /// Returns a job whose latest feasible start is before `now`.
@@ -73,8 +73,8 @@ impl Line {
     /// Returns the next job of a rank after `key`, or the first.
     pub(super) fn after(&self, rank: Rank, key: Option<Key>) -> Option<Key> {
         let order = match rank {
-            Rank::Feasible => &self.hopeful,
-            Rank::Late => &self.hopeless,
+            Rank::Feasible => &self.feasible,
+            Rank::Late => &self.late,
         };
         match key {
             Some(key) => order.range((Bound::Excluded(key), Bound::Unbounded)).next().copied(),
@@ -82,21 +82,22 @@ impl Line {
         }
     }
 
-    pub(super) fn is_turn_of_hopeless(&self) -> bool {
-        self.owed > Seconds::ZERO
+    pub(super) fn is_turn_of_late(&self) -> bool {
+        self.late_credit > Seconds::ZERO
     }
 
     /// Accounts for `work` placed for a rank while the other rank may be waiting too.
     pub(super) fn account(&mut self, rank: Rank, work: Seconds, share: f64) {
         let share = share.clamp(0.0, SHARE_MAX);
         match rank {
-            _ if self.hopeless.is_empty() => self.owed = self.owed.min(Seconds::ZERO),
+            _ if self.late.is_empty() => self.late_credit = self.late_credit.min(Seconds::ZERO),
             Rank::Feasible => {
-                self.owed = (self.owed + work * (share / (1.0 - share))).min(OWED_MAX);
+                self.late_credit =
+                    (self.late_credit + work * (share / (1.0 - share))).min(LATE_CREDIT_MAX);
             }
             // Without feasible jobs in the queue, late work is not charged to the share.
-            Rank::Late if self.hopeful.is_empty() => {}
-            Rank::Late => self.owed -= work,
+            Rank::Late if self.feasible.is_empty() => {}
+            Rank::Late => self.late_credit -= work,
         }
     }
 }
