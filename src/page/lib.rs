@@ -8,6 +8,7 @@
 //! - `fleet.js`, `requests.js`, `plan.js`, `targets.js`, `what_if.js`: one view each
 //! - `main.js`: navigation, theme, token; starts the dashboard
 //! - `report.js`: draws a report from the data in its page
+#![warn(missing_docs)]
 
 /// The page at `/`.
 pub const DASHBOARD_HTML: &str = include_str!("dashboard.html");

@@ -7,6 +7,7 @@
 //!
 //! Pure: time, events and seeds are arguments. [`placement`] and [`planner`] import [`cost`] and
 //! not each other (`tests/behaviour/architecture.rs`).
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod cost;

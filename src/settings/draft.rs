@@ -19,29 +19,41 @@ pub struct Draft {
     pub models: Vec<DraftModel>,
     /// Lines about models without one.
     pub notes: Vec<String>,
+    /// The engines.
     pub backends: Vec<DraftBackend>,
 }
 
 /// A model with its tokenizer.
 #[derive(Clone, Debug)]
 pub struct DraftModel {
+    /// Name as in requests.
     pub name: String,
+    /// Path of its `tokenizer.json`.
     pub tokenizer: PathBuf,
 }
 
 /// One engine.
 #[derive(Clone, Debug, Default)]
 pub struct DraftBackend {
+    /// Name of the backend.
     pub name: String,
+    /// Its base URL.
     pub url: String,
     /// As in the settings.
     pub engine: &'static str,
+    /// KV transfer mechanism; `None`: no key is written, as for the keys below.
     pub connector: Option<&'static str>,
+    /// vLLM's `kv_role`.
     pub kv_role: Option<String>,
+    /// Port of the bootstrap server.
     pub bootstrap_port: Option<u16>,
+    /// Initial role.
     pub role: Option<Role>,
+    /// Whether SGLang runs with `--enable-pd-role-switch`.
     pub role_switch: bool,
+    /// Most concurrent streams.
     pub streams_max: Option<u32>,
+    /// File with the engine's API key.
     pub api_key_file: Option<PathBuf>,
     /// What the engine reported, one line each.
     pub comments: Vec<String>,

@@ -10,6 +10,7 @@
 //! - [`convert`]: settings into the plain parameters that other rooms own
 //!
 //! It reads no file, no environment and no clock: the shell does, and hands in text.
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod convert;

@@ -24,6 +24,17 @@ impl Settings {
     /// # Errors
     /// Every [`Problem`] in it, in the order of the file; those of the whole file come first. A
     /// file whose sections cannot be distinguished is not checked further.
+    ///
+    /// ```
+    /// use tidegate_settings::Settings;
+    ///
+    /// let text = "[[backends]]\nname = \"a\"\nurl = \"http://10.0.0.1:8000\"\n";
+    /// assert_eq!(Settings::parse(text)?.backends.len(), 1);
+    ///
+    /// let problems = Settings::parse("[server]\nthread = 4\n").unwrap_err();
+    /// assert_eq!(problems.len(), 2, "an unknown key, and no backend");
+    /// # Ok::<(), Vec<tidegate_settings::Problem>>(())
+    /// ```
     pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         let (tree, errors) = Tree::parse(text);
         let mut problems = not_toml(errors);

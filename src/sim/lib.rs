@@ -13,6 +13,7 @@
 //! for which ledger.rs and demand.rs keep the proxy's accounts.
 //!
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
+#![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod agents;

@@ -98,6 +98,17 @@ impl SimConfig {
 }
 
 /// Runs `policy` over `trace`, whose times are already scaled to `rate`.
+///
+/// ```
+/// use tidegate_sim::{Policy, SimConfig, Trace, simulate};
+/// use tidegate_types::Seconds;
+///
+/// // 2 requests/s for 10 s: 5 s of long prompts, then 5 s of long answers.
+/// let trace = Trace::bursts(7, Seconds(10.0), 2.0, Seconds(5.0));
+/// let run = simulate(&trace, 1.0, Policy::Tidegate, &SimConfig::default());
+/// assert_eq!(run.outcomes.len(), trace.arrivals.len());
+/// assert!(run.outcomes.iter().all(|outcome| outcome.ttft.is_some()));
+/// ```
 pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) -> Run {
     let engines = config.engines;
     let aggregated = |choice| rivals::Aggregated::new(choice, engines);

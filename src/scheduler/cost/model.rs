@@ -62,6 +62,21 @@ impl Default for PrefillModel {
 impl PrefillModel {
     /// Returns the duration of a prefill of `new` prompt tokens after `context` cached ones; 0 if
     /// `new` is 0.
+    ///
+    /// ```
+    /// use tidegate_scheduler::cost::PrefillModel;
+    /// use tidegate_types::{Seconds, Tokens};
+    ///
+    /// let model = PrefillModel {
+    ///     base: Seconds(0.010),
+    ///     per_token: Seconds(50e-6),
+    ///     per_attention: Seconds::ZERO,
+    /// };
+    /// // 10 ms and 1,000 tokens of 50 µs; a prefix cache hit of 600 tokens saves 30 ms.
+    /// let (all, rest) = (Tokens(1000), Tokens(400));
+    /// assert!((model.predict(all, Tokens(0)).get() - 0.060).abs() < 1e-9);
+    /// assert!((model.predict(rest, Tokens(600)).get() - 0.030).abs() < 1e-9);
+    /// ```
     pub fn predict(&self, new: Tokens, context: Tokens) -> Seconds {
         if new == Tokens::ZERO {
             return Seconds::ZERO;
