@@ -176,7 +176,7 @@ impl Fits {
     }
 
     /// Takes the groups of the routing table, by backend slot.
-    pub fn regroup(&mut self, groups: impl Iterator<Item = GroupId>) {
+    pub fn regroup(&mut self, groups: impl Iterator<Item = GroupId> + Clone) {
         self.hand_offs.regroup(groups);
     }
 

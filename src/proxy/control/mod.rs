@@ -106,8 +106,10 @@ impl Control {
         membership: Membership,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
+        let mut fits = Fits::new(priors, estimates, proxy.placement.chunk);
+        fits.regroup(proxy.fleet.table().entries.iter().map(|entry| entry.group));
         Control {
-            fits: Fits::new(priors, estimates, proxy.placement.chunk),
+            fits,
             catalog,
             recording,
             fitness,
@@ -196,10 +198,6 @@ impl Control {
         let now = self.proxy.clock.now();
         let mut heard = false;
         while let Ok(event) = self.inboxes.control_events.try_recv() {
-            if !heard {
-                let table = self.proxy.fleet.table();
-                self.fits.regroup(table.entries.iter().map(|entry| entry.group));
-            }
             self.fits.take(event, now);
             heard = true;
         }
@@ -299,8 +297,9 @@ impl Control {
     }
 
     /// Makes `table` the one that requests are routed by. Its entries take their roles from its
-    /// plan.
-    fn publish(&self, mut table: RoutingTable) {
+    /// plan, and the regressions follow its groups.
+    fn publish(&mut self, mut table: RoutingTable) {
+        self.fits.regroup(table.entries.iter().map(|entry| entry.group));
         for (slot, entry) in table.entries.iter_mut().enumerate() {
             entry.role = table.plan.role(BackendId(slot as u16));
         }

@@ -17,11 +17,11 @@ pub struct HandOffFits {
 impl HandOffFits {
     /// Takes the groups of a new routing table, by backend slot. Groups are numbered afresh when
     /// backends join or leave; a new number keeps the regression that its first backend had.
-    pub fn regroup(&mut self, groups: impl Iterator<Item = GroupId>) {
-        let groups: Vec<GroupId> = groups.collect();
-        if groups == self.groups {
+    pub fn regroup(&mut self, groups: impl Iterator<Item = GroupId> + Clone) {
+        if groups.clone().eq(self.groups.iter().copied()) {
             return;
         }
+        let groups: Vec<GroupId> = groups.collect();
         let mut fits = BTreeMap::new();
         for (group, before) in groups.iter().zip(&self.groups) {
             if let Some(fit) = self.fits.get(before) {

@@ -211,9 +211,8 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
             arrivals.len()
         ));
     }
-    let FleetCosts { prefill, decode, kv_capacity, streams_max, hit_share, .. } = now;
-    let first = proxy.fleet.table().entries.first().map(|entry| entry.transfer);
-    let (transfer, chunk) = (first.unwrap_or_default(), proxy.placement.chunk);
+    let FleetCosts { prefill, decode, transfer, kv_capacity, streams_max, hit_share, .. } = now;
+    let chunk = proxy.placement.chunk;
     Ok(Scenario {
         arrivals,
         engines,
@@ -255,6 +254,7 @@ struct FleetCosts {
     engines: usize,
     prefill: PrefillModel,
     decode: DecodeModel,
+    transfer: TransferModel,
     kv_capacity: Tokens,
     streams_max: u32,
     hit_share: f64,
@@ -284,6 +284,10 @@ fn fleet_costs(proxy: &Proxy) -> Option<FleetCosts> {
             per_stream: seconds(&|slot| working[slot].1.decode.per_stream),
             free_streams: mean(&|slot| f64::from(working[slot].1.decode.free_streams)) as u32,
             per_kv_token: seconds(&|slot| working[slot].1.decode.per_kv_token),
+        },
+        transfer: TransferModel {
+            base: seconds(&|slot| working[slot].1.transfer.base),
+            per_token: seconds(&|slot| working[slot].1.transfer.per_token),
         },
         kv_capacity: Tokens(mean(&|slot| working[slot].0.kv_capacity().as_f64()) as u64),
         streams_max: mean(&|slot| f64::from(working[slot].0.streams_max)) as u32,
