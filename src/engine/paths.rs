@@ -185,8 +185,7 @@ pub fn lookup(method: &str, path: &str) -> Lookup {
         debug_assert!(!id.is_empty());
         return among(method, "GET, HEAD", Endpoint::Model, ALL);
     }
-    let row = ROWS.iter().find(|(pattern, ..)| *pattern == path && !pattern.contains('*'));
-    match row.or_else(|| ROWS.iter().find(|(pattern, ..)| matches(pattern, path))) {
+    match ROWS.iter().find(|(pattern, ..)| matches(pattern, path)) {
         Some((_, methods, endpoint, kinds)) => among(method, methods, *endpoint, *kinds),
         None => Lookup::Nothing,
     }
