@@ -201,6 +201,26 @@ fn begin(engine: Arc<EngineState>, ask: &GenerationRequest, ids: ResponseIds) ->
 }
 
 impl ActiveAnswers {
+    /// Waits for the end of a prefill leg's only answer, and settles it. Returns its tokens; `None`
+    /// if the engine failed, which is counted.
+    pub async fn prefilled(&mut self) -> Option<Arc<TokenFeed>> {
+        let feed = self.ended(0).await?;
+        self.settle(0);
+        Some(feed)
+    }
+
+    /// Waits for the last token of answer `i`. Returns its tokens; `None` if the engine failed,
+    /// which is counted.
+    async fn ended(&self, i: usize) -> Option<Arc<TokenFeed>> {
+        let feed = Arc::clone(&self.all[i].feed);
+        let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
+        if ended.failed {
+            Counters::add(&self.engine.counters.errors, 1);
+            return None;
+        }
+        Some(feed)
+    }
+
     /// Ends answer `i` after its last token: holds its KV, and returns its hand-off as JSON.
     pub fn settle(&mut self, i: usize) -> Option<String> {
         let engine = &self.engine;
@@ -240,10 +260,7 @@ impl Drop for ActiveAnswers {
 
 async fn whole(mut answers: ActiveAnswers, shape: &ResponseFormat) -> Response<ResponseBody> {
     for i in 0..answers.all.len() {
-        let feed = Arc::clone(&answers.all[i].feed);
-        let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
-        if ended.failed {
-            Counters::add(&answers.engine.counters.errors, 1);
+        if answers.ended(i).await.is_none() {
             return refuse(&ErrorResponse::internal());
         }
     }

@@ -3,7 +3,6 @@
 //! the KV; a proxy that closes the leg earlier aborts the transfer.
 
 use http::{Response, StatusCode};
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,13 +38,9 @@ pub async fn prefill(
     shape: &ResponseFormat,
     name: &str,
 ) -> Response<ResponseBody> {
-    let feed = Arc::clone(&answers.all[0].feed);
-    let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
-    if ended.failed {
-        Counters::add(&answers.engine.counters.errors, 1);
+    let Some(feed) = answers.prefilled().await else {
         return refuse(&ErrorResponse::internal());
-    }
-    answers.settle(0);
+    };
     let engine = Arc::clone(&answers.engine);
     let room = PendingTransfer { engine: &engine, name };
     let taken = async {

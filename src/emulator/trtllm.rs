@@ -4,8 +4,6 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
-use std::future::poll_fn;
-use std::sync::Arc;
 
 use crate::engine::EngineState;
 use crate::error_response::ErrorResponse;
@@ -13,7 +11,6 @@ use crate::generate::{ActiveAnswers, json as answer, refuse};
 use crate::request_body::{GenerationRequest, Remote};
 use crate::response_body::ResponseBody;
 use crate::response_format::ResponseFormat;
-use crate::stats::Counters;
 
 /// Smaller ids are reserved for the server.
 pub const ID_MIN: u64 = 1 << 40;
@@ -60,13 +57,9 @@ pub async fn context(
     ask: &GenerationRequest,
     name: &str,
 ) -> Response<ResponseBody> {
-    let feed = Arc::clone(&answers.all[0].feed);
-    let ended = poll_fn(|context| feed.poll_beyond(u64::MAX, context)).await;
-    if ended.failed {
-        Counters::add(&answers.engine.counters.errors, 1);
+    let Some(feed) = answers.prefilled().await else {
         return refuse(&ErrorResponse::internal());
-    }
-    answers.settle(0);
+    };
     answers.finish();
     let engine = &answers.engine;
     let id: u64 = name.trim_start_matches("context-").parse().unwrap_or(0);
