@@ -75,13 +75,7 @@ impl Client {
     /// # Errors
     /// The file cannot be used.
     pub fn with_authorities(self, path: &Path, name: Option<String>) -> Result<Client, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        let roots = tidegate_proxy::files::authorities(path).map_err(|error| failed(&error))?;
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| failed(&error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = verified_by(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Client { tls: Some(TlsConnector::from(Arc::new(config))), name, ..self })
     }
 
@@ -146,6 +140,18 @@ impl Client {
         let answer = answer.map_err(|_| AskError::Late(self.timeout))??;
         Ok(Answer { took: began.elapsed(), ..answer })
     }
+}
+
+/// Returns a TLS configuration that verifies servers with the authorities of a PEM file.
+///
+/// # Errors
+/// The file cannot be used; the message does not name it.
+pub fn verified_by(path: &Path) -> Result<ClientConfig, String> {
+    let roots = tidegate_proxy::files::authorities(path).map_err(|error| error.to_string())?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Authority, whether TLS is used, and the path before all others.

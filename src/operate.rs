@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tidegate_types::Role;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, StreamOwned};
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 /// Request timeout; the admin API answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,29 +117,33 @@ pub enum OperateError {
     Strange(String),
 }
 
+/// `/v1/fleet`, as far as the command line shows it.
 #[derive(Deserialize)]
-struct Fleet {
-    plan: u64,
-    ready: bool,
-    waiting_requests: usize,
-    live_requests: usize,
-    backends: Vec<Backend>,
+pub(crate) struct Fleet {
+    pub(crate) plan: u64,
+    pub(crate) ready: bool,
+    pub(crate) waiting_requests: usize,
+    pub(crate) live_requests: usize,
+    pub(crate) backends: Vec<Backend>,
 }
 
+/// One backend of `/v1/fleet`.
 #[derive(Deserialize)]
-struct Backend {
-    name: String,
+pub(crate) struct Backend {
+    pub(crate) name: String,
     url: String,
-    role: Role,
+    pub(crate) role: Role,
     pinned: bool,
     held_seconds: Option<f64>,
-    health: String,
+    pub(crate) health: String,
     health_reason: Option<String>,
-    misfits: Vec<String>,
-    prefill_seconds: f64,
+    pub(crate) misfits: Vec<String>,
+    pub(crate) prefill_seconds: f64,
     prefill_legs: u32,
-    streams: u32,
-    kv_tokens: u64,
+    pub(crate) streams: u32,
+    pub(crate) streams_max: u32,
+    pub(crate) kv_tokens: u64,
+    pub(crate) kv_capacity_tokens: u64,
 }
 
 /// `tidegate status`
@@ -347,14 +351,7 @@ impl Admin {
             return Err(OperateError::Refused("an https admin address needs --ca-file".to_owned()));
         };
         let failed = |problem: String| OperateError::File { path: path.clone(), problem };
-        let roots = tidegate_proxy::files::authorities(path);
-        let roots = roots.map_err(|error| failed(error.to_string()))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| failed(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = crate::ask::verified_by(path).map_err(failed)?;
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
         let name = name.map_err(|error| failed(error.to_string()))?;

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 use tidegate_types::Role;
 
-use crate::operate::{Admin, OperateError};
+use crate::operate::{Admin, Backend, Fleet, OperateError};
 use crate::screen::canvas::Canvas;
 use crate::screen::{Engine, Screen, Series};
 use crate::terminal::has_colours;
@@ -24,28 +24,6 @@ pub struct Args {
     /// End after this many readings
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Fleet {
-    plan: u64,
-    ready: bool,
-    waiting_requests: usize,
-    live_requests: usize,
-    backends: Vec<Backend>,
-}
-
-#[derive(Deserialize)]
-struct Backend {
-    name: String,
-    role: Role,
-    health: String,
-    misfits: Vec<String>,
-    prefill_seconds: f64,
-    streams: u32,
-    streams_max: u32,
-    kv_tokens: u64,
-    kv_capacity_tokens: u64,
 }
 
 #[derive(Deserialize)]
