@@ -1,6 +1,6 @@
 //! Engines that stop answering: failed probes, abandoned legs and hedges.
 
-use crate::client::{open, post, until};
+use crate::client::{Answer, open, post, until};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks, prefill_answer};
 use crate::health::{MANY, health, join_all};
 use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
@@ -9,23 +9,27 @@ use crate::proxy::{DECODE, PREFILL, Proxy, SPLIT, chat, chat_with, plain, vllm};
 const SOON: &str = "[probe]\ninterval_seconds = 0.05\ntimeout_seconds = 0.3\nfailures_to_eject = 2\n\
                     slow_return_seconds = 0\n";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_leave_a_dead_engine_and_are_not_answered_504() {
-    let hung = Fake::start([], Act::Silent).await;
-    let good = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
-    let top = format!("[queue]\ndeadline_seconds = 0.5\n{SOON}");
-    let proxy = Proxy::start(&top, &[plain("hung", &hung), plain("good", &good)]).await;
+/// Returns the answers to concurrent chats of `repeats` distinct phrases each. The probes of `hung`
+/// hang once one of the requests hangs there.
+async fn answers_while_hanging(proxy: &Proxy, hung: &Fake, repeats: usize) -> Vec<Answer> {
     let asked = (0..MANY).map(|n| {
-        let body = chat_with(false, &format!("{n} words ").repeat(9), "");
-        let proxy = &proxy;
+        let body = chat_with(false, &format!("{n} words ").repeat(repeats), "");
         async move { proxy.post("/v1/chat/completions", &body).await }
     });
     let hangs = async {
         until("some of them hang", || hung.hanging() > 0).await;
         hung.hang_probes();
     };
-    let (answers, ()) = tokio::join!(join_all(asked), hangs);
-    for answer in answers {
+    tokio::join!(join_all(asked), hangs).0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_leave_a_dead_engine_and_are_not_answered_504() {
+    let hung = Fake::start([], Act::Silent).await;
+    let good = Fake::start([], Act::Json(200, chat_answer("elsewhere"))).await;
+    let top = format!("[queue]\ndeadline_seconds = 0.5\n{SOON}");
+    let proxy = Proxy::start(&top, &[plain("hung", &hung), plain("good", &good)]).await;
+    for answer in answers_while_hanging(&proxy, &hung, 9).await {
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert!(answer.body.contains("elsewhere"));
     }
@@ -47,16 +51,7 @@ async fn a_request_is_prefilled_again_if_its_prefill_engine_dies() {
             vllm("d", decodes.url(), DECODE),
         ];
         let proxy = Proxy::start(&format!("{SPLIT}{SOON}"), &engines).await;
-        let asked = (0..MANY).map(|n| {
-            let body = chat_with(false, &format!("{n} words ").repeat(200), "");
-            let proxy = &proxy;
-            async move { proxy.post("/v1/chat/completions", &body).await }
-        });
-        let hangs = async {
-            until("some of them hang", || hung.hanging() > 0).await;
-            hung.hang_probes();
-        };
-        let (answers, ()) = tokio::join!(join_all(asked), hangs);
+        let answers = answers_while_hanging(&proxy, &hung, 200).await;
         assert!(answers.iter().all(|answer| answer.status == 200), "{decode_hangs}");
         proxy.settles().await;
     }
