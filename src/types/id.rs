@@ -32,6 +32,26 @@ id! {
     /// One backend: its slot in the fleet, dense from 0.
     BackendId(u16)
 }
+
+impl BackendId {
+    /// Puts `value` into this backend's slot of a table by slot, which exists or is the next one.
+    ///
+    /// ```
+    /// use tidegate_types::BackendId;
+    ///
+    /// let mut names = vec!["a", "b"];
+    /// BackendId(0).put(&mut names, "c");
+    /// BackendId(2).put(&mut names, "d");
+    /// assert_eq!(names, ["c", "b", "d"]);
+    /// ```
+    pub fn put<T>(self, table: &mut Vec<T>, value: T) {
+        match table.get_mut(self.index()) {
+            Some(slot) => *slot = value,
+            None => table.push(value),
+        }
+    }
+}
+
 id! {
     /// A compatibility group: backends that may hand KV cache to each other.
     GroupId(u16)

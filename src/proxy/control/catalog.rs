@@ -84,18 +84,11 @@ impl Catalog {
 
     /// Adds a backend that joins, in place of the one that had its slot.
     pub fn join(&mut self, backend: BackendId, offer: Offer) {
-        let slot = backend.index();
-        if slot == self.served.len() {
-            self.served.push(Vec::new());
-            self.answers.push(Bytes::new());
-            self.offers.push(Offer::default());
-            self.here.push(true);
-        }
         let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
-        self.served[slot] = offer.models.iter().map(card).collect();
-        self.answers[slot] = Bytes::new();
-        self.offers[slot] = offer;
-        self.here[slot] = true;
+        backend.put(&mut self.served, offer.models.iter().map(card).collect());
+        backend.put(&mut self.answers, Bytes::new());
+        backend.put(&mut self.offers, offer);
+        backend.put(&mut self.here, true);
     }
 
     /// Removes a backend from every pool.

@@ -25,13 +25,8 @@ impl Fitness {
 
     /// A backend that joins: nothing reported yet.
     pub fn join(&mut self, backend: BackendId, configured: ConfiguredBackend) {
-        match self.configured.get_mut(backend.index()) {
-            Some(slot) => *slot = configured,
-            None => {
-                self.configured.push(configured);
-                self.reported.push(None);
-            }
-        }
+        backend.put(&mut self.configured, configured);
+        backend.put(&mut self.reported, None);
     }
 
     /// Forgets the facts of a backend that has left.

@@ -75,10 +75,7 @@ impl Fits {
     /// Starts the regressions of a backend that joins, in place of those of the one that had its
     /// slot.
     pub fn join(&mut self, backend: BackendId, priors: Priors) {
-        match self.backends.get_mut(backend.index()) {
-            Some(fit) => *fit = BackendFit::new(priors),
-            None => self.backends.push(BackendFit::new(priors)),
-        }
+        backend.put(&mut self.backends, BackendFit::new(priors));
     }
 
     /// Takes one observation received at `now`.

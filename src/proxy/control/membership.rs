@@ -251,7 +251,7 @@ impl Control {
         let priors = Priors { prefill: settings.prefill_prior, decode: settings.decode_prior };
         backend.health.joins();
         let role = settings.role.unwrap_or_else(|| self.first_role(&backend));
-        self.set_group_name(id, settings.group_name(), backend.group);
+        id.put(&mut self.membership.groups, (settings.group_name(), backend.group));
         self.fits.join(id, priors);
         self.pins.join(id, settings.role.filter(|_| settings.pin));
         self.fitness.join(id, configured(settings, backend.group));
@@ -272,14 +272,8 @@ impl Control {
         let transfer = self.fits.transfer(group);
         let entry = Entry { role, usable: false, group, prefill, decode, transfer };
         let (mut entries, mut roles) = (table.entries.clone(), table.plan.roles().to_vec());
-        match entries.get_mut(id.index()) {
-            Some(slot) => *slot = entry,
-            None => entries.push(entry),
-        }
-        match roles.get_mut(id.index()) {
-            Some(slot) => *slot = role,
-            None => roles.push(role),
-        }
+        id.put(&mut entries, entry);
+        id.put(&mut roles, role);
         let plan = table.plan.next(roles);
         self.proxy.fleet.publish(RoutingTable { entries, plan: plan.clone(), ..(*table).clone() });
         self.proxy.fleet.join(Arc::clone(&backend));
@@ -296,14 +290,6 @@ impl Control {
         signals::follow(&host, &backend);
         let found = self.membership.found.clone();
         tokio::spawn(probe::run(backend, self.membership.probe, self.proxy.clock, found));
-    }
-
-    fn set_group_name(&mut self, id: BackendId, name: String, group: GroupId) {
-        let groups = &mut self.membership.groups;
-        match groups.get_mut(id.index()) {
-            Some(slot) => *slot = (name, group),
-            None => groups.push((name, group)),
-        }
     }
 
     /// The first role of a backend: mixed if its peers are, or it has none, else the rarer of

@@ -32,10 +32,7 @@ impl Pins {
     /// The pin of a backend that joins.
     pub fn join(&mut self, backend: BackendId, role: Option<Role>) {
         let pin = role.map(|role| Pin { role, until: None });
-        match self.0.get_mut(backend.index()) {
-            Some(slot) => *slot = pin,
-            None => self.0.push(pin),
-        }
+        backend.put(&mut self.0, pin);
     }
 
     /// Changes the held role after a change by another cause; the hold keeps its end.

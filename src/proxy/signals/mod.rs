@@ -121,10 +121,7 @@ impl EngineSignals {
     pub(crate) fn join(&self, id: BackendId, backend: &BackendSettings, metrics: &Metrics) {
         let signals = Arc::new(BackendSignals::new(backend, metrics));
         let mut next = (**self.backends.load()).clone();
-        match next.get_mut(id.index()) {
-            Some(slot) => *slot = signals,
-            None => next.push(signals),
-        }
+        id.put(&mut next, signals);
         self.backends.store(Arc::new(next));
     }
 

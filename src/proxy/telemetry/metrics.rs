@@ -174,10 +174,7 @@ impl Metrics {
     pub(crate) fn join(&self, backend: &Backend) {
         let gauges = Arc::new(self.within(|| BackendMetrics::new(&backend.name)));
         let mut next = (**self.backends.load()).clone();
-        match next.get_mut(backend.id.index()) {
-            Some(slot) => *slot = gauges,
-            None => next.push(gauges),
-        }
+        backend.id.put(&mut next, gauges);
         self.backends.store(Arc::new(next));
     }
 

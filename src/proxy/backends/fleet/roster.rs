@@ -40,10 +40,7 @@ impl Roster {
     /// Puts a backend into its slot, which is the next new one or a free one.
     pub fn put(&self, backend: Arc<Backend>) {
         let mut next = (**self.0.load()).clone();
-        match next.get_mut(backend.id.index()) {
-            Some(slot) => *slot = backend,
-            None => next.push(backend),
-        }
+        backend.id.put(&mut next, backend);
         self.0.store(Arc::new(next));
     }
 
