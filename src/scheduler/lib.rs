@@ -2,6 +2,7 @@
 //!
 //! - [`cost`]: cost models of prefill, decode and hand-off, fitted online; the prefix index
 //! - [`inflight`]: the in-flight charges of each backend, settled when dropped
+//! - [`learn`]: the online regressions of all backends, from observations of requests
 //! - [`placement`]: the route of a request and the EDF queue
 //! - [`planner`]: the role of each backend, with a reason for every change
 //!
@@ -12,6 +13,7 @@
 
 pub mod cost;
 pub mod inflight;
+pub mod learn;
 pub mod placement;
 pub mod planner;
 mod word;

@@ -68,8 +68,6 @@ impl Default for TidegateParams {
     }
 }
 
-/// Expected output tokens before any answer was observed; same value as in the proxy.
-const OUTPUT_PRIOR: Tokens = Tokens(256);
 /// Longest time between two passes over the queue without an event; same value as in the proxy's
 /// dispatcher.
 const IDLE_PASS: Seconds = Seconds(0.25);
@@ -128,7 +126,7 @@ impl Follow {
             ledger,
             demand: Demand::default(),
             mean_prefill: mean_prefill(&config.believed_fleet()),
-            output: OutputEstimate::new(OUTPUT_PRIOR),
+            output: OutputEstimate::default(),
             decodes: VecDeque::new(),
             state: State::default(),
             planned_at: Moment::START,

@@ -59,8 +59,13 @@ fn the_pure_rooms_import_no_runtime() {
 }
 
 /// A module of the scheduler and the modules of the scheduler that it may import.
-const SCHEDULER: &[(&str, &[&str])] =
-    &[("inflight", &[]), ("cost", &[]), ("placement", &["cost"]), ("planner", &["cost"])];
+const SCHEDULER: &[(&str, &[&str])] = &[
+    ("inflight", &[]),
+    ("cost", &[]),
+    ("learn", &["cost", "inflight"]),
+    ("placement", &["cost"]),
+    ("planner", &["cost"]),
+];
 
 #[test]
 fn placement_and_planner_import_costs_and_not_each_other() {

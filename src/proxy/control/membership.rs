@@ -7,13 +7,14 @@
 //! forgotten by every index.
 
 use std::sync::Arc;
+use tidegate_scheduler::learn::Priors;
 use tidegate_settings::BackendSettings;
 use tidegate_settings::reconcile::{BadEntry, Change, Reconciler, SourceId};
 use tidegate_types::{BackendId, Flip, GroupId, Moment, Role, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use super::kept_backends::KeptBackends;
-use super::{Control, Offer, Priors};
+use super::{Control, Offer};
 use crate::backends::fleet::{Backend, Entry, Pin, RoutingTable};
 use crate::backends::probe::{self, Found, ProbeParams};
 use crate::backends::startup_verification::configured;

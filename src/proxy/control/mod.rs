@@ -5,7 +5,6 @@
 pub mod by_hand;
 mod catalog;
 pub mod fitness;
-mod fits;
 pub mod kept_backends;
 mod membership;
 mod observe;
@@ -17,6 +16,7 @@ mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tidegate_scheduler::learn::{Fits, PUBLISH_EVERY, Priors};
 use tidegate_scheduler::planner::{Params, Reason, State, plan};
 use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
@@ -30,19 +30,15 @@ use crate::telemetry::journal::{JournalEntry, Numbers};
 use crate::telemetry::recording::Recording;
 use by_hand::ByHand;
 use fitness::Fitness;
-use fits::Fits;
 use observe::DemandReader;
 use pace::{REST_MAX, Usual};
 use pins::Pins;
 
 pub use catalog::{Catalog, KnownModel, Offer};
-pub use fits::Priors;
 pub use membership::{Desired, FleetUpdate, Membership};
 pub use operator::{Command, Hold};
 pub use pace::Pace;
 
-/// Interval at which learned costs are published.
-const PUBLISH_EVERY: Seconds = Seconds(1.0);
 /// Capacity of the channel of finished role switches; a full channel makes the switch's task wait.
 const SWITCHES_MAX: usize = 16;
 /// Interval at which metric histograms are drained into their buckets.
@@ -182,7 +178,9 @@ impl Control {
         }
         if now - self.published_at >= PUBLISH_EVERY {
             self.published_at = now;
-            self.fits.watch_decodes(&self.proxy.fleet, now);
+            let backends = self.proxy.fleet.backends();
+            let balances = backends.iter().map(|backend| backend.account.balance());
+            self.fits.watch_decodes(balances, now);
             self.publish_costs();
             self.publish_outlook();
             self.recording.flush();
@@ -198,8 +196,10 @@ impl Control {
         let now = self.proxy.clock.now();
         let mut heard = false;
         while let Ok(event) = self.inboxes.control_events.try_recv() {
-            self.fits.take(event, now);
-            heard = true;
+            if let ControlEvent::Sample(sample) = event {
+                self.fits.take(sample, now);
+                heard = true;
+            }
         }
         self.fits.settle(now);
         if heard {

@@ -5,6 +5,7 @@ use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use tidegate_filters::{Accepted, Chain, Directory};
+use tidegate_scheduler::learn::Sample;
 use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_scheduler::planner::GroupOutlook;
 use tidegate_settings::HalfClose;
@@ -143,9 +144,9 @@ impl Proxy {
     }
 
     /// Sends an event to the control loop.
-    pub fn report(&self, event: ControlEvent) {
+    pub fn report(&self, event: impl Into<ControlEvent>) {
         // A full channel drops the event (see control_events.rs).
-        self.control_events.try_send(event).ok();
+        self.control_events.try_send(event.into()).ok();
     }
 
     /// Placement's view of the fleet at this moment.
@@ -231,7 +232,7 @@ impl SignalHost for Proxy {
         self.prefix_block
     }
 
-    fn send_event(&self, event: ControlEvent) {
-        self.report(event);
+    fn report_sample(&self, sample: Sample) {
+        self.report(sample);
     }
 }

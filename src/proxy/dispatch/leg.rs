@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tidegate_engine::{LegBody, is_load};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::inflight::Balance;
+use tidegate_scheduler::learn::{HandOffSample, Sample};
 use tidegate_scheduler::placement::DecodeRequest;
 use tidegate_types::{Moment, Seconds, Tokens};
 
@@ -18,7 +19,7 @@ use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
-use crate::telemetry::control_events::{ControlEvent, HandOffSample};
+use crate::telemetry::control_events::ControlEvent;
 use crate::upstream::failure::{Leg, LegFailure, LegProblem};
 use crate::upstream::{Answer, Head};
 
@@ -142,7 +143,7 @@ impl HandOffLeg {
         if begun.seen.tokens == 0 {
             return;
         }
-        serving.proxy.report(ControlEvent::HandOff(HandOffSample {
+        serving.proxy.report(Sample::HandOff(HandOffSample {
             backend: backend.id,
             tokens: serving.job.prompt,
             took: serving.proxy.clock.now() - self.sent,

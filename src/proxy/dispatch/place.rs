@@ -13,7 +13,6 @@ use tidegate_types::{BackendId, Moment};
 use crate::backends::fleet::{Known, View};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::{Placed, Predicted, Reservation};
-use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::Failure;
 
 /// Retries of the fast path after another request reserved the same capacity.
@@ -86,8 +85,6 @@ pub fn reserve(
     };
     let backend = Arc::clone(&proxy.fleet.backend(on));
     let before = backend.account.balance();
-    let mid_step = before.prefill_legs == 0;
-    let beside = ConcurrentStreams { streams: before.streams, kv: before.kv, mid_step };
     let uncached = job.prompt - cached;
     let room =
         PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(uncached) };
@@ -107,7 +104,7 @@ pub fn reserve(
         ahead: before.prefill,
         predicted_hit: view.held(job, on),
         cached,
-        beside,
+        beside: before.concurrent_streams(),
     };
     Some(if whole {
         Placed::Whole(reservation, predicted)

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use tidegate_filters::Accepted;
+use tidegate_scheduler::learn::{PrefillSample, Sample};
 use tidegate_types::{Moment, Tokens};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::Predicted;
-use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 
 /// A prefill whose first token has not arrived yet.
 pub struct PendingPrefill {
@@ -30,7 +30,7 @@ impl PendingPrefill {
         now: Moment,
         reported_hit: Option<Tokens>,
     ) {
-        proxy.report(ControlEvent::Prefill(self.sample(prompt, now, reported_hit)));
+        proxy.report(Sample::Prefill(self.sample(prompt, now, reported_hit)));
         proxy.note_prefix(self.backend.id, accepted);
     }
 

@@ -1,13 +1,12 @@
 //! A request's reservation on a backend: its charges, and the dispatcher's wake-up when they settle.
 
 use std::sync::Arc;
-use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
+use tidegate_scheduler::inflight::{ConcurrentStreams, PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::Considered;
 use tidegate_types::{BackendId, Seconds, Tokens};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::capacity_signal::CapacitySignal;
-use crate::telemetry::control_events::ConcurrentStreams;
 
 /// The backend of a request's next leg, with its reservation.
 pub enum Placed {

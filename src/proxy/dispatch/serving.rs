@@ -12,7 +12,6 @@ use crate::backends::fleet::{Backend, View};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::inbound::Inbound;
 use crate::dispatch::reservation::Predicted;
-use crate::telemetry::control_events::ConcurrentStreams;
 use crate::upstream::failure::{Failure, LegFailure};
 
 /// A request with the inputs of its legs.
@@ -47,11 +46,7 @@ impl Serving<'_> {
         let (predicted_hit, cached) = (view.held(&self.job, on), view.cached(&self.job, on));
         let prefill = view.table.entry(on).prefill.predict(prompt - cached, cached);
         let before = backend.account.balance();
-        let beside = ConcurrentStreams {
-            streams: before.streams,
-            kv: before.kv,
-            mid_step: before.prefill_legs == 0,
-        };
+        let beside = before.concurrent_streams();
         Predicted { prefill, ahead: before.prefill, predicted_hit, cached, beside }
     }
 

@@ -9,6 +9,7 @@ pub use leg_notes::{LegNotes, RequestProgress};
 use std::sync::Arc;
 use tidegate_engine::{Usage, UsageRequest};
 use tidegate_filters::Accepted;
+use tidegate_scheduler::learn::{PrefillSample, Sample};
 use tidegate_scheduler::placement::Considered;
 use tidegate_types::{Moment, Seconds, Tokens};
 
@@ -18,7 +19,6 @@ use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::Predicted;
 use crate::signals::FinishedLegs;
 use crate::telemetry::access_log;
-use crate::telemetry::control_events::{ControlEvent, PrefillSample};
 use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
 /// A request from arrival to its end. Stages change it through its methods only.
@@ -227,10 +227,10 @@ impl RequestRecord {
         }
         if let (Some(read), Some(usage)) = (self.notes.whole, self.usage) {
             let read = PrefillSample { reported_hit: usage.cached, ..read };
-            self.proxy.report(ControlEvent::Whole { read, output: usage.completion });
+            self.proxy.report(Sample::Whole { read, output: usage.completion });
         }
         let scan = self.accepted.scan.as_ref();
-        self.proxy.report(ControlEvent::Finished {
+        self.proxy.report(Sample::Finished {
             max_tokens: scan.and_then(|scan| scan.max_tokens),
             counted: self.live.prompt,
             output: self.output(),
@@ -254,9 +254,9 @@ impl Drop for RequestRecord {
         let reported_hit = self.usage.and_then(|usage| usage.cached);
         self.proxy.recent.push(&log, considered, reported_hit);
         if self.accepted.endpoint.generates()
-            && let Some(event) = self.proxy.signals.settled(&self.finished_legs())
+            && let Some(sample) = self.proxy.signals.settled(&self.finished_legs())
         {
-            self.proxy.report(event);
+            self.proxy.report(sample);
         }
         self.report_samples();
     }

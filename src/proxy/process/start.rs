@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
 use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
-use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex, TransferModel};
+use tidegate_scheduler::cost::{PrefixIndex, TransferModel};
+use tidegate_scheduler::learn::{Estimates, Priors};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::backends::expand;
-use crate::backends::fleet::{Backend, Entry, Estimates, Fleet, Pin, RoutingTable};
+use crate::backends::fleet::{Backend, Entry, Fleet, Pin, RoutingTable};
 use crate::backends::probe::{Found, ProbeParams};
 use crate::backends::startup_verification;
 use crate::backends::startup_verification::Misfits;
@@ -22,9 +23,7 @@ use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
 use crate::control::kept_backends::KeptBackends;
 use crate::control::pins::Pins;
-use crate::control::{
-    Catalog, Command, Control, FleetUpdate, Inboxes, Membership, Offer, Pace, Priors,
-};
+use crate::control::{Catalog, Command, Control, FleetUpdate, Inboxes, Membership, Offer, Pace};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::cors::Cors;
 use crate::dispatch::discovery::ModelDiscovery;
@@ -243,15 +242,13 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
 
 /// Builds the fleet with its first table and sizes the prefix index by the backends' KV memory.
 fn fleet(settings: &Settings, backends: Vec<Arc<Backend>>, table: RoutingTable) -> Fleet {
-    let estimates =
-        Estimates { output: OutputEstimate::new(OUTPUT_PRIOR), bytes: ByteEstimator::new() };
     let prefixes = PrefixIndex::new(settings.prefix.lines);
     for backend in &backends {
         let tokens = backend.kv_capacity().get();
         let blocks = prefix_blocks(tokens, settings.prefix.block_tokens as u64);
         prefixes.set_capacity(backend.id, blocks);
     }
-    Fleet::new(backends, table, estimates, prefixes, settings.slo())
+    Fleet::new(backends, table, Estimates::default(), prefixes, settings.slo())
 }
 
 /// The parts of the shared state that other parts are built from.
@@ -349,8 +346,6 @@ fn recording(settings: &Settings) -> Result<Recording, StartError> {
         .map_err(|source| StartError::Record { path: path.clone(), source })
 }
 
-/// Expected output tokens before the first answer.
-const OUTPUT_PRIOR: Tokens = Tokens(256);
 /// Divisor of the KV capacity that gives the prefix cache's: the cache uses what streams leave, and
 /// half is assumed. An engine's evictions are unknown without KV events, and a wrongly predicted
 /// hit costs more than a missed one.

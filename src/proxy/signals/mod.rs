@@ -19,13 +19,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderMap;
 use std::sync::Arc;
 use tidegate_engine::{ModelCard, Usage};
+use tidegate_scheduler::learn::Sample;
 use tidegate_settings::{BackendSettings, EngineName, Settings};
 use tidegate_signals::orca;
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, Fleet};
 use crate::runtime::clock::Clock;
-use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::metrics::Metrics;
 use hit_rate::HitRate;
 use kv_events::KvSource;
@@ -45,8 +45,8 @@ pub trait SignalHost: Send + Sync + 'static {
     fn tokenizes(&self, model: &str) -> bool;
     /// Tokens per block of the prefix index.
     fn prefix_block(&self) -> Tokens;
-    /// Sends an event to the control loop.
-    fn send_event(&self, event: ControlEvent);
+    /// Sends an observation to the control loop.
+    fn report_sample(&self, sample: Sample);
 }
 
 /// Backends and token counts of a finished request.
@@ -161,7 +161,7 @@ impl EngineSignals {
 
     /// Records a finished request: a completed hand-off, and predicted against reported cached tokens.
     /// Returns the report of cached tokens for the control loop, if there is one.
-    pub fn settled(&self, legs: &FinishedLegs<'_>) -> Option<ControlEvent> {
+    pub fn settled(&self, legs: &FinishedLegs<'_>) -> Option<Sample> {
         if let (Some(_), Some(decode), Some(first)) =
             (legs.prefill_on, legs.decode_on, legs.first_token)
         {
@@ -175,7 +175,7 @@ impl EngineSignals {
         let signals = self.of(backend);
         let from_events = signals.kv.as_ref().is_some_and(KvSource::is_complete);
         let cached = signals.hit_rate.settled(predicted_hit, &usage, from_events)?;
-        Some(ControlEvent::Hit { backend, predicted_hit, cached })
+        Some(Sample::Hit { backend, predicted_hit, cached })
     }
 
     /// Source of the prefix index's entries for a backend.

@@ -5,6 +5,7 @@
 use metrics::{Counter, Gauge, counter, gauge};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use tidegate_scheduler::learn::Sample;
 use tidegate_signals::engine::EngineReading;
 use tidegate_signals::engine_alerts::{AlertWatch, EngineAlert};
 use tidegate_signals::loads;
@@ -13,7 +14,6 @@ use tidegate_types::{Moment, Seconds};
 use crate::backends::fleet::Backend;
 use crate::backends::introspect;
 use crate::signals::SignalHost;
-use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::metrics::Metrics;
 
 /// Time-out of a scrape; a metrics page of vLLM has 100 KB.
@@ -205,7 +205,7 @@ pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>, every: Second
             host.metrics().within(|| counters.set(&backend.name, &reading));
             calibrate(&*host, &backend, &reading);
             if let Some(hits) = reading.hits {
-                host.send_event(ControlEvent::Counted { backend: backend.id, hits });
+                host.report_sample(Sample::Counted { backend: backend.id, hits });
             }
         }
         tokio::time::sleep((every * f64::from(silent_scrapes.max(1))).to_duration()).await;

@@ -1,104 +1,22 @@
 //! Events from requests to the control loop, over a bounded channel. An event that finds the channel
 //! full is dropped: the regressions do not need every sample.
 
-use tidegate_scheduler::cost::ByteFeatures;
-use tidegate_types::{BackendId, Moment, Seconds, Tokens};
+use tidegate_scheduler::learn::Sample;
 
 /// Capacity of the channel: one second of events at 1,000 requests a second.
 pub const CONTROL_EVENTS_MAX: usize = 4096;
 
-/// The decode streams on a backend when a prefill was placed on it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ConcurrentStreams {
-    /// Number of streams.
-    pub streams: u32,
-    /// Their KV tokens.
-    pub kv: Tokens,
-    /// Whether the prefill backlog was empty, so that the leg arrived in the middle of a decode step.
-    pub mid_step: bool,
-}
-
-/// One prefill: a sample for the cost regression.
-#[derive(Clone, Copy, Debug)]
-pub struct PrefillSample {
-    /// Backend that prefilled the prompt.
-    pub backend: BackendId,
-    /// Prompt tokens.
-    pub prompt: Tokens,
-    /// Tokens that the prefix index predicted to be cached.
-    pub predicted_hit: Tokens,
-    /// Tokens that the engine reported as cached, if it does.
-    pub reported_hit: Option<Tokens>,
-    /// Time at which the leg was sent.
-    pub sent: Moment,
-    /// Arrival of the first token or of the prefill leg's answer; for a non-streamed answer, arrival of
-    /// the whole answer.
-    pub ended: Moment,
-    /// Decode streams on the backend at placement.
-    pub beside: ConcurrentStreams,
-}
-
-/// One hand-off: a sample for the cost regression of its group.
-#[derive(Clone, Copy, Debug)]
-pub struct HandOffSample {
-    /// Backend that fetched the KV.
-    pub backend: BackendId,
-    /// Tokens whose KV was handed over.
-    pub tokens: Tokens,
-    /// From sending the decode leg to its first token.
-    pub took: Seconds,
-    /// Streams on the backend when the leg was sent, the request's own included.
-    pub streams: u32,
-    /// Their KV tokens.
-    pub kv: Tokens,
-    /// Whether the backend had prefill work when the leg was sent.
-    pub prefilling: bool,
-}
-
 /// One event.
 #[derive(Clone, Copy, Debug)]
 pub enum ControlEvent {
-    /// A prefill has ended.
-    Prefill(PrefillSample),
-    /// A colocated request with a non-streamed answer: prefill and decode took the observed time
-    /// together.
-    Whole {
-        /// The prefill; `ended` is the arrival of the whole answer.
-        read: PrefillSample,
-        /// Its output tokens.
-        output: Tokens,
-    },
-    /// The decode leg of a disaggregated request has sent its first token.
-    HandOff(HandOffSample),
-    /// An engine's report of cached prompt tokens.
-    Hit {
-        /// Backend that reported.
-        backend: BackendId,
-        /// Tokens that the prefix index predicted to be cached.
-        predicted_hit: Tokens,
-        /// Tokens that were cached.
-        cached: Tokens,
-    },
-    /// An engine's counter of cached prompt tokens since its start.
-    Counted {
-        /// Backend that reported.
-        backend: BackendId,
-        /// The counter's value.
-        hits: f64,
-    },
-    /// A successful request.
-    Finished {
-        /// Its `max_tokens`.
-        max_tokens: Option<Tokens>,
-        /// Prompt tokens as counted or estimated by tidegate.
-        counted: Tokens,
-        /// Its output tokens.
-        output: Tokens,
-        /// The engine's count of its prompt tokens.
-        prompt: Option<Tokens>,
-        /// Byte features from which the prompt was estimated; `None` if it was tokenized.
-        features: Option<ByteFeatures>,
-    },
+    /// An observation for the regressions.
+    Sample(Sample),
     /// The health of a leg's backend has changed; the control loop updates the table at once.
     HealthChanged,
+}
+
+impl From<Sample> for ControlEvent {
+    fn from(sample: Sample) -> ControlEvent {
+        ControlEvent::Sample(sample)
+    }
 }

@@ -11,6 +11,8 @@ const PROMPTS: usize = 24;
 const MEMORY: f64 = 200.0;
 /// Number of requests at which a class's mean has the same weight as the mean of its parent.
 const TRUST_AT: f64 = 8.0;
+/// Expected output tokens before the first answer.
+const PRIOR: Tokens = Tokens(256);
 /// Larger than any answer; larger counts come from a faulty engine and are ignored.
 const EMITTED_MAX: u64 = 10_000_000;
 
@@ -36,6 +38,12 @@ struct ByLimit {
 struct Mean {
     value: f64,
     count: f64,
+}
+
+impl Default for OutputEstimate {
+    fn default() -> OutputEstimate {
+        OutputEstimate::new(PRIOR)
+    }
 }
 
 impl OutputEstimate {

@@ -51,6 +51,22 @@ impl Balance {
     pub fn is_settled(&self) -> bool {
         Balance { emitted: Tokens::ZERO, ..*self } == Balance::default()
     }
+
+    /// Returns the streams beside a prefill that is placed now.
+    pub fn concurrent_streams(&self) -> ConcurrentStreams {
+        ConcurrentStreams { streams: self.streams, kv: self.kv, mid_step: self.prefill_legs == 0 }
+    }
+}
+
+/// The decode streams on a backend when a prefill was placed on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConcurrentStreams {
+    /// Number of streams.
+    pub streams: u32,
+    /// Their KV tokens.
+    pub kv: Tokens,
+    /// Whether the prefill backlog was empty, so that the leg arrived in the middle of a decode step.
+    pub mid_step: bool,
 }
 
 /// The prefill backlog bound of a backend.

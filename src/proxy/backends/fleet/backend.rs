@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::{EngineKind, Family, Kinds, paths};
 use tidegate_scheduler::inflight::Account;
+use tidegate_scheduler::learn::HitSource;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
 use super::health::{Health, HealthParams};
@@ -75,34 +76,6 @@ pub struct KvCapacity {
     pub tokens: Tokens,
     /// Whether it comes from the settings; if not, the engine's report replaces it.
     pub is_set: bool,
-}
-
-/// Source of the measured share of real prefix-cache hits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HitSource {
-    /// Nothing observed yet: predictions are used unchanged.
-    Prior,
-    /// Durations of prefills.
-    Durations,
-    /// The engine's counters.
-    Counters,
-    /// Cached tokens in the usage of the engine's answers.
-    Usage,
-}
-
-impl HitSource {
-    const ALL: [HitSource; 4] =
-        [HitSource::Prior, HitSource::Durations, HitSource::Counters, HitSource::Usage];
-
-    /// The value in `/v1/fleet`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            HitSource::Prior => "prior",
-            HitSource::Durations => "durations",
-            HitSource::Counters => "counters",
-            HitSource::Usage => "usage",
-        }
-    }
 }
 
 /// Facts reported by an engine, and differences from its settings or its group.

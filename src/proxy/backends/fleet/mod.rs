@@ -12,7 +12,7 @@ mod roster;
 mod table;
 mod view;
 
-pub use backend::{Backend, EngineReport, HitSource, KvCapacity};
+pub use backend::{Backend, EngineReport, KvCapacity};
 pub use gaps::{GAP_BUCKETS, Gaps, gap_bound};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};
@@ -24,20 +24,12 @@ pub use view::{Known, View};
 
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
-use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate, PrefixIndex};
+use tidegate_scheduler::cost::PrefixIndex;
+use tidegate_scheduler::learn::Estimates;
 use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
 
 use crate::backends::kept::Kept;
 use roster::Roster;
-
-/// Learned length estimates, read by requests.
-#[derive(Clone, Debug)]
-pub struct Estimates {
-    /// Expected output tokens of a request.
-    pub output: OutputEstimate,
-    /// Tokens of a text without a tokenizer, from its bytes.
-    pub bytes: ByteEstimator,
-}
 
 /// Everything about the engines that requests, the dispatcher and the control loop share.
 pub struct Fleet {

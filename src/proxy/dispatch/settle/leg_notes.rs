@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use tidegate_engine::Usage;
 use tidegate_filters::Accepted;
+use tidegate_scheduler::learn::PrefillSample;
 use tidegate_scheduler::placement::Considered;
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, InflightRequest};
 use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::Predicted;
-use crate::telemetry::control_events::PrefillSample;
 
 /// Notes of a request's legs. Fields are assigned in this module only.
 #[derive(Default)]

@@ -1,14 +1,13 @@
 //! Hand-off cost per compatibility group, learned from the decode legs of disaggregated requests.
 
+use crate::cost::{DecodeModel, TransferFit, TransferModel};
+use crate::learn::HandOffSample;
 use std::collections::BTreeMap;
-use tidegate_scheduler::cost::{DecodeModel, TransferFit, TransferModel};
 use tidegate_types::{GroupId, Seconds};
-
-use crate::telemetry::control_events::HandOffSample;
 
 /// The regressions of all groups.
 #[derive(Default)]
-pub struct HandOffFits {
+pub(super) struct HandOffFits {
     /// Group by backend slot, as in the routing table.
     groups: Vec<GroupId>,
     fits: BTreeMap<GroupId, TransferFit>,

@@ -1,9 +1,8 @@
 //! Learned costs compared with a simulated engine of known cost.
 
 use super::*;
-use crate::telemetry::control_events::ConcurrentStreams;
+use crate::inflight::ConcurrentStreams;
 use proptest::prelude::*;
-use tidegate_scheduler::cost::{ByteEstimator, OutputEstimate};
 
 const CHUNK: Tokens = Tokens(2048);
 const ENGINE: BackendId = BackendId(0);
@@ -19,10 +18,8 @@ struct Watched {
 
 impl Watched {
     fn new(prior: PrefillModel, truth: PrefillModel) -> Watched {
-        let estimates =
-            Estimates { bytes: ByteEstimator::default(), output: OutputEstimate::new(Tokens(1)) };
         let decode = DecodeModel::default();
-        let fits = Fits::new(vec![Priors { prefill: prior, decode }], estimates, CHUNK);
+        let fits = Fits::new(vec![Priors { prefill: prior, decode }], Estimates::default(), CHUNK);
         Watched { fits, truth, caches: false, now: Moment::START }
     }
 
@@ -53,7 +50,7 @@ impl Watched {
     }
 
     fn sees(&mut self, read: PrefillSample) {
-        self.fits.take(ControlEvent::Prefill(read), self.now);
+        self.fits.take(Sample::Prefill(read), self.now);
     }
 
     /// One prompt on an idle engine, half a second after the previous one.
@@ -170,7 +167,7 @@ fn costs_are_learned_from_unstreamed_answers() {
         let sent = watched.later(Seconds(0.5));
         watched.later(truth.predict(Tokens(prompt), Tokens::ZERO));
         let read = watched.read(prompt, 0, sent, beside);
-        watched.fits.take(ControlEvent::Whole { read, output: Tokens(1) }, watched.now);
+        watched.fits.take(Sample::Whole { read, output: Tokens(1) }, watched.now);
     };
     // Beside streams, the whole duration bounds the prefill.
     for _ in 0..40 {
@@ -246,8 +243,7 @@ fn reported_hits_take_precedence_over_durations() {
     let truth = PrefillModel::default();
     let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
     for _ in 0..30 {
-        let hit =
-            ControlEvent::Hit { backend: ENGINE, predicted_hit: Tokens(1900), cached: Tokens(950) };
+        let hit = Sample::Hit { backend: ENGINE, predicted_hit: Tokens(1900), cached: Tokens(950) };
         watched.fits.take(hit, watched.now);
         watched.prefill(2000, 1900);
     }
@@ -269,7 +265,7 @@ fn counters_of_hits_are_compared_with_what_was_predicted() {
     watched.caches = true;
     let mut hits = 500.0;
     for _ in 0..12 {
-        watched.fits.take(ControlEvent::Counted { backend: ENGINE, hits }, watched.now);
+        watched.fits.take(Sample::Counted { backend: ENGINE, hits }, watched.now);
         for _ in 0..5 {
             watched.prefill(2000, 1900);
         }
@@ -278,7 +274,7 @@ fn counters_of_hits_are_compared_with_what_was_predicted() {
     let (share, source) = watched.fits.hit_share(ENGINE);
     assert!((share - 0.25).abs() < 0.05 && source == HitSource::Counters, "{share} {source:?}");
     // After a restart the counter begins at 0, which is no evidence.
-    watched.fits.take(ControlEvent::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
+    watched.fits.take(Sample::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
     assert!((watched.share() - 0.25).abs() < 0.05);
 }
 

@@ -3,10 +3,9 @@
 //! shows which hypothesis holds. A single model that learns under the share believed so far can settle on
 //! a wrong pair of share and cost that explain each other.
 
-use tidegate_scheduler::cost::{PrefillBatch, PrefillFit, PrefillModel};
+use crate::cost::{PrefillBatch, PrefillFit, PrefillModel};
+use crate::learn::steps::Hypotheses;
 use tidegate_types::Seconds;
-
-use super::steps::Hypotheses;
 
 /// Weight of the past errors in the moving mean: the last ten prefills dominate.
 const KEEPS: f64 = 0.9;
@@ -22,7 +21,7 @@ const OUTLIER: f64 = 1.0;
 
 /// The models of both hypotheses.
 #[derive(Debug)]
-pub struct Rivals {
+pub(super) struct Rivals {
     none: Rival,
     all: Rival,
     compared: u32,

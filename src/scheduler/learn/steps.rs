@@ -1,10 +1,10 @@
 //! Assigns prefills to engine steps. Prompts that fit into one step end together: each is observed
 //! to take the whole step, and the step's tokens are the sum of theirs.
 
-use tidegate_scheduler::cost::PrefillBatch;
+use crate::cost::PrefillBatch;
+use crate::inflight::ConcurrentStreams;
+use crate::learn::PrefillSample;
 use tidegate_types::{Moment, Seconds, Tokens};
-
-use crate::telemetry::control_events::{ConcurrentStreams, PrefillSample};
 
 /// Largest gap between the ends of two prefills of one step, as a share of a decode step's fixed
 /// cost. First tokens of one step reach the proxy one after the other; the ends of different steps
@@ -20,7 +20,7 @@ const HEARD_WITHIN: Seconds = Seconds(0.02);
 
 /// Tokens of some prompts under each assumption about the prefix cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Hypotheses {
+pub(super) struct Hypotheses {
     /// No predicted hit is real: all tokens are computed.
     pub full: PrefillBatch,
     /// All predicted hits are real.
@@ -31,7 +31,7 @@ pub struct Hypotheses {
 
 /// One engine step: its prompts and its duration.
 #[derive(Clone, Copy, Debug)]
-pub struct Step {
+pub(super) struct Step {
     /// Prompt tokens computed in the step, by assumption about the cache.
     pub prompts: Hypotheses,
     /// From the end of the preceding prefills, or from sending the first prompt if that is later,
@@ -46,7 +46,7 @@ pub struct Step {
 
 /// Steps with prefills of one backend.
 #[derive(Debug, Default)]
-pub struct Steps {
+pub(super) struct Steps {
     forming: Option<Forming>,
     /// End of the preceding prefills.
     before: Moment,

@@ -1,12 +1,10 @@
 //! Which share of the prefix index's predicted hits is real on one engine. Sources in order of
 //! preference: the engine's usage reports, its counters, the durations of its prefills.
 
-use tidegate_scheduler::cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel};
+use crate::cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel};
+use crate::learn::PrefillSample;
+use crate::learn::steps::Hypotheses;
 use tidegate_types::{Moment, Seconds, Tokens};
-
-use super::steps::Hypotheses;
-use crate::backends::fleet::HitSource;
-use crate::telemetry::control_events::PrefillSample;
 
 /// A source that has been silent for this long may be gone, for example after a restart with other
 /// flags, and the next best source is used.
@@ -25,9 +23,38 @@ const UNSURE: f64 = 0.15;
 /// first regression is made with the fourth.
 const TRUSTED_AFTER: usize = 4;
 
+/// Source of the measured share of real prefix-cache hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HitSource {
+    /// Nothing observed yet: predictions are used unchanged.
+    Prior,
+    /// Durations of prefills.
+    Durations,
+    /// The engine's counters.
+    Counters,
+    /// Cached tokens in the usage of the engine's answers.
+    Usage,
+}
+
+impl HitSource {
+    /// Every source, in the order of its discriminant.
+    pub const ALL: [HitSource; 4] =
+        [HitSource::Prior, HitSource::Durations, HitSource::Counters, HitSource::Usage];
+
+    /// Returns the name in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            HitSource::Prior => "prior",
+            HitSource::Durations => "durations",
+            HitSource::Counters => "counters",
+            HitSource::Usage => "usage",
+        }
+    }
+}
+
 /// Predicted hits of one engine compared with evidence.
 #[derive(Debug)]
-pub struct CacheTruth {
+pub(super) struct CacheTruth {
     share: HitShare,
     source: HitSource,
     told_at: Option<Moment>,

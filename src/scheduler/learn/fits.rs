@@ -1,20 +1,24 @@
-//! Online cost regressions: prefill and decode costs per backend, hand-off costs per compatibility
-//! group, output lengths over all backends.
+//! The regressions of all backends.
 
-mod cache;
-mod hand_offs;
-mod rivals;
-mod steps;
-
-use tidegate_scheduler::cost::{DecodeFit, DecodeModel, PrefillFit, PrefillModel, TransferModel};
+use crate::cost::{
+    ByteEstimator, DecodeFit, DecodeModel, OutputEstimate, PrefillFit, PrefillModel, TransferModel,
+};
+use crate::inflight::Balance;
+use crate::learn::cache::{CacheTruth, HitSource};
+use crate::learn::hand_offs::HandOffFits;
+use crate::learn::rivals::Rivals;
+use crate::learn::steps::{Hypotheses, Step, Steps};
+use crate::learn::{PrefillSample, Sample};
 use tidegate_types::{BackendId, GroupId, Moment, Seconds, Tokens};
 
-use crate::backends::fleet::{Estimates, Fleet, HitSource};
-use crate::telemetry::control_events::{ControlEvent, PrefillSample};
-use cache::CacheTruth;
-use hand_offs::HandOffFits;
-use rivals::Rivals;
-use steps::{Hypotheses, Step, Steps};
+/// Learned length estimates.
+#[derive(Clone, Debug, Default)]
+pub struct Estimates {
+    /// Expected output tokens of a request.
+    pub output: OutputEstimate,
+    /// Tokens of a text without a tokenizer, from its bytes.
+    pub bytes: ByteEstimator,
+}
 
 /// A backend's costs before the first observation, from the settings or the defaults.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +83,9 @@ impl Fits {
     }
 
     /// Takes one observation received at `now`.
-    pub fn take(&mut self, event: ControlEvent, now: Moment) {
-        match event {
-            ControlEvent::Prefill(read) => {
+    pub fn take(&mut self, sample: Sample, now: Moment) {
+        match sample {
+            Sample::Prefill(read) => {
                 let chunk = self.chunk;
                 let fit = &mut self.backends[read.backend.index()];
                 fit.cache.predicted(read.predicted_hit);
@@ -91,28 +95,27 @@ impl Fits {
                     fit.learn_step(step, chunk, now);
                 }
             }
-            ControlEvent::Whole { read, output } => {
+            Sample::Whole { read, output } => {
                 let fit = &mut self.backends[read.backend.index()];
                 fit.cache.predicted(read.predicted_hit);
                 fit.learn_whole(&read, output, now);
             }
-            ControlEvent::Hit { backend, predicted_hit, cached } => {
+            Sample::Hit { backend, predicted_hit, cached } => {
                 self.backends[backend.index()].cache.reported_hit(predicted_hit, cached, now);
             }
-            ControlEvent::Counted { backend, hits } => {
+            Sample::Counted { backend, hits } => {
                 self.backends[backend.index()].cache.counted(hits, now);
             }
-            ControlEvent::HandOff(sample) => {
+            Sample::HandOff(sample) => {
                 let decode = self.backends[sample.backend.index()].decode.model();
                 self.hand_offs.observe(&sample, &decode);
             }
-            ControlEvent::Finished { max_tokens, counted, output, prompt, features } => {
+            Sample::Finished { max_tokens, counted, output, prompt, features } => {
                 self.estimates.output.observe(max_tokens, counted, output);
                 if let (Some(features), Some(prompt)) = (features, prompt) {
                     self.estimates.bytes.observe(&features, prompt);
                 }
             }
-            ControlEvent::HealthChanged => {}
         }
     }
 
@@ -133,12 +136,11 @@ impl Fits {
         self.backends[backend.index()].cache.share()
     }
 
-    /// Samples every backend's decode work. The mean inter-token gap of a stream is elapsed time ×
+    /// Samples every backend's decode work, given the accounts by backend slot. The mean inter-token gap of a stream is elapsed time ×
     /// streams / tokens since the previous sample. Samples during which the backend prefilled, or
     /// its number of streams changed, are skipped.
-    pub fn watch_decodes(&mut self, fleet: &Fleet, now: Moment) {
-        for (backend, fit) in fleet.backends().iter().zip(&mut self.backends) {
-            let balance = backend.account.balance();
+    pub fn watch_decodes(&mut self, accounts: impl Iterator<Item = Balance>, now: Moment) {
+        for (balance, fit) in accounts.zip(&mut self.backends) {
             let look = Look { at: now, emitted: balance.emitted, streams: balance.streams };
             let before = fit.before.replace(look);
             let Some(before) = before.filter(|_| balance.prefill_legs == 0) else { continue };
@@ -267,5 +269,5 @@ impl BackendFit {
 }
 
 #[cfg(test)]
-#[path = "fits/tests.rs"]
+#[path = "tests.rs"]
 mod tests;
