@@ -189,7 +189,9 @@ async fn one(
     }
     tokio::task::block_in_place(|| running.stop());
     engines.stop().await;
-    let report = Report::of(&policy.name(), 1.0, flips, &outcomes, slo).with_errors(&outcomes);
+    let report = Report::of(&policy.name(), 1.0, flips, &outcomes, slo)
+        .with_gaps(&progress.gaps())
+        .with_errors(&outcomes);
     Ok((report, looks))
 }
 

@@ -123,7 +123,7 @@ pub fn print_table(reports: &[Report]) {
         writeln!(out, "{text}").ok();
     };
     line(format!(
-        "{:<16} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
+        "{:<16} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
         "policy",
         "requests",
         "attainment",
@@ -133,12 +133,14 @@ pub fn print_table(reports: &[Report]) {
         "ttft p99",
         "tpot p50",
         "tpot p99",
+        "itl p99",
+        "itl max",
         "flips",
         "errors"
     ));
     for r in reports {
         line(format!(
-            "{:<16} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
+            "{:<16} {:>8} {:>10} {:>7} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6} {:>6}",
             r.policy,
             r.requests,
             share(r.attainment),
@@ -148,6 +150,8 @@ pub fn print_table(reports: &[Report]) {
             millis(r.ttft_p99, 0),
             millis(r.tpot_p50, 1),
             millis(r.tpot_p99, 1),
+            millis(r.itl_p99, 1),
+            millis(r.itl_max, 0),
             r.flips,
             r.errors.unwrap_or(0)
         ));
@@ -196,7 +200,9 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
         watching.abort();
         outcomes
     });
-    let report = Report::of("live", args.rate, 0, &outcomes, &slo).with_errors(&outcomes);
+    let report = Report::of("live", args.rate, 0, &outcomes, &slo)
+        .with_gaps(&seen.gaps())
+        .with_errors(&outcomes);
     print_table(std::slice::from_ref(&report));
     for (failure, count) in seen.failures() {
         eprintln!("{count} failed: {failure}");

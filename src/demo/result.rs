@@ -75,6 +75,7 @@ mod tests {
         let outcome = |ttft: f64, error: bool| Outcome {
             ttft: Some(Seconds(ttft)),
             tpot: Some(Seconds(0.01)),
+            gap_max: Some(Seconds(0.02)),
             done: !error,
             error,
             tokens: Tokens(10),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tidegate_sim::GapHistogram;
 use tidegate_types::Seconds;
 
 use crate::failure::RequestFailure;
@@ -21,6 +22,7 @@ pub struct LoadProgress {
     gap_micros: AtomicU64,
     late_micros_max: AtomicU64,
     failures: Mutex<BTreeMap<RequestFailure, u64>>,
+    itl: Mutex<GapHistogram>,
 }
 
 /// Snapshot of the counters.
@@ -65,6 +67,19 @@ impl LoadProgress {
         self.done.fetch_add(1, Relaxed);
         self.gaps.fetch_add(gaps, Relaxed);
         self.gap_micros.fetch_add((gap_time.get() * 1e6) as u64, Relaxed);
+    }
+
+    /// Counts the gaps between the chunks of a request, when it ends.
+    pub(crate) fn gaps_of(&self, gaps: &[Seconds]) {
+        let mut itl = self.itl.lock().unwrap_or_else(PoisonError::into_inner);
+        for gap in gaps {
+            itl.note(*gap, 1);
+        }
+    }
+
+    /// Returns the distribution of the gaps between chunks of requests that have ended.
+    pub fn gaps(&self) -> GapHistogram {
+        self.itl.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the number of failed requests by reason.

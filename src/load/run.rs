@@ -42,10 +42,12 @@ struct LoadClient {
 }
 
 /// Progress of one request.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct ReceivedTokens {
     first: Option<Instant>,
     last: Option<Instant>,
+    /// Time between consecutive chunks with tokens.
+    gaps: Vec<Seconds>,
     tokens: u64,
     done: bool,
 }
@@ -123,7 +125,9 @@ impl LoadClient {
             None if done => self.progress.done(gaps, span.unwrap_or_default()),
             None => {}
         }
+        self.progress.gaps_of(&received.gaps);
         Outcome {
+            gap_max: received.gaps.iter().copied().reduce(Seconds::max),
             ttft: received.first.map(|first| Seconds::from(first - due)),
             tpot: span.filter(|_| gaps > 0 && done).map(|span| span / gaps as f64),
             done,
@@ -162,6 +166,7 @@ impl LoadClient {
             received.first = Some(now);
             self.progress.first(Seconds::from(now - due));
         }
+        received.gaps.extend(received.last.map(|last| Seconds::from(now - last)));
         received.last = Some(now);
         received.tokens += u64::from(tokens);
         self.progress.tokens(tokens);

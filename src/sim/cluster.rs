@@ -7,6 +7,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::disturbance::{Disturbance, Jitter};
 use crate::engine::{Engine, Event, SeqId, Sequence, Work};
+use crate::gaps::{GapHistogram, StepDurations};
 use crate::prefix_cache::PrefixCache;
 use crate::profile::Profile;
 use crate::report::Outcome;
@@ -48,6 +49,12 @@ enum Happening {
 struct Progress {
     first: Option<Moment>,
     last: Option<Moment>,
+    /// Engine step from which its gaps are not yet in `gap_max`.
+    gaps_from: u64,
+    /// Largest gap between two tokens so far.
+    gap_max: Seconds,
+    /// Time of its last token before a migration, until the next token.
+    paused_at: Option<Moment>,
     /// The request was refused.
     refused: bool,
     /// Source engine while the KV is in transfer.
@@ -65,6 +72,10 @@ pub(crate) struct Cluster<'a> {
     believed: Vec<Profile>,
     disturbance: Disturbance,
     jitter: Vec<Jitter>,
+    /// Duration of each engine's current step.
+    took: Vec<Seconds>,
+    durations: Vec<StepDurations>,
+    gaps: GapHistogram,
     /// One for each engine; none when prefix caching is off.
     caches: Vec<PrefixCache>,
     /// Time at which the shared link has finished the transfers queued on it.
@@ -91,6 +102,9 @@ impl<'a> Cluster<'a> {
             believed: config.believed_fleet(),
             disturbance,
             jitter: (0..engines).map(Jitter::new).collect(),
+            took: vec![Seconds::ZERO; engines],
+            durations: vec![StepDurations::default(); engines],
+            gaps: GapHistogram::default(),
             caches: if config.prefix_caching {
                 vec![PrefixCache::default(); engines]
             } else {
@@ -125,6 +139,7 @@ impl<'a> Cluster<'a> {
                 Happening::StepEnds { engine } => {
                     self.busy[engine] = false;
                     self.touched.push(engine);
+                    self.count_gaps(engine);
                     self.engines[engine].end_step_quietly(&mut events);
                     for event in events.drain(..) {
                         self.tell(router, engine, event);
@@ -176,6 +191,11 @@ impl<'a> Cluster<'a> {
         let prompts = sum(&|request| self.trace.arrivals[request].prompt);
         let cached = sum(&|request| self.requests[request].cached);
         (!self.caches.is_empty()).then_some(cached / prompts.max(1.0))
+    }
+
+    /// Returns the distribution of the gaps between tokens.
+    pub(crate) fn gaps(&self) -> &GapHistogram {
+        &self.gaps
     }
 
     pub(crate) fn engine(&self, engine: usize) -> &Engine {
@@ -238,6 +258,7 @@ impl<'a> Cluster<'a> {
         let id = SeqId(request as u64);
         // The stream may have ended during the transfer.
         let Some((kv, rest)) = self.engines[from].extract(id) else { return };
+        self.pause(request, from);
         self.unpin(request, from);
         self.pin(request, to, self.trace.arrivals[request].prompt);
         self.engines[to].admit(Sequence {
@@ -314,6 +335,7 @@ impl<'a> Cluster<'a> {
                 };
                 Outcome {
                     ttft: progress.first.map(|first| first - Moment::from_start(arrival.at)),
+                    gap_max: (done && gaps > 0).then_some(progress.gap_max),
                     tpot: span.filter(|_| gaps > 0).map(|span| span / gaps as f64),
                     done,
                     error: progress.refused,
@@ -330,6 +352,42 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// Counts the gaps that the engine's current step, which ends now, causes.
+    fn count_gaps(&mut self, engine: usize) {
+        let (on, took) = (&self.engines[engine], self.took[engine]);
+        let durations = &mut self.durations[engine];
+        if on.decoding() == 0 {
+            durations.clear();
+        }
+        durations.note(on.steps() + 1, took, self.now);
+        self.gaps.note(took, on.continuing());
+    }
+
+    /// Closes the gaps of a stream that has left the engine, until its next token elsewhere.
+    fn pause(&mut self, request: usize, engine: usize) {
+        let (durations, progress) = (&self.durations[engine], &mut self.requests[request]);
+        if progress.first.is_some() && progress.paused_at.is_none() {
+            let longest = durations.longest_after(progress.gaps_from);
+            progress.gap_max = progress.gap_max.max(longest);
+            progress.paused_at = Some(durations.ended);
+        }
+    }
+
+    /// Updates the largest gap of a stream that has emitted its first, its last or, after a pause,
+    /// its next token.
+    fn close_gaps(&mut self, request: usize, engine: usize, last: bool) {
+        let progress = &mut self.requests[request];
+        if let Some(paused) = progress.paused_at.take() {
+            progress.gap_max = progress.gap_max.max(self.now - paused);
+            self.gaps.note(self.now - paused, 1);
+            progress.gaps_from = self.engines[engine].steps();
+        }
+        if last {
+            let longest = self.durations[engine].longest_after(progress.gaps_from);
+            progress.gap_max = progress.gap_max.max(longest);
+        }
+    }
+
     fn tell(&mut self, router: &mut impl Router, engine: usize, event: Event) {
         match event {
             Event::PrefillDone { id } => {
@@ -340,11 +398,13 @@ impl<'a> Cluster<'a> {
                 let request = id.0 as usize;
                 if self.requests[request].first.is_none() {
                     self.requests[request].first = Some(self.now);
+                    self.requests[request].gaps_from = self.engines[engine].steps();
                     if self.requests[request].pinned < self.trace.arrivals[request].prompt {
                         self.computed(request, engine);
                     }
                     router.began(self, request, engine);
                 }
+                self.close_gaps(request, engine, last);
                 if last {
                     self.requests[request].last = Some(self.now);
                     self.open -= 1;
@@ -363,6 +423,7 @@ impl<'a> Cluster<'a> {
             if let Some(took) = self.engines[engine].begin_step() {
                 self.busy[engine] = true;
                 let took = self.jitter[engine].step(&self.disturbance, took);
+                self.took[engine] = took;
                 self.due.push(Reverse((self.now + took, Happening::StepEnds { engine })));
             }
         }

@@ -108,6 +108,8 @@ pub struct Engine {
     steps: u64,
     /// Lower bound of `last` over the decoding streams.
     next_last: u64,
+    /// Streams that emit their first token in the current or next step.
+    fresh: u64,
     in_step: bool,
 }
 
@@ -124,6 +126,7 @@ impl Engine {
             kv_decoding: 0,
             steps: 0,
             next_last: u64::MAX,
+            fresh: 0,
             in_step: false,
         }
     }
@@ -153,9 +156,7 @@ impl Engine {
             return true;
         }
         if let Some(at) = self.decoding.iter().position(|stream| stream.id == id) {
-            let kv = self.decoding.remove(at).kv_after(self.steps);
-            self.kv_used -= kv;
-            self.kv_decoding -= kv;
+            self.remove_stream(at);
             return true;
         }
         self.release(id)
@@ -165,10 +166,7 @@ impl Engine {
     /// emit. A step in progress emits no token for it.
     pub fn extract(&mut self, id: SeqId) -> Option<(Tokens, Tokens)> {
         let at = self.decoding.iter().position(|stream| stream.id == id)?;
-        let stream = self.decoding.remove(at);
-        let kv = stream.kv_after(self.steps);
-        self.kv_used -= kv;
-        self.kv_decoding -= kv;
+        let (stream, kv) = self.remove_stream(at);
         Some((Tokens(kv), Tokens(stream.last - self.steps)))
     }
 
@@ -236,6 +234,11 @@ impl Engine {
         self.decoding.len() as u32
     }
 
+    /// Returns the number of streams to which the current step gives a token after their first.
+    pub fn continuing(&self) -> u64 {
+        self.decoding.len() as u64 - self.fresh
+    }
+
     /// Returns the KV tokens in use, including those of finished prefills.
     pub fn kv_used(&self) -> Tokens {
         Tokens(self.kv_used)
@@ -252,11 +255,22 @@ impl Engine {
         self.steps
     }
 
+    /// Removes a stream, and returns it with its KV tokens.
+    fn remove_stream(&mut self, at: usize) -> (Decoding, u64) {
+        let stream = self.decoding.remove(at);
+        let kv = stream.kv_after(self.steps);
+        self.kv_used -= kv;
+        self.kv_decoding -= kv;
+        self.fresh -= u64::from(stream.first > self.steps);
+        (stream, kv)
+    }
+
     fn end(&mut self, events: &mut Vec<Event>, tell: Tell) {
         if !std::mem::take(&mut self.in_step) {
             return;
         }
         self.steps += 1;
+        self.fresh = 0;
         let emitted = self.decoding.len() as u64;
         self.kv_used += emitted;
         self.kv_decoding += emitted;
@@ -354,6 +368,7 @@ impl Engine {
             self.kv_used += prompt;
             if sequence.work == Work::DecodeOnly {
                 self.kv_decoding += prompt;
+                self.fresh += 1;
                 self.stream(sequence, self.steps + 1);
             } else {
                 // At least one prompt token is computed.

@@ -263,6 +263,8 @@ fn table<'a>(rows: impl Iterator<Item = (&'a Report, Option<usize>, Option<f64>)
             figure(report.ttft_p99, 2),
             figure(report.tpot_p50 * 1e3, 1),
             figure(report.tpot_p99 * 1e3, 1),
+            figure(report.itl_p99 * 1e3, 1),
+            figure(report.itl_max * 1e3, 0),
             report.flips.to_string(),
             figure(cost.unwrap_or(f64::NAN), 2),
         ]
@@ -279,6 +281,8 @@ fn table<'a>(rows: impl Iterator<Item = (&'a Report, Option<usize>, Option<f64>)
             ">p99",
             ">TPOT p50, ms",
             ">p99",
+            ">ITL p99, ms",
+            ">largest",
             ">Flips",
             ">Cost, s",
         ],

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use tidegate_types::{Seconds, Slo, Tokens};
 
+use crate::gaps::GapHistogram;
+
 /// Outcome of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -10,6 +12,9 @@ pub struct Outcome {
     pub ttft: Option<Seconds>,
     /// (last − first) / (tokens − 1); `None` if the request did not end or had one token.
     pub tpot: Option<Seconds>,
+    /// Largest gap between two tokens (ITL); in a live run between two chunks. `None` with fewer
+    /// than two.
+    pub gap_max: Option<Seconds>,
     /// Whether it ended with all requested tokens.
     pub done: bool,
     /// Whether it ended with an error. A request unfinished at the end of the run has none.
@@ -42,6 +47,10 @@ pub struct Report {
     pub tpot_p50: f64,
     /// 99th percentile TPOT.
     pub tpot_p99: f64,
+    /// 99th percentile of all gaps between two tokens (ITL).
+    pub itl_p99: f64,
+    /// Largest gap between two tokens.
+    pub itl_max: f64,
     /// Number of role changes.
     pub flips: u64,
     /// Share of prompt tokens served from prefix caches; only in runs with prefix caching.
@@ -88,10 +97,18 @@ impl Report {
             ttft_p99: percentile(&ttft, 0.99),
             tpot_p50: percentile(&tpot, 0.5),
             tpot_p99: percentile(&tpot, 0.99),
+            itl_p99: f64::NAN,
+            itl_max: percentile(&sorted(&|o| o.gap_max), 1.0),
             flips,
             hit_rate: None,
             errors: None,
         }
+    }
+
+    /// Sets the 99th percentile of the gaps.
+    #[must_use]
+    pub fn with_gaps(self, gaps: &GapHistogram) -> Report {
+        Report { itl_p99: gaps.quantile(0.99).map_or(0.0, Seconds::get), ..self }
     }
 
     /// Sets the number of errors, for a live run.
@@ -117,6 +134,7 @@ mod tests {
         let good = Outcome {
             ttft: Some(Seconds(0.5)),
             tpot: Some(Seconds(0.02)),
+            gap_max: Some(Seconds(0.1)),
             done: true,
             error: false,
             tokens: Tokens(5),
@@ -126,12 +144,13 @@ mod tests {
             Outcome { ttft: Some(Seconds(1.5)), ..good },
             Outcome { tpot: Some(Seconds(0.04)), ..good },
             Outcome { done: false, tpot: None, ..good },
-            Outcome { tpot: None, ..good },
+            Outcome { tpot: None, gap_max: None, ..good },
         ];
         let report = Report::of("static:3", 1.0, 0, &outcomes, &slo);
         assert_eq!(report.attainment, 0.4);
         assert_eq!((report.ttft_attainment, report.tpot_attainment), (0.8, 0.6));
         assert_eq!((report.ttft_p50, report.ttft_p99), (0.5, 1.5));
+        assert_eq!(report.itl_max, 0.1);
         let line = serde_json::to_string(&report).unwrap();
         assert!(line.starts_with(
             "{\"policy\":\"static:3\",\"rate\":1.0,\"requests\":5,\"attainment\":0.4,"

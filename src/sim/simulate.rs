@@ -6,6 +6,7 @@ use crate::bound::bound;
 use crate::cluster::{Cluster, Router};
 use crate::disturbance::Disturbance;
 use crate::follow::{Follow, TidegateParams};
+use crate::gaps::GapHistogram;
 use crate::periodic_policy::Interval;
 use crate::policy::Policy;
 use crate::profile::Profile;
@@ -47,6 +48,8 @@ pub struct Run {
     pub report: Report,
     /// Outcome of each request, in trace order.
     pub outcomes: Vec<Outcome>,
+    /// Distribution of the gaps between tokens.
+    pub gaps: GapHistogram,
     /// Number of prefill engines of the split, for policies with a fixed one.
     pub split: Option<usize>,
     /// Pools and queue over time; empty for policies without a queue of their own.
@@ -157,8 +160,9 @@ impl Cell<'_> {
         cluster.run(router, Moment::from_start(trace.end() + config.drain));
         let outcomes = cluster.outcomes();
         let report = Report::of(&policy.to_string(), rate, router.flips(), &outcomes, &config.slo);
-        let report = Report { hit_rate: cluster.hit_rate(), ..report };
-        Run { report, outcomes, split: None, timeline: Timeline::default() }
+        let gaps = cluster.gaps().clone();
+        let report = Report { hit_rate: cluster.hit_rate(), ..report }.with_gaps(&gaps);
+        Run { report, outcomes, gaps, split: None, timeline: Timeline::default() }
     }
 }
 
@@ -177,11 +181,14 @@ fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
         ttft_p99: unknown,
         tpot_p50: unknown,
         tpot_p99: unknown,
+        itl_p99: unknown,
+        itl_max: unknown,
         flips: 0,
         hit_rate: None,
         errors: None,
     };
-    Run { report, outcomes: Vec::new(), split: None, timeline: Timeline::default() }
+    let gaps = GapHistogram::default();
+    Run { report, outcomes: Vec::new(), gaps, split: None, timeline: Timeline::default() }
 }
 
 fn tidegate(cell: &Cell<'_>) -> Run {

@@ -51,6 +51,37 @@ fn a_lone_request_that_is_split_pays_prefill_hand_off_and_one_step() {
 }
 
 #[test]
+fn every_gap_is_counted_once_and_the_largest_is_at_least_the_mean() {
+    let trace = busy(5);
+    for policy in POLICIES {
+        let run = run(&trace, policy);
+        assert!(run.outcomes.iter().all(|outcome| outcome.done), "{policy}");
+        let gaps = trace.arrivals.iter().map(|arrival| arrival.output.get() - 1).sum::<u64>();
+        assert_eq!(run.gaps.count(), gaps, "{policy}");
+        for outcome in &run.outcomes {
+            let mean = outcome.tpot.unwrap_or_default() - Seconds(1e-9);
+            assert!(outcome.gap_max.unwrap_or_default() >= mean, "{policy}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn the_largest_gap_is_the_step_that_a_prefill_shares() {
+    let arrival = |at, prompt, output| Arrival {
+        at: Seconds(at),
+        prompt: Tokens(prompt),
+        output: Tokens(output),
+        blocks: Vec::new(),
+    };
+    let trace = Trace { arrivals: vec![arrival(0.0, 100, 100), arrival(0.3, 1000, 1)] };
+    let config = SimConfig { engines: 1, ..SimConfig::default() };
+    let run = simulate(&trace, 1.0, Policy::Aggregated, &config);
+    let gap = run.outcomes[0].gap_max.unwrap().get();
+    assert!((gap - PREFILL - 72e-6).abs() < 5e-6, "{gap}");
+    assert_eq!((run.outcomes[1].gap_max, run.report.itl_max), (None, gap));
+}
+
+#[test]
 fn a_lone_request_that_stays_whole_pays_its_prefill() {
     for policy in [Policy::Aggregated, Policy::Tidegate] {
         let outcome = run(&lone(1000, 3), policy).outcomes[0];

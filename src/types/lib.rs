@@ -14,6 +14,7 @@
 #![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod buckets;
 mod id;
 mod plan;
 mod role;
@@ -21,6 +22,7 @@ mod slo;
 mod time;
 mod tokens;
 
+pub use buckets::DurationBuckets;
 pub use id::{BackendId, GroupId, PlanNumber, PoolId, RequestId};
 pub use plan::{Flip, Plan};
 pub use role::{ParseRoleError, Role, RoleCapability, RoleSet};

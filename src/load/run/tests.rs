@@ -37,6 +37,10 @@ async fn every_arrival_receives_its_tokens_from_an_emulated_engine() {
         let snapshot = progress.snapshot();
         assert_eq!((snapshot.sent, snapshot.done), (count, count));
         assert_eq!(snapshot.tokens, output);
+        for outcome in &outcomes {
+            assert!(outcome.gap_max >= outcome.tpot, "{outcome:?}");
+        }
+        assert!((1..=output - count).contains(&progress.gaps().count()));
         let after = engine.stats(0);
         assert_eq!(after.prompt_computed - before.prompt_computed, prompt, "as the engine counts");
         assert_eq!(after.generated - before.generated, output);

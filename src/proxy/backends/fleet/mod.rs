@@ -13,7 +13,7 @@ mod table;
 mod view;
 
 pub use backend::{Backend, EngineReport, KvCapacity};
-pub use gaps::{GAP_BUCKETS, Gaps, gap_bound};
+pub use gaps::{GAP_BUCKETS, GAPS, Gaps};
 pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};
 pub use outlier::OutlierParams;

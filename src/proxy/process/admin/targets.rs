@@ -1,8 +1,9 @@
 //! `/v1/targets`: attainment and latency percentiles by model over the last five minutes.
 
 use serde::Serialize;
+use tidegate_types::Seconds;
 
-use crate::backends::fleet::{GAP_BUCKETS, gap_bound};
+use crate::backends::fleet::GAPS;
 use crate::dispatch::context::Proxy;
 use crate::telemetry::arrivals::{ModelLatencies, WINDOW};
 use crate::telemetry::history::percentile;
@@ -57,6 +58,7 @@ fn view(model: &ModelLatencies) -> ModelView {
         let at = |share| percentile(sorted, share);
         Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99) }
     };
+    let gap = |share| GAPS.quantile(&model.gaps, share).map(Seconds::get);
     ModelView {
         model: model.name.to_string(),
         requests: model.requests,
@@ -65,43 +67,6 @@ fn view(model: &ModelLatencies) -> ModelView {
         tpot_attainment: share(model.met_tpot),
         ttft: of(&model.ttft),
         tpot: of(&model.tpot),
-        itl: Percentiles {
-            p50: gap(&model.gaps, 0.5),
-            p90: gap(&model.gaps, 0.9),
-            p99: gap(&model.gaps, 0.99),
-        },
-    }
-}
-
-/// The percentile, interpolated within its bucket; `None` without a gap.
-fn gap(counts: &[u32; GAP_BUCKETS], share: f64) -> Option<f64> {
-    let all: u64 = counts.iter().map(|count| u64::from(*count)).sum();
-    let rank = ((share * all as f64).ceil() as u64).max(1);
-    let mut below = 0;
-    let bucket = counts.iter().position(|count| {
-        below += u64::from(*count);
-        below >= rank
-    })?;
-    let count = u64::from(counts[bucket]);
-    let within = (rank + count - below) as f64 / count.max(1) as f64;
-    let upper = gap_bound(bucket).get();
-    let lower = bucket.checked_sub(1).map_or(0.0, |before| gap_bound(before).get());
-    Some(lower + (upper - lower) * within)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_percentile_of_gaps_is_interpolated_within_its_bucket() {
-        let mut counts = [0; GAP_BUCKETS];
-        assert_eq!(gap(&counts, 0.5), None);
-        (counts[3], counts[20]) = (90, 10);
-        let bound = |bucket: usize| gap_bound(bucket).get();
-        let middle = bound(2) + (bound(3) - bound(2)) * 0.5;
-        assert!((gap(&counts, 0.45).unwrap() - middle).abs() < 1e-9);
-        assert_eq!(gap(&counts, 0.9), Some(bound(3)));
-        assert!(gap(&counts, 0.99).is_some_and(|gap| gap > bound(19) && gap < bound(20)));
+        itl: Percentiles { p50: gap(0.5), p90: gap(0.9), p99: gap(0.99) },
     }
 }
