@@ -77,11 +77,6 @@ impl Fleet for Plain {
         let busy = f64::from(id.0 % 7) * 0.02;
         Load {
             role: if id.0.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
-            usable: true,
-            last: false,
-            runs_whole: true,
-            hands_over: true,
-            group: GroupId(0),
             prefill: Seconds(busy),
             prefill_tokens: Tokens(u64::from(id.0 % 7) * 400),
             streams: u32::from(id.0 % 90),
@@ -90,9 +85,7 @@ impl Fleet for Plain {
             kv: Tokens(u64::from(id.0 % 90) * 900),
             kv_capacity: Tokens(430_000),
             slack: Seconds(0.01),
-            prefill_model: Default::default(),
-            decode_model: Default::default(),
-            transfer_model: Default::default(),
+            ..Load::idle(Role::Mixed)
         }
     }
 

@@ -1,6 +1,8 @@
-//! An atomic 64-bit word behind a trait, so that the same code runs on the platform's atomics and,
-//! in tests, on shuttle's, which explore the possible interleavings of threads.
+//! A 64-bit word behind a trait, so that the same code runs on the platform's atomics in the proxy,
+//! on plain cells in the simulator and, in tests, on shuttle's atomics, which explore the possible
+//! interleavings of threads.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A shared 64-bit word. The prefix index reads "word, holders, word" and needs ordered loads and
@@ -24,6 +26,52 @@ pub trait Word: Default {
     /// Stores the result of `change`, relaxed, and repeats if another thread writes in between.
     /// Returns whether `change` returned a value.
     fn update(&self, change: impl FnMut(u64) -> Option<u64>) -> bool;
+}
+
+/// A word for one thread: the simulator's.
+#[derive(Debug, Default)]
+pub struct LocalWord(Cell<u64>);
+
+impl Word for LocalWord {
+    fn new(value: u64) -> LocalWord {
+        LocalWord(Cell::new(value))
+    }
+
+    fn load(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn store(&self, value: u64) {
+        self.0.set(value);
+    }
+
+    fn swap_if(&self, from: u64, to: u64) -> bool {
+        let is = self.0.get() == from;
+        if is {
+            self.0.set(to);
+        }
+        is
+    }
+
+    fn fetch_add(&self, value: u64) -> u64 {
+        self.0.replace(self.0.get().wrapping_add(value))
+    }
+
+    fn sub(&self, value: u64) {
+        self.0.set(self.0.get().wrapping_sub(value));
+    }
+
+    fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn update(&self, mut change: impl FnMut(u64) -> Option<u64>) -> bool {
+        let changed = change(self.0.get());
+        if let Some(value) = changed {
+            self.0.set(value);
+        }
+        changed.is_some()
+    }
 }
 
 macro_rules! word {

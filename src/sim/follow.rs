@@ -1,21 +1,26 @@
-//! The policy `tidegate`: placement, EDF queue and planner of the live proxy, driven in virtual
-//! time. This module mirrors proxy/dispatch/place.rs, dispatcher.rs and control/ and makes no
-//! decisions of its own.
+//! The policy `tidegate`: the scheduler of the live proxy, driven in virtual time. Like the proxy's
+//! dispatch and control rooms this module turns events into calls of the scheduler and makes no
+//! decision of its own.
 //!
 //! Simplifications: costs are the profile's true values (converged fits), slack is exact rather
 //! than up to a plan interval old, engines do not fail, and legs cost no time except the hand-off.
 
-use std::collections::VecDeque;
+use tidegate_scheduler::LocalWord;
 use tidegate_scheduler::cost::{OutputEstimate, PrefillModel};
-use tidegate_scheduler::placement::{
-    Choice, DecodeRequest, EdfQueue, Excluded, Outcome, Params as PlacementParams, PrefillRequest,
-    Reserved, Split, place, place_decode,
+use tidegate_scheduler::dispatch::{
+    DispatchQueue, Dispatched, LONGEST_PAUSE, Placed, Try, WaitingDecode, try_place,
 };
-use tidegate_scheduler::planner::{Params as PlannerParams, State, initial, plan};
-use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens};
+use tidegate_scheduler::placement::{
+    DecodeRequest, Excluded, Params as PlacementParams, PrefillRequest, Split,
+};
+use tidegate_scheduler::planner::{
+    ArrivalTotals, Arrivals, GroupDemand, Params as PlannerParams, State, initial, plan,
+};
+use tidegate_types::{
+    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens,
+};
 
 use crate::cluster::{Cluster, Router};
-use crate::demand::Demand;
 use crate::engine::Work;
 use crate::ledger::Ledger;
 use crate::profile::Profile;
@@ -68,9 +73,6 @@ impl Default for TidegateParams {
     }
 }
 
-/// Longest time between two passes over the queue without an event; same value as in the proxy's
-/// dispatcher.
-const IDLE_PASS: Seconds = Seconds(0.25);
 /// All engines serve one model.
 const POOL: PoolId = PoolId(0);
 
@@ -78,14 +80,13 @@ const POOL: PoolId = PoolId(0);
 pub(crate) struct Follow {
     params: TidegateParams,
     ledger: Ledger,
-    demand: Demand,
+    arrivals: Arrivals<LocalWord>,
+    /// The arrivals at the previous plan.
+    planned_arrivals: ArrivalTotals,
     /// Prefill model of a mean engine, in which demand is measured.
     mean_prefill: PrefillModel,
     output: OutputEstimate,
-    queue: EdfQueue,
-    /// Prefilled requests without a decode engine, oldest first, with the time from which they take
-    /// any.
-    decodes: VecDeque<(DecodeRequest, Moment)>,
+    queue: DispatchQueue,
     state: State,
     planned_at: Moment,
     /// Time of the earliest scheduled wake-up.
@@ -121,13 +122,13 @@ impl Follow {
         timeline.pools(Moment::START, prefills_of(&roles));
         ledger.begin_with(roles);
         Follow {
-            queue: EdfQueue::with_limit(params.placement.queue_max),
+            queue: DispatchQueue::with_limit(params.placement.queue_max),
             params,
             ledger,
-            demand: Demand::default(),
+            arrivals: Arrivals::default(),
+            planned_arrivals: ArrivalTotals::default(),
             mean_prefill: mean_prefill(&config.believed_fleet()),
             output: OutputEstimate::default(),
-            decodes: VecDeque::new(),
             state: State::default(),
             planned_at: Moment::START,
             woken_at: Moment::NEVER,
@@ -154,8 +155,7 @@ impl Follow {
             ttft_deadline: now + self.params.placement.slo.ttft,
             queue_deadline: now + self.params.queue_deadline,
             split: Split::May,
-            // Same as in the proxy: multiples of the golden ratio are evenly distributed.
-            seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            seed: id.spread(),
             excluded: Excluded::default(),
         }
     }
@@ -164,74 +164,47 @@ impl Follow {
         self.params.tells_output.then_some(output)
     }
 
-    fn waits(&self) -> bool {
-        !(self.queue.is_empty() && self.decodes.is_empty())
-    }
-
-    /// Places the requests that fit now, prefilled ones first because they hold memory.
+    /// Places the requests that fit now.
     fn pass(&mut self, cluster: &mut Cluster<'_>) {
-        self.passed_at = cluster.now();
-        if !self.waits() {
+        let now = cluster.now();
+        self.passed_at = now;
+        if self.queue.is_empty() {
             return;
         }
-        self.place_decodes(cluster);
-        let mut placed = Vec::new();
-        let mut refused = Vec::new();
-        let now = cluster.now();
+        let (mut placed, mut decoding, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let view = self.ledger.view(now);
-        self.queue.poll(&self.params.placement, now, &view, |outcome| {
-            match outcome {
-                Outcome::Place(job, choice) => {
-                    view.reserve(choice, job.prompt);
-                    placed.push((job.id, choice));
-                }
-                Outcome::Expired(job) | Outcome::Nowhere(job, _) => refused.push(job.id),
+        self.queue.pass(&self.params.placement, now, &view, |outcome| match outcome {
+            Dispatched::Placed(job, leg) => placed.push((job.id, leg)),
+            Dispatched::Decoding(leg, on, stream) => {
+                decoding.push((leg.handover.id, leg.handover.from, on, stream));
             }
-            Reserved::Yes
+            Dispatched::Refused(id, _) => refused.push(id),
         });
-        for (id, choice) in placed {
-            self.start(cluster, request_of(id), choice);
+        for (id, from, on, stream) in decoding {
+            let arrival = &cluster.trace().arrivals[request_of(id)];
+            self.ledger.decoding(request_of(id), stream);
+            self.ledger.sent(id, on, &arrival.blocks, arrival.prompt);
+            cluster.hand_over(request_of(id), from.index(), on.index());
+        }
+        for (id, leg) in placed {
+            self.start(cluster, request_of(id), leg);
         }
         for id in refused {
             cluster.refuse(request_of(id));
         }
-        let requests = self.queue.waiting(POOL);
-        self.timeline.waiting(now, requests + self.decodes.len());
-        if self.waits() {
+        self.timeline.waiting(now, self.queue.waiting(POOL) + self.queue.waiting_decodes());
+        if !self.queue.is_empty() {
             let surge = self.planned_at + self.params.plan_gap;
             self.wake(cluster, surge.max(now));
         }
     }
 
-    fn place_decodes(&mut self, cluster: &mut Cluster<'_>) {
-        let now = cluster.now();
-        for _ in 0..self.decodes.len() {
-            let Some((handover, deadline)) = self.decodes.pop_front() else { return };
-            let view = self.ledger.view(now);
-            let on = match place_decode(&self.params.placement, now, &handover, &view) {
-                None if now < deadline => {
-                    self.decodes.push_back((handover, deadline));
-                    continue;
-                }
-                None => view.fewest_streams(handover.from),
-                Some(on) => on,
-            };
-            view.open_stream(on, handover.kv);
-            let blocks = &cluster.trace().arrivals[request_of(handover.id)].blocks;
-            self.ledger.sent(handover.id, on, blocks, handover.kv);
-            cluster.hand_over(request_of(handover.id), handover.from.index(), on.index());
-        }
-    }
-
-    /// Sends the leg of a choice whose capacity is reserved.
-    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, choice: Choice) {
-        let (on, predicted, cached, work) = match choice {
-            Choice::Prefill { on, predicted, cached } => (on, predicted, cached, Work::PrefillOnly),
-            Choice::Whole { on, predicted, cached } => (on, predicted, cached, Work::Whole),
-            Choice::Wait(_) | Choice::Nowhere(_) => return,
-        };
+    /// Sends a reserved first leg.
+    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: Placed<LocalWord>) {
         let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
-        self.ledger.charge(request, predicted, *prompt - cached);
+        let on = leg.on;
+        let work = if leg.stream.is_some() { Work::Whole } else { Work::PrefillOnly };
+        self.ledger.placed(request, leg);
         self.ledger.sent(id_of(request), on, blocks, *prompt);
         cluster.admit(request, on.index(), work);
     }
@@ -246,7 +219,8 @@ impl Follow {
     fn plan(&mut self, cluster: &mut Cluster<'_>) {
         let now = cluster.now();
         self.planned_at = now;
-        let observation = self.ledger.observation(vec![self.demand.since_last()]);
+        let demand = self.demand();
+        let observation = self.ledger.observation(vec![demand]);
         let (decision, state) = plan(&self.params.planner, now, &observation, &self.state);
         self.state = state;
         if let Some(roles) = decision.roles.filter(|_| self.params.flips) {
@@ -258,6 +232,15 @@ impl Follow {
             }
         }
         self.switch(cluster);
+    }
+
+    /// Returns what has arrived since the previous plan.
+    fn demand(&mut self) -> GroupDemand {
+        let now = self.arrivals.totals();
+        let before = std::mem::replace(&mut self.planned_arrivals, now);
+        let mut demand = GroupDemand::none(GroupId(0));
+        demand.add(&before, &now, 1.0);
+        demand
     }
 
     /// Starts the switch of drained engines and completes the switches that are due.
@@ -283,18 +266,14 @@ impl Router for Follow {
         let blocks = &cluster.trace().arrivals[request].blocks;
         let cached = self.ledger.look_up(job.id, blocks).min(job.prompt - Tokens(1));
         let work = self.mean_prefill.predict(job.prompt - cached, cached);
-        self.demand.arrived(work, job.prompt, job.expected_output);
-        if self.queue.is_empty() {
+        self.arrivals.count(work, job.prompt, job.expected_output);
+        // Waiting requests have precedence.
+        if self.queue.waiting(POOL) == 0 {
             let now = cluster.now();
-            let view = self.ledger.view(now);
-            let choice = place(&self.params.placement, now, &job, &view);
-            match choice {
-                Choice::Prefill { .. } | Choice::Whole { .. } => {
-                    view.reserve(choice, job.prompt);
-                    return self.start(cluster, request, choice);
-                }
-                Choice::Nowhere(_) => return cluster.refuse(request),
-                Choice::Wait(_) => {}
+            match try_place(&self.params.placement, now, &job, &self.ledger.view(now)) {
+                Try::Placed(leg) => return self.start(cluster, request, leg),
+                Try::Nowhere => return cluster.refuse(request),
+                Try::Wait => {}
             }
         }
         match self.queue.offer(job) {
@@ -304,7 +283,7 @@ impl Router for Follow {
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.ledger.settle(request, engine);
+        self.ledger.settle(request);
         let arrival = &cluster.trace().arrivals[request];
         let (from, id) = (BackendId(engine as u16), id_of(request));
         let mut excluded = Excluded::default();
@@ -317,15 +296,17 @@ impl Router for Follow {
             kv: arrival.prompt,
             expected_output: self.output.expect(self.limit(arrival.output), arrival.prompt),
             ttft_deadline: Moment::from_start(arrival.at) + self.params.placement.slo.ttft,
-            seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            seed: id.spread(),
             excluded,
         };
-        self.decodes.push_back((handover, cluster.now() + self.params.handoff_deadline));
+        let arrived = cluster.now();
+        let deadline = arrived + self.params.handoff_deadline;
+        self.queue.offer_decode(WaitingDecode { handover, arrived, deadline });
         self.pass(cluster);
     }
 
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.ledger.settle(request, engine);
+        self.ledger.settle(request);
         let (now, steps) = (cluster.now(), cluster.engine(engine).steps());
         self.ledger.began(request, engine, now, steps);
         self.pass(cluster);
@@ -334,7 +315,7 @@ impl Router for Follow {
     fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         let arrival = &cluster.trace().arrivals[request];
         let steps = cluster.engine(engine).steps();
-        self.ledger.ended(request, engine, arrival.prompt, steps);
+        self.ledger.ended(request, engine, steps);
         self.output.observe(self.limit(arrival.output), arrival.prompt, arrival.output);
         self.pass(cluster);
     }
@@ -350,7 +331,7 @@ impl Router for Follow {
         }
         self.woken_at = Moment::NEVER;
         self.plan(cluster);
-        if self.waits() && now - self.passed_at >= IDLE_PASS {
+        if !self.queue.is_empty() && now - self.passed_at >= LONGEST_PAUSE {
             self.pass(cluster);
         }
         self.wake(cluster, now + self.params.plan_interval);

@@ -1,38 +1,30 @@
-//! The accounts of all engines, as in the proxy: prefill work in flight, streams, their KV tokens
-//! and their slack. The simulator's implementation of [`tidegate_scheduler::placement::Fleet`].
+//! The simulator's fleet as the scheduler sees it: the scheduler's accounts on plain cells, roles, and
+//! the slack of the streams, which the proxy samples and the simulator knows exactly.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tidegate_scheduler::LocalWord;
 use tidegate_scheduler::cost::{Matches, PrefixIndex};
-use tidegate_scheduler::placement::{Choice, Load, PrefillRequest};
+use tidegate_scheduler::dispatch::{Accounts, Placed, load_of};
+use tidegate_scheduler::inflight::{Account, PrefillCharge, StreamCharge};
+use tidegate_scheduler::placement::{Fleet, Load, PrefillRequest};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_types::{
-    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
+    BackendId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
 };
 
 use crate::prefix_cache::BLOCK_TOKENS;
 use crate::profile::Profile;
 
-/// Slack of an engine without streams, longer than any stream waits; same value as in the proxy.
-const NO_STREAM: Seconds = Seconds(3600.0);
 /// Blocks of the prefix index: 134 million tokens.
 const INDEX_BLOCKS: usize = 1 << 18;
 
-/// Account of one engine. `Cell`s, because the queue reserves while it reads.
+/// One engine: its account, its progress and its role.
 #[derive(Debug, Default)]
-struct Account {
-    /// Prefill work in flight, in integer nanoseconds, so that it returns exactly to zero.
-    prefill: Cell<u64>,
-    /// Uncached tokens of the prompts in flight.
-    prefill_tokens: Cell<u64>,
-    /// Streams running or reserved.
-    streams: Cell<u32>,
-    /// Sum of the prompt tokens of those streams.
-    prompts: Cell<u64>,
+struct EngineState {
+    account: Arc<Account<LocalWord>>,
     /// Streams with a first token.
     begun: u64,
-    /// Sum of the step numbers of their first tokens.
-    first_steps: u64,
     /// Number of completed steps.
     steps: u64,
     /// The role after the switch in progress, and the start of the switch once the engine is idle.
@@ -43,16 +35,23 @@ struct Account {
     late: BTreeSet<(i64, usize)>,
 }
 
+/// One stream: its charge and, from its first token on, its key in `late` and its first step.
+#[derive(Debug)]
+struct Stream {
+    charge: StreamCharge<LocalWord>,
+    begun: Option<(i64, u64)>,
+}
+
 /// The accounts of all engines.
 pub(crate) struct Ledger {
     pool: Vec<BackendId>,
     roles: Vec<Role>,
-    accounts: Vec<Account>,
-    /// By request: the charged prefill work and tokens.
-    charged: BTreeMap<usize, (u64, u64)>,
-    /// By request: its key in `late` and its first step.
-    begun: BTreeMap<usize, (i64, u64)>,
-    /// By engine: its constant properties, without its load.
+    engines: Vec<EngineState>,
+    /// By request: the charge of its prefill.
+    prefills: BTreeMap<usize, PrefillCharge<LocalWord>>,
+    /// By request: its stream.
+    streams: BTreeMap<usize, Stream>,
+    /// By engine: its properties, without its load.
     models: Vec<Load>,
     /// Prefix index of the sent prompt blocks, if engines cache prefixes.
     index: Option<PrefixIndex>,
@@ -72,36 +71,24 @@ pub(crate) struct View<'a> {
 impl Ledger {
     pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> Ledger {
         let engines = fleet.len();
+        // SGLang, the only engine that switches by itself, answers whole requests with 400.
+        let runs_whole = capability == RoleCapability::Instant;
+        let properties = |profile: &Profile| Load {
+            runs_whole,
+            streams_max: profile.max_num_seqs,
+            kv_capacity: profile.kv_capacity,
+            prefill_model: profile.prefill_model(),
+            decode_model: profile.decode_model(),
+            transfer_model: profile.transfer_model(),
+            ..Load::idle(Role::Mixed)
+        };
         Ledger {
             pool: (0..engines).map(|engine| BackendId(engine as u16)).collect(),
             roles: vec![Role::Mixed; engines],
-            accounts: (0..engines).map(|_| Account::default()).collect(),
-            charged: BTreeMap::new(),
-            begun: BTreeMap::new(),
-            models: fleet
-                .iter()
-                .map(|profile| Load {
-                    role: Role::Mixed,
-                    usable: true,
-                    last: false,
-                    // SGLang, the only engine that switches by itself, answers whole requests with
-                    // 400.
-                    runs_whole: capability == RoleCapability::Instant,
-                    hands_over: true,
-                    group: GroupId(0),
-                    prefill: Seconds::ZERO,
-                    prefill_tokens: Tokens::ZERO,
-                    streams: 0,
-                    awaiting_first_token: 0,
-                    streams_max: profile.max_num_seqs,
-                    kv: Tokens::ZERO,
-                    kv_capacity: profile.kv_capacity,
-                    slack: NO_STREAM,
-                    prefill_model: profile.prefill_model(),
-                    decode_model: profile.decode_model(),
-                    transfer_model: profile.transfer_model(),
-                })
-                .collect(),
+            engines: (0..engines).map(|_| EngineState::default()).collect(),
+            prefills: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            models: fleet.iter().map(properties).collect(),
             index: None,
             matches: BTreeMap::new(),
             tpot,
@@ -146,7 +133,8 @@ impl Ledger {
     /// Returns the fleet as the planner's input.
     pub(crate) fn observation(&self, groups: Vec<GroupDemand>) -> Observation {
         let backends = self.pool.iter().map(|id| {
-            let (account, model) = (&self.accounts[id.index()], &self.models[id.index()]);
+            let (engine, model) = (&self.engines[id.index()], &self.models[id.index()]);
+            let balance = engine.account.balance();
             BackendObservation {
                 id: *id,
                 group: model.group,
@@ -155,11 +143,11 @@ impl Ledger {
                 pinned: None,
                 usable: true,
                 role: self.roles[id.index()],
-                becoming: account.becoming.map(|(role, _)| role),
-                prefill: model.prefill_model.batch(account.prefill()),
-                streams: account.streams.get(),
+                becoming: engine.becoming.map(|(role, _)| role),
+                prefill: model.prefill_model.batch(balance.prefill),
+                streams: balance.streams,
                 streams_max: model.streams_max,
-                kv: account.kv(),
+                kv: balance.kv,
                 kv_capacity: model.kv_capacity,
                 prefill_model: model.prefill_model,
                 decode_model: model.decode_model,
@@ -184,13 +172,13 @@ impl Ledger {
     /// Sets the roles and returns the number of flips. Engines that switch by themselves take no
     /// new work from now on.
     pub(crate) fn set_roles(&mut self, roles: Vec<Role>) -> u64 {
-        let changes = self.roles.iter_mut().zip(roles).zip(&mut self.accounts);
+        let changes = self.roles.iter_mut().zip(roles).zip(&mut self.engines);
         let mut changed = 0;
-        for ((role, new), account) in changes.filter(|((old, new), _)| **old != *new) {
+        for ((role, new), engine) in changes.filter(|((old, new), _)| **old != *new) {
             changed += 1;
             *role = new;
             if self.capability == RoleCapability::DrainThenCall {
-                account.becoming = Some((new, None));
+                engine.becoming = Some((new, None));
                 *role = Role::Draining;
             }
         }
@@ -206,14 +194,13 @@ impl Ledger {
         is_idle: impl Fn(usize) -> bool,
     ) -> bool {
         let mut switched = false;
-        let accounts = self.accounts.iter_mut().zip(&mut self.roles).enumerate();
-        for (engine, (account, role)) in accounts {
-            match account.becoming {
-                Some((new, None)) if account.is_settled() && is_idle(engine) => {
-                    account.becoming = Some((new, Some(now)));
+        for (slot, (engine, role)) in self.engines.iter_mut().zip(&mut self.roles).enumerate() {
+            match engine.becoming {
+                Some((new, None)) if engine.account.balance().is_settled() && is_idle(slot) => {
+                    engine.becoming = Some((new, Some(now)));
                 }
                 Some((new, Some(since))) if now - since >= takes => {
-                    account.becoming = None;
+                    engine.becoming = None;
                     *role = new;
                     switched = true;
                 }
@@ -223,128 +210,76 @@ impl Ledger {
         switched
     }
 
-    /// Records the prefill charge of a request.
-    pub(crate) fn charge(&mut self, request: usize, predicted: Seconds, uncached: Tokens) {
-        self.charged.insert(request, (charged_nanos(predicted), uncached.get()));
+    /// Keeps the charges of a request's first leg.
+    pub(crate) fn placed(&mut self, request: usize, leg: Placed<LocalWord>) {
+        self.prefills.insert(request, leg.prefill);
+        if let Some(charge) = leg.stream {
+            self.decoding(request, charge);
+        }
+    }
+
+    /// Keeps the charge of a request's stream.
+    pub(crate) fn decoding(&mut self, request: usize, charge: StreamCharge<LocalWord>) {
+        self.streams.insert(request, Stream { charge, begun: None });
     }
 
     /// Settles the prefill charge of a request, if it has one.
-    pub(crate) fn settle(&mut self, request: usize, engine: usize) {
-        if let Some((charged, tokens)) = self.charged.remove(&request) {
-            let Account { prefill, prefill_tokens, .. } = &self.accounts[engine];
-            prefill.set(prefill.get() - charged);
-            prefill_tokens.set(prefill_tokens.get() - tokens);
-        }
+    pub(crate) fn settle(&mut self, request: usize) {
+        self.prefills.remove(&request);
     }
 
     /// Records a stream's first token, emitted with the engine's step `steps`.
     pub(crate) fn began(&mut self, request: usize, engine: usize, now: Moment, steps: u64) {
-        let account = &mut self.accounts[engine];
-        account.steps = steps;
-        account.begun += 1;
-        account.first_steps += steps;
-        let late = now.0 as i64 - steps as i64 * nanos(self.tpot) as i64;
-        account.late.insert((late, request));
-        self.begun.insert(request, (late, steps));
+        self.stepped(engine, steps);
+        let Some(stream) = self.streams.get_mut(&request) else { return };
+        let engine = &mut self.engines[engine];
+        let late = now.0 as i64 - steps as i64 * nanos(self.tpot);
+        stream.charge.emit(1);
+        stream.begun = Some((late, steps));
+        engine.begun += 1;
+        engine.late.insert((late, request));
     }
 
     /// Records the end of a stream.
-    pub(crate) fn ended(&mut self, request: usize, engine: usize, prompt: Tokens, steps: u64) {
-        let account = &mut self.accounts[engine];
-        account.steps = steps;
-        account.streams.set(account.streams.get() - 1);
-        account.prompts.set(account.prompts.get() - prompt.get());
-        if let Some((late, first)) = self.begun.remove(&request) {
-            account.begun -= 1;
-            account.first_steps -= first;
-            account.late.remove(&(late, request));
+    pub(crate) fn ended(&mut self, request: usize, engine: usize, steps: u64) {
+        self.stepped(engine, steps);
+        let Some(Stream { mut charge, begun }) = self.streams.remove(&request) else { return };
+        if let Some((late, first)) = begun {
+            charge.take_over(steps - first);
+            let engine = &mut self.engines[engine];
+            engine.begun -= 1;
+            engine.late.remove(&(late, request));
         }
     }
 
     /// Records the end of the engine's step `steps`, in which every running stream emitted a token.
     pub(crate) fn stepped(&mut self, engine: usize, steps: u64) {
-        self.accounts[engine].steps = steps;
+        let EngineState { account, begun, steps: known, .. } = &mut self.engines[engine];
+        account.emit_for_streams(*begun * (steps - *known));
+        *known = steps;
     }
 }
 
-impl Account {
-    fn is_settled(&self) -> bool {
-        self.prefill.get() == 0 && self.streams.get() == 0
-    }
-
-    fn prefill(&self) -> Seconds {
-        Seconds(self.prefill.get() as f64 / 1e9)
-    }
-
-    fn kv(&self) -> Tokens {
-        let emitted = self.begun * (self.steps + 1) - self.first_steps;
-        Tokens(self.prompts.get() + emitted)
-    }
-
-    fn slack(&self, now: Moment, tpot: Seconds) -> Seconds {
-        match self.late.first() {
-            Some((late, _)) => {
-                let late = late + (self.steps as i64 + 1) * nanos(tpot) as i64;
-                Seconds((late - now.0 as i64) as f64 / 1e9).min(NO_STREAM)
-            }
-            // Streams without a first token are not late yet.
-            None => NO_STREAM,
-        }
+impl EngineState {
+    /// Smallest slack of the streams with a first token; the others are not late yet.
+    fn slack(&self, now: Moment, tpot: Seconds) -> Option<Seconds> {
+        let (late, _) = self.late.first()?;
+        let late = late + (self.steps as i64 + 1) * nanos(tpot);
+        Some(Seconds((late - now.0 as i64) as f64 / 1e9))
     }
 }
 
-impl View<'_> {
-    /// Charges a choice to its engine.
-    pub(crate) fn reserve(&self, choice: Choice, prompt: Tokens) {
-        let (on, predicted, cached, whole) = match choice {
-            Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
-            Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
-            Choice::Wait(_) | Choice::Nowhere(_) => return,
-        };
-        let Account { prefill, prefill_tokens, .. } = &self.ledger.accounts[on.index()];
-        prefill.set(prefill.get() + charged_nanos(predicted));
-        prefill_tokens.set(prefill_tokens.get() + (prompt - cached).get());
-        if whole {
-            self.open_stream(on, prompt);
-        }
-    }
-
-    /// Opens a stream of `kv` tokens on an engine.
-    pub(crate) fn open_stream(&self, on: BackendId, kv: Tokens) {
-        let account = &self.ledger.accounts[on.index()];
-        account.streams.set(account.streams.get() + 1);
-        account.prompts.set(account.prompts.get() + kv.get());
-    }
-
-    /// Returns the decode engine with the fewest streams, whatever its capacity; `from` only if
-    /// there is no other.
-    pub(crate) fn fewest_streams(&self, from: BackendId) -> BackendId {
-        let key = |on: &&BackendId| {
-            let stranger = !self.ledger.roles[on.index()].takes_decode();
-            (**on == from, stranger, self.ledger.accounts[on.index()].streams.get())
-        };
-        self.ledger.pool.iter().min_by_key(key).copied().unwrap_or(from)
-    }
-}
-
-impl tidegate_scheduler::placement::Fleet for View<'_> {
+impl Fleet for View<'_> {
     fn pool(&self, _: PoolId) -> &[BackendId] {
         &self.ledger.pool
     }
 
     fn load(&self, on: BackendId) -> Load {
-        let account = &self.ledger.accounts[on.index()];
-        let model = &self.ledger.models[on.index()];
-        Load {
-            role: self.ledger.roles[on.index()],
-            prefill: model.prefill_model.batch(account.prefill()),
-            prefill_tokens: Tokens(account.prefill_tokens.get()),
-            streams: account.streams.get(),
-            awaiting_first_token: account.streams.get() - account.begun as u32,
-            kv: account.kv(),
-            slack: account.slack(self.now, self.ledger.tpot),
-            ..*model
-        }
+        let engine = &self.ledger.engines[on.index()];
+        let role = self.ledger.roles[on.index()];
+        let slack = engine.slack(self.now, self.ledger.tpot);
+        let fixed = Load { role, ..self.ledger.models[on.index()] };
+        load_of(fixed, &engine.account.balance(), slack)
     }
 
     fn cached(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
@@ -353,11 +288,18 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
     }
 }
 
-/// At least 1 ns, as in the proxy's account: an engine with a prompt never looks idle.
-fn charged_nanos(work: Seconds) -> u64 {
-    nanos(work).max(1)
+impl Accounts for View<'_> {
+    type Word = LocalWord;
+
+    fn account(&self, on: BackendId) -> Arc<Account<LocalWord>> {
+        Arc::clone(&self.ledger.engines[on.index()].account)
+    }
+
+    fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
+        self.cached(job, on)
+    }
 }
 
-fn nanos(span: Seconds) -> u64 {
-    (span.get() * 1e9) as u64
+fn nanos(span: Seconds) -> i64 {
+    (span.get() * 1e9) as i64
 }

@@ -19,7 +19,6 @@
 mod agents;
 mod bound;
 mod cluster;
-mod demand;
 mod disturbance;
 mod engine;
 mod follow;

@@ -68,3 +68,10 @@ id! {
     /// A plan's number; a later plan has a higher one.
     PlanNumber(u64)
 }
+
+impl RequestId {
+    /// Returns a number that is evenly spread for consecutive ids: multiples of the golden ratio.
+    pub const fn spread(self) -> u64 {
+        self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+}

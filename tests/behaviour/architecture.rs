@@ -65,6 +65,7 @@ const SCHEDULER: &[(&str, &[&str])] = &[
     ("learn", &["cost", "inflight"]),
     ("placement", &["cost"]),
     ("planner", &["cost"]),
+    ("dispatch", &["cost", "inflight", "placement"]),
 ];
 
 #[test]

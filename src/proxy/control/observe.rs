@@ -2,17 +2,16 @@
 //! previous plan.
 
 use std::collections::BTreeMap;
-use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
-use tidegate_types::{BackendId, GroupId, PoolId, Role, Tokens};
+use tidegate_scheduler::planner::{ArrivalTotals, BackendObservation, GroupDemand, Observation};
+use tidegate_types::{BackendId, GroupId, PoolId, Role};
 
 use super::pins::Pins;
-use crate::backends::demand::DemandTotals;
 use crate::backends::fleet::{Fleet, RoutingTable};
 
 /// Demand totals of each pool at the previous plan.
 #[derive(Debug, Default)]
 pub struct DemandReader {
-    before: BTreeMap<PoolId, DemandTotals>,
+    before: BTreeMap<PoolId, ArrivalTotals>,
 }
 
 /// The planner's input at this moment.
@@ -57,24 +56,13 @@ fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec
         (0..groups).map(|g| GroupDemand::none(GroupId(g))).collect();
     reader.before.retain(|pool, _| table.pool(*pool).is_some());
     for pool in &table.pools {
-        let now = pool.demand.totals();
+        let now = pool.demand.arrivals.totals();
         let before = reader.before.insert(pool.id, now).unwrap_or_default();
         for (group, share) in shares(fleet, table, pool.id) {
-            add(&mut demands[group.index()], &now, &before, share);
+            demands[group.index()].add(&before, &now, share);
         }
     }
     demands
-}
-
-/// Adds a group's share of what a pool received since `before`. Nothing is rounded: with a plan
-/// every few milliseconds most counts are 0 or 1, and shares below 0.5 would round to 0.
-fn add(demand: &mut GroupDemand, now: &DemandTotals, before: &DemandTotals, share: f64) {
-    let arrived = |now: Tokens, before: Tokens| (now - before).as_f64() * share;
-    let (prompt, output) = (arrived(now.prompt, before.prompt), arrived(now.output, before.output));
-    demand.arrived_requests += (now.requests - before.requests) as f64 * share;
-    demand.arrived_prefill += (now.prefill - before.prefill) * share;
-    demand.arrived_output += output;
-    demand.arrived_kv += prompt + output / 2.0;
 }
 
 fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f64)> {
@@ -89,33 +77,4 @@ fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f6
     }
     let all: u32 = counts.iter().map(|(_, count)| count).sum();
     counts.into_iter().map(|(group, n)| (group, f64::from(n) / f64::from(all))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tidegate_types::Seconds;
-
-    #[test]
-    fn a_share_of_single_arrivals_is_counted_exactly() {
-        for share in [0.5, 1.0 / 3.0, 0.25, 0.75, 1.0] {
-            let mut demand = GroupDemand::none(GroupId(0));
-            let mut before = DemandTotals::default();
-            for _ in 0..1200 {
-                let now = DemandTotals {
-                    requests: before.requests + 1,
-                    prefill: before.prefill + Seconds(0.1),
-                    prompt: before.prompt + Tokens(1000),
-                    output: before.output + Tokens(1),
-                };
-                add(&mut demand, &now, &before, share);
-                before = now;
-            }
-            let near = |value: f64, whole: f64| (value - whole * share).abs() < 1e-6 * whole;
-            assert!(near(demand.arrived_requests, 1200.0), "{share} {demand:?}");
-            assert!(near(demand.arrived_prefill.get(), 120.0), "{share} {demand:?}");
-            assert!(near(demand.arrived_output, 1200.0), "{share} {demand:?}");
-            assert!(near(demand.arrived_kv, 1200.0 * 1000.5), "{share} {demand:?}");
-        }
-    }
 }

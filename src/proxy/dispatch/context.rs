@@ -151,7 +151,14 @@ impl Proxy {
 
     /// Placement's view of the fleet at this moment.
     pub fn view<'a>(&'a self, table: &'a RoutingTable, known: Known<'a>) -> View<'a> {
-        View { fleet: &self.fleet, table, known, block: self.prefix_block, now: self.clock.now() }
+        View {
+            fleet: &self.fleet,
+            table,
+            known,
+            block: self.prefix_block,
+            now: self.clock.now(),
+            records_candidates: self.recent.is_on(),
+        }
     }
 
     /// Seconds since the Unix epoch.

@@ -1,32 +1,32 @@
 //! The dispatcher: the only task that owns the EDF queue. It wakes when a request is queued, capacity
 //! is released, a deadline passes or the routing table changes, and places the requests that fit.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{EdfQueue, Outcome, Reserved};
+use tidegate_scheduler::dispatch::{DispatchQueue, Dispatched, Refusal, WaitingDecode};
 use tidegate_types::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
-use crate::dispatch::place::{force_decode, reserve, try_place_decode};
+use crate::dispatch::place::{decoding, placed};
 use crate::dispatch::queue::{DispatcherMessage, QueuedDecode, QueuedPrefill};
-use crate::dispatch::reservation::Placed;
+use crate::dispatch::reservation::{Placed, Reservation};
 use crate::upstream::failure::Failure;
 
-type Replies = HashMap<RequestId, oneshot::Sender<Result<Placed, Failure>>>;
+/// Reply channels of waiting requests.
+type Replies<T> = HashMap<RequestId, oneshot::Sender<Result<T, Failure>>>;
 
 /// The dispatcher's private state.
 pub struct Dispatcher {
     proxy: Arc<Proxy>,
     inbox: mpsc::UnboundedReceiver<DispatcherMessage>,
-    queue: EdfQueue,
-    /// Prefix matches of the waiting requests.
+    queue: DispatchQueue,
+    /// Prefix matches of the requests that wait for their first leg.
     matches: HashMap<RequestId, Matches>,
-    replies: Replies,
-    /// Prefilled requests, oldest first: they hold KV memory on their prefill backend.
-    decodes: VecDeque<QueuedDecode>,
+    replies: Replies<Placed>,
+    decode_replies: Replies<Reservation>,
 }
 
 impl Dispatcher {
@@ -34,10 +34,10 @@ impl Dispatcher {
     pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<DispatcherMessage>) -> Dispatcher {
         Dispatcher {
             inbox,
-            queue: EdfQueue::with_limit(proxy.placement.queue_max),
+            queue: DispatchQueue::with_limit(proxy.placement.queue_max),
             matches: HashMap::new(),
             replies: HashMap::new(),
-            decodes: VecDeque::new(),
+            decode_replies: HashMap::new(),
             proxy,
         }
     }
@@ -53,7 +53,7 @@ impl Dispatcher {
                 },
                 () = self.proxy.queue.signal().changed() => {}
                 () = tokio::time::sleep_until(deadline) => {}
-                _ = stop.changed() => if self.replies.is_empty() { return },
+                _ = stop.changed() => if self.queue.is_empty() { return },
             }
             while let Ok(message) = self.inbox.try_recv() {
                 self.take(message);
@@ -63,24 +63,25 @@ impl Dispatcher {
         }
     }
 
-    /// Returns the next wake-up, within [`IDLE_PASS`], which bounds the cost of a lost wake-up.
+    /// Returns the next wake-up without an event.
     fn next_deadline(&self) -> Moment {
         let now = self.proxy.clock.now();
-        let idle = now + IDLE_PASS;
-        let queue = self.queue.next_deadline().unwrap_or(Moment::NEVER);
-        let decode = self.decodes.iter().map(|offer| offer.deadline).min();
-        idle.min(queue).min(decode.unwrap_or(Moment::NEVER)).max(now + SHORTEST_PASS)
+        self.queue.next_deadline(now).max(now + SHORTEST_PASS)
     }
 
     fn take(&mut self, message: DispatcherMessage) {
         match message {
             DispatcherMessage::Prefill(offer) => self.enqueue(*offer),
-            DispatcherMessage::Decode(offer) => self.decodes.push_back(*offer),
+            DispatcherMessage::Decode(offer) => {
+                let QueuedDecode { handover, arrived, deadline, reply } = *offer;
+                self.decode_replies.insert(handover.id, reply);
+                self.queue.offer_decode(WaitingDecode { handover, arrived, deadline });
+            }
             DispatcherMessage::Cancel(id) => {
                 self.queue.cancel(id);
                 self.matches.remove(&id);
                 self.replies.remove(&id);
-                self.decodes.retain(|offer| offer.handover.id != id);
+                self.decode_replies.remove(&id);
             }
         }
     }
@@ -99,72 +100,38 @@ impl Dispatcher {
 
     /// Places the requests that fit now.
     fn place_waiting(&mut self) {
-        if self.decodes.is_empty() && self.replies.is_empty() {
+        if self.queue.is_empty() {
             return;
         }
-        let began = self.proxy.clock.now();
-        // Prefilled requests first: they hold KV memory.
-        let decodes = self.place_decodes(began);
-        let offers = self.place_offers();
-        if !decodes && !offers {
-            self.proxy.reaction.scan_placed_none(began, self.proxy.clock.now());
-        }
-    }
-
-    /// Returns whether a request was placed.
-    fn place_decodes(&mut self, now: Moment) -> bool {
-        let mut placed = false;
-        for _ in 0..self.decodes.len() {
-            let Some(offer) = self.decodes.pop_front() else { return placed };
-            if offer.reply.is_closed() {
-                continue;
-            }
-            let reservation = match try_place_decode(&self.proxy, &offer.handover, offer.arrived) {
-                Some(reservation) => Ok(reservation),
-                None if now < offer.deadline => {
-                    self.decodes.push_back(offer);
-                    continue;
-                }
-                None => force_decode(&self.proxy, &offer.handover).ok_or(Failure::NoBackend),
-            };
-            placed |= reservation.is_ok();
-            // If the client has left, dropping the reservation settles it.
-            drop(offer.reply.send(reservation));
-        }
-        placed
-    }
-
-    /// Returns whether a request was placed.
-    fn place_offers(&mut self) -> bool {
-        let Dispatcher { proxy, queue, matches, replies, .. } = self;
+        let Dispatcher { proxy, queue, matches, replies, decode_replies, .. } = self;
         let table = proxy.fleet.table();
         let view = proxy.view(&table, Known::Many(matches));
-        let (mut settled, mut any) = (Vec::new(), false);
-        queue.poll(&proxy.placement, view.now, &view, |outcome| {
-            let (id, answer) = match outcome {
-                Outcome::Place(job, choice) => match reserve(proxy, &view, job, choice) {
-                    Some(placed) => {
-                        any = true;
-                        (job.id, Ok(placed))
-                    }
-                    None => return Reserved::No,
-                },
-                Outcome::Expired(job) => {
-                    (job.id, Err(Failure::QueueDeadline { waited: view.now - job.arrived }))
+        let began = view.now;
+        let mut answered = Vec::new();
+        let any = queue.pass(&proxy.placement, began, &view, |outcome| {
+            // A send fails if the client has left; dropping the reservation then settles it.
+            match outcome {
+                Dispatched::Placed(job, leg) => {
+                    answered.push(job.id);
+                    reply(replies, job.id, Ok(placed(proxy, began, job, leg)));
                 }
-                Outcome::Nowhere(job, _) => (job.id, Err(Failure::NoBackend)),
-            };
-            if let Some(reply) = replies.remove(&id) {
-                // If the client has left, dropping the reservation settles it.
-                drop(reply.send(answer));
+                Dispatched::Decoding(leg, on, stream) => {
+                    let reservation = decoding(proxy, began, leg.arrived, on, stream);
+                    reply(decode_replies, leg.handover.id, Ok(reservation));
+                }
+                Dispatched::Refused(id, refusal) => {
+                    answered.push(id);
+                    reply(replies, id, Err(failure(refusal)));
+                    reply(decode_replies, id, Err(failure(refusal)));
+                }
             }
-            settled.push(id);
-            Reserved::Yes
         });
-        for id in settled {
+        for id in answered {
             self.matches.remove(&id);
         }
-        any
+        if !any {
+            self.proxy.reaction.scan_placed_none(began, self.proxy.clock.now());
+        }
     }
 
     /// Publishes the queue lengths as demand and notifies the planner while requests are waiting.
@@ -173,13 +140,25 @@ impl Dispatcher {
         for pool in &table.pools {
             pool.demand.set_waiting(self.queue.waiting(pool.id));
         }
-        if !self.replies.is_empty() || !self.decodes.is_empty() {
+        if !self.queue.is_empty() {
             self.proxy.surge.notify_one();
         }
     }
 }
 
-/// Longest sleep without an event.
-const IDLE_PASS: Seconds = Seconds(0.25);
+/// Answers a waiting request; does nothing if it waits for a leg of the other kind.
+fn reply<T>(replies: &mut Replies<T>, id: RequestId, answer: Result<T, Failure>) {
+    if let Some(reply) = replies.remove(&id) {
+        drop(reply.send(answer));
+    }
+}
+
+fn failure(refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::QueueDeadline { waited } => Failure::QueueDeadline { waited },
+        Refusal::NoBackend => Failure::NoBackend,
+    }
+}
+
 /// Shortest sleep, so that a passed deadline without an outcome does not spin.
 const SHORTEST_PASS: Seconds = Seconds(0.001);

@@ -3,20 +3,20 @@
 //! The fast path reads one snapshot and reserves by compare-and-swap, without waiting or locks.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::inflight::PrefillRoom;
-use tidegate_scheduler::placement::{
-    Choice, DecodeRequest, PrefillRequest, considered, place, place_decode,
-};
+use tidegate_scheduler::dispatch;
+use tidegate_scheduler::inflight::StreamCharge;
+use tidegate_scheduler::placement::{DecodeRequest, PrefillRequest};
 use tidegate_types::{BackendId, Moment};
 
-use crate::backends::fleet::{Known, View};
+use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
-use crate::dispatch::reservation::{Placed, Predicted, Reservation};
+use crate::dispatch::reservation::{Placed, Reservation};
 use crate::upstream::failure::Failure;
 
-/// Retries of the fast path after another request reserved the same capacity.
-const RACES_MAX: u32 = 4;
+/// A reserved first leg, before it is bound to its backend.
+type Leg = dispatch::Placed<AtomicU64>;
 
 /// Outcome of the fast path.
 pub enum Try {
@@ -55,62 +55,26 @@ pub async fn find(
 pub fn try_place(proxy: &Proxy, job: &PrefillRequest, known: Known<'_>) -> Try {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
-    for _ in 0..RACES_MAX {
-        let choice = place(&proxy.placement, view.now, job, &view);
-        match choice {
-            Choice::Wait(_) => return Try::Wait,
-            Choice::Nowhere(_) => return Try::Nowhere,
-            Choice::Prefill { .. } | Choice::Whole { .. } => {
-                if let Some(placed) = reserve(proxy, &view, job, choice) {
-                    return Try::Placed(placed);
-                }
-            }
-        }
+    match dispatch::try_place(&proxy.placement, view.now, job, &view) {
+        dispatch::Try::Placed(leg) => Try::Placed(placed(proxy, view.now, job, leg)),
+        dispatch::Try::Wait => Try::Wait,
+        dispatch::Try::Nowhere => Try::Nowhere,
     }
-    Try::Wait
 }
 
-/// Charges the choice to its backend. `None` if another request has reserved the capacity meanwhile,
-/// or if the choice names no backend.
-pub fn reserve(
-    proxy: &Proxy,
-    view: &View<'_>,
-    job: &PrefillRequest,
-    choice: Choice,
-) -> Option<Placed> {
-    let (on, work, cached, whole) = match choice {
-        Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
-        Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
-        Choice::Wait(_) | Choice::Nowhere(_) => return None,
-    };
-    let backend = Arc::clone(&proxy.fleet.backend(on));
-    let before = backend.account.balance();
-    let uncached = job.prompt - cached;
-    let room =
-        PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(uncached) };
-    // Before the charge, which is part of the load afterwards.
-    let candidates = proxy.recent.is_on().then(|| considered(&proxy.placement, job, view, on));
-    let prefill = backend.account.try_charge_prefill(work, uncached, room)?;
-    let stream = match whole {
-        true => Some(backend.account.try_open_stream(job.prompt, view.streams_max(on))?),
-        false => None,
-    };
-    record_reaction(proxy, job.arrived, view.now);
-    let mut reservation =
-        Reservation::new(backend, Some(prefill), stream, Arc::clone(proxy.queue.signal()));
-    reservation.considered = candidates;
-    let predicted = Predicted {
-        prefill: view.table.entry(on).prefill.batch(work),
-        ahead: before.prefill,
-        predicted_hit: view.held(job, on),
-        cached,
-        beside: before.concurrent_streams(),
-    };
-    Some(if whole {
-        Placed::Whole(reservation, predicted)
-    } else {
-        Placed::Prefill(reservation, predicted)
-    })
+/// Binds a leg's charges, made by a pass that began at `began`, to its backend and the dispatcher's
+/// signal.
+pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: Leg) -> Placed {
+    record_reaction(proxy, job.arrived, began);
+    let backend = Arc::clone(&proxy.fleet.backend(leg.on));
+    let whole = leg.stream.is_some();
+    let signal = Arc::clone(proxy.queue.signal());
+    let mut reservation = Reservation::new(backend, Some(leg.prefill), leg.stream, signal);
+    reservation.considered = leg.considered;
+    match whole {
+        true => Placed::Whole(reservation, leg.predicted),
+        false => Placed::Prefill(reservation, leg.predicted),
+    }
 }
 
 /// Reserves a decode backend for a prefilled request. Waits for capacity until the hand-off deadline,
@@ -138,37 +102,22 @@ pub fn try_place_decode(
 ) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
-    for _ in 0..RACES_MAX {
-        let on = place_decode(&proxy.placement, view.now, handover, &view)?;
-        let backend = proxy.fleet.backend(on);
-        if let Some(stream) = backend.account.try_open_stream(handover.kv, view.streams_max(on)) {
-            record_reaction(proxy, arrived, view.now);
-            let signal = Arc::clone(proxy.queue.signal());
-            return Some(Reservation::new(Arc::clone(&backend), None, Some(stream), signal));
-        }
-    }
-    None
+    let (on, stream) = dispatch::try_place_decode(&proxy.placement, view.now, handover, &view)?;
+    Some(decoding(proxy, view.now, arrived, on, stream))
 }
 
-/// Returns the decode backend with the fewest streams, even if full. `None` if none is usable.
-pub fn force_decode(proxy: &Proxy, handover: &DecodeRequest) -> Option<Reservation> {
-    let table = proxy.fleet.table();
-    let group = table.entry(handover.from).group;
-    let now = proxy.clock.now();
-    let usable = |id: &&BackendId| {
-        table.entry(**id).group == group && proxy.fleet.backend(**id).health.is_usable()
-    };
-    let key = |id: &&BackendId| {
-        let backend = proxy.fleet.backend(**id);
-        let failed = handover.excluded.contains(**id);
-        let stranger = !table.entry(**id).role.takes_decode();
-        let last = backend.health.is_last(now);
-        (!backend.may_decode(), failed, last, stranger, backend.account.balance().streams)
-    };
-    let on = table.backends(handover.pool).iter().filter(usable).min_by_key(key)?;
-    let backend = Arc::clone(&proxy.fleet.backend(*on));
-    let stream = backend.account.open_stream(handover.kv);
-    Some(Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal())))
+/// Binds a decode leg's charge, made by a pass that began at `began`, to its backend and the
+/// dispatcher's signal. The leg arrived at `arrived`.
+pub fn decoding(
+    proxy: &Proxy,
+    began: Moment,
+    arrived: Moment,
+    on: BackendId,
+    stream: StreamCharge,
+) -> Reservation {
+    record_reaction(proxy, arrived, began);
+    let backend = Arc::clone(&proxy.fleet.backend(on));
+    Reservation::new(backend, None, Some(stream), Arc::clone(proxy.queue.signal()))
 }
 
 /// Measures the reaction time: a leg that arrived at `arrived` was placed by a scan that began at `began`.

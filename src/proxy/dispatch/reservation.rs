@@ -1,9 +1,10 @@
 //! A request's reservation on a backend: its charges, and the dispatcher's wake-up when they settle.
 
 use std::sync::Arc;
-use tidegate_scheduler::inflight::{ConcurrentStreams, PrefillCharge, StreamCharge};
+pub use tidegate_scheduler::dispatch::Predicted;
+use tidegate_scheduler::inflight::{PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::Considered;
-use tidegate_types::{BackendId, Seconds, Tokens};
+use tidegate_types::{BackendId, Tokens};
 
 use crate::backends::fleet::Backend;
 use crate::dispatch::capacity_signal::CapacitySignal;
@@ -34,21 +35,6 @@ impl Placed {
             }
         }
     }
-}
-
-/// Placement's prediction for a leg.
-#[derive(Clone, Copy, Debug)]
-pub struct Predicted {
-    /// Prefill time of this request on an idle engine.
-    pub prefill: Seconds,
-    /// Time added by the prefill backlog of the backend.
-    pub ahead: Seconds,
-    /// Prompt tokens that the prefix index predicts to be cached on the backend.
-    pub predicted_hit: Tokens,
-    /// The part of them that `prefill` assumes to be cached.
-    pub cached: Tokens,
-    /// Decode streams on the backend.
-    pub beside: ConcurrentStreams,
 }
 
 /// One leg's charges on one backend. Dropping it settles the charges and wakes the dispatcher if

@@ -30,7 +30,7 @@ pub fn job(
     let entry = table.pool(pool).unwrap_or(&table.pools[EVERYONE.index()]);
     let work = entry.prefill.predict(prompt - cached, cached);
     proxy.reaction.arrived(arrived);
-    entry.demand.arrived(work, prompt, expected_output);
+    entry.demand.arrivals.count(work, prompt, expected_output);
     if work >= proxy.placement.room {
         // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
         proxy.surge.notify_one();
@@ -44,8 +44,7 @@ pub fn job(
         ttft_deadline: arrived + proxy.placement.slo.ttft,
         queue_deadline: arrived + proxy.queue_deadline,
         split: split(proxy, &table, pool, accepted),
-        // Multiples of the golden ratio are spread evenly.
-        seed: id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        seed: id.spread(),
         excluded: Excluded::default(),
     };
     let model = accepted.model.clone();

@@ -144,6 +144,14 @@ impl<W: Word> Account<W> {
         self.stream_opened(kv)
     }
 
+    /// Counts `tokens` output tokens of several streams at once. The streams' charges take them over
+    /// before they settle ([`StreamCharge::take_over`]). A simulated engine counts a step of all its
+    /// streams with one call.
+    pub fn emit_for_streams(&self, tokens: u64) {
+        self.kv_tokens.fetch_add(tokens);
+        self.emitted.fetch_add(tokens);
+    }
+
     /// Returns the current counters.
     pub fn balance(&self) -> Balance {
         Balance {
@@ -196,6 +204,11 @@ impl<W: Word> StreamCharge<W> {
         self.kv += u64::from(tokens);
         self.account.kv_tokens.fetch_add(u64::from(tokens));
         self.account.emitted.fetch_add(u64::from(tokens));
+    }
+
+    /// Takes over the stream's part of the tokens that [`Account::emit_for_streams`] counted.
+    pub fn take_over(&mut self, tokens: u64) {
+        self.kv += tokens;
     }
 }
 

@@ -75,6 +75,21 @@ pub fn place_decode(
     best.map(|(on, _)| on)
 }
 
+/// Returns the decode backend of a prefilled request that has waited until its hand-off deadline: of
+/// the usable backends of the group the one with the fewest streams, whatever its capacity, because
+/// the prefill is already done. Backends on which the request has failed, suspects and backends of
+/// another role come last. Returns `None` if no backend of the group is usable.
+pub fn place_decode_overdue(handover: &DecodeRequest, fleet: &impl Fleet) -> Option<BackendId> {
+    let group = fleet.load(handover.from).group;
+    let loads = fleet.pool(handover.pool).iter().map(|on| (*on, fleet.load(*on)));
+    let usable = loads.filter(|(_, load)| load.group == group && load.usable);
+    let key = |(on, load): &(BackendId, Load)| {
+        let failed = handover.excluded.contains(*on);
+        (!load.takes_over, failed, load.last, !load.role.takes_decode(), load.streams)
+    };
+    usable.min_by_key(key).map(|(on, _)| on)
+}
+
 fn reach(handover: &DecodeRequest, on: BackendId, load: &Load) -> Reach {
     match load.role.takes_decode() {
         _ if handover.excluded.contains(on) => Reach::Failed,

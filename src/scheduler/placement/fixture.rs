@@ -1,18 +1,18 @@
 //! A fleet of plain values for the tests of placement, with the costs of
 //! docs/spec/engine-model.md#constants.
 
-use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
+use crate::cost::{DecodeModel, Matches, PrefillModel};
 use crate::placement::{Choice, DecodeRequest, Excluded, Fleet, Load, PrefillRequest, Split};
 use std::cell::{Cell, RefCell};
-use tidegate_types::{BackendId, GroupId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
 /// `llama70b-h100x4`, with the chunk's share of the fixed step cost included in `per_token`.
-pub(super) const PREFILL: PrefillModel = PrefillModel {
+pub(crate) const PREFILL: PrefillModel = PrefillModel {
     base: Seconds(0.002),
     per_token: Seconds(72e-6),
     per_attention: Seconds(1.33e-9),
 };
-pub(super) const DECODE: DecodeModel = DecodeModel {
+pub(crate) const DECODE: DecodeModel = DecodeModel {
     base: Seconds(0.0151),
     per_stream: Seconds(40e-6),
     free_streams: 0,
@@ -20,42 +20,31 @@ pub(super) const DECODE: DecodeModel = DecodeModel {
 };
 
 /// An idle engine.
-pub(super) fn idle(role: Role) -> Load {
+pub(crate) fn idle(role: Role) -> Load {
     Load {
-        role,
-        usable: true,
-        last: false,
-        runs_whole: true,
-        hands_over: true,
-        group: GroupId(0),
-        prefill: Seconds::ZERO,
-        prefill_tokens: Tokens(0),
-        streams: 0,
-        awaiting_first_token: 0,
         streams_max: 256,
-        kv: Tokens(0),
         kv_capacity: Tokens(430_000),
         slack: Seconds(3600.0),
         prefill_model: PREFILL,
         decode_model: DECODE,
-        transfer_model: TransferModel::default(),
+        ..Load::idle(role)
     }
 }
 
 /// An engine with this many streams of 1000 tokens and this slack.
-pub(super) fn streaming(role: Role, streams: u32, slack: f64) -> Load {
+pub(crate) fn streaming(role: Role, streams: u32, slack: f64) -> Load {
     let kv = Tokens(u64::from(streams) * 1000);
     Load { streams, kv, slack: Seconds(slack), ..idle(role) }
 }
 
 /// An engine with this prefill work in flight.
-pub(super) fn prefilling(role: Role, prefill: f64) -> Load {
+pub(crate) fn prefilling(role: Role, prefill: f64) -> Load {
     let tokens = (prefill / PREFILL.per_token.get()).round() as u64;
     Load { prefill: Seconds(prefill), prefill_tokens: Tokens(tokens), ..idle(role) }
 }
 
 /// A request of `prompt` tokens that arrived at the start, with a TTFT of one second.
-pub(super) fn job(id: u64, prompt: u64) -> PrefillRequest {
+pub(crate) fn job(id: u64, prompt: u64) -> PrefillRequest {
     PrefillRequest {
         id: RequestId(id),
         pool: PoolId(0),
@@ -65,13 +54,13 @@ pub(super) fn job(id: u64, prompt: u64) -> PrefillRequest {
         ttft_deadline: Moment::START + Seconds(1.0),
         queue_deadline: Moment::START + Seconds(30.0),
         split: Split::May,
-        seed: id.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        seed: RequestId(id).spread(),
         excluded: Excluded::default(),
     }
 }
 
 /// A prefilled request of 1000 tokens.
-pub(super) fn handover(from: u16) -> DecodeRequest {
+pub(crate) fn handover(from: u16) -> DecodeRequest {
     DecodeRequest {
         id: RequestId(1),
         pool: PoolId(0),
@@ -94,7 +83,7 @@ impl Load {
 }
 
 /// Engines by slot, all in one pool.
-pub(super) struct Engines {
+pub(crate) struct Engines {
     pool: Vec<BackendId>,
     loads: RefCell<Vec<Load>>,
     matches: Matches,
@@ -102,7 +91,7 @@ pub(super) struct Engines {
 }
 
 impl Engines {
-    pub(super) fn new(loads: Vec<Load>) -> Engines {
+    pub(crate) fn new(loads: Vec<Load>) -> Engines {
         let pool = (0..loads.len()).map(|slot| BackendId(slot as u16)).collect();
         Engines {
             pool,
@@ -113,13 +102,13 @@ impl Engines {
     }
 
     /// The first tokens of every prompt are cached on this backend.
-    pub(super) fn caching(mut self, tokens: &[(u16, u32)]) -> Engines {
+    pub(crate) fn caching(mut self, tokens: &[(u16, u32)]) -> Engines {
         self.matches = Matches::of(tokens.iter().map(|(slot, count)| (BackendId(*slot), *count)));
         self
     }
 
     /// Reserves the capacity of a choice.
-    pub(super) fn reserve(&self, choice: Choice, kv: Tokens) {
+    pub(crate) fn reserve(&self, choice: Choice, kv: Tokens) {
         let mut loads = self.loads.borrow_mut();
         match choice {
             Choice::Prefill { on, predicted, cached } => {
@@ -136,11 +125,11 @@ impl Engines {
     }
 
     /// Number of loads read so far.
-    pub(super) fn asked(&self) -> u64 {
+    pub(crate) fn asked(&self) -> u64 {
         self.asked.get()
     }
 
-    pub(super) fn change(&self, slot: usize, change: impl FnOnce(&mut Load)) {
+    pub(crate) fn change(&self, slot: usize, change: impl FnOnce(&mut Load)) {
         change(&mut self.loads.borrow_mut()[slot]);
     }
 }

@@ -20,6 +20,8 @@ pub struct Load {
     /// Whether the backend may prefill for another backend whatever its role. Some engines crash if
     /// they do so.
     pub hands_over: bool,
+    /// Whether its launch flags allow decoding after a hand-off.
+    pub takes_over: bool,
     /// The compatibility group: backends that may hand KV cache to each other.
     pub group: GroupId,
     /// Predicted duration of the prefill work in flight, whole requests included, computed as one
@@ -66,6 +68,30 @@ pub trait Fleet {
 }
 
 impl Load {
+    /// An idle, usable backend of group 0 with default costs, that may run every kind of leg.
+    pub fn idle(role: Role) -> Load {
+        Load {
+            role,
+            usable: true,
+            last: false,
+            runs_whole: true,
+            hands_over: true,
+            takes_over: true,
+            group: GroupId(0),
+            prefill: Seconds::ZERO,
+            prefill_tokens: Tokens::ZERO,
+            streams: 0,
+            awaiting_first_token: 0,
+            streams_max: u32::MAX,
+            kv: Tokens::ZERO,
+            kv_capacity: Tokens::ZERO,
+            slack: Seconds(f64::INFINITY),
+            prefill_model: PrefillModel::default(),
+            decode_model: DecodeModel::default(),
+            transfer_model: TransferModel::default(),
+        }
+    }
+
     /// Returns whether the backend may receive new work.
     pub(super) fn is_open(&self) -> bool {
         self.usable && self.role != Role::Draining

@@ -17,7 +17,7 @@ mod candidate;
 mod considered;
 mod decode;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod fleet;
 mod job;
 mod order;
@@ -26,7 +26,7 @@ mod place;
 mod queue;
 
 pub use considered::{CONSIDERED_MAX, Considered, considered};
-pub use decode::place_decode;
+pub use decode::{place_decode, place_decode_overdue};
 pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};
 pub use params::Params;

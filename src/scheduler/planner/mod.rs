@@ -4,6 +4,7 @@
 //! - [`params`]: the parameters
 //! - [`outlook`]: losses of every split and the demand, for operators
 //! - [`state`]: the state between two runs
+//! - [`arrivals`]: counters of arrived work
 //! - [`demand`]: rates from counts
 //! - `capacity`: load of a group on each side, and the streams that an engine carries
 //! - `comparative_advantage`: the side that suits each engine in a mixed fleet
@@ -16,6 +17,7 @@
 //! caller passes. The live proxy, the simulator and a replayed journal therefore get the same
 //! decisions from the same inputs.
 
+pub mod arrivals;
 mod capacity;
 mod comparative_advantage;
 mod counterfactual;
@@ -31,6 +33,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+pub use arrivals::{ArrivalTotals, Arrivals};
 pub use decide::{Decision, initial, plan};
 pub use observation::{BackendObservation, GroupDemand, Observation};
 pub use outlook::{GroupOutlook, SplitOutlook};

@@ -2,9 +2,12 @@
 //! the accounts.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
+use tidegate_scheduler::dispatch::{Accounts, load_of};
+use tidegate_scheduler::inflight::Account;
 use tidegate_scheduler::placement::{Load, PrefillRequest};
-use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Tokens};
 
 use super::{Fleet, RoutingTable};
 
@@ -28,10 +31,9 @@ pub struct View<'a> {
     pub block: Tokens,
     /// Time of the view.
     pub now: Moment,
+    /// Whether the candidates of each placement are recorded.
+    pub records_candidates: bool,
 }
-
-/// Slack of a backend without streams: longer than any stream.
-const NO_STREAM: Seconds = Seconds(3600.0);
 
 impl View<'_> {
     /// Most streams that may be on a backend at once.
@@ -61,26 +63,22 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
         let entry = self.table.entry(id);
         let backend = self.fleet.backend(id);
         let balance = backend.account.balance();
-        let slack = if balance.streams == 0 { NO_STREAM } else { backend.slack(self.now) };
-        Load {
+        let fixed = Load {
             role: entry.role,
             usable: backend.health.is_usable(),
             last: backend.health.is_last(self.now),
             runs_whole: backend.family.serves_colocated(),
             hands_over: backend.allowed.contains(Role::Prefill),
+            takes_over: backend.may_decode(),
             group: entry.group,
-            prefill: entry.prefill.batch(balance.prefill),
-            prefill_tokens: balance.prefill_tokens,
-            streams: balance.streams,
-            awaiting_first_token: balance.awaiting_first_token,
             streams_max: self.streams_max(id),
-            kv: balance.kv,
             kv_capacity: backend.kv_capacity(),
-            slack: slack.min(NO_STREAM),
             prefill_model: entry.prefill,
             decode_model: entry.decode,
             transfer_model: entry.transfer,
-        }
+            ..Load::idle(entry.role)
+        };
+        load_of(fixed, &balance, Some(backend.slack(self.now)))
     }
 
     fn holders(&self, job: &PrefillRequest) -> Matches {
@@ -93,5 +91,21 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
     fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens {
         let real = self.fleet.real_hit(backend, self.held(job, backend));
         self.fleet.backend(backend).whole_blocks(real)
+    }
+}
+
+impl Accounts for View<'_> {
+    type Word = std::sync::atomic::AtomicU64;
+
+    fn account(&self, id: BackendId) -> Arc<Account> {
+        Arc::clone(&self.fleet.backend(id).account)
+    }
+
+    fn predicted_hit(&self, job: &PrefillRequest, id: BackendId) -> Tokens {
+        self.held(job, id)
+    }
+
+    fn records_candidates(&self) -> bool {
+        self.records_candidates
     }
 }

@@ -53,7 +53,7 @@ pub async fn run(proxy: Arc<Proxy>) {
 
 /// Requests that arrived since the start.
 fn arrivals(proxy: &Proxy) -> u64 {
-    proxy.fleet.table().pools.iter().map(|pool| pool.demand.totals().requests).sum()
+    proxy.fleet.table().pools.iter().map(|pool| pool.demand.arrivals.totals().requests).sum()
 }
 
 fn point(proxy: &Proxy, (prefill, decode): (f64, f64), arrived: u64) -> Point {

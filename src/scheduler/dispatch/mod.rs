@@ -1,0 +1,19 @@
+//! Dispatch: the way of a request from arrival to its legs' reservations.
+//!
+//! - [`Accounts`]: the caller's fleet, whose accounts can be charged; [`Placed`]: a reserved first leg
+//! - [`try_place`], [`try_place_decode`]: place and reserve now, if a backend has capacity
+//! - [`DispatchQueue`]: the requests that wait, and the pass that places those that fit
+//! - [`load_of`]: a backend's [`Load`](crate::placement::Load) from its properties and its account
+//!
+//! The proxy and the simulator run this code: the proxy on atomics that many threads charge, the
+//! simulator on plain cells in virtual time. It waits for nothing and reads no clock.
+
+mod accounts;
+mod queue;
+mod reserve;
+#[cfg(test)]
+mod tests;
+
+pub use accounts::{Accounts, load_of};
+pub use queue::{DispatchQueue, Dispatched, LONGEST_PAUSE, Refusal, WaitingDecode};
+pub use reserve::{Placed, Predicted, Try, try_place, try_place_decode};

@@ -1,0 +1,166 @@
+//! The requests that wait for a leg, and the pass that places those that fit.
+
+use crate::dispatch::reserve::reserve;
+use crate::dispatch::{Accounts, Placed, try_place_decode};
+use crate::inflight::StreamCharge;
+use crate::placement::{
+    DecodeRequest, EdfQueue, Outcome, Params, PrefillRequest, QueueFull, Reserved,
+    place_decode_overdue,
+};
+use crate::word::Word;
+use std::collections::VecDeque;
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Seconds};
+
+/// Longest time between two passes while requests wait. Every change of capacity is followed by a
+/// pass; this bounds what a lost wake-up costs.
+pub const LONGEST_PAUSE: Seconds = Seconds(0.25);
+
+/// A prefilled request that waits for a decode backend.
+#[derive(Clone, Debug)]
+pub struct WaitingDecode {
+    /// The request.
+    pub handover: DecodeRequest,
+    /// When its prefill ended.
+    pub arrived: Moment,
+    /// When it takes any decode backend, whatever its capacity.
+    pub deadline: Moment,
+}
+
+/// What became of a waiting request. It has left the queue.
+#[derive(Debug)]
+pub enum Dispatched<'a, W: Word> {
+    /// Its first leg is reserved.
+    Placed(&'a PrefillRequest, Placed<W>),
+    /// Its decode leg is reserved.
+    Decoding(&'a WaitingDecode, BackendId, StreamCharge<W>),
+    /// It gets no backend.
+    Refused(RequestId, Refusal),
+}
+
+/// Why a waiting request gets no backend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refusal {
+    /// The queue deadline has passed.
+    QueueDeadline {
+        /// Time in the queue.
+        waited: Seconds,
+    },
+    /// No backend is usable.
+    NoBackend,
+}
+
+/// Requests that wait for their first leg, in EDF order, and prefilled requests that wait for a
+/// decode backend, oldest first.
+#[derive(Debug)]
+pub struct DispatchQueue {
+    prefills: EdfQueue,
+    decodes: VecDeque<WaitingDecode>,
+}
+
+impl DispatchQueue {
+    /// Returns an empty queue for at most `limit` requests that wait for their first leg.
+    pub fn with_limit(limit: usize) -> DispatchQueue {
+        DispatchQueue { prefills: EdfQueue::with_limit(limit), decodes: VecDeque::new() }
+    }
+
+    /// Adds a request.
+    ///
+    /// # Errors
+    /// [`QueueFull`] if the limit is reached.
+    pub fn offer(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
+        self.prefills.offer(job)
+    }
+
+    /// Adds a prefilled request. The limit does not apply: its prefill is done.
+    pub fn offer_decode(&mut self, waiting: WaitingDecode) {
+        self.decodes.push_back(waiting);
+    }
+
+    /// Removes the request of a client that has left.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.prefills.cancel(id);
+        self.decodes.retain(|waiting| waiting.handover.id != id);
+    }
+
+    /// Places the requests that fit now, prefilled ones first because they hold KV memory, and
+    /// removes those whose deadline has passed. Returns whether one was placed.
+    pub fn pass<A: Accounts>(
+        &mut self,
+        params: &Params,
+        now: Moment,
+        fleet: &A,
+        mut on: impl FnMut(Dispatched<'_, A::Word>),
+    ) -> bool {
+        let decoding = self.place_decodes(params, now, fleet, &mut on);
+        let mut any = decoding;
+        self.prefills.poll(params, now, fleet, |outcome| {
+            match outcome {
+                Outcome::Place(job, choice) => match reserve(params, job, choice, fleet) {
+                    Some(placed) => {
+                        any = true;
+                        on(Dispatched::Placed(job, placed));
+                    }
+                    None => return Reserved::No,
+                },
+                Outcome::Expired(job) => {
+                    let waited = now - job.arrived;
+                    on(Dispatched::Refused(job.id, Refusal::QueueDeadline { waited }));
+                }
+                Outcome::Nowhere(job, _) => on(Dispatched::Refused(job.id, Refusal::NoBackend)),
+            }
+            Reserved::Yes
+        });
+        any
+    }
+
+    fn place_decodes<A: Accounts>(
+        &mut self,
+        params: &Params,
+        now: Moment,
+        fleet: &A,
+        on: &mut impl FnMut(Dispatched<'_, A::Word>),
+    ) -> bool {
+        let mut any = false;
+        self.decodes.retain(|waiting| {
+            let overdue = || {
+                let on = place_decode_overdue(&waiting.handover, fleet)?;
+                Some((on, fleet.account(on).open_stream(waiting.handover.kv)))
+            };
+            let placed = match try_place_decode(params, now, &waiting.handover, fleet) {
+                None if now < waiting.deadline => return true,
+                None => overdue(),
+                placed => placed,
+            };
+            any |= placed.is_some();
+            on(match placed {
+                Some((backend, stream)) => Dispatched::Decoding(waiting, backend, stream),
+                None => Dispatched::Refused(waiting.handover.id, Refusal::NoBackend),
+            });
+            false
+        });
+        any
+    }
+
+    /// Returns when a pass is due without a change of capacity: the earliest deadline, at the latest
+    /// [`LONGEST_PAUSE`] after `now`.
+    pub fn next_deadline(&self, now: Moment) -> Moment {
+        let prefill = self.prefills.next_deadline().unwrap_or(Moment::NEVER);
+        let decode = self.decodes.iter().map(|waiting| waiting.deadline).min();
+        (now + LONGEST_PAUSE).min(prefill).min(decode.unwrap_or(Moment::NEVER))
+    }
+
+    /// Returns whether no request waits.
+    pub fn is_empty(&self) -> bool {
+        self.prefills.is_empty() && self.decodes.is_empty()
+    }
+
+    /// Returns the number of requests of a pool that wait for their first leg.
+    pub fn waiting(&self, pool: PoolId) -> usize {
+        self.prefills.waiting(pool)
+    }
+
+    /// Returns the number of prefilled requests that wait for a decode backend.
+    pub fn waiting_decodes(&self) -> usize {
+        self.decodes.len()
+    }
+}

@@ -1,0 +1,128 @@
+//! Places a request and charges its backend, unless another thread takes the capacity first.
+
+use crate::dispatch::Accounts;
+use crate::inflight::{ConcurrentStreams, PrefillCharge, PrefillRoom, StreamCharge};
+use crate::placement::{
+    Choice, Considered, DecodeRequest, Params, PrefillRequest, considered, place, place_decode,
+};
+use crate::word::Word;
+use tidegate_types::{BackendId, Moment, Seconds, Tokens};
+
+/// Attempts to reserve while other threads take the chosen capacity first.
+const RACES_MAX: u32 = 4;
+
+/// A reserved first leg.
+#[derive(Debug)]
+pub struct Placed<W: Word> {
+    /// The backend.
+    pub on: BackendId,
+    /// The charge of the prefill.
+    pub prefill: PrefillCharge<W>,
+    /// The charge of the stream if the request is colocated; `None` for a prefill leg.
+    pub stream: Option<StreamCharge<W>>,
+    /// What placement predicts.
+    pub predicted: Predicted,
+    /// The candidates of the placement, if [`Accounts::records_candidates`].
+    pub considered: Option<Box<[Considered]>>,
+}
+
+/// Placement's prediction for a leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Predicted {
+    /// Prefill time of this request on an idle engine.
+    pub prefill: Seconds,
+    /// Time added by the prefill backlog of the backend.
+    pub ahead: Seconds,
+    /// Prompt tokens that the prefix index predicts to be cached on the backend.
+    pub predicted_hit: Tokens,
+    /// The part of them that `prefill` assumes to be cached.
+    pub cached: Tokens,
+    /// Decode streams on the backend.
+    pub beside: ConcurrentStreams,
+}
+
+/// Outcome of [`try_place`].
+#[derive(Debug)]
+pub enum Try<W: Word> {
+    /// A reservation.
+    Placed(Placed<W>),
+    /// No backend has capacity now.
+    Wait,
+    /// No backend is usable.
+    Nowhere,
+}
+
+/// Reserves a backend for a request's first leg now, or returns why that is impossible.
+pub fn try_place<A: Accounts>(
+    params: &Params,
+    now: Moment,
+    job: &PrefillRequest,
+    fleet: &A,
+) -> Try<A::Word> {
+    for _ in 0..RACES_MAX {
+        match place(params, now, job, fleet) {
+            Choice::Wait(_) => return Try::Wait,
+            Choice::Nowhere(_) => return Try::Nowhere,
+            choice @ (Choice::Prefill { .. } | Choice::Whole { .. }) => {
+                if let Some(placed) = reserve(params, job, choice, fleet) {
+                    return Try::Placed(placed);
+                }
+            }
+        }
+    }
+    Try::Wait
+}
+
+/// Charges a choice to its backend. `None` if another thread has reserved the capacity meanwhile, or
+/// if the choice names no backend.
+pub(super) fn reserve<A: Accounts>(
+    params: &Params,
+    job: &PrefillRequest,
+    choice: Choice,
+    fleet: &A,
+) -> Option<Placed<A::Word>> {
+    let (on, work, cached, whole) = match choice {
+        Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
+        Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
+        Choice::Wait(_) | Choice::Nowhere(_) => return None,
+    };
+    let (account, load) = (fleet.account(on), fleet.load(on));
+    let uncached = job.prompt - cached;
+    let room = PrefillRoom { work: params.room, tokens: params.joins_step_of(uncached) };
+    // Before the charge, which is part of the load afterwards.
+    let candidates = fleet.records_candidates().then(|| considered(params, job, fleet, on));
+    let prefill = account.try_charge_prefill(work, uncached, room)?;
+    let stream = match whole {
+        true => Some(account.try_open_stream(job.prompt, load.streams_max)?),
+        false => None,
+    };
+    let predicted = Predicted {
+        prefill: load.prefill_model.batch(work),
+        ahead: (load.prefill - load.prefill_model.base).max(Seconds::ZERO),
+        predicted_hit: fleet.predicted_hit(job, on),
+        cached,
+        beside: ConcurrentStreams {
+            streams: load.streams,
+            kv: load.kv,
+            mid_step: load.prefill <= Seconds::ZERO,
+        },
+    };
+    Some(Placed { on, prefill, stream, predicted, considered: candidates })
+}
+
+/// Reserves a decode backend for a prefilled request now, if one has capacity.
+pub fn try_place_decode<A: Accounts>(
+    params: &Params,
+    now: Moment,
+    handover: &DecodeRequest,
+    fleet: &A,
+) -> Option<(BackendId, StreamCharge<A::Word>)> {
+    for _ in 0..RACES_MAX {
+        let on = place_decode(params, now, handover, fleet)?;
+        let streams_max = fleet.load(on).streams_max;
+        if let Some(stream) = fleet.account(on).try_open_stream(handover.kv, streams_max) {
+            return Some((on, stream));
+        }
+    }
+    None
+}

@@ -1,0 +1,170 @@
+//! The same requests on atomics and on plain cells, and what becomes of waiting requests.
+
+use super::*;
+use crate::inflight::Account;
+use crate::placement::fixture::{handover, idle, job};
+use crate::placement::{Fleet, Load, Params, PrefillRequest};
+use crate::word::{LocalWord, Word};
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
+
+/// Engines with accounts.
+struct Engines<W: Word> {
+    pool: Vec<BackendId>,
+    fixed: Vec<Load>,
+    accounts: Vec<Arc<Account<W>>>,
+}
+
+impl<W: Word> Engines<W> {
+    fn new(fixed: Vec<Load>) -> Engines<W> {
+        Engines {
+            pool: (0..fixed.len()).map(|slot| BackendId(slot as u16)).collect(),
+            accounts: fixed.iter().map(|_| Arc::default()).collect(),
+            fixed,
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.accounts.iter().all(|account| account.balance().is_settled())
+    }
+}
+
+impl<W: Word> Fleet for Engines<W> {
+    fn pool(&self, _: PoolId) -> &[BackendId] {
+        &self.pool
+    }
+
+    fn load(&self, on: BackendId) -> Load {
+        load_of(self.fixed[on.index()], &self.accounts[on.index()].balance(), None)
+    }
+
+    fn cached(&self, _: &PrefillRequest, _: BackendId) -> Tokens {
+        Tokens::ZERO
+    }
+}
+
+impl<W: Word> Accounts for Engines<W> {
+    type Word = W;
+
+    fn account(&self, on: BackendId) -> Arc<Account<W>> {
+        Arc::clone(&self.accounts[on.index()])
+    }
+
+    fn predicted_hit(&self, _: &PrefillRequest, _: BackendId) -> Tokens {
+        Tokens::ZERO
+    }
+}
+
+fn at(seconds: f64) -> Moment {
+    Moment::START + Seconds(seconds)
+}
+
+/// Sends prompts 50 ms apart to two prefill engines and a decode engine; each engine ends its
+/// oldest prefill before every second arrival. Returns the order of the reservations.
+fn placements<W: Word + std::fmt::Debug>(prompts: &[u64]) -> Vec<(RequestId, BackendId, bool)> {
+    let roles = [Role::Prefill, Role::Prefill, Role::Decode];
+    let fleet: Engines<W> = Engines::new(roles.map(idle).to_vec());
+    let (params, mut queue) = (Params::default(), DispatchQueue::with_limit(100));
+    let (mut placed, mut legs) = (Vec::new(), Vec::new());
+    for (n, prompt) in prompts.iter().enumerate() {
+        let now = at(n as f64 * 0.05);
+        let mut request = job(n as u64, *prompt);
+        request.ttft_deadline = now + Seconds(1.0);
+        request.arrived = now;
+        queue.offer(request).expect("the queue has room");
+        if n % 2 == 0 && !legs.is_empty() {
+            legs.remove(0);
+        }
+        queue.pass(&params, now, &fleet, |outcome| match outcome {
+            Dispatched::Placed(job, leg) => {
+                placed.push((job.id, leg.on, leg.stream.is_some()));
+                legs.push(leg);
+            }
+            other => panic!("{other:?}"),
+        });
+    }
+    drop(legs);
+    assert!(fleet.is_settled());
+    placed
+}
+
+proptest! {
+    #[test]
+    fn the_proxy_and_the_simulator_reserve_alike(
+        prompts in prop::collection::vec(1_u64..20_000, 1..60)
+    ) {
+        prop_assert_eq!(placements::<AtomicU64>(&prompts), placements::<LocalWord>(&prompts));
+    }
+}
+
+#[test]
+fn a_reservation_charges_its_backend_and_settles_when_dropped() {
+    let fleet: Engines<LocalWord> = Engines::new(vec![idle(Role::Mixed)]);
+    let Try::Placed(placed) = try_place(&Params::default(), at(0.0), &job(1, 1000), &fleet) else {
+        panic!("an idle engine takes a request");
+    };
+    let balance = fleet.accounts[0].balance();
+    assert_eq!((balance.prefill_tokens, balance.streams), (Tokens(1000), 1));
+    assert_eq!(placed.predicted.beside.streams, 0);
+    assert!(placed.predicted.beside.mid_step && placed.considered.is_none());
+    drop(placed);
+    assert!(fleet.is_settled());
+}
+
+#[test]
+fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
+    let full = Load { streams_max: 1, ..idle(Role::Decode) };
+    let fleet: Engines<LocalWord> = Engines::new(vec![idle(Role::Prefill), full]);
+    let other = fleet.accounts[1].open_stream(Tokens(10));
+    // Only its own stream may be beside it.
+    let mut queue = DispatchQueue::with_limit(1);
+    let mut request = handover(0);
+    request.excluded.insert(BackendId(0));
+    queue.offer_decode(WaitingDecode { handover: request, arrived: at(0.0), deadline: at(20.0) });
+    let params = Params::default();
+    let fits = |load: Load| load.streams < load.streams_max;
+    assert!(!fits(fleet.load(BackendId(1))));
+    assert!(!queue.pass(&params, at(19.9), &fleet, |outcome| panic!("{outcome:?}")));
+    let mut on = None;
+    assert!(queue.pass(&params, at(20.0), &fleet, |outcome| match outcome {
+        Dispatched::Decoding(waiting, backend, _) => on = Some((waiting.handover.id, backend)),
+        other => panic!("{other:?}"),
+    }));
+    assert_eq!(on, Some((RequestId(1), BackendId(1))));
+    assert!(queue.is_empty());
+    drop(other);
+    assert!(fleet.is_settled());
+}
+
+#[test]
+fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
+    let refusals = |usable: bool, now: Moment| {
+        let load = Load { usable, ..idle(Role::Mixed) };
+        let fleet: Engines<LocalWord> = Engines::new(vec![load]);
+        let mut queue = DispatchQueue::with_limit(1);
+        queue.offer(job(1, 1000)).expect("the queue has room");
+        let mut refused = Vec::new();
+        queue.pass(&Params::default(), now, &fleet, |outcome| match outcome {
+            Dispatched::Refused(id, refusal) => refused.push((id, refusal)),
+            other => panic!("{other:?}"),
+        });
+        assert!(queue.is_empty());
+        refused
+    };
+    let late = Refusal::QueueDeadline { waited: Seconds(30.0) };
+    assert_eq!(refusals(true, at(30.0)), [(RequestId(1), late)]);
+    assert_eq!(refusals(false, at(0.0)), [(RequestId(1), Refusal::NoBackend)]);
+}
+
+#[test]
+fn the_next_pass_is_due_at_the_earliest_deadline() {
+    let mut queue = DispatchQueue::with_limit(1);
+    assert_eq!(queue.next_deadline(at(1.0)), at(1.0) + LONGEST_PAUSE);
+    let waiting = WaitingDecode { handover: handover(0), arrived: at(1.0), deadline: at(1.1) };
+    queue.offer_decode(waiting);
+    assert_eq!(queue.next_deadline(at(1.0)), at(1.1));
+    queue.cancel(RequestId(1));
+    assert_eq!(queue.next_deadline(at(1.0)), at(1.0) + LONGEST_PAUSE);
+}

@@ -1,0 +1,89 @@
+//! Arrivals of a pool: counted by every request at the door, read by the control loop.
+
+use crate::planner::GroupDemand;
+use crate::word::Word;
+use std::sync::atomic::AtomicU64;
+use tidegate_types::{Seconds, Tokens};
+
+/// A pool's arrivals. Monotonic counters.
+#[derive(Debug, Default)]
+pub struct Arrivals<W = AtomicU64> {
+    requests: W,
+    prefill_nanos: W,
+    prompt_tokens: W,
+    output_tokens: W,
+}
+
+/// A reading of [`Arrivals`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ArrivalTotals {
+    /// Arrived requests.
+    pub requests: u64,
+    /// Their predicted prefill work.
+    pub prefill: Seconds,
+    /// Their prompt tokens.
+    pub prompt: Tokens,
+    /// Their expected output tokens.
+    pub output: Tokens,
+}
+
+impl<W: Word> Arrivals<W> {
+    /// Counts a request: its predicted prefill work, its prompt and its expected output.
+    pub fn count(&self, prefill: Seconds, prompt: Tokens, output: Tokens) {
+        self.requests.fetch_add(1);
+        self.prefill_nanos.fetch_add((prefill.get() * 1e9) as u64);
+        self.prompt_tokens.fetch_add(prompt.get());
+        self.output_tokens.fetch_add(output.get());
+    }
+
+    /// Returns all counters.
+    pub fn totals(&self) -> ArrivalTotals {
+        ArrivalTotals {
+            requests: self.requests.count(),
+            prefill: Seconds(self.prefill_nanos.count() as f64 / 1e9),
+            prompt: Tokens(self.prompt_tokens.count()),
+            output: Tokens(self.output_tokens.count()),
+        }
+    }
+}
+
+impl GroupDemand {
+    /// Adds the group's share (0 to 1) of what a pool received between two readings. Nothing is
+    /// rounded: with a plan every few milliseconds most counts are 0 or 1, and shares below 0.5
+    /// would round to 0.
+    pub fn add(&mut self, before: &ArrivalTotals, now: &ArrivalTotals, share: f64) {
+        let arrived = |now: Tokens, before: Tokens| (now - before).as_f64() * share;
+        let prompt = arrived(now.prompt, before.prompt);
+        let output = arrived(now.output, before.output);
+        self.arrived_requests += (now.requests - before.requests) as f64 * share;
+        self.arrived_prefill += (now.prefill - before.prefill) * share;
+        self.arrived_output += output;
+        self.arrived_kv += prompt + output / 2.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_types::GroupId;
+
+    #[test]
+    fn a_share_of_single_arrivals_is_counted_exactly() {
+        for share in [0.5, 1.0 / 3.0, 0.25, 0.75, 1.0] {
+            let mut demand = GroupDemand::none(GroupId(0));
+            let arrivals: Arrivals = Arrivals::default();
+            let mut before = arrivals.totals();
+            for _ in 0..1200 {
+                arrivals.count(Seconds(0.1), Tokens(1000), Tokens(1));
+                let now = arrivals.totals();
+                demand.add(&before, &now, share);
+                before = now;
+            }
+            let near = |value: f64, whole: f64| (value - whole * share).abs() < 1e-6 * whole;
+            assert!(near(demand.arrived_requests, 1200.0), "{share} {demand:?}");
+            assert!(near(demand.arrived_prefill.get(), 120.0), "{share} {demand:?}");
+            assert!(near(demand.arrived_output, 1200.0), "{share} {demand:?}");
+            assert!(near(demand.arrived_kv, 1200.0 * 1000.5), "{share} {demand:?}");
+        }
+    }
+}
