@@ -6,6 +6,7 @@
 //! - [`placement`]: the route of a request and the EDF queue
 //! - [`dispatch`]: placement, reservation and queueing of requests, on the accounts of [`inflight`]
 //! - [`planner`]: the role of each backend, with a reason for every change
+//! - [`tuning`]: every constant of the decisions
 //!
 //! Pure: time, events and seeds are arguments. [`placement`] and [`planner`] import [`cost`] and
 //! not each other (`tests/behaviour/architecture.rs`). The proxy and the simulator run the same
@@ -20,6 +21,7 @@ pub mod inflight;
 pub mod learn;
 pub mod placement;
 pub mod planner;
+pub mod tuning;
 mod word;
 
 pub use word::{LocalWord, Word};

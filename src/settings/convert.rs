@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use tidegate_engine::{EngineKind, Family};
 use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_scheduler::planner::Params as PlannerParams;
-use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Tokens};
+use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Slo, Tokens};
 
 use crate::defaults;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
@@ -32,12 +32,7 @@ impl Settings {
             queue_max: self.queue.requests_max,
             chunk: self.placement.chunk,
             whole_below: self.placement.whole_below,
-            stall_max: match self.placement.spill {
-                true => PlacementParams::default().stall_max,
-                // Below zero: never.
-                false => Seconds(-1.0),
-            },
-            ..PlacementParams::default()
+            spill: self.placement.spill,
         }
     }
 
@@ -46,9 +41,7 @@ impl Settings {
         let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
         params.dwell = self.planner.dwell.unwrap_or(params.dwell);
         params.chunk = self.placement.chunk;
-        if !self.placement.spill {
-            params.spill = 0.0;
-        }
+        params.spill = self.placement.spill;
         params.switch = self.planner.switch.unwrap_or(params.switch);
         params.demand_window = self.planner.demand_window.unwrap_or(params.demand_window);
         params

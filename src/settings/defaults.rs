@@ -1,6 +1,7 @@
 //! Every default, with the reason for the number.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use tidegate_scheduler::tuning;
 use tidegate_types::{Seconds, Tokens};
 
 /// Loopback: opening the data port is the operator's decision.
@@ -39,11 +40,11 @@ pub const QUEUE_REQUESTS_MAX: usize = 4096;
 /// A client that has waited half a minute for its first token has mostly left.
 pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
 /// The time between the end of a prefill and the arrival of the next one at the engine.
-pub const ROOM: Seconds = Seconds(0.05);
+pub const ROOM: Seconds = tuning::PREFILL_BACKLOG_MAX;
 /// 2 % prevents starvation; each further 1 % costs the others about 0.5 points of attainment.
-pub const LATE_CLASS_SHARE: f64 = 0.02;
+pub const LATE_CLASS_SHARE: f64 = tuning::LATE_CLASS_SHARE;
 /// Late requests are mostly long, and each would make several others late.
-pub const TRUNK_RESERVATION_SHARE: f64 = 0.5;
+pub const TRUNK_RESERVATION_SHARE: f64 = tuning::TRUNK_RESERVATION_SHARE;
 /// vLLM frees a prefill's blocks 30 s after it ended unless a decode engine has asked for them.
 pub const LEASE: Seconds = Seconds(30.0);
 /// Two thirds of the lease; the rest covers clock drift and a slow accept.
@@ -96,7 +97,7 @@ pub const KV_CAPACITY: Tokens = Tokens(430_000);
 /// vLLM's own default where it does not know the GPU.
 pub const CHUNK: Tokens = Tokens(2048);
 /// A hand-off takes 3 ms, about as long as 64 tokens of prefill on a large engine.
-pub const WHOLE_BELOW: Tokens = Tokens(64);
+pub const WHOLE_BELOW: Tokens = tuning::SHORT_PROMPT;
 /// A scrape costs an engine milliseconds of Python; readings calibrate and do not control.
 pub const SCRAPE: Seconds = Seconds(5.0);
 /// A reading costs the driver well below a millisecond; a GPU that fell off the bus fails every

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_scheduler::learn::{Fits, PUBLISH_EVERY, Priors};
 use tidegate_scheduler::planner::{Params, Reason, State, plan};
+use tidegate_scheduler::tuning::PAUSE_MAX;
 use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
 
@@ -31,7 +32,7 @@ use crate::telemetry::recording::Recording;
 use by_hand::ByHand;
 use fitness::Fitness;
 use observe::DemandReader;
-use pace::{REST_MAX, Usual};
+use pace::Usual;
 use pins::Pins;
 
 pub use catalog::{Catalog, KnownModel, Offer};
@@ -159,7 +160,7 @@ impl Control {
     /// wakes to check streams. A demand notification still causes an immediate plan.
     fn interval(&self) -> Seconds {
         let movable = self.automatic && self.proxy.fleet.backends().len() > 1;
-        if movable { self.pace.interval } else { self.pace.interval.max(REST_MAX) }
+        if movable { self.pace.interval } else { self.pace.interval.max(PAUSE_MAX) }
     }
 
     fn step(&mut self, now: Moment) {

@@ -1,6 +1,7 @@
 //! Interval of the control loop, from its settings and the measured duration of its steps. Pure:
 //! the caller passes durations.
 
+use tidegate_scheduler::tuning::{PAUSE_FACTOR, PAUSE_MAX};
 use tidegate_types::Seconds;
 
 /// Bounds of the planning interval.
@@ -12,11 +13,6 @@ pub struct Pace {
     pub gap: Seconds,
 }
 
-/// Duty cycle: pause after a step as a multiple of its duration. 50 limits planning and stream
-/// checks to 2 % of a core each. The pause is at most [`REST_MAX`].
-const REST: f64 = 50.0;
-/// Longest pause.
-pub(super) const REST_MAX: Seconds = Seconds(0.02);
 /// Largest growth of the usual duration from one step to the next; decreases apply at once. It
 /// filters steps that were preempted, for milliseconds on a busy machine.
 const GROWTH: f64 = 1.25;
@@ -36,7 +32,7 @@ impl Usual {
 
     /// Pause after the step.
     pub(super) fn rest(self) -> Seconds {
-        (self.0 * REST).min(REST_MAX)
+        (self.0 * PAUSE_FACTOR).min(PAUSE_MAX)
     }
 }
 
@@ -51,8 +47,8 @@ mod tests {
         usual.took(Seconds(0.005));
         assert!(usual.rest() < Seconds(0.002), "{:?}", usual.rest());
         (0..100).for_each(|_| usual.took(Seconds(0.005)));
-        assert_eq!(usual.rest(), REST_MAX);
+        assert_eq!(usual.rest(), PAUSE_MAX);
         usual.took(Seconds(10e-6));
-        assert_eq!(usual.rest(), Seconds(10e-6) * REST);
+        assert_eq!(usual.rest(), Seconds(10e-6) * PAUSE_FACTOR);
     }
 }

@@ -10,6 +10,7 @@ use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_scheduler::cost::{PrefixIndex, TransferModel};
 use tidegate_scheduler::learn::{Estimates, Priors};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
+use tidegate_scheduler::tuning::OUTPUT_PRIOR;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};

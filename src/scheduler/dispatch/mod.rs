@@ -14,6 +14,7 @@ mod reserve;
 #[cfg(test)]
 mod tests;
 
+pub use crate::tuning::LONGEST_PAUSE;
 pub use accounts::{Accounts, load_of};
-pub use queue::{DispatchQueue, Dispatched, LONGEST_PAUSE, Refusal, WaitingDecode};
+pub use queue::{DispatchQueue, Dispatched, Refusal, WaitingDecode};
 pub use reserve::{Placed, Predicted, Try, try_place, try_place_decode};

@@ -7,13 +7,10 @@ use crate::placement::{
     DecodeRequest, EdfQueue, Outcome, Params, PrefillRequest, QueueFull, Reserved,
     place_decode_overdue,
 };
+use crate::tuning::LONGEST_PAUSE;
 use crate::word::Word;
 use std::collections::VecDeque;
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Seconds};
-
-/// Longest time between two passes while requests wait. Every change of capacity is followed by a
-/// pass; this bounds what a lost wake-up costs.
-pub const LONGEST_PAUSE: Seconds = Seconds(0.25);
 
 /// A prefilled request that waits for a decode backend.
 #[derive(Clone, Debug)]

@@ -5,11 +5,9 @@ use crate::inflight::{ConcurrentStreams, PrefillCharge, PrefillRoom, StreamCharg
 use crate::placement::{
     Choice, Considered, DecodeRequest, Params, PrefillRequest, considered, place, place_decode,
 };
+use crate::tuning::RACES_MAX;
 use crate::word::Word;
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
-
-/// Attempts to reserve while other threads take the chosen capacity first.
-const RACES_MAX: u32 = 4;
 
 /// A reserved first leg.
 #[derive(Debug)]

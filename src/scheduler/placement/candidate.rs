@@ -33,11 +33,10 @@
 //! attainment in the simulator, most streams by less than 2 ms a token.
 
 use crate::placement::{Load, Params, PrefillRequest};
+use crate::tuning::{
+    ADMISSION_SHARE, KV_SHARE, LOCALITY_MAX, STALL_MAX, STALL_WEIGHT, STEPS_TO_FIRST_TOKEN,
+};
 use tidegate_types::{BackendId, Seconds, Tokens};
-
-/// Decode steps from the arrival of the KV to the first token: the KV arrives in the middle of
-/// another step.
-const STEPS_TO_FIRST_TOKEN: f64 = 1.5;
 
 /// A possible backend for a job, with its predicted cost.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +63,7 @@ pub(super) struct Offer<'a> {
     pub(super) cached: Tokens,
     /// Time that the prompt adds to the engine's steps.
     joining: Seconds,
-    /// Cache saving beyond `locality_max`, which does not count.
+    /// Cache saving beyond [`LOCALITY_MAX`], which does not count.
     discounted: Seconds,
 }
 
@@ -96,7 +95,7 @@ impl<'a> Offer<'a> {
         let cached = Tokens(cached.get().min(job.prompt.get()));
         let joining = load.prefill_model.joining(job.prompt - cached, cached);
         let saved = load.prefill_model.joining(job.prompt, Tokens::ZERO) - joining;
-        let discounted = (saved - params.locality_max).max(Seconds::ZERO);
+        let discounted = (saved - LOCALITY_MAX).max(Seconds::ZERO);
         Offer { params, job, on, load, cached, joining, discounted }
     }
 
@@ -114,9 +113,9 @@ impl<'a> Offer<'a> {
     /// Returns whether one more stream may start on the backend within the admission share of the
     /// TPOT target.
     pub(super) fn has_decode_room(&self) -> bool {
-        let (job, params) = (self.job, self.params);
+        let job = self.job;
         self.load.streams < self.load.streams_max
-            && self.load.has_memory_for(job.prompt, job.expected_output, params.kv_share)
+            && self.load.has_memory_for(job.prompt, job.expected_output, KV_SHARE)
             && self.load.has_step_room(job.prompt, self.admits())
     }
 
@@ -125,17 +124,14 @@ impl<'a> Offer<'a> {
     fn admits(&self) -> Seconds {
         let base = self.load.decode_model.base;
         let spare = (self.params.slo.tpot - base).max(Seconds::ZERO);
-        base + spare * self.params.admission
+        base + spare * ADMISSION_SHARE
     }
 
     /// Returns whether the slack of the streams, less the step in progress, covers this prefill. A
     /// stream without a first token has no slack, and may emit its first token before the prefill
     /// starts.
     pub(super) fn has_slack(&self) -> bool {
-        if self.params.stall_max < Seconds::ZERO {
-            return false;
-        }
-        self.stall() <= self.slack().min(self.params.stall_max).max(Seconds::ZERO)
+        self.params.spill && self.stall() <= self.slack().min(STALL_MAX).max(Seconds::ZERO)
     }
 
     fn slack(&self) -> Seconds {
@@ -171,7 +167,7 @@ impl<'a> Offer<'a> {
         // A prefill backend has streams for a while after a flip from decode.
         let harm = match self.load.streams {
             0 => Seconds::ZERO,
-            _ => self.stall().max(Seconds::ZERO) * self.params.stall_weight,
+            _ => self.stall().max(Seconds::ZERO) * STALL_WEIGHT,
         };
         let rank = (ttft + decode + harm + self.discounted).get();
         let (on, predicted, cached) = (self.on, self.joining, self.cached);

@@ -3,14 +3,8 @@
 
 use crate::placement::order::order;
 use crate::placement::{DecodeRequest, Fleet, Load, Params};
+use crate::tuning::{KV_SHARE, PACKING_SHARE, SAMPLE, SLACK_WEIGHT, STALL_MAX, SURE_OUTPUT_SHARE};
 use tidegate_types::{BackendId, Moment, Seconds};
-
-/// Share of the expected output that nine in ten answers exceed if output lengths are exponential.
-const SURE: f64 = 0.1;
-/// New streams are packed while the step stays within this share of the TPOT target less the fixed
-/// cost of a step. Values between 0.5 and 0.85 give the same results in the simulator. At 1 no
-/// slack remains, and any prefill chunk makes all streams of the backend miss their TPOT.
-const PACKS: f64 = 0.7;
 
 /// Whether the TPOT is at risk, then the predicted cost; less is better.
 type Rank = (bool, f64);
@@ -45,7 +39,7 @@ pub fn place_decode(
     let mut best: Option<(BackendId, Rank)> = None;
     let mut looked_at = 0;
     for index in order(backends.len(), handover.seed) {
-        if looked_at >= params.sample && nearest == Reach::Role && best.is_some() {
+        if looked_at >= SAMPLE && nearest == Reach::Role && best.is_some() {
             break;
         }
         let on = backends[index];
@@ -101,7 +95,7 @@ fn reach(handover: &DecodeRequest, on: BackendId, load: &Load) -> Reach {
 
 fn has_room(params: &Params, handover: &DecodeRequest, load: &Load) -> bool {
     load.streams < load.streams_max
-        && load.has_memory_for(handover.kv, handover.expected_output, params.kv_share)
+        && load.has_memory_for(handover.kv, handover.expected_output, KV_SHARE)
         && load.has_step_room(handover.kv, params.slo.tpot)
 }
 
@@ -117,7 +111,7 @@ fn held_up(params: &Params, handover: &DecodeRequest, load: &Load) -> Option<Sec
     let beside = load.decode_model.beside_prefill(load.streams, load.kv);
     let prefill = load.prefill.max(load.decode_model.base * steps) + beside * steps;
     let step = load.step_with(handover.kv);
-    let sure = handover.expected_output.as_f64() * SURE;
+    let sure = handover.expected_output.as_f64() * SURE_OUTPUT_SHARE;
     let after = (sure - 1.0 - steps).max(0.0);
     (prefill - tpot * steps > (tpot - step) * after).then_some(prefill)
 }
@@ -135,15 +129,15 @@ fn rank(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -
     let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
     let taken = load.prefill + slack(params, handover, load);
-    (hand_off + steps + taken * params.slack_weight).get()
+    (hand_off + steps + taken * SLACK_WEIGHT).get()
 }
 
-/// Slack of the backend's streams without the new one, at most `stall_max`. Above the packing limit
+/// Slack of the backend's streams without the new one, at most [`STALL_MAX`]. Above the packing limit
 /// the backend counts as having the full slack, so that new streams go elsewhere.
 fn slack(params: &Params, handover: &DecodeRequest, load: &Load) -> Seconds {
     let base = load.decode_model.base;
-    let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKS;
-    let most = params.stall_max.max(Seconds::ZERO);
+    let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKING_SHARE;
+    let most = if params.spill { STALL_MAX } else { Seconds::ZERO };
     match load.awaiting_first_token {
         _ if load.step_with(handover.kv) > packs => most,
         0 => load.slack.max(Seconds::ZERO).min(most),

@@ -55,7 +55,7 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
     assert_eq!(placed(&patient, &[idle(Prefill), busy, rested]), Some(2));
     // Slack has no value if spill is off.
     let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 0.0), rested]);
-    let unshared = Params { stall_max: Seconds(-1.0), ..Params::default() };
+    let unshared = Params { spill: false, ..Params::default() };
     let on = place_decode(&unshared, Moment::START, &handover(0), &engines);
     assert_eq!(on, Some(BackendId(2)));
 }

@@ -5,17 +5,12 @@
 use crate::placement::candidate::{Candidate, Offer, handed_over};
 use crate::placement::order::order;
 use crate::placement::{Fleet, Load, Params, PrefillRequest, Split};
+use crate::tuning::{HOLDER_SAVES, SAMPLE};
 use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 
 /// Groups that are tracked separately in one pool. In a pool with more, some groups share their
 /// state, and a prefill may start in a group without decode capacity.
 const GROUPS: usize = 64;
-
-/// A request waits for a busy backend that holds its prefix if the prefill elsewhere is more than
-/// this many times the work. Agent sessions on 8 engines (`Trace::agents`, 6 seeds, 0.06 and 0.1
-/// sessions a second): attainment .879 and .542 without the rule, .883 and .779 at 1.3, .904 and
-/// .773 at 2, .913 and .793 at 4, .897 and .766 at 10. No effect without prefix hits.
-const HOLDER_SAVES: f64 = 4.0;
 
 /// The route of a request, or the reason why it has none.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -182,7 +177,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
 
     fn choose(mut self) -> Choice {
         let backends = self.fleet.pool(self.job.pool);
-        if backends.len() > self.params.sample {
+        if backends.len() > SAMPLE {
             // A sample would probably miss the few backends that hold the prefix.
             for (holder, _) in self.fleet.holders(self.job).entries() {
                 if backends.contains(holder) {
@@ -191,7 +186,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
             }
         }
         for (looked_at, index) in order(backends.len(), self.job.seed).enumerate() {
-            if looked_at >= self.params.sample && self.has_found() {
+            if looked_at >= SAMPLE && self.has_found() {
                 break;
             }
             self.look_by_role(backends[index]);

@@ -134,7 +134,7 @@ fn a_stream_without_a_first_token_has_no_slack() {
 }
 
 #[test]
-fn a_decode_backend_takes_no_prefill_longer_than_hold_max() {
+fn a_decode_backend_takes_no_prefill_longer_than_the_longest_stall() {
     let busy = prefilling(Prefill, 0.5);
     check(30_000, &[busy, streaming(Decode, 30, 100.0)], Waits(WaitReason::PrefillBusy));
 }
@@ -197,16 +197,16 @@ fn an_unsplittable_request_runs_on_a_prefill_backend_if_no_decode_backend_has_sl
 
 #[test]
 fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
-    // The weights take 15.1 ms of a target of 16 ms; nine tenths of the rest remain, at 71 µs a
+    // The weights take 15.1 ms of a target of 16 ms; 19 in 20 parts of the rest remain, at 71 µs a
     // stream.
     let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };
-    let params = Params { slo: tight, admission: 0.9, ..Params::default() };
+    let params = Params { slo: tight, ..Params::default() };
     let goes = |streams| {
         let engines = Engines::new(vec![idle(Prefill), streaming(Decode, streams, 0.0)]);
         place(&params, NOW, &job(1, 1000), &engines)
     };
     assert!(matches!(goes(10), Choice::Prefill { .. }));
-    assert_eq!(goes(11), Choice::Wait(WaitReason::DecodeBusy));
+    assert_eq!(goes(12), Choice::Wait(WaitReason::DecodeBusy));
 }
 
 #[test]

@@ -10,12 +10,10 @@ mod line;
 
 use crate::placement::order::order;
 use crate::placement::{Choice, Fleet, NowhereReason, Params, PrefillRequest, Split, place};
+use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
 use line::{Key, Line, Rank};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
-
-/// Most attempts to place one request in a poll while other threads take the capacity first.
-const RACES_MAX: u32 = 3;
 
 /// The result for a waiting job. The job has left the queue, except where [`Outcome::Place`] was
 /// answered with [`Reserved::No`].
@@ -211,7 +209,7 @@ impl EdfQueue {
         fleet: &impl Fleet,
         on: &mut impl FnMut(Outcome<'_>) -> Reserved,
     ) {
-        let mut walks = [Walk::new(Rank::Feasible, params), Walk::new(Rank::Late, params)];
+        let mut walks = [Walk::new(Rank::Feasible), Walk::new(Rank::Late)];
         // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
         // only late ones.
         let mut refused = [Refused::default(), Refused::default()];
@@ -290,8 +288,8 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(rank: Rank, params: &Params) -> Walk {
-        Walk { rank, behind: None, at: None, left: params.look_ahead.max(1) }
+    fn new(rank: Rank) -> Walk {
+        Walk { rank, behind: None, at: None, left: LOOK_AHEAD }
     }
 
     /// Returns the first request that was not skipped or refused.
@@ -340,7 +338,7 @@ impl Refused {
 /// backend.
 fn least_work(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
-    let sample = order(backends.len(), job.seed).take(params.sample).map(|index| backends[index]);
+    let sample = order(backends.len(), job.seed).take(SAMPLE).map(|index| backends[index]);
     let holders = fleet.holders(job);
     let holders = holders.entries().iter().map(|(holder, _)| *holder);
     let known = holders.filter(|holder| backends.contains(holder));

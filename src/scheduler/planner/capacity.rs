@@ -3,6 +3,7 @@
 //! Prefill load: arriving prefill work in engine-seconds a second. Decode load: the larger of the
 //! live streams and the streams to come (Little's law at the TPOT target), in engines.
 
+use crate::tuning::{ARRIVED_WEIGHT, FILLING, IDLE_LOAD, REFERENCE_TOKENS};
 use tidegate_types::Tokens;
 
 use crate::planner::demand::DemandAverage;
@@ -17,14 +18,6 @@ pub(super) struct Loads {
     /// Engines that decode the streams.
     pub(super) decode: f64,
 }
-
-/// KV tokens of a stream before any was observed: a prompt of a thousand tokens.
-const KV_PRIOR: Tokens = Tokens(1000);
-/// Weight of the arrived requests' mean KV, in live streams, so that one long prompt does not set
-/// the mean.
-const ARRIVED_WEIGHT: u64 = 8;
-/// Loads with a smaller sum, in engines, count as no demand.
-const IDLE: f64 = 1e-3;
 
 impl Loads {
     /// Returns the loads of `engines`, or `None` without demand: an idle group keeps its roles.
@@ -41,7 +34,7 @@ impl Loads {
             prefill: average.prefill_load(),
             decode: f64::from(live).max(coming) / mean.max(1.0),
         };
-        (loads.prefill + loads.decode >= IDLE).then_some(loads)
+        (loads.prefill + loads.decode >= IDLE_LOAD).then_some(loads)
     }
 }
 
@@ -56,9 +49,9 @@ pub(super) fn streams_each(
     let mean_kv = mean_kv(average, engines);
     let carries = engines.iter().map(|engine| {
         let by_time = engine.decode_model.streams_within(params.slo.tpot, mean_kv);
-        let fit = params.filling * engine.kv_capacity.as_f64() / mean_kv.as_f64();
+        let fit = FILLING * engine.kv_capacity.as_f64() / mean_kv.as_f64();
         let by_memory = (fit - 1.0).max(1.0);
-        (params.filling * by_time).min(by_memory).min(f64::from(engine.streams_max))
+        (FILLING * by_time).min(by_memory).min(f64::from(engine.streams_max))
     });
     carries.collect()
 }
@@ -70,7 +63,7 @@ pub(super) fn mean_kv(average: &DemandAverage, engines: &[&BackendObservation]) 
     let kv: Tokens = engines.iter().map(|engine| engine.kv).sum();
     let (weight, arrived) = match average.mean_kv() {
         None if streams > 0 => (0, Tokens::ZERO),
-        None => (1, KV_PRIOR),
+        None => (1, REFERENCE_TOKENS),
         Some(arrived) => (ARRIVED_WEIGHT, Tokens(arrived as u64)),
     };
     let sum = kv.get() + arrived.get() * weight;

@@ -6,17 +6,10 @@
 //! criterion is the ratio of the two times, relative to the group's: comparative advantage
 //! (Ricardo).
 
+use crate::tuning::{ALIKE, REFERENCE_STREAMS, REFERENCE_TOKENS};
 use tidegate_types::{Seconds, Tokens};
 
 use crate::planner::observation::BackendObservation;
-
-/// Reference work for the comparison: a prompt of this many tokens, and a step of this many streams
-/// of that size.
-const PROMPT: Tokens = Tokens(1000);
-const STREAMS: u32 = 16;
-/// Engines whose ratios differ by less than this factor are equal: fitted costs always differ a
-/// little.
-const ALIKE: f64 = 1.25;
 
 /// The side on which an engine has a comparative advantage within its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,12 +49,13 @@ pub(super) fn aptitudes(engines: &[&BackendObservation]) -> Vec<Aptitude> {
 /// Ratio of the time of a decode step to that of a prefill: high on engines that are relatively
 /// fast at prefill.
 fn ratio(engine: &BackendObservation) -> f64 {
-    let step = engine.decode_model.step(STREAMS, Tokens(PROMPT.get() * u64::from(STREAMS)));
+    let kv = Tokens(REFERENCE_TOKENS.get() * u64::from(REFERENCE_STREAMS));
+    let step = engine.decode_model.step(REFERENCE_STREAMS, kv);
     step / prefill(engine).max(Seconds(1e-9))
 }
 
 fn prefill(engine: &BackendObservation) -> Seconds {
-    engine.prefill_model.predict(PROMPT, Tokens::ZERO)
+    engine.prefill_model.predict(REFERENCE_TOKENS, Tokens::ZERO)
 }
 
 impl Splits {

@@ -19,6 +19,7 @@ use tidegate_types::{Seconds, Tokens};
 
 use crate::planner::comparative_advantage::Splits;
 use crate::planner::outlook::SplitOutlook;
+use crate::tuning::{FLIP_STALL_SHARE, REGRET_DEADBAND, SWITCHING_COST_MIN, WAIT_SHARE_MIN};
 
 /// Demand since the last tick, and the capacity of the engines.
 #[derive(Clone, Debug)]
@@ -116,16 +117,6 @@ struct Costs {
     to_decode: f64,
 }
 
-/// A flip from decode costs this share of the streams that uninterrupted prefill chunks would make
-/// late. Placement sends no prompts to those streams while they have no slack, so it is prompts
-/// that are late. Value observed in the simulator; a third of it or twice as much changes no figure
-/// of docs/evaluation.md by more than half a point.
-const HELD_UP: f64 = 0.5;
-/// Deadband: a difference in losses below this share of the requests is a tie.
-const NOISE: f64 = 0.002;
-/// Least switching cost, in requests. At 0 the fleet would follow every fluctuation of the demand.
-const MOVE_MIN: f64 = 0.5;
-
 impl CounterfactualModel {
     /// Advances every split by one tick; `at` prefill engines are in force.
     pub(super) fn follow(&mut self, mut tick: Tick, at: usize) -> Advice {
@@ -150,7 +141,7 @@ impl CounterfactualModel {
             .collect();
         let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
         for (regret, there) in self.regret.iter_mut().zip(&losses) {
-            *regret = (*regret * keep + here - there - NOISE * tick.requests).max(0.0);
+            *regret = (*regret * keep + here - there - REGRET_DEADBAND * tick.requests).max(0.0);
         }
         for (lost, there) in self.lost.iter_mut().zip(&losses) {
             *lost = *lost * keep + there;
@@ -219,7 +210,8 @@ impl Tick {
 
         let serves = self.splits.serves[prefills] + self.spill * decodes * idle;
         fluid.prefill = (fluid.prefill + self.work - serves * elapsed).max(0.0);
-        let in_time = serves * (self.ttft.get() - self.mean_work).max(0.2 * self.ttft.get());
+        let in_time =
+            serves * (self.ttft.get() - self.mean_work).max(WAIT_SHARE_MIN * self.ttft.get());
         let late = (fluid.prefill - in_time).max(0.0);
         fluid.prefill -= late;
         fluid.late = fluid.late * self.lingers() + late;
@@ -266,7 +258,7 @@ impl Tick {
     /// Instant flip: an engine that leaves decode keeps its streams. A stream at a random point of
     /// its answer is lost if the prefill chunks delay its remaining tokens by more than the slack
     /// that its past tokens have earned. An engine that leaves prefill finishes a chunk. The least
-    /// cost is [`MOVE_MIN`].
+    /// cost is [`SWITCHING_COST_MIN`].
     ///
     /// Switch by the engine itself: no stream is lost, but the engine is away until its last stream
     /// has ended, and then for the switch; meanwhile its share of the requests may be lost.
@@ -274,7 +266,7 @@ impl Tick {
         if let Some(switch) = self.switch {
             let away = |drain: f64| {
                 let lost = (drain + switch.get()) * self.request_rate / self.engines as f64;
-                lost.max(MOVE_MIN)
+                lost.max(SWITCHING_COST_MIN)
             };
             return Costs {
                 to_prefill: away(self.last_stream(prefills)),
@@ -286,7 +278,10 @@ impl Tick {
         let slack = (self.tpot.get() - self.step(streams)).max(0.0);
         let stall = (self.chunk.get() - slack).max(0.0);
         let lost = if stall > 0.0 { stall / (stall + slack) } else { 0.0 };
-        Costs { to_prefill: (streams * lost * HELD_UP).max(MOVE_MIN), to_decode: MOVE_MIN }
+        Costs {
+            to_prefill: (streams * lost * FLIP_STALL_SHARE).max(SWITCHING_COST_MIN),
+            to_decode: SWITCHING_COST_MIN,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! new role meanwhile.
 
 use crate::cost::DecodeModel;
+use crate::tuning::{AWAY_SHARE, REGRET_MEMORY, SPILL_SHARE};
 use serde::Serialize;
 use std::cmp::Ordering;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
@@ -55,10 +56,6 @@ pub fn initial(observation: &Observation) -> Vec<Role> {
     }
     roles
 }
-
-/// One engine in this many of a group may be away for a role switch at once, and always at least
-/// one.
-const AWAY_SHARE: usize = 4;
 
 /// Returns the roles at `now`, with reasons, and the state for the next run.
 pub fn plan(
@@ -316,9 +313,19 @@ fn tick(
         chunk: mean(|b| b.prefill_model.per_token) * params.chunk.as_f64(),
         ttft: params.slo.ttft,
         tpot: params.slo.tpot,
-        spill: params.spill * usable.iter().filter(|b| b.runs_whole).count() as f64 / count,
-        memory: params.memory,
+        spill: spill_share(params, usable),
+        memory: REGRET_MEMORY,
     }
+}
+
+/// Share of the decode engines' idle time that prefills beside streams use: engines that run no
+/// whole requests have none.
+fn spill_share(params: &Params, usable: &[&BackendObservation]) -> f64 {
+    if !params.spill {
+        return 0.0;
+    }
+    let takes = usable.iter().filter(|b| b.runs_whole).count() as f64;
+    SPILL_SHARE * takes / usable.len().max(1) as f64
 }
 
 /// Returns whether the planner may change the role: the engine is able, and no operator has pinned

@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::planner::observation::GroupDemand;
-
-/// Shortest time that a rate is averaged over, in seconds.
-const LEAST: f64 = 1.0;
+use crate::tuning::DEMAND_MIN;
 
 /// Exponentially decayed sums of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -71,7 +69,6 @@ impl DemandAverage {
     }
 
     fn per_second(&self, sum: f64) -> f64 {
-        // A burst in the first moments does not make a rate.
-        sum / self.seconds.max(LEAST)
+        sum / self.seconds.max(DEMAND_MIN.get())
     }
 }

@@ -1,47 +1,73 @@
-//! Parameters of the planner.
+//! Parameters of the planner: the targets and what an operator may set. Constants are in
+//! [`tuning`](crate::tuning).
 
-use serde::{Deserialize, Serialize};
+use crate::tuning::{DEMAND_WINDOW, DWELL, SWITCH};
+use serde::{Deserialize, Deserializer, Serialize};
 use tidegate_types::{Seconds, Slo, Tokens};
 
-/// The planner's parameters; see each field for unit and default.
+/// The planner's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Params {
     /// The TTFT and TPOT targets.
     pub slo: Slo,
-    /// Shortest time between two flips of one backend. Other backends of the group may flip in the
-    /// opposite direction at any time; the switching cost limits that (decision 0014). Default 5 s:
-    /// the streams left on a flipped engine last about that long, and a flip pays only if the shift
-    /// in demand outlasts them.
+    /// Shortest time between two flips of one backend. Default [`DWELL`]. Other backends of the group
+    /// may flip in the opposite direction at any time; the switching cost limits that (decision
+    /// 0014).
     pub dwell: Seconds,
-    /// Time constant of the demand average. Default 10 s: a few hundred requests of a busy group.
+    /// Time constant of the demand average. Default [`DEMAND_WINDOW`].
     pub demand_window: Seconds,
-    /// Share of a decode engine's streams within the TPOT target that the planner counts as its
-    /// capacity; the rest is headroom for prefill chunks and noise. Default 0.9.
-    pub filling: f64,
     /// The engines' `max_num_batched_tokens`: a prefill chunk of this size stalls the streams of
     /// its engine. Default 2,048.
     pub chunk: Tokens,
-    /// Share of a decode engine's idle time that short prefills are expected to use. 0 to 1, default
-    /// 0.3; 0 if placement may not spill. Engines that run no whole requests have no such share.
-    pub spill: f64,
-    /// Duration of an engine's own role switch once it is idle (`DrainThenCall`). Default 5 s:
-    /// queues and pools are rebuilt, and decode graphs are captured the first time.
+    /// Whether placement lets decode engines prefill beside their streams. Default true. Recordings
+    /// of earlier versions have a share instead: 0 is false.
+    #[serde(deserialize_with = "flag_or_share")]
+    pub spill: bool,
+    /// Duration of an engine's own role switch once it is idle (`DrainThenCall`). Default
+    /// [`SWITCH`].
     pub switch: Seconds,
-    /// Time constant of the regret against other splits. Default 10 minutes.
-    pub memory: Seconds,
 }
 
 impl Default for Params {
     fn default() -> Params {
         Params {
             slo: Slo::default(),
-            dwell: Seconds(5.0),
-            demand_window: Seconds(10.0),
-            filling: 0.9,
+            dwell: DWELL,
+            demand_window: DEMAND_WINDOW,
             chunk: Tokens(2048),
-            spill: 0.3,
-            switch: Seconds(5.0),
-            memory: Seconds(600.0),
+            spill: true,
+            switch: SWITCH,
+        }
+    }
+}
+
+fn flag_or_share<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Flag(bool),
+        Share(f64),
+    }
+    Ok(match Either::deserialize(from)? {
+        Either::Flag(flag) => flag,
+        Either::Share(share) => share > 0.0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_earlier_recordings_are_read() {
+        let params = Params { spill: false, ..Params::default() };
+        let mut written = serde_json::to_value(params).unwrap();
+        assert_eq!(serde_json::from_value::<Params>(written.clone()).unwrap(), params);
+        for (share, flag) in [(0.0, false), (0.3, true)] {
+            written["spill"] = share.into();
+            written["filling"] = 0.9.into();
+            let read: Params = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(read, Params { spill: flag, ..params });
         }
     }
 }

@@ -87,19 +87,15 @@ fn params() -> TidegateParams {
         let number: f64 = value.parse().expect("number");
         match key {
             "room" => params.placement.room = Seconds(number),
-            "stall_max" => params.placement.stall_max = Seconds(number),
-            "stall_weight" => params.placement.stall_weight = number,
-            "slack_weight" => params.placement.slack_weight = number,
-            "admission" => params.placement.admission = number,
-            "hopeless" => params.placement.late_class_share = number,
-            "look" => params.placement.look_ahead = number as usize,
+            "trunk" => params.placement.trunk_reservation_share = number,
+            "late" => params.placement.late_class_share = number,
             "whole_below" => params.placement.whole_below = Tokens(number as u64),
-            "kv_share" => params.placement.kv_share = number,
             "dwell" => params.planner.dwell = Seconds(number),
-            "spill" => params.planner.spill = number,
-            "memory" => params.planner.memory = Seconds(number),
+            "spill" => {
+                params.placement.spill = number > 0.0;
+                params.planner.spill = number > 0.0;
+            }
             "window" => params.planner.demand_window = Seconds(number),
-            "filling" => params.planner.filling = number,
             "interval" => params.plan_interval = Seconds(number),
             "tells" => params.tells_output = number > 0.0,
             "switch" => params.switch = Some(Seconds(number)),

@@ -2,6 +2,7 @@
 //! work of each.
 
 use super::Waiting;
+use crate::tuning::LATE_CREDIT_MAX;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use tidegate_types::{Moment, RequestId, Seconds};
@@ -9,8 +10,6 @@ use tidegate_types::{Moment, RequestId, Seconds};
 /// A time and the request that it belongs to.
 pub(super) type Key = (Moment, RequestId);
 
-/// Upper bound of the late class's credit.
-const LATE_CREDIT_MAX: Seconds = Seconds(10.0);
 /// Upper bound of the share of the late class: a share of 1 would leave no work to feasible jobs.
 const SHARE_MAX: f64 = 0.95;
 
