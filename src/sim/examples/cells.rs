@@ -7,7 +7,7 @@
 )]
 
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::{Seconds, Slo, Tokens};
 
 const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
 
@@ -45,7 +45,16 @@ fn main() {
                     let second = second.map(|name| Profile::named(&name).expect("a profile"));
                     let second = second.map(|second| second.with_chunk(Tokens(chunk)));
                     let tidegate = params();
-                    let config = SimConfig { profile, second, tidegate, ..SimConfig::default() };
+                    let disturbance = std::env::var("DISTURB").ok();
+                    let disturbance = disturbance.map(|word| word.parse().expect("a disturbance"));
+                    let config = SimConfig {
+                        profile,
+                        second,
+                        tidegate,
+                        slo: slo(),
+                        disturbance: disturbance.unwrap_or_default(),
+                        ..SimConfig::default()
+                    };
                     let began = std::time::Instant::now();
                     let run = simulate(&trace.clone().at_rate(*rate), *rate, *policy, &config);
                     let r = &run.report;
@@ -64,12 +73,14 @@ fn main() {
                         println!("\n{chunk} {bins:?}");
                     }
                     print!(
-                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{}) {:.1}s",
+                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{} itl {:.0}/{:.0} ms) {:.1}s",
                         r.attainment,
                         r.ttft_attainment,
                         r.tpot_attainment,
                         r.flips,
                         run.split.map_or(String::new(), |k| format!(" {k}P")),
+                        r.itl_p99 * 1e3,
+                        r.itl_max * 1e3,
                         began.elapsed().as_secs_f64(),
                     );
                 }
@@ -77,6 +88,12 @@ fn main() {
             println!();
         }
     }
+}
+
+/// The targets, with `SLO_ITL` in seconds if it is set.
+fn slo() -> Slo {
+    let itl = std::env::var("SLO_ITL").ok().map(|itl| Seconds(itl.parse().expect("seconds")));
+    Slo { itl, ..Slo::default() }
 }
 
 fn params() -> TidegateParams {
