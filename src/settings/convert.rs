@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use tidegate_engine::{EngineKind, Family};
 use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_scheduler::planner::Params as PlannerParams;
-use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Tokens};
+use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Slo, Tokens};
 
 use crate::defaults;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
@@ -19,8 +19,7 @@ impl BackendSettings {
 impl Settings {
     /// What clients were promised.
     pub fn slo(&self) -> Slo {
-        let itl = Some(self.slo.itl).filter(|itl| *itl > Seconds::ZERO);
-        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot, itl }
+        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot }
     }
 
     /// Parameters of placement.

@@ -177,6 +177,11 @@ impl<'a> Cluster<'a> {
         hit.min(*prompt - Tokens(1))
     }
 
+    /// Returns the prompt tokens of a request that its prefill found in the prefix cache.
+    pub(crate) fn hit(&self, request: usize) -> Tokens {
+        self.requests[request].cached
+    }
+
     /// Returns the number of blocks in the engine's prefix cache.
     pub(crate) fn cached_blocks(&self, engine: usize) -> usize {
         self.caches.get(engine).map_or(0, PrefixCache::len)

@@ -2,11 +2,10 @@
 //! dispatch and control rooms this module turns events into calls of the scheduler and makes no
 //! decision of its own.
 //!
-//! Simplifications: costs are the profile's true values (converged fits), slack is exact rather
-//! than up to a plan interval old, engines do not fail, and legs cost no time except the hand-off.
+//! Simplifications: slack is exact rather than up to a plan interval old, engines do not fail, and
+//! legs cost no time except the hand-off.
 
 use tidegate_scheduler::LocalWord;
-use tidegate_scheduler::cost::{OutputEstimate, PrefillModel};
 use tidegate_scheduler::dispatch::{
     DispatchQueue, Dispatched, LONGEST_PAUSE, Placed, Try, WaitingDecode, try_place,
 };
@@ -22,8 +21,8 @@ use tidegate_types::{
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
+use crate::learning::Learning;
 use crate::ledger::Ledger;
-use crate::profile::Profile;
 use crate::simulate::SimConfig;
 use crate::timeline::Timeline;
 use crate::trace::Arrival;
@@ -46,6 +45,9 @@ pub struct TidegateParams {
     /// Whether requests state their output length as `max_tokens`, as those of `tidegate replay`
     /// do.
     pub tells_output: bool,
+    /// Whether engines report the cached tokens of each request, as vLLM does with
+    /// `--enable-prompt-tokens-details`. Default true.
+    pub reports_cached: bool,
     /// Whether the planner may flip engines.
     pub flips: bool,
     /// Duration of a role switch of engines that switch by themselves once idle; such engines take
@@ -66,6 +68,7 @@ impl Default for TidegateParams {
             queue_deadline: Seconds(30.0),
             handoff_deadline: Seconds(20.0),
             tells_output: false,
+            reports_cached: true,
             flips: true,
             switch: None,
             start: None,
@@ -83,9 +86,7 @@ pub(crate) struct Follow {
     arrivals: Arrivals<LocalWord>,
     /// The arrivals at the previous plan.
     planned_arrivals: ArrivalTotals,
-    /// Prefill model of a mean engine, in which demand is measured.
-    mean_prefill: PrefillModel,
-    output: OutputEstimate,
+    learning: Learning,
     queue: DispatchQueue,
     state: State,
     planned_at: Moment,
@@ -109,7 +110,8 @@ impl Follow {
             Some(_) => RoleCapability::DrainThenCall,
             None => RoleCapability::Instant,
         };
-        let mut ledger = Ledger::new(&config.believed_fleet(), config.slo.tpot, capability);
+        let believed = config.believed_fleet();
+        let mut ledger = Ledger::new(&believed, config.slo.tpot, capability);
         if config.prefix_caching {
             ledger = ledger.with_prefix_index();
         }
@@ -127,8 +129,7 @@ impl Follow {
             ledger,
             arrivals: Arrivals::default(),
             planned_arrivals: ArrivalTotals::default(),
-            mean_prefill: mean_prefill(&config.believed_fleet()),
-            output: OutputEstimate::default(),
+            learning: Learning::new(&believed, profile.chunk, params.reports_cached),
             state: State::default(),
             planned_at: Moment::START,
             woken_at: Moment::NEVER,
@@ -150,7 +151,10 @@ impl Follow {
             id,
             pool: POOL,
             prompt: arrival.prompt,
-            expected_output: self.output.expect(self.limit(arrival.output), arrival.prompt),
+            expected_output: self
+                .learning
+                .output()
+                .expect(self.limit(arrival.output), arrival.prompt),
             arrived: now,
             ttft_deadline: now + self.params.placement.slo.ttft,
             queue_deadline: now + self.params.queue_deadline,
@@ -183,6 +187,7 @@ impl Follow {
         for (id, from, on, stream) in decoding {
             let arrival = &cluster.trace().arrivals[request_of(id)];
             self.ledger.decoding(request_of(id), stream);
+            self.learning.decode_sent(request_of(id), on, self.ledger.balance(on), now);
             self.ledger.sent(id, on, &arrival.blocks, arrival.prompt);
             cluster.hand_over(request_of(id), from.index(), on.index());
         }
@@ -204,6 +209,7 @@ impl Follow {
         let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
         let on = leg.on;
         let work = if leg.stream.is_some() { Work::Whole } else { Work::PrefillOnly };
+        self.learning.prefill_sent(request, on, leg.predicted, cluster.now());
         self.ledger.placed(request, leg);
         self.ledger.sent(id_of(request), on, blocks, *prompt);
         cluster.admit(request, on.index(), work);
@@ -265,7 +271,7 @@ impl Router for Follow {
         let job = self.job(cluster, request);
         let blocks = &cluster.trace().arrivals[request].blocks;
         let cached = self.ledger.look_up(job.id, blocks).min(job.prompt - Tokens(1));
-        let work = self.mean_prefill.predict(job.prompt - cached, cached);
+        let work = self.ledger.mean_prefill().predict(job.prompt - cached, cached);
         self.arrivals.count(work, job.prompt, job.expected_output);
         // Waiting requests have precedence.
         if self.queue.waiting(POOL) == 0 {
@@ -285,6 +291,7 @@ impl Router for Follow {
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         self.ledger.settle(request);
         let arrival = &cluster.trace().arrivals[request];
+        self.learning.prefilled(request, arrival.prompt, cluster.hit(request), cluster.now());
         let (from, id) = (BackendId(engine as u16), id_of(request));
         let mut excluded = Excluded::default();
         // Same as in the proxy: an engine does not read its own blocks.
@@ -294,7 +301,10 @@ impl Router for Follow {
             pool: POOL,
             from,
             kv: arrival.prompt,
-            expected_output: self.output.expect(self.limit(arrival.output), arrival.prompt),
+            expected_output: self
+                .learning
+                .output()
+                .expect(self.limit(arrival.output), arrival.prompt),
             ttft_deadline: Moment::from_start(arrival.at) + self.params.placement.slo.ttft,
             seed: id.spread(),
             excluded,
@@ -309,6 +319,7 @@ impl Router for Follow {
         self.ledger.settle(request);
         let (now, steps) = (cluster.now(), cluster.engine(engine).steps());
         self.ledger.began(request, engine, now, steps);
+        self.learning.began(request, cluster.trace().arrivals[request].prompt, now);
         self.pass(cluster);
     }
 
@@ -316,7 +327,8 @@ impl Router for Follow {
         let arrival = &cluster.trace().arrivals[request];
         let steps = cluster.engine(engine).steps();
         self.ledger.ended(request, engine, steps);
-        self.output.observe(self.limit(arrival.output), arrival.prompt, arrival.output);
+        let (limit, cached) = (self.limit(arrival.output), cluster.hit(request));
+        self.learning.ended(request, limit, arrival, cached, cluster.now());
         self.pass(cluster);
     }
 
@@ -330,7 +342,9 @@ impl Router for Follow {
             return;
         }
         self.woken_at = Moment::NEVER;
+        self.learning.settle(&mut self.ledger, now);
         self.plan(cluster);
+        self.learning.publish(&mut self.ledger, now);
         if !self.queue.is_empty() && now - self.passed_at >= LONGEST_PAUSE {
             self.pass(cluster);
         }
@@ -348,17 +362,4 @@ fn id_of(request: usize) -> RequestId {
 
 fn request_of(id: RequestId) -> usize {
     id.0 as usize
-}
-
-/// Returns the mean prefill model of a pool, computed as in the proxy's routing table.
-fn mean_prefill(fleet: &[Profile]) -> PrefillModel {
-    let mean = |of: fn(PrefillModel) -> Seconds| {
-        let sum: f64 = fleet.iter().map(|profile| of(profile.prefill_model()).get()).sum();
-        Seconds(sum / fleet.len().max(1) as f64)
-    };
-    PrefillModel {
-        base: mean(|model| model.base),
-        per_token: mean(|model| model.per_token),
-        per_attention: mean(|model| model.per_attention),
-    }
 }

@@ -96,12 +96,9 @@ fn render(data: &ReportPage) -> String {
 }
 
 fn targets(slo: &Slo) -> String {
-    let itl = slo.itl.map_or(String::new(), |itl| {
-        format!(" Its largest gap between two tokens (ITL) may be {} ms.", itl.as_millis())
-    });
     format!(
         "A request is served if its first token comes within {} s and its tokens every {} ms on \
-         average (TTFT and TPOT).{itl}",
+         average (TTFT and TPOT).",
         slo.ttft.get(),
         slo.tpot.as_millis()
     )

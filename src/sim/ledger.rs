@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tidegate_scheduler::LocalWord;
-use tidegate_scheduler::cost::{Matches, PrefixIndex};
+use tidegate_scheduler::cost::{DecodeModel, Matches, PrefillModel, PrefixIndex, TransferModel};
 use tidegate_scheduler::dispatch::{Accounts, Placed, load_of};
-use tidegate_scheduler::inflight::{Account, PrefillCharge, StreamCharge};
+use tidegate_scheduler::inflight::{Account, Balance, PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::{Fleet, Load, PrefillRequest};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
 use tidegate_types::{
@@ -53,6 +53,8 @@ pub(crate) struct Ledger {
     streams: BTreeMap<usize, Stream>,
     /// By engine: its properties, without its load.
     models: Vec<Load>,
+    /// By engine: the share of predicted hits that is real.
+    hit_shares: Vec<f64>,
     /// Prefix index of the sent prompt blocks, if engines cache prefixes.
     index: Option<PrefixIndex>,
     /// By waiting request: the engines that were sent its leading blocks.
@@ -79,7 +81,7 @@ impl Ledger {
             kv_capacity: profile.kv_capacity,
             prefill_model: profile.prefill_model(),
             decode_model: profile.decode_model(),
-            transfer_model: profile.transfer_model(),
+            transfer_model: TransferModel::default(),
             ..Load::idle(Role::Mixed)
         };
         Ledger {
@@ -89,6 +91,7 @@ impl Ledger {
             prefills: BTreeMap::new(),
             streams: BTreeMap::new(),
             models: fleet.iter().map(properties).collect(),
+            hit_shares: vec![1.0; engines],
             index: None,
             matches: BTreeMap::new(),
             tpot,
@@ -108,13 +111,58 @@ impl Ledger {
         self
     }
 
-    /// Looks up a request's prompt. Returns the longest predicted hit on any engine, in tokens.
+    /// Returns the engines.
+    pub(crate) fn engines(&self) -> impl Iterator<Item = BackendId> + Clone + use<> {
+        (0..self.pool.len()).map(|slot| BackendId(slot as u16))
+    }
+
+    /// Returns the engines' accounts, by slot.
+    pub(crate) fn balances(&self) -> impl Iterator<Item = Balance> {
+        self.engines.iter().map(|engine| engine.account.balance())
+    }
+
+    /// Returns an engine's account.
+    pub(crate) fn balance(&self, on: BackendId) -> Balance {
+        self.engines[on.index()].account.balance()
+    }
+
+    /// Sets the costs of an engine.
+    pub(crate) fn set_costs(
+        &mut self,
+        on: BackendId,
+        prefill: PrefillModel,
+        decode: DecodeModel,
+        transfer: TransferModel,
+    ) {
+        let model = &mut self.models[on.index()];
+        (model.prefill_model, model.decode_model) = (prefill, decode);
+        model.transfer_model = transfer;
+    }
+
+    /// Sets the share of predicted hits that is real on an engine.
+    pub(crate) fn set_hit_share(&mut self, on: BackendId, share: f64) {
+        self.hit_shares[on.index()] = share;
+    }
+
+    /// Returns the prefill model of a mean engine, in which demand is measured.
+    pub(crate) fn mean_prefill(&self) -> PrefillModel {
+        PrefillModel::mean(self.models.iter().map(|model| model.prefill_model))
+    }
+
+    /// Looks up a request's prompt. Returns the longest expected hit on any engine, in tokens.
     pub(crate) fn look_up(&mut self, id: RequestId, blocks: &[u64]) -> Tokens {
         let Some(index) = &self.index else { return Tokens::ZERO };
         let matches = index.matches(blocks);
-        let most = Tokens(u64::from(matches.longest()) * BLOCK_TOKENS);
+        let real = |(on, blocks): &(BackendId, u32)| self.real_hit(*on, *blocks);
+        let most = matches.entries().iter().map(real).max().unwrap_or(Tokens::ZERO);
         self.matches.insert(id, matches);
         most
+    }
+
+    /// Returns the expected real tokens of a predicted hit.
+    fn real_hit(&self, on: BackendId, blocks: u32) -> Tokens {
+        let predicted = u64::from(blocks) * BLOCK_TOKENS;
+        Tokens((predicted as f64 * self.hit_shares[on.index()]) as u64)
     }
 
     /// Records that an engine receives a prompt, to compute or with its KV.
@@ -283,8 +331,7 @@ impl Fleet for View<'_> {
     }
 
     fn cached(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
-        let blocks = self.ledger.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on));
-        Tokens(u64::from(blocks) * BLOCK_TOKENS).min(job.prompt - Tokens(1))
+        self.ledger.real_hit(on, self.blocks(job, on)).min(job.prompt - Tokens(1))
     }
 }
 
@@ -296,7 +343,14 @@ impl Accounts for View<'_> {
     }
 
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
-        self.cached(job, on)
+        Tokens(u64::from(self.blocks(job, on)) * BLOCK_TOKENS).min(job.prompt - Tokens(1))
+    }
+}
+
+impl View<'_> {
+    /// Leading prompt blocks of a request that an engine was sent.
+    fn blocks(&self, job: &PrefillRequest, on: BackendId) -> u32 {
+        self.ledger.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on))
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! Behind `simulate`: cluster.rs moves time; static_policy.rs and follow.rs decide where requests go,
 //! the one as operators do it today, the other with the live proxy's own placement and planner,
-//! for which ledger.rs and demand.rs keep the proxy's accounts.
+//! for which ledger.rs keeps the accounts and learning.rs feeds the proxy's online regressions.
 //!
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
 #![warn(missing_docs)]
@@ -24,6 +24,7 @@ mod engine;
 mod follow;
 mod gaps;
 mod html_report;
+mod learning;
 mod ledger;
 mod periodic_policy;
 mod policy;

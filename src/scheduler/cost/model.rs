@@ -60,6 +60,19 @@ impl Default for PrefillModel {
 }
 
 impl PrefillModel {
+    /// Returns the mean of the coefficients; zero for no model.
+    pub fn mean(models: impl ExactSizeIterator<Item = PrefillModel>) -> PrefillModel {
+        let n = models.len().max(1) as f64;
+        let zero = Seconds::ZERO;
+        let mut mean = PrefillModel { base: zero, per_token: zero, per_attention: zero };
+        for model in models {
+            mean.base += model.base / n;
+            mean.per_token += model.per_token / n;
+            mean.per_attention += model.per_attention / n;
+        }
+        mean
+    }
+
     /// Returns the duration of a prefill of `new` prompt tokens after `context` cached ones; 0 if
     /// `new` is 0.
     ///

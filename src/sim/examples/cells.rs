@@ -1,5 +1,6 @@
 //! Runs every policy named on the command line on the cells of the table in
-//! docs/spec/engine-model.md#reference-results.
+//! docs/spec/engine-model.md#reference-results: `cells POLICY,… [TRACE or CELL,…]`. `DISTURB` is a
+//! disturbance as for `tidegate simulate --disturb`, `SET` a list of parameters.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -7,7 +8,7 @@
 )]
 
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
-use tidegate_types::{Seconds, Slo, Tokens};
+use tidegate_types::{Seconds, Tokens};
 
 const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
 
@@ -34,7 +35,7 @@ fn main() {
     for (name, trace, rates) in cells {
         for rate in rates {
             let cell = format!("{name}x{rate}");
-            if !cell.contains(&only) {
+            if !only.is_empty() && only.split(',').all(|word| word != cell && word != name) {
                 continue;
             }
             print!("{cell:14}");
@@ -45,14 +46,14 @@ fn main() {
                     let second = second.map(|name| Profile::named(&name).expect("a profile"));
                     let second = second.map(|second| second.with_chunk(Tokens(chunk)));
                     let tidegate = params();
-                    let disturbance = std::env::var("DISTURB").ok();
-                    let disturbance = disturbance.map(|word| word.parse().expect("a disturbance"));
+                    let disturbance =
+                        std::env::var("DISTURB").unwrap_or_else(|_| "none".to_owned());
+                    let disturbance = disturbance.parse().expect("a disturbance");
                     let config = SimConfig {
                         profile,
                         second,
                         tidegate,
-                        slo: slo(),
-                        disturbance: disturbance.unwrap_or_default(),
+                        disturbance,
                         ..SimConfig::default()
                     };
                     let began = std::time::Instant::now();
@@ -73,14 +74,12 @@ fn main() {
                         println!("\n{chunk} {bins:?}");
                     }
                     print!(
-                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{} itl {:.0}/{:.0} ms) {:.1}s",
+                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{}) {:.1}s",
                         r.attainment,
                         r.ttft_attainment,
                         r.tpot_attainment,
                         r.flips,
                         run.split.map_or(String::new(), |k| format!(" {k}P")),
-                        r.itl_p99 * 1e3,
-                        r.itl_max * 1e3,
                         began.elapsed().as_secs_f64(),
                     );
                 }
@@ -88,12 +87,6 @@ fn main() {
             println!();
         }
     }
-}
-
-/// The targets, with `SLO_ITL` in seconds if it is set.
-fn slo() -> Slo {
-    let itl = std::env::var("SLO_ITL").ok().map(|itl| Seconds(itl.parse().expect("seconds")));
-    Slo { itl, ..Slo::default() }
 }
 
 fn params() -> TidegateParams {

@@ -116,19 +116,8 @@ impl RoutingTable {
     /// Recomputes the pools' mean prefill costs from their backends.
     pub fn set_mean_costs(&mut self) {
         for pool in &mut self.pools {
-            let n = pool.backends.len().max(1) as f64;
-            let mut mean = PrefillModel {
-                base: Seconds::ZERO,
-                per_token: Seconds::ZERO,
-                per_attention: Seconds::ZERO,
-            };
-            for id in &pool.backends {
-                let cost = self.entries[id.index()].prefill;
-                mean.base += cost.base / n;
-                mean.per_token += cost.per_token / n;
-                mean.per_attention += cost.per_attention / n;
-            }
-            pool.prefill = mean;
+            let costs = pool.backends.iter().map(|id| self.entries[id.index()].prefill);
+            pool.prefill = PrefillModel::mean(costs);
         }
     }
 }

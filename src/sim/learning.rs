@@ -1,0 +1,194 @@
+//! The scheduler's online regressions in the policy `tidegate`: they start from the believed costs and
+//! receive the observations that the proxy's control loop receives, at the same events.
+
+use std::collections::BTreeMap;
+use tidegate_scheduler::cost::OutputEstimate;
+use tidegate_scheduler::dispatch::Predicted;
+use tidegate_scheduler::inflight::Balance;
+use tidegate_scheduler::learn::{
+    Estimates, Fits, HandOffSample, PUBLISH_EVERY, PrefillSample, Priors, Sample,
+};
+use tidegate_types::{BackendId, GroupId, Moment, Tokens};
+
+use crate::ledger::Ledger;
+use crate::profile::Profile;
+use crate::trace::Arrival;
+
+/// The group of all engines.
+const GROUP: GroupId = GroupId(0);
+
+/// The regressions and the requests that they will observe.
+pub(crate) struct Learning {
+    fits: Fits,
+    /// The length estimates as last published.
+    estimates: Estimates,
+    /// Whether engines report the cached tokens of each request, as vLLM does with
+    /// `--enable-prompt-tokens-details`.
+    reports_cached: bool,
+    /// By request: the prefill in progress.
+    prefills: BTreeMap<usize, PendingPrefill>,
+    /// By request: the decode leg whose first token is due.
+    hand_offs: BTreeMap<usize, PendingHandOff>,
+    /// By request: where it was prefilled, and the predicted hit there.
+    predicted_hits: BTreeMap<usize, (BackendId, Tokens)>,
+    published_at: Moment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PendingPrefill {
+    on: BackendId,
+    sent: Moment,
+    predicted: Predicted,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PendingHandOff {
+    on: BackendId,
+    sent: Moment,
+    balance: Balance,
+}
+
+impl Learning {
+    /// Returns regressions that start from the costs of `believed`.
+    pub(crate) fn new(believed: &[Profile], chunk: Tokens, reports_cached: bool) -> Learning {
+        let priors = believed.iter().map(|profile| Priors {
+            prefill: profile.prefill_model(),
+            decode: profile.decode_model(),
+        });
+        let mut fits = Fits::new(priors.collect(), Estimates::default(), chunk);
+        fits.regroup(believed.iter().map(|_| GROUP));
+        Learning {
+            fits,
+            estimates: Estimates::default(),
+            reports_cached,
+            prefills: BTreeMap::new(),
+            hand_offs: BTreeMap::new(),
+            predicted_hits: BTreeMap::new(),
+            published_at: Moment::START,
+        }
+    }
+
+    /// Returns the published estimate of answer lengths.
+    pub(crate) fn output(&self) -> &OutputEstimate {
+        &self.estimates.output
+    }
+
+    /// Records that a first leg was sent.
+    pub(crate) fn prefill_sent(
+        &mut self,
+        request: usize,
+        on: BackendId,
+        predicted: Predicted,
+        sent: Moment,
+    ) {
+        self.prefills.insert(request, PendingPrefill { on, sent, predicted });
+        if self.reports_cached {
+            self.predicted_hits.insert(request, (on, predicted.predicted_hit));
+        }
+    }
+
+    /// Observes the end of a prefill leg, whose answer reports `cached` tokens.
+    pub(crate) fn prefilled(
+        &mut self,
+        request: usize,
+        prompt: Tokens,
+        cached: Tokens,
+        now: Moment,
+    ) {
+        self.observe_prefill(request, prompt, Some(cached).filter(|_| self.reports_cached), now);
+    }
+
+    /// Records that a decode leg was sent to an engine with the account `balance`, its own stream
+    /// included.
+    pub(crate) fn decode_sent(
+        &mut self,
+        request: usize,
+        on: BackendId,
+        balance: Balance,
+        sent: Moment,
+    ) {
+        self.hand_offs.insert(request, PendingHandOff { on, sent, balance });
+    }
+
+    /// Observes the first token of a request: the end of its hand-off, or of its prefill if it is
+    /// colocated. The usage of a streamed answer comes with its end.
+    pub(crate) fn began(&mut self, request: usize, prompt: Tokens, now: Moment) {
+        let Some(PendingHandOff { on, sent, balance }) = self.hand_offs.remove(&request) else {
+            return self.observe_prefill(request, prompt, None, now);
+        };
+        let sample = HandOffSample {
+            backend: on,
+            tokens: prompt,
+            took: now - sent,
+            streams: balance.streams,
+            kv: balance.kv,
+            prefilling: balance.prefill_legs > 0,
+        };
+        self.fits.take(Sample::HandOff(sample), now);
+    }
+
+    /// Observes the end of an answer, whose usage reports `cached` tokens.
+    pub(crate) fn ended(
+        &mut self,
+        request: usize,
+        max_tokens: Option<Tokens>,
+        arrival: &Arrival,
+        cached: Tokens,
+        now: Moment,
+    ) {
+        if let Some((backend, predicted_hit)) = self.predicted_hits.remove(&request) {
+            self.fits.take(Sample::Hit { backend, predicted_hit, cached }, now);
+        }
+        let finished = Sample::Finished {
+            max_tokens,
+            counted: arrival.prompt,
+            output: arrival.output,
+            prompt: Some(arrival.prompt),
+            features: None,
+        };
+        self.fits.take(finished, now);
+    }
+
+    /// Ends the observation of steps that no further prompt can belong to, and gives `ledger` the
+    /// share of predicted hits that is real.
+    pub(crate) fn settle(&mut self, ledger: &mut Ledger, now: Moment) {
+        self.fits.settle(now);
+        for on in ledger.engines() {
+            ledger.set_hit_share(on, self.fits.hit_share(on).0);
+        }
+    }
+
+    /// Once per [`PUBLISH_EVERY`], samples decode work and gives `ledger` the learned models.
+    pub(crate) fn publish(&mut self, ledger: &mut Ledger, now: Moment) {
+        if now - self.published_at < PUBLISH_EVERY {
+            return;
+        }
+        self.published_at = now;
+        self.fits.watch_decodes(ledger.balances(), now);
+        self.estimates = self.fits.estimates().clone();
+        for on in ledger.engines() {
+            let (prefill, decode) = self.fits.models(on, ledger.engines());
+            ledger.set_costs(on, prefill, decode, self.fits.transfer(GROUP));
+        }
+    }
+
+    fn observe_prefill(
+        &mut self,
+        request: usize,
+        prompt: Tokens,
+        reported_hit: Option<Tokens>,
+        now: Moment,
+    ) {
+        let Some(pending) = self.prefills.remove(&request) else { return };
+        let sample = PrefillSample {
+            backend: pending.on,
+            prompt,
+            predicted_hit: pending.predicted.predicted_hit,
+            reported_hit,
+            sent: pending.sent,
+            ended: now,
+            beside: pending.predicted.beside,
+        };
+        self.fits.take(Sample::Prefill(sample), now);
+    }
+}
