@@ -132,6 +132,13 @@ impl ApiError {
             .retry_in(retry_after)
     }
 
+    /// 429: the request waited until its TTFT target could no longer be met (load shedding).
+    pub fn late(retry_after: Seconds) -> ApiError {
+        let message = "The service is overloaded: the time to first token would exceed its target. \
+                       Retry later.";
+        ApiError::new(429, "rate_limit_error", message, Some("late")).retry_in(retry_after)
+    }
+
     /// 503: no backend for this model is available.
     pub fn no_backend(retry_after: Seconds) -> ApiError {
         let message = "No backend for this model is available. Retry later.";

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use tidegate_engine::{EngineKind, Family};
-use tidegate_scheduler::placement::Params as PlacementParams;
+use tidegate_scheduler::placement::{LatePolicy, Params as PlacementParams};
 use tidegate_scheduler::planner::Params as PlannerParams;
 use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Slo, Tokens};
 
 use crate::defaults;
-use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
+use crate::schema::{
+    BackendSettings, Connector, EngineName, KvRole, LateRequests, ScheduleStyle, Settings,
+};
 
 impl BackendSettings {
     /// KV tokens to count on until the engine tells how many fit.
@@ -27,6 +29,10 @@ impl Settings {
         PlacementParams {
             slo: self.slo(),
             room: self.queue.room,
+            late: match self.queue.late {
+                LateRequests::Serve => LatePolicy::Serve,
+                LateRequests::Refuse => LatePolicy::Refuse,
+            },
             late_class_share: self.queue.late_class_share,
             trunk_reservation_share: self.queue.trunk_reservation_share,
             queue_max: self.queue.requests_max,

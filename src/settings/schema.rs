@@ -121,6 +121,9 @@ pub struct QueueSettings {
     /// next request is sent to it; about one chunk.
     #[serde(rename = "room_seconds")]
     pub room: Seconds,
+    /// What becomes of a waiting request that can no longer meet its TTFT target. Prompts that cannot
+    /// meet it even on an idle fleet, and retries, are always served.
+    pub late: LateRequests,
     /// Late class: share of the placed prefill work for requests that can no longer meet their TTFT,
     /// 0 to 1.
     #[serde(alias = "hopeless_share")]
@@ -133,6 +136,17 @@ pub struct QueueSettings {
     /// below the engines' lease.
     #[serde(rename = "handoff_seconds")]
     pub handoff: Seconds,
+}
+
+/// `late`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LateRequests {
+    /// They move to the late class.
+    #[default]
+    Serve,
+    /// They are refused with 429 (load shedding).
+    Refuse,
 }
 
 /// `[placement]`
@@ -318,6 +332,7 @@ impl Default for QueueSettings {
             requests_max: defaults::QUEUE_REQUESTS_MAX,
             deadline: defaults::QUEUE_DEADLINE,
             room: defaults::ROOM,
+            late: LateRequests::default(),
             late_class_share: defaults::LATE_CLASS_SHARE,
             trunk_reservation_share: defaults::TRUNK_RESERVATION_SHARE,
             handoff: defaults::HANDOFF,

@@ -106,6 +106,21 @@ async fn a_request_past_its_queue_deadline_gets_504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn load_shedding_refuses_a_request_that_became_late_in_the_queue() {
+    let slo = "[slo]\nttft_seconds = 0.4\n[queue]\nlate = \"refuse\"\ndeadline_seconds = 60\n";
+    let (fake, proxy) = full(slo).await;
+    let first = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));
+    until("the engine is taken", || fake.hanging() == 1).await;
+    let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
+    assert_eq!(answer.status, 429, "{}", answer.body);
+    assert_eq!(answer.json()["error"]["code"], "late");
+    assert!(answer.headers.contains_key("retry-after"));
+    assert_eq!(fake.sent().len(), 1, "the engine was sent the refused request");
+    first.abort();
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_is_429_with_retry_after() {
     let (fake, proxy) = full("[queue]\nrequests_max = 1\n").await;
     let first = leave_later(proxy.data, post("/v1/chat/completions", chat(true)));

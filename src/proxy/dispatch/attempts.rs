@@ -209,9 +209,10 @@ impl FailedAttempts {
     /// Returns the error for the client when no backend is left: an engine's error, if there is one.
     pub(crate) fn final_failure(&self, proxy: &Proxy, failure: Failure) -> Failure {
         match failure {
-            Failure::NoBackend | Failure::Saturated | Failure::QueueDeadline { .. } => {
-                self.verdict(proxy).unwrap_or(failure)
-            }
+            Failure::NoBackend
+            | Failure::Saturated
+            | Failure::QueueDeadline { .. }
+            | Failure::Late { .. } => self.verdict(proxy).unwrap_or(failure),
             other => other,
         }
     }

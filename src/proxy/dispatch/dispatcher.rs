@@ -156,6 +156,7 @@ fn reply<T>(replies: &mut Replies<T>, id: RequestId, answer: Result<T, Failure>)
 fn failure(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::QueueDeadline { waited } => Failure::QueueDeadline { waited },
+        Refusal::Late { waited } => Failure::Late { waited },
         Refusal::NoBackend => Failure::NoBackend,
     }
 }

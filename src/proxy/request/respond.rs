@@ -52,6 +52,7 @@ pub fn api_error(failure: &Failure) -> ApiError {
         Failure::Saturated => ApiError::saturated(RETRY_AFTER_SECONDS),
         Failure::NoBackend | Failure::ShuttingDown => ApiError::no_backend(RETRY_AFTER_SECONDS),
         Failure::QueueDeadline { waited } => ApiError::queue_deadline(*waited),
+        Failure::Late { .. } => ApiError::late(RETRY_AFTER_SECONDS),
         Failure::Judged { verdict, .. } => verdict.error.api_error(verdict.http_status().as_u16()),
         Failure::Busy { verdict, status, retry_after, .. } => {
             verdict.error.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
@@ -85,7 +86,7 @@ fn dropped_reason(code: &str) -> Option<&'static str> {
     match code {
         "rate_limit_exceeded" | "body_budget" => Some("rejected-saturated"),
         "no_backend" => Some("rejected-no-endpoints"),
-        "queue_deadline" => Some("rejected-ttl-expired"),
+        "queue_deadline" | "late" => Some("rejected-ttl-expired"),
         _ => None,
     }
 }
@@ -151,6 +152,7 @@ mod tests {
                 false,
                 Some("rejected-ttl-expired"),
             ),
+            (Failure::Late { waited: Seconds(3.0) }, 429, true, Some("rejected-ttl-expired")),
             (broken, 502, false, none),
             (judged(400), 400, false, none),
             (judged(500), 500, false, none),

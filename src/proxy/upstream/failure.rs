@@ -173,6 +173,12 @@ pub enum Failure {
         /// Time in the queue.
         waited: Seconds,
     },
+    /// The TTFT target can no longer be met, and `queue.late` is `refuse`.
+    #[error("refused after {waited} in the queue: the TTFT target can no longer be met")]
+    Late {
+        /// Time in the queue.
+        waited: Seconds,
+    },
     /// Every attempt failed; this is the last one.
     #[error("after {attempts} attempts: {last}")]
     Exhausted {

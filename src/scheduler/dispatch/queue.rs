@@ -42,6 +42,11 @@ pub enum Refusal {
         /// Time in the queue.
         waited: Seconds,
     },
+    /// The TTFT target can no longer be met ([`LatePolicy::Refuse`](crate::placement::LatePolicy)).
+    Late {
+        /// Time in the queue.
+        waited: Seconds,
+    },
     /// No backend is usable.
     NoBackend,
 }
@@ -102,6 +107,10 @@ impl DispatchQueue {
                 Outcome::Expired(job) => {
                     let waited = now - job.arrived;
                     on(Dispatched::Refused(job.id, Refusal::QueueDeadline { waited }));
+                }
+                Outcome::Late(job) => {
+                    let waited = now - job.arrived;
+                    on(Dispatched::Refused(job.id, Refusal::Late { waited }));
                 }
                 Outcome::Nowhere(job, _) => on(Dispatched::Refused(job.id, Refusal::NoBackend)),
             }

@@ -29,6 +29,6 @@ pub use considered::{CONSIDERED_MAX, Considered, considered};
 pub use decode::{place_decode, place_decode_overdue};
 pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};
-pub use params::Params;
+pub use params::{LatePolicy, Params};
 pub use place::{Choice, NowhereReason, WaitReason, place};
 pub use queue::{EdfQueue, Outcome, QueueFull, Reserved};

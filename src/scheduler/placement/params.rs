@@ -4,6 +4,18 @@
 use crate::tuning::{LATE_CLASS_SHARE, PREFILL_BACKLOG_MAX, SHORT_PROMPT, TRUNK_RESERVATION_SHARE};
 use tidegate_types::{Seconds, Slo, Tokens};
 
+/// What becomes of a waiting request that can no longer meet its TTFT target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LatePolicy {
+    /// It moves to the late class and is served with [`Params::late_class_share`].
+    #[default]
+    Serve,
+    /// Load shedding: it is refused at once. Two kinds of requests are served all the same: those
+    /// that could not meet the target on arrival (prompts whose prefill alone takes longer), and
+    /// retries.
+    Refuse,
+}
+
 /// Parameters of [`place`](crate::placement::place), [`place_decode`](crate::placement::place_decode) and
 /// [`EdfQueue`](crate::placement::EdfQueue).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +40,8 @@ pub struct Params {
     /// longer meet their TTFT) while feasible requests wait too. 0 to 1, default
     /// [`LATE_CLASS_SHARE`]. The rest of the late class is served when the queue is short.
     pub late_class_share: f64,
+    /// What becomes of a waiting request that can no longer meet its TTFT target. Default: serve.
+    pub late: LatePolicy,
     /// Duration of the trunk reservation, as a share of a request's queue deadline: until then, a
     /// request that can no longer meet its TTFT leaves one prefill backend idle for requests that
     /// can. Most late requests have long prompts, and one of them occupies an engine as long as
@@ -55,6 +69,7 @@ impl Default for Params {
             chunk: Tokens(2048),
             spill: true,
             late_class_share: LATE_CLASS_SHARE,
+            late: LatePolicy::Serve,
             trunk_reservation_share: TRUNK_RESERVATION_SHARE,
             queue_max: 10_000,
         }

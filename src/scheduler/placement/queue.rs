@@ -9,7 +9,9 @@
 mod line;
 
 use crate::placement::order::order;
-use crate::placement::{Choice, Fleet, NowhereReason, Params, PrefillRequest, Split, place};
+use crate::placement::{
+    Choice, Fleet, LatePolicy, NowhereReason, Params, PrefillRequest, Split, place,
+};
 use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
 use line::{Key, Line, Rank};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,8 @@ pub enum Outcome<'a> {
     Place(&'a PrefillRequest, Choice),
     /// The queue deadline has passed.
     Expired(PrefillRequest),
+    /// It can no longer meet its TTFT target ([`LatePolicy::Refuse`]).
+    Late(PrefillRequest),
     /// No backend can take the job.
     Nowhere(PrefillRequest, NowhereReason),
 }
@@ -64,6 +68,14 @@ struct Waiting {
     /// Latest feasible start; afterwards the job belongs to the late class.
     latest_start: Moment,
     rank: Rank,
+}
+
+impl Waiting {
+    /// Returns whether the job became late in the queue: it was feasible on arrival, and it is no
+    /// retry after a failure.
+    fn may_be_shed(&self) -> bool {
+        self.latest_start > self.job.arrived && self.job.excluded.is_empty()
+    }
 }
 
 /// Result of an attempt to place a job.
@@ -126,7 +138,7 @@ impl EdfQueue {
         self.estimate(params, fleet);
         let pools: Vec<PoolId> = self.lines.keys().copied().collect();
         for pool in pools {
-            self.give_up_hope(pool, now);
+            self.reclassify(params.late, pool, now, &mut on);
             self.place_pool(pool, params, now, fleet, &mut on);
         }
         self.lines.retain(|_, line| !line.is_empty());
@@ -191,10 +203,24 @@ impl EdfQueue {
         }
     }
 
-    fn give_up_hope(&mut self, pool: PoolId, now: Moment) {
-        let Some(line) = self.lines.get_mut(&pool) else { return };
-        while let Some(id) = line.first_start_before(now) {
+    /// Moves the jobs past their latest feasible start to the late class, or refuses them.
+    fn reclassify(
+        &mut self,
+        policy: LatePolicy,
+        pool: PoolId,
+        now: Moment,
+        on: &mut impl FnMut(Outcome<'_>) -> Reserved,
+    ) {
+        while let Some(line) = self.lines.get_mut(&pool)
+            && let Some(id) = line.first_start_before(now)
+        {
             let Some(waiting) = self.waiting.get_mut(&id) else { return };
+            if policy == LatePolicy::Refuse && waiting.may_be_shed() {
+                if let Some(waiting) = self.remove(id) {
+                    on(Outcome::Late(waiting.job));
+                }
+                continue;
+            }
             line.leave(waiting);
             waiting.rank = Rank::Late;
             line.join(waiting);

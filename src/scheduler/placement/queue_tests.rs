@@ -27,12 +27,17 @@ enum Left {
     Placed(u64),
     Expired(u64),
     Nowhere(u64),
+    Late(u64),
 }
 
 /// Polls and reserves the placed jobs.
 fn poll(queue: &mut EdfQueue, now: Moment, engines: &Engines) -> Vec<Left> {
+    poll_with(&Params::default(), queue, now, engines)
+}
+
+fn poll_with(params: &Params, queue: &mut EdfQueue, now: Moment, engines: &Engines) -> Vec<Left> {
     let mut left = Vec::new();
-    queue.poll(&Params::default(), now, engines, |outcome| {
+    queue.poll(params, now, engines, |outcome| {
         left.push(match outcome {
             Outcome::Place(job, choice) => {
                 engines.reserve(choice, job.prompt);
@@ -40,6 +45,7 @@ fn poll(queue: &mut EdfQueue, now: Moment, engines: &Engines) -> Vec<Left> {
             }
             Outcome::Expired(job) => Left::Expired(job.id.0),
             Outcome::Nowhere(job, _) => Left::Nowhere(job.id.0),
+            Outcome::Late(job) => Left::Late(job.id.0),
         });
         Reserved::Yes
     });
@@ -102,6 +108,24 @@ fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
     poll(&mut queue, at(0.0), &engines);
     make_room(&engines);
     assert_eq!(poll(&mut queue, at(0.9), &engines), [Left::Placed(2)]);
+}
+
+#[test]
+fn load_shedding_refuses_what_became_late_in_the_queue_and_nothing_else() {
+    let params = Params { late: LatePolicy::Refuse, ..Params::default() };
+    let engines = full();
+    // 2500 tokens take 186 ms; 30,000 tokens take three seconds and are late on arrival.
+    let mut retry = due(3, 2500, 1.0, 9.0);
+    retry.excluded.insert(BackendId(0));
+    let jobs = [due(1, 2500, 1.0, 9.0), due(2, 30_000, 1.0, 9.0), retry, due(4, 2500, 5.0, 9.0)];
+    let mut queue = queue(jobs);
+    let mut poll = |seconds| poll_with(&params, &mut queue, at(seconds), &engines);
+    assert_eq!(poll(0.7), []);
+    assert_eq!(poll(0.9), [Left::Late(1)]);
+    assert_eq!(poll(0.91), []);
+    make_room(&engines);
+    assert_eq!(poll(0.92), [Left::Placed(4)]);
+    assert_eq!(queue.len(), 2, "the long prompt and the retry wait in the late class");
 }
 
 #[test]
@@ -288,6 +312,7 @@ impl World {
                     assert!(job.queue_deadline <= *now);
                     job.id
                 }
+                Outcome::Late(job) => panic!("{job:?} is served late by default"),
                 Outcome::Nowhere(job, _) => job.id,
             };
             *left.entry(id.0).or_default() += 1;

@@ -7,6 +7,7 @@
     reason = "an example reads traces and a clock, and prints"
 )]
 
+use tidegate_scheduler::placement::LatePolicy;
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
 use tidegate_types::{Seconds, Tokens};
 
@@ -99,6 +100,7 @@ fn params() -> TidegateParams {
             "room" => params.placement.room = Seconds(number),
             "trunk" => params.placement.trunk_reservation_share = number,
             "late" => params.placement.late_class_share = number,
+            "refuse" if number > 0.0 => params.placement.late = LatePolicy::Refuse,
             "whole_below" => params.placement.whole_below = Tokens(number as u64),
             "dwell" => params.planner.dwell = Seconds(number),
             "spill" => {
