@@ -114,7 +114,6 @@ impl SimConfig {
 /// ```
 pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) -> Run {
     let engines = config.engines;
-    let aggregated = |choice| rivals::Aggregated::new(choice, engines);
     let cell = Cell { trace, rate, policy, config };
     match policy {
         Policy::Bound => no_better(trace, rate, config),
@@ -129,15 +128,13 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
             let (every, restart) = (millis(every), millis(restart));
             cell.run(&mut Interval::new(every, restart, config.slo.tpot, engines))
         }
-        Policy::Conditional(prefills) => cell.run(&mut rivals::Conditional::new(prefills, engines)),
-        Policy::DynamoKv => cell.run(&mut aggregated(rivals::Choice::DynamoKv)),
-        Policy::Sticky => cell.run(&mut aggregated(rivals::Choice::Sticky)),
-        Policy::CacheAware => cell.run(&mut aggregated(rivals::Choice::CacheAware)),
-        Policy::Llumnix { migrates } => {
-            cell.run(&mut rivals::Llumnix::new(config.slo.tpot, migrates, engines))
-        }
-        Policy::Xllm => cell.run(&mut rivals::Xllm::new(config.slo, engines)),
-        Policy::TokenScale => cell.run(&mut rivals::TokenScale::new(config.slo, engines)),
+        Policy::Conditional(prefills) => cell.rival(rivals::Conditional(prefills)),
+        Policy::DynamoKv => cell.rival(rivals::Aggregated(rivals::Choice::DynamoKv)),
+        Policy::Sticky => cell.rival(rivals::Aggregated(rivals::Choice::Sticky)),
+        Policy::CacheAware => cell.rival(rivals::Aggregated(rivals::Choice::CacheAware)),
+        Policy::Llumnix { migrates } => cell.rival(rivals::Llumnix::new(config.slo.tpot, migrates)),
+        Policy::Xllm => cell.rival(rivals::Xllm::new(config.slo, engines)),
+        Policy::TokenScale => cell.rival(rivals::TokenScale::new(config.slo, engines)),
     }
 }
 
@@ -154,6 +151,10 @@ struct Cell<'a> {
 }
 
 impl Cell<'_> {
+    fn rival(&self, rival: impl rivals::Rival) -> Run {
+        self.run(&mut rivals::Dispatch::new(rival, self.config.engines))
+    }
+
     fn run(&self, router: &mut impl Router) -> Run {
         let Cell { trace, rate, policy, config } = *self;
         let mut cluster = Cluster::new(trace, config);

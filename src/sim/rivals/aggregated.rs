@@ -1,10 +1,8 @@
 //! Aggregated serving with prefix-cache-aware routing: `dynamo_kv`, `sticky` and `cache_aware`.
 //! Every engine runs whole requests.
 
-use crate::cluster::{Cluster, Router};
-use crate::engine::Work;
+use crate::rivals::dispatch::{Fleet, Rival, Route};
 use crate::rivals::least;
-use crate::rivals::loads::Loads;
 
 /// Tokens per block in Dynamo's cost.
 const DYNAMO_BLOCK: f64 = 64.0;
@@ -31,92 +29,70 @@ pub(crate) enum Choice {
     CacheAware,
 }
 
-pub(crate) struct Aggregated {
-    choice: Choice,
-    loads: Loads,
-}
+pub(crate) struct Aggregated(pub(crate) Choice);
 
-impl Aggregated {
-    pub(crate) fn new(choice: Choice, engines: usize) -> Aggregated {
-        Aggregated { choice, loads: Loads::new(engines) }
-    }
-
-    fn choose(&self, cluster: &Cluster<'_>, request: usize) -> usize {
-        let engine = match self.choice {
-            Choice::DynamoKv => self.all(|engine| self.dynamo_cost(cluster, request, engine)),
-            Choice::Sticky => self.sticky(cluster, request),
-            Choice::CacheAware => self.cache_aware(cluster, request),
+impl Rival for Aggregated {
+    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+        let engine = match self.0 {
+            Choice::DynamoKv => all(fleet, |engine| dynamo_cost(fleet, request, engine)),
+            Choice::Sticky => sticky(fleet, request),
+            Choice::CacheAware => cache_aware(fleet, request),
         };
-        engine.unwrap_or(0)
+        Route::Whole(engine.unwrap_or(0))
     }
 
-    fn all(&self, cost: impl Fn(usize) -> f64) -> Option<usize> {
-        least(0..self.loads.engines.len(), cost)
-    }
-
-    fn dynamo_cost(&self, cluster: &Cluster<'_>, request: usize, engine: usize) -> f64 {
-        let load = &self.loads.engines[engine];
-        let prompt = cluster.trace().arrivals[request].prompt.as_f64();
-        let cached = cluster.cached(request, engine).as_f64();
-        let prefill = (load.prefill_tokens.as_f64() + prompt - cached).max(0.0);
-        (prefill + load.kv.as_f64()) / DYNAMO_BLOCK
-    }
-
-    fn sticky(&self, cluster: &Cluster<'_>, request: usize) -> Option<usize> {
-        let saturated = |engine: usize| {
-            let used = cluster.engine(engine).kv_used().as_f64();
-            self.loads.engines[engine].prompts > SATURATED_PROMPTS
-                || used > SATURATED_KV * cluster.profile(engine).kv_capacity.as_f64()
-        };
-        let holders = (0..self.loads.engines.len())
-            .filter(|engine| cluster.cached(request, *engine).get() > 0 && !saturated(*engine));
-        least(holders, |engine| -cluster.cached(request, engine).as_f64())
-            .or_else(|| self.all(|engine| self.work(cluster, engine)))
-    }
-
-    /// Returns prefill seconds plus each stream's share of a step.
-    fn work(&self, cluster: &Cluster<'_>, engine: usize) -> f64 {
-        let load = &self.loads.engines[engine];
-        (load.backlog() + cluster.profile(engine).t_seq * f64::from(load.streams)).get()
-    }
-
-    fn cache_aware(&self, cluster: &Cluster<'_>, request: usize) -> Option<usize> {
-        let requests = |engine: usize| self.loads.engines[engine].streams;
-        let all = 0..self.loads.engines.len();
-        let most = all.clone().map(requests).max().unwrap_or(0);
-        let fewest = all.clone().map(requests).min().unwrap_or(0);
-        let unbalanced =
-            most - fewest > BALANCE_ABS && f64::from(most) > BALANCE_REL * f64::from(fewest);
-        if unbalanced {
-            return self.all(|engine| f64::from(requests(engine)));
-        }
-        let prompt = cluster.trace().arrivals[request].prompt.as_f64();
-        let best = least(all, |engine| -cluster.cached(request, engine).as_f64())?;
-        if cluster.cached(request, best).as_f64() > CACHE_THRESHOLD * prompt {
-            return Some(best);
-        }
-        // Selects the smallest tree; ties select the least loaded engine.
-        self.all(|engine| cluster.cached_blocks(engine) as f64 + f64::from(requests(engine)) / 1e6)
+    fn decode_engine(&mut self, _fleet: Fleet<'_, '_>, _request: usize, from: usize) -> usize {
+        from
     }
 }
 
-impl Router for Aggregated {
-    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
-        let engine = self.choose(cluster, request);
-        self.loads.prefill(cluster, request, engine);
-        self.loads.stream(cluster, request, engine);
-        cluster.admit(request, engine, Work::Whole);
-    }
+fn all(fleet: Fleet<'_, '_>, cost: impl Fn(usize) -> f64) -> Option<usize> {
+    least(0..fleet.engines(), cost)
+}
 
-    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        cluster.hand_over(request, engine, engine);
-    }
+fn dynamo_cost(fleet: Fleet<'_, '_>, request: usize, engine: usize) -> f64 {
+    let load = &fleet.loads.engines[engine];
+    let prompt = fleet.cluster.trace().arrivals[request].prompt.as_f64();
+    let cached = fleet.cluster.cached(request, engine).as_f64();
+    let prefill = (load.prefill_tokens.as_f64() + prompt - cached).max(0.0);
+    (prefill + load.kv.as_f64()) / DYNAMO_BLOCK
+}
 
-    fn began(&mut self, _cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
-        self.loads.prefilled(request);
-    }
+fn sticky(fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
+    let Fleet { cluster, loads } = fleet;
+    let saturated = |engine: usize| {
+        let used = cluster.engine(engine).kv_used().as_f64();
+        loads.engines[engine].prompts > SATURATED_PROMPTS
+            || used > SATURATED_KV * cluster.profile(engine).kv_capacity.as_f64()
+    };
+    let cached = |engine: usize| cluster.cached(request, engine).as_f64();
+    let holders =
+        (0..fleet.engines()).filter(|engine| cached(*engine) > 0.0 && !saturated(*engine));
+    least(holders, |engine| -cached(engine)).or_else(|| all(fleet, |engine| work(fleet, engine)))
+}
 
-    fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
-        self.loads.ended(cluster, request);
+/// Returns prefill seconds plus each stream's share of a step.
+fn work(fleet: Fleet<'_, '_>, engine: usize) -> f64 {
+    let load = &fleet.loads.engines[engine];
+    (load.backlog() + fleet.cluster.profile(engine).t_seq * f64::from(load.streams)).get()
+}
+
+fn cache_aware(fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
+    let Fleet { cluster, loads } = fleet;
+    let requests = |engine: usize| loads.engines[engine].streams;
+    let engines = 0..fleet.engines();
+    let most = engines.clone().map(requests).max().unwrap_or(0);
+    let fewest = engines.clone().map(requests).min().unwrap_or(0);
+    let unbalanced =
+        most - fewest > BALANCE_ABS && f64::from(most) > BALANCE_REL * f64::from(fewest);
+    if unbalanced {
+        return all(fleet, |engine| f64::from(requests(engine)));
     }
+    let prompt = cluster.trace().arrivals[request].prompt.as_f64();
+    let best = least(engines, |engine| -cluster.cached(request, engine).as_f64())?;
+    if cluster.cached(request, best).as_f64() > CACHE_THRESHOLD * prompt {
+        return Some(best);
+    }
+    // Selects the smallest tree; ties select the least loaded engine.
+    all(fleet, |engine| cluster.cached_blocks(engine) as f64 + f64::from(requests(engine)) / 1e6)
 }

@@ -4,10 +4,8 @@
 
 use tidegate_types::Tokens;
 
-use crate::cluster::{Cluster, Router};
-use crate::engine::Work;
-use crate::rivals::loads::Loads;
-use crate::rivals::{least, predicted_prefill};
+use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::least;
 
 /// Uncached tokens below which a prompt may be prefilled on the decode engine.
 const LOCAL_BELOW: Tokens = Tokens(2_048);
@@ -16,63 +14,35 @@ const UNCACHED_SHARE: f64 = 0.7;
 /// Prompts per prefill engine above which the prefill pool is busy.
 const BUSY_PROMPTS: u32 = 2;
 
-/// A fixed split with local prefill.
-pub(crate) struct Conditional {
-    prefills: usize,
-    loads: Loads,
-}
+/// A fixed split with local prefill; the number of prefill engines.
+pub(crate) struct Conditional(pub(crate) usize);
 
 impl Conditional {
-    pub(crate) fn new(prefills: usize, engines: usize) -> Conditional {
-        Conditional { prefills, loads: Loads::new(engines) }
-    }
-
-    fn prefills_locally(&self, cluster: &Cluster<'_>, request: usize, decode: usize) -> bool {
-        let prompt = cluster.trace().arrivals[request].prompt;
-        let uncached = prompt - cluster.cached(request, decode);
+    fn prefills_locally(&self, fleet: Fleet<'_, '_>, request: usize, decode: usize) -> bool {
+        let prompt = fleet.cluster.trace().arrivals[request].prompt;
+        let uncached = prompt - fleet.cluster.cached(request, decode);
         let little = uncached < LOCAL_BELOW && uncached.as_f64() < UNCACHED_SHARE * prompt.as_f64();
-        let busy = |engine: usize| self.loads.engines[engine].prompts >= BUSY_PROMPTS;
-        little || (0..self.prefills).all(busy)
-    }
-
-    /// Returns the decode engine with the longest cached prefix; ties select the fewest streams.
-    fn decode_engine(&self, cluster: &Cluster<'_>, request: usize) -> usize {
-        let decodes = self.prefills..self.loads.engines.len();
-        let streams = |engine: usize| f64::from(self.loads.engines[engine].streams);
-        let cost = |engine: usize| {
-            let cached = cluster.cached(request, engine).as_f64();
-            streams(engine) - cached / LOCAL_BELOW.as_f64()
-        };
-        least(decodes, cost).unwrap_or(0)
+        let busy = |engine: usize| fleet.loads.engines[engine].prompts >= BUSY_PROMPTS;
+        little || (0..self.0).all(busy)
     }
 }
 
-impl Router for Conditional {
-    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
-        let decode = self.decode_engine(cluster, request);
-        if self.prefills_locally(cluster, request, decode) {
-            self.loads.prefill(cluster, request, decode);
-            self.loads.stream(cluster, request, decode);
-            return cluster.admit(request, decode, Work::Whole);
+impl Rival for Conditional {
+    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+        let decode = self.decode_engine(fleet, request, 0);
+        if self.prefills_locally(fleet, request, decode) {
+            return Route::Whole(decode);
         }
-        let wait = |engine| predicted_prefill(cluster, &self.loads, request, engine).get();
-        let engine = least(0..self.prefills, wait).unwrap_or(0);
-        self.loads.prefill(cluster, request, engine);
-        cluster.admit(request, engine, Work::PrefillOnly);
+        let wait = |engine| fleet.predicted_prefill(request, engine).get();
+        Route::Prefill(least(0..self.0, wait).unwrap_or(0))
     }
 
-    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.loads.prefilled(request);
-        let to = self.decode_engine(cluster, request);
-        self.loads.stream(cluster, request, to);
-        cluster.hand_over(request, engine, to);
-    }
-
-    fn began(&mut self, _cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
-        self.loads.prefilled(request);
-    }
-
-    fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
-        self.loads.ended(cluster, request);
+    /// Selects the decode engine with the longest cached prefix; ties select the fewest streams.
+    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, _from: usize) -> usize {
+        let cost = |engine: usize| {
+            let cached = fleet.cluster.cached(request, engine).as_f64();
+            fleet.streams(engine) - cached / LOCAL_BELOW.as_f64()
+        };
+        least(self.0..fleet.engines(), cost).unwrap_or(0)
     }
 }

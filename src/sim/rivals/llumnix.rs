@@ -6,10 +6,10 @@
 
 use tidegate_types::Seconds;
 
-use crate::cluster::{Cluster, Router};
-use crate::engine::Work;
+use crate::cluster::Cluster;
+use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::least;
 use crate::rivals::loads::Loads;
-use crate::rivals::{least, predicted_prefill, predicted_tpot};
 
 /// Interval between migration rounds.
 const MIGRATE_EVERY: Seconds = Seconds(0.5);
@@ -20,117 +20,102 @@ const MIGRATE_MAX: usize = 8;
 pub(crate) struct Llumnix {
     tpot: Seconds,
     migrates: bool,
-    loads: Loads,
     /// Count of engines that started or stopped decoding.
     flips: u64,
 }
 
 impl Llumnix {
-    pub(crate) fn new(tpot: Seconds, migrates: bool, engines: usize) -> Llumnix {
-        Llumnix { tpot, migrates, loads: Loads::new(engines), flips: 0 }
-    }
-
-    fn count(&self) -> usize {
-        self.loads.engines.len()
-    }
-
-    /// Returns whether the engine decodes. The last engine is reserved for decode, the first for
-    /// prefill.
-    fn decodes(&self, engine: usize) -> bool {
-        engine + 1 == self.count() || (engine > 0 && self.loads.engines[engine].streams > 0)
+    pub(crate) fn new(tpot: Seconds, migrates: bool) -> Llumnix {
+        Llumnix { tpot, migrates, flips: 0 }
     }
 
     /// Bin packing: the decoding engine with the highest predicted TPOT within the target.
-    fn packed(&self, cluster: &Cluster<'_>, request: usize, but: Option<usize>) -> Option<usize> {
-        let tpot = |engine| predicted_tpot(cluster, &self.loads, request, engine);
-        let kv = cluster.trace().arrivals[request].prompt;
+    fn packed(&self, fleet: Fleet<'_, '_>, request: usize, but: Option<usize>) -> Option<usize> {
+        let tpot = |engine| fleet.predicted_tpot(request, engine);
+        let kv = fleet.cluster.trace().arrivals[request].prompt;
         let fits = |engine: &usize| {
-            let profile = cluster.profile(*engine);
-            self.decodes(*engine)
+            decodes(fleet, *engine)
                 && Some(*engine) != but
                 && tpot(*engine) <= self.tpot
-                && self.loads.engines[*engine].kv + kv <= profile.kv_capacity
+                && fleet.loads.engines[*engine].kv + kv
+                    <= fleet.cluster.profile(*engine).kv_capacity
         };
-        least((1..self.count()).filter(fits), |engine| -tpot(engine).get())
-    }
-
-    fn decode_engine(&mut self, cluster: &Cluster<'_>, request: usize) -> usize {
-        if let Some(engine) = self.packed(cluster, request, None) {
-            return engine;
-        }
-        let idle = (1..self.count()).filter(|engine| !self.decodes(*engine));
-        if let Some(engine) = least(idle, |engine| self.loads.engines[engine].backlog().get()) {
-            self.flips += 1;
-            return engine;
-        }
-        let tpot = |engine| predicted_tpot(cluster, &self.loads, request, engine).get();
-        least(1..self.count(), tpot).unwrap_or(0)
+        least((1..fleet.engines()).filter(fits), |engine| -tpot(engine).get())
     }
 
     /// Relieves engines over the TPOT target, then empties the engine with the fewest streams if
     /// the others can take them all.
-    fn rebalance(&mut self, cluster: &mut Cluster<'_>) {
-        for engine in 1..self.count() {
-            let load = self.loads.engines[engine];
+    fn rebalance(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+        let engines = loads.engines.len();
+        for engine in 1..engines {
+            let load = loads.engines[engine];
             let step = cluster.profile(engine).decode_model().step(load.streams, load.kv);
             if step > self.tpot {
-                let streams = self.loads.streams_of(engine);
-                self.move_away(cluster, engine, streams.into_iter().take(MIGRATE_MAX));
+                let streams = loads.streams_of(engine);
+                self.move_away(cluster, loads, engine, streams.into_iter().take(MIGRATE_MAX));
             }
         }
-        let decoding = (1..self.count() - 1).filter(|engine| self.decodes(*engine));
-        let few = least(decoding, |engine| f64::from(self.loads.engines[engine].streams));
-        if let Some(engine) = few.filter(|e| self.loads.engines[*e].streams as usize <= MIGRATE_MAX)
-        {
-            let streams = self.loads.streams_of(engine);
-            self.move_away(cluster, engine, streams.into_iter());
+        let fleet = Fleet { cluster, loads };
+        let decoding = (1..engines - 1).filter(|engine| decodes(fleet, *engine));
+        let few = least(decoding, |engine| fleet.streams(engine));
+        if let Some(engine) = few.filter(|e| loads.engines[*e].streams as usize <= MIGRATE_MAX) {
+            let streams = loads.streams_of(engine);
+            self.move_away(cluster, loads, engine, streams.into_iter());
         }
     }
 
     fn move_away(
         &mut self,
         cluster: &mut Cluster<'_>,
+        loads: &mut Loads,
         from: usize,
         streams: impl Iterator<Item = usize>,
     ) {
         for request in streams.collect::<Vec<_>>() {
-            let Some(to) = self.packed(cluster, request, Some(from)) else { return };
-            self.loads.stream(cluster, request, to);
-            cluster.migrate(request, from, to);
+            let fleet = Fleet { cluster, loads };
+            let Some(to) = self.packed(fleet, request, Some(from)) else { return };
+            loads.migrate(cluster, request, from, to);
         }
-        self.flips += u64::from(self.loads.engines[from].streams == 0);
+        self.flips += u64::from(loads.engines[from].streams == 0);
     }
 }
 
-impl Router for Llumnix {
-    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
-        if request == 0 && self.migrates {
-            cluster.wake_at(cluster.now() + MIGRATE_EVERY);
+/// Returns whether the engine decodes. The last engine is reserved for decode, the first for
+/// prefill.
+fn decodes(fleet: Fleet<'_, '_>, engine: usize) -> bool {
+    engine + 1 == fleet.engines() || (engine > 0 && fleet.loads.engines[engine].streams > 0)
+}
+
+impl Rival for Llumnix {
+    fn every(&self) -> Option<Seconds> {
+        self.migrates.then_some(MIGRATE_EVERY)
+    }
+
+    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+        let ttft = |engine| fleet.predicted_prefill(request, engine).get();
+        let free = (0..fleet.engines()).filter(|engine| !decodes(fleet, *engine));
+        Route::Prefill(least(free, ttft).unwrap_or(0))
+    }
+
+    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, _from: usize) -> usize {
+        if let Some(engine) = self.packed(fleet, request, None) {
+            return engine;
         }
-        let ttft = |engine| predicted_prefill(cluster, &self.loads, request, engine).get();
-        let free = (0..self.count()).filter(|engine| !self.decodes(*engine));
-        let engine = least(free, ttft).unwrap_or(0);
-        self.loads.prefill(cluster, request, engine);
-        cluster.admit(request, engine, Work::PrefillOnly);
+        let idle = (1..fleet.engines()).filter(|engine| !decodes(fleet, *engine));
+        if let Some(engine) = least(idle, |engine| fleet.loads.engines[engine].backlog().get()) {
+            self.flips += 1;
+            return engine;
+        }
+        let tpot = |engine| fleet.predicted_tpot(request, engine).get();
+        least(1..fleet.engines(), tpot).unwrap_or(0)
     }
 
-    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.loads.prefilled(request);
-        let to = self.decode_engine(cluster, request);
-        self.loads.stream(cluster, request, to);
-        cluster.hand_over(request, engine, to);
+    fn ended(&mut self, fleet: Fleet<'_, '_>, _request: usize, engine: usize) {
+        self.flips += u64::from(fleet.loads.engines[engine].streams == 0);
     }
 
-    fn began(&mut self, _cluster: &mut Cluster<'_>, _request: usize, _engine: usize) {}
-
-    fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.loads.ended(cluster, request);
-        self.flips += u64::from(self.loads.engines[engine].streams == 0);
-    }
-
-    fn woken(&mut self, cluster: &mut Cluster<'_>) {
-        self.rebalance(cluster);
-        cluster.wake_at(cluster.now() + MIGRATE_EVERY);
+    fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+        self.rebalance(cluster, loads);
     }
 
     fn flips(&self) -> u64 {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::Cluster;
+use crate::engine::Work;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
@@ -44,21 +45,50 @@ impl Loads {
         }
     }
 
-    /// Adds `request`'s prompt to `engine`; cached tokens are not counted as work.
-    pub(crate) fn prefill(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
-        let prompt = cluster.trace().arrivals[request].prompt;
-        let cached = cluster.cached(request, engine);
-        let work = cluster.profile(engine).prefill_model().predict(prompt, cached);
-        let (nanos, uncached) = ((work.get() * 1e9) as u64, prompt - cached);
-        let load = &mut self.engines[engine];
-        load.prefill_nanos += nanos;
-        load.prefill_tokens += uncached;
-        load.prompts += 1;
-        self.prefilling.insert(request, (engine, nanos, uncached));
+    /// Sends both legs of `request` to `engine`.
+    pub(crate) fn send_whole(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.charge_prefill(cluster, request, engine);
+        self.charge_stream(cluster, request, engine);
+        cluster.admit(request, engine, Work::Whole);
+    }
+
+    /// Sends the prefill leg of `request` to `engine`.
+    pub(crate) fn send_prefill(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        request: usize,
+        engine: usize,
+    ) {
+        self.charge_prefill(cluster, request, engine);
+        cluster.admit(request, engine, Work::PrefillOnly);
+    }
+
+    /// Hands `request`, prefilled on `from`, over to `to` for its decode leg.
+    pub(crate) fn hand_over(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        request: usize,
+        from: usize,
+        to: usize,
+    ) {
+        self.charge_stream(cluster, request, to);
+        cluster.hand_over(request, from, to);
+    }
+
+    /// Migrates the stream of `request` from `from` to `to`.
+    pub(crate) fn migrate(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        request: usize,
+        from: usize,
+        to: usize,
+    ) {
+        self.charge_stream(cluster, request, to);
+        cluster.migrate(request, from, to);
     }
 
     /// Removes `request`'s prompt after its prefill.
-    pub(crate) fn prefilled(&mut self, request: usize) {
+    pub(crate) fn settle_prefill(&mut self, request: usize) {
         if let Some((engine, nanos, uncached)) = self.prefilling.remove(&request) {
             let load = &mut self.engines[engine];
             load.prefill_nanos -= nanos;
@@ -67,17 +97,8 @@ impl Loads {
         }
     }
 
-    /// Adds `request`'s stream to `engine`, and removes it from its previous engine.
-    pub(crate) fn stream(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
-        self.ended(cluster, request);
-        let load = &mut self.engines[engine];
-        load.streams += 1;
-        load.kv += cluster.trace().arrivals[request].prompt;
-        self.decoding.insert(request, engine);
-    }
-
     /// Removes `request`'s stream.
-    pub(crate) fn ended(&mut self, cluster: &Cluster<'_>, request: usize) {
+    pub(crate) fn settle_stream(&mut self, cluster: &Cluster<'_>, request: usize) {
         if let Some(engine) = self.decoding.remove(&request) {
             let load = &mut self.engines[engine];
             load.streams -= 1;
@@ -89,5 +110,27 @@ impl Loads {
     pub(crate) fn streams_of(&self, engine: usize) -> Vec<usize> {
         let here = self.decoding.iter().filter(|(_, on)| **on == engine);
         here.map(|(request, _)| *request).collect()
+    }
+
+    /// Adds `request`'s prompt to `engine`; cached tokens are not counted as work.
+    fn charge_prefill(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
+        let prompt = cluster.trace().arrivals[request].prompt;
+        let cached = cluster.cached(request, engine);
+        let work = cluster.profile(engine).prefill_model().predict(prompt, cached);
+        let (nanos, uncached) = ((work.get() * 1e9) as u64, prompt - cached);
+        let load = &mut self.engines[engine];
+        load.prefill_nanos += nanos;
+        load.prefill_tokens += uncached;
+        load.prompts += 1;
+        self.prefilling.insert(request, (engine, nanos, uncached));
+    }
+
+    /// Adds `request`'s stream to `engine`, and removes it from its previous engine.
+    fn charge_stream(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
+        self.settle_stream(cluster, request);
+        let load = &mut self.engines[engine];
+        load.streams += 1;
+        load.kv += cluster.trace().arrivals[request].prompt;
+        self.decoding.insert(request, engine);
     }
 }

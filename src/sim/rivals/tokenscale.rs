@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 use tidegate_types::{Moment, Seconds, Slo, Tokens};
 
-use crate::cluster::{Cluster, Router};
-use crate::engine::Work;
+use crate::cluster::Cluster;
+use crate::rivals::dispatch::{Fleet, Rival, Route};
+use crate::rivals::least;
 use crate::rivals::loads::Loads;
-use crate::rivals::{least, predicted_prefill};
 
 /// Planning interval.
 const EVERY: Seconds = Seconds(1.0);
@@ -24,7 +24,6 @@ const OUTPUT_WEIGHT: f64 = 0.02;
 /// Policy that divides engines by token velocity. Engines with an index below `prefills` prefill.
 pub(crate) struct TokenScale {
     slo: Slo,
-    loads: Loads,
     prefills: usize,
     /// Arrivals in the window: time and prompt tokens.
     arrived: VecDeque<(Moment, Tokens)>,
@@ -36,7 +35,6 @@ impl TokenScale {
     pub(crate) fn new(slo: Slo, engines: usize) -> TokenScale {
         TokenScale {
             slo,
-            loads: Loads::new(engines),
             prefills: (engines / 2).max(1),
             arrived: VecDeque::new(),
             mean_output: OUTPUT_PRIOR,
@@ -46,7 +44,7 @@ impl TokenScale {
 
     /// Computes the engines required by each pool for the window's tokens. Surplus engines decode;
     /// a fleet that is too small is divided in proportion.
-    fn plan(&mut self, cluster: &Cluster<'_>) {
+    fn divide(&mut self, cluster: &Cluster<'_>, count: usize) {
         let now = cluster.now();
         while self.arrived.front().is_some_and(|(at, _)| now - *at > WINDOW) {
             self.arrived.pop_front();
@@ -55,7 +53,7 @@ impl TokenScale {
         if requests == 0.0 {
             return;
         }
-        let (profile, count) = (cluster.profile(0), self.loads.engines.len());
+        let profile = cluster.profile(0);
         let prefill = profile.prefill_model();
         let work: Seconds =
             self.arrived.iter().map(|(_, prompt)| prefill.predict(*prompt, Tokens::ZERO)).sum();
@@ -77,50 +75,39 @@ impl TokenScale {
     }
 }
 
-impl Router for TokenScale {
-    fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
-        if request == 0 {
-            cluster.wake_at(cluster.now() + EVERY);
-        }
-        self.arrived.push_back((cluster.now(), cluster.trace().arrivals[request].prompt));
-        let wait = |engine: usize| predicted_prefill(cluster, &self.loads, request, engine);
+impl Rival for TokenScale {
+    fn every(&self) -> Option<Seconds> {
+        Some(EVERY)
+    }
+
+    fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
+        let prompt = fleet.cluster.trace().arrivals[request].prompt;
+        self.arrived.push_back((fleet.cluster.now(), prompt));
+        let wait = |engine: usize| fleet.predicted_prefill(request, engine);
         let engine = least(0..self.prefills, |engine| wait(engine).get()).unwrap_or(0);
         if wait(engine) > self.slo.ttft {
-            let until = (self.prefills + CONVERTIBLE).min(self.loads.engines.len());
+            let until = (self.prefills + CONVERTIBLE).min(fleet.engines());
             let decoder = least(self.prefills..until, |engine| wait(engine).get());
             if let Some(decoder) = decoder.filter(|decoder| wait(*decoder) < wait(engine)) {
-                self.loads.prefill(cluster, request, decoder);
-                self.loads.stream(cluster, request, decoder);
-                return cluster.admit(request, decoder, Work::Whole);
+                return Route::Whole(decoder);
             }
         }
-        self.loads.prefill(cluster, request, engine);
-        cluster.admit(request, engine, Work::PrefillOnly);
+        Route::Prefill(engine)
     }
 
-    fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.loads.prefilled(request);
-        let streams = |engine: usize| f64::from(self.loads.engines[engine].streams);
+    fn decode_engine(&mut self, fleet: Fleet<'_, '_>, _request: usize, from: usize) -> usize {
         // The last engines in this order are converted last.
-        let decodes = (self.prefills..self.loads.engines.len()).rev();
-        let to = least(decodes, streams).unwrap_or(engine);
-        self.loads.stream(cluster, request, to);
-        cluster.hand_over(request, engine, to);
+        let decodes = (self.prefills..fleet.engines()).rev();
+        least(decodes, |engine| fleet.streams(engine)).unwrap_or(from)
     }
 
-    fn began(&mut self, _cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
-        self.loads.prefilled(request);
-    }
-
-    fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
-        self.loads.ended(cluster, request);
-        let output = cluster.trace().arrivals[request].output.as_f64();
+    fn ended(&mut self, fleet: Fleet<'_, '_>, request: usize, _engine: usize) {
+        let output = fleet.cluster.trace().arrivals[request].output.as_f64();
         self.mean_output += OUTPUT_WEIGHT * (output - self.mean_output);
     }
 
-    fn woken(&mut self, cluster: &mut Cluster<'_>) {
-        self.plan(cluster);
-        cluster.wake_at(cluster.now() + EVERY);
+    fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+        self.divide(cluster, loads.engines.len());
     }
 
     fn flips(&self) -> u64 {
