@@ -94,7 +94,7 @@ pub(super) struct CounterfactualModel {
 
 /// Fluid model of one split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Fluid {
+pub(super) struct Fluid {
     /// Queued prefill work, in engine-seconds.
     prefill: f64,
     /// Prefill work that missed the TTFT target over about one TTFT, in engine-seconds.
@@ -201,7 +201,7 @@ impl Costs {
 impl Tick {
     /// Returns the requests that a split with this many prefill engines loses in this tick. Lost
     /// requests are served when nothing else waits, so their work leaves the fluid model.
-    fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
+    pub(super) fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
         let decodes = (self.engines - prefills) as f64;
         let elapsed = self.elapsed.get();
         let places = self.splits.places[prefills];

@@ -269,7 +269,7 @@ impl Draft<'_> {
 }
 
 /// Returns the demand of a group since the last run, with its capacity.
-fn tick(
+pub(super) fn tick(
     params: &Params,
     average: &DemandAverage,
     usable: &[&BackendObservation],
@@ -350,7 +350,7 @@ fn is_out(backend: &BackendObservation) -> bool {
 
 /// Returns whether the backend counts in the pool sizes. A backend that an operator keeps out, or
 /// whose switch has failed, does not.
-fn counts(backend: &BackendObservation) -> bool {
+pub(super) fn counts(backend: &BackendObservation) -> bool {
     if is_out(backend) {
         return false;
     }

@@ -10,6 +10,7 @@
 //! - `comparative_advantage`: the side that suits each engine in a mixed fleet
 //! - `counterfactual`: the counterfactual losses of every split
 //! - [`decide`]: the roles, and the reasons
+//! - [`engines_wanted`]: the fewest engines that would have lost nothing, for autoscalers
 //! - [`reason`]: cause and numbers of a flip, for the journal
 //! - [`recording`]: recorded inputs and decisions, and their replay
 //!
@@ -23,6 +24,7 @@ mod comparative_advantage;
 mod counterfactual;
 pub mod decide;
 pub mod demand;
+pub mod engines_wanted;
 pub mod observation;
 pub mod outlook;
 pub mod params;
@@ -35,6 +37,7 @@ mod tests;
 
 pub use arrivals::{ArrivalTotals, Arrivals};
 pub use decide::{Decision, initial, plan};
+pub use engines_wanted::EnginesWanted;
 pub use observation::{BackendObservation, GroupDemand, Observation};
 pub use outlook::{GroupOutlook, SplitOutlook};
 pub use params::Params;

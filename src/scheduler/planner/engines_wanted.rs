@@ -1,0 +1,213 @@
+//! Engines wanted: the fewest engines that would have lost nothing over the last window, for
+//! autoscalers. The fluid model of `counterfactual` runs over other fleet sizes; a fleet of one size
+//! takes the split with the smallest losses in each tick, because flips cost it little.
+//!
+//! Sizes are fleets of mean engines. Streams come from the arrivals alone: an overloaded fleet in
+//! force holds other streams than a larger one would.
+
+use tidegate_types::{GroupId, Moment, Seconds};
+
+use crate::planner::capacity::streams_each;
+use crate::planner::comparative_advantage::Splits;
+use crate::planner::counterfactual::{Fluid, Tick};
+use crate::planner::decide::{counts, tick};
+use crate::planner::demand::DemandAverage;
+use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
+use crate::planner::params::Params;
+
+/// Interval of the model's ticks. Arrivals within one are spread evenly; it is the shortest TTFT
+/// target in use.
+const TICK: Seconds = Seconds(1.0);
+/// Half of the window: the answer covers the current half and the half before it.
+const HALF: Seconds = Seconds(150.0);
+/// Losses below this share of the window's requests, or below half a request, count as none.
+const NOTHING: f64 = 0.002;
+/// Sizes beyond the fleet in force reach to twice its engines and this many.
+const MORE: usize = 8;
+/// Most sizes of a group, and most splits of a size, that are modelled; larger fleets are modelled
+/// in strides.
+const MODELLED: usize = 48;
+
+/// The model of all groups.
+#[derive(Clone, Debug, Default)]
+pub struct EnginesWanted {
+    at: Option<Moment>,
+    half_since: Option<Moment>,
+    groups: Vec<Group>,
+}
+
+/// Model of one group.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    /// Demand since the last tick.
+    arrived: Option<GroupDemand>,
+    average: DemandAverage,
+    /// Prefill work that arrived over about one TTFT, in engine-seconds.
+    recent_work: f64,
+    /// Streams of the arrivals, at the TPOT target.
+    streams: f64,
+    sizes: Vec<Size>,
+    /// Requests of the current and of the previous half of the window.
+    requests: [f64; 2],
+    wanted: Option<usize>,
+}
+
+/// A fleet of one size.
+#[derive(Clone, Debug)]
+struct Size {
+    engines: usize,
+    splits: Vec<(usize, Fluid)>,
+    /// Requests lost in the current and in the previous half of the window.
+    lost: [f64; 2],
+}
+
+impl EnginesWanted {
+    /// Adds the demand of `observation`, and advances the model once a second.
+    pub fn follow(&mut self, params: &Params, now: Moment, observation: &Observation) {
+        let count = observation.groups.iter().map(|demand| demand.group.index() + 1).max();
+        self.groups.resize_with(count.unwrap_or(0), Group::default);
+        for demand in &observation.groups {
+            self.groups[demand.group.index()].add(demand);
+        }
+        let at = *self.at.get_or_insert(now);
+        let half = *self.half_since.get_or_insert(now);
+        if now - at < TICK {
+            return;
+        }
+        self.at = Some(now);
+        let turns = now - half >= HALF;
+        if turns {
+            self.half_since = Some(now);
+        }
+        for (slot, group) in self.groups.iter_mut().enumerate() {
+            let here = |b: &&BackendObservation| b.group.index() == slot && b.usable && counts(b);
+            let usable: Vec<&BackendObservation> =
+                observation.backends.iter().filter(here).collect();
+            if turns {
+                group.turn();
+            }
+            group.advance(params, now - at, &usable, GroupId(slot as u16));
+        }
+    }
+
+    /// Returns the engines wanted in a group; `None` before its first tick or without engines.
+    pub fn of(&self, group: GroupId) -> Option<usize> {
+        self.groups.get(group.index()).and_then(|group| group.wanted)
+    }
+}
+
+impl Group {
+    fn add(&mut self, demand: &GroupDemand) {
+        let sum = self.arrived.get_or_insert(GroupDemand::none(demand.group));
+        sum.arrived_requests += demand.arrived_requests;
+        sum.arrived_prefill += demand.arrived_prefill;
+        sum.arrived_output += demand.arrived_output;
+        sum.arrived_kv += demand.arrived_kv;
+    }
+
+    /// Starts the other half of the window.
+    fn turn(&mut self) {
+        self.requests = [0.0, self.requests[0]];
+        for size in &mut self.sizes {
+            size.lost = [0.0, size.lost[0]];
+        }
+    }
+
+    fn advance(
+        &mut self,
+        params: &Params,
+        elapsed: Seconds,
+        usable: &[&BackendObservation],
+        group: GroupId,
+    ) {
+        let arrived = self.arrived.take().unwrap_or(GroupDemand::none(group));
+        self.average = self.average.after(elapsed, &arrived, params.demand_window);
+        if usable.is_empty() {
+            self.wanted = None;
+            return;
+        }
+        let carries = streams_each(params, &self.average, usable);
+        let carries = carries.iter().sum::<f64>() / carries.len() as f64;
+        let life = (self.average.mean_output() * params.slo.tpot.get()).max(1e-3);
+        self.streams = self.streams * (-elapsed.get() / life).exp() + arrived.arrived_requests;
+        let in_prefill = vec![false; usable.len()];
+        let mut tick = tick(params, &self.average, usable, &in_prefill, &arrived, elapsed);
+        self.recent_work = self.recent_work * tick.lingers() + tick.work;
+        tick.recent_work = self.recent_work;
+        (tick.streams, tick.due) = (self.streams, self.streams);
+        self.requests[0] += tick.requests;
+        self.cover(usable.len());
+        for size in &mut self.sizes {
+            size.lost[0] += size.losses(&mut tick, carries);
+        }
+        self.wanted = Some(self.fewest(least(usable)));
+    }
+
+    /// Models sizes from one engine to twice `engines` and more. Sizes stay when the fleet grows.
+    fn cover(&mut self, engines: usize) {
+        let most = 2 * engines + MORE;
+        if self.sizes.last().is_some_and(|size| size.engines >= most) {
+            return;
+        }
+        let sizes = strides(most, MODELLED);
+        let kept = std::mem::take(&mut self.sizes);
+        self.sizes = sizes
+            .map(|engines| {
+                let known = kept.iter().find(|size| size.engines == engines);
+                known.cloned().unwrap_or_else(|| Size::new(engines))
+            })
+            .collect();
+    }
+
+    /// Returns the smallest size from `least` up that lost nothing; the largest modelled size if
+    /// all lost requests.
+    fn fewest(&self, least: usize) -> usize {
+        let nothing = (NOTHING * (self.requests[0] + self.requests[1])).max(0.5);
+        let suffices =
+            |size: &&Size| size.engines >= least && size.lost[0] + size.lost[1] < nothing;
+        let largest = self.sizes.last().map_or(least, |size| size.engines);
+        self.sizes.iter().find(suffices).map_or(largest, |size| size.engines).max(least)
+    }
+}
+
+impl Size {
+    fn new(engines: usize) -> Size {
+        let splits = strides(engines.saturating_sub(1), MODELLED);
+        Size { engines, splits: splits.map(|p| (p, Fluid::default())).collect(), lost: [0.0; 2] }
+    }
+
+    /// Returns the requests that the best split of this size loses in a tick.
+    fn losses(&mut self, tick: &mut Tick, carries: f64) -> f64 {
+        let engines = self.engines;
+        if engines == 1 {
+            // A lone engine is mixed: the shares of its time add up.
+            let load = tick.work / tick.elapsed.get() + tick.streams / carries.max(1e-9);
+            return tick.requests * (1.0 - 1.0 / load.max(1.0));
+        }
+        tick.engines = engines;
+        tick.splits = Splits {
+            serves: (0..=engines).map(|prefills| prefills as f64).collect(),
+            places: (0..=engines).map(|prefills| (engines - prefills) as f64 * carries).collect(),
+        };
+        let losses = self.splits.iter_mut().map(|(split, fluid)| tick.losses(*split, fluid));
+        losses.fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// Returns the fewest engines that the group needs without any demand: one that runs whole
+/// requests, else one of each role.
+fn least(usable: &[&BackendObservation]) -> usize {
+    let whole =
+        usable.iter().any(|b| b.runs_whole && b.allowed.contains(tidegate_types::Role::Mixed));
+    if whole { 1 } else { 2 }
+}
+
+/// Returns at most `count` numbers from 1 to `most`, the largest included.
+fn strides(most: usize, count: usize) -> impl Iterator<Item = usize> {
+    let stride = most.div_ceil(count).max(1);
+    (1..=most).rev().step_by(stride).collect::<Vec<_>>().into_iter().rev()
+}
+
+#[cfg(test)]
+#[path = "engines_wanted_tests.rs"]
+mod tests;
