@@ -34,7 +34,7 @@ pub struct Args {
     /// Number of engines
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     count: u16,
-    /// Engine profile (speed and memory): llama70b-h100x4, llama8b-h100 or fast
+    /// Engine profile (speed and memory): llama70b-h100x4, llama70b-a100x4, llama8b-h100, fast, qwen3-32b-h20 or dynamo-mocker
     #[arg(long, default_value = "llama70b-h100x4", value_parser = profile)]
     profile: Profile,
     /// Name of the served model

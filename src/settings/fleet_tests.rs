@@ -135,7 +135,7 @@ fn a_profile_fills_in_absent_keys() {
     self::backend(
         "profile = \"gpt\"",
         &[
-            "backends[0].profile: \"gpt\" is unknown (one of llama70b-h100x4, llama70b-a100x4, llama8b-h100, fast), line 4",
+            "backends[0].profile: \"gpt\" is unknown (one of llama70b-h100x4, llama70b-a100x4, llama8b-h100, fast, qwen3-32b-h20, dynamo-mocker), line 4",
         ],
     );
 }

@@ -15,7 +15,7 @@ struct Profile {
 /// The physics of docs/spec/engine-model.md#constants and its neighbours, as
 /// `tidegate_sim::Profile` has them: a test
 /// compares.
-const PROFILES: [Profile; 4] = [
+const PROFILES: [Profile; 6] = [
     Profile {
         name: "llama70b-h100x4",
         toml: "streams_max = 256
@@ -71,6 +71,34 @@ const PROFILES: [Profile; 4] = [
                per_stream_seconds = 7.2e-6
                free_streams = 180
                per_kv_token_seconds = 3.06e-9",
+    },
+    Profile {
+        name: "qwen3-32b-h20",
+        toml: "streams_max = 256
+               kv_capacity_tokens = 60_000
+               [prefill_prior]
+               base_seconds = 2e-3
+               per_token_seconds = 651e-6
+               per_attention_seconds = 20.8e-9
+               [decode_prior]
+               base_seconds = 22.5e-3
+               per_stream_seconds = 800e-6
+               free_streams = 25
+               per_kv_token_seconds = 81.9e-9",
+    },
+    Profile {
+        name: "dynamo-mocker",
+        toml: "streams_max = 256
+               kv_capacity_tokens = 1_048_576
+               [prefill_prior]
+               base_seconds = 16.5e-3
+               per_token_seconds = 15.18e-6
+               per_attention_seconds = 0.842e-9
+               [decode_prior]
+               base_seconds = 6.63e-3
+               per_stream_seconds = 1e-9
+               free_streams = 0
+               per_kv_token_seconds = 40.3e-9",
     },
 ];
 

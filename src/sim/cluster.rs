@@ -22,6 +22,8 @@ pub(crate) trait Router {
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize);
     /// A request's first token was emitted.
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize);
+    /// A stream was migrated and continues on `to`.
+    fn migrated(&mut self, _cluster: &mut Cluster<'_>, _request: usize, _to: usize) {}
     /// A request's last token was emitted.
     fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize);
     /// An engine's step ended, after the router received its events.
@@ -154,7 +156,11 @@ impl<'a> Cluster<'a> {
                     self.touched.push(from);
                     self.admit(request, to, Work::DecodeOnly);
                 }
-                Happening::Migrated { request, from, to } => self.move_stream(request, from, to),
+                Happening::Migrated { request, from, to } => {
+                    if self.move_stream(request, from, to) {
+                        router.migrated(self, request, to);
+                    }
+                }
                 Happening::Wakes => router.woken(self),
             }
             self.begin_steps();
@@ -259,10 +265,10 @@ impl<'a> Cluster<'a> {
         self.link_free_at - self.now + profile.t_handoff
     }
 
-    fn move_stream(&mut self, request: usize, from: usize, to: usize) {
+    /// Returns whether the stream still ran: it may have ended during the transfer.
+    fn move_stream(&mut self, request: usize, from: usize, to: usize) -> bool {
         let id = SeqId(request as u64);
-        // The stream may have ended during the transfer.
-        let Some((kv, rest)) = self.engines[from].extract(id) else { return };
+        let Some((kv, rest)) = self.engines[from].extract(id) else { return false };
         self.pause(request, from);
         self.unpin(request, from);
         self.pin(request, to, self.trace.arrivals[request].prompt);
@@ -274,6 +280,7 @@ impl<'a> Cluster<'a> {
             work: Work::DecodeOnly,
         });
         self.touched.extend([from, to]);
+        true
     }
 
     /// Pins the KV of these leading prompt tokens in the engine's prefix cache.

@@ -11,7 +11,8 @@
 use std::collections::VecDeque;
 use tidegate_types::{Seconds, Tokens};
 
-use crate::profile::Profile;
+use crate::mocker;
+use crate::profile::{Profile, StepCost};
 
 /// Sequence number, assigned by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -186,7 +187,8 @@ impl Engine {
         if decodes == 0 && self.prefilling.is_empty() {
             return None;
         }
-        let mut budget = self.profile.chunk.get().saturating_sub(decodes as u64);
+        let most = self.profile.chunk.get().saturating_sub(decodes as u64);
+        let mut budget = most;
         let mut compute = self.profile.t_seq * decodes as f64;
         for run in &mut self.prefilling {
             let piece = (run.sequence.prompt.get() - run.computed).min(budget);
@@ -199,8 +201,17 @@ impl Engine {
             compute += self.profile.t_tok * c + self.profile.t_att * (c * x + c * c / 2.0);
         }
         self.in_step = true;
-        let kv = self.profile.t_kv * (self.kv_decoding + self.unwritten().0) as f64;
-        Some(self.profile.t_base + compute.max(self.profile.t_weights) + kv)
+        let kv = (self.kv_decoding + self.unwritten().0) as f64;
+        Some(match self.profile.step {
+            StepCost::Roofline => {
+                let reading = self.profile.t_kv * kv;
+                self.profile.t_base + compute.max(self.profile.t_weights) + reading
+            }
+            StepCost::Mocker { factor } => {
+                let capacity = self.profile.kv_capacity;
+                mocker::step((most - budget) as f64, decodes, kv, capacity) * factor
+            }
+        })
     }
 
     /// Ends the current step and appends an event for every token, those of running streams first.

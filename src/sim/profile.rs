@@ -4,6 +4,8 @@
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_types::{Seconds, Tokens};
 
+use crate::mocker;
+
 /// Constants of one engine. Durations are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Profile {
@@ -37,6 +39,21 @@ pub struct Profile {
     /// step time. The table of docs/spec/engine-model.md#whole-answers appears to be computed this
     /// way (benches/README.md); this flag is for comparison with it.
     pub counts_whole_answers: bool,
+    /// Form of a step's duration.
+    pub step: StepCost,
+}
+
+/// Form of a step's duration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StepCost {
+    /// docs/spec/engine-model.md#step-time.
+    Roofline,
+    /// docs/spec/engine-model.md#dynamo-mocker. The profile's constants are then the cost models
+    /// that policies assume: the prefill cost of one prompt, and a line through the decode curve.
+    Mocker {
+        /// Factor on every step.
+        factor: f64,
+    },
 }
 
 /// Llama-3.1-70B in 16 bit on four H100, from first principles
@@ -56,6 +73,7 @@ const LLAMA_70B: Profile = Profile {
     max_num_seqs: 256,
     chunk: Tokens(2048),
     counts_whole_answers: false,
+    step: StepCost::Roofline,
 };
 
 /// Llama-3.1-70B in 16 bit on four A100 (80 GB: 312 TFLOPS, 2,039 GB/s), by the same formulas.
@@ -79,13 +97,44 @@ const LLAMA_8B: Profile = Profile {
     t_seq: Seconds(33e-6),
     t_tok: Seconds(32e-6),
     t_att: Seconds(1.06e-9),
-    t_handoff: Seconds(3e-3),
     t_xfer: Seconds(3.3e-6),
     kv_bytes: 131_072,
     kv_capacity: Tokens(300_000),
-    max_num_seqs: 256,
-    chunk: Tokens(2048),
-    counts_whole_answers: false,
+    ..LLAMA_70B
+};
+
+/// Qwen3-32B in 16 bit on one H20 (96 GB: 148 TFLOPS, 4.0 TB/s), fitted to Llumnix's two static
+/// curves: docs/spec/engine-model.md#qwen3-32b-h20.
+const QWEN_32B_H20: Profile = Profile {
+    name: "qwen3-32b-h20",
+    t_base: Seconds(2e-3),
+    t_weights: Seconds(20.5e-3),
+    t_kv: Seconds(81.9e-9),
+    t_seq: Seconds(800e-6),
+    t_tok: Seconds(650e-6),
+    t_att: Seconds(20.8e-9),
+    t_handoff: Seconds(3e-3),
+    t_xfer: Seconds(6.6e-6),
+    kv_bytes: 262_144,
+    kv_capacity: Tokens(60_000),
+    ..LLAMA_70B
+};
+
+/// NVIDIA Dynamo's mocker: docs/spec/engine-model.md#dynamo-mocker.
+const DYNAMO_MOCKER: Profile = Profile {
+    name: "dynamo-mocker",
+    t_base: mocker::PREFILL_BASE,
+    t_weights: mocker::DECODE_BASE,
+    t_kv: mocker::DECODE_PER_KV_TOKEN,
+    t_seq: Seconds(1e-9),
+    t_tok: mocker::PREFILL_PER_TOKEN,
+    t_att: mocker::PREFILL_PER_ATTENTION,
+    t_handoff: Seconds::ZERO,
+    t_xfer: Seconds::ZERO,
+    kv_capacity: mocker::KV_CAPACITY,
+    chunk: Tokens(8192),
+    step: StepCost::Mocker { factor: 1.0 },
+    ..LLAMA_70B
 };
 
 /// The reference with durations divided by ten, for quick tests.
@@ -104,7 +153,8 @@ const FAST: Profile = Profile {
 
 impl Profile {
     /// All profiles.
-    pub const ALL: [Profile; 4] = [LLAMA_70B, LLAMA_70B_A100, LLAMA_8B, FAST];
+    pub const ALL: [Profile; 6] =
+        [LLAMA_70B, LLAMA_70B_A100, LLAMA_8B, FAST, QWEN_32B_H20, DYNAMO_MOCKER];
 
     /// Returns the profile with this name.
     pub fn named(name: &str) -> Option<Profile> {
@@ -136,19 +186,23 @@ impl Profile {
             t_att: self.t_att * factor,
             t_handoff: self.t_handoff * factor,
             t_xfer: self.t_xfer * factor,
+            step: match self.step {
+                StepCost::Roofline => StepCost::Roofline,
+                StepCost::Mocker { factor: own } => StepCost::Mocker { factor: own * factor },
+            },
             ..self
         }
     }
 
-    /// Returns the prefill cost model of a prompt alone on the engine. A full chunk's compute hides
-    /// the reading of the weights, so a step adds only its base cost, spread over the chunk's
-    /// tokens.
+    /// Returns the prefill cost model of a prompt alone on the engine. By the roofline, a full
+    /// chunk's compute hides the reading of the weights, so a step adds only its base cost, spread
+    /// over the chunk's tokens.
     pub fn prefill_model(&self) -> PrefillModel {
-        PrefillModel {
-            base: self.t_base,
-            per_token: self.t_tok + self.t_base / self.chunk.as_f64().max(1.0),
-            per_attention: self.t_att,
-        }
+        let share = match self.step {
+            StepCost::Roofline => self.t_base / self.chunk.as_f64().max(1.0),
+            StepCost::Mocker { .. } => Seconds::ZERO,
+        };
+        PrefillModel { base: self.t_base, per_token: self.t_tok + share, per_attention: self.t_att }
     }
 
     /// Returns the cost model of a hand-off.
@@ -158,12 +212,13 @@ impl Profile {
 
     /// Returns the cost model of a decode step.
     pub fn decode_model(&self) -> DecodeModel {
-        DecodeModel {
-            base: self.t_base + self.t_weights,
-            per_stream: self.t_seq,
-            free_streams: (self.t_weights / self.t_seq) as u32,
-            per_kv_token: self.t_kv,
-        }
+        let (base, free_streams) = match self.step {
+            StepCost::Roofline => {
+                (self.t_base + self.t_weights, (self.t_weights / self.t_seq) as u32)
+            }
+            StepCost::Mocker { .. } => (self.t_weights, 0),
+        };
+        DecodeModel { base, per_stream: self.t_seq, free_streams, per_kv_token: self.t_kv }
     }
 
     /// Returns the duration of a hand-off of `tokens`.

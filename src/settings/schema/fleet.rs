@@ -183,7 +183,7 @@ pub struct BackendSettings {
     /// NVML indexes of the backend's GPUs on this machine; a GPU fault makes the backend unusable.
     pub gpus: Vec<u32>,
     /// Preset for the four settings below where they are absent: `llama70b-h100x4`,
-    /// `llama70b-a100x4`, `llama8b-h100`, `fast`.
+    /// `llama70b-a100x4`, `llama8b-h100`, `fast`, `qwen3-32b-h20`, `dynamo-mocker`.
     pub profile: Option<String>,
     /// Most concurrent streams: the engine's `--max-num-seqs`.
     pub streams_max: u32,

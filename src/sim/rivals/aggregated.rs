@@ -55,7 +55,7 @@ fn dynamo_cost(fleet: Fleet<'_, '_>, request: usize, engine: usize) -> f64 {
     let prompt = fleet.cluster.trace().arrivals[request].prompt.as_f64();
     let cached = fleet.cluster.cached(request, engine).as_f64();
     let prefill = (load.prefill_tokens.as_f64() + prompt - cached).max(0.0);
-    (prefill + load.kv.as_f64()) / DYNAMO_BLOCK
+    (prefill + fleet.kv(engine).as_f64()) / DYNAMO_BLOCK
 }
 
 fn sticky(fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {

@@ -1,7 +1,7 @@
 //! Bookkeeping that the rivals share. A [`Rival`] policy decides; [`Dispatch`] sends the legs, keeps
 //! the [`Loads`] and wakes the policy.
 
-use tidegate_types::Seconds;
+use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
 use crate::rivals::loads::Loads;
@@ -79,8 +79,13 @@ impl<R: Rival> Router for Dispatch<R> {
         self.loads.hand_over(cluster, request, engine, to);
     }
 
-    fn began(&mut self, _cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
+    fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, _engine: usize) {
         self.loads.settle_prefill(request);
+        self.loads.arrived(cluster, request);
+    }
+
+    fn migrated(&mut self, cluster: &mut Cluster<'_>, request: usize, _to: usize) {
+        self.loads.arrived(cluster, request);
     }
 
     fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
@@ -108,7 +113,7 @@ impl<'a, 't> Fleet<'a, 't> {
     /// count.
     pub(crate) fn predicted_tpot(&self, request: usize, engine: usize) -> Seconds {
         let load = &self.loads.engines[engine];
-        let kv = load.kv + self.cluster.trace().arrivals[request].prompt;
+        let kv = self.kv(engine) + self.cluster.trace().arrivals[request].prompt;
         self.cluster.profile(engine).decode_model().step(load.streams + 1, kv)
     }
 
@@ -119,6 +124,11 @@ impl<'a, 't> Fleet<'a, 't> {
         let cached = self.cluster.cached(request, engine);
         let own = self.cluster.profile(engine).prefill_model().predict(prompt, cached);
         self.loads.engines[engine].backlog() + own
+    }
+
+    /// Returns the KV tokens of an engine's streams, those in transfer included.
+    pub(crate) fn kv(&self, engine: usize) -> Tokens {
+        self.loads.kv(self.cluster, engine)
     }
 
     /// Returns the number of streams on an engine.

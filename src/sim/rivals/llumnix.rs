@@ -1,20 +1,24 @@
 //! `llumnix` and `llumnix:migrate`: Llumnix's adaptive prefill and decode. Only the first engine
 //! (prefill) and the last (decode) have a fixed role. Decodes are packed onto the engine with the
-//! highest TPOT that still meets the target; prefills go to engines without decodes. With live
-//! migration, engines over the target are relieved and the engine with the fewest streams is
-//! emptied.
+//! highest TPOT below the dispatch threshold; prefills go to engines without decodes. With live
+//! migration, one engine above the ceiling is relieved (`binpacking_mitigation`) and one below the
+//! floor is emptied (`binpacking_consolidation`) in each round.
 
-use tidegate_types::Seconds;
+use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::Cluster;
 use crate::rivals::dispatch::{Fleet, Rival, Route};
 use crate::rivals::least;
 use crate::rivals::loads::Loads;
 
-/// Interval between migration rounds.
-const MIGRATE_EVERY: Seconds = Seconds(0.5);
-/// Maximum number of streams moved per round.
-const MIGRATE_MAX: usize = 8;
+/// `--tpot-slo-dispatch-threshold`: share of the TPOT target up to which an engine takes decodes.
+const DISPATCH: f64 = 0.85;
+/// `--tpot-migrate-out-ceil-threshold`: share from which an engine is relieved.
+const CEILING: f64 = 0.95;
+/// `--tpot-migrate-out-floor-threshold`: share below which an engine is emptied.
+const FLOOR: f64 = 0.6;
+/// `--reschedule-interval-ms`.
+const MIGRATE_EVERY: Seconds = Seconds(0.1);
 
 /// Policy without engine roles.
 pub(crate) struct Llumnix {
@@ -29,49 +33,61 @@ impl Llumnix {
         Llumnix { tpot, migrates, flips: 0 }
     }
 
-    /// Bin packing: the decoding engine with the highest predicted TPOT within the target.
+    /// Returns whether the engine decodes and takes one more request within the dispatch threshold.
+    fn takes(&self, fleet: Fleet<'_, '_>, request: usize, engine: usize) -> bool {
+        let kv = fleet.kv(engine) + fleet.cluster.trace().arrivals[request].prompt;
+        decodes(fleet, engine)
+            && fleet.predicted_tpot(request, engine) <= self.tpot * DISPATCH
+            && kv <= fleet.cluster.profile(engine).kv_capacity
+    }
+
+    /// Bin packing: the reserved decode engine, or the engine with the highest predicted TPOT within
+    /// the threshold.
     fn packed(&self, fleet: Fleet<'_, '_>, request: usize, but: Option<usize>) -> Option<usize> {
-        let tpot = |engine| fleet.predicted_tpot(request, engine);
-        let kv = fleet.cluster.trace().arrivals[request].prompt;
-        let fits = |engine: &usize| {
-            decodes(fleet, *engine)
-                && Some(*engine) != but
-                && tpot(*engine) <= self.tpot
-                && fleet.loads.engines[*engine].kv + kv
-                    <= fleet.cluster.profile(*engine).kv_capacity
-        };
-        least((1..fleet.engines()).filter(fits), |engine| -tpot(engine).get())
+        let open = |engine: &usize| Some(*engine) != but && self.takes(fleet, request, *engine);
+        let reserved = Some(fleet.engines() - 1).filter(open);
+        let tpot = |engine| fleet.predicted_tpot(request, engine).get();
+        reserved.or_else(|| least((1..fleet.engines()).filter(open), |engine| -tpot(engine)))
     }
 
-    /// Relieves engines over the TPOT target, then empties the engine with the fewest streams if
-    /// the others can take them all.
-    fn rebalance(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
-        let engines = loads.engines.len();
-        for engine in 1..engines {
-            let load = loads.engines[engine];
-            let step = cluster.profile(engine).decode_model().step(load.streams, load.kv);
-            if step > self.tpot {
-                let streams = loads.streams_of(engine);
-                self.move_away(cluster, loads, engine, streams.into_iter().take(MIGRATE_MAX));
-            }
-        }
+    /// Returns the engine without decodes that would start them soonest, except the reserved
+    /// prefill engine.
+    fn convertible(&self, fleet: Fleet<'_, '_>) -> Option<usize> {
+        let idle = (1..fleet.engines()).filter(|engine| !decodes(fleet, *engine));
+        least(idle, |engine| fleet.loads.engines[engine].backlog().get())
+    }
+
+    /// Moves streams from the engine with the longest step to others until its step is below the
+    /// ceiling.
+    fn mitigate(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
         let fleet = Fleet { cluster, loads };
-        let decoding = (1..engines - 1).filter(|engine| decodes(fleet, *engine));
-        let few = least(decoding, |engine| fleet.streams(engine));
-        if let Some(engine) = few.filter(|e| loads.engines[*e].streams as usize <= MIGRATE_MAX) {
-            let streams = loads.streams_of(engine);
-            self.move_away(cluster, loads, engine, streams.into_iter());
+        let Some(from) = least(1..fleet.engines(), |engine| -step(fleet, engine).get()) else {
+            return;
+        };
+        for request in smallest_first(fleet, from) {
+            let fleet = Fleet { cluster, loads };
+            if step(fleet, from) < self.tpot * CEILING {
+                return;
+            }
+            let to = self.packed(fleet, request, Some(from)).or_else(|| {
+                let to = self.convertible(fleet)?;
+                self.flips += 1;
+                Some(to)
+            });
+            let Some(to) = to else { return };
+            loads.migrate(cluster, request, from, to);
         }
     }
 
-    fn move_away(
-        &mut self,
-        cluster: &mut Cluster<'_>,
-        loads: &mut Loads,
-        from: usize,
-        streams: impl Iterator<Item = usize>,
-    ) {
-        for request in streams.collect::<Vec<_>>() {
+    /// Empties the engine with the shortest step below the floor, as far as the others take its
+    /// streams.
+    fn consolidate(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+        let fleet = Fleet { cluster, loads };
+        let low =
+            |engine: &usize| decodes(fleet, *engine) && step(fleet, *engine) < self.tpot * FLOOR;
+        let sources = (1..fleet.engines() - 1).filter(low);
+        let Some(from) = least(sources, |engine| step(fleet, engine).get()) else { return };
+        for request in smallest_first(fleet, from) {
             let fleet = Fleet { cluster, loads };
             let Some(to) = self.packed(fleet, request, Some(from)) else { return };
             loads.migrate(cluster, request, from, to);
@@ -84,6 +100,20 @@ impl Llumnix {
 /// prefill.
 fn decodes(fleet: Fleet<'_, '_>, engine: usize) -> bool {
     engine + 1 == fleet.engines() || (engine > 0 && fleet.loads.engines[engine].streams > 0)
+}
+
+/// Returns the predicted decode step of an engine.
+fn step(fleet: Fleet<'_, '_>, engine: usize) -> Seconds {
+    let streams = fleet.loads.engines[engine].streams;
+    fleet.cluster.profile(engine).decode_model().step(streams, fleet.kv(engine))
+}
+
+/// Returns the running streams of an engine, the one with the shortest prompt first.
+fn smallest_first(fleet: Fleet<'_, '_>, engine: usize) -> Vec<usize> {
+    let prompt = |request: &usize| -> Tokens { fleet.cluster.trace().arrivals[*request].prompt };
+    let mut streams = fleet.loads.streams_of(engine);
+    streams.sort_by_key(prompt);
+    streams
 }
 
 impl Rival for Llumnix {
@@ -101,8 +131,7 @@ impl Rival for Llumnix {
         if let Some(engine) = self.packed(fleet, request, None) {
             return engine;
         }
-        let idle = (1..fleet.engines()).filter(|engine| !decodes(fleet, *engine));
-        if let Some(engine) = least(idle, |engine| fleet.loads.engines[engine].backlog().get()) {
+        if let Some(engine) = self.convertible(fleet) {
             self.flips += 1;
             return engine;
         }
@@ -115,7 +144,8 @@ impl Rival for Llumnix {
     }
 
     fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
-        self.rebalance(cluster, loads);
+        self.mitigate(cluster, loads);
+        self.consolidate(cluster, loads);
     }
 
     fn flips(&self) -> u64 {

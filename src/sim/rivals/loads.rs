@@ -16,8 +16,8 @@ pub(crate) struct Load {
     pub(crate) prompts: u32,
     /// Streams, including those in transfer.
     pub(crate) streams: u32,
-    /// Prompt tokens of the streams.
-    pub(crate) kv: Tokens,
+    /// Prompt tokens of the streams that have emitted no token here yet.
+    arriving: Tokens,
 }
 
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub(crate) struct Loads {
     pub(crate) engines: Vec<Load>,
     /// By request: prefill engine, work in nanoseconds and uncached tokens.
     prefilling: BTreeMap<usize, (usize, u64, Tokens)>,
-    /// By request: decode engine.
-    decoding: BTreeMap<usize, usize>,
+    /// By request: decode engine, and whether its KV still counts as arriving.
+    decoding: BTreeMap<usize, (usize, bool)>,
 }
 
 impl Load {
@@ -99,16 +99,33 @@ impl Loads {
 
     /// Removes `request`'s stream.
     pub(crate) fn settle_stream(&mut self, cluster: &Cluster<'_>, request: usize) {
-        if let Some(engine) = self.decoding.remove(&request) {
+        if let Some((engine, arriving)) = self.decoding.remove(&request) {
             let load = &mut self.engines[engine];
             load.streams -= 1;
-            load.kv = load.kv - cluster.trace().arrivals[request].prompt;
+            if arriving {
+                load.arriving = load.arriving - cluster.trace().arrivals[request].prompt;
+            }
         }
     }
 
-    /// Returns the streams of an engine, oldest request first.
+    /// The stream of `request` runs on its engine, which now reports its KV.
+    pub(crate) fn arrived(&mut self, cluster: &Cluster<'_>, request: usize) {
+        if let Some((engine, arriving)) = self.decoding.get_mut(&request) {
+            if std::mem::take(arriving) {
+                let load = &mut self.engines[*engine];
+                load.arriving = load.arriving - cluster.trace().arrivals[request].prompt;
+            }
+        }
+    }
+
+    /// Returns the KV tokens of an engine's streams, those in transfer included.
+    pub(crate) fn kv(&self, cluster: &Cluster<'_>, engine: usize) -> Tokens {
+        cluster.engine(engine).kv_decoding() + self.engines[engine].arriving
+    }
+
+    /// Returns the streams that run on an engine, oldest request first.
     pub(crate) fn streams_of(&self, engine: usize) -> Vec<usize> {
-        let here = self.decoding.iter().filter(|(_, on)| **on == engine);
+        let here = self.decoding.iter().filter(|(_, on)| **on == (engine, false));
         here.map(|(request, _)| *request).collect()
     }
 
@@ -130,7 +147,7 @@ impl Loads {
         self.settle_stream(cluster, request);
         let load = &mut self.engines[engine];
         load.streams += 1;
-        load.kv += cluster.trace().arrivals[request].prompt;
-        self.decoding.insert(request, engine);
+        load.arriving += cluster.trace().arrivals[request].prompt;
+        self.decoding.insert(request, (engine, true));
     }
 }

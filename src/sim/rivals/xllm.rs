@@ -1,6 +1,8 @@
-//! `xllm`: xLLM-service, after Arrow. A decode engine becomes a prefill engine as soon as it has no
-//! request. A prefill engine becomes a decode engine when no decode engine meets the TPOT target
-//! and the prefill pool has spare time. Prompts spill to decode engines with spare time.
+//! `xllm`: xLLM-service, after Arrow. All engines but one begin as prefill engines. A stream goes to
+//! the first decode engine that meets the TPOT target (first fit), so that later ones fall idle. A
+//! decode engine becomes a prefill engine as soon as it has no request. A prefill engine becomes a
+//! decode engine when no decode engine meets the TPOT target and the prefill pool has spare time.
+//! Prompts spill to decode engines with spare time.
 
 use tidegate_types::{Seconds, Slo};
 
@@ -10,70 +12,81 @@ use crate::rivals::least;
 /// Policy whose roles follow instantaneous load.
 pub(crate) struct Xllm {
     slo: Slo,
-    /// By engine: whether it prefills.
-    prefills: Vec<bool>,
+    prefills: Vec<usize>,
+    /// In the order in which streams try them.
+    decodes: Vec<usize>,
     flips: u64,
 }
 
 impl Xllm {
     pub(crate) fn new(slo: Slo, engines: usize) -> Xllm {
-        let prefills = (0..engines).map(|engine| engine < engines / 2).collect();
-        Xllm { slo, prefills, flips: 0 }
+        Xllm { slo, prefills: (1..engines).collect(), decodes: vec![0], flips: 0 }
     }
 
-    fn of_side(&self, prefill: bool) -> impl Iterator<Item = usize> + Clone + '_ {
-        (0..self.prefills.len()).filter(move |engine| self.prefills[*engine] == prefill)
+    /// Returns the first decode engine within the TPOT target.
+    fn first_fit(&self, fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
+        let within = |engine: &&usize| fleet.predicted_tpot(request, **engine) <= self.slo.tpot;
+        self.decodes.iter().find(within).copied()
     }
 
-    fn count(&self, prefill: bool) -> f64 {
-        self.of_side(prefill).count() as f64
+    /// Returns the decode engine with the least predicted TPOT.
+    fn fastest(&self, fleet: Fleet<'_, '_>, request: usize) -> usize {
+        let tpot = |engine| fleet.predicted_tpot(request, engine).get();
+        least(self.decodes.iter().copied(), tpot).unwrap_or(0)
     }
 
-    fn fewest_streams(&self, fleet: Fleet<'_, '_>) -> usize {
-        least(self.of_side(false), |engine| fleet.streams(engine)).unwrap_or(0)
+    /// Returns the prefill engine with the least backlog.
+    fn soonest(&self, fleet: Fleet<'_, '_>) -> usize {
+        least(self.prefills.iter().copied(), |engine| backlog(fleet, engine).get()).unwrap_or(0)
     }
 
-    fn flip(&mut self, engine: usize) {
-        self.prefills[engine] = !self.prefills[engine];
-        self.flips += 1;
+    /// Whether the prefill pool can spare an engine.
+    fn has_spare_prefill(&self, fleet: Fleet<'_, '_>) -> bool {
+        let (p, d) = (self.prefills.len() as f64, self.decodes.len() as f64);
+        let waits: Seconds = self.prefills.iter().map(|engine| backlog(fleet, *engine)).sum();
+        p > 1.0 && (waits / p < self.slo.ttft * ((p - 1.0) / p) || d < p)
     }
+}
+
+fn backlog(fleet: Fleet<'_, '_>, engine: usize) -> Seconds {
+    fleet.loads.engines[engine].backlog()
 }
 
 impl Rival for Xllm {
     fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
-        let wait = |engine| fleet.predicted_prefill(request, engine);
-        let engine = least(self.of_side(true), |engine| wait(engine).get()).unwrap_or(0);
-        let spill = self.fewest_streams(fleet);
-        let d = self.count(false);
+        let (engine, spill) = (self.soonest(fleet), self.fastest(fleet, request));
+        let d = self.decodes.len() as f64;
         let relaxed = fleet.predicted_tpot(request, spill) < self.slo.tpot * ((d - 1.0) / d);
-        if wait(engine) > self.slo.ttft && relaxed {
-            return Route::Whole(spill);
+        let behind = backlog(fleet, engine) > self.slo.ttft
+            && backlog(fleet, spill) < backlog(fleet, engine);
+        if behind && relaxed && self.first_fit(fleet, request) != Some(spill) {
+            return Route::Prefill(spill);
         }
         Route::Prefill(engine)
     }
 
-    /// Converts a prefill engine if no decode engine meets the target.
+    /// Converts a prefill engine if no decode engine meets the target; this stream does not wait
+    /// for it.
     fn decode_engine(&mut self, fleet: Fleet<'_, '_>, request: usize, _from: usize) -> usize {
-        let tpot = |engine: usize| fleet.predicted_tpot(request, engine);
-        let within = self.of_side(false).any(|engine| tpot(engine) <= self.slo.tpot);
-        let (p, d) = (self.count(true), self.count(false));
-        let backlog = |engine: usize| fleet.loads.engines[engine].backlog();
-        let waits: Vec<Seconds> = self.of_side(true).map(backlog).collect();
-        let mean = waits.iter().copied().sum::<Seconds>() / p.max(1.0);
-        let spare = mean < self.slo.ttft * ((p - 1.0) / p) || d < p;
-        if !within && p > 1.0 && spare {
-            if let Some(engine) = least(self.of_side(true), |engine| backlog(engine).get()) {
-                self.flip(engine);
-                return engine;
-            }
+        if let Some(engine) = self.first_fit(fleet, request) {
+            return engine;
         }
-        self.fewest_streams(fleet)
+        let to = self.fastest(fleet, request);
+        if self.has_spare_prefill(fleet) {
+            let engine = self.soonest(fleet);
+            self.prefills.retain(|other| *other != engine);
+            self.decodes.push(engine);
+            self.flips += 1;
+        }
+        to
     }
 
     fn ended(&mut self, fleet: Fleet<'_, '_>, _request: usize, engine: usize) {
         let idle = fleet.loads.engines[engine].streams == 0;
-        if idle && !self.prefills[engine] && self.count(false) > 1.0 {
-            self.flip(engine);
+        if idle && self.decodes.contains(&engine) && self.decodes.len() > 1 {
+            self.decodes.retain(|other| *other != engine);
+            self.prefills.push(engine);
+            self.flips += 1;
         }
     }
 

@@ -1,0 +1,279 @@
+//! Fits and comparisons with other systems' own figures.
+//!
+//! - `rivals fit`: fits the profile `qwen3-32b-h20` to Llumnix's two static curves by grid search,
+//!   and prints the best points with their errors.
+//! - `rivals llumnix [POLICY,…]`: attainment in Llumnix's cell at its five rates.
+//! - `rivals dynamo FILE [POLICY,…]`: attainment on a trace for Dynamo's mocker.
+//! - `rivals headline NAME [POLICY,…]`: the highest rate of a trace of benches/traces at which a
+//!   policy attains 90 %, and its factor to the best fixed split.
+//!
+//! Environment: `T_TOK`, `T_SEQ`, `T_WEIGHTS` (ms), `KV` (tokens) and `REQUESTS` replace constants of
+//! the Llumnix cell; `FIT_T_TOK` and so on are the comma-separated grid of `fit`.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "an example reads traces and the environment, and prints"
+)]
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use tidegate_sim::{Policy, Profile, SimConfig, Trace, simulate};
+use tidegate_types::{Seconds, Slo, Tokens};
+
+const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
+const CONVERSATION: &str = "azure_llm_2023_conv.first30min.csv";
+/// Request rates of Llumnix's plot, in requests/s.
+const RATES: [f64; 5] = [7.5, 8.0, 8.5, 9.0, 9.5];
+/// Attainment of 6P2D and 5P3D in that plot, ± .01.
+const SIX_PREFILL: [f64; 5] = [0.92, 0.80, 0.58, 0.31, 0.15];
+const FIVE_PREFILL: [f64; 5] = [0.64, 0.48, 0.21, 0.09, 0.06];
+/// Headline: attainment that a rate must keep.
+const KEPT: f64 = 0.9;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let word = |at: usize| args.get(at).map(String::as_str);
+    let policies = |at: usize, default: &str| -> Vec<Policy> {
+        let words = word(at).unwrap_or(default);
+        words.split(',').map(|policy| policy.parse().expect("a policy")).collect()
+    };
+    match word(0) {
+        Some("fit") => fit(),
+        Some("llumnix") => {
+            let all = "static:6,static:5,static:best,tidegate,llumnix,llumnix:migrate,xllm";
+            llumnix(&policies(1, all));
+        }
+        Some("dynamo") => {
+            let all = "static:6,static:5,static:4,static:3,static:best,tidegate";
+            dynamo(word(1).expect("a trace"), &policies(2, all));
+        }
+        Some("headline") => {
+            let all = "static:best,tidegate,llumnix,llumnix:migrate,xllm,tokenscale";
+            headline(word(1).expect("a trace"), &policies(2, all));
+        }
+        other => panic!("{other:?}: fit, llumnix, dynamo or headline"),
+    }
+}
+
+fn read(path: &str) -> Trace {
+    let text = std::fs::read_to_string(path).expect("a trace");
+    Trace::parse(&text).expect("a trace").cap_prompt(Tokens(32_000))
+}
+
+fn number(name: &str, default: f64) -> f64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
+}
+
+/// Fleet, targets and load of Llumnix's plot: the lengths of the first requests of the conversation
+/// trace, in Poisson arrivals.
+struct LlumnixCell {
+    profile: Profile,
+    /// Draws of the arrivals, at one request per second.
+    draws: Vec<Trace>,
+}
+
+/// Requests of a run. With more of them the curves are steeper: an overloaded fleet has time to fall
+/// behind. Fitted together with the profile.
+const REQUESTS: usize = 1500;
+/// Draws that an attainment is the mean of.
+const DRAWS: u64 = 4;
+
+impl LlumnixCell {
+    fn new(profile: Profile) -> LlumnixCell {
+        let mut trace = read(&format!("{TRACES}{CONVERSATION}"));
+        trace.arrivals.truncate(number("REQUESTS", REQUESTS as f64) as usize);
+        let draws = (1..=DRAWS).map(|seed| poisson(trace.clone(), seed)).collect();
+        LlumnixCell { profile, draws }
+    }
+
+    /// Mean attainment, TTFT attainment and TPOT attainment at each rate.
+    fn attainments(&self, policy: Policy) -> Vec<[f64; 3]> {
+        let slo = Slo { ttft: Seconds(6.0), tpot: Seconds(0.05) };
+        let config = SimConfig { profile: self.profile, slo, ..SimConfig::default() };
+        parallel(RATES.len(), |at| {
+            let of = |draw: &Trace| {
+                let trace = draw.clone().at_rate(RATES[at]);
+                let report = simulate(&trace, RATES[at], policy, &config).report;
+                [report.attainment, report.ttft_attainment, report.tpot_attainment]
+            };
+            let all: Vec<[f64; 3]> = self.draws.iter().map(of).collect();
+            [0, 1, 2].map(|of| all.iter().map(|one| one[of]).sum::<f64>() / all.len() as f64)
+        })
+    }
+
+    /// Root mean square distance to the plot's two static curves.
+    fn error(&self) -> f64 {
+        let curves = [(6, SIX_PREFILL), (5, FIVE_PREFILL)];
+        let squares: f64 = curves
+            .iter()
+            .map(|(prefills, plotted)| {
+                let got = self.attainments(Policy::Static(*prefills));
+                got.iter().zip(plotted).map(|([a, ..], b)| (a - b).powi(2)).sum::<f64>()
+            })
+            .sum();
+        (squares / 10.0).sqrt()
+    }
+}
+
+/// Replaces the times by those of a Poisson process of one request per second.
+fn poisson(mut trace: Trace, seed: u64) -> Trace {
+    let (mut state, mut at) = (seed, 0.0);
+    for arrival in &mut trace.arrivals {
+        // SplitMix64.
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let unit = ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64;
+        at -= (1.0 - unit).ln();
+        arrival.at = Seconds(at);
+    }
+    trace
+}
+
+/// The profile with the constants of the environment.
+fn qwen() -> Profile {
+    let profile = Profile::named("qwen3-32b-h20").expect("the profile");
+    with(
+        profile,
+        number("T_TOK", profile.t_tok.as_millis()),
+        number("T_SEQ", profile.t_seq.as_millis()),
+        number("T_WEIGHTS", profile.t_weights.as_millis()),
+        number("KV", profile.kv_capacity.as_f64()),
+    )
+}
+
+/// Replaces the fitted constants: milliseconds, and KV tokens. Attention runs at the efficiency of
+/// the other prefill compute.
+fn with(profile: Profile, t_tok: f64, t_seq: f64, t_weights: f64, kv: f64) -> Profile {
+    let efficiency = PEAK_PER_TOKEN.as_millis() / t_tok;
+    Profile {
+        t_tok: Seconds::from_millis(t_tok),
+        t_seq: Seconds::from_millis(t_seq),
+        t_weights: Seconds::from_millis(t_weights),
+        t_att: Seconds(PEAK_PER_PAIR.get() / efficiency),
+        kv_capacity: Tokens(kv as u64),
+        ..profile
+    }
+}
+
+/// Compute of one token at the H20's peak: 2 × 32.8e9 / 148e12.
+const PEAK_PER_TOKEN: Seconds = Seconds(0.443e-3);
+/// Attention of one pair at the peak: 4 × 64 layers × 64 heads × 128 / 148e12.
+const PEAK_PER_PAIR: Seconds = Seconds(14.2e-9);
+
+fn fit() {
+    let grid = |name: &str, default: &str| -> Vec<f64> {
+        let words = std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        words.split(',').map(|value| value.parse().expect("a number")).collect()
+    };
+    let mut points = Vec::new();
+    for t_tok in grid("FIT_T_TOK", "0.5,0.55,0.6,0.65,0.7") {
+        for t_seq in grid("FIT_T_SEQ", "0.3,0.6") {
+            for t_weights in grid("FIT_T_WEIGHTS", "20.5,25,30") {
+                for kv in grid("FIT_KV", "80000,240000") {
+                    points.push((t_tok, t_seq, t_weights, kv));
+                }
+            }
+        }
+    }
+    let profile = Profile::named("qwen3-32b-h20").expect("the profile");
+    let mut fitted: Vec<_> = points
+        .iter()
+        .map(|(t_tok, t_seq, t_weights, kv)| {
+            let cell = LlumnixCell::new(with(profile, *t_tok, *t_seq, *t_weights, *kv));
+            (cell.error(), (t_tok, t_seq, t_weights, kv))
+        })
+        .collect();
+    fitted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (error, point) in fitted.iter().take(12) {
+        println!("error {error:.3}  t_tok, t_seq, t_weights, kv {point:?}");
+    }
+}
+
+fn llumnix(policies: &[Policy]) {
+    let cell = LlumnixCell::new(qwen());
+    println!("{:18} {RATES:?} requests/s", "policy");
+    for policy in policies {
+        let row: Vec<String> = cell
+            .attainments(*policy)
+            .iter()
+            .map(|[both, ttft, tpot]| format!("{both:.3} ({ttft:.2} {tpot:.2})"))
+            .collect();
+        println!("{:18} {}", policy.to_string(), row.join("  "));
+    }
+}
+
+fn dynamo(path: &str, policies: &[Policy]) {
+    let trace = read(path);
+    let profile = Profile::named("dynamo-mocker").expect("the profile");
+    let slo = Slo { ttft: Seconds(0.5), tpot: Seconds(0.025) };
+    let config = SimConfig { profile, slo, ..SimConfig::default() };
+    let runs = parallel(policies.len(), |at| simulate(&trace, 1.0, policies[at], &config));
+    for (policy, run) in policies.iter().zip(runs) {
+        let report = &run.report;
+        println!(
+            "{:18} {:.3} ttft {:.3} tpot {:.3} flips {} split {:?}",
+            policy.to_string(),
+            report.attainment,
+            report.ttft_attainment,
+            report.tpot_attainment,
+            report.flips,
+            run.split,
+        );
+    }
+}
+
+/// Bisects the rate to 1 %.
+fn headline(name: &str, policies: &[Policy]) {
+    let both = ["azure_llm_2023_code.first30min.csv", CONVERSATION];
+    let trace = match name {
+        "both" => Trace::merge(both.map(|file| read(&format!("{TRACES}{file}")))),
+        file => read(&format!("{TRACES}{file}")),
+    };
+    let config = SimConfig::default();
+    let highest = |policy: Policy| {
+        let keeps = |rate: f64| {
+            let run = simulate(&trace.clone().at_rate(rate), rate, policy, &config);
+            run.report.attainment >= KEPT
+        };
+        let (mut low, mut high) = (0.05, 0.1);
+        while keeps(high) && high < 50.0 {
+            (low, high) = (high, high * 1.5);
+        }
+        while high / low > 1.01 {
+            let middle = (low * high).sqrt();
+            if keeps(middle) { low = middle } else { high = middle }
+        }
+        low
+    };
+    let rates = parallel(policies.len(), |at| highest(policies[at]));
+    let reference = policies.iter().position(|policy| *policy == Policy::BestStatic);
+    for (policy, rate) in policies.iter().zip(&rates) {
+        let factor = reference.map_or(f64::NAN, |at| rate / rates[at]);
+        println!("{name} {:18} rate {rate:.3} factor {factor:.2}", policy.to_string());
+    }
+}
+
+/// Maps 0..count on all processors; results are in order.
+fn parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(count))
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut own = Vec::new();
+                    loop {
+                        let at = next.fetch_add(1, Relaxed);
+                        if at >= count {
+                            return own;
+                        }
+                        own.push((at, work(at)));
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
