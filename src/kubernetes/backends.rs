@@ -39,6 +39,7 @@ pub fn of_pod(
         };
         settings.url = url(template, ip, port);
         settings.ip = Some(ip);
+        settings.kubernetes = None;
         // A role that the settings pin holds; otherwise the label's is where the planner begins.
         if !template.pin || template.role.is_none() {
             settings.role = role.or(template.role);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
 use tidegate_types::{Role, Seconds, Tokens};
 
+use super::kubernetes::PodSettings;
 use crate::defaults;
 
 /// `[[models]]`
@@ -137,7 +138,9 @@ pub struct BackendSettings {
     pub server_name: Option<String>,
     /// Make a backend of each address that the host has at the start, named `NAME-1`, `NAME-2`, ….
     pub expand: bool,
-    /// Address of a backend that `expand` made.
+    /// Pods in place of the URL: each ready pod is a backend with the pod's name.
+    pub kubernetes: Option<PodSettings>,
+    /// Address of a backend that `expand` or a source made.
     #[serde(skip)]
     pub ip: Option<IpAddr>,
     /// Paths that the backend serves beyond those of its engine kind; `*` matches one segment.
@@ -208,6 +211,7 @@ impl Default for BackendSettings {
             url: String::new(),
             server_name: None,
             expand: false,
+            kubernetes: None,
             ip: None,
             paths: Vec::new(),
             engine: EngineName::default(),

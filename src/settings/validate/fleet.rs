@@ -57,6 +57,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
         api_key(backend, &path, found);
         roles(backend, &path, found);
         super::signals::of_backend(backend, &path, found);
+        super::kubernetes::of_backend(backend, &path, found);
         if let Some(profile) = &backend.profile {
             let names: Vec<_> = profiles::names().collect();
             let known = names.contains(&profile.as_str());
@@ -93,6 +94,10 @@ fn address(
     found: &mut Found,
 ) {
     let path = path("url");
+    // The pods' addresses; a URL says scheme and path.
+    if backend.kubernetes.is_some() && backend.url.is_empty() {
+        return;
+    }
     if !found.required(!backend.url.is_empty(), &path, "http://host:port") {
         return;
     }

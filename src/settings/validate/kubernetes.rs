@@ -1,7 +1,10 @@
 //! Checks of `[kubernetes]`.
 
 use super::Found;
-use crate::schema::Settings;
+use crate::schema::{BackendSettings, Settings};
+
+/// As many ports as an InferencePool may have.
+const PORTS_MAX: usize = 8;
 
 pub(super) fn kubernetes(settings: &Settings, found: &mut Found) {
     let api = &settings.kubernetes;
@@ -26,6 +29,41 @@ pub(super) fn kubernetes(settings: &Settings, found: &mut Found) {
     if found.required(!labels.label.is_empty(), key, "tidegate.dev/role") {
         let problem = format!("{:?} is no label", labels.label);
         found.check(is_label(&labels.label), key, &problem, "tidegate.dev/role");
+    }
+}
+
+/// Checks the pods of a backend.
+pub(super) fn of_backend(
+    backend: &BackendSettings,
+    path: &dyn Fn(&str) -> String,
+    found: &mut Found,
+) {
+    let Some(pods) = &backend.kubernetes else { return };
+    let at = |key: &str| path(&format!("kubernetes.{key}"));
+    let one = !backend.expand;
+    found.check_with(
+        one,
+        &path("expand"),
+        &[&path("kubernetes")],
+        "resolves no pods",
+        "leave it out",
+    );
+    name(pods.namespace.as_deref(), &at("namespace"), found);
+    name(pods.inference_pool.as_deref(), &at("inference_pool"), found);
+    let both = pods.selector.is_some() && pods.inference_pool.is_some();
+    let (selector, pool) = (at("selector"), at("inference_pool"));
+    found.check_with(!both, &selector, &[&pool], "is given beside inference_pool", "one of both");
+    for (key, text) in [("selector", &pods.selector), ("role_label", &pods.role_label)] {
+        let said = text.as_deref().is_none_or(|text| !text.trim().is_empty());
+        found.check(said, &at(key), "is empty", "leave it out");
+    }
+    let few = (1..=PORTS_MAX).contains(&pods.ports.len());
+    found.check(few, &at("ports"), &format!("has {} ports", pods.ports.len()), "one to eight");
+    for (i, port) in pods.ports.iter().enumerate() {
+        let path = at(&format!("ports[{i}]"));
+        found.count(u64::from(*port), (1, u64::from(u16::MAX)), &path);
+        let new = !pods.ports[..i].contains(port);
+        found.check(new, &path, "is given twice", "each port once");
     }
 }
 
@@ -60,6 +98,16 @@ mod tests {
         problems.iter().map(ToString::to_string).collect()
     }
 
+    fn of(more: &str) -> Vec<String> {
+        problems(&format!("[[backends]]\nname = \"a\"\n[backends.kubernetes]\n{more}"))
+    }
+
+    #[test]
+    fn pods_need_no_url() {
+        assert_eq!(of("inference_pool = \"vllm-llama\""), Vec::<String>::new());
+        assert_eq!(of("preset = \"production-stack\"\nports = [8000, 8001]"), Vec::<String>::new());
+    }
+
     #[test]
     fn role_labels_need_a_key_and_a_selector() {
         let of = |more: &str| {
@@ -79,6 +127,18 @@ mod tests {
 
     #[test]
     fn what_contradicts_itself_is_refused() {
+        for (more, problem) in [
+            ("selector = \"a=b\"\ninference_pool = \"p\"", "selector: is given beside"),
+            ("selector = \" \"", "selector: is empty"),
+            ("namespace = \"a/b\"", "namespace: is no name"),
+            ("ports = []", "ports: has 0 ports"),
+            ("ports = [1, 2, 3, 4, 5, 6, 7, 8, 9]", "ports: has 9 ports"),
+            ("ports = [0]", "ports[0]: is 0"),
+            ("ports = [80, 80]", "ports[1]: is given twice"),
+        ] {
+            let found = of(more);
+            assert!(found.len() == 1 && found[0].contains(problem), "{more}: {found:?}");
+        }
         let api = "[kubernetes]\nclient_cert = \"a\"\napi_server = \"x\"\n[[backends]]\nname = \"a\"\nurl = \"http://a:1\"";
         assert_eq!(problems(api).len(), 2, "{:?}", problems(api));
     }
