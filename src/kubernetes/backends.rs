@@ -7,31 +7,23 @@ use tidegate_settings::{BackendSettings, Connector, EngineName, PodSettings};
 use crate::convention::{self, Standing};
 use crate::pod::Pod;
 
-/// A backend that a pod is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PodBackend {
-    /// The template's settings with the pod's name, address, role and engine.
-    pub settings: BackendSettings,
-    /// The pod's uid: another uid under the same name is another engine.
-    pub uid: String,
-}
-
-/// Returns the backends of a pod. `template` is the entry of `[[backends]]` that names the pods, and
-/// `pool` are the ports of its InferencePool, which come before those of the settings.
+/// Returns the backends of a pod: the settings of `template` (the entry of `[[backends]]` that stands
+/// for the pods) with the pod's name, uid, address, role and engine. `pool` are the ports of its
+/// InferencePool, which come before those of the settings.
 pub fn of_pod(
     pod: &Pod,
     template: &BackendSettings,
     rules: &PodSettings,
     pool: Option<&[u16]>,
-) -> Vec<PodBackend> {
+) -> Vec<BackendSettings> {
     let (labels, annotations) = (&pod.metadata.labels, &pod.metadata.annotations);
-    let standing = convention::standing(labels, rules.preset, rules.role_label.as_deref());
+    let standing = convention::standing(labels, rules);
     let (Standing::Engine(role), true) = (standing, pod.is_ready()) else { return Vec::new() };
     let Ok(ip) = pod.status.pod_ip.parse::<IpAddr>() else { return Vec::new() };
     let configured = pool.filter(|ports| !ports.is_empty()).unwrap_or(&rules.ports);
     let ports = convention::ports(annotations, labels, configured);
     let ranks = configured.len() > 1;
-    let one = |port: u16| {
+    let one = |(rank, port): (usize, u16)| {
         let mut settings = template.clone();
         settings.name = match ranks {
             true => format!("{}-{port}", pod.metadata.name),
@@ -39,7 +31,11 @@ pub fn of_pod(
         };
         settings.url = url(template, ip, port);
         settings.ip = Some(ip);
+        settings.uid = Some(pod.metadata.uid.clone());
         settings.kubernetes = None;
+        for endpoint in [&mut settings.kv_events, &mut settings.kv_replay].into_iter().flatten() {
+            *endpoint = of_rank(endpoint, ip, rank);
+        }
         // A role that the settings pin holds; otherwise the label's is where the planner begins.
         if !template.pin || template.role.is_none() {
             settings.role = role.or(template.role);
@@ -57,9 +53,20 @@ pub fn of_pod(
         if let Some(port) = convention::bootstrap_port(annotations, labels) {
             settings.bootstrap_port = port;
         }
-        PodBackend { settings, uid: pod.metadata.uid.clone() }
+        settings
     };
-    ports.into_iter().map(one).collect()
+    let rank = |port: &u16| configured.iter().position(|known| known == port).unwrap_or(0);
+    ports.into_iter().map(|port| one((rank(&port), port))).collect()
+}
+
+/// The endpoint of KV events at the pod's address. Its port increases with the data-parallel rank
+/// (docs/spec/engine-protocols.md#vllm-kv-events).
+fn of_rank(endpoint: &str, ip: IpAddr, rank: usize) -> String {
+    let port = endpoint.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':'));
+    match port.and_then(|(_, port)| port.parse::<usize>().ok()) {
+        Some(port) => format!("tcp://{}:{}", host(ip), port + rank),
+        None => endpoint.to_owned(),
+    }
 }
 
 /// The template's scheme and path with the pod's address.

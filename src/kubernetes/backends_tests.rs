@@ -36,7 +36,7 @@ fn template() -> BackendSettings {
 fn backends(pod: &Value, preset: Preset, ports: &[u16]) -> Vec<BackendSettings> {
     let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
     let rules = PodSettings { preset, ports: ports.to_vec(), ..PodSettings::default() };
-    of_pod(&pod, &template(), &rules, None).into_iter().map(|one| one.settings).collect()
+    of_pod(&pod, &template(), &rules, None)
 }
 
 /// The role of the only backend; `None`: there is none.
@@ -92,7 +92,7 @@ fn a_label_of_the_settings_replaces_the_presets() {
     ))
     .unwrap();
     let rules = PodSettings { role_label: Some("tier".into()), ..PodSettings::default() };
-    assert_eq!(of_pod(&pod, &template(), &rules, None)[0].settings.role, Some(Role::Decode));
+    assert_eq!(of_pod(&pod, &template(), &rules, None)[0].role, Some(Role::Decode));
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn a_pinned_role_of_the_settings_stays() {
         serde_json::from_value(pod(json!({"llm-d.ai/role": "prefill"}), json!({}))).unwrap();
     let pinned = BackendSettings { role: Some(Role::Decode), pin: true, ..template() };
     let rules = PodSettings::default();
-    assert_eq!(of_pod(&pod, &pinned, &rules, None)[0].settings.role, Some(Role::Decode));
+    assert_eq!(of_pod(&pod, &pinned, &rules, None)[0].role, Some(Role::Decode));
     let free = BackendSettings { role: Some(Role::Decode), ..template() };
-    assert_eq!(of_pod(&pod, &free, &rules, None)[0].settings.role, Some(Role::Prefill));
+    assert_eq!(of_pod(&pod, &free, &rules, None)[0].role, Some(Role::Prefill));
 }
 
 #[test]
@@ -117,8 +117,8 @@ fn a_pod_has_the_templates_settings_and_its_own_address() {
     let pod =
         Pod { status: crate::pod::PodStatus { pod_ip: "fd00::7".into(), ..pod.status }, ..pod };
     let found = of_pod(&pod, &tls, &PodSettings::default(), None);
-    assert_eq!(found[0].settings.url, "https://[fd00::7]:8000/base");
-    assert_eq!(found[0].uid, "u-1");
+    assert_eq!(found[0].url, "https://[fd00::7]:8000/base");
+    assert_eq!(found[0].uid.as_deref(), Some("u-1"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Labels and annotations by which projects say what an engine's pod is. Keys and values are those of
 //! their documentation; sources are listed in docs/kubernetes/discovery.md.
 
-use tidegate_settings::Preset;
+use tidegate_settings::{PodSettings, Preset};
 use tidegate_types::Role;
 
 use crate::pod::Labels;
@@ -63,19 +63,31 @@ pub fn selector(preset: Preset) -> &'static str {
     }
 }
 
-/// Returns what the labels say. `role_label` replaces the preset's labels of the role.
-pub fn standing(labels: &Labels, preset: Preset, role_label: Option<&str>) -> Standing {
+/// Returns whether the role of a pod is read from the label `key`.
+pub fn reads_role_from(rules: &PodSettings, key: &str) -> bool {
+    match &rules.role_label {
+        Some(label) => label == key,
+        None => role_labels(rules.preset).contains(&key),
+    }
+}
+
+/// Returns what the labels say. The settings' `role_label` replaces the preset's labels of the role.
+pub fn standing(labels: &Labels, rules: &PodSettings) -> Standing {
+    let preset = rules.preset;
     let is_worker = labels.get(WORKER_INDEX).is_some_and(|index| index != "0");
     let sleeps = labels.get(SLEEPING).is_some_and(|value| value == "true");
     if is_worker || sleeps {
         return Standing::Other;
     }
-    let value = match role_label {
+    let value = match &rules.role_label {
         Some(key) => labels.get(key),
         None => role_labels(preset).iter().find_map(|key| labels.get(*key)),
     };
     match value.map(String::as_str) {
         None => Standing::Engine(None),
+        Some(value) if rules.is_mirrored && value == Role::Draining.as_str() => {
+            Standing::Engine(None)
+        }
         Some(value) => of_value(value, preset),
     }
 }

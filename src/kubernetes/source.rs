@@ -5,11 +5,12 @@ use tidegate_settings::{BackendSettings, PodSettings};
 use tokio::sync::watch;
 
 use crate::access::Access;
-use crate::backends::{PodBackend, of_pod};
+use crate::api::ApiError;
+use crate::backends::of_pod;
 use crate::convention;
 use crate::objects::Objects;
 use crate::pod::{InferencePool, Pod};
-use crate::watcher::{Collection, Watcher};
+use crate::watcher::{Collection, Watcher, list};
 
 /// The pods of one template.
 pub struct Source {
@@ -32,12 +33,9 @@ impl Source {
     }
 
     /// Publishes the backends after the first list and on every change, until the receiver is dropped.
-    pub async fn run(self, backends: watch::Sender<Option<Vec<PodBackend>>>) {
+    pub async fn run(self, backends: watch::Sender<Option<Vec<BackendSettings>>>) {
         let Some(pool) = &self.rules.inference_pool else {
-            let selector = self.rules.selector.clone();
-            let selector =
-                selector.unwrap_or_else(|| convention::selector(self.rules.preset).to_owned());
-            return self.follow(Selection { selector, ports: None }, &backends).await;
+            return self.follow(self.selection(), &backends).await;
         };
         let (selected, mut selection) = watch::channel(None);
         let following = Watcher::new(self.access.clone(), self.pool(pool)).run(|objects| {
@@ -69,15 +67,12 @@ impl Source {
     async fn follow(
         &self,
         selection: Selection,
-        backends: &watch::Sender<Option<Vec<PodBackend>>>,
+        backends: &watch::Sender<Option<Vec<BackendSettings>>>,
     ) {
-        let pods = Collection {
-            path: format!("/api/v1/namespaces/{}/pods", self.namespace()),
-            labels: selection.selector,
-            fields: String::new(),
-        };
+        let pods = self.pods(&selection);
         let watching = Watcher::new(self.access.clone(), pods).run(|objects: &Objects<Pod>| {
-            let found = self.backends(objects, selection.ports.as_deref());
+            let pods = objects.all().into_iter().flatten();
+            let found = self.backends(pods, selection.ports.as_deref());
             backends.send_if_modified(|known| {
                 let differs = known.as_ref() != Some(&found);
                 if differs {
@@ -92,13 +87,51 @@ impl Source {
         }
     }
 
+    /// Returns the backends of one list of pods; `None` if the InferencePool does not exist or selects
+    /// no labels.
+    ///
+    /// # Errors
+    /// [`ApiError`] when the API server cannot be asked.
+    pub async fn list(&self) -> Result<Option<Vec<BackendSettings>>, ApiError> {
+        let selection = match &self.rules.inference_pool {
+            None => Some(self.selection()),
+            Some(pool) => {
+                let (pools, _) = list::<InferencePool>(&self.access, &self.pool(pool)).await?;
+                pools.first().and_then(selection_of)
+            }
+        };
+        let Some(selection) = selection else { return Ok(None) };
+        let (pods, _) = list::<Pod>(&self.access, &self.pods(&selection)).await?;
+        Ok(Some(self.backends(&pods, selection.ports.as_deref())))
+    }
+
     /// The backends of all pods, by name. Two pods of one name and port cannot be.
-    fn backends(&self, objects: &Objects<Pod>, ports: Option<&[u16]>) -> Vec<PodBackend> {
-        let pods = objects.all().into_iter().flatten();
+    fn backends<'a>(
+        &self,
+        pods: impl IntoIterator<Item = &'a Pod>,
+        ports: Option<&[u16]>,
+    ) -> Vec<BackendSettings> {
+        let pods = pods.into_iter();
         let found = pods.flat_map(|pod| of_pod(pod, &self.template, &self.rules, ports));
-        let by_name: BTreeMap<String, PodBackend> =
-            found.map(|backend| (backend.settings.name.clone(), backend)).collect();
+        let by_name: BTreeMap<String, BackendSettings> =
+            found.map(|backend| (backend.name.clone(), backend)).collect();
         by_name.into_values().collect()
+    }
+
+    /// The selection without an InferencePool.
+    fn selection(&self) -> Selection {
+        let selector = self.rules.selector.clone();
+        let selector =
+            selector.unwrap_or_else(|| convention::selector(self.rules.preset).to_owned());
+        Selection { selector, ports: None }
+    }
+
+    fn pods(&self, selection: &Selection) -> Collection {
+        Collection {
+            path: format!("/api/v1/namespaces/{}/pods", self.namespace()),
+            labels: selection.selector.clone(),
+            fields: String::new(),
+        }
     }
 
     fn pool(&self, name: &str) -> Collection {
@@ -122,17 +155,22 @@ fn select(objects: &Objects<InferencePool>, selected: &watch::Sender<Option<Sele
         tracing::warn!("the InferencePool does not exist: the last known backends stay in force");
         return;
     };
-    let selector = pool.selector();
-    if selector.is_empty() {
+    let new = selection_of(pool);
+    if new.is_none() {
         tracing::warn!(
             "the InferencePool selects no labels: the last known backends stay in force"
         );
         return;
     }
-    let new = Some(Selection { selector, ports: Some(pool.ports()) });
     selected.send_if_modified(|known| {
         let differs = *known != new;
         *known = new.clone();
         differs
     });
+}
+
+/// The selection of a pool; `None` if it selects no labels.
+fn selection_of(pool: &InferencePool) -> Option<Selection> {
+    let selector = pool.selector();
+    (!selector.is_empty()).then(|| Selection { selector, ports: Some(pool.ports()) })
 }

@@ -47,6 +47,28 @@ impl Collection {
     }
 }
 
+/// Returns the objects of a collection, read in pages, and the version at which a watch goes on.
+///
+/// # Errors
+/// [`ApiError`] when a page cannot be read.
+pub async fn list<T: DeserializeOwned>(
+    access: &Access,
+    collection: &Collection,
+) -> Result<(Vec<T>, String), ApiError> {
+    let (mut items, mut next) = (Vec::new(), String::new());
+    loop {
+        let page = PAGE.to_string();
+        let query = collection.query(&[("limit", &page), ("continue", &next)]);
+        let body = api::get(access, &query).await?.read_list().await?;
+        let page: List<T> = serde_json::from_slice(&body)?;
+        items.extend(page.items);
+        if page.metadata.next.is_empty() {
+            return Ok((items, page.metadata.resource_version));
+        }
+        next = page.metadata.next;
+    }
+}
+
 /// The list and watch of one collection.
 pub struct Watcher<T> {
     access: Access,
@@ -102,18 +124,7 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
     }
 
     async fn list(&mut self, changed: &mut impl FnMut(&Objects<T>)) -> Result<(), ApiError> {
-        let (mut items, mut next) = (Vec::new(), String::new());
-        let version = loop {
-            let page = PAGE.to_string();
-            let query = self.collection.query(&[("limit", &page), ("continue", &next)]);
-            let body = api::get(&self.access, &query).await?.read_list().await?;
-            let page: List<T> = serde_json::from_slice(&body)?;
-            items.extend(page.items);
-            if page.metadata.next.is_empty() {
-                break page.metadata.resource_version;
-            }
-            next = page.metadata.next;
-        };
+        let (items, version) = list(&self.access, &self.collection).await?;
         if std::mem::take(&mut self.is_failing) {
             tracing::info!(path = self.collection.path, "the API server answers again");
         }

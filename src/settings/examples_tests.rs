@@ -13,10 +13,15 @@ const EXAMPLES: [(&str, &str); 3] = [
     ("demo", include_str!("../../config/demo.toml")),
 ];
 /// Settings of the Kustomize manifests, and the workload that mounts them.
-const MANIFESTS: [(&str, &str, &str); 3] = [
+const MANIFESTS: [(&str, &str, &str); 4] = [
     (
         "base",
         include_str!("../../deploy/kustomize/base/tidegate.toml"),
+        include_str!("../../deploy/kustomize/base/deployment.yaml"),
+    ),
+    (
+        "pods",
+        include_str!("../../deploy/kustomize/overlays/pods/tidegate.toml"),
         include_str!("../../deploy/kustomize/base/deployment.yaml"),
     ),
     (

@@ -13,7 +13,7 @@ use crate::problem::{Problem, nearest, text_of};
 use crate::profiles;
 use crate::schema::{BackendSettings, Settings};
 use crate::tree::{Part, Tree, parts};
-use crate::validate::{Doubts, validate};
+use crate::validate::{Doubts, validate, validate_discovered};
 
 /// Mistakes of one kind in one file before the rest of it is not looked at any more.
 const PROBLEMS_MAX: usize = 64;
@@ -40,7 +40,11 @@ impl Settings {
         let mut problems = not_toml(errors);
         if problems.is_empty() {
             return match judge(tree, Doubts::default(), &mut problems) {
-                Some(settings) if problems.is_empty() => Ok(settings),
+                Some(mut settings) if problems.is_empty() => {
+                    let is_source = |backend: &mut BackendSettings| backend.is_source();
+                    settings.sources = settings.backends.extract_if(.., is_source).collect();
+                    Ok(settings)
+                }
                 _ => Err(problems),
             };
         }
@@ -73,10 +77,20 @@ impl BackendSettings {
         doubts.add("backends[0].group");
         let settings = judge(tree, doubts, &mut problems);
         let backend = settings.and_then(|settings| settings.backends.into_iter().next());
+        if backend.as_ref().is_some_and(BackendSettings::is_source) {
+            let problem = "stands for discovered backends: only the settings file may have it";
+            problems.push(Problem::new("backends[0]", problem));
+        }
         match backend {
             Some(backend) if problems.is_empty() => Ok(backend),
             _ => Err(problems.into_iter().map(|p| Problem { line: None, ..p }).collect()),
         }
+    }
+
+    /// Returns the problems of a backend that a source made, without those of its name and of its
+    /// compatibility group.
+    pub fn problems(&self) -> Vec<Problem> {
+        validate_discovered(self)
     }
 }
 

@@ -66,6 +66,10 @@ pub struct Settings {
     pub models: Vec<ModelSettings>,
     /// The engines.
     pub backends: Vec<BackendSettings>,
+    /// Entries of `[[backends]]` that stand for discovered backends; [`Settings::parse`] moves them
+    /// here.
+    #[serde(skip)]
+    pub sources: Vec<BackendSettings>,
     /// The file that the settings were read from. It is read again on SIGHUP and when it changes.
     #[serde(skip)]
     pub file: Option<PathBuf>,

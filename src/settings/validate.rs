@@ -9,11 +9,12 @@ mod signals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use tidegate_types::Seconds;
 
 use crate::defaults::LEASE;
 use crate::problem::{Problem, nearest};
-use crate::schema::{ClientAuth, Settings, TlsSettings};
+use crate::schema::{BackendSettings, ClientAuth, Settings, TlsSettings, UpstreamSettings};
 use crate::tree::Part;
 
 /// No span of this program lasts longer; more is a slip of the unit.
@@ -113,6 +114,18 @@ pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, P
     fleet::backends(settings, &mut found);
     fleet::groups(settings, &mut found);
     found.problems
+}
+
+/// The problems of a backend that a source made. Its name is the source's choice, `[upstream]` was
+/// checked with the entry, and its group has members that are unknown here.
+pub(crate) fn validate_discovered(backend: &BackendSettings) -> Vec<Problem> {
+    let backend = BackendSettings { name: "discovered".to_owned(), ..backend.clone() };
+    let upstream =
+        UpstreamSettings { ca_file: Some(PathBuf::from("ca")), ..UpstreamSettings::default() };
+    let settings = Settings { backends: vec![backend], upstream, ..Settings::default() };
+    let mut found = Found { doubts: Doubts::default(), problems: Vec::new() };
+    fleet::backends(&settings, &mut found);
+    found.problems.into_iter().map(|(_, problem)| problem).collect()
 }
 
 impl Found {

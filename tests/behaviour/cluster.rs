@@ -8,7 +8,6 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidegate_kubernetes::access::Access;
 use tidegate_kubernetes::api::{self, ApiError};
-use tidegate_kubernetes::backends::PodBackend;
 use tidegate_kubernetes::source::Source;
 use tidegate_settings::{BackendSettings, Connector, EngineName, KubernetesSettings, PodSettings};
 use tokio::sync::watch;
@@ -173,6 +172,13 @@ impl Cluster {
         self.send(Method::DELETE, &path, JSON, &body).await.unwrap();
     }
 
+    /// Marks a fake's pod as being deleted.
+    pub async fn terminate(&self, name: &str) {
+        let path = format!("{}/{name}", self.pods());
+        let patch = json!({"metadata": {"deletionTimestamp": "2026-11-26T15:00:00Z"}});
+        self.send(Method::PATCH, &path, MERGE, &patch).await.unwrap();
+    }
+
     /// Makes an InferencePool; `false` where a real server lacks the resource.
     pub async fn pool(&self, name: &str, labels: Value, ports: &[u16]) -> bool {
         let (path, body) = (self.pools(), self.pool_body(name, labels, ports));
@@ -257,7 +263,7 @@ impl Drop for Cluster {
 }
 
 /// What a source publishes.
-pub struct Seen(watch::Receiver<Option<Vec<PodBackend>>>);
+pub struct Seen(watch::Receiver<Option<Vec<BackendSettings>>>);
 
 impl Seen {
     /// Waits until the backends are these: `NAME URL ROLE`.
@@ -280,13 +286,12 @@ impl Seen {
     /// The uids at present.
     pub fn uids(&self) -> Vec<String> {
         let known = self.0.borrow();
-        known.iter().flatten().map(|backend| backend.uid.clone()).collect()
+        known.iter().flatten().filter_map(|backend| backend.uid.clone()).collect()
     }
 }
 
-fn lines(known: &[PodBackend]) -> Vec<String> {
-    let line = |backend: &PodBackend| {
-        let settings = &backend.settings;
+fn lines(known: &[BackendSettings]) -> Vec<String> {
+    let line = |settings: &BackendSettings| {
         let role = settings.role.map_or("-", |role| role.as_str());
         format!("{} {} {role}", settings.name, settings.url)
     };

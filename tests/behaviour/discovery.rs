@@ -14,18 +14,18 @@ fn entry(name: &str, url: &str) -> String {
     )
 }
 
-const FAST: &str = "[probe]\ninterval_seconds = 0.1\ntimeout_seconds = 15\nslow_return_seconds = 0.1\n\
+pub const FAST: &str = "[probe]\ninterval_seconds = 0.1\ntimeout_seconds = 15\nslow_return_seconds = 0.1\n\
                     [planner]\ndwell_seconds = 0.1\n";
 
 /// Clients that send one request after another until they are stopped.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicUsize>,
     clients: JoinSet<()>,
 }
 
 impl Load {
-    fn start(proxy: &Proxy, fleet: &Emulated, clients: usize) -> Load {
+    pub fn start(proxy: &Proxy, fleet: &Emulated, clients: usize) -> Load {
         let (stop, served) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let mut load = JoinSet::new();
         for n in 0..clients {
@@ -43,12 +43,12 @@ impl Load {
         Load { stop, served, clients: load }
     }
 
-    async fn serves_more(&self) {
+    pub async fn serves_more(&self) {
         let before = self.served.load(SeqCst);
         until("ten more requests", || self.served.load(SeqCst) > before + 10).await;
     }
 
-    async fn end(mut self) {
+    pub async fn end(mut self) {
         self.stop.store(true, SeqCst);
         while let Some(client) = self.clients.join_next().await {
             client.unwrap();

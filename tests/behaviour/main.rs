@@ -44,6 +44,7 @@ mod models;
 mod overload;
 mod pd_protocol_rules;
 mod plain_engines;
+mod pods;
 mod pool;
 mod process;
 mod proxy;

@@ -173,9 +173,14 @@ impl Catalog {
         });
         let aliases = aliases
             .filter(|(alias, name)| models.contains_key(name) && !models.contains_key(alias));
+        // Without a backend no path can be refused: the answer is 503.
+        let kinds = match self.here.contains(&true) {
+            true => self.offers.iter().fold(Kinds::NONE, |kinds, offer| kinds.or(offer.kinds)),
+            false => Kinds::ALL,
+        };
         Directory {
             aliases: aliases.collect(),
-            kinds: self.offers.iter().fold(Kinds::NONE, |kinds, offer| kinds.or(offer.kinds)),
+            kinds,
             paths: self.offers.iter().flat_map(|offer| offer.paths.iter().cloned()).collect(),
             models,
         }

@@ -192,7 +192,10 @@ impl Proxy {
             .filter(|backend| table.entry(backend.id).role != Role::Draining)
             .peekable();
         if placeable.peek().is_none() {
-            return Err("every backend is draining");
+            return Err(match backends.iter().any(|backend| !backend.is_leaving()) {
+                true => "every backend is draining",
+                false => "no backend is known",
+            });
         }
         let (mut usable, mut up) = (false, false);
         for backend in placeable {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::backends::fleet::Backend;
 use crate::backends::probe::{self, Found, ProbeParams};
-use crate::control::Control;
+use crate::control::{Control, FleetUpdate};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::process::admin::sampler;
@@ -19,6 +19,7 @@ use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
+use crate::process::sources::Sources;
 use crate::runtime::liveness::LivenessGuard;
 use crate::signals::{self, SignalHost};
 use crate::tls::Refresh;
@@ -48,6 +49,10 @@ pub struct Tasks {
     pub role_labels: Option<RoleLabels>,
     /// The settings file, if the settings were read from one.
     pub config_file: Option<ConfigFile>,
+    /// Sources of backends beside the file.
+    pub sources: Sources,
+    /// Channel for sources of backends.
+    pub fleet_updates: mpsc::Sender<FleetUpdate>,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
     /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
@@ -76,6 +81,7 @@ impl BackgroundService for Background {
         signals::spawn(&host);
         tokio::spawn(sampler::run(Arc::clone(&tasks.proxy)));
         tokio::spawn(reload::reload(Arc::clone(&tasks.proxy), tasks.watched, tasks.config_file));
+        tasks.sources.spawn(&tasks.fleet_updates);
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = tasks.pool_pods {
             tokio::spawn(pods.run(Arc::clone(&tasks.proxy)));

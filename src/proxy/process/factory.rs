@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use thiserror::Error;
-use tidegate_settings::reconcile::{Reconciler, SourceId};
+use tidegate_settings::reconcile::{BadEntry, Reconciler, SourceId};
 use tidegate_settings::{BackendSettings, Settings, UpstreamSettings};
 use tidegate_types::{BackendId, GroupId};
 
@@ -10,6 +10,7 @@ use crate::backends::bootstrap::Bootstrap;
 use crate::backends::fleet::{Backend, HealthParams, KvCapacity, OutlierParams};
 use crate::control::kept_backends::KeptBackends;
 use crate::process::files::{self, Files};
+use crate::process::wanted::Wanted;
 use crate::runtime::clock::Clock;
 use crate::tls::TlsError;
 use crate::upstream::{Address, AddressError, Connector, Pool, PoolParams};
@@ -167,10 +168,20 @@ pub(super) fn backends(
     grouped.enumerate().map(|it| build(it).map(Arc::new)).collect()
 }
 
-/// The backends of the settings file, and those that operators added and removed while an earlier
-/// process ran.
-pub(super) fn desired(settings: &mut Settings, kept: &KeptBackends) -> Reconciler {
+/// The backends of the settings file, those that sources found, and those that operators added and
+/// removed while an earlier process ran.
+pub(super) fn desired(
+    settings: &mut Settings,
+    kept: &KeptBackends,
+    found: Vec<(SourceId, Wanted)>,
+) -> Reconciler {
     let mut reconciler = Reconciler::default();
+    for (source, wanted) in found {
+        let (_, bad) = reconciler.set(source, wanted);
+        for BadEntry { name, problem } in bad {
+            tracing::error!(?source, backend = name, "not used: {problem}");
+        }
+    }
     reconciler.set(SourceId::File, settings.backends.iter().cloned().map(Ok).collect());
     reconciler.set(SourceId::Admin, kept.added().into_iter().map(Ok).collect());
     for name in kept.removed() {

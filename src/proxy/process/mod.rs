@@ -7,10 +7,14 @@ mod factory;
 pub mod files;
 pub(crate) mod handover;
 #[cfg(feature = "kubernetes")]
+mod pods;
+#[cfg(feature = "kubernetes")]
 pub(crate) mod pool_pods;
 pub(crate) mod reload;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod role_labels;
 pub(crate) mod server;
 pub(crate) mod shutdown;
+pub(crate) mod sources;
 pub(crate) mod start;
+mod wanted;

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use tidegate_kubernetes::access::{Access, AccessError};
-use tidegate_kubernetes::backends::PodBackend;
 use tidegate_kubernetes::source::Source;
 use tidegate_settings::{BackendSettings, PodSettings, Settings};
 use tokio::sync::watch;
@@ -49,7 +48,7 @@ impl PoolPods {
 }
 
 /// `host:port` of each pod.
-fn hosts(pods: &[PodBackend]) -> HashSet<String> {
-    let host = |pod: &PodBackend| pod.settings.url.trim_start_matches("http://").to_owned();
+fn hosts(pods: &[BackendSettings]) -> HashSet<String> {
+    let host = |pod: &BackendSettings| pod.url.trim_start_matches("http://").to_owned();
     pods.iter().map(host).collect()
 }

@@ -38,9 +38,12 @@ use crate::process::factory::{self, BackendError, BackendFactory};
 use crate::process::files::{self, FileErrors, Files};
 use crate::process::handover::HandOverError;
 #[cfg(feature = "kubernetes")]
+use crate::process::pods::Pods;
+#[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
+use crate::process::sources::Sources;
 use crate::runtime::budget::{self, BodyBudget};
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
@@ -109,7 +112,7 @@ pub enum StartError {
     Kubernetes(#[from] tidegate_kubernetes::access::AccessError),
     /// Settings that need the API server, in a build without it.
     #[error(
-        "sidecar.inference_pool and kubernetes.role_labels need a tidegate with the feature `kubernetes`"
+        "sidecar.inference_pool, kubernetes.role_labels and backends.kubernetes need a tidegate with the feature `kubernetes`"
     )]
     NoKubernetes,
     /// A socket cannot be opened.
@@ -141,7 +144,9 @@ pub struct Built {
 /// [`StartError`] when a file cannot be read or used, or a URL is invalid.
 pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, StartError> {
     let pool = settings.sidecar.as_ref().and_then(|sidecar| sidecar.inference_pool.as_ref());
-    let needs_api = pool.is_some() || settings.kubernetes.role_labels.is_some();
+    let needs_api = pool.is_some()
+        || settings.kubernetes.role_labels.is_some()
+        || settings.sources.iter().any(|source| source.kubernetes.is_some());
     if needs_api && !cfg!(feature = "kubernetes") {
         return Err(StartError::NoKubernetes);
     }
@@ -153,7 +158,11 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         let path = settings.admin.state_file.clone().unwrap_or_default();
         StartError::Read { path, source }
     })?;
-    let reconciler = factory::desired(&mut settings, &kept);
+    let mut sources = Sources {
+        #[cfg(feature = "kubernetes")]
+        pods: Pods::new(&settings)?,
+    };
+    let reconciler = factory::desired(&mut settings, &kept, sources.first());
     let mut files = files::load(&settings)?;
     let by_hand = std::mem::take(&mut files.by_hand);
     by_hand.apply(&mut settings);
@@ -233,6 +242,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         #[cfg(feature = "kubernetes")]
         role_labels: RoleLabels::new(settings)?,
         config_file: ConfigFile::new(settings, fleet_updates.clone()),
+        sources,
+        fleet_updates: fleet_updates.clone(),
         watched: watched.clone(),
         vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });

@@ -143,6 +143,9 @@ pub struct BackendSettings {
     /// Address of a backend that `expand` or a source made.
     #[serde(skip)]
     pub ip: Option<IpAddr>,
+    /// Uid of the pod that it is: another uid under the same name is another engine.
+    #[serde(skip)]
+    pub uid: Option<String>,
     /// Paths that the backend serves beyond those of its engine kind; `*` matches one segment.
     pub paths: Vec<String>,
     /// Engine kind.
@@ -213,6 +216,7 @@ impl Default for BackendSettings {
             expand: false,
             kubernetes: None,
             ip: None,
+            uid: None,
             paths: Vec::new(),
             engine: EngineName::default(),
             connector: Connector::default(),

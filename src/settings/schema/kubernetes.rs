@@ -79,6 +79,10 @@ pub struct PodSettings {
     pub role_label: Option<String>,
     /// Ports of the engine in a pod, one to eight; each is a backend: data-parallel ranks.
     pub ports: Vec<u16>,
+    /// Whether tidegate writes the role label itself ([`RoleLabelSettings::label`]): then `draining` is
+    /// a role in force, and the pod is an engine.
+    #[serde(skip)]
+    pub is_mirrored: bool,
 }
 
 impl Default for PodSettings {
@@ -90,6 +94,7 @@ impl Default for PodSettings {
             inference_pool: None,
             role_label: None,
             ports: vec![defaults::ENGINE_PORT],
+            is_mirrored: false,
         }
     }
 }

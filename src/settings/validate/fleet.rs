@@ -94,8 +94,8 @@ fn address(
     found: &mut Found,
 ) {
     let path = path("url");
-    // The pods' addresses; a URL says scheme and path.
-    if backend.kubernetes.is_some() && backend.url.is_empty() {
+    // A source knows the addresses; a URL gives scheme and path.
+    if backend.is_source() && backend.url.is_empty() {
         return;
     }
     if !found.required(!backend.url.is_empty(), &path, "http://host:port") {
@@ -111,6 +111,9 @@ fn address(
     if let Some(listens) = own_address(settings, &authority) {
         let problem = format!("is {listens}, where this gateway itself listens");
         found.check_with(false, &path, &[listens], &problem, "an engine's address");
+    }
+    if backend.is_source() {
+        return;
     }
     // Its streams and its memory would be counted twice.
     let family = backend.family();
@@ -218,7 +221,8 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
         "is a connector's",
         "add connector = \"nixl\"",
     );
-    if backend.connector == Connector::Bootstrap {
+    // The role of a pod is that of its label.
+    if backend.connector == Connector::Bootstrap && backend.kubernetes.is_none() {
         let role = path("role");
         let hint = "\"prefill\" or \"decode\", its --disaggregation-mode";
         let is_fixed = matches!(backend.role, Some(Role::Prefill | Role::Decode));
@@ -345,7 +349,8 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
         let keys = ["engine", "connector", "kv_role", "role", "pin", "group", "version", "models"];
         keys.iter().any(|key| found.doubts.touch(&format!("backends[{i}].{key}")))
     };
-    if members.iter().any(doubted) {
+    let is_source = |i: &usize| settings.backends[*i].is_source();
+    if members.iter().any(doubted) || members.iter().any(is_source) {
         return;
     }
     let splits = |i: &&usize| settings.backends[**i].family().can_split();

@@ -33,6 +33,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
 {{- end -}}
 
+{{/* Non-empty if backends are pods that the API server lists. */}}
+{{- define "tidegate.findsPods" -}}
+{{- range .Values.backends }}{{ if .kubernetes }}yes{{ end }}{{ end -}}
+{{- end -}}
+
+{{/* Non-empty if an InferencePool selects them. */}}
+{{- define "tidegate.findsPools" -}}
+{{- range .Values.backends }}{{ with .kubernetes }}{{ if .inference_pool }}yes{{ end }}{{ end }}{{ end -}}
+{{- end -}}
+
 {{- define "tidegate.gracePeriod" -}}
 {{- add (ceil .Values.lingerSeconds | int) (ceil .Values.drainSeconds | int) 20 -}}
 {{- end -}}

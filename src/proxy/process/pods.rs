@@ -1,0 +1,138 @@
+//! Pods of a Kubernetes cluster as a source of backends (`[backends.kubernetes]`).
+//!
+//! The role label gives the first role; afterwards the planner decides, and a changed label of a known
+//! pod changes nothing. A pod that terminates, is not ready or leaves the selector is not in the list:
+//! its backend drains.
+
+use std::collections::BTreeMap;
+use tidegate_kubernetes::access::{Access, AccessError};
+use tidegate_kubernetes::convention;
+use tidegate_kubernetes::source::Source;
+use tidegate_settings::reconcile::SourceId;
+use tidegate_settings::{BackendSettings, Settings};
+use tidegate_types::Role;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::control::FleetUpdate;
+use crate::process::wanted::{Wanted, checked, send_changes};
+
+/// The pods of all entries.
+pub struct Pods {
+    entries: Vec<Entry>,
+    first_roles: FirstRoles,
+}
+
+/// The pods of one entry.
+struct Entry {
+    source: Source,
+    /// The last known backends; `None` before the first list.
+    known: Option<Vec<BackendSettings>>,
+}
+
+/// The first role of each known backend, by name and uid.
+#[derive(Default)]
+struct FirstRoles(BTreeMap<(String, Option<String>), Option<Role>>);
+
+impl Pods {
+    /// `None` without `[backends.kubernetes]`.
+    ///
+    /// # Errors
+    /// [`AccessError`] without an API server.
+    pub fn new(settings: &Settings) -> Result<Option<Pods>, AccessError> {
+        let mut entries = Vec::new();
+        for entry in &settings.sources {
+            let Some(rules) = &entry.kubernetes else { continue };
+            let access = Access::new(&settings.kubernetes, |name| std::env::var(name).ok())?;
+            let mut rules = rules.clone();
+            let written = settings.kubernetes.role_labels.as_ref();
+            rules.is_mirrored =
+                written.is_some_and(|own| convention::reads_role_from(&rules, &own.label));
+            let source = Source::new(access, entry.clone(), rules);
+            entries.push(Entry { source, known: None });
+        }
+        let first_roles = FirstRoles::default();
+        Ok((!entries.is_empty()).then_some(Pods { entries, first_roles }))
+    }
+
+    /// Lists the pods once; `None` if no entry could be listed.
+    pub async fn first(&mut self) -> Option<Wanted> {
+        for entry in &mut self.entries {
+            match entry.source.list().await {
+                Ok(list) => entry.known = list,
+                Err(error) => tracing::warn!("pods are listed later: {error}"),
+            }
+        }
+        let lists: Vec<_> = self.entries.iter().filter_map(|entry| entry.known.clone()).collect();
+        (!lists.is_empty()).then(|| self.first_roles.wanted(lists.into_iter().flatten()))
+    }
+
+    /// Follows the pods until the control loop ends.
+    pub async fn run(self, updates: mpsc::Sender<FleetUpdate>) {
+        let Pods { entries, mut first_roles } = self;
+        let mut tasks = JoinSet::new();
+        let mut lists = Vec::new();
+        for Entry { source, known } in entries {
+            let (sender, list) = watch::channel(known);
+            tasks.spawn(source.run(sender));
+            lists.push(list);
+        }
+        let wanted = |all: Vec<BackendSettings>| first_roles.wanted(all.into_iter());
+        send_changes(SourceId::Kubernetes, lists, updates, wanted).await;
+    }
+}
+
+impl FirstRoles {
+    /// The backends with the roles that they joined with. Those that cannot be used are problems.
+    fn wanted(&mut self, backends: impl Iterator<Item = BackendSettings>) -> Wanted {
+        let known = std::mem::take(&mut self.0);
+        let one = |mut backend: BackendSettings| {
+            let key = (backend.name.clone(), backend.uid.clone());
+            backend.role = known.get(&key).copied().unwrap_or(backend.role);
+            self.0.insert(key, backend.role);
+            backend
+        };
+        checked(backends.map(one))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_settings::{Connector, EngineName};
+
+    fn pod(uid: &str, role: Option<Role>) -> BackendSettings {
+        BackendSettings {
+            name: "a".into(),
+            url: "http://10.0.0.1:8000".into(),
+            uid: Some(uid.into()),
+            role,
+            engine: EngineName::Vllm,
+            connector: Connector::Nixl,
+            ..BackendSettings::default()
+        }
+    }
+
+    #[test]
+    fn the_label_of_a_known_pod_changes_nothing() {
+        let mut roles = FirstRoles::default();
+        let mut role_of = |pod: BackendSettings| {
+            let wanted = roles.wanted([pod].into_iter());
+            wanted.into_iter().next().unwrap().unwrap().role
+        };
+        assert_eq!(role_of(pod("1", Some(Role::Prefill))), Some(Role::Prefill));
+        assert_eq!(role_of(pod("1", Some(Role::Decode))), Some(Role::Prefill));
+        assert_eq!(role_of(pod("1", None)), Some(Role::Prefill));
+        assert_eq!(role_of(pod("2", Some(Role::Decode))), Some(Role::Decode), "another engine");
+        assert_eq!(role_of(pod("1", None)), None, "it was gone");
+    }
+
+    #[test]
+    fn a_role_that_the_engine_cannot_have_is_a_problem() {
+        let mut roles = FirstRoles::default();
+        let whole = BackendSettings { connector: Connector::None, ..pod("1", Some(Role::Prefill)) };
+        let wanted = roles.wanted([whole].into_iter());
+        let bad = wanted.into_iter().next().unwrap().unwrap_err();
+        assert!(bad.name == "a" && bad.problem.contains("cannot be prefill"), "{bad:?}");
+    }
+}

@@ -1,0 +1,67 @@
+//! Sources of backends beside the settings file: each is a task that sends [`FleetUpdate`]s.
+//!
+//! Every source is read once before the proxy listens, so that the backends that are there already are
+//! in the first table; a source that does not answer in time is left out of it and joins later.
+
+use tidegate_settings::reconcile::SourceId;
+use tidegate_types::Seconds;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::control::FleetUpdate;
+#[cfg(feature = "kubernetes")]
+use crate::process::pods::Pods;
+use crate::process::wanted::Wanted;
+
+/// Longest wait for all first readings: an absent API server must not keep tidegate from serving
+/// other backends.
+const FIRST_MAX: Seconds = Seconds(5.0);
+
+/// The sources of the settings.
+pub struct Sources {
+    /// Pods of a Kubernetes cluster.
+    #[cfg(feature = "kubernetes")]
+    pub pods: Option<Pods>,
+}
+
+impl Sources {
+    /// Reads every source once; sources without an answer are absent. Blocks up to [`FIRST_MAX`].
+    pub fn first(&mut self) -> Vec<(SourceId, Wanted)> {
+        // The timer belongs to the runtime that polls it.
+        let reading = async { timeout(FIRST_MAX.to_duration(), self.read()).await };
+        // On a separate thread, as the caller may already be in a runtime.
+        let read = std::thread::scope(|scope| {
+            let run = || {
+                let runtime = Builder::new_current_thread().enable_all().build();
+                // A source that is late is read again by its task.
+                runtime.map(|runtime| runtime.block_on(reading).unwrap_or_default())
+            };
+            scope.spawn(run).join()
+        });
+        match read {
+            Ok(Ok(read)) => read,
+            _ => {
+                tracing::error!("the sources of backends could not be read at the start");
+                Vec::new()
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Vec<(SourceId, Wanted)> {
+        let mut read = Vec::new();
+        #[cfg(feature = "kubernetes")]
+        if let Some(pods) = &mut self.pods {
+            read.extend(pods.first().await.map(|wanted| (SourceId::Kubernetes, wanted)));
+        }
+        read
+    }
+
+    /// Starts the tasks.
+    pub fn spawn(self, updates: &mpsc::Sender<FleetUpdate>) {
+        #[cfg(feature = "kubernetes")]
+        if let Some(pods) = self.pods {
+            tokio::spawn(pods.run(updates.clone()));
+        }
+    }
+}
