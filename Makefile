@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test test-chaos test-real test-live test-fuzz test-dashboard bench docs manifests package setup
+.PHONY: help demo test test-chaos test-real test-live test-fuzz test-dashboard bench evaluate docs manifests package setup
 
 # What there is to make.
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-fuzz  the seeds of the fuzz targets; needs a C++ compiler'
 	@echo 'make test-dashboard  every view in headless Chromium with axe-core; needs chromium, node, npm'
 	@echo 'make bench      micro-benchmarks, then the comparison with nginx and haproxy'
+	@echo 'make evaluate   policies on many draws of many loads, into docs/evaluation.md; up to an hour, ARGS=--short five minutes'
 	@echo 'make docs       regenerates docs/reference and builds the book; needs python3 with venv (mdbook comes from PyPI)'
 	@echo 'make manifests  the Helm chart and Kustomize overlays rendered and checked, the alerts tested; needs python3, npm'
 	@echo 'make package   a wheel, a .deb, cargo install and the compose file, each built and run; PROFILE=release is faster'
@@ -56,6 +57,11 @@ test-fuzz: setup
 bench: setup
 	$(CARGO) bench --workspace --benches
 	benches/compare/run
+
+# Every policy on every cell with confidence intervals, the ablation, the disturbances and the headline,
+# into docs/evaluation.md. ARGS=--help lists sections and options.
+evaluate: setup
+	$(CARGO) run --release -p tidegate-sim --example evaluate -- --write $(ARGS)
 
 # The references from the source, then the book into target/book.
 docs:

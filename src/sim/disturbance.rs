@@ -84,6 +84,18 @@ impl fmt::Display for Disturbance {
 }
 
 impl Disturbance {
+    /// The single disturbances under which the evaluation judges policies.
+    pub const SINGLE: &[&str] = &[
+        "noise:0.05",
+        "noise:0.15",
+        "stalls",
+        "slow:1.5",
+        "slow:2",
+        "prior:0.5",
+        "prior:2",
+        "shared-link",
+    ];
+
     /// Returns an engine's profile as policies assume it.
     pub(crate) fn believed(&self, profile: &Profile) -> Profile {
         profile.scaled(self.prior)
@@ -138,6 +150,17 @@ mod tests {
         }
         for word in ["", "slow", "slow:0", "noise:x", "noise:-1", "stall"] {
             assert!(word.parse::<Disturbance>().is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_evaluation_has_every_kind_of_disturbance() {
+        let all: Disturbance = Disturbance::SINGLE.join("+").parse().unwrap();
+        let none = Disturbance::default();
+        assert!(all.noise != none.noise && all.stalls && all.slow != none.slow);
+        assert!(all.prior != none.prior && all.shared_link);
+        for word in Disturbance::SINGLE {
+            assert_eq!(word.parse::<Disturbance>().unwrap().to_string(), *word);
         }
     }
 

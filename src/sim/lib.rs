@@ -6,6 +6,7 @@
 //! - [`Report`]: results of a run
 //! - [`bound`]: upper bound on the attainment of any scheduler
 //! - [`page`], [`live_page`]: a comparison or a live run as one page, drawn by `src/page`
+//! - [`Estimate`]: means over draws of a load, with confidence intervals
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
 //! Behind `simulate`: cluster.rs moves time; static_policy.rs and follow.rs decide where requests go,
@@ -27,6 +28,7 @@ mod html_report;
 mod learning;
 mod ledger;
 mod mocker;
+mod overrides;
 mod periodic_policy;
 mod policy;
 mod prefix_cache;
@@ -38,6 +40,7 @@ mod resample;
 mod rivals;
 mod simulate;
 mod static_policy;
+mod statistics;
 mod timeline;
 mod trace;
 
@@ -47,9 +50,11 @@ pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;
 pub use gaps::GapHistogram;
 pub use html_report::{live_page, page};
+pub use overrides::OverrideError;
 pub use policy::{Policy, PolicyError};
 pub use profile::{Profile, StepCost};
 pub use report::{Outcome, Report};
 pub use simulate::{Run, SimConfig, best_split, simulate};
+pub use statistics::Estimate;
 pub use timeline::Timeline;
 pub use trace::{Arrival, Trace, TraceError};

@@ -7,9 +7,8 @@
     reason = "an example reads traces and a clock, and prints"
 )]
 
-use tidegate_scheduler::placement::LatePolicy;
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
-use tidegate_types::{Seconds, Tokens};
+use tidegate_types::Tokens;
 
 const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
 
@@ -90,32 +89,8 @@ fn main() {
     }
 }
 
+/// Returns the parameters with the overrides of `SET`, as `TidegateParams::with` reads them.
 fn params() -> TidegateParams {
-    let mut params = TidegateParams::default();
-    for pair in std::env::var("SET").unwrap_or_default().split(',').filter(|pair| !pair.is_empty())
-    {
-        let (key, value) = pair.split_once('=').expect("key=value");
-        let number: f64 = value.parse().expect("number");
-        match key {
-            "room" => params.placement.room = Seconds(number),
-            "trunk" => params.placement.trunk_reservation_share = number,
-            "late" => params.placement.late_class_share = number,
-            "refuse" if number > 0.0 => params.placement.late = LatePolicy::Refuse,
-            "whole_below" => params.placement.whole_below = Tokens(number as u64),
-            "dwell" => params.planner.dwell = Seconds(number),
-            "spill" => {
-                params.placement.spill = number > 0.0;
-                params.planner.spill = number > 0.0;
-            }
-            "window" => params.planner.demand_window = Seconds(number),
-            "interval" => params.plan_interval = Seconds(number),
-            "tells" => params.tells_output = number > 0.0,
-            "switch" => params.switch = Some(Seconds(number)),
-            "flips" => params.flips = number > 0.0,
-            "start" => params.start = Some(number as usize),
-            "queue" => params.queue_deadline = Seconds(number),
-            _ => panic!("{key}?"),
-        }
-    }
-    params
+    let params = TidegateParams::default();
+    std::env::var("SET").map_or(params, |set| params.with(&set).expect("SET"))
 }

@@ -1,0 +1,38 @@
+//! The generated parts of docs/evaluation.md: text between `<!-- evaluate SECTION: generated -->` and
+//! `<!-- evaluate SECTION: end -->` is replaced, everything else stays.
+
+use std::process::Command;
+
+use crate::arguments::Section;
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/evaluation.md");
+
+/// Replaces the generated text of a section.
+pub fn write(section: Section, generated: &str) -> Result<(), String> {
+    let problem = |error: std::io::Error| format!("{PAGE}: {error}");
+    let page = std::fs::read_to_string(PAGE).map_err(problem)?;
+    let word = section.word();
+    let begin = format!("<!-- evaluate {word}: generated -->\n");
+    let end = format!("<!-- evaluate {word}: end -->");
+    let missing = || format!("{PAGE}: the markers of the section {word} are missing");
+    let (before, rest) = page.split_once(&begin).ok_or_else(missing)?;
+    let (_, after) = rest.split_once(&end).ok_or_else(missing)?;
+    let page = format!("{before}{begin}\n{}\n\n{end}{after}", generated.trim());
+    std::fs::write(PAGE, page).map_err(problem)
+}
+
+/// Returns the line that says how a section was made.
+pub fn stamp(command: &str, seeds: u64, seconds: f64) -> String {
+    let said = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            .filter(|said| !said.is_empty())
+    };
+    let unknown = || "unknown".to_owned();
+    let commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_else(unknown);
+    let changed = said("git", &["status", "--porcelain", "--", "src"]);
+    let changed = changed.map_or("", |_| " with uncommitted changes");
+    let date = said("date", &["-u", "+%F"]).unwrap_or_else(unknown);
+    let command = format!("make evaluate ARGS=\"{command}\"").replace(" ARGS=\"\"", "");
+    format!("Commit {commit}{changed}, {date}, `{command}`, {seeds} draws, {seconds:.0} s.\n\n")
+}

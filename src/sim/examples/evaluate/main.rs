@@ -1,0 +1,57 @@
+//! `make evaluate`: judges policies on many draws of many loads, with 95 % confidence intervals and
+//! paired differences, and writes the tables of docs/evaluation.md.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "an example reads traces and a clock, starts threads, and prints"
+)]
+
+mod ablation;
+mod arguments;
+mod cells;
+mod contest;
+mod document;
+mod headline;
+mod saved;
+mod standings;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use arguments::{Args, Section, USAGE};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        print!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    match Args::parse(&words).and_then(|args| run(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("evaluate: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    for section in &args.sections {
+        let began = Instant::now();
+        let (tables, seeds) = match section {
+            Section::Cells => (standings::run(args)?, args.seeds),
+            Section::Ablation => (ablation::run(args)?, args.fewer_seeds()),
+            Section::Disturbances => (ablation::disturbances(args)?, args.fewer_seeds()),
+            Section::Headline => (headline::run(args)?, headline::seeds(args)),
+        };
+        let stamp = document::stamp(&args.command, seeds, began.elapsed().as_secs_f64());
+        let text = format!("{stamp}{tables}");
+        println!("## {}\n\n{text}", section.word());
+        if args.writes() {
+            document::write(*section, &text)?;
+        }
+    }
+    Ok(())
+}
