@@ -94,7 +94,7 @@ impl Trial<'_> {
         let peer = self.peer(&host).await.map_err(failed)?;
         let rendezvous = RendezvousInfo {
             host: &host,
-            port: self.from.meeting_port(),
+            port: self.from.rendezvous_port(),
             id,
             peer: peer.as_ref(),
             key: key.as_deref(),
@@ -153,7 +153,7 @@ impl Trial<'_> {
     async fn peer(&self, host: &str) -> Result<Option<Peer>, String> {
         let Some(ask) = self.family.peer_query() else { return Ok(None) };
         let url = match ask.at_bootstrap {
-            true => format!("http://{host}:{}", self.from.meeting_port()),
+            true => format!("http://{host}:{}", self.from.rendezvous_port()),
             false => self.from.url.clone(),
         };
         let answer = self.first.get(&url, ask.path).await;

@@ -23,7 +23,7 @@ use crate::watcher::{Collection, Watcher};
 /// Longest time of one request.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which pods are looked at again that could not be written yet.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the mirror did, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Mirror {
                 let rest = match self.write(&all, &wished, now, &mut known, &done).await {
                     Ok(()) => {
                         backoff.succeeded();
-                        AGAIN
+                        RETRY_INTERVAL
                     }
                     Err(error) => {
                         done(Mirrored::Failed);

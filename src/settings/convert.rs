@@ -92,7 +92,7 @@ impl BackendSettings {
     }
 
     /// Where another engine meets it for a hand-off, beside its URL.
-    pub fn meeting_port(&self) -> u16 {
+    pub fn rendezvous_port(&self) -> u16 {
         match self.connector {
             Connector::Offloading => self.side_channel_port,
             _ => self.bootstrap_port,

@@ -35,11 +35,11 @@ fn expand_with(
                 }
             }
             Ok(_) => {
-                tracing::warn!(backend = %backend.name, "its name has no address: not expanded");
+                tracing::warn!(backend = %backend.name, "host name has no address: backend not expanded");
                 expanded.push(backend);
             }
             Err(error) => {
-                tracing::warn!(backend = %backend.name, "its name cannot be resolved: not expanded: {error}");
+                tracing::warn!(backend = %backend.name, "host name cannot be resolved: backend not expanded: {error}");
                 expanded.push(backend);
             }
         }

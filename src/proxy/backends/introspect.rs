@@ -18,31 +18,31 @@ const ANSWER_MAX: usize = 4 << 20;
 enum Reply {
     /// Status 2xx with this body.
     Body(Bytes),
-    /// The engine answers but does not have the path.
-    Lacks,
+    /// The engine does not have the path.
+    Missing,
     /// The engine requires its API key.
     Locked(StatusCode),
     /// The engine reports a failure.
-    Sick(StatusCode),
+    Failed(StatusCode),
     /// The connection was refused.
     Refused(String),
     /// The connection failed or broke.
     Broken(String),
     /// No answer in time.
-    Late,
+    TimedOut,
 }
 
 /// Health as seen by a probe.
 #[derive(Debug)]
-pub(crate) enum Found {
-    /// Well, or at least answering.
-    Well,
+pub(crate) enum ProbeResult {
+    /// A health path reports health, or the engine has no health path and answers.
+    Healthy,
     /// The engine reports a failure, with the reason.
-    Sick(String),
+    Unhealthy(String),
     /// The connection was refused.
-    Gone(String),
+    Refused(String),
     /// No answer in time or a broken connection: the engine may be hung or busy.
-    Late(String),
+    Unanswered(String),
 }
 
 /// Shortest time-out of a health path at which the engine generates a token: SGLang waits a second
@@ -51,7 +51,7 @@ const GENERATES_TIMEOUT: Seconds = Seconds(5.0);
 
 /// Facts reported by an engine.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct ReportedFacts {
     /// Parsed facts.
     pub facts: Facts,
     /// Its `/v1/models` answer; empty if it has none.
@@ -60,46 +60,53 @@ pub(crate) struct Told {
 
 /// The body of a 2xx answer; `None` for any other result.
 pub(crate) async fn get(pool: &Pool, path: &'static str, timeout: Seconds) -> Option<Bytes> {
-    match ask(pool, path, timeout).await {
+    match fetch(pool, path, timeout).await {
         Reply::Body(body) => Some(body),
         _ => None,
     }
 }
 
-/// Checks the engine's health: the first health path that it has decides.
-pub(crate) async fn how(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Found {
+/// Checks an engine's health: the first health path that is not answered with 404 decides.
+pub(crate) async fn check_health(pool: &Pool, kind: EngineKind, timeout: Seconds) -> ProbeResult {
     for path in kind.health_paths() {
         let generates = kind.generates_at(path);
         let timeout = if generates { timeout.max(GENERATES_TIMEOUT) } else { timeout };
-        match ask(pool, path, timeout).await {
-            Reply::Body(_) => return Found::Well,
-            Reply::Lacks | Reply::Locked(_) => {}
-            Reply::Sick(status) => return Found::Sick(format!("{path} answers {status}")),
-            Reply::Refused(error) => return Found::Gone(error),
-            Reply::Broken(error) => return Found::Late(format!("{path}: {error}")),
-            Reply::Late => return Found::Late(format!("{path}: no answer within {timeout}")),
+        match fetch(pool, path, timeout).await {
+            Reply::Body(_) => return ProbeResult::Healthy,
+            Reply::Missing | Reply::Locked(_) => {}
+            Reply::Failed(status) => {
+                return ProbeResult::Unhealthy(format!("{path} answers {status}"));
+            }
+            Reply::Refused(error) => return ProbeResult::Refused(error),
+            Reply::Broken(error) => return ProbeResult::Unanswered(format!("{path}: {error}")),
+            Reply::TimedOut => {
+                return ProbeResult::Unanswered(format!("{path}: no answer within {timeout}"));
+            }
         }
     }
-    // No health path, but it answers.
-    Found::Well
+    // It answers, but has no health path.
+    ProbeResult::Healthy
 }
 
-/// The engine's facts; `None` if it did not answer. A path that it does not have contributes
-/// nothing.
-pub(crate) async fn what(pool: &Pool, kind: EngineKind, timeout: Seconds) -> Option<Told> {
+/// Reads an engine's facts; `None` without an answer. A missing path contributes no facts.
+pub(crate) async fn read_facts(
+    pool: &Pool,
+    kind: EngineKind,
+    timeout: Seconds,
+) -> Option<ReportedFacts> {
     let about = async {
         match kind.about_path() {
-            Some(path) => ask(pool, path, timeout).await,
-            None => Reply::Lacks,
+            Some(path) => fetch(pool, path, timeout).await,
+            None => Reply::Missing,
         }
     };
-    let (about, models) = tokio::join!(about, ask(pool, "/v1/models", timeout));
+    let (about, models) = tokio::join!(about, fetch(pool, "/v1/models", timeout));
     // If the engine has an API key, it protects the list of models.
     let locked = models.locked();
     let (about, models) = (about.body()?, models.body()?);
     let facts = Facts::read(kind, about.as_deref(), models.as_deref());
     let facts = Facts { key_required: locked, ..facts };
-    Some(Told { facts, models: models.unwrap_or_default() })
+    Some(ReportedFacts { facts, models: models.unwrap_or_default() })
 }
 
 impl Reply {
@@ -107,8 +114,8 @@ impl Reply {
     fn body(self) -> Option<Option<Bytes>> {
         match self {
             Reply::Body(body) => Some(Some(body)),
-            Reply::Lacks | Reply::Locked(_) => Some(None),
-            Reply::Sick(_) | Reply::Refused(_) | Reply::Broken(_) | Reply::Late => None,
+            Reply::Missing | Reply::Locked(_) => Some(None),
+            Reply::Failed(_) | Reply::Refused(_) | Reply::Broken(_) | Reply::TimedOut => None,
         }
     }
 
@@ -120,7 +127,7 @@ impl Reply {
     }
 }
 
-async fn ask(pool: &Pool, path: &'static str, timeout: Seconds) -> Reply {
+async fn fetch(pool: &Pool, path: &'static str, timeout: Seconds) -> Reply {
     let request = || Outgoing::own(&Method::GET, pool.address(), path, Bytes::new());
     let exchange = async {
         let answer = pool.send(request).await.map_err(LegProblem::from)?;
@@ -129,14 +136,14 @@ async fn ask(pool: &Pool, path: &'static str, timeout: Seconds) -> Reply {
     };
     match tokio::time::timeout(timeout.to_duration(), exchange).await {
         Ok(Ok((status, body))) if status.is_success() => Reply::Body(body),
-        Ok(Ok((StatusCode::NOT_IMPLEMENTED, _))) => Reply::Lacks,
+        Ok(Ok((StatusCode::NOT_IMPLEMENTED, _))) => Reply::Missing,
         Ok(Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _))) => {
             Reply::Locked(status)
         }
-        Ok(Ok((status, _))) if !status.is_server_error() => Reply::Lacks,
-        Ok(Ok((status, _))) => Reply::Sick(status),
+        Ok(Ok((status, _))) if !status.is_server_error() => Reply::Missing,
+        Ok(Ok((status, _))) => Reply::Failed(status),
         Ok(Err(problem)) if problem.is_refused() => Reply::Refused(problem.to_string()),
         Ok(Err(problem)) => Reply::Broken(problem.to_string()),
-        Err(_) => Reply::Late,
+        Err(_) => Reply::TimedOut,
     }
 }

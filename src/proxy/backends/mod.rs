@@ -5,6 +5,6 @@ pub(crate) mod demand;
 pub(crate) mod expand;
 pub mod fleet;
 pub(crate) mod introspect;
-pub(crate) mod kept;
 pub(crate) mod probe;
 pub(crate) mod startup_verification;
+pub(crate) mod stored_objects;

@@ -1,6 +1,6 @@
-//! Active health checks and discovery of engine facts. Probes are cheap and infrequent, because
-//! outcomes of real requests tell more and sooner. An engine that was away is asked for its facts
-//! before it is used again, as another engine may have been started in its place.
+//! Active health checks and discovery of engine facts. Probes are cheap and infrequent: outcomes of
+//! real requests are earlier and better evidence. After an outage the facts are read before the
+//! backend is used again, because another engine may have been started at its address.
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use tidegate_types::{BackendId, Moment, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backends::fleet::Backend;
-use crate::backends::introspect::{self, Found as How, Told};
+use crate::backends::introspect::{self, ProbeResult, ReportedFacts};
 use crate::runtime::clock::Clock;
 
 /// Facts are requested again after this many probes, because LoRA adapters are loaded and unloaded.
-const WHAT_EVERY: u32 = 10;
+const FACTS_EVERY: u32 = 10;
 /// Shortest time-out of a facts request: some engines answer it after the current step.
-const WHAT_TIMEOUT: Seconds = Seconds(5.0);
+const FACTS_TIMEOUT: Seconds = Seconds(5.0);
 
 /// Timing of probes.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeParams {
-    /// Between two probes of one backend.
+    /// From the end of one probe of a backend to the next.
     pub interval: Seconds,
     /// Time-out of one probe.
     pub timeout: Seconds,
@@ -29,21 +29,21 @@ pub struct ProbeParams {
 
 /// Result of a probe for the control loop.
 #[derive(Debug)]
-pub enum Found {
+pub enum ProbeReport {
     /// The backend's health changed.
-    Changed,
+    HealthChanged,
     /// The backend's models, from a request for the models only.
-    Listed {
+    Models {
         backend: BackendId,
         /// Every name that it serves, with context lengths.
         cards: Vec<ModelCard>,
         /// The engine's `/v1/models` answer.
         answer: Bytes,
         /// Dropped once the routing table contains the models.
-        heard: oneshot::Sender<()>,
+        applied: oneshot::Sender<()>,
     },
     /// The backend's facts and models.
-    Told {
+    Facts {
         backend: BackendId,
         /// Version, mode and base models.
         facts: Facts,
@@ -52,7 +52,7 @@ pub enum Found {
         /// The engine's `/v1/models` answer.
         answer: Bytes,
         /// Dropped once the routing table reflects the facts.
-        heard: oneshot::Sender<()>,
+        applied: oneshot::Sender<()>,
     },
 }
 
@@ -61,31 +61,30 @@ pub async fn run(
     backend: Arc<Backend>,
     params: ProbeParams,
     clock: Clock,
-    found: mpsc::Sender<Found>,
+    found: mpsc::Sender<ProbeReport>,
 ) {
     let mut rounds = 0u32;
     while !backend.has_left() {
         let asked = clock.now();
-        let how = introspect::how(&backend.pool, backend.kind, params.timeout).await;
-        let well = matches!(how, How::Well);
-        // Facts are taken before the backend is used again: it may have been restarted as something
-        // else.
+        let result = introspect::check_health(&backend.pool, backend.kind, params.timeout).await;
+        let well = matches!(result, ProbeResult::Healthy);
+        // Facts are read before the backend is used again: another engine may have been started.
         if well && (rounds == 0 || !backend.health.is_up()) {
-            let told =
-                introspect::what(&backend.pool, backend.kind, params.timeout.max(WHAT_TIMEOUT));
-            if let Some(told) = told.await {
-                rounds = WHAT_EVERY;
-                tell(&backend, told, &found).await;
+            let timeout = params.timeout.max(FACTS_TIMEOUT);
+            let facts = introspect::read_facts(&backend.pool, backend.kind, timeout).await;
+            if let Some(facts) = facts {
+                rounds = FACTS_EVERY;
+                report(&backend, facts, &found).await;
             }
         }
         if !well {
             rounds = 0;
         }
-        let changed = note(&backend, how, asked, params.interval, clock.now());
+        let changed = apply(&backend, result, asked, params.interval, clock.now());
         if changed {
             // The engine may have been restarted.
             backend.bootstrap.forget();
-            if found.send(Found::Changed).await.is_err() {
+            if found.send(ProbeReport::HealthChanged).await.is_err() {
                 return;
             }
         }
@@ -100,32 +99,38 @@ pub async fn run(
 
 /// Applies the result of a probe that began at `asked` to the backend's health. Returns whether
 /// that changed.
-fn note(backend: &Backend, how: How, asked: Moment, interval: Seconds, now: Moment) -> bool {
+fn apply(
+    backend: &Backend,
+    result: ProbeResult,
+    asked: Moment,
+    interval: Seconds,
+    now: Moment,
+) -> bool {
     let health = &backend.health;
-    // Tokens of its streams are better evidence than a probe: tokens since the probe began for a
-    // late probe, tokens since about the previous probe for one that reports a failure.
-    let heard = health.heard_at();
-    let speaks = match how {
-        How::Late(_) => heard >= asked,
-        How::Sick(_) => heard > Moment::START && heard + interval >= now,
-        How::Well | How::Gone(_) => false,
+    // Tokens of its streams are better evidence than a probe: tokens since the probe began for an
+    // unanswered probe, tokens since about the previous probe for one that reports a failure.
+    let received = health.received_at();
+    let streams = match result {
+        ProbeResult::Unanswered(_) => received >= asked,
+        ProbeResult::Unhealthy(_) => received > Moment::START && received + interval >= now,
+        ProbeResult::Healthy | ProbeResult::Refused(_) => false,
     };
-    if speaks {
+    if streams {
         health.probed(now);
         return false;
     }
-    let (out, why) = match how {
-        How::Well => {
+    let (out, why) = match result {
+        ProbeResult::Healthy => {
             let up = health.probed(now);
             if up {
-                let word = health.as_str(now);
-                tracing::info!(backend = %backend.name, "probe: backend is {word}");
+                let state = health.as_str(now);
+                tracing::info!(backend = %backend.name, "probe: backend is {state}");
             }
             return up;
         }
-        How::Sick(why) => (health.failed_probe(), why),
-        How::Gone(why) => (health.refused(), why),
-        How::Late(why) => (health.missed_probe(), why),
+        ProbeResult::Unhealthy(why) => (health.failed_probe(), why),
+        ProbeResult::Refused(why) => (health.refused(), why),
+        ProbeResult::Unanswered(why) => (health.missed_probe(), why),
     };
     if out {
         tracing::warn!(backend = %backend.name, "probe: backend is down: {why}");
@@ -135,14 +140,14 @@ fn note(backend: &Backend, how: How, asked: Moment, interval: Seconds, now: Mome
 }
 
 /// Sends the facts to the control loop and waits until they are applied.
-async fn tell(backend: &Backend, told: Told, found: &mpsc::Sender<Found>) {
-    let (heard, hears) = oneshot::channel();
-    let cards = cards_of(backend.kind, &told.models);
-    let Told { facts, models: answer } = told;
-    let told = Found::Told { backend: backend.id, facts, cards, answer, heard };
-    if found.send(told).await.is_ok() {
+async fn report(backend: &Backend, reported: ReportedFacts, found: &mpsc::Sender<ProbeReport>) {
+    let (applied, done) = oneshot::channel();
+    let cards = cards_of(backend.kind, &reported.models);
+    let ReportedFacts { facts, models: answer } = reported;
+    let report = ProbeReport::Facts { backend: backend.id, facts, cards, answer, applied };
+    if found.send(report).await.is_ok() {
         // Completed by dropping the sender.
-        hears.await.ok();
+        done.await.ok();
     }
 }
 

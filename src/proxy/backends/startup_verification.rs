@@ -1,6 +1,6 @@
-//! Start-up verification: before requests are served, every engine that is up is asked for its
-//! facts. An engine that contradicts the settings is logged as an error and left out; with
-//! `strict_start` it prevents the start. Engines that are not up are verified when they come up.
+//! Start-up verification: before requests are served, the facts of every running engine are compared
+//! with the settings. A contradiction is logged as an error and makes the backend unusable; with
+//! `strict_start` it prevents the start. Engines that start later are verified by their first probe.
 
 use std::sync::Arc;
 use thiserror::Error;
@@ -16,18 +16,18 @@ use crate::backends::fleet::Backend;
 use crate::backends::introspect;
 use crate::upstream::Pool;
 
-/// Engines contradict the settings, and `strict_start` asks for a refusal to start: one a line.
+/// Contradictions between engines and settings, one a line; with `strict_start` the start fails.
 #[derive(Debug, Error)]
 #[error("engines contradict the settings:\n{0}")]
 pub struct Misfits(String);
 
-/// The facts that the settings state.
-pub(crate) fn said(settings: &Settings) -> Vec<ConfiguredBackend> {
+/// Returns the configured facts of all backends.
+pub(crate) fn configured_all(settings: &Settings) -> Vec<ConfiguredBackend> {
     let groups = settings.groups();
     settings.backends.iter().zip(groups).map(|(b, group)| configured(b, group)).collect()
 }
 
-/// The facts that the settings state of one backend.
+/// Returns the configured facts of one backend.
 pub(crate) fn configured(backend: &BackendSettings, group: GroupId) -> ConfiguredBackend {
     ConfiguredBackend {
         name: backend.name.clone(),
@@ -51,20 +51,20 @@ fn mode(backend: &BackendSettings) -> Option<DisaggregationMode> {
     }
 }
 
-/// Asks all engines for their facts, concurrently. `pools` are used only here, because connections
+/// Reads the facts of all engines concurrently. `pools` are used only here, because connections
 /// belong to the runtime that opened them.
-pub(crate) fn ask_all(
+pub(crate) fn read_all_facts(
     settings: &Settings,
     backends: &[Arc<Backend>],
     pools: Vec<Pool>,
 ) -> Vec<Option<Facts>> {
-    let mut told = vec![None; backends.len()];
+    let mut reported = vec![None; backends.len()];
     let timeout = settings.probe.timeout;
-    let asking = async {
+    let reading = async {
         let mut all = JoinSet::new();
         for (pool, backend) in pools.into_iter().zip(backends) {
             let (slot, kind) = (backend.id.index(), backend.kind);
-            all.spawn(async move { (slot, introspect::what(&pool, kind, timeout).await) });
+            all.spawn(async move { (slot, introspect::read_facts(&pool, kind, timeout).await) });
         }
         let mut answers = Vec::new();
         while let Some(answer) = all.join_next().await {
@@ -76,20 +76,20 @@ pub(crate) fn ask_all(
     // On a separate thread, as the caller may already be in a runtime.
     let answers = std::thread::scope(|scope| {
         let run =
-            || Builder::new_current_thread().enable_all().build().map(|rt| rt.block_on(asking));
+            || Builder::new_current_thread().enable_all().build().map(|rt| rt.block_on(reading));
         scope.spawn(run).join()
     });
     match answers {
         Ok(Ok(answers)) => {
             for (slot, answer) in answers {
-                told[slot] = answer.map(|answer| answer.facts);
+                reported[slot] = answer.map(|answer| answer.facts);
             }
         }
         _ => tracing::error!(
-            "start-up verification failed: engines could not be asked for their facts"
+            "start-up verification failed: the facts of the engines could not be read"
         ),
     }
-    told
+    reported
 }
 
 /// Reports contradictions between settings and facts: in the log, or as one error.
@@ -98,20 +98,20 @@ pub(crate) fn ask_all(
 /// [`Misfits`] with `strict_start`.
 pub(crate) fn check(
     settings: &Settings,
-    said: &[ConfiguredBackend],
-    told: &[Option<Facts>],
+    configured: &[ConfiguredBackend],
+    reported: &[Option<Facts>],
 ) -> Result<(), Misfits> {
-    let fits = assign_groups(said, told, &[]);
-    let lines = fits.iter().zip(said).flat_map(|(fit, said)| {
-        let wrong = fit.misfits.iter().filter(|misfit| misfit.contradicts());
-        wrong.map(move |misfit: &Misfit| format!("backend {}: {misfit}", said.name))
+    let groups = assign_groups(configured, reported, &[]);
+    let lines = groups.iter().zip(configured).flat_map(|(group, configured)| {
+        let wrong = group.misfits.iter().filter(|misfit| misfit.contradicts());
+        wrong.map(move |misfit: &Misfit| format!("backend {}: {misfit}", configured.name))
     });
     let lines: Vec<String> = lines.collect();
     if settings.probe.strict_start && !lines.is_empty() {
         return Err(Misfits(lines.join("\n")));
     }
     for line in lines {
-        tracing::error!("{line}: backend is left out until it fits");
+        tracing::error!("{line}: backend is unusable until it matches the settings");
     }
     Ok(())
 }

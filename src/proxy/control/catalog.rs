@@ -1,6 +1,6 @@
-//! Which backend serves which models, and what filters and clients are given of it. A pool keeps
-//! its number while its model is served, and a number is never reused: requests in flight refer to
-//! pools by number.
+//! The models of each backend, the filters' directory of them, and the clients' model list. A pool
+//! keeps its number while its model is served; numbers are not reused, because in-flight requests
+//! refer to pools by number.
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -57,7 +57,7 @@ pub struct Catalog {
     answers: Vec<Bytes>,
     /// By backend slot.
     offers: Vec<Offer>,
-    /// By backend slot: whether it takes new work; not while it leaves.
+    /// By backend slot: whether it takes new work; false while it is being removed.
     here: Vec<bool>,
     known: HashMap<Arc<str>, KnownModel>,
     /// The number of the next new pool.
@@ -160,10 +160,10 @@ impl Catalog {
         let mut models = HashMap::new();
         for (model, backends) in by_model(&self.served) {
             let known = self.known.get(model);
-            let said = known.and_then(|known| known.max_model_len);
+            let configured = known.and_then(|known| known.max_model_len);
             let longest = backends.iter().map(|(_, len)| *len).reduce(longer).flatten();
             let entry = ModelEntry {
-                max_model_len: said.or(longest),
+                max_model_len: configured.or(longest),
                 tokenizer: known.and_then(|known| known.tokenizer.clone()),
             };
             models.insert(Arc::from(model), entry);

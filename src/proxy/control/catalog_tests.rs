@@ -1,4 +1,4 @@
-//! Models that appear and disappear, and what the catalog makes of them.
+//! The catalog while models appear and disappear.
 
 use super::*;
 use tidegate_types::Plan;
@@ -20,13 +20,19 @@ fn offers(n: usize) -> Vec<Offer> {
 fn named_models_hide_the_other_models_of_a_backend() {
     let offer = Offer { models: vec!["b".to_owned()], ..Offer::default() };
     let mut catalog = Catalog::new(vec![offer], vec![]);
-    assert!(catalog.directory().find("b").is_some(), "served before the engine says so");
+    assert!(
+        catalog.directory().find("b").is_some(),
+        "a configured model is served before the engine reports it"
+    );
     let answer = Bytes::from_static(br#"{"data":[{"id":"a"},{"id":"b","x":1}]}"#);
     assert!(catalog.update(BackendId(0), vec![card("a", 100), card("b", 100)], answer));
     assert!(catalog.directory().find("a").is_none());
     assert_eq!(catalog.directory().find("b").unwrap().1.max_model_len, Some(Tokens(100)));
     let list = catalog.list();
-    assert_eq!(list.all, r#"{"object":"list","data":[{"id":"b","x":1}]}"#, "what can be asked for");
+    assert_eq!(
+        list.all, r#"{"object":"list","data":[{"id":"b","x":1}]}"#,
+        "only models that can be requested are listed"
+    );
     assert!(list.one("a").is_none());
 }
 
@@ -53,7 +59,11 @@ fn pools_keep_number_and_demand_while_their_model_is_served() {
     assert_eq!(table.backends(table.pool_for(None).unwrap()).len(), 2);
     catalog.update(BackendId(1), vec![card("c", 9), card("b", 9)], Bytes::new());
     catalog.pools(&mut table);
-    assert_ne!(table.pool_for(Some("c")), Some(a), "requests of the old one may be in flight");
+    assert_ne!(
+        table.pool_for(Some("c")),
+        Some(a),
+        "a number is not reused: requests of the old pool may be in flight"
+    );
 }
 
 #[test]
@@ -112,7 +122,11 @@ fn an_alias_exists_while_its_model_is_served() {
     catalog.update(BackendId(0), vec![card("m", 9), card("n", 8)], Bytes::new());
     let directory = catalog.directory();
     assert_eq!(&**directory.find("gpt-4").unwrap().0, "m");
-    assert_eq!(&**directory.find("n").unwrap().0, "n", "a model's own name is stronger");
+    assert_eq!(
+        &**directory.find("n").unwrap().0,
+        "n",
+        "a model's own name takes precedence over an alias"
+    );
     let list = catalog.list();
     let one = list.one("gpt-4").unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(one).unwrap()["root"], "m");

@@ -13,10 +13,10 @@ use tidegate_settings::reconcile::{BadEntry, Change, Reconciler, SourceId};
 use tidegate_types::{BackendId, Flip, GroupId, Moment, Role, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
-use super::kept_backends::KeptBackends;
+use super::operator_backends::OperatorBackends;
 use super::{Control, Offer};
 use crate::backends::fleet::{Backend, Entry, Pin, RoutingTable};
-use crate::backends::probe::{self, Found, ProbeParams};
+use crate::backends::probe::{self, ProbeParams, ProbeReport};
 use crate::backends::startup_verification::configured;
 use crate::signals::{self, SignalHost};
 use crate::telemetry::journal::{JournalEntry, Numbers};
@@ -74,8 +74,8 @@ pub struct Membership {
     reconciler: Reconciler,
     make: Make,
     probe: ProbeParams,
-    found: mpsc::Sender<Found>,
-    kept: KeptBackends,
+    found: mpsc::Sender<ProbeReport>,
+    kept: OperatorBackends,
     /// Group name and configured group, by slot.
     groups: Vec<(String, GroupId)>,
     leaving: Vec<Leaving>,
@@ -100,8 +100,8 @@ impl Membership {
         reconciler: Reconciler,
         make: Make,
         probe: ProbeParams,
-        found: mpsc::Sender<Found>,
-        kept: KeptBackends,
+        found: mpsc::Sender<ProbeReport>,
+        kept: OperatorBackends,
         groups: Vec<(String, GroupId)>,
         prefix_blocks: fn(u64, u64) -> u64,
     ) -> Membership {
@@ -392,7 +392,7 @@ impl Control {
             backend.set_left();
             fleet.prefixes.follow(*id, false);
             fleet.prefixes.forget(*id);
-            fleet.kept.forget(*id);
+            fleet.stored.forget(*id);
             fitness.leave(*id);
             metrics.leave(&backend);
             tracing::info!(backend = %backend.name, "backend has left");

@@ -2,13 +2,13 @@
 //! calls the pure planner, publishes its decision and records the reasons in the journal. Requests
 //! never wait for it: if it stops, they continue with the last table.
 
-pub mod by_hand;
 mod catalog;
 pub mod fitness;
-pub mod kept_backends;
 mod membership;
 mod observe;
 pub mod operator;
+pub mod operator_backends;
+pub mod operator_roles;
 mod pace;
 pub mod pins;
 mod streams;
@@ -23,15 +23,15 @@ use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Second
 use tokio::sync::mpsc;
 
 use crate::backends::fleet::{Entry, RoutingTable};
-use crate::backends::probe::Found;
+use crate::backends::probe::ProbeReport;
 use crate::dispatch::context::Proxy;
 use crate::runtime::clock::Clock;
 use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::journal::{JournalEntry, Numbers};
 use crate::telemetry::recording::Recording;
-use by_hand::ByHand;
 use fitness::Fitness;
 use observe::DemandReader;
+use operator_roles::OperatorRoles;
 use pace::Usual;
 use pins::Pins;
 
@@ -50,7 +50,7 @@ pub struct Inboxes {
     /// Observations of finished legs and requests.
     pub control_events: mpsc::Receiver<ControlEvent>,
     /// Results of probes.
-    pub found: mpsc::Receiver<Found>,
+    pub found: mpsc::Receiver<ProbeReport>,
     /// Commands of operators.
     pub commands: mpsc::Receiver<Command>,
     /// Desired backends of the sources.
@@ -71,7 +71,7 @@ pub struct Control {
     catalog: Catalog,
     recording: Recording,
     fitness: Fitness,
-    by_hand: ByHand,
+    operator_roles: OperatorRoles,
     membership: Membership,
     demand: DemandReader,
     /// Channel on which switches performed by engines report their result.
@@ -99,7 +99,7 @@ impl Control {
         catalog: Catalog,
         recording: Recording,
         fitness: Fitness,
-        by_hand: ByHand,
+        operator_roles: OperatorRoles,
         membership: Membership,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
@@ -110,7 +110,7 @@ impl Control {
             catalog,
             recording,
             fitness,
-            by_hand,
+            operator_roles,
             membership,
             demand: DemandReader::default(),
             proxy,
@@ -142,7 +142,7 @@ impl Control {
             tokio::select! {
                 biased;
                 _ = stop.changed() => return self.recording.flush(),
-                Some(command) = self.inboxes.commands.recv() => self.obey(command),
+                Some(command) = self.inboxes.commands.recv() => self.execute(command),
                 Some(update) = self.inboxes.fleet.recv() => self.change_fleet(update),
                 Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
@@ -164,7 +164,7 @@ impl Control {
     }
 
     fn step(&mut self, now: Moment) {
-        self.hear();
+        self.apply_events();
         self.release_expired(now);
         self.release_drained(now);
         self.plan(now);
@@ -193,17 +193,17 @@ impl Control {
     }
 
     /// Takes the observations that are queued.
-    fn hear(&mut self) {
+    fn apply_events(&mut self) {
         let now = self.proxy.clock.now();
-        let mut heard = false;
+        let mut any = false;
         while let Ok(event) = self.inboxes.control_events.try_recv() {
             if let ControlEvent::Sample(sample) = event {
                 self.fits.take(sample, now);
-                heard = true;
+                any = true;
             }
         }
         self.fits.settle(now);
-        if heard {
+        if any {
             for backend in self.proxy.fleet.backends().iter() {
                 backend.set_hit_share(self.fits.hit_share(backend.id));
             }
@@ -329,21 +329,23 @@ impl Control {
         self.proxy.fleet.publish_estimates(self.fits.estimates().clone());
     }
 
-    fn find(&mut self, found: Found) {
-        let (backend, cards, answer, heard) = match found {
-            Found::Changed => return,
-            Found::Told { backend, .. } | Found::Listed { backend, .. }
+    fn find(&mut self, found: ProbeReport) {
+        let (backend, cards, answer, applied) = match found {
+            ProbeReport::HealthChanged => return,
+            ProbeReport::Facts { backend, .. } | ProbeReport::Models { backend, .. }
                 if self.proxy.fleet.backend(backend).is_leaving() =>
             {
                 return;
             }
-            Found::Listed { backend, cards, answer, heard } => (backend, cards, answer, heard),
-            Found::Told { backend, facts, cards, answer, heard } => {
+            ProbeReport::Models { backend, cards, answer, applied } => {
+                (backend, cards, answer, applied)
+            }
+            ProbeReport::Facts { backend, facts, cards, answer, applied } => {
                 let new = self.fitness.store_facts(backend, facts);
                 if self.adopt(backend) || new {
                     self.fit();
                 }
-                (backend, cards, answer, heard)
+                (backend, cards, answer, applied)
             }
         };
         if !cards.is_empty() {
@@ -352,7 +354,7 @@ impl Control {
                 self.publish_pools();
             }
         }
-        drop(heard);
+        drop(applied);
     }
 
     /// Rejudges compatibility and publishes the resulting groups and usable backends.

@@ -5,7 +5,7 @@ use tidegate_types::{BackendId, Flip, Moment, Plan, Role, Seconds};
 use tokio::sync::oneshot;
 
 use super::Control;
-use super::by_hand::Kept;
+use super::operator_roles::OperatorRole;
 use crate::backends::fleet::Pin;
 use crate::telemetry::journal::Numbers;
 
@@ -22,7 +22,7 @@ pub enum Hold {
 
 /// One command.
 pub struct Command {
-    /// Backend that the command names.
+    /// The backend to change.
     pub backend: BackendId,
     /// The role to set; `None` keeps the current one.
     pub role: Option<Role>,
@@ -34,7 +34,7 @@ pub struct Command {
 
 impl Control {
     /// Executes a command if the backend allows the role.
-    pub(super) fn obey(&mut self, command: Command) {
+    pub(super) fn execute(&mut self, command: Command) {
         let Command { backend, role, hold, reply } = command;
         let now = self.proxy.clock.now();
         let answer = self.set_role(backend, role, hold, now);
@@ -95,7 +95,7 @@ impl Control {
         let until = pin.and_then(|pin| pin.until).map(|until| self.proxy.clock.wall(until));
         let pinned = pin.is_some_and(|pin| pin.until.is_none());
         let name = Arc::clone(&self.proxy.fleet.backend(backend).name);
-        self.by_hand.set(&name, Kept { role, pin: pinned, hold_until: until });
+        self.operator_roles.set(&name, OperatorRole { role, pin: pinned, hold_until: until });
         self.note_holds();
     }
 

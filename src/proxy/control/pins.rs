@@ -70,7 +70,11 @@ mod tests {
         assert!(pins.expire(at(599.0)).is_empty());
         assert_eq!(pins.role(held), Some(Role::Decode));
         pins.follow(held, Role::Draining);
-        assert_eq!(pins.get(held).unwrap().until, Some(at(600.0)), "the end is kept");
+        assert_eq!(
+            pins.get(held).unwrap().until,
+            Some(at(600.0)),
+            "a changed role does not change the end of the hold"
+        );
         assert_eq!(pins.expire(at(600.0)), [held]);
         assert_eq!((pins.role(held), pins.role(pinned)), (None, Some(Role::Prefill)));
     }

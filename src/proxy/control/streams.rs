@@ -19,8 +19,8 @@ pub fn watch(fleet: &Fleet, now: Moment) {
     fleet.registry.for_each(|live| {
         let Some(backend) = live.decode_backend() else { return };
         let slot = backend.index();
-        if let Some(heard) = live.heard_at() {
-            fleet.backends()[slot].health.heard(heard);
+        if let Some(received) = live.received_at() {
+            fleet.backends()[slot].health.received(received);
         }
         if let Some(late) = late(live, tpot) {
             late_at[slot] = late_at[slot].min(late);
@@ -33,13 +33,13 @@ pub fn watch(fleet: &Fleet, now: Moment) {
     {
         backend.set_late_at(late);
         // Bytes of any stream of the backend count, including streams that have ended.
-        let heard = backend.health.heard_at() + SILENCE;
-        let silent = silent.filter(|silent| now > *silent && now > heard);
+        let received = backend.health.received_at() + SILENCE;
+        let silent = silent.filter(|silent| now > *silent && now > received);
         if silent.is_none() {
-            if backend.health.spoke() {
+            if backend.health.clear_silent() {
                 tracing::info!(backend = %backend.name, "streams send tokens again");
             }
-        } else if backend.health.fell_silent() {
+        } else if backend.health.mark_silent() {
             backend.health.set_reason("all streams are silent".to_owned());
             tracing::warn!(backend = %backend.name, "all streams are silent: backend is placed last");
         }
@@ -56,8 +56,8 @@ fn late(live: &InflightRequest, tpot: Seconds) -> Option<Moment> {
 /// wait for the engine because the client does not read.
 fn silence(live: &InflightRequest) -> Option<Moment> {
     let (first, last) = (live.first_at()?, live.last_at()?);
-    let waits = live.waits_since()?;
-    let quiet_from = waits.max(live.heard_at().unwrap_or(last));
+    let waits = live.awaiting_since()?;
+    let quiet_from = waits.max(live.received_at().unwrap_or(last));
     Some(quiet_from + patience(first, last, live.emitted().as_f64()))
 }
 
@@ -90,15 +90,15 @@ mod tests {
     #[test]
     fn a_stream_is_silent_only_while_the_proxy_waits_for_its_engine() {
         let live = InflightRequest::new(RequestId(1), "r", None, at(0.0), Tokens(1));
-        live.waits(at(0.0));
+        live.await_engine(at(0.0));
         assert_eq!(silence(&live), None, "no token yet");
-        live.heard(at(1.0));
+        live.received(at(1.0));
         live.emitted_at(1, at(1.0));
         assert_eq!(silence(&live), None, "its client does not read");
-        live.waits(at(60.0));
+        live.await_engine(at(60.0));
         assert_eq!(silence(&live), Some(at(62.5)), "counted from the start of the wait");
-        live.heard(at(62.0));
-        live.waits(at(62.0));
+        live.received(at(62.0));
+        live.await_engine(at(62.0));
         assert_eq!(silence(&live), Some(at(64.5)), "any byte counts");
     }
 }

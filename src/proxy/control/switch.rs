@@ -18,9 +18,9 @@ use crate::upstream::read_all;
 /// Longest drain. If work is still in flight then, the engine keeps its old role.
 const DRAIN_MAX: Seconds = Seconds(300.0);
 /// Interval between checks whether the engine is drained.
-const LOOK: Seconds = Seconds(0.02);
-/// Interval between calls to an engine that answers that it is not idle.
-const AGAIN: Seconds = Seconds(1.0);
+const POLL_INTERVAL: Seconds = Seconds(0.02);
+/// Interval between calls to an engine that reports that it is not idle.
+const RETRY_INTERVAL: Seconds = Seconds(1.0);
 /// Largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 4 << 20;
 
@@ -50,9 +50,9 @@ pub struct FinishedSwitch {
     pub end: SwitchResult,
 }
 
-/// Drains `backend`, asks it to switch and verifies the new role. `peers` are asked for their
-/// decode CUDA graph sizes, which a new decode engine needs. The caller keeps new work away from
-/// `backend` meanwhile.
+/// Drains `backend`, requests the switch and verifies the new role. `peers` supply their decode CUDA
+/// graph sizes, which a new decode engine needs. The caller places no new work on `backend`
+/// meanwhile.
 pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> SwitchResult {
     let deadline = Instant::now() + DRAIN_MAX.to_duration();
     while !backend.account.balance().is_settled() {
@@ -60,7 +60,7 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> S
             tracing::warn!(backend = %backend.name, "role switch: requests still in flight after {DRAIN_MAX}, old role kept");
             return SwitchResult::Restored;
         }
-        sleep(LOOK.to_duration()).await;
+        sleep(POLL_INTERVAL.to_duration()).await;
     }
     let graphs = if to == Role::Decode { graphs_of(&peers).await } else { None };
     let body = switch_body(to, graphs.as_ref());
@@ -71,7 +71,9 @@ pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> S
         };
         match read_switch(&answer) {
             SwitchOutcome::Yes => break,
-            SwitchOutcome::NotIdle if Instant::now() < deadline => sleep(AGAIN.to_duration()).await,
+            SwitchOutcome::NotIdle if Instant::now() < deadline => {
+                sleep(RETRY_INTERVAL.to_duration()).await
+            }
             SwitchOutcome::NotIdle => return SwitchResult::Restored,
             SwitchOutcome::No { safe_to_restore, message } => {
                 tracing::error!(backend = %backend.name, safe_to_restore, "role switch refused by the engine: {message}");

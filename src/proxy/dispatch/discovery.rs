@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::backends::fleet::{Backend, Fleet};
 use crate::backends::introspect;
-use crate::backends::probe::{Found, cards_of};
+use crate::backends::probe::{ProbeReport, cards_of};
 use crate::runtime::clock::Clock;
 
 /// Shortest interval between two rounds of queries. A model list takes about 1 ms of an engine's API
@@ -27,7 +27,7 @@ const MISSING_MAX: usize = 256;
 
 /// Queries engines for their models.
 pub struct ModelDiscovery {
-    found: mpsc::Sender<Found>,
+    found: mpsc::Sender<ProbeReport>,
     rounds: Mutex<Rounds>,
     waiting: AtomicUsize,
 }
@@ -51,7 +51,7 @@ impl Drop for WaiterCount<'_> {
 
 impl ModelDiscovery {
     /// `found` is the control loop's channel.
-    pub fn new(found: mpsc::Sender<Found>) -> ModelDiscovery {
+    pub fn new(found: mpsc::Sender<ProbeReport>) -> ModelDiscovery {
         ModelDiscovery { found, rounds: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
@@ -106,8 +106,8 @@ impl ModelDiscovery {
     /// Sends a model list to the control loop and waits until the table contains it.
     async fn publish(&self, backend: &Backend, answer: Bytes) {
         let cards = cards_of(backend.kind, &answer);
-        let (heard, published) = oneshot::channel();
-        let listed = Found::Listed { backend: backend.id, cards, answer, heard };
+        let (applied, published) = oneshot::channel();
+        let listed = ProbeReport::Models { backend: backend.id, cards, answer, applied };
         if self.found.send(listed).await.is_ok() {
             // The control loop drops the sender, without a message, when the table is published.
             published.await.ok();

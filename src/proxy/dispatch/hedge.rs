@@ -48,7 +48,7 @@ pub(crate) fn place<'a>(
     let Try::Placed(placed) = place::try_place(proxy, &job, Known::One(&serving.matches)) else {
         return None;
     };
-    let last = proxy.fleet.backend(placed.on()).health.is_last(proxy.clock.now());
+    let last = proxy.fleet.backend(placed.on()).health.is_suspect(proxy.clock.now());
     if last || job.excluded.contains(placed.on()) {
         return None;
     }

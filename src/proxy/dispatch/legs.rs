@@ -45,7 +45,7 @@ pub(crate) async fn attempt(
             let peer = peer.map_err(|problem| leg::miss(&backend, Leg::Prefill, problem))?;
             let rendezvous = RendezvousInfo {
                 host: backend.pool.address().authority.host(),
-                port: backend.meeting_port,
+                port: backend.rendezvous_port,
                 id,
                 peer: peer.as_ref(),
                 key: backend.key.as_deref(),

@@ -113,7 +113,7 @@ async fn run(
     let own = Arc::clone(&reservation.backend);
     let rendezvous = RendezvousInfo {
         host: target.address().authority.host(),
-        port: own.meeting_port,
+        port: own.rendezvous_port,
         id: fastrand::u64(..),
         peer: None,
         key: own.key.as_deref(),

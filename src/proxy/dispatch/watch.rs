@@ -91,7 +91,7 @@ fn has_other(serving: &Serving<'_>, on: &Backend, now: Moment) -> bool {
     let can = |id: &BackendId| {
         let (other, entry) = (fleet.backend(*id), table.entry(*id));
         let same = entry.group == own.group && entry.role == own.role;
-        let free = other.health.is_usable() && !other.health.is_last(now);
+        let free = other.health.is_usable() && !other.health.is_suspect(now);
         free && entry.role != Role::Draining && (same || other.family.serves_colocated())
     };
     let excluded = &serving.job.excluded;

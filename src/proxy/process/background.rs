@@ -1,5 +1,5 @@
-//! Background tasks as a pingora service. They run on a runtime of their own, so that a slow plan
-//! cannot delay streams.
+//! Background tasks as a pingora service, on a separate runtime, so that a slow plan does not delay
+//! streams.
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use crate::backends::fleet::Backend;
-use crate::backends::probe::{self, Found, ProbeParams};
+use crate::backends::probe::{self, ProbeParams, ProbeReport};
 use crate::control::{Control, FleetUpdate};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::dispatcher::Dispatcher;
@@ -39,8 +39,8 @@ pub struct Tasks {
     pub backends: Vec<Arc<Backend>>,
     /// Probe interval and timeout.
     pub probe: ProbeParams,
-    /// Where probes send their results.
-    pub found: mpsc::Sender<Found>,
+    /// Channel for the results of probes.
+    pub found: mpsc::Sender<ProbeReport>,
     /// Pods of the InferencePool that a sidecar sends prefills to.
     #[cfg(feature = "kubernetes")]
     pub pool_pods: Option<PoolPods>,
@@ -55,8 +55,7 @@ pub struct Tasks {
     pub fleet_updates: mpsc::Sender<FleetUpdate>,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
-    /// Tokens of the control loop and of the dispatcher: the process stops when either of the two
-    /// ends.
+    /// Liveness guards of the control loop and the dispatcher: the process stops when either ends.
     pub vitals: [LivenessGuard; 2],
 }
 

@@ -8,7 +8,7 @@ use tidegate_types::{BackendId, GroupId};
 
 use crate::backends::bootstrap::Bootstrap;
 use crate::backends::fleet::{Backend, HealthParams, KvCapacity, OutlierParams};
-use crate::control::kept_backends::KeptBackends;
+use crate::control::operator_backends::OperatorBackends;
 use crate::process::files::{self, Files};
 use crate::process::wanted::Wanted;
 use crate::runtime::clock::Clock;
@@ -93,7 +93,7 @@ impl BackendFactory {
         handoff_key: Option<Box<[u8]>>,
     ) -> Result<Backend, BackendError> {
         let pool = self.pool(backend, key)?;
-        let (family, port) = (backend.family(), backend.meeting_port());
+        let (family, port) = (backend.family(), backend.rendezvous_port());
         let bootstrap = Bootstrap::new(family, || {
             let host = pool.address().authority.host();
             let beside = Address::parse(&format!("http://{host}:{port}"))?;
@@ -172,7 +172,7 @@ pub(super) fn backends(
 /// removed while an earlier process ran.
 pub(super) fn desired(
     settings: &mut Settings,
-    kept: &KeptBackends,
+    kept: &OperatorBackends,
     found: Vec<(SourceId, Wanted)>,
 ) -> Reconciler {
     let mut reconciler = Reconciler::default();

@@ -11,8 +11,8 @@ use tidegate_settings::{BackendSettings, ModelSettings, Settings, TlsSettings};
 use tokio_rustls::rustls::RootCertStore;
 
 use crate::control::KnownModel;
-use crate::control::by_hand::ByHand;
-use crate::control::by_hand::StateError;
+use crate::control::operator_roles::OperatorRoles;
+use crate::control::operator_roles::StateError;
 use crate::tls::{Refresh, ServerTls, TlsError};
 use crate::upstream::Connector;
 
@@ -97,7 +97,7 @@ impl fmt::Display for FileErrors {
 /// The verified contents of every file.
 pub struct Files {
     /// Roles set by operators before the restart.
-    pub by_hand: ByHand,
+    pub operator_roles: OperatorRoles,
     /// API keys of clients.
     pub keys: Vec<ApiKey>,
     /// API keys of engines, by backend slot.
@@ -135,7 +135,7 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
     let token_file = token_file.and_then(|path| found.take("admin.token_file", secret(path)));
     let admin_tokens = token.into_iter().chain(token_file).collect();
     let connector = connector(settings, &mut found);
-    let by_hand = state(settings, &mut found);
+    let operator_roles = state(settings, &mut found);
     if let Some(path) = &settings.planner.record {
         found.take("planner.record", writable(path));
     }
@@ -144,7 +144,7 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
     }
     match found.errors.is_empty() {
         true => Ok(Files {
-            by_hand,
+            operator_roles,
             keys,
             engine_keys,
             handoff_keys,
@@ -210,13 +210,13 @@ impl Found {
 
 /// Roles set by operators. The file must be readable and writable: without it a restart would undo
 /// what operators did.
-fn state(settings: &Settings, found: &mut Found) -> ByHand {
+fn state(settings: &Settings, found: &mut Found) -> OperatorRoles {
     let path = settings.admin.state_file.as_deref();
-    let by_hand = found.take("admin.state_file", ByHand::read(path));
-    if let (Some(path), Some(_)) = (path, &by_hand) {
+    let operator_roles = found.take("admin.state_file", OperatorRoles::read(path));
+    if let (Some(path), Some(_)) = (path, &operator_roles) {
         found.take("admin.state_file", writable(path));
     }
-    by_hand.unwrap_or_default()
+    operator_roles.unwrap_or_default()
 }
 
 fn client_keys(settings: &Settings, found: &mut Found) -> Vec<ApiKey> {

@@ -1,7 +1,6 @@
-//! Hands the listeners of a running proxy to its successor over a Unix socket, without a moment in
-//! which connections are refused. Both processes hold the same sockets; the old process accepts
-//! until the new one reports that it serves. If the new one ends before that, the old one continues
-//! unchanged.
+//! Hands the listeners of a running proxy to its successor over a Unix socket, so that no connection
+//! is refused during an upgrade. Both processes hold the same sockets; the old process accepts until
+//! the new one reports that it serves. If the new one ends before that, the old one continues.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -22,7 +21,7 @@ use crate::listener::sockets::Bound;
 /// Longest time that a successor waits for the running proxy to get SIGQUIT.
 const WAIT: Duration = Duration::from_secs(60);
 /// Interval of its checks.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Linux's SCM_MAX_FD.
 const LISTENERS_MAX: usize = 253;
 /// Bytes for the names of that many listeners.
@@ -60,7 +59,7 @@ pub enum HandOverError {
 #[derive(Debug)]
 pub struct Predecessor(UnixStream);
 
-/// What a predecessor sent.
+/// Listeners received from a predecessor.
 #[derive(Debug)]
 pub struct Received {
     /// Its listeners, by configured address.
@@ -70,7 +69,7 @@ pub struct Received {
 }
 
 impl Predecessor {
-    /// Tells the predecessor that this process accepts connections, so that it stops accepting.
+    /// Notifies the predecessor that this process accepts connections; the predecessor then stops.
     ///
     /// # Errors
     /// The predecessor has ended.
@@ -99,7 +98,7 @@ pub fn receive(path: &Path) -> Result<Received, HandOverError> {
     Ok(Received { listeners, predecessor: Predecessor(stream) })
 }
 
-/// Creates the socket with mode 0600: whoever connects provides this process's listeners.
+/// Creates the socket with mode 0600, because this process trusts the listeners it receives there.
 #[allow(clippy::disallowed_methods, reason = "a socket that the settings name")]
 fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Ok(meta) = std::fs::symlink_metadata(path) {
@@ -127,7 +126,7 @@ fn accept(socket: &UnixListener) -> io::Result<UnixStream> {
             }
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
             Err(error) if Instant::now() > end => return Err(error),
-            Err(_) => std::thread::sleep(LOOK),
+            Err(_) => std::thread::sleep(POLL_INTERVAL),
         }
     }
 }
@@ -210,7 +209,7 @@ mod tests {
         let stream = loop {
             match send(&path, &sent) {
                 Ok(stream) => break stream,
-                Err(_) => std::thread::sleep(LOOK),
+                Err(_) => std::thread::sleep(POLL_INTERVAL),
             }
         };
         let Received { listeners, predecessor } = receiving.join().unwrap();

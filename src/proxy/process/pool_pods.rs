@@ -1,4 +1,4 @@
-//! Pods of the InferencePool that a sidecar sends prefills to: they are its allow-list.
+//! Pods of the InferencePool to which a sidecar may send prefills: its allow-list.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl PoolPods {
         Ok(Some(PoolPods(Source::new(access, BackendSettings::default(), rules))))
     }
 
-    /// Keeps the allow-list up to date as long as the proxy runs.
+    /// Keeps the allow-list up to date while the proxy runs.
     pub async fn run(self, proxy: Arc<Proxy>) {
         let (sender, mut pods) = watch::channel(None);
         let following = self.0.run(sender);

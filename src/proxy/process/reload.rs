@@ -1,5 +1,4 @@
-//! Certificates and the backends of the settings file are loaded again when their files change, and on
-//! SIGHUP.
+//! Reloads certificates and the backends of the settings file when their files change, and on SIGHUP.
 
 use std::sync::Arc;
 use tidegate_types::Seconds;
@@ -8,45 +7,46 @@ use crate::dispatch::context::Proxy;
 use crate::process::config_file::ConfigFile;
 use crate::tls::Refresh;
 
-/// Between two checks of the files: a few `stat` calls. Certificates are renewed days before the old
-/// one ends.
-const LOOK_EVERY: Seconds = Seconds(2.0);
-/// Refresh what is watched when its files change, and on SIGHUP, as long as the proxy runs.
+/// Interval of the checks, a few `stat` calls each. Certificates are renewed days before the old one
+/// expires.
+const POLL_INTERVAL: Seconds = Seconds(2.0);
+
+/// Reloads changed files every [`POLL_INTERVAL`], and all files on SIGHUP, while the proxy runs.
 pub async fn reload(
     proxy: Arc<Proxy>,
     watched: Vec<Arc<dyn Refresh>>,
     mut config_file: Option<ConfigFile>,
 ) {
     let watched = Arc::new(watched);
-    let looks = !watched.is_empty() || config_file.is_some();
+    let polls = !watched.is_empty() || config_file.is_some();
     loop {
-        let asked = tokio::select! {
+        let forced = tokio::select! {
             () = proxy.reload.notified() => true,
-            () = tokio::time::sleep(LOOK_EVERY.to_duration()), if looks => false,
+            () = tokio::time::sleep(POLL_INTERVAL.to_duration()), if polls => false,
         };
-        if asked {
+        if forced {
             tracing::info!(
                 certificates = watched.len(),
-                "SIGHUP: certificates and backends are loaded again"
+                "SIGHUP: reloading certificates and backends"
             );
         }
         let all = Arc::clone(&watched);
-        // Files may lie on a slow disk.
-        let looking = tokio::task::spawn_blocking(move || look(&all, asked));
-        if let Err(error) = looking.await {
-            tracing::error!("certificates were not loaded again: {error}");
+        // The files may be on a slow disk.
+        let reloading = tokio::task::spawn_blocking(move || reload_certificates(&all, forced));
+        if let Err(error) = reloading.await {
+            tracing::error!("certificates were not reloaded: {error}");
         }
         if let Some(file) = &mut config_file {
-            file.look(asked).await;
+            file.look(forced).await;
         }
     }
 }
 
-fn look(watched: &[Arc<dyn Refresh>], asked: bool) {
+fn reload_certificates(watched: &[Arc<dyn Refresh>], forced: bool) {
     for one in watched {
         let section = one.section();
-        match one.refresh(asked) {
-            Ok(true) => tracing::info!(section, "certificates were loaded again"),
+        match one.refresh(forced) {
+            Ok(true) => tracing::info!(section, "certificates reloaded"),
             Ok(false) => {}
             Err(error) => {
                 tracing::error!(section, "the old certificates stay in force: {error}");

@@ -1,4 +1,5 @@
-//! Roles in force as labels of the engines' pods. The plan does not wait for them.
+//! Writes the roles in force as labels of the engines' pods, asynchronously: plans take effect before
+//! their labels are written.
 
 use std::sync::Arc;
 use tidegate_kubernetes::access::{Access, AccessError};
@@ -10,10 +11,10 @@ use tokio::sync::watch;
 
 use crate::dispatch::context::Proxy;
 
-/// Interval at which the table is looked at: labels are for people and for slower controllers.
-const LOOK_EVERY: Seconds = Seconds(0.1);
+/// Polling interval of the routing table. Labels are read by people and by slower controllers.
+const POLL_INTERVAL: Seconds = Seconds(0.1);
 
-/// The labels to write.
+/// Writer of the labels.
 pub struct RoleLabels(Mirror);
 
 impl RoleLabels {
@@ -28,7 +29,7 @@ impl RoleLabels {
         Ok(Some(RoleLabels(Mirror::new(access, namespace, &labels.selector, &labels.label))))
     }
 
-    /// Writes labels as long as the proxy runs.
+    /// Writes labels while the proxy runs.
     pub async fn run(self, proxy: Arc<Proxy>) {
         let (sender, roles) = watch::channel(Vec::new());
         let counting = Arc::clone(&proxy);
@@ -47,7 +48,7 @@ impl RoleLabels {
                     *known = now;
                     differs
                 });
-                tokio::time::sleep(LOOK_EVERY.to_duration()).await;
+                tokio::time::sleep(POLL_INTERVAL.to_duration()).await;
             }
         };
         tokio::select! {

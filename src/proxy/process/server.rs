@@ -116,7 +116,7 @@ fn assemble(
     simulator: Option<Simulator>,
 ) -> Result<(Server, Drain, Addresses), StartError> {
     let liveness = Arc::new(Liveness::default());
-    // Opened before the engines are asked for their facts, which takes seconds.
+    // Opened before the engines' facts are read, which takes seconds.
     let own = match listeners {
         Listeners::Own => Some(Sockets::open(settings, Vec::new())?),
         Listeners::Inherited => {

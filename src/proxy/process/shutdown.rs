@@ -21,14 +21,14 @@ use crate::process::handover::{self, Predecessor};
 use crate::runtime::liveness::Liveness;
 
 /// Interval of the check whether the last request has settled.
-const DRAIN_LOOK: Seconds = Seconds(0.02);
+const DRAIN_POLL: Seconds = Seconds(0.02);
 /// Longest time from sending the listeners to the successor's report that it serves; it has
 /// contacted its engines by then.
 const HAND_OVER_MAX: Duration = Duration::from_secs(60);
 /// Longest time that a successor waits for a usable engine before it takes over.
 const READY_MAX: Seconds = Seconds(30.0);
 
-/// Limits of the steps.
+/// Durations of the shutdown phases.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainParams {
     /// How long to keep accepting after the signal, while load balancers remove this proxy.
@@ -86,7 +86,7 @@ pub struct Drain {
     pub stop: Arc<Notify>,
     /// Whether to react to the process's signals.
     pub signals: bool,
-    /// Where a successor waits for the listeners.
+    /// Socket at which a successor receives the listeners.
     pub upgrade_socket: Option<PathBuf>,
     /// Handles of the listeners for a successor.
     pub listeners: Mutex<Vec<Bound>>,
@@ -143,7 +143,7 @@ impl ShutdownSignalWatch for Drain {
         self.closed(drain).await;
         let left = self.proxy.connections.open();
         tracing::info!(left, "stopping: drained");
-        // Nothing is in flight, or the time is over: pingora need not wait again.
+        // All requests have ended, or the drain time has: pingora stops without a second wait.
         ShutdownSignal::FastShutdown
     }
 }
@@ -165,7 +165,7 @@ impl Drain {
         let deadline = clock.now() + most;
         let busy = || self.proxy.connections.open() > 0 || !self.proxy.fleet.registry.is_empty();
         while busy() && clock.now() < deadline {
-            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+            tokio::time::sleep(DRAIN_POLL.to_duration()).await;
         }
     }
 
@@ -218,7 +218,7 @@ impl Drain {
                 );
                 break;
             }
-            tokio::time::sleep(DRAIN_LOOK.to_duration()).await;
+            tokio::time::sleep(DRAIN_POLL.to_duration()).await;
         }
         self.switches.begin.send_replace(true);
         match predecessor.release() {

@@ -10,19 +10,18 @@ use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_scheduler::cost::{PrefixIndex, TransferModel};
 use tidegate_scheduler::learn::{Estimates, Priors};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
-use tidegate_scheduler::tuning::OUTPUT_PRIOR;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::backends::expand;
 use crate::backends::fleet::{Backend, Entry, Fleet, Pin, RoutingTable};
-use crate::backends::probe::{Found, ProbeParams};
+use crate::backends::probe::{ProbeParams, ProbeReport};
 use crate::backends::startup_verification;
 use crate::backends::startup_verification::Misfits;
-use crate::control::by_hand::ByHand;
 use crate::control::fitness::{self, Fitness};
-use crate::control::kept_backends::KeptBackends;
+use crate::control::operator_backends::OperatorBackends;
+use crate::control::operator_roles::OperatorRoles;
 use crate::control::pins::Pins;
 use crate::control::{Catalog, Command, Control, FleetUpdate, Inboxes, Membership, Offer, Pace};
 use crate::dispatch::context::Proxy;
@@ -97,10 +96,10 @@ pub enum StartError {
         /// The configured addresses.
         addresses: String,
     },
-    /// A vital part of the process ended with a panic.
+    /// An essential task ended with a panic.
     #[error("{0} ended with a panic, see the log")]
     Died(&'static str),
-    /// Engines contradict the settings (`strict_start`).
+    /// Facts of engines contradict the settings (`strict_start`).
     #[error(transparent)]
     Misfits(#[from] Misfits),
     /// The metrics recorder cannot be built.
@@ -154,7 +153,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     let mut settings = settings.clone();
     // First, as files are read per expanded backend.
     expand::expand(&mut settings);
-    let kept = KeptBackends::read(settings.admin.state_file.as_deref()).map_err(|source| {
+    let kept = OperatorBackends::read(settings.admin.state_file.as_deref()).map_err(|source| {
         let path = settings.admin.state_file.clone().unwrap_or_default();
         StartError::Read { path, source }
     })?;
@@ -164,32 +163,32 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     };
     let reconciler = factory::desired(&mut settings, &kept, sources.first());
     let mut files = files::load(&settings)?;
-    let by_hand = std::mem::take(&mut files.by_hand);
-    by_hand.apply(&mut settings);
+    let operator_roles = std::mem::take(&mut files.operator_roles);
+    operator_roles.apply(&mut settings);
     let settings = &settings;
     let Files { models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
     let factory = BackendFactory::new(settings, &files, clock);
     let backends = factory::backends(settings, &files, &factory)?;
-    let said = startup_verification::said(settings);
-    let told = startup_verification::ask_all(
+    let configured = startup_verification::configured_all(settings);
+    let reported = startup_verification::read_all_facts(
         settings,
         &backends,
         factory::pools(settings, &files, &factory)?,
     );
-    startup_verification::check(settings, &said, &told)?;
+    startup_verification::check(settings, &configured, &reported)?;
     let priors: Vec<Priors> = settings
         .backends
         .iter()
         .map(|backend| Priors { prefill: backend.prefill_prior, decode: backend.decode_prior })
         .collect();
-    let pins = pins(settings, &by_hand, clock);
+    let pins = pins(settings, &operator_roles, clock);
     let pinned: Vec<Option<Role>> = pins.iter().map(|pin| pin.map(|pin| pin.role)).collect();
     let offers = settings.backends.iter().map(Offer::of).collect();
     let mut catalog = Catalog::new(offers, models.clone());
     let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
     let metrics = Metrics::new(&backends)?;
     let fleet = fleet(settings, backends.clone(), table);
-    let mut fitness = Fitness::new(said, told);
+    let mut fitness = Fitness::new(configured, reported);
     fitness::first(&mut fitness, &fleet);
     let (queue, inbox) = Queue::new(settings.queue.requests_max);
     let (control_events, events) = mpsc::channel(CONTROL_EVENTS_MAX);
@@ -227,7 +226,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         catalog,
         recording(settings)?,
         fitness,
-        by_hand,
+        operator_roles,
         membership,
     );
     let background = Background::new(Tasks {
@@ -269,7 +268,7 @@ struct Parts {
     metrics: Metrics,
     queue: Queue,
     control_events: mpsc::Sender<ControlEvent>,
-    found: mpsc::Sender<Found>,
+    found: mpsc::Sender<ProbeReport>,
 }
 
 /// Builds what all requests share.
@@ -339,14 +338,14 @@ fn context(
 }
 
 /// Pins from the settings, and holds from the state file that have not ended.
-fn pins(settings: &Settings, by_hand: &ByHand, clock: Clock) -> Vec<Option<Pin>> {
+fn pins(settings: &Settings, operator_roles: &OperatorRoles, clock: Clock) -> Vec<Option<Pin>> {
     let began = clock.wall(Moment::START);
     let pin = |backend: &BackendSettings| {
         let role = backend.role?;
         if backend.pin {
             return Some(Pin { role, until: None });
         }
-        let left = by_hand.hold_until(&backend.name)? - began;
+        let left = operator_roles.hold_until(&backend.name)? - began;
         (left > 0.0).then(|| Pin { role, until: Some(Moment::START + Seconds(left)) })
     };
     settings.backends.iter().map(pin).collect()
@@ -404,8 +403,8 @@ fn first_table(
     });
     let observation = Observation { backends: observed.collect(), groups: Vec::new() };
     let mut roles = initial(&observation);
-    for (role, said) in roles.iter_mut().zip(&settings.backends) {
-        *role = said.role.unwrap_or(*role);
+    for (role, backend) in roles.iter_mut().zip(&settings.backends) {
+        *role = backend.role.unwrap_or(*role);
     }
     let entries = backends.iter().zip(priors).map(|(backend, priors)| Entry {
         role: roles[backend.id.index()],

@@ -52,7 +52,7 @@ pub fn route(serving: &Serving<'_>) -> Route {
     if id.is_none() && !is_other && all_have() {
         return Route::Placed;
     }
-    let holder = id.as_deref().and_then(|id| proxy.fleet.kept.find(id));
+    let holder = id.as_deref().and_then(|id| proxy.fleet.stored.find(id));
     let backends = proxy.fleet.backends();
     let mut open: Vec<&Arc<Backend>> =
         pool.iter().filter(|id| has(id)).map(|id| &backends[id.index()]).collect();
@@ -231,6 +231,6 @@ pub fn remember_holder(inbound: &Inbound, opened: &Opened, record: &RequestRecor
         OpenedBody::Forwarded(_) | OpenedBody::Websocket(_) => None,
     };
     if let Some(id) = id {
-        proxy.fleet.kept.note(&id, opened.reservation.backend.id);
+        proxy.fleet.stored.note(&id, opened.reservation.backend.id);
     }
 }

@@ -189,7 +189,7 @@ impl EventRelay {
             self.last_sent = now;
         }
         if let Some(record) = &self.record {
-            record.live.heard(now);
+            record.live.received(now);
         }
         self.count(seen, now);
         let chunk = self.clean(chunk);
@@ -248,7 +248,7 @@ impl EventRelay {
         let clock = proxy.clock;
         let since = *self.waiting_since.get_or_insert_with(|| {
             let now = clock.now();
-            record.live.waits(now);
+            record.live.await_engine(now);
             now
         });
         if std::mem::take(&mut self.probe_requested) && self.can_send_comment() {

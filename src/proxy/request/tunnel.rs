@@ -159,7 +159,7 @@ impl Tunnel {
     ) -> Tunnel {
         reservation.presume_prefilled();
         let now = record.proxy.clock.now();
-        record.live.flows(now);
+        record.live.start_streaming(now);
         let UpgradedConnection { first, socket } = switched;
         Tunnel { engine: socket, to_client: Direction::new(first, now), reservation, record }
     }
@@ -189,7 +189,7 @@ impl Tunnel {
             let heard = to_client.moved;
             let down = to_client.poll(&mut engine, client, clock, context);
             if to_client.moved != heard {
-                record.live.heard(to_client.moved);
+                record.live.received(to_client.moved);
             }
             match (up, down) {
                 (_, Poll::Ready(Err(SocketFault::Reading(error)))) => {

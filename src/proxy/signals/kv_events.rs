@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 /// blocks of 16.
 const BLOCKS_MAX: u64 = 1 << 18;
 /// Pause after a failure, and between checks while the model is unknown.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest silence before a new connection is made: the engine may be idle, or its host may have failed
 /// without closing the connection.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>) {
             }
             None => {}
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -130,7 +130,7 @@ async fn listen(host: &dyn SignalHost, backend: &Backend, source: &KvSource, mod
             }
             Err(_) => {}
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
     reader.prefixes.follow(backend.id, false);
 }

@@ -235,7 +235,7 @@ fn calibrate(host: &dyn SignalHost, backend: &Backend, reading: &EngineReading) 
         backend.set_kv_block(block);
     }
     if let Some(capacity) = reading.kv_capacity {
-        backend.told_kv_capacity(capacity);
+        backend.report_kv_capacity(capacity);
         let blocks = capacity.get() / PREFIX_SHARE / host.prefix_block().get().max(1);
         host.fleet().prefixes.set_capacity(backend.id, blocks);
     }

@@ -1,5 +1,5 @@
-//! TLS with rustls: certificates are loaded and verified here, for `tidegate check` and before
-//! anything listens, and loaded again when their files change.
+//! TLS with rustls: loads and verifies certificates at start-up and in `tidegate check`, and reloads
+//! them when their files change.
 
 mod pair;
 mod server;
@@ -21,9 +21,9 @@ pub enum TlsError {
     /// A file cannot be read as PEM.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: pem::Error,
     },
     /// The file holds no certificate.
@@ -32,37 +32,37 @@ pub enum TlsError {
     /// rustls refuses a certificate of an authority.
     #[error("{path}: {source}")]
     Refused {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: rustls::Error,
     },
-    /// A block of the chain is no X.509 certificate.
+    /// A PEM block of the chain is not an X.509 certificate.
     #[error("{path}: certificate {position} of the chain cannot be parsed: {problem}")]
     Certificate {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Which one, counted from 1.
+        /// Its position in the chain, from 1.
         position: usize,
-        /// Why.
+        /// The cause.
         problem: String,
     },
-    /// rustls refuses the pair: an unknown type of key, or the key of another certificate.
+    /// rustls refuses the pair: an unknown key type, or a key that does not match the certificate.
     #[error("{cert} and {key} cannot be used together: {source}")]
     Pair {
         /// The chain.
         cert: PathBuf,
         /// The key.
         key: PathBuf,
-        /// Why.
+        /// The cause.
         source: rustls::Error,
     },
     /// Client certificates cannot be verified against these authorities.
     #[error("{path}: {source}")]
     Verifier {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: VerifierBuilderError,
     },
     /// An https backend needs a CA file: tidegate trusts no built-in authorities.

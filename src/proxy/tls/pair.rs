@@ -1,4 +1,4 @@
-//! A certificate chain with its private key, and certificate authorities, out of PEM files.
+//! Reads certificate chains with their private keys, and certificate authorities, from PEM files.
 
 use std::path::{Path, PathBuf};
 use tokio_rustls::rustls::RootCertStore;
@@ -12,7 +12,7 @@ use x509_parser::prelude::FromDer;
 use super::TlsError;
 use crate::runtime::clock::Clock;
 
-/// A chain and its key: the key is the first certificate's.
+/// A certificate chain and the private key of its first certificate.
 #[derive(Debug)]
 pub struct Pair {
     /// The first certificate is the server's or the client's own.
@@ -21,8 +21,8 @@ pub struct Pair {
     pub key: PrivateKeyDer<'static>,
 }
 
-/// Read a pair and verify that its halves belong together. An expired certificate is a warning in
-/// the log: it may be on purpose, and its replacement is loaded when it comes.
+/// Reads a pair and verifies that the key matches the certificate. An expired certificate is logged
+/// as a warning and used: its replacement is loaded when the file changes.
 ///
 /// # Errors
 /// [`TlsError`], which names the file.
@@ -34,7 +34,7 @@ pub fn read_pair(cert: &Path, key: &Path) -> Result<Pair, TlsError> {
     Ok(Pair { chain, key: private })
 }
 
-/// Read the authorities that the other side's certificate is verified against.
+/// Reads the certificate authorities that peer certificates are verified against.
 ///
 /// # Errors
 /// [`TlsError`], which names the file.

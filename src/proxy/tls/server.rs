@@ -1,4 +1,5 @@
-//! TLS towards clients: one listener's certificate, and what it asks of client certificates.
+//! TLS towards clients: the certificate of one listener, and its requirements on client
+//! certificates.
 
 use std::sync::Arc;
 use tidegate_settings::{ClientAuth, TlsSettings};
@@ -15,12 +16,12 @@ use x509_parser::prelude::FromDer;
 
 use super::{Pair, TlsError, Watched, read_authorities, read_pair};
 
-/// The configuration in force; connections that are open keep theirs.
+/// The TLS configuration in force. Open connections keep the one they started with.
 #[derive(Clone)]
 pub struct ServerTls(Arc<Watched<ServerConfig>>);
 
 impl ServerTls {
-    /// Load and verify everything that `tls` names. `alpn`: the protocols offered.
+    /// Loads and verifies the files named in `tls`. `alpn`: the protocols offered.
     ///
     /// # Errors
     /// [`TlsError`], which names the file.
@@ -36,15 +37,15 @@ impl ServerTls {
         Ok(ServerTls(Arc::new(Watched::load(section.to_owned(), files, Box::new(load))?)))
     }
 
-    /// What is loaded again when its files change.
+    /// Returns the reloadable configuration.
     pub fn watched(&self) -> Arc<Watched<ServerConfig>> {
         Arc::clone(&self.0)
     }
 
-    /// The server's side of a handshake.
+    /// Performs the server's side of a handshake.
     ///
     /// # Errors
-    /// The client's doing, or the connection's.
+    /// The client violates the protocol, its certificate is refused, or the connection breaks.
     pub async fn accept(&self, socket: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
         TlsAcceptor::from(self.0.current()).accept(socket).await
     }
@@ -82,7 +83,7 @@ fn client_verifier(tls: &TlsSettings) -> Result<Option<Arc<dyn ClientCertVerifie
     verifier.map(Some).map_err(|source| TlsError::Verifier { path: path.clone(), source })
 }
 
-/// The subject of a verified client certificate, as the access log has it.
+/// Returns the subject of a verified client certificate, for the access log.
 pub fn subject_of(chain: Option<&[CertificateDer<'_>]>) -> Option<Arc<str>> {
     let (_, certificate) = X509Certificate::from_der(chain?.first()?).ok()?;
     Some(certificate.subject().to_string().into())

@@ -1,5 +1,5 @@
-//! A value made from files, made again when they change. A broken replacement keeps the old value:
-//! certificates are renewed by other programs, and a half-written file must not end service.
+//! A value loaded from files and reloaded when they change. If the new files are unusable, the old
+//! value stays in force: other programs renew certificates, and a reload may see a half-written file.
 
 use arc_swap::ArcSwap;
 use std::os::unix::fs::MetadataExt;
@@ -8,30 +8,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::TlsError;
 
-/// What identifies a version of a file: device, inode, length, modification and status change in
-/// nanoseconds. Kubernetes replaces a mounted secret by a symbolic link: the target's are read.
+/// Version of a file: device, inode, length, modification and status change in nanoseconds.
+/// Kubernetes mounts secrets as symbolic links: the values are those of the target.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 type Load<T> = Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>;
 
-/// The value in force and how it is made.
+/// The value in force and its loader.
 pub struct Watched<T> {
     /// The section of the settings that names the files.
     section: String,
     files: Vec<PathBuf>,
-    /// Of the files when they were last read. Locked by the reloading task alone.
+    /// Versions of the files when they were last read. Locked by the reloading task only.
     seen: Mutex<Vec<Stamp>>,
     load: Load<T>,
     current: ArcSwap<T>,
 }
 
-/// Something that is loaded again when its files change.
+/// A value that is reloaded when its files change.
 pub trait Refresh: Send + Sync {
-    /// Load again if a file has changed, or in any case if `always`. True if it was loaded.
+    /// Reloads if a file has changed, or unconditionally if `always`. Returns whether it reloaded.
     ///
     /// # Errors
-    /// The files hold nothing usable; the old value stays in force. Reported once for each version
-    /// of the files.
+    /// The files are unusable; the old value stays in force. Reported once per version of the files.
     fn refresh(&self, always: bool) -> Result<bool, TlsError>;
 
     /// The section of the settings that names the files.
@@ -39,12 +38,12 @@ pub trait Refresh: Send + Sync {
 }
 
 impl<T> Watched<T> {
-    /// Load for the first time.
+    /// Loads the first value.
     ///
     /// # Errors
-    /// What `load` finds.
+    /// The error of `load`.
     pub fn load(section: String, files: Vec<PathBuf>, load: Load<T>) -> Result<Self, TlsError> {
-        // Before the files are read: a change while they are shows with the next look.
+        // Stamped before the files are read, so that a change during the read is found by the next check.
         let seen = Mutex::new(files.iter().map(|file| stamp(file)).collect());
         let current = ArcSwap::from_pointee(load()?);
         Ok(Watched { section, files, seen, load, current })

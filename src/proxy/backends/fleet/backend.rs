@@ -36,7 +36,7 @@ pub struct Backend {
     /// Whether the settings give the capacity; the engine's report is then ignored.
     kv_capacity_is_set: bool,
     /// Port at which other engines contact it for a hand-off: bootstrap server or side channel.
-    pub meeting_port: u16,
+    pub rendezvous_port: u16,
     /// Rendezvous facts, fetched before its first hand-off.
     pub bootstrap: Bootstrap,
     /// HMAC key that authenticates hand-offs within its group.
@@ -102,7 +102,7 @@ impl Backend {
         allowed: RoleSet,
         streams_max: u32,
         kv_capacity: KvCapacity,
-        meeting_port: u16,
+        rendezvous_port: u16,
         bootstrap: Bootstrap,
         key: Option<Box<[u8]>>,
         paths: Vec<String>,
@@ -120,7 +120,7 @@ impl Backend {
             streams_max,
             kv_capacity: AtomicU64::new(kv_capacity.tokens.get()),
             kv_capacity_is_set: kv_capacity.is_set,
-            meeting_port,
+            rendezvous_port,
             bootstrap,
             key,
             paths,
@@ -160,7 +160,7 @@ impl Backend {
     }
 
     /// Takes the capacity that the engine reports, unless the settings give one.
-    pub fn told_kv_capacity(&self, tokens: Tokens) {
+    pub fn report_kv_capacity(&self, tokens: Tokens) {
         if !self.kv_capacity_is_set && tokens > Tokens::ZERO {
             self.kv_capacity.store(tokens.get(), Relaxed);
         }

@@ -46,15 +46,15 @@ pub struct Health {
     busy_until: AtomicU64,
     busy_times: AtomicU32,
     /// When its last token or answer arrived, as far as recorded.
-    heard_at: AtomicU64,
+    received_at: AtomicU64,
     params: HealthParams,
-    /// When it last returned; `NEVER`: it was never away.
+    /// When it last became usable again; `NEVER`: it was never unusable.
     returned: AtomicU64,
     /// Whether its GPU is unusable, whatever the engine answers.
     hardware_fault: AtomicBool,
     /// Whether a misfit makes it unusable.
     unfit: AtomicBool,
-    /// Why it is out, as a sentence.
+    /// Why it is unusable or suspect, as a sentence.
     reason: ArcSwapOption<String>,
 }
 
@@ -80,7 +80,7 @@ impl Health {
             ejections: Ejections::default(),
             busy_until: AtomicU64::new(Moment::START.0),
             busy_times: AtomicU32::new(0),
-            heard_at: AtomicU64::new(Moment::START.0),
+            received_at: AtomicU64::new(Moment::START.0),
             params,
             returned: AtomicU64::new(Moment::NEVER.0),
             hardware_fault: AtomicBool::new(false),
@@ -98,7 +98,7 @@ impl Health {
     }
 
     /// Whether it is a suspect: it receives work only if no other backend is usable.
-    pub fn is_last(&self, now: Moment) -> bool {
+    pub fn is_suspect(&self, now: Moment) -> bool {
         self.suspicion.load(Relaxed) != 0 || self.is_busy(now)
     }
 
@@ -107,7 +107,7 @@ impl Health {
         self.is_usable() && !self.is_ejected() && !self.is_overdue()
     }
 
-    /// Whether it answered last, regardless of other problems.
+    /// Whether its last probe or request was answered, regardless of other problems.
     pub fn is_up(&self) -> bool {
         self.state.load(Relaxed) == UP && !self.is_overdue()
     }
@@ -163,13 +163,13 @@ impl Health {
         }
     }
 
-    /// Why it is out; `None` while it is not.
+    /// Why it is unusable or suspect; `None` while it is neither.
     pub fn reason(&self, now: Moment) -> Option<String> {
-        let out = !self.is_usable() || self.is_last(now);
+        let out = !self.is_usable() || self.is_suspect(now);
         self.reason.load().as_ref().filter(|_| out).map(|reason| reason.to_string())
     }
 
-    /// Stores why it is out.
+    /// Stores why it is unusable or suspect.
     pub fn set_reason(&self, reason: String) {
         self.reason.store(Some(Arc::new(reason)));
     }
@@ -177,7 +177,7 @@ impl Health {
     /// Records an answered request. Returns whether the backend returned by it.
     pub fn succeeded(&self, now: Moment) -> bool {
         self.window.record(&self.params.outlier, now, false);
-        self.heard_at.store(now.0, Relaxed);
+        self.received_at.store(now.0, Relaxed);
         if self.busy_times.load(Relaxed) > 0 {
             self.busy_times.store(0, Relaxed);
         }
@@ -287,23 +287,23 @@ impl Health {
     }
 
     /// Records bytes of one of its streams at `moment`.
-    pub fn heard(&self, moment: Moment) {
-        self.heard_at.fetch_max(moment.0, Relaxed);
+    pub fn received(&self, moment: Moment) {
+        self.received_at.fetch_max(moment.0, Relaxed);
     }
 
     /// When its last bytes arrived.
-    pub fn heard_at(&self) -> Moment {
-        Moment(self.heard_at.load(Relaxed))
+    pub fn received_at(&self) -> Moment {
+        Moment(self.received_at.load(Relaxed))
     }
 
     /// Records that all its streams are silent. Returns whether it became a suspect.
-    pub fn fell_silent(&self) -> bool {
+    pub fn mark_silent(&self) -> bool {
         self.suspicion.fetch_or(SILENT, Relaxed) & SILENT == 0
     }
 
     /// Records that a silent backend's streams send again. Returns whether that changed. Slow start
-    /// does not apply, as it was not away.
-    pub fn spoke(&self) -> bool {
+    /// does not apply, because the backend was never unusable.
+    pub fn clear_silent(&self) -> bool {
         self.is_silent() && self.suspicion.fetch_and(!SILENT, Relaxed) & SILENT != 0
     }
 }

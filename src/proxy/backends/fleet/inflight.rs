@@ -68,8 +68,8 @@ pub struct InflightRequest {
     first_at: AtomicU64,
     last_at: AtomicU64,
     emitted: AtomicU64,
-    heard_at: AtomicU64,
-    waits_since: AtomicU64,
+    received_at: AtomicU64,
+    awaiting_since: AtomicU64,
     gaps: Gaps,
 }
 
@@ -96,8 +96,8 @@ impl InflightRequest {
             first_at: AtomicU64::new(Moment::NEVER.0),
             last_at: AtomicU64::new(Moment::NEVER.0),
             emitted: AtomicU64::new(0),
-            heard_at: AtomicU64::new(Moment::NEVER.0),
-            waits_since: AtomicU64::new(Moment::NEVER.0),
+            received_at: AtomicU64::new(Moment::NEVER.0),
+            awaiting_since: AtomicU64::new(Moment::NEVER.0),
             gaps: Gaps::default(),
         }
     }
@@ -124,19 +124,19 @@ impl InflightRequest {
         self.set_stage(Stage::Waiting);
     }
 
-    /// Where its prefill leg ran; `None` without one.
+    /// Backend of its prefill leg; `None` without one.
     pub fn prefill_backend(&self) -> Option<BackendId> {
         backend(&self.prefill_on)
     }
 
-    /// Where its decode or colocated leg runs; `None` before.
+    /// Backend of its decode or colocated leg; `None` before that leg starts.
     pub fn decode_backend(&self) -> Option<BackendId> {
         backend(&self.decode_on)
     }
 
-    /// Records that its answer streams since `now`, without countable tokens.
-    pub fn flows(&self, now: Moment) {
-        self.heard(now);
+    /// Records the start of an answer without countable tokens at `now`.
+    pub fn start_streaming(&self, now: Moment) {
+        self.received(now);
         self.set_stage(Stage::Streaming);
     }
 
@@ -152,25 +152,25 @@ impl InflightRequest {
     }
 
     /// Records bytes of its stream at `now`, with or without tokens.
-    pub fn heard(&self, now: Moment) {
-        self.heard_at.store(now.0, Relaxed);
-        self.waits_since.store(Moment::NEVER.0, Relaxed);
+    pub fn received(&self, now: Moment) {
+        self.received_at.store(now.0, Relaxed);
+        self.awaiting_since.store(Moment::NEVER.0, Relaxed);
     }
 
-    /// Records that the proxy waits for the engine's bytes from `now` on.
-    pub fn waits(&self, now: Moment) {
-        self.waits_since.store(now.0, Relaxed);
+    /// Records that the proxy awaits bytes of the engine from `now` on.
+    pub fn await_engine(&self, now: Moment) {
+        self.awaiting_since.store(now.0, Relaxed);
     }
 
-    /// Since when the proxy has waited for the engine's bytes; `None` while it does not wait, because
-    /// the client does not read.
-    pub fn waits_since(&self) -> Option<Moment> {
-        moment(&self.waits_since)
+    /// Since when the proxy has awaited bytes of the engine; `None` while the client does not read,
+    /// because the proxy does not read from the engine then.
+    pub fn awaiting_since(&self) -> Option<Moment> {
+        moment(&self.awaiting_since)
     }
 
     /// When its last bytes arrived.
-    pub fn heard_at(&self) -> Option<Moment> {
-        moment(&self.heard_at)
+    pub fn received_at(&self) -> Option<Moment> {
+        moment(&self.received_at)
     }
 
     /// Output tokens so far.

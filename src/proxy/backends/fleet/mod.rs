@@ -1,6 +1,6 @@
-//! The engines as the proxy knows them: what was configured ([`Backend`]), the snapshot that
-//! requests route from ([`RoutingTable`]) and the requests alive ([`InflightRegistry`]). Requests only
-//! read here; the control loop is the one writer of the table.
+//! State of the fleet: the configured backends ([`Backend`]), the snapshot that requests are routed
+//! by ([`RoutingTable`]) and the in-flight requests ([`InflightRegistry`]). Requests only read the
+//! table; the control loop is its only writer.
 
 mod backend;
 mod gaps;
@@ -28,10 +28,10 @@ use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_scheduler::learn::Estimates;
 use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
 
-use crate::backends::kept::Kept;
+use crate::backends::stored_objects::StoredObjects;
 use roster::Roster;
 
-/// Everything about the engines that requests, the dispatcher and the control loop share.
+/// State of the fleet, shared by requests, the dispatcher and the control loop.
 pub struct Fleet {
     roster: Roster,
     /// The routing table, read by every request. Written by the control loop only.
@@ -41,7 +41,7 @@ pub struct Fleet {
     /// The prefix index: which backends hold which prompt prefix.
     pub prefixes: PrefixIndex,
     /// Which backend stores which response (`previous_response_id`).
-    pub kept: Kept,
+    pub stored: StoredObjects,
     /// Requests between arrival and settlement.
     pub registry: InflightRegistry,
     /// The TTFT and TPOT targets.
@@ -62,7 +62,7 @@ impl Fleet {
             table: ArcSwap::from_pointee(table),
             estimates: ArcSwap::from_pointee(estimates),
             prefixes,
-            kept: Kept::default(),
+            stored: StoredObjects::default(),
             registry: InflightRegistry::default(),
             slo,
         }
@@ -93,7 +93,7 @@ impl Fleet {
         self.roster.get(id)
     }
 
-    /// The backend with this name that has not been asked to leave.
+    /// The backend with this name, unless it is being removed.
     pub fn named(&self, name: &str) -> Option<Arc<Backend>> {
         self.backends().iter().find(|b| &*b.name == name && !b.is_leaving()).map(Arc::clone)
     }
@@ -124,7 +124,7 @@ impl Fleet {
                 && entry.group == group
                 && entry.role.takes_decode()
                 && peer.health.is_usable()
-                && !peer.health.is_last(now)
+                && !peer.health.is_suspect(now)
                 && peer.health.share(now) >= 1.0
         });
         let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {

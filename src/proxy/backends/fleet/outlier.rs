@@ -144,7 +144,11 @@ mod tests {
         }
         assert_eq!(window.counts(&PARAMS, at(9.0)), (11, 5));
         assert!(!window.is_outlier(&PARAMS, at(9.0)), "less than half");
-        assert_eq!(window.counts(&PARAMS, at(12.0)), (6, 0), "the old ones are forgotten");
+        assert_eq!(
+            window.counts(&PARAMS, at(12.0)),
+            (6, 0),
+            "outcomes before the window have expired"
+        );
         assert_eq!(window.counts(&PARAMS, at(60.0)), (0, 0));
         window.record(&PARAMS, at(60.0), true);
         window.clear();
@@ -152,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn ejections_grow_up_to_a_limit_and_are_forgotten() {
+    fn ejections_grow_up_to_a_limit_and_their_count_decays() {
         let ejections = Ejections::default();
         assert!(ejections.is_over(at(0.0)));
         for (now, span) in [(1000.0, 5.0), (1010.0, 10.0), (1025.0, 12.0), (2000.0, 5.0)] {

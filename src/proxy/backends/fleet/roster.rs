@@ -1,6 +1,6 @@
 //! The backends by slot, as one immutable snapshot that is replaced when a backend joins. Reading is
-//! lock-free. A slot whose backend has left keeps it until another backend takes the slot, so that
-//! every id that was ever given out can be resolved.
+//! lock-free. A removed backend stays in its slot until another backend takes the slot, so that every
+//! issued id can be resolved.
 
 use arc_swap::{ArcSwap, Guard};
 use std::ops::Deref;

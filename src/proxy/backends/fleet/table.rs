@@ -1,5 +1,5 @@
-//! The routing table: the immutable snapshot that a request routes from. A new plan, a health
-//! change or fresh costs make a new one; a request keeps the one it read.
+//! The routing table: the immutable snapshot that a request is routed by. A new plan, a health change
+//! or new costs replace it; a request keeps the snapshot that it read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ static NO_ENTRY: Entry = Entry {
 /// The backends that serve one model, or those of them whose context exceeds a length.
 #[derive(Clone, Debug)]
 pub struct PoolEntry {
-    /// Its number, never reused.
+    /// Number of the pool; numbers are not reused.
     pub id: PoolId,
     /// Name of the model.
     pub model: Arc<str>,

@@ -66,7 +66,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
         let fixed = Load {
             role: entry.role,
             usable: backend.health.is_usable(),
-            last: backend.health.is_last(self.now),
+            last: backend.health.is_suspect(self.now),
             runs_whole: backend.family.serves_colocated(),
             hands_over: backend.allowed.contains(Role::Prefill),
             takes_over: backend.may_decode(),

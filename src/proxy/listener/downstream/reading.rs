@@ -292,7 +292,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     const MAX: usize = 100;
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     /// Reads requests off a connection on which `wire` comes in pieces of `step` bytes.
     async fn reads(wire: &[u8], step: usize) -> Vec<Result<Bytes, String>> {
@@ -303,7 +303,7 @@ mod tests {
             drop(client);
         };
         let reading = async {
-            let mut reader = RequestReader::new(server, PATIENCE);
+            let mut reader = RequestReader::new(server, TIMEOUT);
             let mut bodies = Vec::new();
             loop {
                 let asked = match reader.head().await {
@@ -378,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_closes_is_seen_and_one_that_goes_on_is_kept() {
         let (mut client, server) = tokio::io::duplex(64);
-        let mut reader = RequestReader::new(server, PATIENCE);
+        let mut reader = RequestReader::new(server, TIMEOUT);
         client.write_all(b"GET /next HTTP/1.1\r\nhost: h\r\n").await.unwrap();
         assert_eq!(closed(&mut reader), Poll::Pending);
         client.write_all(b"\r\n").await.unwrap();
@@ -390,7 +390,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_sent_beyond_the_buffer_waits() {
         let (mut client, server) = tokio::io::duplex(4 * AHEAD_MAX);
-        let mut reader = RequestReader::new(server, PATIENCE);
+        let mut reader = RequestReader::new(server, TIMEOUT);
         client.write_all(&vec![b'x'; 3 * AHEAD_MAX]).await.unwrap();
         assert_eq!(closed(&mut reader), Poll::Pending);
         assert!(reader.ahead.len() < 2 * AHEAD_MAX);

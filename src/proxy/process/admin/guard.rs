@@ -37,7 +37,7 @@ impl Guard {
             return Ok(());
         }
         let host = host(head)?;
-        let known = host.is_none_or(|host| self.knows(host));
+        let known = host.is_none_or(|host| self.is_own_host(host));
         if !known {
             return Err((
                 StatusCode::MISDIRECTED_REQUEST,
@@ -45,7 +45,7 @@ impl Guard {
             ));
         }
         same_origin(head, host)?;
-        // The page contains no data: it asks for the token and sends it with each request for data.
+        // The page contains no data; it prompts for the token and sends it with each request for data.
         if !self.tokens.is_empty() && !is_page(head) {
             bears(&head.headers, &self.tokens)?;
         }
@@ -61,7 +61,7 @@ impl Guard {
 
     /// Whether `host` cannot be used for DNS rebinding, which needs a public DNS name: an address,
     /// a single-label name, a cluster-internal name or one from the settings.
-    fn knows(&self, host: &str) -> bool {
+    fn is_own_host(&self, host: &str) -> bool {
         let name = name_of(host);
         is_literal(name)
             || !name.contains('.')
@@ -72,7 +72,7 @@ impl Guard {
 
 /// Returns the requested host, if any. Browsers always send exactly one valid host.
 fn host(head: &Parts) -> Result<Option<&str>, Refusal> {
-    let odd = (StatusCode::BAD_REQUEST, "the Host is no host name with an optional port");
+    let odd = (StatusCode::BAD_REQUEST, "the Host header is not a host name with an optional port");
     let mut named = head.headers.get_all(HOST).iter();
     let (first, second) = (named.next(), named.next());
     let header = first.map(|value| value.to_str().map_err(|_| odd)).transpose()?;
@@ -134,7 +134,7 @@ fn same_origin(head: &Parts, host: Option<&str>) -> Result<(), Refusal> {
 }
 
 fn bears(headers: &HeaderMap, tokens: &[String]) -> Result<(), Refusal> {
-    let refused = (StatusCode::UNAUTHORIZED, "the admin address needs its bearer token");
+    let refused = (StatusCode::UNAUTHORIZED, "the admin address requires its bearer token");
     let mut offered = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (offered.next(), offered.next()) else { return Err(refused) };
     let Some((scheme, key)) = value.as_bytes().split_at_checked(7) else { return Err(refused) };
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(status(&guard, "GET", &[bearer("Bearer 0123456789abcdeF")]), 401);
         assert_eq!(status(&guard, "GET", &[bearer("Basic 0123456789abcdef")]), 401);
         let two = [bearer("Bearer 0123456789abcdef"), bearer("Bearer x")];
-        assert_eq!(status(&guard, "GET", &two), 401, "two are ambiguous");
+        assert_eq!(status(&guard, "GET", &two), 401, "two Authorization headers are ambiguous");
         for path in ["/", "/dashboard.js", "/dashboard.css"] {
             assert!(guard.admit(&head("GET", path, &[("host", "localhost")])).is_ok(), "{path}");
             let post = head("POST", path, &[("host", "localhost")]);

@@ -53,13 +53,13 @@ const BODY_MAX: usize = 64 << 10;
 /// Most connections at once; operators, scrapers and probes need a few.
 pub const CONNECTIONS_MAX: usize = 256;
 /// Time-out for a header, for the next request on a connection, and for a body.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest hold of an operator's flip: one week. Longer holds are pins.
 const HOLD_MAX: Seconds = Seconds(604_800.0);
 
 /// Serves the admin port.
 pub struct AdminApp {
-    /// The state shown.
+    /// State shown by the views.
     pub proxy: Arc<Proxy>,
     /// Channel to the control loop.
     pub commands: mpsc::Sender<Command>,
@@ -101,13 +101,13 @@ impl App for AdminApp {
             Ok::<_, Infallible>(self.answer(request, &stopping).await)
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        builder.timer(TokioTimer::new()).header_read_timeout(TIMEOUT);
         let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
             () = is_on(&mut stop) => {
                 serving.as_mut().graceful_shutdown();
-                timeout(PATIENCE, serving).await.unwrap_or(Ok(()))
+                timeout(TIMEOUT, serving).await.unwrap_or(Ok(()))
             }
         };
         // A closed connection of a scraper needs no handling.
@@ -188,7 +188,7 @@ impl AdminApp {
         match pairs.find_map(|pair| pair.strip_prefix("ended=")).map(str::parse) {
             None => json(StatusCode::OK, &views::requests(&self.proxy)),
             Some(Ok(count)) => json(StatusCode::OK, &requests::all(&self.proxy, count)),
-            Some(Err(_)) => problem(StatusCode::BAD_REQUEST, "ended is no number".to_owned()),
+            Some(Err(_)) => problem(StatusCode::BAD_REQUEST, "ended is not a number".to_owned()),
         }
     }
 
@@ -268,8 +268,8 @@ impl AdminApp {
     }
 }
 
-/// The hold of a role change. A flip without `pin` and `hold_seconds` gets `usual`, or keeps an
-/// existing pin.
+/// Returns the hold of a role change. A flip without `pin` and `hold_seconds` gets `usual`, or keeps
+/// an existing pin.
 fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold>, String> {
     match (change.pin, change.hold_seconds) {
         (Some(true), Some(_)) => Err("pin and hold_seconds exclude each other".to_owned()),
@@ -291,7 +291,7 @@ fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold
 async fn parsed<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Answer>> {
     let refused = |status, why| Box::new(problem(status, why));
     let reading = Limited::new(request.into_body(), BODY_MAX).collect();
-    let body = match timeout(PATIENCE, reading).await {
+    let body = match timeout(TIMEOUT, reading).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) => return Err(refused(StatusCode::BAD_REQUEST, error.to_string())),
         Err(_) => {

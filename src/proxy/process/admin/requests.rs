@@ -177,7 +177,7 @@ fn phases(of: &RecentRequest) -> Vec<Phase> {
     let first = of.ttft.unwrap_or(of.duration);
     let in_one_piece = of.ttft.is_none() && of.ended == RequestOutcome::Done;
     if in_one_piece {
-        // Nothing tells when the first token was made.
+        // The end of the prefill is unknown: the answer was not streamed.
         match of.prefilled.filter(|_| of.split) {
             Some(prefilled) => {
                 add("prefill", prefilled, &of.prefill_on);
@@ -244,7 +244,7 @@ fn choice(of: &RecentRequest) -> String {
     format!("{waited}{legs}: {}.", why(of, chosen, others))
 }
 
-/// Shorter waits are a placement at once.
+/// Waits below this count as immediate placement, in seconds.
 const WAITED_MIN: f64 = 0.001;
 
 fn why(of: &RecentRequest, chosen: &Considered, others: &[(Arc<str>, Considered)]) -> String {

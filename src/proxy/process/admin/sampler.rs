@@ -1,5 +1,5 @@
-//! Samples the fleet ten times a second into the history, and once a second sends a snapshot to the
-//! clients of `/v1/events`. Without such a client no snapshot is built.
+//! Samples the fleet into the history ten times a second, and sends a snapshot to the clients of
+//! `/v1/events` once a second. Snapshots are built only while there are such clients.
 
 use bytes::Bytes;
 use serde::Serialize;

@@ -28,7 +28,7 @@ struct BackendView {
     version: Option<String>,
     misfits: Vec<String>,
     role: Role,
-    /// Whether it was removed and finishes its requests.
+    /// Whether it was removed and is draining.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     leaving: bool,
     /// Whether an operator pinned the role.
@@ -165,7 +165,7 @@ pub struct BackendsView {
     backends: Vec<BackendView>,
 }
 
-/// All backends, including those that leave.
+/// All backends, including those that are being removed.
 pub fn backends(proxy: &Proxy) -> BackendsView {
     BackendsView { backends: fleet(proxy).backends }
 }

@@ -9,7 +9,7 @@ use tidegate_types::{Role, Seconds, Slo, Tokens};
 
 use crate::dispatch::context::Proxy;
 
-/// Arrivals that are simulated: the latest ones.
+/// Most arrivals that are simulated: the latest ones.
 const ARRIVALS_MAX: usize = 20_000;
 /// Largest fleet.
 const ENGINES_MAX: usize = 64;
@@ -20,7 +20,7 @@ const CACHES: f64 = 0.5;
 /// Arrivals below which a simulation has no meaning.
 const ARRIVALS_MIN: usize = 10;
 
-/// Body of the request. Members that are absent are those of the running fleet.
+/// Body of the request. Absent members default to the running fleet's values.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
@@ -132,7 +132,7 @@ pub struct AnswerView {
     results: Outcomes,
 }
 
-/// Why no answer is given.
+/// Why a simulation is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The question is invalid, or there are too few arrivals.

@@ -10,9 +10,9 @@ use tidegate_engine::Family;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
 
-/// What an operator last set for one backend.
+/// Role that an operator last set for one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct OperatorRole {
     /// Role that the operator set.
     pub role: Role,
     /// Whether the role is pinned.
@@ -24,12 +24,12 @@ pub struct Kept {
 
 /// Roles set by operators, by backend name.
 #[derive(Debug, Default)]
-pub struct ByHand {
+pub struct OperatorRoles {
     path: Option<PathBuf>,
-    entries: BTreeMap<String, Kept>,
+    entries: BTreeMap<String, OperatorRole>,
 }
 
-/// The state file is there and cannot be read.
+/// The state file exists but cannot be read.
 #[derive(Debug, Error)]
 #[error("cannot read {path}: {source}")]
 pub struct StateError {
@@ -37,15 +37,15 @@ pub struct StateError {
     source: std::io::Error,
 }
 
-impl ByHand {
+impl OperatorRoles {
     /// Reads the state file. A missing file, or no configured path, gives no entries.
     ///
     /// # Errors
-    /// The file exists and cannot be read or parsed. Starting without it would undo what operators
-    /// did.
+    /// The file exists but cannot be read or parsed. A start without it would discard roles set by
+    /// operators.
     #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
-    pub fn read(path: Option<&Path>) -> Result<ByHand, StateError> {
-        let Some(path) = path else { return Ok(ByHand::default()) };
+    pub fn read(path: Option<&Path>) -> Result<OperatorRoles, StateError> {
+        let Some(path) = path else { return Ok(OperatorRoles::default()) };
         let failed = |source| StateError { path: path.to_owned(), source };
         let entries = match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text)
@@ -53,10 +53,10 @@ impl ByHand {
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(failed(error)),
         };
-        Ok(ByHand { path: Some(path.to_owned()), entries })
+        Ok(OperatorRoles { path: Some(path.to_owned()), entries })
     }
 
-    /// Overrides role and pin of the backends in `settings` with what operators set.
+    /// Overrides role and pin of the backends in `settings` with those set by operators.
     pub fn apply(&self, settings: &mut Settings) {
         for backend in &mut settings.backends {
             let Some(entry) = self.entries.get(&backend.name) else { continue };
@@ -76,7 +76,7 @@ impl ByHand {
 
     /// Records `entry` for a backend and writes the file before the operator gets the answer. The
     /// file has a few hundred bytes and is written only when an operator changes something.
-    pub fn set(&mut self, name: &str, entry: Kept) {
+    pub fn set(&mut self, name: &str, entry: OperatorRole) {
         let Some(path) = &self.path else { return };
         if self.entries.insert(name.to_owned(), entry) == Some(entry) {
             return;
@@ -97,7 +97,7 @@ fn may_have(backend: &BackendSettings, role: Role) -> bool {
 
 /// Replaces the file atomically: writes a temporary file, syncs it and renames it.
 #[allow(clippy::disallowed_types, reason = "a file that the settings name")]
-fn write(path: &Path, entries: &BTreeMap<String, Kept>) -> std::io::Result<()> {
+fn write(path: &Path, entries: &BTreeMap<String, OperatorRole>) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let mut file = std::fs::File::create(&beside)?;
@@ -115,13 +115,14 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("tidegate-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("roles.json");
-        let mut by_hand = ByHand::read(Some(&path)).unwrap();
-        let kept = |role, pin| Kept { role, pin, hold_until: None };
-        by_hand.set("free", kept(Role::Decode, true));
-        by_hand.set("plain", kept(Role::Prefill, true));
-        by_hand.set("gone", Kept { hold_until: Some(5.5), ..kept(Role::Draining, false) });
-        let again = ByHand::read(Some(&path)).unwrap();
-        assert_eq!(again.entries, by_hand.entries);
+        let mut operator_roles = OperatorRoles::read(Some(&path)).unwrap();
+        let kept = |role, pin| OperatorRole { role, pin, hold_until: None };
+        operator_roles.set("free", kept(Role::Decode, true));
+        operator_roles.set("plain", kept(Role::Prefill, true));
+        operator_roles
+            .set("gone", OperatorRole { hold_until: Some(5.5), ..kept(Role::Draining, false) });
+        let again = OperatorRoles::read(Some(&path)).unwrap();
+        assert_eq!(again.entries, operator_roles.entries);
         let text = "[[backends]]\nname = \"free\"\nurl = \"http://a:1\"\nengine = \"vllm\"\nconnector = \"nixl\"\n\
             [[backends]]\nname = \"plain\"\nurl = \"http://b:1\"\n";
         let mut settings = Settings::parse(text).unwrap();
@@ -132,8 +133,8 @@ mod tests {
         );
         assert_eq!((settings.backends[1].role, settings.backends[1].pin), (None, false));
         std::fs::write(&path, "{").unwrap();
-        assert!(ByHand::read(Some(&path)).is_err());
+        assert!(OperatorRoles::read(Some(&path)).is_err());
         std::fs::remove_dir_all(&directory).unwrap();
-        assert!(ByHand::read(None).unwrap().entries.is_empty());
+        assert!(OperatorRoles::read(None).unwrap().entries.is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! Backends that operators added or removed through the admin address, kept over a restart in a file
-//! beside the state file.
+//! Backends that operators added or removed through the admin address, stored in a file beside the
+//! state file so that they survive a restart.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,9 +8,9 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tidegate_settings::BackendSettings;
 
-/// What operators added and removed.
+/// Backends added and removed by operators.
 #[derive(Debug, Default)]
-pub struct KeptBackends {
+pub struct OperatorBackends {
     path: Option<PathBuf>,
     entries: Entries,
 }
@@ -23,14 +23,14 @@ struct Entries {
     removed: BTreeSet<String>,
 }
 
-impl KeptBackends {
+impl OperatorBackends {
     /// Reads the file beside `state_file`. A missing file, or no configured path, gives no entries.
     ///
     /// # Errors
     /// The file exists and cannot be read or parsed.
     #[allow(clippy::disallowed_methods, reason = "a file that the settings name")]
-    pub fn read(state_file: Option<&Path>) -> std::io::Result<KeptBackends> {
-        let Some(state_file) = state_file else { return Ok(KeptBackends::default()) };
+    pub fn read(state_file: Option<&Path>) -> std::io::Result<OperatorBackends> {
+        let Some(state_file) = state_file else { return Ok(OperatorBackends::default()) };
         let mut path = state_file.as_os_str().to_owned();
         path.push(".backends");
         let path = PathBuf::from(path);
@@ -39,10 +39,10 @@ impl KeptBackends {
             Err(error) if error.kind() == ErrorKind::NotFound => Entries::default(),
             Err(error) => return Err(error),
         };
-        Ok(KeptBackends { path: Some(path), entries })
+        Ok(OperatorBackends { path: Some(path), entries })
     }
 
-    /// The backends that were added. One that is no longer valid is logged and left out.
+    /// Returns the added backends. One that is no longer valid is logged and skipped.
     pub fn added(&self) -> Vec<BackendSettings> {
         let mut added = Vec::new();
         for (name, text) in &self.entries.added {
@@ -50,14 +50,18 @@ impl KeptBackends {
                 Ok(backend) => added.push(backend),
                 Err(problems) => {
                     let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                    tracing::error!(backend = name, "state file: not used: {}", lines.join("; "));
+                    tracing::error!(
+                        backend = name,
+                        "state file: backend is no longer valid, skipped: {}",
+                        lines.join("; ")
+                    );
                 }
             }
         }
         added
     }
 
-    /// Names that were removed although a source has them.
+    /// Names of removed backends that another source still lists.
     pub fn removed(&self) -> impl Iterator<Item = &String> {
         self.entries.removed.iter()
     }

@@ -13,21 +13,21 @@ const WAYS: usize = 8;
 const BACKEND_BITS: u32 = 16;
 
 /// Ids of what engines keep, each with its backend.
-pub struct Kept {
+pub struct StoredObjects {
     /// 48 bits of the id's hash and the backend's slot plus 1; 0: free.
     slots: Box<[AtomicU64]>,
     /// Rotating index of the next entry to overwrite.
     hand: AtomicUsize,
 }
 
-impl Default for Kept {
-    fn default() -> Kept {
+impl Default for StoredObjects {
+    fn default() -> StoredObjects {
         let slots = (0..SETS * WAYS).map(|_| AtomicU64::new(0)).collect();
-        Kept { slots, hand: AtomicUsize::new(0) }
+        StoredObjects { slots, hand: AtomicUsize::new(0) }
     }
 }
 
-impl Kept {
+impl StoredObjects {
     /// Records that a backend answered with this id.
     pub fn note(&self, id: &str, backend: BackendId) {
         let (set, tag) = self.set_of(id);
@@ -82,31 +82,31 @@ mod tests {
 
     #[test]
     fn the_last_backend_of_an_id_is_remembered() {
-        let kept = Kept::default();
-        assert_eq!(kept.find("resp_1"), None);
-        kept.note("resp_1", BackendId(0));
-        kept.note("resp_2", BackendId(u16::MAX - 1));
-        assert_eq!(kept.find("resp_1"), Some(BackendId(0)));
-        assert_eq!(kept.find("resp_2"), Some(BackendId(u16::MAX - 1)));
-        kept.note("resp_1", BackendId(7));
-        assert_eq!(kept.find("resp_1"), Some(BackendId(7)));
-        assert_eq!(kept.find("resp_3"), None);
-        kept.forget(BackendId(7));
-        assert_eq!(kept.find("resp_1"), None);
-        assert_eq!(kept.find("resp_2"), Some(BackendId(u16::MAX - 1)));
+        let stored = StoredObjects::default();
+        assert_eq!(stored.find("resp_1"), None);
+        stored.note("resp_1", BackendId(0));
+        stored.note("resp_2", BackendId(u16::MAX - 1));
+        assert_eq!(stored.find("resp_1"), Some(BackendId(0)));
+        assert_eq!(stored.find("resp_2"), Some(BackendId(u16::MAX - 1)));
+        stored.note("resp_1", BackendId(7));
+        assert_eq!(stored.find("resp_1"), Some(BackendId(7)));
+        assert_eq!(stored.find("resp_3"), None);
+        stored.forget(BackendId(7));
+        assert_eq!(stored.find("resp_1"), None);
+        assert_eq!(stored.find("resp_2"), Some(BackendId(u16::MAX - 1)));
     }
 
     #[test]
     fn memory_is_fixed_and_the_latest_are_there() {
-        let kept = Kept::default();
+        let stored = StoredObjects::default();
         let ids = SETS * WAYS * 2;
         for n in 0..ids {
-            kept.note(&format!("resp_{n}"), BackendId((n % 5) as u16));
+            stored.note(&format!("resp_{n}"), BackendId((n % 5) as u16));
         }
         let latest = ids - SETS..ids;
         let there = latest
             .clone()
-            .filter(|n| kept.find(&format!("resp_{n}")) == Some(BackendId((n % 5) as u16)));
-        assert!(there.count() * 10 > latest.len() * 8, "most of the latest are there");
+            .filter(|n| stored.find(&format!("resp_{n}")) == Some(BackendId((n % 5) as u16)));
+        assert!(there.count() * 10 > latest.len() * 8, "at least 80 % of the latest ids are found");
     }
 }
