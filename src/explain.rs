@@ -72,6 +72,8 @@ struct Numbers {
     cached_tokens: Option<u64>,
     ttft_seconds: Option<f64>,
     tpot_seconds: Option<f64>,
+    gap_max_seconds: Option<f64>,
+    itl_seconds: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -212,6 +214,7 @@ fn beside(request: &Request, paint: Paint) -> String {
         ("prefill", predicted.prefill_seconds, observed.prefill_seconds, None),
         ("TTFT", predicted.ttft_seconds, observed.ttft_seconds, targets.ttft_seconds),
         ("TPOT", predicted.tpot_seconds, observed.tpot_seconds, targets.tpot_seconds),
+        ("largest gap", None, observed.gap_max_seconds, targets.itl_seconds),
     ];
     for (name, predicted, observed, target) in rows {
         let missed = matches!((observed, target), (Some(seen), Some(most)) if seen > most);

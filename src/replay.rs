@@ -49,6 +49,9 @@ pub struct Args {
     /// TPOT target
     #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
     slo_tpot: f64,
+    /// Target for the largest gap between two chunks of an answer (ITL); default: none
+    #[arg(long, value_name = "SECONDS")]
+    slo_itl: Option<f64>,
     /// File for a self-contained HTML page with distributions and latencies over time
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -183,7 +186,11 @@ pub fn run(args: Args) -> Result<(), ReplayError> {
         trace = trace.window(Seconds::ZERO, Seconds(seconds));
     }
     let trace = trace.at_rate(args.rate);
-    let slo = Slo { ttft: Seconds(args.slo_ttft), tpot: Seconds(args.slo_tpot) };
+    let slo = Slo {
+        ttft: Seconds(args.slo_ttft),
+        tpot: Seconds(args.slo_tpot),
+        itl: args.slo_itl.map(Seconds),
+    };
     let config = LoadConfig {
         target: target(&args)?,
         model: args.model.clone(),

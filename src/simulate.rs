@@ -53,6 +53,9 @@ pub struct Args {
     /// TPOT target
     #[arg(long, default_value_t = 0.03, value_name = "SECONDS")]
     slo_tpot: f64,
+    /// Target for the largest gap between two tokens of an answer (ITL); default: none
+    #[arg(long, value_name = "SECONDS")]
+    slo_itl: Option<f64>,
     /// Factor on the trace's output lengths
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     output_scale: f64,
@@ -165,12 +168,13 @@ fn config(args: &Args) -> Result<SimConfig, SimulateError> {
     }
     let ttft = Seconds(positive("--slo-ttft", args.slo_ttft)?);
     let tpot = Seconds(positive("--slo-tpot", args.slo_tpot)?);
+    let itl = args.slo_itl.map(|itl| positive("--slo-itl", itl)).transpose()?.map(Seconds);
     let switch = args.switch.map(|switch| positive("--switch", switch)).transpose()?.map(Seconds);
     if switch.is_some() && engines < 2 {
         return Err(SimulateError::Arguments("--switch needs two engines at least".to_owned()));
     }
     let tidegate = TidegateParams { switch, ..TidegateParams::default() };
-    let slo = Slo { ttft, tpot };
+    let slo = Slo { ttft, tpot, itl };
     let prefix_caching = args.prefix_caching || args.agents.is_some();
     let disturbance = args.disturb;
     let config = SimConfig { prefix_caching, disturbance, ..SimConfig::default() };

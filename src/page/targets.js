@@ -21,7 +21,7 @@ targetsView.update = () => {
   view.table.hidden = !known;
   if (known) view.state.replaceChildren();
   else if (!view.state.firstChild) view.state.replaceChildren(el("div", { class: "panel" }, stateOf("No request has ended in the last five minutes", "Attainment and latencies by model appear with the first answer.")));
-  setText(view.note, `last ${format.seconds(targets.window_seconds)}; targets: TTFT ${format.seconds(targets.ttft_seconds)}, TPOT ${format.seconds(targets.tpot_seconds)}; ▲ is above the target`);
+  setText(view.note, `last ${format.seconds(targets.window_seconds)}; targets: TTFT ${format.seconds(targets.ttft_seconds)}, TPOT ${format.seconds(targets.tpot_seconds)}${targets.itl_seconds ? `, largest gap ${format.seconds(targets.itl_seconds)}` : ""}; ▲ is above the target`);
   keyed(view.body, targets.models, model => model.model, model => el("tr", {}, el("th", { scope: "row", text: model.model }), Array.from({ length: 13 }, () => cell("", "n"))), (row, model) => {
     const cells = row.children;
     setText(cells[1], format.count(model.requests));
@@ -31,13 +31,13 @@ targetsView.update = () => {
       setText(cells[from + place], `${format.seconds(values[name])}${over ? " ▲" : ""}`);
       cells[from + place].className = over ? "n bad" : "n";
     });
-    fill(5, model.ttft, targets.ttft_seconds); fill(8, model.tpot, targets.tpot_seconds); fill(11, model.itl, null);
+    fill(5, model.ttft, targets.ttft_seconds); fill(8, model.tpot, targets.tpot_seconds); fill(11, model.itl, targets.itl_seconds);
   });
   const [attainment, ttft, tpot] = view.charts, from = Math.max(points[0]?.at ?? snapshot.at - 60, snapshot.at - 900), x = [Math.min(from, snapshot.at - 60), snapshot.at];
   const line = (name, style, of) => ({ name, style, kind: "line", points: points.map(point => [point.at, of(point)]) });
   const common = { x, cursorText: format.clock };
-  attainment.update({ ...common, height: 130, yMax: 1, yText: share => format.percent(share, 0), valueText: share => format.percent(share), note: "share of the requests that ended in the last 10 s and met both targets; all models",
-    label: "Share of requests that met both targets, over time", series: [line("attainment", "c1", point => point.ended ? point.attained / point.ended : null)] });
+  attainment.update({ ...common, height: 130, yMax: 1, yText: share => format.percent(share, 0), valueText: share => format.percent(share), note: "share of the requests that ended in the last 10 s and met all targets; all models",
+    label: "Share of requests that met all targets, over time", series: [line("attainment", "c1", point => point.ended ? point.attained / point.ended : null)] });
   for (const [figure, name, target] of [[ttft, "ttft", targets.ttft_seconds], [tpot, "tpot", targets.tpot_seconds]])
     figure.update({ ...common, height: 170, yLimit: target * 4, yText: format.seconds, valueText: format.seconds, level: { y: target, text: `target ${format.seconds(target)}` }, note: "of the last 10 s",
       label: `${name.toUpperCase()}, median and 90th percentile over time`, series: [line("median", "c1", point => point[`${name}_p50`]), line("90th percentile", "c2", point => point[`${name}_p90`])] });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use tidegate_engine::{EngineKind, Family};
 use tidegate_scheduler::placement::{LatePolicy, Params as PlacementParams};
 use tidegate_scheduler::planner::Params as PlannerParams;
-use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Slo, Tokens};
+use tidegate_types::{GroupId, Role, RoleCapability, RoleSet, Seconds, Slo, Tokens};
 
 use crate::defaults;
 use crate::schema::{
@@ -21,7 +21,8 @@ impl BackendSettings {
 impl Settings {
     /// What clients were promised.
     pub fn slo(&self) -> Slo {
-        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot }
+        let itl = Some(self.slo.itl).filter(|itl| *itl > Seconds::ZERO);
+        Slo { ttft: self.slo.ttft, tpot: self.slo.tpot, itl }
     }
 
     /// Parameters of placement.

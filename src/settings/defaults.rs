@@ -35,6 +35,8 @@ pub const LINGER: Seconds = Seconds(5.0);
 pub const TTFT: Seconds = Seconds(1.0);
 /// As [`TTFT`].
 pub const TPOT: Seconds = Seconds(0.030);
+/// None: the reference table has no such target.
+pub const ITL: Seconds = Seconds(0.0);
 /// At a thousand requests a second some four seconds of a burst.
 pub const QUEUE_REQUESTS_MAX: usize = 4096;
 /// A client that has waited half a minute for its first token has mostly left.

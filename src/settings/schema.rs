@@ -110,6 +110,9 @@ pub struct SloSettings {
     /// Target for the mean time per output token after the first.
     #[serde(rename = "tpot_seconds")]
     pub tpot: Seconds,
+    /// Target for the largest gap between two tokens of an answer (ITL); 0: none.
+    #[serde(rename = "itl_seconds")]
+    pub itl: Seconds,
 }
 
 /// `[queue]`
@@ -326,7 +329,7 @@ impl Default for AdminSettings {
 
 impl Default for SloSettings {
     fn default() -> Self {
-        SloSettings { ttft: defaults::TTFT, tpot: defaults::TPOT }
+        SloSettings { ttft: defaults::TTFT, tpot: defaults::TPOT, itl: defaults::ITL }
     }
 }
 

@@ -206,10 +206,18 @@ fn a_backend_must_not_be_the_gateway_itself() {
 }
 
 #[test]
+fn an_itl_target_of_0_is_none() {
+    let itl = |text: &str| good(&format!("{text}\n{GOOD}")).slo().itl.map(|itl| itl.get());
+    assert_eq!((itl(""), itl("[slo]\nitl_seconds = 0")), (None, None));
+    assert_eq!(itl("[slo]\nitl_seconds = 0.25"), Some(0.25));
+}
+
+#[test]
 fn numbers_have_bounds() {
     let cases = [
         ("[slo]\nttft_seconds = nan", "slo.ttft_seconds: is NaN (0.001 to 86400 seconds)"),
         ("[slo]\ntpot_seconds = inf", "slo.tpot_seconds: is inf (0.001 to 86400 seconds)"),
+        ("[slo]\nitl_seconds = -1", "slo.itl_seconds: is -1 (0.001 to 86400 seconds)"),
         ("[server]\nlinger_seconds = -1", "server.linger_seconds: is -1 (0 to 86400 seconds)"),
         ("[server]\nthreads = 5000", "server.threads: is 5000 (0 to 1024)"),
         ("[server]\nbody_budget_bytes = 0", "server.body_budget_bytes: is 0 (1 to 17592186044416)"),

@@ -295,6 +295,9 @@ fn spans(settings: &Settings, found: &mut Found) {
     found.not_negative(server.linger, "server.linger_seconds");
     found.positive(slo.ttft, "slo.ttft_seconds");
     found.positive(slo.tpot, "slo.tpot_seconds");
+    if slo.itl.get() != 0.0 {
+        found.positive(slo.itl, "slo.itl_seconds");
+    }
     found.positive(queue.deadline, "queue.deadline_seconds");
     found.positive(queue.room, "queue.room_seconds");
     let handoff = queue.handoff.get();

@@ -96,9 +96,12 @@ fn render(data: &ReportPage) -> String {
 }
 
 fn targets(slo: &Slo) -> String {
+    let itl = slo.itl.map_or(String::new(), |itl| {
+        format!(" Its largest gap between two tokens (ITL) may be {} ms.", itl.as_millis())
+    });
     format!(
         "A request is served if its first token comes within {} s and its tokens every {} ms on \
-         average (TTFT and TPOT).",
+         average (TTFT and TPOT).{itl}",
         slo.ttft.get(),
         slo.tpot.as_millis()
     )

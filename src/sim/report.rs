@@ -33,12 +33,15 @@ pub struct Report {
     pub rate: f64,
     /// Number of requests in the trace.
     pub requests: usize,
-    /// Share that met both targets.
+    /// Share that met all targets.
     pub attainment: f64,
     /// Share that met the TTFT target.
     pub ttft_attainment: f64,
     /// Share that met the TPOT target.
     pub tpot_attainment: f64,
+    /// Share that met the ITL target; only with such a target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub itl_attainment: Option<f64>,
     /// Median TTFT.
     pub ttft_p50: f64,
     /// 99th percentile TTFT.
@@ -71,6 +74,16 @@ impl Outcome {
     pub fn meets_tpot(&self, slo: &Slo) -> bool {
         self.done && self.tpot.is_none_or(|tpot| tpot <= slo.tpot)
     }
+
+    /// Returns whether the request ended and met the ITL target, if there is one.
+    pub fn meets_itl(&self, slo: &Slo) -> bool {
+        self.done && slo.meets_itl(self.gap_max)
+    }
+
+    /// Returns whether the request met all targets.
+    pub fn meets(&self, slo: &Slo) -> bool {
+        self.meets_ttft(slo) && self.meets_tpot(slo) && self.meets_itl(slo)
+    }
 }
 
 impl Report {
@@ -90,9 +103,10 @@ impl Report {
             policy: policy.to_owned(),
             rate,
             requests: outcomes.len(),
-            attainment: share(&|o| o.meets_ttft(slo) && o.meets_tpot(slo)),
+            attainment: share(&|o| o.meets(slo)),
             ttft_attainment: share(&|o| o.meets_ttft(slo)),
             tpot_attainment: share(&|o| o.meets_tpot(slo)),
+            itl_attainment: slo.itl.map(|_| share(&|o| o.meets_itl(slo))),
             ttft_p50: percentile(&ttft, 0.5),
             ttft_p99: percentile(&ttft, 0.99),
             tpot_p50: percentile(&tpot, 0.5),
@@ -150,11 +164,29 @@ mod tests {
         assert_eq!(report.attainment, 0.4);
         assert_eq!((report.ttft_attainment, report.tpot_attainment), (0.8, 0.6));
         assert_eq!((report.ttft_p50, report.ttft_p99), (0.5, 1.5));
-        assert_eq!(report.itl_max, 0.1);
+        assert_eq!((report.itl_max, report.itl_attainment), (0.1, None));
         let line = serde_json::to_string(&report).unwrap();
         assert!(line.starts_with(
             "{\"policy\":\"static:3\",\"rate\":1.0,\"requests\":5,\"attainment\":0.4,"
         ));
         assert!(!line.contains("errors"));
+    }
+
+    #[test]
+    fn the_itl_target_counts_the_largest_gap_only_where_it_is_set() {
+        let with = |gap: Option<f64>| Outcome {
+            ttft: Some(Seconds(0.5)),
+            gap_max: gap.map(Seconds),
+            done: true,
+            ..Outcome::default()
+        };
+        let outcomes = [with(None), with(Some(0.1)), with(Some(0.3)), Outcome::default()];
+        let report = |itl: Option<f64>| {
+            let slo = Slo { itl: itl.map(Seconds), ..Slo::default() };
+            let report = Report::of("p", 1.0, 0, &outcomes, &slo);
+            (report.attainment, report.itl_attainment)
+        };
+        assert_eq!(report(None), (0.75, None));
+        assert_eq!(report(Some(0.2)), (0.5, Some(0.5)));
     }
 }

@@ -178,6 +178,7 @@ fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
         attainment: most,
         ttft_attainment: most,
         tpot_attainment: unknown,
+        itl_attainment: None,
         ttft_p50: unknown,
         ttft_p99: unknown,
         tpot_p50: unknown,

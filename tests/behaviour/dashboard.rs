@@ -116,6 +116,7 @@ async fn targets_and_history_count_what_has_ended() {
     assert_eq!(model["attainment"], 1.0);
     assert!(model["ttft"]["p99"].as_f64().unwrap() < targets["ttft_seconds"].as_f64().unwrap());
     assert!(model["itl"]["p50"].is_number(), "{model}");
+    assert_eq!((&targets["itl_seconds"], &model["itl_attainment"]), (&Value::Null, &1.0.into()));
     let seen = async {
         while !proxy
             .admin("/v1/history")

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tidegate_emulator::EmulatorConfig;
 
-use crate::client::{get, leave_later, post, send, until};
+use crate::client::{get, leave_later, post, send, until, within};
 use crate::fake::{Act, Fake};
 use crate::fleet::Emulated;
 use crate::process::tidegate;
@@ -49,6 +49,33 @@ async fn a_split_request_shows_its_phases_candidates_and_predictions() {
     }
     let choice = record["choice"].as_str().unwrap();
     assert!(choice.contains("p prefilled and d decoded"), "{choice}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_itl_target_counts_the_largest_gap_of_an_answer() {
+    let engines = Emulated::with(EmulatorConfig::default()).await;
+    let fleet = [vllm("a", engines.url(0), "engine = \"vllm\"")];
+    // Shorter than a step of the engine.
+    let proxy = Proxy::start("[slo]\nitl_seconds = 0.001\n", &fleet).await;
+    let id = served(&proxy, &engines.chat(true, 10, 8)).await;
+    let record = ended(&proxy, &id).await;
+    let gap = record["observed"]["gap_max_seconds"].as_f64().unwrap();
+    assert!(gap > 0.001 && gap <= record["duration_seconds"].as_f64().unwrap(), "{record}");
+    assert_eq!(record["targets"]["itl_seconds"], 0.001);
+    let counted = async {
+        loop {
+            let targets = proxy.admin("/v1/targets").await;
+            if targets["models"][0]["requests"] == 1 {
+                return targets;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let targets = within(counted).await;
+    let model = &targets["models"][0];
+    assert_eq!((&model["itl_attainment"], &model["attainment"]), (&0.0.into(), &0.0.into()));
+    let page = send(proxy.admin, get("/metrics")).await;
+    assert!(page.body.contains("tidegate_largest_gap_seconds_count"), "{}", page.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,7 @@ pub fn write(log: &RequestLog<'_>) {
         queued_ms = millis(log.queued),
         ttft_ms = millis(log.ttft),
         tpot_ms = millis(log.tpot),
+        gap_max_ms = millis(log.live.gap_max()),
         duration_ms = millis(Some(log.duration)),
     );
 }

@@ -43,6 +43,8 @@ pub struct Arrival {
     pub counts: bool,
     pub ttft: Option<Seconds>,
     pub tpot: Option<Seconds>,
+    /// Largest gap between two chunks.
+    pub gap_max: Option<Seconds>,
     /// Hash of each 512-token block of its prompt.
     pub blocks: Box<[u64]>,
     model: usize,
@@ -85,7 +87,8 @@ pub struct ModelLatencies {
     pub requests: usize,
     pub met_ttft: usize,
     pub met_tpot: usize,
-    pub met_both: usize,
+    pub met_itl: usize,
+    pub met_all: usize,
     /// Sorted.
     pub ttft: Vec<f64>,
     /// Sorted.
@@ -110,6 +113,16 @@ impl Arrival {
     pub fn meets_tpot(&self, slo: &Slo) -> bool {
         self.done && self.tpot.is_none_or(|tpot| tpot <= slo.tpot)
     }
+
+    /// Whether it ended and met the ITL target, if there is one.
+    pub fn meets_itl(&self, slo: &Slo) -> bool {
+        self.done && slo.meets_itl(self.gap_max)
+    }
+
+    /// Whether it met all targets.
+    pub fn meets(&self, slo: &Slo) -> bool {
+        self.meets_ttft(slo) && self.meets_tpot(slo) && self.meets_itl(slo)
+    }
 }
 
 impl Arrivals {
@@ -127,6 +140,7 @@ impl Arrivals {
             counts: log.outcome != RequestOutcome::ClientLeft,
             ttft: log.ttft,
             tpot: log.tpot,
+            gap_max: log.live.gap_max(),
             blocks: blocks(&log.accepted.prompt.chain, log.accepted.prompt.block_tokens),
             model: 0,
         };
@@ -219,11 +233,11 @@ impl Records {
             self.models.iter_mut().map(|model| model.latencies(now)).collect();
         for request in self.within(now, WINDOW).filter(|request| request.counts) {
             let Some(model) = all.get_mut(request.model) else { continue };
-            let (ttft, tpot) = (request.meets_ttft(slo), request.meets_tpot(slo));
             model.requests += 1;
-            model.met_ttft += usize::from(ttft);
-            model.met_tpot += usize::from(tpot);
-            model.met_both += usize::from(ttft && tpot);
+            model.met_ttft += usize::from(request.meets_ttft(slo));
+            model.met_tpot += usize::from(request.meets_tpot(slo));
+            model.met_itl += usize::from(request.meets_itl(slo));
+            model.met_all += usize::from(request.meets(slo));
             model.ttft.extend(request.ttft.map(Seconds::get));
             model.tpot.extend(request.tpot.map(Seconds::get));
         }
@@ -261,7 +275,8 @@ impl Model {
             requests: 0,
             met_ttft: 0,
             met_tpot: 0,
-            met_both: 0,
+            met_itl: 0,
+            met_all: 0,
             ttft: Vec::new(),
             tpot: Vec::new(),
             gaps,
@@ -287,6 +302,7 @@ mod tests {
             counts: true,
             ttft: Some(Seconds(ttft)),
             tpot: Some(Seconds(0.02)),
+            gap_max: Some(Seconds(ttft / 10.0)),
             blocks: vec![7; blocks].into(),
             model: 0,
         };
@@ -326,9 +342,11 @@ mod tests {
         for (ended, ttft) in [(10.0, 9.0), (400.0, 0.5), (410.0, 2.0)] {
             records.add(queued(at(ended), ttft, 0), at(ended));
         }
-        let slo = Slo { ttft: Seconds(1.0), tpot: Seconds(0.03) };
+        let slo = Slo::default();
         let all = records.latencies(at(420.0), &slo);
-        assert_eq!((all[0].requests, all[0].met_ttft, all[0].met_both), (2, 1, 1));
+        assert_eq!((all[0].requests, all[0].met_ttft, all[0].met_all), (2, 1, 1));
+        let strict = records.latencies(at(420.0), &Slo { itl: Some(Seconds(0.04)), ..slo });
+        assert_eq!((strict[0].met_itl, strict[0].met_all), (0, 0));
         assert_eq!(all[0].ttft, [0.5, 2.0]);
         assert_eq!(all[0].gaps[17], 18);
         assert!(records.latencies(at(2000.0), &slo).is_empty());

@@ -21,6 +21,10 @@ fn requests() {
         "gen_ai_server_time_per_output_token_seconds",
         "Mean time per output token after the first, per request"
     );
+    hist!(
+        "tidegate_largest_gap_seconds",
+        "Largest gap between two chunks of an answer (ITL), per request"
+    );
     hist!("gen_ai_server_request_duration_seconds", "Time from arrival to the end of the answer");
     hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
     gauge!("tidegate_queue_requests", "Requests in the queue");

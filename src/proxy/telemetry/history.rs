@@ -43,7 +43,7 @@ pub struct Point {
     pub arrived: u64,
     /// Requests that ended over the last 10 s; those whose client left are not counted.
     pub ended: usize,
-    /// Those that met both targets.
+    /// Those that met all targets.
     pub attained: usize,
     /// Percentiles over the last 10 s; `None` without a request.
     pub ttft_p50: Option<f64>,
@@ -184,7 +184,7 @@ impl Point {
         sorted(&mut tpot);
         Point {
             ended: recent().count(),
-            attained: recent().filter(|r| r.meets_ttft(slo) && r.meets_tpot(slo)).count(),
+            attained: recent().filter(|r| r.meets(slo)).count(),
             ttft_p50: percentile(&ttft, 0.5),
             ttft_p90: percentile(&ttft, 0.9),
             tpot_p50: percentile(&tpot, 0.5),

@@ -25,7 +25,7 @@ const LONG_BUCKETS: [f64; 18] = [
     0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     160.0, 640.0,
 ];
-/// Buckets of TPOT in seconds.
+/// Buckets of TPOT and of the largest gap of an answer in seconds.
 const TOKEN_BUCKETS: [f64; 13] =
     [0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
 /// Buckets of planning durations in seconds.
@@ -81,6 +81,7 @@ pub struct Metrics {
 struct ModelMetrics {
     ttft: Histogram,
     tpot: Histogram,
+    gap_max: Histogram,
     duration: Histogram,
     input: Histogram,
     output: Histogram,
@@ -114,6 +115,7 @@ impl Metrics {
                 full("gen_ai_server_time_per_output_token_seconds"),
                 &TOKEN_BUCKETS,
             )?
+            .set_buckets_for_metric(full("tidegate_largest_gap_seconds"), &TOKEN_BUCKETS)?
             .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
             .set_buckets_for_metric(
                 Matcher::Prefix("tidegate_reaction_".to_owned()),
@@ -217,6 +219,9 @@ impl Metrics {
         }
         if let Some(tpot) = log.tpot {
             model.tpot.record(tpot.get());
+        }
+        if let Some(gap) = log.live.gap_max() {
+            model.gap_max.record(gap.get());
         }
     }
 
@@ -360,6 +365,7 @@ impl ModelMetrics {
         ModelMetrics {
             ttft: histogram!("gen_ai_server_time_to_first_token_seconds", labels(None)),
             tpot: histogram!("gen_ai_server_time_per_output_token_seconds", labels(None)),
+            gap_max: histogram!("tidegate_largest_gap_seconds", labels(None)),
             duration: histogram!("gen_ai_server_request_duration_seconds", labels(None)),
             input: histogram!("gen_ai_client_token_usage", labels(Some("input"))),
             output: histogram!("gen_ai_client_token_usage", labels(Some("output"))),

@@ -131,7 +131,25 @@ impl<'a> Offer<'a> {
     /// stream without a first token has no slack, and may emit its first token before the prefill
     /// starts.
     pub(super) fn has_slack(&self) -> bool {
-        self.params.spill && self.stall() <= self.slack().min(STALL_MAX).max(Seconds::ZERO)
+        self.params.spill
+            && self.stall() <= self.slack().min(STALL_MAX).max(Seconds::ZERO)
+            && self.keeps_itl()
+    }
+
+    /// Returns whether no step of this prefill lasts longer than the ITL target where it delays
+    /// tokens of other streams.
+    fn keeps_itl(&self) -> bool {
+        let any = self.load.streams > 0 || self.steps_of(self.uncached()) > 1.0;
+        self.params.slo.itl.is_none_or(|itl| !any || self.longest_step() <= itl)
+    }
+
+    /// Longest step of the prefill beside the running streams: its last full chunk, whose context is
+    /// the longest.
+    fn longest_step(&self) -> Seconds {
+        let tokens = (self.load.prefill_tokens + self.uncached()).min(self.params.chunk);
+        let model = &self.load.prefill_model;
+        let chunk = model.batch(model.joining(tokens, self.job.prompt - tokens));
+        self.beside_streams(chunk, 1.0)
     }
 
     fn slack(&self) -> Seconds {

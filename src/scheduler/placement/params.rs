@@ -20,7 +20,8 @@ pub enum LatePolicy {
 /// [`EdfQueue`](crate::placement::EdfQueue).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Params {
-    /// The TTFT and TPOT targets.
+    /// The targets. With an ITL target, a decode backend takes only prefills whose longest step
+    /// keeps it.
     pub slo: Slo,
     /// Prefill backlog bound of a backend. Greater than 0, default [`PREFILL_BACKLOG_MAX`]. Work
     /// counts until it is done, so less than one chunk suffices to keep the engine busy. Short

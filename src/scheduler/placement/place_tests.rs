@@ -140,6 +140,26 @@ fn a_decode_backend_takes_no_prefill_longer_than_the_longest_stall() {
 }
 
 #[test]
+fn a_decode_backend_takes_no_prefill_whose_longest_step_exceeds_the_itl_target() {
+    // Beside the streams, the longest step takes .15 s with 3,000 tokens and .07 s with 900.
+    let fleet = Engines::new(vec![prefilling(Prefill, 0.5), streaming(Decode, 20, 5.0)]);
+    let on = |itl: Option<f64>, prompt| {
+        let slo = Slo { itl: itl.map(Seconds), ..Slo::default() };
+        place(&Params { slo, ..Params::default() }, NOW, &job(1, prompt), &fleet)
+    };
+    let runs = |choice| matches!(choice, Choice::Whole { on: BackendId(1), .. });
+    for (itl, prompt, expected) in [
+        (None, 3000, true),
+        (Some(0.3), 3000, true),
+        (Some(0.1), 3000, false),
+        (Some(0.1), 900, true),
+        (Some(0.05), 900, false),
+    ] {
+        assert_eq!(runs(on(itl, prompt)), expected, "{itl:?} {prompt}");
+    }
+}
+
+#[test]
 fn a_prompt_whose_step_stays_within_the_target_needs_no_slack() {
     check(60, &[prefilling(Prefill, 0.5), streaming(Decode, 30, 0.0)], Whole(1));
 }

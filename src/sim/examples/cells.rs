@@ -8,7 +8,7 @@
 )]
 
 use tidegate_sim::{Policy, Profile, SimConfig, TidegateParams, Trace, simulate};
-use tidegate_types::Tokens;
+use tidegate_types::{Seconds, Slo, Tokens};
 
 const TRACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/traces/");
 
@@ -53,6 +53,7 @@ fn main() {
                         profile,
                         second,
                         tidegate,
+                        slo: slo(),
                         disturbance,
                         ..SimConfig::default()
                     };
@@ -74,12 +75,14 @@ fn main() {
                         println!("\n{chunk} {bins:?}");
                     }
                     print!(
-                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{}) {:.1}s",
+                        "  {policy}@{chunk} {:.3} (t{:.3} p{:.3} f{}{} itl {:.0}/{:.0} ms) {:.1}s",
                         r.attainment,
                         r.ttft_attainment,
                         r.tpot_attainment,
                         r.flips,
                         run.split.map_or(String::new(), |k| format!(" {k}P")),
+                        r.itl_p99 * 1e3,
+                        r.itl_max * 1e3,
                         began.elapsed().as_secs_f64(),
                     );
                 }
@@ -87,6 +90,12 @@ fn main() {
             println!();
         }
     }
+}
+
+/// The targets, with `SLO_ITL` in seconds if it is set.
+fn slo() -> Slo {
+    let itl = std::env::var("SLO_ITL").ok().map(|itl| Seconds(itl.parse().expect("seconds")));
+    Slo { itl, ..Slo::default() }
 }
 
 /// Returns the parameters with the overrides of `SET`, as `TidegateParams::with` reads them.

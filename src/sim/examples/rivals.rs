@@ -87,7 +87,7 @@ impl LlumnixCell {
 
     /// Mean attainment, TTFT attainment and TPOT attainment at each rate.
     fn attainments(&self, policy: Policy) -> Vec<[f64; 3]> {
-        let slo = Slo { ttft: Seconds(6.0), tpot: Seconds(0.05) };
+        let slo = Slo { ttft: Seconds(6.0), tpot: Seconds(0.05), itl: None };
         let config = SimConfig { profile: self.profile, slo, ..SimConfig::default() };
         parallel(RATES.len(), |at| {
             let of = |draw: &Trace| {
@@ -205,7 +205,7 @@ fn llumnix(policies: &[Policy]) {
 fn dynamo(path: &str, policies: &[Policy]) {
     let trace = read(path);
     let profile = Profile::named("dynamo-mocker").expect("the profile");
-    let slo = Slo { ttft: Seconds(0.5), tpot: Seconds(0.025) };
+    let slo = Slo { ttft: Seconds(0.5), tpot: Seconds(0.025), itl: None };
     let config = SimConfig { profile, slo, ..SimConfig::default() };
     let runs = parallel(policies.len(), |at| simulate(&trace, 1.0, policies[at], &config));
     for (policy, run) in policies.iter().zip(runs) {

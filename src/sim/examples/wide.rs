@@ -108,7 +108,7 @@ fn traces() -> Vec<(String, Trace)> {
 }
 
 fn slos() -> Vec<Slo> {
-    let slo = |ttft, tpot| Slo { ttft: Seconds(ttft), tpot: Seconds(tpot) };
+    let slo = |ttft, tpot| Slo { ttft: Seconds(ttft), tpot: Seconds(tpot), itl: None };
     TTFTS.iter().flat_map(|ttft| TPOTS.iter().map(move |tpot| slo(*ttft, *tpot))).collect()
 }
 
@@ -159,7 +159,7 @@ impl Load {
 }
 
 fn attainment(outcomes: &[Outcome], slo: &Slo) -> f64 {
-    let met = outcomes.iter().filter(|o| o.meets_ttft(slo) && o.meets_tpot(slo)).count();
+    let met = outcomes.iter().filter(|o| o.meets(slo)).count();
     met as f64 / outcomes.len().max(1) as f64
 }
 

@@ -5,7 +5,7 @@ use dashmap::DashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use tidegate_types::{BackendId, Moment, RequestId, Tokens};
+use tidegate_types::{BackendId, Moment, RequestId, Seconds, Tokens};
 
 use crate::backends::fleet::gaps::Gaps;
 
@@ -71,6 +71,7 @@ pub struct InflightRequest {
     received_at: AtomicU64,
     awaiting_since: AtomicU64,
     gaps: Gaps,
+    gap_max: AtomicU64,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -99,6 +100,7 @@ impl InflightRequest {
             received_at: AtomicU64::new(Moment::NEVER.0),
             awaiting_since: AtomicU64::new(Moment::NEVER.0),
             gaps: Gaps::default(),
+            gap_max: AtomicU64::new(0),
         }
     }
 
@@ -146,7 +148,12 @@ impl InflightRequest {
             self.first_at.store(now.0, Relaxed);
             self.set_stage(Stage::Streaming);
         } else {
-            self.gaps.note(now.0.saturating_sub(self.last_at.load(Relaxed)));
+            let gap = now.0.saturating_sub(self.last_at.load(Relaxed));
+            self.gaps.note(gap);
+            // The request's own task is the only writer.
+            if gap > self.gap_max.load(Relaxed) {
+                self.gap_max.store(gap, Relaxed);
+            }
         }
         self.last_at.store(now.0, Relaxed);
     }
@@ -181,6 +188,12 @@ impl InflightRequest {
     /// Gaps between its chunks.
     pub fn gaps(&self) -> &Gaps {
         &self.gaps
+    }
+
+    /// Largest gap between two chunks; `None` with less than two.
+    pub fn gap_max(&self) -> Option<Seconds> {
+        let gap = self.gap_max.load(Relaxed);
+        (gap > 0).then(|| Seconds(gap as f64 / 1e9))
     }
 
     /// When its first token arrived.

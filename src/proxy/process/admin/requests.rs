@@ -59,6 +59,7 @@ struct Phase {
 struct Targets {
     ttft_seconds: f64,
     tpot_seconds: f64,
+    itl_seconds: Option<f64>,
 }
 
 #[derive(Default, Serialize)]
@@ -70,6 +71,8 @@ struct Numbers {
     cached_tokens: Option<u64>,
     ttft_seconds: Option<f64>,
     tpot_seconds: Option<f64>,
+    /// Largest gap between two chunks.
+    gap_max_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -137,7 +140,11 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
         prefill_backend: name(&of.prefill_on).filter(|_| of.split),
         backend: name(&of.decode_on),
         phases,
-        targets: Targets { ttft_seconds: slo.ttft.get(), tpot_seconds: slo.tpot.get() },
+        targets: Targets {
+            ttft_seconds: slo.ttft.get(),
+            tpot_seconds: slo.tpot.get(),
+            itl_seconds: slo.itl.map(Seconds::get),
+        },
         predicted: Numbers {
             queued_seconds: None,
             backlog_seconds: of.predicted.map(|p| p.backlog.get()),
@@ -145,6 +152,7 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
             cached_tokens: of.predicted.map(|p| p.cached.get()),
             ttft_seconds: seconds(of.expected_ttft),
             tpot_seconds: seconds(of.predicted.and_then(|p| p.tpot)),
+            gap_max_seconds: None,
         },
         observed: Numbers {
             queued_seconds: seconds(of.queued),
@@ -153,6 +161,7 @@ fn view(proxy: &Proxy, of: &RecentRequest) -> EndedView {
             cached_tokens: of.cached.map(tidegate_types::Tokens::get),
             ttft_seconds: seconds(of.ttft),
             tpot_seconds: seconds(of.tpot),
+            gap_max_seconds: seconds(of.live.gap_max()),
         },
         choice: choice(of),
         candidates: candidates(of),

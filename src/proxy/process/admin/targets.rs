@@ -13,6 +13,7 @@ use crate::telemetry::history::percentile;
 pub struct TargetsView {
     ttft_seconds: f64,
     tpot_seconds: f64,
+    itl_seconds: Option<f64>,
     window_seconds: f64,
     models: Vec<ModelView>,
 }
@@ -26,6 +27,8 @@ struct ModelView {
     attainment: f64,
     ttft_attainment: f64,
     tpot_attainment: f64,
+    /// 1 without an ITL target.
+    itl_attainment: f64,
     ttft: Percentiles,
     tpot: Percentiles,
     /// Interpolated within quarter-octave buckets.
@@ -47,6 +50,7 @@ pub fn targets(proxy: &Proxy) -> TargetsView {
     TargetsView {
         ttft_seconds: slo.ttft.get(),
         tpot_seconds: slo.tpot.get(),
+        itl_seconds: slo.itl.map(Seconds::get),
         window_seconds: WINDOW.get(),
         models: models.iter().map(view).collect(),
     }
@@ -62,9 +66,10 @@ fn view(model: &ModelLatencies) -> ModelView {
     ModelView {
         model: model.name.to_string(),
         requests: model.requests,
-        attainment: share(model.met_both),
+        attainment: share(model.met_all),
         ttft_attainment: share(model.met_ttft),
         tpot_attainment: share(model.met_tpot),
+        itl_attainment: share(model.met_itl),
         ttft: of(&model.ttft),
         tpot: of(&model.tpot),
         itl: Percentiles { p50: gap(0.5), p90: gap(0.9), p99: gap(0.99) },

@@ -89,7 +89,7 @@ pub struct Outcome {
     pub policy: String,
     /// Prefill engines of a fixed split.
     pub split: Option<usize>,
-    /// Share of requests that meet both targets.
+    /// Share of requests that meet all targets.
     pub attainment: f64,
     /// Share of requests that meet the TTFT target.
     pub ttft_attainment: f64,
@@ -191,6 +191,7 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
     let slo = Slo {
         ttft: target(question.ttft_seconds, slo.ttft)?,
         tpot: target(question.tpot_seconds, slo.tpot)?,
+        itl: slo.itl,
     };
     let rate = question.rate.unwrap_or(1.0);
     if !(0.1..=10.0).contains(&rate) {
