@@ -53,6 +53,7 @@ function updateGroup(panel, group) {
     ["Prefill demand", `${format.number(group.prefill_load_engines, 2)} engines`, `for ${format.plural(group.prefill_engines, "prefill engine")}`],
     ["Prefill of a request", format.seconds(group.mean_prefill_seconds), "mean, on a mean engine"],
     ["Output", `${format.count(Math.round(group.output_rate))} tokens/s`, `${format.count(Math.round(group.mean_output_tokens))} tokens a request`],
+    ["Engines wanted", group.engines_wanted === null ? absent : format.count(group.engines_wanted), `to lose no request of the last minutes; ${format.count(group.engines)} are in service`],
     ["Streams", format.count(streams), `${format.count(Math.round(group.expected_streams))} expected at this demand`],
   ];
   keyed(facts, items, item => item[0], item => el("div", { class: "tile" }, el("dt", { text: item[0] }), el("dd"), el("dd", { class: "note" })),

@@ -70,6 +70,20 @@ async fn events_are_snapshots_and_end_with_the_proxy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_engines_wanted_are_in_the_outlook_and_on_the_metrics_page() {
+    let fake = Fake::start([], Act::Silent).await;
+    let proxy = Proxy::start("", &[plain("a", &fake)]).await;
+    let modelled = async {
+        while proxy.admin("/v1/outlook").await[0]["engines_wanted"] != 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    within(modelled).await;
+    let page = send(proxy.admin, get("/metrics")).await.body;
+    assert!(page.contains("tidegate_engines_wanted{group=\"0\"} 1\n"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_of_the_event_stream_are_bounded() {
     let fake = Fake::start([], Act::Silent).await;
     let proxy = Proxy::start("", &[plain("a", &fake)]).await;

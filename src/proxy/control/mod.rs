@@ -17,7 +17,7 @@ mod switch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_scheduler::learn::{Fits, PUBLISH_EVERY, Priors};
-use tidegate_scheduler::planner::{Params, Reason, State, plan};
+use tidegate_scheduler::planner::{EnginesWanted, Params, Reason, State, plan};
 use tidegate_scheduler::tuning::PAUSE_MAX;
 use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
@@ -66,6 +66,7 @@ pub struct Control {
     automatic: bool,
     params: Params,
     state: State,
+    wanted: EnginesWanted,
     pins: Pins,
     fits: Fits,
     catalog: Catalog,
@@ -119,6 +120,7 @@ impl Control {
             automatic,
             params,
             state: State::default(),
+            wanted: EnginesWanted::default(),
             pins,
             switches: mpsc::channel(SWITCHES_MAX),
             switching: BTreeMap::new(),
@@ -225,6 +227,7 @@ impl Control {
         self.proxy.metrics.planned(self.proxy.clock.now() - began);
         self.recording.planned(now, &observation, &decision);
         self.state = state;
+        self.wanted.follow(&self.params, now, &observation);
         self.planned_at = now;
         self.plan_takes.took(self.proxy.clock.now() - now);
         if let Some(roles) = decision.roles.filter(|_| self.automatic) {
@@ -309,7 +312,10 @@ impl Control {
     }
 
     fn publish_outlook(&self) {
-        self.proxy.outlook.store(Arc::new(self.state.outlook(&self.params.slo)));
+        let outlook = self.state.outlook(&self.params.slo, &self.wanted);
+        let wanted = outlook.iter().filter_map(|group| Some((group.group, group.engines_wanted?)));
+        self.proxy.metrics.engines_wanted(wanted);
+        self.proxy.outlook.store(Arc::new(outlook));
     }
 
     fn publish_costs(&mut self) {

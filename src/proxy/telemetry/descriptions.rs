@@ -28,6 +28,10 @@ fn requests() {
     hist!("gen_ai_server_request_duration_seconds", "Time from arrival to the end of the answer");
     hist!("gen_ai_client_token_usage", "Tokens of a request, by type");
     gauge!("tidegate_queue_requests", "Requests in the queue");
+    gauge!(
+        "tidegate_engines_wanted",
+        "Fewest engines of a compatibility group that would have lost no request over the last 2.5 to 5 minutes"
+    );
     gauge!("tidegate_body_held_bytes", "Bytes of request bodies held");
     gauge!("tidegate_body_budget_bytes", "Most bytes of request bodies held at once");
     gauge!("tidegate_live_requests", "Requests in flight, from arrival to completion");

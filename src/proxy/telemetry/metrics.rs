@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::{
 use std::sync::Arc;
 use tidegate_engine::Endpoint;
 use tidegate_signals::compatibility::Misfit;
-use tidegate_types::{Flip, Role, Seconds};
+use tidegate_types::{Flip, GroupId, Role, Seconds};
 
 use crate::backends::fleet::{Backend, Fleet, RoutingTable};
 use crate::runtime::budget::BodyBudget;
@@ -282,6 +282,16 @@ impl Metrics {
     /// Records the duration of a planner run.
     pub fn planned(&self, duration: Seconds) {
         self.plan_duration.record(duration.get());
+    }
+
+    /// Exports the engines that each group wants.
+    pub fn engines_wanted(&self, groups: impl Iterator<Item = (GroupId, usize)>) {
+        with_local_recorder(&self.recorder, || {
+            for (group, wanted) in groups {
+                gauge!("tidegate_engines_wanted", "group" => group.index().to_string())
+                    .set(wanted as f64);
+            }
+        });
     }
 
     /// Records the time from the first unplanned arrival to the table that reassigns engines.

@@ -344,7 +344,7 @@ fn moves(backend: &BackendObservation) -> bool {
 }
 
 /// Returns whether the backend is draining without a new role.
-fn is_out(backend: &BackendObservation) -> bool {
+pub(super) fn is_out(backend: &BackendObservation) -> bool {
     backend.role == Role::Draining && backend.becoming.is_none()
 }
 

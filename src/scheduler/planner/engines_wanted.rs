@@ -5,12 +5,12 @@
 //! Sizes are fleets of mean engines. Streams come from the arrivals alone: an overloaded fleet in
 //! force holds other streams than a larger one would.
 
-use tidegate_types::{GroupId, Moment, Seconds};
+use tidegate_types::{GroupId, Moment, Role, Seconds};
 
 use crate::planner::capacity::streams_each;
 use crate::planner::comparative_advantage::Splits;
 use crate::planner::counterfactual::{Fluid, Tick};
-use crate::planner::decide::{counts, tick};
+use crate::planner::decide::{is_out, tick};
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
@@ -80,7 +80,7 @@ impl EnginesWanted {
             self.half_since = Some(now);
         }
         for (slot, group) in self.groups.iter_mut().enumerate() {
-            let here = |b: &&BackendObservation| b.group.index() == slot && b.usable && counts(b);
+            let here = |b: &&BackendObservation| b.group.index() == slot && b.usable && !is_out(b);
             let usable: Vec<&BackendObservation> =
                 observation.backends.iter().filter(here).collect();
             if turns {
@@ -128,6 +128,7 @@ impl Group {
         }
         let carries = streams_each(params, &self.average, usable);
         let carries = carries.iter().sum::<f64>() / carries.len() as f64;
+        let mixed = usable.iter().all(|engine| is_mixed(engine));
         let life = (self.average.mean_output() * params.slo.tpot.get()).max(1e-3);
         self.streams = self.streams * (-elapsed.get() / life).exp() + arrived.arrived_requests;
         let in_prefill = vec![false; usable.len()];
@@ -138,7 +139,7 @@ impl Group {
         self.requests[0] += tick.requests;
         self.cover(usable.len());
         for size in &mut self.sizes {
-            size.lost[0] += size.losses(&mut tick, carries);
+            size.lost[0] += size.losses(&mut tick, carries, mixed);
         }
         self.wanted = Some(self.fewest(least(usable)));
     }
@@ -176,13 +177,14 @@ impl Size {
         Size { engines, splits: splits.map(|p| (p, Fluid::default())).collect(), lost: [0.0; 2] }
     }
 
-    /// Returns the requests that the best split of this size loses in a tick.
-    fn losses(&mut self, tick: &mut Tick, carries: f64) -> f64 {
+    /// Returns the requests that this size loses in a tick: with its best split, or with `mixed`
+    /// engines.
+    fn losses(&mut self, tick: &mut Tick, carries: f64, mixed: bool) -> f64 {
         let engines = self.engines;
-        if engines == 1 {
-            // A lone engine is mixed: the shares of its time add up.
+        if engines == 1 || mixed {
+            // A mixed engine's shares of time add up. A lone engine is mixed.
             let load = tick.work / tick.elapsed.get() + tick.streams / carries.max(1e-9);
-            return tick.requests * (1.0 - 1.0 / load.max(1.0));
+            return tick.requests * (1.0 - engines as f64 / load.max(engines as f64));
         }
         tick.engines = engines;
         tick.splits = Splits {
@@ -197,9 +199,13 @@ impl Size {
 /// Returns the fewest engines that the group needs without any demand: one that runs whole
 /// requests, else one of each role.
 fn least(usable: &[&BackendObservation]) -> usize {
-    let whole =
-        usable.iter().any(|b| b.runs_whole && b.allowed.contains(tidegate_types::Role::Mixed));
+    let whole = usable.iter().any(|b| b.runs_whole && b.allowed.contains(Role::Mixed));
     if whole { 1 } else { 2 }
+}
+
+/// Returns whether the engine takes no other role than `mixed`.
+fn is_mixed(engine: &BackendObservation) -> bool {
+    !engine.allowed.contains(Role::Prefill) && !engine.allowed.contains(Role::Decode)
 }
 
 /// Returns at most `count` numbers from 1 to `most`, the largest included.

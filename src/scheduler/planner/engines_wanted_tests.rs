@@ -96,6 +96,23 @@ fn long_answers_want_decode_engines() {
 }
 
 #[test]
+fn mixed_engines_add_up_their_shares() {
+    let mixed = RoleSet::EMPTY.with(Role::Mixed);
+    let wanted = |prefill: f64| {
+        let backends = (0..2).map(|slot| BackendObservation { allowed: mixed, ..backend(slot) });
+        let groups = vec![demand(1.0, prefill, 10.0)];
+        let seen = Observation { backends: backends.collect(), groups };
+        let mut model = EnginesWanted::default();
+        for tick in 0..400 {
+            let now = Moment::START + Seconds(f64::from(tick) * 0.05);
+            model.follow(&Params::default(), now, &seen);
+        }
+        of(&model)
+    };
+    assert_eq!((wanted(0.5), wanted(1.5), wanted(3.5)), (1, 2, 4));
+}
+
+#[test]
 fn large_fleets_are_modelled_in_strides() {
     assert_eq!(strides(5, 48).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     let sizes: Vec<_> = strides(1000, 48).collect();

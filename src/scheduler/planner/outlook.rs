@@ -5,6 +5,7 @@ use serde::Serialize;
 use tidegate_types::{GroupId, Seconds, Slo};
 
 use crate::planner::demand::DemandAverage;
+use crate::planner::engines_wanted::EnginesWanted;
 use crate::planner::state::State;
 
 /// One split in the counterfactual model of its group.
@@ -42,13 +43,16 @@ pub struct GroupOutlook {
     pub mean_output_tokens: f64,
     /// Mean prefill work of a request.
     pub mean_prefill_seconds: Seconds,
+    /// Fewest engines that would have lost nothing over the last minutes; `None` before the first
+    /// second and without usable engines.
+    pub engines_wanted: Option<usize>,
     /// Every split, from one prefill engine up; empty while there is nothing to decide.
     pub splits: Vec<SplitOutlook>,
 }
 
 impl State {
     /// Returns the outlook of every group.
-    pub fn outlook(&self, slo: &Slo) -> Vec<GroupOutlook> {
+    pub fn outlook(&self, slo: &Slo, wanted: &EnginesWanted) -> Vec<GroupOutlook> {
         let group = |(slot, group): (usize, &crate::planner::state::GroupState)| {
             let demand: &DemandAverage = &group.demand;
             let splits = group.shadows.outlook();
@@ -62,6 +66,7 @@ impl State {
                 expected_streams: demand.output_rate() * slo.tpot.get(),
                 mean_output_tokens: demand.mean_output(),
                 mean_prefill_seconds: Seconds(demand.mean_work()),
+                engines_wanted: wanted.of(GroupId(slot as u16)),
                 splits,
             }
         };

@@ -1,7 +1,8 @@
 //! Fits and comparisons with other systems' own figures.
 //!
 //! - `rivals fit`: fits the profile `qwen3-32b-h20` to Llumnix's two static curves by grid search,
-//!   and prints the best points with their errors.
+//!   and prints the best points with their distances to those and to the adaptive curves
+//!   (t_tok, t_seq, t_weights in ms, KV tokens).
 //! - `rivals llumnix [POLICY,…]`: attainment in Llumnix's cell at its five rates.
 //! - `rivals dynamo FILE [POLICY,…]`: attainment on a trace for Dynamo's mocker.
 //! - `rivals headline NAME [POLICY,…]`: the highest rate of a trace of benches/traces at which a
@@ -24,8 +25,15 @@ const CONVERSATION: &str = "azure_llm_2023_conv.first30min.csv";
 /// Request rates of Llumnix's plot, in requests/s.
 const RATES: [f64; 5] = [7.5, 8.0, 8.5, 9.0, 9.5];
 /// Attainment of 6P2D and 5P3D in that plot, ± .01.
-const SIX_PREFILL: [f64; 5] = [0.92, 0.80, 0.58, 0.31, 0.15];
-const FIVE_PREFILL: [f64; 5] = [0.64, 0.48, 0.21, 0.09, 0.06];
+const FIXED: [(Policy, [f64; 5]); 2] = [
+    (Policy::Static(6), [0.92, 0.80, 0.58, 0.31, 0.15]),
+    (Policy::Static(5), [0.64, 0.48, 0.21, 0.09, 0.06]),
+];
+/// Attainment of Llumnix without and with migration in that plot.
+const ADAPTIVE: [(Policy, [f64; 5]); 2] = [
+    (Policy::Llumnix { migrates: false }, [1.0, 0.99, 0.77, 0.56, 0.40]),
+    (Policy::Llumnix { migrates: true }, [1.0, 0.995, 0.91, 0.63, 0.44]),
+];
 /// Headline: attainment that a rate must keep.
 const KEPT: f64 = 0.9;
 
@@ -100,17 +108,13 @@ impl LlumnixCell {
         })
     }
 
-    /// Root mean square distance to the plot's two static curves.
-    fn error(&self) -> f64 {
-        let curves = [(6, SIX_PREFILL), (5, FIVE_PREFILL)];
-        let squares: f64 = curves
-            .iter()
-            .map(|(prefills, plotted)| {
-                let got = self.attainments(Policy::Static(*prefills));
-                got.iter().zip(plotted).map(|([a, ..], b)| (a - b).powi(2)).sum::<f64>()
-            })
-            .sum();
-        (squares / 10.0).sqrt()
+    /// Root mean square distance to plotted curves.
+    fn error(&self, curves: &[(Policy, [f64; 5])]) -> f64 {
+        let squares = curves.iter().flat_map(|(policy, plotted)| {
+            let got = self.attainments(*policy);
+            got.into_iter().zip(*plotted).map(|([both, ..], plotted)| (both - plotted).powi(2))
+        });
+        (squares.sum::<f64>() / (5 * curves.len()) as f64).sqrt()
     }
 }
 
@@ -160,6 +164,9 @@ const PEAK_PER_TOKEN: Seconds = Seconds(0.443e-3);
 /// Attention of one pair at the peak: 4 × 64 layers × 64 heads × 128 / 148e12.
 const PEAK_PER_PAIR: Seconds = Seconds(14.2e-9);
 
+/// Fits whose distance to the fixed curves is at most this much larger than the least are printed.
+const FLAT: f64 = 0.03;
+
 fn fit() {
     let grid = |name: &str, default: &str| -> Vec<f64> {
         let words = std::env::var(name).unwrap_or_else(|_| default.to_owned());
@@ -180,12 +187,12 @@ fn fit() {
         .iter()
         .map(|(t_tok, t_seq, t_weights, kv)| {
             let cell = LlumnixCell::new(with(profile, *t_tok, *t_seq, *t_weights, *kv));
-            (cell.error(), (t_tok, t_seq, t_weights, kv))
+            (cell.error(&FIXED), cell.error(&ADAPTIVE), (t_tok, t_seq, t_weights, kv))
         })
         .collect();
     fitted.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for (error, point) in fitted.iter().take(12) {
-        println!("error {error:.3}  t_tok, t_seq, t_weights, kv {point:?}");
+    for (fixed, adaptive, point) in fitted.iter().filter(|fit| fit.0 <= fitted[0].0 + FLAT) {
+        println!("fixed {fixed:.3} adaptive {adaptive:.3}  {point:?}");
     }
 }
 
