@@ -126,6 +126,13 @@ impl<'a, 't> Fleet<'a, 't> {
         self.loads.engines[engine].backlog() + own
     }
 
+    /// Returns whether an engine has a sequence slot and KV memory for one more stream.
+    pub(crate) fn has_place(&self, request: usize, engine: usize) -> bool {
+        let profile = self.cluster.profile(engine);
+        let kv = self.kv(engine) + self.cluster.trace().arrivals[request].prompt;
+        self.loads.engines[engine].streams < profile.max_num_seqs && kv <= profile.kv_capacity
+    }
+
     /// Returns the KV tokens of an engine's streams, those in transfer included.
     pub(crate) fn kv(&self, engine: usize) -> Tokens {
         self.loads.kv(self.cluster, engine)

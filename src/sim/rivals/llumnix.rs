@@ -35,10 +35,9 @@ impl Llumnix {
 
     /// Returns whether the engine decodes and takes one more request within the dispatch threshold.
     fn takes(&self, fleet: Fleet<'_, '_>, request: usize, engine: usize) -> bool {
-        let kv = fleet.kv(engine) + fleet.cluster.trace().arrivals[request].prompt;
         decodes(fleet, engine)
+            && fleet.has_place(request, engine)
             && fleet.predicted_tpot(request, engine) <= self.tpot * DISPATCH
-            && kv <= fleet.cluster.profile(engine).kv_capacity
     }
 
     /// Bin packing: the reserved decode engine, or the engine with the highest predicted TPOT within

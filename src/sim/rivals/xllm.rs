@@ -23,9 +23,12 @@ impl Xllm {
         Xllm { slo, prefills: (1..engines).collect(), decodes: vec![0], flips: 0 }
     }
 
-    /// Returns the first decode engine within the TPOT target.
+    /// Returns the first decode engine with a place within the TPOT target.
     fn first_fit(&self, fleet: Fleet<'_, '_>, request: usize) -> Option<usize> {
-        let within = |engine: &&usize| fleet.predicted_tpot(request, **engine) <= self.slo.tpot;
+        let within = |engine: &&usize| {
+            fleet.has_place(request, **engine)
+                && fleet.predicted_tpot(request, **engine) <= self.slo.tpot
+        };
         self.decodes.iter().find(within).copied()
     }
 
