@@ -14,8 +14,8 @@ use crate::init;
 /// printed, and `tidegate init` writes it.
 ///
 /// SIGTERM: readiness fails at once, new requests are served for server.linger_seconds, then the
-/// listeners close and requests in flight drain. SIGHUP: certificates and the
-/// backends of the file are reloaded. SIGQUIT: the
+/// listeners close and requests in flight drain. SIGHUP: certificates and the settings of the file
+/// are reloaded, except those that need a new socket or thread. SIGQUIT: the
 /// listeners pass to a process started with --upgrade; without one the signal is ignored.
 #[derive(clap::Args)]
 pub struct Args {
@@ -60,8 +60,12 @@ fn inferred(args: &Args) -> Result<Settings, String> {
 fn placed(mut settings: Settings, at: &discover::Addresses) -> Settings {
     if !at.listen.is_empty() {
         settings.server.listen.clone_from(&at.listen);
+        settings.on_command_line.push("server.listen");
     }
-    settings.admin.listen = at.admin.unwrap_or(settings.admin.listen);
+    if let Some(admin) = at.admin {
+        settings.admin.listen = admin;
+        settings.on_command_line.push("admin.listen");
+    }
     settings
 }
 

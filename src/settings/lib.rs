@@ -7,6 +7,7 @@
 //! - `problem`: one error, formatted on one line
 //! - `validate`: constraints that types do not express
 //! - [`reconcile`]: desired backends of several sources in, changes out
+//! - [`reload`]: another version of the settings in, what changes and what needs a restart out
 //! - [`convert`]: settings into the plain parameters that other rooms own
 //!
 //! It reads no file, no environment and no clock: the shell does, and hands in text.
@@ -20,6 +21,7 @@ pub mod parse;
 mod problem;
 mod profiles;
 pub mod reconcile;
+pub mod reload;
 pub mod schema;
 mod tree;
 mod validate;

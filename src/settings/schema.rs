@@ -8,7 +8,7 @@ mod server;
 mod sidecar;
 mod signals;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub use sidecar::SidecarSettings;
 pub use signals::SignalSettings;
 
 /// A whole configuration.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The data port, for clients.
@@ -73,10 +73,16 @@ pub struct Settings {
     /// The file that the settings were read from. It is read again on SIGHUP and when it changes.
     #[serde(skip)]
     pub file: Option<PathBuf>,
+    /// FNV-1a hash of the text that the settings were read from; 0 without one.
+    #[serde(skip)]
+    pub text_hash: u64,
+    /// Settings that the command line sets; a file does not change them.
+    #[serde(skip)]
+    pub on_command_line: Vec<&'static str>,
 }
 
 /// `[admin]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSettings {
     /// Address of the admin port.
@@ -101,7 +107,7 @@ pub struct AdminSettings {
 }
 
 /// `[slo]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SloSettings {
     /// Target for the time to first token.
@@ -116,7 +122,7 @@ pub struct SloSettings {
 }
 
 /// `[queue]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueSettings {
     /// Most waiting requests; further ones get 429.
@@ -146,7 +152,7 @@ pub struct QueueSettings {
 }
 
 /// `late`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LateRequests {
     /// They move to the late class.
@@ -157,7 +163,7 @@ pub enum LateRequests {
 }
 
 /// `[placement]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlacementSettings {
     /// Spill: decode backends whose streams have slack take whole short requests.
@@ -171,7 +177,7 @@ pub struct PlacementSettings {
 }
 
 /// `[planner]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlannerSettings {
     /// Automatic role changes; false: only operators change roles.
@@ -193,7 +199,7 @@ pub struct PlannerSettings {
 }
 
 /// `[retry]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
     /// Backends tried before the first byte, the first one included. An unreachable backend, and one
@@ -206,7 +212,7 @@ pub struct RetrySettings {
 }
 
 /// `[upstream]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamSettings {
     /// Time-out for opening a connection.
@@ -232,7 +238,7 @@ pub struct UpstreamSettings {
 }
 
 /// `[auth]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuthSettings {
     /// API keys of clients; empty: every client is admitted.
@@ -243,12 +249,13 @@ pub struct AuthSettings {
 }
 
 /// `[[auth.keys]]`
-#[derive(Clone, Default, PartialEq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySettings {
     /// Name of the key's holder; shown in logs as `tenant`.
     pub name: String,
     /// The key itself.
+    #[serde(serialize_with = "fleet::redacted")]
     pub key: Option<String>,
     /// File that holds the key.
     pub key_file: Option<PathBuf>,
@@ -267,7 +274,7 @@ impl fmt::Debug for KeySettings {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// `error`, `warn`, `info`, `debug`, or tracing's directives.
@@ -279,7 +286,7 @@ pub struct LogSettings {
 }
 
 /// `format`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -290,7 +297,7 @@ pub enum LogFormat {
 }
 
 /// `access`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLog {
     /// Standard output.
@@ -303,7 +310,7 @@ pub enum AccessLog {
 }
 
 /// `[prefix]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixSettings {
     /// Blocks in the index, 64 bytes each; a power of two.

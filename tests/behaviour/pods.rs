@@ -8,8 +8,9 @@ use tokio::time::sleep;
 use crate::api_server::Fault;
 use crate::client::{get, send, until};
 use crate::cluster::Cluster;
-use crate::discovery::{FAST, Load};
+use crate::discovery::FAST;
 use crate::fleet::Emulated;
+use crate::load::Load;
 use crate::proxy::{FREE, Proxy, vllm};
 
 /// Labels of the pod of an emulated engine: all have the address 127.0.0.1, each its own port.

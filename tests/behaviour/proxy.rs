@@ -144,6 +144,13 @@ impl Proxy {
         proxy
     }
 
+    /// Starts a proxy with the settings in an existing file.
+    pub async fn of_file(file: &std::path::Path) -> Proxy {
+        let proxy = Proxy::of(&std::fs::read_to_string(file).unwrap(), Some(file), None);
+        proxy.ready().await;
+        proxy
+    }
+
     fn of(text: &str, file: Option<&std::path::Path>, simulator: Option<Simulator>) -> Proxy {
         let mut settings = Settings::parse(text).unwrap_or_else(|problems| {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -159,6 +166,26 @@ impl Proxy {
     /// Reloads the configuration, as SIGHUP does.
     pub fn reload(&self) {
         self.running.proxy.reload.notify_one();
+    }
+
+    /// Revision of the settings in force.
+    pub fn revision(&self) -> u64 {
+        self.running.proxy.settings.load().revision
+    }
+
+    /// Errors of the last reload.
+    pub fn reload_errors(&self) -> Vec<String> {
+        self.running.proxy.settings.last_reload().errors.clone()
+    }
+
+    /// Settings of the file that need a restart, after the last reload.
+    pub fn needs_restart(&self) -> Vec<String> {
+        self.running.proxy.settings.last_reload().needs_restart.clone()
+    }
+
+    /// Loads of the settings in force so far.
+    pub fn settings_loads(&self) -> u64 {
+        self.running.proxy.settings.loads()
     }
 
     /// Returns the start-up error of a proxy in front of these engines.

@@ -77,9 +77,14 @@ impl Catalog {
             answers: vec![Bytes::new(); offers.len()],
             here: vec![true; offers.len()],
             offers,
-            known: known.into_iter().map(|model| (Arc::clone(&model.name), model)).collect(),
+            known: by_name(known),
             next: PoolId(EVERYONE.0 + 1),
         }
+    }
+
+    /// Replaces the models that the settings describe.
+    pub fn know(&mut self, known: Vec<KnownModel>) {
+        self.known = by_name(known);
     }
 
     /// Adds a backend that joins, in place of the one that had its slot.
@@ -209,6 +214,10 @@ impl Catalog {
         }
         list.finish()
     }
+}
+
+fn by_name(known: Vec<KnownModel>) -> HashMap<Arc<str>, KnownModel> {
+    known.into_iter().map(|model| (Arc::clone(&model.name), model)).collect()
 }
 
 /// JSON for a name that no engine lists.

@@ -11,6 +11,7 @@ pub mod operator_backends;
 pub mod operator_roles;
 mod pace;
 pub mod pins;
+mod revise;
 mod streams;
 mod switch;
 
@@ -39,6 +40,7 @@ pub use catalog::{Catalog, KnownModel, Offer};
 pub use membership::{Desired, FleetUpdate, Membership};
 pub use operator::{Command, Hold};
 pub use pace::Pace;
+pub use revise::Revision;
 
 /// Capacity of the channel of finished role switches; a full channel makes the switch's task wait.
 const SWITCHES_MAX: usize = 16;
@@ -53,6 +55,8 @@ pub struct Inboxes {
     pub found: mpsc::Receiver<ProbeReport>,
     /// Commands of operators.
     pub commands: mpsc::Receiver<Command>,
+    /// Settings that were read again.
+    pub revisions: mpsc::Receiver<Revision>,
     /// Desired backends of the sources.
     pub fleet: mpsc::Receiver<FleetUpdate>,
 }
@@ -104,7 +108,7 @@ impl Control {
         membership: Membership,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
-        let mut fits = Fits::new(priors, estimates, proxy.placement.chunk);
+        let mut fits = Fits::new(priors, estimates, params.chunk);
         fits.regroup(proxy.fleet.table().entries.iter().map(|entry| entry.group));
         Control {
             fits,
@@ -145,6 +149,7 @@ impl Control {
                 biased;
                 _ = stop.changed() => return self.recording.flush(),
                 Some(command) = self.inboxes.commands.recv() => self.execute(command),
+                Some(revision) = self.inboxes.revisions.recv() => self.revise(revision),
                 Some(update) = self.inboxes.fleet.recv() => self.change_fleet(update),
                 Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
@@ -172,7 +177,7 @@ impl Control {
         self.plan(now);
         if now - self.watched_at >= self.watch_takes.rest() {
             let began = self.proxy.clock.now();
-            streams::watch(&self.proxy.fleet, began);
+            streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
             self.watched_at = now;
             self.watch_takes.took(self.proxy.clock.now() - began);
             // The end of a step wakes the dispatcher before all of its tokens are counted; the

@@ -11,9 +11,8 @@ const SILENCE: Seconds = Seconds(2.5);
 /// A slow stream counts as silent after this many of its mean inter-token gaps.
 const GAPS: f64 = 10.0;
 
-/// Updates slack and silence of every backend from its streams.
-pub fn watch(fleet: &Fleet, now: Moment) {
-    let tpot = fleet.slo().tpot;
+/// Updates slack and silence of every backend from its streams; `tpot` is the target.
+pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
     let mut late_at = vec![Moment::NEVER; fleet.backends().len()];
     let mut silent_at = vec![None::<Moment>; fleet.backends().len()];
     fleet.registry.for_each(|live| {

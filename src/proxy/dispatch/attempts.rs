@@ -100,7 +100,14 @@ async fn once(
     failed_attempts: &FailedAttempts,
     record: &mut RequestRecord,
 ) -> Raced {
-    let mut placed = match place::find(serving.proxy, &serving.job, &serving.matches).await {
+    let mut placed = match place::find(
+        serving.proxy,
+        serving.settings(),
+        &serving.job,
+        &serving.matches,
+    )
+    .await
+    {
         Ok(placed) if !failed_attempts.has_refused(placed.on()) => placed,
         // Every usable backend has refused the request.
         Ok(_) => return Err(Failure::NoBackend.into()).into(),
@@ -156,14 +163,15 @@ impl FailedAttempts {
             (_, LegProblem::Abandoned { .. }) => {}
             _ => self.charged += 1,
         }
+        let values = &serving.inbound.settings.values;
         let job = &mut serving.job;
         job.excluded.insert(failure.on);
         // The deadlines are renewed: time lost on a failed engine does not count against the request.
         let now = proxy.clock.now();
-        job.ttft_deadline = job.ttft_deadline.max(now + proxy.fleet.slo().ttft);
-        job.queue_deadline = job.queue_deadline.max(now + proxy.queue_deadline);
+        job.ttft_deadline = job.ttft_deadline.max(now + values.slo.ttft);
+        job.queue_deadline = job.queue_deadline.max(now + values.queue.deadline);
         self.failures.push(FailedAttempt { failure, from });
-        let last = self.charged >= proxy.attempts_max || self.failures.len() >= EXCLUDED_MAX;
+        let last = self.charged >= values.retry.attempts || self.failures.len() >= EXCLUDED_MAX;
         last.then(|| self.exhausted(proxy, attempts)).flatten()
     }
 

@@ -78,7 +78,10 @@ fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
         let others: Vec<&Arc<Backend>> = others.map(|id| &backends[id.index()]).collect();
         let ejected = others.iter().filter(|other| other.health.is_ejected()).count() + 1;
         let well = others.iter().any(|other| other.health.is_well());
-        let most = (members.len() as f64 * proxy.ejected_share_max).floor().max(1.0);
+        let most = (members.len() as f64
+            * proxy.settings.load().values.outlier_ejection.pool_share_max)
+            .floor()
+            .max(1.0);
         well && ejected as f64 <= most
     })
 }

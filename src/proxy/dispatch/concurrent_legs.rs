@@ -154,8 +154,8 @@ async fn reserve_decode(
     from: &Backend,
 ) -> Result<Option<Reservation>, Failure> {
     let handover = leg::handover(serving, from);
-    let deadline = serving.proxy.clock.now() + serving.proxy.handoff_max;
-    let decode = place::find_decode(serving.proxy, &handover, deadline).await?;
+    let deadline = serving.proxy.clock.now() + serving.settings().values.queue.handoff;
+    let decode = place::find_decode(serving.proxy, serving.settings(), &handover, deadline).await?;
     if decode.backend.id != from.id && decode.backend.may_decode() {
         Ok(Some(decode))
     } else if from.family.serves_colocated() {
@@ -221,7 +221,7 @@ fn start_prefill(
     let backend = Arc::clone(&reservation.backend);
     let inbound = serving.inbound.beside();
     let accepted = Arc::clone(serving.accepted);
-    let drain = serving.proxy.silence_max.max(DRAIN_MAX).to_duration();
+    let drain = serving.settings().silence_max().max(DRAIN_MAX).to_duration();
     let leg = async move {
         let request_id = leg::request_id(&accepted.request_id, attempt);
         let address = backend.pool.address();

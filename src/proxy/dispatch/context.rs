@@ -4,26 +4,23 @@
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use tidegate_filters::{Accepted, Chain, Directory};
+use tidegate_filters::{Accepted, Directory};
 use tidegate_scheduler::learn::Sample;
-use tidegate_scheduler::placement::Params as PlacementParams;
 use tidegate_scheduler::planner::GroupOutlook;
-use tidegate_settings::HalfClose;
-use tidegate_types::{BackendId, RequestId, Role, Seconds, Tokens};
+use tidegate_types::{BackendId, RequestId, Role, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::backends::fleet::{Fleet, Known, RoutingTable, View};
-use crate::dispatch::cors::Cors;
 use crate::dispatch::discovery::ModelDiscovery;
 use crate::dispatch::hedge_limit::HedgeLimit;
 use crate::dispatch::model_list::ModelList;
 use crate::dispatch::queue::Queue;
+use crate::dispatch::settings_in_force::{SettingsInForce, SettingsSlot};
 use crate::dispatch::shapes::Shapes;
 use crate::dispatch::sidecar::Sidecar;
 use crate::runtime::budget::BodyBudget;
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
-use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::timer_coalescing::TimerCoalescing;
 use crate::signals::{EngineSignals, SignalHost};
 use crate::telemetry::arrivals::Arrivals;
@@ -45,8 +42,8 @@ pub struct Proxy {
     pub timer_coalescing: TimerCoalescing,
     /// Backends, routing table, prefix index, registry.
     pub fleet: Fleet,
-    /// The request filters, in order.
-    pub chain: Chain,
+    /// The settings in force; replaced by the control loop after a reload.
+    pub settings: SettingsSlot,
     /// Models known to the filters; replaced by the control loop.
     pub directory: ArcSwap<Directory>,
     /// `/v1/models` over all backends; replaced by the control loop.
@@ -55,10 +52,6 @@ pub struct Proxy {
     pub discovery: ModelDiscovery,
     /// Sidecar mode for llm-d's hand-offs, if configured.
     pub sidecar: Option<Sidecar>,
-    /// CORS headers, if configured.
-    pub cors: Option<Cors>,
-    /// Parameters of placement.
-    pub placement: PlacementParams,
     /// Channel to the dispatcher.
     pub queue: Queue,
     /// Measures the reaction time.
@@ -81,44 +74,19 @@ pub struct Proxy {
     pub history: History,
     /// Requests that ended recently.
     pub recent: Recent,
-    /// Largest request body in bytes.
-    pub body_max: usize,
     /// Byte budget of all request bodies.
     pub bodies: Arc<BodyBudget>,
-    /// Permits to filter a large body, one fewer than cores; further bodies wait in order.
-    pub(crate) filter_permits: FilterPermits,
-    /// Longest time in the queue.
-    pub queue_deadline: Seconds,
-    /// Most backends tried before the first byte.
-    pub attempts_max: u32,
-    /// Longest time between a prefill's end and its decode; below the engine's lease.
-    pub handoff_max: Seconds,
-    /// A stream is cut after this long without bytes from its engine; 0: no limit.
-    pub silence_max: Seconds,
-    /// Largest share of a pool that may be ejected at once, 0 to 1.
-    pub ejected_share_max: f64,
-    /// Time without an answer after which a leg may be hedged; 0: never.
-    pub hedge_after: Seconds,
     /// Limit on hedges in flight.
     pub hedge_limit: HedgeLimit,
     /// Request shapes that engines refuse to prefill for a hand-off.
     pub shapes: Shapes,
-    /// Interval of keep-alive comments on streams without data.
-    pub keepalive_comment: Option<Seconds>,
-    /// Handling of clients that close their sending half.
-    pub half_close: HalfClose,
-    /// A client that accepts no bytes of its answer for this long is disconnected.
-    pub client_stall: Seconds,
     /// Tokens per block of the prefix index.
     pub prefix_block: Tokens,
     /// Whether the proxy is stopping.
     pub draining: AtomicBool,
     /// Whether a successor has taken over the listeners.
     pub hands_over: AtomicBool,
-    /// Whether clients' `Authorization` is withheld from engines, because the keys are the
-    /// gateway's own.
-    pub keeps_authorization: bool,
-    /// Notified by SIGHUP: certificates are reloaded.
+    /// Notified by SIGHUP: certificates and settings are reloaded.
     pub reload: Notify,
     /// Channel to the control loop.
     pub(crate) control_events: mpsc::Sender<ControlEvent>,
@@ -136,6 +104,14 @@ impl Proxy {
         tokio::task::spawn_blocking(move || {
             proxy.fleet.prefixes.insert(on, &accepted.prompt.chain);
         });
+    }
+
+    /// Puts another version of the settings in force. Called by the control loop only.
+    pub(crate) fn put_in_force(&self, next: SettingsInForce) {
+        let server = &next.values.server;
+        self.bodies.set_max(next.body_budget);
+        self.connections.set_limits(server.connections_max, server.connections_per_address_max);
+        self.settings.store(Arc::new(next));
     }
 
     /// A new request number.

@@ -62,7 +62,7 @@ pub(crate) async fn run(
     }
     drop(reservation);
     progress.live.set_stage(Stage::Handover);
-    let lease = backend.family.handoff_deadline().min(serving.proxy.handoff_max);
+    let lease = backend.family.handoff_deadline().min(serving.settings().values.queue.handoff);
     decode(serving, &backend, &handoff, now + lease, progress).await
 }
 
@@ -92,7 +92,8 @@ async fn decode(
     let mut tries = 0;
     loop {
         tries += 1;
-        let reservation = place::find_decode(serving.proxy, &handover, deadline).await?;
+        let settings = serving.settings();
+        let reservation = place::find_decode(serving.proxy, settings, &handover, deadline).await?;
         let backend = Arc::clone(&reservation.backend);
         let missed = |problem| leg::miss(&backend, Leg::Decode, problem);
         leg::note_decode(serving, progress, &backend, None);

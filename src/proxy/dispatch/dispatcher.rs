@@ -34,7 +34,8 @@ impl Dispatcher {
     pub fn new(proxy: Arc<Proxy>, inbox: mpsc::UnboundedReceiver<DispatcherMessage>) -> Dispatcher {
         Dispatcher {
             inbox,
-            queue: DispatchQueue::with_limit(proxy.placement.queue_max),
+            // `queue.rs` applies the limit.
+            queue: DispatchQueue::with_limit(usize::MAX),
             matches: HashMap::new(),
             replies: HashMap::new(),
             decode_replies: HashMap::new(),
@@ -108,7 +109,8 @@ impl Dispatcher {
         let view = proxy.view(&table, Known::Many(matches));
         let began = view.now;
         let mut answered = Vec::new();
-        let any = queue.pass(&proxy.placement, began, &view, |outcome| {
+        let settings = proxy.settings.load();
+        let any = queue.pass(&settings.placement, began, &view, |outcome| {
             // A send fails if the client has left; dropping the reservation then settles it.
             match outcome {
                 Dispatched::Placed(job, leg) => {

@@ -45,7 +45,8 @@ pub(crate) fn place<'a>(
     let hedge = proxy.hedge_limit.try_acquire(proxy.fleet.registry.len())?;
     let mut job = serving.job.clone();
     job.excluded.insert(first);
-    let Try::Placed(placed) = place::try_place(proxy, &job, Known::One(&serving.matches)) else {
+    let (params, known) = (&serving.settings().placement, Known::One(&serving.matches));
+    let Try::Placed(placed) = place::try_place(proxy, params, &job, known) else {
         return None;
     };
     let last = proxy.fleet.backend(placed.on()).health.is_suspect(proxy.clock.now());

@@ -9,12 +9,15 @@ use tidegate_engine::LegBody;
 use tidegate_http1::RequestHeadWriter;
 
 use crate::dispatch::headers::{AttemptIds, for_leg};
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::runtime::budget::BudgetShare;
 use crate::upstream::{Address, Outgoing, Pool};
 
 /// The client's request.
 #[derive(Debug)]
 pub struct Inbound {
+    /// The settings that were in force at its arrival.
+    pub settings: Arc<SettingsInForce>,
     /// HTTP method.
     pub method: Method,
     /// Path and query.
@@ -38,6 +41,7 @@ impl Inbound {
     /// shared and not copied.
     pub fn beside(&self) -> Inbound {
         Inbound {
+            settings: Arc::clone(&self.settings),
             method: self.method.clone(),
             target: self.target.clone(),
             headers: self.headers.clone(),

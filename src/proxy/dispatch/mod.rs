@@ -25,6 +25,7 @@ pub(crate) mod prefilling;
 pub(crate) mod queue;
 pub(crate) mod reservation;
 pub(crate) mod serving;
+pub(crate) mod settings_in_force;
 pub(crate) mod settle;
 pub(crate) mod shapes;
 pub(crate) mod sidecar;

@@ -7,12 +7,13 @@ use std::sync::atomic::AtomicU64;
 use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::dispatch;
 use tidegate_scheduler::inflight::StreamCharge;
-use tidegate_scheduler::placement::{DecodeRequest, PrefillRequest};
+use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest};
 use tidegate_types::{BackendId, Moment};
 
 use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::{Placed, Reservation};
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::upstream::failure::Failure;
 
 /// A reserved first leg, before it is bound to its backend.
@@ -36,26 +37,27 @@ pub enum Try {
 /// [`Failure::NoBackend`], [`Failure::Saturated`], [`Failure::QueueDeadline`].
 pub async fn find(
     proxy: &Arc<Proxy>,
+    settings: &SettingsInForce,
     job: &PrefillRequest,
     matches: &Matches,
 ) -> Result<Placed, Failure> {
     // Waiting requests have precedence.
     let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
     if waiting == 0 {
-        match try_place(proxy, job, Known::One(matches)) {
+        match try_place(proxy, &settings.placement, job, Known::One(matches)) {
             Try::Placed(placed) => return Ok(placed),
             Try::Nowhere => return Err(Failure::NoBackend),
             Try::Wait => {}
         }
     }
-    proxy.queue.wait_for_place(job, matches).await
+    proxy.queue.wait_for_place(job, matches, settings.placement.queue_max).await
 }
 
 /// Reserves a backend for `job` now, or returns why that is impossible.
-pub fn try_place(proxy: &Proxy, job: &PrefillRequest, known: Known<'_>) -> Try {
+pub fn try_place(proxy: &Proxy, params: &Params, job: &PrefillRequest, known: Known<'_>) -> Try {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
-    match dispatch::try_place(&proxy.placement, view.now, job, &view) {
+    match dispatch::try_place(params, view.now, job, &view) {
         dispatch::Try::Placed(leg) => Try::Placed(placed(proxy, view.now, job, leg)),
         dispatch::Try::Wait => Try::Wait,
         dispatch::Try::Nowhere => Try::Nowhere,
@@ -84,11 +86,12 @@ pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: Leg) -> P
 /// [`Failure::NoBackend`] if no backend of the group can be used.
 pub async fn find_decode(
     proxy: &Arc<Proxy>,
+    settings: &SettingsInForce,
     handover: &DecodeRequest,
     deadline: Moment,
 ) -> Result<Reservation, Failure> {
     let now = proxy.clock.now();
-    if let Some(reservation) = try_place_decode(proxy, handover, now) {
+    if let Some(reservation) = try_place_decode(proxy, &settings.placement, handover, now) {
         return Ok(reservation);
     }
     proxy.queue.wait_for_decode(handover, now, deadline).await
@@ -97,12 +100,13 @@ pub async fn find_decode(
 /// Places a decode leg that arrived at `arrived`, if a backend has capacity now.
 pub fn try_place_decode(
     proxy: &Proxy,
+    params: &Params,
     handover: &DecodeRequest,
     arrived: Moment,
 ) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
-    let (on, stream) = dispatch::try_place_decode(&proxy.placement, view.now, handover, &view)?;
+    let (on, stream) = dispatch::try_place_decode(params, view.now, handover, &view)?;
     Some(decoding(proxy, view.now, arrived, on, stream))
 }
 

@@ -46,7 +46,6 @@ pub enum DispatcherMessage {
 pub struct Queue {
     messages: mpsc::UnboundedSender<DispatcherMessage>,
     signal: Arc<CapacitySignal>,
-    requests_max: usize,
 }
 
 /// One waiting request. Dropped without an answer, it removes the request from the queue.
@@ -67,11 +66,11 @@ impl Drop for QueueEntry<'_> {
 }
 
 impl Queue {
-    /// A queue for at most `requests_max` waiting requests, and the dispatcher's end of it.
-    pub fn new(requests_max: usize) -> (Queue, mpsc::UnboundedReceiver<DispatcherMessage>) {
-        // `requests_max` bounds the messages in the unbounded channel.
+    /// An empty queue, and the dispatcher's end of it.
+    pub fn new() -> (Queue, mpsc::UnboundedReceiver<DispatcherMessage>) {
+        // `requests_max` of each request bounds the messages in the unbounded channel.
         let (messages, inbox) = mpsc::unbounded_channel();
-        (Queue { messages, signal: Arc::default(), requests_max }, inbox)
+        (Queue { messages, signal: Arc::default() }, inbox)
     }
 
     /// The signal that reservations raise when they settle.
@@ -87,8 +86,9 @@ impl Queue {
         &self,
         job: &PrefillRequest,
         matches: &Matches,
+        requests_max: usize,
     ) -> Result<Placed, Failure> {
-        if self.signal.enter() >= self.requests_max {
+        if self.signal.enter() >= requests_max {
             self.signal.leave();
             return Err(Failure::Saturated);
         }

@@ -12,6 +12,7 @@ use crate::backends::fleet::{Backend, View};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::inbound::Inbound;
 use crate::dispatch::reservation::Predicted;
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::upstream::failure::{Failure, LegFailure};
 
 /// A request with the inputs of its legs.
@@ -31,6 +32,11 @@ pub struct Serving<'a> {
 }
 
 impl Serving<'_> {
+    /// The settings that were in force at the request's arrival.
+    pub(crate) fn settings(&self) -> &SettingsInForce {
+        &self.inbound.settings
+    }
+
     /// Resolves when a leg is late. The flag is set within the same task, which polls again.
     pub(crate) async fn is_late(&self) {
         std::future::poll_fn(|_| match self.late.swap(false, Relaxed) {

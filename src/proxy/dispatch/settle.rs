@@ -17,6 +17,7 @@ use crate::backends::fleet::{Backend, InflightRequest};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::Predicted;
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::signals::FinishedLegs;
 use crate::telemetry::access_log;
 use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
@@ -51,6 +52,8 @@ pub struct ClientRequest {
     pub usage_request: Option<UsageRequest>,
     /// The subject of the client's certificate.
     pub subject: Option<Arc<str>>,
+    /// The settings that were in force at its arrival.
+    pub settings: Arc<SettingsInForce>,
 }
 
 impl RequestRecord {
@@ -145,6 +148,11 @@ impl RequestRecord {
     /// Attributes of the client's request that shape its answer and its log.
     pub fn client(&self) -> &ClientRequest {
         &self.client
+    }
+
+    /// The settings that were in force at the request's arrival.
+    pub fn settings(&self) -> &SettingsInForce {
+        &self.client.settings
     }
 
     /// Whether the client drives hand-offs itself, so that it receives their parameters.

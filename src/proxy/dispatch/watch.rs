@@ -42,7 +42,7 @@ pub(crate) async fn watched<T>(
     let begun = clock.now();
     let limit = on.iter().flatten().map(|backend| backend.pool.first_byte_timeout()).min();
     let limit = limit.unwrap_or_default();
-    let late = late_after(serving.proxy.hedge_after, predicted);
+    let late = late_after(serving.settings().values.retry.hedge, predicted);
     serving.proxy.timer_coalescing.keep();
     let mut check = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + CHECK_INTERVAL)));
     loop {

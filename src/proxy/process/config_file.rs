@@ -1,100 +1,162 @@
-//! The settings file as a source of backends: read again on SIGHUP and when it changes. Its other
-//! sections are in force from the start only.
+//! The settings file of a running proxy: read again on SIGHUP, and when it or a file that it names
+//! changes. All settings that need no new socket and no new thread come into force together.
 
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tidegate_settings::Settings;
 use tidegate_settings::reconcile::SourceId;
+use tidegate_settings::reload::{Reloaded, reload};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backends::expand;
-use crate::control::{Desired, FleetUpdate};
+use crate::control::{Desired, FleetUpdate, KnownModel, Revision};
+use crate::dispatch::context::Proxy;
+use crate::dispatch::settings_in_force::{LastReload, Secrets, Trigger};
+use crate::process::files::{self, Files};
+use crate::runtime::file_stamp::{Stamp, stamp};
+use crate::telemetry::log;
 
-/// Time of the last change, and length. A replaced symlink changes both or either.
-type Stamp = (SystemTime, u64);
-
-/// The settings file of a running proxy.
+/// The settings file.
 pub struct ConfigFile {
+    proxy: Arc<Proxy>,
     path: PathBuf,
-    /// The settings in force, without backends.
-    in_force: Settings,
-    /// Stamp of the version that was read last, and of the previous look: a file that is being
-    /// written is read once its stamp rests.
-    read: Option<Stamp>,
-    seen: Option<Stamp>,
+    /// Versions of the files that were read last, and at the previous look: a file that is being
+    /// written is read once its version rests.
+    read: Vec<Stamp>,
+    seen: Vec<Stamp>,
+    revisions: mpsc::Sender<Revision>,
     updates: mpsc::Sender<FleetUpdate>,
 }
 
+/// Settings that were read and verified, with the contents of their files.
+pub struct Verified {
+    /// The settings.
+    pub settings: Settings,
+    /// Secrets of the settings and their files.
+    pub secrets: Secrets,
+    /// The models with their tokenizers.
+    pub models: Vec<KnownModel>,
+}
+
 impl ConfigFile {
-    /// The file that `settings` were read from; `None` if they came from elsewhere.
-    pub fn new(settings: &Settings, updates: mpsc::Sender<FleetUpdate>) -> Option<ConfigFile> {
-        let path = settings.file.clone()?;
-        let in_force = without_backends(settings.clone());
-        let read = stamp(&path);
-        Some(ConfigFile { path, in_force, read, seen: read, updates })
+    /// The file that the settings in force were read from; `None` if they came from elsewhere.
+    pub fn new(
+        proxy: &Arc<Proxy>,
+        revisions: mpsc::Sender<Revision>,
+        updates: mpsc::Sender<FleetUpdate>,
+    ) -> Option<ConfigFile> {
+        let settings = proxy.settings.load();
+        let path = settings.values.file.clone()?;
+        let read = stamps(&path, &settings.values);
+        let proxy = Arc::clone(proxy);
+        Some(ConfigFile { proxy, path, seen: read.clone(), read, revisions, updates })
     }
 
-    /// Reads the file if `asked`, or if it has changed and rests. On an error all problems are
-    /// logged and the backends in force stay.
+    /// Reads the file if `asked`, or if a file has changed and rests. On an error all problems are
+    /// reported and the settings in force stay.
     pub async fn look(&mut self, asked: bool) {
-        let now = stamp(&self.path);
-        let rests = now.is_some() && now == self.seen && now != self.read;
-        self.seen = now;
+        let in_force = self.proxy.settings.load_full();
+        let now = stamps(&self.path, &in_force.values);
+        let rests =
+            now.first().is_some_and(Option::is_some) && now == self.seen && now != self.read;
+        self.seen.clone_from(&now);
         if !asked && !rests {
             return;
         }
         self.read = now;
         let path = self.path.clone();
         let reading = tokio::task::spawn_blocking(move || read(&path));
-        let settings = match reading.await.map_err(|error| error.to_string()) {
-            Ok(Ok(settings)) => settings,
-            Ok(Err(problems)) | Err(problems) => {
-                tracing::error!("the settings in force stay: {problems}");
-                return;
+        let trigger = if asked { Trigger::Signal } else { Trigger::FileChange };
+        match reading.await.unwrap_or_else(|error| Err(vec![error.to_string()])) {
+            Ok(verified) => self.put_in_force(verified, trigger).await,
+            Err(errors) => {
+                let shown = self.path.display();
+                let lines = errors.join("\n");
+                tracing::error!("{shown} cannot be used, the settings in force stay:\n{lines}");
+                self.note(errors, self.proxy.settings.last_reload().needs_restart.clone());
             }
-        };
-        let desired = Desired::All(settings.backends.iter().cloned().map(Ok).collect());
-        if without_backends(settings) != self.in_force {
-            tracing::warn!(
-                "the settings file changed outside [[backends]]: that takes effect at a restart"
-            );
         }
+    }
+
+    /// Puts settings in force, then their backends.
+    async fn put_in_force(&mut self, verified: Verified, trigger: Trigger) {
+        let Verified { settings, secrets, models } = verified;
+        let in_force = self.proxy.settings.load_full();
+        let Reloaded { settings, changed, needs_restart } = reload(&in_force.values, settings);
+        let backends = settings.backends.iter().cloned().map(Ok).collect();
+        let level = settings.log.level.clone();
+        let next = in_force.next(settings, secrets, self.proxy.wall_now(), trigger);
+        let number = next.revision;
+        self.read = stamps(&self.path, &next.values);
+        self.seen.clone_from(&self.read);
+        let (reply, done) = oneshot::channel();
+        let revision = Revision { settings: next, models, reply };
+        if self.revisions.send(revision).await.is_err() || done.await.is_err() {
+            return;
+        }
+        log::set_level(&level);
         let (reply, answer) = oneshot::channel();
+        let desired = Desired::All(backends);
         let update = FleetUpdate { source: SourceId::File, desired, reply: Some(reply) };
         if self.updates.send(update).await.is_err() {
             return;
         }
-        // The control loop logs problems itself.
-        if let Ok(Ok(done)) = answer.await {
-            tracing::info!(
-                joined = done.joined,
-                left = done.left,
-                replaced = done.replaced,
-                "the backends of the settings file are in force"
-            );
+        // The control loop logs these errors itself.
+        let errors = match answer.await {
+            Ok(Err(problems)) => problems.lines().map(str::to_owned).collect(),
+            Ok(Ok(_)) | Err(_) => Vec::new(),
+        };
+        tracing::info!(revision = number, ?changed, "settings are in force");
+        if !needs_restart.is_empty() {
+            let names = needs_restart.join(", ");
+            tracing::warn!(revision = number, "these settings take effect at a restart: {names}");
         }
+        self.note(errors, needs_restart);
+    }
+
+    fn note(&self, errors: Vec<String>, needs_restart: Vec<String>) {
+        let (at, revision) = (self.proxy.wall_now(), self.proxy.settings.load().revision);
+        self.proxy.metrics.reloaded(revision, errors.is_empty(), at);
+        self.proxy.settings.note(LastReload { at: Some(at), errors, needs_restart });
     }
 }
 
-fn without_backends(settings: Settings) -> Settings {
-    Settings { backends: Vec::new(), file: None, ..settings }
+/// Versions of the settings file and of the files that it names and that can be reloaded.
+fn stamps(path: &Path, settings: &Settings) -> Vec<Stamp> {
+    let keys = settings.auth.keys.iter().filter_map(|key| key.key_file.as_ref());
+    let models = settings.models.iter().flat_map(|model| {
+        [&model.tokenizer, &model.tokenizer_config, &model.chat_template].into_iter().flatten()
+    });
+    let named = keys.chain(models).chain(&settings.admin.token_file);
+    std::iter::once(path).chain(named.map(PathBuf::as_path)).map(stamp).collect()
 }
 
+/// Reads a file and verifies it.
 #[allow(clippy::disallowed_methods, reason = "the settings file")]
-fn stamp(path: &PathBuf) -> Option<Stamp> {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len()))
+fn read(path: &Path) -> Result<Verified, Vec<String>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
+    let mut settings = parse(&text)?;
+    settings.file = Some(path.to_owned());
+    verify(settings)
 }
 
-#[allow(clippy::disallowed_methods, reason = "the settings file")]
-fn read(path: &PathBuf) -> Result<Settings, String> {
-    let shown = path.display();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    let mut settings = Settings::parse(&text).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        format!("{shown} cannot be used:\n{}", lines.join("\n"))
-    })?;
+/// Parses settings.
+///
+/// # Errors
+/// All errors.
+pub fn parse(text: &str) -> Result<Settings, Vec<String>> {
+    Settings::parse(text).map_err(|all| all.iter().map(ToString::to_string).collect())
+}
+
+/// Loads the files that settings name.
+///
+/// # Errors
+/// All files that cannot be used.
+pub fn verify(mut settings: Settings) -> Result<Verified, Vec<String>> {
     expand::expand(&mut settings);
-    Ok(settings)
+    let loaded = files::load(&settings);
+    let Files { secrets, models, .. } = loaded
+        .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<String>>())?;
+    Ok(Verified { settings, secrets, models })
 }

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::RootCertStore;
 use crate::control::KnownModel;
 use crate::control::operator_roles::OperatorRoles;
 use crate::control::operator_roles::StateError;
+use crate::dispatch::settings_in_force::Secrets;
 use crate::tls::{Refresh, ServerTls, TlsError};
 use crate::upstream::Connector;
 
@@ -98,8 +99,8 @@ impl fmt::Display for FileErrors {
 pub struct Files {
     /// Roles set by operators before the restart.
     pub operator_roles: OperatorRoles,
-    /// API keys of clients.
-    pub keys: Vec<ApiKey>,
+    /// API keys of clients and tokens of the admin address.
+    pub secrets: Secrets,
     /// API keys of engines, by backend slot.
     pub engine_keys: Vec<Option<String>>,
     /// HMAC keys of hand-offs, by backend slot.
@@ -110,8 +111,6 @@ pub struct Files {
     pub server_tls: Option<ServerTls>,
     /// TLS of the admin address.
     pub admin_tls: Option<ServerTls>,
-    /// Bearer tokens of the admin address.
-    pub admin_tokens: Vec<String>,
     /// TLS towards engines, if a backend's URL is https or `upstream.ca_file` is set.
     pub connector: Option<Connector>,
     /// Certificates that are reloaded when their files change.
@@ -145,13 +144,12 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
     match found.errors.is_empty() {
         true => Ok(Files {
             operator_roles,
-            keys,
+            secrets: Secrets { keys, admin_tokens },
             engine_keys,
             handoff_keys,
             models,
             server_tls,
             admin_tls,
-            admin_tokens,
             connector,
             watched: found.watched,
         }),

@@ -1,4 +1,4 @@
-//! Reloads certificates and the backends of the settings file when their files change, and on SIGHUP.
+//! Reloads certificates and settings when their files change, and on SIGHUP.
 
 use std::sync::Arc;
 use tidegate_types::Seconds;
@@ -27,7 +27,7 @@ pub async fn reload(
         if forced {
             tracing::info!(
                 certificates = watched.len(),
-                "SIGHUP: reloading certificates and backends"
+                "SIGHUP: reloading certificates and settings"
             );
         }
         let all = Arc::clone(&watched);

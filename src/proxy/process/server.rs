@@ -14,9 +14,9 @@ use crate::listener::downstream::DataApp;
 use crate::listener::front::Front;
 use crate::listener::sockets::{Addresses, ListenError, Sockets, is_taken};
 use crate::process::admin::what_if::{Simulator, WhatIf};
-use crate::process::admin::{self, AdminApp, Guard};
+use crate::process::admin::{self, AdminApp};
 use crate::process::handover::{self, Received};
-use crate::process::shutdown::{Drain, DrainParams, Switches, ignore_early_signals};
+use crate::process::shutdown::{Drain, Switches, ignore_early_signals};
 use crate::process::start::{Built, StartError, build};
 use crate::runtime::connections::Connections;
 use crate::runtime::liveness::Liveness;
@@ -141,7 +141,6 @@ fn assemble(
     let switches = Switches::new(predecessor.is_none());
     let drain = Drain {
         proxy: Arc::clone(&built.proxy),
-        params: DrainParams { linger: settings.server.linger, drain: settings.server.drain },
         stop: Arc::default(),
         signals,
         upgrade_socket: settings.server.upgrade_socket.clone(),
@@ -162,15 +161,14 @@ fn server(
     drain: &Drain,
     what_if: WhatIf,
 ) -> Server {
-    let Built { proxy, background, commands, fleet_updates, server_tls, admin_tls, admin_tokens } =
-        built;
+    let Built { proxy, background, commands, fleet_updates, server_tls, admin_tls } = built;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
     server.bootstrap();
     let data = Front {
         name: "data",
-        app: Arc::new(DataApp { proxy: Arc::clone(&proxy), patience: settings.server.keepalive }),
+        app: Arc::new(DataApp { proxy: Arc::clone(&proxy) }),
         listeners: sockets.data,
         tls: server_tls,
         phases: drain.switches.data(),
@@ -178,17 +176,9 @@ fn server(
         guard: Some(drain.liveness.guard("the data port")),
         limits: Arc::clone(&proxy.connections),
     };
-    let guard = Guard { tokens: admin_tokens, hosts: settings.admin.hosts.clone() };
     let admin = Front {
         name: "admin",
-        app: Arc::new(AdminApp {
-            proxy,
-            commands,
-            fleet_updates,
-            guard,
-            flip_hold: settings.admin.flip_hold,
-            what_if: Arc::new(what_if),
-        }),
+        app: Arc::new(AdminApp { proxy, commands, fleet_updates, what_if: Arc::new(what_if) }),
         listeners: vec![sockets.admin],
         tls: admin_tls,
         phases: drain.switches.admin(),

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tidegate_settings::ServerSettings;
 use tidegate_types::Seconds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -27,15 +28,6 @@ const DRAIN_POLL: Seconds = Seconds(0.02);
 const HAND_OVER_MAX: Duration = Duration::from_secs(60);
 /// Longest time that a successor waits for a usable engine before it takes over.
 const READY_MAX: Seconds = Seconds(30.0);
-
-/// Durations of the shutdown phases.
-#[derive(Clone, Copy, Debug)]
-pub struct DrainParams {
-    /// How long to keep accepting after the signal, while load balancers remove this proxy.
-    pub linger: Seconds,
-    /// How long in-flight requests may then take.
-    pub drain: Seconds,
-}
 
 /// Watch channels that control the phases of both ports.
 #[derive(Debug)]
@@ -81,7 +73,6 @@ impl Switches {
 pub struct Drain {
     /// The proxy whose requests are drained.
     pub proxy: Arc<Proxy>,
-    pub params: DrainParams,
     /// Stops the proxy without a signal, for programs that contain it.
     pub stop: Arc<Notify>,
     /// Whether to react to the process's signals.
@@ -110,7 +101,8 @@ impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
         let cause = self.cause().await;
         self.liveness.stop();
-        let DrainParams { linger, drain } = self.params;
+        let settings = self.proxy.settings.load_full();
+        let ServerSettings { linger, drain, .. } = settings.values.server;
         match cause {
             StopCause::TaskFailed => {
                 let failed_task = self.liveness.failed_task();

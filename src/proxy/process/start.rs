@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use thiserror::Error;
-use tidegate_filters::{Chain, ChainParams, HandoffHost, HandoffTrust};
 use tidegate_scheduler::cost::{PrefixIndex, TransferModel};
 use tidegate_scheduler::learn::{Estimates, Priors};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
@@ -25,10 +24,10 @@ use crate::control::operator_roles::OperatorRoles;
 use crate::control::pins::Pins;
 use crate::control::{Catalog, Command, Control, FleetUpdate, Inboxes, Membership, Offer, Pace};
 use crate::dispatch::context::Proxy;
-use crate::dispatch::cors::Cors;
 use crate::dispatch::discovery::ModelDiscovery;
 use crate::dispatch::dispatcher::Dispatcher;
 use crate::dispatch::queue::Queue;
+use crate::dispatch::settings_in_force::{SettingsInForce, SettingsSlot};
 use crate::dispatch::sidecar::Sidecar;
 use crate::listener::sockets::ListenError;
 use crate::process::background::{Background, Tasks};
@@ -43,10 +42,9 @@ use crate::process::pool_pods::PoolPods;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
 use crate::process::sources::Sources;
-use crate::runtime::budget::{self, BodyBudget};
+use crate::runtime::budget::BodyBudget;
 use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
-use crate::runtime::filter_permits::FilterPermits;
 use crate::runtime::liveness::Liveness;
 use crate::runtime::timer_coalescing::TimerCoalescing;
 use crate::signals::EngineSignals;
@@ -133,8 +131,6 @@ pub struct Built {
     pub server_tls: Option<ServerTls>,
     /// TLS of the admin listener.
     pub admin_tls: Option<ServerTls>,
-    /// Bearer tokens of the admin address; empty: no token is required.
-    pub admin_tokens: Vec<String>,
 }
 
 /// Builds a proxy from valid settings.
@@ -161,12 +157,13 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         #[cfg(feature = "kubernetes")]
         pods: Pods::new(&settings)?,
     };
+    let values = settings.clone();
     let reconciler = factory::desired(&mut settings, &kept, sources.first());
     let mut files = files::load(&settings)?;
     let operator_roles = std::mem::take(&mut files.operator_roles);
     operator_roles.apply(&mut settings);
     let settings = &settings;
-    let Files { models, watched, server_tls, admin_tls, admin_tokens, .. } = &files;
+    let Files { models, watched, server_tls, admin_tls, .. } = &files;
     let factory = BackendFactory::new(settings, &files, clock);
     let backends = factory::backends(settings, &files, &factory)?;
     let configured = startup_verification::configured_all(settings);
@@ -190,17 +187,21 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     let fleet = fleet(settings, backends.clone(), table);
     let mut fitness = Fitness::new(configured, reported);
     fitness::first(&mut fitness, &fleet);
-    let (queue, inbox) = Queue::new(settings.queue.requests_max);
+    let (queue, inbox) = Queue::new();
     let (control_events, events) = mpsc::channel(CONTROL_EVENTS_MAX);
     let (found, findings) = mpsc::channel(INBOX_MAX);
     let (commands, commanded) = mpsc::channel(INBOX_MAX);
     let (fleet_updates, fleet_updated) = mpsc::channel(INBOX_MAX);
-    let parts = Parts { fleet, metrics, queue, control_events, found: found.clone() };
-    let proxy = Arc::new(context(settings, &files, clock, &catalog, parts));
+    let (revisions, revised) = mpsc::channel(INBOX_MAX);
+    let in_force = SettingsInForce::first(values, files.secrets.clone(), clock.wall(Moment::START));
+    let parts = Parts { in_force, fleet, metrics, queue, control_events, found: found.clone() };
+    let proxy = Arc::new(context(settings, clock, &catalog, parts));
+    proxy.metrics.reloaded(1, true, clock.wall(Moment::START));
     let inboxes = Inboxes {
         control_events: events,
         found: findings,
         commands: commanded,
+        revisions: revised,
         fleet: fleet_updated,
     };
     let probe = ProbeParams { interval: settings.probe.interval, timeout: settings.probe.timeout };
@@ -240,15 +241,14 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         pool_pods: PoolPods::new(settings)?,
         #[cfg(feature = "kubernetes")]
         role_labels: RoleLabels::new(settings)?,
-        config_file: ConfigFile::new(settings, fleet_updates.clone()),
+        config_file: ConfigFile::new(&proxy, revisions, fleet_updates.clone()),
         sources,
         fleet_updates: fleet_updates.clone(),
         watched: watched.clone(),
         vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
     let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
-    let admin_tokens = admin_tokens.clone();
-    Ok(Built { proxy, background, commands, fleet_updates, server_tls, admin_tls, admin_tokens })
+    Ok(Built { proxy, background, commands, fleet_updates, server_tls, admin_tls })
 }
 
 /// Builds the fleet with its first table and sizes the prefix index by the backends' KV memory.
@@ -259,11 +259,12 @@ fn fleet(settings: &Settings, backends: Vec<Arc<Backend>>, table: RoutingTable) 
         let blocks = prefix_blocks(tokens, settings.prefix.block_tokens as u64);
         prefixes.set_capacity(backend.id, blocks);
     }
-    Fleet::new(backends, table, Estimates::default(), prefixes, settings.slo())
+    Fleet::new(backends, table, Estimates::default(), prefixes)
 }
 
 /// The parts of the shared state that other parts are built from.
 struct Parts {
+    in_force: SettingsInForce,
     fleet: Fleet,
     metrics: Metrics,
     queue: Queue,
@@ -272,33 +273,18 @@ struct Parts {
 }
 
 /// Builds what all requests share.
-fn context(
-    settings: &Settings,
-    files: &Files,
-    clock: Clock,
-    catalog: &Catalog,
-    parts: Parts,
-) -> Proxy {
-    let Parts { fleet, metrics, queue, control_events, found } = parts;
-    let body_budget = settings.server.body_budget_bytes.unwrap_or_else(budget::default_max);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+fn context(settings: &Settings, clock: Clock, catalog: &Catalog, parts: Parts) -> Proxy {
+    let Parts { in_force, fleet, metrics, queue, control_events, found } = parts;
+    let bodies = BodyBudget::new(in_force.body_budget);
     Proxy {
         clock,
         timer_coalescing: TimerCoalescing::new(clock),
         fleet,
-        chain: Chain::new(ChainParams {
-            keys: files.keys.clone(),
-            body_max: settings.server.body_max_bytes,
-            prefix_block: settings.prefix.block_tokens,
-            handoff: handoff_trust(settings),
-            ..ChainParams::default()
-        }),
+        settings: SettingsSlot::new(in_force),
         directory: ArcSwap::from_pointee(catalog.directory()),
         models: ArcSwap::from_pointee(catalog.list()),
         discovery: ModelDiscovery::new(found),
         sidecar: Sidecar::new(settings, factory::pool_params(settings), clock),
-        cors: settings.server.cors.as_ref().map(Cors::new),
-        placement: settings.placement_params(),
         queue,
         reaction: crate::telemetry::reaction_time::ReactionTimer::default(),
         surge: Notify::new(),
@@ -313,25 +299,13 @@ fn context(
             settings.server.connections_max,
             settings.server.connections_per_address_max,
         ),
-        body_max: settings.server.body_max_bytes,
-        bodies: BodyBudget::new(body_budget),
-        filter_permits: FilterPermits::new(cores, body_budget),
-        queue_deadline: settings.queue.deadline,
-        attempts_max: settings.retry.attempts,
-        handoff_max: settings.queue.handoff,
-        silence_max: settings.upstream.silence,
-        ejected_share_max: settings.outlier_ejection.pool_share_max,
-        hedge_after: settings.retry.hedge,
+        bodies,
         hedge_limit: crate::dispatch::hedge_limit::HedgeLimit::default(),
         shapes: crate::dispatch::shapes::Shapes::default(),
-        keepalive_comment: settings.server.keepalive_comment_interval(),
-        half_close: settings.server.half_close,
-        client_stall: settings.server.client_stall,
         prefix_block: Tokens(settings.prefix.block_tokens as u64),
         draining: AtomicBool::new(false),
         hands_over: AtomicBool::new(false),
         reload: Notify::new(),
-        keeps_authorization: !files.keys.is_empty() && !settings.auth.forward_authorization,
         control_events,
         requests: AtomicU64::new(0),
     }
@@ -423,18 +397,4 @@ fn first_table(
     catalog.pools(&mut table);
     table.set_mean_costs();
     table
-}
-
-/// Trust in hand-off members sent by clients. Validation of the settings has already reported
-/// invalid hosts.
-fn handoff_trust(settings: &Settings) -> HandoffTrust {
-    let server = &settings.server;
-    match (server.trust_client_handoff, server.handoff_hosts.is_empty()) {
-        (false, _) => HandoffTrust::Refuse,
-        (true, true) => HandoffTrust::Any,
-        (true, false) => {
-            let hosts = server.handoff_hosts.iter();
-            HandoffTrust::Hosts(hosts.filter_map(|host| HandoffHost::parse(host)).collect())
-        }
-    }
 }

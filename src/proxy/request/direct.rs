@@ -200,8 +200,8 @@ fn try_reserve(
     let (new, work) = (job.prompt - predicted.cached, predicted.prefill);
     let account = &backend.account;
     let generates = accepted.endpoint.generates();
-    let room =
-        PrefillRoom { work: proxy.placement.room, tokens: proxy.placement.joins_step_of(new) };
+    let placement = &serving.settings().placement;
+    let room = PrefillRoom { work: placement.room, tokens: placement.joins_step_of(new) };
     let prefill = match (generates, waits) {
         (true, true) => Some(account.try_charge_prefill(work, new, room)?),
         (true, false) => Some(account.charge_prefill(work, new)),

@@ -10,11 +10,13 @@ use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
 use crate::dispatch::context::Proxy;
+use crate::dispatch::settings_in_force::SettingsInForce;
 
 /// Returns the request's registry entry, the request as placement sees it, and the backends that hold a
 /// prefix of its prompt.
 pub fn job(
     proxy: &Proxy,
+    settings: &SettingsInForce,
     accepted: &Accepted,
     arrived: Moment,
 ) -> (Arc<InflightRequest>, PrefillRequest, Matches) {
@@ -31,7 +33,7 @@ pub fn job(
     let work = entry.prefill.predict(prompt - cached, cached);
     proxy.reaction.arrived(arrived);
     entry.demand.arrivals.count(work, prompt, expected_output);
-    if work >= proxy.placement.room {
+    if work >= settings.placement.room {
         // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
         proxy.surge.notify_one();
     }
@@ -41,8 +43,8 @@ pub fn job(
         prompt,
         expected_output,
         arrived,
-        ttft_deadline: arrived + proxy.placement.slo.ttft,
-        queue_deadline: arrived + proxy.queue_deadline,
+        ttft_deadline: arrived + settings.placement.slo.ttft,
+        queue_deadline: arrived + settings.values.queue.deadline,
         split: split(proxy, &table, pool, accepted),
         seed: id.spread(),
         excluded: Excluded::default(),

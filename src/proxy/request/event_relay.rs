@@ -17,8 +17,8 @@ use tokio::time::Sleep;
 use crate::backends::fleet::Backend;
 use crate::dispatch::answer::StartedStream;
 use crate::dispatch::blame;
-use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::Reservation;
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::dispatch::settle::RequestRecord;
 use crate::telemetry::request_log::RequestOutcome;
 use crate::upstream::EngineBody;
@@ -93,8 +93,9 @@ impl EventRelay {
         }
         let has_end_mark = record.accepted.endpoint.generates();
         let proxy = &record.proxy;
-        let comments = proxy.keepalive_comment.filter(|_| seen.tokens == 0);
-        let first_look = proxy.clock.coarse_instant(now + comments.unwrap_or(check_delay(proxy)));
+        let comments = record.settings().keepalive_comment.filter(|_| seen.tokens == 0);
+        let first_look =
+            proxy.clock.coarse_instant(now + comments.unwrap_or(check_delay(record.settings())));
         let mut relay = EventRelay {
             first: None,
             upstream: Some(upstream),
@@ -244,8 +245,7 @@ impl EventRelay {
     /// a minute.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let Some(record) = &self.record else { return Poll::Pending };
-        let proxy = Arc::clone(&record.proxy);
-        let clock = proxy.clock;
+        let (clock, settings) = (record.proxy.clock, Arc::clone(&record.client().settings));
         let since = *self.waiting_since.get_or_insert_with(|| {
             let now = clock.now();
             record.live.await_engine(now);
@@ -262,7 +262,7 @@ impl EventRelay {
         while self.check.as_mut().poll(context).is_ready() {
             let now = clock.now();
             let waits = !self.has_tokens && !self.whole;
-            let comments = proxy.keepalive_comment.filter(|_| waits);
+            let comments = settings.keepalive_comment.filter(|_| waits);
             if comments.is_some_and(|interval| now >= self.last_sent + interval) {
                 self.last_sent = now;
                 if self.can_send_comment() {
@@ -272,10 +272,10 @@ impl EventRelay {
             if !self.done && self.ends_by().is_some_and(|end| now >= end) {
                 return Poll::Ready(self.end_held_open());
             }
-            if let Some(why) = self.exceeded_limit(&proxy, since, now) {
+            if let Some(why) = self.exceeded_limit(settings.silence_max(), since, now) {
                 return Poll::Ready(self.broken(why, FailureKind::TimedOut));
             }
-            let check_delay = check_delay(&proxy);
+            let check_delay = check_delay(&settings);
             let check = if now >= since + check_delay { now } else { since } + check_delay;
             let comment = comments.map(|interval| self.last_sent + interval);
             let next = comment.map_or(check, |comment| comment.min(check));
@@ -304,16 +304,21 @@ impl EventRelay {
     }
 
     /// Returns why the wait for an engine that is silent since `since` ends, if it does.
-    fn exceeded_limit(&self, proxy: &Proxy, since: Moment, now: Moment) -> Option<&'static str> {
+    fn exceeded_limit(
+        &self,
+        silence_max: Seconds,
+        since: Moment,
+        now: Moment,
+    ) -> Option<&'static str> {
         if self.done && now >= self.last_chunk + END_MAX {
             return Some("the engine did not end its stream");
         }
         let limit = match self.has_tokens {
-            true => proxy.silence_max,
+            true => silence_max,
             // A running prefill does not count as silence.
-            false => proxy.silence_max.max(self.backend.pool.first_byte_timeout().into()),
+            false => silence_max.max(self.backend.pool.first_byte_timeout().into()),
         };
-        let limited = proxy.silence_max > Seconds::ZERO && now >= since + limit;
+        let limited = silence_max > Seconds::ZERO && now >= since + limit;
         let dead = !self.backend.health.is_up() && now >= since + DEAD_AFTER;
         match (dead, limited) {
             (true, _) => Some("the engine is down"),
@@ -378,8 +383,8 @@ impl EventRelay {
 }
 
 /// Delay before the engine's health is checked during a wait.
-fn check_delay(proxy: &Proxy) -> Seconds {
-    let limit = proxy.silence_max;
+fn check_delay(settings: &SettingsInForce) -> Seconds {
+    let limit = settings.silence_max();
     if limit > Seconds::ZERO { limit.min(DEAD_AFTER) } else { DEAD_AFTER }
 }
 

@@ -46,7 +46,7 @@ const HEALTH: &str = "/health";
 
 /// Answers one request. Dropping the future (the client left) cancels its legs.
 pub async fn handle(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayBody> {
-    if proxy.cors.is_none() {
+    if received.settings.cors.is_none() {
         return answer(proxy, received).await;
     }
     // Boxed, so that requests without CORS have smaller futures.
@@ -56,11 +56,13 @@ pub async fn handle(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<Re
 /// Answers a request with CORS headers.
 async fn answer_browser(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayBody> {
     let origin = Cors::origin(&received.head.headers);
-    if let Some(answer) = proxy.cors.as_ref().and_then(|cors| cors.preflight(&received.head)) {
+    let settings = Arc::clone(&received.settings);
+    let preflight = settings.cors.as_ref().and_then(|cors| cors.preflight(&received.head));
+    if let Some(answer) = preflight {
         return answer.map(|()| RelayBody::full(Bytes::new()));
     }
     let mut response = answer(Arc::clone(&proxy), received).await;
-    if let Some(cors) = &proxy.cors {
+    if let Some(cors) = &settings.cors {
         cors.mark(origin.as_ref(), response.headers_mut());
     }
     response
@@ -85,15 +87,16 @@ async fn answer(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayB
         }
     };
     let usage_request = usage_injection::inject(&proxy, &mut inbound, &mut accepted);
-    let (live, job, matches) = estimate::job(&proxy, &accepted, arrived);
+    let (live, job, matches) = estimate::job(&proxy, &inbound.settings, &accepted, arrived);
     let client = ClientRequest {
         choices: accepted.scan.as_ref().map_or(1, |scan| scan.choices(&inbound.body)),
         usage_request,
         subject: inbound.subject.clone(),
+        settings: Arc::clone(&inbound.settings),
     };
     let record = RequestRecord::new(Arc::clone(&proxy), Arc::clone(&accepted), live, client);
     let record = Box::new(record);
-    let interval = proxy.keepalive_comment.filter(|_| streams_events(&accepted));
+    let interval = inbound.settings.keepalive_comment.filter(|_| streams_events(&accepted));
     let (requested, live) = (Arc::clone(&accepted), Arc::clone(&record.live));
     // Boxed, so that a stream can continue with it after its head was sent. Constructed in place,
     // because the future is large.

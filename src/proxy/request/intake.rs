@@ -13,6 +13,7 @@ use tidegate_types::Moment;
 
 use crate::dispatch::context::Proxy;
 use crate::dispatch::inbound::Inbound;
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::runtime::budget::BudgetShare;
 use crate::runtime::filter_permits::INLINE_MAX;
 
@@ -49,6 +50,8 @@ pub struct ReceivedBody {
 
 /// A request as received, before the filters.
 pub struct ReceivedRequest {
+    /// The settings in force when its head had arrived.
+    pub settings: Arc<SettingsInForce>,
     /// Request line and headers.
     pub head: Parts,
     /// The complete body, or the error with which it is refused.
@@ -67,9 +70,9 @@ pub struct ReceivedRequest {
 ///
 /// # Errors
 /// The error that the client gets.
-pub fn admit_head(proxy: &Proxy, head: &Parts) -> Result<(), ApiError> {
+pub fn admit_head(proxy: &Proxy, settings: &SettingsInForce, head: &Parts) -> Result<(), ApiError> {
     let path = head.uri.path();
-    proxy.chain.admit_head(
+    settings.chain.admit_head(
         &proxy.directory(),
         &HeadParts { method: &head.method, path, headers: &head.headers },
     )
@@ -80,7 +83,7 @@ pub async fn admit_request(
     proxy: &Arc<Proxy>,
     received: ReceivedRequest,
 ) -> Result<Admitted, RefusedRequest> {
-    let ReceivedRequest { head, body, upgrades, arrived, subject, peer } = received;
+    let ReceivedRequest { settings, head, body, upgrades, arrived, subject, peer } = received;
     let wall = proxy.clock.wall(arrived) as u64;
     let fresh = FreshIds::from_random(fastrand::u128(..), fastrand::u128(..), fastrand::u64(..));
     let fresh = fresh.at(wall);
@@ -94,6 +97,7 @@ pub async fn admit_request(
     };
     let body_none = Bytes::new();
     let mut inbound = Inbound {
+        settings,
         method,
         target,
         headers,
@@ -127,9 +131,9 @@ pub async fn admit_request(
                     Ok(target) => inbound.prefill_at = target,
                     Err(error) => return Err(refused(inbound, error)),
                 },
-                None => proxy.chain.strip_handoff(&mut inbound.headers),
+                None => inbound.settings.chain.strip_handoff(&mut inbound.headers),
             }
-            if proxy.keeps_authorization {
+            if inbound.settings.keeps_authorization {
                 // The keys are the gateway's own; an engine would try to verify them.
                 for name in tidegate_filters::CREDENTIALS {
                     inbound.headers.remove(name);
@@ -196,11 +200,8 @@ async fn filtered(
     } else {
         // In order of arrival. The permit and the budget share are held by the blocking task, which a
         // client's disconnect does not end.
-        let permit = proxy
-            .filter_permits
-            .acquire(inbound.body.len())
-            .await
-            .ok_or_else(ApiError::internal)?;
+        let permits = Arc::clone(&inbound.settings.filter_permits);
+        let permit = permits.acquire(inbound.body.len()).await.ok_or_else(ApiError::internal)?;
         let (proxy, beside, held) = (Arc::clone(proxy), inbound.beside(), inbound.held.take());
         let filtering = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -228,7 +229,8 @@ fn filter(proxy: &Proxy, inbound: &Inbound, fresh: &FreshIds) -> Result<Filtered
         body: &inbound.body,
     };
     let estimates = proxy.fleet.estimates();
-    let accepted = proxy.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh)?;
+    let accepted =
+        inbound.settings.chain.admit(&proxy.directory(), &estimates.bytes, &arrival, fresh)?;
     match accepted.alias_at {
         Some(at) => renamed(accepted, &inbound.body, at),
         None => Ok((Arc::new(accepted), None)),

@@ -171,8 +171,8 @@ impl Tunnel {
         Io: AsyncRead + AsyncWrite + Unpin,
     {
         let Tunnel { mut engine, mut to_client, reservation, mut record } = self;
-        let (clock, stall) = (record.proxy.clock, record.proxy.client_stall);
-        let cancels = record.proxy.half_close == HalfClose::Cancel;
+        let (clock, stall) = (record.proxy.clock, record.settings().values.server.client_stall);
+        let cancels = record.settings().values.server.half_close == HalfClose::Cancel;
         let mut to_engine = Direction::new(Bytes::from(ahead), clock.now());
         let limits = Limits { idle, stall };
         let every = limits.check_interval();

@@ -16,7 +16,7 @@ const FREED_ASIDE_MIN: usize = 1 << 20;
 /// Byte budget shared by all request bodies.
 #[derive(Debug)]
 pub struct BodyBudget {
-    max: usize,
+    max: AtomicUsize,
     held: AtomicUsize,
 }
 
@@ -32,12 +32,17 @@ pub struct BudgetShare {
 impl BodyBudget {
     /// A budget of `max` bytes.
     pub fn new(max: usize) -> Arc<BodyBudget> {
-        Arc::new(BodyBudget { max, held: AtomicUsize::new(0) })
+        Arc::new(BodyBudget { max: AtomicUsize::new(max), held: AtomicUsize::new(0) })
     }
 
     /// Size of the budget in bytes.
     pub fn max(&self) -> usize {
-        self.max
+        self.max.load(Relaxed)
+    }
+
+    /// Changes the size. Shares beyond a smaller size stay held.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Relaxed);
     }
 
     /// Bytes reserved now.
@@ -53,7 +58,8 @@ impl BodyBudget {
     fn add(&self, bytes: usize) -> bool {
         // The counter guards no other memory, so `Relaxed` suffices. A compare-and-swap and not an
         // addition that is undone: the excess would refuse smaller bodies until it is undone.
-        let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.max);
+        let max = self.max();
+        let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= max);
         bytes == 0 || self.held.fetch_update(Relaxed, Relaxed, fits).is_ok()
     }
 }
@@ -160,7 +166,10 @@ mod tests {
         drop(second);
         assert!(first.grow(40) && budget.held() == 100);
         assert!(budget.try_hold(0).is_some(), "an empty body always fits");
+        budget.set_max(50);
+        assert!(budget.try_hold(1).is_none() && budget.held() == 100);
         drop(first);
+        assert!(budget.try_hold(50).is_some() && budget.try_hold(51).is_none());
         assert_eq!(budget.held(), 0);
     }
 

@@ -28,9 +28,9 @@ impl ConnectionLimit {
 /// The open connections of one port.
 #[derive(Debug)]
 pub struct Connections {
-    max: usize,
+    max: AtomicUsize,
     /// Largest number of connections per address; 0: no limit.
-    per_address_max: usize,
+    per_address_max: AtomicUsize,
     open: AtomicUsize,
     by_address: DashMap<IpAddr, usize>,
 }
@@ -45,8 +45,19 @@ pub struct Connection {
 impl Connections {
     /// Creates the limits; `per_address_max` 0 means no limit per address.
     pub fn new(max: usize, per_address_max: usize) -> Arc<Connections> {
-        let (open, by_address) = (AtomicUsize::new(0), DashMap::new());
-        Arc::new(Connections { max, per_address_max, open, by_address })
+        Arc::new(Connections {
+            max: AtomicUsize::new(max),
+            per_address_max: AtomicUsize::new(per_address_max),
+            open: AtomicUsize::new(0),
+            by_address: DashMap::new(),
+        })
+    }
+
+    /// Changes the limits. Open connections stay; those that were opened without a limit per address
+    /// do not count for their address.
+    pub fn set_limits(&self, max: usize, per_address_max: usize) {
+        self.max.store(max, Relaxed);
+        self.per_address_max.store(per_address_max, Relaxed);
     }
 
     /// Number of open connections.
@@ -61,14 +72,15 @@ impl Connections {
     pub fn admit(self: &Arc<Self>, from: SocketAddr) -> Result<Connection, ConnectionLimit> {
         // Incremented first: the drop decrements on every path.
         let mut connection = Connection { all: Arc::clone(self), address: None };
-        if self.open.fetch_add(1, Relaxed) >= self.max {
+        if self.open.fetch_add(1, Relaxed) >= self.max.load(Relaxed) {
             return Err(ConnectionLimit::Total);
         }
-        if self.per_address_max > 0 {
+        let per_address_max = self.per_address_max.load(Relaxed);
+        if per_address_max > 0 {
             // An IPv4 client of a dual-stack socket is the same client.
             let address = from.ip().to_canonical();
             let mut count = self.by_address.entry(address).or_insert(0);
-            if *count >= self.per_address_max {
+            if *count >= per_address_max {
                 return Err(ConnectionLimit::Address);
             }
             *count += 1;
@@ -106,7 +118,10 @@ mod tests {
         assert_eq!(all.admit(from("10.0.0.3:1")).unwrap_err(), ConnectionLimit::Total);
         drop(first);
         let again = all.admit(from("10.0.0.1:4")).unwrap();
-        drop((second, other, again));
+        all.set_limits(4, 3);
+        let more = all.admit(from("10.0.0.1:5")).unwrap();
+        assert_eq!(all.admit(from("10.0.0.3:1")).unwrap_err(), ConnectionLimit::Total);
+        drop((second, other, again, more));
         assert_eq!((all.open(), all.by_address.len()), (0, 0));
     }
 }

@@ -4,6 +4,7 @@
 pub(crate) mod budget;
 pub(crate) mod clock;
 pub(crate) mod connections;
+pub(crate) mod file_stamp;
 pub(crate) mod filter_permits;
 pub(crate) mod liveness;
 pub(crate) mod thread_buffer;

@@ -8,6 +8,20 @@ pub(crate) fn describe() {
     backends();
     engines();
     gpus();
+    settings();
+}
+
+/// Describes the settings in force.
+fn settings() {
+    gauge!("tidegate_config_revision", "Number of the settings in force, 1 at the start");
+    gauge!(
+        "tidegate_config_last_reload_success",
+        "1 if the last reload succeeded, or none was tried"
+    );
+    gauge!(
+        "tidegate_config_last_reload_timestamp_seconds",
+        "Unix time of the last reload, or of the start"
+    );
 }
 
 /// Describes the requests and their legs.

@@ -2,16 +2,17 @@
 
 use std::fmt::{self, Write};
 use std::io;
+use std::sync::OnceLock;
 use tidegate_settings::{AccessLog, LogFormat, LogSettings};
 use tracing::field::Field;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::Layer;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::telemetry::access_log::{self, TARGET};
 
@@ -29,9 +30,7 @@ pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] Vec<Worke
 pub fn init(settings: &LogSettings) -> LogGuard {
     let (errors, errors_guard) = writer(io::stderr());
     let mut guards = vec![errors_guard];
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse_lossy(&settings.level);
+    let (filter, level) = reload::Layer::new(filter(&settings.level));
     let not_access = FilterFn::new(|metadata| metadata.target() != TARGET);
     let lines = format(settings.format, errors).with_filter(filter).with_filter(not_access);
     let access = match settings.access {
@@ -48,8 +47,24 @@ pub fn init(settings: &LogSettings) -> LogGuard {
     // Further proxies in the same process use the first one's log.
     if tracing_subscriber::registry().with(lines).with(access).try_init().is_ok() {
         access_log::turn(has_access_log);
+        LEVEL.set(level).ok();
     }
     LogGuard(guards)
+}
+
+/// The filter of the process's log.
+static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Changes the level of the process's log.
+pub fn set_level(level: &str) {
+    let Some(handle) = LEVEL.get() else { return };
+    if let Err(error) = handle.reload(filter(level)) {
+        tracing::error!("log.level was not changed: {error}");
+    }
+}
+
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse_lossy(level)
 }
 
 fn writer<W: io::Write + Send + 'static>(to: W) -> (NonBlocking, WorkerGuard) {

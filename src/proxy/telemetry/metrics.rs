@@ -257,6 +257,15 @@ impl Metrics {
         });
     }
 
+    /// Records the settings in force and the result of the last reload, `at` in Unix time.
+    pub fn reloaded(&self, revision: u64, succeeded: bool, at: f64) {
+        with_local_recorder(&self.recorder, || {
+            gauge!("tidegate_config_revision").set(revision as f64);
+            gauge!("tidegate_config_last_reload_success").set(f64::from(u8::from(succeeded)));
+            gauge!("tidegate_config_last_reload_timestamp_seconds").set(at);
+        });
+    }
+
     /// Counts a role change, applied or refused.
     pub fn flipped(&self, flip: &Flip, reason: &'static str, result: &'static str) {
         with_local_recorder(&self.recorder, || {

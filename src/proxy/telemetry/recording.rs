@@ -35,6 +35,11 @@ impl Recording {
         }
     }
 
+    /// Records other parameters, in force from the next plan on.
+    pub fn revised(&mut self, params: &Params) {
+        self.write(&Line::Revised(Cow::Borrowed(params)));
+    }
+
     /// Records a role change that the planner did not decide.
     pub fn flipped(&mut self, at: Moment, backend: BackendId) {
         self.write(&Line::Flipped { at, backend });

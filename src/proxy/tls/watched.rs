@@ -2,15 +2,11 @@
 //! value stays in force: other programs renew certificates, and a reload may see a half-written file.
 
 use arc_swap::ArcSwap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::TlsError;
-
-/// Version of a file: device, inode, length, modification and status change in nanoseconds.
-/// Kubernetes mounts secrets as symbolic links: the values are those of the target.
-type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+use crate::runtime::file_stamp::{Stamp, stamp};
 
 type Load<T> = Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>;
 
@@ -72,11 +68,4 @@ impl<T: Send + Sync> Refresh for Watched<T> {
     fn section(&self) -> &str {
         &self.section
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "files that the settings name")]
-fn stamp(path: &Path) -> Stamp {
-    let meta = std::fs::metadata(path).ok()?;
-    let changed = (meta.ctime(), meta.ctime_nsec());
-    Some((meta.dev(), meta.ino(), meta.len(), (meta.mtime(), meta.mtime_nsec()), changed))
 }

@@ -76,6 +76,11 @@ impl Fits {
         Fits { backends, hand_offs: HandOffFits::default(), estimates, chunk }
     }
 
+    /// Changes `max_num_batched_tokens` of the engines.
+    pub fn set_chunk(&mut self, chunk: Tokens) {
+        self.chunk = chunk;
+    }
+
     /// Starts the regressions of a backend that joins, in place of those of the one that had its
     /// slot.
     pub fn join(&mut self, backend: BackendId, priors: Priors) {

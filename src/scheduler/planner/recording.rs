@@ -26,6 +26,8 @@ pub enum Line<'a> {
         /// The decided flips: backends and their new roles.
         flips: Vec<(BackendId, Role)>,
     },
+    /// Other parameters from here on; the state stays.
+    Revised(Cow<'a, Params>),
     /// A role change other than by a plan: by an operator, or at the end of a switch.
     Flipped {
         /// The time.
@@ -65,6 +67,7 @@ pub fn replay<'a>(lines: impl IntoIterator<Item = Line<'a>>) -> Result<Replayed,
     for line in lines {
         match line {
             Line::Begins(with) => (params, state) = (*with, State::default()),
+            Line::Revised(with) => params = *with,
             Line::Flipped { at, backend } => state.flipped(backend, at),
             Line::Planned { at, seen, flips: recorded } => {
                 let (decision, next) = plan(&params, at, &seen, &state);

@@ -1,6 +1,6 @@
 //! `[[models]]` and `[[backends]]`: models and the engines that serve them.
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::kubernetes::PodSettings;
 use crate::defaults;
 
 /// `[[models]]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSettings {
     /// Model name as in requests.
@@ -46,7 +46,7 @@ impl Default for ModelSettings {
 }
 
 /// The engine behind a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
     /// vLLM.
@@ -67,7 +67,7 @@ pub enum EngineName {
 }
 
 /// KV transfer mechanism of an engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Connector {
     /// None: whole requests only.
@@ -92,7 +92,7 @@ pub enum Connector {
 }
 
 /// Which of TensorRT-LLM's legs goes first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleStyle {
     /// The context leg; its answer determines the generation leg.
@@ -107,14 +107,29 @@ pub enum ScheduleStyle {
 #[serde(transparent)]
 pub struct Secret(pub String);
 
+/// Shown in place of a secret.
+const REDACTED: &str = "…";
+
+impl Serialize for Secret {
+    /// Redacted: settings are shown at `/v1/config`.
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(REDACTED)
+    }
+}
+
+/// Serializes a secret without its text.
+pub(super) fn redacted<S: Serializer>(secret: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+    secret.as_ref().map(|_| REDACTED).serialize(to)
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
+        f.write_str(REDACTED)
     }
 }
 
 /// vLLM's `kv_role`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvRole {
     /// Either side, decided per request.
@@ -127,7 +142,7 @@ pub enum KvRole {
 }
 
 /// `[[backends]]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackendSettings {
     /// Name in logs, metrics and commands.
@@ -199,11 +214,11 @@ pub struct BackendSettings {
     pub kv_capacity: Option<Tokens>,
     /// Prior of the prefill cost, used until prefills were observed: base + n × per_token +
     /// (n·x + n²/2) × per_attention for n new tokens after x cached ones.
-    #[serde(deserialize_with = "prefill_prior")]
+    #[serde(deserialize_with = "prefill_prior", serialize_with = "prefill_with_units")]
     pub prefill_prior: PrefillModel,
     /// Prior of the decode step cost, used until steps were observed: base + n × per_stream +
     /// k × per_kv_token for n streams with k KV tokens.
-    #[serde(deserialize_with = "decode_prior")]
+    #[serde(deserialize_with = "decode_prior", serialize_with = "decode_with_units")]
     pub decode_prior: DecodeModel,
 }
 
@@ -247,7 +262,7 @@ impl Default for BackendSettings {
 }
 
 /// `backends.prefill_prior`: the keys with their unit. Absent keys are those of an unknown model.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 struct PrefillPrior {
     #[serde(rename = "base_seconds")]
@@ -270,8 +285,13 @@ fn prefill_prior<'de, D: Deserializer<'de>>(from: D) -> Result<PrefillModel, D::
     Ok(PrefillModel { base, per_token, per_attention })
 }
 
+fn prefill_with_units<S: Serializer>(prior: &PrefillModel, to: S) -> Result<S::Ok, S::Error> {
+    let PrefillModel { base, per_token, per_attention } = *prior;
+    PrefillPrior { base, per_token, per_attention }.serialize(to)
+}
+
 /// `backends.decode_prior`, likewise.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 struct DecodePrior {
     #[serde(rename = "base_seconds")]
@@ -294,4 +314,9 @@ fn decode_prior<'de, D: Deserializer<'de>>(from: D) -> Result<DecodeModel, D::Er
     let DecodePrior { base, per_stream, free_streams, per_kv_token } =
         DecodePrior::deserialize(from)?;
     Ok(DecodeModel { base, per_stream, free_streams, per_kv_token })
+}
+
+fn decode_with_units<S: Serializer>(prior: &DecodeModel, to: S) -> Result<S::Ok, S::Error> {
+    let DecodeModel { base, per_stream, free_streams, per_kv_token } = *prior;
+    DecodePrior { base, per_stream, free_streams, per_kv_token }.serialize(to)
 }

@@ -1,12 +1,12 @@
 //! `[probe]` and `[outlier_ejection]`: health probes, ejection and slow start.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::defaults;
 
 /// `[probe]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbeSettings {
     /// Interval of the probes of one backend.
@@ -25,7 +25,7 @@ pub struct ProbeSettings {
 }
 
 /// `[outlier_ejection]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EjectionSettings {
     /// Window over which a backend's failures are counted.

@@ -1,12 +1,12 @@
 //! `[kubernetes]`, and how pods become backends.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 use crate::defaults;
 
 /// `[kubernetes]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubernetesSettings {
     /// URL of the API server; absent: the one of the cluster in which this pod runs, with its service
@@ -29,7 +29,7 @@ pub struct KubernetesSettings {
 
 /// `[kubernetes.role_labels]`: the role in force of each backend as a label of its pod. A label that the
 /// selector of the pod's owner contains is never written: the owner would replace the pod.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoleLabelSettings {
     /// Key of the label: `tidegate.dev/role`, or `llm-d.ai/role` for llm-d's endpoint picker.
@@ -41,7 +41,7 @@ pub struct RoleLabelSettings {
 }
 
 /// Labels by which a project says what a pod is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// llm-d: `llm-d.ai/role`.
@@ -64,7 +64,7 @@ pub enum Preset {
 }
 
 /// Which pods are backends, and at which ports.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PodSettings {
     /// Namespace of the pods; absent: `kubernetes.namespace`.

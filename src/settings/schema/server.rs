@@ -1,6 +1,6 @@
 //! `[server]`: listeners, limits of clients, TLS, CORS.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tidegate_types::Seconds;
@@ -8,7 +8,7 @@ use tidegate_types::Seconds;
 use crate::defaults;
 
 /// `[server]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerSettings {
     /// Addresses to listen on.
@@ -63,7 +63,7 @@ pub struct ServerSettings {
 }
 
 /// `[server.cors]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CorsSettings {
     /// Origins as browsers write them (`https://host`), or `*` for all.
@@ -81,7 +81,7 @@ pub struct CorsSettings {
 
 /// Meaning of a client's half-close. The client may have disconnected or may be waiting for its answer;
 /// only a write shows which.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HalfClose {
     /// The client is answered. After 1 s without an answer a `100 Continue`, or a comment in a stream,
@@ -102,7 +102,7 @@ impl ServerSettings {
 }
 
 /// `[server.tls]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsSettings {
     /// Certificate chain, PEM.
@@ -116,7 +116,7 @@ pub struct TlsSettings {
 }
 
 /// `client_auth`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
     /// A connection without a valid certificate is refused.

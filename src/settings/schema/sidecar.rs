@@ -1,12 +1,12 @@
 //! `[sidecar]`: tidegate in an engine's pod, in place of llm-d's pd-sidecar.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::defaults;
 
 /// `[sidecar]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SidecarSettings {
     /// Networks and addresses of the gateways whose `x-prefiller-host-port` is followed, for example

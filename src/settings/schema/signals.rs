@@ -1,12 +1,12 @@
 //! `[signals]`: metrics of engines and readings of GPUs.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::defaults;
 
 /// `[signals]`
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SignalSettings {
     /// Interval of scraping the engines' `/metrics`; 0: never.

@@ -26,7 +26,7 @@ use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_scheduler::learn::Estimates;
-use tidegate_types::{BackendId, Moment, RequestId, Slo, Tokens};
+use tidegate_types::{BackendId, Moment, RequestId, Tokens};
 
 use crate::backends::stored_objects::StoredObjects;
 use roster::Roster;
@@ -44,8 +44,6 @@ pub struct Fleet {
     pub stored: StoredObjects,
     /// Requests between arrival and settlement.
     pub registry: InflightRegistry,
-    /// The TTFT and TPOT targets.
-    slo: Slo,
 }
 
 impl Fleet {
@@ -55,7 +53,6 @@ impl Fleet {
         table: RoutingTable,
         estimates: Estimates,
         prefixes: PrefixIndex,
-        slo: Slo,
     ) -> Fleet {
         Fleet {
             roster: Roster::new(backends),
@@ -64,13 +61,7 @@ impl Fleet {
             prefixes,
             stored: StoredObjects::default(),
             registry: InflightRegistry::default(),
-            slo,
         }
-    }
-
-    /// The TTFT and TPOT targets.
-    pub fn slo(&self) -> Slo {
-        self.slo
     }
 
     /// The current table. Never blocks.

@@ -18,8 +18,6 @@ const FIRST_BYTES: Seconds = Seconds(0.5);
 pub struct DataApp {
     /// State shared by all requests.
     pub proxy: Arc<Proxy>,
-    /// Longest time for a request head, between two parts of a body, and between two requests.
-    pub patience: Seconds,
 }
 
 impl App for DataApp {
@@ -33,7 +31,9 @@ impl App for DataApp {
         client: ConnectedClient,
         stop: watch::Receiver<bool>,
     ) {
-        let (proxy, patience) = (Arc::clone(&self.proxy), self.patience);
+        let proxy = Arc::clone(&self.proxy);
+        // Longest time for a request head, between two parts of a body, and between two requests.
+        let patience = proxy.settings.load().values.server.keepalive;
         drop(self);
         let first = tokio::time::timeout(patience.to_duration(), preface::version(io));
         let first = tokio::select! {

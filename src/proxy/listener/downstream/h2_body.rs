@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use tidegate_types::Moment;
+use tidegate_types::{Moment, Seconds};
 use tokio::time::sleep;
 
 use super::http2::Stream;
@@ -41,22 +41,26 @@ pub(super) struct H2Body {
 
 impl H2Body {
     /// The answer's body, with a stall check if it is incomplete.
-    pub(super) fn new(proxy: Arc<Proxy>, body: RelayBody, stream: Stream) -> H2Body {
+    pub(super) fn new(
+        proxy: Arc<Proxy>,
+        stall: Seconds,
+        body: RelayBody,
+        stream: Stream,
+    ) -> H2Body {
         let (ended, hint) = (body.is_end_stream(), body.size_hint());
         let held = Arc::new(WatchedBody {
             body: AtomicCell::new(Some(Box::new(body))),
             blocked_since: AtomicU64::new(proxy.clock.now().0),
         });
         if !ended {
-            tokio::spawn(watch(Arc::clone(&proxy), Arc::downgrade(&held)));
+            tokio::spawn(watch(Arc::clone(&proxy), stall, Arc::downgrade(&held)));
         }
         H2Body { proxy, held, ended, hint, _stream: stream }
     }
 }
 
-/// Drops the body of a client that does not read; ends with the stream.
-async fn watch(proxy: Arc<Proxy>, held: Weak<WatchedBody>) {
-    let limit = proxy.client_stall;
+/// Drops the body of a client that does not read for `limit`; ends with the stream.
+async fn watch(proxy: Arc<Proxy>, limit: Seconds, held: Weak<WatchedBody>) {
     loop {
         sleep((limit / CHECKS_PER_LIMIT).to_duration()).await;
         let Some(held) = held.upgrade() else { return };

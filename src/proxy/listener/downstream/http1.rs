@@ -18,6 +18,7 @@ use tidegate_engine::{ApiError, ErrorForm};
 use tidegate_http1::{
     CONTINUE, Date, Framing, HeadError, RequestHead, ResponseFraming, write_response,
 };
+use tidegate_settings::ServerSettings;
 use tidegate_types::Seconds;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ use super::presence::{Presence, PresenceStep};
 use super::reading::{BodyReadError, HeadReadError, RequestReader};
 use super::writing::ResponseWriter;
 use crate::dispatch::context::Proxy;
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::listener::client_socket::DetectReset;
 use crate::listener::front::ConnectedClient as Peer;
 use crate::request::body::RelayBody;
@@ -82,6 +84,8 @@ struct Client {
     is_1_1: bool,
     after: After,
     presence: Presence,
+    /// Time without progress after which the client counts as stalled.
+    stall: Duration,
 }
 
 /// Serves a connection until the client or the proxy closes it.
@@ -158,44 +162,46 @@ async fn exchange<Io>(
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
-    let arrived = proxy.clock.now();
+    let (arrived, settings) = (proxy.clock.now(), proxy.settings.load_full());
     let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
     let upgrades = asked.upgrades;
     // Bytes after a refused handshake must not be parsed as a request.
     let keeps_alive = asked.keeps_alive && !upgrades;
     let mut head = Request::new(()).into_parts().0;
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
-    let (body, rest) = read(proxy, reader, &head, framing, expects_continue).await?;
+    let (body, rest) = read(proxy, &settings, reader, &head, (framing, expects_continue)).await?;
     let after = match (rest, keeps_alive && !stopping) {
         (Rest::None, true) => After::Next,
         (Rest::None, false) => After::Close,
         (Rest::Unread, _) => After::CloseUnread,
     };
     let (subject, peer) = (peer.subject.clone(), peer.address);
-    let asked = intake::ReceivedRequest { head, body, upgrades, arrived, subject, peer };
+    let ServerSettings { half_close, client_stall, .. } = settings.values.server;
+    let asked = intake::ReceivedRequest { settings, head, body, upgrades, arrived, subject, peer };
     // Boxed: unboxed, the connection would keep 5 KB during a stream. Constructed in place, because the
     // future is large.
     let room = Box::new_uninit();
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
-    let mut presence = Presence::new(proxy.half_close);
+    let mut presence = Presence::new(half_close);
     let response = answered(reader, handling, is_1_1, &mut presence).await?;
-    send(proxy, reader, Client { method, is_1_1, after, presence }, response).await
+    let client = Client { method, is_1_1, after, presence, stall: client_stall.to_duration() };
+    send(proxy, reader, client, response).await
 }
 
 /// Reads a request's body. Returns it or its refusal, and the unread part.
 async fn read<Io>(
     proxy: &Proxy,
+    settings: &SettingsInForce,
     reader: &mut RequestReader<Io>,
     head: &Parts,
-    framing: Framing,
-    expects_continue: bool,
+    (framing, expects_continue): (Framing, bool),
 ) -> Result<(Result<ReceivedBody, ApiError>, Rest), ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     // A body above the whole budget never fits: 413, not 503.
-    let max = proxy.body_max.min(proxy.bodies.max());
-    if let Err(refused) = intake::admit_head(proxy, head) {
+    let max = settings.values.server.body_max_bytes.min(proxy.bodies.max());
+    if let Err(refused) = intake::admit_head(proxy, settings, head) {
         // A body that arrived with its head is skipped, and the connection stays open.
         return Ok((Err(refused), skip(reader, framing)));
     }
@@ -252,8 +258,15 @@ where
     };
     tracing::debug!("a request was not understood: {error}");
     proxy.metrics.refused(None, answer.status);
-    let presence = Presence::new(proxy.half_close);
-    let client = Client { method: Method::GET, is_1_1: true, after: After::CloseUnread, presence };
+    let settings = proxy.settings.load_full();
+    let server = &settings.values.server;
+    let client = Client {
+        method: Method::GET,
+        is_1_1: true,
+        after: After::CloseUnread,
+        presence: Presence::new(server.half_close),
+        stall: server.client_stall.to_duration(),
+    };
     send(proxy, reader, client, respond::error(&answer, ErrorForm::OpenAi)).await
 }
 
@@ -316,10 +329,10 @@ async fn send<Io>(
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
-    let Client { method, is_1_1, mut after, mut presence } = client;
+    let Client { method, is_1_1, mut after, mut presence, stall: patience } = client;
     let (head, body) = response.into_parts();
     if let RelayBody::Websocket(tunnel) = body {
-        return carry(proxy, reader, &head, *tunnel).await;
+        return carry(proxy, reader, patience, &head, *tunnel).await;
     }
     let framing = ResponseFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
     let ends = framing == ResponseFraming::UntilClose || proxy.is_draining();
@@ -331,7 +344,6 @@ where
     let written = write_response(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
     let mut writer = ResponseWriter::new(written, framing, body);
     let mut stall = Stall::default();
-    let patience = proxy.client_stall.to_duration();
     poll_fn(|context| match writer.poll_send(&mut reader.io, context) {
         Poll::Ready(sent) => Poll::Ready(sent.map_err(ClosedEarly::Io)),
         Poll::Pending if stall.is_over(writer.blocked_at(), patience, context) => {
@@ -365,6 +377,7 @@ fn date(proxy: &Proxy) -> Date {
 async fn carry<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
+    stall: Duration,
     head: &http::response::Parts,
     tunnel: Tunnel,
 ) -> Result<After, ClosedEarly>
@@ -377,7 +390,7 @@ where
         reader.io.write_all(&head).await?;
         reader.io.flush().await
     };
-    let sent = timeout(proxy.client_stall.to_duration(), sending).await;
+    let sent = timeout(stall, sending).await;
     sent.map_err(|_| ClosedEarly::Stalled)??;
     let (ahead, idle) = (reader.take_ahead(), Seconds::from(reader.patience));
     // Boxed: unboxed, it would enlarge every connection's future.

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::h2_body::H2Body;
 use super::pace::allowance;
 use crate::dispatch::context::Proxy;
+use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::listener::front::ConnectedClient;
 use crate::request::handle as request;
 use crate::request::intake::{self, ReceivedBody, ReceivedRequest};
@@ -54,8 +55,9 @@ pub async fn serve<Io>(
         async move {
             let mut received = read(&proxy, patience, incoming, client.address).await;
             received.subject = client.subject;
+            let stall = received.settings.values.server.client_stall;
             let answer = request::handle(Arc::clone(&proxy), received).await;
-            Ok::<_, Infallible>(answer.map(|body| H2Body::new(proxy, body, stream)))
+            Ok::<_, Infallible>(answer.map(|body| H2Body::new(proxy, stall, body, stream)))
         }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -132,11 +134,12 @@ impl Drop for Stream {
 /// 408 if it is too slow, 413 if it is too large, 503 beyond the budget, 400 if it is incomplete.
 async fn body(
     proxy: &Proxy,
+    settings: &SettingsInForce,
     patience: Seconds,
     mut body: Incoming,
 ) -> Result<ReceivedBody, ApiError> {
     // A body above the whole budget never fits: 413, not 503.
-    let max = proxy.body_max.min(proxy.bodies.max());
+    let max = settings.values.server.body_max_bytes.min(proxy.bodies.max());
     let too_large = || ApiError::too_large(max);
     let announced = body.size_hint().exact();
     let length = usize::try_from(announced.unwrap_or(0)).map_err(|_| too_large())?;
@@ -172,12 +175,12 @@ async fn read(
     incoming: Request<Incoming>,
     peer: IpAddr,
 ) -> ReceivedRequest {
-    let arrived = proxy.clock.now();
+    let (arrived, settings) = (proxy.clock.now(), proxy.settings.load_full());
     let (head, incoming) = incoming.into_parts();
-    let body = match intake::admit_head(proxy, &head) {
+    let body = match intake::admit_head(proxy, &settings, &head) {
         Err(error) => Err(error),
-        Ok(()) => body(proxy, patience, incoming).await,
+        Ok(()) => body(proxy, &settings, patience, incoming).await,
     };
     // Websockets over h2 (RFC 8441) are not supported: SETTINGS_ENABLE_CONNECT_PROTOCOL is not sent.
-    ReceivedRequest { head, body, upgrades: false, arrived, subject: None, peer }
+    ReceivedRequest { settings, head, body, upgrades: false, arrived, subject: None, peer }
 }

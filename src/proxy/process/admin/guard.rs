@@ -13,11 +13,11 @@ use super::dashboard;
 
 /// The `[admin]` settings that control access.
 #[derive(Default)]
-pub struct Guard {
+pub struct Guard<'a> {
     /// Accepted bearer tokens; empty: no token is required.
-    pub tokens: Vec<String>,
+    pub tokens: &'a [String],
     /// Further accepted values of `Host`, without a port.
-    pub hosts: Vec<String>,
+    pub hosts: &'a [String],
 }
 
 /// Status and text of a refusal.
@@ -26,7 +26,7 @@ pub type Refusal = (StatusCode, &'static str);
 /// Suffixes of cluster-internal names, which public DNS does not resolve.
 const INTERNAL: [&str; 3] = [".svc", ".cluster.local", ".localhost"];
 
-impl Guard {
+impl Guard<'_> {
     /// Checks a request.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Guard {
         same_origin(head, host)?;
         // The page contains no data; it prompts for the token and sends it with each request for data.
         if !self.tokens.is_empty() && !is_page(head) {
-            bears(&head.headers, &self.tokens)?;
+            bears(&head.headers, self.tokens)?;
         }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         match reads || is_json(&head.headers) {
@@ -166,14 +166,14 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn status(guard: &Guard, method: &str, headers: &[(&str, &str)]) -> u16 {
+    fn status(guard: &Guard<'_>, method: &str, headers: &[(&str, &str)]) -> u16 {
         let admitted = guard.admit(&head(method, "/v1/fleet", headers));
         admitted.err().map_or(200, |(status, _)| status.as_u16())
     }
 
     #[test]
     fn foreign_pages_are_refused_and_operators_are_not() {
-        let guard = Guard { tokens: Vec::new(), hosts: vec!["gate.example".to_owned()] };
+        let guard = Guard { tokens: &[], hosts: &["gate.example".to_owned()] };
         const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
         let local = ("host", "127.0.0.1:9090");
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
@@ -246,8 +246,8 @@ mod tests {
     #[test]
     fn a_token_is_required_except_for_probes() {
         let guard = Guard {
-            tokens: vec!["0123456789abcdef".to_owned(), "fedcba9876543210".to_owned()],
-            hosts: Vec::new(),
+            tokens: &["0123456789abcdef".to_owned(), "fedcba9876543210".to_owned()],
+            hosts: &[],
         };
         let bearer = |key: &'static str| ("authorization", key);
         assert_eq!(status(&guard, "GET", &[]), 401);

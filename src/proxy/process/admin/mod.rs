@@ -17,6 +17,7 @@ use http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -39,9 +40,8 @@ use crate::dispatch::context::Proxy;
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
 
-pub use guard::Guard;
-
 use events::AdminBody;
+use guard::Guard;
 use what_if::{Question, Refused, WhatIf};
 
 /// Path of one request, before its id.
@@ -65,10 +65,6 @@ pub struct AdminApp {
     pub commands: mpsc::Sender<Command>,
     /// Channel for added and removed backends.
     pub fleet_updates: mpsc::Sender<FleetUpdate>,
-    /// Access control.
-    pub guard: Guard,
-    /// Hold of a flip whose request gives none.
-    pub flip_hold: Seconds,
     /// Simulations on recent arrivals.
     pub what_if: Arc<WhatIf>,
 }
@@ -125,9 +121,15 @@ impl AdminApp {
         answer
     }
 
+    fn admit(&self, head: &Parts) -> Result<(), guard::Refusal> {
+        let settings = self.proxy.settings.load();
+        let hosts = &settings.values.admin.hosts;
+        Guard { tokens: &settings.admin_tokens, hosts }.admit(head)
+    }
+
     async fn find(&self, request: Request<Incoming>, stop: &watch::Receiver<bool>) -> Answer {
         let (head, body) = request.into_parts();
-        if let Err((status, why)) = self.guard.admit(&head) {
+        if let Err((status, why)) = self.admit(&head) {
             let mut answer = problem(status, why.to_owned());
             if status == StatusCode::UNAUTHORIZED {
                 answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -251,7 +253,8 @@ impl AdminApp {
             Err(answer) => return *answer,
         };
         let pinned = backend.pin().is_some_and(|pin| pin.until.is_none());
-        let hold = match hold(&change, pinned, self.flip_hold) {
+        let flip_hold = self.proxy.settings.load().values.admin.flip_hold;
+        let hold = match hold(&change, pinned, flip_hold) {
             Ok(hold) => hold,
             Err(why) => return problem(StatusCode::BAD_REQUEST, why),
         };

@@ -36,7 +36,7 @@ pub async fn run(proxy: Arc<Proxy>) {
     let (mut time, mut samples, mut arrived) = (EngineTime::default(), 0, arrivals(&proxy));
     loop {
         ticks.tick().await;
-        time.sample(&proxy.fleet, &proxy.fleet.table(), proxy.placement.chunk);
+        time.sample(&proxy.fleet, &proxy.fleet.table(), proxy.settings.load().placement.chunk);
         samples += 1;
         if samples < SAMPLES {
             drop(proxy.arrivals.collect(proxy.clock.now()));
@@ -68,7 +68,7 @@ fn point(proxy: &Proxy, (prefill, decode): (f64, f64), arrived: u64) -> Point {
         arrived,
         ..Point::default()
     };
-    let slo = proxy.fleet.slo();
+    let slo = proxy.settings.load().placement.slo;
     point.with_roles(&proxy.fleet.table()).with_latencies(&records, now, &slo)
 }
 

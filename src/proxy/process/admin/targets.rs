@@ -45,7 +45,7 @@ struct Percentiles {
 
 /// Attainment and latencies of the last five minutes.
 pub fn targets(proxy: &Proxy) -> TargetsView {
-    let (now, slo) = (proxy.clock.now(), proxy.fleet.slo());
+    let (now, slo) = (proxy.clock.now(), proxy.settings.load().placement.slo);
     let models = proxy.arrivals.collect(now).latencies(now, &slo);
     TargetsView {
         ttft_seconds: slo.ttft.get(),

@@ -187,7 +187,7 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
         Some(seconds) if (1e-4..=3600.0).contains(&seconds) => Ok(Seconds(seconds)),
         Some(seconds) => Err(format!("a target of {seconds} s is outside 0.0001 to 3600 s")),
     };
-    let slo = proxy.fleet.slo();
+    let slo = proxy.settings.load().placement.slo;
     let slo = Slo {
         ttft: target(question.ttft_seconds, slo.ttft)?,
         tpot: target(question.tpot_seconds, slo.tpot)?,
@@ -213,7 +213,7 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
         ));
     }
     let FleetCosts { prefill, decode, transfer, kv_capacity, streams_max, hit_share, .. } = now;
-    let chunk = proxy.placement.chunk;
+    let chunk = proxy.settings.load().placement.chunk;
     Ok(Scenario {
         arrivals,
         engines,
