@@ -149,22 +149,22 @@ impl Learning {
         self.fits.take(finished, now);
     }
 
-    /// Ends the observation of steps that no further prompt can belong to, and gives `ledger` the
-    /// share of predicted hits that is real.
+    /// Ends the observation of steps that no further prompt can belong to, samples decode work and
+    /// gives `ledger` the share of predicted hits that is real.
     pub(crate) fn settle(&mut self, ledger: &mut Ledger, now: Moment) {
         self.fits.settle(now);
+        self.fits.watch_decodes(ledger.balances(), now);
         for on in ledger.engines() {
             ledger.set_hit_share(on, self.fits.hit_share(on).0);
         }
     }
 
-    /// Once per [`PUBLISH_EVERY`], samples decode work and gives `ledger` the learned models.
+    /// Gives `ledger` the learned models, once per [`PUBLISH_EVERY`].
     pub(crate) fn publish(&mut self, ledger: &mut Ledger, now: Moment) {
         if now - self.published_at < PUBLISH_EVERY {
             return;
         }
         self.published_at = now;
-        self.fits.watch_decodes(ledger.balances(), now);
         self.estimates = self.fits.estimates().clone();
         for on in ledger.engines() {
             let (prefill, decode) = self.fits.models(on, ledger.engines());

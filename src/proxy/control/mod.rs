@@ -178,6 +178,9 @@ impl Control {
         if now - self.watched_at >= self.watch_takes.rest() {
             let began = self.proxy.clock.now();
             streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
+            let backends = self.proxy.fleet.backends();
+            let balances = backends.iter().map(|backend| backend.account.balance());
+            self.fits.watch_decodes(balances, began);
             self.watched_at = now;
             self.watch_takes.took(self.proxy.clock.now() - began);
             // The end of a step wakes the dispatcher before all of its tokens are counted; the
@@ -186,9 +189,6 @@ impl Control {
         }
         if now - self.published_at >= PUBLISH_EVERY {
             self.published_at = now;
-            let backends = self.proxy.fleet.backends();
-            let balances = backends.iter().map(|backend| backend.account.balance());
-            self.fits.watch_decodes(balances, now);
             self.publish_costs();
             self.publish_outlook();
             self.recording.flush();

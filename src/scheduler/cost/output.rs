@@ -1,5 +1,6 @@
 //! Expected output tokens of a request, learned from finished requests.
 
+use crate::tuning::OUTPUT_PRIOR;
 use tidegate_types::Tokens;
 
 /// One class per power of two of `max_tokens`; the last one is for requests without a limit.
@@ -11,8 +12,6 @@ const PROMPTS: usize = 24;
 const MEMORY: f64 = 200.0;
 /// Number of requests at which a class's mean has the same weight as the mean of its parent.
 const TRUST_AT: f64 = 8.0;
-/// Expected output tokens before the first answer.
-const PRIOR: Tokens = Tokens(256);
 /// Larger than any answer; larger counts come from a faulty engine and are ignored.
 const EMITTED_MAX: u64 = 10_000_000;
 
@@ -42,7 +41,7 @@ struct Mean {
 
 impl Default for OutputEstimate {
     fn default() -> OutputEstimate {
-        OutputEstimate::new(PRIOR)
+        OutputEstimate::new(OUTPUT_PRIOR)
     }
 }
 

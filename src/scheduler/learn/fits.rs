@@ -5,7 +5,9 @@ use crate::cost::{
 };
 use crate::inflight::Balance;
 use crate::learn::cache::{CacheTruth, HitSource};
+use crate::learn::decode_runs::DecodeRuns;
 use crate::learn::hand_offs::HandOffFits;
+use crate::learn::peers::{Cost, Learned, median};
 use crate::learn::rivals::Rivals;
 use crate::learn::steps::{Hypotheses, Step, Steps};
 use crate::learn::{PrefillSample, Sample};
@@ -40,6 +42,9 @@ const STEPS_KNOWN: u64 = 4;
 /// of the answer's time.
 const STEPS_SHARE_MAX: f64 = 0.5;
 
+/// Observations that move a fit away from its prior: `HELD_WEIGHT` in `robust_regression.rs`.
+const MOVES_AFTER: u64 = 4;
+
 /// The regressions of all backends.
 pub struct Fits {
     backends: Vec<BackendFit>,
@@ -50,6 +55,7 @@ pub struct Fits {
 }
 
 struct BackendFit {
+    priors: Priors,
     prefill: PrefillFit,
     /// Whether the prior is the default and no prefill has been measured precisely yet.
     guessed: bool,
@@ -57,16 +63,7 @@ struct BackendFit {
     steps: Steps,
     cache: CacheTruth,
     rivals: Rivals,
-    /// The backend's account at the previous sample.
-    before: Option<Look>,
-}
-
-/// A sample of a backend's decode work.
-#[derive(Clone, Copy)]
-struct Look {
-    at: Moment,
-    emitted: Tokens,
-    streams: u32,
+    decode_runs: DecodeRuns,
 }
 
 impl Fits {
@@ -141,42 +138,37 @@ impl Fits {
         self.backends[backend.index()].cache.share()
     }
 
-    /// Samples every backend's decode work, given the accounts by backend slot. The mean inter-token gap of a stream is elapsed time ×
-    /// streams / tokens since the previous sample. Samples during which the backend prefilled, or
-    /// its number of streams changed, are skipped.
+    /// Samples every backend's decode work, given the accounts by backend slot. Called every few
+    /// milliseconds: a step is timed by the samples around its end.
     pub fn watch_decodes(&mut self, accounts: impl Iterator<Item = Balance>, now: Moment) {
         for (balance, fit) in accounts.zip(&mut self.backends) {
-            let look = Look { at: now, emitted: balance.emitted, streams: balance.streams };
-            let before = fit.before.replace(look);
-            let Some(before) = before.filter(|_| balance.prefill_legs == 0) else { continue };
-            let tokens = (look.emitted - before.emitted).as_f64();
-            if before.streams == look.streams && look.streams > 0 && tokens > 0.0 {
-                let gap = (now - before.at) * (f64::from(look.streams) / tokens);
-                fit.decode.observe(look.streams, balance.kv, gap);
+            if let Some(steps) = fit.decode_runs.sample(&balance, now) {
+                fit.decode.observe(steps.streams, steps.kv, steps.gap);
             }
         }
     }
 
-    /// The learned costs of a backend. A backend without prior and observations takes the model of
-    /// the first of `peers` that has observations: with a default that overestimates the cost it
-    /// would receive no work to learn from.
+    /// The learned costs of a backend. While its own observations of one kind of work are too few to
+    /// move the fit, the cost is its prior with the correction that the observations of `peers` show:
+    /// an engine believed to be too slow would receive no work to learn from. Its own slowness at the
+    /// other kind of work applies to both: a throttled GPU is slow at prefill and decode.
     pub fn models(
         &self,
         backend: BackendId,
         peers: impl Iterator<Item = BackendId> + Clone,
     ) -> (PrefillModel, DecodeModel) {
         let fit = &self.backends[backend.index()];
-        let mut peers = peers.map(|peer| &self.backends[peer.index()]);
-        let (mut prefill, mut decode) = (fit.prefill.model(), fit.decode.model());
-        if fit.prefill.observations() == 0 && prefill == PrefillModel::default() {
-            let seen = peers.clone().find(|peer| peer.prefill.observations() > 0);
-            prefill = seen.map_or(prefill, |peer| peer.prefill.model());
+        let (prefill, decode) = (fit.learned_prefill(), fit.learned_decode());
+        if let (Some(prefill), Some(decode)) = (prefill, decode) {
+            return (prefill.model, decode.model);
         }
-        if fit.decode.observations() == 0 && decode == DecodeModel::default() {
-            let seen = peers.find(|peer| peer.decode.observations() > 0);
-            decode = seen.map_or(decode, |peer| peer.decode.model());
-        }
-        (prefill, decode)
+        let peers = peers.map(|peer| &self.backends[peer.index()]);
+        let prefills = median(peers.clone().filter_map(BackendFit::learned_prefill));
+        let decodes = median(peers.filter_map(BackendFit::learned_decode));
+        (
+            cost(fit.priors.prefill, prefill, prefills, slowness(decode, decodes)),
+            cost(fit.priors.decode, decode, decodes, slowness(prefill, prefills)),
+        )
     }
 
     /// Takes the groups of the routing table, by backend slot.
@@ -196,16 +188,29 @@ impl Fits {
 }
 
 impl BackendFit {
+    /// The prefill cost; `None` while the observations are too few to move the fit.
+    fn learned_prefill(&self) -> Option<Learned<PrefillModel>> {
+        let learned = Learned { prior: self.priors.prefill, model: self.prefill.model() };
+        (self.prefill.observations() >= MOVES_AFTER).then_some(learned)
+    }
+
+    /// The decode cost; `None` while the observations are too few to move the fit.
+    fn learned_decode(&self) -> Option<Learned<DecodeModel>> {
+        let learned = Learned { prior: self.priors.decode, model: self.decode.model() };
+        (self.decode.observations() >= MOVES_AFTER).then_some(learned)
+    }
+
     fn new(priors: Priors) -> BackendFit {
         let guessed = priors.prefill == PrefillModel::default();
         BackendFit {
+            priors,
             prefill: PrefillFit::new(priors.prefill),
             guessed,
             decode: DecodeFit::new(priors.decode),
             steps: Steps::default(),
             cache: CacheTruth::new(!guessed),
             rivals: Rivals::new(priors.prefill),
-            before: None,
+            decode_runs: DecodeRuns::default(),
         }
     }
 
@@ -271,6 +276,19 @@ impl BackendFit {
         }
         self.prefill.observe_between(&prompts.hit, Seconds::ZERO, most);
     }
+}
+
+/// A backend's cost of one kind of work: its own, or that of the median peer times its slowness.
+fn cost<M: Cost>(prior: M, own: Option<Learned<M>>, peer: Option<Learned<M>>, slowness: f64) -> M {
+    match (own, peer) {
+        (Some(own), _) => own.model,
+        (None, Some(peer)) => peer.correct(prior).scaled(slowness),
+        (None, None) => prior,
+    }
+}
+
+fn slowness<M: Cost>(own: Option<Learned<M>>, peer: Option<Learned<M>>) -> f64 {
+    own.zip(peer).map_or(1.0, |(own, peer)| own.slowness(&peer))
 }
 
 #[cfg(test)]

@@ -8,8 +8,10 @@
 //! Pure: the caller passes observations and times, and publishes the results at [`PUBLISH_EVERY`].
 
 mod cache;
+mod decode_runs;
 mod fits;
 mod hand_offs;
+mod peers;
 mod rivals;
 mod sample;
 mod steps;
@@ -20,6 +22,5 @@ pub use sample::{HandOffSample, PrefillSample, Sample};
 
 use tidegate_types::Seconds;
 
-/// Interval at which decode work is sampled ([`Fits::watch_decodes`]) and the learned costs are
-/// published to placement and planner.
+/// Interval at which the learned costs are published to placement and planner.
 pub const PUBLISH_EVERY: Seconds = Seconds(1.0);
