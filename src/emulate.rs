@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use tidegate_emulator::{
     EmulatedEngine, EmulatorConfig, LoadFailurePolicy, SglangMode, VllmConnector, VllmKvRole, start,
 };
-use tidegate_sim::Profile;
+use tidegate_sim::{Bursts, Profile};
 use tidegate_types::{Seconds, Tokens};
 
 /// Serve emulated engines.
@@ -70,6 +70,9 @@ pub struct Args {
     /// Report cached tokens in usage
     #[arg(long)]
     enable_prompt_tokens_details: bool,
+    /// Mean tokens of each stream in a step, as with speculative decoding; they leave in one chunk
+    #[arg(long, default_value_t = 1.0, value_name = "MEAN", value_parser = bursts)]
+    bursts: f64,
     /// Exit after this time
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<f64>,
@@ -129,6 +132,13 @@ pub fn profile(name: &str) -> Result<Profile, String> {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if seconds.is_finite() && seconds > 0.0 { Ok(seconds) } else { Err("not above 0".to_owned()) }
+}
+
+/// Parses the mean of bursts.
+fn bursts(text: &str) -> Result<f64, String> {
+    let mean: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    let means = 1.0..=Bursts::MEAN_MAX;
+    if means.contains(&mean) { Ok(mean) } else { Err(format!("not 1 to {}", Bursts::MEAN_MAX)) }
 }
 
 /// Runs until SIGINT, SIGTERM or the end of `--seconds`. Single-threaded: most work is in the
@@ -199,6 +209,7 @@ fn config(args: Args) -> EmulatorConfig {
         advertise: args.advertise,
         default_output: Tokens(args.default_output),
         max_queued: args.max_num_queued_reqs,
+        bursts: args.bursts,
         prefix_cache: args.enable_prefix_caching,
         prompt_tokens_details: args.enable_prompt_tokens_details,
         ..EmulatorConfig::default()

@@ -77,7 +77,9 @@ pub struct Args {
     #[arg(long)]
     prefix_caching: bool,
     /// Deviations from the engine model: none, noise:SIGMA, stalls, slow:FACTOR (one engine),
-    /// prior:FACTOR (error of the policies' cost prior), shared-link; combined with +
+    /// prior:FACTOR (error of the policies' cost prior), shared-link, preemption (of the sequence
+    /// that started last, when KV memory is exhausted), bursts:MEAN (tokens of a stream in a step:
+    /// speculative decoding); combined with +
     #[arg(long, default_value = "none", value_name = "WORD[+WORD…]")]
     disturb: Disturbance,
     /// Instead of the table: the smallest fleet, up to --engines, with which each policy reaches

@@ -132,6 +132,8 @@ pub struct EmulatorConfig {
     pub max_queued: Option<u32>,
     /// The host other engines reach this one by; `None` is the address it listens on.
     pub advertise: Option<String>,
+    /// Mean tokens of each stream in a step, 1 to 8: speculative decoding. They leave in one chunk.
+    pub bursts: f64,
 }
 
 impl Default for EmulatorConfig {
@@ -157,6 +159,7 @@ impl Default for EmulatorConfig {
             prompt_tokens_details: false,
             max_queued: None,
             advertise: None,
+            bursts: 1.0,
         }
     }
 }

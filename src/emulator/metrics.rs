@@ -36,7 +36,7 @@ pub fn page(engine: &EngineState) -> String {
     row("counter", "prefix_cache_hits_total", "", cached);
     row("counter", "external_prefix_cache_queries_total", "", computed + moved);
     row("counter", "external_prefix_cache_hits_total", "", moved);
-    row("counter", "num_preemptions_total", "", 0.0);
+    row("counter", "num_preemptions_total", "", of(&counters.preemptions));
     row("counter", "prompt_tokens_total", "", computed + cached + moved);
     let source = "prompt_tokens_by_source_total";
     row("counter", source, ",source=\"local_compute\"", computed);

@@ -77,11 +77,15 @@ impl TokenStream {
                 self.shape.role(out, i as u32);
             }
         }
-        for number in self.sent[i]..progress.tokens {
-            let last = progress.over && number + 1 == progress.tokens;
+        // With speculative decoding the tokens of a step leave in one chunk.
+        let bundles = self.answers.engine.config.bursts > 1.0;
+        let each = if bundles { progress.tokens - self.sent[i] } else { 1 };
+        for from in (self.sent[i]..progress.tokens).step_by(each as usize) {
+            let until = from + each;
+            let last = progress.over && until == progress.tokens;
             let handoff = if last { self.answers.settle(i) } else { None };
             let feed = &self.answers.all[i].feed;
-            self.shape.token(out, (i as u32, number), feed, last, handoff.as_deref());
+            self.shape.tokens(out, (i as u32, from..until), feed, last, handoff.as_deref());
         }
         self.sent[i] = progress.tokens;
     }

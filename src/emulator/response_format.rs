@@ -4,6 +4,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::HeaderMap;
 use std::fmt::Write;
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::answer_text;
@@ -105,20 +106,23 @@ impl ResponseFormat {
         out.put_slice(b",\"prompt_token_ids\":null,\"prompt_text\":null}\n\n");
     }
 
-    /// Writes token `number` of answer `i`; the last one has the finish reason and the hand-off.
-    pub fn token(
+    /// Writes these tokens of answer `i` as one chunk; the last one has the finish reason and the
+    /// hand-off.
+    pub fn tokens(
         &self,
         out: &mut BytesMut,
-        (i, number): (u32, u64),
+        (i, numbers): (u32, Range<u64>),
         feed: &TokenFeed,
         last: bool,
         handoff: Option<&str>,
     ) {
-        let word = answer_text::token(feed.kv(), i % self.answers_a_prompt, number);
         self.put(out, &self.head);
         self.number(out, "{\"index\":", u64::from(i));
         self.put(out, if self.chat { ",\"delta\":{\"content\":\"" } else { ",\"text\":\"" });
-        self.put(out, word);
+        for number in numbers.clone() {
+            let word = answer_text::token(feed.kv(), i % self.answers_a_prompt, number);
+            self.put(out, word);
+        }
         self.put(out, if self.chat { "\"}" } else { "\"" });
         self.put(out, ",\"logprobs\":null,\"finish_reason\":");
         if last {
@@ -133,7 +137,7 @@ impl ResponseFormat {
             false => ",\"prompt_token_ids\":null,\"token_ids\":null}]",
         };
         self.put(out, ids);
-        self.usage_so_far(out, number + 1);
+        self.usage_so_far(out, numbers.end);
         if let Some(handoff) = handoff {
             self.put(out, ",\"kv_transfer_params\":");
             self.put(out, handoff);

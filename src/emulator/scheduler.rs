@@ -91,6 +91,8 @@ impl Scheduler {
                 self.unreserve(tokens);
             }
             let step = self.engine.begin_step();
+            let preempted = self.engine.take_preempted().len() as u64;
+            Counters::add(&self.counters.preemptions, preempted);
             self.grant();
             self.publish();
             let Some(took) = step else {

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_sim::Engine;
+use tidegate_sim::{Bursts, Engine};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -114,7 +114,10 @@ impl EmulatorSlot {
         let listener = TcpListener::bind(address).await?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let engine = Arc::new(EngineState::new(config, listener.local_addr()?, commands, store));
-        let model = Engine::new(engine.config.profile);
+        let seed = u64::from(engine.address.port());
+        let model = Engine::new(engine.config.profile)
+            .with_preemption()
+            .with_bursts(Bursts::new(engine.config.bursts, seed));
         let scheduler = Scheduler::new(model, inbox, Arc::clone(&engine.counters));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(serve(listener, Arc::clone(&engine), scheduler, stopped));

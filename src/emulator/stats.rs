@@ -15,6 +15,7 @@ pub(crate) struct Counters {
     pub late_reads: AtomicU64,
     pub assertions: AtomicU64,
     pub aborts: AtomicU64,
+    pub preemptions: AtomicU64,
     pub finished: AtomicU64,
     pub errors: AtomicU64,
     pub prompt_computed: AtomicU64,
@@ -50,6 +51,8 @@ pub struct Stats {
     pub assertions: u64,
     /// Sequences cancelled by a client disconnect.
     pub aborts: u64,
+    /// Preemptions: the KV memory was exhausted.
+    pub preemptions: u64,
     /// Requests that ended without an error.
     pub finished: u64,
     /// Requests that failed after they were accepted.
@@ -94,6 +97,7 @@ impl Counters {
             late_reads: of(&self.late_reads),
             assertions: of(&self.assertions),
             aborts: of(&self.aborts),
+            preemptions: of(&self.preemptions),
             finished: of(&self.finished),
             errors: of(&self.errors),
             prompt_computed: of(&self.prompt_computed),

@@ -152,6 +152,12 @@ impl LoadClient {
             if more.tokens > 0 {
                 self.tokens(more.tokens, due, received);
             }
+            if let Some(usage) = more.usage {
+                // Exact where chunks bundle tokens.
+                let missing = usage.completion.get().saturating_sub(received.tokens);
+                received.tokens += missing;
+                self.progress.tokens(u32::try_from(missing).unwrap_or(u32::MAX));
+            }
             if more.error {
                 return Err(RequestFailure::ErrorEvent);
             }

@@ -55,7 +55,7 @@ struct Progress {
     gaps_from: u64,
     /// Largest gap between two tokens so far.
     gap_max: Seconds,
-    /// Time of its last token before a migration, until the next token.
+    /// Time of its last token before a migration or preemption, until the next token.
     paused_at: Option<Moment>,
     /// The request was refused.
     refused: bool,
@@ -78,6 +78,7 @@ pub(crate) struct Cluster<'a> {
     took: Vec<Seconds>,
     durations: Vec<StepDurations>,
     gaps: GapHistogram,
+    preemptions: u64,
     /// One for each engine; none when prefix caching is off.
     caches: Vec<PrefixCache>,
     /// Time at which the shared link has finished the transfers queued on it.
@@ -97,16 +98,17 @@ impl<'a> Cluster<'a> {
         let (fleet, disturbance) = (config.fleet(), config.disturbance);
         let engines = fleet.len();
         let count = trace.arrivals.len();
-        let physics = |(index, profile)| Engine::new(disturbance.physics(profile, index));
+        let engine = |(index, profile)| disturbance.engine(profile, index);
         let mut cluster = Cluster {
             trace,
-            engines: fleet.iter().enumerate().map(physics).collect(),
+            engines: fleet.iter().enumerate().map(engine).collect(),
             believed: config.believed_fleet(),
             disturbance,
             jitter: (0..engines).map(Jitter::new).collect(),
             took: vec![Seconds::ZERO; engines],
             durations: vec![StepDurations::default(); engines],
             gaps: GapHistogram::default(),
+            preemptions: 0,
             caches: if config.prefix_caching {
                 vec![PrefixCache::default(); engines]
             } else {
@@ -141,8 +143,9 @@ impl<'a> Cluster<'a> {
                 Happening::StepEnds { engine } => {
                     self.busy[engine] = false;
                     self.touched.push(engine);
-                    self.count_gaps(engine);
+                    let continuing = self.engines[engine].continuing();
                     self.engines[engine].end_step_quietly(&mut events);
+                    self.count_gaps(engine, continuing);
                     for event in events.drain(..) {
                         self.tell(router, engine, event);
                     }
@@ -207,6 +210,11 @@ impl<'a> Cluster<'a> {
     /// Returns the distribution of the gaps between tokens.
     pub(crate) fn gaps(&self) -> &GapHistogram {
         &self.gaps
+    }
+
+    /// Returns the number of preemptions; `None` if engines do not preempt.
+    pub(crate) fn preemptions(&self) -> Option<u64> {
+        self.disturbance.preemption.then_some(self.preemptions)
     }
 
     pub(crate) fn engine(&self, engine: usize) -> &Engine {
@@ -364,15 +372,15 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Counts the gaps that the engine's current step, which ends now, causes.
-    fn count_gaps(&mut self, engine: usize) {
-        let (on, took) = (&self.engines[engine], self.took[engine]);
-        let durations = &mut self.durations[engine];
-        if on.decoding() == 0 {
+    /// Counts the gaps of the engine's step that has just ended: one for each of the streams that
+    /// had a token before it.
+    fn count_gaps(&mut self, engine: usize, continuing: u64) {
+        let (took, durations) = (self.took[engine], &mut self.durations[engine]);
+        if continuing == 0 {
             durations.clear();
         }
-        durations.note(on.steps() + 1, took, self.now);
-        self.gaps.note(took, on.continuing());
+        durations.note(self.engines[engine].steps(), took, self.now);
+        self.gaps.note(took, continuing);
     }
 
     /// Closes the gaps of a stream that has left the engine, until its next token elsewhere.
@@ -432,7 +440,12 @@ impl<'a> Cluster<'a> {
             if self.busy[engine] {
                 continue;
             }
-            if let Some(took) = self.engines[engine].begin_step() {
+            let took = self.engines[engine].begin_step();
+            for id in self.engines[engine].take_preempted() {
+                self.preemptions += 1;
+                self.pause(id.0 as usize, engine);
+            }
+            if let Some(took) = took {
                 self.busy[engine] = true;
                 let took = self.jitter[engine].step(&self.disturbance, took);
                 self.took[engine] = took;

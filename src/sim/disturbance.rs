@@ -7,6 +7,8 @@ use std::str::FromStr;
 use thiserror::Error;
 use tidegate_types::Seconds;
 
+use crate::bursts::Bursts;
+use crate::engine::Engine;
 use crate::profile::Profile;
 use crate::random::SplitMix;
 
@@ -28,18 +30,30 @@ pub struct Disturbance {
     pub prior: f64,
     /// Hand-offs share one link and are transferred one after the other.
     pub shared_link: bool,
+    /// Engines preempt sequences when their KV memory is exhausted.
+    pub preemption: bool,
+    /// Mean tokens of each stream in a step: speculative decoding. 1 to 8.
+    pub bursts: f64,
 }
 
 impl Default for Disturbance {
     fn default() -> Disturbance {
-        Disturbance { noise: 0.0, stalls: false, slow: 1.0, prior: 1.0, shared_link: false }
+        Disturbance {
+            noise: 0.0,
+            stalls: false,
+            slow: 1.0,
+            prior: 1.0,
+            shared_link: false,
+            preemption: false,
+            bursts: 1.0,
+        }
     }
 }
 
 /// A command-line word that names no disturbance.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "{0:?} is no disturbance: use none, noise:SIGMA, stalls, slow:FACTOR, prior:FACTOR or shared-link, joined by +"
+    "{0:?} is no disturbance: use none, noise:SIGMA, stalls, slow:FACTOR, prior:FACTOR, shared-link, preemption or bursts:MEAN, joined by +"
 )]
 pub struct DisturbanceError(pub String);
 
@@ -60,6 +74,11 @@ impl FromStr for Disturbance {
                 "slow" => all.slow = factor()?,
                 "prior" => all.prior = factor()?,
                 "shared-link" => all.shared_link = true,
+                "preemption" => all.preemption = true,
+                "bursts" => {
+                    let means = 1.0..=Bursts::MEAN_MAX;
+                    all.bursts = number().filter(|mean| means.contains(mean)).ok_or_else(wrong)?;
+                }
                 _ => return Err(wrong()),
             }
         }
@@ -76,6 +95,8 @@ impl fmt::Display for Disturbance {
             (self.slow != none.slow).then(|| format!("slow:{}", self.slow)),
             (self.prior != none.prior).then(|| format!("prior:{}", self.prior)),
             self.shared_link.then(|| "shared-link".to_owned()),
+            self.preemption.then(|| "preemption".to_owned()),
+            (self.bursts != none.bursts).then(|| format!("bursts:{}", self.bursts)),
         ];
         let words: Vec<String> = words.into_iter().flatten().collect();
         f.write_str(if words.is_empty() { "none" } else { "" })?;
@@ -101,9 +122,12 @@ impl Disturbance {
         profile.scaled(self.prior)
     }
 
-    /// Returns the true profile of engine number `index`.
-    pub(crate) fn physics(&self, profile: &Profile, index: usize) -> Profile {
-        if index == 0 { profile.scaled(self.slow) } else { *profile }
+    /// Returns engine number `index` as it behaves.
+    pub(crate) fn engine(&self, profile: &Profile, index: usize) -> Engine {
+        let profile = if index == 0 { profile.scaled(self.slow) } else { *profile };
+        let seed = 0x6275_7273 + index as u64;
+        let engine = Engine::new(profile).with_bursts(Bursts::new(self.bursts, seed));
+        if self.preemption { engine.with_preemption() } else { engine }
     }
 }
 
@@ -145,10 +169,18 @@ mod tests {
 
     #[test]
     fn a_disturbance_survives_its_own_word() {
-        for word in ["none", "noise:0.05", "stalls", "slow:1.5", "prior:0.5+shared-link"] {
+        for word in [
+            "none",
+            "noise:0.05",
+            "stalls",
+            "slow:1.5",
+            "prior:0.5+shared-link",
+            "preemption+bursts:2",
+        ] {
             assert_eq!(word.parse::<Disturbance>().unwrap().to_string(), word);
         }
-        for word in ["", "slow", "slow:0", "noise:x", "noise:-1", "stall"] {
+        for word in ["", "slow", "slow:0", "noise:x", "noise:-1", "stall", "bursts:0.5", "bursts:9"]
+        {
             assert!(word.parse::<Disturbance>().is_err(), "{word}");
         }
     }

@@ -4,13 +4,17 @@
 //! A step gives each running decode one token, then spends the rest of `chunk` on prefill chunks in
 //! FIFO order. A prompt that does not fit the KV memory blocks those behind it.
 //!
-//! Every decode receives a token from each step it takes part in, so a stream's progress is the
-//! number of steps since its first token. A step without a first or last token therefore costs the
+//! Every decode receives the same number of tokens from each step it takes part in: one, or with
+//! [`Bursts`] several. A stream's progress is therefore the number of these tokens since its first.
+//! A step without a first or last token therefore costs the
 //! same for any number of streams ([`Engine::end_step_quietly`]).
+
+mod preempt;
 
 use std::collections::VecDeque;
 use tidegate_types::{Seconds, Tokens};
 
+use crate::bursts::Bursts;
 use crate::mocker;
 use crate::profile::{Profile, StepCost};
 
@@ -71,17 +75,21 @@ struct Prefilling {
     computed: u64,
     /// Prompt tokens in the current step.
     piece: u64,
+    /// Position in the order in which sequences started to run.
+    started: u64,
 }
 
-/// Decoding stream. Step `n` is the one that set [`Engine::steps`] to `n`.
+/// Decoding stream. Token `n` is the one that set [`Engine::tokens`] to `n`.
 #[derive(Clone, Copy, Debug)]
 struct Decoding {
     id: SeqId,
     prompt: u64,
-    /// Step that emits the first token.
+    /// Its first token.
     first: u64,
-    /// Step that emits the last token.
+    /// Its last token.
     last: u64,
+    /// Position in the order in which sequences started to run.
+    started: u64,
 }
 
 /// Token events to report.
@@ -105,13 +113,22 @@ pub struct Engine {
     kv_used: u64,
     /// KV tokens of decoding streams.
     kv_decoding: u64,
-    /// Number of steps ended.
-    steps: u64,
+    /// Tokens that a stream which decodes from the start would have: the number of steps ended if
+    /// there are no bursts.
+    tokens: u64,
     /// Lower bound of `last` over the decoding streams.
     next_last: u64,
     /// Streams that emit their first token in the current or next step.
     fresh: u64,
     in_step: bool,
+    /// Number of sequences that started to run.
+    started: u64,
+    /// Tokens of each stream in a step; `None`: one.
+    bursts: Option<Bursts>,
+    /// Whether sequences are preempted when the KV memory is exhausted.
+    preempts: bool,
+    /// Sequences preempted since [`Engine::take_preempted`].
+    preempted: Vec<SeqId>,
 }
 
 impl Engine {
@@ -125,11 +142,29 @@ impl Engine {
             held: Vec::new(),
             kv_used: 0,
             kv_decoding: 0,
-            steps: 0,
+            tokens: 0,
             next_last: u64::MAX,
             fresh: 0,
             in_step: false,
+            started: 0,
+            bursts: None,
+            preempts: false,
+            preempted: Vec::new(),
         }
+    }
+
+    /// Returns the engine with bursts of several tokens a step.
+    #[must_use]
+    pub fn with_bursts(self, bursts: Bursts) -> Engine {
+        Engine { bursts: Some(bursts).filter(|bursts| bursts.drafts() > 0), ..self }
+    }
+
+    /// Returns the engine with preemption: when the KV of the next step does not fit, the sequence
+    /// that started last goes back to the front of the queue, and its prompt and the tokens that it
+    /// has emitted are computed again.
+    #[must_use]
+    pub fn with_preemption(self) -> Engine {
+        Engine { preempts: true, ..self }
     }
 
     /// Returns the engine's constants.
@@ -168,7 +203,7 @@ impl Engine {
     pub fn extract(&mut self, id: SeqId) -> Option<(Tokens, Tokens)> {
         let at = self.decoding.iter().position(|stream| stream.id == id)?;
         let (stream, kv) = self.remove_stream(at);
-        Some((Tokens(kv), Tokens(stream.last - self.steps)))
+        Some((Tokens(kv), Tokens(stream.last - self.tokens)))
     }
 
     /// Frees a prefill-only sequence's KV, after its transfer or its expiry. Returns false if none
@@ -182,14 +217,17 @@ impl Engine {
 
     /// Begins a step and returns its duration; `None` if there is no work.
     pub fn begin_step(&mut self) -> Option<Seconds> {
-        self.start_waiting();
+        if !self.preempt() {
+            self.start_waiting();
+        }
         let decodes = self.decoding.len();
         if decodes == 0 && self.prefilling.is_empty() {
             return None;
         }
         let most = self.profile.chunk.get().saturating_sub(decodes as u64);
         let mut budget = most;
-        let mut compute = self.profile.t_seq * decodes as f64;
+        let verified = 1 + self.bursts.as_ref().map_or(0, Bursts::drafts);
+        let mut compute = self.profile.t_seq * (decodes as u64 * verified) as f64;
         for run in &mut self.prefilling {
             let piece = (run.sequence.prompt.get() - run.computed).min(budget);
             if piece == 0 {
@@ -260,19 +298,24 @@ impl Engine {
         Tokens(self.kv_decoding)
     }
 
-    /// Returns the number of steps ended. Each running stream received one token per step since its
-    /// first.
+    /// Returns a count that grows by one with each token that a running stream receives after its
+    /// first: by one a step, or with bursts by several.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.tokens
+    }
+
+    /// Returns the sequences preempted since the last call. Each runs again later on this engine.
+    pub fn take_preempted(&mut self) -> Vec<SeqId> {
+        std::mem::take(&mut self.preempted)
     }
 
     /// Removes a stream, and returns it with its KV tokens.
     fn remove_stream(&mut self, at: usize) -> (Decoding, u64) {
         let stream = self.decoding.remove(at);
-        let kv = stream.kv_after(self.steps);
+        let kv = stream.kv_after(self.tokens);
         self.kv_used -= kv;
         self.kv_decoding -= kv;
-        self.fresh -= u64::from(stream.first > self.steps);
+        self.fresh -= u64::from(stream.first > self.tokens);
         (stream, kv)
     }
 
@@ -280,22 +323,23 @@ impl Engine {
         if !std::mem::take(&mut self.in_step) {
             return;
         }
-        self.steps += 1;
+        let burst = self.bursts.as_mut().map_or(1, Bursts::draw);
+        self.tokens += burst;
         self.fresh = 0;
-        let emitted = self.decoding.len() as u64;
+        let emitted = self.decoding.len() as u64 * burst;
         self.kv_used += emitted;
         self.kv_decoding += emitted;
-        if tell == Tell::All || self.steps >= self.next_last {
-            self.end_streams(events, tell);
+        if tell == Tell::All || self.tokens >= self.next_last {
+            self.end_streams(burst, events, tell);
         }
         while let Some(run) = self.prefilling.front_mut().filter(|run| run.piece > 0) {
             run.computed += std::mem::take(&mut run.piece);
-            let sequence = run.sequence;
-            if run.computed < sequence.prompt.get() {
+            if run.computed < run.sequence.prompt.get() {
                 break;
             }
+            let run = *run;
             self.prefilling.pop_front();
-            self.end_prefill(sequence, events);
+            self.end_prefill(&run, events);
         }
     }
 
@@ -311,33 +355,41 @@ impl Engine {
         if !self.profile.counts_whole_answers {
             return (0, 0);
         }
-        let rest = |stream: &Decoding| stream.kv_after(stream.last) - stream.kv_after(self.steps);
+        let rest = |stream: &Decoding| stream.kv_after(stream.last) - stream.kv_after(self.tokens);
         let streams = self.decoding.iter().map(rest).sum();
         let answer = |run: &Prefilling| self.answer_counted(&run.sequence);
         (streams, streams + self.prefilling.iter().map(answer).sum::<u64>())
     }
 
-    /// Reports the streams' tokens and removes the streams that have ended.
-    fn end_streams(&mut self, events: &mut Vec<Event>, tell: Tell) {
-        let Engine { decoding, kv_used, kv_decoding, steps, next_last, .. } = self;
+    /// Reports the streams' `burst` tokens and removes the streams that have ended; tokens after a
+    /// stream's last are discarded.
+    fn end_streams(&mut self, burst: u64, events: &mut Vec<Event>, tell: Tell) {
+        let Engine { decoding, kv_used, kv_decoding, tokens, next_last, .. } = self;
         *next_last = u64::MAX;
+        let before = *tokens - burst;
         decoding.retain(|stream| {
-            let last = *steps >= stream.last;
+            let last = *tokens >= stream.last;
             if last {
-                let kv = stream.kv_after(*steps);
+                let kv = stream.kv_after(*tokens);
                 *kv_used -= kv;
                 *kv_decoding -= kv;
             } else {
-                *next_last = (*next_last).min(stream.next_told(*steps));
+                *next_last = (*next_last).min(stream.next_told(*tokens));
             }
-            if last || tell == Tell::All || *steps == stream.first {
-                events.push(Event::Token { id: stream.id, last });
+            let id = stream.id;
+            if tell == Tell::All {
+                let more = stream.last.min(*tokens) - before - u64::from(last);
+                events.extend((0..more).map(|_| Event::Token { id, last: false }));
+            }
+            if last || (tell == Tell::FirstAndLast && stream.first > before) {
+                events.push(Event::Token { id, last });
             }
             !last
         });
     }
 
-    fn end_prefill(&mut self, sequence: Sequence, events: &mut Vec<Event>) {
+    fn end_prefill(&mut self, run: &Prefilling, events: &mut Vec<Event>) {
+        let sequence = run.sequence;
         let (id, prompt) = (sequence.id, sequence.prompt.get());
         if sequence.work == Work::PrefillOnly {
             self.held.push((id, prompt));
@@ -351,16 +403,16 @@ impl Engine {
         } else {
             self.kv_used += 1;
             self.kv_decoding += prompt + 1;
-            self.stream(sequence, self.steps);
+            self.stream(sequence, self.tokens, run.started);
         }
     }
 
-    /// Adds a stream whose first token is emitted by step `first`.
-    fn stream(&mut self, sequence: Sequence, first: u64) {
+    /// Adds a stream whose first token is number `first`.
+    fn stream(&mut self, sequence: Sequence, first: u64, started: u64) {
         let last = first + sequence.output.get().saturating_sub(1);
         let prompt = sequence.prompt.get();
-        let stream = Decoding { id: sequence.id, prompt, first, last };
-        self.next_last = self.next_last.min(stream.next_told(self.steps));
+        let stream = Decoding { id: sequence.id, prompt, first, last, started };
+        self.next_last = self.next_last.min(stream.next_told(self.tokens));
         self.decoding.push(stream);
     }
 
@@ -377,28 +429,34 @@ impl Engine {
             let sequence = *sequence;
             self.waiting.pop_front();
             self.kv_used += prompt;
+            self.started += 1;
             if sequence.work == Work::DecodeOnly {
                 self.kv_decoding += prompt;
                 self.fresh += 1;
-                self.stream(sequence, self.steps + 1);
+                self.stream(sequence, self.tokens + 1, self.started);
             } else {
                 // At least one prompt token is computed.
                 let computed = sequence.cached.get().min(prompt.saturating_sub(1));
-                self.prefilling.push_back(Prefilling { sequence, computed, piece: 0 });
+                self.prefilling.push_back(Prefilling {
+                    sequence,
+                    computed,
+                    piece: 0,
+                    started: self.started,
+                });
             }
         }
     }
 }
 
 impl Decoding {
-    /// Returns its KV tokens after `steps` steps.
-    fn kv_after(&self, steps: u64) -> u64 {
-        self.prompt + (steps + 1).saturating_sub(self.first)
+    /// Returns its KV tokens after token number `tokens`.
+    fn kv_after(&self, tokens: u64) -> u64 {
+        self.prompt + (tokens + 1).saturating_sub(self.first)
     }
 
-    /// Returns the next step after `steps` with a first or last token.
-    fn next_told(&self, steps: u64) -> u64 {
-        if self.first > steps { self.first } else { self.last }
+    /// Returns the number of the next token after `tokens` that is a first or last one.
+    fn next_told(&self, tokens: u64) -> u64 {
+        if self.first > tokens { self.first } else { self.last }
     }
 }
 

@@ -19,6 +19,7 @@
 
 mod agents;
 mod bound;
+mod bursts;
 mod cluster;
 mod disturbance;
 mod engine;
@@ -45,6 +46,7 @@ mod timeline;
 mod trace;
 
 pub use bound::bound;
+pub use bursts::Bursts;
 pub use disturbance::{Disturbance, DisturbanceError};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
 pub use follow::TidegateParams;

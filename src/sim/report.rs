@@ -59,6 +59,9 @@ pub struct Report {
     /// Share of prompt tokens served from prefix caches; only in runs with prefix caching.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hit_rate: Option<f64>,
+    /// Number of preemptions; only in runs whose engines preempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemptions: Option<u64>,
     /// Number of requests that ended with an error; only in live runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<usize>,
@@ -115,6 +118,7 @@ impl Report {
             itl_max: percentile(&sorted(&|o| o.gap_max), 1.0),
             flips,
             hit_rate: None,
+            preemptions: None,
             errors: None,
         }
     }

@@ -162,7 +162,8 @@ impl Cell<'_> {
         let outcomes = cluster.outcomes();
         let report = Report::of(&policy.to_string(), rate, router.flips(), &outcomes, &config.slo);
         let gaps = cluster.gaps().clone();
-        let report = Report { hit_rate: cluster.hit_rate(), ..report }.with_gaps(&gaps);
+        let (hit_rate, preemptions) = (cluster.hit_rate(), cluster.preemptions());
+        let report = Report { hit_rate, preemptions, ..report }.with_gaps(&gaps);
         Run { report, outcomes, gaps, split: None, timeline: Timeline::default() }
     }
 }
@@ -187,6 +188,7 @@ fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
         itl_max: unknown,
         flips: 0,
         hit_rate: None,
+        preemptions: None,
         errors: None,
     };
     let gaps = GapHistogram::default();

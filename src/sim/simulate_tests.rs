@@ -78,6 +78,41 @@ fn every_gap_is_counted_once_and_the_largest_is_at_least_the_mean() {
     }
 }
 
+/// Runs with one disturbance on engines with this KV capacity.
+fn disturbed(trace: &Trace, policy: Policy, word: &str, capacity: u64) -> Run {
+    let profile = Profile { kv_capacity: Tokens(capacity), ..Profile::default() };
+    let disturbance = word.parse().unwrap();
+    simulate(trace, 1.0, policy, &SimConfig { profile, disturbance, ..SimConfig::default() })
+}
+
+#[test]
+fn preemption_changes_nothing_while_memory_suffices_and_loses_nothing_when_it_does_not() {
+    let trace = busy(6);
+    for policy in POLICIES {
+        let plain = disturbed(&trace, policy, "none", 430_000);
+        let unused = disturbed(&trace, policy, "preemption", 430_000);
+        assert_eq!(unused.report.preemptions, Some(0), "{policy}");
+        assert_eq!((plain.outcomes, plain.gaps), (unused.outcomes, unused.gaps), "{policy}");
+    }
+    let gaps = trace.arrivals.iter().map(|arrival| arrival.output.get() - 1).sum::<u64>();
+    for policy in [Policy::Aggregated, Policy::Static(4), Policy::Llumnix { migrates: true }] {
+        let run = disturbed(&trace, policy, "preemption", 9_000);
+        assert!(run.report.preemptions > Some(0), "{policy}");
+        assert!(run.outcomes.iter().all(|outcome| outcome.done), "{policy}");
+        assert_eq!(run.gaps.count(), gaps, "{policy}");
+    }
+}
+
+#[test]
+fn bursts_shorten_the_tpot_and_leave_the_gaps() {
+    let trace = lone(1000, 2000);
+    let of = |word| disturbed(&trace, Policy::Aggregated, word, 430_000);
+    let (plain, bursts) = (of("none"), of("bursts:2"));
+    let ratio = plain.report.tpot_p50 / bursts.report.tpot_p50;
+    assert!((ratio - 2.0).abs() < 0.1, "{ratio}");
+    assert!((plain.report.itl_p99 / bursts.report.itl_p99 - 1.0).abs() < 0.05);
+}
+
 #[test]
 fn the_largest_gap_is_the_step_that_a_prefill_shares() {
     let arrival = |at, prompt, output| Arrival {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tidegate_engine::{Endpoint, SseReader};
 
 use super::client::*;
+use crate::{EmulatorConfig, start};
 
 /// Returns the members of an object in the order of the JSON text.
 fn members(text: &str) -> Vec<String> {
@@ -33,6 +34,25 @@ fn chat(output: u64, stream: bool) -> Value {
         "model": "tiny", "messages": [{ "role": "user", "content": "What moves the tide?" }],
         "max_tokens": output, "stream": stream, "ignore_eos": true, "temperature": 0,
     })
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_burst_leave_in_one_chunk_and_count_exactly() {
+    let fleet = start(EmulatorConfig { bursts: 3.0, ..config() }).await.unwrap();
+    let path = "/v1/chat/completions";
+    let whole = post(fleet.addresses()[0], path, &chat(60, false)).await.words(0);
+    let mut body = chat(60, true);
+    body["stream_options"] = json!({ "include_usage": true, "continuous_usage_stats": true });
+    let answer = post(fleet.addresses()[0], path, &body).await;
+    assert_eq!(answer.words(0), whole);
+    let events = answer.events();
+    let counts: Vec<u64> =
+        events.iter().map(|event| event["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+    assert_eq!(counts.last(), Some(&60));
+    // The role, the chunks and the usage: two tokens a chunk at least, in the mean.
+    assert!(events.len() <= 32, "{counts:?}");
+    assert!(counts.windows(2).any(|pair| pair[1] - pair[0] > 1), "{counts:?}");
+    fleet.stop().await;
 }
 
 #[tokio::test]

@@ -49,6 +49,19 @@ async fn every_arrival_receives_its_tokens_from_an_emulated_engine() {
 }
 
 #[tokio::test]
+async fn chunks_of_several_tokens_count_as_the_engine_reports_them() {
+    let engine = start(EmulatorConfig { bursts: 3.0, ..fast() }).await.unwrap();
+    let target = Target::parse(&format!("http://{}", engine.addresses()[0])).unwrap();
+    let progress = Arc::new(LoadProgress::default());
+    let trace = Trace { arrivals: vec![arrival(0.0, 10, 90)] };
+    let outcomes = run(config(target, trace, 10.0), Arc::clone(&progress)).await;
+    assert!(outcomes[0].done && outcomes[0].tokens == Tokens(90), "{outcomes:?}");
+    assert_eq!(progress.snapshot().tokens, 90);
+    assert!(progress.gaps().count() < 89);
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn an_unreachable_target_is_an_error_at_once() {
     let trace = Trace { arrivals: vec![arrival(0.0, 10, 5), arrival(0.01, 10, 5)] };
     let target = Target::parse("http://127.0.0.1:9").unwrap();
