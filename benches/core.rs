@@ -1,17 +1,23 @@
 //! Micro-benchmarks of the request path: parsing, token counting, tokenizing, placement, planning.
 #![allow(clippy::unwrap_used, reason = "a measuring tool: it fails loudly")]
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
+use std::sync::Arc;
 use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, UsageRequest, scan};
 use tidegate_filters::ModelTokenizer;
+use tidegate_proxy::fleet::{Entry, PoolEntry, RoutingTable};
+use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
+use tidegate_scheduler::learn::{Estimates, Fits, Priors};
 use tidegate_scheduler::placement::{
     Excluded, Fleet, Load, Params, PrefillRequest, Split, considered, place,
 };
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
 use tidegate_types::{
-    BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
+    BackendId, GroupId, Moment, Plan, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds,
+    Tokens,
 };
 
 const FLEETS: [u16; 3] = [8, 64, 1000];
@@ -156,5 +162,59 @@ fn planning(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, parsing, tokenizing, placing, planning);
+/// A table whose backends are in one group and serve one model.
+fn table(count: u16) -> RoutingTable {
+    let (ids, every): (Vec<BackendId>, _) = ((0..count).map(BackendId).collect(), PoolId(0));
+    let entry = Entry {
+        role: Role::Prefill,
+        usable: true,
+        group: GroupId(0),
+        prefill: PrefillModel::default(),
+        decode: DecodeModel::default(),
+        transfer: TransferModel::default(),
+    };
+    let pool = |id, model: &str| PoolEntry {
+        id,
+        model: model.into(),
+        above: None,
+        backends: ids.clone(),
+        longer: Vec::new(),
+        prefill: PrefillModel::default(),
+        demand: Arc::default(),
+    };
+    RoutingTable {
+        plan: Plan::first(vec![Role::Prefill; ids.len()]),
+        entries: vec![entry; ids.len()],
+        pools: vec![pool(every, ""), pool(PoolId(1), "m")],
+        models: [(Arc::from("m"), PoolId(1))].into(),
+    }
+}
+
+/// Publication of a table with new costs, as the control loop does each second. No backend has
+/// observations: the lookup among its peers is the longest.
+fn publishing(c: &mut Criterion) {
+    for count in FLEETS {
+        let priors = Priors { prefill: PrefillModel::default(), decode: DecodeModel::default() };
+        let priors = vec![priors; usize::from(count)];
+        let mut fits = Fits::new(priors, Estimates::default(), Tokens(2048));
+        let slot = ArcSwap::from_pointee(table(count));
+        c.bench_with_input(BenchmarkId::new("publish a routing table", count), &count, |b, _| {
+            b.iter(|| {
+                let mut next = (**slot.load()).clone();
+                let groups: Vec<GroupId> = next.entries.iter().map(|entry| entry.group).collect();
+                let costs = fits.costs(&groups);
+                fits.regroup(groups.iter().copied());
+                for (slot, (entry, costs)) in next.entries.iter_mut().zip(costs).enumerate() {
+                    entry.role = next.plan.role(BackendId(slot as u16));
+                    (entry.prefill, entry.decode) = costs;
+                    entry.transfer = fits.transfer(entry.group);
+                }
+                next.set_mean_costs();
+                slot.store(Arc::new(next));
+            });
+        });
+    }
+}
+
+criterion_group!(benches, parsing, tokenizing, placing, planning, publishing);
 criterion_main!(benches);

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use tidegate_scheduler::learn::{Fits, PUBLISH_EVERY, Priors};
 use tidegate_scheduler::planner::{EnginesWanted, Params, Reason, State, plan};
 use tidegate_scheduler::tuning::PAUSE_MAX;
-use tidegate_types::{BackendId, Flip, Moment, Plan, Role, RoleCapability, Seconds};
+use tidegate_types::{BackendId, Flip, GroupId, Moment, Plan, Role, RoleCapability, Seconds};
 use tokio::sync::mpsc;
 
-use crate::backends::fleet::{Entry, RoutingTable};
+use crate::backends::fleet::RoutingTable;
 use crate::backends::probe::ProbeReport;
 use crate::dispatch::context::Proxy;
 use crate::runtime::clock::Clock;
@@ -326,14 +326,13 @@ impl Control {
     fn publish_costs(&mut self) {
         let table = self.proxy.fleet.table();
         let mut next = (**table).clone();
-        for (slot, entry) in next.entries.iter_mut().enumerate() {
-            let id = BackendId(slot as u16);
-            *entry = Entry { usable: self.proxy.fleet.backend(id).health.is_well(), ..*entry };
-            let group = entry.group;
-            let peers = (0..table.entries.len()).map(|slot| BackendId(slot as u16));
-            let peers = peers.filter(|peer| table.entry(*peer).group == group);
-            (entry.prefill, entry.decode) = self.fits.models(id, peers);
-            entry.transfer = self.fits.transfer(group);
+        let groups: Vec<GroupId> = next.entries.iter().map(|entry| entry.group).collect();
+        let costs = self.fits.costs(&groups);
+        let backends = self.proxy.fleet.backends();
+        for (slot, (entry, costs)) in next.entries.iter_mut().zip(costs).enumerate() {
+            entry.usable = backends[slot].health.is_well();
+            (entry.prefill, entry.decode) = costs;
+            entry.transfer = self.fits.transfer(entry.group);
         }
         next.set_mean_costs();
         self.publish(next);

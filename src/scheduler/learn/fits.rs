@@ -11,6 +11,7 @@ use crate::learn::peers::{Cost, Learned, median};
 use crate::learn::rivals::Rivals;
 use crate::learn::steps::{Hypotheses, Step, Steps};
 use crate::learn::{PrefillSample, Sample};
+use std::collections::BTreeMap;
 use tidegate_types::{BackendId, GroupId, Moment, Seconds, Tokens};
 
 /// Learned length estimates.
@@ -169,6 +170,28 @@ impl Fits {
             cost(fit.priors.prefill, prefill, prefills, slowness(decode, decodes)),
             cost(fit.priors.decode, decode, decodes, slowness(prefill, prefills)),
         )
+    }
+
+    /// The learned costs of all backends by slot, as [`Fits::models`] gives each of them with the
+    /// backends of its group as peers. Linear in their number.
+    pub fn costs(&self, groups: &[GroupId]) -> Vec<(PrefillModel, DecodeModel)> {
+        let mut seen: BTreeMap<GroupId, (Option<BackendId>, Option<BackendId>)> = BTreeMap::new();
+        for (slot, (group, fit)) in groups.iter().zip(&self.backends).enumerate() {
+            let (prefill, decode) = seen.entry(*group).or_default();
+            let id = BackendId(slot as u16);
+            if fit.prefill.observations() > 0 {
+                prefill.get_or_insert(id);
+            }
+            if fit.decode.observations() > 0 {
+                decode.get_or_insert(id);
+            }
+        }
+        let costs = groups.iter().enumerate().map(|(slot, group)| {
+            let (prefill, decode) = seen.get(group).copied().unwrap_or_default();
+            let in_order = prefill.min(decode).into_iter().chain(prefill.max(decode));
+            self.models(BackendId(slot as u16), in_order)
+        });
+        costs.collect()
     }
 
     /// Takes the groups of the routing table, by backend slot.

@@ -308,3 +308,29 @@ proptest! {
         prop_assert!((watched.ratio(3000) - 1.0).abs() < 0.2, "{}", watched.ratio(3000));
     }
 }
+
+#[test]
+fn costs_of_all_backends_are_those_of_each_one_with_its_group() {
+    let truth = PrefillModel { base: Seconds(0.02), ..PrefillModel::default() };
+    let prior = Priors { prefill: PrefillModel::default(), decode: DecodeModel::default() };
+    // Slots 2 and 3 have observations; slot 1 is in the group of slot 3.
+    let groups = [GroupId(0), GroupId(1), GroupId(0), GroupId(1), GroupId(2)];
+    let mut watched = Watched::new(prior.prefill, truth);
+    watched.fits = Fits::new(vec![prior; groups.len()], Estimates::default(), CHUNK);
+    for _ in 0..20 {
+        let sent = watched.later(Seconds(0.5));
+        watched.later(truth.predict(Tokens(500), Tokens::ZERO));
+        for slot in [2, 3] {
+            let read = watched.read(500, 0, sent, ConcurrentStreams::default());
+            watched.sees(PrefillSample { backend: BackendId(slot), ..read });
+        }
+    }
+    watched.later(Seconds(1.0));
+    let costs = watched.fits.costs(&groups);
+    for (slot, group) in groups.iter().enumerate() {
+        let peers = (0..5).map(BackendId).filter(|peer| groups[peer.index()] == *group);
+        assert_eq!(costs[slot], watched.fits.models(BackendId(slot as u16), peers), "{slot}");
+    }
+    assert_ne!(costs[0].0, prior.prefill, "slot 0 takes the costs of slot 2");
+    assert_eq!(costs[4].0, prior.prefill, "slot 4 is alone");
+}
