@@ -7,6 +7,7 @@
 )]
 
 mod ask;
+mod backends;
 mod check;
 mod demo;
 mod discover;
@@ -71,6 +72,8 @@ enum Command {
     Pin(operate::RoleArgs),
     /// End a flip or a pin and return the backend to the planner
     Unpin(operate::BackendArgs),
+    /// List, add and remove backends of a running proxy
+    Backends(backends::Args),
     /// Print shell completions
     Completions(manual::CompletionsArgs),
     /// Write manual pages
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Flip(args) => operate::flip(&args).map_err(Into::into),
         Command::Pin(args) => operate::pin(&args).map_err(Into::into),
         Command::Unpin(args) => operate::unpin(&args).map_err(Into::into),
+        Command::Backends(args) => backends::run(&args).map_err(Into::into),
         Command::Completions(args) => {
             manual::completions(&args, CommandLine::command()).map_err(Into::into)
         }

@@ -122,3 +122,32 @@ async fn the_backends_of_the_file_are_reloaded_and_errors_keep_the_old_ones() {
     load.end().await;
     proxy.settles().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backends_are_listed_added_and_removed_on_the_command_line() {
+    let fleet = Emulated::start(2).await;
+    let proxy = Proxy::start(FAST, &[vllm("e0", fleet.url(0), FREE)]).await;
+    let admin = proxy.admin.to_string();
+    let backends = |args: &[&str]| {
+        let mut command = crate::process::tidegate();
+        let output = command.arg("backends").args(args).args(["--admin", &admin]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout) + &text(output.stderr))
+    };
+    let url = fleet.url(1);
+    let entry = ["engine=vllm", "connector=nixl", "kv_role=kv_both", "streams_max=8"];
+    let (ok, told) = backends(&[&["add", "e1", &url][..], &entry[..]].concat());
+    assert!(ok && told.starts_with("e1 joins"), "{told}");
+    proxy.shows("e1", |e1| e1["health"] == "up" && e1["streams_max"] == 8).await;
+    let (ok, listed) = backends(&["list"]);
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(ok && lines[1].starts_with("e0 ") && lines[2].starts_with("e1 "), "{listed}");
+    assert!(lines[2].contains("up") && lines[2].ends_with(&url), "{listed}");
+    let (ok, told) = backends(&["add", "e1", &url, "streams=8"]);
+    assert!(!ok && told.contains("streams"), "{told}");
+    let (ok, told) = backends(&["remove", "e1", "--now", "--json"]);
+    assert!(ok && told.contains("\"left\":1"), "{told}");
+    proxy.has(&["e0"]).await;
+    let (ok, told) = backends(&["remove", "e1"]);
+    assert!(!ok && told.contains("no backend is named"), "{told}");
+}

@@ -1,0 +1,208 @@
+//! `tidegate backends list | add | remove`: backends of a running proxy, through its admin API.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::io::Write;
+use tidegate_types::Role;
+
+use crate::operate::{Admin, OperateError};
+
+/// List, add and remove backends of a running proxy.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// List every backend, those that are being removed included
+    List(ListArgs),
+    /// Add a backend, or replace the one with its name
+    Add(AddArgs),
+    /// Remove a backend: it gets no new requests and leaves once its requests have finished
+    Remove(RemoveArgs),
+}
+
+#[derive(clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    admin: Admin,
+    /// Print the admin API's JSON response
+    #[arg(long)]
+    json: bool,
+}
+
+/// Add a backend, or replace the one with its name.
+///
+/// Further settings are KEY=VALUE pairs with the keys of [[backends]] in the configuration file. A
+/// value is JSON, or else text: engine=vllm streams_max=64 models='["m"]'. Keep secrets in files
+/// (api_key_file): arguments of a command are visible to other users of the machine.
+#[derive(clap::Args)]
+struct AddArgs {
+    /// Name of the backend
+    name: String,
+    /// Address of the engine: http://host:port or https://host:port
+    url: String,
+    /// Further settings of the backend
+    #[arg(value_name = "KEY=VALUE", value_parser = setting)]
+    settings: Vec<(String, Value)>,
+    #[command(flatten)]
+    admin: Admin,
+    /// Print the admin API's JSON response
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct RemoveArgs {
+    /// Name of the backend
+    name: String,
+    /// Send requests that wait for its first byte to other backends at once; otherwise after 300 s
+    #[arg(long)]
+    now: bool,
+    #[command(flatten)]
+    admin: Admin,
+    /// Print the admin API's JSON response
+    #[arg(long)]
+    json: bool,
+}
+
+/// `/v1/backends`, as far as the list shows it.
+#[derive(Deserialize)]
+struct Backends {
+    backends: Vec<Backend>,
+}
+
+#[derive(Deserialize)]
+struct Backend {
+    name: String,
+    url: String,
+    engine: String,
+    version: Option<String>,
+    role: Role,
+    health: String,
+    #[serde(default)]
+    leaving: bool,
+}
+
+/// Answer to a change.
+#[derive(Deserialize)]
+struct Change {
+    joined: usize,
+    left: usize,
+    replaced: usize,
+}
+
+/// `tidegate backends`
+pub fn run(args: &Args) -> Result<(), OperateError> {
+    match &args.action {
+        Action::List(args) => {
+            let body = args.admin.ask("GET", "/v1/backends", "")?;
+            say(&if args.json { body } else { table(&read(&body)?) });
+        }
+        Action::Add(args) => {
+            let answer = args.admin.ask("POST", "/v1/backends", &entry(args).to_string())?;
+            let name = &args.name;
+            say(&match read::<Change>(&answer)? {
+                _ if args.json => answer,
+                Change { replaced: 1.., .. } => format!("{name} replaces the backend of its name"),
+                Change { joined: 1.., .. } => format!("{name} joins; it is used once it answers"),
+                Change { .. } => format!("{name} is in force already"),
+            });
+        }
+        Action::Remove(args) => {
+            let query = if args.now { "?now=true" } else { "" };
+            let path = format!("/v1/backends/{}{query}", args.name);
+            let answer = args.admin.ask("DELETE", &path, "")?;
+            let name = &args.name;
+            say(&match read::<Change>(&answer)? {
+                _ if args.json => answer,
+                Change { left: 1.., .. } => {
+                    format!(
+                        "{name} gets no new requests and leaves once its requests have finished"
+                    )
+                }
+                Change { .. } => format!("{name} is leaving already"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn entry(args: &AddArgs) -> Value {
+    let mut entry: Map<String, Value> = args.settings.iter().cloned().collect();
+    entry.insert("name".to_owned(), args.name.as_str().into());
+    entry.insert("url".to_owned(), args.url.as_str().into());
+    Value::Object(entry)
+}
+
+/// Reads `KEY=VALUE`.
+fn setting(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    if matches!(key, "" | "name" | "url") {
+        return Err("expected a key of [[backends]] other than name and url".to_owned());
+    }
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((key.to_owned(), value))
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, OperateError> {
+    serde_json::from_str(body).map_err(|error| OperateError::Strange(error.to_string()))
+}
+
+fn table(all: &Backends) -> String {
+    let line = |name: &str, engine: &str, role: &str, health: &str, url: &str| {
+        format!("{name:<20} {engine:<20} {role:<9} {health:<8} {url}")
+    };
+    let mut lines = vec![line("backend", "engine", "role", "health", "url")];
+    for backend in &all.backends {
+        let Backend { name, url, engine, version, role, health, leaving } = backend;
+        let engine = format!("{engine} {}", version.as_deref().unwrap_or(""));
+        let health = if *leaving { "leaving" } else { health };
+        lines.push(line(name, engine.trim_end(), role.as_str(), health, url));
+    }
+    lines.join("\n")
+}
+
+fn say(text: &str) {
+    // A closed stdout (EPIPE) is ignored.
+    writeln!(std::io::stdout(), "{text}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_backend_is_written_as_pairs_of_key_and_value() {
+        let line = [
+            "backends",
+            "add",
+            "e9",
+            "http://h:8000",
+            "engine=vllm",
+            "streams_max=64",
+            "pin=true",
+            r#"models=["m"]"#,
+            "version=0.32",
+        ];
+        let Action::Add(args) = Line::try_parse_from(line).unwrap().args.action else { panic!() };
+        let expected = serde_json::json!({
+            "name": "e9", "url": "http://h:8000", "engine": "vllm", "streams_max": 64,
+            "pin": true, "models": ["m"], "version": 0.32,
+        });
+        assert_eq!(entry(&args), expected);
+        for wrong in ["engine", "=x", "name=x"] {
+            let line = ["backends", "add", "e9", "http://h:8000", wrong];
+            assert!(Line::try_parse_from(line).is_err(), "{wrong}");
+        }
+    }
+}
