@@ -178,6 +178,11 @@ impl Proxy {
         self.running.proxy.settings.last_reload().errors.clone()
     }
 
+    /// Whether a reload was noted.
+    pub fn has_reloaded(&self) -> bool {
+        self.running.proxy.settings.last_reload().at.is_some()
+    }
+
     /// Settings of the file that need a restart, after the last reload.
     pub fn needs_restart(&self) -> Vec<String> {
         self.running.proxy.settings.last_reload().needs_restart.clone()

@@ -181,6 +181,47 @@ async fn a_setting_that_needs_a_restart_is_named_and_the_others_apply() {
     assert_eq!(proxy.admin("/v1/targets").await["ttft_seconds"], Value::from(6.0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_settings_in_force_are_shown_without_secrets_and_another_version_is_checked() {
+    let fleet = Emulated::start(1).await;
+    let engines = [vllm("e0", fleet.url(0), FREE)];
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidegate.toml");
+    let keys = format!("[[auth.keys]]\nname = \"load\"\nkey = \"{KEY}\"\n");
+    let proxy = Proxy::from_file(&file, &keys, &engines).await;
+    let shown = send(proxy.admin, get("/v1/config")).await;
+    assert!(!shown.body.contains(KEY), "{}", shown.body);
+    let view = shown.json();
+    assert_eq!((&view["revision"], &view["trigger"]), (&1.into(), &"start".into()));
+    assert_eq!(view["last_reload"]["at"], Value::Null);
+    assert_eq!(view["settings"]["auth"]["keys"][0]["name"], "load");
+    assert_eq!(view["settings"]["backends"][0]["url"], fleet.url(0));
+
+    let check = async |top: &str| {
+        let mut request = post("/v1/config/check", text(top, &engines));
+        request.headers_mut().insert("content-type", "application/toml".parse().unwrap());
+        send(proxy.admin, request).await.json()
+    };
+    let same = check(&keys).await;
+    assert_eq!((&same["ok"], &same["changes"]), (&true.into(), &serde_json::json!([])), "{same}");
+    let other = check("[slo]\nttft_seconds = 9\n[prefix]\nblock_tokens = 32\n").await;
+    assert_eq!(other["changes"], serde_json::json!(["auth.keys[load]", "slo.ttft_seconds"]));
+    assert_eq!(other["needs_restart"], serde_json::json!(["prefix.block_tokens"]));
+    let broken = check("[slo]\nttft_seconds = -9\n[queue]\nx = 1\n").await;
+    assert_eq!((&broken["ok"], broken["errors"].as_array().unwrap().len()), (&false.into(), 2));
+    let absent = "[[auth.keys]]\nname = \"a\"\nkey_file = \"/absent/a\"\n";
+    let absent = check(absent).await;
+    assert!(absent["errors"][0].as_str().unwrap().contains("/absent/a"), "{absent}");
+    // Nothing has changed.
+    assert_eq!(proxy.admin("/v1/config").await["revision"], 1);
+
+    change(&proxy, &file, &text("[slo]\nttft_seconds = 9\n", &engines)).await;
+    until("the reload is noted", || proxy.has_reloaded()).await;
+    let view = proxy.admin("/v1/config").await;
+    assert_eq!((&view["revision"], &view["trigger"]), (&2.into(), &"signal".into()));
+    assert_eq!(view["settings"]["slo"]["ttft_seconds"], 9.0);
+}
+
 #[cfg(debug_assertions)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_loads_the_settings_once() {

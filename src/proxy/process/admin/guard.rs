@@ -50,11 +50,11 @@ impl Guard<'_> {
             bears(&head.headers, self.tokens)?;
         }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
-        match reads || is_json(&head.headers) {
+        match reads || is_no_form(&head.headers) {
             true => Ok(()),
             false => Err((
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "a change needs content-type: application/json",
+                "a change needs content-type: application/json (or application/toml for /v1/config/check)",
             )),
         }
     }
@@ -147,10 +147,11 @@ fn bears(headers: &HeaderMap, tokens: &[String]) -> Result<(), Refusal> {
     }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Whether the content type is one that a browser sends to another origin only after a preflight.
+fn is_no_form(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim();
-    kind.eq_ignore_ascii_case("application/json")
+    ["application/json", "application/toml"].iter().any(|own| kind.eq_ignore_ascii_case(own))
 }
 
 #[cfg(test)]
@@ -177,7 +178,7 @@ mod tests {
         const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
         let local = ("host", "127.0.0.1:9090");
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
-        let rows: [Row<'_>; 19] = [
+        let rows: [Row<'_>; 20] = [
             ("GET", &[local], 200),
             ("GET", &[("host", "[::1]:9090")], 200),
             ("GET", &[("host", "localhost:9090")], 200),
@@ -187,6 +188,7 @@ mod tests {
             ("GET", &[("host", "rebind.attacker.example:9090")], 421),
             ("POST", &[("host", "rebind.attacker.example:9090"), JSON], 421),
             ("POST", &[local, JSON], 200),
+            ("POST", &[local, ("content-type", "application/toml")], 200),
             ("POST", &[local], 415),
             ("POST", &[local, ("content-type", "text/plain")], 415),
             ("POST", &[local, JSON, ("origin", "http://127.0.0.1:9090")], 200),

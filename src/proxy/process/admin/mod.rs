@@ -3,6 +3,7 @@
 //! match.
 
 mod backends;
+mod config;
 mod dashboard;
 mod events;
 mod guard;
@@ -158,6 +159,10 @@ impl AdminApp {
             "/v1/fleet" if get => json(StatusCode::OK, &views::fleet(proxy)),
             "/v1/backends" if get => json(StatusCode::OK, &views::backends(proxy)),
             "/v1/backends" if request.method() == Method::POST => self.add_backend(request).await,
+            "/v1/config" if get => config::config(proxy),
+            "/v1/config/check" if request.method() == Method::POST => {
+                self.check_config(request).await
+            }
             "/v1/plan" if get => json(StatusCode::OK, &views::plan(proxy)),
             "/v1/plan/history" if get => json(StatusCode::OK, &proxy.journal.entries()),
             "/v1/requests" if get => self.requests(request.uri().query()),
@@ -292,18 +297,23 @@ fn hold(change: &RoleChange, pinned: bool, usual: Seconds) -> Result<Option<Hold
 
 /// Reads a JSON body, within limits of size and time.
 async fn parsed<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Answer>> {
-    let refused = |status, why| Box::new(problem(status, why));
-    let reading = Limited::new(request.into_body(), BODY_MAX).collect();
-    let body = match timeout(TIMEOUT, reading).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) => return Err(refused(StatusCode::BAD_REQUEST, error.to_string())),
+    let body = body_of(request, BODY_MAX).await?;
+    serde_json::from_slice(&body)
+        .map_err(|error| Box::new(problem(StatusCode::BAD_REQUEST, error.to_string())))
+}
+
+/// Reads a body of at most `max` bytes, within the time limit.
+async fn body_of(request: Request<Incoming>, max: usize) -> Result<Bytes, Box<Answer>> {
+    let refused = |status, why| Err(Box::new(problem(status, why)));
+    let reading = Limited::new(request.into_body(), max).collect();
+    match timeout(TIMEOUT, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => refused(StatusCode::BAD_REQUEST, error.to_string()),
         Err(_) => {
             let why = "the body was not received in time".to_owned();
-            return Err(refused(StatusCode::REQUEST_TIMEOUT, why));
+            refused(StatusCode::REQUEST_TIMEOUT, why)
         }
-    };
-    serde_json::from_slice(&body)
-        .map_err(|error| refused(StatusCode::BAD_REQUEST, error.to_string()))
+    }
 }
 
 /// A file of the dashboard. The policy admits scripts, styles and connections of this origin only.
