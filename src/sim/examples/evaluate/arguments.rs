@@ -14,7 +14,8 @@ Sections (default: all)
   headline       rate at 90 % attainment and fewest engines, beside the best fixed split
 
 Options
-  --short              3 seeds, and the ablation on the tuning cells only: five minutes on two cores
+  --short              3 seeds, chunk 2,048 only, the ablation on the tuning cells only: five
+                       minutes on two cores
   --seeds N            draws of each trace; 0 is the trace itself (default 20; ablation and headline:
                        half of it)
   --only WORD          cells whose name contains WORD

@@ -61,12 +61,21 @@ pub struct Cell {
     pub source: Source,
     pub rate: f64,
     pub config: SimConfig,
+    /// Whether the engines keep the token budget of their profile.
+    pub own_chunk: bool,
 }
 
 impl Cell {
     fn new(set: Set, name: &str, source: &Source, rate: f64, params: TidegateParams) -> Cell {
         let config = SimConfig { tidegate: params, ..SimConfig::default() };
-        Cell { name: format!("{name} ×{rate}"), set, source: source.clone(), rate, config }
+        Cell {
+            name: format!("{name} ×{rate}"),
+            set,
+            source: source.clone(),
+            rate,
+            config,
+            own_chunk: false,
+        }
     }
 
     /// Returns the cell with other engines or targets, which `what` names.
@@ -138,11 +147,12 @@ fn held_out(params: TidegateParams) -> Result<Vec<Cell>, String> {
         move |config: &mut SimConfig| config.slo = Slo { ttft, tpot, ..Slo::default() }
     };
     let engines = |count| move |config: &mut SimConfig| config.engines = count;
-    let a100 = Profile::named("llama70b-a100x4").ok_or("no profile llama70b-a100x4")?;
+    let profile = |name| Profile::named(name).ok_or(format!("no profile {name}"));
+    let (a100, h20) = (profile("llama70b-a100x4")?, profile("qwen3-32b-h20")?);
     let (strict, loose) = ((Seconds(0.5), Seconds(0.02)), (Seconds(5.0), Seconds(0.05)));
     Ok(vec![
-        cell("conv", conv, 4.0),
-        cell("conv", conv, 5.0),
+        cell("conv", conv, 7.0),
+        cell("conv", conv, 9.0),
         cell("mooncake", mooncake, 1.0),
         cell("bursts 30 s", short, 1.0),
         cell("bursts 30 s", short, 1.3),
@@ -151,9 +161,14 @@ fn held_out(params: TidegateParams) -> Result<Vec<Cell>, String> {
         cell("bursts 30 s", short, 4.0),
         cell("bursts 30 s", short, 0.5).with("4 engines", engines(4)),
         cell("bursts 120 s", long, 2.2).with("16 engines", engines(16)),
-        cell("conv", conv, 9.0).with("16 engines", engines(16)),
+        cell("conv", conv, 16.0).with("16 engines", engines(16)),
         cell("bursts 60 s", &Source::Bursts(14.0, Seconds(60.0)), 0.7)
             .with("4 H100 and 4 A100", |config| config.second = Some(a100)),
+        // 8.5 requests/s: Llumnix's own cell.
+        cell("conv", conv, 1.52).with("8 H20, TTFT 6 s, TPOT 50 ms", |config| {
+            config.profile = h20;
+            config.slo = Slo { ttft: Seconds(6.0), tpot: Seconds(0.05), ..Slo::default() };
+        }),
         cell("bursts 120 s", long, 0.8).with("TTFT .5 s, TPOT 20 ms", slo(strict.0, strict.1)),
         cell("bursts 30 s", short, 1.6).with("TTFT 5 s, TPOT 50 ms", slo(loose.0, loose.1)),
         cell("mooncake", mooncake, 1.5).with("TTFT 5 s, TPOT 50 ms", slo(loose.0, loose.1)),
@@ -195,8 +210,18 @@ fn folder_cells(folder: &Path, params: TidegateParams) -> Result<Vec<Cell>, Stri
         let trace = parse(&path)?;
         let blocks = trace.arrivals.iter().any(|arrival| !arrival.blocks.is_empty());
         let source = Source::Trace(trace);
-        cells.push(Cell::new(Set::HeldOut, name, &source, 1.0, params));
-        if blocks {
+        let mut cell = Cell::new(Set::HeldOut, name, &source, 1.0, params);
+        if name.starts_with("dynamo") {
+            // As Dynamo's own replay of these traces: docs/spec/engine-model.md#dynamo-mocker.
+            cell = cell.with("Dynamo mocker, TTFT .5 s, TPOT 25 ms", |config| {
+                config.profile = Profile::named("dynamo-mocker").unwrap_or_default();
+                config.slo = Slo { ttft: Seconds(0.5), tpot: Seconds(0.025), ..Slo::default() };
+            });
+            cell.own_chunk = true;
+        }
+        let mocker = cell.own_chunk;
+        cells.push(cell);
+        if blocks && !mocker {
             let cell = Cell::new(Set::Reuse, name, &source, 1.0, params);
             cells.push(cell.with("prefix caches", |config| config.prefix_caching = true));
         }

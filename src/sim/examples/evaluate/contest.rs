@@ -98,6 +98,11 @@ fn variants(name: &str, engines: usize) -> Vec<Policy> {
     }
 }
 
+/// Returns the token budgets of a step that an operator may choose from.
+fn budgets(cell: &Cell, chunks: &[u64]) -> Vec<u64> {
+    if cell.own_chunk { vec![cell.config.profile.chunk.get()] } else { chunks.to_vec() }
+}
+
 struct Run<'a> {
     cell: &'a Cell,
     policy: Policy,
@@ -116,8 +121,8 @@ pub fn contest(
     for (cell, names) in contests {
         for name in names {
             for policy in variants(name, cell.config.engines) {
-                for chunk in chunks {
-                    runs.extend((0..seeds).map(|seed| Run { cell, policy, chunk: *chunk, seed }));
+                for chunk in budgets(cell, chunks) {
+                    runs.extend((0..seeds).map(|seed| Run { cell, policy, chunk, seed }));
                 }
             }
         }
@@ -126,7 +131,7 @@ pub fn contest(
         in_parallel(label, &runs, |run| figures(run.cell, run.policy, run.chunk, run.seed));
     let mut variants_run = runs.chunks(seeds as usize).zip(figures.chunks(seeds as usize));
     let mut standing = |cell: &Cell, name: &String| {
-        let count = variants(name, cell.config.engines).len() * chunks.len();
+        let count = variants(name, cell.config.engines).len() * budgets(cell, chunks).len();
         let all = variants_run.by_ref().take(count).map(|(runs, figures)| Standing {
             name: name.clone(),
             variant: runs

@@ -42,7 +42,7 @@ struct Found {
 
 /// Draws of this section: each needs two searches.
 pub fn seeds(args: &Args) -> u64 {
-    args.fewer_seeds().min(10)
+    if args.short { args.seeds.min(2) } else { args.fewer_seeds().min(10) }
 }
 
 pub fn run(args: &Args) -> Result<String, String> {
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<String, String> {
         for (name, source) in sources {
             let rate = engines_rate(&source, &name);
             let config = SimConfig { tidegate: args.params, ..SimConfig::default() };
-            cells.push(Cell { name, set, source, rate, config });
+            cells.push(Cell { name, set, source, rate, config, own_chunk: false });
         }
     }
     cells.retain(|cell| cell.name.contains(&args.only) && cell.set.word().contains(&args.set_of));
