@@ -27,3 +27,6 @@ pub(crate) use xllm::Xllm;
 fn least(engines: impl Iterator<Item = usize>, cost: impl Fn(usize) -> f64) -> Option<usize> {
     engines.min_by(|a, b| cost(*a).total_cmp(&cost(*b)))
 }
+
+#[cfg(test)]
+mod tests;
