@@ -28,8 +28,10 @@ pub(super) struct Splits {
     pub(super) places: Vec<f64>,
 }
 
-/// Returns the aptitude of each engine, in the given order.
-pub(super) fn aptitudes(engines: &[&BackendObservation]) -> Vec<Aptitude> {
+/// Returns the aptitude of each engine, in the given order. An engine that carries no stream within
+/// the TPOT target is apt for prefill; `carries` is the decode capacity of each engine in streams, or
+/// empty if unknown.
+pub(super) fn aptitudes(engines: &[&BackendObservation], carries: &[f64]) -> Vec<Aptitude> {
     let ratios: Vec<f64> = engines.iter().map(|engine| ratio(engine)).collect();
     let mut sorted = ratios.clone();
     sorted.sort_by(f64::total_cmp);
@@ -38,12 +40,13 @@ pub(super) fn aptitudes(engines: &[&BackendObservation]) -> Vec<Aptitude> {
         // In a fleet of two equal halves the median lies between them.
         len => (sorted[(len - 1) / 2] * sorted[len / 2]).sqrt(),
     };
-    let aptitude = |ratio: &f64| match ratio / middle {
+    let aptitude = |(engine, ratio): (usize, &f64)| match ratio / middle {
+        _ if carries.get(engine).is_some_and(|streams| *streams < 1.0) => Aptitude::Prefill,
         more if more > ALIKE => Aptitude::Prefill,
         less if less < 1.0 / ALIKE => Aptitude::Decode,
         _ => Aptitude::Either,
     };
-    ratios.iter().map(aptitude).collect()
+    ratios.iter().enumerate().map(aptitude).collect()
 }
 
 /// Ratio of the time of a decode step to that of a prefill: high on engines that are relatively
@@ -91,7 +94,7 @@ fn mean_prefill(engines: &[&BackendObservation]) -> f64 {
 /// Returns the capacity of all splits of `engines`; `carries` is the decode capacity of each engine
 /// in streams.
 pub(super) fn splits(engines: &[&BackendObservation], carries: &[f64]) -> Splits {
-    let aptitudes = aptitudes(engines);
+    let aptitudes = aptitudes(engines, carries);
     let mut order: Vec<usize> = (0..engines.len()).collect();
     order.sort_by_key(|engine| aptitudes[*engine]);
     let mean = mean_prefill(engines);
@@ -131,7 +134,7 @@ mod tests {
 
     fn check(engines: &[BackendObservation], expected: &[Aptitude]) {
         let engines: Vec<&BackendObservation> = engines.iter().collect();
-        assert_eq!(aptitudes(&engines), expected);
+        assert_eq!(aptitudes(&engines, &[]), expected);
     }
 
     #[test]
@@ -143,6 +146,13 @@ mod tests {
         check(&[new(0), new(1), new(2), old(3)], &[Either, Either, Either, Decode]);
         check(&[engine(0, 3.0, 3.0), new(1), engine(2, 1.1, 0.95)], &[Either; 3]);
         check(&[], &[]);
+    }
+
+    #[test]
+    fn an_engine_whose_step_exceeds_the_tpot_target_prefills_first() {
+        let engines = [engine(0, 1.0, 1.0), engine(1, 2.0, 2.0), engine(2, 1.0, 1.0)];
+        let engines: Vec<&BackendObservation> = engines.iter().collect();
+        assert_eq!(splits(&engines, &[100.0, 0.0, 100.0]).places, [200.0, 200.0, 100.0, 0.0]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn initial(observation: &Observation) -> Vec<Role> {
     for group in 0..group_count(observation) {
         let free = observation.backends.iter().filter(|b| b.group.index() == group && moves(b));
         let free: Vec<&BackendObservation> = free.collect();
-        let mut by_aptitude: Vec<_> = aptitudes(&free).into_iter().zip(&free).collect();
+        let mut by_aptitude: Vec<_> = aptitudes(&free, &[]).into_iter().zip(&free).collect();
         by_aptitude.sort_by_key(|(aptitude, _)| *aptitude);
         for (n, (_, backend)) in by_aptitude.into_iter().enumerate() {
             roles[backend.id.index()] = match free.len() {
@@ -219,6 +219,7 @@ impl Draft<'_> {
         }
         let in_prefill: Vec<bool> = usable.iter().map(|b| role(b) == Role::Prefill).collect();
         let memory = &mut self.state.groups[group];
+        let carries = streams_each(self.params, &memory.demand, usable);
         let tick = tick(self.params, &memory.demand, usable, &in_prefill, demand, elapsed);
         let switches = tick.switch.is_some();
         let advice = memory.shadows.follow(tick, prefills);
@@ -236,7 +237,7 @@ impl Draft<'_> {
         };
         let mut candidates: Vec<_> = usable
             .iter()
-            .zip(aptitudes(usable))
+            .zip(aptitudes(usable, &carries))
             .filter(|(b, _)| moves(b) && b.becoming.is_none() && self.role(b) == from)
             .filter(|(b, _)| b.allowed.contains(to))
             .filter(|(b, _)| !self.rests(self.state.flipped_at[b.id.index()]))
