@@ -110,11 +110,11 @@ impl Loads {
 
     /// The stream of `request` runs on its engine, which now reports its KV.
     pub(crate) fn arrived(&mut self, cluster: &Cluster<'_>, request: usize) {
-        if let Some((engine, arriving)) = self.decoding.get_mut(&request) {
-            if std::mem::take(arriving) {
-                let load = &mut self.engines[*engine];
-                load.arriving = load.arriving - cluster.trace().arrivals[request].prompt;
-            }
+        if let Some((engine, arriving)) = self.decoding.get_mut(&request)
+            && std::mem::take(arriving)
+        {
+            let load = &mut self.engines[*engine];
+            load.arriving = load.arriving - cluster.trace().arrivals[request].prompt;
         }
     }
 
