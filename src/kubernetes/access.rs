@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-/// Where a pod finds its service account.
+/// Directory of a pod's service account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How the API server is reached.
@@ -25,7 +25,7 @@ pub struct Access {
     pub port: u16,
     /// `false`: plain HTTP, as `kubectl proxy` serves it.
     pub tls: bool,
-    /// What comes before `/api`; mostly empty.
+    /// Path prefix before `/api`; mostly empty.
     pub prefix: String,
     /// Namespace of the pod; `default` outside a cluster.
     pub namespace: String,
@@ -37,7 +37,7 @@ pub struct Access {
 /// The API server cannot be reached with these settings.
 #[derive(Debug, Error)]
 pub enum AccessError {
-    /// Neither a cluster around nor an address in the settings.
+    /// The process is not in a cluster and the settings have no address.
     #[error("not in a cluster (KUBERNETES_SERVICE_HOST is not set): set kubernetes.api_server")]
     NoCluster,
     /// `api_server` or the environment holds no address.
@@ -68,7 +68,7 @@ pub enum AccessError {
 }
 
 impl Access {
-    /// Reads the settings; what they leave out comes from the pod's environment, read through `env`.
+    /// Reads the settings; absent keys default to the pod's environment, read through `env`.
     ///
     /// # Errors
     /// [`AccessError`] without an address.

@@ -33,7 +33,7 @@ const BODY_MAX: usize = 64 << 20;
 const EVENT_MAX: usize = 8 << 20;
 /// Largest `Status` of an error, in bytes.
 const STATUS_MAX: usize = 64 << 10;
-/// TCP keepalive: a server that vanished without a reset ends a watch after 30 s.
+/// TCP keepalive: a watch whose server is unreachable ends after 30 s.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 
 /// A request to the API server failed.
@@ -67,7 +67,7 @@ pub enum ApiError {
         code: u16,
         /// Its message.
         message: String,
-        /// Delay that it asks for.
+        /// Its `Retry-After`.
         retry_after: Option<Seconds>,
     },
     /// A watch that ended at once.
@@ -76,7 +76,7 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Returns the delay that the server asks for.
+    /// Returns the server's `Retry-After`.
     pub fn retry_after(&self) -> Option<Seconds> {
         match self {
             ApiError::Status { retry_after, .. } => *retry_after,

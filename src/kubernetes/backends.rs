@@ -1,5 +1,5 @@
-//! From a pod to the backends that it is: none if it takes no new work, one, or one for each port where
-//! several data-parallel ranks share an engine.
+//! Converts a pod to backends: none if it takes no new work, else one per port (data-parallel ranks have
+//! one port each).
 
 use std::net::{IpAddr, Ipv6Addr};
 use tidegate_settings::{BackendSettings, Connector, EngineName, PodSettings};
@@ -41,7 +41,7 @@ pub fn of_pod(
             settings.role = role.or(template.role);
         }
         if let Some(engine) = convention::engine(labels).and_then(named) {
-            // A connector is one engine's: that of the template says nothing about another.
+            // Each connector belongs to one engine kind, so that the template's does not apply to another.
             if engine != settings.engine {
                 settings.connector = Connector::default();
             }

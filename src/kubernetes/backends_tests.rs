@@ -1,4 +1,4 @@
-//! Pods as each project makes them, and what becomes of them.
+//! Conversion of each project's pods to backends.
 
 use serde_json::{Value, json};
 use tidegate_settings::{BackendSettings, Connector, EngineName, PodSettings, Preset};
@@ -39,7 +39,7 @@ fn backends(pod: &Value, preset: Preset, ports: &[u16]) -> Vec<BackendSettings> 
     of_pod(&pod, &template(), &rules, None)
 }
 
-/// The role of the only backend; `None`: there is none.
+/// Returns the role of the only backend; `None` without a backend.
 fn role(preset: Preset, labels: Value) -> Option<Option<Role>> {
     backends(&pod(labels, json!({})), preset, &[8000]).first().map(|backend| backend.role)
 }
@@ -144,7 +144,7 @@ fn several_ports_are_data_parallel_ranks() {
 }
 
 #[test]
-fn labels_and_annotations_say_engine_model_and_ports() {
+fn engine_model_and_ports_are_read_from_labels_and_annotations() {
     let labels = json!({
         "role-name": "prefill",
         "model.aibrix.ai/name": "llama", "model.aibrix.ai/engine": "sglang", "model.aibrix.ai/port": "30000"

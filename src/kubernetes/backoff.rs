@@ -1,13 +1,13 @@
-//! Delays between attempts: doubled after each failure, with jitter, and never below what the server
-//! asks for.
+//! Exponential back-off with jitter: the delay doubles after each failure and is at least the server's
+//! `Retry-After`.
 
 use tidegate_types::Seconds;
 
 /// The first delay.
 const FIRST: Seconds = Seconds(0.25);
-/// The longest delay of its own, as client-go's.
+/// The longest delay without `Retry-After`, as client-go's.
 const LONGEST: Seconds = Seconds(30.0);
-/// The longest delay that a server may ask for.
+/// The longest `Retry-After` that is respected.
 const ASKED_MAX: Seconds = Seconds(120.0);
 
 /// Delays of one list or watch.

@@ -1,4 +1,4 @@
-//! Labels and annotations by which projects say what an engine's pod is. Keys and values are those of
+//! Labels and annotations by which projects describe an engine's pod. Keys and values are those of
 //! their documentation; sources are listed in docs/kubernetes/discovery.md.
 
 use tidegate_settings::{PodSettings, Preset};
@@ -6,7 +6,7 @@ use tidegate_types::Role;
 
 use crate::pod::Labels;
 
-/// What a label says about new work.
+/// Whether a pod takes new work, by its labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The pod is an engine; its role if the label names one.

@@ -1,6 +1,6 @@
-//! The Lease in the API server: read every `retry`, written by its holder alone, with the plan as an
-//! annotation. Every write has the resourceVersion that was read as precondition: a leader that was
-//! replaced meanwhile gets 409.
+//! Leader election by a Lease in the API server. The Lease is read every `retry` and written by its holder
+//! only, with the plan as an annotation. Each write has the resourceVersion that was read as
+//! precondition: a leader that was replaced meanwhile gets 409.
 //!
 //! Without the API server the last plan stays in force, and there is no leader.
 
@@ -16,17 +16,17 @@ use crate::api::{self, ApiError};
 use crate::lease::{ElectionParams, Elector, Lease, LeaseMetadata, LeaseSpec, Step};
 use crate::plan::{ANNOTATION, SharedPlan};
 
-/// Longest time of one request: later than this, it says nothing of the present.
+/// Time-out of one request; a later answer is too old to decide on.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Shortest time between two writes of plans: at most five a second.
 const WRITE_GAP: Duration = Duration::from_millis(200);
 
-/// What an election shows.
+/// State of an election.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Elected {
     /// The fencing epoch while this process leads.
     pub epoch: Option<u64>,
-    /// The plan in force, of whichever leader wrote it.
+    /// The plan in force, written by this or another leader.
     pub plan: Option<SharedPlan>,
 }
 
@@ -74,7 +74,7 @@ impl Election {
                 Err(error) => tracing::debug!("the Lease: {error}"),
             }
             self.show(&elected);
-            // Leadership ends by itself when renewals fail: it is looked at in time.
+            // Leadership expires when renewals fail, so that it is checked at least every `retry`.
             let rest = self.params.retry.to_duration();
             tokio::select! {
                 () = sleep(rest) => {}
@@ -87,7 +87,7 @@ impl Election {
         }
     }
 
-    /// Gives the Lease up, so that the next leader need not wait for its end.
+    /// Releases the Lease, so that the next leader need not wait for its expiry.
     async fn release(&mut self) {
         let Some(record) = self.elector.released(self.now()) else { return };
         if let Err(error) = self.write(Method::PUT, record, None).await {
@@ -95,7 +95,7 @@ impl Election {
         }
     }
 
-    /// Reads the Lease and does what follows from it.
+    /// Reads the Lease and performs the elector's next step.
     async fn turn(&mut self, plan: &Option<SharedPlan>) -> Result<(), ApiError> {
         self.lease = self.read().await?;
         let now = self.now();
@@ -120,8 +120,8 @@ impl Election {
         }
     }
 
-    /// The plan to write, if it is not the one in the Lease. A new leader keeps its predecessor's until it
-    /// has one of its own.
+    /// Returns the plan to write, if it differs from the one in the Lease. A new leader keeps its
+    /// predecessor's plan until it has made one.
     fn due(&self, plan: &Option<SharedPlan>, record: &LeaseSpec) -> Option<SharedPlan> {
         let plan = SharedPlan { epoch: record.lease_transitions, ..plan.clone()? };
         let written = self.lease.as_ref().and_then(SharedPlan::of).unwrap_or_default();
@@ -174,7 +174,7 @@ impl Election {
         }
     }
 
-    /// The plan of the Lease replaces an earlier one, never a later one.
+    /// Publishes the plan of the Lease if it is later than the published one.
     fn show(&self, elected: &watch::Sender<Elected>) {
         let epoch = self.elector.epoch(self.now());
         let read = self.lease.as_ref().and_then(SharedPlan::of);
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_kubernetes_reads_them() {
+    fn times_have_kubernetes_micro_time_format() {
         let at = |seconds, micros: u64| {
             let since = Duration::from_secs(seconds) + Duration::from_micros(micros);
             rfc3339(UNIX_EPOCH + since)

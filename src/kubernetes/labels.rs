@@ -31,7 +31,7 @@ pub fn value(key: &str, role: Role) -> &'static str {
     }
 }
 
-/// Returns the pods whose label differs from the role of their backends, with the value it has to get.
+/// Returns the pods whose label differs from the role of their backends, with the new value.
 /// Backends of one pod with several roles are `mixed`.
 pub fn wanted<'a>(
     key: &str,
@@ -71,7 +71,7 @@ fn pod_part(host: &str) -> &str {
 pub enum Refusal {
     /// The workload selects its pods by the label.
     Selector,
-    /// The selector of this kind of workload is unknown here.
+    /// tidegate does not know the selector of this kind of workload.
     Owner,
 }
 
@@ -134,12 +134,12 @@ impl Workload {
     }
 }
 
-/// When each pod was written last.
+/// Time of the last write of each pod.
 #[derive(Debug, Default)]
 pub struct Writes(BTreeMap<String, Moment>);
 
 impl Writes {
-    /// Returns whether the pod may be written now, and notes that it is.
+    /// Returns whether the pod may be written now, and records the write.
     pub fn admit(&mut self, uid: &str, now: Moment) -> bool {
         match self.0.get(uid) {
             Some(before) if now - *before < WRITE_GAP => false,

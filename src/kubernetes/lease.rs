@@ -1,6 +1,6 @@
-//! Leader election by a Lease, as pure decisions. Expiry is judged by when this process saw the record
-//! change, never by the times that others wrote: clocks need not agree, and a clock that jumps changes
-//! nothing.
+//! Decisions of the leader election by a Lease. Pure. Expiry is measured from the moment at which this
+//! process observed the last change of the record; times written by others are not used, so that clocks
+//! need not be synchronised.
 //!
 //! A leader leads for `renew_deadline` after it began its last successful write. Others take the Lease
 //! `duration` after they saw that write, which is later than it began: with `renew_deadline` below
@@ -14,22 +14,22 @@ use tidegate_types::{Moment, Seconds};
 /// Times of an election.
 #[derive(Clone, Copy, Debug)]
 pub struct ElectionParams {
-    /// A record that did not change for this long is given up by its holder.
+    /// A record that did not change for this long has expired.
     pub duration: Seconds,
     /// How long a leader leads after its last successful write began; below `duration`.
     pub renew_deadline: Seconds,
-    /// Interval of renewals and of looks at the record.
+    /// Interval of renewals and of reads of the record.
     pub retry: Seconds,
 }
 
 impl Default for ElectionParams {
-    /// A new leader within 5 s: `duration`, two looks and a write.
+    /// A new leader within 5 s: `duration`, two reads and a write.
     fn default() -> Self {
         ElectionParams { duration: Seconds(3.0), renew_deadline: Seconds(2.0), retry: Seconds(0.5) }
     }
 }
 
-/// A Lease (`coordination.k8s.io/v1`). Fields that are not read are not kept: this Lease is tidegate's own.
+/// A Lease (`coordination.k8s.io/v1`). Unknown fields are dropped: only tidegate writes this Lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Lease {
@@ -52,7 +52,7 @@ pub struct LeaseMetadata {
     /// Precondition of a write; empty in a new one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resource_version: String,
-    /// The plan is one of them.
+    /// Annotations, one of which is the plan.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
@@ -64,7 +64,7 @@ pub struct LeaseSpec {
     /// Identity of the holder; absent or empty: the Lease is free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder_identity: Option<String>,
-    /// For people; expiry is judged by each contender's own parameters.
+    /// Informative; each contender applies its own parameters.
     pub lease_duration_seconds: u32,
     /// When the holder took it, RFC 3339 with microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,12 +99,12 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// A contender; `identity` is of this process alone, never of its successor.
+    /// Creates a contender; `identity` must be unique to this process.
     pub fn new(identity: String, params: ElectionParams) -> Elector {
         Elector { identity, params, seen: None, led: None }
     }
 
-    /// Takes in the record; `None`: there is no Lease.
+    /// Processes the record that was read; `None` without a Lease.
     pub fn observe(&mut self, record: Option<&LeaseSpec>, now: Moment) {
         match (record, &self.seen) {
             (None, _) => self.seen = None,
@@ -113,12 +113,12 @@ impl Elector {
         }
         let mine = record.is_some_and(|record| self.holds(record));
         if !mine {
-            // Another has taken it, or it was deleted: what is written from now on is refused.
+            // Taken by another contender, or deleted: further writes will be refused.
             self.led = None;
         }
     }
 
-    /// Returns what to do now. `wall` is the time of day that the record shows, for people.
+    /// Returns the next step. `wall` is the wall-clock time for the record, informative only.
     pub fn step(&self, now: Moment, wall: &str) -> Step {
         let Some((seen, since)) = &self.seen else { return Step::Create(self.record(1, wall)) };
         if self.holds(seen) {
@@ -153,8 +153,7 @@ impl Elector {
         (now - began < self.params.renew_deadline).then_some(epoch)
     }
 
-    /// Returns the record that gives the Lease up, so that the next leader need not wait; `None` if this
-    /// contender does not lead.
+    /// Returns the record that releases the Lease; `None` if this contender does not lead.
     pub fn released(&self, now: Moment) -> Option<LeaseSpec> {
         let (seen, _) = self.seen.as_ref()?;
         self.epoch(now)?;

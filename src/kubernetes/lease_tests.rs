@@ -1,4 +1,4 @@
-//! Elections in virtual time: contenders that pause, messages that are late, an API server that is away.
+//! Elections in virtual time, with paused contenders, delayed messages and API server outages.
 
 use tidegate_types::{Moment, Seconds};
 
@@ -54,7 +54,7 @@ impl Server {
     }
 }
 
-/// What a contender waits for.
+/// The pending operation of a contender.
 enum Waits {
     Until(f64),
     /// A write that reaches the server at the first time and is known at the second.
@@ -71,7 +71,7 @@ enum Waits {
 struct Contender {
     elector: Elector,
     waits: Waits,
-    /// It computes nothing before then: SIGSTOP, a busy node.
+    /// End of a pause, as by SIGSTOP or a busy node.
     stopped_until: f64,
 }
 
@@ -133,7 +133,7 @@ fn leaders(all: &[Contender], now: f64) -> Vec<u64> {
 }
 
 #[test]
-fn no_two_lead_at_once_whatever_stops_and_whatever_is_late() {
+fn at_most_one_contender_leads_under_pauses_and_delays() {
     let mut terms = 0;
     for seed in 1..=40 {
         let mut random = Random(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed) | 1);
@@ -150,7 +150,7 @@ fn no_two_lead_at_once_whatever_stops_and_whatever_is_late() {
             if random.once_in(4000.0) {
                 server.away_until = now + random.below(10.0);
             }
-            // One that is stopped believes nothing: it looks at the clock when it goes on.
+            // A paused contender checks the clock when it resumes, so that it does not count.
             let leading = leaders(&all, now);
             assert!(leading.len() <= 1, "seed {seed}, {now:.2} s: epochs {leading:?} lead at once");
             if let Some(epoch) = leading.first() {

@@ -3,18 +3,18 @@
 //! Pure, with time and randomness as arguments:
 //! - [`pod`]: the parts of a Pod that are read
 //! - [`convention`]: labels and annotations of the projects that launch engines
-//! - [`backends`]: a pod in, its backends out
+//! - [`backends`]: converts a pod to backends
 //! - [`event`]: one line of a watch
 //! - [`objects`]: the objects of a list and its watch
 //! - [`backoff`]: delays between attempts
 //! - [`lease`]: leader election with a fencing epoch, by a Lease
-//! - [`labels`]: which label which pod has to get, and which owners forbid it
+//! - [`labels`]: the label of each pod, and owners that forbid it
 //! - [`plan`]: the plan in the Lease's annotation
 //!
 //! With sockets:
 //! - [`access`]: address and credentials of the API server
 //! - [`api`]: list and watch requests
-//! - [`watcher`]: list, watch, list again
+//! - [`watcher`]: lists and watches a collection
 //! - [`election`]: the Lease read and written
 //! - [`mirror`]: roles written as labels
 //! - [`source`]: pods and their InferencePool as desired backends

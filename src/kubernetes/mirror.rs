@@ -1,7 +1,7 @@
-//! Writes roles as labels of pods, after the selector of each pod's owner was read. A refusal is reported by
-//! an Event on the pod, once for each pod.
+//! Writes roles as labels of pods, unless the selector of the pod's owner contains the label. A refusal is
+//! reported by one Event per pod.
 //!
-//! Labels follow the plan, they are not the plan: a pod whose label cannot be written keeps its role.
+//! Labels do not control roles: a pod whose label cannot be written keeps its role in the plan.
 
 use bytes::Bytes;
 use http::Method;
@@ -22,15 +22,15 @@ use crate::watcher::{Collection, Watcher};
 
 /// Longest time of one request.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Interval at which pods are looked at again that could not be written yet.
+/// Interval of retries for pods that could not be written.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the mirror did, for metrics.
+/// Outcome for one pod, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mirrored {
     /// A label was written.
     Written,
-    /// It may not be written.
+    /// The label may not be written.
     Refused(Refusal),
     /// The API server refused, or did not answer.
     Failed,
@@ -44,7 +44,7 @@ pub struct Mirror {
     key: String,
 }
 
-/// What is known of pods that were looked at.
+/// Cached selectors, and the pods already reported.
 #[derive(Default)]
 struct Known {
     writes: Writes,
@@ -106,7 +106,7 @@ impl Mirror {
         }
     }
 
-    /// Writes what differs. The first failure ends it: the rest is tried later.
+    /// Writes labels that differ. The first failure ends the round; the rest is retried later.
     async fn write(
         &self,
         pods: &[Pod],
@@ -138,7 +138,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Why the pod's label may not be written.
+    /// Returns why the pod's label may not be written; `None` if it may.
     async fn refusal(&self, pod: &Pod, known: &mut Known) -> Result<Option<Refusal>, ApiError> {
         let Some(owner) = controller(pod) else { return Ok(None) };
         let Some(path) = owner_path(&self.namespace, owner) else {
@@ -160,7 +160,7 @@ impl Mirror {
         let name = &pod.metadata.name;
         let path =
             format!("/api/v1/namespaces/{}/pods/{name}?fieldManager=tidegate", self.namespace);
-        // The uid makes a pod of the same name that was made since another one.
+        // The uid is a precondition: a new pod of the same name is not changed.
         let patch = json!({"metadata": {"uid": pod.metadata.uid, "labels": {&self.key: value}}});
         let body = Some(("application/merge-patch+json", Bytes::from(patch.to_string())));
         within(async {

@@ -1,4 +1,4 @@
-//! The objects that a list and its watch have shown, by name.
+//! Cache of the objects of a list and its watch, by name.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use crate::pod::Object;
 #[derive(Debug)]
 pub struct Objects<T> {
     by_name: BTreeMap<String, T>,
-    /// Where the next watch goes on.
+    /// resourceVersion at which the next watch starts.
     version: String,
     is_listed: bool,
 }
 
-/// What an event did.
+/// Effect of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// The objects differ.
     Changed,
-    /// They are as before.
+    /// No object differs.
     Same,
-    /// The watch cannot go on from here: list again.
+    /// The resourceVersion has expired: list again.
     Expired,
 }
 
@@ -82,12 +82,12 @@ impl<T: Object + PartialEq> Objects<T> {
         self.is_listed.then(|| self.by_name.values())
     }
 
-    /// The resourceVersion at which a watch goes on; empty: list first.
+    /// The resourceVersion at which a watch continues; empty: list first.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Makes the next attempt list again; the objects stay.
+    /// Forces the next attempt to list; the cached objects stay.
     pub fn expire(&mut self) {
         self.version.clear();
     }
@@ -126,8 +126,8 @@ mod tests {
     #[test]
     fn a_list_and_its_events_give_the_objects() {
         let mut objects = Objects::default();
-        assert!(objects.all().is_none(), "before the first list nothing is known");
-        assert!(objects.replace(vec![], "1".into()), "an empty first list is news");
+        assert!(objects.all().is_none(), "no objects before the first list");
+        assert!(objects.replace(vec![], "1".into()), "an empty first list is a change");
         assert!(!objects.replace(vec![], "2".into()));
         assert_eq!(objects.apply(Event::Applied(pod("b", "1", "3"))), Effect::Changed);
         assert_eq!(objects.apply(Event::Applied(pod("a", "2", "4"))), Effect::Changed);
@@ -138,7 +138,7 @@ mod tests {
             "made again"
         );
         let same = Event::Applied(pod("b", "9", "6"));
-        assert_eq!(objects.apply(same), Effect::Same, "fields changed that are not read");
+        assert_eq!(objects.apply(same), Effect::Same, "changes of other fields are ignored");
         assert_eq!(objects.apply(Event::Deleted(pod("a", "2", "7"))), Effect::Changed);
         assert_eq!(objects.apply(Event::Deleted(pod("a", "2", "8"))), Effect::Same);
         assert_eq!(names(&objects), ["b:9"]);

@@ -25,7 +25,7 @@ impl SharedPlan {
     pub fn of(lease: &Lease) -> Option<SharedPlan> {
         let text = lease.metadata.annotations.get(ANNOTATION)?;
         let plan: SharedPlan = serde_json::from_str(text).ok()?;
-        // A leader writes no epoch but its own.
+        // A plan with a later epoch than the Lease's is invalid.
         (plan.epoch <= lease.spec.lease_transitions).then_some(plan)
     }
 
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_survives_the_annotation() {
+    fn a_plan_round_trips_through_the_annotation() {
         let written = plan(3, 7);
         assert_eq!(SharedPlan::of(&lease(3, &written.to_text())), Some(written));
         assert_eq!(SharedPlan::of(&lease(2, &plan(3, 7).to_text())), None, "of no leader yet");

@@ -13,7 +13,7 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Metadata {
     /// Unique in its namespace at a time.
     pub name: String,
-    /// Unique over time: a pod that is made again under its name has another.
+    /// Unique over time: a recreated pod of the same name has another uid.
     pub uid: String,
     /// Version for the next watch.
     pub resource_version: String,
@@ -23,7 +23,7 @@ pub struct Metadata {
     pub annotations: Labels,
     /// Present once the object is being deleted.
     pub deletion_timestamp: Option<String>,
-    /// The objects that made it.
+    /// The objects that own it.
     pub owner_references: Vec<OwnerReference>,
 }
 
@@ -55,9 +55,9 @@ pub trait Object {
 pub struct Pod {
     /// Name, labels, annotations.
     pub metadata: Metadata,
-    /// What was asked for.
+    /// Desired state.
     pub spec: PodSpec,
-    /// What the kubelet reports.
+    /// State reported by the kubelet.
     pub status: PodStatus,
 }
 
@@ -201,7 +201,7 @@ pub struct List<T> {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListMetadata {
-    /// Where a watch goes on.
+    /// resourceVersion at which a watch starts.
     pub resource_version: String,
     /// Token of the next page; empty on the last.
     #[serde(rename = "continue")]

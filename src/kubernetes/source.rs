@@ -27,7 +27,7 @@ struct Selection {
 }
 
 impl Source {
-    /// Nothing is requested before [`Source::run`].
+    /// Creates the source; the first request is sent by [`Source::run`].
     pub fn new(access: Access, template: BackendSettings, rules: PodSettings) -> Source {
         Source { access, template, rules }
     }

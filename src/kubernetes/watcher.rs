@@ -1,5 +1,5 @@
-//! Lists objects and watches them from there. A broken or expired watch keeps the objects until the next
-//! list or event: the API server is not needed for what is known.
+//! Lists a collection and watches it from there. After a broken or expired watch the cached objects stay
+//! valid until the next list or event.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -16,8 +16,8 @@ use crate::pod::{List, Object};
 
 /// Objects per page of a list.
 const PAGE: u32 = 500;
-/// Shortest and longest time after which the server ends a watch, in seconds; spread, so that replicas do
-/// not come back together.
+/// Shortest and longest time after which the server ends a watch, in seconds; randomised, so that replicas
+/// do not reconnect at the same time.
 const WATCH_SECONDS: (f64, f64) = (240.0, 300.0);
 /// Time beyond that after which the client ends it.
 const OVERDUE: Duration = Duration::from_secs(15);
@@ -79,7 +79,7 @@ pub struct Watcher<T> {
 }
 
 impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
-    /// Nothing is requested before [`Watcher::run`].
+    /// Creates the watcher; the first request is sent by [`Watcher::run`].
     pub fn new(access: Access, collection: Collection) -> Watcher<T> {
         Watcher {
             access,
@@ -163,7 +163,7 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
                 Err(error) => break Err(error),
             }
         };
-        // A list that succeeds and a watch that always fails would alternate without a delay.
+        // Without this back-off, a successful list and a failing watch would alternate without a delay.
         let lasted = events > 0 || began.elapsed() >= SHORT;
         if lasted {
             self.backoff.succeeded();

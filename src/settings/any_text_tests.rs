@@ -1,4 +1,4 @@
-//! Whatever the text, the answer is settings or problems that an operator can read.
+//! Any text yields settings or readable problems.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ proptest! {
     }
 
     #[test]
-    fn any_damage_to_a_good_file_is_survived(
+    fn a_damaged_file_yields_settings_or_problems(
         damage in prop::collection::vec((any::<prop::sample::Index>(), 0..9_usize, any_word()), 1..4),
     ) {
         let mut text: Vec<char> = include_str!("../../config/gateway.toml").chars().collect();
@@ -27,7 +27,7 @@ proptest! {
     }
 }
 
-/// What must hold for any text.
+/// Checks the result for a text.
 fn holds(text: &str) -> Result<(), TestCaseError> {
     match Settings::parse(text) {
         Ok(settings) => prop_assert!(!settings.backends.is_empty()),

@@ -1,4 +1,4 @@
-//! Settings into the plain parameters that other rooms own.
+//! Converts settings to the parameter types of other crates.
 
 use std::collections::BTreeMap;
 use tidegate_engine::{EngineKind, Family};
@@ -12,20 +12,20 @@ use crate::schema::{
 };
 
 impl BackendSettings {
-    /// KV tokens to count on until the engine tells how many fit.
+    /// Returns the KV capacity assumed until the engine reports it, in tokens.
     pub fn kv_capacity_at_first(&self) -> Tokens {
         self.kv_capacity.unwrap_or(defaults::KV_CAPACITY)
     }
 }
 
 impl Settings {
-    /// What clients were promised.
+    /// Returns the latency targets.
     pub fn slo(&self) -> Slo {
         let itl = Some(self.slo.itl).filter(|itl| *itl > Seconds::ZERO);
         Slo { ttft: self.slo.ttft, tpot: self.slo.tpot, itl }
     }
 
-    /// Parameters of placement.
+    /// Returns the parameters of placement.
     pub fn placement_params(&self) -> PlacementParams {
         PlacementParams {
             slo: self.slo(),
@@ -43,7 +43,7 @@ impl Settings {
         }
     }
 
-    /// Parameters of the planner.
+    /// Returns the parameters of the planner.
     pub fn planner_params(&self) -> PlannerParams {
         let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
         params.dwell = self.planner.dwell.unwrap_or(params.dwell);
@@ -54,7 +54,7 @@ impl Settings {
         params
     }
 
-    /// Each backend's compatibility group, numbered in the order of the file.
+    /// Returns each backend's compatibility group, numbered in the order of the file.
     pub fn groups(&self) -> Vec<GroupId> {
         let mut known: BTreeMap<String, GroupId> = BTreeMap::new();
         let group = |backend: &BackendSettings| {
@@ -71,12 +71,12 @@ impl BackendSettings {
         self.kubernetes.is_some()
     }
 
-    /// Tells if the backend is reached over TLS.
+    /// Returns whether the backend is reached over TLS.
     pub fn is_https(&self) -> bool {
         self.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
     }
 
-    /// The protocol it speaks.
+    /// Returns the KV transfer protocol of the backend.
     pub fn family(&self) -> Family {
         match (self.engine, self.connector) {
             (EngineName::Vllm, Connector::Nixl | Connector::NixlPush) => Family::VllmNixl,
@@ -92,7 +92,8 @@ impl BackendSettings {
         }
     }
 
-    /// Where another engine meets it for a hand-off, beside its URL.
+    /// Returns the port at which other engines contact it for a hand-off: bootstrap server or side
+    /// channel, on the host of the URL.
     pub fn rendezvous_port(&self) -> u16 {
         match self.connector {
             Connector::Offloading => self.side_channel_port,
@@ -100,7 +101,7 @@ impl BackendSettings {
         }
     }
 
-    /// Which server it is.
+    /// Returns the engine kind.
     pub fn kind(&self) -> EngineKind {
         match self.engine {
             EngineName::Vllm => EngineKind::Vllm,
@@ -113,7 +114,7 @@ impl BackendSettings {
         }
     }
 
-    /// Who may change its role (docs/spec/engine-protocols.md#roles).
+    /// Returns how its role can change (docs/spec/engine-protocols.md#roles).
     pub fn capability(&self) -> RoleCapability {
         match (self.family(), self.kv_role) {
             (Family::Plain, _) => RoleCapability::Fixed,
@@ -124,15 +125,14 @@ impl BackendSettings {
         }
     }
 
-    /// The roles its launch flags allow (docs/spec/engine-protocols.md#roles). A `kv_producer` that
-    /// decodes may
-    /// load into blocks that a step still writes, and with Mooncake it dies; a `kv_consumer` that
-    /// prefills for another skips part of the hand-off for some models, and with Mooncake it dies.
-    /// In `decode` it may still run whole requests.
+    /// Returns the roles that its launch flags allow (docs/spec/engine-protocols.md#roles). A
+    /// `kv_producer` that decodes may load into blocks that a step still writes, and crashes with
+    /// Mooncake. A `kv_consumer` that prefills for another engine skips part of the hand-off for some
+    /// models, and crashes with Mooncake. With role `decode` it may still run colocated requests.
     pub fn allowed_roles(&self) -> RoleSet {
         match (self.family(), self.kv_role) {
             (Family::Plain, _) => RoleSet::EMPTY.with(Role::Mixed),
-            // The mode it was started in, unless it can switch.
+            // The launch mode, unless the engine has a role switch.
             (Family::SglangPd, _) => match self.role {
                 Some(role @ (Role::Prefill | Role::Decode)) if !self.role_switch => {
                     RoleSet::EMPTY.with(role)

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tidegate_scheduler::tuning;
 use tidegate_types::{Seconds, Tokens};
 
-/// Loopback: opening the data port is the operator's decision.
+/// Loopback: other addresses are the operator's decision.
 pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
-/// The system prompts and tool lists in use; histories of many long chats want more. Larger costs
-/// more where every prompt is new: benches/README.md.
+/// Holds the system prompts and tool lists in use; many long chat histories need more. A larger cache
+/// costs time where every prompt is new (benches/README.md).
 pub const TOKENIZER_CACHE_MIB: u16 = 4;
 /// As llm-d's pd-sidecar.
 pub const PREFILL_RETRY_BACKOFF: Seconds = Seconds(0.2);
@@ -37,7 +37,7 @@ pub const TTFT: Seconds = Seconds(1.0);
 pub const TPOT: Seconds = Seconds(0.030);
 /// None: the reference table has no such target.
 pub const ITL: Seconds = Seconds(0.0);
-/// At a thousand requests a second some four seconds of a burst.
+/// About four seconds of a burst of 1,000 requests a second.
 pub const QUEUE_REQUESTS_MAX: usize = 4096;
 /// A client that has waited half a minute for its first token has mostly left.
 pub const QUEUE_DEADLINE: Seconds = Seconds(30.0);
@@ -53,10 +53,10 @@ pub const LEASE: Seconds = Seconds(30.0);
 pub const HANDOFF: Seconds = Seconds(20.0);
 /// A plan for 8 backends takes about a microsecond.
 pub const PLAN_INTERVAL: Seconds = Seconds(0.005);
-/// The first backend and two fast retries elsewhere: two broken engines at once are an incident, three
-/// are an outage.
+/// The first backend and two retries on other backends: more than two broken engines at once are an
+/// outage.
 pub const ATTEMPTS: u32 = 3;
-/// Several times the TTFT that clients were promised; below, a busy fleet would double its own load.
+/// Several times the TTFT target; a lower value would double the load of a busy fleet.
 pub const HEDGE: Seconds = Seconds(5.0);
 /// A handshake inside a data centre takes well below a millisecond.
 pub const CONNECT_TIMEOUT: Seconds = Seconds(1.0);
@@ -66,11 +66,11 @@ pub const IDLE: Seconds = Seconds(4.0);
 pub const FIRST_BYTE_TIMEOUT: Seconds = Seconds(600.0);
 /// No limit: an engine writes a tool call in one piece, which may take minutes.
 pub const SILENCE: Seconds = Seconds(0.0);
-/// As many as an engine usually runs streams.
+/// The usual number of concurrent streams of an engine.
 pub const IDLE_PER_BACKEND_MAX: usize = 256;
 /// A probe costs an engine a millisecond of Python.
 pub const PROBE_INTERVAL: Seconds = Seconds(2.0);
-/// vLLM's /health answers from its event loop; a second of silence is trouble.
+/// vLLM's /health answers from its event loop, within milliseconds unless the loop is blocked.
 pub const PROBE_TIMEOUT: Seconds = Seconds(1.0);
 /// A single lost probe is not evidence.
 pub const FAILURES_TO_EJECT: u32 = 2;
@@ -80,13 +80,14 @@ pub const EJECTION_WINDOW: Seconds = Seconds(10.0);
 pub const EJECTION_REQUESTS_MIN: u32 = 5;
 /// As Envoy's failure_percentage_threshold in common use; a healthy engine fails below a hundredth.
 pub const EJECTION_FAILURE_SHARE: f64 = 0.5;
-/// A restart takes longer, a hiccup does not. Envoy's 30 s fit processes that start in a second.
+/// Longer than a transient failure, shorter than a restart. Envoy's 30 s fit processes that start in a
+/// second.
 pub const EJECTION: Seconds = Seconds(5.0);
-/// An engine that was repaired is back within a minute.
+/// A repaired engine returns within a minute.
 pub const EJECTION_MAX: Seconds = Seconds(60.0);
-/// As linkerd and Istio advise for small pools; Envoy's 10 % is no engine of a fleet of eight.
+/// As linkerd and Istio advise for small pools; Envoy's 10 % of eight engines would be none.
 pub const EJECTION_POOL_SHARE: f64 = 0.5;
-/// A few rounds of short answers: long enough to see a second failure, short enough not to be missed.
+/// Duration of a few short answers: long enough to detect a second failure at a reduced load.
 pub const SLOW_RETURN: Seconds = Seconds(10.0);
 /// 4 MiB: 65,536 blocks of 64 tokens remember four million tokens of prompts.
 pub const PREFIX_LINES: usize = 1 << 16;
@@ -96,14 +97,13 @@ pub const PREFIX_BLOCK_TOKENS: usize = 64;
 pub const STREAMS_MAX: u32 = 256;
 /// Llama-3.1-70B on four H100 (docs/spec/engine-model.md#constants).
 pub const KV_CAPACITY: Tokens = Tokens(430_000);
-/// vLLM's own default where it does not know the GPU.
+/// vLLM's default for unknown GPUs.
 pub const CHUNK: Tokens = Tokens(2048);
 /// A hand-off takes 3 ms, about as long as 64 tokens of prefill on a large engine.
 pub const WHOLE_BELOW: Tokens = tuning::SHORT_PROMPT;
 /// A scrape costs an engine milliseconds of Python; readings calibrate and do not control.
 pub const SCRAPE: Seconds = Seconds(5.0);
-/// A reading costs the driver well below a millisecond; a GPU that fell off the bus fails every
-/// request.
+/// A reading takes well below a millisecond; a lost GPU fails every request until it is detected.
 pub const GPU: Seconds = Seconds(1.0);
 /// Long enough to observe the effect of a manual flip; a pin holds for longer.
 pub const FLIP_HOLD: Seconds = Seconds(600.0);

@@ -1,5 +1,4 @@
-//! A configuration that was inferred, written as a commented file. What it writes, the parser of
-//! this crate accepts.
+//! Writes an inferred configuration as a commented TOML file, which this crate's parser accepts.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -55,7 +54,7 @@ pub struct DraftBackend {
     pub streams_max: Option<u32>,
     /// File with the engine's API key.
     pub api_key_file: Option<PathBuf>,
-    /// What the engine reported, one line each.
+    /// Facts reported by the engine, one line each.
     pub comments: Vec<String>,
 }
 
@@ -137,7 +136,7 @@ mod tests {
     use crate::Settings;
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn a_written_draft_parses() {
         let backend = DraftBackend {
             name: "engine-0".to_owned(),
             url: "http://127.0.0.1:8000".to_owned(),

@@ -1,5 +1,5 @@
-//! The example files are good, and config/gateway.toml says every key, every word and every default
-//! of the schema: text and schema cannot drift.
+//! The example files are valid, and config/gateway.toml documents every key, enum value and default of
+//! the schema.
 
 use std::collections::BTreeSet;
 use toml::{Table, Value};
@@ -35,14 +35,14 @@ const MANIFESTS: [(&str, &str, &str); 4] = [
         include_str!("../../deploy/kustomize/overlays/sidecar/pod.yaml"),
     ),
 ];
-/// A key and a word that no schema has.
+/// A key and enum value that is not in the schema.
 const NOTHING: &str = "zz";
 
 fn good(name: &str, text: &str) -> Settings {
     Settings::parse(text).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"))
 }
 
-/// The file with its examples switched on.
+/// Returns config/gateway.toml with its commented examples enabled.
 fn uncommented() -> String {
     let lines = GATEWAY.lines().map(|line| match line.strip_prefix('#') {
         Some(setting) if !setting.starts_with(' ') => setting,
@@ -51,7 +51,7 @@ fn uncommented() -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What serde says of a file; its lists of words are the schema.
+/// Returns serde's error for a file; the names that it lists as expected are the schema.
 fn complaint(tree: &Table) -> String {
     match Value::Table(tree.clone()).try_into::<Settings>() {
         Ok(_) => String::new(),
@@ -59,13 +59,13 @@ fn complaint(tree: &Table) -> String {
     }
 }
 
-/// The words after "expected" if the complaint is about the unknown `what`.
+/// Returns the names after "expected" if the error is about an unknown `what`.
 fn words(complaint: &str, what: &str) -> Option<Vec<String>> {
     let rest = complaint.strip_prefix(&format!("unknown {what} `{NOTHING}`, expected "))?;
     Some(rest.split('`').skip(1).step_by(2).map(str::to_owned).collect())
 }
 
-/// A file that holds `leaf` at `path` (`""` steps into a list).
+/// Creates a file with `leaf` at `path` (`""` steps into a list).
 fn tree(path: &[&str], leaf: Value) -> Table {
     let value = path.iter().skip(1).rev().fold(leaf, |inner, key| match *key {
         "" => Value::Array(vec![inner]),
@@ -80,7 +80,7 @@ fn tree(path: &[&str], leaf: Value) -> Table {
 /// Keys that still parse under an earlier name; serde lists them beside the present ones.
 const OLD_NAMES: &[&str] = &["hopeless_share", "hopeless_patience"];
 
-/// Calls `key` with the path of every key of the schema, and `word` with every word it may have.
+/// Calls `key` with the path of every key of the schema, and `word` with every enum value.
 fn walk(path: &[&str], key: &mut dyn FnMut(&[&str]), word: &mut dyn FnMut(&str)) {
     let inside = [path, &[NOTHING]].concat();
     if let Some(keys) = words(&complaint(&tree(&inside, Value::Integer(1))), "field") {
@@ -99,7 +99,7 @@ fn walk(path: &[&str], key: &mut dyn FnMut(&[&str]), word: &mut dyn FnMut(&str))
 }
 
 #[test]
-fn the_examples_are_good() {
+fn the_examples_are_valid() {
     for (name, text) in EXAMPLES {
         good(name, text);
     }
@@ -107,7 +107,7 @@ fn the_examples_are_good() {
 }
 
 #[test]
-fn the_gateway_example_has_every_key_and_every_word() {
+fn the_gateway_example_documents_every_key_and_enum_value() {
     let shown: Table = uncommented().parse().unwrap();
     let (mut keys, mut words) = (BTreeSet::new(), BTreeSet::new());
     walk(
@@ -128,7 +128,7 @@ fn the_gateway_example_has_every_key_and_every_word() {
     }
 }
 
-/// Is the key in the tree, in any element where the way leads through a list?
+/// Returns whether the key is in the tree, in any element of the lists on its path.
 fn has<'k>(tree: &Table, mut path: impl Iterator<Item = &'k str> + Clone) -> bool {
     let Some(key) = path.next() else { return true };
     match tree.get(key) {
@@ -141,7 +141,7 @@ fn has<'k>(tree: &Table, mut path: impl Iterator<Item = &'k str> + Clone) -> boo
     }
 }
 
-/// A key without bounds is one that somebody forgot in `validate`.
+/// Fails for a key that `validate` does not check.
 #[test]
 fn every_number_of_the_schema_has_bounds() {
     let absurd = |path: &[&str]| {
@@ -169,7 +169,7 @@ fn every_number_of_the_schema_has_bounds() {
 }
 
 #[test]
-fn what_the_gateway_example_shows_as_default_is_the_default() {
+fn defaults_in_the_gateway_example_equal_those_of_the_schema() {
     let (shown, default) = (good("gateway", &uncommented()), Settings::default());
     assert_eq!(shown.slo, default.slo);
     assert_eq!(shown.queue, default.queue);
@@ -221,7 +221,7 @@ fn what_the_gateway_example_shows_as_default_is_the_default() {
 }
 
 #[test]
-fn the_manifests_hold_good_settings() {
+fn the_settings_of_the_manifests_are_valid() {
     for (name, toml, yaml) in MANIFESTS {
         let settings = good(name, toml);
         // The kubelet kills a pod at the end of its grace period.

@@ -3,14 +3,14 @@
 //! - [`schema`]: the sections and their keys, one struct a section
 //! - [`defaults`]: every default with its reason
 //! - `profiles`: built-in engine profiles by name
-//! - [`parse`]: text in, settings or all problems out; on a `tree` with line numbers
-//! - `problem`: one error, formatted on one line
+//! - [`parse`]: parses TOML and reports all errors at once; `tree` keeps line numbers
+//! - `problem`: a configuration error, formatted on one line
 //! - `validate`: constraints that types do not express
 //! - [`reconcile`]: desired backends of several sources in, changes out
-//! - [`reload`]: another version of the settings in, what changes and what needs a restart out
-//! - [`convert`]: settings into the plain parameters that other rooms own
+//! - [`reload`]: the changes between two versions of the settings, and those that need a restart
+//! - [`convert`]: settings to the parameter types of other crates
 //!
-//! It reads no file, no environment and no clock: the shell does, and hands in text.
+//! The crate is pure: callers read files and pass their text.
 #![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 

@@ -1,9 +1,8 @@
-//! Text in, settings or every problem out.
+//! Parses a configuration and reports all errors at once.
 //!
-//! serde stops at the first mistake. Here the text becomes a tree first; each time a part of the
-//! tree does not fit the schema the mistake is noted, the part is taken out, and the rest is tried
-//! again. What types cannot say is checked last, on what is left; what hangs on a part that was
-//! taken out is not judged.
+//! serde stops at the first error. Here the text is parsed to a tree; each part that does not fit the
+//! schema is reported and removed, and the rest is deserialized again. Constraints beyond types are
+//! checked last; a check that reads a removed part is skipped.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -13,13 +12,13 @@ use crate::problem::{Problem, nearest, text_of};
 use crate::profiles;
 use crate::schema::{BackendSettings, Settings};
 use crate::tree::{Part, Tree, parts};
-use crate::validate::{Doubts, validate, validate_discovered};
+use crate::validate::{RemovedParts, validate, validate_discovered};
 
-/// Mistakes of one kind in one file before the rest of it is not looked at any more.
+/// Most errors of one kind reported for a file.
 const PROBLEMS_MAX: usize = 64;
 
 impl Settings {
-    /// Read a configuration in TOML.
+    /// Reads a configuration in TOML.
     ///
     /// # Errors
     /// Every [`Problem`] in it, in the order of the file; those of the whole file come first. A
@@ -39,7 +38,7 @@ impl Settings {
         let (tree, errors) = Tree::parse(text);
         let mut problems = not_toml(errors);
         if problems.is_empty() {
-            return match judge(tree, Doubts::default(), &mut problems) {
+            return match check(tree, RemovedParts::default(), &mut problems) {
                 Some(mut settings) if problems.is_empty() => {
                     let is_source = |backend: &mut BackendSettings| backend.is_source();
                     settings.sources = settings.backends.extract_if(.., is_source).collect();
@@ -49,11 +48,11 @@ impl Settings {
                 _ => Err(problems),
             };
         }
-        if let Some((rest, doubts)) = without(text, &problems) {
+        if let Some((rest, removed)) = without(text, &problems) {
             let (tree, errors) = Tree::parse(&rest);
             if errors.is_empty() {
-                // Its settings are not the operator's; its problems are.
-                judge(tree, doubts, &mut problems);
+                // Only the problems are used: the settings lack the lines that are not TOML.
+                check(tree, removed, &mut problems);
             }
         }
         problems.sort_by_key(|problem| problem.line);
@@ -74,9 +73,9 @@ impl BackendSettings {
         let text = toml::to_string(&file).map_err(plain)?;
         let (tree, errors) = Tree::parse(&text);
         let mut problems = not_toml(errors);
-        let mut doubts = Doubts::default();
-        doubts.add("backends[0].group");
-        let settings = judge(tree, doubts, &mut problems);
+        let mut removed = RemovedParts::default();
+        removed.add("backends[0].group");
+        let settings = check(tree, removed, &mut problems);
         let backend = settings.and_then(|settings| settings.backends.into_iter().next());
         if backend.as_ref().is_some_and(BackendSettings::is_source) {
             let problem = "stands for discovered backends: only the settings file may have it";
@@ -95,7 +94,7 @@ impl BackendSettings {
     }
 }
 
-/// One problem a line: what follows on it is mostly the same mistake.
+/// Converts syntax errors to problems, the first of each line: later ones are mostly consequences.
 fn not_toml(errors: Vec<(usize, String)>) -> Vec<Problem> {
     let mut first: BTreeMap<usize, String> = BTreeMap::new();
     for (line, message) in errors {
@@ -108,10 +107,11 @@ fn not_toml(errors: Vec<(usize, String)>) -> Vec<Problem> {
     first.into_iter().take(PROBLEMS_MAX).map(problem).collect()
 }
 
-/// The text without the lines that are not TOML, so that the rest can be judged too, and the keys
-/// that were on them. `None` where a section's head is among them: whose keys follow is unknown.
-fn without(text: &str, problems: &[Problem]) -> Option<(String, Doubts)> {
-    let (mut rest, mut doubts) = (String::with_capacity(text.len()), Doubts::default());
+/// Returns the text without the lines that are not TOML, so that the rest can be checked too, and the
+/// keys on those lines. `None` if one of them is a section head: the section of the keys after it is
+/// unknown.
+fn without(text: &str, problems: &[Problem]) -> Option<(String, RemovedParts)> {
+    let (mut rest, mut removed) = (String::with_capacity(text.len()), RemovedParts::default());
     for (n, line) in text.split('\n').enumerate() {
         if problems.iter().all(|problem| problem.line != Some(n + 1)) {
             rest += line;
@@ -119,27 +119,32 @@ fn without(text: &str, problems: &[Problem]) -> Option<(String, Doubts)> {
             return None;
         } else {
             let key = line.split(['=', ' ', '\t', '.']).find(|word| !word.is_empty());
-            doubts.add_key(key.unwrap_or_default());
+            removed.add_key(key.unwrap_or_default());
         }
         rest.push('\n');
     }
-    Some((rest, doubts))
+    Some((rest, removed))
 }
 
-/// Adds the problems of a file that is TOML, in its order. The settings, if there are any.
-fn judge(mut tree: Tree<'_>, mut doubts: Doubts, all: &mut Vec<Problem>) -> Option<Settings> {
+/// Appends the problems of a file that is TOML, in its order. Returns the settings if they could be
+/// read.
+fn check(
+    mut tree: Tree<'_>,
+    mut removed: RemovedParts,
+    all: &mut Vec<Problem>,
+) -> Option<Settings> {
     let mut problems = Vec::new();
     profiles::complete(&mut tree.left);
-    let settings = read(&mut tree, &mut problems, &mut doubts);
+    let settings = read(&mut tree, &mut problems, &mut removed);
     if let Some(settings) = &settings {
-        problems.extend(validate(settings, doubts));
+        problems.extend(validate(settings, removed));
     }
-    all.extend(in_order(problems, &tree));
+    all.extend(sorted(problems, &tree));
     settings
 }
 
-/// Each with its line, and sorted by it.
-fn in_order(problems: Vec<(Vec<Part>, Problem)>, tree: &Tree<'_>) -> Vec<Problem> {
+/// Adds lines to the problems and sorts by them.
+fn sorted(problems: Vec<(Vec<Part>, Problem)>, tree: &Tree<'_>) -> Vec<Problem> {
     let with_line = |(path, problem): (Vec<Part>, Problem)| Problem {
         line: problem.line.or_else(|| tree.line(&path)),
         ..problem
@@ -149,11 +154,11 @@ fn in_order(problems: Vec<(Vec<Part>, Problem)>, tree: &Tree<'_>) -> Vec<Problem
     problems
 }
 
-/// Fit the tree into the schema, taking out what does not fit.
+/// Deserializes the tree, removing parts that do not fit the schema.
 fn read(
     tree: &mut Tree<'_>,
     problems: &mut Vec<(Vec<Part>, Problem)>,
-    doubts: &mut Doubts,
+    removed: &mut RemovedParts,
 ) -> Option<Settings> {
     for _ in 0..PROBLEMS_MAX {
         let error = match serde_path_to_error::deserialize(Value::Table(tree.left.clone())) {
@@ -175,10 +180,10 @@ fn read(
         };
         problems.push((written.clone(), problem));
         if let Some(meant) = unknown.and_then(|unknown| unknown.meant) {
-            doubts.add_missing(&text_of(&sibling(&written, &meant)));
+            removed.add_missing(&text_of(&sibling(&written, &meant)));
         }
-        match tree.take_out(&path) {
-            Some(out) => doubts.add(&text_of(&out)),
+        match tree.remove(&path) {
+            Some(out) => removed.add(&text_of(&out)),
             None => return None,
         }
     }
@@ -209,7 +214,7 @@ impl UnknownKey {
     }
 }
 
-/// serde says: unknown field `a`, expected one of `b`, `c`; and sometimes not in the path.
+/// Parses serde's message: unknown field `a`, expected one of `b`, `c`. The path may lack `a`.
 fn unknown_key(message: &str, path: &mut Vec<Part>) -> Option<UnknownKey> {
     let rest = message.strip_prefix("unknown field `")?;
     let named = match path.last() {
@@ -226,7 +231,7 @@ fn unknown_key(message: &str, path: &mut Vec<Part>) -> Option<UnknownKey> {
     Some(UnknownKey { meant, known })
 }
 
-/// A part of another type than its key wants, in an operator's words.
+/// Converts serde's type error to a message for operators.
 fn misfit(path: String, message: &str) -> Problem {
     if message.starts_with("invalid socket address") {
         return Problem::new(path, "is not an address").hint("\"127.0.0.1:8080\"");
@@ -248,7 +253,7 @@ fn misfit(path: String, message: &str) -> Problem {
     Problem::new(path, found).hint(format!("should be {wanted}"))
 }
 
-/// `tables[key]` as a list of tables, the ones that are tables.
+/// Returns the tables in the list `tables[key]`.
 pub(crate) fn tables_of<'t>(tree: &'t mut Table, key: &str) -> impl Iterator<Item = &'t mut Table> {
     let list = tree.get_mut(key).and_then(Value::as_array_mut);
     list.into_iter().flatten().filter_map(Value::as_table_mut)

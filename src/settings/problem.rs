@@ -12,13 +12,13 @@ const SIMILAR: f64 = 0.75;
 /// One configuration error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where: `backends[2].url`; empty for the whole file.
+    /// Path of the part, as `backends[2].url`; empty for the whole file.
     pub path: String,
-    /// What is wrong.
+    /// Description of the error.
     pub problem: String,
     /// The suggested correction, if known.
     pub hint: Option<String>,
-    /// The line, counted from 1, of the part or of what it is missing from; `None` for the whole
+    /// Line of the part, from 1; of the containing part if the part is missing; `None` for the whole
     /// file.
     pub line: Option<usize>,
 }
@@ -39,26 +39,26 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
-    /// Without a hint or a line.
+    /// Creates a problem without hint and line.
     pub(crate) fn new(path: impl Into<String>, problem: impl Into<String>) -> Problem {
         let problem = one_line(&problem.into());
         Problem { path: path.into(), problem, hint: None, line: None }
     }
 
-    /// Without the operator's own words.
+    /// Removes quoted configuration text, which may contain a secret.
     pub(crate) fn unquoted(mut self) -> Problem {
         self.problem = "is of the wrong type".to_owned();
         self
     }
 
-    /// With what would be right; an empty hint is none.
+    /// Adds the correction; an empty text adds none.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Problem {
         self.hint = Some(one_line(&hint.into())).filter(|hint| !hint.is_empty());
         self
     }
 }
 
-/// `backends[2].url`, with keys that are no bare words quoted.
+/// Formats a path as `backends[2].url`, with quotes around keys that need them.
 pub(crate) fn text_of(path: &[Part]) -> String {
     let mut text = String::new();
     for part in path {
@@ -78,7 +78,7 @@ pub(crate) fn text_of(path: &[Part]) -> String {
     text
 }
 
-/// The known word that was probably meant.
+/// Returns the known key that is most similar to `word`, if it is similar enough.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|known| (strsim::jaro_winkler(word, known), known))
@@ -91,7 +91,7 @@ fn is_bare(key: &str) -> bool {
     !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
 }
 
-/// Control characters escaped, and not endless.
+/// Escapes control characters and truncates to [`TEXT_MAX`].
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(TEXT_MAX));
     for (n, letter) in text.chars().enumerate() {

@@ -1,6 +1,6 @@
-//! What is known of an engine before it has answered anything, by the name of its model and
-//! hardware. A backend that names a profile need not say what the profile says; what it does say
-//! wins. Only the first requests are judged by it: costs are fitted to what is observed.
+//! Built-in engine profiles: prior costs and capacities by model and hardware. A profile fills in keys
+//! that its backend leaves out. Priors matter for the first requests only: costs are fitted to
+//! observations.
 
 use toml::{Table, Value};
 
@@ -107,7 +107,7 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|profile| profile.name)
 }
 
-/// Adds to each backend what its profile says and it does not. An unknown profile adds nothing.
+/// Fills in each backend's absent keys from its profile. An unknown profile adds no keys.
 pub(crate) fn complete(tree: &mut Table) {
     for backend in tables_of(tree, "backends") {
         let name = backend.get("profile").and_then(Value::as_str);

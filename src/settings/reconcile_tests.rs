@@ -52,7 +52,7 @@ fn a_bad_entry_keeps_its_old_version_and_the_rest_applies() {
 }
 
 #[test]
-fn a_removed_name_stays_away_until_it_is_put_again() {
+fn a_removed_name_stays_hidden_until_it_is_put_again() {
     let mut all = Reconciler::default();
     all.set(SourceId::File, vec![Ok(backend("a", 1))]);
     assert_eq!(all.remove("a"), [Change::Leave("a".to_owned())]);
@@ -63,8 +63,8 @@ fn a_removed_name_stays_away_until_it_is_put_again() {
 }
 
 proptest! {
-    /// Whatever the sources say, the changes lead from any fleet to the desired one: names are
-    /// unique, no change is impossible, and the same input again gives no change.
+    /// For any input of the sources, the changes transform the fleet into the desired one: names are
+    /// unique, each change is applicable, and repeated input causes no change.
     #[test]
     fn changes_lead_to_the_desired_fleet(
         steps in vec((0usize..5, vec((0u8..6, 0u8..4, any::<bool>()), 0..8)), 1..20),

@@ -1,19 +1,18 @@
-//! A TOML file as a tree: on which line a part stands, and the same tree without that part.
-//! It never judges what it holds.
+//! A TOML file as a tree: the line of each part, and removal of parts. It does not validate contents.
 
 use serde::Deserialize;
 use serde_path_to_error::{Path, Segment};
 use toml::de::{DeTable, DeValue, Deserializer};
 use toml::{Spanned, Table, Value};
 
-/// One step of the way to a part.
+/// One step of a path: a key or a list index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Key(String),
     Index(usize),
 }
 
-/// serde's path, as far as it is known.
+/// Converts serde's path, up to its first unknown step.
 pub(crate) fn parts(path: &Path) -> Vec<Part> {
     path.iter()
         .map_while(|segment| match segment {
@@ -24,19 +23,19 @@ pub(crate) fn parts(path: &Path) -> Vec<Part> {
         .collect()
 }
 
-/// The file as it was written, and as much of it as still has to be read.
+/// The file as written, and the part of it that is still to be deserialized.
 pub(crate) struct Tree<'i> {
     breaks: Breaks,
     written: Spanned<DeTable<'i>>,
-    /// What is left after [`Tree::take_out`].
+    /// What is left after [`Tree::remove`].
     pub(crate) left: Table,
-    /// Elements taken out of lists of plain values, by their written path.
+    /// Elements removed from lists of plain values, by their path in the file.
     gone: Vec<Vec<Part>>,
 }
 
 impl<'i> Tree<'i> {
-    /// The tree, and every place where the text is not TOML, with its line. Where there is one the
-    /// tree is a guess.
+    /// Parses the text. Returns the tree and the syntax errors with their lines; with errors the tree
+    /// is a guess.
     pub(crate) fn parse(text: &'i str) -> (Tree<'i>, Vec<(usize, String)>) {
         let (written, errors) = DeTable::parse_recoverable(text);
         let breaks = Breaks::of(text);
@@ -50,7 +49,7 @@ impl<'i> Tree<'i> {
         let left = match Table::deserialize(Deserializer::from(written.clone())) {
             Ok(left) => left,
             Err(error) => {
-                // A number that TOML can write and no machine can hold.
+                // A number outside the range of 64 bits.
                 let at = error.span().map_or(0, |span| span.start);
                 errors.push((breaks.line(at), error.message().to_owned()));
                 Table::new()
@@ -59,10 +58,10 @@ impl<'i> Tree<'i> {
         (Tree { breaks, written, left, gone: Vec::new() }, errors)
     }
 
-    /// Removes the part at `path` (of what is left), or the nearest part around it that can be
-    /// removed; its path as it was written. An element of a list of tables stays, emptied, so that
-    /// the ones after it keep their numbers. `None` if nothing could be removed.
-    pub(crate) fn take_out(&mut self, path: &[Part]) -> Option<Vec<Part>> {
+    /// Removes the part at `path` (in `left`), or the nearest removable part that contains it. Returns
+    /// its path in the file; `None` if no part could be removed. An element of a list of tables is
+    /// emptied instead, so that later elements keep their numbers.
+    pub(crate) fn remove(&mut self, path: &[Part]) -> Option<Vec<Part>> {
         for end in (1..=path.len()).rev() {
             let written = self.as_written(&path[..end]);
             match take_out_of(&mut self.left, &path[..end]) {
@@ -77,7 +76,7 @@ impl<'i> Tree<'i> {
         None
     }
 
-    /// A path in what is left, with list elements numbered as in the file.
+    /// Converts a path in `left` to the path in the file: list indexes differ after removals.
     pub(crate) fn as_written(&self, path: &[Part]) -> Vec<Part> {
         let mut written: Vec<Part> = Vec::with_capacity(path.len());
         for segment in path {
@@ -101,8 +100,8 @@ impl<'i> Tree<'i> {
         written
     }
 
-    /// The line of the part, or of the nearest part around it that was written; `None` for the
-    /// whole file.
+    /// Returns the line of the part, or of the nearest part of the file that contains it; `None` for
+    /// the whole file.
     pub(crate) fn line(&self, path: &[Part]) -> Option<usize> {
         let mut line = None;
         let (mut table, mut value) = (Some(self.written.get_ref()), None::<&Spanned<DeValue>>);
@@ -128,7 +127,7 @@ impl<'i> Tree<'i> {
 enum Removed {
     Nothing,
     Part,
-    /// Of a list that is shorter now.
+    /// An element of a list that became shorter.
     Element,
 }
 
@@ -166,7 +165,7 @@ fn take_out_of_value(value: &mut Value, path: &[Part]) -> Removed {
     }
 }
 
-/// Where each line of a text ends.
+/// Positions of the line ends of a text.
 struct Breaks(Vec<usize>);
 
 impl Breaks {
@@ -174,7 +173,7 @@ impl Breaks {
         Breaks(text.match_indices('\n').map(|(at, _)| at).collect())
     }
 
-    /// The line of the byte at `at`, counted from 1.
+    /// Returns the line of the byte at `at`, from 1.
     fn line(&self, at: usize) -> usize {
         self.0.partition_point(|end| *end < at) + 1
     }

@@ -17,57 +17,57 @@ use crate::problem::{Problem, nearest};
 use crate::schema::{BackendSettings, ClientAuth, Settings, TlsSettings, UpstreamSettings};
 use crate::tree::Part;
 
-/// No span of this program lasts longer; more is a slip of the unit.
+/// Upper bound of every duration, in seconds; a larger value is most likely in the wrong unit.
 const DAY: f64 = 86_400.0;
-/// The planner looks at every backend; more often than a thousand times a second is a busy loop.
+/// Shortest plan interval, in seconds: a plan visits every backend.
 const PLAN_INTERVAL_MIN: f64 = 0.001;
-/// No machine has more cores.
+/// More than the cores of any machine.
 const THREADS_MAX: u64 = 1024;
 /// File descriptors of the largest hosts.
 const CONNECTIONS_MAX: u64 = 1 << 20;
-/// A body is held in memory as long as its request waits.
+/// Bound of one body, in bytes; bodies of queued requests stay in memory.
 const BODY_MAX_BYTES: u64 = 1 << 30;
-/// As much memory as one machine has.
+/// Bound of the budget of all bodies, in bytes: the memory of the largest machines.
 const BODY_BUDGET_BYTES: u64 = 1 << 44;
-/// Each waiting request holds its body.
+/// Bound of the queue, in requests.
 const QUEUE_MAX: u64 = 1 << 20;
-/// Each costs a client's patience.
+/// Bound of the attempts: each one delays the answer.
 const ATTEMPTS_MAX: u64 = 16;
-/// File descriptors.
+/// Bound of idle connections per backend: one file descriptor each.
 const IDLE_MAX: u64 = 65_536;
-/// After minutes of failures one more says nothing.
+/// Bound of failed probes: minutes at the usual interval.
 const FAILURES_MAX: u64 = 1000;
-/// Finer blocks cost a hash a few tokens, coarser ones never match.
+/// Bound of the block size, in tokens: longer blocks are hardly ever shared.
 const BLOCK_TOKENS_MAX: u64 = 65_536;
-/// `max_num_batched_tokens` of the largest engines, with room.
+/// Bound of the chunk, in tokens; above `max_num_batched_tokens` of any engine.
 const CHUNK_MAX: u64 = 1 << 20;
 /// 4 GiB of prefix index.
 const PREFIX_LINES: std::ops::RangeInclusive<usize> = 1 << 6..=1 << 26;
-/// Short enough to be guessed.
+/// Shortest API key, in bytes; shorter ones can be guessed.
 const KEY_BYTES_MIN: usize = 8;
-/// 128 bits if it is random. The token allows role changes.
+/// Shortest admin token, in bytes: 128 bits if it is random. The token allows role changes.
 const TOKEN_BYTES_MIN: usize = 16;
-/// Timers have milliseconds; less is a busy loop, or a slip of the unit.
+/// Shortest duration, in seconds: the resolution of timers.
 const SPAN_MIN: f64 = 0.001;
-/// What is asked for again and again: more often costs engines more than it tells, less often than
-/// hourly tells nothing.
+/// Bounds of polling intervals, in seconds: shorter ones load the engines, longer ones detect nothing in
+/// time.
 const INTERVAL: (f64, f64) = (0.01, 3600.0);
-/// A week; what is meant for longer is a pin.
+/// Longest hold of a flip, in seconds: one week. Longer holds are pins.
 const HOLD_MAX: f64 = 7.0 * DAY;
 
-/// Parts of a file that were taken out, by their paths.
+/// Parts of a file that were removed because they do not fit the schema, by their paths.
 #[derive(Default)]
-pub(crate) struct Doubts {
-    taken_out: Vec<String>,
+pub(crate) struct RemovedParts {
+    paths: Vec<String>,
     /// Keys that are missing because they are misspelt.
     misspelt: BTreeSet<String>,
     /// Keys whose section is unknown.
     keys: BTreeSet<String>,
 }
 
-impl Doubts {
+impl RemovedParts {
     pub(crate) fn add(&mut self, path: &str) {
-        self.taken_out.push(path.to_owned());
+        self.paths.push(path.to_owned());
     }
 
     pub(crate) fn add_missing(&mut self, path: &str) {
@@ -78,27 +78,27 @@ impl Doubts {
         self.keys.insert(key.to_owned());
     }
 
-    /// Was the part at `path`, something around it or something in it taken out?
-    fn touch(&self, path: &str) -> bool {
+    /// Returns whether the part at `path`, a part that contains it, or a part within it was removed.
+    fn affect(&self, path: &str) -> bool {
         let inside = |path: &str, other: &str| {
             path.strip_prefix(other)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         let key = path.rsplit('.').next().unwrap_or(path);
         self.keys.contains(key)
-            || self.taken_out.iter().any(|out| inside(path, out) || inside(out, path))
+            || self.paths.iter().any(|out| inside(path, out) || inside(out, path))
     }
 }
 
-/// Gathers problems.
+/// The problems found so far.
 struct Found {
-    doubts: Doubts,
+    removed: RemovedParts,
     problems: Vec<(Vec<Part>, Problem)>,
 }
 
-/// All problems of a configuration whose types are right, with their paths.
-pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, Problem)> {
-    let mut found = Found { doubts, problems: Vec::new() };
+/// Returns the problems of a configuration whose types fit the schema, with their paths.
+pub(crate) fn validate(settings: &Settings, removed: RemovedParts) -> Vec<(Vec<Part>, Problem)> {
+    let mut found = Found { removed, problems: Vec::new() };
     server(settings, &mut found);
     admin(settings, &mut found);
     client_certificate(settings, &mut found);
@@ -116,35 +116,35 @@ pub(crate) fn validate(settings: &Settings, doubts: Doubts) -> Vec<(Vec<Part>, P
     found.problems
 }
 
-/// The problems of a backend that a source made. Its name is the source's choice, `[upstream]` was
-/// checked with the entry, and its group has members that are unknown here.
+/// Returns the problems of a discovered backend. Its name and group are not checked: the source chose
+/// the name, and the other members of the group are unknown here.
 pub(crate) fn validate_discovered(backend: &BackendSettings) -> Vec<Problem> {
     let backend = BackendSettings { name: "discovered".to_owned(), ..backend.clone() };
     let upstream =
         UpstreamSettings { ca_file: Some(PathBuf::from("ca")), ..UpstreamSettings::default() };
     let settings = Settings { backends: vec![backend], upstream, ..Settings::default() };
-    let mut found = Found { doubts: Doubts::default(), problems: Vec::new() };
+    let mut found = Found { removed: RemovedParts::default(), problems: Vec::new() };
     fleet::backends(&settings, &mut found);
     found.problems.into_iter().map(|(_, problem)| problem).collect()
 }
 
 impl Found {
-    /// `problem` at `path` unless it holds.
+    /// Records `problem` at `path` unless `holds`.
     fn check(&mut self, holds: bool, path: &str, problem: &str, hint: &str) {
         self.check_with(holds, path, &[], problem, hint);
     }
 
-    /// As [`Found::check`], for one that looks at the keys `with` too.
+    /// Like [`Found::check`], for a check that also reads the keys `with`.
     fn check_with(&mut self, holds: bool, path: &str, with: &[&str], problem: &str, hint: &str) {
-        let doubted = |path: &&str| self.doubts.touch(path);
-        if !holds && !doubted(&path) && !with.iter().any(doubted) {
+        let is_removed = |path: &&str| self.removed.affect(path);
+        if !holds && !is_removed(&path) && !with.iter().any(is_removed) {
             self.problems.push((segments(path), Problem::new(path, problem).hint(hint)));
         }
     }
 
-    /// A key that has no default. Whether it is there.
+    /// Checks a required key. Returns whether it is present.
     fn required(&mut self, there: bool, path: &str, hint: &str) -> bool {
-        let is_reported = there || self.doubts.misspelt.contains(path);
+        let is_reported = there || self.removed.misspelt.contains(path);
         self.check(is_reported, path, "is missing", hint);
         there
     }
@@ -154,14 +154,14 @@ impl Found {
         self.check(holds, path, &format!("is {number}"), &format!("{min} to {max}{unit}"));
     }
 
-    /// A span above zero.
+    /// Checks a duration above zero.
     fn positive(&mut self, span: Seconds, path: &str) {
         let holds = (SPAN_MIN..=DAY).contains(&span.get());
         let problem = format!("is {}", span.get());
         self.check(holds, path, &problem, &format!("{SPAN_MIN} to {DAY} seconds"));
     }
 
-    /// A span that may be zero.
+    /// Checks a duration that may be zero.
     fn not_negative(&mut self, span: Seconds, path: &str) {
         self.number(span.get(), (0.0, DAY), path, " seconds");
     }
@@ -171,7 +171,7 @@ impl Found {
         self.check(holds, path, &format!("is {count}"), &format!("{min} to {max}"));
     }
 
-    /// A name that shows in logs and metrics and differs from those before it.
+    /// Checks a name: a label of logs and metrics, unique in its list.
     fn name<'n>(&mut self, name: &'n str, names: &mut BTreeMap<&'n str, String>, path: &str) {
         if !self.required(!name.is_empty(), path, "it shows in logs and metrics") {
             return;
@@ -246,15 +246,15 @@ fn admin(settings: &Settings, found: &mut Found) {
     found.count(admin.requests_kept as u64, (0, QUEUE_MAX), "admin.requests_kept");
 }
 
-/// What tidegate presents to engines.
+/// Checks the client certificate that tidegate presents to engines.
 fn client_certificate(settings: &Settings, found: &mut Found) {
     let upstream = &settings.upstream;
     let (cert, key) = ("upstream.client_cert", "upstream.client_key");
     match (&upstream.client_cert, &upstream.client_key) {
-        (Some(_), None) if !found.doubts.touch(key) => {
+        (Some(_), None) if !found.removed.affect(key) => {
             found.required(false, key, "the private key of client_cert");
         }
-        (None, Some(_)) if !found.doubts.touch(cert) => {
+        (None, Some(_)) if !found.removed.affect(cert) => {
             found.required(false, cert, "the certificate chain of client_key");
         }
         (Some(_), Some(_)) => {
@@ -266,7 +266,7 @@ fn client_certificate(settings: &Settings, found: &mut Found) {
     }
 }
 
-/// A DNS name, an IP address, or a network in CIDR notation.
+/// Returns whether this is a DNS name, an IP address, or a network in CIDR notation.
 fn is_host_or_net(text: &str) -> bool {
     if let Some((address, bits)) = text.split_once('/') {
         let bits: Option<u8> = bits.parse().ok();
@@ -280,7 +280,7 @@ fn is_host_or_net(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.bytes().all(name))
 }
 
-/// Can only one of them be listened on? Port 0 is a free one.
+/// Returns whether only one of two addresses can be bound. Port 0 never conflicts.
 fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || any)
@@ -396,7 +396,7 @@ fn cors(settings: &Settings, found: &mut Found) {
     found.not_negative(cors.max_age, "server.cors.max_age_seconds");
 }
 
-/// Scheme, host and perhaps port, as browsers write them.
+/// Returns whether this is an origin as browsers write it: scheme, host and optional port.
 fn is_origin(origin: &str) -> bool {
     let host = origin.split_once("://").map(|(_, host)| host);
     let plain =
@@ -404,7 +404,7 @@ fn is_origin(origin: &str) -> bool {
     matches!(origin, "*" | "null") || host.is_some_and(plain)
 }
 
-/// tracing takes a word that is no level for a part of the program, and says nothing.
+/// Checks the log level: tracing silently reads an unknown level as the name of a module.
 fn log(settings: &Settings, found: &mut Found) {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in settings.log.level.split(',') {
@@ -425,7 +425,7 @@ fn keys(settings: &Settings, found: &mut Found) {
         found.name(&key.name, &mut names, &path("name"));
         let file = path("key_file");
         match (&key.key, &key.key_file) {
-            (None, None) if found.doubts.touch(&file) => {}
+            (None, None) if found.removed.affect(&file) => {}
             (None, None) => {
                 found.required(false, &path("key"), "or key_file, a file that holds it");
             }
@@ -445,7 +445,7 @@ fn keys(settings: &Settings, found: &mut Found) {
     }
 }
 
-/// `a.b[0]` as steps. Only for paths of the schema, whose keys are bare.
+/// Splits `a.b[0]` into its parts. Only for paths of the schema, whose keys need no quotes.
 fn segments(path: &str) -> Vec<Part> {
     let parts = path.split(['.', '[']).filter(|part| !part.is_empty());
     parts

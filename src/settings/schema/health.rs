@@ -20,7 +20,7 @@ pub struct ProbeSettings {
     /// Slow start: time over which a returning backend's share of the load grows to normal.
     #[serde(rename = "slow_return_seconds")]
     pub slow_return: Seconds,
-    /// An engine that contradicts the settings prevents the start; false: it is left out.
+    /// An engine that contradicts the settings prevents the start; false: its backend is unusable.
     pub strict_start: bool,
 }
 

@@ -40,7 +40,7 @@ pub struct RoleLabelSettings {
     pub namespace: Option<String>,
 }
 
-/// Labels by which a project says what a pod is.
+/// Conventions of projects for pod labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
@@ -63,13 +63,13 @@ pub enum Preset {
     Dynamo,
 }
 
-/// Which pods are backends, and at which ports.
+/// Pods that are backends, and their ports.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PodSettings {
     /// Namespace of the pods; absent: `kubernetes.namespace`.
     pub namespace: Option<String>,
-    /// Labels that say a pod's role, engine and ports.
+    /// Convention of the labels for role, engine and ports.
     pub preset: Preset,
     /// Label selector of the pods, as `kubectl -l` takes it; absent: the preset's.
     pub selector: Option<String>,

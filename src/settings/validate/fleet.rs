@@ -10,15 +10,15 @@ use super::Found;
 use crate::profiles;
 use crate::schema::{BackendSettings, Connector, EngineName, KvRole, ScheduleStyle, Settings};
 
-/// Backends are numbered with 16 bits.
+/// Backend ids have 16 bits.
 const BACKENDS_MAX: usize = u16::MAX as usize;
-/// More streams than any engine runs.
+/// Above the streams of any engine.
 const STREAMS_MAX: u64 = 65_536;
-/// More KV than any engine holds.
+/// Above the KV capacity of any engine, in tokens.
 const KV_CAPACITY_MAX: u64 = 1_000_000_000;
-/// A million tokens are the longest contexts today.
+/// Ten times the longest contexts of today, in tokens.
 const MODEL_LEN_MAX: u64 = 1 << 30;
-/// No step and no prefill of one token takes so long.
+/// Above the duration of any step, in seconds.
 const COST_MAX: f64 = 60.0;
 
 pub(super) fn models(settings: &Settings, found: &mut Found) {
@@ -125,7 +125,7 @@ fn address(
     }
 }
 
-/// What goes into a header, given once.
+/// Checks an API key: given once, and valid in a header.
 fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
     let both = backend.api_key.is_some() && backend.api_key_file.is_some();
     found.check(!both, &path("api_key_file"), "is given beside api_key", "one of both");
@@ -135,8 +135,8 @@ fn api_key(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut
     }
 }
 
-/// The key whose address a backend's is too: its requests would come back for ever. A name that
-/// resolves to this machine cannot be known here.
+/// Returns the setting whose listening address equals a backend's address: requests would loop. Names
+/// that resolve to this machine are not detected.
 fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
     let authority = authority.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;
@@ -159,7 +159,7 @@ fn own_address(settings: &Settings, authority: &str) -> Option<&'static str> {
     }
 }
 
-/// Host, port and path prefix of a base URL, or what is wrong with it.
+/// Returns host, port and path prefix of a base URL, or the problem with it.
 fn base_of(url: &str) -> Result<String, &'static str> {
     let uri: Uri = url.parse().map_err(|_| "is no URL")?;
     let default_port = match uri.scheme_str() {
@@ -187,7 +187,7 @@ fn base_of(url: &str) -> Result<String, &'static str> {
     }
 }
 
-/// Whose a connector is.
+/// Returns the engine of a connector.
 fn engine_of(connector: Connector) -> Option<EngineName> {
     match connector {
         Connector::None => None,
@@ -201,7 +201,7 @@ fn engine_of(connector: Connector) -> Option<EngineName> {
     }
 }
 
-/// Engine, connector and `kv_role` must be possible together.
+/// Checks that engine, connector and `kv_role` are compatible.
 fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
     let (engine, connector) = (path("engine"), path("connector"));
     let of = engine_of(backend.connector);
@@ -244,7 +244,7 @@ fn protocol(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mu
     }
 }
 
-/// What only TensorRT-LLM has.
+/// Checks the keys of TensorRT-LLM.
 fn transceivers(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut Found) {
     let connector = path("connector");
     let (key, file) = (&backend.disagg_key, &backend.disagg_key_file);
@@ -300,7 +300,7 @@ fn costs(backend: &BackendSettings, path: &dyn Fn(&str) -> String, found: &mut F
     found.count(free, (0, STREAMS_MAX), &path("decode_prior.free_streams"));
 }
 
-/// Backends that hand KV cache to each other must be alike, and one of them must decode.
+/// Checks each group: the same engine, connector and version, and at least one decode backend.
 pub(super) fn groups(settings: &Settings, found: &mut Found) {
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, group) in settings.groups().into_iter().enumerate() {
@@ -347,7 +347,7 @@ fn complete(settings: &Settings, members: &[usize], found: &mut Found) {
     // One whose role or protocol is in doubt may be the one that decodes.
     let doubted = |i: &usize| {
         let keys = ["engine", "connector", "kv_role", "role", "pin", "group", "version", "models"];
-        keys.iter().any(|key| found.doubts.touch(&format!("backends[{i}].{key}")))
+        keys.iter().any(|key| found.removed.affect(&format!("backends[{i}].{key}")))
     };
     let is_source = |i: &usize| settings.backends[*i].is_source();
     if members.iter().any(doubted) || members.iter().any(is_source) {

@@ -71,7 +71,7 @@ fn name(name: Option<&str>, path: &str, found: &mut Found) {
     found.check(name.is_none_or(is_name), path, "is no name of Kubernetes", "a-z, 0-9, - and .");
 }
 
-/// Whether it is the key of a label: a name, after a domain and a slash if it has one.
+/// Returns whether this is a label key: a name, optionally after a domain and a slash.
 fn is_label(key: &str) -> bool {
     let (domain, name) = key.split_once('/').map_or((None, key), |(a, b)| (Some(a), b));
     let ends = |name: &str| {
@@ -82,7 +82,7 @@ fn is_label(key: &str) -> bool {
     name.len() <= 63 && ends(name) && name.bytes().all(part) && domain.is_none_or(is_name)
 }
 
-/// Whether it is a name of Kubernetes, which is part of a path.
+/// Returns whether this is a valid object name, which becomes part of a path.
 pub(super) fn is_name(name: &str) -> bool {
     let part =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);

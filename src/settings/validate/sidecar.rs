@@ -3,7 +3,7 @@
 use super::Found;
 use crate::schema::Settings;
 
-/// As many as a client waits for.
+/// Bound of further attempts.
 const RETRIES_MAX: u64 = 16;
 /// Longest delay before a further attempt, in seconds.
 const BACKOFF_MAX: f64 = 60.0;
@@ -36,7 +36,7 @@ pub(super) fn sidecar(settings: &Settings, found: &mut Found) {
     found.number(backoff, (0.0, BACKOFF_MAX), "sidecar.prefill_retry_backoff_seconds", " seconds");
 }
 
-/// An address, or an address with the length of a prefix.
+/// Returns whether this is an IP address or a network in CIDR notation.
 fn is_network(text: &str) -> bool {
     let (address, length) = text.split_once('/').map_or((text, None), |(a, n)| (a, Some(n)));
     let Ok(address) = address.parse::<std::net::IpAddr>() else { return false };

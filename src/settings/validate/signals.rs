@@ -3,7 +3,7 @@
 use super::{Found, INTERVAL};
 use crate::schema::{BackendSettings, Settings};
 
-/// No machine has more GPUs.
+/// Above the GPUs of any machine.
 const GPUS_MAX: u64 = 63;
 const ENDPOINT: &str = "tcp://host:port or ipc:///path";
 
