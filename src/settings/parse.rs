@@ -42,7 +42,7 @@ impl Settings {
                 Some(mut settings) if problems.is_empty() => {
                     let is_source = |backend: &mut BackendSettings| backend.is_source();
                     settings.sources = settings.backends.extract_if(.., is_source).collect();
-                    settings.text_hash = crate::reload::hash(text);
+                    settings.text_hash = crate::reload::text_hash(text);
                     Ok(settings)
                 }
                 _ => Err(problems),

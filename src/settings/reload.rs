@@ -157,8 +157,8 @@ fn secrets(one: &Settings, other: &Settings) -> Vec<String> {
     found
 }
 
-/// FNV-1a, 64 bits: the same for the same text in every build.
-pub(crate) fn hash(text: &str) -> u64 {
+/// FNV-1a hash of a text, 64 bits: the same in every build.
+pub fn text_hash(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
     })

@@ -146,7 +146,12 @@ impl Proxy {
 
     /// Starts a proxy with the settings in an existing file.
     pub async fn of_file(file: &std::path::Path) -> Proxy {
-        let proxy = Proxy::of(&std::fs::read_to_string(file).unwrap(), Some(file), None);
+        Proxy::of_changed_file(&std::fs::read_to_string(file).unwrap(), file).await
+    }
+
+    /// Starts a proxy with `text`, which was read from a file that has changed meanwhile.
+    pub async fn of_changed_file(text: &str, file: &std::path::Path) -> Proxy {
+        let proxy = Proxy::of(text, Some(file), None);
         proxy.ready().await;
         proxy
     }

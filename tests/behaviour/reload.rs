@@ -4,13 +4,38 @@ use http::Request;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Stdio;
 
 use crate::client::{Answer, get, post, send, until};
 use crate::fleet::Emulated;
 use crate::load::{KEY, Load, bearer};
-use crate::proxy::{Engine, FREE, Proxy, config, vllm};
+use crate::process;
+use crate::proxy::{Engine, FREE, Proxy, config, two_ports, vllm};
 
 const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_changes_the_log_level_of_the_program() {
+    let fleet = Emulated::start(1).await;
+    let engines = [vllm("e0", fleet.url(0), FREE)];
+    let (data, admin) = two_ports();
+    let level =
+        |level: &str| config(data, admin, &format!("[log]\nlevel = \"{level}\"\n"), &engines);
+    let (directory, file) = process::write(&level("error"));
+    let errors = directory.path().join("stderr");
+    let mut command = process::tidegate();
+    command.args(["serve", "--config"]).arg(&file).stdout(Stdio::null());
+    let to = std::fs::File::create(&errors).unwrap();
+    let serve = process::Serve::of(command.stderr(to).spawn().unwrap());
+    process::models_are_known(data, admin).await;
+    let log = || std::fs::read_to_string(&errors).unwrap();
+    assert!(!log().contains("\"level\":\"INFO\""), "{}", log());
+    std::fs::write(&file, level("info")).unwrap();
+    serve.signal("-HUP");
+    until("a line below the first level", || log().contains("settings are in force")).await;
+    let view = send(admin, get("/v1/config")).await.json();
+    assert_eq!((&view["revision"], &view["trigger"]), (&2.into(), &"signal".into()));
+}
 
 /// Text of a settings file; `top` as for [`config`].
 fn text(top: &str, engines: &[Engine]) -> String {
@@ -162,6 +187,18 @@ async fn a_symbolic_link_that_is_swapped_is_a_changed_file() {
     let proxy = Proxy::of_file(&at("tidegate.toml")).await;
     std::os::unix::fs::symlink("two", at("..next")).unwrap();
     std::fs::rename(at("..next"), at("..data")).unwrap();
+    until("the other version is in force", || proxy.revision() == 2).await;
+    assert_eq!(proxy.admin("/v1/targets").await["ttft_seconds"], Value::from(4.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changes_while_the_process_starts_is_read_again() {
+    let fleet = Emulated::start(1).await;
+    let engines = [vllm("e0", fleet.url(0), FREE)];
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidegate.toml");
+    std::fs::write(&file, text("[slo]\nttft_seconds = 4\n", &engines)).unwrap();
+    let proxy = Proxy::of_changed_file(&text("[slo]\nttft_seconds = 3\n", &engines), &file).await;
     until("the other version is in force", || proxy.revision() == 2).await;
     assert_eq!(proxy.admin("/v1/targets").await["ttft_seconds"], Value::from(4.0));
 }

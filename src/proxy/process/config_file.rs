@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_settings::Settings;
 use tidegate_settings::reconcile::SourceId;
-use tidegate_settings::reload::{Reloaded, reload};
+use tidegate_settings::reload::{Reloaded, reload, text_hash};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backends::expand;
@@ -47,7 +47,9 @@ impl ConfigFile {
     ) -> Option<ConfigFile> {
         let settings = proxy.settings.load();
         let path = settings.values.file.clone()?;
-        let read = stamps(&path, &settings.values);
+        let stamps = stamps(&path, &settings.values);
+        // A change since the start of the process, which takes seconds, shows at the first look.
+        let read = if is_in_force(&path, &settings.values) { stamps } else { Vec::new() };
         let proxy = Arc::clone(proxy);
         Some(ConfigFile { proxy, path, seen: read.clone(), read, revisions, updates })
     }
@@ -68,7 +70,11 @@ impl ConfigFile {
         let reading = tokio::task::spawn_blocking(move || read(&path));
         let trigger = if asked { Trigger::Signal } else { Trigger::FileChange };
         match reading.await.unwrap_or_else(|error| Err(vec![error.to_string()])) {
-            Ok(verified) => self.put_in_force(verified, trigger).await,
+            Ok((verified, versions)) => {
+                self.seen.clone_from(&versions);
+                self.read = versions;
+                self.put_in_force(verified, trigger).await;
+            }
             Err(errors) => {
                 let shown = self.path.display();
                 let lines = errors.join("\n");
@@ -87,8 +93,6 @@ impl ConfigFile {
         let level = settings.log.level.clone();
         let next = in_force.next(settings, secrets, self.proxy.wall_now(), trigger);
         let number = next.revision;
-        self.read = stamps(&self.path, &next.values);
-        self.seen.clone_from(&self.read);
         let (reply, done) = oneshot::channel();
         let revision = Revision { settings: next, models, reply };
         if self.revisions.send(revision).await.is_err() || done.await.is_err() {
@@ -121,24 +125,36 @@ impl ConfigFile {
     }
 }
 
+/// Whether the file holds the text that the settings were read from.
+#[allow(clippy::disallowed_methods, reason = "the settings file")]
+fn is_in_force(path: &Path, settings: &Settings) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text_hash(&text) == settings.text_hash)
+}
+
 /// Versions of the settings file and of the files that it names and that can be reloaded.
 fn stamps(path: &Path, settings: &Settings) -> Vec<Stamp> {
+    std::iter::once(stamp(path)).chain(named(settings)).collect()
+}
+
+fn named(settings: &Settings) -> impl Iterator<Item = Stamp> {
     let keys = settings.auth.keys.iter().filter_map(|key| key.key_file.as_ref());
     let models = settings.models.iter().flat_map(|model| {
         [&model.tokenizer, &model.tokenizer_config, &model.chat_template].into_iter().flatten()
     });
     let named = keys.chain(models).chain(&settings.admin.token_file);
-    std::iter::once(path).chain(named.map(PathBuf::as_path)).map(stamp).collect()
+    named.map(|path| stamp(path))
 }
 
-/// Reads a file and verifies it.
+/// Reads a file and verifies it. Returns the versions of the files too, taken before each was read.
 #[allow(clippy::disallowed_methods, reason = "the settings file")]
-fn read(path: &Path) -> Result<Verified, Vec<String>> {
+fn read(path: &Path) -> Result<(Verified, Vec<Stamp>), Vec<String>> {
+    let version = stamp(path);
     let text = std::fs::read_to_string(path)
         .map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
     let mut settings = parse(&text)?;
     settings.file = Some(path.to_owned());
-    verify(settings)
+    let versions = std::iter::once(version).chain(named(&settings)).collect();
+    Ok((verify(settings)?, versions))
 }
 
 /// Parses settings.
