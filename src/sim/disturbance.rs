@@ -115,6 +115,8 @@ impl Disturbance {
         "prior:0.5",
         "prior:2",
         "shared-link",
+        "preemption",
+        "bursts:2",
     ];
 
     /// Returns an engine's profile as policies assume it.
@@ -191,6 +193,7 @@ mod tests {
         let none = Disturbance::default();
         assert!(all.noise != none.noise && all.stalls && all.slow != none.slow);
         assert!(all.prior != none.prior && all.shared_link);
+        assert!(all.preemption && all.bursts != none.bursts);
         for word in Disturbance::SINGLE {
             assert_eq!(word.parse::<Disturbance>().unwrap().to_string(), *word);
         }

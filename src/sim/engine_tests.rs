@@ -96,7 +96,7 @@ fn the_sequence_that_started_last_is_preempted_and_computed_again() {
     let [(SeqId(2), at)] = preempted[..] else { panic!("{preempted:?}") };
     // Each stream had 250 tokens; the second goes on once the first has ended.
     assert_eq!(of(2).filter(|(_, time)| *time <= at).count(), 250);
-    let end = of(1).last().unwrap().1;
+    let end = of(1).next_back().unwrap().1;
     let resumed = of(2).nth(250).unwrap().1;
     let recomputed = 2e-3 + 71e-6 * 1250.0 + 1.33e-9 * 1250.0 * 1250.0 / 2.0;
     assert!((resumed - end - recomputed).abs() < 1e-9, "{resumed} {end}");
