@@ -46,7 +46,6 @@ impl Settings {
     /// Returns the parameters of the planner.
     pub fn planner_params(&self) -> PlannerParams {
         let mut params = PlannerParams { slo: self.slo(), ..PlannerParams::default() };
-        params.dwell = self.planner.dwell.unwrap_or(params.dwell);
         params.chunk = self.placement.chunk;
         params.spill = self.placement.spill;
         params.switch = self.planner.switch.unwrap_or(params.switch);

@@ -185,7 +185,7 @@ pub struct PlannerSettings {
     /// Plan interval without events; a burst triggers a plan at once.
     #[serde(rename = "interval_seconds")]
     pub interval: Seconds,
-    /// Shortest time between two flips of one backend; absent: 5 s.
+    /// Deprecated, without effect: the switching cost bounds the flips.
     #[serde(rename = "dwell_seconds")]
     pub dwell: Option<Seconds>,
     /// Averaging time of measured demand; absent: 10 s.

@@ -305,7 +305,6 @@ impl Router for Follow {
                 .learning
                 .output()
                 .expect(self.limit(arrival.output), arrival.prompt),
-            ttft_deadline: Moment::from_start(arrival.at) + self.params.placement.slo.ttft,
             seed: id.spread(),
             excluded,
         };

@@ -278,7 +278,7 @@ impl Control {
         let plan = table.plan.next(roles);
         self.proxy.fleet.publish(RoutingTable { entries, plan: plan.clone(), ..(*table).clone() });
         self.proxy.fleet.join(Arc::clone(&backend));
-        self.state.flipped(id, now);
+        self.state.flipped(id);
         self.recording.flipped(now, id);
         let flip = Flip { backend: id, from: Role::Draining, to: role };
         let (number, wall) = (plan.number(), self.proxy.clock.wall(now));

@@ -406,7 +406,7 @@ impl Control {
         roles[backend.index()] = to;
         let plan = table.plan.next(roles);
         self.publish(RoutingTable { plan: plan.clone(), ..(*table).clone() });
-        self.state.flipped(backend, now);
+        self.state.flipped(backend);
         self.recording.flipped(now, backend);
         self.note(JournalEntry::new(
             plan.number(),

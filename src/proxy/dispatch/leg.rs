@@ -182,7 +182,6 @@ pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
         from: from.id,
         kv: serving.job.prompt,
         expected_output: serving.job.expected_output,
-        ttft_deadline: serving.job.ttft_deadline,
         seed: serving.job.seed,
         excluded,
     }

@@ -106,7 +106,7 @@ pub fn try_place_decode(
 ) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
-    let (on, stream) = dispatch::try_place_decode(params, view.now, handover, &view)?;
+    let (on, stream) = dispatch::try_place_decode(params, handover, &view)?;
     Some(decoding(proxy, view.now, arrived, on, stream))
 }
 

@@ -326,6 +326,9 @@ fn pins(settings: &Settings, operator_roles: &OperatorRoles, clock: Clock) -> Ve
 }
 
 fn recording(settings: &Settings) -> Result<Recording, StartError> {
+    if settings.planner.dwell.is_some() {
+        tracing::warn!("planner.dwell_seconds is deprecated and has no effect");
+    }
     let Some(path) = &settings.planner.record else { return Ok(Recording::default()) };
     Recording::begin(path, &settings.planner_params())
         .map_err(|source| StartError::Record { path: path.clone(), source })

@@ -2,7 +2,7 @@
 //! that reassigns engines, and to the first leg placed with that table, whichever leg and backend.
 //!
 //! Of the arrivals that only the deciding plan had seen, the first one counts, so that no time is
-//! omitted. Two kinds of plan are not measured: plans without a new arrival (a dwell has ended, a
+//! omitted. Two kinds of plan are not measured: plans without a new arrival (a hold has ended, a
 //! backend is back), and moves by the cold-start bias, which no arrival caused.
 //!
 //! Time in which no leg could be placed is subtracted. (a) No leg was waiting: the leg arrived

@@ -132,7 +132,7 @@ impl DispatchQueue {
                 let on = place_decode_overdue(&waiting.handover, fleet)?;
                 Some((on, fleet.account(on).open_stream(waiting.handover.kv)))
             };
-            let placed = match try_place_decode(params, now, &waiting.handover, fleet) {
+            let placed = match try_place_decode(params, &waiting.handover, fleet) {
                 None if now < waiting.deadline => return true,
                 None => overdue(),
                 placed => placed,

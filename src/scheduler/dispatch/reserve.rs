@@ -111,12 +111,11 @@ pub(super) fn reserve<A: Accounts>(
 /// Reserves a decode backend for a prefilled request now, if one has capacity.
 pub fn try_place_decode<A: Accounts>(
     params: &Params,
-    now: Moment,
     handover: &DecodeRequest,
     fleet: &A,
 ) -> Option<(BackendId, StreamCharge<A::Word>)> {
     for _ in 0..RACES_MAX {
-        let on = place_decode(params, now, handover, fleet)?;
+        let on = place_decode(params, handover, fleet)?;
         let streams_max = fleet.load(on).streams_max;
         if let Some(stream) = fleet.account(on).try_open_stream(handover.kv, streams_max) {
             return Some((on, stream));

@@ -33,9 +33,7 @@
 //! attainment in the simulator, most streams by less than 2 ms a token.
 
 use crate::placement::{Load, Params, PrefillRequest};
-use crate::tuning::{
-    ADMISSION_SHARE, KV_SHARE, LOCALITY_MAX, STALL_MAX, STALL_WEIGHT, STEPS_TO_FIRST_TOKEN,
-};
+use crate::tuning::{HEADROOM, SLACK_PRICE};
 use tidegate_types::{BackendId, Seconds, Tokens};
 
 /// A possible backend for a job, with its predicted cost.
@@ -63,8 +61,6 @@ pub(super) struct Offer<'a> {
     pub(super) cached: Tokens,
     /// Time that the prompt adds to the engine's steps.
     joining: Seconds,
-    /// Cache saving beyond [`LOCALITY_MAX`], which does not count.
-    discounted: Seconds,
 }
 
 impl Candidate {
@@ -94,9 +90,7 @@ impl<'a> Offer<'a> {
     ) -> Offer<'a> {
         let cached = Tokens(cached.get().min(job.prompt.get()));
         let joining = load.prefill_model.joining(job.prompt - cached, cached);
-        let saved = load.prefill_model.joining(job.prompt, Tokens::ZERO) - joining;
-        let discounted = (saved - LOCALITY_MAX).max(Seconds::ZERO);
-        Offer { params, job, on, load, cached, joining, discounted }
+        Offer { params, job, on, load, cached, joining }
     }
 
     pub(super) fn uncached(&self) -> Tokens {
@@ -115,7 +109,7 @@ impl<'a> Offer<'a> {
     pub(super) fn has_decode_room(&self) -> bool {
         let job = self.job;
         self.load.streams < self.load.streams_max
-            && self.load.has_memory_for(job.prompt, job.expected_output, KV_SHARE)
+            && self.load.has_memory_for(job.prompt, job.expected_output)
             && self.load.has_step_room(job.prompt, self.admits())
     }
 
@@ -124,7 +118,7 @@ impl<'a> Offer<'a> {
     fn admits(&self) -> Seconds {
         let base = self.load.decode_model.base;
         let spare = (self.params.slo.tpot - base).max(Seconds::ZERO);
-        base + spare * ADMISSION_SHARE
+        base + spare * (1.0 - HEADROOM)
     }
 
     /// Returns whether the slack of the streams, less the step in progress, covers this prefill. A
@@ -132,7 +126,7 @@ impl<'a> Offer<'a> {
     /// starts.
     pub(super) fn has_slack(&self) -> bool {
         self.params.spill
-            && self.stall() <= self.slack().min(STALL_MAX).max(Seconds::ZERO)
+            && self.stall() <= self.slack().min(self.params.slo.ttft).max(Seconds::ZERO)
             && self.keeps_itl()
     }
 
@@ -185,9 +179,9 @@ impl<'a> Offer<'a> {
         // A prefill backend has streams for a while after a flip from decode.
         let harm = match self.load.streams {
             0 => Seconds::ZERO,
-            _ => self.stall().max(Seconds::ZERO) * STALL_WEIGHT,
+            _ => self.stall().max(Seconds::ZERO) * SLACK_PRICE,
         };
-        let rank = (ttft + decode + harm + self.discounted).get();
+        let rank = (ttft + decode + harm).get();
         let (on, predicted, cached) = (self.on, self.joining, self.cached);
         let hand_off = self.load.transfer_model.predict(self.job.prompt);
         Candidate { on, predicted, cached, ttft, hand_off, rank }
@@ -232,7 +226,7 @@ impl<'a> Offer<'a> {
 
 /// Adds the hand-off, and the decode on a backend whose step then takes `step`.
 pub(super) fn handed_over(job: &PrefillRequest, prefill: Candidate, step: Seconds) -> Candidate {
-    let ttft = prefill.ttft + prefill.hand_off + step * STEPS_TO_FIRST_TOKEN;
+    let ttft = prefill.ttft + prefill.hand_off + step;
     let after = ttft - prefill.ttft + step * job.expected_output.as_f64();
     Candidate { ttft, rank: prefill.rank + after.get(), ..prefill }
 }

@@ -3,11 +3,8 @@
 
 use crate::placement::order::order;
 use crate::placement::{DecodeRequest, Fleet, Load, Params};
-use crate::tuning::{KV_SHARE, PACKING_SHARE, SAMPLE, SLACK_WEIGHT, STALL_MAX, SURE_OUTPUT_SHARE};
-use tidegate_types::{BackendId, Moment, Seconds};
-
-/// Whether the TPOT is at risk, then the predicted cost; less is better.
-type Rank = (bool, f64);
+use crate::tuning::{PACKING_SHARE, SAMPLE, SLACK_PRICE};
+use tidegate_types::{BackendId, Seconds};
 
 /// Preference class of a backend: role fits, role does not fit, suspect, or the request has failed
 /// there.
@@ -25,18 +22,16 @@ enum Reach {
 ///
 /// If no usable backend of the group has a role that takes decodes, other usable backends are
 /// considered, then suspects, then backends on which the request has failed. Returns `None` if the
-/// group has no capacity or no usable backend now, or if the request should wait for the end of a
-/// prefill.
+/// group has no capacity or no usable backend now.
 pub fn place_decode(
     params: &Params,
-    now: Moment,
     handover: &DecodeRequest,
     fleet: &impl Fleet,
 ) -> Option<BackendId> {
     let group = fleet.load(handover.from).group;
     let backends = fleet.pool(handover.pool);
     let mut nearest = Reach::Failed;
-    let mut best: Option<(BackendId, Rank)> = None;
+    let mut best: Option<(BackendId, f64)> = None;
     let mut looked_at = 0;
     for index in order(backends.len(), handover.seed) {
         if looked_at >= SAMPLE && nearest == Reach::Role && best.is_some() {
@@ -57,12 +52,8 @@ pub fn place_decode(
             // capacity.
             (nearest, best) = (reach, None);
         }
-        let held_up = held_up(params, handover, &load);
-        let rank = (held_up.is_some(), rank(params, handover, on, &load));
-        if has_room(params, handover, &load)
-            && !held_up.is_some_and(|prefill| is_in_time(now, handover, &load, prefill))
-            && best.is_none_or(|(_, least)| rank < least)
-        {
+        let rank = rank(params, handover, on, &load);
+        if has_room(params, handover, &load) && best.is_none_or(|(_, least)| rank < least) {
             best = Some((on, rank));
         }
     }
@@ -95,31 +86,8 @@ fn reach(handover: &DecodeRequest, on: BackendId, load: &Load) -> Reach {
 
 fn has_room(params: &Params, handover: &DecodeRequest, load: &Load) -> bool {
     load.streams < load.streams_max
-        && load.has_memory_for(handover.kv, handover.expected_output, KV_SHARE)
+        && load.has_memory_for(handover.kv, handover.expected_output)
         && load.has_step_room(handover.kv, params.slo.tpot)
-}
-
-/// Returns the duration of the prefill work ahead of the stream on the backend, if it puts the
-/// stream's TPOT at risk: a short answer has too few tokens to make up for a late start.
-fn held_up(params: &Params, handover: &DecodeRequest, load: &Load) -> Option<Seconds> {
-    if load.prefill <= Seconds::ZERO {
-        return None;
-    }
-    let tpot = params.slo.tpot;
-    let chunk = load.prefill_model.per_token * params.chunk.as_f64();
-    let steps = (load.prefill / chunk).ceil().max(1.0);
-    let beside = load.decode_model.beside_prefill(load.streams, load.kv);
-    let prefill = load.prefill.max(load.decode_model.base * steps) + beside * steps;
-    let step = load.step_with(handover.kv);
-    let sure = handover.expected_output.as_f64() * SURE_OUTPUT_SHARE;
-    let after = (sure - 1.0 - steps).max(0.0);
-    (prefill - tpot * steps > (tpot - step) * after).then_some(prefill)
-}
-
-/// Returns whether the TTFT deadline allows waiting for the end of that work.
-fn is_in_time(now: Moment, handover: &DecodeRequest, load: &Load, prefill: Seconds) -> bool {
-    let ttft = load.transfer_model.predict(handover.kv) + load.step_with(handover.kv);
-    now + prefill + ttft <= handover.ttft_deadline
 }
 
 /// Predicted completion plus the weighted prefill work ahead of the stream and the slack that it
@@ -129,15 +97,15 @@ fn rank(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -
     let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
     let taken = load.prefill + slack(params, handover, load);
-    (hand_off + steps + taken * SLACK_WEIGHT).get()
+    (hand_off + steps + taken * SLACK_PRICE).get()
 }
 
-/// Slack of the backend's streams without the new one, at most [`STALL_MAX`]. Above the packing limit
+/// Slack of the backend's streams without the new one, at most the TTFT target. Above the packing limit
 /// the backend counts as having the full slack, so that new streams go elsewhere.
 fn slack(params: &Params, handover: &DecodeRequest, load: &Load) -> Seconds {
     let base = load.decode_model.base;
     let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKING_SHARE;
-    let most = if params.spill { STALL_MAX } else { Seconds::ZERO };
+    let most = if params.spill { params.slo.ttft } else { Seconds::ZERO };
     match load.awaiting_first_token {
         _ if load.step_with(handover.kv) > packs => most,
         0 => load.slack.max(Seconds::ZERO).min(most),

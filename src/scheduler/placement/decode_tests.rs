@@ -8,7 +8,7 @@ use tidegate_types::Tokens;
 
 fn placed(handover: &DecodeRequest, loads: &[Load]) -> Option<u16> {
     let engines = Engines::new(loads.to_vec());
-    place_decode(&Params::default(), Moment::START, handover, &engines).map(|on| on.0)
+    place_decode(&Params::default(), handover, &engines).map(|on| on.0)
 }
 
 /// Asserts the decode backend of a request prefilled on backend 0, for every seed.
@@ -43,20 +43,15 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
     let long = DecodeRequest { expected_output: Tokens(2000), ..handover(0) };
     let crowded = [idle(Prefill), streaming(Decode, 90, 0.0), rested];
     assert_eq!(placed(&long, &crowded), Some(2));
-    // Nor onto one close to the TPOT target, or one whose prefill work may make the stream miss its
-    // TPOT.
+    // Nor onto one close to the TPOT target.
     let fuller =
         |streams| [idle(Prefill), streaming(Decode, streams, 0.0), streaming(Decode, 100, 1.0)];
     check(&fuller(130), Some(1));
     check(&fuller(160), Some(2));
-    let busy =
-        Load { prefill: Seconds(0.5), awaiting_first_token: 1, ..streaming(Decode, 30, 0.0) };
-    let patient = DecodeRequest { ttft_deadline: Moment::START, ..handover(0) };
-    assert_eq!(placed(&patient, &[idle(Prefill), busy, rested]), Some(2));
     // Slack has no value if spill is off.
     let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 0.0), rested]);
     let unshared = Params { spill: false, ..Params::default() };
-    let on = place_decode(&unshared, Moment::START, &handover(0), &engines);
+    let on = place_decode(&unshared, &handover(0), &engines);
     assert_eq!(on, Some(BackendId(2)));
 }
 
@@ -64,19 +59,6 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
 fn a_backend_stalled_by_a_prefill_is_avoided() {
     let held_up = Load { prefill: Seconds(0.9), ..streaming(Decode, 10, 1.0) };
     check(&[idle(Prefill), held_up, streaming(Decode, 40, 1.0)], Some(2));
-}
-
-#[test]
-fn a_short_answer_waits_for_the_end_of_a_prefill_if_the_ttft_allows() {
-    let held_up = |prefill| Load { prefill: Seconds(prefill), ..streaming(Decode, 10, 1.0) };
-    let goes = |prefill, output| {
-        let handover = DecodeRequest { expected_output: Tokens(output), ..handover(0) };
-        placed(&handover, &[idle(Prefill), held_up(prefill)])
-    };
-    assert_eq!(goes(0.5, 10), None);
-    assert_eq!(goes(0.5, 1000), Some(1), "a long one makes up for it");
-    assert_eq!(goes(1.5, 10), Some(1), "no time to wait");
-    assert_eq!(goes(0.0, 10), Some(1));
 }
 
 #[test]

@@ -67,7 +67,6 @@ pub(crate) fn handover(from: u16) -> DecodeRequest {
         from: BackendId(from),
         kv: Tokens(1000),
         expected_output: Tokens(100),
-        ttft_deadline: Moment::START + Seconds(1.0),
         seed: 7,
         excluded: Excluded::default(),
     }

@@ -3,6 +3,7 @@
 
 use crate::cost::{DecodeModel, Matches, PrefillModel, TransferModel};
 use crate::placement::PrefillRequest;
+use crate::tuning::HEADROOM;
 use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 
 /// State of one backend at one moment.
@@ -104,14 +105,14 @@ impl Load {
         self.prefill.get() <= 0.0 || self.prefill - self.prefill_model.base < room
     }
 
-    /// Returns whether a stream of `kv` tokens that will grow by `growth` fits into the share
-    /// `headroom` of the KV memory. An idle engine is never refused: if the request is too large,
+    /// Returns whether a stream of `kv` tokens that will grow by `growth` fits into the KV memory
+    /// less [`HEADROOM`]. An idle engine is never refused: if the request is too large,
     /// the engine answers with an error.
-    pub(super) fn has_memory_for(&self, kv: Tokens, growth: Tokens, headroom: f64) -> bool {
+    pub(super) fn has_memory_for(&self, kv: Tokens, growth: Tokens) -> bool {
         if self.streams == 0 && self.prefill.get() <= 0.0 || self.kv_capacity == Tokens::ZERO {
             return true;
         }
-        (self.kv + kv + growth).as_f64() <= self.kv_capacity.as_f64() * headroom
+        (self.kv + kv + growth).as_f64() <= self.kv_capacity.as_f64() * (1.0 - HEADROOM)
     }
 
     /// Duration of a decode step with one more stream of `kv` tokens.

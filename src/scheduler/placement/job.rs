@@ -53,8 +53,6 @@ pub struct DecodeRequest {
     pub kv: Tokens,
     /// Expected output tokens.
     pub expected_output: Tokens,
-    /// TTFT deadline.
-    pub ttft_deadline: Moment,
     /// See [`PrefillRequest::seed`].
     pub seed: u64,
     /// The backends on which the request has failed.

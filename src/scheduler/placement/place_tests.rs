@@ -134,7 +134,7 @@ fn a_stream_without_a_first_token_has_no_slack() {
 }
 
 #[test]
-fn a_decode_backend_takes_no_prefill_longer_than_the_longest_stall() {
+fn a_decode_backend_takes_no_prefill_that_stalls_longer_than_the_ttft_target() {
     let busy = prefilling(Prefill, 0.5);
     check(30_000, &[busy, streaming(Decode, 30, 100.0)], Waits(WaitReason::PrefillBusy));
 }
@@ -217,7 +217,7 @@ fn an_unsplittable_request_runs_on_a_prefill_backend_if_no_decode_backend_has_sl
 
 #[test]
 fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
-    // The weights take 15.1 ms of a target of 16 ms; 19 in 20 parts of the rest remain, at 71 µs a
+    // The weights take 15.1 ms of a target of 16 ms; nine tenths of the rest remain, at 71 µs a
     // stream.
     let tight = Slo { tpot: Seconds(0.016), ..Slo::default() };
     let params = Params { slo: tight, ..Params::default() };
@@ -226,7 +226,7 @@ fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
         place(&params, NOW, &job(1, 1000), &engines)
     };
     assert!(matches!(goes(10), Choice::Prefill { .. }));
-    assert_eq!(goes(12), Choice::Wait(WaitReason::DecodeBusy));
+    assert_eq!(goes(11), Choice::Wait(WaitReason::DecodeBusy));
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
 }
 
 #[test]
-fn a_cached_prefix_attracts_requests_up_to_the_locality_bound() {
+fn a_cached_prefix_attracts_requests() {
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     let engines = Engines::new(loads).caching(&[(1, 7500)]);
@@ -294,10 +294,6 @@ fn a_cached_prefix_attracts_requests_up_to_the_locality_bound() {
     };
     assert_eq!((on, cached), (BackendId(1), Tokens(7500)));
     assert!(predicted < Seconds(0.06));
-    // The hit saves more than half a second; the streams there cost more than that.
-    let loads = vec![streaming(Mixed, 150, 100.0), streaming(Mixed, 10, 100.0)];
-    let engines = Engines::new(loads).caching(&[(0, 7500)]);
-    assert_eq!(goes(&job(1, 8000), &engines), Whole(1));
 }
 
 #[test]

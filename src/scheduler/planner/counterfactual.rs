@@ -19,7 +19,7 @@ use tidegate_types::{Seconds, Tokens};
 
 use crate::planner::comparative_advantage::Splits;
 use crate::planner::outlook::SplitOutlook;
-use crate::tuning::{FLIP_STALL_SHARE, REGRET_DEADBAND, SWITCHING_COST_MIN, WAIT_SHARE_MIN};
+use crate::tuning::{REGRET_MEMORY, SWITCH_PRICE};
 
 /// Demand since the last tick, and the capacity of the engines.
 #[derive(Clone, Debug)]
@@ -64,8 +64,6 @@ pub(super) struct Tick {
     pub(super) tpot: Seconds,
     /// Share of a decode engine's idle time that short prefills use.
     pub(super) spill: f64,
-    /// Time constant of the regret.
-    pub(super) memory: Seconds,
 }
 
 /// The counterfactual model of one group. Losses and costs are in requests.
@@ -130,7 +128,7 @@ impl CounterfactualModel {
             self.start_from(at);
         }
         let costs = tick.costs(at);
-        let keep = (-tick.elapsed.get() / tick.memory.get().max(1e-3)).exp();
+        let keep = (-tick.elapsed.get() / REGRET_MEMORY.get()).exp();
         self.recent_work = self.recent_work * tick.lingers() + tick.work;
         tick.recent_work = self.recent_work;
         let losses: Vec<f64> = self
@@ -141,13 +139,15 @@ impl CounterfactualModel {
             .collect();
         let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
         for (regret, there) in self.regret.iter_mut().zip(&losses) {
-            *regret = (*regret * keep + here - there - REGRET_DEADBAND * tick.requests).max(0.0);
+            *regret = (*regret * keep + here - there).max(0.0);
         }
         for (lost, there) in self.lost.iter_mut().zip(&losses) {
             *lost = *lost * keep + there;
         }
         self.costs = costs;
-        if let Some(to) = self.better(costs) {
+        // An idle group keeps its roles.
+        let idle = tick.requests <= 0.0 && tick.streams <= 0.0;
+        if let Some(to) = self.better(costs).filter(|_| !idle) {
             self.start_from(to);
         }
         Advice { prefills: self.at, move_costs: costs.of(at, self.at) }
@@ -210,8 +210,7 @@ impl Tick {
 
         let serves = self.splits.serves[prefills] + self.spill * decodes * idle;
         fluid.prefill = (fluid.prefill + self.work - serves * elapsed).max(0.0);
-        let in_time =
-            serves * (self.ttft.get() - self.mean_work).max(WAIT_SHARE_MIN * self.ttft.get());
+        let in_time = serves * (self.ttft.get() - self.mean_work).max(0.0);
         let late = (fluid.prefill - in_time).max(0.0);
         fluid.prefill -= late;
         fluid.late = fluid.late * self.lingers() + late;
@@ -257,8 +256,8 @@ impl Tick {
     ///
     /// Instant flip: an engine that leaves decode keeps its streams. A stream at a random point of
     /// its answer is lost if the prefill chunks delay its remaining tokens by more than the slack
-    /// that its past tokens have earned. An engine that leaves prefill finishes a chunk. The least
-    /// cost is [`SWITCHING_COST_MIN`].
+    /// that its past tokens have earned. The cost is [`SWITCH_PRICE`] of these streams, at least of
+    /// one. An engine that leaves prefill finishes a chunk, and costs [`SWITCH_PRICE`].
     ///
     /// Switch by the engine itself: no stream is lost, but the engine is away until its last stream
     /// has ended, and then for the switch; meanwhile its share of the requests may be lost.
@@ -266,7 +265,7 @@ impl Tick {
         if let Some(switch) = self.switch {
             let away = |drain: f64| {
                 let lost = (drain + switch.get()) * self.request_rate / self.engines as f64;
-                lost.max(SWITCHING_COST_MIN)
+                lost.max(SWITCH_PRICE)
             };
             return Costs {
                 to_prefill: away(self.last_stream(prefills)),
@@ -278,10 +277,7 @@ impl Tick {
         let slack = (self.tpot.get() - self.step(streams)).max(0.0);
         let stall = (self.chunk.get() - slack).max(0.0);
         let lost = if stall > 0.0 { stall / (stall + slack) } else { 0.0 };
-        Costs {
-            to_prefill: (streams * lost * FLIP_STALL_SHARE).max(SWITCHING_COST_MIN),
-            to_decode: SWITCHING_COST_MIN,
-        }
+        Costs { to_prefill: SWITCH_PRICE * (streams * lost).max(1.0), to_decode: SWITCH_PRICE }
     }
 }
 

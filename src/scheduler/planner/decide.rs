@@ -6,7 +6,7 @@
 //! new role meanwhile.
 
 use crate::cost::DecodeModel;
-use crate::tuning::{AWAY_SHARE, REGRET_MEMORY, SPILL_SHARE};
+use crate::tuning::{AWAY_SHARE, SPILL_SHARE};
 use serde::Serialize;
 use std::cmp::Ordering;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
@@ -66,13 +66,12 @@ pub fn plan(
 ) -> (Decision, State) {
     let groups = group_count(observation);
     let mut next = state.clone();
-    next.make_room(observation.backends.len(), groups);
+    next.make_room(groups);
     let elapsed = state.at.map_or(Seconds::ZERO, |at| (now - at).max(Seconds::ZERO));
     next.at = Some(now);
     let moved = std::mem::take(&mut next.moved);
     let mut draft = Draft {
         params,
-        now,
         roles: observation.backends.iter().map(|backend| backend.role).collect(),
         reasons: Vec::new(),
         state: next,
@@ -85,17 +84,14 @@ pub fn plan(
     for (slot, members) in members.iter().enumerate() {
         let demand = demand_of(observation, GroupId(slot as u16));
         let average = &mut draft.state.groups[slot].demand;
-        *average = average.after(elapsed, &demand, params.demand_window);
-        let average = *average;
+        *average = average.after(elapsed, &demand, params.demand_window, params.slo.ttft);
         draft.keep_minimum(members);
         let usable: Vec<&BackendObservation> =
             members.iter().copied().filter(|b| b.usable && counts(b)).collect();
         if members.iter().any(|b| moved.contains(&b.id)) {
             draft.state.groups[slot].shadows.moved();
         }
-        if let Some(loads) = Loads::of(params, &average, &usable) {
-            draft.follow_demand(slot, &usable, loads, &demand, elapsed);
-        }
+        draft.follow_demand(slot, &usable, &demand, elapsed);
     }
     let Draft { roles, reasons, state, .. } = draft;
     let roles = (!reasons.is_empty()).then_some(roles);
@@ -105,7 +101,6 @@ pub fn plan(
 /// The plan under construction.
 struct Draft<'a> {
     params: &'a Params,
-    now: Moment,
     roles: Vec<Role>,
     reasons: Vec<Reason>,
     state: State,
@@ -120,7 +115,6 @@ impl Draft<'_> {
         let from = self.roles[id.index()];
         if from != to {
             self.roles[id.index()] = to;
-            self.state.flipped_at[id.index()] = Some(self.now);
             self.reasons.push(Reason { backend: id, from, to, cause, numbers });
         }
     }
@@ -133,8 +127,7 @@ impl Draft<'_> {
         }
     }
 
-    /// Keeps one usable backend for each role where the flags allow it. The dwell does not apply:
-    /// without such a backend requests cannot be placed.
+    /// Keeps one usable backend for each role where the flags allow it.
     fn keep_minimum(&mut self, members: &[&BackendObservation]) {
         let there = |b: &&BackendObservation| b.usable && b.becoming.is_none();
         let usable: Vec<_> = members.iter().copied().filter(there).collect();
@@ -173,8 +166,7 @@ impl Draft<'_> {
     }
 
     /// Assigns a side to an engine that was mixed while it was alone, or draining while it was out
-    /// of service: the side with fewer engines. An engine that an operator has just moved rests for
-    /// the dwell first.
+    /// of service: the side with fewer engines.
     fn give_sides(
         &mut self,
         free: &[&BackendObservation],
@@ -183,7 +175,7 @@ impl Draft<'_> {
     ) {
         for backend in free.iter().filter(|_| usable.len() > 1) {
             let idle = matches!(self.role(backend), Role::Mixed | Role::Draining);
-            if !idle || self.rests(self.state.flipped_at[backend.id.index()]) {
+            if !idle {
                 continue;
             }
             let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
@@ -207,7 +199,6 @@ impl Draft<'_> {
         &mut self,
         group: usize,
         usable: &[&BackendObservation],
-        loads: Loads,
         demand: &GroupDemand,
         elapsed: Seconds,
     ) {
@@ -220,6 +211,7 @@ impl Draft<'_> {
         let in_prefill: Vec<bool> = usable.iter().map(|b| role(b) == Role::Prefill).collect();
         let memory = &mut self.state.groups[group];
         let carries = streams_each(self.params, &memory.demand, usable);
+        let loads = Loads::of(self.params, &memory.demand, usable);
         let tick = tick(self.params, &memory.demand, usable, &in_prefill, demand, elapsed);
         let switches = tick.switch.is_some();
         let advice = memory.shadows.follow(tick, prefills);
@@ -240,7 +232,6 @@ impl Draft<'_> {
             .zip(aptitudes(usable, &carries))
             .filter(|(b, _)| moves(b) && b.becoming.is_none() && self.role(b) == from)
             .filter(|(b, _)| b.allowed.contains(to))
-            .filter(|(b, _)| !self.rests(self.state.flipped_at[b.id.index()]))
             .collect();
         // Engines with an advantage in the new role first, then those with the fewest streams.
         let suits = |aptitude: Aptitude| match to {
@@ -261,11 +252,6 @@ impl Draft<'_> {
             ];
             self.set(backend.id, to, cause, numbers);
         }
-    }
-
-    /// Returns whether `at` is less than a dwell ago.
-    fn rests(&self, at: Option<Moment>) -> bool {
-        at.is_some_and(|at| self.now - at < self.params.dwell)
     }
 }
 
@@ -315,7 +301,6 @@ pub(super) fn tick(
         ttft: params.slo.ttft,
         tpot: params.slo.tpot,
         spill: spill_share(params, usable),
-        memory: REGRET_MEMORY,
     }
 }
 

@@ -1,15 +1,16 @@
-//! Rates from counts: an exponentially weighted mean over irregular intervals that is unbiased from
-//! the first sample on. The counts and the elapsed time decay alike; the rate is their quotient.
+//! Rates from counts: an exponentially weighted mean over irregular intervals. The counts and the
+//! elapsed time decay alike; the rate is their quotient, over at least one TTFT target, so that a
+//! burst in the first moments does not make a rate.
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::planner::observation::GroupDemand;
-use crate::tuning::DEMAND_MIN;
 
 /// Exponentially decayed sums of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DemandAverage {
+    /// At least one TTFT target.
     seconds: f64,
     requests: f64,
     prefill: f64,
@@ -19,16 +20,23 @@ pub struct DemandAverage {
 }
 
 impl DemandAverage {
-    /// Returns the average after a further `elapsed` in which `demand` arrived.
+    /// Returns the average after a further `elapsed` in which `demand` arrived. Rates are averaged
+    /// over at least `ttft`.
     #[must_use]
-    pub fn after(self, elapsed: Seconds, demand: &GroupDemand, window: Seconds) -> DemandAverage {
+    pub fn after(
+        self,
+        elapsed: Seconds,
+        demand: &GroupDemand,
+        window: Seconds,
+        ttft: Seconds,
+    ) -> DemandAverage {
         if elapsed <= Seconds::ZERO {
             // First run: the duration in which this demand arrived is unknown.
             return self;
         }
         let keep = (-elapsed.get() / window.get().max(1e-3)).exp();
         DemandAverage {
-            seconds: self.seconds * keep + elapsed.get(),
+            seconds: (self.seconds * keep + elapsed.get()).max(ttft.get()),
             requests: self.requests * keep + demand.arrived_requests,
             prefill: self.prefill * keep + demand.arrived_prefill.get(),
             output: self.output * keep + demand.arrived_output,
@@ -69,6 +77,6 @@ impl DemandAverage {
     }
 
     fn per_second(&self, sum: f64) -> f64 {
-        sum / self.seconds.max(DEMAND_MIN.get())
+        if self.seconds > 0.0 { sum / self.seconds } else { 0.0 }
     }
 }

@@ -121,7 +121,7 @@ impl Group {
         group: GroupId,
     ) {
         let arrived = self.arrived.take().unwrap_or(GroupDemand::none(group));
-        self.average = self.average.after(elapsed, &arrived, params.demand_window);
+        self.average = self.average.after(elapsed, &arrived, params.demand_window, params.slo.ttft);
         if usable.is_empty() {
             self.wanted = None;
             return;

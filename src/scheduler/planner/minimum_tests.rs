@@ -21,8 +21,6 @@ fn a_lost_role_is_filled_at_once_and_a_lone_engine_becomes_mixed() {
     for backend in &mut bench.seen.backends {
         backend.usable = true;
     }
-    // It stays mixed until the dwell is over.
-    bench.now = bench.now + bench.params.dwell;
     bench.tick(|_| {});
     bench.check_invariants();
     assert_eq!(bench.count(Role::Mixed), 0, "{:?}", bench.journal);

@@ -1,7 +1,7 @@
 //! Parameters of the planner: the targets and what an operator may set. Constants are in
 //! [`tuning`](crate::tuning).
 
-use crate::tuning::{DEMAND_WINDOW, DWELL, SWITCH};
+use crate::tuning::{DEMAND_WINDOW, SWITCH};
 use serde::{Deserialize, Deserializer, Serialize};
 use tidegate_types::{Seconds, Slo, Tokens};
 
@@ -10,10 +10,6 @@ use tidegate_types::{Seconds, Slo, Tokens};
 pub struct Params {
     /// The TTFT and TPOT targets.
     pub slo: Slo,
-    /// Shortest time between two flips of one backend. Default [`DWELL`]. Other backends of the group
-    /// may flip in the opposite direction at any time; the switching cost limits that (decision
-    /// 0014).
-    pub dwell: Seconds,
     /// Time constant of the demand average. Default [`DEMAND_WINDOW`].
     pub demand_window: Seconds,
     /// The engines' `max_num_batched_tokens`: a prefill chunk of this size stalls the streams of
@@ -32,7 +28,6 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             slo: Slo::default(),
-            dwell: DWELL,
             demand_window: DEMAND_WINDOW,
             chunk: Tokens(2048),
             spill: true,
@@ -65,7 +60,7 @@ mod tests {
         assert_eq!(serde_json::from_value::<Params>(written.clone()).unwrap(), params);
         for (share, flag) in [(0.0, false), (0.3, true)] {
             written["spill"] = share.into();
-            written["filling"] = 0.9.into();
+            (written["filling"], written["dwell"]) = (0.9.into(), 5.0.into());
             let read: Params = serde_json::from_value(written.clone()).unwrap();
             assert_eq!(read, Params { spill: flag, ..params });
         }

@@ -68,7 +68,7 @@ pub fn replay<'a>(lines: impl IntoIterator<Item = Line<'a>>) -> Result<Replayed,
         match line {
             Line::Begins(with) => (params, state) = (*with, State::default()),
             Line::Revised(with) => params = *with,
-            Line::Flipped { at, backend } => state.flipped(backend, at),
+            Line::Flipped { backend, .. } => state.flipped(backend),
             Line::Planned { at, seen, flips: recorded } => {
                 let (decision, next) = plan(&params, at, &seen, &state);
                 state = next;

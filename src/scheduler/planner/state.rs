@@ -13,8 +13,6 @@ pub struct State {
     pub(super) at: Option<Moment>,
     /// By group.
     pub(super) groups: Vec<GroupState>,
-    /// By backend: when its role last changed.
-    pub(super) flipped_at: Vec<Option<Moment>>,
     /// Backends whose role changed other than by a plan since the last run.
     pub(super) moved: Vec<BackendId>,
 }
@@ -28,17 +26,12 @@ pub(super) struct GroupState {
 
 impl State {
     /// Notes a role change other than by a plan: by an operator, or at the end of a switch that the
-    /// engine made. The backend rests for the dwell, and the planner continues from the new split.
-    pub fn flipped(&mut self, backend: BackendId, now: Moment) {
-        self.make_room(backend.index() + 1, 0);
-        self.flipped_at[backend.index()] = Some(now);
+    /// engine made. The planner continues from the new split.
+    pub fn flipped(&mut self, backend: BackendId) {
         self.moved.push(backend);
     }
 
-    pub(super) fn make_room(&mut self, backends: usize, groups: usize) {
-        if self.flipped_at.len() < backends {
-            self.flipped_at.resize(backends, None);
-        }
+    pub(super) fn make_room(&mut self, groups: usize) {
         if self.groups.len() < groups {
             self.groups.resize(groups, GroupState::default());
         }

@@ -2,16 +2,12 @@
 //! work of each.
 
 use super::Waiting;
-use crate::tuning::LATE_CREDIT_MAX;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use tidegate_types::{Moment, RequestId, Seconds};
 
 /// A time and the request that it belongs to.
 pub(super) type Key = (Moment, RequestId);
-
-/// Upper bound of the share of the late class: a share of 1 would leave no work to feasible jobs.
-const SHARE_MAX: f64 = 0.95;
 
 /// Whether a job can still meet its TTFT deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,16 +83,12 @@ impl Line {
 
     /// Accounts for `work` placed for a rank while the other rank may be waiting too.
     pub(super) fn account(&mut self, rank: Rank, work: Seconds, share: f64) {
-        let share = share.clamp(0.0, SHARE_MAX);
         match rank {
             _ if self.late.is_empty() => self.late_credit = self.late_credit.min(Seconds::ZERO),
-            Rank::Feasible => {
-                self.late_credit =
-                    (self.late_credit + work * (share / (1.0 - share))).min(LATE_CREDIT_MAX);
-            }
+            Rank::Feasible => self.late_credit += work * share,
             // Without feasible jobs in the queue, late work is not charged to the share.
             Rank::Late if self.feasible.is_empty() => {}
-            Rank::Late => self.late_credit -= work,
+            Rank::Late => self.late_credit -= work * (1.0 - share),
         }
     }
 }
