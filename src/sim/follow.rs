@@ -187,7 +187,8 @@ impl Follow {
         for (id, from, on, stream) in decoding {
             let arrival = &cluster.trace().arrivals[request_of(id)];
             self.ledger.decoding(request_of(id), stream);
-            self.learning.decode_sent(request_of(id), on, self.ledger.balance(on), now);
+            let lacks = self.ledger.lacks(on, &arrival.blocks, arrival.prompt);
+            self.learning.decode_sent(request_of(id), on, lacks, &self.ledger, now);
             self.ledger.sent(id, on, &arrival.blocks, arrival.prompt);
             cluster.hand_over(request_of(id), from.index(), on.index());
         }

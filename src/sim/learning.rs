@@ -44,7 +44,9 @@ struct PendingPrefill {
 #[derive(Clone, Copy, Debug)]
 struct PendingHandOff {
     on: BackendId,
+    tokens: Tokens,
     sent: Moment,
+    /// The engine's account with the request's own stream.
     balance: Balance,
 }
 
@@ -98,27 +100,29 @@ impl Learning {
         self.observe_prefill(request, prompt, Some(cached).filter(|_| self.reports_cached), now);
     }
 
-    /// Records that a decode leg was sent to an engine with the account `balance`, its own stream
-    /// included.
+    /// Records that a decode leg was sent to an engine that lacks `tokens` of the prompt.
     pub(crate) fn decode_sent(
         &mut self,
         request: usize,
         on: BackendId,
-        balance: Balance,
+        tokens: Tokens,
+        ledger: &Ledger,
         sent: Moment,
     ) {
-        self.hand_offs.insert(request, PendingHandOff { on, sent, balance });
+        let balance = ledger.balance(on);
+        self.hand_offs.insert(request, PendingHandOff { on, tokens, sent, balance });
     }
 
     /// Observes the first token of a request: the end of its hand-off, or of its prefill if it is
     /// colocated. The usage of a streamed answer comes with its end.
     pub(crate) fn began(&mut self, request: usize, prompt: Tokens, now: Moment) {
-        let Some(PendingHandOff { on, sent, balance }) = self.hand_offs.remove(&request) else {
+        let Some(PendingHandOff { on, tokens, sent, balance }) = self.hand_offs.remove(&request)
+        else {
             return self.observe_prefill(request, prompt, None, now);
         };
         let sample = HandOffSample {
             backend: on,
-            tokens: prompt,
+            tokens,
             took: now - sent,
             streams: balance.streams,
             kv: balance.kv,

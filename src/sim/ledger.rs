@@ -165,6 +165,12 @@ impl Ledger {
         Tokens((predicted as f64 * self.hit_shares[on.index()]) as u64)
     }
 
+    /// Returns the prompt tokens that an engine is expected to lack before a hand-off.
+    pub(crate) fn lacks(&self, on: BackendId, blocks: &[u64], prompt: Tokens) -> Tokens {
+        let Some(index) = &self.index else { return prompt };
+        prompt - self.real_hit(on, index.matches(blocks).blocks_on(on)).min(prompt - Tokens(1))
+    }
+
     /// Records that an engine receives a prompt, to compute or with its KV.
     pub(crate) fn sent(&mut self, id: RequestId, on: BackendId, blocks: &[u64], prompt: Tokens) {
         self.matches.remove(&id);

@@ -8,10 +8,10 @@ use tidegate_engine::{LegBody, is_load};
 use tidegate_filters::Accepted;
 use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::learn::{HandOffSample, Sample};
-use tidegate_scheduler::placement::DecodeRequest;
+use tidegate_scheduler::placement::{DecodeRequest, Fleet};
 use tidegate_types::{Moment, Seconds, Tokens};
 
-use crate::backends::fleet::Backend;
+use crate::backends::fleet::{Backend, Known};
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::headers::AttemptIds;
 use crate::dispatch::prefilling::PendingPrefill;
@@ -121,6 +121,8 @@ pub(crate) fn note_prefill(
 
 /// A decode leg that depends on a hand-off.
 pub(crate) struct HandOffLeg {
+    /// Prompt tokens that the backend is expected to lack.
+    tokens: Tokens,
     sent: Moment,
     balance: Balance,
 }
@@ -128,7 +130,13 @@ pub(crate) struct HandOffLeg {
 impl HandOffLeg {
     /// A leg that is about to be sent to `backend`.
     pub(crate) fn new(serving: &Serving<'_>, backend: &Backend) -> HandOffLeg {
-        HandOffLeg { sent: serving.proxy.clock.now(), balance: backend.account.balance() }
+        let table = serving.proxy.fleet.table();
+        let view = serving.proxy.view(&table, Known::One(&serving.matches));
+        HandOffLeg {
+            tokens: serving.job.prompt - view.cached(&serving.job, backend.id),
+            sent: view.now,
+            balance: backend.account.balance(),
+        }
     }
 
     /// Returns the predicted duration of the hand-off to `backend`.
@@ -145,7 +153,7 @@ impl HandOffLeg {
         }
         serving.proxy.report(Sample::HandOff(HandOffSample {
             backend: backend.id,
-            tokens: serving.job.prompt,
+            tokens: self.tokens,
             took: serving.proxy.clock.now() - self.sent,
             streams: self.balance.streams,
             kv: self.balance.kv,
