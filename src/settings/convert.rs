@@ -65,11 +65,6 @@ impl Settings {
 }
 
 impl BackendSettings {
-    /// Tells if the entry stands for discovered backends.
-    pub fn is_source(&self) -> bool {
-        self.kubernetes.is_some()
-    }
-
     /// Returns whether the backend is reached over TLS.
     pub fn is_https(&self) -> bool {
         self.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))

@@ -11,6 +11,8 @@ pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 pub const TOKENIZER_CACHE_MIB: u16 = 4;
 /// As llm-d's pd-sidecar.
 pub const PREFILL_RETRY_BACKOFF: Seconds = Seconds(0.2);
+/// The TTL of CoreDNS for names of a cluster (its `kubernetes` plugin's `ttl`).
+pub const DNS_REFRESH: Seconds = Seconds(5.0);
 /// vLLM's own default, and llm-d's target port.
 pub const ENGINE_PORT: u16 = 8000;
 /// SGLang's own default, and Mooncake's.

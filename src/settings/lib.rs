@@ -6,6 +6,7 @@
 //! - [`parse`]: parses TOML and reports all errors at once; `tree` keeps line numbers
 //! - `problem`: a configuration error, formatted on one line
 //! - `validate`: constraints that types do not express
+//! - [`discovered`]: the backends that an entry stands for
 //! - [`reconcile`]: desired backends of several sources in, changes out
 //! - [`reload`]: the changes between two versions of the settings, and those that need a restart
 //! - [`convert`]: settings to the parameter types of other crates
@@ -16,6 +17,7 @@
 
 pub mod convert;
 pub mod defaults;
+pub mod discovered;
 pub mod draft;
 pub mod parse;
 mod problem;
@@ -33,12 +35,13 @@ mod examples_tests;
 #[cfg(test)]
 mod tests;
 
+pub use parse::backends_of;
 pub use problem::Problem;
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, CorsSettings,
-    EngineName, HalfClose, KeySettings, KubernetesSettings, KvRole, LogFormat, LogSettings,
-    ModelSettings, PlacementSettings, PlannerSettings, PodSettings, PrefixSettings, Preset,
-    ProbeSettings, QueueSettings, RetrySettings, RoleLabelSettings, ScheduleStyle, Secret,
-    ServerSettings, Settings, SidecarSettings, SignalSettings, SloSettings, TlsSettings,
-    UpstreamSettings,
+    DirectorySettings, DnsSettings, EngineName, HalfClose, KeySettings, KubernetesSettings, KvRole,
+    LogFormat, LogSettings, ModelSettings, PlacementSettings, PlannerSettings, PodSettings,
+    PrefixSettings, Preset, ProbeSettings, QueueSettings, RetrySettings, RoleLabelSettings,
+    ScheduleStyle, Secret, ServerSettings, Settings, SidecarSettings, SignalSettings, SloSettings,
+    TlsSettings, UpstreamSettings,
 };

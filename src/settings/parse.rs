@@ -12,7 +12,7 @@ use crate::problem::{Problem, nearest, text_of};
 use crate::profiles;
 use crate::schema::{BackendSettings, Settings};
 use crate::tree::{Part, Tree, parts};
-use crate::validate::{RemovedParts, validate, validate_discovered};
+use crate::validate::{RemovedParts, validate};
 
 /// Most errors of one kind reported for a file.
 const PROBLEMS_MAX: usize = 64;
@@ -86,11 +86,36 @@ impl BackendSettings {
             _ => Err(problems.into_iter().map(|p| Problem { line: None, ..p }).collect()),
         }
     }
+}
 
-    /// Returns the problems of a backend that a source made, without those of its name and of its
-    /// compatibility group.
-    pub fn problems(&self) -> Vec<Problem> {
-        validate_discovered(self)
+/// Reads a file that holds `[[backends]]` alone; an empty one holds none.
+///
+/// # Errors
+/// Every [`Problem`] in it, except those of compatibility groups, whose other members are unknown
+/// here.
+pub fn backends_of(text: &str) -> Result<Vec<BackendSettings>, Vec<Problem>> {
+    let (tree, errors) = Tree::parse(text);
+    let mut problems = not_toml(errors);
+    if problems.is_empty() && tree.left.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut removed = RemovedParts::default();
+    // In the settings file.
+    removed.add("upstream");
+    for section in tree.left.keys().filter(|section| *section != "backends") {
+        let problem = "belongs into the settings file: this one holds [[backends]] alone";
+        problems.push(Problem::new(section.as_str(), problem));
+    }
+    let entries = tree.left.get("backends").and_then(Value::as_array).map_or(0, Vec::len);
+    (0..entries).for_each(|i| removed.add(&format!("backends[{i}].group")));
+    let backends = check(tree, removed, &mut problems).map(|settings| settings.backends);
+    for (i, _) in backends.iter().flatten().enumerate().filter(|(_, one)| one.is_source()) {
+        let problem = "stands for discovered backends: only the settings file may have it";
+        problems.push(Problem::new(format!("backends[{i}]"), problem));
+    }
+    match backends {
+        Some(backends) if problems.is_empty() => Ok(backends),
+        _ => Err(problems),
     }
 }
 

@@ -7,6 +7,7 @@ mod kubernetes;
 mod server;
 mod sidecar;
 mod signals;
+mod sources;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -24,6 +25,7 @@ pub use kubernetes::{KubernetesSettings, PodSettings, Preset, RoleLabelSettings}
 pub use server::{ClientAuth, CorsSettings, HalfClose, ServerSettings, TlsSettings};
 pub use sidecar::SidecarSettings;
 pub use signals::SignalSettings;
+pub use sources::{DirectorySettings, DnsSettings};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -6,6 +6,7 @@ mod fleet;
 mod kubernetes;
 mod sidecar;
 mod signals;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,6 @@
 //! Backends join and leave while the proxy serves.
 
+use crate::client::{get, send, within};
 use crate::fleet::Emulated;
 use crate::load::Load;
 use crate::proxy::{FREE, Proxy, config, vllm};
@@ -150,4 +151,123 @@ async fn backends_are_listed_added_and_removed_on_the_command_line() {
     proxy.has(&["e0"]).await;
     let (ok, told) = backends(&["remove", "e1"]);
     assert!(!ok && told.contains("no backend is named"), "{told}");
+}
+
+/// Files of a mounted ConfigMap: `FILE.toml` leads to `..data/FILE.toml`, and `..data` to the folder of
+/// the version.
+struct ConfigMap(tempfile::TempDir);
+
+impl ConfigMap {
+    fn new(files: &[(&str, String)]) -> ConfigMap {
+        let map = ConfigMap(tempfile::tempdir().unwrap());
+        map.write("..1", files);
+        std::os::unix::fs::symlink("..1", map.0.path().join("..data")).unwrap();
+        for (name, _) in files {
+            map.link(name);
+        }
+        map
+    }
+
+    fn link(&self, name: &str) {
+        let target = std::path::Path::new("..data").join(name);
+        std::os::unix::fs::symlink(target, self.0.path().join(name)).unwrap();
+    }
+
+    fn write(&self, version: &str, files: &[(&str, String)]) {
+        std::fs::create_dir(self.0.path().join(version)).unwrap();
+        for (name, text) in files {
+            std::fs::write(self.0.path().join(version).join(name), text).unwrap();
+        }
+    }
+
+    /// Puts another version in force by one rename, as the kubelet does.
+    fn swap(&self, version: &str, files: &[(&str, String)]) {
+        self.write(version, files);
+        let (new, data) = (self.0.path().join("..data_tmp"), self.0.path().join("..data"));
+        std::os::unix::fs::symlink(version, &new).unwrap();
+        std::fs::rename(&new, &data).unwrap();
+    }
+}
+
+fn file_of(fleet: &Emulated, engines: &[(&str, usize)]) -> String {
+    let entry = |(name, engine): &(&str, usize)| {
+        format!("[[backends]]\nname = \"{name}\"\nurl = \"{}\"\n{FREE}\n", fleet.url(*engine))
+    };
+    engines.iter().map(entry).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backends_of_a_config_map_follow_its_symlink_and_errors_keep_the_old_ones() {
+    let fleet = Emulated::start(4).await;
+    let (a, b) = ("a.toml", "b.toml");
+    let map =
+        ConfigMap::new(&[(a, file_of(&fleet, &[("e0", 0)])), (b, file_of(&fleet, &[("e1", 1)]))]);
+    std::fs::write(map.0.path().join("README"), "no backends").unwrap();
+    let path = map.0.path().display();
+    let top =
+        format!("{FAST}[[backends]]\nname = \"files\"\n[backends.directory]\npath = \"{path}\"\n");
+    let proxy = Proxy::start(&top, &[]).await;
+    assert_eq!(proxy.names().await, ["e0", "e1"], "in the first table");
+    let load = Load::start(&proxy, &fleet, 4);
+    load.serves_more().await;
+    map.swap("..2", &[(a, file_of(&fleet, &[("e0", 0), ("e2", 2)])), (b, "[[backends".into())]);
+    proxy.has(&["e0", "e1", "e2"]).await;
+    // A text of the same length; the files' other backends stay.
+    map.swap("..3", &[(a, file_of(&fleet, &[("e0", 0), ("e3", 3)])), (b, "[[backends".into())]);
+    proxy.has(&["e0", "e1", "e3"]).await;
+    load.serves_more().await;
+    std::fs::remove_file(map.0.path().join(b)).unwrap();
+    proxy.has(&["e0", "e3"]).await;
+    load.serves_more().await;
+    let moved = map.0.path().with_extension("gone");
+    std::fs::rename(map.0.path(), &moved).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(proxy.names().await, ["e0", "e3"], "a directory that cannot be read");
+    std::fs::rename(&moved, map.0.path()).unwrap();
+    load.end().await;
+    proxy.settles().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_addresses_of_a_name_are_backends() {
+    let fleet = Emulated::start(1).await;
+    let port = fleet.address(0).port();
+    let top = format!(
+        "{FAST}[[backends]]\nname = \"dns\"\n{FREE}\n[backends.dns]\nname = \"127.0.0.1\"\nport = {port}\n"
+    );
+    let proxy = Proxy::start(&top, &[]).await;
+    assert_eq!(proxy.names().await, ["dns-127.0.0.1"]);
+    let answer = proxy.post("/v1/chat/completions", &fleet.chat(true, 100, 5)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_of_backends_that_have_left_are_gone() {
+    let fleet = Emulated::start(2).await;
+    let proxy = Proxy::start(FAST, &[vllm("kept", fleet.url(0), FREE)]).await;
+    let series = async || {
+        let page = send(proxy.admin, get("/metrics")).await.body;
+        let samples = page.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        samples.map(str::to_owned).collect::<Vec<String>>()
+    };
+    let of = |all: &[String], name: &str| {
+        all.iter().filter(|line| line.contains(&format!("backend=\"{name}\""))).count()
+    };
+    for round in 0..3 {
+        let name = format!("pod-{round}");
+        assert_eq!(proxy.add(&entry(&name, &fleet.url(1))).await.status, 200);
+        proxy.shows(&name, |backend| backend["health"] == "up").await;
+        let body = fleet.chat(true, 100, 5);
+        assert_eq!(proxy.post("/v1/chat/completions", &body).await.status, 200);
+        assert!(of(&series().await, &name) > 10, "its gauges and counters");
+        assert_eq!(proxy.remove(&name).await.status, 200);
+        proxy.has(&["kept"]).await;
+        let gone = async {
+            while of(&series().await, &name) > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        within(gone).await;
+    }
+    assert!(of(&series().await, "kept") > 10);
 }

@@ -394,7 +394,9 @@ impl Control {
             fleet.prefixes.forget(*id);
             fleet.stored.forget(*id);
             fitness.leave(*id);
-            metrics.leave(&backend);
+            if fleet.named(&backend.name).is_none() {
+                metrics.leave(&backend.name);
+            }
             tracing::info!(backend = %backend.name, "backend has left");
             false
         });

@@ -3,9 +3,11 @@
 pub(crate) mod admin;
 pub(crate) mod background;
 mod config_file;
+mod directories;
 mod factory;
 pub mod files;
 pub(crate) mod handover;
+mod names;
 #[cfg(feature = "kubernetes")]
 mod pods;
 #[cfg(feature = "kubernetes")]

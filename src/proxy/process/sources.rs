@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::control::FleetUpdate;
+use crate::process::directories::Directories;
+use crate::process::names::Names;
 #[cfg(feature = "kubernetes")]
 use crate::process::pods::Pods;
 use crate::process::wanted::Wanted;
@@ -23,11 +25,25 @@ pub struct Sources {
     /// Pods of a Kubernetes cluster.
     #[cfg(feature = "kubernetes")]
     pub pods: Option<Pods>,
+    /// DNS names.
+    pub names: Option<Names>,
+    /// Directories of files.
+    pub directories: Option<Directories>,
 }
 
 impl Sources {
-    /// Reads every source once; sources without an answer are absent. Blocks up to [`FIRST_MAX`].
+    /// Reads every source once; sources without an answer are absent. Blocks up to [`FIRST_MAX`],
+    /// and as long as reading the directories takes.
     pub fn first(&mut self) -> Vec<(SourceId, Wanted)> {
+        let mut read = self.asked();
+        if let Some(directories) = &mut self.directories {
+            read.push((SourceId::Watched, directories.first()));
+        }
+        read
+    }
+
+    /// The sources that are asked over the network.
+    fn asked(&mut self) -> Vec<(SourceId, Wanted)> {
         // The timer belongs to the runtime that polls it.
         let reading = async { timeout(FIRST_MAX.to_duration(), self.read()).await };
         // On a separate thread, as the caller may already be in a runtime.
@@ -54,6 +70,9 @@ impl Sources {
         if let Some(pods) = &mut self.pods {
             read.extend(pods.first().await.map(|wanted| (SourceId::Kubernetes, wanted)));
         }
+        if let Some(names) = &mut self.names {
+            read.extend(names.first().await.map(|wanted| (SourceId::Dns, wanted)));
+        }
         read
     }
 
@@ -62,6 +81,12 @@ impl Sources {
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = self.pods {
             tokio::spawn(pods.run(updates.clone()));
+        }
+        if let Some(names) = self.names {
+            tokio::spawn(names.run(updates.clone()));
+        }
+        if let Some(directories) = self.directories {
+            tokio::spawn(directories.run(updates.clone()));
         }
     }
 }

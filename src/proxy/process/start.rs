@@ -32,9 +32,11 @@ use crate::dispatch::sidecar::Sidecar;
 use crate::listener::sockets::ListenError;
 use crate::process::background::{Background, Tasks};
 use crate::process::config_file::ConfigFile;
+use crate::process::directories::Directories;
 use crate::process::factory::{self, BackendError, BackendFactory};
 use crate::process::files::{self, FileErrors, Files};
 use crate::process::handover::HandOverError;
+use crate::process::names::Names;
 #[cfg(feature = "kubernetes")]
 use crate::process::pods::Pods;
 #[cfg(feature = "kubernetes")]
@@ -156,6 +158,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     let mut sources = Sources {
         #[cfg(feature = "kubernetes")]
         pods: Pods::new(&settings)?,
+        names: Names::new(&settings),
+        directories: Directories::new(&settings),
     };
     let values = settings.clone();
     let reconciler = factory::desired(&mut settings, &kept, sources.first());

@@ -24,7 +24,7 @@ impl HitRate {
     /// Counters of a backend called `name`.
     pub fn new(name: &str, metrics: &Metrics) -> HitRate {
         let backend = || name.to_owned();
-        metrics.within(|| {
+        metrics.of_backend(name, || {
             let error = |source: &'static str| {
                 histogram!("tidegate_prefix_hit_rate_error", "backend" => backend(), "source" => source)
             };

@@ -43,7 +43,7 @@ impl KvSource {
     pub fn of(backend: &BackendSettings, metrics: &Metrics) -> Option<KvSource> {
         let events = backend.kv_events.clone()?;
         let name = || backend.name.clone();
-        Some(metrics.within(|| {
+        Some(metrics.of_backend(&backend.name, || {
             KvSource {
             events,
             replay: backend.kv_replay.clone(),

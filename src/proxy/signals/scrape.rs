@@ -106,7 +106,7 @@ impl ScrapeState {
             alerts: Mutex::default(),
             since: AtomicU64::new(Moment::NEVER.0),
             handed: AtomicBool::new(false),
-            gauges: metrics.within(|| EngineGauges::new(name)),
+            gauges: metrics.of_backend(name, || EngineGauges::new(name)),
         }
     }
 
@@ -202,7 +202,7 @@ pub async fn run(host: Arc<dyn SignalHost>, backend: Arc<Backend>, every: Second
             }
             before.clone_from(&alerts);
             scrape.scraped(&reading, alerts);
-            host.metrics().within(|| counters.set(&backend.name, &reading));
+            host.metrics().of_backend(&backend.name, || counters.set(&backend.name, &reading));
             calibrate(&*host, &backend, &reading);
             if let Some(hits) = reading.hits {
                 host.report_sample(Sample::Counted { backend: backend.id, hits });

@@ -5,9 +5,7 @@
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram, with_local_recorder};
-use metrics_exporter_prometheus::{
-    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
-};
+use metrics_exporter_prometheus::{BuildError, PrometheusHandle, PrometheusRecorder};
 use std::sync::Arc;
 use tidegate_engine::Endpoint;
 use tidegate_signals::compatibility::Misfit;
@@ -16,45 +14,11 @@ use tidegate_types::{Flip, GroupId, Role, Seconds};
 use crate::backends::fleet::{Backend, Fleet, RoutingTable};
 use crate::runtime::budget::BodyBudget;
 use crate::runtime::connections::ConnectionLimit;
-use crate::telemetry::descriptions;
+use crate::telemetry::backend_series::BackendSeries;
 use crate::telemetry::request_log::{RequestLog, RequestOutcome};
+use crate::telemetry::{descriptions, recorder};
 use crate::upstream::failure::LegFailure;
 
-/// Buckets of TTFT and request durations in seconds: vLLM's TTFT buckets, up to ten minutes.
-const LONG_BUCKETS: [f64; 18] = [
-    0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
-    160.0, 640.0,
-];
-/// Buckets of TPOT and of the largest gap of an answer in seconds.
-const TOKEN_BUCKETS: [f64; 13] =
-    [0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
-/// Buckets of planning durations in seconds.
-const PLAN_BUCKETS: [f64; 8] = [1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2];
-/// Buckets of reaction times in seconds.
-const REACTION_BUCKETS: [f64; 15] =
-    [5e-4, 1e-3, 1.5e-3, 2e-3, 2.5e-3, 3e-3, 4e-3, 5e-3, 6e-3, 8e-3, 1e-2, 1.5e-2, 2e-2, 5e-2, 0.1];
-/// Buckets of tokens per request.
-const TOKENS_BUCKETS: [f64; 14] = [
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-    1024.0,
-    2048.0,
-    4096.0,
-    8192.0,
-    16384.0,
-    32768.0,
-    65536.0,
-    262_144.0,
-    1_048_576.0,
-];
-/// Buckets of observed divided by predicted values.
-const RATIO_BUCKETS: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0, 10.0];
-/// Buckets of prediction errors as a share of the prompt; negative: predicted too low.
-const SHARE_BUCKETS: [f64; 12] =
-    [-0.9, -0.5, -0.25, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9];
 /// Most model labels; further models are counted as `other`.
 const MODELS_MAX: usize = 256;
 
@@ -62,6 +26,8 @@ const MODELS_MAX: usize = 256;
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
+    /// Series with a label `backend`.
+    series: BackendSeries,
     models: DashMap<Arc<str>, Arc<ModelMetrics>>,
     /// By backend slot. Written by the control loop only.
     backends: ArcSwap<Vec<Arc<BackendMetrics>>>,
@@ -107,29 +73,17 @@ impl Metrics {
     /// # Errors
     /// [`BuildError`] if a bucket list is empty.
     pub fn new(backends: &[Arc<Backend>]) -> Result<Metrics, BuildError> {
-        let suffix = |name: &str| Matcher::Suffix(name.to_owned());
-        let full = |name: &str| Matcher::Full(name.to_owned());
-        let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(suffix("_seconds"), &LONG_BUCKETS)?
-            .set_buckets_for_metric(
-                full("gen_ai_server_time_per_output_token_seconds"),
-                &TOKEN_BUCKETS,
-            )?
-            .set_buckets_for_metric(full("tidegate_largest_gap_seconds"), &TOKEN_BUCKETS)?
-            .set_buckets_for_metric(full("tidegate_plan_duration_seconds"), &PLAN_BUCKETS)?
-            .set_buckets_for_metric(
-                Matcher::Prefix("tidegate_reaction_".to_owned()),
-                &REACTION_BUCKETS,
-            )?
-            .set_buckets_for_metric(full("gen_ai_client_token_usage"), &TOKENS_BUCKETS)?
-            .set_buckets_for_metric(full("tidegate_ttft_observed_over_predicted"), &RATIO_BUCKETS)?
-            .set_buckets_for_metric(full("tidegate_prefix_hit_rate_error"), &SHARE_BUCKETS)?
-            .build_recorder();
+        let recorder = recorder::new()?;
         let handle = recorder.handle();
+        let series = BackendSeries::new();
+        let gauges_of = |backend: &Arc<Backend>| {
+            series.join(&backend.name);
+            Arc::new(series.within(&backend.name, || BackendMetrics::new(&backend.name)))
+        };
+        let backends: Vec<_> = backends.iter().map(gauges_of).collect();
         let built = with_local_recorder(&recorder, || {
             descriptions::describe();
             (
-                backends.iter().map(|b| Arc::new(BackendMetrics::new(&b.name))).collect(),
                 OUTCOMES.map(
                     |outcome| counter!("tidegate_requests_settled_total", "ended" => outcome.as_str()),
                 ),
@@ -149,13 +103,14 @@ impl Metrics {
                 counter!("tidegate_requests_started_total"),
             )
         });
-        let (backends, settled, gauges, histograms, started) = built;
+        let (settled, gauges, histograms, started) = built;
         let [queue_requests, live_requests, body_bytes, body_budget] = gauges;
         let [queue_seconds, plan_duration, ttft_ratio, reaction_table, reaction_placement] =
             histograms;
         Ok(Metrics {
             recorder,
             handle,
+            series,
             models: DashMap::new(),
             backends: ArcSwap::new(Arc::new(backends)),
             queue_requests,
@@ -174,17 +129,22 @@ impl Metrics {
 
     /// Registers the gauges of a backend that joins.
     pub(crate) fn join(&self, backend: &Backend) {
-        let gauges = Arc::new(self.within(|| BackendMetrics::new(&backend.name)));
+        self.series.join(&backend.name);
+        let gauges =
+            Arc::new(self.of_backend(&backend.name, || BackendMetrics::new(&backend.name)));
         let mut next = (**self.backends.load()).clone();
         backend.id.put(&mut next, gauges);
         self.backends.store(Arc::new(next));
     }
 
-    /// Sets the gauges of a backend that has left to 0: an exported series cannot be withdrawn.
-    pub(crate) fn leave(&self, backend: &Backend) {
-        if let Some(gauges) = self.backends.load().get(backend.id.index()) {
-            gauges.clear();
-        }
+    /// Removes the series of a backend that has left. The caller has no other backend of its name.
+    pub(crate) fn leave(&self, name: &str) {
+        self.series.leave(name);
+    }
+
+    /// Runs `make` with the registry of a backend, for handles with a label `backend`.
+    pub fn of_backend<T>(&self, name: &str, make: impl FnOnce() -> T) -> T {
+        self.series.within(name, make)
     }
 
     /// Runs `make` with this proxy's recorder, so that handles created in it are exported here.
@@ -227,7 +187,7 @@ impl Metrics {
 
     /// Counts a leg that failed before its first byte.
     pub fn leg_failed(&self, failure: &LegFailure) {
-        with_local_recorder(&self.recorder, || {
+        self.of_backend(&failure.backend, || {
             counter!(
                 "tidegate_leg_failures_total",
                 "backend" => failure.backend.to_string(),
@@ -347,12 +307,15 @@ impl Metrics {
                 gauge.set(f64::from(u8::from(report.kinds.contains(&misfit))));
             }
         }
-        self.handle.render()
+        let mut page = self.handle.render();
+        self.series.render(&mut page);
+        page
     }
 
     /// Drains histograms into their buckets; called every few seconds.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
+        self.series.upkeep();
     }
 
     fn model(&self, name: Option<&Arc<str>>) -> Arc<ModelMetrics> {
@@ -393,18 +356,6 @@ impl ModelMetrics {
 }
 
 impl BackendMetrics {
-    fn clear(&self) {
-        let others = [
-            &self.usable,
-            &self.prefill_seconds,
-            &self.hit_share,
-            &self.prefill_tokens,
-            &self.streams,
-            &self.kv_tokens,
-        ];
-        self.roles.iter().chain(&self.misfits).chain(others).for_each(|gauge| gauge.set(0.0));
-    }
-
     fn new(name: &str) -> BackendMetrics {
         let of = |metric: &'static str| gauge!(metric, "backend" => name.to_owned());
         BackendMetrics {

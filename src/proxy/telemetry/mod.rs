@@ -3,6 +3,7 @@
 
 pub(crate) mod access_log;
 pub(crate) mod arrivals;
+pub(crate) mod backend_series;
 pub(crate) mod control_events;
 pub(crate) mod descriptions;
 pub(crate) mod history;
@@ -11,5 +12,6 @@ pub mod log;
 pub(crate) mod metrics;
 pub(crate) mod reaction_time;
 pub(crate) mod recent;
+pub(crate) mod recorder;
 pub(crate) mod recording;
 pub(crate) mod request_log;

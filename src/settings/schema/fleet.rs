@@ -8,6 +8,7 @@ use tidegate_scheduler::cost::{DecodeModel, PrefillModel};
 use tidegate_types::{Role, Seconds, Tokens};
 
 use super::kubernetes::PodSettings;
+use super::sources::{DirectorySettings, DnsSettings};
 use crate::defaults;
 
 /// `[[models]]`
@@ -155,6 +156,10 @@ pub struct BackendSettings {
     pub expand: bool,
     /// Pods in place of the URL: each ready pod is a backend with the pod's name.
     pub kubernetes: Option<PodSettings>,
+    /// Addresses of a DNS name in place of the URL: each is a backend.
+    pub dns: Option<DnsSettings>,
+    /// Files with backends in place of the URL; the entry has no other keys.
+    pub directory: Option<DirectorySettings>,
     /// Address of a backend that `expand` or a source made.
     #[serde(skip)]
     pub ip: Option<IpAddr>,
@@ -230,6 +235,8 @@ impl Default for BackendSettings {
             server_name: None,
             expand: false,
             kubernetes: None,
+            dns: None,
+            directory: None,
             ip: None,
             uid: None,
             paths: Vec::new(),

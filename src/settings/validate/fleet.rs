@@ -58,6 +58,7 @@ pub(super) fn backends(settings: &Settings, found: &mut Found) {
         roles(backend, &path, found);
         super::signals::of_backend(backend, &path, found);
         super::kubernetes::of_backend(backend, &path, found);
+        super::sources::of_backend(backend, &path, found);
         if let Some(profile) = &backend.profile {
             let names: Vec<_> = profiles::names().collect();
             let known = names.contains(&profile.as_str());

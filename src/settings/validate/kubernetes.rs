@@ -40,14 +40,6 @@ pub(super) fn of_backend(
 ) {
     let Some(pods) = &backend.kubernetes else { return };
     let at = |key: &str| path(&format!("kubernetes.{key}"));
-    let one = !backend.expand;
-    found.check_with(
-        one,
-        &path("expand"),
-        &[&path("kubernetes")],
-        "resolves no pods",
-        "leave it out",
-    );
     name(pods.namespace.as_deref(), &at("namespace"), found);
     name(pods.inference_pool.as_deref(), &at("inference_pool"), found);
     let both = pods.selector.is_some() && pods.inference_pool.is_some();

@@ -1,0 +1,172 @@
+//! Directories of files as a source of backends (`[backends.directory]`). A file that cannot be used, or
+//! a directory that cannot be read, keeps its last known backends.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use tidegate_settings::reconcile::SourceId;
+use tidegate_settings::{BackendSettings, Settings, backends_of};
+use tidegate_types::Seconds;
+use tokio::sync::mpsc;
+
+use crate::control::{Desired, FleetUpdate};
+use crate::process::wanted::Wanted;
+
+/// Between two looks: a `stat` call for each file. A change is in force after it was seen twice.
+const LOOK_EVERY: Seconds = Seconds(1.0);
+
+/// What a look sees of a file: where its symlinks lead, time of the last change, and length. The
+/// kubelet replaces a ConfigMap by renaming one symlink, so that the first changes alone.
+type Stamp = (PathBuf, SystemTime, u64);
+
+/// The directories of all entries.
+pub struct Directories(Vec<Directory>);
+
+/// One directory.
+struct Directory {
+    path: PathBuf,
+    /// Stamps of the version that was read last, and of the previous look: files that are being
+    /// written are read once their stamps rest.
+    read: BTreeMap<OsString, Stamp>,
+    seen: BTreeMap<OsString, Stamp>,
+    /// The last good backends of each file.
+    files: BTreeMap<OsString, Vec<BackendSettings>>,
+    is_failing: bool,
+}
+
+impl Directories {
+    /// `None` without `[backends.directory]`.
+    pub fn new(settings: &Settings) -> Option<Directories> {
+        let directory = |entry: &BackendSettings| {
+            let path = entry.directory.as_ref()?.path.clone();
+            let (read, seen, files) = Default::default();
+            Some(Directory { path, read, seen, files, is_failing: false })
+        };
+        let all: Vec<Directory> = settings.sources.iter().filter_map(directory).collect();
+        (!all.is_empty()).then_some(Directories(all))
+    }
+
+    /// Reads every file. Blocks.
+    pub fn first(&mut self) -> Wanted {
+        for directory in &mut self.0 {
+            if let Some(now) = directory.stamps() {
+                directory.seen.clone_from(&now);
+                directory.take(now);
+            }
+        }
+        self.wanted()
+    }
+
+    /// Looks until the control loop ends.
+    pub async fn run(mut self, updates: mpsc::Sender<FleetUpdate>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY.to_duration()) => {}
+                () = updates.closed() => return,
+            }
+            // Files may lie on a slow disk.
+            let looking = tokio::task::spawn_blocking(move || {
+                let changed = self.0.iter_mut().fold(false, |any, one| one.look() | any);
+                (self, changed)
+            });
+            let changed;
+            (self, changed) = match looking.await {
+                Ok(looked) => looked,
+                Err(error) => return tracing::error!("directories are not watched: {error}"),
+            };
+            if changed {
+                let desired = Desired::All(self.wanted());
+                let update = FleetUpdate { source: SourceId::Watched, desired, reply: None };
+                if updates.send(update).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn wanted(&self) -> Wanted {
+        let files = self.0.iter().flat_map(|directory| directory.files.values());
+        files.flatten().cloned().map(Ok).collect()
+    }
+}
+
+impl Directory {
+    /// Reads files that have changed and rest. Returns whether it did.
+    fn look(&mut self) -> bool {
+        let Some(now) = self.stamps() else { return false };
+        let rests = now == self.seen && now != self.read;
+        self.seen.clone_from(&now);
+        if rests {
+            self.take(now);
+        }
+        rests
+    }
+
+    fn stamps(&mut self) -> Option<BTreeMap<OsString, Stamp>> {
+        match stamps(&self.path) {
+            Ok(stamps) => {
+                self.is_failing = false;
+                Some(stamps)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    let path = self.path.display();
+                    tracing::error!(%path, "its known backends stay: {error}");
+                }
+                None
+            }
+        }
+    }
+
+    /// Reads the files whose stamps differ from those that were read.
+    fn take(&mut self, now: BTreeMap<OsString, Stamp>) {
+        self.files.retain(|name, _| now.contains_key(name));
+        for (name, stamp) in &now {
+            if self.read.get(name) == Some(stamp) {
+                continue;
+            }
+            let path = self.path.join(name);
+            match read(&path) {
+                Ok(backends) => {
+                    self.files.insert(name.clone(), backends);
+                }
+                Err(problems) => {
+                    tracing::error!(path = %path.display(), "its known backends stay: {problems}");
+                }
+            }
+        }
+        self.read = now;
+    }
+}
+
+/// The `*.toml` files of a directory. Names that begin with a dot are the kubelet's own.
+#[allow(clippy::disallowed_methods, reason = "a directory that the settings name")]
+fn stamps(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
+    let mut stamps = BTreeMap::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let is_hidden = name.as_encoded_bytes().starts_with(b".");
+        if is_hidden || path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        // Behind a symlink; a file that is gone again is as if it had not been there.
+        let Ok(target) = std::fs::canonicalize(&path) else { continue };
+        let Ok(found) = std::fs::metadata(&target) else { continue };
+        if found.is_file() {
+            stamps.insert(name, (target, found.modified()?, found.len()));
+        }
+    }
+    Ok(stamps)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a file of a directory that the settings name")]
+fn read(path: &Path) -> Result<Vec<BackendSettings>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    backends_of(&text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        lines.join("; ")
+    })
+}

@@ -1,0 +1,196 @@
+//! DNS names as a source of backends (`[backends.dns]`). A name that does not resolve, or that has no
+//! address, keeps its last known backends.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_settings::discovered::host_of;
+use tidegate_settings::reconcile::SourceId;
+use tidegate_settings::{BackendSettings, DnsSettings, Settings};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::control::FleetUpdate;
+use crate::process::wanted::{Wanted, checked, send_changes};
+
+/// Longest wait for one resolution; glibc's resolver gives up after 10 s per server by default
+/// (resolv.conf(5): timeout 5 s, 2 attempts).
+const RESOLUTION_MAX: Duration = Duration::from_secs(10);
+
+/// Answer of a resolver.
+type Answer = Pin<Box<dyn Future<Output = io::Result<BTreeSet<IpAddr>>> + Send>>;
+/// Resolves a name; tests have their own.
+type Resolver = Arc<dyn Fn(&DnsSettings) -> Answer + Send + Sync>;
+
+/// The names of all entries.
+pub struct Names {
+    entries: Vec<Entry>,
+    resolve: Resolver,
+}
+
+/// The name of one entry.
+struct Entry {
+    dns: DnsSettings,
+    template: BackendSettings,
+    /// The last known backends; `None` before the first answer.
+    known: Option<Vec<BackendSettings>>,
+}
+
+impl Names {
+    /// `None` without `[backends.dns]`.
+    pub fn new(settings: &Settings) -> Option<Names> {
+        Names::resolved_by(settings, Arc::new(|dns: &DnsSettings| system(dns)))
+    }
+
+    fn resolved_by(settings: &Settings, resolve: Resolver) -> Option<Names> {
+        let entry = |template: &BackendSettings| {
+            Some(Entry { dns: template.dns.clone()?, template: template.clone(), known: None })
+        };
+        let entries: Vec<Entry> = settings.sources.iter().filter_map(entry).collect();
+        (!entries.is_empty()).then_some(Names { entries, resolve })
+    }
+
+    /// Resolves each name once; `None` if no name has an address.
+    pub async fn first(&mut self) -> Option<Wanted> {
+        for entry in &mut self.entries {
+            entry.known = entry.resolved(&self.resolve).await;
+        }
+        let lists: Vec<_> = self.entries.iter().filter_map(|entry| entry.known.clone()).collect();
+        (!lists.is_empty()).then(|| checked(lists.into_iter().flatten()))
+    }
+
+    /// Follows the names until the control loop ends.
+    pub async fn run(self, updates: mpsc::Sender<FleetUpdate>) {
+        let mut tasks = JoinSet::new();
+        let mut lists = Vec::new();
+        for entry in self.entries {
+            let (sender, list) = watch::channel(entry.known.clone());
+            tasks.spawn(entry.follow(Arc::clone(&self.resolve), sender));
+            lists.push(list);
+        }
+        let wanted = |all: Vec<BackendSettings>| checked(all.into_iter());
+        send_changes(SourceId::Dns, lists, updates, wanted).await;
+    }
+}
+
+impl Entry {
+    async fn follow(self, resolve: Resolver, list: watch::Sender<Option<Vec<BackendSettings>>>) {
+        loop {
+            tokio::time::sleep(self.dns.refresh.to_duration()).await;
+            let Some(found) = self.resolved(&resolve).await else { continue };
+            list.send_if_modified(|known| {
+                let differs = known.as_ref() != Some(&found);
+                *known = Some(found);
+                differs
+            });
+        }
+    }
+
+    /// The backends at present; `None` if the name has no address.
+    async fn resolved(&self, resolve: &Resolver) -> Option<Vec<BackendSettings>> {
+        let name = &self.dns.name;
+        match tokio::time::timeout(RESOLUTION_MAX, resolve(&self.dns)).await {
+            Ok(Ok(found)) if !found.is_empty() => {
+                return Some(found.into_iter().map(|ip| self.backend(ip)).collect());
+            }
+            Ok(Ok(_)) => tracing::warn!(name, "has no address: its known backends stay"),
+            Ok(Err(error)) => tracing::warn!(name, "its known backends stay: {error}"),
+            Err(_) => tracing::warn!(name, "resolves too slowly: its known backends stay"),
+        }
+        None
+    }
+
+    /// The backend at one address. A certificate is verified against the name.
+    fn backend(&self, ip: IpAddr) -> BackendSettings {
+        let DnsSettings { name: host, port, .. } = &self.dns;
+        let name = format!("{}-{ip}", self.template.name).replace(':', "-");
+        match self.template.is_https() {
+            true => self.template.at(name, host, ip, *port, 0),
+            false => self.template.at(name, &host_of(ip), ip, *port, 0),
+        }
+    }
+}
+
+/// The system's resolver: A and AAAA records, and the hosts file.
+fn system(dns: &DnsSettings) -> Answer {
+    let (name, port) = (dns.name.clone(), dns.port);
+    Box::pin(async move {
+        let found = tokio::net::lookup_host((name, port)).await?;
+        Ok(found.map(|address| address.ip()).collect())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Desired;
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    type Script = Arc<Mutex<VecDeque<io::Result<Vec<&'static str>>>>>;
+
+    /// A name whose answers are these, one a resolution; the last one repeats as an error.
+    fn names(url: &str, answers: Vec<io::Result<Vec<&'static str>>>) -> (Names, Script) {
+        let text = format!(
+            "[upstream]\nca_file = \"ca\"\n[[backends]]\nname = \"e\"\nurl = \"{url}\"\n\
+             [backends.dns]\nname = \"engines.example\"\nport = 81\nrefresh_seconds = 1\n"
+        );
+        let settings = Settings::parse(&text).unwrap();
+        let script: Script = Arc::new(Mutex::new(answers.into()));
+        let answers = Arc::clone(&script);
+        let resolve = move |_: &DnsSettings| -> Answer {
+            let next = answers.lock().unwrap().pop_front();
+            let next = next.unwrap_or_else(|| Err(io::Error::other("no further answer")));
+            let parsed = next.map(|all| all.iter().map(|ip| ip.parse().unwrap()).collect());
+            Box::pin(std::future::ready(parsed))
+        };
+        (Names::resolved_by(&settings, Arc::new(resolve)).unwrap(), script)
+    }
+
+    fn lines(wanted: Wanted) -> Vec<String> {
+        let line = |one: BackendSettings| format!("{} {} {}", one.name, one.url, one.ip.unwrap());
+        wanted.into_iter().map(|one| line(one.unwrap())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_come_and_go_and_failures_keep_the_last_ones() {
+        let failed = || Err(io::Error::other("SERVFAIL"));
+        let answers = vec![
+            Ok(vec!["10.0.0.1"]),
+            failed(),
+            Ok(vec![]),
+            Ok(vec!["10.0.0.1"]),
+            Ok(vec!["fd00::7", "10.0.0.2"]),
+        ];
+        let (mut names, script) = names("http://any/base", answers);
+        let first = names.first().await.unwrap();
+        assert_eq!(lines(first), ["e-10.0.0.1 http://10.0.0.1:81/base 10.0.0.1"]);
+        let (updates, mut sent) = mpsc::channel(4);
+        tokio::spawn(names.run(updates));
+        let update = sent.recv().await.unwrap();
+        assert!(update.source == SourceId::Dns && script.lock().unwrap().is_empty());
+        let Desired::All(wanted) = update.desired else { panic!("a whole list") };
+        let expected = [
+            "e-10.0.0.2 http://10.0.0.2:81/base 10.0.0.2",
+            "e-fd00--7 http://[fd00::7]:81/base fd00::7",
+        ];
+        assert_eq!(lines(wanted), expected);
+        drop(sent);
+    }
+
+    #[tokio::test]
+    async fn certificates_are_verified_against_the_name() {
+        let (mut names, _) = names("https://any", vec![Ok(vec!["10.0.0.1"])]);
+        let first = names.first().await.unwrap();
+        assert_eq!(lines(first), ["e-10.0.0.1 https://engines.example:81 10.0.0.1"]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_at_the_start_is_no_empty_list() {
+        let (mut names, _) = names("", vec![Ok(vec![])]);
+        assert!(names.first().await.is_none());
+    }
+}
