@@ -156,19 +156,21 @@ async fn broken_watches_and_an_absent_api_server_leave_the_last_known_pods() {
     let load = Load::start(&proxy, &fleet, 4);
     load.serves_more().await;
     let fake = cluster.fake.as_ref().unwrap();
-    fake.fail_watches(vec![Fault::Status(429, 1), Fault::ErrorEvent(410), Fault::EndsAfter(0)]);
+    fake.fail_watches(vec![Fault::Status(429, 1), Fault::ErrorEvent(410)]);
     fake.fail_lists(vec![Fault::Status(503, 0)]);
     fake.break_watches();
     load.serves_more().await;
     assert_eq!(proxy.names().await, ["a", "b"]);
-    cluster.fake.as_mut().unwrap().stop();
-    sleep(Duration::from_secs(2)).await;
-    load.serves_more().await;
-    assert_eq!(proxy.names().await, ["a", "b"]);
-    cluster.fake.as_mut().unwrap().listen().await;
+    // The watch is at work again, and its delays begin anew.
     cluster.pod("c", "127.0.0.1", labels(&fleet, 2, None)).await;
+    up(&proxy, &["a", "b", "c"]).await;
+    cluster.fake.as_mut().unwrap().stop();
+    sleep(Duration::from_secs(1)).await;
+    load.serves_more().await;
+    assert_eq!(proxy.names().await, ["a", "b", "c"]);
+    cluster.fake.as_mut().unwrap().listen().await;
     cluster.delete("a").await;
-    up(&proxy, &["b", "c"]).await;
+    proxy.has(&["b", "c"]).await;
     load.serves_more().await;
     load.end().await;
     proxy.settles().await;
