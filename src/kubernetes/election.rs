@@ -26,6 +26,10 @@ const WRITE_GAP: Duration = Duration::from_millis(200);
 pub struct Elected {
     /// The fencing epoch while this process leads.
     pub epoch: Option<u64>,
+    /// Until when this process leads if it does not renew the Lease.
+    pub until: Option<Instant>,
+    /// Identity of the Lease's holder; `None`: it is free, or was never read.
+    pub holder: Option<String>,
     /// The plan in force, written by this or another leader.
     pub plan: Option<SharedPlan>,
 }
@@ -177,6 +181,9 @@ impl Election {
     /// Publishes the plan of the Lease if it is later than the published one.
     fn show(&self, elected: &watch::Sender<Elected>) {
         let epoch = self.elector.epoch(self.now());
+        let until = self.elector.leads_until().filter(|_| epoch.is_some());
+        let until = until.map(|until| self.started + (until - Moment::START).to_duration());
+        let holder = self.lease.as_ref().and_then(|lease| lease.spec.holder_identity.clone());
         let read = self.lease.as_ref().and_then(SharedPlan::of);
         elected.send_if_modified(|shown| {
             let plan = match (&shown.plan, read) {
@@ -184,7 +191,7 @@ impl Election {
                 (known, None) => known.clone(),
                 (_, read) => read,
             };
-            let new = Elected { epoch, plan };
+            let new = Elected { epoch, until, holder, plan };
             let differs = *shown != new;
             *shown = new;
             differs

@@ -153,6 +153,11 @@ impl Elector {
         (now - began < self.params.renew_deadline).then_some(epoch)
     }
 
+    /// Returns when leadership ends without a further write; `None` if this contender does not lead.
+    pub fn leads_until(&self) -> Option<Moment> {
+        self.led.map(|(began, _)| began + self.params.renew_deadline)
+    }
+
     /// Returns the record that releases the Lease; `None` if this contender does not lead.
     pub fn released(&self, now: Moment) -> Option<LeaseSpec> {
         let (seen, _) = self.seen.as_ref()?;

@@ -11,6 +11,12 @@ pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 pub const TOKENIZER_CACHE_MIB: u16 = 4;
 /// As llm-d's pd-sidecar.
 pub const PREFILL_RETRY_BACKOFF: Seconds = Seconds(0.2);
+/// A new leader within 5 s: the duration, two looks and a write.
+pub const LEASE_DURATION: Seconds = Seconds(3.0);
+/// Below the duration by more than one request to the API server takes (at most 1 s).
+pub const LEASE_RENEW_DEADLINE: Seconds = Seconds(2.0);
+/// Four attempts before the renew deadline.
+pub const LEASE_RETRY: Seconds = Seconds(0.5);
 /// The TTL of CoreDNS for names of a cluster (its `kubernetes` plugin's `ttl`).
 pub const DNS_REFRESH: Seconds = Seconds(5.0);
 /// vLLM's own default, and llm-d's target port.

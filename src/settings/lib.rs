@@ -39,9 +39,9 @@ pub use parse::backends_of;
 pub use problem::Problem;
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, CorsSettings,
-    DirectorySettings, DnsSettings, EngineName, HalfClose, KeySettings, KubernetesSettings, KvRole,
-    LogFormat, LogSettings, ModelSettings, PlacementSettings, PlannerSettings, PodSettings,
-    PrefixSettings, Preset, ProbeSettings, QueueSettings, RetrySettings, RoleLabelSettings,
-    ScheduleStyle, Secret, ServerSettings, Settings, SidecarSettings, SignalSettings, SloSettings,
-    TlsSettings, UpstreamSettings,
+    DirectorySettings, DnsSettings, EngineName, GatewaySettings, HalfClose, KeySettings,
+    KubernetesSettings, KvRole, LeaseSettings, LogFormat, LogSettings, ModelSettings,
+    PlacementSettings, PlannerSettings, PodSettings, PrefixSettings, Preset, ProbeSettings,
+    QueueSettings, RetrySettings, RoleLabelSettings, ScheduleStyle, Secret, ServerSettings,
+    Settings, SidecarSettings, SignalSettings, SloSettings, TlsSettings, UpstreamSettings,
 };

@@ -2,6 +2,7 @@
 //! backend's name and address) are checked by `validate`.
 
 mod fleet;
+mod gateways;
 mod health;
 mod kubernetes;
 mod server;
@@ -20,6 +21,7 @@ use crate::defaults;
 pub use fleet::{
     BackendSettings, Connector, EngineName, KvRole, ModelSettings, ScheduleStyle, Secret,
 };
+pub use gateways::{GatewaySettings, LeaseSettings};
 pub use health::{EjectionSettings, ProbeSettings};
 pub use kubernetes::{KubernetesSettings, PodSettings, Preset, RoleLabelSettings};
 pub use server::{ClientAuth, CorsSettings, HalfClose, ServerSettings, TlsSettings};
@@ -64,6 +66,8 @@ pub struct Settings {
     pub sidecar: Option<SidecarSettings>,
     /// API server of Kubernetes.
     pub kubernetes: KubernetesSettings,
+    /// Several gateways of one fleet: one of them plans.
+    pub gateways: GatewaySettings,
     /// Models: tokenizer, chat template, context length.
     pub models: Vec<ModelSettings>,
     /// The engines.

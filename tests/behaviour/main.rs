@@ -33,6 +33,7 @@ mod field_stream;
 mod fitness;
 mod fleet;
 mod flips;
+mod gateways;
 mod handoff_trust;
 mod health;
 mod kubernetes;

@@ -4,6 +4,7 @@
 
 mod catalog;
 pub mod fitness;
+mod gateways;
 mod membership;
 mod observe;
 pub mod operator;
@@ -37,6 +38,9 @@ use pace::Usual;
 use pins::Pins;
 
 pub use catalog::{Catalog, KnownModel, Offer};
+pub use gateways::Gateways;
+#[cfg(feature = "kubernetes")]
+pub use gateways::{Leadership, NamedRoles};
 pub use membership::{Desired, FleetUpdate, Membership};
 pub use operator::{Command, Hold};
 pub use pace::Pace;
@@ -78,6 +82,8 @@ pub struct Control {
     fitness: Fitness,
     operator_roles: OperatorRoles,
     membership: Membership,
+    /// The election among several gateways; `None`: this one leads.
+    gateways: Option<Gateways>,
     demand: DemandReader,
     /// Channel on which switches performed by engines report their result.
     switches: (mpsc::Sender<switch::FinishedSwitch>, mpsc::Receiver<switch::FinishedSwitch>),
@@ -106,6 +112,7 @@ impl Control {
         fitness: Fitness,
         operator_roles: OperatorRoles,
         membership: Membership,
+        gateways: Option<Gateways>,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
         let mut fits = Fits::new(priors, estimates, params.chunk);
@@ -117,6 +124,7 @@ impl Control {
             fitness,
             operator_roles,
             membership,
+            gateways,
             demand: DemandReader::default(),
             proxy,
             inboxes,
@@ -153,6 +161,7 @@ impl Control {
                 Some(update) = self.inboxes.fleet.recv() => self.change_fleet(update),
                 Some(ended) = self.switches.1.recv() => self.switched(ended),
                 Some(found) = self.inboxes.found.recv() => self.find(found),
+                () = Gateways::changed(&mut self.gateways) => {}
                 () = proxy.surge.notified() => {
                     let gap = clock.instant(self.planned_at + self.pace.gap.max(rest));
                     tokio::time::sleep_until(gap).await;
@@ -166,7 +175,7 @@ impl Control {
     /// Interval between plans. If no role can change (planner off, or one backend), the loop only
     /// wakes to check streams. A demand notification still causes an immediate plan.
     fn interval(&self) -> Seconds {
-        let movable = self.automatic && self.proxy.fleet.backends().len() > 1;
+        let movable = self.automatic && self.leads() && self.proxy.fleet.backends().len() > 1;
         if movable { self.pace.interval } else { self.pace.interval.max(PAUSE_MAX) }
     }
 
@@ -175,6 +184,7 @@ impl Control {
         self.release_expired(now);
         self.release_drained(now);
         self.plan(now);
+        self.share_roles();
         if now - self.watched_at >= self.watch_takes.rest() {
             let began = self.proxy.clock.now();
             streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
@@ -235,7 +245,7 @@ impl Control {
         self.wanted.follow(&self.params, now, &observation);
         self.planned_at = now;
         self.plan_takes.took(self.proxy.clock.now() - now);
-        if let Some(roles) = decision.roles.filter(|_| self.automatic) {
+        if let Some(roles) = decision.roles.filter(|_| self.automatic && self.leads()) {
             self.publish_roles(roles, &decision.reasons, arrival, now);
         }
     }

@@ -37,7 +37,10 @@ impl Control {
     pub(super) fn execute(&mut self, command: Command) {
         let Command { backend, role, hold, reply } = command;
         let now = self.proxy.clock.now();
-        let answer = self.set_role(backend, role, hold, now);
+        let answer = match self.refusal() {
+            Some(refusal) => Err(refusal),
+            None => self.set_role(backend, role, hold, now),
+        };
         // The receiver is gone if the operator closed the connection.
         reply.send(answer).ok();
     }

@@ -15,6 +15,8 @@ use crate::dispatch::dispatcher::Dispatcher;
 use crate::process::admin::sampler;
 use crate::process::config_file::ConfigFile;
 #[cfg(feature = "kubernetes")]
+use crate::process::gateway_lease::GatewayLease;
+#[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
 #[cfg(feature = "kubernetes")]
@@ -47,6 +49,9 @@ pub struct Tasks {
     /// Roles as labels of pods.
     #[cfg(feature = "kubernetes")]
     pub role_labels: Option<RoleLabels>,
+    /// The Lease of several gateways.
+    #[cfg(feature = "kubernetes")]
+    pub gateway_lease: Option<GatewayLease>,
     /// The settings file, if the settings were read from one.
     pub config_file: Option<ConfigFile>,
     /// Sources of backends beside the file.
@@ -88,6 +93,10 @@ impl BackgroundService for Background {
         #[cfg(feature = "kubernetes")]
         if let Some(labels) = tasks.role_labels {
             tokio::spawn(labels.run(Arc::clone(&tasks.proxy)));
+        }
+        #[cfg(feature = "kubernetes")]
+        if let Some(lease) = tasks.gateway_lease {
+            tokio::spawn(lease.run(Arc::clone(&tasks.proxy)));
         }
         let [controls, dispatches] = tasks.vitals;
         let dispatching = tasks.dispatcher.run(stop.clone());

@@ -6,6 +6,8 @@ mod config_file;
 mod directories;
 mod factory;
 pub mod files;
+#[cfg(feature = "kubernetes")]
+pub(crate) mod gateway_lease;
 pub(crate) mod handover;
 mod names;
 #[cfg(feature = "kubernetes")]

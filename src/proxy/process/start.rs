@@ -35,6 +35,8 @@ use crate::process::config_file::ConfigFile;
 use crate::process::directories::Directories;
 use crate::process::factory::{self, BackendError, BackendFactory};
 use crate::process::files::{self, FileErrors, Files};
+#[cfg(feature = "kubernetes")]
+use crate::process::gateway_lease::GatewayLease;
 use crate::process::handover::HandOverError;
 use crate::process::names::Names;
 #[cfg(feature = "kubernetes")]
@@ -111,7 +113,7 @@ pub enum StartError {
     Kubernetes(#[from] tidegate_kubernetes::access::AccessError),
     /// Settings that need the API server, in a build without it.
     #[error(
-        "sidecar.inference_pool, kubernetes.role_labels and backends.kubernetes need a tidegate with the feature `kubernetes`"
+        "sidecar.inference_pool, kubernetes.role_labels, backends.kubernetes and gateways.kubernetes need a tidegate with the feature `kubernetes`"
     )]
     NoKubernetes,
     /// A socket cannot be opened.
@@ -142,6 +144,7 @@ pub struct Built {
 pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, StartError> {
     let pool = settings.sidecar.as_ref().and_then(|sidecar| sidecar.inference_pool.as_ref());
     let needs_api = pool.is_some()
+        || settings.gateways.kubernetes.is_some()
         || settings.kubernetes.role_labels.is_some()
         || settings.sources.iter().any(|source| source.kubernetes.is_some());
     if needs_api && !cfg!(feature = "kubernetes") {
@@ -219,6 +222,10 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         names.zip(settings.groups()).collect(),
         prefix_blocks,
     );
+    #[cfg(feature = "kubernetes")]
+    let (gateway_lease, gateways) = GatewayLease::new(settings)?.unzip();
+    #[cfg(not(feature = "kubernetes"))]
+    let gateways = None;
     let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
     let control = Control::new(
         Arc::clone(&proxy),
@@ -233,6 +240,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         fitness,
         operator_roles,
         membership,
+        gateways,
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),
@@ -245,6 +253,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         pool_pods: PoolPods::new(settings)?,
         #[cfg(feature = "kubernetes")]
         role_labels: RoleLabels::new(settings)?,
+        #[cfg(feature = "kubernetes")]
+        gateway_lease,
         config_file: ConfigFile::new(&proxy, revisions, fleet_updates.clone()),
         sources,
         fleet_updates: fleet_updates.clone(),

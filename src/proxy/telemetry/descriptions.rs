@@ -105,6 +105,11 @@ fn backends() {
         "Prompt tokens of such requests that were reported as cached"
     );
     counter!("tidegate_role_flips_total", "Role changes, by cause and result");
+    gauge!(
+        "tidegate_leader",
+        "1 if this gateway holds the Lease and plans for all; absent without `[gateways.kubernetes]`"
+    );
+    gauge!("tidegate_leader_epoch", "Fencing epoch in which this gateway led last");
     counter!(
         "tidegate_role_labels_total",
         "Roles written as labels of pods, by result (written, refused, failed)"

@@ -248,6 +248,16 @@ impl Metrics {
         });
     }
 
+    /// Shows whether this gateway leads, with its epoch. Without an election nothing calls it.
+    pub fn leads(&self, epoch: Option<u64>) {
+        with_local_recorder(&self.recorder, || {
+            gauge!("tidegate_leader").set(f64::from(u8::from(epoch.is_some())));
+            if let Some(epoch) = epoch {
+                gauge!("tidegate_leader_epoch").set(epoch as f64);
+            }
+        });
+    }
+
     /// Records the duration of a planner run.
     pub fn planned(&self, duration: Seconds) {
         self.plan_duration.record(duration.get());

@@ -1,0 +1,145 @@
+//! Several gateways of one fleet: one leads and plans, the others take its roles.
+//!
+//! The leader applies its plan at once and shares it afterwards. Without a leader the roles in force
+//! stay, and no gateway plans.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tidegate_types::{BackendId, PlanNumber, Role};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Control;
+use crate::backends::fleet::RoutingTable;
+use crate::telemetry::journal::{JournalEntry, Numbers};
+
+/// Roles by backend name.
+pub type NamedRoles = Arc<BTreeMap<String, Role>>;
+
+/// What the election shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Leadership {
+    /// Until when this gateway leads if its Lease is not renewed; `None`: it does not.
+    pub leads_until: Option<Instant>,
+    /// Its fencing epoch while it leads.
+    pub epoch: Option<u64>,
+    /// Identity of the gateway that leads, if one does.
+    pub leader: Option<String>,
+    /// Epoch, number and roles of the plan that was shared last.
+    pub plan: Option<(u64, u64, NamedRoles)>,
+}
+
+/// Connects the control loop with the election.
+pub struct Gateways {
+    /// What the election shows.
+    pub leadership: watch::Receiver<Leadership>,
+    /// Takes the number and the roles of this gateway's plan, to share while it leads.
+    pub plans: watch::Sender<Option<(u64, NamedRoles)>>,
+    /// Number of the plan that was shared last, since this gateway leads.
+    shared: Option<PlanNumber>,
+    /// Epoch and number of the plan that was followed last, and this gateway's plan with its roles.
+    followed: Option<(u64, u64, PlanNumber)>,
+}
+
+impl Gateways {
+    /// Nothing shared, nothing followed.
+    #[cfg(feature = "kubernetes")]
+    pub fn new(
+        leadership: watch::Receiver<Leadership>,
+        plans: watch::Sender<Option<(u64, NamedRoles)>>,
+    ) -> Gateways {
+        Gateways { leadership, plans, shared: None, followed: None }
+    }
+
+    /// Resolves when the election shows something new; never without an election.
+    pub async fn changed(gateways: &mut Option<Gateways>) {
+        if let Some(gateways) = gateways
+            && gateways.leadership.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    fn leads(&self) -> bool {
+        // The election may be late, for example after SIGSTOP.
+        self.leadership.borrow().leads_until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl Control {
+    /// Whether this gateway decides about roles.
+    pub(super) fn leads(&self) -> bool {
+        self.gateways.as_ref().is_none_or(Gateways::leads)
+    }
+
+    /// Returns why an operator's command is refused here.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let gateways = self.gateways.as_ref().filter(|gateways| !gateways.leads())?;
+        Some(match &gateways.leadership.borrow().leader {
+            Some(leader) => format!("gateway {leader} leads: change roles there"),
+            None => "no gateway leads: roles stay as they are".to_owned(),
+        })
+    }
+
+    /// Shares the roles in force while this gateway leads, and takes the leader's otherwise.
+    pub(super) fn share_roles(&mut self) {
+        let leads = self.leads();
+        let Some(gateways) = &mut self.gateways else { return };
+        let leadership = gateways.leadership.borrow().clone();
+        self.proxy.metrics.leads(leads.then_some(leadership.epoch).flatten());
+        let table = Arc::clone(&self.proxy.fleet.table());
+        let number = table.plan.number();
+        if leads {
+            gateways.followed = None;
+            if gateways.shared != Some(number) {
+                gateways.shared = Some(number);
+                let backends = self.proxy.fleet.backends();
+                let here = backends.iter().filter(|backend| !backend.is_leaving());
+                let role = |id: BackendId| table.plan.role(id);
+                let roles = here.map(|backend| (backend.name.to_string(), role(backend.id)));
+                gateways.plans.send_replace(Some((number.0, Arc::new(roles.collect()))));
+            }
+            return;
+        }
+        gateways.shared = None;
+        let Some((epoch, seq, roles)) = leadership.plan else { return };
+        if gateways.followed != Some((epoch, seq, number)) {
+            self.follow(&table, &roles);
+            let now_in_force = self.proxy.fleet.table().plan.number();
+            if let Some(gateways) = &mut self.gateways {
+                gateways.followed = Some((epoch, seq, now_in_force));
+            }
+        }
+    }
+
+    /// Publishes the leader's roles for the backends that this gateway has. The leader alone calls
+    /// engines that switch their role themselves.
+    fn follow(&mut self, table: &RoutingTable, leaders: &BTreeMap<String, Role>) {
+        let mut roles = table.plan.roles().to_vec();
+        for backend in self.proxy.fleet.backends().iter().filter(|b| !b.is_leaving()) {
+            let Some(role) = leaders.get(&*backend.name) else { continue };
+            let is_free = self.pins.get(backend.id).is_none();
+            let can = backend.allowed.contains(*role) || *role == Role::Draining;
+            if let Some(own) = roles.get_mut(backend.id.index()).filter(|_| is_free && can) {
+                *own = *role;
+            }
+        }
+        let plan = table.plan.next(roles);
+        let flips = plan.flips_since(&table.plan);
+        if flips.is_empty() {
+            return;
+        }
+        let (number, now) = (plan.number(), self.proxy.clock.now());
+        self.publish(RoutingTable { plan, ..table.clone() });
+        for flip in flips {
+            self.state.flipped(flip.backend);
+            self.recording.flipped(now, flip.backend);
+            let name = self.proxy.fleet.backend(flip.backend).name.to_string();
+            let wall = self.proxy.clock.wall(now);
+            let numbers = Numbers::new();
+            self.note(JournalEntry::new(number, wall, name, flip, "leader", "applied", numbers));
+            self.proxy.metrics.flipped(&flip, "leader", "applied");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The Lease that several gateways of one fleet contend for (`[gateways.kubernetes]`): its holder plans,
+//! and its annotation carries the roles to the others.
+
+use std::sync::Arc;
+use tidegate_kubernetes::access::{Access, AccessError};
+use tidegate_kubernetes::election::{Elected, Election};
+use tidegate_kubernetes::lease::ElectionParams;
+use tidegate_kubernetes::plan::SharedPlan;
+use tidegate_settings::Settings;
+use tidegate_types::Seconds;
+use tokio::sync::watch;
+use tokio::time::{interval, timeout};
+
+use crate::control::{Gateways, Leadership, NamedRoles};
+use crate::dispatch::context::Proxy;
+
+/// Interval at which the lease's task looks whether the proxy drains.
+const LOOK_EVERY: Seconds = Seconds(0.1);
+/// Longest wait for the release of the Lease.
+const RELEASE_MAX: Seconds = Seconds(1.0);
+
+/// A contender for the Lease.
+pub struct GatewayLease {
+    election: Election,
+    leadership: watch::Sender<Leadership>,
+    plans: watch::Receiver<Option<(u64, NamedRoles)>>,
+}
+
+impl GatewayLease {
+    /// The contender, and its end in the control loop; `None` without `[gateways.kubernetes]`.
+    ///
+    /// # Errors
+    /// [`AccessError`] without an API server.
+    pub fn new(settings: &Settings) -> Result<Option<(GatewayLease, Gateways)>, AccessError> {
+        let Some(lease) = &settings.gateways.kubernetes else { return Ok(None) };
+        let access = Access::new(&settings.kubernetes, |name| std::env::var(name).ok())?;
+        let params = ElectionParams {
+            duration: lease.duration,
+            renew_deadline: lease.renew_deadline,
+            retry: lease.retry,
+        };
+        // In a pod the host's name is the pod's; a restarted process is another contender.
+        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tidegate".to_owned());
+        let identity = format!("{host}-{:08x}", fastrand::u32(..));
+        let election = Election::new(access, &lease.name, identity, params);
+        let (leadership, shown) = watch::channel(Leadership::default());
+        let (shared, plans) = watch::channel(None);
+        let gateways = Gateways::new(shown, shared);
+        Ok(Some((GatewayLease { election, leadership, plans }, gateways)))
+    }
+
+    /// Contends until the proxy drains; then the Lease is released, so that the next leader need not
+    /// wait for its end.
+    pub async fn run(self, proxy: Arc<Proxy>) {
+        let GatewayLease { election, leadership, mut plans } = self;
+        let (sender, written) = watch::channel(None);
+        let (shown, mut elected) = watch::channel(Elected::default());
+        let contending = tokio::spawn(election.run(written, shown));
+        let mut look = interval(LOOK_EVERY.to_duration());
+        while !proxy.is_draining() {
+            tokio::select! {
+                _ = look.tick() => {}
+                changed = plans.changed() => match changed {
+                    Ok(()) => {
+                        let plan = plans.borrow_and_update().clone();
+                        sender.send_replace(plan.map(|(seq, roles)| shared(seq, &roles)));
+                    }
+                    Err(_) => break,
+                },
+                changed = elected.changed() => match changed {
+                    Ok(()) => {
+                        leadership.send_replace(leadership_of(&elected.borrow_and_update()));
+                    }
+                    Err(_) => break,
+                },
+            }
+        }
+        // Before another can lead. The roles in force stay until the process ends.
+        leadership.send_modify(|shown| shown.leads_until = None);
+        drop((sender, elected));
+        if timeout(RELEASE_MAX.to_duration(), contending).await.is_err() {
+            tracing::info!("the Lease is not released in time");
+        }
+    }
+}
+
+/// The election sets the epoch.
+fn shared(seq: u64, roles: &NamedRoles) -> SharedPlan {
+    SharedPlan { epoch: 0, seq, roles: (**roles).clone() }
+}
+
+fn leadership_of(elected: &Elected) -> Leadership {
+    let plan = elected.plan.as_ref();
+    Leadership {
+        leads_until: elected.until,
+        epoch: elected.epoch,
+        leader: elected.holder.clone(),
+        plan: plan.map(|plan| (plan.epoch, plan.seq, Arc::new(plan.roles.clone()))),
+    }
+}
