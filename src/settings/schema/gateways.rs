@@ -1,12 +1,12 @@
 //! `[gateways]`: several gateways of one fleet.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
 
 use crate::defaults;
 
 /// `[gateways]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GatewaySettings {
     /// A Lease in the API server of `[kubernetes]`: its holder plans for all gateways that name it;
@@ -15,7 +15,7 @@ pub struct GatewaySettings {
 }
 
 /// `[gateways.kubernetes]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LeaseSettings {
     /// Name of the Lease, in `kubernetes.namespace`.
