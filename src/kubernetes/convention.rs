@@ -71,7 +71,7 @@ pub fn reads_role_from(rules: &PodSettings, key: &str) -> bool {
     }
 }
 
-/// Returns what the labels say. The settings' `role_label` replaces the preset's labels of the role.
+/// Reads the labels. The settings' `role_label` replaces the preset's labels of the role.
 pub fn standing(labels: &Labels, rules: &PodSettings) -> Standing {
     let preset = rules.preset;
     let is_worker = labels.get(WORKER_INDEX).is_some_and(|index| index != "0");

@@ -31,7 +31,7 @@ struct Change {
     after: Option<Value>,
 }
 
-/// What is answered instead of a list or a watch.
+/// Answer that replaces a list or a watch.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// This status, and Retry-After if it is above 0.
@@ -124,7 +124,7 @@ impl ApiServer {
         let _ = self.signals.send(Signal::Break);
     }
 
-    /// Tells every watch the present version.
+    /// Sends a bookmark with the current version to every watch.
     pub fn bookmark(&self) {
         let mut state = self.state.lock().unwrap();
         state.version += 1000;
@@ -149,7 +149,7 @@ impl ApiServer {
         self.state.lock().unwrap().watch_faults = faults;
     }
 
-    /// Largest page of a list, below what the client asks for.
+    /// Largest page of a list, below the limit that the client requests.
     pub fn page(&self, objects: usize) {
         self.state.lock().unwrap().page = Some(objects);
     }

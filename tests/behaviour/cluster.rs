@@ -19,7 +19,7 @@ const JSON: &str = "application/json";
 /// Longest time for anything that is waited for.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A namespace of its own in an API server.
+/// A separate namespace of an API server.
 pub struct Cluster {
     /// The fake, to give it faults; `None`: a real server.
     pub fake: Option<ApiServer>,

@@ -88,7 +88,7 @@ async fn a_late_request_is_hedged() {
         assert_eq!([sent[0].len(), sent[1].len()], [1, 1], "each was asked once");
         assert_ne!(
             sent[0][0].headers["x-request-id"], sent[1][0].headers["x-request-id"],
-            "a second leg has an id of its own"
+            "each leg has its own id"
         );
         proxy.settles().await;
     }
@@ -122,7 +122,7 @@ async fn tokens_of_running_streams_outweigh_failed_probes() {
     let proxy = Proxy::start("[probe]\ninterval_seconds = 0.1\n", &[plain("a", &fake)]).await;
     let mut answer = open(proxy.data, post("/v1/chat/completions", chat(true))).await.unwrap();
     answer.chunk().await.unwrap().unwrap();
-    fake.tells("/health", 503, "");
+    fake.set_answer("/health", 503, "");
     // Many probes, and tokens throughout.
     for _ in 0..200 {
         answer.chunk().await.unwrap().unwrap();

@@ -28,7 +28,7 @@ async fn with(proxy: &Proxy, method: Method, path: &str) -> Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_is_routed_to_an_engine_kind_that_supports_it() {
     let [v, l, o] = [answering("{}").await, answering("{}").await, answering("{}").await];
-    o.tells("/api/version", 200, "{\"version\":\"1\"}");
+    o.set_answer("/api/version", 200, "{\"version\":\"1\"}");
     let engines = [
         named("v", &v, "engine = \"vllm\""),
         named("l", &l, "engine = \"llamacpp\""),
@@ -52,9 +52,9 @@ async fn a_path_is_routed_to_an_engine_kind_that_supports_it() {
             assert_eq!((sent.len(), &*sent[before].path), (before + 1, path.trim_end_matches('/')));
         }
     }
-    l.tells("/props", 200, "{\"l\":1}");
-    o.tells("/api/tags", 200, "{\"models\":[1]}");
-    o.tells("/api/ps", 200, "{\"models\":[2]}");
+    l.set_answer("/props", 200, "{\"l\":1}");
+    o.set_answer("/api/tags", 200, "{\"models\":[1]}");
+    o.set_answer("/api/ps", 200, "{\"models\":[2]}");
     for (path, body) in [
         ("/props", "{\"l\":1}"),
         ("/api/tags?x=1", "{\"models\":[1]}"),
@@ -87,7 +87,7 @@ async fn a_path_is_routed_to_an_engine_kind_that_supports_it() {
 async fn paths_of_one_plain_engine_are_routed_to_it() {
     let [a, b] = [answering("{\"here\":1}").await, answering("{\"here\":1}").await];
     for path in ["/v1/images/generations", "/v1/moderations", "/v1/files", "/v1/batches"] {
-        a.tells(path, 404, "{\"error\":{\"message\":\"none\"}}");
+        a.set_answer(path, 404, "{\"error\":{\"message\":\"none\"}}");
     }
     let proxy = Proxy::start("", &[plain("a", &a), plain("b", &b)]).await;
     for path in ["/v1/images/generations", "/v1/moderations", "/v1/files", "/v1/batches"] {
@@ -95,7 +95,7 @@ async fn paths_of_one_plain_engine_are_routed_to_it() {
             let answer = proxy.post(path, "{\"model\":\"m\",\"prompt\":\"x\"}").await;
             assert_eq!((answer.status.as_u16(), &*answer.body), (200, "{\"here\":1}"), "{path}");
         }
-        b.tells(path, 404, "{\"error\":{\"message\":\"none either\"}}");
+        b.set_answer(path, 404, "{\"error\":{\"message\":\"none either\"}}");
         let answer = proxy.post(path, "{}").await;
         assert_eq!(answer.status, 404, "{path}");
         assert!(answer.body.contains("none"), "the engine's own words: {}", answer.body);
@@ -130,7 +130,7 @@ async fn a_stored_response_is_continued_on_its_holder() {
     let ids = ["resp_0", "resp_1", "resp_s"];
     let ends = ["", "/input_items", "/cancel"];
     for (id, end) in ids.iter().flat_map(|id| ends.map(|end| (id, end))) {
-        fakes.iter().for_each(|fake| fake.tells(&format!("{RESPONSES}/{id}{end}"), 200, "{}"));
+        fakes.iter().for_each(|fake| fake.set_answer(&format!("{RESPONSES}/{id}{end}"), 200, "{}"));
     }
     for (id, fake) in ids.into_iter().zip(&fakes) {
         for round in 1..=3 {
@@ -194,11 +194,11 @@ async fn unknown_stored_objects_are_looked_up_on_each_backend() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_url_may_have_a_path_prefix() {
     let fake = answering(&chat_answer("hello")).await;
-    fake.tells("/health", 500, "");
-    fake.tells("/v1/models", 500, "");
-    fake.tells("/a/b/health", 200, "");
+    fake.set_answer("/health", 500, "");
+    fake.set_answer("/v1/models", 500, "");
+    fake.set_answer("/a/b/health", 200, "");
     let models = "{\"object\":\"list\",\"data\":[{\"id\":\"m\"}]}";
-    fake.tells("/a/b/v1/models", 200, models);
+    fake.set_answer("/a/b/v1/models", 200, models);
     let url = format!("{}/a/b/", fake.url());
     let proxy = Proxy::start("", &[Engine { name: "a", url, more: "engine = \"vllm\"" }]).await;
     assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);

@@ -100,7 +100,7 @@ async fn a_request_past_its_queue_deadline_gets_504() {
     until("the engine is taken", || fake.hanging() == 1).await;
     let answer = proxy.post("/v1/chat/completions", &chat(true)).await;
     assert_eq!(answer.status, 504, "{}", answer.body);
-    assert_eq!(fake.sent().len(), 1, "the engine heard of it");
+    assert_eq!(fake.sent().len(), 1, "the request reached the engine once");
     first.abort();
     proxy.settles().await;
 }

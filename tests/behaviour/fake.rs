@@ -147,11 +147,11 @@ impl Fake {
 
     /// Sets the content of its /metrics page.
     pub fn set_metrics(&self, page: &str) {
-        self.tells("/metrics", 200, page);
+        self.set_answer("/metrics", 200, page);
     }
 
-    /// Sets the answer of one of its own paths.
-    pub fn tells(&self, path: &str, status: u16, body: &str) {
+    /// Sets the answer at a path.
+    pub fn set_answer(&self, path: &str, status: u16, body: &str) {
         self.state.pages.lock().unwrap().insert(path.to_owned(), (status, body.to_owned()));
     }
 
@@ -162,14 +162,14 @@ impl Fake {
 
     /// Sets the reported version.
     pub fn set_version(&self, version: &str) {
-        self.tells("/version", 200, &format!("{{\"version\":\"{version}\"}}"));
+        self.set_answer("/version", 200, &format!("{{\"version\":\"{version}\"}}"));
     }
 
     /// Sets the served model and its context length.
     pub fn set_model(&self, id: &str, max_model_len: u32) {
         let card =
             format!("{{\"id\":\"{id}\",\"object\":\"model\",\"max_model_len\":{max_model_len}}}");
-        self.tells("/v1/models", 200, &format!("{{\"object\":\"list\",\"data\":[{card}]}}"));
+        self.set_answer("/v1/models", 200, &format!("{{\"object\":\"list\",\"data\":[{card}]}}"));
     }
 
     /// Closes every connection, as uvicorn does with idle ones.

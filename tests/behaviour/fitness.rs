@@ -29,10 +29,10 @@ async fn three() -> ([Fake; 3], Proxy) {
 
 /// Stops an engine and restarts it with other facts.
 async fn restart(proxy: &Proxy, name: &str, fake: &Fake, change: impl FnOnce(&Fake)) {
-    fake.tells("/health", 503, "");
+    fake.set_answer("/health", 503, "");
     proxy.shows(name, |backend| backend["health"] == "down").await;
     change(fake);
-    fake.tells("/health", 200, "");
+    fake.set_answer("/health", 200, "");
     proxy.shows(name, |backend| backend["health"] == "up" || backend["health"] == "unfit").await;
 }
 
@@ -59,7 +59,7 @@ async fn strict_verification_refuses_to_start_on_a_mismatch() {
 
     let sglang = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let info = r#"{"version":"0.5.23","internal_states":[{"disaggregation_mode":"decode"}]}"#;
-    sglang.tells("/server_info", 200, info);
+    sglang.set_answer("/server_info", 200, info);
     let prefill =
         "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"prefill\"\ngroup = \"g\"";
     let decode = "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"decode\"\ngroup = \"g\"";
@@ -155,19 +155,21 @@ async fn a_restarted_fixed_sglang_in_another_mode_is_out_of_service() {
         ("e", "engine = \"sglang\"\nconnector = \"bootstrap\"\nrole = \"decode\""),
     ] {
         let fake = Fake::start([], Act::Json(200, prefill_answer())).await;
-        fake.tells("/server_info", 200, &info(if name == "p" { "prefill" } else { "decode" }));
+        fake.set_answer("/server_info", 200, &info(if name == "p" { "prefill" } else { "decode" }));
         engines.push(vllm(name, fake.url(), more));
         fakes.push(fake);
     }
     let proxy = Proxy::start(OFTEN, &engines).await;
-    restart(&proxy, "d", &fakes[1], |fake| fake.tells("/server_info", 200, &info("prefill"))).await;
+    restart(&proxy, "d", &fakes[1], |fake| fake.set_answer("/server_info", 200, &info("prefill")))
+        .await;
     let shown = proxy.backend("d").await;
     assert_eq!(shown["health"], "unfit", "{shown}");
     for _ in 0..8 {
         assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);
     }
     assert!(fakes[1].sent().is_empty() && fakes[2].sent().len() == 8);
-    restart(&proxy, "d", &fakes[1], |fake| fake.tells("/server_info", 200, &info("decode"))).await;
+    restart(&proxy, "d", &fakes[1], |fake| fake.set_answer("/server_info", 200, &info("decode")))
+        .await;
     assert_eq!(proxy.backend("d").await["health"], "up");
     proxy.settles().await;
 }
@@ -193,7 +195,7 @@ async fn a_restarted_switchable_sglang_keeps_its_new_mode() {
     let mut fakes = Vec::new();
     for (name, mode) in [("p", "prefill"), ("d", "decode"), ("e", "decode")] {
         let fake = Fake::start([], Act::Json(200, prefill_answer())).await;
-        fake.tells("/server_info", 200, &info(mode));
+        fake.set_answer("/server_info", 200, &info(mode));
         // All three are configured for decode; each reports its own role.
         engines.push(vllm(name, fake.url(), switchable));
         fakes.push(fake);
@@ -202,7 +204,8 @@ async fn a_restarted_switchable_sglang_keeps_its_new_mode() {
     let top = format!("[planner]\nenabled = false\n{OFTEN}");
     let proxy = Proxy::start(&top, &engines).await;
     proxy.shows("p", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;
-    restart(&proxy, "e", &fakes[2], |fake| fake.tells("/server_info", 200, &info("prefill"))).await;
+    restart(&proxy, "e", &fakes[2], |fake| fake.set_answer("/server_info", 200, &info("prefill")))
+        .await;
     proxy.shows("e", |backend| backend["role"] == "prefill" && backend["health"] == "up").await;
     for _ in 0..4 {
         assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200);

@@ -301,7 +301,7 @@ async fn an_engine_key_is_sent_and_a_missing_one_is_reported() {
     let refused = case("08-engine-key");
     let engine = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
     let locked = Fake::start([], Act::Json(200, chat_answer("locked"))).await;
-    locked.tells("/v1/models", 401, "");
+    locked.set_answer("/v1/models", 401, "");
     let directory = std::env::temp_dir().join(format!("tidegate-key-{}", std::process::id()));
     std::fs::write(&directory, "\u{feff}engine-key\r\n").unwrap();
     let more = format!("engine = \"plain\"\napi_key_file = {directory:?}");

@@ -20,7 +20,7 @@ fn list(names: impl IntoIterator<Item = String>) -> String {
 
 async fn serving(names: &[&str]) -> Fake {
     let fake = Fake::start([], Act::Json(200, chat_answer("hello"))).await;
-    fake.tells("/v1/models", 200, &list(names.iter().map(|name| (*name).to_owned())));
+    fake.set_answer("/v1/models", 200, &list(names.iter().map(|name| (*name).to_owned())));
     fake
 }
 
@@ -28,7 +28,7 @@ fn body(model: &str) -> String {
     format!("{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}}]}}")
 }
 
-/// Starts a proxy that knows all these models.
+/// Starts a proxy that serves all these models.
 async fn knowing(top: &str, engines: &[Engine], models: &[&str]) -> Proxy {
     let proxy = Proxy::start_cold(top, engines);
     until("it listens", || std::net::TcpStream::connect(proxy.data).is_ok()).await;
@@ -79,7 +79,7 @@ async fn hundreds_of_adapters_are_served_and_new_ones_discovered_on_first_reques
     let top = "[probe]\ninterval_seconds = 3600\ntimeout_seconds = 15\n";
     let engines = [plain("a", &a), plain("b", &b)];
     let proxy = Proxy::start(top, &engines).await;
-    b.tells("/v1/models", 200, &list(names(0, 300).chain(["m".to_owned()])));
+    b.set_answer("/v1/models", 200, &list(names(0, 300).chain(["m".to_owned()])));
     // The request itself is sent first: only the request triggers a query of the models.
     let case = case("07-256-names");
     assert_eq!(ask(&proxy, &case.request).await.status, 200);
@@ -90,7 +90,7 @@ async fn hundreds_of_adapters_are_served_and_new_ones_discovered_on_first_reques
     let all = send(proxy.data, get("/v1/models")).await.json();
     assert_eq!(all["data"].as_array().unwrap().len(), 301);
     // New models replace them; the removed ones are unknown.
-    b.tells("/v1/models", 200, &list(names(300, 600)));
+    b.set_answer("/v1/models", 200, &list(names(300, 600)));
     assert_eq!(proxy.post(CHAT, &body("a599")).await.status, 200);
     assert_eq!(proxy.post(CHAT, &body("a0")).await.status, 404);
     proxy.settles().await;

@@ -76,7 +76,7 @@ async fn rule_3_the_decode_engine_is_chosen_at_the_end_of_the_prefill() {
     };
     let (answer, ()) = tokio::join!(asked, flips);
     assert_eq!(answer.body, chat_chunks(3).concat());
-    assert_eq!((a.sent().len(), b.sent().len()), (0, 1), "who decodes now");
+    assert_eq!((a.sent().len(), b.sent().len()), (0, 1), "the other engine decodes after the flip");
     assert!(is_handed(&b.sent()[0].json()));
     proxy.settles().await;
 }

@@ -29,16 +29,16 @@ async fn each_engine_kind_is_probed_at_its_own_path() {
         ("engine = \"plain\"", "/v1/models", "/health"),
     ] {
         let fake = answering().await;
-        fake.tells(lacks, 404, "");
+        fake.set_answer(lacks, 404, "");
         if has != "/v1/models" {
-            fake.tells(has, 200, "{}");
+            fake.set_answer(has, 200, "{}");
         }
         let proxy = Proxy::start(OFTEN, &[named("a", &fake, more)]).await;
         proxy.shows("a", |backend| backend["health"] == "up").await;
         let list = "{\"object\":\"list\",\"data\":[{\"id\":\"m\"}]}";
-        fake.tells(has, 503, "{\"error\":{\"message\":\"Loading model\"}}");
+        fake.set_answer(has, 503, "{\"error\":{\"message\":\"Loading model\"}}");
         proxy.shows("a", |backend| backend["health"] == "down").await;
-        fake.tells(has, 200, if has == "/v1/models" { list } else { "{}" });
+        fake.set_answer(has, 200, if has == "/v1/models" { list } else { "{}" });
         proxy.shows("a", |backend| backend["health"] == "up").await;
         assert_eq!(proxy.post("/v1/chat/completions", &chat(false)).await.status, 200, "{more}");
         assert!(fake.sent().iter().all(|sent| sent.path == "/v1/chat/completions"), "{more}");
@@ -60,7 +60,7 @@ async fn versions_are_read_from_each_engine_kind() {
         ("engine = \"ollama\"", "/api/version", r#"{"version":"0.12.3"}"#, "0.12.3"),
     ] {
         let fake = answering().await;
-        fake.tells(path, 200, body);
+        fake.set_answer(path, 200, body);
         let proxy = Proxy::start("", &[named("a", &fake, more)]).await;
         let shown = proxy.backend("a").await;
         assert_eq!(shown["version"], version, "{shown}");
@@ -71,7 +71,7 @@ async fn versions_are_read_from_each_engine_kind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ollama_models_are_found_without_their_tag() {
     let fake = answering().await;
-    fake.tells("/api/version", 200, "{}");
+    fake.set_answer("/api/version", 200, "{}");
     fake.set_model("llama3:latest", 8192);
     let proxy = Proxy::start("", &[named("a", &fake, "engine = \"ollama\"")]).await;
     for model in ["llama3:latest", "llama3"] {
@@ -107,7 +107,7 @@ async fn a_recovered_engine_is_ramped_up_by_slow_start() {
         named("b", &b, "engine = \"tgi\"\nstreams_max = 24"),
     ];
     let proxy = Proxy::start(top, &engines).await;
-    b.tells("/health", 503, "");
+    b.set_answer("/health", 503, "");
     proxy.shows("b", |backend| backend["health"] == "down").await;
     let mut load = JoinSet::new();
     let mut begin = |n: usize| {
@@ -118,7 +118,7 @@ async fn a_recovered_engine_is_ramped_up_by_slow_start() {
     };
     begin(20);
     proxy.shows("a", |backend| backend["streams"] == 20).await;
-    b.tells("/health", 200, "");
+    b.set_answer("/health", 200, "");
     proxy.shows("b", |backend| backend["health"] == "up").await;
     // More than the other engine's capacity: requests that b may not take yet wait.
     begin(20);

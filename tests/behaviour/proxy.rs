@@ -115,7 +115,7 @@ fn rest(top: &str) -> String {
 }
 
 impl Proxy {
-    /// Starts a proxy in front of these engines and waits until it knows their models.
+    /// Starts a proxy in front of these engines and waits until it serves their models.
     pub async fn start(top: &str, engines: &[Engine]) -> Proxy {
         let proxy = Proxy::start_cold(top, engines);
         proxy.ready().await;
@@ -235,7 +235,7 @@ impl Proxy {
             let table = fleet.table();
             table.models.values().any(|pool| table.backends(*pool).len() == fleet.backends().len())
         };
-        until("the proxy knows its models", knows).await;
+        until("the proxy serves its models", knows).await;
     }
 
     pub async fn post(&self, path: &str, body: &str) -> Answer {

@@ -24,15 +24,15 @@ const DECODE: &str = "role = \"decode\"\npin = true";
 const INFO: &str = "/server_info";
 
 /// `/server_info` of a context engine.
-fn tells(fake: &Fake) {
+fn reports_endpoint(fake: &Fake) {
     let params = json!({ "ctx_dp_rank": 0, "ctx_info_endpoint": ["tcp://10.0.0.1:5000"] });
-    fake.tells(INFO, 200, &json!({ "disaggregated_params": params }).to_string());
+    fake.set_answer(INFO, 200, &json!({ "disaggregated_params": params }).to_string());
 }
 
 /// A context engine that runs this action for every request.
 async fn context(act: Act) -> Fake {
     let fake = Fake::start([], act).await;
-    tells(&fake);
+    reports_endpoint(&fake);
     fake
 }
 
@@ -108,7 +108,7 @@ async fn unsigned_and_wrongly_signed_hand_offs_are_refused() {
 async fn a_context_that_fails_cancels_its_generation_and_the_retry_has_another_id() {
     let script = [Act::Break(vec![])];
     let ps = Fake::start_sharing(script, Act::Json(200, chat_answer("x")), 2).await;
-    ps.iter().for_each(tells);
+    ps.iter().for_each(reports_endpoint);
     let d = Fake::start([Act::Silent], Act::Chunks(chat_chunks(3))).await;
     let engines = [
         engine("p0", ps[0].url(), PREFILL),

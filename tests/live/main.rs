@@ -15,7 +15,7 @@ use tidegate_types::{Seconds, Tokens};
 
 /// Real time of a slice.
 const LENGTH: f64 = 30.0;
-/// Attainments may differ by so much.
+/// Largest accepted difference of attainments.
 const APART: f64 = 0.03;
 /// A busy machine spoils a run: engines' steps end late.
 const TRIES: u32 = 2;
@@ -74,7 +74,7 @@ fn attainment(command: &mut Command, file: Option<&Path>) -> f64 {
     line["attainment"].as_f64().unwrap()
 }
 
-/// So much of the trace as takes [`LENGTH`] at `rate`, as a file.
+/// Writes the first [`LENGTH`] of the trace at `rate` to a file.
 fn slice(file: &str, from: f64, rate: f64, output: f64, directory: &Path) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/traces").join(file);
     let text = std::fs::read_to_string(&path)

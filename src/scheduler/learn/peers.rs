@@ -54,24 +54,24 @@ impl Cost for DecodeModel {
 }
 
 impl<M: Cost> Learned<M> {
-    /// Learned divided by believed duration.
+    /// Learned divided by prior duration.
     fn ratio(&self) -> f64 {
         self.model.reference() / self.prior.reference()
     }
 
-    /// How much slower the backend is than `peer`, relative to what was believed of both.
+    /// How much slower the backend is than `peer`, relative to the prior costs of both.
     pub fn slowness(&self, peer: &Learned<M>) -> f64 {
         self.ratio() / peer.ratio()
     }
 
     /// Returns a backend's `prior` with this peer's correction: the peer's model if both started from
-    /// the same prior, else the prior times the peer's ratio of learned to believed.
+    /// the same prior, else the prior times the peer's ratio of learned to prior cost.
     pub fn correct(&self, prior: M) -> M {
         if self.prior == prior { self.model } else { prior.scaled(self.ratio()) }
     }
 }
 
-/// Returns the peer with the median ratio of learned to believed. It is not the slowest of the group,
+/// Returns the peer with the median ratio of learned to prior cost. It is not the slowest of the group,
 /// as long as fewer than half are slow.
 pub(super) fn median<M: Cost>(peers: impl Iterator<Item = Learned<M>>) -> Option<Learned<M>> {
     let mut seen: Vec<Learned<M>> = peers.collect();

@@ -1,4 +1,4 @@
-//! Arrivals of a pool: counted by every request at the door, read by the control loop.
+//! Arrivals of a pool: counted when requests arrive, read by the control loop.
 
 use crate::planner::GroupDemand;
 use crate::word::Word;

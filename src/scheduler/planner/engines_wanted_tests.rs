@@ -1,4 +1,4 @@
-//! Sizes that the model asks for.
+//! Pool sizes derived from the counterfactual model.
 
 use super::*;
 use crate::planner::tests::backend;

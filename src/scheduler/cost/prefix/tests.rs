@@ -285,7 +285,7 @@ fn no_interleaving_lists_a_holder_twice() {
                 let backends = held.iter().filter(|h| **h != 0).map(|h| backend_of(*h));
                 let once: BTreeSet<_> = backends.clone().collect();
                 assert_eq!(once.len(), backends.count());
-                assert!(!once.is_empty(), "somebody's insertion lasts");
+                assert!(!once.is_empty(), "at least one insertion is kept");
             }
         },
         500,
