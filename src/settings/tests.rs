@@ -56,7 +56,7 @@ fn all_errors_are_reported_at_once_in_file_order() {
             "server.threads: invalid type: string \"many\" (should be a whole number, 0 or more), line 4",
             "slo.ttft_seconds: is -1 (0.001 to 86400 seconds), line 6",
             "queue.handoff_seconds: is 45 (above 0, below 30: vLLM frees a prefill's blocks after 30 seconds), line 8",
-            "nothing: no such key (there are server, admin, slo, queue, placement, planner, retry, upstream, auth, log, probe, outlier_ejection, prefix, signals, sidecar, kubernetes, models, backends), line 9",
+            "nothing: no such key (there are server, admin, slo, queue, placement, planner, retry, upstream, auth, log, probe, outlier_ejection, prefix, signals, sidecar, kubernetes, gateways, models, backends), line 9",
             "backends[0].url: has neither http nor https (http://host:port), line 12",
             "backends[0].role: unknown variant `sideways` (should be one of prefill, decode, mixed, draining), line 13",
             "backends[1].name: is the same as backends[0].name (give each its own), line 15",
