@@ -105,7 +105,7 @@ impl Ledger {
     pub(crate) fn with_prefix_index(mut self) -> Ledger {
         let index = PrefixIndex::new(INDEX_BLOCKS);
         for (id, model) in self.pool.iter().zip(&self.models) {
-            index.set_capacity(*id, model.kv_capacity.get() / 2 / BLOCK_TOKENS);
+            index.set_kv_capacity(*id, model.kv_capacity, Tokens(BLOCK_TOKENS));
         }
         self.index = Some(index);
         self

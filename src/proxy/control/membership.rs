@@ -79,8 +79,6 @@ pub struct Membership {
     /// Group name and configured group, by slot.
     groups: Vec<(String, GroupId)>,
     leaving: Vec<Leaving>,
-    /// Blocks of the prefix index for a KV capacity in tokens.
-    prefix_blocks: fn(u64, u64) -> u64,
 }
 
 /// A backend that was removed and has not left.
@@ -103,18 +101,8 @@ impl Membership {
         found: mpsc::Sender<ProbeReport>,
         kept: OperatorBackends,
         groups: Vec<(String, GroupId)>,
-        prefix_blocks: fn(u64, u64) -> u64,
     ) -> Membership {
-        Membership {
-            reconciler,
-            make,
-            probe,
-            found,
-            kept,
-            groups,
-            leaving: Vec::new(),
-            prefix_blocks,
-        }
+        Membership { reconciler, make, probe, found, kept, groups, leaving: Vec::new() }
     }
 }
 
@@ -259,10 +247,9 @@ impl Control {
         self.catalog.join(id, Offer::of(settings));
         self.proxy.metrics.join(&backend);
         self.proxy.signals.join(id, settings, &self.proxy.metrics);
-        let tokens = backend.kv_capacity().get();
-        let blocks = (self.membership.prefix_blocks)(tokens, self.proxy.prefix_block.get());
+        let (kv, block) = (backend.kv_capacity(), self.proxy.prefix_block);
         self.proxy.fleet.prefixes.forget(id);
-        self.proxy.fleet.prefixes.set_capacity(id, blocks);
+        self.proxy.fleet.prefixes.set_kv_capacity(id, kv, block);
         let table = Arc::clone(&self.proxy.fleet.table());
         let peers = table.entries.iter().enumerate();
         let peers =

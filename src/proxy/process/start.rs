@@ -220,7 +220,6 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         found.clone(),
         kept,
         names.zip(settings.groups()).collect(),
-        prefix_blocks,
     );
     #[cfg(feature = "kubernetes")]
     let (gateway_lease, gateways) = GatewayLease::new(settings)?.unzip();
@@ -269,9 +268,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
 fn fleet(settings: &Settings, backends: Vec<Arc<Backend>>, table: RoutingTable) -> Fleet {
     let prefixes = PrefixIndex::new(settings.prefix.lines);
     for backend in &backends {
-        let tokens = backend.kv_capacity().get();
-        let blocks = prefix_blocks(tokens, settings.prefix.block_tokens as u64);
-        prefixes.set_capacity(backend.id, blocks);
+        let block = Tokens(settings.prefix.block_tokens as u64);
+        prefixes.set_kv_capacity(backend.id, backend.kv_capacity(), block);
     }
     Fleet::new(backends, table, Estimates::default(), prefixes)
 }
@@ -348,20 +346,11 @@ fn recording(settings: &Settings) -> Result<Recording, StartError> {
         .map_err(|source| StartError::Record { path: path.clone(), source })
 }
 
-/// Divisor of the KV capacity that gives the prefix cache's: the cache uses what streams leave, and
-/// half is assumed. An engine's evictions are unknown without KV events, and a wrongly predicted
-/// hit costs more than a missed one.
-const PREFIX_SHARE: u64 = 2;
 /// Capacity of the channels of commands and probe results, which are rare.
 const INBOX_MAX: usize = 64;
 /// Shortest time between two plans triggered by arrivals. A plan takes some 10 µs, so the core
 /// stays free for requests.
 const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
-
-/// Blocks of the prefix index for a KV capacity.
-fn prefix_blocks(tokens: u64, block: u64) -> u64 {
-    tokens / PREFIX_SHARE / block.max(1)
-}
 
 /// The first table, before any engine has reported: roles from the settings or else from the
 /// planner, models as far as the settings name them.

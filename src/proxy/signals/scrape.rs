@@ -20,8 +20,6 @@ use crate::telemetry::metrics::Metrics;
 const ANSWER_MAX: Seconds = Seconds(2.0);
 /// Largest factor on the interval for an engine without metrics.
 const SILENT_FACTOR_MAX: u32 = 12;
-/// The prefix cache uses what streams leave of the KV memory; half of it is assumed (see start.rs).
-const PREFIX_SHARE: u64 = 2;
 
 /// The latest scrape of one backend.
 pub struct ScrapeState {
@@ -236,8 +234,7 @@ fn calibrate(host: &dyn SignalHost, backend: &Backend, reading: &EngineReading) 
     }
     if let Some(capacity) = reading.kv_capacity {
         backend.report_kv_capacity(capacity);
-        let blocks = capacity.get() / PREFIX_SHARE / host.prefix_block().get().max(1);
-        host.fleet().prefixes.set_capacity(backend.id, blocks);
+        host.fleet().prefixes.set_kv_capacity(backend.id, capacity, host.prefix_block());
     }
 }
 

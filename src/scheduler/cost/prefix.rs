@@ -24,7 +24,10 @@ use crate::cost::matches::HOLDERS;
 use crate::word::Word;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
-use tidegate_types::BackendId;
+use tidegate_types::{BackendId, Tokens};
+
+/// Divisor of the KV memory that gives the capacity assumed for the prefix cache.
+const PREFIX_SHARE: u64 = 2;
 
 /// Most backends in an index: 32 bytes each. Backends beyond are never found.
 const BACKENDS_MAX: usize = 4096;
@@ -119,6 +122,13 @@ impl PrefixIndex {
     /// longest match; the cost does not depend on the size of the fleet.
     pub fn matches(&self, chain: &[u64]) -> Matches {
         self.table.matches(chain)
+    }
+
+    /// Sets the capacity of `backend` from its KV memory, in index blocks of `block` tokens. The
+    /// engine's cache uses what streams leave, and half is assumed: evictions are unknown without KV
+    /// events, and a wrongly predicted hit costs more than a missed one.
+    pub fn set_kv_capacity(&self, backend: BackendId, kv: Tokens, block: Tokens) {
+        self.set_capacity(backend, kv.get() / PREFIX_SHARE / block.get().max(1));
     }
 
     /// Sets the capacity of `backend` in blocks. Engines also cache generated tokens, so use less
