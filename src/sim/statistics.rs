@@ -51,10 +51,14 @@ impl Estimate {
     }
 }
 
-/// `mean ± half width`, with the precision of the format; the mean alone if there is no interval.
+/// `mean ± half width`, with the precision of the format; the mean alone if there is no interval,
+/// `none` without values.
 /// The sign `+` of the format applies to the mean.
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.mean.is_nan() {
+            return f.write_str("none");
+        }
         let digits = f.precision().unwrap_or(3);
         match f.sign_plus() {
             true => write!(f, "{:+.digits$}", self.mean)?,
@@ -111,6 +115,7 @@ mod tests {
         assert!(one.half_width.is_infinite());
         assert_eq!(one.to_string(), "0.750");
         assert!(Estimate::of(&[]).mean.is_nan());
+        assert_eq!(Estimate::of(&[]).to_string(), "none");
     }
 
     #[test]

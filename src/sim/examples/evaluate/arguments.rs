@@ -102,7 +102,12 @@ impl Args {
             save: None,
             against: None,
             write: false,
-            command: words.join(" "),
+            command: words
+                .iter()
+                .filter(|word| *word != "--write")
+                .map(String::as_str)
+                .collect::<Vec<&str>>()
+                .join(" "),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {

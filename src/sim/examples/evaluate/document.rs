@@ -21,18 +21,24 @@ pub fn write(section: Section, generated: &str) -> Result<(), String> {
     std::fs::write(PAGE, page).map_err(problem)
 }
 
-/// Returns the line that says how a section was made.
-pub fn stamp(command: &str, seeds: u64, seconds: f64) -> String {
+/// Returns the commit of the working tree and the date. Read before the runs: another commit may be
+/// checked out while they last.
+pub fn version() -> String {
     let said = |program: &str, args: &[&str]| {
         let output = Command::new(program).args(args).output().ok()?;
-        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-            .filter(|said| !said.is_empty())
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Some(said).filter(|said| !said.is_empty())
     };
     let unknown = || "unknown".to_owned();
     let commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_else(unknown);
     let changed = said("git", &["status", "--porcelain", "--", "src"]);
     let changed = changed.map_or("", |_| " with uncommitted changes");
     let date = said("date", &["-u", "+%F"]).unwrap_or_else(unknown);
+    format!("Commit {commit}{changed}, {date}")
+}
+
+/// Returns the line that says how a section was made.
+pub fn stamp(version: &str, command: &str, seeds: u64, seconds: f64) -> String {
     let command = format!("make evaluate ARGS=\"{command}\"").replace(" ARGS=\"\"", "");
-    format!("Commit {commit}{changed}, {date}, `{command}`, {seeds} draws, {seconds:.0} s.\n\n")
+    format!("{version}, `{command}`, {seeds} draws, {seconds:.0} s.\n\n")
 }

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), String> {
+    let version = document::version();
     for section in &args.sections {
         let began = Instant::now();
         let (tables, seeds) = match section {
@@ -46,7 +47,7 @@ fn run(args: &Args) -> Result<(), String> {
             Section::Disturbances => (ablation::disturbances(args)?, args.fewer_seeds()),
             Section::Headline => (headline::run(args)?, headline::seeds(args)),
         };
-        let stamp = document::stamp(&args.command, seeds, began.elapsed().as_secs_f64());
+        let stamp = document::stamp(&version, &args.command, seeds, began.elapsed().as_secs_f64());
         let text = format!("{stamp}{tables}");
         println!("## {}\n\n{text}", section.word());
         if args.writes() {
