@@ -170,8 +170,8 @@ impl Learning {
         }
         self.published_at = now;
         self.estimates = self.fits.estimates().clone();
-        for on in ledger.engines() {
-            let (prefill, decode) = self.fits.models(on, ledger.engines());
+        let costs = self.fits.costs(&vec![GROUP; ledger.engines().count()]);
+        for (on, (prefill, decode)) in ledger.engines().zip(costs) {
             ledger.set_costs(on, prefill, decode, self.fits.transfer(GROUP));
         }
     }

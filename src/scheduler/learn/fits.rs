@@ -158,40 +158,23 @@ impl Fits {
         backend: BackendId,
         peers: impl Iterator<Item = BackendId> + Clone,
     ) -> (PrefillModel, DecodeModel) {
-        let fit = &self.backends[backend.index()];
-        let (prefill, decode) = (fit.learned_prefill(), fit.learned_decode());
-        if let (Some(prefill), Some(decode)) = (prefill, decode) {
-            return (prefill.model, decode.model);
-        }
-        let peers = peers.map(|peer| &self.backends[peer.index()]);
-        let prefills = median(peers.clone().filter_map(BackendFit::learned_prefill));
-        let decodes = median(peers.filter_map(BackendFit::learned_decode));
-        (
-            cost(fit.priors.prefill, prefill, prefills, slowness(decode, decodes)),
-            cost(fit.priors.decode, decode, decodes, slowness(prefill, prefills)),
-        )
+        let peers = Peers::of(peers.map(|peer| &self.backends[peer.index()]));
+        self.backends[backend.index()].models(&peers)
     }
 
-    /// The learned costs of all backends by slot, as [`Fits::models`] gives each of them with the
-    /// backends of its group as peers. Linear in their number.
+    /// The learned costs of all backends by slot, each with the backends of its group as peers, as
+    /// [`Fits::models`] gives them. The peers of a group are judged once.
     pub fn costs(&self, groups: &[GroupId]) -> Vec<(PrefillModel, DecodeModel)> {
-        let mut seen: BTreeMap<GroupId, (Option<BackendId>, Option<BackendId>)> = BTreeMap::new();
-        for (slot, (group, fit)) in groups.iter().zip(&self.backends).enumerate() {
-            let (prefill, decode) = seen.entry(*group).or_default();
-            let id = BackendId(slot as u16);
-            if fit.prefill.observations() > 0 {
-                prefill.get_or_insert(id);
-            }
-            if fit.decode.observations() > 0 {
-                decode.get_or_insert(id);
-            }
+        let mut members: BTreeMap<GroupId, Vec<&BackendFit>> = BTreeMap::new();
+        for (group, fit) in groups.iter().zip(&self.backends) {
+            members.entry(*group).or_default().push(fit);
         }
-        let costs = groups.iter().enumerate().map(|(slot, group)| {
-            let (prefill, decode) = seen.get(group).copied().unwrap_or_default();
-            let in_order = prefill.min(decode).into_iter().chain(prefill.max(decode));
-            self.models(BackendId(slot as u16), in_order)
-        });
-        costs.collect()
+        let peers: BTreeMap<GroupId, Peers> = members
+            .into_iter()
+            .map(|(group, members)| (group, Peers::of(members.into_iter())))
+            .collect();
+        let costs = groups.iter().zip(&self.backends);
+        costs.map(|(group, fit)| fit.models(&peers[group])).collect()
     }
 
     /// Takes the groups of the routing table, by backend slot.
@@ -210,7 +193,32 @@ impl Fits {
     }
 }
 
+/// The median peers of a group at both kinds of work.
+struct Peers {
+    prefill: Option<Learned<PrefillModel>>,
+    decode: Option<Learned<DecodeModel>>,
+}
+
+impl Peers {
+    fn of<'a>(members: impl Iterator<Item = &'a BackendFit> + Clone) -> Peers {
+        Peers {
+            prefill: median(members.clone().filter_map(BackendFit::learned_prefill)),
+            decode: median(members.filter_map(BackendFit::learned_decode)),
+        }
+    }
+}
+
 impl BackendFit {
+    /// See [`Fits::models`].
+    fn models(&self, peers: &Peers) -> (PrefillModel, DecodeModel) {
+        let (prefill, decode) = (self.learned_prefill(), self.learned_decode());
+        let Priors { prefill: prefill_prior, decode: decode_prior } = self.priors;
+        (
+            cost(prefill_prior, prefill, peers.prefill, slowness(decode, peers.decode)),
+            cost(decode_prior, decode, peers.decode, slowness(prefill, peers.prefill)),
+        )
+    }
+
     /// The prefill cost; `None` while the observations are too few to move the fit.
     fn learned_prefill(&self) -> Option<Learned<PrefillModel>> {
         let learned = Learned { prior: self.priors.prefill, model: self.prefill.model() };

@@ -313,8 +313,9 @@ proptest! {
 fn costs_of_all_backends_are_those_of_each_one_with_its_group() {
     let truth = PrefillModel { base: Seconds(0.02), ..PrefillModel::default() };
     let prior = Priors { prefill: PrefillModel::default(), decode: DecodeModel::default() };
-    // Slots 2 and 3 have observations; slot 1 is in the group of slot 3.
-    let groups = [GroupId(0), GroupId(1), GroupId(0), GroupId(1), GroupId(2)];
+    // Slots 2 and 3 have observations; slot 1 is in the group of slot 3. Slots 5 to 7 have three
+    // that differ: slot 8 of their group takes the median.
+    let groups = [0, 1, 0, 1, 2, 3, 3, 3, 3].map(GroupId);
     let mut watched = Watched::new(prior.prefill, truth);
     watched.fits = Fits::new(vec![prior; groups.len()], Estimates::default(), CHUNK);
     for _ in 0..20 {
@@ -324,13 +325,19 @@ fn costs_of_all_backends_are_those_of_each_one_with_its_group() {
             let read = watched.read(500, 0, sent, ConcurrentStreams::default());
             watched.sees(PrefillSample { backend: BackendId(slot), ..read });
         }
+        for (slot, times) in [(5, 3.0), (6, 1.0), (7, 2.0)] {
+            let read = watched.read(500, 0, sent, ConcurrentStreams::default());
+            let ended = read.sent + (read.ended - read.sent) * times;
+            watched.sees(PrefillSample { backend: BackendId(slot), ended, ..read });
+        }
     }
     watched.later(Seconds(1.0));
     let costs = watched.fits.costs(&groups);
     for (slot, group) in groups.iter().enumerate() {
-        let peers = (0..5).map(BackendId).filter(|peer| groups[peer.index()] == *group);
+        let peers = (0..9).map(BackendId).filter(|peer| groups[peer.index()] == *group);
         assert_eq!(costs[slot], watched.fits.models(BackendId(slot as u16), peers), "{slot}");
     }
     assert_ne!(costs[0].0, prior.prefill, "slot 0 takes the costs of slot 2");
     assert_eq!(costs[4].0, prior.prefill, "slot 4 is alone");
+    assert_eq!(costs[8].0, costs[7].0, "slot 8 takes the costs of the median peer");
 }
