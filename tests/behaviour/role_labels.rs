@@ -3,12 +3,13 @@
 use serde_json::json;
 
 use crate::api_server::Fault;
-use crate::client::{get, send, until};
+use crate::client::{get, send, until, within};
 use crate::cluster::Cluster;
 use crate::fake::{Act, Fake, chat_answer};
 use crate::proxy::{DECODE, PREFILL, Proxy, vllm};
 
 const KEY: &str = "tidegate.dev/role";
+const WRITTEN_THRICE: &str = "tidegate_role_labels_total{result=\"written\"} 3";
 
 /// A proxy that writes roles of pods with `app=vllm`; its two engines are pods named in their URLs.
 async fn proxy(cluster: &Cluster, key: &str) -> (Proxy, [Fake; 2]) {
@@ -48,8 +49,13 @@ async fn a_role_is_written_and_follows_the_plan() {
     // Changed by hand: it is written again.
     cluster.label("vllm-0", json!({KEY: "prefill"})).await;
     until("the label is restored", || has(&cluster, "vllm-0", KEY, "decode")).await;
-    let page = send(proxy.admin, get("/metrics")).await.body;
-    assert!(page.contains("tidegate_role_labels_total{result=\"written\"} 3"), "{page}");
+    // A write is counted once the API server's answer has arrived.
+    within(async {
+        while !send(proxy.admin, get("/metrics")).await.body.contains(WRITTEN_THRICE) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,14 +22,13 @@ use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::{RequestProgress, RequestRecord};
 use crate::dispatch::sidecar::Sidecar;
+use crate::telemetry::metrics::NAMED_PREFILL_TARGET;
 use crate::upstream::failure::{Failure, Leg, LegFailure, LegProblem};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head, Pool, read_all};
 
 /// Interval between two attempts to reserve a stream: about an engine step.
 const RETRY_INTERVAL: Seconds = Seconds(0.01);
-/// Label of prefill targets in metrics and logs: their addresses are unbounded.
-const TARGET: &str = "named-prefill-target";
 
 /// Runs the request, with its prefill at `target`.
 ///
@@ -219,7 +218,8 @@ async fn ask(
 
 /// Logs and counts a failed prefill. It is not evidence against the own engine.
 fn note_failure(serving: &Serving<'_>, own: &Backend, problem: LegProblem) {
-    let backend = TARGET.into();
+    // A fixed name: the addresses of the targets are unbounded.
+    let backend = NAMED_PREFILL_TARGET.into();
     let failure = LegFailure { on: own.id, backend, leg: Leg::Prefill, problem };
     tracing::warn!(request = &*serving.accepted.request_id, "{failure}");
     serving.proxy.metrics.leg_failed(&failure);

@@ -67,6 +67,10 @@ struct BackendMetrics {
 const OUTCOMES: [RequestOutcome; 4] =
     [RequestOutcome::Done, RequestOutcome::ClientLeft, RequestOutcome::Failed, RequestOutcome::Cut];
 
+/// Label `backend` of the engines that a header names for a prefill (sidecar). They are no backends
+/// of the fleet and share one registry.
+pub(crate) const NAMED_PREFILL_TARGET: &str = "named-prefill-target";
+
 impl Metrics {
     /// Registers the metrics of a fleet.
     ///
@@ -76,6 +80,7 @@ impl Metrics {
         let recorder = recorder::new()?;
         let handle = recorder.handle();
         let series = BackendSeries::new();
+        series.join(&NAMED_PREFILL_TARGET.into());
         let gauges_of = |backend: &Arc<Backend>| {
             series.join(&backend.name);
             Arc::new(series.within(&backend.name, || BackendMetrics::new(&backend.name)))
