@@ -4,7 +4,7 @@
 use crate::placement::order::order;
 use crate::placement::{DecodeRequest, Fleet, Load, Params};
 use crate::tuning::{PACKING_SHARE, SAMPLE, SLACK_PRICE};
-use tidegate_types::{BackendId, Seconds};
+use tidegate_types::{BackendId, Role, Seconds};
 
 /// Preference class of a backend: role fits, role does not fit, suspect, or the request has failed
 /// there.
@@ -17,8 +17,8 @@ enum Reach {
 }
 
 /// Returns the backend of `from`'s group with the least predicted completion among those with
-/// capacity for one more stream. `from` itself is a candidate if its role takes decodes: it already
-/// has the KV.
+/// capacity for one more stream. Callers list `from` among the excluded backends, so that it is the
+/// last resort: engines do not read their own blocks.
 ///
 /// If no usable backend of the group has a role that takes decodes, other usable backends are
 /// considered, then suspects, then backends on which the request has failed. Returns `None` if the
@@ -62,15 +62,16 @@ pub fn place_decode(
 
 /// Returns the decode backend of a prefilled request that has waited until its hand-off deadline: of
 /// the usable backends of the group the one with the fewest streams, whatever its capacity, because
-/// the prefill is already done. Backends on which the request has failed, suspects and backends of
-/// another role come last. Returns `None` if no backend of the group is usable.
+/// the prefill is already done. Draining backends, those on which the request has failed, suspects
+/// and backends of another role come last, in this order. Returns `None` if no backend of the group is usable.
 pub fn place_decode_overdue(handover: &DecodeRequest, fleet: &impl Fleet) -> Option<BackendId> {
     let group = fleet.load(handover.from).group;
     let loads = fleet.pool(handover.pool).iter().map(|on| (*on, fleet.load(*on)));
     let usable = loads.filter(|(_, load)| load.group == group && load.usable);
     let key = |(on, load): &(BackendId, Load)| {
         let failed = handover.excluded.contains(*on);
-        (!load.takes_over, failed, load.last, !load.role.takes_decode(), load.streams)
+        let draining = load.role == Role::Draining;
+        (!load.takes_over, draining, failed, load.last, !load.role.takes_decode(), load.streams)
     };
     usable.min_by_key(key).map(|(on, _)| on)
 }
