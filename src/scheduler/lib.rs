@@ -16,14 +16,17 @@
 //! 7. **EDF queue** ([`placement::EdfQueue`]): requests without a route, by TTFT deadline, with one
 //!    late class for those that can no longer meet it.
 //! 8. **Split and regret** ([`planner`]): a split is a number of prefill engines. A fluid model
-//!    counts the requests that each split loses; the regret is what the split in force lost more.
+//!    counts the requests that each split loses; the regret against a split is what the advised
+//!    split lost more.
 //!
 //! # Phases of a decision
 //! A request ([`dispatch::try_place`], [`placement::place`]):
-//! 1. Candidates: usable backends of the pool, at most [`tuning::SAMPLE`] and the prefix holders.
+//! 1. Candidates: usable backends of the pool: the prefix holders, [`tuning::SAMPLE`] others, and
+//!    further ones while none has room.
 //! 2. Room: candidates without it are dropped. Nothing left: the request waits in the EDF queue.
 //! 3. Rank: the best route in time; else a decode engine whose streams have slack (spill); else the
-//!    best late route, unless it would take the last idle prefill engine (trunk reservation).
+//!    best late route, unless it would take the last idle prefill engine (trunk reservation). The
+//!    request waits instead for a busy holder of its prefix that saves most of the prefill.
 //! 4. Reservation by compare-and-swap; after a lost race the decision is repeated.
 //!
 //! After the prefill, [`placement::place_decode`] chooses the decode engine by room and rank. Slack
@@ -35,9 +38,11 @@
 //! comparative advantage flip first, then those with the fewest streams.
 //!
 //! # Properties
-//! - A draining or dead backend receives nothing; a suspect only if no other is left.
-//! - No prefill starts without room for its stream, and no stream without memory for its answer.
-//! - Every queued request leaves exactly once: placed, refused or expired.
+//! - A dead backend receives nothing, and a draining one no first leg; a suspect receives work only
+//!   if no other is left.
+//! - No prefill starts without room for its stream, and no stream without memory for its answer,
+//!   except a prefilled request at its hand-off deadline: it takes the least loaded decode backend.
+//! - Every queued request leaves exactly once: placed, refused, expired or cancelled.
 //! - A plan leaves no role empty where two engines are free to take either, and breaks no pin.
 //! - The same inputs give the same decisions: recordings replay.
 //!

@@ -1,4 +1,4 @@
-//! Every constant of the scheduler's decisions. Settings override those marked with a setting; the
+//! The constants of the scheduler's decisions. Settings override those marked with a setting; the
 //! others are fixed.
 //!
 //! Each constant states its unit, its source, the range that was tried and the effect of that range

@@ -2,11 +2,14 @@
 //!
 //!     intake    run the filters: tenant, endpoint, tokens                  (intake.rs, filters/)
 //!     estimate  uncached tokens, expected output, deadlines                (estimate.rs)
-//!     place     reserve a backend, or wait in the EDF queue                (place.rs, dispatcher.rs)
-//!     attempts  retry failures before the first byte                       (attempts.rs, blame.rs)
-//!     legs      one or two exchanges with engines                          (legs.rs, answer.rs)
+//!     attempts  repeat the next two after a failure before the first byte  (attempts.rs, blame.rs)
+//!       place   reserve a backend, or wait in the EDF queue                (place.rs, dispatcher.rs)
+//!       legs    one or two exchanges with engines, up to the first token   (legs.rs, answer.rs)
 //!     relay     forward chunks, count tokens                               (event_relay.rs, byte_relay.rs)
 //!     settle    release charges, write metrics and logs, on every path     (settle.rs, reservation.rs)
+//!
+//! Two kinds of requests skip the queue: those bound to one backend or without a prompt (direct.rs),
+//! and those whose prefill engine a header names (named_prefill.rs).
 
 use bytes::Bytes;
 use http::{Method, Response};

@@ -1,4 +1,5 @@
-//! Choice of a backend for a request. At most two passes over the pool: the first respects roles;
+//! Choice of a backend for a request. A survey makes at most two passes over the pool; it is repeated
+//! with suspects, then with backends on which the request failed, while it finds none. Its passes: the first respects roles;
 //! the second, which runs if the first finds nothing, ignores them where a group has lost one side
 //! or the request cannot be split. Allocates nothing.
 

@@ -73,11 +73,12 @@ pub(super) struct CounterfactualModel {
     recent_work: f64,
     /// By split, starting at one prefill engine.
     splits: Vec<Fluid>,
-    /// By split: regret, the losses in force minus the losses of that split since it last became
-    /// better.
+    /// By split: regret, the losses of the advised split minus the losses of that split since it last
+    /// became better.
     #[serde(default)]
     regret: Vec<f64>,
-    /// The advised split, in prefill engines.
+    /// The advised split, in prefill engines. It differs from the one in force while flips are off,
+    /// on a gateway that follows, or while engines switch.
     #[serde(default)]
     at: usize,
     /// Whether the split was changed other than by a plan; the next tick starts from the new one.
