@@ -3,6 +3,7 @@
 //! collected, each with the key of the setting that names the file.
 
 use std::fmt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
@@ -388,9 +389,26 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, FileProblem> {
     Ok(crate::tls::read_authorities(path)?)
 }
 
+/// Largest file that is read: ten times the largest `tokenizer.json` in use.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// Reads a regular file. Devices and pipes are refused before they are opened: settings sent to the
+/// admin address may name any path, and such a read may never end.
 #[allow(clippy::disallowed_methods, reason = "files that the settings name are read here")]
 fn bytes(path: &Path) -> Result<Vec<u8>, FileProblem> {
-    std::fs::read(path).map_err(|source| FileProblem::Read { path: path.to_owned(), source })
+    let read = || {
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("not a regular file"));
+        }
+        let mut bytes = Vec::new();
+        // Files of /proc report no size and may be endless.
+        std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        match bytes.len() as u64 > FILE_BYTES_MAX {
+            true => Err(std::io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes"))),
+            false => Ok(bytes),
+        }
+    };
+    read().map_err(|source| FileProblem::Read { path: path.to_owned(), source })
 }
 
 fn text(path: &Path) -> Result<String, FileProblem> {
@@ -428,6 +446,12 @@ fn writable(path: &Path) -> Result<(), FileProblem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_refused_and_not_read() {
+        let error = bytes(Path::new("/dev/zero")).expect_err("it has no end");
+        assert_eq!(error.to_string(), "cannot read /dev/zero: not a regular file");
+    }
 
     #[test]
     fn a_key_file_holds_one_secret_of_16_visible_bytes() {
