@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Control;
 use crate::backends::fleet::RoutingTable;
-use crate::telemetry::journal::{JournalEntry, Numbers};
+use crate::telemetry::journal::Numbers;
 
 /// Roles by backend name.
 pub type NamedRoles = Arc<BTreeMap<String, Role>>;
@@ -135,11 +135,7 @@ impl Control {
         for flip in flips {
             self.state.flipped(flip.backend);
             self.recording.flipped(now, flip.backend);
-            let name = self.proxy.fleet.backend(flip.backend).name.to_string();
-            let wall = self.proxy.clock.wall(now);
-            let numbers = Numbers::new();
-            self.note(JournalEntry::new(number, wall, name, flip, "leader", "applied", numbers));
-            self.proxy.metrics.flipped(&flip, "leader", "applied");
+            self.record_flip(number, flip, ("leader", "applied"), Numbers::new(), now);
         }
     }
 }

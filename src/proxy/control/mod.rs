@@ -21,7 +21,9 @@ use std::sync::Arc;
 use tidegate_scheduler::learn::{Fits, PUBLISH_EVERY, Priors};
 use tidegate_scheduler::planner::{EnginesWanted, Params, Reason, State, plan};
 use tidegate_scheduler::tuning::PAUSE_MAX;
-use tidegate_types::{BackendId, Flip, GroupId, Moment, Plan, Role, RoleCapability, Seconds};
+use tidegate_types::{
+    BackendId, Flip, GroupId, Moment, Plan, PlanNumber, Role, RoleCapability, Seconds,
+};
 use tokio::sync::mpsc;
 
 use crate::backends::fleet::RoutingTable;
@@ -276,16 +278,7 @@ impl Control {
             let reason = reasons.iter().find(|reason| reason.backend == flip.backend);
             let cause = reason.map_or("planner", |reason| reason.cause.as_str());
             let numbers = reason.map(|reason| reason.numbers.iter().copied().collect());
-            self.note(JournalEntry::new(
-                number,
-                self.proxy.clock.wall(now),
-                self.proxy.fleet.backend(flip.backend).name.to_string(),
-                flip,
-                cause,
-                "applied",
-                numbers.unwrap_or_default(),
-            ));
-            self.proxy.metrics.flipped(&flip, cause, "applied");
+            self.record_flip(number, flip, (cause, "applied"), numbers.unwrap_or_default(), now);
         }
     }
 
@@ -418,17 +411,23 @@ impl Control {
         self.publish(RoutingTable { plan: plan.clone(), ..(*table).clone() });
         self.state.flipped(backend);
         self.recording.flipped(now, backend);
-        self.note(JournalEntry::new(
-            plan.number(),
-            self.proxy.clock.wall(now),
-            self.proxy.fleet.backend(backend).name.to_string(),
-            flip,
-            cause,
-            result,
-            numbers,
-        ));
-        self.proxy.metrics.flipped(&flip, cause, result);
+        self.record_flip(plan.number(), flip, (cause, result), numbers, now);
         plan
+    }
+
+    /// Writes a flip of the plan `number` to the journal, and counts it.
+    fn record_flip(
+        &self,
+        number: PlanNumber,
+        flip: Flip,
+        (cause, result): (&'static str, &'static str),
+        numbers: Numbers,
+        now: Moment,
+    ) {
+        let name = self.proxy.fleet.backend(flip.backend).name.to_string();
+        let wall = self.proxy.clock.wall(now);
+        self.note(JournalEntry::new(number, wall, name, flip, cause, result, numbers));
+        self.proxy.metrics.flipped(&flip, cause, result);
     }
 
     /// Starts a role switch by the engine. It receives no new work until the switch has ended.
