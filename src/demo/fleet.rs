@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener};
-use tidegate_settings::Settings;
+use tidegate_settings::{Settings, joined};
 use tidegate_sim::Profile;
 use tidegate_types::Slo;
 
@@ -48,10 +48,8 @@ pub fn settings(
             write!(text, "role = \"{role}\"\npin = true\n").ok();
         }
     }
-    let settings = Settings::parse(&text).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        DemoError::Settings(lines.join("; "))
-    })?;
+    let settings =
+        Settings::parse(&text).map_err(|problems| DemoError::Settings(joined(&problems)))?;
     Ok((settings, data))
 }
 

@@ -68,6 +68,14 @@ pub enum AccessError {
 }
 
 impl Access {
+    /// Reads the settings; absent keys default to the environment of this process.
+    ///
+    /// # Errors
+    /// [`AccessError`] without an address.
+    pub fn of_process(settings: &KubernetesSettings) -> Result<Access, AccessError> {
+        Access::new(settings, |name| std::env::var(name).ok())
+    }
+
     /// Reads the settings; absent keys default to the pod's environment, read through `env`.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ mod examples_tests;
 mod tests;
 
 pub use parse::backends_of;
-pub use problem::Problem;
+pub use problem::{Problem, joined};
 pub use schema::{
     AccessLog, AdminSettings, AuthSettings, BackendSettings, ClientAuth, Connector, CorsSettings,
     DirectorySettings, DnsSettings, EngineName, GatewaySettings, HalfClose, KeySettings,

@@ -23,6 +23,12 @@ pub struct Problem {
     pub line: Option<usize>,
 }
 
+/// Returns problems as one line, for messages about one entry.
+pub fn joined(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
 impl fmt::Display for Problem {
     /// `PATH: PROBLEM (HINT), line N`, and never a line break.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use tidegate_settings::BackendSettings;
+use tidegate_settings::{BackendSettings, joined};
 
 /// Backends added and removed by operators.
 #[derive(Debug, Default)]
@@ -49,11 +49,10 @@ impl OperatorBackends {
             match BackendSettings::parse(text) {
                 Ok(backend) => added.push(backend),
                 Err(problems) => {
-                    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
                     tracing::error!(
                         backend = name,
                         "state file: backend is no longer valid, skipped: {}",
-                        lines.join("; ")
+                        joined(&problems)
                     );
                 }
             }

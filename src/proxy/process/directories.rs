@@ -5,21 +5,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 use tidegate_settings::reconcile::SourceId;
-use tidegate_settings::{BackendSettings, Settings, backends_of};
+use tidegate_settings::{BackendSettings, Settings, backends_of, joined};
 use tidegate_types::Seconds;
 use tokio::sync::mpsc;
 
 use crate::control::{Desired, FleetUpdate};
 use crate::process::wanted::Wanted;
+use crate::runtime::file_stamp::{Stamp, stamp};
 
 /// Between two looks: a `stat` call for each file. A change is in force after it was seen twice.
 const LOOK_EVERY: Seconds = Seconds(1.0);
-
-/// What a look sees of a file: where its symlinks lead, time of the last change, and length. The
-/// kubelet replaces a ConfigMap by renaming one symlink, so that the first changes alone.
-type Stamp = (PathBuf, SystemTime, u64);
 
 /// The directories of all entries.
 pub struct Directories(Vec<Directory>);
@@ -152,11 +148,9 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
         if is_hidden || path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
-        // Behind a symlink; a file that is gone again is as if it had not been there.
-        let Ok(target) = std::fs::canonicalize(&path) else { continue };
-        let Ok(found) = std::fs::metadata(&target) else { continue };
-        if found.is_file() {
-            stamps.insert(name, (target, found.modified()?, found.len()));
+        // A file that is gone again is as if it had not been there.
+        if path.is_file() {
+            stamps.insert(name, stamp(&path));
         }
     }
     Ok(stamps)
@@ -165,8 +159,5 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
 #[allow(clippy::disallowed_methods, reason = "a file of a directory that the settings name")]
 fn read(path: &Path) -> Result<Vec<BackendSettings>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    backends_of(&text).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        lines.join("; ")
-    })
+    backends_of(&text).map_err(|problems| joined(&problems))
 }

@@ -33,7 +33,7 @@ impl GatewayLease {
     /// [`AccessError`] without an API server.
     pub fn new(settings: &Settings) -> Result<Option<(GatewayLease, Gateways)>, AccessError> {
         let Some(lease) = &settings.gateways.kubernetes else { return Ok(None) };
-        let access = Access::new(&settings.kubernetes, |name| std::env::var(name).ok())?;
+        let access = Access::of_process(&settings.kubernetes)?;
         let params = ElectionParams {
             duration: lease.duration,
             renew_deadline: lease.renew_deadline,

@@ -43,7 +43,7 @@ impl Pods {
         let mut entries = Vec::new();
         for entry in &settings.sources {
             let Some(rules) = &entry.kubernetes else { continue };
-            let access = Access::new(&settings.kubernetes, |name| std::env::var(name).ok())?;
+            let access = Access::of_process(&settings.kubernetes)?;
             let mut rules = rules.clone();
             let written = settings.kubernetes.role_labels.as_ref();
             rules.is_mirrored =

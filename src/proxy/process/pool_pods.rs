@@ -26,7 +26,7 @@ impl PoolPods {
         };
         let inference_pool = Some(name.to_owned());
         let rules = PodSettings { namespace, inference_pool, ..PodSettings::default() };
-        let access = Access::new(&settings.kubernetes, |name| std::env::var(name).ok())?;
+        let access = Access::of_process(&settings.kubernetes)?;
         Ok(Some(PoolPods(Source::new(access, BackendSettings::default(), rules))))
     }
 

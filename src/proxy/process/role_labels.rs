@@ -24,7 +24,7 @@ impl RoleLabels {
     /// [`AccessError`] without an API server.
     pub fn new(settings: &Settings) -> Result<Option<RoleLabels>, AccessError> {
         let Some(labels) = &settings.kubernetes.role_labels else { return Ok(None) };
-        let access = Access::new(&settings.kubernetes, |name| std::env::var(name).ok())?;
+        let access = Access::of_process(&settings.kubernetes)?;
         let namespace = labels.namespace.as_deref();
         Ok(Some(RoleLabels(Mirror::new(access, namespace, &labels.selector, &labels.label))))
     }

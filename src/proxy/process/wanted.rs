@@ -1,8 +1,8 @@
 //! The lists of backends that sources send to the control loop.
 
 use std::sync::Arc;
-use tidegate_settings::BackendSettings;
 use tidegate_settings::reconcile::{BadEntry, SourceId};
+use tidegate_settings::{BackendSettings, joined};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -20,8 +20,7 @@ pub fn checked(backends: impl Iterator<Item = BackendSettings>) -> Wanted {
         if problems.is_empty() {
             return Ok(backend);
         }
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Err(BadEntry { name: backend.name, problem: lines.join("; ") })
+        Err(BadEntry { name: backend.name, problem: joined(&problems) })
     };
     backends.map(one).collect()
 }
