@@ -34,11 +34,40 @@ impl Trace {
         }
         Trace::merge([self])
     }
+
+    /// The trace with its lengths and the arrival times of a Poisson process of one request per
+    /// second.
+    #[must_use]
+    pub fn poisson(mut self, seed: u64) -> Trace {
+        let (mut random, mut at) = (SplitMix(seed), 0.0);
+        for arrival in &mut self.arrivals {
+            // Uniform over [0, 1).
+            let unit = (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
+            at -= (1.0 - unit).ln();
+            arrival.at = Seconds(at);
+        }
+        self
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn poisson_arrivals_keep_the_lengths_and_come_once_a_second() {
+        let trace = Trace::bursts(7, Seconds(120.0), 14.0, Seconds(20.0));
+        let drawn = trace.clone().poisson(3);
+        assert_eq!(drawn, trace.clone().poisson(3));
+        let lengths = |trace: &Trace| -> Vec<_> {
+            trace.arrivals.iter().map(|a| (a.prompt, a.output)).collect()
+        };
+        assert_eq!(lengths(&drawn), lengths(&trace));
+        assert!(drawn.arrivals.is_sorted_by(|a, b| a.at <= b.at));
+        let last = drawn.arrivals.last().map_or(0.0, |last| last.at.get());
+        let mean = last / drawn.arrivals.len() as f64;
+        assert!((0.9..1.1).contains(&mean), "{mean}");
+    }
 
     #[test]
     fn another_draw_has_the_same_requests_at_nearly_the_same_times() {

@@ -12,11 +12,16 @@
 //! the Llumnix cell; `FIT_T_TOK` and so on are the comma-separated grid of `fit`.
 #![allow(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     clippy::print_stdout,
-    reason = "an example reads traces and the environment, and prints"
+    clippy::print_stderr,
+    reason = "an example reads traces and the environment, starts threads, and prints"
 )]
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+#[path = "evaluate/parallel.rs"]
+mod parallel;
+
+use parallel::in_parallel;
 use tidegate_sim::{Policy, Profile, SimConfig, Trace, simulate};
 use tidegate_types::{Seconds, Slo, Tokens};
 
@@ -89,7 +94,7 @@ impl LlumnixCell {
     fn new(profile: Profile) -> LlumnixCell {
         let mut trace = read(&format!("{TRACES}{CONVERSATION}"));
         trace.arrivals.truncate(number("REQUESTS", REQUESTS as f64) as usize);
-        let draws = (1..=DRAWS).map(|seed| poisson(trace.clone(), seed)).collect();
+        let draws = (1..=DRAWS).map(|seed| trace.clone().poisson(seed)).collect();
         LlumnixCell { profile, draws }
     }
 
@@ -97,10 +102,10 @@ impl LlumnixCell {
     fn attainments(&self, policy: Policy) -> Vec<[f64; 3]> {
         let slo = Slo { ttft: Seconds(6.0), tpot: Seconds(0.05), itl: None };
         let config = SimConfig { profile: self.profile, slo, ..SimConfig::default() };
-        parallel(RATES.len(), |at| {
+        in_parallel(None, &RATES, |rate| {
             let of = |draw: &Trace| {
-                let trace = draw.clone().at_rate(RATES[at]);
-                let report = simulate(&trace, RATES[at], policy, &config).report;
+                let trace = draw.clone().at_rate(*rate);
+                let report = simulate(&trace, *rate, policy, &config).report;
                 [report.attainment, report.ttft_attainment, report.tpot_attainment]
             };
             let all: Vec<[f64; 3]> = self.draws.iter().map(of).collect();
@@ -116,21 +121,6 @@ impl LlumnixCell {
         });
         (squares.sum::<f64>() / (5 * curves.len()) as f64).sqrt()
     }
-}
-
-/// Replaces the times by those of a Poisson process of one request per second.
-fn poisson(mut trace: Trace, seed: u64) -> Trace {
-    let (mut state, mut at) = (seed, 0.0);
-    for arrival in &mut trace.arrivals {
-        // SplitMix64.
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let unit = ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64;
-        at -= (1.0 - unit).ln();
-        arrival.at = Seconds(at);
-    }
-    trace
 }
 
 /// The profile with the constants of the environment.
@@ -214,7 +204,7 @@ fn dynamo(path: &str, policies: &[Policy]) {
     let profile = Profile::named("dynamo-mocker").expect("the profile");
     let slo = Slo { ttft: Seconds(0.5), tpot: Seconds(0.025), itl: None };
     let config = SimConfig { profile, slo, ..SimConfig::default() };
-    let runs = parallel(policies.len(), |at| simulate(&trace, 1.0, policies[at], &config));
+    let runs = in_parallel(None, policies, |policy| simulate(&trace, 1.0, *policy, &config));
     for (policy, run) in policies.iter().zip(runs) {
         let report = &run.report;
         println!(
@@ -252,35 +242,10 @@ fn headline(name: &str, policies: &[Policy]) {
         }
         low
     };
-    let rates = parallel(policies.len(), |at| highest(policies[at]));
+    let rates = in_parallel(None, policies, |policy| highest(*policy));
     let reference = policies.iter().position(|policy| *policy == Policy::BestStatic);
     for (policy, rate) in policies.iter().zip(&rates) {
         let factor = reference.map_or(f64::NAN, |at| rate / rates[at]);
         println!("{name} {:18} rate {rate:.3} factor {factor:.2}", policy.to_string());
     }
-}
-
-/// Maps 0..count on all processors; results are in order.
-fn parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.min(count))
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut own = Vec::new();
-                    loop {
-                        let at = next.fetch_add(1, Relaxed);
-                        if at >= count {
-                            return own;
-                        }
-                        own.push((at, work(at)));
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
-    });
-    done.sort_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -4,7 +4,7 @@
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
-use crate::rivals::loads::Loads;
+use crate::rivals::loads::{Loads, own_prefill};
 
 /// What a rival decides at an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,9 +120,7 @@ impl<'a, 't> Fleet<'a, 't> {
     /// Returns the time until an engine would have computed `request`'s prompt: queued prefill work
     /// plus its own.
     pub(crate) fn predicted_prefill(&self, request: usize, engine: usize) -> Seconds {
-        let prompt = self.cluster.trace().arrivals[request].prompt;
-        let cached = self.cluster.cached(request, engine);
-        let own = self.cluster.profile(engine).prefill_model().predict(prompt, cached);
+        let (own, _) = own_prefill(self.cluster, request, engine);
         self.loads.engines[engine].backlog() + own
     }
 

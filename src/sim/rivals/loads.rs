@@ -36,6 +36,18 @@ impl Load {
     }
 }
 
+/// Returns the predicted prefill work of `request` on an engine, and its uncached tokens.
+pub(crate) fn own_prefill(
+    cluster: &Cluster<'_>,
+    request: usize,
+    engine: usize,
+) -> (Seconds, Tokens) {
+    let prompt = cluster.trace().arrivals[request].prompt;
+    let cached = cluster.cached(request, engine);
+    let work = cluster.profile(engine).prefill_model().predict(prompt, cached);
+    (work, prompt - cached)
+}
+
 impl Loads {
     pub(crate) fn new(engines: usize) -> Loads {
         Loads {
@@ -131,10 +143,8 @@ impl Loads {
 
     /// Adds `request`'s prompt to `engine`; cached tokens are not counted as work.
     fn charge_prefill(&mut self, cluster: &Cluster<'_>, request: usize, engine: usize) {
-        let prompt = cluster.trace().arrivals[request].prompt;
-        let cached = cluster.cached(request, engine);
-        let work = cluster.profile(engine).prefill_model().predict(prompt, cached);
-        let (nanos, uncached) = ((work.get() * 1e9) as u64, prompt - cached);
+        let (work, uncached) = own_prefill(cluster, request, engine);
+        let nanos = (work.get() * 1e9) as u64;
         let load = &mut self.engines[engine];
         load.prefill_nanos += nanos;
         load.prefill_tokens += uncached;

@@ -2,18 +2,14 @@
 //! variant on the same draws of the load.
 
 use std::str::FromStr;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Instant;
 use tidegate_sim::{Estimate, Policy, simulate};
 use tidegate_types::Tokens;
 
 use crate::cells::{Cell, Set};
+use crate::parallel::in_parallel;
 
 /// Token budgets of a step: vLLM's defaults of different versions.
 pub const CHUNKS: [u64; 2] = [512, 2048];
-/// Simulations at a time.
-const WORKERS: usize = 2;
 /// The best number of prefill engines in hindsight, as for `static:best`.
 pub const BEST_CONDITIONAL: &str = "conditional:best";
 /// Alternatives without prefix caches.
@@ -128,7 +124,7 @@ pub fn contest(
         }
     }
     let figures =
-        in_parallel(label, &runs, |run| figures(run.cell, run.policy, run.chunk, run.seed));
+        in_parallel(Some(label), &runs, |run| figures(run.cell, run.policy, run.chunk, run.seed));
     let mut variants_run = runs.chunks(seeds as usize).zip(figures.chunks(seeds as usize));
     let mut standing = |cell: &Cell, name: &String| {
         let count = variants(name, cell.config.engines).len() * budgets(cell, chunks).len();
@@ -164,36 +160,4 @@ pub fn figures(cell: &Cell, policy: Policy, chunk: u64, seed: u64) -> Figures {
         itl_p99: report.itl_p99,
         hit_rate: report.hit_rate,
     }
-}
-
-/// Runs jobs on two threads; results are in the order of jobs. Progress goes to stderr.
-pub fn in_parallel<J: Sync, R: Send>(
-    label: &str,
-    jobs: &[J],
-    run: impl Fn(&J) -> R + Sync,
-) -> Vec<R> {
-    let (began, next) = (Instant::now(), AtomicUsize::new(0));
-    let done: Mutex<Vec<(usize, R)>> = Mutex::default();
-    let step = jobs.len().div_ceil(10).max(1);
-    let work = || {
-        loop {
-            let index = next.fetch_add(1, Relaxed);
-            let Some(job) = jobs.get(index) else { return };
-            let result = run(job);
-            let mut done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            done.push((index, result));
-            if done.len().is_multiple_of(step) || done.len() == jobs.len() {
-                let seconds = began.elapsed().as_secs_f64();
-                eprintln!("{label}: {}/{}, {seconds:.0} s", done.len(), jobs.len());
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(work);
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -8,7 +8,8 @@ use tidegate_types::{Seconds, Slo};
 
 use crate::arguments::Args;
 use crate::cells::{Cell, Set, Source, held_out_sources, tuning_sources};
-use crate::contest::{figures, in_parallel};
+use crate::contest::figures;
+use crate::parallel::in_parallel;
 
 /// Attainment at the request rate that is searched for.
 const AT_RATE: f64 = 0.90;
@@ -69,7 +70,7 @@ pub fn run(args: &Args) -> Result<String, String> {
             searches.extend((0..seeds).map(|seed| Search { source, side, seed }));
         }
     }
-    let found = in_parallel("headline", &searches, |search| search.run(&cells));
+    let found = in_parallel(Some("headline"), &searches, |search| search.run(&cells));
     let found: Vec<&[Found]> = found.chunks(seeds as usize).collect();
     let mut text = String::from(
         "| trace | set | goodput, × the trace's rate: tidegate | best fixed split | ratio | engines for .95, at rate | tidegate | best fixed split | fewer, % |\n\

@@ -14,6 +14,7 @@ mod cells;
 mod contest;
 mod document;
 mod headline;
+mod parallel;
 mod saved;
 mod standings;
 
