@@ -54,6 +54,7 @@
 //! - [`learn`]: the online regressions of all backends, from observations of requests
 //! - [`placement`]: the route of a request and the EDF queue
 //! - [`dispatch`]: placement, reservation and queueing of requests, on the accounts of [`inflight`]
+//! - [`gateways`]: the sums of the loads of several gateways
 //! - [`planner`]: the role of each backend, with a reason for every change
 //! - [`tuning`]: every constant of the decisions
 //!
@@ -66,6 +67,7 @@
 
 pub mod cost;
 pub mod dispatch;
+pub mod gateways;
 pub mod inflight;
 pub mod learn;
 pub mod placement;

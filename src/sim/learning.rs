@@ -157,7 +157,8 @@ impl Learning {
     /// gives `ledger` the share of predicted hits that is real.
     pub(crate) fn settle(&mut self, ledger: &mut Ledger, now: Moment) {
         self.fits.settle(now);
-        self.fits.watch_decodes(ledger.balances(), now);
+        let accounts = ledger.balances().map(|own| (own, Balance::default()));
+        self.fits.watch_decodes(accounts, now);
         for on in ledger.engines() {
             ledger.set_hit_share(on, self.fits.hit_share(on).0);
         }

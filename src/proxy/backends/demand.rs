@@ -2,17 +2,24 @@
 //! waiting requests, set by the dispatcher and read by the fast path.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tidegate_scheduler::planner::Arrivals;
+use tidegate_scheduler::planner::{ArrivalTotals, Arrivals};
 
 /// One pool's demand.
 #[derive(Debug, Default)]
 pub struct Demand {
-    /// What has arrived since the start.
+    /// What has arrived at this gateway since the start.
     pub arrivals: Arrivals,
+    /// What other gateways have reported as arrived there since then.
+    pub others: Arrivals,
     waiting_requests: AtomicU64,
 }
 
 impl Demand {
+    /// What has arrived at all gateways since the start.
+    pub fn totals(&self) -> ArrivalTotals {
+        self.arrivals.totals() + self.others.totals()
+    }
+
     /// Number of requests that wait for their first leg.
     pub fn waiting(&self) -> u64 {
         self.waiting_requests.load(Relaxed)

@@ -191,8 +191,8 @@ impl Control {
             let began = self.proxy.clock.now();
             streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
             let backends = self.proxy.fleet.backends();
-            let balances = backends.iter().map(|backend| backend.account.balance());
-            self.fits.watch_decodes(balances, began);
+            let accounts = backends.iter().map(|b| (b.account.balance(), b.account.others()));
+            self.fits.watch_decodes(accounts, began);
             self.watched_at = now;
             self.watch_takes.took(self.proxy.clock.now() - began);
             // The end of a step wakes the dispatcher before all of its tokens are counted; the

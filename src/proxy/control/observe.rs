@@ -25,7 +25,7 @@ pub fn fleet(
     let all = fleet.backends();
     let backends = all.iter().map(|backend| {
         let entry = table.entry(backend.id);
-        let balance = backend.account.balance();
+        let balance = backend.account.total();
         BackendObservation {
             id: backend.id,
             group: entry.group,
@@ -56,7 +56,7 @@ fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec
         (0..groups).map(|g| GroupDemand::none(GroupId(g))).collect();
     reader.before.retain(|pool, _| table.pool(*pool).is_some());
     for pool in &table.pools {
-        let now = pool.demand.arrivals.totals();
+        let now = pool.demand.totals();
         let before = reader.before.insert(pool.id, now).unwrap_or_default();
         for (group, share) in shares(fleet, table, pool.id) {
             demands[group.index()].add(&before, &now, share);

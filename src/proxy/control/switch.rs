@@ -55,7 +55,7 @@ pub struct FinishedSwitch {
 /// meanwhile.
 pub async fn run(backend: Arc<Backend>, peers: Vec<Arc<Backend>>, to: Role) -> SwitchResult {
     let deadline = Instant::now() + DRAIN_MAX.to_duration();
-    while !backend.account.balance().is_settled() {
+    while !backend.account.total().is_settled() {
         if Instant::now() > deadline {
             tracing::warn!(backend = %backend.name, "role switch: requests still in flight after {DRAIN_MAX}, old role kept");
             return SwitchResult::Restored;

@@ -99,7 +99,7 @@ pub(crate) fn note_decode(
     backend: &Arc<Backend>,
     predicted: Option<Predicted>,
 ) {
-    let balance = backend.account.balance();
+    let balance = backend.account.total();
     let table = serving.proxy.fleet.table();
     let decode = &table.entry(backend.id).decode;
     let step = decode.step(balance.streams.max(1), balance.kv);
@@ -135,7 +135,7 @@ impl HandOffLeg {
         HandOffLeg {
             tokens: serving.job.prompt - view.cached(&serving.job, backend.id),
             sent: view.now,
-            balance: backend.account.balance(),
+            balance: backend.account.total(),
         }
     }
 

@@ -51,7 +51,7 @@ impl Serving<'_> {
         let (prompt, on) = (self.job.prompt, backend.id);
         let (predicted_hit, cached) = (view.held(&self.job, on), view.cached(&self.job, on));
         let prefill = view.table.entry(on).prefill.predict(prompt - cached, cached);
-        let before = backend.account.balance();
+        let before = backend.account.total();
         let beside = before.concurrent_streams();
         Predicted { prefill, ahead: before.prefill, predicted_hit, cached, beside }
     }
@@ -63,7 +63,7 @@ impl Serving<'_> {
             return Seconds::ZERO;
         }
         let proxy = self.proxy;
-        let balance = proxy.fleet.backend(on).account.balance();
+        let balance = proxy.fleet.backend(on).account.total();
         let step = proxy.fleet.table().entry(on).decode.step(balance.streams.max(1), balance.kv);
         let most = scan.and_then(|scan| scan.max_tokens);
         step * most.unwrap_or(self.job.expected_output).as_f64()

@@ -70,7 +70,7 @@ fn order(
     table: &RoutingTable,
     holder: Option<BackendId>,
 ) -> (bool, bool, Reverse<bool>, u64) {
-    let balance = backend.account.balance();
+    let balance = backend.account.total();
     let draining = table.entry(backend.id).role == Role::Draining;
     let busy = (balance.prefill.get() * 1e6) as u64 + u64::from(balance.streams);
     (holder != Some(backend.id), draining, Reverse(backend.family.serves_colocated()), busy)

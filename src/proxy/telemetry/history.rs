@@ -89,7 +89,7 @@ impl EngineTime {
     /// Adds a sample of every engine.
     pub fn sample(&mut self, fleet: &Fleet, table: &RoutingTable, chunk: Tokens) {
         for backend in fleet.backends().iter() {
-            let balance = backend.account.balance();
+            let balance = backend.account.total();
             let entry = table.entry(backend.id);
             let prefills = balance.prefill_legs > 0;
             let (prefill, decode) = shares(

@@ -4,12 +4,20 @@
 //! another after a charge. Once all charges are settled, all counters are exact.
 
 use crate::word::Word;
+use std::ops::Add;
 use std::sync::{Arc, atomic::AtomicU64};
 use tidegate_types::{Seconds, Tokens};
 
 /// In-flight account of one backend. Written by every request that is placed there, read by all.
 #[derive(Debug, Default)]
 pub struct Account<W = AtomicU64> {
+    own: Counters<W>,
+    /// What other gateways have in flight there, as they reported it last.
+    others: Counters<W>,
+}
+
+#[derive(Debug, Default)]
+struct Counters<W> {
     /// Prefill work in flight, in nanoseconds: the time that each prompt adds to a step.
     prefill_nanos: W,
     /// The uncached prompt tokens of that work.
@@ -105,16 +113,19 @@ impl<W: Word> Account<W> {
         room: PrefillRoom,
     ) -> Option<PrefillCharge<W>> {
         let (most, nanos) = (nanos(room.work), charged_nanos(work));
-        let fits = |present: u64| (present == 0 || present < most).then(|| present + nanos);
-        if self.prefill_nanos.update(fits) {
-            self.prefill_tokens.fetch_add(tokens.get());
+        let others = self.others.prefill_nanos.count();
+        let is_free = |all: u64| all == 0 || all < most;
+        let fits = |present: u64| is_free(present + others).then(|| present + nanos);
+        if self.own.prefill_nanos.update(fits) {
+            self.own.prefill_tokens.fetch_add(tokens.get());
         } else {
             let (own, most) = (tokens.get(), room.tokens.get());
-            let joins = |present: u64| (present + own <= most).then_some(present + own);
-            if !self.prefill_tokens.update(joins) {
+            let others = self.others.prefill_tokens.count();
+            let joins = |present: u64| (present + others + own <= most).then_some(present + own);
+            if !self.own.prefill_tokens.update(joins) {
                 return None;
             }
-            self.prefill_nanos.fetch_add(nanos);
+            self.own.prefill_nanos.fetch_add(nanos);
         }
         Some(self.prefill_charged(nanos, tokens))
     }
@@ -122,8 +133,8 @@ impl<W: Word> Account<W> {
     /// Charges prefill work without a bound.
     pub fn charge_prefill(self: &Arc<Self>, work: Seconds, tokens: Tokens) -> PrefillCharge<W> {
         let nanos = charged_nanos(work);
-        self.prefill_nanos.fetch_add(nanos);
-        self.prefill_tokens.fetch_add(tokens.get());
+        self.own.prefill_nanos.fetch_add(nanos);
+        self.own.prefill_tokens.fetch_add(tokens.get());
         self.prefill_charged(nanos, tokens)
     }
 
@@ -134,13 +145,14 @@ impl<W: Word> Account<W> {
         kv: Tokens,
         streams_max: u32,
     ) -> Option<StreamCharge<W>> {
-        let fits = |present: u64| (present < u64::from(streams_max)).then(|| present + 1);
-        self.streams.update(fits).then(|| self.stream_opened(kv))
+        let most = u64::from(streams_max).saturating_sub(self.others.streams.count());
+        let fits = |present: u64| (present < most).then(|| present + 1);
+        self.own.streams.update(fits).then(|| self.stream_opened(kv))
     }
 
     /// Opens a stream that holds `kv` tokens, without a bound.
     pub fn open_stream(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
-        self.streams.fetch_add(1);
+        self.own.streams.fetch_add(1);
         self.stream_opened(kv)
     }
 
@@ -148,42 +160,54 @@ impl<W: Word> Account<W> {
     /// before they settle ([`StreamCharge::take_over`]). A simulated engine counts a step of all its
     /// streams with one call.
     pub fn emit_for_streams(&self, tokens: u64) {
-        self.kv_tokens.fetch_add(tokens);
-        self.emitted.fetch_add(tokens);
+        self.own.kv_tokens.fetch_add(tokens);
+        self.own.emitted.fetch_add(tokens);
     }
 
-    /// Returns the current counters.
+    /// Returns the current counters of this gateway.
     pub fn balance(&self) -> Balance {
-        Balance {
-            prefill: Seconds(self.prefill_nanos.count() as f64 / 1e9),
-            prefill_tokens: Tokens(self.prefill_tokens.count()),
-            prefill_legs: self.prefill_legs.count() as u32,
-            streams: self.streams.count() as u32,
-            awaiting_first_token: self.awaiting_first_token.count() as u32,
-            kv: Tokens(self.kv_tokens.count()),
-            emitted: Tokens(self.emitted.count()),
-        }
+        self.own.balance()
+    }
+
+    /// Returns what the other gateways have in flight; their output tokens are not known.
+    pub fn others(&self) -> Balance {
+        self.others.balance()
+    }
+
+    /// Returns the current counters of all gateways, for every decision about the backend.
+    pub fn total(&self) -> Balance {
+        self.balance() + self.others()
+    }
+
+    /// Replaces what the other gateways have in flight.
+    pub fn set_others(&self, others: &Balance) {
+        self.others.prefill_nanos.store(nanos(others.prefill));
+        self.others.prefill_tokens.store(others.prefill_tokens.get());
+        self.others.prefill_legs.store(u64::from(others.prefill_legs));
+        self.others.streams.store(u64::from(others.streams));
+        self.others.awaiting_first_token.store(u64::from(others.awaiting_first_token));
+        self.others.kv_tokens.store(others.kv.get());
     }
 
     /// Completes a charge whose `nanos` and `tokens` are already counted.
     fn prefill_charged(self: &Arc<Self>, nanos: u64, tokens: Tokens) -> PrefillCharge<W> {
-        self.prefill_legs.fetch_add(1);
+        self.own.prefill_legs.fetch_add(1);
         PrefillCharge { account: Arc::clone(self), nanos, tokens: tokens.get() }
     }
 
     /// Completes the charge of a stream that is already counted.
     fn stream_opened(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
-        self.awaiting_first_token.fetch_add(1);
-        self.kv_tokens.fetch_add(kv.get());
+        self.own.awaiting_first_token.fetch_add(1);
+        self.own.kv_tokens.fetch_add(kv.get());
         StreamCharge { account: Arc::clone(self), kv: kv.get(), begun: false }
     }
 }
 
 impl<W: Word> Drop for PrefillCharge<W> {
     fn drop(&mut self) {
-        self.account.prefill_nanos.sub(self.nanos);
-        self.account.prefill_tokens.sub(self.tokens);
-        self.account.prefill_legs.sub(1);
+        self.account.own.prefill_nanos.sub(self.nanos);
+        self.account.own.prefill_tokens.sub(self.tokens);
+        self.account.own.prefill_legs.sub(1);
     }
 }
 
@@ -192,7 +216,7 @@ impl<W: Word> StreamCharge<W> {
     /// shows none.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
-            self.account.awaiting_first_token.sub(1);
+            self.account.own.awaiting_first_token.sub(1);
         }
     }
 
@@ -202,8 +226,8 @@ impl<W: Word> StreamCharge<W> {
             self.begin();
         }
         self.kv += u64::from(tokens);
-        self.account.kv_tokens.fetch_add(u64::from(tokens));
-        self.account.emitted.fetch_add(u64::from(tokens));
+        self.account.own.kv_tokens.fetch_add(u64::from(tokens));
+        self.account.own.emitted.fetch_add(u64::from(tokens));
     }
 
     /// Takes over the stream's part of the tokens that [`Account::emit_for_streams`] counted.
@@ -214,11 +238,43 @@ impl<W: Word> StreamCharge<W> {
 
 impl<W: Word> Drop for StreamCharge<W> {
     fn drop(&mut self) {
-        self.account.streams.sub(1);
+        self.account.own.streams.sub(1);
         if !self.begun {
-            self.account.awaiting_first_token.sub(1);
+            self.account.own.awaiting_first_token.sub(1);
         }
-        self.account.kv_tokens.sub(self.kv);
+        self.account.own.kv_tokens.sub(self.kv);
+    }
+}
+
+impl<W: Word> Counters<W> {
+    fn balance(&self) -> Balance {
+        Balance {
+            prefill: Seconds(self.prefill_nanos.count() as f64 / 1e9),
+            prefill_tokens: Tokens(self.prefill_tokens.count()),
+            prefill_legs: self.prefill_legs.count() as u32,
+            streams: self.streams.count() as u32,
+            awaiting_first_token: self.awaiting_first_token.count() as u32,
+            kv: Tokens(self.kv_tokens.count()),
+            emitted: Tokens(self.emitted.count()),
+        }
+    }
+}
+
+impl Add for Balance {
+    type Output = Balance;
+
+    fn add(self, other: Balance) -> Balance {
+        Balance {
+            prefill: self.prefill + other.prefill,
+            prefill_tokens: self.prefill_tokens + other.prefill_tokens,
+            prefill_legs: self.prefill_legs.saturating_add(other.prefill_legs),
+            streams: self.streams.saturating_add(other.streams),
+            awaiting_first_token: self
+                .awaiting_first_token
+                .saturating_add(other.awaiting_first_token),
+            kv: self.kv + other.kv,
+            emitted: self.emitted + other.emitted,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tests of the account under the interleavings that shuttle explores.
 
-use crate::inflight::{Account as AnyAccount, PrefillRoom};
+use crate::inflight::{Account as AnyAccount, Balance, PrefillRoom};
 use shuttle::sync::atomic::AtomicU64;
 use shuttle::{check_random, thread};
 use std::sync::Arc;
@@ -75,6 +75,37 @@ fn streams_never_exceed_their_limit() {
         assert_eq!(account.balance().kv, Tokens(14));
         drop(open);
         assert!(account.balance().is_settled());
+    });
+}
+
+#[test]
+fn the_load_of_other_gateways_takes_capacity_and_is_not_in_the_own_balance() {
+    check(|| {
+        let account = Arc::new(Account::default());
+        let others = Balance {
+            prefill: Seconds(0.1),
+            prefill_tokens: Tokens(60),
+            prefill_legs: 1,
+            streams: 3,
+            kv: Tokens(900),
+            ..Balance::default()
+        };
+        account.set_others(&others);
+        let charge = |work| account.try_charge_prefill(Seconds(work), Tokens(50), ROOM);
+        let first = charge(0.1);
+        assert!(first.is_some(), "0.1 of 0.15 s are taken");
+        assert!(charge(0.1).is_none(), "0.2 s are taken");
+        let step = PrefillRoom { tokens: Tokens(120), ..ROOM };
+        assert!(account.try_charge_prefill(Seconds(0.1), Tokens(20), step).is_none());
+        let stream = account.try_open_stream(Tokens(7), 4);
+        assert!(stream.is_some() && account.try_open_stream(Tokens(7), 4).is_none());
+        assert_eq!(account.balance().streams, 1);
+        assert_eq!((account.total().streams, account.total().kv), (4, Tokens(907)));
+        drop((first, stream));
+        assert!(account.balance().is_settled());
+        assert_eq!(account.total(), others);
+        account.set_others(&Balance::default());
+        assert!(account.total().is_settled());
     });
 }
 

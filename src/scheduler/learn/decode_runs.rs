@@ -29,6 +29,8 @@ pub(super) struct DecodeRuns {
     before: Option<Sampled>,
     /// Sum of the time of all streams up to the last sample.
     stream_time: Seconds,
+    /// The same of the streams of other gateways.
+    others_time: Seconds,
     first: Option<Mark>,
     last: Option<Mark>,
 }
@@ -38,6 +40,8 @@ struct Sampled {
     at: Moment,
     /// Streams with a first token.
     decoding: f64,
+    /// Those of other gateways beside them.
+    others: f64,
     emitted: Tokens,
 }
 
@@ -48,25 +52,37 @@ struct Mark {
     emitted: Tokens,
     kv: Tokens,
     stream_time: Seconds,
+    others_time: Seconds,
 }
 
 impl DecodeRuns {
-    /// Takes the account at `now`. Returns an observation at the end of a run.
-    pub fn sample(&mut self, balance: &Balance, now: Moment) -> Option<DecodeSteps> {
-        let decoding = balance.streams.saturating_sub(balance.awaiting_first_token);
-        if balance.prefill_legs > 0 || decoding == 0 {
+    /// Takes the account at `now`: the counters of this gateway, and what the others have in flight.
+    /// The tokens of the own streams time the steps of all. Returns an observation at the end of a
+    /// run.
+    pub fn sample(
+        &mut self,
+        balance: &Balance,
+        others: &Balance,
+        now: Moment,
+    ) -> Option<DecodeSteps> {
+        let decoding = |of: &Balance| f64::from(of.streams.saturating_sub(of.awaiting_first_token));
+        let own = decoding(balance);
+        if balance.prefill_legs > 0 || others.prefill_legs > 0 || own == 0.0 {
             let ended = std::mem::take(self);
             return ended.steps();
         }
-        let sampled = Sampled { at: now, decoding: f64::from(decoding), emitted: balance.emitted };
+        let (others, kv) = (decoding(others), balance.kv + others.kv);
+        let sampled = Sampled { at: now, decoding: own, others, emitted: balance.emitted };
         let before = self.before.replace(sampled)?;
-        let mean = (before.decoding + sampled.decoding) / 2.0;
-        self.stream_time += (now - before.at) * mean;
+        let time = |before: f64, now: f64| (before + now) / 2.0;
+        let span = now - before.at;
+        self.stream_time += span * time(before.decoding, sampled.decoding);
+        self.others_time += span * time(before.others, sampled.others);
         if sampled.emitted <= before.emitted {
             return None;
         }
-        let (kv, stream_time) = (balance.kv, self.stream_time);
-        let mark = Mark { at: now, emitted: sampled.emitted, kv, stream_time };
+        let (stream_time, others_time) = (self.stream_time, self.others_time);
+        let mark = Mark { at: now, emitted: sampled.emitted, kv, stream_time, others_time };
         let Some(first) = self.first else {
             self.first = Some(mark);
             return None;
@@ -87,10 +103,11 @@ impl DecodeRuns {
         if span < SPAN_MIN {
             return None;
         }
-        let streams = (last.stream_time - first.stream_time) / span;
-        let steps = (last.emitted - first.emitted).as_f64() / streams;
+        let own = (last.stream_time - first.stream_time) / span;
+        let others = (last.others_time - first.others_time) / span;
+        let steps = (last.emitted - first.emitted).as_f64() / own;
         (steps >= STEPS_MIN).then(|| DecodeSteps {
-            streams: (streams.round() as u32).max(1),
+            streams: ((own + others).round() as u32).max(1),
             kv: Tokens((first.kv + last.kv).get() / 2),
             gap: span / steps,
         })
@@ -101,6 +118,17 @@ impl DecodeRuns {
 mod tests {
     use super::*;
     use crate::cost::{DecodeFit, DecodeModel};
+
+    /// No other gateway.
+    const NONE: Balance = Balance {
+        prefill: Seconds::ZERO,
+        prefill_tokens: Tokens::ZERO,
+        prefill_legs: 0,
+        streams: 0,
+        awaiting_first_token: 0,
+        kv: Tokens::ZERO,
+        emitted: Tokens::ZERO,
+    };
 
     const TRUTH: DecodeModel = DecodeModel {
         base: Seconds(0.015),
@@ -124,7 +152,7 @@ mod tests {
             let stall = if prefilling { 0.1 } else { 0.0 };
             now += TRUTH.step(streams, kv).get() + stall;
             while sampled < now {
-                seen.extend(runs.sample(&balance, Moment::from_start(Seconds(sampled))));
+                seen.extend(runs.sample(&balance, &NONE, Moment::from_start(Seconds(sampled))));
                 sampled += 0.005;
             }
             balance.emitted += Tokens(u64::from(streams));
@@ -141,6 +169,25 @@ mod tests {
             let mean = seen.iter().map(ratio).sum::<f64>() / seen.len() as f64;
             assert!((mean - 1.0).abs() < 0.02, "{prefills}: {mean}");
             assert!(seen.iter().all(|steps| (ratio(steps) - 1.0).abs() < 0.1), "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn streams_of_other_gateways_count_in_the_steps_that_the_own_tokens_time() {
+        let mut runs = DecodeRuns::default();
+        let others = Balance { streams: 30, kv: Tokens(45_000), ..NONE };
+        let mut own = Balance { streams: 10, kv: Tokens(15_000), ..NONE };
+        let mut seen = Vec::new();
+        for tick in 0..400_u32 {
+            let now = Moment::from_start(Seconds(f64::from(tick) * 0.005));
+            seen.extend(runs.sample(&own, &others, now));
+            // A step of 20 ms.
+            own.emitted = Tokens(u64::from(tick / 4) * 10);
+        }
+        assert!(!seen.is_empty());
+        for steps in seen {
+            assert_eq!((steps.streams, steps.kv), (40, Tokens(60_000)));
+            assert!((steps.gap.get() - 0.02).abs() < 1e-3, "{steps:?}");
         }
     }
 
@@ -167,7 +214,11 @@ mod tests {
         let mut balance = Balance { streams: 1, kv: Tokens(100), ..Balance::default() };
         let mut seen = Vec::new();
         for tick in 0..1500_u32 {
-            seen.extend(runs.sample(&balance, Moment::from_start(Seconds(f64::from(tick) * 0.02))));
+            seen.extend(runs.sample(
+                &balance,
+                &NONE,
+                Moment::from_start(Seconds(f64::from(tick) * 0.02)),
+            ));
             balance.emitted = Tokens(u64::from(tick / 50));
         }
         let gaps: Vec<f64> = seen.iter().map(|steps| steps.gap.get()).collect();

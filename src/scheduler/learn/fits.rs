@@ -141,9 +141,13 @@ impl Fits {
 
     /// Samples every backend's decode work, given the accounts by backend slot. Called every few
     /// milliseconds: a step is timed by the samples around its end.
-    pub fn watch_decodes(&mut self, accounts: impl Iterator<Item = Balance>, now: Moment) {
-        for (balance, fit) in accounts.zip(&mut self.backends) {
-            if let Some(steps) = fit.decode_runs.sample(&balance, now) {
+    pub fn watch_decodes(
+        &mut self,
+        accounts: impl Iterator<Item = (Balance, Balance)>,
+        now: Moment,
+    ) {
+        for ((own, others), fit) in accounts.zip(&mut self.backends) {
+            if let Some(steps) = fit.decode_runs.sample(&own, &others, now) {
                 fit.decode.observe(steps.streams, steps.kv, steps.gap);
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::planner::GroupDemand;
 use crate::word::Word;
+use std::ops::Add;
 use std::sync::atomic::AtomicU64;
 use tidegate_types::{Seconds, Tokens};
 
@@ -27,6 +28,19 @@ pub struct ArrivalTotals {
     pub output: Tokens,
 }
 
+impl Add for ArrivalTotals {
+    type Output = ArrivalTotals;
+
+    fn add(self, other: ArrivalTotals) -> ArrivalTotals {
+        ArrivalTotals {
+            requests: self.requests + other.requests,
+            prefill: self.prefill + other.prefill,
+            prompt: self.prompt + other.prompt,
+            output: self.output + other.output,
+        }
+    }
+}
+
 impl<W: Word> Arrivals<W> {
     /// Counts a request: its predicted prefill work, its prompt and its expected output.
     pub fn count(&self, prefill: Seconds, prompt: Tokens, output: Tokens) {
@@ -34,6 +48,14 @@ impl<W: Word> Arrivals<W> {
         self.prefill_nanos.fetch_add((prefill.get() * 1e9) as u64);
         self.prompt_tokens.fetch_add(prompt.get());
         self.output_tokens.fetch_add(output.get());
+    }
+
+    /// Counts several requests at once, as another gateway reports them.
+    pub fn count_all(&self, arrived: &ArrivalTotals) {
+        self.requests.fetch_add(arrived.requests);
+        self.prefill_nanos.fetch_add((arrived.prefill.get() * 1e9) as u64);
+        self.prompt_tokens.fetch_add(arrived.prompt.get());
+        self.output_tokens.fetch_add(arrived.output.get());
     }
 
     /// Returns all counters.

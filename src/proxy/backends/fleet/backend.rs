@@ -4,7 +4,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tidegate_engine::{EngineKind, Family, Kinds, paths};
-use tidegate_scheduler::inflight::Account;
+use tidegate_scheduler::inflight::{Account, Balance};
 use tidegate_scheduler::learn::HitSource;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
@@ -54,6 +54,8 @@ pub struct Backend {
     /// When the first of its streams exceeds its TPOT target if no further token arrives. Written
     /// by the control loop.
     late_at: AtomicU64,
+    /// The same of the streams of other gateways. Written by the exchange of loads.
+    others_late_at: AtomicU64,
     /// Block size of its prefix cache in tokens, once reported: only whole blocks are hits.
     kv_block: AtomicU32,
     /// Measured share of predicted prefix-cache hits that are real, as the bits of an `f32`, and
@@ -129,6 +131,7 @@ impl Backend {
             health: Health::new(health),
             report: ArcSwap::default(),
             late_at: AtomicU64::new(Moment::NEVER.0),
+            others_late_at: AtomicU64::new(Moment::NEVER.0),
             kv_block: AtomicU32::new(1),
             hit_share: AtomicU32::new(1.0f32.to_bits()),
             hit_source: AtomicU8::new(HitSource::Prior as u8),
@@ -151,7 +154,19 @@ impl Backend {
 
     /// How long its streams can pause before one of them exceeds its TPOT target.
     pub fn slack(&self, now: Moment) -> Seconds {
-        Moment(self.late_at.load(Relaxed)) - now
+        self.late_at().min(Moment(self.others_late_at.load(Relaxed))) - now
+    }
+
+    /// When the first of this gateway's streams exceeds its TPOT target if no further token arrives.
+    pub fn late_at(&self) -> Moment {
+        Moment(self.late_at.load(Relaxed))
+    }
+
+    /// Sets what other gateways have in flight here, and when the first of their streams exceeds its
+    /// TPOT target.
+    pub fn set_others(&self, in_flight: &Balance, late_at: Moment) {
+        self.account.set_others(in_flight);
+        self.others_late_at.store(late_at.0, Relaxed);
     }
 
     /// KV capacity in tokens.

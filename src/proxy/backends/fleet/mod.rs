@@ -119,7 +119,7 @@ impl Fleet {
                 && peer.health.share(now) >= 1.0
         });
         let (streams, peers) = peers.fold((0, 0), |(streams, peers), peer| {
-            (streams + peer.account.balance().streams, peers + 1_u32)
+            (streams + peer.account.total().streams, peers + 1_u32)
         });
         if peers == 0 {
             return backend.streams_max;

@@ -62,7 +62,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
     fn load(&self, id: BackendId) -> Load {
         let entry = self.table.entry(id);
         let backend = self.fleet.backend(id);
-        let balance = backend.account.balance();
+        let balance = backend.account.total();
         let fixed = Load {
             role: entry.role,
             usable: backend.health.is_usable(),
