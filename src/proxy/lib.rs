@@ -1,8 +1,8 @@
-//! The live proxy: sockets, clocks and tasks around the pure rooms.
+//! The live proxy: sockets, clocks and tasks around the pure crates.
 //!
-//! Rooms, in the order of imports: each imports only rooms below it
-//! (`tests/behaviour/architecture.rs`). A request walks from the listener through request and dispatch to
-//! a backend; its answer comes back the same way.
+//! Rooms (directories of this crate). `tests/behaviour/architecture.rs` lists the rooms that each
+//! may import. A request passes from the listener through request and dispatch to an engine; its
+//! answer is relayed back by request and listener.
 //!
 //! - [`process`]: start, files, the admin address, reload, hand-over and shutdown
 //! - [`control`]: the control loop, the only writer of the routing table
@@ -16,12 +16,12 @@
 //! - `tls`: certificates
 //! - [`runtime`]: clock, timers, budgets, permits
 //!
-//! A request takes no lock and does not wait for the control loop. This crate contains I/O only: placement
-//! (`tidegate-scheduler`) chooses backends, and the planner chooses their roles.
+//! A request takes no lock and does not wait for the control loop. This crate contains the I/O
+//! only: placement (`tidegate-scheduler`) chooses backends, and the planner chooses their roles.
 #![warn(missing_docs)]
 #![allow(
     clippy::disallowed_types,
-    reason = "the shell opens sockets and files; files.rs reads them, recording.rs writes one"
+    reason = "this crate does the I/O; files.rs reads files, recording.rs writes one"
 )]
 
 pub(crate) mod backends;

@@ -84,7 +84,7 @@ pub(crate) async fn check_health(pool: &Pool, kind: EngineKind, timeout: Seconds
             }
         }
     }
-    // It answers, but has no health path.
+    // The engine answers and has no health path.
     ProbeResult::Healthy
 }
 

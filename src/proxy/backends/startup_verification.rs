@@ -51,8 +51,8 @@ fn mode(backend: &BackendSettings) -> Option<DisaggregationMode> {
     }
 }
 
-/// Reads the facts of all engines concurrently. `pools` are used only here, because connections
-/// belong to the runtime that opened them.
+/// Reads the facts of all engines concurrently. `pools` are not used afterwards: a connection
+/// belongs to the runtime that opened it.
 pub(crate) fn read_all_facts(
     settings: &Settings,
     backends: &[Arc<Backend>],

@@ -1,6 +1,7 @@
-//! Maps ids of stored objects (responses, stored chats, files, batches) to the backend that has them:
-//! engines store them in their own memory, so a request that names one is sent to that engine. Fixed
-//! memory, no locks; for an id that was overwritten, as after a restart, engines are tried in turn.
+//! Maps ids of stored objects (responses, stored chats, files, batches) to the backend that stores
+//! them. Engines store objects in their own memory, so that a request for one must reach that
+//! engine. Fixed memory, no locks. For an unknown id (overwritten, or after a restart) the engines
+//! are tried in order.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,7 +13,7 @@ const WAYS: usize = 8;
 /// Bits of a slot that name the backend.
 const BACKEND_BITS: u32 = 16;
 
-/// Ids of what engines keep, each with its backend.
+/// Ids of stored objects, each with its backend.
 pub struct StoredObjects {
     /// 48 bits of the id's hash and the backend's slot plus 1; 0: free.
     slots: Box<[AtomicU64]>,

@@ -178,7 +178,7 @@ impl Catalog {
         });
         let aliases = aliases
             .filter(|(alias, name)| models.contains_key(name) && !models.contains_key(alias));
-        // Without a backend no path can be refused: the answer is 503.
+        // While no backend is known, no path is refused by the filters: the request ends with 503.
         let kinds = match self.here.contains(&true) {
             true => self.offers.iter().fold(Kinds::NONE, |kinds, offer| kinds.or(offer.kinds)),
             false => Kinds::ALL,

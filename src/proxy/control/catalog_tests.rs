@@ -53,7 +53,7 @@ fn pools_keep_number_and_demand_while_their_model_is_served() {
     assert_eq!(table.backends(a), [BackendId(1)]);
     catalog.update(BackendId(1), vec![card("b", 9)], Bytes::new());
     catalog.pools(&mut table);
-    assert_eq!(table.pool_for(Some("a")), None, "no backend serves it any more");
+    assert_eq!(table.pool_for(Some("a")), None, "the model is no longer served");
     assert!(table.pool(a).is_none() && table.backends(a).is_empty());
     assert_eq!(table.pool_for(Some("b")), Some(b));
     assert_eq!(table.backends(table.pool_for(None).unwrap()).len(), 2);

@@ -23,7 +23,7 @@ impl Fitness {
         Fitness { configured, reported }
     }
 
-    /// A backend that joins: nothing reported yet.
+    /// Adds a backend that joins; it has reported no facts.
     pub fn join(&mut self, backend: BackendId, configured: ConfiguredBackend) {
         backend.put(&mut self.configured, configured);
         backend.put(&mut self.reported, None);
@@ -57,7 +57,7 @@ impl Fitness {
         }
     }
 
-    /// Judges all engines and writes the verdicts into `table` and onto the backends.
+    /// Judges all engines and applies the verdicts to `table` and to the backends.
     pub fn apply(&mut self, backends: &[Arc<Backend>], table: &mut RoutingTable) {
         for (configured, backend) in self.configured.iter_mut().zip(backends) {
             if backend.family == Family::SglangPd {
@@ -84,7 +84,7 @@ fn show(backend: &Backend, version: Option<String>, fit: &Compatibility) {
         tracing::warn!(backend = %backend.name, out, "misfit: {misfit}");
     }
     if misfits.is_empty() && !before.misfits.is_empty() {
-        tracing::info!(backend = %backend.name, "misfit: none any more");
+        tracing::info!(backend = %backend.name, "misfit: resolved");
     }
     let kinds = fit.misfits.iter().map(|misfit| misfit.as_str()).collect();
     backend.report.store(Arc::new(EngineReport { version, misfits, kinds }));

@@ -1,7 +1,7 @@
-//! Several gateways of one fleet: one leads and plans, the others take its roles.
+//! Several gateways of one fleet: one of them leads and plans, the others adopt its roles.
 //!
-//! The leader applies its plan at once and shares it afterwards. Without a leader the roles in force
-//! stay, and no gateway plans.
+//! The leader applies its plan at once and shares it afterwards. Without a leader the roles in
+//! force stay, and no gateway plans.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,33 +16,34 @@ use crate::telemetry::journal::Numbers;
 /// Roles by backend name.
 pub type NamedRoles = Arc<BTreeMap<String, Role>>;
 
-/// What the election shows.
+/// State of the leader election.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Leadership {
-    /// Until when this gateway leads if its Lease is not renewed; `None`: it does not.
+    /// End of this gateway's leadership if its Lease is not renewed; `None`: it does not lead.
     pub leads_until: Option<Instant>,
     /// Its fencing epoch while it leads.
     pub epoch: Option<u64>,
-    /// Identity of the gateway that leads, if one does.
+    /// Identity of the leading gateway, if there is one.
     pub leader: Option<String>,
-    /// Epoch, number and roles of the plan that was shared last.
+    /// Epoch, plan number and roles that were shared last.
     pub plan: Option<(u64, u64, NamedRoles)>,
 }
 
 /// Connects the control loop with the election.
 pub struct Gateways {
-    /// What the election shows.
+    /// State of the election.
     pub leadership: watch::Receiver<Leadership>,
-    /// Takes the number and the roles of this gateway's plan, to share while it leads.
+    /// Channel for the number and the roles of this gateway's plan, which is shared while it leads.
     pub plans: watch::Sender<Option<(u64, NamedRoles)>>,
-    /// Number of the plan that was shared last, since this gateway leads.
+    /// Number of the plan shared last during this leadership.
     shared: Option<PlanNumber>,
-    /// Epoch and number of the plan that was followed last, and this gateway's plan with its roles.
+    /// Epoch and number of the leader's plan adopted last, and the number of this gateway's
+    /// resulting plan.
     followed: Option<(u64, u64, PlanNumber)>,
 }
 
 impl Gateways {
-    /// Nothing shared, nothing followed.
+    /// Creates the state before any plan was shared or adopted.
     #[cfg(feature = "kubernetes")]
     pub fn new(
         leadership: watch::Receiver<Leadership>,
@@ -51,7 +52,7 @@ impl Gateways {
         Gateways { leadership, plans, shared: None, followed: None }
     }
 
-    /// Resolves when the election shows something new; never without an election.
+    /// Resolves when the state of the election changes; never without an election.
     pub async fn changed(gateways: &mut Option<Gateways>) {
         if let Some(gateways) = gateways
             && gateways.leadership.changed().await.is_ok()
@@ -62,7 +63,7 @@ impl Gateways {
     }
 
     fn leads(&self) -> bool {
-        // The election may be late, for example after SIGSTOP.
+        // The election task may be delayed, for example by SIGSTOP: the deadline is checked here.
         self.leadership.borrow().leads_until.is_some_and(|until| Instant::now() < until)
     }
 }
@@ -113,8 +114,8 @@ impl Control {
         }
     }
 
-    /// Publishes the leader's roles for the backends that this gateway has. The leader alone calls
-    /// engines that switch their role themselves.
+    /// Publishes the leader's roles for the backends that this gateway knows. Role switches by
+    /// engines are requested by the leader only.
     fn follow(&mut self, table: &RoutingTable, leaders: &BTreeMap<String, Role>) {
         let mut roles = table.plan.roles().to_vec();
         for backend in self.proxy.fleet.backends().iter().filter(|b| !b.is_leaving()) {

@@ -1,10 +1,10 @@
 //! Backends that join and leave while the proxy runs. Sources send [`FleetUpdate`]s; the reconciler
 //! turns them into changes, and the control loop, the only writer, applies them.
 //!
-//! A joining backend is down until its first probe: it is asked for its facts and models, and then
-//! starts slowly, with the costs that its group has learned. A leaving one is taken out of every
-//! pool at once (a replaced one when its successor is up), finishes its requests, and is then
-//! forgotten by every index.
+//! A joining backend is down until its first probe, which reads its facts and models. It begins
+//! with slow start and the costs that its group has learned. A leaving backend is removed from
+//! every pool at once (a replaced one when its successor is up), finishes its requests, and is then
+//! removed from every index.
 
 use std::sync::Arc;
 use tidegate_scheduler::learn::Priors;
@@ -21,36 +21,36 @@ use crate::backends::startup_verification::configured;
 use crate::signals::{self, SignalHost};
 use crate::telemetry::journal::{JournalEntry, Numbers};
 
-/// After this time the requests that still wait for the first byte of a leaving backend go
-/// elsewhere; its streams end by themselves.
+/// Time after which requests that still wait for the first byte of a leaving backend are retried
+/// elsewhere. Its streams run to their end.
 const DRAIN_MAX: Seconds = Seconds(300.0);
-/// How long a replaced backend takes new work while its successor has not answered.
+/// Longest time for which a replaced backend takes new work while its successor has not answered.
 const SUCCESSOR_MAX: Seconds = Seconds(30.0);
 /// Most slots: the size of the prefix index.
 const SLOTS_MAX: usize = 4096;
 
-/// Desired backends from a source. A source is a task with a clone of the `mpsc::Sender` of this
-/// type; it sends a whole list at the start and after each change of it.
+/// Desired backends of a source. A source is a task with a clone of the `mpsc::Sender` of this
+/// type; it sends its whole list at the start and after each change.
 pub struct FleetUpdate {
     /// The source.
     pub source: SourceId,
-    /// What it wants.
+    /// The desired backends.
     pub desired: Desired,
-    /// Receives what was done, or the reasons why not.
+    /// Receives the result, or the reasons of the refusal.
     pub reply: Option<oneshot::Sender<Result<Done, String>>>,
 }
 
-/// The backends that a source wants.
+/// The desired backends of a source.
 pub enum Desired {
     /// All backends of the source; entries that cannot be used keep their previous version.
     All(Vec<Result<BackendSettings, BadEntry>>),
-    /// One more, or another version of one, with its text for the state file.
+    /// Adds or replaces one backend; with its text for the state file.
     One(Box<BackendSettings>, serde_json::Value),
-    /// One less.
+    /// Removes one backend.
     Without {
         /// Name of the backend.
         name: String,
-        /// Whether requests that wait for its first byte go elsewhere at once.
+        /// Whether requests that wait for its first byte are retried elsewhere at once.
         now: bool,
     },
 }
@@ -60,16 +60,16 @@ pub enum Desired {
 pub struct Done {
     /// Backends that joined.
     pub joined: usize,
-    /// Backends that were asked to leave.
+    /// Backends whose removal began.
     pub left: usize,
-    /// Backends that another version replaces.
+    /// Backends replaced by another version.
     pub replaced: usize,
 }
 
 /// Builds a backend from its settings for a slot and a configured group.
 pub type Make = Box<dyn Fn(&BackendSettings, BackendId, GroupId) -> Result<Backend, String> + Send>;
 
-/// What the control loop needs to change the fleet.
+/// Inputs of the control loop for changes of the fleet.
 pub struct Membership {
     reconciler: Reconciler,
     make: Make,
@@ -81,18 +81,19 @@ pub struct Membership {
     leaving: Vec<Leaving>,
 }
 
-/// A backend that was removed and has not left.
+/// A backend that is being removed.
 #[derive(Clone, Copy)]
 struct Leaving {
     backend: BackendId,
-    /// It takes new work until this one is up, or until the moment.
+    /// Successor, and the deadline until which this backend takes new work while the successor is
+    /// not up.
     successor: Option<(BackendId, Moment)>,
-    /// After this moment the requests that wait for its first byte go elsewhere.
+    /// Deadline after which requests that wait for its first byte are retried elsewhere.
     until: Moment,
 }
 
 impl Membership {
-    /// A fleet whose backends are those in force in `reconciler`, with group names and groups by
+    /// Creates the state for the backends in force in `reconciler`, with group names and groups by
     /// slot.
     pub fn new(
         reconciler: Reconciler,
@@ -107,7 +108,7 @@ impl Membership {
 }
 
 impl Control {
-    /// Applies an update and answers it.
+    /// Applies an update and sends its result.
     pub(super) fn change_fleet(&mut self, update: FleetUpdate) {
         let FleetUpdate { source, desired, reply } = update;
         let now = self.proxy.clock.now();
@@ -147,13 +148,13 @@ impl Control {
             tracing::error!(?source, "backends: {problems}");
         }
         if let Some(reply) = reply {
-            // The receiver is gone if the operator closed the connection.
+            // The receiver is dropped if the operator closed the connection.
             reply.send(done).ok();
         }
     }
 
-    /// Applies changes. Returns what was done, and the problems. A backend that cannot be built does
-    /// not replace the one with its name.
+    /// Applies changes. Returns their counts and the problems. A backend that cannot be built does
+    /// not replace its previous version.
     fn apply_changes(&mut self, changes: Vec<Change>, until: Moment) -> (Done, Vec<String>) {
         let (mut done, mut problems) = (Done::default(), Vec::new());
         for change in changes {
@@ -233,8 +234,8 @@ impl Control {
         (0..u16::MAX).map(GroupId).find(|group| !used(*group)).unwrap_or_default()
     }
 
-    /// Puts a backend into the fleet. Its entry is published first, so that every reader that sees
-    /// the backend finds it, and the pools last.
+    /// Adds a backend to the fleet. Its table entry is published first, so that a reader that sees
+    /// the backend finds the entry; the pools are published last.
     fn join(&mut self, backend: Arc<Backend>, settings: &BackendSettings) {
         let (id, now) = (backend.id, self.proxy.clock.now());
         let priors = Priors { prefill: settings.prefill_prior, decode: settings.decode_prior };
@@ -280,8 +281,8 @@ impl Control {
         tokio::spawn(probe::run(backend, self.membership.probe, self.proxy.clock, found));
     }
 
-    /// The first role of a backend: mixed if its peers are, or it has none, else the rarer of
-    /// prefill and decode among its peers; always one that its launch flags allow.
+    /// Chooses the first role of a backend: mixed if its peers are mixed or absent, else the rarer
+    /// of prefill and decode among its peers; always a role that its launch flags allow.
     fn first_role(&self, backend: &Backend) -> Role {
         let table = self.proxy.fleet.table();
         let backends = self.proxy.fleet.backends();

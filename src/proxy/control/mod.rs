@@ -1,6 +1,6 @@
-//! The control loop, the only writer of the routing table. It collects what requests observed,
-//! calls the pure planner, publishes its decision and records the reasons in the journal. Requests
-//! never wait for it: if it stops, they continue with the last table.
+//! The control loop, the only writer of the routing table. It collects the observations of
+//! requests, calls the pure planner, publishes its decision and records the reasons in the journal.
+//! Requests do not wait for it: if it stops, the last table stays in force.
 
 mod catalog;
 pub mod fitness;
@@ -84,7 +84,7 @@ pub struct Control {
     fitness: Fitness,
     operator_roles: OperatorRoles,
     membership: Membership,
-    /// The election among several gateways; `None`: this one leads.
+    /// The leader election among several gateways; `None`: this gateway always leads.
     gateways: Option<Gateways>,
     demand: DemandReader,
     /// Channel on which switches performed by engines report their result.
@@ -195,8 +195,8 @@ impl Control {
             self.fits.watch_decodes(accounts, began);
             self.watched_at = now;
             self.watch_takes.took(self.proxy.clock.now() - began);
-            // The end of a step wakes the dispatcher before all of its tokens are counted; the
-            // slack that they add is known only now and frees capacity.
+            // A finished engine step wakes the dispatcher before all of its tokens are counted. The
+            // slack computed here includes them and can free capacity.
             self.proxy.queue.signal().capacity_released();
         }
         if now - self.published_at >= PUBLISH_EVERY {
@@ -308,8 +308,8 @@ impl Control {
         self.proxy.journal.write(entry);
     }
 
-    /// Makes `table` the one that requests are routed by. Its entries take their roles from its
-    /// plan, and the regressions follow its groups.
+    /// Publishes `table`. The roles of its entries are set from its plan, and the regressions are
+    /// regrouped.
     fn publish(&mut self, mut table: RoutingTable) {
         self.fits.regroup(table.entries.iter().map(|entry| entry.group));
         for (slot, entry) in table.entries.iter_mut().enumerate() {
@@ -370,15 +370,15 @@ impl Control {
         drop(applied);
     }
 
-    /// Rejudges compatibility and publishes the resulting groups and usable backends.
+    /// Judges compatibility again and publishes the resulting groups and usable backends.
     fn fit(&mut self) {
         let mut next = (**self.proxy.fleet.table()).clone();
         self.fitness.apply(&self.proxy.fleet.backends(), &mut next);
         self.publish(next);
     }
 
-    /// Adopts the role of an engine that reports another one than the plan gives it: a restarted
-    /// SGLang engine is back in the mode it was launched with. Returns whether the role changed.
+    /// Adopts a reported role that differs from the plan: a restarted SGLang engine runs in its
+    /// launch mode. Returns whether the role changed.
     fn adopt(&mut self, id: BackendId) -> bool {
         let from = self.proxy.fleet.table().plan.role(id);
         let switches = self.proxy.fleet.backend(id).capability == RoleCapability::DrainThenCall;
@@ -430,7 +430,7 @@ impl Control {
         self.proxy.metrics.flipped(&flip, cause, result);
     }
 
-    /// Starts a role switch by the engine. It receives no new work until the switch has ended.
+    /// Starts a role switch by the engine, which receives no new work until the switch has ended.
     fn begin_switch(
         &mut self,
         flip: Flip,
@@ -454,7 +454,7 @@ impl Control {
         let told = self.switches.0.clone();
         tokio::spawn(async move {
             let end = switch::run(backend, peers, to).await;
-            // The receiver is gone only when the process stops.
+            // The receiver is dropped only when the process stops.
             told.send(switch::FinishedSwitch { backend: id, from, to, cause, end }).await.ok();
         });
         plan

@@ -41,7 +41,7 @@ impl Control {
             Some(refusal) => Err(refusal),
             None => self.set_role(backend, role, hold, now),
         };
-        // The receiver is gone if the operator closed the connection.
+        // The receiver is dropped if the operator closed the connection.
         reply.send(answer).ok();
     }
 

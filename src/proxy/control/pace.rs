@@ -22,7 +22,7 @@ const GROWTH: f64 = 1.25;
 pub(super) struct Usual(Seconds);
 
 impl Usual {
-    /// Before the first step.
+    /// Value before the first step.
     pub(super) const UNKNOWN: Usual = Usual(Seconds::ZERO);
 
     /// Updates the estimate with the duration of a step.
@@ -30,7 +30,7 @@ impl Usual {
         self.0 = this.min(self.0 * GROWTH + Seconds(1e-6));
     }
 
-    /// Pause after the step.
+    /// Returns the pause after the step.
     pub(super) fn rest(self) -> Seconds {
         (self.0 * PAUSE_FACTOR).min(PAUSE_MAX)
     }

@@ -1,11 +1,11 @@
-//! Roles set by operators: without an end (a pin) or until a moment (a flip with a hold). The
-//! planner does not move a backend that is held. Pure: the control loop passes the time.
+//! Roles held by operators: without an end (a pin) or for a time (a flip with a hold). The planner
+//! does not change a held role. Pure: the control loop passes the time.
 
 use tidegate_types::{BackendId, Moment, Role};
 
 use crate::backends::fleet::Pin;
 
-/// By backend slot.
+/// Pins by backend slot.
 #[derive(Clone, Debug, Default)]
 pub struct Pins(Vec<Option<Pin>>);
 
@@ -29,7 +29,7 @@ impl Pins {
         self.0[backend.index()] = pin;
     }
 
-    /// The pin of a backend that joins.
+    /// Sets the pin of a backend that joins.
     pub fn join(&mut self, backend: BackendId, role: Option<Role>) {
         let pin = role.map(|role| Pin { role, until: None });
         backend.put(&mut self.0, pin);

@@ -31,7 +31,7 @@ impl Control {
         self.proxy.put_in_force(settings);
         self.catalog.know(models);
         self.publish_pools();
-        // The receiver is gone only when the process stops.
+        // The receiver is dropped only when the process stops.
         reply.send(()).ok();
     }
 }

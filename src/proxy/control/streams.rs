@@ -60,8 +60,8 @@ fn silence(live: &InflightRequest) -> Option<Moment> {
     Some(quiet_from + patience(first, last, live.emitted().as_f64()))
 }
 
-/// Allowed silence: a few seconds for a fast stream, more for an engine that needs a second a
-/// token.
+/// Returns the allowed silence: a few seconds for a fast stream, more for an engine whose steps
+/// take about a second.
 fn patience(first: Moment, last: Moment, emitted: f64) -> Seconds {
     let gap = (last - first) / (emitted - 1.0).max(1.0);
     SILENCE.max(gap * GAPS)
@@ -98,6 +98,6 @@ mod tests {
         assert_eq!(silence(&live), Some(at(62.5)), "counted from the start of the wait");
         live.received(at(62.0));
         live.await_engine(at(62.0));
-        assert_eq!(silence(&live), Some(at(64.5)), "any byte counts");
+        assert_eq!(silence(&live), Some(at(64.5)), "bytes without a token end the silence");
     }
 }

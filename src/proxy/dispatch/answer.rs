@@ -12,8 +12,9 @@ use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head, Socket, UpstreamBody};
 use crate::upstream::{EngineBody, Gathered, Named, coding_of};
 
-/// Largest JSON answer that is buffered, in bytes: a backend that fails within it costs a retry and not
-/// the request. Larger answers, such as embeddings of many inputs, are forwarded as they arrive.
+/// Largest JSON answer that is buffered, in bytes. If the backend fails while the answer is
+/// buffered, the request is retried. Larger answers, such as embeddings of many inputs, are
+/// forwarded as they arrive.
 const WHOLE_ANSWER_MAX: usize = 1 << 20;
 /// Most bytes buffered before the first token (role chunks); beyond it the answer is forwarded.
 const PRELUDE_MAX: usize = 64 << 10;
@@ -81,7 +82,7 @@ impl OpenedBody {
     }
 }
 
-/// How an answer is read, by its content type.
+/// Reading mode of an answer, by its content type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AnswerKind {
     /// Server-sent events, or Ollama's lines.
@@ -221,7 +222,7 @@ async fn open_bytes(mut body: EngineBody, sniffed: bool) -> Result<OpenedBody, L
     Ok(OpenedBody::Complete(read.into_bytes()))
 }
 
-/// Awaits the first byte, until which another engine can answer.
+/// Awaits the first byte; before it, a failure is retried on another engine.
 async fn open_forwarded(mut body: EngineBody, opaque: bool) -> Result<OpenedBody, LegProblem> {
     let Some(first) = body.data().await else { return Ok(OpenedBody::Complete(Bytes::new())) };
     let first = first.map_err(LegProblem::BrokeOff)?;

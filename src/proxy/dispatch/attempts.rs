@@ -24,13 +24,13 @@ use crate::upstream::verdict::Verdict;
 #[derive(Default)]
 pub(crate) struct FailedAttempts {
     failures: Vec<FailedAttempt>,
-    /// Failures that count as attempts.
+    /// Failures counted against the limit of attempts.
     charged: u32,
 }
 
 struct FailedAttempt {
     failure: LegFailure,
-    /// Prefill engine of the hand-off with which a failed decode leg began.
+    /// Prefill engine whose hand-off the failed decode leg used.
     from: Option<Arc<Backend>>,
 }
 

@@ -61,11 +61,12 @@ pub(crate) fn load(
     }
 }
 
-/// Returns whether the backend may be ejected: the ejected share of each of its pools stays within the
-/// panic threshold, and another member is well.
+/// Returns whether the backend may be ejected: the ejected share of each of its pools stays within
+/// the panic threshold, and another member is healthy.
 fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
     let table = proxy.fleet.table();
-    // The pool of all backends is for requests without a model: it counts if there is no other pool.
+    // The pool of all backends serves requests without a model name; it counts only if there is no
+    // other pool.
     let named = table.models.is_empty();
     let mut pools = table.pools.iter().filter(|pool| named || pool.id != EVERYONE);
     pools.all(|pool| {

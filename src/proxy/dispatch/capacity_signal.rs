@@ -11,7 +11,7 @@ pub struct CapacitySignal {
 }
 
 impl CapacitySignal {
-    /// A charge was settled, or the routing table was replaced.
+    /// Wakes the dispatcher after a settled charge or a new routing table, if requests are waiting.
     pub fn capacity_released(&self) {
         if self.waiting.load(Relaxed) > 0 {
             self.changed.notify_one();

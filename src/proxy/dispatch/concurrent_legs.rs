@@ -85,7 +85,7 @@ pub(crate) async fn run(
         leg::miss(on, leg, problem)
     };
     let (head, body) = tokio::select! {
-        // The prefill's answer is more specific: it is polled first.
+        // The prefill's answer is polled first, because its error is more specific.
         biased;
         answered = &mut prefill => {
             let answered = answered.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
@@ -165,7 +165,8 @@ async fn reserve_decode(
     }
 }
 
-/// Keeps the prefill's reservation until its leg ends: the stream has begun before its first token.
+/// Keeps the prefill's reservation until its leg ends: the decode leg's stream can begin before
+/// that.
 fn hold_until_prefilled(prefill: JoinHandle<Prefilled>, reservation: Reservation) {
     tokio::spawn(async move {
         drop(prefill.await);

@@ -121,7 +121,7 @@ impl Proxy {
 
     /// Sends an event to the control loop.
     pub fn report(&self, event: impl Into<ControlEvent>) {
-        // A full channel drops the event (see control_events.rs).
+        // A full channel drops the event (control_events.rs).
         self.control_events.try_send(event.into()).ok();
     }
 
@@ -152,8 +152,8 @@ impl Proxy {
         self.readiness().is_ok()
     }
 
-    /// Whether a request would be served. A process that hands its listeners to a successor stays
-    /// ready: both answer on the same address until the old one's listeners close.
+    /// Checks whether a request would be served. A process that hands its listeners to a successor
+    /// stays ready: both serve the same address until the listeners of the old process close.
     ///
     /// # Errors
     /// The reason why not.

@@ -66,7 +66,7 @@ pub(crate) async fn run(
     decode(serving, &backend, &handoff, now + lease, progress).await
 }
 
-/// Returns a prefill answer that is complete, as the client requested it: whole or as a stream.
+/// Returns a complete prefill answer in the form that the client requested: whole or as a stream.
 pub(crate) fn finished(
     backend: &Backend,
     mut head: Head,
@@ -109,8 +109,8 @@ async fn decode(
                 depends_on = Some(from);
                 from.family.decode_leg(body, scan, handoff, from.key.as_deref())
             }
-            // Without the hand-off, for which the lease may have expired: a read of freed blocks would give
-            // a wrong answer. The prompt is prefilled again.
+            // Sent without the hand-off, whose lease may have expired: reading freed blocks would
+            // give a wrong answer. The decode engine computes the prompt again.
             _ => serving.inbound.body.clone().into(),
         };
         let hand_off = HandOffLeg::predicted(serving, &backend);

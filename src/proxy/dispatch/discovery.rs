@@ -18,7 +18,7 @@ use crate::runtime::clock::Clock;
 /// Shortest interval between two rounds of queries. A model list takes about 1 ms of an engine's API
 /// server.
 const INTERVAL: Seconds = Seconds(1.0);
-/// Time-out of a query. An engine that misses it is queried again by its probe.
+/// Time-out of a query. An engine that exceeds it is queried again by the prober.
 const TIMEOUT: Seconds = Seconds(2.0);
 /// Most requests waiting for a round; further ones are refused at once.
 const WAITING_MAX: usize = 256;
@@ -36,7 +36,7 @@ pub struct ModelDiscovery {
 struct Rounds {
     /// Start of the last round.
     began: Option<Moment>,
-    /// Names that recent rounds were made for, with the start of the round.
+    /// Names queried in recent rounds, each with the start of its round.
     missing: VecDeque<(Moment, String)>,
 }
 
@@ -50,7 +50,7 @@ impl Drop for WaiterCount<'_> {
 }
 
 impl ModelDiscovery {
-    /// `found` is the control loop's channel.
+    /// Creates the discovery; `found` is the control loop's channel.
     pub fn new(found: mpsc::Sender<ProbeReport>) -> ModelDiscovery {
         ModelDiscovery { found, rounds: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
@@ -109,7 +109,7 @@ impl ModelDiscovery {
         let (applied, published) = oneshot::channel();
         let listed = ProbeReport::Models { backend: backend.id, cards, answer, applied };
         if self.found.send(listed).await.is_ok() {
-            // The control loop drops the sender, without a message, when the table is published.
+            // The control loop drops the sender when the table is published; no message is sent.
             published.await.ok();
         }
     }

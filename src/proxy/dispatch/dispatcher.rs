@@ -163,5 +163,5 @@ fn failure(refusal: Refusal) -> Failure {
     }
 }
 
-/// Shortest sleep, so that a passed deadline without an outcome does not spin.
+/// Shortest sleep, which prevents a busy loop when a deadline has passed without an outcome.
 const SHORTEST_PASS: Seconds = Seconds(0.001);

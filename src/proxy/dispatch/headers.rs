@@ -50,7 +50,7 @@ pub fn for_leg(
             head.header(text, value.as_bytes());
         }
     }
-    // The proxy counts tokens and removes hand-offs in plain text.
+    // Tokens are counted and hand-offs removed in plain text.
     head.header(ACCEPT_ENCODING.as_str(), b"identity");
     // Both ids were checked to be visible ASCII when accepted or generated.
     head.header(X_REQUEST_ID.as_str(), identity.request_id.as_bytes());

@@ -1,6 +1,7 @@
 //! Hedging: a leg without a first byte after several times its predicted time is also sent to a
-//! second engine, and the first answer wins. To avoid amplifying an overload, hedges are limited to
-//! one a request, a small share of the requests in flight, and backends with free capacity.
+//! second engine, and the first answer wins. A request has at most one hedge. To avoid amplifying
+//! an overload, hedges are limited to a small share of the requests in flight and to backends with
+//! free capacity.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ use crate::upstream::failure::LegFailure;
 
 /// Result of an attempt with at most one hedge.
 pub(crate) struct Raced {
-    /// The request's outcome.
+    /// Outcome of the request.
     pub(crate) result: Result<Opened, AttemptError>,
     /// Failure of the losing leg.
     pub(crate) other_failure: Option<LegFailure>,

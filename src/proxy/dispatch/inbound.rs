@@ -37,8 +37,8 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    /// Returns the same request for a concurrent task. The budget share remains here, because the body is
-    /// shared and not copied.
+    /// Returns a copy of the request for a concurrent task. The copy holds no budget share, because
+    /// the body is shared with the original.
     pub fn beside(&self) -> Inbound {
         Inbound {
             settings: Arc::clone(&self.settings),

@@ -144,8 +144,9 @@ impl HandOffLeg {
         serving.proxy.fleet.table().entry(backend.id).transfer.predict(serving.job.prompt)
     }
 
-    /// Reports the duration to the control loop, if the answer is a stream that has a token: the
-    /// answer to another request comes at the end of its decode.
+    /// Reports the duration to the control loop if the answer is a stream with a token. An answer
+    /// that is not streamed arrives at the end of its decode, which hides the duration of the
+    /// hand-off.
     pub(crate) fn answered(&self, serving: &Serving<'_>, backend: &Backend, body: &OpenedBody) {
         let OpenedBody::Events(begun) = body else { return };
         if begun.seen.tokens == 0 {

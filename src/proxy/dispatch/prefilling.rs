@@ -1,4 +1,4 @@
-//! A prefill in progress, and the sample that it yields.
+//! A prefill in progress, and the cost sample that it yields when it ends.
 
 use std::sync::Arc;
 use tidegate_filters::Accepted;

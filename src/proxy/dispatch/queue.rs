@@ -26,7 +26,7 @@ pub struct QueuedDecode {
     pub handover: DecodeRequest,
     /// Time at which the prefill ended.
     pub arrived: Moment,
-    /// Deadline after which any backend is taken, whatever its free capacity.
+    /// Hand-off deadline, after which the best backend is taken even if it is full.
     pub deadline: Moment,
     /// Channel for the outcome; closed when the client has left.
     pub reply: oneshot::Sender<Result<Reservation, Failure>>,
@@ -42,7 +42,7 @@ pub enum DispatcherMessage {
     Cancel(RequestId),
 }
 
-/// The requests' end of the queue.
+/// Sender side of the queue, used by requests.
 pub struct Queue {
     messages: mpsc::UnboundedSender<DispatcherMessage>,
     signal: Arc<CapacitySignal>,
@@ -66,14 +66,14 @@ impl Drop for QueueEntry<'_> {
 }
 
 impl Queue {
-    /// An empty queue, and the dispatcher's end of it.
+    /// Creates an empty queue and the dispatcher's receiver.
     pub fn new() -> (Queue, mpsc::UnboundedReceiver<DispatcherMessage>) {
         // `requests_max` of each request bounds the messages in the unbounded channel.
         let (messages, inbox) = mpsc::unbounded_channel();
         (Queue { messages, signal: Arc::default() }, inbox)
     }
 
-    /// The signal that reservations raise when they settle.
+    /// Capacity signal raised when a reservation settles.
     pub fn signal(&self) -> &Arc<CapacitySignal> {
         &self.signal
     }

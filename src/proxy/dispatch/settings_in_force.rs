@@ -15,7 +15,7 @@ use crate::dispatch::cors::Cors;
 use crate::runtime::budget;
 use crate::runtime::filter_permits::FilterPermits;
 
-/// What caused a version of the settings to be read.
+/// Cause for which the settings were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
@@ -27,7 +27,7 @@ pub enum Trigger {
     FileChange,
 }
 
-/// One version of the settings, with what requests derive from them.
+/// One version of the settings, with the values derived from them.
 pub struct SettingsInForce {
     /// Number of this version, from 1.
     pub revision: u64,
@@ -35,7 +35,7 @@ pub struct SettingsInForce {
     pub loaded_at: f64,
     /// What caused it to be read.
     pub trigger: Trigger,
-    /// The settings themselves.
+    /// The validated settings.
     pub values: Settings,
     /// The request filters, in order.
     pub chain: Chain,

@@ -16,14 +16,14 @@ use tidegate_types::Seconds;
 use crate::runtime::clock::Clock;
 use crate::upstream::{Address, Pool, PoolParams};
 
-/// The prefill target, `host:port`; several separated by commas, or in several lines.
+/// Header with the prefill target `host:port`; several are separated by commas or in several lines.
 const PREFILLER: &str = "x-prefiller-host-port";
 /// Most prefill targets whose connections are kept.
 const POOLS_MAX: usize = 1024;
 
-/// Which prefill targets are allowed.
+/// Allow list of prefill targets.
 struct Allowed {
-    /// No list is configured.
+    /// Every target is allowed: no list is configured.
     any: bool,
     hosts: Vec<HandoffHost>,
     /// `host:port` of the pods of an InferencePool; `None` until they are known.
@@ -37,7 +37,7 @@ pub struct Sidecar {
     sampling: bool,
     /// Further attempts of a prefill.
     pub retries: u32,
-    /// Delay before each.
+    /// Delay before each further attempt.
     pub backoff: Seconds,
     pools: DashMap<String, Arc<Pool>>,
     params: PoolParams,
@@ -45,7 +45,7 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// `None` without `[sidecar]`.
+    /// Creates the sidecar mode; `None` without `[sidecar]`.
     pub fn new(settings: &Settings, params: PoolParams, clock: Clock) -> Option<Sidecar> {
         let SidecarSettings {
             trusted_peers,
@@ -74,7 +74,7 @@ impl Sidecar {
         })
     }
 
-    /// Takes the prefill target out of the headers, and removes the headers of gateways.
+    /// Takes the prefill target out of the headers, and removes the gateways' own headers.
     ///
     /// # Errors
     /// 403 for a target that is not allowed, 400 for one that is no address.
@@ -90,7 +90,7 @@ impl Sidecar {
         target.map(|target| self.target(&target)).transpose()
     }
 
-    /// The target that the headers name: the first, or any of them.
+    /// Returns the target named by the headers: the first, or a random one.
     fn named(&self, headers: &HeaderMap) -> Option<String> {
         let lines = headers.get_all(PREFILLER).iter().filter_map(|line| line.to_str().ok());
         let targets = lines.flat_map(|line| line.split(','));

@@ -14,8 +14,8 @@ use crate::upstream::failure::LegProblem;
 /// Interval of the health checks: a fraction of the time that a probe takes to detect a dead engine, and
 /// long enough for thousands of waiting legs.
 const CHECK_INTERVAL: Seconds = Seconds(0.25);
-/// A leg leaves an engine whose streams are silent only after it has waited this long itself: the time
-/// after which a stream counts as silent.
+/// Wait after which a leg leaves an engine whose streams are all silent: the time after which a
+/// stream counts as silent.
 const SILENT_AFTER: Seconds = Seconds(2.5);
 
 /// A leg is late after this factor of its prediction. Predictions are within a factor of two once the
@@ -71,11 +71,11 @@ pub(crate) async fn watched<T>(
     }
 }
 
-/// Returns why a leg that has waited for `waited` should leave the engine.
+/// Returns why a leg that has waited for `waited` should be abandoned.
 fn failure_of(backend: &Backend, waited: Seconds) -> Option<&'static str> {
     let health = &backend.health;
     if health.is_dead() {
-        Some("the engine is dead")
+        Some("the engine is down")
     } else if health.is_silent() && waited >= SILENT_AFTER {
         Some("all streams of the engine are silent")
     } else {
@@ -83,7 +83,8 @@ fn failure_of(backend: &Backend, waited: Seconds) -> Option<&'static str> {
     }
 }
 
-/// Returns whether another backend can take the leg; false if the request has returned to this one.
+/// Returns whether another backend can take the leg; false if this backend is the request's last
+/// resort.
 fn has_other(serving: &Serving<'_>, on: &Backend, now: Moment) -> bool {
     let fleet = &serving.proxy.fleet;
     let table = fleet.table();

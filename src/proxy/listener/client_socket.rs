@@ -27,7 +27,7 @@ impl DetectReset for ClientSocket {
             ClientSocket::Tcp(stream) => stream,
             ClientSocket::Tls(stream) => stream.get_ref().0,
         };
-        // The reset is the socket's pending error, and leaves it without a peer.
+        // After a reset the socket has a pending error, or no peer address.
         !matches!(stream.take_error(), Ok(None)) || stream.peer_addr().is_err()
     }
 }

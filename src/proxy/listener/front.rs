@@ -57,7 +57,7 @@ pub async fn is_on(switch: &mut watch::Receiver<bool>) {
     switch.wait_for(|on| *on).await.ok();
 }
 
-/// Switches for the phases of a port.
+/// Switches that start and stop a port.
 #[derive(Clone, Debug)]
 pub struct Phases {
     /// True: accept. A successor waits until it is ready.
@@ -68,11 +68,11 @@ pub struct Phases {
     pub stop: watch::Receiver<bool>,
 }
 
-/// One port as a service of pingora's.
+/// One port as a pingora service.
 pub struct Front<A> {
     /// Name of the service's threads.
     pub name: &'static str,
-    /// What it serves.
+    /// Application that serves the port's connections.
     pub app: Arc<A>,
     /// Bound listeners.
     pub listeners: Vec<Bound>,
@@ -84,7 +84,7 @@ pub struct Front<A> {
     pub threads: Option<usize>,
     /// Ends the process if the service ends early.
     pub guard: Option<LivenessGuard>,
-    /// How many connections it may have.
+    /// Limits on the port's connections.
     pub limits: Arc<Connections>,
 }
 
@@ -114,7 +114,7 @@ impl<A: App> Service for Front<A> {
         }
         while let Some(ended) = accepting.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(service = self.name, "accepting has ended: {error}");
+                tracing::error!(service = self.name, "the accept loop ended: {error}");
                 return;
             }
         }
@@ -129,20 +129,20 @@ impl<A: App> Service for Front<A> {
     }
 }
 
-/// One listener's.
+/// One listener with its accept loop.
 struct Port<A> {
     app: Arc<A>,
     tls: Option<ServerTls>,
     phases: Phases,
     address: String,
     limits: Arc<Connections>,
-    /// The limit was met and said so since the last admitted connection.
+    /// Set by the first refusal after an admitted connection, so that a series logs one line.
     refusing: Arc<AtomicBool>,
 }
 
 impl<A: App> Port<A> {
     async fn accept_all(mut self, listener: TcpListener) {
-        // The sender is gone only when the process ends.
+        // The sender is dropped only at the end of the process.
         is_on(&mut self.phases.begin).await;
         let mut close = self.phases.close.clone();
         let mut failing = false;
@@ -166,8 +166,8 @@ impl<A: App> Port<A> {
                 }
             }
         }
-        // What the kernel has accepted already would be reset with the listener; a successor that
-        // holds it too may take some of them, which is as good.
+        // Connections in the kernel's accept queue would be reset when the listener closes. A
+        // successor that shares the listener may accept some of them.
         while let Ok(Ok((socket, address))) =
             tokio::time::timeout(Duration::ZERO, listener.accept()).await
         {
@@ -184,11 +184,11 @@ impl<A: App> Port<A> {
         self.refusing.store(false, Relaxed);
         let stop = self.phases.stop.clone();
         tokio::spawn(async move {
-            // Waiting for an ACK with the last bytes of a chunk costs 40 ms.
+            // Nagle's algorithm would delay the last bytes of a chunk by 40 ms (delayed ACK).
             socket.set_nodelay(true).ok();
             let served = match tls {
                 None => Some((ClientSocket::Tcp(socket), None)),
-                // Boxed, or every connection would keep room for it.
+                // Boxed: unboxed, it would enlarge every connection's future.
                 Some(tls) => Box::pin(handshake(tls, socket, address, stop.clone())).await,
             };
             if let Some((io, subject)) = served {
@@ -198,7 +198,8 @@ impl<A: App> Port<A> {
         });
     }
 
-    /// Above the limit: an answer if it goes out at once, and the end.
+    /// Refuses a connection above a limit: sends the answer if it fits the send buffer, then
+    /// closes.
     fn refuse(&self, socket: TcpStream, client: SocketAddr, refused: ConnectionLimit) {
         let limit = refused.as_str();
         // One line for a series of refusals.
@@ -207,7 +208,8 @@ impl<A: App> Port<A> {
         }
         self.app.refused(refused);
         if self.tls.is_none() {
-            // A full send buffer is impossible on a new connection; a client that has gone is not.
+            // A new connection has an empty send buffer; the write fails only if the client has
+            // left.
             socket.try_write(FULL).ok();
         }
     }

@@ -108,7 +108,7 @@ pub fn is_taken(address: SocketAddr) -> bool {
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart does not wait until connections of the previous process have timed out.
+    // SO_REUSEADDR: a restart can bind while connections of the previous process are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

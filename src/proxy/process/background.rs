@@ -29,7 +29,7 @@ use crate::tls::Refresh;
 /// The background tasks; taken out when pingora starts the service.
 pub struct Background(Mutex<Option<Tasks>>);
 
-/// Everything that runs beside the requests.
+/// The tasks that run beside the requests.
 pub struct Tasks {
     /// Shared state; its fleet is the one whose engine signals are read.
     pub proxy: Arc<Proxy>,
@@ -43,7 +43,7 @@ pub struct Tasks {
     pub probe: ProbeParams,
     /// Channel for the results of probes.
     pub found: mpsc::Sender<ProbeReport>,
-    /// Pods of the InferencePool that a sidecar sends prefills to.
+    /// Allow list of a sidecar: the pods of the InferencePool.
     #[cfg(feature = "kubernetes")]
     pub pool_pods: Option<PoolPods>,
     /// Roles as labels of pods.

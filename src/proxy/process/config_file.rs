@@ -1,5 +1,5 @@
 //! The settings file of a running proxy: read again on SIGHUP, and when it or a file that it names
-//! changes. All settings that need no new socket and no new thread come into force together.
+//! changes. All settings that need neither a new socket nor a new thread take effect together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use crate::telemetry::log;
 pub struct ConfigFile {
     proxy: Arc<Proxy>,
     path: PathBuf,
-    /// Versions of the files that were read last, and at the previous look: a file that is being
-    /// written is read once its version rests.
+    /// File versions at the last read and at the previous check. A changed file is read once two
+    /// checks have seen the same version, so that a file being written is not read.
     read: Vec<Stamp>,
     seen: Vec<Stamp>,
     revisions: mpsc::Sender<Revision>,
@@ -48,14 +48,15 @@ impl ConfigFile {
         let settings = proxy.settings.load();
         let path = settings.values.file.clone()?;
         let stamps = stamps(&path, &settings.values);
-        // A change since the start of the process, which takes seconds, shows at the first look.
+        // A change after the start of the process, which takes seconds, is found by the first
+        // check.
         let read = if is_in_force(&path, &settings.values) { stamps } else { Vec::new() };
         let proxy = Arc::clone(proxy);
         Some(ConfigFile { proxy, path, seen: read.clone(), read, revisions, updates })
     }
 
-    /// Reads the file if `asked`, or if a file has changed and rests. On an error all problems are
-    /// reported and the settings in force stay.
+    /// Reads the file if `asked`, or if a changed file has kept its version since the previous
+    /// check. If there are errors, all are reported and the settings in force stay.
     pub async fn look(&mut self, asked: bool) {
         let in_force = self.proxy.settings.load_full();
         let now = stamps(&self.path, &in_force.values);
@@ -84,7 +85,7 @@ impl ConfigFile {
         }
     }
 
-    /// Puts settings in force, then their backends.
+    /// Puts settings in force, then applies their backends.
     async fn put_in_force(&mut self, verified: Verified, trigger: Trigger) {
         let Verified { settings, secrets, models } = verified;
         let in_force = self.proxy.settings.load_full();
@@ -145,7 +146,7 @@ fn named(settings: &Settings) -> impl Iterator<Item = Stamp> {
     named.map(|path| stamp(path))
 }
 
-/// Reads a file and verifies it. Returns the versions of the files too, taken before each was read.
+/// Reads and verifies a file. Also returns the versions of the files, taken before each was read.
 #[allow(clippy::disallowed_methods, reason = "the settings file")]
 fn read(path: &Path) -> Result<(Verified, Vec<Stamp>), Vec<String>> {
     let version = stamp(path);

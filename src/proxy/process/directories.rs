@@ -14,7 +14,8 @@ use crate::control::{Desired, FleetUpdate};
 use crate::process::wanted::Wanted;
 use crate::runtime::file_stamp::{Stamp, stamp};
 
-/// Between two looks: a `stat` call for each file. A change is in force after it was seen twice.
+/// Interval of the checks, one `stat` call a file. A change is in force once two checks have seen
+/// it.
 const LOOK_EVERY: Seconds = Seconds(1.0);
 
 /// The directories of all entries.
@@ -23,8 +24,8 @@ pub struct Directories(Vec<Directory>);
 /// One directory.
 struct Directory {
     path: PathBuf,
-    /// Stamps of the version that was read last, and of the previous look: files that are being
-    /// written are read once their stamps rest.
+    /// File versions at the last read and at the previous check. A changed file is read once two
+    /// checks have seen the same version, so that a file being written is not read.
     read: BTreeMap<OsString, Stamp>,
     seen: BTreeMap<OsString, Stamp>,
     /// The last good backends of each file.
@@ -44,7 +45,7 @@ impl Directories {
         (!all.is_empty()).then_some(Directories(all))
     }
 
-    /// Reads every file. Blocks.
+    /// Reads every file once. Blocks.
     pub fn first(&mut self) -> Wanted {
         for directory in &mut self.0 {
             if let Some(now) = directory.stamps() {
@@ -55,14 +56,14 @@ impl Directories {
         self.wanted()
     }
 
-    /// Looks until the control loop ends.
+    /// Checks the files until the control loop ends.
     pub async fn run(mut self, updates: mpsc::Sender<FleetUpdate>) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY.to_duration()) => {}
                 () = updates.closed() => return,
             }
-            // Files may lie on a slow disk.
+            // On a blocking thread: the files may be on a slow disk.
             let looking = tokio::task::spawn_blocking(move || {
                 let changed = self.0.iter_mut().fold(false, |any, one| one.look() | any);
                 (self, changed)
@@ -89,7 +90,8 @@ impl Directories {
 }
 
 impl Directory {
-    /// Reads files that have changed and rest. Returns whether it did.
+    /// Reads changed files whose version equals that of the previous check. Returns whether any was
+    /// read.
     fn look(&mut self) -> bool {
         let Some(now) = self.stamps() else { return false };
         let rests = now == self.seen && now != self.read;
@@ -109,14 +111,14 @@ impl Directory {
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     let path = self.path.display();
-                    tracing::error!(%path, "its known backends stay: {error}");
+                    tracing::error!(%path, "directory cannot be read, its known backends stay: {error}");
                 }
                 None
             }
         }
     }
 
-    /// Reads the files whose stamps differ from those that were read.
+    /// Reads the files whose version differs from the one read last.
     fn take(&mut self, now: BTreeMap<OsString, Stamp>) {
         self.files.retain(|name, _| now.contains_key(name));
         for (name, stamp) in &now {
@@ -129,7 +131,7 @@ impl Directory {
                     self.files.insert(name.clone(), backends);
                 }
                 Err(problems) => {
-                    tracing::error!(path = %path.display(), "its known backends stay: {problems}");
+                    tracing::error!(path = %path.display(), "file cannot be used, its known backends stay: {problems}");
                 }
             }
         }
@@ -148,7 +150,7 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
         if is_hidden || path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
-        // A file that is gone again is as if it had not been there.
+        // A file deleted since the listing is ignored.
         if path.is_file() {
             stamps.insert(name, stamp(&path));
         }

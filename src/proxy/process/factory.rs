@@ -76,7 +76,7 @@ impl BackendFactory {
         let tls = match (address.tls, &self.connector) {
             (false, _) => None,
             (true, Some(tls)) => Some(tls.named(backend.server_name.as_deref())),
-            // The first https backend joins a running fleet.
+            // Loaded by the first https backend, which may join a running fleet.
             (true, None) => {
                 let tls = Connector::load(&self.upstream).map_err(BackendError::Tls)?;
                 Some(tls.named(backend.server_name.as_deref()))
@@ -144,7 +144,7 @@ fn with_key(
     address.with_key(key).ok_or_else(|| BackendError::UnusableKey { name: backend.name.clone() })
 }
 
-/// A second connection pool for each backend.
+/// Creates a second connection pool for each backend, for another runtime.
 pub(super) fn pools(
     settings: &Settings,
     files: &Files,
@@ -168,8 +168,8 @@ pub(super) fn backends(
     grouped.enumerate().map(|it| build(it).map(Arc::new)).collect()
 }
 
-/// The backends of the settings file, those that sources found, and those that operators added and
-/// removed while an earlier process ran.
+/// Returns the backends of the settings file, of the sources, and of the operators' changes from
+/// earlier processes.
 pub(super) fn desired(
     settings: &mut Settings,
     kept: &OperatorBackends,

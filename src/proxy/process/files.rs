@@ -180,7 +180,7 @@ impl Found {
         }
     }
 
-    /// A secret from the settings or from a file that they name.
+    /// Returns a secret from the settings or from a file that they name.
     fn given(
         &mut self,
         value: Option<&String>,
@@ -207,8 +207,8 @@ impl Found {
     }
 }
 
-/// Roles set by operators. The file must be readable and writable: without it a restart would undo
-/// what operators did.
+/// Reads the roles set by operators. The file must be readable and writable; otherwise a restart
+/// would discard them.
 fn state(settings: &Settings, found: &mut Found) -> OperatorRoles {
     let path = settings.admin.state_file.as_deref();
     let operator_roles = found.take("admin.state_file", OperatorRoles::read(path));
@@ -302,8 +302,8 @@ fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
     known
 }
 
-/// `None`: no tokenizer is configured, or an error was recorded. `Some(Err)`: no fast
-/// implementation.
+/// Returns `None` if no tokenizer is configured or an error was recorded, `Some(Err)` if the
+/// tokenizer has no fast implementation.
 fn tokenizer(
     i: usize,
     model: &ModelSettings,
@@ -314,7 +314,7 @@ fn tokenizer(
     let json = found.take(key("tokenizer"), bytes(path));
     let config = match &model.tokenizer_config {
         Some(path) => Some(found.take(key("tokenizer_config"), bytes(path))?),
-        // Optional: read if it is beside the tokenizer.
+        // Optional file beside the tokenizer.
         None => bytes(&path.with_file_name("tokenizer_config.json")).ok(),
     };
     let template = match &model.chat_template {
@@ -401,7 +401,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, FileProblem> {
             return Err(std::io::Error::other("not a regular file"));
         }
         let mut bytes = Vec::new();
-        // Files of /proc report no size and may be endless.
+        // Files of /proc report a size of 0 and may be unbounded.
         std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
         match bytes.len() as u64 > FILE_BYTES_MAX {
             true => Err(std::io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes"))),
@@ -449,7 +449,7 @@ mod tests {
 
     #[test]
     fn a_device_is_refused_and_not_read() {
-        let error = bytes(Path::new("/dev/zero")).expect_err("it has no end");
+        let error = bytes(Path::new("/dev/zero")).expect_err("a device is refused");
         assert_eq!(error.to_string(), "cannot read /dev/zero: not a regular file");
     }
 

@@ -1,5 +1,5 @@
-//! The Lease that several gateways of one fleet contend for (`[gateways.kubernetes]`): its holder plans,
-//! and its annotation carries the roles to the others.
+//! The Lease for which the gateways of one fleet contend (`[gateways.kubernetes]`). Its holder
+//! leads and plans; an annotation shares the roles with the other gateways.
 
 use std::sync::Arc;
 use tidegate_kubernetes::access::{Access, AccessError};
@@ -14,7 +14,7 @@ use tokio::time::{interval, timeout};
 use crate::control::{Gateways, Leadership, NamedRoles};
 use crate::dispatch::context::Proxy;
 
-/// Interval at which the lease's task looks whether the proxy drains.
+/// Interval at which the task checks whether the proxy drains.
 const LOOK_EVERY: Seconds = Seconds(0.1);
 /// Longest wait for the release of the Lease.
 const RELEASE_MAX: Seconds = Seconds(1.0);
@@ -27,7 +27,8 @@ pub struct GatewayLease {
 }
 
 impl GatewayLease {
-    /// The contender, and its end in the control loop; `None` without `[gateways.kubernetes]`.
+    /// Returns the contender and the control loop's side of it; `None` without
+    /// `[gateways.kubernetes]`.
     ///
     /// # Errors
     /// [`AccessError`] without an API server.
@@ -39,7 +40,7 @@ impl GatewayLease {
             renew_deadline: lease.renew_deadline,
             retry: lease.retry,
         };
-        // In a pod the host's name is the pod's; a restarted process is another contender.
+        // The host name is the pod's. A restarted process is a new contender.
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tidegate".to_owned());
         let identity = format!("{host}-{:08x}", fastrand::u32(..));
         let election = Election::new(access, &lease.name, identity, params);
@@ -49,8 +50,8 @@ impl GatewayLease {
         Ok(Some((GatewayLease { election, leadership, plans }, gateways)))
     }
 
-    /// Contends until the proxy drains; then the Lease is released, so that the next leader need not
-    /// wait for its end.
+    /// Contends until the proxy drains, then releases the Lease, so that the next leader need not
+    /// wait for its expiry.
     pub async fn run(self, proxy: Arc<Proxy>) {
         let GatewayLease { election, leadership, mut plans } = self;
         let (sender, written) = watch::channel(None);
@@ -75,7 +76,8 @@ impl GatewayLease {
                 },
             }
         }
-        // Before another can lead. The roles in force stay until the process ends.
+        // Leadership ends here before the Lease is released. The roles in force stay until the
+        // process ends.
         leadership.send_modify(|shown| shown.leads_until = None);
         drop((sender, elected));
         if timeout(RELEASE_MAX.to_duration(), contending).await.is_err() {
@@ -84,7 +86,7 @@ impl GatewayLease {
     }
 }
 
-/// The election sets the epoch.
+/// Returns the plan to share; the election fills in the epoch.
 fn shared(seq: u64, roles: &NamedRoles) -> SharedPlan {
     SharedPlan { epoch: 0, seq, roles: (**roles).clone() }
 }

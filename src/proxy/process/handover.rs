@@ -18,7 +18,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::listener::sockets::Bound;
 
-/// Longest time that a successor waits for the running proxy to get SIGQUIT.
+/// Longest time for which a successor waits for the running proxy to receive SIGQUIT.
 const WAIT: Duration = Duration::from_secs(60);
 /// Interval of its checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -45,7 +45,7 @@ pub enum HandOverError {
          process has started; both need the same server.upgrade_socket"
     )]
     Nothing(String),
-    /// The received message is not a set of listeners.
+    /// The received message does not contain listeners.
     #[error("the message received over {path} holds no listeners: {source}")]
     Strange {
         /// The socket.
@@ -105,7 +105,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         if !meta.file_type().is_socket() {
             return Err(io::Error::other("the path exists and is not a socket"));
         }
-        // Left behind by a killed successor. If another successor is waiting, it loses its socket.
+        // Left by a killed successor. A second waiting successor would lose its socket.
         std::fs::remove_file(path)?;
     }
     let socket = UnixListener::bind(path)?;
@@ -200,7 +200,7 @@ mod tests {
         assert!(send(&path, &[bound("a")]).is_err(), "no successor waits");
         std::fs::write(&path, "a file").unwrap();
         assert!(matches!(receive(&path), Err(HandOverError::Socket { .. })));
-        assert!(path.exists(), "a file that is no socket stays");
+        assert!(path.exists(), "a file that is not a socket is not removed");
         std::fs::remove_file(&path).unwrap();
 
         let sent = [bound("127.0.0.1:1"), bound("[::]:2")];

@@ -22,16 +22,16 @@ const RESOLUTION_MAX: Duration = Duration::from_secs(10);
 
 /// Answer of a resolver.
 type Answer = Pin<Box<dyn Future<Output = io::Result<BTreeSet<IpAddr>>> + Send>>;
-/// Resolves a name; tests have their own.
+/// Resolves a name; replaced in tests.
 type Resolver = Arc<dyn Fn(&DnsSettings) -> Answer + Send + Sync>;
 
-/// The names of all entries.
+/// The DNS names of all entries.
 pub struct Names {
     entries: Vec<Entry>,
     resolve: Resolver,
 }
 
-/// The name of one entry.
+/// The DNS name of one entry.
 struct Entry {
     dns: DnsSettings,
     template: BackendSettings,
@@ -89,21 +89,23 @@ impl Entry {
         }
     }
 
-    /// The backends at present; `None` if the name has no address.
+    /// Resolves the backends; `None` if the name has no address.
     async fn resolved(&self, resolve: &Resolver) -> Option<Vec<BackendSettings>> {
         let name = &self.dns.name;
         match tokio::time::timeout(RESOLUTION_MAX, resolve(&self.dns)).await {
             Ok(Ok(found)) if !found.is_empty() => {
                 return Some(found.into_iter().map(|ip| self.backend(ip)).collect());
             }
-            Ok(Ok(_)) => tracing::warn!(name, "has no address: its known backends stay"),
-            Ok(Err(error)) => tracing::warn!(name, "its known backends stay: {error}"),
-            Err(_) => tracing::warn!(name, "resolves too slowly: its known backends stay"),
+            Ok(Ok(_)) => tracing::warn!(name, "name has no address, its known backends stay"),
+            Ok(Err(error)) => {
+                tracing::warn!(name, "name cannot be resolved, its known backends stay: {error}")
+            }
+            Err(_) => tracing::warn!(name, "resolution timed out, the name's known backends stay"),
         }
         None
     }
 
-    /// The backend at one address. A certificate is verified against the name.
+    /// Returns the backend at one address. A certificate is verified against the DNS name.
     fn backend(&self, ip: IpAddr) -> BackendSettings {
         let DnsSettings { name: host, port, .. } = &self.dns;
         let name = format!("{}-{ip}", self.template.name).replace(':', "-");
@@ -132,7 +134,7 @@ mod tests {
 
     type Script = Arc<Mutex<VecDeque<io::Result<Vec<&'static str>>>>>;
 
-    /// A name whose answers are these, one a resolution; the last one repeats as an error.
+    /// A name resolved to these answers in order; afterwards every resolution fails.
     fn names(url: &str, answers: Vec<io::Result<Vec<&'static str>>>) -> (Names, Script) {
         let text = format!(
             "[upstream]\nca_file = \"ca\"\n[[backends]]\nname = \"e\"\nurl = \"{url}\"\n\

@@ -60,7 +60,7 @@ impl Pods {
         for entry in &mut self.entries {
             match entry.source.list().await {
                 Ok(list) => entry.known = list,
-                Err(error) => tracing::warn!("pods are listed later: {error}"),
+                Err(error) => tracing::warn!("pods cannot be listed yet: {error}"),
             }
         }
         let lists: Vec<_> = self.entries.iter().filter_map(|entry| entry.known.clone()).collect();
@@ -83,7 +83,8 @@ impl Pods {
 }
 
 impl FirstRoles {
-    /// The backends with the roles that they joined with. Those that cannot be used are problems.
+    /// Returns the backends with the roles they joined with; unusable ones are returned as
+    /// problems.
     fn wanted(&mut self, backends: impl Iterator<Item = BackendSettings>) -> Wanted {
         let known = std::mem::take(&mut self.0);
         let one = |mut backend: BackendSettings| {
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(role_of(pod("1", Some(Role::Decode))), Some(Role::Prefill));
         assert_eq!(role_of(pod("1", None)), Some(Role::Prefill));
         assert_eq!(role_of(pod("2", Some(Role::Decode))), Some(Role::Decode), "another engine");
-        assert_eq!(role_of(pod("1", None)), None, "it was gone");
+        assert_eq!(role_of(pod("1", None)), None, "the pod was deleted and created again");
     }
 
     #[test]

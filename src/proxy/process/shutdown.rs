@@ -1,8 +1,9 @@
 //! Graceful shutdown. pingora would stop accepting at once and cut streams after a fixed sleep.
-//! Here the proxy turns unready at once, still serves new connections while load balancers remove
-//! it (linger), then closes its listeners and lets in-flight requests finish up to a deadline
-//! (drain). If a successor takes over the listeners (handover.rs), the same follows without
-//! unreadiness.
+//! pingora would stop accepting at once and cut streams after a fixed sleep. Here the proxy turns
+//! unready at once and still serves new connections while load balancers remove it (linger). Then
+//! it closes its listeners and lets in-flight requests finish up to a deadline (drain). If a
+//! successor takes over the listeners (handover.rs), the proxy stays ready and drains in the same
+//! way.
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
@@ -23,8 +24,8 @@ use crate::runtime::liveness::Liveness;
 
 /// Interval of the check whether the last request has settled.
 const DRAIN_POLL: Seconds = Seconds(0.02);
-/// Longest time from sending the listeners to the successor's report that it serves; it has
-/// contacted its engines by then.
+/// Longest time from sending the listeners to the successor's report that it serves, in which the
+/// successor reads the facts of its engines.
 const HAND_OVER_MAX: Duration = Duration::from_secs(60);
 /// Longest time that a successor waits for a usable engine before it takes over.
 const READY_MAX: Seconds = Seconds(30.0);
@@ -69,13 +70,13 @@ impl Switches {
     }
 }
 
-/// Waits for the reason to stop, and drains before pingora stops.
+/// Waits for a stop signal, and drains before pingora stops.
 pub struct Drain {
     /// The proxy whose requests are drained.
     pub proxy: Arc<Proxy>,
     /// Stops the proxy without a signal, for programs that contain it.
     pub stop: Arc<Notify>,
-    /// Whether to react to the process's signals.
+    /// Whether signals of the process are handled.
     pub signals: bool,
     /// Socket at which a successor receives the listeners.
     pub upgrade_socket: Option<PathBuf>,
@@ -106,7 +107,7 @@ impl ShutdownSignalWatch for Drain {
         match cause {
             StopCause::TaskFailed => {
                 let failed_task = self.liveness.failed_task();
-                tracing::error!(failed_task, "stopping: a part of the proxy panicked");
+                tracing::error!(failed_task, "stopping: an essential task panicked");
                 return ShutdownSignal::FastShutdown;
             }
             StopCause::Terminate => {
@@ -120,8 +121,8 @@ impl ShutdownSignalWatch for Drain {
                 self.proxy.hands_over.store(true, Relaxed);
                 self.close_data();
                 self.switches.close_admin.send_replace(true);
-                // Clients may be about to send on idle connections; `connection: close` in the
-                // answer makes them reconnect, to the successor.
+                // Idle connections stay open: clients may be about to send. `connection: close` in
+                // the answer makes them reconnect to the successor.
                 self.proxy.draining.store(true, Relaxed);
                 self.closed(linger).await;
                 self.switches.stop_admin.send_replace(true);
@@ -135,13 +136,14 @@ impl ShutdownSignalWatch for Drain {
         self.closed(drain).await;
         let left = self.proxy.connections.open();
         tracing::info!(left, "stopping: drained");
-        // All requests have ended, or the drain time has: pingora stops without a second wait.
+        // All requests have ended or the drain time has passed: pingora stops without a second
+        // wait.
         ShutdownSignal::FastShutdown
     }
 }
 
 impl Drain {
-    /// Stops accepting: a socket listens as long as one handle of it is open.
+    /// Closes the listeners. A socket listens until its last handle is closed.
     fn close_data(&self) {
         self.handles().clear();
         self.switches.close_data.send_replace(true);
@@ -187,7 +189,7 @@ impl Drain {
             if !quit {
                 continue;
             }
-            // Requests are served during a hand-over, and other reasons to stop take precedence.
+            // Requests are served during a hand-over; a stop signal has precedence.
             let handing = self.hand_over();
             tokio::select! {
                 done = handing => if done { return StopCause::Upgrade },
@@ -283,7 +285,7 @@ impl SignalStreams {
     }
 }
 
-/// The next signal; pending for ever without signal handlers.
+/// Returns the next signal; pending for ever without signal handlers.
 async fn next(signals: &mut Option<SignalStreams>) -> ProcessSignal {
     let Some(signals) = signals else { return std::future::pending().await };
     tokio::select! {
@@ -313,7 +315,7 @@ pub fn ignore_early_signals() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {
         let _inside = runtime.enter();
-        // The handlers stay installed after these are dropped.
+        // The handlers stay installed after the streams are dropped.
         drop([signal(SignalKind::hangup()), signal(SignalKind::quit())]);
     }
 }
@@ -329,7 +331,7 @@ mod tests {
         assert_eq!(liveness.failed_task(), None);
         let ended = tokio::spawn(async move {
             let _guard = port;
-            panic!("as a bug does");
+            panic!("simulated bug");
         });
         assert!(ended.await.is_err());
         liveness.failed().await;
@@ -338,6 +340,6 @@ mod tests {
         let stopping = Arc::new(Liveness::default());
         stopping.stop();
         drop(stopping.guard("the admin port"));
-        assert_eq!(stopping.failed_task(), None, "parts may end once the proxy stops");
+        assert_eq!(stopping.failed_task(), None, "tasks may end once the proxy stops");
     }
 }

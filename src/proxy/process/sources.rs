@@ -1,7 +1,7 @@
 //! Sources of backends beside the settings file: each is a task that sends [`FleetUpdate`]s.
 //!
-//! Every source is read once before the proxy listens, so that the backends that are there already are
-//! in the first table; a source that does not answer in time is left out of it and joins later.
+//! Every source is read once before the proxy listens, so that the first table contains existing
+//! backends. The backends of a source that does not answer in time join later.
 
 use tidegate_settings::reconcile::SourceId;
 use tidegate_types::Seconds;
@@ -16,8 +16,7 @@ use crate::process::names::Names;
 use crate::process::pods::Pods;
 use crate::process::wanted::Wanted;
 
-/// Longest wait for all first readings: an absent API server must not keep tidegate from serving
-/// other backends.
+/// Time limit for all first readings: without an API server, tidegate still serves other backends.
 const FIRST_MAX: Seconds = Seconds(5.0);
 
 /// The sources of the settings.
@@ -42,7 +41,7 @@ impl Sources {
         read
     }
 
-    /// The sources that are asked over the network.
+    /// Reads the sources that are queried over the network.
     fn asked(&mut self) -> Vec<(SourceId, Wanted)> {
         // The timer belongs to the runtime that polls it.
         let reading = async { timeout(FIRST_MAX.to_duration(), self.read()).await };
@@ -50,7 +49,7 @@ impl Sources {
         let read = std::thread::scope(|scope| {
             let run = || {
                 let runtime = Builder::new_current_thread().enable_all().build();
-                // A source that is late is read again by its task.
+                // A source without an answer is read again by its task.
                 runtime.map(|runtime| runtime.block_on(reading).unwrap_or_default())
             };
             scope.spawn(run).join()

@@ -152,7 +152,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     }
     let clock = Clock::start();
     let mut settings = settings.clone();
-    // First, as files are read per expanded backend.
+    // Expanded first, because key files are read per backend.
     expand::expand(&mut settings);
     let kept = OperatorBackends::read(settings.admin.state_file.as_deref()).map_err(|source| {
         let path = settings.admin.state_file.clone().unwrap_or_default();
@@ -348,8 +348,8 @@ fn recording(settings: &Settings) -> Result<Recording, StartError> {
 
 /// Capacity of the channels of commands and probe results, which are rare.
 const INBOX_MAX: usize = 64;
-/// Shortest time between two plans triggered by arrivals. A plan takes some 10 µs, so the core
-/// stays free for requests.
+/// Shortest time between two plans triggered by arrivals. A plan takes some 10 µs, so that planning
+/// uses under 1 % of a core.
 const SHORTEST_PLAN_GAP: Seconds = Seconds(0.002);
 
 /// The first table, before any engine has reported: roles from the settings or else from the

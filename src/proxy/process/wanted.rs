@@ -1,4 +1,4 @@
-//! The lists of backends that sources send to the control loop.
+//! Lists of desired backends from sources to the control loop.
 
 use std::sync::Arc;
 use tidegate_settings::reconcile::{BadEntry, SourceId};
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::control::{Desired, FleetUpdate};
 
-/// What a source wants.
+/// Desired backends of a source; unusable entries are problems.
 pub type Wanted = Vec<Result<BackendSettings, BadEntry>>;
 /// The last known backends of one entry; `None` before the first answer.
 pub type Known = watch::Receiver<Option<Vec<BackendSettings>>>;

@@ -1,4 +1,4 @@
-//! The body that a client reads, and the answer of a stream that is still pending.
+//! Response bodies, including the body of a stream whose answer is still pending.
 //!
 //! With `keepalive_comment`, a streaming client receives its head before the answer begins, then comments
 //! while the request is queued, prefilled or retried. A comment commits the proxy to the status only; a
@@ -189,7 +189,7 @@ impl PendingAnswer {
         if now >= self.next {
             self.next = now + self.interval;
             self.timer.as_mut().reset(self.clock.coarse_instant(self.next));
-            // Registers the timer: the clock's grid is not before `next`.
+            // Registers the timer: the next grid point is at or after `next`.
             if self.timer.as_mut().poll(context).is_ready() {
                 context.waker().wake_by_ref();
             }
@@ -216,7 +216,7 @@ fn as_events(response: Response<RelayBody>, accepted: &Accepted) -> RelayBody {
     }
     let (bytes, mut record) = match body {
         RelayBody::Full(bytes, record) => (bytes, record),
-        // An answer that is forwarded, larger than the proxy buffers.
+        // A forwarded answer, larger than the proxy buffers.
         other => {
             drop(other);
             (None, None)

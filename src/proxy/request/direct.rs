@@ -1,7 +1,7 @@
-//! Requests that only some backends of a pool can serve: those about an object stored by one engine, and
-//! paths that some engine kinds lack. The candidate backends are tried in order, the holder of the object
-//! first. These requests bypass the EDF queue: a generating request waits for capacity of the backend
-//! that is tried.
+//! Requests that only some backends of a pool can serve: those about an object stored by one
+//! engine, and paths that some engine kinds lack. Candidates are tried in order, the holder of the
+//! object first. These requests bypass the EDF queue; generating ones wait for capacity on the
+//! backend being tried.
 
 use http::StatusCode;
 use std::borrow::Cow;

@@ -33,7 +33,7 @@ const END_MAX: Seconds = Seconds(1.0);
 /// Longest time between the last `finish_reason` and the end mark. Engines send both, and the usage,
 /// within one or two steps; a stream held open longer is ended by the proxy.
 const FINISHED_MAX: Seconds = Seconds(5.0);
-/// Longest silence of a stream whose engine is down.
+/// Longest silence of a stream whose engine is marked down.
 const DEAD_AFTER: Seconds = Seconds(30.0);
 /// Time without reads by the client after which an engine may close its connection.
 const CLIENT_BLOCKS: Seconds = Seconds(5.0);

@@ -101,8 +101,8 @@ async fn answer(proxy: Arc<Proxy>, received: ReceivedRequest) -> Response<RelayB
     let record = Box::new(record);
     let interval = inbound.settings.keepalive_comment.filter(|_| streams_events(&accepted));
     let (requested, live) = (Arc::clone(&accepted), Arc::clone(&record.live));
-    // Boxed, so that a stream can continue with it after its head was sent. Constructed in place,
-    // because the future is large.
+    // Boxed: a stream continues with this future after its head was sent. Constructed in place,
+    // because moving the future would copy it.
     let place = Box::new_uninit();
     let serving = serve(Arc::clone(&proxy), inbound, accepted, (job, matches), record);
     let mut serving = Box::into_pin(Box::write(place, serving));

@@ -134,7 +134,7 @@ pub async fn admit_request(
                 None => inbound.settings.chain.strip_handoff(&mut inbound.headers),
             }
             if inbound.settings.keeps_authorization {
-                // The keys are the gateway's own; an engine would try to verify them.
+                // The keys are the gateway's own; an engine with authentication would reject them.
                 for name in tidegate_filters::CREDENTIALS {
                     inbound.headers.remove(name);
                 }
@@ -158,7 +158,7 @@ fn without_slash(target: PathAndQuery) -> PathAndQuery {
     PathAndQuery::try_from(text).unwrap_or(target)
 }
 
-/// Replaces an alias in the query by the model's own name, which the engine knows.
+/// Replaces an alias in the query by the model's own name, the only one known to the engine.
 fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
     let query = target.query().unwrap_or_default();
     match model_in_query(query) {

@@ -81,7 +81,7 @@ pub fn error(error: &ApiError, form: ErrorForm) -> Response<RelayBody> {
     response
 }
 
-/// llm-d's reason for the rejections that have one there.
+/// Returns llm-d's reason for rejections that llm-d also has.
 fn dropped_reason(code: &str) -> Option<&'static str> {
     match code {
         "rate_limit_exceeded" | "body_budget" => Some("rejected-saturated"),
@@ -91,7 +91,7 @@ fn dropped_reason(code: &str) -> Option<&'static str> {
     }
 }
 
-/// Answers a health check as engines do: by the status alone.
+/// Returns a health answer: the status code, without a body.
 pub fn health(ready: bool) -> Response<RelayBody> {
     let mut response = Response::new(RelayBody::full(Bytes::new()));
     if !ready {
@@ -100,7 +100,7 @@ pub fn health(ready: bool) -> Response<RelayBody> {
     response
 }
 
-/// A JSON document.
+/// Returns a JSON response.
 pub fn json(status: StatusCode, body: Bytes) -> Response<RelayBody> {
     let mut response = Response::new(RelayBody::full(body));
     *response.status_mut() = status;

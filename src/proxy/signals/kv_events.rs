@@ -123,7 +123,7 @@ async fn listen(host: &dyn SignalHost, backend: &Backend, source: &KvSource, mod
     while serves() && !backend.has_left() {
         match reader.session().await {
             Ok(()) => failed = false,
-            // Logged once per outage; other parts report an engine that is down.
+            // Logged once per outage; health probes report an engine that is down.
             Err(error) if !failed => {
                 failed = true;
                 tracing::warn!(backend = %backend.name, "KV events: {error}");

@@ -28,7 +28,8 @@ pub fn write(log: &RequestLog<'_>) {
     let accepted = log.accepted;
     tracing::info!(
         target: TARGET,
-        // As strings and not by `Display`: clients choose the values, and the text format quotes strings.
+        // Passed as strings and not by `Display`: clients choose the values, and the text format
+        // quotes strings.
         request_id = &*log.live.name,
         trace = accepted.traceparent.as_str(),
         tenant = accepted.tenant.as_str(),

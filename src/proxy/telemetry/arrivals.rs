@@ -14,7 +14,7 @@ use crate::telemetry::request_log::{RequestLog, RequestOutcome};
 const QUEUE_MAX: usize = 2048;
 /// Most requests kept: an hour at 18 requests a second, about 7 MB.
 pub const KEPT_MAX: usize = 65_536;
-/// How long they are kept.
+/// Retention of a request.
 pub const KEPT_FOR: Seconds = Seconds(3600.0);
 /// Most block hashes kept: 4 MB. Requests beyond it are kept without hashes.
 const HASHES_MAX: usize = 524_288;
@@ -155,7 +155,8 @@ impl Arrivals {
     /// Moves queued requests into the records and removes those older than an hour.
     pub fn collect(&self, now: Moment) -> MutexGuard<'_, Records> {
         let mut records = self.records();
-        // Bounded: requests that end meanwhile are left to the next call.
+        // Bounded by the queue's capacity; requests that end meanwhile are collected by the next
+        // call.
         for _ in 0..QUEUE_MAX {
             let Some(queued) = self.queue.pop() else { break };
             records.add(queued, now);

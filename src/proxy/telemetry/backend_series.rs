@@ -1,6 +1,5 @@
-//! The series with a label `backend`. Each backend has a registry of its own, which goes when the backend
-//! has left: names of pods are never used again, and the page must not grow with every pod that was
-//! ever there.
+//! The series with the label `backend`. Each backend has its own registry, which is removed with
+//! the backend. Pod names are not reused, so that a shared registry would grow without bound.
 
 use dashmap::DashMap;
 use metrics::{
@@ -22,7 +21,7 @@ pub struct BackendSeries {
 }
 
 impl BackendSeries {
-    /// No backends.
+    /// Creates an empty set of registries.
     pub fn new() -> BackendSeries {
         let help = HelpTexts::default();
         with_local_recorder(&help, descriptions::describe);
@@ -30,7 +29,7 @@ impl BackendSeries {
         BackendSeries { registries: DashMap::new(), help }
     }
 
-    /// Makes the registry of a backend; one with the same name shares it.
+    /// Creates the registry of a backend. Backends with the same name share one.
     pub fn join(&self, name: &Arc<str>) {
         if self.registries.contains_key(name) {
             return;
@@ -39,7 +38,7 @@ impl BackendSeries {
             Ok(made) => {
                 self.registries.insert(Arc::clone(name), made);
             }
-            Err(error) => tracing::error!(backend = %name, "has no metrics: {error}"),
+            Err(error) => tracing::error!(backend = %name, "backend has no metrics: {error}"),
         }
     }
 
@@ -48,7 +47,7 @@ impl BackendSeries {
         self.registries.remove(name);
     }
 
-    /// Runs `make` with the backend's registry; handles that it makes for an unknown backend are not
+    /// Runs `make` with the backend's registry. Handles created for an unknown backend are not
     /// exported.
     pub fn within<T>(&self, name: &str, make: impl FnOnce() -> T) -> T {
         match self.registries.get(name) {
@@ -64,7 +63,7 @@ impl BackendSeries {
         }
     }
 
-    /// Appends the series to a page that has none of these metrics.
+    /// Appends the series to a page that contains none of these metrics.
     pub fn render(&self, page: &mut String) {
         let mut pages: Vec<(Arc<str>, String)> = self
             .registries
@@ -106,7 +105,7 @@ fn by_metric<'a>(
     metrics
 }
 
-/// Collects descriptions.
+/// Recorder that collects the descriptions.
 #[derive(Default)]
 struct HelpTexts(Mutex<BTreeMap<String, String>>);
 
@@ -174,12 +173,12 @@ mod tests {
         assert_eq!(both.matches("# TYPE").count(), 3, "{both}");
         assert!(both.contains("tidegate_prefix_hit_rate_error_count{backend=\"b\"} 1"), "{both}");
         series.join(&"a".into());
-        assert_eq!(page(&series), both, "another backend of the same name continues its series");
+        assert_eq!(page(&series), both, "a backend of the same name continues the series");
         series.leave("a");
         let kept = page(&series);
         assert!(!kept.contains("\"a\"") && kept.contains("\"b\""), "{kept}");
         series
             .within("a", || counter!("tidegate_leg_failures_total", "backend" => "a").increment(1));
-        assert_eq!(page(&series), kept, "a late count brings no series back");
+        assert_eq!(page(&series), kept, "a late count does not restore a removed series");
     }
 }

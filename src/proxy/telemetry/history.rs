@@ -105,7 +105,8 @@ impl EngineTime {
         self.samples += 1;
     }
 
-    /// Returns mean engines on prefill and on decode, and starts anew.
+    /// Returns the mean number of engines on prefill and on decode since the last call, and resets
+    /// both.
     pub fn take(&mut self) -> (f64, f64) {
         let EngineTime { prefill, decode, samples } = std::mem::take(self);
         let samples = f64::from(samples.max(1));

@@ -149,14 +149,14 @@ mod tests {
             let text = page.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let text = String::from_utf8(text).unwrap();
             assert_eq!(text.lines().count(), 2, "{kind:?}: {text:?}");
-            // JSON requires no escapes beyond ASCII.
+            // JSON escapes no characters beyond ASCII.
             let is_text = kind == LogFormat::Text;
             let is_raw = |c: char| c.is_control() && c != '\n' && (is_text || c.is_ascii());
             assert!(!text.contains(is_raw), "{kind:?}: {text:?}");
             let first = text.lines().next().unwrap_or_default();
             let bare = first.matches("\" status=200").count();
             let escaped = first.matches("\\\" status=200").count();
-            assert_eq!(bare, escaped, "a quote ends no value: {text:?}");
+            assert_eq!(bare, escaped, "quotes are escaped: {text:?}");
         }
     }
 }

@@ -142,7 +142,7 @@ impl Metrics {
         self.backends.store(Arc::new(next));
     }
 
-    /// Removes the series of a backend that has left. The caller has no other backend of its name.
+    /// Removes the series of a backend that has left. No other backend may have its name.
     pub(crate) fn leave(&self, name: &str) {
         self.series.leave(name);
     }
@@ -245,7 +245,7 @@ impl Metrics {
         });
     }
 
-    /// Counts a role that was to be written as a label of a pod.
+    /// Counts an attempt to write a role as a pod label, by result.
     #[cfg(feature = "kubernetes")]
     pub fn role_label(&self, result: &'static str) {
         with_local_recorder(&self.recorder, || {
@@ -253,7 +253,7 @@ impl Metrics {
         });
     }
 
-    /// Shows whether this gateway leads, with its epoch. Without an election nothing calls it.
+    /// Sets whether this gateway leads, and its epoch. Called only with leader election.
     pub fn leads(&self, epoch: Option<u64>) {
         with_local_recorder(&self.recorder, || {
             gauge!("tidegate_leader").set(f64::from(u8::from(epoch.is_some())));
@@ -302,7 +302,7 @@ impl Metrics {
         self.live_requests.set(fleet.registry.len() as f64);
         let gauges = self.backends.load();
         let all = fleet.backends();
-        // One that joined under the name of one that leaves has the gauges.
+        // A backend that is being removed may share its name with a new one, which owns the gauges.
         let here = all.iter().filter(|backend| !backend.is_leaving());
         for (backend, gauges) in here.filter_map(|b| Some((b, gauges.get(b.id.index())?))) {
             let balance = backend.account.balance();

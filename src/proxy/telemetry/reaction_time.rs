@@ -1,23 +1,25 @@
 //! Reaction time: from the first arrival that the previous plan had not seen, to the routing table
 //! that reassigns engines, and to the first leg placed with that table, whichever leg and backend.
 //!
-//! Of the arrivals that only the deciding plan had seen, the first one counts, so that no time is
-//! omitted. Two kinds of plan are not measured: plans without a new arrival (a hold has ended, a
-//! backend is back), and moves by the cold-start bias, which no arrival caused.
+//! Of the arrivals that only the deciding plan had seen, the first counts. Plans without a new
+//! arrival (a hold has ended, a backend has returned) and moves by the cold-start bias are not
+//! measured.
 //!
-//! Time in which no leg could be placed is subtracted. (a) No leg was waiting: the leg arrived
-//! after the table, and the time between is subtracted. (b) Every waiting leg was tried with the
-//! new table and none fitted on any engine: the time from the end of that scan to the leg's
-//! arrival, or to the start of the scan that places it, is subtracted. The delay from an event to
-//! the scan that it triggers counts if the event is a table.
+//! Time in which no leg could be placed is subtracted. (a) No leg was waiting: the time from the
+//! table to the leg's arrival. (b) Every waiting leg was tried with the new table and none fitted:
+//! the time from the end of that scan to the leg's arrival, or to the start of the scan that places
+//! it. The delay from an event to the scan that it triggers counts only if the event is a new
+//! table.
 //!
-//! Four atomics; a request costs two relaxed loads, and a store if it is the first since a plan.
+//! Cost: four atomics; two relaxed loads a request, and one store for the first request after a
+//! plan.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tidegate_types::{Moment, Seconds};
 
-/// The first arrival since the last plan; the arrival that the last unanswered table answers; when
-/// that table was published; the end of the first scan with it that placed nothing.
+/// Atomics: the first arrival since the last plan; the arrival for which the last table was
+/// published; the time of that publication; the end of the first scan with that table that placed
+/// nothing.
 #[derive(Debug)]
 pub struct ReactionTimer {
     arrived: AtomicU64,
@@ -106,15 +108,18 @@ mod tests {
         reaction.arrived(at(12));
         let arrival = reaction.seen().unwrap();
         assert_eq!(arrival, at(10));
-        assert_eq!(reaction.seen(), None, "the next plan knows them all");
-        assert!(reaction.placed(at(10), at(11), || at(11)).is_none(), "no table yet");
+        assert_eq!(reaction.seen(), None, "the plan has seen all arrivals");
+        assert!(reaction.placed(at(10), at(11), || at(11)).is_none(), "no table is published");
         assert!((reaction.published(arrival, at(14)).as_millis() - 4.0).abs() < 1e-9);
         reaction
     }
 
     fn takes(reaction: &ReactionTimer, came: u64, began: u64, now: u64) -> f64 {
         let took = reaction.placed(at(came), at(began), || at(now)).unwrap();
-        assert!(reaction.placed(at(came), at(now), || at(now)).is_none(), "once a table");
+        assert!(
+            reaction.placed(at(came), at(now), || at(now)).is_none(),
+            "one measurement a table"
+        );
         took.as_millis().round()
     }
 

@@ -1,5 +1,5 @@
-//! A ring of the requests that ended last, written on settlement and read by the admin API. Writing
-//! takes no lock: one slot is drawn by an atomic counter and swapped.
+//! Ring buffer of the requests that ended last, written on settlement and read by the admin API. A
+//! write takes no lock: an atomic counter selects the slot, and its content is swapped.
 
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tidegate_types::{Seconds, Tokens};
 use crate::backends::fleet::InflightRequest;
 use crate::telemetry::request_log::{Expected, RequestLog, RequestOutcome};
 
-/// The ring; with 0 slots it keeps nothing.
+/// The ring buffer; with 0 slots no request is kept.
 pub struct Recent {
     slots: Box<[ArcSwapOption<RecentRequest>]>,
     written: AtomicUsize,
@@ -41,8 +41,8 @@ pub struct RecentRequest {
     pub split: bool,
     pub predicted: Option<Expected>,
     pub expected_ttft: Option<Seconds>,
-    /// The candidates of its last placement by name, since a later backend may take the slot of one
-    /// that has left; the first one was chosen.
+    /// Candidates of the last placement, the chosen one first. By name, because a slot may be
+    /// reused by a later backend.
     pub considered: Box<[(Arc<str>, Considered)]>,
 }
 
@@ -176,9 +176,9 @@ mod tests {
         let ids: Vec<u64> = ring.last(9).iter().map(|ended| ended.live.id.0).collect();
         assert_eq!(ids, [6, 5, 4, 3]);
         assert_eq!(ring.last(1).len(), 1);
-        assert_eq!(ring.find("r0").unwrap().live.id.0, 6, "the latest of that name");
+        assert_eq!(ring.find("r0").unwrap().live.id.0, 6, "the latest request with that id");
         assert_eq!(ring.find("4").unwrap().live.id.0, 4, "by number");
-        assert!(ring.find("2").is_none(), "it was overwritten");
+        assert!(ring.find("2").is_none(), "the entry was overwritten");
         assert!(!Recent::new(0).is_on());
     }
 }

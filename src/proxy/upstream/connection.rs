@@ -35,7 +35,7 @@ pub enum ExchangeError {
     /// No connection within the limit: nothing was sent.
     #[error("no connection within {0:?}")]
     ConnectTimeout(std::time::Duration),
-    /// A pooled connection turned out to be closed already.
+    /// A reused connection was already closed by the engine.
     #[error("a kept-alive connection was already closed: {source}")]
     Stale {
         /// The error that showed it.
@@ -187,7 +187,8 @@ impl EngineConnection {
             let end = io::ErrorKind::ConnectionAborted.into();
             return Err(exchange.stale(end));
         }
-        // A success before the whole request was written is invalid; an early refusal is valid.
+        // A success before the whole request was written is invalid; an early error status is
+        // valid.
         if exchange.flushed.is_none() && head.status.is_success() {
             return Err(ExchangeError::Closed);
         }
@@ -204,8 +205,8 @@ impl EngineConnection {
     }
 }
 
-/// A head, the reader of its body, the bytes of the body that arrived with it, and whether no surplus
-/// bytes followed.
+/// A head, the reader of its body, body bytes that arrived with it, and whether the read ended
+/// there.
 type StartedAnswer = (ResponseHead, BodyReader, Option<Bytes>, bool);
 
 impl Exchange<'_> {

@@ -24,7 +24,7 @@ pub struct EngineBody {
 
 struct Coding {
     decoder: Decoder,
-    /// Received and not decoded yet.
+    /// Received bytes that are not decoded yet.
     rest: Bytes,
 }
 
@@ -150,7 +150,7 @@ impl Decoder {
     }
 }
 
-/// Collects pieces; a single piece is not copied.
+/// Collects the pieces of a body; a single piece is not copied.
 #[derive(Default)]
 pub struct Gathered {
     first: Bytes,
@@ -183,10 +183,10 @@ impl Gathered {
     }
 }
 
-/// All of a body.
+/// Reads a whole body.
 ///
 /// # Errors
-/// It broke off, or is larger than `max`.
+/// The body broke off, or is larger than `max`.
 pub async fn read_all(body: impl Into<EngineBody>, max: usize) -> Result<Bytes, LegProblem> {
     let mut body = body.into();
     let mut read = Gathered::default();
@@ -227,7 +227,10 @@ mod tests {
         for step in [1, 7, 1000, 5000] {
             let new = || Decoder::Gzip(MultiGzDecoder::new(Vec::new()));
             assert_eq!(decoded(new(), &gzip, step).unwrap(), text, "{step}");
-            assert!(decoded(new(), &gzip[..gzip.len() - 9], step).is_err(), "it broke off");
+            assert!(
+                decoded(new(), &gzip[..gzip.len() - 9], step).is_err(),
+                "a truncated body is an error"
+            );
             let zlib_decoder = Decoder::Zlib(ZlibDecoder::new(Vec::new()));
             assert_eq!(decoded(zlib_decoder, &zlib, step).unwrap(), text, "{step}");
         }

@@ -9,7 +9,7 @@ use tidegate_types::{BackendId, Seconds};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{BrokenOff, ExchangeError};
 
-/// The kind of a leg.
+/// Kind of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leg {
     /// The prefill of a split request.
@@ -37,7 +37,7 @@ pub enum LegProblem {
     /// No answer, or an incomplete one.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
-    /// The answer broke off before its first byte was forwarded.
+    /// The answer ended before its first byte was forwarded.
     #[error("the answer broke off: {0}")]
     BrokeOff(#[source] BrokenOff),
     /// The engine answered with an error: by a status, or by an event in place of a token.

@@ -1,4 +1,4 @@
-//! A request to an engine, ready for the wire.
+//! A request to an engine, serialised.
 
 use bytes::Bytes;
 use http::Method;
@@ -8,7 +8,7 @@ use tidegate_http1::RequestHeadWriter;
 
 use super::Address;
 
-/// Its head as it is sent, and its body.
+/// Serialised head and body of a request.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     pub(super) method: Method,
@@ -32,7 +32,7 @@ impl Outgoing {
         Outgoing { upgrades: true, ..Outgoing::new(head, Bytes::new()) }
     }
 
-    /// One of tidegate's own, without a client behind it. A body is JSON.
+    /// Creates one of tidegate's own requests, such as a probe. A body is JSON.
     pub fn own(method: &Method, address: &Address, path: &'static str, body: Bytes) -> Outgoing {
         let target = PathAndQuery::from_static(path);
         let mut head = RequestHeadWriter::new(method, &address.target(&target));
@@ -50,7 +50,7 @@ impl Outgoing {
         self.head.len() + self.body.len()
     }
 
-    /// Returns what is left once `sent` bytes are on the wire, of the body at most `most` bytes.
+    /// Returns the parts after the first `sent` bytes, with at most `most` bytes of the body.
     pub(super) fn rest(&self, sent: usize, most: usize) -> [IoSlice<'_>; 2] {
         let head = &self.head[sent.min(self.head.len())..];
         let body = &self.body[sent.saturating_sub(self.head.len())..];

@@ -20,7 +20,8 @@ use crate::runtime::clock::Clock;
 /// Limits of one backend's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolParams {
-    /// Most idle connections kept; more in flight are opened as needed and closed after use.
+    /// Most idle connections kept. Connections beyond them are opened on demand and closed after
+    /// use.
     pub idle_max: usize,
     /// Longest idle time of a reusable connection; below the engine's own limit.
     pub idle_time: Seconds,
@@ -30,12 +31,12 @@ pub struct PoolParams {
     pub first_byte_timeout: Seconds,
 }
 
-/// After bytes beyond an answer, the connections of that engine are not reused for this time. Such bytes
-/// may arrive while the next request is sent, where they look like its answer. Without reuse each
-/// request of that broken engine costs a connection.
+/// Time without connection reuse after an engine has sent bytes beyond an answer. Such bytes may
+/// arrive while the next request is sent and would be read as its answer. Each request to that
+/// engine then opens a connection.
 const SUSPECT: Seconds = Seconds(60.0);
 
-/// Idle connections, each with the start of its idle time.
+/// Idle connections, each with the time at which it became idle.
 pub(super) struct IdlePool {
     links: ArrayQueue<(EngineConnection, Moment)>,
     clock: Clock,
@@ -60,7 +61,9 @@ impl IdlePool {
     pub(super) fn suspect(&self) {
         let now = self.clock.now();
         if !self.is_suspect(now) {
-            tracing::warn!("an engine sends bytes beyond its answers: no connection is used twice");
+            tracing::warn!(
+                "an engine sends bytes beyond its answers: its connections are not reused"
+            );
         }
         self.suspect_until.store((now + SUSPECT).0, Relaxed);
     }
@@ -158,7 +161,8 @@ impl Pool {
                 let now = self.idle.now();
                 link.exchange(request(), Arc::clone(&self.idle), now).await
             }
-            // No fresh connection either: the first error shows whether the engine may have received the request.
+            // The fresh connection failed too: the first error shows whether the engine may have
+            // received the request.
             (Err(_), Some(stale @ ExchangeError::Stale { sent: true, .. })) => Err(stale),
             (Err(error), _) => Err(error),
         }

@@ -213,7 +213,7 @@ mod tests {
         let refusing = TcpSocket::new_v4().unwrap();
         refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let refuses = refusing.local_addr().unwrap();
-        // A queue of connections that is full answers nothing.
+        // A listener with a full accept queue does not answer the SYN.
         let silent = TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let silent = silent.listen(1).unwrap();

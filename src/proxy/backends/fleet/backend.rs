@@ -25,7 +25,7 @@ pub struct Backend {
     pub kind: EngineKind,
     /// The hand-off protocol.
     pub family: Family,
-    /// Who can change its role: tidegate, the engine itself, or only a restart.
+    /// How its role can be changed: by tidegate, by the engine itself, or only by a restart.
     pub capability: RoleCapability,
     /// The roles that its launch flags allow.
     pub allowed: RoleSet,
@@ -37,7 +37,7 @@ pub struct Backend {
     kv_capacity_is_set: bool,
     /// Port at which other engines contact it for a hand-off: bootstrap server or side channel.
     pub rendezvous_port: u16,
-    /// Rendezvous facts, fetched before its first hand-off.
+    /// Rendezvous data, fetched before its first hand-off.
     pub bootstrap: Bootstrap,
     /// HMAC key that authenticates hand-offs within its group.
     pub key: Option<Box<[u8]>>,
@@ -45,7 +45,7 @@ pub struct Backend {
     pub paths: Vec<String>,
     /// Its connections.
     pub pool: Pool,
-    /// Its in-flight work: charged when requests are placed, settled when their guards are dropped.
+    /// Its in-flight work: charged on placement, settled when the reservation is dropped.
     pub account: Arc<Account>,
     /// Its health, from request outcomes and probes.
     pub health: Health,

@@ -90,7 +90,7 @@ impl Health {
     }
 
     /// Whether it may receive new work. A backend that has not been contacted may: its first
-    /// request is the test.
+    /// request shows whether it serves.
     pub fn is_usable(&self) -> bool {
         self.state.load(Relaxed) != DOWN
             && !self.hardware_fault.load(Relaxed)
@@ -102,7 +102,7 @@ impl Health {
         self.suspicion.load(Relaxed) != 0 || self.is_busy(now)
     }
 
-    /// Whether it is usable, not ejected and answers probes. Silent and busy engines are included.
+    /// Whether it is usable, not ejected, and answers probes; it may be silent or in a back-off.
     pub fn is_well(&self) -> bool {
         self.is_usable() && !self.is_ejected() && !self.is_overdue()
     }
@@ -263,7 +263,7 @@ impl Health {
         let span = match asked.filter(|asked| *asked > Seconds::ZERO) {
             Some(asked) => asked.min(BACK_OFF_ASKED_MAX),
             None => {
-                // Requests sent at the same time are refused at the same time: they count once.
+                // Concurrent requests are refused together; their refusals count once.
                 let again = !self.is_busy(now);
                 let times = match again {
                     true => self.busy_times.fetch_add(1, Relaxed),

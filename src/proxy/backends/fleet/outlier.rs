@@ -46,7 +46,7 @@ impl Window {
             let (of, requests, _) = fields(part);
             match of == number & PART_MAX {
                 true if requests < COUNT_MAX => Some(part + more),
-                // Full: further outcomes hardly change the share.
+                // The part is full; further outcomes would hardly change the share.
                 true => None,
                 false => Some((number & PART_MAX) << (2 * COUNT_BITS) | more),
             }

@@ -1,8 +1,8 @@
-//! A role held by an operator.
+//! A pin: an operator's hold on a backend's role.
 
 use tidegate_types::{Moment, Role};
 
-/// The planner does not move a backend with a pin.
+/// Excludes a backend from the planner's role changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin {
     /// Role that the planner must not change.

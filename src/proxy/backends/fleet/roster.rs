@@ -44,8 +44,7 @@ impl Roster {
         self.0.store(Arc::new(next));
     }
 
-    /// A slot whose backend has left and is referred to by nothing but this roster, else the next
-    /// new slot.
+    /// Returns a slot whose backend has left and has no other reference, else the next new slot.
     pub fn free(&self) -> usize {
         let now = self.0.load();
         let free = |backend: &Arc<Backend>| backend.has_left() && Arc::strong_count(backend) == 1;

@@ -1,5 +1,5 @@
-//! The routing table: the immutable snapshot that requests are routed by. A new plan, a health change
-//! or new costs replace it; each step of a request reads the current one.
+//! The routing table: an immutable snapshot, replaced by a new plan, a health change or new costs.
+//! Each step of a request reads the current one.
 
 use std::collections::HashMap;
 use std::sync::Arc;

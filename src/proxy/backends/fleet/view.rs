@@ -15,7 +15,7 @@ use super::{Fleet, RoutingTable};
 pub enum Known<'a> {
     /// Of one request: the fast path.
     One(&'a Matches),
-    /// Of all queued requests: the dispatcher.
+    /// Of all queued requests: the dispatcher's pass.
     Many(&'a HashMap<RequestId, Matches>),
 }
 

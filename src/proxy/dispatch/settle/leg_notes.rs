@@ -1,5 +1,5 @@
-//! What the legs of a request note while they run. Notes are written as they happen and not returned
-//! by the legs, because a disconnect drops the legs and the request is logged nevertheless.
+//! Notes of a request's legs. Legs write them while they run and do not return them: when the
+//! client disconnects, the legs are dropped, and the request is still logged.
 
 use std::sync::Arc;
 use tidegate_engine::Usage;

@@ -11,7 +11,8 @@ use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient};
 use crate::runtime::connections::ConnectionLimit;
 
-/// Time after the stop in which a connection without a byte may still send its first request.
+/// How long a connection that has sent nothing is kept after the stop, for a request already under
+/// way.
 const FIRST_BYTES: Seconds = Seconds(0.5);
 
 /// Serves the data port.
@@ -32,7 +33,7 @@ impl App for DataApp {
         stop: watch::Receiver<bool>,
     ) {
         let proxy = Arc::clone(&self.proxy);
-        // Longest time for a request head, between two parts of a body, and between two requests.
+        // Time limit for a request head, between two parts of a body, and between two requests.
         let patience = proxy.settings.load().values.server.keepalive;
         drop(self);
         let first = tokio::time::timeout(patience.to_duration(), preface::version(io));

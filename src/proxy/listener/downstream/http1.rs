@@ -178,8 +178,8 @@ where
     let (subject, peer) = (peer.subject.clone(), peer.address);
     let ServerSettings { half_close, client_stall, .. } = settings.values.server;
     let asked = intake::ReceivedRequest { settings, head, body, upgrades, arrived, subject, peer };
-    // Boxed: unboxed, the connection would keep 5 KB during a stream. Constructed in place, because the
-    // future is large.
+    // Boxed: unboxed, the connection would keep 5 KB during a stream. Constructed in place, because
+    // moving the future would copy it.
     let room = Box::new_uninit();
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
     let mut presence = Presence::new(half_close);
@@ -277,7 +277,7 @@ async fn answered<Io: AsyncRead + AsyncWrite + DetectReset + Unpin>(
     is_1_1: bool,
     presence: &mut Presence,
 ) -> Result<Response<RelayBody>, ClosedEarly> {
-    // An interim response is written completely before the next response.
+    // A started interim response is written to its end before the next response begins.
     let mut interim: &[u8] = &[];
     let response = poll_fn(|context| {
         if let Poll::Ready(response) = handling.as_mut().poll(context) {

@@ -8,8 +8,8 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// Minimum mean rate after that, in bytes a second. A modem of 1998 sent 4 KB/s.
 pub const RATE_MIN: f64 = 1024.0;
 
-/// For how much longer a body, `elapsed` after its first wait, may wait for its next bytes when
-/// `bytes` of it are here. Zero: it has been too slow.
+/// Returns how much longer a body may wait for its next bytes, given the time since its first wait
+/// and the bytes received. Zero: the body is below the minimum rate.
 pub fn allowance(elapsed: Duration, bytes: usize) -> Duration {
     let earned = Duration::from_secs_f64(bytes as f64 / RATE_MIN);
     (GRACE + earned).saturating_sub(elapsed)

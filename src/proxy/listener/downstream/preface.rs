@@ -112,7 +112,8 @@ mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
 
-    /// What is told of a client that sends these pieces one by one, and what is read afterwards.
+    /// Returns the detected version and the bytes read afterwards, for a client that sends `pieces`
+    /// one by one.
     async fn sends(pieces: &[&[u8]]) -> (Version, Vec<u8>) {
         let (mut client, server) = tokio::io::duplex(1);
         let sending = async {
@@ -148,7 +149,7 @@ mod tests {
         let (_, mut replay) = version(server).await.unwrap();
         let mut buffer = [0; 256];
         assert_eq!(replay.read(&mut buffer).await.unwrap(), request.len());
-        // Into a buffer that is too small for them, the first bytes come in parts.
+        // A read buffer smaller than the detected bytes receives them in parts.
         client.write_all(b"x").await.unwrap();
         assert_eq!(replay.read(&mut buffer).await.unwrap(), 1);
     }

@@ -161,8 +161,8 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         }
     }
 
-    /// All of a body of at most `max` bytes. Those of an announced length are `held` before; of other
-    /// bodies, each part is held as it comes.
+    /// Reads a body of at most `max` bytes. An announced length has been charged to the body budget
+    /// (`held`); otherwise each part is charged as it arrives.
     pub async fn body(
         &mut self,
         framing: Framing,
@@ -256,8 +256,9 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         Ok(())
     }
 
-    /// Ready when the client has closed its sending half, or the socket has failed. What it sends
-    /// meanwhile is kept for later; beyond [`AHEAD_MAX`] it waits in the socket.
+    /// Ready when the client has closed its sending half or the socket has failed. Up to
+    /// [`AHEAD_MAX`] bytes received meanwhile are kept for the next request; further bytes stay in
+    /// the socket.
     pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<Closed> {
         thread_buffer::with(|scratch| {
             while self.ahead.len() < AHEAD_MAX {
@@ -294,11 +295,11 @@ mod tests {
     const MAX: usize = 100;
     const TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// Reads requests off a connection on which `wire` comes in pieces of `step` bytes.
+    /// Parses the requests of a connection on which `wire` arrives in pieces of `step` bytes.
     async fn reads(wire: &[u8], step: usize) -> Vec<Result<Bytes, String>> {
         let (mut client, server) = tokio::io::duplex(step);
         let sending = async {
-            // The reader may stop before the end.
+            // The reader may close before everything is written.
             client.write_all(wire).await.ok();
             drop(client);
         };
@@ -372,7 +373,7 @@ mod tests {
             assert_eq!(reads(wire.as_bytes(), 9).await, [Err(error)]);
         }
         assert!(reads(b"\x16\x03\x01\x02", 9).await[0].is_err());
-        assert!(reads(b"GET / HT", 9).await.is_empty(), "a client that left asked for nothing");
+        assert!(reads(b"GET / HT", 9).await.is_empty(), "an incomplete head is no request");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tidegate_http1::{ChunkFrame, LAST_CHUNK, ResponseFraming};
 use tokio::io::AsyncWrite;
 
-/// The end of a chunk, and of a chunk that is the last.
+/// End of a chunk, and end of the last chunk.
 const CHUNK_END: &[u8] = b"\r\n";
 const BODY_END: &[u8] = b"\r\n0\r\n\r\n";
 
@@ -192,7 +192,7 @@ mod tests {
     use std::convert::Infallible;
     use std::task::Waker;
 
-    /// A body of these polls: pieces, waits, and then its end.
+    /// A body that yields these polls in order (`None`: pending), then its end.
     struct Pieces(VecDeque<Option<&'static str>>);
 
     impl Body for Pieces {
@@ -213,7 +213,8 @@ mod tests {
         }
     }
 
-    /// Takes at most so many bytes a write, one slice or all of them, and remembers the writes.
+    /// A socket that takes at most this many bytes per write, from one slice or all, and records
+    /// the writes.
     struct Wire {
         most: usize,
         vectored: bool,

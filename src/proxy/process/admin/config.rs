@@ -67,7 +67,7 @@ impl AdminApp {
             return problem(StatusCode::BAD_REQUEST, "the body is not UTF-8".to_owned());
         };
         let in_force = self.proxy.settings.load_full();
-        // Tokenizers are read, and names of hosts are resolved.
+        // On a blocking thread: tokenizers are read and host names are resolved.
         let checking = tokio::task::spawn_blocking(move || check(&in_force.values, &text));
         match checking.await {
             Ok(view) => json(StatusCode::OK, &view),
@@ -86,7 +86,7 @@ fn check(in_force: &Settings, text: &str) -> CheckView {
         Ok(verified) => verified,
         Err(errors) => return failed(errors),
     };
-    // With the backends that `expand` makes, as in the settings in force.
+    // Includes the backends made by `expand`, as the settings in force do.
     let wanted = Settings { backends: verified.settings.backends, ..wanted };
     let reloaded = reload(in_force, wanted);
     let (changes, needs_restart) = (reloaded.changed, reloaded.needs_restart);

@@ -107,7 +107,7 @@ impl App for AdminApp {
                 timeout(TIMEOUT, serving).await.unwrap_or(Ok(()))
             }
         };
-        // A closed connection of a scraper needs no handling.
+        // A connection closed by a scraper needs no handling.
         ended.unwrap_or_else(|error| tracing::debug!("admin: {error}"));
     }
 }

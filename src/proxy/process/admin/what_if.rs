@@ -11,7 +11,7 @@ use crate::dispatch::context::Proxy;
 
 /// Most arrivals that are simulated: the latest ones.
 const ARRIVALS_MAX: usize = 20_000;
-/// Largest fleet.
+/// Largest simulated fleet, in engines.
 const ENGINES_MAX: usize = 64;
 /// Most combinations of fleet size and policy.
 const CELLS_MAX: usize = 12;
@@ -119,7 +119,7 @@ pub struct Outcomes {
 /// Runs a simulation; the error is a sentence for the operator.
 pub type Simulator = Arc<dyn Fn(&Scenario) -> Result<Outcomes, String> + Send + Sync>;
 
-/// The answer.
+/// Answer to `POST /v1/what-if`.
 #[derive(Serialize)]
 pub struct AnswerView {
     arrivals: usize,
