@@ -7,7 +7,7 @@
 //!    hand-off.
 //! 3. **Slack**: how long a stream can pause before its mean TPOT misses the target. A new stream
 //!    has none. A prefill beside streams stalls them.
-//! 4. **Route** ([`placement::Choice`]): the whole request on one engine, a prefill with a hand-off,
+//! 4. **Route** ([`placement::RouteDecision`]): the whole request on one engine, a prefill with a hand-off,
 //!    or a wait.
 //! 5. **Room**: whether an engine can take a prefill (backlog bound) or a stream (memory and step
 //!    time less [`tuning::HEADROOM`]).

@@ -279,7 +279,7 @@ impl Router for Follow {
             let now = cluster.now();
             match try_place(&self.params.placement, now, &job, &self.ledger.view(now)) {
                 Try::Placed(leg) => return self.start(cluster, request, leg),
-                Try::Nowhere => return cluster.refuse(request),
+                Try::Unroutable => return cluster.refuse(request),
                 Try::Wait => {}
             }
         }

@@ -129,9 +129,9 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
             cell.run(&mut Interval::new(every, restart, config.slo.tpot, engines))
         }
         Policy::Conditional(prefills) => cell.rival(rivals::Conditional(prefills)),
-        Policy::DynamoKv => cell.rival(rivals::Aggregated(rivals::Choice::DynamoKv)),
-        Policy::Sticky => cell.rival(rivals::Aggregated(rivals::Choice::Sticky)),
-        Policy::CacheAware => cell.rival(rivals::Aggregated(rivals::Choice::CacheAware)),
+        Policy::DynamoKv => cell.rival(rivals::Aggregated(rivals::RoutingRule::DynamoKv)),
+        Policy::Sticky => cell.rival(rivals::Aggregated(rivals::RoutingRule::Sticky)),
+        Policy::CacheAware => cell.rival(rivals::Aggregated(rivals::RoutingRule::CacheAware)),
         Policy::Llumnix { migrates } => cell.rival(rivals::Llumnix::new(config.slo.tpot, migrates)),
         Policy::Xllm => cell.rival(rivals::Xllm::new(config.slo, engines)),
         Policy::TokenScale => cell.rival(rivals::TokenScale::new(config.slo, engines)),

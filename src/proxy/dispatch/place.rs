@@ -26,7 +26,7 @@ pub enum Try {
     /// No backend has capacity now.
     Wait,
     /// No backend is usable.
-    Nowhere,
+    Unroutable,
 }
 
 /// Reserves a backend for a request's first leg; queues the request if none has capacity.
@@ -46,7 +46,7 @@ pub async fn find(
     if waiting == 0 {
         match try_place(proxy, &settings.placement, job, Known::One(matches)) {
             Try::Placed(placed) => return Ok(placed),
-            Try::Nowhere => return Err(Failure::NoBackend),
+            Try::Unroutable => return Err(Failure::NoBackend),
             Try::Wait => {}
         }
     }
@@ -60,7 +60,7 @@ pub fn try_place(proxy: &Proxy, params: &Params, job: &PrefillRequest, known: Kn
     match dispatch::try_place(params, view.now, job, &view) {
         dispatch::Try::Placed(leg) => Try::Placed(placed(proxy, view.now, job, leg)),
         dispatch::Try::Wait => Try::Wait,
-        dispatch::Try::Nowhere => Try::Nowhere,
+        dispatch::Try::Unroutable => Try::Unroutable,
     }
 }
 

@@ -112,7 +112,7 @@ impl DispatchQueue {
                     let waited = now - job.arrived;
                     on(Dispatched::Refused(job.id, Refusal::Late { waited }));
                 }
-                Outcome::Nowhere(job, _) => on(Dispatched::Refused(job.id, Refusal::NoBackend)),
+                Outcome::Unroutable(job, _) => on(Dispatched::Refused(job.id, Refusal::NoBackend)),
             }
             Reserved::Yes
         });

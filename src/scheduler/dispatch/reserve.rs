@@ -3,7 +3,8 @@
 use crate::dispatch::Accounts;
 use crate::inflight::{ConcurrentStreams, PrefillCharge, PrefillRoom, StreamCharge};
 use crate::placement::{
-    Choice, Considered, DecodeRequest, Params, PrefillRequest, considered, place, place_decode,
+    Considered, DecodeRequest, Params, PrefillRequest, RouteDecision, considered, place,
+    place_decode,
 };
 use crate::tuning::RACES_MAX;
 use crate::word::Word;
@@ -47,7 +48,7 @@ pub enum Try<W: Word> {
     /// No backend has capacity now.
     Wait,
     /// No backend is usable.
-    Nowhere,
+    Unroutable,
 }
 
 /// Reserves a backend for a request's first leg now, or returns why that is impossible.
@@ -59,9 +60,9 @@ pub fn try_place<A: Accounts>(
 ) -> Try<A::Word> {
     for _ in 0..RACES_MAX {
         match place(params, now, job, fleet) {
-            Choice::Wait(_) => return Try::Wait,
-            Choice::Nowhere(_) => return Try::Nowhere,
-            choice @ (Choice::Prefill { .. } | Choice::Whole { .. }) => {
+            RouteDecision::Wait(_) => return Try::Wait,
+            RouteDecision::Unroutable(_) => return Try::Unroutable,
+            choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
                 if let Some(placed) = reserve(params, job, choice, fleet) {
                     return Try::Placed(placed);
                 }
@@ -76,13 +77,13 @@ pub fn try_place<A: Accounts>(
 pub(super) fn reserve<A: Accounts>(
     params: &Params,
     job: &PrefillRequest,
-    choice: Choice,
+    choice: RouteDecision,
     fleet: &A,
 ) -> Option<Placed<A::Word>> {
     let (on, work, cached, whole) = match choice {
-        Choice::Prefill { on, predicted, cached } => (on, predicted, cached, false),
-        Choice::Whole { on, predicted, cached } => (on, predicted, cached, true),
-        Choice::Wait(_) | Choice::Nowhere(_) => return None,
+        RouteDecision::Prefill { on, predicted, cached } => (on, predicted, cached, false),
+        RouteDecision::Colocated { on, predicted, cached } => (on, predicted, cached, true),
+        RouteDecision::Wait(_) | RouteDecision::Unroutable(_) => return None,
     };
     let (account, load) = (fleet.account(on), fleet.load(on));
     let uncached = job.prompt - cached;

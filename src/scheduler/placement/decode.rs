@@ -1,4 +1,4 @@
-//! Choice of a decode backend for a prefilled request. It is made after the prefill, which may take
+//! RouteDecision of a decode backend for a prefilled request. It is made after the prefill, which may take
 //! seconds in which the free capacity changes. Allocates nothing.
 
 use crate::placement::order::order;

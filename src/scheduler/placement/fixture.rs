@@ -2,7 +2,9 @@
 //! docs/spec/engine-model.md#constants.
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
-use crate::placement::{Choice, DecodeRequest, Excluded, Fleet, Load, PrefillRequest, Split};
+use crate::placement::{
+    DecodeRequest, Excluded, Fleet, Load, PrefillRequest, RouteDecision, Split,
+};
 use std::cell::{Cell, RefCell};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
@@ -107,19 +109,19 @@ impl Engines {
     }
 
     /// Reserves the capacity of a choice.
-    pub(crate) fn reserve(&self, choice: Choice, kv: Tokens) {
+    pub(crate) fn reserve(&self, choice: RouteDecision, kv: Tokens) {
         let mut loads = self.loads.borrow_mut();
         match choice {
-            Choice::Prefill { on, predicted, cached } => {
+            RouteDecision::Prefill { on, predicted, cached } => {
                 loads[on.index()].joined(predicted, kv - cached);
             }
-            Choice::Whole { on, predicted, cached } => {
+            RouteDecision::Colocated { on, predicted, cached } => {
                 let load = &mut loads[on.index()];
                 load.joined(predicted, kv - cached);
                 load.streams += 1;
                 load.kv += kv;
             }
-            Choice::Wait(_) | Choice::Nowhere(_) => panic!("nothing to reserve"),
+            RouteDecision::Wait(_) | RouteDecision::Unroutable(_) => panic!("nothing to reserve"),
         }
     }
 

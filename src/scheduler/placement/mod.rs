@@ -30,5 +30,5 @@ pub use decode::{place_decode, place_decode_overdue};
 pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};
 pub use params::{LatePolicy, Params};
-pub use place::{Choice, NowhereReason, WaitReason, place};
+pub use place::{RouteDecision, UnroutableReason, WaitReason, place};
 pub use queue::{EdfQueue, Outcome, QueueFull, Reserved};

@@ -1,4 +1,4 @@
-//! Choice of a backend for a request. A survey makes at most two passes over the pool; it is repeated
+//! RouteDecision of a backend for a request. A survey makes at most two passes over the pool; it is repeated
 //! with suspects, then with backends on which the request failed, while it finds none. Its passes: the first respects roles;
 //! the second, which runs if the first finds nothing, ignores them where a group has lost one side
 //! or the request cannot be split. Allocates nothing.
@@ -15,7 +15,7 @@ const GROUPS: usize = 64;
 
 /// The route of a request, or the reason why it has none.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Choice {
+pub enum RouteDecision {
     /// Send the prefill leg to this backend; the decode backend is chosen when the prefill is done.
     Prefill {
         /// The backend.
@@ -26,7 +26,7 @@ pub enum Choice {
         cached: Tokens,
     },
     /// Send the whole request to this backend.
-    Whole {
+    Colocated {
         /// The backend.
         on: BackendId,
         /// Predicted prefill work to reserve: the time that the prompt adds to the engine's steps.
@@ -37,7 +37,7 @@ pub enum Choice {
     /// No backend has capacity now.
     Wait(WaitReason),
     /// No backend can take the request in the present state of the pool.
-    Nowhere(NowhereReason),
+    Unroutable(UnroutableReason),
 }
 
 /// The capacity that is exhausted.
@@ -51,7 +51,7 @@ pub enum WaitReason {
 
 /// Why no backend can take the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum NowhereReason {
+pub enum UnroutableReason {
     /// The pool has no backend.
     EmptyPool,
     /// No backend of the pool is usable.
@@ -68,10 +68,15 @@ pub enum NowhereReason {
 /// A role is a preference: where a group has lost every prefill or every decode backend, the
 /// remaining backends take whole requests. A dead or draining backend is never chosen, a suspect
 /// only if no other backend is usable.
-pub fn place(params: &Params, now: Moment, job: &PrefillRequest, fleet: &impl Fleet) -> Choice {
+pub fn place(
+    params: &Params,
+    now: Moment,
+    job: &PrefillRequest,
+    fleet: &impl Fleet,
+) -> RouteDecision {
     let mut choice = Survey::new(params, now, job, fleet, Among::Untried).choose();
     for among in [Among::Suspects, Among::All] {
-        if !matches!(choice, Choice::Nowhere(_)) {
+        if !matches!(choice, RouteDecision::Unroutable(_)) {
             break;
         }
         choice = Survey::new(params, now, job, fleet, among).choose();
@@ -176,7 +181,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    fn choose(mut self) -> Choice {
+    fn choose(mut self) -> RouteDecision {
         let backends = self.fleet.pool(self.job.pool);
         if backends.len() > SAMPLE {
             // A sample would probably miss the few backends that hold the prefix.
@@ -204,11 +209,12 @@ impl<'a, F: Fleet> Survey<'a, F> {
     /// Whether the request waits for a busy backend that holds its prefix instead of starting as
     /// `choice` says. It does if the backend saves most of the prefill work and still meets the TTFT
     /// deadline; a request that is late anyway waits at most as long as the other prefill takes.
-    fn waits_for_holder(&self, choice: &Choice) -> bool {
+    fn waits_for_holder(&self, choice: &RouteDecision) -> bool {
         let Some(holder) = self.holder else { return false };
         let predicted = match choice {
-            Choice::Prefill { predicted, .. } | Choice::Whole { predicted, .. } => *predicted,
-            Choice::Wait(_) | Choice::Nowhere(_) => return false,
+            RouteDecision::Prefill { predicted, .. }
+            | RouteDecision::Colocated { predicted, .. } => *predicted,
+            RouteDecision::Wait(_) | RouteDecision::Unroutable(_) => return false,
         };
         let after = holder.hand_off + self.params.slo.tpot;
         holder.predicted * HOLDER_SAVES < predicted
@@ -300,7 +306,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
         self.job.split == Split::Never || offer.uncached() < self.params.whole_below
     }
 
-    fn best(&self) -> Option<Choice> {
+    fn best(&self) -> Option<RouteDecision> {
         let mut split = None;
         let mut groups = self.prefill_room & self.decode_room;
         while groups != 0 {
@@ -317,7 +323,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
                 return Some(self.spilt(spill));
             }
             if (split.is_some() || self.whole.is_some()) && self.makes_way() {
-                return Some(Choice::Wait(WaitReason::PrefillBusy));
+                return Some(RouteDecision::Wait(WaitReason::PrefillBusy));
             }
         }
         match (split, self.whole) {
@@ -345,7 +351,7 @@ impl<'a, F: Fleet> Survey<'a, F> {
 
     /// Spill to a decode backend. The decode continues on another backend of the group if possible:
     /// as a new stream without slack it would leave this one unable to absorb the next prefill.
-    fn spilt(&self, spill: Candidate) -> Choice {
+    fn spilt(&self, spill: Candidate) -> RouteDecision {
         let load = self.fleet.load(spill.on);
         let (slot, bit) = slot(load.group);
         let uncached = self.job.prompt - spill.cached;
@@ -358,20 +364,20 @@ impl<'a, F: Fleet> Survey<'a, F> {
         }
     }
 
-    fn why_not(&self, empty: bool) -> Choice {
+    fn why_not(&self, empty: bool) -> RouteDecision {
         let open = self.prefill_takers | self.decode_takers != 0;
         if empty {
-            Choice::Nowhere(NowhereReason::EmptyPool)
+            RouteDecision::Unroutable(UnroutableReason::EmptyPool)
         } else if !self.usable {
-            Choice::Nowhere(NowhereReason::NoneUsable)
+            RouteDecision::Unroutable(UnroutableReason::NoneUsable)
         } else if !open {
-            Choice::Nowhere(NowhereReason::AllDraining)
+            RouteDecision::Unroutable(UnroutableReason::AllDraining)
         } else if !self.runs_whole && self.prefill_takers & self.decode_takers == 0 {
-            Choice::Nowhere(NowhereReason::Unpaired)
+            RouteDecision::Unroutable(UnroutableReason::Unpaired)
         } else if self.startable {
-            Choice::Wait(WaitReason::DecodeBusy)
+            RouteDecision::Wait(WaitReason::DecodeBusy)
         } else {
-            Choice::Wait(WaitReason::PrefillBusy)
+            RouteDecision::Wait(WaitReason::PrefillBusy)
         }
     }
 }
@@ -381,12 +387,12 @@ fn slot(group: GroupId) -> (usize, u64) {
     (slot, 1 << slot)
 }
 
-fn prefill_on(Candidate { on, predicted, cached, .. }: Candidate) -> Choice {
-    Choice::Prefill { on, predicted, cached }
+fn prefill_on(Candidate { on, predicted, cached, .. }: Candidate) -> RouteDecision {
+    RouteDecision::Prefill { on, predicted, cached }
 }
 
-fn whole_on(Candidate { on, predicted, cached, .. }: Candidate) -> Choice {
-    Choice::Whole { on, predicted, cached }
+fn whole_on(Candidate { on, predicted, cached, .. }: Candidate) -> RouteDecision {
+    RouteDecision::Colocated { on, predicted, cached }
 }
 
 #[cfg(test)]

@@ -11,18 +11,18 @@ const NOW: Moment = Moment::START;
 #[derive(Debug, PartialEq)]
 enum Goes {
     Split(u16),
-    Whole(u16),
+    Colocated(u16),
     Waits(WaitReason),
-    Nowhere(NowhereReason),
+    Unroutable(UnroutableReason),
 }
-use Goes::{Split as Splits, Waits, Whole};
+use Goes::{Colocated, Split as Splits, Waits};
 
 fn goes(job: &PrefillRequest, engines: &Engines) -> Goes {
     match place(&Params::default(), NOW, job, engines) {
-        Choice::Prefill { on, .. } => Goes::Split(on.0),
-        Choice::Whole { on, .. } => Goes::Whole(on.0),
-        Choice::Wait(reason) => Goes::Waits(reason),
-        Choice::Nowhere(reason) => Goes::Nowhere(reason),
+        RouteDecision::Prefill { on, .. } => Goes::Split(on.0),
+        RouteDecision::Colocated { on, .. } => Goes::Colocated(on.0),
+        RouteDecision::Wait(reason) => Goes::Waits(reason),
+        RouteDecision::Unroutable(reason) => Goes::Unroutable(reason),
     }
 }
 
@@ -59,14 +59,14 @@ fn engines_that_take_no_whole_requests_receive_split_requests_only() {
     assert_eq!(goes(&unsplit(4000), &Engines::new(fleet.to_vec())), Splits(0));
     // No backend is left for the other leg.
     let alone = [pair(idle(Decode)), pair(dead(Prefill))];
-    check(4000, &alone, Goes::Nowhere(NowhereReason::Unpaired));
+    check(4000, &alone, Goes::Unroutable(UnroutableReason::Unpaired));
 }
 
 #[test]
 fn a_prompt_runs_whole_on_a_decode_backend_whose_slack_covers_the_stall() {
     // The prefill backend is busy, and 1000 tokens stall the streams for about 50 ms.
     let busy = prefilling(Prefill, 0.5);
-    check(1000, &[busy, streaming(Decode, 30, 0.08)], Whole(1));
+    check(1000, &[busy, streaming(Decode, 30, 0.08)], Colocated(1));
     // The step in progress must end first.
     check(1000, &[busy, streaming(Decode, 30, 0.06)], Waits(WaitReason::PrefillBusy));
     check(1000, &[busy, streaming(Decode, 30, 0.04)], Waits(WaitReason::PrefillBusy));
@@ -81,9 +81,9 @@ fn slack_is_not_used_if_a_prefill_backend_is_idle() {
 #[test]
 fn an_idle_decode_backend_takes_no_prompt_if_a_prefill_backend_is_in_time() {
     check(4000, &[idle(Prefill), idle(Decode)], Splits(0));
-    check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Whole(1));
+    check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Colocated(1));
     // With the hand-off the first token would be late.
-    check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Whole(1));
+    check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Colocated(1));
 }
 
 #[test]
@@ -96,8 +96,8 @@ fn a_request_that_misses_its_ttft_leaves_a_prefill_backend_idle() {
         &job(1, 4000),
         &Engines::new(loads.to_vec()),
     ) {
-        Choice::Wait(reason) => Waits(reason),
-        Choice::Prefill { on, .. } => Splits(on.0),
+        RouteDecision::Wait(reason) => Waits(reason),
+        RouteDecision::Prefill { on, .. } => Splits(on.0),
         other => panic!("{other:?}"),
     };
     assert_eq!(at(late, &[busy, idle(Prefill), decode]), Waits(WaitReason::PrefillBusy));
@@ -111,18 +111,18 @@ fn a_request_that_misses_its_ttft_leaves_a_prefill_backend_idle() {
 fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
     let (busy, decode) = (prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08));
     let tight = streaming(Decode, 30, 0.0);
-    check(1000, &[busy, decode], Whole(1));
+    check(1000, &[busy, decode], Colocated(1));
     check(1000, &[busy, decode, tight], Splits(1));
-    check(1000, &[busy, decode, full(Decode)], Whole(1));
-    check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Whole(1));
-    check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Whole(1));
+    check(1000, &[busy, decode, full(Decode)], Colocated(1));
+    check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Colocated(1));
+    check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Colocated(1));
     // A prompt that fits into a step causes no stall.
-    check(200, &[busy, streaming(Decode, 30, 0.0)], Whole(1));
+    check(200, &[busy, streaming(Decode, 30, 0.0)], Colocated(1));
     let engines = Engines::new(vec![busy, decode, tight]);
-    assert_eq!(goes(&unsplit(1000), &engines), Whole(1));
+    assert_eq!(goes(&unsplit(1000), &engines), Colocated(1));
     // With a hand-off and another step the first token would be late.
     let soon = PrefillRequest { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
-    assert_eq!(goes(&soon, &engines), Whole(1));
+    assert_eq!(goes(&soon, &engines), Colocated(1));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_stream_without_a_first_token_has_no_slack() {
     let busy = prefilling(Prefill, 0.5);
     let coming = Load { awaiting_first_token: 1, ..streaming(Decode, 30, 1.0) };
     check(1000, &[busy, coming], Waits(WaitReason::PrefillBusy));
-    check(60, &[busy, coming], Whole(1));
+    check(60, &[busy, coming], Colocated(1));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_decode_backend_takes_no_prefill_whose_longest_step_exceeds_the_itl_target()
         let slo = Slo { itl: itl.map(Seconds), ..Slo::default() };
         place(&Params { slo, ..Params::default() }, NOW, &job(1, prompt), &fleet)
     };
-    let runs = |choice| matches!(choice, Choice::Whole { on: BackendId(1), .. });
+    let runs = |choice| matches!(choice, RouteDecision::Colocated { on: BackendId(1), .. });
     for (itl, prompt, expected) in [
         (None, 3000, true),
         (Some(0.3), 3000, true),
@@ -161,7 +161,7 @@ fn a_decode_backend_takes_no_prefill_whose_longest_step_exceeds_the_itl_target()
 
 #[test]
 fn a_prompt_whose_step_stays_within_the_target_needs_no_slack() {
-    check(60, &[prefilling(Prefill, 0.5), streaming(Decode, 30, 0.0)], Whole(1));
+    check(60, &[prefilling(Prefill, 0.5), streaming(Decode, 30, 0.0)], Colocated(1));
 }
 
 #[test]
@@ -170,16 +170,16 @@ fn smaller_chunks_cause_shorter_stalls() {
     let engines = Engines::new(vec![prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08)]);
     let small = Params { chunk: Tokens(512), ..Params::default() };
     let on = |params: &Params| place(params, NOW, &job(1, 1800), &engines);
-    assert_eq!(on(&Params::default()), Choice::Wait(WaitReason::PrefillBusy));
-    assert!(matches!(on(&small), Choice::Whole { on: BackendId(1), .. }));
+    assert_eq!(on(&Params::default()), RouteDecision::Wait(WaitReason::PrefillBusy));
+    assert!(matches!(on(&small), RouteDecision::Colocated { on: BackendId(1), .. }));
 }
 
 #[test]
 fn short_prompts_fill_a_step_beyond_the_backlog_bound() {
     // Outstanding tokens on an engine that takes half a second for them.
     let slow = |tokens| Load { prefill_tokens: Tokens(tokens), ..prefilling(Mixed, 0.5) };
-    check(30, &[slow(1000)], Whole(0));
-    check(30, &[slow(2018)], Whole(0));
+    check(30, &[slow(1000)], Colocated(0));
+    check(30, &[slow(2018)], Colocated(0));
     check(30, &[slow(2019)], Waits(WaitReason::PrefillBusy));
     check(400, &[slow(1000)], Waits(WaitReason::PrefillBusy));
 }
@@ -190,7 +190,7 @@ fn short_prompts_are_admitted_until_they_fill_a_step() {
     let admitted = (0..500).take_while(|id| {
         let job = job(*id, 30);
         let choice = place(&Params::default(), NOW, &job, &engines);
-        let placed = matches!(choice, Choice::Whole { .. });
+        let placed = matches!(choice, RouteDecision::Colocated { .. });
         if placed {
             engines.reserve(choice, job.prompt);
             // The answers are short, so that only the prefill limits admission.
@@ -203,16 +203,16 @@ fn short_prompts_are_admitted_until_they_fill_a_step() {
 
 #[test]
 fn a_short_prompt_is_never_split() {
-    check(60, &[idle(Prefill), streaming(Decode, 100, 0.0)], Whole(1));
-    check(60, &[idle(Prefill), full(Decode)], Whole(0));
+    check(60, &[idle(Prefill), streaming(Decode, 100, 0.0)], Colocated(1));
+    check(60, &[idle(Prefill), full(Decode)], Colocated(0));
 }
 
 #[test]
 fn an_unsplittable_request_runs_on_a_prefill_backend_if_no_decode_backend_has_slack() {
     let loads = [idle(Prefill), streaming(Decode, 100, 0.0)];
-    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(0));
+    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Colocated(0));
     let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
-    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Whole(1));
+    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Colocated(1));
 }
 
 #[test]
@@ -225,8 +225,8 @@ fn the_decode_headroom_is_a_share_of_the_target_above_the_fixed_step_cost() {
         let engines = Engines::new(vec![idle(Prefill), streaming(Decode, streams, 0.0)]);
         place(&params, NOW, &job(1, 1000), &engines)
     };
-    assert!(matches!(goes(10), Choice::Prefill { .. }));
-    assert_eq!(goes(11), Choice::Wait(WaitReason::DecodeBusy));
+    assert!(matches!(goes(10), RouteDecision::Prefill { .. }));
+    assert_eq!(goes(11), RouteDecision::Wait(WaitReason::DecodeBusy));
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_takes_none() {
 fn the_least_loaded_of_equals_is_chosen() {
     let decode = streaming(Decode, 30, 0.0);
     check(4000, &[prefilling(Prefill, 0.04), idle(Prefill), decode], Splits(1));
-    check(4000, &[streaming(Mixed, 50, 1.0), streaming(Mixed, 5, 1.0)], Whole(1));
+    check(4000, &[streaming(Mixed, 50, 1.0), streaming(Mixed, 5, 1.0)], Colocated(1));
 }
 
 #[test]
@@ -277,9 +277,9 @@ fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
         ..idle(Mixed)
     };
     let long_answer = PrefillRequest { expected_output: Tokens(1000), ..job(1, 4000) };
-    assert_eq!(goes(&long_answer, &Engines::new(vec![slow, quick])), Whole(0));
+    assert_eq!(goes(&long_answer, &Engines::new(vec![slow, quick])), Colocated(0));
     let patient = PrefillRequest { ttft_deadline: NOW + Seconds(5.0), ..long_answer };
-    assert_eq!(goes(&patient, &Engines::new(vec![slow, quick])), Whole(1));
+    assert_eq!(goes(&patient, &Engines::new(vec![slow, quick])), Colocated(1));
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn a_cached_prefix_attracts_requests() {
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     let engines = Engines::new(loads).caching(&[(1, 7500)]);
-    let Choice::Prefill { on, predicted, cached } =
+    let RouteDecision::Prefill { on, predicted, cached } =
         place(&Params::default(), NOW, &job(1, 8000), &engines)
     else {
         panic!("a long prompt with room everywhere is split");
@@ -310,16 +310,16 @@ fn a_request_waits_for_the_busy_backend_that_holds_its_prefix() {
 
 #[test]
 fn draining_and_dead_backends_are_never_chosen() {
-    check(4000, &[dead(Prefill), dead(Decode)], Goes::Nowhere(NowhereReason::NoneUsable));
-    check(4000, &[idle(Draining)], Goes::Nowhere(NowhereReason::AllDraining));
-    check(4000, &[], Goes::Nowhere(NowhereReason::EmptyPool));
-    check(4000, &[dead(Mixed), idle(Draining), streaming(Mixed, 90, 0.0)], Whole(2));
+    check(4000, &[dead(Prefill), dead(Decode)], Goes::Unroutable(UnroutableReason::NoneUsable));
+    check(4000, &[idle(Draining)], Goes::Unroutable(UnroutableReason::AllDraining));
+    check(4000, &[], Goes::Unroutable(UnroutableReason::EmptyPool));
+    check(4000, &[dead(Mixed), idle(Draining), streaming(Mixed, 90, 0.0)], Colocated(2));
 }
 
 #[test]
 fn a_group_that_lost_one_side_serves_whole_requests_with_the_other() {
-    check(4000, &[idle(Prefill), dead(Decode)], Whole(0));
-    check(4000, &[dead(Prefill), streaming(Decode, 30, 0.0)], Whole(1));
+    check(4000, &[idle(Prefill), dead(Decode)], Colocated(0));
+    check(4000, &[dead(Prefill), streaming(Decode, 30, 0.0)], Colocated(1));
     check(4000, &[dead(Prefill), full(Decode)], Waits(WaitReason::DecodeBusy));
     let busy = Load { prefill: Seconds(0.2), ..streaming(Decode, 30, 0.0) };
     check(4000, &[dead(Prefill), busy], Waits(WaitReason::PrefillBusy));
@@ -335,8 +335,8 @@ fn a_backend_the_request_failed_on_is_used_only_if_no_other_is_left() {
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
     assert_eq!(goes(&failed_on(0), &Engines::new(loads)), Splits(1));
-    assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Prefill), decode])), Whole(1));
-    assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Mixed)])), Whole(0));
+    assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Prefill), decode])), Colocated(1));
+    assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Mixed)])), Colocated(0));
 }
 
 #[test]
@@ -347,17 +347,17 @@ fn a_tpot_target_that_no_engine_can_meet_does_not_limit_streams() {
     };
     let engines = Engines::new(vec![streaming(Mixed, 30, -1.0)]);
     let choice = place(&strict, NOW, &job(1, 500), &engines);
-    assert!(matches!(choice, Choice::Whole { .. }), "{choice:?}");
+    assert!(matches!(choice, RouteDecision::Colocated { .. }), "{choice:?}");
 }
 
 #[test]
 fn in_a_large_pool_the_only_free_backend_and_the_prefix_holder_are_found() {
     let mut loads = vec![full(Mixed); 1000];
     loads[731] = streaming(Mixed, 3, 1.0);
-    check(4000, &loads, Whole(731));
+    check(4000, &loads, Colocated(731));
     let engines = Engines::new(vec![streaming(Mixed, 3, 1.0); 1000]).caching(&[(731, 3500)]);
     for id in 1..20 {
-        assert_eq!(goes(&job(id, 4000), &engines), Whole(731));
+        assert_eq!(goes(&job(id, 4000), &engines), Colocated(731));
     }
 }
 
@@ -367,7 +367,7 @@ fn in_a_large_pool_equal_backends_share_the_load() {
     let mut taken = vec![0u32; 500];
     for id in 0..5000 {
         match goes(&job(id, 1000), &engines) {
-            Whole(on) => taken[usize::from(on)] += 1,
+            Colocated(on) => taken[usize::from(on)] += 1,
             other => panic!("{other:?}"),
         }
     }
@@ -409,7 +409,7 @@ proptest! {
         let has_room = |load: &Load| load.has_prefill_room(params.room)
             || load.prefill_tokens + Tokens(prompt) <= params.joins_step_of(Tokens(prompt));
         match place(&params, NOW, &job, &engines) {
-            Choice::Prefill { on, .. } => {
+            RouteDecision::Prefill { on, .. } => {
                 let chosen = loads[on.index()];
                 // A backend may prefill against its role if it can hand over.
                 prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
@@ -418,12 +418,12 @@ proptest! {
                     && slot != on.index() && load.group == chosen.group && load.role.takes_decode();
                 prop_assert!(loads.iter().enumerate().any(taker));
             }
-            Choice::Whole { on, .. } => {
+            RouteDecision::Colocated { on, .. } => {
                 let chosen = loads[on.index()];
                 prop_assert!(open(&chosen) && has_room(&chosen));
                 prop_assert!(chosen.streams < chosen.streams_max);
             }
-            Choice::Wait(_) => {
+            RouteDecision::Wait(_) => {
                 let idle = |load: &Load| load.role == Mixed && load.streams == 0
                     && load.prefill == Seconds::ZERO && load.usable;
                 let others = loads.iter().enumerate().filter(|(slot, _)| *slot as u16 != failed);
@@ -431,7 +431,7 @@ proptest! {
                 let free = others.map(|(_, load)| load).any(idle);
                 prop_assert!(patient || !free, "an idle backend was free");
             }
-            Choice::Nowhere(_) => prop_assert!(!loads.iter().any(open)),
+            RouteDecision::Unroutable(_) => prop_assert!(!loads.iter().any(open)),
         }
     }
 }

@@ -10,7 +10,7 @@ mod line;
 
 use crate::placement::order::order;
 use crate::placement::{
-    Choice, Fleet, LatePolicy, NowhereReason, Params, PrefillRequest, Split, place,
+    Fleet, LatePolicy, Params, PrefillRequest, RouteDecision, Split, UnroutableReason, place,
 };
 use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
 use line::{Key, Line, Rank};
@@ -21,15 +21,15 @@ use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 /// answered with [`Reserved::No`].
 #[derive(Debug)]
 pub enum Outcome<'a> {
-    /// A backend has capacity: [`Choice::Prefill`] or [`Choice::Whole`]. Reserve it before
+    /// A backend has capacity: [`RouteDecision::Prefill`] or [`RouteDecision::Colocated`]. Reserve it before
     /// answering.
-    Place(&'a PrefillRequest, Choice),
+    Place(&'a PrefillRequest, RouteDecision),
     /// The queue deadline has passed.
     Expired(PrefillRequest),
     /// It can no longer meet its TTFT target ([`LatePolicy::Refuse`]).
     Late(PrefillRequest),
     /// No backend can take the job.
-    Nowhere(PrefillRequest, NowhereReason),
+    Unroutable(PrefillRequest, UnroutableReason),
 }
 
 /// The answer to an [`Outcome`]; only the answer to [`Outcome::Place`] has an effect.
@@ -279,14 +279,14 @@ impl EdfQueue {
         let Some(waiting) = self.waiting.get(&id) else { return Tried::Refused };
         for _ in 0..RACES_MAX {
             match place(params, now, &waiting.job, fleet) {
-                Choice::Wait(_) => return Tried::Refused,
-                Choice::Nowhere(reason) => {
+                RouteDecision::Wait(_) => return Tried::Refused,
+                RouteDecision::Unroutable(reason) => {
                     if let Some(waiting) = self.remove(id) {
-                        on(Outcome::Nowhere(waiting.job, reason));
+                        on(Outcome::Unroutable(waiting.job, reason));
                     }
                     return Tried::Left;
                 }
-                choice @ (Choice::Prefill { .. } | Choice::Whole { .. }) => {
+                choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
                     if on(Outcome::Place(&waiting.job, choice)) == Reserved::Yes {
                         self.remove(id);
                         return Tried::Left;

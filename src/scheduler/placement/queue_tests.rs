@@ -26,7 +26,7 @@ fn queue(jobs: impl IntoIterator<Item = PrefillRequest>) -> EdfQueue {
 enum Left {
     Placed(u64),
     Expired(u64),
-    Nowhere(u64),
+    Unroutable(u64),
     Late(u64),
 }
 
@@ -44,7 +44,7 @@ fn poll_with(params: &Params, queue: &mut EdfQueue, now: Moment, engines: &Engin
                 Left::Placed(job.id.0)
             }
             Outcome::Expired(job) => Left::Expired(job.id.0),
-            Outcome::Nowhere(job, _) => Left::Nowhere(job.id.0),
+            Outcome::Unroutable(job, _) => Left::Unroutable(job.id.0),
             Outcome::Late(job) => Left::Late(job.id.0),
         });
         Reserved::Yes
@@ -173,7 +173,7 @@ fn without_a_usable_backend_all_jobs_are_refused_at_once() {
     let engines = Engines::new(vec![crate::placement::Load { usable: false, ..idle(Role::Mixed) }]);
     let mut queue = queue([due(1, 2000, 1.0, 5.0), due(2, 2000, 0.0, 7.0)]);
     let left = poll(&mut queue, at(0.5), &engines);
-    assert_eq!(left, [Left::Nowhere(1), Left::Nowhere(2)]);
+    assert_eq!(left, [Left::Unroutable(1), Left::Unroutable(2)]);
     assert_eq!((queue.next_deadline(), queue.len()), (None, 0));
 }
 
@@ -313,7 +313,7 @@ impl World {
                     job.id
                 }
                 Outcome::Late(job) => panic!("{job:?} is served late by default"),
-                Outcome::Nowhere(job, _) => job.id,
+                Outcome::Unroutable(job, _) => job.id,
             };
             *left.entry(id.0).or_default() += 1;
             Reserved::Yes

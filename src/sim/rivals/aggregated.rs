@@ -20,7 +20,7 @@ const BALANCE_REL: f64 = 1.5;
 
 /// Rule that selects the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
+pub(crate) enum RoutingRule {
     /// Dynamo's KV router: least (prefill blocks less cached ones + decode blocks).
     DynamoKv,
     /// llm-d's default: the engine with the longest cached prefix until it is saturated.
@@ -29,14 +29,14 @@ pub(crate) enum Choice {
     CacheAware,
 }
 
-pub(crate) struct Aggregated(pub(crate) Choice);
+pub(crate) struct Aggregated(pub(crate) RoutingRule);
 
 impl Rival for Aggregated {
     fn place(&mut self, fleet: Fleet<'_, '_>, request: usize) -> Route {
         let engine = match self.0 {
-            Choice::DynamoKv => all(fleet, |engine| dynamo_cost(fleet, request, engine)),
-            Choice::Sticky => sticky(fleet, request),
-            Choice::CacheAware => cache_aware(fleet, request),
+            RoutingRule::DynamoKv => all(fleet, |engine| dynamo_cost(fleet, request, engine)),
+            RoutingRule::Sticky => sticky(fleet, request),
+            RoutingRule::CacheAware => cache_aware(fleet, request),
         };
         Route::Whole(engine.unwrap_or(0))
     }

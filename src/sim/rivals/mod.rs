@@ -16,7 +16,7 @@ mod loads;
 mod tokenscale;
 mod xllm;
 
-pub(crate) use aggregated::{Aggregated, Choice};
+pub(crate) use aggregated::{Aggregated, RoutingRule};
 pub(crate) use conditional::Conditional;
 pub(crate) use dispatch::{Dispatch, Rival};
 pub(crate) use llumnix::Llumnix;
