@@ -12,7 +12,7 @@ use tidegate_proxy::fleet::{Entry, PoolEntry, RoutingTable};
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_scheduler::learn::{Estimates, Fits, Priors};
 use tidegate_scheduler::placement::{
-    Excluded, Fleet, Load, Params, PrefillRequest, Split, considered, place,
+    Disaggregation, Excluded, Fleet, Load, Params, PrefillRequest, considered, place,
 };
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation, State, plan};
 use tidegate_types::{
@@ -112,7 +112,7 @@ fn placing(c: &mut Criterion) {
             arrived: now,
             ttft_deadline: now + Seconds(1.0),
             queue_deadline: now + Seconds(30.0),
-            split: Split::May,
+            disaggregation: Disaggregation::Allowed,
             seed: 0x9E37_79B9,
             excluded: Excluded::default(),
         };

@@ -10,7 +10,7 @@ use tidegate_scheduler::dispatch::{
     DispatchQueue, Dispatched, LONGEST_PAUSE, Placed, Try, WaitingDecode, try_place,
 };
 use tidegate_scheduler::placement::{
-    DecodeRequest, Excluded, Params as PlacementParams, PrefillRequest, Split,
+    DecodeRequest, Disaggregation, Excluded, Params as PlacementParams, PrefillRequest,
 };
 use tidegate_scheduler::planner::{
     ArrivalTotals, Arrivals, GroupDemand, Params as PlannerParams, State, initial, plan,
@@ -158,7 +158,7 @@ impl Follow {
             arrived: now,
             ttft_deadline: now + self.params.placement.slo.ttft,
             queue_deadline: now + self.params.queue_deadline,
-            split: Split::May,
+            disaggregation: Disaggregation::Allowed,
             seed: id.spread(),
             excluded: Excluded::default(),
         }

@@ -5,7 +5,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use tidegate_engine::{ClientState, Evidence, OtherAttempts, attribute, is_load};
-use tidegate_scheduler::placement::{EXCLUDED_MAX, Split};
+use tidegate_scheduler::placement::{Disaggregation, EXCLUDED_MAX};
 use tidegate_types::{BackendId, Seconds};
 
 use crate::backends::fleet::{BACK_OFF_ASKED_MAX, Backend, Stage};
@@ -43,10 +43,10 @@ pub async fn serve(
     record: &mut RequestRecord,
 ) -> Result<Opened, Failure> {
     let proxy = serving.proxy;
-    if serving.job.split == Split::May
+    if serving.job.disaggregation == Disaggregation::Allowed
         && proxy.shapes.runs_whole(|| serving.shape(), proxy.clock.now())
     {
-        serving.job.split = Split::Never;
+        serving.job.disaggregation = Disaggregation::Never;
     }
     let mut failed_attempts = FailedAttempts::default();
     loop {

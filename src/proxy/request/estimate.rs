@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidegate_engine::Scan;
 use tidegate_filters::Accepted;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::placement::{Excluded, PrefillRequest, Split};
+use tidegate_scheduler::placement::{Disaggregation, Excluded, PrefillRequest};
 use tidegate_types::{BackendId, Moment, PoolId, Tokens};
 
 use crate::backends::fleet::{EVERYONE, InflightRequest, RoutingTable};
@@ -45,7 +45,7 @@ pub fn job(
         arrived,
         ttft_deadline: arrived + settings.placement.slo.ttft,
         queue_deadline: arrived + settings.values.queue.deadline,
-        split: split(proxy, &table, pool, accepted),
+        disaggregation: disaggregation(proxy, &table, pool, accepted),
         seed: id.spread(),
         excluded: Excluded::default(),
     };
@@ -63,7 +63,12 @@ fn most_cached(proxy: &Proxy, matches: &Matches) -> Tokens {
 }
 
 /// Returns whether prefill and decode of the request may run on two engines.
-fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted) -> Split {
+fn disaggregation(
+    proxy: &Proxy,
+    table: &RoutingTable,
+    pool: PoolId,
+    accepted: &Accepted,
+) -> Disaggregation {
     let is_colocated = |scan: &Scan| scan.colocated.is_some();
     let endpoint = accepted.endpoint;
     // Every family splits chat and completions; other endpoints need support in the whole pool.
@@ -76,11 +81,11 @@ fn split(proxy: &Proxy, table: &RoutingTable, pool: PoolId, accepted: &Accepted)
     match &accepted.scan {
         Some(scan) if endpoint.can_split() && !several && !is_colocated(scan) => {
             match endpoint.is_completion() || splits() {
-                true => Split::May,
-                false => Split::Never,
+                true => Disaggregation::Allowed,
+                false => Disaggregation::Never,
             }
         }
-        _ => Split::Never,
+        _ => Disaggregation::Never,
     }
 }
 

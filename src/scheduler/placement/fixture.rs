@@ -3,7 +3,7 @@
 
 use crate::cost::{DecodeModel, Matches, PrefillModel};
 use crate::placement::{
-    DecodeRequest, Excluded, Fleet, Load, PrefillRequest, RouteDecision, Split,
+    DecodeRequest, Disaggregation, Excluded, Fleet, Load, PrefillRequest, RouteDecision,
 };
 use std::cell::{Cell, RefCell};
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
@@ -55,7 +55,7 @@ pub(crate) fn job(id: u64, prompt: u64) -> PrefillRequest {
         arrived: Moment::START,
         ttft_deadline: Moment::START + Seconds(1.0),
         queue_deadline: Moment::START + Seconds(30.0),
-        split: Split::May,
+        disaggregation: Disaggregation::Allowed,
         seed: RequestId(id).spread(),
         excluded: Excluded::default(),
     }

@@ -8,9 +8,9 @@ pub const EXCLUDED_MAX: usize = 16;
 
 /// Whether prefill and decode of a request may run on different engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
+pub enum Disaggregation {
     /// They may, if predicted completion is shorter.
-    May,
+    Allowed,
     /// They may not: n > 1, echo, prompt_logprobs and similar options.
     Never,
 }
@@ -33,7 +33,7 @@ pub struct PrefillRequest {
     /// Queue deadline: a request that still waits then is refused.
     pub queue_deadline: Moment,
     /// Whether the request may be split.
-    pub split: Split,
+    pub disaggregation: Disaggregation,
     /// Any evenly distributed number: breaks ties and draws the sample.
     pub seed: u64,
     /// The backends on which the request has failed.

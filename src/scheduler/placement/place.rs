@@ -5,7 +5,7 @@
 
 use crate::placement::candidate::{Candidate, Offer, handed_over};
 use crate::placement::order::order;
-use crate::placement::{Fleet, Load, Params, PrefillRequest, Split};
+use crate::placement::{Disaggregation, Fleet, Load, Params, PrefillRequest};
 use crate::tuning::{HOLDER_SAVES, SAMPLE};
 use tidegate_types::{BackendId, GroupId, Moment, Role, Seconds, Tokens};
 
@@ -303,7 +303,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
     }
 
     fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
-        self.job.split == Split::Never || offer.uncached() < self.params.whole_below
+        self.job.disaggregation == Disaggregation::Never
+            || offer.uncached() < self.params.whole_below
     }
 
     fn best(&self) -> Option<RouteDecision> {
@@ -355,7 +356,8 @@ impl<'a, F: Fleet> Survey<'a, F> {
         let load = self.fleet.load(spill.on);
         let (slot, bit) = slot(load.group);
         let uncached = self.job.prompt - spill.cached;
-        let may_split = self.job.split == Split::May && uncached >= self.params.whole_below;
+        let may_split = self.job.disaggregation == Disaggregation::Allowed
+            && uncached >= self.params.whole_below;
         let may = load.hands_over && may_split;
         let leg = handed_over(self.job, spill, self.decode_step[slot]);
         match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {

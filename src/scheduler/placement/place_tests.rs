@@ -10,16 +10,16 @@ const NOW: Moment = Moment::START;
 
 #[derive(Debug, PartialEq)]
 enum Goes {
-    Split(u16),
+    Disaggregated(u16),
     Colocated(u16),
     Waits(WaitReason),
     Unroutable(UnroutableReason),
 }
-use Goes::{Colocated, Split as Splits, Waits};
+use Goes::{Colocated, Disaggregated, Waits};
 
 fn goes(job: &PrefillRequest, engines: &Engines) -> Goes {
     match place(&Params::default(), NOW, job, engines) {
-        RouteDecision::Prefill { on, .. } => Goes::Split(on.0),
+        RouteDecision::Prefill { on, .. } => Goes::Disaggregated(on.0),
         RouteDecision::Colocated { on, .. } => Goes::Colocated(on.0),
         RouteDecision::Wait(reason) => Goes::Waits(reason),
         RouteDecision::Unroutable(reason) => Goes::Unroutable(reason),
@@ -33,8 +33,8 @@ fn check(prompt: u64, loads: &[Load], expected: Goes) {
     }
 }
 
-fn unsplit(prompt: u64) -> PrefillRequest {
-    PrefillRequest { split: Split::Never, ..job(1, prompt) }
+fn colocated_only(prompt: u64) -> PrefillRequest {
+    PrefillRequest { disaggregation: Disaggregation::Never, ..job(1, prompt) }
 }
 
 /// A backend without decode capacity: its steps are longer than the TPOT target.
@@ -48,15 +48,15 @@ fn dead(role: Role) -> Load {
 
 #[test]
 fn a_long_prompt_is_split_if_the_decode_backend_has_no_slack() {
-    check(4000, &[idle(Prefill), streaming(Decode, 30, 0.05)], Splits(0));
+    check(4000, &[idle(Prefill), streaming(Decode, 30, 0.05)], Disaggregated(0));
 }
 
 #[test]
 fn engines_that_take_no_whole_requests_receive_split_requests_only() {
     let pair = |load: Load| Load { runs_whole: false, ..load };
     let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
-    check(10, &fleet, Splits(0));
-    assert_eq!(goes(&unsplit(4000), &Engines::new(fleet.to_vec())), Splits(0));
+    check(10, &fleet, Disaggregated(0));
+    assert_eq!(goes(&colocated_only(4000), &Engines::new(fleet.to_vec())), Disaggregated(0));
     // No backend is left for the other leg.
     let alone = [pair(idle(Decode)), pair(dead(Prefill))];
     check(4000, &alone, Goes::Unroutable(UnroutableReason::Unpaired));
@@ -75,12 +75,12 @@ fn a_prompt_runs_whole_on_a_decode_backend_whose_slack_covers_the_stall() {
 
 #[test]
 fn slack_is_not_used_if_a_prefill_backend_is_idle() {
-    check(1000, &[idle(Prefill), streaming(Decode, 30, 0.5)], Splits(0));
+    check(1000, &[idle(Prefill), streaming(Decode, 30, 0.5)], Disaggregated(0));
 }
 
 #[test]
 fn an_idle_decode_backend_takes_no_prompt_if_a_prefill_backend_is_in_time() {
-    check(4000, &[idle(Prefill), idle(Decode)], Splits(0));
+    check(4000, &[idle(Prefill), idle(Decode)], Disaggregated(0));
     check(4000, &[prefilling(Prefill, 0.5), idle(Decode)], Colocated(1));
     // With the hand-off the first token would be late.
     check(11_500, &[streaming(Prefill, 1, 0.5), idle(Decode)], Colocated(1));
@@ -97,14 +97,18 @@ fn a_request_that_misses_its_ttft_leaves_a_prefill_backend_idle() {
         &Engines::new(loads.to_vec()),
     ) {
         RouteDecision::Wait(reason) => Waits(reason),
-        RouteDecision::Prefill { on, .. } => Splits(on.0),
+        RouteDecision::Prefill { on, .. } => Disaggregated(on.0),
         other => panic!("{other:?}"),
     };
     assert_eq!(at(late, &[busy, idle(Prefill), decode]), Waits(WaitReason::PrefillBusy));
-    assert!(matches!(at(late, &[idle(Prefill), idle(Prefill), decode]), Splits(_)));
-    assert_eq!(at(late, &[idle(Prefill), decode]), Splits(0), "the only prefill backend");
+    assert!(matches!(at(late, &[idle(Prefill), idle(Prefill), decode]), Disaggregated(_)));
+    assert_eq!(at(late, &[idle(Prefill), decode]), Disaggregated(0), "the only prefill backend");
     let patient = Moment::START + Seconds(16.0);
-    assert_eq!(at(patient, &[busy, idle(Prefill), decode]), Splits(1), "its patience is over");
+    assert_eq!(
+        at(patient, &[busy, idle(Prefill), decode]),
+        Disaggregated(1),
+        "its patience is over"
+    );
 }
 
 #[test]
@@ -112,14 +116,14 @@ fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
     let (busy, decode) = (prefilling(Prefill, 0.5), streaming(Decode, 30, 0.08));
     let tight = streaming(Decode, 30, 0.0);
     check(1000, &[busy, decode], Colocated(1));
-    check(1000, &[busy, decode, tight], Splits(1));
+    check(1000, &[busy, decode, tight], Disaggregated(1));
     check(1000, &[busy, decode, full(Decode)], Colocated(1));
     check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Colocated(1));
     check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Colocated(1));
     // A prompt that fits into a step causes no stall.
     check(200, &[busy, streaming(Decode, 30, 0.0)], Colocated(1));
     let engines = Engines::new(vec![busy, decode, tight]);
-    assert_eq!(goes(&unsplit(1000), &engines), Colocated(1));
+    assert_eq!(goes(&colocated_only(1000), &engines), Colocated(1));
     // With a hand-off and another step the first token would be late.
     let soon = PrefillRequest { ttft_deadline: NOW + Seconds(0.1), ..job(1, 1000) };
     assert_eq!(goes(&soon, &engines), Colocated(1));
@@ -210,9 +214,9 @@ fn a_short_prompt_is_never_split() {
 #[test]
 fn an_unsplittable_request_runs_on_a_prefill_backend_if_no_decode_backend_has_slack() {
     let loads = [idle(Prefill), streaming(Decode, 100, 0.0)];
-    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Colocated(0));
+    assert_eq!(goes(&colocated_only(4000), &Engines::new(loads.to_vec())), Colocated(0));
     let loads = [idle(Prefill), streaming(Decode, 100, 0.9)];
-    assert_eq!(goes(&unsplit(4000), &Engines::new(loads.to_vec())), Colocated(1));
+    assert_eq!(goes(&colocated_only(4000), &Engines::new(loads.to_vec())), Colocated(1));
 }
 
 #[test]
@@ -247,7 +251,7 @@ fn decode_capacity_in_another_group_does_not_count() {
 
 #[test]
 fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_takes_none() {
-    check(100_000, &[idle(Prefill), streaming(Decode, 5, 0.0)], Splits(0));
+    check(100_000, &[idle(Prefill), streaming(Decode, 5, 0.0)], Disaggregated(0));
     let busy = prefilling(Prefill, 0.16);
     check(1000, &[busy, streaming(Decode, 5, -1.0)], Waits(WaitReason::PrefillBusy));
 }
@@ -255,7 +259,7 @@ fn an_idle_backend_takes_a_prompt_of_any_size_and_a_busy_one_takes_none() {
 #[test]
 fn the_least_loaded_of_equals_is_chosen() {
     let decode = streaming(Decode, 30, 0.0);
-    check(4000, &[prefilling(Prefill, 0.04), idle(Prefill), decode], Splits(1));
+    check(4000, &[prefilling(Prefill, 0.04), idle(Prefill), decode], Disaggregated(1));
     check(4000, &[streaming(Mixed, 50, 1.0), streaming(Mixed, 5, 1.0)], Colocated(1));
 }
 
@@ -304,8 +308,8 @@ fn a_request_waits_for_the_busy_backend_that_holds_its_prefix() {
         goes(&job(1, 8000), &Engines::new(loads).caching(&[(1, cached)]))
     };
     assert_eq!(of(0.3, 7500), Waits(WaitReason::DecodeBusy), "it saves 15 of 16 tokens, in time");
-    assert_eq!(of(0.3, 2000), Splits(0), "a quarter of the prompt is not worth a wait");
-    assert_eq!(of(1.2, 7500), Splits(0), "the wait would miss the TTFT deadline");
+    assert_eq!(of(0.3, 2000), Disaggregated(0), "a quarter of the prompt is not worth a wait");
+    assert_eq!(of(1.2, 7500), Disaggregated(0), "the wait would miss the TTFT deadline");
 }
 
 #[test]
@@ -334,7 +338,7 @@ fn a_backend_the_request_failed_on_is_used_only_if_no_other_is_left() {
     };
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
-    assert_eq!(goes(&failed_on(0), &Engines::new(loads)), Splits(1));
+    assert_eq!(goes(&failed_on(0), &Engines::new(loads)), Disaggregated(1));
     assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Prefill), decode])), Colocated(1));
     assert_eq!(goes(&failed_on(0), &Engines::new(vec![idle(Mixed)])), Colocated(0));
 }
@@ -401,8 +405,8 @@ proptest! {
     ) {
         let trunk_reservation_share = if patient { 0.5 } else { 0.0 };
         let params = Params { trunk_reservation_share, ..Params::default() };
-        let split = if never { Split::Never } else { Split::May };
-        let mut job = PrefillRequest { split, seed, ..job(1, prompt) };
+        let disaggregation = if never { Disaggregation::Never } else { Disaggregation::Allowed };
+        let mut job = PrefillRequest { disaggregation, seed, ..job(1, prompt) };
         job.excluded.insert(BackendId(failed));
         let engines = Engines::new(loads.clone());
         let open = |load: &Load| load.usable && load.role != Draining;

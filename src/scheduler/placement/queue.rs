@@ -10,7 +10,8 @@ mod line;
 
 use crate::placement::order::order;
 use crate::placement::{
-    Fleet, LatePolicy, Params, PrefillRequest, RouteDecision, Split, UnroutableReason, place,
+    Disaggregation, Fleet, LatePolicy, Params, PrefillRequest, RouteDecision, UnroutableReason,
+    place,
 };
 use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
 use line::{Key, Line, Rank};
@@ -249,14 +250,15 @@ impl EdfQueue {
                 return;
             };
             let Some(waiting) = self.waiting.get(&id) else { return };
-            let (split, work, rank) = (waiting.job.split, waiting.work, waiting.rank);
-            if refused[..=walk].iter().any(|refused| refused.covers(split, work)) {
+            let (disaggregation, work, rank) =
+                (waiting.job.disaggregation, waiting.work, waiting.rank);
+            if refused[..=walk].iter().any(|refused| refused.covers(disaggregation, work)) {
                 walks[walk].pass();
                 continue;
             }
             match self.try_one(id, params, now, fleet, on) {
                 Tried::Refused => {
-                    refused[walk].note(split, work);
+                    refused[walk].note(disaggregation, work);
                     walks[walk].pass();
                 }
                 Tried::Left => {
@@ -337,23 +339,23 @@ impl Walk {
 /// least as much are refused too.
 #[derive(Default)]
 struct Refused {
-    may: Option<Seconds>,
+    allowed: Option<Seconds>,
     never: Option<Seconds>,
 }
 
 impl Refused {
-    fn covers(&self, split: Split, work: Seconds) -> bool {
-        let least = match split {
-            Split::May => self.may,
-            Split::Never => self.never,
+    fn covers(&self, disaggregation: Disaggregation, work: Seconds) -> bool {
+        let least = match disaggregation {
+            Disaggregation::Allowed => self.allowed,
+            Disaggregation::Never => self.never,
         };
         least.is_some_and(|least| work >= least)
     }
 
-    fn note(&mut self, split: Split, work: Seconds) {
-        match split {
-            Split::May => self.may = Some(work),
-            Split::Never => self.never = Some(work),
+    fn note(&mut self, disaggregation: Disaggregation, work: Seconds) {
+        match disaggregation {
+            Disaggregation::Allowed => self.allowed = Some(work),
+            Disaggregation::Never => self.never = Some(work),
         }
     }
 }
@@ -376,7 +378,7 @@ fn least_work(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Sec
             let cached = fleet.cached(job, backend);
             let work = load.prefill_model.predict(job.prompt - cached, cached);
             least = Some(least.map_or(work, |least: Seconds| least.min(work)));
-            if load.role == Role::Prefill && job.split == Split::May {
+            if load.role == Role::Prefill && job.disaggregation == Disaggregation::Allowed {
                 let takes = load.transfer_model.predict(job.prompt);
                 hand_off = Some(hand_off.map_or(takes, |least| least.min(takes)));
             }

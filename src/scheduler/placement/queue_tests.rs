@@ -269,11 +269,12 @@ impl World {
             Operation::Offer { prompt, ttft, wait, never, pool } => {
                 let id = self.offered;
                 self.offered += 1;
-                let split = if never { Split::Never } else { Split::May };
+                let disaggregation =
+                    if never { Disaggregation::Never } else { Disaggregation::Allowed };
                 let (ttft, refused) = (self.now + Seconds(ttft), self.now + Seconds(wait));
                 let job = PrefillRequest {
                     pool: PoolId(pool.into()),
-                    split,
+                    disaggregation,
                     arrived: self.now,
                     ..job(id, prompt)
                 };
