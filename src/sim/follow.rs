@@ -283,7 +283,7 @@ impl Router for Follow {
                 Try::Wait => {}
             }
         }
-        match self.queue.offer(job) {
+        match self.queue.push(job) {
             Ok(()) => self.pass(cluster),
             Err(_) => cluster.refuse(request),
         }
@@ -311,7 +311,7 @@ impl Router for Follow {
         };
         let arrived = cluster.now();
         let deadline = arrived + self.params.handoff_deadline;
-        self.queue.offer_decode(WaitingDecode { handover, arrived, deadline });
+        self.queue.push_decode(WaitingDecode { handover, arrived, deadline });
         self.pass(cluster);
     }
 

@@ -76,7 +76,7 @@ impl Dispatcher {
             DispatcherMessage::Decode(offer) => {
                 let QueuedDecode { handover, arrived, deadline, reply } = *offer;
                 self.decode_replies.insert(handover.id, reply);
-                self.queue.offer_decode(WaitingDecode { handover, arrived, deadline });
+                self.queue.push_decode(WaitingDecode { handover, arrived, deadline });
             }
             DispatcherMessage::Cancel(id) => {
                 self.queue.cancel(id);
@@ -89,7 +89,7 @@ impl Dispatcher {
 
     fn enqueue(&mut self, offer: QueuedPrefill) {
         let id = offer.job.id;
-        match self.queue.offer(offer.job) {
+        match self.queue.push(offer.job) {
             Ok(()) => {
                 self.matches.insert(id, offer.matches);
                 self.replies.insert(id, offer.reply);

@@ -8,7 +8,7 @@ use tidegate_types::{Seconds, Tokens};
 ///
 /// The sum of the steps of docs/spec/engine-model.md#step-time over the chunks of one prompt:
 /// `per_token` contains the chunks' share of the fixed cost of a step. Prompts that an engine computes
-/// in one step share its `base`: each of them adds [`joining`](PrefillModel::joining), and all of them
+/// in one step share its `base`: each of them adds [`added_time`](PrefillModel::added_time), and all of them
 /// together take [`batch`](PrefillModel::batch).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrefillModel {
@@ -94,17 +94,17 @@ impl PrefillModel {
         if new == Tokens::ZERO {
             return Seconds::ZERO;
         }
-        self.base + self.joining(new, context)
+        self.base + self.added_time(new, context)
     }
 
     /// Returns the time that such a prompt adds to steps that the engine computes anyway:
     /// everything but the base, which is paid once per step.
-    pub fn joining(&self, new: Tokens, context: Tokens) -> Seconds {
+    pub fn added_time(&self, new: Tokens, context: Tokens) -> Seconds {
         let pairs = attention_pairs(new, context);
         self.per_token * new.as_f64() + self.per_attention * pairs
     }
 
-    /// Returns the duration of prompts computed together whose [`joining`](PrefillModel::joining)
+    /// Returns the duration of prompts computed together whose [`added_time`](PrefillModel::added_time)
     /// times sum to `joined`; 0 if `joined` is 0.
     pub fn batch(&self, joined: Seconds) -> Seconds {
         if joined > Seconds::ZERO { self.base + joined } else { Seconds::ZERO }
@@ -193,10 +193,10 @@ mod tests {
     fn prompts_of_one_step_pay_its_base_once() {
         let model = PrefillModel::default();
         let (prompt, none) = (Tokens(30), Tokens::ZERO);
-        let both = model.batch(model.joining(prompt, none) + model.joining(prompt, none));
+        let both = model.batch(model.added_time(prompt, none) + model.added_time(prompt, none));
         let twice = model.predict(prompt, none) * 2.0;
         assert!((twice - both - model.base).get().abs() < 1e-12, "{both:?}");
-        assert_eq!(model.batch(model.joining(prompt, none)), model.predict(prompt, none));
+        assert_eq!(model.batch(model.added_time(prompt, none)), model.predict(prompt, none));
         assert_eq!(model.batch(Seconds::ZERO), Seconds::ZERO);
     }
 

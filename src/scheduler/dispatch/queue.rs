@@ -69,12 +69,12 @@ impl DispatchQueue {
     ///
     /// # Errors
     /// [`QueueFull`] if the limit is reached.
-    pub fn offer(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
-        self.prefills.offer(job)
+    pub fn push(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
+        self.prefills.push(job)
     }
 
     /// Adds a prefilled request. The limit does not apply: its prefill is done.
-    pub fn offer_decode(&mut self, waiting: WaitingDecode) {
+    pub fn push_decode(&mut self, waiting: WaitingDecode) {
         self.decodes.push_back(waiting);
     }
 

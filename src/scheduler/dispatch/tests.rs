@@ -73,7 +73,7 @@ fn placements<W: Word + std::fmt::Debug>(prompts: &[u64]) -> Vec<(RequestId, Bac
         let mut request = job(n as u64, *prompt);
         request.ttft_deadline = now + Seconds(1.0);
         request.arrived = now;
-        queue.offer(request).expect("the queue has room");
+        queue.push(request).expect("the queue has room");
         if n % 2 == 0 && !legs.is_empty() {
             legs.remove(0);
         }
@@ -122,7 +122,7 @@ fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
     let mut queue = DispatchQueue::with_limit(1);
     let mut request = handover(0);
     request.excluded.insert(BackendId(0));
-    queue.offer_decode(WaitingDecode { handover: request, arrived: at(0.0), deadline: at(20.0) });
+    queue.push_decode(WaitingDecode { handover: request, arrived: at(0.0), deadline: at(20.0) });
     let params = Params::default();
     let fits = |load: Load| load.streams < load.streams_max;
     assert!(!fits(fleet.load(BackendId(1))));
@@ -144,7 +144,7 @@ fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
         let load = Load { usable, ..idle(Role::Mixed) };
         let fleet: Engines<LocalWord> = Engines::new(vec![load]);
         let mut queue = DispatchQueue::with_limit(1);
-        queue.offer(job(1, 1000)).expect("the queue has room");
+        queue.push(job(1, 1000)).expect("the queue has room");
         let mut refused = Vec::new();
         queue.pass(&Params::default(), now, &fleet, |outcome| match outcome {
             Dispatched::Refused(id, refusal) => refused.push((id, refusal)),
@@ -163,7 +163,7 @@ fn the_next_pass_is_due_at_the_earliest_deadline() {
     let mut queue = DispatchQueue::with_limit(1);
     assert_eq!(queue.next_deadline(at(1.0)), at(1.0) + LONGEST_PAUSE);
     let waiting = WaitingDecode { handover: handover(0), arrived: at(1.0), deadline: at(1.1) };
-    queue.offer_decode(waiting);
+    queue.push_decode(waiting);
     assert_eq!(queue.next_deadline(at(1.0)), at(1.1));
     queue.cancel(RequestId(1));
     assert_eq!(queue.next_deadline(at(1.0)), at(1.0) + LONGEST_PAUSE);

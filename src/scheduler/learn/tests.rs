@@ -65,7 +65,7 @@ impl Watched {
     /// Prompts that arrive during a step and are all computed in the next one.
     fn step(&mut self, prompts: u64, tokens: u64) {
         let sent = self.now;
-        let each = self.truth.joining(Tokens(tokens), Tokens::ZERO);
+        let each = self.truth.added_time(Tokens(tokens), Tokens::ZERO);
         self.later(self.truth.batch(each * prompts as f64));
         for n in 0..prompts {
             // First tokens arrive one after the other.

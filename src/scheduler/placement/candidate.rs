@@ -3,7 +3,7 @@
 //!
 //! # Prompts share steps
 //! An engine computes waiting prompts together, up to `chunk` tokens a step. A prompt is therefore
-//! charged what it adds to the steps (`PrefillModel::joining`); the fixed cost of a step is added
+//! charged what it adds to the steps (`PrefillModel::added_time`); the fixed cost of a step is added
 //! once per backend to the sum of the outstanding prompts. Short prompts that fit into one step
 //! with the outstanding ones are admitted beyond the prefill backlog bound: the step takes little
 //! longer with them, and without them the engine would need an additional step.
@@ -49,48 +49,48 @@ pub(super) struct Candidate {
     pub(super) hand_off: Seconds,
     /// Predicted completion from now plus the weighted cost to other streams, in seconds; less is
     /// better.
-    pub(super) rank: f64,
+    pub(super) score: f64,
 }
 
 /// A job on one backend, before the choice between prefill leg and whole request.
-pub(super) struct Offer<'a> {
+pub(super) struct Evaluation<'a> {
     pub(super) params: &'a Params,
     pub(super) job: &'a PrefillRequest,
     pub(super) on: BackendId,
     pub(super) load: &'a Load,
     pub(super) cached: Tokens,
     /// Time that the prompt adds to the engine's steps.
-    joining: Seconds,
+    added_time: Seconds,
 }
 
 impl Candidate {
-    /// Returns whether `self` is better than `other`, with `left` until the TTFT deadline: a
-    /// candidate that keeps the deadline comes before any that does not, then the lower rank.
-    pub(super) fn beats(&self, other: &Candidate, left: Seconds) -> bool {
-        let key = |candidate: &Candidate| (candidate.ttft > left, candidate.rank);
-        let ((late, rank), (other_late, other_rank)) = (key(self), key(other));
-        late.cmp(&other_late).then(rank.total_cmp(&other_rank)).is_lt()
+    /// Returns whether `self` is better than `other`, with `time_left` until the TTFT deadline: a
+    /// candidate that keeps the deadline comes before any that does not, then the lower score.
+    pub(super) fn beats(&self, other: &Candidate, time_left: Seconds) -> bool {
+        let key = |candidate: &Candidate| (candidate.ttft > time_left, candidate.score);
+        let ((late, score), (other_late, other_rank)) = (key(self), key(other));
+        late.cmp(&other_late).then(score.total_cmp(&other_rank)).is_lt()
     }
 
     /// Puts `self` into `best` if it is better.
-    pub(super) fn compete(self, best: &mut Option<Candidate>, left: Seconds) {
-        if best.as_ref().is_none_or(|best| self.beats(best, left)) {
+    pub(super) fn compete(self, best: &mut Option<Candidate>, time_left: Seconds) {
+        if best.as_ref().is_none_or(|best| self.beats(best, time_left)) {
             *best = Some(self);
         }
     }
 }
 
-impl<'a> Offer<'a> {
+impl<'a> Evaluation<'a> {
     pub(super) fn new(
         params: &'a Params,
         job: &'a PrefillRequest,
         on: BackendId,
         load: &'a Load,
         cached: Tokens,
-    ) -> Offer<'a> {
+    ) -> Evaluation<'a> {
         let cached = Tokens(cached.get().min(job.prompt.get()));
-        let joining = load.prefill_model.joining(job.prompt - cached, cached);
-        Offer { params, job, on, load, cached, joining }
+        let added_time = load.prefill_model.added_time(job.prompt - cached, cached);
+        Evaluation { params, job, on, load, cached, added_time }
     }
 
     pub(super) fn uncached(&self) -> Tokens {
@@ -142,7 +142,7 @@ impl<'a> Offer<'a> {
     fn longest_step(&self) -> Seconds {
         let tokens = (self.load.prefill_tokens + self.uncached()).min(self.params.chunk);
         let model = &self.load.prefill_model;
-        let chunk = model.batch(model.joining(tokens, self.job.prompt - tokens));
+        let chunk = model.batch(model.added_time(tokens, self.job.prompt - tokens));
         self.beside_streams(chunk, 1.0)
     }
 
@@ -158,18 +158,18 @@ impl<'a> Offer<'a> {
     /// ends with their first token.
     pub(super) fn stalls_streams(&self) -> bool {
         let steps = self.steps_of(self.uncached());
-        let alone = self.load.prefill_model.batch(self.joining);
+        let alone = self.load.prefill_model.batch(self.added_time);
         let any = self.load.streams > 0 || steps > 1.0;
         any && self.beside_streams(alone, steps) > self.params.slo.tpot * steps
     }
 
-    /// The prefill leg alone; [`handed_over`] adds the hand-off and the decode.
+    /// The prefill leg alone; [`with_hand_off`] adds the hand-off and the decode.
     pub(super) fn prefill(&self) -> Candidate {
         self.candidate(self.mixed(), Seconds::ZERO)
     }
 
     /// The whole request.
-    pub(super) fn whole(&self) -> Candidate {
+    pub(super) fn colocated(&self) -> Candidate {
         let ttft = self.mixed();
         let output = self.job.expected_output.as_f64();
         self.candidate(ttft, self.load.step_with(self.job.prompt) * output)
@@ -181,10 +181,10 @@ impl<'a> Offer<'a> {
             0 => Seconds::ZERO,
             _ => self.stall().max(Seconds::ZERO) * SLACK_PRICE,
         };
-        let rank = (ttft + decode + harm).get();
-        let (on, predicted, cached) = (self.on, self.joining, self.cached);
+        let score = (ttft + decode + harm).get();
+        let (on, predicted, cached) = (self.on, self.added_time, self.cached);
         let hand_off = self.load.transfer_model.predict(self.job.prompt);
-        Candidate { on, predicted, cached, ttft, hand_off, rank }
+        Candidate { on, predicted, cached, ttft, hand_off, score }
     }
 
     /// Number of steps for this many prefill tokens.
@@ -201,8 +201,8 @@ impl<'a> Offer<'a> {
     fn mixed(&self) -> Seconds {
         let load = self.load;
         let batch = match load.prefill > Seconds::ZERO {
-            true => load.prefill + self.joining,
-            false => load.prefill_model.batch(self.joining),
+            true => load.prefill + self.added_time,
+            false => load.prefill_model.batch(self.added_time),
         };
         self.beside_streams(batch, self.steps())
     }
@@ -225,8 +225,8 @@ impl<'a> Offer<'a> {
 }
 
 /// Adds the hand-off, and the decode on a backend whose step then takes `step`.
-pub(super) fn handed_over(job: &PrefillRequest, prefill: Candidate, step: Seconds) -> Candidate {
+pub(super) fn with_hand_off(job: &PrefillRequest, prefill: Candidate, step: Seconds) -> Candidate {
     let ttft = prefill.ttft + prefill.hand_off + step;
     let after = ttft - prefill.ttft + step * job.expected_output.as_f64();
-    Candidate { ttft, rank: prefill.rank + after.get(), ..prefill }
+    Candidate { ttft, score: prefill.score + after.get(), ..prefill }
 }

@@ -1,7 +1,7 @@
 //! The candidates of one placement with their predicted costs, for records of decisions. It decides
 //! nothing: `place.rs` does, on the same [`Load`]s.
 
-use crate::placement::candidate::Offer;
+use crate::placement::candidate::Evaluation;
 use crate::placement::order::order;
 use crate::placement::{Fleet, Load, Params, PrefillRequest};
 use tidegate_types::{BackendId, Role, Seconds, Tokens};
@@ -51,18 +51,18 @@ pub fn considered(
 
 fn seen(params: &Params, job: &PrefillRequest, fleet: &impl Fleet, on: BackendId) -> Considered {
     let load: Load = fleet.load(on);
-    let offer = Offer::new(params, job, on, &load, fleet.cached(job, on));
+    let evaluation = Evaluation::new(params, job, on, &load, fleet.cached(job, on));
     Considered {
         on,
         role: load.role,
         open: load.is_open() && !job.excluded.contains(on),
-        prefill_room: offer.has_prefill_room(),
-        decode_room: offer.has_decode_room(),
-        slack: offer.has_slack(),
+        prefill_room: evaluation.has_prefill_room(),
+        decode_room: evaluation.has_decode_room(),
+        slack: evaluation.has_slack(),
         streams: load.streams,
-        cached: offer.cached,
+        cached: evaluation.cached,
         backlog: load.prefill,
-        prefill_end: offer.prefill().ttft,
+        prefill_end: evaluation.prefill().ttft,
     }
 }
 

@@ -9,10 +9,10 @@ use tidegate_types::{BackendId, Role, Seconds};
 /// Preference class of a backend: role fits, role does not fit, suspect, or the request has failed
 /// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Reach {
+enum Preference {
     Role,
-    Over,
-    Last,
+    OtherRole,
+    Suspect,
     Failed,
 }
 
@@ -30,11 +30,11 @@ pub fn place_decode(
 ) -> Option<BackendId> {
     let group = fleet.load(handover.from).group;
     let backends = fleet.pool(handover.pool);
-    let mut nearest = Reach::Failed;
+    let mut preferred = Preference::Failed;
     let mut best: Option<(BackendId, f64)> = None;
     let mut looked_at = 0;
     for index in order(backends.len(), handover.seed) {
-        if looked_at >= SAMPLE && nearest == Reach::Role && best.is_some() {
+        if looked_at >= SAMPLE && preferred == Preference::Role && best.is_some() {
             break;
         }
         let on = backends[index];
@@ -43,18 +43,18 @@ pub fn place_decode(
             continue;
         }
         looked_at += 1;
-        let reach = reach(handover, on, &load);
-        if reach > nearest {
+        let preference = preference(handover, on, &load);
+        if preference > preferred {
             continue;
         }
-        if reach < nearest {
+        if preference < preferred {
             // Candidates of a less preferred class are dropped, whether or not this backend has
             // capacity.
-            (nearest, best) = (reach, None);
+            (preferred, best) = (preference, None);
         }
-        let rank = rank(params, handover, on, &load);
-        if has_room(params, handover, &load) && best.is_none_or(|(_, least)| rank < least) {
-            best = Some((on, rank));
+        let score = score(params, handover, on, &load);
+        if has_room(params, handover, &load) && best.is_none_or(|(_, least)| score < least) {
+            best = Some((on, score));
         }
     }
     best.map(|(on, _)| on)
@@ -76,12 +76,12 @@ pub fn place_decode_overdue(handover: &DecodeRequest, fleet: &impl Fleet) -> Opt
     usable.min_by_key(key).map(|(on, _)| on)
 }
 
-fn reach(handover: &DecodeRequest, on: BackendId, load: &Load) -> Reach {
+fn preference(handover: &DecodeRequest, on: BackendId, load: &Load) -> Preference {
     match load.role.takes_decode() {
-        _ if handover.excluded.contains(on) => Reach::Failed,
-        _ if load.last => Reach::Last,
-        true => Reach::Role,
-        false => Reach::Over,
+        _ if handover.excluded.contains(on) => Preference::Failed,
+        _ if load.last => Preference::Suspect,
+        true => Preference::Role,
+        false => Preference::OtherRole,
     }
 }
 
@@ -93,7 +93,7 @@ fn has_room(params: &Params, handover: &DecodeRequest, load: &Load) -> bool {
 
 /// Predicted completion plus the weighted prefill work ahead of the stream and the slack that it
 /// removes from the backend.
-fn rank(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
+fn score(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
     let stays = on == handover.from;
     let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(handover.kv) };
     let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();

@@ -28,7 +28,7 @@ mod queue;
 pub use considered::{CONSIDERED_MAX, Considered, considered};
 pub use decode::{place_decode, place_decode_overdue};
 pub use fleet::{Fleet, Load};
-pub use job::{DecodeRequest, EXCLUDED_MAX, Excluded, PrefillRequest, Split};
+pub use job::{DecodeRequest, Disaggregation, EXCLUDED_MAX, Excluded, PrefillRequest};
 pub use params::{LatePolicy, Params};
 pub use place::{RouteDecision, UnroutableReason, WaitReason, place};
 pub use queue::{EdfQueue, Outcome, QueueFull, Reserved};

@@ -3,7 +3,7 @@
 //! the second, which runs if the first finds nothing, ignores them where a group has lost one side
 //! or the request cannot be split. Allocates nothing.
 
-use crate::placement::candidate::{Candidate, Offer, handed_over};
+use crate::placement::candidate::{Candidate, Evaluation, with_hand_off};
 use crate::placement::order::order;
 use crate::placement::{Disaggregation, Fleet, Load, Params, PrefillRequest};
 use crate::tuning::{HOLDER_SAVES, SAMPLE};
@@ -62,7 +62,7 @@ pub enum UnroutableReason {
     Unpaired,
 }
 
-/// Returns the backend for `job` with the least predicted completion time among those with
+/// Returns the backend for `job` with the least predicted completion time tier those with
 /// capacity; backends that keep the TTFT deadline come before those that do not.
 ///
 /// A role is a preference: where a group has lost every prefill or every decode backend, the
@@ -74,12 +74,12 @@ pub fn place(
     job: &PrefillRequest,
     fleet: &impl Fleet,
 ) -> RouteDecision {
-    let mut choice = Survey::new(params, now, job, fleet, Among::Untried).choose();
-    for among in [Among::Suspects, Among::All] {
+    let mut choice = CandidateScan::new(params, now, job, fleet, Tier::Healthy).choose();
+    for tier in [Tier::Suspects, Tier::All] {
         if !matches!(choice, RouteDecision::Unroutable(_)) {
             break;
         }
-        choice = Survey::new(params, now, job, fleet, among).choose();
+        choice = CandidateScan::new(params, now, job, fleet, tier).choose();
     }
     choice
 }
@@ -87,37 +87,37 @@ pub fn place(
 /// The backends that are considered, in order of preference; a later kind only if the earlier ones
 /// yield nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Among {
+enum Tier {
     /// Backends on which the job has not failed, without suspects.
-    Untried,
+    Healthy,
     /// Backends on which the job has not failed, suspects included.
     Suspects,
     /// All backends.
     All,
 }
 
-impl Among {
+impl Tier {
     fn skips(self, load: &Load, failed: bool) -> bool {
         match self {
-            Among::Untried => load.last || failed,
-            Among::Suspects => failed,
-            Among::All => false,
+            Tier::Healthy => load.last || failed,
+            Tier::Suspects => failed,
+            Tier::All => false,
         }
     }
 }
 
 /// State of one pass over the pool.
-struct Survey<'a, F> {
+struct CandidateScan<'a, F> {
     params: &'a Params,
     job: &'a PrefillRequest,
     fleet: &'a F,
-    among: Among,
+    tier: Tier,
     now: Moment,
     /// Time until the TTFT deadline.
-    left: Seconds,
+    time_left: Seconds,
     /// The best backend for the whole request that causes no stall beyond the slack of running
     /// streams.
-    whole: Option<Candidate>,
+    colocated: Option<Candidate>,
     /// The best decode backend for the whole request whose streams have slack for it (spill).
     /// Streams that are handed over to it meanwhile have none, so it is used only if no other
     /// choice is in time.
@@ -131,50 +131,50 @@ struct Survey<'a, F> {
     /// One bit per group: the group has an open backend that takes prefills; one that takes
     /// decodes; a prefill could start; a decode could start; a decode could start on more than one
     /// backend.
-    prefill_takers: u64,
-    decode_takers: u64,
+    prefill_groups: u64,
+    decode_groups: u64,
     prefill_room: u64,
     decode_room: u64,
     decode_elsewhere: u64,
-    /// Open backends that take prefills, and the idle ones among them.
+    /// Open backends that take prefills, and the idle ones tier them.
     prefills: u32,
     idle: u32,
     /// A prefill backend has capacity, but the request cannot be split.
-    unsplit: bool,
+    colocation_required: bool,
     startable: bool,
     usable: bool,
     /// Some backend takes whole requests.
     runs_whole: bool,
 }
 
-impl<'a, F: Fleet> Survey<'a, F> {
+impl<'a, F: Fleet> CandidateScan<'a, F> {
     fn new(
         params: &'a Params,
         now: Moment,
         job: &'a PrefillRequest,
         fleet: &'a F,
-        among: Among,
+        tier: Tier,
     ) -> Self {
-        Survey {
+        CandidateScan {
             params,
             job,
             fleet,
-            among,
+            tier,
             now,
-            left: job.ttft_deadline - now,
-            whole: None,
+            time_left: job.ttft_deadline - now,
+            colocated: None,
             spill: None,
             holder: None,
             prefill: [None; GROUPS],
             decode_step: [Seconds(f64::INFINITY); GROUPS],
-            prefill_takers: 0,
-            decode_takers: 0,
+            prefill_groups: 0,
+            decode_groups: 0,
             prefill_room: 0,
             decode_room: 0,
             decode_elsewhere: 0,
             prefills: 0,
             idle: 0,
-            unsplit: false,
+            colocation_required: false,
             startable: false,
             usable: false,
             runs_whole: false,
@@ -187,23 +187,23 @@ impl<'a, F: Fleet> Survey<'a, F> {
             // A sample would probably miss the few backends that hold the prefix.
             for (holder, _) in self.fleet.holders(self.job).entries() {
                 if backends.contains(holder) {
-                    self.look_by_role(*holder);
+                    self.scan_by_role(*holder);
                 }
             }
         }
         for (looked_at, index) in order(backends.len(), self.job.seed).enumerate() {
-            if looked_at >= SAMPLE && self.has_found() {
+            if looked_at >= SAMPLE && self.has_route() {
                 break;
             }
-            self.look_by_role(backends[index]);
+            self.scan_by_role(backends[index]);
         }
-        if !self.has_found() && self.may_break_roles() {
+        if !self.has_route() && self.may_scan_against_roles() {
             for index in order(backends.len(), self.job.seed) {
-                self.look_over_roles(backends[index]);
+                self.scan_against_roles(backends[index]);
             }
         }
         let best = self.best().filter(|choice| !self.waits_for_holder(choice));
-        best.unwrap_or_else(|| self.why_not(backends.is_empty()))
+        best.unwrap_or_else(|| self.no_route(backends.is_empty()))
     }
 
     /// Whether the request waits for a busy backend that holds its prefix instead of starting as
@@ -218,40 +218,40 @@ impl<'a, F: Fleet> Survey<'a, F> {
         };
         let after = holder.hand_off + self.params.slo.tpot;
         holder.predicted * HOLDER_SAVES < predicted
-            && holder.ttft + after <= self.left.max(predicted)
+            && holder.ttft + after <= self.time_left.max(predicted)
     }
 
-    fn has_found(&self) -> bool {
-        self.whole.is_some()
+    fn has_route(&self) -> bool {
+        self.colocated.is_some()
             || self.spill.is_some_and(|spill| self.is_in_time(&spill))
             || self.prefill_room & self.decode_room != 0
     }
 
     /// Returns whether the first pass skipped a backend because of its role.
-    fn may_break_roles(&self) -> bool {
-        self.unsplit || self.prefill_takers != self.decode_takers
+    fn may_scan_against_roles(&self) -> bool {
+        self.colocation_required || self.prefill_groups != self.decode_groups
     }
 
     /// Returns the load of a backend that may receive new work.
     fn open(&mut self, on: BackendId) -> Option<Load> {
         let load = self.fleet.load(on);
-        let skipped = self.among.skips(&load, self.job.excluded.contains(on));
+        let skipped = self.tier.skips(&load, self.job.excluded.contains(on));
         self.usable |= load.usable && !skipped;
         (load.is_open() && !skipped).then_some(load)
     }
 
-    fn look_by_role(&mut self, on: BackendId) {
+    fn scan_by_role(&mut self, on: BackendId) {
         let Some(load) = self.open(on) else { return };
         let cached = self.fleet.cached(self.job, on);
-        let offer = Offer::new(self.params, self.job, on, &load, cached);
+        let evaluation = Evaluation::new(self.params, self.job, on, &load, cached);
         let (slot, bit) = slot(load.group);
         self.runs_whole |= load.runs_whole;
-        let decode_room = load.role.takes_decode() && offer.has_decode_room();
+        let decode_room = load.role.takes_decode() && evaluation.has_decode_room();
         if load.role.takes_decode() {
-            self.decode_takers |= bit;
+            self.decode_groups |= bit;
         }
         if load.role.takes_prefill() {
-            self.prefill_takers |= bit;
+            self.prefill_groups |= bit;
             self.prefills += 1;
             self.idle += u32::from(load.prefill <= Seconds::ZERO);
         }
@@ -261,9 +261,9 @@ impl<'a, F: Fleet> Survey<'a, F> {
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
-        if !offer.has_prefill_room() {
+        if !evaluation.has_prefill_room() {
             if load.role.takes_prefill() && cached > Tokens::ZERO {
-                let busy = offer.prefill();
+                let busy = evaluation.prefill();
                 if self.holder.is_none_or(|holder| busy.predicted < holder.predicted) {
                     self.holder = Some(busy);
                 }
@@ -271,110 +271,117 @@ impl<'a, F: Fleet> Survey<'a, F> {
             return;
         }
         self.startable |= load.role.takes_prefill();
-        let whole = decode_room && load.runs_whole;
-        if whole && (load.role == Role::Mixed || offer.has_slack()) {
-            let spills = load.role != Role::Mixed && offer.stalls_streams();
-            let best = if spills { &mut self.spill } else { &mut self.whole };
-            offer.whole().compete(best, self.left);
-        } else if load.role == Role::Prefill && load.runs_whole && self.must_be_whole(&offer) {
-            self.unsplit = true;
+        let colocates = decode_room && load.runs_whole;
+        if colocates && (load.role == Role::Mixed || evaluation.has_slack()) {
+            let spills = load.role != Role::Mixed && evaluation.stalls_streams();
+            let best = if spills { &mut self.spill } else { &mut self.colocated };
+            evaluation.colocated().compete(best, self.time_left);
+        } else if load.role == Role::Prefill && load.runs_whole && self.must_colocate(&evaluation) {
+            self.colocation_required = true;
         } else if load.role == Role::Prefill {
             self.prefill_room |= bit;
-            offer.prefill().compete(&mut self.prefill[slot], self.left);
+            evaluation.prefill().compete(&mut self.prefill[slot], self.time_left);
         }
     }
 
     /// Considers backends for the whole request against their role: those of a group that has lost
     /// its other side, and prefill backends for requests that cannot be split.
-    fn look_over_roles(&mut self, on: BackendId) {
+    fn scan_against_roles(&mut self, on: BackendId) {
         let Some(load) = self.open(on) else { return };
         let cached = self.fleet.cached(self.job, on);
-        let offer = Offer::new(self.params, self.job, on, &load, cached);
+        let evaluation = Evaluation::new(self.params, self.job, on, &load, cached);
         let (_, bit) = slot(load.group);
-        let one_sided = (self.prefill_takers & self.decode_takers) & bit == 0;
-        let unsplit = load.role == Role::Prefill && self.must_be_whole(&offer);
-        if !load.runs_whole || !offer.has_prefill_room() || !(one_sided || unsplit) {
+        let one_sided = (self.prefill_groups & self.decode_groups) & bit == 0;
+        let colocation_required = load.role == Role::Prefill && self.must_colocate(&evaluation);
+        if !load.runs_whole || !evaluation.has_prefill_room() || !(one_sided || colocation_required)
+        {
             return;
         }
         self.startable = true;
-        if offer.has_decode_room() {
-            offer.whole().compete(&mut self.whole, self.left);
+        if evaluation.has_decode_room() {
+            evaluation.colocated().compete(&mut self.colocated, self.time_left);
         }
     }
 
-    fn must_be_whole(&self, offer: &Offer<'_>) -> bool {
+    fn must_colocate(&self, evaluation: &Evaluation<'_>) -> bool {
         self.job.disaggregation == Disaggregation::Never
-            || offer.uncached() < self.params.whole_below
+            || evaluation.uncached() < self.params.whole_below
     }
 
     fn best(&self) -> Option<RouteDecision> {
-        let mut split = None;
+        let mut disaggregated = None;
         let mut groups = self.prefill_room & self.decode_room;
         while groups != 0 {
             let slot = groups.trailing_zeros() as usize;
             groups &= groups - 1;
             if let Some(prefill) = self.prefill[slot] {
                 let step = self.decode_step[slot];
-                handed_over(self.job, prefill, step).compete(&mut split, self.left);
+                with_hand_off(self.job, prefill, step).compete(&mut disaggregated, self.time_left);
             }
         }
         let in_time = |candidate: &Candidate| self.is_in_time(candidate);
-        if ![split, self.whole].iter().flatten().any(in_time) {
+        if ![disaggregated, self.colocated].iter().flatten().any(in_time) {
             if let Some(spill) = self.spill.filter(in_time) {
-                return Some(self.spilt(spill));
+                return Some(self.spill_route(spill));
             }
-            if (split.is_some() || self.whole.is_some()) && self.makes_way() {
+            if (disaggregated.is_some() || self.colocated.is_some())
+                && self.holds_trunk_reservation()
+            {
                 return Some(RouteDecision::Wait(WaitReason::PrefillBusy));
             }
         }
-        match (split, self.whole) {
-            (Some(split), Some(whole)) if split.beats(&whole, self.left) => Some(prefill_on(split)),
-            (_, Some(whole)) => Some(whole_on(whole)),
-            (split, None) => split.map(prefill_on),
+        match (disaggregated, self.colocated) {
+            (Some(disaggregated), Some(colocated))
+                if disaggregated.beats(&colocated, self.time_left) =>
+            {
+                Some(prefill_on(disaggregated))
+            }
+            (_, Some(colocated)) => Some(colocated_on(colocated)),
+            (disaggregated, None) => disaggregated.map(prefill_on),
         }
     }
 
     fn is_in_time(&self, candidate: &Candidate) -> bool {
-        candidate.ttft <= self.left
+        candidate.ttft <= self.time_left
     }
 
     /// Trunk reservation: a request that misses its TTFT on every backend leaves one prefill
     /// backend idle for requests that do not.
-    fn makes_way(&self) -> bool {
-        self.idle < self.prefills.min(2) && self.patience() > Seconds::ZERO
+    fn holds_trunk_reservation(&self) -> bool {
+        self.idle < self.prefills.min(2) && self.trunk_reservation_left() > Seconds::ZERO
     }
 
     /// Remaining duration of the trunk reservation for this request.
-    fn patience(&self) -> Seconds {
+    fn trunk_reservation_left(&self) -> Seconds {
         let PrefillRequest { arrived, queue_deadline, .. } = *self.job;
         arrived + (queue_deadline - arrived) * self.params.trunk_reservation_share - self.now
     }
 
     /// Spill to a decode backend. The decode continues on another backend of the group if possible:
     /// as a new stream without slack it would leave this one unable to absorb the next prefill.
-    fn spilt(&self, spill: Candidate) -> RouteDecision {
+    fn spill_route(&self, spill: Candidate) -> RouteDecision {
         let load = self.fleet.load(spill.on);
         let (slot, bit) = slot(load.group);
         let uncached = self.job.prompt - spill.cached;
-        let may_split = self.job.disaggregation == Disaggregation::Allowed
+        let may_disaggregate = self.job.disaggregation == Disaggregation::Allowed
             && uncached >= self.params.whole_below;
-        let may = load.hands_over && may_split;
-        let leg = handed_over(self.job, spill, self.decode_step[slot]);
+        let may = load.hands_over && may_disaggregate;
+        let leg = with_hand_off(self.job, spill, self.decode_step[slot]);
         match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {
             true => prefill_on(spill),
-            false => whole_on(spill),
+            false => colocated_on(spill),
         }
     }
 
-    fn why_not(&self, empty: bool) -> RouteDecision {
-        let open = self.prefill_takers | self.decode_takers != 0;
+    fn no_route(&self, empty: bool) -> RouteDecision {
+        let open = self.prefill_groups | self.decode_groups != 0;
         if empty {
             RouteDecision::Unroutable(UnroutableReason::EmptyPool)
         } else if !self.usable {
             RouteDecision::Unroutable(UnroutableReason::NoneUsable)
         } else if !open {
             RouteDecision::Unroutable(UnroutableReason::AllDraining)
-        } else if !self.runs_whole && self.prefill_takers & self.decode_takers == 0 {
+        } else if !self.runs_whole && self.prefill_groups & self.decode_groups == 0 {
             RouteDecision::Unroutable(UnroutableReason::Unpaired)
         } else if self.startable {
             RouteDecision::Wait(WaitReason::DecodeBusy)
@@ -393,7 +400,7 @@ fn prefill_on(Candidate { on, predicted, cached, .. }: Candidate) -> RouteDecisi
     RouteDecision::Prefill { on, predicted, cached }
 }
 
-fn whole_on(Candidate { on, predicted, cached, .. }: Candidate) -> RouteDecision {
+fn colocated_on(Candidate { on, predicted, cached, .. }: Candidate) -> RouteDecision {
     RouteDecision::Colocated { on, predicted, cached }
 }
 

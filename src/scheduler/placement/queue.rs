@@ -6,7 +6,7 @@
 //! The cost of a poll of a full pool does not grow with the number of waiting requests: after a
 //! refusal, requests of the same kind that need at least as much work are skipped.
 
-mod line;
+mod pool_queue;
 
 use crate::placement::order::order;
 use crate::placement::{
@@ -14,7 +14,7 @@ use crate::placement::{
     place,
 };
 use crate::tuning::{LOOK_AHEAD, RACES_MAX, SAMPLE};
-use line::{Key, Line, Rank};
+use pool_queue::{Key, PoolQueue, QueueClass};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 
@@ -53,25 +53,25 @@ pub struct QueueFull {
 /// The requests of all pools that wait for their first leg.
 #[derive(Debug)]
 pub struct EdfQueue {
-    waiting: BTreeMap<RequestId, Waiting>,
-    lines: BTreeMap<PoolId, Line>,
+    waiting: BTreeMap<RequestId, QueuedRequest>,
+    pools: BTreeMap<PoolId, PoolQueue>,
     expiries: BTreeSet<Key>,
     /// Jobs offered since the last poll, whose prefill work is not estimated yet.
-    fresh: Vec<RequestId>,
+    unestimated: Vec<RequestId>,
     limit: usize,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedRequest {
     job: PrefillRequest,
     /// Prefill work on the backend of the pool that needs least, estimated at the first poll.
     work: Seconds,
     /// Latest feasible start; afterwards the job belongs to the late class.
     latest_start: Moment,
-    rank: Rank,
+    class: QueueClass,
 }
 
-impl Waiting {
+impl QueuedRequest {
     /// Returns whether the job became late in the queue: it was feasible on arrival, and it is no
     /// retry after a failure.
     fn may_be_shed(&self) -> bool {
@@ -95,9 +95,9 @@ impl EdfQueue {
     pub fn with_limit(limit: usize) -> EdfQueue {
         EdfQueue {
             waiting: BTreeMap::new(),
-            lines: BTreeMap::new(),
+            pools: BTreeMap::new(),
             expiries: BTreeSet::new(),
-            fresh: Vec::new(),
+            unestimated: Vec::new(),
             limit,
         }
     }
@@ -106,16 +106,16 @@ impl EdfQueue {
     ///
     /// # Errors
     /// [`QueueFull`] if the queue has reached its limit.
-    pub fn offer(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
+    pub fn push(&mut self, job: PrefillRequest) -> Result<(), QueueFull> {
         self.remove(job.id);
         if self.waiting.len() >= self.limit {
             return Err(QueueFull { limit: self.limit });
         }
         let (work, due) = (Seconds::ZERO, job.ttft_deadline);
         self.expiries.insert((job.queue_deadline, job.id));
-        self.fresh.push(job.id);
-        let waiting = Waiting { job, work, latest_start: due, rank: Rank::Feasible };
-        self.lines.entry(waiting.job.pool).or_default().join(&waiting);
+        self.unestimated.push(job.id);
+        let waiting = QueuedRequest { job, work, latest_start: due, class: QueueClass::Feasible };
+        self.pools.entry(waiting.job.pool).or_default().insert(&waiting);
         self.waiting.insert(waiting.job.id, waiting);
         Ok(())
     }
@@ -137,12 +137,12 @@ impl EdfQueue {
     ) {
         self.expire(now, &mut on);
         self.estimate(params, fleet);
-        let pools: Vec<PoolId> = self.lines.keys().copied().collect();
+        let pools: Vec<PoolId> = self.pools.keys().copied().collect();
         for pool in pools {
             self.reclassify(params.late, pool, now, &mut on);
             self.place_pool(pool, params, now, fleet, &mut on);
         }
-        self.lines.retain(|_, line| !line.is_empty());
+        self.pools.retain(|_, pool_queue| !pool_queue.is_empty());
     }
 
     /// Returns when a poll is due without any event: the earliest queue deadline.
@@ -162,14 +162,14 @@ impl EdfQueue {
 
     /// Returns the number of requests that wait for a pool.
     pub fn waiting(&self, pool: PoolId) -> usize {
-        self.lines.get(&pool).map_or(0, Line::len)
+        self.pools.get(&pool).map_or(0, PoolQueue::len)
     }
 
-    fn remove(&mut self, id: RequestId) -> Option<Waiting> {
+    fn remove(&mut self, id: RequestId) -> Option<QueuedRequest> {
         let waiting = self.waiting.remove(&id)?;
         self.expiries.remove(&(waiting.job.queue_deadline, id));
-        if let Some(line) = self.lines.get_mut(&waiting.job.pool) {
-            line.leave(&waiting);
+        if let Some(pool_queue) = self.pools.get_mut(&waiting.job.pool) {
+            pool_queue.remove(&waiting);
         }
         Some(waiting)
     }
@@ -192,15 +192,15 @@ impl EdfQueue {
 
     /// Estimates the prefill work and the latest feasible start of new jobs.
     fn estimate(&mut self, params: &Params, fleet: &impl Fleet) {
-        for id in std::mem::take(&mut self.fresh) {
+        for id in std::mem::take(&mut self.unestimated) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
-            let Some(line) = self.lines.get_mut(&waiting.job.pool) else { continue };
-            line.leave(waiting);
-            let (work, after) = least_work(params, &waiting.job, fleet);
+            let Some(pool_queue) = self.pools.get_mut(&waiting.job.pool) else { continue };
+            pool_queue.remove(waiting);
+            let (work, after) = least_prefill(params, &waiting.job, fleet);
             let due = waiting.job.ttft_deadline;
             waiting.work = work;
             waiting.latest_start = due - work - after;
-            line.join(waiting);
+            pool_queue.insert(waiting);
         }
     }
 
@@ -212,8 +212,8 @@ impl EdfQueue {
         now: Moment,
         on: &mut impl FnMut(Outcome<'_>) -> Reserved,
     ) {
-        while let Some(line) = self.lines.get_mut(&pool)
-            && let Some(id) = line.first_start_before(now)
+        while let Some(pool_queue) = self.pools.get_mut(&pool)
+            && let Some(id) = pool_queue.first_start_before(now)
         {
             let Some(waiting) = self.waiting.get_mut(&id) else { return };
             if policy == LatePolicy::Refuse && waiting.may_be_shed() {
@@ -222,9 +222,9 @@ impl EdfQueue {
                 }
                 continue;
             }
-            line.leave(waiting);
-            waiting.rank = Rank::Late;
-            line.join(waiting);
+            pool_queue.remove(waiting);
+            waiting.class = QueueClass::Late;
+            pool_queue.insert(waiting);
         }
     }
 
@@ -236,34 +236,34 @@ impl EdfQueue {
         fleet: &impl Fleet,
         on: &mut impl FnMut(Outcome<'_>) -> Reserved,
     ) {
-        let mut walks = [Walk::new(Rank::Feasible), Walk::new(Rank::Late)];
+        let mut scans = [QueueScan::new(QueueClass::Feasible), QueueScan::new(QueueClass::Late)];
         // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
         // only late ones.
-        let mut refused = [Refused::default(), Refused::default()];
+        let mut refused = [RefusedWork::default(), RefusedWork::default()];
         loop {
-            let Some(line) = self.lines.get(&pool) else { return };
-            let first = usize::from(line.is_turn_of_late());
-            let Some((walk, id)) = [first, 1 - first]
+            let Some(pool_queue) = self.pools.get(&pool) else { return };
+            let first = usize::from(pool_queue.late_class_is_due());
+            let Some((scan, id)) = [first, 1 - first]
                 .into_iter()
-                .find_map(|which| walks[which].next(line).map(|id| (which, id)))
+                .find_map(|which| scans[which].next(pool_queue).map(|id| (which, id)))
             else {
                 return;
             };
             let Some(waiting) = self.waiting.get(&id) else { return };
-            let (disaggregation, work, rank) =
-                (waiting.job.disaggregation, waiting.work, waiting.rank);
-            if refused[..=walk].iter().any(|refused| refused.covers(disaggregation, work)) {
-                walks[walk].pass();
+            let (disaggregation, work, class) =
+                (waiting.job.disaggregation, waiting.work, waiting.class);
+            if refused[..=scan].iter().any(|refused| refused.covers(disaggregation, work)) {
+                scans[scan].pass();
                 continue;
             }
             match self.try_one(id, params, now, fleet, on) {
                 Tried::Refused => {
-                    refused[walk].note(disaggregation, work);
-                    walks[walk].pass();
+                    refused[scan].note(disaggregation, work);
+                    scans[scan].pass();
                 }
                 Tried::Left => {
-                    if let Some(line) = self.lines.get_mut(&pool) {
-                        line.account(rank, work, params.late_class_share);
+                    if let Some(pool_queue) = self.pools.get_mut(&pool) {
+                        pool_queue.charge(class, work, params.late_class_share);
                     }
                 }
             }
@@ -306,31 +306,31 @@ impl Default for EdfQueue {
     }
 }
 
-/// One pass over the jobs of one rank, in order.
-struct Walk {
-    rank: Rank,
+/// One pass over the jobs of one class, in order.
+struct QueueScan {
+    class: QueueClass,
     /// The last job that was skipped or refused.
-    behind: Option<Key>,
+    passed: Option<Key>,
     at: Option<Key>,
     left: usize,
 }
 
-impl Walk {
-    fn new(rank: Rank) -> Walk {
-        Walk { rank, behind: None, at: None, left: LOOK_AHEAD }
+impl QueueScan {
+    fn new(class: QueueClass) -> QueueScan {
+        QueueScan { class, passed: None, at: None, left: LOOK_AHEAD }
     }
 
     /// Returns the first request that was not skipped or refused.
-    fn next(&mut self, line: &Line) -> Option<RequestId> {
+    fn next(&mut self, pool_queue: &PoolQueue) -> Option<RequestId> {
         if self.left == 0 {
             return None;
         }
-        self.at = line.after(self.rank, self.behind);
+        self.at = pool_queue.after(self.class, self.passed);
         self.at.map(|(_, id)| id)
     }
 
     fn pass(&mut self) {
-        self.behind = self.at;
+        self.passed = self.at;
         self.left -= 1;
     }
 }
@@ -338,12 +338,12 @@ impl Walk {
 /// The least work that was refused in this poll, by whether the job may be split. Jobs that need at
 /// least as much are refused too.
 #[derive(Default)]
-struct Refused {
+struct RefusedWork {
     allowed: Option<Seconds>,
     never: Option<Seconds>,
 }
 
-impl Refused {
+impl RefusedWork {
     fn covers(&self, disaggregation: Disaggregation, work: Seconds) -> bool {
         let least = match disaggregation {
             Disaggregation::Allowed => self.allowed,
@@ -364,7 +364,7 @@ impl Refused {
 /// of that work to the first token: where engines only prefill, the shortest hand-off and the next
 /// step of the decode engine, which takes up to the TPOT target; otherwise 0. Both are 0 without an open
 /// backend.
-fn least_work(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
+fn least_prefill(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(SAMPLE).map(|index| backends[index]);
     let holders = fleet.holders(job);

@@ -17,7 +17,7 @@ fn due(id: u64, prompt: u64, ttft: f64, refused: f64) -> PrefillRequest {
 fn queue(jobs: impl IntoIterator<Item = PrefillRequest>) -> EdfQueue {
     let mut queue = EdfQueue::new();
     for job in jobs {
-        queue.offer(job).unwrap();
+        queue.push(job).unwrap();
     }
     queue
 }
@@ -134,13 +134,13 @@ fn the_late_class_receives_exactly_its_share_of_the_work() {
     let mut queue = EdfQueue::new();
     let late = 0..1000;
     for id in late.clone() {
-        queue.offer(due(id, 6000, 0.0, 1e6)).unwrap();
+        queue.push(due(id, 6000, 0.0, 1e6)).unwrap();
     }
     let mut work = [0.0, 0.0];
     for round in 0..2000u64 {
         // Feasible jobs are always waiting.
-        queue.offer(due(10_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
-        queue.offer(due(20_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
+        queue.push(due(10_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
+        queue.push(due(20_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
         make_room(&engines);
         for left in poll(&mut queue, at(1.0), &engines) {
             let Left::Placed(id) = left else { panic!("{left:?}") };
@@ -193,10 +193,10 @@ fn a_job_that_lost_a_race_for_capacity_stays_in_the_queue() {
 #[test]
 fn a_full_queue_returns_an_error() {
     let mut queue = EdfQueue::with_limit(1);
-    assert_eq!(queue.offer(job(1, 10)), Ok(()));
-    assert_eq!(queue.offer(job(2, 10)), Err(QueueFull { limit: 1 }));
+    assert_eq!(queue.push(job(1, 10)), Ok(()));
+    assert_eq!(queue.push(job(2, 10)), Err(QueueFull { limit: 1 }));
     assert!(queue.cancel(RequestId(1)) && !queue.cancel(RequestId(1)));
-    assert_eq!(queue.offer(job(2, 10)), Ok(()));
+    assert_eq!(queue.push(job(2, 10)), Ok(()));
 }
 
 #[test]
@@ -279,7 +279,7 @@ impl World {
                     ..job(id, prompt)
                 };
                 let job = PrefillRequest { ttft_deadline: ttft, queue_deadline: refused, ..job };
-                self.queue.offer(job).unwrap();
+                self.queue.push(job).unwrap();
             }
             Operation::Cancel(id) => {
                 if self.queue.cancel(RequestId(id)) {

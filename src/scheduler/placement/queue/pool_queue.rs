@@ -1,7 +1,7 @@
 //! The waiting jobs of one pool: the feasible and the late class in their orders, and the share of
 //! work of each.
 
-use super::Waiting;
+use super::QueuedRequest;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use tidegate_types::{Moment, RequestId, Seconds};
@@ -11,7 +11,7 @@ pub(super) type Key = (Moment, RequestId);
 
 /// Whether a job can still meet its TTFT deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rank {
+pub(super) enum QueueClass {
     /// Feasible: it meets the deadline if it starts by its latest feasible start.
     Feasible,
     /// Late class: it misses the deadline.
@@ -19,7 +19,7 @@ pub(super) enum Rank {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(super) struct PoolQueue {
     /// Feasible jobs by TTFT deadline.
     feasible: BTreeSet<Key>,
     /// Feasible jobs by latest feasible start.
@@ -31,21 +31,21 @@ pub(super) struct Line {
     late_credit: Seconds,
 }
 
-impl Line {
-    pub(super) fn join(&mut self, waiting: &Waiting) {
+impl PoolQueue {
+    pub(super) fn insert(&mut self, waiting: &QueuedRequest) {
         let id = waiting.job.id;
-        match waiting.rank {
-            Rank::Feasible => {
+        match waiting.class {
+            QueueClass::Feasible => {
                 self.feasible.insert((waiting.job.ttft_deadline, id));
                 self.starts.insert((waiting.latest_start, id));
             }
-            Rank::Late => {
+            QueueClass::Late => {
                 self.late.insert((waiting.job.arrived, id));
             }
         }
     }
 
-    pub(super) fn leave(&mut self, waiting: &Waiting) {
+    pub(super) fn remove(&mut self, waiting: &QueuedRequest) {
         let id = waiting.job.id;
         self.feasible.remove(&(waiting.job.ttft_deadline, id));
         self.starts.remove(&(waiting.latest_start, id));
@@ -65,11 +65,11 @@ impl Line {
         self.starts.first().filter(|(start, _)| *start < now).map(|(_, id)| *id)
     }
 
-    /// Returns the next job of a rank after `key`, or the first.
-    pub(super) fn after(&self, rank: Rank, key: Option<Key>) -> Option<Key> {
-        let order = match rank {
-            Rank::Feasible => &self.feasible,
-            Rank::Late => &self.late,
+    /// Returns the next job of a class after `key`, or the first.
+    pub(super) fn after(&self, class: QueueClass, key: Option<Key>) -> Option<Key> {
+        let order = match class {
+            QueueClass::Feasible => &self.feasible,
+            QueueClass::Late => &self.late,
         };
         match key {
             Some(key) => order.range((Bound::Excluded(key), Bound::Unbounded)).next().copied(),
@@ -77,18 +77,18 @@ impl Line {
         }
     }
 
-    pub(super) fn is_turn_of_late(&self) -> bool {
+    pub(super) fn late_class_is_due(&self) -> bool {
         self.late_credit > Seconds::ZERO
     }
 
-    /// Accounts for `work` placed for a rank while the other rank may be waiting too.
-    pub(super) fn account(&mut self, rank: Rank, work: Seconds, share: f64) {
-        match rank {
+    /// Accounts for `work` placed for a class while the other class may be waiting too.
+    pub(super) fn charge(&mut self, class: QueueClass, work: Seconds, share: f64) {
+        match class {
             _ if self.late.is_empty() => self.late_credit = self.late_credit.min(Seconds::ZERO),
-            Rank::Feasible => self.late_credit += work * share,
+            QueueClass::Feasible => self.late_credit += work * share,
             // Without feasible jobs in the queue, late work is not charged to the share.
-            Rank::Late if self.feasible.is_empty() => {}
-            Rank::Late => self.late_credit -= work * (1.0 - share),
+            QueueClass::Late if self.feasible.is_empty() => {}
+            QueueClass::Late => self.late_credit -= work * (1.0 - share),
         }
     }
 }
