@@ -17,7 +17,7 @@ use crate::dispatch::legs;
 use crate::dispatch::place;
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestRecord;
-use crate::upstream::failure::{Failure, Leg, LegFailure, LegProblem};
+use crate::upstream::failure::{Failure, LegFailure, LegKind, LegProblem};
 use crate::upstream::verdict::Verdict;
 
 /// Failed attempts of one request.
@@ -70,7 +70,7 @@ pub async fn serve(
             }
             Err(AttemptError::Retryable(missed)) => {
                 log(record, proxy, &missed);
-                let handed = missed.leg == Leg::Decode;
+                let handed = missed.leg == LegKind::Decode;
                 let from = record.prefill_on().cloned().filter(|_| handed);
                 if let Some(failure) =
                     failed_attempts.take(&mut serving, missed, from, record.attempts())
@@ -179,7 +179,7 @@ impl FailedAttempts {
     /// disaggregated request counts only if the failure is final, because the other leg may be the cause.
     fn has_refused(&self, on: BackendId) -> bool {
         let refuses = |failure: &LegFailure| {
-            let whole = failure.leg == Leg::Whole || !failure.problem.is_pending();
+            let whole = failure.leg == LegKind::Whole || !failure.problem.is_pending();
             whole && failure.problem.verdict().is_some()
         };
         self.failures.iter().any(|failed_attempt| {

@@ -9,7 +9,7 @@ use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
-use crate::upstream::failure::Leg;
+use crate::upstream::failure::LegKind;
 
 /// Runs the request as one leg: the client's body byte for byte.
 pub(crate) async fn whole(
@@ -21,7 +21,7 @@ pub(crate) async fn whole(
     let backend = Arc::clone(&reservation.backend);
     leg::note_decode(serving, progress, &backend, Some(predicted));
     progress.runs_colocated();
-    let missed = |problem| leg::miss(&backend, Leg::Whole, problem);
+    let missed = |problem| leg::miss(&backend, LegKind::Whole, problem);
     let sent = serving.proxy.clock.now();
     let leg = serving.inbound.body.clone().into();
     let ahead = predicted.ahead + predicted.prefill;

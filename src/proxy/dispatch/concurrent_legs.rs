@@ -20,7 +20,7 @@ use crate::dispatch::place;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
-use crate::upstream::failure::{Failure, Leg, LegProblem};
+use crate::upstream::failure::{Failure, LegKind, LegProblem};
 use crate::upstream::read_all;
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head};
@@ -95,17 +95,17 @@ pub(crate) async fn run(
                 let learns = to.health.is_well();
                 return colocated::unedited(serving, reservation, predicted, learns, progress).await;
             }
-            let (head, body) = answered.map_err(|problem| missed(&from, Leg::Prefill, problem))?;
+            let (head, body) = answered.map_err(|problem| missed(&from, LegKind::Prefill, problem))?;
             if !head.status.is_success() {
                 // A client error: another engine would answer the same.
                 return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
             }
             drop(reservation);
             note_answered(serving, progress, &from, predicted, sent, &body);
-            decode.await.map_err(|problem| missed(&to, Leg::Decode, problem))?
+            decode.await.map_err(|problem| missed(&to, LegKind::Decode, problem))?
         }
         opened = &mut decode => {
-            let opened = opened.map_err(|problem| missed(&to, Leg::Decode, problem))?;
+            let opened = opened.map_err(|problem| missed(&to, LegKind::Decode, problem))?;
             if opened.1.has_tokens() {
                 let now = serving.proxy.clock.now();
                 progress.prefilled(now);

@@ -18,7 +18,7 @@ use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
-use crate::upstream::failure::{Leg, LegProblem};
+use crate::upstream::failure::{LegKind, LegProblem};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, Head, read_all};
 
@@ -35,7 +35,7 @@ pub(crate) async fn run(
 ) -> Result<Opened, AttemptError> {
     let backend = Arc::clone(&reservation.backend);
     progress.prefills_on(&backend, predicted);
-    let missed = |problem| leg::miss(&backend, Leg::Prefill, problem);
+    let missed = |problem| leg::miss(&backend, LegKind::Prefill, problem);
     let sent = serving.proxy.clock.now();
     let prefilled = pin!(prefilled(serving, &backend, prefill.into(), progress.attempts()));
     let prefilled =
@@ -95,7 +95,7 @@ async fn decode(
         let settings = serving.settings();
         let reservation = place::find_decode(serving.proxy, settings, &handover, deadline).await?;
         let backend = Arc::clone(&reservation.backend);
-        let missed = |problem| leg::miss(&backend, Leg::Decode, problem);
+        let missed = |problem| leg::miss(&backend, LegKind::Decode, problem);
         leg::note_decode(serving, progress, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
         progress.cached(None);

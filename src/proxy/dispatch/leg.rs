@@ -20,7 +20,7 @@ use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
 use crate::telemetry::control_events::ControlEvent;
-use crate::upstream::failure::{Leg, LegFailure, LegProblem};
+use crate::upstream::failure::{LegFailure, LegKind, LegProblem};
 use crate::upstream::{Answer, Head};
 
 /// Largest answer to a prefill leg, in bytes. Its hand-off names every KV block of the prompt: about
@@ -164,7 +164,7 @@ impl HandOffLeg {
 }
 
 /// Returns a leg's failure, after which another backend may be tried.
-pub(crate) fn miss(backend: &Backend, leg: Leg, problem: LegProblem) -> AttemptError {
+pub(crate) fn miss(backend: &Backend, leg: LegKind, problem: LegProblem) -> AttemptError {
     // The engine may have been restarted, with other ranks.
     backend.bootstrap.forget();
     let (on, backend) = match &problem {

@@ -17,7 +17,7 @@ use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::runtime::budget::BudgetShare;
 use crate::runtime::filter_permits::INLINE_MAX;
-use crate::upstream::failure::Leg;
+use crate::upstream::failure::LegKind;
 
 /// Most edited copies of a body at once: the two legs of a request with concurrent legs.
 const LEG_COPIES_MAX: usize = 2;
@@ -42,7 +42,7 @@ pub(crate) async fn attempt(
             };
             let id = fastrand::u64(..);
             let peer = backend.bootstrap.peer(backend.family, &backend.pool, id).await;
-            let peer = peer.map_err(|problem| leg::miss(&backend, Leg::Prefill, problem))?;
+            let peer = peer.map_err(|problem| leg::miss(&backend, LegKind::Prefill, problem))?;
             let rendezvous = RendezvousInfo {
                 host: backend.pool.address().authority.host(),
                 port: backend.rendezvous_port,

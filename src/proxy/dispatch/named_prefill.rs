@@ -23,7 +23,7 @@ use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::{RequestProgress, RequestRecord};
 use crate::dispatch::sidecar::Sidecar;
 use crate::telemetry::metrics::NAMED_PREFILL_TARGET;
-use crate::upstream::failure::{Failure, Leg, LegFailure, LegProblem};
+use crate::upstream::failure::{Failure, LegFailure, LegKind, LegProblem};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{Answer, ExchangeError, Head, Pool, read_all};
 
@@ -160,7 +160,7 @@ async fn prefill_first(
         // The engine's verdict on the request itself.
         return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
     }
-    let missed = |problem| leg::miss(&own, Leg::Prefill, problem);
+    let missed = |problem| leg::miss(&own, LegKind::Prefill, problem);
     let handoff = own.family.read_prefill(&body).map_err(|error| missed(error.into()))?;
     progress.prefill_reported(handoff.usage);
     if let (Some(answer), Some(scan)) = (&handoff.finished, &progress.accepted.scan) {
@@ -220,7 +220,7 @@ async fn ask(
 fn note_failure(serving: &Serving<'_>, own: &Backend, problem: LegProblem) {
     // A fixed name: the addresses of the targets are unbounded.
     let backend = NAMED_PREFILL_TARGET.into();
-    let failure = LegFailure { on: own.id, backend, leg: Leg::Prefill, problem };
+    let failure = LegFailure { on: own.id, backend, leg: LegKind::Prefill, problem };
     tracing::warn!(request = &*serving.accepted.request_id, "{failure}");
     serving.proxy.metrics.leg_failed(&failure);
 }
@@ -245,7 +245,7 @@ async fn decode(
     let measured = HandOffLeg::new(serving, &own);
     let attempt = progress.attempts();
     let answered = leg::answered(serving, &own, None, hand_off, leg, attempt, &|| ()).await;
-    let (head, body) = answered.map_err(|problem| leg::miss(&own, Leg::Decode, problem))?;
+    let (head, body) = answered.map_err(|problem| leg::miss(&own, LegKind::Decode, problem))?;
     measured.answered(serving, &own, &body);
     serving.proxy.note_prefix(own.id, serving.accepted);
     Ok(leg::opened(serving, head, body, reservation))
@@ -272,13 +272,13 @@ async fn concurrent(
     let mut prefilling =
         tokio::spawn(async move { ask(&inbound, &accepted, &target, &prefill, attempt).await });
     let linked = LinkedLeg::new(&prefilling);
-    let missed = |problem| leg::miss(&own, Leg::Decode, problem);
+    let missed = |problem| leg::miss(&own, LegKind::Decode, problem);
     let (head, body) = tokio::select! {
         biased;
         prefilled = &mut prefilling => {
             let prefilled = prefilled.unwrap_or_else(|_| Err(ExchangeError::Closed.into()));
             // After a failure the decode engine would wait for the KV until its own time-out.
-            let (head, body) = prefilled.map_err(|problem| leg::miss(&own, Leg::Prefill, problem))?;
+            let (head, body) = prefilled.map_err(|problem| leg::miss(&own, LegKind::Prefill, problem))?;
             match head.status.is_success() {
                 true => decoding.await.map_err(missed)?,
                 false => (head, OpenedBody::Complete(body)),

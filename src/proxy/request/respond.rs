@@ -113,7 +113,7 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<RelayBody> {
 mod tests {
     use super::*;
     use crate::upstream::ExchangeError;
-    use crate::upstream::failure::{Leg, LegFailure, LegProblem};
+    use crate::upstream::failure::{LegFailure, LegKind, LegProblem};
     use crate::upstream::verdict::Verdict;
     use tidegate_types::BackendId;
 
@@ -124,7 +124,7 @@ mod tests {
             last: LegFailure {
                 on: BackendId(0),
                 backend: "a".into(),
-                leg: Leg::Whole,
+                leg: LegKind::Whole,
                 problem: LegProblem::Exchange(ExchangeError::Closed),
             },
         };

@@ -9,9 +9,9 @@ use tidegate_types::{BackendId, Seconds};
 use crate::upstream::verdict::Verdict;
 use crate::upstream::{BrokenOff, ExchangeError};
 
-/// Kind of a leg.
+/// Kind of a leg, by its part of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leg {
+pub enum LegKind {
     /// The prefill of a split request.
     Prefill,
     /// The decode of a split request.
@@ -20,13 +20,13 @@ pub enum Leg {
     Whole,
 }
 
-impl Leg {
+impl LegKind {
     /// Label value in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Leg::Prefill => "prefill",
-            Leg::Decode => "decode",
-            Leg::Whole => "whole",
+            LegKind::Prefill => "prefill",
+            LegKind::Decode => "decode",
+            LegKind::Whole => "whole",
         }
     }
 }
@@ -129,7 +129,7 @@ pub struct LegFailure {
     /// Name of the backend.
     pub backend: Arc<str>,
     /// Kind of the leg.
-    pub leg: Leg,
+    pub leg: LegKind,
     /// The cause.
     #[source]
     pub problem: LegProblem,
