@@ -12,7 +12,7 @@ use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::place::{decoding, placed};
 use crate::dispatch::queue::{DispatcherMessage, QueuedDecode, QueuedPrefill};
-use crate::dispatch::reservation::{Placed, Reservation};
+use crate::dispatch::reservation::{Reservation, ReservedLeg};
 use crate::upstream::failure::Failure;
 
 /// Reply channels of waiting requests.
@@ -25,7 +25,7 @@ pub struct Dispatcher {
     queue: DispatchQueue,
     /// Prefix matches of the requests that wait for their first leg.
     matches: HashMap<RequestId, Matches>,
-    replies: Replies<Placed>,
+    replies: Replies<ReservedLeg>,
     decode_replies: Replies<Reservation>,
 }
 

@@ -13,7 +13,7 @@ use crate::dispatch::answer::Opened;
 use crate::dispatch::hedge_limit::HedgePermit;
 use crate::dispatch::legs;
 use crate::dispatch::place::{self, Try};
-use crate::dispatch::reservation::Placed;
+use crate::dispatch::reservation::ReservedLeg;
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::{LegNotes, RequestProgress};
 use crate::upstream::failure::LegFailure;
@@ -41,7 +41,7 @@ impl From<Result<Opened, AttemptError>> for Raced {
 pub(crate) fn place<'a>(
     serving: &Serving<'a>,
     first: BackendId,
-) -> Option<(HedgePermit<'a>, Serving<'a>, Placed)> {
+) -> Option<(HedgePermit<'a>, Serving<'a>, ReservedLeg)> {
     let proxy = serving.proxy;
     let hedge = proxy.hedge_limit.try_acquire(proxy.fleet.registry.len())?;
     let mut job = serving.job.clone();
@@ -66,7 +66,7 @@ pub(crate) fn place<'a>(
 pub(crate) async fn race(
     mut first: Pin<&mut impl Future<Output = Result<Opened, AttemptError>>>,
     on: BackendId,
-    second: (HedgePermit<'_>, Serving<'_>, Placed),
+    second: (HedgePermit<'_>, Serving<'_>, ReservedLeg),
     live: &InflightRequest,
     attempt: u32,
 ) -> Raced {

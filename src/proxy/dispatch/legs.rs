@@ -12,7 +12,7 @@ use crate::dispatch::colocated;
 use crate::dispatch::concurrent_legs;
 use crate::dispatch::disaggregated;
 use crate::dispatch::leg;
-use crate::dispatch::reservation::{Placed, Predicted, Reservation};
+use crate::dispatch::reservation::{Predicted, Reservation, ReservedLeg};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::runtime::budget::BudgetShare;
@@ -25,14 +25,14 @@ const LEG_COPIES_MAX: usize = 2;
 /// Runs a request's legs, beginning on its reserved backend.
 pub(crate) async fn attempt(
     serving: &Serving<'_>,
-    placed: Placed,
+    placed: ReservedLeg,
     progress: &mut RequestProgress<'_>,
 ) -> Result<Opened, AttemptError> {
     match placed {
-        Placed::Whole(reservation, predicted) => {
+        ReservedLeg::Whole(reservation, predicted) => {
             colocated::whole(serving, reservation, predicted, progress).await
         }
-        Placed::Prefill(reservation, predicted) => {
+        ReservedLeg::Prefill(reservation, predicted) => {
             let backend = Arc::clone(&reservation.backend);
             let scan = progress.accepted.scan.as_ref();
             let endpoint = progress.accepted.endpoint;

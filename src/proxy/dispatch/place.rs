@@ -12,17 +12,17 @@ use tidegate_types::{BackendId, Moment};
 
 use crate::backends::fleet::Known;
 use crate::dispatch::context::Proxy;
-use crate::dispatch::reservation::{Placed, Reservation};
+use crate::dispatch::reservation::{Reservation, ReservedLeg};
 use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::upstream::failure::Failure;
 
-/// A reserved first leg, before it is bound to its backend.
-type Leg = dispatch::Placed<AtomicU64>;
+/// The charges of a first leg, before they are bound to its backend.
+type LegCharges = dispatch::Placed<AtomicU64>;
 
 /// Outcome of the fast path.
 pub enum Try {
     /// A reservation.
-    Placed(Placed),
+    Placed(ReservedLeg),
     /// No backend has capacity now.
     Wait,
     /// No backend is usable.
@@ -40,7 +40,7 @@ pub async fn find(
     settings: &SettingsInForce,
     job: &PrefillRequest,
     matches: &Matches,
-) -> Result<Placed, Failure> {
+) -> Result<ReservedLeg, Failure> {
     // Waiting requests have precedence.
     let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
     if waiting == 0 {
@@ -66,7 +66,7 @@ pub fn try_place(proxy: &Proxy, params: &Params, job: &PrefillRequest, known: Kn
 
 /// Binds a leg's charges, made by a pass that began at `began`, to its backend and the dispatcher's
 /// signal.
-pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: Leg) -> Placed {
+pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: LegCharges) -> ReservedLeg {
     record_reaction(proxy, job.arrived, began);
     let backend = Arc::clone(&proxy.fleet.backend(leg.on));
     let whole = leg.stream.is_some();
@@ -74,8 +74,8 @@ pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: Leg) -> P
     let mut reservation = Reservation::new(backend, Some(leg.prefill), leg.stream, signal);
     reservation.considered = leg.considered;
     match whole {
-        true => Placed::Whole(reservation, leg.predicted),
-        false => Placed::Prefill(reservation, leg.predicted),
+        true => ReservedLeg::Whole(reservation, leg.predicted),
+        false => ReservedLeg::Prefill(reservation, leg.predicted),
     }
 }
 

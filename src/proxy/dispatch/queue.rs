@@ -7,7 +7,7 @@ use tidegate_types::{Moment, RequestId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::dispatch::capacity_signal::CapacitySignal;
-use crate::dispatch::reservation::{Placed, Reservation};
+use crate::dispatch::reservation::{Reservation, ReservedLeg};
 use crate::upstream::failure::Failure;
 
 /// A request queued for its first leg.
@@ -17,7 +17,7 @@ pub struct QueuedPrefill {
     /// Backends that hold a prefix of the prompt.
     pub matches: Matches,
     /// Channel for the outcome; closed when the client has left.
-    pub reply: oneshot::Sender<Result<Placed, Failure>>,
+    pub reply: oneshot::Sender<Result<ReservedLeg, Failure>>,
 }
 
 /// A prefilled request queued for a decode backend.
@@ -87,7 +87,7 @@ impl Queue {
         job: &PrefillRequest,
         matches: &Matches,
         requests_max: usize,
-    ) -> Result<Placed, Failure> {
+    ) -> Result<ReservedLeg, Failure> {
         if self.signal.enter() >= requests_max {
             self.signal.leave();
             return Err(Failure::Saturated);

@@ -9,19 +9,19 @@ use tidegate_types::{BackendId, Tokens};
 use crate::backends::fleet::Backend;
 use crate::dispatch::capacity_signal::CapacitySignal;
 
-/// The backend of a request's next leg, with its reservation.
-pub enum Placed {
+/// A request's first leg, with its reservation on a backend.
+pub enum ReservedLeg {
     /// A prefill leg; the decode backend is chosen at its end.
     Prefill(Reservation, Predicted),
     /// The only leg of a colocated request.
     Whole(Reservation, Predicted),
 }
 
-impl Placed {
+impl ReservedLeg {
     /// The reserved backend.
     pub fn on(&self) -> BackendId {
         match self {
-            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
+            ReservedLeg::Prefill(reservation, _) | ReservedLeg::Whole(reservation, _) => {
                 reservation.backend.id
             }
         }
@@ -30,7 +30,7 @@ impl Placed {
     /// Takes the candidates of the placement.
     pub fn take_considered(&mut self) -> Option<Box<[Considered]>> {
         match self {
-            Placed::Prefill(reservation, _) | Placed::Whole(reservation, _) => {
+            ReservedLeg::Prefill(reservation, _) | ReservedLeg::Whole(reservation, _) => {
                 reservation.considered.take()
             }
         }
