@@ -12,7 +12,7 @@ use crate::backends::fleet::{InflightRequest, Known};
 use crate::dispatch::answer::Opened;
 use crate::dispatch::hedge_limit::HedgePermit;
 use crate::dispatch::legs;
-use crate::dispatch::place::{self, Try};
+use crate::dispatch::place::{self, PlaceOutcome};
 use crate::dispatch::reservation::ReservedLeg;
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::{LegNotes, RequestProgress};
@@ -47,7 +47,7 @@ pub(crate) fn place<'a>(
     let mut job = serving.job.clone();
     job.excluded.insert(first);
     let (params, known) = (&serving.settings().placement, Known::One(&serving.matches));
-    let Try::Placed(placed) = place::try_place(proxy, params, &job, known) else {
+    let PlaceOutcome::Placed(placed) = place::try_place(proxy, params, &job, known) else {
         return None;
     };
     let last = proxy.fleet.backend(placed.on()).health.is_suspect(proxy.clock.now());

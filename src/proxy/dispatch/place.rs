@@ -19,8 +19,8 @@ use crate::upstream::failure::Failure;
 /// The charges of a first leg, before they are bound to its backend.
 type LegCharges = dispatch::Placed<AtomicU64>;
 
-/// Outcome of the fast path.
-pub enum Try {
+/// Outcome of a placement without waiting.
+pub enum PlaceOutcome {
     /// A reservation.
     Placed(ReservedLeg),
     /// No backend has capacity now.
@@ -45,22 +45,27 @@ pub async fn find(
     let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
     if waiting == 0 {
         match try_place(proxy, &settings.placement, job, Known::One(matches)) {
-            Try::Placed(placed) => return Ok(placed),
-            Try::Unroutable => return Err(Failure::NoBackend),
-            Try::Wait => {}
+            PlaceOutcome::Placed(placed) => return Ok(placed),
+            PlaceOutcome::Unroutable => return Err(Failure::NoBackend),
+            PlaceOutcome::Wait => {}
         }
     }
     proxy.queue.wait_for_place(job, matches, settings.placement.queue_max).await
 }
 
 /// Reserves a backend for `job` now, or returns why that is impossible.
-pub fn try_place(proxy: &Proxy, params: &Params, job: &PrefillRequest, known: Known<'_>) -> Try {
+pub fn try_place(
+    proxy: &Proxy,
+    params: &Params,
+    job: &PrefillRequest,
+    known: Known<'_>,
+) -> PlaceOutcome {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
     match dispatch::try_place(params, view.now, job, &view) {
-        dispatch::Try::Placed(leg) => Try::Placed(placed(proxy, view.now, job, leg)),
-        dispatch::Try::Wait => Try::Wait,
-        dispatch::Try::Unroutable => Try::Unroutable,
+        dispatch::Try::Placed(leg) => PlaceOutcome::Placed(placed(proxy, view.now, job, leg)),
+        dispatch::Try::Wait => PlaceOutcome::Wait,
+        dispatch::Try::Unroutable => PlaceOutcome::Unroutable,
     }
 }
 
