@@ -153,9 +153,10 @@ async fn reserve_decode(
     serving: &Serving<'_>,
     from: &Backend,
 ) -> Result<Option<Reservation>, Failure> {
-    let handover = leg::handover(serving, from);
+    let decode_request = leg::decode_request(serving, from);
     let deadline = serving.proxy.clock.now() + serving.settings().values.queue.handoff;
-    let decode = place::find_decode(serving.proxy, serving.settings(), &handover, deadline).await?;
+    let decode =
+        place::find_decode(serving.proxy, serving.settings(), &decode_request, deadline).await?;
     if decode.backend.id != from.id && decode.backend.may_decode() {
         Ok(Some(decode))
     } else if from.family.serves_colocated() {

@@ -85,7 +85,7 @@ pub struct Proxy {
     /// Whether the proxy is stopping.
     pub draining: AtomicBool,
     /// Whether a successor has taken over the listeners.
-    pub hands_over: AtomicBool,
+    pub has_successor: AtomicBool,
     /// Notified by SIGHUP: certificates and settings are reloaded.
     pub reload: Notify,
     /// Channel to the control loop.
@@ -158,7 +158,7 @@ impl Proxy {
     /// # Errors
     /// The reason why not.
     pub fn readiness(&self) -> Result<(), &'static str> {
-        if self.is_draining() && !self.hands_over.load(Relaxed) {
+        if self.is_draining() && !self.has_successor.load(Relaxed) {
             return Err("the proxy is stopping");
         }
         let table = self.fleet.table();

@@ -61,7 +61,7 @@ pub(crate) async fn run(
         return Ok(leg::opened(serving, head, body, reservation));
     }
     drop(reservation);
-    progress.live.set_stage(Stage::Handover);
+    progress.live.set_stage(Stage::HandOff);
     let lease = backend.family.handoff_deadline().min(serving.settings().values.queue.handoff);
     decode(serving, &backend, &handoff, now + lease, progress).await
 }
@@ -88,12 +88,13 @@ async fn decode(
     deadline: Moment,
     progress: &mut RequestProgress<'_>,
 ) -> Result<Opened, AttemptError> {
-    let mut handover = leg::handover(serving, from);
+    let mut decode_request = leg::decode_request(serving, from);
     let mut tries = 0;
     loop {
         tries += 1;
         let settings = serving.settings();
-        let reservation = place::find_decode(serving.proxy, settings, &handover, deadline).await?;
+        let reservation =
+            place::find_decode(serving.proxy, settings, &decode_request, deadline).await?;
         let backend = Arc::clone(&reservation.backend);
         let missed = |problem| leg::miss(&backend, LegKind::Decode, problem);
         leg::note_decode(serving, progress, &backend, None);
@@ -141,7 +142,7 @@ async fn decode(
                 if problem.is_unreachable() {
                     blame::unreachable(serving.proxy, &backend, &problem);
                 }
-                handover.excluded.insert(backend.id);
+                decode_request.excluded.insert(backend.id);
             }
             Err(problem) => return Err(missed(problem)),
         }

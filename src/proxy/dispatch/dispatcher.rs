@@ -74,9 +74,9 @@ impl Dispatcher {
         match message {
             DispatcherMessage::Prefill(offer) => self.enqueue(*offer),
             DispatcherMessage::Decode(offer) => {
-                let QueuedDecode { handover, arrived, deadline, reply } = *offer;
-                self.decode_replies.insert(handover.id, reply);
-                self.queue.push_decode(WaitingDecode { handover, arrived, deadline });
+                let QueuedDecode { request, arrived, deadline, reply } = *offer;
+                self.decode_replies.insert(request.id, reply);
+                self.queue.push_decode(WaitingDecode { handover: request, arrived, deadline });
             }
             DispatcherMessage::Cancel(id) => {
                 self.queue.cancel(id);

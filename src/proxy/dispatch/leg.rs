@@ -182,7 +182,7 @@ pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
 
 /// Returns the decode request that follows a prefill. The prefill engine is excluded: an engine refuses
 /// to read its own blocks and keeps them until the lease ends, so it decodes only if no other can.
-pub(crate) fn handover(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
+pub(crate) fn decode_request(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
     let mut excluded = serving.job.excluded;
     excluded.insert(from.id);
     DecodeRequest {

@@ -168,7 +168,7 @@ async fn prefill_first(
         let (head, body) = finished.map_err(missed)?;
         return Ok(leg::opened(serving, head, body, reservation));
     }
-    progress.live.set_stage(Stage::Handover);
+    progress.live.set_stage(Stage::HandOff);
     decode(serving, &handoff, reservation, progress).await
 }
 

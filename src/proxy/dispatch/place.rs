@@ -92,26 +92,26 @@ pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: LegCharge
 pub async fn find_decode(
     proxy: &Arc<Proxy>,
     settings: &SettingsInForce,
-    handover: &DecodeRequest,
+    request: &DecodeRequest,
     deadline: Moment,
 ) -> Result<Reservation, Failure> {
     let now = proxy.clock.now();
-    if let Some(reservation) = try_place_decode(proxy, &settings.placement, handover, now) {
+    if let Some(reservation) = try_place_decode(proxy, &settings.placement, request, now) {
         return Ok(reservation);
     }
-    proxy.queue.wait_for_decode(handover, now, deadline).await
+    proxy.queue.wait_for_decode(request, now, deadline).await
 }
 
 /// Places a decode leg that arrived at `arrived`, if a backend has capacity now.
 pub fn try_place_decode(
     proxy: &Proxy,
     params: &Params,
-    handover: &DecodeRequest,
+    request: &DecodeRequest,
     arrived: Moment,
 ) -> Option<Reservation> {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, Known::One(Matches::NONE));
-    let (on, stream) = dispatch::try_place_decode(params, handover, &view)?;
+    let (on, stream) = dispatch::try_place_decode(params, request, &view)?;
     Some(decoding(proxy, view.now, arrived, on, stream))
 }
 

@@ -23,7 +23,7 @@ pub struct QueuedPrefill {
 /// A prefilled request queued for a decode backend.
 pub struct QueuedDecode {
     /// The decode leg as placement sees it.
-    pub handover: DecodeRequest,
+    pub request: DecodeRequest,
     /// Time at which the prefill ended.
     pub arrived: Moment,
     /// Hand-off deadline, after which the best backend is taken even if it is full.
@@ -109,14 +109,14 @@ impl Queue {
     /// The dispatcher's error.
     pub async fn wait_for_decode(
         &self,
-        handover: &DecodeRequest,
+        request: &DecodeRequest,
         arrived: Moment,
         deadline: Moment,
     ) -> Result<Reservation, Failure> {
         self.signal.enter();
-        let mut waiting = QueueEntry { queue: self, id: handover.id, answered: false };
+        let mut waiting = QueueEntry { queue: self, id: request.id, answered: false };
         let (reply, answer) = oneshot::channel();
-        let offer = QueuedDecode { handover: handover.clone(), arrived, deadline, reply };
+        let offer = QueuedDecode { request: request.clone(), arrived, deadline, reply };
         self.messages
             .send(DispatcherMessage::Decode(Box::new(offer)))
             .map_err(|_| Failure::ShuttingDown)?;

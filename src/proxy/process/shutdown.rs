@@ -118,7 +118,7 @@ impl ShutdownSignalWatch for Drain {
             }
             StopCause::Upgrade => {
                 // The successor answers on the same address, so readiness must not change.
-                self.proxy.hands_over.store(true, Relaxed);
+                self.proxy.has_successor.store(true, Relaxed);
                 self.close_data();
                 self.switches.close_admin.send_replace(true);
                 // Idle connections stay open: clients may be about to send. `connection: close` in

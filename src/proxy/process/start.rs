@@ -316,7 +316,7 @@ fn context(settings: &Settings, clock: Clock, catalog: &Catalog, parts: Parts) -
         shapes: crate::dispatch::shapes::Shapes::default(),
         prefix_block: Tokens(settings.prefix.block_tokens as u64),
         draining: AtomicBool::new(false),
-        hands_over: AtomicBool::new(false),
+        has_successor: AtomicBool::new(false),
         reload: Notify::new(),
         control_events,
         requests: AtomicU64::new(0),

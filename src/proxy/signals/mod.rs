@@ -165,7 +165,7 @@ impl EngineSignals {
         if let (Some(_), Some(decode), Some(first)) =
             (legs.prefill_on, legs.decode_on, legs.first_token)
         {
-            self.of(decode.id).scrape.handed_over(first);
+            self.of(decode.id).scrape.handed_off(first);
         }
         let predicted_hit = legs.predicted_hit?;
         let (backend, usage) = match legs.prefill_on {

@@ -109,7 +109,7 @@ impl ScrapeState {
     }
 
     /// Records that a decode leg with a hand-off has succeeded; its first token arrived at `first`.
-    pub fn handed_over(&self, first: Moment) {
+    pub fn handed_off(&self, first: Moment) {
         if first.0 >= self.since.load(Relaxed) {
             self.handed.store(true, Relaxed);
         }

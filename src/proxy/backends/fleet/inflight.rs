@@ -18,7 +18,7 @@ pub enum Stage {
     /// Its prefill leg runs.
     Prefill,
     /// Prefilled; no decode backend chosen yet.
-    Handover,
+    HandOff,
     /// Its decode or colocated leg runs, without a token yet.
     Waiting,
     /// Tokens arrive.
@@ -31,7 +31,7 @@ impl Stage {
         match self {
             Stage::Queued => "queued",
             Stage::Prefill => "prefill",
-            Stage::Handover => "handover",
+            Stage::HandOff => "handover",
             Stage::Waiting => "waiting",
             Stage::Streaming => "streaming",
         }
@@ -40,7 +40,7 @@ impl Stage {
     const fn from_u8(byte: u8) -> Stage {
         match byte {
             1 => Stage::Prefill,
-            2 => Stage::Handover,
+            2 => Stage::HandOff,
             3 => Stage::Waiting,
             4 => Stage::Streaming,
             _ => Stage::Queued,
