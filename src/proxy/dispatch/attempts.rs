@@ -94,7 +94,7 @@ pub(crate) fn log(record: &RequestRecord, proxy: &Proxy, missed: &LegFailure) {
     proxy.metrics.leg_failed(missed);
 }
 
-/// One attempt: reserves a backend, runs the legs, and hedges them once when they are late.
+/// One attempt: reserves a backend, runs the legs, and hedges them once when they are slow.
 async fn once(
     serving: &Serving<'_>,
     failed_attempts: &FailedAttempts,
@@ -123,7 +123,7 @@ async fn once(
         tokio::select! {
             biased;
             done = first.as_mut() => return done.into(),
-            () = serving.is_late() => {}
+            () = serving.is_slow() => {}
         }
         if let Some(second) = hedge::place(serving, on) {
             // Boxed: it is rare, and unboxed it would enlarge every request's future.

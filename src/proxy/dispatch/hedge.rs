@@ -58,8 +58,8 @@ pub(crate) fn place<'a>(
     // can return to the first, which may be the only other one.
     let job = serving.job.clone();
     let (inbound, accepted, matches) = (serving.inbound, serving.accepted, serving.matches);
-    let late = AtomicBool::default();
-    Some((hedge, Serving { proxy, inbound, accepted, job, matches, late }, placed))
+    let slow = AtomicBool::default();
+    Some((hedge, Serving { proxy, inbound, accepted, job, matches, slow }, placed))
 }
 
 /// Runs a hedge concurrently with the first leg. The first answer wins.

@@ -27,8 +27,8 @@ pub struct Serving<'a> {
     pub job: PrefillRequest,
     /// Backends that hold a prefix of the prompt.
     pub matches: Matches,
-    /// Set when its leg is late (watch.rs); cleared when read.
-    pub late: AtomicBool,
+    /// Set when its leg is slow (watch.rs); cleared when read.
+    pub slow: AtomicBool,
 }
 
 impl Serving<'_> {
@@ -37,9 +37,9 @@ impl Serving<'_> {
         &self.inbound.settings
     }
 
-    /// Resolves when a leg is late. The flag is set within the same task, which polls again.
-    pub(crate) async fn is_late(&self) {
-        std::future::poll_fn(|_| match self.late.swap(false, Relaxed) {
+    /// Resolves when a leg is slow. The flag is set within the same task, which polls again.
+    pub(crate) async fn is_slow(&self) {
+        std::future::poll_fn(|_| match self.slow.swap(false, Relaxed) {
             true => std::task::Poll::Ready(()),
             false => std::task::Poll::Pending,
         })

@@ -18,18 +18,18 @@ const CHECK_INTERVAL: Seconds = Seconds(0.25);
 /// stream counts as silent.
 const SILENT_AFTER: Seconds = Seconds(2.5);
 
-/// A leg is late after this factor of its prediction. Predictions are within a factor of two once the
+/// A leg is slow after this factor of its prediction. Predictions are within a factor of two once the
 /// costs are fitted. Range tried: 3 to 8, without a difference.
-const LATE_FACTOR: f64 = 4.0;
+const SLOW_FACTOR: f64 = 4.0;
 
-/// The time after which a leg with this prediction is late, at least `least`; `None`: never.
-fn late_after(least: Seconds, predicted: Seconds) -> Option<Seconds> {
-    (least > Seconds::ZERO).then(|| (predicted * LATE_FACTOR).max(least))
+/// The time after which a leg with this prediction is slow, at least `least`; `None`: never.
+fn slow_after(least: Seconds, predicted: Seconds) -> Option<Seconds> {
+    (least > Seconds::ZERO).then(|| (predicted * SLOW_FACTOR).max(least))
 }
 
 /// Returns the exchange's result, within the first-byte time-out. `on`: the engine that answers, and the
-/// one that it depends on. `predicted`: predicted time to the first byte; after [`LATE_FACTOR`] times
-/// that, the leg is marked late.
+/// one that it depends on. `predicted`: predicted time to the first byte; after [`SLOW_FACTOR`] times
+/// that, the leg is marked slow.
 ///
 /// The exchange is passed by reference because it is large.
 pub(crate) async fn watched<T>(
@@ -42,7 +42,7 @@ pub(crate) async fn watched<T>(
     let begun = clock.now();
     let limit = on.iter().flatten().map(|backend| backend.pool.first_byte_timeout()).min();
     let limit = limit.unwrap_or_default();
-    let late = late_after(serving.settings().values.retry.hedge, predicted);
+    let slow = slow_after(serving.settings().values.retry.hedge, predicted);
     serving.proxy.timer_coalescing.keep();
     let mut check = pin!(tokio::time::sleep_until(clock.coarse_instant(begun + CHECK_INTERVAL)));
     loop {
@@ -63,8 +63,8 @@ pub(crate) async fn watched<T>(
                 return Err(LegProblem::Abandoned { on, backend, why });
             }
         }
-        if late.is_some_and(|late| now - begun >= late) {
-            serving.late.store(true, Relaxed);
+        if slow.is_some_and(|slow| now - begun >= slow) {
+            serving.slow.store(true, Relaxed);
         }
         serving.proxy.timer_coalescing.keep();
         check.as_mut().reset(clock.coarse_instant(now + CHECK_INTERVAL));

@@ -134,9 +134,9 @@ async fn serve(
     (job, matches): (PrefillRequest, Matches),
     mut record: Box<RequestRecord>,
 ) -> Response<RelayBody> {
-    let late = AtomicBool::default();
+    let slow = AtomicBool::default();
     let serving =
-        Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, late };
+        Serving { proxy: &proxy, inbound: &inbound, accepted: &accepted, job, matches, slow };
     let served = match (&proxy.sidecar, &inbound.prefill_at) {
         (Some(sidecar), Some(target)) if accepted.endpoint.generates() => {
             // Boxed: few requests have a named target, and unboxed it would enlarge every future.
