@@ -333,7 +333,7 @@ impl Control {
         let costs = self.fits.costs(&groups);
         let backends = self.proxy.fleet.backends();
         for (slot, (entry, costs)) in next.entries.iter_mut().zip(costs).enumerate() {
-            entry.usable = backends[slot].health.is_well();
+            entry.usable = backends[slot].health.is_healthy();
             (entry.prefill, entry.decode) = costs;
             entry.transfer = self.fits.transfer(entry.group);
         }

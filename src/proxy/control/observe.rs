@@ -32,7 +32,7 @@ pub fn fleet(
             allowed: backend.allowed,
             capability: backend.capability,
             pinned: pins.role(backend.id),
-            usable: backend.health.is_well() && !backend.is_leaving(),
+            usable: backend.health.is_healthy() && !backend.is_leaving(),
             role: table.plan.role(backend.id),
             becoming: switching.get(&backend.id).copied(),
             prefill: entry.prefill.batch(balance.prefill),
@@ -68,7 +68,7 @@ fn groups(fleet: &Fleet, table: &RoutingTable, reader: &mut DemandReader) -> Vec
 fn shares(fleet: &Fleet, table: &RoutingTable, pool: PoolId) -> Vec<(GroupId, f64)> {
     let mut counts: Vec<(GroupId, u32)> = Vec::new();
     let backends = table.backends(pool).iter().map(|id| fleet.backend(*id));
-    for backend in backends.filter(|backend| backend.health.is_well()) {
+    for backend in backends.filter(|backend| backend.health.is_healthy()) {
         let group = table.entry(backend.id).group;
         match counts.iter_mut().find(|(known, _)| *known == group) {
             Some((_, count)) => *count += 1,

@@ -206,7 +206,7 @@ impl FailedAttempts {
             let problem = &failed_attempt.failure.problem;
             let evidence = attribute(problem.sign(), others, ClientState::Reading);
             // A decode engine is not charged for a hand-off whose prefill engine has failed.
-            let orphaned = failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_well())
+            let orphaned = failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_healthy())
                 && problem.verdict().is_some();
             if evidence == Evidence::Engine && !orphaned {
                 blame::engine(proxy, &proxy.fleet.backend(failed_attempt.failure.on), problem);

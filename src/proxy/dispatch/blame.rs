@@ -78,7 +78,7 @@ fn may_eject(proxy: &Proxy, backend: &Backend) -> bool {
         let backends = proxy.fleet.backends();
         let others: Vec<&Arc<Backend>> = others.map(|id| &backends[id.index()]).collect();
         let ejected = others.iter().filter(|other| other.health.is_ejected()).count() + 1;
-        let well = others.iter().any(|other| other.health.is_well());
+        let well = others.iter().any(|other| other.health.is_healthy());
         let most = (members.len() as f64
             * proxy.settings.load().values.outlier_ejection.pool_share_max)
             .floor()

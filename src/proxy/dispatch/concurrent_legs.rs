@@ -92,7 +92,7 @@ pub(crate) async fn run(
             if is_refused_for_edits(&from, &answered) {
                 drop((decode, decode_reservation));
                 // The decode engine may have caused the failure.
-                let learns = to.health.is_well();
+                let learns = to.health.is_healthy();
                 return colocated::unedited(serving, reservation, predicted, learns, progress).await;
             }
             let (head, body) = answered.map_err(|problem| missed(&from, LegKind::Prefill, problem))?;

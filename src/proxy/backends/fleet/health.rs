@@ -103,7 +103,7 @@ impl Health {
     }
 
     /// Whether it is usable, not ejected, and answers probes; it may be silent or in a back-off.
-    pub fn is_well(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         self.is_usable() && !self.is_ejected() && !self.is_overdue()
     }
 

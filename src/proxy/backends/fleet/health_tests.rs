@@ -28,7 +28,7 @@ fn a_reported_failure_takes_an_engine_down_and_a_late_probe_makes_it_suspect() {
     let late = health();
     assert!(!late.missed_probe());
     assert!(late.missed_probe());
-    assert!(late.is_usable() && late.is_suspect(NOW) && !late.is_well() && !late.is_up());
+    assert!(late.is_usable() && late.is_suspect(NOW) && !late.is_healthy() && !late.is_up());
     assert_eq!(late.as_str(NOW), "down");
     assert!(late.succeeded(NOW), "an answered request outweighs a failed probe");
     assert_eq!(late.as_str(NOW), "up");
@@ -50,7 +50,7 @@ fn an_outlier_is_ejected_for_its_time_and_until_a_probe() {
     assert!(health.failed(NOW));
     assert_eq!(health.eject(NOW), Some(Seconds(5.0)));
     assert_eq!(health.eject(NOW), None);
-    assert!(health.is_usable() && health.is_suspect(NOW) && !health.is_well());
+    assert!(health.is_usable() && health.is_suspect(NOW) && !health.is_healthy());
     health.succeeded(at(1.0));
     assert!(health.is_suspect(at(1.0)), "one answer does not end the ejection");
     assert!(!health.probed(at(4.0)));
@@ -70,7 +70,7 @@ fn load_refusals_back_off_as_asked_or_by_growing_steps() {
         Seconds(0.25),
         "refusals of concurrent requests count once"
     );
-    assert!(health.is_suspect(at(0.2)) && !health.is_suspect(at(0.3)) && health.is_well());
+    assert!(health.is_suspect(at(0.2)) && !health.is_suspect(at(0.3)) && health.is_healthy());
     assert_eq!(health.as_str(at(0.2)), "busy");
     for (now, span) in [(1.0, 0.5), (2.0, 1.0), (4.0, 2.0), (8.0, 4.0), (16.0, 5.0), (32.0, 5.0)] {
         assert_eq!(health.back_off(at(now), None), Seconds(span), "{now}");
@@ -88,7 +88,7 @@ fn a_silent_backend_is_suspect_and_not_down() {
     let health = health();
     health.succeeded(NOW);
     assert!(health.mark_silent());
-    assert!(health.is_usable() && health.is_suspect(NOW) && health.is_well());
+    assert!(health.is_usable() && health.is_suspect(NOW) && health.is_healthy());
     assert!(!health.probed(NOW));
     assert!(
         health.is_silent(),
