@@ -65,7 +65,7 @@ pub async fn serve(
         }
         match result {
             Ok(opened) => {
-                failed_attempts.settle(proxy, opened.head.status.is_success());
+                failed_attempts.attribute(proxy, opened.head.status.is_success());
                 return Ok(opened);
             }
             Err(AttemptError::Retryable(missed)) => {
@@ -75,13 +75,13 @@ pub async fn serve(
                 if let Some(failure) =
                     failed_attempts.take(&mut serving, missed, from, record.attempts())
                 {
-                    failed_attempts.settle(proxy, false);
+                    failed_attempts.attribute(proxy, false);
                     return Err(failure);
                 }
                 record.live.set_stage(Stage::Queued);
             }
             Err(AttemptError::Final(failure)) => {
-                failed_attempts.settle(proxy, false);
+                failed_attempts.attribute(proxy, false);
                 return Err(failed_attempts.final_failure(proxy, failure));
             }
         }
@@ -188,7 +188,7 @@ impl FailedAttempts {
     }
 
     /// At the request's end: attributes the earlier failures to backends.
-    pub(crate) fn settle(&self, proxy: &Proxy, served: bool) {
+    pub(crate) fn attribute(&self, proxy: &Proxy, served: bool) {
         let pending = || {
             self.failures
                 .iter()
@@ -206,8 +206,9 @@ impl FailedAttempts {
             let problem = &failed_attempt.failure.problem;
             let evidence = attribute(problem.sign(), others, ClientState::Reading);
             // A decode engine is not charged for a hand-off whose prefill engine has failed.
-            let orphaned = failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_healthy())
-                && problem.verdict().is_some();
+            let orphaned =
+                failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_healthy())
+                    && problem.verdict().is_some();
             if evidence == Evidence::Engine && !orphaned {
                 blame::engine(proxy, &proxy.fleet.backend(failed_attempt.failure.on), problem);
             }

@@ -262,7 +262,7 @@ impl Drop for RequestRecord {
         let reported_hit = self.usage.and_then(|usage| usage.cached);
         self.proxy.recent.push(&log, considered, reported_hit);
         if self.accepted.endpoint.generates()
-            && let Some(sample) = self.proxy.signals.settled(&self.finished_legs())
+            && let Some(sample) = self.proxy.signals.request_ended(&self.finished_legs())
         {
             self.proxy.report(sample);
         }

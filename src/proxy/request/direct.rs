@@ -108,7 +108,7 @@ pub async fn serve(
             Ok(Some(reserved)) => reserved,
             Ok(None) => continue,
             Err(failure) => {
-                failed_attempts.settle(proxy, false);
+                failed_attempts.attribute(proxy, false);
                 return Err(failed_attempts.final_failure(proxy, failure));
             }
         };
@@ -120,11 +120,11 @@ pub async fn serve(
                 missing = Some(opened);
             }
             Ok(opened) => {
-                failed_attempts.settle(proxy, is_served(opened.head.status));
+                failed_attempts.attribute(proxy, is_served(opened.head.status));
                 return Ok(opened);
             }
             Err(AttemptError::Final(failure)) => {
-                failed_attempts.settle(proxy, false);
+                failed_attempts.attribute(proxy, false);
                 return Err(failed_attempts.final_failure(proxy, failure));
             }
             Err(AttemptError::Retryable(missed)) => {
@@ -133,13 +133,13 @@ pub async fn serve(
                 if let Some(failure) =
                     failed_attempts.take(&mut serving, missed, None, record.attempts())
                 {
-                    failed_attempts.settle(proxy, false);
+                    failed_attempts.attribute(proxy, false);
                     return Err(failure);
                 }
             }
         }
     }
-    failed_attempts.settle(proxy, false);
+    failed_attempts.attribute(proxy, false);
     // If a backend failed, it may be the holder: its failure has precedence over "not found".
     let failure = failed_attempts.exhausted(proxy, record.attempts()).filter(|_| failed);
     match (failure, missing) {

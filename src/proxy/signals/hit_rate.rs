@@ -40,7 +40,7 @@ impl HitRate {
 
     /// Records a prefilled prompt with `predicted` cached tokens. Returns how many were cached, if
     /// the engine reports it.
-    pub fn settled(&self, predicted: Tokens, usage: &Usage, from_events: bool) -> Option<Tokens> {
+    pub fn observe(&self, predicted: Tokens, usage: &Usage, from_events: bool) -> Option<Tokens> {
         if usage.cached.is_some_and(|cached| cached > Tokens::ZERO) {
             self.reports_zero.store(true, Relaxed);
         }

@@ -161,7 +161,7 @@ impl EngineSignals {
 
     /// Records a finished request: a completed hand-off, and predicted against reported cached tokens.
     /// Returns the report of cached tokens for the control loop, if there is one.
-    pub fn settled(&self, legs: &FinishedLegs<'_>) -> Option<Sample> {
+    pub fn request_ended(&self, legs: &FinishedLegs<'_>) -> Option<Sample> {
         if let (Some(_), Some(decode), Some(first)) =
             (legs.prefill_on, legs.decode_on, legs.first_token)
         {
@@ -174,7 +174,7 @@ impl EngineSignals {
         };
         let signals = self.of(backend);
         let from_events = signals.kv.as_ref().is_some_and(KvSource::is_complete);
-        let cached = signals.hit_rate.settled(predicted_hit, &usage, from_events)?;
+        let cached = signals.hit_rate.observe(predicted_hit, &usage, from_events)?;
         Some(Sample::Hit { backend, predicted_hit, cached })
     }
 

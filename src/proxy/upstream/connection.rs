@@ -200,7 +200,7 @@ impl EngineConnection {
         let mut link = exchange.link;
         link.reused = true;
         let mut body = UpstreamBody { first, reader, link: Some(link), keeps_alive, home };
-        body.settle();
+        body.finish();
         Ok(Answer { head: Head { status: head.status, headers: head.headers }, body })
     }
 }
@@ -358,7 +358,7 @@ impl UpstreamBody {
         });
         match ready!(polled) {
             Ok(data) => {
-                self.settle();
+                self.finish();
                 Poll::Ready(data.map(Ok))
             }
             Err(error) => {
@@ -386,7 +386,7 @@ impl UpstreamBody {
 
     /// At the end of the body, returns a reusable connection to the pool if this runtime has opened it.
     /// Connections of other runtimes, such as the prober's, are closed.
-    fn settle(&mut self) {
+    fn finish(&mut self) {
         if !self.reader.is_done() {
             return;
         }
