@@ -38,9 +38,9 @@ pub(crate) trait Router {
 
 /// The variant order is the processing order of simultaneous events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Happening {
+enum SimEvent {
     StepEnds { engine: usize },
-    HandedOver { request: usize, to: usize },
+    HandOffEnds { request: usize, to: usize },
     Migrated { request: usize, from: usize, to: usize },
     Arrives { request: usize },
     Wakes,
@@ -89,7 +89,7 @@ pub(crate) struct Cluster<'a> {
     requests: Vec<Progress>,
     /// Number of requests that neither ended nor were refused.
     open: usize,
-    due: BinaryHeap<Reverse<(Moment, Happening)>>,
+    due: BinaryHeap<Reverse<(Moment, SimEvent)>>,
     now: Moment,
 }
 
@@ -130,17 +130,17 @@ impl<'a> Cluster<'a> {
     pub(crate) fn run(&mut self, router: &mut impl Router, deadline: Moment) {
         let mut events = Vec::new();
         while self.open > 0 {
-            let Some(Reverse((at, happening))) = self.due.pop() else { return };
+            let Some(Reverse((at, event))) = self.due.pop() else { return };
             if at > deadline {
                 return;
             }
             self.now = at;
-            match happening {
-                Happening::Arrives { request } => {
+            match event {
+                SimEvent::Arrives { request } => {
                     self.expect_arrival(request + 1);
                     router.arrived(self, request);
                 }
-                Happening::StepEnds { engine } => {
+                SimEvent::StepEnds { engine } => {
                     self.busy[engine] = false;
                     self.touched.push(engine);
                     let continuing = self.engines[engine].continuing();
@@ -151,7 +151,7 @@ impl<'a> Cluster<'a> {
                     }
                     router.stepped(self, engine);
                 }
-                Happening::HandedOver { request, to } => {
+                SimEvent::HandOffEnds { request, to } => {
                     let from = self.requests[request].from;
                     self.engines[from].release(SeqId(request as u64));
                     self.unpin(request, from);
@@ -159,12 +159,12 @@ impl<'a> Cluster<'a> {
                     self.touched.push(from);
                     self.admit(request, to, Work::DecodeOnly);
                 }
-                Happening::Migrated { request, from, to } => {
+                SimEvent::Migrated { request, from, to } => {
                     if self.move_stream(request, from, to) {
                         router.migrated(self, request, to);
                     }
                 }
-                Happening::Wakes => router.woken(self),
+                SimEvent::Wakes => router.woken(self),
             }
             self.begin_steps();
         }
@@ -248,19 +248,19 @@ impl<'a> Cluster<'a> {
 
     /// Transfers a prefilled request's KV; decode begins after the transfer. Blocks that the target
     /// has cached are not transferred.
-    pub(crate) fn hand_over(&mut self, request: usize, from: usize, to: usize) {
+    pub(crate) fn hand_off(&mut self, request: usize, from: usize, to: usize) {
         self.requests[request].from = from;
         let prompt = self.trace.arrivals[request].prompt;
         let tokens = prompt - self.cached(request, to);
         let took = if from == to { Seconds::ZERO } else { self.transfer(from, tokens) };
-        self.due.push(Reverse((self.now + took, Happening::HandedOver { request, to })));
+        self.due.push(Reverse((self.now + took, SimEvent::HandOffEnds { request, to })));
     }
 
     /// Migrates a decoding stream with its KV. It continues to decode until the KV has been
     /// transferred.
     pub(crate) fn migrate(&mut self, request: usize, from: usize, to: usize) {
         let took = self.transfer(from, self.trace.arrivals[request].prompt);
-        self.due.push(Reverse((self.now + took, Happening::Migrated { request, from, to })));
+        self.due.push(Reverse((self.now + took, SimEvent::Migrated { request, from, to })));
     }
 
     fn transfer(&mut self, from: usize, tokens: Tokens) -> Seconds {
@@ -334,7 +334,7 @@ impl<'a> Cluster<'a> {
 
     /// Schedules a call of [`Router::woken`].
     pub(crate) fn wake_at(&mut self, at: Moment) {
-        self.due.push(Reverse((at.max(self.now), Happening::Wakes)));
+        self.due.push(Reverse((at.max(self.now), SimEvent::Wakes)));
     }
 
     /// Returns the outcome of every request.
@@ -368,7 +368,7 @@ impl<'a> Cluster<'a> {
     fn expect_arrival(&mut self, request: usize) {
         if let Some(arrival) = self.trace.arrivals.get(request) {
             let at = Moment::from_start(arrival.at);
-            self.due.push(Reverse((at, Happening::Arrives { request })));
+            self.due.push(Reverse((at, SimEvent::Arrives { request })));
         }
     }
 
@@ -449,7 +449,7 @@ impl<'a> Cluster<'a> {
                 self.busy[engine] = true;
                 let took = self.jitter[engine].step(&self.disturbance, took);
                 self.took[engine] = took;
-                self.due.push(Reverse((self.now + took, Happening::StepEnds { engine })));
+                self.due.push(Reverse((self.now + took, SimEvent::StepEnds { engine })));
             }
         }
     }

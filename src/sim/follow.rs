@@ -7,7 +7,8 @@
 
 use tidegate_scheduler::LocalWord;
 use tidegate_scheduler::dispatch::{
-    DispatchQueue, Dispatched, LONGEST_PAUSE, Placed, Try, WaitingDecode, try_place,
+    DispatchOutcome, DispatchQueue, LONGEST_PAUSE, LegReservation, PlaceResult, WaitingDecode,
+    try_place,
 };
 use tidegate_scheduler::placement::{
     DecodeRequest, Disaggregation, Excluded, Params as PlacementParams, PrefillRequest,
@@ -178,11 +179,11 @@ impl Follow {
         let (mut placed, mut decoding, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let view = self.ledger.view(now);
         self.queue.pass(&self.params.placement, now, &view, |outcome| match outcome {
-            Dispatched::Placed(job, leg) => placed.push((job.id, leg)),
-            Dispatched::Decoding(leg, on, stream) => {
-                decoding.push((leg.handover.id, leg.handover.from, on, stream));
+            DispatchOutcome::Reserved(job, leg) => placed.push((job.id, leg)),
+            DispatchOutcome::Decoding(leg, on, stream) => {
+                decoding.push((leg.request.id, leg.request.from, on, stream));
             }
-            Dispatched::Refused(id, _) => refused.push(id),
+            DispatchOutcome::Refused(id, _) => refused.push(id),
         });
         for (id, from, on, stream) in decoding {
             let arrival = &cluster.trace().arrivals[request_of(id)];
@@ -190,7 +191,7 @@ impl Follow {
             let lacks = self.ledger.lacks(on, &arrival.blocks, arrival.prompt);
             self.learning.decode_sent(request_of(id), on, lacks, &self.ledger, now);
             self.ledger.sent(id, on, &arrival.blocks, arrival.prompt);
-            cluster.hand_over(request_of(id), from.index(), on.index());
+            cluster.hand_off(request_of(id), from.index(), on.index());
         }
         for (id, leg) in placed {
             self.start(cluster, request_of(id), leg);
@@ -206,7 +207,7 @@ impl Follow {
     }
 
     /// Sends a reserved first leg.
-    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: Placed<LocalWord>) {
+    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: LegReservation<LocalWord>) {
         let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
         let on = leg.on;
         let work = if leg.stream.is_some() { Work::Whole } else { Work::PrefillOnly };
@@ -278,9 +279,9 @@ impl Router for Follow {
         if self.queue.waiting(POOL) == 0 {
             let now = cluster.now();
             match try_place(&self.params.placement, now, &job, &self.ledger.view(now)) {
-                Try::Placed(leg) => return self.start(cluster, request, leg),
-                Try::Unroutable => return cluster.refuse(request),
-                Try::Wait => {}
+                PlaceResult::Reserved(leg) => return self.start(cluster, request, leg),
+                PlaceResult::Unroutable => return cluster.refuse(request),
+                PlaceResult::Wait => {}
             }
         }
         match self.queue.push(job) {
@@ -297,7 +298,7 @@ impl Router for Follow {
         let mut excluded = Excluded::default();
         // Same as in the proxy: an engine does not read its own blocks.
         excluded.insert(from);
-        let handover = DecodeRequest {
+        let request = DecodeRequest {
             id,
             pool: POOL,
             from,
@@ -311,7 +312,7 @@ impl Router for Follow {
         };
         let arrived = cluster.now();
         let deadline = arrived + self.params.handoff_deadline;
-        self.queue.push_decode(WaitingDecode { handover, arrived, deadline });
+        self.queue.push_decode(WaitingDecode { request, arrived, deadline });
         self.pass(cluster);
     }
 

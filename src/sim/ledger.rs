@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tidegate_scheduler::LocalWord;
 use tidegate_scheduler::cost::{DecodeModel, Matches, PrefillModel, PrefixIndex, TransferModel};
-use tidegate_scheduler::dispatch::{Accounts, Placed, load_of};
+use tidegate_scheduler::dispatch::{Accounts, LegReservation, load_of};
 use tidegate_scheduler::inflight::{Account, Balance, PrefillCharge, StreamCharge};
 use tidegate_scheduler::placement::{Fleet, Load, PrefillRequest};
 use tidegate_scheduler::planner::{BackendObservation, GroupDemand, Observation};
@@ -265,7 +265,7 @@ impl Ledger {
     }
 
     /// Keeps the charges of a request's first leg.
-    pub(crate) fn placed(&mut self, request: usize, leg: Placed<LocalWord>) {
+    pub(crate) fn placed(&mut self, request: usize, leg: LegReservation<LocalWord>) {
         self.prefills.insert(request, leg.prefill);
         if let Some(charge) = leg.stream {
             self.decoding(request, charge);

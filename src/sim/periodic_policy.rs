@@ -115,7 +115,7 @@ impl Router for Interval {
         self.engines[engine].prefill -= predicted(cluster, request, engine);
         let to = self.least(Side::Decode, cluster.now(), |seat| seat.streams);
         self.engines[to].streams += 1;
-        cluster.hand_over(request, engine, to);
+        cluster.hand_off(request, engine, to);
     }
 
     fn began(&mut self, _cluster: &mut Cluster<'_>, _request: usize, _engine: usize) {}

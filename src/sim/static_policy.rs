@@ -58,7 +58,7 @@ impl Router for Immediate {
         let decodes = self.prefills.unwrap_or(0)..self.loads.len();
         let to = decodes.min_by_key(|to| self.loads[*to].streams).unwrap_or(engine);
         self.loads[to].streams += 1;
-        cluster.hand_over(request, engine, to);
+        cluster.hand_off(request, engine, to);
     }
 
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {

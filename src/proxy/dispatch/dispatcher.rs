@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use tidegate_scheduler::cost::Matches;
-use tidegate_scheduler::dispatch::{DispatchQueue, Dispatched, Refusal, WaitingDecode};
+use tidegate_scheduler::dispatch::{DispatchOutcome, DispatchQueue, Refusal, WaitingDecode};
 use tidegate_types::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
@@ -76,7 +76,7 @@ impl Dispatcher {
             DispatcherMessage::Decode(offer) => {
                 let QueuedDecode { request, arrived, deadline, reply } = *offer;
                 self.decode_replies.insert(request.id, reply);
-                self.queue.push_decode(WaitingDecode { handover: request, arrived, deadline });
+                self.queue.push_decode(WaitingDecode { request, arrived, deadline });
             }
             DispatcherMessage::Cancel(id) => {
                 self.queue.cancel(id);
@@ -113,15 +113,15 @@ impl Dispatcher {
         let any = queue.pass(&settings.placement, began, &view, |outcome| {
             // A send fails if the client has left; dropping the reservation then settles it.
             match outcome {
-                Dispatched::Placed(job, leg) => {
+                DispatchOutcome::Reserved(job, leg) => {
                     answered.push(job.id);
                     reply(replies, job.id, Ok(placed(proxy, began, job, leg)));
                 }
-                Dispatched::Decoding(leg, on, stream) => {
+                DispatchOutcome::Decoding(leg, on, stream) => {
                     let reservation = decoding(proxy, began, leg.arrived, on, stream);
-                    reply(decode_replies, leg.handover.id, Ok(reservation));
+                    reply(decode_replies, leg.request.id, Ok(reservation));
                 }
-                Dispatched::Refused(id, refusal) => {
+                DispatchOutcome::Refused(id, refusal) => {
                     answered.push(id);
                     reply(replies, id, Err(failure(refusal)));
                     reply(decode_replies, id, Err(failure(refusal)));

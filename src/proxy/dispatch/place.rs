@@ -17,7 +17,7 @@ use crate::dispatch::settings_in_force::SettingsInForce;
 use crate::upstream::failure::Failure;
 
 /// The charges of a first leg, before they are bound to its backend.
-type LegCharges = dispatch::Placed<AtomicU64>;
+type LegReservation = dispatch::LegReservation<AtomicU64>;
 
 /// Outcome of a placement without waiting.
 pub enum PlaceOutcome {
@@ -63,15 +63,22 @@ pub fn try_place(
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
     match dispatch::try_place(params, view.now, job, &view) {
-        dispatch::Try::Placed(leg) => PlaceOutcome::Placed(placed(proxy, view.now, job, leg)),
-        dispatch::Try::Wait => PlaceOutcome::Wait,
-        dispatch::Try::Unroutable => PlaceOutcome::Unroutable,
+        dispatch::PlaceResult::Reserved(leg) => {
+            PlaceOutcome::Placed(placed(proxy, view.now, job, leg))
+        }
+        dispatch::PlaceResult::Wait => PlaceOutcome::Wait,
+        dispatch::PlaceResult::Unroutable => PlaceOutcome::Unroutable,
     }
 }
 
 /// Binds a leg's charges, made by a pass that began at `began`, to its backend and the dispatcher's
 /// signal.
-pub fn placed(proxy: &Proxy, began: Moment, job: &PrefillRequest, leg: LegCharges) -> ReservedLeg {
+pub fn placed(
+    proxy: &Proxy,
+    began: Moment,
+    job: &PrefillRequest,
+    leg: LegReservation,
+) -> ReservedLeg {
     record_reaction(proxy, job.arrived, began);
     let backend = Arc::clone(&proxy.fleet.backend(leg.on));
     let whole = leg.stream.is_some();

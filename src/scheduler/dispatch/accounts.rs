@@ -18,7 +18,7 @@ pub trait Accounts: Fleet {
     /// Tokens of a request's prompt that the prefix index predicts to be cached on a backend.
     /// [`Fleet::cached`] is the part of them that is expected to be real.
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens;
-    /// Whether [`Placed::considered`](crate::dispatch::Placed::considered) is recorded.
+    /// Whether [`LegReservation::considered`](crate::dispatch::LegReservation::considered) is recorded.
     fn records_candidates(&self) -> bool {
         false
     }

@@ -1,6 +1,6 @@
 //! Dispatch: the way of a request from arrival to its legs' reservations.
 //!
-//! - [`Accounts`]: the caller's fleet, whose accounts can be charged; [`Placed`]: a reserved first leg
+//! - [`Accounts`]: the caller's fleet, whose accounts can be charged; [`LegReservation`]: a reserved first leg
 //! - [`try_place`], [`try_place_decode`]: place and reserve now, if a backend has capacity
 //! - [`DispatchQueue`]: the requests that wait, and the pass that places those that fit
 //! - [`load_of`]: a backend's [`Load`](crate::placement::Load) from its properties and its account
@@ -16,5 +16,5 @@ mod tests;
 
 pub use crate::tuning::LONGEST_PAUSE;
 pub use accounts::{Accounts, load_of};
-pub use queue::{DispatchQueue, Dispatched, Refusal, WaitingDecode};
-pub use reserve::{Placed, Predicted, Try, try_place, try_place_decode};
+pub use queue::{DispatchOutcome, DispatchQueue, Refusal, WaitingDecode};
+pub use reserve::{LegReservation, PlaceResult, Predicted, try_place, try_place_decode};

@@ -1,10 +1,10 @@
 //! The requests that wait for a leg, and the pass that places those that fit.
 
 use crate::dispatch::reserve::reserve;
-use crate::dispatch::{Accounts, Placed, try_place_decode};
+use crate::dispatch::{Accounts, LegReservation, try_place_decode};
 use crate::inflight::StreamCharge;
 use crate::placement::{
-    DecodeRequest, EdfQueue, Outcome, Params, PrefillRequest, QueueFull, Reserved,
+    DecodeRequest, EdfQueue, Params, PrefillRequest, QueueFull, QueueOutcome, Reserved,
     place_decode_overdue,
 };
 use crate::tuning::LONGEST_PAUSE;
@@ -16,7 +16,7 @@ use tidegate_types::{BackendId, Moment, PoolId, RequestId, Seconds};
 #[derive(Clone, Debug)]
 pub struct WaitingDecode {
     /// The request.
-    pub handover: DecodeRequest,
+    pub request: DecodeRequest,
     /// When its prefill ended.
     pub arrived: Moment,
     /// When it takes any decode backend, whatever its capacity.
@@ -25,9 +25,9 @@ pub struct WaitingDecode {
 
 /// What became of a waiting request. It has left the queue.
 #[derive(Debug)]
-pub enum Dispatched<'a, W: Word> {
+pub enum DispatchOutcome<'a, W: Word> {
     /// Its first leg is reserved.
-    Placed(&'a PrefillRequest, Placed<W>),
+    Reserved(&'a PrefillRequest, LegReservation<W>),
     /// Its decode leg is reserved.
     Decoding(&'a WaitingDecode, BackendId, StreamCharge<W>),
     /// It gets no backend.
@@ -81,7 +81,7 @@ impl DispatchQueue {
     /// Removes the request of a client that has left.
     pub fn cancel(&mut self, id: RequestId) {
         self.prefills.cancel(id);
-        self.decodes.retain(|waiting| waiting.handover.id != id);
+        self.decodes.retain(|waiting| waiting.request.id != id);
     }
 
     /// Places the requests that fit now, prefilled ones first because they hold KV memory, and
@@ -91,28 +91,30 @@ impl DispatchQueue {
         params: &Params,
         now: Moment,
         fleet: &A,
-        mut on: impl FnMut(Dispatched<'_, A::Word>),
+        mut on: impl FnMut(DispatchOutcome<'_, A::Word>),
     ) -> bool {
         let decoding = self.place_decodes(params, now, fleet, &mut on);
         let mut any = decoding;
         self.prefills.poll(params, now, fleet, |outcome| {
             match outcome {
-                Outcome::Place(job, choice) => match reserve(params, job, choice, fleet) {
+                QueueOutcome::Place(job, choice) => match reserve(params, job, choice, fleet) {
                     Some(placed) => {
                         any = true;
-                        on(Dispatched::Placed(job, placed));
+                        on(DispatchOutcome::Reserved(job, placed));
                     }
                     None => return Reserved::No,
                 },
-                Outcome::Expired(job) => {
+                QueueOutcome::Expired(job) => {
                     let waited = now - job.arrived;
-                    on(Dispatched::Refused(job.id, Refusal::QueueDeadline { waited }));
+                    on(DispatchOutcome::Refused(job.id, Refusal::QueueDeadline { waited }));
                 }
-                Outcome::Late(job) => {
+                QueueOutcome::Late(job) => {
                     let waited = now - job.arrived;
-                    on(Dispatched::Refused(job.id, Refusal::Late { waited }));
+                    on(DispatchOutcome::Refused(job.id, Refusal::Late { waited }));
                 }
-                Outcome::Unroutable(job, _) => on(Dispatched::Refused(job.id, Refusal::NoBackend)),
+                QueueOutcome::Unroutable(job, _) => {
+                    on(DispatchOutcome::Refused(job.id, Refusal::NoBackend))
+                }
             }
             Reserved::Yes
         });
@@ -124,23 +126,23 @@ impl DispatchQueue {
         params: &Params,
         now: Moment,
         fleet: &A,
-        on: &mut impl FnMut(Dispatched<'_, A::Word>),
+        on: &mut impl FnMut(DispatchOutcome<'_, A::Word>),
     ) -> bool {
         let mut any = false;
         self.decodes.retain(|waiting| {
             let overdue = || {
-                let on = place_decode_overdue(&waiting.handover, fleet)?;
-                Some((on, fleet.account(on).open_stream(waiting.handover.kv)))
+                let on = place_decode_overdue(&waiting.request, fleet)?;
+                Some((on, fleet.account(on).open_stream(waiting.request.kv)))
             };
-            let placed = match try_place_decode(params, &waiting.handover, fleet) {
+            let placed = match try_place_decode(params, &waiting.request, fleet) {
                 None if now < waiting.deadline => return true,
                 None => overdue(),
                 placed => placed,
             };
             any |= placed.is_some();
             on(match placed {
-                Some((backend, stream)) => Dispatched::Decoding(waiting, backend, stream),
-                None => Dispatched::Refused(waiting.handover.id, Refusal::NoBackend),
+                Some((backend, stream)) => DispatchOutcome::Decoding(waiting, backend, stream),
+                None => DispatchOutcome::Refused(waiting.request.id, Refusal::NoBackend),
             });
             false
         });

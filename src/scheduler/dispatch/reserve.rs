@@ -12,7 +12,7 @@ use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 /// A reserved first leg.
 #[derive(Debug)]
-pub struct Placed<W: Word> {
+pub struct LegReservation<W: Word> {
     /// The backend.
     pub on: BackendId,
     /// The charge of the prefill.
@@ -42,9 +42,9 @@ pub struct Predicted {
 
 /// Outcome of [`try_place`].
 #[derive(Debug)]
-pub enum Try<W: Word> {
+pub enum PlaceResult<W: Word> {
     /// A reservation.
-    Placed(Placed<W>),
+    Reserved(LegReservation<W>),
     /// No backend has capacity now.
     Wait,
     /// No backend is usable.
@@ -57,19 +57,19 @@ pub fn try_place<A: Accounts>(
     now: Moment,
     job: &PrefillRequest,
     fleet: &A,
-) -> Try<A::Word> {
+) -> PlaceResult<A::Word> {
     for _ in 0..RACES_MAX {
         match place(params, now, job, fleet) {
-            RouteDecision::Wait(_) => return Try::Wait,
-            RouteDecision::Unroutable(_) => return Try::Unroutable,
+            RouteDecision::Wait(_) => return PlaceResult::Wait,
+            RouteDecision::Unroutable(_) => return PlaceResult::Unroutable,
             choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
                 if let Some(placed) = reserve(params, job, choice, fleet) {
-                    return Try::Placed(placed);
+                    return PlaceResult::Reserved(placed);
                 }
             }
         }
     }
-    Try::Wait
+    PlaceResult::Wait
 }
 
 /// Charges a choice to its backend. `None` if another thread has reserved the capacity meanwhile, or
@@ -79,7 +79,7 @@ pub(super) fn reserve<A: Accounts>(
     job: &PrefillRequest,
     choice: RouteDecision,
     fleet: &A,
-) -> Option<Placed<A::Word>> {
+) -> Option<LegReservation<A::Word>> {
     let (on, work, cached, whole) = match choice {
         RouteDecision::Prefill { on, predicted, cached } => (on, predicted, cached, false),
         RouteDecision::Colocated { on, predicted, cached } => (on, predicted, cached, true),
@@ -106,19 +106,19 @@ pub(super) fn reserve<A: Accounts>(
             mid_step: load.prefill <= Seconds::ZERO,
         },
     };
-    Some(Placed { on, prefill, stream, predicted, considered: candidates })
+    Some(LegReservation { on, prefill, stream, predicted, considered: candidates })
 }
 
 /// Reserves a decode backend for a prefilled request now, if one has capacity.
 pub fn try_place_decode<A: Accounts>(
     params: &Params,
-    handover: &DecodeRequest,
+    request: &DecodeRequest,
     fleet: &A,
 ) -> Option<(BackendId, StreamCharge<A::Word>)> {
     for _ in 0..RACES_MAX {
-        let on = place_decode(params, handover, fleet)?;
+        let on = place_decode(params, request, fleet)?;
         let streams_max = fleet.load(on).streams_max;
-        if let Some(stream) = fleet.account(on).try_open_stream(handover.kv, streams_max) {
+        if let Some(stream) = fleet.account(on).try_open_stream(request.kv, streams_max) {
             return Some((on, stream));
         }
     }

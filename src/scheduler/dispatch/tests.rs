@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::inflight::Account;
-use crate::placement::fixture::{handover, idle, job};
+use crate::placement::fixture::{decode_request, idle, job};
 use crate::placement::{Fleet, Load, Params, PrefillRequest};
 use crate::word::{LocalWord, Word};
 use proptest::prelude::*;
@@ -78,7 +78,7 @@ fn placements<W: Word + std::fmt::Debug>(prompts: &[u64]) -> Vec<(RequestId, Bac
             legs.remove(0);
         }
         queue.pass(&params, now, &fleet, |outcome| match outcome {
-            Dispatched::Placed(job, leg) => {
+            DispatchOutcome::Reserved(job, leg) => {
                 placed.push((job.id, leg.on, leg.stream.is_some()));
                 legs.push(leg);
             }
@@ -102,7 +102,9 @@ proptest! {
 #[test]
 fn a_reservation_charges_its_backend_and_settles_when_dropped() {
     let fleet: Engines<LocalWord> = Engines::new(vec![idle(Role::Mixed)]);
-    let Try::Placed(placed) = try_place(&Params::default(), at(0.0), &job(1, 1000), &fleet) else {
+    let PlaceResult::Reserved(placed) =
+        try_place(&Params::default(), at(0.0), &job(1, 1000), &fleet)
+    else {
         panic!("an idle engine takes a request");
     };
     let balance = fleet.accounts[0].balance();
@@ -120,16 +122,16 @@ fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
     let other = fleet.accounts[1].open_stream(Tokens(10));
     // Only its own stream may be beside it.
     let mut queue = DispatchQueue::with_limit(1);
-    let mut request = handover(0);
+    let mut request = decode_request(0);
     request.excluded.insert(BackendId(0));
-    queue.push_decode(WaitingDecode { handover: request, arrived: at(0.0), deadline: at(20.0) });
+    queue.push_decode(WaitingDecode { request, arrived: at(0.0), deadline: at(20.0) });
     let params = Params::default();
     let fits = |load: Load| load.streams < load.streams_max;
     assert!(!fits(fleet.load(BackendId(1))));
     assert!(!queue.pass(&params, at(19.9), &fleet, |outcome| panic!("{outcome:?}")));
     let mut on = None;
     assert!(queue.pass(&params, at(20.0), &fleet, |outcome| match outcome {
-        Dispatched::Decoding(waiting, backend, _) => on = Some((waiting.handover.id, backend)),
+        DispatchOutcome::Decoding(waiting, backend, _) => on = Some((waiting.request.id, backend)),
         other => panic!("{other:?}"),
     }));
     assert_eq!(on, Some((RequestId(1), BackendId(1))));
@@ -147,7 +149,7 @@ fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
         queue.push(job(1, 1000)).expect("the queue has room");
         let mut refused = Vec::new();
         queue.pass(&Params::default(), now, &fleet, |outcome| match outcome {
-            Dispatched::Refused(id, refusal) => refused.push((id, refusal)),
+            DispatchOutcome::Refused(id, refusal) => refused.push((id, refusal)),
             other => panic!("{other:?}"),
         });
         assert!(queue.is_empty());
@@ -162,7 +164,7 @@ fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
 fn the_next_pass_is_due_at_the_earliest_deadline() {
     let mut queue = DispatchQueue::with_limit(1);
     assert_eq!(queue.next_deadline(at(1.0)), at(1.0) + LONGEST_PAUSE);
-    let waiting = WaitingDecode { handover: handover(0), arrived: at(1.0), deadline: at(1.1) };
+    let waiting = WaitingDecode { request: decode_request(0), arrived: at(1.0), deadline: at(1.1) };
     queue.push_decode(waiting);
     assert_eq!(queue.next_deadline(at(1.0)), at(1.1));
     queue.cancel(RequestId(1));

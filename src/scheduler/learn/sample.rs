@@ -29,7 +29,7 @@ pub struct PrefillSample {
 pub struct HandOffSample {
     /// Backend that fetched the KV.
     pub backend: BackendId,
-    /// Tokens whose KV was handed over: those of the prompt that the backend did not hold.
+    /// Tokens whose KV was transferred: those of the prompt that the backend did not hold.
     pub tokens: Tokens,
     /// From sending the decode leg to its first token.
     pub took: Seconds,

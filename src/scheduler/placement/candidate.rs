@@ -154,7 +154,7 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Returns whether this prompt alone delays tokens beyond the TPOT target, of running streams
-    /// or of streams that are handed over meanwhile. The first step does not delay the latter: it
+    /// or of streams whose hand-off ends meanwhile. The first step does not delay the latter: it
     /// ends with their first token.
     pub(super) fn stalls_streams(&self) -> bool {
         let steps = self.steps_of(self.uncached());

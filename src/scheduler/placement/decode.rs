@@ -25,15 +25,15 @@ enum Preference {
 /// group has no capacity or no usable backend now.
 pub fn place_decode(
     params: &Params,
-    handover: &DecodeRequest,
+    request: &DecodeRequest,
     fleet: &impl Fleet,
 ) -> Option<BackendId> {
-    let group = fleet.load(handover.from).group;
-    let backends = fleet.pool(handover.pool);
+    let group = fleet.load(request.from).group;
+    let backends = fleet.pool(request.pool);
     let mut preferred = Preference::Failed;
     let mut best: Option<(BackendId, f64)> = None;
     let mut looked_at = 0;
-    for index in order(backends.len(), handover.seed) {
+    for index in order(backends.len(), request.seed) {
         if looked_at >= SAMPLE && preferred == Preference::Role && best.is_some() {
             break;
         }
@@ -43,7 +43,7 @@ pub fn place_decode(
             continue;
         }
         looked_at += 1;
-        let preference = preference(handover, on, &load);
+        let preference = preference(request, on, &load);
         if preference > preferred {
             continue;
         }
@@ -52,8 +52,8 @@ pub fn place_decode(
             // capacity.
             (preferred, best) = (preference, None);
         }
-        let score = score(params, handover, on, &load);
-        if has_room(params, handover, &load) && best.is_none_or(|(_, least)| score < least) {
+        let score = score(params, request, on, &load);
+        if has_room(params, request, &load) && best.is_none_or(|(_, least)| score < least) {
             best = Some((on, score));
         }
     }
@@ -64,51 +64,51 @@ pub fn place_decode(
 /// the usable backends of the group the one with the fewest streams, whatever its capacity, because
 /// the prefill is already done. Draining backends, those on which the request has failed, suspects
 /// and backends of another role come last, in this order. Returns `None` if no backend of the group is usable.
-pub fn place_decode_overdue(handover: &DecodeRequest, fleet: &impl Fleet) -> Option<BackendId> {
-    let group = fleet.load(handover.from).group;
-    let loads = fleet.pool(handover.pool).iter().map(|on| (*on, fleet.load(*on)));
+pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl Fleet) -> Option<BackendId> {
+    let group = fleet.load(request.from).group;
+    let loads = fleet.pool(request.pool).iter().map(|on| (*on, fleet.load(*on)));
     let usable = loads.filter(|(_, load)| load.group == group && load.usable);
     let key = |(on, load): &(BackendId, Load)| {
-        let failed = handover.excluded.contains(*on);
+        let failed = request.excluded.contains(*on);
         let draining = load.role == Role::Draining;
         (!load.takes_over, draining, failed, load.last, !load.role.takes_decode(), load.streams)
     };
     usable.min_by_key(key).map(|(on, _)| on)
 }
 
-fn preference(handover: &DecodeRequest, on: BackendId, load: &Load) -> Preference {
+fn preference(request: &DecodeRequest, on: BackendId, load: &Load) -> Preference {
     match load.role.takes_decode() {
-        _ if handover.excluded.contains(on) => Preference::Failed,
+        _ if request.excluded.contains(on) => Preference::Failed,
         _ if load.last => Preference::Suspect,
         true => Preference::Role,
         false => Preference::OtherRole,
     }
 }
 
-fn has_room(params: &Params, handover: &DecodeRequest, load: &Load) -> bool {
+fn has_room(params: &Params, request: &DecodeRequest, load: &Load) -> bool {
     load.streams < load.streams_max
-        && load.has_memory_for(handover.kv, handover.expected_output)
-        && load.has_step_room(handover.kv, params.slo.tpot)
+        && load.has_memory_for(request.kv, request.expected_output)
+        && load.has_step_room(request.kv, params.slo.tpot)
 }
 
 /// Predicted completion plus the weighted prefill work ahead of the stream and the slack that it
 /// removes from the backend.
-fn score(params: &Params, handover: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
-    let stays = on == handover.from;
-    let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(handover.kv) };
-    let steps = load.step_with(handover.kv) * handover.expected_output.as_f64();
-    let taken = load.prefill + slack(params, handover, load);
+fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
+    let stays = on == request.from;
+    let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(request.kv) };
+    let steps = load.step_with(request.kv) * request.expected_output.as_f64();
+    let taken = load.prefill + slack(params, request, load);
     (hand_off + steps + taken * SLACK_PRICE).get()
 }
 
 /// Slack of the backend's streams without the new one, at most the TTFT target. Above the packing limit
 /// the backend counts as having the full slack, so that new streams go elsewhere.
-fn slack(params: &Params, handover: &DecodeRequest, load: &Load) -> Seconds {
+fn slack(params: &Params, request: &DecodeRequest, load: &Load) -> Seconds {
     let base = load.decode_model.base;
     let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKING_SHARE;
     let most = if params.spill { params.slo.ttft } else { Seconds::ZERO };
     match load.awaiting_first_token {
-        _ if load.step_with(handover.kv) > packs => most,
+        _ if load.step_with(request.kv) > packs => most,
         0 => load.slack.max(Seconds::ZERO).min(most),
         _ => Seconds::ZERO,
     }

@@ -1,20 +1,24 @@
 //! Tests of the decode backend for a prefilled request.
 
 use super::*;
-use crate::placement::fixture::{Engines, handover, idle, prefilling, streaming};
+use crate::placement::fixture::{Engines, decode_request, idle, prefilling, streaming};
 use tidegate_types::GroupId;
 use tidegate_types::Role::{Decode, Draining, Mixed, Prefill};
 use tidegate_types::Tokens;
 
-fn placed(handover: &DecodeRequest, loads: &[Load]) -> Option<u16> {
+fn placed(request: &DecodeRequest, loads: &[Load]) -> Option<u16> {
     let engines = Engines::new(loads.to_vec());
-    place_decode(&Params::default(), handover, &engines).map(|on| on.0)
+    place_decode(&Params::default(), request, &engines).map(|on| on.0)
 }
 
 /// Asserts the decode backend of a request prefilled on backend 0, for every seed.
 fn check(loads: &[Load], expected: Option<u16>) {
     for seed in 0..20 {
-        assert_eq!(placed(&DecodeRequest { seed, ..handover(0) }, loads), expected, "seed {seed}");
+        assert_eq!(
+            placed(&DecodeRequest { seed, ..decode_request(0) }, loads),
+            expected,
+            "seed {seed}"
+        );
     }
 }
 
@@ -40,7 +44,7 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
         Some(1),
     );
     // Not onto a backend that is much slower.
-    let long = DecodeRequest { expected_output: Tokens(2000), ..handover(0) };
+    let long = DecodeRequest { expected_output: Tokens(2000), ..decode_request(0) };
     let crowded = [idle(Prefill), streaming(Decode, 90, 0.0), rested];
     assert_eq!(placed(&long, &crowded), Some(2));
     // Nor onto one close to the TPOT target.
@@ -51,7 +55,7 @@ fn new_streams_are_packed_so_that_other_backends_keep_slack() {
     // Slack has no value if spill is off.
     let engines = Engines::new(vec![idle(Prefill), streaming(Decode, 50, 0.0), rested]);
     let unshared = Params { spill: false, ..Params::default() };
-    let on = place_decode(&unshared, &handover(0), &engines);
+    let on = place_decode(&unshared, &decode_request(0), &engines);
     assert_eq!(on, Some(BackendId(2)));
 }
 
@@ -68,7 +72,7 @@ fn a_stream_stays_on_its_prefill_backend_if_no_other_decodes_faster() {
 }
 
 #[test]
-fn a_handover_waits_while_all_backends_are_full() {
+fn a_prefilled_request_waits_while_all_backends_are_full() {
     check(&[idle(Prefill), full()], None);
     let slow = streaming(Decode, 230, 0.0);
     check(&[idle(Prefill), slow], None);
@@ -77,7 +81,7 @@ fn a_handover_waits_while_all_backends_are_full() {
 }
 
 #[test]
-fn a_handover_stays_in_its_compatibility_group() {
+fn a_hand_off_stays_in_the_compatibility_group() {
     let other = Load { group: GroupId(1), ..idle(Decode) };
     check(&[idle(Prefill), streaming(Decode, 90, 1.0), other], Some(1));
     check(&[idle(Prefill), full(), other], None);
@@ -92,7 +96,7 @@ fn without_a_decode_backend_a_stream_stays_on_its_prefill_backend() {
 
 #[test]
 fn a_backend_the_request_failed_on_is_the_last_choice() {
-    let mut failed = handover(0);
+    let mut failed = decode_request(0);
     failed.excluded.insert(BackendId(1));
     let loads = [idle(Prefill), idle(Decode), streaming(Decode, 90, 1.0)];
     assert_eq!(placed(&failed, &loads), Some(2));

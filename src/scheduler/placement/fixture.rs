@@ -62,7 +62,7 @@ pub(crate) fn job(id: u64, prompt: u64) -> PrefillRequest {
 }
 
 /// A prefilled request of 1000 tokens.
-pub(crate) fn handover(from: u16) -> DecodeRequest {
+pub(crate) fn decode_request(from: u16) -> DecodeRequest {
     DecodeRequest {
         id: RequestId(1),
         pool: PoolId(0),

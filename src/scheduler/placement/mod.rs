@@ -31,4 +31,4 @@ pub use fleet::{Fleet, Load};
 pub use job::{DecodeRequest, Disaggregation, EXCLUDED_MAX, Excluded, PrefillRequest};
 pub use params::{LatePolicy, Params};
 pub use place::{RouteDecision, UnroutableReason, WaitReason, place};
-pub use queue::{EdfQueue, Outcome, QueueFull, Reserved};
+pub use queue::{EdfQueue, QueueFull, QueueOutcome, Reserved};

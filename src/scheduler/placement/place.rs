@@ -119,7 +119,7 @@ struct CandidateScan<'a, F> {
     /// streams.
     colocated: Option<Candidate>,
     /// The best decode backend for the whole request whose streams have slack for it (spill).
-    /// Streams that are handed over to it meanwhile have none, so it is used only if no other
+    /// Streams whose hand-off to it ends meanwhile have none, so it is used only if no other
     /// choice is in time.
     spill: Option<Candidate>,
     /// The busy prefill backend whose prefix cache leaves the least prefill work.

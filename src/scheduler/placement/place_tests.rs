@@ -415,7 +415,7 @@ proptest! {
         match place(&params, NOW, &job, &engines) {
             RouteDecision::Prefill { on, .. } => {
                 let chosen = loads[on.index()];
-                // A backend may prefill against its role if it can hand over.
+                // A backend may prefill against its role if its engine allows a hand-off from that role.
                 prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
                 prop_assert!(open(&chosen) && has_room(&chosen) && !never);
                 let taker = |(slot, load): (usize, &Load)| open(load)

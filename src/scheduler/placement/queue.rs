@@ -18,10 +18,10 @@ use pool_queue::{Key, PoolQueue, QueueClass};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 
-/// The result for a waiting job. The job has left the queue, except where [`Outcome::Place`] was
+/// The result for a waiting job. The job has left the queue, except where [`QueueOutcome::Place`] was
 /// answered with [`Reserved::No`].
 #[derive(Debug)]
-pub enum Outcome<'a> {
+pub enum QueueOutcome<'a> {
     /// A backend has capacity: [`RouteDecision::Prefill`] or [`RouteDecision::Colocated`]. Reserve it before
     /// answering.
     Place(&'a PrefillRequest, RouteDecision),
@@ -33,7 +33,7 @@ pub enum Outcome<'a> {
     Unroutable(PrefillRequest, UnroutableReason),
 }
 
-/// The answer to an [`Outcome`]; only the answer to [`Outcome::Place`] has an effect.
+/// The answer to an [`QueueOutcome`]; only the answer to [`QueueOutcome::Place`] has an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserved {
     /// The capacity is reserved, or the job needs none any more.
@@ -133,7 +133,7 @@ impl EdfQueue {
         params: &Params,
         now: Moment,
         fleet: &impl Fleet,
-        mut on: impl FnMut(Outcome<'_>) -> Reserved,
+        mut on: impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         self.expire(now, &mut on);
         self.estimate(params, fleet);
@@ -174,14 +174,14 @@ impl EdfQueue {
         Some(waiting)
     }
 
-    fn expire(&mut self, now: Moment, on: &mut impl FnMut(Outcome<'_>) -> Reserved) {
+    fn expire(&mut self, now: Moment, on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved) {
         while let Some((deadline, id)) = self.expiries.first().copied() {
             if deadline > now {
                 break;
             }
             match self.remove(id) {
                 Some(waiting) => {
-                    on(Outcome::Expired(waiting.job));
+                    on(QueueOutcome::Expired(waiting.job));
                 }
                 None => {
                     self.expiries.pop_first();
@@ -210,7 +210,7 @@ impl EdfQueue {
         policy: LatePolicy,
         pool: PoolId,
         now: Moment,
-        on: &mut impl FnMut(Outcome<'_>) -> Reserved,
+        on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         while let Some(pool_queue) = self.pools.get_mut(&pool)
             && let Some(id) = pool_queue.first_start_before(now)
@@ -218,7 +218,7 @@ impl EdfQueue {
             let Some(waiting) = self.waiting.get_mut(&id) else { return };
             if policy == LatePolicy::Refuse && waiting.may_be_shed() {
                 if let Some(waiting) = self.remove(id) {
-                    on(Outcome::Late(waiting.job));
+                    on(QueueOutcome::Late(waiting.job));
                 }
                 continue;
             }
@@ -234,7 +234,7 @@ impl EdfQueue {
         params: &Params,
         now: Moment,
         fleet: &impl Fleet,
-        on: &mut impl FnMut(Outcome<'_>) -> Reserved,
+        on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         let mut scans = [QueueScan::new(QueueClass::Feasible), QueueScan::new(QueueClass::Late)];
         // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
@@ -276,7 +276,7 @@ impl EdfQueue {
         params: &Params,
         now: Moment,
         fleet: &impl Fleet,
-        on: &mut impl FnMut(Outcome<'_>) -> Reserved,
+        on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) -> Tried {
         let Some(waiting) = self.waiting.get(&id) else { return Tried::Refused };
         for _ in 0..RACES_MAX {
@@ -284,12 +284,12 @@ impl EdfQueue {
                 RouteDecision::Wait(_) => return Tried::Refused,
                 RouteDecision::Unroutable(reason) => {
                     if let Some(waiting) = self.remove(id) {
-                        on(Outcome::Unroutable(waiting.job, reason));
+                        on(QueueOutcome::Unroutable(waiting.job, reason));
                     }
                     return Tried::Left;
                 }
                 choice @ (RouteDecision::Prefill { .. } | RouteDecision::Colocated { .. }) => {
-                    if on(Outcome::Place(&waiting.job, choice)) == Reserved::Yes {
+                    if on(QueueOutcome::Place(&waiting.job, choice)) == Reserved::Yes {
                         self.remove(id);
                         return Tried::Left;
                     }

@@ -39,13 +39,13 @@ fn poll_with(params: &Params, queue: &mut EdfQueue, now: Moment, engines: &Engin
     let mut left = Vec::new();
     queue.poll(params, now, engines, |outcome| {
         left.push(match outcome {
-            Outcome::Place(job, choice) => {
+            QueueOutcome::Place(job, choice) => {
                 engines.reserve(choice, job.prompt);
                 Left::Placed(job.id.0)
             }
-            Outcome::Expired(job) => Left::Expired(job.id.0),
-            Outcome::Unroutable(job, _) => Left::Unroutable(job.id.0),
-            Outcome::Late(job) => Left::Late(job.id.0),
+            QueueOutcome::Expired(job) => Left::Expired(job.id.0),
+            QueueOutcome::Unroutable(job, _) => Left::Unroutable(job.id.0),
+            QueueOutcome::Late(job) => Left::Late(job.id.0),
         });
         Reserved::Yes
     });
@@ -300,7 +300,7 @@ impl World {
         let World { queue, engines, now, left, races, .. } = self;
         queue.poll(&Params::default(), *now, engines, |outcome| {
             let id = match outcome {
-                Outcome::Place(job, choice) => {
+                QueueOutcome::Place(job, choice) => {
                     *races += 1;
                     if races.is_multiple_of(3) {
                         return Reserved::No;
@@ -309,12 +309,12 @@ impl World {
                     engines.reserve(choice, job.prompt);
                     job.id
                 }
-                Outcome::Expired(job) => {
+                QueueOutcome::Expired(job) => {
                     assert!(job.queue_deadline <= *now);
                     job.id
                 }
-                Outcome::Late(job) => panic!("{job:?} is served late by default"),
-                Outcome::Unroutable(job, _) => job.id,
+                QueueOutcome::Late(job) => panic!("{job:?} is served late by default"),
+                QueueOutcome::Unroutable(job, _) => job.id,
             };
             *left.entry(id.0).or_default() += 1;
             Reserved::Yes

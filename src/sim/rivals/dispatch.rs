@@ -76,7 +76,7 @@ impl<R: Rival> Router for Dispatch<R> {
         self.loads.settle_prefill(request);
         let fleet = Fleet { cluster, loads: &self.loads };
         let to = self.rival.decode_engine(fleet, request, engine);
-        self.loads.hand_over(cluster, request, engine, to);
+        self.loads.hand_off(cluster, request, engine, to);
     }
 
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, _engine: usize) {

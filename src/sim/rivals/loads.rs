@@ -76,7 +76,7 @@ impl Loads {
     }
 
     /// Hands `request`, prefilled on `from`, over to `to` for its decode leg.
-    pub(crate) fn hand_over(
+    pub(crate) fn hand_off(
         &mut self,
         cluster: &mut Cluster<'_>,
         request: usize,
@@ -84,7 +84,7 @@ impl Loads {
         to: usize,
     ) {
         self.charge_stream(cluster, request, to);
-        cluster.hand_over(request, from, to);
+        cluster.hand_off(request, from, to);
     }
 
     /// Migrates the stream of `request` from `from` to `to`.
