@@ -71,7 +71,7 @@ pub(crate) struct Cluster<'a> {
     trace: &'a Trace,
     engines: Vec<Engine>,
     /// Engine profiles as the policies assume them.
-    believed: Vec<Profile>,
+    assumed: Vec<Profile>,
     disturbance: Disturbance,
     jitter: Vec<Jitter>,
     /// Duration of each engine's current step.
@@ -102,7 +102,7 @@ impl<'a> Cluster<'a> {
         let mut cluster = Cluster {
             trace,
             engines: fleet.iter().enumerate().map(engine).collect(),
-            believed: config.believed_fleet(),
+            assumed: config.assumed_fleet(),
             disturbance,
             jitter: (0..engines).map(Jitter::new).collect(),
             took: vec![Seconds::ZERO; engines],
@@ -147,7 +147,7 @@ impl<'a> Cluster<'a> {
                     self.engines[engine].end_step_quietly(&mut events);
                     self.count_gaps(engine, continuing);
                     for event in events.drain(..) {
-                        self.tell(router, engine, event);
+                        self.deliver(router, engine, event);
                     }
                     router.stepped(self, engine);
                 }
@@ -176,7 +176,7 @@ impl<'a> Cluster<'a> {
 
     /// Returns the engine's profile as policies assume it.
     pub(crate) fn profile(&self, engine: usize) -> &Profile {
-        &self.believed[engine]
+        &self.assumed[engine]
     }
 
     /// Returns the prompt tokens that the engine has cached; at least one token is always computed.
@@ -408,7 +408,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn tell(&mut self, router: &mut impl Router, engine: usize, event: Event) {
+    fn deliver(&mut self, router: &mut impl Router, engine: usize, event: Event) {
         match event {
             Event::PrefillDone { id } => {
                 self.computed(id.0 as usize, engine);

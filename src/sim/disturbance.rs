@@ -120,7 +120,7 @@ impl Disturbance {
     ];
 
     /// Returns an engine's profile as policies assume it.
-    pub(crate) fn believed(&self, profile: &Profile) -> Profile {
+    pub(crate) fn assumed(&self, profile: &Profile) -> Profile {
         profile.scaled(self.prior)
     }
 

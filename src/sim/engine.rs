@@ -94,7 +94,7 @@ struct Decoding {
 
 /// Token events to report.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Tell {
+enum EventDetail {
     All,
     FirstAndLast,
 }
@@ -254,13 +254,13 @@ impl Engine {
 
     /// Ends the current step and appends an event for every token, those of running streams first.
     pub fn end_step(&mut self, events: &mut Vec<Event>) {
-        self.end(events, Tell::All);
+        self.end(events, EventDetail::All);
     }
 
     /// Same as [`end_step`](Self::end_step), but reports only first and last tokens and ended
     /// prefills.
     pub fn end_step_quietly(&mut self, events: &mut Vec<Event>) {
-        self.end(events, Tell::FirstAndLast);
+        self.end(events, EventDetail::FirstAndLast);
     }
 
     /// Returns the number of running sequences.
@@ -319,7 +319,7 @@ impl Engine {
         (stream, kv)
     }
 
-    fn end(&mut self, events: &mut Vec<Event>, tell: Tell) {
+    fn end(&mut self, events: &mut Vec<Event>, detail: EventDetail) {
         if !std::mem::take(&mut self.in_step) {
             return;
         }
@@ -329,8 +329,8 @@ impl Engine {
         let emitted = self.decoding.len() as u64 * burst;
         self.kv_used += emitted;
         self.kv_decoding += emitted;
-        if tell == Tell::All || self.tokens >= self.next_last {
-            self.end_streams(burst, events, tell);
+        if detail == EventDetail::All || self.tokens >= self.next_last {
+            self.end_streams(burst, events, detail);
         }
         while let Some(run) = self.prefilling.front_mut().filter(|run| run.piece > 0) {
             run.computed += std::mem::take(&mut run.piece);
@@ -363,7 +363,7 @@ impl Engine {
 
     /// Reports the streams' `burst` tokens and removes the streams that have ended; tokens after a
     /// stream's last are discarded.
-    fn end_streams(&mut self, burst: u64, events: &mut Vec<Event>, tell: Tell) {
+    fn end_streams(&mut self, burst: u64, events: &mut Vec<Event>, detail: EventDetail) {
         let Engine { decoding, kv_used, kv_decoding, tokens, next_last, .. } = self;
         *next_last = u64::MAX;
         let before = *tokens - burst;
@@ -374,14 +374,14 @@ impl Engine {
                 *kv_used -= kv;
                 *kv_decoding -= kv;
             } else {
-                *next_last = (*next_last).min(stream.next_told(*tokens));
+                *next_last = (*next_last).min(stream.next_reported(*tokens));
             }
             let id = stream.id;
-            if tell == Tell::All {
+            if detail == EventDetail::All {
                 let more = stream.last.min(*tokens) - before - u64::from(last);
                 events.extend((0..more).map(|_| Event::Token { id, last: false }));
             }
-            if last || (tell == Tell::FirstAndLast && stream.first > before) {
+            if last || (detail == EventDetail::FirstAndLast && stream.first > before) {
                 events.push(Event::Token { id, last });
             }
             !last
@@ -412,7 +412,7 @@ impl Engine {
         let last = first + sequence.output.get().saturating_sub(1);
         let prompt = sequence.prompt.get();
         let stream = Decoding { id: sequence.id, prompt, first, last, started };
-        self.next_last = self.next_last.min(stream.next_told(self.tokens));
+        self.next_last = self.next_last.min(stream.next_reported(self.tokens));
         self.decoding.push(stream);
     }
 
@@ -455,7 +455,7 @@ impl Decoding {
     }
 
     /// Returns the number of the next token after `tokens` that is a first or last one.
-    fn next_told(&self, tokens: u64) -> u64 {
+    fn next_reported(&self, tokens: u64) -> u64 {
         if self.first > tokens { self.first } else { self.last }
     }
 }

@@ -1,4 +1,4 @@
-//! The scheduler's online regressions in the policy `tidegate`: they start from the believed costs and
+//! The scheduler's online regressions in the policy `tidegate`: they start from the assumed costs and
 //! receive the observations that the proxy's control loop receives, at the same events.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use tidegate_scheduler::learn::{
 };
 use tidegate_types::{BackendId, GroupId, Moment, Tokens};
 
-use crate::ledger::Ledger;
+use crate::fleet_state::FleetState;
 use crate::profile::Profile;
 use crate::trace::Arrival;
 
@@ -51,14 +51,14 @@ struct PendingHandOff {
 }
 
 impl Learning {
-    /// Returns regressions that start from the costs of `believed`.
-    pub(crate) fn new(believed: &[Profile], chunk: Tokens, reports_cached: bool) -> Learning {
-        let priors = believed.iter().map(|profile| Priors {
+    /// Returns regressions that start from the costs of `assumed`.
+    pub(crate) fn new(assumed: &[Profile], chunk: Tokens, reports_cached: bool) -> Learning {
+        let priors = assumed.iter().map(|profile| Priors {
             prefill: profile.prefill_model(),
             decode: profile.decode_model(),
         });
         let mut fits = Fits::new(priors.collect(), Estimates::default(), chunk);
-        fits.regroup(believed.iter().map(|_| GROUP));
+        fits.regroup(assumed.iter().map(|_| GROUP));
         Learning {
             fits,
             estimates: Estimates::default(),
@@ -106,10 +106,10 @@ impl Learning {
         request: usize,
         on: BackendId,
         tokens: Tokens,
-        ledger: &Ledger,
+        fleet_state: &FleetState,
         sent: Moment,
     ) {
-        let balance = ledger.balance(on);
+        let balance = fleet_state.balance(on);
         self.hand_offs.insert(request, PendingHandOff { on, tokens, sent, balance });
     }
 
@@ -154,26 +154,26 @@ impl Learning {
     }
 
     /// Ends the observation of steps that no further prompt can belong to, samples decode work and
-    /// gives `ledger` the share of predicted hits that is real.
-    pub(crate) fn settle(&mut self, ledger: &mut Ledger, now: Moment) {
+    /// gives `fleet_state` the share of predicted hits that is real.
+    pub(crate) fn settle(&mut self, fleet_state: &mut FleetState, now: Moment) {
         self.fits.settle(now);
-        let accounts = ledger.balances().map(|own| (own, Balance::default()));
+        let accounts = fleet_state.balances().map(|own| (own, Balance::default()));
         self.fits.watch_decodes(accounts, now);
-        for on in ledger.engines() {
-            ledger.set_hit_share(on, self.fits.hit_share(on).0);
+        for on in fleet_state.engines() {
+            fleet_state.set_hit_share(on, self.fits.hit_share(on).0);
         }
     }
 
-    /// Gives `ledger` the learned models, once per [`PUBLISH_EVERY`].
-    pub(crate) fn publish(&mut self, ledger: &mut Ledger, now: Moment) {
+    /// Gives `fleet_state` the learned models, once per [`PUBLISH_EVERY`].
+    pub(crate) fn publish(&mut self, fleet_state: &mut FleetState, now: Moment) {
         if now - self.published_at < PUBLISH_EVERY {
             return;
         }
         self.published_at = now;
         self.estimates = self.fits.estimates().clone();
-        let costs = self.fits.costs(&vec![GROUP; ledger.engines().count()]);
-        for (on, (prefill, decode)) in ledger.engines().zip(costs) {
-            ledger.set_costs(on, prefill, decode, self.fits.transfer(GROUP));
+        let costs = self.fits.costs(&vec![GROUP; fleet_state.engines().count()]);
+        for (on, (prefill, decode)) in fleet_state.engines().zip(costs) {
+            fleet_state.set_costs(on, prefill, decode, self.fits.transfer(GROUP));
         }
     }
 

@@ -9,9 +9,9 @@
 //! - [`Estimate`]: means over draws of a load, with confidence intervals
 //! - [`simulate`]: a [`Policy`] on a fleet, over a trace; [`best_split`]: the best fixed split
 //!
-//! Behind `simulate`: cluster.rs moves time; static_policy.rs and follow.rs decide where requests go,
+//! Behind `simulate`: cluster.rs moves time; static_policy.rs and tidegate_policy.rs route requests,
 //! the one as operators do it today, the other with the live proxy's own placement and planner,
-//! for which ledger.rs keeps the accounts and learning.rs feeds the proxy's online regressions.
+//! for which fleet_state.rs keeps the accounts and learning.rs feeds the proxy's online regressions.
 //!
 //! Time comes in as steps' durations: no clock, no sockets; equal inputs give equal outputs.
 #![warn(missing_docs)]
@@ -23,11 +23,10 @@ mod bursts;
 mod cluster;
 mod disturbance;
 mod engine;
-mod follow;
+mod fleet_state;
 mod gaps;
 mod html_report;
 mod learning;
-mod ledger;
 mod mocker;
 mod overrides;
 mod periodic_policy;
@@ -42,6 +41,7 @@ mod rivals;
 mod simulate;
 mod static_policy;
 mod statistics;
+mod tidegate_policy;
 mod timeline;
 mod trace;
 
@@ -49,7 +49,6 @@ pub use bound::bound;
 pub use bursts::Bursts;
 pub use disturbance::{Disturbance, DisturbanceError};
 pub use engine::{Engine, Event, SeqId, Sequence, Work};
-pub use follow::TidegateParams;
 pub use gaps::GapHistogram;
 pub use html_report::{live_page, page};
 pub use overrides::OverrideError;
@@ -58,5 +57,6 @@ pub use profile::{Profile, StepCost};
 pub use report::{Outcome, Report};
 pub use simulate::{Run, SimConfig, best_split, simulate};
 pub use statistics::Estimate;
+pub use tidegate_policy::TidegateParams;
 pub use timeline::Timeline;
 pub use trace::{Arrival, Trace, TraceError};

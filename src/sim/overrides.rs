@@ -5,7 +5,7 @@ use thiserror::Error;
 use tidegate_scheduler::placement::LatePolicy;
 use tidegate_types::{Seconds, Tokens};
 
-use crate::follow::TidegateParams;
+use crate::tidegate_policy::TidegateParams;
 
 /// A failed override.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -10,11 +10,11 @@ use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 use crate::static_policy::predicted;
 
-pub(crate) struct Interval {
+pub(crate) struct PeriodicRouter {
     every: Seconds,
     restart: Seconds,
     tpot: Seconds,
-    engines: Vec<Seat>,
+    engines: Vec<EngineView>,
     /// Index of the first arrival after the last window.
     unseen: usize,
     planned_at: Moment,
@@ -29,7 +29,7 @@ enum Side {
 
 /// Controller's view of an engine.
 #[derive(Clone, Copy, Debug)]
-struct Seat {
+struct EngineView {
     side: Side,
     /// Time before which it accepts no work.
     back_at: Moment,
@@ -38,26 +38,31 @@ struct Seat {
     streams: u64,
 }
 
-impl Interval {
-    pub(crate) fn new(every: Seconds, restart: Seconds, tpot: Seconds, engines: usize) -> Interval {
-        let seat = |engine| Seat {
+impl PeriodicRouter {
+    pub(crate) fn new(
+        every: Seconds,
+        restart: Seconds,
+        tpot: Seconds,
+        engines: usize,
+    ) -> PeriodicRouter {
+        let view = |engine| EngineView {
             side: if engine < engines / 2 { Side::Prefill } else { Side::Decode },
             back_at: Moment::START,
             prefill: 0,
             streams: 0,
         };
-        let engines = (0..engines).map(seat).collect();
+        let engines = (0..engines).map(view).collect();
         let planned_at = Moment::START;
-        Interval { every, restart, tpot, engines, unseen: 0, planned_at, flips: 0 }
+        PeriodicRouter { every, restart, tpot, engines, unseen: 0, planned_at, flips: 0 }
     }
 
     /// Returns the least loaded engine of `side` that accepts work, or a restarting one if there is
     /// no other.
-    fn least(&self, side: Side, now: Moment, load: impl Fn(&Seat) -> u64) -> usize {
+    fn least(&self, side: Side, now: Moment, load: impl Fn(&EngineView) -> u64) -> usize {
         let of_side = (0..self.engines.len()).filter(|engine| self.engines[*engine].side == side);
         let key = |engine: &usize| {
-            let seat = &self.engines[*engine];
-            (now < seat.back_at, load(seat))
+            let view = &self.engines[*engine];
+            (now < view.back_at, load(view))
         };
         of_side.min_by_key(key).unwrap_or(0)
     }
@@ -87,13 +92,13 @@ impl Interval {
 
     fn resize(&mut self, wanted: usize, now: Moment) {
         loop {
-            let prefills = self.engines.iter().filter(|seat| seat.side == Side::Prefill).count();
+            let prefills = self.engines.iter().filter(|view| view.side == Side::Prefill).count();
             let (from, to) = match prefills.cmp(&wanted) {
                 std::cmp::Ordering::Less => (Side::Decode, Side::Prefill),
                 std::cmp::Ordering::Greater => (Side::Prefill, Side::Decode),
                 std::cmp::Ordering::Equal => return,
             };
-            let engine = self.least(from, now, |seat| seat.prefill + seat.streams);
+            let engine = self.least(from, now, |view| view.prefill + view.streams);
             self.engines[engine].side = to;
             self.engines[engine].back_at = now + self.restart;
             self.flips += 1;
@@ -101,19 +106,19 @@ impl Interval {
     }
 }
 
-impl Router for Interval {
+impl Router for PeriodicRouter {
     fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
         if request == 0 {
             cluster.wake_at(cluster.now() + self.every);
         }
-        let engine = self.least(Side::Prefill, cluster.now(), |seat| seat.prefill);
+        let engine = self.least(Side::Prefill, cluster.now(), |view| view.prefill);
         self.engines[engine].prefill += predicted(cluster, request, engine);
         cluster.admit(request, engine, Work::PrefillOnly);
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         self.engines[engine].prefill -= predicted(cluster, request, engine);
-        let to = self.least(Side::Decode, cluster.now(), |seat| seat.streams);
+        let to = self.least(Side::Decode, cluster.now(), |view| view.streams);
         self.engines[to].streams += 1;
         cluster.hand_off(request, engine, to);
     }

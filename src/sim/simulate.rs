@@ -5,14 +5,14 @@ use tidegate_types::{Moment, Seconds, Slo};
 use crate::bound::bound;
 use crate::cluster::{Cluster, Router};
 use crate::disturbance::Disturbance;
-use crate::follow::{Follow, TidegateParams};
 use crate::gaps::GapHistogram;
-use crate::periodic_policy::Interval;
+use crate::periodic_policy::PeriodicRouter;
 use crate::policy::Policy;
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
 use crate::rivals;
-use crate::static_policy::Immediate;
+use crate::static_policy::StaticRouter;
+use crate::tidegate_policy::{TidegateParams, TidegateRouter};
 use crate::timeline::Timeline;
 use crate::trace::Trace;
 
@@ -82,8 +82,8 @@ impl SimConfig {
     }
 
     /// Returns each engine's profile as policies assume it.
-    pub fn believed_fleet(&self) -> Vec<Profile> {
-        self.fleet().iter().map(|profile| self.disturbance.believed(profile)).collect()
+    pub fn assumed_fleet(&self) -> Vec<Profile> {
+        self.fleet().iter().map(|profile| self.disturbance.assumed(profile)).collect()
     }
 
     /// Returns a profile with the best constant of each kind in the fleet: an upper bound for its
@@ -116,17 +116,17 @@ pub fn simulate(trace: &Trace, rate: f64, policy: Policy, config: &SimConfig) ->
     let engines = config.engines;
     let cell = Cell { trace, rate, policy, config };
     match policy {
-        Policy::Bound => no_better(trace, rate, config),
+        Policy::Bound => bound_run(trace, rate, config),
         Policy::Tidegate => tidegate(&cell),
-        Policy::Aggregated => cell.run(&mut Immediate::new(None, engines)),
+        Policy::Aggregated => cell.run(&mut StaticRouter::new(None, engines)),
         Policy::Static(prefills) => {
-            let run = cell.run(&mut Immediate::new(Some(prefills), engines));
+            let run = cell.run(&mut StaticRouter::new(Some(prefills), engines));
             Run { split: Some(prefills), ..run }
         }
         Policy::BestStatic => best_static(&cell),
         Policy::Interval { every, restart } => {
             let (every, restart) = (millis(every), millis(restart));
-            cell.run(&mut Interval::new(every, restart, config.slo.tpot, engines))
+            cell.run(&mut PeriodicRouter::new(every, restart, config.slo.tpot, engines))
         }
         Policy::Conditional(prefills) => cell.rival(rivals::Conditional(prefills)),
         Policy::DynamoKv => cell.rival(rivals::Aggregated(rivals::RoutingRule::DynamoKv)),
@@ -169,7 +169,7 @@ impl Cell<'_> {
 }
 
 /// Returns the bound as a run with attainment alone; other figures are null in JSON.
-fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
+fn bound_run(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
     let most = bound(trace, &config.best(), config.engines, &config.slo);
     let unknown = f64::NAN;
     let report = Report {
@@ -197,7 +197,7 @@ fn no_better(trace: &Trace, rate: f64, config: &SimConfig) -> Run {
 
 fn tidegate(cell: &Cell<'_>) -> Run {
     let timeline = Timeline::new(Moment::from_start(cell.trace.end()), TIMELINE_BINS);
-    let mut router = Follow::new(cell.config, timeline);
+    let mut router = TidegateRouter::new(cell.config, timeline);
     let run = cell.run(&mut router);
     Run { timeline: router.into_timeline(), ..run }
 }
@@ -206,7 +206,7 @@ fn best_static(cell: &Cell<'_>) -> Run {
     let engines = cell.config.engines;
     let run = |prefills| Run {
         split: Some(prefills),
-        ..cell.run(&mut Immediate::new(Some(prefills), engines))
+        ..cell.run(&mut StaticRouter::new(Some(prefills), engines))
     };
     let mut best = run(1);
     for prefills in 2..engines {

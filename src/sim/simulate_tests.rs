@@ -51,7 +51,7 @@ fn a_lone_request_that_is_split_pays_prefill_hand_off_and_one_step() {
 }
 
 #[test]
-fn costs_believed_wrong_by_two_are_corrected_by_observations() {
+fn a_prior_wrong_by_a_factor_of_two_is_corrected_by_observations() {
     let trace = Trace::bursts(3, Seconds(120.0), 14.0, Seconds(30.0));
     let attained = |word: &str| {
         let disturbance = word.parse().unwrap();

@@ -1,4 +1,4 @@
-//! Immediate dispatch, the common practice: every request is sent on arrival to the engine with the
+//! StaticRouter dispatch, the common practice: every request is sent on arrival to the engine with the
 //! least predicted load, and engine roles are fixed.
 //!
 //! `aggregated`: every engine runs whole requests. `static:K`: K engines prefill, the others
@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
 
 /// Policy with immediate dispatch.
-pub(crate) struct Immediate {
+pub(crate) struct StaticRouter {
     /// Engines with a lower index prefill; `None`: every engine runs both legs.
     prefills: Option<usize>,
     loads: Vec<Load>,
@@ -29,13 +29,13 @@ struct Load {
     streams: u64,
 }
 
-impl Immediate {
-    pub(crate) fn new(prefills: Option<usize>, engines: usize) -> Immediate {
-        Immediate { prefills, loads: vec![Load::default(); engines] }
+impl StaticRouter {
+    pub(crate) fn new(prefills: Option<usize>, engines: usize) -> StaticRouter {
+        StaticRouter { prefills, loads: vec![Load::default(); engines] }
     }
 }
 
-impl Router for Immediate {
+impl Router for StaticRouter {
     fn arrived(&mut self, cluster: &mut Cluster<'_>, request: usize) {
         let takers = self.prefills.unwrap_or(self.loads.len());
         let predicted_work = |engine: &usize| {

@@ -32,10 +32,10 @@ struct EngineState {
     /// By stream: the time at which it would be late had it emitted nothing since step 0, and the
     /// request. A stream whose first token came at `t` with step `s` is on time until `t + (steps +
     /// 1 − s)·TPOT`.
-    late: BTreeSet<(i64, usize)>,
+    late_at: BTreeSet<(i64, usize)>,
 }
 
-/// One stream: its charge and, from its first token on, its key in `late` and its first step.
+/// One stream: its charge and, from its first token on, its key in `late_at` and its first step.
 #[derive(Debug)]
 struct Stream {
     charge: StreamCharge<LocalWord>,
@@ -43,7 +43,7 @@ struct Stream {
 }
 
 /// The accounts of all engines.
-pub(crate) struct Ledger {
+pub(crate) struct FleetState {
     pool: Vec<BackendId>,
     roles: Vec<Role>,
     engines: Vec<EngineState>,
@@ -64,14 +64,14 @@ pub(crate) struct Ledger {
     capability: RoleCapability,
 }
 
-/// The ledger at one moment.
+/// The fleet_state at one moment.
 pub(crate) struct View<'a> {
-    ledger: &'a Ledger,
+    fleet_state: &'a FleetState,
     now: Moment,
 }
 
-impl Ledger {
-    pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> Ledger {
+impl FleetState {
+    pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> FleetState {
         let engines = fleet.len();
         // SGLang, the only engine that switches by itself, answers whole requests with 400.
         let runs_whole = capability == RoleCapability::Instant;
@@ -84,7 +84,7 @@ impl Ledger {
             transfer_model: TransferModel::default(),
             ..Load::idle(Role::Mixed)
         };
-        Ledger {
+        FleetState {
             pool: (0..engines).map(|engine| BackendId(engine as u16)).collect(),
             roles: vec![Role::Mixed; engines],
             engines: (0..engines).map(|_| EngineState::default()).collect(),
@@ -102,7 +102,7 @@ impl Ledger {
     /// Adds a prefix index: predicted hits come from the prompts that engines were sent, as in the
     /// proxy. Half of the KV memory of an engine is assumed for cached prefixes, the other half for
     /// streams.
-    pub(crate) fn with_prefix_index(mut self) -> Ledger {
+    pub(crate) fn with_prefix_index(mut self) -> FleetState {
         let index = PrefixIndex::new(INDEX_BLOCKS);
         for (id, model) in self.pool.iter().zip(&self.models) {
             index.set_kv_capacity(*id, model.kv_capacity, Tokens(BLOCK_TOKENS));
@@ -181,7 +181,7 @@ impl Ledger {
     }
 
     pub(crate) fn view(&self, now: Moment) -> View<'_> {
-        View { ledger: self, now }
+        View { fleet_state: self, now }
     }
 
     /// Returns the fleet as the planner's input.
@@ -291,7 +291,7 @@ impl Ledger {
         stream.charge.emit(1);
         stream.begun = Some((late, steps));
         engine.begun += 1;
-        engine.late.insert((late, request));
+        engine.late_at.insert((late, request));
     }
 
     /// Records the end of a stream.
@@ -302,7 +302,7 @@ impl Ledger {
             charge.take_over(steps - first);
             let engine = &mut self.engines[engine];
             engine.begun -= 1;
-            engine.late.remove(&(late, request));
+            engine.late_at.remove(&(late, request));
         }
     }
 
@@ -317,7 +317,7 @@ impl Ledger {
 impl EngineState {
     /// Smallest slack of the streams with a first token; the others are not late yet.
     fn slack(&self, now: Moment, tpot: Seconds) -> Option<Seconds> {
-        let (late, _) = self.late.first()?;
+        let (late, _) = self.late_at.first()?;
         let late = late + (self.steps as i64 + 1) * nanos(tpot);
         Some(Seconds((late - now.0 as i64) as f64 / 1e9))
     }
@@ -325,19 +325,19 @@ impl EngineState {
 
 impl Fleet for View<'_> {
     fn pool(&self, _: PoolId) -> &[BackendId] {
-        &self.ledger.pool
+        &self.fleet_state.pool
     }
 
     fn load(&self, on: BackendId) -> Load {
-        let engine = &self.ledger.engines[on.index()];
-        let role = self.ledger.roles[on.index()];
-        let slack = engine.slack(self.now, self.ledger.tpot);
-        let fixed = Load { role, ..self.ledger.models[on.index()] };
+        let engine = &self.fleet_state.engines[on.index()];
+        let role = self.fleet_state.roles[on.index()];
+        let slack = engine.slack(self.now, self.fleet_state.tpot);
+        let fixed = Load { role, ..self.fleet_state.models[on.index()] };
         load_of(fixed, &engine.account.balance(), slack)
     }
 
     fn cached(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
-        self.ledger.real_hit(on, self.blocks(job, on)).min(job.prompt - Tokens(1))
+        self.fleet_state.real_hit(on, self.blocks(job, on)).min(job.prompt - Tokens(1))
     }
 }
 
@@ -345,7 +345,7 @@ impl Accounts for View<'_> {
     type Word = LocalWord;
 
     fn account(&self, on: BackendId) -> Arc<Account<LocalWord>> {
-        Arc::clone(&self.ledger.engines[on.index()].account)
+        Arc::clone(&self.fleet_state.engines[on.index()].account)
     }
 
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens {
@@ -356,7 +356,7 @@ impl Accounts for View<'_> {
 impl View<'_> {
     /// Leading prompt blocks of a request that an engine was sent.
     fn blocks(&self, job: &PrefillRequest, on: BackendId) -> u32 {
-        self.ledger.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on))
+        self.fleet_state.matches.get(&job.id).map_or(0, |matches| matches.blocks_on(on))
     }
 }
 

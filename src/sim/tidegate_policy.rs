@@ -22,8 +22,8 @@ use tidegate_types::{
 
 use crate::cluster::{Cluster, Router};
 use crate::engine::Work;
+use crate::fleet_state::FleetState;
 use crate::learning::Learning;
-use crate::ledger::Ledger;
 use crate::simulate::SimConfig;
 use crate::timeline::Timeline;
 use crate::trace::Arrival;
@@ -81,9 +81,9 @@ impl Default for TidegateParams {
 const POOL: PoolId = PoolId(0);
 
 /// State of the policy.
-pub(crate) struct Follow {
+pub(crate) struct TidegateRouter {
     params: TidegateParams,
-    ledger: Ledger,
+    fleet_state: FleetState,
     arrivals: Arrivals<LocalWord>,
     /// The arrivals at the previous plan.
     planned_arrivals: ArrivalTotals,
@@ -98,8 +98,8 @@ pub(crate) struct Follow {
     timeline: Timeline,
 }
 
-impl Follow {
-    pub(crate) fn new(config: &SimConfig, mut timeline: Timeline) -> Follow {
+impl TidegateRouter {
+    pub(crate) fn new(config: &SimConfig, mut timeline: Timeline) -> TidegateRouter {
         let mut params = config.tidegate;
         let profile = &config.profile;
         params.placement.slo = config.slo;
@@ -111,26 +111,26 @@ impl Follow {
             Some(_) => RoleCapability::DrainThenCall,
             None => RoleCapability::Instant,
         };
-        let believed = config.believed_fleet();
-        let mut ledger = Ledger::new(&believed, config.slo.tpot, capability);
+        let assumed = config.assumed_fleet();
+        let mut fleet_state = FleetState::new(&assumed, config.slo.tpot, capability);
         if config.prefix_caching {
-            ledger = ledger.with_prefix_index();
+            fleet_state = fleet_state.with_prefix_index();
         }
         let roles = match params.start {
             Some(prefills) => (0..config.engines)
                 .map(|engine| if engine < prefills { Role::Prefill } else { Role::Decode })
                 .collect(),
-            None => initial(&ledger.observation(Vec::new())),
+            None => initial(&fleet_state.observation(Vec::new())),
         };
         timeline.pools(Moment::START, prefills_of(&roles));
-        ledger.begin_with(roles);
-        Follow {
+        fleet_state.begin_with(roles);
+        TidegateRouter {
             queue: DispatchQueue::with_limit(params.placement.queue_max),
             params,
-            ledger,
+            fleet_state,
             arrivals: Arrivals::default(),
             planned_arrivals: ArrivalTotals::default(),
-            learning: Learning::new(&believed, profile.chunk, params.reports_cached),
+            learning: Learning::new(&assumed, profile.chunk, params.reports_cached),
             state: State::default(),
             planned_at: Moment::START,
             woken_at: Moment::NEVER,
@@ -177,7 +177,7 @@ impl Follow {
             return;
         }
         let (mut placed, mut decoding, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-        let view = self.ledger.view(now);
+        let view = self.fleet_state.view(now);
         self.queue.pass(&self.params.placement, now, &view, |outcome| match outcome {
             DispatchOutcome::Reserved(job, leg) => placed.push((job.id, leg)),
             DispatchOutcome::Decoding(leg, on, stream) => {
@@ -187,10 +187,10 @@ impl Follow {
         });
         for (id, from, on, stream) in decoding {
             let arrival = &cluster.trace().arrivals[request_of(id)];
-            self.ledger.decoding(request_of(id), stream);
-            let lacks = self.ledger.lacks(on, &arrival.blocks, arrival.prompt);
-            self.learning.decode_sent(request_of(id), on, lacks, &self.ledger, now);
-            self.ledger.sent(id, on, &arrival.blocks, arrival.prompt);
+            self.fleet_state.decoding(request_of(id), stream);
+            let lacks = self.fleet_state.lacks(on, &arrival.blocks, arrival.prompt);
+            self.learning.decode_sent(request_of(id), on, lacks, &self.fleet_state, now);
+            self.fleet_state.sent(id, on, &arrival.blocks, arrival.prompt);
             cluster.hand_off(request_of(id), from.index(), on.index());
         }
         for (id, leg) in placed {
@@ -212,8 +212,8 @@ impl Follow {
         let on = leg.on;
         let work = if leg.stream.is_some() { Work::Whole } else { Work::PrefillOnly };
         self.learning.prefill_sent(request, on, leg.predicted, cluster.now());
-        self.ledger.placed(request, leg);
-        self.ledger.sent(id_of(request), on, blocks, *prompt);
+        self.fleet_state.placed(request, leg);
+        self.fleet_state.sent(id_of(request), on, blocks, *prompt);
         cluster.admit(request, on.index(), work);
     }
 
@@ -228,12 +228,12 @@ impl Follow {
         let now = cluster.now();
         self.planned_at = now;
         let demand = self.demand();
-        let observation = self.ledger.observation(vec![demand]);
+        let observation = self.fleet_state.observation(vec![demand]);
         let (decision, state) = plan(&self.params.planner, now, &observation, &self.state);
         self.state = state;
         if let Some(roles) = decision.roles.filter(|_| self.params.flips) {
             self.timeline.pools(now, prefills_of(&roles));
-            let changed = self.ledger.set_roles(roles);
+            let changed = self.fleet_state.set_roles(roles);
             self.flips += changed;
             if changed > 0 {
                 self.pass(cluster);
@@ -255,13 +255,13 @@ impl Follow {
     fn switch(&mut self, cluster: &mut Cluster<'_>) {
         let (Some(takes), now) = (self.params.switch, cluster.now()) else { return };
         let idle = |engine: usize| cluster.engine(engine).is_idle();
-        if self.ledger.switch(now, takes, idle) {
+        if self.fleet_state.switch(now, takes, idle) {
             self.pass(cluster);
         }
     }
 }
 
-impl Router for Follow {
+impl Router for TidegateRouter {
     fn flips(&self) -> u64 {
         self.flips
     }
@@ -272,13 +272,13 @@ impl Router for Follow {
         }
         let job = self.job(cluster, request);
         let blocks = &cluster.trace().arrivals[request].blocks;
-        let cached = self.ledger.look_up(job.id, blocks).min(job.prompt - Tokens(1));
-        let work = self.ledger.mean_prefill().predict(job.prompt - cached, cached);
+        let cached = self.fleet_state.look_up(job.id, blocks).min(job.prompt - Tokens(1));
+        let work = self.fleet_state.mean_prefill().predict(job.prompt - cached, cached);
         self.arrivals.count(work, job.prompt, job.expected_output);
         // Waiting requests have precedence.
         if self.queue.waiting(POOL) == 0 {
             let now = cluster.now();
-            match try_place(&self.params.placement, now, &job, &self.ledger.view(now)) {
+            match try_place(&self.params.placement, now, &job, &self.fleet_state.view(now)) {
                 PlaceResult::Reserved(leg) => return self.start(cluster, request, leg),
                 PlaceResult::Unroutable => return cluster.refuse(request),
                 PlaceResult::Wait => {}
@@ -291,7 +291,7 @@ impl Router for Follow {
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.ledger.settle(request);
+        self.fleet_state.settle(request);
         let arrival = &cluster.trace().arrivals[request];
         self.learning.prefilled(request, arrival.prompt, cluster.hit(request), cluster.now());
         let (from, id) = (BackendId(engine as u16), id_of(request));
@@ -317,9 +317,9 @@ impl Router for Follow {
     }
 
     fn began(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
-        self.ledger.settle(request);
+        self.fleet_state.settle(request);
         let (now, steps) = (cluster.now(), cluster.engine(engine).steps());
-        self.ledger.began(request, engine, now, steps);
+        self.fleet_state.began(request, engine, now, steps);
         self.learning.began(request, cluster.trace().arrivals[request].prompt, now);
         self.pass(cluster);
     }
@@ -327,14 +327,14 @@ impl Router for Follow {
     fn ended(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
         let arrival = &cluster.trace().arrivals[request];
         let steps = cluster.engine(engine).steps();
-        self.ledger.ended(request, engine, steps);
+        self.fleet_state.ended(request, engine, steps);
         let (limit, cached) = (self.limit(arrival.output), cluster.hit(request));
         self.learning.ended(request, limit, arrival, cached, cluster.now());
         self.pass(cluster);
     }
 
     fn stepped(&mut self, cluster: &mut Cluster<'_>, engine: usize) {
-        self.ledger.stepped(engine, cluster.engine(engine).steps());
+        self.fleet_state.stepped(engine, cluster.engine(engine).steps());
     }
 
     fn woken(&mut self, cluster: &mut Cluster<'_>) {
@@ -343,9 +343,9 @@ impl Router for Follow {
             return;
         }
         self.woken_at = Moment::NEVER;
-        self.learning.settle(&mut self.ledger, now);
+        self.learning.settle(&mut self.fleet_state, now);
         self.plan(cluster);
-        self.learning.publish(&mut self.ledger, now);
+        self.learning.publish(&mut self.fleet_state, now);
         if !self.queue.is_empty() && now - self.passed_at >= LONGEST_PAUSE {
             self.pass(cluster);
         }
