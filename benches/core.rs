@@ -10,7 +10,7 @@ use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, UsageRequest, scan
 use tidegate_filters::ModelTokenizer;
 use tidegate_proxy::fleet::{Entry, PoolEntry, RoutingTable};
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
-use tidegate_scheduler::learn::{Estimates, Fits, Priors};
+use tidegate_scheduler::learn::{CostRegressions, Estimates, Priors};
 use tidegate_scheduler::placement::{
     Disaggregation, Excluded, Fleet, Load, Params, PrefillRequest, considered, place,
 };
@@ -196,18 +196,18 @@ fn publishing(c: &mut Criterion) {
     for count in FLEETS {
         let priors = Priors { prefill: PrefillModel::default(), decode: DecodeModel::default() };
         let priors = vec![priors; usize::from(count)];
-        let mut fits = Fits::new(priors, Estimates::default(), Tokens(2048));
+        let mut regressions = CostRegressions::new(priors, Estimates::default(), Tokens(2048));
         let slot = ArcSwap::from_pointee(table(count));
         c.bench_with_input(BenchmarkId::new("publish a routing table", count), &count, |b, _| {
             b.iter(|| {
                 let mut next = (**slot.load()).clone();
                 let groups: Vec<GroupId> = next.entries.iter().map(|entry| entry.group).collect();
-                let costs = fits.costs(&groups);
-                fits.regroup(groups.iter().copied());
+                let costs = regressions.costs(&groups);
+                regressions.regroup(groups.iter().copied());
                 for (slot, (entry, costs)) in next.entries.iter_mut().zip(costs).enumerate() {
                     entry.role = next.plan.role(BackendId(slot as u16));
                     (entry.prefill, entry.decode) = costs;
-                    entry.transfer = fits.transfer(entry.group);
+                    entry.transfer = regressions.transfer(entry.group);
                 }
                 next.set_mean_costs();
                 slot.store(Arc::new(next));

@@ -37,8 +37,9 @@ pub fn bound(trace: &Trace, profile: &Profile, engines: usize, slo: &Slo) -> f64
     }
     jobs.sort_by(|a, b| a.0.total_cmp(&b.0));
     let bins = jobs.iter().map(|(_, bin)| bin + 1).max().unwrap_or(0);
-    let mut fits = Fits::new(bins, engines as f64 * BIN, (slo.ttft.get() / BIN) as usize + 2);
-    let served: f64 = jobs.iter().map(|(work, bin)| fits.add(*bin, *work) / work).sum();
+    let mut feasible =
+        FeasibleWork::new(bins, engines as f64 * BIN, (slo.ttft.get() / BIN) as usize + 2);
+    let served: f64 = jobs.iter().map(|(work, bin)| feasible.add(*bin, *work) / work).sum();
     match trace.arrivals.len() {
         0 => 1.0,
         count => served / count as f64,
@@ -55,7 +56,7 @@ fn costs(profile: &Profile, tokens: f64) -> (Seconds, Seconds) {
 }
 
 /// Feasibility of prefill work.
-struct Fits {
+struct FeasibleWork {
     /// Work that fits into one bin, in bins of engine time.
     capacity: f64,
     /// Bins from an arrival to its deadline, both included.
@@ -66,11 +67,11 @@ struct Fits {
     before: MinTree,
 }
 
-impl Fits {
-    fn new(bins: usize, capacity: f64, window: usize) -> Fits {
+impl FeasibleWork {
+    fn new(bins: usize, capacity: f64, window: usize) -> FeasibleWork {
         let after = MinTree::new((0..bins).map(|u| capacity * u as f64).collect());
         let before = MinTree::new((0..bins).map(|s| -capacity * s as f64).collect());
-        Fits { capacity, window, after, before }
+        FeasibleWork { capacity, window, after, before }
     }
 
     /// Adds as much of `work` as fits for an arrival in `bin`, and returns that amount.

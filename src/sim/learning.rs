@@ -6,7 +6,7 @@ use tidegate_scheduler::cost::OutputEstimate;
 use tidegate_scheduler::dispatch::Predicted;
 use tidegate_scheduler::inflight::Balance;
 use tidegate_scheduler::learn::{
-    Estimates, Fits, HandOffSample, PUBLISH_EVERY, PrefillSample, Priors, Sample,
+    CostRegressions, Estimates, HandOffSample, PUBLISH_EVERY, PrefillSample, Priors, Sample,
 };
 use tidegate_types::{BackendId, GroupId, Moment, Tokens};
 
@@ -19,7 +19,7 @@ const GROUP: GroupId = GroupId(0);
 
 /// The regressions and the requests that they will observe.
 pub(crate) struct Learning {
-    fits: Fits,
+    regressions: CostRegressions,
     /// The length estimates as last published.
     estimates: Estimates,
     /// Whether engines report the cached tokens of each request, as vLLM does with
@@ -57,10 +57,10 @@ impl Learning {
             prefill: profile.prefill_model(),
             decode: profile.decode_model(),
         });
-        let mut fits = Fits::new(priors.collect(), Estimates::default(), chunk);
-        fits.regroup(assumed.iter().map(|_| GROUP));
+        let mut regressions = CostRegressions::new(priors.collect(), Estimates::default(), chunk);
+        regressions.regroup(assumed.iter().map(|_| GROUP));
         Learning {
-            fits,
+            regressions,
             estimates: Estimates::default(),
             reports_cached,
             prefills: BTreeMap::new(),
@@ -128,7 +128,7 @@ impl Learning {
             kv: balance.kv,
             prefilling: balance.prefill_legs > 0,
         };
-        self.fits.take(Sample::HandOff(sample), now);
+        self.regressions.observe(Sample::HandOff(sample), now);
     }
 
     /// Observes the end of an answer, whose usage reports `cached` tokens.
@@ -141,7 +141,7 @@ impl Learning {
         now: Moment,
     ) {
         if let Some((backend, predicted_hit)) = self.predicted_hits.remove(&request) {
-            self.fits.take(Sample::Hit { backend, predicted_hit, cached }, now);
+            self.regressions.observe(Sample::Hit { backend, predicted_hit, cached }, now);
         }
         let finished = Sample::Finished {
             max_tokens,
@@ -150,17 +150,17 @@ impl Learning {
             prompt: Some(arrival.prompt),
             features: None,
         };
-        self.fits.take(finished, now);
+        self.regressions.observe(finished, now);
     }
 
     /// Ends the observation of steps that no further prompt can belong to, samples decode work and
     /// gives `fleet_state` the share of predicted hits that is real.
     pub(crate) fn settle(&mut self, fleet_state: &mut FleetState, now: Moment) {
-        self.fits.settle(now);
+        self.regressions.end_steps(now);
         let accounts = fleet_state.balances().map(|own| (own, Balance::default()));
-        self.fits.watch_decodes(accounts, now);
+        self.regressions.sample_decodes(accounts, now);
         for on in fleet_state.engines() {
-            fleet_state.set_hit_share(on, self.fits.hit_share(on).0);
+            fleet_state.set_hit_share(on, self.regressions.hit_share(on).0);
         }
     }
 
@@ -170,10 +170,10 @@ impl Learning {
             return;
         }
         self.published_at = now;
-        self.estimates = self.fits.estimates().clone();
-        let costs = self.fits.costs(&vec![GROUP; fleet_state.engines().count()]);
+        self.estimates = self.regressions.estimates().clone();
+        let costs = self.regressions.costs(&vec![GROUP; fleet_state.engines().count()]);
         for (on, (prefill, decode)) in fleet_state.engines().zip(costs) {
-            fleet_state.set_costs(on, prefill, decode, self.fits.transfer(GROUP));
+            fleet_state.set_costs(on, prefill, decode, self.regressions.transfer(GROUP));
         }
     }
 
@@ -194,6 +194,6 @@ impl Learning {
             ended: now,
             beside: pending.predicted.beside,
         };
-        self.fits.take(Sample::Prefill(sample), now);
+        self.regressions.observe(Sample::Prefill(sample), now);
     }
 }

@@ -242,7 +242,7 @@ impl Control {
         backend.health.joins();
         let role = settings.role.unwrap_or_else(|| self.first_role(&backend));
         id.put(&mut self.membership.groups, (settings.group_name(), backend.group));
-        self.fits.join(id, priors);
+        self.regressions.join(id, priors);
         self.pins.join(id, settings.role.filter(|_| settings.pin));
         self.fitness.join(id, configured(settings, backend.group));
         self.catalog.join(id, Offer::of(settings));
@@ -256,9 +256,9 @@ impl Control {
         let peers =
             peers.filter(|(slot, entry)| entry.group == backend.group && *slot != id.index());
         let peers: Vec<BackendId> = peers.map(|(slot, _)| BackendId(slot as u16)).collect();
-        let (prefill, decode) = self.fits.models(id, peers.into_iter());
+        let (prefill, decode) = self.regressions.models(id, peers.into_iter());
         let group = backend.group;
-        let transfer = self.fits.transfer(group);
+        let transfer = self.regressions.transfer(group);
         let entry = Entry { role, usable: false, group, prefill, decode, transfer };
         let (mut entries, mut roles) = (table.entries.clone(), table.plan.roles().to_vec());
         id.put(&mut entries, entry);

@@ -18,7 +18,7 @@ mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tidegate_scheduler::learn::{Fits, PUBLISH_EVERY, Priors};
+use tidegate_scheduler::learn::{CostRegressions, PUBLISH_EVERY, Priors};
 use tidegate_scheduler::planner::{EnginesWanted, Params, Reason, State, plan};
 use tidegate_scheduler::tuning::PAUSE_MAX;
 use tidegate_types::{
@@ -78,7 +78,7 @@ pub struct Control {
     state: State,
     wanted: EnginesWanted,
     pins: Pins,
-    fits: Fits,
+    regressions: CostRegressions,
     catalog: Catalog,
     recording: Recording,
     fitness: Fitness,
@@ -117,10 +117,10 @@ impl Control {
         gateways: Option<Gateways>,
     ) -> Control {
         let estimates = (**proxy.fleet.estimates()).clone();
-        let mut fits = Fits::new(priors, estimates, params.chunk);
-        fits.regroup(proxy.fleet.table().entries.iter().map(|entry| entry.group));
+        let mut regressions = CostRegressions::new(priors, estimates, params.chunk);
+        regressions.regroup(proxy.fleet.table().entries.iter().map(|entry| entry.group));
         Control {
-            fits,
+            regressions,
             catalog,
             recording,
             fitness,
@@ -192,7 +192,7 @@ impl Control {
             streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
             let backends = self.proxy.fleet.backends();
             let accounts = backends.iter().map(|b| (b.account.balance(), b.account.others()));
-            self.fits.watch_decodes(accounts, began);
+            self.regressions.sample_decodes(accounts, began);
             self.watched_at = now;
             self.watch_takes.took(self.proxy.clock.now() - began);
             // A finished engine step wakes the dispatcher before all of its tokens are counted. The
@@ -217,14 +217,14 @@ impl Control {
         let mut any = false;
         while let Ok(event) = self.inboxes.control_events.try_recv() {
             if let ControlEvent::Sample(sample) = event {
-                self.fits.take(sample, now);
+                self.regressions.observe(sample, now);
                 any = true;
             }
         }
-        self.fits.settle(now);
+        self.regressions.end_steps(now);
         if any {
             for backend in self.proxy.fleet.backends().iter() {
-                backend.set_hit_share(self.fits.hit_share(backend.id));
+                backend.set_hit_share(self.regressions.hit_share(backend.id));
             }
         }
     }
@@ -311,7 +311,7 @@ impl Control {
     /// Publishes `table`. The roles of its entries are set from its plan, and the regressions are
     /// regrouped.
     fn publish(&mut self, mut table: RoutingTable) {
-        self.fits.regroup(table.entries.iter().map(|entry| entry.group));
+        self.regressions.regroup(table.entries.iter().map(|entry| entry.group));
         for (slot, entry) in table.entries.iter_mut().enumerate() {
             entry.role = table.plan.role(BackendId(slot as u16));
         }
@@ -330,16 +330,16 @@ impl Control {
         let table = self.proxy.fleet.table();
         let mut next = (**table).clone();
         let groups: Vec<GroupId> = next.entries.iter().map(|entry| entry.group).collect();
-        let costs = self.fits.costs(&groups);
+        let costs = self.regressions.costs(&groups);
         let backends = self.proxy.fleet.backends();
         for (slot, (entry, costs)) in next.entries.iter_mut().zip(costs).enumerate() {
             entry.usable = backends[slot].health.is_healthy();
             (entry.prefill, entry.decode) = costs;
-            entry.transfer = self.fits.transfer(entry.group);
+            entry.transfer = self.regressions.transfer(entry.group);
         }
         next.set_mean_costs();
         self.publish(next);
-        self.proxy.fleet.publish_estimates(self.fits.estimates().clone());
+        self.proxy.fleet.publish_estimates(self.regressions.estimates().clone());
     }
 
     fn find(&mut self, found: ProbeReport) {

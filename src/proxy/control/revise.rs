@@ -25,7 +25,7 @@ impl Control {
         let params = settings.values.planner_params();
         if params != self.params {
             self.recording.revised(&params);
-            self.fits.set_chunk(params.chunk);
+            self.regressions.set_chunk(params.chunk);
             self.params = params;
         }
         self.proxy.put_in_force(settings);

@@ -233,9 +233,9 @@ impl RequestRecord {
         if !generated {
             return;
         }
-        if let (Some(read), Some(usage)) = (self.notes.whole, self.usage) {
-            let read = PrefillSample { reported_hit: usage.cached, ..read };
-            self.proxy.report(Sample::Whole { read, output: usage.completion });
+        if let (Some(prefill), Some(usage)) = (self.notes.whole, self.usage) {
+            let prefill = PrefillSample { reported_hit: usage.cached, ..prefill };
+            self.proxy.report(Sample::Colocated { prefill, output: usage.completion });
         }
         let scan = self.accepted.scan.as_ref();
         self.proxy.report(Sample::Finished {

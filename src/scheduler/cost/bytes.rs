@@ -30,7 +30,7 @@ pub struct ByteFeatures {
 /// Estimates a text's tokens from its [`ByteFeatures`]; fitted to exact counts.
 #[derive(Clone, Debug)]
 pub struct ByteEstimator {
-    fit: RobustRegression<FEATURES>,
+    regression: RobustRegression<FEATURES>,
 }
 
 /// Class of a byte.
@@ -138,7 +138,7 @@ impl ByteFeatures {
 impl ByteEstimator {
     /// Returns an estimator with a prior for English and code.
     pub fn new() -> ByteEstimator {
-        ByteEstimator { fit: RobustRegression::new(PRIOR) }
+        ByteEstimator { regression: RobustRegression::new(PRIOR) }
     }
 
     /// Returns the estimated tokens: at least 1, and 0 for an empty text.
@@ -147,7 +147,7 @@ impl ByteEstimator {
             return Tokens::ZERO;
         }
         let row = features.row();
-        let sum: f64 = self.fit.coefficients().iter().zip(row).map(|(c, f)| c * f).sum();
+        let sum: f64 = self.regression.coefficients().iter().zip(row).map(|(c, f)| c * f).sum();
         Tokens(sum.round().max(1.0) as u64)
     }
 
@@ -162,7 +162,7 @@ impl ByteEstimator {
             1024..4096 => 2,
             _ => 3,
         };
-        self.fit.observe(class, features.row(), tokens.as_f64());
+        self.regression.observe(class, features.row(), tokens.as_f64());
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`PrefillModel`], [`DecodeModel`], [`TransferModel`]: predicted time, by
 //!   docs/spec/engine-model.md#step-time
-//! - [`PrefillFit`], [`DecodeFit`], [`TransferFit`]: robust online fits of these models
+//! - [`PrefillRegression`], [`DecodeRegression`], [`TransferRegression`]: robust online fits of these models
 //! - [`PrefillBatch`]: prompts that an engine computes in one step
 //! - [`HitShare`], [`HitEvidence`]: the real share of a predicted prefix cache hit
 //! - [`OutputEstimate`]: expected output tokens of a request
@@ -14,19 +14,19 @@
 
 mod bytes;
 mod chain;
-mod fit;
 mod hits;
 mod matches;
 mod model;
 mod output;
 mod prefix;
+mod regressions;
 mod robust_regression;
 
 pub use bytes::{ByteEstimator, ByteFeatures};
 pub use chain::{chain_bytes, chain_salt, chain_tokens};
-pub use fit::{DecodeFit, PrefillBatch, PrefillFit, TransferFit};
 pub use hits::{HitEvidence, HitShare};
 pub use matches::Matches;
 pub use model::{DecodeModel, PrefillModel, TransferModel};
 pub use output::OutputEstimate;
 pub use prefix::PrefixIndex;
+pub use regressions::{DecodeRegression, PrefillBatch, PrefillRegression, TransferRegression};

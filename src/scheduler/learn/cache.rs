@@ -18,7 +18,7 @@ const COUNTED_MIN: f64 = 1024.0;
 const COUNTED_WEIGHT_MAX: f64 = 5.0;
 /// Distance of the share from 0 and 1 within which the computed tokens of a single prompt are
 /// considered known.
-const UNSURE: f64 = 0.15;
+const CERTAIN_WITHIN: f64 = 0.15;
 /// Prefills with an unambiguous cache state that must be timed before the cost model may judge: the
 /// first regression is made with the fourth.
 const TRUSTED_AFTER: usize = 4;
@@ -54,10 +54,10 @@ impl HitSource {
 
 /// Predicted hits of one engine compared with evidence.
 #[derive(Debug)]
-pub(super) struct CacheTruth {
+pub(super) struct HitShareEstimator {
     share: HitShare,
     source: HitSource,
-    told_at: Option<Moment>,
+    reported_at: Option<Moment>,
     counted_at: Option<Moment>,
     /// The engine's counter at the previous evaluation.
     hits: Option<f64>,
@@ -65,21 +65,21 @@ pub(super) struct CacheTruth {
     predicted: (f64, f64),
     /// Prefills with an unambiguous cache state and their durations, collected while the cost model
     /// is only a default.
-    doubtless: Vec<(PrefillBatch, Seconds)>,
+    unambiguous: Vec<(PrefillBatch, Seconds)>,
     trusted: bool,
 }
 
-impl CacheTruth {
+impl HitShareEstimator {
     /// Before the first evidence. `trusted`: the settings state what a prefill costs.
-    pub fn new(trusted: bool) -> CacheTruth {
-        CacheTruth {
+    pub fn new(trusted: bool) -> HitShareEstimator {
+        HitShareEstimator {
             share: HitShare::default(),
             source: HitSource::Prior,
-            told_at: None,
+            reported_at: None,
             counted_at: None,
             hits: None,
             predicted: (0.0, 0.0),
-            doubtless: Vec::new(),
+            unambiguous: Vec::new(),
             trusted,
         }
     }
@@ -98,19 +98,19 @@ impl CacheTruth {
     }
 
     /// Computed tokens of a prompt under each assumption about the cache.
-    pub fn hypotheses(&self, read: &PrefillSample) -> Hypotheses {
-        let last = read.prompt - Tokens(1);
-        if let Some(reported_hit) = read.reported_hit {
-            return Hypotheses::known(read.prompt, reported_hit.min(last));
+    pub fn hypotheses(&self, prefill: &PrefillSample) -> Hypotheses {
+        let last = prefill.prompt - Tokens(1);
+        if let Some(reported_hit) = prefill.reported_hit {
+            return Hypotheses::known(prefill.prompt, reported_hit.min(last));
         }
-        let predicted_hit = read.predicted_hit.min(last);
+        let predicted_hit = prefill.predicted_hit.min(last);
         let believed = Tokens((predicted_hit.as_f64() * self.share.share()) as u64);
-        Hypotheses::of(read.prompt, predicted_hit, believed)
+        Hypotheses::of(prefill.prompt, predicted_hit, believed)
     }
 
     /// Takes a usage report: `cached` of `predicted_hit` predicted tokens were cached.
     pub fn reported_hit(&mut self, predicted_hit: Tokens, cached: Tokens, now: Moment) {
-        self.told_at = Some(now);
+        self.reported_at = Some(now);
         if predicted_hit >= HELD_MIN {
             self.source = HitSource::Usage;
             self.share.observe(cached.as_f64() / predicted_hit.as_f64(), 1.0);
@@ -128,7 +128,7 @@ impl CacheTruth {
         }
         self.predicted = (0.0, 0.0);
         self.counted_at = Some(now);
-        if !is_recent(self.told_at, now) {
+        if !is_recent(self.reported_at, now) {
             self.source = HitSource::Counters;
             self.share.observe((hits - before) / predicted_hit, prefills.min(COUNTED_WEIGHT_MAX));
         }
@@ -145,23 +145,25 @@ impl CacheTruth {
     ) -> Option<PrefillBatch> {
         let (full, hit) = (prompts.full.predicted(model), prompts.hit.predicted(model));
         let scale = self.scale(model);
-        let evidence = match prompts.are_one() {
+        let evidence = match prompts.agree() {
             true => HitEvidence::Unclear,
             false => HitEvidence::of_duration(full * scale, hit * scale, took),
         };
         match evidence {
             HitEvidence::Unclear => {
-                self.is_doubtless(prompts.believed, took);
+                self.note_unambiguous(prompts.believed, took);
                 Some(prompts.believed)
             }
             // Neither assumption explains the duration: the model is wrong. While the share is only
             // the prior, the nearer assumption is learned from.
             HitEvidence::Slower if self.source == HitSource::Prior => Some(prompts.full),
             HitEvidence::Faster if self.source == HitSource::Prior => Some(prompts.hit),
-            HitEvidence::Slower | HitEvidence::Faster => self.is_sure().then_some(prompts.believed),
+            HitEvidence::Slower | HitEvidence::Faster => {
+                self.is_certain().then_some(prompts.believed)
+            }
             HitEvidence::Share(share) => {
-                let better = is_recent(self.told_at, now) || is_recent(self.counted_at, now);
-                if !better && (self.trusted || !self.doubtless.is_empty()) {
+                let better = is_recent(self.reported_at, now) || is_recent(self.counted_at, now);
+                if !better && (self.trusted || !self.unambiguous.is_empty()) {
                     self.source = HitSource::Durations;
                     self.share.observe(share, 1.0);
                 }
@@ -176,9 +178,9 @@ impl CacheTruth {
 
     /// Takes over a share of 0 or 1 that the comparison of both hypotheses shows, if the share learned
     /// so far is not near it and no better source is recent. Returns whether it did.
-    pub fn is_corrected(&mut self, share: f64, now: Moment) -> bool {
-        let better = is_recent(self.told_at, now) || is_recent(self.counted_at, now);
-        let is_near = (self.share.share() - share).abs() < UNSURE;
+    pub fn correct_share(&mut self, share: f64, now: Moment) -> bool {
+        let better = is_recent(self.reported_at, now) || is_recent(self.counted_at, now);
+        let is_near = (self.share.share() - share).abs() < CERTAIN_WITHIN;
         if better || is_near {
             return false;
         }
@@ -188,8 +190,8 @@ impl CacheTruth {
     }
 
     /// Whether the share is close enough to 0 or 1 to know the computed tokens of one prompt.
-    fn is_sure(&self) -> bool {
-        !(UNSURE..=1.0 - UNSURE).contains(&self.share.share())
+    fn is_certain(&self) -> bool {
+        !(CERTAIN_WITHIN..=1.0 - CERTAIN_WITHIN).contains(&self.share.share())
     }
 
     /// Factor on the model's predictions. While the model is only a default it may be wrong by an
@@ -197,7 +199,7 @@ impl CacheTruth {
     /// the regression has moved.
     fn scale(&self, model: &PrefillModel) -> f64 {
         let ratio = |(batch, took): &(PrefillBatch, Seconds)| *took / batch.predicted(model);
-        let mut ratios: Vec<f64> = self.doubtless.iter().map(ratio).collect();
+        let mut ratios: Vec<f64> = self.unambiguous.iter().map(ratio).collect();
         ratios.sort_unstable_by(f64::total_cmp);
         match ratios.get(ratios.len().saturating_sub(1) / 2) {
             Some(median) if !self.trusted => *median,
@@ -206,12 +208,12 @@ impl CacheTruth {
     }
 
     /// Records a prefill whose cache state is unambiguous.
-    fn is_doubtless(&mut self, batch: PrefillBatch, took: Seconds) {
+    fn note_unambiguous(&mut self, batch: PrefillBatch, took: Seconds) {
         if self.trusted || batch.tokens() == Tokens::ZERO || took <= Seconds::ZERO {
             return;
         }
-        self.doubtless.push((batch, took));
-        self.trusted = self.doubtless.len() >= TRUSTED_AFTER;
+        self.unambiguous.push((batch, took));
+        self.trusted = self.unambiguous.len() >= TRUSTED_AFTER;
     }
 }
 

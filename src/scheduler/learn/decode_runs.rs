@@ -117,7 +117,7 @@ impl DecodeRuns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{DecodeFit, DecodeModel};
+    use crate::cost::{DecodeModel, DecodeRegression};
 
     /// No other gateway.
     const NONE: Balance = Balance {
@@ -199,7 +199,7 @@ mod tests {
             per_kv_token: TRUTH.per_kv_token * 2.0,
             ..TRUTH
         };
-        let mut fit = DecodeFit::new(double);
+        let mut fit = DecodeRegression::new(double);
         // 400 steps of 17 ms and a prefill every 40 steps: 10 s.
         for steps in observe(400, 40) {
             fit.observe(steps.streams, steps.kv, steps.gap);

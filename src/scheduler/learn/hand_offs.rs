@@ -1,19 +1,19 @@
 //! Hand-off cost per compatibility group, learned from the decode legs of disaggregated requests.
 
-use crate::cost::{DecodeModel, TransferFit, TransferModel};
+use crate::cost::{DecodeModel, TransferModel, TransferRegression};
 use crate::learn::HandOffSample;
 use std::collections::BTreeMap;
 use tidegate_types::{GroupId, Seconds};
 
 /// The regressions of all groups.
 #[derive(Default)]
-pub(super) struct HandOffFits {
+pub(super) struct HandOffRegressions {
     /// Group by backend slot, as in the routing table.
     groups: Vec<GroupId>,
-    fits: BTreeMap<GroupId, TransferFit>,
+    regressions: BTreeMap<GroupId, TransferRegression>,
 }
 
-impl HandOffFits {
+impl HandOffRegressions {
     /// Takes the groups of a new routing table, by backend slot. Groups are numbered afresh when
     /// backends join or leave; a new number keeps the regression that its first backend had.
     pub fn regroup(&mut self, groups: impl Iterator<Item = GroupId> + Clone) {
@@ -21,13 +21,13 @@ impl HandOffFits {
             return;
         }
         let groups: Vec<GroupId> = groups.collect();
-        let mut fits = BTreeMap::new();
+        let mut regressions = BTreeMap::new();
         for (group, before) in groups.iter().zip(&self.groups) {
-            if let Some(fit) = self.fits.get(before) {
-                fits.entry(*group).or_insert_with(|| fit.clone());
+            if let Some(fit) = self.regressions.get(before) {
+                regressions.entry(*group).or_insert_with(|| fit.clone());
             }
         }
-        (self.groups, self.fits) = (groups, fits);
+        (self.groups, self.regressions) = (groups, regressions);
     }
 
     /// Learns from one hand-off to a backend with the decode cost `decode`. The KV arrives while
@@ -38,12 +38,12 @@ impl HandOffFits {
         let step = decode.step(sample.streams.max(1), sample.kv);
         let most = sample.took - step;
         let least = if sample.prefilling { Seconds::ZERO } else { most - step };
-        self.fits.entry(*group).or_default().observe_between(sample.tokens, least, most);
+        self.regressions.entry(*group).or_default().observe_between(sample.tokens, least, most);
     }
 
     /// Returns the model of a group; the default before its first hand-off.
     pub fn model(&self, group: GroupId) -> TransferModel {
-        self.fits.get(&group).map_or_else(TransferModel::default, TransferFit::model)
+        self.regressions.get(&group).map_or_else(TransferModel::default, TransferRegression::model)
     }
 }
 
@@ -58,17 +58,27 @@ mod tests {
     }
 
     /// Hand-offs of this cost into a backend, whose first token comes after 1.5 steps.
-    fn learn(fits: &mut HandOffFits, backend: u16, cost: TransferModel, prefilling: bool) {
+    fn learn(
+        regressions: &mut HandOffRegressions,
+        backend: u16,
+        cost: TransferModel,
+        prefilling: bool,
+    ) {
         let decode = DecodeModel::default();
         for tokens in [200, 900, 4000, 300, 12_000, 2500].into_iter().cycle().take(120) {
             let took = cost.predict(Tokens(tokens)) + decode.step(1, Tokens(tokens)) * 1.5;
-            fits.observe(&sample(backend, tokens, took, prefilling), &decode);
+            regressions.observe(&sample(backend, tokens, took, prefilling), &decode);
         }
     }
 
-    fn near(fits: &HandOffFits, group: u16, cost: TransferModel, within: Seconds) -> bool {
+    fn near(
+        regressions: &HandOffRegressions,
+        group: u16,
+        cost: TransferModel,
+        within: Seconds,
+    ) -> bool {
         [500, 4000, 10_000].into_iter().map(Tokens).all(|tokens| {
-            let error = fits.model(GroupId(group)).predict(tokens) - cost.predict(tokens);
+            let error = regressions.model(GroupId(group)).predict(tokens) - cost.predict(tokens);
             error.get().abs() <= within.get()
         })
     }
@@ -77,29 +87,29 @@ mod tests {
     fn each_group_learns_its_own_cost() {
         let slow = TransferModel { base: Seconds(0.02), per_token: Seconds(100e-6) };
         let fast = TransferModel { base: Seconds(0.001), per_token: Seconds(1e-6) };
-        let mut fits = HandOffFits::default();
-        fits.regroup([0, 0, 1].into_iter().map(GroupId));
-        learn(&mut fits, 1, slow, false);
-        learn(&mut fits, 2, fast, false);
+        let mut regressions = HandOffRegressions::default();
+        regressions.regroup([0, 0, 1].into_iter().map(GroupId));
+        learn(&mut regressions, 1, slow, false);
+        learn(&mut regressions, 2, fast, false);
         // One step is the width of the interval that a sample leaves open.
         let step = DecodeModel::default().step(1, Tokens(12_000));
-        assert!(near(&fits, 0, slow, step * 2.0), "{:?}", fits.model(GroupId(0)));
-        assert!(near(&fits, 1, fast, step * 2.0), "{:?}", fits.model(GroupId(1)));
+        assert!(near(&regressions, 0, slow, step * 2.0), "{:?}", regressions.model(GroupId(0)));
+        assert!(near(&regressions, 1, fast, step * 2.0), "{:?}", regressions.model(GroupId(1)));
         // The second group becomes the first one.
-        fits.regroup([1, 1, 0].into_iter().map(GroupId));
-        assert!(near(&fits, 1, slow, step * 2.0) && near(&fits, 0, fast, step * 2.0));
+        regressions.regroup([1, 1, 0].into_iter().map(GroupId));
+        assert!(near(&regressions, 1, slow, step * 2.0) && near(&regressions, 0, fast, step * 2.0));
     }
 
     #[test]
     fn beside_prefills_a_hand_off_bounds_the_cost_from_above_only() {
-        let mut fits = HandOffFits::default();
-        fits.regroup([GroupId(0)].into_iter());
+        let mut regressions = HandOffRegressions::default();
+        regressions.regroup([GroupId(0)].into_iter());
         let slow = TransferModel { base: Seconds(0.5), per_token: Seconds(1e-3) };
-        learn(&mut fits, 0, slow, true);
-        assert_eq!(fits.model(GroupId(0)), TransferModel::default());
+        learn(&mut regressions, 0, slow, true);
+        assert_eq!(regressions.model(GroupId(0)), TransferModel::default());
         let fast = TransferModel { base: Seconds::ZERO, per_token: Seconds(1e-7) };
-        learn(&mut fits, 0, fast, true);
-        let model = fits.model(GroupId(0));
+        learn(&mut regressions, 0, fast, true);
+        let model = regressions.model(GroupId(0));
         assert!(model.predict(Tokens(10_000)) < TransferModel::default().predict(Tokens(10_000)));
     }
 }

@@ -3,21 +3,21 @@
 //!
 //! - [`Sample`], [`PrefillSample`], [`HandOffSample`]: observations
 //! - [`Priors`]: a backend's costs before the first observation
-//! - [`Fits`]: the regressions; [`Estimates`], [`HitSource`]: parts of their results
+//! - [`CostRegressions`]: the regressions; [`Estimates`], [`HitSource`]: parts of their results
 //!
 //! Pure: the caller passes observations and times, and publishes the results at [`PUBLISH_EVERY`].
 
 mod cache;
 mod decode_runs;
-mod fits;
 mod hand_offs;
+mod hypothesis_models;
 mod peers;
-mod rivals;
+mod regressions;
 mod sample;
 mod steps;
 
 pub use cache::HitSource;
-pub use fits::{Estimates, Fits, Priors};
+pub use regressions::{CostRegressions, Estimates, Priors};
 pub use sample::{HandOffSample, PrefillSample, Sample};
 
 use tidegate_types::Seconds;

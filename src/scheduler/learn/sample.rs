@@ -48,9 +48,9 @@ pub enum Sample {
     Prefill(PrefillSample),
     /// A colocated request with a non-streamed answer: prefill and decode took the observed time
     /// together.
-    Whole {
+    Colocated {
         /// The prefill; `ended` is the arrival of the whole answer.
-        read: PrefillSample,
+        prefill: PrefillSample,
         /// Its output tokens.
         output: Tokens,
     },

@@ -16,7 +16,7 @@ const GAP_MAX: Seconds = Seconds(0.003);
 /// All first tokens of a step arrive within this many gaps.
 const GAPS_MAX: f64 = 4.0;
 /// Age at which observations have certainly been received: a few plan intervals.
-const HEARD_WITHIN: Seconds = Seconds(0.02);
+const DELIVERED_WITHIN: Seconds = Seconds(0.02);
 
 /// Tokens of some prompts under each assumption about the prefix cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -79,7 +79,7 @@ impl Hypotheses {
     }
 
     /// Whether all assumptions agree: no predicted hit, or the cached tokens are known.
-    pub fn are_one(&self) -> bool {
+    pub fn agree(&self) -> bool {
         self.full == self.hit
     }
 
@@ -95,28 +95,28 @@ impl Steps {
     /// `base` is the fixed cost of a decode step.
     pub fn join(
         &mut self,
-        read: &PrefillSample,
+        prefill: &PrefillSample,
         prompt: Hypotheses,
         base: Seconds,
     ) -> Option<Step> {
         if let Some(forming) = &mut self.forming
-            && read.ended - forming.last_end <= gap(base)
-            && read.ended - forming.first_end <= gap(base) * GAPS_MAX
+            && prefill.ended - forming.last_end <= gap(base)
+            && prefill.ended - forming.first_end <= gap(base) * GAPS_MAX
         {
             forming.prompts.add(&prompt);
-            if read.sent < forming.sent {
-                (forming.sent, forming.beside) = (read.sent, read.beside);
+            if prefill.sent < forming.sent {
+                (forming.sent, forming.beside) = (prefill.sent, prefill.beside);
             }
-            forming.last_end = forming.last_end.max(read.ended);
+            forming.last_end = forming.last_end.max(prefill.ended);
             return None;
         }
         let done = self.end();
         self.forming = Some(Forming {
             prompts: prompt,
-            sent: read.sent,
-            first_end: read.ended,
-            last_end: read.ended,
-            beside: read.beside,
+            sent: prefill.sent,
+            first_end: prefill.ended,
+            last_end: prefill.ended,
+            beside: prefill.beside,
         });
         done
     }
@@ -124,7 +124,7 @@ impl Steps {
     /// Returns the forming step if it ended long enough before `now` that no further prompt can
     /// belong to it.
     pub fn ended_before(&mut self, now: Moment, base: Seconds) -> Option<Step> {
-        let due = |forming: &Forming| now - forming.last_end > gap(base) + HEARD_WITHIN;
+        let due = |forming: &Forming| now - forming.last_end > gap(base) + DELIVERED_WITHIN;
         if self.forming.as_ref().is_some_and(due) { self.end() } else { None }
     }
 

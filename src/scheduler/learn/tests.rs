@@ -9,7 +9,7 @@ const ENGINE: BackendId = BackendId(0);
 
 /// The regressions of one backend and the simulated engine that they observe.
 struct Watched {
-    fits: Fits,
+    regressions: CostRegressions,
     truth: PrefillModel,
     /// Whether the engine has a prefix cache.
     caches: bool,
@@ -19,18 +19,22 @@ struct Watched {
 impl Watched {
     fn new(prior: PrefillModel, truth: PrefillModel) -> Watched {
         let decode = DecodeModel::default();
-        let fits = Fits::new(vec![Priors { prefill: prior, decode }], Estimates::default(), CHUNK);
-        Watched { fits, truth, caches: false, now: Moment::START }
+        let regressions = CostRegressions::new(
+            vec![Priors { prefill: prior, decode }],
+            Estimates::default(),
+            CHUNK,
+        );
+        Watched { regressions, truth, caches: false, now: Moment::START }
     }
 
     fn later(&mut self, span: Seconds) -> Moment {
         self.now = self.now + span;
-        self.fits.settle(self.now);
+        self.regressions.end_steps(self.now);
         self.now
     }
 
     /// A prefill that ran from `sent` to `ended`.
-    fn read(
+    fn sample(
         &self,
         prompt: u64,
         predicted_hit: u64,
@@ -49,8 +53,8 @@ impl Watched {
         }
     }
 
-    fn sees(&mut self, read: PrefillSample) {
-        self.fits.take(Sample::Prefill(read), self.now);
+    fn sees(&mut self, sample: PrefillSample) {
+        self.regressions.observe(Sample::Prefill(sample), self.now);
     }
 
     /// One prompt on an idle engine, half a second after the previous one.
@@ -58,7 +62,7 @@ impl Watched {
         let sent = self.later(Seconds(0.5));
         let cached = Tokens(if self.caches { predicted_hit } else { 0 });
         self.later(self.truth.predict(Tokens(prompt) - cached, cached));
-        self.sees(self.read(prompt, predicted_hit, sent, ConcurrentStreams::default()));
+        self.sees(self.sample(prompt, predicted_hit, sent, ConcurrentStreams::default()));
         self.later(Seconds(0.5));
     }
 
@@ -70,17 +74,17 @@ impl Watched {
         for n in 0..prompts {
             // First tokens arrive one after the other.
             self.now = self.now + Seconds(20e-6 * n as f64);
-            self.sees(self.read(tokens, 0, sent, ConcurrentStreams::default()));
+            self.sees(self.sample(tokens, 0, sent, ConcurrentStreams::default()));
         }
     }
 
     fn share(&self) -> f64 {
-        self.fits.hit_share(ENGINE).0
+        self.regressions.hit_share(ENGINE).0
     }
 
     /// Learned duration of a prompt of `tokens` divided by its true duration.
     fn ratio(&self, tokens: u64) -> f64 {
-        let (learned, _) = self.fits.models(ENGINE, std::iter::empty());
+        let (learned, _) = self.regressions.models(ENGINE, std::iter::empty());
         let of = |model: &PrefillModel| model.predict(Tokens(tokens), Tokens::ZERO);
         of(&learned) / of(&self.truth)
     }
@@ -103,7 +107,7 @@ fn run(watched: &mut Watched, tokens: u64) {
         let shared = decode.beside_prefill(beside.streams, beside.kv) * steps;
         let sent = watched.later(Seconds(0.5));
         watched.later(watched.truth.predict(new, Tokens::ZERO) + shared + waited);
-        watched.sees(watched.read(new.get(), 0, sent, beside));
+        watched.sees(watched.sample(new.get(), 0, sent, beside));
     }
     watched.later(Seconds(1.0));
 }
@@ -124,9 +128,9 @@ fn waits_of_short_prompts_do_not_bias_the_cost_of_long_ones() {
     run(&mut reported, 50);
     reported.knows(4000, 0.05);
     let dear = PrefillModel { per_token: truth.per_token * 10.0, ..truth };
-    let mut guessed = Watched::new(PrefillModel::default(), dear);
-    run(&mut guessed, 50);
-    guessed.knows(300, 0.3);
+    let mut default_prior = Watched::new(PrefillModel::default(), dear);
+    run(&mut default_prior, 50);
+    default_prior.knows(300, 0.3);
 }
 
 #[test]
@@ -166,8 +170,10 @@ fn costs_are_learned_from_unstreamed_answers() {
     let whole = |watched: &mut Watched, prompt: u64, beside: ConcurrentStreams| {
         let sent = watched.later(Seconds(0.5));
         watched.later(truth.predict(Tokens(prompt), Tokens::ZERO));
-        let read = watched.read(prompt, 0, sent, beside);
-        watched.fits.take(Sample::Whole { read, output: Tokens(1) }, watched.now);
+        let sample = watched.sample(prompt, 0, sent, beside);
+        watched
+            .regressions
+            .observe(Sample::Colocated { prefill: sample, output: Tokens(1) }, watched.now);
     };
     // Beside streams, the whole duration bounds the prefill.
     for _ in 0..40 {
@@ -244,18 +250,18 @@ fn reported_hits_take_precedence_over_durations() {
     let mut watched = Watched::new(PrefillModel { base: truth.base * 0.9, ..truth }, truth);
     for _ in 0..30 {
         let hit = Sample::Hit { backend: ENGINE, predicted_hit: Tokens(1900), cached: Tokens(950) };
-        watched.fits.take(hit, watched.now);
+        watched.regressions.observe(hit, watched.now);
         watched.prefill(2000, 1900);
     }
     assert!((watched.share() - 0.5).abs() < 0.1, "{}", watched.share());
-    assert_eq!(watched.fits.hit_share(ENGINE).1, HitSource::Usage);
+    assert_eq!(watched.regressions.hit_share(ENGINE).1, HitSource::Usage);
     // Restart without `--enable-prompt-tokens-details` and without a prefix cache.
     watched.later(Seconds(100.0));
     for _ in 0..30 {
         watched.prefill(2000, 1900);
     }
     assert!(watched.share() < 0.1, "{}", watched.share());
-    assert_eq!(watched.fits.hit_share(ENGINE).1, HitSource::Durations);
+    assert_eq!(watched.regressions.hit_share(ENGINE).1, HitSource::Durations);
 }
 
 #[test]
@@ -265,16 +271,16 @@ fn counters_of_hits_are_compared_with_what_was_predicted() {
     watched.caches = true;
     let mut hits = 500.0;
     for _ in 0..12 {
-        watched.fits.take(Sample::Counted { backend: ENGINE, hits }, watched.now);
+        watched.regressions.observe(Sample::Counted { backend: ENGINE, hits }, watched.now);
         for _ in 0..5 {
             watched.prefill(2000, 1900);
         }
         hits += 5.0 * 1900.0 * 0.25;
     }
-    let (share, source) = watched.fits.hit_share(ENGINE);
+    let (share, source) = watched.regressions.hit_share(ENGINE);
     assert!((share - 0.25).abs() < 0.05 && source == HitSource::Counters, "{share} {source:?}");
     // After a restart the counter begins at 0, which is no evidence.
-    watched.fits.take(Sample::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
+    watched.regressions.observe(Sample::Counted { backend: ENGINE, hits: 0.0 }, watched.now);
     assert!((watched.share() - 0.25).abs() < 0.05);
 }
 
@@ -317,25 +323,30 @@ fn costs_of_all_backends_are_those_of_each_one_with_its_group() {
     // that differ: slot 8 of their group takes the median.
     let groups = [0, 1, 0, 1, 2, 3, 3, 3, 3].map(GroupId);
     let mut watched = Watched::new(prior.prefill, truth);
-    watched.fits = Fits::new(vec![prior; groups.len()], Estimates::default(), CHUNK);
+    watched.regressions =
+        CostRegressions::new(vec![prior; groups.len()], Estimates::default(), CHUNK);
     for _ in 0..20 {
         let sent = watched.later(Seconds(0.5));
         watched.later(truth.predict(Tokens(500), Tokens::ZERO));
         for slot in [2, 3] {
-            let read = watched.read(500, 0, sent, ConcurrentStreams::default());
-            watched.sees(PrefillSample { backend: BackendId(slot), ..read });
+            let sample = watched.sample(500, 0, sent, ConcurrentStreams::default());
+            watched.sees(PrefillSample { backend: BackendId(slot), ..sample });
         }
         for (slot, times) in [(5, 3.0), (6, 1.0), (7, 2.0)] {
-            let read = watched.read(500, 0, sent, ConcurrentStreams::default());
-            let ended = read.sent + (read.ended - read.sent) * times;
-            watched.sees(PrefillSample { backend: BackendId(slot), ended, ..read });
+            let sample = watched.sample(500, 0, sent, ConcurrentStreams::default());
+            let ended = sample.sent + (sample.ended - sample.sent) * times;
+            watched.sees(PrefillSample { backend: BackendId(slot), ended, ..sample });
         }
     }
     watched.later(Seconds(1.0));
-    let costs = watched.fits.costs(&groups);
+    let costs = watched.regressions.costs(&groups);
     for (slot, group) in groups.iter().enumerate() {
         let peers = (0..9).map(BackendId).filter(|peer| groups[peer.index()] == *group);
-        assert_eq!(costs[slot], watched.fits.models(BackendId(slot as u16), peers), "{slot}");
+        assert_eq!(
+            costs[slot],
+            watched.regressions.models(BackendId(slot as u16), peers),
+            "{slot}"
+        );
     }
     assert_ne!(costs[0].0, prior.prefill, "slot 0 takes the costs of slot 2");
     assert_eq!(costs[4].0, prior.prefill, "slot 4 is alone");

@@ -1,14 +1,15 @@
 //! The regressions of all backends.
 
 use crate::cost::{
-    ByteEstimator, DecodeFit, DecodeModel, OutputEstimate, PrefillFit, PrefillModel, TransferModel,
+    ByteEstimator, DecodeModel, DecodeRegression, OutputEstimate, PrefillModel, PrefillRegression,
+    TransferModel,
 };
 use crate::inflight::Balance;
-use crate::learn::cache::{CacheTruth, HitSource};
+use crate::learn::cache::{HitShareEstimator, HitSource};
 use crate::learn::decode_runs::DecodeRuns;
-use crate::learn::hand_offs::HandOffFits;
+use crate::learn::hand_offs::HandOffRegressions;
+use crate::learn::hypothesis_models::HypothesisModels;
 use crate::learn::peers::{Cost, Learned, median};
-use crate::learn::rivals::Rivals;
 use crate::learn::steps::{Hypotheses, Step, Steps};
 use crate::learn::{PrefillSample, Sample};
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ pub struct Priors {
 /// Upper bound of the unknown waiting time, as a share of a prefill's measured time, up to which
 /// the measurement is used as a point. Above it, the measurement only bounds the cost: a regression
 /// through a phase of short prompts with waits predicted twice the true cost of long prompts.
-const VAGUE: f64 = 0.1;
+const WAIT_SHARE_MAX: f64 = 0.1;
 /// Timed decode steps required before the time of a non-streamed answer is divided into prefill and
 /// decode.
 const STEPS_KNOWN: u64 = 4;
@@ -43,35 +44,35 @@ const STEPS_KNOWN: u64 = 4;
 /// of the answer's time.
 const STEPS_SHARE_MAX: f64 = 0.5;
 
-/// Observations that move a fit away from its prior: `HELD_WEIGHT` in `robust_regression.rs`.
-const MOVES_AFTER: u64 = 4;
+/// Observations that move a regression away from its prior: `HELD_WEIGHT` in `robust_regression.rs`.
+const MOVES_PRIOR_AFTER: u64 = 4;
 
 /// The regressions of all backends.
-pub struct Fits {
-    backends: Vec<BackendFit>,
-    hand_offs: HandOffFits,
+pub struct CostRegressions {
+    backends: Vec<BackendRegressions>,
+    hand_offs: HandOffRegressions,
     estimates: Estimates,
     /// `max_num_batched_tokens` of the engines.
     chunk: Tokens,
 }
 
-struct BackendFit {
+struct BackendRegressions {
     priors: Priors,
-    prefill: PrefillFit,
+    prefill: PrefillRegression,
     /// Whether the prior is the default and no prefill has been measured precisely yet.
-    guessed: bool,
-    decode: DecodeFit,
+    default_prior: bool,
+    decode: DecodeRegression,
     steps: Steps,
-    cache: CacheTruth,
-    rivals: Rivals,
+    cache: HitShareEstimator,
+    hypothesis_models: HypothesisModels,
     decode_runs: DecodeRuns,
 }
 
-impl Fits {
+impl CostRegressions {
     /// Regressions that start from `priors`, one per backend slot.
-    pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> Fits {
-        let backends = priors.into_iter().map(BackendFit::new).collect();
-        Fits { backends, hand_offs: HandOffFits::default(), estimates, chunk }
+    pub fn new(priors: Vec<Priors>, estimates: Estimates, chunk: Tokens) -> CostRegressions {
+        let backends = priors.into_iter().map(BackendRegressions::new).collect();
+        CostRegressions { backends, hand_offs: HandOffRegressions::default(), estimates, chunk }
     }
 
     /// Changes `max_num_batched_tokens` of the engines.
@@ -82,26 +83,26 @@ impl Fits {
     /// Starts the regressions of a backend that joins, in place of those of the one that had its
     /// slot.
     pub fn join(&mut self, backend: BackendId, priors: Priors) {
-        backend.put(&mut self.backends, BackendFit::new(priors));
+        backend.put(&mut self.backends, BackendRegressions::new(priors));
     }
 
     /// Takes one observation received at `now`.
-    pub fn take(&mut self, sample: Sample, now: Moment) {
+    pub fn observe(&mut self, sample: Sample, now: Moment) {
         match sample {
-            Sample::Prefill(read) => {
+            Sample::Prefill(prefill) => {
                 let chunk = self.chunk;
-                let fit = &mut self.backends[read.backend.index()];
-                fit.cache.predicted(read.predicted_hit);
-                let prompt = fit.cache.hypotheses(&read);
-                let base = fit.decode.model().base;
-                if let Some(step) = fit.steps.join(&read, prompt, base) {
-                    fit.learn_step(step, chunk, now);
+                let backend = &mut self.backends[prefill.backend.index()];
+                backend.cache.predicted(prefill.predicted_hit);
+                let prompt = backend.cache.hypotheses(&prefill);
+                let base = backend.decode.model().base;
+                if let Some(step) = backend.steps.join(&prefill, prompt, base) {
+                    backend.learn_step(step, chunk, now);
                 }
             }
-            Sample::Whole { read, output } => {
-                let fit = &mut self.backends[read.backend.index()];
-                fit.cache.predicted(read.predicted_hit);
-                fit.learn_whole(&read, output, now);
+            Sample::Colocated { prefill, output } => {
+                let backend = &mut self.backends[prefill.backend.index()];
+                backend.cache.predicted(prefill.predicted_hit);
+                backend.learn_colocated(&prefill, output, now);
             }
             Sample::Hit { backend, predicted_hit, cached } => {
                 self.backends[backend.index()].cache.reported_hit(predicted_hit, cached, now);
@@ -124,11 +125,11 @@ impl Fits {
 
     /// Learns from steps that ended long enough before `now` that no further prompt can belong to
     /// them.
-    pub fn settle(&mut self, now: Moment) {
-        for fit in &mut self.backends {
-            let base = fit.decode.model().base;
-            if let Some(step) = fit.steps.ended_before(now, base) {
-                fit.learn_step(step, self.chunk, now);
+    pub fn end_steps(&mut self, now: Moment) {
+        for backend in &mut self.backends {
+            let base = backend.decode.model().base;
+            if let Some(step) = backend.steps.ended_before(now, base) {
+                backend.learn_step(step, self.chunk, now);
             }
         }
     }
@@ -141,14 +142,14 @@ impl Fits {
 
     /// Samples every backend's decode work, given the accounts by backend slot. Called every few
     /// milliseconds: a step is timed by the samples around its end.
-    pub fn watch_decodes(
+    pub fn sample_decodes(
         &mut self,
         accounts: impl Iterator<Item = (Balance, Balance)>,
         now: Moment,
     ) {
-        for ((own, others), fit) in accounts.zip(&mut self.backends) {
-            if let Some(steps) = fit.decode_runs.sample(&own, &others, now) {
-                fit.decode.observe(steps.streams, steps.kv, steps.gap);
+        for ((own, others), backend) in accounts.zip(&mut self.backends) {
+            if let Some(steps) = backend.decode_runs.sample(&own, &others, now) {
+                backend.decode.observe(steps.streams, steps.kv, steps.gap);
             }
         }
     }
@@ -167,18 +168,18 @@ impl Fits {
     }
 
     /// The learned costs of all backends by slot, each with the backends of its group as peers, as
-    /// [`Fits::models`] gives them. The peers of a group are judged once.
+    /// [`CostRegressions::models`] gives them. The peers of a group are judged once.
     pub fn costs(&self, groups: &[GroupId]) -> Vec<(PrefillModel, DecodeModel)> {
-        let mut members: BTreeMap<GroupId, Vec<&BackendFit>> = BTreeMap::new();
-        for (group, fit) in groups.iter().zip(&self.backends) {
-            members.entry(*group).or_default().push(fit);
+        let mut members: BTreeMap<GroupId, Vec<&BackendRegressions>> = BTreeMap::new();
+        for (group, backend) in groups.iter().zip(&self.backends) {
+            members.entry(*group).or_default().push(backend);
         }
         let peers: BTreeMap<GroupId, Peers> = members
             .into_iter()
             .map(|(group, members)| (group, Peers::of(members.into_iter())))
             .collect();
         let costs = groups.iter().zip(&self.backends);
-        costs.map(|(group, fit)| fit.models(&peers[group])).collect()
+        costs.map(|(group, backend)| backend.models(&peers[group])).collect()
     }
 
     /// Takes the groups of the routing table, by backend slot.
@@ -204,16 +205,16 @@ struct Peers {
 }
 
 impl Peers {
-    fn of<'a>(members: impl Iterator<Item = &'a BackendFit> + Clone) -> Peers {
+    fn of<'a>(members: impl Iterator<Item = &'a BackendRegressions> + Clone) -> Peers {
         Peers {
-            prefill: median(members.clone().filter_map(BackendFit::learned_prefill)),
-            decode: median(members.filter_map(BackendFit::learned_decode)),
+            prefill: median(members.clone().filter_map(BackendRegressions::learned_prefill)),
+            decode: median(members.filter_map(BackendRegressions::learned_decode)),
         }
     }
 }
 
-impl BackendFit {
-    /// See [`Fits::models`].
+impl BackendRegressions {
+    /// See [`CostRegressions::models`].
     fn models(&self, peers: &Peers) -> (PrefillModel, DecodeModel) {
         let (prefill, decode) = (self.learned_prefill(), self.learned_decode());
         let Priors { prefill: prefill_prior, decode: decode_prior } = self.priors;
@@ -226,25 +227,25 @@ impl BackendFit {
     /// The prefill cost; `None` while the observations are too few to move the fit.
     fn learned_prefill(&self) -> Option<Learned<PrefillModel>> {
         let learned = Learned { prior: self.priors.prefill, model: self.prefill.model() };
-        (self.prefill.observations() >= MOVES_AFTER).then_some(learned)
+        (self.prefill.observations() >= MOVES_PRIOR_AFTER).then_some(learned)
     }
 
     /// The decode cost; `None` while the observations are too few to move the fit.
     fn learned_decode(&self) -> Option<Learned<DecodeModel>> {
         let learned = Learned { prior: self.priors.decode, model: self.decode.model() };
-        (self.decode.observations() >= MOVES_AFTER).then_some(learned)
+        (self.decode.observations() >= MOVES_PRIOR_AFTER).then_some(learned)
     }
 
-    fn new(priors: Priors) -> BackendFit {
-        let guessed = priors.prefill == PrefillModel::default();
-        BackendFit {
+    fn new(priors: Priors) -> BackendRegressions {
+        let default_prior = priors.prefill == PrefillModel::default();
+        BackendRegressions {
             priors,
-            prefill: PrefillFit::new(priors.prefill),
-            guessed,
-            decode: DecodeFit::new(priors.decode),
+            prefill: PrefillRegression::new(priors.prefill),
+            default_prior,
+            decode: DecodeRegression::new(priors.decode),
             steps: Steps::default(),
-            cache: CacheTruth::new(!guessed),
-            rivals: Rivals::new(priors.prefill),
+            cache: HitShareEstimator::new(!default_prior),
+            hypothesis_models: HypothesisModels::new(priors.prefill),
             decode_runs: DecodeRuns::default(),
         }
     }
@@ -260,11 +261,11 @@ impl BackendFit {
         let waits = beside.streams > 0 && beside.mid_step && !step.follows;
         let wait = if waits { decode.step(beside.streams, beside.kv) } else { Seconds::ZERO };
         let alone = step.took - shared;
-        if wait / 2.0 <= step.took * VAGUE {
-            self.guessed = false;
+        if wait / 2.0 <= step.took * WAIT_SHARE_MAX {
+            self.default_prior = false;
             return self.learn(&step.prompts, alone - wait / 2.0, now);
         }
-        if self.guessed && step.prompts.are_one() {
+        if self.default_prior && step.prompts.agree() {
             // More precise than the default prior.
             self.prefill.observe_batch(&step.prompts.full, alone - wait / 2.0);
             return;
@@ -273,16 +274,16 @@ impl BackendFit {
     }
 
     /// Learns from a non-streamed answer, whose total time bounds the prefill from above.
-    fn learn_whole(&mut self, read: &PrefillSample, output: Tokens, now: Moment) {
-        let prompt = self.cache.hypotheses(read);
-        let took = read.ended - read.sent;
+    fn learn_colocated(&mut self, prefill: &PrefillSample, output: Tokens, now: Moment) {
+        let prompt = self.cache.hypotheses(prefill);
+        let took = prefill.ended - prefill.sent;
         let gaps = output.as_f64() - 1.0;
-        let step = self.decode.model().step(1, read.prompt);
+        let step = self.decode.model().step(1, prefill.prompt);
         let decode = step * gaps.max(0.0);
         let known = gaps <= 0.0 || self.decode.observations() >= STEPS_KNOWN;
-        let alone = read.beside.streams == 0 && read.beside.mid_step;
+        let alone = prefill.beside.streams == 0 && prefill.beside.mid_step;
         if alone && known && decode <= took * STEPS_SHARE_MAX {
-            self.guessed = false;
+            self.default_prior = false;
             return self.learn(&prompt, took - decode, now);
         }
         // The prefill step takes at least as long as a decode step, so the upper bound is never
@@ -296,17 +297,17 @@ impl BackendFit {
         if let Some(batch) = self.cache.judge(prompts, &self.prefill.model(), took, now) {
             self.prefill.observe_batch(&batch, took);
         }
-        if let Some((share, fit)) = self.rivals.observe(prompts, took)
-            && self.cache.is_corrected(share, now)
+        if let Some((share, regression)) = self.hypothesis_models.observe(prompts, took)
+            && self.cache.correct_share(share, now)
         {
-            self.prefill = fit.clone();
+            self.prefill = regression.clone();
         }
     }
 
     /// Learns that computing `prompts` took between `least` and `most`, for any number of cached
     /// tokens.
     fn learn_between(&mut self, prompts: &Hypotheses, least: Seconds, most: Seconds) {
-        if !self.guessed {
+        if !self.default_prior {
             self.prefill.observe_between(&prompts.full, least, Seconds(f64::INFINITY));
         }
         self.prefill.observe_between(&prompts.hit, Seconds::ZERO, most);

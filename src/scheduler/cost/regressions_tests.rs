@@ -35,7 +35,7 @@ proptest! {
         let truth = PrefillModel {
             base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(attention),
         };
-        let mut fit = PrefillFit::default();
+        let mut fit = PrefillRegression::default();
         for [size, cached, noise, outlier] in draws {
             let new = Tokens(log_between(64.0, 32_000.0, size));
             let context = Tokens(if cached < 0.5 { 0 } else { (cached * 8000.0) as u64 });
@@ -60,7 +60,7 @@ proptest! {
             base: Seconds(base), per_stream: Seconds(stream), free_streams: free,
             per_kv_token: Seconds(kv),
         };
-        let mut fit = DecodeFit::new(DecodeModel { free_streams: free, ..DecodeModel::default() });
+        let mut fit = DecodeRegression::new(DecodeModel { free_streams: free, ..DecodeModel::default() });
         for [size, each, noise, outlier] in draws {
             let streams = log_between(1.0, 256.0, size) as u32;
             let held = Tokens(u64::from(streams) * log_between(300.0, 4000.0, each));
@@ -77,7 +77,7 @@ proptest! {
     fn no_observation_makes_a_coefficient_negative_or_infinite(
         seen in prop::collection::vec((0..u64::MAX, 0..u64::MAX, prop::num::f64::ANY), 0..100),
     ) {
-        let mut fit = PrefillFit::default();
+        let mut fit = PrefillRegression::default();
         for (new, context, took) in seen {
             fit.observe(Tokens(new), Tokens(context), Seconds(took));
             fit.observe(Tokens(new % 10_000), Tokens(context % 10_000), Seconds(took));
@@ -93,7 +93,7 @@ proptest! {
 fn a_fit_follows_an_engine_that_becomes_twice_as_slow() {
     let old = PrefillModel::default();
     let new = PrefillModel { per_token: old.per_token * 2.0, base: old.base * 2.0, ..old };
-    let mut fit = PrefillFit::default();
+    let mut fit = PrefillRegression::default();
     let size = |i: u64| Tokens(100 + i * 997 % 9000);
     for i in 0..1000 {
         fit.observe(size(i), Tokens(0), old.predict(size(i), Tokens(0)));
@@ -113,7 +113,7 @@ fn short_prompts_do_not_displace_observations_of_long_ones() {
         per_token: Seconds(20e-6),
         per_attention: Seconds(3e-9),
     };
-    let mut fit = PrefillFit::default();
+    let mut fit = PrefillRegression::default();
     for i in 0..20 {
         let new = Tokens(20_000 + i * 500);
         fit.observe(new, Tokens(0), truth.predict(new, Tokens(0)));
@@ -134,7 +134,7 @@ fn short_prompts_do_not_change_the_attention_coefficient() {
         per_token: Seconds(71e-6),
         per_attention: Seconds(1.33e-9),
     };
-    let mut fit = PrefillFit::new(truth);
+    let mut fit = PrefillRegression::new(truth);
     for i in 0..500 {
         // An engine reads its weights for a short prompt too, and timers are late.
         let (new, late) = (Tokens(20 + i * 37 % 900), Seconds((i * 7 % 11) as f64 * 0.0003));
@@ -148,7 +148,7 @@ fn short_prompts_do_not_change_the_attention_coefficient() {
 #[test]
 fn a_transfer_fit_learns_base_and_cost_per_token() {
     let truth = TransferModel { base: Seconds(0.010), per_token: Seconds(2e-6) };
-    let mut fit = TransferFit::default();
+    let mut fit = TransferRegression::default();
     for i in 0..100 {
         let tokens = Tokens(50 + i * 613 % 30_000);
         fit.observe(tokens, truth.predict(tokens));
@@ -172,7 +172,7 @@ proptest! {
         let truth = PrefillModel {
             base: Seconds(base), per_token: Seconds(token), per_attention: Seconds(1e-9),
         };
-        let mut fit = PrefillFit::default();
+        let mut fit = PrefillRegression::default();
         for noise in history {
             // Prompts of one size only, on an engine that was slower then.
             let took = truth.predict(Tokens(1500), Tokens::ZERO) * 2.0;
@@ -195,7 +195,7 @@ proptest! {
     fn the_cost_of_a_token_stays_above_its_lower_bound(
         observations in prop::collection::vec((1u64..4000, 0.0..0.2f64), 1..200),
     ) {
-        let mut fit = PrefillFit::default();
+        let mut fit = PrefillRegression::default();
         for (tokens, took) in observations {
             fit.observe(Tokens(tokens), Tokens::ZERO, Seconds(took));
             let model = fit.model();
@@ -209,7 +209,7 @@ proptest! {
 fn an_interval_observation_changes_only_a_model_outside_it() {
     let batch = PrefillBatch::of(Tokens(1000), Tokens::ZERO);
     let fit_after = |least: f64, most: f64| {
-        let mut fit = PrefillFit::default();
+        let mut fit = PrefillRegression::default();
         (0..40).for_each(|_| fit.observe_between(&batch, Seconds(least), Seconds(most)));
         batch.predicted(&fit.model())
     };

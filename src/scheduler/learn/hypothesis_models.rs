@@ -3,7 +3,7 @@
 //! shows which hypothesis holds. A single model that learns under the share believed so far can settle on
 //! a wrong pair of share and cost that explain each other.
 
-use crate::cost::{PrefillBatch, PrefillFit, PrefillModel};
+use crate::cost::{PrefillBatch, PrefillModel, PrefillRegression};
 use crate::learn::steps::Hypotheses;
 use tidegate_types::Seconds;
 
@@ -21,22 +21,22 @@ const OUTLIER: f64 = 1.0;
 
 /// The models of both hypotheses.
 #[derive(Debug)]
-pub(super) struct Rivals {
-    none: Rival,
-    all: Rival,
+pub(super) struct HypothesisModels {
+    none: HypothesisModel,
+    all: HypothesisModel,
     compared: u32,
 }
 
 #[derive(Debug)]
-struct Rival {
-    fit: PrefillFit,
+struct HypothesisModel {
+    fit: PrefillRegression,
     /// Moving mean of |ln(measured / predicted)|.
     error: f64,
 }
 
-impl Rival {
-    fn new(prior: PrefillModel) -> Rival {
-        Rival { fit: PrefillFit::new(prior), error: 0.0 }
+impl HypothesisModel {
+    fn new(prior: PrefillModel) -> HypothesisModel {
+        HypothesisModel { fit: PrefillRegression::new(prior), error: 0.0 }
     }
 
     fn judge(&mut self, batch: &PrefillBatch, took: Seconds) {
@@ -45,32 +45,40 @@ impl Rival {
         self.error = self.error * KEEPS + error * (1.0 - KEEPS);
     }
 
-    fn is_right_beside(&self, other: &Rival) -> bool {
+    fn clearly_beats(&self, other: &HypothesisModel) -> bool {
         self.error <= ERROR_MAX && other.error >= self.error * CLEAR
     }
 }
 
-impl Rivals {
+impl HypothesisModels {
     /// Starts from the operator's prior.
-    pub fn new(prior: PrefillModel) -> Rivals {
-        Rivals { none: Rival::new(prior), all: Rival::new(prior), compared: 0 }
+    pub fn new(prior: PrefillModel) -> HypothesisModels {
+        HypothesisModels {
+            none: HypothesisModel::new(prior),
+            all: HypothesisModel::new(prior),
+            compared: 0,
+        }
     }
 
     /// Learns that `prompts` took `took`. Returns the share of predicted hits that is real, 0 or 1, and
     /// the cost model learned under it, once one hypothesis is clearly right.
-    pub fn observe(&mut self, prompts: &Hypotheses, took: Seconds) -> Option<(f64, &PrefillFit)> {
-        let told_apart = !prompts.are_one() && took > Seconds::ZERO;
-        if told_apart {
+    pub fn observe(
+        &mut self,
+        prompts: &Hypotheses,
+        took: Seconds,
+    ) -> Option<(f64, &PrefillRegression)> {
+        let distinguishable = !prompts.agree() && took > Seconds::ZERO;
+        if distinguishable {
             self.none.judge(&prompts.full, took);
             self.all.judge(&prompts.hit, took);
             self.compared = self.compared.saturating_add(1);
         }
         self.none.fit.observe_batch(&prompts.full, took);
         self.all.fit.observe_batch(&prompts.hit, took);
-        if !told_apart || self.compared < COMPARED_AFTER {
+        if !distinguishable || self.compared < COMPARED_AFTER {
             return None;
         }
-        match (self.none.is_right_beside(&self.all), self.all.is_right_beside(&self.none)) {
+        match (self.none.clearly_beats(&self.all), self.all.clearly_beats(&self.none)) {
             (true, false) => Some((0.0, &self.none.fit)),
             (false, true) => Some((1.0, &self.all.fit)),
             _ => None,

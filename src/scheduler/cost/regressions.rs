@@ -40,14 +40,14 @@ pub struct PrefillBatch {
 
 /// Fits a [`PrefillModel`].
 #[derive(Clone, Debug)]
-pub struct PrefillFit {
-    fit: RobustRegression<3>,
+pub struct PrefillRegression {
+    regression: RobustRegression<3>,
 }
 
 /// Fits a [`DecodeModel`].
 #[derive(Clone, Debug)]
-pub struct DecodeFit {
-    fit: RobustRegression<3>,
+pub struct DecodeRegression {
+    regression: RobustRegression<3>,
     /// Taken from the prior and not fitted: a linear regression cannot fit a piecewise linear
     /// function.
     free_streams: u32,
@@ -55,8 +55,8 @@ pub struct DecodeFit {
 
 /// Fits a [`TransferModel`].
 #[derive(Clone, Debug)]
-pub struct TransferFit {
-    fit: RobustRegression<2>,
+pub struct TransferRegression {
+    regression: RobustRegression<2>,
 }
 
 impl PrefillBatch {
@@ -86,11 +86,11 @@ impl PrefillBatch {
     }
 }
 
-impl PrefillFit {
+impl PrefillRegression {
     /// Returns a fit that starts from `prior`.
-    pub fn new(prior: PrefillModel) -> PrefillFit {
+    pub fn new(prior: PrefillModel) -> PrefillRegression {
         let prior = [prior.base, prior.per_token, prior.per_attention];
-        PrefillFit { fit: RobustRegression::new(prior.map(Seconds::get)) }
+        PrefillRegression { regression: RobustRegression::new(prior.map(Seconds::get)) }
     }
 
     /// Adds an observation: a prefill of `new` tokens after `context` cached ones took the engine
@@ -112,9 +112,9 @@ impl PrefillFit {
             false => (batch.pairs, took),
         };
         let features = [1.0, new.as_f64(), attended];
-        self.fit.observe(class(new.get(), [512, 2048, 8192]), features, took.get());
-        let [base, ..] = self.fit.coefficients();
-        self.fit.keep_above(1, f64::max(base * TOKEN_SHARE_MIN, TOKEN_MIN));
+        self.regression.observe(class(new.get(), [512, 2048, 8192]), features, took.get());
+        let [base, ..] = self.regression.coefficients();
+        self.regression.keep_above(1, f64::max(base * TOKEN_SHARE_MIN, TOKEN_MIN));
     }
 
     /// Adds an interval observation: the batch took the engine between `least` and `most`. It
@@ -130,28 +130,31 @@ impl PrefillFit {
 
     /// Returns the current model.
     pub fn model(&self) -> PrefillModel {
-        let [base, per_token, per_attention] = self.fit.coefficients().map(Seconds);
+        let [base, per_token, per_attention] = self.regression.coefficients().map(Seconds);
         PrefillModel { base, per_token, per_attention }
     }
 
     /// Returns the number of accepted observations.
     pub fn observations(&self) -> u64 {
-        self.fit.seen()
+        self.regression.seen()
     }
 }
 
-impl Default for PrefillFit {
-    fn default() -> PrefillFit {
-        PrefillFit::new(PrefillModel::default())
+impl Default for PrefillRegression {
+    fn default() -> PrefillRegression {
+        PrefillRegression::new(PrefillModel::default())
     }
 }
 
-impl DecodeFit {
+impl DecodeRegression {
     /// Returns a fit that starts from `prior`.
-    pub fn new(prior: DecodeModel) -> DecodeFit {
+    pub fn new(prior: DecodeModel) -> DecodeRegression {
         let free_streams = prior.free_streams;
         let prior = [prior.base, prior.per_stream, prior.per_kv_token];
-        DecodeFit { fit: RobustRegression::new(prior.map(Seconds::get)), free_streams }
+        DecodeRegression {
+            regression: RobustRegression::new(prior.map(Seconds::get)),
+            free_streams,
+        }
     }
 
     /// Adds an observation: with `streams` streams and `kv` KV tokens in total, the inter-token
@@ -163,32 +166,32 @@ impl DecodeFit {
         }
         let paid = streams.saturating_sub(self.free_streams);
         let features = [1.0, f64::from(paid), kv.as_f64()];
-        self.fit.observe(class(u64::from(streams), [8, 32, 128]), features, itl.get());
+        self.regression.observe(class(u64::from(streams), [8, 32, 128]), features, itl.get());
     }
 
     /// Returns the current model.
     pub fn model(&self) -> DecodeModel {
-        let [base, per_stream, per_kv_token] = self.fit.coefficients().map(Seconds);
+        let [base, per_stream, per_kv_token] = self.regression.coefficients().map(Seconds);
         DecodeModel { base, per_stream, free_streams: self.free_streams, per_kv_token }
     }
 
     /// Returns the number of accepted observations.
     pub fn observations(&self) -> u64 {
-        self.fit.seen()
+        self.regression.seen()
     }
 }
 
-impl Default for DecodeFit {
-    fn default() -> DecodeFit {
-        DecodeFit::new(DecodeModel::default())
+impl Default for DecodeRegression {
+    fn default() -> DecodeRegression {
+        DecodeRegression::new(DecodeModel::default())
     }
 }
 
-impl TransferFit {
+impl TransferRegression {
     /// Returns a fit that starts from `prior`.
-    pub fn new(prior: TransferModel) -> TransferFit {
+    pub fn new(prior: TransferModel) -> TransferRegression {
         let prior = [prior.base, prior.per_token];
-        TransferFit { fit: RobustRegression::new(prior.map(Seconds::get)) }
+        TransferRegression { regression: RobustRegression::new(prior.map(Seconds::get)) }
     }
 
     /// Adds an observation: the hand-off of the KV of `tokens` tokens took `took`. Non-finite and
@@ -198,7 +201,7 @@ impl TransferFit {
             return;
         }
         let features = [1.0, tokens.as_f64()];
-        self.fit.observe(class(tokens.get(), [512, 2048, 8192]), features, took.get());
+        self.regression.observe(class(tokens.get(), [512, 2048, 8192]), features, took.get());
     }
 
     /// Adds an interval observation: the hand-off took between `least` and `most`. It changes the
@@ -217,19 +220,19 @@ impl TransferFit {
 
     /// Returns the current model.
     pub fn model(&self) -> TransferModel {
-        let [base, per_token] = self.fit.coefficients().map(Seconds);
+        let [base, per_token] = self.regression.coefficients().map(Seconds);
         TransferModel { base, per_token }
     }
 
     /// Returns the number of accepted observations.
     pub fn observations(&self) -> u64 {
-        self.fit.seen()
+        self.regression.seen()
     }
 }
 
-impl Default for TransferFit {
-    fn default() -> TransferFit {
-        TransferFit::new(TransferModel::default())
+impl Default for TransferRegression {
+    fn default() -> TransferRegression {
+        TransferRegression::new(TransferModel::default())
     }
 }
 
@@ -239,5 +242,5 @@ fn class(size: u64, bounds: [u64; 3]) -> usize {
 }
 
 #[cfg(test)]
-#[path = "fit_tests.rs"]
+#[path = "regressions_tests.rs"]
 mod tests;
