@@ -38,7 +38,7 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration:
 
 /// A request to the API server failed.
 #[derive(Debug, Error)]
-pub enum ApiError {
+pub enum KubeApiError {
     /// Credentials.
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -75,28 +75,28 @@ pub enum ApiError {
     Short,
 }
 
-impl ApiError {
+impl KubeApiError {
     /// Returns the server's `Retry-After`.
     pub fn retry_after(&self) -> Option<Seconds> {
         match self {
-            ApiError::Status { retry_after, .. } => *retry_after,
+            KubeApiError::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
 
     /// Returns whether the object does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, ApiError::Status { code: 404, .. })
+        matches!(self, KubeApiError::Status { code: 404, .. })
     }
 
     /// Returns whether the resourceVersion of a watch or of a list's next page has expired.
     pub fn is_gone(&self) -> bool {
-        matches!(self, ApiError::Status { code: crate::objects::GONE, .. })
+        matches!(self, KubeApiError::Status { code: crate::objects::GONE, .. })
     }
 }
 
 /// The answer of one request; its connection ends when it is dropped.
-pub struct Answer {
+pub struct KubeResponse {
     body: Incoming,
     driver: JoinHandle<()>,
     /// Bytes of the next line.
@@ -105,7 +105,7 @@ pub struct Answer {
     searched: usize,
 }
 
-impl Drop for Answer {
+impl Drop for KubeResponse {
     fn drop(&mut self) {
         self.driver.abort();
     }
@@ -114,21 +114,21 @@ impl Drop for Answer {
 /// Sends `GET path_and_query`.
 ///
 /// # Errors
-/// [`ApiError`]; any status but 2xx is [`ApiError::Status`].
-pub async fn get(access: &Access, path_and_query: &str) -> Result<Answer, ApiError> {
+/// [`KubeApiError`]; any status but 2xx is [`KubeApiError::Status`].
+pub async fn get(access: &Access, path_and_query: &str) -> Result<KubeResponse, KubeApiError> {
     send(access, Method::GET, path_and_query, None).await
 }
 
 /// Sends a request with a body of a content type.
 ///
 /// # Errors
-/// [`ApiError`]; any status but 2xx is [`ApiError::Status`].
+/// [`KubeApiError`]; any status but 2xx is [`KubeApiError::Status`].
 pub async fn send(
     access: &Access,
     method: Method,
     path_and_query: &str,
     body: Option<(&'static str, Bytes)>,
-) -> Result<Answer, ApiError> {
+) -> Result<KubeResponse, KubeApiError> {
     let mut request = Request::builder()
         .method(method)
         .uri(format!("{}{path_and_query}", access.prefix))
@@ -157,14 +157,14 @@ pub async fn send(
             }
             Err(_) => {
                 driver.abort();
-                Err(ApiError::Late(HEAD_TIMEOUT))
+                Err(KubeApiError::Late(HEAD_TIMEOUT))
             }
         }
     };
     let (response, driver) = exchange.await?;
     let (status, retry_after) = (response.status(), retry_after(&response));
     let body = response.into_body();
-    let answer = Answer { body, driver, rest: BytesMut::new(), searched: 0 };
+    let answer = KubeResponse { body, driver, rest: BytesMut::new(), searched: 0 };
     match status.is_success() {
         true => Ok(answer),
         false => Err(refused(answer, status, retry_after).await),
@@ -173,7 +173,7 @@ pub async fn send(
 
 type Sender = http1::SendRequest<Full<Bytes>>;
 
-async fn connect(access: &Access) -> Result<(Sender, JoinHandle<()>), ApiError> {
+async fn connect(access: &Access) -> Result<(Sender, JoinHandle<()>), KubeApiError> {
     let connecting = async {
         let stream = TcpStream::connect((access.host.as_str(), access.port)).await?;
         stream.set_nodelay(true)?;
@@ -190,11 +190,11 @@ async fn connect(access: &Access) -> Result<(Sender, JoinHandle<()>), ApiError> 
     };
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(connected) => connected,
-        Err(_) => Err(ApiError::Late(CONNECT_TIMEOUT)),
+        Err(_) => Err(KubeApiError::Late(CONNECT_TIMEOUT)),
     }
 }
 
-async fn drive<S>(stream: S) -> Result<(Sender, JoinHandle<()>), ApiError>
+async fn drive<S>(stream: S) -> Result<(Sender, JoinHandle<()>), KubeApiError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -219,7 +219,11 @@ fn retry_after(response: &Response<Incoming>) -> Option<Seconds> {
     value.trim().parse::<u32>().ok().map(|seconds| Seconds(f64::from(seconds)))
 }
 
-async fn refused(answer: Answer, code: StatusCode, retry_after: Option<Seconds>) -> ApiError {
+async fn refused(
+    answer: KubeResponse,
+    code: StatusCode,
+    retry_after: Option<Seconds>,
+) -> KubeApiError {
     let body = answer.read_all(STATUS_MAX, HEAD_TIMEOUT).await.unwrap_or_default();
     let status: Status = serde_json::from_slice(&body).unwrap_or_default();
     let asked = status.details.retry_after_seconds.map(|seconds| Seconds(f64::from(seconds)));
@@ -227,37 +231,37 @@ async fn refused(answer: Answer, code: StatusCode, retry_after: Option<Seconds>)
         true => code.canonical_reason().unwrap_or_default().to_owned(),
         false => status.message,
     };
-    ApiError::Status { code: code.as_u16(), message, retry_after: retry_after.or(asked) }
+    KubeApiError::Status { code: code.as_u16(), message, retry_after: retry_after.or(asked) }
 }
 
-impl Answer {
+impl KubeResponse {
     /// Reads a list's body.
     ///
     /// # Errors
-    /// [`ApiError`] when it breaks, is late or too large.
-    pub async fn read_list(self) -> Result<Bytes, ApiError> {
+    /// [`KubeApiError`] when it breaks, is late or too large.
+    pub async fn read_list(self) -> Result<Bytes, KubeApiError> {
         self.read_all(BODY_MAX, BODY_TIMEOUT).await
     }
 
-    async fn read_all(mut self, max: usize, limit: Duration) -> Result<Bytes, ApiError> {
+    async fn read_all(mut self, max: usize, limit: Duration) -> Result<Bytes, KubeApiError> {
         let reading = async {
             while let Some(frame) = self.body.frame().await {
                 let Ok(data) = frame?.into_data() else { continue };
                 if self.rest.len() + data.len() > max {
-                    return Err(ApiError::Large(max));
+                    return Err(KubeApiError::Large(max));
                 }
                 self.rest.extend_from_slice(&data);
             }
             Ok(std::mem::take(&mut self.rest).freeze())
         };
-        timeout(limit, reading).await.unwrap_or(Err(ApiError::Late(limit)))
+        timeout(limit, reading).await.unwrap_or(Err(KubeApiError::Late(limit)))
     }
 
     /// Reads the next line of a watch; `None` at its end. Cancel-safe.
     ///
     /// # Errors
-    /// [`ApiError`] when the connection breaks or a line is too long.
-    pub async fn next_line(&mut self) -> Result<Option<Bytes>, ApiError> {
+    /// [`KubeApiError`] when the connection breaks or a line is too long.
+    pub async fn next_line(&mut self) -> Result<Option<Bytes>, KubeApiError> {
         loop {
             if let Some(end) = self.rest[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let line = self.rest.split_to(self.searched + end + 1).freeze();
@@ -269,7 +273,7 @@ impl Answer {
             }
             self.searched = self.rest.len();
             if self.searched > EVENT_MAX {
-                return Err(ApiError::Large(EVENT_MAX));
+                return Err(KubeApiError::Large(EVENT_MAX));
             }
             let Some(frame) = self.body.frame().await else { return Ok(None) };
             if let Ok(data) = frame?.into_data() {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::access::Access;
-use crate::api::{self, ApiError};
+use crate::api::{self, KubeApiError};
 use crate::lease::{ElectionParams, Elector, Lease, LeaseMetadata, LeaseSpec, Step};
 use crate::plan::{ANNOTATION, SharedPlan};
 
@@ -100,7 +100,7 @@ impl Election {
     }
 
     /// Reads the Lease and performs the elector's next step.
-    async fn turn(&mut self, plan: &Option<SharedPlan>) -> Result<(), ApiError> {
+    async fn turn(&mut self, plan: &Option<SharedPlan>) -> Result<(), KubeApiError> {
         self.lease = self.read().await?;
         let now = self.now();
         self.elector.observe(self.lease.as_ref().map(|lease| &lease.spec), now);
@@ -137,7 +137,7 @@ impl Election {
         method: Method,
         spec: LeaseSpec,
         plan: Option<SharedPlan>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), KubeApiError> {
         let mut metadata = self.lease.as_ref().map(|lease| lease.metadata.clone());
         let mut metadata = metadata.take().unwrap_or_else(|| LeaseMetadata {
             name: self.name.clone(),
@@ -166,7 +166,7 @@ impl Election {
         Ok(())
     }
 
-    async fn read(&self) -> Result<Option<Lease>, ApiError> {
+    async fn read(&self) -> Result<Option<Lease>, KubeApiError> {
         let path = format!("{}/{}", self.collection(), self.name);
         let reading = async {
             let body = api::get(&self.access, &path).await?.read_list().await?;
@@ -207,8 +207,8 @@ impl Election {
     }
 }
 
-async fn within<T>(what: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    timeout(TIMEOUT, what).await.unwrap_or(Err(ApiError::Late(TIMEOUT)))
+async fn within<T>(what: impl Future<Output = Result<T, KubeApiError>>) -> Result<T, KubeApiError> {
+    timeout(TIMEOUT, what).await.unwrap_or(Err(KubeApiError::Late(TIMEOUT)))
 }
 
 /// A time as Kubernetes' MicroTime: `2026-11-26T15:00:00.000000Z`.

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::access::Access;
-use crate::api::{self, ApiError};
+use crate::api::{self, KubeApiError};
 use crate::backoff::Backoff;
 use crate::labels::{HostRole, Refusal, Workload, Writes, controller, owner_path, wanted};
 use crate::pod::Pod;
@@ -114,7 +114,7 @@ impl Mirror {
         now: Moment,
         known: &mut Known,
         done: &impl Fn(Mirrored),
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), KubeApiError> {
         for (pod, value) in wanted(&self.key, pods, roles) {
             if let Some(refusal) = self.refusal(pod, known).await? {
                 if known.reported.insert(pod.metadata.uid.clone()) {
@@ -139,7 +139,7 @@ impl Mirror {
     }
 
     /// Returns why the pod's label may not be written; `None` if it may.
-    async fn refusal(&self, pod: &Pod, known: &mut Known) -> Result<Option<Refusal>, ApiError> {
+    async fn refusal(&self, pod: &Pod, known: &mut Known) -> Result<Option<Refusal>, KubeApiError> {
         let Some(owner) = controller(pod) else { return Ok(None) };
         let Some(path) = owner_path(&self.namespace, owner) else {
             return Ok(Some(Refusal::Owner));
@@ -156,7 +156,7 @@ impl Mirror {
         Ok(selects.then_some(Refusal::Selector))
     }
 
-    async fn patch(&self, pod: &Pod, value: &str) -> Result<(), ApiError> {
+    async fn patch(&self, pod: &Pod, value: &str) -> Result<(), KubeApiError> {
         let name = &pod.metadata.name;
         let path =
             format!("/api/v1/namespaces/{}/pods/{name}?fieldManager=tidegate", self.namespace);
@@ -205,6 +205,6 @@ impl Mirror {
     }
 }
 
-async fn within<T>(what: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    timeout(TIMEOUT, what).await.unwrap_or(Err(ApiError::Late(TIMEOUT)))
+async fn within<T>(what: impl Future<Output = Result<T, KubeApiError>>) -> Result<T, KubeApiError> {
+    timeout(TIMEOUT, what).await.unwrap_or(Err(KubeApiError::Late(TIMEOUT)))
 }

@@ -5,7 +5,7 @@ use tidegate_settings::{BackendSettings, PodSettings};
 use tokio::sync::watch;
 
 use crate::access::Access;
-use crate::api::ApiError;
+use crate::api::KubeApiError;
 use crate::backends::of_pod;
 use crate::convention;
 use crate::objects::Objects;
@@ -91,8 +91,8 @@ impl Source {
     /// no labels.
     ///
     /// # Errors
-    /// [`ApiError`] when the API server cannot be asked.
-    pub async fn list(&self) -> Result<Option<Vec<BackendSettings>>, ApiError> {
+    /// [`KubeApiError`] when the API server cannot be asked.
+    pub async fn list(&self) -> Result<Option<Vec<BackendSettings>>, KubeApiError> {
         let selection = match &self.rules.inference_pool {
             None => Some(self.selection()),
             Some(pool) => {

@@ -8,7 +8,7 @@ use tidegate_types::Seconds;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::access::Access;
-use crate::api::{self, ApiError};
+use crate::api::{self, KubeApiError};
 use crate::backoff::Backoff;
 use crate::event::{self, Event};
 use crate::objects::{Effect, Objects};
@@ -50,11 +50,11 @@ impl Collection {
 /// Returns the objects of a collection, read in pages, and the version at which a watch goes on.
 ///
 /// # Errors
-/// [`ApiError`] when a page cannot be read.
+/// [`KubeApiError`] when a page cannot be read.
 pub async fn list<T: DeserializeOwned>(
     access: &Access,
     collection: &Collection,
-) -> Result<(Vec<T>, String), ApiError> {
+) -> Result<(Vec<T>, String), KubeApiError> {
     let (mut items, mut next) = (Vec::new(), String::new());
     loop {
         let page = PAGE.to_string();
@@ -104,7 +104,7 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
     }
 
     /// Waits before the next attempt. The first 410 lists again at once.
-    async fn failed(&mut self, error: &ApiError) {
+    async fn failed(&mut self, error: &KubeApiError) {
         let is_first = self.backoff.failures() == 0;
         let delay = self.backoff.failed(fastrand::f64(), error.retry_after());
         let path = &self.collection.path;
@@ -123,7 +123,7 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
         sleep(delay.to_duration()).await;
     }
 
-    async fn list(&mut self, changed: &mut impl FnMut(&Objects<T>)) -> Result<(), ApiError> {
+    async fn list(&mut self, changed: &mut impl FnMut(&Objects<T>)) -> Result<(), KubeApiError> {
         let (items, version) = list(&self.access, &self.collection).await?;
         if std::mem::take(&mut self.is_failing) {
             tracing::info!(path = self.collection.path, "the API server answers again");
@@ -135,7 +135,7 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
     }
 
     /// One watch, up to its end.
-    async fn watch(&mut self, changed: &mut impl FnMut(&Objects<T>)) -> Result<(), ApiError> {
+    async fn watch(&mut self, changed: &mut impl FnMut(&Objects<T>)) -> Result<(), KubeApiError> {
         let began = Instant::now();
         let (least, most) = WATCH_SECONDS;
         let seconds = (least + (most - least) * fastrand::f64()) as u32;
@@ -169,16 +169,16 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
             self.backoff.succeeded();
             self.is_failing = false;
         }
-        ended.and(if lasted { Ok(()) } else { Err(ApiError::Short) })
+        ended.and(if lasted { Ok(()) } else { Err(KubeApiError::Short) })
     }
 }
 
 /// An ERROR event ends the watch as a refusal would.
-fn read<T: DeserializeOwned>(line: &[u8]) -> Result<Event<T>, ApiError> {
+fn read<T: DeserializeOwned>(line: &[u8]) -> Result<Event<T>, KubeApiError> {
     match event::parse(line)? {
         Event::Error { code, message, retry_after } => {
             let retry_after = retry_after.map(|seconds| Seconds(f64::from(seconds)));
-            Err(ApiError::Status { code, message, retry_after })
+            Err(KubeApiError::Status { code, message, retry_after })
         }
         event => Ok(event),
     }

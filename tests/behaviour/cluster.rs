@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 use tidegate_kubernetes::access::Access;
-use tidegate_kubernetes::api::{self, ApiError};
+use tidegate_kubernetes::api::{self, KubeApiError};
 use tidegate_kubernetes::source::Source;
 use tidegate_settings::{BackendSettings, Connector, EngineName, KubernetesSettings, PodSettings};
 use tokio::sync::watch;
@@ -91,7 +91,7 @@ impl Cluster {
         path: &str,
         kind: &'static str,
         body: &Value,
-    ) -> Result<Value, ApiError> {
+    ) -> Result<Value, KubeApiError> {
         let body = Some((kind, Bytes::from(body.to_string())));
         let answer = api::send(&self.access, method, path, body).await?;
         Ok(serde_json::from_slice(&answer.read_list().await?).unwrap())
