@@ -7,7 +7,7 @@ use crate::pod::Metadata;
 
 /// An event of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event<T> {
+pub enum WatchEvent<T> {
     /// The object is new or has changed.
     Applied(T),
     /// The object is gone, or its labels left the selector.
@@ -57,20 +57,22 @@ pub(crate) struct StatusDetails {
 ///
 /// # Errors
 /// The line is not an event, or its object not a `T`.
-pub fn parse<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Result<Event<T>, serde_json::Error> {
+pub fn parse<T: for<'de> Deserialize<'de>>(
+    line: &[u8],
+) -> Result<WatchEvent<T>, serde_json::Error> {
     let Line { kind, object } = serde_json::from_slice(line)?;
     let object = object.get();
     match kind {
-        "ADDED" | "MODIFIED" => serde_json::from_str(object).map(Event::Applied),
-        "DELETED" => serde_json::from_str(object).map(Event::Deleted),
+        "ADDED" | "MODIFIED" => serde_json::from_str(object).map(WatchEvent::Applied),
+        "DELETED" => serde_json::from_str(object).map(WatchEvent::Deleted),
         "BOOKMARK" => {
             let bookmark: Bookmark = serde_json::from_str(object)?;
-            Ok(Event::Bookmark(bookmark.metadata.resource_version))
+            Ok(WatchEvent::Bookmark(bookmark.metadata.resource_version))
         }
         "ERROR" => {
             let status: Status = serde_json::from_str(object)?;
             let retry_after = status.details.retry_after_seconds;
-            Ok(Event::Error { code: status.code, message: status.message, retry_after })
+            Ok(WatchEvent::Error { code: status.code, message: status.message, retry_after })
         }
         other => Err(serde::de::Error::custom(format!("unknown type of event {other:?}"))),
     }
@@ -88,16 +90,17 @@ mod tests {
             |kind: &str, object: &str| format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n");
         for kind in ["ADDED", "MODIFIED"] {
             let event = parse::<Pod>(line(kind, pod).as_bytes()).unwrap();
-            assert!(matches!(event, Event::Applied(pod) if pod.metadata.name == "a"));
+            assert!(matches!(event, WatchEvent::Applied(pod) if pod.metadata.name == "a"));
         }
         let event = parse::<Pod>(line("DELETED", pod).as_bytes()).unwrap();
-        assert!(matches!(event, Event::Deleted(pod) if pod.metadata.resource_version == "7"));
+        assert!(matches!(event, WatchEvent::Deleted(pod) if pod.metadata.resource_version == "7"));
         let event = parse::<Pod>(line("BOOKMARK", pod).as_bytes()).unwrap();
-        assert_eq!(event, Event::Bookmark("7".into()));
+        assert_eq!(event, WatchEvent::Bookmark("7".into()));
         let status =
             r#"{"kind":"Status","code":429,"message":"busy","details":{"retryAfterSeconds":3}}"#;
         let event = parse::<Pod>(line("ERROR", status).as_bytes()).unwrap();
-        let expected = Event::Error { code: 429, message: "busy".into(), retry_after: Some(3) };
+        let expected =
+            WatchEvent::Error { code: 429, message: "busy".into(), retry_after: Some(3) };
         assert_eq!(event, expected);
         for wrong in
             ["", "{}", "{\"type\":\"NEW\",\"object\":{}}", "{\"type\":\"ADDED\",\"object\":[]"]

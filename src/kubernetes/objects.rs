@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::event::Event;
+use crate::event::WatchEvent;
 use crate::pod::Object;
 
 /// Objects of one namespace and selector.
@@ -48,9 +48,9 @@ impl<T: Object + PartialEq> Objects<T> {
     }
 
     /// Applies an event of the watch; an error but 410 changes nothing.
-    pub fn apply(&mut self, event: Event<T>) -> Effect {
+    pub fn apply(&mut self, event: WatchEvent<T>) -> Effect {
         match event {
-            Event::Applied(mut item) => {
+            WatchEvent::Applied(mut item) => {
                 // Without its version: an update of fields that are not read is no change.
                 self.note(std::mem::take(&mut item.metadata_mut().resource_version));
                 match self.by_name.get(&item.metadata().name) {
@@ -61,19 +61,19 @@ impl<T: Object + PartialEq> Objects<T> {
                     }
                 }
             }
-            Event::Deleted(mut item) => {
+            WatchEvent::Deleted(mut item) => {
                 self.note(std::mem::take(&mut item.metadata_mut().resource_version));
                 match self.by_name.remove(&item.metadata().name) {
                     Some(_) => Effect::Changed,
                     None => Effect::Same,
                 }
             }
-            Event::Bookmark(version) => {
+            WatchEvent::Bookmark(version) => {
                 self.note(version);
                 Effect::Same
             }
-            Event::Error { code: GONE, .. } => Effect::Expired,
-            Event::Error { .. } => Effect::Same,
+            WatchEvent::Error { code: GONE, .. } => Effect::Expired,
+            WatchEvent::Error { .. } => Effect::Same,
         }
     }
 
@@ -129,18 +129,18 @@ mod tests {
         assert!(objects.all().is_none(), "no objects before the first list");
         assert!(objects.replace(vec![], "1".into()), "an empty first list is a change");
         assert!(!objects.replace(vec![], "2".into()));
-        assert_eq!(objects.apply(Event::Applied(pod("b", "1", "3"))), Effect::Changed);
-        assert_eq!(objects.apply(Event::Applied(pod("a", "2", "4"))), Effect::Changed);
+        assert_eq!(objects.apply(WatchEvent::Applied(pod("b", "1", "3"))), Effect::Changed);
+        assert_eq!(objects.apply(WatchEvent::Applied(pod("a", "2", "4"))), Effect::Changed);
         assert_eq!(names(&objects), ["a:2", "b:1"]);
         assert_eq!(
-            objects.apply(Event::Applied(pod("b", "9", "5"))),
+            objects.apply(WatchEvent::Applied(pod("b", "9", "5"))),
             Effect::Changed,
             "made again"
         );
-        let same = Event::Applied(pod("b", "9", "6"));
+        let same = WatchEvent::Applied(pod("b", "9", "6"));
         assert_eq!(objects.apply(same), Effect::Same, "changes of other fields are ignored");
-        assert_eq!(objects.apply(Event::Deleted(pod("a", "2", "7"))), Effect::Changed);
-        assert_eq!(objects.apply(Event::Deleted(pod("a", "2", "8"))), Effect::Same);
+        assert_eq!(objects.apply(WatchEvent::Deleted(pod("a", "2", "7"))), Effect::Changed);
+        assert_eq!(objects.apply(WatchEvent::Deleted(pod("a", "2", "8"))), Effect::Same);
         assert_eq!(names(&objects), ["b:9"]);
         assert_eq!(objects.version(), "8");
     }
@@ -149,9 +149,9 @@ mod tests {
     fn bookmarks_move_the_version_and_errors_keep_the_objects() {
         let mut objects = Objects::default();
         objects.replace(vec![pod("a", "1", "1")], "1".into());
-        assert_eq!(objects.apply(Event::Bookmark("40".into())), Effect::Same);
+        assert_eq!(objects.apply(WatchEvent::Bookmark("40".into())), Effect::Same);
         assert_eq!(objects.version(), "40");
-        let error = |code| Event::Error { code, message: String::new(), retry_after: None };
+        let error = |code| WatchEvent::Error { code, message: String::new(), retry_after: None };
         assert_eq!(objects.apply(error(500)), Effect::Same);
         assert_eq!(objects.apply(error(GONE)), Effect::Expired);
         objects.expire();

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::access::Access;
 use crate::api::{self, KubeApiError};
 use crate::backoff::Backoff;
-use crate::event::{self, Event};
+use crate::event::{self, WatchEvent};
 use crate::objects::{Effect, Objects};
 use crate::pod::{List, Object};
 
@@ -174,9 +174,9 @@ impl<T: Object + PartialEq + DeserializeOwned> Watcher<T> {
 }
 
 /// An ERROR event ends the watch as a refusal would.
-fn read<T: DeserializeOwned>(line: &[u8]) -> Result<Event<T>, KubeApiError> {
+fn read<T: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<T>, KubeApiError> {
     match event::parse(line)? {
-        Event::Error { code, message, retry_after } => {
+        WatchEvent::Error { code, message, retry_after } => {
             let retry_after = retry_after.map(|seconds| Seconds(f64::from(seconds)));
             Err(KubeApiError::Status { code, message, retry_after })
         }
