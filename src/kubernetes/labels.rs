@@ -68,19 +68,19 @@ fn pod_part(host: &str) -> &str {
 
 /// Why a label may not be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum LabelRefusal {
     /// The workload selects its pods by the label.
     Selector,
     /// tidegate does not know the selector of this kind of workload.
     Owner,
 }
 
-impl Refusal {
+impl LabelRefusal {
     /// The value in logs, events and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Refusal::Selector => "selector",
-            Refusal::Owner => "owner",
+            LabelRefusal::Selector => "selector",
+            LabelRefusal::Owner => "owner",
         }
     }
 }

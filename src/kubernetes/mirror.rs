@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::access::Access;
 use crate::api::{self, KubeApiError};
 use crate::backoff::Backoff;
-use crate::labels::{HostRole, Refusal, Workload, Writes, controller, owner_path, wanted};
+use crate::labels::{HostRole, LabelRefusal, Workload, Writes, controller, owner_path, wanted};
 use crate::pod::Pod;
 use crate::watcher::{Collection, Watcher};
 
@@ -31,7 +31,7 @@ pub enum Mirrored {
     /// A label was written.
     Written,
     /// The label may not be written.
-    Refused(Refusal),
+    Refused(LabelRefusal),
     /// The API server refused, or did not answer.
     Failed,
 }
@@ -139,10 +139,14 @@ impl Mirror {
     }
 
     /// Returns why the pod's label may not be written; `None` if it may.
-    async fn refusal(&self, pod: &Pod, known: &mut Known) -> Result<Option<Refusal>, KubeApiError> {
+    async fn refusal(
+        &self,
+        pod: &Pod,
+        known: &mut Known,
+    ) -> Result<Option<LabelRefusal>, KubeApiError> {
         let Some(owner) = controller(pod) else { return Ok(None) };
         let Some(path) = owner_path(&self.namespace, owner) else {
-            return Ok(Some(Refusal::Owner));
+            return Ok(Some(LabelRefusal::Owner));
         };
         let selects = match known.owners.get(&path) {
             Some(selects) => *selects,
@@ -153,7 +157,7 @@ impl Mirror {
                 *known.owners.entry(path).or_insert(workload.selects_by(&self.key))
             }
         };
-        Ok(selects.then_some(Refusal::Selector))
+        Ok(selects.then_some(LabelRefusal::Selector))
     }
 
     async fn patch(&self, pod: &Pod, value: &str) -> Result<(), KubeApiError> {
@@ -171,11 +175,13 @@ impl Mirror {
     }
 
     /// Reports the refusal by an Event on the pod. The Event is lost if the API server refuses it.
-    async fn report(&self, pod: &Pod, refusal: Refusal) {
+    async fn report(&self, pod: &Pod, refusal: LabelRefusal) {
         let (name, key) = (&pod.metadata.name, &self.key);
         let why = match refusal {
-            Refusal::Selector => "its owner selects pods by this label and would replace the pod",
-            Refusal::Owner => "the selector of its owner is unknown to tidegate",
+            LabelRefusal::Selector => {
+                "its owner selects pods by this label and would replace the pod"
+            }
+            LabelRefusal::Owner => "the selector of its owner is unknown to tidegate",
         };
         let message = format!("the label {key} is not written: {why}");
         tracing::warn!(pod = name, reason = refusal.as_str(), "{message}");
