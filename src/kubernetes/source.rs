@@ -13,7 +13,7 @@ use crate::pod::{InferencePool, Pod};
 use crate::watcher::{Collection, Watcher, list};
 
 /// The pods of one template.
-pub struct Source {
+pub struct PodSource {
     access: Access,
     template: BackendSettings,
     rules: PodSettings,
@@ -26,10 +26,10 @@ struct Selection {
     ports: Option<Vec<u16>>,
 }
 
-impl Source {
-    /// Creates the source; the first request is sent by [`Source::run`].
-    pub fn new(access: Access, template: BackendSettings, rules: PodSettings) -> Source {
-        Source { access, template, rules }
+impl PodSource {
+    /// Creates the source; the first request is sent by [`PodSource::run`].
+    pub fn new(access: Access, template: BackendSettings, rules: PodSettings) -> PodSource {
+        PodSource { access, template, rules }
     }
 
     /// Publishes the backends after the first list and on every change, until the receiver is dropped.

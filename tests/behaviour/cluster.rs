@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidegate_kubernetes::access::Access;
 use tidegate_kubernetes::api::{self, KubeApiError};
-use tidegate_kubernetes::source::Source;
+use tidegate_kubernetes::source::PodSource;
 use tidegate_settings::{BackendSettings, Connector, EngineName, KubernetesSettings, PodSettings};
 use tokio::sync::watch;
 
@@ -236,7 +236,7 @@ impl Cluster {
             connector: Connector::Nixl,
             ..BackendSettings::default()
         };
-        let source = Source::new(access, template, rules);
+        let source = PodSource::new(access, template, rules);
         let (sender, receiver) = watch::channel(None);
         tokio::spawn(source.run(sender));
         Seen(receiver)

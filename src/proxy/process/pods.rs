@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use tidegate_kubernetes::access::{Access, AccessError};
 use tidegate_kubernetes::convention;
-use tidegate_kubernetes::source::Source;
+use tidegate_kubernetes::source::PodSource;
 use tidegate_settings::reconcile::SourceId;
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
@@ -25,7 +25,7 @@ pub struct Pods {
 
 /// The pods of one entry.
 struct Entry {
-    source: Source,
+    source: PodSource,
     /// The last known backends; `None` before the first list.
     known: Option<Vec<BackendSettings>>,
 }
@@ -48,7 +48,7 @@ impl Pods {
             let written = settings.kubernetes.role_labels.as_ref();
             rules.is_mirrored =
                 written.is_some_and(|own| convention::reads_role_from(&rules, &own.label));
-            let source = Source::new(access, entry.clone(), rules);
+            let source = PodSource::new(access, entry.clone(), rules);
             entries.push(Entry { source, known: None });
         }
         let first_roles = FirstRoles::default();

@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use tidegate_kubernetes::access::{Access, AccessError};
-use tidegate_kubernetes::source::Source;
+use tidegate_kubernetes::source::PodSource;
 use tidegate_settings::{BackendSettings, PodSettings, Settings};
 use tokio::sync::watch;
 
 use crate::dispatch::context::Proxy;
 
 /// The pods to follow.
-pub struct PoolPods(Source);
+pub struct PoolPods(PodSource);
 
 impl PoolPods {
     /// `None` without `sidecar.inference_pool`.
@@ -27,7 +27,7 @@ impl PoolPods {
         let inference_pool = Some(name.to_owned());
         let rules = PodSettings { namespace, inference_pool, ..PodSettings::default() };
         let access = Access::of_process(&settings.kubernetes)?;
-        Ok(Some(PoolPods(Source::new(access, BackendSettings::default(), rules))))
+        Ok(Some(PoolPods(PodSource::new(access, BackendSettings::default(), rules))))
     }
 
     /// Keeps the allow-list up to date while the proxy runs.
