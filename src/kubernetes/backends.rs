@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use tidegate_settings::discovered::host_of;
 use tidegate_settings::{BackendSettings, Connector, EngineName, PodSettings};
 
-use crate::convention::{self, Standing};
+use crate::convention::{self, PodKind};
 use crate::pod::Pod;
 
 /// Returns the backends of a pod: the settings of `template` (the entry of `[[backends]]` that stands
@@ -18,8 +18,8 @@ pub fn of_pod(
     pool: Option<&[u16]>,
 ) -> Vec<BackendSettings> {
     let (labels, annotations) = (&pod.metadata.labels, &pod.metadata.annotations);
-    let standing = convention::standing(labels, rules);
-    let (Standing::Engine(role), true) = (standing, pod.is_ready()) else { return Vec::new() };
+    let pod_kind = convention::pod_kind(labels, rules);
+    let (PodKind::Engine(role), true) = (pod_kind, pod.is_ready()) else { return Vec::new() };
     let Ok(ip) = pod.status.pod_ip.parse::<IpAddr>() else { return Vec::new() };
     let configured = pool.filter(|ports| !ports.is_empty()).unwrap_or(&rules.ports);
     let ports = convention::ports(annotations, labels, configured);

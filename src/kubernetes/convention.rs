@@ -6,9 +6,9 @@ use tidegate_types::Role;
 
 use crate::pod::Labels;
 
-/// Whether a pod takes new work, by its labels.
+/// Kind of a pod, by its labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum PodKind {
     /// The pod is an engine; its role if the label names one.
     Engine(Option<Role>),
     /// The pod takes no requests: an encoder, a front end, a worker of a multi-node engine, or a role
@@ -72,27 +72,27 @@ pub fn reads_role_from(rules: &PodSettings, key: &str) -> bool {
 }
 
 /// Reads the labels. The settings' `role_label` replaces the preset's labels of the role.
-pub fn standing(labels: &Labels, rules: &PodSettings) -> Standing {
+pub fn pod_kind(labels: &Labels, rules: &PodSettings) -> PodKind {
     let preset = rules.preset;
     let is_worker = labels.get(WORKER_INDEX).is_some_and(|index| index != "0");
     let sleeps = labels.get(SLEEPING).is_some_and(|value| value == "true");
     if is_worker || sleeps {
-        return Standing::Other;
+        return PodKind::Other;
     }
     let value = match &rules.role_label {
         Some(key) => labels.get(key),
         None => role_labels(preset).iter().find_map(|key| labels.get(*key)),
     };
     match value.map(String::as_str) {
-        None => Standing::Engine(None),
+        None => PodKind::Engine(None),
         Some(value) if rules.is_mirrored && value == Role::Draining.as_str() => {
-            Standing::Engine(None)
+            PodKind::Engine(None)
         }
         Some(value) => of_value(value, preset),
     }
 }
 
-fn of_value(value: &str, preset: Preset) -> Standing {
+fn of_value(value: &str, preset: Preset) -> PodKind {
     let role = match value {
         "prefill" | "encode-prefill" => Role::Prefill,
         "decode" | "encode-decode" => Role::Decode,
@@ -101,11 +101,11 @@ fn of_value(value: &str, preset: Preset) -> Standing {
         "worker" if preset == Preset::Dynamo => Role::Mixed,
         // AIBrix's other roles and production-stack's other models are whole engines.
         _ if matches!(preset, Preset::Aibrix | Preset::ProductionStack) => {
-            return Standing::Engine(None);
+            return PodKind::Engine(None);
         }
-        _ => return Standing::Other,
+        _ => return PodKind::Other,
     };
-    Standing::Engine(Some(role))
+    PodKind::Engine(Some(role))
 }
 
 /// Returns the engine that a label names, in the spelling of `engine` in the settings.
