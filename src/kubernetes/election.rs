@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::access::Access;
 use crate::api::{self, KubeApiError};
-use crate::lease::{ElectionParams, Elector, Lease, LeaseMetadata, LeaseSpec, Step};
+use crate::lease::{ElectionParams, ElectionStep, Elector, Lease, LeaseMetadata, LeaseSpec};
 use crate::plan::{ANNOTATION, SharedPlan};
 
 /// Time-out of one request; a later answer is too old to decide on.
@@ -106,12 +106,12 @@ impl Election {
         self.elector.observe(self.lease.as_ref().map(|lease| &lease.spec), now);
         let wall = rfc3339(SystemTime::now());
         match self.elector.step(now, &wall) {
-            Step::Create(record) => self.write(Method::POST, record, None).await,
-            Step::Write(record) => {
+            ElectionStep::Create(record) => self.write(Method::POST, record, None).await,
+            ElectionStep::Write(record) => {
                 let plan = self.due(plan, &record);
                 self.write(Method::PUT, record, plan).await
             }
-            Step::Wait => match (self.elector.epoch(now), self.lease.as_ref()) {
+            ElectionStep::Wait => match (self.elector.epoch(now), self.lease.as_ref()) {
                 (Some(_), Some(lease)) => {
                     let record = LeaseSpec { renew_time: Some(wall), ..lease.spec.clone() };
                     match self.due(plan, &record) {

@@ -78,7 +78,7 @@ pub struct LeaseSpec {
 
 /// What a contender does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ElectionStep {
     /// Make the Lease.
     Create(LeaseSpec),
     /// Write this record, with the resourceVersion that was read as precondition.
@@ -119,8 +119,10 @@ impl Elector {
     }
 
     /// Returns the next step. `wall` is the wall-clock time for the record, informative only.
-    pub fn step(&self, now: Moment, wall: &str) -> Step {
-        let Some((seen, since)) = &self.seen else { return Step::Create(self.record(1, wall)) };
+    pub fn step(&self, now: Moment, wall: &str) -> ElectionStep {
+        let Some((seen, since)) = &self.seen else {
+            return ElectionStep::Create(self.record(1, wall));
+        };
         if self.holds(seen) {
             let renewal = LeaseSpec {
                 acquire_time: seen.acquire_time.clone(),
@@ -128,14 +130,14 @@ impl Elector {
             };
             let began = self.led.map_or(Moment::START, |(began, _)| began);
             return match now - began >= self.params.retry {
-                true => Step::Write(renewal),
-                false => Step::Wait,
+                true => ElectionStep::Write(renewal),
+                false => ElectionStep::Wait,
             };
         }
         let is_free = seen.holder_identity.as_deref().is_none_or(str::is_empty);
         match is_free || now - *since >= self.params.duration {
-            true => Step::Write(self.record(seen.lease_transitions + 1, wall)),
-            false => Step::Wait,
+            true => ElectionStep::Write(self.record(seen.lease_transitions + 1, wall)),
+            false => ElectionStep::Wait,
         }
     }
 

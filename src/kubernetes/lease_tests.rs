@@ -2,7 +2,7 @@
 
 use tidegate_types::{Moment, Seconds};
 
-use crate::lease::{ElectionParams, Elector, LeaseSpec, Step};
+use crate::lease::{ElectionParams, ElectionStep, Elector, LeaseSpec};
 
 const CONTENDERS: usize = 3;
 /// Step of virtual time, in seconds.
@@ -105,8 +105,8 @@ fn act(contender: &mut Contender, server: &mut Server, now: f64, late: f64, rand
             contender.elector.observe(server.record.as_ref(), at(now));
             let wall = format!("{now:.6}");
             contender.waits = match contender.elector.step(at(now), &wall) {
-                Step::Wait => Waits::Until(now + 0.5),
-                Step::Create(record) | Step::Write(record) => {
+                ElectionStep::Wait => Waits::Until(now + 0.5),
+                ElectionStep::Create(record) | ElectionStep::Write(record) => {
                     let arrives =
                         now + random.below(0.05) + if random.once_in(late) { 4.0 } else { 0.0 };
                     let known = arrives + random.below(0.05);
@@ -197,14 +197,16 @@ fn a_released_lease_is_taken_at_once() {
     let (mut first, mut second) =
         (Elector::new("a".into(), params), Elector::new("b".into(), params));
     first.observe(None, at(1.0));
-    let Step::Create(record) = first.step(at(1.0), "t1") else { panic!("there is no Lease") };
+    let ElectionStep::Create(record) = first.step(at(1.0), "t1") else {
+        panic!("there is no Lease")
+    };
     first.written(record.clone(), at(1.0));
     assert_eq!(first.epoch(at(1.1)), Some(1));
     second.observe(Some(&record), at(1.1));
-    assert_eq!(second.step(at(1.2), "t2"), Step::Wait);
+    assert_eq!(second.step(at(1.2), "t2"), ElectionStep::Wait);
     let released = first.released(at(1.2)).unwrap();
     second.observe(Some(&released), at(1.3));
-    let Step::Write(taken) = second.step(at(1.3), "t3") else { panic!("it is free") };
+    let ElectionStep::Write(taken) = second.step(at(1.3), "t3") else { panic!("it is free") };
     assert_eq!((taken.lease_transitions, taken.holder_identity.as_deref()), (2, Some("b")));
     first.observe(Some(&taken), at(1.4));
     assert_eq!((first.epoch(at(1.4)), first.released(at(1.4))), (None, None));
@@ -215,15 +217,15 @@ fn a_leader_that_cannot_write_stops_before_another_may_begin() {
     let params = ElectionParams::default();
     let mut leader = Elector::new("a".into(), params);
     leader.observe(None, at(0.0));
-    let Step::Create(record) = leader.step(at(0.0), "t0") else { panic!() };
+    let ElectionStep::Create(record) = leader.step(at(0.0), "t0") else { panic!() };
     leader.written(record.clone(), at(0.0));
     assert!(leader.epoch(at(1.99)).is_some() && leader.epoch(at(2.0)).is_none());
     let mut other = Elector::new("b".into(), params);
     other.observe(Some(&record), at(0.0));
-    assert_eq!(other.step(at(2.99), "t"), Step::Wait);
-    assert!(matches!(other.step(at(3.0), "t"), Step::Write(_)));
+    assert_eq!(other.step(at(2.99), "t"), ElectionStep::Wait);
+    assert!(matches!(other.step(at(3.0), "t"), ElectionStep::Write(_)));
     // A renewal is a change: the time begins anew.
     let renewed = LeaseSpec { renew_time: Some("t2".into()), ..record };
     other.observe(Some(&renewed), at(2.9));
-    assert_eq!(other.step(at(5.8), "t"), Step::Wait);
+    assert_eq!(other.step(at(5.8), "t"), ElectionStep::Wait);
 }
