@@ -3,7 +3,7 @@
 
 use tidegate_types::Tokens;
 
-use crate::prometheus::{Sample, samples};
+use crate::prometheus::{MetricSample, samples};
 
 /// One reading of one engine: sums over data-parallel ranks, and the maximum of KV usage. Counters
 /// count from the engine's start.
@@ -89,7 +89,7 @@ impl EngineReading {
         }
     }
 
-    fn vllm(&mut self, name: &str, sample: &Sample<'_>) {
+    fn vllm(&mut self, name: &str, sample: &MetricSample<'_>) {
         let value = sample.value;
         let label_is = |label: &str, word: &str| sample.label(label).is_some_and(|is| is == word);
         match name {
@@ -119,7 +119,7 @@ impl EngineReading {
     }
 
     /// Configuration in the labels of a gauge whose value is always 1.
-    fn vllm_cache(&mut self, sample: &Sample<'_>) {
+    fn vllm_cache(&mut self, sample: &MetricSample<'_>) {
         let number = |label: &str| sample.label(label)?.parse::<u32>().ok();
         self.kv_block = number("block_size").or(self.kv_block);
         if let (Some(size), Some(blocks)) = (number("block_size"), number("num_gpu_blocks")) {
@@ -128,7 +128,7 @@ impl EngineReading {
         }
     }
 
-    fn sglang(&mut self, name: &str, sample: &Sample<'_>) {
+    fn sglang(&mut self, name: &str, sample: &MetricSample<'_>) {
         // All tensor-parallel ranks report the same values.
         if sample.label("tp_rank").is_some_and(|rank| rank != "0") {
             return;

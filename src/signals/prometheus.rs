@@ -8,7 +8,7 @@ const LINE_MAX: usize = 64 << 10;
 
 /// One sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sample<'a> {
+pub struct MetricSample<'a> {
     /// Metric name.
     pub name: &'a str,
     /// Text between the braces.
@@ -18,13 +18,13 @@ pub struct Sample<'a> {
 }
 
 /// Returns the samples of a page in order.
-pub fn samples(page: &[u8]) -> impl Iterator<Item = Sample<'_>> {
+pub fn samples(page: &[u8]) -> impl Iterator<Item = MetricSample<'_>> {
     page.split(|byte| *byte == b'\n')
         .filter(|line| line.len() <= LINE_MAX)
         .filter_map(|line| sample(std::str::from_utf8(line).ok()?.trim()))
 }
 
-impl<'a> Sample<'a> {
+impl<'a> MetricSample<'a> {
     /// Returns a label's value, unescaped.
     pub fn label(&self, name: &str) -> Option<Cow<'a, str>> {
         let mut rest = self.labels;
@@ -39,7 +39,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-fn sample(line: &str) -> Option<Sample<'_>> {
+fn sample(line: &str) -> Option<MetricSample<'_>> {
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
@@ -54,7 +54,8 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     };
     // A timestamp may follow the value.
     let value = rest.split_ascii_whitespace().next()?;
-    Some(Sample { name, labels, value: value.parse().ok()? }).filter(|sample| is_name(sample.name))
+    Some(MetricSample { name, labels, value: value.parse().ok()? })
+        .filter(|sample| is_name(sample.name))
 }
 
 fn is_name(name: &str) -> bool {
@@ -136,7 +137,7 @@ mod tests {
                 text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
             };
             let line = format!("n{{a=\"{}\", b=\"{}\"}} {number}", escape(&other), escape(&value));
-            let read: Vec<Sample> = samples(line.as_bytes()).collect();
+            let read: Vec<MetricSample> = samples(line.as_bytes()).collect();
             prop_assert_eq!(read.len(), 1);
             prop_assert_eq!(read[0].value, number);
             prop_assert_eq!(read[0].label("b").unwrap(), value);
