@@ -10,7 +10,7 @@ use tidegate_scheduler::cost::PrefixIndex;
 use tidegate_settings::BackendSettings;
 use tidegate_signals::kv::event::{KvBatch, KvEvent};
 use tidegate_signals::kv::follow::{Delivery, EventFollower};
-use tidegate_signals::kv::mirror::{Change, KvMirror};
+use tidegate_signals::kv::mirror::{BlockChange, KvMirror};
 use tidegate_types::BackendId;
 
 use super::zmq::{KvEventMessage, KvEventReplay, KvEventSubscriber, KvStreamError};
@@ -194,9 +194,9 @@ impl KvEventReader<'_> {
     fn apply(&mut self, number: u64, batch: &KvBatch) -> Delivery {
         let (prefixes, id) = (self.prefixes, self.backend.id);
         let taken = self.follower.take(number, batch, &mut |change| match change {
-            Change::Held(hash) => prefixes.store(id, hash),
-            Change::Gone(hash) => prefixes.remove(id, hash),
-            Change::Cleared => prefixes.forget(id),
+            BlockChange::Held(hash) => prefixes.store(id, hash),
+            BlockChange::Gone(hash) => prefixes.remove(id, hash),
+            BlockChange::Cleared => prefixes.forget(id),
         });
         if let Some(KvEvent::Stored(stored)) = batch.events.first() {
             self.backend.set_kv_block(stored.block_size);

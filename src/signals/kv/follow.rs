@@ -3,7 +3,7 @@
 //! the cache was empty.
 
 use super::event::{KvBatch, KvEvent};
-use super::mirror::{Change, KvMirror};
+use super::mirror::{BlockChange, KvMirror};
 use super::sequence::{EventSequence, SequenceStep};
 
 /// Follows the events of one engine.
@@ -38,7 +38,7 @@ impl EventFollower {
         &mut self,
         number: u64,
         batch: &KvBatch,
-        change: &mut impl FnMut(Change),
+        change: &mut impl FnMut(BlockChange),
     ) -> Delivery {
         if self.sequence.classify(number, batch.at) == SequenceStep::Restarted {
             self.restart(change);
@@ -84,7 +84,7 @@ impl EventFollower {
         &self.mirror
     }
 
-    fn apply(&mut self, number: u64, batch: &KvBatch, change: &mut impl FnMut(Change)) {
+    fn apply(&mut self, number: u64, batch: &KvBatch, change: &mut impl FnMut(BlockChange)) {
         if number == 0 {
             self.empty(change);
         }
@@ -96,13 +96,13 @@ impl EventFollower {
     }
 
     /// Empties the mirror: the engine's cache is known to be empty.
-    fn empty(&mut self, change: &mut impl FnMut(Change)) {
+    fn empty(&mut self, change: &mut impl FnMut(BlockChange)) {
         self.mirror.clear();
-        change(Change::Cleared);
+        change(BlockChange::Cleared);
         self.complete = true;
     }
 
-    fn restart(&mut self, change: &mut impl FnMut(Change)) {
+    fn restart(&mut self, change: &mut impl FnMut(BlockChange)) {
         self.empty(change);
         // Events since the restart are still to come.
         self.complete = false;
@@ -168,7 +168,7 @@ mod tests {
         let mut changes = Vec::new();
         let taken = follower.take(0, &batch(0, 99.0), &mut |change| changes.push(change));
         assert_eq!((taken, follower.mirror().len()), (Delivery::Applied, 1));
-        assert_eq!(changes[0], Change::Cleared);
+        assert_eq!(changes[0], BlockChange::Cleared);
         // Messages may have been sent between the restart and this one.
         assert_eq!(take(&mut follower, 1, 100.0), Delivery::Applied);
         assert_eq!(take(&mut follower, 0, 200.0), Delivery::Applied);
@@ -193,9 +193,9 @@ mod tests {
             let last = heard.len() as u64;
             for number in (0..=last).filter(|n| *n == last || heard[*n as usize]) {
                 let mut change = |change| match change {
-                    Change::Held(hash) => drop(index.insert(hash)),
-                    Change::Gone(hash) => drop(index.remove(&hash)),
-                    Change::Cleared => index.clear(),
+                    BlockChange::Held(hash) => drop(index.insert(hash)),
+                    BlockChange::Gone(hash) => drop(index.remove(&hash)),
+                    BlockChange::Cleared => index.clear(),
                 };
                 if let Delivery::Missing(from) = follower.take(number, &batch(number, 1.0), &mut change) {
                     for number in from..=number {

@@ -18,7 +18,7 @@ use super::event::{EngineHash, KvEvent, RemovedBlocks, StoredBlocks};
 
 /// A change of tidegate's prefix index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum BlockChange {
     /// The engine holds this block.
     Held(u64),
     /// The engine no longer holds this block.
@@ -47,7 +47,7 @@ pub struct Tally {
 ///
 /// ```
 /// use tidegate_signals::kv::event::{EngineHash, KvEvent, StoredBlocks};
-/// use tidegate_signals::kv::mirror::{Change, KvMirror};
+/// use tidegate_signals::kv::mirror::{BlockChange, KvMirror};
 ///
 /// // The engine's blocks have 4 tokens, tidegate's 2.
 /// let mut mirror = KvMirror::new("m", 2, 1000);
@@ -56,7 +56,7 @@ pub struct Tally {
 /// let hashes = vec![EngineHash(7)];
 /// let stored = StoredBlocks { hashes, tokens, block_size: 4, ..StoredBlocks::default() };
 /// mirror.apply(&KvEvent::Stored(stored), &mut |change| {
-///     held += usize::from(matches!(change, Change::Held(_)));
+///     held += usize::from(matches!(change, BlockChange::Held(_)));
 /// });
 /// assert_eq!((mirror.len(), held), (1, 2));
 /// ```
@@ -123,7 +123,7 @@ impl KvMirror {
     }
 
     /// Applies one event; `change` receives the resulting changes of tidegate's blocks.
-    pub fn apply(&mut self, event: &KvEvent, change: &mut impl FnMut(Change)) {
+    pub fn apply(&mut self, event: &KvEvent, change: &mut impl FnMut(BlockChange)) {
         match event {
             KvEvent::Stored(stored) if counts(stored.medium.as_deref(), stored.group) => {
                 self.store(stored, change);
@@ -133,7 +133,7 @@ impl KvMirror {
             }
             KvEvent::Cleared => {
                 self.clear();
-                change(Change::Cleared);
+                change(BlockChange::Cleared);
             }
             KvEvent::Stored(_) | KvEvent::Removed(_) | KvEvent::Other => {}
         }
@@ -161,7 +161,7 @@ impl KvMirror {
         self.tally
     }
 
-    fn store(&mut self, stored: &StoredBlocks, change: &mut impl FnMut(Change)) {
+    fn store(&mut self, stored: &StoredBlocks, change: &mut impl FnMut(BlockChange)) {
         let blocks = stored.hashes.len();
         let size = stored.block_size as usize;
         // An event may contain tokens beyond the last full block.
@@ -223,7 +223,7 @@ impl KvMirror {
         chain_salt(model, &json)
     }
 
-    fn insert(&mut self, hash: EngineHash, node: Node, change: &mut impl FnMut(Change)) {
+    fn insert(&mut self, hash: EngineHash, node: Node, change: &mut impl FnMut(BlockChange)) {
         self.births += 1;
         if let Some(known) = self.nodes.get_mut(&hash) {
             known.copies = known.copies.saturating_add(1);
@@ -233,14 +233,14 @@ impl KvMirror {
             let count = self.held.entry(ours).or_default();
             *count += 1;
             if *count == 1 {
-                change(Change::Held(ours));
+                change(BlockChange::Held(ours));
             }
         }
         self.order.push_back((node.born, hash));
         self.nodes.insert(hash, node);
     }
 
-    fn remove(&mut self, removed: &RemovedBlocks, change: &mut impl FnMut(Change)) {
+    fn remove(&mut self, removed: &RemovedBlocks, change: &mut impl FnMut(BlockChange)) {
         for hash in &removed.hashes {
             let Some(node) = self.nodes.get_mut(hash) else { continue };
             self.tally.removed += 1;
@@ -251,20 +251,20 @@ impl KvMirror {
         }
     }
 
-    fn drop_node(&mut self, hash: EngineHash, change: &mut impl FnMut(Change)) {
+    fn drop_node(&mut self, hash: EngineHash, change: &mut impl FnMut(BlockChange)) {
         let Some(node) = self.nodes.remove(&hash) else { return };
         for ours in node.completed(self.block) {
             let Some(count) = self.held.get_mut(&ours) else { continue };
             *count -= 1;
             if *count == 0 {
                 self.held.remove(&ours);
-                change(Change::Gone(ours));
+                change(BlockChange::Gone(ours));
             }
         }
     }
 
     /// Drops the oldest blocks above the limit, and queue entries of removed blocks.
-    fn keep_bound(&mut self, change: &mut impl FnMut(Change)) {
+    fn keep_bound(&mut self, change: &mut impl FnMut(BlockChange)) {
         while self.nodes.len() > self.blocks_max {
             let Some((born, hash)) = self.order.pop_front() else { return };
             if self.nodes.get(&hash).is_some_and(|node| node.born == born) {

@@ -24,11 +24,13 @@ impl EngineCache {
     fn apply(&mut self, event: KvEvent) {
         let index = &mut self.index;
         self.mirror.apply(&event, &mut |change| match change {
-            Change::Held(hash) => {
+            BlockChange::Held(hash) => {
                 index.insert(hash);
             }
-            Change::Gone(hash) => assert!(index.remove(&hash), "gone without having been held"),
-            Change::Cleared => index.clear(),
+            BlockChange::Gone(hash) => {
+                assert!(index.remove(&hash), "gone without having been held")
+            }
+            BlockChange::Cleared => index.clear(),
         });
     }
 
