@@ -33,7 +33,7 @@ pub struct BadEntry {
 
 /// One difference between the backends in force and the desired ones.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
+pub enum BackendChange {
     /// A backend joins.
     Join(Box<BackendSettings>),
     /// A backend leaves.
@@ -58,7 +58,7 @@ impl Reconciler {
         &mut self,
         source: SourceId,
         desired: Vec<Result<BackendSettings, BadEntry>>,
-    ) -> (Vec<Change>, Vec<BadEntry>) {
+    ) -> (Vec<BackendChange>, Vec<BadEntry>) {
         let mut before = self.sources.remove(&source).unwrap_or_default();
         let (mut now, mut bad) = (BTreeMap::new(), Vec::new());
         for entry in desired {
@@ -83,14 +83,14 @@ impl Reconciler {
     }
 
     /// Adds or replaces one backend of a source. A name that was removed is admitted again.
-    pub fn put(&mut self, source: SourceId, backend: BackendSettings) -> Vec<Change> {
+    pub fn put(&mut self, source: SourceId, backend: BackendSettings) -> Vec<BackendChange> {
         self.hidden.remove(&backend.name);
         self.sources.entry(source).or_default().insert(backend.name.clone(), backend);
         self.changes()
     }
 
     /// Removes a name from the source `Admin` and hides those of other sources, until it is put again.
-    pub fn remove(&mut self, name: &str) -> Vec<Change> {
+    pub fn remove(&mut self, name: &str) -> Vec<BackendChange> {
         if let Some(own) = self.sources.get_mut(&SourceId::Admin) {
             own.remove(name);
         }
@@ -110,7 +110,7 @@ impl Reconciler {
     }
 
     /// Brings `in_force` up to date and returns the differences, leaves first.
-    fn changes(&mut self) -> Vec<Change> {
+    fn changes(&mut self) -> Vec<BackendChange> {
         let mut desired: BTreeMap<&String, &BackendSettings> = BTreeMap::new();
         for (name, backend) in self.sources.values().flatten() {
             if !self.hidden.contains(name) {
@@ -118,21 +118,21 @@ impl Reconciler {
             }
         }
         let gone = self.in_force.keys().filter(|name| !desired.contains_key(name));
-        let mut changes: Vec<Change> = gone.cloned().map(Change::Leave).collect();
+        let mut changes: Vec<BackendChange> = gone.cloned().map(BackendChange::Leave).collect();
         for (name, backend) in &desired {
             let boxed = || Box::new((*backend).clone());
             match self.in_force.get(*name) {
                 Some(old) if old == *backend => {}
-                Some(_) => changes.push(Change::Replace(boxed())),
-                None => changes.push(Change::Join(boxed())),
+                Some(_) => changes.push(BackendChange::Replace(boxed())),
+                None => changes.push(BackendChange::Join(boxed())),
             }
         }
         for change in &changes {
             match change {
-                Change::Leave(name) => {
+                BackendChange::Leave(name) => {
                     self.in_force.remove(name);
                 }
-                Change::Join(backend) | Change::Replace(backend) => {
+                BackendChange::Join(backend) | BackendChange::Replace(backend) => {
                     self.in_force.insert(backend.name.clone(), (**backend).clone());
                 }
             }

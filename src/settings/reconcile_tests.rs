@@ -13,12 +13,12 @@ fn backend(name: &str, url: u8) -> BackendSettings {
 }
 
 /// Applies changes as the control loop does, and checks that each is possible.
-fn apply(fleet: &mut BTreeMap<String, BackendSettings>, changes: Vec<Change>) {
+fn apply(fleet: &mut BTreeMap<String, BackendSettings>, changes: Vec<BackendChange>) {
     for change in changes {
         match change {
-            Change::Join(b) => assert!(fleet.insert(b.name.clone(), *b).is_none()),
-            Change::Leave(name) => assert!(fleet.remove(&name).is_some()),
-            Change::Replace(b) => assert!(fleet.insert(b.name.clone(), *b).is_some()),
+            BackendChange::Join(b) => assert!(fleet.insert(b.name.clone(), *b).is_none()),
+            BackendChange::Leave(name) => assert!(fleet.remove(&name).is_some()),
+            BackendChange::Replace(b) => assert!(fleet.insert(b.name.clone(), *b).is_some()),
         }
     }
 }
@@ -28,13 +28,16 @@ fn a_name_belongs_to_the_source_with_precedence() {
     let mut all = Reconciler::default();
     all.set(SourceId::Dns, vec![Ok(backend("a", 1))]);
     let (changes, bad) = all.set(SourceId::File, vec![Ok(backend("a", 2)), Ok(backend("b", 3))]);
-    let expected =
-        [Change::Replace(Box::new(backend("a", 2))), Change::Join(Box::new(backend("b", 3)))];
+    let expected = [
+        BackendChange::Replace(Box::new(backend("a", 2))),
+        BackendChange::Join(Box::new(backend("b", 3))),
+    ];
     assert_eq!(changes, expected);
     assert!(bad.is_empty());
     assert_eq!(all.source("a"), Some(SourceId::File));
     let (changes, _) = all.set(SourceId::File, Vec::new());
-    let expected = [Change::Leave("b".to_owned()), Change::Replace(Box::new(backend("a", 1)))];
+    let expected =
+        [BackendChange::Leave("b".to_owned()), BackendChange::Replace(Box::new(backend("a", 1)))];
     assert_eq!(changes, expected);
     assert_eq!((all.source("a"), all.source("b")), (Some(SourceId::Dns), None));
 }
@@ -46,7 +49,10 @@ fn a_bad_entry_keeps_its_old_version_and_the_rest_applies() {
     let wrong = |name: &str| BadEntry { name: name.to_owned(), problem: "no url".to_owned() };
     let desired = vec![Err(wrong("a")), Err(wrong("new")), Ok(backend("c", 3))];
     let (changes, bad) = all.set(SourceId::Watched, desired);
-    assert_eq!(changes, [Change::Leave("b".to_owned()), Change::Join(Box::new(backend("c", 3)))]);
+    assert_eq!(
+        changes,
+        [BackendChange::Leave("b".to_owned()), BackendChange::Join(Box::new(backend("c", 3)))]
+    );
     assert_eq!(bad, [wrong("a"), wrong("new")]);
     assert_eq!(all.source("a"), Some(SourceId::Watched));
 }
@@ -55,10 +61,10 @@ fn a_bad_entry_keeps_its_old_version_and_the_rest_applies() {
 fn a_removed_name_stays_hidden_until_it_is_put_again() {
     let mut all = Reconciler::default();
     all.set(SourceId::File, vec![Ok(backend("a", 1))]);
-    assert_eq!(all.remove("a"), [Change::Leave("a".to_owned())]);
+    assert_eq!(all.remove("a"), [BackendChange::Leave("a".to_owned())]);
     assert!(all.set(SourceId::File, vec![Ok(backend("a", 2))]).0.is_empty());
     let own = backend("a", 3);
-    assert_eq!(all.put(SourceId::Admin, own.clone()), [Change::Join(Box::new(own))]);
+    assert_eq!(all.put(SourceId::Admin, own.clone()), [BackendChange::Join(Box::new(own))]);
     assert_eq!(all.remove("unknown"), []);
 }
 

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use tidegate_scheduler::learn::Priors;
 use tidegate_settings::BackendSettings;
-use tidegate_settings::reconcile::{BadEntry, Change, Reconciler, SourceId};
+use tidegate_settings::reconcile::{BackendChange, BadEntry, Reconciler, SourceId};
 use tidegate_types::{BackendId, Flip, GroupId, Moment, Role, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
@@ -155,17 +155,17 @@ impl Control {
 
     /// Applies changes. Returns their counts and the problems. A backend that cannot be built does
     /// not replace its previous version.
-    fn apply_changes(&mut self, changes: Vec<Change>, until: Moment) -> (Done, Vec<String>) {
+    fn apply_changes(&mut self, changes: Vec<BackendChange>, until: Moment) -> (Done, Vec<String>) {
         let (mut done, mut problems) = (Done::default(), Vec::new());
         for change in changes {
             match change {
-                Change::Leave(name) => {
+                BackendChange::Leave(name) => {
                     if let Some(backend) = self.proxy.fleet.named(&name) {
                         self.leave(&backend, None, until);
                         done.left += 1;
                     }
                 }
-                Change::Join(settings) | Change::Replace(settings) => {
+                BackendChange::Join(settings) | BackendChange::Replace(settings) => {
                     let old = self.proxy.fleet.named(&settings.name);
                     match self.built(&settings) {
                         Ok(backend) => {
