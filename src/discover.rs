@@ -34,7 +34,7 @@ pub struct Discovery {
 
 /// Addresses of the proxy, in place of the configured ones.
 #[derive(clap::Args)]
-pub struct Addresses {
+pub struct ListenArgs {
     /// Address for clients, in place of the configured one (default 127.0.0.1:8080)
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
@@ -55,7 +55,7 @@ impl Discovery {
     ///
     /// # Errors
     /// No engine answered in time, or an argument is not usable.
-    pub fn draft(&self, at: &Addresses) -> Result<Draft, String> {
+    pub fn draft(&self, at: &ListenArgs) -> Result<Draft, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
         let found = runtime.block_on(self.ask_all())?;

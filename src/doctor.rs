@@ -13,7 +13,7 @@ use std::time::Duration;
 use tidegate_settings::{BackendSettings, Settings};
 
 use crate::ask::Client;
-use crate::discover::{Addresses, Discovery};
+use crate::discover::{Discovery, ListenArgs};
 use crate::terminal::{Paint, Style};
 use crate::{init, serve};
 
@@ -139,7 +139,7 @@ fn settings(args: &Args, report: &mut Report) -> Option<Settings> {
     let read = match &args.config {
         Some(path) => serve::read(path),
         None => {
-            let at = Addresses { listen: Vec::new(), admin: None };
+            let at = ListenArgs { listen: Vec::new(), admin: None };
             args.engines.draft(&at).and_then(|draft| init::parsed(&draft.to_toml()))
         }
     };

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use tidegate_settings::Settings;
 
-use crate::discover::{Addresses, Discovery};
+use crate::discover::{Discovery, ListenArgs};
 
 /// Write a configuration for running engines: asks each one what it is.
 #[derive(clap::Args)]
@@ -12,7 +12,7 @@ pub struct Args {
     #[command(flatten)]
     engines: Discovery,
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: ListenArgs,
     /// File to write; without it the configuration goes to standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,

@@ -22,7 +22,7 @@ pub struct Args {
     #[command(flatten)]
     engines: Discovery,
     #[command(flatten)]
-    at: discover::Addresses,
+    at: discover::ListenArgs,
     /// The configuration file
     #[arg(long, value_name = "FILE", required_unless_present = "urls", conflicts_with = "urls")]
     config: Option<PathBuf>,
@@ -57,7 +57,7 @@ fn inferred(args: &Args) -> Result<Settings, String> {
 }
 
 /// The settings with the addresses of the command line.
-fn placed(mut settings: Settings, at: &discover::Addresses) -> Settings {
+fn placed(mut settings: Settings, at: &discover::ListenArgs) -> Settings {
     if !at.listen.is_empty() {
         settings.server.listen.clone_from(&at.listen);
         settings.on_command_line.push("server.listen");
