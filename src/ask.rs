@@ -41,7 +41,7 @@ pub enum AskError {
 
 /// An answer, whole.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct HttpAnswer {
     pub status: StatusCode,
     pub body: Bytes,
     /// The engine's clock.
@@ -83,7 +83,7 @@ impl Client {
     ///
     /// # Errors
     /// [`AskError`] without an answer.
-    pub async fn get(&self, url: &str, path: &str) -> Result<Answer, AskError> {
+    pub async fn get(&self, url: &str, path: &str) -> Result<HttpAnswer, AskError> {
         self.ask(Method::GET, url, path, Bytes::new(), None).await
     }
 
@@ -97,7 +97,7 @@ impl Client {
         path: &str,
         body: Bytes,
         header: Option<(&str, &str)>,
-    ) -> Result<Answer, AskError> {
+    ) -> Result<HttpAnswer, AskError> {
         self.ask(Method::POST, url, path, body, header).await
     }
 
@@ -108,7 +108,7 @@ impl Client {
         path: &str,
         body: Bytes,
         header: Option<(&str, &str)>,
-    ) -> Result<Answer, AskError> {
+    ) -> Result<HttpAnswer, AskError> {
         let began = Instant::now();
         let exchange = async {
             let (authority, tls, prefix) = parts(url)?;
@@ -138,7 +138,7 @@ impl Client {
         };
         let answer = tokio::time::timeout(self.timeout, exchange).await;
         let answer = answer.map_err(|_| AskError::Late(self.timeout))??;
-        Ok(Answer { took: began.elapsed(), ..answer })
+        Ok(HttpAnswer { took: began.elapsed(), ..answer })
     }
 }
 
@@ -178,7 +178,7 @@ pub fn host_of(url: &str) -> Result<String, AskError> {
 async fn sent(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
-) -> Result<Answer, AskError> {
+) -> Result<HttpAnswer, AskError> {
     let broken = |error: &dyn std::fmt::Display| AskError::Broken(error.to_string());
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
@@ -190,5 +190,5 @@ async fn sent(
     driver.abort();
     let date = head.headers.get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
     let body = body?.to_bytes();
-    Ok(Answer { status: head.status, body, date, took: Duration::ZERO })
+    Ok(HttpAnswer { status: head.status, body, date, took: Duration::ZERO })
 }

@@ -9,7 +9,7 @@ use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
 
 use super::Report;
-use crate::ask::{Answer, Client, host_of};
+use crate::ask::{HttpAnswer, Client, host_of};
 
 /// Words of the prompt: several KV blocks of any engine.
 const WORDS: usize = 96;
@@ -116,7 +116,7 @@ impl Trial<'_> {
 
     async fn decode(
         &self,
-        answer: &Answer,
+        answer: &HttpAnswer,
         body: &Bytes,
         scanned: &Scan,
         key: Option<&[u8]>,
@@ -135,7 +135,7 @@ impl Trial<'_> {
         client: &Client,
         on: &BackendSettings,
         leg: LegBody,
-    ) -> Result<Answer, Failed> {
+    ) -> Result<HttpAnswer, Failed> {
         let header = leg.header.as_ref().map(|(name, value)| (*name, &**value));
         let answer = client.post(&on.url, PATH, leg.body, header).await;
         let answer = answer.map_err(|error| (on.name.clone(), error.to_string()))?;
