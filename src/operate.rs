@@ -119,17 +119,17 @@ pub enum OperateError {
 
 /// `/v1/fleet`, as far as the command line shows it.
 #[derive(Deserialize)]
-pub(crate) struct Fleet {
+pub(crate) struct FleetStatus {
     pub(crate) plan: u64,
     pub(crate) ready: bool,
     pub(crate) waiting_requests: usize,
     pub(crate) live_requests: usize,
-    pub(crate) backends: Vec<Backend>,
+    pub(crate) backends: Vec<BackendStatus>,
 }
 
 /// One backend of `/v1/fleet`.
 #[derive(Deserialize)]
-pub(crate) struct Backend {
+pub(crate) struct BackendStatus {
     pub(crate) name: String,
     url: String,
     pub(crate) role: Role,
@@ -235,7 +235,7 @@ struct Changed {
 }
 
 fn table(body: &str) -> Result<String, OperateError> {
-    let fleet: Fleet =
+    let fleet: FleetStatus =
         serde_json::from_str(body).map_err(|error| OperateError::Strange(error.to_string()))?;
     let ready = if fleet.ready { "ready" } else { "not ready" };
     let mut text = format!(

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 use tidegate_types::Role;
 
-use crate::operate::{Admin, Backend, Fleet, OperateError};
+use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError};
 use crate::screen::canvas::Canvas;
 use crate::screen::{Engine, Screen, Series};
 use crate::terminal::has_colours;
@@ -108,7 +108,7 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
 /// Reads the admin API into the screen.
 fn read(admin: &Admin, screen: &mut Screen) -> Result<(), OperateError> {
     let strange = |error: serde_json::Error| OperateError::Strange(error.to_string());
-    let fleet: Fleet =
+    let fleet: FleetStatus =
         serde_json::from_str(&admin.ask("GET", "/v1/fleet", "")?).map_err(strange)?;
     let targets: Targets =
         serde_json::from_str(&admin.ask("GET", "/v1/targets", "")?).map_err(strange)?;
@@ -145,7 +145,7 @@ fn latencies(targets: &Targets, screen: &mut Screen) {
     put(&mut screen.attainment, None, busiest.map(|model| model.attainment));
 }
 
-fn engine(backend: Backend, ttft: f64) -> Engine {
+fn engine(backend: BackendStatus, ttft: f64) -> Engine {
     let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
     let prefills = backend.role == Role::Prefill;
     let trouble = match backend.health.as_str() {
