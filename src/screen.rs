@@ -13,7 +13,7 @@ pub use widgets::draw;
 pub struct Screen {
     /// First line.
     pub title: String,
-    pub engines: Vec<Engine>,
+    pub engines: Vec<EngineRow>,
     pub queue: Series,
     pub ttft: Series,
     pub tpot: Series,
@@ -29,7 +29,7 @@ pub struct Screen {
 
 /// One engine.
 #[derive(Clone, Debug)]
-pub struct Engine {
+pub struct EngineRow {
     pub name: String,
     pub role: Role,
     /// Prefill backlog or streams as a share of what it takes, 0 to 1.
@@ -83,7 +83,7 @@ impl Series {
 
 impl Screen {
     /// The engines of a role.
-    pub fn pool(&self, role: Role) -> impl Iterator<Item = &Engine> {
+    pub fn pool(&self, role: Role) -> impl Iterator<Item = &EngineRow> {
         self.engines.iter().filter(move |engine| engine.role == role)
     }
 

@@ -7,7 +7,7 @@ use tidegate_types::Role;
 
 use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError};
 use crate::screen::canvas::Canvas;
-use crate::screen::{Engine, Screen, Series};
+use crate::screen::{EngineRow, Screen, Series};
 use crate::terminal::has_colours;
 
 /// Show the fleet of a running proxy, live: pools, engines, queue, latencies against their targets,
@@ -145,14 +145,14 @@ fn latencies(targets: &Targets, screen: &mut Screen) {
     put(&mut screen.attainment, None, busiest.map(|model| model.attainment));
 }
 
-fn engine(backend: BackendStatus, ttft: f64) -> Engine {
+fn engine(backend: BackendStatus, ttft: f64) -> EngineRow {
     let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
     let prefills = backend.role == Role::Prefill;
     let trouble = match backend.health.as_str() {
         "up" => backend.misfits.first().cloned().unwrap_or_default(),
         other => other.to_owned(),
     };
-    Engine {
+    EngineRow {
         role: backend.role,
         load: match prefills {
             true => share(backend.prefill_seconds, ttft),

@@ -9,7 +9,7 @@ use tidegate_proxy::Proxy;
 use tidegate_types::{Role, Slo};
 
 use crate::screen::canvas::Canvas;
-use crate::screen::{Engine, Screen, Series};
+use crate::screen::{EngineRow, Screen, Series};
 use crate::terminal::has_colours;
 
 /// Refresh interval.
@@ -157,7 +157,7 @@ impl View {
 /// Exit code after Ctrl-C, as shells report it.
 const INTERRUPTED: i32 = 130;
 
-fn engines(proxy: &Proxy, slo: &Slo) -> Vec<Engine> {
+fn engines(proxy: &Proxy, slo: &Slo) -> Vec<EngineRow> {
     let table = proxy.fleet.table();
     let now = proxy.clock.now();
     let engine = |backend: &Arc<tidegate_proxy::fleet::Backend>| {
@@ -166,7 +166,7 @@ fn engines(proxy: &Proxy, slo: &Slo) -> Vec<Engine> {
         let backlog = balance.prefill;
         let health = backend.health.as_str(now);
         let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
-        Engine {
+        EngineRow {
             name: backend.name.to_string(),
             role,
             load: match role {

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Sparkline};
 use tidegate_types::Role;
 
-use super::{Engine, Screen, Series, millis, percent};
+use super::{EngineRow, Screen, Series, millis, percent};
 
 /// Cells of an engine's load bar.
 const BAR: usize = 12;
@@ -70,7 +70,7 @@ fn pools(frame: &mut Frame<'_>, screen: &Screen, area: Rect, palette: Palette) {
     let roles: Vec<Role> = all.into_iter().filter(shown).collect();
     let columns = Layout::horizontal(roles.iter().map(|_| Constraint::Fill(1))).split(area);
     for (role, column) in roles.iter().zip(columns.iter()) {
-        let engines: Vec<&Engine> = screen.pool(*role).collect();
+        let engines: Vec<&EngineRow> = screen.pool(*role).collect();
         let engines_word = if engines.len() == 1 { "engine" } else { "engines" };
         let title = format!("{} · {} {engines_word}", role.as_str(), engines.len());
         let lines = engines.iter().map(|engine| row(engine, palette));
@@ -79,7 +79,7 @@ fn pools(frame: &mut Frame<'_>, screen: &Screen, area: Rect, palette: Palette) {
     }
 }
 
-fn row<'a>(engine: &'a Engine, palette: Palette) -> Line<'a> {
+fn row<'a>(engine: &'a EngineRow, palette: Palette) -> Line<'a> {
     let full = (engine.load.clamp(0.0, 1.0) * BAR as f64).round() as usize;
     let bar = format!("{}{}", "█".repeat(full), "░".repeat(BAR - full));
     let kv = format!("  KV {:>3}", percent(Some(engine.kv)));
@@ -138,8 +138,8 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    fn engine(name: &str, role: Role) -> Engine {
-        Engine {
+    fn engine(name: &str, role: Role) -> EngineRow {
+        EngineRow {
             name: name.to_owned(),
             role,
             load: 0.5,
