@@ -14,14 +14,14 @@ pub struct Screen {
     /// First line.
     pub title: String,
     pub engines: Vec<EngineRow>,
-    pub queue: Series,
-    pub ttft: Series,
-    pub tpot: Series,
+    pub queue: ChartSeries,
+    pub ttft: ChartSeries,
+    pub tpot: ChartSeries,
     /// Share of requests in time, 0 to 1.
-    pub attainment: Series,
+    pub attainment: ChartSeries,
     /// Role changes, the latest first, one sentence each.
     pub flips: Vec<String>,
-    /// Name of what [`Series::beside`] shows.
+    /// Name of what [`ChartSeries::beside`] shows.
     pub beside: Option<String>,
     /// Last line.
     pub footer: String,
@@ -44,7 +44,7 @@ pub struct EngineRow {
 
 /// A value over time.
 #[derive(Clone, Debug, Default)]
-pub struct Series {
+pub struct ChartSeries {
     /// The latest last; `None`: nothing was measured.
     pub values: Vec<Option<f64>>,
     /// What it should not exceed, in its unit.
@@ -56,10 +56,10 @@ pub struct Series {
 /// Values that a series keeps: two minutes at five a second.
 const KEPT: usize = 600;
 
-impl Series {
+impl ChartSeries {
     /// With a target.
-    pub fn with_target(target: f64) -> Series {
-        Series { target: Some(target), ..Series::default() }
+    pub fn with_target(target: f64) -> ChartSeries {
+        ChartSeries { target: Some(target), ..ChartSeries::default() }
     }
 
     /// Adds the latest value; the oldest are dropped.
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_series_is_bounded_and_knows_its_target() {
-        let mut series = Series::with_target(1.0);
+        let mut series = ChartSeries::with_target(1.0);
         assert!(!series.misses() && series.now().is_none());
         for at in 0..=KEPT {
             series.push(Some(at as f64));

@@ -7,7 +7,7 @@ use tidegate_types::Role;
 
 use crate::operate::{Admin, BackendStatus, FleetStatus, OperateError};
 use crate::screen::canvas::Canvas;
-use crate::screen::{EngineRow, Screen, Series};
+use crate::screen::{ChartSeries, EngineRow, Screen};
 use crate::terminal::has_colours;
 
 /// Show the fleet of a running proxy, live: pools, engines, queue, latencies against their targets,
@@ -135,7 +135,7 @@ fn read(admin: &Admin, screen: &mut Screen) -> Result<(), OperateError> {
 /// The values of the model with the most requests.
 fn latencies(targets: &Targets, screen: &mut Screen) {
     let busiest = targets.models.iter().max_by_key(|model| model.requests);
-    let put = |series: &mut Series, target: Option<f64>, value: Option<f64>| {
+    let put = |series: &mut ChartSeries, target: Option<f64>, value: Option<f64>| {
         series.target = target;
         series.push(value);
     };

@@ -9,7 +9,7 @@ use tidegate_proxy::Proxy;
 use tidegate_types::{Role, Slo};
 
 use crate::screen::canvas::Canvas;
-use crate::screen::{EngineRow, Screen, Series};
+use crate::screen::{ChartSeries, EngineRow, Screen};
 use crate::terminal::has_colours;
 
 /// Refresh interval.
@@ -64,8 +64,8 @@ impl View {
         }
         let (name, beside) = beside.unzip();
         let screen = Screen {
-            ttft: Series::with_target(slo.ttft.get()),
-            tpot: Series::with_target(slo.tpot.get()),
+            ttft: ChartSeries::with_target(slo.ttft.get()),
+            tpot: ChartSeries::with_target(slo.tpot.get()),
             beside: name.map(str::to_owned),
             footer: dashboard,
             ..Screen::default()

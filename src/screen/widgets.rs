@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Sparkline};
 use tidegate_types::Role;
 
-use super::{EngineRow, Screen, Series, millis, percent};
+use super::{ChartSeries, EngineRow, Screen, millis, percent};
 
 /// Cells of an engine's load bar.
 const BAR: usize = 12;
@@ -108,7 +108,7 @@ fn charts(frame: &mut Frame<'_>, screen: &Screen, area: Rect, palette: Palette) 
 fn chart(
     frame: &mut Frame<'_>,
     name: &str,
-    series: &Series,
+    series: &ChartSeries,
     shown: fn(Option<f64>) -> String,
     beside: Option<&str>,
     area: Rect,
@@ -156,7 +156,7 @@ mod tests {
             engines: vec![engine("e0", Role::Prefill), engine("e1", Role::Decode)],
             flips: vec!["e1 is decode now".to_owned()],
             beside: Some("fixed split".to_owned()),
-            ttft: Series::with_target(1.0),
+            ttft: ChartSeries::with_target(1.0),
             ..Screen::default()
         };
         screen.engines[1].trouble = "down".to_owned();
