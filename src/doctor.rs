@@ -64,11 +64,11 @@ pub struct Finding {
 
 /// Findings in the order of the checks.
 #[derive(Default, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     pub findings: Vec<Finding>,
 }
 
-impl Report {
+impl DoctorReport {
     pub fn ok(&mut self, subject: &str, check: &'static str, detail: impl Into<String>) {
         self.add(Level::Ok, subject, check, detail.into(), None);
     }
@@ -115,7 +115,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `tidegate doctor`
 pub fn run(args: &Args) -> ExitCode {
-    let mut report = Report::default();
+    let mut report = DoctorReport::default();
     if let Some(settings) = settings(args, &mut report) {
         host::check(&settings, &mut report);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 /// The configuration, from its file or inferred.
-fn settings(args: &Args, report: &mut Report) -> Option<Settings> {
+fn settings(args: &Args, report: &mut DoctorReport) -> Option<Settings> {
     let advice = "correct the line; docs/reference/configuration.md describes every key";
     let read = match &args.config {
         Some(path) => serve::read(path),
@@ -163,7 +163,7 @@ fn settings(args: &Args, report: &mut Report) -> Option<Settings> {
     }
 }
 
-async fn engines(args: &Args, settings: &Settings, report: &mut Report) {
+async fn engines(args: &Args, settings: &Settings, report: &mut DoctorReport) {
     let mut reached = Vec::new();
     for backend in &settings.backends {
         let client = match client(settings, backend, TIMEOUT) {
@@ -210,7 +210,7 @@ fn client(
     }
 }
 
-fn json(report: &Report) -> String {
+fn json(report: &DoctorReport) -> String {
     let value = serde_json::json!({
         "errors": report.count(Level::Error),
         "warnings": report.count(Level::Warning),
@@ -219,7 +219,7 @@ fn json(report: &Report) -> String {
     format!("{value:#}\n")
 }
 
-fn lines(report: &Report, paint: Paint) -> String {
+fn lines(report: &DoctorReport, paint: Paint) -> String {
     let mut text = String::new();
     for finding in &report.findings {
         let (word, style) = match finding.level {

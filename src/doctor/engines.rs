@@ -10,7 +10,7 @@ use tidegate_signals::facts::DisaggregationMode;
 use tidegate_signals::identity::Identity;
 use tokio::net::TcpStream;
 
-use super::Report;
+use super::DoctorReport;
 use crate::ask::{Client, host_of};
 use crate::discover;
 
@@ -38,7 +38,7 @@ pub async fn check(
     settings: &Settings,
     backend: &BackendSettings,
     client: &Client,
-    report: &mut Report,
+    report: &mut DoctorReport,
 ) -> Option<String> {
     let name = &backend.name;
     let identity = match discover::ask(client, &backend.url).await {
@@ -65,7 +65,7 @@ pub async fn check(
     model.or_else(|| backend.models.first().cloned())
 }
 
-fn kind(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+fn kind(backend: &BackendSettings, identity: &Identity, report: &mut DoctorReport) {
     let (said, told) = (backend.kind(), identity.kind);
     let version = identity.facts.version.as_deref().unwrap_or("of unknown version");
     let detail = format!("{} {version}", told.as_str());
@@ -82,7 +82,7 @@ fn kind(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
     report.ok(name, "engine", detail);
 }
 
-fn connector(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+fn connector(backend: &BackendSettings, identity: &Identity, report: &mut DoctorReport) {
     let name = &backend.name;
     let said = match backend.connector {
         Connector::None => None,
@@ -128,7 +128,7 @@ fn connector(backend: &BackendSettings, identity: &Identity, report: &mut Report
     }
 }
 
-fn models(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+fn models(backend: &BackendSettings, identity: &Identity, report: &mut DoctorReport) {
     let name = &backend.name;
     let facts = &identity.facts;
     if let Some(status) = facts.key_required {
@@ -152,7 +152,7 @@ fn models(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
     }
 }
 
-fn role(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
+fn role(backend: &BackendSettings, identity: &Identity, report: &mut DoctorReport) {
     let allowed: Vec<&str> = backend.allowed_roles().iter().map(|role| role.as_str()).collect();
     let name = &backend.name;
     if let (Some(DisaggregationMode::Half(mode)), Some(role)) = (identity.facts.mode, backend.role)
@@ -167,7 +167,7 @@ fn role(backend: &BackendSettings, identity: &Identity, report: &mut Report) {
 }
 
 /// Ports beside the URL at which other engines meet this one.
-async fn ports(backend: &BackendSettings, report: &mut Report) {
+async fn ports(backend: &BackendSettings, report: &mut DoctorReport) {
     let (check, port) = match backend.connector {
         Connector::Mooncake | Connector::Bootstrap => ("bootstrap port", backend.bootstrap_port),
         Connector::Offloading => ("side channel", backend.side_channel_port),
@@ -187,7 +187,7 @@ async fn ports(backend: &BackendSettings, report: &mut Report) {
     }
 }
 
-async fn clock(backend: &BackendSettings, client: &Client, report: &mut Report) {
+async fn clock(backend: &BackendSettings, client: &Client, report: &mut DoctorReport) {
     let Some(path) = backend.kind().health_paths().first() else { return };
     let Ok(answer) = client.get(&backend.url, path).await else { return };
     let latency = format!("{path} answers in {:.1} ms", answer.took.as_secs_f64() * 1e3);
@@ -208,7 +208,7 @@ async fn tokenizer(
     model: &ModelSettings,
     backend: &BackendSettings,
     client: &Client,
-    report: &mut Report,
+    report: &mut DoctorReport,
 ) {
     let Some(path) = &model.tokenizer else { return };
     let (name, check) = (&backend.name, "tokenizer");

@@ -8,8 +8,8 @@ use tidegate_engine::{Endpoint, Family, LegBody, Legs, Peer, RendezvousInfo, Sca
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
 
-use super::Report;
-use crate::ask::{HttpAnswer, Client, host_of};
+use super::DoctorReport;
+use crate::ask::{Client, HttpAnswer, host_of};
 
 /// Words of the prompt: several KV blocks of any engine.
 const WORDS: usize = 96;
@@ -23,7 +23,7 @@ pub async fn check(
     (from, to): (&BackendSettings, &BackendSettings),
     model: &str,
     limit: Duration,
-    report: &mut Report,
+    report: &mut DoctorReport,
 ) {
     let groups = settings.groups();
     let group = |of: &BackendSettings| {

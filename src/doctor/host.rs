@@ -2,13 +2,13 @@
 
 use tidegate_settings::Settings;
 
-use super::Report;
+use super::DoctorReport;
 
 /// Open files beside connections: logs, listeners, probes.
 const FILES_BESIDE: u64 = 256;
 
 /// Adds the findings about this machine.
-pub fn check(settings: &Settings, report: &mut Report) {
+pub fn check(settings: &Settings, report: &mut DoctorReport) {
     match tidegate_proxy::files::load(settings) {
         Ok(_) => report.ok("host", "files", "keys, certificates and tokenizers can be read"),
         Err(errors) => {
@@ -40,7 +40,7 @@ pub fn check(settings: &Settings, report: &mut Report) {
 }
 
 /// Each client connection may have a request with a connection of its own.
-fn open_files(settings: &Settings, report: &mut Report) {
+fn open_files(settings: &Settings, report: &mut DoctorReport) {
     let Some(limit) = limit() else {
         return report.ok("host", "open files", "the limit cannot be read on this system");
     };
