@@ -18,7 +18,7 @@ use tidegate_types::{Seconds, Slo};
 
 use crate::replay::{ReplayError, print_table, write_json};
 use trace::Scenario;
-use view::{Look, View};
+use view::{DemoView, Look};
 
 /// Demonstrate tidegate on this machine without a GPU.
 #[derive(clap::Args)]
@@ -159,7 +159,7 @@ async fn one(
     let total = trace.arrivals.len() as u64;
     let proxy = Arc::clone(&running.proxy);
     let dashboard = format!("dashboard: http://{}/", running.addresses.admin);
-    let mut shown = View::new(&policy.name(), proxy, total, *slo, beside, dashboard);
+    let mut shown = DemoView::new(&policy.name(), proxy, total, *slo, beside, dashboard);
     let config = LoadConfig {
         target: Target::parse(&format!("http://{data}"))?,
         model: MODEL.to_owned(),

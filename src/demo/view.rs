@@ -31,7 +31,7 @@ pub struct Look {
 }
 
 /// One policy's run on the screen.
-pub struct View {
+pub struct DemoView {
     proxy: Arc<Proxy>,
     screen: Screen,
     canvas: Option<Canvas>,
@@ -45,7 +45,7 @@ pub struct View {
     told: usize,
 }
 
-impl View {
+impl DemoView {
     /// An empty view; `beside` is the earlier run with its name.
     pub fn new(
         policy: &str,
@@ -54,7 +54,7 @@ impl View {
         slo: Slo,
         beside: Option<(&str, Vec<Look>)>,
         dashboard: String,
-    ) -> View {
+    ) -> DemoView {
         let canvas = match std::io::stderr().is_terminal() {
             true => Canvas::open(has_colours(), false).ok(),
             false => None,
@@ -71,7 +71,7 @@ impl View {
             ..Screen::default()
         };
         let (policy, beside) = (policy.to_owned(), beside.unwrap_or_default());
-        View { proxy, screen, canvas, policy, total, slo, beside, looks: Vec::new(), told: 0 }
+        DemoView { proxy, screen, canvas, policy, total, slo, beside, looks: Vec::new(), told: 0 }
     }
 
     /// Refreshes the screen until cancelled, or until Ctrl-C, which ends the program.
