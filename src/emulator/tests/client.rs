@@ -15,13 +15,13 @@ use tokio::net::TcpStream;
 
 use crate::{EmulatorConfig, RunningEmulator, start};
 
-pub struct Answer {
+pub struct TestAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub text: String,
 }
 
-impl Answer {
+impl TestAnswer {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{}", self.text))
     }
@@ -104,21 +104,21 @@ pub async fn send(
     path: &str,
     headers: &[(&str, &str)],
     body: String,
-) -> Answer {
+) -> TestAnswer {
     let mut open = open(address, method, path, headers, body).await.unwrap();
     let text = (&mut open.body).collect().await.unwrap().to_bytes();
-    Answer {
+    TestAnswer {
         status: open.status,
         headers: std::mem::take(&mut open.headers),
         text: String::from_utf8(text.to_vec()).unwrap(),
     }
 }
 
-pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
+pub async fn post(address: SocketAddr, path: &str, body: &Value) -> TestAnswer {
     send(address, Method::POST, path, &[], body.to_string()).await
 }
 
-pub async fn get(address: SocketAddr, path: &str) -> Answer {
+pub async fn get(address: SocketAddr, path: &str) -> TestAnswer {
     send(address, Method::GET, path, &[], String::new()).await
 }
 
