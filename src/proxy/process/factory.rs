@@ -13,7 +13,7 @@ use crate::process::files::{self, Files};
 use crate::process::wanted::Wanted;
 use crate::runtime::clock::Clock;
 use crate::tls::TlsError;
-use crate::upstream::{Address, AddressError, Connector, Pool, PoolParams};
+use crate::upstream::{Address, AddressError, Pool, PoolParams, EngineTls};
 
 /// Why a backend cannot be built from its settings.
 #[derive(Debug, Error)]
@@ -47,7 +47,7 @@ pub(super) struct BackendFactory {
     health: HealthParams,
     pool: PoolParams,
     upstream: UpstreamSettings,
-    connector: Option<Connector>,
+    connector: Option<EngineTls>,
     clock: Clock,
 }
 
@@ -78,7 +78,7 @@ impl BackendFactory {
             (true, Some(tls)) => Some(tls.named(backend.server_name.as_deref())),
             // Loaded by the first https backend, which may join a running fleet.
             (true, None) => {
-                let tls = Connector::load(&self.upstream).map_err(BackendError::Tls)?;
+                let tls = EngineTls::load(&self.upstream).map_err(BackendError::Tls)?;
                 Some(tls.named(backend.server_name.as_deref()))
             }
         };

@@ -16,7 +16,7 @@ use crate::control::operator_roles::OperatorRoles;
 use crate::control::operator_roles::StateError;
 use crate::dispatch::settings_in_force::Secrets;
 use crate::tls::{Refresh, ServerTls, TlsError};
-use crate::upstream::Connector;
+use crate::upstream::EngineTls;
 
 /// ALPN protocols of the data port.
 const H2_H1: &[&[u8]] = &[b"h2", b"http/1.1"];
@@ -113,7 +113,7 @@ pub struct Files {
     /// TLS of the admin address.
     pub admin_tls: Option<ServerTls>,
     /// TLS towards engines, if a backend's URL is https or `upstream.ca_file` is set.
-    pub connector: Option<Connector>,
+    pub connector: Option<EngineTls>,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
 }
@@ -267,12 +267,12 @@ pub(crate) fn backend_keys(backend: &BackendSettings) -> Result<BackendKeys, Fil
 }
 
 /// TLS towards engines, shared by every https backend.
-fn connector(settings: &Settings, found: &mut Found) -> Option<Connector> {
+fn connector(settings: &Settings, found: &mut Found) -> Option<EngineTls> {
     let https = settings.backends.iter().any(|backend| backend.is_https());
     if !https && settings.upstream.ca_file.is_none() {
         return None;
     }
-    let connector = found.take("upstream", Connector::load(&settings.upstream))?;
+    let connector = found.take("upstream", EngineTls::load(&settings.upstream))?;
     found.watched.push(connector.watched());
     Some(connector)
 }

@@ -17,4 +17,4 @@ pub use decoded::{EngineBody, Gathered, Named, coding_of, read_all};
 pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};
 pub use socket::Socket;
-pub use tls::Connector;
+pub use tls::EngineTls;

@@ -77,7 +77,7 @@ impl IdlePool {
 pub struct Pool {
     address: Address,
     params: PoolParams,
-    tls: Option<tls::Connector>,
+    tls: Option<tls::EngineTls>,
     idle: Arc<IdlePool>,
 }
 
@@ -92,7 +92,7 @@ impl Pool {
     pub fn new(
         address: Address,
         params: PoolParams,
-        tls: Option<tls::Connector>,
+        tls: Option<tls::EngineTls>,
         clock: Clock,
     ) -> Pool {
         let idle = Arc::new(IdlePool {

@@ -46,7 +46,7 @@ pub enum Socket {
 impl Socket {
     pub(super) async fn connect(
         address: &Address,
-        tls: Option<&tls::Connector>,
+        tls: Option<&tls::EngineTls>,
     ) -> io::Result<Socket> {
         let stream = open(address).await?;
         stream.set_nodelay(true)?;

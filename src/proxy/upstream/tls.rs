@@ -14,30 +14,30 @@ use crate::tls::{Pair, TlsError, Watched, read_authorities, read_pair};
 
 /// Opens TLS to a backend and verifies its certificate against the operator's authorities.
 #[derive(Clone)]
-pub struct Connector {
+pub struct EngineTls {
     config: Arc<Watched<ClientConfig>>,
     /// Expected name in the certificate, if it differs from the URL's host.
     name: Option<String>,
 }
 
-impl Connector {
+impl EngineTls {
     /// Loads the certificate authorities and tidegate's client certificate.
     ///
     /// # Errors
     /// [`TlsError`], which names the file.
-    pub fn load(upstream: &UpstreamSettings) -> Result<Connector, TlsError> {
+    pub fn load(upstream: &UpstreamSettings) -> Result<EngineTls, TlsError> {
         let files = [&upstream.ca_file, &upstream.client_cert, &upstream.client_key];
         let files: Vec<PathBuf> = files.into_iter().flatten().cloned().collect();
         let upstream = upstream.clone();
         let load = Box::new(move || client_config(&upstream));
         let config = Arc::new(Watched::load("upstream".to_owned(), files, load)?);
-        Ok(Connector { config, name: None })
+        Ok(EngineTls { config, name: None })
     }
 
     /// Returns a connector that expects this name in the certificate.
     #[must_use]
-    pub fn named(&self, name: Option<&str>) -> Connector {
-        Connector { config: Arc::clone(&self.config), name: name.map(str::to_owned) }
+    pub fn named(&self, name: Option<&str>) -> EngineTls {
+        EngineTls { config: Arc::clone(&self.config), name: name.map(str::to_owned) }
     }
 
     /// The configuration that is reloaded when its files change.
