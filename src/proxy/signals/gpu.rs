@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidegate_signals::gpu::{GpuHealth, GpuReading, GpuWatch};
 use tidegate_types::{Moment, Seconds};
 
-use super::nvml::Driver;
+use super::nvml::NvmlDriver;
 use crate::signals::SignalHost;
 
 /// Every GPU seen so far, by NVML number.
@@ -41,7 +41,7 @@ struct GpuGauges {
 /// NVML.
 pub async fn run(host: Arc<dyn SignalHost>, every: Seconds) {
     // Loading the library may take a second, and reading a GPU some milliseconds.
-    let mut driver = match tokio::task::spawn_blocking(Driver::load).await {
+    let mut driver = match tokio::task::spawn_blocking(NvmlDriver::load).await {
         Ok(Ok(driver)) => driver,
         Ok(Err(error)) => {
             let named =

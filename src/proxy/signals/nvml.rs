@@ -17,17 +17,17 @@ const LIBRARIES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 const XIDS_MAX: usize = 64;
 
 /// The library and the registered events.
-pub struct Driver {
+pub struct NvmlDriver {
     nvml: &'static Nvml,
     events: Vec<(u32, EventSet<'static>)>,
 }
 
-impl Driver {
+impl NvmlDriver {
     /// Loads the library and registers for Xid events.
     ///
     /// # Errors
     /// There is no driver, or it does not answer.
-    pub fn load() -> Result<Driver, NvmlError> {
+    pub fn load() -> Result<NvmlDriver, NvmlError> {
         let load = |name: &&str| Nvml::builder().lib_path(OsStr::new(name)).init();
         let mut found = load(&LIBRARIES[0]);
         if found.is_err() {
@@ -42,7 +42,7 @@ impl Driver {
             let set = device.register_events(EventTypes::CRITICAL_XID_ERROR, set).ok()?;
             Some((gpu, set))
         });
-        Ok(Driver { nvml, events: events.collect() })
+        Ok(NvmlDriver { nvml, events: events.collect() })
     }
 
     /// Reads every GPU, by NVML number. Takes some milliseconds per GPU.
