@@ -29,7 +29,7 @@ pub struct KnownModel {
 
 /// The models and paths that the settings name for one backend.
 #[derive(Clone, Default)]
-pub struct Offer {
+pub struct ConfiguredModels {
     /// The only models to use on this backend; empty: all that the engine reports.
     pub models: Vec<String>,
     /// Its engine kind.
@@ -38,10 +38,10 @@ pub struct Offer {
     pub paths: Vec<String>,
 }
 
-impl Offer {
-    /// The offer in a backend's settings.
-    pub fn of(backend: &BackendSettings) -> Offer {
-        Offer {
+impl ConfiguredModels {
+    /// Returns those in a backend's settings.
+    pub fn of(backend: &BackendSettings) -> ConfiguredModels {
+        ConfiguredModels {
             models: backend.models.clone(),
             kinds: Kinds::of(backend.kind()),
             paths: backend.paths.clone(),
@@ -56,7 +56,7 @@ pub struct Catalog {
     /// The engine's `/v1/models` answer by backend slot, as bytes.
     answers: Vec<Bytes>,
     /// By backend slot.
-    offers: Vec<Offer>,
+    configured: Vec<ConfiguredModels>,
     /// By backend slot: whether it takes new work; false while it is being removed.
     here: Vec<bool>,
     known: HashMap<Arc<str>, KnownModel>,
@@ -70,13 +70,16 @@ type Key = (Arc<str>, Option<Tokens>);
 impl Catalog {
     /// A catalog in which each backend serves the models named in the settings; a backend without
     /// named models serves nothing until its engine has reported.
-    pub fn new(offers: Vec<Offer>, known: Vec<KnownModel>) -> Catalog {
+    pub fn new(configured: Vec<ConfiguredModels>, known: Vec<KnownModel>) -> Catalog {
         let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
         Catalog {
-            served: offers.iter().map(|offer| offer.models.iter().map(card).collect()).collect(),
-            answers: vec![Bytes::new(); offers.len()],
-            here: vec![true; offers.len()],
-            offers,
+            served: configured
+                .iter()
+                .map(|configured| configured.models.iter().map(card).collect())
+                .collect(),
+            answers: vec![Bytes::new(); configured.len()],
+            here: vec![true; configured.len()],
+            configured,
             known: by_name(known),
             next: PoolId(EVERYONE.0 + 1),
         }
@@ -88,11 +91,11 @@ impl Catalog {
     }
 
     /// Adds a backend that joins, in place of the one that had its slot.
-    pub fn join(&mut self, backend: BackendId, offer: Offer) {
+    pub fn join(&mut self, backend: BackendId, configured: ConfiguredModels) {
         let card = |id: &String| ModelCard { id: id.clone(), max_model_len: None };
-        backend.put(&mut self.served, offer.models.iter().map(card).collect());
+        backend.put(&mut self.served, configured.models.iter().map(card).collect());
         backend.put(&mut self.answers, Bytes::new());
-        backend.put(&mut self.offers, offer);
+        backend.put(&mut self.configured, configured);
         backend.put(&mut self.here, true);
     }
 
@@ -101,14 +104,14 @@ impl Catalog {
         let slot = backend.index();
         self.served[slot] = Vec::new();
         self.answers[slot] = Bytes::new();
-        self.offers[slot] = Offer::default();
+        self.configured[slot] = ConfiguredModels::default();
         self.here[slot] = false;
     }
 
     /// Takes the models that a backend reported. Returns whether they changed.
     pub fn update(&mut self, backend: BackendId, mut cards: Vec<ModelCard>, answer: Bytes) -> bool {
         let slot = backend.index();
-        let named = &self.offers[slot].models;
+        let named = &self.configured[slot].models;
         if !named.is_empty() {
             cards.retain(|card| named.contains(&card.id));
         }
@@ -180,13 +183,20 @@ impl Catalog {
             .filter(|(alias, name)| models.contains_key(name) && !models.contains_key(alias));
         // While no backend is known, no path is refused by the filters: the request ends with 503.
         let kinds = match self.here.contains(&true) {
-            true => self.offers.iter().fold(Kinds::NONE, |kinds, offer| kinds.or(offer.kinds)),
+            true => self
+                .configured
+                .iter()
+                .fold(Kinds::NONE, |kinds, configured| kinds.or(configured.kinds)),
             false => Kinds::ALL,
         };
         Directory {
             aliases: aliases.collect(),
             kinds,
-            paths: self.offers.iter().flat_map(|offer| offer.paths.iter().cloned()).collect(),
+            paths: self
+                .configured
+                .iter()
+                .flat_map(|configured| configured.paths.iter().cloned())
+                .collect(),
             models,
         }
     }
@@ -204,7 +214,8 @@ impl Catalog {
         }
         for card in self.served.iter().flatten() {
             // Short names, and models that no engine has reported yet.
-            let named = self.offers.iter().any(|offer| offer.models.contains(&card.id));
+            let named =
+                self.configured.iter().any(|configured| configured.models.contains(&card.id));
             list.add(&card.id, own_card(&card.id, None, card.max_model_len), named);
         }
         let mut aliases: Vec<_> = self.directory().aliases.into_iter().collect();

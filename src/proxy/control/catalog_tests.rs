@@ -12,14 +12,15 @@ fn table() -> RoutingTable {
     RoutingTable { plan, entries: vec![], pools: vec![], models: HashMap::new() }
 }
 
-fn offers(n: usize) -> Vec<Offer> {
-    vec![Offer::default(); n]
+fn configured(n: usize) -> Vec<ConfiguredModels> {
+    vec![ConfiguredModels::default(); n]
 }
 
 #[test]
 fn named_models_hide_the_other_models_of_a_backend() {
-    let offer = Offer { models: vec!["b".to_owned()], ..Offer::default() };
-    let mut catalog = Catalog::new(vec![offer], vec![]);
+    let configured =
+        ConfiguredModels { models: vec!["b".to_owned()], ..ConfiguredModels::default() };
+    let mut catalog = Catalog::new(vec![configured], vec![]);
     assert!(
         catalog.directory().find("b").is_some(),
         "a configured model is served before the engine reports it"
@@ -39,7 +40,7 @@ fn named_models_hide_the_other_models_of_a_backend() {
 #[test]
 fn pools_keep_number_and_demand_while_their_model_is_served() {
     let mut table = table();
-    let mut catalog = Catalog::new(offers(2), vec![]);
+    let mut catalog = Catalog::new(configured(2), vec![]);
     catalog.update(BackendId(0), vec![card("b", 9)], Bytes::new());
     catalog.pools(&mut table);
     let b = table.pool_for(Some("b")).unwrap();
@@ -69,7 +70,7 @@ fn pools_keep_number_and_demand_while_their_model_is_served() {
 #[test]
 fn pools_of_removed_models_are_removed() {
     let mut table = table();
-    let mut catalog = Catalog::new(offers(2), vec![]);
+    let mut catalog = Catalog::new(configured(2), vec![]);
     for round in 0..40 {
         let cards = (0..50).map(|n| card(&format!("adapter-{round}-{n}"), 9)).collect();
         catalog.update(BackendId(1), cards, Bytes::new());
@@ -85,7 +86,7 @@ fn pools_of_removed_models_are_removed() {
 #[test]
 fn requests_go_to_a_pool_with_enough_context_or_the_longest() {
     let mut table = table();
-    let mut catalog = Catalog::new(offers(4), vec![]);
+    let mut catalog = Catalog::new(configured(4), vec![]);
     for (slot, len) in [(0, 100), (1, 300), (2, 200), (3, 100)] {
         catalog.update(BackendId(slot), vec![card("m", len)], Bytes::new());
     }
@@ -117,7 +118,7 @@ fn an_alias_exists_while_its_model_is_served() {
         max_model_len: None,
         tokenizer: None,
     };
-    let mut catalog = Catalog::new(offers(1), vec![known]);
+    let mut catalog = Catalog::new(configured(1), vec![known]);
     assert!(catalog.directory().find("gpt-4").is_none());
     catalog.update(BackendId(0), vec![card("m", 9), card("n", 8)], Bytes::new());
     let directory = catalog.directory();

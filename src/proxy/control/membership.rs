@@ -14,7 +14,7 @@ use tidegate_types::{BackendId, Flip, GroupId, Moment, Role, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
 use super::operator_backends::OperatorBackends;
-use super::{Control, Offer};
+use super::{ConfiguredModels, Control};
 use crate::backends::fleet::{Backend, Entry, Pin, RoutingTable};
 use crate::backends::probe::{self, ProbeParams, ProbeReport};
 use crate::backends::startup_verification::configured;
@@ -245,7 +245,7 @@ impl Control {
         self.regressions.join(id, priors);
         self.pins.join(id, settings.role.filter(|_| settings.pin));
         self.fitness.join(id, configured(settings, backend.group));
-        self.catalog.join(id, Offer::of(settings));
+        self.catalog.join(id, ConfiguredModels::of(settings));
         self.proxy.metrics.join(&backend);
         self.proxy.signals.join(id, settings, &self.proxy.metrics);
         let (kv, block) = (backend.kv_capacity(), self.proxy.prefix_block);

@@ -39,7 +39,7 @@ use operator_roles::OperatorRoles;
 use pace::Usual;
 use pins::Pins;
 
-pub use catalog::{Catalog, KnownModel, Offer};
+pub use catalog::{Catalog, ConfiguredModels, KnownModel};
 pub use gateways::Gateways;
 #[cfg(feature = "kubernetes")]
 pub use gateways::{Leadership, NamedRoles};

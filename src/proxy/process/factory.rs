@@ -13,7 +13,7 @@ use crate::process::files::{self, Files};
 use crate::process::wanted::Wanted;
 use crate::runtime::clock::Clock;
 use crate::tls::TlsError;
-use crate::upstream::{Address, AddressError, Pool, PoolParams, EngineTls};
+use crate::upstream::{Address, AddressError, EngineTls, Pool, PoolParams};
 
 /// Why a backend cannot be built from its settings.
 #[derive(Debug, Error)]

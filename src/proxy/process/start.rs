@@ -22,7 +22,9 @@ use crate::control::fitness::{self, Fitness};
 use crate::control::operator_backends::OperatorBackends;
 use crate::control::operator_roles::OperatorRoles;
 use crate::control::pins::Pins;
-use crate::control::{Catalog, Command, Control, FleetUpdate, Inboxes, Membership, Offer, Pace};
+use crate::control::{
+    Catalog, Command, ConfiguredModels, Control, FleetUpdate, Inboxes, Membership, Pace,
+};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::discovery::ModelDiscovery;
 use crate::dispatch::dispatcher::Dispatcher;
@@ -187,8 +189,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         .collect();
     let pins = pins(settings, &operator_roles, clock);
     let pinned: Vec<Option<Role>> = pins.iter().map(|pin| pin.map(|pin| pin.role)).collect();
-    let offers = settings.backends.iter().map(Offer::of).collect();
-    let mut catalog = Catalog::new(offers, models.clone());
+    let named = settings.backends.iter().map(ConfiguredModels::of).collect();
+    let mut catalog = Catalog::new(named, models.clone());
     let table = first_table(settings, &backends, &priors, &pinned, &mut catalog);
     let metrics = Metrics::new(&backends)?;
     let fleet = fleet(settings, backends.clone(), table);
