@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tidegate_proxy::what_if::{Outcome, Outcomes, Scenario, Simulator};
+use tidegate_proxy::what_if::{Simulator, WhatIfOutcome, WhatIfOutcomes, WhatIfScenario};
 use tidegate_sim::{Arrival, Policy, Profile, Run, SimConfig, Trace, simulate};
 use tidegate_types::{Seconds, Tokens};
 
@@ -19,7 +19,7 @@ pub fn simulator() -> Simulator {
     Arc::new(run)
 }
 
-fn run(scenario: &Scenario) -> Result<Outcomes, String> {
+fn run(scenario: &WhatIfScenario) -> Result<WhatIfOutcomes, String> {
     let cells = cells(scenario)?;
     let trace = trace(scenario).at_rate(scenario.rate);
     let config = SimConfig {
@@ -29,7 +29,7 @@ fn run(scenario: &Scenario) -> Result<Outcomes, String> {
         drain: DRAIN,
         ..SimConfig::default()
     };
-    let (began, mut done) = (Instant::now(), Outcomes::default());
+    let (began, mut done) = (Instant::now(), WhatIfOutcomes::default());
     for (engines, policy) in cells {
         let one =
             |policy| simulate(&trace, scenario.rate, policy, &SimConfig { engines, ..config });
@@ -41,7 +41,7 @@ fn run(scenario: &Scenario) -> Result<Outcomes, String> {
             done.left_out += 1;
             continue;
         };
-        done.outcomes.push(Outcome {
+        done.outcomes.push(WhatIfOutcome {
             engines,
             policy: policy.to_string(),
             split,
@@ -75,7 +75,7 @@ fn best_static(engines: usize, began: &Instant, one: &dyn Fn(Policy) -> Run) -> 
 }
 
 /// Every combination of fleet size and policy, by fleet size.
-fn cells(scenario: &Scenario) -> Result<Vec<(usize, Policy)>, String> {
+fn cells(scenario: &WhatIfScenario) -> Result<Vec<(usize, Policy)>, String> {
     let mut cells = Vec::new();
     for engines in &scenario.engines {
         for name in &scenario.policies {
@@ -92,7 +92,7 @@ fn cells(scenario: &Scenario) -> Result<Vec<(usize, Policy)>, String> {
     Ok(cells)
 }
 
-fn trace(scenario: &Scenario) -> Trace {
+fn trace(scenario: &WhatIfScenario) -> Trace {
     let arrival = |arrival: &tidegate_proxy::what_if::TraceArrival| Arrival {
         at: arrival.at,
         prompt: arrival.prompt.max(Tokens(1)),
@@ -103,8 +103,8 @@ fn trace(scenario: &Scenario) -> Trace {
 }
 
 /// The profile whose cost models are those that the proxy has learned.
-fn profile(scenario: &Scenario) -> Profile {
-    let Scenario { prefill, decode, transfer, chunk, .. } = scenario;
+fn profile(scenario: &WhatIfScenario) -> Profile {
+    let WhatIfScenario { prefill, decode, transfer, chunk, .. } = scenario;
     let t_base = prefill.base.min(decode.base);
     let per_chunk = t_base / chunk.as_f64().max(1.0);
     Profile {
@@ -132,7 +132,7 @@ mod tests {
     use tidegate_proxy::what_if::TraceArrival;
     use tidegate_types::Slo;
 
-    fn scenario(policies: &[&str], engines: &[usize]) -> Scenario {
+    fn scenario(policies: &[&str], engines: &[usize]) -> WhatIfScenario {
         let reference = Profile::default();
         let arrival = |i: u32| TraceArrival {
             at: Seconds(f64::from(i) * 0.1),
@@ -140,7 +140,7 @@ mod tests {
             output: Tokens(100),
             blocks: Box::default(),
         };
-        Scenario {
+        WhatIfScenario {
             arrivals: (0..200).map(arrival).collect(),
             engines: engines.to_vec(),
             policies: policies.iter().map(ToString::to_string).collect(),

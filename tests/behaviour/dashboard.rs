@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::Value;
 use std::sync::{Arc, Mutex};
-use tidegate_proxy::what_if::{Outcomes, Scenario};
+use tidegate_proxy::what_if::{WhatIfOutcomes, WhatIfScenario};
 
 use crate::client::{Answer, Open, get, open, post, send, until, within};
 use crate::fake::{Act, Fake, chat_answer, chat_chunks};
@@ -153,10 +153,10 @@ async fn one_simulation_runs_at_a_time_on_what_has_arrived() {
     let (release, released) = std::sync::mpsc::channel::<()>();
     let simulator = {
         let (seen, released) = (Arc::clone(&seen), Mutex::new(released));
-        move |scenario: &Scenario| {
+        move |scenario: &WhatIfScenario| {
             seen.lock().unwrap().push(scenario.clone());
             released.lock().unwrap().recv().unwrap();
-            Ok(Outcomes::default())
+            Ok(WhatIfOutcomes::default())
         }
     };
     let proxy = Proxy::start_simulating("", &[plain("a", &fake)], Some(Arc::new(simulator)));

@@ -53,7 +53,7 @@ pub struct TraceArrival {
 
 /// Input of a simulation.
 #[derive(Clone, Debug)]
-pub struct Scenario {
+pub struct WhatIfScenario {
     /// Trace, ordered by arrival.
     pub arrivals: Vec<TraceArrival>,
     /// Fleet sizes, in engines.
@@ -82,7 +82,7 @@ pub struct Scenario {
 
 /// Result of one combination. Shares are 0 to 1.
 #[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
+pub struct WhatIfOutcome {
     /// Fleet size, in engines.
     pub engines: usize,
     /// Name of the policy.
@@ -109,15 +109,15 @@ pub struct Outcome {
 
 /// Results, and the combinations that the time limit left out.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Outcomes {
+pub struct WhatIfOutcomes {
     /// One result per simulated combination.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<WhatIfOutcome>,
     /// Combinations left out because of the time limit.
     pub left_out: usize,
 }
 
 /// Runs a simulation; the error is a sentence for the operator.
-pub type Simulator = Arc<dyn Fn(&Scenario) -> Result<Outcomes, String> + Send + Sync>;
+pub type Simulator = Arc<dyn Fn(&WhatIfScenario) -> Result<WhatIfOutcomes, String> + Send + Sync>;
 
 /// Answer to `POST /v1/what-if`.
 #[derive(Serialize)]
@@ -129,7 +129,7 @@ pub struct AnswerView {
     tpot_seconds: f64,
     rate: f64,
     #[serde(flatten)]
-    results: Outcomes,
+    results: WhatIfOutcomes,
 }
 
 /// Why a simulation is refused.
@@ -180,7 +180,7 @@ impl WhatIf {
     }
 }
 
-fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
+fn scenario(proxy: &Proxy, question: Question) -> Result<WhatIfScenario, String> {
     let now = fleet_costs(proxy).ok_or("no engine takes new work")?;
     let target = |asked: Option<f64>, now: Seconds| match asked {
         None => Ok(now),
@@ -214,7 +214,7 @@ fn scenario(proxy: &Proxy, question: Question) -> Result<Scenario, String> {
     }
     let FleetCosts { prefill, decode, transfer, kv_capacity, streams_max, hit_share, .. } = now;
     let chunk = proxy.settings.load().placement.chunk;
-    Ok(Scenario {
+    Ok(WhatIfScenario {
         arrivals,
         engines,
         policies,
