@@ -29,7 +29,7 @@ const RETRY_INTERVAL: Seconds = Seconds(0.01);
 const BACKENDS_TRIED_MAX: usize = 64;
 
 /// How a request reaches a backend.
-pub enum Route {
+pub enum Routing {
     /// These backends are tried in this order.
     Direct(Vec<Arc<Backend>>),
     /// Placement chooses any backend of the pool.
@@ -37,7 +37,7 @@ pub enum Route {
 }
 
 /// Chooses the route of a request.
-pub fn route(serving: &Serving<'_>) -> Route {
+pub fn route(serving: &Serving<'_>) -> Routing {
     let Serving { proxy, accepted, inbound, job, .. } = serving;
     let table = proxy.fleet.table();
     let pool = table.backends(job.pool);
@@ -50,7 +50,7 @@ pub fn route(serving: &Serving<'_>) -> Route {
     );
     let all_have = || accepted.kinds == Kinds::ALL || pool.iter().all(has);
     if id.is_none() && !is_other && all_have() {
-        return Route::Placed;
+        return Routing::Placed;
     }
     let holder = id.as_deref().and_then(|id| proxy.fleet.stored.find(id));
     let backends = proxy.fleet.backends();
@@ -60,7 +60,7 @@ pub fn route(serving: &Serving<'_>) -> Route {
     open.rotate_left(spread);
     open.sort_by_cached_key(|backend| order(backend, &table, holder));
     open.truncate(BACKENDS_TRIED_MAX);
-    Route::Direct(open.into_iter().cloned().collect())
+    Routing::Direct(open.into_iter().cloned().collect())
 }
 
 /// Sort key: the holder first, then backends that take new work, then colocated before disaggregated

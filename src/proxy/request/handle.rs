@@ -33,7 +33,7 @@ use crate::dispatch::serving::Serving;
 use crate::dispatch::settle::{ClientRequest, RequestRecord};
 use crate::request::body::{PendingAnswer, RelayBody};
 use crate::request::byte_relay::ByteRelay;
-use crate::request::direct::{self, Route};
+use crate::request::direct::{self, Routing};
 use crate::request::estimate;
 use crate::request::event_relay::EventRelay;
 use crate::request::intake::{self, Admitted, ReceivedRequest};
@@ -143,8 +143,8 @@ async fn serve(
             Box::pin(named_prefill::serve(&serving, sidecar, target, &mut record)).await
         }
         _ => match direct::route(&serving) {
-            Route::Placed => attempts::serve(serving, &mut record).await,
-            Route::Direct(backends) => {
+            Routing::Placed => attempts::serve(serving, &mut record).await,
+            Routing::Direct(backends) => {
                 Box::pin(direct::serve(serving, backends, &mut record)).await
             }
         },
