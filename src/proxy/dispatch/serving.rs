@@ -8,7 +8,7 @@ use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::placement::{Fleet, PrefillRequest};
 use tidegate_types::{BackendId, Seconds};
 
-use crate::backends::fleet::{Backend, View};
+use crate::backends::fleet::{Backend, PlacementView};
 use crate::dispatch::context::Proxy;
 use crate::dispatch::inbound::Inbound;
 use crate::dispatch::reservation::Predicted;
@@ -47,7 +47,7 @@ impl Serving<'_> {
     }
 
     /// Predicts a colocated leg on `backend`, before its charges.
-    pub(crate) fn predict(&self, view: &View<'_>, backend: &Backend) -> Predicted {
+    pub(crate) fn predict(&self, view: &PlacementView<'_>, backend: &Backend) -> Predicted {
         let (prompt, on) = (self.job.prompt, backend.id);
         let (predicted_hit, cached) = (view.held(&self.job, on), view.cached(&self.job, on));
         let prefill = view.table.entry(on).prefill.predict(prompt - cached, cached);

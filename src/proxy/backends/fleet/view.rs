@@ -20,7 +20,7 @@ pub enum Known<'a> {
 }
 
 /// A table and the accounts at one moment.
-pub struct View<'a> {
+pub struct PlacementView<'a> {
     /// Accounts and health.
     pub fleet: &'a Fleet,
     /// Roles, pools and costs.
@@ -35,7 +35,7 @@ pub struct View<'a> {
     pub records_candidates: bool,
 }
 
-impl View<'_> {
+impl PlacementView<'_> {
     /// Most streams that may be on a backend at once.
     pub fn streams_max(&self, id: BackendId) -> u32 {
         self.fleet.streams_max(self.table, id, self.now)
@@ -54,7 +54,7 @@ impl View<'_> {
     }
 }
 
-impl tidegate_scheduler::placement::Fleet for View<'_> {
+impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
     fn pool(&self, pool: PoolId) -> &[BackendId] {
         self.table.backends(pool)
     }
@@ -94,7 +94,7 @@ impl tidegate_scheduler::placement::Fleet for View<'_> {
     }
 }
 
-impl Accounts for View<'_> {
+impl Accounts for PlacementView<'_> {
     type Word = std::sync::atomic::AtomicU64;
 
     fn account(&self, id: BackendId) -> Arc<Account> {
