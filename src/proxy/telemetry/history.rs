@@ -19,8 +19,8 @@ pub const POINTS_MAX: usize = 900;
 pub const SAMPLES: u32 = 10;
 /// Time between two samples.
 pub const SAMPLE_EVERY: Seconds = Seconds(0.1);
-/// Most clients of `/v1/events` at once.
-pub const WATCHERS_MAX: usize = 16;
+/// Most subscribers of `/v1/events` at once.
+pub const SUBSCRIBERS_MAX: usize = 16;
 /// Window of the percentiles of a point.
 const RECENT: Seconds = Seconds(10.0);
 
@@ -60,16 +60,16 @@ pub struct EngineTime {
     samples: u32,
 }
 
-/// The points of the last minutes, and the channel to the clients that watch them.
+/// The points of the last minutes, and the channel to the subscribers.
 #[derive(Debug)]
 pub struct History {
     points: Mutex<VecDeque<Point>>,
     events: watch::Sender<Bytes>,
 }
 
-/// A client of the event stream.
+/// A subscriber of `/v1/events`.
 #[derive(Debug)]
-pub struct Watcher(watch::Receiver<Bytes>);
+pub struct Subscriber(watch::Receiver<Bytes>);
 
 impl Default for History {
     fn default() -> History {
@@ -77,7 +77,7 @@ impl Default for History {
     }
 }
 
-impl Watcher {
+impl Subscriber {
     /// Returns the next event, omitting those that were missed; `None` when the sender was dropped.
     pub async fn next(&mut self) -> Option<Bytes> {
         self.0.changed().await.ok()?;
@@ -145,19 +145,19 @@ impl History {
         points.push_back(point);
     }
 
-    /// Adds a watching client; `None` at the limit of [`WATCHERS_MAX`].
-    pub fn watch(&self) -> Option<Watcher> {
-        let few = self.events.receiver_count() < WATCHERS_MAX;
-        few.then(|| Watcher(self.events.subscribe()))
+    /// Adds a subscriber; `None` at the limit of [`SUBSCRIBERS_MAX`].
+    pub fn subscribe(&self) -> Option<Subscriber> {
+        let few = self.events.receiver_count() < SUBSCRIBERS_MAX;
+        few.then(|| Subscriber(self.events.subscribe()))
     }
 
-    /// Whether a client is connected.
-    pub fn watched(&self) -> bool {
+    /// Whether there is a subscriber.
+    pub fn has_subscribers(&self) -> bool {
         self.events.receiver_count() > 0
     }
 
-    /// Sends an event to the connected clients.
-    pub fn tell(&self, event: Bytes) {
+    /// Sends an event to the subscribers.
+    pub fn publish(&self, event: Bytes) {
         self.events.send_replace(event);
     }
 

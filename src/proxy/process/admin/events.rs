@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::sampler;
 use crate::dispatch::context::Proxy;
 use crate::listener::front::is_on;
-use crate::telemetry::history::Watcher;
+use crate::telemetry::history::Subscriber;
 
 /// Body of an answer.
 pub enum AdminBody {
@@ -56,7 +56,7 @@ impl Body for AdminBody {
 /// listener stops.
 pub fn stream(
     proxy: &Arc<Proxy>,
-    mut watcher: Watcher,
+    mut subscriber: Subscriber,
     mut stop: watch::Receiver<bool>,
 ) -> AdminBody {
     let (sender, events) = mpsc::channel(1);
@@ -71,7 +71,7 @@ pub fn stream(
                 return;
             }
             next = tokio::select! {
-                event = watcher.next() => match event {
+                event = subscriber.next() => match event {
                     Some(event) => event,
                     None => return,
                 },

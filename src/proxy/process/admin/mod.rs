@@ -216,13 +216,13 @@ impl AdminApp {
 
     /// Starts an event stream, within the limit on their number.
     fn events(&self, stop: &watch::Receiver<bool>) -> Answer {
-        let Some(watcher) = self.proxy.history.watch() else {
+        let Some(subscriber) = self.proxy.history.subscribe() else {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             let mut answer = problem(status, "too many clients of /v1/events".to_owned());
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
             return answer;
         };
-        let mut answer = Response::new(events::stream(&self.proxy, watcher, stop.clone()));
+        let mut answer = Response::new(events::stream(&self.proxy, subscriber, stop.clone()));
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

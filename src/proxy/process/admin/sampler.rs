@@ -45,8 +45,8 @@ pub async fn run(proxy: Arc<Proxy>) {
         samples = 0;
         let before = std::mem::replace(&mut arrived, arrivals(&proxy));
         proxy.history.add(point(&proxy, time.take(), arrived.saturating_sub(before)));
-        if proxy.history.watched() {
-            proxy.history.tell(event(&proxy));
+        if proxy.history.has_subscribers() {
+            proxy.history.publish(event(&proxy));
         }
     }
 }
