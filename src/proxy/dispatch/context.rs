@@ -23,7 +23,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::connections::Connections;
 use crate::runtime::timer_coalescing::TimerCoalescing;
 use crate::signals::{EngineSignals, SignalHost};
-use crate::telemetry::arrivals::Arrivals;
+use crate::telemetry::arrivals::ArrivalLog;
 use crate::telemetry::control_events::ControlEvent;
 use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
@@ -69,7 +69,7 @@ pub struct Proxy {
     /// The planner's view of each group; replaced by the control loop every second.
     pub outlook: ArcSwap<Vec<GroupOutlook>>,
     /// Arrivals of the last hour and latencies by model.
-    pub arrivals: Arrivals,
+    pub arrivals: ArrivalLog,
     /// Engine time, queue and attainment by second.
     pub history: History,
     /// Requests that ended recently.

@@ -54,7 +54,7 @@ use crate::runtime::connections::Connections;
 use crate::runtime::liveness::Liveness;
 use crate::runtime::timer_coalescing::TimerCoalescing;
 use crate::signals::EngineSignals;
-use crate::telemetry::arrivals::Arrivals;
+use crate::telemetry::arrivals::ArrivalLog;
 use crate::telemetry::control_events::{CONTROL_EVENTS_MAX, ControlEvent};
 use crate::telemetry::history::History;
 use crate::telemetry::journal::Journal;
@@ -306,7 +306,7 @@ fn context(settings: &Settings, clock: Clock, catalog: &Catalog, parts: Parts) -
         metrics,
         journal: Journal::default(),
         outlook: ArcSwap::default(),
-        arrivals: Arrivals::default(),
+        arrivals: ArrivalLog::default(),
         history: History::default(),
         recent: Recent::new(settings.admin.requests_kept),
         connections: Connections::new(

@@ -30,7 +30,7 @@ pub const WINDOW: Seconds = Seconds(300.0);
 
 /// A request that has ended.
 #[derive(Clone, Debug)]
-pub struct Arrival {
+pub struct EndedRequest {
     /// When it arrived.
     pub at: Moment,
     /// When it ended.
@@ -52,13 +52,13 @@ pub struct Arrival {
 
 /// An ended request that is queued for the records.
 struct Queued {
-    arrival: Arrival,
+    arrival: EndedRequest,
     model: Option<Arc<str>>,
     gaps: Option<Box<[u32; GAP_BUCKETS]>>,
 }
 
 /// The records. Written by the sampler, read by the admin API.
-pub struct Arrivals {
+pub struct ArrivalLog {
     queue: ArrayQueue<Queued>,
     records: Mutex<Records>,
 }
@@ -67,7 +67,7 @@ pub struct Arrivals {
 #[derive(Default)]
 pub struct Records {
     /// Ended requests, ordered by their end.
-    pub requests: VecDeque<Arrival>,
+    pub requests: VecDeque<EndedRequest>,
     models: Vec<Model>,
     hashes: usize,
 }
@@ -97,13 +97,13 @@ pub struct ModelLatencies {
     pub gaps: [u32; GAP_BUCKETS],
 }
 
-impl Default for Arrivals {
-    fn default() -> Arrivals {
-        Arrivals { queue: ArrayQueue::new(QUEUE_MAX), records: Mutex::default() }
+impl Default for ArrivalLog {
+    fn default() -> ArrivalLog {
+        ArrivalLog { queue: ArrayQueue::new(QUEUE_MAX), records: Mutex::default() }
     }
 }
 
-impl Arrival {
+impl EndedRequest {
     /// Whether the first token met the TTFT target.
     pub fn meets_ttft(&self, slo: &Slo) -> bool {
         self.ttft.is_some_and(|ttft| ttft <= slo.ttft)
@@ -125,13 +125,13 @@ impl Arrival {
     }
 }
 
-impl Arrivals {
+impl ArrivalLog {
     /// Queues a request that has ended. Takes no lock; a full queue drops it.
     pub fn note(&self, log: &RequestLog<'_>) {
         if !log.accepted.endpoint.generates() || log.prompt == Tokens::ZERO {
             return;
         }
-        let arrival = Arrival {
+        let arrival = EndedRequest {
             at: log.live.arrived,
             ended_at: log.live.arrived + log.duration,
             prompt: log.prompt,
@@ -161,7 +161,7 @@ impl Arrivals {
             let Some(queued) = self.queue.pop() else { break };
             records.add(queued, now);
         }
-        let old = |first: &Arrival| now - first.ended_at > KEPT_FOR;
+        let old = |first: &EndedRequest| now - first.ended_at > KEPT_FOR;
         while records.requests.front().is_some_and(old) {
             records.drop_first();
         }
@@ -224,7 +224,7 @@ impl Records {
     }
 
     /// Requests that ended within `window` before `now`, latest first.
-    pub fn within(&self, now: Moment, window: Seconds) -> impl Iterator<Item = &Arrival> {
+    pub fn within(&self, now: Moment, window: Seconds) -> impl Iterator<Item = &EndedRequest> {
         self.requests.iter().rev().take_while(move |request| now - request.ended_at <= window)
     }
 
@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn queued(ended_at: Moment, ttft: f64, blocks: usize) -> Queued {
-        let arrival = Arrival {
+        let arrival = EndedRequest {
             at: ended_at,
             ended_at,
             prompt: Tokens(1000),
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn records_are_bounded_by_time_number_and_hashes() {
-        let arrivals = Arrivals::default();
+        let arrivals = ArrivalLog::default();
         let mut records = arrivals.records();
         for _ in 0..KEPT_MAX + 5 {
             records.add(queued(at(1.0), 0.5, 16), at(1.0));

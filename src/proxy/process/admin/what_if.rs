@@ -242,7 +242,7 @@ fn arrivals(proxy: &Proxy) -> Vec<TraceArrival> {
     drop(records);
     latest.sort_by_key(|request| request.at);
     let Some(first) = latest.first().map(|request| request.at) else { return Vec::new() };
-    let arrival = |request: crate::telemetry::arrivals::Arrival| TraceArrival {
+    let arrival = |request: crate::telemetry::arrivals::EndedRequest| TraceArrival {
         at: request.at - first,
         prompt: request.prompt,
         output: request.output,
