@@ -9,7 +9,7 @@ use tidegate_engine::{Endpoint, Seen, SseReader};
 use crate::dispatch::reservation::Reservation;
 use crate::upstream::failure::LegProblem;
 use crate::upstream::verdict::Verdict;
-use crate::upstream::{Answer, ExchangeError, Head, Socket, UpstreamBody};
+use crate::upstream::{EngineAnswer, ExchangeError, Head, Socket, UpstreamBody};
 use crate::upstream::{EngineBody, Gathered, Named, coding_of};
 
 /// Largest JSON answer that is buffered, in bytes. If the backend fails while the answer is
@@ -150,8 +150,11 @@ pub fn streams_events(head: &http::HeaderMap) -> bool {
 /// # Errors
 /// [`LegProblem`] when another backend should be tried: it broke off, began with an error event,
 /// or has a retryable status ([`is_retryable`]).
-pub async fn open(answer: Answer, endpoint: Endpoint) -> Result<(Head, OpenedBody), LegProblem> {
-    let Answer { mut head, body } = answer;
+pub async fn open(
+    answer: EngineAnswer,
+    endpoint: Endpoint,
+) -> Result<(Head, OpenedBody), LegProblem> {
+    let EngineAnswer { mut head, body } = answer;
     if is_retryable(head.status) {
         return Err(Verdict::read(head, body).await.into());
     }

@@ -23,7 +23,7 @@ use crate::dispatch::settle::RequestProgress;
 use crate::upstream::failure::{Failure, LegKind, LegProblem};
 use crate::upstream::read_all;
 use crate::upstream::verdict::Verdict;
-use crate::upstream::{Answer, ExchangeError, Head};
+use crate::upstream::{EngineAnswer, ExchangeError, Head};
 
 /// Longest time from the head of a prefill leg's answer to its end; the leg is then closed. The time
 /// to the head has the limit of any answer, because a long prompt is no failure.
@@ -229,7 +229,7 @@ fn start_prefill(
         let address = backend.pool.address();
         let identity = leg::identity(&request_id, &accepted);
         let answer = backend.pool.send(|| inbound.leg(address, identity, &body)).await?;
-        let Answer { mut head, body } = answer;
+        let EngineAnswer { mut head, body } = answer;
         if answer::is_retryable(head.status) {
             return Err(Verdict::read(head, body).await.into());
         }

@@ -20,7 +20,7 @@ use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
 use crate::upstream::failure::{LegKind, LegProblem};
 use crate::upstream::verdict::Verdict;
-use crate::upstream::{Answer, Head, read_all};
+use crate::upstream::{EngineAnswer, Head, read_all};
 
 /// Decode backends tried with one hand-off, as long as none of them has received it.
 const DECODE_TRIES_MAX: u32 = 3;
@@ -157,7 +157,7 @@ async fn prefilled(
     leg: LegBody,
     attempt: u32,
 ) -> Result<Option<(Head, Bytes)>, LegProblem> {
-    let Answer { mut head, body } =
+    let EngineAnswer { mut head, body } =
         leg::send_unbounded(serving, backend, leg, attempt, &|| ()).await?;
     if leg::may_be_the_edits(backend, head.status.as_u16()) {
         return Ok(None);

@@ -21,7 +21,7 @@ use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
 use crate::telemetry::control_events::ControlEvent;
 use crate::upstream::failure::{LegFailure, LegKind, LegProblem};
-use crate::upstream::{Answer, Head};
+use crate::upstream::{EngineAnswer, Head};
 
 /// Largest answer to a prefill leg, in bytes. Its hand-off names every KV block of the prompt: about
 /// 8 bytes per block of 16 tokens, 0.5 MB for a million tokens.
@@ -54,7 +54,7 @@ pub(crate) async fn send_unbounded(
     leg: LegBody,
     attempt: u32,
     on_connected: &(dyn Fn() + Sync),
-) -> Result<Answer, LegProblem> {
+) -> Result<EngineAnswer, LegProblem> {
     let accepted = serving.accepted;
     let request_id = request_id(&accepted.request_id, attempt);
     let identity = identity(&request_id, accepted);

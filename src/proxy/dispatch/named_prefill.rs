@@ -25,7 +25,7 @@ use crate::dispatch::sidecar::Sidecar;
 use crate::telemetry::metrics::NAMED_PREFILL_TARGET;
 use crate::upstream::failure::{Failure, LegFailure, LegKind, LegProblem};
 use crate::upstream::verdict::Verdict;
-use crate::upstream::{Answer, ExchangeError, Head, Pool, read_all};
+use crate::upstream::{EngineAnswer, ExchangeError, Head, Pool, read_all};
 
 /// Interval between two attempts to reserve a stream: about an engine step.
 const RETRY_INTERVAL: Seconds = Seconds(0.01);
@@ -208,7 +208,7 @@ async fn ask(
     let request_id = leg::request_id(&accepted.request_id, attempt);
     let identity = leg::identity(&request_id, accepted);
     let answer = target.send(|| inbound.leg(target.address(), identity, leg)).await?;
-    let Answer { mut head, body } = answer;
+    let EngineAnswer { mut head, body } = answer;
     if answer::is_retryable(head.status) {
         return Err(Verdict::read(head, body).await.into());
     }

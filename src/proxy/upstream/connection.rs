@@ -100,7 +100,7 @@ pub(super) struct EngineConnection {
 }
 
 /// An engine's answer whose head has arrived.
-pub struct Answer {
+pub struct EngineAnswer {
     /// Status and headers.
     pub head: Head,
     /// The body.
@@ -170,7 +170,7 @@ impl EngineConnection {
         request: Outgoing,
         home: Arc<IdlePool>,
         now: Moment,
-    ) -> Result<Answer, ExchangeError> {
+    ) -> Result<EngineAnswer, ExchangeError> {
         let mut exchange = Exchange {
             link: self,
             home: &home,
@@ -201,7 +201,7 @@ impl EngineConnection {
         link.reused = true;
         let mut body = UpstreamBody { first, reader, link: Some(link), keeps_alive, home };
         body.finish();
-        Ok(Answer { head: Head { status: head.status, headers: head.headers }, body })
+        Ok(EngineAnswer { head: Head { status: head.status, headers: head.headers }, body })
     }
 }
 

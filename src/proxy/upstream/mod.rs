@@ -12,7 +12,7 @@ mod tls;
 pub(crate) mod verdict;
 
 pub use address::{Address, AddressError};
-pub use connection::{Answer, BrokenOff, ExchangeError, Head, UpstreamBody};
+pub use connection::{BrokenOff, EngineAnswer, ExchangeError, Head, UpstreamBody};
 pub use decoded::{EngineBody, Gathered, Named, coding_of, read_all};
 pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate_types::{Moment, Seconds};
 use tokio::time::timeout;
 
-use super::connection::{Answer, EngineConnection, ExchangeError, IdleState};
+use super::connection::{EngineAnswer, EngineConnection, ExchangeError, IdleState};
 use super::outgoing::Outgoing;
 use super::socket::Socket;
 use super::{Address, tls};
@@ -120,7 +120,10 @@ impl Pool {
     ///
     /// # Errors
     /// [`ExchangeError`]; [`ExchangeError::before_sending`] shows whether the engine may have received it.
-    pub async fn send(&self, request: impl Fn() -> Outgoing) -> Result<Answer, ExchangeError> {
+    pub async fn send(
+        &self,
+        request: impl Fn() -> Outgoing,
+    ) -> Result<EngineAnswer, ExchangeError> {
         let limit = self.first_byte_timeout();
         match timeout(limit, pin!(self.send_unbounded(request))).await {
             Ok(answer) => answer,
@@ -147,7 +150,7 @@ impl Pool {
     pub async fn send_unbounded(
         &self,
         request: impl Fn() -> Outgoing,
-    ) -> Result<Answer, ExchangeError> {
+    ) -> Result<EngineAnswer, ExchangeError> {
         let mut stale = None;
         let now = self.idle.now();
         if let Some(link) = self.take(now) {
