@@ -69,7 +69,7 @@ pub enum ColocatedReason {
     /// leaves, so that the legs would read different prompts.
     TruncatesToFit,
     /// `background` or `previous_response_id`: the state is on one engine.
-    KeptByEngine,
+    StoredByEngine,
     /// The engine will refuse a member that a prefill leg must change: `stream_options` without
     /// `stream`, `min_tokens` above `max_tokens`. The refusal should not cost a prefill.
     WouldBeRefused,
@@ -244,7 +244,7 @@ impl ColocatedReason {
             ColocatedReason::Echo => "echo",
             ColocatedReason::OneToken => "one_token",
             ColocatedReason::TruncatesToFit => "truncates_to_fit",
-            ColocatedReason::KeptByEngine => "kept_by_engine",
+            ColocatedReason::StoredByEngine => "kept_by_engine",
             ColocatedReason::WouldBeRefused => "would_be_refused",
             ColocatedReason::OddValue => "odd_value",
         }

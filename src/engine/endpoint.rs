@@ -37,7 +37,7 @@ pub enum Endpoint {
     /// Files, images and other paths of few engines: forms or JSON
     Upload,
     /// An object that one engine stores under an id: a response, a stored chat, a file, a batch
-    Kept,
+    StoredObject,
     /// Information of an engine; no request body
     Page,
     /// `/v1/realtime`: a websocket
@@ -63,7 +63,7 @@ impl Endpoint {
                 | Endpoint::Model
                 | Endpoint::Audio
                 | Endpoint::Upload
-                | Endpoint::Kept
+                | Endpoint::StoredObject
                 | Endpoint::Page
                 | Endpoint::Realtime
         )
@@ -144,7 +144,7 @@ impl Endpoint {
             Endpoint::Model => "model",
             Endpoint::Audio => "audio",
             Endpoint::Upload => "upload",
-            Endpoint::Kept => "kept",
+            Endpoint::StoredObject => "kept",
             Endpoint::Page => "page",
             Endpoint::Realtime => "realtime",
             Endpoint::Other => "other",

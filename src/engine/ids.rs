@@ -64,7 +64,7 @@ pub fn id_in_request<'a>(scan: &Scan, body: &'a [u8]) -> Option<Cow<'a, str>> {
 }
 
 /// Returns whether the engine stores the answer to this request.
-pub fn is_kept(endpoint: Endpoint, scan: Option<&Scan>, path: &str, body: &[u8]) -> bool {
+pub fn is_stored(endpoint: Endpoint, scan: Option<&Scan>, path: &str, body: &[u8]) -> bool {
     match endpoint {
         Endpoint::Responses | Endpoint::Upload => true,
         Endpoint::ChatCompletions => {

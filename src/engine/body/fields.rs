@@ -256,7 +256,7 @@ impl<'a> Given<'a> {
         let min = self.int(Key::MinTokens).unwrap_or(0);
         let starved = scan.max_tokens.is_some_and(|max| min > 0 && Tokens(min as u64) > max);
         let options = self.get(Key::StreamOptions).is_some();
-        let kept =
+        let stored =
             self.flag(Key::Background) == Some(true) || self.get(Key::PreviousResponse).is_some();
         let truncates = self.int(Key::TruncatePromptTokens).is_some_and(|most| most < 0);
         let several = scan.n > 1 || self.count(Key::BestOf, 0).is_some_and(|best| best > 1);
@@ -273,7 +273,7 @@ impl<'a> Given<'a> {
             (echo, ColocatedReason::Echo),
             (few(scan.max_tokens, 1), ColocatedReason::OneToken),
             (truncates, ColocatedReason::TruncatesToFit),
-            (kept && scan.endpoint == Endpoint::Responses, ColocatedReason::KeptByEngine),
+            (stored && scan.endpoint == Endpoint::Responses, ColocatedReason::StoredByEngine),
             (
                 scan.prompt == Prompt::Absent && self.get(Key::PromptEmbeds).is_none(),
                 ColocatedReason::Endpoint,

@@ -75,7 +75,7 @@ pub struct Membership {
     make: Make,
     probe: ProbeParams,
     found: mpsc::Sender<ProbeReport>,
-    kept: OperatorBackends,
+    operator_backends: OperatorBackends,
     /// Group name and configured group, by slot.
     groups: Vec<(String, GroupId)>,
     leaving: Vec<Leaving>,
@@ -100,10 +100,18 @@ impl Membership {
         make: Make,
         probe: ProbeParams,
         found: mpsc::Sender<ProbeReport>,
-        kept: OperatorBackends,
+        operator_backends: OperatorBackends,
         groups: Vec<(String, GroupId)>,
     ) -> Membership {
-        Membership { reconciler, make, probe, found, kept, groups, leaving: Vec::new() }
+        Membership {
+            reconciler,
+            make,
+            probe,
+            found,
+            operator_backends,
+            groups,
+            leaving: Vec::new(),
+        }
     }
 }
 
@@ -127,7 +135,7 @@ impl Control {
                 let changes = self.membership.reconciler.put(source, *backend);
                 let (done, problems) = self.apply_changes(changes, now + DRAIN_MAX);
                 if problems.is_empty() {
-                    self.membership.kept.add(&name, text);
+                    self.membership.operator_backends.add(&name, text);
                     Ok(done)
                 } else {
                     self.membership.reconciler = before;
@@ -138,7 +146,7 @@ impl Control {
                 None => Err(format!("no backend is named {name:?}")),
                 Some(_) => {
                     let changes = self.membership.reconciler.remove(&name);
-                    self.membership.kept.remove(&name);
+                    self.membership.operator_backends.remove(&name);
                     let until = if at_once { now } else { now + DRAIN_MAX };
                     Ok(self.apply_changes(changes, until).0)
                 }

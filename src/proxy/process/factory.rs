@@ -172,7 +172,7 @@ pub(super) fn backends(
 /// earlier processes.
 pub(super) fn desired(
     settings: &mut Settings,
-    kept: &OperatorBackends,
+    operator_backends: &OperatorBackends,
     found: Vec<(SourceId, Wanted)>,
 ) -> Reconciler {
     let mut reconciler = Reconciler::default();
@@ -183,8 +183,8 @@ pub(super) fn desired(
         }
     }
     reconciler.set(SourceId::File, settings.backends.iter().cloned().map(Ok).collect());
-    reconciler.set(SourceId::Admin, kept.added().into_iter().map(Ok).collect());
-    for name in kept.removed() {
+    reconciler.set(SourceId::Admin, operator_backends.added().into_iter().map(Ok).collect());
+    for name in operator_backends.removed() {
         reconciler.remove(name);
     }
     let mut left = reconciler.in_force().clone();

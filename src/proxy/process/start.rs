@@ -156,10 +156,11 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
     let mut settings = settings.clone();
     // Expanded first, because key files are read per backend.
     expand::expand(&mut settings);
-    let kept = OperatorBackends::read(settings.admin.state_file.as_deref()).map_err(|source| {
-        let path = settings.admin.state_file.clone().unwrap_or_default();
-        StartError::Read { path, source }
-    })?;
+    let operator_backends =
+        OperatorBackends::read(settings.admin.state_file.as_deref()).map_err(|source| {
+            let path = settings.admin.state_file.clone().unwrap_or_default();
+            StartError::Read { path, source }
+        })?;
     let mut sources = Sources {
         #[cfg(feature = "kubernetes")]
         pods: Pods::new(&settings)?,
@@ -167,7 +168,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         directories: Directories::new(&settings),
     };
     let values = settings.clone();
-    let reconciler = factory::desired(&mut settings, &kept, sources.first());
+    let reconciler = factory::desired(&mut settings, &operator_backends, sources.first());
     let mut files = files::load(&settings)?;
     let operator_roles = std::mem::take(&mut files.operator_roles);
     operator_roles.apply(&mut settings);
@@ -220,7 +221,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         Box::new(move |backend, id, group| factory.joining(backend, id, group)),
         probe,
         found.clone(),
-        kept,
+        operator_backends,
         names.zip(settings.groups()).collect(),
     );
     #[cfg(feature = "kubernetes")]

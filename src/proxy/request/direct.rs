@@ -43,10 +43,10 @@ pub fn route(serving: &Serving<'_>) -> Routing {
     let pool = table.backends(job.pool);
     let path = inbound.target.path();
     let has = |id: &BackendId| proxy.fleet.backend(*id).has_path(accepted.kinds, path);
-    let id = kept_id(serving);
+    let id = stored_id(serving);
     let is_other = matches!(
         accepted.endpoint,
-        Endpoint::Kept | Endpoint::Page | Endpoint::Upload | Endpoint::Realtime
+        Endpoint::StoredObject | Endpoint::Page | Endpoint::Upload | Endpoint::Realtime
     );
     let all_have = || accepted.kinds == Kinds::ALL || pool.iter().all(has);
     if id.is_none() && !is_other && all_have() {
@@ -77,9 +77,9 @@ fn order(
 }
 
 /// Returns the id of the stored object that the request refers to.
-fn kept_id<'a>(serving: &Serving<'a>) -> Option<Cow<'a, str>> {
+fn stored_id<'a>(serving: &Serving<'a>) -> Option<Cow<'a, str>> {
     let path = serving.inbound.target.path();
-    if serving.accepted.endpoint == Endpoint::Kept {
+    if serving.accepted.endpoint == Endpoint::StoredObject {
         return id_in_path(path).map(Cow::Borrowed);
     }
     id_in_request(serving.accepted.scan.as_ref()?, &serving.inbound.body)
@@ -221,7 +221,7 @@ fn try_reserve(
 pub fn remember_holder(inbound: &Inbound, opened: &Opened, record: &RequestRecord) {
     let (proxy, accepted) = (&record.proxy, &record.accepted);
     let path = inbound.target.path();
-    let keeps = || ids::is_kept(accepted.endpoint, accepted.scan.as_ref(), path, &inbound.body);
+    let keeps = || ids::is_stored(accepted.endpoint, accepted.scan.as_ref(), path, &inbound.body);
     if !opened.head.status.is_success() || !keeps() {
         return;
     }
