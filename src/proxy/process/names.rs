@@ -27,12 +27,12 @@ type Resolver = Arc<dyn Fn(&DnsSettings) -> Answer + Send + Sync>;
 
 /// The DNS names of all entries.
 pub struct Names {
-    entries: Vec<Entry>,
+    entries: Vec<DnsEntry>,
     resolve: Resolver,
 }
 
 /// The DNS name of one entry.
-struct Entry {
+struct DnsEntry {
     dns: DnsSettings,
     template: BackendSettings,
     /// The last known backends; `None` before the first answer.
@@ -47,9 +47,9 @@ impl Names {
 
     fn resolved_by(settings: &Settings, resolve: Resolver) -> Option<Names> {
         let entry = |template: &BackendSettings| {
-            Some(Entry { dns: template.dns.clone()?, template: template.clone(), known: None })
+            Some(DnsEntry { dns: template.dns.clone()?, template: template.clone(), known: None })
         };
-        let entries: Vec<Entry> = settings.sources.iter().filter_map(entry).collect();
+        let entries: Vec<DnsEntry> = settings.sources.iter().filter_map(entry).collect();
         (!entries.is_empty()).then_some(Names { entries, resolve })
     }
 
@@ -76,7 +76,7 @@ impl Names {
     }
 }
 
-impl Entry {
+impl DnsEntry {
     async fn follow(self, resolve: Resolver, list: watch::Sender<Option<Vec<BackendSettings>>>) {
         loop {
             tokio::time::sleep(self.dns.refresh.to_duration()).await;

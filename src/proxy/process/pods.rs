@@ -19,12 +19,12 @@ use crate::process::wanted::{Wanted, checked, send_changes};
 
 /// The pods of all entries.
 pub struct Pods {
-    entries: Vec<Entry>,
+    entries: Vec<PodEntry>,
     first_roles: FirstRoles,
 }
 
 /// The pods of one entry.
-struct Entry {
+struct PodEntry {
     source: PodSource,
     /// The last known backends; `None` before the first list.
     known: Option<Vec<BackendSettings>>,
@@ -49,7 +49,7 @@ impl Pods {
             rules.is_mirrored =
                 written.is_some_and(|own| convention::reads_role_from(&rules, &own.label));
             let source = PodSource::new(access, entry.clone(), rules);
-            entries.push(Entry { source, known: None });
+            entries.push(PodEntry { source, known: None });
         }
         let first_roles = FirstRoles::default();
         Ok((!entries.is_empty()).then_some(Pods { entries, first_roles }))
@@ -72,7 +72,7 @@ impl Pods {
         let Pods { entries, mut first_roles } = self;
         let mut tasks = JoinSet::new();
         let mut lists = Vec::new();
-        for Entry { source, known } in entries {
+        for PodEntry { source, known } in entries {
             let (sender, list) = watch::channel(known);
             tasks.spawn(source.run(sender));
             lists.push(list);
