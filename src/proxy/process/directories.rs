@@ -19,10 +19,10 @@ use crate::runtime::file_stamp::{Stamp, stamp};
 const LOOK_EVERY: Seconds = Seconds(1.0);
 
 /// The directories of all entries.
-pub struct Directories(Vec<Directory>);
+pub struct Directories(Vec<WatchedDirectory>);
 
 /// One directory.
-struct Directory {
+struct WatchedDirectory {
     path: PathBuf,
     /// File versions at the last read and at the previous check. A changed file is read once two
     /// checks have seen the same version, so that a file being written is not read.
@@ -39,9 +39,9 @@ impl Directories {
         let directory = |entry: &BackendSettings| {
             let path = entry.directory.as_ref()?.path.clone();
             let (read, seen, files) = Default::default();
-            Some(Directory { path, read, seen, files, is_failing: false })
+            Some(WatchedDirectory { path, read, seen, files, is_failing: false })
         };
-        let all: Vec<Directory> = settings.sources.iter().filter_map(directory).collect();
+        let all: Vec<WatchedDirectory> = settings.sources.iter().filter_map(directory).collect();
         (!all.is_empty()).then_some(Directories(all))
     }
 
@@ -89,7 +89,7 @@ impl Directories {
     }
 }
 
-impl Directory {
+impl WatchedDirectory {
     /// Reads changed files whose version equals that of the previous check. Returns whether any was
     /// read.
     fn look(&mut self) -> bool {
