@@ -123,7 +123,7 @@ pub struct Files {
 /// # Errors
 /// All problems of all files.
 pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
-    let mut found = Found::default();
+    let mut found = LoadedFiles::default();
     let keys = client_keys(settings, &mut found);
     let engine_keys = engine_keys(settings, &mut found);
     let handoff_keys = handoff_keys(settings, &mut found);
@@ -160,12 +160,12 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
 
 /// Errors and loaded certificates so far.
 #[derive(Default)]
-struct Found {
+struct LoadedFiles {
     errors: Vec<FileError>,
     watched: Vec<Arc<dyn Refresh>>,
 }
 
-impl Found {
+impl LoadedFiles {
     fn take<T>(
         &mut self,
         key: impl Into<String>,
@@ -209,7 +209,7 @@ impl Found {
 
 /// Reads the roles set by operators. The file must be readable and writable; otherwise a restart
 /// would discard them.
-fn state(settings: &Settings, found: &mut Found) -> OperatorRoles {
+fn state(settings: &Settings, found: &mut LoadedFiles) -> OperatorRoles {
     let path = settings.admin.state_file.as_deref();
     let operator_roles = found.take("admin.state_file", OperatorRoles::read(path));
     if let (Some(path), Some(_)) = (path, &operator_roles) {
@@ -218,7 +218,7 @@ fn state(settings: &Settings, found: &mut Found) -> OperatorRoles {
     operator_roles.unwrap_or_default()
 }
 
-fn client_keys(settings: &Settings, found: &mut Found) -> Vec<ApiKey> {
+fn client_keys(settings: &Settings, found: &mut LoadedFiles) -> Vec<ApiKey> {
     let mut keys = Vec::with_capacity(settings.auth.keys.len());
     for (i, key) in settings.auth.keys.iter().enumerate() {
         let setting = || format!("auth.keys[{i}].key_file");
@@ -228,7 +228,7 @@ fn client_keys(settings: &Settings, found: &mut Found) -> Vec<ApiKey> {
     keys
 }
 
-fn engine_keys(settings: &Settings, found: &mut Found) -> Vec<Option<String>> {
+fn engine_keys(settings: &Settings, found: &mut LoadedFiles) -> Vec<Option<String>> {
     let backends = settings.backends.iter().enumerate();
     let key = |(i, backend): (usize, &BackendSettings)| {
         let value = backend.api_key.as_ref().map(|key| &key.0);
@@ -238,7 +238,7 @@ fn engine_keys(settings: &Settings, found: &mut Found) -> Vec<Option<String>> {
     backends.map(key).collect()
 }
 
-fn handoff_keys(settings: &Settings, found: &mut Found) -> Vec<Option<Box<[u8]>>> {
+fn handoff_keys(settings: &Settings, found: &mut LoadedFiles) -> Vec<Option<Box<[u8]>>> {
     let backends = settings.backends.iter().enumerate();
     let key = |(i, backend): (usize, &BackendSettings)| {
         let value = backend.disagg_key.as_ref().map(|key| &key.0);
@@ -258,7 +258,7 @@ pub(crate) type BackendKeys = (Option<String>, Option<Box<[u8]>>);
 /// The files that cannot be used.
 pub(crate) fn backend_keys(backend: &BackendSettings) -> Result<BackendKeys, FileErrors> {
     let settings = Settings { backends: vec![backend.clone()], ..Settings::default() };
-    let mut found = Found::default();
+    let mut found = LoadedFiles::default();
     let (key, handoff) = (engine_keys(&settings, &mut found), handoff_keys(&settings, &mut found));
     match found.errors.is_empty() {
         true => Ok((key.into_iter().next().flatten(), handoff.into_iter().next().flatten())),
@@ -267,7 +267,7 @@ pub(crate) fn backend_keys(backend: &BackendSettings) -> Result<BackendKeys, Fil
 }
 
 /// TLS towards engines, shared by every https backend.
-fn connector(settings: &Settings, found: &mut Found) -> Option<EngineTls> {
+fn connector(settings: &Settings, found: &mut LoadedFiles) -> Option<EngineTls> {
     let https = settings.backends.iter().any(|backend| backend.is_https());
     if !https && settings.upstream.ca_file.is_none() {
         return None;
@@ -279,7 +279,7 @@ fn connector(settings: &Settings, found: &mut Found) -> Option<EngineTls> {
 
 /// The models and their tokenizers. A tokenizer without a fast implementation is logged, and
 /// prompts are estimated by their bytes; a file that cannot be read is an error.
-fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
+fn models(settings: &Settings, found: &mut LoadedFiles) -> Vec<KnownModel> {
     let mut known = Vec::with_capacity(settings.models.len());
     for (i, model) in settings.models.iter().enumerate() {
         let tokenizer = match tokenizer(i, model, found) {
@@ -307,7 +307,7 @@ fn models(settings: &Settings, found: &mut Found) -> Vec<KnownModel> {
 fn tokenizer(
     i: usize,
     model: &ModelSettings,
-    found: &mut Found,
+    found: &mut LoadedFiles,
 ) -> Option<Result<ModelTokenizer, TokenizerError>> {
     let key = |field: &str| format!("models[{i}].{field}");
     let path = model.tokenizer.as_ref()?;
