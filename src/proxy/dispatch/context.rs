@@ -10,7 +10,7 @@ use tidegate_scheduler::planner::GroupOutlook;
 use tidegate_types::{BackendId, RequestId, Role, Tokens};
 use tokio::sync::{Notify, mpsc};
 
-use crate::backends::fleet::{Fleet, Known, PlacementView, RoutingTable};
+use crate::backends::fleet::{Fleet, KnownPrefixes, PlacementView, RoutingTable};
 use crate::dispatch::discovery::ModelDiscovery;
 use crate::dispatch::hedge_limit::HedgeLimit;
 use crate::dispatch::model_list::ModelList;
@@ -126,7 +126,11 @@ impl Proxy {
     }
 
     /// Placement's view of the fleet at this moment.
-    pub fn view<'a>(&'a self, table: &'a RoutingTable, known: Known<'a>) -> PlacementView<'a> {
+    pub fn view<'a>(
+        &'a self,
+        table: &'a RoutingTable,
+        known: KnownPrefixes<'a>,
+    ) -> PlacementView<'a> {
         PlacementView {
             fleet: &self.fleet,
             table,

@@ -8,7 +8,7 @@ use tidegate_scheduler::dispatch::{DispatchOutcome, DispatchQueue, Refusal, Wait
 use tidegate_types::{Moment, RequestId, Seconds};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backends::fleet::Known;
+use crate::backends::fleet::KnownPrefixes;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::place::{decoding, placed};
 use crate::dispatch::queue::{DispatcherMessage, QueuedDecode, QueuedPrefill};
@@ -106,7 +106,7 @@ impl Dispatcher {
         }
         let Dispatcher { proxy, queue, matches, replies, decode_replies, .. } = self;
         let table = proxy.fleet.table();
-        let view = proxy.view(&table, Known::Many(matches));
+        let view = proxy.view(&table, KnownPrefixes::Many(matches));
         let began = view.now;
         let mut answered = Vec::new();
         let settings = proxy.settings.load();

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use tidegate_types::BackendId;
 
-use crate::backends::fleet::{InflightRequest, Known};
+use crate::backends::fleet::{InflightRequest, KnownPrefixes};
 use crate::dispatch::answer::Opened;
 use crate::dispatch::hedge_limit::HedgePermit;
 use crate::dispatch::legs;
@@ -46,7 +46,7 @@ pub(crate) fn place<'a>(
     let hedge = proxy.hedge_limit.try_acquire(proxy.fleet.registry.len())?;
     let mut job = serving.job.clone();
     job.excluded.insert(first);
-    let (params, known) = (&serving.settings().placement, Known::One(&serving.matches));
+    let (params, known) = (&serving.settings().placement, KnownPrefixes::One(&serving.matches));
     let PlaceOutcome::Placed(placed) = place::try_place(proxy, params, &job, known) else {
         return None;
     };

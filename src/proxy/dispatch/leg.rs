@@ -11,7 +11,7 @@ use tidegate_scheduler::learn::{HandOffSample, Sample};
 use tidegate_scheduler::placement::{DecodeRequest, Fleet};
 use tidegate_types::{Moment, Seconds, Tokens};
 
-use crate::backends::fleet::{Backend, Known};
+use crate::backends::fleet::{Backend, KnownPrefixes};
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::headers::AttemptIds;
 use crate::dispatch::prefilling::PendingPrefill;
@@ -131,7 +131,7 @@ impl HandOffLeg {
     /// A leg that is about to be sent to `backend`.
     pub(crate) fn new(serving: &Serving<'_>, backend: &Backend) -> HandOffLeg {
         let table = serving.proxy.fleet.table();
-        let view = serving.proxy.view(&table, Known::One(&serving.matches));
+        let view = serving.proxy.view(&table, KnownPrefixes::One(&serving.matches));
         HandOffLeg {
             tokens: serving.job.prompt - view.cached(&serving.job, backend.id),
             sent: view.now,

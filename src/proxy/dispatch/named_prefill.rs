@@ -10,7 +10,7 @@ use tidegate_filters::Accepted;
 use tidegate_types::{BackendId, Role, Seconds, Tokens};
 use tokio::time::sleep_until;
 
-use crate::backends::fleet::{Backend, Known, Stage};
+use crate::backends::fleet::{Backend, KnownPrefixes, Stage};
 use crate::dispatch::answer::{self, Opened, OpenedBody};
 use crate::dispatch::attempts;
 use crate::dispatch::colocated;
@@ -94,7 +94,7 @@ fn own_engine(serving: &Serving<'_>) -> Option<Arc<Backend>> {
 fn try_reserve(serving: &Serving<'_>, own: &Arc<Backend>) -> Option<(Reservation, Predicted)> {
     let Serving { proxy, job, matches, .. } = serving;
     let table = proxy.fleet.table();
-    let view = proxy.view(&table, Known::One(matches));
+    let view = proxy.view(&table, KnownPrefixes::One(matches));
     let predicted = serving.predict(&view, own);
     let stream = own.account.try_open_stream(job.prompt, view.streams_max(own.id))?;
     let signal = Arc::clone(proxy.queue.signal());

@@ -10,7 +10,7 @@ use tidegate_scheduler::inflight::StreamCharge;
 use tidegate_scheduler::placement::{DecodeRequest, Params, PrefillRequest};
 use tidegate_types::{BackendId, Moment};
 
-use crate::backends::fleet::Known;
+use crate::backends::fleet::KnownPrefixes;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::reservation::{Reservation, ReservedLeg};
 use crate::dispatch::settings_in_force::SettingsInForce;
@@ -44,7 +44,7 @@ pub async fn find(
     // Waiting requests have precedence.
     let waiting = proxy.fleet.table().pool(job.pool).map_or(0, |pool| pool.demand.waiting());
     if waiting == 0 {
-        match try_place(proxy, &settings.placement, job, Known::One(matches)) {
+        match try_place(proxy, &settings.placement, job, KnownPrefixes::One(matches)) {
             PlaceOutcome::Placed(placed) => return Ok(placed),
             PlaceOutcome::Unroutable => return Err(Failure::NoBackend),
             PlaceOutcome::Wait => {}
@@ -58,7 +58,7 @@ pub fn try_place(
     proxy: &Proxy,
     params: &Params,
     job: &PrefillRequest,
-    known: Known<'_>,
+    known: KnownPrefixes<'_>,
 ) -> PlaceOutcome {
     let table = proxy.fleet.table();
     let view = proxy.view(&table, known);
@@ -117,7 +117,7 @@ pub fn try_place_decode(
     arrived: Moment,
 ) -> Option<Reservation> {
     let table = proxy.fleet.table();
-    let view = proxy.view(&table, Known::One(Matches::NONE));
+    let view = proxy.view(&table, KnownPrefixes::One(Matches::NONE));
     let (on, stream) = dispatch::try_place_decode(params, request, &view)?;
     Some(decoding(proxy, view.now, arrived, on, stream))
 }

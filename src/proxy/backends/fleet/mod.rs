@@ -20,7 +20,7 @@ pub use outlier::OutlierParams;
 pub use pin::Pin;
 pub use roster::{BackendRef, Backends};
 pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
-pub use view::{Known, PlacementView};
+pub use view::{KnownPrefixes, PlacementView};
 
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;

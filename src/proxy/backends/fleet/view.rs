@@ -12,7 +12,7 @@ use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Tokens};
 use super::{Fleet, RoutingTable};
 
 /// Prefix matches of the requests that are being placed.
-pub enum Known<'a> {
+pub enum KnownPrefixes<'a> {
     /// Of one request: the fast path.
     One(&'a Matches),
     /// Of all queued requests: the dispatcher's pass.
@@ -26,7 +26,7 @@ pub struct PlacementView<'a> {
     /// Roles, pools and costs.
     pub table: &'a RoutingTable,
     /// Prefix matches of the requests to place.
-    pub known: Known<'a>,
+    pub known: KnownPrefixes<'a>,
     /// Tokens per block of the prefix index.
     pub block: Tokens,
     /// Time of the view.
@@ -45,8 +45,10 @@ impl PlacementView<'_> {
     /// blocks of the engine.
     pub fn held(&self, job: &PrefillRequest, backend: BackendId) -> Tokens {
         let blocks = match self.known {
-            Known::One(matches) => matches.blocks_on(backend),
-            Known::Many(all) => all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend)),
+            KnownPrefixes::One(matches) => matches.blocks_on(backend),
+            KnownPrefixes::Many(all) => {
+                all.get(&job.id).map_or(0, |matches| matches.blocks_on(backend))
+            }
         };
         // The last prompt token is always computed.
         let held = Tokens(u64::from(blocks) * self.block.get()).min(job.prompt - Tokens(1));
@@ -83,8 +85,8 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
 
     fn holders(&self, job: &PrefillRequest) -> Matches {
         match self.known {
-            Known::One(matches) => *matches,
-            Known::Many(all) => all.get(&job.id).copied().unwrap_or_default(),
+            KnownPrefixes::One(matches) => *matches,
+            KnownPrefixes::Many(all) => all.get(&job.id).copied().unwrap_or_default(),
         }
     }
 
