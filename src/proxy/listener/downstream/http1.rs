@@ -79,7 +79,7 @@ enum Rest {
 }
 
 /// Client state that an answer depends on.
-struct Client {
+struct ClientState {
     method: Method,
     is_1_1: bool,
     after: After,
@@ -184,7 +184,7 @@ where
     let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
     let mut presence = Presence::new(half_close);
     let response = answered(reader, handling, is_1_1, &mut presence).await?;
-    let client = Client { method, is_1_1, after, presence, stall: client_stall.to_duration() };
+    let client = ClientState { method, is_1_1, after, presence, stall: client_stall.to_duration() };
     send(proxy, reader, client, response).await
 }
 
@@ -260,7 +260,7 @@ where
     proxy.metrics.refused(None, answer.status);
     let settings = proxy.settings.load_full();
     let server = &settings.values.server;
-    let client = Client {
+    let client = ClientState {
         method: Method::GET,
         is_1_1: true,
         after: After::CloseUnread,
@@ -323,13 +323,13 @@ fn poll_presence<Io: AsyncRead + DetectReset + Unpin>(
 async fn send<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
-    client: Client,
+    client: ClientState,
     response: Response<RelayBody>,
 ) -> Result<After, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
-    let Client { method, is_1_1, mut after, mut presence, stall: patience } = client;
+    let ClientState { method, is_1_1, mut after, mut presence, stall: patience } = client;
     let (head, body) = response.into_parts();
     if let RelayBody::Websocket(tunnel) = body {
         return carry(proxy, reader, patience, &head, *tunnel).await;
