@@ -98,13 +98,13 @@ pub(super) struct Streams {
 }
 
 /// Counts one stream, from its head to the end of its answer.
-pub(super) struct Stream(Arc<Streams>);
+pub(super) struct CountedStream(Arc<Streams>);
 
 impl Streams {
-    fn open(self: &Arc<Self>) -> Stream {
+    fn open(self: &Arc<Self>) -> CountedStream {
         self.open.fetch_add(1, Relaxed);
         self.begun.fetch_add(1, Relaxed);
-        Stream(Arc::clone(self))
+        CountedStream(Arc::clone(self))
     }
 
     /// Returns when no stream was open for between one and two times `patience`.
@@ -121,7 +121,7 @@ impl Streams {
     }
 }
 
-impl Drop for Stream {
+impl Drop for CountedStream {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
     }
