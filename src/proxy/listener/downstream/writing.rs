@@ -215,13 +215,13 @@ mod tests {
 
     /// A socket that takes at most this many bytes per write, from one slice or all, and records
     /// the writes.
-    struct Wire {
+    struct TestSocket {
         most: usize,
         vectored: bool,
         writes: Vec<String>,
     }
 
-    impl AsyncWrite for Wire {
+    impl AsyncWrite for TestSocket {
         fn poll_write(
             self: Pin<&mut Self>,
             context: &mut Context<'_>,
@@ -265,7 +265,7 @@ mod tests {
     ) -> Vec<String> {
         let body = Pieces(pieces.iter().copied().collect());
         let mut writer = ResponseWriter::new(b"HEAD\r\n\r\n".to_vec(), framing, body);
-        let mut wire = Wire { most, vectored, writes: Vec::new() };
+        let mut wire = TestSocket { most, vectored, writes: Vec::new() };
         let mut context = Context::from_waker(Waker::noop());
         while writer.poll_send(&mut wire, &mut context).is_pending() {}
         wire.writes
