@@ -68,12 +68,12 @@ pub struct ArrivalLog {
 pub struct Records {
     /// Ended requests, ordered by their end.
     pub requests: VecDeque<EndedRequest>,
-    models: Vec<Model>,
+    models: Vec<ModelGaps>,
     hashes: usize,
 }
 
 /// ITL counts of a model.
-struct Model {
+struct ModelGaps {
     name: Arc<str>,
     slots: Box<[[u32; GAP_BUCKETS]; SLOTS]>,
     /// Number of the slot written last, counted from the start.
@@ -213,7 +213,7 @@ impl Records {
         let known = self.models.iter().position(|model| model.name == name);
         known.unwrap_or_else(|| {
             if self.models.len() < MODELS_MAX {
-                self.models.push(Model {
+                self.models.push(ModelGaps {
                     name,
                     slots: Box::new([[0; GAP_BUCKETS]; SLOTS]),
                     slot: 0,
@@ -251,7 +251,7 @@ impl Records {
     }
 }
 
-impl Model {
+impl ModelGaps {
     /// Returns the slot of `now`; slots that have passed since are emptied.
     fn turn_to(&mut self, now: Moment) -> &mut [u32; GAP_BUCKETS] {
         let slot = (now.since_start() / SLOT) as u64;
