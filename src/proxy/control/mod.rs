@@ -44,7 +44,7 @@ pub use gateways::Gateways;
 #[cfg(feature = "kubernetes")]
 pub use gateways::{Leadership, NamedRoles};
 pub use membership::{Desired, FleetUpdate, Membership};
-pub use operator::{Command, Hold};
+pub use operator::{Hold, RoleCommand};
 pub use pace::Pace;
 pub use revise::Revision;
 
@@ -60,7 +60,7 @@ pub struct Inboxes {
     /// Results of probes.
     pub found: mpsc::Receiver<ProbeReport>,
     /// Commands of operators.
-    pub commands: mpsc::Receiver<Command>,
+    pub commands: mpsc::Receiver<RoleCommand>,
     /// Settings that were read again.
     pub revisions: mpsc::Receiver<Revision>,
     /// Desired backends of the sources.

@@ -20,8 +20,8 @@ pub enum Hold {
     Released,
 }
 
-/// One command.
-pub struct Command {
+/// An operator's change of one backend's role.
+pub struct RoleCommand {
     /// The backend to change.
     pub backend: BackendId,
     /// The role to set; `None` keeps the current one.
@@ -34,8 +34,8 @@ pub struct Command {
 
 impl Control {
     /// Executes a command if the backend allows the role.
-    pub(super) fn execute(&mut self, command: Command) {
-        let Command { backend, role, hold, reply } = command;
+    pub(super) fn execute(&mut self, command: RoleCommand) {
+        let RoleCommand { backend, role, hold, reply } = command;
         let now = self.proxy.clock.now();
         let answer = match self.refusal() {
             Some(refusal) => Err(refusal),

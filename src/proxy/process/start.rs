@@ -23,7 +23,7 @@ use crate::control::operator_backends::OperatorBackends;
 use crate::control::operator_roles::OperatorRoles;
 use crate::control::pins::Pins;
 use crate::control::{
-    Catalog, Command, ConfiguredModels, Control, FleetUpdate, Inboxes, Membership, Pace,
+    Catalog, ConfiguredModels, Control, FleetUpdate, Inboxes, Membership, Pace, RoleCommand,
 };
 use crate::dispatch::context::Proxy;
 use crate::dispatch::discovery::ModelDiscovery;
@@ -130,7 +130,7 @@ pub struct Built {
     /// The background tasks.
     pub background: Background,
     /// Channel to the control loop.
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<RoleCommand>,
     /// Channel for sources of backends.
     pub fleet_updates: mpsc::Sender<FleetUpdate>,
     /// TLS of the data listeners.

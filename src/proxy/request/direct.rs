@@ -13,7 +13,7 @@ use tidegate_scheduler::inflight::PrefillRoom;
 use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::sleep_until;
 
-use crate::backends::fleet::{Backend, Known, RoutingTable};
+use crate::backends::fleet::{Backend, KnownPrefixes, RoutingTable};
 use crate::dispatch::answer::{Opened, OpenedBody};
 use crate::dispatch::attempts::{self, FailedAttempts};
 use crate::dispatch::colocated;
@@ -195,7 +195,7 @@ fn try_reserve(
 ) -> Option<(Reservation, Predicted)> {
     let Serving { proxy, accepted, job, matches, .. } = serving;
     let table = proxy.fleet.table();
-    let view = proxy.view(&table, Known::One(matches));
+    let view = proxy.view(&table, KnownPrefixes::One(matches));
     let predicted = serving.predict(&view, backend);
     let (new, work) = (job.prompt - predicted.cached, predicted.prefill);
     let account = &backend.account;

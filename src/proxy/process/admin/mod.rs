@@ -36,7 +36,7 @@ use tidegate_types::{Role, Seconds};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::control::{Command, FleetUpdate, Hold};
+use crate::control::{FleetUpdate, Hold, RoleCommand};
 use crate::dispatch::context::Proxy;
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
@@ -63,7 +63,7 @@ pub struct AdminApp {
     /// State shown by the views.
     pub proxy: Arc<Proxy>,
     /// Channel to the control loop.
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<RoleCommand>,
     /// Channel for added and removed backends.
     pub fleet_updates: mpsc::Sender<FleetUpdate>,
     /// Simulations on recent arrivals.
@@ -264,7 +264,7 @@ impl AdminApp {
             Err(why) => return problem(StatusCode::BAD_REQUEST, why),
         };
         let (reply, answer) = oneshot::channel();
-        let command = Command { backend: backend.id, role: change.role, hold, reply };
+        let command = RoleCommand { backend: backend.id, role: change.role, hold, reply };
         let sent = self.commands.send(command).await.is_ok();
         match answer.await {
             Ok(Ok(plan)) if sent => {
