@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::operator_backends::OperatorBackends;
 use super::{ConfiguredModels, Control};
-use crate::backends::fleet::{Backend, Entry, Pin, RoutingTable};
+use crate::backends::fleet::{Backend, Pin, RoutingTable, TableEntry};
 use crate::backends::probe::{self, ProbeParams, ProbeReport};
 use crate::backends::startup_verification::configured;
 use crate::signals::{self, SignalHost};
@@ -267,7 +267,7 @@ impl Control {
         let (prefill, decode) = self.regressions.models(id, peers.into_iter());
         let group = backend.group;
         let transfer = self.regressions.transfer(group);
-        let entry = Entry { role, usable: false, group, prefill, decode, transfer };
+        let entry = TableEntry { role, usable: false, group, prefill, decode, transfer };
         let (mut entries, mut roles) = (table.entries.clone(), table.plan.roles().to_vec());
         id.put(&mut entries, entry);
         id.put(&mut roles, role);

@@ -14,7 +14,7 @@ use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
 use tokio::sync::{Notify, mpsc};
 
 use crate::backends::expand;
-use crate::backends::fleet::{Backend, Entry, Fleet, Pin, RoutingTable};
+use crate::backends::fleet::{Backend, Fleet, Pin, RoutingTable, TableEntry};
 use crate::backends::probe::{ProbeParams, ProbeReport};
 use crate::backends::startup_verification;
 use crate::backends::startup_verification::Misfits;
@@ -389,7 +389,7 @@ fn first_table(
     for (role, backend) in roles.iter_mut().zip(&settings.backends) {
         *role = backend.role.unwrap_or(*role);
     }
-    let entries = backends.iter().zip(priors).map(|(backend, priors)| Entry {
+    let entries = backends.iter().zip(priors).map(|(backend, priors)| TableEntry {
         role: roles[backend.id.index()],
         usable: true,
         group: backend.group,

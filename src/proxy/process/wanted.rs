@@ -11,7 +11,7 @@ use crate::control::{Desired, FleetUpdate};
 /// Desired backends of a source; unusable entries are problems.
 pub type Wanted = Vec<Result<BackendSettings, BadEntry>>;
 /// The last known backends of one entry; `None` before the first answer.
-pub type Known = watch::Receiver<Option<Vec<BackendSettings>>>;
+pub type KnownBackends = watch::Receiver<Option<Vec<BackendSettings>>>;
 
 /// Returns discovered backends; those that cannot be used are problems.
 pub fn checked(backends: impl Iterator<Item = BackendSettings>) -> Wanted {
@@ -28,7 +28,7 @@ pub fn checked(backends: impl Iterator<Item = BackendSettings>) -> Wanted {
 /// Sends the backends of all lists whenever one list changes, until the control loop ends.
 pub async fn send_changes(
     source: SourceId,
-    lists: Vec<Known>,
+    lists: Vec<KnownBackends>,
     updates: mpsc::Sender<FleetUpdate>,
     mut wanted: impl FnMut(Vec<BackendSettings>) -> Wanted,
 ) {

@@ -19,7 +19,7 @@ pub use inflight::{InflightRegistry, InflightRequest, Stage};
 pub use outlier::OutlierParams;
 pub use pin::Pin;
 pub use roster::{BackendRef, Backends};
-pub use table::{EVERYONE, Entry, PoolEntry, RoutingTable};
+pub use table::{EVERYONE, PoolEntry, RoutingTable, TableEntry};
 pub use view::{KnownPrefixes, PlacementView};
 
 use arc_swap::{ArcSwap, Guard};

@@ -13,7 +13,7 @@ pub const EVERYONE: PoolId = PoolId(0);
 
 /// One backend in this snapshot.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct TableEntry {
     /// Kind of new work it receives.
     pub role: Role,
     /// Whether it was usable when the snapshot was made.
@@ -29,7 +29,7 @@ pub struct Entry {
 }
 
 /// The entry of a backend that a snapshot does not contain.
-static NO_ENTRY: Entry = Entry {
+static NO_ENTRY: TableEntry = TableEntry {
     role: Role::Draining,
     usable: false,
     group: GroupId(0),
@@ -73,7 +73,7 @@ pub struct RoutingTable {
     /// The plan in force.
     pub plan: Plan,
     /// By backend slot.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<TableEntry>,
     /// Sorted by number. The first holds every backend, for requests without a model.
     pub pools: Vec<PoolEntry>,
     /// Model name to the pool of all its backends.
@@ -102,7 +102,7 @@ impl RoutingTable {
     }
 
     /// A backend's entry; one without a role for a backend that joined after this snapshot.
-    pub fn entry(&self, backend: BackendId) -> &Entry {
+    pub fn entry(&self, backend: BackendId) -> &TableEntry {
         self.entries.get(backend.index()).unwrap_or(&NO_ENTRY)
     }
 
