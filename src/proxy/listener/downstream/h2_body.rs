@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use tidegate_types::{Moment, Seconds};
 use tokio::time::sleep;
 
-use super::http2::Stream;
+use super::http2::CountedStream;
 use crate::dispatch::context::Proxy;
 use crate::request::body::RelayBody;
 use crate::upstream::BrokenOff;
@@ -36,7 +36,7 @@ pub(super) struct H2Body {
     held: Arc<WatchedBody>,
     ended: bool,
     hint: SizeHint,
-    _stream: Stream,
+    _stream: CountedStream,
 }
 
 impl H2Body {
@@ -45,7 +45,7 @@ impl H2Body {
         proxy: Arc<Proxy>,
         stall: Seconds,
         body: RelayBody,
-        stream: Stream,
+        stream: CountedStream,
     ) -> H2Body {
         let (ended, hint) = (body.is_end_stream(), body.size_hint());
         let held = Arc::new(WatchedBody {
