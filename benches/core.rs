@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use tidegate_engine::{Endpoint, Seen, SseReader, UsageFilter, UsageRequest, scan};
 use tidegate_filters::ModelTokenizer;
-use tidegate_proxy::fleet::{Entry, PoolEntry, RoutingTable};
+use tidegate_proxy::fleet::{PoolEntry, RoutingTable, TableEntry};
 use tidegate_scheduler::cost::{DecodeModel, PrefillModel, TransferModel};
 use tidegate_scheduler::learn::{CostRegressions, Estimates, Priors};
 use tidegate_scheduler::placement::{
@@ -165,7 +165,7 @@ fn planning(c: &mut Criterion) {
 /// A table whose backends are in one group and serve one model.
 fn table(count: u16) -> RoutingTable {
     let (ids, every): (Vec<BackendId>, _) = ((0..count).map(BackendId).collect(), PoolId(0));
-    let entry = Entry {
+    let entry = TableEntry {
         role: Role::Prefill,
         usable: true,
         group: GroupId(0),
