@@ -22,7 +22,7 @@ pub struct ChainParams {
     /// Tokens per block of the prefix index, at least 1. Without a tokenizer a block has four times
     /// as many bytes.
     pub prefix_block: usize,
-    /// Clients' hand-offs that are accepted.
+    /// Policy for hand-off members sent by clients.
     pub handoff: HandoffTrust,
     /// Renders the chat template in a request, as vLLM does with `--trust-request-chat-template`.
     /// Otherwise such a request is estimated, and vLLM refuses it.

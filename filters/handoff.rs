@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use tidegate_engine::{ApiError, Scan};
 
-/// Headers by which gateways name engines, priorities and targets to each other: llm-d's, under their
-/// present and earlier names, the inference gateway's and AIBrix's.
+/// Headers by which gateways name engines, priorities and targets: those of llm-d (current and
+/// earlier names), of the inference gateway and of AIBrix.
 const HEADERS: [&str; 26] = [
     "x-prefiller-host-port",
     "x-prefiller-url",
@@ -38,7 +38,7 @@ const HEADERS: [&str; 26] = [
     "prefill-target-pod-ip",
 ];
 
-/// Clients' hand-offs that are accepted.
+/// Policy for hand-off members sent by clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HandoffTrust {
     /// None: the request is refused.
@@ -115,10 +115,10 @@ pub fn strip_handoff_headers(trust: &HandoffTrust, headers: &mut HeaderMap) {
     }
 }
 
-/// Removes them from a request whose headers have been read, or whose peer is not trusted.
+/// Removes these headers from a request after they were read, or from an untrusted peer.
 pub fn remove_handoff_headers(headers: &mut HeaderMap) {
     let names = headers.keys().filter(|name| HEADERS.contains(&name.as_str()));
-    // Mostly none: nothing is allocated then.
+    // Usually none is found, and nothing is allocated.
     let found: Vec<_> = names.cloned().collect();
     for name in found {
         headers.remove(name);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tidegate_engine::{ApiError, Endpoint, Scan, Span, is_form, model_in_form, scan};
 use tidegate_types::Seconds;
 
-/// `retry-after` while no model is known: backends are asked for their models every few seconds.
+/// `retry-after` while no model is known. Backends are queried for their models every few seconds.
 const DIRECTORY_SOON: Seconds = Seconds(2.0);
 
 /// Result of the filter.

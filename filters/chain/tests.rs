@@ -292,7 +292,7 @@ fn the_only_model_of_a_fleet_is_the_default() {
         let accepted = unnamed.admit(&Chain::new(small_blocks()), directory).unwrap();
         accepted.model
     };
-    assert_eq!(model(&directory), None, "there are two");
+    assert_eq!(model(&directory), None, "the fleet has two models");
     directory.models.remove("plain");
     assert_eq!(model(&directory).as_deref(), Some("tiny"));
 }

@@ -65,6 +65,10 @@ mod tests {
         assert_eq!(cache.touch(&[1, 2, 3]), 0);
         assert_eq!(cache.touch(&[1, 2, 4]), 2 * BLOCK_TOKENS as u64);
         assert_eq!(cache.touch(&[5]), 0);
-        assert_eq!(cache.touch(&[1, 2, 3]), 2 * BLOCK_TOKENS as u64, "3 was the oldest");
+        assert_eq!(
+            cache.touch(&[1, 2, 3]),
+            2 * BLOCK_TOKENS as u64,
+            "block 3 was evicted as the oldest"
+        );
     }
 }

@@ -90,8 +90,8 @@ pub enum LoadFailurePolicy {
 /// A fleet of emulated engines in one process.
 #[derive(Clone, Debug)]
 pub struct EmulatorConfig {
-    /// The first engine's address; the others take the ports after it. Port 0 is any free port for
-    /// each.
+    /// Address of the first engine; the others listen on the following ports. Port 0: each gets a
+    /// free port.
     pub listen: SocketAddr,
     /// Number of engines, at least 1.
     pub count: u16,
@@ -109,12 +109,13 @@ pub struct EmulatorConfig {
     pub kv_role: VllmKvRole,
     /// Data-parallel ranks of a Mooncake vLLM, at least 1: each has an engine id of its own.
     pub ranks: u16,
-    /// TensorRT-LLM's internal authentication key, with which the KV location in a request must be signed.
+    /// TensorRT-LLM's internal authentication key: the KV location in a request must be signed with
+    /// it.
     pub disagg_key: Option<String>,
     /// Behaviour when the KV transfer fails.
     pub policy: LoadFailurePolicy,
-    /// Lease of prefilled KV. A decode engine whose request is queued extends
-    /// it every sixth of this to two thirds of it from then
+    /// Lease of prefilled KV. While its request is queued, a decode engine extends the lease every
+    /// sixth of this time to two thirds of it from then
     /// (docs/spec/engine-protocols.md#vllm-nixl-lease).
     pub lease: Seconds,
     /// Handshake timeout of a decode engine for an unresponsive prefill engine.
@@ -130,7 +131,7 @@ pub struct EmulatorConfig {
     pub prompt_tokens_details: bool,
     /// Queue length from which requests are refused with 503 (vLLM: `--max-num-queued-reqs`).
     pub max_queued: Option<u32>,
-    /// The host other engines reach this one by; `None` is the address it listens on.
+    /// Host by which other engines reach this one; `None`: the address it listens on.
     pub advertise: Option<String>,
     /// Mean tokens of each stream in a step, 1 to 8: speculative decoding. They leave in one chunk.
     pub bursts: f64,

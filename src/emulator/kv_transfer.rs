@@ -181,7 +181,7 @@ impl Peers {
         let stream = TcpStream::connect((remote.host.as_str(), remote.port)).await.ok()?;
         stream.set_nodelay(true).ok()?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.ok()?;
-        // The end of the connection is observed by its next user.
+        // The end of the connection is observed when it is used next.
         tokio::spawn(async move { drop(connection.await) });
         self.send(&peer, sender, body).await
     }

@@ -1,6 +1,6 @@
 //! vLLM's MooncakeConnector (docs/spec/engine-protocols.md#vllm-mooncake): its bootstrap server's
-//! answer, and the role assertion: an engine started as producer or consumer dies of a request for
-//! the other role, as the real engine does.
+//! answer, and the role assertion: like the real engine, a producer or consumer aborts on a request
+//! for the other role.
 
 use http::Uri;
 use http::header::HeaderMap;

@@ -50,7 +50,8 @@ pub async fn start(config: EmulatorConfig) -> io::Result<RunningEmulator> {
         let mut address = config.listen;
         if address.port() != 0 {
             let port = address.port().checked_add(i);
-            address.set_port(port.ok_or_else(|| io::Error::other("no port is left"))?);
+            address
+                .set_port(port.ok_or_else(|| io::Error::other("the port number exceeds 65535"))?);
         }
         let one = EmulatorSlot::start(config.clone(), address, Arc::clone(&store)).await?;
         running.addresses.push(one.engine.address);

@@ -76,7 +76,7 @@ fn a_connection_is_reused_unless_either_side_closes_it() {
     let goes_on = |text: &str| head(text).keeps_alive;
     assert!(goes_on("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
     assert!(!goes_on("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: Close\r\n\r\n"));
-    assert!(!goes_on("HTTP/1.1 200 OK\r\n\r\n"), "the body ends with it");
+    assert!(!goes_on("HTTP/1.1 200 OK\r\n\r\n"), "the body ends with the connection");
     assert!(!goes_on("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"));
     assert!(goes_on("HTTP/1.0 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n"));
     let both = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\ntransfer-encoding: chunked\r\n\r\n";

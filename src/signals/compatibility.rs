@@ -117,10 +117,7 @@ impl fmt::Display for Misfit {
                 write!(f, "models: the settings name {configured}, the engine serves {reported}")
             }
             Misfit::Key { status } => {
-                write!(
-                    f,
-                    "key: the engine answers {status}: it wants its own api_key or api_key_file"
-                )
+                write!(f, "key: the engine answers {status}: set its own api_key or api_key_file")
             }
             Misfit::Group { other, key, theirs, own, .. } => {
                 write!(f, "group: its {key} is {own}, that of {other} is {theirs}")

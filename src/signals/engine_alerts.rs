@@ -5,8 +5,8 @@ use crate::engine::EngineReading;
 
 /// Share of used KV memory above which the next long prompt causes a preemption.
 const KV_FULL: f64 = 0.95;
-/// Requests queued inside an engine that are tolerated; more than this, and than run, raise an
-/// alert.
+/// Requests queued inside an engine that raise no alert. A longer queue does, if it also exceeds
+/// the running requests.
 const WAITING_MANY: f64 = 4.0;
 
 /// A condition of an engine that an operator should know.

@@ -1,19 +1,19 @@
-//! Identity of an unknown engine: kind, connector and what its launch flags say, read from the
-//! answers to a few GET requests that generate nothing.
+//! Identity of an unknown engine: kind, connector and launch flags, read from the answers to a few
+//! GET requests that generate no tokens.
 
 use serde_json::Value;
 use tidegate_engine::EngineKind;
 
 use crate::facts::Facts;
 
-/// Paths that tell engines apart.
+/// Paths whose answers identify an engine.
 pub const PATHS: [&str; 7] =
     ["/v1/models", "/version", "/server_info", "/metrics", "/info", "/props", "/api/version"];
 
 /// The bodies of an engine's successful answers, by path.
 pub type Answers = std::collections::BTreeMap<&'static str, Vec<u8>>;
 
-/// What an engine is.
+/// An engine's identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// Server software.
@@ -45,7 +45,7 @@ const VLLM_CONNECTORS: [(&str, &str); 7] = [
     ("LMCacheMPConnector", "shared_store"),
 ];
 
-/// Reads an engine's answers. An engine that none of them identifies is plain.
+/// Identifies an engine by its answers; without a match its kind is plain.
 pub fn identify(answers: &Answers) -> Identity {
     let info = json(answers, "/server_info");
     let kind = kind(answers, &info);

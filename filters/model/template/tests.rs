@@ -223,7 +223,7 @@ fn skeletons_are_cached_and_bounded() {
     };
     assert_eq!(printed("user").as_deref(), Some("Tide?!"));
     let never =
-        |_: &[PlainMessage<'_>]| -> Option<String> { unreachable!("these roles are known") };
+        |_: &[PlainMessage<'_>]| -> Option<String> { unreachable!("the skeleton is cached") };
     assert_eq!(skeletons.fill(&one("user"), true, never).as_deref(), Some("Tide?!"));
     for role in 0..200 {
         assert!(printed(&role.to_string()).is_some());

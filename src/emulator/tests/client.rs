@@ -155,7 +155,7 @@ pub async fn until(what: &str, happened: impl Fn() -> bool) {
 
 /// Waits until an engine has no request left.
 pub async fn idle(running: &RunningEmulator, engine: usize) {
-    until("all is given back", || {
+    until("all memory is released", || {
         let now = running.stats(engine);
         (now.open, now.running, now.waiting, now.held, now.kv_used) == (0, 0, 0, 0, 0)
     })

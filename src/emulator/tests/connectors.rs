@@ -85,7 +85,7 @@ async fn a_mooncake_decode_without_its_prefill_fails_or_recomputes_and_is_counte
         let mut failed = 0;
         for (engine, transfer) in [
             (id, "never"),
-            // Prefilled, but with more than one token: it might have stopped.
+            // Prefilled with more than one token: it might have stopped.
             (id, "stops"),
             (id, "ends"),
             (id, "long"),
@@ -139,7 +139,7 @@ async fn an_engine_with_a_fixed_kv_role_aborts_on_the_other_role() {
         assert_eq!(post(at, PATH, &one_token("wrong", &wrong)).await.status, 500);
         assert_eq!(fleet.stats(0).assertions, 1);
         assert_eq!(get(at, "/health").await.status, 503);
-        assert_eq!(post(at, PATH, &whole).await.status, 500, "it is dead");
+        assert_eq!(post(at, PATH, &whole).await.status, 500, "the engine has aborted");
         fleet.stop().await;
     }
 }
@@ -155,7 +155,7 @@ async fn an_offloaded_hand_off_is_read_at_its_side_channel_only() {
     let gives = json!({ "remote_decoder": { "kv_request_id": "a" } });
     assert_eq!(post(p, PATH, &one_token("tier", &gives)).await.status, 200);
     assert_eq!(post(d, PATH, &wants("b", p.port())).await.status, 500, "the KV was not offered");
-    assert_eq!(post(d, PATH, &wants("a", 1)).await.status, 500, "no engine listens there");
+    assert_eq!(post(d, PATH, &wants("a", 1)).await.status, 500, "no engine listens on that port");
     assert_eq!(post(d, PATH, &wants("a", p.port())).await.status, 200);
     assert_eq!(post(d, PATH, &wants("a", p.port())).await.status, 500, "the KV was read already");
     let stats = fleet.stats(1);

@@ -23,14 +23,14 @@ async fn a_hand_off_moves_the_kv_once_and_frees_it() {
     assert_eq!(fleet.stats(0).kv_used, 100);
     let alone = post(p, PATH, &completion("real", 100, 8, false)).await;
     let decode = post(d, PATH, &with_kv(completion("real", 100, 8, true), &params)).await;
-    assert_eq!(decode.words(0), alone.words(0), "as one engine alone");
+    assert_eq!(decode.words(0), alone.words(0), "the same text as from one engine");
     let (from, to) = (fleet.stats(0), fleet.stats(1));
     let bytes = 100 * config().profile.kv_bytes;
     assert_eq!((from.bytes_out, to.bytes_in, to.transfers_in), (bytes, bytes, 1));
     assert_eq!((to.prompt_computed, to.recomputes, to.transfers_failed), (0, 0, 0));
     idle(&fleet, 0).await;
     let again = post(d, PATH, &with_kv(completion("real", 100, 8, false), &params)).await;
-    assert_eq!(again.status, 500, "its KV was fetched before");
+    assert_eq!(again.status, 500, "the KV is read once only");
     assert_eq!(fleet.stats(1).transfers_failed, 1);
     fleet.stop().await;
 }
@@ -79,7 +79,7 @@ async fn invalid_hand_offs_fail_or_are_recomputed_and_counted() {
                         assert_eq!(answer.json()["error"]["type"], "InternalServerError");
                     }
                     (LoadFailurePolicy::Fail, true) => {
-                        assert_eq!(answer.status, 200, "the head was sent before");
+                        assert_eq!(answer.status, 200, "the head is sent before the failure");
                         assert_eq!(answer.events()[0]["error"]["code"], 500);
                         assert!(answer.text.ends_with("data: [DONE]\n\n"));
                     }
@@ -218,7 +218,7 @@ async fn a_waiting_hand_off_does_not_block_other_requests() {
     until("it waits", || fleet.stats(1).waiting == 1).await;
     assert_eq!(post(d, PATH, &completion("quick", 50, 4, false)).await.status, 200);
     let first = tokio::time::timeout(std::time::Duration::ZERO, waiting.body.frame()).await;
-    assert!(first.is_err(), "the leg waits for the read");
+    assert!(first.is_err(), "the decode leg waits for the KV");
     drop(waiting);
     idle(&fleet, 1).await;
     fleet.stop().await;

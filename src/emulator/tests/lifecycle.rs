@@ -42,7 +42,7 @@ async fn a_killed_engine_cuts_its_streams_and_refuses_connections() {
     assert!(streaming.body.frame().await.unwrap().is_ok());
     fleet.kill(0).await;
     let rest = (&mut streaming.body).collect().await;
-    assert!(rest.is_err(), "the stream has no end");
+    assert!(rest.is_err(), "the stream is cut without an end");
     assert!(TcpStream::connect(address).await.is_err());
     assert_eq!(get(fleet.addresses()[1], "/health").await.status, 200);
     fleet.revive(0).await.unwrap();

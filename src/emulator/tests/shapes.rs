@@ -49,7 +49,7 @@ async fn the_tokens_of_a_burst_leave_in_one_chunk_and_count_exactly() {
     let counts: Vec<u64> =
         events.iter().map(|event| event["usage"]["completion_tokens"].as_u64().unwrap()).collect();
     assert_eq!(counts.last(), Some(&60));
-    // The role, the chunks and the usage: two tokens a chunk at least, in the mean.
+    // One role chunk, the token chunks and one usage chunk: at least two tokens a chunk on average.
     assert!(events.len() <= 32, "{counts:?}");
     assert!(counts.windows(2).any(|pair| pair[1] - pair[0] > 1), "{counts:?}");
     fleet.stop().await;
@@ -226,7 +226,7 @@ async fn a_streamed_prefill_leg_has_its_hand_off_in_the_last_chunk() {
     let decode = post(d, "/v1/completions", &with_kv(completion("s", 20, 3, false), params)).await;
     assert_eq!((decode.status.as_u16(), fleet.stats(1).transfers_in), (200, 1));
     let long = post(p, "/v1/completions", &with_kv(completion("s", 20, 2, false), &ask)).await;
-    assert!(long.json()["kv_transfer_params"].is_null(), "max_tokens was left as it was");
+    assert!(long.json()["kv_transfer_params"].is_null(), "max_tokens was not reduced to one");
     fleet.stop().await;
 }
 

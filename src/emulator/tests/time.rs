@@ -12,7 +12,7 @@ use crate::scheduler::{Scheduler, SchedulerCommand};
 use crate::token_feed::TokenFeed;
 
 fn running() -> (UnboundedSender<SchedulerCommand>, Arc<TokenFeed>, Seconds) {
-    // Only the weights take time: all steps have equal length.
+    // Only reading the weights takes time, so that all steps have equal length.
     let zero = Seconds::ZERO;
     let step = Seconds(0.010);
     let profile = Profile {

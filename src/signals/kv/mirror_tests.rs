@@ -28,7 +28,7 @@ impl EngineCache {
                 index.insert(hash);
             }
             BlockChange::Gone(hash) => {
-                assert!(index.remove(&hash), "gone without having been held")
+                assert!(index.remove(&hash), "a block is removed that was not in the index")
             }
             BlockChange::Cleared => index.clear(),
         });

@@ -93,7 +93,7 @@ mod tests {
                         SequenceStep::Apply => number..number + 1,
                         SequenceStep::Gap(from) => from..number + 1,
                         SequenceStep::Seen => continue,
-                        SequenceStep::Restarted => unreachable!("no clock went forward"),
+                        SequenceStep::Restarted => unreachable!("the engine's clock did not advance"),
                     };
                     for number in missing {
                         sequence.applied(number, number as f64);
