@@ -65,7 +65,7 @@ pub async fn run(
 ) {
     let mut rounds = 0u32;
     while !backend.has_left() {
-        let asked = clock.now();
+        let began = clock.now();
         let result = introspect::check_health(&backend.pool, backend.kind, params.timeout).await;
         let well = matches!(result, ProbeResult::Healthy);
         // Facts are read before the backend is used again: another engine may have been started.
@@ -80,7 +80,7 @@ pub async fn run(
         if !well {
             rounds = 0;
         }
-        let changed = apply(&backend, result, asked, params.interval, clock.now());
+        let changed = apply(&backend, result, began, params.interval, clock.now());
         if changed {
             // The engine may have been restarted.
             backend.bootstrap.forget();
@@ -97,12 +97,12 @@ pub async fn run(
     }
 }
 
-/// Applies the result of a probe that began at `asked` to the backend's health. Returns whether
+/// Applies the result of a probe that began at `began` to the backend's health. Returns whether
 /// that changed.
 fn apply(
     backend: &Backend,
     result: ProbeResult,
-    asked: Moment,
+    began: Moment,
     interval: Seconds,
     now: Moment,
 ) -> bool {
@@ -111,7 +111,7 @@ fn apply(
     // unanswered probe, tokens since about the previous probe for one that reports a failure.
     let received = health.received_at();
     let streams = match result {
-        ProbeResult::Unanswered(_) => received >= asked,
+        ProbeResult::Unanswered(_) => received >= began,
         ProbeResult::Unhealthy(_) => received > Moment::START && received + interval >= now,
         ProbeResult::Healthy | ProbeResult::Refused(_) => false,
     };

@@ -58,7 +58,7 @@ pub struct Catalog {
     /// By backend slot.
     configured: Vec<ConfiguredModels>,
     /// By backend slot: whether it takes new work; false while it is being removed.
-    here: Vec<bool>,
+    is_present: Vec<bool>,
     known: HashMap<Arc<str>, KnownModel>,
     /// The number of the next new pool.
     next: PoolId,
@@ -78,7 +78,7 @@ impl Catalog {
                 .map(|configured| configured.models.iter().map(card).collect())
                 .collect(),
             answers: vec![Bytes::new(); configured.len()],
-            here: vec![true; configured.len()],
+            is_present: vec![true; configured.len()],
             configured,
             known: by_name(known),
             next: PoolId(EVERYONE.0 + 1),
@@ -86,7 +86,7 @@ impl Catalog {
     }
 
     /// Replaces the models that the settings describe.
-    pub fn know(&mut self, known: Vec<KnownModel>) {
+    pub fn set_known(&mut self, known: Vec<KnownModel>) {
         self.known = by_name(known);
     }
 
@@ -96,7 +96,7 @@ impl Catalog {
         backend.put(&mut self.served, configured.models.iter().map(card).collect());
         backend.put(&mut self.answers, Bytes::new());
         backend.put(&mut self.configured, configured);
-        backend.put(&mut self.here, true);
+        backend.put(&mut self.is_present, true);
     }
 
     /// Removes a backend from every pool.
@@ -105,7 +105,7 @@ impl Catalog {
         self.served[slot] = Vec::new();
         self.answers[slot] = Bytes::new();
         self.configured[slot] = ConfiguredModels::default();
-        self.here[slot] = false;
+        self.is_present[slot] = false;
     }
 
     /// Takes the models that a backend reported. Returns whether they changed.
@@ -129,7 +129,7 @@ impl Catalog {
         let before = std::mem::take(&mut table.pools);
         let mut before: HashMap<Key, PoolEntry> =
             before.into_iter().map(|pool| ((Arc::clone(&pool.model), pool.above), pool)).collect();
-        let slots = (0..self.served.len()).filter(|slot| self.here[*slot]);
+        let slots = (0..self.served.len()).filter(|slot| self.is_present[*slot]);
         let everyone = slots.map(|slot| BackendId(slot as u16)).collect();
         let first =
             before.remove(&(Arc::from(""), None)).unwrap_or_else(|| pool(EVERYONE, "", None));
@@ -182,7 +182,7 @@ impl Catalog {
         let aliases = aliases
             .filter(|(alias, name)| models.contains_key(name) && !models.contains_key(alias));
         // While no backend is known, no path is refused by the filters: the request ends with 503.
-        let kinds = match self.here.contains(&true) {
+        let kinds = match self.is_present.contains(&true) {
             true => self
                 .configured
                 .iter()

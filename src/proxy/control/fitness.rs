@@ -43,7 +43,7 @@ impl Fitness {
     }
 
     /// The PD role in which an engine reports to run; `None` for engines that run whole requests.
-    pub fn role_told(&self, backend: BackendId) -> Option<Role> {
+    pub fn reported_role(&self, backend: BackendId) -> Option<Role> {
         match self.reported[backend.index()].as_ref()?.mode? {
             DisaggregationMode::Half(role) => Some(role),
             DisaggregationMode::Whole => None,

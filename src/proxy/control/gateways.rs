@@ -63,7 +63,7 @@ impl Gateways {
     }
 
     fn leads(&self) -> bool {
-        // The election task may be delayed, for example by SIGSTOP: the deadline is checked here.
+        // The election task may be delayed, for example by SIGSTOP: the deadline is checked present.
         self.leadership.borrow().leads_until.is_some_and(|until| Instant::now() < until)
     }
 }
@@ -74,7 +74,7 @@ impl Control {
         self.gateways.as_ref().is_none_or(Gateways::leads)
     }
 
-    /// Returns why an operator's command is refused here.
+    /// Returns why an operator's command is refused present.
     pub(super) fn refusal(&self) -> Option<String> {
         let gateways = self.gateways.as_ref().filter(|gateways| !gateways.leads())?;
         Some(match &gateways.leadership.borrow().leader {
@@ -96,9 +96,9 @@ impl Control {
             if gateways.shared != Some(number) {
                 gateways.shared = Some(number);
                 let backends = self.proxy.fleet.backends();
-                let here = backends.iter().filter(|backend| !backend.is_leaving());
+                let present = backends.iter().filter(|backend| !backend.is_leaving());
                 let role = |id: BackendId| table.plan.role(id);
-                let roles = here.map(|backend| (backend.name.to_string(), role(backend.id)));
+                let roles = present.map(|backend| (backend.name.to_string(), role(backend.id)));
                 gateways.plans.send_replace(Some((number.0, Arc::new(roles.collect()))));
             }
             return;

@@ -225,10 +225,11 @@ impl Control {
 
     /// The configured group with this name, else the lowest unused one.
     fn group_of(&self, name: &str) -> GroupId {
-        let here = |backend: &&Arc<Backend>| !backend.has_left();
+        let in_fleet = |backend: &&Arc<Backend>| !backend.has_left();
         let backends = self.proxy.fleet.backends();
         let known = &self.membership.groups;
-        let mut present = backends.iter().filter(here).map(|backend| &known[backend.id.index()]);
+        let mut present =
+            backends.iter().filter(in_fleet).map(|backend| &known[backend.id.index()]);
         if let Some((_, group)) = present.find(|(known, _)| known == name) {
             return *group;
         }
@@ -236,7 +237,7 @@ impl Control {
         let used = |group: GroupId| {
             backends
                 .iter()
-                .filter(here)
+                .filter(in_fleet)
                 .any(|backend| table.entry(backend.id).group == group || backend.group == group)
         };
         (0..u16::MAX).map(GroupId).find(|group| !used(*group)).unwrap_or_default()

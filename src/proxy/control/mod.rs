@@ -153,7 +153,7 @@ impl Control {
         let clock: Clock = self.proxy.clock;
         let proxy = Arc::clone(&self.proxy);
         loop {
-            let rest = self.plan_takes.rest();
+            let rest = self.plan_takes.pause();
             let tick = clock.instant(self.planned_at + self.interval().max(rest));
             tokio::select! {
                 biased;
@@ -187,7 +187,7 @@ impl Control {
         self.release_drained(now);
         self.plan(now);
         self.share_roles();
-        if now - self.watched_at >= self.watch_takes.rest() {
+        if now - self.watched_at >= self.watch_takes.pause() {
             let began = self.proxy.clock.now();
             streams::watch(&self.proxy.fleet, self.params.slo.tpot, began);
             let backends = self.proxy.fleet.backends();
@@ -382,7 +382,7 @@ impl Control {
     fn adopt(&mut self, id: BackendId) -> bool {
         let from = self.proxy.fleet.table().plan.role(id);
         let switches = self.proxy.fleet.backend(id).capability == RoleCapability::DrainThenCall;
-        let Some(to) = self.fitness.role_told(id).filter(|told| *told != from) else {
+        let Some(to) = self.fitness.reported_role(id).filter(|reported| *reported != from) else {
             return false;
         };
         if !switches || from == Role::Draining || self.switching.contains_key(&id) {
@@ -451,11 +451,11 @@ impl Control {
             group == table.entry(id).group && table.plan.role(peer.id) == Role::Decode
         });
         let peers = peers.cloned().collect();
-        let told = self.switches.0.clone();
+        let results = self.switches.0.clone();
         tokio::spawn(async move {
             let end = switch::run(backend, peers, to).await;
             // The receiver is dropped only when the process stops.
-            told.send(switch::FinishedSwitch { backend: id, from, to, cause, end }).await.ok();
+            results.send(switch::FinishedSwitch { backend: id, from, to, cause, end }).await.ok();
         });
         plan
     }

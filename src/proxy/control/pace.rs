@@ -31,7 +31,7 @@ impl Usual {
     }
 
     /// Returns the pause after the step.
-    pub(super) fn rest(self) -> Seconds {
+    pub(super) fn pause(self) -> Seconds {
         (self.0 * PAUSE_FACTOR).min(PAUSE_MAX)
     }
 }
@@ -45,10 +45,10 @@ mod tests {
         let mut usual = Usual::UNKNOWN;
         (0..100).for_each(|_| usual.took(Seconds(20e-6)));
         usual.took(Seconds(0.005));
-        assert!(usual.rest() < Seconds(0.002), "{:?}", usual.rest());
+        assert!(usual.pause() < Seconds(0.002), "{:?}", usual.pause());
         (0..100).for_each(|_| usual.took(Seconds(0.005)));
-        assert_eq!(usual.rest(), PAUSE_MAX);
+        assert_eq!(usual.pause(), PAUSE_MAX);
         usual.took(Seconds(10e-6));
-        assert_eq!(usual.rest(), Seconds(10e-6) * PAUSE_FACTOR);
+        assert_eq!(usual.pause(), Seconds(10e-6) * PAUSE_FACTOR);
     }
 }

@@ -29,7 +29,7 @@ impl Control {
             self.params = params;
         }
         self.proxy.put_in_force(settings);
-        self.catalog.know(models);
+        self.catalog.set_known(models);
         self.publish_pools();
         // The receiver is dropped only when the process stops.
         reply.send(()).ok();

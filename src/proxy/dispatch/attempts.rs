@@ -8,7 +8,7 @@ use tidegate_engine::{ClientState, Evidence, OtherAttempts, attribute, is_load};
 use tidegate_scheduler::placement::{Disaggregation, EXCLUDED_MAX};
 use tidegate_types::{BackendId, Seconds};
 
-use crate::backends::fleet::{BACK_OFF_ASKED_MAX, Backend, Stage};
+use crate::backends::fleet::{BACK_OFF_REQUESTED_MAX, Backend, Stage};
 use crate::dispatch::answer::Opened;
 use crate::dispatch::blame;
 use crate::dispatch::context::Proxy;
@@ -150,8 +150,8 @@ impl FailedAttempts {
         let evidence = attribute(sign, OtherAttempts::Untried, ClientState::Reading);
         match (evidence, &failure.problem) {
             (Evidence::Load, problem) => {
-                let asked = problem.verdict().and_then(|v| v.asks_for(proxy.wall_now()));
-                blame::load(proxy, &backend, asked, problem);
+                let requested = problem.verdict().and_then(|v| v.retry_delay(proxy.wall_now()));
+                blame::load(proxy, &backend, requested, problem);
             }
             (Evidence::Request, LegProblem::Answered(verdict)) => {
                 let (backend, verdict) = (Arc::clone(&failure.backend), verdict.clone());
@@ -251,8 +251,9 @@ impl FailedAttempts {
             let same = busy().rfind(|(_, verdict)| verdict.status == Some(status));
             let (backend, verdict) = same.or_else(|| busy().next_back())?;
             let now = proxy.wall_now();
-            let asked = busy().filter_map(|(_, verdict)| verdict.asks_for(now));
-            let retry_after = asked.fold(Seconds::ZERO, Seconds::max).min(BACK_OFF_ASKED_MAX);
+            let requested = busy().filter_map(|(_, verdict)| verdict.retry_delay(now));
+            let retry_after =
+                requested.fold(Seconds::ZERO, Seconds::max).min(BACK_OFF_REQUESTED_MAX);
             return Some(Failure::Busy {
                 backend: Arc::clone(backend),
                 verdict: Box::new(verdict.clone()),

@@ -221,7 +221,7 @@ fn start_prefill(
     go: Arc<Notify>,
 ) -> JoinHandle<Prefilled> {
     let backend = Arc::clone(&reservation.backend);
-    let inbound = serving.inbound.beside();
+    let inbound = serving.inbound.without_share();
     let accepted = Arc::clone(serving.accepted);
     let drain = serving.settings().silence_max().max(DRAIN_MAX).to_duration();
     let leg = async move {

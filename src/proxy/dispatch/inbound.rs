@@ -39,7 +39,7 @@ pub struct Inbound {
 impl Inbound {
     /// Returns a copy of the request for a concurrent task. The copy holds no budget share, because
     /// the body is shared with the original.
-    pub fn beside(&self) -> Inbound {
+    pub fn without_share(&self) -> Inbound {
         Inbound {
             settings: Arc::clone(&self.settings),
             method: self.method.clone(),

@@ -181,10 +181,11 @@ async fn prefilled(
 ) -> Result<(Head, Bytes), LegProblem> {
     let mut attempt = 0;
     loop {
-        let problem = match ask(serving.inbound, serving.accepted, target, leg, attempt + 1).await {
-            Err(problem) if is_transient(&problem) && attempt < sidecar.retries => problem,
-            answered => return answered,
-        };
+        let problem =
+            match send_prefill(serving.inbound, serving.accepted, target, leg, attempt + 1).await {
+                Err(problem) if is_transient(&problem) && attempt < sidecar.retries => problem,
+                answered => return answered,
+            };
         attempt += 1;
         tracing::debug!(target = %target.address(), attempt, "prefill: {problem}");
         tokio::time::sleep(sidecar.backoff.to_duration()).await;
@@ -198,7 +199,7 @@ fn is_transient(problem: &LegProblem) -> bool {
     }
 }
 
-async fn ask(
+async fn send_prefill(
     inbound: &Inbound,
     accepted: &Accepted,
     target: &Pool,
@@ -267,10 +268,12 @@ async fn concurrent(
     let ahead = predicted.ahead + predicted.prefill;
     let mut decoding = pin!(leg::answered(serving, &own, None, ahead, decode, attempt, &|| ()));
     // A task of its own: the prefill engine may still be sending blocks after the first token.
-    let (inbound, accepted) = (serving.inbound.beside(), Arc::clone(serving.accepted));
+    let (inbound, accepted) = (serving.inbound.without_share(), Arc::clone(serving.accepted));
     let target = Arc::clone(target);
     let mut prefilling =
-        tokio::spawn(async move { ask(&inbound, &accepted, &target, &prefill, attempt).await });
+        tokio::spawn(
+            async move { send_prefill(&inbound, &accepted, &target, &prefill, attempt).await },
+        );
     let linked = LinkedLeg::new(&prefilling);
     let missed = |problem| leg::miss(&own, LegKind::Decode, problem);
     let (head, body) = tokio::select! {

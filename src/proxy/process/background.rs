@@ -61,7 +61,7 @@ pub struct Tasks {
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
     /// Liveness guards of the control loop and the dispatcher: the process stops when either ends.
-    pub vitals: [LivenessGuard; 2],
+    pub guards: [LivenessGuard; 2],
 }
 
 impl Background {
@@ -98,7 +98,7 @@ impl BackgroundService for Background {
         if let Some(lease) = tasks.gateway_lease {
             tokio::spawn(lease.run(Arc::clone(&tasks.proxy)));
         }
-        let [controls, dispatches] = tasks.vitals;
+        let [controls, dispatches] = tasks.guards;
         let dispatching = tasks.dispatcher.run(stop.clone());
         let dispatching = tokio::spawn(async move {
             let _guard = dispatches;

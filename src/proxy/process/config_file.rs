@@ -55,21 +55,21 @@ impl ConfigFile {
         Some(ConfigFile { proxy, path, seen: read.clone(), read, revisions, updates })
     }
 
-    /// Reads the file if `asked`, or if a changed file has kept its version since the previous
+    /// Reads the file if `forced`, or if a changed file has kept its version since the previous
     /// check. If there are errors, all are reported and the settings in force stay.
-    pub async fn look(&mut self, asked: bool) {
+    pub async fn check(&mut self, forced: bool) {
         let in_force = self.proxy.settings.load_full();
         let now = stamps(&self.path, &in_force.values);
-        let rests =
+        let is_stable =
             now.first().is_some_and(Option::is_some) && now == self.seen && now != self.read;
         self.seen.clone_from(&now);
-        if !asked && !rests {
+        if !forced && !is_stable {
             return;
         }
         self.read = now;
         let path = self.path.clone();
         let reading = tokio::task::spawn_blocking(move || read(&path));
-        let trigger = if asked { Trigger::Signal } else { Trigger::FileChange };
+        let trigger = if forced { Trigger::Signal } else { Trigger::FileChange };
         match reading.await.unwrap_or_else(|error| Err(vec![error.to_string()])) {
             Ok((verified, versions)) => {
                 self.seen.clone_from(&versions);

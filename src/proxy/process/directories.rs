@@ -11,12 +11,12 @@ use tidegate_types::Seconds;
 use tokio::sync::mpsc;
 
 use crate::control::{Desired, FleetUpdate};
-use crate::process::wanted::Wanted;
+use crate::process::desired::DesiredBackends;
 use crate::runtime::file_stamp::{Stamp, stamp};
 
 /// Interval of the checks, one `stat` call a file. A change is in force once two checks have seen
 /// it.
-const LOOK_EVERY: Seconds = Seconds(1.0);
+const CHECK_INTERVAL: Seconds = Seconds(1.0);
 
 /// The directories of all entries.
 pub struct Directories(Vec<WatchedDirectory>);
@@ -46,35 +46,35 @@ impl Directories {
     }
 
     /// Reads every file once. Blocks.
-    pub fn first(&mut self) -> Wanted {
+    pub fn first(&mut self) -> DesiredBackends {
         for directory in &mut self.0 {
             if let Some(now) = directory.stamps() {
                 directory.seen.clone_from(&now);
                 directory.take(now);
             }
         }
-        self.wanted()
+        self.desired()
     }
 
     /// Checks the files until the control loop ends.
     pub async fn run(mut self, updates: mpsc::Sender<FleetUpdate>) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY.to_duration()) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL.to_duration()) => {}
                 () = updates.closed() => return,
             }
             // On a blocking thread: the files may be on a slow disk.
-            let looking = tokio::task::spawn_blocking(move || {
-                let changed = self.0.iter_mut().fold(false, |any, one| one.look() | any);
+            let checking = tokio::task::spawn_blocking(move || {
+                let changed = self.0.iter_mut().fold(false, |any, one| one.check() | any);
                 (self, changed)
             });
             let changed;
-            (self, changed) = match looking.await {
-                Ok(looked) => looked,
+            (self, changed) = match checking.await {
+                Ok(checked) => checked,
                 Err(error) => return tracing::error!("directories are not watched: {error}"),
             };
             if changed {
-                let desired = Desired::All(self.wanted());
+                let desired = Desired::All(self.desired());
                 let update = FleetUpdate { source: SourceId::Watched, desired, reply: None };
                 if updates.send(update).await.is_err() {
                     return;
@@ -83,7 +83,7 @@ impl Directories {
         }
     }
 
-    fn wanted(&self) -> Wanted {
+    fn desired(&self) -> DesiredBackends {
         let files = self.0.iter().flat_map(|directory| directory.files.values());
         files.flatten().cloned().map(Ok).collect()
     }
@@ -92,14 +92,14 @@ impl Directories {
 impl WatchedDirectory {
     /// Reads changed files whose version equals that of the previous check. Returns whether any was
     /// read.
-    fn look(&mut self) -> bool {
+    fn check(&mut self) -> bool {
         let Some(now) = self.stamps() else { return false };
-        let rests = now == self.seen && now != self.read;
+        let is_stable = now == self.seen && now != self.read;
         self.seen.clone_from(&now);
-        if rests {
+        if is_stable {
             self.take(now);
         }
-        rests
+        is_stable
     }
 
     fn stamps(&mut self) -> Option<BTreeMap<OsString, Stamp>> {

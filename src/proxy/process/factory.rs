@@ -9,8 +9,8 @@ use tidegate_types::{BackendId, GroupId};
 use crate::backends::bootstrap::Bootstrap;
 use crate::backends::fleet::{Backend, HealthParams, KvCapacity, OutlierParams};
 use crate::control::operator_backends::OperatorBackends;
+use crate::process::desired::DesiredBackends;
 use crate::process::files::{self, Files};
-use crate::process::wanted::Wanted;
 use crate::runtime::clock::Clock;
 use crate::tls::TlsError;
 use crate::upstream::{Address, AddressError, EngineTls, Pool, PoolParams};
@@ -173,7 +173,7 @@ pub(super) fn backends(
 pub(super) fn desired(
     settings: &mut Settings,
     operator_backends: &OperatorBackends,
-    found: Vec<(SourceId, Wanted)>,
+    found: Vec<(SourceId, DesiredBackends)>,
 ) -> Reconciler {
     let mut reconciler = Reconciler::default();
     for (source, wanted) in found {

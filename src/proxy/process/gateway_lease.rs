@@ -15,7 +15,7 @@ use crate::control::{Gateways, Leadership, NamedRoles};
 use crate::dispatch::context::Proxy;
 
 /// Interval at which the task checks whether the proxy drains.
-const LOOK_EVERY: Seconds = Seconds(0.1);
+const CHECK_INTERVAL: Seconds = Seconds(0.1);
 /// Longest wait for the release of the Lease.
 const RELEASE_MAX: Seconds = Seconds(1.0);
 
@@ -57,10 +57,10 @@ impl GatewayLease {
         let (sender, written) = watch::channel(None);
         let (shown, mut elected) = watch::channel(Elected::default());
         let contending = tokio::spawn(election.run(written, shown));
-        let mut look = interval(LOOK_EVERY.to_duration());
+        let mut ticks = interval(CHECK_INTERVAL.to_duration());
         while !proxy.is_draining() {
             tokio::select! {
-                _ = look.tick() => {}
+                _ = ticks.tick() => {}
                 changed = plans.changed() => match changed {
                     Ok(()) => {
                         let plan = plans.borrow_and_update().clone();

@@ -47,7 +47,7 @@ pub enum HandOverError {
     Nothing(String),
     /// The received message does not contain listeners.
     #[error("the message received over {path} holds no listeners: {source}")]
-    Strange {
+    NotListeners {
         /// The socket.
         path: String,
         /// The cause.
@@ -93,8 +93,8 @@ pub fn receive(path: &Path) -> Result<Received, HandOverError> {
     // One hand-over per socket.
     std::fs::remove_file(path).ok();
     let stream = accepted.map_err(|_| HandOverError::Nothing(named()))?;
-    let strange = |source| HandOverError::Strange { path: named(), source };
-    let listeners = take(&stream).map_err(strange)?;
+    let not_listeners = |source| HandOverError::NotListeners { path: named(), source };
+    let listeners = take(&stream).map_err(not_listeners)?;
     Ok(Received { listeners, predecessor: Predecessor(stream) })
 }
 
@@ -177,9 +177,9 @@ pub fn send(path: &Path, listeners: &[Bound]) -> io::Result<UnixStream> {
 pub async fn is_served(stream: UnixStream) -> io::Result<bool> {
     stream.set_nonblocking(true)?;
     let mut stream = tokio::net::UnixStream::from_std(stream)?;
-    let mut said = Vec::new();
-    stream.read_to_end(&mut said).await?;
-    Ok(said == SERVING)
+    let mut message = Vec::new();
+    stream.read_to_end(&mut message).await?;
+    Ok(message == SERVING)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod background;
 mod config_file;
+mod desired;
 mod directories;
 mod factory;
 pub mod files;
@@ -21,4 +22,3 @@ pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod sources;
 pub(crate) mod start;
-mod wanted;

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::control::FleetUpdate;
-use crate::process::wanted::{Wanted, checked, send_changes};
+use crate::process::desired::{DesiredBackends, checked, send_changes};
 
 /// Longest wait for one resolution; glibc's resolver gives up after 10 s per server by default
 /// (resolv.conf(5): timeout 5 s, 2 attempts).
@@ -54,7 +54,7 @@ impl Names {
     }
 
     /// Resolves each name once; `None` if no name has an address.
-    pub async fn first(&mut self) -> Option<Wanted> {
+    pub async fn first(&mut self) -> Option<DesiredBackends> {
         for entry in &mut self.entries {
             entry.known = entry.resolved(&self.resolve).await;
         }
@@ -71,8 +71,8 @@ impl Names {
             tasks.spawn(entry.follow(Arc::clone(&self.resolve), sender));
             lists.push(list);
         }
-        let wanted = |all: Vec<BackendSettings>| checked(all.into_iter());
-        send_changes(SourceId::Dns, lists, updates, wanted).await;
+        let desired = |all: Vec<BackendSettings>| checked(all.into_iter());
+        send_changes(SourceId::Dns, lists, updates, desired).await;
     }
 }
 
@@ -152,9 +152,9 @@ mod tests {
         (Names::resolved_by(&settings, Arc::new(resolve)).unwrap(), script)
     }
 
-    fn lines(wanted: Wanted) -> Vec<String> {
+    fn lines(desired: DesiredBackends) -> Vec<String> {
         let line = |one: BackendSettings| format!("{} {} {}", one.name, one.url, one.ip.unwrap());
-        wanted.into_iter().map(|one| line(one.unwrap())).collect()
+        desired.into_iter().map(|one| line(one.unwrap())).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -174,12 +174,12 @@ mod tests {
         tokio::spawn(names.run(updates));
         let update = sent.recv().await.unwrap();
         assert!(update.source == SourceId::Dns && script.lock().unwrap().is_empty());
-        let Desired::All(wanted) = update.desired else { panic!("a whole list") };
+        let Desired::All(desired) = update.desired else { panic!("a whole list") };
         let expected = [
             "e-10.0.0.2 http://10.0.0.2:81/base 10.0.0.2",
             "e-fd00--7 http://[fd00::7]:81/base fd00::7",
         ];
-        assert_eq!(lines(wanted), expected);
+        assert_eq!(lines(desired), expected);
         drop(sent);
     }
 

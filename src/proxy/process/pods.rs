@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::control::FleetUpdate;
-use crate::process::wanted::{Wanted, checked, send_changes};
+use crate::process::desired::{DesiredBackends, checked, send_changes};
 
 /// The pods of all entries.
 pub struct Pods {
@@ -56,7 +56,7 @@ impl Pods {
     }
 
     /// Lists the pods once; `None` if no entry could be listed.
-    pub async fn first(&mut self) -> Option<Wanted> {
+    pub async fn first(&mut self) -> Option<DesiredBackends> {
         for entry in &mut self.entries {
             match entry.source.list().await {
                 Ok(list) => entry.known = list,
@@ -64,7 +64,7 @@ impl Pods {
             }
         }
         let lists: Vec<_> = self.entries.iter().filter_map(|entry| entry.known.clone()).collect();
-        (!lists.is_empty()).then(|| self.first_roles.wanted(lists.into_iter().flatten()))
+        (!lists.is_empty()).then(|| self.first_roles.desired(lists.into_iter().flatten()))
     }
 
     /// Follows the pods until the control loop ends.
@@ -77,15 +77,15 @@ impl Pods {
             tasks.spawn(source.run(sender));
             lists.push(list);
         }
-        let wanted = |all: Vec<BackendSettings>| first_roles.wanted(all.into_iter());
-        send_changes(SourceId::Kubernetes, lists, updates, wanted).await;
+        let desired = |all: Vec<BackendSettings>| first_roles.desired(all.into_iter());
+        send_changes(SourceId::Kubernetes, lists, updates, desired).await;
     }
 }
 
 impl FirstRoles {
     /// Returns the backends with the roles they joined with; unusable ones are returned as
     /// problems.
-    fn wanted(&mut self, backends: impl Iterator<Item = BackendSettings>) -> Wanted {
+    fn desired(&mut self, backends: impl Iterator<Item = BackendSettings>) -> DesiredBackends {
         let known = std::mem::take(&mut self.0);
         let one = |mut backend: BackendSettings| {
             let key = (backend.name.clone(), backend.uid.clone());
@@ -118,8 +118,8 @@ mod tests {
     fn the_label_of_a_known_pod_changes_nothing() {
         let mut roles = FirstRoles::default();
         let mut role_of = |pod: BackendSettings| {
-            let wanted = roles.wanted([pod].into_iter());
-            wanted.into_iter().next().unwrap().unwrap().role
+            let desired = roles.desired([pod].into_iter());
+            desired.into_iter().next().unwrap().unwrap().role
         };
         assert_eq!(role_of(pod("1", Some(Role::Prefill))), Some(Role::Prefill));
         assert_eq!(role_of(pod("1", Some(Role::Decode))), Some(Role::Prefill));
@@ -132,8 +132,8 @@ mod tests {
     fn a_role_that_the_engine_cannot_have_is_a_problem() {
         let mut roles = FirstRoles::default();
         let whole = BackendSettings { connector: Connector::None, ..pod("1", Some(Role::Prefill)) };
-        let wanted = roles.wanted([whole].into_iter());
-        let bad = wanted.into_iter().next().unwrap().unwrap_err();
+        let desired = roles.desired([whole].into_iter());
+        let bad = desired.into_iter().next().unwrap().unwrap_err();
         assert!(bad.name == "a" && bad.problem.contains("cannot be prefill"), "{bad:?}");
     }
 }

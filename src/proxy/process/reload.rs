@@ -37,7 +37,7 @@ pub async fn reload(
             tracing::error!("certificates were not reloaded: {error}");
         }
         if let Some(file) = &mut config_file {
-            file.look(forced).await;
+            file.check(forced).await;
         }
     }
 }

@@ -40,7 +40,7 @@ impl RoleLabels {
                 Mirrored::Failed => "failed",
             });
         });
-        let looking = async {
+        let publishing = async {
             loop {
                 let now = roles_of(&proxy);
                 sender.send_if_modified(|known| {
@@ -53,7 +53,7 @@ impl RoleLabels {
         };
         tokio::select! {
             () = writing => {}
-            () = looking => {}
+            () = publishing => {}
         }
     }
 }
@@ -65,6 +65,6 @@ fn roles_of(proxy: &Proxy) -> Vec<HostRole> {
         let host = address.ip.map_or_else(|| address.host.clone(), |ip| ip.to_string());
         HostRole { host, role: table.entry(backend.id).role }
     };
-    let here = |backend: &&Arc<_>| !crate::backends::fleet::Backend::is_leaving(backend);
-    proxy.fleet.backends().iter().filter(here).map(role).collect()
+    let present = |backend: &&Arc<_>| !crate::backends::fleet::Backend::is_leaving(backend);
+    proxy.fleet.backends().iter().filter(present).map(role).collect()
 }

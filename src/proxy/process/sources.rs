@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::control::FleetUpdate;
+use crate::process::desired::DesiredBackends;
 use crate::process::directories::Directories;
 use crate::process::names::Names;
 #[cfg(feature = "kubernetes")]
 use crate::process::pods::Pods;
-use crate::process::wanted::Wanted;
 
 /// Time limit for all first readings: without an API server, tidegate still serves other backends.
 const FIRST_MAX: Seconds = Seconds(5.0);
@@ -33,8 +33,8 @@ pub struct Sources {
 impl Sources {
     /// Reads every source once; sources without an answer are absent. Blocks up to [`FIRST_MAX`],
     /// and as long as reading the directories takes.
-    pub fn first(&mut self) -> Vec<(SourceId, Wanted)> {
-        let mut read = self.asked();
+    pub fn first(&mut self) -> Vec<(SourceId, DesiredBackends)> {
+        let mut read = self.read_remote();
         if let Some(directories) = &mut self.directories {
             read.push((SourceId::Watched, directories.first()));
         }
@@ -42,7 +42,7 @@ impl Sources {
     }
 
     /// Reads the sources that are queried over the network.
-    fn asked(&mut self) -> Vec<(SourceId, Wanted)> {
+    fn read_remote(&mut self) -> Vec<(SourceId, DesiredBackends)> {
         // The timer belongs to the runtime that polls it.
         let reading = async { timeout(FIRST_MAX.to_duration(), self.read()).await };
         // On a separate thread, as the caller may already be in a runtime.
@@ -63,14 +63,14 @@ impl Sources {
         }
     }
 
-    async fn read(&mut self) -> Vec<(SourceId, Wanted)> {
+    async fn read(&mut self) -> Vec<(SourceId, DesiredBackends)> {
         let mut read = Vec::new();
         #[cfg(feature = "kubernetes")]
         if let Some(pods) = &mut self.pods {
-            read.extend(pods.first().await.map(|wanted| (SourceId::Kubernetes, wanted)));
+            read.extend(pods.first().await.map(|desired| (SourceId::Kubernetes, desired)));
         }
         if let Some(names) = &mut self.names {
-            read.extend(names.first().await.map(|wanted| (SourceId::Dns, wanted)));
+            read.extend(names.first().await.map(|desired| (SourceId::Dns, desired)));
         }
         read
     }

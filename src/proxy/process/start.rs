@@ -261,7 +261,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         sources,
         fleet_updates: fleet_updates.clone(),
         watched: watched.clone(),
-        vitals: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
+        guards: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
     let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
     Ok(Built { proxy, background, commands, fleet_updates, server_tls, admin_tls })

@@ -162,7 +162,7 @@ fn without_slash(target: PathAndQuery) -> PathAndQuery {
 fn with_own_name(target: PathAndQuery, name: &str) -> PathAndQuery {
     let query = target.query().unwrap_or_default();
     match model_in_query(query) {
-        Some(asked) if asked != name => {
+        Some(requested) if requested != name => {
             let text = format!("{}?{}", target.path(), with_model(query, name));
             PathAndQuery::try_from(text).unwrap_or(target)
         }
@@ -202,10 +202,10 @@ async fn filtered(
         // client's disconnect does not end.
         let permits = Arc::clone(&inbound.settings.filter_permits);
         let permit = permits.acquire(inbound.body.len()).await.ok_or_else(ApiError::internal)?;
-        let (proxy, beside, held) = (Arc::clone(proxy), inbound.beside(), inbound.held.take());
+        let (proxy, copy, held) = (Arc::clone(proxy), inbound.without_share(), inbound.held.take());
         let filtering = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            (filter(&proxy, &beside, &fresh), held)
+            (filter(&proxy, &copy, &fresh), held)
         });
         let (filtered, held) = filtering.await.map_err(|_| ApiError::internal())?;
         inbound.held = held;

@@ -128,14 +128,14 @@ mod tests {
                 problem: LegProblem::Exchange(ExchangeError::Closed),
             },
         };
-        let said = |code: u16| {
+        let verdict_of = |code: u16| {
             let event = format!("data: {{\"error\":{{\"message\":\"m\",\"code\":{code}}}}}\n\n");
             Box::new(Verdict::in_band(event.as_bytes()))
         };
-        let judged = |code| Failure::Judged { backend: "a".into(), verdict: said(code) };
+        let judged = |code| Failure::Judged { backend: "a".into(), verdict: verdict_of(code) };
         let busy = |status| Failure::Busy {
             backend: "a".into(),
-            verdict: said(status),
+            verdict: verdict_of(status),
             status,
             retry_after: Seconds(7.0),
         };

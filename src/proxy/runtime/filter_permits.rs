@@ -43,10 +43,10 @@ impl FilterPermits {
     /// Waits in order of arrival. A body that needs more than the whole memory limit takes all of it.
     /// `None` only if a semaphore is closed, which never happens.
     pub async fn acquire(&self, body: usize) -> Option<FilterPermit> {
-        let wanted = (body.saturating_mul(FILTER_FACTOR) / UNIT).clamp(1, self.units);
-        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let units = (body.saturating_mul(FILTER_FACTOR) / UNIT).clamp(1, self.units);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         let core = Arc::clone(&self.cores).acquire_owned().await.ok()?;
-        let memory = Arc::clone(&self.memory).acquire_many_owned(wanted).await.ok()?;
+        let memory = Arc::clone(&self.memory).acquire_many_owned(units).await.ok()?;
         Some(FilterPermit { _core: core, _memory: memory })
     }
 }

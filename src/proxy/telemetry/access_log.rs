@@ -14,7 +14,7 @@ pub const TARGET: &str = "tidegate::access";
 static ON: AtomicBool = AtomicBool::new(false);
 
 /// Turns the access log on or off.
-pub fn turn(on: bool) {
+pub fn set_enabled(on: bool) {
     ON.store(on, Relaxed);
 }
 

@@ -46,7 +46,7 @@ pub fn init(settings: &LogSettings) -> LogGuard {
     let has_access_log = access.is_some();
     // Further proxies in the same process use the first one's log.
     if tracing_subscriber::registry().with(lines).with(access).try_init().is_ok() {
-        access_log::turn(has_access_log);
+        access_log::set_enabled(has_access_log);
         LEVEL.set(level).ok();
     }
     LogGuard(guards)

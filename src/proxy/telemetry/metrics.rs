@@ -152,7 +152,7 @@ impl Metrics {
         self.series.within(name, make)
     }
 
-    /// Runs `make` with this proxy's recorder, so that handles created in it are exported here.
+    /// Runs `make` with this proxy's recorder, so that handles created in it are exported present.
     pub fn within<T>(&self, make: impl FnOnce() -> T) -> T {
         with_local_recorder(&self.recorder, make)
     }
@@ -303,8 +303,8 @@ impl Metrics {
         let gauges = self.backends.load();
         let all = fleet.backends();
         // A backend that is being removed may share its name with a new one, which owns the gauges.
-        let here = all.iter().filter(|backend| !backend.is_leaving());
-        for (backend, gauges) in here.filter_map(|b| Some((b, gauges.get(b.id.index())?))) {
+        let present = all.iter().filter(|backend| !backend.is_leaving());
+        for (backend, gauges) in present.filter_map(|b| Some((b, gauges.get(b.id.index())?))) {
             let balance = backend.account.balance();
             let entry = table.entry(backend.id);
             let role = entry.role;

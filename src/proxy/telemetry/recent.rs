@@ -63,12 +63,12 @@ impl Recent {
         &self,
         log: &RequestLog<'_>,
         considered: Box<[(Arc<str>, Considered)]>,
-        told: Option<Tokens>,
+        reported: Option<Tokens>,
     ) {
         if !self.is_on() {
             return;
         }
-        let ended = RecentRequest::of(log, considered, told);
+        let ended = RecentRequest::of(log, considered, reported);
         let slot = self.written.fetch_add(1, Relaxed) % self.slots.len();
         self.slots[slot].store(Some(Arc::new(ended)));
     }
@@ -97,7 +97,7 @@ impl RecentRequest {
     fn of(
         log: &RequestLog<'_>,
         considered: Box<[(Arc<str>, Considered)]>,
-        told: Option<Tokens>,
+        reported: Option<Tokens>,
     ) -> Self {
         let accepted = log.accepted;
         RecentRequest {
@@ -112,7 +112,7 @@ impl RecentRequest {
             decode_on: log.decode_on.map(|backend| Arc::clone(&backend.name)),
             prompt: log.prompt,
             prompt_exact: accepted.prompt.exact,
-            cached: told,
+            cached: reported,
             output: log.output,
             queued: log.queued,
             prefilled: log.prefilled,

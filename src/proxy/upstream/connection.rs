@@ -153,9 +153,9 @@ impl EngineConnection {
     /// Returns whether a pooled connection is reusable. Bytes received since the last answer belong to no
     /// answer; the next client would read them as its own. The kernel is queried, because the reactor may
     /// not have polled the socket yet: one `recv` per exchange.
-    pub(super) fn rest(&mut self) -> IdleState {
+    pub(super) fn idle_state(&mut self) -> IdleState {
         let mut context = Context::from_waker(Waker::noop());
-        match self.socket.at_rest() {
+        match self.socket.idle_state() {
             // TLS may hold decrypted bytes or a received close.
             IdleState::Quiet if self.socket.poll_read(&mut context, &mut [0]).is_ready() => {
                 IdleState::Ended
@@ -316,8 +316,8 @@ impl Exchange<'_> {
     /// Returns whether the engine has closed a reused connection before the request arrived, so that it can
     /// be sent again. A close long after the request was written is a failure of the engine.
     fn is_stale(&self) -> bool {
-        let soon = |sent: Moment| self.home.now() - sent < STALE_WITHIN;
-        self.link.reused && self.begun.is_empty() && self.flushed.is_none_or(soon)
+        let is_recent = |sent: Moment| self.home.now() - sent < STALE_WITHIN;
+        self.link.reused && self.begun.is_empty() && self.flushed.is_none_or(is_recent)
     }
 
     fn stale(&self, source: io::Error) -> ExchangeError {

@@ -176,7 +176,7 @@ impl Pool {
             if !self.is_fresh(since, now) || self.idle.is_suspect(now) {
                 continue;
             }
-            match link.rest() {
+            match link.idle_state() {
                 IdleState::Quiet => return Some(link),
                 IdleState::Ended => {}
                 IdleState::Surplus => self.idle.suspect(),

@@ -61,7 +61,7 @@ impl Socket {
     }
 
     /// Returns the state of an idle connection from the kernel's buffer. TLS bytes count as its end.
-    pub(super) fn at_rest(&self) -> IdleState {
+    pub(super) fn idle_state(&self) -> IdleState {
         let (stream, is_clear) = match self {
             Socket::Tcp(stream) => (stream, true),
             Socket::Tls(stream) => (stream.get_ref().0, false),
@@ -148,12 +148,12 @@ async fn open(address: &Address) -> io::Result<TcpStream> {
     let found: Vec<_> = lookup_host((address.host.as_str(), address.port)).await?.collect();
     match found.as_slice() {
         [one] => TcpStream::connect(one).await,
-        _ => race(in_turn(found)).await,
+        _ => race(interleaved(found)).await,
     }
 }
 
 /// Interleaves the address families, starting with the family of the first address (RFC 8305, 4).
-fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let (one, other): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
@@ -202,8 +202,8 @@ mod tests {
         let parse = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
         let found: Vec<SocketAddr> = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1"]);
         let all: Vec<SocketAddr> = parse(&["[::1]:1", "1.0.0.1:1", "[::2]:1", "[::3]:1"]);
-        assert_eq!(in_turn(found), all);
-        assert_eq!(in_turn(Vec::new()), []);
+        assert_eq!(interleaved(found), all);
+        assert_eq!(interleaved(Vec::new()), []);
     }
 
     #[tokio::test]

@@ -69,7 +69,7 @@ impl Verdict {
     }
 
     /// Requested delay before a retry, at the wall time `now`.
-    pub fn asks_for(&self, now: f64) -> Option<Seconds> {
+    pub fn retry_delay(&self, now: f64) -> Option<Seconds> {
         self.retry_after.and_then(|after| after.seconds_from(now)).map(Seconds)
     }
 }

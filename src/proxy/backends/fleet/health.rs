@@ -19,7 +19,7 @@ const BACK_OFF_FIRST: Seconds = Seconds(0.25);
 /// Longest such back-off; each one is twice the previous.
 const BACK_OFF_MAX: Seconds = Seconds(5.0);
 /// Longest back-off that an engine may request; it may have capacity long before.
-pub const BACK_OFF_ASKED_MAX: Seconds = Seconds(60.0);
+pub const BACK_OFF_REQUESTED_MAX: Seconds = Seconds(60.0);
 
 /// Thresholds of ejection and return.
 #[derive(Clone, Copy, Debug)]
@@ -258,10 +258,10 @@ impl Health {
         self.state.swap(DOWN, Relaxed) != DOWN
     }
 
-    /// Records a load refusal. `asked`: the engine's `Retry-After`. Returns the back-off.
-    pub fn back_off(&self, now: Moment, asked: Option<Seconds>) -> Seconds {
-        let span = match asked.filter(|asked| *asked > Seconds::ZERO) {
-            Some(asked) => asked.min(BACK_OFF_ASKED_MAX),
+    /// Records a load refusal. `requested`: the engine's `Retry-After`. Returns the back-off.
+    pub fn back_off(&self, now: Moment, requested: Option<Seconds>) -> Seconds {
+        let span = match requested.filter(|requested| *requested > Seconds::ZERO) {
+            Some(requested) => requested.min(BACK_OFF_REQUESTED_MAX),
             None => {
                 // Concurrent requests are refused together; their refusals count once.
                 let again = !self.is_busy(now);

@@ -77,7 +77,7 @@ fn load_refusals_back_off_as_asked_or_by_growing_steps() {
     }
     assert_eq!(health.back_off(at(64.0), Some(Seconds(30.0))), Seconds(30.0));
     assert!(health.is_suspect(at(93.0)) && !health.is_suspect(at(95.0)));
-    assert_eq!(health.back_off(at(100.0), Some(Seconds(1e6))), BACK_OFF_ASKED_MAX);
+    assert_eq!(health.back_off(at(100.0), Some(Seconds(1e6))), BACK_OFF_REQUESTED_MAX);
     health.succeeded(at(100.0));
     assert!(health.is_suspect(at(101.0)), "another request's answer does not end the ejection");
     assert_eq!(health.back_off(at(200.0), None), Seconds(0.25));

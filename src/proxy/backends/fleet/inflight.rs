@@ -269,9 +269,9 @@ impl InflightRegistry {
     }
 
     /// Visits every request, in no particular order.
-    pub fn for_each(&self, mut look: impl FnMut(&InflightRequest)) {
+    pub fn for_each(&self, mut visit: impl FnMut(&InflightRequest)) {
         for entry in &self.requests {
-            look(&entry);
+            visit(&entry);
         }
     }
 }

@@ -14,7 +14,7 @@ mod view;
 
 pub use backend::{Backend, EngineReport, KvCapacity};
 pub use gaps::{GAP_BUCKETS, GAPS, Gaps};
-pub use health::{BACK_OFF_ASKED_MAX, Health, HealthParams};
+pub use health::{BACK_OFF_REQUESTED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};
 pub use outlier::OutlierParams;
 pub use pin::Pin;

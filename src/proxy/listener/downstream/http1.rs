@@ -125,7 +125,7 @@ pub async fn serve<Io>(
             }
         };
         let served = match head {
-            Ok(asked) => exchange(&proxy, &peer, &mut reader, asked, stopping).await,
+            Ok(incoming) => exchange(&proxy, &peer, &mut reader, incoming, stopping).await,
             Err(HeadReadError::Head(error)) => refuse(&proxy, &mut reader, error).await,
             Err(HeadReadError::Closed | HeadReadError::Io(_)) => break,
         };
@@ -156,17 +156,17 @@ async fn exchange<Io>(
     proxy: &Arc<Proxy>,
     peer: &Peer,
     reader: &mut RequestReader<Io>,
-    asked: RequestHead,
+    incoming: RequestHead,
     stopping: bool,
 ) -> Result<After, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
     let (arrived, settings) = (proxy.clock.now(), proxy.settings.load_full());
-    let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = asked;
-    let upgrades = asked.upgrades;
+    let RequestHead { method, uri, headers, framing, expects_continue, is_1_1, .. } = incoming;
+    let upgrades = incoming.upgrades;
     // Bytes after a refused handshake must not be parsed as a request.
-    let keeps_alive = asked.keeps_alive && !upgrades;
+    let keeps_alive = incoming.keeps_alive && !upgrades;
     let mut head = Request::new(()).into_parts().0;
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
     let (body, rest) = read(proxy, &settings, reader, &head, (framing, expects_continue)).await?;
@@ -177,11 +177,12 @@ where
     };
     let (subject, peer) = (peer.subject.clone(), peer.address);
     let ServerSettings { half_close, client_stall, .. } = settings.values.server;
-    let asked = intake::ReceivedRequest { settings, head, body, upgrades, arrived, subject, peer };
+    let received =
+        intake::ReceivedRequest { settings, head, body, upgrades, arrived, subject, peer };
     // Boxed: unboxed, the connection would keep 5 KB during a stream. Constructed in place, because
     // moving the future would copy it.
     let room = Box::new_uninit();
-    let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), asked)));
+    let handling = Box::into_pin(Box::write(room, request::handle(Arc::clone(proxy), received)));
     let mut presence = Presence::new(half_close);
     let response = answered(reader, handling, is_1_1, &mut presence).await?;
     let client = ClientState { method, is_1_1, after, presence, stall: client_stall.to_duration() };
@@ -332,7 +333,7 @@ where
     let ClientState { method, is_1_1, mut after, mut presence, stall: patience } = client;
     let (head, body) = response.into_parts();
     if let RelayBody::Websocket(tunnel) = body {
-        return carry(proxy, reader, patience, &head, *tunnel).await;
+        return run_tunnel(proxy, reader, patience, &head, *tunnel).await;
     }
     let framing = ResponseFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
     let ends = framing == ResponseFraming::UntilClose || proxy.is_draining();
@@ -374,7 +375,7 @@ fn date(proxy: &Proxy) -> Date {
 }
 
 /// Sends the 101 of a websocket and runs the tunnel until its end.
-async fn carry<Io>(
+async fn run_tunnel<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
     stall: Duration,

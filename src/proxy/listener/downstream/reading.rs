@@ -99,8 +99,8 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
     pub async fn head(&mut self) -> Result<RequestHead, HeadReadError> {
         if self.has_begun() {
             let begun = std::mem::take(&mut self.ahead);
-            if let Some(asked) = self.take_head(&begun)? {
-                return Ok(asked);
+            if let Some(head) = self.take_head(&begun)? {
+                return Ok(head);
             }
         }
         std::future::poll_fn(|context| self.poll_head(context)).await
@@ -113,7 +113,7 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
                 if read == 0 {
                     return Poll::Ready(Err(HeadReadError::Closed));
                 }
-                let asked = if self.has_begun() {
+                let head = if self.has_begun() {
                     self.ahead.extend_from_slice(&scratch[..read]);
                     // A head ends with a line end, so that bytes without one need no parse.
                     if self.ahead.len() <= HEAD_MAX && !scratch[..read].contains(&b'\n') {
@@ -124,8 +124,8 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
                 } else {
                     self.take_head(&scratch[..read])?
                 };
-                if let Some(asked) = asked {
-                    return Poll::Ready(Ok(asked));
+                if let Some(head) = head {
+                    return Poll::Ready(Ok(head));
                 }
             }
         })
@@ -136,10 +136,10 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
         // Empty lines before a request are ignored (RFC 9112, 2.2). Kept, they would be parsed repeatedly.
         let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
         let bytes = &bytes[begin.unwrap_or(bytes.len())..];
-        let asked = read_request(bytes)?;
-        let taken = asked.as_ref().map_or(0, |asked| asked.length);
+        let head = read_request(bytes)?;
+        let taken = head.as_ref().map_or(0, |head| head.length);
         self.ahead = bytes[taken..].to_vec();
-        Ok(asked)
+        Ok(head)
     }
 
     /// Returns whether the whole body was read with its head.
@@ -307,8 +307,8 @@ mod tests {
             let mut reader = RequestReader::new(server, TIMEOUT);
             let mut bodies = Vec::new();
             loop {
-                let asked = match reader.head().await {
-                    Ok(asked) => asked,
+                let head = match reader.head().await {
+                    Ok(head) => head,
                     Err(HeadReadError::Closed) => return bodies,
                     Err(error) => {
                         bodies.push(Err(error.to_string()));
@@ -316,7 +316,7 @@ mod tests {
                     }
                 };
                 let mut held = BodyBudget::new(usize::MAX).try_hold(0).unwrap();
-                let body = reader.body(asked.framing, MAX, &mut held).await;
+                let body = reader.body(head.framing, MAX, &mut held).await;
                 let failed = body.is_err();
                 bodies.push(body.map_err(|error| error.to_string()));
                 if failed {

@@ -47,7 +47,7 @@ impl Guard<'_> {
         same_origin(head, host)?;
         // The page contains no data; it prompts for the token and sends it with each request for data.
         if !self.tokens.is_empty() && !is_page(head) {
-            bears(&head.headers, self.tokens)?;
+            has_token(&head.headers, self.tokens)?;
         }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         match reads || is_no_form(&head.headers) {
@@ -72,14 +72,15 @@ impl Guard<'_> {
 
 /// Returns the requested host, if any. Browsers always send exactly one valid host.
 fn host(head: &Parts) -> Result<Option<&str>, Refusal> {
-    let odd = (StatusCode::BAD_REQUEST, "the Host header is not a host name with an optional port");
+    let malformed =
+        (StatusCode::BAD_REQUEST, "the Host header is not a host name with an optional port");
     let mut named = head.headers.get_all(HOST).iter();
     let (first, second) = (named.next(), named.next());
-    let header = first.map(|value| value.to_str().map_err(|_| odd)).transpose()?;
+    let header = first.map(|value| value.to_str().map_err(|_| malformed)).transpose()?;
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
     let host = authority.or(header);
     let sound = host.is_none_or(is_host) && header.is_none_or(is_host) && second.is_none();
-    if sound { Ok(host) } else { Err(odd) }
+    if sound { Ok(host) } else { Err(malformed) }
 }
 
 /// Returns whether `host` is a name, an IPv4 address or an IPv6 address in brackets, with an optional
@@ -133,7 +134,7 @@ fn same_origin(head: &Parts, host: Option<&str>) -> Result<(), Refusal> {
     }
 }
 
-fn bears(headers: &HeaderMap, tokens: &[String]) -> Result<(), Refusal> {
+fn has_token(headers: &HeaderMap, tokens: &[String]) -> Result<(), Refusal> {
     let refused = (StatusCode::UNAUTHORIZED, "the admin address requires its bearer token");
     let mut offered = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (offered.next(), offered.next()) else { return Err(refused) };
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn an_odd_host_is_refused() {
         let guard = Guard::default();
-        for odd in [
+        for malformed in [
             "",
             ":9090",
             ".",
@@ -230,7 +231,7 @@ mod tests {
             "[localhost]",
             "127.0.0.1:80:90",
         ] {
-            assert_eq!(status(&guard, "GET", &[("host", odd)]), 400, "{odd:?}");
+            assert_eq!(status(&guard, "GET", &[("host", malformed)]), 400, "{malformed:?}");
         }
         let two = [("host", "localhost"), ("host", "evil.example")];
         assert_eq!(status(&guard, "GET", &two), 400);

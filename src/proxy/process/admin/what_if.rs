@@ -182,7 +182,7 @@ impl WhatIf {
 
 fn scenario(proxy: &Proxy, question: Question) -> Result<WhatIfScenario, String> {
     let now = fleet_costs(proxy).ok_or("no engine takes new work")?;
-    let target = |asked: Option<f64>, now: Seconds| match asked {
+    let target = |requested: Option<f64>, now: Seconds| match requested {
         None => Ok(now),
         Some(seconds) if (1e-4..=3600.0).contains(&seconds) => Ok(Seconds(seconds)),
         Some(seconds) => Err(format!("a target of {seconds} s is outside 0.0001 to 3600 s")),

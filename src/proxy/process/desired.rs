@@ -9,12 +9,12 @@ use tokio::task::JoinSet;
 use crate::control::{Desired, FleetUpdate};
 
 /// Desired backends of a source; unusable entries are problems.
-pub type Wanted = Vec<Result<BackendSettings, BadEntry>>;
+pub type DesiredBackends = Vec<Result<BackendSettings, BadEntry>>;
 /// The last known backends of one entry; `None` before the first answer.
 pub type KnownBackends = watch::Receiver<Option<Vec<BackendSettings>>>;
 
 /// Returns discovered backends; those that cannot be used are problems.
-pub fn checked(backends: impl Iterator<Item = BackendSettings>) -> Wanted {
+pub fn checked(backends: impl Iterator<Item = BackendSettings>) -> DesiredBackends {
     let one = |backend: BackendSettings| {
         let problems = backend.problems();
         if problems.is_empty() {
@@ -30,7 +30,7 @@ pub async fn send_changes(
     source: SourceId,
     lists: Vec<KnownBackends>,
     updates: mpsc::Sender<FleetUpdate>,
-    mut wanted: impl FnMut(Vec<BackendSettings>) -> Wanted,
+    mut desired: impl FnMut(Vec<BackendSettings>) -> DesiredBackends,
 ) {
     let news = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
@@ -48,7 +48,7 @@ pub async fn send_changes(
             () = updates.closed() => return,
         }
         let all = lists.iter().filter_map(|list| list.borrow().clone()).flatten().collect();
-        let update = FleetUpdate { source, desired: Desired::All(wanted(all)), reply: None };
+        let update = FleetUpdate { source, desired: Desired::All(desired(all)), reply: None };
         if updates.send(update).await.is_err() {
             return;
         }
