@@ -60,8 +60,8 @@
 //!
 //! Pure: time, events and seeds are arguments. [`placement`] and [`planner`] import [`cost`] and
 //! not each other (`tests/behaviour/architecture.rs`). The proxy and the simulator run the same
-//! code: it is generic over the [`Word`] that holds its numbers, an atomic in the proxy and a plain
-//! cell ([`LocalWord`]) in virtual time.
+//! code: it is generic over [`SharedU64`], an atomic in the proxy and a plain
+//! cell ([`LocalU64`]) in virtual time.
 #![warn(missing_docs)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -72,7 +72,7 @@ pub mod inflight;
 pub mod learn;
 pub mod placement;
 pub mod planner;
+mod shared_u64;
 pub mod tuning;
-mod word;
 
-pub use word::{LocalWord, Word};
+pub use shared_u64::{LocalU64, SharedU64};

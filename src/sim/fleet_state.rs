@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tidegate_scheduler::LocalWord;
+use tidegate_scheduler::LocalU64;
 use tidegate_scheduler::cost::{DecodeModel, Matches, PrefillModel, PrefixIndex, TransferModel};
 use tidegate_scheduler::dispatch::{Accounts, LegReservation, load_of};
 use tidegate_scheduler::inflight::{Account, Balance, PrefillCharge, StreamCharge};
@@ -22,7 +22,7 @@ const INDEX_BLOCKS: usize = 1 << 18;
 /// One engine: its account, its progress and its role.
 #[derive(Debug, Default)]
 struct EngineState {
-    account: Arc<Account<LocalWord>>,
+    account: Arc<Account<LocalU64>>,
     /// Streams with a first token.
     begun: u64,
     /// Number of completed steps.
@@ -38,7 +38,7 @@ struct EngineState {
 /// One stream: its charge and, from its first token on, its key in `late_at` and its first step.
 #[derive(Debug)]
 struct Stream {
-    charge: StreamCharge<LocalWord>,
+    charge: StreamCharge<LocalU64>,
     begun: Option<(i64, u64)>,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct FleetState {
     roles: Vec<Role>,
     engines: Vec<EngineState>,
     /// By request: the charge of its prefill.
-    prefills: BTreeMap<usize, PrefillCharge<LocalWord>>,
+    prefills: BTreeMap<usize, PrefillCharge<LocalU64>>,
     /// By request: its stream.
     streams: BTreeMap<usize, Stream>,
     /// By engine: its properties, without its load.
@@ -265,7 +265,7 @@ impl FleetState {
     }
 
     /// Keeps the charges of a request's first leg.
-    pub(crate) fn placed(&mut self, request: usize, leg: LegReservation<LocalWord>) {
+    pub(crate) fn placed(&mut self, request: usize, leg: LegReservation<LocalU64>) {
         self.prefills.insert(request, leg.prefill);
         if let Some(charge) = leg.stream {
             self.decoding(request, charge);
@@ -273,7 +273,7 @@ impl FleetState {
     }
 
     /// Keeps the charge of a request's stream.
-    pub(crate) fn decoding(&mut self, request: usize, charge: StreamCharge<LocalWord>) {
+    pub(crate) fn decoding(&mut self, request: usize, charge: StreamCharge<LocalU64>) {
         self.streams.insert(request, Stream { charge, begun: None });
     }
 
@@ -342,9 +342,9 @@ impl Fleet for View<'_> {
 }
 
 impl Accounts for View<'_> {
-    type Word = LocalWord;
+    type Counter = LocalU64;
 
-    fn account(&self, on: BackendId) -> Arc<Account<LocalWord>> {
+    fn account(&self, on: BackendId) -> Arc<Account<LocalU64>> {
         Arc::clone(&self.fleet_state.engines[on.index()].account)
     }
 

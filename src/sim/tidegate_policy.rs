@@ -5,7 +5,7 @@
 //! Simplifications: slack is exact rather than up to a plan interval old, engines do not fail, and
 //! legs cost no time except the hand-off.
 
-use tidegate_scheduler::LocalWord;
+use tidegate_scheduler::LocalU64;
 use tidegate_scheduler::dispatch::{
     DispatchOutcome, DispatchQueue, LONGEST_PAUSE, LegReservation, PlaceResult, WaitingDecode,
     try_place,
@@ -84,7 +84,7 @@ const POOL: PoolId = PoolId(0);
 pub(crate) struct TidegateRouter {
     params: TidegateParams,
     fleet_state: FleetState,
-    arrivals: Arrivals<LocalWord>,
+    arrivals: Arrivals<LocalU64>,
     /// The arrivals at the previous plan.
     planned_arrivals: ArrivalTotals,
     learning: Learning,
@@ -207,7 +207,7 @@ impl TidegateRouter {
     }
 
     /// Sends a reserved first leg.
-    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: LegReservation<LocalWord>) {
+    fn start(&mut self, cluster: &mut Cluster<'_>, request: usize, leg: LegReservation<LocalU64>) {
         let Arrival { prompt, blocks, .. } = &cluster.trace().arrivals[request];
         let on = leg.on;
         let work = if leg.stream.is_some() { Work::Whole } else { Work::PrefillOnly };

@@ -387,7 +387,7 @@ impl Control {
                 return true;
             }
             backend.set_left();
-            fleet.prefixes.follow(*id, false);
+            fleet.prefixes.set_kv_events(*id, false);
             fleet.prefixes.forget(*id);
             fleet.stored.forget(*id);
             fitness.leave(*id);

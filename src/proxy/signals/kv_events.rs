@@ -132,7 +132,7 @@ async fn listen(host: &dyn SignalHost, backend: &Backend, source: &KvSource, mod
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
-    reader.prefixes.follow(backend.id, false);
+    reader.prefixes.set_kv_events(backend.id, false);
 }
 
 impl KvEventReader<'_> {
@@ -206,7 +206,7 @@ impl KvEventReader<'_> {
     }
 
     fn publish_state(&self) {
-        self.prefixes.follow(self.backend.id, self.follower.is_complete());
+        self.prefixes.set_kv_events(self.backend.id, self.follower.is_complete());
         self.source.show(&self.follower);
     }
 }

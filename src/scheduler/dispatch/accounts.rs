@@ -2,7 +2,7 @@
 
 use crate::inflight::{Account, Balance};
 use crate::placement::{Fleet, Load, PrefillRequest};
-use crate::word::Word;
+use crate::shared_u64::SharedU64;
 use std::sync::Arc;
 use tidegate_types::{BackendId, Seconds, Tokens};
 
@@ -12,9 +12,9 @@ const NO_STREAM: Seconds = Seconds(3600.0);
 /// A [`Fleet`] whose backends have accounts.
 pub trait Accounts: Fleet {
     /// Where the accounts keep their numbers.
-    type Word: Word;
+    type Counter: SharedU64;
     /// The account of a backend.
-    fn account(&self, on: BackendId) -> Arc<Account<Self::Word>>;
+    fn account(&self, on: BackendId) -> Arc<Account<Self::Counter>>;
     /// Tokens of a request's prompt that the prefix index predicts to be cached on a backend.
     /// [`Fleet::cached`] is the part of them that is expected to be real.
     fn predicted_hit(&self, job: &PrefillRequest, on: BackendId) -> Tokens;

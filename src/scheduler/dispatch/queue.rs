@@ -7,8 +7,8 @@ use crate::placement::{
     DecodeRequest, EdfQueue, Params, PrefillRequest, QueueFull, QueueOutcome, Reserved,
     place_decode_overdue,
 };
+use crate::shared_u64::SharedU64;
 use crate::tuning::LONGEST_PAUSE;
-use crate::word::Word;
 use std::collections::VecDeque;
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Seconds};
 
@@ -25,7 +25,7 @@ pub struct WaitingDecode {
 
 /// What became of a waiting request. It has left the queue.
 #[derive(Debug)]
-pub enum DispatchOutcome<'a, W: Word> {
+pub enum DispatchOutcome<'a, W: SharedU64> {
     /// Its first leg is reserved.
     Reserved(&'a PrefillRequest, LegReservation<W>),
     /// Its decode leg is reserved.
@@ -91,7 +91,7 @@ impl DispatchQueue {
         params: &Params,
         now: Moment,
         fleet: &A,
-        mut on: impl FnMut(DispatchOutcome<'_, A::Word>),
+        mut on: impl FnMut(DispatchOutcome<'_, A::Counter>),
     ) -> bool {
         let decoding = self.place_decodes(params, now, fleet, &mut on);
         let mut any = decoding;
@@ -126,7 +126,7 @@ impl DispatchQueue {
         params: &Params,
         now: Moment,
         fleet: &A,
-        on: &mut impl FnMut(DispatchOutcome<'_, A::Word>),
+        on: &mut impl FnMut(DispatchOutcome<'_, A::Counter>),
     ) -> bool {
         let mut any = false;
         self.decodes.retain(|waiting| {

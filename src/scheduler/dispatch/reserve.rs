@@ -6,13 +6,13 @@ use crate::placement::{
     Considered, DecodeRequest, Params, PrefillRequest, RouteDecision, considered, place,
     place_decode,
 };
+use crate::shared_u64::SharedU64;
 use crate::tuning::RACES_MAX;
-use crate::word::Word;
 use tidegate_types::{BackendId, Moment, Seconds, Tokens};
 
 /// A reserved first leg.
 #[derive(Debug)]
-pub struct LegReservation<W: Word> {
+pub struct LegReservation<W: SharedU64> {
     /// The backend.
     pub on: BackendId,
     /// The charge of the prefill.
@@ -42,7 +42,7 @@ pub struct Predicted {
 
 /// Outcome of [`try_place`].
 #[derive(Debug)]
-pub enum PlaceResult<W: Word> {
+pub enum PlaceResult<W: SharedU64> {
     /// A reservation.
     Reserved(LegReservation<W>),
     /// No backend has capacity now.
@@ -57,7 +57,7 @@ pub fn try_place<A: Accounts>(
     now: Moment,
     job: &PrefillRequest,
     fleet: &A,
-) -> PlaceResult<A::Word> {
+) -> PlaceResult<A::Counter> {
     for _ in 0..RACES_MAX {
         match place(params, now, job, fleet) {
             RouteDecision::Wait(_) => return PlaceResult::Wait,
@@ -79,7 +79,7 @@ pub(super) fn reserve<A: Accounts>(
     job: &PrefillRequest,
     choice: RouteDecision,
     fleet: &A,
-) -> Option<LegReservation<A::Word>> {
+) -> Option<LegReservation<A::Counter>> {
     let (on, work, cached, whole) = match choice {
         RouteDecision::Prefill { on, predicted, cached } => (on, predicted, cached, false),
         RouteDecision::Colocated { on, predicted, cached } => (on, predicted, cached, true),
@@ -114,7 +114,7 @@ pub fn try_place_decode<A: Accounts>(
     params: &Params,
     request: &DecodeRequest,
     fleet: &A,
-) -> Option<(BackendId, StreamCharge<A::Word>)> {
+) -> Option<(BackendId, StreamCharge<A::Counter>)> {
     for _ in 0..RACES_MAX {
         let on = place_decode(params, request, fleet)?;
         let streams_max = fleet.load(on).streams_max;

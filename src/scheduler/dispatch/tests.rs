@@ -4,20 +4,20 @@ use super::*;
 use crate::inflight::Account;
 use crate::placement::fixture::{decode_request, idle, job};
 use crate::placement::{Fleet, Load, Params, PrefillRequest};
-use crate::word::{LocalWord, Word};
+use crate::shared_u64::{LocalU64, SharedU64};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Role, Seconds, Tokens};
 
 /// Engines with accounts.
-struct Engines<W: Word> {
+struct Engines<W: SharedU64> {
     pool: Vec<BackendId>,
     fixed: Vec<Load>,
     accounts: Vec<Arc<Account<W>>>,
 }
 
-impl<W: Word> Engines<W> {
+impl<W: SharedU64> Engines<W> {
     fn new(fixed: Vec<Load>) -> Engines<W> {
         Engines {
             pool: (0..fixed.len()).map(|slot| BackendId(slot as u16)).collect(),
@@ -31,7 +31,7 @@ impl<W: Word> Engines<W> {
     }
 }
 
-impl<W: Word> Fleet for Engines<W> {
+impl<W: SharedU64> Fleet for Engines<W> {
     fn pool(&self, _: PoolId) -> &[BackendId] {
         &self.pool
     }
@@ -45,8 +45,8 @@ impl<W: Word> Fleet for Engines<W> {
     }
 }
 
-impl<W: Word> Accounts for Engines<W> {
-    type Word = W;
+impl<W: SharedU64> Accounts for Engines<W> {
+    type Counter = W;
 
     fn account(&self, on: BackendId) -> Arc<Account<W>> {
         Arc::clone(&self.accounts[on.index()])
@@ -63,7 +63,9 @@ fn at(seconds: f64) -> Moment {
 
 /// Sends prompts 50 ms apart to two prefill engines and a decode engine; each engine ends its
 /// oldest prefill before every second arrival. Returns the order of the reservations.
-fn placements<W: Word + std::fmt::Debug>(prompts: &[u64]) -> Vec<(RequestId, BackendId, bool)> {
+fn placements<W: SharedU64 + std::fmt::Debug>(
+    prompts: &[u64],
+) -> Vec<(RequestId, BackendId, bool)> {
     let roles = [Role::Prefill, Role::Prefill, Role::Decode];
     let fleet: Engines<W> = Engines::new(roles.map(idle).to_vec());
     let (params, mut queue) = (Params::default(), DispatchQueue::with_limit(100));
@@ -95,13 +97,13 @@ proptest! {
     fn the_proxy_and_the_simulator_reserve_alike(
         prompts in prop::collection::vec(1_u64..20_000, 1..60)
     ) {
-        prop_assert_eq!(placements::<AtomicU64>(&prompts), placements::<LocalWord>(&prompts));
+        prop_assert_eq!(placements::<AtomicU64>(&prompts), placements::<LocalU64>(&prompts));
     }
 }
 
 #[test]
 fn a_reservation_charges_its_backend_and_settles_when_dropped() {
-    let fleet: Engines<LocalWord> = Engines::new(vec![idle(Role::Mixed)]);
+    let fleet: Engines<LocalU64> = Engines::new(vec![idle(Role::Mixed)]);
     let PlaceResult::Reserved(placed) =
         try_place(&Params::default(), at(0.0), &job(1, 1000), &fleet)
     else {
@@ -118,7 +120,7 @@ fn a_reservation_charges_its_backend_and_settles_when_dropped() {
 #[test]
 fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
     let full = Load { streams_max: 1, ..idle(Role::Decode) };
-    let fleet: Engines<LocalWord> = Engines::new(vec![idle(Role::Prefill), full]);
+    let fleet: Engines<LocalU64> = Engines::new(vec![idle(Role::Prefill), full]);
     let other = fleet.accounts[1].open_stream(Tokens(10));
     // Only its own stream may be beside it.
     let mut queue = DispatchQueue::with_limit(1);
@@ -144,7 +146,7 @@ fn a_prefilled_request_takes_a_full_backend_after_its_deadline_only() {
 fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
     let refusals = |usable: bool, now: Moment| {
         let load = Load { usable, ..idle(Role::Mixed) };
-        let fleet: Engines<LocalWord> = Engines::new(vec![load]);
+        let fleet: Engines<LocalU64> = Engines::new(vec![load]);
         let mut queue = DispatchQueue::with_limit(1);
         queue.push(job(1, 1000)).expect("the queue has room");
         let mut refused = Vec::new();

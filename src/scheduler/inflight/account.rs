@@ -3,7 +3,7 @@
 //! The counters are independent, so `Relaxed` suffices: a reader may see one counter before and
 //! another after a charge. Once all charges are settled, all counters are exact.
 
-use crate::word::Word;
+use crate::shared_u64::SharedU64;
 use std::ops::Add;
 use std::sync::{Arc, atomic::AtomicU64};
 use tidegate_types::{Seconds, Tokens};
@@ -89,7 +89,7 @@ pub struct PrefillRoom {
 
 /// The prefill work of one leg on a backend. Dropping it settles the charge.
 #[derive(Debug)]
-pub struct PrefillCharge<W: Word = AtomicU64> {
+pub struct PrefillCharge<W: SharedU64 = AtomicU64> {
     account: Arc<Account<W>>,
     nanos: u64,
     tokens: u64,
@@ -97,13 +97,13 @@ pub struct PrefillCharge<W: Word = AtomicU64> {
 
 /// A stream on a backend and the KV tokens it holds there. Dropping it settles both.
 #[derive(Debug)]
-pub struct StreamCharge<W: Word = AtomicU64> {
+pub struct StreamCharge<W: SharedU64 = AtomicU64> {
     account: Arc<Account<W>>,
     kv: u64,
     begun: bool,
 }
 
-impl<W: Word> Account<W> {
+impl<W: SharedU64> Account<W> {
     /// Charges prefill work if it fits into `room`; an idle backend always accepts. Returns `None`
     /// otherwise.
     pub fn try_charge_prefill(
@@ -113,14 +113,14 @@ impl<W: Word> Account<W> {
         room: PrefillRoom,
     ) -> Option<PrefillCharge<W>> {
         let (most, nanos) = (nanos(room.work), charged_nanos(work));
-        let others = self.others.prefill_nanos.count();
+        let others = self.others.prefill_nanos.load_relaxed();
         let is_free = |all: u64| all == 0 || all < most;
         let fits = |present: u64| is_free(present + others).then(|| present + nanos);
         if self.own.prefill_nanos.update(fits) {
             self.own.prefill_tokens.fetch_add(tokens.get());
         } else {
             let (own, most) = (tokens.get(), room.tokens.get());
-            let others = self.others.prefill_tokens.count();
+            let others = self.others.prefill_tokens.load_relaxed();
             let joins = |present: u64| (present + others + own <= most).then_some(present + own);
             if !self.own.prefill_tokens.update(joins) {
                 return None;
@@ -145,7 +145,7 @@ impl<W: Word> Account<W> {
         kv: Tokens,
         streams_max: u32,
     ) -> Option<StreamCharge<W>> {
-        let most = u64::from(streams_max).saturating_sub(self.others.streams.count());
+        let most = u64::from(streams_max).saturating_sub(self.others.streams.load_relaxed());
         let fits = |present: u64| (present < most).then(|| present + 1);
         self.own.streams.update(fits).then(|| self.stream_opened(kv))
     }
@@ -203,20 +203,20 @@ impl<W: Word> Account<W> {
     }
 }
 
-impl<W: Word> Drop for PrefillCharge<W> {
+impl<W: SharedU64> Drop for PrefillCharge<W> {
     fn drop(&mut self) {
-        self.account.own.prefill_nanos.sub(self.nanos);
-        self.account.own.prefill_tokens.sub(self.tokens);
-        self.account.own.prefill_legs.sub(1);
+        self.account.own.prefill_nanos.subtract(self.nanos);
+        self.account.own.prefill_tokens.subtract(self.tokens);
+        self.account.own.prefill_legs.subtract(1);
     }
 }
 
-impl<W: Word> StreamCharge<W> {
+impl<W: SharedU64> StreamCharge<W> {
     /// Marks the stream as decoding. Tokens are not needed for that: an answer that is not streamed
     /// shows none.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
-            self.account.own.awaiting_first_token.sub(1);
+            self.account.own.awaiting_first_token.subtract(1);
         }
     }
 
@@ -236,26 +236,26 @@ impl<W: Word> StreamCharge<W> {
     }
 }
 
-impl<W: Word> Drop for StreamCharge<W> {
+impl<W: SharedU64> Drop for StreamCharge<W> {
     fn drop(&mut self) {
-        self.account.own.streams.sub(1);
+        self.account.own.streams.subtract(1);
         if !self.begun {
-            self.account.own.awaiting_first_token.sub(1);
+            self.account.own.awaiting_first_token.subtract(1);
         }
-        self.account.own.kv_tokens.sub(self.kv);
+        self.account.own.kv_tokens.subtract(self.kv);
     }
 }
 
-impl<W: Word> Counters<W> {
+impl<W: SharedU64> Counters<W> {
     fn balance(&self) -> Balance {
         Balance {
-            prefill: Seconds(self.prefill_nanos.count() as f64 / 1e9),
-            prefill_tokens: Tokens(self.prefill_tokens.count()),
-            prefill_legs: self.prefill_legs.count() as u32,
-            streams: self.streams.count() as u32,
-            awaiting_first_token: self.awaiting_first_token.count() as u32,
-            kv: Tokens(self.kv_tokens.count()),
-            emitted: Tokens(self.emitted.count()),
+            prefill: Seconds(self.prefill_nanos.load_relaxed() as f64 / 1e9),
+            prefill_tokens: Tokens(self.prefill_tokens.load_relaxed()),
+            prefill_legs: self.prefill_legs.load_relaxed() as u32,
+            streams: self.streams.load_relaxed() as u32,
+            awaiting_first_token: self.awaiting_first_token.load_relaxed() as u32,
+            kv: Tokens(self.kv_tokens.load_relaxed()),
+            emitted: Tokens(self.emitted.load_relaxed()),
         }
     }
 }

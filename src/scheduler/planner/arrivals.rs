@@ -1,7 +1,7 @@
 //! Arrivals of a pool: counted when requests arrive, read by the control loop.
 
 use crate::planner::GroupDemand;
-use crate::word::Word;
+use crate::shared_u64::SharedU64;
 use std::ops::Add;
 use std::sync::atomic::AtomicU64;
 use tidegate_types::{Seconds, Tokens};
@@ -41,7 +41,7 @@ impl Add for ArrivalTotals {
     }
 }
 
-impl<W: Word> Arrivals<W> {
+impl<W: SharedU64> Arrivals<W> {
     /// Counts a request: its predicted prefill work, its prompt and its expected output.
     pub fn count(&self, prefill: Seconds, prompt: Tokens, output: Tokens) {
         self.requests.fetch_add(1);
@@ -61,10 +61,10 @@ impl<W: Word> Arrivals<W> {
     /// Returns all counters.
     pub fn totals(&self) -> ArrivalTotals {
         ArrivalTotals {
-            requests: self.requests.count(),
-            prefill: Seconds(self.prefill_nanos.count() as f64 / 1e9),
-            prompt: Tokens(self.prompt_tokens.count()),
-            output: Tokens(self.output_tokens.count()),
+            requests: self.requests.load_relaxed(),
+            prefill: Seconds(self.prefill_nanos.load_relaxed() as f64 / 1e9),
+            prompt: Tokens(self.prompt_tokens.load_relaxed()),
+            output: Tokens(self.output_tokens.load_relaxed()),
         }
     }
 }

@@ -136,7 +136,7 @@ impl Fleet {
 
     /// Share of predicted prefix-cache hits that are real on a backend, 0 to 1.
     pub fn hit_share(&self, backend: BackendId) -> f64 {
-        match self.prefixes.is_followed(backend) {
+        match self.prefixes.has_kv_events(backend) {
             true => 1.0,
             false => self.backend(backend).hit_share(),
         }
@@ -144,7 +144,7 @@ impl Fleet {
 
     /// Source of [`Fleet::hit_share`].
     pub fn hit_source(&self, backend: BackendId) -> &'static str {
-        match self.prefixes.is_followed(backend) {
+        match self.prefixes.has_kv_events(backend) {
             true => "events",
             false => self.backend(backend).hit_source().as_str(),
         }

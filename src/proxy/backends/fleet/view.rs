@@ -97,7 +97,7 @@ impl tidegate_scheduler::placement::Fleet for PlacementView<'_> {
 }
 
 impl Accounts for PlacementView<'_> {
-    type Word = std::sync::atomic::AtomicU64;
+    type Counter = std::sync::atomic::AtomicU64;
 
     fn account(&self, id: BackendId) -> Arc<Account> {
         Arc::clone(&self.fleet.backend(id).account)

@@ -11,8 +11,8 @@ fn blocks(index: &PrefixIndex, chain: &[u64], backend: u16) -> u32 {
 
 #[test]
 fn a_line_is_one_cache_line() {
-    assert_eq!(size_of::<Line<AtomicU64>>(), 64);
-    assert_eq!(align_of::<Line<AtomicU64>>(), 64);
+    assert_eq!(size_of::<CacheLine<AtomicU64>>(), 64);
+    assert_eq!(align_of::<CacheLine<AtomicU64>>(), 64);
 }
 
 #[test]
@@ -58,23 +58,23 @@ fn a_backend_evicts_blocks_after_inserting_its_capacity() {
 #[test]
 fn a_backend_with_kv_events_holds_exactly_the_reported_blocks() {
     let index = PrefixIndex::new(1 << 12);
-    let (told, other) = (BackendId(3), BackendId(4));
-    index.set_capacity(told, 10);
-    index.follow(told, true);
-    index.store(told, 1);
-    index.store(told, 2);
+    let (reporting, other) = (BackendId(3), BackendId(4));
+    index.set_capacity(reporting, 10);
+    index.set_kv_events(reporting, true);
+    index.store(reporting, 1);
+    index.store(reporting, 2);
     // Routed requests add no entries, whether or not another backend holds the block.
     index.insert(other, &[1, 2, 3]);
-    index.insert(told, &[1, 2, 3, 4]);
-    assert_eq!(index.matches(&[1, 2, 3, 4]).entries(), [(other, 3), (told, 2)]);
+    index.insert(reporting, &[1, 2, 3, 4]);
+    assert_eq!(index.matches(&[1, 2, 3, 4]).entries(), [(other, 3), (reporting, 2)]);
     // It has inserted its capacity many times and reported no removal.
-    (1000..1100).for_each(|hash| index.store(told, hash));
+    (1000..1100).for_each(|hash| index.store(reporting, hash));
     assert_eq!(blocks(&index, &[1, 2], 3), 2);
-    index.remove(told, 2);
-    index.remove(told, 77);
+    index.remove(reporting, 2);
+    index.remove(reporting, 77);
     assert_eq!((blocks(&index, &[1, 2], 3), blocks(&index, &[1, 2], 4)), (1, 2));
     // Without KV events its entries age by capacity again.
-    index.follow(told, false);
+    index.set_kv_events(reporting, false);
     assert_eq!(blocks(&index, &[1, 2], 3), 0);
 }
 
@@ -230,7 +230,7 @@ fn no_interleaving_lets_one_hash_answer_for_another() {
             for writer in writers {
                 writer.join().unwrap();
             }
-            let all_idle = |line: &Line<_>| Word::load(&line.word) & 3 == 0;
+            let all_idle = |line: &CacheLine<_>| SharedU64::load(&line.word) & 3 == 0;
             let mut lines = index.pages.iter().filter_map(OnceLock::get).flatten();
             assert!(lines.all(all_idle), "a line stayed claimed");
         },

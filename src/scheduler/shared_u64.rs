@@ -1,40 +1,40 @@
-//! A 64-bit word behind a trait, so that the same code runs on the platform's atomics in the proxy,
-//! on plain cells in the simulator and, in tests, on shuttle's atomics, which explore the possible
+//! A shared 64-bit integer behind a trait. The same code runs on the platform's atomics in the
+//! proxy, on plain cells in the simulator, and in tests on shuttle's atomics, which explore the
 //! interleavings of threads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A shared 64-bit word. The prefix index reads "word, holders, word" and needs ordered loads and
-/// stores; counters are independent of each other and relaxed.
-pub trait Word: Default {
-    /// Returns a word with this value.
+/// A shared 64-bit integer. The prefix index is a sequence lock and needs acquire loads and release
+/// stores. Counters are independent of each other: their methods are relaxed.
+pub trait SharedU64: Default {
+    /// Returns an integer with this value.
     fn new(value: u64) -> Self;
-    /// Loads with acquire ordering: a reader that sees a holder written by a replacement sees at
-    /// least the word that the replacement stored before.
+    /// Loads with acquire ordering: a reader that sees a value also sees all values that its writer
+    /// stored before.
     fn load(&self) -> u64;
     /// Stores with release ordering.
     fn store(&self, value: u64);
     /// Stores `to` if the value is `from`; returns whether it did.
-    fn swap_if(&self, from: u64, to: u64) -> bool;
+    fn compare_and_set(&self, from: u64, to: u64) -> bool;
     /// Adds, relaxed; returns the value before.
     fn fetch_add(&self, value: u64) -> u64;
     /// Subtracts, relaxed.
-    fn sub(&self, value: u64);
+    fn subtract(&self, value: u64);
     /// Returns the value, relaxed.
-    fn count(&self) -> u64;
+    fn load_relaxed(&self) -> u64;
     /// Stores the result of `change`, relaxed, and repeats if another thread writes in between.
     /// Returns whether `change` returned a value.
     fn update(&self, change: impl FnMut(u64) -> Option<u64>) -> bool;
 }
 
-/// A word for one thread: the simulator's.
+/// The integer of a single thread, for the simulator.
 #[derive(Debug, Default)]
-pub struct LocalWord(Cell<u64>);
+pub struct LocalU64(Cell<u64>);
 
-impl Word for LocalWord {
-    fn new(value: u64) -> LocalWord {
-        LocalWord(Cell::new(value))
+impl SharedU64 for LocalU64 {
+    fn new(value: u64) -> LocalU64 {
+        LocalU64(Cell::new(value))
     }
 
     fn load(&self) -> u64 {
@@ -45,7 +45,7 @@ impl Word for LocalWord {
         self.0.set(value);
     }
 
-    fn swap_if(&self, from: u64, to: u64) -> bool {
+    fn compare_and_set(&self, from: u64, to: u64) -> bool {
         let is = self.0.get() == from;
         if is {
             self.0.set(to);
@@ -57,11 +57,11 @@ impl Word for LocalWord {
         self.0.replace(self.0.get().wrapping_add(value))
     }
 
-    fn sub(&self, value: u64) {
+    fn subtract(&self, value: u64) {
         self.0.set(self.0.get().wrapping_sub(value));
     }
 
-    fn count(&self) -> u64 {
+    fn load_relaxed(&self) -> u64 {
         self.0.get()
     }
 
@@ -74,9 +74,9 @@ impl Word for LocalWord {
     }
 }
 
-macro_rules! word {
+macro_rules! shared_u64 {
     ($atomic:ty) => {
-        impl Word for $atomic {
+        impl SharedU64 for $atomic {
             fn new(value: u64) -> Self {
                 <$atomic>::new(value)
             }
@@ -89,7 +89,7 @@ macro_rules! word {
                 self.store(value, Ordering::Release);
             }
 
-            fn swap_if(&self, from: u64, to: u64) -> bool {
+            fn compare_and_set(&self, from: u64, to: u64) -> bool {
                 self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             }
 
@@ -97,11 +97,11 @@ macro_rules! word {
                 self.fetch_add(value, Ordering::Relaxed)
             }
 
-            fn sub(&self, value: u64) {
+            fn subtract(&self, value: u64) {
                 self.fetch_sub(value, Ordering::Relaxed);
             }
 
-            fn count(&self) -> u64 {
+            fn load_relaxed(&self) -> u64 {
                 self.load(Ordering::Relaxed)
             }
 
@@ -112,6 +112,6 @@ macro_rules! word {
     };
 }
 
-word!(AtomicU64);
+shared_u64!(AtomicU64);
 #[cfg(test)]
-word!(shuttle::sync::atomic::AtomicU64);
+shared_u64!(shuttle::sync::atomic::AtomicU64);
