@@ -134,7 +134,7 @@ fn planning(c: &mut Criterion) {
             allowed: RoleSet::ANY,
             capability: RoleCapability::Instant,
             pinned: None,
-            usable: true,
+            healthy: true,
             role: if slot.is_multiple_of(2) { Role::Prefill } else { Role::Decode },
             becoming: None,
             prefill: Seconds(0.1),
@@ -167,7 +167,6 @@ fn table(count: u16) -> RoutingTable {
     let (ids, every): (Vec<BackendId>, _) = ((0..count).map(BackendId).collect(), PoolId(0));
     let entry = TableEntry {
         role: Role::Prefill,
-        usable: true,
         group: GroupId(0),
         prefill: PrefillModel::default(),
         decode: DecodeModel::default(),

@@ -195,7 +195,7 @@ impl FleetState {
                 allowed: self.allowed(),
                 capability: self.capability,
                 pinned: None,
-                usable: true,
+                healthy: true,
                 role: self.roles[id.index()],
                 becoming: engine.becoming.map(|(role, _)| role),
                 prefill: model.prefill_model.batch(balance.prefill),

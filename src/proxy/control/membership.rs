@@ -268,7 +268,7 @@ impl Control {
         let (prefill, decode) = self.regressions.models(id, peers.into_iter());
         let group = backend.group;
         let transfer = self.regressions.transfer(group);
-        let entry = TableEntry { role, usable: false, group, prefill, decode, transfer };
+        let entry = TableEntry { role, group, prefill, decode, transfer };
         let (mut entries, mut roles) = (table.entries.clone(), table.plan.roles().to_vec());
         id.put(&mut entries, entry);
         id.put(&mut roles, role);

@@ -331,9 +331,7 @@ impl Control {
         let mut next = (**table).clone();
         let groups: Vec<GroupId> = next.entries.iter().map(|entry| entry.group).collect();
         let costs = self.regressions.costs(&groups);
-        let backends = self.proxy.fleet.backends();
-        for (slot, (entry, costs)) in next.entries.iter_mut().zip(costs).enumerate() {
-            entry.usable = backends[slot].health.is_healthy();
+        for (entry, costs) in next.entries.iter_mut().zip(costs) {
             (entry.prefill, entry.decode) = costs;
             entry.transfer = self.regressions.transfer(entry.group);
         }
@@ -370,7 +368,7 @@ impl Control {
         drop(applied);
     }
 
-    /// Judges compatibility again and publishes the resulting groups and usable backends.
+    /// Judges compatibility again and publishes the resulting groups.
     fn fit(&mut self) {
         let mut next = (**self.proxy.fleet.table()).clone();
         self.fitness.apply(&self.proxy.fleet.backends(), &mut next);

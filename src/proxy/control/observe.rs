@@ -32,7 +32,7 @@ pub fn fleet(
             allowed: backend.allowed,
             capability: backend.capability,
             pinned: pins.role(backend.id),
-            usable: backend.health.is_healthy() && !backend.is_leaving(),
+            healthy: backend.health.is_healthy() && !backend.is_leaving(),
             role: table.plan.role(backend.id),
             becoming: switching.get(&backend.id).copied(),
             prefill: entry.prefill.batch(balance.prefill),

@@ -371,7 +371,7 @@ fn first_table(
             allowed: backend.allowed,
             capability: backend.capability,
             pinned: *pinned,
-            usable: true,
+            healthy: true,
             role: Role::Draining,
             becoming: None,
             prefill: Seconds::ZERO,
@@ -391,7 +391,6 @@ fn first_table(
     }
     let entries = backends.iter().zip(priors).map(|(backend, priors)| TableEntry {
         role: roles[backend.id.index()],
-        usable: true,
         group: backend.group,
         prefill: priors.prefill,
         decode: priors.decode,

@@ -11,8 +11,8 @@ pub const CONTROL_EVENTS_MAX: usize = 4096;
 pub enum ControlEvent {
     /// An observation for the regressions.
     Sample(Sample),
-    /// The health of a leg's backend has changed. Placement reads health directly; the table's
-    /// `usable` follows with the next publication of costs, within 1 s.
+    /// The health of a leg's backend has changed. The control loop plans at once; placement reads the
+    /// health directly.
     HealthChanged,
 }
 

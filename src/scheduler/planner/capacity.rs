@@ -1,7 +1,8 @@
-//! Load of a group on each side, and the streams that an engine carries.
+//! Load of a group at prefill and at decode, and the stream capacity of an engine.
 //!
-//! Prefill load: arriving prefill work in engine-seconds a second. Decode load: the larger of the
-//! live streams and the streams to come (Little's law at the TPOT target), in engines.
+//! Prefill load: arriving prefill work in engine-seconds per second. Decode load, in engines: the
+//! larger of the running streams and the expected streams (Little's law at the TPOT target), divided
+//! by the stream capacity of a mean engine.
 
 use crate::tuning::HEADROOM;
 use tidegate_types::Tokens;
@@ -10,59 +11,57 @@ use crate::planner::demand::DemandAverage;
 use crate::planner::observation::BackendObservation;
 use crate::planner::params::Params;
 
-/// Engines that a group's demand needs on each side.
+/// Engines that a group's demand keeps busy in each role.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Loads {
-    /// Engines that prefill the arriving work.
+pub(super) struct GroupLoad {
     pub(super) prefill: f64,
-    /// Engines that decode the streams.
     pub(super) decode: f64,
 }
 
-impl Loads {
+impl GroupLoad {
     /// Returns the loads of `engines`.
     pub(super) fn of(
         params: &Params,
         average: &DemandAverage,
         engines: &[&BackendObservation],
-    ) -> Loads {
-        let live: u32 = engines.iter().map(|engine| engine.streams).sum();
-        let coming = average.output_rate() * params.slo.tpot.get();
-        let each = streams_each(params, average, engines);
-        let mean = each.iter().sum::<f64>() / (engines.len() as f64).max(1.0);
-        Loads {
+    ) -> GroupLoad {
+        let running: u32 = engines.iter().map(|engine| engine.streams).sum();
+        let expected = average.output_rate() * params.slo.tpot.get();
+        let capacities = stream_capacities(params, average, engines);
+        let mean = capacities.iter().sum::<f64>() / (engines.len() as f64).max(1.0);
+        GroupLoad {
             prefill: average.prefill_load(),
-            decode: f64::from(live).max(coming) / mean.max(1.0),
+            decode: f64::from(running).max(expected) / mean.max(1.0),
         }
     }
 }
 
-/// Streams that each engine carries within the TPOT target, its KV memory and its own limit, less
-/// [`HEADROOM`]. Memory counts as full when the next stream does not fit; otherwise a full engine
-/// would count as having room for a fraction of a stream.
-pub(super) fn streams_each(
+/// Returns the stream capacity of each engine: the most streams within the TPOT target, the KV
+/// memory and the engine's own limit, less [`HEADROOM`]. KV memory that the next stream exceeds
+/// counts as full; otherwise a full engine would have capacity for a fraction of a stream.
+pub(super) fn stream_capacities(
     params: &Params,
     average: &DemandAverage,
     engines: &[&BackendObservation],
 ) -> Vec<f64> {
     let mean_kv = mean_kv(average, engines);
     let share = 1.0 - HEADROOM;
-    let carries = engines.iter().map(|engine| {
+    let stream_capacity = engines.iter().map(|engine| {
         let by_time = engine.decode_model.streams_within(params.slo.tpot, mean_kv);
-        let fit = share * engine.kv_capacity.as_f64() / mean_kv.as_f64();
-        let by_memory = (fit - 1.0).max(1.0);
+        let in_memory = share * engine.kv_capacity.as_f64() / mean_kv.as_f64();
+        let by_memory = (in_memory - 1.0).max(1.0);
         (share * by_time).min(by_memory).min(f64::from(engine.streams_max))
     });
-    carries.collect()
+    stream_capacity.collect()
 }
 
-/// Mean KV tokens of a stream: over the live streams and one mean request of those that arrived
-/// within the demand window.
+/// Returns the mean KV tokens of a stream, over the running streams and one mean request of the
+/// demand window.
 pub(super) fn mean_kv(average: &DemandAverage, engines: &[&BackendObservation]) -> Tokens {
-    let live: u32 = engines.iter().map(|engine| engine.streams).sum();
+    let running: u32 = engines.iter().map(|engine| engine.streams).sum();
     let kv: Tokens = engines.iter().map(|engine| engine.kv).sum();
     let arrived = average.mean_kv();
-    let streams = u64::from(live) + u64::from(arrived.is_some());
+    let streams = u64::from(running) + u64::from(arrived.is_some());
     let sum = kv.get() + arrived.unwrap_or(0.0) as u64;
     Tokens((sum / streams.max(1)).max(1))
 }

@@ -1,17 +1,18 @@
-//! Counterfactual model: the requests that each split of a group would have lost, and when to
-//! switch.
+//! Counterfactual model: the requests that each split of a group would have lost, and the decision
+//! to switch.
 //!
-//! A split is a number of prefill engines. A fluid model of every split runs on the measured
-//! demand. Prefill work that would wait longer than the TTFT target counts as lost requests, and so
-//! do streams beyond what the decode engines carry within the TPOT target. The switching cost
-//! counts the streams left on the engines that flip.
+//! A split is a number of prefill engines. A fluid model of each split runs on the measured demand.
+//! Two kinds of requests count as lost: those whose prefill work would wait longer than the TTFT
+//! target, and those whose streams exceed the stream capacity of the decode engines. The switching
+//! cost is the expected loss of the streams on the engines that flip.
 //!
-//! Ski rental: the group switches to another split once its regret, the losses in force minus the
-//! losses of that split, reaches the switching cost. Persistent shifts in demand are followed, and
-//! shifts that end before they pay are ignored; no parameter sets the length of a shift.
+//! Ski-rental rule: the group switches to another split once the regret against it reaches the
+//! switching cost. The regret is the loss of the advised split minus the loss of the other split,
+//! accumulated while it is positive. Shifts in demand that last longer than it takes to pay for a
+//! switch are followed, shorter ones are ignored. No parameter sets this time.
 //!
-//! The measured queue is not an input: comparing a real backlog with a modelled one would bias the
-//! comparison between the split in force and the others.
+//! The measured queue is not an input: a comparison of a measured with a modelled backlog would be
+//! biased between the split in force and the others.
 
 use crate::cost::DecodeModel;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use crate::tuning::{REGRET_MEMORY, SWITCH_PRICE};
 
 /// Demand since the last tick, and the capacity of the engines.
 #[derive(Clone, Debug)]
-pub(super) struct Tick {
+pub(super) struct GroupTick {
     /// Time since the last tick.
     pub(super) elapsed: Seconds,
     /// Usable engines that may take either role.
@@ -31,11 +32,12 @@ pub(super) struct Tick {
     /// Prefill work that arrived, in engine-seconds.
     pub(super) work: f64,
     /// Prefill work that arrived over about one TTFT, in engine-seconds, this tick included: see
-    /// [`Tick::lingers`].
+    /// [`GroupTick::decay_over_ttft`].
     pub(super) recent_work: f64,
     /// Prefill work of a mean request, in engine-seconds.
     pub(super) mean_work: f64,
-    /// Streams in equilibrium at the present arrival rate: Little's law at the TPOT target.
+    /// Expected streams in steady state at the present arrival rate (Little's law at the TPOT
+    /// target).
     pub(super) due: f64,
     /// Requests that arrived since the last tick.
     pub(super) requests: f64,
@@ -48,21 +50,19 @@ pub(super) struct Tick {
     /// Duration of a role switch that the engine makes itself once it is idle (`DrainThenCall`).
     /// `None`: the proxy alone changes roles, and no engine is drained.
     pub(super) switch: Option<Seconds>,
-    /// Streams in the group.
+    /// Running streams of the group.
     pub(super) streams: f64,
     /// Capacity of each split within the targets.
     pub(super) splits: Splits,
     /// KV tokens of a mean stream.
     pub(super) mean_kv: Tokens,
-    /// The mean engine's decode step.
+    /// Decode cost of the mean engine.
     pub(super) decode: DecodeModel,
     /// Duration of one prefill chunk.
     pub(super) chunk: Seconds,
-    /// The TTFT target.
     pub(super) ttft: Seconds,
-    /// The TPOT target.
     pub(super) tpot: Seconds,
-    /// Share of a decode engine's idle time that short prefills use.
+    /// Share of a decode engine's idle time that spilled prefills use.
     pub(super) spill: f64,
 }
 
@@ -80,13 +80,13 @@ pub(super) struct CounterfactualModel {
     /// The advised split, in prefill engines. It differs from the one in force while flips are off,
     /// on a gateway that follows, or while engines switch.
     #[serde(default)]
-    at: usize,
-    /// Whether the split was changed other than by a plan; the next tick starts from the new one.
+    advised: usize,
+    /// Whether something other than a plan changed the split; the next tick starts from the new one.
     moved: bool,
-    /// By split: losses over the time constant of the regret. Shown, not used by decisions.
+    /// By split: losses, decayed with the time constant of the regret. For the outlook only.
     #[serde(default)]
     lost: Vec<f64>,
-    /// Switching costs at the last tick. Shown, not used by decisions.
+    /// Switching costs at the last tick. For the outlook only.
     #[serde(default)]
     costs: Costs,
 }
@@ -95,9 +95,9 @@ pub(super) struct CounterfactualModel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Fluid {
     /// Queued prefill work, in engine-seconds.
-    prefill: f64,
+    queued: f64,
     /// Prefill work that missed the TTFT target over about one TTFT, in engine-seconds.
-    late: f64,
+    overdue: f64,
 }
 
 /// The advised split.
@@ -106,7 +106,7 @@ pub(super) struct Advice {
     /// Prefill engines.
     pub(super) prefills: usize,
     /// Switching cost from the split in force, in lost requests.
-    pub(super) move_costs: f64,
+    pub(super) switch_cost: f64,
 }
 
 /// Switching cost of one engine, in lost requests.
@@ -118,7 +118,7 @@ struct Costs {
 
 impl CounterfactualModel {
     /// Advances every split by one tick; `at` prefill engines are in force.
-    pub(super) fn follow(&mut self, mut tick: Tick, at: usize) -> Advice {
+    pub(super) fn follow(&mut self, mut tick: GroupTick, at: usize) -> Advice {
         let splits = tick.engines - 1;
         if self.splits.len() != splits {
             self.splits = vec![Fluid::default(); splits];
@@ -130,7 +130,7 @@ impl CounterfactualModel {
         }
         let costs = tick.costs(at);
         let keep = (-tick.elapsed.get() / REGRET_MEMORY.get()).exp();
-        self.recent_work = self.recent_work * tick.lingers() + tick.work;
+        self.recent_work = self.recent_work * tick.decay_over_ttft() + tick.work;
         tick.recent_work = self.recent_work;
         let losses: Vec<f64> = self
             .splits
@@ -138,7 +138,7 @@ impl CounterfactualModel {
             .enumerate()
             .map(|(slot, fluid)| tick.losses(slot + 1, fluid))
             .collect();
-        let here = losses.get(self.at - 1).copied().unwrap_or(0.0);
+        let here = losses.get(self.advised - 1).copied().unwrap_or(0.0);
         for (regret, there) in self.regret.iter_mut().zip(&losses) {
             *regret = (*regret * keep + here - there).max(0.0);
         }
@@ -148,10 +148,10 @@ impl CounterfactualModel {
         self.costs = costs;
         // An idle group keeps its roles.
         let idle = tick.requests <= 0.0 && tick.streams <= 0.0;
-        if let Some(to) = self.better(costs).filter(|_| !idle) {
+        if let Some(to) = self.split_to_switch_to(costs).filter(|_| !idle) {
             self.start_from(to);
         }
-        Advice { prefills: self.at, move_costs: costs.of(at, self.at) }
+        Advice { prefills: self.advised, switch_cost: costs.of(at, self.advised) }
     }
 
     /// Returns every split with its losses, its regret and the cost of a switch to it, from one
@@ -161,32 +161,32 @@ impl CounterfactualModel {
             prefill_engines: slot + 1,
             lost_requests: *lost,
             regret_requests: *regret,
-            switch_cost_requests: self.costs.of(self.at, slot + 1),
+            switch_cost_requests: self.costs.of(self.advised, slot + 1),
         };
         self.lost.iter().zip(&self.regret).enumerate().map(split).collect()
     }
 
     /// Returns the prefill engines of the advised split; 0 before the first tick.
     pub(super) fn advised(&self) -> usize {
-        self.at
+        self.advised
     }
 
-    /// Notes a change of the split other than by a plan: the next [`follow`](Self::follow) starts
-    /// from the new split.
+    /// Records that something other than a plan changed the split: the next
+    /// [`follow`](Self::follow) starts from the new one.
     pub(super) fn moved(&mut self) {
         self.moved = true;
     }
 
     /// Returns the split whose regret exceeds its switching cost by most, if one does.
-    fn better(&self, costs: Costs) -> Option<usize> {
-        let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.at, *split);
+    fn split_to_switch_to(&self, costs: Costs) -> Option<usize> {
+        let gain = |split: &usize| self.regret[*split - 1] - costs.of(self.advised, *split);
         (1..=self.regret.len())
-            .filter(|split| *split != self.at && gain(split) >= 0.0)
+            .filter(|split| *split != self.advised && gain(split) >= 0.0)
             .max_by(|a, b| gain(a).total_cmp(&gain(b)))
     }
 
     fn start_from(&mut self, split: usize) {
-        self.at = split;
+        self.advised = split;
         self.regret = vec![0.0; self.splits.len()];
     }
 }
@@ -199,51 +199,53 @@ impl Costs {
     }
 }
 
-impl Tick {
-    /// Returns the requests that a split with this many prefill engines loses in this tick. Lost
-    /// requests are served when nothing else waits, so their work leaves the fluid model.
+impl GroupTick {
+    /// Returns the requests that a split with this many prefill engines loses in this tick. Work
+    /// of lost requests leaves the fluid model: late requests are served only in idle time.
     pub(super) fn losses(&self, prefills: usize, fluid: &mut Fluid) -> f64 {
         let decodes = (self.engines - prefills) as f64;
         let elapsed = self.elapsed.get();
-        let places = self.splits.places[prefills];
-        let step = self.step(self.due.min(places) / decodes);
+        let stream_capacity = self.splits.stream_capacity[prefills];
+        let step = self.step(self.due.min(stream_capacity) / decodes);
         let idle = (1.0 - step / self.tpot.get()).max(0.0);
 
-        let serves = self.splits.serves[prefills] + self.spill * decodes * idle;
-        fluid.prefill = (fluid.prefill + self.work - serves * elapsed).max(0.0);
-        let in_time = serves * (self.ttft.get() - self.mean_work).max(0.0);
-        let late = (fluid.prefill - in_time).max(0.0);
-        fluid.prefill -= late;
-        fluid.late = fluid.late * self.lingers() + late;
-        let late = fluid.late / self.recent_work.max(1e-9);
-        let untimely = self.requests * longest_share(late.clamp(0.0, 1.0));
+        let prefill_capacity = self.splits.prefill_capacity[prefills] + self.spill * decodes * idle;
+        fluid.queued = (fluid.queued + self.work - prefill_capacity * elapsed).max(0.0);
+        let in_time = prefill_capacity * (self.ttft.get() - self.mean_work).max(0.0);
+        let late = (fluid.queued - in_time).max(0.0);
+        fluid.queued -= late;
+        fluid.overdue = fluid.overdue * self.decay_over_ttft() + late;
+        let late = fluid.overdue / self.recent_work.max(1e-9);
+        let late_requests = self.requests * longest_share(late.clamp(0.0, 1.0));
 
-        // The streams that result from the present requests need decode capacity. The streams that
-        // run now count in every split.
-        let crowd = self.soon().max(self.streams).max(places).max(1e-9);
-        let crowded_out = self.requests * (1.0 - places / crowd);
-        untimely + crowded_out
+        // The running streams occupy decode capacity in every split, in addition to those that the
+        // present arrivals will add.
+        let streams = self.forecast_streams().max(self.streams).max(stream_capacity).max(1e-9);
+        let requests_without_stream = self.requests * (1.0 - stream_capacity / streams);
+        late_requests + requests_without_stream
     }
 
-    /// Expected streams one demand window ahead: the forecast reaches as far as the measurement.
-    /// Answers of a thousand tokens fill a fleet in the better part of a minute, and their arrivals
-    /// may have ended by then.
-    fn soon(&self) -> f64 {
+    /// Returns the expected streams one demand window ahead. The number of streams approaches its
+    /// steady state with the mean lifetime of a stream, for example 30 s for
+    /// answers of 1,000 tokens at a TPOT of 30 ms, and the arrivals may end before. The forecast
+    /// therefore reaches no further than the window of the measurement.
+    fn forecast_streams(&self) -> f64 {
         let life = (self.mean_output * self.tpot.get()).max(1e-3);
         let near = 1.0 - (-self.window.get() / life).exp();
         self.streams.min(self.due) + (self.due - self.streams).max(0.0) * near
     }
 
-    /// Expected remaining duration of the last stream of a decode engine, in seconds. The longest
-    /// of n exponential remaining lengths with mean m is m·(ln n + 0.58).
+    /// Returns the expected time until the last stream of a decode engine ends, in seconds. The
+    /// expected maximum of n exponential lengths with mean m is m·(ln n + 0.58); 0.58 is Euler's
+    /// constant.
     fn last_stream(&self, prefills: usize) -> f64 {
         let decodes = self.engines.saturating_sub(prefills).max(1) as f64;
         let streams = (self.streams / decodes).max(1.0);
         self.mean_output * self.tpot.get() * (streams.ln() + 0.58)
     }
 
-    /// Decay factor of a sum over one TTFT in this tick.
-    pub(super) fn lingers(&self) -> f64 {
+    /// Returns the decay factor of this tick for sums over about one TTFT target.
+    pub(super) fn decay_over_ttft(&self) -> f64 {
         (-self.elapsed.get() / self.ttft.get().max(1e-3)).exp()
     }
 
@@ -255,13 +257,14 @@ impl Tick {
 
     /// Returns the switching costs.
     ///
-    /// Instant flip: an engine that leaves decode keeps its streams. A stream at a random point of
-    /// its answer is lost if the prefill chunks delay its remaining tokens by more than the slack
-    /// that its past tokens have earned. The cost is [`SWITCH_PRICE`] of these streams, at least of
-    /// one. An engine that leaves prefill finishes a chunk, and costs [`SWITCH_PRICE`].
+    /// Instant flip from decode: the engine keeps its streams, and prefill chunks stall them. A
+    /// stream at a random point of its answer is lost if the stalls of its remaining tokens exceed
+    /// the slack of its past tokens. The cost is [`SWITCH_PRICE`] per lost stream, at least of one
+    /// stream. Instant flip from prefill: the engine finishes a chunk; the cost is [`SWITCH_PRICE`].
     ///
-    /// Switch by the engine itself: no stream is lost, but the engine is away until its last stream
-    /// has ended, and then for the switch; meanwhile its share of the requests may be lost.
+    /// Switch by the engine itself (`DrainThenCall`): no stream is lost. The engine is unavailable
+    /// until its last stream has ended and the switch is done; the cost is its share of the requests
+    /// that arrive meanwhile.
     fn costs(&self, prefills: usize) -> Costs {
         if let Some(switch) = self.switch {
             let away = |drain: f64| {
@@ -282,9 +285,10 @@ impl Tick {
     }
 }
 
-/// Returns the share of requests that carry a share `work` of all work, the longest first: an EDF queue
-/// with a late class delays the longest. For exponential sizes the longest share q holds q·(1 - ln q)
-/// of the work.
+/// Returns the share of requests that have a share `work` of all work, longest requests first. An EDF
+/// queue with a late class loses the longest requests first. With exponentially distributed sizes,
+/// the longest share q of the requests has q·(1 − ln q) of the work; fixed-point iteration inverts
+/// this.
 fn longest_share(work: f64) -> f64 {
     if work <= 0.0 || work >= 1.0 {
         return work;

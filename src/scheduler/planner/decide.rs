@@ -11,9 +11,9 @@ use serde::Serialize;
 use std::cmp::Ordering;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, Seconds};
 
-use crate::planner::capacity::{Loads, mean_kv, streams_each};
-use crate::planner::comparative_advantage::{Aptitude, aptitudes, splits};
-use crate::planner::counterfactual::Tick;
+use crate::planner::capacity::{GroupLoad, mean_kv, stream_capacities};
+use crate::planner::comparative_advantage::{Advantage, advantages, splits};
+use crate::planner::counterfactual::GroupTick;
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
@@ -42,11 +42,11 @@ pub fn initial(observation: &Observation) -> Vec<Role> {
     let role = |backend: &BackendObservation| backend.pinned.unwrap_or(only_role(backend));
     let mut roles: Vec<Role> = observation.backends.iter().map(role).collect();
     for group in 0..group_count(observation) {
-        let free = observation.backends.iter().filter(|b| b.group.index() == group && moves(b));
+        let free = observation.backends.iter().filter(|b| b.group.index() == group && may_flip(b));
         let free: Vec<&BackendObservation> = free.collect();
-        let mut by_aptitude: Vec<_> = aptitudes(&free, &[]).into_iter().zip(&free).collect();
-        by_aptitude.sort_by_key(|(aptitude, _)| *aptitude);
-        for (n, (_, backend)) in by_aptitude.into_iter().enumerate() {
+        let mut by_advantage: Vec<_> = advantages(&free, &[]).into_iter().zip(&free).collect();
+        by_advantage.sort_by_key(|(advantage, _)| *advantage);
+        for (n, (_, backend)) in by_advantage.into_iter().enumerate() {
             roles[backend.id.index()] = match free.len() {
                 1 if backend.allowed.contains(Role::Mixed) => Role::Mixed,
                 of if n < of / 2 => Role::Prefill,
@@ -66,7 +66,7 @@ pub fn plan(
 ) -> (Decision, State) {
     let groups = group_count(observation);
     let mut next = state.clone();
-    next.make_room(groups);
+    next.grow_to(groups);
     let elapsed = state.at.map_or(Seconds::ZERO, |at| (now - at).max(Seconds::ZERO));
     next.at = Some(now);
     let moved = std::mem::take(&mut next.moved);
@@ -86,12 +86,12 @@ pub fn plan(
         let average = &mut draft.state.groups[slot].demand;
         *average = average.after(elapsed, &demand, params.demand_window, params.slo.ttft);
         draft.keep_minimum(members);
-        let usable: Vec<&BackendObservation> =
-            members.iter().copied().filter(|b| b.usable && counts(b)).collect();
+        let healthy: Vec<&BackendObservation> =
+            members.iter().copied().filter(|b| b.healthy && is_pool_member(b)).collect();
         if members.iter().any(|b| moved.contains(&b.id)) {
-            draft.state.groups[slot].shadows.moved();
+            draft.state.groups[slot].counterfactual.moved();
         }
-        draft.follow_demand(slot, &usable, &demand, elapsed);
+        draft.follow_demand(slot, &healthy, &demand, elapsed);
     }
     let Draft { roles, reasons, state, .. } = draft;
     let roles = (!reasons.is_empty()).then_some(roles);
@@ -129,17 +129,17 @@ impl Draft<'_> {
 
     /// Keeps one usable backend for each role where the flags allow it.
     fn keep_minimum(&mut self, members: &[&BackendObservation]) {
-        let there = |b: &&BackendObservation| b.usable && b.becoming.is_none();
-        let usable: Vec<_> = members.iter().copied().filter(there).collect();
-        let free: Vec<_> = usable.iter().copied().filter(|b| moves(b)).collect();
-        let count = vec![("usable", usable.len() as f64)];
-        if let ([lone], [_]) = (&free[..], &usable[..])
+        let there = |b: &&BackendObservation| b.healthy && b.becoming.is_none();
+        let healthy: Vec<_> = members.iter().copied().filter(there).collect();
+        let free: Vec<_> = healthy.iter().copied().filter(|b| may_flip(b)).collect();
+        let count = vec![("usable", healthy.len() as f64)];
+        if let ([lone], [_]) = (&free[..], &healthy[..])
             && lone.allowed.contains(Role::Mixed)
         {
             return self.set(lone.id, Role::Mixed, Cause::MinimumPerRole, count);
         }
         let coming = |takes: fn(Role) -> bool| {
-            members.iter().any(|b| b.usable && b.becoming.is_some_and(takes))
+            members.iter().any(|b| b.healthy && b.becoming.is_some_and(takes))
         };
         for (takes, other, role) in [
             (
@@ -149,39 +149,39 @@ impl Draft<'_> {
             ),
             (Role::takes_decode, Role::takes_prefill, Role::Decode),
         ] {
-            if usable.iter().any(|backend| takes(self.role(backend))) || coming(takes) {
+            if healthy.iter().any(|backend| takes(self.role(backend))) || coming(takes) {
                 continue;
             }
             // The last engine of the other side is taken only if it may be mixed, so that no side
             // becomes empty.
-            let others = usable.iter().filter(|b| other(self.role(b))).count();
+            let others = healthy.iter().filter(|b| other(self.role(b))).count();
             let last = |b: &BackendObservation| others == 1 && other(self.role(b));
-            let key = |b: &&&BackendObservation| (last(b), burden(b));
+            let key = |b: &&&BackendObservation| (last(b), flip_key(b));
             let can = |b: &&&BackendObservation| b.allowed.contains(Role::Mixed) || !last(b);
             if let Some(backend) = free.iter().filter(can).min_by_key(key) {
                 self.set(backend.id, role, Cause::MinimumPerRole, count.clone());
             }
         }
-        self.give_sides(&free, &usable, &count);
+        self.assign_sides(&free, &healthy, &count);
     }
 
     /// Assigns a side to an engine that was mixed while it was alone, or draining while it was out
     /// of service: the side with fewer engines.
-    fn give_sides(
+    fn assign_sides(
         &mut self,
         free: &[&BackendObservation],
-        usable: &[&BackendObservation],
+        healthy: &[&BackendObservation],
         count: &[(&'static str, f64)],
     ) {
-        for backend in free.iter().filter(|_| usable.len() > 1) {
+        for backend in free.iter().filter(|_| healthy.len() > 1) {
             let idle = matches!(self.role(backend), Role::Mixed | Role::Draining);
             if !idle {
                 continue;
             }
-            let prefills = usable.iter().filter(|b| self.role(b) == Role::Prefill).count();
-            let decodes = usable.iter().filter(|b| self.role(b) == Role::Decode).count();
+            let prefills = healthy.iter().filter(|b| self.role(b) == Role::Prefill).count();
+            let decodes = healthy.iter().filter(|b| self.role(b) == Role::Decode).count();
             let others = |takes: fn(Role) -> bool| {
-                usable.iter().any(|b| b.id != backend.id && takes(self.role(b)))
+                healthy.iter().any(|b| b.id != backend.id && takes(self.role(b)))
             };
             let side = match (others(Role::takes_prefill), others(Role::takes_decode)) {
                 (true, true) if prefills < decodes => Role::Prefill,
@@ -198,54 +198,54 @@ impl Draft<'_> {
     fn follow_demand(
         &mut self,
         group: usize,
-        usable: &[&BackendObservation],
+        healthy: &[&BackendObservation],
         demand: &GroupDemand,
         elapsed: Seconds,
     ) {
         let role = |b: &BackendObservation| b.becoming.unwrap_or(self.role(b));
-        let prefills = usable.iter().filter(|b| role(b) == Role::Prefill).count();
-        let decodes = usable.iter().filter(|b| role(b) == Role::Decode).count();
-        if prefills == 0 || decodes == 0 || prefills + decodes != usable.len() {
+        let prefills = healthy.iter().filter(|b| role(b) == Role::Prefill).count();
+        let decodes = healthy.iter().filter(|b| role(b) == Role::Decode).count();
+        if prefills == 0 || decodes == 0 || prefills + decodes != healthy.len() {
             return;
         }
-        let in_prefill: Vec<bool> = usable.iter().map(|b| role(b) == Role::Prefill).collect();
+        let in_prefill: Vec<bool> = healthy.iter().map(|b| role(b) == Role::Prefill).collect();
         let memory = &mut self.state.groups[group];
-        let carries = streams_each(self.params, &memory.demand, usable);
-        let loads = Loads::of(self.params, &memory.demand, usable);
-        let tick = tick(self.params, &memory.demand, usable, &in_prefill, demand, elapsed);
+        let stream_capacity = stream_capacities(self.params, &memory.demand, healthy);
+        let loads = GroupLoad::of(self.params, &memory.demand, healthy);
+        let tick = tick(self.params, &memory.demand, healthy, &in_prefill, demand, elapsed);
         let switches = tick.switch.is_some();
-        let advice = memory.shadows.follow(tick, prefills);
+        let advice = memory.counterfactual.follow(tick, prefills);
         let (from, to, cause) = match advice.prefills.cmp(&prefills) {
             Ordering::Greater => (Role::Decode, Role::Prefill, Cause::PrefillShort),
             Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
             Ordering::Equal => return,
         };
-        let there = usable.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
-        let away = usable.iter().filter(|b| b.becoming.is_some()).count();
+        let there = healthy.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
+        let away = healthy.iter().filter(|b| b.becoming.is_some()).count();
         let count = advice.prefills.abs_diff(prefills).min(there.saturating_sub(1));
         let count = match switches {
-            true => count.min((usable.len() / AWAY_SHARE).max(1).saturating_sub(away)),
+            true => count.min((healthy.len() / AWAY_SHARE).max(1).saturating_sub(away)),
             false => count,
         };
-        let mut candidates: Vec<_> = usable
+        let mut candidates: Vec<_> = healthy
             .iter()
-            .zip(aptitudes(usable, &carries))
-            .filter(|(b, _)| moves(b) && b.becoming.is_none() && self.role(b) == from)
+            .zip(advantages(healthy, &stream_capacity))
+            .filter(|(b, _)| may_flip(b) && b.becoming.is_none() && self.role(b) == from)
             .filter(|(b, _)| b.allowed.contains(to))
             .collect();
         // Engines with an advantage in the new role first, then those with the fewest streams.
-        let suits = |aptitude: Aptitude| match to {
-            Role::Prefill => aptitude as u8,
-            _ => u8::MAX - aptitude as u8,
+        let suits = |advantage: Advantage| match to {
+            Role::Prefill => advantage as u8,
+            _ => u8::MAX - advantage as u8,
         };
         candidates
-            .sort_by_key(|(backend, aptitude)| (suits(*aptitude), burden(backend), backend.id));
+            .sort_by_key(|(backend, advantage)| (suits(*advantage), flip_key(backend), backend.id));
         for (backend, _) in candidates.into_iter().take(count) {
             let numbers = vec![
                 ("advised_prefill_engines", advice.prefills as f64),
                 ("prefill_engines", prefills as f64),
                 ("decode_engines", decodes as f64),
-                ("requests_lost_moving", advice.move_costs),
+                ("requests_lost_moving", advice.switch_cost),
                 ("prefill_load", loads.prefill),
                 ("decode_load", loads.decode),
                 ("streams_left_behind", f64::from(backend.streams)),
@@ -259,22 +259,22 @@ impl Draft<'_> {
 pub(super) fn tick(
     params: &Params,
     average: &DemandAverage,
-    usable: &[&BackendObservation],
+    healthy: &[&BackendObservation],
     in_prefill: &[bool],
     demand: &GroupDemand,
     elapsed: Seconds,
-) -> Tick {
-    let count = usable.len().max(1) as f64;
+) -> GroupTick {
+    let count = healthy.len().max(1) as f64;
     let mean = |of: fn(&BackendObservation) -> Seconds| {
-        Seconds(usable.iter().map(|b| of(b).get()).sum::<f64>() / count)
+        Seconds(healthy.iter().map(|b| of(b).get()).sum::<f64>() / count)
     };
-    let streams: u32 = usable.iter().map(|backend| backend.streams).sum();
-    let carries = streams_each(params, average, usable);
-    let mut splits = splits(usable, &carries);
-    splits.put_in_force(usable, &carries, in_prefill);
-    Tick {
+    let streams: u32 = healthy.iter().map(|backend| backend.streams).sum();
+    let stream_capacity = stream_capacities(params, average, healthy);
+    let mut splits = splits(healthy, &stream_capacity);
+    splits.use_actual_engines(healthy, &stream_capacity, in_prefill);
+    GroupTick {
         elapsed,
-        engines: usable.len(),
+        engines: healthy.len(),
         work: demand.arrived_prefill.get(),
         recent_work: 0.0,
         mean_work: average.mean_work(),
@@ -283,44 +283,44 @@ pub(super) fn tick(
         request_rate: average.request_rate(),
         mean_output: average.mean_output(),
         window: params.demand_window,
-        switch: usable
+        switch: healthy
             .iter()
             .any(|b| b.capability == RoleCapability::DrainThenCall)
             .then_some(params.switch),
         streams: f64::from(streams),
         splits,
-        mean_kv: mean_kv(average, usable),
+        mean_kv: mean_kv(average, healthy),
         decode: DecodeModel {
             base: mean(|b| b.decode_model.base),
             per_stream: mean(|b| b.decode_model.per_stream),
-            free_streams: usable.iter().map(|b| b.decode_model.free_streams).sum::<u32>()
-                / usable.len().max(1) as u32,
+            free_streams: healthy.iter().map(|b| b.decode_model.free_streams).sum::<u32>()
+                / healthy.len().max(1) as u32,
             per_kv_token: mean(|b| b.decode_model.per_kv_token),
         },
         chunk: mean(|b| b.prefill_model.per_token) * params.chunk.as_f64(),
         ttft: params.slo.ttft,
         tpot: params.slo.tpot,
-        spill: spill_share(params, usable),
+        spill: spill_share(params, healthy),
     }
 }
 
 /// Share of the decode engines' idle time that prefills beside streams use: engines that run no
 /// whole requests have none.
-fn spill_share(params: &Params, usable: &[&BackendObservation]) -> f64 {
+fn spill_share(params: &Params, healthy: &[&BackendObservation]) -> f64 {
     if !params.spill {
         return 0.0;
     }
-    let takes = usable.iter().filter(|b| b.runs_whole).count() as f64;
-    SPILL_SHARE * takes / usable.len().max(1) as f64
+    let takes = healthy.iter().filter(|b| b.runs_whole).count() as f64;
+    SPILL_SHARE * takes / healthy.len().max(1) as f64
 }
 
 /// Returns whether the planner may change the role: the engine is able, and no operator has pinned
 /// it. A `DrainThenCall` engine that is draining without a new role has failed to switch and needs
 /// an operator.
-fn moves(backend: &BackendObservation) -> bool {
+fn may_flip(backend: &BackendObservation) -> bool {
     let able = match backend.capability {
         RoleCapability::Instant => true,
-        RoleCapability::DrainThenCall => !is_out(backend),
+        RoleCapability::DrainThenCall => !is_out_of_service(backend),
         RoleCapability::Fixed => false,
     };
     backend.pinned.is_none()
@@ -330,17 +330,17 @@ fn moves(backend: &BackendObservation) -> bool {
 }
 
 /// Returns whether the backend is draining without a new role.
-pub(super) fn is_out(backend: &BackendObservation) -> bool {
+pub(super) fn is_out_of_service(backend: &BackendObservation) -> bool {
     backend.role == Role::Draining && backend.becoming.is_none()
 }
 
 /// Returns whether the backend counts in the pool sizes. A backend that an operator keeps out, or
 /// whose switch has failed, does not.
-pub(super) fn counts(backend: &BackendObservation) -> bool {
-    if is_out(backend) {
+pub(super) fn is_pool_member(backend: &BackendObservation) -> bool {
+    if is_out_of_service(backend) {
         return false;
     }
-    moves(backend) || backend.pinned.is_some() || !backend.allowed.contains(Role::Mixed)
+    may_flip(backend) || backend.pinned.is_some() || !backend.allowed.contains(Role::Mixed)
 }
 
 /// Returns the role of a backend that has no choice of roles.
@@ -351,7 +351,7 @@ fn only_role(backend: &BackendObservation) -> Role {
 
 /// Cost of a flip to the backend's present work: streams that would share steps with prefill
 /// chunks, then prefill work in milliseconds.
-fn burden(backend: &BackendObservation) -> (u32, u64) {
+fn flip_key(backend: &BackendObservation) -> (u32, u64) {
     (backend.streams, backend.prefill.as_millis() as u64)
 }
 

@@ -7,10 +7,10 @@
 
 use tidegate_types::{GroupId, Moment, Role, Seconds};
 
-use crate::planner::capacity::streams_each;
+use crate::planner::capacity::stream_capacities;
 use crate::planner::comparative_advantage::Splits;
-use crate::planner::counterfactual::{Fluid, Tick};
-use crate::planner::decide::{is_out, tick};
+use crate::planner::counterfactual::{Fluid, GroupTick};
+use crate::planner::decide::{is_out_of_service, tick};
 use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
@@ -80,13 +80,15 @@ impl EnginesWanted {
             self.half_since = Some(now);
         }
         for (slot, group) in self.groups.iter_mut().enumerate() {
-            let here = |b: &&BackendObservation| b.group.index() == slot && b.usable && !is_out(b);
-            let usable: Vec<&BackendObservation> =
+            let here = |b: &&BackendObservation| {
+                b.group.index() == slot && b.healthy && !is_out_of_service(b)
+            };
+            let healthy: Vec<&BackendObservation> =
                 observation.backends.iter().filter(here).collect();
             if turns {
                 group.turn();
             }
-            group.advance(params, now - at, &usable, GroupId(slot as u16));
+            group.advance(params, now - at, &healthy, GroupId(slot as u16));
         }
     }
 
@@ -117,31 +119,31 @@ impl Group {
         &mut self,
         params: &Params,
         elapsed: Seconds,
-        usable: &[&BackendObservation],
+        healthy: &[&BackendObservation],
         group: GroupId,
     ) {
         let arrived = self.arrived.take().unwrap_or(GroupDemand::none(group));
         self.average = self.average.after(elapsed, &arrived, params.demand_window, params.slo.ttft);
-        if usable.is_empty() {
+        if healthy.is_empty() {
             self.wanted = None;
             return;
         }
-        let carries = streams_each(params, &self.average, usable);
-        let carries = carries.iter().sum::<f64>() / carries.len() as f64;
-        let mixed = usable.iter().all(|engine| is_mixed(engine));
+        let stream_capacity = stream_capacities(params, &self.average, healthy);
+        let stream_capacity = stream_capacity.iter().sum::<f64>() / stream_capacity.len() as f64;
+        let mixed = healthy.iter().all(|engine| is_mixed(engine));
         let life = (self.average.mean_output() * params.slo.tpot.get()).max(1e-3);
         self.streams = self.streams * (-elapsed.get() / life).exp() + arrived.arrived_requests;
-        let in_prefill = vec![false; usable.len()];
-        let mut tick = tick(params, &self.average, usable, &in_prefill, &arrived, elapsed);
-        self.recent_work = self.recent_work * tick.lingers() + tick.work;
+        let in_prefill = vec![false; healthy.len()];
+        let mut tick = tick(params, &self.average, healthy, &in_prefill, &arrived, elapsed);
+        self.recent_work = self.recent_work * tick.decay_over_ttft() + tick.work;
         tick.recent_work = self.recent_work;
         (tick.streams, tick.due) = (self.streams, self.streams);
         self.requests[0] += tick.requests;
-        self.cover(usable.len());
+        self.cover(healthy.len());
         for size in &mut self.sizes {
-            size.lost[0] += size.losses(&mut tick, carries, mixed);
+            size.lost[0] += size.losses(&mut tick, stream_capacity, mixed);
         }
-        self.wanted = Some(self.fewest(least(usable)));
+        self.wanted = Some(self.fewest(least(healthy)));
     }
 
     /// Models sizes from one engine to twice `engines` and more. Sizes stay when the fleet grows.
@@ -179,17 +181,19 @@ impl Size {
 
     /// Returns the requests that this size loses in a tick: with its best split, or with `mixed`
     /// engines.
-    fn losses(&mut self, tick: &mut Tick, carries: f64, mixed: bool) -> f64 {
+    fn losses(&mut self, tick: &mut GroupTick, stream_capacity: f64, mixed: bool) -> f64 {
         let engines = self.engines;
         if engines == 1 || mixed {
             // A mixed engine's shares of time add up. A lone engine is mixed.
-            let load = tick.work / tick.elapsed.get() + tick.streams / carries.max(1e-9);
+            let load = tick.work / tick.elapsed.get() + tick.streams / stream_capacity.max(1e-9);
             return tick.requests * (1.0 - engines as f64 / load.max(engines as f64));
         }
         tick.engines = engines;
         tick.splits = Splits {
-            serves: (0..=engines).map(|prefills| prefills as f64).collect(),
-            places: (0..=engines).map(|prefills| (engines - prefills) as f64 * carries).collect(),
+            prefill_capacity: (0..=engines).map(|prefills| prefills as f64).collect(),
+            stream_capacity: (0..=engines)
+                .map(|prefills| (engines - prefills) as f64 * stream_capacity)
+                .collect(),
         };
         let losses = self.splits.iter_mut().map(|(split, fluid)| tick.losses(*split, fluid));
         losses.fold(f64::INFINITY, f64::min)
@@ -198,8 +202,8 @@ impl Size {
 
 /// Returns the fewest engines that the group needs without any demand: one that runs whole
 /// requests, else one of each role.
-fn least(usable: &[&BackendObservation]) -> usize {
-    let whole = usable.iter().any(|b| b.runs_whole && b.allowed.contains(Role::Mixed));
+fn least(healthy: &[&BackendObservation]) -> usize {
+    let whole = healthy.iter().any(|b| b.runs_whole && b.allowed.contains(Role::Mixed));
     if whole { 1 } else { 2 }
 }
 

@@ -8,18 +8,18 @@ fn a_lost_role_is_filled_at_once_and_a_lone_engine_becomes_mixed() {
     let prefills: Vec<usize> =
         (0..3).filter(|slot| bench.seen.backends[*slot].role == Role::Prefill).collect();
     for slot in prefills {
-        bench.seen.backends[slot].usable = false;
+        bench.seen.backends[slot].healthy = false;
     }
     bench.tick(|_| {});
     bench.check_invariants();
     assert!(bench.journal[0].contains(Cause::MinimumPerRole.as_str()));
     for slot in 0..2 {
-        bench.seen.backends[slot].usable = false;
+        bench.seen.backends[slot].healthy = false;
     }
     bench.tick(|_| {});
     assert_eq!(bench.seen.backends[2].role, Role::Mixed);
     for backend in &mut bench.seen.backends {
-        backend.usable = true;
+        backend.healthy = true;
     }
     bench.tick(|_| {});
     bench.check_invariants();
@@ -34,7 +34,7 @@ fn filling_an_empty_role_does_not_empty_the_other() {
     bench.tick(|_| {});
     bench.seen.backends[3].pinned = None;
     for slot in [0, 1, 2, 5] {
-        bench.seen.backends[slot].usable = false;
+        bench.seen.backends[slot].healthy = false;
         bench.tick(|_| {});
         bench.check_invariants();
     }
@@ -52,7 +52,7 @@ fn unpinning_an_engine_leaves_no_role_empty() {
     bench.tick(|_| {});
     bench.now = bench.now + Seconds(9.848_893_295);
     bench.tick(|_| {});
-    bench.seen.backends[2].usable = false;
+    bench.seen.backends[2].healthy = false;
     bench.tick(|_| {});
     bench.seen.backends[0].pinned = Some(Role::Draining);
     bench.tick(|_| {});
@@ -67,7 +67,7 @@ fn unpinning_an_engine_leaves_no_role_empty() {
 fn a_lost_role_is_filled_by_one_switch_and_a_failed_engine_is_not_moved() {
     let mut bench = switching(4);
     for slot in [1, 3] {
-        bench.seen.backends[slot].usable = false;
+        bench.seen.backends[slot].healthy = false;
     }
     for _ in 0..10 {
         bench.tick(|_| {});

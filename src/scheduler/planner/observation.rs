@@ -19,7 +19,8 @@ pub struct BackendObservation {
     /// The role to which an operator has pinned it.
     pub pinned: Option<Role>,
     /// Whether new work may be sent to the backend.
-    pub usable: bool,
+    #[serde(rename = "usable")]
+    pub healthy: bool,
     /// Its role in the plan in force.
     pub role: Role,
     /// The role that the backend will have once it has drained and switched (`DrainThenCall`);

@@ -55,11 +55,11 @@ impl State {
     pub fn outlook(&self, slo: &Slo, wanted: &EnginesWanted) -> Vec<GroupOutlook> {
         let group = |(slot, group): (usize, &crate::planner::state::GroupState)| {
             let demand: &DemandAverage = &group.demand;
-            let splits = group.shadows.outlook();
+            let splits = group.counterfactual.outlook();
             GroupOutlook {
                 group: GroupId(slot as u16),
                 engines: if splits.is_empty() { 0 } else { splits.len() + 1 },
-                prefill_engines: group.shadows.advised(),
+                prefill_engines: group.counterfactual.advised(),
                 request_rate: demand.request_rate(),
                 prefill_load_engines: demand.prefill_load(),
                 output_rate: demand.output_rate(),

@@ -43,8 +43,8 @@ proptest! {
         for event in events {
             let backends = &mut bench.seen.backends;
             match event {
-                Happens::Dies(slot) => backends[slot % count].usable = false,
-                Happens::Returns(slot) => backends[slot % count].usable = true,
+                Happens::Dies(slot) => backends[slot % count].healthy = false,
+                Happens::Returns(slot) => backends[slot % count].healthy = true,
                 Happens::Pin(slot, role) => backends[slot % count].pinned = Some(Role::ALL[usize::from(role)]),
                 Happens::Unpin(slot) => backends[slot % count].pinned = None,
                 Happens::Streams(slot, n) => backends[slot % count].streams = n,

@@ -21,7 +21,7 @@ pub struct State {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct GroupState {
     pub(super) demand: DemandAverage,
-    pub(super) shadows: CounterfactualModel,
+    pub(super) counterfactual: CounterfactualModel,
 }
 
 impl State {
@@ -31,7 +31,7 @@ impl State {
         self.moved.push(backend);
     }
 
-    pub(super) fn make_room(&mut self, groups: usize) {
+    pub(super) fn grow_to(&mut self, groups: usize) {
         if self.groups.len() < groups {
             self.groups.resize(groups, GroupState::default());
         }

@@ -20,7 +20,7 @@ pub(super) fn backend(slot: u16) -> BackendObservation {
         allowed: RoleSet::ANY,
         capability: RoleCapability::Instant,
         pinned: None,
-        usable: true,
+        healthy: true,
         role: Role::Mixed,
         becoming: None,
         prefill: Seconds::ZERO,
@@ -119,16 +119,16 @@ impl Bench {
         }
         let groups = self.seen.groups.iter().map(|g| g.group);
         for group in groups {
-            let usable: Vec<_> =
-                self.seen.backends.iter().filter(|b| b.group == group && b.usable).collect();
-            let free = usable.iter().filter(|b| {
+            let healthy: Vec<_> =
+                self.seen.backends.iter().filter(|b| b.group == group && b.healthy).collect();
+            let free = healthy.iter().filter(|b| {
                 b.pinned.is_none()
                     && b.capability == RoleCapability::Instant
                     && b.allowed == RoleSet::ANY
             });
             if free.count() >= 2 {
-                assert!(usable.iter().any(|b| b.role.takes_prefill()), "no prefill engine");
-                assert!(usable.iter().any(|b| b.role.takes_decode()), "no decode engine");
+                assert!(healthy.iter().any(|b| b.role.takes_prefill()), "no prefill engine");
+                assert!(healthy.iter().any(|b| b.role.takes_decode()), "no decode engine");
             }
         }
     }

@@ -16,8 +16,6 @@ pub const EVERYONE: PoolId = PoolId(0);
 pub struct TableEntry {
     /// Kind of new work it receives.
     pub role: Role,
-    /// Whether it was usable when the snapshot was made.
-    pub usable: bool,
     /// Its compatibility group: it may hand KV cache to backends of the same group.
     pub group: GroupId,
     /// Learned cost of a prefill.
@@ -31,7 +29,6 @@ pub struct TableEntry {
 /// The entry of a backend that a snapshot does not contain.
 static NO_ENTRY: TableEntry = TableEntry {
     role: Role::Draining,
-    usable: false,
     group: GroupId(0),
     prefill: PrefillModel {
         base: Seconds::ZERO,
