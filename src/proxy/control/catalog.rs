@@ -17,7 +17,6 @@ use crate::dispatch::model_list::ModelList;
 /// A model that the settings mention.
 #[derive(Clone)]
 pub struct KnownModel {
-    /// Name of the model.
     pub name: Arc<str>,
     /// Further names by which clients may address it.
     pub aliases: Vec<Arc<str>>,
@@ -32,7 +31,6 @@ pub struct KnownModel {
 pub struct ConfiguredModels {
     /// The only models to use on this backend; empty: all that the engine reports.
     pub models: Vec<String>,
-    /// Its engine kind.
     pub kinds: Kinds,
     /// Paths it serves beside those of its kind.
     pub paths: Vec<String>,

@@ -32,9 +32,7 @@ const SLOTS_MAX: usize = 4096;
 /// Desired backends of a source. A source is a task with a clone of the `mpsc::Sender` of this
 /// type; it sends its whole list at the start and after each change.
 pub struct FleetUpdate {
-    /// The source.
     pub source: SourceId,
-    /// The desired backends.
     pub desired: Desired,
     /// Receives the result, or the reasons of the refusal.
     pub reply: Option<oneshot::Sender<Result<Done, String>>>,
@@ -48,7 +46,6 @@ pub enum Desired {
     One(Box<BackendSettings>, serde_json::Value),
     /// Removes one backend.
     Without {
-        /// Name of the backend.
         name: String,
         /// Whether requests that wait for its first byte are retried elsewhere at once.
         now: bool,

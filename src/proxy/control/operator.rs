@@ -22,7 +22,6 @@ pub enum Hold {
 
 /// An operator's change of one backend's role.
 pub struct RoleCommand {
-    /// The backend to change.
     pub backend: BackendId,
     /// The role to set; `None` keeps the current one.
     pub role: Option<Role>,

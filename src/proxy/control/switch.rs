@@ -24,7 +24,6 @@ const RETRY_INTERVAL: Seconds = Seconds(1.0);
 /// Largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 4 << 20;
 
-/// Result of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwitchResult {
     /// The engine reports the new role.
@@ -46,7 +45,6 @@ pub struct FinishedSwitch {
     pub to: Role,
     /// The cause as recorded in the journal.
     pub cause: &'static str,
-    /// The result.
     pub end: SwitchResult,
 }
 

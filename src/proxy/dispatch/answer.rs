@@ -21,9 +21,7 @@ const PRELUDE_MAX: usize = 64 << 10;
 
 /// An answer whose first byte has arrived, with its reservation on the backend.
 pub struct Opened {
-    /// Status and headers.
     pub head: Head,
-    /// The body.
     pub body: OpenedBody,
     /// Held until the body ends.
     pub reservation: Reservation,
@@ -45,7 +43,6 @@ pub enum OpenedBody {
 pub struct UpgradedConnection {
     /// Bytes received with the head.
     pub first: Bytes,
-    /// The connection.
     pub socket: Socket,
 }
 
@@ -53,7 +50,6 @@ pub struct UpgradedConnection {
 pub struct ForwardedBody {
     /// Bytes read so far.
     pub first: Bytes,
-    /// The remaining body.
     pub rest: EngineBody,
     /// Forwarded without inspection: audio, images, or an unsupported content coding. Text is inspected,
     /// because it may contain a hand-off.
@@ -68,7 +64,6 @@ pub struct StartedStream {
     pub seen: Seen,
     /// Continues after `first`.
     pub reader: SseReader,
-    /// The remaining body.
     pub rest: EngineBody,
 }
 

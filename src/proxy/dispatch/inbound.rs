@@ -18,11 +18,8 @@ use crate::upstream::{Address, Outgoing, Pool};
 pub struct Inbound {
     /// The settings that were in force at its arrival.
     pub settings: Arc<SettingsInForce>,
-    /// HTTP method.
     pub method: Method,
-    /// Path and query.
     pub target: PathAndQuery,
-    /// Header fields.
     pub headers: HeaderMap,
     /// Body, complete.
     pub body: Bytes,

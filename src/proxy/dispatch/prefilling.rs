@@ -11,7 +11,6 @@ use crate::dispatch::reservation::Predicted;
 
 /// A prefill whose first token has not arrived yet.
 pub struct PendingPrefill {
-    /// Backend of the leg.
     pub backend: Arc<Backend>,
     /// Placement's prediction.
     pub predicted: Predicted,

@@ -18,7 +18,6 @@ pub enum ReservedLeg {
 }
 
 impl ReservedLeg {
-    /// The reserved backend.
     pub fn on(&self) -> BackendId {
         match self {
             ReservedLeg::Prefill(reservation, _) | ReservedLeg::Whole(reservation, _) => {
@@ -40,7 +39,6 @@ impl ReservedLeg {
 /// One leg's charges on one backend. Dropping it settles the charges and wakes the dispatcher if
 /// requests are waiting.
 pub struct Reservation {
-    /// The reserved backend.
     pub backend: Arc<Backend>,
     /// Candidates of the placement, for the record of the request.
     pub considered: Option<Box<[Considered]>>,

@@ -66,7 +66,6 @@ pub struct Secrets {
 }
 
 impl SettingsInForce {
-    /// The first version.
     pub fn first(values: Settings, secrets: Secrets, loaded_at: f64) -> SettingsInForce {
         SettingsInForce::version(values, secrets, loaded_at, Trigger::Start, None)
     }
@@ -156,7 +155,6 @@ pub struct SettingsSlot {
     loads: AtomicU64,
 }
 
-/// Result of the last reload.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct LastReload {
     /// Seconds since the Unix epoch; absent before the first one.
@@ -190,7 +188,6 @@ impl SettingsSlot {
         self.current.load_full()
     }
 
-    /// Result of the last reload.
     pub fn last_reload(&self) -> Arc<LastReload> {
         self.last.load_full()
     }

@@ -135,7 +135,6 @@ impl RequestRecord {
         self.notes.attempts
     }
 
-    /// Backend of the prefill leg.
     pub(crate) fn prefill_on(&self) -> Option<&Arc<Backend>> {
         self.notes.prefill_on.as_ref()
     }

@@ -7,9 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-/// A client's socket.
 pub enum ClientSocket {
-    /// Plain TCP.
     Tcp(TcpStream),
     /// TLS, after the handshake.
     Tls(Box<TlsStream<TcpStream>>),

@@ -32,7 +32,6 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncont
 /// The client of a connection.
 #[derive(Clone, Debug)]
 pub struct ConnectedClient {
-    /// IP address.
     pub address: IpAddr,
     /// Subject of the verified client certificate.
     pub subject: Option<Arc<str>>,
@@ -74,11 +73,9 @@ pub struct Front<A> {
     pub name: &'static str,
     /// Application that serves the port's connections.
     pub app: Arc<A>,
-    /// Bound listeners.
     pub listeners: Vec<Bound>,
     /// TLS configuration, if any.
     pub tls: Option<ServerTls>,
-    /// Phases of the port.
     pub phases: Phases,
     /// Number of threads; pingora's setting if `None`.
     pub threads: Option<usize>,

@@ -17,7 +17,6 @@ const BACKLOG: i32 = 65_535;
 pub struct ListenError {
     /// The address as configured.
     pub address: String,
-    /// The cause.
     pub source: io::Error,
 }
 
@@ -26,16 +25,13 @@ pub struct ListenError {
 pub struct Bound {
     /// The configured address, by which a successor identifies the socket.
     pub name: String,
-    /// The listening socket.
     pub listener: TcpListener,
 }
 
 /// The listening sockets of a proxy.
 #[derive(Debug)]
 pub struct Sockets {
-    /// Data port.
     pub data: Vec<Bound>,
-    /// Admin port.
     pub admin: Bound,
 }
 

@@ -30,7 +30,6 @@ pub struct ConfigFile {
 
 /// Settings that were read and verified, with the contents of their files.
 pub struct Verified {
-    /// The settings.
     pub settings: Settings,
     /// Secrets of the settings and their files.
     pub secrets: Secrets,

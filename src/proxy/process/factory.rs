@@ -23,10 +23,7 @@ pub enum BackendError {
     Address(#[from] AddressError),
     /// An API key that no header can carry.
     #[error("the api_key of backend {name} cannot be sent: a header carries only visible ASCII")]
-    UnusableKey {
-        /// Name of the backend.
-        name: String,
-    },
+    UnusableKey { name: String },
     /// TLS towards engines cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),

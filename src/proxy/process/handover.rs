@@ -34,11 +34,7 @@ const SERVING: &[u8] = b"serving";
 pub enum HandOverError {
     /// The socket cannot be created.
     #[error("cannot listen on server.upgrade_socket {path}: {source}")]
-    Socket {
-        path: String,
-        /// The cause.
-        source: io::Error,
-    },
+    Socket { path: String, source: io::Error },
     /// No SIGQUIT, or no running proxy with the same socket.
     #[error(
         "no running proxy sent its listeners over {0} within 60 s: send it SIGQUIT after this \
@@ -47,12 +43,7 @@ pub enum HandOverError {
     Nothing(String),
     /// The received message does not contain listeners.
     #[error("the message received over {path} holds no listeners: {source}")]
-    NotListeners {
-        /// The socket.
-        path: String,
-        /// The cause.
-        source: io::Error,
-    },
+    NotListeners { path: String, source: io::Error },
 }
 
 /// The successor's end of the hand-over connection.

@@ -24,7 +24,6 @@ pub struct Sources {
     /// Pods of a Kubernetes cluster.
     #[cfg(feature = "kubernetes")]
     pub pods: Option<Pods>,
-    /// DNS names.
     pub names: Option<Names>,
     /// Directories of files.
     pub directories: Option<Directories>,

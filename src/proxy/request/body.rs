@@ -142,7 +142,6 @@ pub type AnswerFuture = Pin<Box<dyn Future<Output = Response<RelayBody>> + Send>
 
 /// The next data for the client.
 pub enum NextChunk {
-    /// [`COMMENT`]
     Comment,
     /// The answer, which replaces the pending body.
     Answer(RelayBody),

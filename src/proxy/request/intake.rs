@@ -21,7 +21,6 @@ use crate::runtime::filter_permits::INLINE_MAX;
 pub enum Admitted {
     /// `GET /v1/models`, or one model's card: answered without an engine.
     Models {
-        /// The request's id.
         request_id: String,
         /// Path: the list or one card.
         path: PathAndQuery,
@@ -30,11 +29,8 @@ pub enum Admitted {
     Request(Inbound, Arc<Accepted>),
 }
 
-/// A refused request.
 pub struct RefusedRequest {
-    /// Its id.
     pub request_id: String,
-    /// The path of the request.
     pub path: PathAndQuery,
     /// The error that the client gets.
     pub error: ApiError,

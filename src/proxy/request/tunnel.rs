@@ -43,7 +43,6 @@ struct Limits {
     stall: Seconds,
 }
 
-/// One direction.
 struct Direction {
     /// Bytes read and not yet written.
     pending: Bytes,

@@ -33,13 +33,11 @@ use scrape::ScrapeState;
 
 /// Access of the signal tasks to the proxy that runs them.
 pub trait SignalHost: Send + Sync + 'static {
-    /// The proxy's clock.
     fn clock(&self) -> Clock;
     /// The backends, the routing table and the prefix index.
     fn fleet(&self) -> &Fleet;
     /// The recorder for exported readings.
     fn metrics(&self) -> &Metrics;
-    /// State of the signals.
     fn signals(&self) -> &EngineSignals;
     /// Returns whether the proxy tokenizes prompts for `model`.
     fn tokenizes(&self, model: &str) -> bool;

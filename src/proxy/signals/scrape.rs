@@ -115,7 +115,6 @@ impl ScrapeState {
         }
     }
 
-    /// Active alerts.
     pub fn alerts(&self) -> Vec<&'static str> {
         let alerts = self.alerts.lock().unwrap_or_else(PoisonError::into_inner);
         alerts.iter().map(|alert| alert.as_str()).collect()

@@ -27,7 +27,6 @@ pub enum KvStreamError {
 
 /// One message of the publisher.
 pub struct KvEventMessage {
-    /// Its sequence number.
     pub number: u64,
     /// Its events, msgpack.
     pub payload: Bytes,

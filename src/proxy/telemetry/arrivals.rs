@@ -33,7 +33,6 @@ pub const WINDOW: Seconds = Seconds(300.0);
 pub struct EndedRequest {
     /// When it arrived.
     pub at: Moment,
-    /// When it ended.
     pub ended_at: Moment,
     pub prompt: Tokens,
     pub output: Tokens,
@@ -168,7 +167,6 @@ impl ArrivalLog {
         records
     }
 
-    /// The records.
     pub fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }

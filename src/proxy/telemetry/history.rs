@@ -167,7 +167,6 @@ impl History {
         points.iter().cloned().collect()
     }
 
-    /// The last point.
     pub fn last(&self) -> Option<Point> {
         self.points.lock().unwrap_or_else(PoisonError::into_inner).back().cloned()
     }

@@ -19,11 +19,8 @@ pub struct JournalEntry {
     pub plan: PlanNumber,
     /// Seconds since the Unix epoch.
     pub at: f64,
-    /// Name of the backend.
     pub backend: String,
-    /// The role before.
     pub from: Role,
-    /// The role after.
     pub to: Role,
     /// The cause, for example `prefill_short`, `operator` or `engine`.
     pub cause: &'static str,

@@ -26,7 +26,6 @@ const MODELS_MAX: usize = 256;
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
-    /// Series with a label `backend`.
     series: BackendSeries,
     models: DashMap<Arc<str>, Arc<ModelMetrics>>,
     /// By backend slot. Written by the control loop only.

@@ -20,51 +20,27 @@ use tokio_rustls::rustls::server::VerifierBuilderError;
 pub enum TlsError {
     /// A file cannot be read as PEM.
     #[error("cannot read {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: pem::Error,
-    },
+    Read { path: PathBuf, source: pem::Error },
     /// The file holds no certificate.
     #[error("{0} holds no certificate in PEM form")]
     Empty(PathBuf),
     /// rustls refuses a certificate of an authority.
     #[error("{path}: {source}")]
-    Refused {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: rustls::Error,
-    },
+    Refused { path: PathBuf, source: rustls::Error },
     /// A PEM block of the chain is not an X.509 certificate.
     #[error("{path}: certificate {position} of the chain cannot be parsed: {problem}")]
     Certificate {
-        /// The file.
         path: PathBuf,
         /// Its position in the chain, from 1.
         position: usize,
-        /// The cause.
         problem: String,
     },
     /// rustls refuses the pair: an unknown key type, or a key that does not match the certificate.
     #[error("{cert} and {key} cannot be used together: {source}")]
-    Pair {
-        /// The chain.
-        cert: PathBuf,
-        /// The key.
-        key: PathBuf,
-        /// The cause.
-        source: rustls::Error,
-    },
+    Pair { cert: PathBuf, key: PathBuf, source: rustls::Error },
     /// Client certificates cannot be verified against these authorities.
     #[error("{path}: {source}")]
-    Verifier {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: VerifierBuilderError,
-    },
+    Verifier { path: PathBuf, source: VerifierBuilderError },
     /// An https backend needs a CA file: tidegate trusts no built-in authorities.
     #[error("an https backend needs upstream.ca_file")]
     NoAuthorities,

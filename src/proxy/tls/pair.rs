@@ -17,7 +17,6 @@ use crate::runtime::clock::Clock;
 pub struct Pair {
     /// The first certificate is the server's or the client's own.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Its private key.
     pub key: PrivateKeyDer<'static>,
 }
 

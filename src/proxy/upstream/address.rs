@@ -16,7 +16,6 @@ pub struct Address {
     pub host: String,
     /// Fixed address; `None`: the host name is resolved for each connection.
     pub ip: Option<IpAddr>,
-    /// TCP port.
     pub port: u16,
     /// Value of the `host` header.
     pub authority: Authority,
@@ -30,9 +29,7 @@ pub struct Address {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{url:?} is not a backend address: {problem}")]
 pub struct AddressError {
-    /// The configured URL.
     pub url: String,
-    /// The cause.
     pub problem: &'static str,
 }
 

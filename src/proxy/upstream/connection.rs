@@ -38,7 +38,6 @@ pub enum ExchangeError {
     /// A reused connection was already closed by the engine.
     #[error("a kept-alive connection was already closed: {source}")]
     Stale {
-        /// The error that showed it.
         source: io::Error,
         /// Whether the whole request was written. The engine has most likely closed the connection before
         /// it arrived, which the proxy cannot verify.
@@ -101,18 +100,14 @@ pub(super) struct EngineConnection {
 
 /// An engine's answer whose head has arrived.
 pub struct EngineAnswer {
-    /// Status and headers.
     pub head: Head,
-    /// The body.
     pub body: UpstreamBody,
 }
 
 /// Status and end-to-end headers of an answer.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// Status code.
     pub status: StatusCode,
-    /// Header fields.
     pub headers: HeaderMap,
 }
 

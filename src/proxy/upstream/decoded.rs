@@ -35,7 +35,6 @@ enum Decoder {
 
 /// Content coding in the head of an answer.
 pub enum Named {
-    /// None.
     Plain,
     /// A supported coding.
     Known(KnownCoding),
@@ -46,7 +45,6 @@ pub enum Named {
 /// Supported content codings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnownCoding {
-    /// RFC 1952
     Gzip,
     /// RFC 1950, called `deflate` by HTTP.
     Zlib,

@@ -51,9 +51,7 @@ pub enum LegProblem {
     Abandoned {
         /// Slot of that backend.
         on: BackendId,
-        /// Name of that backend.
         backend: Arc<str>,
-        /// The cause.
         why: &'static str,
     },
     /// The rendezvous query before the leg failed. The engine's own port may be healthy.
@@ -126,11 +124,8 @@ impl From<Verdict> for LegProblem {
 pub struct LegFailure {
     /// Slot of the backend.
     pub on: BackendId,
-    /// Name of the backend.
     pub backend: Arc<str>,
-    /// Kind of the leg.
     pub leg: LegKind,
-    /// The cause.
     #[source]
     pub problem: LegProblem,
 }
@@ -144,7 +139,6 @@ pub enum Failure {
     /// The engine's client error.
     #[error("backend {backend}: {verdict}")]
     Judged {
-        /// Name of the backend.
         backend: Arc<str>,
         /// The engine's answer.
         verdict: Box<Verdict>,
@@ -184,7 +178,6 @@ pub enum Failure {
     Exhausted {
         /// Number of attempts.
         attempts: u32,
-        /// The last failure.
         last: LegFailure,
     },
     /// The proxy is stopping.

@@ -108,7 +108,6 @@ impl Pool {
         self.params.first_byte_timeout.to_duration()
     }
 
-    /// The backend's address.
     pub fn address(&self) -> &Address {
         &self.address
     }

@@ -37,7 +37,6 @@ const NEXT_AFTER: Duration = Duration::from_millis(250);
 
 /// An engine's socket.
 pub enum Socket {
-    /// Plain TCP.
     Tcp(TcpStream),
     /// TLS, after the handshake.
     Tls(Box<TlsStream<TcpStream>>),

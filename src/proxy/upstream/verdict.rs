@@ -22,9 +22,7 @@ const STATUS_UNKNOWN: u16 = 502;
 pub struct Verdict {
     /// Status of the answer, or code of the error event.
     pub status: Option<u16>,
-    /// The error.
     pub error: EngineError,
-    /// `Retry-After` of the answer.
     pub retry_after: Option<RetryAfter>,
     /// Whether it is an error event in a stream with a success status.
     in_band: bool,

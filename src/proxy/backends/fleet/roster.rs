@@ -27,7 +27,6 @@ impl Roster {
         Roster(ArcSwap::from_pointee(backends))
     }
 
-    /// The current snapshot.
     pub fn load(&self) -> Backends {
         Backends(self.0.load())
     }

@@ -19,7 +19,6 @@ pub struct LegNotes {
     pub(super) attempts: u32,
     /// Placement's prediction for the first leg.
     pub(super) predicted: Option<Predicted>,
-    /// Backend of the prefill leg.
     pub(super) prefill_on: Option<Arc<Backend>>,
     /// Backend of the decode or colocated leg.
     pub(super) decode_on: Option<Arc<Backend>>,

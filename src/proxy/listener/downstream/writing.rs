@@ -24,7 +24,6 @@ pub struct ResponseWriter<B> {
     ended: bool,
     /// The body has ended and its end is not staged yet.
     over: bool,
-    /// Bytes written.
     written: u64,
 }
 
