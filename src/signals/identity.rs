@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_are_told_apart_by_their_answers() {
+    fn engines_are_identified_by_their_answers() {
         const MODELS: &str = r#"{"data":[{"id":"m","owned_by":"vllm","max_model_len":4096}]}"#;
         const VERSION: (&str, &str) = ("/version", r#"{"version":"0.32.0"}"#);
         for (answers, kind, connector) in [

@@ -47,7 +47,7 @@ async fn settle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_come_at_the_models_pace() {
+async fn tokens_follow_model_time() {
     let (_commands, feed, step) = running();
     settle().await;
     let begin = Instant::now();

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_fixed_and_the_latest_are_there() {
+    fn memory_is_fixed_and_recent_ids_are_found() {
         let stored = StoredObjects::default();
         let ids = SETS * WAYS * 2;
         for n in 0..ids {

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_has_coded_comes_out_however_it_is_cut() {
+    fn coded_bodies_are_decoded_for_every_split() {
         let text = b"data: {\"choices\":[]}\n\n".repeat(200);
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(&text).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn each_flushed_piece_comes_out_at_once() {
+    fn each_flushed_piece_is_decoded_at_once() {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         let mut decoder = Decoder::Gzip(MultiGzDecoder::new(Vec::new()));
         for event in ["data: 1\n\n", "data: 2\n\n"] {

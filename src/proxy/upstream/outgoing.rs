@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn head_and_body_go_out_in_one_and_from_where_they_stopped() {
+    fn head_and_body_share_a_write_and_resume_after_a_partial_one() {
         let address = Address::parse("http://engine:8000").unwrap();
         let body = Bytes::from_static(b"{\"a\":1}");
         let request = Outgoing::own(&Method::POST, &address, "/x", body);

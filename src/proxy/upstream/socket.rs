@@ -197,7 +197,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpSocket};
 
     #[test]
-    fn families_take_turns() {
+    fn address_families_are_interleaved() {
         let parse = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
         let found: Vec<SocketAddr> = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1"]);
         let all: Vec<SocketAddr> = parse(&["[::1]:1", "1.0.0.1:1", "[::2]:1", "[::3]:1"]);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_refuses_or_says_nothing_costs_no_connection() {
+    async fn unreachable_addresses_are_skipped_for_the_next_one() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap();
         let refusing = TcpSocket::new_v4().unwrap();

@@ -62,7 +62,7 @@ fn an_outlier_is_ejected_for_its_time_and_until_a_probe() {
 }
 
 #[test]
-fn load_refusals_back_off_as_asked_or_by_growing_steps() {
+fn load_refusals_back_off_as_requested_or_by_doubling() {
     let health = health();
     assert_eq!(health.back_off(NOW, None), Seconds(0.25));
     assert_eq!(

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_bytes_tell_and_are_not_lost() {
+    async fn the_version_is_detected_and_its_bytes_are_read_again() {
         let more = [H2.as_slice(), b"frames"].concat();
         assert_eq!(sends(&[&more]).await, (Version::Http2, more));
         for request in [b"POST / HTTP/1.1\r\n\r\n".as_slice(), b"PRI * HTTP/1.1\r\n\r\n", b"P", b""]
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_there_is_read_in_one_go() {
+    async fn available_bytes_are_read_in_one_call() {
         let (mut client, server) = tokio::io::duplex(1024);
         let request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n\r\n";
         client.write_all(request).await.unwrap();

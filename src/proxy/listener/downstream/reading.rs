@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_are_read_one_after_another_however_they_come() {
+    async fn requests_in_sequence_are_read_for_every_split_of_the_input() {
         let wire = b"POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello\
                      \r\n\r\nGET /b HTTP/1.1\r\nhost: h\r\n\r\n\
                      POST /c HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n\
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_breaks_off_or_is_no_http_is_told() {
+    async fn truncated_and_invalid_requests_are_errors() {
         for (wire, error) in [
             (
                 "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhel",
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_closes_is_seen_and_one_that_goes_on_is_kept() {
+    async fn a_half_close_is_detected_and_later_bytes_are_kept() {
         let (mut client, server) = tokio::io::duplex(64);
         let mut reader = RequestReader::new(server, TIMEOUT);
         client.write_all(b"GET /next HTTP/1.1\r\nhost: h\r\n").await.unwrap();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_beyond_the_buffer_waits() {
+    async fn bytes_beyond_the_buffer_stay_in_the_socket() {
         let (mut client, server) = tokio::io::duplex(4 * AHEAD_MAX);
         let mut reader = RequestReader::new(server, TIMEOUT);
         client.write_all(&vec![b'x'; 3 * AHEAD_MAX]).await.unwrap();

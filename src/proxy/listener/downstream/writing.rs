@@ -273,7 +273,7 @@ mod tests {
     const ALL: usize = usize::MAX;
 
     #[test]
-    fn an_answer_that_is_here_goes_out_in_one_write() {
+    fn a_complete_answer_is_sent_in_one_write() {
         let length = ResponseFraming::Length(4);
         assert_eq!(sends(length, &[Some("body")], ALL, true), ["HEAD\r\n\r\nbody"]);
         assert_eq!(sends(length, &[Some("body")], ALL, false), ["HEAD\r\n\r\n", "body"]);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn each_piece_goes_out_when_it_comes_and_the_end_with_the_last() {
+    fn pieces_are_sent_as_they_arrive_and_the_end_with_the_last() {
         let pieces = [Some("one"), None, Some("two"), Some(""), Some("three")];
         assert_eq!(
             sends(ResponseFraming::Chunked, &pieces, ALL, true),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_takes_little_gets_all_of_it() {
+    fn a_partial_write_is_continued() {
         let pieces = [Some("one"), None, Some("two"), Some("three"), None];
         let whole = sends(ResponseFraming::Chunked, &pieces, ALL, true).concat();
         for most in 1..12 {

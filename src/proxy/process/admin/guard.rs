@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_host_is_refused() {
+    fn a_malformed_host_is_refused() {
         let guard = Guard::default();
         for malformed in [
             "",
