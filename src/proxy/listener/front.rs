@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::listener::client_socket::ClientSocket;
-use crate::listener::sockets::Bound;
+use crate::listener::sockets::BoundListener;
 use crate::runtime::connections::{ConnectionLimit, Connections};
 use crate::runtime::liveness::LivenessGuard;
 use crate::tls::{ServerTls, subject_of};
@@ -73,7 +73,7 @@ pub struct Front<A> {
     pub name: &'static str,
     /// Application that serves the port's connections.
     pub app: Arc<A>,
-    pub listeners: Vec<Bound>,
+    pub listeners: Vec<BoundListener>,
     /// TLS configuration, if any.
     pub tls: Option<ServerTls>,
     pub phases: Phases,
@@ -90,7 +90,7 @@ impl<A: App> Service for Front<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let _guard = self.guard.take();
         let mut accepting = JoinSet::new();
-        for Bound { name, listener } in self.listeners.drain(..) {
+        for BoundListener { name, listener } in self.listeners.drain(..) {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
                     let port = Port {

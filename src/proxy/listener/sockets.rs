@@ -22,7 +22,7 @@ pub struct ListenError {
 
 /// One listening socket.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundListener {
     /// The configured address, by which a successor identifies the socket.
     pub name: String,
     pub listener: TcpListener,
@@ -31,8 +31,8 @@ pub struct Bound {
 /// The listening sockets of a proxy.
 #[derive(Debug)]
 pub struct Sockets {
-    pub data: Vec<Bound>,
-    pub admin: Bound,
+    pub data: Vec<BoundListener>,
+    pub admin: BoundListener,
 }
 
 /// The addresses of a proxy, with the actual port if 0 was configured.
@@ -60,7 +60,7 @@ impl Sockets {
                 None => listen(*address),
             };
             let failed = |source| ListenError { address: name.clone(), source };
-            Ok::<_, ListenError>(Bound { listener: listener.map_err(failed)?, name })
+            Ok::<_, ListenError>(BoundListener { listener: listener.map_err(failed)?, name })
         };
         let data = settings.server.listen.iter().map(&mut one).collect::<Result<_, _>>()?;
         let admin = one(&settings.admin.listen)?;
@@ -75,7 +75,7 @@ impl Sockets {
     /// # Errors
     /// [`ListenError`].
     pub fn addresses(&self) -> Result<Addresses, ListenError> {
-        let address = |bound: &Bound| {
+        let address = |bound: &BoundListener| {
             let failed = |source| ListenError { address: bound.name.clone(), source };
             bound.listener.local_addr().map_err(failed)
         };
@@ -87,11 +87,11 @@ impl Sockets {
     ///
     /// # Errors
     /// No file descriptor is left.
-    pub fn share(&self) -> io::Result<Vec<Bound>> {
+    pub fn share(&self) -> io::Result<Vec<BoundListener>> {
         let all = self.data.iter().chain([&self.admin]);
-        let second = |bound: &Bound| {
+        let second = |bound: &BoundListener| {
             let listener = bound.listener.try_clone()?;
-            Ok(Bound { name: bound.name.clone(), listener })
+            Ok(BoundListener { name: bound.name.clone(), listener })
         };
         all.map(second).collect()
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 
-use crate::listener::sockets::Bound;
+use crate::listener::sockets::BoundListener;
 
 /// Longest time for which a successor waits for the running proxy to receive SIGQUIT.
 const WAIT: Duration = Duration::from_secs(60);
@@ -147,7 +147,7 @@ fn take(stream: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
 ///
 /// # Errors
 /// No successor waits there, or it has ended.
-pub fn send(path: &Path, listeners: &[Bound]) -> io::Result<UnixStream> {
+pub fn send(path: &Path, listeners: &[BoundListener]) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(path)?;
     let names: Vec<&str> = listeners.iter().map(|bound| bound.name.as_str()).collect();
     let names = names.join("\n");
@@ -184,7 +184,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("tidegate-up-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("upgrade.sock");
-        let bound = |name: &str| Bound {
+        let bound = |name: &str| BoundListener {
             name: name.to_owned(),
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
         };

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::dispatch::context::Proxy;
 use crate::listener::front::Phases;
-use crate::listener::sockets::Bound;
+use crate::listener::sockets::BoundListener;
 use crate::process::handover::{self, Predecessor};
 use crate::runtime::liveness::Liveness;
 
@@ -81,7 +81,7 @@ pub struct Drain {
     /// Socket at which a successor receives the listeners.
     pub upgrade_socket: Option<PathBuf>,
     /// Handles of the listeners for a successor.
-    pub listeners: Mutex<Vec<Bound>>,
+    pub listeners: Mutex<Vec<BoundListener>>,
     /// The process that handed its listeners to this one and waits until they are served.
     pub predecessor: Mutex<Option<Predecessor>>,
     /// Control of both ports' phases.
@@ -149,7 +149,7 @@ impl Drain {
         self.switches.close_data.send_replace(true);
     }
 
-    fn handles(&self) -> MutexGuard<'_, Vec<Bound>> {
+    fn handles(&self) -> MutexGuard<'_, Vec<BoundListener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
