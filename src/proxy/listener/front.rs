@@ -68,7 +68,7 @@ pub struct Phases {
 }
 
 /// One port as a pingora service.
-pub struct Front<A> {
+pub struct PortService<A> {
     /// Name of the service's threads.
     pub name: &'static str,
     /// Application that serves the port's connections.
@@ -86,7 +86,7 @@ pub struct Front<A> {
 }
 
 #[async_trait]
-impl<A: App> Service for Front<A> {
+impl<A: App> Service for PortService<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let _guard = self.guard.take();
         let mut accepting = JoinSet::new();

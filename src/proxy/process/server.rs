@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::dispatch::context::Proxy;
 use crate::listener::downstream::DataApp;
-use crate::listener::front::Front;
+use crate::listener::front::PortService;
 use crate::listener::sockets::{Addresses, ListenError, Sockets, is_taken};
 use crate::process::admin::what_if::{Simulator, WhatIf};
 use crate::process::admin::{self, AdminApp};
@@ -166,7 +166,7 @@ fn server(
     conf.threads = threads(settings);
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
     server.bootstrap();
-    let data = Front {
+    let data = PortService {
         name: "data",
         app: Arc::new(DataApp { proxy: Arc::clone(&proxy) }),
         listeners: sockets.data,
@@ -176,7 +176,7 @@ fn server(
         guard: Some(drain.liveness.guard("the data port")),
         limits: Arc::clone(&proxy.connections),
     };
-    let admin = Front {
+    let admin = PortService {
         name: "admin",
         app: Arc::new(AdminApp { proxy, commands, fleet_updates, what_if: Arc::new(what_if) }),
         listeners: vec![sockets.admin],
