@@ -58,7 +58,7 @@ pub async fn is_on(switch: &mut watch::Receiver<bool>) {
 
 /// Switches that start and stop a port.
 #[derive(Clone, Debug)]
-pub struct Phases {
+pub struct PortPhases {
     /// True: accept. A successor waits until it is ready.
     pub begin: watch::Receiver<bool>,
     /// True: the listeners close.
@@ -76,7 +76,7 @@ pub struct PortService<A> {
     pub listeners: Vec<BoundListener>,
     /// TLS configuration, if any.
     pub tls: Option<ServerTls>,
-    pub phases: Phases,
+    pub phases: PortPhases,
     /// Number of threads; pingora's setting if `None`.
     pub threads: Option<usize>,
     /// Ends the process if the service ends early.
@@ -130,7 +130,7 @@ impl<A: App> Service for PortService<A> {
 struct Port<A> {
     app: Arc<A>,
     tls: Option<ServerTls>,
-    phases: Phases,
+    phases: PortPhases,
     address: String,
     limits: Arc<Connections>,
     /// Set by the first refusal after an admitted connection, so that a series logs one line.

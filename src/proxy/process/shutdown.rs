@@ -17,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::dispatch::context::Proxy;
-use crate::listener::front::Phases;
+use crate::listener::front::PortPhases;
 use crate::listener::sockets::BoundListener;
 use crate::process::handover::{self, Predecessor};
 use crate::runtime::liveness::Liveness;
@@ -55,18 +55,18 @@ impl Switches {
     }
 
     /// Phases of the data port.
-    pub fn data(&self) -> Phases {
+    pub fn data(&self) -> PortPhases {
         self.phases(&self.close_data, &self.stop_data)
     }
 
     /// Phases of the admin port, which answers until the end, or until a successor answers.
-    pub fn admin(&self) -> Phases {
+    pub fn admin(&self) -> PortPhases {
         self.phases(&self.close_admin, &self.stop_admin)
     }
 
-    fn phases(&self, close: &watch::Sender<bool>, stop: &watch::Sender<bool>) -> Phases {
+    fn phases(&self, close: &watch::Sender<bool>, stop: &watch::Sender<bool>) -> PortPhases {
         let begin = self.begin.subscribe();
-        Phases { begin, close: close.subscribe(), stop: stop.subscribe() }
+        PortPhases { begin, close: close.subscribe(), stop: stop.subscribe() }
     }
 }
 
