@@ -9,8 +9,8 @@ use tidegate_engine::{Endpoint, Seen, SseReader};
 use crate::dispatch::reservation::Reservation;
 use crate::upstream::failure::LegProblem;
 use crate::upstream::verdict::Verdict;
+use crate::upstream::{ContentCoding, EngineBody, Gathered, coding_of};
 use crate::upstream::{EngineAnswer, ExchangeError, Head, Socket, UpstreamBody};
-use crate::upstream::{EngineBody, Gathered, Named, coding_of};
 
 /// Largest JSON answer that is buffered, in bytes. If the backend fails while the answer is
 /// buffered, the request is retried. Larger answers, such as embeddings of many inputs, are
@@ -159,9 +159,9 @@ pub async fn open(
     }
     let form = AnswerKind::of(&head, endpoint);
     let (body, coded) = match coding_of(&head.headers) {
-        Named::Plain => (EngineBody::plain(body), false),
+        ContentCoding::Plain => (EngineBody::plain(body), false),
         // Only generating endpoints have hand-offs in their answers.
-        Named::Other(_) if !endpoint.generates() => {
+        ContentCoding::Other(_) if !endpoint.generates() => {
             return Ok((head, open_forwarded(EngineBody::plain(body), true).await?));
         }
         _ => (decoded(&mut head, body)?, true),
@@ -189,12 +189,12 @@ pub async fn open(
 /// The content coding is not supported.
 pub fn decoded(head: &mut Head, body: UpstreamBody) -> Result<EngineBody, LegProblem> {
     match coding_of(&head.headers) {
-        Named::Plain => Ok(EngineBody::plain(body)),
-        Named::Known(coding) => {
+        ContentCoding::Plain => Ok(EngineBody::plain(body)),
+        ContentCoding::Known(coding) => {
             head.headers.remove(CONTENT_ENCODING);
             Ok(EngineBody::decoding(body, coding))
         }
-        Named::Other(coding) => Err(LegProblem::Encoded(coding)),
+        ContentCoding::Other(coding) => Err(LegProblem::Encoded(coding)),
     }
 }
 

@@ -34,7 +34,7 @@ enum Decoder {
 }
 
 /// Content coding in the head of an answer.
-pub enum Named {
+pub enum ContentCoding {
     Plain,
     /// A supported coding.
     Known(KnownCoding),
@@ -51,17 +51,17 @@ pub enum KnownCoding {
 }
 
 /// Returns the content coding of an answer.
-pub fn coding_of(headers: &HeaderMap) -> Named {
+pub fn coding_of(headers: &HeaderMap) -> ContentCoding {
     let fields = headers.get_all(CONTENT_ENCODING).iter();
     let texts = fields.map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase());
     let text = texts.collect::<Vec<_>>().join(",");
     let mut codings =
         text.split(',').map(str::trim).filter(|coding| !matches!(*coding, "" | "identity"));
     match (codings.next(), codings.next()) {
-        (None, _) => Named::Plain,
-        (Some("gzip" | "x-gzip"), None) => Named::Known(KnownCoding::Gzip),
-        (Some("deflate"), None) => Named::Known(KnownCoding::Zlib),
-        _ => Named::Other(text),
+        (None, _) => ContentCoding::Plain,
+        (Some("gzip" | "x-gzip"), None) => ContentCoding::Known(KnownCoding::Gzip),
+        (Some("deflate"), None) => ContentCoding::Known(KnownCoding::Zlib),
+        _ => ContentCoding::Other(text),
     }
 }
 
@@ -259,11 +259,11 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static(value));
             match (coding_of(&headers), known) {
-                (Named::Known(found), Some(known)) => assert_eq!(found, known, "{value}"),
-                (Named::Other(_), None) => {}
+                (ContentCoding::Known(found), Some(known)) => assert_eq!(found, known, "{value}"),
+                (ContentCoding::Other(_), None) => {}
                 _ => panic!("{value}"),
             }
         }
-        assert!(matches!(coding_of(&HeaderMap::new()), Named::Plain));
+        assert!(matches!(coding_of(&HeaderMap::new()), ContentCoding::Plain));
     }
 }
