@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate_settings::HalfClose;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::reading::Closed;
+use super::reading::ClientClose;
 
 /// Time without an answer after which the first probe is sent.
 const GRACE: Duration = Duration::from_secs(1);
@@ -53,10 +53,10 @@ impl Presence {
     }
 
     /// Records a close. Returns whether it means that the client has left.
-    pub fn closed(&mut self, how: Closed) -> bool {
+    pub fn closed(&mut self, how: ClientClose) -> bool {
         let half = || Box::new(Half { timer: Box::pin(sleep(GRACE)), probed: false });
         self.half.get_or_insert_with(half);
-        how == Closed::Reset || self.mode == HalfClose::Cancel
+        how == ClientClose::Reset || self.mode == HalfClose::Cancel
     }
 
     /// The next step, when it is due.
@@ -78,7 +78,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn probes_and_checks_alternate_after_a_half_close() {
         let mut presence = Presence::new(HalfClose::Probe);
-        assert!(!presence.closed(Closed::Half) && presence.is_half());
+        assert!(!presence.closed(ClientClose::Half) && presence.is_half());
         let begun = Instant::now();
         let mut steps = Vec::new();
         for _ in 0..4 {
@@ -97,10 +97,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_half_close_is_handled_by_the_setting() {
         let mut presence = Presence::new(HalfClose::Serve);
-        assert!(!presence.closed(Closed::Half));
+        assert!(!presence.closed(ClientClose::Half));
         let step = std::future::poll_fn(|context| presence.poll_step(context)).await;
         assert_eq!(step, PresenceStep::Check);
-        assert!(Presence::new(HalfClose::Serve).closed(Closed::Reset));
-        assert!(Presence::new(HalfClose::Cancel).closed(Closed::Half));
+        assert!(Presence::new(HalfClose::Serve).closed(ClientClose::Reset));
+        assert!(Presence::new(HalfClose::Cancel).closed(ClientClose::Half));
     }
 }

@@ -35,7 +35,7 @@ pub struct RequestReader<Io> {
 
 /// How a client closed its connection before its answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+pub enum ClientClose {
     /// The sending half is closed: the client has left, or waits for its answer.
     Half,
     /// The connection was reset.
@@ -259,12 +259,12 @@ impl<Io: AsyncRead + Unpin> RequestReader<Io> {
     /// Ready when the client has closed its sending half or the socket has failed. Up to
     /// [`AHEAD_MAX`] bytes received meanwhile are kept for the next request; further bytes stay in
     /// the socket.
-    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<Closed> {
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<ClientClose> {
         thread_buffer::with(|scratch| {
             while self.ahead.len() < AHEAD_MAX {
                 match ready!(poll_read(&mut self.io, context, scratch)) {
-                    Ok(0) => return Poll::Ready(Closed::Half),
-                    Err(_) => return Poll::Ready(Closed::Reset),
+                    Ok(0) => return Poll::Ready(ClientClose::Half),
+                    Err(_) => return Poll::Ready(ClientClose::Reset),
                     Ok(read) => self.ahead.extend_from_slice(&scratch[..read]),
                 }
             }
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(closed(&mut reader), Poll::Pending);
         client.write_all(b"\r\n").await.unwrap();
         drop(client);
-        assert_eq!(closed(&mut reader), Poll::Ready(Closed::Half));
+        assert_eq!(closed(&mut reader), Poll::Ready(ClientClose::Half));
         assert_eq!(reader.head().await.unwrap().uri.path(), "/next");
     }
 
@@ -397,7 +397,7 @@ mod tests {
         assert!(reader.ahead.len() < 2 * AHEAD_MAX);
     }
 
-    fn closed<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>) -> Poll<Closed> {
+    fn closed<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>) -> Poll<ClientClose> {
         reader.poll_closed(&mut Context::from_waker(std::task::Waker::noop()))
     }
 }
