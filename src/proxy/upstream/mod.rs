@@ -13,7 +13,7 @@ pub(crate) mod verdict;
 
 pub use address::{Address, AddressError};
 pub use connection::{BrokenOff, EngineAnswer, ExchangeError, Head, UpstreamBody};
-pub use decoded::{EngineBody, Gathered, Named, coding_of, read_all};
+pub use decoded::{ContentCoding, EngineBody, Gathered, coding_of, read_all};
 pub use outgoing::Outgoing;
 pub use pool::{Pool, PoolParams};
 pub use socket::Socket;
