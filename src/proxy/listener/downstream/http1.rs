@@ -61,7 +61,7 @@ enum ClosedEarly {
 
 /// State of the connection after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
+enum AfterAnswer {
     /// Open for the next request.
     Next,
     /// Closed; all received bytes were read.
@@ -72,7 +72,7 @@ enum After {
 
 /// Unread part of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rest {
+enum UnreadPart {
     None,
     /// A refused body, whose end is unknown.
     Unread,
@@ -82,7 +82,7 @@ enum Rest {
 struct ClientState {
     method: Method,
     is_1_1: bool,
-    after: After,
+    after: AfterAnswer,
     presence: Presence,
     /// Time without progress after which the client counts as stalled.
     stall: Duration,
@@ -131,11 +131,11 @@ pub async fn serve<Io>(
         };
         since = clock.now();
         match served {
-            Ok(After::Next) => {}
+            Ok(AfterAnswer::Next) => {}
             Ok(after) => {
                 let closing = async {
                     reader.io.shutdown().await.ok();
-                    if after == After::CloseUnread || reader.has_begun() {
+                    if after == AfterAnswer::CloseUnread || reader.has_begun() {
                         reader.drain().await;
                     }
                 };
@@ -158,7 +158,7 @@ async fn exchange<Io>(
     reader: &mut RequestReader<Io>,
     incoming: RequestHead,
     stopping: bool,
-) -> Result<After, ClosedEarly>
+) -> Result<AfterAnswer, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -171,9 +171,9 @@ where
     (head.method, head.uri, head.headers) = (method.clone(), uri, headers);
     let (body, rest) = read(proxy, &settings, reader, &head, (framing, expects_continue)).await?;
     let after = match (rest, keeps_alive && !stopping) {
-        (Rest::None, true) => After::Next,
-        (Rest::None, false) => After::Close,
-        (Rest::Unread, _) => After::CloseUnread,
+        (UnreadPart::None, true) => AfterAnswer::Next,
+        (UnreadPart::None, false) => AfterAnswer::Close,
+        (UnreadPart::Unread, _) => AfterAnswer::CloseUnread,
     };
     let (subject, peer) = (peer.subject.clone(), peer.address);
     let ServerSettings { half_close, client_stall, .. } = settings.values.server;
@@ -196,7 +196,7 @@ async fn read<Io>(
     reader: &mut RequestReader<Io>,
     head: &Parts,
     (framing, expects_continue): (Framing, bool),
-) -> Result<(Result<ReceivedBody, ApiError>, Rest), ClosedEarly>
+) -> Result<(Result<ReceivedBody, ApiError>, UnreadPart), ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -219,20 +219,22 @@ where
         reader.io.flush().await?;
     }
     match reader.body(framing, max, &mut held).await {
-        Ok(bytes) => Ok((Ok(ReceivedBody { bytes, held }), Rest::None)),
-        Err(BodyReadError::NoRoom) => Ok((Err(respond::body_budget_exhausted()), Rest::Unread)),
-        Err(BodyReadError::Stalled) => Ok((Err(ApiError::body_timeout()), Rest::Unread)),
-        Err(BodyReadError::TooLarge) => Ok((Err(ApiError::too_large(max)), Rest::Unread)),
+        Ok(bytes) => Ok((Ok(ReceivedBody { bytes, held }), UnreadPart::None)),
+        Err(BodyReadError::NoRoom) => {
+            Ok((Err(respond::body_budget_exhausted()), UnreadPart::Unread))
+        }
+        Err(BodyReadError::Stalled) => Ok((Err(ApiError::body_timeout()), UnreadPart::Unread)),
+        Err(BodyReadError::TooLarge) => Ok((Err(ApiError::too_large(max)), UnreadPart::Unread)),
         Err(error @ BodyReadError::Malformed(_)) => {
-            Ok((Err(ApiError::bad_request(error.to_string(), None)), Rest::Unread))
+            Ok((Err(ApiError::bad_request(error.to_string(), None)), UnreadPart::Unread))
         }
         Err(error) => Err(ClosedEarly::Body(error)),
     }
 }
 
 /// Skips a refused body that arrived with its head; otherwise it remains unread.
-fn skip<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>, framing: Framing) -> Rest {
-    if reader.skip_body(framing) { Rest::None } else { Rest::Unread }
+fn skip<Io: AsyncRead + Unpin>(reader: &mut RequestReader<Io>, framing: Framing) -> UnreadPart {
+    if reader.skip_body(framing) { UnreadPart::None } else { UnreadPart::Unread }
 }
 
 /// Answers an invalid head with an error in OpenAI's format.
@@ -240,7 +242,7 @@ async fn refuse<Io>(
     proxy: &Proxy,
     reader: &mut RequestReader<Io>,
     error: HeadError,
-) -> Result<After, ClosedEarly>
+) -> Result<AfterAnswer, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -264,7 +266,7 @@ where
     let client = ClientState {
         method: Method::GET,
         is_1_1: true,
-        after: After::CloseUnread,
+        after: AfterAnswer::CloseUnread,
         presence: Presence::new(server.half_close),
         stall: server.client_stall.to_duration(),
     };
@@ -326,7 +328,7 @@ async fn send<Io>(
     reader: &mut RequestReader<Io>,
     client: ClientState,
     response: Response<RelayBody>,
-) -> Result<After, ClosedEarly>
+) -> Result<AfterAnswer, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -337,10 +339,10 @@ where
     }
     let framing = ResponseFraming::choose(&method, head.status, body.size_hint().exact(), is_1_1);
     let ends = framing == ResponseFraming::UntilClose || proxy.is_draining();
-    if ends && after == After::Next {
-        after = After::Close;
+    if ends && after == AfterAnswer::Next {
+        after = AfterAnswer::Close;
     }
-    let keeps_alive = after == After::Next;
+    let keeps_alive = after == AfterAnswer::Next;
     let date = || date(proxy);
     let written = write_response(head.status, &head.headers, framing, is_1_1, keeps_alive, date);
     let mut writer = ResponseWriter::new(written, framing, body);
@@ -381,7 +383,7 @@ async fn run_tunnel<Io>(
     stall: Duration,
     head: &http::response::Parts,
     tunnel: Tunnel,
-) -> Result<After, ClosedEarly>
+) -> Result<AfterAnswer, ClosedEarly>
 where
     Io: AsyncRead + AsyncWrite + DetectReset + Send + Unpin,
 {
@@ -396,7 +398,7 @@ where
     let (ahead, idle) = (reader.take_ahead(), Seconds::from(reader.patience));
     // Boxed: unboxed, it would enlarge every connection's future.
     Box::pin(tunnel.run(&mut reader.io, ahead, idle)).await;
-    Ok(After::Close)
+    Ok(AfterAnswer::Close)
 }
 
 /// Detects a client that does not read, whose answer occupies an engine.
