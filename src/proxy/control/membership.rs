@@ -35,7 +35,7 @@ pub struct FleetUpdate {
     pub source: SourceId,
     pub desired: Desired,
     /// Receives the result, or the reasons of the refusal.
-    pub reply: Option<oneshot::Sender<Result<Done, String>>>,
+    pub reply: Option<oneshot::Sender<Result<ChangeCounts, String>>>,
 }
 
 /// The desired backends of a source.
@@ -54,7 +54,7 @@ pub enum Desired {
 
 /// Number of backends that an update changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Done {
+pub struct ChangeCounts {
     /// Backends that joined.
     pub joined: usize,
     /// Backends whose removal began.
@@ -160,8 +160,12 @@ impl Control {
 
     /// Applies changes. Returns their counts and the problems. A backend that cannot be built does
     /// not replace its previous version.
-    fn apply_changes(&mut self, changes: Vec<BackendChange>, until: Moment) -> (Done, Vec<String>) {
-        let (mut done, mut problems) = (Done::default(), Vec::new());
+    fn apply_changes(
+        &mut self,
+        changes: Vec<BackendChange>,
+        until: Moment,
+    ) -> (ChangeCounts, Vec<String>) {
+        let (mut done, mut problems) = (ChangeCounts::default(), Vec::new());
         for change in changes {
             match change {
                 BackendChange::Leave(name) => {
@@ -188,7 +192,7 @@ impl Control {
                 }
             }
         }
-        if done != Done::default() {
+        if done != ChangeCounts::default() {
             self.publish_pools();
             tracing::info!(
                 joined = done.joined,
