@@ -64,12 +64,13 @@ pub struct ChangeCounts {
 }
 
 /// Builds a backend from its settings for a slot and a configured group.
-pub type Make = Box<dyn Fn(&BackendSettings, BackendId, GroupId) -> Result<Backend, String> + Send>;
+pub type BuildBackend =
+    Box<dyn Fn(&BackendSettings, BackendId, GroupId) -> Result<Backend, String> + Send>;
 
 /// Inputs of the control loop for changes of the fleet.
 pub struct Membership {
     reconciler: Reconciler,
-    make: Make,
+    make: BuildBackend,
     probe: ProbeParams,
     found: mpsc::Sender<ProbeReport>,
     operator_backends: OperatorBackends,
@@ -94,7 +95,7 @@ impl Membership {
     /// slot.
     pub fn new(
         reconciler: Reconciler,
-        make: Make,
+        make: BuildBackend,
         probe: ProbeParams,
         found: mpsc::Sender<ProbeReport>,
         operator_backends: OperatorBackends,
