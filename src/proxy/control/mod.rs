@@ -36,7 +36,7 @@ use crate::telemetry::recording::Recording;
 use fitness::Fitness;
 use observe::DemandReader;
 use operator_roles::OperatorRoles;
-use pace::Usual;
+use pace::UsualDuration;
 use pins::Pins;
 
 pub use catalog::{Catalog, ConfiguredModels, KnownModel};
@@ -91,9 +91,9 @@ pub struct Control {
     switches: (mpsc::Sender<switch::FinishedSwitch>, mpsc::Receiver<switch::FinishedSwitch>),
     switching: BTreeMap<BackendId, Role>,
     planned_at: Moment,
-    plan_takes: Usual,
+    plan_takes: UsualDuration,
     watched_at: Moment,
-    watch_takes: Usual,
+    watch_takes: UsualDuration,
     published_at: Moment,
     upkeep_at: Moment,
 }
@@ -139,9 +139,9 @@ impl Control {
             switches: mpsc::channel(SWITCHES_MAX),
             switching: BTreeMap::new(),
             planned_at: Moment::START,
-            plan_takes: Usual::UNKNOWN,
+            plan_takes: UsualDuration::UNKNOWN,
             watched_at: Moment::START,
-            watch_takes: Usual::UNKNOWN,
+            watch_takes: UsualDuration::UNKNOWN,
             published_at: Moment::START,
             upkeep_at: Moment::START,
         }

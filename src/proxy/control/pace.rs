@@ -19,11 +19,11 @@ const GROWTH: f64 = 1.25;
 
 /// Usual duration of one of the loop's steps.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usual(Seconds);
+pub(super) struct UsualDuration(Seconds);
 
-impl Usual {
+impl UsualDuration {
     /// Value before the first step.
-    pub(super) const UNKNOWN: Usual = Usual(Seconds::ZERO);
+    pub(super) const UNKNOWN: UsualDuration = UsualDuration(Seconds::ZERO);
 
     /// Updates the estimate with the duration of a step.
     pub(super) fn took(&mut self, this: Seconds) {
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn one_preempted_step_hardly_moves_the_usual_duration_and_many_long_ones_do() {
-        let mut usual = Usual::UNKNOWN;
+        let mut usual = UsualDuration::UNKNOWN;
         (0..100).for_each(|_| usual.took(Seconds(20e-6)));
         usual.took(Seconds(0.005));
         assert!(usual.pause() < Seconds(0.002), "{:?}", usual.pause());
