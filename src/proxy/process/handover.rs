@@ -52,7 +52,7 @@ pub struct Predecessor(UnixStream);
 
 /// Listeners received from a predecessor.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedListeners {
     /// Its listeners, by configured address.
     pub listeners: Vec<(String, OwnedFd)>,
     /// The connection to the process that waits until they are served.
@@ -73,7 +73,7 @@ impl Predecessor {
 ///
 /// # Errors
 /// [`HandOverError`].
-pub fn receive(path: &Path) -> Result<Received, HandOverError> {
+pub fn receive(path: &Path) -> Result<ReceivedListeners, HandOverError> {
     let named = || path.display().to_string();
     let socket = bind(path).map_err(|source| HandOverError::Socket { path: named(), source })?;
     tracing::info!(
@@ -86,7 +86,7 @@ pub fn receive(path: &Path) -> Result<Received, HandOverError> {
     let stream = accepted.map_err(|_| HandOverError::Nothing(named()))?;
     let not_listeners = |source| HandOverError::NotListeners { path: named(), source };
     let listeners = take(&stream).map_err(not_listeners)?;
-    Ok(Received { listeners, predecessor: Predecessor(stream) })
+    Ok(ReceivedListeners { listeners, predecessor: Predecessor(stream) })
 }
 
 /// Creates the socket with mode 0600, because this process trusts the listeners it receives there.
@@ -203,7 +203,7 @@ mod tests {
                 Err(_) => std::thread::sleep(POLL_INTERVAL),
             }
         };
-        let Received { listeners, predecessor } = receiving.join().unwrap();
+        let ReceivedListeners { listeners, predecessor } = receiving.join().unwrap();
         for (sent, (name, socket)) in sent.iter().zip(listeners) {
             let received = TcpListener::from(socket).local_addr().unwrap();
             assert_eq!((&sent.name, sent.listener.local_addr().unwrap()), (&name, received));

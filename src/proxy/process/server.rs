@@ -15,7 +15,7 @@ use crate::listener::front::PortService;
 use crate::listener::sockets::{Addresses, ListenError, Sockets, is_taken};
 use crate::process::admin::what_if::{Simulator, WhatIf};
 use crate::process::admin::{self, AdminApp};
-use crate::process::handover::{self, Received};
+use crate::process::handover::{self, ReceivedListeners};
 use crate::process::shutdown::{Drain, Switches, ignore_early_signals};
 use crate::process::start::{Built, StartError, build};
 use crate::runtime::connections::Connections;
@@ -129,7 +129,7 @@ fn assemble(
         Some(own) => (own, None),
         None => {
             let socket = settings.server.upgrade_socket.as_deref();
-            let Received { listeners, predecessor } =
+            let ReceivedListeners { listeners, predecessor } =
                 handover::receive(socket.ok_or(StartError::NoSocket)?)?;
             (Sockets::open(settings, listeners)?, Some(predecessor))
         }
