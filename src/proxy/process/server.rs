@@ -17,7 +17,7 @@ use crate::process::admin::what_if::{Simulator, WhatIf};
 use crate::process::admin::{self, AdminApp};
 use crate::process::handover::{self, ReceivedListeners};
 use crate::process::shutdown::{Drain, Switches, ignore_early_signals};
-use crate::process::start::{Built, StartError, build};
+use crate::process::start::{BuiltProxy, StartError, build};
 use crate::runtime::connections::Connections;
 use crate::runtime::liveness::Liveness;
 
@@ -156,12 +156,12 @@ fn assemble(
 /// The pingora services: both ports and the background tasks.
 fn server(
     settings: &Settings,
-    built: Built,
+    built: BuiltProxy,
     sockets: Sockets,
     drain: &Drain,
     what_if: WhatIf,
 ) -> Server {
-    let Built { proxy, background, commands, fleet_updates, server_tls, admin_tls } = built;
+    let BuiltProxy { proxy, background, commands, fleet_updates, server_tls, admin_tls } = built;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);

@@ -124,7 +124,7 @@ pub enum StartError {
 }
 
 /// A proxy that is built and does not listen yet.
-pub struct Built {
+pub struct BuiltProxy {
     /// State shared by requests.
     pub proxy: Arc<Proxy>,
     /// The background tasks.
@@ -143,7 +143,7 @@ pub struct Built {
 ///
 /// # Errors
 /// [`StartError`] when a file cannot be read or used, or a URL is invalid.
-pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, StartError> {
+pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy, StartError> {
     let pool = settings.sidecar.as_ref().and_then(|sidecar| sidecar.inference_pool.as_ref());
     let needs_api = pool.is_some()
         || settings.gateways.kubernetes.is_some()
@@ -264,7 +264,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<Built, Sta
         guards: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
     let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
-    Ok(Built { proxy, background, commands, fleet_updates, server_tls, admin_tls })
+    Ok(BuiltProxy { proxy, background, commands, fleet_updates, server_tls, admin_tls })
 }
 
 /// Builds the fleet with its first table and sizes the prefix index by the backends' KV memory.
