@@ -43,7 +43,7 @@ use crate::listener::front::{App, ConnectedClient, is_on};
 
 use events::AdminBody;
 use guard::Guard;
-use what_if::{Question, Refused, WhatIf};
+use what_if::{WhatIf, WhatIfQuery, WhatIfRefusal};
 
 /// Path of one request, before its id.
 const ONE_REQUEST: &str = "/v1/requests/";
@@ -230,7 +230,7 @@ impl AdminApp {
     }
 
     async fn simulate(&self, request: Request<Incoming>) -> Answer {
-        let question: Question = match parsed(request).await {
+        let question: WhatIfQuery = match parsed(request).await {
             Ok(question) => question,
             Err(answer) => return *answer,
         };
@@ -238,11 +238,11 @@ impl AdminApp {
         let answer = tokio::task::spawn_blocking(move || what_if.answer(&proxy, question)).await;
         match answer {
             Ok(Ok(view)) => json(StatusCode::OK, &view),
-            Ok(Err(Refused::Invalid(why))) => problem(StatusCode::BAD_REQUEST, why),
-            Ok(Err(Refused::Busy)) => {
+            Ok(Err(WhatIfRefusal::Invalid(why))) => problem(StatusCode::BAD_REQUEST, why),
+            Ok(Err(WhatIfRefusal::Busy)) => {
                 problem(StatusCode::CONFLICT, "another simulation is running".to_owned())
             }
-            Ok(Err(Refused::Absent)) => {
+            Ok(Err(WhatIfRefusal::Absent)) => {
                 problem(StatusCode::NOT_IMPLEMENTED, "this program has no simulator".to_owned())
             }
             Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

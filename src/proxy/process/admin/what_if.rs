@@ -23,7 +23,7 @@ const ARRIVALS_MIN: usize = 10;
 /// Body of the request. Absent members default to the running fleet's values.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
+pub struct WhatIfQuery {
     /// Fleet sizes in engines.
     #[serde(default)]
     pub engines: Vec<usize>,
@@ -134,7 +134,7 @@ pub struct AnswerView {
 
 /// Why a simulation is refused.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum WhatIfRefusal {
     /// The question is invalid, or there are too few arrivals.
     Invalid(String),
     /// Another simulation runs.
@@ -159,16 +159,20 @@ impl WhatIf {
     /// Simulates. Takes seconds: call on a blocking thread.
     ///
     /// # Errors
-    /// [`Refused`]
-    pub fn answer(&self, proxy: &Proxy, question: Question) -> Result<AnswerView, Refused> {
-        let simulator = self.simulator.as_ref().ok_or(Refused::Absent)?;
-        let scenario = scenario(proxy, question).map_err(Refused::Invalid)?;
+    /// [`WhatIfRefusal`]
+    pub fn answer(
+        &self,
+        proxy: &Proxy,
+        question: WhatIfQuery,
+    ) -> Result<AnswerView, WhatIfRefusal> {
+        let simulator = self.simulator.as_ref().ok_or(WhatIfRefusal::Absent)?;
+        let scenario = scenario(proxy, question).map_err(WhatIfRefusal::Invalid)?;
         let _one = match self.running.try_lock() {
             Ok(one) => one,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(Refused::Busy),
+            Err(TryLockError::WouldBlock) => return Err(WhatIfRefusal::Busy),
         };
-        let results = simulator(&scenario).map_err(Refused::Invalid)?;
+        let results = simulator(&scenario).map_err(WhatIfRefusal::Invalid)?;
         Ok(AnswerView {
             arrivals: scenario.arrivals.len(),
             trace_seconds: scenario.arrivals.last().map_or(0.0, |last| last.at.get()),
@@ -180,7 +184,7 @@ impl WhatIf {
     }
 }
 
-fn scenario(proxy: &Proxy, question: Question) -> Result<WhatIfScenario, String> {
+fn scenario(proxy: &Proxy, question: WhatIfQuery) -> Result<WhatIfScenario, String> {
     let now = fleet_costs(proxy).ok_or("no engine takes new work")?;
     let target = |requested: Option<f64>, now: Seconds| match requested {
         None => Ok(now),
