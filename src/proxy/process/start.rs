@@ -204,7 +204,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
     let (fleet_updates, fleet_updated) = mpsc::channel(INBOX_MAX);
     let (revisions, revised) = mpsc::channel(INBOX_MAX);
     let in_force = SettingsInForce::first(values, files.secrets.clone(), clock.wall(Moment::START));
-    let parts = Parts { in_force, fleet, metrics, queue, control_events, found: found.clone() };
+    let parts =
+        ContextParts { in_force, fleet, metrics, queue, control_events, found: found.clone() };
     let proxy = Arc::new(context(settings, clock, &catalog, parts));
     proxy.metrics.reloaded(1, true, clock.wall(Moment::START));
     let inboxes = Inboxes {
@@ -278,7 +279,7 @@ fn fleet(settings: &Settings, backends: Vec<Arc<Backend>>, table: RoutingTable) 
 }
 
 /// The parts of the shared state that other parts are built from.
-struct Parts {
+struct ContextParts {
     in_force: SettingsInForce,
     fleet: Fleet,
     metrics: Metrics,
@@ -288,8 +289,8 @@ struct Parts {
 }
 
 /// Builds what all requests share.
-fn context(settings: &Settings, clock: Clock, catalog: &Catalog, parts: Parts) -> Proxy {
-    let Parts { in_force, fleet, metrics, queue, control_events, found } = parts;
+fn context(settings: &Settings, clock: Clock, catalog: &Catalog, parts: ContextParts) -> Proxy {
+    let ContextParts { in_force, fleet, metrics, queue, control_events, found } = parts;
     let bodies = BodyBudget::new(in_force.body_budget);
     Proxy {
         clock,
