@@ -12,7 +12,7 @@ use crate::backends::fleet::{BACK_OFF_REQUESTED_MAX, Backend, Stage};
 use crate::dispatch::answer::Opened;
 use crate::dispatch::blame;
 use crate::dispatch::context::Proxy;
-use crate::dispatch::hedge::{self, Raced};
+use crate::dispatch::hedge::{self, HedgedResult};
 use crate::dispatch::legs;
 use crate::dispatch::place;
 use crate::dispatch::serving::{AttemptError, Serving};
@@ -50,7 +50,7 @@ pub async fn serve(
     }
     let mut failed_attempts = FailedAttempts::default();
     loop {
-        let Raced { result, other_failure, hedge_notes, overtaken } =
+        let HedgedResult { result, other_failure, hedge_notes, overtaken } =
             once(&serving, &failed_attempts, record).await;
         if let Some(notes) = hedge_notes {
             record.adopt(notes);
@@ -99,7 +99,7 @@ async fn once(
     serving: &Serving<'_>,
     failed_attempts: &FailedAttempts,
     record: &mut RequestRecord,
-) -> Raced {
+) -> HedgedResult {
     let mut placed = match place::find(
         serving.proxy,
         serving.settings(),

@@ -19,7 +19,7 @@ use crate::dispatch::settle::{LegNotes, RequestProgress};
 use crate::upstream::failure::LegFailure;
 
 /// Result of an attempt with at most one hedge.
-pub(crate) struct Raced {
+pub(crate) struct HedgedResult {
     /// Outcome of the request.
     pub(crate) result: Result<Opened, AttemptError>,
     /// Failure of the losing leg.
@@ -30,9 +30,9 @@ pub(crate) struct Raced {
     pub(crate) overtaken: Option<BackendId>,
 }
 
-impl From<Result<Opened, AttemptError>> for Raced {
-    fn from(result: Result<Opened, AttemptError>) -> Raced {
-        Raced { result, other_failure: None, hedge_notes: None, overtaken: None }
+impl From<Result<Opened, AttemptError>> for HedgedResult {
+    fn from(result: Result<Opened, AttemptError>) -> HedgedResult {
+        HedgedResult { result, other_failure: None, hedge_notes: None, overtaken: None }
     }
 }
 
@@ -69,7 +69,7 @@ pub(crate) async fn race(
     second: (HedgePermit<'_>, Serving<'_>, ReservedLeg),
     live: &InflightRequest,
     attempt: u32,
-) -> Raced {
+) -> HedgedResult {
     let (_hedge, serving, mut placed) = second;
     let considered = placed.take_considered();
     let mut notes = LegNotes::of_hedge(attempt, considered);
@@ -89,5 +89,5 @@ pub(crate) async fn race(
     };
     drop(other);
     let overtaken = (by_hedge && other_failure.is_none() && result.is_ok()).then_some(on);
-    Raced { result, other_failure, hedge_notes: by_hedge.then_some(notes), overtaken }
+    HedgedResult { result, other_failure, hedge_notes: by_hedge.then_some(notes), overtaken }
 }
