@@ -144,7 +144,7 @@ fn planning(c: &mut Criterion) {
             kv_capacity: Tokens(430_000),
             prefill_model: Default::default(),
             decode_model: Default::default(),
-            runs_whole: true,
+            colocates: true,
         });
         let demand = GroupDemand {
             group: GroupId(0),

@@ -29,7 +29,7 @@ impl Settings {
     pub fn placement_params(&self) -> PlacementParams {
         PlacementParams {
             slo: self.slo(),
-            room: self.queue.room,
+            prefill_backlog_max: self.queue.room,
             late: match self.queue.late {
                 LateRequests::Serve => LatePolicy::Serve,
                 LateRequests::Refuse => LatePolicy::Refuse,

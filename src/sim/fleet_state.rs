@@ -74,9 +74,9 @@ impl FleetState {
     pub(crate) fn new(fleet: &[Profile], tpot: Seconds, capability: RoleCapability) -> FleetState {
         let engines = fleet.len();
         // SGLang, the only engine that switches by itself, answers whole requests with 400.
-        let runs_whole = capability == RoleCapability::Instant;
+        let colocates = capability == RoleCapability::Instant;
         let properties = |profile: &Profile| Load {
-            runs_whole,
+            colocates,
             streams_max: profile.max_num_seqs,
             kv_capacity: profile.kv_capacity,
             prefill_model: profile.prefill_model(),
@@ -205,7 +205,7 @@ impl FleetState {
                 kv_capacity: model.kv_capacity,
                 prefill_model: model.prefill_model,
                 decode_model: model.decode_model,
-                runs_whole: model.runs_whole,
+                colocates: model.colocates,
             }
         });
         Observation { backends: backends.collect(), groups }

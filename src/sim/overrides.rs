@@ -45,7 +45,7 @@ impl TidegateParams {
     pub fn set(&mut self, name: &str, value: f64) -> Result<(), OverrideError> {
         let (placement, planner) = (&mut self.placement, &mut self.planner);
         match name {
-            "room" => placement.room = Seconds(value),
+            "room" => placement.prefill_backlog_max = Seconds(value),
             "late_class_share" => placement.late_class_share = value,
             "trunk_reservation_share" => placement.trunk_reservation_share = value,
             "refuse_late" if value > 0.0 => placement.late = LatePolicy::Refuse,

@@ -17,12 +17,12 @@ use crate::engine::Work;
 pub(crate) struct StaticRouter {
     /// Engines with a lower index prefill; `None`: every engine runs both legs.
     prefills: Option<usize>,
-    loads: Vec<Load>,
+    loads: Vec<PredictedLoad>,
 }
 
 /// Unfinished work of one engine.
 #[derive(Clone, Copy, Debug, Default)]
-struct Load {
+struct PredictedLoad {
     /// Predicted prefill work in nanoseconds; integers return to exactly zero.
     prefill: u64,
     /// Streams, including those in transfer.
@@ -31,7 +31,7 @@ struct Load {
 
 impl StaticRouter {
     pub(crate) fn new(prefills: Option<usize>, engines: usize) -> StaticRouter {
-        StaticRouter { prefills, loads: vec![Load::default(); engines] }
+        StaticRouter { prefills, loads: vec![PredictedLoad::default(); engines] }
     }
 }
 

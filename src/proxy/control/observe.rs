@@ -42,7 +42,7 @@ pub fn fleet(
             kv_capacity: backend.kv_capacity(),
             prefill_model: entry.prefill,
             decode_model: entry.decode,
-            runs_whole: backend.family.serves_colocated(),
+            colocates: backend.family.serves_colocated(),
         }
     });
     Observation { backends: backends.collect(), groups: groups(fleet, table, demand) }

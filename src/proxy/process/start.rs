@@ -382,7 +382,7 @@ fn first_table(
             kv_capacity: backend.kv_capacity(),
             prefill_model: priors.prefill,
             decode_model: priors.decode,
-            runs_whole: backend.family.serves_colocated(),
+            colocates: backend.family.serves_colocated(),
         }
     });
     let observation = Observation { backends: observed.collect(), groups: Vec::new() };

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use tidegate_engine::ids::{self, id_in_path, id_in_request};
 use tidegate_engine::{ApiError, Endpoint, Kinds};
-use tidegate_scheduler::inflight::PrefillRoom;
+use tidegate_scheduler::inflight::BacklogBound;
 use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::sleep_until;
 
@@ -201,9 +201,10 @@ fn try_reserve(
     let account = &backend.account;
     let generates = accepted.endpoint.generates();
     let placement = &serving.settings().placement;
-    let room = PrefillRoom { work: placement.room, tokens: placement.joins_step_of(new) };
+    let bound =
+        BacklogBound { work: placement.prefill_backlog_max, tokens: placement.joins_step_of(new) };
     let prefill = match (generates, waits) {
-        (true, true) => Some(account.try_charge_prefill(work, new, room)?),
+        (true, true) => Some(account.try_charge_prefill(work, new, bound)?),
         (true, false) => Some(account.charge_prefill(work, new)),
         (false, _) => None,
     };

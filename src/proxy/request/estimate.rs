@@ -33,7 +33,7 @@ pub fn job(
     let work = entry.prefill.predict(prompt - cached, cached);
     proxy.reaction.arrived(arrived);
     entry.demand.arrivals.count(work, prompt, expected_output);
-    if work >= settings.placement.room {
+    if work >= settings.placement.prefill_backlog_max {
         // The prefill alone exceeds an engine's prefill backlog bound: the planner runs at once.
         proxy.surge.notify_one();
     }

@@ -1,7 +1,7 @@
 //! Places a request and charges its backend, unless another thread takes the capacity first.
 
 use crate::dispatch::Accounts;
-use crate::inflight::{ConcurrentStreams, PrefillCharge, PrefillRoom, StreamCharge};
+use crate::inflight::{BacklogBound, ConcurrentStreams, PrefillCharge, StreamCharge};
 use crate::placement::{
     Considered, DecodeRequest, Params, PrefillRequest, RouteDecision, considered, place,
     place_decode,
@@ -87,10 +87,11 @@ pub(super) fn reserve<A: Accounts>(
     };
     let (account, load) = (fleet.account(on), fleet.load(on));
     let uncached = job.prompt - cached;
-    let room = PrefillRoom { work: params.room, tokens: params.joins_step_of(uncached) };
+    let bound =
+        BacklogBound { work: params.prefill_backlog_max, tokens: params.joins_step_of(uncached) };
     // Before the charge, which is part of the load afterwards.
     let candidates = fleet.records_candidates().then(|| considered(params, job, fleet, on));
-    let prefill = account.try_charge_prefill(work, uncached, room)?;
+    let prefill = account.try_charge_prefill(work, uncached, bound)?;
     let stream = match whole {
         true => Some(account.try_open_stream(job.prompt, load.streams_max)?),
         false => None,

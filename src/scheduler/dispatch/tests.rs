@@ -75,7 +75,7 @@ fn placements<W: SharedU64 + std::fmt::Debug>(
         let mut request = job(n as u64, *prompt);
         request.ttft_deadline = now + Seconds(1.0);
         request.arrived = now;
-        queue.push(request).expect("the queue has room");
+        queue.push(request).expect("the queue is below its limit");
         if n % 2 == 0 && !legs.is_empty() {
             legs.remove(0);
         }
@@ -148,7 +148,7 @@ fn a_request_is_refused_at_its_deadline_and_without_a_usable_backend() {
         let load = Load { usable, ..idle(Role::Mixed) };
         let fleet: Engines<LocalU64> = Engines::new(vec![load]);
         let mut queue = DispatchQueue::with_limit(1);
-        queue.push(job(1, 1000)).expect("the queue has room");
+        queue.push(job(1, 1000)).expect("the queue is below its limit");
         let mut refused = Vec::new();
         queue.pass(&Params::default(), now, &fleet, |outcome| match outcome {
             DispatchOutcome::Refused(id, refusal) => refused.push((id, refusal)),

@@ -79,7 +79,7 @@ pub struct ConcurrentStreams {
 
 /// The prefill backlog bound of a backend.
 #[derive(Clone, Copy, Debug)]
-pub struct PrefillRoom {
+pub struct BacklogBound {
     /// A prompt fits while less work than this is in flight.
     pub work: Seconds,
     /// A prompt also fits if at most this many tokens are in flight with its own: those of one
@@ -104,22 +104,22 @@ pub struct StreamCharge<W: SharedU64 = AtomicU64> {
 }
 
 impl<W: SharedU64> Account<W> {
-    /// Charges prefill work if it fits into `room`; an idle backend always accepts. Returns `None`
+    /// Charges prefill work within `bound`; an idle backend always accepts. Returns `None`
     /// otherwise.
     pub fn try_charge_prefill(
         self: &Arc<Self>,
         work: Seconds,
         tokens: Tokens,
-        room: PrefillRoom,
+        bound: BacklogBound,
     ) -> Option<PrefillCharge<W>> {
-        let (most, nanos) = (nanos(room.work), charged_nanos(work));
+        let (most, nanos) = (nanos(bound.work), charged_nanos(work));
         let others = self.others.prefill_nanos.load_relaxed();
         let is_free = |all: u64| all == 0 || all < most;
         let fits = |present: u64| is_free(present + others).then(|| present + nanos);
         if self.own.prefill_nanos.update(fits) {
             self.own.prefill_tokens.fetch_add(tokens.get());
         } else {
-            let (own, most) = (tokens.get(), room.tokens.get());
+            let (own, most) = (tokens.get(), bound.tokens.get());
             let others = self.others.prefill_tokens.load_relaxed();
             let joins = |present: u64| (present + others + own <= most).then_some(present + own);
             if !self.own.prefill_tokens.update(joins) {

@@ -9,4 +9,4 @@ mod account;
 #[cfg(test)]
 mod tests;
 
-pub use account::{Account, Balance, ConcurrentStreams, PrefillCharge, PrefillRoom, StreamCharge};
+pub use account::{Account, BacklogBound, Balance, ConcurrentStreams, PrefillCharge, StreamCharge};

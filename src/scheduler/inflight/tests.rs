@@ -1,6 +1,6 @@
 //! Tests of the account under the interleavings that shuttle explores.
 
-use crate::inflight::{Account as AnyAccount, Balance, PrefillRoom};
+use crate::inflight::{Account as AnyAccount, BacklogBound, Balance};
 use shuttle::sync::atomic::AtomicU64;
 use shuttle::{check_random, thread};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tidegate_types::{Seconds, Tokens};
 type Account = AnyAccount<AtomicU64>;
 
 /// A bound by time alone.
-const ROOM: PrefillRoom = PrefillRoom { work: Seconds(0.15), tokens: Tokens(0) };
+const BOUND: BacklogBound = BacklogBound { work: Seconds(0.15), tokens: Tokens(0) };
 const ROUNDS: usize = 300;
 
 fn check(test: impl Fn() + Send + Sync + 'static) {
@@ -49,7 +49,7 @@ fn two_requests_never_both_take_the_last_capacity() {
     check(|| {
         let account = Arc::new(Account::default());
         let charge =
-            |account: &Arc<Account>| account.try_charge_prefill(Seconds(0.2), Tokens(5), ROOM);
+            |account: &Arc<Account>| account.try_charge_prefill(Seconds(0.2), Tokens(5), BOUND);
         let other = Arc::clone(&account);
         let rival = thread::spawn(move || charge(&other));
         let mine = charge(&account);
@@ -91,11 +91,11 @@ fn the_load_of_other_gateways_takes_capacity_and_is_not_in_the_own_balance() {
             ..Balance::default()
         };
         account.set_others(&others);
-        let charge = |work| account.try_charge_prefill(Seconds(work), Tokens(50), ROOM);
+        let charge = |work| account.try_charge_prefill(Seconds(work), Tokens(50), BOUND);
         let first = charge(0.1);
         assert!(first.is_some(), "0.1 of 0.15 s are taken");
         assert!(charge(0.1).is_none(), "0.2 s are taken");
-        let step = PrefillRoom { tokens: Tokens(120), ..ROOM };
+        let step = BacklogBound { tokens: Tokens(120), ..BOUND };
         assert!(account.try_charge_prefill(Seconds(0.1), Tokens(20), step).is_none());
         let stream = account.try_open_stream(Tokens(7), 4);
         assert!(stream.is_some() && account.try_open_stream(Tokens(7), 4).is_none());
@@ -113,9 +113,9 @@ fn the_load_of_other_gateways_takes_capacity_and_is_not_in_the_own_balance() {
 fn an_idle_backend_accepts_any_prompt() {
     check(|| {
         let account = Arc::new(Account::default());
-        let long = account.try_charge_prefill(Seconds(60.0), Tokens(1), ROOM);
+        let long = account.try_charge_prefill(Seconds(60.0), Tokens(1), BOUND);
         assert!(long.is_some());
-        assert!(account.try_charge_prefill(Seconds(0.0), Tokens(0), ROOM).is_none());
+        assert!(account.try_charge_prefill(Seconds(0.0), Tokens(0), BOUND).is_none());
     });
 }
 
@@ -123,8 +123,8 @@ fn an_idle_backend_accepts_any_prompt() {
 fn prompts_beyond_the_backlog_bound_fit_within_one_step() {
     check(|| {
         let account = Arc::new(Account::default());
-        let step = PrefillRoom { tokens: Tokens(100), ..ROOM };
-        let first = account.try_charge_prefill(Seconds(1.0), Tokens(40), ROOM);
+        let step = BacklogBound { tokens: Tokens(100), ..BOUND };
+        let first = account.try_charge_prefill(Seconds(1.0), Tokens(40), BOUND);
         let rivals: Vec<_> = (0..3)
             .map(|_| {
                 let account = Arc::clone(&account);

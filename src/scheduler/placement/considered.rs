@@ -20,9 +20,9 @@ pub struct Considered {
     /// it.
     pub open: bool,
     /// Whether its prefill backlog admits the prompt.
-    pub prefill_room: bool,
+    pub prefill_capacity: bool,
     /// Whether one more stream fits into its memory and its TPOT target.
-    pub decode_room: bool,
+    pub decode_capacity: bool,
     /// Whether the TPOT slack of its streams covers the prefill.
     pub slack: bool,
     /// Decode streams on it.
@@ -56,8 +56,8 @@ fn seen(params: &Params, job: &PrefillRequest, fleet: &impl Fleet, on: BackendId
         on,
         role: load.role,
         open: load.is_open() && !job.excluded.contains(on),
-        prefill_room: evaluation.has_prefill_room(),
-        decode_room: evaluation.has_decode_room(),
+        prefill_capacity: evaluation.has_prefill_capacity(),
+        decode_capacity: evaluation.has_decode_capacity(),
         slack: evaluation.has_slack(),
         streams: load.streams,
         cached: evaluation.cached,
@@ -81,6 +81,6 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), CONSIDERED_MAX, "each backend once");
-        assert!(seen.iter().all(|candidate| candidate.open && candidate.prefill_room));
+        assert!(seen.iter().all(|candidate| candidate.open && candidate.prefill_capacity));
     }
 }

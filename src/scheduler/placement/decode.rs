@@ -1,13 +1,13 @@
-//! RouteDecision of a decode backend for a prefilled request. It is made after the prefill, which may take
-//! seconds in which the free capacity changes. Allocates nothing.
+//! Decode backend of a prefilled request. It is chosen when the prefill has ended, because the free
+//! capacity changes during a prefill of seconds. Allocates nothing.
 
 use crate::placement::order::order;
 use crate::placement::{DecodeRequest, Fleet, Load, Params};
 use crate::tuning::{PACKING_SHARE, SAMPLE, SLACK_PRICE};
 use tidegate_types::{BackendId, Role, Seconds};
 
-/// Preference class of a backend: role fits, role does not fit, suspect, or the request has failed
-/// there.
+/// Preference for a backend, best first: its role takes decodes, another role, suspect, the request
+/// has failed on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Preference {
     Role,
@@ -16,13 +16,11 @@ enum Preference {
     Failed,
 }
 
-/// Returns the backend of `from`'s group with the least predicted completion among those with
-/// capacity for one more stream. Callers list `from` among the excluded backends, so that it is the
-/// last resort: engines do not read their own blocks.
-///
-/// If no usable backend of the group has a role that takes decodes, other usable backends are
-/// considered, then suspects, then backends on which the request has failed. Returns `None` if the
-/// group has no capacity or no usable backend now.
+/// Returns the backend with the lowest score in the group of `from`, among those with capacity for
+/// one more stream. Only backends of the best available preference are considered: usable backends
+/// whose role takes decodes, else other usable backends, else suspects, else backends on which the
+/// request has failed. Callers list `from` among the failed ones, because engines do not read their
+/// own blocks. Returns `None` if the group has no capacity or no usable backend now.
 pub fn place_decode(
     params: &Params,
     request: &DecodeRequest,
@@ -32,9 +30,9 @@ pub fn place_decode(
     let backends = fleet.pool(request.pool);
     let mut preferred = Preference::Failed;
     let mut best: Option<(BackendId, f64)> = None;
-    let mut looked_at = 0;
+    let mut examined = 0;
     for index in order(backends.len(), request.seed) {
-        if looked_at >= SAMPLE && preferred == Preference::Role && best.is_some() {
+        if examined >= SAMPLE && preferred == Preference::Role && best.is_some() {
             break;
         }
         let on = backends[index];
@@ -42,18 +40,17 @@ pub fn place_decode(
         if load.group != group || !load.is_open() {
             continue;
         }
-        looked_at += 1;
+        examined += 1;
         let preference = preference(request, on, &load);
         if preference > preferred {
             continue;
         }
         if preference < preferred {
-            // Candidates of a less preferred class are dropped, whether or not this backend has
-            // capacity.
+            // Candidates of a lower preference are dropped even if this backend has no capacity.
             (preferred, best) = (preference, None);
         }
         let score = score(params, request, on, &load);
-        if has_room(params, request, &load) && best.is_none_or(|(_, least)| score < least) {
+        if has_capacity(params, request, &load) && best.is_none_or(|(_, least)| score < least) {
             best = Some((on, score));
         }
     }
@@ -71,7 +68,14 @@ pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl Fleet) -> Opti
     let key = |(on, load): &(BackendId, Load)| {
         let failed = request.excluded.contains(*on);
         let draining = load.role == Role::Draining;
-        (!load.takes_over, draining, failed, load.last, !load.role.takes_decode(), load.streams)
+        (
+            !load.accepts_hand_off,
+            draining,
+            failed,
+            load.suspect,
+            !load.role.takes_decode(),
+            load.streams,
+        )
     };
     usable.min_by_key(key).map(|(on, _)| on)
 }
@@ -79,20 +83,20 @@ pub fn place_decode_overdue(request: &DecodeRequest, fleet: &impl Fleet) -> Opti
 fn preference(request: &DecodeRequest, on: BackendId, load: &Load) -> Preference {
     match load.role.takes_decode() {
         _ if request.excluded.contains(on) => Preference::Failed,
-        _ if load.last => Preference::Suspect,
+        _ if load.suspect => Preference::Suspect,
         true => Preference::Role,
         false => Preference::OtherRole,
     }
 }
 
-fn has_room(params: &Params, request: &DecodeRequest, load: &Load) -> bool {
+fn has_capacity(params: &Params, request: &DecodeRequest, load: &Load) -> bool {
     load.streams < load.streams_max
         && load.has_memory_for(request.kv, request.expected_output)
-        && load.has_step_room(request.kv, params.slo.tpot)
+        && load.keeps_tpot_with(request.kv, params.slo.tpot)
 }
 
-/// Predicted completion plus the weighted prefill work ahead of the stream and the slack that it
-/// removes from the backend.
+/// Returns the score: predicted completion, plus [`SLACK_PRICE`] per second of prefill work ahead of
+/// the stream and of slack that it removes from the backend. The lowest score wins.
 fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &Load) -> f64 {
     let stays = on == request.from;
     let hand_off = if stays { Seconds::ZERO } else { load.transfer_model.predict(request.kv) };
@@ -101,14 +105,15 @@ fn score(params: &Params, request: &DecodeRequest, on: BackendId, load: &Load) -
     (hand_off + steps + taken * SLACK_PRICE).get()
 }
 
-/// Slack of the backend's streams without the new one, at most the TTFT target. Above the packing limit
-/// the backend counts as having the full slack, so that new streams go elsewhere.
+/// Returns the slack of the backend's streams without the new one, at most the TTFT target. A backend
+/// above the packing limit ([`PACKING_SHARE`]) counts with the full TTFT target, so that bin packing
+/// ends there.
 fn slack(params: &Params, request: &DecodeRequest, load: &Load) -> Seconds {
     let base = load.decode_model.base;
-    let packs = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKING_SHARE;
+    let packing_step = base + (params.slo.tpot - base).max(Seconds::ZERO) * PACKING_SHARE;
     let most = if params.spill { params.slo.ttft } else { Seconds::ZERO };
     match load.awaiting_first_token {
-        _ if load.step_with(request.kv) > packs => most,
+        _ if load.step_with(request.kv) > packing_step => most,
         0 => load.slack.max(Seconds::ZERO).min(most),
         _ => Seconds::ZERO,
     }

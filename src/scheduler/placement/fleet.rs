@@ -11,24 +11,25 @@ use tidegate_types::{BackendId, GroupId, PoolId, Role, Seconds, Tokens};
 pub struct Load {
     /// The role: the kind of new work that the backend receives.
     pub role: Role,
-    /// Whether requests may be sent to the backend.
+    /// Whether the backend may receive new work: not down, not faulty, compatible with the settings.
     pub usable: bool,
-    /// Whether the backend is a suspect (silent, ejected, backing off). A suspect receives new work
+    /// Whether the backend is a suspect: silent, ejected or backing off. A suspect receives new work
     /// only if no other backend is usable.
-    pub last: bool,
-    /// Whether the backend takes whole requests. If not, every request is split, short ones too.
-    pub runs_whole: bool,
-    /// Whether the backend may prefill for another backend whatever its role. Some engines crash if
-    /// they do so.
-    pub hands_over: bool,
-    /// Whether its launch flags allow decoding after a hand-off.
-    pub takes_over: bool,
+    pub suspect: bool,
+    /// Whether the backend serves colocated requests. If not, every request is disaggregated, short
+    /// prompts included.
+    pub colocates: bool,
+    /// Whether the backend may hand off its prefills even while its role is `decode`. Some engines
+    /// crash on a prefill leg that contradicts their launch flags.
+    pub can_hand_off: bool,
+    /// Whether the launch flags of the backend allow a decode leg.
+    pub accepts_hand_off: bool,
     /// The compatibility group: backends that may hand KV cache to each other.
     pub group: GroupId,
     /// Predicted duration of the prefill work in flight, whole requests included, computed as one
     /// batch ([`PrefillModel::batch`]).
     pub prefill: Seconds,
-    /// The uncached prompt tokens of that work.
+    /// Uncached prompt tokens of that work.
     pub prefill_tokens: Tokens,
     /// Decode streams running or reserved.
     pub streams: u32,
@@ -40,8 +41,8 @@ pub struct Load {
     pub kv: Tokens,
     /// KV tokens that fit into memory; 0 if unknown.
     pub kv_capacity: Tokens,
-    /// Smallest TPOT slack among the streams with a first token: the longest stall, from now, after
-    /// which none of them misses its TPOT. Negative if one is already late; large without such
+    /// Smallest TPOT slack of the streams with a first token: the longest stall from now that makes
+    /// none of them miss its TPOT target. Negative if one already misses it; large without such
     /// streams.
     pub slack: Seconds,
     /// Cost model of a prefill on this backend.
@@ -58,11 +59,11 @@ pub trait Fleet {
     fn pool(&self, pool: PoolId) -> &[BackendId];
     /// One backend's load, reservations included.
     fn load(&self, backend: BackendId) -> Load;
-    /// Tokens of a job's prompt that a backend has cached; less than the prompt.
+    /// Tokens of a request's prompt that a backend has cached; less than the prompt.
     fn cached(&self, job: &PrefillRequest, backend: BackendId) -> Tokens;
-    /// The backends that hold the longest prefixes of a job's prompt. Called only for pools larger
-    /// than the sample, which would miss those backends; with the default implementation, locality
-    /// is lost in such pools.
+    /// The backends that hold the longest prefixes of a request's prompt. Called for pools larger
+    /// than [`SAMPLE`](crate::tuning::SAMPLE), where the sample would miss them, and by the EDF
+    /// queue. The default implementation returns none, and large pools then have no locality.
     fn holders(&self, _job: &PrefillRequest) -> Matches {
         Matches::default()
     }
@@ -74,10 +75,10 @@ impl Load {
         Load {
             role,
             usable: true,
-            last: false,
-            runs_whole: true,
-            hands_over: true,
-            takes_over: true,
+            suspect: false,
+            colocates: true,
+            can_hand_off: true,
+            accepts_hand_off: true,
             group: GroupId(0),
             prefill: Seconds::ZERO,
             prefill_tokens: Tokens::ZERO,
@@ -98,16 +99,14 @@ impl Load {
         self.usable && self.role != Role::Draining
     }
 
-    /// Returns whether the prefill backlog admits another prefill of any size. An idle engine
-    /// always does. The fixed cost of the steps does not count: it is the same for any number of
-    /// prompts.
-    pub(super) fn has_prefill_room(&self, room: Seconds) -> bool {
-        self.prefill.get() <= 0.0 || self.prefill - self.prefill_model.base < room
+    /// Returns whether the prefill backlog is below `backlog_max`, or the engine is idle. The fixed
+    /// cost of the steps does not count: prompts of one step share it.
+    pub(super) fn has_prefill_capacity(&self, backlog_max: Seconds) -> bool {
+        self.prefill.get() <= 0.0 || self.prefill - self.prefill_model.base < backlog_max
     }
 
     /// Returns whether a stream of `kv` tokens that will grow by `growth` fits into the KV memory
-    /// less [`HEADROOM`]. An idle engine is never refused: if the request is too large,
-    /// the engine answers with an error.
+    /// less [`HEADROOM`]. True for an idle engine: it answers an oversized request with an error.
     pub(super) fn has_memory_for(&self, kv: Tokens, growth: Tokens) -> bool {
         if self.streams == 0 && self.prefill.get() <= 0.0 || self.kv_capacity == Tokens::ZERO {
             return true;
@@ -115,14 +114,14 @@ impl Load {
         (self.kv + kv + growth).as_f64() <= self.kv_capacity.as_f64() * (1.0 - HEADROOM)
     }
 
-    /// Duration of a decode step with one more stream of `kv` tokens.
+    /// Returns the duration of a decode step with one more stream of `kv` tokens.
     pub(super) fn step_with(&self, kv: Tokens) -> Seconds {
         self.decode_model.step(self.streams.saturating_add(1), self.kv + kv)
     }
 
-    /// Returns whether one more stream of `kv` tokens keeps every step within `tpot`. If a single
-    /// stream's step exceeds `tpot`, the target cannot be met and does not limit.
-    pub(super) fn has_step_room(&self, kv: Tokens, tpot: Seconds) -> bool {
+    /// Returns whether a decode step with one more stream of `kv` tokens stays within `tpot`. A
+    /// target that a single stream misses cannot be met and does not limit.
+    pub(super) fn keeps_tpot_with(&self, kv: Tokens, tpot: Seconds) -> bool {
         self.streams == 0 || self.step_with(kv) <= tpot || self.decode_model.step(1, kv) > tpot
     }
 }

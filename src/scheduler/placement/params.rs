@@ -27,7 +27,7 @@ pub struct Params {
     /// counts until it is done, so less than one chunk suffices to keep the engine busy. Short
     /// prompts are also admitted while all outstanding tokens fit into one step: see
     /// [`joins_step_of`](Params::joins_step_of).
-    pub room: Seconds,
+    pub prefill_backlog_max: Seconds,
     /// Prompts with fewer uncached tokens are short: they are never split, and join a step. Default
     /// [`SHORT_PROMPT`].
     pub whole_below: Tokens,
@@ -65,7 +65,7 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             slo: Slo::default(),
-            room: PREFILL_BACKLOG_MAX,
+            prefill_backlog_max: PREFILL_BACKLOG_MAX,
             whole_below: SHORT_PROMPT,
             chunk: Tokens(2048),
             spill: true,

@@ -1,7 +1,7 @@
-//! RouteDecision of a backend for a request. A survey makes at most two passes over the pool; it is repeated
-//! with suspects, then with backends on which the request failed, while it finds none. Its passes: the first respects roles;
-//! the second, which runs if the first finds nothing, ignores them where a group has lost one side
-//! or the request cannot be split. Allocates nothing.
+//! Route of a request. A scan makes at most two passes over the pool. The first respects roles. The
+//! second runs if the first finds no route, and ignores roles in groups that have lost all prefill or
+//! all decode backends, and for requests that must be colocated. The scan is repeated with suspects,
+//! then with backends on which the request has failed, until a route is found. Allocates nothing.
 
 use crate::placement::candidate::{Candidate, Evaluation, with_hand_off};
 use crate::placement::order::order;
@@ -25,7 +25,7 @@ pub enum RouteDecision {
         /// Prompt tokens in the prefix cache of the backend.
         cached: Tokens,
     },
-    /// Send the whole request to this backend.
+    /// Send the colocated request to this backend.
     Colocated {
         /// The backend.
         on: BackendId,
@@ -58,15 +58,15 @@ pub enum UnroutableReason {
     NoneUsable,
     /// All usable backends are draining.
     AllDraining,
-    /// The usable backends take no whole requests, and the group has lost the other side.
+    /// The usable backends serve no colocated requests, and no group has backends for both legs.
     Unpaired,
 }
 
 /// Returns the backend for `job` with the least predicted completion time tier those with
 /// capacity; backends that keep the TTFT deadline come before those that do not.
 ///
-/// A role is a preference: where a group has lost every prefill or every decode backend, the
-/// remaining backends take whole requests. A dead or draining backend is never chosen, a suspect
+/// A role is a preference: in a group that has lost every prefill or every decode backend, the
+/// remaining backends serve colocated requests. A dead or draining backend is never chosen, a suspect
 /// only if no other backend is usable.
 pub fn place(
     params: &Params,
@@ -84,13 +84,13 @@ pub fn place(
     choice
 }
 
-/// The backends that are considered, in order of preference; a later kind only if the earlier ones
-/// yield nothing.
+/// The backends that a scan considers, in order of preference. A later tier is scanned only if the
+/// earlier ones have no route.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tier {
-    /// Backends on which the job has not failed, without suspects.
+    /// Backends on which the request has not failed, without suspects.
     Healthy,
-    /// Backends on which the job has not failed, suspects included.
+    /// Backends on which the request has not failed, suspects included.
     Suspects,
     /// All backends.
     All,
@@ -99,14 +99,14 @@ enum Tier {
 impl Tier {
     fn skips(self, load: &Load, failed: bool) -> bool {
         match self {
-            Tier::Healthy => load.last || failed,
+            Tier::Healthy => load.suspect || failed,
             Tier::Suspects => failed,
             Tier::All => false,
         }
     }
 }
 
-/// State of one pass over the pool.
+/// State of one scan of the pool.
 struct CandidateScan<'a, F> {
     params: &'a Params,
     job: &'a PrefillRequest,
@@ -115,12 +115,12 @@ struct CandidateScan<'a, F> {
     now: Moment,
     /// Time until the TTFT deadline.
     time_left: Seconds,
-    /// The best backend for the whole request that causes no stall beyond the slack of running
-    /// streams.
+    /// The best backend for the colocated request whose prefill causes no stall beyond the slack of
+    /// running streams.
     colocated: Option<Candidate>,
-    /// The best decode backend for the whole request whose streams have slack for it (spill).
-    /// Streams whose hand-off to it ends meanwhile have none, so it is used only if no other
-    /// choice is in time.
+    /// The best decode backend whose streams have slack for the prefill (spill). Streams whose
+    /// hand-off to it ends during the prefill have none, so a spill is used only if no other route
+    /// is in time.
     spill: Option<Candidate>,
     /// The busy prefill backend whose prefix cache leaves the least prefill work.
     holder: Option<Candidate>,
@@ -128,23 +128,22 @@ struct CandidateScan<'a, F> {
     prefill: [Option<Candidate>; GROUPS],
     /// By group: the shortest decode step with this request included.
     decode_step: [Seconds; GROUPS],
-    /// One bit per group: the group has an open backend that takes prefills; one that takes
-    /// decodes; a prefill could start; a decode could start; a decode could start on more than one
-    /// backend.
+    /// Bit sets of groups: with an open backend that takes prefills; with one that takes decodes;
+    /// with prefill capacity; with decode capacity; with decode capacity on several backends.
     prefill_groups: u64,
     decode_groups: u64,
-    prefill_room: u64,
-    decode_room: u64,
+    prefill_capacity: u64,
+    decode_capacity: u64,
     decode_elsewhere: u64,
-    /// Open backends that take prefills, and the idle ones tier them.
+    /// Number of open backends that take prefills, and of the idle ones among them.
     prefills: u32,
     idle: u32,
-    /// A prefill backend has capacity, but the request cannot be split.
+    /// Whether a prefill backend has capacity, but the request must be colocated.
     colocation_required: bool,
     startable: bool,
     usable: bool,
-    /// Some backend takes whole requests.
-    runs_whole: bool,
+    /// Whether an open backend serves colocated requests.
+    colocates: bool,
 }
 
 impl<'a, F: Fleet> CandidateScan<'a, F> {
@@ -169,15 +168,15 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             decode_step: [Seconds(f64::INFINITY); GROUPS],
             prefill_groups: 0,
             decode_groups: 0,
-            prefill_room: 0,
-            decode_room: 0,
+            prefill_capacity: 0,
+            decode_capacity: 0,
             decode_elsewhere: 0,
             prefills: 0,
             idle: 0,
             colocation_required: false,
             startable: false,
             usable: false,
-            runs_whole: false,
+            colocates: false,
         }
     }
 
@@ -191,8 +190,8 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
                 }
             }
         }
-        for (looked_at, index) in order(backends.len(), self.job.seed).enumerate() {
-            if looked_at >= SAMPLE && self.has_route() {
+        for (examined, index) in order(backends.len(), self.job.seed).enumerate() {
+            if examined >= SAMPLE && self.has_route() {
                 break;
             }
             self.scan_by_role(backends[index]);
@@ -206,9 +205,10 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         best.unwrap_or_else(|| self.no_route(backends.is_empty()))
     }
 
-    /// Whether the request waits for a busy backend that holds its prefix instead of starting as
-    /// `choice` says. It does if the backend saves most of the prefill work and still meets the TTFT
-    /// deadline; a request that is late anyway waits at most as long as the other prefill takes.
+    /// Returns whether the request waits for a busy backend that holds its prefix instead of taking
+    /// the route `choice`. It does if the hit saves most of the prefill work ([`HOLDER_SAVES`]) and
+    /// the wait keeps the TTFT deadline. A request that misses the deadline anyway waits at most as
+    /// long as the other prefill takes.
     fn waits_for_holder(&self, choice: &RouteDecision) -> bool {
         let Some(holder) = self.holder else { return false };
         let predicted = match choice {
@@ -224,10 +224,10 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
     fn has_route(&self) -> bool {
         self.colocated.is_some()
             || self.spill.is_some_and(|spill| self.is_in_time(&spill))
-            || self.prefill_room & self.decode_room != 0
+            || self.prefill_capacity & self.decode_capacity != 0
     }
 
-    /// Returns whether the first pass skipped a backend because of its role.
+    /// Returns whether the first pass has skipped a backend because of its role.
     fn may_scan_against_roles(&self) -> bool {
         self.colocation_required || self.prefill_groups != self.decode_groups
     }
@@ -245,8 +245,8 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         let cached = self.fleet.cached(self.job, on);
         let evaluation = Evaluation::new(self.params, self.job, on, &load, cached);
         let (slot, bit) = slot(load.group);
-        self.runs_whole |= load.runs_whole;
-        let decode_room = load.role.takes_decode() && evaluation.has_decode_room();
+        self.colocates |= load.colocates;
+        let decode_capacity = load.role.takes_decode() && evaluation.has_decode_capacity();
         if load.role.takes_decode() {
             self.decode_groups |= bit;
         }
@@ -255,13 +255,13 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             self.prefills += 1;
             self.idle += u32::from(load.prefill <= Seconds::ZERO);
         }
-        if decode_room {
-            self.decode_elsewhere |= self.decode_room & bit;
-            self.decode_room |= bit;
+        if decode_capacity {
+            self.decode_elsewhere |= self.decode_capacity & bit;
+            self.decode_capacity |= bit;
             let step = load.step_with(self.job.prompt);
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
-        if !evaluation.has_prefill_room() {
+        if !evaluation.has_prefill_capacity() {
             if load.role.takes_prefill() && cached > Tokens::ZERO {
                 let busy = evaluation.prefill();
                 if self.holder.is_none_or(|holder| busy.predicted < holder.predicted) {
@@ -271,21 +271,21 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             return;
         }
         self.startable |= load.role.takes_prefill();
-        let colocates = decode_room && load.runs_whole;
-        if colocates && (load.role == Role::Mixed || evaluation.has_slack()) {
+        let may_colocate = decode_capacity && load.colocates;
+        if may_colocate && (load.role == Role::Mixed || evaluation.has_slack()) {
             let spills = load.role != Role::Mixed && evaluation.stalls_streams();
             let best = if spills { &mut self.spill } else { &mut self.colocated };
             evaluation.colocated().compete(best, self.time_left);
-        } else if load.role == Role::Prefill && load.runs_whole && self.must_colocate(&evaluation) {
+        } else if load.role == Role::Prefill && load.colocates && self.must_colocate(&evaluation) {
             self.colocation_required = true;
         } else if load.role == Role::Prefill {
-            self.prefill_room |= bit;
+            self.prefill_capacity |= bit;
             evaluation.prefill().compete(&mut self.prefill[slot], self.time_left);
         }
     }
 
-    /// Considers backends for the whole request against their role: those of a group that has lost
-    /// its other side, and prefill backends for requests that cannot be split.
+    /// Considers backends for the colocated request against their role: those of a group that has
+    /// lost the other role, and prefill backends for requests that must be colocated.
     fn scan_against_roles(&mut self, on: BackendId) {
         let Some(load) = self.open(on) else { return };
         let cached = self.fleet.cached(self.job, on);
@@ -293,12 +293,14 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         let (_, bit) = slot(load.group);
         let one_sided = (self.prefill_groups & self.decode_groups) & bit == 0;
         let colocation_required = load.role == Role::Prefill && self.must_colocate(&evaluation);
-        if !load.runs_whole || !evaluation.has_prefill_room() || !(one_sided || colocation_required)
+        if !load.colocates
+            || !evaluation.has_prefill_capacity()
+            || !(one_sided || colocation_required)
         {
             return;
         }
         self.startable = true;
-        if evaluation.has_decode_room() {
+        if evaluation.has_decode_capacity() {
             evaluation.colocated().compete(&mut self.colocated, self.time_left);
         }
     }
@@ -310,7 +312,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
 
     fn best(&self) -> Option<RouteDecision> {
         let mut disaggregated = None;
-        let mut groups = self.prefill_room & self.decode_room;
+        let mut groups = self.prefill_capacity & self.decode_capacity;
         while groups != 0 {
             let slot = groups.trailing_zeros() as usize;
             groups &= groups - 1;
@@ -345,27 +347,27 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         candidate.ttft <= self.time_left
     }
 
-    /// Trunk reservation: a request that misses its TTFT on every backend leaves one prefill
-    /// backend idle for requests that do not.
+    /// Trunk reservation: returns whether a request that misses its TTFT target on every backend
+    /// leaves the last idle prefill backend to feasible requests.
     fn holds_trunk_reservation(&self) -> bool {
         self.idle < self.prefills.min(2) && self.trunk_reservation_left() > Seconds::ZERO
     }
 
-    /// Remaining duration of the trunk reservation for this request.
+    /// Returns the remaining duration of the trunk reservation for this request.
     fn trunk_reservation_left(&self) -> Seconds {
         let PrefillRequest { arrived, queue_deadline, .. } = *self.job;
         arrived + (queue_deadline - arrived) * self.params.trunk_reservation_share - self.now
     }
 
-    /// Spill to a decode backend. The decode continues on another backend of the group if possible:
-    /// as a new stream without slack it would leave this one unable to absorb the next prefill.
+    /// Returns the route of a spill to a decode backend. The decode runs on another backend of the
+    /// group if possible: a new stream has no slack, and would prevent the next spill to this one.
     fn spill_route(&self, spill: Candidate) -> RouteDecision {
         let load = self.fleet.load(spill.on);
         let (slot, bit) = slot(load.group);
         let uncached = self.job.prompt - spill.cached;
         let may_disaggregate = self.job.disaggregation == Disaggregation::Allowed
             && uncached >= self.params.whole_below;
-        let may = load.hands_over && may_disaggregate;
+        let may = load.can_hand_off && may_disaggregate;
         let leg = with_hand_off(self.job, spill, self.decode_step[slot]);
         match may && self.decode_elsewhere & bit != 0 && self.is_in_time(&leg) {
             true => prefill_on(spill),
@@ -381,7 +383,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             RouteDecision::Unroutable(UnroutableReason::NoneUsable)
         } else if !open {
             RouteDecision::Unroutable(UnroutableReason::AllDraining)
-        } else if !self.runs_whole && self.prefill_groups & self.decode_groups == 0 {
+        } else if !self.colocates && self.prefill_groups & self.decode_groups == 0 {
             RouteDecision::Unroutable(UnroutableReason::Unpaired)
         } else if self.startable {
             RouteDecision::Wait(WaitReason::DecodeBusy)

@@ -53,7 +53,7 @@ fn a_long_prompt_is_split_if_the_decode_backend_has_no_slack() {
 
 #[test]
 fn engines_that_take_no_whole_requests_receive_split_requests_only() {
-    let pair = |load: Load| Load { runs_whole: false, ..load };
+    let pair = |load: Load| Load { colocates: false, ..load };
     let fleet = [pair(idle(Prefill)), pair(idle(Decode))];
     check(10, &fleet, Disaggregated(0));
     assert_eq!(goes(&colocated_only(4000), &Engines::new(fleet.to_vec())), Disaggregated(0));
@@ -118,7 +118,7 @@ fn a_spilled_prompt_decodes_on_another_backend_if_possible() {
     check(1000, &[busy, decode], Colocated(1));
     check(1000, &[busy, decode, tight], Disaggregated(1));
     check(1000, &[busy, decode, full(Decode)], Colocated(1));
-    check(1000, &[busy, Load { hands_over: false, ..decode }, tight], Colocated(1));
+    check(1000, &[busy, Load { can_hand_off: false, ..decode }, tight], Colocated(1));
     check(1000, &[busy, decode, Load { group: GroupId(1), ..tight }], Colocated(1));
     // A prompt that fits into a step causes no stall.
     check(200, &[busy, streaming(Decode, 30, 0.0)], Colocated(1));
@@ -294,7 +294,7 @@ fn a_cached_prefix_attracts_requests() {
     let RouteDecision::Prefill { on, predicted, cached } =
         place(&Params::default(), NOW, &job(1, 8000), &engines)
     else {
-        panic!("a long prompt with room everywhere is split");
+        panic!("a long prompt on an idle fleet is disaggregated");
     };
     assert_eq!((on, cached), (BackendId(1), Tokens(7500)));
     assert!(predicted < Seconds(0.06));
@@ -382,9 +382,9 @@ fn any_load() -> impl Strategy<Value = Load> {
     let role = prop::sample::select(&Role::ALL[..]);
     let often = || prop::bool::weighted(0.8);
     (role, often(), often(), 0u16..3, 0.0..0.3f64, 0u32..300, -0.5..2.0f64).prop_map(
-        |(role, usable, hands_over, group, prefill, streams, slack)| Load {
+        |(role, usable, can_hand_off, group, prefill, streams, slack)| Load {
             usable,
-            hands_over,
+            can_hand_off,
             group: GroupId(group),
             prefill: Seconds(if prefill < 0.1 { 0.0 } else { prefill - 0.1 }),
             prefill_tokens: Tokens((f64::max(prefill - 0.1, 0.0) / 72e-6) as u64),
@@ -410,21 +410,21 @@ proptest! {
         job.excluded.insert(BackendId(failed));
         let engines = Engines::new(loads.clone());
         let open = |load: &Load| load.usable && load.role != Draining;
-        let has_room = |load: &Load| load.has_prefill_room(params.room)
+        let has_capacity = |load: &Load| load.has_prefill_capacity(params.prefill_backlog_max)
             || load.prefill_tokens + Tokens(prompt) <= params.joins_step_of(Tokens(prompt));
         match place(&params, NOW, &job, &engines) {
             RouteDecision::Prefill { on, .. } => {
                 let chosen = loads[on.index()];
                 // A backend may prefill against its role if its engine allows a hand-off from that role.
-                prop_assert!(chosen.role.takes_prefill() || chosen.hands_over);
-                prop_assert!(open(&chosen) && has_room(&chosen) && !never);
+                prop_assert!(chosen.role.takes_prefill() || chosen.can_hand_off);
+                prop_assert!(open(&chosen) && has_capacity(&chosen) && !never);
                 let taker = |(slot, load): (usize, &Load)| open(load)
                     && slot != on.index() && load.group == chosen.group && load.role.takes_decode();
                 prop_assert!(loads.iter().enumerate().any(taker));
             }
             RouteDecision::Colocated { on, .. } => {
                 let chosen = loads[on.index()];
-                prop_assert!(open(&chosen) && has_room(&chosen));
+                prop_assert!(open(&chosen) && has_capacity(&chosen));
                 prop_assert!(chosen.streams < chosen.streams_max);
             }
             RouteDecision::Wait(_) => {

@@ -18,27 +18,27 @@ use pool_queue::{Key, PoolQueue, QueueClass};
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate_types::{Moment, PoolId, RequestId, Role, Seconds};
 
-/// The result for a waiting job. The job has left the queue, except where [`QueueOutcome::Place`] was
-/// answered with [`Reserved::No`].
+/// Result for a queued request. The request has left the queue, except after a
+/// [`QueueOutcome::Place`] that was answered with [`Reserved::No`].
 #[derive(Debug)]
 pub enum QueueOutcome<'a> {
-    /// A backend has capacity: [`RouteDecision::Prefill`] or [`RouteDecision::Colocated`]. Reserve it before
-    /// answering.
+    /// A backend has capacity: [`RouteDecision::Prefill`] or [`RouteDecision::Colocated`]. The
+    /// callback reserves it before it returns.
     Place(&'a PrefillRequest, RouteDecision),
     /// The queue deadline has passed.
     Expired(PrefillRequest),
-    /// It can no longer meet its TTFT target ([`LatePolicy::Refuse`]).
+    /// The request can no longer meet its TTFT target ([`LatePolicy::Refuse`]).
     Late(PrefillRequest),
-    /// No backend can take the job.
+    /// No backend can take the request.
     Unroutable(PrefillRequest, UnroutableReason),
 }
 
 /// The answer to an [`QueueOutcome`]; only the answer to [`QueueOutcome::Place`] has an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserved {
-    /// The capacity is reserved, or the job needs none any more.
+    /// The capacity is reserved, or the request no longer needs it.
     Yes,
-    /// Another request has taken the capacity; the job stays in the queue.
+    /// Another request has taken the capacity; the request stays in the queue.
     No,
 }
 
@@ -46,17 +46,17 @@ pub enum Reserved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue is full: {limit} requests wait")]
 pub struct QueueFull {
-    /// Most jobs that may wait.
+    /// Most queued requests.
     pub limit: usize,
 }
 
-/// The requests of all pools that wait for their first leg.
+/// The queued requests of all pools: they wait for their first leg.
 #[derive(Debug)]
 pub struct EdfQueue {
     waiting: BTreeMap<RequestId, QueuedRequest>,
     pools: BTreeMap<PoolId, PoolQueue>,
     expiries: BTreeSet<Key>,
-    /// Jobs offered since the last poll, whose prefill work is not estimated yet.
+    /// Requests queued since the last poll, without an estimate of their prefill work.
     unestimated: Vec<RequestId>,
     limit: usize,
 }
@@ -64,22 +64,21 @@ pub struct EdfQueue {
 #[derive(Debug)]
 struct QueuedRequest {
     job: PrefillRequest,
-    /// Prefill work on the backend of the pool that needs least, estimated at the first poll.
+    /// Least prefill work on any backend of the pool, estimated at the first poll.
     work: Seconds,
-    /// Latest feasible start; afterwards the job belongs to the late class.
+    /// Latest start that keeps the TTFT deadline; after it the request is in the late class.
     latest_start: Moment,
     class: QueueClass,
 }
 
 impl QueuedRequest {
-    /// Returns whether the job became late in the queue: it was feasible on arrival, and it is no
-    /// retry after a failure.
+    /// Returns whether the request was feasible on arrival and is no retry after a failure.
     fn may_be_shed(&self) -> bool {
         self.latest_start > self.job.arrived && self.job.excluded.is_empty()
     }
 }
 
-/// Result of an attempt to place a job.
+/// Result of an attempt to place a request.
 enum Tried {
     Left,
     Refused,
@@ -91,7 +90,7 @@ impl EdfQueue {
         EdfQueue::with_limit(Params::default().queue_max)
     }
 
-    /// Returns an empty queue for at most `limit` jobs.
+    /// Returns an empty queue for at most `limit` requests.
     pub fn with_limit(limit: usize) -> EdfQueue {
         EdfQueue {
             waiting: BTreeMap::new(),
@@ -102,7 +101,7 @@ impl EdfQueue {
         }
     }
 
-    /// Adds a job. Ids are unique: a second job with the same id replaces the first.
+    /// Adds a request. A request with the same id is replaced.
     ///
     /// # Errors
     /// [`QueueFull`] if the queue has reached its limit.
@@ -120,14 +119,14 @@ impl EdfQueue {
         Ok(())
     }
 
-    /// Removes the job of a client that has left. Returns whether it was waiting.
+    /// Removes the request of a client that has disconnected. Returns whether it was queued.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         self.remove(id).is_some()
     }
 
-    /// Places the jobs that fit now, and removes those that have passed their queue deadline or
-    /// that no backend can take. `fleet` must show the capacity that `on` has reserved by the time
-    /// `on` returns.
+    /// Places the requests for which a backend has capacity, and removes those that have passed
+    /// their queue deadline or that no backend can take. A reservation by `on` must be visible in
+    /// `fleet` when `on` returns.
     pub fn poll(
         &mut self,
         params: &Params,
@@ -145,22 +144,22 @@ impl EdfQueue {
         self.pools.retain(|_, pool_queue| !pool_queue.is_empty());
     }
 
-    /// Returns when a poll is due without any event: the earliest queue deadline.
+    /// Returns the time at which a poll is due without an event: the earliest queue deadline.
     pub fn next_deadline(&self) -> Option<Moment> {
         self.expiries.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Returns the number of waiting jobs.
+    /// Returns the number of queued requests.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Returns whether no job waits.
+    /// Returns whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// Returns the number of requests that wait for a pool.
+    /// Returns the number of queued requests of a pool.
     pub fn waiting(&self, pool: PoolId) -> usize {
         self.pools.get(&pool).map_or(0, PoolQueue::len)
     }
@@ -190,7 +189,7 @@ impl EdfQueue {
         }
     }
 
-    /// Estimates the prefill work and the latest feasible start of new jobs.
+    /// Estimates the prefill work and the latest start of new requests.
     fn estimate(&mut self, params: &Params, fleet: &impl Fleet) {
         for id in std::mem::take(&mut self.unestimated) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
@@ -204,7 +203,7 @@ impl EdfQueue {
         }
     }
 
-    /// Moves the jobs past their latest feasible start to the late class, or refuses them.
+    /// Moves the requests past their latest start to the late class, or refuses them.
     fn reclassify(
         &mut self,
         policy: LatePolicy,
@@ -237,8 +236,8 @@ impl EdfQueue {
         on: &mut impl FnMut(QueueOutcome<'_>) -> Reserved,
     ) {
         let mut scans = [QueueScan::new(QueueClass::Feasible), QueueScan::new(QueueClass::Late)];
-        // A refusal in the late class does not apply to feasible jobs: trunk reservation refuses
-        // only late ones.
+        // A refusal in the late class does not apply to feasible requests: it may be due to trunk
+        // reservation, which refuses only late ones.
         let mut refused = [RefusedWork::default(), RefusedWork::default()];
         loop {
             let Some(pool_queue) = self.pools.get(&pool) else { return };
@@ -306,10 +305,10 @@ impl Default for EdfQueue {
     }
 }
 
-/// One pass over the jobs of one class, in order.
+/// One pass over the requests of one class, in order.
 struct QueueScan {
     class: QueueClass,
-    /// The last job that was skipped or refused.
+    /// The last request that was skipped or refused.
     passed: Option<Key>,
     at: Option<Key>,
     left: usize,
@@ -320,7 +319,7 @@ impl QueueScan {
         QueueScan { class, passed: None, at: None, left: LOOK_AHEAD }
     }
 
-    /// Returns the first request that was not skipped or refused.
+    /// Returns the first request after those that were skipped or refused.
     fn next(&mut self, pool_queue: &PoolQueue) -> Option<RequestId> {
         if self.left == 0 {
             return None;
@@ -335,8 +334,8 @@ impl QueueScan {
     }
 }
 
-/// The least work that was refused in this poll, by whether the job may be split. Jobs that need at
-/// least as much are refused too.
+/// The least prefill work that was refused in this poll, for each kind of request. Requests of that
+/// kind with at least as much work are refused without another scan of the pool.
 #[derive(Default)]
 struct RefusedWork {
     allowed: Option<Seconds>,
@@ -360,10 +359,9 @@ impl RefusedWork {
     }
 }
 
-/// Returns a job's prefill work on the backend that needs least, if idle, and the time from the end
-/// of that work to the first token: where engines only prefill, the shortest hand-off and the next
-/// step of the decode engine, which takes up to the TPOT target; otherwise 0. Both are 0 without an open
-/// backend.
+/// Returns the least prefill work of a request on any backend, if idle, and the time from its end to
+/// the first token. With prefill backends that time is the shortest hand-off plus one TPOT, for the
+/// first decode step; otherwise it is 0. Both are 0 without an open backend.
 fn least_prefill(params: &Params, job: &PrefillRequest, fleet: &impl Fleet) -> (Seconds, Seconds) {
     let backends = fleet.pool(job.pool);
     let sample = order(backends.len(), job.seed).take(SAMPLE).map(|index| backends[index]);

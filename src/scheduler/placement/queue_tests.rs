@@ -57,7 +57,7 @@ fn full() -> Engines {
 }
 
 /// Settles all prefill work, so that one prefill fits.
-fn make_room(engines: &Engines) {
+fn free_capacity(engines: &Engines) {
     engines.change(0, |load| *load = idle(load.role));
 }
 
@@ -67,7 +67,7 @@ fn the_earliest_deadline_is_placed_first() {
     let mut queue = queue([due(1, 2500, 3.0, 9.0), due(2, 2500, 1.0, 9.0), due(3, 2500, 2.0, 9.0)]);
     assert_eq!(poll(&mut queue, at(0.0), &engines), []);
     for next in [2, 3, 1] {
-        make_room(&engines);
+        free_capacity(&engines);
         assert_eq!(poll(&mut queue, at(0.0), &engines), [Left::Placed(next)]);
     }
     assert!(queue.is_empty());
@@ -81,7 +81,7 @@ fn the_latest_feasible_start_includes_the_hand_off_and_one_decode_step() {
         engines.change(1, |load| load.prefill = Seconds(1.0));
         let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
         poll(&mut queue, at(0.0), &engines);
-        make_room(&engines);
+        free_capacity(&engines);
         poll(&mut queue, at(now), &engines)
     };
     assert_eq!(order(Role::Mixed, 0.79), [Left::Placed(1)]);
@@ -95,7 +95,7 @@ fn the_late_class_is_placed_last() {
     // 30,000 tokens take three seconds: late from the start, although the deadline is the earliest.
     let mut queue = queue([due(1, 30_000, 1.0, 9.0), due(2, 2500, 2.0, 9.0)]);
     for next in [2, 1] {
-        make_room(&engines);
+        free_capacity(&engines);
         assert_eq!(poll(&mut queue, at(0.1), &engines), [Left::Placed(next)]);
     }
 }
@@ -106,7 +106,7 @@ fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
     // 2500 tokens take 186 ms.
     let mut queue = queue([due(1, 2500, 1.0, 9.0), due(2, 2500, 5.0, 9.0)]);
     poll(&mut queue, at(0.0), &engines);
-    make_room(&engines);
+    free_capacity(&engines);
     assert_eq!(poll(&mut queue, at(0.9), &engines), [Left::Placed(2)]);
 }
 
@@ -123,7 +123,7 @@ fn load_shedding_refuses_what_became_late_in_the_queue_and_nothing_else() {
     assert_eq!(poll(0.7), []);
     assert_eq!(poll(0.9), [Left::Late(1)]);
     assert_eq!(poll(0.91), []);
-    make_room(&engines);
+    free_capacity(&engines);
     assert_eq!(poll(0.92), [Left::Placed(4)]);
     assert_eq!(queue.len(), 2, "the long prompt and the retry wait in the late class");
 }
@@ -141,7 +141,7 @@ fn the_late_class_receives_exactly_its_share_of_the_work() {
         // Feasible jobs are always waiting.
         queue.push(due(10_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
         queue.push(due(20_000 + round, 2500, 1e5 + round as f64, 1e6)).unwrap();
-        make_room(&engines);
+        free_capacity(&engines);
         for left in poll(&mut queue, at(1.0), &engines) {
             let Left::Placed(id) = left else { panic!("{left:?}") };
             work[usize::from(late.contains(&id))] += engines.load(BackendId(0)).prefill.get();
@@ -350,13 +350,13 @@ proptest! {
     #[test]
     fn equal_jobs_are_placed_by_deadline(
         deadlines in prop::collection::vec(1.0..100.0f64, 1..40),
-        room in 1usize..10,
+        engine_count in 1usize..10,
     ) {
-        let engines = Engines::new(vec![idle(Role::Mixed); room]);
+        let engines = Engines::new(vec![idle(Role::Mixed); engine_count]);
         let jobs = deadlines.iter().enumerate();
         let mut queue = queue(jobs.map(|(id, ttft)| due(id as u64, 4000, *ttft, 1e6)));
         let placed = poll(&mut queue, at(0.0), &engines);
-        prop_assert_eq!(placed.len(), room.min(deadlines.len()));
+        prop_assert_eq!(placed.len(), engine_count.min(deadlines.len()));
         let mut order: Vec<u64> = (0..deadlines.len() as u64).collect();
         order.sort_by(|a, b| deadlines[*a as usize].total_cmp(&deadlines[*b as usize]));
         for (left, expected) in placed.iter().zip(order) {

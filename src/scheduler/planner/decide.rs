@@ -310,7 +310,7 @@ fn spill_share(params: &Params, healthy: &[&BackendObservation]) -> f64 {
     if !params.spill {
         return 0.0;
     }
-    let takes = healthy.iter().filter(|b| b.runs_whole).count() as f64;
+    let takes = healthy.iter().filter(|b| b.colocates).count() as f64;
     SPILL_SHARE * takes / healthy.len().max(1) as f64
 }
 

@@ -203,7 +203,7 @@ impl Size {
 /// Returns the fewest engines that the group needs without any demand: one that runs whole
 /// requests, else one of each role.
 fn least(healthy: &[&BackendObservation]) -> usize {
-    let whole = healthy.iter().any(|b| b.runs_whole && b.allowed.contains(Role::Mixed));
+    let whole = healthy.iter().any(|b| b.colocates && b.allowed.contains(Role::Mixed));
     if whole { 1 } else { 2 }
 }
 

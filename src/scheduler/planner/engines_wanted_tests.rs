@@ -64,7 +64,7 @@ fn the_answer_is_never_below_the_minimum() {
     let mut model = EnginesWanted::default();
     let roles = RoleSet::EMPTY.with(Role::Prefill).with(Role::Decode);
     let backends = (0..4)
-        .map(|slot| BackendObservation { allowed: roles, runs_whole: false, ..backend(slot) })
+        .map(|slot| BackendObservation { allowed: roles, colocates: false, ..backend(slot) })
         .collect();
     let seen = Observation { backends, groups: vec![demand(0.1, 0.01, 100.0)] };
     for tick in 0..100 {

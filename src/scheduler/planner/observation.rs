@@ -43,8 +43,8 @@ pub struct BackendObservation {
     pub decode_model: DecodeModel,
     /// Whether the backend runs whole requests (prefill and decode) in its present role. SGLang's
     /// disaggregated engines do not, so no prefill uses the idle time of a decode engine there.
-    #[serde(default = "yes")]
-    pub runs_whole: bool,
+    #[serde(default = "yes", rename = "runs_whole")]
+    pub colocates: bool,
 }
 
 /// Default for recordings of earlier versions, which lack the field.

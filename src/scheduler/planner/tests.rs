@@ -30,7 +30,7 @@ pub(super) fn backend(slot: u16) -> BackendObservation {
         kv_capacity: Tokens(430_000),
         prefill_model: Default::default(),
         decode_model: Default::default(),
-        runs_whole: true,
+        colocates: true,
     }
 }
 
@@ -447,10 +447,10 @@ fn the_mean_kv_forgets_old_prompts() {
 
 #[test]
 fn spill_capacity_counts_only_on_engines_that_run_whole_requests() {
-    let prefills = |runs_whole: bool| {
+    let prefills = |colocates: bool| {
         let mut bench = Bench::of(8);
         for backend in &mut bench.seen.backends {
-            (backend.runs_whole, backend.streams, backend.kv) = (runs_whole, 60, Tokens(60_000));
+            (backend.colocates, backend.streams, backend.kv) = (colocates, 60, Tokens(60_000));
         }
         for _ in 0..2400 {
             bench.tick(|demand| {

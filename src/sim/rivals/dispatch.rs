@@ -1,10 +1,10 @@
 //! Bookkeeping that the rivals share. A [`Rival`] policy decides; [`Dispatch`] sends the legs, keeps
-//! the [`Loads`] and wakes the policy.
+//! the [`EngineLoads`] and wakes the policy.
 
 use tidegate_types::{Seconds, Tokens};
 
 use crate::cluster::{Cluster, Router};
-use crate::rivals::loads::{Loads, own_prefill};
+use crate::rivals::loads::{EngineLoads, own_prefill};
 
 /// What a rival decides at an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) enum Route {
 #[derive(Clone, Copy)]
 pub(crate) struct Fleet<'a, 't> {
     pub(crate) cluster: &'a Cluster<'t>,
-    pub(crate) loads: &'a Loads,
+    pub(crate) loads: &'a EngineLoads,
 }
 
 /// A routing policy without its bookkeeping.
@@ -35,7 +35,7 @@ pub(crate) trait Rival {
     /// A stream ended on `engine`.
     fn ended(&mut self, _fleet: Fleet<'_, '_>, _request: usize, _engine: usize) {}
     /// Periodic planning.
-    fn plan(&mut self, _cluster: &mut Cluster<'_>, _loads: &mut Loads) {}
+    fn plan(&mut self, _cluster: &mut Cluster<'_>, _loads: &mut EngineLoads) {}
     /// Role changes so far.
     fn flips(&self) -> u64 {
         0
@@ -45,12 +45,12 @@ pub(crate) trait Rival {
 /// Router that applies the decisions of a rival.
 pub(crate) struct Dispatch<R> {
     rival: R,
-    loads: Loads,
+    loads: EngineLoads,
 }
 
 impl<R: Rival> Dispatch<R> {
     pub(crate) fn new(rival: R, engines: usize) -> Dispatch<R> {
-        Dispatch { rival, loads: Loads::new(engines) }
+        Dispatch { rival, loads: EngineLoads::new(engines) }
     }
 
     fn plan_later(&self, cluster: &mut Cluster<'_>) {

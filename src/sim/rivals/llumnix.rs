@@ -9,7 +9,7 @@ use tidegate_types::{Seconds, Tokens};
 use crate::cluster::Cluster;
 use crate::rivals::dispatch::{Fleet, Rival, Route};
 use crate::rivals::least;
-use crate::rivals::loads::Loads;
+use crate::rivals::loads::EngineLoads;
 
 /// `--tpot-slo-dispatch-threshold`: share of the TPOT target up to which an engine takes decodes.
 const DISPATCH: f64 = 0.85;
@@ -58,7 +58,7 @@ impl Llumnix {
 
     /// Moves streams from the engine with the longest step to others until its step is below the
     /// ceiling.
-    fn mitigate(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+    fn mitigate(&mut self, cluster: &mut Cluster<'_>, loads: &mut EngineLoads) {
         let fleet = Fleet { cluster, loads };
         let Some(from) = least(1..fleet.engines(), |engine| -step(fleet, engine).get()) else {
             return;
@@ -80,7 +80,7 @@ impl Llumnix {
 
     /// Empties the engine with the shortest step below the floor, as far as the others take its
     /// streams.
-    fn consolidate(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+    fn consolidate(&mut self, cluster: &mut Cluster<'_>, loads: &mut EngineLoads) {
         let fleet = Fleet { cluster, loads };
         let low =
             |engine: &usize| decodes(fleet, *engine) && step(fleet, *engine) < self.tpot * FLOOR;
@@ -142,7 +142,7 @@ impl Rival for Llumnix {
         self.flips += u64::from(fleet.loads.engines[engine].streams == 0);
     }
 
-    fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+    fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut EngineLoads) {
         self.mitigate(cluster, loads);
         self.consolidate(cluster, loads);
     }

@@ -7,7 +7,7 @@ use crate::cluster::Cluster;
 use crate::engine::Work;
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Load {
+pub(crate) struct EngineLoad {
     /// Predicted prefill work in nanoseconds; integers return to exactly zero.
     prefill_nanos: u64,
     /// Uncached tokens of unfinished prompts.
@@ -21,15 +21,15 @@ pub(crate) struct Load {
 }
 
 #[derive(Debug)]
-pub(crate) struct Loads {
-    pub(crate) engines: Vec<Load>,
+pub(crate) struct EngineLoads {
+    pub(crate) engines: Vec<EngineLoad>,
     /// By request: prefill engine, work in nanoseconds and uncached tokens.
     prefilling: BTreeMap<usize, (usize, u64, Tokens)>,
     /// By request: decode engine, and whether its KV still counts as arriving.
     decoding: BTreeMap<usize, (usize, bool)>,
 }
 
-impl Load {
+impl EngineLoad {
     /// Returns the predicted prefill work.
     pub(crate) fn backlog(&self) -> Seconds {
         Seconds(self.prefill_nanos as f64 / 1e9)
@@ -48,10 +48,10 @@ pub(crate) fn own_prefill(
     (work, prompt - cached)
 }
 
-impl Loads {
-    pub(crate) fn new(engines: usize) -> Loads {
-        Loads {
-            engines: vec![Load::default(); engines],
+impl EngineLoads {
+    pub(crate) fn new(engines: usize) -> EngineLoads {
+        EngineLoads {
+            engines: vec![EngineLoad::default(); engines],
             prefilling: BTreeMap::new(),
             decoding: BTreeMap::new(),
         }

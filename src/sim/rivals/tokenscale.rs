@@ -8,7 +8,7 @@ use tidegate_types::{Moment, Seconds, Slo, Tokens};
 use crate::cluster::Cluster;
 use crate::rivals::dispatch::{Fleet, Rival, Route};
 use crate::rivals::least;
-use crate::rivals::loads::Loads;
+use crate::rivals::loads::EngineLoads;
 
 /// Planning interval.
 const EVERY: Seconds = Seconds(1.0);
@@ -106,7 +106,7 @@ impl Rival for TokenScale {
         self.mean_output += OUTPUT_WEIGHT * (output - self.mean_output);
     }
 
-    fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut Loads) {
+    fn plan(&mut self, cluster: &mut Cluster<'_>, loads: &mut EngineLoads) {
         self.divide(cluster, loads.engines.len());
     }
 

@@ -216,8 +216,8 @@ fn candidates(of: &RecentRequest) -> Vec<CandidateView> {
         role: seen.role,
         chosen: index == 0,
         open: seen.open,
-        prefill_room: seen.prefill_room,
-        decode_room: seen.decode_room,
+        prefill_room: seen.prefill_capacity,
+        decode_room: seen.decode_capacity,
         slack: seen.slack,
         streams: seen.streams,
         cached_tokens: seen.cached.get(),
@@ -268,7 +268,7 @@ fn why(of: &RecentRequest, chosen: &Considered, others: &[(Arc<str>, Considered)
         ""
     };
     let may = |(_, other): &&(Arc<str>, Considered)| {
-        other.open && other.prefill_room && (other.role != Role::Decode || other.slack)
+        other.open && other.prefill_capacity && (other.role != Role::Decode || other.slack)
     };
     let next = others
         .iter()
