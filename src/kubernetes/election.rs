@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::access::Access;
 use crate::api::{self, KubeApiError};
 use crate::lease::{ElectionParams, ElectionStep, Elector, Lease, LeaseMetadata, LeaseSpec};
-use crate::plan::{ANNOTATION, SharedPlan};
+use crate::plan::{ADDRESS, ANNOTATION, SharedPlan};
 
 /// Time-out of one request; a later answer is too old to decide on.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,6 +30,8 @@ pub struct Elected {
     pub until: Option<Instant>,
     /// Identity of the Lease's holder; `None`: it is free, or was never read.
     pub holder: Option<String>,
+    /// URL at which the holder exchanges loads, if it says one.
+    pub address: Option<String>,
     /// The plan in force, written by this or another leader.
     pub plan: Option<SharedPlan>,
 }
@@ -41,6 +43,8 @@ pub struct Election {
     params: ElectionParams,
     elector: Elector,
     started: Instant,
+    /// URL at which this process exchanges loads.
+    address: Option<String>,
     /// The Lease as it was last read.
     lease: Option<Lease>,
 }
@@ -55,8 +59,15 @@ impl Election {
             params,
             elector,
             started: Instant::now(),
+            address: None,
             lease: None,
         }
+    }
+
+    /// Sets the URL at which this process exchanges loads; the Lease carries it while the process leads.
+    #[must_use]
+    pub fn with_address(self, address: Option<String>) -> Election {
+        Election { address, ..self }
     }
 
     /// Contends until it is dropped, or until the other end of a channel is: then it releases the Lease. Plans sent to `plans` are written while this process leads, with its
@@ -143,6 +154,11 @@ impl Election {
             name: self.name.clone(),
             ..LeaseMetadata::default()
         });
+        match &self.address {
+            Some(address) => drop(metadata.annotations.insert(ADDRESS.to_owned(), address.clone())),
+            // That of an earlier holder.
+            None => drop(metadata.annotations.remove(ADDRESS)),
+        }
         if let Some(plan) = plan {
             metadata.annotations.insert(ANNOTATION.to_owned(), plan.to_text());
         }
@@ -184,6 +200,8 @@ impl Election {
         let until = self.elector.leads_until().filter(|_| epoch.is_some());
         let until = until.map(|until| self.started + (until - Moment::START).to_duration());
         let holder = self.lease.as_ref().and_then(|lease| lease.spec.holder_identity.clone());
+        let lease = self.lease.as_ref().filter(|_| holder.as_ref().is_some_and(|h| !h.is_empty()));
+        let address = lease.and_then(|lease| lease.metadata.annotations.get(ADDRESS).cloned());
         let read = self.lease.as_ref().and_then(SharedPlan::of);
         elected.send_if_modified(|shown| {
             let plan = match (&shown.plan, read) {
@@ -191,7 +209,7 @@ impl Election {
                 (known, None) => known.clone(),
                 (_, read) => read,
             };
-            let new = Elected { epoch, until, holder, plan };
+            let new = Elected { epoch, until, holder, address, plan };
             let differs = *shown != new;
             *shown = new;
             differs

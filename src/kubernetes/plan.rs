@@ -9,6 +9,9 @@ use crate::lease::Lease;
 /// Key of the annotation.
 pub const ANNOTATION: &str = "tidegate.dev/plan";
 
+/// Key of the annotation with the URL at which the leader exchanges loads.
+pub const ADDRESS: &str = "tidegate.dev/loads";
+
 /// A plan of a leader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SharedPlan {

@@ -3,6 +3,7 @@
 //! once.
 
 mod fleet;
+mod gateways;
 mod kubernetes;
 mod sidecar;
 mod signals;
@@ -110,7 +111,7 @@ pub(crate) fn validate(settings: &Settings, removed: RemovedParts) -> Vec<(Vec<P
     cors(settings, &mut found);
     signals::signals(settings, &mut found);
     kubernetes::kubernetes(settings, &mut found);
-    kubernetes::gateways(settings, &mut found);
+    gateways::gateways(settings, &mut found);
     sidecar::sidecar(settings, &mut found);
     fleet::models(settings, &mut found);
     fleet::backends(settings, &mut found);

@@ -33,6 +33,7 @@ mod field_stream;
 mod fitness;
 mod fleet;
 mod flips;
+mod gateway_loads;
 mod gateways;
 mod handoff_trust;
 mod health;

@@ -25,6 +25,8 @@ pub struct Leadership {
     pub epoch: Option<u64>,
     /// Identity of the leading gateway, if there is one.
     pub leader: Option<String>,
+    /// URL at which that gateway exchanges loads, if it is another one and does.
+    pub address: Option<String>,
     /// Epoch, plan number and roles that were shared last.
     pub plan: Option<(u64, u64, NamedRoles)>,
 }
@@ -44,7 +46,6 @@ pub struct Gateways {
 
 impl Gateways {
     /// Creates the state before any plan was shared or adopted.
-    #[cfg(feature = "kubernetes")]
     pub fn new(
         leadership: watch::Receiver<Leadership>,
         plans: watch::Sender<Option<(u64, NamedRoles)>>,

@@ -18,6 +18,7 @@ mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tidegate_scheduler::learn::{CostRegressions, PUBLISH_EVERY, Priors};
 use tidegate_scheduler::planner::{EnginesWanted, Params, Reason, State, plan};
 use tidegate_scheduler::tuning::PAUSE_MAX;
@@ -41,7 +42,6 @@ use pins::Pins;
 
 pub use catalog::{Catalog, ConfiguredModels, KnownModel};
 pub use gateways::Gateways;
-#[cfg(feature = "kubernetes")]
 pub use gateways::{Leadership, NamedRoles};
 pub use membership::{Desired, FleetUpdate, Membership};
 pub use operator::{Hold, RoleCommand};
@@ -321,7 +321,10 @@ impl Control {
 
     fn publish_outlook(&self) {
         let outlook = self.state.outlook(&self.params.slo, &self.wanted);
+        // Scalers sum over the gateways; with an exchange of loads each sees the demand of all.
+        let counts = self.leads() || self.proxy.other_gateways.load(Relaxed) == 0;
         let wanted = outlook.iter().filter_map(|group| Some((group.group, group.engines_wanted?)));
+        let wanted = wanted.map(|(group, engines)| (group, if counts { engines } else { 0 }));
         self.proxy.metrics.engines_wanted(wanted);
         self.proxy.outlook.store(Arc::new(outlook));
     }

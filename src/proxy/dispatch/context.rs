@@ -3,7 +3,7 @@
 
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tidegate_filters::{Accepted, Directory};
 use tidegate_scheduler::learn::Sample;
 use tidegate_scheduler::planner::GroupOutlook;
@@ -82,6 +82,8 @@ pub struct Proxy {
     pub shapes: Shapes,
     /// Tokens per block of the prefix index.
     pub prefix_block: Tokens,
+    /// Number of other gateways whose loads are counted.
+    pub other_gateways: AtomicUsize,
     /// Whether the proxy is stopping.
     pub draining: AtomicBool,
     /// Whether a successor has taken over the listeners.

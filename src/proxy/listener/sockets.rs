@@ -33,6 +33,8 @@ pub struct BoundListener {
 pub struct Sockets {
     pub data: Vec<BoundListener>,
     pub admin: BoundListener,
+    /// Address for other gateways.
+    pub gateways: Option<BoundListener>,
 }
 
 /// The addresses of a proxy, with the actual port if 0 was configured.
@@ -64,10 +66,11 @@ impl Sockets {
         };
         let data = settings.server.listen.iter().map(&mut one).collect::<Result<_, _>>()?;
         let admin = one(&settings.admin.listen)?;
+        let gateways = settings.gateways.listen.as_ref().map(&mut one).transpose()?;
         for (name, _) in received {
             tracing::warn!(address = %name, "address is no longer configured: listener closed");
         }
-        Ok(Sockets { data, admin })
+        Ok(Sockets { data, admin, gateways })
     }
 
     /// Returns the actual addresses.
@@ -88,7 +91,7 @@ impl Sockets {
     /// # Errors
     /// No file descriptor is left.
     pub fn share(&self) -> io::Result<Vec<BoundListener>> {
-        let all = self.data.iter().chain([&self.admin]);
+        let all = self.data.iter().chain([&self.admin]).chain(&self.gateways);
         let second = |bound: &BoundListener| {
             let listener = bound.listener.try_clone()?;
             Ok(BoundListener { name: bound.name.clone(), listener })

@@ -16,6 +16,7 @@ use crate::process::admin::sampler;
 use crate::process::config_file::ConfigFile;
 #[cfg(feature = "kubernetes")]
 use crate::process::gateway_lease::GatewayLease;
+use crate::process::gateways::{Exchange, Peers};
 #[cfg(feature = "kubernetes")]
 use crate::process::pool_pods::PoolPods;
 use crate::process::reload;
@@ -52,6 +53,10 @@ pub struct Tasks {
     /// The Lease of several gateways.
     #[cfg(feature = "kubernetes")]
     pub gateway_lease: Option<GatewayLease>,
+    /// The exchange of loads with other gateways.
+    pub exchange: Option<Arc<Exchange>>,
+    /// The static list of gateways, if it names the leader.
+    pub peers: Option<Peers>,
     /// The settings file, if the settings were read from one.
     pub config_file: Option<ConfigFile>,
     /// Sources of backends beside the file.
@@ -97,6 +102,13 @@ impl BackgroundService for Background {
         #[cfg(feature = "kubernetes")]
         if let Some(lease) = tasks.gateway_lease {
             tokio::spawn(lease.run(Arc::clone(&tasks.proxy)));
+        }
+        if let Some(exchange) = tasks.exchange {
+            tokio::spawn(Arc::clone(&exchange).tick());
+            tokio::spawn(exchange.run());
+        }
+        if let Some(peers) = tasks.peers {
+            tokio::spawn(peers.run());
         }
         let [controls, dispatches] = tasks.guards;
         let dispatching = tasks.dispatcher.run(stop.clone());

@@ -20,6 +20,8 @@ use crate::upstream::EngineTls;
 
 /// ALPN protocols of the data port.
 const H2_H1: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// ALPN protocols between gateways.
+const H2: &[&[u8]] = &[b"h2"];
 /// ALPN protocols of the admin port.
 const H1: &[&[u8]] = &[b"http/1.1"];
 /// Shortest secret in a key file, in bytes: 128 bits if it is random.
@@ -114,8 +116,21 @@ pub struct Files {
     pub admin_tls: Option<ServerTls>,
     /// TLS towards engines, if a backend's URL is https or `upstream.ca_file` is set.
     pub connector: Option<EngineTls>,
+    /// Token and TLS between gateways.
+    pub gateways: GatewayFiles,
     /// Certificates that are reloaded when their files change.
     pub watched: Vec<Arc<dyn Refresh>>,
+}
+
+/// Files of `[gateways]`.
+#[derive(Clone, Default)]
+pub struct GatewayFiles {
+    /// Bearer token.
+    pub token: Option<String>,
+    /// TLS of the address for other gateways.
+    pub tls: Option<ServerTls>,
+    /// TLS towards other gateways.
+    pub connector: Option<EngineTls>,
 }
 
 /// Loads and verifies every file that the settings name.
@@ -135,6 +150,7 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
     let token_file = token_file.and_then(|path| found.take("admin.token_file", secret(path)));
     let admin_tokens = token.into_iter().chain(token_file).collect();
     let connector = connector(settings, &mut found);
+    let gateways = gateways(settings, &mut found);
     let operator_roles = state(settings, &mut found);
     if let Some(path) = &settings.planner.record {
         found.take("planner.record", writable(path));
@@ -152,6 +168,7 @@ pub fn load(settings: &Settings) -> Result<Files, FileErrors> {
             server_tls,
             admin_tls,
             connector,
+            gateways,
             watched: found.watched,
         }),
         false => Err(FileErrors(found.errors)),
@@ -275,6 +292,19 @@ fn connector(settings: &Settings, found: &mut LoadedFiles) -> Option<EngineTls> 
     let connector = found.take("upstream", EngineTls::load(&settings.upstream))?;
     found.watched.push(connector.watched());
     Some(connector)
+}
+
+fn gateways(settings: &Settings, found: &mut LoadedFiles) -> GatewayFiles {
+    let gateways = &settings.gateways;
+    let token = gateways.token_file.as_deref();
+    let token = token.and_then(|path| found.take("gateways.token_file", secret(path)));
+    let tls = found.server_tls("gateways.tls", gateways.tls.as_ref(), H2);
+    let connector = gateways.tls.as_ref().and_then(|tls| {
+        let connector = found.take("gateways.tls", EngineTls::among_peers("gateways.tls", tls))?;
+        found.watched.push(connector.watched());
+        Some(connector.named(gateways.server_name.as_deref()))
+    });
+    GatewayFiles { token, tls, connector }
 }
 
 /// The models and their tokenizers. A tokenizer without a fast implementation is logged, and

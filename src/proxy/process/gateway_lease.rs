@@ -13,6 +13,7 @@ use tokio::time::{interval, timeout};
 
 use crate::control::{Gateways, Leadership, NamedRoles};
 use crate::dispatch::context::Proxy;
+use crate::process::gateways::advertised;
 
 /// Interval at which the task checks whether the proxy drains.
 const CHECK_INTERVAL: Seconds = Seconds(0.1);
@@ -32,7 +33,11 @@ impl GatewayLease {
     ///
     /// # Errors
     /// [`AccessError`] without an API server.
-    pub fn new(settings: &Settings) -> Result<Option<(GatewayLease, Gateways)>, AccessError> {
+    pub fn new(
+        settings: &Settings,
+        identity: &str,
+        leadership: watch::Sender<Leadership>,
+    ) -> Result<Option<(GatewayLease, Gateways)>, AccessError> {
         let Some(lease) = &settings.gateways.kubernetes else { return Ok(None) };
         let access = Access::of_process(&settings.kubernetes)?;
         let params = ElectionParams {
@@ -40,13 +45,14 @@ impl GatewayLease {
             renew_deadline: lease.renew_deadline,
             retry: lease.retry,
         };
-        // The host name is the pod's. A restarted process is a new contender.
-        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tidegate".to_owned());
-        let identity = format!("{host}-{:08x}", fastrand::u32(..));
-        let election = Election::new(access, &lease.name, identity, params);
-        let (leadership, shown) = watch::channel(Leadership::default());
+        let election = Election::new(access, &lease.name, identity.to_owned(), params);
+        let address = advertised(settings);
+        if settings.gateways.listen.is_some() && address.is_none() {
+            tracing::warn!("loads are not exchanged: set gateways.address, or POD_IP");
+        }
+        let election = election.with_address(address);
         let (shared, plans) = watch::channel(None);
-        let gateways = Gateways::new(shown, shared);
+        let gateways = Gateways::new(leadership.subscribe(), shared);
         Ok(Some((GatewayLease { election, leadership, plans }, gateways)))
     }
 
@@ -97,6 +103,7 @@ fn leadership_of(elected: &Elected) -> Leadership {
         leads_until: elected.until,
         epoch: elected.epoch,
         leader: elected.holder.clone(),
+        address: elected.address.clone().filter(|_| elected.epoch.is_none()),
         plan: plan.map(|plan| (plan.epoch, plan.seq, Arc::new(plan.roles.clone()))),
     }
 }

@@ -9,6 +9,7 @@ mod factory;
 pub mod files;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod gateway_lease;
+pub(crate) mod gateways;
 pub(crate) mod handover;
 mod names;
 #[cfg(feature = "kubernetes")]

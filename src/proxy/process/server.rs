@@ -15,6 +15,7 @@ use crate::listener::front::PortService;
 use crate::listener::sockets::{Addresses, ListenError, Sockets, is_taken};
 use crate::process::admin::what_if::{Simulator, WhatIf};
 use crate::process::admin::{self, AdminApp};
+use crate::process::gateways::{self, LoadServer};
 use crate::process::handover::{self, ReceivedListeners};
 use crate::process::shutdown::{Drain, Switches, ignore_early_signals};
 use crate::process::start::{BuiltProxy, StartError, build};
@@ -161,7 +162,8 @@ fn server(
     drain: &Drain,
     what_if: WhatIf,
 ) -> Server {
-    let BuiltProxy { proxy, background, commands, fleet_updates, server_tls, admin_tls } = built;
+    let BuiltProxy { proxy, background, commands, fleet_updates, server_tls, admin_tls, .. } =
+        built;
     let mut conf = ServerConf::new().unwrap_or_default();
     conf.threads = threads(settings);
     let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
@@ -191,6 +193,18 @@ fn server(
     server.add_service(background);
     server.add_service(data);
     server.add_service(admin);
+    if let Some((exchange, bound)) = built.exchange.zip(sockets.gateways) {
+        server.add_service(PortService {
+            name: "gateways",
+            app: Arc::new(LoadServer(exchange)),
+            listeners: vec![bound],
+            tls: built.gateways_tls,
+            phases: drain.switches.admin(),
+            threads: Some(1),
+            guard: None,
+            limits: Connections::new(gateways::CONNECTIONS_MAX, 0),
+        });
+    }
     server
 }
 

@@ -4,14 +4,14 @@ use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use thiserror::Error;
 use tidegate_scheduler::cost::{PrefixIndex, TransferModel};
 use tidegate_scheduler::learn::{Estimates, Priors};
 use tidegate_scheduler::planner::{BackendObservation, Observation, initial};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::{Moment, Plan, Role, Seconds, Tokens};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::backends::expand;
 use crate::backends::fleet::{Backend, Fleet, Pin, RoutingTable, TableEntry};
@@ -23,7 +23,8 @@ use crate::control::operator_backends::OperatorBackends;
 use crate::control::operator_roles::OperatorRoles;
 use crate::control::pins::Pins;
 use crate::control::{
-    Catalog, ConfiguredModels, Control, FleetUpdate, Inboxes, Membership, Pace, RoleCommand,
+    Catalog, ConfiguredModels, Control, FleetUpdate, Gateways, Inboxes, Leadership, Membership,
+    Pace, RoleCommand,
 };
 use crate::dispatch::context::Proxy;
 use crate::dispatch::discovery::ModelDiscovery;
@@ -36,9 +37,10 @@ use crate::process::background::{Background, Tasks};
 use crate::process::config_file::ConfigFile;
 use crate::process::directories::Directories;
 use crate::process::factory::{self, BackendError, BackendFactory};
-use crate::process::files::{self, FileErrors, Files};
+use crate::process::files::{self, FileErrors, Files, GatewayFiles};
 #[cfg(feature = "kubernetes")]
 use crate::process::gateway_lease::GatewayLease;
+use crate::process::gateways::{self, Exchange, Peers};
 use crate::process::handover::HandOverError;
 use crate::process::names::Names;
 #[cfg(feature = "kubernetes")]
@@ -137,6 +139,10 @@ pub struct BuiltProxy {
     pub server_tls: Option<ServerTls>,
     /// TLS of the admin listener.
     pub admin_tls: Option<ServerTls>,
+    /// The exchange of loads with other gateways.
+    pub exchange: Option<Arc<Exchange>>,
+    /// TLS of the address for other gateways.
+    pub gateways_tls: Option<ServerTls>,
 }
 
 /// Builds a proxy from valid settings.
@@ -225,10 +231,15 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         operator_backends,
         names.zip(settings.groups()).collect(),
     );
+    let identity = gateways::identity();
+    let (leadership, _) = watch::channel(Leadership::default());
     #[cfg(feature = "kubernetes")]
-    let (gateway_lease, gateways) = GatewayLease::new(settings)?.unzip();
+    let (gateway_lease, lease) =
+        GatewayLease::new(settings, &identity, leadership.clone())?.unzip();
     #[cfg(not(feature = "kubernetes"))]
-    let gateways = None;
+    let lease = None;
+    let (exchange, peers, listed) =
+        exchange(settings, &files.gateways, &proxy, identity, leadership);
     let pace = Pace { interval: settings.planner.interval, gap: SHORTEST_PLAN_GAP };
     let control = Control::new(
         Arc::clone(&proxy),
@@ -243,7 +254,7 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         fitness,
         operator_roles,
         membership,
-        gateways,
+        lease.or(listed),
     );
     let background = Background::new(Tasks {
         proxy: Arc::clone(&proxy),
@@ -258,6 +269,8 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         role_labels: RoleLabels::new(settings)?,
         #[cfg(feature = "kubernetes")]
         gateway_lease,
+        exchange: exchange.clone(),
+        peers,
         config_file: ConfigFile::new(&proxy, revisions, fleet_updates.clone()),
         sources,
         fleet_updates: fleet_updates.clone(),
@@ -265,7 +278,47 @@ pub fn build(settings: &Settings, liveness: &Arc<Liveness>) -> Result<BuiltProxy
         guards: [liveness.guard("the control loop"), liveness.guard("the dispatcher")],
     });
     let (server_tls, admin_tls) = (server_tls.clone(), admin_tls.clone());
-    Ok(BuiltProxy { proxy, background, commands, fleet_updates, server_tls, admin_tls })
+    let gateways_tls = files.gateways.tls.clone();
+    Ok(BuiltProxy {
+        proxy,
+        background,
+        commands,
+        fleet_updates,
+        server_tls,
+        admin_tls,
+        exchange,
+        gateways_tls,
+    })
+}
+
+/// The exchange of loads with other gateways, and the static list that names the leader, with its end
+/// in the control loop, if no Lease does.
+fn exchange(
+    settings: &Settings,
+    files: &GatewayFiles,
+    proxy: &Arc<Proxy>,
+    identity: String,
+    leadership: watch::Sender<Leadership>,
+) -> (Option<Arc<Exchange>>, Option<Peers>, Option<Gateways>) {
+    if settings.gateways.listen.is_none() {
+        return (None, None, None);
+    }
+    let urls = settings.gateways.peers.clone();
+    let listed = settings.gateways.kubernetes.is_none().then(|| {
+        let (shared, plans) = watch::channel(None);
+        (Gateways::new(leadership.subscribe(), shared), plans)
+    });
+    let (gateways, plans) = listed.unzip();
+    let exchange = Exchange::new(gateways::Parts {
+        identity,
+        proxy: Arc::clone(proxy),
+        leadership,
+        plans,
+        token: files.token.clone(),
+        connector: files.connector.clone(),
+    });
+    let peers = gateways.is_some().then(|| Peers { urls, exchange: Arc::clone(&exchange) });
+    (Some(exchange), peers, gateways)
 }
 
 /// Builds the fleet with its first table and sizes the prefix index by the backends' KV memory.
@@ -319,6 +372,7 @@ fn context(settings: &Settings, clock: Clock, catalog: &Catalog, parts: ContextP
         hedge_limit: crate::dispatch::hedge_limit::HedgeLimit::default(),
         shapes: crate::dispatch::shapes::Shapes::default(),
         prefix_block: Tokens(settings.prefix.block_tokens as u64),
+        other_gateways: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         has_successor: AtomicBool::new(false),
         reload: Notify::new(),

@@ -107,9 +107,13 @@ fn backends() {
     counter!("tidegate_role_flips_total", "Role changes, by cause and result");
     gauge!(
         "tidegate_leader",
-        "1 if this gateway holds the Lease and plans for all; absent without `[gateways.kubernetes]`"
+        "1 if this gateway plans for all; absent without `[gateways.kubernetes]` and `gateways.peers`"
     );
     gauge!("tidegate_leader_epoch", "Fencing epoch in which this gateway led last");
+    gauge!(
+        "tidegate_other_gateways",
+        "Other gateways whose loads placement and planner count; absent without `gateways.listen`"
+    );
     counter!(
         "tidegate_role_labels_total",
         "Roles written as labels of pods, by result (written, refused, failed)"

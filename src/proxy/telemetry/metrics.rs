@@ -262,6 +262,13 @@ impl Metrics {
         });
     }
 
+    /// Sets the number of other gateways whose loads are counted.
+    pub fn other_gateways(&self, gateways: usize) {
+        with_local_recorder(&self.recorder, || {
+            gauge!("tidegate_other_gateways").set(gateways as f64);
+        });
+    }
+
     /// Records the duration of a planner run.
     pub fn planned(&self, duration: Seconds) {
         self.plan_duration.record(duration.get());

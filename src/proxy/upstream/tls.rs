@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use tidegate_settings::UpstreamSettings;
+use tidegate_settings::{TlsSettings, UpstreamSettings};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -26,11 +26,24 @@ impl EngineTls {
     /// # Errors
     /// [`TlsError`], which names the file.
     pub fn load(upstream: &UpstreamSettings) -> Result<EngineTls, TlsError> {
-        let files = [&upstream.ca_file, &upstream.client_cert, &upstream.client_key];
-        let files: Vec<PathBuf> = files.into_iter().flatten().cloned().collect();
-        let upstream = upstream.clone();
-        let load = Box::new(move || client_config(&upstream));
-        let config = Arc::new(Watched::load("upstream".to_owned(), files, load)?);
+        let UpstreamSettings { ca_file, client_cert, client_key, .. } = upstream;
+        EngineTls::of("upstream", [ca_file, client_cert, client_key].map(Clone::clone))
+    }
+
+    /// Loads the files of a listener as those of a client: the other side has the same ones.
+    ///
+    /// # Errors
+    /// [`TlsError`], which names the file.
+    pub fn among_peers(section: &str, tls: &TlsSettings) -> Result<EngineTls, TlsError> {
+        let TlsSettings { cert, key, client_ca_file, .. } = tls.clone();
+        EngineTls::of(section, [client_ca_file, Some(cert), Some(key)])
+    }
+
+    /// `files`: certificate authorities, client certificate and its key.
+    fn of(section: &str, files: [Option<PathBuf>; 3]) -> Result<EngineTls, TlsError> {
+        let all = files.iter().flatten().cloned().collect();
+        let load = Box::new(move || client_config(&files));
+        let config = Arc::new(Watched::load(section.to_owned(), all, load)?);
         Ok(EngineTls { config, name: None })
     }
 
@@ -45,7 +58,11 @@ impl EngineTls {
         Arc::clone(&self.config)
     }
 
-    pub(super) async fn connect(
+    /// Performs the client's side of a handshake with `host`.
+    ///
+    /// # Errors
+    /// The server's certificate is refused, or the connection breaks.
+    pub(crate) async fn connect(
         &self,
         host: &str,
         stream: TcpStream,
@@ -56,14 +73,15 @@ impl EngineTls {
     }
 }
 
-fn client_config(upstream: &UpstreamSettings) -> Result<ClientConfig, TlsError> {
-    let path = upstream.ca_file.as_deref().ok_or(TlsError::NoAuthorities)?;
+fn client_config(files: &[Option<PathBuf>; 3]) -> Result<ClientConfig, TlsError> {
+    let [ca_file, client_cert, client_key] = files;
+    let path = ca_file.as_deref().ok_or(TlsError::NoAuthorities)?;
     let roots = read_authorities(path)?;
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Versions)?
         .with_root_certificates(roots);
-    let (Some(cert), Some(key)) = (&upstream.client_cert, &upstream.client_key) else {
+    let (Some(cert), Some(key)) = (client_cert, client_key) else {
         return Ok(builder.with_no_client_auth());
     };
     let Pair { chain, key: private } = read_pair(cert, key)?;

@@ -1,14 +1,35 @@
 //! `[gateways]`: several gateways of one fleet.
 
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use tidegate_types::Seconds;
 
 use crate::defaults;
+use crate::schema::TlsSettings;
 
 /// `[gateways]`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GatewaySettings {
+    /// Address for other gateways: they send the loads of their requests here while this gateway leads,
+    /// and get the sum of the others' back every 50 ms; absent: this gateway counts its own requests
+    /// only.
+    pub listen: Option<SocketAddr>,
+    /// URL of `listen` for other gateways, which the Lease carries; absent: that of `listen`, with the
+    /// address in the environment variable `POD_IP` if `listen` is a wildcard.
+    pub address: Option<String>,
+    /// URLs of `listen` of all gateways, this one included, in the same order everywhere: the first one
+    /// that is up leads, until it ends. With `[gateways.kubernetes]` the Lease names the leader instead.
+    pub peers: Vec<String>,
+    /// File that holds the bearer token of all gateways, at least 16 bytes. `listen` beyond loopback needs
+    /// it, or client certificates.
+    pub token_file: Option<PathBuf>,
+    /// Name in the certificate of every gateway; absent: the host of its URL.
+    pub server_name: Option<String>,
+    /// TLS between gateways: the certificate is presented on both sides, and `client_ca_file` verifies
+    /// both.
+    pub tls: Option<TlsSettings>,
     /// A Lease in the API server of `[kubernetes]`: its holder plans for all gateways that name it;
     /// absent: this gateway plans for itself.
     pub kubernetes: Option<LeaseSettings>,

@@ -32,26 +32,6 @@ pub(super) fn kubernetes(settings: &Settings, found: &mut Found) {
     }
 }
 
-/// Checks the Lease of several gateways.
-pub(super) fn gateways(settings: &Settings, found: &mut Found) {
-    let Some(lease) = &settings.gateways.kubernetes else { return };
-    let at = |key: &str| format!("gateways.kubernetes.{key}");
-    if found.required(!lease.name.is_empty(), &at("lease"), "the name of a Lease, \"tidegate\"") {
-        name(Some(&lease.name), &at("lease"), found);
-    }
-    let (duration, deadline, retry) =
-        (at("duration_seconds"), at("renew_deadline_seconds"), at("retry_seconds"));
-    found.positive(lease.duration, &duration);
-    found.positive(lease.renew_deadline, &deadline);
-    found.positive(lease.retry, &retry);
-    let ends = lease.renew_deadline < lease.duration;
-    let hint = "otherwise two gateways lead at once";
-    found.check_with(ends, &deadline, &[&duration], "is not below duration_seconds", hint);
-    let renews = lease.retry < lease.renew_deadline;
-    let hint = "otherwise no renewal is in time";
-    found.check_with(renews, &retry, &[&deadline], "is not below renew_deadline_seconds", hint);
-}
-
 /// Checks the pods of a backend.
 pub(super) fn of_backend(
     backend: &BackendSettings,
@@ -135,25 +115,6 @@ mod tests {
             assert_eq!(of(&format!("{selector}\nlabel = \"{key}\"")).len(), 1, "{key}");
         }
         assert_eq!(of("label = \"role\"").len(), 1);
-    }
-
-    #[test]
-    fn a_lease_ends_for_its_holder_before_it_ends_for_others() {
-        let of = |more: &str| {
-            problems(&format!(
-                "[gateways.kubernetes]\n{more}\n[[backends]]\nname = \"a\"\nurl = \"http://a:1\""
-            ))
-        };
-        assert_eq!(of("lease = \"tidegate\""), Vec::<String>::new());
-        for (more, problem) in [
-            ("", "lease: is missing"),
-            ("lease = \"A\"", "lease: is no name"),
-            ("lease = \"a\"\nduration_seconds = 2", "renew_deadline_seconds: is not below"),
-            ("lease = \"a\"\nretry_seconds = 2", "retry_seconds: is not below"),
-        ] {
-            let found = of(more);
-            assert!(found.len() == 1 && found[0].contains(problem), "{more}: {found:?}");
-        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use tidegate_scheduler::cost::PrefillModel;
+use tidegate_scheduler::inflight::Balance;
 use tidegate_types::{Moment, Plan, Role, Seconds};
 
 use crate::backends::fleet::Backend;
@@ -16,6 +19,8 @@ pub struct FleetView {
     ready: bool,
     waiting_requests: usize,
     live_requests: usize,
+    /// Number of other gateways whose loads are counted.
+    other_gateways: usize,
     backends: Vec<BackendView>,
 }
 
@@ -51,6 +56,8 @@ struct BackendView {
     kv_tokens: u64,
     kv_capacity_tokens: u64,
     emitted_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    others: Option<OthersView>,
     prefix_source: &'static str,
     prefix_hit_share: f64,
     prefix_hit_source: &'static str,
@@ -80,6 +87,16 @@ pub struct PlanView {
     held_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<JournalEntry>,
+}
+
+/// Work in flight through other gateways
+#[derive(Serialize)]
+struct OthersView {
+    prefill_seconds: f64,
+    prefill_tokens: u64,
+    prefill_legs: u32,
+    streams: u32,
+    kv_tokens: u64,
 }
 
 /// An element of `/v1/requests`
@@ -128,6 +145,7 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             kv_tokens: balance.kv.get(),
             kv_capacity_tokens: backend.kv_capacity().get(),
             emitted_tokens: balance.emitted.get(),
+            others: others(&backend.account.others(), &entry.prefill),
             prefix_source: proxy.signals.prefix_source(backend.id),
             prefix_hit_share: proxy.fleet.hit_share(backend.id),
             prefix_hit_source: proxy.fleet.hit_source(backend.id),
@@ -149,8 +167,19 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
         ready: proxy.is_ready(),
         waiting_requests: proxy.queue.signal().waiting(),
         live_requests: proxy.fleet.registry.len(),
+        other_gateways: proxy.other_gateways.load(Relaxed),
         backends: backends.collect(),
     }
+}
+
+fn others(balance: &Balance, prefill: &PrefillModel) -> Option<OthersView> {
+    (!balance.is_settled()).then(|| OthersView {
+        prefill_seconds: prefill.batch(balance.prefill).get(),
+        prefill_tokens: balance.prefill_tokens.get(),
+        prefill_legs: balance.prefill_legs,
+        streams: balance.streams,
+        kv_tokens: balance.kv.get(),
+    })
 }
 
 /// Remaining seconds of the hold of an operator's flip.

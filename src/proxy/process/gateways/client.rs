@@ -1,0 +1,231 @@
+//! Connections to other gateways: the stream of loads to the leader, and questions who leads.
+
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tidegate_scheduler::gateways::STALE_AFTER;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+
+use super::exchange::{EVERY, Exchange};
+use super::lines::{LineError, LineReader, Lines, Sum, line, lines};
+use super::server::Status;
+use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
+use crate::upstream::{Address, AddressError};
+
+/// Longest time until a connection stands, with TLS, and until the head of an answer.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Longest time for the question whether a gateway leads.
+const STATUS_MAX: Duration = Duration::from_millis(300);
+/// Largest answer to it, in bytes.
+const STATUS_BYTES_MAX: usize = 4096;
+/// Pauses between attempts to reach the leader: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Interval and time-out of pings.
+const PING: Duration = Duration::from_secs(5);
+
+/// The exchange with another gateway failed.
+#[derive(Debug, Error)]
+pub(super) enum ClientError {
+    /// Its URL.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The connection.
+    #[error("cannot connect: {0}")]
+    Io(#[from] io::Error),
+    /// HTTP.
+    #[error("HTTP/2: {0}")]
+    Http(#[from] hyper::Error),
+    /// A name or token that no header can carry.
+    #[error("the request cannot be made: {0}")]
+    Request(#[from] http::Error),
+    /// Its refusal.
+    #[error("it answers {0}")]
+    Refused(StatusCode),
+    /// A line.
+    #[error(transparent)]
+    Line(#[from] LineError),
+    /// Its answer.
+    #[error("its answer cannot be read")]
+    Answer,
+    /// Nothing in time.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    /// The end of its stream.
+    #[error("it has ended the stream")]
+    Ended,
+    /// An https address without `[gateways.tls]`.
+    #[error("an https address needs [gateways.tls]")]
+    NoTls,
+}
+
+type Body = Either<Empty<Bytes>, Lines>;
+
+/// A connection to another gateway; its task ends with it.
+struct Connection {
+    sender: http2::SendRequest<Body>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Exchange {
+    /// Reports to whichever gateway leads, until the process ends.
+    pub async fn run(self: Arc<Self>) {
+        let mut leadership = self.parts.leadership.subscribe();
+        let (mut pause, mut is_failing) = (PAUSES.0, false);
+        loop {
+            let leader = {
+                let shown = leadership.borrow_and_update();
+                shown.address.clone().filter(|_| shown.leads_until.is_none())
+            };
+            let Some(address) = leader else {
+                if leadership.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let began = Instant::now();
+            let Err(error) = self.report_to(&address).await else { continue };
+            if began.elapsed() > PAUSES.1 {
+                (pause, is_failing) = (PAUSES.0, false);
+            }
+            match std::mem::replace(&mut is_failing, true) {
+                false => tracing::warn!(leader = %address, "loads are not exchanged: {error}"),
+                true => tracing::debug!(leader = %address, "loads are not exchanged: {error}"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Reports to a leader and counts its sums, until another leads.
+    async fn report_to(&self, address: &str) -> Result<(), ClientError> {
+        let mut connection = self.connect(address).await?;
+        let (reports, body) = lines();
+        let request = self.request(Method::POST, address, LOADS_PATH, Either::Right(body))?;
+        let sums = connection.send(request).await?.into_body();
+        tracing::info!(leader = %address, "loads are exchanged");
+        let mut sums = LineReader::new(sums);
+        let mut leadership = self.parts.leadership.subscribe();
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stale = STALE_AFTER.to_duration();
+        let mut deadline = Instant::now() + stale;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    if let Ok(place) = reports.try_reserve() {
+                        place.send(line(&self.own_report()));
+                    }
+                }
+                sum = sums.next::<Sum>() => {
+                    let sum = sum?.ok_or(ClientError::Ended)?;
+                    self.count(&sum.others.bounded(), sum.gateways);
+                    if let Some(plan) = sum.plan {
+                        self.follow(address, plan);
+                    }
+                    deadline = Instant::now() + stale;
+                }
+                () = sleep_until(deadline) => return Err(ClientError::Late(stale)),
+                changed = leadership.changed() => {
+                    let shown = leadership.borrow_and_update();
+                    let same = shown.address.as_deref() == Some(address);
+                    if changed.is_err() || !same || shown.leads_until.is_some() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks a gateway who it is and whether it leads.
+    pub(super) async fn status_of(&self, address: &str) -> Result<Status, ClientError> {
+        let asking = async {
+            let mut connection = self.connect(address).await?;
+            let request =
+                self.request(Method::GET, address, STATUS_PATH, Either::Left(Empty::new()))?;
+            let body = connection.send(request).await?.into_body();
+            let body = Limited::new(body, STATUS_BYTES_MAX).collect().await;
+            let body = body.map_err(|_| ClientError::Answer)?.to_bytes();
+            serde_json::from_slice(&body).map_err(|_| ClientError::Answer)
+        };
+        timeout(STATUS_MAX, asking).await.unwrap_or(Err(ClientError::Late(STATUS_MAX)))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        address: &str,
+        path: &str,
+        body: Body,
+    ) -> Result<Request<Body>, http::Error> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", address.trim_end_matches('/')))
+            .header(IDENTITY, &self.parts.identity);
+        if let Some(token) = &self.parts.token {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        request.body(body)
+    }
+
+    async fn connect(&self, address: &str) -> Result<Connection, ClientError> {
+        let address = Address::parse(address)?;
+        let connecting = async {
+            let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+            stream.set_nodelay(true)?;
+            match (&self.parts.connector, address.tls) {
+                (Some(tls), true) => handshake(tls.connect(&address.host, stream).await?).await,
+                (None, true) => Err(ClientError::NoTls),
+                (_, false) => handshake(stream).await,
+            }
+        };
+        timeout(CONNECT_MAX, connecting).await.unwrap_or(Err(ClientError::Late(CONNECT_MAX)))
+    }
+}
+
+impl Connection {
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let sending = self.sender.send_request(request);
+        let answer = match timeout(CONNECT_MAX, sending).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(ClientError::Late(CONNECT_MAX)),
+        };
+        match answer.status() {
+            StatusCode::OK => Ok(answer),
+            status => Err(ClientError::Refused(status)),
+        }
+    }
+}
+
+async fn handshake<Io>(io: Io) -> Result<Connection, ClientError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
+    let driver = tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!("connection to a gateway: {error}");
+        }
+    });
+    Ok(Connection { sender, driver })
+}

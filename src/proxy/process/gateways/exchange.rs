@@ -1,0 +1,262 @@
+//! State of the exchange: the own loads to report, the others' to count, and the leader's ledger.
+
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tidegate_scheduler::gateways::{GatewayLoad, Ledger, ModelArrivals, Report, STALE_AFTER};
+use tidegate_scheduler::inflight::Balance;
+use tidegate_scheduler::planner::ArrivalTotals;
+use tidegate_types::{Moment, PoolId, Tokens};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::lines::{SharedRoles, Sum, line};
+use crate::control::{Leadership, NamedRoles};
+use crate::dispatch::context::Proxy;
+use crate::upstream::EngineTls;
+
+/// Interval of reports and sums.
+pub(super) const EVERY: Duration = Duration::from_millis(50);
+
+/// What an exchange is built from.
+pub struct Parts {
+    /// Identity of this process.
+    pub identity: String,
+    /// Backends and demand.
+    pub proxy: Arc<Proxy>,
+    /// Who leads.
+    pub leadership: watch::Sender<Leadership>,
+    /// Roles of this gateway while it leads, if the exchange carries them: no Lease does.
+    pub plans: Option<watch::Receiver<Option<(u64, NamedRoles)>>>,
+    /// Bearer token of all gateways.
+    pub token: Option<String>,
+    /// TLS towards other gateways.
+    pub connector: Option<EngineTls>,
+}
+
+/// The exchange of one gateway.
+pub struct Exchange {
+    pub(super) parts: Parts,
+    reported: Mutex<Reported>,
+    /// When the loads of others were last received; `None`: none are counted.
+    counted_at: Mutex<Option<Moment>>,
+    hub: Mutex<Hub>,
+}
+
+/// The last report.
+#[derive(Default)]
+struct Reported {
+    at: Option<Moment>,
+    /// Arrivals of each pool up to it.
+    arrivals: HashMap<PoolId, ArrivalTotals>,
+}
+
+/// The leader's side.
+#[derive(Default)]
+struct Hub {
+    ledger: Ledger,
+    streams: BTreeMap<String, Stream>,
+    /// Number of the last stream.
+    number: u64,
+}
+
+struct Stream {
+    number: u64,
+    sums: mpsc::Sender<Bytes>,
+    /// Epoch and number of the plan that was sent last.
+    sent: Option<(u64, u64)>,
+}
+
+impl Exchange {
+    /// An exchange that has neither reported nor received.
+    pub fn new(parts: Parts) -> Arc<Exchange> {
+        parts.proxy.metrics.other_gateways(0);
+        Arc::new(Exchange {
+            parts,
+            reported: Mutex::default(),
+            counted_at: Mutex::default(),
+            hub: Mutex::default(),
+        })
+    }
+
+    /// Whether this gateway leads. The election may be late, for example after SIGSTOP.
+    pub(super) fn leads(&self) -> bool {
+        let until = self.parts.leadership.borrow().leads_until;
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Sums and sends while this gateway leads, and drops loads that are out of date, until the process
+    /// ends.
+    pub async fn tick(self: Arc<Self>) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.leads() {
+                true => self.send_sums(),
+                false => self.close(),
+            }
+            self.expire();
+        }
+    }
+
+    /// The loads of this gateway's requests, and their arrivals since the last report. Arrivals during a
+    /// longer pause are left out: they are demand of the past.
+    pub(super) fn own_report(&self) -> Report {
+        let proxy = &self.parts.proxy;
+        let now = proxy.clock.now();
+        let mut report = Report::default();
+        for backend in proxy.fleet.backends().iter().filter(|backend| !backend.is_leaving()) {
+            let balance = backend.account.balance();
+            if !balance.is_settled() {
+                let late = Some(backend.late_at()).filter(|late| *late != Moment::NEVER);
+                let load = GatewayLoad::of(&balance, late.map(|late| late - now));
+                report.loads.insert(backend.name.to_string(), load);
+            }
+        }
+        let table = proxy.fleet.table();
+        let mut reported = locked(&self.reported);
+        let is_recent = reported.at.replace(now).is_some_and(|at| now - at <= STALE_AFTER);
+        reported.arrivals.retain(|pool, _| table.pool(*pool).is_some());
+        for pool in &table.pools {
+            let totals = pool.demand.arrivals.totals();
+            let before = reported.arrivals.insert(pool.id, totals).unwrap_or_default();
+            let arrived = ModelArrivals::between(&pool.model, pool.above, &before, &totals);
+            report.arrivals.extend(arrived.filter(|_| is_recent));
+        }
+        report
+    }
+
+    /// Counts what `gateways` others have in flight.
+    pub(super) fn count(&self, others: &Report, gateways: usize) {
+        let proxy = &self.parts.proxy;
+        let now = proxy.clock.now();
+        for backend in proxy.fleet.backends().iter() {
+            let load = others.loads.get(&*backend.name).filter(|_| !backend.is_leaving());
+            match load {
+                Some(load) => backend.set_others(&load.balance(), load.late_at(now)),
+                None => backend.set_others(&Balance::default(), Moment::NEVER),
+            }
+        }
+        let table = proxy.fleet.table();
+        for arrived in &others.arrivals {
+            let above = arrived.above.map(Tokens);
+            let same = |pool: &&crate::backends::fleet::PoolEntry| {
+                *pool.model == *arrived.model && pool.above == above
+            };
+            if let Some(pool) = table.pools.iter().find(same) {
+                pool.demand.others.count_all(&arrived.totals());
+            }
+        }
+        if proxy.other_gateways.swap(gateways, Relaxed) != gateways {
+            proxy.metrics.other_gateways(gateways);
+        }
+        *locked(&self.counted_at) = Some(now);
+        // The others may have released capacity.
+        proxy.queue.signal().capacity_released();
+    }
+
+    /// Counts the others no more if their loads are out of date.
+    fn expire(&self) {
+        let now = self.parts.proxy.clock.now();
+        let mut counted_at = locked(&self.counted_at);
+        if counted_at.take_if(|at| now - *at > STALE_AFTER).is_some() {
+            drop(counted_at);
+            self.count(&Report::default(), 0);
+            *locked(&self.counted_at) = None;
+        }
+    }
+
+    /// Opens the stream of a gateway, in place of an earlier one. Returns its number.
+    pub(super) fn open(&self, name: &str, sums: mpsc::Sender<Bytes>) -> u64 {
+        let mut hub = locked(&self.hub);
+        hub.number += 1;
+        let number = hub.number;
+        hub.streams.insert(name.to_owned(), Stream { number, sums, sent: None });
+        number
+    }
+
+    /// Takes the report of a gateway. Returns whether its stream is still open.
+    pub(super) fn reported(&self, name: &str, number: u64, report: Report) -> bool {
+        let mut hub = locked(&self.hub);
+        let is_open = hub.streams.get(name).is_some_and(|stream| stream.number == number);
+        if is_open {
+            hub.ledger.report(name, report, self.parts.proxy.clock.now());
+        }
+        is_open
+    }
+
+    /// Closes the stream of a gateway, which leaves the sum.
+    pub(super) fn left(&self, name: &str, number: u64) {
+        let mut hub = locked(&self.hub);
+        if hub.streams.get(name).is_some_and(|stream| stream.number == number) {
+            hub.streams.remove(name);
+            hub.ledger.leave(name);
+        }
+    }
+
+    /// Ends all streams: this gateway does not lead.
+    fn close(&self) {
+        let mut hub = locked(&self.hub);
+        hub.streams.clear();
+        hub.ledger.clear();
+    }
+
+    /// Takes the own report, and sends each gateway the sum of the others.
+    fn send_sums(&self) {
+        let own = self.own_report();
+        let plan = self.plan();
+        let mut mine = None;
+        let mut hub = locked(&self.hub);
+        let Hub { ledger, streams, .. } = &mut *hub;
+        let (identity, now) = (&self.parts.identity, self.parts.proxy.clock.now());
+        ledger.report(identity, own, now);
+        let takes = |name: &str| {
+            name == identity || streams.get(name).is_some_and(|stream| stream.sums.capacity() > 0)
+        };
+        let shares = ledger.shares(now, takes);
+        for share in shares {
+            if share.to == *identity {
+                mine = Some((share.others, share.gateways));
+            } else if let Some(stream) = streams.get_mut(&share.to) {
+                let version = plan.as_ref().map(|plan| (plan.epoch, plan.seq));
+                let plan = plan.clone().filter(|_| stream.sent != version);
+                let sum = Sum { others: share.others, gateways: share.gateways, plan };
+                if stream.sums.try_send(line(&sum)).is_ok() {
+                    stream.sent = version;
+                }
+            }
+        }
+        drop(hub);
+        if let Some((others, gateways)) = mine {
+            self.count(&others, gateways);
+        }
+    }
+
+    /// The roles in force here, if the exchange carries them.
+    fn plan(&self) -> Option<SharedRoles> {
+        let (seq, roles) = self.parts.plans.as_ref()?.borrow().clone()?;
+        let epoch = self.parts.leadership.borrow().epoch?;
+        Some(SharedRoles { epoch, seq, roles: (*roles).clone() })
+    }
+
+    /// Takes the roles of the leader `address`, unless another leads by now.
+    pub(super) fn follow(&self, address: &str, plan: SharedRoles) {
+        if self.parts.plans.is_none() {
+            return;
+        }
+        self.parts.leadership.send_if_modified(|shown| {
+            let follows = shown.address.as_deref() == Some(address) && shown.leads_until.is_none();
+            if follows {
+                shown.plan = Some((plan.epoch, plan.seq, Arc::new(plan.roles)));
+            }
+            follows
+        });
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,157 @@
+//! The address for other gateways (`gateways.listen`), HTTP/2: identity and leadership for those that look
+//! for the leader, and the streams of loads while this gateway leads.
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tidegate_scheduler::gateways::Report;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::exchange::Exchange;
+use super::lines::{LineReader, Lines, line, lines};
+use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
+use crate::listener::client_socket::ClientSocket;
+use crate::listener::front::{App, ConnectedClient, is_on};
+
+/// Most connections: two per gateway, of which there are at most 32, and as many again of restarted ones.
+pub const CONNECTIONS_MAX: usize = 128;
+/// Interval and time-out of pings, which find a peer that is gone.
+const PING: Duration = Duration::from_secs(5);
+/// A stream without a report for this long ends.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for open streams when the process ends.
+const CLOSE_MAX: Duration = Duration::from_millis(200);
+/// Longest identity, in bytes.
+const IDENTITY_MAX: usize = 256;
+
+type Answer = Response<Either<Full<Bytes>, Lines>>;
+
+/// What a gateway says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Status {
+    /// Identity of the process.
+    pub identity: String,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Whether it drains, and will not lead.
+    pub drains: bool,
+}
+
+/// Serves the address for other gateways.
+pub struct LoadServer(pub Arc<Exchange>);
+
+impl App for LoadServer {
+    async fn serve(
+        self: Arc<Self>,
+        io: ClientSocket,
+        _: ConnectedClient,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let service = service_fn(move |request| {
+            let server = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(server.answer(request)) }
+        });
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = is_on(&mut stop) => {
+                serving.as_mut().graceful_shutdown();
+                timeout(CLOSE_MAX, serving).await.unwrap_or(Ok(()))
+            }
+        };
+        ended.unwrap_or_else(|error| tracing::debug!("connection of a gateway: {error}"));
+    }
+}
+
+impl LoadServer {
+    fn answer(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let exchange = &self.0;
+        if !has_token(&head.headers, exchange.parts.token.as_deref()) {
+            return refusal(StatusCode::UNAUTHORIZED, "gateways need their bearer token\n");
+        }
+        match (&head.method, head.uri.path()) {
+            (&Method::GET, STATUS_PATH) => {
+                let status = Status {
+                    identity: exchange.parts.identity.clone(),
+                    leads: exchange.leads(),
+                    drains: exchange.parts.proxy.is_draining(),
+                };
+                json(Either::Left(Full::new(line(&status))))
+            }
+            (&Method::POST, LOADS_PATH) => match identity_in(&head.headers) {
+                _ if !exchange.leads() => {
+                    refusal(StatusCode::CONFLICT, "this gateway does not lead\n")
+                }
+                Some(name) => json(Either::Right(stream(Arc::clone(exchange), name, body))),
+                None => refusal(StatusCode::BAD_REQUEST, "x-tidegate-gateway is missing\n"),
+            },
+            _ => refusal(StatusCode::NOT_FOUND, "no such path\n"),
+        }
+    }
+}
+
+/// Reads the reports of a gateway in a task. Returns the body of the sums.
+fn stream(exchange: Arc<Exchange>, name: String, body: Incoming) -> Lines {
+    let (sums, answer) = lines();
+    let number = exchange.open(&name, sums);
+    tracing::info!(gateway = %name, "a gateway reports its loads");
+    tokio::spawn(async move {
+        let mut reader = LineReader::new(body);
+        let ended = loop {
+            match timeout(SILENCE_MAX, reader.next::<Report>()).await {
+                Ok(Ok(Some(report))) => {
+                    if !exchange.reported(&name, number, report) {
+                        break "its stream is closed".to_owned();
+                    }
+                }
+                Ok(Ok(None)) => break "it has ended".to_owned(),
+                Ok(Err(error)) => break error.to_string(),
+                Err(_) => break format!("no report for {SILENCE_MAX:?}"),
+            }
+        };
+        exchange.left(&name, number);
+        tracing::info!(gateway = %name, "a gateway reports its loads no more: {ended}");
+    });
+    answer
+}
+
+fn json(body: Either<Full<Bytes>, Lines>) -> Answer {
+    let mut answer = Response::new(body);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn refusal(status: StatusCode, text: &'static str) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::new(Bytes::from_static(text.as_bytes()))));
+    *answer.status_mut() = status;
+    answer
+}
+
+fn identity_in(headers: &HeaderMap) -> Option<String> {
+    let name = headers.get(IDENTITY)?.to_str().ok()?;
+    (!name.is_empty() && name.len() <= IDENTITY_MAX).then(|| name.to_owned())
+}
+
+/// Whether the request bears the token, if one is needed.
+fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
+    let Some(token) = token else { return true };
+    let offered = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let offered = offered.strip_prefix(b"Bearer ").unwrap_or_default();
+    offered.ct_eq(token.as_bytes()).into()
+}
