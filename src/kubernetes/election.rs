@@ -86,7 +86,7 @@ impl Election {
                     is_failing = true;
                     tracing::warn!("the last plan stays in force: {error}");
                 }
-                Err(error) => tracing::debug!("the Lease: {error}"),
+                Err(error) => tracing::debug!("access to the Lease failed: {error}"),
             }
             self.show(&elected);
             // Leadership expires when renewals fail, so that it is checked at least every `retry`.
@@ -106,7 +106,7 @@ impl Election {
     async fn release(&mut self) {
         let Some(record) = self.elector.released(self.now()) else { return };
         if let Err(error) = self.write(Method::PUT, record, None).await {
-            tracing::info!("the Lease is not released: {error}");
+            tracing::info!("the Lease was not released: {error}");
         }
     }
 

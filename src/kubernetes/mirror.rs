@@ -87,7 +87,10 @@ impl Mirror {
                     }
                     Err(error) => {
                         done(Mirrored::Failed);
-                        tracing::warn!(label = self.key, "roles are not written: {error}");
+                        tracing::warn!(
+                            label = self.key,
+                            "roles cannot be written as pod labels: {error}"
+                        );
                         let delay = backoff.failed(fastrand::f64(), error.retry_after());
                         sleep(delay.to_duration()).await;
                         continue;
@@ -206,7 +209,7 @@ impl Mirror {
             answer.read_list().await
         };
         if let Err(error) = within(sending).await {
-            tracing::debug!("no event: {error}");
+            tracing::debug!("the Kubernetes event was not written: {error}");
         }
     }
 }

@@ -29,7 +29,7 @@ fn expand_with(
         };
         match resolve(&address) {
             Ok(found) if !found.is_empty() => {
-                tracing::info!(backend = %backend.name, addresses = found.len(), "expanded");
+                tracing::info!(backend = %backend.name, addresses = found.len(), "backend is expanded to its addresses");
                 for ip in found {
                     expanded.push(one(&backend, &address, ip, &mut names));
                 }

@@ -19,7 +19,7 @@ pub(crate) fn engine(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     let (requests, failures) = backend.health.recent(now);
     if let Some(span) = backend.health.eject(now) {
         let reason = format!("{failures} of {requests} requests failed, the last: {why}");
-        tracing::warn!(backend = %backend.name, seconds = span.get(), "ejected: {reason}");
+        tracing::warn!(backend = %backend.name, seconds = span.get(), "backend is ejected: {reason}");
         backend.health.set_reason(reason);
         proxy.report(ControlEvent::HealthChanged);
     }
@@ -39,7 +39,7 @@ pub(crate) fn unreachable(proxy: &Proxy, backend: &Backend, problem: &LegProblem
 fn down(proxy: &Proxy, backend: &Backend, why: &dyn Display) {
     if backend.health.refused() {
         let reason = why.to_string();
-        tracing::warn!(backend = %backend.name, "down: {reason}");
+        tracing::warn!(backend = %backend.name, "backend is down: {reason}");
         backend.health.set_reason(reason);
         proxy.report(ControlEvent::HealthChanged);
     }
@@ -56,7 +56,7 @@ pub(crate) fn load(
     let was = backend.health.is_busy(now);
     let span = backend.health.back_off(now, retry_after);
     if !was {
-        tracing::info!(backend = %backend.name, seconds = span.get(), "backing off: {why}");
+        tracing::info!(backend = %backend.name, seconds = span.get(), "backend is in back-off: {why}");
         backend.health.set_reason(why.to_string());
     }
 }

@@ -187,7 +187,7 @@ async fn prefilled(
                 answered => return answered,
             };
         attempt += 1;
-        tracing::debug!(target = %target.address(), attempt, "prefill: {problem}");
+        tracing::debug!(target = %target.address(), attempt, "prefill attempt failed: {problem}");
         tokio::time::sleep(sidecar.backoff.to_duration()).await;
     }
 }

@@ -104,7 +104,7 @@ impl<A: App> Service for PortService<A> {
                     accepting.spawn(port.accept_all(listener));
                 }
                 Err(error) => {
-                    tracing::error!(address = %name, "cannot accept: {error}");
+                    tracing::error!(address = %name, "port cannot accept connections: {error}");
                     return;
                 }
             }
@@ -157,7 +157,7 @@ impl<A: App> Port<A> {
                 Err(error) => {
                     // One line for a series of errors.
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(address = %self.address, "accepting fails: {error}");
+                        tracing::error!(address = %self.address, "connections cannot be accepted: {error}");
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -229,7 +229,7 @@ async fn handshake(
             Some((ClientSocket::Tls(Box::new(stream)), subject))
         }
         Err(error) => {
-            tracing::info!(client = %address, "a TLS handshake failed: {error}");
+            tracing::info!(client = %address, "TLS handshake of a client failed: {error}");
             None
         }
     }

@@ -120,6 +120,6 @@ impl BackgroundService for Background {
         tasks.control.run(stop).await;
         // The dispatcher ended with the stop signal or panicked; a panic is logged and the process
         // stops.
-        dispatching.await.unwrap_or_else(|error| tracing::error!("dispatcher: {error}"));
+        dispatching.await.unwrap_or_else(|error| tracing::error!("dispatcher ended: {error}"));
     }
 }

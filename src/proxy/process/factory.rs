@@ -176,7 +176,7 @@ pub(super) fn desired(
     for (source, wanted) in found {
         let (_, bad) = reconciler.set(source, wanted);
         for BadEntry { name, problem } in bad {
-            tracing::error!(?source, backend = name, "not used: {problem}");
+            tracing::error!(?source, backend = name, "backend is not used: {problem}");
         }
     }
     reconciler.set(SourceId::File, settings.backends.iter().cloned().map(Ok).collect());

@@ -87,7 +87,7 @@ impl GatewayLease {
         leadership.send_modify(|shown| shown.leads_until = None);
         drop((sender, elected));
         if timeout(RELEASE_MAX.to_duration(), contending).await.is_err() {
-            tracing::info!("the Lease is not released in time");
+            tracing::info!("the Lease was not released in time and expires");
         }
     }
 }

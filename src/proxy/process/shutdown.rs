@@ -111,7 +111,7 @@ impl ShutdownSignalWatch for Drain {
                 return ShutdownSignal::FastShutdown;
             }
             StopCause::Terminate => {
-                tracing::info!("stopping: unready from now on");
+                tracing::info!("stopping: readiness is withdrawn");
                 self.proxy.draining.store(true, Relaxed);
                 tokio::time::sleep(linger.to_duration()).await;
                 self.close_data();

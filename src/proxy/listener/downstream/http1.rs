@@ -144,7 +144,7 @@ pub async fn serve<Io>(
             }
             Err(ended) => {
                 // Reported by the access log.
-                tracing::debug!("client connection: {ended}");
+                tracing::debug!("client connection ended: {ended}");
                 break;
             }
         }
@@ -259,7 +259,7 @@ where
         | HeadError::Host
         | HeadError::Switching => 400,
     };
-    tracing::debug!("a request was not understood: {error}");
+    tracing::debug!("invalid request head: {error}");
     proxy.metrics.refused(None, answer.status);
     let settings = proxy.settings.load_full();
     let server = &settings.values.server;

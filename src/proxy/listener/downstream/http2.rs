@@ -85,7 +85,7 @@ pub async fn serve<Io>(
     };
     if let Err(error) = ended {
         // Errors of disconnected clients end here; the access log reports their requests.
-        tracing::debug!("client connection: {error}");
+        tracing::debug!("client connection ended: {error}");
     }
 }
 

@@ -108,7 +108,7 @@ impl App for AdminApp {
             }
         };
         // A connection closed by a scraper needs no handling.
-        ended.unwrap_or_else(|error| tracing::debug!("admin: {error}"));
+        ended.unwrap_or_else(|error| tracing::debug!("admin connection ended: {error}"));
     }
 }
 
