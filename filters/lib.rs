@@ -1,5 +1,5 @@
-//! The filter chain: admission of a request before it is placed. A request goes in; an [`Accepted`]
-//! or a [`tidegate_engine::ApiError`] comes out.
+//! The filter chain: admission of a request before placement. Returns an [`Accepted`] request or
+//! the [`tidegate_engine::ApiError`] for the client.
 //!
 //! - `chain`: the filters in order, and the three calls of the proxy
 //! - `accepted`: input and output values

@@ -59,7 +59,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that gives up after `timeout`.
+    /// Creates a client with this time-out per request.
     pub fn new(timeout: Duration) -> Client {
         Client { timeout, key: None, tls: None, name: None }
     }
@@ -154,7 +154,7 @@ pub fn verified_by(path: &Path) -> Result<ClientConfig, String> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Authority, whether TLS is used, and the path before all others.
+/// Returns the authority, whether TLS is used, and the path prefix.
 fn parts(url: &str) -> Result<(http::uri::Authority, bool, String), AskError> {
     let wrong = || AskError::Url(url.to_owned());
     let uri: Uri = url.parse().map_err(|_| wrong())?;
@@ -182,7 +182,7 @@ async fn sent(
     let broken = |error: &dyn std::fmt::Display| AskError::Broken(error.to_string());
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    // It ends with the sender, or with an error that the sender reports.
+    // The connection ends with the sender, or with an error that the sender reports.
     let driver = tokio::spawn(async move { drop(connection.await) });
     let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
     let (head, body) = response.into_parts();

@@ -130,7 +130,7 @@ struct Load {
     trace: Trace,
     profile: Profile,
     slo: Slo,
-    /// Time after which two engines die, and after as long again come back.
+    /// Time at which two engines fail; they return after the same time again.
     fails: Option<Seconds>,
     /// Whether the engines keep prefixes, as vLLM does; the reference results have none.
     prefix_cache: bool,

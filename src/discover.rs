@@ -1,4 +1,4 @@
-//! Infers a configuration by asking engines what they are, for `serve URL…`, `init` and `doctor`.
+//! Infers a configuration from the engines' own reports, for `serve URL…`, `init` and `doctor`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,15 +43,15 @@ pub struct ListenArgs {
     pub admin: Option<SocketAddr>,
 }
 
-/// Time limit of one question to an engine.
+/// Time-out of one request to an engine.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Time between two rounds of questions to engines that are not up.
+/// Interval between two rounds of requests to engines that have not answered.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Wait for further engines after the first has answered.
 const OTHERS: Duration = Duration::from_secs(5);
 
 impl Discovery {
-    /// Asks the engines and returns the configuration, with progress on stderr.
+    /// Queries the engines and returns the configuration, with progress on stderr.
     ///
     /// # Errors
     /// No engine answered in time, or an argument is not usable.
@@ -105,7 +105,7 @@ impl Discovery {
         }
     }
 
-    /// Asks every engine until all have answered or the wait is over.
+    /// Queries every engine until all have answered or the wait is over.
     async fn ask_all(&self) -> Result<Vec<Result<Identity, String>>, String> {
         let client = self.client()?;
         let began = Instant::now();
@@ -193,7 +193,7 @@ fn tokenizer_in(path: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// What one engine is.
+/// Queries the identity of one engine.
 ///
 /// # Errors
 /// It does not answer.
@@ -201,7 +201,7 @@ pub async fn ask(client: &Client, url: &str) -> Result<Identity, String> {
     let mut answers = Answers::new();
     let mut locked = None;
     for path in PATHS {
-        // The first one tells whether the engine is up.
+        // The first path shows whether the engine is running.
         let answer = client.get(url, path).await;
         match answer {
             Ok(answer) if answer.status.is_success() => {
@@ -223,7 +223,7 @@ pub async fn ask(client: &Client, url: &str) -> Result<Identity, String> {
     Ok(identity)
 }
 
-/// The identity that all engines which answered have in common.
+/// Returns the identity that all answering engines share.
 fn alike(found: &[Result<Identity, String>]) -> Option<Identity> {
     let mut up = found.iter().flatten();
     let first = up.next()?;
@@ -249,7 +249,7 @@ fn backend(identity: &Identity) -> DraftBackend {
     }
 }
 
-/// What the engine reported.
+/// Reported facts of an engine, as comments of the configuration.
 fn comments(identity: &Identity) -> Vec<String> {
     let facts = &identity.facts;
     let version = facts.version.as_deref().unwrap_or("of unknown version");

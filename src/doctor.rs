@@ -1,5 +1,5 @@
-//! `tidegate doctor`: checks the engines and this machine against a configuration, one line a check,
-//! each with what to do.
+//! `tidegate doctor`: checks the engines and this machine against a configuration. Each check is
+//! one line, with advice if it fails.
 
 mod engines;
 mod handoff;
@@ -110,7 +110,7 @@ impl DoctorReport {
     }
 }
 
-/// Time limit of one question to an engine.
+/// Time-out of one request to an engine.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `tidegate doctor`

@@ -94,7 +94,7 @@ struct Candidate {
 const LISTED: usize = 20;
 /// Characters of a bar.
 const BAR: usize = 40;
-/// What is unknown.
+/// Placeholder of an unknown value.
 const NONE: &str = "–";
 
 /// `tidegate explain`

@@ -21,7 +21,7 @@ pub struct Args {
     force: bool,
 }
 
-/// Asks the engines, then writes the file.
+/// Queries the engines, then writes the file.
 pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     if args.engines.urls.is_empty() {
         return Err("init needs the URL of an engine: tidegate init http://host:8000".into());

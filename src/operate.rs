@@ -98,7 +98,6 @@ pub enum OperateError {
     Unreachable {
         /// The admin address.
         address: String,
-        /// Why.
         source: std::io::Error,
     },
     /// A file that an option names.
@@ -106,7 +105,6 @@ pub enum OperateError {
     File {
         /// The file's path.
         path: PathBuf,
-        /// Why.
         problem: String,
     },
     /// The proxy rejected the request.

@@ -68,20 +68,10 @@ const LATE: Seconds = Seconds(0.05);
 pub enum ReplayError {
     /// A file.
     #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    File { path: PathBuf, source: std::io::Error },
     /// A trace.
     #[error("{path}: {source}")]
-    Trace {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: TraceError,
-    },
+    Trace { path: PathBuf, source: TraceError },
     /// The target.
     #[error(transparent)]
     Target(#[from] TargetError),

@@ -8,7 +8,7 @@ use tidegate_types::Role;
 
 pub use widgets::draw;
 
-/// Everything that is shown at one moment.
+/// Contents of the screen at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Screen {
     /// First line.
@@ -21,7 +21,7 @@ pub struct Screen {
     pub attainment: ChartSeries,
     /// Role changes, the latest first, one sentence each.
     pub flips: Vec<String>,
-    /// Name of what [`ChartSeries::beside`] shows.
+    /// Name of the run shown by [`ChartSeries::beside`].
     pub beside: Option<String>,
     /// Last line.
     pub footer: String,
@@ -32,24 +32,24 @@ pub struct Screen {
 pub struct EngineRow {
     pub name: String,
     pub role: Role,
-    /// Prefill backlog or streams as a share of what it takes, 0 to 1.
+    /// Prefill backlog or streams as a share of the engine's limit, 0 to 1.
     pub load: f64,
     /// That load in words.
     pub detail: String,
     /// Share of its KV memory in use, 0 to 1.
     pub kv: f64,
-    /// Why it is not well; empty if it is.
+    /// Reason for which it is not healthy; empty if it is.
     pub trouble: String,
 }
 
 /// A value over time.
 #[derive(Clone, Debug, Default)]
 pub struct ChartSeries {
-    /// The latest last; `None`: nothing was measured.
+    /// Values, the latest last; `None`: nothing was measured.
     pub values: Vec<Option<f64>>,
-    /// What it should not exceed, in its unit.
+    /// Upper bound of the values, in their unit.
     pub target: Option<f64>,
-    /// The same value of the run that it is compared with, at the same time.
+    /// The value of the compared run at the same time.
     pub beside: Option<f64>,
 }
 

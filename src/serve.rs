@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Asks the engines and prints the configuration that follows.
+/// Queries the engines and prints the inferred configuration.
 fn inferred(args: &Args) -> Result<Settings, String> {
     let text = args.engines.draft(&args.at)?.to_toml();
     let settings = init::parsed(&text)?;
@@ -56,7 +56,7 @@ fn inferred(args: &Args) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// The settings with the addresses of the command line.
+/// Returns the settings with the addresses of the command line.
 fn placed(mut settings: Settings, at: &discover::ListenArgs) -> Settings {
     if !at.listen.is_empty() {
         settings.server.listen.clone_from(&at.listen);
@@ -84,7 +84,7 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     Ok(Settings { file: Some(path.to_owned()), ..settings })
 }
 
-/// Tells where the proxy listens.
+/// Prints the addresses on which the proxy listens.
 pub fn announce(settings: &Settings, addresses: &Addresses) {
     let scheme = |tls: bool| if tls { "https" } else { "http" };
     for address in &addresses.data {

@@ -135,7 +135,7 @@ fn config(args: &Args) -> Result<String, String> {
     add(&mut text, format_args!("[admin]\nlisten = \"[::]:{}\"\n", args.metrics_port));
     let level = if args.v >= 4 { "debug" } else { "info" };
     add(&mut text, format_args!("[log]\nlevel = \"{level}\"\n"));
-    // One engine has nowhere else to try.
+    // A sidecar has one engine, so that there is no other to retry on.
     add(&mut text, format_args!("[retry]\nattempts = 1\n"));
     if let Some(idle) = args.max_idle_conns_per_host {
         add(&mut text, format_args!("[upstream]\nidle_per_backend_max = {idle}\n"));

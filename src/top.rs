@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<(), OperateError> {
     let mut round = 1;
     loop {
         match &mut canvas {
-            // A terminal that is gone ends the view.
+            // The view ends when the terminal is closed.
             Some(canvas) => {
                 if canvas.show(&screen).is_err() {
                     return Ok(());

@@ -1,5 +1,5 @@
-//! The result of a demo in words: requests served in time, and the engines that a fixed split needs
-//! for the same.
+//! The result of a demo in sentences: requests that met their targets, and the number of engines
+//! that a fixed split needs for the same.
 
 use std::io::Write;
 use tidegate_sim::{Report, best_split};
@@ -8,7 +8,7 @@ use super::{DRAIN, ENGINES, Load};
 
 /// Largest fixed fleet that is tried, as a multiple of the demo's.
 const TRIED: usize = 2;
-/// Difference of attainment that counts as the same.
+/// Difference of attainment that counts as equal.
 const SAME: f64 = 0.005;
 
 /// Prints the result.

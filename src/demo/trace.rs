@@ -32,7 +32,7 @@ pub enum Scenario {
 const TRACES: &str = "benches/traces";
 /// Start of the slice: the shift from long outputs to long prompts, with streams still running.
 const SHIFT_AT: Seconds = Seconds(120.0);
-/// Speed-up of the trace: eight engines are just too few for both phases at once.
+/// Speed-up of the trace: eight engines are slightly too few for both phases at once.
 const SHIFT_RATE: f64 = 1.5;
 /// Factor on output lengths, so that the last arrivals finish within the demo.
 const SHIFT_OUTPUT: f64 = 0.5;
@@ -49,13 +49,13 @@ const DOCUMENTS: f64 = 12.0;
 const SURGE: f64 = 1.5;
 /// Longest answer of a chat: 8 s of decode, so that the last ones end within the demo.
 const ANSWER_MAX: Tokens = Tokens(500);
-/// Agent sessions a second, and the time after which many run at once.
+/// Agent sessions a second, and the time after which many run concurrently.
 const SESSIONS: f64 = 0.2;
 const SESSIONS_AT: Seconds = Seconds(120.0);
 const SEED: u64 = 2026;
 
 impl Scenario {
-    /// What happens, in words.
+    /// Describes the load in sentences.
     pub const fn story(self) -> &'static str {
         match self {
             Scenario::Shift => {

@@ -21,7 +21,7 @@ const LOOKS_A_MEAN: usize = 10;
 /// Role changes on the screen.
 const FLIPS: usize = 4;
 
-/// The values of one refresh, for the run beside which they are shown.
+/// The values of one refresh, kept for comparison with a later run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
     queue: f64,
@@ -93,7 +93,7 @@ impl DemoView {
             self.flips();
             let round = self.looks.len();
             match &mut self.canvas {
-                // A terminal that is gone loses the view, not the run.
+                // If the terminal is closed, the view ends and the run continues.
                 Some(canvas) => canvas.show(&self.screen).unwrap_or_default(),
                 None if round.is_multiple_of(LOOKS_A_LINE) => eprintln!("{}", self.screen.line()),
                 None => {}

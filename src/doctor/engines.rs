@@ -104,7 +104,7 @@ fn connector(backend: &BackendSettings, identity: &Identity, report: &mut Doctor
             format!("the engine has {told}, the settings have none: it gets whole requests"),
             &format!("connector = \"{told}\""),
         ),
-        // These show in no metric.
+        // No metric shows these connectors.
         (Some(said @ ("offloading" | "shared_store")), None) => {
             report.ok(name, "connector", format!("{said}, which the engine does not report"));
         }
@@ -166,7 +166,7 @@ fn role(backend: &BackendSettings, identity: &Identity, report: &mut DoctorRepor
     report.ok(name, "roles", format!("may take {}", allowed.join(", ")));
 }
 
-/// Ports beside the URL at which other engines meet this one.
+/// Checks the ports beside the URL that other engines use for a hand-off.
 async fn ports(backend: &BackendSettings, report: &mut DoctorReport) {
     let (check, port) = match backend.connector {
         Connector::Mooncake | Connector::Bootstrap => ("bootstrap port", backend.bootstrap_port),

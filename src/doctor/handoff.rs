@@ -82,7 +82,7 @@ type Failed = (String, String);
 
 impl Trial<'_> {
     async fn run(&self, model: &str) -> Result<(), Failed> {
-        // A number of its own, so that no prefix cache holds the prompt.
+        // A unique number, so that no prefix cache holds the prompt.
         let id = fastrand::u64(..);
         let prompt = format!("{id} {}", "tide ".repeat(WORDS));
         let body = json!({ "model": model, "prompt": prompt, "max_tokens": 2, "temperature": 0 });
@@ -149,7 +149,7 @@ impl Trial<'_> {
         }
     }
 
-    /// The rank to meet, where the family asks for it first.
+    /// Returns the rank for the rendezvous, if the family queries it before the legs.
     async fn peer(&self, host: &str) -> Result<Option<Peer>, String> {
         let Some(ask) = self.family.peer_query() else { return Ok(None) };
         let url = match ask.at_bootstrap {

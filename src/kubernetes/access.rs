@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-/// Directory of a pod's service account.
+/// Directory of a pod's service account files.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How the API server is reached.
@@ -34,7 +34,7 @@ pub struct Access {
     client: Option<(PathBuf, PathBuf)>,
 }
 
-/// The API server cannot be reached with these settings.
+/// Why the API server cannot be reached.
 #[derive(Debug, Error)]
 pub enum AccessError {
     /// The process is not in a cluster and the settings have no address.
@@ -46,7 +46,6 @@ pub enum AccessError {
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -54,7 +53,6 @@ pub enum AccessError {
     /// A file is not PEM.
     #[error("cannot read {path}: {source}")]
     Pem {
-        /// Which.
         path: PathBuf,
         /// The cause.
         source: pem::Error,

@@ -27,12 +27,12 @@ impl Backoff {
         Seconds(own.max(asked + own * f64::from(u8::from(asked > 0.0)) / 2.0))
     }
 
-    /// Forgets failures: an attempt succeeded.
+    /// Resets the delay after a successful attempt.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// Failures in a row.
+    /// Number of consecutive failures.
     pub fn failures(&self) -> u32 {
         self.failures
     }

@@ -1,6 +1,6 @@
-//! Leader election by a Lease in the API server. The Lease is read every `retry` and written by its holder
-//! only, with the plan as an annotation. Each write has the resourceVersion that was read as
-//! precondition: a leader that was replaced meanwhile gets 409.
+//! Leader election by a Lease in the API server. The Lease is read every `retry`; only its holder
+//! writes it, with the plan as an annotation. Each write has the resourceVersion of the last read
+//! as precondition, so that a replaced leader gets 409.
 //!
 //! Without the API server the last plan stays in force, and there is no leader.
 
@@ -16,7 +16,7 @@ use crate::api::{self, KubeApiError};
 use crate::lease::{ElectionParams, ElectionStep, Elector, Lease, LeaseMetadata, LeaseSpec};
 use crate::plan::{ADDRESS, ANNOTATION, SharedPlan};
 
-/// Time-out of one request; a later answer is too old to decide on.
+/// Time-out of one request. A later answer is not used.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Shortest time between two writes of plans: at most five a second.
 const WRITE_GAP: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ pub struct Elected {
     pub plan: Option<SharedPlan>,
 }
 
-/// One contender in an API server.
+/// One contender for a Lease.
 pub struct Election {
     access: Access,
     name: String,
@@ -50,7 +50,8 @@ pub struct Election {
 }
 
 impl Election {
-    /// A contender for the Lease `name` in the namespace of `access`. `identity` is of this process alone.
+    /// Creates a contender for the Lease `name` in the namespace of `access`. `identity` must be
+    /// unique to this process.
     pub fn new(access: Access, name: &str, identity: String, params: ElectionParams) -> Election {
         let elector = Elector::new(identity, params);
         Election {
@@ -70,8 +71,9 @@ impl Election {
         Election { address, ..self }
     }
 
-    /// Contends until it is dropped, or until the other end of a channel is: then it releases the Lease. Plans sent to `plans` are written while this process leads, with its
-    /// epoch; `elected` shows who leads and the plan in force.
+    /// Contends until the other end of a channel is dropped, then releases the Lease. While this
+    /// process leads, plans sent to `plans` are written with its epoch. `elected` receives the
+    /// holder and the plan in force.
     pub async fn run(
         mut self,
         mut plans: watch::Receiver<Option<SharedPlan>>,

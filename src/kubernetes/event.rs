@@ -10,7 +10,7 @@ use crate::pod::Metadata;
 pub enum WatchEvent<T> {
     /// The object is new or has changed.
     Applied(T),
-    /// The object is gone, or its labels left the selector.
+    /// The object was deleted, or its labels left the selector.
     Deleted(T),
     /// No change up to this resourceVersion.
     Bookmark(String),

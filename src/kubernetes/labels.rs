@@ -1,4 +1,4 @@
-//! Roles as labels of pods: for people, Services, monitors and llm-d's endpoint picker. Pure.
+//! Roles as labels of pods: for operators, Services, monitors and llm-d's endpoint picker. Pure.
 //!
 //! A label that is part of a workload's selector must not change: its ReplicaSet would release the pod and
 //! start another in its place. KServe and llm-d's charts select on `llm-d.ai/role`.
@@ -23,7 +23,7 @@ pub struct HostRole {
     pub role: Role,
 }
 
-/// Returns the label's value of a role. llm-d has no work for a pod with an unknown value.
+/// Returns the label's value for a role. llm-d sends no requests to a pod with an unknown value.
 pub fn value(key: &str, role: Role) -> &'static str {
     match (key, role) {
         (LLM_D, Role::Mixed) => "prefill-decode",
@@ -58,7 +58,7 @@ pub fn wanted<'a>(
     pods.into_iter().filter_map(change).collect()
 }
 
-/// An address as it is; of a name its first label.
+/// Returns an address unchanged, and the first label of a name.
 fn pod_part(host: &str) -> &str {
     match host.parse::<std::net::IpAddr>() {
         Ok(_) => host,
@@ -100,7 +100,7 @@ pub fn owner_path(namespace: &str, owner: &OwnerReference) -> Option<String> {
     Some(format!("/apis/apps/v1/namespaces/{namespace}/{plural}/{}", owner.name))
 }
 
-/// A workload, as far as its selector.
+/// The selector of a workload.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Workload {
@@ -144,7 +144,7 @@ impl Writes {
         match self.0.get(uid) {
             Some(before) if now - *before < WRITE_GAP => false,
             _ => {
-                // Pods that are gone.
+                // Entries of deleted pods are removed too.
                 self.0.retain(|_, before| now - *before < WRITE_GAP);
                 self.0.insert(uid.to_owned(), now);
                 true

@@ -2,10 +2,10 @@
 //! process observed the last change of the record; times written by others are not used, so that clocks
 //! need not be synchronised.
 //!
-//! A leader leads for `renew_deadline` after it began its last successful write. Others take the Lease
-//! `duration` after they saw that write, which is later than it began: with `renew_deadline` below
-//! `duration` no two lead at once. `leaseTransitions` grows with every change of the holder: it is the
-//! fencing epoch.
+//! A leader leads for `renew_deadline` after the start of its last successful write. Other
+//! contenders take the Lease `duration` after they observed that write, which is later than its
+//! start. With `renew_deadline` below `duration`, two contenders never lead at once.
+//! `leaseTransitions` grows with every change of the holder and serves as the fencing epoch.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -76,14 +76,14 @@ pub struct LeaseSpec {
     pub lease_transitions: u64,
 }
 
-/// What a contender does next.
+/// Next action of a contender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ElectionStep {
-    /// Make the Lease.
+    /// Create the Lease.
     Create(LeaseSpec),
     /// Write this record, with the resourceVersion that was read as precondition.
     Write(LeaseSpec),
-    /// Nothing: look again after `retry`.
+    /// None: read the Lease again after `retry`.
     Wait,
 }
 
@@ -92,9 +92,9 @@ pub enum ElectionStep {
 pub struct Elector {
     identity: String,
     params: ElectionParams,
-    /// The record as it was last seen, and when it was seen to change.
+    /// The record as last observed, and the time at which its last change was observed.
     seen: Option<(LeaseSpec, Moment)>,
-    /// When the last successful write began, and its epoch.
+    /// Start of the last successful write, and its epoch.
     led: Option<(Moment, u64)>,
 }
 
@@ -141,7 +141,7 @@ impl Elector {
         }
     }
 
-    /// A write that began at `began` succeeded.
+    /// Records that a write that began at `began` succeeded.
     pub fn written(&mut self, record: LeaseSpec, began: Moment) {
         if self.holds(&record) {
             self.led = Some((began, record.lease_transitions));

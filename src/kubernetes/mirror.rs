@@ -61,7 +61,8 @@ impl Mirror {
         Mirror { access, namespace, selector: selector.to_owned(), key: key.to_owned() }
     }
 
-    /// Follows `roles` until their sender is gone; `done` gets the outcome for each pod that was looked at.
+    /// Writes the labels for each version of `roles` until its sender is dropped. `done` receives
+    /// the outcome of each checked pod.
     pub async fn run(self, mut roles: watch::Receiver<Vec<HostRole>>, done: impl Fn(Mirrored)) {
         let (sender, mut pods) = watch::channel(Arc::new(Vec::<Pod>::new()));
         let collection = Collection {
@@ -131,7 +132,7 @@ impl Mirror {
             }
             match self.patch(pod, value).await {
                 Ok(()) => done(Mirrored::Written),
-                // The pod is gone: the watch removes it.
+                // The pod was deleted; the watch removes it.
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }

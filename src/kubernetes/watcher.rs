@@ -47,7 +47,8 @@ impl Collection {
     }
 }
 
-/// Returns the objects of a collection, read in pages, and the version at which a watch goes on.
+/// Returns the objects of a collection, read in pages, and the resourceVersion at which a watch
+/// continues.
 ///
 /// # Errors
 /// [`KubeApiError`] when a page cannot be read.

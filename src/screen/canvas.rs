@@ -87,12 +87,12 @@ fn take(keys: bool) -> io::Result<Terminal<CrosstermBackend<Stderr>>> {
     if keys {
         enable_raw_mode()?;
     }
-    // Some terminals show what was there before.
+    // Some terminals keep the earlier contents on the alternate screen.
     execute!(stderr(), EnterAlternateScreen, Clear(ClearType::All), Hide)?;
     Terminal::new(CrosstermBackend::new(stderr()))
 }
 
-/// A terminal that is gone needs nothing.
+/// Restores the terminal; errors of a closed terminal are ignored.
 fn restore() {
     disable_raw_mode().ok();
     execute!(stderr(), LeaveAlternateScreen, Show).ok();

@@ -23,8 +23,8 @@ pub(super) fn of(
     }
 }
 
-/// Output length of a prefill leg: one token with SGLang and TensorRT-LLM whatever the request asks
-/// for; the requested length with vLLM.
+/// Output length of a prefill leg: always one token with SGLang and TensorRT-LLM, the requested
+/// length with vLLM.
 pub(super) fn one_token(
     kind: EmulatedEngine,
     handoff: &RequestedHandoff,

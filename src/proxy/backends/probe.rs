@@ -56,7 +56,7 @@ pub enum ProbeReport {
     },
 }
 
-/// Probes one backend until the receiver of `found` is gone.
+/// Probes one backend until the receiver of `found` is dropped.
 pub async fn run(
     backend: Arc<Backend>,
     params: ProbeParams,

@@ -274,7 +274,7 @@ impl Metrics {
         self.plan_duration.record(duration.get());
     }
 
-    /// Exports the engines that each group wants.
+    /// Exports the number of engines that each group needs.
     pub fn engines_wanted(&self, groups: impl Iterator<Item = (GroupId, usize)>) {
         with_local_recorder(&self.recorder, || {
             for (group, wanted) in groups {

@@ -230,7 +230,7 @@ impl Health {
     }
 
     /// Records a failed request that the engine caused. Returns whether its failure share makes it
-    /// an outlier; the caller, which knows its pools, decides about ejection.
+    /// an outlier; the caller checks the panic threshold of its pools and ejects it.
     pub fn failed(&self, now: Moment) -> bool {
         self.window.record(&self.params.outlier, now, true);
         !self.is_ejected() && self.window.is_outlier(&self.params.outlier, now)
