@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::block_cache::BlockCache;
 use crate::config::{EmulatedEngine, EmulatorConfig, SglangMode};
-use crate::kv_transfer::Peers;
+use crate::kv_transfer::PeerConnections;
 use crate::lease::Leases;
 use crate::scheduler::SchedulerCommand;
 use crate::shared_kv_store::SharedKvStore;
@@ -28,7 +28,7 @@ pub struct EngineState {
     /// Prefilled KV held for readers.
     pub leases: Leases,
     /// Connections to other engines.
-    pub peers: Peers,
+    pub peers: PeerConnections,
     /// KV that all engines of this process share, if the connector uses it.
     pub store: Arc<SharedKvStore>,
     /// Counters of the engine.
@@ -63,7 +63,7 @@ impl EngineState {
             host: config.advertise.clone().unwrap_or(reachable),
             id: uuid(),
             leases: Leases::default(),
-            peers: Peers::new(config.connector, config.handshake_timeout.to_duration()),
+            peers: PeerConnections::new(config.connector, config.handshake_timeout.to_duration()),
             counters: Arc::default(),
             store,
             prefix: config

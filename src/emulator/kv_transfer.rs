@@ -75,7 +75,7 @@ pub enum TransferError {
 type IdleConnections = HashMap<(String, u16), Vec<SendRequest<Full<Bytes>>>>;
 
 /// Connection pool to other engines. Reuse keeps a hand-off at two exchanges.
-pub struct Peers {
+pub struct PeerConnections {
     connector: VllmConnector,
     timeout: Duration,
     idle: Mutex<IdleConnections>,
@@ -129,10 +129,10 @@ pub fn serve(engine: &EngineState, body: &[u8]) -> (StatusCode, Bytes) {
     }
 }
 
-impl Peers {
+impl PeerConnections {
     /// Creates the pool with this handshake timeout.
-    pub fn new(connector: VllmConnector, timeout: Duration) -> Peers {
-        Peers { connector, timeout, idle: Mutex::default() }
+    pub fn new(connector: VllmConnector, timeout: Duration) -> PeerConnections {
+        PeerConnections { connector, timeout, idle: Mutex::default() }
     }
 
     /// Sends a request to the engine that holds `remote`. An unreachable engine is awaited until

@@ -46,6 +46,7 @@ pub enum AccessError {
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// Path of the file.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -53,6 +54,7 @@ pub enum AccessError {
     /// A file is not PEM.
     #[error("cannot read {path}: {source}")]
     Pem {
+        /// Path of the file.
         path: PathBuf,
         /// The cause.
         source: pem::Error,
