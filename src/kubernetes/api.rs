@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::access::{Access, AccessError};
-use crate::event::Status;
+use crate::event::KubeStatus;
 
 /// Longest time for a connection with its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -225,7 +225,7 @@ async fn refused(
     retry_after: Option<Seconds>,
 ) -> KubeApiError {
     let body = answer.read_all(STATUS_MAX, HEAD_TIMEOUT).await.unwrap_or_default();
-    let status: Status = serde_json::from_slice(&body).unwrap_or_default();
+    let status: KubeStatus = serde_json::from_slice(&body).unwrap_or_default();
     let asked = status.details.retry_after_seconds.map(|seconds| Seconds(f64::from(seconds)));
     let message = match status.message.is_empty() {
         true => code.canonical_reason().unwrap_or_default().to_owned(),

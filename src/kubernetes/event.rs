@@ -38,10 +38,10 @@ struct Bookmark {
     metadata: Metadata,
 }
 
-/// A `Status` object.
+/// A `Status` object of the API.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Status {
+pub(crate) struct KubeStatus {
     pub(crate) code: u16,
     pub(crate) message: String,
     pub(crate) details: StatusDetails,
@@ -70,7 +70,7 @@ pub fn parse<T: for<'de> Deserialize<'de>>(
             Ok(WatchEvent::Bookmark(bookmark.metadata.resource_version))
         }
         "ERROR" => {
-            let status: Status = serde_json::from_str(object)?;
+            let status: KubeStatus = serde_json::from_str(object)?;
             let retry_after = status.details.retry_after_seconds;
             Ok(WatchEvent::Error { code: status.code, message: status.message, retry_after })
         }
