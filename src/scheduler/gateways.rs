@@ -111,7 +111,7 @@ impl GatewayLoad {
 
     /// Returns when the first of its streams exceeds its TPOT target if no further token arrives, for a
     /// report received at `now`.
-    pub fn late_at(&self, now: Moment) -> Moment {
+    pub fn tpot_deadline(&self, now: Moment) -> Moment {
         let slack = self.slack_nanos.map(|nanos| Seconds(nanos as f64 / 1e9));
         slack.map_or(Moment::NEVER, |slack| now + slack)
     }

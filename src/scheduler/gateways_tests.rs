@@ -94,7 +94,7 @@ fn a_report_out_of_bounds_overflows_nothing() {
     let sum = share_of(&shares, "a").others.loads["x"];
     assert_eq!(sum.streams, 0, "saturated, less the own");
     let balance = sum.balance() + sum.balance();
-    assert!(balance.kv.get() > 0 && sum.late_at(at(0.0)) <= at(0.0));
+    assert!(balance.kv.get() > 0 && sum.tpot_deadline(at(0.0)) <= at(0.0));
 }
 
 #[test]

@@ -13,7 +13,7 @@ const GAPS: f64 = 10.0;
 
 /// Updates slack and silence of every backend from its streams; `tpot` is the target.
 pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
-    let mut late_at = vec![Moment::NEVER; fleet.backends().len()];
+    let mut deadlines = vec![Moment::NEVER; fleet.backends().len()];
     let mut silent_at = vec![None::<Moment>; fleet.backends().len()];
     fleet.registry.for_each(|live| {
         let Some(backend) = live.decode_backend() else { return };
@@ -21,16 +21,17 @@ pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
         if let Some(received) = live.received_at() {
             fleet.backends()[slot].health.received(received);
         }
-        if let Some(late) = late(live, tpot) {
-            late_at[slot] = late_at[slot].min(late);
+        if let Some(deadline) = tpot_deadline(live, tpot) {
+            deadlines[slot] = deadlines[slot].min(deadline);
         }
         if let Some(silent) = silence(live) {
             silent_at[slot] = Some(silent_at[slot].map_or(silent, |other| other.max(silent)));
         }
     });
-    for (backend, (late, silent)) in fleet.backends().iter().zip(late_at.into_iter().zip(silent_at))
+    for (backend, (deadline, silent)) in
+        fleet.backends().iter().zip(deadlines.into_iter().zip(silent_at))
     {
-        backend.set_late_at(late);
+        backend.set_tpot_deadline(deadline);
         // Bytes of any stream of the backend count, including streams that have ended.
         let received = backend.health.received_at() + SILENCE;
         let silent = silent.filter(|silent| now > *silent && now > received);
@@ -47,7 +48,7 @@ pub fn watch(fleet: &Fleet, tpot: Seconds, now: Moment) {
 
 /// When the stream's mean TPOT exceeds the target if no further token arrives. A stream that has
 /// emitted n tokens since its first is on time until first + n·TPOT.
-fn late(live: &InflightRequest, tpot: Seconds) -> Option<Moment> {
+fn tpot_deadline(live: &InflightRequest, tpot: Seconds) -> Option<Moment> {
     Some(live.first_at()? + tpot * live.emitted().as_f64())
 }
 

@@ -53,9 +53,9 @@ pub struct Backend {
     pub report: ArcSwap<EngineReport>,
     /// When the first of its streams exceeds its TPOT target if no further token arrives. Written
     /// by the control loop.
-    late_at: AtomicU64,
+    tpot_deadline: AtomicU64,
     /// The same of the streams of other gateways. Written by the exchange of loads.
-    others_late_at: AtomicU64,
+    others_tpot_deadline: AtomicU64,
     /// Block size of its prefix cache in tokens, once reported: only whole blocks are hits.
     kv_block: AtomicU32,
     /// Measured share of predicted prefix-cache hits that are real, as the bits of an `f32`, and
@@ -130,8 +130,8 @@ impl Backend {
             account: Arc::default(),
             health: Health::new(health),
             report: ArcSwap::default(),
-            late_at: AtomicU64::new(Moment::NEVER.0),
-            others_late_at: AtomicU64::new(Moment::NEVER.0),
+            tpot_deadline: AtomicU64::new(Moment::NEVER.0),
+            others_tpot_deadline: AtomicU64::new(Moment::NEVER.0),
             kv_block: AtomicU32::new(1),
             hit_share: AtomicU32::new(1.0f32.to_bits()),
             hit_source: AtomicU8::new(HitSource::Prior as u8),
@@ -154,19 +154,19 @@ impl Backend {
 
     /// How long its streams can pause before one of them exceeds its TPOT target.
     pub fn slack(&self, now: Moment) -> Seconds {
-        self.late_at().min(Moment(self.others_late_at.load(Relaxed))) - now
+        self.tpot_deadline().min(Moment(self.others_tpot_deadline.load(Relaxed))) - now
     }
 
     /// When the first of this gateway's streams exceeds its TPOT target if no further token arrives.
-    pub fn late_at(&self) -> Moment {
-        Moment(self.late_at.load(Relaxed))
+    pub fn tpot_deadline(&self) -> Moment {
+        Moment(self.tpot_deadline.load(Relaxed))
     }
 
     /// Sets what other gateways have in flight here, and when the first of their streams exceeds its
     /// TPOT target.
-    pub fn set_others(&self, in_flight: &Balance, late_at: Moment) {
+    pub fn set_others(&self, in_flight: &Balance, tpot_deadline: Moment) {
         self.account.set_others(in_flight);
-        self.others_late_at.store(late_at.0, Relaxed);
+        self.others_tpot_deadline.store(tpot_deadline.0, Relaxed);
     }
 
     /// KV capacity in tokens.
@@ -225,8 +225,8 @@ impl Backend {
     }
 
     /// Sets when the first stream exceeds its TPOT target. Called by the control loop.
-    pub fn set_late_at(&self, moment: Moment) {
-        self.late_at.store(moment.0, Relaxed);
+    pub fn set_tpot_deadline(&self, moment: Moment) {
+        self.tpot_deadline.store(moment.0, Relaxed);
     }
 
     /// Share of predicted prefix-cache hits that are real, 0 to 1.

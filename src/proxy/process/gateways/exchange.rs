@@ -111,8 +111,9 @@ impl Exchange {
         for backend in proxy.fleet.backends().iter().filter(|backend| !backend.is_leaving()) {
             let balance = backend.account.balance();
             if !balance.is_settled() {
-                let late = Some(backend.late_at()).filter(|late| *late != Moment::NEVER);
-                let load = GatewayLoad::of(&balance, late.map(|late| late - now));
+                let deadline =
+                    Some(backend.tpot_deadline()).filter(|deadline| *deadline != Moment::NEVER);
+                let load = GatewayLoad::of(&balance, deadline.map(|deadline| deadline - now));
                 report.loads.insert(backend.name.to_string(), load);
             }
         }
@@ -136,7 +137,7 @@ impl Exchange {
         for backend in proxy.fleet.backends().iter() {
             let load = others.loads.get(&*backend.name).filter(|_| !backend.is_leaving());
             match load {
-                Some(load) => backend.set_others(&load.balance(), load.late_at(now)),
+                Some(load) => backend.set_others(&load.balance(), load.tpot_deadline(now)),
                 None => backend.set_others(&Balance::default(), Moment::NEVER),
             }
         }
