@@ -44,7 +44,7 @@ pub(crate) fn own_prefill(
 ) -> (Seconds, Tokens) {
     let prompt = cluster.trace().arrivals[request].prompt;
     let cached = cluster.cached(request, engine);
-    let work = cluster.profile(engine).prefill_model().predict(prompt, cached);
+    let work = cluster.profile(engine).prefill_model().predict(prompt - cached, cached);
     (work, prompt - cached)
 }
 
