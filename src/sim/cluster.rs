@@ -8,7 +8,7 @@ use tidegate_types::{Moment, Seconds, Tokens};
 use crate::disturbance::{Disturbance, Jitter};
 use crate::engine::{Engine, Event, SeqId, Sequence, Work};
 use crate::gaps::{GapHistogram, StepDurations};
-use crate::prefix_cache::PrefixCache;
+use crate::prefix_cache::{CacheChange, PrefixCache};
 use crate::profile::Profile;
 use crate::report::Outcome;
 use crate::simulate::SimConfig;
@@ -109,10 +109,10 @@ impl<'a> Cluster<'a> {
             durations: vec![StepDurations::default(); engines],
             gaps: GapHistogram::default(),
             preemptions: 0,
-            caches: if config.prefix_caching {
-                vec![PrefixCache::default(); engines]
-            } else {
-                Vec::new()
+            caches: match (config.prefix_caching, config.tidegate.kv_events) {
+                (true, true) => vec![PrefixCache::with_events(); engines],
+                (true, false) => vec![PrefixCache::default(); engines],
+                (false, _) => Vec::new(),
             },
             link_free_at: Moment::START,
             busy: vec![false; engines],
@@ -194,6 +194,11 @@ impl<'a> Cluster<'a> {
     /// Returns the number of blocks in the engine's prefix cache.
     pub(crate) fn cached_blocks(&self, engine: usize) -> usize {
         self.caches.get(engine).map_or(0, PrefixCache::len)
+    }
+
+    /// Returns the changes of each engine's prefix cache since the previous call.
+    pub(crate) fn take_cache_changes(&mut self) -> impl Iterator<Item = (usize, Vec<CacheChange>)> {
+        self.caches.iter_mut().map(PrefixCache::take_changes).enumerate()
     }
 
     /// Returns the share of all prompt tokens served from prefix caches; `None` without prefix

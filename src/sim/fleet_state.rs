@@ -13,7 +13,7 @@ use tidegate_types::{
     BackendId, Moment, PoolId, RequestId, Role, RoleCapability, RoleSet, Seconds, Tokens,
 };
 
-use crate::prefix_cache::BLOCK_TOKENS;
+use crate::prefix_cache::{BLOCK_TOKENS, CacheChange};
 use crate::profile::Profile;
 
 /// Blocks of the prefix index: 134 million tokens.
@@ -101,14 +101,26 @@ impl FleetState {
 
     /// Adds a prefix index: predicted hits come from the prompts that engines were sent, as in the
     /// proxy. Half of the KV memory of an engine is assumed for cached prefixes, the other half for
-    /// streams.
-    pub(crate) fn with_prefix_index(mut self) -> FleetState {
+    /// streams. With `kv_events` the engines report what they store and evict.
+    pub(crate) fn with_prefix_index(mut self, kv_events: bool) -> FleetState {
         let index = PrefixIndex::new(INDEX_BLOCKS);
         for (id, model) in self.pool.iter().zip(&self.models) {
             index.set_kv_capacity(*id, model.kv_capacity, Tokens(BLOCK_TOKENS));
+            index.follow(*id, kv_events);
         }
         self.index = Some(index);
         self
+    }
+
+    /// Applies an engine's KV events to the prefix index.
+    pub(crate) fn apply_kv_events(&self, on: BackendId, changes: &[CacheChange]) {
+        let Some(index) = &self.index else { return };
+        for change in changes {
+            match change {
+                CacheChange::Stored(hash) => index.store(on, *hash),
+                CacheChange::Removed(hash) => index.remove(on, *hash),
+            }
+        }
     }
 
     /// Returns the engines.

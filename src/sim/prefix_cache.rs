@@ -14,6 +14,15 @@ pub(crate) struct PrefixCache {
     idle: BTreeSet<(u64, u64)>,
     /// Logical clock of `last_use`; incremented by each release.
     uses: u64,
+    /// Changes since [`take_changes`](PrefixCache::take_changes), if they are reported.
+    changes: Option<Vec<CacheChange>>,
+}
+
+/// KV event of an engine: a block entered its prefix cache or was evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheChange {
+    Stored(u64),
+    Removed(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +32,22 @@ struct Block {
 }
 
 impl PrefixCache {
+    /// Returns an empty cache that reports its changes, as engines with KV events do.
+    pub(crate) fn with_events() -> PrefixCache {
+        PrefixCache { changes: Some(Vec::new()), ..PrefixCache::default() }
+    }
+
+    /// Returns the changes since the previous call, in order.
+    pub(crate) fn take_changes(&mut self) -> Vec<CacheChange> {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn note(&mut self, change: CacheChange) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
+        }
+    }
+
     /// Returns the prompt tokens in leading cached blocks. Only full blocks are reused.
     pub(crate) fn hit(&self, blocks: &[u64], prompt: Tokens) -> Tokens {
         let cached = full(blocks, prompt).iter().take_while(|id| self.blocks.contains_key(*id));
@@ -32,6 +57,9 @@ impl PrefixCache {
     /// Adds the prompt's full blocks, whose KV a sequence computed or received, and pins them.
     pub(crate) fn pin(&mut self, blocks: &[u64], prompt: Tokens) {
         for id in full(blocks, prompt) {
+            if !self.blocks.contains_key(id) {
+                self.note(CacheChange::Stored(*id));
+            }
             let block = self.blocks.entry(*id).or_insert(Block { pins: 0, last_use: 0 });
             if block.pins == 0 {
                 self.idle.remove(&(block.last_use, *id));
@@ -65,6 +93,7 @@ impl PrefixCache {
         while self.idle.len() as u64 * BLOCK_TOKENS > free.get() {
             let Some((_, id)) = self.idle.pop_first() else { return };
             self.blocks.remove(&id);
+            self.note(CacheChange::Removed(id));
         }
     }
 

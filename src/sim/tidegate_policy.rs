@@ -49,6 +49,9 @@ pub struct TidegateParams {
     /// Whether engines report the cached tokens of each request, as vLLM does with
     /// `--enable-prompt-tokens-details`. Default true.
     pub reports_cached: bool,
+    /// Whether engines publish KV events (vLLM `--kv-events-config`), so that the prefix index
+    /// knows their evictions. Default false.
+    pub kv_events: bool,
     /// Whether the planner may flip engines.
     pub flips: bool,
     /// Duration of a role switch of engines that switch by themselves once idle; such engines take
@@ -70,6 +73,7 @@ impl Default for TidegateParams {
             handoff_deadline: Seconds(20.0),
             tells_output: false,
             reports_cached: true,
+            kv_events: false,
             flips: true,
             switch: None,
             start: None,
@@ -114,7 +118,7 @@ impl TidegateRouter {
         let assumed = config.assumed_fleet();
         let mut fleet_state = FleetState::new(&assumed, config.slo.tpot, capability);
         if config.prefix_caching {
-            fleet_state = fleet_state.with_prefix_index();
+            fleet_state = fleet_state.with_prefix_index(params.kv_events);
         }
         let roles = match params.start {
             Some(prefills) => (0..config.engines)
@@ -162,6 +166,14 @@ impl TidegateRouter {
             disaggregation: Disaggregation::Allowed,
             seed: id.spread(),
             excluded: Excluded::default(),
+        }
+    }
+
+    fn apply_kv_events(&self, cluster: &mut Cluster<'_>) {
+        if self.params.kv_events {
+            for (engine, changes) in cluster.take_cache_changes() {
+                self.fleet_state.apply_kv_events(BackendId(engine as u16), &changes);
+            }
         }
     }
 
@@ -270,6 +282,7 @@ impl Router for TidegateRouter {
         if self.woken_at == Moment::NEVER {
             self.wake(cluster, cluster.now());
         }
+        self.apply_kv_events(cluster);
         let job = self.job(cluster, request);
         let blocks = &cluster.trace().arrivals[request].blocks;
         let cached = self.fleet_state.look_up(job.id, blocks).min(job.prompt - Tokens(1));
@@ -291,6 +304,7 @@ impl Router for TidegateRouter {
     }
 
     fn prefilled(&mut self, cluster: &mut Cluster<'_>, request: usize, engine: usize) {
+        self.apply_kv_events(cluster);
         self.fleet_state.settle(request);
         let arrival = &cluster.trace().arrivals[request];
         self.learning.prefilled(request, arrival.prompt, cluster.hit(request), cluster.now());

@@ -181,11 +181,14 @@ fn reuse(params: TidegateParams) -> Result<Vec<Cell>, String> {
         Cell::new(Set::Reuse, name, source, rate, params)
             .with("prefix caches", |config| config.prefix_caching = true)
     };
-    Ok(vec![
+    let cells = [
         cell("mooncake", &mooncake, 1.5),
         cell("agents 0.06/s", &Source::Agents(0.06), 1.0),
         cell("agents 0.1/s", &Source::Agents(0.1), 1.0),
-    ])
+    ];
+    let with_events =
+        |cell: Cell| cell.with("KV events", |config| config.tidegate.kv_events = true);
+    Ok(cells.into_iter().flat_map(|cell| [cell.clone(), with_events(cell)]).collect())
 }
 
 /// Cells of the other traces of a folder: one each at its own rate, with prefix caches where the
