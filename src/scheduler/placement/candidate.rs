@@ -32,7 +32,7 @@
 //! simulator; most streams missed the target by less than 2 ms per token.
 
 use crate::placement::{Load, Params, PrefillRequest};
-use crate::tuning::{HEADROOM, SLACK_PRICE};
+use crate::tuning::{HEADROOM, HOLDER_SAVES, SLACK_PRICE};
 use tidegate_types::{BackendId, Seconds, Tokens};
 
 /// A backend that can take the first leg of a request, with the predicted cost.
@@ -144,6 +144,20 @@ impl<'a> Evaluation<'a> {
         let model = &self.load.prefill_model;
         let chunk = model.batch(model.added_time(tokens, self.job.prompt - tokens));
         self.beside_streams(chunk, 1.0)
+    }
+
+    /// Returns whether the prefix cache of the backend saves most of the prompt's prefill work.
+    pub(super) fn holds_most(&self) -> bool {
+        let uncached = self.load.prefill_model.added_time(self.job.prompt, Tokens::ZERO);
+        self.added_time * HOLDER_SAVES < uncached
+    }
+
+    /// Returns whether a prefill backend also decodes this request: a hand-off would copy the KV that
+    /// it holds, and a second copy evicts other prefixes. Its running streams must have slack.
+    pub(super) fn keeps_decode(&self) -> bool {
+        self.holds_most()
+            && self.has_decode_capacity()
+            && (self.load.streams == 0 || self.has_slack())
     }
 
     /// Returns the smallest slack less one TPOT for the step in progress; 0 if a stream has no first

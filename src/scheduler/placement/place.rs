@@ -122,8 +122,10 @@ struct CandidateScan<'a, F> {
     /// hand-off to it ends during the prefill have none, so a spill is used only if no other route
     /// is in time.
     spill: Option<Candidate>,
-    /// The busy prefill backend whose prefix cache leaves the least prefill work.
+    /// The backend without prefill capacity whose prefix cache leaves the least prefill work.
     holder: Option<Candidate>,
+    /// The decode backend that holds most of the prefix and whose streams lack slack for the rest.
+    stalled_holder: Option<Candidate>,
     /// By group: the best backend for the prefill leg.
     prefill: [Option<Candidate>; GROUPS],
     /// By group: the shortest decode step with this request included.
@@ -164,6 +166,7 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             colocated: None,
             spill: None,
             holder: None,
+            stalled_holder: None,
             prefill: [None; GROUPS],
             decode_step: [Seconds(f64::INFINITY); GROUPS],
             prefill_groups: 0,
@@ -202,6 +205,9 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             }
         }
         let best = self.best().filter(|choice| !self.waits_for_holder(choice));
+        if let Some(holder) = self.stalled_holder.filter(|holder| replaces(holder, best.as_ref())) {
+            return colocated_on(holder);
+        }
         best.unwrap_or_else(|| self.no_route(backends.is_empty()))
     }
 
@@ -262,7 +268,8 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             self.decode_step[slot] = self.decode_step[slot].min(step);
         }
         if !evaluation.has_prefill_capacity() {
-            if load.role.takes_prefill() && cached > Tokens::ZERO {
+            let colocates = decode_capacity && load.colocates && evaluation.holds_most();
+            if cached > Tokens::ZERO && (load.role.takes_prefill() || colocates) {
                 let busy = evaluation.prefill();
                 if self.holder.is_none_or(|holder| busy.predicted < holder.predicted) {
                     self.holder = Some(busy);
@@ -276,9 +283,14 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
             let spills = load.role != Role::Mixed && evaluation.stalls_streams();
             let best = if spills { &mut self.spill } else { &mut self.colocated };
             evaluation.colocated().compete(best, self.time_left);
+        } else if may_colocate && evaluation.holds_most() {
+            evaluation.colocated().compete(&mut self.stalled_holder, self.time_left);
         } else if load.role == Role::Prefill && load.colocates && self.must_colocate(&evaluation) {
             self.colocation_required = true;
         } else if load.role == Role::Prefill {
+            if load.colocates && evaluation.keeps_decode() {
+                evaluation.colocated().compete(&mut self.colocated, self.time_left);
+            }
             self.prefill_capacity |= bit;
             evaluation.prefill().compete(&mut self.prefill[slot], self.time_left);
         }
@@ -390,6 +402,17 @@ impl<'a, F: Fleet> CandidateScan<'a, F> {
         } else {
             RouteDecision::Wait(WaitReason::PrefillBusy)
         }
+    }
+}
+
+/// Whether a request goes to a holder whose streams it stalls instead of as `choice` says: the prefix
+/// cache saves most of the work of `choice`, or there is none.
+fn replaces(holder: &Candidate, choice: Option<&RouteDecision>) -> bool {
+    match choice {
+        Some(
+            RouteDecision::Prefill { predicted, .. } | RouteDecision::Colocated { predicted, .. },
+        ) => holder.predicted * HOLDER_SAVES < *predicted,
+        _ => true,
     }
 }
 

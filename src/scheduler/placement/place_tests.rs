@@ -290,14 +290,39 @@ fn a_backend_that_keeps_the_ttft_deadline_comes_before_a_faster_one() {
 fn a_cached_prefix_attracts_requests() {
     let decode = streaming(Decode, 30, 0.0);
     let loads = vec![idle(Prefill), prefilling(Prefill, 0.04), decode];
-    let engines = Engines::new(loads).caching(&[(1, 7500)]);
+    let engines = Engines::new(loads).caching(&[(1, 5500)]);
     let RouteDecision::Prefill { on, predicted, cached } =
         place(&Params::default(), NOW, &job(1, 8000), &engines)
     else {
         panic!("a long prompt on an idle fleet is disaggregated");
     };
-    assert_eq!((on, cached), (BackendId(1), Tokens(7500)));
-    assert!(predicted < Seconds(0.06));
+    assert_eq!((on, cached), (BackendId(1), Tokens(5500)));
+    assert!(predicted < Seconds(0.22));
+}
+
+#[test]
+fn a_prefill_backend_that_holds_most_of_the_prefix_also_decodes_the_request() {
+    let of = |holder: Load, cached: u32| {
+        let loads = vec![idle(Prefill), holder, streaming(Decode, 30, 0.0)];
+        goes(&job(1, 8000), &Engines::new(loads).caching(&[(1, cached)]))
+    };
+    assert_eq!(of(idle(Prefill), 7500), Colocated(1), "a hand-off would copy 7500 cached tokens");
+    assert_eq!(of(idle(Prefill), 3000), Disaggregated(1), "most of the KV is new anyway");
+    let split_only = Load { colocates: false, ..idle(Prefill) };
+    assert_eq!(of(split_only, 7500), Disaggregated(1), "the engine takes no whole requests");
+    assert_eq!(of(streaming(Prefill, 8, 0.0), 7500), Disaggregated(1), "its streams lack slack");
+}
+
+#[test]
+fn a_decode_backend_that_holds_most_of_the_prefix_is_used_without_slack() {
+    let of = |backlog: f64, cached: u32| {
+        let holder = Load { streams: 3, ..prefilling(Decode, backlog) };
+        let loads = vec![idle(Prefill), Load { slack: Seconds::ZERO, ..holder }];
+        goes(&job(1, 20_000), &Engines::new(loads).caching(&[(1, cached)]))
+    };
+    assert_eq!(of(0.0, 19_000), Colocated(1), "the other prefill takes over four times the work");
+    assert_eq!(of(0.0, 5_000), Disaggregated(0), "the stall costs more than the prefill elsewhere");
+    assert_eq!(of(0.3, 19_000), Waits(WaitReason::DecodeBusy), "it waits for the holder's backlog");
 }
 
 #[test]

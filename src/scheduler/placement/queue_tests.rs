@@ -101,6 +101,22 @@ fn the_late_class_is_placed_last() {
 }
 
 #[test]
+fn the_late_class_prefers_short_work_and_ages() {
+    let engines = full();
+    let arrived = |id, prompt, seconds: f64| PrefillRequest {
+        arrived: at(seconds),
+        ..due(id, prompt, 0.0, 90.0)
+    };
+    // 30,000 tokens take 2.8 s: served as if they had arrived 28 s later.
+    let mut queue =
+        queue([arrived(1, 30_000, 0.0), arrived(2, 2500, 20.0), arrived(3, 2500, 40.0)]);
+    for next in [2, 1, 3] {
+        make_room(&engines);
+        assert_eq!(poll(&mut queue, at(41.0), &engines), [Left::Placed(next)]);
+    }
+}
+
+#[test]
 fn a_job_becomes_late_when_its_work_no_longer_fits_before_the_deadline() {
     let engines = full();
     // 2500 tokens take 186 ms.

@@ -2,6 +2,7 @@
 //! work of each.
 
 use super::QueuedRequest;
+use crate::tuning::LATE_WORK_WEIGHT;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use tidegate_types::{Moment, RequestId, Seconds};
@@ -24,7 +25,8 @@ pub(super) struct PoolQueue {
     feasible: BTreeSet<Key>,
     /// Feasible jobs by latest feasible start.
     starts: BTreeSet<Key>,
-    /// Late jobs by arrival.
+    /// Late jobs by arrival time plus [`LATE_WORK_WEIGHT`] times their work: shortest job first with
+    /// aging.
     late: BTreeSet<Key>,
     /// Credit of the late class: work that it may receive before feasible jobs continue. Negative
     /// after it has received more than its share.
@@ -40,7 +42,7 @@ impl PoolQueue {
                 self.starts.insert((waiting.latest_start, id));
             }
             QueueClass::Late => {
-                self.late.insert((waiting.job.arrived, id));
+                self.late.insert((late_key(waiting), id));
             }
         }
     }
@@ -49,7 +51,7 @@ impl PoolQueue {
         let id = waiting.job.id;
         self.feasible.remove(&(waiting.job.ttft_deadline, id));
         self.starts.remove(&(waiting.latest_start, id));
-        self.late.remove(&(waiting.job.arrived, id));
+        self.late.remove(&(late_key(waiting), id));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -91,4 +93,8 @@ impl PoolQueue {
             QueueClass::Late => self.late_credit -= work * (1.0 - share),
         }
     }
+}
+
+fn late_key(waiting: &QueuedRequest) -> Moment {
+    waiting.job.arrived + waiting.work * LATE_WORK_WEIGHT
 }
