@@ -106,7 +106,7 @@ impl FleetState {
         let index = PrefixIndex::new(INDEX_BLOCKS);
         for (id, model) in self.pool.iter().zip(&self.models) {
             index.set_kv_capacity(*id, model.kv_capacity, Tokens(BLOCK_TOKENS));
-            index.follow(*id, kv_events);
+            index.set_kv_events(*id, kv_events);
         }
         self.index = Some(index);
         self

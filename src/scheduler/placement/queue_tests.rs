@@ -111,7 +111,7 @@ fn the_late_class_prefers_short_work_and_ages() {
     let mut queue =
         queue([arrived(1, 30_000, 0.0), arrived(2, 2500, 20.0), arrived(3, 2500, 40.0)]);
     for next in [2, 1, 3] {
-        make_room(&engines);
+        free_capacity(&engines);
         assert_eq!(poll(&mut queue, at(41.0), &engines), [Left::Placed(next)]);
     }
 }
