@@ -1,5 +1,5 @@
-//! In-flight loads and arrivals of several gateways on the same backends. Each gateway reports its own
-//! to the leader, which returns to each the sum of the others'.
+//! In-flight loads and arrivals of several gateways on the same backends. Each gateway reports its
+//! own to the leader, which returns the sum of the others.
 //!
 //! Loads are absolute: a lost report changes nothing. Arrivals are counts since the previous report:
 //! the ledger owes them to each other gateway until its next share. A gateway that does not report for
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tidegate_types::{Moment, Seconds, Tokens};
 
-/// A load that was reported longer ago counts no more.
+/// Age of a reported load after which it is no longer counted.
 pub const STALE_AFTER: Seconds = Seconds(1.0);
 /// Most models whose arrivals are owed to one gateway.
 const MODELS_MAX: usize = 4096;
-/// Most tokens of one reported number: a sum over any number of gateways cannot overflow.
+/// Upper bound of one reported number in tokens, so that sums cannot overflow.
 const TOKENS_MAX: u64 = 1 << 40;
-/// Longest prefill work of one reported number, a day in nanoseconds, for the same reason.
+/// Upper bound of reported prefill work: a day in nanoseconds, so that sums cannot overflow.
 const NANOS_MAX: u64 = 86_400_000_000_000;
 
-/// What one or several gateways have in flight on one backend.
+/// In-flight load of one or several gateways on one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GatewayLoad {
@@ -61,7 +61,7 @@ pub struct ModelArrivals {
     pub output_tokens: u64,
 }
 
-/// What one gateway reports, or the sum of several.
+/// The report of one gateway, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
@@ -169,7 +169,7 @@ impl ModelArrivals {
 }
 
 impl Report {
-    /// Returns the report with every number within its bound: what a peer sends is not trusted to be.
+    /// Returns the report with every number within its bound, because peers may send any value.
     pub fn bounded(self) -> Report {
         let loads = self.loads.into_iter().map(|(name, load)| (name, load.bounded()));
         let arrivals = self.arrivals.into_iter().map(ModelArrivals::bounded);
@@ -195,14 +195,14 @@ struct Entry {
 #[derive(Clone, Copy, Debug, Default)]
 struct Total {
     sum: GatewayLoad,
-    /// The smallest slack, and the position of the gateway whose it is.
+    /// The smallest slack, and the position of the gateway that reported it.
     least: Option<(i64, usize)>,
     /// The smallest slack of the other gateways.
     second: Option<i64>,
 }
 
 impl Ledger {
-    /// Takes the report of a gateway, which joins the sum if it was not in it.
+    /// Records the report of a gateway, and adds the gateway to the sum.
     pub fn report(&mut self, from: &str, report: Report, now: Moment) {
         let report = report.bounded();
         for (name, entry) in &mut self.gateways {
@@ -229,8 +229,8 @@ impl Ledger {
         self.gateways.clear();
     }
 
-    /// Returns the sums for the gateways that can take one now; the others are owed their arrivals
-    /// until a later call. Gateways that have not reported for [`STALE_AFTER`] leave first.
+    /// Returns the sums for the gateways that can take one now. For the others, arrivals accumulate
+    /// until a later call. Gateways that have not reported for [`STALE_AFTER`] are removed first.
     pub fn shares(&mut self, now: Moment, takes: impl Fn(&str) -> bool) -> Vec<Share> {
         self.gateways.retain(|_, entry| now - entry.at <= STALE_AFTER);
         let totals = self.totals();

@@ -309,7 +309,7 @@ fn exchange(
         (Gateways::new(leadership.subscribe(), shared), plans)
     });
     let (gateways, plans) = listed.unzip();
-    let exchange = Exchange::new(gateways::Parts {
+    let exchange = Exchange::new(gateways::ExchangeParts {
         identity,
         proxy: Arc::clone(proxy),
         leadership,

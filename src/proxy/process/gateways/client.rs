@@ -1,4 +1,4 @@
-//! Connections to other gateways: the stream of loads to the leader, and questions who leads.
+//! Connections to other gateways: the stream of loads to the leader, and queries of the leadership.
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
@@ -23,13 +23,13 @@ use super::server::Status;
 use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
 use crate::upstream::{Address, AddressError};
 
-/// Longest time until a connection stands, with TLS, and until the head of an answer.
+/// Time limit for connecting, including TLS, and for the head of an answer.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Longest time for the question whether a gateway leads.
+/// Time-out of a leadership query.
 const STATUS_MAX: Duration = Duration::from_millis(300);
-/// Largest answer to it, in bytes.
+/// Largest answer to a leadership query, in bytes.
 const STATUS_BYTES_MAX: usize = 4096;
-/// Pauses between attempts to reach the leader: the first, and the longest.
+/// First and longest pause between attempts to reach the leader.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Interval and time-out of pings.
 const PING: Duration = Duration::from_secs(5);
@@ -50,19 +50,19 @@ pub(super) enum ClientError {
     #[error("the request cannot be made: {0}")]
     Request(#[from] http::Error),
     /// Its refusal.
-    #[error("it answers {0}")]
+    #[error("the gateway answers {0}")]
     Refused(StatusCode),
     /// A line.
     #[error(transparent)]
     Line(#[from] LineError),
     /// Its answer.
-    #[error("its answer cannot be read")]
+    #[error("the gateway's answer cannot be parsed")]
     Answer,
     /// Nothing in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
-    /// The end of its stream.
-    #[error("it has ended the stream")]
+    /// The peer has ended its stream.
+    #[error("the gateway has ended the stream")]
     Ended,
     /// An https address without `[gateways.tls]`.
     #[error("an https address needs [gateways.tls]")]
@@ -71,7 +71,7 @@ pub(super) enum ClientError {
 
 type Body = Either<Empty<Bytes>, Lines>;
 
-/// A connection to another gateway; its task ends with it.
+/// A connection to another gateway. Dropping it ends its task.
 struct Connection {
     sender: http2::SendRequest<Body>,
     driver: JoinHandle<()>,
@@ -84,7 +84,7 @@ impl Drop for Connection {
 }
 
 impl Exchange {
-    /// Reports to whichever gateway leads, until the process ends.
+    /// Reports to the current leader until the process ends.
     pub async fn run(self: Arc<Self>) {
         let mut leadership = self.parts.leadership.subscribe();
         let (mut pause, mut is_failing) = (PAUSES.0, false);
@@ -113,7 +113,7 @@ impl Exchange {
         }
     }
 
-    /// Reports to a leader and counts its sums, until another leads.
+    /// Reports to a leader and counts its sums, until another gateway leads.
     async fn report_to(&self, address: &str) -> Result<(), ClientError> {
         let mut connection = self.connect(address).await?;
         let (reports, body) = lines();
@@ -153,7 +153,7 @@ impl Exchange {
         }
     }
 
-    /// Asks a gateway who it is and whether it leads.
+    /// Queries a gateway's identity and leadership.
     pub(super) async fn status_of(&self, address: &str) -> Result<Status, ClientError> {
         let asking = async {
             let mut connection = self.connect(address).await?;

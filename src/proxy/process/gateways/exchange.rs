@@ -1,4 +1,5 @@
-//! State of the exchange: the own loads to report, the others' to count, and the leader's ledger.
+//! State of the exchange of loads: this gateway's report, the sum of the others, and the leader's
+//! ledger.
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -20,15 +21,15 @@ use crate::upstream::EngineTls;
 /// Interval of reports and sums.
 pub(super) const EVERY: Duration = Duration::from_millis(50);
 
-/// What an exchange is built from.
-pub struct Parts {
+/// Inputs of an exchange.
+pub struct ExchangeParts {
     /// Identity of this process.
     pub identity: String,
     /// Backends and demand.
     pub proxy: Arc<Proxy>,
-    /// Who leads.
+    /// State of the leader election.
     pub leadership: watch::Sender<Leadership>,
-    /// Roles of this gateway while it leads, if the exchange carries them: no Lease does.
+    /// Roles of this gateway while it leads; `None` if a Lease carries them.
     pub plans: Option<watch::Receiver<Option<(u64, NamedRoles)>>>,
     /// Bearer token of all gateways.
     pub token: Option<String>,
@@ -38,40 +39,40 @@ pub struct Parts {
 
 /// The exchange of one gateway.
 pub struct Exchange {
-    pub(super) parts: Parts,
+    pub(super) parts: ExchangeParts,
     reported: Mutex<Reported>,
-    /// When the loads of others were last received; `None`: none are counted.
+    /// Time of the last received sum; `None`: no loads of other gateways are counted.
     counted_at: Mutex<Option<Moment>>,
     hub: Mutex<Hub>,
 }
 
-/// The last report.
+/// The last report of this gateway.
 #[derive(Default)]
 struct Reported {
     at: Option<Moment>,
-    /// Arrivals of each pool up to it.
+    /// Arrival totals of each pool at that time.
     arrivals: HashMap<PoolId, ArrivalTotals>,
 }
 
-/// The leader's side.
+/// The leader's state.
 #[derive(Default)]
 struct Hub {
     ledger: Ledger,
     streams: BTreeMap<String, Stream>,
-    /// Number of the last stream.
+    /// Number of the last opened stream.
     number: u64,
 }
 
 struct Stream {
     number: u64,
     sums: mpsc::Sender<Bytes>,
-    /// Epoch and number of the plan that was sent last.
+    /// Epoch and number of the last sent plan.
     sent: Option<(u64, u64)>,
 }
 
 impl Exchange {
-    /// An exchange that has neither reported nor received.
-    pub fn new(parts: Parts) -> Arc<Exchange> {
+    /// Creates an exchange before the first report.
+    pub fn new(parts: ExchangeParts) -> Arc<Exchange> {
         parts.proxy.metrics.other_gateways(0);
         Arc::new(Exchange {
             parts,
@@ -81,14 +82,13 @@ impl Exchange {
         })
     }
 
-    /// Whether this gateway leads. The election may be late, for example after SIGSTOP.
+    /// Whether this gateway leads. The election task may be delayed, for example by SIGSTOP.
     pub(super) fn leads(&self) -> bool {
         let until = self.parts.leadership.borrow().leads_until;
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Sums and sends while this gateway leads, and drops loads that are out of date, until the process
-    /// ends.
+    /// Sends the sums while this gateway leads, and drops outdated loads, until the process ends.
     pub async fn tick(self: Arc<Self>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -102,8 +102,8 @@ impl Exchange {
         }
     }
 
-    /// The loads of this gateway's requests, and their arrivals since the last report. Arrivals during a
-    /// longer pause are left out: they are demand of the past.
+    /// Returns the loads of this gateway's requests, and the arrivals since the last report.
+    /// Arrivals during a longer pause are omitted, because they no longer describe the demand.
     pub(super) fn own_report(&self) -> Report {
         let proxy = &self.parts.proxy;
         let now = proxy.clock.now();
@@ -130,7 +130,7 @@ impl Exchange {
         report
     }
 
-    /// Counts what `gateways` others have in flight.
+    /// Counts the loads of `gateways` other gateways.
     pub(super) fn count(&self, others: &Report, gateways: usize) {
         let proxy = &self.parts.proxy;
         let now = proxy.clock.now();
@@ -155,11 +155,11 @@ impl Exchange {
             proxy.metrics.other_gateways(gateways);
         }
         *locked(&self.counted_at) = Some(now);
-        // The others may have released capacity.
+        // Other gateways may have released capacity.
         proxy.queue.signal().capacity_released();
     }
 
-    /// Counts the others no more if their loads are out of date.
+    /// Drops the loads of other gateways if they are outdated.
     fn expire(&self) {
         let now = self.parts.proxy.clock.now();
         let mut counted_at = locked(&self.counted_at);
@@ -170,7 +170,7 @@ impl Exchange {
         }
     }
 
-    /// Opens the stream of a gateway, in place of an earlier one. Returns its number.
+    /// Opens the stream of a gateway and closes its earlier one. Returns the stream's number.
     pub(super) fn open(&self, name: &str, sums: mpsc::Sender<Bytes>) -> u64 {
         let mut hub = locked(&self.hub);
         hub.number += 1;
@@ -189,7 +189,7 @@ impl Exchange {
         is_open
     }
 
-    /// Closes the stream of a gateway, which leaves the sum.
+    /// Closes the stream of a gateway, whose loads leave the sum.
     pub(super) fn left(&self, name: &str, number: u64) {
         let mut hub = locked(&self.hub);
         if hub.streams.get(name).is_some_and(|stream| stream.number == number) {
@@ -198,14 +198,14 @@ impl Exchange {
         }
     }
 
-    /// Ends all streams: this gateway does not lead.
+    /// Closes all streams, because this gateway does not lead.
     fn close(&self) {
         let mut hub = locked(&self.hub);
         hub.streams.clear();
         hub.ledger.clear();
     }
 
-    /// Takes the own report, and sends each gateway the sum of the others.
+    /// Takes this gateway's own report, and sends each other gateway the sum of the rest.
     fn send_sums(&self) {
         let own = self.own_report();
         let plan = self.plan();
@@ -236,14 +236,14 @@ impl Exchange {
         }
     }
 
-    /// The roles in force here, if the exchange carries them.
+    /// Returns the roles in force, if the exchange carries them.
     fn plan(&self) -> Option<SharedRoles> {
         let (seq, roles) = self.parts.plans.as_ref()?.borrow().clone()?;
         let epoch = self.parts.leadership.borrow().epoch?;
         Some(SharedRoles { epoch, seq, roles: (*roles).clone() })
     }
 
-    /// Takes the roles of the leader `address`, unless another leads by now.
+    /// Adopts the roles of the leader at `address`, unless another gateway leads meanwhile.
     pub(super) fn follow(&self, address: &str, plan: SharedRoles) {
         if self.parts.plans.is_none() {
             return;

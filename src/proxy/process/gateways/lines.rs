@@ -15,12 +15,12 @@ use tidegate_scheduler::gateways::Report;
 use tidegate_types::Role;
 use tokio::sync::mpsc;
 
-/// Lines that may wait for a slow peer; it gets no further one meanwhile.
+/// Most lines queued for a slow peer; further lines are skipped until it has read one.
 const WAITING_MAX: usize = 2;
-/// Longest line, in bytes: some 60,000 backends.
+/// Longest line, in bytes: about 60,000 backends.
 const LINE_MAX: usize = 8 << 20;
 
-/// What the leader sends.
+/// The sum that the leader sends to one gateway.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Sum {
@@ -33,11 +33,11 @@ pub struct Sum {
     pub plan: Option<SharedRoles>,
 }
 
-/// Roles of a leader that no Lease carries.
+/// Roles of a leader without a Lease.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct SharedRoles {
-    /// Number of the leader's term: the Unix time of its begin.
+    /// Number of the leadership: the Unix time of its start.
     pub epoch: u64,
     /// Number of the leader's plan.
     pub seq: u64,
@@ -45,24 +45,24 @@ pub struct SharedRoles {
     pub roles: BTreeMap<String, Role>,
 }
 
-/// A line cannot be read.
+/// Why a line cannot be read.
 #[derive(Debug, Error)]
 pub enum LineError {
     /// The connection broke.
     #[error("the stream broke: {0}")]
     Http(#[from] hyper::Error),
-    /// It has no end.
+    /// The line exceeds the limit.
     #[error("a line is longer than {LINE_MAX} bytes")]
     Long,
-    /// It is not what it should be.
+    /// The line is not the expected JSON.
     #[error("a line cannot be parsed: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// Lines to be sent, as a body.
+/// Response body of lines that are sent through a channel.
 pub struct Lines(mpsc::Receiver<Bytes>);
 
-/// Makes a body and the channel of its lines.
+/// Creates a body and the channel of its lines.
 pub fn lines() -> (mpsc::Sender<Bytes>, Lines) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     (sender, Lines(receiver))
@@ -96,7 +96,7 @@ pub struct LineReader {
 }
 
 impl LineReader {
-    /// Nothing is read yet.
+    /// Creates a reader before the first line.
     pub fn new(body: Incoming) -> LineReader {
         LineReader { body, rest: BytesMut::new(), searched: 0 }
     }
@@ -104,7 +104,7 @@ impl LineReader {
     /// Reads the next line; `None` at the end of the body. Cancel-safe.
     ///
     /// # Errors
-    /// [`LineError`]; further lines are not to be read then.
+    /// [`LineError`]; the reader must not be used afterwards.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
         loop {
             if let Some(end) = self.rest[self.searched..].iter().position(|byte| *byte == b'\n') {

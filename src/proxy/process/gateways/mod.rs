@@ -1,10 +1,11 @@
-//! Exchange of loads between the gateways of one fleet. Each reports its own loads to the leader every
-//! 50 ms, which returns to each the sum of the others'; the accounts of the backends count it beside their
-//! own (`tidegate_scheduler::gateways`). Requests wait for none of it.
+//! Exchange of loads between the gateways of one fleet. Each gateway reports its loads to the
+//! leader every 50 ms; the leader returns the sum of the other gateways' loads, which the backends'
+//! accounts add to their own (`tidegate_scheduler::gateways`). Requests do not wait for the
+//! exchange.
 //!
-//! The leader is the holder of the Lease (`gateway_lease.rs`), or the first of `gateways.peers` that is up
-//! (`peers.rs`). Without a leader, sums older than a second are dropped, and the gateway counts its own
-//! requests alone.
+//! The leader is the holder of the Lease (`gateway_lease.rs`), or the first running gateway of
+//! `gateways.peers` (`peers.rs`). Without a leader, sums older than one second are dropped, and the
+//! gateway counts its own requests only.
 
 mod client;
 mod exchange;
@@ -15,7 +16,7 @@ mod server;
 use std::net::IpAddr;
 use tidegate_settings::Settings;
 
-pub use exchange::{Exchange, Parts};
+pub use exchange::{Exchange, ExchangeParts};
 pub use peers::Peers;
 pub use server::{CONNECTIONS_MAX, LoadServer};
 
@@ -26,8 +27,8 @@ const STATUS_PATH: &str = "/v1/gateway";
 /// Header of a stream: the identity of the gateway that opens it.
 const IDENTITY: &str = "x-tidegate-gateway";
 
-/// Identity of this process: the host's name, which in a pod is the pod's, and a number, because a
-/// restarted process is another contender.
+/// Returns the identity of this process: the host name (in a pod, the pod's name) and a random
+/// number, so that a restarted process is a new contender.
 pub fn identity() -> String {
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tidegate".to_owned());
     format!("{host}-{:08x}", fastrand::u32(..))

@@ -1,6 +1,6 @@
-//! The leader of a static list of gateways (`gateways.peers`): the one that leads already, else the first
-//! of the list that is up. Nothing fences it: while gateways cannot reach each other, each part of the
-//! list has a leader; afterwards the earlier one in the list leads.
+//! The leader of a static list of gateways (`gateways.peers`): the gateway that already leads, else
+//! the first of the list that runs. Leadership is not fenced: during a network partition each part
+//! has a leader; afterwards the leader that comes first in the list remains.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,50 +11,53 @@ use super::exchange::Exchange;
 use super::server::Status;
 use crate::control::Leadership;
 
-/// Interval of questions to all gateways: with a leader, and without one.
-const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(100));
-/// How long this gateway leads after its last look.
+/// Interval of the queries to all gateways: with a leader, and without one.
+const QUERY_INTERVAL: (Duration, Duration) =
+    (Duration::from_millis(500), Duration::from_millis(100));
+/// Duration of this gateway's leadership after its last round of queries.
 const LEADS_FOR: Duration = Duration::from_secs(2);
 
-/// What follows from the answers of all gateways.
+/// Leadership after a round of queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum LeadershipState {
     /// This gateway leads.
     Leads,
     /// The gateway at this position leads.
     Follows(usize),
-    /// Another gateway will lead.
+    /// Another gateway is about to lead.
     Waits,
 }
 
-/// The list.
+/// The static list of gateways.
 pub struct Peers {
     /// URLs of all gateways.
     pub urls: Vec<String>,
-    /// Asks them.
+    /// Sends the queries.
     pub exchange: Arc<Exchange>,
 }
 
 impl Peers {
-    /// Looks for the leader until the process ends.
+    /// Determines the leader repeatedly until the process ends.
     pub async fn run(self) {
         let mut began: Option<u64> = None;
         loop {
             let statuses = self.ask().await;
             let parts = &self.exchange.parts;
             let drains = parts.proxy.is_draining();
-            let standing = standing(&parts.identity, &statuses, began.is_some() && !drains, drains);
-            match standing {
-                Standing::Leads => drop(began.get_or_insert_with(unix_seconds)),
-                Standing::Follows(_) | Standing::Waits => began = None,
+            let state =
+                leadership_state(&parts.identity, &statuses, began.is_some() && !drains, drains);
+            match state {
+                LeadershipState::Leads => drop(began.get_or_insert_with(unix_seconds)),
+                LeadershipState::Follows(_) | LeadershipState::Waits => began = None,
             }
-            self.show(standing, began, &statuses);
-            let pause = if standing == Standing::Waits { LOOK_EVERY.1 } else { LOOK_EVERY.0 };
+            self.show(state, began, &statuses);
+            let pause =
+                if state == LeadershipState::Waits { QUERY_INTERVAL.1 } else { QUERY_INTERVAL.0 };
             sleep(pause).await;
         }
     }
 
-    /// The answers in the order of the list; `None` without one.
+    /// Returns the answers in the order of the list; `None` for a gateway without one.
     async fn ask(&self) -> Vec<Option<Status>> {
         let mut asking = JoinSet::new();
         for (i, url) in self.urls.iter().cloned().enumerate() {
@@ -68,27 +71,27 @@ impl Peers {
                 Ok((i, Err(error))) => {
                     tracing::debug!(gateway = %self.urls[i], "gateway: {error}");
                 }
-                Err(error) => tracing::error!("a question to a gateway has ended: {error}"),
+                Err(error) => tracing::error!("a leadership query has ended: {error}"),
             }
         }
         statuses
     }
 
-    fn show(&self, standing: Standing, began: Option<u64>, statuses: &[Option<Status>]) {
+    fn show(&self, state: LeadershipState, began: Option<u64>, statuses: &[Option<Status>]) {
         let parts = &self.exchange.parts;
-        let (leader, address) = match standing {
-            Standing::Leads => (Some(parts.identity.clone()), None),
-            Standing::Follows(at) => {
+        let (leader, address) = match state {
+            LeadershipState::Leads => (Some(parts.identity.clone()), None),
+            LeadershipState::Follows(at) => {
                 let status = statuses.get(at).and_then(Option::as_ref);
                 (status.map(|status| status.identity.clone()), self.urls.get(at).cloned())
             }
-            Standing::Waits => (None, None),
+            LeadershipState::Waits => (None, None),
         };
         parts.leadership.send_if_modified(|shown| {
             let new = Leadership {
                 leads_until: began.map(|_| Instant::now() + LEADS_FOR),
                 epoch: began,
-                // The roles of an earlier leader are in force until this one sends its own.
+                // The roles of an earlier leader stay in force until this leader sends its own.
                 plan: shown.plan.take().filter(|_| shown.address == address),
                 leader,
                 address,
@@ -105,26 +108,31 @@ impl Peers {
     }
 }
 
-/// Decides by the answers of all gateways. A leader gives way to an earlier one of the list only, so
-/// that a gateway that comes back takes over no roles.
-fn standing(own: &str, statuses: &[Option<Status>], leads: bool, drains: bool) -> Standing {
+/// Determines the result from the answers of all gateways. A leader yields only to a leader that
+/// comes earlier in the list, so that a returning gateway does not take over.
+fn leadership_state(
+    own: &str,
+    statuses: &[Option<Status>],
+    leads: bool,
+    drains: bool,
+) -> LeadershipState {
     let position = statuses.iter().position(|s| s.as_ref().is_some_and(|s| s.identity == own));
     let leader = statuses
         .iter()
         .position(|status| status.as_ref().is_some_and(|s| s.identity != own && s.leads));
     match leader {
         Some(other) if !leads || position.is_some_and(|own| other < own) => {
-            return Standing::Follows(other);
+            return LeadershipState::Follows(other);
         }
-        _ if leads => return Standing::Leads,
+        _ if leads => return LeadershipState::Leads,
         _ => {}
     }
     let up = statuses.iter().position(|status| status.as_ref().is_some_and(|s| !s.drains));
-    // A gateway that the list lacks, or that cannot reach itself, leads itself.
+    // A gateway that is not in the list, or that cannot reach itself, leads itself.
     let alone = position.is_none() || up.is_none();
     match !drains && (alone || up == position) {
-        true => Standing::Leads,
-        false => Standing::Waits,
+        true => LeadershipState::Leads,
+        false => LeadershipState::Waits,
     }
 }
 
@@ -150,21 +158,21 @@ mod tests {
 
     #[test]
     fn the_first_that_is_up_leads_until_it_ends() {
-        use Standing::{Follows, Leads, Waits};
+        use LeadershipState::{Follows, Leads, Waits};
         for (own, text, leads, expected) in [
             ("a", "a b c", false, Leads),
             ("b", "a b c", false, Waits),
             ("b", "A b c", false, Follows(0)),
             ("b", "- b c", false, Leads),
             ("c", "- b c", false, Waits),
-            // The first comes back: the second leads on.
+            // The first gateway returns; the second remains leader.
             ("a", "a B c", false, Follows(1)),
             ("b", "a B c", true, Leads),
-            // Two leaders after a partition: the earlier one remains.
+            // Two leaders after a partition: the first in the list remains.
             ("a", "A B c", true, Leads),
             ("b", "A B c", true, Follows(0)),
             ("c", "A B c", false, Follows(0)),
-            // One that drains leads no more, and does not begin to.
+            // A draining gateway does not remain or become leader.
             ("b", "~a b c", false, Leads),
             ("a", "~a b c", false, Waits),
             ("a", "~a B c", false, Follows(1)),
@@ -173,7 +181,8 @@ mod tests {
             ("d", "a B c", false, Follows(1)),
             ("a", "- - -", false, Leads),
         ] {
-            let found = standing(own, &statuses(text), leads, text.contains(&format!("~{own}")));
+            let found =
+                leadership_state(own, &statuses(text), leads, text.contains(&format!("~{own}")));
             assert_eq!(found, expected, "{own} sees {text:?}, leads: {leads}");
         }
     }

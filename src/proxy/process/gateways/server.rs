@@ -1,5 +1,5 @@
-//! The address for other gateways (`gateways.listen`), HTTP/2: identity and leadership for those that look
-//! for the leader, and the streams of loads while this gateway leads.
+//! The address for other gateways (`gateways.listen`), HTTP/2: identity and leadership for gateways
+//! that search the leader, and the streams of loads while this gateway leads.
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -25,11 +25,11 @@ use super::{IDENTITY, LOADS_PATH, STATUS_PATH};
 use crate::listener::client_socket::ClientSocket;
 use crate::listener::front::{App, ConnectedClient, is_on};
 
-/// Most connections: two per gateway, of which there are at most 32, and as many again of restarted ones.
+/// Most connections: two for each of at most 32 gateways, and as many for restarted ones.
 pub const CONNECTIONS_MAX: usize = 128;
-/// Interval and time-out of pings, which find a peer that is gone.
+/// Interval and time-out of pings, which detect a peer that has failed.
 const PING: Duration = Duration::from_secs(5);
-/// A stream without a report for this long ends.
+/// Longest time without a report, after which a stream is closed.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for open streams when the process ends.
 const CLOSE_MAX: Duration = Duration::from_millis(200);
@@ -38,7 +38,7 @@ const IDENTITY_MAX: usize = 256;
 
 type Answer = Response<Either<Full<Bytes>, Lines>>;
 
-/// What a gateway says about itself.
+/// Answer to a leadership query.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub(super) struct Status {
@@ -46,7 +46,7 @@ pub(super) struct Status {
     pub identity: String,
     /// Whether it leads.
     pub leads: bool,
-    /// Whether it drains, and will not lead.
+    /// Whether it drains; a draining gateway does not become leader.
     pub drains: bool,
 }
 
@@ -83,7 +83,10 @@ impl LoadServer {
         let (head, body) = request.into_parts();
         let exchange = &self.0;
         if !has_token(&head.headers, exchange.parts.token.as_deref()) {
-            return refusal(StatusCode::UNAUTHORIZED, "gateways need their bearer token\n");
+            return refusal(
+                StatusCode::UNAUTHORIZED,
+                "the bearer token of the gateways is required\n",
+            );
         }
         match (&head.method, head.uri.path()) {
             (&Method::GET, STATUS_PATH) => {
@@ -106,7 +109,7 @@ impl LoadServer {
     }
 }
 
-/// Reads the reports of a gateway in a task. Returns the body of the sums.
+/// Reads the reports of a gateway in a task. Returns the response body with the sums.
 fn stream(exchange: Arc<Exchange>, name: String, body: Incoming) -> Lines {
     let (sums, answer) = lines();
     let number = exchange.open(&name, sums);
@@ -117,16 +120,16 @@ fn stream(exchange: Arc<Exchange>, name: String, body: Incoming) -> Lines {
             match timeout(SILENCE_MAX, reader.next::<Report>()).await {
                 Ok(Ok(Some(report))) => {
                     if !exchange.reported(&name, number, report) {
-                        break "its stream is closed".to_owned();
+                        break "the stream was closed".to_owned();
                     }
                 }
-                Ok(Ok(None)) => break "it has ended".to_owned(),
+                Ok(Ok(None)) => break "the gateway has ended the stream".to_owned(),
                 Ok(Err(error)) => break error.to_string(),
                 Err(_) => break format!("no report for {SILENCE_MAX:?}"),
             }
         };
         exchange.left(&name, number);
-        tracing::info!(gateway = %name, "a gateway reports its loads no more: {ended}");
+        tracing::info!(gateway = %name, "a gateway's reports have ended: {ended}");
     });
     answer
 }
@@ -148,7 +151,7 @@ fn identity_in(headers: &HeaderMap) -> Option<String> {
     (!name.is_empty() && name.len() <= IDENTITY_MAX).then(|| name.to_owned())
 }
 
-/// Whether the request bears the token, if one is needed.
+/// Returns whether the request has the token, if one is required.
 fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
     let Some(token) = token else { return true };
     let offered = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
