@@ -5,46 +5,49 @@
 //!    streams, KV and the smallest TPOT slack of its streams, reservations included.
 //! 2. **Cost model** ([`cost`], fitted by [`learn`]): duration of a prefill, a decode step and a
 //!    hand-off.
-//! 3. **Slack**: how long a stream can pause before its mean TPOT misses the target. A new stream
-//!    has none. A prefill beside streams stalls them.
-//! 4. **Route** ([`placement::RouteDecision`]): the whole request on one engine, a prefill with a hand-off,
-//!    or a wait.
-//! 5. **Room**: whether an engine can take a prefill (backlog bound) or a stream (memory and step
-//!    time less [`tuning::HEADROOM`]).
-//! 6. **Rank**: predicted completion in seconds plus [`tuning::SLACK_PRICE`] per second of slack taken
-//!    from others. A route that keeps the TTFT deadline precedes one that does not.
+//! 3. **Slack**: the longest pause of a stream after which its mean TPOT still meets the target. A
+//!    new stream has none. A prefill beside streams stalls them.
+//! 4. **Route** ([`placement::RouteDecision`]): colocated on one engine, disaggregated (a prefill with
+//!    a hand-off), or none yet: the request is queued.
+//! 5. **Capacity**: whether an engine can take a prefill (backlog bound) or a stream (KV memory and
+//!    step time less [`tuning::HEADROOM`]).
+//! 6. **Score**: predicted completion in seconds plus [`tuning::SLACK_PRICE`] per second of slack taken
+//!    from other streams. The lowest score wins among the routes that keep the TTFT deadline, or
+//!    among all if none does.
 //! 7. **EDF queue** ([`placement::EdfQueue`]): requests without a route, by TTFT deadline, with one
 //!    late class for those that can no longer meet it.
 //! 8. **Split and regret** ([`planner`]): a split is a number of prefill engines. A fluid model
-//!    counts the requests that each split loses; the regret against a split is what the advised
-//!    split lost more.
+//!    counts the requests that each split loses. The regret against a split is the loss of the
+//!    advised split minus the loss of that split.
 //!
 //! # Phases of a decision
 //! A request ([`dispatch::try_place`], [`placement::place`]):
 //! 1. Candidates: usable backends of the pool: the prefix holders, [`tuning::SAMPLE`] others, and
-//!    further ones while none has room.
-//! 2. Room: candidates without it are dropped. Nothing left: the request waits in the EDF queue.
-//! 3. Rank: the best route in time; else a decode engine whose streams have slack (spill); else the
+//!    further ones while none has capacity.
+//! 2. Capacity: candidates without it are dropped. If none is left, the request enters the EDF queue.
+//! 3. Score: the best route in time; else a decode engine whose streams have slack (spill); else the
 //!    best late route, unless it would take the last idle prefill engine (trunk reservation). The
 //!    request waits instead for a busy holder of its prefix that saves most of the prefill.
-//! 4. Reservation by compare-and-swap; after a lost race the decision is repeated.
+//! 4. Reservation by compare-and-swap; a lost race repeats the decision.
 //!
-//! After the prefill, [`placement::place_decode`] chooses the decode engine by room and rank. Slack
-//! in the rank packs new streams onto one engine, so that the others can take prefills.
+//! After the prefill, [`placement::place_decode`] chooses the decode engine by capacity and score.
+//! Slack in the score packs new streams onto one engine (bin packing), so that the others can take
+//! prefills.
 //!
-//! A plan ([`planner::plan`], every 2 to 20 ms, each group by itself): pins and launch flags, one
-//! engine for each role, then demand: losses and regret of every split; the group switches to the
-//! split whose regret exceeds its switching cost by most (ski rental); engines with the
-//! comparative advantage flip first, then those with the fewest streams.
+//! A plan ([`planner::plan`], every 2 to 20 ms, each group by itself): pins and launch flags; at least
+//! one engine for each role; then demand. The group switches to the split whose regret exceeds its
+//! switching cost by most (ski rental). Engines with a comparative advantage in the new role flip
+//! first, then those with the fewest streams.
 //!
 //! # Properties
-//! - A dead backend receives nothing, and a draining one no first leg; a suspect receives work only
-//!   if no other is left.
-//! - No prefill starts without room for its stream, and no stream without memory for its answer,
-//!   except a prefilled request at its hand-off deadline: it takes the least loaded decode backend.
+//! - A dead backend receives nothing, and a draining one no first leg. A suspect receives work only
+//!   if no other backend is left.
+//! - No prefill starts without decode capacity for its stream, and no stream without memory for its
+//!   answer. Exception: a prefilled request at its hand-off deadline takes the least loaded decode
+//!   backend.
 //! - Every queued request leaves exactly once: placed, refused, expired or cancelled.
 //! - A plan leaves no role empty where two engines are free to take either, and breaks no pin.
-//! - The same inputs give the same decisions: recordings replay.
+//! - Equal inputs give equal decisions: recordings replay.
 //!
 //! Every rule is listed with its evidence in `docs/evaluation.md#rules`.
 //!

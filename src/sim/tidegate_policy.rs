@@ -14,7 +14,7 @@ use tidegate_scheduler::placement::{
     DecodeRequest, Disaggregation, Excluded, Params as PlacementParams, PrefillRequest,
 };
 use tidegate_scheduler::planner::{
-    ArrivalTotals, Arrivals, GroupDemand, Params as PlannerParams, State, initial, plan,
+    ArrivalCounters, ArrivalTotals, GroupDemand, Params as PlannerParams, State, initial, plan,
 };
 use tidegate_types::{
     BackendId, GroupId, Moment, PoolId, RequestId, Role, RoleCapability, Seconds, Tokens,
@@ -88,7 +88,7 @@ const POOL: PoolId = PoolId(0);
 pub(crate) struct TidegateRouter {
     params: TidegateParams,
     fleet_state: FleetState,
-    arrivals: Arrivals<LocalU64>,
+    arrivals: ArrivalCounters<LocalU64>,
     /// The arrivals at the previous plan.
     planned_arrivals: ArrivalTotals,
     learning: Learning,
@@ -132,7 +132,7 @@ impl TidegateRouter {
             queue: DispatchQueue::with_limit(params.placement.queue_max),
             params,
             fleet_state,
-            arrivals: Arrivals::default(),
+            arrivals: ArrivalCounters::default(),
             planned_arrivals: ArrivalTotals::default(),
             learning: Learning::new(&assumed, profile.chunk, params.reports_cached),
             state: State::default(),

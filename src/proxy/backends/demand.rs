@@ -2,15 +2,15 @@
 //! waiting requests, set by the dispatcher and read by the fast path.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tidegate_scheduler::planner::{ArrivalTotals, Arrivals};
+use tidegate_scheduler::planner::{ArrivalCounters, ArrivalTotals};
 
 /// One pool's demand.
 #[derive(Debug, Default)]
 pub struct Demand {
     /// What has arrived at this gateway since the start.
-    pub arrivals: Arrivals,
+    pub arrivals: ArrivalCounters,
     /// What other gateways have reported as arrived there since then.
-    pub others: Arrivals,
+    pub others: ArrivalCounters,
     waiting_requests: AtomicU64,
 }
 

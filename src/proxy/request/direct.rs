@@ -201,8 +201,10 @@ fn try_reserve(
     let account = &backend.account;
     let generates = accepted.endpoint.generates();
     let placement = &serving.settings().placement;
-    let bound =
-        BacklogBound { work: placement.prefill_backlog_max, tokens: placement.joins_step_of(new) };
+    let bound = BacklogBound {
+        work: placement.prefill_backlog_max,
+        tokens: placement.step_tokens_max(new),
+    };
     let prefill = match (generates, waits) {
         (true, true) => Some(account.try_charge_prefill(work, new, bound)?),
         (true, false) => Some(account.charge_prefill(work, new)),

@@ -6,12 +6,12 @@ use crate::shared_u64::SharedU64;
 use std::sync::Arc;
 use tidegate_types::{BackendId, Seconds, Tokens};
 
-/// Slack of a backend without streams that have a first token: longer than any stream.
+/// Slack of a backend without a stream that has a first token: an hour, longer than any stream.
 const NO_STREAM: Seconds = Seconds(3600.0);
 
 /// A [`Fleet`] whose backends have accounts.
 pub trait Accounts: Fleet {
-    /// Where the accounts keep their numbers.
+    /// Type of the accounts' counters: an atomic, or a cell of one thread.
     type Counter: SharedU64;
     /// The account of a backend.
     fn account(&self, on: BackendId) -> Arc<Account<Self::Counter>>;

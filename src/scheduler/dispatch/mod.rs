@@ -1,12 +1,13 @@
-//! Dispatch: the way of a request from arrival to its legs' reservations.
+//! Dispatch: placement, reservation and queueing of requests.
 //!
-//! - [`Accounts`]: the caller's fleet, whose accounts can be charged; [`LegReservation`]: a reserved first leg
+//! - [`Accounts`]: the caller's fleet, whose accounts can be charged; [`LegReservation`]: a reserved
+//!   first leg
 //! - [`try_place`], [`try_place_decode`]: place and reserve now, if a backend has capacity
-//! - [`DispatchQueue`]: the requests that wait, and the pass that places those that fit
+//! - [`DispatchQueue`]: the queued requests, and the pass that places those with capacity
 //! - [`load_of`]: a backend's [`Load`](crate::placement::Load) from its properties and its account
 //!
 //! The proxy and the simulator run this code: the proxy on atomics that many threads charge, the
-//! simulator on plain cells in virtual time. It waits for nothing and reads no clock.
+//! simulator on plain cells in virtual time. No function blocks or reads a clock.
 
 mod accounts;
 mod queue;

@@ -1,4 +1,4 @@
-//! The requests that wait for a leg, and the pass that places those that fit.
+//! The queued requests, and the pass that places those for which a backend has capacity.
 
 use crate::dispatch::reserve::reserve;
 use crate::dispatch::{Accounts, LegReservation, try_place_decode};
@@ -12,29 +12,29 @@ use crate::tuning::LONGEST_PAUSE;
 use std::collections::VecDeque;
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Seconds};
 
-/// A prefilled request that waits for a decode backend.
+/// A prefilled request that is queued for a decode backend.
 #[derive(Clone, Debug)]
 pub struct WaitingDecode {
     /// The request.
     pub request: DecodeRequest,
-    /// When its prefill ended.
+    /// Time at which its prefill ended.
     pub arrived: Moment,
-    /// When it takes any decode backend, whatever its capacity.
+    /// Hand-off deadline: from then on it takes a decode backend without capacity too.
     pub deadline: Moment,
 }
 
-/// What became of a waiting request. It has left the queue.
+/// Result for a queued request, which has left the queue.
 #[derive(Debug)]
 pub enum DispatchOutcome<'a, W: SharedU64> {
     /// Its first leg is reserved.
     Reserved(&'a PrefillRequest, LegReservation<W>),
     /// Its decode leg is reserved.
     Decoding(&'a WaitingDecode, BackendId, StreamCharge<W>),
-    /// It gets no backend.
+    /// It is refused.
     Refused(RequestId, Refusal),
 }
 
-/// Why a waiting request gets no backend.
+/// Reason for the refusal of a queued request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Refusal {
     /// The queue deadline has passed.
@@ -51,7 +51,7 @@ pub enum Refusal {
     NoBackend,
 }
 
-/// Requests that wait for their first leg, in EDF order, and prefilled requests that wait for a
+/// Queued requests: those that need their first leg, in EDF order, and prefilled ones that need a
 /// decode backend, oldest first.
 #[derive(Debug)]
 pub struct DispatchQueue {
@@ -78,14 +78,14 @@ impl DispatchQueue {
         self.decodes.push_back(waiting);
     }
 
-    /// Removes the request of a client that has left.
+    /// Removes the request of a client that has disconnected.
     pub fn cancel(&mut self, id: RequestId) {
         self.prefills.cancel(id);
         self.decodes.retain(|waiting| waiting.request.id != id);
     }
 
-    /// Places the requests that fit now, prefilled ones first because they hold KV memory, and
-    /// removes those whose deadline has passed. Returns whether one was placed.
+    /// Places the requests for which a backend has capacity, prefilled ones first because they hold
+    /// KV memory, and removes those whose deadline has passed. Returns whether one was placed.
     pub fn pass<A: Accounts>(
         &mut self,
         params: &Params,
@@ -149,25 +149,25 @@ impl DispatchQueue {
         any
     }
 
-    /// Returns when a pass is due without a change of capacity: the earliest deadline, at the latest
-    /// [`LONGEST_PAUSE`] after `now`.
+    /// Returns the time at which a pass is due without a change of capacity: the earliest deadline,
+    /// at the latest [`LONGEST_PAUSE`] after `now`.
     pub fn next_deadline(&self, now: Moment) -> Moment {
         let prefill = self.prefills.next_deadline().unwrap_or(Moment::NEVER);
         let decode = self.decodes.iter().map(|waiting| waiting.deadline).min();
         (now + LONGEST_PAUSE).min(prefill).min(decode.unwrap_or(Moment::NEVER))
     }
 
-    /// Returns whether no request waits.
+    /// Returns whether no request is queued.
     pub fn is_empty(&self) -> bool {
         self.prefills.is_empty() && self.decodes.is_empty()
     }
 
-    /// Returns the number of requests of a pool that wait for their first leg.
+    /// Returns the number of requests of a pool that are queued for their first leg.
     pub fn waiting(&self, pool: PoolId) -> usize {
         self.prefills.waiting(pool)
     }
 
-    /// Returns the number of prefilled requests that wait for a decode backend.
+    /// Returns the number of prefilled requests that are queued for a decode backend.
     pub fn waiting_decodes(&self) -> usize {
         self.decodes.len()
     }

@@ -1,4 +1,4 @@
-//! Places a request and charges its backend, unless another thread takes the capacity first.
+//! Placement with reservation. A lost race for the capacity repeats the placement.
 
 use crate::dispatch::Accounts;
 use crate::inflight::{BacklogBound, ConcurrentStreams, PrefillCharge, StreamCharge};
@@ -19,7 +19,7 @@ pub struct LegReservation<W: SharedU64> {
     pub prefill: PrefillCharge<W>,
     /// The charge of the stream if the request is colocated; `None` for a prefill leg.
     pub stream: Option<StreamCharge<W>>,
-    /// What placement predicts.
+    /// The prediction of the placement.
     pub predicted: Predicted,
     /// The candidates of the placement, if [`Accounts::records_candidates`].
     pub considered: Option<Box<[Considered]>>,
@@ -30,13 +30,13 @@ pub struct LegReservation<W: SharedU64> {
 pub struct Predicted {
     /// Prefill time of this request on an idle engine.
     pub prefill: Seconds,
-    /// Time added by the prefill backlog of the backend.
+    /// Duration of the prefill backlog before it.
     pub ahead: Seconds,
     /// Prompt tokens that the prefix index predicts to be cached on the backend.
     pub predicted_hit: Tokens,
     /// The part of them that `prefill` assumes to be cached.
     pub cached: Tokens,
-    /// Decode streams on the backend.
+    /// Decode streams on the backend at the placement.
     pub beside: ConcurrentStreams,
 }
 
@@ -72,8 +72,8 @@ pub fn try_place<A: Accounts>(
     PlaceResult::Wait
 }
 
-/// Charges a choice to its backend. `None` if another thread has reserved the capacity meanwhile, or
-/// if the choice names no backend.
+/// Charges the backend of `choice`. Returns `None` if another thread has reserved the capacity since
+/// the decision, or if `choice` has no backend.
 pub(super) fn reserve<A: Accounts>(
     params: &Params,
     job: &PrefillRequest,
@@ -88,8 +88,8 @@ pub(super) fn reserve<A: Accounts>(
     let (account, load) = (fleet.account(on), fleet.load(on));
     let uncached = job.prompt - cached;
     let bound =
-        BacklogBound { work: params.prefill_backlog_max, tokens: params.joins_step_of(uncached) };
-    // Before the charge, which is part of the load afterwards.
+        BacklogBound { work: params.prefill_backlog_max, tokens: params.step_tokens_max(uncached) };
+    // Read before the charge, which is part of the load afterwards.
     let candidates = fleet.records_candidates().then(|| considered(params, job, fleet, on));
     let prefill = account.try_charge_prefill(work, uncached, bound)?;
     let stream = match whole {

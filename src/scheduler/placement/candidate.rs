@@ -100,7 +100,7 @@ impl<'a> Evaluation<'a> {
     /// Returns whether a prefill may start on the backend now.
     pub(super) fn has_prefill_capacity(&self) -> bool {
         let joined = self.load.prefill_tokens + self.uncached();
-        let joins = joined <= self.params.joins_step_of(self.uncached());
+        let joins = joined <= self.params.step_tokens_max(self.uncached());
         self.load.has_prefill_capacity(self.params.prefill_backlog_max) || joins
     }
 

@@ -1,5 +1,5 @@
-//! The candidates of one placement with their predicted costs, for records of decisions. It decides
-//! nothing: `place.rs` does, on the same [`Load`]s.
+//! The candidates of one placement with their predicted costs, for records of decisions (`tidegate
+//! explain`). `place.rs` decides, on the same [`Load`]s.
 
 use crate::placement::candidate::Evaluation;
 use crate::placement::order::order;
@@ -9,19 +9,19 @@ use tidegate_types::{BackendId, Role, Seconds, Tokens};
 /// Most candidates in one record.
 pub const CONSIDERED_MAX: usize = 16;
 
-/// One backend as placement saw it.
+/// The values of one backend on which a placement was decided.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Considered {
     /// The backend.
     pub on: BackendId,
     /// Its role.
     pub role: Role,
-    /// Whether it may receive this request: usable, not draining, and the request has not failed on
-    /// it.
+    /// Whether it may receive this request: it is usable and not draining, and the request has not
+    /// failed on it.
     pub open: bool,
     /// Whether its prefill backlog admits the prompt.
     pub prefill_capacity: bool,
-    /// Whether one more stream fits into its memory and its TPOT target.
+    /// Whether one more stream fits within its KV memory and the TPOT target.
     pub decode_capacity: bool,
     /// Whether the TPOT slack of its streams covers the prefill.
     pub slack: bool,
@@ -35,8 +35,8 @@ pub struct Considered {
     pub prefill_end: Seconds,
 }
 
-/// Returns the backend `on` and the others of the pool in the order in which placement looks at
-/// them, at most [`CONSIDERED_MAX`].
+/// Returns the chosen backend `on`, then the others of the pool in the order in which placement
+/// considers them; at most [`CONSIDERED_MAX`].
 pub fn considered(
     params: &Params,
     job: &PrefillRequest,

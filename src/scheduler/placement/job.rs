@@ -1,21 +1,21 @@
-//! Requests to place. Plain values, cheap to clone.
+//! Jobs: requests as placement sees them. Plain values, cheap to clone.
 
 use tidegate_types::{BackendId, Moment, PoolId, RequestId, Tokens};
 
-/// Most failed backends that a job remembers. It equals the number of refusals for load that a
-/// request may collect without using up an attempt.
+/// Most backends in [`Excluded`]. It equals the number of refusals for load that do not count as an
+/// attempt of a request.
 pub const EXCLUDED_MAX: usize = 16;
 
-/// Whether prefill and decode of a request may run on different engines.
+/// Whether a request may be disaggregated: prefill and decode on different engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disaggregation {
-    /// They may, if predicted completion is shorter.
+    /// It may, where the predicted completion is shorter than colocated.
     Allowed,
-    /// They may not: n > 1, echo, prompt_logprobs and similar options.
+    /// It must be colocated: n > 1, echo, prompt_logprobs and similar options.
     Never,
 }
 
-/// One request to place.
+/// A request that needs its first leg.
 #[derive(Clone, Debug)]
 pub struct PrefillRequest {
     /// The request.
@@ -30,17 +30,17 @@ pub struct PrefillRequest {
     pub arrived: Moment,
     /// TTFT deadline.
     pub ttft_deadline: Moment,
-    /// Queue deadline: a request that still waits then is refused.
+    /// Queue deadline: a request that is still queued at this time is refused.
     pub queue_deadline: Moment,
-    /// Whether the request may be split.
+    /// Whether the request may be disaggregated.
     pub disaggregation: Disaggregation,
-    /// Any evenly distributed number: breaks ties and draws the sample.
+    /// A uniformly distributed number, which breaks ties and draws the sample.
     pub seed: u64,
     /// The backends on which the request has failed.
     pub excluded: Excluded,
 }
 
-/// One prefilled request that needs a decode backend.
+/// A prefilled request that needs a decode backend.
 #[derive(Clone, Debug)]
 pub struct DecodeRequest {
     /// The request.
@@ -49,7 +49,7 @@ pub struct DecodeRequest {
     pub pool: PoolId,
     /// The backend that holds its KV cache.
     pub from: BackendId,
-    /// Its KV tokens.
+    /// KV tokens of its prompt.
     pub kv: Tokens,
     /// Expected output tokens.
     pub expected_output: Tokens,
@@ -59,7 +59,7 @@ pub struct DecodeRequest {
     pub excluded: Excluded,
 }
 
-/// The last few backends that a request failed on.
+/// The last [`EXCLUDED_MAX`] backends on which a request has failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Excluded {
     backends: [BackendId; EXCLUDED_MAX],
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_failures_are_remembered() {
+    fn a_full_list_drops_its_oldest_entry() {
         let mut excluded = Excluded::default();
         assert!(excluded.is_empty() && !excluded.contains(BackendId(0)));
         let all = EXCLUDED_MAX as u16 + 1;

@@ -1,8 +1,7 @@
-//! The order in which backends are considered: a permutation drawn by a seed, so that ties are
-//! broken evenly and any prefix of the order is a fair sample. Allocates nothing.
+//! Seeded order in which backends are considered: a permutation, so that ties are broken uniformly
+//! and any prefix of the order is a uniform sample. Allocates nothing.
 
-/// Yields every index below `len` once, from a start and with a stride that are both drawn by
-/// `seed`.
+/// Yields every index below `len` once. `seed` draws the start and the stride.
 pub(super) fn order(len: usize, seed: u64) -> impl Iterator<Item = usize> {
     let start = if len == 0 { 0 } else { (seed % len as u64) as usize };
     let stride = stride(len, seed.rotate_left(32));
@@ -40,7 +39,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_backend_is_looked_at_once(len in 0usize..400, seed: u64) {
+        fn the_order_contains_every_index_once(len in 0usize..400, seed: u64) {
             let mut seen: Vec<usize> = order(len, seed).collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..len).collect::<Vec<_>>());

@@ -4,15 +4,15 @@
 use crate::tuning::{LATE_CLASS_SHARE, PREFILL_BACKLOG_MAX, SHORT_PROMPT, TRUNK_RESERVATION_SHARE};
 use tidegate_types::{Seconds, Slo, Tokens};
 
-/// What becomes of a waiting request that can no longer meet its TTFT target.
+/// Treatment of queued requests that can no longer meet their TTFT target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LatePolicy {
-    /// It moves to the late class and is served with [`Params::late_class_share`].
+    /// They move to the late class and are served with [`Params::late_class_share`].
     #[default]
     Serve,
-    /// Load shedding: it is refused at once. Two kinds of requests are served all the same: those
-    /// that could not meet the target on arrival (prompts whose prefill alone takes longer), and
-    /// retries.
+    /// Load shedding: they are refused at once, with two exceptions, which are served in the late
+    /// class: requests that could not meet the target on arrival (the prefill alone takes longer),
+    /// and retries.
     Refuse,
 }
 
@@ -20,43 +20,43 @@ pub enum LatePolicy {
 /// [`EdfQueue`](crate::placement::EdfQueue).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Params {
-    /// The targets. With an ITL target, a decode backend takes only prefills whose longest step
-    /// keeps it.
+    /// The targets. With an ITL target, a decode backend takes only prefills whose longest step stays
+    /// within it.
     pub slo: Slo,
-    /// Prefill backlog bound of a backend. Greater than 0, default [`PREFILL_BACKLOG_MAX`]. Work
-    /// counts until it is done, so less than one chunk suffices to keep the engine busy. Short
-    /// prompts are also admitted while all outstanding tokens fit into one step: see
-    /// [`joins_step_of`](Params::joins_step_of).
+    /// Prefill backlog bound of a backend. Greater than 0, default [`PREFILL_BACKLOG_MAX`]. Work in
+    /// progress counts in full until its end, so that a bound below one chunk keeps the engine busy.
+    /// Short prompts are also admitted while all outstanding tokens fit into one step: see
+    /// [`step_tokens_max`](Params::step_tokens_max).
     pub prefill_backlog_max: Seconds,
-    /// Prompts with fewer uncached tokens are short: they are never split, and join a step. Default
-    /// [`SHORT_PROMPT`].
+    /// Prompts with fewer uncached tokens are short: they are colocated, and admitted beyond the
+    /// backlog bound. Default [`SHORT_PROMPT`].
     pub whole_below: Tokens,
-    /// The engines' `max_num_batched_tokens`: the prompt tokens that one mixed step computes.
-    /// Default 2,048. If unknown, choose a larger value.
+    /// Chunk: the engines' `max_num_batched_tokens`, the most prompt tokens of one step. Default
+    /// 2,048. A value that is too large is safer than one that is too small.
     pub chunk: Tokens,
     /// Whether decode backends prefill beside their streams while the pool has prefill backends.
     /// Default true.
     pub spill: bool,
-    /// Share of the placed prefill work that goes to the late class (waiting requests that can no
-    /// longer meet their TTFT) while feasible requests wait too. 0 to 1, default
-    /// [`LATE_CLASS_SHARE`]. The rest of the late class is served when the queue is short.
+    /// Share of the placed prefill work that the late class receives while feasible requests are
+    /// queued. 0 to 1, default [`LATE_CLASS_SHARE`]. Without queued feasible requests the late class
+    /// is served without this limit.
     pub late_class_share: f64,
-    /// What becomes of a waiting request that can no longer meet its TTFT target. Default: serve.
+    /// Treatment of queued requests that can no longer meet their TTFT target. Default: serve.
     pub late: LatePolicy,
-    /// Duration of the trunk reservation, as a share of a request's queue deadline: until then, a
-    /// request that can no longer meet its TTFT leaves one prefill backend idle for requests that
-    /// can. Most late requests have long prompts, and one of them occupies an engine as long as
-    /// several short ones. Default [`TRUNK_RESERVATION_SHARE`].
+    /// Duration of the trunk reservation, as a share of a request's queue deadline. Until then, a
+    /// late request leaves one prefill backend idle for feasible requests. Most late requests have
+    /// long prompts, and one of them occupies an engine as long as several short ones. 0 to 1,
+    /// default [`TRUNK_RESERVATION_SHARE`].
     pub trunk_reservation_share: f64,
-    /// Most requests that wait in a [`EdfQueue`](crate::placement::EdfQueue). Default 10,000.
+    /// Most requests in an [`EdfQueue`](crate::placement::EdfQueue). Default 10,000.
     pub queue_max: usize,
 }
 
 impl Params {
-    /// Returns the bound of outstanding prefill tokens, the prompt's own included, up to which a
-    /// prompt of `uncached` tokens may start beyond the backlog bound: one step for a short prompt,
-    /// 0 otherwise. The step takes little longer with it.
-    pub fn joins_step_of(&self, uncached: Tokens) -> Tokens {
+    /// Returns the most outstanding prefill tokens, the prompt's own included, with which a prompt of
+    /// `uncached` tokens may start beyond the backlog bound: one chunk for a short prompt, 0
+    /// otherwise.
+    pub fn step_tokens_max(&self, uncached: Tokens) -> Tokens {
         if uncached < self.whole_below { self.chunk } else { Tokens::ZERO }
     }
 }

@@ -436,7 +436,7 @@ proptest! {
         let engines = Engines::new(loads.clone());
         let open = |load: &Load| load.usable && load.role != Draining;
         let has_capacity = |load: &Load| load.has_prefill_capacity(params.prefill_backlog_max)
-            || load.prefill_tokens + Tokens(prompt) <= params.joins_step_of(Tokens(prompt));
+            || load.prefill_tokens + Tokens(prompt) <= params.step_tokens_max(Tokens(prompt));
         match place(&params, NOW, &job, &engines) {
             RouteDecision::Prefill { on, .. } => {
                 let chosen = loads[on.index()];

@@ -1,4 +1,4 @@
-//! Arrivals of a pool: counted when requests arrive, read by the control loop.
+//! Counters of a pool's arrivals. Requests add to them on arrival; the control loop reads them.
 
 use crate::planner::GroupDemand;
 use crate::shared_u64::SharedU64;
@@ -6,16 +6,16 @@ use std::ops::Add;
 use std::sync::atomic::AtomicU64;
 use tidegate_types::{Seconds, Tokens};
 
-/// A pool's arrivals. Monotonic counters.
+/// Counters of a pool's arrivals; monotonic.
 #[derive(Debug, Default)]
-pub struct Arrivals<W = AtomicU64> {
+pub struct ArrivalCounters<W = AtomicU64> {
     requests: W,
     prefill_nanos: W,
     prompt_tokens: W,
     output_tokens: W,
 }
 
-/// A reading of [`Arrivals`].
+/// A reading of [`ArrivalCounters`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ArrivalTotals {
     /// Arrived requests.
@@ -41,7 +41,7 @@ impl Add for ArrivalTotals {
     }
 }
 
-impl<W: SharedU64> Arrivals<W> {
+impl<W: SharedU64> ArrivalCounters<W> {
     /// Counts a request: its predicted prefill work, its prompt and its expected output.
     pub fn count(&self, prefill: Seconds, prompt: Tokens, output: Tokens) {
         self.requests.fetch_add(1);
@@ -70,8 +70,8 @@ impl<W: SharedU64> Arrivals<W> {
 }
 
 impl GroupDemand {
-    /// Adds the group's share (0 to 1) of what a pool received between two readings. Nothing is
-    /// rounded: with a plan every few milliseconds most counts are 0 or 1, and shares below 0.5
+    /// Adds the group's share (0 to 1) of the arrivals of a pool between two readings, without
+    /// rounding: with a plan every few milliseconds most counts are 0 or 1, and shares below 0.5
     /// would round to 0.
     pub fn add(&mut self, before: &ArrivalTotals, now: &ArrivalTotals, share: f64) {
         let arrived = |now: Tokens, before: Tokens| (now - before).as_f64() * share;
@@ -93,7 +93,7 @@ mod tests {
     fn a_share_of_single_arrivals_is_counted_exactly() {
         for share in [0.5, 1.0 / 3.0, 0.25, 0.75, 1.0] {
             let mut demand = GroupDemand::none(GroupId(0));
-            let arrivals: Arrivals = Arrivals::default();
+            let arrivals: ArrivalCounters = ArrivalCounters::default();
             let mut before = arrivals.totals();
             for _ in 0..1200 {
                 arrivals.count(Seconds(0.1), Tokens(1000), Tokens(1));

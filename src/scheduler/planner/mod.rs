@@ -35,7 +35,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub use arrivals::{ArrivalTotals, Arrivals};
+pub use arrivals::{ArrivalCounters, ArrivalTotals};
 pub use decide::{Decision, initial, plan};
 pub use engines_wanted::EnginesWanted;
 pub use observation::{BackendObservation, GroupDemand, Observation};

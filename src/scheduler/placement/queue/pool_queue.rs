@@ -1,5 +1,5 @@
-//! The waiting jobs of one pool: the feasible and the late class in their orders, and the share of
-//! work of each.
+//! The queued requests of one pool: the feasible class in EDF order, the late class in order of
+//! arrival, and the share of work that each receives.
 
 use super::QueuedRequest;
 use crate::tuning::LATE_WORK_WEIGHT;
@@ -7,28 +7,28 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use tidegate_types::{Moment, RequestId, Seconds};
 
-/// A time and the request that it belongs to.
+/// A sort key: a time, with the request's id as the tie-breaker.
 pub(super) type Key = (Moment, RequestId);
 
-/// Whether a job can still meet its TTFT deadline.
+/// Whether a queued request can still meet its TTFT deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QueueClass {
-    /// Feasible: it meets the deadline if it starts by its latest feasible start.
+    /// It meets the deadline if it starts by its latest start.
     Feasible,
-    /// Late class: it misses the deadline.
+    /// It misses the deadline.
     Late,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct PoolQueue {
-    /// Feasible jobs by TTFT deadline.
+    /// Feasible requests by TTFT deadline.
     feasible: BTreeSet<Key>,
-    /// Feasible jobs by latest feasible start.
+    /// Feasible requests by latest start.
     starts: BTreeSet<Key>,
-    /// Late jobs by arrival time plus [`LATE_WORK_WEIGHT`] times their work: shortest job first with
-    /// aging.
+    /// Late requests by arrival time plus [`LATE_WORK_WEIGHT`] times their work: shortest job first
+    /// with aging.
     late: BTreeSet<Key>,
-    /// Credit of the late class: work that it may receive before feasible jobs continue. Negative
+    /// Credit of the late class: work that it may receive before the next feasible request. Negative
     /// after it has received more than its share.
     late_credit: Seconds,
 }
@@ -62,12 +62,12 @@ impl PoolQueue {
         self.feasible.len() + self.late.len()
     }
 
-    /// Returns a job whose latest feasible start is before `now`.
+    /// Returns a feasible request whose latest start is before `now`.
     pub(super) fn first_start_before(&self, now: Moment) -> Option<RequestId> {
         self.starts.first().filter(|(start, _)| *start < now).map(|(_, id)| *id)
     }
 
-    /// Returns the next job of a class after `key`, or the first.
+    /// Returns the next request of a class after `key`, or the first.
     pub(super) fn after(&self, class: QueueClass, key: Option<Key>) -> Option<Key> {
         let order = match class {
             QueueClass::Feasible => &self.feasible,
@@ -83,12 +83,12 @@ impl PoolQueue {
         self.late_credit > Seconds::ZERO
     }
 
-    /// Accounts for `work` placed for a class while the other class may be waiting too.
+    /// Charges `work` that was placed for a class to the credit of the late class.
     pub(super) fn charge(&mut self, class: QueueClass, work: Seconds, share: f64) {
         match class {
             _ if self.late.is_empty() => self.late_credit = self.late_credit.min(Seconds::ZERO),
             QueueClass::Feasible => self.late_credit += work * share,
-            // Without feasible jobs in the queue, late work is not charged to the share.
+            // The share applies only while feasible requests are queued.
             QueueClass::Late if self.feasible.is_empty() => {}
             QueueClass::Late => self.late_credit -= work * (1.0 - share),
         }
