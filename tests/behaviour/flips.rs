@@ -4,7 +4,7 @@
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
-use tidegate_scheduler::planner::recording::{Line, replay};
+use tidegate_scheduler::planner::recording::{PlanRecord, replay};
 use tokio::task::JoinSet;
 
 use crate::client::{post, send, until};
@@ -92,7 +92,7 @@ async fn replays_to_the_same(record: &Path, flips: u64) {
     let whole = |text: &str| text.contains("\"flipped\"") && text.ends_with('\n');
     until("the recording is closed", || whole(&read())).await;
     let text = read();
-    let lines = text.lines().map(|line| serde_json::from_str::<Line<'_>>(line).unwrap());
+    let lines = text.lines().map(|line| serde_json::from_str::<PlanRecord<'_>>(line).unwrap());
     let replayed = replay(lines).unwrap();
     assert!(replayed.plans > 10 && replayed.flips == flips, "{replayed:?}, {flips} in the journal");
 }

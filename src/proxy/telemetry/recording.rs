@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use tidegate_scheduler::planner::recording::Line;
+use tidegate_scheduler::planner::recording::PlanRecord;
 use tidegate_scheduler::planner::{Decision, Observation, Params};
 use tidegate_types::{BackendId, Moment};
 
@@ -23,7 +23,7 @@ impl Recording {
     /// The file cannot be created.
     pub fn begin(path: &Path, params: &Params) -> io::Result<Recording> {
         let mut recording = Recording { file: Some(BufWriter::new(File::create(path)?)) };
-        recording.write(&Line::Begins(Cow::Borrowed(params)));
+        recording.write(&PlanRecord::Begins(Cow::Borrowed(params)));
         Ok(recording)
     }
 
@@ -31,18 +31,18 @@ impl Recording {
     pub fn planned(&mut self, at: Moment, seen: &Observation, decision: &Decision) {
         if self.file.is_some() {
             let flips = decision.flips();
-            self.write(&Line::Planned { at, seen: Cow::Borrowed(seen), flips });
+            self.write(&PlanRecord::Planned { at, seen: Cow::Borrowed(seen), flips });
         }
     }
 
     /// Records other parameters, in force from the next plan on.
     pub fn revised(&mut self, params: &Params) {
-        self.write(&Line::Revised(Cow::Borrowed(params)));
+        self.write(&PlanRecord::Revised(Cow::Borrowed(params)));
     }
 
     /// Records a role change that the planner did not decide.
     pub fn flipped(&mut self, at: Moment, backend: BackendId) {
-        self.write(&Line::Flipped { at, backend });
+        self.write(&PlanRecord::Flipped { at, backend });
     }
 
     /// Flushes buffered lines to the file.
@@ -51,7 +51,7 @@ impl Recording {
         self.keep(flushed);
     }
 
-    fn write(&mut self, line: &Line<'_>) {
+    fn write(&mut self, line: &PlanRecord<'_>) {
         let Some(file) = &mut self.file else { return };
         let written = serde_json::to_writer(&mut *file, line).map_err(io::Error::from);
         let written = written.and_then(|()| file.write_all(b"\n"));

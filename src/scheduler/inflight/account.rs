@@ -1,18 +1,18 @@
 //! The account of one backend and the charges against it.
 //!
-//! The counters are independent, so `Relaxed` suffices: a reader may see one counter before and
-//! another after a charge. Once all charges are settled, all counters are exact.
+//! The counters are independent, so `Relaxed` suffices: a reader may see one counter before a charge
+//! and another after it. When all charges are settled, all counters are exact.
 
 use crate::shared_u64::SharedU64;
 use std::ops::Add;
 use std::sync::{Arc, atomic::AtomicU64};
 use tidegate_types::{Seconds, Tokens};
 
-/// In-flight account of one backend. Written by every request that is placed there, read by all.
+/// In-flight account of one backend. Every request that is placed there writes it.
 #[derive(Debug, Default)]
 pub struct Account<W = AtomicU64> {
     own: Counters<W>,
-    /// What other gateways have in flight there, as they reported it last.
+    /// In-flight work of other gateways on the backend, by their last reports.
     others: Counters<W>,
 }
 
@@ -24,7 +24,7 @@ struct Counters<W> {
     prefill_tokens: W,
     /// Legs with unfinished prefill work.
     prefill_legs: W,
-    /// Streams that decode here or are reserved.
+    /// Streams that decode on the backend or are reserved.
     streams: W,
     /// Streams among them without a first token.
     awaiting_first_token: W,
@@ -44,7 +44,7 @@ pub struct Balance {
     pub prefill_tokens: Tokens,
     /// Legs with unfinished prefill work.
     pub prefill_legs: u32,
-    /// Streams that decode here or are reserved.
+    /// Streams that decode on the backend or are reserved.
     pub streams: u32,
     /// Streams among them without a first token.
     pub awaiting_first_token: u32,
@@ -66,7 +66,7 @@ impl Balance {
     }
 }
 
-/// The decode streams on a backend when a prefill was placed on it.
+/// The decode streams on a backend at the placement of a prefill.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConcurrentStreams {
     /// Number of streams.
@@ -80,10 +80,10 @@ pub struct ConcurrentStreams {
 /// The prefill backlog bound of a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct BacklogBound {
-    /// A prompt fits while less work than this is in flight.
+    /// A prompt is accepted while less work than this is in flight.
     pub work: Seconds,
-    /// A prompt also fits if at most this many tokens are in flight with its own: those of one
-    /// step. 0 if the rule does not apply to the prompt.
+    /// A prompt is also accepted if at most this many tokens, its own included, are then in flight:
+    /// the tokens of one step. 0 for prompts that are not short.
     pub tokens: Tokens,
 }
 
@@ -100,7 +100,7 @@ pub struct PrefillCharge<W: SharedU64 = AtomicU64> {
 pub struct StreamCharge<W: SharedU64 = AtomicU64> {
     account: Arc<Account<W>>,
     kv: u64,
-    begun: bool,
+    has_first_token: bool,
 }
 
 impl<W: SharedU64> Account<W> {
@@ -199,7 +199,7 @@ impl<W: SharedU64> Account<W> {
     fn stream_opened(self: &Arc<Self>, kv: Tokens) -> StreamCharge<W> {
         self.own.awaiting_first_token.fetch_add(1);
         self.own.kv_tokens.fetch_add(kv.get());
-        StreamCharge { account: Arc::clone(self), kv: kv.get(), begun: false }
+        StreamCharge { account: Arc::clone(self), kv: kv.get(), has_first_token: false }
     }
 }
 
@@ -215,7 +215,7 @@ impl<W: SharedU64> StreamCharge<W> {
     /// Marks the stream as decoding. Tokens are not needed for that: an answer that is not streamed
     /// shows none.
     pub fn begin(&mut self) {
-        if !std::mem::replace(&mut self.begun, true) {
+        if !std::mem::replace(&mut self.has_first_token, true) {
             self.account.own.awaiting_first_token.subtract(1);
         }
     }
@@ -239,7 +239,7 @@ impl<W: SharedU64> StreamCharge<W> {
 impl<W: SharedU64> Drop for StreamCharge<W> {
     fn drop(&mut self) {
         self.account.own.streams.subtract(1);
-        if !self.begun {
+        if !self.has_first_token {
             self.account.own.awaiting_first_token.subtract(1);
         }
         self.account.own.kv_tokens.subtract(self.kv);

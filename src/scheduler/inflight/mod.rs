@@ -1,9 +1,9 @@
 //! In-flight accounts: prefill work, decode streams and KV tokens charged to each backend. A charge
-//! is made before the await it covers and settles in its `Drop`, on every path (done, error,
-//! cancel, panic).
+//! is made before a leg is sent and settles in its `Drop`, on every path (done, error, cancel,
+//! panic).
 //!
-//! Counters only: after the charge is made nothing here decides, waits or allocates. Several
-//! threads charge one account concurrently; that is model-checked with shuttle (`tests.rs`).
+//! Counters only: no decision, no waiting, no allocation. Several threads charge one account
+//! concurrently, which shuttle model-checks (`tests.rs`).
 
 mod account;
 #[cfg(test)]

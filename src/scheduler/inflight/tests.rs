@@ -45,17 +45,17 @@ fn every_charge_settles_in_any_order() {
 }
 
 #[test]
-fn two_requests_never_both_take_the_last_capacity() {
+fn the_last_capacity_is_charged_once() {
     check(|| {
         let account = Arc::new(Account::default());
         let charge =
             |account: &Arc<Account>| account.try_charge_prefill(Seconds(0.2), Tokens(5), BOUND);
         let other = Arc::clone(&account);
-        let rival = thread::spawn(move || charge(&other));
-        let mine = charge(&account);
-        let theirs = rival.join().unwrap();
-        assert!(mine.is_some() != theirs.is_some(), "exactly one fits");
-        drop((mine, theirs));
+        let other_thread = thread::spawn(move || charge(&other));
+        let first = charge(&account);
+        let second = other_thread.join().unwrap();
+        assert!(first.is_some() != second.is_some(), "exactly one is accepted");
+        drop((first, second));
         assert!(account.balance().is_settled());
     });
 }
@@ -64,13 +64,13 @@ fn two_requests_never_both_take_the_last_capacity() {
 fn streams_never_exceed_their_limit() {
     check(|| {
         let account = Arc::new(Account::default());
-        let rivals: Vec<_> = (0..3)
+        let threads: Vec<_> = (0..3)
             .map(|_| {
                 let account = Arc::clone(&account);
                 thread::spawn(move || account.try_open_stream(Tokens(7), 2))
             })
             .collect();
-        let open: Vec<_> = rivals.into_iter().filter_map(|r| r.join().unwrap()).collect();
+        let open: Vec<_> = threads.into_iter().filter_map(|r| r.join().unwrap()).collect();
         assert_eq!(open.len(), 2);
         assert_eq!(account.balance().kv, Tokens(14));
         drop(open);
@@ -125,13 +125,13 @@ fn prompts_beyond_the_backlog_bound_fit_within_one_step() {
         let account = Arc::new(Account::default());
         let step = BacklogBound { tokens: Tokens(100), ..BOUND };
         let first = account.try_charge_prefill(Seconds(1.0), Tokens(40), BOUND);
-        let rivals: Vec<_> = (0..3)
+        let threads: Vec<_> = (0..3)
             .map(|_| {
                 let account = Arc::clone(&account);
                 thread::spawn(move || account.try_charge_prefill(Seconds(0.01), Tokens(30), step))
             })
             .collect();
-        let joined: Vec<_> = rivals.into_iter().filter_map(|r| r.join().unwrap()).collect();
+        let joined: Vec<_> = threads.into_iter().filter_map(|r| r.join().unwrap()).collect();
         assert_eq!(joined.len(), 2, "40 and twice 30 tokens of 100");
         assert_eq!(account.balance().prefill_tokens, Tokens(100));
         drop((first, joined));

@@ -1,26 +1,25 @@
-//! Which share of the prefix index's predicted hits is real on one engine. Sources in order of
-//! preference: the engine's usage reports, its counters, the durations of its prefills.
+//! Hit share: the share of the prefix index's predicted hits that is real on one engine. Sources, in
+//! order of preference: the engine's usage reports, its counters, the durations of its prefills.
 
 use crate::cost::{HitEvidence, HitShare, PrefillBatch, PrefillModel};
 use crate::learn::PrefillSample;
 use crate::learn::steps::Hypotheses;
 use tidegate_types::{Moment, Seconds, Tokens};
 
-/// A source that has been silent for this long may be gone, for example after a restart with other
-/// flags, and the next best source is used.
-const SOURCE_LASTS: Seconds = Seconds(60.0);
+/// Time without a report after which the next source is used: the engine may have restarted with
+/// other flags.
+const SOURCE_EXPIRES: Seconds = Seconds(60.0);
 /// Smallest predicted hit that is evaluated: engine blocks have 16 to 128 tokens.
-const HELD_MIN: Tokens = Tokens(128);
-/// Predicted tokens required between two evaluations of the counters, which also count traffic that
-/// did not pass through tidegate.
+const HIT_MIN: Tokens = Tokens(128);
+/// Fewest predicted tokens between two evaluations of the counters, which also count requests that
+/// other clients send to the engine.
 const COUNTED_MIN: f64 = 1024.0;
 /// Largest weight of one counter evaluation, in prefills.
 const COUNTED_WEIGHT_MAX: f64 = 5.0;
-/// Distance of the share from 0 and 1 within which the computed tokens of a single prompt are
-/// considered known.
+/// Distance of the share from 0 or 1 below which the computed tokens of a prompt count as known.
 const CERTAIN_WITHIN: f64 = 0.15;
-/// Prefills with an unambiguous cache state that must be timed before the cost model may judge: the
-/// first regression is made with the fourth.
+/// Timed prefills with an unambiguous cache state after which the cost model is trusted: the
+/// regression moves with the fourth observation.
 const TRUSTED_AFTER: usize = 4;
 
 /// Source of the measured share of real prefix-cache hits.
@@ -52,7 +51,7 @@ impl HitSource {
     }
 }
 
-/// Predicted hits of one engine compared with evidence.
+/// Estimates the hit share of one engine.
 #[derive(Debug)]
 pub(super) struct HitShareEstimator {
     share: HitShare,
@@ -61,16 +60,17 @@ pub(super) struct HitShareEstimator {
     counted_at: Option<Moment>,
     /// The engine's counter at the previous evaluation.
     hits: Option<f64>,
-    /// Predicted since then: tokens, prefills.
+    /// Predicted hits since then: tokens, prefills.
     predicted: (f64, f64),
     /// Prefills with an unambiguous cache state and their durations, collected while the cost model
-    /// is only a default.
+    /// is the default prior.
     unambiguous: Vec<(PrefillBatch, Seconds)>,
     trusted: bool,
 }
 
 impl HitShareEstimator {
-    /// Before the first evidence. `trusted`: the settings state what a prefill costs.
+    /// Returns the estimator before the first evidence. `trusted`: the settings state the cost of a
+    /// prefill.
     pub fn new(trusted: bool) -> HitShareEstimator {
         HitShareEstimator {
             share: HitShare::default(),
@@ -84,20 +84,20 @@ impl HitShareEstimator {
         }
     }
 
-    /// The share (0 to 1) and its source.
+    /// Returns the share (0 to 1) and its source.
     pub fn share(&self) -> (f64, HitSource) {
         (self.share.share(), self.source)
     }
 
-    /// Records a prefilled prompt of which the index predicted `predicted_hit` cached tokens.
+    /// Counts the predicted hit of a prefilled prompt.
     pub fn predicted(&mut self, predicted_hit: Tokens) {
-        if predicted_hit >= HELD_MIN {
+        if predicted_hit >= HIT_MIN {
             self.predicted.0 += predicted_hit.as_f64();
             self.predicted.1 += 1.0;
         }
     }
 
-    /// Computed tokens of a prompt under each assumption about the cache.
+    /// Returns the computed tokens of a prompt under each hypothesis about the cache.
     pub fn hypotheses(&self, prefill: &PrefillSample) -> Hypotheses {
         let last = prefill.prompt - Tokens(1);
         if let Some(reported_hit) = prefill.reported_hit {
@@ -111,7 +111,7 @@ impl HitShareEstimator {
     /// Takes a usage report: `cached` of `predicted_hit` predicted tokens were cached.
     pub fn reported_hit(&mut self, predicted_hit: Tokens, cached: Tokens, now: Moment) {
         self.reported_at = Some(now);
-        if predicted_hit >= HELD_MIN {
+        if predicted_hit >= HIT_MIN {
             self.source = HitSource::Usage;
             self.share.observe(cached.as_f64() / predicted_hit.as_f64(), 1.0);
         }
@@ -134,8 +134,8 @@ impl HitShareEstimator {
         }
     }
 
-    /// Decides whether the duration of a step shows how much was cached. Returns the batch that the
-    /// cost regression may learn from; `None` if the cached tokens are in doubt.
+    /// Evaluates the duration of a step as evidence about the cache. Returns the batch from which the
+    /// cost regression may learn; `None` if the cached tokens are uncertain.
     pub fn judge(
         &mut self,
         prompts: &Hypotheses,
@@ -154,8 +154,8 @@ impl HitShareEstimator {
                 self.note_unambiguous(prompts.believed, took);
                 Some(prompts.believed)
             }
-            // Neither assumption explains the duration: the model is wrong. While the share is only
-            // the prior, the nearer assumption is learned from.
+            // Neither hypothesis explains the duration: the model is wrong. While the share is the
+            // prior, the regression learns from the nearer hypothesis.
             HitEvidence::Slower if self.source == HitSource::Prior => Some(prompts.full),
             HitEvidence::Faster if self.source == HitSource::Prior => Some(prompts.hit),
             HitEvidence::Slower | HitEvidence::Faster => {
@@ -176,8 +176,8 @@ impl HitShareEstimator {
         }
     }
 
-    /// Takes over a share of 0 or 1 that the comparison of both hypotheses shows, if the share learned
-    /// so far is not near it and no better source is recent. Returns whether it did.
+    /// Adopts a share of 0 or 1 from the comparison of both hypotheses, unless the learned share is
+    /// near it or a better source is recent. Returns whether it did.
     pub fn correct_share(&mut self, share: f64, now: Moment) -> bool {
         let better = is_recent(self.reported_at, now) || is_recent(self.counted_at, now);
         let is_near = (self.share.share() - share).abs() < CERTAIN_WITHIN;
@@ -189,14 +189,14 @@ impl HitShareEstimator {
         true
     }
 
-    /// Whether the share is close enough to 0 or 1 to know the computed tokens of one prompt.
+    /// Returns whether the share is so close to 0 or 1 that the computed tokens of a prompt are known.
     fn is_certain(&self) -> bool {
         !(CERTAIN_WITHIN..=1.0 - CERTAIN_WITHIN).contains(&self.share.share())
     }
 
-    /// Factor on the model's predictions. While the model is only a default it may be wrong by an
-    /// order of magnitude; the median ratio of the first unambiguous prefills corrects it before
-    /// the regression has moved.
+    /// Returns the factor on the model's predictions. A default prior may be wrong by an order of
+    /// magnitude; until the regression has moved, the median ratio of the first unambiguous prefills
+    /// corrects it.
     fn scale(&self, model: &PrefillModel) -> f64 {
         let ratio = |(batch, took): &(PrefillBatch, Seconds)| *took / batch.predicted(model);
         let mut ratios: Vec<f64> = self.unambiguous.iter().map(ratio).collect();
@@ -218,5 +218,5 @@ impl HitShareEstimator {
 }
 
 fn is_recent(at: Option<Moment>, now: Moment) -> bool {
-    at.is_some_and(|at| now - at < SOURCE_LASTS)
+    at.is_some_and(|at| now - at < SOURCE_EXPIRES)
 }

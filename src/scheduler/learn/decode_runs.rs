@@ -1,5 +1,5 @@
-//! Times decode steps by samples of a backend's account. Between two prefills, the mean inter-token
-//! latency is the streams' time divided by their tokens, whatever streams begin and end meanwhile.
+//! Times decode steps by samples of a backend's account. Between two prefills, the mean ITL is the
+//! sum of the streams' durations divided by their tokens, even if streams begin and end in between.
 
 use crate::inflight::Balance;
 use tidegate_types::{Moment, Seconds, Tokens};

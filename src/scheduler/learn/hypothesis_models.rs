@@ -1,25 +1,25 @@
-//! Two cost models of one engine, one for each hypothesis about its prefix cache: no predicted hit is
-//! real, or every one is. Both learn from the same prefills; the one with the smaller prediction error
-//! shows which hypothesis holds. A single model that learns under the share believed so far can settle on
-//! a wrong pair of share and cost that explain each other.
+//! Hypothesis test of the prefix cache of one engine: one cost regression assumes that no predicted
+//! hit is real, the other that all are. Both learn from the same prefills, and the one with the
+//! clearly smaller prediction error shows which hypothesis holds. A single regression can converge to
+//! a wrong pair of hit share and cost that explains the durations.
 
 use crate::cost::{PrefillBatch, PrefillModel, PrefillRegression};
 use crate::learn::steps::Hypotheses;
 use tidegate_types::Seconds;
 
-/// Weight of the past errors in the moving mean: the last ten prefills dominate.
+/// Weight of past errors in the moving mean: about the last ten prefills determine it. Not tuned.
 const KEEPS: f64 = 0.9;
-/// Prefills with a predicted hit before the models are compared: the fits move with the fourth
-/// observation, and the errors before that fade.
+/// Prefills with a predicted hit before the first comparison: the regressions move with the fourth
+/// observation, and the weight of the errors before that must decay.
 const COMPARED_AFTER: u32 = 16;
-/// Largest mean error of a model that is taken as right. Prefills of equal size vary by a tenth.
+/// Largest mean error of an accepted hypothesis. Prefills of equal size vary by a tenth.
 const ERROR_MAX: f64 = 0.12;
-/// The other model's error must exceed it by this factor.
+/// Least ratio of the other hypothesis's error to that of the accepted one.
 const CLEAR: f64 = 2.0;
-/// Cap of one error (natural logarithm of the ratio), so that one outlier decides nothing.
+/// Largest value of one error, a natural logarithm, so that one outlier decides nothing.
 const OUTLIER: f64 = 1.0;
 
-/// The models of both hypotheses.
+/// The regressions of both hypotheses.
 #[derive(Debug)]
 pub(super) struct HypothesisModels {
     none: HypothesisModel,
@@ -60,8 +60,8 @@ impl HypothesisModels {
         }
     }
 
-    /// Learns that `prompts` took `took`. Returns the share of predicted hits that is real, 0 or 1, and
-    /// the cost model learned under it, once one hypothesis is clearly right.
+    /// Adds an observation: the engine computed `prompts` in `took`. Returns the accepted hit share, 0
+    /// or 1, and its regression, if one hypothesis is clearly better.
     pub fn observe(
         &mut self,
         prompts: &Hypotheses,

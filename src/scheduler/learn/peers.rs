@@ -1,22 +1,22 @@
-//! The cost of a backend without observations of one kind of work: its prior with the correction that
-//! the observations of its peers show, times its own slowness at the other kind of work.
+//! Peer correction: the cost of a backend without observations of one kind of work is its prior,
+//! with the correction of the median peer, times its own slowness at the other kind of work.
 
 use crate::cost::{DecodeModel, PrefillModel};
 use crate::tuning::REFERENCE_STREAMS;
 use tidegate_types::{Seconds, Tokens};
 
-/// Size at which two models are compared.
+/// Prompt tokens at which two models are compared. Not tuned.
 const REFERENCE_PROMPT: Tokens = Tokens(2048);
 
-/// A cost model that is believed before the first observation and learned afterwards.
+/// A cost model with a prior.
 pub(super) trait Cost: Copy + PartialEq {
-    /// Duration of a reference amount of work.
+    /// Returns the duration of a reference amount of work.
     fn reference(&self) -> Seconds;
-    /// The model with all durations multiplied by `factor`.
+    /// Returns the model with all durations multiplied by `factor`.
     fn scaled(&self, factor: f64) -> Self;
 }
 
-/// A backend's cost before its first observation and as learned from its observations.
+/// A backend's prior and its learned model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Learned<M> {
     pub prior: M,
@@ -54,12 +54,12 @@ impl Cost for DecodeModel {
 }
 
 impl<M: Cost> Learned<M> {
-    /// Learned divided by prior duration.
+    /// Returns the correction: learned duration divided by prior duration.
     fn ratio(&self) -> f64 {
         self.model.reference() / self.prior.reference()
     }
 
-    /// How much slower the backend is than `peer`, relative to the prior costs of both.
+    /// Returns the factor by which the backend is slower than `peer`, relative to both priors.
     pub fn slowness(&self, peer: &Learned<M>) -> f64 {
         self.ratio() / peer.ratio()
     }
@@ -71,8 +71,7 @@ impl<M: Cost> Learned<M> {
     }
 }
 
-/// Returns the peer with the median ratio of learned to prior cost. It is not the slowest of the group,
-/// as long as fewer than half are slow.
+/// Returns the peer with the median correction, which fewer than half slow peers do not change.
 pub(super) fn median<M: Cost>(peers: impl Iterator<Item = Learned<M>>) -> Option<Learned<M>> {
     let mut seen: Vec<Learned<M>> = peers.collect();
     seen.retain(|peer| peer.ratio().is_finite() && peer.ratio() > 0.0);

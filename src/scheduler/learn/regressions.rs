@@ -33,15 +33,15 @@ pub struct Priors {
     pub decode: DecodeModel,
 }
 
-/// Upper bound of the unknown waiting time, as a share of a prefill's measured time, up to which
-/// the measurement is used as a point. Above it, the measurement only bounds the cost: a regression
-/// through a phase of short prompts with waits predicted twice the true cost of long prompts.
+/// Largest unknown waiting time, as a share of a prefill's measured time, with which the measurement
+/// is a point observation. Above it the measurement is an interval observation. Without this limit, a
+/// phase of short prompts with waits led to twice the true cost of long prompts.
 const WAIT_SHARE_MAX: f64 = 0.1;
-/// Timed decode steps required before the time of a non-streamed answer is divided into prefill and
+/// Fewest timed decode steps with which the time of a non-streamed answer is divided into prefill and
 /// decode.
 const STEPS_KNOWN: u64 = 4;
-/// That division counts as a measurement of the prefill while decode steps are at most this share
-/// of the answer's time.
+/// Largest share of decode in the time of a non-streamed answer with which the division is a point
+/// observation of the prefill.
 const STEPS_SHARE_MAX: f64 = 0.5;
 
 /// Observations that move a regression away from its prior: `HELD_WEIGHT` in `robust_regression.rs`.
@@ -123,8 +123,7 @@ impl CostRegressions {
         }
     }
 
-    /// Learns from steps that ended long enough before `now` that no further prompt can belong to
-    /// them.
+    /// Observes the steps to which no further prompt can belong at `now`.
     pub fn end_steps(&mut self, now: Moment) {
         for backend in &mut self.backends {
             let base = backend.decode.model().base;
@@ -134,14 +133,14 @@ impl CostRegressions {
         }
     }
 
-    /// Measured share (0 to 1) of predicted prefix-cache hits that are real on a backend, and its
+    /// Returns the share (0 to 1) of predicted prefix cache hits that is real on a backend, and its
     /// source.
     pub fn hit_share(&self, backend: BackendId) -> (f64, HitSource) {
         self.backends[backend.index()].cache.share()
     }
 
-    /// Samples every backend's decode work, given the accounts by backend slot. Called every few
-    /// milliseconds: a step is timed by the samples around its end.
+    /// Samples the decode work of every backend, given the accounts by backend slot. To be called
+    /// every few milliseconds, because a step is timed by the samples before and after its end.
     pub fn sample_decodes(
         &mut self,
         accounts: impl Iterator<Item = (Balance, Balance)>,
@@ -154,10 +153,11 @@ impl CostRegressions {
         }
     }
 
-    /// The learned costs of a backend. While its own observations of one kind of work are too few to
-    /// move the fit, the cost is its prior with the correction that the observations of `peers` show:
-    /// an engine believed to be too slow would receive no work to learn from. Its own slowness at the
-    /// other kind of work applies to both: a throttled GPU is slow at prefill and decode.
+    /// Returns the learned costs of a backend. While it has fewer than [`MOVES_PRIOR_AFTER`]
+    /// observations of one kind of work, the cost of that kind is its prior with the median
+    /// correction of `peers`: an engine with too high a prior would receive no work from which to
+    /// learn. The slowness of the backend at the other kind of work is a factor on that cost,
+    /// because a throttled GPU is slow at both.
     pub fn models(
         &self,
         backend: BackendId,
@@ -167,8 +167,8 @@ impl CostRegressions {
         self.backends[backend.index()].models(&peers)
     }
 
-    /// The learned costs of all backends by slot, each with the backends of its group as peers, as
-    /// [`CostRegressions::models`] gives them. The peers of a group are judged once.
+    /// Returns the learned costs of all backends by slot, each with its group as peers: equal to
+    /// [`CostRegressions::models`], in linear time.
     pub fn costs(&self, groups: &[GroupId]) -> Vec<(PrefillModel, DecodeModel)> {
         let mut members: BTreeMap<GroupId, Vec<&BackendRegressions>> = BTreeMap::new();
         for (group, backend) in groups.iter().zip(&self.backends) {
@@ -187,12 +187,12 @@ impl CostRegressions {
         self.hand_offs.regroup(groups);
     }
 
-    /// The learned cost of a hand-off within a group.
+    /// Returns the learned cost of a hand-off within a group.
     pub fn transfer(&self, group: GroupId) -> TransferModel {
         self.hand_offs.model(group)
     }
 
-    /// The learned length estimates.
+    /// Returns the learned length estimates.
     pub fn estimates(&self) -> &Estimates {
         &self.estimates
     }
@@ -224,13 +224,13 @@ impl BackendRegressions {
         )
     }
 
-    /// The prefill cost; `None` while the observations are too few to move the fit.
+    /// Returns the prefill cost; `None` before [`MOVES_PRIOR_AFTER`] observations.
     fn learned_prefill(&self) -> Option<Learned<PrefillModel>> {
         let learned = Learned { prior: self.priors.prefill, model: self.prefill.model() };
         (self.prefill.observations() >= MOVES_PRIOR_AFTER).then_some(learned)
     }
 
-    /// The decode cost; `None` while the observations are too few to move the fit.
+    /// Returns the decode cost; `None` before [`MOVES_PRIOR_AFTER`] observations.
     fn learned_decode(&self) -> Option<Learned<DecodeModel>> {
         let learned = Learned { prior: self.priors.decode, model: self.decode.model() };
         (self.decode.observations() >= MOVES_PRIOR_AFTER).then_some(learned)
@@ -250,9 +250,8 @@ impl BackendRegressions {
         }
     }
 
-    /// Learns from prompts that ended with one step. From the step's time it subtracts the share of
-    /// the decode streams beside it and, if the first prompt may have waited for the end of a
-    /// running decode step, half of that step's time.
+    /// Observes a step with prefills. The time of its decode streams is subtracted and, if the first
+    /// prompt may have waited for the end of a decode step, half of that step's time.
     fn learn_step(&mut self, step: Step, chunk: Tokens, now: Moment) {
         let decode = self.decode.model();
         let beside = step.beside;
@@ -266,14 +265,14 @@ impl BackendRegressions {
             return self.learn(&step.prompts, alone - wait / 2.0, now);
         }
         if self.default_prior && step.prompts.agree() {
-            // More precise than the default prior.
+            // An imprecise observation is better than the default prior.
             self.prefill.observe_batch(&step.prompts.full, alone - wait / 2.0);
             return;
         }
         self.learn_between(&step.prompts, alone - wait, alone);
     }
 
-    /// Learns from a non-streamed answer, whose total time bounds the prefill from above.
+    /// Observes a non-streamed answer. Its total time is an upper bound of the prefill.
     fn learn_colocated(&mut self, prefill: &PrefillSample, output: Tokens, now: Moment) {
         let prompt = self.cache.hypotheses(prefill);
         let took = prefill.ended - prefill.sent;
@@ -286,13 +285,13 @@ impl BackendRegressions {
             self.default_prior = false;
             return self.learn(&prompt, took - decode, now);
         }
-        // The prefill step takes at least as long as a decode step, so the upper bound is never
-        // below the answer's mean step.
+        // A prefill step takes at least as long as a decode step: the upper bound is at least the
+        // mean step of the answer.
         let most = if known { took - decode } else { took };
         self.learn_between(&prompt, Seconds::ZERO, most.max(took / (gaps + 1.0).max(1.0)));
     }
 
-    /// Learns that the engine computed `prompts` in `took`.
+    /// Adds a point observation: the engine computed `prompts` in `took`.
     fn learn(&mut self, prompts: &Hypotheses, took: Seconds, now: Moment) {
         if let Some(batch) = self.cache.judge(prompts, &self.prefill.model(), took, now) {
             self.prefill.observe_batch(&batch, took);
@@ -304,8 +303,8 @@ impl BackendRegressions {
         }
     }
 
-    /// Learns that computing `prompts` took between `least` and `most`, for any number of cached
-    /// tokens.
+    /// Adds an interval observation: the engine computed `prompts` in `least` to `most`. The lower
+    /// bound applies if nothing was cached, the upper bound if all predicted hits were real.
     fn learn_between(&mut self, prompts: &Hypotheses, least: Seconds, most: Seconds) {
         if !self.default_prior {
             self.prefill.observe_between(&prompts.full, least, Seconds(f64::INFINITY));
@@ -314,7 +313,8 @@ impl BackendRegressions {
     }
 }
 
-/// A backend's cost of one kind of work: its own, or that of the median peer times its slowness.
+/// Returns the cost of one kind of work: the backend's own, else its prior with the correction of the
+/// median peer times its slowness, else its prior.
 fn cost<M: Cost>(prior: M, own: Option<Learned<M>>, peer: Option<Learned<M>>, slowness: f64) -> M {
     match (own, peer) {
         (Some(own), _) => own.model,

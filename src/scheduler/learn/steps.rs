@@ -1,24 +1,24 @@
-//! Assigns prefills to engine steps. Prompts that fit into one step end together: each is observed
-//! to take the whole step, and the step's tokens are the sum of theirs.
+//! Assigns prefills to engine steps. Prompts of one step end together: the observed duration of each
+//! is that of the step, and the tokens of the step are their sum.
 
 use crate::cost::PrefillBatch;
 use crate::inflight::ConcurrentStreams;
 use crate::learn::PrefillSample;
 use tidegate_types::{Moment, Seconds, Tokens};
 
-/// Largest gap between the ends of two prefills of one step, as a share of a decode step's fixed
-/// cost. First tokens of one step reach the proxy one after the other; the ends of different steps
-/// are at least a step apart.
+/// Largest gap between the ends of two prefills of one step, as a share of the fixed cost of a decode
+/// step. First tokens of one step arrive one after the other; ends of different steps are at least a
+/// step apart.
 const GAP_SHARE: f64 = 0.25;
 /// Bounds of that gap. First tokens of one step are about 20 µs apart, on a busy machine 1 to 2 ms.
 const GAP_MIN: Seconds = Seconds(0.0005);
 const GAP_MAX: Seconds = Seconds(0.003);
 /// All first tokens of a step arrive within this many gaps.
 const GAPS_MAX: f64 = 4.0;
-/// Age at which observations have certainly been received: a few plan intervals.
+/// Longest delay between the end of a prefill and its observation: a few plan intervals.
 const DELIVERED_WITHIN: Seconds = Seconds(0.02);
 
-/// Tokens of some prompts under each assumption about the prefix cache.
+/// Computed tokens of one or several prompts under each hypothesis about the prefix cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Hypotheses {
     /// No predicted hit is real: all tokens are computed.
@@ -32,15 +32,15 @@ pub(super) struct Hypotheses {
 /// One engine step: its prompts and its duration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    /// Prompt tokens computed in the step, by assumption about the cache.
+    /// Prompt tokens computed in the step, by hypothesis about the cache.
     pub prompts: Hypotheses,
     /// From the end of the preceding prefills, or from sending the first prompt if that is later,
     /// to the end.
     pub took: Seconds,
-    /// Whether a prompt was waiting when the preceding prefills ended, so that the engine began
-    /// without delay.
+    /// Whether a prompt was already waiting at the end of the preceding prefills, so that the step
+    /// began without delay.
     pub follows: bool,
-    /// Streams that were decoding at the same time.
+    /// Decode streams in the same step.
     pub beside: ConcurrentStreams,
 }
 
@@ -78,7 +78,7 @@ impl Hypotheses {
         Hypotheses { full: batch, hit: batch, believed: batch }
     }
 
-    /// Whether all assumptions agree: no predicted hit, or the cached tokens are known.
+    /// Returns whether all hypotheses agree: no predicted hit, or the cached tokens are known.
     pub fn agree(&self) -> bool {
         self.full == self.hit
     }
@@ -121,8 +121,7 @@ impl Steps {
         done
     }
 
-    /// Returns the forming step if it ended long enough before `now` that no further prompt can
-    /// belong to it.
+    /// Returns the forming step if no further prompt can belong to it at `now`.
     pub fn ended_before(&mut self, now: Moment, base: Seconds) -> Option<Step> {
         let due = |forming: &Forming| now - forming.last_end > gap(base) + DELIVERED_WITHIN;
         if self.forming.as_ref().is_some_and(due) { self.end() } else { None }

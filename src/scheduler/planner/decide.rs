@@ -1,9 +1,9 @@
-//! The roles, and the reasons.
+//! The roles of a plan, and the reason for each change.
 //!
-//! Each group is decided separately, in this order: pins and launch flags, one usable backend for
-//! each role, demand. Engines whose role the proxy alone changes (`Instant`) flip with the plan.
-//! Engines that switch by themselves (`DrainThenCall`) need seconds, and count in the pool of their
-//! new role meanwhile.
+//! Each group is decided separately, in this order: pins and launch flags; one healthy backend for
+//! each role; demand. `Instant` engines, whose role the proxy changes, flip with the plan.
+//! `DrainThenCall` engines switch by themselves in seconds, and count as engines of their new role
+//! during the switch.
 
 use crate::cost::DecodeModel;
 use crate::tuning::{AWAY_SHARE, SPILL_SHARE};
@@ -36,8 +36,8 @@ impl Decision {
     }
 }
 
-/// Returns the roles at cold start, before any traffic: half of each group prefills, a lone engine
-/// is mixed, and a backend that cannot flip gets the one role that it can have.
+/// Returns the roles at cold start, before any traffic: half of each group prefills, the only engine
+/// of a group is mixed, and a backend that cannot flip gets its only possible role.
 pub fn initial(observation: &Observation) -> Vec<Role> {
     let role = |backend: &BackendObservation| backend.pinned.unwrap_or(only_role(backend));
     let mut roles: Vec<Role> = observation.backends.iter().map(role).collect();
@@ -127,10 +127,10 @@ impl Draft<'_> {
         }
     }
 
-    /// Keeps one usable backend for each role where the flags allow it.
+    /// Keeps one healthy backend for each role where the flags allow it.
     fn keep_minimum(&mut self, members: &[&BackendObservation]) {
-        let there = |b: &&BackendObservation| b.healthy && b.becoming.is_none();
-        let healthy: Vec<_> = members.iter().copied().filter(there).collect();
+        let in_role = |b: &&BackendObservation| b.healthy && b.becoming.is_none();
+        let healthy: Vec<_> = members.iter().copied().filter(in_role).collect();
         let free: Vec<_> = healthy.iter().copied().filter(|b| may_flip(b)).collect();
         let count = vec![("usable", healthy.len() as f64)];
         if let ([lone], [_]) = (&free[..], &healthy[..])
@@ -138,7 +138,7 @@ impl Draft<'_> {
         {
             return self.set(lone.id, Role::Mixed, Cause::MinimumPerRole, count);
         }
-        let coming = |takes: fn(Role) -> bool| {
+        let switching = |takes: fn(Role) -> bool| {
             members.iter().any(|b| b.healthy && b.becoming.is_some_and(takes))
         };
         for (takes, other, role) in [
@@ -149,10 +149,10 @@ impl Draft<'_> {
             ),
             (Role::takes_decode, Role::takes_prefill, Role::Decode),
         ] {
-            if healthy.iter().any(|backend| takes(self.role(backend))) || coming(takes) {
+            if healthy.iter().any(|backend| takes(self.role(backend))) || switching(takes) {
                 continue;
             }
-            // The last engine of the other side is taken only if it may be mixed, so that no side
+            // The last engine of the other role flips only if it may be mixed, so that no role
             // becomes empty.
             let others = healthy.iter().filter(|b| other(self.role(b))).count();
             let last = |b: &BackendObservation| others == 1 && other(self.role(b));
@@ -165,8 +165,8 @@ impl Draft<'_> {
         self.assign_sides(&free, &healthy, &count);
     }
 
-    /// Assigns a side to an engine that was mixed while it was alone, or draining while it was out
-    /// of service: the side with fewer engines.
+    /// Assigns the role with fewer engines to an engine that was mixed while it was the only one, or
+    /// draining while it was out of service.
     fn assign_sides(
         &mut self,
         free: &[&BackendObservation],
@@ -220,9 +220,10 @@ impl Draft<'_> {
             Ordering::Less => (Role::Prefill, Role::Decode, Cause::DecodeShort),
             Ordering::Equal => return,
         };
-        let there = healthy.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
+        let in_role =
+            healthy.iter().filter(|b| b.becoming.is_none() && self.role(b) == from).count();
         let away = healthy.iter().filter(|b| b.becoming.is_some()).count();
-        let count = advice.prefills.abs_diff(prefills).min(there.saturating_sub(1));
+        let count = advice.prefills.abs_diff(prefills).min(in_role.saturating_sub(1));
         let count = match switches {
             true => count.min((healthy.len() / AWAY_SHARE).max(1).saturating_sub(away)),
             false => count,
@@ -304,8 +305,8 @@ pub(super) fn tick(
     }
 }
 
-/// Share of the decode engines' idle time that prefills beside streams use: engines that run no
-/// whole requests have none.
+/// Returns the share of the decode engines' idle time that spilled prefills use. Engines that serve
+/// no colocated requests take none.
 fn spill_share(params: &Params, healthy: &[&BackendObservation]) -> f64 {
     if !params.spill {
         return 0.0;
@@ -315,8 +316,8 @@ fn spill_share(params: &Params, healthy: &[&BackendObservation]) -> f64 {
 }
 
 /// Returns whether the planner may change the role: the engine is able, and no operator has pinned
-/// it. A `DrainThenCall` engine that is draining without a new role has failed to switch and needs
-/// an operator.
+/// it. A `DrainThenCall` engine that is draining without a new role has failed to switch: only an
+/// operator can return it to service.
 fn may_flip(backend: &BackendObservation) -> bool {
     let able = match backend.capability {
         RoleCapability::Instant => true,
@@ -334,8 +335,8 @@ pub(super) fn is_out_of_service(backend: &BackendObservation) -> bool {
     backend.role == Role::Draining && backend.becoming.is_none()
 }
 
-/// Returns whether the backend counts in the pool sizes. A backend that an operator keeps out, or
-/// whose switch has failed, does not.
+/// Returns whether the backend counts as an engine of its group. A backend that an operator keeps
+/// out of service, or whose switch has failed, does not.
 pub(super) fn is_pool_member(backend: &BackendObservation) -> bool {
     if is_out_of_service(backend) {
         return false;
@@ -349,8 +350,8 @@ fn only_role(backend: &BackendObservation) -> Role {
     preferred.into_iter().find(|role| backend.allowed.contains(*role)).unwrap_or(Role::Draining)
 }
 
-/// Cost of a flip to the backend's present work: streams that would share steps with prefill
-/// chunks, then prefill work in milliseconds.
+/// Sort key for flips, least disturbance first: streams that would share steps with prefill chunks,
+/// then prefill work in milliseconds.
 fn flip_key(backend: &BackendObservation) -> (u32, u64) {
     (backend.streams, backend.prefill.as_millis() as u64)
 }

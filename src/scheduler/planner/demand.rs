@@ -1,6 +1,6 @@
-//! Rates from counts: an exponentially weighted mean over irregular intervals. The counts and the
-//! elapsed time decay alike; the rate is their quotient, over at least one TTFT target, so that a
-//! burst in the first moments does not make a rate.
+//! Demand average: rates by exponentially weighted moving averages over irregular intervals. Counts
+//! and elapsed time decay alike; a rate is their quotient. The elapsed time is at least one TTFT
+//! target, so that a burst in the first milliseconds does not give a high rate.
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::Seconds;
@@ -31,7 +31,7 @@ impl DemandAverage {
         ttft: Seconds,
     ) -> DemandAverage {
         if elapsed <= Seconds::ZERO {
-            // First run: the duration in which this demand arrived is unknown.
+            // First run: the interval in which this demand arrived is unknown.
             return self;
         }
         let keep = (-elapsed.get() / window.get().max(1e-3)).exp();
@@ -70,8 +70,7 @@ impl DemandAverage {
         if self.requests > 0.0 { self.output / self.requests } else { 0.0 }
     }
 
-    /// Mean KV tokens of a stream; `None` before the first request. It decays like the rates: with
-    /// a mean over all time, decode memory would be sized for prompts of an hour ago.
+    /// Mean KV tokens of a stream, over the demand window; `None` before the first request.
     pub fn mean_kv(&self) -> Option<f64> {
         (self.requests > 0.0 && self.kv > 0.0).then(|| self.kv / self.requests)
     }

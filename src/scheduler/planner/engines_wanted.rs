@@ -1,9 +1,9 @@
-//! Engines wanted: the fewest engines that would have lost nothing over the last window, for
-//! autoscalers. The fluid model of `counterfactual` runs over other fleet sizes; a fleet of one size
-//! takes the split with the smallest losses in each tick, because flips cost it little.
+//! Engines wanted, for autoscalers: the fewest engines that would have lost no request over the last
+//! 150 to 300 s. The fluid model of `counterfactual` runs for other fleet sizes. A modelled fleet
+//! takes the split with the smallest loss in each tick: the switching cost is neglected.
 //!
-//! Sizes are fleets of mean engines. Streams come from the arrivals alone: an overloaded fleet in
-//! force holds other streams than a larger one would.
+//! A modelled fleet consists of mean engines. Its streams follow from the arrivals alone, because an
+//! overloaded fleet has other streams than a larger one would have.
 
 use tidegate_types::{GroupId, Moment, Role, Seconds};
 
@@ -15,18 +15,18 @@ use crate::planner::demand::DemandAverage;
 use crate::planner::observation::{BackendObservation, GroupDemand, Observation};
 use crate::planner::params::Params;
 
-/// Interval of the model's ticks. Arrivals within one are spread evenly; it is the shortest TTFT
-/// target in use.
+/// Interval of the model's ticks: the shortest TTFT target in use, because arrivals within a tick are
+/// spread evenly. Other values were not tried.
 const TICK: Seconds = Seconds(1.0);
-/// Half of the window: the answer covers the current half and the half before it.
+/// Half of the window: losses count in the current half and in the previous one.
 const HALF: Seconds = Seconds(150.0);
-/// Losses below this share of the window's requests, or below half a request, count as none.
-const NOTHING: f64 = 0.002;
-/// Sizes beyond the fleet in force reach to twice its engines and this many.
-const MORE: usize = 8;
-/// Most sizes of a group, and most splits of a size, that are modelled; larger fleets are modelled
-/// in strides.
-const MODELLED: usize = 48;
+/// Loss that counts as none, as a share of the window's requests; at least half a request.
+const NO_LOSS_SHARE: f64 = 0.002;
+/// The largest modelled fleet has twice the engines of the actual one, plus this number.
+const EXTRA_ENGINES: usize = 8;
+/// Most modelled sizes of a group, and most modelled splits of a size; larger fleets are modelled in
+/// strides.
+const MODELLED_MAX: usize = 48;
 
 /// The model of all groups.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ struct Group {
     average: DemandAverage,
     /// Prefill work that arrived over about one TTFT, in engine-seconds.
     recent_work: f64,
-    /// Streams of the arrivals, at the TPOT target.
+    /// Streams that result from the arrivals at the TPOT target.
     streams: f64,
     sizes: Vec<Size>,
     /// Requests of the current and of the previous half of the window.
@@ -75,8 +75,8 @@ impl EnginesWanted {
             return;
         }
         self.at = Some(now);
-        let turns = now - half >= HALF;
-        if turns {
+        let half_ends = now - half >= HALF;
+        if half_ends {
             self.half_since = Some(now);
         }
         for (slot, group) in self.groups.iter_mut().enumerate() {
@@ -85,8 +85,8 @@ impl EnginesWanted {
             };
             let healthy: Vec<&BackendObservation> =
                 observation.backends.iter().filter(here).collect();
-            if turns {
-                group.turn();
+            if half_ends {
+                group.start_half();
             }
             group.advance(params, now - at, &healthy, GroupId(slot as u16));
         }
@@ -108,7 +108,7 @@ impl Group {
     }
 
     /// Starts the other half of the window.
-    fn turn(&mut self) {
+    fn start_half(&mut self) {
         self.requests = [0.0, self.requests[0]];
         for size in &mut self.sizes {
             size.lost = [0.0, size.lost[0]];
@@ -139,20 +139,21 @@ impl Group {
         tick.recent_work = self.recent_work;
         (tick.streams, tick.due) = (self.streams, self.streams);
         self.requests[0] += tick.requests;
-        self.cover(healthy.len());
+        self.model_sizes(healthy.len());
         for size in &mut self.sizes {
             size.lost[0] += size.losses(&mut tick, stream_capacity, mixed);
         }
         self.wanted = Some(self.fewest(least(healthy)));
     }
 
-    /// Models sizes from one engine to twice `engines` and more. Sizes stay when the fleet grows.
-    fn cover(&mut self, engines: usize) {
-        let most = 2 * engines + MORE;
+    /// Models the sizes from one engine to twice `engines` plus [`EXTRA_ENGINES`]. Modelled sizes are
+    /// kept when the fleet grows or shrinks.
+    fn model_sizes(&mut self, engines: usize) {
+        let most = 2 * engines + EXTRA_ENGINES;
         if self.sizes.last().is_some_and(|size| size.engines >= most) {
             return;
         }
-        let sizes = strides(most, MODELLED);
+        let sizes = strides(most, MODELLED_MAX);
         let kept = std::mem::take(&mut self.sizes);
         self.sizes = sizes
             .map(|engines| {
@@ -162,12 +163,12 @@ impl Group {
             .collect();
     }
 
-    /// Returns the smallest size from `least` up that lost nothing; the largest modelled size if
-    /// all lost requests.
+    /// Returns the smallest size, at least `least`, that lost no request; the largest modelled size
+    /// if all did.
     fn fewest(&self, least: usize) -> usize {
-        let nothing = (NOTHING * (self.requests[0] + self.requests[1])).max(0.5);
+        let no_loss = (NO_LOSS_SHARE * (self.requests[0] + self.requests[1])).max(0.5);
         let suffices =
-            |size: &&Size| size.engines >= least && size.lost[0] + size.lost[1] < nothing;
+            |size: &&Size| size.engines >= least && size.lost[0] + size.lost[1] < no_loss;
         let largest = self.sizes.last().map_or(least, |size| size.engines);
         self.sizes.iter().find(suffices).map_or(largest, |size| size.engines).max(least)
     }
@@ -175,16 +176,16 @@ impl Group {
 
 impl Size {
     fn new(engines: usize) -> Size {
-        let splits = strides(engines.saturating_sub(1), MODELLED);
+        let splits = strides(engines.saturating_sub(1), MODELLED_MAX);
         Size { engines, splits: splits.map(|p| (p, Fluid::default())).collect(), lost: [0.0; 2] }
     }
 
-    /// Returns the requests that this size loses in a tick: with its best split, or with `mixed`
-    /// engines.
+    /// Returns the requests that this size loses in a tick with its best split, or, if `mixed`, with
+    /// mixed engines.
     fn losses(&mut self, tick: &mut GroupTick, stream_capacity: f64, mixed: bool) -> f64 {
         let engines = self.engines;
         if engines == 1 || mixed {
-            // A mixed engine's shares of time add up. A lone engine is mixed.
+            // Prefill and decode time of a mixed engine add up. The only engine of a fleet is mixed.
             let load = tick.work / tick.elapsed.get() + tick.streams / stream_capacity.max(1e-9);
             return tick.requests * (1.0 - engines as f64 / load.max(engines as f64));
         }
@@ -200,8 +201,8 @@ impl Size {
     }
 }
 
-/// Returns the fewest engines that the group needs without any demand: one that runs whole
-/// requests, else one of each role.
+/// Returns the fewest engines of a group without demand: 1 if an engine serves colocated requests,
+/// else one for each role.
 fn least(healthy: &[&BackendObservation]) -> usize {
     let whole = healthy.iter().any(|b| b.colocates && b.allowed.contains(Role::Mixed));
     if whole { 1 } else { 2 }

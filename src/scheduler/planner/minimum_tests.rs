@@ -1,4 +1,4 @@
-//! Tests that every role keeps a usable backend.
+//! Tests that every role keeps a healthy backend.
 
 use super::*;
 

@@ -41,8 +41,8 @@ pub struct BackendObservation {
     pub prefill_model: PrefillModel,
     /// Cost model of a decode step on this backend.
     pub decode_model: DecodeModel,
-    /// Whether the backend runs whole requests (prefill and decode) in its present role. SGLang's
-    /// disaggregated engines do not, so no prefill uses the idle time of a decode engine there.
+    /// Whether the backend serves colocated requests in its present role. SGLang's disaggregated
+    /// engines do not, so that no prefill spills to them.
     #[serde(default = "yes", rename = "runs_whole")]
     pub colocates: bool,
 }
@@ -60,11 +60,11 @@ pub struct GroupDemand {
     pub group: GroupId,
     /// Requests that arrived since the last observation.
     pub arrived_requests: f64,
-    /// Their predicted prefill work, in seconds of one engine.
+    /// Their predicted prefill work, in engine-seconds.
     pub arrived_prefill: Seconds,
     /// Their expected output tokens.
     pub arrived_output: f64,
-    /// Sum of the mean KV tokens of each one's stream: its prompt and half of its output.
+    /// Sum over the requests of the mean KV tokens of the stream: prompt and half of the output.
     #[serde(default)]
     pub arrived_kv: f64,
 }

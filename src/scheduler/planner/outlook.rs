@@ -1,5 +1,5 @@
-//! What the planner would show an operator: the counterfactual losses of every split and the demand
-//! that they come from. Reading it changes no state.
+//! Outlook, for operators: the counterfactual losses of every split, and the demand from which they
+//! are computed. Reading it changes no state.
 
 use serde::Serialize;
 use tidegate_types::{GroupId, Seconds, Slo};
@@ -13,11 +13,13 @@ use crate::planner::state::State;
 pub struct SplitOutlook {
     /// Prefill engines of the split.
     pub prefill_engines: usize,
-    /// Requests that it would have lost, decayed with the time constant of the regret.
+    /// Requests that it would have lost, decayed with the time constant
+    /// [`REGRET_MEMORY`](crate::tuning::REGRET_MEMORY).
     pub lost_requests: f64,
-    /// Regret: losses in force minus the losses of this split since it last became better.
+    /// Regret: loss of the advised split minus the loss of this split, accumulated since this split
+    /// was last worse.
     pub regret_requests: f64,
-    /// Requests that a switch from the split in force costs. The group switches when the regret
+    /// Switching cost: requests lost by a switch to this split. The group switches when the regret
     /// reaches it.
     pub switch_cost_requests: f64,
 }
@@ -27,7 +29,7 @@ pub struct SplitOutlook {
 pub struct GroupOutlook {
     /// The group.
     pub group: GroupId,
-    /// Engines that may take either role and are usable.
+    /// Engines that may take either role and are healthy.
     pub engines: usize,
     /// Prefill engines of the advised split.
     pub prefill_engines: usize,
@@ -37,16 +39,16 @@ pub struct GroupOutlook {
     pub prefill_load_engines: f64,
     /// Expected output tokens per second of the arriving requests.
     pub output_rate: f64,
-    /// Streams in equilibrium at this rate: Little's law at the TPOT target.
+    /// Expected streams in steady state at this rate (Little's law at the TPOT target).
     pub expected_streams: f64,
     /// Mean output tokens of a request.
     pub mean_output_tokens: f64,
     /// Mean prefill work of a request.
     pub mean_prefill_seconds: Seconds,
-    /// Fewest engines that would have lost nothing over the last minutes; `None` before the first
-    /// second and without usable engines.
+    /// Fewest engines that would have lost no request over the last 150 to 300 s; `None` before the
+    /// first second and without healthy engines.
     pub engines_wanted: Option<usize>,
-    /// Every split, from one prefill engine up; empty while there is nothing to decide.
+    /// Every split, from one prefill engine up; empty for a group without two engines that can flip.
     pub splits: Vec<SplitOutlook>,
 }
 

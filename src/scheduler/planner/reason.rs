@@ -11,7 +11,7 @@ pub enum Cause {
     PrefillShort,
     /// The decode pool is too small for the demand.
     DecodeShort,
-    /// A role would have had no usable backend.
+    /// A role would have had no healthy backend.
     MinimumPerRole,
     /// An operator has pinned the role.
     Pinned,

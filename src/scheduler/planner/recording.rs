@@ -1,6 +1,5 @@
-//! Recording of the planner's inputs and decisions as lines, and the replay of a recording. A
-//! replay that differs from its recording is a bug or comes from a different version of the
-//! planner.
+//! Recording of the planner's inputs and decisions as JSON lines, and the replay of a recording. A
+//! replay differs from its recording only after a change of the planner's code, or because of a bug.
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -11,10 +10,10 @@ use crate::planner::observation::Observation;
 use crate::planner::params::Params;
 use crate::planner::state::State;
 
-/// One line of a recording.
+/// One record, which is one line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Line<'a> {
+pub enum PlanRecord<'a> {
     /// Start with an empty state and these parameters.
     Begins(Cow<'a, Params>),
     /// A run of the planner.
@@ -61,15 +60,15 @@ pub struct Replayed {
 ///
 /// # Errors
 /// [`Differs`] for the first plan whose flips differ.
-pub fn replay<'a>(lines: impl IntoIterator<Item = Line<'a>>) -> Result<Replayed, Differs> {
+pub fn replay<'a>(lines: impl IntoIterator<Item = PlanRecord<'a>>) -> Result<Replayed, Differs> {
     let (mut params, mut state) = (Params::default(), State::default());
     let mut replayed = Replayed::default();
     for line in lines {
         match line {
-            Line::Begins(with) => (params, state) = (*with, State::default()),
-            Line::Revised(with) => params = *with,
-            Line::Flipped { backend, .. } => state.flipped(backend),
-            Line::Planned { at, seen, flips: recorded } => {
+            PlanRecord::Begins(with) => (params, state) = (*with, State::default()),
+            PlanRecord::Revised(with) => params = *with,
+            PlanRecord::Flipped { backend, .. } => state.flipped(backend),
+            PlanRecord::Planned { at, seen, flips: recorded } => {
                 let (decision, next) = plan(&params, at, &seen, &state);
                 state = next;
                 let flips = decision.flips();

@@ -13,7 +13,7 @@ pub struct State {
     pub(super) at: Option<Moment>,
     /// By group.
     pub(super) groups: Vec<GroupState>,
-    /// Backends whose role changed other than by a plan since the last run.
+    /// Backends whose role something other than a plan has changed since the last run.
     pub(super) moved: Vec<BackendId>,
 }
 
@@ -25,8 +25,8 @@ pub(super) struct GroupState {
 }
 
 impl State {
-    /// Notes a role change other than by a plan: by an operator, or at the end of a switch that the
-    /// engine made. The planner continues from the new split.
+    /// Records a role change that no plan made: by an operator, or at the end of an engine's own
+    /// switch. The planner continues from the new split.
     pub fn flipped(&mut self, backend: BackendId) {
         self.moved.push(backend);
     }
