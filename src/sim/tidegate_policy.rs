@@ -213,8 +213,8 @@ impl TidegateRouter {
         }
         self.timeline.waiting(now, self.queue.waiting(POOL) + self.queue.waiting_decodes());
         if !self.queue.is_empty() {
-            let surge = self.planned_at + self.params.plan_gap;
-            self.wake(cluster, surge.max(now));
+            let earliest = self.planned_at + self.params.plan_gap;
+            self.wake(cluster, earliest.max(now));
         }
     }
 
