@@ -1,10 +1,9 @@
 //! A trial hand-off between two engines: one short prompt, prefilled on the first and decoded on the
 //! second, with the legs that the proxy sends.
 
-use bytes::Bytes;
-use serde_json::json;
 use std::time::{Duration, Instant};
-use tidegate_engine::{Endpoint, Family, LegBody, Legs, Peer, RendezvousInfo, Scan, scan};
+use tidegate_engine::trial::{TRIAL_PATH, TrialRequest, tokens_received};
+use tidegate_engine::{Family, LegBody, Legs, Peer, RendezvousInfo};
 use tidegate_settings::{BackendSettings, Settings};
 use tidegate_types::Role;
 
@@ -13,9 +12,6 @@ use crate::ask::{Client, HttpAnswer, host_of};
 
 /// Words of the prompt: several KV blocks of any engine.
 const WORDS: usize = 96;
-const PATH: &str = "/v1/completions";
-/// vLLM's count of prompt tokens that came from another engine.
-const MOVED: &str = "source=\"external_kv_transfer\"";
 
 /// Tries one direction of one pair.
 pub async fn check(
@@ -84,11 +80,8 @@ impl Trial<'_> {
     async fn run(&self, model: &str) -> Result<(), Failed> {
         // A unique number, so that no prefix cache holds the prompt.
         let id = fastrand::u64(..);
-        let prompt = format!("{id} {}", "tide ".repeat(WORDS));
-        let body = json!({ "model": model, "prompt": prompt, "max_tokens": 2, "temperature": 0 });
-        let body = Bytes::from(body.to_string());
         let failed = |error: String| (self.from.name.clone(), error);
-        let scanned = scan(Endpoint::Completions, &body).map_err(|e| failed(e.to_string()))?;
+        let request = TrialRequest::new(model, id, WORDS).map_err(|e| failed(e.to_string()))?;
         let host = host_of(&self.from.url).map_err(|error| failed(error.to_string()))?;
         let key = self.key().map_err(failed)?;
         let peer = self.peer(&host).await.map_err(failed)?;
@@ -99,11 +92,12 @@ impl Trial<'_> {
             peer: peer.as_ref(),
             key: key.as_deref(),
         };
-        match self.family.legs(Endpoint::Completions, &body, &scanned, &rendezvous) {
+        match request.legs(self.family, &rendezvous) {
             Legs::Colocated => Err(failed("its family cannot split a completion".to_owned())),
             Legs::PrefillFirst { prefill } => {
                 let answer = self.leg(self.first, self.from, prefill.into()).await?;
-                self.decode(&answer, &body, &scanned, key.as_deref()).await
+                let decode = request.decode_leg(self.family, &answer.body, key.as_deref());
+                self.leg(self.second, self.to, decode.map_err(failed)?).await.map(drop)
             }
             Legs::Concurrent(pair) => {
                 let prefill = self.leg(self.first, self.from, pair.prefill);
@@ -114,22 +108,6 @@ impl Trial<'_> {
         }
     }
 
-    async fn decode(
-        &self,
-        answer: &HttpAnswer,
-        body: &Bytes,
-        scanned: &Scan,
-        key: Option<&[u8]>,
-    ) -> Result<(), Failed> {
-        let failed = |error: String| (self.from.name.clone(), error);
-        let handoff = self.family.read_prefill(&answer.body).map_err(|e| failed(e.to_string()))?;
-        if self.family == Family::VllmNixl && handoff.params.is_none() {
-            return Err(failed("its answer has no kv_transfer_params: it has no connector".into()));
-        }
-        let leg = self.family.decode_leg(body, scanned, &handoff, key);
-        self.leg(self.second, self.to, leg).await.map(drop)
-    }
-
     async fn leg(
         &self,
         client: &Client,
@@ -137,7 +115,7 @@ impl Trial<'_> {
         leg: LegBody,
     ) -> Result<HttpAnswer, Failed> {
         let header = leg.header.as_ref().map(|(name, value)| (*name, &**value));
-        let answer = client.post(&on.url, PATH, leg.body, header).await;
+        let answer = client.post(&on.url, TRIAL_PATH, leg.body, header).await;
         let answer = answer.map_err(|error| (on.name.clone(), error.to_string()))?;
         match answer.status.is_success() {
             true => Ok(answer),
@@ -178,11 +156,5 @@ impl Trial<'_> {
 /// Prompt tokens that an engine has received from others, by its metrics.
 async fn moved(client: &Client, on: &BackendSettings) -> Option<f64> {
     let page = client.get(&on.url, "/metrics").await.ok()?;
-    let text = String::from_utf8_lossy(&page.body);
-    let rows = text.lines().filter(|line| {
-        line.starts_with("vllm:prompt_tokens_by_source_total") && line.contains(MOVED)
-    });
-    let values: Option<Vec<f64>> =
-        rows.map(|row| row.rsplit_once(' ')?.1.parse::<f64>().ok()).collect();
-    values.filter(|values| !values.is_empty()).map(|values| values.iter().sum())
+    tokens_received(&String::from_utf8_lossy(&page.body))
 }

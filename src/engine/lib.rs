@@ -8,6 +8,7 @@
 //! - [`kind`]: engine kinds, with their health and fact paths
 //! - [`family`]: the legs of a request, one file per KV transfer protocol
 //! - [`role_switch`]: SGLang's call that changes an engine's role
+//! - [`trial`]: the request of a trial hand-off
 //! - [`sse`]: counts tokens in a stream
 //! - [`usage`]: token counts reported by an engine
 //! - [`engine_error`]: an engine's error message; [`evidence`]: attribution of a failure
@@ -39,6 +40,7 @@ pub mod openai;
 pub mod paths;
 pub mod role_switch;
 pub mod sse;
+pub mod trial;
 pub mod usage;
 pub mod usage_injection;
 pub mod whole_answer;

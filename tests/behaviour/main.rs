@@ -62,6 +62,7 @@ mod signals;
 mod split;
 mod start_without_file;
 mod tls;
+mod trials;
 mod trtllm;
 mod trtllm_generation_first;
 mod upgrade;

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use tidegate_scheduler::planner::{ArrivalTotals, BackendObservation, GroupDemand, Observation};
-use tidegate_types::{BackendId, GroupId, PoolId, Role};
+use tidegate_types::{BackendId, GroupId, PoolId, Role, RoleSet};
 
 use super::pins::Pins;
-use crate::backends::fleet::{Fleet, RoutingTable};
+use crate::backends::fleet::{Backend, Fleet, RoutingTable};
 
 /// Demand totals of each pool at the previous plan.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub fn fleet(
         BackendObservation {
             id: backend.id,
             group: entry.group,
-            allowed: backend.allowed,
+            allowed: reachable_roles(backend, table.plan.role(backend.id)),
             capability: backend.capability,
             pinned: pins.role(backend.id),
             healthy: backend.health.is_healthy() && !backend.is_leaving(),
@@ -46,6 +46,17 @@ pub fn fleet(
         }
     });
     Observation { backends: backends.collect(), groups: groups(fleet, table, demand) }
+}
+
+/// The roles that the planner may give a backend: not one whose hand-offs failed in every trial.
+fn reachable_roles(backend: &Backend, role: Role) -> RoleSet {
+    let reaches = |to: &Role| match to {
+        _ if *to == role => true,
+        Role::Prefill => backend.trials.may_hand_off(),
+        Role::Decode => backend.trials.may_accept(),
+        Role::Mixed | Role::Draining => true,
+    };
+    backend.allowed.iter().filter(reaches).collect()
 }
 
 /// Demand per compatibility group. Demand is counted by pool; each group of a pool gets the share

@@ -157,7 +157,8 @@ async fn reserve_decode(
     let deadline = serving.proxy.clock.now() + serving.settings().values.queue.handoff;
     let decode =
         place::find_decode(serving.proxy, serving.settings(), &decode_request, deadline).await?;
-    if decode.backend.id != from.id && decode.backend.may_decode() {
+    let to = &decode.backend;
+    if to.id != from.id && to.may_decode() && from.trials.may_reach(to.id) {
         Ok(Some(decode))
     } else if from.family.serves_colocated() {
         Ok(None)

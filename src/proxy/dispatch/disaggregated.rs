@@ -100,7 +100,8 @@ async fn decode(
         leg::note_decode(serving, progress, &backend, None);
         let in_time = serving.proxy.clock.now() < deadline;
         progress.cached(None);
-        let takes = backend.id != from.id && backend.may_decode();
+        let takes =
+            backend.id != from.id && backend.may_decode() && from.trials.may_reach(backend.id);
         let mut depends_on = None;
         let leg = match &progress.accepted.scan {
             Some(scan) if in_time && takes => {

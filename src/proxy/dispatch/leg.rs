@@ -184,6 +184,10 @@ pub(crate) fn may_be_the_edits(backend: &Backend, status: u16) -> bool {
 /// to read its own blocks and keeps them until the lease ends, so it decodes only if no other can.
 pub(crate) fn decode_request(serving: &Serving<'_>, from: &Backend) -> DecodeRequest {
     let mut excluded = serving.job.excluded;
+    for failed in from.trials.failed().iter() {
+        excluded.insert(failed.to);
+    }
+    // Last, as a full list drops its oldest entry.
     excluded.insert(from.id);
     DecodeRequest {
         id: serving.job.id,

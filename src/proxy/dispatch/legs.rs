@@ -37,7 +37,9 @@ pub(crate) async fn attempt(
             let scan = progress.accepted.scan.as_ref();
             let endpoint = progress.accepted.endpoint;
             let body = &serving.inbound.body;
-            let Some(_copies) = reserve_copies(serving, &backend) else {
+            let alone = !backend.trials.may_hand_off() && backend.family.serves_colocated();
+            let copies = if alone { None } else { reserve_copies(serving, &backend) };
+            let Some(_copies) = copies else {
                 return run_colocated(serving, reservation, predicted, progress).await;
             };
             let id = fastrand::u64(..);

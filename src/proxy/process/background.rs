@@ -23,6 +23,7 @@ use crate::process::reload;
 #[cfg(feature = "kubernetes")]
 use crate::process::role_labels::RoleLabels;
 use crate::process::sources::Sources;
+use crate::process::trials::Trials;
 use crate::runtime::liveness::LivenessGuard;
 use crate::signals::{self, SignalHost};
 use crate::tls::Refresh;
@@ -109,6 +110,10 @@ impl BackgroundService for Background {
         }
         if let Some(peers) = tasks.peers {
             tokio::spawn(peers.run());
+        }
+        let in_force = tasks.proxy.settings.load_full();
+        if in_force.values.probe.trial_handoffs {
+            tokio::spawn(Trials::new(Arc::clone(&tasks.proxy)).run());
         }
         let [controls, dispatches] = tasks.guards;
         let dispatching = tasks.dispatcher.run(stop.clone());

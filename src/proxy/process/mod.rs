@@ -23,3 +23,4 @@ pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod sources;
 pub(crate) mod start;
+mod trials;

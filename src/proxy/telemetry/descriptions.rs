@@ -115,6 +115,10 @@ fn backends() {
         "Other gateways whose loads placement and planner count; absent without `gateways.listen`"
     );
     counter!(
+        "tidegate_handoff_trials_total",
+        "Trial hand-offs, by result (works, fails, unknown); absent without `probe.trial_handoffs`"
+    );
+    counter!(
         "tidegate_role_labels_total",
         "Roles written as labels of pods, by result (written, refused, failed)"
     );

@@ -262,6 +262,13 @@ impl Metrics {
         });
     }
 
+    /// Counts a trial hand-off, by result.
+    pub fn tried_hand_off(&self, result: &'static str) {
+        with_local_recorder(&self.recorder, || {
+            counter!("tidegate_handoff_trials_total", "result" => result).increment(1);
+        });
+    }
+
     /// Sets the number of other gateways whose loads are counted.
     pub fn other_gateways(&self, gateways: usize) {
         with_local_recorder(&self.recorder, || {

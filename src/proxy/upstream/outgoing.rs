@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use http::uri::PathAndQuery;
 use std::io::IoSlice;
+use tidegate_engine::LegBody;
 use tidegate_http1::RequestHeadWriter;
 
 use super::Address;
@@ -44,6 +45,21 @@ impl Outgoing {
             head.header("content-type", b"application/json");
         }
         Outgoing::new(head, body)
+    }
+
+    /// Creates a leg of one of tidegate's own requests.
+    pub fn own_leg(address: &Address, path: &'static str, leg: &LegBody) -> Outgoing {
+        let target = PathAndQuery::from_static(path);
+        let mut head = RequestHeadWriter::new(&Method::POST, &address.target(&target));
+        head.header("host", address.authority.as_str().as_bytes());
+        if let Some(key) = &address.key {
+            head.header("authorization", key.as_bytes());
+        }
+        if let Some((name, value)) = &leg.header {
+            head.header(name, value.as_bytes());
+        }
+        head.header("content-type", b"application/json");
+        Outgoing::new(head, leg.body.clone())
     }
 
     pub(super) fn len(&self) -> usize {

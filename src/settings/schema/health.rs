@@ -22,6 +22,9 @@ pub struct ProbeSettings {
     pub slow_return: Seconds,
     /// An engine that contradicts the settings prevents the start; false: its backend is unusable.
     pub strict_start: bool,
+    /// Trial hand-offs: when a backend starts, joins or comes back, one prompt of about 30 tokens with up to
+    /// three peers of its group in each direction. A pair that fails gets no hand-off.
+    pub trial_handoffs: bool,
 }
 
 /// `[outlier_ejection]`
@@ -53,6 +56,7 @@ impl Default for ProbeSettings {
             failures_to_eject: defaults::FAILURES_TO_EJECT,
             slow_return: defaults::SLOW_RETURN,
             strict_start: false,
+            trial_handoffs: false,
         }
     }
 }

@@ -8,6 +8,7 @@ use tidegate_scheduler::inflight::{Account, Balance};
 use tidegate_scheduler::learn::HitSource;
 use tidegate_types::{BackendId, GroupId, Moment, Role, RoleCapability, RoleSet, Seconds, Tokens};
 
+use super::hand_offs::HandOffTrials;
 use super::health::{Health, HealthParams};
 use super::pin::Pin;
 use crate::backends::bootstrap::Bootstrap;
@@ -47,6 +48,8 @@ pub struct Backend {
     pub pool: Pool,
     /// Its in-flight work: charged on placement, settled when the reservation is dropped.
     pub account: Arc<Account>,
+    /// What trial hand-offs have shown. Written by the task of the trials.
+    pub trials: HandOffTrials,
     /// Its health, from request outcomes and probes.
     pub health: Health,
     /// Facts reported by the engine, for the admin API and metrics. Written by the control loop.
@@ -128,6 +131,7 @@ impl Backend {
             paths,
             pool,
             account: Arc::default(),
+            trials: HandOffTrials::default(),
             health: Health::new(health),
             report: ArcSwap::default(),
             tpot_deadline: AtomicU64::new(Moment::NEVER.0),

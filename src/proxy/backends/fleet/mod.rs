@@ -4,6 +4,7 @@
 
 mod backend;
 mod gaps;
+mod hand_offs;
 mod health;
 mod inflight;
 mod outlier;
@@ -14,6 +15,7 @@ mod view;
 
 pub use backend::{Backend, EngineReport, KvCapacity};
 pub use gaps::{GAP_BUCKETS, GAPS, Gaps};
+pub use hand_offs::{FailedHandOff, HandOffTrials};
 pub use health::{BACK_OFF_REQUESTED_MAX, Health, HealthParams};
 pub use inflight::{InflightRegistry, InflightRequest, Stage};
 pub use outlier::OutlierParams;

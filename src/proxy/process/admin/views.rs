@@ -8,7 +8,7 @@ use tidegate_scheduler::cost::PrefillModel;
 use tidegate_scheduler::inflight::Balance;
 use tidegate_types::{Moment, Plan, Role, Seconds};
 
-use crate::backends::fleet::Backend;
+use crate::backends::fleet::{Backend, FailedHandOff};
 use crate::dispatch::context::Proxy;
 use crate::telemetry::journal::JournalEntry;
 
@@ -58,6 +58,9 @@ struct BackendView {
     emitted_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     others: Option<OthersView>,
+    /// Backends to which every trial hand-off failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failed_hand_offs: Vec<String>,
     prefix_source: &'static str,
     prefix_hit_share: f64,
     prefix_hit_source: &'static str,
@@ -122,13 +125,14 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
         let entry = table.entry(backend.id);
         let balance = backend.account.balance();
         let report = backend.report.load();
+        let failed = backend.trials.failed();
         BackendView {
             name: backend.name.to_string(),
             url: backend.pool.address().to_string(),
             group: entry.group.0,
             engine: backend.kind.as_str(),
             version: report.version.clone(),
-            misfits: report.misfits.clone(),
+            misfits: misfits(&report.misfits, &failed),
             role: entry.role,
             leaving: backend.is_leaving(),
             pinned: backend.pin().is_some_and(|pin| pin.until.is_none()),
@@ -145,6 +149,7 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
             kv_tokens: balance.kv.get(),
             kv_capacity_tokens: backend.kv_capacity().get(),
             emitted_tokens: balance.emitted.get(),
+            failed_hand_offs: failed.iter().map(|failed| failed.name.to_string()).collect(),
             others: others(&backend.account.others(), &entry.prefill),
             prefix_source: proxy.signals.prefix_source(backend.id),
             prefix_hit_share: proxy.fleet.hit_share(backend.id),
@@ -170,6 +175,12 @@ pub fn fleet(proxy: &Proxy) -> FleetView {
         other_gateways: proxy.other_gateways.load(Relaxed),
         backends: backends.collect(),
     }
+}
+
+/// The misfits of a backend and its failed trial hand-offs, one sentence each.
+fn misfits(misfits: &[String], failed: &[FailedHandOff]) -> Vec<String> {
+    let trial = |f: &FailedHandOff| format!("trial hand-off to {} failed: {}", f.name, f.reason);
+    misfits.iter().cloned().chain(failed.iter().map(trial)).collect()
 }
 
 fn others(balance: &Balance, prefill: &PrefillModel) -> Option<OthersView> {

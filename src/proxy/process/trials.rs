@@ -1,0 +1,270 @@
+//! Trial hand-offs (`probe.trial_handoffs`): when a backend has started, joined or come back, one short prompt
+//! from a few peers of its group to it, and from it to them. One trial runs at a time, beside the
+//! requests. A pair whose trial fails twice gets no hand-off of a request until a later trial succeeds.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_engine::trial::{TRIAL_PATH, TrialRequest};
+use tidegate_engine::{LegBody, Legs, RendezvousInfo, is_load};
+use tidegate_types::{BackendId, Moment, Role, Seconds};
+use tokio::time::{sleep, timeout};
+
+use crate::backends::fleet::{Backend, EVERYONE, FailedHandOff, RoutingTable};
+use crate::dispatch::context::Proxy;
+use crate::upstream::failure::LegProblem;
+use crate::upstream::{Outgoing, read_all};
+
+/// Interval at which backends are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Peers of a backend that are tried in each direction.
+const PEERS_MAX: usize = 3;
+/// Time-out of one leg.
+const LEG_MAX: Duration = Duration::from_secs(10);
+/// Words of the prompt: two KV blocks of vLLM with the number before them.
+const WORDS: usize = 20;
+/// A failed pair is tried again after this time, and one whose engines were busy or unreachable.
+const AGAIN_AFTER: (Seconds, Seconds) = (Seconds(300.0), Seconds(15.0));
+/// Largest answer of a leg, in bytes.
+const ANSWER_MAX: usize = 1 << 20;
+
+/// Result of one trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum TrialResult {
+    Works,
+    Fails(String),
+    /// An engine was busy or unreachable.
+    Unknown,
+}
+
+/// Two backends, the one that prefills first.
+type Pair = (BackendId, BackendId);
+
+/// The trials of one proxy.
+pub struct Trials {
+    proxy: Arc<Proxy>,
+    /// By slot: the backend that was seen there, whether it was well, and how often one began to be.
+    seen: Vec<Seen>,
+    results: BTreeMap<Pair, Tried>,
+}
+
+#[derive(Default)]
+struct Seen {
+    backend: Option<Arc<Backend>>,
+    well: bool,
+    starts: u64,
+}
+
+struct Tried {
+    at: Moment,
+    /// Starts of both backends at that time.
+    starts: (u64, u64),
+    result: TrialResult,
+}
+
+impl Trials {
+    /// Nothing is tried yet.
+    pub fn new(proxy: Arc<Proxy>) -> Trials {
+        Trials { proxy, seen: Vec::new(), results: BTreeMap::new() }
+    }
+
+    /// Tries pairs until the process ends.
+    pub async fn run(mut self) {
+        while !self.proxy.is_draining() {
+            self.look();
+            let table = Arc::clone(&self.proxy.fleet.table());
+            match self.next(&table) {
+                Some((pair, model)) => self.try_pair(pair, &model).await,
+                None => sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+
+    /// Notes backends that have started, and drops the results of their earlier lives.
+    fn look(&mut self) {
+        let backends = self.proxy.fleet.backends();
+        self.seen.resize_with(backends.len(), Seen::default);
+        for (seen, backend) in self.seen.iter_mut().zip(backends.iter()) {
+            let well = backend.health.is_healthy() && !backend.is_leaving();
+            let is_new = !seen.backend.as_ref().is_some_and(|known| Arc::ptr_eq(known, backend));
+            if well && (is_new || !seen.well) {
+                seen.starts += 1;
+            }
+            seen.well = well;
+            // A backend that has left is released, so that its slot becomes free.
+            seen.backend = (!backend.has_left()).then(|| Arc::clone(backend));
+        }
+        let seen = &self.seen;
+        let starts = |id: BackendId| seen.get(id.index()).map_or(0, |seen| seen.starts);
+        let before = self.results.len();
+        self.results.retain(|(from, to), tried| tried.starts == (starts(*from), starts(*to)));
+        if self.results.len() != before {
+            self.publish();
+        }
+    }
+
+    /// The next pair to try, with a model that both serve.
+    fn next(&self, table: &RoutingTable) -> Option<(Pair, Arc<str>)> {
+        let now = self.proxy.clock.now();
+        let well: Vec<&Arc<Backend>> =
+            self.seen.iter().filter(|seen| seen.well).filter_map(|s| s.backend.as_ref()).collect();
+        let tried =
+            |of: &dyn Fn(&Pair) -> bool| self.results.keys().filter(|pair| of(pair)).count();
+        for from in &well {
+            for to in well.iter().filter(|to| to.id != from.id) {
+                let pair = (from.id, to.id);
+                let is_due = match self.results.get(&pair) {
+                    Some(tried) => now - tried.at >= again_after(&tried.result),
+                    None => {
+                        tried(&|pair| pair.0 == from.id) < PEERS_MAX
+                            || tried(&|pair| pair.1 == to.id) < PEERS_MAX
+                    }
+                };
+                if is_due
+                    && may_hand_over(table, from, to)
+                    && let Some(model) = model(table, pair)
+                {
+                    return Some((pair, model));
+                }
+            }
+        }
+        None
+    }
+
+    async fn try_pair(&mut self, (from, to): Pair, model: &str) {
+        let of = |id: BackendId| self.seen.get(id.index()).and_then(|seen| seen.backend.clone());
+        let (Some(first), Some(second)) = (of(from), of(to)) else { return };
+        let mut result = trial(&first, &second, model).await;
+        if matches!(result, TrialResult::Fails(_)) {
+            result = trial(&first, &second, model).await;
+        }
+        let (prefill, decode) = (&first.name, &second.name);
+        let before = self.results.get(&(from, to)).map(|tried| &tried.result);
+        match &result {
+            TrialResult::Fails(why) if before != Some(&result) => {
+                tracing::warn!(%prefill, %decode, "trial hand-off failed: {why}");
+            }
+            TrialResult::Works => tracing::info!(%prefill, %decode, "trial hand-off works"),
+            _ => tracing::debug!(%prefill, %decode, ?result, "trial hand-off"),
+        }
+        self.proxy.metrics.tried_hand_off(match result {
+            TrialResult::Works => "works",
+            TrialResult::Fails(_) => "fails",
+            TrialResult::Unknown => "unknown",
+        });
+        let starts = |id: BackendId| self.seen[id.index()].starts;
+        let (at, starts) = (self.proxy.clock.now(), (starts(from), starts(to)));
+        self.results.insert((from, to), Tried { at, starts, result });
+        self.publish();
+    }
+
+    /// Gives every backend the results that concern it.
+    fn publish(&self) {
+        for backend in self.seen.iter().filter_map(|seen| seen.backend.as_ref()) {
+            let id = backend.id;
+            let failed = self.results.iter().filter_map(|((from, to), tried)| {
+                let TrialResult::Fails(reason) = &tried.result else { return None };
+                let name = Arc::clone(&self.proxy.fleet.backend(*to).name);
+                (*from == id).then(|| FailedHandOff { to: *to, name, reason: reason.clone() })
+            });
+            let none = |of: &dyn Fn(&Pair) -> BackendId| {
+                let mut tried = self.results.iter().filter(|(pair, _)| of(pair) == id).peekable();
+                tried.peek().is_some()
+                    && tried.all(|(_, tried)| matches!(tried.result, TrialResult::Fails(_)))
+            };
+            backend.trials.set(failed.collect(), none(&|pair| pair.0), none(&|pair| pair.1));
+        }
+    }
+}
+
+fn again_after(result: &TrialResult) -> Seconds {
+    match result {
+        TrialResult::Works => Seconds(f64::INFINITY),
+        TrialResult::Fails(_) => AGAIN_AFTER.0,
+        TrialResult::Unknown => AGAIN_AFTER.1,
+    }
+}
+
+/// Whether requests may be split over these two, by their groups, families and launch flags.
+fn may_hand_over(table: &RoutingTable, from: &Backend, to: &Backend) -> bool {
+    let roles = (table.entry(from.id).role, table.entry(to.id).role);
+    from.family.can_split()
+        && table.entry(from.id).group == table.entry(to.id).group
+        && from.allowed.contains(Role::Prefill)
+        && to.may_decode()
+        // Engines that run halves of requests only do what their role is now.
+        && (from.family.serves_colocated() || roles == (Role::Prefill, Role::Decode))
+}
+
+/// A model that both backends serve.
+fn model(table: &RoutingTable, (from, to): Pair) -> Option<Arc<str>> {
+    let of_both = table.pools.iter().find(|pool| {
+        pool.id != EVERYONE && pool.backends.contains(&from) && pool.backends.contains(&to)
+    });
+    of_both.map(|pool| Arc::clone(&pool.model))
+}
+
+/// Tries one direction of a pair.
+async fn trial(from: &Backend, to: &Backend, model: &str) -> TrialResult {
+    match attempt(from, to, model).await {
+        Ok(()) => TrialResult::Works,
+        Err(result) => result,
+    }
+}
+
+async fn attempt(from: &Backend, to: &Backend, model: &str) -> Result<(), TrialResult> {
+    let id = fastrand::u64(..);
+    let request = TrialRequest::new(model, id, WORDS).map_err(|_| TrialResult::Unknown)?;
+    let peer = from.bootstrap.peer(from.family, &from.pool, id).await;
+    let peer = peer.map_err(|problem| failed(from, &problem))?;
+    let key = from.key.as_deref();
+    let rendezvous = RendezvousInfo {
+        host: from.pool.address().authority.host(),
+        port: from.rendezvous_port,
+        id,
+        peer: peer.as_ref(),
+        key,
+    };
+    match request.legs(from.family, &rendezvous) {
+        Legs::Colocated => Err(TrialResult::Unknown),
+        Legs::PrefillFirst { prefill } => {
+            let answer = leg(from, prefill.into()).await?;
+            let decode = request.decode_leg(from.family, &answer, key);
+            let decode =
+                decode.map_err(|why| TrialResult::Fails(format!("{}: {why}", from.name)))?;
+            leg(to, decode).await.map(drop)
+        }
+        Legs::Concurrent(pair) => {
+            let (prefill, decode) = tokio::join!(leg(from, pair.prefill), leg(to, pair.decode));
+            prefill.and(decode).map(drop)
+        }
+    }
+}
+
+/// Sends a leg and reads its answer.
+async fn leg(on: &Backend, leg: LegBody) -> Result<Bytes, TrialResult> {
+    let request = || Outgoing::own_leg(on.pool.address(), TRIAL_PATH, &leg);
+    let exchange = async {
+        let answer = on.pool.send(request).await?;
+        let status = answer.head.status;
+        Ok::<_, LegProblem>((status, read_all(answer.body, ANSWER_MAX).await?))
+    };
+    match timeout(LEG_MAX, exchange).await {
+        Ok(Ok((status, body))) if status.is_success() => Ok(body),
+        Ok(Ok((status, _))) if is_load(status.as_u16()) => Err(TrialResult::Unknown),
+        Ok(Ok((status, body))) => {
+            let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+            Err(TrialResult::Fails(format!("{} answers {status}: {text}", on.name)))
+        }
+        Ok(Err(problem)) => Err(failed(on, &problem)),
+        Err(_) => Err(TrialResult::Fails(format!("{}: no answer within {LEG_MAX:?}", on.name))),
+    }
+}
+
+fn failed(on: &Backend, problem: &LegProblem) -> TrialResult {
+    match problem.is_unreachable() {
+        true => TrialResult::Unknown,
+        false => TrialResult::Fails(format!("{}: {problem}", on.name)),
+    }
+}
