@@ -7,8 +7,8 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use tidegate_engine::{Endpoint, Seen, SseReader};
 
 use crate::dispatch::reservation::Reservation;
+use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::failure::LegProblem;
-use crate::upstream::verdict::Verdict;
 use crate::upstream::{ContentCoding, EngineBody, Gathered, coding_of};
 use crate::upstream::{EngineAnswer, ExchangeError, Head, Socket, UpstreamBody};
 
@@ -151,7 +151,7 @@ pub async fn open(
 ) -> Result<(Head, OpenedBody), LegProblem> {
     let EngineAnswer { mut head, body } = answer;
     if is_retryable(head.status) {
-        return Err(Verdict::read(head, body).await.into());
+        return Err(ErrorAnswer::read(head, body).await.into());
     }
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let (first, socket) = body.into_socket().ok_or(ExchangeError::Closed)?;
@@ -246,7 +246,7 @@ async fn open_events(mut body: EngineBody, endpoint: Endpoint) -> Result<OpenedB
         }
         read.push(data);
         if more.error && seen.tokens + more.tokens == 0 {
-            return Err(Verdict::in_band(&read.into_bytes()).into());
+            return Err(ErrorAnswer::in_band(&read.into_bytes()).into());
         }
         seen = seen.and(more);
         // Tokens are recognised in the answers of generating endpoints only.

@@ -17,8 +17,8 @@ use crate::dispatch::legs;
 use crate::dispatch::place;
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestRecord;
+use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::failure::{Failure, LegFailure, LegKind, LegProblem};
-use crate::upstream::verdict::Verdict;
 
 /// Failed attempts of one request.
 #[derive(Default)]
@@ -150,12 +150,13 @@ impl FailedAttempts {
         let evidence = attribute(sign, OtherAttempts::Untried, ClientState::Reading);
         match (evidence, &failure.problem) {
             (Evidence::Load, problem) => {
-                let requested = problem.verdict().and_then(|v| v.retry_delay(proxy.wall_now()));
+                let requested =
+                    problem.error_answer().and_then(|v| v.retry_delay(proxy.wall_now()));
                 blame::load(proxy, &backend, requested, problem);
             }
-            (Evidence::Request, LegProblem::Answered(verdict)) => {
-                let (backend, verdict) = (Arc::clone(&failure.backend), verdict.clone());
-                return Some(Failure::Judged { backend, verdict });
+            (Evidence::Request, LegProblem::Answered(answer)) => {
+                let (backend, answer) = (Arc::clone(&failure.backend), answer.clone());
+                return Some(Failure::EngineError { backend, answer });
             }
             (_, problem) if problem.is_unreachable() => {
                 blame::unreachable(proxy, &backend, problem)
@@ -180,7 +181,7 @@ impl FailedAttempts {
     fn has_refused(&self, on: BackendId) -> bool {
         let refuses = |failure: &LegFailure| {
             let whole = failure.leg == LegKind::Whole || !failure.problem.is_pending();
-            whole && failure.problem.verdict().is_some()
+            whole && failure.problem.error_answer().is_some()
         };
         self.failures.iter().any(|failed_attempt| {
             failed_attempt.failure.on == on && refuses(&failed_attempt.failure)
@@ -208,7 +209,7 @@ impl FailedAttempts {
             // A decode engine is not charged for a hand-off whose prefill engine has failed.
             let orphaned =
                 failed_attempt.from.as_ref().is_some_and(|from| !from.health.is_healthy())
-                    && problem.verdict().is_some();
+                    && problem.error_answer().is_some();
             if evidence == Evidence::Engine && !orphaned {
                 blame::engine(proxy, &proxy.fleet.backend(failed_attempt.failure.on), problem);
             }
@@ -221,14 +222,14 @@ impl FailedAttempts {
             Failure::NoBackend
             | Failure::Saturated
             | Failure::QueueDeadline { .. }
-            | Failure::Late { .. } => self.verdict(proxy).unwrap_or(failure),
+            | Failure::Late { .. } => self.engine_failure(proxy).unwrap_or(failure),
             other => other,
         }
     }
 
     /// Returns the error for the client after the last attempt.
     pub(crate) fn exhausted(&mut self, proxy: &Proxy, attempts: u32) -> Option<Failure> {
-        self.verdict(proxy).or_else(|| {
+        self.engine_failure(proxy).or_else(|| {
             let last = self.failures.pop()?.failure;
             Some(Failure::Exhausted { attempts, last })
         })
@@ -236,32 +237,35 @@ impl FailedAttempts {
 
     /// Returns the engine's error for the client. A refusal for load has precedence over other errors,
     /// because a retry may succeed.
-    fn verdict(&self, proxy: &Proxy) -> Option<Failure> {
-        let verdicts = || {
+    fn engine_failure(&self, proxy: &Proxy) -> Option<Failure> {
+        let answers = || {
             self.failures.iter().filter_map(|failed_attempt| {
-                let verdict = failed_attempt.failure.problem.verdict()?;
-                Some((&failed_attempt.failure.backend, verdict))
+                let answer = failed_attempt.failure.problem.error_answer()?;
+                Some((&failed_attempt.failure.backend, answer))
             })
         };
-        let is_busy = |verdict: &Verdict| verdict.status.is_some_and(is_load);
-        let busy = || verdicts().filter(|(_, verdict)| is_busy(verdict));
+        let is_busy = |answer: &ErrorAnswer| answer.status.is_some_and(is_load);
+        let busy = || answers().filter(|(_, answer)| is_busy(answer));
         if let Some((_, first)) = busy().next() {
-            let alike = busy().all(|(_, verdict)| verdict.status == first.status);
+            let alike = busy().all(|(_, answer)| answer.status == first.status);
             let status = if alike { first.status.unwrap_or(429) } else { 429 };
-            let same = busy().rfind(|(_, verdict)| verdict.status == Some(status));
-            let (backend, verdict) = same.or_else(|| busy().next_back())?;
+            let same = busy().rfind(|(_, answer)| answer.status == Some(status));
+            let (backend, answer) = same.or_else(|| busy().next_back())?;
             let now = proxy.wall_now();
-            let requested = busy().filter_map(|(_, verdict)| verdict.retry_delay(now));
+            let requested = busy().filter_map(|(_, answer)| answer.retry_delay(now));
             let retry_after =
                 requested.fold(Seconds::ZERO, Seconds::max).min(BACK_OFF_REQUESTED_MAX);
             return Some(Failure::Busy {
                 backend: Arc::clone(backend),
-                verdict: Box::new(verdict.clone()),
+                answer: Box::new(answer.clone()),
                 status,
                 retry_after,
             });
         }
-        let (backend, verdict) = verdicts().next_back()?;
-        Some(Failure::Judged { backend: Arc::clone(backend), verdict: Box::new(verdict.clone()) })
+        let (backend, answer) = answers().next_back()?;
+        Some(Failure::EngineError {
+            backend: Arc::clone(backend),
+            answer: Box::new(answer.clone()),
+        })
     }
 }

@@ -1,5 +1,5 @@
 //! Applies a failure to a backend's health: outlier ejection, back-off or neither. Input: what the
-//! failure is evidence of, as classified by `tidegate_engine::judge`.
+//! failure is evidence of, as classified by `tidegate_engine::attribute`.
 
 use std::fmt::Display;
 use std::sync::Arc;

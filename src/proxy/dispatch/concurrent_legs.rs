@@ -20,9 +20,9 @@ use crate::dispatch::place;
 use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
+use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::failure::{Failure, LegKind, LegProblem};
 use crate::upstream::read_all;
-use crate::upstream::verdict::Verdict;
 use crate::upstream::{EngineAnswer, ExchangeError, Head};
 
 /// Longest time from the head of a prefill leg's answer to its end; the leg is then closed. The time
@@ -180,7 +180,7 @@ fn hold_until_prefilled(prefill: JoinHandle<Prefilled>, reservation: Reservation
 fn is_refused_for_edits(from: &Backend, answered: &Prefilled) -> bool {
     let status = match answered {
         Ok((head, _)) => Some(head.status.as_u16()),
-        Err(problem) => problem.verdict().and_then(|verdict| verdict.status),
+        Err(problem) => problem.error_answer().and_then(|answer| answer.status),
     };
     status.is_some_and(|status| leg::may_be_the_edits(from, status))
 }
@@ -232,7 +232,7 @@ fn start_prefill(
         let answer = backend.pool.send(|| inbound.leg(address, identity, &body)).await?;
         let EngineAnswer { mut head, body } = answer;
         if answer::is_retryable(head.status) {
-            return Err(Verdict::read(head, body).await.into());
+            return Err(ErrorAnswer::read(head, body).await.into());
         }
         let body = answer::decoded(&mut head, body)?;
         let read = read_all(body, PREFILL_ANSWER_MAX);

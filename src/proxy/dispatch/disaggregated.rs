@@ -18,8 +18,8 @@ use crate::dispatch::reservation::{Predicted, Reservation};
 use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::RequestProgress;
 use crate::dispatch::watch::watched;
+use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::failure::{LegKind, LegProblem};
-use crate::upstream::verdict::Verdict;
 use crate::upstream::{EngineAnswer, Head, read_all};
 
 /// Decode backends tried with one hand-off, as long as none of them has received it.
@@ -164,7 +164,7 @@ async fn prefilled(
         return Ok(None);
     }
     if answer::is_retryable(head.status) {
-        return Err(Verdict::read(head, body).await.into());
+        return Err(ErrorAnswer::read(head, body).await.into());
     }
     let body = answer::decoded(&mut head, body)?;
     let body = read_all(body, PREFILL_ANSWER_MAX).await?;

@@ -23,8 +23,8 @@ use crate::dispatch::serving::{AttemptError, Serving};
 use crate::dispatch::settle::{RequestProgress, RequestRecord};
 use crate::dispatch::sidecar::Sidecar;
 use crate::telemetry::metrics::NAMED_PREFILL_TARGET;
+use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::failure::{Failure, LegFailure, LegKind, LegProblem};
-use crate::upstream::verdict::Verdict;
 use crate::upstream::{EngineAnswer, ExchangeError, Head, Pool, read_all};
 
 /// Interval between two attempts to reserve a stream: about an engine step.
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
 fn failed(serving: &Serving<'_>, record: &RequestRecord, missed: LegFailure) -> Failure {
     attempts::log(record, serving.proxy, &missed);
     match missed.problem {
-        LegProblem::Answered(verdict) => Failure::Judged { backend: missed.backend, verdict },
+        LegProblem::Answered(answer) => Failure::EngineError { backend: missed.backend, answer },
         problem => Failure::Exhausted {
             attempts: record.attempts(),
             last: LegFailure { problem, ..missed },
@@ -157,7 +157,7 @@ async fn prefill_first(
         }
     };
     if !head.status.is_success() {
-        // The engine's verdict on the request itself.
+        // A client error: the decode engine would answer the same.
         return Ok(leg::opened(serving, head, OpenedBody::Complete(body), reservation));
     }
     let missed = |problem| leg::miss(&own, LegKind::Prefill, problem);
@@ -193,8 +193,8 @@ async fn prefilled(
 }
 
 fn is_transient(problem: &LegProblem) -> bool {
-    match problem.verdict() {
-        Some(verdict) => matches!(verdict.status, Some(502..=504)),
+    match problem.error_answer() {
+        Some(answer) => matches!(answer.status, Some(502..=504)),
         None => matches!(problem, LegProblem::Exchange(_)),
     }
 }
@@ -211,7 +211,7 @@ async fn send_prefill(
     let answer = target.send(|| inbound.leg(target.address(), identity, leg)).await?;
     let EngineAnswer { mut head, body } = answer;
     if answer::is_retryable(head.status) {
-        return Err(Verdict::read(head, body).await.into());
+        return Err(ErrorAnswer::read(head, body).await.into());
     }
     let body = answer::decoded(&mut head, body)?;
     Ok((head, read_all(body, PREFILL_ANSWER_MAX).await?))

@@ -30,10 +30,10 @@ pub fn failure(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
 
 fn answer(failure: &Failure, form: ErrorForm) -> Response<RelayBody> {
     match failure {
-        Failure::Judged { verdict, .. } => json(verdict.http_status(), verdict.body(form)),
-        Failure::Busy { verdict, status, .. } => {
+        Failure::EngineError { answer, .. } => json(answer.http_status(), answer.body(form)),
+        Failure::Busy { answer, status, .. } => {
             let mut response = error(&api_error(failure), form);
-            *response.body_mut() = RelayBody::full(verdict.error.body(form, *status));
+            *response.body_mut() = RelayBody::full(answer.error.body(form, *status));
             response
         }
         _ => error(&api_error(failure), form),
@@ -53,9 +53,11 @@ pub fn api_error(failure: &Failure) -> ApiError {
         Failure::NoBackend | Failure::ShuttingDown => ApiError::no_backend(RETRY_AFTER_SECONDS),
         Failure::QueueDeadline { waited } => ApiError::queue_deadline(*waited),
         Failure::Late { .. } => ApiError::late(RETRY_AFTER_SECONDS),
-        Failure::Judged { verdict, .. } => verdict.error.api_error(verdict.http_status().as_u16()),
-        Failure::Busy { verdict, status, retry_after, .. } => {
-            verdict.error.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
+        Failure::EngineError { answer, .. } => {
+            answer.error.api_error(answer.http_status().as_u16())
+        }
+        Failure::Busy { answer, status, retry_after, .. } => {
+            answer.error.api_error(*status).retry_in((*retry_after).max(RETRY_AFTER_SECONDS))
         }
         Failure::Exhausted { .. } => ApiError::upstream_failed(failure.to_string()),
     }
@@ -113,8 +115,8 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<RelayBody> {
 mod tests {
     use super::*;
     use crate::upstream::ExchangeError;
+    use crate::upstream::error_answer::ErrorAnswer;
     use crate::upstream::failure::{LegFailure, LegKind, LegProblem};
-    use crate::upstream::verdict::Verdict;
     use tidegate_types::BackendId;
 
     #[test]
@@ -128,14 +130,15 @@ mod tests {
                 problem: LegProblem::Exchange(ExchangeError::Closed),
             },
         };
-        let verdict_of = |code: u16| {
+        let answer_of = |code: u16| {
             let event = format!("data: {{\"error\":{{\"message\":\"m\",\"code\":{code}}}}}\n\n");
-            Box::new(Verdict::in_band(event.as_bytes()))
+            Box::new(ErrorAnswer::in_band(event.as_bytes()))
         };
-        let judged = |code| Failure::Judged { backend: "a".into(), verdict: verdict_of(code) };
+        let engine_error =
+            |code| Failure::EngineError { backend: "a".into(), answer: answer_of(code) };
         let busy = |status| Failure::Busy {
             backend: "a".into(),
-            verdict: verdict_of(status),
+            answer: answer_of(status),
             status,
             retry_after: Seconds(7.0),
         };
@@ -154,8 +157,8 @@ mod tests {
             ),
             (Failure::Late { waited: Seconds(3.0) }, 429, true, Some("rejected-ttl-expired")),
             (broken, 502, false, none),
-            (judged(400), 400, false, none),
-            (judged(500), 500, false, none),
+            (engine_error(400), 400, false, none),
+            (engine_error(500), 500, false, none),
             (busy(429), 429, true, full),
             (busy(503), 503, true, full),
         ];

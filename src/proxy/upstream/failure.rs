@@ -6,7 +6,7 @@ use thiserror::Error;
 use tidegate_engine::{ApiError, FailureKind, ProtocolError, is_load};
 use tidegate_types::{BackendId, Seconds};
 
-use crate::upstream::verdict::Verdict;
+use crate::upstream::error_answer::ErrorAnswer;
 use crate::upstream::{BrokenOff, ExchangeError};
 
 /// Kind of a leg, by its part of the request.
@@ -42,7 +42,7 @@ pub enum LegProblem {
     BrokeOff(#[source] BrokenOff),
     /// The engine answered with an error: by a status, or by an event in place of a token.
     #[error("{0}")]
-    Answered(Box<Verdict>),
+    Answered(Box<ErrorAnswer>),
     /// Status of a failed rendezvous query before the leg.
     #[error("answered {0}")]
     Status(http::StatusCode),
@@ -82,9 +82,9 @@ impl LegProblem {
     }
 
     /// The engine's error, if it answered.
-    pub fn verdict(&self) -> Option<&Verdict> {
+    pub fn error_answer(&self) -> Option<&ErrorAnswer> {
         match self {
-            LegProblem::Answered(verdict) => Some(verdict),
+            LegProblem::Answered(answer) => Some(answer),
             _ => None,
         }
     }
@@ -94,8 +94,8 @@ impl LegProblem {
     pub fn is_pending(&self) -> bool {
         let clear = self.is_unreachable()
             || matches!(self, LegProblem::RendezvousFailed(_) | LegProblem::Abandoned { .. });
-        let load = |verdict: &Verdict| verdict.status.is_some_and(is_load);
-        !clear && !self.verdict().is_some_and(load)
+        let load = |answer: &ErrorAnswer| answer.status.is_some_and(is_load);
+        !clear && !self.error_answer().is_some_and(load)
     }
 
     /// Returns what the failure is evidence of.
@@ -105,16 +105,16 @@ impl LegProblem {
                 FailureKind::Unreachable
             }
             LegProblem::Exchange(ExchangeError::AnswerTimeout(_)) => FailureKind::TimedOut,
-            LegProblem::Answered(verdict) => FailureKind::Answered(verdict.status),
+            LegProblem::Answered(answer) => FailureKind::Answered(answer.status),
             LegProblem::Status(status) => FailureKind::Answered(Some(status.as_u16())),
             _ => FailureKind::Broken,
         }
     }
 }
 
-impl From<Verdict> for LegProblem {
-    fn from(verdict: Verdict) -> LegProblem {
-        LegProblem::Answered(Box::new(verdict))
+impl From<ErrorAnswer> for LegProblem {
+    fn from(answer: ErrorAnswer) -> LegProblem {
+        LegProblem::Answered(Box::new(answer))
     }
 }
 
@@ -137,19 +137,19 @@ pub enum Failure {
     #[error("refused: {}", .0.message)]
     Refused(ApiError),
     /// The engine's client error.
-    #[error("backend {backend}: {verdict}")]
-    Judged {
+    #[error("backend {backend}: {answer}")]
+    EngineError {
         backend: Arc<str>,
         /// The engine's answer.
-        verdict: Box<Verdict>,
+        answer: Box<ErrorAnswer>,
     },
     /// Every tried engine is overloaded.
-    #[error("backend {backend}: {verdict}")]
+    #[error("backend {backend}: {answer}")]
     Busy {
         /// Backend whose answer is forwarded.
         backend: Arc<str>,
         /// The engine's answer.
-        verdict: Box<Verdict>,
+        answer: Box<ErrorAnswer>,
         /// 429, or the common status of all engines.
         status: u16,
         /// Longest requested delay; 0: none was requested.

@@ -4,12 +4,12 @@
 mod address;
 mod connection;
 mod decoded;
+pub(crate) mod error_answer;
 pub(crate) mod failure;
 mod outgoing;
 mod pool;
 mod socket;
 mod tls;
-pub(crate) mod verdict;
 
 pub use address::{Address, AddressError};
 pub use connection::{BrokenOff, EngineAnswer, ExchangeError, Head, UpstreamBody};

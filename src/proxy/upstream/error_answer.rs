@@ -19,7 +19,7 @@ const STATUS_UNKNOWN: u16 = 502;
 
 /// An engine's error answer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Verdict {
+pub struct ErrorAnswer {
     /// Status of the answer, or code of the error event.
     pub status: Option<u16>,
     pub error: EngineError,
@@ -28,9 +28,9 @@ pub struct Verdict {
     in_band: bool,
 }
 
-impl Verdict {
-    /// Reads the verdict of an answer with an error status.
-    pub(crate) async fn read(head: Head, mut body: UpstreamBody) -> Verdict {
+impl ErrorAnswer {
+    /// Reads an answer with an error status.
+    pub(crate) async fn read(head: Head, mut body: UpstreamBody) -> ErrorAnswer {
         let mut read = Vec::new();
         let reading = async {
             while let Some(Ok(data)) = body.data().await {
@@ -46,13 +46,13 @@ impl Verdict {
         let retry_after = head.headers.get(RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| RetryAfter::read(value.as_bytes()));
         let status = Some(head.status.as_u16());
-        Verdict { status, error: EngineError::of_body(&read), retry_after, in_band: false }
+        ErrorAnswer { status, error: EngineError::of_body(&read), retry_after, in_band: false }
     }
 
-    /// The verdict of a stream that began with an error event.
-    pub(crate) fn in_band(begun: &[u8]) -> Verdict {
+    /// Reads the error event with which a stream began.
+    pub(crate) fn in_band(begun: &[u8]) -> ErrorAnswer {
         let error = EngineError::of_events(begun).unwrap_or_default();
-        Verdict { status: error.code, error, retry_after: None, in_band: true }
+        ErrorAnswer { status: error.code, error, retry_after: None, in_band: true }
     }
 
     /// Status for the client.
@@ -72,7 +72,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for ErrorAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Longest message in a log line, in characters.
         const SHOWN: usize = 200;
