@@ -20,7 +20,7 @@ const WHOLE_ANSWER_MAX: usize = 1 << 20;
 const PRELUDE_MAX: usize = 64 << 10;
 
 /// An answer whose first byte has arrived, with its reservation on the backend.
-pub struct Opened {
+pub struct OpenedAnswer {
     pub head: Head,
     pub body: OpenedBody,
     /// Held until the body ends.

@@ -9,7 +9,7 @@ use tidegate_scheduler::placement::{Disaggregation, EXCLUDED_MAX};
 use tidegate_types::{BackendId, Seconds};
 
 use crate::backends::fleet::{BACK_OFF_REQUESTED_MAX, Backend, Stage};
-use crate::dispatch::answer::Opened;
+use crate::dispatch::answer::OpenedAnswer;
 use crate::dispatch::blame;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::hedge::{self, HedgedResult};
@@ -41,7 +41,7 @@ struct FailedAttempt {
 pub async fn serve(
     mut serving: Serving<'_>,
     record: &mut RequestRecord,
-) -> Result<Opened, Failure> {
+) -> Result<OpenedAnswer, Failure> {
     let proxy = serving.proxy;
     if serving.job.disaggregation == Disaggregation::Allowed
         && proxy.shapes.runs_whole(|| serving.shape(), proxy.clock.now())

@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use crate::dispatch::answer::{Opened, OpenedBody};
+use crate::dispatch::answer::{OpenedAnswer, OpenedBody};
 use crate::dispatch::leg;
 use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::{Predicted, Reservation};
@@ -17,7 +17,7 @@ pub(crate) async fn whole(
     mut reservation: Reservation,
     predicted: Predicted,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let backend = Arc::clone(&reservation.backend);
     leg::note_decode(serving, progress, &backend, Some(predicted));
     progress.runs_colocated();
@@ -75,7 +75,7 @@ pub(crate) async fn unedited(
     predicted: Predicted,
     learns: bool,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     reservation.open_stream(serving.job.prompt);
     // The engine has seen the request id of the prefill leg.
     progress.next_attempt();

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::backends::fleet::Backend;
-use crate::dispatch::answer::{self, Opened, OpenedBody};
+use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
 use crate::dispatch::colocated;
 use crate::dispatch::leg::{self, PREFILL_ANSWER_MAX};
 use crate::dispatch::place;
@@ -59,7 +59,7 @@ pub(crate) async fn run(
     predicted: Predicted,
     pair: ConcurrentLegs,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let from = Arc::clone(&reservation.backend);
     let Some(decode_reservation) = reserve_decode(serving, &from).await? else {
         reservation.open_stream(serving.job.prompt);

@@ -9,7 +9,7 @@ use tidegate_engine::{Handoff, LegBody, Scan};
 use tidegate_types::{Moment, Tokens};
 
 use crate::backends::fleet::{Backend, Stage};
-use crate::dispatch::answer::{self, Opened, OpenedBody};
+use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
 use crate::dispatch::blame;
 use crate::dispatch::colocated;
 use crate::dispatch::leg::{self, HandOffLeg, PREFILL_ANSWER_MAX};
@@ -32,7 +32,7 @@ pub(crate) async fn run(
     predicted: Predicted,
     prefill: Bytes,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let backend = Arc::clone(&reservation.backend);
     progress.prefills_on(&backend, predicted);
     let missed = |problem| leg::miss(&backend, LegKind::Prefill, problem);
@@ -87,7 +87,7 @@ async fn decode(
     handoff: &Handoff,
     deadline: Moment,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let mut decode_request = leg::decode_request(serving, from);
     let mut tries = 0;
     loop {

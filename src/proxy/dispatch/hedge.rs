@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use tidegate_types::BackendId;
 
 use crate::backends::fleet::{InflightRequest, KnownPrefixes};
-use crate::dispatch::answer::Opened;
+use crate::dispatch::answer::OpenedAnswer;
 use crate::dispatch::hedge_limit::HedgePermit;
 use crate::dispatch::legs;
 use crate::dispatch::place::{self, PlaceOutcome};
@@ -21,7 +21,7 @@ use crate::upstream::failure::LegFailure;
 /// Result of an attempt with at most one hedge.
 pub(crate) struct HedgedResult {
     /// Outcome of the request.
-    pub(crate) result: Result<Opened, AttemptError>,
+    pub(crate) result: Result<OpenedAnswer, AttemptError>,
     /// Failure of the losing leg.
     pub(crate) other_failure: Option<LegFailure>,
     /// Notes of the hedge, if its result counts.
@@ -30,8 +30,8 @@ pub(crate) struct HedgedResult {
     pub(crate) overtaken: Option<BackendId>,
 }
 
-impl From<Result<Opened, AttemptError>> for HedgedResult {
-    fn from(result: Result<Opened, AttemptError>) -> HedgedResult {
+impl From<Result<OpenedAnswer, AttemptError>> for HedgedResult {
+    fn from(result: Result<OpenedAnswer, AttemptError>) -> HedgedResult {
         HedgedResult { result, other_failure: None, hedge_notes: None, overtaken: None }
     }
 }
@@ -64,7 +64,7 @@ pub(crate) fn place<'a>(
 
 /// Runs a hedge concurrently with the first leg. The first answer wins.
 pub(crate) async fn race(
-    mut first: Pin<&mut impl Future<Output = Result<Opened, AttemptError>>>,
+    mut first: Pin<&mut impl Future<Output = Result<OpenedAnswer, AttemptError>>>,
     on: BackendId,
     second: (HedgePermit<'_>, Serving<'_>, ReservedLeg),
     live: &InflightRequest,

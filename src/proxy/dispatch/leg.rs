@@ -12,7 +12,7 @@ use tidegate_scheduler::placement::{DecodeRequest, Fleet};
 use tidegate_types::{Moment, Seconds, Tokens};
 
 use crate::backends::fleet::{Backend, KnownPrefixes};
-use crate::dispatch::answer::{self, Opened, OpenedBody};
+use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
 use crate::dispatch::headers::AttemptIds;
 use crate::dispatch::prefilling::PendingPrefill;
 use crate::dispatch::reservation::{Predicted, Reservation};
@@ -85,11 +85,11 @@ pub(crate) fn opened(
     head: Head,
     body: OpenedBody,
     reservation: Reservation,
-) -> Opened {
+) -> OpenedAnswer {
     if reservation.backend.health.succeeded(serving.proxy.clock.now()) {
         serving.proxy.report(ControlEvent::HealthChanged);
     }
-    Opened { head, body, reservation }
+    OpenedAnswer { head, body, reservation }
 }
 
 /// Notes the backend of a decode or colocated leg, with its predicted decode step.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidegate_engine::{Legs, RendezvousInfo};
 
 use crate::backends::fleet::Backend;
-use crate::dispatch::answer::Opened;
+use crate::dispatch::answer::OpenedAnswer;
 use crate::dispatch::colocated;
 use crate::dispatch::concurrent_legs;
 use crate::dispatch::disaggregated;
@@ -27,7 +27,7 @@ pub(crate) async fn attempt(
     serving: &Serving<'_>,
     placed: ReservedLeg,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     match placed {
         ReservedLeg::Whole(reservation, predicted) => {
             colocated::whole(serving, reservation, predicted, progress).await
@@ -90,7 +90,7 @@ async fn run_colocated(
     mut reservation: Reservation,
     predicted: Predicted,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     reservation.open_stream(serving.job.prompt);
     colocated::whole(serving, reservation, predicted, progress).await
 }

@@ -11,7 +11,7 @@ use tidegate_types::{BackendId, Role, Seconds, Tokens};
 use tokio::time::sleep_until;
 
 use crate::backends::fleet::{Backend, KnownPrefixes, Stage};
-use crate::dispatch::answer::{self, Opened, OpenedBody};
+use crate::dispatch::answer::{self, OpenedAnswer, OpenedBody};
 use crate::dispatch::attempts;
 use crate::dispatch::colocated;
 use crate::dispatch::concurrent_legs::LinkedLeg;
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
     sidecar: &Sidecar,
     target: &Arc<Pool>,
     record: &mut RequestRecord,
-) -> Result<Opened, Failure> {
+) -> Result<OpenedAnswer, Failure> {
     let (reservation, predicted) = reserve(serving).await?;
     record.placed(serving.proxy.clock.now(), None);
     let reserved = (reservation, predicted);
@@ -108,7 +108,7 @@ async fn run(
     target: &Arc<Pool>,
     (reservation, predicted): (Reservation, Predicted),
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let own = Arc::clone(&reservation.backend);
     let rendezvous = RendezvousInfo {
         host: target.address().authority.host(),
@@ -144,7 +144,7 @@ async fn prefill_first(
     prefill: Bytes,
     (reservation, predicted): (Reservation, Predicted),
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let own = Arc::clone(&reservation.backend);
     let leg = LegBody::from(prefill);
     let (head, body) = match prefilled(serving, sidecar, target, &leg).await {
@@ -232,7 +232,7 @@ async fn decode(
     handoff: &Handoff,
     reservation: Reservation,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let own = Arc::clone(&reservation.backend);
     leg::note_decode(serving, progress, &own, None);
     // The decode engine would report all of the prompt as cached.
@@ -260,7 +260,7 @@ async fn concurrent(
     reservation: Reservation,
     predicted: Predicted,
     progress: &mut RequestProgress<'_>,
-) -> Result<Opened, AttemptError> {
+) -> Result<OpenedAnswer, AttemptError> {
     let own = Arc::clone(&reservation.backend);
     leg::note_decode(serving, progress, &own, Some(predicted));
     let ConcurrentLegs { prefill, decode, .. } = pair;

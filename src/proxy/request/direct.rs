@@ -14,7 +14,7 @@ use tidegate_types::{BackendId, Role, Seconds};
 use tokio::time::sleep_until;
 
 use crate::backends::fleet::{Backend, KnownPrefixes, RoutingTable};
-use crate::dispatch::answer::{Opened, OpenedBody};
+use crate::dispatch::answer::{OpenedAnswer, OpenedBody};
 use crate::dispatch::attempts::{self, FailedAttempts};
 use crate::dispatch::colocated;
 use crate::dispatch::inbound::Inbound;
@@ -93,7 +93,7 @@ pub async fn serve(
     mut serving: Serving<'_>,
     backends: Vec<Arc<Backend>>,
     record: &mut RequestRecord,
-) -> Result<Opened, Failure> {
+) -> Result<OpenedAnswer, Failure> {
     let proxy = serving.proxy;
     if backends.is_empty() {
         let (method, path) = (serving.inbound.method.as_str(), serving.inbound.target.path());
@@ -150,7 +150,7 @@ pub async fn serve(
 }
 
 /// Returns whether the object or path is missing on this backend; another one may have it.
-fn is_not_found(opened: &Opened) -> bool {
+fn is_not_found(opened: &OpenedAnswer) -> bool {
     let missing = matches!(
         opened.head.status,
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
@@ -221,7 +221,7 @@ fn try_reserve(
 }
 
 /// Remembers which backend stores the object in its answer.
-pub fn remember_holder(inbound: &Inbound, opened: &Opened, record: &RequestRecord) {
+pub fn remember_holder(inbound: &Inbound, opened: &OpenedAnswer, record: &RequestRecord) {
     let (proxy, accepted) = (&record.proxy, &record.accepted);
     let path = inbound.target.path();
     let keeps = || ids::is_stored(accepted.endpoint, accepted.scan.as_ref(), path, &inbound.body);

@@ -22,7 +22,7 @@ use tidegate_scheduler::cost::Matches;
 use tidegate_scheduler::placement::PrefillRequest;
 use tokio::time::sleep_until;
 
-use crate::dispatch::answer::{Opened, OpenedBody};
+use crate::dispatch::answer::{OpenedAnswer, OpenedBody};
 use crate::dispatch::attempts;
 use crate::dispatch::context::Proxy;
 use crate::dispatch::cors::Cors;
@@ -159,8 +159,8 @@ async fn serve(
 }
 
 /// Returns the engine's answer with a body that counts tokens and settles the request.
-fn relay(opened: Opened, mut record: Box<RequestRecord>) -> Response<RelayBody> {
-    let Opened { mut head, body, reservation } = opened;
+fn relay(opened: OpenedAnswer, mut record: Box<RequestRecord>) -> Response<RelayBody> {
+    let OpenedAnswer { mut head, body, reservation } = opened;
     record.answered(head.status.as_u16());
     record.proxy.signals.answered(reservation.backend.id, &head.headers);
     headers::name(&mut head.headers, &record.live.name);

@@ -101,8 +101,8 @@ impl Gpus {
             let own = signals.gpus.iter().filter_map(|gpu| self.known.get(gpu));
             let verdicts: Vec<GpuHealth> = own.map(|gpu| gpu.verdict).collect();
             let broken = verdicts.iter().find(|verdict| verdict.is_broken());
-            let strained = verdicts.iter().find(|verdict| **verdict != GpuHealth::Fine);
-            let alert = broken.or(strained).map(|verdict| verdict.as_str());
+            let impaired = verdicts.iter().find(|verdict| **verdict != GpuHealth::Fine);
+            let alert = broken.or(impaired).map(|verdict| verdict.as_str());
             signals.gpu_alert.store(alert.map(Arc::new));
             if backend.health.set_hardware_fault(broken.is_some()) {
                 let verdict = alert.unwrap_or("fine");
