@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_throttled_gpu_is_reported_and_usable() {
+    fn a_throttled_gpu_is_reported_with_its_reason() {
         let slowed = |slowed| [(0.0, GpuReading { slowed, ..fine() })];
         let thermal = Slowed { thermal: true, ..Slowed::default() };
         check(&slowed(thermal), GpuHealth::Throttled(Throttling::Thermal));
